@@ -1,0 +1,83 @@
+"""What the predictor asks of an engine, and nothing about which engine it is.
+
+Called by `predictor.generation` (queued jobs) and `predictor.openai_routes` (direct calls). Implemented by
+`predictor.vllm_engine` (the real one) and `predictor.seeded_engine` (tokens from a seed, for tests). Must not
+know the store, events or HTTP.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+PhaseReporter = Callable[["ColdStartPhase"], None]
+"""Told each phase as it begins; must not block."""
+
+
+class ColdStartPhase(StrEnum):
+    """Where a starting predictor is, in order."""
+
+    SCHEDULE = "schedule"  #: asked for; no process yet
+    IMPORT = "import"  #: Python and the engine's libraries
+    WEIGHTS = "weights"  #: reading the model into memory
+    COMPILE = "compile"  #: compiling kernels (nothing to do when eager)
+    WARM_UP = "warm_up"  #: first dummy pass, caches
+    READY = "ready"  #: can serve
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one turn of the engine gave.
+
+    `token_ids` are the new sampled ids (checkpointed by the caller; empty for a replayed prefix and for chunks that carry
+    no token). `chunk` is one OpenAI stream chunk (`chat.completion.chunk` or `text_completion`) as a plain
+    dict, or the whole response body for calls that do not stream (`embeddings`); None when the turn shows nothing.
+    """
+
+    token_ids: tuple[int, ...]
+    chunk: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One OpenAI-style call: `url` is the path of a Batch line (`/v1/chat/completions`, ...), `body` its JSON."""
+
+    request_id: str
+    url: str
+    body: Mapping[str, Any]
+
+
+class Engine(Protocol):
+    """A text engine with a life: start, run many requests at once, stop."""
+
+    @property
+    def model_names(self) -> Sequence[str]:
+        """Names that requests may put in `model`: the served name first, LoRA names after it."""
+
+    @property
+    def max_concurrency(self) -> int:
+        """The useful batch: more requests than this gain nothing."""
+
+    async def start(self, report: PhaseReporter) -> None:
+        """Load the model. Raises `EngineStartError` with a message that says what to change."""
+
+    async def stop(self) -> None:
+        """End every process and free the memory. Safe to call twice, or before `start`."""
+
+    def is_healthy(self) -> bool:
+        """True while requests can be served; turns False within 2 s of the engine's death."""
+
+    def validate(self, request: EngineRequest) -> None:
+        """Raise `BadRequest` naming the field when this request can never be served (schema, context length)."""
+
+    def can_resume(self, request: EngineRequest) -> bool:
+        """True when generation may be continued from token ids (one plain answer: not grammar, `n > 1`, logprobs)."""
+
+    def run(self, request: EngineRequest, prior_token_ids: Sequence[int]) -> AsyncIterator[Step]:
+        """Generate; with `prior_token_ids` go on after them, counted as output already made.
+
+        The chunks of a continued run cover the whole answer again (so that parsers see it whole): the caller
+        drops what was shown before. Raises `BadRequest` for this request's fault, `EngineRequestError` when
+        this one failed and others go on, `EngineDeadError` when the engine is gone. Closing the iterator aborts the request
+        and frees its slot.
+        """
