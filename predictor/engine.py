@@ -1,8 +1,8 @@
 """What the predictor asks of an engine, and nothing about which engine it is.
 
-Called by `predictor.generation` (queued jobs) and `predictor.openai_routes` (direct calls). Implemented by
-`predictor.vllm_engine` (the real one) and `predictor.seeded_engine` (tokens from a seed, for tests). Must not
-know the store, events or HTTP.
+Called by `predictor.generation` (queued jobs) and `predictor.openai_routes` (direct calls).
+Implemented by `predictor.vllm_engine` (the real one) and `predictor.seeded_engine` (tokens from a
+seed, for tests). Must not know the store, events or HTTP.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -29,9 +29,11 @@ class ColdStartPhase(StrEnum):
 class Step:
     """What one turn of the engine gave.
 
-    `token_ids` are the new sampled ids (checkpointed by the caller; empty for a replayed prefix and for chunks that carry
-    no token). `chunk` is one OpenAI stream chunk (`chat.completion.chunk` or `text_completion`) as a plain
-    dict, or the whole response body for calls that do not stream (`embeddings`); None when the turn shows nothing.
+    `token_ids` are the new sampled ids (checkpointed by the caller; empty for a replayed prefix and
+    for chunks that carry no token). `chunk` is one OpenAI stream chunk (`chat.completion.chunk` or
+    `text_completion`) as a plain dict, or the whole response body for calls that do not stream
+    (`embeddings`); None when the turn shows nothing. A token may come some steps before the
+    chunk that shows it (parsers hold text back), never after it.
     """
 
     token_ids: tuple[int, ...]
@@ -40,7 +42,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One OpenAI-style call: `url` is the path of a Batch line (`/v1/chat/completions`, ...), `body` its JSON."""
+    """One OpenAI-style call, as in a Batch line: `url` is `/v1/chat/completions` and the like.
+
+    `request_id` is unique among the running ones: it names the request inside the engine.
+    """
 
     request_id: str
     url: str
@@ -68,16 +73,29 @@ class Engine(Protocol):
         """True while requests can be served; turns False within 2 s of the engine's death."""
 
     def validate(self, request: EngineRequest) -> None:
-        """Raise `BadRequest` naming the field when this request can never be served (schema, context length)."""
+        """Raise `BadRequest` naming the field when this request can never be served.
+
+        Sees everything but what needs the tokenizer: a prompt longer than the context is found by
+        `run`, before its first step.
+        """
 
     def can_resume(self, request: EngineRequest) -> bool:
-        """True when generation may be continued from token ids (one plain answer: not grammar, `n > 1`, logprobs)."""
+        """True when generation may be continued from token ids.
+
+        That is one plain answer: no grammar, no `n > 1`, no logprobs, no presence or frequency
+        penalty (they count output tokens, and a replayed one is prompt to the engine).
+        """
 
     def run(self, request: EngineRequest, prior_token_ids: Sequence[int]) -> AsyncIterator[Step]:
         """Generate; with `prior_token_ids` go on after them, counted as output already made.
 
-        The chunks of a continued run cover the whole answer again (so that parsers see it whole): the caller
-        drops what was shown before. Raises `BadRequest` for this request's fault, `EngineRequestError` when
-        this one failed and others go on, `EngineDeadError` when the engine is gone. Closing the iterator aborts the request
-        and frees its slot.
+        Always streams, whatever `stream` says in the body. The last chunk has no choices and
+        carries `usage`, asked for or not: callers that pass chunks on drop it unless
+        `stream_options.include_usage` was set. `predictor.assembly.assemble` makes the whole body
+        out of the chunks. The chunks of a continued run cover the whole answer again (so that
+        parsers see it whole): the caller drops what was shown before.
+
+        Raises `BadRequest` for this request's fault, `Overloaded` when the engine's own queue is
+        full, `EngineRequestError` when this one failed and others go on, `EngineDeadError` when the
+        engine is gone. Closing the iterator aborts the request and frees its slot.
         """

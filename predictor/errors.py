@@ -1,0 +1,52 @@
+"""What can go wrong in and around an engine, told apart by what the caller can do about it.
+
+    TorporError (eventing.errors)
+    ├── BadRequest           this request can never be served; `field` names what to change
+    ├── EngineRequestError   this request failed, others go on: counts as an attempt
+    ├── Unavailable
+    │   ├── Overloaded       the engine's queue is full
+    │   └── EngineDeadError  the engine is gone: take nothing new, end the process
+    └── EngineStartError     the engine could not start; the message says what to change
+        └── ModelError       the model's files could not be had
+
+Raised by the engines and by `predictor.weights`; read by `predictor.generation` and the HTTP
+routes. Messages never carry a prompt or an output.
+"""
+
+from eventing.errors import BadRequest, Overloaded, TorporError, Unavailable
+
+__all__ = [
+    "BadRequest",
+    "EngineDeadError",
+    "EngineRequestError",
+    "EngineStartError",
+    "ModelError",
+    "Overloaded",
+]
+
+
+class EngineRequestError(TorporError):
+    """This one generation failed; the engine serves on. Counts as an attempt."""
+
+    status = 500
+    code = "engine_request_failed"
+    is_retryable = True
+
+
+class EngineDeadError(Unavailable):
+    """The engine is gone and will not come back in this process."""
+
+    code = "engine_dead"
+
+
+class EngineStartError(TorporError):
+    """The engine could not be started. The message is one line that says what to change."""
+
+    status = 503
+    code = "engine_start_failed"
+
+
+class ModelError(EngineStartError):
+    """A model's files are missing, broken or could not be written."""
+
+    code = "model_unavailable"
