@@ -5,7 +5,7 @@ Implemented by `predictor.vllm_engine` (the real one) and `predictor.seeded_engi
 seed, for tests). Must not know the store, events or HTTP.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -86,7 +86,9 @@ class Engine(Protocol):
         penalty (they count output tokens, and a replayed one is prompt to the engine).
         """
 
-    def run(self, request: EngineRequest, prior_token_ids: Sequence[int]) -> AsyncIterator[Step]:
+    def run(
+        self, request: EngineRequest, prior_token_ids: Sequence[int]
+    ) -> AsyncGenerator[Step, None]:
         """Generate; with `prior_token_ids` go on after them, counted as output already made.
 
         Always streams, whatever `stream` says in the body. The last chunk has no choices and
@@ -97,5 +99,5 @@ class Engine(Protocol):
 
         Raises `BadRequest` for this request's fault, `Overloaded` when the engine's own queue is
         full, `EngineRequestError` when this one failed and others go on, `EngineDeadError` when the
-        engine is gone. Closing the iterator aborts the request and frees its slot.
+        engine is gone. Closing the generator aborts the request and frees its slot.
         """
