@@ -1,0 +1,72 @@
+"""Connections to Redis or Valkey, and their failures in our own words.
+
+Called by whoever opens a store or a queue. Every command has a timeout; nothing is retried here,
+because the callers know what may be sent twice.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+
+from eventing.errors import StoreUnavailable
+
+_REFUSED_WRITE = (
+    "OOM ",
+    "MISCONF ",
+    "READONLY ",
+    "NOREPLICAS ",
+    "CLUSTERDOWN ",
+    "LOADING ",
+    "MASTERDOWN ",
+)
+
+
+def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> Redis:
+    """A pool for `url`; it opens connections when they are first used."""
+    return Redis.from_url(
+        url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        max_connections=max_connections,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+        protocol=2,
+    )
+
+
+@asynccontextmanager
+async def failures_named() -> AsyncIterator[None]:
+    """Turn what a Redis client raises into `StoreUnavailable`; a bug of ours stays what it is."""
+    try:
+        yield
+    except AuthenticationError as error:
+        raise StoreUnavailable("the store refused our password (TORPOR_REDIS_URL)", 5.0) from error
+    except (OutOfMemoryError, ReadOnlyError) as error:
+        raise StoreUnavailable(
+            "the store takes no writes now (memory, disk or a failover)", 2.0
+        ) from error
+    except (ConnectionError, TimeoutError, BusyLoadingError, OSError) as error:
+        raise StoreUnavailable("the store does not answer") from error
+    except ResponseError as error:
+        if str(error).startswith(_REFUSED_WRITE) or any(
+            word in str(error) for word in ("OOM", "MISCONF")
+        ):
+            raise StoreUnavailable(
+                "the store takes no writes now (memory, disk or a failover)", 2.0
+            ) from error
+        raise
+    except RedisError as error:
+        raise StoreUnavailable("the store failed") from error

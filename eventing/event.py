@@ -1,0 +1,213 @@
+"""CloudEvents 1.0 over HTTP: one parser, one builder, one value.
+
+Called by the broker's ingress, the pump, the predictor's event route and the publisher. Marshalling
+is the CloudEvents SDK's; what stands here is what the SDK leaves to its user: header
+percent-encoding (HTTP binding 3.1.3.2), content types with parameters, the refusal of batches, and
+errors that name what is wrong. Must not know jobs, Redis or any route.
+"""
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from urllib.parse import quote, unquote_to_bytes
+
+import orjson
+from cloudevents.exceptions import GenericException
+from cloudevents.http import CloudEvent, from_http, to_binary, to_structured
+
+from eventing.errors import NotACloudEvent, UnsupportedMode
+
+STRUCTURED: Final = "application/cloudevents+json; charset=UTF-8"
+_REQUIRED: Final = ("specversion", "id", "source", "type")
+_KNOWN: Final = frozenset({*_REQUIRED, "subject", "time", "datacontenttype", "dataschema"})
+_EXTENSION_NAME: Final = re.compile(r"[a-z0-9]+\Z")
+_HEADER_SAFE: Final = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One event. `data` is the raw payload; extensions hold strings, as they travel in headers."""
+
+    id: str
+    source: str
+    type: str
+    subject: str = ""
+    time: str = ""
+    datacontenttype: str = ""
+    dataschema: str = ""
+    extensions: Mapping[str, str] = field(default_factory=dict)
+    data: bytes = b""
+
+    @property
+    def identity(self) -> str:
+        """What makes it the same event again (spec: `source` + `id`)."""
+        return f"{self.source}\0{self.id}"
+
+    def attribute(self, name: str) -> str | None:
+        """The value a Trigger filter sees under `name`; None when the event does not carry it."""
+        if name == "specversion":
+            return "1.0"
+        if name in _KNOWN:
+            return getattr(self, name) or None
+        return self.extensions.get(name)
+
+    def attributes(self) -> dict[str, str]:
+        """All attributes that are set, extensions included."""
+        named = {name: getattr(self, name) for name in _KNOWN if name != "specversion"}
+        return (
+            {"specversion": "1.0"} | {k: v for k, v in named.items() if v} | dict(self.extensions)
+        )
+
+
+def parse_http(headers: Mapping[str, str], body: bytes) -> Event:
+    """The event in an HTTP message, in binary or structured mode.
+
+    Raises `UnsupportedMode` for a batch, `NotACloudEvent` for everything else that is no CloudEvent
+    1.0.
+    """
+    lowered = {name.lower(): value for name, value in headers.items()}
+    content_type = lowered.get("content-type", "")
+    kind = content_type.strip().lower()
+    if kind.startswith("application/cloudevents-batch"):
+        raise UnsupportedMode("batched events are not taken; send them one by one", "content-type")
+    if kind.startswith("application/cloudevents"):
+        return _parse_structured(content_type, body)
+    return _parse_binary(lowered, body)
+
+
+def build_binary(event: Event) -> tuple[dict[str, str], bytes]:
+    """Headers and body of the event in binary mode."""
+    headers, body = to_binary(_to_sdk(event, event.data), data_marshaller=bytes)
+    return {name: _encode_header(name, value) for name, value in headers.items()}, body
+
+
+def build_structured(event: Event) -> tuple[dict[str, str], bytes]:
+    """Headers and body of the event in structured mode; JSON data stays JSON, other data travels as
+    base64.
+    """
+    data: Any = event.data
+    if _is_json(event.datacontenttype) and event.data:
+        data = orjson.loads(event.data)
+    marshaller = (lambda value: value) if data else (lambda _: None)
+    _, body = to_structured(_to_sdk(event, data), data_marshaller=marshaller)
+    return {"content-type": STRUCTURED}, body
+
+
+def to_record(event: Event) -> bytes:
+    """The event as one JSON text, for the queue."""
+    attributes: dict[str, Any] = event.attributes()
+    attributes["data_base64"] = base64.b64encode(event.data).decode()
+    return orjson.dumps(attributes)
+
+
+def from_record(record: bytes | str) -> Event:
+    """The event that `to_record` wrote."""
+    attributes = orjson.loads(record)
+    data = base64.b64decode(attributes.pop("data_base64"))
+    return _from_attributes(attributes, data)
+
+
+def _parse_binary(headers: Mapping[str, str], body: bytes) -> Event:
+    missing = [f"ce-{name}" for name in _REQUIRED if not headers.get(f"ce-{name}")]
+    if missing:
+        raise NotACloudEvent(f"missing or empty header {', '.join(missing)}", missing[0])
+    plain = {name: _decode_header(name, value) for name, value in headers.items()}
+    event = _from_sdk(plain, body)
+    return event if "ce-time" in headers else replace(event, time="")
+
+
+def _parse_structured(content_type: str, body: bytes) -> Event:
+    if "json" not in content_type.lower():
+        raise NotACloudEvent(f"cannot read structured events as {content_type:.60}", "content-type")
+    try:
+        envelope = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise NotACloudEvent(f"the body is not JSON: {error.msg} at {error.pos}", "body") from error
+    if not isinstance(envelope, dict):
+        raise NotACloudEvent("the body must be a JSON object", "body")
+    missing = [
+        name for name in _REQUIRED if not isinstance(envelope.get(name), str) or not envelope[name]
+    ]
+    if missing:
+        raise NotACloudEvent(f"missing or empty attribute {', '.join(missing)}", missing[0])
+    event = _from_sdk({"content-type": STRUCTURED}, body, is_json_default="data" in envelope)
+    return event if "time" in envelope else replace(event, time="")  # the SDK stamps its own
+
+
+def _from_sdk(headers: Mapping[str, str], body: bytes, *, is_json_default: bool = False) -> Event:
+    try:
+        parsed = from_http(dict(headers), body, data_unmarshaller=_keep)
+    except (GenericException, ValueError, TypeError, RecursionError) as error:
+        raise NotACloudEvent(f"not a CloudEvent: {type(error).__name__}", "body") from error
+    attributes = {k: _text(k, v) for k, v in parsed.get_attributes().items() if v is not None}
+    if is_json_default:
+        attributes.setdefault("datacontenttype", "application/json")
+    data = parsed.get_data()
+    if is_json_default and isinstance(data, str) and not _is_json(attributes["datacontenttype"]):
+        value = orjson.loads(data)
+        data = value.encode() if isinstance(value, str) else data
+    return _from_attributes(attributes, data.encode() if isinstance(data, str) else (data or b""))
+
+
+def _to_sdk(event: Event, data: Any) -> CloudEvent:
+    # An explicit None keeps the SDK from stamping its own time on an event that came without one.
+    return CloudEvent({"time": None} | event.attributes(), data)
+
+
+def _from_attributes(attributes: Mapping[str, str], data: bytes) -> Event:
+    if attributes.get("specversion") != "1.0":
+        raise NotACloudEvent("specversion must be 1.0", "specversion")
+    extensions = {k: v for k, v in attributes.items() if k not in _KNOWN}
+    for name in extensions:
+        if not _EXTENSION_NAME.match(name):
+            raise NotACloudEvent(f"attribute name {name!r:.40} must be a-z and 0-9 only", name)
+    named = {k: attributes[k] for k in _KNOWN if k in attributes and k != "specversion"}
+    return Event(**named, extensions=extensions, data=data)
+
+
+def _text(name: str, value: Any) -> str:
+    """The canonical string form of an attribute (spec: type system); JSON events may carry booleans
+    and integers.
+    """
+    match value:
+        case str():
+            return value
+        case bool():
+            return str(value).lower()
+        case int():
+            return str(value)
+        case _:
+            raise NotACloudEvent(
+                f"attribute {name} must be a string, a boolean or an integer", name
+            )
+
+
+def _keep(data: Any) -> Any:
+    return data
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.split(";")[0].strip().lower()
+    return not kind or kind.endswith(("/json", "+json"))
+
+
+def _encode_header(name: str, value: str) -> str:
+    return value if name == "content-type" else quote(value, safe=_HEADER_SAFE)
+
+
+def _decode_header(name: str, value: str) -> str:
+    """One round of percent-decoding; legacy double quotes are taken off first. Raises on bytes that
+    are not UTF-8.
+    """
+    if not name.startswith("ce-"):
+        return value
+    if len(value) >= 2 and value[0] == value[-1] == '"':
+        value = value[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+    if "%" not in value:
+        return value
+    try:
+        return unquote_to_bytes(value).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotACloudEvent(f"header {name} is not UTF-8 once decoded", name) from error

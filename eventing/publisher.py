@@ -1,0 +1,56 @@
+"""Sends an event to a broker and knows whether it was taken.
+
+Called by the api (submit, cancel) and the outbox sweep. The broker is any ingress that keeps the
+Knative data-plane contract: ours, or a Knative Broker. Nothing is retried here: an event that was
+not confirmed stays in the outbox.
+"""
+
+from typing import Protocol
+
+import aiohttp
+
+from eventing.errors import BrokerUnavailable
+from eventing.event import Event, build_binary
+
+
+class Publisher(Protocol):
+    """Where events go."""
+
+    async def publish(self, event: Event) -> None:
+        """Return once the broker holds the event durably. Raises `BrokerUnavailable` in every other
+        case.
+        """
+
+
+class HttpPublisher:
+    """A `Publisher` over HTTP in binary mode; one session, kept alive."""
+
+    def __init__(self, broker_url: str, *, timeout_s: float = 1.5, token: str = "") -> None:
+        self._url = broker_url
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._authorization = {"authorization": f"Bearer {token}"} if token else {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def publish(self, event: Event) -> None:
+        headers, body = build_binary(event)
+        try:
+            async with self._open().post(
+                self._url, data=body, headers=headers | self._authorization
+            ) as answer:
+                status = answer.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise BrokerUnavailable("the broker does not answer") from error
+        if not 200 <= status < 300:
+            raise BrokerUnavailable(f"the broker answered {status}")
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        """Opened on first use, inside the running loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=self._timeout, connector=aiohttp.TCPConnector(limit=64)
+            )
+        return self._session

@@ -1,0 +1,332 @@
+"""The job store on Redis or Valkey: one Lua script a transition, compare-and-set on (state,
+attempt).
+
+Called by api, predictor and broker through the `Store` protocol. Indexes (outbox, lists) live in
+other slots than the job, so they are written *before* the record: a crash in between leaves an
+index entry without a job, which the sweep drops, and never a job that no index knows.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import orjson
+from redis.asyncio import Redis
+
+from eventing import job_record, keys
+from eventing.connection import failures_named
+from eventing.errors import IdempotencyConflict
+from eventing.job import Job, JobError, JobId, JobRequest, JobState
+from eventing.script import Argument, Call, run, run_all
+from eventing.store import (
+    Acquired,
+    AcquireStatus,
+    Ending,
+    Hold,
+    LeaseSettings,
+    NewJob,
+    Page,
+    Release,
+    StreamEntry,
+    TokenBatch,
+)
+
+SWEEP_AFTER_MS: Final = 10_000
+"""An outbox entry this old was not cleared by its writer; the sweep looks at it. Found and sent
+again in 30 s.
+"""
+_HOLD_BY_SWEEPER_MS: Final = 15_000
+_LIST_SCAN: Final = 100
+
+
+class RedisStore:
+    """A `Store` over one Redis client, which it owns."""
+
+    def __init__(self, redis: Redis, settings: LeaseSettings | None = None) -> None:
+        self._redis = redis
+        self._settings = settings or LeaseSettings()
+
+    @property
+    def redis(self) -> Redis:
+        """The client, for the token hub and the queue that share it."""
+        return self._redis
+
+    async def create(self, new: NewJob) -> tuple[Job, bool]:
+        request = new.request.to_json()
+        fields = job_record.new_fields(new, request)
+        answers = await self._run_all(
+            [
+                _index(keys.UNPUBLISHED, new.id, SWEEP_AFTER_MS),
+                _index(keys.jobs_of(new.tenant), new.id, 0, "NX"),
+                ("create", [keys.job(new.id)], [_sha(request, new.tenant), *fields]),
+            ]
+        )
+        status, created_ms = answers[2][0].decode(), int(answers[2][1])
+        if status == "conflict":
+            raise IdempotencyConflict(
+                "the same identity was used before with another request", "body"
+            )
+        if status == "created":
+            return job_record.fresh(new, created_ms), True
+        job = await self.get(new.id)
+        return job or job_record.fresh(new, created_ms), False
+
+    async def reject(self, new: NewJob, error: JobError, raw: bytes) -> None:
+        fields = job_record.new_fields(new, raw)
+        ending = Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
+        await self._run_all(
+            [
+                _index(keys.jobs_of(new.tenant), new.id, 0, "NX"),
+                ("create", [keys.job(new.id)], [_sha(raw, new.tenant), *fields]),
+                *self._conclude_calls(new.id, new.tenant, ending, force=False),
+            ]
+        )
+
+    async def get(self, job_id: JobId) -> Job | None:
+        async with failures_named():
+            record = await self._redis.hgetall(keys.job(job_id))
+        return job_record.parse(job_id, record)
+
+    async def list_jobs(
+        self, tenant: str, *, states: Sequence[JobState] = (), limit: int = 20, cursor: str = ""
+    ) -> Page:
+        return await self._list(
+            keys.jobs_of(tenant), lambda job: not states or job.state in states, limit, cursor
+        )
+
+    async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
+        return await self._list(
+            keys.dead_letters_of(tenant), lambda job: job.is_dead_letter, limit, cursor
+        )
+
+    async def acquire(self, job_id: JobId, owner: str, *, can_resume: bool) -> Acquired:
+        s = self._settings
+        args: list[Argument] = [
+            owner,
+            s.lease_ms,
+            s.max_attempts,
+            int(can_resume),
+            s.dead_letter_retention_s,
+        ]
+        async with failures_named():
+            answer = await run(self._redis, "acquire", _job_keys(job_id), args)
+        status = AcquireStatus(answer[0].decode())
+        match status:
+            case AcquireStatus.ACQUIRED:
+                return Acquired(status=status, attempt=int(answer[1]), token_count=int(answer[2]))
+            case AcquireStatus.HELD:
+                return Acquired(status=status, lease_left_ms=int(answer[1]))
+            case AcquireStatus.EXPIRED | AcquireStatus.EXHAUSTED:
+                await self._note_dead(job_id)
+        return Acquired(status=status)
+
+    async def renew(self, leases: Sequence[tuple[JobId, int]], *, extend: bool) -> list[Hold]:
+        lease_ms = self._settings.lease_ms if extend else 0
+        calls: list[Call] = [
+            ("renew", [keys.job(job_id)], [attempt, lease_ms]) for job_id, attempt in leases
+        ]
+        return [Hold(answer.decode()) for answer in await self._run_all(calls)]
+
+    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> Hold:
+        ids = " ".join(map(str, batch.token_ids))
+        args: list[Argument] = [attempt, batch.index, len(batch.token_ids), ids, batch.delta]
+        async with failures_named():
+            return Hold((await run(self._redis, "append", _job_keys(job_id), args)).decode())
+
+    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> Hold:
+        calls: list[Call] = [_index(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS)]
+        if ending.is_dead_letter:
+            calls.append(_index(keys.dead_letters_of(await self._tenant(job_id)), job_id, 0))
+        outcome = ending.error.code if ending.error else str(ending.state)
+        dead = int(ending.is_dead_letter)
+        args: list[Argument] = [attempt, ending.state, self._retention_s(ending), dead, outcome]
+        calls.append(("finish", _job_keys(job_id), [*args, *job_record.ending_fields(ending)]))
+        return Hold((await self._run_all(calls))[-1][0].decode())
+
+    async def release(self, job_id: JobId, attempt: int, why: Release, error: JobError) -> bool:
+        s = self._settings
+        text = orjson.dumps(error.to_dict())
+        args: list[Argument] = [attempt, why, s.max_attempts, s.dead_letter_retention_s, text]
+        async with failures_named():
+            answer = (await run(self._redis, "release", _job_keys(job_id), args)).decode()
+        if answer == "exhausted":
+            await self._note_dead(job_id)
+        return bool(answer == "queued")
+
+    async def cancel(self, job_id: JobId) -> Job | None:
+        ending = Ending(state=JobState.CANCELLED)
+        await self._run_all(self._conclude_calls(job_id, "", ending, force=True))
+        return await self.get(job_id)
+
+    async def conclude(self, job_id: JobId, ending: Ending) -> Hold:
+        tenant = await self._tenant(job_id) if ending.is_dead_letter else ""
+        answers = await self._run_all(self._conclude_calls(job_id, tenant, ending, force=False))
+        word = answers[-1][0].decode()
+        return Hold.FENCED if word == "held" else Hold(word)
+
+    async def redrive(self, job_id: JobId, request: JobRequest | None) -> bool:
+        tenant = await self._tenant(job_id)
+        edited: list[str | bytes] = []
+        if request is not None:
+            text = request.to_json()
+            edited = ["request", text, "sha", _sha(text, tenant), "model", request.model]
+        answers = await self._run_all(
+            [
+                _index(keys.UNPUBLISHED, job_id, SWEEP_AFTER_MS),
+                ("redrive", _job_keys(job_id), [int(request is not None), *edited]),
+            ]
+        )
+        return bool(answers[1] == b"queued")
+
+    async def delete(self, job_id: JobId) -> bool:
+        job = await self.get(job_id)
+        if job is None or not job.state.is_terminal:
+            return False
+        async with failures_named():
+            await self._redis.zrem(keys.jobs_of(job.tenant), job_id)
+            await self._redis.zrem(keys.dead_letters_of(job.tenant), job_id)
+            return bool(await self._redis.delete(*_job_keys(job_id)))
+
+    async def read_stream(
+        self, job_id: JobId, after: str = "", limit: int = 1000
+    ) -> list[StreamEntry]:
+        start = f"({after}" if after else "-"
+        async with failures_named():
+            entries = await self._redis.xrange(keys.tokens(job_id), min=start, max="+", count=limit)
+        return [job_record.parse_entry(cursor, fields) for cursor, fields in entries]
+
+    async def token_ids(self, job_id: JobId, count: int) -> list[int]:
+        """Reads the whole stream: a restart voids what stands before it, so only the last run from
+        0 counts.
+        """
+        ids: list[int] = []
+        after = ""
+        while entries := await self.read_stream(job_id, after):
+            for entry in entries:
+                if entry.is_restart:
+                    ids.clear()
+                ids.extend(entry.token_ids)
+            after = entries[-1].cursor
+        return ids[:count]
+
+    async def take_unpublished(self, limit: int) -> list[JobId]:
+        return await self._take(keys.UNPUBLISHED, limit)
+
+    async def take_unannounced(self, limit: int) -> list[JobId]:
+        return await self._take(keys.UNANNOUNCED, limit)
+
+    async def mark_published(self, job_id: JobId) -> None:
+        async with failures_named():
+            await self._redis.zrem(keys.UNPUBLISHED, job_id)
+
+    async def mark_announced(self, job_id: JobId) -> None:
+        async with failures_named():
+            await self._redis.zrem(keys.UNANNOUNCED, job_id)
+
+    async def ping(self) -> None:
+        async with failures_named():
+            await self._redis.set(f"{keys.PREFIX}:ping", b"1", ex=60)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    def _conclude_calls(
+        self, job_id: JobId, tenant: str, ending: Ending, *, force: bool
+    ) -> list[Call]:
+        calls: list[Call] = [_index(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS)]
+        if ending.is_dead_letter:
+            calls.append(_index(keys.dead_letters_of(tenant), job_id, 0))
+        args: list[Argument] = [
+            ending.state,
+            self._retention_s(ending),
+            int(ending.is_dead_letter),
+            int(force),
+        ]
+        calls.append(("conclude", _job_keys(job_id), [*args, *job_record.ending_fields(ending)]))
+        return calls
+
+    async def _note_dead(self, job_id: JobId) -> None:
+        """Index a job that a script has just failed. If we die before this, the job's own next
+        delivery notes it.
+        """
+        tenant = await self._tenant(job_id)
+        await self._run_all(
+            [
+                _index(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS),
+                _index(keys.dead_letters_of(tenant), job_id, 0),
+            ]
+        )
+
+    async def _list(
+        self, index: str, is_wanted: Callable[[Job], bool], limit: int, cursor: str
+    ) -> Page:
+        """Walk an index from its newest end; entries of expired jobs are dropped on the way."""
+        top = f"({cursor}" if cursor else "+inf"
+        found: list[Job] = []
+        while True:
+            async with failures_named():
+                rows = await self._redis.zrange(
+                    index,
+                    top,
+                    "-inf",
+                    desc=True,
+                    byscore=True,
+                    offset=0,
+                    num=_LIST_SCAN,
+                    withscores=True,
+                )
+                jobs = await self._get_many([JobId(member.decode()) for member, _ in rows])
+            gone = [member for (member, _), job in zip(rows, jobs, strict=True) if job is None]
+            if gone:
+                async with failures_named():
+                    await self._redis.zrem(index, *gone)
+            for (_, score), job in zip(rows, jobs, strict=True):
+                if job is not None and is_wanted(job):
+                    found.append(job)
+                    if len(found) == limit:
+                        return Page(jobs=tuple(found), next_cursor=f"{score:.0f}")
+            if len(rows) < _LIST_SCAN:
+                return Page(jobs=tuple(found))
+            top = f"({rows[-1][1]:.0f}"
+
+    async def _get_many(self, job_ids: Sequence[JobId]) -> list[Job | None]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hgetall(keys.job(job_id))
+            records = await pipe.execute()
+        return [job_record.parse(job_id, r) for job_id, r in zip(job_ids, records, strict=True)]
+
+    async def _tenant(self, job_id: JobId) -> str:
+        async with failures_named():
+            tenant = await self._redis.hget(keys.job(job_id), "tenant")
+        return tenant.decode() if tenant else "default"
+
+    async def _take(self, index: str, limit: int) -> list[JobId]:
+        async with failures_named():
+            due = await run(self._redis, "take_due", [index], [limit, _HOLD_BY_SWEEPER_MS])
+        return [JobId(member.decode()) for member in due]
+
+    async def _run_all(self, calls: Sequence[Call]) -> list[Any]:
+        async with failures_named():
+            return await run_all(self._redis, calls)
+
+    def _retention_s(self, ending: Ending) -> int:
+        s = self._settings
+        return s.dead_letter_retention_s if ending.is_dead_letter else s.retention_s
+
+
+def _job_keys(job_id: JobId) -> list[str]:
+    return [keys.job(job_id), keys.tokens(job_id)]
+
+
+def _index(key: str, member: str, delay_ms: int, mode: str = "") -> Call:
+    return ("index", [key], [member, delay_ms, mode])
+
+
+def _sha(request: bytes, tenant: str) -> str:
+    """What makes it the same request again. Order of keys does not."""
+    try:
+        canonical = orjson.dumps(orjson.loads(request), option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONDecodeError:
+        canonical = request
+    return hashlib.sha256(tenant.encode() + b"\0" + canonical).hexdigest()

@@ -1,0 +1,27 @@
+-- End a running job: result and state in one step, by the newest attempt only. The first terminal state wins.
+-- KEYS  1 job hash, 2 token stream
+-- ARGV  1 attempt, 2 state, 3 retention_s, 4 '1' for a dead letter, 5 outcome word for the history, 6.. field, value pairs (result, usage, error)
+-- gives {'ok', now_ms} | {'fenced'} | {'terminal'} | {'missing'}
+local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'history')
+if not job[1] then return {'missing'} end
+if job[1] ~= 'in_progress' and job[1] ~= 'queued' then
+  redis.call('HINCRBY', KEYS[1], 'fenced', 1)
+  return {'terminal'}
+end
+if job[2] ~= ARGV[1] or job[1] == 'queued' then
+  redis.call('HINCRBY', KEYS[1], 'fenced', 1)
+  return {'fenced'}
+end
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local history = cjson.decode(job[3] or '[]')
+if #history > 0 then
+  history[#history].outcome = ARGV[5]
+  history[#history].ended_ms = now
+end
+redis.call('HSET', KEYS[1], 'state', ARGV[2], 'finished_ms', now, 'lease_owner', '', 'lease_until_ms', 0, 'dead', ARGV[4],
+  'history', cjson.encode(history), unpack(ARGV, 6))
+redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', ARGV[2], 'attempt', ARGV[1], 'at_ms', now)
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return {'ok', now}
