@@ -1,0 +1,62 @@
+"""Fixtures every room's tests may use: a real Valkey, a clean client, a store.
+
+`redis_url` is one server for the whole run; `redis` and `store` start from an empty database.
+`redis_server` makes servers of your own, for tests that kill them.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from eventing.connection import connect
+from eventing.redis_store import RedisStore
+from tests.redis_server import RedisServer, free_port
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of an embedded Valkey without persistence, shared by the whole run."""
+    server = RedisServer(tmp_path_factory.mktemp("valkey"), options=["--appendonly", "no"])
+    server.start()
+    yield server.url
+    server.kill()
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of the shared server, its database emptied before the test."""
+    client = connect(redis_url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def store(redis: Redis) -> RedisStore:
+    """The job store on an empty database; `redis` closes it."""
+    return RedisStore(redis)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Makes servers of your own (not started): `redis_server(options=["--appendonly", "yes"])`."""
+    made: list[RedisServer] = []
+    number = count()
+
+    def make(**arguments: object) -> RedisServer:
+        server = RedisServer(tmp_path / f"redis-{next(number)}", **arguments)  # type: ignore[arg-type]
+        made.append(server)
+        return server
+
+    yield make
+    for server in made:
+        server.kill()
+
+
+@pytest.fixture
+def port() -> int:
+    """A free port of the loopback."""
+    return free_port()

