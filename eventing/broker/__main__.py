@@ -1,0 +1,33 @@
+"""`python -m eventing.broker`: the ingress and the pumps of every trigger in one process."""
+
+import sys
+
+import uvloop
+from pydantic import ValidationError
+
+from eventing import log
+from eventing.broker.server import load_triggers, serve
+from eventing.broker.settings import BrokerSettings
+from eventing.errors import BadRequest
+
+
+def main(*, with_ingress: bool = True) -> int:
+    """Exit status: 0 after a clean end, 1 for a taken port, 2 for settings that cannot work."""
+    try:
+        settings = BrokerSettings()
+        triggers = load_triggers(settings.triggers_file)
+    except (ValidationError, BadRequest) as error:
+        sys.stderr.write(f"torpor broker: {error}\n")
+        return 2
+    log.configure("broker" if with_ingress else "pump", level=settings.log_level)
+    try:
+        uvloop.run(serve(settings, triggers, with_ingress=with_ingress))
+    except* OSError as group:
+        address = f"{settings.host}:{settings.port}"
+        sys.stderr.write(f"torpor broker: cannot listen on {address}: {group.exceptions[0]}\n")
+        sys.exit(1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

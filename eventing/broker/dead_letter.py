@@ -1,0 +1,123 @@
+"""What becomes of an event that cannot be delivered: our own record first, a sink second.
+
+Called by the pump. A request event fails its job, which *is* the dead letter (list and redrive
+stand on the store). Any other event is kept in the queue's own `dead` hash. Only then is a
+`deadLetterSink` told; that it is down loses nothing.
+"""
+
+import base64
+from dataclasses import replace
+from typing import Final
+
+import aiohttp
+import orjson
+import structlog
+from prometheus_client import Counter
+from redis.asyncio import Redis
+
+from eventing import keys
+from eventing.broker.queue import Claimed, member_of
+from eventing.broker.trigger import Trigger
+from eventing.connection import failures_named
+from eventing.errors import BadRequest, IdempotencyConflict
+from eventing.event import Event, build_binary, to_record
+from eventing.job import JobError, JobRequest, JobState, derive_job_id
+from eventing.job_event import REQUESTED, job_of
+from eventing.store import Ending, Hold, NewJob, Store
+
+_log = structlog.get_logger()
+_dead = Counter("torpor_dead_letters_total", "Events set aside, by trigger.", ["trigger"])
+_SINK_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
+_KEEP_DEAD_S: Final = 14 * 24 * 3600
+
+
+class Undertaker:
+    """Records undeliverable events."""
+
+    def __init__(self, redis: Redis, store: Store) -> None:
+        self._redis = redis
+        self._store = store
+
+    async def bury(self, trigger: Trigger, claimed: Claimed, reason: str, status: int) -> bool:
+        """Record the event; False when it must stay, because its job runs well under a live lease.
+
+        Raises `StoreUnavailable` when nothing could be recorded: then nothing may be settled
+        either.
+        """
+        event = claimed.event
+        if event.type == REQUESTED:
+            if not await self._fail_job(event, reason):
+                return False
+        else:
+            await self._keep(trigger, claimed, reason)
+        _dead.labels(trigger.name).inc()
+        _log.warning("set aside", action="dead_letter", trigger=trigger.name, status=status)
+        if trigger.delivery.dead_letter_sink:
+            await _tell(
+                trigger.delivery.dead_letter_sink, _explained(event, trigger, reason, status)
+            )
+        return True
+
+    async def _fail_job(self, event: Event, reason: str) -> bool:
+        error = JobError(code="undeliverable", message=reason)
+        try:
+            job, _ = await self._store.create(job_of(event))
+        except IdempotencyConflict:
+            return True  # another request owns this identity; its job tells its own end
+        except BadRequest as cause:
+            refusal = JobError(code=cause.code, message=cause.message, field=cause.field)
+            await self._store.reject(unreadable_job(event), refusal, event.data)
+            return True
+        ending = Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
+        return await self._store.conclude(job.id, ending) is not Hold.FENCED
+
+    async def _keep(self, trigger: Trigger, claimed: Claimed, reason: str) -> None:
+        key = keys.queue(trigger.name, "dead")
+        note = {
+            "reason": reason,
+            "tries": claimed.tries,
+            "event": to_record(claimed.event).decode(),
+        }
+        async with failures_named():
+            await self._redis.hset(key, member_of(claimed.event), orjson.dumps(note))
+            await self._redis.expire(key, _KEEP_DEAD_S)
+
+
+def unreadable_job(event: Event) -> NewJob:
+    """The record of a request event that is no job: found under the derived id, owned by whom it
+    names.
+    """
+    tenant = event.extensions.get("tenant", "default")
+    return NewJob(
+        id=derive_job_id(event.source, event.id),
+        request=JobRequest(url="", body={}),
+        source=event.source,
+        event_id=event.id,
+        tenant=tenant if tenant.isprintable() and 0 < len(tenant) <= 64 else "default",
+    )
+
+
+def _explained(event: Event, trigger: Trigger, reason: str, status: int) -> Event:
+    """The event with Knative's dead-letter extensions."""
+    why = {
+        "knativeerrordest": trigger.subscriber,
+        "knativeerrorcode": str(status or -1),
+        "knativeerrordata": base64.b64encode(reason.encode()).decode(),
+    }
+    return replace(event, extensions=dict(event.extensions) | why)
+
+
+async def _tell(sink: str, event: Event) -> None:
+    """Best effort: the record that counts is written."""
+    headers, body = build_binary(event)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=_SINK_TIMEOUT) as session,
+            session.post(sink, data=body, headers=headers) as response,
+        ):
+            if response.status >= 300:
+                _log.warning(
+                    "dead-letter sink refused", action="dead_letter", status=response.status
+                )
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        _log.warning("dead-letter sink is away", action="dead_letter", reason=type(error).__name__)

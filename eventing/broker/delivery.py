@@ -1,0 +1,101 @@
+"""What to do after a delivery: settle, try again later, or set aside. Pure.
+
+Called by the pump. The rules are Knative's (knative/eventing `pkg/kncloudevents/retries.go`
+SelectiveRetry and `backoff`; data-plane specification): a 2xx is success, no answer and 404, 408,
+409, 429 and 5xx are tried again, everything else is not.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+_RETRIED: Final = frozenset({404, 408, 409, 429})
+_OBEYS_RETRY_AFTER: Final = frozenset({429, 503})
+_LONGEST_BACKOFF_S: Final = 24 * 3600.0
+
+
+class BackoffPolicy(StrEnum):
+    """How the wait grows: `linear` is delay x n, `exponential` delay x 2^n."""
+
+    LINEAR = "linear"
+    EXPONENTIAL = "exponential"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliverySpec:
+    """A Trigger's `delivery`, in seconds. `retry` counts tries after the first; `timeout_s` bounds
+    one try.
+    """
+
+    retry: int = 0
+    backoff_policy: BackoffPolicy = BackoffPolicy.EXPONENTIAL
+    backoff_delay_s: float = 0.2
+    timeout_s: float = 30.0
+    dead_letter_sink: str = ""
+    retry_after_max_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a subscriber answered; `status` is 0 when it did not."""
+
+    status: int
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The subscriber has it; a reply may be routed."""
+
+    may_reply: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TryAgain:
+    """Deliver again after `delay_s`."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """It cannot be delivered: to the dead letters."""
+
+    reason: str
+
+
+def decide(spec: DeliverySpec, answer: Answer, tries: int) -> Delivered | TryAgain | SetAside:
+    """What follows from `answer` to the delivery number `tries` (1 for the first)."""
+    if 200 <= answer.status < 300:
+        return Delivered(may_reply=answer.status == 200)
+    if not is_retried(answer.status):
+        return SetAside(f"the subscriber refused it with {answer.status}")
+    if tries > spec.retry:
+        return SetAside(f"no answer but {answer.status or 'silence'} in {tries} deliveries")
+    delay_s = backoff_s(spec, tries)
+    if answer.retry_after_s is not None and answer.status in _OBEYS_RETRY_AFTER:
+        delay_s = max(delay_s, min(answer.retry_after_s, spec.retry_after_max_s))
+    return TryAgain(delay_s)
+
+
+def is_retried(status: int) -> bool:
+    """True for answers after which the same event may do better; 0 stands for no answer at all."""
+    return status == 0 or status in _RETRIED or status >= 500
+
+
+def backoff_s(spec: DeliverySpec, tries: int) -> float:
+    """The wait after delivery number `tries` failed. Knative counts n from 1 in `linear` and from 0
+    in `exponential`.
+    """
+    match spec.backoff_policy:
+        case BackoffPolicy.LINEAR:
+            return min(spec.backoff_delay_s * tries, _LONGEST_BACKOFF_S)
+        case BackoffPolicy.EXPONENTIAL:
+            return min(spec.backoff_delay_s * 2.0 ** min(tries - 1, 64), _LONGEST_BACKOFF_S)
+
+
+def span_s(spec: DeliverySpec) -> float:
+    """How long the retries last in all when every try is refused at once: must exceed the longest
+    job.
+    """
+    return sum(backoff_s(spec, n) for n in range(1, spec.retry + 1))

@@ -1,0 +1,202 @@
+"""Delivers what waits in one queue to one subscriber, a bounded number at a time.
+
+Called by `eventing.broker` and `eventing.pump`. The loop is four named steps; what follows an
+answer is decided in `delivery`, what becomes of an undeliverable event in `dead_letter`. Nothing is
+settled before its outcome is stored: a pump that dies half-way leaves its events pending, and
+another claims them.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final
+
+import aiohttp
+import structlog
+from prometheus_client import Counter, Gauge
+
+from eventing.broker.dead_letter import Undertaker
+from eventing.broker.delivery import Answer, Delivered, SetAside, TryAgain, decide
+from eventing.broker.ingress import Router
+from eventing.broker.queue import Claimed, Queue
+from eventing.broker.trigger import Trigger
+from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
+from eventing.event import Event, build_binary, parse_http
+
+_log = structlog.get_logger()
+_deliveries = Counter(
+    "torpor_deliveries_total", "Deliveries, by trigger and outcome.", ["trigger", "outcome"]
+)
+_in_flight = Gauge("torpor_deliveries_in_flight", "Deliveries under way.", ["trigger"])
+
+CLAIM_IDLE_MS: Final = 15_000
+"""An event whose pump was silent for this long is anybody's; pumps speak up at a third of it."""
+_WAIT_MS: Final = 1000
+_TIDY_EVERY_S: Final = 5.0
+_AFTER_TROUBLE_S: Final = 0.5
+_REPLY_LIMIT_BYTES: Final = 8 * 1024 * 1024
+
+
+class Pump:
+    """The deliveries of one trigger. `run` ends after `stop`, when what is in flight has ended or
+    been given back.
+    """
+
+    def __init__(
+        self,
+        trigger: Trigger,
+        queue: Queue,
+        router: Router,
+        undertaker: Undertaker,
+        *,
+        token: str = "",
+    ) -> None:
+        self._trigger = trigger
+        self._queue = queue
+        self._router = router
+        self._undertaker = undertaker
+        self._headers = {"prefer": "reply"} | (
+            {"authorization": f"Bearer {token}"} if token else {}
+        )
+        self._in_hand: dict[str, asyncio.Task[None]] = {}
+        self._freed = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Take nothing new."""
+        self._stopping.set()
+        self._freed.set()
+
+    async def run(self) -> None:
+        """Pump until stopped."""
+        timeout = aiohttp.ClientTimeout(total=self._trigger.delivery.timeout_s, connect=5)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with (
+            aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session,
+            asyncio.TaskGroup() as group,
+        ):
+            keeper = group.create_task(self._keep_in_hand())
+            while not self._stopping.is_set():
+                with suppress(Unavailable):
+                    await self._turn(group)
+                    continue
+                await self._pause(_AFTER_TROUBLE_S)
+            await self._hand_back()
+            keeper.cancel()
+
+    async def _turn(self, group: asyncio.TaskGroup) -> None:
+        """One round: wait for a free hand, claim, else wait for work, deliver."""
+        free = await self._free_hands()
+        claimed = await self._queue.claim(free, claim_idle_ms=CLAIM_IDLE_MS) if free else []
+        if not claimed and not self._stopping.is_set():
+            await self._queue.wait(_WAIT_MS)
+        for each in claimed:
+            self._in_hand[each.ticket] = group.create_task(self._handle(each))
+        _in_flight.labels(self._trigger.name).set(len(self._in_hand))
+
+    async def _free_hands(self) -> int:
+        """How many more may be delivered now; 0 only when stopping."""
+        while not self._stopping.is_set():
+            if free := self._trigger.parallelism - len(self._in_hand):
+                return free
+            self._freed.clear()
+            await self._freed.wait()
+        return 0
+
+    async def _handle(self, claimed: Claimed) -> None:
+        """One delivery and what follows from it. Trouble with the store leaves the event pending,
+        to be claimed again.
+        """
+        try:
+            answer, reply = await self._deliver(claimed.event)
+            await self._conclude(claimed, answer, reply)
+        except Unavailable as error:
+            _log.warning("delivery left pending", action="deliver", reason=error.code)
+        finally:
+            self._in_hand.pop(claimed.ticket, None)
+            self._freed.set()
+
+    async def _conclude(self, claimed: Claimed, answer: Answer, reply: Event | None) -> None:
+        """Store what an answer means. A reply is queued before its cause is settled, in one round
+        trip.
+        """
+        decision = decide(self._trigger.delivery, answer, claimed.tries)
+        match decision:
+            case Delivered():
+                calls = self._router.put_calls(reply) if reply and decision.may_reply else []
+                await self._queue.send([*calls, self._queue.settle_call(claimed.ticket)])
+            case TryAgain(delay_s):
+                await self._queue.defer(claimed.ticket, int(delay_s * 1000))
+            case SetAside(reason):
+                if await self._undertaker.bury(self._trigger, claimed, reason, answer.status):
+                    await self._queue.send([self._queue.settle_call(claimed.ticket)])
+                else:
+                    await self._queue.defer(claimed.ticket, CLAIM_IDLE_MS)
+        _deliveries.labels(self._trigger.name, type(decision).__name__).inc()
+
+    async def _deliver(self, event: Event) -> tuple[Answer, Event | None]:
+        """POST the event; silence, a refused connection and a timeout are all status 0."""
+        headers, body = build_binary(event)
+        try:
+            async with self._session.post(
+                self._trigger.subscriber,
+                data=body,
+                headers=headers | self._headers,
+                allow_redirects=False,
+            ) as response:
+                content = await response.content.read(_REPLY_LIMIT_BYTES)
+                retry_after = _seconds(response.headers.get("retry-after", ""))
+                return Answer(status=response.status, retry_after_s=retry_after), _reply(
+                    response.status, response.headers, content
+                )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            _log.info(
+                "no answer",
+                action="deliver",
+                trigger=self._trigger.name,
+                reason=type(error).__name__,
+            )
+            return Answer(status=0), None
+
+    async def _keep_in_hand(self) -> None:
+        """Speak up for what is in flight, so that no other pump takes it; the same rhythm trims the
+        queue.
+        """
+        loop = asyncio.get_running_loop()
+        tidied = loop.time()
+        while True:
+            await asyncio.sleep(CLAIM_IDLE_MS / 3000)
+            with suppress(Unavailable):
+                await self._queue.keep(list(self._in_hand))
+                if loop.time() - tidied > _TIDY_EVERY_S:
+                    await self._queue.tidy()
+                    tidied = loop.time()
+
+    async def _hand_back(self) -> None:
+        """Stop waiting for answers and give the events back: who holds the job's lease goes on with
+        it, and the next delivery finds its result.
+        """
+        for ticket, task in list(self._in_hand.items()):
+            task.cancel()
+            with suppress(Unavailable):
+                await self._queue.defer(ticket, 0)
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+
+def _reply(status: int, headers: Mapping[str, str], content: bytes) -> Event | None:
+    """The event in a 200 answer, if there is one (data-plane specification: a 202 body is no
+    reply).
+    """
+    if status != 200 or (not content and "ce-id" not in headers):
+        return None
+    try:
+        return parse_http(headers, content)
+    except (NotACloudEvent, UnsupportedMode):
+        return None
+
+
+def _seconds(retry_after: str) -> float | None:
+    return float(retry_after) if retry_after.isdigit() else None

@@ -1,0 +1,250 @@
+"""One durable queue on Redis: who is next, who has what, what is due again.
+
+Called by the ingress (put), the pump (claim, settle, defer, keep) and whoever shows queues
+(`QueueView`). One queue a trigger, all its keys in one hash slot. A *ticket* stream with a consumer
+group counts the work (KEDA's redis-streams scaler reads its lag and pending); a sorted set a lane
+decides which event the next ticket stands for (docs/adr/0003). Must not know HTTP, triggers or
+jobs.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from eventing import keys
+from eventing.connection import failures_named
+from eventing.event import Event, from_record, to_record
+from eventing.job import Lane
+from eventing.script import Argument, Call, run, run_all
+
+LANE_WEIGHTS: Final = {Lane.INTERACTIVE: 16, Lane.DEFAULT: 4, Lane.BATCH: 1}
+"""Chances in the draw for the next event, among lanes that have one: batch gets at least 1 in 21,
+so it never starves.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """An event in a consumer's hands. `tries` counts deliveries, this one included."""
+
+    ticket: str
+    event: Event
+    tries: int
+    enqueued_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """What a queue holds. `lag` and `pending` are what KEDA reads; `oldest_ms` is when the event
+    that waits at the head came.
+    """
+
+    waiting: dict[Lane, int]
+    pending: int
+    retrying: int
+    lag: int | None
+    settled_per_minute: float
+    oldest_ms: int = 0
+
+    @property
+    def total_waiting(self) -> int:
+        return sum(self.waiting.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a waiting event stands: `ahead` events will likely go first; `expected_wait_s` is None
+    without recent pace.
+    """
+
+    ahead: int
+    expected_wait_s: float | None
+
+
+class Queue:
+    """A queue by name, for one consumer."""
+
+    def __init__(
+        self, redis: Redis, name: str, consumer: str, *, draw: random.Random | None = None
+    ) -> None:
+        self._redis = redis
+        self._consumer = consumer
+        self._draw = draw or random.Random()  # noqa: S311 (a lottery among lanes, not a secret)
+        self._key = {part: keys.queue(name, part) for part in _PARTS}
+        self._last_ticket = "0-0"
+
+    async def ensure(self) -> None:
+        """Create stream and group, so that KEDA's triggers read a number from the first second."""
+        async with failures_named():
+            try:
+                await self._redis.xgroup_create(
+                    self._key["tickets"], keys.GROUP, id="0", mkstream=True
+                )
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    async def claim(self, count: int, *, claim_idle_ms: int = 0) -> list[Claimed]:
+        """Up to `count` events; with `claim_idle_ms` also those whose consumer has not been heard
+        of for that long.
+        """
+        names = ("tickets", "events", "held", "retry", "tries", *_READY, *_FAIR)
+        args: list[Argument] = [keys.GROUP, self._consumer, count, claim_idle_ms]
+        args += [LANE_WEIGHTS[lane] for lane in Lane]
+        args += [repr(self._draw.random()) for _ in range(count)]
+        async with failures_named():
+            try:
+                answer = await run(self._redis, "claim", [self._key[n] for n in names], args)
+            except ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                await self.ensure()  # the store came back empty
+                return []
+        self._last_ticket = answer[0].decode() or self._last_ticket
+        return [_claimed(row) for row in answer[1:]]
+
+    async def wait(self, timeout_ms: int) -> None:
+        """Return when something was put since the last claim, or after the timeout."""
+        async with failures_named():
+            await self._redis.xread(
+                {self._key["tickets"]: self._last_ticket}, count=1, block=timeout_ms
+            )
+
+    def put_call(self, event: Event, *, lane: Lane, tenant: str) -> Call:
+        """The call that puts `event`; safe to send twice while it is in the queue. Send it with
+        `eventing.script.run_all`.
+        """
+        lane_keys = [self._key[f"ready:{lane}"], self._key[f"fair:{lane}"]]
+        return (
+            "enqueue",
+            [self._key["tickets"], self._key["events"], *lane_keys],
+            [member_of(event), to_record(event), tenant],
+        )
+
+    def settle_call(self, ticket: str) -> Call:
+        """The call that ends an event's stay."""
+        names = ("tickets", "events", "held", "retry", "tries", "pace")
+        return ("settle", [self._key[n] for n in names], [keys.GROUP, ticket])
+
+    async def send(self, calls: Sequence[Call]) -> list[Any]:
+        """Calls of this and other queues, in order, in one round trip."""
+        async with failures_named():
+            return await run_all(self._redis, calls)
+
+    async def defer(self, ticket: str, delay_ms: int) -> None:
+        """Have it delivered again after `delay_ms`, by whoever is there then."""
+        async with failures_named():
+            await run(
+                self._redis, "defer", [self._key["held"], self._key["retry"]], [ticket, delay_ms]
+            )
+
+    async def keep(self, tickets: Sequence[str]) -> None:
+        """Say that these are still in our hands, so that nobody claims them."""
+        if not tickets:
+            return
+        async with failures_named():
+            await self._redis.xclaim(
+                self._key["tickets"], keys.GROUP, self._consumer, 0, list(tickets), justid=True
+            )
+
+    async def tidy(self) -> None:
+        """Trim what every consumer is done with."""
+        async with failures_named():
+            await run(self._redis, "tidy", [self._key["tickets"]], [keys.GROUP])
+
+
+class QueueView:
+    """Reads queues; takes nothing."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def depth(self, name: str) -> Depth:
+        """What the queue holds now."""
+        tickets = keys.queue(name, "tickets")
+        async with failures_named():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for part in (*_READY, "retry"):
+                    pipe.zcard(keys.queue(name, part))
+                pipe.hgetall(keys.queue(name, "pace"))
+                pipe.time()
+                for part in _READY:
+                    pipe.zrange(keys.queue(name, part), 0, 0)
+                *counts, pace, now, head_i, head_d, head_b = await pipe.execute()
+            group = await self._group(tickets)
+            heads = [m for head in (head_i, head_d, head_b) for m in head]
+            records = await self._redis.hmget(keys.queue(name, "events"), heads) if heads else []
+        stamps = [int(r.split(b" ", 1)[0]) for r in records if r]
+        return Depth(
+            waiting=dict(zip(Lane, counts[:3], strict=True)),
+            pending=int(group.get("pending", 0)),
+            retrying=counts[3],
+            lag=group.get("lag", 0),
+            settled_per_minute=pace_per_minute({int(k): int(v) for k, v in pace.items()}, now[0]),
+            oldest_ms=min(stamps, default=0),
+        )
+
+    async def position(self, name: str, member: str) -> Position | None:
+        """Where the event `member` stands; None when it is not waiting."""
+        async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
+            for part in _READY:
+                pipe.zrank(keys.queue(name, part), member)
+                pipe.zcard(keys.queue(name, part))
+            pipe.hgetall(keys.queue(name, "pace"))
+            pipe.time()
+            *pairs, pace, now = await pipe.execute()
+        ranks, cards = pairs[0::2], pairs[1::2]
+        for lane, rank in enumerate(ranks):
+            if rank is not None:
+                ahead = rank + sum(cards[:lane])
+                rate = pace_per_minute({int(k): int(v) for k, v in pace.items()}, now[0])
+                return Position(ahead=ahead, expected_wait_s=expected_wait_s(ahead, rate))
+        return None
+
+    async def _group(self, tickets: str) -> dict[str, Any]:
+        try:
+            groups = await self._redis.xinfo_groups(tickets)
+        except ResponseError:  # no such stream yet
+            return {}
+        for group in groups:
+            if group["name"] in (keys.GROUP, keys.GROUP.encode()):
+                return dict(group)
+        return {}
+
+
+def member_of(event: Event) -> str:
+    """The name of an event inside a queue: its identity, so that a second put is seen as one."""
+    return event.identity
+
+
+def pace_per_minute(settled: dict[int, int], now_s: int) -> float:
+    """Events settled a minute, over the last five whole minutes and the running one, from counts by
+    minute.
+    """
+    minute = now_s // 60
+    recent = {m: n for m, n in settled.items() if minute - 5 <= m <= minute}
+    if not recent:
+        return 0.0
+    span_s = now_s - min(recent) * 60
+    return sum(recent.values()) * 60 / max(span_s, 1)
+
+
+def expected_wait_s(ahead: int, per_minute: float) -> float | None:
+    """How long until its turn at the present pace; None when there is none to go by."""
+    return round((ahead + 1) * 60 / per_minute, 1) if per_minute > 0 else None
+
+
+def _claimed(row: Sequence[Any]) -> Claimed:
+    stamp, record = row[2].split(b" ", 1)
+    return Claimed(
+        ticket=row[0].decode(), event=from_record(record), tries=int(row[3]), enqueued_ms=int(stamp)
+    )
+
+
+_READY: Final = tuple(f"ready:{lane}" for lane in Lane)
+_FAIR: Final = tuple(f"fair:{lane}" for lane in Lane)
+_PARTS: Final = ("tickets", "events", "held", "retry", "tries", "pace", "dead", *_READY, *_FAIR)

@@ -1,0 +1,137 @@
+"""Puts the broker together: settings in, an ASGI application and its pumps out.
+
+Called by `python -m eventing.broker` and `python -m eventing.pump`.
+"""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+import yaml
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from eventing.broker.dead_letter import Undertaker
+from eventing.broker.ingress import Ingress, Router
+from eventing.broker.pump import Pump
+from eventing.broker.queue import Queue
+from eventing.broker.settings import BrokerSettings
+from eventing.broker.trigger import Trigger, parse_trigger
+from eventing.connection import connect
+from eventing.errors import BadRequest, Unavailable
+from eventing.http_server import listen
+from eventing.redis_store import RedisStore
+
+_log = structlog.get_logger()
+
+
+def load_triggers(path: Path) -> list[Trigger]:
+    """The triggers in a YAML file. Raises `BadRequest` naming the field, or that the file cannot be
+    read.
+    """
+    try:
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise BadRequest(
+            f"cannot read triggers from {path}: {error}", "TORPOR_TRIGGERS_FILE"
+        ) from error
+    return [parse_trigger(document) for document in documents if document]
+
+
+class Broker:
+    """Ingress and pumps over one Redis."""
+
+    def __init__(self, settings: BrokerSettings, triggers: Sequence[Trigger]) -> None:
+        self._settings = settings
+        self._redis = connect(
+            settings.redis_url.get_secret_value(), timeout_s=settings.redis_timeout_s
+        )
+        self._store = RedisStore(self._redis)
+        consumer = f"{socket.gethostname()}-{id(self):x}"
+        self._routes = [
+            (trigger, Queue(self._redis, trigger.name, consumer)) for trigger in triggers
+        ]
+        self._router = Router(self._routes)
+        undertaker = Undertaker(self._redis, self._store)
+        self._pumps = [
+            Pump(
+                trigger,
+                queue,
+                self._router,
+                undertaker,
+                token=settings.delivery_token.get_secret_value(),
+            )
+            for trigger, queue in self._routes
+            if settings.trigger in ("", trigger.name)
+        ]
+
+    def app(self) -> Starlette:
+        """The ASGI application: `/` and Knative's `/{namespace}/{broker}` take events."""
+        ingress = Ingress(self._router, body_limit_bytes=self._settings.body_limit_bytes)
+        return Starlette(
+            routes=[
+                Route("/healthz", _alive),
+                Route("/readyz", self._ready),
+                Route("/metrics", _metrics),
+                Route("/", ingress, methods=["POST"]),
+                Route("/{namespace}/{broker}", ingress, methods=["POST"]),
+            ]
+        )
+
+    async def pump(self, stopping: asyncio.Event) -> None:
+        """Deliver until `stopping`; queues are created first, as soon as Redis is there."""
+        while not stopping.is_set():
+            with suppress(Unavailable):
+                for _, queue in self._routes:
+                    await queue.ensure()
+                break
+            await asyncio.sleep(0.5)
+        async with asyncio.TaskGroup() as group:
+            for pump in self._pumps:
+                group.create_task(pump.run())
+            await stopping.wait()
+            for pump in self._pumps:
+                pump.stop()
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def _ready(self, _: Request) -> Response:
+        try:
+            await self._store.ping()
+        except Unavailable:
+            return PlainTextResponse("store unavailable", status_code=503)
+        return PlainTextResponse("ready")
+
+
+async def serve(
+    settings: BrokerSettings, triggers: Sequence[Trigger], *, with_ingress: bool
+) -> None:
+    """Run until SIGTERM or SIGINT; then stop listening, give back what is in flight, end."""
+    broker = Broker(settings, triggers)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(broker.pump(stopping))
+        if with_ingress:
+            app = broker.app()
+            group.create_task(
+                listen(app, host=settings.host, port=settings.port, stopping=stopping)
+            )
+    await broker.close()
+
+
+async def _alive(_: Request) -> Response:
+    return PlainTextResponse("ok")
+
+
+async def _metrics(_: Request) -> Response:
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,30 @@
+"""Settings of the broker and the pump, read once at start from `TORPOR_*` variables."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class BrokerSettings(BaseSettings):
+    """One process of the broker. Every field is a variable: `redis_url` is `TORPOR_REDIS_URL`."""
+
+    model_config = SettingsConfigDict(env_prefix="TORPOR_", frozen=True, extra="ignore")
+
+    host: str = "127.0.0.1"
+    """Address the ingress binds; loopback unless told otherwise."""
+    port: int = Field(8081, ge=0, le=65535)
+    """Port of the ingress."""
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    """Redis or Valkey that holds queues and jobs; may carry a password."""
+    triggers_file: Path = Path("triggers.yaml")
+    """Knative Trigger manifests, one YAML document each."""
+    trigger: str = ""
+    """The one trigger a pump serves; empty serves all."""
+    body_limit_bytes: int = Field(8 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    """Largest event taken."""
+    delivery_token: SecretStr = SecretStr("")
+    """Bearer token on deliveries, so that subscribers know who calls; empty sends none."""
+    redis_timeout_s: float = Field(1.5, gt=1, le=30)
+    """Longest wait for Redis; over 1 s, since waiting for work blocks that long."""
+    log_level: str = "INFO"

@@ -1,0 +1,150 @@
+"""Who wants which events: Knative Triggers, read from their own YAML.
+
+Called by the broker at start and by the ingress for every event. Pure. Field names and meanings are
+those of `eventing.knative.dev/v1` Trigger; what we cannot keep is refused by name.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from eventing.broker.delivery import BackoffPolicy, DeliverySpec
+from eventing.errors import BadRequest
+from eventing.event import Event
+
+PARALLELISM: Final = "torpor.dev/parallelism"
+_DURATION: Final = TypeAdapter(timedelta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """A subscription. `queue` names its queue; an event goes into it when `filters` all match."""
+
+    name: str
+    subscriber: str
+    delivery: DeliverySpec
+    filters: tuple[Mapping[str, Any], ...] = field(default=())
+    parallelism: int = 1
+
+    def matches(self, event: Event) -> bool:
+        return all(matches(expression, event) for expression in self.filters)
+
+
+def matches(expression: Mapping[str, Any], event: Event) -> bool:
+    """True when the CloudEvents Subscriptions filter `expression` holds for the event."""
+    return all(_DIALECT[dialect](operand, event) for dialect, operand in expression.items())
+
+
+def parse_trigger(manifest: Mapping[str, Any]) -> Trigger:
+    """The trigger in a Knative Trigger manifest. Raises `BadRequest` naming the field."""
+    name = str(manifest.get("metadata", {}).get("name", ""))
+    spec = manifest.get("spec", {})
+    subscriber = spec.get("subscriber", {}).get("uri", "")
+    if not name or not subscriber:
+        raise BadRequest(
+            "a trigger needs metadata.name and spec.subscriber.uri", "spec.subscriber.uri"
+        )
+    annotations = manifest.get("metadata", {}).get("annotations", {})
+    return Trigger(
+        name=name,
+        subscriber=subscriber,
+        delivery=parse_delivery(spec.get("delivery", {})),
+        filters=_filters(spec),
+        parallelism=_whole(
+            "metadata.annotations." + PARALLELISM, annotations.get(PARALLELISM, 1), 1
+        ),
+    )
+
+
+def parse_delivery(spec: Mapping[str, Any]) -> DeliverySpec:
+    """The `delivery` of a Trigger. Durations are ISO 8601, as Knative has them."""
+    known = {"retry", "backoffPolicy", "backoffDelay", "timeout", "deadLetterSink", "retryAfterMax"}
+    for name in spec.keys() - known:
+        raise BadRequest(f"spec.delivery.{name} is not supported", f"spec.delivery.{name}")
+    policy = spec.get("backoffPolicy", BackoffPolicy.EXPONENTIAL)
+    if policy not in list(BackoffPolicy):
+        raise BadRequest(
+            "spec.delivery.backoffPolicy must be linear or exponential", "backoffPolicy"
+        )
+    return DeliverySpec(
+        retry=_whole("spec.delivery.retry", spec.get("retry", 0), 0),
+        backoff_policy=BackoffPolicy(policy),
+        backoff_delay_s=_seconds("spec.delivery.backoffDelay", spec.get("backoffDelay", "PT0.2S")),
+        timeout_s=_seconds("spec.delivery.timeout", spec.get("timeout", "PT30S")),
+        dead_letter_sink=spec.get("deadLetterSink", {}).get("uri", ""),
+        retry_after_max_s=_seconds(
+            "spec.delivery.retryAfterMax", spec.get("retryAfterMax", "PT60S")
+        ),
+    )
+
+
+def _filters(spec: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """`filters` win over `filter` when both are set, as in Knative."""
+    listed = spec.get("filters")
+    if not listed:
+        attributes = spec.get("filter", {}).get("attributes", {})
+        listed = [{"exact": attributes}] if attributes else []
+    for expression in listed:
+        _check(expression)
+    return tuple(listed)
+
+
+def _check(expression: Any) -> None:
+    if not isinstance(expression, Mapping) or not expression:
+        raise BadRequest("a filter must be an object with one dialect", "spec.filters")
+    for dialect, operand in expression.items():
+        if dialect not in _DIALECT:
+            raise BadRequest(f"filter dialect {dialect!r} is not supported", "spec.filters")
+        for inner in _nested(dialect, operand):
+            _check(inner)
+
+
+def _nested(dialect: str, operand: Any) -> Sequence[Any]:
+    match dialect:
+        case "all" | "any":
+            return list(operand)
+        case "not":
+            return [operand]
+        case _:
+            return []
+
+
+def _each(operand: Mapping[str, str], event: Event, test: Callable[[str, str], bool]) -> bool:
+    """True when every named attribute is there and passes. An empty operand value means «any», as
+    in Knative's `exact`.
+    """
+    for name, wanted in operand.items():
+        value = event.attribute(name)
+        if value is None or not test(value, wanted):
+            return False
+    return True
+
+
+_DIALECT: Final[Mapping[str, Callable[[Any, Event], bool]]] = {
+    "exact": lambda operand, event: _each(operand, event, lambda v, w: w in ("", v)),
+    "prefix": lambda operand, event: _each(operand, event, str.startswith),
+    "suffix": lambda operand, event: _each(operand, event, str.endswith),
+    "all": lambda operand, event: all(matches(inner, event) for inner in operand),
+    "any": lambda operand, event: any(matches(inner, event) for inner in operand),
+    "not": lambda operand, event: not matches(operand, event),
+}
+
+
+def _seconds(where: str, text: Any) -> float:
+    try:
+        return _DURATION.validate_python(text).total_seconds()
+    except ValidationError as error:
+        raise BadRequest(f"{where} must be an ISO 8601 duration such as PT30S", where) from error
+
+
+def _whole(where: str, value: Any, least: int) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"{where} must be a whole number", where) from error
+    if number < least:
+        raise BadRequest(f"{where} must be at least {least}", where)
+    return number

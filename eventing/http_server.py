@@ -1,0 +1,43 @@
+"""Runs an ASGI application until told to stop, leaving signals to their one owner.
+
+Called by the processes whose life is more than one HTTP server (broker, activator).
+"""
+
+import asyncio
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+
+class _QuietServer(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """The process has one owner of signals, and it is not the HTTP server."""
+        yield
+
+
+async def listen(
+    app: Any, *, host: str, port: int, stopping: asyncio.Event, grace_s: int = 5
+) -> None:
+    """Serve `app` until `stopping`, then let open requests end for `grace_s`.
+
+    Raises `OSError` when the port cannot be had.
+    """
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        access_log=False,
+        log_config=None,
+        lifespan="off",
+        timeout_graceful_shutdown=grace_s,
+    )
+    server = _QuietServer(config)
+    door = socket.create_server((host, port), backlog=2048)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(server.serve(sockets=[door]))
+        await stopping.wait()
+        server.should_exit = True
