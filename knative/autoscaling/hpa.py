@@ -98,7 +98,7 @@ def decide(
 
 
 def _wanted(spec: HpaSpec, reading: HpaReading, now: float) -> tuple[int | None, tuple[str, ...]]:
-    """The largest proposal; None when all metrics failed, or one did and the rest would scale down."""
+    """The largest proposal; None when all failed, or one did and the rest would scale down."""
     tolerance = _tolerance(spec)
     proposals: list[int] = []
     failed: list[str] = []

@@ -48,7 +48,7 @@ class RatePolicy:
 
 @dataclass(frozen=True, slots=True)
 class ScalingRules:
-    """One direction; `stabilization_s` None takes the direction's default, `tolerance` the HPA's."""
+    """One direction; None in `stabilization_s` or `tolerance` takes the default."""
 
     policies: tuple[RatePolicy, ...]
     stabilization_s: float | None = None

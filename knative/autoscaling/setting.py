@@ -147,6 +147,11 @@ class SettingReader:
         """Settings that are allowed and do not concern scaling."""
         self._known.update(names)
 
+    def rest(self) -> tuple[tuple[str, str], ...]:
+        """Everything that nobody asked for yet, as text; it counts as known from now on."""
+        names = sorted(set(self._values) - self._known)
+        return tuple((name, self.text(name, "")) for name in names)
+
     def refuse(self, name: str, value: object, allowed: str) -> None:
         """Remember that `name` cannot be used."""
         self._refusals.append(Refusal(self._prefix + name, f"{value}", allowed))
