@@ -7,7 +7,7 @@ because the callers know what may be sent twice.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -35,9 +35,14 @@ _REFUSED_WRITE = (
 
 
 def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> Redis:
-    """A pool for `url`; it opens connections when they are first used."""
-    return Redis.from_url(
+    """A pool for `url`; it opens connections when they are first used.
+
+    A command beyond `max_connections` waits its turn for `timeout_s`. (The plain pool of redis-py
+    raises at once, which would make a burst of requests look like a store that is away.)
+    """
+    pool = BlockingConnectionPool.from_url(
         url,
+        timeout=timeout_s,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
         max_connections=max_connections,
@@ -45,6 +50,7 @@ def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> R
         health_check_interval=0,
         protocol=2,
     )
+    return Redis.from_pool(pool)
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ Called by `eventing.redis_store`. The Lua scripts write the fields that change w
 their names stand here and there.
 """
 
+import hashlib
 from collections.abc import Mapping
 
 import orjson
@@ -31,6 +32,15 @@ def new_fields(new: NewJob, request: bytes) -> list[Field]:
     if new.metadata:
         pairs["metadata"] = orjson.dumps(dict(new.metadata))
     return [item for pair in pairs.items() for item in pair]
+
+
+def fingerprint(request: bytes, tenant: str) -> str:
+    """What makes it the same request again. The order of keys does not."""
+    try:
+        canonical = orjson.dumps(orjson.loads(request), option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONDecodeError:
+        canonical = request
+    return hashlib.sha256(tenant.encode() + b"\0" + canonical).hexdigest()
 
 
 def ending_fields(ending: Ending) -> list[Field]:
@@ -74,7 +84,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
     return Job(
         id=job_id,
         state=JobState(text["state"]),
-        request=_request(record[b"request"]),
+        request=request_of(record[b"request"]),
         tenant=text["tenant"],
         lane=Lane(text["lane"]),
         source=text["source"],
@@ -93,6 +103,8 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         usage=orjson.loads(text["usage"]) if "usage" in text else None,
         error=JobError(**orjson.loads(text["error"])) if "error" in text else None,
         is_dead_letter=text.get("dead") == "1",
+        is_announced=text.get("announced") == "1",
+        refused_writes=number("fenced"),
         history=_history(text.get("history", "[]")),
         metadata=orjson.loads(text["metadata"]) if "metadata" in text else {},
     )
@@ -114,7 +126,7 @@ def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
     )
 
 
-def _request(raw: bytes) -> JobRequest:
+def request_of(raw: bytes) -> JobRequest:
     """The request as recorded; one that never was a job (a dead letter) is shown as far as it can
     be read.
     """

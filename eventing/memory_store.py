@@ -5,18 +5,16 @@ scripts in Python, with the clock as an argument; `tests/contract` holds the two
 not be used for anything that has to survive its process.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-import orjson
-
 from eventing.clock import Clock, SystemClock
-from eventing.cursor import ListCursor
 from eventing.errors import IdempotencyConflict
 from eventing.job import AttemptRecord, Job, JobError, JobId, JobRequest, JobState
-from eventing.job_record import fresh, request_of
+from eventing.job_list import ListCursor
+from eventing.job_record import fingerprint, fresh, request_of
+from eventing.memory_record import MemoryRecord, closed, entry_order, stored
 from eventing.store import (
     Acquired,
     AcquireStatus,
@@ -38,28 +36,13 @@ Index = dict[JobId, int]
 """Members with their time, as a sorted set has them."""
 
 
-@dataclass(slots=True)
-class _Record:
-    """What Redis keeps under one hash tag: the job, its token stream, and what is nobody's
-    business.
-    """
-
-    job: Job
-    sha: str
-    failures: int = 0
-    expires_ms: int = 0
-    is_rejected: bool = False
-    must_restart: bool = False
-    entries: list[StreamEntry] = field(default_factory=list)
-
-
 class MemoryStore:
     """A `Store` in one process. No method awaits anything, so each is atomic by itself."""
 
     def __init__(self, settings: LeaseSettings | None = None, clock: Clock | None = None) -> None:
         self._settings = settings or LeaseSettings()
         self._clock = clock or SystemClock()
-        self._records: dict[JobId, _Record] = {}
+        self._records: dict[JobId, MemoryRecord] = {}
         self._jobs: dict[str, Index] = {}
         self._dead: dict[str, Index] = {}
         self._unpublished: Index = {}
@@ -70,11 +53,11 @@ class MemoryStore:
         now = self._now()
         self._unpublished[new.id] = now + _SWEEP_AFTER_MS
         self._jobs.setdefault(new.tenant, {}).setdefault(new.id, now)
-        sha = _sha(new.request.to_json(), new.tenant)
+        sha = fingerprint(new.request.to_json(), new.tenant)
         record = self._find(new.id)
         if record is None:
-            job = fresh(new, now)
-            self._records[new.id] = _Record(job, sha)
+            job = replace(fresh(new, now), request=request_of(new.request.to_json()))
+            self._records[new.id] = MemoryRecord(job, sha)
             return job, True
         if record.sha != sha:
             raise IdempotencyConflict(
@@ -83,14 +66,14 @@ class MemoryStore:
         return record.job, False
 
     async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
-        now, sha = self._now(), _sha(raw, new.tenant)
+        now, sha = self._now(), fingerprint(raw, new.tenant)
         self._unannounced[new.id] = now + _SWEEP_AFTER_MS
         self._jobs.setdefault(new.tenant, {}).setdefault(new.id, now)
         self._dead.setdefault(new.tenant, {})[new.id] = now
         record = self._find(new.id)
         if record is None:
             job = replace(fresh(new, now), request=request_of(raw))
-            record = self._records[new.id] = _Record(job, sha, is_rejected=True)
+            record = self._records[new.id] = MemoryRecord(job, sha, is_rejected=True)
         elif record.sha != sha and not record.is_rejected:
             return False
         if record.job.state is JobState.QUEUED:
@@ -127,11 +110,9 @@ class MemoryStore:
             return Acquired(status=AcquireStatus.TERMINAL)
         if job.state is JobState.IN_PROGRESS:
             if job.lease_until_ms > now:
-                return Acquired(
-                    status=AcquireStatus.HELD, lease_left_ms=job.lease_until_ms - now
-                )
+                return Acquired(status=AcquireStatus.HELD, lease_left_ms=job.lease_until_ms - now)
             record.failures += 1
-            record.job = replace(job, history=_closed(job.history, "lost", now))
+            record.job = replace(job, history=closed(job.history, "lost", now))
         if reason := self._why_over(record, now):
             return self._give_up(record, reason)
         return self._start_attempt(record, owner, can_resume, now)
@@ -145,9 +126,9 @@ class MemoryStore:
             return Hold.MISSING
         job = record.job
         if job.attempt != attempt or job.state is JobState.QUEUED:
-            return _refused(record, Hold.FENCED)
+            return record.refuse(Hold.FENCED)
         if job.state is not JobState.IN_PROGRESS:
-            return _refused(record, Hold.TERMINAL)
+            return record.refuse(Hold.TERMINAL)
         if job.token_count != batch.index:
             return Hold.GAP
         first_ms = job.first_token_ms or (0 if batch.index else self._now())
@@ -173,9 +154,9 @@ class MemoryStore:
         if record is None:
             return Hold.MISSING
         if record.job.state.is_terminal:
-            return _refused(record, Hold.TERMINAL)
+            return record.refuse(Hold.TERMINAL)
         if record.job.attempt != attempt or record.job.state is JobState.QUEUED:
-            return _refused(record, Hold.FENCED)
+            return record.refuse(Hold.FENCED)
         self._end(record, ending, ending.error.code if ending.error else str(ending.state))
         return Hold.OK
 
@@ -185,7 +166,7 @@ class MemoryStore:
             return False
         job, now = record.job, self._now()
         if job.state is not JobState.IN_PROGRESS or job.attempt != attempt:
-            _refused(record, Hold.FENCED)
+            record.refuse(Hold.FENCED)
             return False
         record.failures += why is Release.FAILURE
         if record.failures >= self._settings.max_attempts:
@@ -198,7 +179,7 @@ class MemoryStore:
             state=JobState.QUEUED,
             lease_owner="",
             lease_until_ms=0,
-            history=_closed(job.history, str(why), now),
+            history=closed(job.history, str(why), now),
         )
         self._add(record, EntryKind.STATE, attempt=attempt, state=JobState.QUEUED, at_ms=now)
         return True
@@ -227,7 +208,7 @@ class MemoryStore:
             usage=None,
         )
         if request is not None:
-            record.sha = _sha(request.to_json(), job.tenant)
+            record.sha = fingerprint(request.to_json(), job.tenant)
             record.must_restart, record.is_rejected = job.token_count > 0, False
             job = replace(job, request=request, token_count=0)
         record.job, record.failures, record.expires_ms = job, 0, 0
@@ -250,8 +231,8 @@ class MemoryStore:
     ) -> list[StreamEntry]:
         record = self._find(job_id)
         entries = record.entries if record else []
-        start = _entry_order(after) if after else (-1, -1)
-        return [entry for entry in entries if _entry_order(entry.cursor) > start][:limit]
+        start = entry_order(after) if after else (-1, -1)
+        return [entry for entry in entries if entry_order(entry.cursor) > start][:limit]
 
     async def token_ids(self, job_id: JobId, count: int) -> list[int]:
         ids: list[int] = []
@@ -284,14 +265,14 @@ class MemoryStore:
     def _now(self) -> int:
         return self._clock.wall_ms()
 
-    def _find(self, job_id: JobId) -> _Record | None:
+    def _find(self, job_id: JobId) -> MemoryRecord | None:
         record = self._records.get(job_id)
         if record and 0 < record.expires_ms <= self._now():
             del self._records[job_id]
             return None
         return record
 
-    def _why_over(self, record: _Record, now: int) -> JobError | None:
+    def _why_over(self, record: MemoryRecord, now: int) -> JobError | None:
         if 0 < record.job.deadline_ms <= now:
             return JobError(code="expired", message="the deadline passed before the job ended")
         limit = self._settings.max_attempts
@@ -300,14 +281,14 @@ class MemoryStore:
             return JobError(code="exhausted", message=lost)
         return None
 
-    def _give_up(self, record: _Record, reason: JobError) -> Acquired:
+    def _give_up(self, record: MemoryRecord, reason: JobError) -> Acquired:
         ending = Ending(state=JobState.FAILED, error=reason, is_dead_letter=True)
         self._end(record, ending, outcome="")
         self._note_dead(record.job)
         return Acquired(status=AcquireStatus(reason.code))
 
     def _start_attempt(
-        self, record: _Record, owner: str, can_resume: bool, now: int
+        self, record: MemoryRecord, owner: str, can_resume: bool, now: int
     ) -> Acquired:
         job = record.job
         is_restart = record.must_restart or (job.token_count > 0 and not can_resume)
@@ -334,9 +315,7 @@ class MemoryStore:
             is_restart=is_restart,
             at_ms=now,
         )
-        return Acquired(
-            status=AcquireStatus.ACQUIRED, attempt=started.attempt, token_count=tokens
-        )
+        return Acquired(status=AcquireStatus.ACQUIRED, attempt=started.attempt, token_count=tokens)
 
     def _renew(self, job_id: JobId, attempt: int, extend: bool) -> Hold:
         record = self._find(job_id)
@@ -369,8 +348,8 @@ class MemoryStore:
         self._end(record, ending, str(ending.state))
         return Hold.OK
 
-    def _end(self, record: _Record, ending: Ending, outcome: str) -> None:
-        """The one way into a terminal state; an attempt that `outcome` is about is closed with it."""
+    def _end(self, record: MemoryRecord, ending: Ending, outcome: str) -> None:
+        """The one way into a terminal state; a running attempt is closed with `outcome`."""
         now, job, s = self._now(), record.job, self._settings
         is_running = job.state is JobState.IN_PROGRESS
         record.job = replace(
@@ -379,12 +358,12 @@ class MemoryStore:
             finished_ms=now,
             lease_owner="",
             lease_until_ms=0,
-            result=_stored(ending.result, job.result),
-            usage=_stored(ending.usage, job.usage),
+            result=stored(ending.result, job.result),
+            usage=stored(ending.usage, job.usage),
             error=ending.error or job.error,
             is_dead_letter=ending.is_dead_letter,
             is_announced=False,
-            history=_closed(job.history, outcome, now) if is_running and outcome else job.history,
+            history=closed(job.history, outcome, now) if is_running and outcome else job.history,
         )
         retention_s = s.dead_letter_retention_s if ending.is_dead_letter else s.retention_s
         record.expires_ms = now + retention_s * 1000
@@ -398,7 +377,7 @@ class MemoryStore:
         if not again or job.id not in dead:
             dead[job.id] = now
 
-    def _add(self, record: _Record, kind: EntryKind, **fields: Any) -> None:
+    def _add(self, record: MemoryRecord, kind: EntryKind, **fields: Any) -> None:
         now, (last_ms, sequence) = self._now(), self._last_entry
         self._last_entry = (now, 0) if now > last_ms else (last_ms, sequence + 1)
         cursor = f"{self._last_entry[0]}-{self._last_entry[1]}"
@@ -430,34 +409,3 @@ class MemoryStore:
         for _, job_id in due:
             index[job_id] = now + _HOLD_BY_SWEEPER_MS
         return [job_id for _, job_id in due]
-
-
-def _refused(record: _Record, answer: Hold) -> Hold:
-    record.job = replace(record.job, refused_writes=record.job.refused_writes + 1)
-    return answer
-
-
-def _closed(
-    history: tuple[AttemptRecord, ...], outcome: str, now: int
-) -> tuple[AttemptRecord, ...]:
-    if not history:
-        return ()
-    return (*history[:-1], replace(history[-1], outcome=outcome, ended_ms=now))
-
-
-def _stored(value: Mapping[str, Any] | None, before: Any) -> Any:
-    """What a reader gets back: JSON, as the real store keeps it."""
-    return before if value is None else orjson.loads(orjson.dumps(value))
-
-
-def _entry_order(cursor: str) -> tuple[int, int]:
-    milliseconds, _, sequence = cursor.partition("-")
-    return int(milliseconds), int(sequence or 0)
-
-
-def _sha(request: bytes, tenant: str) -> str:
-    try:
-        canonical = orjson.dumps(orjson.loads(request), option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONDecodeError:
-        canonical = request
-    return hashlib.sha256(tenant.encode() + b"\0" + canonical).hexdigest()

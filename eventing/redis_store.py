@@ -6,7 +6,6 @@ other slots than the job, so they are written *before* the record: a crash in be
 index entry without a job, which the sweep drops, and never a job that no index knows.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -17,11 +16,13 @@ from eventing import job_record, keys
 from eventing.connection import failures_named
 from eventing.errors import IdempotencyConflict
 from eventing.job import Job, JobError, JobId, JobRequest, JobState
+from eventing.job_list import ListCursor
 from eventing.script import Argument, Call, run, run_all
 from eventing.store import (
     Acquired,
     AcquireStatus,
     Ending,
+    EntryKind,
     Hold,
     LeaseSettings,
     NewJob,
@@ -58,7 +59,11 @@ class RedisStore:
             [
                 _index(keys.UNPUBLISHED, new.id, SWEEP_AFTER_MS),
                 _index(keys.jobs_of(new.tenant), new.id, 0, "NX"),
-                ("create", [keys.job(new.id)], [_sha(request, new.tenant), *fields]),
+                (
+                    "create",
+                    [keys.job(new.id)],
+                    [job_record.fingerprint(request, new.tenant), *fields],
+                ),
             ]
         )
         status, created_ms = answers[2][0].decode(), int(answers[2][1])
@@ -71,16 +76,21 @@ class RedisStore:
         job = await self.get(new.id)
         return job or job_record.fresh(new, created_ms), False
 
-    async def reject(self, new: NewJob, error: JobError, raw: bytes) -> None:
-        fields = job_record.new_fields(new, raw)
-        ending = Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
-        await self._run_all(
+    async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
+        args: list[Argument] = [
+            job_record.fingerprint(raw, new.tenant),
+            self._settings.dead_letter_retention_s,
+        ]
+        fields = [*job_record.new_fields(new, raw), "error", orjson.dumps(error.to_dict())]
+        answers = await self._run_all(
             [
+                _index(keys.UNANNOUNCED, new.id, SWEEP_AFTER_MS),
                 _index(keys.jobs_of(new.tenant), new.id, 0, "NX"),
-                ("create", [keys.job(new.id)], [_sha(raw, new.tenant), *fields]),
-                *self._conclude_calls(new.id, new.tenant, ending, force=False),
+                _index(keys.dead_letters_of(new.tenant), new.id, 0),
+                ("reject", _job_keys(new.id), [*args, *fields]),
             ]
         )
+        return bool(answers[-1] != b"conflict")
 
     async def get(self, job_id: JobId) -> Job | None:
         async with failures_named():
@@ -90,14 +100,17 @@ class RedisStore:
     async def list_jobs(
         self, tenant: str, *, states: Sequence[JobState] = (), limit: int = 20, cursor: str = ""
     ) -> Page:
-        return await self._list(
-            keys.jobs_of(tenant), lambda job: not states or job.state in states, limit, cursor
-        )
+        def is_wanted(job: Job) -> bool:
+            # A conflicting event of another tenant leaves the id in that tenant's index.
+            return job.tenant == tenant and (not states or job.state in states)
+
+        return await self._list(keys.jobs_of(tenant), is_wanted, limit, cursor)
 
     async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
-        return await self._list(
-            keys.dead_letters_of(tenant), lambda job: job.is_dead_letter, limit, cursor
-        )
+        def is_wanted(job: Job) -> bool:
+            return job.tenant == tenant and job.is_dead_letter
+
+        return await self._list(keys.dead_letters_of(tenant), is_wanted, limit, cursor)
 
     async def acquire(self, job_id: JobId, owner: str, *, can_resume: bool) -> Acquired:
         s = self._settings
@@ -118,6 +131,9 @@ class RedisStore:
                 return Acquired(status=status, lease_left_ms=int(answer[1]))
             case AcquireStatus.EXPIRED | AcquireStatus.EXHAUSTED:
                 await self._note_dead(job_id)
+            case AcquireStatus.TERMINAL if answer[1] == 1:
+                # Whoever failed it died before it could note so, and this is the next delivery.
+                await self._note_dead(job_id, "NX")
         return Acquired(status=status)
 
     async def renew(self, leases: Sequence[tuple[JobId, int]], *, extend: bool) -> list[Hold]:
@@ -169,7 +185,14 @@ class RedisStore:
         edited: list[str | bytes] = []
         if request is not None:
             text = request.to_json()
-            edited = ["request", text, "sha", _sha(text, tenant), "model", request.model]
+            edited = [
+                "request",
+                text,
+                "sha",
+                job_record.fingerprint(text, tenant),
+                "model",
+                request.model,
+            ]
         answers = await self._run_all(
             [
                 _index(keys.UNPUBLISHED, job_id, SWEEP_AFTER_MS),
@@ -179,13 +202,14 @@ class RedisStore:
         return bool(answers[1] == b"queued")
 
     async def delete(self, job_id: JobId) -> bool:
-        job = await self.get(job_id)
-        if job is None or not job.state.is_terminal:
-            return False
+        tenant = await self._tenant(job_id)
         async with failures_named():
-            await self._redis.zrem(keys.jobs_of(job.tenant), job_id)
-            await self._redis.zrem(keys.dead_letters_of(job.tenant), job_id)
-            return bool(await self._redis.delete(*_job_keys(job_id)))
+            if not await run(self._redis, "delete", _job_keys(job_id), []):
+                return False
+            # If we die here, whoever lists them next drops what leads nowhere.
+            await self._redis.zrem(keys.jobs_of(tenant), job_id)
+            await self._redis.zrem(keys.dead_letters_of(tenant), job_id)
+        return True
 
     async def read_stream(
         self, job_id: JobId, after: str = "", limit: int = 1000
@@ -196,15 +220,15 @@ class RedisStore:
         return [job_record.parse_entry(cursor, fields) for cursor, fields in entries]
 
     async def token_ids(self, job_id: JobId, count: int) -> list[int]:
-        """Reads the whole stream: a restart voids what stands before it, so only the last run from
-        0 counts.
+        """Reads the whole stream: an attempt that starts at an index voids what stood from there
+        on.
         """
         ids: list[int] = []
         after = ""
         while entries := await self.read_stream(job_id, after):
             for entry in entries:
-                if entry.is_restart:
-                    ids.clear()
+                if entry.kind is EntryKind.ATTEMPT:
+                    del ids[entry.index :]
                 ids.extend(entry.token_ids)
             after = entries[-1].cursor
         return ids[:count]
@@ -221,7 +245,8 @@ class RedisStore:
 
     async def mark_announced(self, job_id: JobId) -> None:
         async with failures_named():
-            await self._redis.zrem(keys.UNANNOUNCED, job_id)
+            if await run(self._redis, "announce", [keys.job(job_id)], []):
+                await self._redis.zrem(keys.UNANNOUNCED, job_id)
 
     async def ping(self) -> None:
         async with failures_named():
@@ -245,15 +270,15 @@ class RedisStore:
         calls.append(("conclude", _job_keys(job_id), [*args, *job_record.ending_fields(ending)]))
         return calls
 
-    async def _note_dead(self, job_id: JobId) -> None:
+    async def _note_dead(self, job_id: JobId, mode: str = "") -> None:
         """Index a job that a script has just failed. If we die before this, the job's own next
-        delivery notes it.
+        delivery notes it (`acquire`).
         """
         tenant = await self._tenant(job_id)
         await self._run_all(
             [
-                _index(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS),
-                _index(keys.dead_letters_of(tenant), job_id, 0),
+                _index(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS, mode),
+                _index(keys.dead_letters_of(tenant), job_id, 0, mode),
             ]
         )
 
@@ -261,8 +286,26 @@ class RedisStore:
         self, index: str, is_wanted: Callable[[Job], bool], limit: int, cursor: str
     ) -> Page:
         """Walk an index from its newest end; entries of expired jobs are dropped on the way."""
-        top = f"({cursor}" if cursor else "+inf"
-        found: list[Job] = []
+        place = ListCursor.parse(cursor)
+        found: list[tuple[Job, ListCursor]] = []
+        while places := await self._places(index, place):
+            async with failures_named():
+                jobs = await self._get_many([place.job_id for place in places])
+                if gone := [p.job_id for p, job in zip(places, jobs, strict=True) if job is None]:
+                    await self._redis.zrem(index, *gone)
+            for place, job in zip(places, jobs, strict=True):
+                if job is None or not is_wanted(job):
+                    continue
+                if len(found) == limit:
+                    return Page(jobs=tuple(j for j, _ in found), next_cursor=str(found[-1][1]))
+                found.append((job, place))
+        return Page(jobs=tuple(job for job, _ in found))
+
+    async def _places(self, index: str, after: ListCursor | None) -> list[ListCursor]:
+        """The next places of an index, newest first; empty at its end. Those that share their
+        millisecond with `after` are read again and skipped, since Redis knows no cursor in a score.
+        """
+        top, offset = str(after.at_ms) if after else "+inf", 0
         while True:
             async with failures_named():
                 rows = await self._redis.zrange(
@@ -271,23 +314,15 @@ class RedisStore:
                     "-inf",
                     desc=True,
                     byscore=True,
-                    offset=0,
+                    offset=offset,
                     num=_LIST_SCAN,
                     withscores=True,
                 )
-                jobs = await self._get_many([JobId(member.decode()) for member, _ in rows])
-            gone = [member for (member, _), job in zip(rows, jobs, strict=True) if job is None]
-            if gone:
-                async with failures_named():
-                    await self._redis.zrem(index, *gone)
-            for (_, score), job in zip(rows, jobs, strict=True):
-                if job is not None and is_wanted(job):
-                    found.append(job)
-                    if len(found) == limit:
-                        return Page(jobs=tuple(found), next_cursor=f"{score:.0f}")
-            if len(rows) < _LIST_SCAN:
-                return Page(jobs=tuple(found))
-            top = f"({rows[-1][1]:.0f}"
+            places = [ListCursor(int(score), JobId(member.decode())) for member, score in rows]
+            fresh = [place for place in places if after is None or place < after]
+            if fresh or len(rows) < _LIST_SCAN:
+                return fresh
+            offset += _LIST_SCAN
 
     async def _get_many(self, job_ids: Sequence[JobId]) -> list[Job | None]:
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -321,12 +356,3 @@ def _job_keys(job_id: JobId) -> list[str]:
 
 def _index(key: str, member: str, delay_ms: int, mode: str = "") -> Call:
     return ("index", [key], [member, delay_ms, mode])
-
-
-def _sha(request: bytes, tenant: str) -> str:
-    """What makes it the same request again. Order of keys does not."""
-    try:
-        canonical = orjson.dumps(orjson.loads(request), option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONDecodeError:
-        canonical = request
-    return hashlib.sha256(tenant.encode() + b"\0" + canonical).hexdigest()

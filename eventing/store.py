@@ -148,9 +148,11 @@ class Store(Protocol):
         Raises `IdempotencyConflict` when the id exists with another request.
         """
 
-    async def reject(self, new: NewJob, error: JobError, raw: bytes) -> None:
+    async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
         """Record an event that can never be a job: failed, a dead letter, with its raw data.
-        Idempotent.
+
+        Idempotent. False when a job of another request has this identity: that one is left alone,
+        since whoever knows a job's identity must not be able to end it.
         """
 
     async def get(self, job_id: JobId) -> Job | None:
@@ -159,7 +161,7 @@ class Store(Protocol):
     async def list_jobs(
         self, tenant: str, *, states: Sequence[JobState] = (), limit: int = 20, cursor: str = ""
     ) -> Page:
-        """Jobs of a tenant, newest first."""
+        """Jobs of a tenant, newest first. Raises `BadRequest` for a cursor that is none of ours."""
 
     async def acquire(self, job_id: JobId, owner: str, *, can_resume: bool) -> Acquired:
         """Start an attempt. A lapsed lease is taken over and costs the job one attempt."""
@@ -195,7 +197,7 @@ class Store(Protocol):
         """Failed jobs that were set aside, newest first."""
 
     async def delete(self, job_id: JobId) -> bool:
-        """Forget an ended job and its tokens; False when there is none or it runs."""
+        """Forget an ended job and its tokens; False when there is none or it has not ended."""
 
     async def read_stream(
         self, job_id: JobId, after: str = "", limit: int = 1000

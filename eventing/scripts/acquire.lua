@@ -1,11 +1,13 @@
 -- Take the lease of a job for a new attempt, or say why not. A job past its deadline or out of attempts is failed here.
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 owner, 2 lease_ms, 3 max_attempts, 4 '1' if tokens so far may be continued, 5 retention_s of a failed job
--- gives {'acquired', attempt, token_count, now_ms} | {'held', lease_left_ms} | {'missing'} | {'terminal'} | {'expired'} | {'exhausted'}
-local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'failures', 'token_count', 'lease_until_ms', 'deadline_ms', 'history')
+-- gives {'acquired', attempt, token_count, now_ms} | {'held', lease_left_ms} | {'missing'} | {'terminal', 1 for a dead letter that nobody announced} | {'expired'} | {'exhausted'}
+local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'failures', 'token_count', 'lease_until_ms', 'deadline_ms', 'history', 'dead', 'announced', 'restart')
 local state = job[1]
 if not state then return {'missing'} end
-if state ~= 'queued' and state ~= 'in_progress' then return {'terminal'} end
+if state ~= 'queued' and state ~= 'in_progress' then
+  return {'terminal', job[8] == '1' and job[9] ~= '1' and 1 or 0}
+end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local attempt, failures, tokens = tonumber(job[2]), tonumber(job[3]), tonumber(job[4])
@@ -25,18 +27,19 @@ if reason then
   local message = reason == 'expired' and 'the deadline passed before the job ended'
     or 'every attempt was lost (' .. failures .. ' of ' .. ARGV[3] .. ')'
   redis.call('HSET', KEYS[1], 'state', 'failed', 'failures', failures, 'finished_ms', now, 'lease_owner', '', 'lease_until_ms', 0,
-    'error', cjson.encode({code = reason, message = message, field = ''}), 'dead', 1, 'history', cjson.encode(history))
+    'error', cjson.encode({code = reason, message = message, field = ''}), 'dead', 1, 'announced', 0, 'history', cjson.encode(history))
   redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', 'failed', 'attempt', attempt, 'at_ms', now)
   redis.call('EXPIRE', KEYS[1], ARGV[5])
   redis.call('EXPIRE', KEYS[2], ARGV[5])
   return {reason}
 end
 attempt = attempt + 1
-local restarted = tokens > 0 and ARGV[4] ~= '1'
+local restarted = job[10] == '1' or (tokens > 0 and ARGV[4] ~= '1')
 if restarted then tokens = 0 end
 history[#history + 1] = {attempt = attempt, owner = ARGV[1], started_ms = now, resumed_from = tokens}
 redis.call('HSET', KEYS[1], 'state', 'in_progress', 'attempt', attempt, 'failures', failures, 'token_count', tokens,
   'lease_owner', ARGV[1], 'lease_until_ms', now + tonumber(ARGV[2]), 'history', cjson.encode(history))
 redis.call('HSETNX', KEYS[1], 'started_ms', now)
+if job[10] then redis.call('HDEL', KEYS[1], 'restart') end
 redis.call('XADD', KEYS[2], '*', 'kind', 'attempt', 'attempt', attempt, 'index', tokens, 'restarted', restarted and 1 or 0, 'at_ms', now)
 return {'acquired', attempt, tokens, now}

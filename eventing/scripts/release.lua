@@ -4,8 +4,10 @@
 -- gives 'queued' | 'exhausted' (now failed, a dead letter) | 'fenced' | 'terminal' | 'missing'
 local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'failures', 'history')
 if not job[1] then return 'missing' end
-if job[1] ~= 'in_progress' and job[1] ~= 'queued' then return 'terminal' end
-if job[2] ~= ARGV[1] or job[1] == 'queued' then return 'fenced' end
+if job[1] ~= 'in_progress' or job[2] ~= ARGV[1] then
+  redis.call('HINCRBY', KEYS[1], 'fenced', 1)
+  return (job[1] == 'in_progress' or job[1] == 'queued') and 'fenced' or 'terminal'
+end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local failures = tonumber(job[3])
@@ -20,7 +22,7 @@ local state = exhausted and 'failed' or 'queued'
 redis.call('HSET', KEYS[1], 'state', state, 'failures', failures, 'lease_owner', '', 'lease_until_ms', 0, 'history', cjson.encode(history))
 redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', state, 'attempt', ARGV[1], 'at_ms', now)
 if not exhausted then return 'queued' end
-redis.call('HSET', KEYS[1], 'finished_ms', now, 'dead', 1, 'error', ARGV[5])
+redis.call('HSET', KEYS[1], 'finished_ms', now, 'dead', 1, 'announced', 0, 'error', ARGV[5])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 return 'exhausted'

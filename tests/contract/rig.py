@@ -1,0 +1,120 @@
+"""A store and a way to let time pass in it, for suites that run against every implementation.
+
+A lease lapses in 30 s and a dead letter stays for 14 days; no test waits for either. In memory the
+clock is ours. In Redis everything that is measured in store time is moved into the past instead,
+which is the same to every script.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from redis.asyncio import Redis
+
+from eventing import keys
+from eventing.job import JobId, JobRequest, Lane, derive_job_id
+from eventing.memory_store import MemoryStore
+from eventing.redis_store import RedisStore
+from eventing.store import LeaseSettings, NewJob, Store
+
+SOURCE: Final = "/tests/producer"
+SETTINGS: Final = LeaseSettings(
+    lease_ms=30_000, max_attempts=3, retention_s=3600, dead_letter_retention_s=7200
+)
+_TIMES: Final = (
+    "created_ms",
+    "started_ms",
+    "first_token_ms",
+    "finished_ms",
+    "deadline_ms",
+    "lease_until_ms",
+)
+
+
+@dataclass(slots=True)
+class FakeClock:
+    """A clock that goes on only when told to."""
+
+    now_ms: int = 1_800_000_000_000
+
+    def monotonic_s(self) -> float:
+        return self.now_ms / 1000
+
+    def wall_ms(self) -> int:
+        return self.now_ms
+
+
+class Rig(Protocol):
+    """What a suite needs of an implementation under test."""
+
+    store: Store
+
+    async def pass_time(self, milliseconds: int) -> None: ...
+
+    async def now_ms(self) -> int: ...
+
+
+@dataclass(slots=True)
+class MemoryRig:
+    clock: FakeClock = field(default_factory=FakeClock)
+    store: MemoryStore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.store = MemoryStore(SETTINGS, self.clock)
+
+    async def pass_time(self, milliseconds: int) -> None:
+        self.clock.now_ms += milliseconds
+
+    async def now_ms(self) -> int:
+        return self.clock.now_ms
+
+
+@dataclass(slots=True)
+class RedisRig:
+    redis: Redis
+    store: RedisStore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.store = RedisStore(self.redis, SETTINGS)
+
+    async def pass_time(self, milliseconds: int) -> None:
+        for key in [key async for key in self.redis.scan_iter(match=f"{keys.PREFIX}:*")]:
+            kind = await self.redis.type(key)
+            if kind == b"zset":
+                for member, score in await self.redis.zrange(key, 0, -1, withscores=True):
+                    await self.redis.zadd(key, {member: score - milliseconds})
+            elif kind == b"hash":
+                await self._age(key, milliseconds)
+            left_ms = await self.redis.pttl(key)
+            if left_ms >= 0:
+                await self.redis.pexpire(key, max(left_ms - milliseconds, 0))
+
+    async def now_ms(self) -> int:
+        seconds, microseconds = await self.redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    async def _age(self, key: bytes, milliseconds: int) -> None:
+        record = await self.redis.hgetall(key)
+        for name in _TIMES:
+            if int(record.get(name.encode()) or 0) > 0:
+                await self.redis.hincrby(key, name, -milliseconds)
+
+
+def new_job(
+    event_id: str = "1", *, prompt: str = "why?", tenant: str = "acme", deadline_ms: int = 0
+) -> NewJob:
+    """A job that an event of `SOURCE` asks for."""
+    body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
+    return NewJob(
+        id=derive_job_id(SOURCE, event_id),
+        request=JobRequest(url="/v1/chat/completions", body=body, custom_id=event_id),
+        source=SOURCE,
+        event_id=event_id,
+        tenant=tenant,
+        lane=Lane.DEFAULT,
+        deadline_ms=deadline_ms,
+        metadata={"webhook": "https://example.org/hook"},
+    )
+
+
+def job_id(event_id: str = "1") -> JobId:
+    return derive_job_id(SOURCE, event_id)
