@@ -1,0 +1,114 @@
+"""What a run measures, in memory that does not grow with its length.
+
+Called by the world. It must not know what the numbers mean.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+# Neighbouring buckets differ by one percent, so a quantile is right within half a percent.
+_GROWTH = 1.01
+_LOG_GROWTH = math.log(_GROWTH)
+# Below a tenth of a millisecond a wait is none.
+_SMALLEST = 1e-4
+_MOST_POINTS = 1200
+
+
+@dataclass(slots=True)
+class Sketch:
+    """A distribution of durations in buckets of one percent; mean and maximum are exact."""
+
+    count: int = 0
+    total: float = 0.0
+    largest: float = 0.0
+    _buckets: dict[int, int] = field(default_factory=dict)
+
+    def add(self, value: float) -> None:
+        """Count one duration."""
+        self.count += 1
+        self.total += value
+        if value > self.largest:
+            self.largest = value
+        bucket = -(10**6) if value < _SMALLEST else math.ceil(math.log(value) / _LOG_GROWTH)
+        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
+
+    def quantile(self, share: float) -> float:
+        """The duration that `share` of all stay at or below; 0.0 when nothing was counted."""
+        if not self.count:
+            return 0.0
+        rank = max(1, math.ceil(share * self.count))
+        seen = 0
+        for bucket in sorted(self._buckets):
+            seen += self._buckets[bucket]
+            if seen >= rank:
+                break
+        if bucket == -(10**6):
+            return 0.0
+        middle = math.exp((bucket - 0.5) * _LOG_GROWTH)
+        return min(middle, self.largest)
+
+    @property
+    def mean(self) -> float:
+        """The mean of all durations; 0.0 when there are none."""
+        return self.total / self.count if self.count else 0.0
+
+
+@dataclass(slots=True)
+class Recent:
+    """The quantile of the last `window_s` seconds, for policies that scale on latency."""
+
+    window_s: float
+    _older: Sketch = field(default_factory=Sketch)
+    _newer: Sketch = field(default_factory=Sketch)
+    _turned: float = 0.0
+
+    def add(self, value: float, now: float) -> None:
+        """Count one duration at `now`."""
+        self._turn(now)
+        self._newer.add(value)
+
+    def quantile(self, share: float, now: float) -> float | None:
+        """The quantile of between one half and one whole window; None when nothing was counted."""
+        self._turn(now)
+        worst = max(self._older.quantile(share), self._newer.quantile(share))
+        return worst if self._older.count + self._newer.count else None
+
+    def _turn(self, now: float) -> None:
+        half = self.window_s / 2
+        while now - self._turned >= half:
+            if now - self._turned >= 2 * self.window_s:
+                self._turned = now
+                self._newer = Sketch()
+            else:
+                self._turned += half
+            self._older, self._newer = self._newer, Sketch()
+
+
+@dataclass(slots=True)
+class Series:
+    """A few named values over time; halves its resolution when it would grow too long."""
+
+    names: tuple[str, ...]
+    interval_s: float = 1.0
+    points: list[tuple[float, ...]] = field(default_factory=list)
+    _next: float = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Whether the next point should be taken."""
+        return now >= self._next
+
+    def add(self, now: float, *values: float) -> None:
+        """Take a point."""
+        self.points.append((now, *values))
+        self._next = now + self.interval_s
+        if len(self.points) >= _MOST_POINTS:
+            self.points = self._halved()
+            self.interval_s *= 2
+
+    def _halved(self) -> list[tuple[float, ...]]:
+        """Of each two points the highest values, so that a short peak is not lost."""
+        halved: list[tuple[float, ...]] = []
+        for at in range(0, len(self.points) - 1, 2):
+            one, two = self.points[at], self.points[at + 1]
+            halved.append((one[0], *(max(a, b) for a, b in zip(one[1:], two[1:], strict=True))))
+        return halved
