@@ -1,0 +1,118 @@
+"""The handful of values that a deployment is rendered from.
+
+Read by `render` and the command line. Knows nothing of Kubernetes objects; the seconds that follow
+from these values are in `timeouts`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+DnsLabel = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$")]
+HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+StorageUri = Annotated[str, Field(pattern=r"^(hf|s3|gs|pvc|https|oci|azure)://\S+$")]
+
+
+class ValuesError(ValueError):
+    """The file of values cannot be used; the message names each field and what it must be."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelValues(_Section):
+    """Which model is served, and how much of it at once."""
+
+    # 40 characters at most: KServe adds "-predictor", Knative a revision of up to 12 more, and the
+    # whole has to stay a DNS label of 63.
+    name: DnsLabel = "thinker"
+    uri: StorageUri = "hf://Qwen/Qwen3-8B"
+    cpu_uri: StorageUri = "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
+    max_tokens: int = Field(32768, ge=256, le=2_000_000)
+    concurrency: int = Field(16, ge=1, le=1000)  # Knative's containerConcurrency ends at 1000
+    size_gib: int = Field(16, ge=1, le=4096)
+
+
+class GpuValues(_Section):
+    """What one replica sits on, and what it costs."""
+
+    count: int = Field(1, ge=1, le=16)
+    product: str = Field("NVIDIA-L40S", pattern=r"^[A-Za-z0-9._-]{1,63}$")
+    price_per_hour: float = Field(1.95, ge=0, le=1000)
+
+
+class ImageValues(_Section):
+    """Where the containers come from. Tags or digests: `tag: 0.1.0` or `tag: sha256:...`."""
+
+    repository: str = Field("registry.example.com/torpor", min_length=1)
+    tag: str = Field("0.1.0", pattern=r"^[A-Za-z0-9._:-]+$")
+    # The newest line that the store's Lua and the KEDA runs were tried on.
+    valkey: str = Field("docker.io/valkey/valkey:9.1.0", pattern=r"(:[^/:]+|@sha256:[0-9a-f]{64})$")
+
+    @field_validator("tag", "valkey")
+    @classmethod
+    def _is_pinned(cls, value: str) -> str:
+        if value == "latest" or value.endswith(":latest"):
+            raise ValueError("must be a version or a digest: `latest` is another image tomorrow")
+        return value
+
+    def reference(self, name: str) -> str:
+        """Give the full image reference of one of our images."""
+        sign = "@" if self.tag.startswith("sha256:") else ":"
+        return f"{self.repository}/{name}{sign}{self.tag}"
+
+
+class PlatformValues(_Section):
+    """What the cluster has; defaults are the releases that the manifests are checked against."""
+
+    kserve: str = Field("0.20", pattern=r"^0\.\d+$")
+    keda: str = Field("2.20", pattern=r"^2\.\d+$")
+    prometheus_url: str = Field(
+        "http://prometheus-operated.monitoring.svc.cluster.local:9090", pattern=r"^https?://\S+$"
+    )
+    storage_class: str | None = None  # None: the cluster's default
+    ingress_class: str = "nginx"
+
+
+class Values(_Section):
+    """All that a person decides. Everything else on a job's path is derived."""
+
+    max_job_seconds: int = Field(1800, ge=10, le=86_400)
+    cold_start_seconds: int = Field(600, ge=5, le=3600)
+    p95_wait_seconds: int = Field(60, ge=1, le=86_400)
+    model: ModelValues = ModelValues()
+    gpu: GpuValues = GpuValues()
+    images: ImageValues = ImageValues()
+    platform: PlatformValues = PlatformValues()
+    max_replicas: int = Field(4, ge=1, le=1000)
+    host: HostName = "torpor.example.com"
+    namespace: DnsLabel = "torpor"
+
+
+def load_values(path: Path) -> Values:
+    """Give the values of a file.
+
+    Raises ValuesError with one line per wrong field (name, what was given, what is allowed), or
+    when the file is missing or not a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValuesError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ValuesError(f"{path}: not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ValuesError(f"{path}: must be a mapping of values")
+    try:
+        return Values.model_validate(data)
+    except ValidationError as error:
+        lines = [
+            f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})"
+            for e in error.errors()
+        ]
+        raise ValuesError("\n".join(lines)) from error
