@@ -1,0 +1,108 @@
+"""`python -m api`: the front door as a process.
+
+`--print-settings` shows what it would run with, secrets masked. Exit status: 0 after a clean end, 1
+for a taken port, 2 for settings that cannot work.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from api.app import create_app
+from api.background import forever
+from api.catalog import Catalog
+from api.front import Front
+from api.settings import ApiSettings
+from api.waiting import QueueWaiting
+from eventing import log, outbox
+from eventing.clock import SystemClock
+from eventing.connection import connect
+from eventing.publisher import HttpPublisher
+from eventing.redis_store import RedisStore
+from eventing.token_hub import TokenHub
+
+_log = structlog.get_logger()
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT."""
+    try:
+        settings = ApiSettings()
+    except ValidationError as error:
+        for problem in error.errors(include_input=False, include_url=False):
+            name = "_".join(str(part) for part in problem["loc"]).upper()
+            sys.stderr.write(f"torpor api: TORPOR_{name}: {problem['msg']}\n")
+        return 2
+    if "--print-settings" in sys.argv[1:]:
+        sys.stdout.write(settings.masked().decode() + "\n")
+        return 0
+    log.configure("api", level=settings.log_level)
+    uvicorn.run(
+        build(settings),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        backlog=2048,
+        timeout_graceful_shutdown=5,
+    )
+    return 0
+
+
+def build(settings: ApiSettings) -> FastAPI:
+    """The application with its real parts; connections open when first used."""
+    url = settings.redis_url.get_secret_value()
+    redis = connect(
+        url, timeout_s=settings.store_timeout_s, max_connections=settings.max_connections
+    )
+    store = RedisStore(redis)
+    publisher = HttpPublisher(
+        settings.broker_url,
+        timeout_s=settings.submit_timeout_s,
+        token=settings.broker_token.get_secret_value(),
+    )
+    hub = TokenHub(url, store, redis)
+    clock = SystemClock()
+    front = Front(
+        settings=settings,
+        store=store,
+        publisher=publisher,
+        live=hub,
+        catalog=Catalog(settings.models),
+        waiting=QueueWaiting(redis, clock),
+        clock=clock,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if not settings.models:
+            _log.warning("no model: every job will be refused", action="start")
+        async with asyncio.TaskGroup() as group:
+            loops = [
+                group.create_task(forever("hub", hub.run)),
+                group.create_task(
+                    forever("sweep", lambda: outbox.run(store, publisher, settings.sweep_every_s))
+                ),
+            ]
+            yield
+            for loop in loops:
+                loop.cancel()
+        front.catalog.close()
+        await publisher.close()
+        await hub.close()
+        await store.close()
+
+    return create_app(front, lifespan)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

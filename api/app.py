@@ -1,0 +1,75 @@
+"""Puts the front door together: parts in, an ASGI application out.
+
+Called by `api.__main__` and by tests, which inject their own parts.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import structlog
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api import events, health, jobs
+from api.edge import Edge
+from api.front import Front
+from api.problem import error_response
+from eventing.errors import TorporError
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+_log = structlog.get_logger()
+
+
+def create_app(front: Front, lifespan: Lifespan | None = None) -> FastAPI:
+    """The application over `front`. `lifespan` owns the background loops; tests may do without."""
+    app = FastAPI(
+        title="Torpor",
+        version="1",
+        description="Answers that may take long, from hardware that sleeps when nobody asks.",
+        lifespan=lifespan or _nothing,
+        redirect_slashes=False,
+    )
+    app.state.front = front
+    for module in (jobs, events, health):
+        app.include_router(module.router)
+    app.add_exception_handler(TorporError, _on_refusal)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(Edge)
+    return app
+
+
+@asynccontextmanager
+async def _nothing(_: FastAPI) -> AsyncIterator[None]:
+    yield
+
+
+class _NoRoute(TorporError):
+    """No route of that path or method."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status  # type: ignore[misc]
+        self.code = "not_found" if status == 404 else "method_not_allowed"  # type: ignore[misc]
+
+
+async def _on_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TorporError)  # noqa: S101 (registered for nothing else)
+    return error_response(request.url.path, error)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 (registered for nothing else)
+    refusal = _NoRoute(error.detail, error.status_code)
+    answer = error_response(request.url.path, refusal)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    """The type only: a message could hold a piece of a prompt."""
+    _log.error("a bug", action="answer", error=type(error).__name__)
+    return error_response(request.url.path, TorporError("something broke; it is our fault"))

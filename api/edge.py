@@ -1,0 +1,75 @@
+"""The outermost layer of every request: its id, its metrics, and the 500 that must not happen.
+
+Called by `api.app` as ASGI middleware. Must not know any handler.
+"""
+
+import re
+import secrets
+import time
+from typing import Final
+
+import structlog
+from prometheus_client import Counter, Histogram
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
+_requests = Counter(
+    "torpor_api_requests_total", "Requests answered.", ["method", "route", "status"]
+)
+_seconds = Histogram(
+    "torpor_api_response_start_seconds",
+    "Time to the first byte of an answer.",
+    ["route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 30),
+)
+_METHODS: Final = frozenset({"GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"})
+_log = structlog.get_logger()
+
+
+class Edge:
+    """ASGI middleware; adds `x-request-id` to every answer, the caller's own if it sent one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope["torpor.request_id"] = request_id
+        started_s = time.perf_counter()
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+                _count(scope, message["status"], time.perf_counter() - started_s)
+            await send(message)
+
+        await self._app(scope, receive, send_on)
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text: str = value.decode("latin-1")
+            if _ID.match(text):
+                return text
+    return f"req_{secrets.token_hex(12)}"
+
+
+def _count(scope: Scope, status: int, seconds: float) -> None:
+    """The route's pattern, never the path: the label set stays bounded."""
+    route = getattr(scope.get("route"), "path", "none")
+    method = scope["method"] if scope["method"] in _METHODS else "other"
+    _requests.labels(method, route, status).inc()
+    _seconds.labels(route).observe(seconds)
+    if status >= 500:
+        _log.warning(
+            "answered with a failure",
+            action="answer",
+            route=route,
+            status=status,
+            request_id=scope["torpor.request_id"],
+        )

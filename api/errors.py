@@ -1,0 +1,69 @@
+"""Refusals that only an HTTP front door can give; they extend the tree of `eventing.errors`.
+
+BadRequest
+├── BodyTooLarge       over the limit; was not read to its end       413
+├── UnsupportedMedia   not JSON by its own content type              415
+└── BodyTooSlow        the body did not arrive in time               408
+TorporError
+├── Unauthorized       no key, or one that is not ours               401
+├── Forbidden          a key without the scope                       403
+└── ReaderCutOff       a live reader that could not keep up          409
+"""
+
+from eventing.errors import BadRequest, TorporError
+
+
+class BodyTooLarge(BadRequest):
+    """The body is over the limit; reading stopped where that became clear."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class UnsupportedMedia(BadRequest):
+    """The content type says that the body is not what this call takes."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class BodyTooSlow(BadRequest):
+    """The body stopped arriving."""
+
+    status = 408
+    code = "body_too_slow"
+
+
+class ModelNotFound(BadRequest):
+    """No model of that name is served here."""
+
+    status = 422
+    code = "model_not_found"
+
+
+class ContextExceeded(BadRequest):
+    """The prompt alone is longer than the model's context."""
+
+    status = 422
+    code = "context_length_exceeded"
+
+
+class Unauthorized(TorporError):
+    """No credential, or one that we do not know."""
+
+    status = 401
+    code = "unauthorized"
+
+
+class Forbidden(TorporError):
+    """The credential is good, but not for this."""
+
+    status = 403
+    code = "forbidden"
+
+
+class ReaderCutOff(TorporError):
+    """A live reader fell too far behind; it may resume at its cursor."""
+
+    status = 409
+    code = "reader_cut_off"

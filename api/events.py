@@ -1,0 +1,90 @@
+"""CloudEvents in: results from the broker, and requests from producers that cannot reach it.
+
+Called by `api.app`. Answers by the Knative data-plane contract: 2xx only once the store has it.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+import structlog
+from starlette.responses import Response
+
+from api import docs
+from api.body import read_bytes
+from api.front import Front
+from api.jobs import accepted
+from api.principal import Scope
+from api.route import Call, new_router, operation
+from api.submission import submit_new
+from eventing.errors import InvalidJob
+from eventing.event import Event, parse_http
+from eventing.job import JobId, is_job_id
+from eventing.job_event import REQUESTED, RESULT_TYPES, ending_of, job_of
+from eventing.store import Hold
+
+router = new_router()
+_log = structlog.get_logger()
+
+_OUR_SOURCES: Final = "/torpor/"
+
+
+@operation(router, "POST", "/v1/events", scope=Scope.EVENTS_WRITE, doc=docs.TAKE_EVENT)
+async def take_event(call: Call) -> Response:
+    """Hand in a CloudEvent that asks for a job.
+
+    Binary or structured mode. The same `source` and `id` is the same job. The tenant is the
+    caller's, whatever the event says.
+    """
+    event = await _read_event(call)
+    if event.type != REQUESTED:
+        raise InvalidJob(f"type must be {REQUESTED}", "type")
+    if event.source.startswith(_OUR_SOURCES):
+        raise InvalidJob("this source is reserved; use your own", "source")
+    tenant = {"tenant": call.principal.tenant}
+    new = job_of(replace(event, extensions={**event.extensions, **tenant}))
+    job, _ = await submit_new(call.front, call.principal, new)
+    return accepted(job)
+
+
+@operation(router, "POST", "/internal/events", scope=Scope.RESULTS_WRITE, doc=docs.TAKE_RESULT)
+async def take_result(call: Call) -> Response:
+    """Deliver a result event (the broker's trigger).
+
+    Any 2xx means that the store has it. A job that has ended in the store already, as it has when
+    the predictor has a store, is left as it is: the first terminal state wins.
+    """
+    event = await _read_event(call)
+    if event.type not in RESULT_TYPES:
+        return Response(status_code=202)  # a trigger without a filter; nothing to do
+    job_id, ending = ending_of(event)
+    if not is_job_id(job_id):
+        raise InvalidJob("subject must be a job id", "subject")
+    hold = await call.front.store.conclude(job_id, ending)
+    if hold is Hold.FENCED:
+        # An attempt with a live lease owns the end of this job, and will tell of it itself.
+        _log.warning("result of a job that still runs", action="result", job_id=job_id)
+        return Response(status_code=202)
+    await _tell(call.front, job_id)
+    await call.front.store.mark_announced(job_id)
+    return Response(status_code=202)
+
+
+async def _tell(front: Front, job_id: JobId) -> None:
+    """Tell whoever wants to know that the job has ended; before it is marked, so that a crash makes
+    the broker deliver again.
+    """
+    if not front.listeners:
+        return
+    job = await front.store.get(job_id)
+    if job is None or not job.state.is_terminal:
+        return
+    for listener in front.listeners:
+        await listener.ended(job)
+
+
+async def _read_event(call: Call) -> Event:
+    settings = call.front.settings
+    body = await read_bytes(
+        call.request, limit=settings.event_limit_bytes, timeout_s=settings.body_timeout_s
+    )
+    return parse_http(call.request.headers, body)

@@ -1,0 +1,101 @@
+"""What every handler may use, put together once: the api's parts, injected.
+
+Called by `api.app` (builds it) and `api.route` (hands it to handlers). Must not know any route.
+"""
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from starlette.requests import HTTPConnection
+
+from api.catalog import Catalog
+from api.principal import Authenticator, EverybodyIsDefault, Principal
+from api.settings import ApiSettings
+from eventing.clock import Clock, SystemClock
+from eventing.job import Job, JobId
+from eventing.publisher import Publisher
+from eventing.store import NewJob, Store, StreamEntry
+
+
+class LiveReader(Protocol):
+    """A follower of one job's token stream (`eventing.token_hub.Reader`)."""
+
+    cursor: str
+    is_cut_off: bool
+
+    async def next(self, timeout_s: float) -> list[StreamEntry]: ...
+
+
+class Live(Protocol):
+    """Where token streams are followed (`eventing.token_hub.TokenHub`)."""
+
+    def follow(self, job_id: JobId, after: str = "") -> AbstractAsyncContextManager[LiveReader]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What can be said to somebody whose job waits. Empty fields are not known."""
+
+    position: int | None = None
+    expected_wait_s: float | None = None
+    phase: str = ""
+    phase_since_ms: int = 0
+    replicas: int | None = None
+
+
+class Waiting(Protocol):
+    """Tells where a queued job stands."""
+
+    async def outlook(self, job: Job) -> Outlook | None:
+        """What is known now; None when nothing is, or the job does not wait."""
+
+
+class Admission(Protocol):
+    """The seam of limits and backpressure: asked once for every job before it is recorded."""
+
+    async def admit(self, principal: Principal, new: NewJob) -> None:
+        """Return to let it in; raise what should be answered instead."""
+
+
+class ResultListener(Protocol):
+    """The seam of webhooks: told of every ended job, at least once."""
+
+    async def ended(self, job: Job) -> None:
+        """Return once it cannot be forgotten; raise `Unavailable` to be told again."""
+
+
+class NobodyKnows:
+    """`Waiting` without a queue to look at."""
+
+    async def outlook(self, job: Job) -> Outlook | None:
+        return None
+
+
+class AdmitAll:
+    """`Admission` without limits."""
+
+    async def admit(self, principal: Principal, new: NewJob) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """The parts of one api process."""
+
+    settings: ApiSettings
+    store: Store
+    publisher: Publisher
+    live: Live
+    catalog: Catalog
+    waiting: Waiting = field(default_factory=NobodyKnows)
+    authenticator: Authenticator = field(default_factory=EverybodyIsDefault)
+    admission: Admission = field(default_factory=AdmitAll)
+    listeners: tuple[ResultListener, ...] = ()
+    clock: Clock = field(default_factory=SystemClock)
+
+
+def front_of(connection: HTTPConnection) -> Front:
+    """The parts of the application that serves `connection`."""
+    front: Front = connection.app.state.front
+    return front

@@ -1,0 +1,90 @@
+"""A job as callers see it, in JSON.
+
+Called by the jobs' handlers, their streams and the WebSocket. Must not know HTTP.
+"""
+
+from typing import Any
+
+from api.front import Outlook
+from eventing.job import Job
+from eventing.job_event import timings
+
+
+def job_view(
+    job: Job, outlook: Outlook | None = None, *, with_request: bool = False
+) -> dict[str, Any]:
+    """The job; `waiting` stands in it while something is known of the wait. Times are store time in
+    milliseconds since the epoch, null for «not yet».
+    """
+    view: dict[str, Any] = {
+        "id": job.id,
+        "object": "job",
+        "state": job.state,
+        "url": job.request.url,
+        "model": job.request.model,
+        "custom_id": job.request.custom_id,
+        "priority": job.lane,
+        "attempt": job.attempt,
+        "token_count": job.token_count,
+        "created_ms": job.created_ms,
+        "started_ms": job.started_ms or None,
+        "first_token_ms": job.first_token_ms or None,
+        "finished_ms": job.finished_ms or None,
+        "deadline_ms": job.deadline_ms or None,
+        "timings": dict(timings(job)),
+        "metadata": public_metadata(job),
+        "result": job.result,
+        "usage": job.usage,
+        "error": job.error.to_dict() if job.error else None,
+        "is_dead_letter": job.is_dead_letter,
+        "attempts": [
+            {
+                "attempt": a.attempt,
+                "started_ms": a.started_ms,
+                "ended_ms": a.ended_ms or None,
+                "outcome": a.outcome or None,
+                "resumed_from": a.resumed_from,
+            }
+            for a in job.history
+        ],
+        "links": {"self": f"/v1/jobs/{job.id}", "events": f"/v1/jobs/{job.id}/events"},
+    }
+    if outlook is not None:
+        view["waiting"] = outlook_view(outlook)
+    if with_request:
+        view["request"] = {"url": job.request.url, "body": job.request.body}
+    return view
+
+
+def accepted_view(job: Job) -> dict[str, Any]:
+    """What a submit answers: enough to find the job again."""
+    return {
+        "id": job.id,
+        "object": "job",
+        "state": job.state,
+        "url": job.request.url,
+        "model": job.request.model,
+        "custom_id": job.request.custom_id,
+        "priority": job.lane,
+        "created_ms": job.created_ms,
+        "deadline_ms": job.deadline_ms or None,
+        "metadata": public_metadata(job),
+        "links": {"self": f"/v1/jobs/{job.id}", "events": f"/v1/jobs/{job.id}/events"},
+    }
+
+
+def outlook_view(outlook: Outlook) -> dict[str, Any]:
+    """What is known of a wait; unknown fields are left out."""
+    fields = {
+        "position": outlook.position,
+        "expected_wait_s": outlook.expected_wait_s,
+        "phase": outlook.phase or None,
+        "phase_since_ms": outlook.phase_since_ms or None,
+        "replicas": outlook.replicas,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def public_metadata(job: Job) -> dict[str, str]:
+    """The caller's own metadata, without what we keep beside it."""
+    return {name: text for name, text in job.metadata.items() if not name.startswith("torpor.")}

@@ -1,0 +1,123 @@
+"""A job's life as it happens: one account of it, whatever carries it (SSE, WebSocket, long poll).
+
+Called by the jobs' streams and OpenAI's. Must not know the wire form.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from api.errors import ReaderCutOff
+from api.front import Front, LiveReader, Outlook
+from eventing.errors import NotFound, StoreUnavailable
+from eventing.job import Job, JobId, JobState
+from eventing.store import EntryKind, StreamEntry
+
+_OUTLOOK_EVERY_S: Final = 1.0
+_AFTER_END_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One thing that happened: entries of the stream, news of the wait, or the end (`job`)."""
+
+    entries: tuple[StreamEntry, ...] = ()
+    outlook: Outlook | None = None
+    job: Job | None = None
+
+
+async def moments(front: Front, job: Job, after: str) -> AsyncIterator[Moment]:
+    """What happens to `job` after a cursor, until it has ended; the last moment carries the ended
+    job.
+
+    Raises `ReaderCutOff` when the caller takes moments too slowly; it may come again with its last
+    cursor. A store that goes away for a while only makes a pause.
+    """
+    known: Outlook | None = None
+    is_waiting = job.state is JobState.QUEUED
+    async with front.live.follow(job.id, after) as reader:
+        while True:
+            entries = await _next(reader, _OUTLOOK_EVERY_S)
+            if entries:
+                yield Moment(entries=tuple(entries))
+                state = last_state(entries)
+                is_waiting = state is JobState.QUEUED
+                if state is not None and state.is_terminal:
+                    job = await _ended(front, job.id)
+                    if job.state.is_terminal:  # it may have been redriven since
+                        yield Moment(job=job)
+                        return
+                continue
+            if reader.is_cut_off:
+                raise ReaderCutOff(f"too slow; go on after {reader.cursor}")
+            if job.state.is_terminal:
+                yield Moment(job=job)
+                return
+            if is_waiting:
+                job = replace(job, state=JobState.QUEUED)
+                outlook = await outlook_of(front, job)
+                if outlook is not None and outlook != known:
+                    known = outlook
+                    yield Moment(outlook=outlook)
+
+
+async def wait_for_end(front: Front, job: Job, timeout_s: float) -> Job:
+    """The job once it has ended, or as it is after `timeout_s`."""
+    if job.state.is_terminal:
+        return job
+    try:
+        async with asyncio.timeout(timeout_s), front.live.follow(job.id) as reader:
+            while True:
+                entries = await _next(reader, timeout_s)
+                state = last_state(entries)
+                if state is not None and state.is_terminal:
+                    return await _ended(front, job.id)
+                if reader.is_cut_off:
+                    raise ReaderCutOff("too slow")
+    except TimeoutError:
+        return await front.store.get(job.id) or job
+
+
+def last_state(entries: list[StreamEntry]) -> JobState | None:
+    """The state that the newest of `entries` with a say speaks of."""
+    for entry in reversed(entries):
+        match entry.kind:
+            case EntryKind.STATE:
+                return entry.state
+            case EntryKind.ATTEMPT | EntryKind.TOKENS:
+                return JobState.IN_PROGRESS
+    return None
+
+
+async def outlook_of(front: Front, job: Job) -> Outlook | None:
+    """Where a queued job stands; None when nobody can tell now."""
+    if job.state is not JobState.QUEUED:
+        return None
+    try:
+        async with asyncio.timeout(front.settings.store_timeout_s):
+            return await front.waiting.outlook(job)
+    except (StoreUnavailable, TimeoutError):
+        return None
+
+
+async def _next(reader: LiveReader, timeout_s: float) -> list[StreamEntry]:
+    try:
+        return await reader.next(timeout_s)
+    except StoreUnavailable:
+        await asyncio.sleep(min(timeout_s, 0.5))
+        return []
+
+
+async def _ended(front: Front, job_id: JobId) -> Job:
+    """The ended job; its record changed in the same step as the stream said so."""
+    async with asyncio.timeout(_AFTER_END_S):
+        while True:
+            try:
+                job = await front.store.get(job_id)
+                break
+            except StoreUnavailable:
+                await asyncio.sleep(0.1)
+    if job is None:
+        raise NotFound("the job is gone")
+    return job

@@ -1,0 +1,100 @@
+"""Errors as HTTP answers: RFC 9457 problem details, and OpenAI's error body on OpenAI's paths.
+
+Called by the application's exception handlers and by streams that fail half-way. Must not know any
+route but by its prefix.
+"""
+
+import math
+from typing import Any, Final
+
+import orjson
+from starlette.responses import Response
+
+from eventing.errors import BadRequest, TorporError, Unavailable
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+OPENAI_PREFIXES: Final = (
+    "/v1/chat/",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/models",
+    "/v1/responses",
+    "/v1/files",
+    "/v1/batches",
+)
+
+_TITLES: Final = {
+    400: "The request cannot be read",
+    401: "Who are you?",
+    403: "Not allowed",
+    404: "No such thing",
+    405: "Not that way",
+    408: "The request came too slowly",
+    409: "Not in this state",
+    413: "Too large",
+    415: "Not this kind of body",
+    422: "The request can never run as it is",
+    429: "Too many requests",
+    500: "A bug of ours",
+    503: "Not now; come back",
+}
+
+
+def error_response(path: str, error: TorporError) -> Response:
+    """The answer that tells of `error`, in the form that callers of `path` expect."""
+    body = openai_error(error) if path.startswith(OPENAI_PREFIXES) else problem(error)
+    media_type = "application/json" if "error" in body else MEDIA_TYPE
+    headers = {}
+    if isinstance(error, Unavailable):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.status in (408, 413):
+        headers["connection"] = "close"  # the rest of the body is still on its way
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(
+        orjson.dumps(body), status_code=error.status, media_type=media_type, headers=headers
+    )
+
+
+def problem(error: TorporError) -> dict[str, Any]:
+    """Problem details. `field` names what to change; it is left out when nothing in the request is
+    to blame.
+    """
+    details: dict[str, Any] = {
+        "type": f"urn:torpor:problem:{error.code}",
+        "title": _TITLES.get(error.status, "It did not work"),
+        "status": error.status,
+        "detail": error.message,
+        "code": error.code,
+    }
+    if isinstance(error, BadRequest):
+        details["field"] = error.field
+    return details
+
+
+def openai_error(error: TorporError) -> dict[str, Any]:
+    """OpenAI's error body; `param` is the field of the call's own body."""
+    field = error.field.removeprefix("body.") if isinstance(error, BadRequest) else ""
+    return {
+        "error": {
+            "message": error.message,
+            "type": _openai_type(error.status),
+            "param": field or None,
+            "code": error.code,
+        }
+    }
+
+
+def _openai_type(status: int) -> str:
+    match status:
+        case 401:
+            return "authentication_error"
+        case 403:
+            return "permission_error"
+        case 429:
+            return "rate_limit_error"
+        case _ if status >= 500:
+            return "server_error"
+        case _:
+            return "invalid_request_error"

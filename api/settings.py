@@ -1,0 +1,74 @@
+"""Settings of the api, read once at start from `TORPOR_*` variables.
+
+Called by `api.__main__` and by tests, which pass fields as arguments.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ModelCard(BaseModel):
+    """A model that predictors serve, as far as the front door must know it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:/@-]+$")]
+    """What callers put into `model`."""
+    context_tokens: Annotated[int, Field(ge=1)] = 2048
+    """Longest prompt plus answer; a prompt that alone is longer is refused at the door."""
+    tokenizer_file: Path | None = None
+    """`tokenizer.json` for an exact count; without it only prompts given as token ids are
+    counted.
+    """
+
+
+class ApiSettings(BaseSettings):
+    """One process of the api. Every field is a variable: `redis_url` is `TORPOR_REDIS_URL`."""
+
+    model_config = SettingsConfigDict(env_prefix="TORPOR_", frozen=True, extra="ignore")
+
+    host: str = "127.0.0.1"
+    """Address to bind; loopback unless told otherwise, since without keys everybody may."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to bind."""
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    """Redis or Valkey that holds jobs and token streams; may carry a password."""
+    broker_url: str = "http://127.0.0.1:8081/"
+    """Ingress of the broker: ours or a Knative Broker's."""
+    broker_token: SecretStr = SecretStr("")
+    """Bearer token for the broker; empty sends none."""
+    models: tuple[ModelCard, ...] = ()
+    """JSON list of model cards; a model that is not listed is unknown here."""
+    body_limit_bytes: int = Field(1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    """Largest body of a call. A file upload has its own limit."""
+    body_timeout_s: float = Field(10.0, gt=0, le=300)
+    """Longest time between two pieces of a body; a slower sender gets 408."""
+    event_limit_bytes: int = Field(8 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    """Largest CloudEvent taken; a result can be larger than a request."""
+    file_limit_bytes: int = Field(200 * 1024 * 1024, ge=1024)
+    """Largest upload of a batch file; written through to `files_url`, never held in memory."""
+    files_url: str = "file://.torpor/files"
+    """Where files and batch results lie, as fsspec names it (file://, s3://, gs://)."""
+    submit_timeout_s: float = Field(1.8, gt=0.1, le=30)
+    """Longest a submit takes with store or broker down before it is answered 503 (promise: 2 s)."""
+    store_timeout_s: float = Field(1.0, gt=0.1, le=30)
+    """Longest wait for one answer of the store."""
+    keep_alive_s: float = Field(10.0, gt=0.01, le=300)
+    """A comment goes out on a silent stream this often, so that proxies keep it open."""
+    sync_timeout_s: float = Field(3600.0, gt=0, le=7 * 24 * 3600)
+    """Longest a plain (not streamed, not background) OpenAI call is held open."""
+    max_wait_s: float = Field(60.0, gt=0, le=300)
+    """Largest `?wait=` of a poll."""
+    sweep_every_s: float = Field(5.0, gt=0.01, le=30)
+    """Pause between two looks at the outbox."""
+    max_connections: int = Field(32, ge=2, le=1024)
+    """Connections to the store for calls; live readers share one more."""
+    log_level: str = "INFO"
+
+    def masked(self) -> bytes:
+        """All settings as JSON, secrets and the password of the store masked."""
+        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2)

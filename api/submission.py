@@ -1,0 +1,237 @@
+"""Takes a job in: checked, recorded, handed to the broker, in this order (docs/adr/0040).
+
+Called by every way in: jobs, OpenAI's endpoints, batches. Must not know HTTP.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import structlog
+from prometheus_client import Counter
+
+from api.front import Front
+from api.principal import Principal
+from eventing.errors import (
+    BrokerUnavailable,
+    InvalidJob,
+    StoreUnavailable,
+    Unavailable,
+)
+from eventing.job import (
+    API_SOURCE,
+    Job,
+    JobError,
+    JobId,
+    JobRequest,
+    JobState,
+    Lane,
+    derive_job_id,
+    new_job_id,
+    parse_request,
+)
+from eventing.job_event import request_event
+from eventing.store import Ending, Hold, NewJob
+
+NEVER_ACCEPTED: Final = "never_accepted"
+"""Error code of a job whose submit was answered 503: it was withdrawn and will never run."""
+
+_WITHDRAW_S: Final = 0.3
+_GENERATIONS: Final = 16
+
+_log = structlog.get_logger()
+_submitted = Counter("torpor_api_submits_total", "Submits, by what became of them.", ["outcome"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """How a job is to be taken in, beyond what it asks."""
+
+    idempotency_key: str = ""
+    lane: Lane = Lane.DEFAULT
+    expires_after_s: float = 0.0
+    traceparent: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+async def submit(
+    front: Front, principal: Principal, line: Mapping[str, Any], wish: Wish
+) -> tuple[Job, bool]:
+    """The job that `line` asks for, recorded and on its way; True when it is new.
+
+    Raises `InvalidJob` and its kin for what can never run, `IdempotencyConflict` for a key used
+    with another body, `Unavailable` when nothing was accepted. If the process dies after the
+    record was written, the sweep hands the event in.
+    """
+    new = _new_job(front, principal, parse_request(line), wish)
+    return await submit_new(front, principal, new, idempotency_key=wish.idempotency_key)
+
+
+async def submit_new(
+    front: Front, principal: Principal, new: NewJob, *, idempotency_key: str = ""
+) -> tuple[Job, bool]:
+    """As `submit`, for a job whose identity is known. With a key, the id comes from that."""
+    await front.catalog.check(new.request)
+    await front.admission.admit(principal, new)
+    deadline_s = front.clock.monotonic_s() + front.settings.submit_timeout_s
+    job, is_new = await _record(front, new, idempotency_key, deadline_s)
+    if is_new:
+        await _hand_in(front, job, deadline_s)
+    _submitted.labels("accepted" if is_new else "repeated").inc()
+    return job, is_new
+
+
+def _new_job(front: Front, principal: Principal, request: JobRequest, wish: Wish) -> NewJob:
+    job_id = new_job_id()
+    deadline_ms = 0
+    if wish.expires_after_s:
+        deadline_ms = front.clock.wall_ms() + int(wish.expires_after_s * 1000)
+    return NewJob(
+        id=job_id,
+        request=request,
+        source=API_SOURCE,
+        event_id=job_id,
+        tenant=principal.tenant,
+        lane=wish.lane,
+        deadline_ms=deadline_ms,
+        traceparent=wish.traceparent,
+        metadata=wish.metadata,
+    )
+
+
+async def _record(front: Front, new: NewJob, key: str, deadline_s: float) -> tuple[Job, bool]:
+    """The record. The same key gives the same job, but one that was withdrawn makes way for the
+    next: its tombstone stays, so that a stray event of it still finds it ended.
+    """
+    budget_s = deadline_s - front.clock.monotonic_s() - _WITHDRAW_S
+    try:
+        async with asyncio.timeout(max(budget_s, 0.0)):
+            if not key:
+                return await front.store.create(new)
+            for generation in range(_GENERATIONS):
+                job_id = keyed_job_id(new.tenant, key, generation)
+                job, is_new = await front.store.create(replace(new, id=job_id, event_id=job_id))
+                if is_new or not _is_withdrawn(job):
+                    return job, is_new
+    except TimeoutError as error:
+        _submitted.labels("store_unavailable").inc()
+        raise StoreUnavailable("the store does not answer") from error
+    except StoreUnavailable:
+        _submitted.labels("store_unavailable").inc()
+        raise
+    raise Unavailable("too many withdrawn tries under this Idempotency-Key; use a new one", 60.0)
+
+
+async def _hand_in(front: Front, job: Job, deadline_s: float) -> None:
+    """Publish the request event and clear it from the outbox.
+
+    Raises `BrokerUnavailable` only when the job could be withdrawn, so that a 503 never means
+    «perhaps». Where it could not, the job stands and the sweep publishes it.
+    """
+    budget_s = deadline_s - front.clock.monotonic_s() - _WITHDRAW_S
+    try:
+        async with asyncio.timeout(max(budget_s, 0.0)):
+            await front.publisher.publish(request_event(job))
+    except (TimeoutError, BrokerUnavailable) as error:
+        if await _withdraw(front, job.id):
+            _submitted.labels("broker_unavailable").inc()
+            raise BrokerUnavailable("the broker does not take jobs now", 2.0) from error
+        _log.warning("left to the sweep", action="submit", job_id=job.id)
+        return
+    try:
+        await front.store.mark_published(job.id)
+    except StoreUnavailable:
+        _log.warning("the sweep will publish again", action="submit", job_id=job.id)
+
+
+async def _withdraw(front: Front, job_id: JobId) -> bool:
+    """True when the job will never run. False when it runs already, or nobody can tell."""
+    error = JobError(
+        code=NEVER_ACCEPTED, message="the broker was away; the submit was answered 503"
+    )
+    try:
+        async with asyncio.timeout(_WITHDRAW_S):
+            hold = await front.store.conclude(job_id, Ending(state=JobState.CANCELLED, error=error))
+    except (TimeoutError, StoreUnavailable):
+        return False
+    return hold in (Hold.OK, Hold.MISSING)
+
+
+def keyed_job_id(tenant: str, key: str, generation: int = 0) -> JobId:
+    """The id that an Idempotency-Key stands for, among a tenant's jobs."""
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    return derive_job_id(f"{API_SOURCE}/idempotency/{tenant}", f"{digest}:{generation}")
+
+
+def _is_withdrawn(job: Job) -> bool:
+    return job.error is not None and job.error.code == NEVER_ACCEPTED
+
+
+def wish_of(
+    line: Mapping[str, Any], headers: Mapping[str, str], *, lane: Lane = Lane.DEFAULT
+) -> Wish:
+    """What a call asks beyond its body: headers, and the job line's own `priority`,
+    `expires_after` and `metadata`.
+
+    Raises `InvalidJob` naming the field or header.
+    """
+    key = headers.get("idempotency-key", "")
+    if len(key) > 255:
+        raise InvalidJob("Idempotency-Key may have 255 characters", "Idempotency-Key")
+    return Wish(
+        idempotency_key=key,
+        lane=_lane(line.get("priority"), lane),
+        expires_after_s=_expires_after_s(line, headers),
+        traceparent=_traceparent(headers.get("traceparent", "")),
+        metadata=check_metadata(line.get("metadata"), "metadata"),
+    )
+
+
+def check_metadata(value: Any, where: str) -> dict[str, str]:
+    """At most 16 pairs of text, as OpenAI has it; names that start with `torpor.` are ours."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or len(value) > 16:
+        raise InvalidJob(f"{where} must be an object of at most 16 texts", where)
+    for name, text in value.items():
+        if not isinstance(text, str) or len(text) > 512 or len(name) > 64:
+            message = f"{where} takes names of up to 64 and texts of up to 512 characters"
+            raise InvalidJob(message, where)
+        if name.startswith("torpor."):
+            raise InvalidJob(f"{where} names that start with torpor. are reserved", where)
+    return dict(value)
+
+
+def _lane(value: Any, default: Lane) -> Lane:
+    if value is None:
+        return default
+    if not isinstance(value, str) or value not in list(Lane):
+        raise InvalidJob(f"priority must be one of {', '.join(Lane)}", "priority")
+    return Lane(value)
+
+
+_LONGEST_S: Final = 30 * 24 * 3600
+
+
+def _expires_after_s(line: Mapping[str, Any], headers: Mapping[str, str]) -> float:
+    where, value = "expires_after", line.get("expires_after")
+    if value is None and "torpor-expires-after" in headers:
+        where = "Torpor-Expires-After"
+        text = headers["torpor-expires-after"]
+        value = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else -1
+    if value is None:
+        return 0.0
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= _LONGEST_S:
+        raise InvalidJob(f"{where} must be seconds, more than 0 and at most {_LONGEST_S}", where)
+    return float(value)
+
+
+def _traceparent(text: str) -> str:
+    """A W3C traceparent as it came; one that is malformed is dropped, as the standard says."""
+    parts = text.split("-")
+    sizes = [len(part) for part in parts]
+    is_hex = all(c in "0123456789abcdef" for part in parts for c in part)
+    return text if sizes == [2, 32, 16, 2] and is_hex else ""
