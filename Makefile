@@ -1,0 +1,62 @@
+# Torpor. `make help` lists the targets; CI and pre-commit call these and nothing else.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := eventing predictor api knative tests bench
+PROMPT ?= Why do hummingbirds fall into torpor at night? Answer in two sentences.
+
+##@ For everybody
+
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z][a-z-]*:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: install ## Run one real job from zero to an answer and back to zero (PROMPT="...")
+	@$(BIN)/torpor demo --prompt "$(subst ",\",$(PROMPT))"
+
+up: install ## Run the embedded stack until Ctrl-C
+	@$(BIN)/torpor up
+
+test: install ## Set up and pass all tests
+	@$(BIN)/pytest
+
+##@ For developers
+
+install: $(VENV)/.installed ## Virtual environment and every dependency (CPU)
+
+$(VENV)/.installed: pyproject.toml scripts/install.py
+	@$(PYTHON) scripts/install.py $(VENV)
+	@touch $@
+
+format: install ## Format and sort imports
+	@$(BIN)/ruff format -q $(SOURCES) scripts && $(BIN)/ruff check -q --fix $(SOURCES) scripts
+
+lint: install ## Style, spelling and the direction of imports
+	@$(BIN)/ruff format -q --check $(SOURCES) scripts
+	@$(BIN)/ruff check -q $(SOURCES) scripts
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell eventing predictor api knative docs README.md CHANGELOG.md
+
+types: install ## mypy, strict
+	@$(BIN)/mypy
+
+test-unit: install ## Tests without processes (seconds)
+	@$(BIN)/pytest -q tests/unit
+
+test-faults: install ## Kill, cut and freeze real processes; TRIALS=200 for the long form
+	@TORPOR_FAULT_TRIALS=$(or $(TRIALS),20) $(BIN)/pytest -q tests/faults
+
+test-gpu: install ## Tests that need an NVIDIA GPU; they skip themselves without one
+	@$(BIN)/pytest -q -m gpu tests/gpu
+
+check: lint types test ## What CI runs
+
+clean: ## Remove what was made, but not the state in .torpor
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.PHONY: help demo up test install format lint types test-unit test-faults test-gpu check clean

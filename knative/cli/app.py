@@ -1,0 +1,36 @@
+"""Puts the commands together. Called by the console script `torpor`."""
+
+import sys
+
+import typer
+
+from knative.cli import demo, jobs, status, up
+from knative.cli.errors import UserError
+from knative.cli.screen import stderr
+from knative.local.errors import StackError
+
+app = typer.Typer(
+    name="torpor",
+    help="Serverless, scale-to-zero inference for slow-thinking language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(up.up)
+app.command()(demo.demo)
+app.command()(jobs.submit)
+app.command()(jobs.watch)
+app.command(name="jobs")(jobs.list_jobs)
+app.command()(jobs.cancel)
+app.command()(status.status)
+
+
+def main() -> None:
+    """Run a command; what a person can mend is one clear line, not a stack trace."""
+    try:
+        app()
+    except* (UserError, StackError) as group:
+        for error in group.exceptions:
+            stderr.print(f"torpor: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)
+    except* KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,127 @@
+"""`torpor demo`: one real job from zero to an answer and back to zero, shown as it happens."""
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eventing import log
+from knative.cli.client import connected
+from knative.cli.errors import UserError
+from knative.cli.jobs import DEFAULT_DATA_DIR, DataDir, submit_chat
+from knative.cli.screen import JobScreen, stderr
+from knative.cli.up import build_settings
+from knative.local.settings import EngineKind
+from knative.local.stack import Stack
+
+_BACK_TO_ZERO_S = 60.0
+
+
+def demo(
+    prompt: Annotated[
+        str, typer.Option(help="What to ask.")
+    ] = "Why do hummingbirds fall into torpor at night?",
+    max_tokens: Annotated[int, typer.Option(min=1)] = 96,
+    engine: Annotated[EngineKind, typer.Option(help="vllm, or the test engine.")] = EngineKind.VLLM,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Start the stack with no predictor, ask, watch it wake, answer and fall asleep again."""
+    if not prompt.strip():
+        raise UserError("the prompt is empty")
+    # Knative's real policy with its clock ten times as fast: the default window of 60 s passes in
+    # 6.
+    settings = build_settings(
+        port=0,
+        broker_port=0,
+        data_dir=Path(data_dir) / "demo",
+        engine=engine,
+        time_scale=10,
+        log_level="WARNING",
+    )
+    log.configure("stack", level=settings.log_level)
+    asyncio.run(
+        _run(Stack(settings, lambda line: stderr.print(f"[dim]·[/dim] {line}")), prompt, max_tokens)
+    )
+
+
+async def _run(stack: Stack, prompt: str, max_tokens: int) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stack.stop)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(stack.run())
+        ready = group.create_task(stack.up.wait())
+        await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if stack.up.is_set():
+            story = group.create_task(_story(stack, prompt, max_tokens))
+            await asyncio.wait({running, story}, return_when=asyncio.FIRST_COMPLETED)
+            story.cancel()
+            stack.stop()
+    stderr.print(
+        "[green]done[/green]: no process is left; the model and the data stay in "
+        + str(stack.settings.data_dir)
+    )
+
+
+async def _story(stack: Stack, prompt: str, max_tokens: int) -> None:
+    """The job, with the replicas counted beside it."""
+    seen = _Replicas(stack)
+    counting = asyncio.create_task(seen.count())
+    try:
+        seen.say("nothing to do, nothing awake")
+        async with connected(stack.addresses.api) as api:
+            job = await submit_chat(api, prompt, max_tokens=max_tokens)
+            screen = JobScreen()
+            screen.line(f"202 accepted, {job['id']}")
+            end = await screen.follow(api.events(job["id"]))
+        _require_completed(end)
+        stderr.print(
+            "[dim]·[/dim] waiting for the stable window to pass (at ten times Knative's speed)"
+        )
+        await seen.wait_for_zero()
+    finally:
+        counting.cancel()
+
+
+def _require_completed(job: dict[str, Any]) -> None:
+    if job.get("state") != "completed":
+        reason = (job.get("error") or {}).get("message", "no reason given")
+        raise UserError(f"the job ended as {job.get('state')}: {reason}")
+
+
+class _Replicas:
+    """Says when the number of ready predictors changes."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._last = 0
+        self._was_awake = False
+
+    @property
+    def ready(self) -> int:
+        return self._stack.fleet.ready if self._stack.fleet else 0
+
+    def say(self, why: str) -> None:
+        stderr.print(f"[bold]replicas: {self.ready}[/bold]  {why}")
+
+    async def count(self) -> None:
+        while True:
+            if self.ready != self._last:
+                self._last = self.ready
+                self._was_awake = self._was_awake or self.ready > 0
+                self.say("awake" if self.ready else "asleep again")
+            await asyncio.sleep(0.05)
+
+    async def wait_for_zero(self) -> None:
+        deadline = time.monotonic() + _BACK_TO_ZERO_S
+        while self._stack.replicas:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"still {self.ready} predictors after {_BACK_TO_ZERO_S:.0f} s; see the logs"
+                )
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)  # let the counter say it

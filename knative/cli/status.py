@@ -1,0 +1,56 @@
+"""`torpor status`: replicas, queue and store of the stack on this machine."""
+
+import asyncio
+from typing import Any
+
+import orjson
+from rich.table import Table
+
+from knative.cli.client import connected
+from knative.cli.errors import UserError
+from knative.cli.jobs import DEFAULT_DATA_DIR, DataDir, Json
+from knative.cli.screen import stdout
+from knative.local.data_dir import find_addresses
+
+
+def status(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = False) -> None:
+    """Show replicas, queue and addresses."""
+    found = find_addresses(data_dir)
+    if found is None:
+        raise UserError(
+            f"no stack runs on {data_dir}; start one with `torpor up`, or name its --data-dir"
+        )
+    seen = asyncio.run(_ask(found.activator))
+    if as_json:
+        stdout.print(orjson.dumps(seen).decode(), markup=False)
+    else:
+        _draw(seen)
+
+
+async def _ask(address: str) -> dict[str, Any]:
+    async with connected(address) as stack:
+        seen: dict[str, Any] = await stack.call("GET", "/status")
+        return seen
+
+
+def _draw(seen: dict[str, Any]) -> None:
+    replicas, queue, activator = seen["replicas"], seen["queue"], seen["activator"]
+    stdout.print(f"api {seen['addresses']['api']}   broker {seen['addresses']['broker']}/")
+    waiting = ", ".join(f"{lane} {n}" for lane, n in queue["waiting"].items())
+    stdout.print(
+        f"queue    {waiting}; in delivery {queue['pending']}, of them waiting for a retry {queue['retrying']}"
+    )
+    stdout.print(f"activator  holds {activator['waiting']}, in predictors {activator['in_flight']}")
+    stdout.print(f"replicas {replicas['ready']} ready of {replicas['wanted']} wanted")
+    if replicas["last_failure"]:
+        stdout.print(f"last failure: {replicas['last_failure']}", markup=False)
+    table = Table("replica", "state", "in flight", "woke in", box=None)
+    for r in replicas["list"]:
+        table.add_row(
+            r["id"],
+            r["state"],
+            str(r["in_flight"]),
+            f"{r['ready_after_s']} s" if r["ready_after_s"] else "",
+        )
+    if replicas["list"]:
+        stdout.print(table)

