@@ -1,0 +1,157 @@
+"""`python -m predictor [--engine vllm|seeded] [vLLM's own arguments]`: one predictor process.
+
+Also called as `main(argv)` in a child that a pre-imported parent has forked (`predictor.parent`),
+so importing this module does nothing, and the event loop is made inside `main`. Needs `TORPOR_*`
+variables for everything that is not a flag (`predictor.settings`).
+"""
+
+import argparse
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from pydantic import ValidationError
+
+from predictor.engine import Engine
+from predictor.errors import EngineStartError
+from predictor.settings import EngineKind, PredictorSettings
+
+_FLAGS = {
+    "--engine": "vllm (default) or seeded, the test engine",
+    "--model": "what vLLM loads: a packaged model, a folder, or a name on a hub",
+    "--model_name": "name that requests use (also --served-model-name)",
+    "--host": "address to bind",
+    "--http_port": "HTTP port (also --port)",
+    "--grpc_port": "gRPC port of the v2 protocol; gRPC is off without it",
+    "--replica-id": "our name in leases and in the list of replicas",
+}
+_ALIASES = {
+    "--http_port": ("--http-port", "--port"),
+    "--model_name": ("--model-name", "--served-model-name"),
+    "--grpc_port": ("--grpc-port",),
+}
+_FIELDS = {
+    "http_port": "predictor_port",
+    "host": "predictor_host",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run a predictor until it is told to go; the exit code is 0 for that, 1 for every failure, 2
+    for wrong settings.
+    """
+    started_s = time.monotonic() - _age_s()
+    signal.signal(signal.SIGTERM, _leave_early)
+    try:
+        settings, show, engine_args = _settings(argv)
+    except ValidationError as error:
+        _say(_explain(error))
+        return 2
+    if show:
+        _say(settings.model_dump_json(indent=1))
+        return 0
+
+    from eventing import log
+
+    log.configure("predictor", level=settings.log_level)
+    try:
+        door = _bind(settings)
+    except OSError as error:
+        _say(
+            f"cannot listen on {settings.predictor_host}:{settings.predictor_port}:"
+            f" {error.strerror} (--http_port, TORPOR_PREDICTOR_PORT)"
+        )
+        return 1
+    try:
+        engine = _build_engine(settings, engine_args)
+    except EngineStartError as error:
+        _say(error.message)
+        return 1
+
+    from predictor.server import Predictor
+
+    return Predictor(settings, engine, door, started_s=started_s).run()
+
+
+def _settings(argv: list[str]) -> tuple[PredictorSettings, bool, list[str]]:
+    """Settings, whether to show them only, and what is left for vLLM."""
+    parser = argparse.ArgumentParser(
+        prog="python -m predictor",
+        allow_abbrev=False,
+        description="Everything else is passed to vLLM as it is; settings: TORPOR_* variables.",
+    )
+    for flag, text in _FLAGS.items():
+        parser.add_argument(flag, *_ALIASES.get(flag, ()), help=text, default=argparse.SUPPRESS)
+    parser.add_argument("--print-settings", action="store_true", help="show them and end")
+    known, rest = parser.parse_known_args(argv)
+    given: dict[str, Any] = vars(known)
+    show = given.pop("print_settings")
+    fields = {_FIELDS.get(name, name): value for name, value in given.items()}
+    return PredictorSettings(**fields), show, rest
+
+
+def _build_engine(settings: PredictorSettings, engine_args: list[str]) -> Engine:
+    match settings.engine:
+        case EngineKind.SEEDED:
+            from predictor.seeded_engine import SeededEngine, SeededSettings
+
+            return SeededEngine(
+                SeededSettings(
+                    model_names=(settings.served_name,),
+                    tokens_per_s=settings.seeded_tokens_per_s,
+                    prefill_tokens_per_s=settings.seeded_prefill_tokens_per_s,
+                    start_up_s=settings.seeded_start_up_s,
+                    max_concurrency=settings.seeded_max_concurrency,
+                    max_model_len=settings.seeded_max_model_len,
+                )
+            )
+        case EngineKind.VLLM:
+            from predictor.vllm_engine import VllmEngine, VllmSettings
+            from predictor.weights import ensure_model
+
+            place = ensure_model(settings.model, settings.models_dir, _say)
+            return VllmEngine(
+                VllmSettings(
+                    model=place,
+                    served_model_name=settings.served_name,
+                    vllm_args=tuple(engine_args),
+                )
+            )
+
+
+def _bind(settings: PredictorSettings) -> socket.socket:
+    """The listening socket, so that a taken port is known before a model is loaded."""
+    return socket.create_server(
+        (settings.predictor_host, settings.predictor_port), backlog=2048, reuse_port=False
+    )
+
+
+def _age_s() -> float:
+    """Seconds since this process was started, or forked."""
+    import psutil  # type: ignore[import-untyped]
+
+    return max(0.0, time.time() - float(psutil.Process().create_time()))
+
+
+def _leave_early(*_: object) -> None:
+    """SIGTERM before there is anything to drain."""
+    sys.exit(0)
+
+
+def _explain(error: ValidationError) -> str:
+    lines = [
+        f"TORPOR_{'_'.join(map(str, each['loc'])).upper()}={each['input']!r}: {each['msg']}"
+        for each in error.errors()
+    ]
+    return "\n".join(["wrong settings:", *lines])
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

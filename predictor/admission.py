@@ -1,0 +1,95 @@
+"""Who may start: no more than the engine's useful batch, and nobody while it cannot serve.
+
+Called by `predictor.delivery`, `predictor.openai_routes` and the KServe model, so that queued jobs
+and direct calls share one limit. There is no queue in here: who does not fit is told to come back,
+and waits where waiting is durable. Must not know jobs or HTTP.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Final
+
+from eventing.errors import Overloaded, Unavailable
+from predictor.engine import Engine
+
+_RETRY_STARTING_S: Final = 2.0
+_RETRY_FULL_S: Final = 1.0
+_RETRY_DRAINING_S: Final = 1.0
+
+
+class Phase(StrEnum):
+    """Where a predictor is in its life."""
+
+    STARTING = "starting"  #: the engine loads
+    SERVING = "serving"  #: takes work
+    DRAINING = "draining"  #: told to go; ends what it has
+    BROKEN = "broken"  #: the engine died
+
+
+class Admission:
+    """The predictor's one door. Not ready is a matter of this process, not of the store."""
+
+    def __init__(self, engine: Engine, on_change: Callable[[int], None] = lambda _: None) -> None:
+        self._engine = engine
+        self._on_change = on_change
+        self._in_flight = 0
+        self._is_open = False
+        self._is_draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def phase(self) -> Phase:
+        if self._is_draining:
+            return Phase.DRAINING
+        if not self._is_open:
+            return Phase.STARTING
+        return Phase.SERVING if self._engine.is_healthy() else Phase.BROKEN
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs and direct calls that hold a slot."""
+        return self._in_flight
+
+    def open(self) -> None:
+        """The engine serves."""
+        self._is_open = True
+
+    def drain(self) -> None:
+        """Take nothing new, for ever."""
+        self._is_draining = True
+
+    async def wait_idle(self) -> None:
+        """Return when nothing is in flight."""
+        await self._idle.wait()
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold one slot of the batch. Raises `Unavailable` at once when there is none."""
+        self._check()
+        self._change(+1)
+        try:
+            yield
+        finally:
+            self._change(-1)
+
+    def _check(self) -> None:
+        match self.phase:
+            case Phase.STARTING:
+                raise Unavailable("the engine is starting", _RETRY_STARTING_S)
+            case Phase.DRAINING:
+                raise Unavailable("this predictor is draining", _RETRY_DRAINING_S)
+            case Phase.BROKEN:
+                raise Unavailable("the engine is gone; this predictor ends", _RETRY_STARTING_S)
+            case Phase.SERVING if self._in_flight >= self._engine.max_concurrency:
+                raise Overloaded("every slot of the engine's batch is taken", _RETRY_FULL_S)
+
+    def _change(self, by: int) -> None:
+        self._in_flight += by
+        if self._in_flight:
+            self._idle.clear()
+        else:
+            self._idle.set()
+        self._on_change(self._in_flight)

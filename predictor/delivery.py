@@ -1,0 +1,336 @@
+"""The life of one delivery: from an HTTP message to the answer that the broker goes by.
+
+Called by the event route of `predictor.server`. The steps stand in `Deliveries.outcome_of`, in
+order; what each outcome is answered with is the table of `answer_for` (docs/adr/0015). Nothing is
+answered 2xx that the store does not hold; if the process dies in here, the job's lease lapses and
+the next delivery goes on. A caller that goes away changes nothing: the next one finds the result.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeVar, assert_never
+
+import structlog
+
+from eventing import job_event
+from eventing.clock import Clock
+from eventing.errors import BadRequest, IdempotencyConflict, StoreUnavailable, Unavailable
+from eventing.event import Event, parse_http
+from eventing.job import Job, JobError, JobId, JobRequest, JobState, derive_job_id
+from eventing.store import AcquireStatus, Ending, Hold, NewJob, Release, Store
+from predictor import metrics
+from predictor.admission import Admission
+from predictor.answer import (
+    RETRY_SOON_S,
+    Answer,
+    AttemptFailed,
+    Ended,
+    Held,
+    Ignored,
+    Malformed,
+    Outcome,
+    Refused,
+    Rejected,
+    answer_for,
+)
+from predictor.checkpoint import Checkpoint, read_checkpoint
+from predictor.engine import Engine, EngineRequest
+from predictor.errors import EngineDeadError
+from predictor.generation import Attempt, Broke, Generation, Made, Result, Stop
+from predictor.lease_keeper import LeaseKeeper
+
+_log = structlog.get_logger()
+
+_T = TypeVar("_T")
+
+_HELD_AT_MOST_S: Final = 5.0
+_SETTLE_PAUSE_S: Final = 0.2
+_MESSAGES: Final = {
+    "stalled": "the engine gave no token for too long",
+    "out_of_step": "the store holds other tokens than were written",
+    "engine_dead": "the engine died",
+    "engine_request_failed": "the engine failed this request",
+    "handover": "this predictor ends; the job goes on elsewhere",
+    "internal_error": "the predictor failed",
+}
+"""Code of a given-back attempt to what people read; kept free of what the engine said."""
+
+
+def release_after_engine_death(*, new_tokens: int, can_resume: bool) -> Release:
+    """What a job pays when the engine dies under it. One that got further is fine and pays nothing;
+    one that did not, or that starts over each time, may be what kills engines, and must end.
+    """
+    return Release.HANDOVER if new_tokens and can_resume else Release.FAILURE
+
+
+class Deliveries:
+    """Takes deliveries, any number at once."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        store: Store,
+        admission: Admission,
+        keeper: LeaseKeeper,
+        clock: Clock,
+        owner: str,
+        lease_s: float,
+        flush_s: float,
+        is_store_shared: bool = True,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._admission = admission
+        self._keeper = keeper
+        self._clock = clock
+        self._owner = owner
+        self._lease_s = lease_s
+        self._flush_s = flush_s
+        self._is_store_shared = is_store_shared
+
+    async def handle(self, headers: Mapping[str, str], body: bytes) -> Answer:
+        """The answer to one delivery."""
+        try:
+            outcome = await self.outcome_of(parse_http(headers, body))
+        except BadRequest as error:
+            outcome = Malformed(error)
+        metrics.DELIVERIES.labels(type(outcome).__name__.lower()).inc()
+        return answer_for(outcome)
+
+    async def outcome_of(self, event: Event) -> Outcome:
+        """Is it a job; is there room; record it; take the lease; generate; record the end."""
+        if event.type != job_event.REQUESTED:
+            _log.warning("event of another type", action="ignore", type=event.type[:100])
+            return Ignored()
+        try:
+            new = job_event.job_of(event)
+        except BadRequest as error:
+            return await self._refusable(self._reject(event, error))
+        return await self._refusable(self._run(new))
+
+    async def _refusable(self, step: Awaitable[Outcome]) -> Outcome:
+        """The step's outcome; where something it needs is away, nothing was done."""
+        try:
+            return await step
+        except Unavailable as error:
+            return Refused(error.message, error.retry_after_s)
+
+    async def _reject(self, event: Event, error: BadRequest) -> Outcome:
+        new = NewJob(
+            id=derive_job_id(event.source, event.id),
+            request=JobRequest(url="", body={}),
+            source=event.source,
+            event_id=event.id,
+            tenant=_tenant(event),
+        )
+        problem = _problem(error)
+        await self._store.reject(new, problem, event.data)
+        # A shared store's sweep announces it; nobody sweeps a store of our own.
+        return Rejected(None if self._is_store_shared else await self._store.get(new.id))
+
+    async def _run(self, new: NewJob) -> Outcome:
+        with self._admission.slot():
+            job = await self._record(new)
+            try:
+                request = _request(job, job.attempt + 1)
+                self._engine.validate(request)
+                can_resume = self._engine.can_resume(request)
+            except BadRequest as error:
+                return await self._conclude(job, error)
+            return await self._acquire(job, can_resume=can_resume)
+
+    async def _conclude(self, job: Job, error: BadRequest) -> Outcome:
+        """End a job that this engine can never serve, unless somebody runs it."""
+        ending = _dead(_problem(error))
+        match await self._store.conclude(job.id, ending):
+            case Hold.OK | Hold.TERMINAL:
+                return await self._ended(job.id)
+            case Hold.MISSING:
+                return Refused("the job's record is gone")
+            case _:
+                return Held(RETRY_SOON_S)
+
+    async def _acquire(self, job: Job, *, can_resume: bool) -> Outcome:
+        asked_s = self._clock.monotonic_s()
+        acquired = await self._store.acquire(job.id, self._owner, can_resume=can_resume)
+        match acquired.status:
+            case AcquireStatus.ACQUIRED:
+                attempt = Attempt(
+                    job_id=job.id,
+                    number=acquired.attempt,
+                    acquired_s=asked_s,
+                    token_count=acquired.token_count,
+                    can_resume=can_resume,
+                )
+                return await self._attempt(attempt, job)
+            case AcquireStatus.HELD:
+                return Held(min(acquired.lease_left_ms / 1000, _HELD_AT_MOST_S))
+            case AcquireStatus.MISSING:
+                return Refused("the job's record is gone")
+            case AcquireStatus.TERMINAL | AcquireStatus.EXPIRED | AcquireStatus.EXHAUSTED:
+                return await self._ended(job.id)
+            case _:
+                assert_never(acquired.status)
+
+    async def _record(self, new: NewJob) -> Job:
+        """The job as recorded: what stands in the record is what was promised, whatever a later
+        event of the same identity says (a redriven job may have been edited).
+        """
+        try:
+            job, is_new = await self._store.create(new)
+        except IdempotencyConflict:
+            recorded = await self._store.get(new.id)
+            if recorded is None:
+                raise Unavailable("the job's record is gone") from None
+            return recorded
+        if is_new:
+            await self._store.mark_published(job.id)  # it has just arrived
+        return job
+
+    async def _attempt(self, attempt: Attempt, job: Job) -> Outcome:
+        """Everything that happens under a lease."""
+        log = _log.bind(job_id=attempt.job_id, attempt=attempt.number)
+        log.info("attempt starts", action="attempt", resumed_tokens=attempt.token_count)
+        started_s = self._clock.monotonic_s()
+        try:
+            checkpoint = await self._checkpoint(attempt, job)
+            generation = Generation(
+                attempt,
+                checkpoint,
+                _request(job, attempt.number),
+                engine=self._engine,
+                store=self._store,
+                clock=self._clock,
+                flush_s=self._flush_s,
+            )
+            with self._keeper.watching(generation):
+                result = await generation.run()
+                outcome, word = await self._settle(generation, result)
+        except StoreUnavailable as error:
+            outcome, word = Refused(error.message, error.retry_after_s), "store_unavailable"
+        except Exception:
+            # The outermost hand on this job: whatever went wrong counts, so that it ends.
+            log.exception("attempt broke", action="attempt")
+            outcome, word = await self._failed(attempt, "internal_error"), "bug"
+        metrics.ATTEMPTS.labels(word).inc()
+        duration_ms = int((self._clock.monotonic_s() - started_s) * 1000)
+        log.info("attempt ends", action="attempt_end", outcome=word, duration_ms=duration_ms)
+        return outcome
+
+    async def _checkpoint(self, attempt: Attempt, job: Job) -> Checkpoint:
+        if not attempt.token_count:
+            metrics.TOKENS_REGENERATED.inc(job.token_count)
+            return Checkpoint()
+        checkpoint = await read_checkpoint(self._store, attempt.job_id, attempt.token_count)
+        metrics.TOKENS_RESUMED.inc(len(checkpoint.token_ids))
+        return checkpoint
+
+    async def _settle(self, generation: Generation, result: Result) -> tuple[Outcome, str]:
+        """Record how the attempt ended; the outcome, and its word in the metrics."""
+        attempt = generation.attempt
+        match result:
+            case Made(body):
+                ending = Ending(state=JobState.COMPLETED, result=body, usage=body.get("usage"))
+                return await self._finish(attempt, ending), "completed"
+            case Broke(BadRequest() as error):
+                problem = _problem(error)
+                return await self._finish(attempt, _dead(problem)), "invalid"
+            case Broke(EngineDeadError()) | Stop.ENGINE_DEAD:
+                why = release_after_engine_death(
+                    new_tokens=generation.new_tokens, can_resume=attempt.can_resume
+                )
+                return await self._give_back(attempt, why, "engine_dead"), "engine_dead"
+            case Broke(Unavailable() as error):
+                return await self._give_back(attempt, Release.HANDOVER, error.code), error.code
+            case Broke(error):
+                return await self._failed(attempt, error.code), error.code
+            case Stop():
+                return await self._stopped(attempt, result), result
+            case _:
+                assert_never(result)
+
+    async def _stopped(self, attempt: Attempt, stop: Stop) -> Outcome:
+        match stop:
+            case Stop.FENCED:
+                return Held(RETRY_SOON_S)
+            case Stop.ENDED:
+                return await self._ended(attempt.job_id)
+            case Stop.EXPIRED:
+                error = JobError(code="expired", message="the deadline passed before the job ended")
+                return await self._finish(attempt, _dead(error))
+            case Stop.GONE:
+                return Refused("the job's record is gone")
+            case Stop.STORE_LOST:
+                return Refused("the store was away for longer than the lease")
+            case Stop.HANDOVER:
+                return await self._give_back(attempt, Release.HANDOVER, "handover")
+            case Stop.STALLED | Stop.OUT_OF_STEP | Stop.ENGINE_DEAD:
+                return await self._failed(attempt, str(stop))
+            case _:
+                assert_never(stop)
+
+    async def _finish(self, attempt: Attempt, ending: Ending) -> Outcome:
+        """Record the end. A store that is away is asked again while the lease may last: the answer
+        is whole, and making it again would cost as much as it did.
+        """
+        hold = await self._insist(
+            lambda: self._store.finish(attempt.job_id, attempt.number, ending)
+        )
+        match hold:
+            case Hold.OK | Hold.TERMINAL:
+                return await self._insist(lambda: self._ended(attempt.job_id))
+            case Hold.MISSING:
+                return Refused("the job's record is gone")
+            case _:
+                metrics.FENCED_WRITES.inc()
+                return Held(RETRY_SOON_S)
+
+    async def _failed(self, attempt: Attempt, code: str) -> Outcome:
+        return await self._give_back(attempt, Release.FAILURE, code)
+
+    async def _give_back(self, attempt: Attempt, why: Release, code: str) -> Outcome:
+        error = JobError(code=code, message=_MESSAGES.get(code, "the attempt failed"))
+        is_queued = await self._store.release(attempt.job_id, attempt.number, why, error)
+        if not is_queued:
+            job = await self._store.get(attempt.job_id)
+            if job is not None and job.state.is_terminal:
+                return Ended(job)
+        if why is Release.HANDOVER:
+            return Refused(error.message)
+        return AttemptFailed(error.message)
+
+    async def _ended(self, job_id: JobId) -> Outcome:
+        job = await self._store.get(job_id)
+        return Refused("the job's record is gone") if job is None else Ended(job)
+
+    async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask again while the store is away, for as long as the lease may still be ours."""
+        give_up_s = self._clock.monotonic_s() + self._lease_s
+        while True:
+            try:
+                return await call()
+            except StoreUnavailable:
+                if self._clock.monotonic_s() >= give_up_s:
+                    raise
+            await asyncio.sleep(_SETTLE_PAUSE_S)
+
+
+def _request(job: Job, attempt: int) -> EngineRequest:
+    """The engine call of an attempt; two attempts may overlap in one engine for a moment."""
+    return EngineRequest(f"{job.id}-{attempt}", job.request.url, job.request.body)
+
+
+def _problem(error: BadRequest) -> JobError:
+    return JobError(code=error.code, message=error.message, field=error.field)
+
+
+def _dead(error: JobError) -> Ending:
+    return Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
+
+
+def _tenant(event: Event) -> str:
+    try:
+        return job_event.tenant_of(event)
+    except BadRequest:
+        return "default"

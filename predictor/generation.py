@@ -1,0 +1,187 @@
+"""One attempt at one job's answer: runs the engine, checkpoints what it gives, stops when told.
+
+Called by `predictor.delivery`; watched by `predictor.lease_keeper`. Must not know events, HTTP or
+how a job ends in the store. If the process dies in here, the checkpoints stand and the next attempt
+goes on from them.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from eventing.clock import Clock
+from eventing.errors import TorporError
+from eventing.job import JobId
+from eventing.store import Hold, Store
+from predictor import metrics
+from predictor.assembly import Assembler
+from predictor.checkpoint import Checkpoint, CheckpointWriter
+from predictor.engine import Engine, EngineRequest, Step
+from predictor.shown import entries_of
+
+
+class Stop(StrEnum):
+    """Why an attempt was ended from outside."""
+
+    FENCED = "fenced"  #: a newer attempt runs
+    ENDED = "ended"  #: the job has ended: cancelled, mostly
+    EXPIRED = "expired"  #: its deadline passed
+    GONE = "gone"  #: its record is no more
+    OUT_OF_STEP = "out_of_step"  #: the store holds other tokens than we think; a bug
+    STALLED = "stalled"  #: the engine gave nothing for too long
+    HANDOVER = "handover"  #: this process ends
+    STORE_LOST = "store_lost"  #: no word from the store for as long as the lease
+    ENGINE_DEAD = "engine_dead"  #: the engine died under it
+
+    @property
+    def is_ours(self) -> bool:
+        """True while the job is still ours, so that what was made may be written."""
+        return self in (Stop.EXPIRED, Stop.STALLED, Stop.HANDOVER, Stop.ENGINE_DEAD)
+
+
+_REFUSALS: Final = {
+    Hold.FENCED: Stop.FENCED,
+    Hold.TERMINAL: Stop.ENDED,
+    Hold.EXPIRED: Stop.EXPIRED,
+    Hold.MISSING: Stop.GONE,
+    Hold.GAP: Stop.OUT_OF_STEP,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The whole answer, as the OpenAI call gives it when it does not stream."""
+
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Broke:
+    """The engine refused the request, or failed it."""
+
+    error: TorporError
+
+
+Result = Made | Broke | Stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """Which job is ours, since when, and how many tokens of it are made already.
+
+    `acquired_s` is this host's clock when the lease was asked for: it lasts at least until
+    `acquired_s + lease_s`.
+    """
+
+    job_id: JobId
+    number: int
+    acquired_s: float
+    token_count: int
+    can_resume: bool
+
+
+class Generation:
+    """Runs once. `interrupt` may be called at any time, by anybody; the first reason stands."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        checkpoint: Checkpoint,
+        request: EngineRequest,
+        *,
+        engine: Engine,
+        store: Store,
+        clock: Clock,
+        flush_s: float,
+    ) -> None:
+        self.attempt: Final = attempt
+        self.extended_s = attempt.acquired_s  #: when the lease was last known to be lengthened
+        self.last_step_s = clock.monotonic_s()
+        self.new_tokens = 0
+        self._checkpoint = checkpoint
+        self._request = request
+        self._engine = engine
+        self._clock = clock
+        self._started_s = self.last_step_s
+        self._answer = Assembler()
+        self._first_token_s = self.last_step_s
+        self._failure: TorporError | None = None
+        self._stop: Stop | None = None
+        self._decoding: asyncio.Task[None] | None = None
+        self._writer = CheckpointWriter(
+            store,
+            attempt.job_id,
+            attempt.number,
+            index=attempt.token_count,
+            flush_s=flush_s,
+            on_refusal=self.on_hold,
+        )
+
+    async def run(self) -> Result:
+        """Generate until the end, a fault or an interruption; every token that may be written is
+        written when this returns.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._writer.run())
+            self._decoding = group.create_task(self._decode())
+            if self._stop is not None:
+                self._decoding.cancel()
+        metrics.TOKENS_LOST.inc(self._writer.pending_tokens)
+        if self._failure is not None:
+            return Broke(self._failure)
+        return self._stop or Made(self._answer.body())
+
+    def on_hold(self, hold: Hold) -> None:
+        """What the store says of our lease."""
+        if hold in (Hold.FENCED, Hold.TERMINAL):
+            metrics.FENCED_WRITES.inc()
+        if hold in _REFUSALS:
+            self.interrupt(_REFUSALS[hold])
+
+    def interrupt(self, why: Stop) -> None:
+        """Abort the request in the engine, now."""
+        if self._stop is not None:
+            return
+        self._stop = why
+        if not why.is_ours:
+            self._writer.abandon()
+        if self._decoding is not None:
+            self._decoding.cancel()
+
+    async def _decode(self) -> None:
+        prior = self._checkpoint.token_ids
+        try:
+            async with aclosing(self._engine.run(self._request, prior)) as steps:
+                async for step in steps:
+                    self._take(step)
+                    if self._writer.is_full:
+                        await self._writer.wait_for_room()
+        except TorporError as error:
+            self._failure = error
+        finally:
+            self._writer.close()
+            self._observe_pace()
+
+    def _take(self, step: Step) -> None:
+        self.last_step_s = self._clock.monotonic_s()
+        if step.token_ids:
+            if self.new_tokens == 0:
+                metrics.FIRST_TOKEN.observe(self.last_step_s - self._started_s)
+                self._first_token_s = self.last_step_s
+            self.new_tokens += len(step.token_ids)
+            metrics.TOKENS_MADE.inc(len(step.token_ids))
+        if step.chunk is None:
+            self._writer.add(step.token_ids, ())
+            return
+        shown = self._checkpoint.shown
+        chunk = shown.rename(step.chunk)
+        self._answer.add(chunk)
+        self._writer.add(step.token_ids, list(shown.unseen(entries_of(chunk))))
+
+    def _observe_pace(self) -> None:
+        if self.new_tokens > 1:
+            span_s = self.last_step_s - self._first_token_s
+            metrics.PER_TOKEN.observe(span_s / (self.new_tokens - 1))

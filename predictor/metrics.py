@@ -1,0 +1,51 @@
+"""What a predictor tells Prometheus; vLLM's own families come out of the same registry.
+
+Called by the modules that see the thing happen. Units stand in the names. No label ever holds a
+job, a tenant or a text.
+"""
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKEN_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
+
+COLD_START: Final = Gauge(
+    "torpor_cold_start_seconds", "How long each phase of this start took.", ["phase"]
+)
+DELIVERIES: Final = Counter(
+    "torpor_predictor_deliveries_total", "Deliveries taken, by what came of them.", ["outcome"]
+)
+ATTEMPTS: Final = Counter(
+    "torpor_attempts_total", "Attempts that ended here, by how they ended.", ["outcome"]
+)
+IN_FLIGHT: Final = Gauge("torpor_predictor_in_flight", "Jobs and direct calls that hold a slot.")
+TOKENS_MADE: Final = Counter("torpor_tokens_generated_total", "Tokens the engine made for jobs.")
+TOKENS_RESUMED: Final = Counter(
+    "torpor_tokens_resumed_total", "Tokens of earlier attempts that were not made again."
+)
+TOKENS_LOST: Final = Counter(
+    "torpor_tokens_lost_total", "Tokens made here whose checkpoint the store never took."
+)
+TOKENS_REGENERATED: Final = Counter(
+    "torpor_tokens_regenerated_total",
+    "Checkpointed tokens to be made again, since their request cannot be continued.",
+)
+FENCED_WRITES: Final = Counter(
+    "torpor_fenced_writes_total", "Writes the store refused: the job had ended or moved on."
+)
+FIRST_TOKEN: Final = Histogram(
+    "torpor_time_to_first_token_seconds",
+    "From the start of an attempt to its first new token.",
+    buckets=_SECONDS,
+)
+PER_TOKEN: Final = Histogram(
+    "torpor_time_per_output_token_seconds",
+    "Mean gap between the new tokens of an attempt.",
+    buckets=_TOKEN_SECONDS,
+)
+FLUSH: Final = Histogram(
+    "torpor_checkpoint_seconds", "How long one write of tokens took.", buckets=_SECONDS
+)
+ENGINE_UP: Final = Gauge("torpor_engine_up", "1 while the engine can serve.")

@@ -1,0 +1,188 @@
+"""A predictor process from its first breath to its last: what runs beside what, and in which order.
+
+Called by `python -m predictor`. Puts the parts together; decides nothing about jobs.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+from typing import Final
+
+import structlog
+from kserve.model_server import app
+
+from eventing.clock import Clock, SystemClock
+from eventing.connection import connect
+from eventing.memory_store import MemoryStore
+from eventing.redis_store import RedisStore
+from eventing.replica import ReplicaDirectory
+from eventing.store import Store
+from predictor import metrics
+from predictor.admission import Admission
+from predictor.delivery import Deliveries
+from predictor.direct_call import DirectCalls
+from predictor.drain import Drain
+from predictor.engine import ColdStartPhase, Engine
+from predictor.errors import EngineStartError
+from predictor.generation import Stop
+from predictor.heartbeat import Heartbeat
+from predictor.http_routes import add_error_handler, add_event_route, add_probes
+from predictor.kserve_server import PredictorServer
+from predictor.lease_keeper import LeaseKeeper
+from predictor.model import PredictorModel
+from predictor.settings import PredictorSettings
+
+_log = structlog.get_logger()
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_HEALTH_EVERY_S: Final = 0.5
+_SETTLE_AFTER_DEATH_S: Final = 5.0
+
+
+class Predictor:
+    """One process, one engine. `run` blocks until the end and gives the exit code."""
+
+    def __init__(
+        self, settings: PredictorSettings, engine: Engine, door: socket.socket, *, started_s: float
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._exit_code = 0
+        clock = SystemClock()
+        self._store, directory = _open_store(settings)
+        self._admission = Admission(engine, metrics.IN_FLIGHT.set)
+        self._keeper = LeaseKeeper(
+            self._store,
+            clock,
+            lease_s=settings.lease_s,
+            watch_s=settings.watch_ms / 1000,
+            stall_s=settings.stall_s,
+        )
+        self._drain = Drain(self._admission, self._keeper, grace_s=settings.drain_grace_s)
+        self._heartbeat = Heartbeat(
+            directory,
+            clock,
+            model=settings.served_name,
+            replica_id=settings.replica_id,
+            started_s=started_s,
+        )
+        self._server = PredictorServer(door, grpc_port=settings.grpc_port)
+        self._add_routes(clock)
+
+    def run(self) -> int:
+        """Serve until drained or broken."""
+        model = PredictorModel(
+            self._settings.served_name,
+            self._calls,
+            is_ready=lambda: self._admission.phase == "serving",
+            live=self._live,
+        )
+        self._server.start([model])
+        return self._exit_code
+
+    def _add_routes(self, clock: Clock) -> None:
+        settings = self._settings
+        self._calls = DirectCalls(self._engine, self._admission)
+        deliveries = Deliveries(
+            engine=self._engine,
+            store=self._store,
+            admission=self._admission,
+            keeper=self._keeper,
+            clock=clock,
+            owner=settings.replica_id,
+            lease_s=settings.lease_s,
+            flush_s=settings.flush_ms / 1000,
+            is_store_shared=bool(settings.redis_url.get_secret_value()),
+        )
+        add_event_route(app, deliveries, settings.delivery_token.get_secret_value())
+        add_probes(app, self._admission, lambda: self._heartbeat.phase)
+        add_error_handler(app)
+
+    async def _live(self) -> None:
+        """Start the engine, serve, drain, end. The HTTP server answers from before the engine is
+        there until after the last job is settled.
+        """
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._drain.begin, signal.Signals(number).name)
+        try:
+            async with asyncio.TaskGroup() as group:
+                beside = [
+                    group.create_task(self._keeper.run()),
+                    group.create_task(self._heartbeat.run()),
+                ]
+                await self._start_and_serve()
+                for task in beside:
+                    task.cancel()
+        finally:
+            await self._end()
+
+    async def _start_and_serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            starting = group.create_task(self._start())
+            told_to_go = group.create_task(self._drain.wait_begun())
+            await asyncio.wait((starting, told_to_go), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done() and starting.result() and not told_to_go.done():
+                await self._serve()
+            else:
+                # A load under way cannot be taken back, only outlived.
+                await asyncio.wait((starting,), timeout=self._settings.drain_grace_s)
+                if not starting.done():
+                    os._exit(0)
+            told_to_go.cancel()
+
+    async def _start(self) -> bool:
+        """True when the engine serves. Says on one line why it does not."""
+        try:
+            await self._engine.start(self._heartbeat.enter)
+        except EngineStartError as error:
+            _log.error("the engine did not start", action="start", reason=error.message)
+            self._exit_code = 1
+            return False
+        self._heartbeat.enter(ColdStartPhase.READY)
+        self._admission.open()
+        metrics.ENGINE_UP.set(1)
+        _log.info("ready", action="ready", model=self._settings.served_name)
+        return True
+
+    async def _serve(self) -> None:
+        """Until drained, or until the engine dies."""
+        async with asyncio.TaskGroup() as group:
+            drained = group.create_task(self._drain.run())
+            died = group.create_task(self._engine_death())
+            await asyncio.wait((drained, died), return_when=asyncio.FIRST_COMPLETED)
+            if died.done():
+                await self._bury_engine()
+            for task in (drained, died):
+                task.cancel()
+
+    async def _engine_death(self) -> None:
+        while self._engine.is_healthy():  # noqa: ASYNC110 (an engine has no event to await)
+            await asyncio.sleep(_HEALTH_EVERY_S)
+
+    async def _bury_engine(self) -> None:
+        """Give its jobs back and end with an error; `healthy` says no since it died."""
+        _log.error("the engine died", action="engine_death", in_flight=self._admission.in_flight)
+        metrics.ENGINE_UP.set(0)
+        self._exit_code = 1
+        self._keeper.interrupt_all(Stop.ENGINE_DEAD)
+        await asyncio.wait(
+            (asyncio.ensure_future(self._admission.wait_idle()),), timeout=_SETTLE_AFTER_DEATH_S
+        )
+
+    async def _end(self) -> None:
+        metrics.ENGINE_UP.set(0)
+        await self._server.stop_serving()
+        await self._heartbeat.end()
+        await self._engine.stop()
+        await self._store.close()
+        _log.info("ended", action="end", exit_code=self._exit_code)
+
+
+def _open_store(settings: PredictorSettings) -> tuple[Store, ReplicaDirectory | None]:
+    url = settings.redis_url.get_secret_value()
+    if not url:
+        return MemoryStore(settings.lease), None
+    redis = connect(url, timeout_s=settings.store_timeout_s)
+    return RedisStore(redis, settings.lease), ReplicaDirectory(redis)

@@ -1,0 +1,112 @@
+"""Settings of one predictor process, read once at start from `TORPOR_*` variables.
+
+Called by `python -m predictor`; flags of the command line win over variables. Names that the api
+and the broker also use (`port`, `host`) are prefixed here, because in the embedded stack all of
+them see the same environment.
+"""
+
+import os
+import socket
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from eventing.store import LeaseSettings
+
+
+class EngineKind(StrEnum):
+    """Which engine thinks."""
+
+    VLLM = "vllm"  #: the real one
+    SEEDED = "seeded"  #: tokens from a seed, for tests
+
+
+def _default_replica_id() -> str:
+    """Pod name where there is one (the host name of a pod), and the process on it."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+class PredictorSettings(BaseSettings):
+    """One predictor. Every field is a variable: `lease_s` is `TORPOR_LEASE_S`."""
+
+    model_config = SettingsConfigDict(env_prefix="TORPOR_", frozen=True, extra="ignore")
+
+    engine: EngineKind = EngineKind.VLLM
+    """The engine; `seeded` needs no model."""
+    model: str = "smollm2-135m-instruct"
+    """What vLLM loads: a packaged model, a folder, or a name on a hub."""
+    model_name: str = ""
+    """Name that requests put in `model`; empty takes the name of what is loaded."""
+    models_dir: Path = Path(".torpor/models")
+    """Where converted models are kept; a volume that outlives the pod saves their conversion."""
+    replica_id: str = Field(default_factory=_default_replica_id, min_length=1, max_length=253)
+    """Who we are in leases and in the list of replicas."""
+
+    predictor_host: str = "0.0.0.0"  # noqa: S104 (KServe's probes and queue-proxy come from outside)
+    """Address to bind; the embedded stack binds loopback."""
+    predictor_port: int = Field(8080, ge=0, le=65535)
+    """HTTP port; KServe's default."""
+    grpc_port: int = Field(0, ge=0, le=65535)
+    """gRPC port of the v2 protocol; 0 leaves gRPC off."""
+    delivery_token: SecretStr = SecretStr("")
+    """Bearer token that deliveries must carry; empty takes any."""
+
+    redis_url: SecretStr = SecretStr("")
+    """Redis or Valkey that holds the jobs; empty keeps them in memory: no live tokens for others,
+    no resumption after a crash, still correct.
+    """
+    redis_timeout_s: float = Field(1.5, ge=0.05, le=30)
+    """Longest wait for one answer of Redis; a lease never waits longer than a third of itself."""
+    lease_s: float = Field(30.0, ge=0.5, le=3600)
+    """How long a job stays ours without a sign of life; renewed at a third of it."""
+    max_attempts: int = Field(3, ge=1, le=100)
+    """Lost or failed attempts after which a job becomes a dead letter."""
+    retention_s: int = Field(24 * 3600, ge=60)
+    """How long ended jobs are kept."""
+    dead_letter_retention_s: int = Field(14 * 24 * 3600, ge=60)
+    """How long dead letters are kept."""
+
+    flush_ms: int = Field(50, ge=1, le=100)
+    """Tokens are checkpointed at most this long after they were made; a crash costs no more."""
+    watch_ms: int = Field(500, ge=10, le=900)
+    """How often running jobs are compared with their records; a cancel is seen this soon."""
+    stall_s: float = Field(120.0, ge=0.1, le=3600)
+    """A job whose engine gives nothing for this long, prefill included, is aborted."""
+    drain_grace_s: float = Field(25.0, ge=0.5, le=3600)
+    """From SIGTERM to the exit; what cannot end by then is handed over. Below the pod's grace."""
+
+    seeded_tokens_per_s: float = Field(50.0, ge=0)
+    """Test engine: tokens a second of each request; 0 is as fast as possible."""
+    seeded_prefill_tokens_per_s: float = Field(2000.0, ge=0)
+    """Test engine: prompt tokens a second."""
+    seeded_start_up_s: float = Field(0.0, ge=0)
+    """Test engine: how long loading takes."""
+    seeded_max_concurrency: int = Field(16, ge=1, le=4096)
+    """Test engine: its useful batch."""
+    seeded_max_model_len: int = Field(4096, ge=16)
+    """Test engine: tokens of prompt and answer together."""
+
+    log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
+
+    @property
+    def served_name(self) -> str:
+        """The model's name in requests."""
+        return self.model_name or ("seeded" if self.engine is EngineKind.SEEDED else self.model)
+
+    @property
+    def lease(self) -> LeaseSettings:
+        """The store's part."""
+        return LeaseSettings(
+            lease_ms=int(self.lease_s * 1000),
+            max_attempts=self.max_attempts,
+            retention_s=self.retention_s,
+            dead_letter_retention_s=self.dead_letter_retention_s,
+        )
+
+    @property
+    def store_timeout_s(self) -> float:
+        """Three tries must fit into a lease."""
+        return min(self.redis_timeout_s, self.lease_s / 3)
