@@ -9,6 +9,11 @@ import sys
 
 import structlog
 
+# Without local variables: those hold prompts, headers and passwords.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
 
 def configure(service: str, *, level: str = "INFO") -> None:
     """Send structlog, and the standard library's loggers through it, to standard error."""
@@ -20,7 +25,7 @@ def configure(service: str, *, level: str = "INFO") -> None:
     render: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer()]
         if sys.stderr.isatty()
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [_TRACEBACKS, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[*shared, *render],

@@ -80,8 +80,8 @@ class Broker:
                 Route("/healthz", _alive),
                 Route("/readyz", self._ready),
                 Route("/metrics", _metrics),
-                Route("/", ingress, methods=["POST"]),
-                Route("/{namespace}/{broker}", ingress, methods=["POST"]),
+                Route("/", ingress.__call__, methods=["POST"]),
+                Route("/{namespace}/{broker}", ingress.__call__, methods=["POST"]),
             ]
         )
 
