@@ -117,7 +117,8 @@ def respec(state: KpaState, spec: KpaSpec) -> KpaState:
 def record(state: KpaState, t: float, value: float) -> KpaState:
     """The state with one measurement, the sum over all pods and the activator, at second `t`.
 
-    Record once a second, zeros too: values of the same second add up.
+    Record once a second, zeros too while a pod is ready; with neither pod nor request record
+    nothing, as nobody is scraped then. Values of the same second add up.
     """
     return replace(
         state,

@@ -7,12 +7,14 @@ it turns a `View` into what a policy reads in a cluster, and asks the policy.
 from collections import deque
 from dataclasses import replace
 
-from knative.autoscaling import hpa, keda, kpa, reconciler
+from knative.autoscaling import hpa, keda, kpa, reconciler, work
 from knative.autoscaling.annotations import KnativeScaling
 from knative.autoscaling.hpa_metric import PodSample, Replicas
 from knative.autoscaling.keda import KedaSpec
 from knative.autoscaling.setting import Refusal, RefusedSettingsError
 from knative.autoscaling.trigger import Backlog, Prometheus, Resource, measured
+from knative.autoscaling.work import WorkSpec
+from knative.simulator.engine import Job
 from knative.simulator.view import View
 
 # What a prometheus trigger may ask here: the query must name one of these series.
@@ -195,3 +197,51 @@ def _refuse_unknown_queries(spec: KedaSpec) -> None:
     )
     if refusals:
         raise RefusedSettingsError(refusals)
+
+
+class WorkPolicy:
+    """Our own policy, asked every second; it sees each job's prompt and learns from its answer."""
+
+    tick_s = 1.0
+
+    def __init__(self, spec: WorkSpec) -> None:
+        self._spec = spec
+        self._state = work.WorkState(idle_since=0.0)
+        self._open = 0
+
+    def arrived(self, job: Job, now: float) -> None:
+        """Note the job's estimated work."""
+        self._open += 1
+        self._state = work.arrived(self._spec, self._state, job.prompt_tokens, now)
+
+    def finished(self, job: Job, now: float) -> None:
+        """Learn its true length."""
+        self._open -= 1
+        self._state = work.finished(
+            self._spec,
+            self._state,
+            job.prompt_tokens,
+            job.output_tokens,
+            now,
+            is_last=self._open == 0,
+        )
+
+    def step(self, view: View, now: float) -> int:
+        """Decide on the work that waits."""
+        self._state, decision = work.decide(self._spec, self._state, self._seen(view, now), now)
+        return decision.replicas
+
+    def wake(self, view: View, now: float) -> int | None:
+        """A first request is worth a look at once: its slack may be short."""
+        return self.step(view, now)
+
+    def _seen(self, view: View, now: float) -> work.Seen:
+        waiting = sum(
+            self._spec.work_s(
+                job.prompt_tokens,
+                work.expected_output(self._spec, self._state, job.prompt_tokens),
+            )
+            for job in view.queue
+        )
+        oldest = now - view.queue[0].arrived if view.queue else 0.0
+        return work.Seen(view.queued, waiting, oldest, view.running, view.asked, view.ready)

@@ -1,0 +1,304 @@
+"""A policy of our own: scales on the GPU-seconds of waiting work, and lets jobs wait as long as
+they may.
+
+Called by the external scaler (`external_scaler.py`) and the simulator. It must not know queues or
+pods.
+
+Three things that neither the KPA nor KEDA uses:
+* **work, not requests**: prompt tokens are known, answer lengths are learnt per prompt-length
+class, so
+  ten long jobs weigh more than ten short ones;
+* **slack**: a job may wait `p95_wait_s`, a cold start takes `cold_start_s`; at zero the wake-up
+comes when
+  the oldest job needs it, and everything that came meanwhile shares the one cold start;
+* **the price of waking**: how long an idle replica stays is chosen from the gaps seen so far, as
+what
+  costs least per second in the long run (renewal reward), subject to the wait target.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+# Prompt lengths are told apart by powers of two.
+_CLASSES = 18
+# Lengths and rates follow the last so many observations.
+_LENGTH_MEMORY = 200
+_RATE_WINDOW_S = 60.0
+# Gaps are told apart in steps of a quarter; below half a second there was no gap.
+_GAP_GROWTH = 1.25
+_SHORTEST_GAP_S = 0.5
+_GAP_CLASSES = 48
+_GAP_MEMORY = 400.0
+_FEWEST_GAPS = 8
+# Of the 5 % that p95 leaves, four fifths may be spent on cold starts.
+_COLD_SHARE = 0.04
+# Below this many replicas' worth of arriving work, work can be put off; above, somebody must be up.
+_DEFERRABLE = 0.5
+_NEVER = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class WorkSpec:
+    """What the policy knows of the engine and what is asked of it; times in seconds.
+
+    `decode_tokens_per_s` is the whole batch's rate at `slots` answers. `p95_wait_s` is the wait
+    that 95 of 100 jobs may have. `margin_s` is taken off every slack: the ticks and polls in
+    between.
+    """
+
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    slots: int
+    cold_start_s: float
+    p95_wait_s: float
+    min_replicas: int = 0
+    max_replicas: int = 100
+    max_utilisation: float = 0.85
+    margin_s: float = 1.0
+    first_guess_tokens: float = 200.0
+
+    def work_s(self, prompt_tokens: float, output_tokens: float) -> float:
+        """The GPU-seconds of one job in a full batch."""
+        reading = prompt_tokens / self.prefill_tokens_per_s
+        return reading + output_tokens / self.decode_tokens_per_s
+
+    @property
+    def can_hide_cold_start(self) -> bool:
+        """Whether a job may wait through a whole cold start."""
+        return self.p95_wait_s >= self.cold_start_s
+
+
+@dataclass(frozen=True, slots=True)
+class WorkState:
+    """What was learnt: answer lengths by prompt class, the rate of arriving work, the gaps."""
+
+    lengths: tuple[tuple[float, float], ...] = ((0.0, 0.0),) * _CLASSES
+    work_rate: float = 0.0
+    job_rate: float = 0.0
+    rate_at: float = 0.0
+    gaps: tuple[float, ...] = (0.0,) * _GAP_CLASSES
+    idle_since: float | None = None
+    less_since: float | None = None
+    less_most: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The queue and the replicas at one moment; `oldest_wait_s` is 0 when nothing waits."""
+
+    queued: int
+    queued_work_s: float
+    oldest_wait_s: float
+    running: int
+    asked: int
+    ready: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkDecision:
+    """The replicas to ask for, and why: the lingering time chosen and the slack that is left."""
+
+    replicas: int
+    linger_s: float
+    slack_s: float
+
+
+def expected_output(spec: WorkSpec, state: WorkState, prompt_tokens: int) -> float:
+    """The answer length to expect: the prompt class's mean, or that of all, or a guess."""
+    count, mean = state.lengths[_class_of(prompt_tokens)]
+    if count >= 3:
+        return mean
+    total = sum(n for n, _ in state.lengths)
+    if not total:
+        return spec.first_guess_tokens
+    return sum(n * m for n, m in state.lengths) / total
+
+
+def arrived(spec: WorkSpec, state: WorkState, prompt_tokens: int, now: float) -> WorkState:
+    """The state after a job came in."""
+    work = spec.work_s(prompt_tokens, expected_output(spec, state, prompt_tokens))
+    state = _decayed(state, now)
+    state = replace(
+        state,
+        work_rate=state.work_rate + work / _RATE_WINDOW_S,
+        job_rate=state.job_rate + 1 / _RATE_WINDOW_S,
+    )
+    if state.idle_since is None:
+        return state
+    return replace(
+        state,
+        gaps=_with_gap(state.gaps, now - state.idle_since),
+        idle_since=None,
+    )
+
+
+def finished(
+    spec: WorkSpec,
+    state: WorkState,
+    prompt_tokens: int,
+    output_tokens: int,
+    now: float,
+    *,
+    is_last: bool,
+) -> WorkState:
+    """The state after a job ended; `is_last` when nothing runs or waits any more."""
+    at = _class_of(prompt_tokens)
+    count, mean = state.lengths[at]
+    count = min(count + 1, _LENGTH_MEMORY)
+    mean += (output_tokens - mean) / count
+    lengths = (*state.lengths[:at], (count, mean), *state.lengths[at + 1 :])
+    state = replace(state, lengths=lengths)
+    if not is_last:
+        return state
+    return replace(state, idle_since=now)
+
+
+def decide(
+    spec: WorkSpec, state: WorkState, seen: Seen, now: float
+) -> tuple[WorkState, WorkDecision]:
+    """The replicas to ask for at `now`, within the bounds."""
+    slack = spec.p95_wait_s - seen.oldest_wait_s if seen.queued else spec.p95_wait_s
+    linger = linger_s(spec, state)
+    state = _decayed(state, now)
+    if seen.asked == 0:
+        wanted = _woken(spec, state, seen, slack)
+        state = replace(state, less_since=None)
+    else:
+        wanted = max(_for_queue(spec, seen), _for_rate(spec, state), _for_running(spec, seen))
+        state, wanted = _held(spec, state, seen, wanted, linger, now)
+    wanted = min(max(wanted, spec.min_replicas), spec.max_replicas)
+    return state, WorkDecision(wanted, linger, slack)
+
+
+def linger_s(spec: WorkSpec, state: WorkState) -> float:
+    """How long the last replica stays idle: what costs least a second, within the wait target.
+
+    With p the share of gaps longer than the lingering time and m the mean of what is lingered, a
+    cycle pays one cold start and m/p of idling, and gets the rest of a long gap and the slack for
+    nothing.
+    """
+    total = sum(state.gaps)
+    if total < _FEWEST_GAPS:
+        return 0.0 if spec.can_hide_cold_start else max(spec.cold_start_s, 60.0)
+    slack = max(0.0, spec.p95_wait_s - spec.cold_start_s - spec.margin_s)
+    best, cheapest = _NEVER, 1.0
+    for choice in range(_GAP_CLASSES):
+        linger = 0.0 if choice == 0 else _gap_s(choice)
+        longer = sum(state.gaps[choice:]) if choice else total
+        share = longer / total
+        if share <= 0:
+            break
+        if not spec.can_hide_cold_start and not _few_wait(spec, state, share):
+            continue
+        paid, free = _cycle(spec, state, choice, linger, share, total)
+        rate = paid / (paid + free + slack)
+        if rate < cheapest:
+            best, cheapest = linger, rate
+    return best
+
+
+def _cycle(
+    spec: WorkSpec, state: WorkState, choice: int, linger: float, share: float, total: float
+) -> tuple[float, float]:
+    """(seconds paid, seconds free) of one cycle from wake-up to wake-up."""
+    waited = sum(count * _gap_s(at) for at, count in enumerate(state.gaps[:choice])) / total
+    waited += share * linger
+    beyond = sum(
+        count * max(0.0, _gap_s(at) - linger) for at, count in enumerate(state.gaps) if at >= choice
+    )
+    longer = share * total
+    return spec.cold_start_s + waited / share, beyond / longer
+
+
+def _few_wait(spec: WorkSpec, state: WorkState, share: float) -> bool:
+    """Whether few enough jobs meet a cold start: the first, and all that come meanwhile."""
+    meet = 1 + state.job_rate * spec.cold_start_s
+    jobs_in_cycle = 1 / share + state.job_rate * spec.cold_start_s
+    return meet / jobs_in_cycle <= _COLD_SHARE
+
+
+def _woken(spec: WorkSpec, state: WorkState, seen: Seen, slack: float) -> int:
+    """At zero: nothing while the oldest job has slack to spare, then enough for all."""
+    if not seen.queued:
+        return 0
+    is_time = slack <= spec.cold_start_s + spec.margin_s
+    if not is_time and state.work_rate < _DEFERRABLE:
+        return 0
+    return max(1, _for_queue(spec, seen), _for_rate(spec, state))
+
+
+def _for_queue(spec: WorkSpec, seen: Seen) -> int:
+    """The fewest replicas that start every waiting job within its wait.
+
+    A replica starts as many jobs at once as it has places, and after that one every `each` seconds.
+    """
+    if not seen.queued:
+        return 0
+    each = max(seen.queued_work_s / seen.queued, 1e-6)
+    span = max(spec.p95_wait_s * spec.max_utilisation, 0.0)
+    free = max(0, seen.ready * spec.slots - seen.running)
+    left = seen.queued - free - seen.ready * span / each
+    if left <= 0:
+        return min(seen.ready, seen.asked)
+    after_start = max(0.0, span - spec.cold_start_s)
+    return seen.ready + math.ceil(left / (spec.slots + after_start / each))
+
+
+def _for_rate(spec: WorkSpec, state: WorkState) -> int:
+    """The replicas that keep up with arriving work, once there is too much of it to put off."""
+    if state.work_rate < _DEFERRABLE:
+        return 0
+    return math.ceil(state.work_rate / spec.max_utilisation)
+
+
+def _for_running(spec: WorkSpec, seen: Seen) -> int:
+    """The replicas that hold what runs now: nobody is drained for want of places."""
+    return math.ceil(seen.running / spec.slots)
+
+
+def _held(
+    spec: WorkSpec, state: WorkState, seen: Seen, wanted: int, linger: float, now: float
+) -> tuple[WorkState, int]:
+    """Down only after less was wanted for as long as idling is worth a cold start."""
+    if wanted >= seen.asked:
+        return replace(state, less_since=None, less_most=0), wanted
+    since = now if state.less_since is None else state.less_since
+    most = max(wanted, state.less_most)
+    hold = linger if wanted == 0 else spec.cold_start_s
+    if now - since >= hold:
+        return replace(state, less_since=None, less_most=0), most if wanted else wanted
+    return replace(state, less_since=since, less_most=most), seen.asked
+
+
+def _decayed(state: WorkState, now: float) -> WorkState:
+    passed = now - state.rate_at
+    if passed <= 0:
+        return state
+    keep = math.exp(-passed / _RATE_WINDOW_S)
+    return replace(
+        state, work_rate=state.work_rate * keep, job_rate=state.job_rate * keep, rate_at=now
+    )
+
+
+def _with_gap(gaps: tuple[float, ...], gap_s: float) -> tuple[float, ...]:
+    """The gaps with one more; old ones fade once there are many, so that habits may change."""
+    total = sum(gaps)
+    fade = 1.0 if total < _GAP_MEMORY else _GAP_MEMORY / (total + 1)
+    at = _gap_class(gap_s)
+    return tuple(count * fade + (1.0 if i == at else 0.0) for i, count in enumerate(gaps))
+
+
+def _gap_class(gap_s: float) -> int:
+    if gap_s <= _SHORTEST_GAP_S:
+        return 0
+    at = math.ceil(math.log(gap_s / _SHORTEST_GAP_S) / math.log(_GAP_GROWTH))
+    return min(_GAP_CLASSES - 1, at)
+
+
+def _gap_s(at: int) -> float:
+    """The upper edge of a class of gaps."""
+    return _SHORTEST_GAP_S * _GAP_GROWTH**at
+
+
+def _class_of(prompt_tokens: int) -> int:
+    return min(_CLASSES - 1, max(0, prompt_tokens).bit_length())
