@@ -252,9 +252,12 @@ class MemoryStore:
         self._unpublished.pop(job_id, None)
 
     async def mark_announced(self, job_id: JobId) -> None:
+        record = self._find(job_id)
+        if record and not record.job.state.is_terminal:
+            return
         self._unannounced.pop(job_id, None)
-        if record := self._find(job_id):
-            record.job = replace(record.job, is_announced=record.job.state.is_terminal)
+        if record:
+            record.job = replace(record.job, is_announced=True)
 
     async def ping(self) -> None:
         """Memory always takes writes."""

@@ -219,7 +219,9 @@ class Store(Protocol):
         """The broker confirmed the request event."""
 
     async def mark_announced(self, job_id: JobId) -> None:
-        """The result event has arrived, or was confirmed by the broker."""
+        """The result event has arrived, or was confirmed by the broker. A job that has not ended
+        keeps its note: its end is still to be announced.
+        """
 
     async def ping(self) -> None:
         """Return when the store can take writes."""

@@ -46,7 +46,8 @@ class FakeClock:
 class Rig(Protocol):
     """What a suite needs of an implementation under test."""
 
-    store: Store
+    @property
+    def store(self) -> Store: ...
 
     async def pass_time(self, milliseconds: int) -> None: ...
 

@@ -63,7 +63,7 @@ class TestCreate:
         await rig.store.create(new)
         turned = JobRequest(
             url=new.request.url,
-            body=dict(reversed(new.request.body.items())),
+            body=dict(reversed(list(new.request.body.items()))),
             custom_id=new.request.custom_id,
         )
 
@@ -1009,6 +1009,24 @@ class TestOutbox:
 
         assert job is not None
         assert not job.is_announced
+
+    async def test_a_job_that_has_not_ended_keeps_its_note(self, rig: Rig) -> None:
+        # A sweep that read the job as running, and marks it after it ended, must not lose its end.
+        attempt = await started(rig)
+        await rig.store.finish(job_id(), attempt + 1, ANSWER)
+
+        await rig.store.mark_announced(job_id())
+
+        await rig.pass_time(10_001)
+        assert await rig.store.take_unannounced(10) == [job_id()]
+
+    async def test_the_note_of_a_job_that_is_gone_can_be_dropped(self, rig: Rig) -> None:
+        await rig.store.cancel(job_id("nobody"))
+
+        await rig.store.mark_announced(job_id("nobody"))
+
+        await rig.pass_time(10_001)
+        assert await rig.store.take_unannounced(10) == []
 
     async def test_marking_an_unknown_job_leaves_nothing_behind(self, rig: Rig) -> None:
         await rig.store.mark_announced(job_id("nobody"))

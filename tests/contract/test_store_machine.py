@@ -1,0 +1,249 @@
+"""Any history of calls gets the same answers from both stores, and keeps the job's invariants.
+
+Hypothesis makes up the histories. Times are left out of the comparison, order is not.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from eventing.connection import connect
+from eventing.errors import IdempotencyConflict
+from eventing.job import Job, JobError, JobId, JobState
+from eventing.store import Acquired, Ending, Page, Release, Store, StreamEntry, TokenBatch
+from tests.contract.rig import SETTINGS, MemoryRig, RedisRig, job_id, new_job
+
+EVENTS = st.sampled_from(["a", "b", "c"])
+TENANTS = st.sampled_from(["acme", "other"])
+PROMPTS = st.sampled_from(["why?", "how?"])
+ATTEMPTS = st.integers(-2, 1)
+"""Relative to the newest attempt: zombies, the holder, and one that never was."""
+FAULT = JobError(code="engine_error", message="the engine gave up")
+ENDINGS = st.builds(
+    Ending,
+    state=st.sampled_from([state for state in JobState if state.is_terminal]),
+    result=st.sampled_from([None, {"text": "because"}]),
+    error=st.sampled_from([None, FAULT]),
+    is_dead_letter=st.booleans(),
+)
+BATCHES = st.builds(
+    TokenBatch,
+    index=st.integers(0, 4),
+    token_ids=st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple),
+    delta=st.sampled_from(["", '["x"]']),
+)
+
+
+def timeless(value: Any) -> Any:
+    """The answer without what two clocks cannot agree on."""
+    match value:
+        case Job():
+            spans = [replace(a, started_ms=0, ended_ms=bool(a.ended_ms)) for a in value.history]
+            return replace(
+                value,
+                created_ms=0,
+                started_ms=bool(value.started_ms),
+                first_token_ms=bool(value.first_token_ms),
+                finished_ms=bool(value.finished_ms),
+                deadline_ms=bool(value.deadline_ms),
+                lease_until_ms=bool(value.lease_until_ms),
+                history=tuple(spans),
+            )
+        case StreamEntry():
+            return replace(value, cursor="", at_ms=bool(value.at_ms))
+        case Acquired():
+            return replace(value, lease_left_ms=bool(value.lease_left_ms))
+        case Page():
+            return ([timeless(job) for job in value.jobs], bool(value.next_cursor))
+        case list() | tuple():
+            return [timeless(item) for item in value]
+        case _:
+            return value
+
+
+class TwoStores(RuleBasedStateMachine):
+    """The same history, told to memory and to Redis."""
+
+    redis_url: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.memory = MemoryRig()
+        self.redis = RedisRig(connect(self.redis_url))
+        self.runner.run(self.redis.redis.flushall())
+        self.ends: dict[JobId, JobState] = {}
+
+    def teardown(self) -> None:
+        self.runner.run(self.redis.store.close())
+        self.runner.close()
+
+    def both(self, ask: Callable[[Store], Awaitable[Any]]) -> Any:
+        """The answer, once both have given the same."""
+
+        async def told(store: Store) -> Any:
+            try:
+                return timeless(await ask(store))
+            except IdempotencyConflict as error:
+                return type(error)
+
+        async def all_told() -> tuple[Any, Any]:
+            # A millisecond of its own for each call, so that the order of jobs is the same too.
+            self.memory.clock.now_ms += 2
+            await asyncio.sleep(0.0015)
+            return await told(self.memory.store), await told(self.redis.store)
+
+        in_memory, in_redis = self.runner.run(all_told())
+        assert in_memory == in_redis
+        return in_redis
+
+    def newest(self, event: str) -> int:
+        job = self.runner.run(self.memory.store.get(job_id(event)))
+        return job.attempt if job else 0
+
+    @rule(event=EVENTS, tenant=TENANTS, prompt=PROMPTS, has_deadline=st.booleans())
+    def create(self, event: str, tenant: str, prompt: str, has_deadline: bool) -> None:
+        async def ask(store: Store) -> Any:
+            rig = self.memory if store is self.memory.store else self.redis
+            deadline_ms = await rig.now_ms() + 45_000 if has_deadline else 0
+            new = new_job(event, tenant=tenant, prompt=prompt, deadline_ms=deadline_ms)
+            return await store.create(new)
+
+        self.both(ask)
+
+    @rule(event=EVENTS, tenant=TENANTS, raw=st.sampled_from([b"no job", b'{"url": 1}']))
+    def reject(self, event: str, tenant: str, raw: bytes) -> None:
+        self.both(lambda store: store.reject(new_job(event, tenant=tenant), FAULT, raw))
+
+    @rule(event=EVENTS, owner=st.sampled_from(["w1", "w2"]), can_resume=st.booleans())
+    def acquire(self, event: str, owner: str, can_resume: bool) -> None:
+        self.both(lambda store: store.acquire(job_id(event), owner, can_resume=can_resume))
+
+    @rule(event=EVENTS, behind=ATTEMPTS, extend=st.booleans())
+    def renew(self, event: str, behind: int, extend: bool) -> None:
+        lease = (job_id(event), self.newest(event) + behind)
+        self.both(lambda store: store.renew([lease], extend=extend))
+
+    @rule(event=EVENTS, behind=ATTEMPTS, batch=BATCHES, is_next=st.booleans())
+    def append(self, event: str, behind: int, batch: TokenBatch, is_next: bool) -> None:
+        attempt = self.newest(event) + behind
+        job = self.runner.run(self.memory.store.get(job_id(event)))
+        if is_next and job:
+            batch = replace(batch, index=job.token_count)
+        self.both(lambda store: store.append(job_id(event), attempt, batch))
+
+    @rule(event=EVENTS, behind=ATTEMPTS, ending=ENDINGS)
+    def finish(self, event: str, behind: int, ending: Ending) -> None:
+        attempt = self.newest(event) + behind
+        self.both(lambda store: store.finish(job_id(event), attempt, ending))
+
+    @rule(event=EVENTS, behind=ATTEMPTS, why=st.sampled_from(list(Release)))
+    def release(self, event: str, behind: int, why: Release) -> None:
+        attempt = self.newest(event) + behind
+        self.both(lambda store: store.release(job_id(event), attempt, why, FAULT))
+
+    @rule(event=EVENTS)
+    def cancel(self, event: str) -> None:
+        self.both(lambda store: store.cancel(job_id(event)))
+
+    @rule(event=EVENTS, ending=ENDINGS)
+    def conclude(self, event: str, ending: Ending) -> None:
+        self.both(lambda store: store.conclude(job_id(event), ending))
+
+    @rule(event=EVENTS, prompt=st.sampled_from(["", "why?", "how?"]))
+    def redrive(self, event: str, prompt: str) -> None:
+        edited = new_job(event, prompt=prompt).request if prompt else None
+        if self.both(lambda store: store.redrive(job_id(event), edited)):
+            del self.ends[job_id(event)]
+
+    @rule(event=EVENTS)
+    def delete(self, event: str) -> None:
+        if self.both(lambda store: store.delete(job_id(event))):
+            self.ends.pop(job_id(event), None)
+
+    @rule(event=EVENTS, published=st.booleans())
+    def mark(self, event: str, published: bool) -> None:
+        def ask(store: Store) -> Awaitable[None]:
+            return (store.mark_published if published else store.mark_announced)(job_id(event))
+
+        self.both(ask)
+
+    @rule(limit=st.integers(1, 3))
+    def take(self, limit: int) -> None:
+        self.both(lambda store: store.take_unpublished(limit))
+        self.both(lambda store: store.take_unannounced(limit))
+
+    @rule(milliseconds=st.sampled_from([5_000, SETTINGS.lease_ms + 1_000, 3_700_000]))
+    def pass_time(self, milliseconds: int) -> None:
+        async def both_pass() -> None:
+            await self.memory.pass_time(milliseconds)
+            await self.redis.pass_time(milliseconds)
+
+        self.runner.run(both_pass())
+
+    @rule(tenant=TENANTS, limit=st.integers(1, 4))
+    def read_lists(self, tenant: str, limit: int) -> None:
+        async def pages(store: Store) -> Any:
+            first = await store.list_jobs(tenant, limit=limit)
+            rest = await store.list_jobs(tenant, cursor=first.next_cursor)
+            return timeless([first, rest, await store.list_dead_letters(tenant, limit=limit)])
+
+        self.both(pages)
+
+    @invariant()
+    def both_hold_the_same_jobs_and_streams(self) -> None:
+        async def everything(store: Store) -> Any:
+            found = []
+            for event in "abc":
+                job = await store.get(job_id(event))
+                entries = await store.read_stream(job_id(event))
+                ids = await store.token_ids(job_id(event), job.token_count if job else 0)
+                found.append([timeless(job), timeless(entries), ids])
+            return found
+
+        for event, (job, entries, ids) in zip("abc", self.both(everything), strict=True):
+            if job is None:
+                self.ends.pop(job_id(event), None)
+            else:
+                self.check_life(job, entries, ids)
+
+    def check_life(self, job: Job, entries: list[StreamEntry], ids: list[int]) -> None:
+        """I2 one end, I4 whole tokens, and a lease only while it runs."""
+        before = self.ends.get(job.id)
+        assert before is None or job.state is before, "a terminal state changed"
+        if job.state.is_terminal:
+            self.ends[job.id] = job.state
+            assert job.finished_ms
+        assert bool(job.lease_owner) == (job.state is JobState.IN_PROGRESS)
+        assert len(ids) == job.token_count
+        assert job.attempt == len(job.history)
+        shown = 0
+        for entry in entries:
+            if entry.token_ids:
+                assert entry.index == shown, "a gap or a repeat"
+                shown += len(entry.token_ids)
+            elif entry.kind == "attempt":
+                assert entry.index in (shown, 0)
+                shown = entry.index
+
+
+@pytest.mark.timeout(900)
+def test_both_stores_give_the_same_answers_to_any_history(redis_url: str) -> None:
+    TwoStores.redis_url = redis_url
+
+    run_state_machine_as_test(
+        TwoStores,
+        settings=settings(
+            max_examples=int(os.environ.get("TORPOR_TEST_EXAMPLES", "40")),
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
