@@ -62,7 +62,8 @@ class Ingress:
         self._router = router
         self._limit = body_limit_bytes
 
-    async def __call__(self, request: Request) -> Response:
+    async def take(self, request: Request) -> Response:
+        """Answer one POST."""
         try:
             body = await read_body(request, self._limit)
             event = parse_http(request.headers, body)

@@ -80,8 +80,8 @@ class Broker:
                 Route("/healthz", _alive),
                 Route("/readyz", self._ready),
                 Route("/metrics", _metrics),
-                Route("/", ingress.__call__, methods=["POST"]),
-                Route("/{namespace}/{broker}", ingress.__call__, methods=["POST"]),
+                Route("/", ingress.take, methods=["POST"]),
+                Route("/{namespace}/{broker}", ingress.take, methods=["POST"]),
             ]
         )
 

@@ -53,7 +53,7 @@ class Activator:
         """What the autoscaler measures: requests that are held and requests in replicas."""
         return self.waiting + self.in_flight
 
-    async def __call__(self, request: Request) -> Response:
+    async def handle(self, request: Request) -> Response:
         """Forward one delivery. 503 with Retry-After when the hold is full or the wait is over."""
         body = await request.body()
         for _ in range(_TRIES):

@@ -37,7 +37,7 @@ from knative.local.data_dir import Addresses, locked, record_addresses
 from knative.local.embedded_store import embedded_store
 from knative.local.errors import StackError
 from knative.local.fleet import Fleet, PredictorSpec
-from knative.local.launcher import ForkLauncher, Launcher, SpawnLauncher
+from knative.local.launcher import Launcher, SpawnLauncher
 from knative.local.model import Model, prepare_model
 from knative.local.replica import Replica
 from knative.local.settings import AutoscalerKind, EngineKind, StackSettings

@@ -45,7 +45,7 @@ def status_app(stack: Watched, activator: Activator, view: QueueView, queue: str
 
     return Starlette(
         routes=[
-            Route("/events", activator, methods=["POST"]),
+            Route("/events", activator.handle, methods=["POST"]),
             Route("/status", status),
             Route("/metrics", metrics),
         ]
