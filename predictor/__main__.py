@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from typing import Any
 
 from pydantic import ValidationError
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> int:
     from eventing import log
 
     log.configure("predictor", level=settings.log_level)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="fastapi|kserve")
     try:
         door = _bind(settings)
     except OSError as error:

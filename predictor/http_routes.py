@@ -7,6 +7,7 @@ Called by `predictor.server`. Only HTTP stands here; what a delivery is answered
 import hmac
 import math
 from collections.abc import Callable
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -18,18 +19,19 @@ from predictor.admission import Admission, Phase
 from predictor.answer import Answer
 from predictor.delivery import Deliveries
 
+EVENT_PATHS: Final = frozenset({"/events", "/"})
+"""The second for Triggers that name no path."""
+
 
 def add_event_route(app: Starlette, deliveries: Deliveries, token: str) -> None:
-    """`POST /events` and, for Triggers that name no path, `POST /`: one CloudEvent, held until its
-    job has ended.
-    """
+    """`POST /events`: one CloudEvent, held until its job has ended."""
 
     async def take(request: Request) -> Response:
         if token and not _is_authorized(request, token):
             return _problem(401, "deliveries need the bearer token of TORPOR_DELIVERY_TOKEN")
         return _response(await deliveries.handle(request.headers, await request.body()))
 
-    for path in ("/events", "/"):
+    for path in sorted(EVENT_PATHS):
         app.add_route(path, take, methods=["POST"])
 
 

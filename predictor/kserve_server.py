@@ -13,6 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+import uvloop
 from fastapi import FastAPI
 from fastapi.routing import APIRouter
 from kserve import ModelServer
@@ -109,7 +110,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 grace_period=self.grace_period,
             )
             self.servers.append(self._grpc_server.start(self.max_threads))
-        asyncio.run(self._serve())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve())
 
     async def stop_serving(self) -> None:
         """Close what is open."""

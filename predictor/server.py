@@ -19,7 +19,8 @@ from eventing.redis_store import RedisStore
 from eventing.replica import ReplicaDirectory
 from eventing.store import Store
 from predictor import metrics
-from predictor.admission import Admission
+from predictor.abort_when_gone import AbortWhenGone
+from predictor.admission import Admission, Phase
 from predictor.delivery import Deliveries
 from predictor.direct_call import DirectCalls
 from predictor.drain import Drain
@@ -27,10 +28,11 @@ from predictor.engine import ColdStartPhase, Engine
 from predictor.errors import EngineStartError
 from predictor.generation import Stop
 from predictor.heartbeat import Heartbeat
-from predictor.http_routes import add_error_handler, add_event_route, add_probes
+from predictor.http_routes import EVENT_PATHS, add_error_handler, add_event_route, add_probes
 from predictor.kserve_server import PredictorServer
 from predictor.lease_keeper import LeaseKeeper
 from predictor.model import PredictorModel
+from predictor.openai_routes import add_openai_routes
 from predictor.settings import PredictorSettings
 
 _log = structlog.get_logger()
@@ -72,14 +74,16 @@ class Predictor:
 
     def run(self) -> int:
         """Serve until drained or broken."""
-        model = PredictorModel(
-            self._settings.served_name,
+        self._server.start([self._model(self._settings.served_name)])
+        return self._exit_code
+
+    def _model(self, name: str) -> PredictorModel:
+        return PredictorModel(
+            name,
             self._calls,
-            is_ready=lambda: self._admission.phase == "serving",
+            is_ready=lambda: self._admission.phase is Phase.SERVING,
             live=self._live,
         )
-        self._server.start([model])
-        return self._exit_code
 
     def _add_routes(self, clock: Clock) -> None:
         settings = self._settings
@@ -96,8 +100,10 @@ class Predictor:
             is_store_shared=bool(settings.redis_url.get_secret_value()),
         )
         add_event_route(app, deliveries, settings.delivery_token.get_secret_value())
+        add_openai_routes(app, self._calls)
         add_probes(app, self._admission, lambda: self._heartbeat.phase)
         add_error_handler(app)
+        app.add_middleware(AbortWhenGone, exempt=EVENT_PATHS)
 
     async def _live(self) -> None:
         """Start the engine, serve, drain, end. The HTTP server answers from before the engine is
@@ -140,6 +146,8 @@ class Predictor:
             _log.error("the engine did not start", action="start", reason=error.message)
             self._exit_code = 1
             return False
+        for name in self._engine.model_names[1:]:  # LoRA adapters are models of their own
+            self._server.register_model(self._model(name))
         self._heartbeat.enter(ColdStartPhase.READY)
         self._admission.open()
         metrics.ENGINE_UP.set(1)
