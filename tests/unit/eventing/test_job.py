@@ -1,0 +1,185 @@
+"""The job: identity, request and states, as pure values."""
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventing.errors import InvalidJob
+from eventing.job import (
+    API_SOURCE,
+    RUNNABLE_URLS,
+    JobRequest,
+    JobState,
+    derive_job_id,
+    is_job_id,
+    new_job_id,
+    parse_request,
+)
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "why?"}]}
+URL = "/v1/chat/completions"
+
+
+def line(body: object = None, **changes: object) -> bytes:
+    return orjson.dumps({"url": URL, "body": CHAT if body is None else body} | changes)
+
+
+class TestIdentity:
+    def test_a_new_id_is_a_job_id_and_never_the_same(self) -> None:
+        ids = {new_job_id() for _ in range(1000)}
+
+        assert len(ids) == 1000
+        assert all(is_job_id(job_id) for job_id in ids)
+
+    def test_an_event_of_our_api_names_its_job(self) -> None:
+        job_id = new_job_id()
+
+        assert derive_job_id(API_SOURCE, job_id) == job_id
+
+    @given(st.text(), st.text())
+    def test_any_event_names_one_job(self, source: str, event_id: str) -> None:
+        job_id = derive_job_id(source, event_id)
+
+        assert is_job_id(job_id)
+        assert derive_job_id(source, event_id) == job_id
+
+    def test_where_source_ends_and_id_begins_matters(self) -> None:
+        assert derive_job_id("/a", "b") != derive_job_id("/ab", "") != derive_job_id("/", "ab")
+
+    def test_a_foreign_source_cannot_name_somebody_elses_job(self) -> None:
+        job_id = new_job_id()
+
+        assert derive_job_id("/mallory", job_id) != job_id
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "job_", "job_" + "g" * 24, "job_" + "A" * 24, "job_" + "0" * 23, "0" * 24, "job_" * 7],
+    )
+    def test_anything_else_is_no_job_id(self, text: str) -> None:
+        assert not is_job_id(text)
+
+
+class TestStates:
+    @pytest.mark.parametrize("state", JobState)
+    def test_only_queued_and_in_progress_go_on(self, state: JobState) -> None:
+        assert state.is_terminal == (state not in (JobState.QUEUED, JobState.IN_PROGRESS))
+
+
+class TestRequest:
+    @pytest.mark.parametrize(
+        ("url", "body"),
+        [
+            (URL, CHAT),
+            (URL, CHAT | {"max_tokens": 1, "max_completion_tokens": 2}),
+            (URL, {"model": "m", "messages": [{"role": "user", "content": [{"type": "text"}]}]}),
+            (URL, {"model": "m", "messages": [{"role": "assistant", "content": None}]}),
+            ("/v1/completions", {"model": "m", "prompt": "why?"}),
+            ("/v1/completions", {"model": "m", "prompt": [1, 2]}),
+            ("/v1/embeddings", {"model": "m", "input": ["a", "b"]}),
+        ],
+    )
+    def test_an_openai_call_is_a_request(self, url: str, body: dict[str, object]) -> None:
+        request = parse_request(line(body, url=url, custom_id="c", method="POST"))
+
+        assert request == JobRequest(url=url, body=body, custom_id="c")
+        assert request.model == "m"
+
+    @pytest.mark.parametrize(
+        ("data", "field"),
+        [
+            pytest.param(b"", "data", id="empty"),
+            pytest.param(b"{", "data", id="cut"),
+            pytest.param(b"[]", "data", id="list"),
+            pytest.param(b"null", "data", id="null"),
+            pytest.param(b"\xff", "data", id="not utf-8"),
+            pytest.param(b"[" * 100_000, "data", id="deep"),
+            pytest.param(line(method="GET"), "method", id="get"),
+            pytest.param(line(method=None), "method", id="no method"),
+            pytest.param(line(custom_id=7), "custom_id", id="number as custom_id"),
+            pytest.param(line(url="/v1/images"), "url", id="unknown url"),
+            pytest.param(line(url=None), "url", id="no url"),
+            pytest.param(line(url=["/v1"]), "url", id="list as url"),
+            pytest.param(orjson.dumps({"url": URL}), "body", id="no body"),
+            pytest.param(line([]), "body", id="list as body"),
+            pytest.param(line("x"), "body", id="text as body"),
+            pytest.param(line({"messages": []}), "body.model", id="no model"),
+            pytest.param(line(CHAT | {"model": ""}), "body.model", id="empty model"),
+            pytest.param(line(CHAT | {"model": 7}), "body.model", id="number as model"),
+            pytest.param(line({"model": "m"}), "body.messages", id="no messages"),
+            pytest.param(line(CHAT | {"messages": []}), "body.messages", id="empty messages"),
+            pytest.param(line(CHAT | {"messages": {}}), "body.messages", id="object as messages"),
+            pytest.param(line(CHAT | {"messages": ["x"]}), "body.messages[0]", id="text message"),
+            pytest.param(line(CHAT | {"messages": [{}]}), "body.messages[0]", id="no role"),
+            pytest.param(
+                line(CHAT | {"messages": [{"role": "user", "content": 7}]}),
+                "body.messages[0].content",
+                id="number as content",
+            ),
+            pytest.param(
+                line(CHAT | {"messages": [{"role": "user", "content": ""}]}),
+                "body.messages[0].content",
+                id="empty question",
+            ),
+            pytest.param(line({"model": "m"}, url=RUNNABLE_URLS[1]), "body.prompt", id="no prompt"),
+            pytest.param(line({"model": "m"}, url=RUNNABLE_URLS[2]), "body.input", id="no input"),
+            pytest.param(line(CHAT | {"max_tokens": 0}), "body.max_tokens", id="no tokens"),
+            pytest.param(line(CHAT | {"max_tokens": True}), "body.max_tokens", id="true tokens"),
+            pytest.param(line(CHAT | {"max_tokens": 1.5}), "body.max_tokens", id="half a token"),
+            pytest.param(
+                line(CHAT | {"max_completion_tokens": -1}),
+                "body.max_completion_tokens",
+                id="less than no tokens",
+            ),
+        ],
+    )
+    def test_what_can_never_run_is_refused_by_field(self, data: bytes, field: str) -> None:
+        with pytest.raises(InvalidJob) as caught:
+            parse_request(data)
+
+        assert caught.value.field == field
+        assert caught.value.status == 422
+
+    def test_a_refusal_repeats_nothing_long(self) -> None:
+        secret = "canary" * 1000
+
+        with pytest.raises(InvalidJob) as caught:
+            parse_request(line(method=secret))
+
+        assert len(caught.value.message) < 120
+
+    @given(
+        st.recursive(
+            st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.text(max_size=5)),
+            lambda inner: st.one_of(
+                st.lists(inner, max_size=3),
+                st.dictionaries(
+                    st.sampled_from(
+                        ["url", "body", "model", "messages", "role", "content", "method"]
+                    ),
+                    inner,
+                ),
+            ),
+        )
+    )
+    def test_no_data_does_worse_than_a_refusal(self, value: object) -> None:
+        for data in (orjson.dumps(value), line(value)):
+            try:
+                parse_request(data)
+            except InvalidJob as error:
+                assert error.field != "", "a refusal names its field"  # noqa: PT017
+
+    @given(
+        st.text(min_size=1),
+        st.one_of(st.none(), st.text()),
+        st.dictionaries(st.text(), st.one_of(st.text(), st.integers(0, 2**60), st.booleans())),
+    )
+    def test_a_request_survives_its_json(
+        self, question: str, custom_id: str | None, extra: dict[str, object]
+    ) -> None:
+        body = extra | {"model": "m", "messages": [{"role": "user", "content": question}]}
+        body.pop("max_tokens", None)
+        body.pop("max_completion_tokens", None)
+        request = JobRequest(url=URL, body=body, custom_id=custom_id)
+
+        assert parse_request(request.to_json()) == request
