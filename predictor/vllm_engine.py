@@ -5,8 +5,9 @@ in a thread, so that the process answers its probes meanwhile. Must not know HTT
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from predictor.engine import ColdStartPhase, EngineRequest, PhaseReporter, Step
 from predictor.errors import EngineDeadError, EngineStartError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from predictor.vllm_serving import VllmServing
 
 __all__ = ["VllmEngine", "VllmSettings"]
+
+T = TypeVar("T")
 
 STOP_TIMEOUT_S: Final = 10.0
 """vLLM's own grace for its core process before it is killed."""
@@ -55,6 +58,8 @@ class VllmEngine:
         self._settings = settings
         self._llm: Any = None
         self._serving: VllmServing | None = None
+        # vLLM's process dies with the thread that forked it (`death_signal`): one that we keep.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm-engine")
 
     @property
     def model_names(self) -> Sequence[str]:
@@ -81,9 +86,9 @@ class VllmEngine:
             raise EngineStartError("the engine has been started already")
         report(ColdStartPhase.IMPORT)
         prepare_environment(self._settings)
-        args, config = await asyncio.to_thread(_configure, self._settings)
+        args, config = await self._in_thread(_configure, self._settings)
         report(ColdStartPhase.WEIGHTS)
-        self._llm = await asyncio.to_thread(build_llm, args, config)
+        self._llm = await self._in_thread(build_llm, args, config)
         report(ColdStartPhase.WARM_UP)
         try:
             from predictor.vllm_serving import build_serving
@@ -99,7 +104,12 @@ class VllmEngine:
     async def stop(self) -> None:
         llm, self._llm, self._serving = self._llm, None, None
         if llm is not None:
-            await asyncio.to_thread(llm.shutdown, STOP_TIMEOUT_S)
+            await self._in_thread(llm.shutdown, STOP_TIMEOUT_S)
+        self._thread.shutdown(wait=False)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, function, *arguments)
 
     def is_healthy(self) -> bool:
         return self._serving is not None and not self._llm.errored

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from predictor.death_signal import die_with_parent
 from predictor.errors import EngineStartError
 from predictor.vllm_errors import start_failure
 
@@ -120,13 +121,14 @@ def build_llm(args: Any, config: Any) -> Any:
     """A running `AsyncLLM`. Blocks until the model is loaded: call it in a thread.
 
     On CPU the engine's process is forked (half the start time of a spawn; never with CUDA), which
-    needs its configuration made first. Raises `EngineStartError`.
+    needs its configuration made first, and it dies with the calling *thread*: call from one that
+    lives as long as the engine. Raises `EngineStartError`.
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if is_cpu_build():
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-    with _child_log() as last_error:
+    with _child_log() as last_error, _bound_to_us():
         try:
             return AsyncLLM.from_vllm_config(
                 config,
@@ -135,6 +137,28 @@ def build_llm(args: Any, config: Any) -> Any:
             )
         except Exception as error:  # the process's outermost reason not to start
             raise start_failure(error, last_error()) from error
+
+
+_starting_in: int | None = None
+"""Our process id while an engine is being started; what is forked meanwhile dies with us."""
+
+
+def _after_fork() -> None:
+    if _starting_in is not None:
+        die_with_parent(_starting_in)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextmanager
+def _bound_to_us() -> Iterator[None]:
+    global _starting_in
+    _starting_in = os.getpid()
+    try:
+        yield
+    finally:
+        _starting_in = None
 
 
 @contextmanager
