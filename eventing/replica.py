@@ -45,10 +45,10 @@ class ReplicaDirectory:
         async with failures_named():
             now = await self._now_ms()
             entry = {
-                "phase": phase,
+                "phase": str(phase),
                 "since_ms": now - age_ms,
                 "seen_ms": now,
-                "phases": dict(phases),
+                "phases": {str(name): seconds for name, seconds in phases.items()},
             }
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.hset(key, replica_id, orjson.dumps(entry))
