@@ -171,4 +171,10 @@ def _deadline_ms(expirytime: str) -> int:
         raise InvalidJob("expirytime must be an RFC 3339 time", "expirytime") from error
     if moment.tzinfo is None:
         raise InvalidJob("expirytime must carry a time zone", "expirytime")
-    return int(moment.timestamp() * 1000)
+    try:
+        epoch_ms = int(moment.astimezone(UTC).timestamp() * 1000)
+    except OverflowError as error:  # within a day of the years 1 or 9999
+        raise InvalidJob(
+            "expirytime must be a time between the years 1 and 9999", "expirytime"
+        ) from error
+    return max(epoch_ms, 1)  # 0 is «none»

@@ -194,7 +194,7 @@ class MemoryStore:
     async def redrive(self, job_id: JobId, request: JobRequest | None) -> bool:
         self._unpublished[job_id] = self._now() + _SWEEP_AFTER_MS
         record = self._find(job_id)
-        if record is None or not record.job.is_dead_letter:
+        if record is None or not record.job.is_dead_letter or record.job.state != JobState.FAILED:
             return False
         job = replace(
             record.job,

@@ -1,0 +1,303 @@
+"""Events that ask for jobs and events that tell of their ends, against the published schemas."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventing.errors import InvalidJob
+from eventing.event import Event, build_structured, parse_http
+from eventing.job import (
+    API_SOURCE,
+    AttemptRecord,
+    Job,
+    JobError,
+    JobRequest,
+    JobState,
+    Lane,
+    derive_job_id,
+    new_job_id,
+)
+from eventing.job_event import (
+    CANCELLED,
+    COMPLETED,
+    DATAREF_ABOVE_BYTES,
+    FAILED,
+    REQUESTED,
+    RESULT_TYPES,
+    ending_of,
+    job_of,
+    request_event,
+    result_event,
+    tenant_of,
+    timings,
+)
+
+SCHEMAS = Path(__file__).parents[3] / "docs" / "schemas"
+REQUEST = JobRequest(
+    url="/v1/chat/completions",
+    body={"model": "m", "messages": [{"role": "user", "content": "why? ☃"}]},
+    custom_id="line-7",
+)
+NOW_MS = 1_800_000_000_123
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+JOB = Job(
+    id=new_job_id(),
+    state=JobState.QUEUED,
+    request=REQUEST,
+    tenant="acme",
+    lane=Lane.INTERACTIVE,
+    traceparent=TRACE,
+    created_ms=NOW_MS,
+    deadline_ms=NOW_MS + 60_000,
+)
+ENDED = replace(
+    JOB,
+    state=JobState.COMPLETED,
+    attempt=2,
+    started_ms=NOW_MS + 10,
+    first_token_ms=NOW_MS + 20,
+    finished_ms=NOW_MS + 500,
+    result={"status_code": 200, "body": {"choices": []}},
+    usage={"total_tokens": 3},
+    history=(
+        AttemptRecord(attempt=1, owner="w", started_ms=NOW_MS, ended_ms=NOW_MS + 5, outcome="lost"),
+        AttemptRecord(attempt=2, owner="w", started_ms=NOW_MS + 6, outcome="completed"),
+    ),
+)
+ERROR = JobError(code="exhausted", message="every attempt was lost", field="")
+ENDINGS = {
+    "completed": ENDED,
+    "incomplete": replace(ENDED, state=JobState.INCOMPLETE),
+    "failed": replace(ENDED, state=JobState.FAILED, result=None, usage=None, error=ERROR),
+    "cancelled": replace(ENDED, state=JobState.CANCELLED, result=None, usage=None),
+    "never started": replace(
+        JOB, state=JobState.CANCELLED, finished_ms=NOW_MS + 1, deadline_ms=0, traceparent=""
+    ),
+    "thin": replace(ENDED, result={"body": "x" * DATAREF_ABOVE_BYTES}),
+}
+
+
+def schema(event_type: str) -> dict[str, object]:
+    return dict(orjson.loads((SCHEMAS / f"{event_type}.json").read_bytes()))
+
+
+def conforms(event: Event) -> bool:
+    """True when the event, as it travels in structured mode, is valid under its own schema."""
+    _, body = build_structured(event)
+    jsonschema.validate(
+        orjson.loads(body),
+        schema(event.type),
+        format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER,
+    )
+    return True
+
+
+class TestSchemas:
+    @pytest.mark.parametrize("event_type", [REQUESTED, *RESULT_TYPES])
+    def test_a_published_schema_is_one_and_is_named_by_its_type(self, event_type: str) -> None:
+        document = schema(event_type)
+
+        jsonschema.Draft202012Validator.check_schema(document)
+        assert document["title"] == event_type
+
+    @pytest.mark.parametrize(
+        "job",
+        [
+            JOB,
+            replace(JOB, deadline_ms=0, traceparent="", request=replace(REQUEST, custom_id=None)),
+        ],
+        ids=["with all", "with what must be"],
+    )
+    def test_request_events_keep_their_schema(self, job: Job) -> None:
+        assert conforms(request_event(job))
+
+    @pytest.mark.parametrize("job", ENDINGS.values(), ids=ENDINGS.keys())
+    def test_result_events_keep_their_schema(self, job: Job) -> None:
+        assert conforms(result_event(job))
+
+    def test_there_is_a_schema_for_each_type_and_no_other(self) -> None:
+        assert {path.stem for path in SCHEMAS.glob("*.json")} == {REQUESTED, *RESULT_TYPES}
+
+    @pytest.mark.parametrize(
+        "broken",
+        [
+            lambda e: replace(e, data=b"{}"),
+            lambda e: replace(e, type=COMPLETED),
+            lambda e: replace(e, extensions={**e.extensions, "priority": "urgent"}),
+            lambda e: replace(e, extensions={**e.extensions, "expirytime": "tomorrow"}),
+        ],
+        ids=["no data", "other type", "other lane", "no time"],
+    )
+    def test_the_request_schema_refuses_what_is_none(self, broken: object) -> None:
+        event = broken(request_event(JOB))  # type: ignore[operator]
+
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(
+                orjson.loads(build_structured(event)[1]),
+                schema(REQUESTED),
+                format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER,
+            )
+
+
+class TestRequestEvents:
+    def test_the_event_of_a_job_asks_for_that_job(self) -> None:
+        new = job_of(request_event(JOB))
+
+        assert (new.id, new.request, new.tenant, new.lane) == (JOB.id, REQUEST, "acme", JOB.lane)
+        assert (new.deadline_ms, new.traceparent) == (JOB.deadline_ms, TRACE)
+
+    def test_the_same_job_gives_the_same_identity(self) -> None:
+        running = replace(JOB, state=JobState.IN_PROGRESS, attempt=3)
+
+        assert request_event(running).identity == request_event(JOB).identity
+
+    def test_an_event_of_another_producer_asks_for_a_derived_job(self) -> None:
+        event = Event(id="42", source="/shop", type=REQUESTED, data=REQUEST.to_json())
+
+        new = job_of(event)
+
+        assert new.id == derive_job_id("/shop", "42")
+        assert (new.source, new.event_id) == ("/shop", "42")
+        assert (new.tenant, new.lane, new.deadline_ms) == ("default", Lane.DEFAULT, 0)
+
+    def test_a_job_of_another_producer_is_asked_for_in_its_producers_name(self) -> None:
+        event = Event(id="42", source="/shop", type=REQUESTED, data=REQUEST.to_json())
+        new = job_of(event)
+        job = Job(
+            id=new.id,
+            state=JobState.QUEUED,
+            request=new.request,
+            source=new.source,
+            event_id=new.event_id,
+        )
+
+        assert request_event(job).identity == event.identity
+        assert job_of(request_event(job)).id == new.id
+
+    @pytest.mark.parametrize(
+        ("extensions", "field"),
+        [
+            ({"priority": "urgent"}, "priority"),
+            ({"priority": ""}, "priority"),
+            ({"expirytime": "tomorrow"}, "expirytime"),
+            ({"expirytime": "2026-11-21T03:00:00"}, "expirytime"),
+            ({"expirytime": "9999-12-31T23:59:59-14:00"}, "expirytime"),
+            ({"expirytime": "0001-01-01T00:00:00+14:00"}, "expirytime"),
+            ({"tenant": ""}, "tenant"),
+            ({"tenant": "x" * 65}, "tenant"),
+            ({"tenant": "é" * 33}, "tenant"),
+            ({"tenant": "a\nb"}, "tenant"),
+        ],
+    )
+    def test_an_extension_that_cannot_be_meant_is_refused_by_name(
+        self, extensions: dict[str, str], field: str
+    ) -> None:
+        event = replace(request_event(JOB), extensions=extensions)
+
+        with pytest.raises(InvalidJob) as caught:
+            job_of(event)
+
+        assert caught.value.field == field
+
+    @pytest.mark.parametrize("moment", ["1970-01-01T00:00:00Z", "1969-07-20T20:17:40Z"])
+    def test_a_deadline_long_past_is_a_deadline(self, moment: str) -> None:
+        # 0 means «none» in a job; a time at or before the epoch must not become it.
+        event = replace(request_event(JOB), extensions={"expirytime": moment})
+
+        assert job_of(event).deadline_ms > 0
+
+    def test_a_deadline_is_kept_to_the_millisecond(self) -> None:
+        assert request_event(JOB).extensions["expirytime"] == "2027-01-15T08:01:00.123Z"
+
+    @given(st.text(max_size=80))
+    def test_any_tenant_is_taken_or_refused(self, name: str) -> None:
+        event = Event(id="1", source="/s", type=REQUESTED, extensions={"tenant": name})
+
+        try:
+            assert tenant_of(event) == name
+        except InvalidJob as error:
+            assert error.field == "tenant"  # noqa: PT017
+
+    @given(st.datetimes(timezones=st.timezones()))
+    def test_any_time_is_a_deadline_or_refused(self, moment: object) -> None:
+        event = replace(request_event(JOB), extensions={"expirytime": moment.isoformat()})  # type: ignore[attr-defined]
+
+        try:
+            new = job_of(event)
+        except InvalidJob as error:
+            assert error.field == "expirytime"  # noqa: PT017
+        else:
+            assert request_event(replace(JOB, deadline_ms=new.deadline_ms)).extensions
+
+
+class TestResultEvents:
+    @pytest.mark.parametrize(
+        ("name", "event_type"),
+        [
+            ("completed", COMPLETED),
+            ("incomplete", COMPLETED),
+            ("failed", FAILED),
+            ("cancelled", CANCELLED),
+        ],
+    )
+    def test_each_end_has_its_type(self, name: str, event_type: str) -> None:
+        assert result_event(ENDINGS[name]).type == event_type
+
+    def test_the_same_end_gives_the_same_identity(self) -> None:
+        assert result_event(ENDED) == result_event(ENDED)
+
+    def test_a_second_life_ends_with_another_identity(self) -> None:
+        second = replace(ENDED, attempt=3)
+
+        assert result_event(second).identity != result_event(ENDED).identity
+
+    @pytest.mark.parametrize("job", ENDINGS.values(), ids=ENDINGS.keys())
+    def test_the_end_can_be_read_back(self, job: Job) -> None:
+        job_id, ending = ending_of(result_event(job))
+
+        assert (job_id, ending.state, ending.error) == (job.id, job.state, job.error)
+
+    def test_a_result_over_the_limit_travels_as_a_reference(self) -> None:
+        event = result_event(ENDINGS["thin"])
+
+        assert event.extensions["dataref"] == f"/v1/jobs/{JOB.id}"
+        assert len(event.data) < DATAREF_ABOVE_BYTES
+        assert orjson.loads(event.data)["response"] is None
+
+    def test_a_result_at_the_limit_travels_with_the_event(self) -> None:
+        bare = len(result_event(replace(ENDED, result={"body": ""})).data)
+        at_limit = replace(ENDED, result={"body": "x" * (DATAREF_ABOVE_BYTES - bare)})
+        event = result_event(at_limit)
+
+        assert len(event.data) == DATAREF_ABOVE_BYTES
+        assert "dataref" not in event.extensions
+
+    @pytest.mark.parametrize(
+        "data",
+        [b"", b"[]", b"{}", b'{"state": "done"}', b'{"state": "failed", "error": {"x": 1}}'],
+    )
+    def test_what_tells_of_no_end_is_refused(self, data: bytes) -> None:
+        with pytest.raises(InvalidJob):
+            ending_of(Event(id="1", source="/s", type=COMPLETED, data=data))
+
+    def test_it_survives_the_wire_in_structured_mode(self) -> None:
+        event = result_event(ENDED)
+
+        assert ending_of(parse_http(*build_structured(event))) == ending_of(event)
+
+    def test_its_source_is_not_the_apis(self) -> None:
+        # A result event must never be taken for a request of the api.
+        assert result_event(ENDED).source != API_SOURCE
+
+
+class TestTimings:
+    def test_each_part_is_timed_from_when_the_job_came(self) -> None:
+        assert timings(ENDED) == {"queued_ms": 10, "first_token_ms": 20, "total_ms": 500}
+
+    def test_what_has_not_happened_has_no_time(self) -> None:
+        assert timings(JOB) == {}
