@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from predictor.engine import ColdStartPhase, EngineRequest, PhaseReporter, Step
 from predictor.errors import EngineDeadError, EngineStartError
-from predictor.vllm_start import (
-    VllmSettings,
-    build_config,
-    build_llm,
-    parse_arguments,
-    prepare_environment,
-)
+from predictor.vllm_start import VllmSettings, build_llm, configure, prepare_environment
 
 if TYPE_CHECKING:
     from predictor.vllm_serving import VllmServing
@@ -145,11 +139,10 @@ class VllmEngine:
 
 def _configure(settings: VllmSettings) -> tuple[Any, Any]:
     """In a thread: importing vLLM takes seconds."""
-    args = parse_arguments(settings)
-    config = build_config(args)
+    configuration = configure(settings)
     import predictor.vllm_serving  # noqa: F401  (the rest of the imports, off the event loop)
 
-    return args, config
+    return configuration
 
 
 def _names(args: Any, settings: VllmSettings) -> Sequence[str]:

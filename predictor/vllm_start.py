@@ -139,6 +139,28 @@ def build_llm(args: Any, config: Any) -> Any:
             raise start_failure(error, last_error()) from error
 
 
+_shared: dict[VllmSettings, tuple[Any, Any]] = {}
+"""Arguments and configurations that a parent made for its forks."""
+
+
+def configure(settings: VllmSettings) -> tuple[Any, Any]:
+    """vLLM's arguments and configuration: those that our parent made before it forked us, or new
+    ones (some 0.2 s after the imports). Raises `EngineStartError`."""
+    if (shared := _shared.get(settings)) is not None:
+        return shared
+    args = parse_arguments(settings)
+    return args, build_config(args)
+
+
+def share_configuration(settings: VllmSettings) -> None:
+    """Make in a parent what each fork would make again: configuration and tokenizer."""
+    from vllm.tokenizers.registry import cached_tokenizer_from_config
+
+    args, config = configure(settings)
+    _shared[settings] = args, config
+    cached_tokenizer_from_config(config.model_config)  # vLLM's own cache; the fork inherits it
+
+
 _starting_in: int | None = None
 """Our process id while an engine is being started; what is forked meanwhile dies with us."""
 
