@@ -164,6 +164,4 @@ def _announce(stack: Stack) -> None:
     stderr.print(f"  api     {at.api}     (docs at {at.api}/docs)")
     stderr.print(f"  broker  {at.broker}/    (CloudEvents in)")
     stderr.print('  try     torpor submit --wait "Why is the sky blue?"')
-    stderr.print(
-        "Ctrl-C ends it; state and models stay. A development stack: no keys."
-    )
+    stderr.print("Ctrl-C ends it; state and models stay. A development stack: no keys.")

@@ -37,7 +37,7 @@ from knative.local.data_dir import Addresses, locked, record_addresses
 from knative.local.embedded_store import embedded_store
 from knative.local.errors import StackError
 from knative.local.fleet import Fleet, PredictorSpec
-from knative.local.launcher import Launcher, SpawnLauncher
+from knative.local.launcher import ForkLauncher, Launcher, SpawnLauncher
 from knative.local.model import Model, prepare_model
 from knative.local.replica import Replica
 from knative.local.settings import AutoscalerKind, EngineKind, StackSettings
@@ -190,7 +190,7 @@ class Stack:
         s = self.settings
         redis = connect(redis_url)
         exits.push_async_callback(redis.aclose)
-        launcher = await self._launcher(group, exits)
+        launcher = await self._launcher(group, exits, model)
         activator = Activator(
             self.replicas,
             concurrency=s.container_concurrency,
@@ -212,14 +212,30 @@ class Stack:
         serving = listen(app, host="127.0.0.1", port=port, stopping=self._stopping, grace_s=1)
         group.create_task(serving)
 
-    async def _launcher(self, group: asyncio.TaskGroup, exits: AsyncExitStack) -> Launcher:
+    async def _launcher(
+        self, group: asyncio.TaskGroup, exits: AsyncExitStack, model: Model
+    ) -> Launcher:
         if self.settings.engine is EngineKind.SEEDED or not self.settings.warm_parent:
             return SpawnLauncher(self._logs)
         self._report("warming the parent: importing vLLM once, predictors will fork from it")
-        launcher = ForkLauncher(self._data, self._base_env, self._predictor_argv(), self._logs)
-        await launcher.start(group)
+        launcher = self._fork_launcher(model)
+        group.create_task(launcher.run())
         exits.push_async_callback(launcher.stop, _STOP_GRACE_S)
+        await launcher.warm.wait()
         return launcher
+
+    def _fork_launcher(self, model: Model) -> ForkLauncher:
+        socket_path = self._data / "parent.sock"
+        preload = {
+            "model": str(model.folder or model.name),
+            "served_model_name": model.name,
+            "vllm_args": self._predictor_argv(),
+        }
+        argv = ["--socket", str(socket_path), "--preload"]
+        argv.append("predictor.vllm_preload:preload=" + orjson.dumps(preload).decode())
+        module = [sys.executable, "-m", "predictor.parent"]
+        parent = Child("parent", [*module, *argv], env=self._base_env, log_dir=self._logs)
+        return ForkLauncher(parent, socket_path, self._logs)
 
     def _predictor_argv(self) -> list[str]:
         """vLLM's arguments; ours travel as variables."""
