@@ -16,9 +16,10 @@ from api.jobs import accepted
 from api.principal import Scope
 from api.route import Call, new_router, operation
 from api.submission import submit_new
-from eventing.errors import InvalidJob
-from eventing.event import Event, parse_http
-from eventing.job import JobId, is_job_id
+from eventing.broker.dead_letter import unreadable_job
+from eventing.errors import BadRequest, InvalidJob
+from eventing.event import Event, build_binary, parse_http
+from eventing.job import JobError, JobId, is_job_id
 from eventing.job_event import REQUESTED, RESULT_TYPES, ending_of, job_of
 from eventing.store import Hold
 
@@ -54,6 +55,8 @@ async def take_result(call: Call) -> Response:
     the predictor has a store, is left as it is: the first terminal state wins.
     """
     event = await _read_event(call)
+    if event.type == REQUESTED:
+        return await _take_stray(call.front, event)
     if event.type not in RESULT_TYPES:
         return Response(status_code=202)  # a trigger without a filter; nothing to do
     job_id, ending = ending_of(event)
@@ -67,6 +70,25 @@ async def take_result(call: Call) -> Response:
     await _tell(call.front, job_id)
     await call.front.store.mark_announced(job_id)
     return Response(status_code=202)
+
+
+async def _take_stray(front: Front, event: Event) -> Response:
+    """A request that no model's trigger wanted: its `model` attribute is missing or unknown.
+
+    When its body names a model we serve, the reply is the same event with the attribute filled in,
+    and the broker routes it on. Otherwise the job is recorded as failed, so that nothing is lost
+    silently.
+    """
+    try:
+        new = job_of(event)
+        await front.catalog.check(new.request)
+    except BadRequest as error:
+        reason = JobError(code=error.code, message=error.message, field=error.field)
+        await front.store.reject(unreadable_job(event), reason, event.data)
+        return Response(status_code=202)
+    extensions = {**event.extensions, "model": new.request.model}
+    headers, body = build_binary(replace(event, extensions=extensions))
+    return Response(body, headers=headers)
 
 
 async def _tell(front: Front, job_id: JobId) -> None:

@@ -15,6 +15,7 @@ from eventing.job import Job, JobId, JobState
 from eventing.store import EntryKind, StreamEntry
 
 _OUTLOOK_EVERY_S: Final = 1.0
+_FIRST_OUTLOOK_S: Final = 0.05
 _AFTER_END_S: Final = 2.0
 
 
@@ -36,9 +37,11 @@ async def moments(front: Front, job: Job, after: str) -> AsyncIterator[Moment]:
     """
     known: Outlook | None = None
     is_waiting = job.state is JobState.QUEUED
+    pause_s = _FIRST_OUTLOOK_S  # waking has most to tell in its first second
     async with front.live.follow(job.id, after) as reader:
         while True:
-            entries = await _next(reader, _OUTLOOK_EVERY_S)
+            entries = await _next(reader, pause_s)
+            pause_s = min(2 * pause_s, _OUTLOOK_EVERY_S)
             if entries:
                 yield Moment(entries=tuple(entries))
                 state = last_state(entries)

@@ -6,6 +6,7 @@ Called by every way in: jobs, OpenAI's endpoints, batches. Must not know HTTP.
 import asyncio
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -151,11 +152,12 @@ async def _withdraw(front: Front, job_id: JobId) -> bool:
     error = JobError(
         code=NEVER_ACCEPTED, message="the broker was away; the submit was answered 503"
     )
-    try:
+    hold = Hold.FENCED
+    with suppress(TimeoutError, StoreUnavailable):
         async with asyncio.timeout(_WITHDRAW_S):
             hold = await front.store.conclude(job_id, Ending(state=JobState.CANCELLED, error=error))
-    except (TimeoutError, StoreUnavailable):
-        return False
+            if hold is Hold.OK:
+                await front.store.mark_announced(job_id)  # nobody was promised a result event
     return hold in (Hold.OK, Hold.MISSING)
 
 

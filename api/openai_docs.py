@@ -1,0 +1,102 @@
+"""What the OpenAPI document says of OpenAI's calls. Their bodies are OpenAI's own; only what we
+look at is described.
+
+Called by `api.openai`.
+"""
+
+from typing import Any
+
+from api.docs import Schema, answer, body, parameter
+from api.route import Doc
+
+OPENAI_ERROR: Schema = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_MODEL = "smollm2-135m-instruct"
+
+
+def errors(*statuses: int) -> dict[int, Schema]:
+    """OpenAI's error body for these statuses."""
+    return {status: answer("An error in OpenAI's form", OPENAI_ERROR) for status in statuses}
+
+
+_FAILURES = (400, 401, 403, 408, 409, 413, 415, 422, 500, 503, 504)
+_HEADERS = (
+    parameter("Prefer", {"type": "string"}, "`respond-async`: 202 and the job", where="header"),
+    parameter(
+        "Idempotency-Key",
+        {"type": "string", "maxLength": 255},
+        "The same key with the same body is the same job",
+        where="header",
+    ),
+)
+
+
+def _call(schema: Schema, example: dict[str, Any], *, can_stream: bool = True) -> Doc:
+    done = answer("The answer")
+    if can_stream:
+        done["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    return Doc(
+        tag="openai",
+        parameters=_HEADERS,
+        body=body(schema, example=example),
+        answers={
+            200: done,
+            202: answer("The job; `Location` is where to look"),
+            **errors(*_FAILURES),
+        },
+    )
+
+
+def _object(required: list[str], **properties: Schema) -> Schema:
+    return {
+        "type": "object",
+        "required": required,
+        "properties": {"model": {"type": "string"}, "stream": {"type": ["boolean", "null"]}}
+        | properties,
+    }
+
+
+CHAT_COMPLETIONS = _call(
+    _object(
+        ["model", "messages"],
+        messages={
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["role"],
+                "properties": {"role": {"type": "string"}},
+            },
+        },
+    ),
+    {"model": _MODEL, "messages": [{"role": "user", "content": "Say hello."}], "stream": True},
+)
+COMPLETIONS = _call(
+    _object(["model", "prompt"], prompt={"type": ["string", "array"]}),
+    {"model": _MODEL, "prompt": "A hummingbird", "max_tokens": 16},
+)
+EMBEDDINGS = _call(
+    _object(["model", "input"], input={"type": ["string", "array"]}),
+    {"model": _MODEL, "input": ["a text", "another"]},
+    can_stream=False,
+)
+LIST_MODELS = Doc(tag="openai", answers={200: answer("Model cards"), **errors(401, 403)})
+GET_MODEL = Doc(
+    tag="openai",
+    parameters=(parameter("model", {"type": "string"}, "Its name", where="path", required=True),),
+    answers={200: answer("Its card"), **errors(401, 403, 404)},
+)

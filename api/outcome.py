@@ -1,0 +1,79 @@
+"""How a job ended, as the answer to a call that waited for it.
+
+Called by OpenAI's endpoints. Pure.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from eventing.errors import BadRequest, TorporError
+from eventing.job import Job, JobState
+
+_CALLERS_FAULT: Final = frozenset(
+    {"bad_request", "invalid_job", "invalid_request", "context_length_exceeded", "model_not_found"}
+)
+
+
+class CallRefused(BadRequest):
+    """The engine found the request impossible, under the code it gave."""
+
+    def __init__(self, message: str, field: str, code: str) -> None:
+        super().__init__(message, field)
+        self.code = code  # type: ignore[misc]
+
+
+class CallFailed(TorporError):
+    """The job ended without an answer."""
+
+    def __init__(self, message: str, status: int, code: str) -> None:
+        super().__init__(message)
+        self.status = status  # type: ignore[misc]
+        self.code = code  # type: ignore[misc]
+
+
+def failure_of(job: Job) -> TorporError | None:
+    """Why the ended `job` has no answer; None when it has one."""
+    if job.state in (JobState.COMPLETED, JobState.INCOMPLETE) and job.result is not None:
+        return None
+    if job.state is JobState.CANCELLED:
+        return CallFailed(f"{job.id} was cancelled", 409, "cancelled")
+    error = job.error
+    if error is None:
+        return CallFailed(f"{job.id} ended without an answer", 500, "no_answer")
+    if error.field or error.code in _CALLERS_FAULT:
+        return CallRefused(error.message, error.field, error.code)
+    if error.code == "expired":
+        return CallFailed(error.message, 504, error.code)
+    return CallFailed(error.message, 500, error.code)
+
+
+def still_running(job: Job) -> CallFailed:
+    """The call was held as long as it may be; the job goes on."""
+    return CallFailed(f"still running; see /v1/jobs/{job.id}", 504, "still_running")
+
+
+def answer_of(job: Job) -> Mapping[str, Any]:
+    """The OpenAI body of a job that has one, under our id, time and model name."""
+    body = dict(job.result or {})
+    if body.get("object") == "list":  # embeddings have no id
+        return body | {"model": job.request.model}
+    own = {"id": answer_id(job), "created": job.created_ms // 1000, "model": job.request.model}
+    if isinstance(choices := body.get("choices"), list):
+        body["choices"] = [_with_reasoning(choice) for choice in choices]
+    return body | own
+
+
+def answer_id(job: Job) -> str:
+    """OpenAI's kind of id for the job's answer."""
+    prefix = "chatcmpl" if job.request.url == "/v1/chat/completions" else "cmpl"
+    return f"{prefix}-{job.id.removeprefix('job_')}"
+
+
+def _with_reasoning(choice: Any) -> Any:
+    """vLLM names it `reasoning`; streams and most clients say `reasoning_content`. Both are
+    given.
+    """
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict) or not message.get("reasoning"):
+        return choice
+    return choice | {"message": message | {"reasoning_content": message["reasoning"]}}

@@ -1,0 +1,274 @@
+"""`/v1/jobs`: what is promised to whoever hands in a job."""
+
+import asyncio
+import time
+
+import pytest
+from redis.asyncio import Redis
+
+from api.settings import ApiSettings
+from eventing.errors import StoreUnavailable
+from eventing.job import JobId
+from eventing.job_event import REQUESTED
+from eventing.redis_store import RedisStore
+from eventing.store import Ending, Hold
+from tests.integration.api.conftest import Rig, chat_line, rig_over
+from tests.integration.api.fakes import FakeBroker, chat_result
+
+
+async def test_a_job_is_accepted_with_the_place_to_look(rig: Rig) -> None:
+    answer = await rig.client.post("/v1/jobs", json=chat_line(custom_id="mine"))
+
+    assert answer.status_code == 202
+    assert answer.json()["state"] == "queued"
+    assert answer.json()["custom_id"] == "mine"
+    assert answer.headers["location"] == f"/v1/jobs/{answer.json()['id']}"
+
+
+async def test_an_accepted_job_is_on_its_way_to_the_broker(rig: Rig) -> None:
+    job_id = await rig.submit()
+
+    (event,) = rig.broker.events
+    assert (event.type, event.subject, event.id) == (REQUESTED, job_id, job_id)
+
+
+async def test_a_published_job_owes_the_outbox_nothing(rig: Rig) -> None:
+    await rig.submit()
+
+    assert await rig.store.redis.zcard("torpor:outbox:requests") == 0
+
+
+async def test_the_result_is_seen_by_polling(rig: Rig) -> None:
+    job_id = await rig.submit()
+    predictor = await rig.predictor(job_id)
+    await predictor.finish(chat_result("four"))
+
+    job = (await rig.client.get(f"/v1/jobs/{job_id}")).json()
+
+    assert job["state"] == "completed"
+    assert job["result"]["choices"][0]["message"]["content"] == "four"
+
+
+async def test_a_long_poll_answers_when_the_job_ends(rig: Rig) -> None:
+    job_id = await rig.submit()
+
+    async with asyncio.TaskGroup() as group:
+        poll = group.create_task(rig.client.get(f"/v1/jobs/{job_id}?wait=4"))
+        await asyncio.sleep(0.1)
+        await (await rig.predictor(job_id)).finish(chat_result("four"))
+
+    assert poll.result().json()["state"] == "completed"
+
+
+async def test_a_long_poll_gives_up_in_its_time(rig: Rig) -> None:
+    job_id = await rig.submit()
+
+    started_s = time.monotonic()
+    job = (await rig.client.get(f"/v1/jobs/{job_id}?wait=0.3")).json()
+
+    assert job["state"] == "queued"
+    assert 0.25 < time.monotonic() - started_s < 2
+
+
+async def test_the_same_key_and_body_is_the_same_job(rig: Rig) -> None:
+    first = await rig.submit(headers={"idempotency-key": "k"})
+    second = await rig.submit(headers={"idempotency-key": "k"})
+
+    assert first == second
+    assert len(rig.broker.events) == 1
+
+
+async def test_the_same_key_with_another_body_is_a_conflict(rig: Rig) -> None:
+    await rig.submit("one", headers={"idempotency-key": "k"})
+
+    answer = await rig.client.post(
+        "/v1/jobs", json=chat_line("two"), headers={"idempotency-key": "k"}
+    )
+
+    assert answer.status_code == 409
+    assert answer.json()["code"] == "idempotency_conflict"
+
+
+async def test_without_a_key_each_submit_is_a_job(rig: Rig) -> None:
+    assert await rig.submit() != await rig.submit()
+
+
+async def test_cancel_ends_a_queued_job(rig: Rig) -> None:
+    job_id = await rig.submit()
+
+    assert (await rig.client.delete(f"/v1/jobs/{job_id}")).json()["state"] == "cancelled"
+
+
+async def test_cancel_twice_gives_the_same_answer(rig: Rig) -> None:
+    job_id = await rig.submit()
+
+    first = await rig.client.delete(f"/v1/jobs/{job_id}")
+    second = await rig.client.delete(f"/v1/jobs/{job_id}")
+
+    assert first.json() == second.json()
+
+
+async def test_cancel_after_the_end_tells_how_it_ended(rig: Rig) -> None:
+    job_id = await rig.submit()
+    await (await rig.predictor(job_id)).finish(chat_result("four"))
+
+    assert (await rig.client.delete(f"/v1/jobs/{job_id}")).json()["state"] == "completed"
+
+
+async def test_cancel_and_finish_at_once_agree_with_the_answer(rig: Rig) -> None:
+    for _ in range(20):
+        job_id = await rig.submit()
+        predictor = await rig.predictor(job_id)
+
+        answer, _ = await asyncio.gather(
+            rig.client.delete(f"/v1/jobs/{job_id}"), predictor.finish(chat_result("four"))
+        )
+
+        job = await rig.store.get(JobId(job_id))
+        assert job is not None
+        assert answer.json()["state"] == job.state
+
+
+async def test_the_list_is_newest_first_and_goes_on_at_its_cursor(rig: Rig) -> None:
+    ids = [await rig.submit() for _ in range(5)]
+
+    first = (await rig.client.get("/v1/jobs?limit=3")).json()
+    second = (await rig.client.get(f"/v1/jobs?limit=3&cursor={first['next_cursor']}")).json()
+
+    assert [job["id"] for job in first["data"] + second["data"]] == ids[::-1]
+    assert second["next_cursor"] is None
+
+
+async def test_the_list_can_be_of_some_states(rig: Rig) -> None:
+    cancelled = await rig.submit()
+    await rig.submit()
+    await rig.client.delete(f"/v1/jobs/{cancelled}")
+
+    page = (await rig.client.get("/v1/jobs?state=cancelled,failed")).json()
+
+    assert [job["id"] for job in page["data"]] == [cancelled]
+
+
+@pytest.mark.parametrize(
+    "job_id", ["nope", "job_" + "0" * 24, "job_%00", "%2e%2e%2fjobs", "job_😀"]
+)
+async def test_an_id_that_is_no_job_is_not_found(rig: Rig, job_id: str) -> None:
+    answer = await rig.client.get(f"/v1/jobs/{job_id}")
+
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_job_of_another_tenant_is_not_found(rig: Rig) -> None:
+    job_id = await rig.submit()
+    await rig.store.redis.hset(f"torpor:{{{job_id}}}", "tenant", "somebody")
+
+    assert (await rig.client.get(f"/v1/jobs/{job_id}")).status_code == 404
+    assert (await rig.client.delete(f"/v1/jobs/{job_id}")).status_code == 404
+    assert (await rig.client.get(f"/v1/jobs/{job_id}/events")).status_code == 404
+
+
+@pytest.mark.parametrize("how", ["is_down", "is_mute"])
+async def test_with_the_broker_away_nothing_is_accepted_within_2_s(rig: Rig, how: str) -> None:
+    setattr(rig.broker, how, True)
+
+    started_s = time.monotonic()
+    answer = await rig.client.post("/v1/jobs", json=chat_line())
+
+    assert time.monotonic() - started_s < 2
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_a_job_that_was_answered_503_can_never_run(rig: Rig) -> None:
+    rig.broker.is_down = True
+    await rig.client.post("/v1/jobs", json=chat_line())
+
+    (job,) = (await rig.client.get("/v1/jobs")).json()["data"]
+
+    assert (job["state"], job["error"]["code"]) == ("cancelled", "never_accepted")
+
+
+async def test_a_key_whose_submit_was_answered_503_works_once_the_broker_is_back(rig: Rig) -> None:
+    rig.broker.is_down = True
+    key = {"idempotency-key": "k"}
+    refused = await rig.client.post("/v1/jobs", json=chat_line(), headers=key)
+    rig.broker.is_down = False
+
+    first = await rig.submit(headers=key)
+    again = await rig.submit(headers=key)
+
+    assert refused.status_code == 503
+    assert first == again
+    assert (await rig.client.get(f"/v1/jobs/{first}")).json()["state"] == "queued"
+
+
+class StoreLostHalfWay(RedisStore):
+    """Records, and is away when the record is to be withdrawn."""
+
+    async def conclude(self, job_id: JobId, ending: Ending) -> Hold:
+        raise StoreUnavailable("away")
+
+
+async def test_a_record_that_cannot_be_withdrawn_is_accepted_and_left_to_the_sweep(
+    api_settings: ApiSettings, redis: Redis, broker: FakeBroker
+) -> None:
+    broker.is_down = True
+
+    async with rig_over(api_settings, StoreLostHalfWay(redis), broker) as rig:
+        job_id = await rig.submit()
+
+    assert await redis.zscore("torpor:outbox:requests", job_id) is not None
+
+
+async def test_expires_after_becomes_the_deadline(rig: Rig) -> None:
+    job_id = await rig.submit(expires_after=60)
+
+    job = (await rig.client.get(f"/v1/jobs/{job_id}")).json()
+
+    assert job["deadline_ms"] - job["created_ms"] == pytest.approx(60_000, abs=2_000)
+    assert rig.broker.events[0].extensions["expirytime"]
+
+
+async def test_metadata_comes_back(rig: Rig) -> None:
+    job_id = await rig.submit(metadata={"order": "17"})
+
+    assert (await rig.client.get(f"/v1/jobs/{job_id}")).json()["metadata"] == {"order": "17"}
+
+
+async def test_the_callers_trace_goes_with_the_event(rig: Rig) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    await rig.submit(headers={"traceparent": trace})
+
+    assert rig.broker.events[0].extensions["traceparent"] == trace
+
+
+async def test_the_callers_request_id_comes_back(rig: Rig) -> None:
+    answer = await rig.client.get("/healthz", headers={"x-request-id": "abc-1"})
+
+    assert answer.headers["x-request-id"] == "abc-1"
+
+
+async def test_the_request_is_shown_only_when_asked_for(rig: Rig) -> None:
+    job_id = await rig.submit("a secret plan")
+
+    plain = await rig.client.get(f"/v1/jobs/{job_id}")
+    whole = await rig.client.get(f"/v1/jobs/{job_id}?include=request")
+
+    assert "a secret plan" not in plain.text
+    assert whole.json()["request"]["body"]["messages"][0]["content"] == "a secret plan"
+
+
+async def test_ready_means_that_the_store_takes_writes(rig: Rig) -> None:
+    assert (await rig.client.get("/readyz")).status_code == 200
+
+
+async def test_metrics_count_by_route_and_not_by_path(rig: Rig) -> None:
+    job_id = await rig.submit()
+    await rig.client.get(f"/v1/jobs/{job_id}")
+
+    text = (await rig.client.get("/metrics")).text
+
+    assert 'torpor_api_requests_total{method="GET",route="/v1/jobs/{id}",status="200"}' in text
+    assert job_id not in text

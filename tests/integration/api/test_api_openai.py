@@ -1,0 +1,238 @@
+"""OpenAI's endpoints, asked by the official client, unmodified."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from eventing.job import JobState
+from tests.integration.api.conftest import Rig
+from tests.integration.api.fakes import FakeEngine, FakePredictor, chat_result
+
+MESSAGES: Any = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+async def client(rig: Rig) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+async def the_job(rig: Rig) -> str:
+    """The id of the one job, as soon as there is one."""
+    async with asyncio.timeout(3):
+        while not rig.broker.events:
+            await asyncio.sleep(0.01)
+    return rig.broker.events[0].subject
+
+
+async def test_a_chat_completion(client: AsyncOpenAI, engine: FakeEngine) -> None:
+    answer = await client.chat.completions.create(model="m", messages=MESSAGES)
+
+    assert answer.choices[0].message.content == engine.answer
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 10
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.model == "m"
+
+
+async def test_a_streamed_chat_completion(client: AsyncOpenAI, engine: FakeEngine) -> None:
+    stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
+    chunks = [chunk async for chunk in stream]
+
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == engine.answer
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+async def test_a_stream_tells_its_usage_when_asked(client: AsyncOpenAI, engine: FakeEngine) -> None:
+    stream = await client.chat.completions.create(
+        model="m", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.prompt_tokens == 7
+
+
+async def test_the_stream_helper_of_the_client_assembles_the_answer(
+    client: AsyncOpenAI, engine: FakeEngine
+) -> None:
+    async with client.chat.completions.stream(model="m", messages=MESSAGES) as stream:
+        final = await stream.get_final_completion()
+
+    assert final.choices[0].message.content == engine.answer
+
+
+async def test_a_completion(client: AsyncOpenAI, engine: FakeEngine) -> None:
+    answer = await client.completions.create(model="m", prompt="Once")
+
+    assert answer.choices[0].text == engine.answer
+
+
+async def test_a_streamed_completion(client: AsyncOpenAI, engine: FakeEngine) -> None:
+    stream = await client.completions.create(model="m", prompt="Once", stream=True)
+
+    assert "".join([chunk.choices[0].text async for chunk in stream]) == engine.answer
+
+
+async def test_embeddings(client: AsyncOpenAI, engine: FakeEngine) -> None:
+    answer = await client.embeddings.create(model="m", input=["a", "b"], encoding_format="float")
+
+    assert [item.embedding for item in answer.data] == [[0.5, 0.25], [0.5, 0.25]]
+
+
+async def test_models_are_listed_while_they_sleep(client: AsyncOpenAI) -> None:
+    assert [model.id async for model in client.models.list()] == ["m"]
+
+
+async def test_one_model_can_be_looked_at(client: AsyncOpenAI) -> None:
+    assert (await client.models.retrieve("m")).id == "m"
+
+
+async def test_an_unknown_model_is_not_found(client: AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("nobody")
+
+
+async def test_a_refusal_has_openais_body_and_names_the_parameter(client: AsyncOpenAI) -> None:
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        await client.chat.completions.create(model="m", messages=[])
+
+    assert caught.value.param == "messages"
+    assert caught.value.code == "invalid_job"
+    assert caught.value.type == "invalid_request_error"
+
+
+async def test_what_the_engine_refuses_is_the_callers_fault(rig: Rig, client: AsyncOpenAI) -> None:
+    async with asyncio.TaskGroup() as group:
+        call = group.create_task(_caught(client))
+        predictor = await rig.predictor(await the_job(rig))
+        await predictor.fail("bad_request", "temperature must be positive", "body.temperature")
+
+    error = call.result()
+    assert isinstance(error, openai.BadRequestError)
+    assert error.param == "temperature"
+
+
+async def test_what_the_engine_breaks_is_a_server_error(rig: Rig, client: AsyncOpenAI) -> None:
+    async with asyncio.TaskGroup() as group:
+        call = group.create_task(_caught(client))
+        await (await rig.predictor(await the_job(rig))).fail("exhausted")
+
+    assert isinstance(call.result(), openai.InternalServerError)
+
+
+async def _caught(client: AsyncOpenAI) -> openai.APIError:
+    with pytest.raises(openai.APIError) as caught:
+        await client.chat.completions.create(model="m", messages=MESSAGES)
+    return caught.value
+
+
+async def test_a_failure_half_way_is_an_error_in_the_stream(rig: Rig, client: AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
+    predictor = await rig.predictor(await the_job(rig))
+    await predictor.chat("Hel")
+    await predictor.fail("exhausted")
+
+    with pytest.raises(openai.APIError, match="it broke"):
+        [chunk async for chunk in stream]
+
+
+async def test_an_answer_that_starts_over_never_shows_text_twice(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
+    stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
+    job_id = await the_job(rig)
+    await (await rig.predictor(job_id)).chat("Hel")
+    await rig.store.redis.hset(f"torpor:{{{job_id}}}", "lease_until_ms", 1)
+    await FakePredictor(rig.store, job_id).start(can_resume=False)
+
+    with pytest.raises(openai.APIError, match="started over"):
+        [chunk async for chunk in stream]
+
+
+async def test_an_answer_that_goes_on_elsewhere_is_one_answer(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
+    stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
+    job_id = await the_job(rig)
+    await (await rig.predictor(job_id)).chat("Hel")
+    await rig.store.redis.hset(f"torpor:{{{job_id}}}", "lease_until_ms", 1)
+    second = await rig.predictor(job_id)
+    await second.chat("lo", "stop")
+    await second.finish(chat_result("Hello"))
+
+    text = "".join([c.choices[0].delta.content or "" async for c in stream])
+
+    assert text == "Hello"
+
+
+async def test_a_client_that_leaves_a_stream_cancels_its_job(rig: Rig, client: AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
+    job_id = await the_job(rig)
+    await stream.close()
+
+    assert await _ends(rig, job_id) == "cancelled"
+
+
+async def test_a_client_that_leaves_a_plain_call_cancels_its_job(rig: Rig) -> None:
+    body = {"model": "m", "messages": MESSAGES}
+    with pytest.raises(httpx.ReadTimeout):
+        await rig.client.post("/v1/chat/completions", json=body, timeout=0.3)
+
+    assert await _ends(rig, await the_job(rig)) == "cancelled"
+
+
+async def test_a_client_with_a_key_may_come_back_for_its_answer(rig: Rig) -> None:
+    body = {"model": "m", "messages": MESSAGES}
+    key = {"idempotency-key": "k"}
+    with pytest.raises(httpx.ReadTimeout):
+        await rig.client.post("/v1/chat/completions", json=body, headers=key, timeout=0.3)
+    await (await rig.predictor(await the_job(rig))).finish(chat_result("four"))
+
+    answer = await rig.client.post("/v1/chat/completions", json=body, headers=key)
+
+    assert answer.json()["choices"][0]["message"]["content"] == "four"
+    assert len(rig.broker.events) == 1
+
+
+async def _ends(rig: Rig, job_id: str) -> str:
+    job = (await rig.client.get(f"/v1/jobs/{job_id}?wait=3")).json()
+    return str(job["state"])
+
+
+async def test_respond_async_answers_with_the_job_at_once(rig: Rig) -> None:
+    answer = await rig.client.post(
+        "/v1/chat/completions",
+        json={"model": "m", "messages": MESSAGES, "stream": True},
+        headers={"prefer": "respond-async, wait=10"},
+    )
+
+    assert answer.status_code == 202
+    assert answer.headers["preference-applied"] == "respond-async"
+    job = (await rig.client.get(answer.headers["location"])).json()
+    assert job["state"] == JobState.QUEUED
+
+
+async def test_a_waiting_stream_is_kept_open_with_comments(rig: Rig) -> None:
+    body = {"model": "m", "messages": MESSAGES, "stream": True}
+    async with rig.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = answer.aiter_lines()
+        seen = [await anext(lines) for _ in range(4)]
+
+    assert seen[0].startswith(": accepted job_")
+    assert seen[2] == ": keep-alive"
+
+
+async def test_a_batch_waits_behind_people(rig: Rig, client: AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
+    await the_job(rig)
+    await stream.close()
+
+    assert rig.broker.events[0].extensions["priority"] == "interactive"

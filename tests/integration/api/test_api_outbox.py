@@ -1,0 +1,106 @@
+"""The sweep: what was recorded but perhaps not told is told."""
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from eventing import keys
+from eventing.errors import BrokerUnavailable
+from eventing.job import JobId, new_job_id, parse_request
+from eventing.outbox import Swept, sweep_once
+from eventing.redis_store import RedisStore
+from eventing.store import NewJob
+from tests.integration.api.conftest import chat_line
+from tests.integration.api.fakes import FakeBroker, FakePredictor, chat_result
+
+
+async def recorded(store: RedisStore) -> JobId:
+    """A job whose api died right after the record."""
+    job_id = new_job_id()
+    await store.create(
+        NewJob(id=job_id, request=parse_request(chat_line()), source="/torpor/api", event_id=job_id)
+    )
+    return job_id
+
+
+async def make_due(redis: Redis, index: str) -> None:
+    """As if the time until the sweep looks had passed."""
+    for member in await redis.zrange(index, 0, -1):
+        await redis.zadd(index, {member: 1})
+
+
+async def test_a_job_whose_event_never_went_out_is_published(
+    store: RedisStore, redis: Redis, broker: FakeBroker
+) -> None:
+    job_id = await recorded(store)
+    await make_due(redis, keys.UNPUBLISHED)
+
+    assert await sweep_once(store, broker) == Swept(requests=1)
+    assert [event.subject for event in broker.events] == [job_id]
+
+
+async def test_what_was_sent_is_not_sent_again(
+    store: RedisStore, redis: Redis, broker: FakeBroker
+) -> None:
+    await recorded(store)
+    await make_due(redis, keys.UNPUBLISHED)
+    await sweep_once(store, broker)
+    await make_due(redis, keys.UNPUBLISHED)
+
+    assert await sweep_once(store, broker) == Swept()
+
+
+async def test_a_fresh_record_is_left_to_its_writer(
+    store: RedisStore, redis: Redis, broker: FakeBroker
+) -> None:
+    await recorded(store)
+
+    assert await sweep_once(store, broker) == Swept()
+
+
+async def test_a_job_that_runs_needs_no_second_event(
+    store: RedisStore, redis: Redis, broker: FakeBroker
+) -> None:
+    await FakePredictor(store, await recorded(store)).start()
+    await make_due(redis, keys.UNPUBLISHED)
+
+    assert await sweep_once(store, broker) == Swept()
+
+
+async def test_an_end_that_nobody_told_is_announced(
+    store: RedisStore, redis: Redis, broker: FakeBroker
+) -> None:
+    predictor = await FakePredictor(store, await recorded(store)).start()
+    await predictor.finish(chat_result("four"))
+    await store.mark_published(predictor.job_id)
+    await make_due(redis, keys.UNANNOUNCED)
+
+    assert await sweep_once(store, broker) == Swept(results=1)
+    assert broker.events[0].type.endswith("completed.v1")
+
+
+async def test_with_the_broker_away_nothing_is_marked(
+    store: RedisStore, redis: Redis, broker: FakeBroker
+) -> None:
+    await recorded(store)
+    await make_due(redis, keys.UNPUBLISHED)
+    broker.is_down = True
+
+    with pytest.raises(BrokerUnavailable):
+        await sweep_once(store, broker)
+
+    assert await redis.zcard(keys.UNPUBLISHED) == 1
+
+
+async def test_two_sweepers_share_the_work(
+    store: RedisStore, redis: Redis, broker: FakeBroker
+) -> None:
+    for _ in range(20):
+        await recorded(store)
+    await make_due(redis, keys.UNPUBLISHED)
+
+    swept = await asyncio.gather(sweep_once(store, broker), sweep_once(store, broker))
+
+    assert sum(one.requests for one in swept) == 20
+    assert len({event.subject for event in broker.events}) == len(broker.events) == 20

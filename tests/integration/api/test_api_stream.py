@@ -1,0 +1,161 @@
+"""A job's events over SSE: everything once, in order, from wherever a reader left."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import orjson
+
+from eventing.errors import Unavailable
+from tests.integration.api.conftest import Rig
+from tests.integration.api.fakes import chat_result, names_of, sse_events
+
+
+@asynccontextmanager
+async def following(
+    rig: Rig, job_id: str, **headers: str
+) -> AsyncIterator[AsyncIterator[dict[str, str]]]:
+    path = f"/v1/jobs/{job_id}/events"
+    async with rig.client.stream("GET", path, headers=headers) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        yield sse_events(answer.aiter_lines())
+
+
+async def everything(rig: Rig, job_id: str, **headers: str) -> list[dict[str, str]]:
+    async with following(rig, job_id, **headers) as events:
+        return [event async for event in events]
+
+
+async def test_a_live_reader_sees_the_whole_life(rig: Rig) -> None:
+    job_id = await rig.submit()
+
+    async with following(rig, job_id) as events:
+        seen = [await anext(events)]
+        predictor = await rig.predictor(job_id)
+        await predictor.chat("Hello")
+        await predictor.chat(" you", "stop")
+        await predictor.finish(chat_result("Hello you"))
+        seen += [event async for event in events]
+
+    assert names_of(seen) == ["state", "attempt", "tokens", "tokens", "state", "result"]
+
+
+async def test_a_late_reader_sees_the_same_as_a_live_one(rig: Rig) -> None:
+    job_id = await rig.submit()
+    predictor = await rig.predictor(job_id)
+    await predictor.chat("Hello")
+    await predictor.finish(chat_result("Hello"))
+
+    seen = await everything(rig, job_id)
+
+    assert names_of(seen) == ["state", "attempt", "tokens", "state", "result"]
+    assert orjson.loads(seen[2]["data"])["delta"] == [{"index": 0, "delta": {"content": "Hello"}}]
+
+
+async def test_a_reader_goes_on_after_the_last_event_it_saw(rig: Rig) -> None:
+    job_id = await rig.submit()
+    predictor = await rig.predictor(job_id)
+    for word in ("one", "two", "three"):
+        await predictor.chat(word)
+    await predictor.finish(chat_result("onetwothree"))
+    whole = await everything(rig, job_id)
+    (cut,) = [i for i, e in enumerate(whole) if '"two"' in e["data"]]
+
+    rest = await everything(rig, job_id, **{"Last-Event-ID": whole[cut]["id"]})
+
+    assert rest == whole[cut + 1 :]
+
+
+async def test_a_reader_that_has_seen_the_end_is_told_to_stop(rig: Rig) -> None:
+    job_id = await rig.submit()
+    await (await rig.predictor(job_id)).finish(chat_result("x"))
+    end = (await everything(rig, job_id))[-1]["id"]
+
+    answer = await rig.client.get(f"/v1/jobs/{job_id}/events", headers={"last-event-id": end})
+
+    assert answer.status_code == 204
+
+
+async def test_a_silent_stream_is_kept_open_with_comments(rig: Rig) -> None:
+    job_id = await rig.submit()
+
+    async with following(rig, job_id) as events:
+        await anext(events)
+
+        assert "comment" in await anext(events)
+
+
+async def test_a_new_attempt_is_announced_with_where_it_goes_on(rig: Rig) -> None:
+    job_id = await rig.submit()
+    predictor = await rig.predictor(job_id)
+    await predictor.chat("Hello")
+    await rig.store.redis.hset(f"torpor:{{{job_id}}}", "lease_until_ms", 1)
+    second = await rig.predictor(job_id)
+    await second.finish(chat_result("Hello"))
+
+    seen = await everything(rig, job_id)
+
+    attempts = [orjson.loads(e["data"]) for e in seen if e.get("event") == "attempt"]
+    assert [(a["attempt"], a["index"]) for a in attempts] == [(1, 0), (2, 1)]
+
+
+async def test_two_readers_of_one_job_see_the_same(rig: Rig) -> None:
+    job_id = await rig.submit()
+
+    async with asyncio.TaskGroup() as group:
+        readers = [group.create_task(everything(rig, job_id)) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        predictor = await rig.predictor(job_id)
+        await predictor.chat("Hello")
+        await predictor.finish(chat_result("Hello"))
+
+    first, second = ([event for event in reader.result() if "event" in event] for reader in readers)
+    assert first == second
+
+
+async def test_cancel_ends_the_stream(rig: Rig) -> None:
+    job_id = await rig.submit()
+
+    async with following(rig, job_id) as events:
+        await anext(events)
+        await rig.client.delete(f"/v1/jobs/{job_id}")
+        rest = [event async for event in events if "event" in event]
+
+    assert names_of(rest) == ["state", "result"]
+    assert orjson.loads(rest[-1]["data"])["state"] == "cancelled"
+
+
+async def test_readers_that_leave_are_let_go(rig: Rig) -> None:
+    job_id = await rig.submit()
+    async with following(rig, job_id) as events:
+        await anext(events)
+
+    async with asyncio.timeout(3):
+        while rig.hub.reader_count:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_store_that_goes_away_for_a_while_only_makes_a_pause(rig: Rig) -> None:
+    job_id = await rig.submit()
+    predictor = await rig.predictor(job_id)
+
+    async with following(rig, job_id) as events:
+        assert (await anext(events))["event"] == "state"
+        assert (await anext(events))["event"] == "attempt"
+        await _drop_every_connection(rig)
+        await predictor.chat("Hello")
+        await predictor.finish(chat_result("Hello"))
+        rest = [event async for event in events if "event" in event]
+
+    assert names_of(rest) == ["tokens", "state", "result"]
+
+
+async def _drop_every_connection(rig: Rig) -> None:
+    """As a failover does it; the first commands afterwards fail."""
+    await rig.store.redis.client_kill_filter(_type="normal", skipme=True)
+    for _ in range(64):
+        try:
+            await rig.store.ping()
+        except Unavailable:
+            continue
+        break

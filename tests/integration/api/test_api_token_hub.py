@@ -1,0 +1,146 @@
+"""The hub: many readers, one connection, nobody slowed by anybody."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from eventing.job import JobId, new_job_id, parse_request
+from eventing.redis_store import RedisStore
+from eventing.store import NewJob
+from eventing.token_hub import Reader, TokenHub
+from tests.integration.api.conftest import chat_line
+from tests.integration.api.fakes import FakePredictor
+
+
+@pytest.fixture
+async def hub(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[TokenHub]:
+    made = TokenHub(redis_url, store, redis)
+    async with asyncio.TaskGroup() as group:
+        reading = group.create_task(made.run())
+        yield made
+        reading.cancel()
+    await made.close()
+
+
+async def running(store: RedisStore) -> FakePredictor:
+    """A job that has just been taken."""
+    job_id = new_job_id()
+    request = parse_request(chat_line())
+    await store.create(NewJob(id=job_id, request=request, source="/torpor/api", event_id=job_id))
+    return await FakePredictor(store, job_id).start()
+
+
+async def tokens_of(reader: Reader, count: int) -> list[int]:
+    seen: list[int] = []
+    async with asyncio.timeout(5):
+        while len(seen) < count:
+            for entry in await reader.next(1.0):
+                seen.extend(entry.token_ids)
+    return seen
+
+
+async def caught_up(reader: Reader) -> None:
+    """The reader has taken what there was and listens to the live tail."""
+    while await reader.next(0.1):
+        continue
+
+
+async def test_a_reader_sees_each_token_once_whenever_it_joins(
+    hub: TokenHub, store: RedisStore
+) -> None:
+    predictor = await running(store)
+
+    async def write() -> None:
+        for _ in range(300):
+            await predictor.chat("x")
+
+    async def read(delay_s: float) -> list[int]:
+        await asyncio.sleep(delay_s)
+        async with hub.follow(predictor.job_id) as reader:
+            return await tokens_of(reader, 300)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(write())
+        readers = [group.create_task(read(n * 0.01)) for n in range(12)]
+
+    assert all(reader.result() == list(range(300)) for reader in readers)
+
+
+async def test_a_reader_with_a_cursor_sees_only_what_comes_after(
+    hub: TokenHub, store: RedisStore
+) -> None:
+    predictor = await running(store)
+    for _ in range(5):
+        await predictor.chat("x")
+    entries = await store.read_stream(predictor.job_id)
+
+    async with hub.follow(predictor.job_id, entries[2].cursor) as reader:
+        assert await tokens_of(reader, 3) == [2, 3, 4]
+
+
+async def test_a_new_stream_is_heard_at_once_while_others_are_silent(
+    hub: TokenHub, store: RedisStore
+) -> None:
+    silent, busy = await running(store), await running(store)
+    async with hub.follow(silent.job_id) as sleeper:
+        await caught_up(sleeper)
+        async with hub.follow(busy.job_id) as reader:
+            await caught_up(reader)
+            started_s = asyncio.get_running_loop().time()
+            await busy.chat("x")
+            await reader.next(2.0)
+
+    assert asyncio.get_running_loop().time() - started_s < 0.3
+
+
+async def test_a_reader_that_does_not_keep_up_is_cut_off_and_slows_nobody(
+    hub: TokenHub, store: RedisStore
+) -> None:
+    predictor = await running(store)
+    async with hub.follow(predictor.job_id) as slow, hub.follow(predictor.job_id) as quick:
+        await caught_up(slow)
+        await caught_up(quick)
+        left = slow.cursor
+        read = asyncio.create_task(tokens_of(quick, 60))
+        for _ in range(60):
+            await predictor.chat("x" * 5_000)
+        assert await read == list(range(60))
+
+        assert await slow.next(0.1) == []
+        assert slow.is_cut_off
+
+    async with hub.follow(predictor.job_id, left) as again:
+        assert await tokens_of(again, 60) == list(range(60))
+
+
+async def test_all_readers_share_one_connection(
+    hub: TokenHub, store: RedisStore, redis: Redis
+) -> None:
+    predictors = [await running(store) for _ in range(30)]
+    async with asyncio.TaskGroup() as group:
+        done = asyncio.Event()
+
+        async def read(job_id: JobId) -> None:
+            async with hub.follow(job_id) as reader:
+                await reader.next(0.1)
+                await done.wait()
+
+        for predictor in predictors:
+            group.create_task(read(predictor.job_id))
+        await asyncio.sleep(0.3)
+        blocked = [c for c in await redis.client_list() if "xread" in c["cmd"]]
+        done.set()
+
+    assert len(blocked) == 1
+
+
+async def test_an_idle_hub_asks_the_store_for_nothing(hub: TokenHub, redis: Redis) -> None:
+    await redis.config_resetstat()
+    await asyncio.sleep(0.3)
+
+    stats = await redis.info("commandstats")
+
+    assert "cmdstat_xread" not in stats
+    assert "cmdstat_client|unblock" not in stats
