@@ -143,11 +143,11 @@ class Generation:
 
     def interrupt(self, why: Stop) -> None:
         """Abort the request in the engine, now."""
+        if not why.is_ours:
+            self._writer.abandon()
         if self._stop is not None:
             return
         self._stop = why
-        if not why.is_ours:
-            self._writer.abandon()
         if self._decoding is not None:
             self._decoding.cancel()
 

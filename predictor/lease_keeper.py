@@ -29,9 +29,14 @@ class LeaseKeeper:
         self._store = store
         self._clock = clock
         self._lease_s = lease_s
-        self._watch_s = min(watch_s, lease_s / 6)
+        self.watch_s = min(watch_s, lease_s / 6)
         self._stall_s = stall_s
         self._running: dict[str, Generation] = {}
+
+    @property
+    def running(self) -> int:
+        """Attempts whose leases are kept."""
+        return len(self._running)
 
     @contextmanager
     def watching(self, generation: Generation) -> Iterator[None]:
@@ -59,7 +64,7 @@ class LeaseKeeper:
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(self._watch_s)
+            await asyncio.sleep(self.watch_s)
             if self._running:
                 await self._renew(list(self._running.values()))
 
@@ -80,7 +85,7 @@ class LeaseKeeper:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(self._watch_s)
+            await asyncio.sleep(self.watch_s)
             now = self._clock.monotonic_s()
             for generation in list(self._running.values()):
                 if why := verdict(generation, now, lease_s=self._lease_s, stall_s=self._stall_s):

@@ -1,0 +1,82 @@
+"""The predictor's one door."""
+
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+
+import pytest
+import pytest_asyncio
+
+from eventing.errors import Overloaded, Unavailable
+from predictor.admission import Admission, Phase
+from predictor.seeded_engine import SeededEngine, SeededSettings
+
+
+@pytest_asyncio.fixture
+async def engine() -> AsyncIterator[SeededEngine]:
+    engine = SeededEngine(SeededSettings(max_concurrency=2))
+    await engine.start(lambda _: None)
+    yield engine
+    await engine.stop()
+
+
+@pytest.fixture
+def admission(engine: SeededEngine) -> Admission:
+    admission = Admission(engine)
+    admission.open()
+    return admission
+
+
+def test_no_more_are_let_in_than_the_batch_holds(admission: Admission) -> None:
+    with admission.slot(), admission.slot(), pytest.raises(Overloaded), admission.slot():
+        pass
+
+
+def test_a_slot_is_free_again_when_its_holder_fails(admission: Admission) -> None:
+    with ExitStack() as fails:
+        fails.enter_context(pytest.raises(ZeroDivisionError))
+        fails.enter_context(admission.slot())
+        _ = 1 / 0
+
+    assert admission.in_flight == 0
+
+
+def test_nobody_is_let_in_before_the_engine_serves(engine: SeededEngine) -> None:
+    admission = Admission(engine)
+
+    with pytest.raises(Unavailable, match="starting"), admission.slot():
+        pass
+
+
+def test_nobody_is_let_in_while_draining(admission: Admission) -> None:
+    admission.drain()
+
+    with pytest.raises(Unavailable, match="draining"), admission.slot():
+        pass
+
+
+async def test_nobody_is_let_in_once_the_engine_died(
+    admission: Admission, engine: SeededEngine
+) -> None:
+    await engine.stop()
+
+    assert admission.phase is Phase.BROKEN
+    with pytest.raises(Unavailable, match="gone"), admission.slot():
+        pass
+
+
+def test_every_change_is_told(engine: SeededEngine) -> None:
+    told: list[int] = []
+    admission = Admission(engine, told.append)
+    admission.open()
+
+    with admission.slot():
+        pass
+
+    assert told == [1, 0]
+
+
+async def test_idle_comes_with_the_end_of_the_last_one(admission: Admission) -> None:
+    with admission.slot():
+        pass
+
+    await admission.wait_idle()

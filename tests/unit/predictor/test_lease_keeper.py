@@ -1,0 +1,75 @@
+"""What clocks and the store say of running attempts."""
+
+import asyncio
+from dataclasses import dataclass
+
+import pytest
+
+from predictor.generation import Stop
+from predictor.lease_keeper import LeaseKeeper, verdict
+from tests.unit.predictor.desk import asking, job_id_of, open_desk
+
+LONG = {"output_tokens": 2000, "tokens_per_s": 100}
+
+
+@dataclass
+class Running:
+    extended_s: float = 0.0
+    last_step_s: float = 0.0
+
+
+@pytest.mark.parametrize(
+    ("running", "expected"),
+    [
+        pytest.param(Running(95, 95), None, id="all-is-well"),
+        pytest.param(Running(70, 100), Stop.STORE_LOST, id="lease-not-lengthened-for-its-length"),
+        pytest.param(Running(70.1, 100), None, id="lease-almost-over"),
+        pytest.param(Running(100, 88), Stop.STALLED, id="no-token-for-the-stall-time"),
+        pytest.param(Running(100, 88.1), None, id="a-slow-token"),
+    ],
+)
+def test_a_verdict_follows_from_the_clock(running: Running, expected: Stop | None) -> None:
+    assert verdict(running, 100, lease_s=30, stall_s=12) is expected  # type: ignore[arg-type]
+
+
+async def test_a_lease_is_lengthened_for_as_long_as_the_job_runs() -> None:
+    async with open_desk(lease_s=0.5) as desk:
+        event = asking(seeded={"output_tokens": 150, "tokens_per_s": 100})
+        answer = await desk.deliver(event)
+
+        assert answer.status == 200  # it took three leases
+        job = await desk.store.get(job_id_of(event))
+        assert job is not None
+        assert job.attempt == 1
+
+
+async def test_all_jobs_are_asked_about_in_one_round_trip() -> None:
+    async with open_desk() as desk:
+        rounds: list[int] = []
+        renew = desk.store.renew
+
+        async def counted(leases: list[object], *, extend: bool) -> object:
+            rounds.append(len(leases))
+            return await renew(leases, extend=extend)
+
+        desk.store.renew = counted  # type: ignore[method-assign,assignment]
+        events = [asking(event_id=f"e{i}", seeded=LONG) for i in range(3)]
+        running = [asyncio.ensure_future(desk.deliver(event)) for event in events]
+        await desk.wait_tokens(events[-1], 20)
+        for task in running:
+            task.cancel()
+
+        assert max(rounds) == 3
+
+
+async def test_a_job_that_ended_is_not_asked_about() -> None:
+    async with open_desk() as desk:
+        await desk.deliver(asking(seeded={"output_tokens": 3}))
+
+        assert desk.keeper.running == 0
+
+
+def test_short_leases_are_watched_more_often() -> None:
+    keeper = LeaseKeeper(None, None, lease_s=0.6, watch_s=0.5, stall_s=9)  # type: ignore[arg-type]
+
+    assert keeper.watch_s == pytest.approx(0.1)

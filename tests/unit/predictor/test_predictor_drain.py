@@ -1,0 +1,88 @@
+"""A predictor that is told to go."""
+
+import asyncio
+
+import pytest
+
+from eventing.job import JobState
+from predictor.drain import Drain, handover_after_s
+from predictor.generation import Stop
+from tests.unit.predictor.desk import asking, job_id_of, open_desk, read_ids, text_of
+
+LONG = {"output_tokens": 2000, "tokens_per_s": 100}
+SHORT = {"output_tokens": 30, "tokens_per_s": 100}
+
+
+async def test_what_ends_within_the_grace_ends() -> None:
+    async with open_desk() as desk:
+        event = asking(seeded=SHORT)
+        running = asyncio.ensure_future(desk.deliver(event))
+        await desk.wait_tokens(event, 1)
+        drain = Drain(desk.admission, desk.keeper, grace_s=3)
+        drain.begin("SIGTERM")
+        await drain.run()
+
+        assert (await running).status == 200
+
+
+async def test_what_does_not_is_handed_over_within_the_grace_and_keeps_its_tokens() -> None:
+    async with open_desk() as desk:
+        event = asking(seeded=LONG)
+        running = asyncio.ensure_future(desk.deliver(event))
+        await desk.wait_tokens(event, 1)
+        drain = Drain(desk.admission, desk.keeper, grace_s=0.6)
+        drain.begin("SIGTERM")
+        await asyncio.wait_for(drain.run(), 0.6)
+        answer = await running
+        job = await desk.store.get(job_id_of(event))
+
+        assert answer.status == 503
+        assert job is not None
+        assert (job.state, job.history[0].outcome) == (JobState.QUEUED, "handover")
+        assert job.token_count == len(read_ids(await desk.entries(event))) > 20
+
+
+async def test_a_handed_over_job_costs_no_attempt_however_often() -> None:
+    whole = ""
+    async with open_desk() as desk:
+        whole = text_of(await desk.deliver(asking(seeded={**SHORT, "tokens_per_s": 0})))
+    event = asking(seeded=SHORT)
+    store = None
+    for _ in range(4):  # one more than a job has attempts
+        async with open_desk(store=store) as desk:
+            store = desk.store
+            before = job.token_count if (job := await store.get(job_id_of(event))) else 0
+            running = asyncio.ensure_future(desk.deliver(event))
+            await desk.wait_tokens(event, before + 1)
+            drain = Drain(desk.admission, desk.keeper, grace_s=0.03)
+            drain.begin("SIGTERM")
+            await drain.run()
+            await running
+    async with open_desk(store=store) as desk:
+        assert text_of(await desk.deliver(event)) == whole
+
+
+async def test_nothing_in_flight_means_no_wait() -> None:
+    async with open_desk() as desk:
+        drain = Drain(desk.admission, desk.keeper, grace_s=60)
+        drain.begin("SIGTERM")
+
+        await asyncio.wait_for(drain.run(), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "for_itself_s"), [(25, 22), (3, 2), (0.6, 0.4)], ids=["pod", "short", "test"]
+)
+def test_some_of_the_grace_is_kept_for_the_handover(grace_s: float, for_itself_s: float) -> None:
+    assert handover_after_s(grace_s) == pytest.approx(for_itself_s)
+
+
+async def test_a_store_that_is_away_holds_no_handover_up_for_longer_than_the_lease() -> None:
+    async with open_desk(lease_s=0.5) as desk:
+        event = asking(seeded=LONG)
+        running = asyncio.ensure_future(desk.deliver(event))
+        await desk.wait_tokens(event, 1)
+        desk.store.is_away = True
+        desk.keeper.interrupt_all(Stop.HANDOVER)
+
+        assert (await asyncio.wait_for(running, 1)).status == 503
