@@ -177,6 +177,7 @@ def settings(values: Values, times: Timeouts) -> Resource:
         "TORPOR_MODEL": values.model.name,
         "TORPOR_PUBLIC_URL": f"https://{values.host}",
         "TORPOR_MAX_JOB_SECONDS": because(str(times.job), "The one number."),
+        "TORPOR_COLD_START_SECONDS": str(values.cold_start_seconds),
         "TORPOR_LEASE_S": str(times.lease),
         "TORPOR_DRAIN_GRACE_S": because(
             str(times.drain), f"Under the pod's grace ({times.pod_grace} s), or it means nothing."

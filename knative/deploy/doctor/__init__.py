@@ -1,0 +1,9 @@
+"""Walks every hop of a job's path and names what would cut, lose or double it.
+
+`examine` is the way in. Pure: resources in (a rendered folder or a live cluster's), findings out.
+"""
+
+from knative.deploy.doctor.examination import RULES, Report, examine
+from knative.deploy.doctor.finding import Finding, Hop, Severity
+
+__all__ = ["RULES", "Finding", "Hop", "Report", "Severity", "examine"]

@@ -1,0 +1,369 @@
+"""Rules of the broker and its deliveries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from knative.deploy import events, parts
+from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault, needed
+from knative.deploy.doctor.view import (
+    BROKER_CLASS,
+    View,
+    annotation,
+    argument,
+    dig,
+    engine,
+    iso_seconds,
+    number,
+)
+from knative.deploy.emit import Resource
+from knative.deploy.timeouts import rabbitmq_ack_s
+
+register = Register()
+_DURABLE = ("RabbitMQBroker", "Kafka", "KafkaNamespaced")
+_KNOWN = {"deadLetterSink", "retry", "backoffPolicy", "backoffDelay", "timeout", "retryAfterMax",
+          "format"}  # fmt: skip
+_ORDER = "kafka.eventing.knative.dev/delivery.order"
+
+
+@register.rule(
+    "broker-class",
+    Hop.BROKER,
+    why="The default broker keeps events in memory and ends a delivery after 15 minutes whatever "
+    "is set.",
+    source="facts 3.1 (InMemoryChannel, fanout_event_handler.go:51)",
+)
+def broker_class(view: View) -> Iterator[Fault]:
+    for broker in view.brokers:
+        value = annotation(broker, BROKER_CLASS)
+        if value not in _DURABLE:
+            yield fault(broker, BROKER_CLASS, value, "RabbitMQBroker or Kafka")
+
+
+@register.rule(
+    "broker-address",
+    Hop.BROKER,
+    why="Each broker class names its ingress its own way; a wrong address is a 503 on every "
+    "submit.",
+    source="facts 3.2",
+)
+def broker_address(view: View) -> Iterator[Fault]:
+    settings = view.named("ConfigMap", parts.SETTINGS)
+    if settings is None:
+        return
+    value = str(view.settings.get("TORPOR_BROKER_URL", ""))
+    kinds = {str(annotation(broker, BROKER_CLASS)) for broker in view.brokers}
+    if view.named("Deployment", parts.BROKER):
+        wanted = f"http://{parts.BROKER}."
+    elif kinds & {"Kafka", "KafkaNamespaced"}:
+        wanted = "http://kafka-broker-ingress."
+    elif "RabbitMQBroker" in kinds:
+        wanted = f"http://{parts.EVENTS}-broker-ingress."
+    else:
+        return
+    if not value.replace("https://", "http://").startswith(wanted):
+        yield fault(settings, "data.TORPOR_BROKER_URL", value or None, f"{wanted}...")
+
+
+@register.rule(
+    "rabbitmq-quorum",
+    Hop.BROKER,
+    why="A classic queue is on one node: with it go the jobs that it held.",
+    source="reliability 1 (RabbitMQ quorum queues)",
+)
+def rabbitmq_quorum(view: View) -> Iterator[Fault]:
+    for config in view.of("RabbitmqBrokerConfig"):
+        value = dig(config, "spec.queueType")
+        if value not in (None, "quorum"):
+            yield fault(config, "spec.queueType", value, "quorum")
+    for cluster in view.of("RabbitmqCluster"):
+        value = number(dig(cluster, "spec.replicas")) or 1
+        if value < 3 or value % 2 == 0:
+            yield fault(cluster, "spec.replicas", value, "3, 5 or 7", Severity.WARNING)
+
+
+@register.rule(
+    "rabbitmq-ack-timer",
+    Hop.BROKER,
+    why="The dispatcher prefetches 100 messages whatever its parallelism, and RabbitMQ closes the "
+    "channel of one that is unacked for 30 min: all 100 run again.",
+    source="facts 3.2 (Qos(100,0,false)); celery#6760",
+)
+def rabbitmq_ack_timer(view: View) -> Iterator[Fault]:
+    clusters = view.of("RabbitmqCluster")
+    for trigger in view.request_triggers():
+        if view.class_of(trigger) != "RabbitMQBroker":
+            continue
+        delivery = view.delivery(trigger)
+        parallel = int(number(annotation(trigger, events.PARALLELISM)) or 1)
+        timeout = delivery.timeout_s or view.held_s
+        least = rabbitmq_ack_s(timeout, delivery.span_s, parallel)
+        if not clusters:
+            yield needed(
+                "RabbitMQ", "consumer_timeout (ms)", f"at least {least * 1000} in rabbitmq.conf"
+            )
+        for cluster in clusters:
+            config = str(dig(cluster, "spec.rabbitmq.additionalConfig") or "")
+            match = re.search(r"^\s*consumer_timeout\s*=\s*(\d+)", config, re.MULTILINE)
+            value = int(match[1]) if match else 1_800_000
+            if value < least * 1000:
+                field = "spec.rabbitmq.additionalConfig: consumer_timeout"
+                yield fault(cluster, field, value, f"at least {least * 1000} (ms)")
+
+
+@register.rule(
+    "rabbitmq-parallelism",
+    Hop.BROKER,
+    why="One dispatcher works on one event at a time unless told otherwise: one job at a time for "
+    "the whole fleet.",
+    source="facts 3.2 (trigger_validation.go: 1-1000, default 1)",
+)
+def rabbitmq_parallelism(view: View) -> Iterator[Fault]:
+    capacity = _capacity(view)
+    for trigger in view.triggers:
+        if view.class_of(trigger) != "RabbitMQBroker":
+            continue
+        value = annotation(trigger, events.PARALLELISM)
+        count = number(value) if value is not None else 1
+        if count is None or not 1 <= count <= 1000:
+            yield fault(trigger, events.PARALLELISM, value, "1 to 1000")
+        elif trigger in view.request_triggers() and count < min(1000, capacity):
+            must = f"{min(1000, capacity)}: what all replicas can think about at once"
+            yield fault(trigger, events.PARALLELISM, value, must, Severity.WARNING)
+
+
+def _capacity(view: View) -> int:
+    """Give how many jobs all replicas of the largest predictor hold at once."""
+    held = [
+        int(number(dig(p, "spec.predictor.maxReplicas")) or 1)
+        * int(number(dig(p, "spec.predictor.containerConcurrency")) or 1)
+        for p in view.in_knative_mode()
+    ]
+    return max(held, default=1)
+
+
+@register.rule(
+    "kafka-order",
+    Hop.BROKER,
+    why="`ordered` keeps one job in flight per partition.",
+    source="facts 3.2",
+)
+def kafka_order(view: View) -> Iterator[Fault]:
+    for trigger in view.request_triggers():
+        value = annotation(trigger, _ORDER)
+        if view.class_of(trigger).startswith("Kafka") and value == "ordered":
+            yield fault(trigger, _ORDER, value, "unordered")
+
+
+@register.rule(
+    "kafka-partitions",
+    Hop.BROKER,
+    why="Consumers beyond the number of partitions are idle.",
+    source="facts 3.2, 3.6",
+)
+def kafka_partitions(view: View) -> Iterator[Fault]:
+    for config in view.of("ConfigMap"):
+        value = number((config.get("data") or {}).get("default.topic.partitions"))
+        least = max(
+            (int(number(dig(p, "spec.predictor.maxReplicas")) or 1) for p in view.predictors),
+            default=1,
+        )
+        if value is not None and value < least:
+            yield fault(
+                config, "data.default.topic.partitions", value, f"at least {least}",
+                Severity.WARNING,
+            )  # fmt: skip
+
+
+@register.rule(
+    "untrusted-source",
+    Hop.BROKER,
+    why="RedisStreamSource acknowledges sends that failed, starts at the end of the stream and "
+    "deletes its group on shutdown; RequestReply ends after one minute.",
+    source="design trap 2; facts 3.1 ingress_handler.go",
+)
+def untrusted_source(view: View) -> Iterator[Fault]:
+    for kind in ("RedisStreamSource", "RequestReply"):
+        for resource in view.of(kind):
+            yield fault(resource, "kind", kind, "not used on a job's path")
+
+
+@register.rule(
+    "delivery-timeout",
+    Hop.DELIVERY,
+    why="A delivery that ends before the job does is retried while the job runs; Kafka's default "
+    "is 10 minutes.",
+    source="facts 3.1, 3.2, #5",
+)
+def delivery_timeout(view: View) -> Iterator[Fault]:
+    for trigger in view.request_triggers():
+        delivery = view.delivery(trigger)
+        own = trigger in view.own_triggers
+        # Our pump delivers to a predictor that is awake: no wake inside the request.
+        least = view.job_s if own else max(view.held_s, *_asked_timeouts(view))
+        if own and delivery.timeout_s is None:
+            yield fault(trigger, "spec.delivery.timeout", None, f"at least PT{least:.0f}S")
+        elif delivery.timeout_s is None and view.class_of(trigger).startswith("Kafka"):
+            yield fault(delivery.owner, "spec.delivery.timeout", None, f"at least PT{least:.0f}S")
+        elif delivery.timeout_s is not None and delivery.timeout_s < least:
+            shown = delivery.spec["timeout"]
+            yield fault(delivery.owner, "spec.delivery.timeout", shown, f"at least PT{least:.0f}S")
+
+
+def _asked_timeouts(view: View) -> list[float]:
+    return [number(dig(p, "spec.predictor.timeout")) or 0 for p in view.in_knative_mode()] or [0]
+
+
+@register.rule(
+    "retry-span",
+    Hop.DELIVERY,
+    why="409 and 503 mean «later»; a broker that stops asking before the job or the wake has ended "
+    "dead-letters a job that is running well. Knative's default waits 205 s in all.",
+    source="design trap 3; facts 3.1; reliability F10b",
+)
+def retry_span(view: View) -> Iterator[Fault]:
+    for trigger in view.request_triggers():
+        delivery = view.delivery(trigger)
+        if delivery.span_s < view.held_s:
+            shown = f"{delivery.span_s:.0f} s in all"
+            yield fault(
+                delivery.owner, "spec.delivery.retry", shown, f"at least {view.held_s} s in all"
+            )
+
+
+@register.rule(
+    "retry-waits",
+    Hop.DELIVERY,
+    why="An exponential span long enough for a job ends in one wait of half of it: a job that was "
+    "handed over sits idle that long.",
+    source="facts 3.1 (delay x 2^n)",
+)
+def retry_waits(view: View) -> Iterator[Fault]:
+    for trigger in view.request_triggers():
+        delivery = view.delivery(trigger)
+        policy = delivery.spec.get("backoffPolicy", "exponential")
+        if policy == "exponential" and delivery.span_s > 600:
+            yield fault(
+                delivery.owner, "spec.delivery.backoffPolicy", policy, "linear", Severity.WARNING
+            )
+
+
+@register.rule(
+    "dead-letter-sink",
+    Hop.DELIVERY,
+    why="Without a sink RabbitMQ's broker drops what it gives up; our record comes first, this is "
+    "the net under it.",
+    source="facts 3.2 (ack, then DLX; lost if none)",
+)
+def dead_letter_sink(view: View) -> Iterator[Fault]:
+    for trigger in view.triggers:
+        delivery = view.delivery(trigger)
+        if not delivery.spec.get("deadLetterSink"):
+            yield fault(delivery.owner, "spec.delivery.deadLetterSink", None, "a ref or a uri")
+
+
+@register.rule(
+    "delivery-form",
+    Hop.DELIVERY,
+    why="The CRD keeps unknown fields here, and Knative's webhook refuses them: the apply fails.",
+    source="facts 3.1 delivery_types.go",
+)
+def delivery_form(view: View) -> Iterator[Fault]:
+    for owner in [*view.brokers, *view.all_triggers]:
+        spec = dig(owner, "spec.delivery") or {}
+        for name in sorted(spec.keys() - _KNOWN):
+            yield fault(owner, f"spec.delivery.{name}", spec[name], "not a field of delivery")
+        for name in ("backoffDelay", "timeout", "retryAfterMax"):
+            if name in spec and iso_seconds(spec[name]) is None:
+                yield fault(owner, f"spec.delivery.{name}", spec[name], "ISO 8601, such as PT30S")
+        if spec.get("backoffPolicy", "linear") not in ("linear", "exponential"):
+            value = spec["backoffPolicy"]
+            yield fault(owner, "spec.delivery.backoffPolicy", value, "linear or exponential")
+        if "retryAfterMax" in spec and owner not in view.own_triggers:
+            yield from _alpha_field(view, owner, "retryAfterMax", "delivery-retryafter")
+
+
+def _alpha_field(view: View, owner: Resource, field: str, flag: str) -> Iterator[Fault]:
+    features = view.named("ConfigMap", "config-features")
+    in_eventing = dig(features, "metadata.namespace") == "knative-eventing" if features else False
+    if not in_eventing or str((features or {}).get("data", {}).get(flag)) != "enabled":
+        yield fault(owner, f"spec.delivery.{field}", "set", f"unset, or {flag} enabled (alpha)")
+
+
+@register.rule(
+    "trigger-filter",
+    Hop.DELIVERY,
+    why="A predictor that gets every event gets its own results, and one model's jobs reach "
+    "another.",
+    source="design 3, Events",
+)
+def trigger_filter(view: View) -> Iterator[Fault]:
+    names = {p["metadata"]["name"] for p in view.predictors}
+    for trigger in view.request_triggers():
+        wanted = str(dig(trigger, "spec.filter") or "") + str(dig(trigger, "spec.filters") or "")
+        if parts.REQUESTED not in wanted:
+            yield fault(trigger, "spec.filter.attributes.type", None, parts.REQUESTED)
+        model = dig(trigger, "spec.filter.attributes.model")
+        if model is not None and names and model not in names:
+            must = "one of " + ", ".join(sorted(names))
+            yield fault(trigger, "spec.filter.attributes.model", model, must)
+
+
+@register.rule(
+    "results-return",
+    Hop.DELIVERY,
+    why="A kind of result that no trigger takes to the api is a job whose client never hears.",
+    source="design 1",
+)
+def results_return(view: View) -> Iterator[Fault]:
+    if not view.all_triggers:
+        return
+    reached = " ".join(
+        str(dig(t, "spec.filter") or "") + str(dig(t, "spec.filters") or "")
+        for t in view.all_triggers
+        if events.RESULT_PATH in str(dig(t, "spec.subscriber") or "")
+    )
+    for kind in parts.RESULTS:
+        if kind not in reached:
+            must = f"a trigger to {events.RESULT_PATH}"
+            yield Fault("Trigger", f"type {kind}", "not set", must)
+
+
+@register.rule(
+    "subscriber",
+    Hop.DELIVERY,
+    why="A trigger that points at nothing retries until it dead-letters everything.",
+    source="facts 3.1",
+)
+def subscriber(view: View) -> Iterator[Fault]:
+    hosts = {f"{p['metadata']['name']}-predictor" for p in view.predictors}
+    for trigger in view.triggers:
+        if trigger not in view.request_triggers() or not hosts:
+            continue
+        name = dig(trigger, "spec.subscriber.ref.name")
+        uri = str(dig(trigger, "spec.subscriber.uri") or "")
+        if name is not None and name not in hosts:
+            must = "one of " + ", ".join(sorted(hosts))
+            yield fault(trigger, "spec.subscriber.ref.name", name, must)
+        if not uri.endswith("/events"):
+            yield fault(trigger, "spec.subscriber.uri", uri or None, "/events")
+
+
+@register.rule(
+    "pump-parallelism",
+    Hop.DELIVERY,
+    why="A pump that claims more than the engine batches holds jobs that another replica could "
+    "think about.",
+    source="design, Admission",
+)
+def pump_parallelism(view: View) -> Iterator[Fault]:
+    for predictor in view.in_standard_mode():
+        batch = number(argument(engine(predictor), "--max-num-seqs"))
+        for trigger in view.own_triggers:
+            if dig(trigger, "spec.filter.attributes.model") != predictor["metadata"]["name"]:
+                continue
+            value = number(annotation(trigger, events.OWN_PARALLELISM)) or 1
+            if batch and value != batch:
+                must = f"--max-num-seqs ({batch:.0f})"
+                yield fault(trigger, events.OWN_PARALLELISM, value, must, Severity.WARNING)

@@ -1,0 +1,49 @@
+"""Runs every rule over a view and gives a report.
+
+Called by `torpor doctor`, by `deploy` before it applies, and by CI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from knative.deploy.doctor import delivery, hold, pod, scaler, security
+from knative.deploy.doctor.finding import Finding, Hop, Rule, Severity
+from knative.deploy.doctor.view import View
+from knative.deploy.emit import Resource
+
+RULES: tuple[Rule, ...] = tuple(
+    rule for module in (hold, delivery, scaler, pod, security) for rule in module.register.rules
+)
+_ORDER = list(Hop)
+_WORST_FIRST = list(Severity)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All findings, hop by hop, the worst of each hop first."""
+
+    findings: tuple[Finding, ...]
+    resource_count: int
+
+    def of(self, severity: Severity) -> tuple[Finding, ...]:
+        """Give the findings of one severity."""
+        return tuple(f for f in self.findings if f.severity is severity)
+
+    def exit_status(self, *, is_strict: bool = False) -> int:
+        """Give 1 when something must be mended: errors, or with strict anything at all."""
+        return int(bool(self.findings) if is_strict else bool(self.of(Severity.ERROR)))
+
+
+def examine(
+    resources: Sequence[Resource],
+    *,
+    job_s: int | None = None,
+    cold_start_s: int | None = None,
+) -> Report:
+    """Give what every rule finds; the seconds default to what the settings say."""
+    view = View(resources, job_s=job_s, cold_start_s=cold_start_s)
+    found = [Finding(rule, fault) for rule in RULES for fault in rule.check(view)]
+    found.sort(key=lambda f: (_ORDER.index(f.rule.hop), _WORST_FIRST.index(f.severity)))
+    return Report(tuple(found), len(view.resources))

@@ -1,0 +1,340 @@
+"""Rules of KEDA and its ScaledObject."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from knative.autoscaling.scaledobject import read_scaled_object
+from knative.autoscaling.setting import RefusedSettingsError
+from knative.deploy import parts
+from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault, needed
+from knative.deploy.doctor.view import View, annotation, dig, number
+from knative.deploy.emit import Resource
+
+register = Register()
+CLASS = "serving.kserve.io/autoscalerClass"
+_FORMULA = "spec.advanced.scalingModifiers.formula"
+
+
+def _triggers(scaled: Resource, kind: str) -> list[tuple[int, Resource]]:
+    listed = dig(scaled, "spec.triggers") or []
+    return [(i, t) for i, t in enumerate(listed) if t.get("type") == kind]
+
+
+@register.rule(
+    "keda-version",
+    Hop.SCALER,
+    why="KEDA 2.16 refuses an activation of 0 with lagCount: it takes two jobs to wake one pod.",
+    source="facts 3.6 (#6478, PR #6481), #9",
+)
+def keda_version(view: View) -> Iterator[Fault]:
+    if not view.scaled_objects:
+        return
+    found = view.named("Deployment", "keda-operator")
+    if found is None:
+        yield needed("Deployment/keda-operator (keda)", "image", "KEDA 2.17.0 or newer")
+        return
+    for box in dig(found, "spec.template.spec.containers") or []:
+        tag = str(box.get("image", "")).partition("@")[0].rpartition(":")[2].lstrip("v")
+        pieces = tag.split(".")
+        if pieces[0] == "2" and pieces[1:] and pieces[1].isdigit() and int(pieces[1]) < 17:
+            yield fault(found, "image", box["image"], "KEDA 2.17.0 or newer")
+
+
+@register.rule(
+    "autoscaler-class",
+    Hop.SCALER,
+    why="KServe's own keda class knows no redis trigger, no cooldown and no formula, and reverts "
+    "what is added; its hpa class scales by CPU, which says nothing about a GPU's queue.",
+    source="facts 3.4 keda_reconciler.go",
+)
+def autoscaler_class(view: View) -> Iterator[Fault]:
+    for predictor in view.in_standard_mode():
+        value = annotation(predictor, CLASS)
+        if value != "external":
+            yield fault(predictor, CLASS, value, "external")
+
+
+@register.rule(
+    "nothing-wakes",
+    Hop.SCALER,
+    why="A Standard predictor at zero is woken by a ScaledObject on its Deployment, or by nothing.",
+    source="facts 3.4, 3.5",
+)
+def nothing_wakes(view: View) -> Iterator[Fault]:
+    targets = {dig(s, "spec.scaleTargetRef.name") for s in view.scaled_objects}
+    for predictor in view.in_standard_mode():
+        name = f"{predictor['metadata']['name']}-predictor"
+        if name not in targets:
+            must = f"a ScaledObject on Deployment/{name}"
+            yield fault(predictor, "spec.scaleTargetRef", ", ".join(map(str, targets)), must)
+
+
+@register.rule(
+    "two-scalers",
+    Hop.SCALER,
+    why="Two scalers on one Deployment undo each other's work.",
+    source="facts 3.4, 3.5",
+)
+def two_scalers(view: View) -> Iterator[Fault]:
+    targets = {dig(s, "spec.scaleTargetRef.name") for s in view.scaled_objects}
+    for hpa in view.of("HorizontalPodAutoscaler"):
+        name = dig(hpa, "spec.scaleTargetRef.name")
+        if name in targets and not hpa["metadata"]["name"].startswith("keda-hpa-"):
+            yield fault(hpa, "spec.scaleTargetRef.name", name, "not what KEDA scales")
+    knative = {f"{p['metadata']['name']}-predictor" for p in view.in_knative_mode()}
+    for scaled in view.scaled_objects:
+        if dig(scaled, "spec.scaleTargetRef.name") in knative:
+            yield fault(
+                scaled, "spec.scaleTargetRef.name", "a predictor in Knative mode", "left to the KPA"
+            )
+
+
+@register.rule(
+    "keda-lag-alone",
+    Hop.SCALER,
+    why="Lag counts entries that nobody has taken: it is 0 while a job runs, and the pod was seen "
+    "to be ended within 9 s.",
+    source="facts 3.6, 3.6b, #7, #8",
+)
+def keda_lag_alone(view: View) -> Iterator[Fault]:
+    for scaled in view.scaled_objects:
+        kinds = [
+            ("lagCount" in (t.get("metadata") or {}), "pendingEntriesCount" in t["metadata"])
+            for _, t in _triggers(scaled, "redis-streams")
+        ]
+        if not kinds:
+            continue
+        if not any(lag for lag, _ in kinds):
+            yield fault(scaled, "spec.triggers", "no lagCount", "a lag trigger: it wakes from zero")
+        if not any(pending and not lag for lag, pending in kinds):
+            yield fault(
+                scaled, "spec.triggers", "lag alone", "a second trigger with pendingEntriesCount"
+            )
+
+
+@register.rule(
+    "keda-both-counts",
+    Hop.SCALER,
+    why="One trigger with both counts reads lag only.",
+    source="facts 3.6",
+)
+def keda_both_counts(view: View) -> Iterator[Fault]:
+    for scaled in view.scaled_objects:
+        for index, trigger in _triggers(scaled, "redis-streams"):
+            data = trigger.get("metadata") or {}
+            if "lagCount" in data and "pendingEntriesCount" in data:
+                yield fault(scaled, f"spec.triggers[{index}]", "both counts", "two named triggers")
+
+
+@register.rule(
+    "keda-formula",
+    Hop.SCALER,
+    why="Work is what waits plus what is in flight; a lag of -1 (nil after a deletion) must count "
+    "as 0, not against the pending.",
+    source="facts 3.6 scalingModifiers; 3.6b",
+)
+def keda_formula(view: View) -> Iterator[Fault]:
+    for scaled in view.scaled_objects:
+        if not _triggers(scaled, "redis-streams"):
+            continue
+        formula = str(dig(scaled, _FORMULA) or "")
+        tight = formula.replace(" ", "")
+        if "lag>0?lag:0" not in tight or "pend" not in tight:
+            yield fault(scaled, _FORMULA, formula or None, "(lag > 0 ? lag : 0) + pend")
+
+
+@register.rule(
+    "keda-activation",
+    Hop.SCALER,
+    why="Activation is strictly greater and beats the target: above 0, the first jobs wait for "
+    "company.",
+    source="facts 3.5, 3.6, #9",
+)
+def keda_activation(view: View) -> Iterator[Fault]:
+    for scaled in view.scaled_objects:
+        path = "spec.advanced.scalingModifiers.activationTarget"
+        value = dig(scaled, path)
+        if value is not None and number(value) != 0:
+            yield fault(scaled, path, value, "0")
+        for index, trigger in _triggers(scaled, "redis-streams"):
+            own = (trigger.get("metadata") or {}).get("activationLagCount")
+            if own is not None and number(own) != 0:
+                field = f"spec.triggers[{index}].metadata.activationLagCount"
+                yield fault(scaled, field, own, "0")
+
+
+@register.rule(
+    "keda-settings",
+    Hop.SCALER,
+    why="KEDA's webhook or scaler refuses the value: the object is there and nothing scales.",
+    source="facts 3.5, 3.6; KEDA 2.20.2 scalers",
+)
+def keda_settings(view: View) -> Iterator[Fault]:
+    for scaled in view.scaled_objects:
+        try:
+            read_scaled_object(scaled)
+        except RefusedSettingsError as refused:
+            for refusal in refused.refusals:
+                yield fault(scaled, refusal.name, refusal.value, refusal.allowed)
+
+
+@register.rule(
+    "keda-cooldown",
+    Hop.SCALER,
+    why="The cooldown counts from the last active trigger: shorter than a wake, the pod is ended "
+    "while its model loads, for ever.",
+    source="facts 3.5, #11",
+)
+def keda_cooldown(view: View) -> Iterator[Fault]:
+    for scaled in view.scaled_objects:
+        value = number(dig(scaled, "spec.cooldownPeriod"))
+        if (300 if value is None else value) < view.cold_start_s:
+            least = f"at least {view.cold_start_s}"
+            yield fault(scaled, "spec.cooldownPeriod", value, least)
+
+
+@register.rule(
+    "keda-initial-cooldown",
+    Hop.SCALER,
+    why="lastActiveTime is nil after creation; with 0 the first pod is ended while it loads.",
+    source="facts 3.5 scale_scaledobjects.go",
+)
+def keda_initial_cooldown(view: View) -> Iterator[Fault]:
+    for scaled in view.scaled_objects:
+        value = number(dig(scaled, "spec.initialCooldownPeriod")) or 0
+        if value < view.cold_start_s:
+            least = f"at least {view.cold_start_s}"
+            yield fault(scaled, "spec.initialCooldownPeriod", value, least)
+
+
+@register.rule(
+    "keda-stream",
+    Hop.SCALER,
+    why="A stream or group of another name reads 0 for ever: nothing wakes, and no error says so.",
+    source="facts 3.6 (missing stream reads 0)",
+)
+def keda_stream(view: View) -> Iterator[Fault]:
+    streams = {
+        f"torpor:{{{t['metadata']['name']}}}:tickets"
+        for t in view.request_triggers()
+        if t in view.own_triggers
+    }
+    for scaled in view.scaled_objects:
+        for index, trigger in _triggers(scaled, "redis-streams"):
+            data = trigger.get("metadata") or {}
+            field = f"spec.triggers[{index}].metadata"
+            if streams and data.get("stream") not in streams:
+                must = " or ".join(sorted(streams))
+                yield fault(scaled, f"{field}.stream", data.get("stream"), must)
+            if data.get("consumerGroup") != parts.GROUP:
+                yield fault(
+                    scaled, f"{field}.consumerGroup", data.get("consumerGroup"), parts.GROUP
+                )
+
+
+@register.rule(
+    "keda-scale-up",
+    Hop.SCALER,
+    why="Without a behaviour the HPA may only go to max(2n, 4) a sync: 30 s instead of 10 s to six "
+    "replicas.",
+    source="facts 3.6b",
+)
+def keda_scale_up(view: View) -> Iterator[Fault]:
+    path = "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleUp"
+    for scaled in view.scaled_objects:
+        if not dig(scaled, path):
+            must = "stabilization 0 and a Pods policy"
+            yield fault(scaled, path, None, must, Severity.WARNING)
+
+
+@register.rule(
+    "keda-scale-down",
+    Hop.SCALER,
+    why="The HPA picks its victim blindly, busy or idle; one step too early costs a wake.",
+    source="facts 3.5, #6",
+)
+def keda_scale_down(view: View) -> Iterator[Fault]:
+    base = "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleDown"
+    for scaled in view.scaled_objects:
+        value = number(dig(scaled, f"{base}.stabilizationWindowSeconds"))
+        least = min(view.cold_start_s, 3600)
+        if (300 if value is None else value) < least:
+            field = f"{base}.stabilizationWindowSeconds"
+            yield fault(scaled, field, value, f"at least {least}", Severity.WARNING)
+
+
+@register.rule(
+    "keda-fallback",
+    Hop.SCALER,
+    why="With a fallback of 0 replicas a store that is down for a minute ends every busy pod.",
+    source="facts 3.5 (fallback.replicas)",
+)
+def keda_fallback(view: View) -> Iterator[Fault]:
+    for scaled in view.scaled_objects:
+        fallback = dig(scaled, "spec.fallback")
+        if fallback is not None and number(fallback.get("replicas")) == 0:
+            yield fault(scaled, "spec.fallback.replicas", 0, "no fallback, or currentReplicas")
+
+
+@register.rule(
+    "keda-paused",
+    Hop.SCALER,
+    why="A paused ScaledObject wakes nothing.",
+    source="facts 3.5",
+)
+def keda_paused(view: View) -> Iterator[Fault]:
+    for scaled in view.scaled_objects:
+        for name in ("paused", "paused-replicas", "paused-scale-out"):
+            value = annotation(scaled, f"autoscaling.keda.sh/{name}")
+            if value not in (None, "false"):
+                field = f"autoscaling.keda.sh/{name}"
+                yield fault(scaled, field, value, "not set", Severity.WARNING)
+
+
+@register.rule(
+    "keda-rabbitmq-amqp",
+    Hop.SCALER,
+    why="Over amqp only ready messages are counted; the dispatcher's prefetch of 100 makes the "
+    "queue look empty.",
+    source="facts 3.2, 3.6",
+)
+def keda_rabbitmq_amqp(view: View) -> Iterator[Fault]:
+    for scaled in view.scaled_objects:
+        for index, trigger in _triggers(scaled, "rabbitmq"):
+            value = (trigger.get("metadata") or {}).get("protocol", "auto")
+            if value != "http":
+                yield fault(scaled, f"spec.triggers[{index}].metadata.protocol", value, "http")
+
+
+@register.rule(
+    "keda-sleeping-metric",
+    Hop.SCALER,
+    why="The engine's metrics vanish at zero replicas and a missing series reads as 0: what wakes "
+    "must be measured at the api or the broker.",
+    source="facts 3.6 prometheus (llm-d PR #2492)",
+)
+def keda_sleeping_metric(view: View) -> Iterator[Fault]:
+    for scaled in view.scaled_objects:
+        for index, trigger in _triggers(scaled, "prometheus"):
+            query = str((trigger.get("metadata") or {}).get("query"))
+            if "vllm:" in query:
+                field = f"spec.triggers[{index}].metadata.query"
+                yield fault(scaled, field, query, "a metric of the api or the broker")
+
+
+@register.rule(
+    "replica-limits",
+    Hop.SCALER,
+    why="The smaller of two limits wins silently.",
+    source="facts 3.4, 3.5",
+)
+def replica_limits(view: View) -> Iterator[Fault]:
+    for predictor in view.in_standard_mode():
+        most = number(dig(predictor, "spec.predictor.maxReplicas"))
+        for scaled in view.scaled_objects:
+            name = f"{predictor['metadata']['name']}-predictor"
+            value = number(dig(scaled, "spec.maxReplicaCount")) or 100
+            if dig(scaled, "spec.scaleTargetRef.name") == name and most and value != most:
+                must = f"maxReplicas of the InferenceService ({most:.0f})"
+                yield fault(scaled, "spec.maxReplicaCount", value, must, Severity.WARNING)

@@ -1,0 +1,359 @@
+"""Each of the doctor's rules is broken once in a shipped overlay and must say so by name."""
+
+# ruff: noqa: E501  a table of mistakes is read by row
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import yaml
+
+from knative.deploy.doctor import RULES, Severity, examine
+from tests.manifests.conftest import Resources
+
+GONE = object()
+KSVC = "serving.knative.dev/v1"
+N = "nginx.ingress.kubernetes.io/"
+A = "autoscaling.knative.dev/"
+
+
+@dataclass(frozen=True)
+class Break:
+    """One mistake: a field of one resource set (or GONE), or a resource added."""
+
+    rule: str
+    overlay: str
+    kind: str = ""
+    path: str = ""
+    value: Any = GONE
+    name: str = ""
+    add: Any = None
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.kind} {self.path.rpartition('>')[2]}"[:70]
+
+
+def ksvc(name: str, **spec: Any) -> dict[str, Any]:
+    """A Knative Service as KServe makes it for a predictor."""
+    return {
+        "apiVersion": KSVC,
+        "kind": "Service",
+        "metadata": {"name": name, "labels": {"serving.kserve.io/inferenceservice": "thinker"}},
+        "spec": {"template": {"spec": {"timeoutSeconds": 2460, **spec}}},
+    }
+
+
+def deployment(name: str, namespace: str, **box: Any) -> dict[str, Any]:
+    """A Deployment of the platform."""
+    spec = {"containers": [{"name": name, **box}], "terminationGracePeriodSeconds": 300}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"template": {"spec": spec}},
+    }
+
+
+def config(name: str, namespace: str = "knative-serving", **data: str) -> dict[str, Any]:
+    """A ConfigMap of the platform."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": namespace},
+        "data": data,
+    }
+
+
+ISVC = "InferenceService"
+P = "spec>predictor"
+BOX = f"{P}>containers>0"
+SO = "ScaledObject"
+RED = "spec>triggers>0>metadata"
+MOD = "spec>advanced>scalingModifiers"
+BEH = "spec>advanced>horizontalPodAutoscalerConfig>behavior"
+POD = "spec>template>spec"
+CB = f"{POD}>containers>0"
+TR = "requests-thinker"
+D = "spec>delivery"
+
+BREAKS = [
+    # the front door
+    Break("api-behind-queue-proxy", "queue", add=ksvc("torpor-api")),
+    Break("api-sleeps", "serverless+api-knative", "KnativeService", f"spec>template>metadata>annotations>{A}min-scale", "0"),
+    Break("api-sleeps", "queue", "HorizontalPodAutoscaler", "spec>minReplicas", 0),
+    Break("ingress-timeout", "queue", "Ingress", f"metadata>annotations>{N}proxy-read-timeout", "60"),
+    Break("ingress-timeout", "queue", "Ingress", f"metadata>annotations>{N}proxy-send-timeout"),
+    Break("ingress-buffering", "queue", "Ingress", f"metadata>annotations>{N}proxy-buffering"),
+    Break("ingress-retry", "queue", "Ingress", f"metadata>annotations>{N}proxy-next-upstream"),
+    # the held path
+    Break("hold-timeout", "serverless", ISVC, f"{P}>timeout", 300),
+    Break("hold-timeout", "serverless", ISVC, f"{P}>timeout"),
+    Break("hold-response-start", "serverless", add=ksvc("thinker-predictor", responseStartTimeoutSeconds=300)),
+    Break("hold-idle", "serverless", add=ksvc("thinker-predictor", responseStartTimeoutSeconds=2460, idleTimeoutSeconds=60)),
+    Break("max-revision-timeout", "serverless", add=config("config-defaults")),
+    Break("activator-grace", "serverless", add=deployment("activator", "knative-serving")),
+    Break("scale-to-zero-enabled", "serverless", add=config("config-autoscaler", **{"enable-scale-to-zero": "false"})),
+    Break("knative-settings", "serverless", ISVC, f"metadata>annotations>{A}window", "2h"),
+    Break("knative-settings", "serverless", ISVC, f"metadata>annotations>{A}target-utilization", "85"),
+    Break("kpa-class", "serverless", ISVC, f"metadata>annotations>{A}class", "hpa.autoscaling.knative.dev"),
+    Break("kpa-window", "serverless", ISVC, f"metadata>annotations>{A}window", "60s"),
+    Break("progress-deadline", "serverless", ISVC, "metadata>annotations>serving.knative.dev/progress-deadline", "300s"),
+    Break("container-concurrency", "serverless", ISVC, f"{P}>containerConcurrency", 0),
+    Break("container-concurrency", "serverless", ISVC, f"{P}>containerConcurrency", 100),
+    Break("deployment-mode", "queue", ISVC, "metadata>annotations>serving.kserve.io/deploymentMode"),
+    Break("mode-name-by-version", "queue", add=deployment("kserve-controller-manager", "kserve", image="kserve/kserve-controller:v0.15.2")),
+    Break("hold-and-claim", "queue", ISVC, "metadata>annotations>serving.kserve.io/deploymentMode", "Knative"),
+    Break("hold-and-claim", "serverless", ISVC, "metadata>annotations>serving.kserve.io/deploymentMode", "Standard"),
+    Break("hold-mode-length", "serverless", "ConfigMap", "data>TORPOR_MAX_JOB_SECONDS", "1801", "torpor-settings"),
+    # the broker
+    Break("broker-class", "serverless", "Broker", "metadata>annotations>eventing.knative.dev/broker.class", "MTChannelBasedBroker"),
+    Break("broker-class", "serverless", "Broker", "metadata>annotations>eventing.knative.dev/broker.class"),
+    Break("broker-address", "serverless", "ConfigMap", "data>TORPOR_BROKER_URL", "http://kafka-broker-ingress.x", "torpor-settings"),
+    Break("broker-address", "queue", "ConfigMap", "data>TORPOR_BROKER_URL", GONE, "torpor-settings"),
+    Break("rabbitmq-quorum", "serverless", "RabbitmqBrokerConfig", "spec>queueType", "classic"),
+    Break("rabbitmq-quorum", "serverless", "RabbitmqCluster", "spec>replicas", 2),
+    Break("rabbitmq-ack-timer", "serverless", "RabbitmqCluster", "spec>rabbitmq>additionalConfig", "queue_leader_locator = balanced"),
+    Break("rabbitmq-ack-timer", "serverless", "Trigger", "metadata>annotations>rabbitmq.eventing.knative.dev/parallelism", "1", TR),
+    Break("rabbitmq-parallelism", "serverless", "Trigger", "metadata>annotations>rabbitmq.eventing.knative.dev/parallelism", "2000", TR),
+    Break("rabbitmq-parallelism", "serverless", "Trigger", "metadata>annotations>rabbitmq.eventing.knative.dev/parallelism", GONE, TR),
+    Break("kafka-order", "serverless-kafka", "Trigger", "metadata>annotations>kafka.eventing.knative.dev/delivery.order", "ordered", TR),
+    Break("kafka-partitions", "serverless-kafka", "ConfigMap", "data>default.topic.partitions", "2", "torpor-kafka-broker"),
+    Break("untrusted-source", "queue", add={"apiVersion": "sources.knative.dev/v1alpha1", "kind": "RedisStreamSource", "metadata": {"name": "s"}}),
+    # the deliveries
+    Break("delivery-timeout", "serverless", "Trigger", f"{D}>timeout", "PT600S", TR),
+    Break("delivery-timeout", "serverless-kafka", "Trigger", f"{D}>timeout", GONE, TR),
+    Break("retry-span", "serverless", "Trigger", f"{D}>retry", 10, TR),
+    Break("retry-span", "serverless", "Trigger", f"{D}>backoffDelay", "PT0.2S", TR),
+    Break("retry-waits", "serverless", "Trigger", f"{D}>backoffPolicy", "exponential", TR),
+    Break("dead-letter-sink", "serverless", "Trigger", f"{D}>deadLetterSink", GONE, TR),
+    Break("delivery-form", "serverless", "Trigger", f"{D}>retries", 3, TR),
+    Break("delivery-form", "serverless", "Broker", f"{D}>timeout", "30s"),
+    Break("delivery-form", "serverless", "Trigger", f"{D}>backoffPolicy", "fibonacci", TR),
+    Break("delivery-form", "serverless", "Trigger", f"{D}>retryAfterMax", "PT60S", TR),
+    Break("trigger-filter", "serverless", "Trigger", "spec>filter", GONE, TR),
+    Break("trigger-filter", "serverless", "Trigger", "spec>filter>attributes>model", "other", TR),
+    Break("results-return", "serverless", "Trigger", "spec>subscriber>uri", "/", "results-failed"),
+    Break("results-return", "queue", "Trigger", "spec>subscriber>uri", "http://x/", "results"),
+    Break("subscriber", "serverless", "Trigger", "spec>subscriber>ref>name", "thinker-predictor-default", TR),
+    Break("subscriber", "serverless", "Trigger", "spec>subscriber>uri", "/v1/models", TR),
+    Break("delivery-timeout", "queue", "Trigger", f"{D}>timeout", "PT30S", TR),
+    Break("retry-span", "queue", "Trigger", f"{D}>retry", 3, TR),
+    Break("pump-parallelism", "queue", "Trigger", "metadata>annotations>torpor.dev/parallelism", "64", TR),
+    # the scaler
+    Break("keda-version", "queue", add=deployment("keda-operator", "keda", image="ghcr.io/kedacore/keda:2.16.1")),
+    Break("autoscaler-class", "queue", ISVC, "metadata>annotations>serving.kserve.io/autoscalerClass", "keda"),
+    Break("nothing-wakes", "queue", SO, "spec>scaleTargetRef>name", "thinker"),
+    Break("two-scalers", "queue", "HorizontalPodAutoscaler", "spec>scaleTargetRef>name", "thinker-predictor"),
+    Break("two-scalers", "queue", ISVC, "metadata>annotations>serving.kserve.io/deploymentMode", "Knative"),
+    Break("keda-lag-alone", "queue", SO, "spec>triggers>1"),
+    Break("keda-lag-alone", "queue", SO, "spec>triggers>0"),
+    Break("keda-both-counts", "queue", SO, f"{RED}>pendingEntriesCount", "16"),
+    Break("keda-formula", "queue", SO, f"{MOD}>formula", "lag + pend"),
+    Break("keda-formula", "queue", SO, "spec>advanced>scalingModifiers"),
+    Break("keda-activation", "queue", SO, f"{MOD}>activationTarget", "1"),
+    Break("keda-activation", "queue", SO, f"{RED}>activationLagCount", "5"),
+    Break("keda-settings", "queue", SO, f"{MOD}>formula", "(lag > 0 ? lag : 0) + pend + unknown"),
+    Break("keda-settings", "queue", SO, f"{RED}>lagCount", "many"),
+    Break("keda-settings", "queue", SO, f"{RED}>consumergroup", "torpor"),
+    Break("keda-cooldown", "queue", SO, "spec>cooldownPeriod", 60),
+    Break("keda-initial-cooldown", "queue", SO, "spec>initialCooldownPeriod"),
+    Break("keda-stream", "queue", SO, f"{RED}>stream", "torpor:requests:tickets"),
+    Break("keda-stream", "queue", SO, f"{RED}>consumerGroup", "pumps"),
+    Break("keda-scale-up", "queue", SO, f"{BEH}>scaleUp"),
+    Break("keda-scale-down", "queue", SO, f"{BEH}>scaleDown>stabilizationWindowSeconds", 30),
+    Break("keda-fallback", "queue", SO, "spec>fallback", {"failureThreshold": 3, "replicas": 0}),
+    Break("keda-paused", "queue", SO, "metadata>annotations", {"autoscaling.keda.sh/paused": "true"}),
+    Break("keda-rabbitmq-amqp", "queue", SO, "spec>triggers>0", {"type": "rabbitmq", "metadata": {"protocol": "amqp", "queueName": "q", "mode": "QueueLength", "value": "5"}}),
+    Break("keda-sleeping-metric", "queue", SO, "spec>triggers>2>metadata>query", "sum(vllm:num_requests_waiting)"),
+    Break("replica-limits", "queue", SO, "spec>maxReplicaCount", 100),
+    # the predictor's pod
+    Break("standard-grace", "queue", ISVC, f"{P}>terminationGracePeriodSeconds"),
+    Break("standard-grace", "queue", ISVC, f"{P}>terminationGracePeriodSeconds", 300),
+    Break("drain-grace", "queue", "ConfigMap", "data>TORPOR_DRAIN_GRACE_S", "1900", "torpor-settings"),
+    Break("drain-grace", "serverless", "ConfigMap", "data>TORPOR_DRAIN_GRACE_S", "2440", "torpor-settings"),
+    Break("shutdown-timeout", "queue", ISVC, f"{BOX}>image", "docker.io/vllm/vllm-openai:v0.20.0"),
+    Break("startup-probe", "queue", ISVC, f"{BOX}>startupProbe"),
+    Break("startup-probe", "queue", ISVC, f"{BOX}>startupProbe>failureThreshold", 30),
+    Break("readiness-path", "queue", ISVC, f"{BOX}>readinessProbe>httpGet>path", "/"),
+    Break("container-name", "queue", ISVC, f"{BOX}>name", "model"),
+    Break("model-name", "queue", ISVC, f"{BOX}>args", ["--served-model-name=other"]),
+    Break("protocol", "queue", ISVC, f"{BOX}>env>1>value", "grpc-v2"),
+    Break("model-cache-uri", "queue+nodes", "LocalModelCache", "spec>sourceModelUri", "hf://other/model"),
+    Break("knative-features", "serverless", add=config("config-features")),
+    # the node
+    Break("gpu-toleration", "queue", ISVC, f"{P}>tolerations"),
+    Break("gpu-count", "queue", ISVC, f"{BOX}>resources>limits>nvidia.com/gpu", "2"),
+    Break("node-grace", "queue+nodes", "NodePool", f"{POD}>terminationGracePeriod", "5m"),
+    Break("node-consolidation", "queue+nodes", "NodePool", "spec>disruption>consolidationPolicy", "WhenEmptyOrUnderutilized"),
+    Break("node-label", "queue+nodes", ISVC, f"{P}>nodeSelector", {"nvidia.com/gpu.product": "NVIDIA-L40S"}),
+    Break("cluster-autoscaler-grace", "queue", add=deployment("cluster-autoscaler", "kube-system", command=["./cluster-autoscaler"])),
+    Break("disruption-budget", "queue", "PodDisruptionBudget", "spec>maxUnavailable", 0, "torpor-predictor"),
+    # the store
+    Break("store-eviction", "queue", "ConfigMap", "data>valkey.conf", "appendonly yes\nmaxmemory-policy allkeys-lru\n", "torpor-redis"),
+    Break("store-durable", "queue", "ConfigMap", "data>valkey.conf", "maxmemory-policy noeviction\n", "torpor-redis"),
+    Break("store-durable", "queue", "StatefulSet", "spec>volumeClaimTemplates"),
+    # security
+    Break("restricted-pod", "queue", "Deployment", f"{CB}>securityContext>capabilities", GONE, "torpor-api"),
+    Break("restricted-pod", "queue", ISVC, f"{P}>containers>1>securityContext>runAsUser", 0),
+    Break("restricted-pod", "queue", "StatefulSet", f"{CB}>securityContext>readOnlyRootFilesystem"),
+    Break("host-access", "queue", "Deployment", f"{POD}>hostNetwork", True, "torpor-api"),
+    Break("host-access", "queue", ISVC, f"{P}>volumes>0", {"name": "tmp", "hostPath": {"path": "/tmp"}}),
+    Break("image-pinned", "queue", "Deployment", f"{CB}>image", "registry.example.com:5000/torpor/api", "torpor-api"),
+    Break("image-pinned", "queue", "Deployment", f"{CB}>image", "torpor/api:latest", "torpor-api"),
+    Break("secret-in-manifest", "queue", add={"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": {"a": "b"}}),
+    Break("secret-in-manifest", "queue", "Deployment", f"{CB}>env>1", {"name": "TORPOR_DELIVERY_TOKEN", "value": "abc"}, "torpor-api"),
+    Break("secret-in-manifest", "queue", "ConfigMap", "data>TORPOR_REDIS_URL", "redis://:hunter2@redis:6379/0", "torpor-settings"),
+    Break("service-links", "queue", "Deployment", f"{POD}>enableServiceLinks", GONE, "torpor-broker"),
+    Break("api-token", "queue", ISVC, f"{P}>automountServiceAccountToken"),
+    Break("limits", "queue", "Deployment", f"{CB}>resources>limits", GONE, "torpor-api"),
+    Break("rights", "queue", "Role", "rules>0>verbs", ["*"], "torpor-deployer"),
+    Break("default-deny", "queue", "NetworkPolicy", "spec>policyTypes", ["Ingress"], "nothing-by-default"),
+    Break("pod-standard", "queue", "Namespace", "metadata>labels>pod-security.kubernetes.io/enforce", "privileged"),
+    Break("keys-file", "queue", "Deployment", f"{CB}>env>4", {"name": "X", "value": "y"}, "torpor-api"),
+]  # fmt: skip
+
+
+def broken(resources: Resources, mistake: Break) -> Resources:
+    """Give a copy of the resources with the mistake in it."""
+    made = copy.deepcopy(resources)
+    if mistake.add is not None:
+        return [*made, mistake.add]
+    if mistake.kind == "Trigger" and not any(r["kind"] == "Trigger" for r in made):
+        _break_own_trigger(made, mistake)
+        return made
+    _set(_find(made, mistake), mistake.path, mistake.value)
+    return made
+
+
+def _find(resources: Resources, mistake: Break) -> dict[str, Any]:
+    kind = "Service" if mistake.kind == "KnativeService" else mistake.kind
+    return next(
+        r
+        for r in resources
+        if r["kind"] == kind
+        and mistake.name in ("", r["metadata"]["name"])
+        and (mistake.kind != "KnativeService" or r["apiVersion"] == KSVC)
+    )
+
+
+def _break_own_trigger(resources: Resources, mistake: Break) -> None:
+    holder = next(r for r in resources if r["metadata"]["name"] == "torpor-triggers")
+    triggers = list(yaml.safe_load_all(holder["data"]["triggers.yaml"]))
+    _set(_find(triggers, mistake), mistake.path, mistake.value)
+    holder["data"]["triggers.yaml"] = yaml.safe_dump_all(triggers)
+
+
+def _set(node: Any, path: str, value: Any) -> None:
+    *steps, last = path.split(">")
+    for step in steps:
+        node = node[int(step)] if isinstance(node, list) else node[step]
+    key: Any = int(last) if isinstance(node, list) else last
+    if value is GONE:
+        del node[key]
+    else:
+        node[key] = value
+
+
+@pytest.mark.parametrize("mistake", BREAKS, ids=str)
+def test_a_mistake_is_named_by_its_rule(overlays: dict[str, Resources], mistake: Break) -> None:
+    sound = overlays[mistake.overlay]
+    before = {f.fault for f in examine(sound).findings if f.rule.name == mistake.rule}
+
+    after = {
+        f.fault for f in examine(broken(sound, mistake)).findings if f.rule.name == mistake.rule
+    }
+
+    assert after - before
+
+
+def test_every_rule_is_broken_by_some_mistake() -> None:
+    assert {rule.name for rule in RULES} == {mistake.rule for mistake in BREAKS}
+
+
+def test_rules_have_names_of_their_own_and_say_why_and_whence() -> None:
+    assert len({rule.name for rule in RULES}) == len(RULES)
+    assert all(rule.why and rule.source for rule in RULES)
+
+
+def test_no_overlay_has_an_error(overlays: dict[str, Resources]) -> None:
+    errors = {
+        f"{name}: {finding.rule.name} {finding.fault}"
+        for name, resources in overlays.items()
+        for finding in examine(resources).of(Severity.ERROR)
+    }
+
+    assert errors == set()
+
+
+def test_queue_overlays_are_without_warning_too(overlays: dict[str, Resources]) -> None:
+    assert examine(overlays["queue"]).of(Severity.WARNING) == ()
+    assert examine(overlays["queue-cpu"]).of(Severity.WARNING) == ()
+
+
+def test_a_held_job_of_thirty_minutes_is_warned_about(overlays: dict[str, Resources]) -> None:
+    names = {f.rule.name for f in examine(overlays["serverless"]).of(Severity.WARNING)}
+
+    assert names == {"hold-mode-length"}
+
+
+def test_what_a_folder_cannot_show_is_asked_for_and_not_failed(
+    overlays: dict[str, Resources],
+) -> None:
+    report = examine(overlays["serverless"])
+
+    asked = {f.rule.name for f in report.of(Severity.NEEDED)}
+    assert asked == {"max-revision-timeout", "activator-grace", "knative-features"}
+    assert report.exit_status() == 0
+    assert report.exit_status(is_strict=True) == 1
+
+
+def test_a_cluster_with_the_rendered_settings_needs_nothing_more(
+    overlays: dict[str, Resources],
+) -> None:
+    flags = ("nodeselector", "tolerations")
+    cluster = [
+        config("config-defaults", **{"max-revision-timeout-seconds": "2460"}),
+        config("config-features", **{f"kubernetes.podspec-{f}": "enabled" for f in flags}),
+        deployment("activator", "knative-serving"),
+    ]
+    cluster[2]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 2490
+
+    report = examine([*overlays["serverless"], *cluster])
+
+    assert report.of(Severity.NEEDED) == ()
+    assert report.of(Severity.ERROR) == ()
+
+
+def test_a_longer_job_than_rendered_for_breaks_every_hop(overlays: dict[str, Resources]) -> None:
+    names = {f.rule.name for f in examine(overlays["serverless"], job_s=7200).of(Severity.ERROR)}
+
+    assert names >= {"hold-timeout", "delivery-timeout", "retry-span", "ingress-timeout"}
+
+
+def test_findings_come_hop_by_hop_with_the_worst_first(overlays: dict[str, Resources]) -> None:
+    mistakes = [mistake for mistake in BREAKS if mistake.overlay == "serverless" and mistake.kind]
+    resources = overlays["serverless"]
+    for mistake in mistakes[:20]:
+        try:
+            resources = broken(resources, mistake)
+        except (KeyError, StopIteration):  # two mistakes in one place
+            continue
+
+    findings = examine(resources).findings
+
+    hops = list(dict.fromkeys(f.rule.hop for f in findings))
+    assert hops == sorted(hops, key=list(type(hops[0])).index)
+
+
+def test_garbage_is_examined_without_falling_over() -> None:
+    garbage: Resources = [
+        {},
+        {"kind": "InferenceService", "apiVersion": "serving.kserve.io/v1beta1", "metadata": {"name": "x"}},
+        {"kind": "ScaledObject", "apiVersion": "keda.sh/v1alpha1", "metadata": {"name": "x"}, "spec": {}},
+        {"kind": "Trigger", "apiVersion": "eventing.knative.dev/v1", "metadata": {"name": "x"}},
+    ]  # fmt: skip
+
+    assert examine(garbage).exit_status() == 1
