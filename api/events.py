@@ -16,11 +16,10 @@ from api.jobs import accepted
 from api.principal import Scope
 from api.route import Call, new_router, operation
 from api.submission import submit_new
-from eventing.broker.dead_letter import unreadable_job
 from eventing.errors import BadRequest, InvalidJob
 from eventing.event import Event, build_binary, parse_http
 from eventing.job import JobError, JobId, is_job_id
-from eventing.job_event import REQUESTED, RESULT_TYPES, ending_of, job_of
+from eventing.job_event import REQUESTED, RESULT_TYPES, ending_of, job_of, unreadable_job
 from eventing.store import Hold
 
 router = new_router()

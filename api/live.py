@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from api.errors import ReaderCutOff
 from api.front import Front, LiveReader, Outlook
 from eventing.errors import NotFound, StoreUnavailable
 from eventing.job import Job, JobId, JobState
@@ -52,8 +51,6 @@ async def moments(front: Front, job: Job, after: str) -> AsyncIterator[Moment]:
                         yield Moment(job=job)
                         return
                 continue
-            if reader.is_cut_off:
-                raise ReaderCutOff(f"too slow; go on after {reader.cursor}")
             if job.state.is_terminal:
                 yield Moment(job=job)
                 return
@@ -76,8 +73,6 @@ async def wait_for_end(front: Front, job: Job, timeout_s: float) -> Job:
                 state = last_state(entries)
                 if state is not None and state.is_terminal:
                     return await _ended(front, job.id)
-                if reader.is_cut_off:
-                    raise ReaderCutOff("too slow")
     except TimeoutError:
         return await front.store.get(job.id) or job
 

@@ -13,7 +13,16 @@ import orjson
 
 from eventing.errors import InvalidJob
 from eventing.event import Event
-from eventing.job import Job, JobError, JobId, JobState, Lane, derive_job_id, parse_request
+from eventing.job import (
+    Job,
+    JobError,
+    JobId,
+    JobRequest,
+    JobState,
+    Lane,
+    derive_job_id,
+    parse_request,
+)
 from eventing.store import Ending, NewJob
 
 REQUESTED: Final = "dev.torpor.inference.requested.v1"
@@ -63,6 +72,23 @@ def job_of(event: Event) -> NewJob:
         lane=Lane(lane),
         deadline_ms=_deadline_ms(event.extensions.get("expirytime", "")),
         traceparent=event.extensions.get("traceparent", ""),
+    )
+
+
+def unreadable_job(event: Event) -> NewJob:
+    """The record of a request event that is no job: found under the derived id, owned by whom it
+    names.
+    """
+    try:
+        tenant = tenant_of(event)
+    except InvalidJob:
+        tenant = "default"
+    return NewJob(
+        id=derive_job_id(event.source, event.id),
+        request=JobRequest(url="", body={}),
+        source=event.source,
+        event_id=event.id,
+        tenant=tenant,
     )
 
 

@@ -16,7 +16,7 @@ from eventing import job_event
 from eventing.clock import Clock
 from eventing.errors import BadRequest, IdempotencyConflict, StoreUnavailable, Unavailable
 from eventing.event import Event, parse_http
-from eventing.job import Job, JobError, JobId, JobRequest, JobState, derive_job_id
+from eventing.job import Job, JobError, JobId, JobState
 from eventing.store import AcquireStatus, Ending, Hold, NewJob, Release, Store
 from predictor import metrics
 from predictor.admission import Admission
@@ -117,14 +117,8 @@ class Deliveries:
             return Refused(error.message, error.retry_after_s)
 
     async def _reject(self, event: Event, error: BadRequest) -> Outcome:
-        new = NewJob(
-            id=derive_job_id(event.source, event.id),
-            request=JobRequest(url="", body={}),
-            source=event.source,
-            event_id=event.id,
-            tenant=_tenant(event),
-        )
         problem = _problem(error)
+        new = job_event.unreadable_job(event)
         await self._store.reject(new, problem, event.data)
         # A shared store's sweep announces it; nobody sweeps a store of our own.
         return Rejected(None if self._is_store_shared else await self._store.get(new.id))
@@ -327,10 +321,3 @@ def _problem(error: BadRequest) -> JobError:
 
 def _dead(error: JobError) -> Ending:
     return Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
-
-
-def _tenant(event: Event) -> str:
-    try:
-        return job_event.tenant_of(event)
-    except BadRequest:
-        return "default"

@@ -21,9 +21,9 @@ from eventing.broker.trigger import Trigger
 from eventing.connection import failures_named
 from eventing.errors import BadRequest, IdempotencyConflict
 from eventing.event import Event, build_binary, to_record
-from eventing.job import JobError, JobRequest, JobState, derive_job_id
-from eventing.job_event import REQUESTED, job_of
-from eventing.store import Ending, Hold, NewJob, Store
+from eventing.job import JobError, JobState
+from eventing.job_event import REQUESTED, job_of, unreadable_job
+from eventing.store import Ending, Hold, Store
 
 _log = structlog.get_logger()
 _dead = Counter("torpor_dead_letters_total", "Events set aside, by trigger.", ["trigger"])
@@ -81,20 +81,6 @@ class Undertaker:
         async with failures_named():
             await self._redis.hset(key, member_of(claimed.event), orjson.dumps(note))
             await self._redis.expire(key, _KEEP_DEAD_S)
-
-
-def unreadable_job(event: Event) -> NewJob:
-    """The record of a request event that is no job: found under the derived id, owned by whom it
-    names.
-    """
-    tenant = event.extensions.get("tenant", "default")
-    return NewJob(
-        id=derive_job_id(event.source, event.id),
-        request=JobRequest(url="", body={}),
-        source=event.source,
-        event_id=event.id,
-        tenant=tenant if tenant.isprintable() and 0 < len(tenant) <= 64 else "default",
-    )
 
 
 def _explained(event: Event, trigger: Trigger, reason: str, status: int) -> Event:
