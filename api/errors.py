@@ -60,10 +60,3 @@ class Forbidden(TorporError):
 
     status = 403
     code = "forbidden"
-
-
-class ReaderCutOff(TorporError):
-    """A live reader fell too far behind; it may resume at its cursor."""
-
-    status = 409
-    code = "reader_cut_off"

@@ -22,7 +22,6 @@ class LiveReader(Protocol):
     """A follower of one job's token stream (`eventing.token_hub.Reader`)."""
 
     cursor: str
-    is_cut_off: bool
 
     async def next(self, timeout_s: float) -> list[StreamEntry]: ...
 

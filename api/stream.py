@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import orjson
 
-from api.errors import ReaderCutOff
 from api.front import Front
 from api.job_view import job_view, outlook_view
 from api.live import Moment, moments
@@ -17,6 +16,7 @@ from api.sse import comment, frame
 from eventing.errors import BadRequest, NotFound
 from eventing.job import Job, JobState
 from eventing.store import EntryKind, StreamEntry
+from eventing.token_hub import ReaderCutOff
 
 END: Final = ".end"
 """What the id of the last event ends with; a reader that resumes there has seen everything."""

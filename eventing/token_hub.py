@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from eventing import keys
 from eventing.connection import connect, failures_named
-from eventing.errors import StoreUnavailable
+from eventing.errors import StoreUnavailable, TorporError
 from eventing.job import JobId
 from eventing.job_record import parse_entry
 from eventing.store import Store, StreamEntry
@@ -39,6 +39,13 @@ _BUFFER_BYTES: Final = 256 * 1024
 _log = structlog.get_logger()
 
 
+class ReaderCutOff(TorporError):
+    """This reader fell too far behind. It may follow again from its cursor."""
+
+    status = 409
+    code = "reader_cut_off"
+
+
 class Reader:
     """One follower of one job's stream, from a cursor on; it sees each entry once, in order."""
 
@@ -47,19 +54,20 @@ class Reader:
     ) -> None:
         self.cursor = after
         self.job_id = job_id
-        self.is_cut_off = False
         self._store = store
         self._join = join
         self._is_live = False
         self._entries: deque[StreamEntry] = deque()
         self._bytes = 0
+        self._is_cut_off = False
         self._arrived = asyncio.Event()
 
     async def next(self, timeout_s: float) -> list[StreamEntry]:
-        """Entries that came, or none after the timeout. Check `is_cut_off` when there are none.
+        """Entries that came, or none after the timeout.
 
         What stands in the store is read from there, at the reader's own pace; then it joins the
-        live tail. Raises `StoreUnavailable` only before that: the tail outlives a store's restart.
+        live tail. Raises `ReaderCutOff`, and `StoreUnavailable` only before the tail: that outlives
+        a store's restart.
         """
         if not self._is_live:
             entries = await self._store.read_stream(self.job_id, self.cursor)
@@ -74,22 +82,27 @@ class Reader:
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self._arrived.wait()
+        if self._is_cut_off:
+            raise ReaderCutOff(f"too slow; go on after {self.cursor}")
         return self._drain()
 
     def offer(self, entries: list[StreamEntry]) -> None:
-        """Called by the hub only. Over its bound the reader is cut off; the cursor says where."""
-        if self.is_cut_off:
+        """Called by the hub only. A reader that leaves too much untaken is cut off; one read of the
+        hub is never too much for a reader that had taken everything.
+        """
+        if self._is_cut_off:
             return
-        self._entries.extend(entries)
-        self._bytes += sum(_weight(entry) for entry in entries)
-        if self._bytes > _BUFFER_BYTES:
-            self.is_cut_off = True
+        more = sum(_weight(entry) for entry in entries)
+        if self._entries and self._bytes + more > _BUFFER_BYTES:
+            self._is_cut_off = True
             self._entries.clear()
+        else:
+            self._entries.extend(entries)
+            self._bytes += more
         self._arrived.set()
 
     def _drain(self) -> list[StreamEntry]:
-        if not self.is_cut_off:
-            self._arrived.clear()
+        self._arrived.clear()
         self._bytes = 0
         # The catch-up and the live tail overlap; the cursor tells which entries are new.
         seen = order_of(self.cursor)
