@@ -111,6 +111,7 @@ class Generation:
         self._failure: TorporError | None = None
         self._stop: Stop | None = None
         self._decoding: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
         self._writer = CheckpointWriter(
             store,
             attempt.job_id,
@@ -125,7 +126,7 @@ class Generation:
         written when this returns.
         """
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._writer.run())
+            self._writing = group.create_task(self._writer.run())
             self._decoding = group.create_task(self._decode())
             if self._stop is not None:
                 self._decoding.cancel()
@@ -145,6 +146,8 @@ class Generation:
         """Abort the request in the engine, now."""
         if not why.is_ours:
             self._writer.abandon()
+            if self._writing is not None:
+                self._writing.cancel()  # a write that hangs must not hold us up
         if self._stop is not None:
             return
         self._stop = why

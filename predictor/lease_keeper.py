@@ -88,7 +88,9 @@ class LeaseKeeper:
             await asyncio.sleep(self.watch_s)
             now = self._clock.monotonic_s()
             for generation in list(self._running.values()):
-                if why := verdict(generation, now, lease_s=self._lease_s, stall_s=self._stall_s):
+                # One round early: at the next one the lease might be over.
+                safe_s = self._lease_s - self.watch_s
+                if why := verdict(generation, now, lease_s=safe_s, stall_s=self._stall_s):
                     generation.interrupt(why)
 
 
