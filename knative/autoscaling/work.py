@@ -77,6 +77,7 @@ class WorkState:
     job_rate: float = 0.0
     rate_at: float = 0.0
     gaps: tuple[float, ...] = (0.0,) * _GAP_CLASSES
+    jobs: float = 0.0
     idle_since: float | None = None
     less_since: float | None = None
     less_most: int = 0
@@ -120,16 +121,13 @@ def arrived(spec: WorkSpec, state: WorkState, prompt_tokens: int, now: float) ->
     state = _decayed(state, now)
     state = replace(
         state,
+        jobs=state.jobs + 1,
         work_rate=state.work_rate + work / _RATE_WINDOW_S,
         job_rate=state.job_rate + 1 / _RATE_WINDOW_S,
     )
     if state.idle_since is None:
         return state
-    return replace(
-        state,
-        gaps=_with_gap(state.gaps, now - state.idle_since),
-        idle_since=None,
-    )
+    return _with_gap(replace(state, idle_since=None), now - state.idle_since)
 
 
 def finished(
@@ -181,20 +179,22 @@ def linger_s(spec: WorkSpec, state: WorkState) -> float:
     if total < _FEWEST_GAPS:
         return 0.0 if spec.can_hide_cold_start else max(spec.cold_start_s, 60.0)
     slack = max(0.0, spec.p95_wait_s - spec.cold_start_s - spec.margin_s)
-    best, cheapest = _NEVER, 1.0
-    for choice in range(_GAP_CLASSES):
+    best = cheapest = _NEVER
+    for choice in range(_longest_seen(state) + 2):
         linger = 0.0 if choice == 0 else _gap_s(choice)
-        longer = sum(state.gaps[choice:]) if choice else total
-        share = longer / total
-        if share <= 0:
-            break
-        if not spec.can_hide_cold_start and not _few_wait(spec, state, share):
+        # Of the gaps beyond all seen ones half a gap is assumed: habits may change.
+        share = max(sum(state.gaps[choice:]), 0.5) / total if choice else 1.0
+        if not spec.can_hide_cold_start and not _few_wait(spec, state, share, total):
             continue
         paid, free = _cycle(spec, state, choice, linger, share, total)
         rate = paid / (paid + free + slack)
         if rate < cheapest:
             best, cheapest = linger, rate
     return best
+
+
+def _longest_seen(state: WorkState) -> int:
+    return max(at for at, count in enumerate(state.gaps) if count > 0)
 
 
 def _cycle(
@@ -206,15 +206,14 @@ def _cycle(
     beyond = sum(
         count * max(0.0, _gap_s(at) - linger) for at, count in enumerate(state.gaps) if at >= choice
     )
-    longer = share * total
-    return spec.cold_start_s + waited / share, beyond / longer
+    return spec.cold_start_s + waited / share, beyond / (share * total)
 
 
-def _few_wait(spec: WorkSpec, state: WorkState, share: float) -> bool:
+def _few_wait(spec: WorkSpec, state: WorkState, share: float, total: float) -> bool:
     """Whether few enough jobs meet a cold start: the first, and all that come meanwhile."""
     meet = 1 + state.job_rate * spec.cold_start_s
-    jobs_in_cycle = 1 / share + state.job_rate * spec.cold_start_s
-    return meet / jobs_in_cycle <= _COLD_SHARE
+    jobs_in_cycle = state.jobs / total / share
+    return meet / max(meet, jobs_in_cycle) <= _COLD_SHARE
 
 
 def _woken(spec: WorkSpec, state: WorkState, seen: Seen, slack: float) -> int:
@@ -280,12 +279,13 @@ def _decayed(state: WorkState, now: float) -> WorkState:
     )
 
 
-def _with_gap(gaps: tuple[float, ...], gap_s: float) -> tuple[float, ...]:
-    """The gaps with one more; old ones fade once there are many, so that habits may change."""
-    total = sum(gaps)
+def _with_gap(state: WorkState, gap_s: float) -> WorkState:
+    """The state with one more gap; old ones fade once there are many, so that habits may change."""
+    total = sum(state.gaps)
     fade = 1.0 if total < _GAP_MEMORY else _GAP_MEMORY / (total + 1)
     at = _gap_class(gap_s)
-    return tuple(count * fade + (1.0 if i == at else 0.0) for i, count in enumerate(gaps))
+    gaps = tuple(count * fade + (i == at) for i, count in enumerate(state.gaps))
+    return replace(state, gaps=gaps, jobs=state.jobs * fade)
 
 
 def _gap_class(gap_s: float) -> int:

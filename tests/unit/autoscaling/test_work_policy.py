@@ -1,0 +1,127 @@
+"""Our own policy weighs work, spends the slack it is given, and keeps what pays for itself."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knative.autoscaling import work
+from knative.autoscaling.work import Seen, WorkSpec, WorkState
+
+SPEC = WorkSpec(
+    prefill_tokens_per_s=10_000,
+    decode_tokens_per_s=1000,
+    slots=8,
+    cold_start_s=30,
+    p95_wait_s=60,
+)
+NOTHING = Seen(0, 0.0, 0.0, 0, 0, 0)
+
+
+def asked(seen: Seen, spec: WorkSpec = SPEC, state: WorkState | None = None) -> int:
+    return work.decide(spec, state or WorkState(), seen, now=0.0)[1].replicas
+
+
+def waiting(count: int, *, each_s: float = 0.3, oldest_s: float, replicas: int = 0) -> Seen:
+    return Seen(count, count * each_s, oldest_s, 0, replicas, replicas)
+
+
+@pytest.mark.parametrize(("oldest_s", "replicas"), [(0, 0), (28, 0), (29, 1), (40, 1)])
+def test_at_zero_it_wakes_when_the_slack_is_down_to_a_cold_start(
+    oldest_s: float, replicas: int
+) -> None:
+    assert asked(waiting(3, oldest_s=oldest_s)) == replicas
+
+
+def test_without_slack_it_wakes_at_once() -> None:
+    assert asked(waiting(1, oldest_s=0), replace(SPEC, p95_wait_s=10)) == 1
+
+
+def test_it_wakes_as_many_as_start_everything_in_time() -> None:
+    patient = asked(waiting(400, each_s=1.0, oldest_s=30), replace(SPEC, p95_wait_s=300))
+    hurried = asked(waiting(400, each_s=1.0, oldest_s=30))
+    assert patient < hurried
+    assert hurried == -(-400 // (8 + 21))  # eight places at once, then one job a second for 21 s
+
+
+def test_long_jobs_weigh_more_than_short_ones() -> None:
+    short = asked(waiting(200, each_s=0.1, oldest_s=30))
+    long = asked(waiting(200, each_s=5.0, oldest_s=30))
+    assert short < long
+
+
+def test_arriving_work_that_cannot_be_put_off_keeps_replicas_up() -> None:
+    state = WorkState(work_rate=3.0)
+    assert asked(Seen(0, 0, 0, 0, 5, 5), state=state) == 5
+    later = work.decide(SPEC, replace(state, less_since=-30.0), Seen(0, 0, 0, 0, 5, 5), 0.0)
+    assert later[1].replicas == 4  # 3.0 / 0.85
+
+
+def test_nobody_is_drained_for_want_of_places() -> None:
+    busy = Seen(0, 0.0, 0.0, 17, 3, 3)
+    assert work.decide(SPEC, WorkState(less_since=-1e6), busy, 0.0)[1].replicas == 3
+
+
+def test_the_bounds_hold() -> None:
+    bounded = replace(SPEC, min_replicas=1, max_replicas=2)
+    assert asked(NOTHING, bounded) == 1
+    assert asked(waiting(10_000, oldest_s=50), bounded) == 2
+
+
+def test_answer_lengths_are_learnt_per_prompt_class() -> None:
+    state = WorkState()
+    for _ in range(50):
+        state = work.finished(SPEC, state, 100, 20, 0.0, is_last=False)
+        state = work.finished(SPEC, state, 4000, 900, 0.0, is_last=False)
+    assert work.expected_output(SPEC, state, 110) == pytest.approx(20)
+    assert work.expected_output(SPEC, state, 3500) == pytest.approx(900)
+    # A class without data of its own has the mean of all.
+    assert work.expected_output(SPEC, state, 10) == pytest.approx(460)
+
+
+def with_gaps(spec: WorkSpec, gaps: list[float], jobs_per_spell: int = 1) -> WorkState:
+    state, now = WorkState(idle_since=0.0), 0.0
+    for gap in gaps:
+        now += gap
+        for _ in range(jobs_per_spell):
+            state = work.arrived(spec, state, 100, now)
+        now += 1
+        state = work.finished(spec, state, 100, 20, now, is_last=True)
+    return state
+
+
+def test_where_a_cold_start_fits_into_the_wait_it_sleeps_at_once() -> None:
+    assert work.linger_s(SPEC, with_gaps(SPEC, [17.0] * 50)) == 0
+
+
+def test_where_it_does_not_fit_it_stays_through_the_usual_gap() -> None:
+    strict = replace(SPEC, p95_wait_s=5)
+    state = with_gaps(strict, [20.0] * 98 + [2000.0, 2000.0], jobs_per_spell=5)
+    assert 20 <= work.linger_s(strict, state) < 60
+
+
+def test_it_stays_longer_than_any_gap_where_too_many_jobs_would_wait() -> None:
+    strict = replace(SPEC, p95_wait_s=5)
+    assert work.linger_s(strict, with_gaps(strict, [20.0, 100.0] * 20)) > 100
+
+
+def test_before_it_has_seen_gaps_it_waits_a_minute() -> None:
+    assert work.linger_s(replace(SPEC, p95_wait_s=5), WorkState()) == 60
+
+
+@given(
+    queued=st.integers(0, 5000),
+    each=st.floats(0.001, 100),
+    oldest=st.floats(0, 1000),
+    running=st.integers(0, 500),
+    replicas=st.integers(0, 50),
+    rate=st.floats(0, 100),
+)
+def test_whatever_it_sees_it_stays_within_its_bounds(
+    queued: int, each: float, oldest: float, running: int, replicas: int, rate: float
+) -> None:
+    seen = Seen(queued, queued * each, oldest, running, replicas, replicas)
+    spec = replace(SPEC, min_replicas=1, max_replicas=40)
+    _, decision = work.decide(spec, WorkState(work_rate=rate), seen, 10.0)
+    assert 1 <= decision.replicas <= 40
