@@ -46,9 +46,9 @@ class StackSettings(BaseSettings):
     min_replicas: int = Field(0, ge=0, le=64)
     container_concurrency: int = Field(4, ge=1, le=1000)
     """Jobs one predictor thinks about at once (its batch)."""
-    window_s: float = Field(60, ge=6, le=3600)
+    window_s: int = Field(60, ge=6, le=3600)
     """Knative's stable window: so long without work before the last predictor may go."""
-    grace_s: float = Field(30, ge=0, le=3600)
+    grace_s: int = Field(30, ge=6, le=3600)
     """Knative's scale-to-zero grace, after the window."""
     time_scale: float = Field(1.0, ge=0.1, le=100)
     """The autoscaler's clock runs this many times faster; for demos and tests."""

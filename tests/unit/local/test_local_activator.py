@@ -1,0 +1,192 @@
+"""The activator holds what nobody can take yet, and never overfills a replica."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from aiohttp import web
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from knative.local.activator import Activator
+from knative.local.replica import Replica, ReplicaState
+
+READY = ReplicaState.READY
+
+
+class Predictor:
+    """A server that answers when it is let, and remembers how many it had at once."""
+
+    def __init__(self, status: int = 200) -> None:
+        self.status = status
+        self.may_answer = asyncio.Event()
+        self.now = self.most = self.served = 0
+        self.seen_headers: dict[str, str] = {}
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.seen_headers = dict(request.headers)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await self.may_answer.wait()
+        self.now -= 1
+        self.served += 1
+        return web.Response(text="done", status=self.status, headers={"ce-id": "r"})
+
+
+@asynccontextmanager
+async def serving(predictor: Predictor) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_post("/events", predictor.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        predictor.may_answer.set()
+        await runner.cleanup()
+
+
+@pytest.fixture
+def pokes() -> list[int]:
+    return []
+
+
+@pytest.fixture
+async def replicas() -> dict[str, Replica]:
+    return {}
+
+
+@pytest.fixture
+async def activator(replicas: dict[str, Replica], pokes: list[int]) -> AsyncIterator[Activator]:
+    made = Activator(replicas, concurrency=2, timeout_s=5, on_waiting=lambda: pokes.append(1))
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def client(activator: Activator) -> AsyncIterator[httpx.AsyncClient]:
+    app = Starlette(routes=[Route("/events", activator.handle, methods=["POST"])])
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://activator") as made:
+        yield made
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_at_zero_a_request_is_held_and_the_autoscaler_is_told(
+    client: httpx.AsyncClient, activator: Activator, pokes: list[int]
+) -> None:
+    request = asyncio.create_task(client.post("/events", content=b"x"))
+
+    await until(lambda: activator.waiting == 1)
+
+    assert pokes
+    assert activator.concurrency == 1
+    request.cancel()
+
+
+async def test_a_held_request_goes_to_the_replica_that_becomes_ready(
+    client: httpx.AsyncClient, activator: Activator, replicas: dict[str, Replica]
+) -> None:
+    predictor = Predictor()
+    predictor.may_answer.set()
+    async with serving(predictor) as url:
+        request = asyncio.create_task(client.post("/events", content=b"x"))
+        await until(lambda: activator.waiting == 1)
+
+        replicas["a"] = Replica(id="a", url=url, state=READY)
+        await activator.changed()
+        answer = await request
+
+    assert (answer.status_code, answer.text) == (200, "done")
+    assert answer.headers["ce-id"] == "r"
+
+
+async def test_a_replica_never_has_more_than_its_concurrency_at_once(
+    client: httpx.AsyncClient, activator: Activator, replicas: dict[str, Replica]
+) -> None:
+    predictor = Predictor()
+    async with serving(predictor) as url:
+        replicas["a"] = Replica(id="a", url=url, state=READY)
+        requests = [asyncio.create_task(client.post("/events")) for _ in range(7)]
+        await until(lambda: predictor.now == 2 and activator.waiting == 5)
+
+        predictor.may_answer.set()
+        await asyncio.gather(*requests)
+
+    assert predictor.most == 2
+    assert predictor.served == 7
+
+
+async def test_a_request_for_a_replica_that_is_gone_is_offered_to_another(
+    client: httpx.AsyncClient, replicas: dict[str, Replica]
+) -> None:
+    predictor = Predictor()
+    predictor.may_answer.set()
+    async with serving(predictor) as url:
+        replicas["gone"] = Replica(id="gone", url="http://127.0.0.1:9", state=READY)
+        replicas["here"] = Replica(id="here", url=url, state=READY, in_flight=1)
+
+        answer = await client.post("/events")
+
+    assert answer.status_code == 200
+    assert replicas["gone"].state is ReplicaState.DRAINING
+
+
+async def test_when_nothing_wakes_in_time_the_broker_is_asked_to_come_again(
+    replicas: dict[str, Replica],
+) -> None:
+    activator = Activator(replicas, concurrency=1, timeout_s=0.05, on_waiting=lambda: None)
+    app = Starlette(routes=[Route("/events", activator.handle, methods=["POST"])])
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="http://activator"
+    ) as client:
+        answer = await client.post("/events")
+
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert activator.concurrency == 0
+
+
+async def test_a_replica_that_dies_with_the_request_is_not_tried_again_here(
+    client: httpx.AsyncClient, replicas: dict[str, Replica]
+) -> None:
+    """It may have taken the job; only the broker may deliver again, and the lease decides."""
+
+    async def cut(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.close()
+        return web.Response()
+
+    predictor = Predictor()
+    predictor.handle = cut  # type: ignore[method-assign]
+    async with serving(predictor) as url:
+        replicas["a"] = Replica(id="a", url=url, state=READY)
+
+        answer = await client.post("/events")
+
+    assert answer.status_code == 502
+
+
+async def test_the_delivery_token_reaches_the_predictor(
+    client: httpx.AsyncClient, replicas: dict[str, Replica]
+) -> None:
+    predictor = Predictor()
+    predictor.may_answer.set()
+    async with serving(predictor) as url:
+        replicas["a"] = Replica(id="a", url=url, state=READY)
+
+        await client.post("/events", headers={"authorization": "Bearer t", "cookie": "c"})
+
+    assert predictor.seen_headers["Authorization"] == "Bearer t"
+    assert "Cookie" not in predictor.seen_headers
