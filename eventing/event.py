@@ -146,6 +146,9 @@ def _from_sdk(headers: Mapping[str, str], body: bytes, *, is_json_default: bool 
     attributes = {k: _text(k, v) for k, v in parsed.get_attributes().items() if v is not None}
     if is_json_default:
         attributes.setdefault("datacontenttype", "application/json")
+    if not _is_header_value(attributes.get("datacontenttype", "")):
+        # It becomes a Content-Type header as it is: a line break in it would become a header.
+        raise NotACloudEvent("datacontenttype must be printable ASCII", "datacontenttype")
     data = parsed.get_data()
     if is_json_default and isinstance(data, str) and not _is_json(attributes["datacontenttype"]):
         value = orjson.loads(data)
@@ -196,6 +199,10 @@ def _text(name: str, value: Any) -> str:
 
 def _keep(data: Any) -> Any:
     return data
+
+
+def _is_header_value(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
 def _is_json(content_type: str) -> bool:

@@ -35,10 +35,15 @@ class Router:
     def __init__(self, routes: Sequence[tuple[Trigger, Queue]]) -> None:
         self._routes = routes
 
-    def put_calls(self, event: Event) -> list[Call]:
+    def put_calls(self, event: Event, *, is_reply: bool = False) -> list[Call]:
         """The calls that put the event into every queue that wants it; safe to send twice."""
         return [
-            queue.put_call(event, lane=lane_of(event), tenant=event.extensions.get("tenant", ""))
+            queue.put_call(
+                event,
+                lane=lane_of(event),
+                tenant=event.extensions.get("tenant", ""),
+                is_reply=is_reply,
+            )
             for trigger, queue in self._routes
             if trigger.matches(event)
         ]

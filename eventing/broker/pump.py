@@ -59,6 +59,7 @@ class Pump:
             {"authorization": f"Bearer {token}"} if token else {}
         )
         self._in_hand: dict[str, asyncio.Task[None]] = {}
+        self._orphans_due_s = 0.0
         self._freed = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -87,12 +88,22 @@ class Pump:
     async def _turn(self, group: asyncio.TaskGroup) -> None:
         """One round: wait for a free hand, claim, else wait for work, deliver."""
         free = await self._free_hands()
-        claimed = await self._queue.claim(free, claim_idle_ms=CLAIM_IDLE_MS) if free else []
+        claimed = await self._queue.claim(free, claim_idle_ms=self._idle_ms()) if free else []
         if not claimed and not self._stopping.is_set():
             await self._queue.wait(_WAIT_MS)
         for each in claimed:
             self._in_hand[each.ticket] = group.create_task(self._handle(each))
         _in_flight.labels(self._trigger.name).set(len(self._in_hand))
+
+    def _idle_ms(self) -> int:
+        """How long others must have been silent for us to take their events; 0 in most rounds,
+        since looking walks all that is pending.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._orphans_due_s:
+            return 0
+        self._orphans_due_s = now_s + CLAIM_IDLE_MS / 3000
+        return CLAIM_IDLE_MS
 
     async def _free_hands(self) -> int:
         """How many more may be delivered now; 0 only when stopping."""
@@ -123,7 +134,8 @@ class Pump:
         decision = decide(self._trigger.delivery, answer, claimed.tries)
         match decision:
             case Delivered():
-                calls = self._router.put_calls(reply) if reply and decision.may_reply else []
+                reply = reply if decision.may_reply else None
+                calls = self._router.put_calls(reply, is_reply=True) if reply else []
                 await self._queue.send([*calls, self._queue.settle_call(claimed.ticket)])
             case TryAgain(delay_s):
                 await self._queue.defer(claimed.ticket, int(delay_s * 1000))
@@ -144,7 +156,7 @@ class Pump:
                 headers=headers | self._headers,
                 allow_redirects=False,
             ) as response:
-                content = await response.content.read(_REPLY_LIMIT_BYTES)
+                content = await _whole(response)
                 retry_after = _seconds(response.headers.get("retry-after", ""))
                 return Answer(status=response.status, retry_after_s=retry_after), _reply(
                     response.status, response.headers, content
@@ -157,6 +169,9 @@ class Pump:
                 reason=type(error).__name__,
             )
             return Answer(status=0), None
+        except ValueError as error:  # a header that aiohttp will not send; no later try would
+            _log.warning("cannot be sent", action="deliver", reason=str(error)[:80])
+            return Answer(status=400), None
 
     async def _keep_in_hand(self) -> None:
         """Speak up for what is in flight, so that no other pump takes it; the same rhythm trims the
@@ -184,6 +199,17 @@ class Pump:
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    """The body to its end; empty when it is over the limit, since half an event is none."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _REPLY_LIMIT_BYTES:
+            _log.warning("reply too long", action="deliver", limit_bytes=_REPLY_LIMIT_BYTES)
+            return b""
+    return bytes(body)
 
 
 def _reply(status: int, headers: Mapping[str, str], content: bytes) -> Event | None:

@@ -114,15 +114,17 @@ class Queue:
                 {self._key["tickets"]: self._last_ticket}, count=1, block=timeout_ms
             )
 
-    def put_call(self, event: Event, *, lane: Lane, tenant: str) -> Call:
+    def put_call(self, event: Event, *, lane: Lane, tenant: str, is_reply: bool = False) -> Call:
         """The call that puts `event`; safe to send twice while it is in the queue. Send it with
         `eventing.script.run_all`.
+
+        An event that is being delivered is delivered once more, unless it is its own reply.
         """
         lane_keys = [self._key[f"ready:{lane}"], self._key[f"fair:{lane}"]]
         return (
             "enqueue",
-            [self._key["tickets"], self._key["events"], *lane_keys],
-            [member_of(event), to_record(event), tenant],
+            [self._key["tickets"], self._key["events"], *lane_keys, self._key["tries"]],
+            [member_of(event), to_record(event), tenant, "" if is_reply else "1"],
         )
 
     def settle_call(self, ticket: str) -> Call:

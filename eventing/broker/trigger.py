@@ -73,8 +73,8 @@ def parse_delivery(spec: Mapping[str, Any]) -> DeliverySpec:
         retry=_whole("spec.delivery.retry", spec.get("retry", 0), 0),
         backoff_policy=BackoffPolicy(policy),
         backoff_delay_s=_seconds("spec.delivery.backoffDelay", spec.get("backoffDelay", "PT0.2S")),
-        timeout_s=_seconds("spec.delivery.timeout", spec.get("timeout", "PT30S")),
-        dead_letter_sink=spec.get("deadLetterSink", {}).get("uri", ""),
+        timeout_s=_seconds("spec.delivery.timeout", spec.get("timeout", "PT30S"), least_s=0.001),
+        dead_letter_sink=_sink(spec.get("deadLetterSink")),
         retry_after_max_s=_seconds(
             "spec.delivery.retryAfterMax", spec.get("retryAfterMax", "PT60S")
         ),
@@ -100,16 +100,37 @@ def _check(expression: Any) -> None:
             raise BadRequest(f"filter dialect {dialect!r} is not supported", "spec.filters")
         for inner in _nested(dialect, operand):
             _check(inner)
+        if dialect in _ON_ATTRIBUTES and not _is_attributes(operand):
+            raise BadRequest(f"filter {dialect} wants attribute names and texts", "spec.filters")
 
 
 def _nested(dialect: str, operand: Any) -> Sequence[Any]:
     match dialect:
         case "all" | "any":
-            return list(operand)
+            if not isinstance(operand, list):
+                raise BadRequest(f"filter {dialect} wants a list of filters", "spec.filters")
+            return operand
         case "not":
             return [operand]
         case _:
             return []
+
+
+def _is_attributes(operand: Any) -> bool:
+    return isinstance(operand, Mapping) and all(
+        isinstance(name, str) and isinstance(value, str) for name, value in operand.items()
+    )
+
+
+def _sink(destination: Any) -> str:
+    """The address of a `deadLetterSink`. By reference it would need a cluster to look it up."""
+    if destination is None:
+        return ""
+    if not isinstance(destination, Mapping) or not isinstance(destination.get("uri"), str):
+        raise BadRequest(
+            "spec.delivery.deadLetterSink must have a uri", "spec.delivery.deadLetterSink.uri"
+        )
+    return str(destination["uri"])
 
 
 def _each(operand: Mapping[str, str], event: Event, test: Callable[[str, str], bool]) -> bool:
@@ -123,6 +144,7 @@ def _each(operand: Mapping[str, str], event: Event, test: Callable[[str, str], b
     return True
 
 
+_ON_ATTRIBUTES: Final = ("exact", "prefix", "suffix")
 _DIALECT: Final[Mapping[str, Callable[[Any, Event], bool]]] = {
     "exact": lambda operand, event: _each(operand, event, lambda v, w: w in ("", v)),
     "prefix": lambda operand, event: _each(operand, event, str.startswith),
@@ -133,11 +155,14 @@ _DIALECT: Final[Mapping[str, Callable[[Any, Event], bool]]] = {
 }
 
 
-def _seconds(where: str, text: Any) -> float:
+def _seconds(where: str, text: Any, *, least_s: float = 0.0) -> float:
     try:
-        return _DURATION.validate_python(text).total_seconds()
+        seconds = _DURATION.validate_python(text).total_seconds()
     except ValidationError as error:
         raise BadRequest(f"{where} must be an ISO 8601 duration such as PT30S", where) from error
+    if seconds < least_s:
+        raise BadRequest(f"{where} must be at least {least_s:g} s", where)
+    return seconds
 
 
 def _whole(where: str, value: Any, least: int) -> int:

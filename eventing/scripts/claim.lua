@@ -24,11 +24,20 @@ for _, ticket in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT
   hand(ticket)
 end
 
-if idle > 0 and #out - 1 < count then
-  local claimed = redis.call('XAUTOCLAIM', KEYS[1], group, consumer, idle, '0-0', 'COUNT', count - #out + 1, 'JUSTID')
-  for _, ticket in ipairs(claimed[2]) do
-    if not redis.call('ZSCORE', KEYS[4], ticket) then hand(ticket) end
+-- Orphans: idle, and not because they wait for their retry. XAUTOCLAIM would look at ten entries for each it may give, always from
+-- the first, and never reach an orphan behind enough that live or wait.
+local from = '-'
+while idle > 0 and #out - 1 < count do
+  local page = redis.call('XPENDING', KEYS[1], group, 'IDLE', idle, from, '+', 100)
+  for _, row in ipairs(page) do
+    local ticket = row[1]
+    if #out - 1 < count and not redis.call('ZSCORE', KEYS[4], ticket) then
+      redis.call('XCLAIM', KEYS[1], group, consumer, 0, ticket, 'JUSTID')
+      hand(ticket)
+    end
+    from = '(' .. ticket
   end
+  if #page < 100 then break end
 end
 
 local want = count - (#out - 1)

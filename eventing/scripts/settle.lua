@@ -1,8 +1,14 @@
--- Done with an event, however it ended: acknowledge its ticket and forget it. A second call does nothing.
+-- Done with an event, however it ended: acknowledge its ticket and forget it. A second call does nothing. An event that was put again
+-- meanwhile is due again at once, under the same ticket.
 -- KEYS  1 tickets, 2 events, 3 held, 4 retry, 5 tries, 6 pace hash (events settled a minute)
 -- ARGV  1 group, 2 ticket
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 local member = redis.call('HGET', KEYS[3], ARGV[2])
+if member and redis.call('HDEL', KEYS[5], 'again:' .. member) == 1 then
+  redis.call('HDEL', KEYS[5], member)
+  redis.call('ZADD', KEYS[4], 0, ARGV[2])
+  return 2
+end
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 if not member then return 0 end
 redis.call('HDEL', KEYS[3], ARGV[2])
 redis.call('HDEL', KEYS[2], member)

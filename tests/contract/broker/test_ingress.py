@@ -1,0 +1,174 @@
+"""The broker's front, a sentence of Knative's data-plane contract a test."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import orjson
+import pytest
+from redis.asyncio import Redis
+
+from eventing.broker.queue import QueueView
+from eventing.broker.server import Broker
+from eventing.broker.settings import BrokerSettings
+from eventing.event import STRUCTURED
+from tests.contract.broker.stack import NAME, trigger
+
+HEADERS = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "t"}
+LIMIT = 2048
+
+
+def settings(redis_url: str, **changes: object) -> BrokerSettings:
+    return BrokerSettings.model_validate(
+        {"redis_url": redis_url, "body_limit_bytes": LIMIT, "triggers_file": Path("none")} | changes
+    )
+
+
+@pytest.fixture
+async def client(redis_url: str, redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
+    broker = Broker(settings(redis_url), [trigger("http://127.0.0.1:1/")])
+    transport = httpx.ASGITransport(app=broker.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://broker") as http:
+        yield http
+    await broker.close()
+
+
+async def queued(redis: Redis) -> int:
+    return (await QueueView(redis).depth(NAME)).total_waiting
+
+
+class TestTaken:
+    async def test_an_event_is_answered_202_once_it_is_stored(
+        self, client: httpx.AsyncClient, redis: Redis
+    ) -> None:
+        answer = await client.post("/", headers=HEADERS, content=b"x")
+
+        assert (answer.status_code, answer.content) == (202, b"")
+        assert await queued(redis) == 1
+
+    async def test_structured_mode_is_taken(self, client: httpx.AsyncClient, redis: Redis) -> None:
+        envelope = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t", "data": 1}
+
+        answer = await client.post(
+            "/", headers={"content-type": STRUCTURED}, content=orjson.dumps(envelope)
+        )
+
+        assert answer.status_code == 202
+        assert await queued(redis) == 1
+
+    async def test_knatives_path_is_taken(self, client: httpx.AsyncClient, redis: Redis) -> None:
+        answer = await client.post("/default/broker", headers=HEADERS)
+
+        assert answer.status_code == 202
+        assert await queued(redis) == 1
+
+    async def test_a_duplicate_is_taken_and_is_one_event(
+        self, client: httpx.AsyncClient, redis: Redis
+    ) -> None:
+        for _ in range(3):
+            assert (await client.post("/", headers=HEADERS)).status_code == 202
+
+        assert await queued(redis) == 1
+
+
+class TestRefused:
+    @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
+    async def test_anything_but_post_is_405(self, client: httpx.AsyncClient, method: str) -> None:
+        for path in ("/", "/default/broker"):
+            assert (await client.request(method, path, headers=HEADERS)).status_code == 405
+
+    @pytest.mark.parametrize("missing", HEADERS)
+    async def test_what_is_no_event_is_400_and_says_why(
+        self, client: httpx.AsyncClient, redis: Redis, missing: str
+    ) -> None:
+        headers = {k: v for k, v in HEADERS.items() if k != missing}
+
+        answer = await client.post("/", headers=headers)
+
+        assert answer.status_code == 400
+        assert missing in answer.json()["message"]
+        assert await queued(redis) == 0
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 1500])
+    async def test_a_broken_structured_event_is_400(
+        self, client: httpx.AsyncClient, content: bytes
+    ) -> None:
+        answer = await client.post("/", headers={"content-type": STRUCTURED}, content=content)
+
+        assert answer.status_code == 400
+
+    async def test_a_batch_is_415(self, client: httpx.AsyncClient) -> None:
+        answer = await client.post(
+            "/", headers={"content-type": "application/cloudevents-batch+json"}, content=b"[]"
+        )
+
+        assert answer.status_code == 415
+
+    async def test_a_body_over_the_limit_is_413(self, client: httpx.AsyncClient) -> None:
+        answer = await client.post("/", headers=HEADERS, content=b"x" * (LIMIT + 1))
+
+        assert answer.status_code == 413
+
+    async def test_a_body_at_the_limit_is_taken(self, client: httpx.AsyncClient) -> None:
+        answer = await client.post("/", headers=HEADERS, content=b"x" * LIMIT)
+
+        assert answer.status_code == 202
+
+    async def test_a_stream_over_the_limit_is_413(self, client: httpx.AsyncClient) -> None:
+        async def chunks() -> AsyncIterator[bytes]:
+            for _ in range(LIMIT // 512 + 1):
+                yield b"x" * 512
+
+        answer = await client.post("/", headers=HEADERS, content=chunks())
+
+        assert answer.status_code == 413
+
+    @pytest.mark.parametrize("value", ["text/plain\x0b", "é", "x" * 5000])
+    async def test_a_content_type_that_is_no_header_is_400(
+        self, client: httpx.AsyncClient, value: str
+    ) -> None:
+        envelope = {
+            "specversion": "1.0",
+            "id": "1",
+            "source": "/s",
+            "type": "t",
+            "datacontenttype": value,
+        }
+
+        answer = await client.post(
+            "/", headers={"content-type": STRUCTURED}, content=orjson.dumps(envelope)
+        )
+
+        assert answer.status_code in (400, 413)
+
+    async def test_a_refusal_repeats_no_data(self, client: httpx.AsyncClient) -> None:
+        answer = await client.post(
+            "/", headers={"content-type": STRUCTURED}, content=b'{"canary-8f3"'
+        )
+
+        assert "canary" not in answer.text
+
+
+class TestUnavailable:
+    async def test_without_a_store_it_is_503_with_retry_after_within_two_seconds(
+        self, port: int
+    ) -> None:
+        broker = Broker(settings(f"redis://127.0.0.1:{port}/0"), [trigger("http://127.0.0.1:1/")])
+        transport = httpx.ASGITransport(app=broker.app())
+        began = time.monotonic()
+
+        async with httpx.AsyncClient(transport=transport, base_url="http://broker") as client:
+            answer = await client.post("/", headers=HEADERS)
+            ready = await client.get("/readyz")
+
+        assert time.monotonic() - began < 4
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) >= 1
+        assert ready.status_code == 503
+        await broker.close()
+
+    async def test_alive_ready_and_metrics_answer(self, client: httpx.AsyncClient) -> None:
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 200
+        assert "torpor_broker_events_total" in (await client.get("/metrics")).text
