@@ -6,6 +6,7 @@ variables for everything that is not a flag (`predictor.settings`).
 """
 
 import argparse
+import os
 import signal
 import socket
 import sys
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     from eventing import log
 
     log.configure("predictor", level=settings.log_level)
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module="fastapi|kserve")
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's
     try:
         door = _bind(settings)
     except OSError as error:
@@ -156,4 +157,9 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is settled and stopped. Taking torch and vLLM down module by module would burn 6 to
+    # 8 s of CPU more on two cores, which the next predictor needs.
+    os._exit(exit_code)
