@@ -100,3 +100,65 @@ GET_MODEL = Doc(
     parameters=(parameter("model", {"type": "string"}, "Its name", where="path", required=True),),
     answers={200: answer("Its card"), **errors(401, 403, 404)},
 )
+
+_RESPONSE_ID = parameter(
+    "id", {"type": "string"}, "Id of the response", where="path", required=True
+)
+_RESPONSE: Schema = {
+    "type": "object",
+    "required": ["id", "object", "status", "output"],
+    "properties": {
+        "id": {"type": "string", "example": "resp_0123456789abcdef01234567"},
+        "object": {"const": "response"},
+        "status": {
+            "enum": ["queued", "in_progress", "completed", "failed", "cancelled", "incomplete"]
+        },
+        "output": {"type": "array", "items": {"type": "object"}},
+    },
+}
+_CREATE = _call(
+    _object(
+        ["model", "input"],
+        input={"type": ["string", "array"]},
+        background={"type": ["boolean", "null"]},
+        store={"type": ["boolean", "null"]},
+        instructions={"type": ["string", "null"]},
+        previous_response_id={"type": ["string", "null"]},
+    ),
+    {"model": _MODEL, "input": "Why is the sky blue?", "background": True, "stream": True},
+)
+CREATE_RESPONSE = Doc(
+    tag="openai",
+    parameters=_CREATE.parameters,
+    body=_CREATE.body,
+    answers={**_CREATE.answers, 200: answer("The response", _RESPONSE)},
+)
+GET_RESPONSE = Doc(
+    tag="openai",
+    parameters=(
+        _RESPONSE_ID,
+        parameter("stream", {"enum": ["true", "false"]}, "Send the events"),
+        parameter("starting_after", {"type": "integer", "minimum": 0}, "Only events after this"),
+    ),
+    answers={200: answer("The response", _RESPONSE), **errors(400, 401, 403, 404, 503)},
+)
+CANCEL_RESPONSE = Doc(
+    tag="openai",
+    parameters=(_RESPONSE_ID,),
+    answers={200: answer("The response", _RESPONSE), **errors(400, 401, 403, 404, 503)},
+)
+DELETE_RESPONSE = Doc(
+    tag="openai",
+    parameters=(_RESPONSE_ID,),
+    answers={200: answer("It is gone"), **errors(401, 403, 404, 503)},
+)
+INPUT_ITEMS = Doc(
+    tag="openai",
+    parameters=(
+        _RESPONSE_ID,
+        parameter("limit", {"type": "integer", "minimum": 1, "maximum": 100}, "Items a page"),
+        parameter("order", {"enum": ["asc", "desc"]}, "Newest first is desc"),
+        parameter("after", {"type": "string"}, "Go on after this item"),
+    ),
+    answers={200: answer("A page of items"), **errors(400, 401, 403, 404, 503)},
+)

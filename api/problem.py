@@ -10,7 +10,7 @@ from typing import Any, Final
 import orjson
 from starlette.responses import Response
 
-from eventing.errors import BadRequest, TorporError, Unavailable
+from eventing.errors import BadRequest, TorporError, Unavailable, WrongState
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -43,8 +43,10 @@ _TITLES: Final = {
 
 def error_response(path: str, error: TorporError) -> Response:
     """The answer that tells of `error`, in the form that callers of `path` expect."""
-    body = openai_error(error) if path.startswith(OPENAI_PREFIXES) else problem(error)
-    media_type = "application/json" if "error" in body else MEDIA_TYPE
+    is_openai = path.startswith(OPENAI_PREFIXES)
+    body = openai_error(error) if is_openai else problem(error)
+    status = openai_status(error) if is_openai else error.status
+    media_type = "application/json" if is_openai else MEDIA_TYPE
     headers = {}
     if isinstance(error, Unavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
@@ -52,9 +54,7 @@ def error_response(path: str, error: TorporError) -> Response:
         headers["connection"] = "close"  # the rest of the body is still on its way
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return Response(
-        orjson.dumps(body), status_code=error.status, media_type=media_type, headers=headers
-    )
+    return Response(orjson.dumps(body), status_code=status, media_type=media_type, headers=headers)
 
 
 def problem(error: TorporError) -> dict[str, Any]:
@@ -84,6 +84,13 @@ def openai_error(error: TorporError) -> dict[str, Any]:
             "code": error.code,
         }
     }
+
+
+def openai_status(error: TorporError) -> int:
+    """OpenAI says 400 for what cannot run, and 404 for a model it does not have."""
+    if error.code == "model_not_found":
+        return 404
+    return 400 if error.status == 422 or isinstance(error, WrongState) else error.status
 
 
 def _openai_type(status: int) -> str:

@@ -5,13 +5,11 @@ Called by every stream. The response is sse-starlette's, with its per-event cost
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import orjson
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
 from starlette.types import Message
-
-NEW_LINE = "\n"
 
 
 def frame(event: str, data: Any, *, cursor: str = "") -> bytes:
@@ -26,8 +24,15 @@ def data_frame(data: bytes) -> bytes:
 
 
 def comment(text: str) -> bytes:
-    """A line that readers skip. `text` must not hold line breaks."""
-    return f": {text}\n\n".encode()
+    """A line that readers skip. `text` must not hold line breaks.
+
+    No empty line follows: OpenAI's client takes that for an event once any event had an id, and
+    fails on its missing data.
+    """
+    return f": {text}\n".encode()
+
+
+_KEEP_ALIVE: Final = comment("keep-alive")
 
 
 class Stream(EventSourceResponse):
@@ -45,8 +50,8 @@ class Stream(EventSourceResponse):
             frames,
             headers=headers,
             ping=keep_alive_s,
-            ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep=NEW_LINE),
-            sep=NEW_LINE,
+            # sse-starlette takes bytes as they are; its annotation only knows its own event.
+            ping_message_factory=lambda: _KEEP_ALIVE,  # type: ignore[arg-type, return-value]
             send_timeout=30.0,
             client_close_handler_callable=on_disconnect,
         )

@@ -56,6 +56,10 @@ class Wish:
     traceparent: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    def with_metadata(self, own: Mapping[str, str]) -> "Wish":
+        """The same, with entries of ours beside the caller's."""
+        return replace(self, metadata={**self.metadata, **own})
+
 
 async def submit(
     front: Front, principal: Principal, line: Mapping[str, Any], wish: Wish

@@ -185,7 +185,10 @@ async def sse_events(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, str]]
             event = {}
             continue
         name, _, value = line.partition(": ")
-        event[name or "comment"] = value
+        if name:
+            event[name] = value
+        else:
+            yield {"comment": value}
 
 
 def names_of(events: Sequence[dict[str, str]]) -> list[str]:

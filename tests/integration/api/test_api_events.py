@@ -1,5 +1,6 @@
 """CloudEvents in: results from the broker, requests from producers."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -87,8 +88,6 @@ async def ended(rig: Rig, **changes: Any) -> Event:
     """The result event of a job that ended in a predictor, but not in the store."""
     job = await rig.store.get(JobId(await rig.submit()))
     assert job is not None
-    from dataclasses import replace
-
     fields = {"state": JobState.COMPLETED, "result": chat_result("four")} | changes
     return result_event(replace(job, **fields))
 
@@ -143,4 +142,20 @@ async def test_a_result_that_arrived_is_not_announced_again(rig: Rig) -> None:
 
 
 async def test_another_event_at_the_results_door_is_let_pass(rig: Rig) -> None:
-    assert (await send(rig, "/internal/events", wanted())).status_code == 202
+    answer = await send(rig, "/internal/events", wanted(type="something.else.v1"))
+
+    assert answer.status_code == 202
+
+
+async def test_a_request_that_forgot_its_model_attribute_is_sent_on_with_it(rig: Rig) -> None:
+    answer = await send(rig, "/internal/events", wanted())
+
+    assert (answer.status_code, answer.headers["ce-model"]) == (200, "m")
+
+
+async def test_a_request_that_no_model_wants_is_a_failed_job_and_not_lost(rig: Rig) -> None:
+    answer = await send(rig, "/internal/events", wanted(line=chat_line(model="nobody")))
+
+    assert answer.status_code == 202
+    (job,) = (await rig.client.get("/v1/jobs")).json()["data"]
+    assert (job["state"], job["error"]["code"]) == ("failed", "model_not_found")
