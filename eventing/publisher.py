@@ -5,12 +5,15 @@ Knative data-plane contract: ours, or a Knative Broker. Nothing is retried here:
 not confirmed stays in the outbox.
 """
 
-from typing import Protocol
+from io import BytesIO
+from typing import Final, Protocol
 
 import aiohttp
 
 from eventing.errors import BrokerUnavailable
 from eventing.event import Event, build_binary
+
+_LARGE_BYTES: Final = 2**20
 
 
 class Publisher(Protocol):
@@ -20,6 +23,13 @@ class Publisher(Protocol):
         """Return once the broker holds the event durably. Raises `BrokerUnavailable` in every other
         case.
         """
+
+
+def payload(body: bytes) -> bytes | BytesIO:
+    """The body as aiohttp wants it: a large one in pieces, so that sending does not block the
+    loop.
+    """
+    return BytesIO(body) if len(body) > _LARGE_BYTES else body
 
 
 class HttpPublisher:
@@ -35,7 +45,7 @@ class HttpPublisher:
         headers, body = build_binary(event)
         try:
             async with self._open().post(
-                self._url, data=body, headers=headers | self._authorization
+                self._url, data=payload(body), headers=headers | self._authorization
             ) as answer:
                 status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

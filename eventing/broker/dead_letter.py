@@ -23,6 +23,7 @@ from eventing.errors import BadRequest, IdempotencyConflict
 from eventing.event import Event, build_binary, to_record
 from eventing.job import JobError, JobState
 from eventing.job_event import REQUESTED, job_of, unreadable_job
+from eventing.publisher import payload
 from eventing.store import Ending, Hold, Store
 
 _log = structlog.get_logger()
@@ -99,7 +100,7 @@ async def _tell(sink: str, event: Event) -> None:
     try:
         async with (
             aiohttp.ClientSession(timeout=_SINK_TIMEOUT) as session,
-            session.post(sink, data=body, headers=headers) as response,
+            session.post(sink, data=payload(body), headers=headers) as response,
         ):
             if response.status >= 300:
                 _log.warning(

@@ -22,6 +22,7 @@ from eventing.broker.queue import Claimed, Queue
 from eventing.broker.trigger import Trigger
 from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
 from eventing.event import Event, build_binary, parse_http
+from eventing.publisher import payload
 
 _log = structlog.get_logger()
 _deliveries = Counter(
@@ -123,6 +124,12 @@ class Pump:
             await self._conclude(claimed, answer, reply)
         except Unavailable as error:
             _log.warning("delivery left pending", action="deliver", reason=error.code)
+        except Exception as error:
+            # The outermost loop of one delivery: a pump that dies of an event dies of it again
+            # after each restart, with all its queue. It counts as a try, so it ends.
+            _log.error("delivery broke", action="deliver", reason=type(error).__name__)
+            with suppress(Unavailable):
+                await self._conclude(claimed, Answer(status=0), None)
         finally:
             self._in_hand.pop(claimed.ticket, None)
             self._freed.set()
@@ -152,7 +159,7 @@ class Pump:
         try:
             async with self._session.post(
                 self._trigger.subscriber,
-                data=body,
+                data=payload(body),
                 headers=headers | self._headers,
                 allow_redirects=False,
             ) as response:
