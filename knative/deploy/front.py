@@ -12,6 +12,8 @@ from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 
 GRACE_S = 60
+FILES = "/var/lib/torpor/files"
+FILES_CLAIM = "torpor-files"
 
 
 def container(values: Values) -> Resource:
@@ -26,6 +28,7 @@ def container(values: Values) -> Resource:
             parts.secret_env("TORPOR_DELIVERY_TOKEN", parts.INTERNAL_SECRET, "token"),
             {"name": "TORPOR_HOST", "value": "0.0.0.0"},  # noqa: S104  inside its own pod
             {"name": "TORPOR_PORT", "value": str(parts.API_PORT)},
+            {"name": "TORPOR_FILES_URL", "value": values.platform.files_url},
             {"name": "TORPOR_API_KEYS_FILE", "value": "/etc/torpor/keys/keys.json"},
         ],
         "readinessProbe": parts.http_get("/readyz", parts.API_PORT, periodSeconds=5),
@@ -36,6 +39,7 @@ def container(values: Values) -> Resource:
         "securityContext": parts.hardened(),
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  the container's own
+            {"name": "files", "mountPath": FILES},
             {"name": "keys", "mountPath": "/etc/torpor/keys", "readOnly": True},
         ],
     }
@@ -45,8 +49,25 @@ def volumes() -> list[Resource]:
     """Give the api's volumes: scratch for uploads on their way, and the hashed keys."""
     return [
         parts.scratch("tmp", "2Gi"),
+        {"name": "files", "persistentVolumeClaim": {"claimName": FILES_CLAIM}},
         {"name": "keys", "secret": {"secretName": parts.KEYS_SECRET}},
     ]
+
+
+def files_claim(values: Values) -> Resource:
+    """Give the disk of batch files; with an s3:// or gs:// `files_url` it stays empty."""
+    spec: Resource = {
+        "accessModes": because(["ReadWriteMany"], "Every api replica reads every file."),
+        "resources": {"requests": {"storage": "20Gi"}},
+    }
+    if values.platform.storage_class:
+        spec["storageClassName"] = values.platform.storage_class
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": parts.metadata(FILES_CLAIM, "api", values),
+        "spec": spec,
+    }
 
 
 def deployment(values: Values) -> Resource:
@@ -67,7 +88,12 @@ def deployment(values: Values) -> Resource:
         "terminationGracePeriodSeconds": because(
             GRACE_S, "Readers of a stream reconnect with Last-Event-ID and miss nothing."
         ),
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {
+            "fsGroup": parts.USER_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "topologySpreadConstraints": parts.spread("api"),
         "containers": [box],
         "volumes": volumes(),

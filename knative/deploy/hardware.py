@@ -67,6 +67,11 @@ def small_api_patch() -> Patch:
     return [{"op": "replace", "path": "/spec/minReplicas", "value": 1}]
 
 
+def one_node_patch() -> Patch:
+    """Give a disk that one node can mount: small clusters know no shared ones."""
+    return [{"op": "replace", "path": "/spec/accessModes", "value": ["ReadWriteOnce"]}]
+
+
 def spot_patch(values: Values) -> Patch:
     """Give what moves the predictor to the pool of spot nodes."""
     del values

@@ -57,6 +57,7 @@ def service(values: Values, times: Timeouts) -> Resource:
         ),
         "spec": {
             "predictor": {
+                "labels": parts.labels("predictor"),
                 "minReplicas": because(0, "Hardware that sleeps when nobody asks."),
                 "maxReplicas": values.max_replicas,
                 "serviceAccountName": parts.PREDICTOR,
@@ -91,6 +92,7 @@ def _container(values: Values, times: Timeouts) -> Resource:
             {"name": "PROTOCOL", "value": "v2"},
             parts.redis_url_env(),
             {"name": "HOME", "value": "/tmp"},  # noqa: S108  the container's own
+            {"name": "TORPOR_MODELS_DIR", "value": f"{CACHE}/models"},
             {"name": "VLLM_CACHE_ROOT", "value": f"{CACHE}/vllm"},
             {"name": "TRITON_CACHE_DIR", "value": f"{CACHE}/triton"},
             {"name": "HF_HOME", "value": f"{CACHE}/huggingface"},
@@ -106,7 +108,7 @@ def _container(values: Values, times: Timeouts) -> Resource:
         ),
         "readinessProbe": parts.http_get(ready, parts.PULL_PORT, periodSeconds=2),
         "livenessProbe": because(
-            parts.http_get("/v2/health/live", parts.PULL_PORT, periodSeconds=10, timeoutSeconds=5)
+            parts.http_get("/healthz", parts.PULL_PORT, periodSeconds=10, timeoutSeconds=5)
             | {"failureThreshold": 6},
             "A minute of silence: a long prefill must not look like a dead process.",
         ),
@@ -186,6 +188,14 @@ def pull_patch(values: Values, times: Timeouts) -> Patch:
                 "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
             },
         },
+        {
+            "op": "add",
+            "path": "/spec/predictor/containers/0/env/-",
+            "value": because(
+                parts.secret_env("TORPOR_DELIVERY_TOKEN", parts.INTERNAL_SECRET, "token"),
+                "Only our pump may deliver. Knative's brokers carry no such token.",
+            ),
+        },
         {"op": "add", "path": "/spec/predictor/containers/-", "value": _pump(values)},
         {"op": "add", "path": "/spec/predictor/volumes/-", "value": events.triggers_volume()},
     ]
@@ -216,7 +226,4 @@ def _escape(key: str) -> str:
 
 def predictor_budget(values: Values) -> Resource:
     """Give the predictors' disruption budget: nodes are drained one thought at a time."""
-    selector = {"matchLabels": {"serving.kserve.io/inferenceservice": values.model.name}}
-    return parts.disruption_budget(
-        parts.PREDICTOR, "predictor", values, {"maxUnavailable": 1, "selector": selector}
-    )
+    return parts.disruption_budget(parts.PREDICTOR, "predictor", values, {"maxUnavailable": 1})

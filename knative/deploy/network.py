@@ -164,11 +164,11 @@ def _shut(values: Values) -> list[Resource]:
 
 
 def _policy(part: str, party: Party, flows: list[Flow], values: Values) -> Resource | None:
-    arrives = [_rule("from", flow.source, flow, values) for flow in flows if flow.target == party]
-    leaves = [_rule("to", flow.target, flow, values) for flow in flows if flow.source == party]
+    arrives = [_rule("from", flow.source, flow) for flow in flows if flow.target == party]
+    leaves = [_rule("to", flow.target, flow) for flow in flows if flow.source == party]
     if not arrives and not leaves:
         return None
-    spec: Resource = {"podSelector": _selector(party, values), "policyTypes": []}
+    spec: Resource = {"podSelector": _selector(party), "policyTypes": []}
     if arrives:
         spec["policyTypes"].append("Ingress")
         spec["ingress"] = arrives
@@ -183,20 +183,20 @@ def _policy(part: str, party: Party, flows: list[Flow], values: Values) -> Resou
     }
 
 
-def _rule(direction: str, other: Party, flow: Flow, values: Values) -> Resource:
+def _rule(direction: str, other: Party, flow: Flow) -> Resource:
     ports = [{"protocol": "TCP", "port": port} for port in flow.ports]
-    peers = _peers(other, values)
+    peers = _peers(other)
     return {direction: peers, "ports": ports} if peers else {"ports": ports}
 
 
-def _peers(party: Party, values: Values) -> list[Resource]:
+def _peers(party: Party) -> list[Resource]:
     """Give a party as peers of a rule; none means everybody."""
     if party is Party.INTERNET:
         return [{"ipBlock": {"cidr": "0.0.0.0/0", "except": list(NOT_PUBLIC)}}]
     if party in _NAMESPACES:
         return [_namespace_peer(party.value)]
     if party in OURS:
-        return [{"podSelector": _selector(party, values)}]
+        return [{"podSelector": _selector(party)}]
     return []  # anyone; and the Kubernetes API, whose address no policy can know
 
 
@@ -204,10 +204,8 @@ def _namespace_peer(name: str) -> Resource:
     return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
 
-def _selector(party: Party, values: Values) -> Resource:
+def _selector(party: Party) -> Resource:
     match party:
-        case Party.PREDICTOR:  # KServe labels the pods that it makes
-            return {"matchLabels": {"serving.kserve.io/inferenceservice": values.model.name}}
         case Party.RABBITMQ:
             return {"matchLabels": {"app.kubernetes.io/name": "torpor-rabbitmq"}}
         case Party.EVENT_MESH:

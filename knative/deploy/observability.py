@@ -84,23 +84,22 @@ def alerts(values: Values, times: Timeouts) -> list[Alert]:
         ),
         Alert(
             "TorporNoProgress",
-            "sum by (model) (torpor_jobs_in_flight) > 0 and "
-            "sum by (model) (rate(torpor_tokens_total[10m])) == 0",
+            "sum(torpor_predictor_in_flight) > 0 and "
+            "sum(rate(torpor_tokens_generated_total[10m])) == 0",
             f"{max(10, times.lease // 60 + 10)}m",
             "page",
             "Jobs are in progress and no token came for ten minutes.",
         ),
         Alert(
             "TorporStuckAtZero",
-            "sum by (model) (torpor_queue_depth) > 0 and "
-            "sum by (model) (torpor_replicas_ready) == 0",
+            "sum(torpor_queue_depth) > 0 unless sum(torpor_engine_up) > 0",
             f"{times.initial_cooldown // 60 + 5}m",
             "page",
             "Work waits and no predictor has woken: no GPU, image, quota or scaler.",
         ),
         Alert(
             "TorporColdStartSlow",
-            f"{_quantile('torpor_cold_start_seconds', 'phase')} > {values.cold_start_seconds}",
+            f"max(sum by (pod) (torpor_cold_start_seconds)) > {values.cold_start_seconds}",
             "0m",
             "ticket",
             "A wake took longer than cold_start_seconds: raise it, or jobs will be cut.",
@@ -119,21 +118,28 @@ PANELS: tuple[Panel, ...] = (
     Panel("Queue depth", "short", (("sum by (model, lane) (torpor_queue_depth)", "{{lane}}"),)),
     Panel("Oldest in queue", "s", (("max by (model) (torpor_queue_oldest_age_seconds)", "age"),)),
     Panel("Wait, p95", "s", ((_quantile("torpor_queue_wait_seconds", "model"), "{{model}}"),)),
-    Panel("First token, p95", "s", ((_quantile("torpor_ttft_seconds", "model"), "{{model}}"),)),
+    Panel("First token, p95", "s", ((_quantile("torpor_time_to_first_token_seconds"), "p95"),)),
     Panel(
         "In flight and replicas",
         "short",
         (
-            ("sum by (model) (torpor_jobs_in_flight)", "in flight"),
-            ("sum by (model) (torpor_replicas_ready)", "ready"),
-            ("sum by (model) (torpor_replicas_wanted)", "wanted"),
+            ("sum(torpor_predictor_in_flight)", "in flight"),
+            ("sum(torpor_engine_up)", "replicas ready"),
         ),
     ),
-    Panel("Tokens", "ops", (("sum by (kind) (rate(torpor_tokens_total[1m]))", "{{kind}}/s"),)),
     Panel(
-        "Cold start by phase, p95",
+        "Tokens",
+        "ops",
+        (
+            ("sum(rate(torpor_tokens_generated_total[1m]))", "generated/s"),
+            ("sum(rate(torpor_tokens_resumed_total[1m]))", "resumed/s"),
+            ("sum(rate(torpor_tokens_lost_total[1m]))", "lost/s"),
+        ),
+    ),
+    Panel(
+        "Cold start by phase",
         "s",
-        ((_quantile("torpor_cold_start_seconds", "phase"), "{{phase}}"),),
+        (("max by (phase) (torpor_cold_start_seconds)", "{{phase}}"),),
     ),
     Panel(
         "Deliveries",
@@ -180,7 +186,7 @@ def monitors(values: Values) -> list[Resource]:
         for name, component in ((parts.API, "api"), (parts.BROKER, "broker"))
     ]
     predictors = {
-        "selector": {"matchLabels": {"serving.kserve.io/inferenceservice": values.model.name}},
+        "selector": {"matchLabels": parts.labels("predictor")},
         "podMetricsEndpoints": [
             {
                 "portNumber": because(

@@ -6,6 +6,7 @@ Called by the modules that build resources. The names here are the contract with
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from knative.deploy.emit import Resource, because
@@ -174,7 +175,11 @@ def disruption_budget(name: str, component: str, values: Values, spec: Resource)
 def settings(values: Values, times: Timeouts) -> Resource:
     """Give the settings that every container reads. TORPOR_BROKER_URL comes with the topology."""
     data: Resource = {
-        "TORPOR_MODEL": values.model.name,
+        "TORPOR_MODEL_NAME": values.model.name,
+        "TORPOR_MODELS": because(
+            json.dumps([{"name": values.model.name, "context_tokens": values.model.max_tokens}]),
+            "What the api accepts in `model`; all else is refused at the door.",
+        ),
         "TORPOR_PUBLIC_URL": f"https://{values.host}",
         "TORPOR_MAX_JOB_SECONDS": because(str(times.job), "The one number."),
         "TORPOR_COLD_START_SECONDS": str(values.cold_start_seconds),

@@ -5,7 +5,8 @@ compares what it finds with them) and by `torpor render --explain`. Must not kno
 
 Order of the hops, inner to outer, each outlasting the one inside it, so that the innermost always
 speaks first and nobody retries work that is still running:
-job <= drain < pod grace; job + cold start < request (queue-proxy, activator) < delivery (Trigger).
+drain < pod grace < node grace;
+job + cold start < request (queue-proxy, activator) < delivery (Trigger).
 """
 
 from __future__ import annotations
@@ -103,12 +104,13 @@ def derive(values: Values) -> Timeouts:
     retry_delay = 2
     retries = linear_retries(job + cold + lease, retry_delay)
     span = ceil(linear_span(retries, retry_delay))
-    pod_grace = job + HOP_MARGIN_S
+    drain = min(job, 3600)
+    pod_grace = drain + HOP_MARGIN_S
     cooldown = max(300, cold + 60)
     return Timeouts(
         job=job,
         lease=lease,
-        drain=job,
+        drain=drain,
         pod_grace=pod_grace,
         request=request,
         delivery=delivery,
@@ -143,8 +145,9 @@ EXPLANATIONS: dict[str, Why] = {
         "reliability F07, F12",
     ),
     "drain": Why(
-        "job",
-        "After SIGTERM a job that began this second may still end; the rest is handed over.",
+        "job, at most 3600",
+        "After SIGTERM a job that began this second may still end. Nodes rarely wait longer than "
+        "an hour; what is left is handed over and goes on elsewhere at the same token.",
         "facts #14, #23",
     ),
     "pod_grace": Why(

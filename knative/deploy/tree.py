@@ -77,6 +77,7 @@ def _base(values: Values, times: Timeouts) -> dict[str, str]:
         "settings": [parts.settings(values, times)],
         "redis": store.redis(values),
         "api": [
+            front.files_claim(values),
             _stamped(front.deployment(values), values),
             parts.service(parts.API, "api", values, http=parts.API_PORT),
             front.autoscaler(values),
@@ -192,6 +193,7 @@ def _cpu(values: Values, _: Timeouts) -> Parts:
     return {}, [
         _patch("InferenceService", values.model.name, hardware.cpu_patch(values)),
         _patch("HorizontalPodAutoscaler", parts.API, hardware.small_api_patch()),
+        _patch("PersistentVolumeClaim", front.FILES_CLAIM, hardware.one_node_patch()),
     ]
 
 
@@ -249,6 +251,7 @@ def _oidc(values: Values, _: Timeouts) -> Parts:
 def _openshift(values: Values, _: Timeouts) -> Parts:
     box = "/spec/template/spec/containers/0/securityContext/runAsUser"
     gone = [{"op": "remove", "path": box}]
+    group = {"op": "remove", "path": "/spec/template/spec/securityContext/fsGroup"}
     predictor = "/spec/predictor/containers/0/securityContext/runAsUser"
     return {}, [
         {"target": {"kind": "Deployment", "name": "torpor-.*"}, "patch": document(gone)},
@@ -256,8 +259,9 @@ def _openshift(values: Values, _: Timeouts) -> Parts:
         _patch(
             "StatefulSet",
             parts.REDIS,
-            [*gone, {"op": "remove", "path": "/spec/template/spec/securityContext/fsGroup"}],
+            [*gone, group],
         ),
+        _patch("Deployment", parts.API, [group]),
         _patch("InferenceService", values.model.name, [{"op": "remove", "path": predictor}]),
     ]
 

@@ -75,6 +75,7 @@ class PlatformValues(_Section):
     prometheus_url: str = Field(
         "http://prometheus-operated.monitoring.svc.cluster.local:9090", pattern=r"^https?://\S+$"
     )
+    files_url: str = "file:///var/lib/torpor/files"  # batch files: or s3://, gs://
     storage_class: str | None = None  # None: the cluster's default
     ingress_class: str = "nginx"
 

@@ -212,7 +212,7 @@ BREAKS = [
     Break("rights", "queue", "Role", "rules>0>verbs", ["*"], "torpor-deployer"),
     Break("default-deny", "queue", "NetworkPolicy", "spec>policyTypes", ["Ingress"], "nothing-by-default"),
     Break("pod-standard", "queue", "Namespace", "metadata>labels>pod-security.kubernetes.io/enforce", "privileged"),
-    Break("keys-file", "queue", "Deployment", f"{CB}>env>4", {"name": "X", "value": "y"}, "torpor-api"),
+    Break("keys-file", "queue", "Deployment", f"{CB}>env>5", {"name": "X", "value": "y"}, "torpor-api"),
 ]  # fmt: skip
 
 

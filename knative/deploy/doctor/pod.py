@@ -20,6 +20,9 @@ from knative.deploy.emit import Resource
 
 register = Register()
 
+LONGEST_DRAIN_S = 3600  # beyond it a thought is handed over rather than waited for
+CANARY_OF = "torpor.dev/canary-of"  # a canary serves the name of what it may replace
+
 # Pod fields that Knative refuses unless a flag of config-features is on (facts 3.3).
 FLAGS = {
     "nodeSelector": "kubernetes.podspec-nodeselector",
@@ -47,8 +50,9 @@ def standard_grace(view: View) -> Iterator[Fault]:
     path = "spec.predictor.terminationGracePeriodSeconds"
     for predictor in view.in_standard_mode():
         value = number(dig(predictor, path))
-        if value is None or value < view.job_s:
-            yield fault(predictor, path, value, f"at least {view.job_s}")
+        least = min(view.job_s, LONGEST_DRAIN_S)
+        if value is None or value < least:
+            yield fault(predictor, path, value, f"at least {least}")
 
 
 @register.rule(
@@ -152,7 +156,8 @@ def container_name(view: View) -> Iterator[Fault]:
 def model_name(view: View) -> Iterator[Fault]:
     for predictor in view.predictors:
         served = argument(engine(predictor), "--served-model-name")
-        name = predictor["metadata"]["name"]
+        own = predictor["metadata"]["name"]
+        name = (dig(predictor, "metadata.labels") or {}).get(CANARY_OF, own)
         if served is not None and served != name:
             yield fault(predictor, "--served-model-name", served, name)
 
@@ -265,8 +270,9 @@ def node_grace(view: View) -> Iterator[Fault]:
     for pool in view.of("NodePool", "karpenter.sh/"):
         path = "spec.template.spec.terminationGracePeriod"
         value = dig(pool, path)
-        if value is not None and (go_seconds(value) or 0) < view.job_s:
-            yield fault(pool, path, value, f"at least {view.job_s}s")
+        least = min(view.job_s, LONGEST_DRAIN_S)
+        if value is not None and (go_seconds(value) or 0) < least:
+            yield fault(pool, path, value, f"at least {least}s")
 
 
 @register.rule(
@@ -317,8 +323,10 @@ def cluster_autoscaler_grace(view: View) -> Iterator[Fault]:
     found = view.named("Deployment", "cluster-autoscaler")
     for box in dig(found, "spec.template.spec.containers") or []:
         value = number(argument(box, "--max-graceful-termination-sec"))
-        if (600 if value is None else value) < view.job_s and found is not None:
-            must = f"at least {view.job_s}"
+        if (600 if value is None else value) < min(
+            view.job_s, LONGEST_DRAIN_S
+        ) and found is not None:
+            must = f"at least {min(view.job_s, LONGEST_DRAIN_S)}"
             yield fault(found, "--max-graceful-termination-sec", value, must)
 
 

@@ -1,0 +1,126 @@
+"""`python -m knative.deploy.first_secrets`: makes the Secrets that are not there yet.
+
+Run once by a Job at install, with the right to create Secrets and to read these three. Whatever
+exists is left alone, so running it again, or bringing your own Secrets, is safe. Secrets are random
+and are never printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import secrets
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from knative.deploy import parts
+from knative.deploy.client import Cluster, Ref, connected
+from knative.deploy.emit import Resource
+from knative.deploy.faults import Conflict, DeployError
+
+Random = Callable[[int], str]
+
+
+class FirstSecretsSettings(BaseSettings):
+    """Read once at start from `TORPOR_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="TORPOR_", frozen=True, extra="ignore")
+
+    namespace: str = Field("torpor", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    """Where the Secrets go; the Job fills in its own."""
+
+
+def redis_secret(namespace: str, token: Random) -> dict[str, str]:
+    """Give the store's users: ours may do all, KEDA may look at queue lengths only."""
+    password, keda = token(32), token(32)
+    host = f"{parts.REDIS}.{namespace}.svc.cluster.local:{parts.REDIS_PORT}"
+    # What KEDA's redis-streams scaler sends: its client's greeting, and the counts.
+    may = "+hello +auth +ping +select +client +info +xinfo +xpending +xlen"
+    users = (
+        f"user default on #{_sha256(password)} ~* &* +@all\n"
+        f"user keda on #{_sha256(keda)} resetchannels %R~torpor:* -@all {may}\n"
+    )
+    return {
+        "password": password,
+        "url": f"redis://:{password}@{host}/0",
+        "users.acl": users,
+        "keda-username": "keda",
+        "keda-password": keda,
+    }
+
+
+def keys_secret(token: Random) -> dict[str, str]:
+    """Give the api's file with one first key, hashed, and beside it the key for its owner."""
+    key = f"tpr_{token(32)}"
+    entry = {"name": "first", "tenant": "default", "sha256": _sha256(key), "scopes": ["admin"]}
+    return {"keys.json": json.dumps({"keys": [entry]}), "first-key": key}
+
+
+def internal_secret(token: Random) -> dict[str, str]:
+    """Give the token that deliveries to the api carry."""
+    return {"token": token(32)}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def secret(name: str, namespace: str, data: dict[str, str]) -> Resource:
+    """Give the Secret object."""
+    encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {"app.kubernetes.io/part-of": "torpor"},
+        },
+        "type": "Opaque",
+        "data": encoded,
+    }
+
+
+async def ensure(cluster: Cluster, namespace: str, token: Random) -> list[str]:
+    """Make what is missing; give the names of what was made. A lost race is not an error."""
+    makers: dict[str, Callable[[], dict[str, str]]] = {
+        parts.REDIS_SECRET: lambda: redis_secret(namespace, token),
+        parts.KEYS_SECRET: lambda: keys_secret(token),
+        parts.INTERNAL_SECRET: lambda: internal_secret(token),
+    }
+    made = []
+    for name, make in makers.items():
+        if await cluster.get(Ref("v1", "Secret", name, namespace)) is None:
+            try:
+                await cluster.create(secret(name, namespace, make()))
+            except Conflict:
+                continue
+            made.append(name)
+    return made
+
+
+async def run() -> Any:
+    """Make the Secrets of this Job's namespace."""
+    async with connected() as cluster:
+        return await ensure(cluster, FirstSecretsSettings().namespace, secrets.token_urlsafe)
+
+
+def main() -> int:
+    """Exit status: 0 when all Secrets are there, 1 with one line when not."""
+    try:
+        made = asyncio.run(run())
+    except DeployError as error:
+        sys.stderr.write(f"torpor first-secrets: {error}\n")
+        return 1
+    sys.stdout.write(f"made: {', '.join(made) or 'nothing, all were there'}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Whether an object has come up, and if not, why. Pure.
+
+Called by the waiting in `rollout`. Reads only documented status fields and conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from knative.deploy.emit import Resource
+
+_BY_READY_CONDITION = {
+    "InferenceService": "KServe has not made it ready",
+    "Broker": "the broker is not ready",
+    "Trigger": "the trigger is not ready",
+    "ScaledObject": "KEDA has not accepted it",
+    "RabbitmqCluster": "RabbitMQ is not up",
+}
+_READY_NAMES = {"RabbitmqCluster": "AllReplicasReady"}
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """`is_ready`, or what is still missing."""
+
+    is_ready: bool
+    reason: str = ""
+
+
+READY = Readiness(True)
+
+
+def waits_for(resource: Resource) -> bool:
+    """Say whether a kind has a readiness worth waiting for."""
+    kinds = ("Deployment", "StatefulSet", "Job", *_BY_READY_CONDITION)
+    is_knative = str(resource.get("apiVersion")).startswith("serving.knative.dev/")
+    return resource.get("kind") in kinds or is_knative
+
+
+def readiness(live: Resource | None) -> Readiness:
+    """Give the readiness of an object as the server shows it."""
+    if live is None:
+        return Readiness(False, "it is gone: somebody deleted it")
+    status = live.get("status") or {}
+    generation = live["metadata"].get("generation", 0)
+    seen = status.get("observedGeneration", generation)
+    if seen < generation:
+        return Readiness(False, "its controller has not looked at the change yet")
+    match live["kind"]:
+        case "Deployment":
+            return _deployment(live, status)
+        case "StatefulSet":
+            return _stateful_set(live, status)
+        case "Job":
+            return _job(status)
+        case kind:
+            return _by_condition(kind, status)
+
+
+def _deployment(live: Resource, status: Resource) -> Readiness:
+    wanted = live["spec"].get("replicas", 1)
+    updated = status.get("updatedReplicas", 0)
+    available = status.get("availableReplicas", 0)
+    for condition in status.get("conditions") or []:
+        if condition.get("reason") == "ProgressDeadlineExceeded":
+            return Readiness(False, f"gave up: {condition.get('message')}")
+    if updated < wanted:
+        return Readiness(False, f"{updated} of {wanted} pods are of the new version")
+    if status.get("replicas", 0) > updated:
+        return Readiness(False, "old pods are still ending")
+    if available < updated:
+        return Readiness(False, f"{available} of {updated} pods are available")
+    return READY
+
+
+def _stateful_set(live: Resource, status: Resource) -> Readiness:
+    wanted = live["spec"].get("replicas", 1)
+    ready = status.get("readyReplicas", 0)
+    if status.get("updateRevision") != status.get("currentRevision"):
+        return Readiness(False, "pods of the old version are being replaced")
+    return READY if ready >= wanted else Readiness(False, f"{ready} of {wanted} pods are ready")
+
+
+def _job(status: Resource) -> Readiness:
+    for condition in status.get("conditions") or []:
+        if condition.get("status") == "True" and condition.get("type") == "Complete":
+            return READY
+        if condition.get("status") == "True" and condition.get("type") == "Failed":
+            return Readiness(False, f"failed: {condition.get('message')}")
+    return Readiness(False, "running")
+
+
+def _by_condition(kind: str, status: Resource) -> Readiness:
+    wanted = _READY_NAMES.get(kind, "Ready")
+    conditions = {c.get("type"): c for c in status.get("conditions") or []}
+    main = conditions.get(wanted)
+    if main is None:
+        return Readiness(False, _BY_READY_CONDITION.get(kind, "no status yet"))
+    if main.get("status") == "True":
+        return READY
+    said = [main, *(c for c in conditions.values() if c.get("status") == "False")]
+    words = [
+        str(c.get("message") or c.get("reason"))
+        for c in said
+        if c.get("message") or c.get("reason")
+    ]
+    return Readiness(False, "; ".join(dict.fromkeys(words)) or _BY_READY_CONDITION.get(kind, ""))
+
+
+_WAITING = {
+    "ErrImagePull": "the image cannot be pulled",
+    "ImagePullBackOff": "the image cannot be pulled",
+    "InvalidImageName": "the image's name is not one",
+    "CreateContainerConfigError": "a Secret or ConfigMap that it reads is missing",
+    "CrashLoopBackOff": "it ends again and again; see `torpor logs`",
+    "RunContainerError": "it cannot be started",
+}
+
+
+def why_stuck(pods: Iterable[Resource], events: Iterable[Resource]) -> list[str]:
+    """Give the reasons that pods and events tell, each once, the plainest first."""
+    found = [reason for pod in pods for reason in _pod_reasons(pod)]
+    found += [reason for event in events if (reason := _event_reason(event))]
+    return list(dict.fromkeys(found))
+
+
+def _pod_reasons(pod: Resource) -> Iterable[str]:
+    name = pod["metadata"]["name"]
+    status = pod.get("status") or {}
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            yield f"{name}: {_scheduling(str(condition.get('message')))}"
+    boxes = [
+        *(status.get("initContainerStatuses") or []),
+        *(status.get("containerStatuses") or []),
+    ]
+    for box in boxes:
+        yield from _container_reasons(name, box)
+
+
+def _container_reasons(pod: str, box: dict[str, Any]) -> Iterable[str]:
+    state = box.get("state") or {}
+    reason = (state.get("waiting") or {}).get("reason", "")
+    if reason in _WAITING:
+        said = (state["waiting"].get("message") or "").strip()
+        yield f"{pod}/{box['name']}: {_WAITING[reason]}" + (f" ({said[:200]})" if said else "")
+    last = (box.get("lastState") or {}).get("terminated") or {}
+    if last.get("reason") == "OOMKilled":
+        yield f"{pod}/{box['name']}: killed for memory; raise its limit or lower --max-model-len"
+
+
+def _scheduling(message: str) -> str:
+    if "nvidia.com/gpu" in message:
+        return f"no node has a free GPU of the kind asked for ({message[:200]})"
+    if "untolerated taint" in message and "affinity/selector" not in message:
+        return f"every node is tainted against it ({message[:200]})"
+    if "affinity/selector" in message:
+        return f"no node has the labels asked for ({message[:200]})"
+    if "PersistentVolumeClaim" in message or "persistentvolumeclaim" in message:
+        return f"its disk is not there ({message[:200]})"
+    return f"no node has room ({message[:200]})"
+
+
+def _event_reason(event: Resource) -> str | None:
+    message = str(event.get("message", ""))
+    if event.get("type") != "Warning":
+        return None
+    about = (event.get("involvedObject") or {}).get("name", "?")
+    if "exceeded quota" in message:
+        return f"{about}: the namespace's quota is used up ({message[:200]})"
+    if "violates PodSecurity" in message:
+        return f"{about}: the namespace's pod standard refuses it ({message[:200]})"
+    if event.get("reason") in ("FailedMount", "FailedAttachVolume"):
+        return f"{about}: a volume cannot be mounted ({message[:200]})"
+    return None

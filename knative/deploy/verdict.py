@@ -1,0 +1,135 @@
+"""Whether a canary may take over, by its errors and its latency beside the model's.
+
+`judge` is pure; `measure` asks Prometheus. Called by `promote`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from enum import StrEnum
+from math import isnan, sqrt
+
+import aiohttp
+
+from knative.deploy.faults import Unreachable
+
+QUERY_TIMEOUT_S = 10.0
+
+
+class Decision(StrEnum):
+    """What to do with a canary."""
+
+    PROMOTE = "promote"
+    """It is as good."""
+    ROLL_BACK = "roll back"
+    """It is worse, beyond chance."""
+    WAIT = "wait"
+    """Too few requests to tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one version did in the window. `p95_s` is None without any request."""
+
+    requests: float
+    errors: float
+    p95_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much worse a canary may be."""
+
+    min_requests: int = 50
+    error_rise: float = 0.02
+    latency_ratio: float = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision and the figures it rests on."""
+
+    decision: Decision
+    reason: str
+
+
+def lower_bound(errors: float, requests: float, z: float = 1.645) -> float:
+    """Give the least error rate that fits what was seen (Wilson, one-sided 95 %)."""
+    if requests <= 0:
+        return 0.0
+    rate = errors / requests
+    middle = rate + z * z / (2 * requests)
+    spread = z * sqrt(rate * (1 - rate) / requests + z * z / (4 * requests * requests))
+    return max(0.0, (middle - spread) / (1 + z * z / requests))
+
+
+def judge(stable: Sample, canary: Sample, limits: Limits) -> Verdict:
+    """Give what to do. Worse is said as early as chance allows; good needs enough requests."""
+    usual = stable.errors / stable.requests if stable.requests else 0.0
+    least = lower_bound(canary.errors, canary.requests)
+    if least > usual + limits.error_rise:
+        return Verdict(
+            Decision.ROLL_BACK,
+            f"{canary.errors:.0f} of {canary.requests:.0f} failed (at least {least:.1%}), "
+            f"the model {usual:.1%}",
+        )
+    if canary.requests < limits.min_requests:
+        return Verdict(
+            Decision.WAIT, f"{canary.requests:.0f} of {limits.min_requests} requests seen"
+        )
+    if canary.p95_s is not None and stable.p95_s:
+        ratio = canary.p95_s / stable.p95_s
+        if ratio > limits.latency_ratio:
+            return Verdict(
+                Decision.ROLL_BACK,
+                f"p95 is {canary.p95_s:.1f} s, {ratio:.2f} times the model's {stable.p95_s:.1f} s",
+            )
+    return Verdict(
+        Decision.PROMOTE,
+        f"{canary.errors:.0f} of {canary.requests:.0f} failed, p95 {canary.p95_s or 0:.1f} s",
+    )
+
+
+def queries(service: str, window: str) -> dict[str, str]:
+    """Give the PromQL of one version's sample, from vLLM's own families."""
+    pods = f'pod=~"{service}-predictor-.*"'
+    count = f"sum(increase(vllm:request_success_total{{{pods}}}[{window}]))"
+    errors = (
+        f'sum(increase(vllm:request_success_total{{{pods},finished_reason="error"}}[{window}]))'
+    )
+    buckets = f"sum by (le) (rate(vllm:e2e_request_latency_seconds_bucket{{{pods}}}[{window}]))"
+    return {
+        "requests": count,
+        "errors": errors,
+        "p95_s": f"histogram_quantile(0.95, {buckets})",
+    }
+
+
+async def measure(prometheus_url: str, service: str, window: str) -> Sample:
+    """Give one version's sample. Raises Unreachable when Prometheus does not answer."""
+    timeout = aiohttp.ClientTimeout(total=QUERY_TIMEOUT_S)
+    wanted = queries(service, window)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        values = await asyncio.gather(
+            *(_query(session, prometheus_url, query) for query in wanted.values())
+        )
+    found = dict(zip(wanted, values, strict=True))
+    return Sample(found["requests"] or 0.0, found["errors"] or 0.0, found["p95_s"])
+
+
+async def _query(session: aiohttp.ClientSession, url: str, query: str) -> float | None:
+    try:
+        async with session.get(
+            f"{url.rstrip('/')}/api/v1/query", params={"query": query}
+        ) as response:
+            response.raise_for_status()
+            answer = await response.json()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise Unreachable(
+            f"Prometheus at {url}: {error or 'no answer in time'}. Give --prometheus, or --now to "
+            "decide without it"
+        ) from error
+    results = answer["data"]["result"]
+    value = float(results[0]["value"][1]) if results else None
+    return None if value is None or isnan(value) else value
