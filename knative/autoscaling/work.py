@@ -30,6 +30,8 @@ _SHORTEST_GAP_S = 0.5
 _GAP_CLASSES = 48
 _GAP_MEMORY = 400.0
 _FEWEST_GAPS = 8
+# One cold start too many breaks a strict target for good: sleep only on more evidence.
+_FEWEST_GAPS_STRICT = 40
 # Of the 5 % that p95 leaves, four fifths may be spent on cold starts.
 _COLD_SHARE = 0.04
 # Below this many replicas' worth of arriving work, work can be put off; above, somebody must be up.
@@ -176,8 +178,10 @@ def linger_s(spec: WorkSpec, state: WorkState) -> float:
     nothing.
     """
     total = sum(state.gaps)
-    if total < _FEWEST_GAPS:
-        return 0.0 if spec.can_hide_cold_start else max(spec.cold_start_s, 60.0)
+    if total < _FEWEST_GAPS and spec.can_hide_cold_start:
+        return 0.0
+    if total < _FEWEST_GAPS_STRICT and not spec.can_hide_cold_start:
+        return _NEVER
     slack = max(0.0, spec.p95_wait_s - spec.cold_start_s - spec.margin_s)
     best = cheapest = _NEVER
     for choice in range(_longest_seen(state) + 2):

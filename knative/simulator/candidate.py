@@ -5,7 +5,7 @@ Called by the command line, `plan.py` and the benches. It must not run anything.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from knative.simulator.policy import (
     HpaPolicy,
     KedaPolicy,
     KpaPolicy,
+    WorkOverKeda,
     WorkPolicy,
 )
 from knative.simulator.view import Autoscaler
@@ -138,6 +139,19 @@ def work_candidate(
         [{"type": "external-push", "name": "work", "metadata": metadata}],
     )
     return Candidate(name=name, build=lambda: WorkPolicy(spec), patch=patch, start_s=start_s)
+
+
+def work_over_keda_candidate(
+    name: str, engine: EngineModel, slots: int, *, start_s: float, p95_wait_s: float
+) -> Candidate:
+    """Our own policy as KEDA follows it: polls and HPA syncs in between, so a longer margin."""
+    direct = work_candidate(name, engine, slots, start_s=start_s, p95_wait_s=p95_wait_s)
+    scaled_object = read_scaled_object(direct.patch or {})
+    spec = replace(
+        work_spec(engine, slots, start_s=start_s, p95_wait_s=p95_wait_s),
+        margin_s=1 + scaled_object.polling_interval_s,
+    )
+    return replace(direct, build=lambda: WorkOverKeda(spec, scaled_object))
 
 
 def work_spec(engine: EngineModel, slots: int, *, start_s: float, p95_wait_s: float) -> WorkSpec:

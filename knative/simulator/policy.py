@@ -5,6 +5,7 @@ it turns a `View` into what a policy reads in a cluster, and asks the policy.
 """
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 
 from knative.autoscaling import hpa, keda, kpa, reconciler, work
@@ -113,6 +114,7 @@ class KedaPolicy:
 
     def __init__(self, spec: KedaSpec, cpu: CpuModel | None = None) -> None:
         _refuse_unknown_queries(spec)
+        self._outside: dict[str, float] = {}
         self._spec = spec
         self._state = keda.start(spec, now=0)
         self._cpu = cpu or CpuModel()
@@ -121,12 +123,22 @@ class KedaPolicy:
     def step(self, view: View, now: float) -> int:
         """Whatever of poll and sync is due."""
         self._cpu.saw(view)
-        values = measured(self._spec.triggers, _backlog(self._spec, view))
+        backlog = _backlog(self._spec, view)
+        values = measured(self._spec.triggers, backlog) | self._outside
         replicas = Replicas(view.asked, view.existing, view.ready)
         pods = self._cpu.samples(view, now) if self._has_cpu else ()
         self._state, decision = keda.decide(
             self._spec, self._state, values, replicas, now, pods=pods
         )
+        return decision.replicas
+
+    def hear(self, values: Mapping[str, float]) -> None:
+        """What external scalers say from now on, by trigger key."""
+        self._outside = dict(values)
+
+    def pushed(self, view: View, now: float) -> int:
+        """An external-push scaler said that there is work: the operator acts as at a poll."""
+        self._state, decision = keda.poll(self._spec, self._state, self._outside, view.asked, now)
         return decision.replicas
 
     def wake(self, view: View, now: float) -> int | None:
@@ -245,3 +257,23 @@ class WorkPolicy:
         )
         oldest = now - view.queue[0].arrived if view.queue else 0.0
         return work.Seen(view.queued, waiting, oldest, view.running, view.asked, view.ready)
+
+
+class WorkOverKeda(WorkPolicy):
+    """Our own policy as KEDA follows it: its number is an external-push trigger's metric.
+
+    Activation is pushed (`StreamIsActive`); everything else comes with KEDA's polls and HPA syncs.
+    """
+
+    def __init__(self, spec: WorkSpec, scaled_object: KedaSpec) -> None:
+        super().__init__(spec)
+        self._keda = KedaPolicy(scaled_object)
+        self._key = scaled_object.triggers[0].key
+
+    def step(self, view: View, now: float) -> int:
+        """Decide, and let KEDA act on it in its own time."""
+        wanted = super().step(view, now)
+        self._keda.hear({self._key: float(wanted)})
+        if wanted > 0 and view.asked == 0:
+            return self._keda.pushed(view, now)
+        return self._keda.step(view, now)

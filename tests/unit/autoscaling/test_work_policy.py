@@ -1,5 +1,6 @@
 """Our own policy weighs work, spends the slack it is given, and keeps what pays for itself."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -106,8 +107,9 @@ def test_it_stays_longer_than_any_gap_where_too_many_jobs_would_wait() -> None:
     assert work.linger_s(strict, with_gaps(strict, [20.0, 100.0] * 20)) > 100
 
 
-def test_before_it_has_seen_gaps_it_waits_a_minute() -> None:
-    assert work.linger_s(replace(SPEC, p95_wait_s=5), WorkState()) == 60
+def test_before_it_knows_the_gaps_a_strict_target_keeps_it_awake() -> None:
+    strict = replace(SPEC, p95_wait_s=5)
+    assert work.linger_s(strict, with_gaps(strict, [20.0] * 30)) == math.inf
 
 
 @given(
