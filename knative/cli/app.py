@@ -1,6 +1,7 @@
 """Puts the commands together. Called by the console script `torpor`."""
 
 import sys
+from collections.abc import Iterator
 
 import typer
 
@@ -29,8 +30,17 @@ def main() -> None:
     try:
         app()
     except* (UserError, StackError) as group:
-        for error in group.exceptions:
+        for error in _flat(group):
             stderr.print(f"torpor: {error}", style="red", markup=False, highlight=False)
         sys.exit(1)
     except* KeyboardInterrupt:
         sys.exit(130)
+
+
+def _flat(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The errors in a group of groups: each task group on the way up adds a layer."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _flat(error)
+        else:
+            yield error

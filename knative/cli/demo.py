@@ -11,10 +11,10 @@ import typer
 from eventing import log
 from knative.cli.client import connected
 from knative.cli.errors import UserError
+from knative.cli.flags import build
 from knative.cli.jobs import DEFAULT_DATA_DIR, DataDir, submit_chat
 from knative.cli.screen import JobScreen, stderr
-from knative.cli.up import build_settings
-from knative.local.settings import EngineKind
+from knative.local.settings import EngineKind, StackSettings
 from knative.local.stack import Stack
 
 _BACK_TO_ZERO_S = 60.0
@@ -33,7 +33,8 @@ def demo(
         raise UserError("the prompt is empty")
     # Knative's real policy with its clock ten times as fast: the default window of 60 s passes in
     # 6.
-    settings = build_settings(
+    settings = build(
+        StackSettings,
         port=0,
         broker_port=0,
         data_dir=Path(data_dir) / "demo",

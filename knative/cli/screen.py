@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.status import Status
 
 stdout = Console(highlight=False, soft_wrap=True)
-stderr = Console(stderr=True, highlight=False)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class JobScreen:

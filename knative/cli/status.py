@@ -38,7 +38,7 @@ def _draw(seen: dict[str, Any]) -> None:
     stdout.print(f"api {seen['addresses']['api']}   broker {seen['addresses']['broker']}/")
     waiting = ", ".join(f"{lane} {n}" for lane, n in queue["waiting"].items())
     stdout.print(
-        f"queue    {waiting}; in delivery {queue['pending']}, of them waiting for a retry {queue['retrying']}"
+        f"queue    {waiting}; in delivery {queue['pending']}, to be retried {queue['retrying']}"
     )
     stdout.print(f"activator  holds {activator['waiting']}, in predictors {activator['in_flight']}")
     stdout.print(f"replicas {replicas['ready']} ready of {replicas['wanted']} wanted")

@@ -64,7 +64,7 @@ def service(settings: StackSettings, model: str) -> Manifest:
     annotations = {
         "class": "kpa.autoscaling.knative.dev",
         "metric": "concurrency",
-        "window": f"{settings.window_s:g}s",
+        "window": f"{settings.window:g}s",
         "min-scale": str(settings.min_replicas),
         "max-scale": str(settings.max_replicas),
         "initial-scale": str(settings.min_replicas),
@@ -92,7 +92,7 @@ def config_autoscaler(settings: StackSettings) -> Mapping[str, str]:
     """The cluster-wide settings that a Service cannot carry."""
     return {
         "allow-zero-initial-scale": "true",
-        "scale-to-zero-grace-period": f"{settings.grace_s:g}s",
+        "scale-to-zero-grace-period": f"{settings.grace:g}s",
     }
 
 
@@ -106,7 +106,7 @@ def scaled_object(settings: StackSettings, model: str) -> Manifest:
         "spec": {
             "scaleTargetRef": {"name": model},
             "pollingInterval": 2,
-            "cooldownPeriod": int(settings.window_s),
+            "cooldownPeriod": int(settings.window),
             "minReplicaCount": settings.min_replicas,
             "maxReplicaCount": settings.max_replicas,
             "triggers": [

@@ -2,11 +2,29 @@
 variables.
 """
 
+import re
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated, Any, Final
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_UNITS_S: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+
+
+def duration(value: Any) -> Any:
+    """A duration as Knative writes it (`60s`, `1m`, `500ms`), in seconds; numbers pass."""
+    found = (
+        re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)", value.strip())
+        if isinstance(value, str)
+        else None
+    )
+    return float(found[1]) * _UNITS_S[found[2]] if found else value
+
+
+Seconds = Annotated[float, BeforeValidator(duration)]
+WholeSeconds = Annotated[int, BeforeValidator(duration)]
 
 
 class EngineKind(StrEnum):
@@ -26,7 +44,9 @@ class AutoscalerKind(StrEnum):
 class StackSettings(BaseSettings):
     """One stack. Every field is a variable: `max_replicas` is `TORPOR_MAX_REPLICAS`."""
 
-    model_config = SettingsConfigDict(env_prefix="TORPOR_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TORPOR_", frozen=True, extra="ignore", use_attribute_docstrings=True
+    )
 
     host: str = "127.0.0.1"
     """Address of the api and the broker; loopback unless told otherwise."""
@@ -38,35 +58,37 @@ class StackSettings(BaseSettings):
     """Where state, models and logs live; survives restarts."""
     redis_url: SecretStr | None = None
     """A Redis or Valkey of your own instead of the embedded one."""
+    models_dir: Path = Path(".torpor/models")
+    """Where converted models are kept, for every stack of this checkout."""
     engine: EngineKind = EngineKind.VLLM
+    """What thinks: the real engine, or the test engine that makes tokens from a seed."""
     model: str = "smollm2-135m-instruct"
     """A packaged model by name, a folder, or (with network) a hub id."""
     max_replicas: int = Field(1, ge=1, le=64)
     """Most predictors at once; each real one takes about 2.4 GB with the default model."""
     min_replicas: int = Field(0, ge=0, le=64)
+    """Predictors that never go."""
     container_concurrency: int = Field(4, ge=1, le=1000)
     """Jobs one predictor thinks about at once (its batch)."""
-    window_s: int = Field(60, ge=6, le=3600)
+    window: WholeSeconds = Field(60, ge=6, le=3600)
     """Knative's stable window: so long without work before the last predictor may go."""
-    grace_s: int = Field(30, ge=6, le=3600)
+    grace: WholeSeconds = Field(30, ge=6, le=3600)
     """Knative's scale-to-zero grace, after the window."""
     time_scale: float = Field(1.0, ge=0.1, le=100)
     """The autoscaler's clock runs this many times faster; for demos and tests."""
     autoscaler: AutoscalerKind = AutoscalerKind.KPA
+    """Whose policy runs: Knative's, or KEDA's with the HPA."""
     warm_parent: bool = True
     """Keep a parent with vLLM imported, from which predictors fork (about 0.5 GB for a five times
     faster wake).
     """
     max_job_seconds: int = Field(900, ge=1, le=86_400)
     """The one number: no job runs longer, and every timeout on the path is above it."""
-    lease_s: float = Field(30, ge=1, le=600)
+    lease: Seconds = Field(30, ge=1, le=600)
     """A predictor that is silent for this long has lost its job."""
-    drain_grace_s: float = Field(10, ge=0, le=3600)
+    drain_grace: Seconds = Field(10, ge=0.5, le=3600)
     """A predictor told to end may finish what ends within this time; the rest is handed over."""
     engine_args: str = ""
     """More arguments for the engine, as vLLM names them, in one string."""
-    log_level: str = "INFO"
-
-    @property
-    def redis_password_file(self) -> Path:
-        return self.data_dir / "store.secret"
+    log_level: str = "WARNING"
+    """DEBUG, INFO, WARNING or ERROR."""

@@ -121,7 +121,7 @@ class Stack:
     async def _prepare_model(self) -> Model:
         if self.settings.engine is EngineKind.SEEDED:
             return Model(name=self.settings.model)
-        return await prepare_model(self.settings.model, self._data / "models", self._report)
+        return await prepare_model(self.settings.model, self.settings.models_dir, self._report)
 
     def _choose_ports(self) -> "_Ports":
         s = self.settings
@@ -150,8 +150,8 @@ class Stack:
             "TORPOR_MODEL_NAME": model.name,
             "TORPOR_PREDICTOR_HOST": "127.0.0.1",
             "TORPOR_SEEDED_MAX_CONCURRENCY": str(s.container_concurrency),
-            "TORPOR_LEASE_S": str(s.lease_s),
-            "TORPOR_DRAIN_GRACE_S": str(max(s.drain_grace_s, 0.5)),
+            "TORPOR_LEASE_S": str(s.lease),
+            "TORPOR_DRAIN_GRACE_S": str(s.drain_grace),
             "TORPOR_LOG_LEVEL": s.log_level,
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
@@ -250,7 +250,7 @@ class Stack:
             argv=self._predictor_argv(),
             env=self._base_env,
             ready_path=f"/v2/models/{model.name}/ready",
-            drain_grace_s=self.settings.drain_grace_s,
+            drain_grace_s=self.settings.drain_grace,
         )
 
     def _autoscaler(

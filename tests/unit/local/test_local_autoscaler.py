@@ -98,7 +98,7 @@ async def test_more_work_than_the_replicas_can_take_is_never_more_than_the_maxim
 
 async def test_after_window_and_grace_without_work_the_last_replica_goes() -> None:
     scale, load = RememberedScale(), Load()
-    async with running(scale, load, window_s=6, grace_s=6) as loop:
+    async with running(scale, load, window=6, grace=6) as loop:
         load.now = 1
         loop.poke()
         await until(lambda: scale.alive == 1)

@@ -1,4 +1,4 @@
-"""The embedded stack's manifests are the cluster's: our own readers take them, and route by them."""
+"""The embedded stack's manifests are the cluster's: our readers take them and route by them."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from knative.autoscaling.scaledobject import read_scaled_object
 from knative.local import manifest
 from knative.local.settings import StackSettings
 
-SETTINGS = StackSettings(max_replicas=3, container_concurrency=4, window_s=12, max_job_seconds=600)
+SETTINGS = StackSettings(max_replicas=3, container_concurrency=4, window=12, max_job_seconds=600)
 
 
 def triggers(settings: StackSettings = SETTINGS) -> dict[str, Trigger]:

@@ -1,0 +1,131 @@
+"""A whole stack as a process of its own, as a user starts it, with the seeded engine.
+
+Used by the stack tests. Everything is `torpor up`: nothing is imported, so that what is tested is
+what is run.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+TORPOR = str(Path(sys.executable).parent / "torpor")
+MODEL = "smollm2-135m-instruct"
+
+
+class LocalStack:
+    """`torpor up` on a folder; free ports, a fast clock."""
+
+    def __init__(self, folder: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self._flags = flags
+        self._env = os.environ | {"TORPOR_SEEDED_TOKENS_PER_S": "200"} | (env or {})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "LocalStack":
+        base = [TORPOR, "up", "--engine", "seeded", "--port", "0", "--broker-port", "0"]
+        base += ["--data-dir", str(self.folder), "--time-scale", "10", "--grace", "6s"]
+        base += ["--drain-grace", "1s"]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._said_path.open("w") as said:
+            self._process = subprocess.Popen([*base, *self._flags], env=self._env, stderr=said)
+        self._wait(lambda: (self.folder / "addresses.json").exists() or self._ended, 30)
+        assert not self._ended, self.said()
+        return self
+
+    def send(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 20) -> int:
+        """Signal it; its exit status."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self.send(number)
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+
+    def said(self) -> str:
+        """What it wrote to standard error so far."""
+        return self._said_path.read_text()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        found: dict[str, str] = json.loads((self.folder / "addresses.json").read_text())
+        return found
+
+    def submit(self, prompt: str = "hello", **body: Any) -> str:
+        """Submit a completion job; its id."""
+        line = {"url": "/v1/completions", "body": {"model": MODEL, "prompt": prompt, **body}}
+        answer = httpx.post(self.addresses["api"] + "/v1/jobs", json=line)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def job(self, job_id: str, wait_s: float = 0) -> dict[str, Any]:
+        query = {"wait": str(wait_s)} if wait_s else {}
+        answer = httpx.get(
+            f"{self.addresses['api']}/v1/jobs/{job_id}", params=query, timeout=wait_s + 5
+        )
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def status(self) -> dict[str, Any]:
+        seen: dict[str, Any] = httpx.get(self.addresses["activator"] + "/status").json()
+        return seen
+
+    def until(self, condition: Callable[[], bool], timeout_s: float = 20) -> None:
+        self._wait(condition, timeout_s)
+
+    def children(self) -> list[int]:
+        """Every process below the stack, however deep."""
+        found, todo = [], [self.pid]
+        while todo:
+            listed = subprocess.run(
+                ["ps", "-o", "pid=", "--ppid", str(todo.pop())], capture_output=True, text=True
+            )
+            new = [int(word) for word in listed.stdout.split()]
+            found += new
+            todo += new
+        return found
+
+    @property
+    def _said_path(self) -> Path:
+        return self.folder / "said.log"
+
+    @property
+    def _ended(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
+
+    def _wait(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within {timeout_s} s")
+            time.sleep(0.02)
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those that still run; a zombie does not."""
+    return [pid for pid in pids if _state(pid) not in ("", "Z")]
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return ""

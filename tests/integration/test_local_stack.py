@@ -1,0 +1,231 @@
+"""`torpor up`, from outside: zero to one to zero, crashes, clean ends, and a second start."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integration.stack import MODEL, TORPOR, LocalStack, alive
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """One stack for the tests that leave it as they found it."""
+    made = LocalStack(tmp_path_factory.mktemp("stack"), "--window", "6s").start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path) -> Iterator[LocalStack]:
+    """A stack to be mistreated."""
+    made = LocalStack(tmp_path / "data", "--window", "6s", "--lease", "2s").start()
+    yield made
+    made.stop()
+
+
+def torpor(stack: LocalStack, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TORPOR, *arguments, "--data-dir", str(stack.folder)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_a_job_at_zero_wakes_a_predictor_and_after_the_window_it_sleeps_again(
+    stack: LocalStack,
+) -> None:
+    stack.until(lambda: stack.status()["replicas"]["ready"] == 0)
+
+    job = stack.job(stack.submit(max_tokens=5), wait_s=20)
+
+    assert job["state"] == "completed"
+    assert stack.status()["replicas"]["ready"] == 1
+    stack.until(lambda: not stack.status()["replicas"]["list"])
+
+
+def test_the_command_line_shows_the_answer_as_it_comes(stack: LocalStack) -> None:
+    shown = torpor(stack, "submit", "--wait", "--max-tokens", "6", "Why?")
+
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.strip()
+    assert "accepted" in shown.stderr
+    assert "completed (6 tokens" in shown.stderr
+
+
+def test_a_prompt_may_come_from_standard_input_and_the_job_as_json(stack: LocalStack) -> None:
+    shown = torpor(stack, "submit", "--json", "--max-tokens", "3", stdin="Why?")
+
+    job = json.loads(shown.stdout)
+
+    watched = torpor(stack, "watch", "--json", job["id"])
+    events = [json.loads(line) for line in watched.stdout.splitlines()]
+    assert events[-1]["event"] == "result"
+    assert events[-1]["data"]["state"] == "completed"
+
+
+def test_jobs_and_status_list_what_is_there(stack: LocalStack) -> None:
+    job_id = stack.submit(max_tokens=2)
+    stack.job(job_id, wait_s=20)
+
+    listed = json.loads(torpor(stack, "jobs", "--json").stdout)
+    status = json.loads(torpor(stack, "status", "--json").stdout)
+
+    assert job_id in [job["id"] for job in listed["data"]]
+    assert status["addresses"]["broker"] == stack.addresses["broker"]
+    assert status["queue"]["pending"] == 0
+
+
+def test_a_foreign_producers_event_without_a_model_attribute_is_routed_by_its_body(
+    stack: LocalStack,
+) -> None:
+    headers = {
+        "ce-specversion": "1.0",
+        "ce-id": "order-7",
+        "ce-source": "/shop",
+        "ce-type": "dev.torpor.inference.requested.v1",
+        "content-type": "application/json",
+    }
+    line = {"url": "/v1/completions", "body": {"model": MODEL, "prompt": "hi", "max_tokens": 2}}
+
+    taken = httpx.post(stack.addresses["broker"] + "/", json=line, headers=headers)
+
+    assert taken.status_code == 202
+    stack.until(
+        lambda: any(
+            job["state"] == "completed" and job["url"] == "/v1/completions"
+            for job in json.loads(torpor(stack, "jobs", "--json").stdout)["data"]
+        )
+    )
+
+
+def test_a_part_that_is_killed_is_started_again_and_the_job_ends(own_stack: LocalStack) -> None:
+    broker = [p for p in own_stack.children() if "eventing.broker" in _command(p)]
+    own_stack.job(own_stack.submit(max_tokens=1), wait_s=20)
+
+    os.kill(broker[0], signal.SIGKILL)
+    own_stack.until(lambda: _accepts(own_stack))
+
+    assert own_stack.job(own_stack.submit(max_tokens=3), wait_s=20)["state"] == "completed"
+
+
+def test_a_predictor_killed_in_mid_thought_costs_no_token(own_stack: LocalStack) -> None:
+    job_id = own_stack.submit(max_tokens=400, seeded={"output_tokens": 400})
+    own_stack.until(lambda: own_stack.job(job_id)["token_count"] > 20)
+
+    os.kill(own_stack.status()["replicas"]["list"][0]["pid"], signal.SIGKILL)
+
+    job = own_stack.job(job_id, wait_s=30)
+    assert job["state"] == "completed"
+    assert job["usage"]["completion_tokens"] == 400
+    assert job["attempts"][1]["resumed_from"] > 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_it_ends_cleanly_in_the_middle_of_work_and_the_next_start_finishes_it(
+    tmp_path: Path, number: int
+) -> None:
+    first = LocalStack(tmp_path / "data", "--window", "6s").start()
+    job_id = first.submit(max_tokens=1500, seeded={"output_tokens": 1500})
+    first.until(lambda: first.job(job_id)["token_count"] > 20)
+    below = first.children()
+
+    status = first.stop(number)
+
+    assert status == 0
+    assert alive(below) == []
+    second = LocalStack(tmp_path / "data", "--window", "6s").start()
+    try:
+        job = second.job(job_id, wait_s=40)
+        assert job["state"] == "completed"
+        assert job["usage"]["completion_tokens"] == 1500
+        assert job["attempts"][1]["resumed_from"] > 20
+    finally:
+        second.stop()
+
+
+def test_kill_9_leaves_no_process_behind(tmp_path: Path) -> None:
+    stack = LocalStack(tmp_path / "data").start()
+    job_id = stack.submit(max_tokens=1500, seeded={"output_tokens": 1500})
+    stack.until(lambda: stack.job(job_id)["token_count"] > 0)
+    below = stack.children()
+    assert len(below) >= 4
+
+    os.kill(stack.pid, signal.SIGKILL)
+    stack.stop()
+
+    deadline = time.monotonic() + 5
+    while alive(below) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive(below) == []
+
+
+def test_a_second_stack_on_the_same_folder_is_refused_in_one_line(stack: LocalStack) -> None:
+    refused = _up(stack.folder)
+
+    assert refused.returncode == 1
+    assert "runs on" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_taken_port_is_named_with_the_flag_to_change_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused = _up(tmp_path / "data", "--port", str(taken.getsockname()[1]))
+
+    assert refused.returncode == 1
+    assert "--port" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_redis_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    refused = _up(tmp_path / "data", "--redis-url", "redis://127.0.0.1:9/0")
+
+    assert refused.returncode == 1
+    assert "TORPOR_REDIS_URL" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_setting_out_of_range_is_named_with_its_range(tmp_path: Path) -> None:
+    refused = _up(tmp_path / "data", "--window", "2s", "--max-replicas", "0")
+
+    assert refused.returncode == 1
+    assert "--window" in refused.stderr
+    assert "--max-replicas" in refused.stderr
+
+
+def test_an_unreachable_api_is_one_clear_line(tmp_path: Path) -> None:
+    refused = subprocess.run(
+        [TORPOR, "submit", "hi", "--api", "http://127.0.0.1:9"], capture_output=True, text=True
+    )
+
+    assert refused.returncode == 1
+    assert "torpor up" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def _up(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    base = [TORPOR, "up", "--engine", "seeded", "--port", "0", "--broker-port", "0"]
+    return subprocess.run(
+        [*base, "--data-dir", str(folder), *flags], capture_output=True, text=True, timeout=30
+    )
+
+
+def _command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+def _accepts(stack: LocalStack) -> bool:
+    line = {"url": "/v1/completions", "body": {"model": MODEL, "prompt": "x", "max_tokens": 1}}
+    answer = httpx.post(stack.addresses["api"] + "/v1/jobs", json=line)
+    return answer.status_code == 202
