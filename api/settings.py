@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from api.webhook_address import allow_list
+from api.webhook_schedule import SCHEDULE_S
 
 
 class ModelCard(BaseModel):
@@ -67,7 +70,21 @@ class ApiSettings(BaseSettings):
     """Pause between two looks at the outbox."""
     max_connections: int = Field(32, ge=2, le=1024)
     """Connections to the store for calls; live readers share one more."""
+    webhook_allow: tuple[str, ...] = ()
+    """JSON list of networks and hosts inside that webhooks may reach (`["10.1.0.0/16",
+    "*.corp.example"]`); everything else must be public and https.
+    """
+    webhook_timeout_s: float = Field(15.0, gt=0, le=30)
+    """Longest wait for a receiver's answer; Standard Webhooks suggests 15 to 30 s."""
+    webhook_schedule_s: tuple[float, ...] = SCHEDULE_S
+    """JSON list of the pause before each try of a webhook; the default is the published one."""
     log_level: str = "INFO"
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _check_allow(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        allow_list(entries)
+        return entries
 
     def masked(self) -> bytes:
         """All settings as JSON, secrets and the password of the store masked."""

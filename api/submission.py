@@ -15,6 +15,8 @@ from prometheus_client import Counter
 
 from api.front import Front
 from api.principal import Principal
+from api.webhook import JOB_WEBHOOK, WEBHOOK_URL, webhook_wish
+from api.webhook_address import allow_list, check_url
 from eventing.errors import (
     BrokerUnavailable,
     InvalidJob,
@@ -79,6 +81,8 @@ async def submit_new(
 ) -> tuple[Job, bool]:
     """As `submit`, for a job whose identity is known. With a key, the id comes from that."""
     await front.catalog.check(new.request)
+    if url := new.metadata.get(JOB_WEBHOOK):
+        check_url(url, allow_list(front.settings.webhook_allow), WEBHOOK_URL)
     await front.admission.admit(principal, new)
     deadline_s = front.clock.monotonic_s() + front.settings.submit_timeout_s
     job, is_new = await _record(front, new, idempotency_key, deadline_s)
@@ -191,7 +195,7 @@ def wish_of(
         lane=_lane(line.get("priority"), lane),
         expires_after_s=_expires_after_s(line, headers),
         traceparent=_traceparent(headers.get("traceparent", "")),
-        metadata=check_metadata(line.get("metadata"), "metadata"),
+        metadata=check_metadata(line.get("metadata"), "metadata") | webhook_wish(line, headers),
     )
 
 

@@ -1,0 +1,105 @@
+"""When a webhook is tried again. Pure; the published schedule of Standard Webhooks.
+
+Called by the sender after every try. Must not know HTTP clients or Redis.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from typing import Final
+
+SCHEDULE_S: Final = (
+    0.0,
+    5.0,
+    5 * 60.0,
+    30 * 60.0,
+    2 * 3600.0,
+    5 * 3600.0,
+    10 * 3600.0,
+    14 * 3600.0,
+    20 * 3600.0,
+    24 * 3600.0,
+)
+"""Pause before each try, after the one before; ten tries in 75 h 35 min (the standard's own
+«about three days»).
+"""
+JITTER: Final = 0.05
+"""A pause is this much longer or shorter, so that what failed together does not return together."""
+LONGEST_RETRY_AFTER_S: Final = 24 * 3600.0
+
+
+class Verdict(StrEnum):
+    """What becomes of a delivery after a try."""
+
+    DELIVERED = "delivered"  #: the receiver answered 2xx
+    PENDING = "pending"  #: will be tried again
+    FAILED = "failed"  #: no try is left
+    GONE = "gone"  #: 410: the receiver wants no more; switches its endpoint off
+    REFUSED = "refused"  #: its address must not be dialled; asking again would not help
+    DROPPED = "dropped"  #: its endpoint was deleted or switched off meanwhile
+
+    @property
+    def is_settled(self) -> bool:
+        return self is not Verdict.PENDING
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a try came to: a status, or 0 and the word for why there was none."""
+
+    status: int = 0
+    error: str = ""
+    retry_after: str = ""
+    is_refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do now; `delay_s` counts from the try that was judged. `pause_s` holds back the
+    receiver's other deliveries too.
+    """
+
+    verdict: Verdict
+    delay_s: float = 0.0
+    pause_s: float = 0.0
+
+
+def decide(
+    tries: int, outcome: Outcome, now_s: float, draw: random.Random, schedule_s: Sequence[float]
+) -> Decision:
+    """What follows the try number `tries` (from 1). A Retry-After can make a pause longer, never
+    shorter, and is not counted as less by jitter.
+    """
+    if 200 <= outcome.status < 300:
+        return Decision(Verdict.DELIVERED)
+    if outcome.status == 410:
+        return Decision(Verdict.GONE)
+    if outcome.is_refused:
+        return Decision(Verdict.REFUSED)
+    asked_s = retry_after_s(outcome.retry_after, now_s)
+    pause_s = asked_s if outcome.status in (429, 502, 503, 504) else 0.0
+    if tries >= len(schedule_s):
+        return Decision(Verdict.FAILED, pause_s=pause_s)
+    planned_s = schedule_s[tries] * draw.uniform(1 - JITTER, 1 + JITTER)
+    if asked_s > planned_s:
+        planned_s = asked_s * draw.uniform(1, 1 + JITTER)
+    return Decision(Verdict.PENDING, delay_s=planned_s, pause_s=pause_s)
+
+
+def retry_after_s(text: str, now_s: float) -> float:
+    """Seconds that a Retry-After header asks for (RFC 9110: seconds or a date), at most a day; 0
+    for none, or nonsense.
+    """
+    text = text.strip()
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return min(float(text), LONGEST_RETRY_AFTER_S)
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError):
+        return 0.0
+    at = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    wait_s = (at - datetime.fromtimestamp(now_s, UTC)).total_seconds()
+    return min(max(wait_s, 0.0), LONGEST_RETRY_AFTER_S)
