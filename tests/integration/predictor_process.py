@@ -30,6 +30,37 @@ FAST = {
 }
 
 
+async def deliver(url: str, event: Event, timeout_s: float = 9) -> "Answered":
+    """Post the event as a broker does. A connection that breaks is status 0."""
+    headers, body = build_binary(event)
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        try:
+            async with session.post(f"{url}/events", data=body, headers=headers) as reply:
+                content = await reply.read()
+                told = parse_http(reply.headers, content) if "ce-id" in reply.headers else None
+                return Answered(reply.status, told, reply.headers.get("retry-after", ""))
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return Answered(0)
+
+
+def read_metric(url: str, name: str) -> float:
+    """The sum of a family's samples."""
+    with urlopen(f"{url}/metrics", timeout=2) as answer:
+        lines = answer.read().decode().splitlines()
+    found = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+
+def answers_ready(url: str, model: str) -> bool:
+    """What KServe's probe is told."""
+    try:
+        with urlopen(f"{url}/v2/models/{model}/ready", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
+
+
 @dataclass(slots=True)
 class Answered:
     """What came back for a delivery; status 0 when nothing did."""
@@ -78,12 +109,7 @@ class PredictorProcess:
         return self
 
     def is_ready(self) -> bool:
-        """What KServe's probe is told."""
-        try:
-            with urlopen(f"{self.url}/v2/models/seeded/ready", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except (URLError, OSError):
-            return False
+        return answers_ready(self.url, "seeded")
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -99,24 +125,10 @@ class PredictorProcess:
             self.process.wait(5)
 
     def metric(self, name: str) -> float:
-        """The sum of a family's samples."""
-        with urlopen(f"{self.url}/metrics", timeout=2) as answer:
-            lines = answer.read().decode().splitlines()
-        found = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+        return read_metric(self.url, name)
 
     async def deliver(self, event: Event, timeout_s: float = 9) -> Answered:
-        """Post the event as a broker does. A connection that breaks is status 0."""
-        headers, body = build_binary(event)
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            try:
-                async with session.post(f"{self.url}/events", data=body, headers=headers) as reply:
-                    content = await reply.read()
-                    told = parse_http(reply.headers, content) if "ce-id" in reply.headers else None
-                    return Answered(reply.status, told, reply.headers.get("retry-after", ""))
-            except (aiohttp.ClientError, TimeoutError, OSError):
-                return Answered(0)
+        return await deliver(self.url, event, timeout_s)
 
 
 @contextmanager

@@ -1,0 +1,303 @@
+"""The whole predictor with vLLM in it: a thought that survives, as processes on a real Valkey.
+
+Two predictors are forked from one pre-imported parent, as in the local stack. What the engine does
+by itself (LoRA, parsers, structured output) is `test_vllm_engine`'s.
+"""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from eventing import keys
+from eventing.connection import connect
+from eventing.event import Event
+from eventing.job import JobError, JobState
+from eventing.redis_store import RedisStore
+from eventing.store import AcquireStatus, EntryKind, Release
+from predictor.weights import DEFAULT_MODEL, ensure_model
+from tests.integration.predictor_process import (
+    FAST,
+    Answered,
+    answers_ready,
+    deliver,
+    read_metric,
+)
+from tests.redis_server import die_with_parent, free_port
+from tests.unit.predictor.desk import asking, job_id_of, read_ids, read_text
+
+pytest.importorskip("vllm", reason="needs vLLM (`pip install torpor[cpu]`)")
+
+pytestmark = [
+    pytest.mark.real_engine,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(120),
+]
+
+ARGS = ("--max-model-len", "2048", "--max-num-seqs", "16")
+STORY = "Tell me a story about a hummingbird that sleeps through the winter."
+SEAMS = 24
+LEASE_S = 3.0
+
+
+@dataclass(slots=True)
+class Forked:
+    """A predictor that the parent forked."""
+
+    pid: int
+    url: str
+
+    async def deliver(self, event: Event) -> Answered:
+        return await deliver(self.url, event, timeout_s=60)
+
+    async def deliver_until_taken(self, event: Event) -> Answered:
+        """As a broker does: again after a 409."""
+        while (answer := await self.deliver(event)).status == 409:
+            await asyncio.sleep(0.02)
+        return answer
+
+
+class Parent:
+    """`python -m predictor.parent`, and what it says."""
+
+    def __init__(self, folder: Path, redis_url: str) -> None:
+        place = ensure_model(DEFAULT_MODEL, Path(".torpor/models"), print)
+        shared = {"model": place, "served_model_name": DEFAULT_MODEL, "vllm_args": ARGS}
+        path = folder / "parent.sock"
+        self._folder = folder
+        self.log = folder / "parent.log"
+        environment = FAST | {
+            "TORPOR_MODEL": place,
+            "TORPOR_MODEL_NAME": DEFAULT_MODEL,
+            "TORPOR_REDIS_URL": redis_url,
+            "TORPOR_LEASE_S": str(LEASE_S),
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "predictor.parent", "--socket", str(path)),
+                    *("--preload", f"predictor.vllm_preload:preload={json.dumps(shared)}"),
+                ],
+                env=dict(os.environ) | environment,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,
+            )
+        self._lines = self._connect(path)
+        assert next(self._lines)["ready"]
+
+    def fork(self, name: str) -> Forked:
+        port = free_port()
+        request = {
+            "argv": ["--host", "127.0.0.1", "--http_port", str(port), "--replica-id", name, *ARGS],
+            "env": {},
+            "log_path": str(self._folder / f"{name}.log"),
+        }
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        return Forked(next(self._lines)["pid"], f"http://127.0.0.1:{port}")
+
+    def exit_code_of(self, pid: int) -> int:
+        return next(int(line["exit_code"]) for line in self._lines if line.get("pid") == pid)
+
+    def _connect(self, path: Path) -> Iterator[dict[str, Any]]:
+        deadline = time.monotonic() + 60
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(60)
+        while True:
+            try:
+                self._socket.connect(str(path))
+                break
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        self._file = self._socket.makefile()
+        return (json.loads(line) for line in self._file)
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+        self._file.close()
+        self._socket.close()
+
+
+@dataclass(slots=True)
+class Pair:
+    """Two predictors that serve, their parent, and the seconds both took from fork to ready."""
+
+    parent: Parent
+    first: Forked
+    second: Forked
+    ready_s: float
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("real")
+    parent = Parent(folder, redis_url)
+    try:
+        started = time.monotonic()
+        first, second = parent.fork("a"), parent.fork("b")
+        while not all(answers_ready(each.url, DEFAULT_MODEL) for each in (first, second)):
+            assert time.monotonic() - started < 90, _logs(folder)
+            time.sleep(0.1)
+        yield Pair(parent, first, second, time.monotonic() - started)
+    finally:
+        parent.end()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def valkey(redis_url: str) -> AsyncIterator[Redis]:
+    client = connect(redis_url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture(scope="module")
+def jobs(valkey: Redis) -> RedisStore:
+    return RedisStore(valkey)
+
+
+def ask(text: str, event_id: str, **body: Any) -> Event:
+    """A greedy request."""
+    return asking(text, event_id=event_id, **{"model": DEFAULT_MODEL, "temperature": 0, **body})
+
+
+async def wait_tokens(jobs: RedisStore, event: Event, count: int) -> None:
+    """Return once that many tokens are checkpointed, or the job has ended."""
+    while True:
+        job = await jobs.get(job_id_of(event))
+        if job is not None and (job.token_count >= count or job.state.is_terminal):
+            return
+        await asyncio.sleep(0.005)
+
+
+async def cut_off(valkey: Redis, jobs: RedisStore, event: Event) -> None:
+    """Make whoever runs the job a zombie: its lease lapses, another takes the job and hands it on.
+    What it has not flushed is lost, as with a kill.
+    """
+    job_id = job_id_of(event)
+    await valkey.hset(keys.job(job_id), "lease_until_ms", 1)
+    taken = await jobs.acquire(job_id, "thief", can_resume=True)
+    if taken.status is AcquireStatus.ACQUIRED:
+        error = JobError(code="test", message="handed on")
+        await jobs.release(job_id, taken.attempt, Release.HANDOVER, error)
+        await valkey.hset(keys.job(job_id), "failures", 0)
+
+
+async def test_a_greedy_thought_with_many_seams_is_the_uninterrupted_one(
+    pair: Pair, jobs: RedisStore, valkey: Redis
+) -> None:
+    """24 attempts cut off at random tokens by fencing (the process lives on, its attempt does not);
+    the seams are cut in one answer, so that an error at any of them would show.
+    """
+    chance = random.Random(4)
+    whole = await pair.second.deliver(ask(STORY, "whole", max_tokens=160))
+    event = ask(STORY, "seams", max_tokens=160)
+    made, seams = 0, 0
+    while seams < SEAMS:
+        running = asyncio.ensure_future(pair.second.deliver_until_taken(event))
+        made += chance.randint(1, 6)
+        await wait_tokens(jobs, event, made)
+        await cut_off(valkey, jobs, event)
+        seams += 1
+        running.cancel()
+    answer = await pair.second.deliver_until_taken(event)
+    entries = await jobs.read_stream(job_id_of(event))
+
+    assert len(answer.text) > 100
+    assert answer.text == whole.text
+    assert answer.data["usage"] == whole.data["usage"]
+    assert read_text(entries) == whole.text
+    assert len(read_ids(entries)) == answer.data["usage"]["completion_tokens"]  # type: ignore[index,call-overload]
+    assert not any(entry.is_restart for entry in entries if entry.kind is EntryKind.ATTEMPT)
+
+
+async def test_a_cancel_is_felt_by_the_engine_within_a_second(pair: Pair, jobs: RedisStore) -> None:
+    event = ask(STORY, "cancel", max_tokens=1500, ignore_eos=True)
+    delivery = asyncio.ensure_future(pair.second.deliver(event))
+    await wait_tokens(jobs, event, 5)
+    await jobs.cancel(job_id_of(event))
+    cancelled_at = time.monotonic()
+    answer = await delivery
+
+    assert answer.data["state"] == JobState.CANCELLED
+    assert time.monotonic() - cancelled_at < 1
+    assert read_metric(pair.second.url, "torpor_predictor_in_flight") == 0
+    # vLLM counts anew with its next step only, so give it one.
+    await pair.second.deliver(ask("Hi.", "after-cancel", max_tokens=2))
+    assert read_metric(pair.second.url, "vllm:num_requests_running") == 0
+
+
+async def test_sixteen_thoughts_at_once_are_all_answered(pair: Pair) -> None:
+    events = [ask(f"Say {i}.", f"many{i}", max_tokens=12) for i in range(16)]
+    answers = await asyncio.gather(*[pair.second.deliver(event) for event in events])
+
+    assert [answer.data["state"] for answer in answers] == [JobState.COMPLETED] * 16
+
+
+async def test_structured_output_comes_through_the_queue(pair: Pair) -> None:
+    choice = {"structured_outputs": {"choice": ["yes", "no"]}}
+    answer = await pair.second.deliver(ask("Do birds fly?", "choice", max_tokens=8, **choice))
+
+    assert answer.text in ("yes", "no")
+
+
+async def test_a_prompt_longer_than_the_context_is_a_dead_letter_that_names_it(pair: Pair) -> None:
+    answer = await pair.second.deliver(ask("word " * 3000, "long"))
+
+    assert answer.data["state"] == JobState.FAILED
+    assert "messages" in answer.data["error"]["field"]  # type: ignore[index,call-overload]
+
+
+async def test_a_thought_survives_kill_9_of_a_real_engine(pair: Pair, jobs: RedisStore) -> None:
+    whole = await pair.second.deliver(ask(STORY, "whole2", max_tokens=80))
+    event = ask(STORY, "killed", max_tokens=80)
+    delivery = asyncio.ensure_future(pair.first.deliver(event))
+    await wait_tokens(jobs, event, 25)
+    os.kill(pair.first.pid, signal.SIGKILL)
+    killed_at = time.monotonic()
+    assert (await delivery).status == 0
+    answer = await pair.second.deliver_until_taken(event)
+    entries = await jobs.read_stream(job_id_of(event))
+    attempts = [entry for entry in entries if entry.kind is EntryKind.ATTEMPT]
+
+    assert answer.text == whole.text
+    assert read_text(entries) == whole.text
+    assert attempts[1].index >= 25
+    assert time.monotonic() - killed_at < LEASE_S + 15
+
+
+async def test_sigterm_hands_a_real_thought_over_and_ends_well(
+    pair: Pair, jobs: RedisStore
+) -> None:
+    event = ask(STORY, "drained", max_tokens=1500, ignore_eos=True)
+    delivery = asyncio.ensure_future(pair.second.deliver(event))
+    await wait_tokens(jobs, event, 10)
+    os.kill(pair.second.pid, signal.SIGTERM)
+    told_at = time.monotonic()
+    assert (await delivery).status == 503
+    assert time.monotonic() - told_at < 1.5
+    job = await jobs.get(job_id_of(event))
+
+    assert job is not None
+    assert (job.state, job.history[0].outcome) == (JobState.QUEUED, "handover")
+    assert pair.parent.exit_code_of(pair.second.pid) == 0
+
+
+def _logs(folder: Path) -> str:
+    return "\n".join(path.read_text()[-2000:] for path in folder.glob("*.log"))
