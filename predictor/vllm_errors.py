@@ -97,7 +97,7 @@ def _named_field(message: str, request: EngineRequest) -> str:
         for field in fields:
             if sign in message and field in request.body:
                 return field
-    return ""
+    return INPUT_FIELD.get(request.url, "") if "prompt" in message else ""
 
 
 def _message(error: BaseException) -> str:

@@ -171,7 +171,7 @@ async def build_serving(args: Any, llm: Any, *, model: str, names: Sequence[str]
 def _generation(args: Any, client: Any, models: Any) -> tuple[Any, Any]:
     chat_template = load_chat_template(args.chat_template)
     template_kwargs = resolve_default_chat_template_kwargs(args)
-    reasoning_parser = args.structured_outputs_config.reasoning_parser
+    reasoning_parser = args.reasoning_parser or args.structured_outputs_config.reasoning_parser
     shared = {
         "request_logger": None,  # it logs prompts
         "chat_template": chat_template,

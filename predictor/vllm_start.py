@@ -4,11 +4,12 @@ Called by `predictor.vllm_engine` and, for the shared part, by `predictor.parent
 that writes vLLM's environment variables. Import is light; the functions import vLLM.
 """
 
+import io
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -64,16 +65,21 @@ def is_cpu_build() -> bool:
 
 def parse_arguments(settings: VllmSettings) -> Any:
     """The namespace that `vllm serve` would have. Raises `EngineStartError` for a wrong one."""
+    if settings.model.startswith(("/", "./", "../")) and not Path(settings.model).exists():
+        raise EngineStartError(f"no model in {settings.model}: the folder does not exist")
+
     import vllm.engine.arg_utils  # noqa: F401  (first: vLLM's circular imports)
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="vllm_args"))
+    said = io.StringIO()
     try:
-        args = parser.parse_args([*_defaults(settings), *settings.vllm_args])
-    except SystemExit as error:  # argparse has said what is wrong, on stderr
-        wrong = " ".join(settings.vllm_args)
-        raise EngineStartError(f"vLLM refuses its arguments: {wrong}") from error
+        with redirect_stderr(said):
+            args = parser.parse_args([*_defaults(settings), *settings.vllm_args])
+    except SystemExit as error:  # argparse's way to say that something is wrong
+        reason = (said.getvalue().strip().splitlines() or [str(error)])[-1]
+        raise EngineStartError(f"vLLM refuses its arguments: {reason}") from error
     _load_plugins(args)
     return args
 
@@ -197,25 +203,23 @@ def _bound_to_us() -> Iterator[None]:
 
 
 @contextmanager
-def _child_log() -> Iterator[Any]:
-    """Keep the last exception that a forked engine process logs: we only learn that it ended."""
-    with tempfile.NamedTemporaryFile("w+", prefix="torpor-engine-") as file:
-        handler = _LastError(Path(file.name))
-        logger = logging.getLogger("vllm")
-        logger.addHandler(handler)
+def _child_log() -> Iterator[Callable[[], str]]:
+    """Keep the last exception that a forked engine process logs: we only learn that it ended.
+
+    Through the record factory, because vLLM resets the handlers of its loggers as it starts.
+    """
+    before = logging.getLogRecordFactory()
+    with tempfile.NamedTemporaryFile(prefix="torpor-engine-") as file:
+        path = Path(file.name)
+
+        def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+            made = before(*args, **kwargs)
+            if made.levelno >= logging.ERROR and made.exc_info and made.exc_info[1] is not None:
+                path.write_text(f"{type(made.exc_info[1]).__name__}: {made.exc_info[1]}")
+            return made
+
+        logging.setLogRecordFactory(record)
         try:
-            yield lambda: Path(file.name).read_text()
+            yield path.read_text
         finally:
-            logger.removeHandler(handler)
-
-
-class _LastError(logging.Handler):
-    """Writes `Type: message` of each logged exception to a file that outlives the process."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(logging.ERROR)
-        self._path = path
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and (error := record.exc_info[1]) is not None:
-            self._path.write_text(f"{type(error).__name__}: {error}")
+            logging.setLogRecordFactory(before)
