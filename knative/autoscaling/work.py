@@ -82,6 +82,7 @@ class WorkState:
     jobs: float = 0.0
     idle_since: float | None = None
     less_since: float | None = None
+    less_than: int = 0
     less_most: int = 0
 
 
@@ -263,14 +264,17 @@ def _held(
     spec: WorkSpec, state: WorkState, seen: Seen, wanted: int, linger: float, now: float
 ) -> tuple[WorkState, int]:
     """Down only after less was wanted for as long as idling is worth a cold start."""
+    if seen.asked > 1:
+        wanted = max(wanted, 1)  # only the last one lingers; the others go one cold start earlier
     if wanted >= seen.asked:
-        return replace(state, less_since=None, less_most=0), wanted
-    since = now if state.less_since is None else state.less_since
-    most = max(wanted, state.less_most)
-    hold = linger if wanted == 0 else spec.cold_start_s
-    if now - since >= hold:
-        return replace(state, less_since=None, less_most=0), most if wanted else wanted
-    return replace(state, less_since=since, less_most=most), seen.asked
+        return replace(state, less_since=None), wanted
+    since, most = state.less_since, max(wanted, state.less_most)
+    if since is None or state.less_than != seen.asked:
+        since, most = now, wanted
+    state = replace(state, less_since=since, less_than=seen.asked, less_most=most)
+    # The answer stays "less" until it is followed: who acts on it may look only now and then.
+    hold = linger if most == 0 else spec.cold_start_s
+    return state, most if now - since >= hold else seen.asked
 
 
 def _decayed(state: WorkState, now: float) -> WorkState:

@@ -55,13 +55,31 @@ def test_long_jobs_weigh_more_than_short_ones() -> None:
 def test_arriving_work_that_cannot_be_put_off_keeps_replicas_up() -> None:
     state = WorkState(work_rate=3.0)
     assert asked(Seen(0, 0, 0, 0, 5, 5), state=state) == 5
-    later = work.decide(SPEC, replace(state, less_since=-30.0), Seen(0, 0, 0, 0, 5, 5), 0.0)
+    held = replace(state, less_since=-30.0, less_than=5)
+    later = work.decide(SPEC, held, Seen(0, 0, 0, 0, 5, 5), 0.0)
     assert later[1].replicas == 4  # 3.0 / 0.85
 
 
 def test_nobody_is_drained_for_want_of_places() -> None:
     busy = Seen(0, 0.0, 0.0, 17, 3, 3)
-    assert work.decide(SPEC, WorkState(less_since=-1e6), busy, 0.0)[1].replicas == 3
+    held = WorkState(less_since=-1e6, less_than=3)
+    assert work.decide(SPEC, held, busy, 0.0)[1].replicas == 3
+
+
+def test_it_goes_on_asking_for_less_until_somebody_follows() -> None:
+    """Alternating answers met a poll of every other second only with "as many as there are"."""
+    state, answers = WorkState(), []
+    for second in range(6):
+        state, decision = work.decide(SPEC, state, Seen(0, 0, 0, 0, 1, 1), float(second))
+        answers.append(decision.replicas)
+    assert answers == [0] * 6
+
+
+def test_the_last_replica_alone_lingers() -> None:
+    strict, state = replace(SPEC, p95_wait_s=5), WorkState()
+    for second in range(32):
+        state, decision = work.decide(strict, state, Seen(0, 0, 0, 0, 4, 4), float(second))
+    assert decision.replicas == 1
 
 
 def test_the_bounds_hold() -> None:
