@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from api.app import create_app
+from api.assembly import furnish
 from api.background import forever
 from api.catalog import Catalog
 from api.front import Front
@@ -81,6 +82,7 @@ def build(settings: ApiSettings) -> FastAPI:
         waiting=QueueWaiting(redis, clock),
         clock=clock,
     )
+    front, own_loops = furnish(front, redis)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -88,6 +90,7 @@ def build(settings: ApiSettings) -> FastAPI:
             _log.warning("no model: every job will be refused", action="start")
         async with asyncio.TaskGroup() as group:
             loops = [
+                *(group.create_task(forever(name, loop)) for name, loop in own_loops.items()),
                 group.create_task(forever("hub", hub.run)),
                 group.create_task(
                     forever("sweep", lambda: outbox.run(store, publisher, settings.sweep_every_s))

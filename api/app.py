@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import events, health, jobs, openai, responses
+from api import events, health, jobs, openai, responses, webhook_routes
 from api.edge import Edge
 from api.front import Front
 from api.problem import error_response
@@ -33,7 +33,7 @@ def create_app(front: Front, lifespan: Lifespan | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.front = front
-    for module in (jobs, openai, responses, events, health):
+    for module in (jobs, openai, responses, webhook_routes, events, health):
         app.include_router(module.router)
     app.add_exception_handler(TorporError, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http)

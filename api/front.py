@@ -5,13 +5,14 @@ Called by `api.app` (builds it) and `api.route` (hands it to handlers). Must not
 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.requests import HTTPConnection
 
 from api.catalog import Catalog
 from api.principal import Authenticator, EverybodyIsDefault, Principal
 from api.settings import ApiSettings
+from api.webhook_desk import WebhookDesk
 from eventing.clock import Clock, SystemClock
 from eventing.job import Job, JobId
 from eventing.publisher import Publisher
@@ -57,6 +58,20 @@ class Admission(Protocol):
         """Return to let it in; raise what should be answered instead."""
 
 
+class Gate(Protocol):
+    """The seam of request limits: asked for every call, once it is known who calls."""
+
+    async def enter(self, principal: Principal, method: str) -> None:
+        """Return to let the call in; raise what should be answered instead."""
+
+
+class Overview(Protocol):
+    """Tells what a console shows: queues and replicas."""
+
+    async def look(self) -> dict[str, Any]:
+        """Queues and replicas of every model, as JSON."""
+
+
 class ResultListener(Protocol):
     """The seam of webhooks: told of every ended job, at least once."""
 
@@ -68,6 +83,13 @@ class NobodyKnows:
     """`Waiting` without a queue to look at."""
 
     async def outlook(self, job: Job) -> Outlook | None:
+        return None
+
+
+class OpenGate:
+    """`Gate` without limits."""
+
+    async def enter(self, principal: Principal, method: str) -> None:
         return None
 
 
@@ -90,7 +112,10 @@ class Front:
     waiting: Waiting = field(default_factory=NobodyKnows)
     authenticator: Authenticator = field(default_factory=EverybodyIsDefault)
     admission: Admission = field(default_factory=AdmitAll)
+    gate: Gate = field(default_factory=OpenGate)
     listeners: tuple[ResultListener, ...] = ()
+    webhooks: WebhookDesk | None = None
+    overview: Overview | None = None
     clock: Clock = field(default_factory=SystemClock)
 
 

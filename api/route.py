@@ -66,6 +66,7 @@ def operation(
             front = front_of(request)
             principal = await front.authenticator.principal_of(request)
             principal.require(scope)
+            await front.gate.enter(principal, method)
             return await handler(Call(request, front, principal))
 
         router.add_api_route(

@@ -1,0 +1,22 @@
+"""Gives a front its doorkeepers and messengers: webhooks, credentials, limits, console.
+
+Called by `api.__main__` with the parts that are there already. Must not know any route.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+
+from redis.asyncio import Redis
+
+from api.front import Front
+from api.webhook_desk import build_webhooks
+from api.webhook_listener import WebhookListener
+
+Loop = Callable[[], Awaitable[None]]
+
+
+def furnish(front: Front, redis: Redis) -> tuple[Front, Mapping[str, Loop]]:
+    """The front, complete, and the loops that must run for it, by name."""
+    desk = build_webhooks(front.settings, redis)
+    listeners = (*front.listeners, WebhookListener(desk.store, desk.sender.wake))
+    return replace(front, webhooks=desk, listeners=listeners), {"webhooks": desk.sender.run}
