@@ -14,16 +14,22 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
+from api import batch_runner
 from api.app import create_app
 from api.assembly import furnish
 from api.background import forever
+from api.batch_store import BatchStore
 from api.catalog import Catalog
+from api.file_store import FileStore
 from api.front import Front
 from api.settings import ApiSettings
 from api.waiting import QueueWaiting
 from eventing import log, outbox
 from eventing.clock import SystemClock
 from eventing.connection import connect
+from eventing.metric_job import JobMetrics
+from eventing.metric_ledger import Ledger
+from eventing.metric_live import LiveMetrics
 from eventing.publisher import HttpPublisher
 from eventing.redis_store import RedisStore
 from eventing.token_hub import TokenHub
@@ -52,6 +58,7 @@ def main() -> int:
         http="httptools",
         access_log=False,
         log_config=None,
+        ws="websockets-sansio",
         server_header=False,
         backlog=2048,
         timeout_graceful_shutdown=5,
@@ -72,7 +79,9 @@ def build(settings: ApiSettings) -> FastAPI:
         token=settings.broker_token.get_secret_value(),
     )
     hub = TokenHub(url, store, redis)
+    batches = BatchStore(redis)
     clock = SystemClock()
+    models = [card.name for card in settings.models]
     front = Front(
         settings=settings,
         store=store,
@@ -80,8 +89,13 @@ def build(settings: ApiSettings) -> FastAPI:
         live=hub,
         catalog=Catalog(settings.models),
         waiting=QueueWaiting(redis, clock),
+        files=FileStore(settings.files_url),
+        batches=batches,
         clock=clock,
+        listeners=(JobMetrics(models, Ledger(redis)),),
+        ledger=Ledger(redis),
     )
+    live_metrics = LiveMetrics(redis, models, settings.price)
     front, own_loops = furnish(front, redis)
 
     @asynccontextmanager
@@ -92,6 +106,8 @@ def build(settings: ApiSettings) -> FastAPI:
             loops = [
                 *(group.create_task(forever(name, loop)) for name, loop in own_loops.items()),
                 group.create_task(forever("hub", hub.run)),
+                group.create_task(forever("batches", lambda: batch_runner.run(front, batches))),
+                group.create_task(forever("metrics", live_metrics.run)),
                 group.create_task(
                     forever("sweep", lambda: outbox.run(store, publisher, settings.sweep_every_s))
                 ),

@@ -12,7 +12,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import events, health, jobs, openai, responses, webhook_routes
+from api import (
+    batches,
+    events,
+    files,
+    health,
+    jobs,
+    openai,
+    responses,
+    socket,
+    usage,
+    webhook_routes,
+)
 from api.edge import Edge
 from api.front import Front
 from api.problem import error_response
@@ -33,8 +44,9 @@ def create_app(front: Front, lifespan: Lifespan | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.front = front
-    for module in (jobs, openai, responses, webhook_routes, events, health):
+    for module in (jobs, openai, responses, files, batches, webhook_routes, usage, events, health):
         app.include_router(module.router)
+    app.add_websocket_route(socket.PATH, socket.follow_job_socket, name="follow_job_socket")
     app.add_exception_handler(TorporError, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)

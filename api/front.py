@@ -15,6 +15,7 @@ from api.settings import ApiSettings
 from api.webhook_desk import WebhookDesk
 from eventing.clock import Clock, SystemClock
 from eventing.job import Job, JobId
+from eventing.metric_ledger import Ledger
 from eventing.publisher import Publisher
 from eventing.store import NewJob, Store, StreamEntry
 
@@ -114,6 +115,7 @@ class Front:
     admission: Admission = field(default_factory=AdmitAll)
     gate: Gate = field(default_factory=OpenGate)
     listeners: tuple[ResultListener, ...] = ()
+    ledger: Ledger | None = None
     webhooks: WebhookDesk | None = None
     overview: Overview | None = None
     clock: Clock = field(default_factory=SystemClock)

@@ -6,6 +6,7 @@ Called by the jobs' handlers, their streams and the WebSocket. Must not know HTT
 from typing import Any
 
 from api.front import Outlook
+from eventing.cost import Price, job_cost
 from eventing.job import Job
 from eventing.job_event import timings
 
@@ -54,6 +55,12 @@ def job_view(
     if with_request:
         view["request"] = {"url": job.request.url, "body": job.request.body}
     return view
+
+
+def cost_view(job: Job, price: Price) -> dict[str, Any]:
+    """The job's part of the GPU so far, and what that cost."""
+    tokens = (job.usage or {}).get("completion_tokens")
+    return job_cost(job.gpu_ms / 1000, tokens if isinstance(tokens, int) else 0, price)
 
 
 def accepted_view(job: Job) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from api import docs
 from api.body import read_object
 from api.front import Front
-from api.job_view import accepted_view, job_view
+from api.job_view import accepted_view, cost_view, job_view
 from api.live import outlook_of, wait_for_end
 from api.principal import Principal, Scope
 from api.route import Call, new_router, operation
@@ -78,7 +78,8 @@ async def get_job(call: Call) -> Response:
     if wait_s:
         job = await wait_for_end(call.front, job, wait_s)
     outlook = await outlook_of(call.front, job)
-    return json_response(job_view(job, outlook, with_request=query.get("include") == "request"))
+    view = job_view(job, outlook, with_request=query.get("include") == "request")
+    return json_response(view | {"cost": cost_view(job, call.front.settings.price)})
 
 
 @operation(router, "GET", "/v1/jobs/{id}/events", scope=Scope.JOBS_READ, doc=docs.JOB_EVENTS)

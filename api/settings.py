@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.webhook_address import allow_list
 from api.webhook_schedule import SCHEDULE_S
+from eventing.cost import Price
 
 
 class ModelCard(BaseModel):
@@ -78,7 +79,16 @@ class ApiSettings(BaseSettings):
     """Longest wait for a receiver's answer; Standard Webhooks suggests 15 to 30 s."""
     webhook_schedule_s: tuple[float, ...] = SCHEDULE_S
     """JSON list of the pause before each try of a webhook; the default is the published one."""
+    gpu_price_per_hour: float = Field(0.0, ge=0, le=1000)
+    """What a GPU costs an hour, in your currency; 0 shows GPU-seconds without money."""
+    gpus_per_replica: int = Field(1, ge=1, le=64)
+    """GPUs of one predictor."""
     log_level: str = "INFO"
+
+    @property
+    def price(self) -> Price:
+        """What a predictor costs."""
+        return Price(per_gpu_hour=self.gpu_price_per_hour, gpus=self.gpus_per_replica)
 
     @field_validator("webhook_allow")
     @classmethod

@@ -121,6 +121,7 @@ class Job:
     is_dead_letter: bool = False
     is_announced: bool = False
     refused_writes: int = 0
+    gpu_ms: int = 0
     history: tuple[AttemptRecord, ...] = field(default=())
     metadata: Mapping[str, str] = field(default_factory=dict)
 

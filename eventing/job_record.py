@@ -105,6 +105,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         is_dead_letter=text.get("dead") == "1",
         is_announced=text.get("announced") == "1",
         refused_writes=number("fenced"),
+        gpu_ms=number("gpu_ms"),
         history=_history(text.get("history", "[]")),
         metadata=orjson.loads(text["metadata"]) if "metadata" in text else {},
     )

@@ -17,6 +17,7 @@ from eventing.clock import Clock
 from eventing.errors import BadRequest, IdempotencyConflict, StoreUnavailable, Unavailable
 from eventing.event import Event, parse_http
 from eventing.job import Job, JobError, JobId, JobState
+from eventing.metric_ledger import GpuAccount
 from eventing.store import AcquireStatus, Ending, Hold, NewJob, Release, Store
 from predictor import metrics
 from predictor.admission import Admission
@@ -78,6 +79,7 @@ class Deliveries:
         lease_s: float,
         flush_s: float,
         is_store_shared: bool = True,
+        account: GpuAccount | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -88,6 +90,7 @@ class Deliveries:
         self._lease_s = lease_s
         self._flush_s = flush_s
         self._is_store_shared = is_store_shared
+        self._account = account or GpuAccount(None, clock, model="", started_s=0.0)
 
     async def handle(self, headers: Mapping[str, str], body: bytes) -> Answer:
         """The answer to one delivery."""
@@ -187,6 +190,7 @@ class Deliveries:
         log = _log.bind(job_id=attempt.job_id, attempt=attempt.number)
         log.info("attempt starts", action="attempt", resumed_tokens=attempt.token_count)
         started_s = self._clock.monotonic_s()
+        share_s = self._account.share_s()
         try:
             checkpoint = await self._checkpoint(attempt, job)
             generation = Generation(
@@ -200,6 +204,7 @@ class Deliveries:
             )
             with self._keeper.watching(generation):
                 result = await generation.run()
+                await self._account.charge(job, share_s, is_kept=_is_kept(result, attempt))
                 outcome, word = await self._settle(generation, result)
         except StoreUnavailable as error:
             outcome, word = Refused(error.message, error.retry_after_s), "store_unavailable"
@@ -313,6 +318,11 @@ class Deliveries:
 def _request(job: Job, attempt: int) -> EngineRequest:
     """The engine call of an attempt; two attempts may overlap in one engine for a moment."""
     return EngineRequest(f"{job.id}-{attempt}", job.request.url, job.request.body)
+
+
+def _is_kept(result: Result, attempt: Attempt) -> bool:
+    """True when somebody goes on with what this attempt made, or has it all."""
+    return isinstance(result, Made) or (attempt.can_resume and result is not Stop.ENDED)
 
 
 def _problem(error: BadRequest) -> JobError:

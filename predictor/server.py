@@ -16,6 +16,7 @@ from kserve.model_server import app
 from eventing.clock import Clock, SystemClock
 from eventing.connection import connect
 from eventing.memory_store import MemoryStore
+from eventing.metric_ledger import GpuAccount, Ledger
 from eventing.redis_store import RedisStore
 from eventing.replica import ReplicaDirectory
 from eventing.store import Store
@@ -55,8 +56,15 @@ class Predictor:
         self._engine = engine
         self._exit_code = 0
         clock = SystemClock()
-        self._store, directory = _open_store(settings)
-        self._admission = Admission(engine, metrics.IN_FLIGHT.set)
+        self._store, directory, ledger = _open_store(settings)
+        self._account = GpuAccount(
+            ledger,
+            clock,
+            model=settings.served_name,
+            started_s=started_s,
+            counters=metrics.kept_counters,
+        )
+        self._admission = Admission(engine, self._note_load)
         self._keeper = LeaseKeeper(
             self._store,
             clock,
@@ -101,12 +109,17 @@ class Predictor:
             lease_s=settings.lease_s,
             flush_s=settings.flush_ms / 1000,
             is_store_shared=bool(settings.redis_url.get_secret_value()),
+            account=self._account,
         )
         add_event_route(app, deliveries, settings.delivery_token.get_secret_value())
         add_openai_routes(app, self._calls)
         add_probes(app, self._admission, lambda: self._heartbeat.phase)
         add_error_handler(app)
         app.add_middleware(AbortWhenGone, exempt=EVENT_PATHS)
+
+    def _note_load(self, in_flight: int) -> None:
+        metrics.IN_FLIGHT.set(in_flight)
+        self._account.load(in_flight)
 
     async def _live(self) -> None:
         """Start the engine, serve, drain, end. The HTTP server answers from before the engine is
@@ -120,6 +133,7 @@ class Predictor:
                 beside = [
                     group.create_task(self._keeper.run()),
                     group.create_task(self._heartbeat.run()),
+                    group.create_task(self._account.run()),
                 ]
                 await self._start_and_serve()
                 for task in beside:
@@ -153,6 +167,7 @@ class Predictor:
             self._server.register_model(self._model(name))
         self._heartbeat.enter(ColdStartPhase.READY)
         self._admission.open()
+        self._account.ready()
         metrics.ENGINE_UP.set(1)
         _log.info("ready", action="ready", model=self._settings.served_name)
         return True
@@ -186,6 +201,7 @@ class Predictor:
         metrics.ENGINE_UP.set(0)
         await self._server.stop_serving()
         await self._heartbeat.end()
+        await self._account.post()
         await self._stop_engine()
         await self._store.close()
         _log.info("ended", action="end", exit_code=self._exit_code)
@@ -200,9 +216,11 @@ class Predictor:
         await stopping
 
 
-def _open_store(settings: PredictorSettings) -> tuple[Store, ReplicaDirectory | None]:
+def _open_store(
+    settings: PredictorSettings,
+) -> tuple[Store, ReplicaDirectory | None, Ledger | None]:
     url = settings.redis_url.get_secret_value()
     if not url:
-        return MemoryStore(settings.lease), None
+        return MemoryStore(settings.lease), None, None
     redis = connect(url, timeout_s=settings.store_timeout_s)
-    return RedisStore(redis, settings.lease), ReplicaDirectory(redis)
+    return RedisStore(redis, settings.lease), ReplicaDirectory(redis), Ledger(redis)

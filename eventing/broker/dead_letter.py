@@ -12,7 +12,6 @@ from typing import Final
 import aiohttp
 import orjson
 import structlog
-from prometheus_client import Counter
 from redis.asyncio import Redis
 
 from eventing import keys
@@ -23,11 +22,11 @@ from eventing.errors import BadRequest, IdempotencyConflict
 from eventing.event import Event, build_binary, to_record
 from eventing.job import JobError, JobState
 from eventing.job_event import REQUESTED, job_of, unreadable_job
+from eventing.metric_family import DEAD_LETTERS
 from eventing.publisher import payload
 from eventing.store import Ending, Hold, Store
 
 _log = structlog.get_logger()
-_dead = Counter("torpor_dead_letters_total", "Events set aside, by trigger.", ["trigger"])
 _SINK_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 _KEEP_DEAD_S: Final = 14 * 24 * 3600
 
@@ -51,7 +50,8 @@ class Undertaker:
                 return False
         else:
             await self._keep(trigger, claimed, reason)
-        _dead.labels(trigger.name).inc()
+        if event.type != REQUESTED:
+            DEAD_LETTERS.labels(trigger.name).inc()
         _log.warning("set aside", action="dead_letter", trigger=trigger.name, status=status)
         if trigger.delivery.dead_letter_sink:
             await _tell(

@@ -27,6 +27,7 @@ from eventing.broker.trigger import Trigger, parse_trigger
 from eventing.connection import connect
 from eventing.errors import BadRequest, Unavailable
 from eventing.http_server import listen
+from eventing.metric_queue import QueueMetrics
 from eventing.redis_store import RedisStore
 
 _log = structlog.get_logger()
@@ -59,6 +60,7 @@ class Broker:
             (trigger, Queue(self._redis, trigger.name, consumer)) for trigger in triggers
         ]
         self._router = Router(self._routes)
+        self._queue_metrics = QueueMetrics(self._redis, [trigger.name for trigger in triggers])
         undertaker = Undertaker(self._redis, self._store)
         self._pumps = [
             Pump(
@@ -79,7 +81,7 @@ class Broker:
             routes=[
                 Route("/healthz", _alive),
                 Route("/readyz", self._ready),
-                Route("/metrics", _metrics),
+                Route("/metrics", self._metrics),
                 Route("/", ingress.take, methods=["POST"]),
                 Route("/{namespace}/{broker}", ingress.take, methods=["POST"]),
             ]
@@ -102,6 +104,10 @@ class Broker:
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+    async def _metrics(self, _: Request) -> Response:
+        await self._queue_metrics.refresh()
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     async def _ready(self, _: Request) -> Response:
         try:
@@ -131,7 +137,3 @@ async def serve(
 
 async def _alive(_: Request) -> Response:
     return PlainTextResponse("ok")
-
-
-async def _metrics(_: Request) -> Response:
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -20,6 +20,7 @@ from knative.local.replica import Replica
 _replicas = Gauge(
     "torpor_replicas", "Predictors, by state; `wanted` is what the autoscaler asks for.", ["state"]
 )
+_wanted = Gauge("torpor_replicas_wanted", "Predictors that the autoscaler asks for.", ["model"])
 _held = Gauge(
     "torpor_activator_requests", "Requests at the activator, by where they are.", ["where"]
 )
@@ -40,7 +41,7 @@ def status_app(stack: Watched, activator: Activator, view: QueueView, queue: str
         return JSONResponse(await describe(stack, activator, view, queue))
 
     async def metrics(_: Request) -> Response:
-        _measure(stack, activator)
+        _measure(stack, activator, queue.removeprefix("requests-"))
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(
@@ -88,8 +89,9 @@ async def describe(
     }
 
 
-def _measure(stack: Watched, activator: Activator) -> None:
+def _measure(stack: Watched, activator: Activator, model: str) -> None:
     if stack.fleet is not None:
+        _wanted.labels(model).set(stack.fleet.wanted)
         _replicas.labels("wanted").set(stack.fleet.wanted)
         _replicas.labels("ready").set(stack.fleet.ready)
         _replicas.labels("alive").set(stack.fleet.alive)

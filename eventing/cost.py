@@ -1,0 +1,185 @@
+"""What thinking costs: GPU-seconds that were busy, idle and waking, times a price. Pure.
+
+Called by the predictor (where its time goes), the api (a job's cost, `/v1/usage`) and `torpor
+report`. No I/O, no clock of its own. An hour that is paid for is paid for whatever it did, so the
+figure that counts is the one per 1,000 delivered tokens with everything in it: idle time, wakes and
+work that had to be done again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+_HOUR_S: Final = 3600.0
+
+
+class GpuState(StrEnum):
+    """What a replica's GPUs do with the second that is paid for."""
+
+    WAKING = "waking"  #: started, cannot serve yet
+    IDLE = "idle"  #: could serve, has nothing
+    BUSY = "busy"  #: holds at least one job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meter:
+    """Where one replica's time went until `at_s` (its own monotonic clock).
+
+    `share_s` is the time divided by how many jobs shared each moment: what it grew by while a job
+    ran is that job's part of the GPU, whatever came and went beside it.
+    """
+
+    at_s: float
+    is_ready: bool = False
+    in_flight: int = 0
+    waking_s: float = 0.0
+    idle_s: float = 0.0
+    busy_s: float = 0.0
+    share_s: float = 0.0
+
+    @property
+    def state(self) -> GpuState:
+        if not self.is_ready:
+            return GpuState.WAKING
+        return GpuState.BUSY if self.in_flight else GpuState.IDLE
+
+
+def advance(
+    meter: Meter, now_s: float, *, in_flight: int | None = None, is_ready: bool | None = None
+) -> Meter:
+    """The meter at `now_s`; what it did until now is counted before what it does from now on. A
+    clock that went back counts nothing.
+    """
+    passed_s = max(now_s - meter.at_s, 0.0)
+    state = meter.state
+    return replace(
+        meter,
+        at_s=max(now_s, meter.at_s),
+        waking_s=meter.waking_s + (passed_s if state is GpuState.WAKING else 0.0),
+        idle_s=meter.idle_s + (passed_s if state is GpuState.IDLE else 0.0),
+        busy_s=meter.busy_s + (passed_s if state is GpuState.BUSY else 0.0),
+        share_s=meter.share_s + (passed_s / meter.in_flight if meter.in_flight else 0.0),
+        in_flight=meter.in_flight if in_flight is None else in_flight,
+        is_ready=meter.is_ready if is_ready is None else is_ready,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What a replica costs: `per_gpu_hour` in the operator's currency, times its GPUs."""
+
+    per_gpu_hour: float = 0.0
+    gpus: int = 1
+
+    def of(self, replica_s: float) -> float:
+        """The cost of so many seconds of one replica."""
+        return replica_s * self.gpus * self.per_gpu_hour / _HOUR_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spend:
+    """Replica-seconds by what they were for, and what came out of them.
+
+    `kept_s` is the part of `busy_s` whose tokens were kept, `thrown_s` the part that attempts
+    reported as thrown away. What neither accounts for was lost with a predictor that died.
+    """
+
+    waking_s: float = 0.0
+    idle_s: float = 0.0
+    busy_s: float = 0.0
+    kept_s: float = 0.0
+    thrown_s: float = 0.0
+    jobs: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def paid_s(self) -> float:
+        return self.waking_s + self.idle_s + self.busy_s
+
+    @property
+    def wasted_s(self) -> float:
+        """Busy seconds that no kept token came of."""
+        return max(self.busy_s - self.kept_s, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """A `Spend` in money. Figures per job and per 1,000 tokens are None when there were none."""
+
+    total: float
+    busy: float
+    idle: float
+    waking: float
+    wasted: float
+    per_job: float | None
+    per_1k_tokens: float | None
+    per_1k_tokens_busy: float | None
+
+    def to_dict(self) -> dict[str, float | None]:
+        names = ("total", "busy", "idle", "waking", "wasted", "per_job")
+        figures = {name: getattr(self, name) for name in names}
+        figures |= {
+            "per_1k_output_tokens": self.per_1k_tokens,
+            "per_1k_output_tokens_busy_only": self.per_1k_tokens_busy,
+        }
+        return {name: None if value is None else round(value, 6) for name, value in figures.items()}
+
+
+def bill(spend: Spend, price: Price) -> Bill:
+    """What it cost, and what one job and 1,000 delivered output tokens cost with everything in."""
+    total, busy = price.of(spend.paid_s), price.of(spend.busy_s)
+    return Bill(
+        total=total,
+        busy=busy,
+        idle=price.of(spend.idle_s),
+        waking=price.of(spend.waking_s),
+        wasted=price.of(spend.wasted_s),
+        per_job=_per(total, spend.jobs),
+        per_1k_tokens=_per(1000 * total, spend.output_tokens),
+        per_1k_tokens_busy=_per(1000 * busy, spend.output_tokens),
+    )
+
+
+def overhead(spend: Spend) -> float | None:
+    """Paid seconds for each second whose tokens were kept; None when none was. A tenant's own
+    seconds times this is what it caused, idle time and wakes included.
+    """
+    return spend.paid_s / spend.kept_s if spend.kept_s > 0 else None
+
+
+def job_cost(gpu_s: float, output_tokens: int, price: Price) -> dict[str, float | None]:
+    """What one job shows: its share of the GPU's time, and that in money (idle time and wakes
+    belong to nobody in particular and stand in the report).
+    """
+    cost = price.of(gpu_s)
+    shown = price.per_gpu_hour > 0
+    per_1k = _per(1000 * cost, output_tokens)
+    return {
+        "gpu_seconds": round(gpu_s * price.gpus, 3),
+        "cost": round(cost, 6) if shown else None,
+        "cost_per_1k_output_tokens": round(per_1k, 6) if shown and per_1k is not None else None,
+    }
+
+
+def spend_of(measures: Mapping[str, int]) -> Spend:
+    """A spend out of the ledger's measures: milliseconds and counts by name; missing ones are 0."""
+
+    def seconds(name: str) -> float:
+        return measures.get(name, 0) / 1000
+
+    return Spend(
+        waking_s=seconds("waking_ms"),
+        idle_s=seconds("idle_ms"),
+        busy_s=seconds("busy_ms"),
+        kept_s=seconds("kept_ms"),
+        thrown_s=seconds("thrown_ms"),
+        jobs=measures.get("jobs", 0),
+        input_tokens=measures.get("input_tokens", 0),
+        output_tokens=measures.get("delivered_tokens", 0),
+    )
+
+
+def _per(amount: float, count: int) -> float | None:
+    return amount / count if count else None

@@ -1,0 +1,71 @@
+"""Metric families that are read from the store when somebody looks, instead of being counted here.
+
+Called by `eventing.metric_queue` and `eventing.metric_live`. What could not be read is left out: a
+gap in a graph is true, a zero would not be. Must not know what the figures mean.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import REGISTRY, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+STORE_UP: Final = Gauge(
+    "torpor_store_up", "1 while the store answers, as this process last saw it; 0 otherwise."
+)
+
+DEAD_LETTERS: Final = Counter(
+    "torpor_dead_letters_total",
+    "Set aside, by trigger: jobs are counted by the api, once their end is told; other events by "
+    "the broker.",
+    ["trigger"],
+)
+"""Here since both rooms count it, and a process may hold both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Name, meaning and labels of one family; a counter's name ends in `_total`."""
+
+    name: str
+    meaning: str
+    labels: tuple[str, ...]
+
+    @property
+    def is_counter(self) -> bool:
+        return self.name.endswith("_total")
+
+
+Samples = Mapping[Family, Sequence[tuple[tuple[str, ...], float]]]
+"""Label values and value of each series of each family."""
+
+
+class Latest(Collector):
+    """Shows the samples it was given last. One a module, registered once a process."""
+
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = tuple(families)
+        self._samples: Samples = {}
+        REGISTRY.register(self)
+
+    def show(self, samples: Samples) -> None:
+        """These, from now on."""
+        self._samples = samples
+
+    def describe(self) -> Iterable[Metric]:
+        return [_empty(family) for family in self._families]
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._families:
+            metric = _empty(family)
+            for labels, value in self._samples.get(family, ()):
+                metric.add_metric(list(labels), value)
+            yield metric
+
+
+def _empty(family: Family) -> CounterMetricFamily | GaugeMetricFamily:
+    kind = CounterMetricFamily if family.is_counter else GaugeMetricFamily
+    return kind(family.name, family.meaning, labels=list(family.labels))

@@ -1,0 +1,197 @@
+"""What waits and what runs, for Prometheus: the figures that wake predictors and page people.
+
+Called by the broker's `/metrics`. They stand here and not in the predictor, which has none at zero.
+A job counts as waiting until an attempt of it runs: handed over to a predictor that does not exist
+yet is still waiting, whatever the queue says. Every broker shows the same figures of the same
+store, so take `max`, never `sum`, over instances.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from eventing import keys
+from eventing.broker.queue import expected_wait_s, pace_per_minute
+from eventing.connection import failures_named
+from eventing.errors import Unavailable
+from eventing.job import JobId, JobState, Lane, derive_job_id
+from eventing.metric_family import STORE_UP, Family, Latest, Samples
+from eventing.script import run
+
+REQUESTS: Final = "requests-"
+"""Queues of request events are named `requests-<model>`."""
+
+DEPTH: Final = Family(
+    "torpor_queue_depth",
+    "Jobs that wait for a predictor: queued, or handed over with no attempt running yet.",
+    ("model", "lane"),
+)
+OLDEST: Final = Family(
+    "torpor_queue_oldest_age_seconds",
+    "How long the oldest waiting job of the lane has waited; 0 when none waits.",
+    ("model", "lane"),
+)
+EXPECTED: Final = Family(
+    "torpor_queue_expected_wait_seconds",
+    "How long a job that came now would wait at the present pace; absent without a pace.",
+    ("model", "lane"),
+)
+RUNNING: Final = Family("torpor_jobs_in_flight", "Jobs of which an attempt runs.", ("model",))
+RETRYING: Final = Family(
+    "torpor_queue_retrying", "Events whose delivery failed and is due again later.", ("queue",)
+)
+EVENTS: Final = Family(
+    "torpor_queue_events",
+    "Events in a queue: waiting for a pump, or in a pump's hands.",
+    ("queue",),
+)
+PACE: Final = Family(
+    "torpor_queue_settled_per_minute", "Events a minute that were done with, lately.", ("queue",)
+)
+_FAMILIES: Final = (DEPTH, OLDEST, EXPECTED, RUNNING, RETRYING, EVENTS, PACE)
+_latest: Final = Latest(_FAMILIES)
+
+_FRESH_S: Final = 1.0
+_HEADS: Final = 256
+"""Tenants of a lane whose first event is looked at for the oldest."""
+_HELD: Final = 2000
+
+
+@dataclass(slots=True)
+class LaneView:
+    """What waits in one lane."""
+
+    count: int = 0
+    oldest_ms: int = 0
+
+    def add(self, since_ms: int) -> None:
+        """One more, that has waited since then."""
+        self.count += 1
+        if since_ms and (not self.oldest_ms or since_ms < self.oldest_ms):
+            self.oldest_ms = since_ms
+
+
+@dataclass(slots=True, kw_only=True)
+class QueueLook:
+    """One look at a queue."""
+
+    now_s: int
+    retrying: int
+    per_minute: float
+    lanes: dict[Lane, LaneView]
+    ready: int = 0
+    held: int = 0
+    running: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An event in a pump's hands."""
+
+    job_id: JobId
+    enqueued_ms: int
+
+
+class QueueMetrics:
+    """Looks at the queues named, at most once a second. Takes nothing."""
+
+    def __init__(self, redis: Redis, queues: Sequence[str]) -> None:
+        self._redis = redis
+        self._queues = tuple(queues)
+        self._looked_s = float("-inf")
+        self._looking = asyncio.Lock()
+
+    async def refresh(self) -> None:
+        """Show what the queues hold now; nothing of them when the store is away."""
+        async with self._looking:
+            now_s = asyncio.get_running_loop().time()
+            if now_s - self._looked_s < _FRESH_S:
+                return
+            try:
+                looks = {name: await self._look(name) for name in self._queues}
+            except Unavailable:
+                STORE_UP.set(0)
+                _latest.show({})
+                return
+            STORE_UP.set(1)
+            _latest.show(samples(looks))
+            self._looked_s = asyncio.get_running_loop().time()
+
+    async def _look(self, name: str) -> QueueLook:
+        parts = ("tickets", "events", "held", "retry", "pace", *(f"ready:{lane}" for lane in Lane))
+        async with failures_named():
+            answer = await run(
+                self._redis,
+                "look",
+                [keys.queue(name, part) for part in parts],
+                [keys.GROUP, _HEADS, _HELD],
+            )
+        look, held = read_look(answer)
+        if name.startswith(REQUESTS):
+            await self._sort_out(look, held)
+        return look
+
+    async def _sort_out(self, look: QueueLook, held: Sequence[_Held]) -> None:
+        """Which events in a pump's hands are jobs that run, and which only wait elsewhere."""
+        async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
+            for each in held:
+                pipe.hmget(keys.job(each.job_id), "state", "lane", "created_ms")
+            records = await pipe.execute()
+        for each, (state, lane, created_ms) in zip(held, records, strict=True):
+            if state == JobState.IN_PROGRESS.encode():
+                look.running += 1
+            elif state is None or state == JobState.QUEUED.encode():
+                found = Lane(lane.decode()) if lane else Lane.DEFAULT
+                look.lanes[found].add(int(created_ms or each.enqueued_ms))
+
+
+def read_look(answer: Sequence[Any]) -> tuple[QueueLook, list[_Held]]:
+    """What `look.lua` answered."""
+    now_s, retrying, pace, lanes, held = answer
+    settled = {int(k): int(v) for k, v in zip(pace[0::2], pace[1::2], strict=True)}
+    look = QueueLook(
+        now_s=int(now_s),
+        retrying=int(retrying),
+        per_minute=pace_per_minute(settled, int(now_s)),
+        lanes={
+            lane: LaneView(int(count), int(oldest_ms))
+            for lane, (count, oldest_ms) in zip(Lane, lanes, strict=True)
+        },
+        ready=sum(int(count) for count, _ in lanes),
+        held=len(held),
+    )
+    return look, [_held(member, int(stamp)) for member, stamp in held]
+
+
+def samples(looks: dict[str, QueueLook]) -> Samples:
+    """The series of what was seen, by queue name."""
+    found: dict[Family, list[tuple[tuple[str, ...], float]]] = {f: [] for f in _FAMILIES}
+    for name, look in looks.items():
+        found[EVENTS].append(((name,), look.ready + look.held))
+        found[RETRYING].append(((name,), look.retrying))
+        found[PACE].append(((name,), look.per_minute))
+        if name.startswith(REQUESTS):
+            _add_model(found, name.removeprefix(REQUESTS), look)
+    return found
+
+
+def _add_model(
+    found: dict[Family, list[tuple[tuple[str, ...], float]]], model: str, look: QueueLook
+) -> None:
+    found[RUNNING].append(((model,), look.running))
+    ahead = 0
+    for lane, view in look.lanes.items():
+        age_s = max(look.now_s - view.oldest_ms / 1000, 0.0) if view.oldest_ms else 0.0
+        found[DEPTH].append(((model, lane), view.count))
+        found[OLDEST].append(((model, lane), age_s))
+        ahead += view.count
+        if (wait_s := expected_wait_s(ahead, look.per_minute)) is not None:
+            found[EXPECTED].append(((model, lane), wait_s))
+
+
+def _held(member: bytes, stamp: int) -> _Held:
+    source, _, event_id = member.decode("utf-8", "replace").partition("\0")
+    return _Held(derive_job_id(source, event_id), stamp)

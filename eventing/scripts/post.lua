@@ -1,0 +1,13 @@
+-- Add amounts to the ledger: to the totals since ever and to the slice of time that runs, by store time.
+-- KEYS  1 totals hash; the slices are `<it>:<slice start in seconds>`, in the same hash slot
+-- ARGV  1 slice_s, 2 retention_s of a slice, 3.. field, whole amount pairs
+-- gives the start of the slice in seconds
+local now = tonumber(redis.call('TIME')[1])
+local start = now - now % tonumber(ARGV[1])
+local slice = KEYS[1] .. ':' .. string.format('%d', start)
+for i = 3, #ARGV, 2 do
+  redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1])
+  redis.call('HINCRBY', slice, ARGV[i], ARGV[i + 1])
+end
+redis.call('EXPIRE', slice, ARGV[2])
+return start
