@@ -27,14 +27,17 @@ app.command()(status.status)
 
 def main() -> None:
     """Run a command; what a person can mend is one clear line, not a stack trace."""
+    status = 0
     try:
         app()
     except* (UserError, StackError) as group:
         for error in _flat(group):
             stderr.print(f"torpor: {error}", style="red", markup=False, highlight=False)
-        sys.exit(1)
+        status = 1
     except* KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
+    if status:  # not above: an exit inside `except*` would itself be wrapped and shown
+        sys.exit(status)
 
 
 def _flat(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
