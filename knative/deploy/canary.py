@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from knative.deploy.doctor.pod import CANARY_OF
+from knative.deploy.doctor.view import MODE
 from knative.deploy.emit import Resource
 from knative.deploy.events import TRIGGERS
 from knative.deploy.faults import DeployError
@@ -75,6 +76,22 @@ def with_canary(
         found.append(_renamed(scaled, model))
     endings = suffixes(percent)
     return [split for resource in found for split in _split(resource, model, endings)]
+
+
+def with_traffic(resources: Sequence[Resource], model: str, percent: int) -> list[Resource]:
+    """Give the resources with a share of direct calls to the newest revision, by KServe.
+
+    For callers of the predictor's own route in Knative mode; jobs from the queue are split by id.
+    """
+    found = copy.deepcopy(list(resources))
+    stable = _named(found, "InferenceService", model)
+    if stable is None:
+        raise CanaryError(f"there is no InferenceService/{model}")
+    mode = (stable["metadata"].get("annotations") or {}).get(MODE)
+    if mode not in ("Knative", "Serverless"):
+        raise CanaryError("KServe splits traffic only in Knative mode; use --canary here")
+    stable["spec"]["predictor"][TRAFFIC] = percent
+    return found
 
 
 def without_canary(resources: Sequence[Resource], model: str) -> list[Resource]:

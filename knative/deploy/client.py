@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -161,7 +161,7 @@ class Cluster:
                 return items, str(data.get("resourceVersion", ""))
             query = {**query, "continue": data["continue"]}
 
-    async def follow(self, ref: Ref) -> AsyncIterator[Resource | None]:
+    async def follow(self, ref: Ref) -> AsyncGenerator[Resource | None, None]:
         """Give an object now and after every change; None while it is not there.
 
         Never ends by itself. A watch that breaks or expires is begun anew from a fresh list, so a

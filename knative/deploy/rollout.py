@@ -202,36 +202,44 @@ async def wait(
     """
     watched = [_Watched(ref_of(r)) for r in in_order(resources) if waits_for(r)]
     try:
+        await _wait_for_all(cluster, watched, terms, screen)
+    except* DeployError as failed:
+        raise failed.exceptions[0] from None
+
+
+async def _wait_for_all(
+    cluster: Cluster, watched: Sequence[_Watched], terms: Terms, screen: Screen
+) -> None:
+    try:
         async with asyncio.timeout(terms.timeout_s), asyncio.TaskGroup() as group:
             for each in watched:
                 group.create_task(_wait_for(cluster, each, screen))
     except TimeoutError as error:
         raise NotReadyError(await _what_is_missing(cluster, watched, terms)) from error
-    except* DeployError as failed:
-        raise failed.exceptions[0] from None
 
 
 async def _wait_for(cluster: Cluster, each: _Watched, screen: Screen) -> None:
-    """Follow one object until it is ready; look for reasons when nothing moves."""
+    """Follow one object until it is ready; say why it hangs whenever nothing came for a while."""
     was_there = False
-    async with aclosing(cluster.follow(each.ref)) as states:
-        while True:
-            try:
-                live = await asyncio.wait_for(anext(states), STUCK_AFTER_S)
-            except TimeoutError:
-                # The generator was cancelled with its watch: begin again, and say why it hangs.
-                screen.waiting(each.ref, each.state, await stuck_reasons(cluster, each.ref))
-                await _wait_for(cluster, each, screen)
-                return
-            if live is None and was_there:
-                raise NotReadyError(f"{each.ref} was deleted while we waited for it")
-            was_there = was_there or live is not None
-            state = readiness(live) if live else Readiness(False, "not there yet")
-            if state != each.state:
-                each.state = state
-                screen.waiting(each.ref, state, ())
-            if state == READY:
-                return
+    while True:
+        try:
+            async with asyncio.timeout(STUCK_AFTER_S), aclosing(cluster.follow(each.ref)) as states:
+                async for live in states:
+                    if live is None and was_there:
+                        raise NotReadyError(f"{each.ref} was deleted while we waited for it")
+                    was_there = was_there or live is not None
+                    if _is_ready_now(each, live, screen):
+                        return
+        except TimeoutError:
+            screen.waiting(each.ref, each.state, await stuck_reasons(cluster, each.ref))
+
+
+def _is_ready_now(each: _Watched, live: Resource | None, screen: Screen) -> bool:
+    state = readiness(live) if live else Readiness(False, "not there yet")
+    if state != each.state:
+        each.state = state
+        screen.waiting(each.ref, state, ())
+    return state == READY
 
 
 async def _what_is_missing(cluster: Cluster, watched: Sequence[_Watched], terms: Terms) -> str:
