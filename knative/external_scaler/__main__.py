@@ -1,0 +1,50 @@
+"""`python -m knative.external_scaler`: serve the work-aware policy to KEDA."""
+
+import asyncio
+import sys
+
+import structlog
+from pydantic import ValidationError
+
+from eventing import log
+from eventing.clock import SystemClock
+from eventing.connection import connect
+from eventing.redis_store import RedisStore
+from knative.external_scaler.queue_source import QueueSource
+from knative.external_scaler.server import ScalerServer
+from knative.external_scaler.settings import ExternalScalerSettings
+
+
+def main() -> int:
+    """Exit status: 0 after a clean end, 2 for settings that cannot work."""
+    try:
+        settings = ExternalScalerSettings()
+    except ValidationError as error:
+        sys.stderr.write(f"torpor external scaler: {error}\n")
+        return 2
+    log.configure("external-scaler", level=settings.log_level)
+    try:
+        asyncio.run(_serve(settings))
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+async def _serve(settings: ExternalScalerSettings) -> None:
+    redis = connect(settings.redis_url.get_secret_value(), timeout_s=settings.redis_timeout_s)
+    source = QueueSource(redis, RedisStore(redis))
+    server = ScalerServer(
+        source, SystemClock(), queue=settings.queue, model=settings.model, tick_s=settings.tick_s
+    )
+
+    def say(port: int) -> None:
+        structlog.get_logger().info("listening", action="listen", port=port)
+
+    try:
+        await server.run(f"{settings.host}:{settings.port}", say)
+    finally:
+        await redis.aclose()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""One ScaledObject's scaler: looks at the queue, learns, and keeps the number KEDA asks for.
+
+Called by `server.py` once a second, and for each question. It must not know gRPC or Redis. Between
+two looks it holds only what it learnt; a restart begins with a first guess and learns again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from knative.autoscaling import work
+from knative.autoscaling.setting import SettingReader
+from knative.autoscaling.work import Seen, WorkSpec, WorkState
+
+METRIC = "torpor-replicas"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A job that left the queue; without a count of its answer nothing is learnt from it."""
+
+    prompt_tokens: int
+    output_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A queue at one moment.
+
+    `arrived` are the prompt tokens of jobs that came since the last look, `waiting_prompts` those
+    of all that wait; `running` are in a predictor's hands; `ready` and `existing` count predictors.
+    """
+
+    waiting_prompts: tuple[int, ...]
+    oldest_wait_s: float
+    running: int
+    ready: int
+    existing: int
+    arrived: tuple[int, ...] = ()
+    finished: tuple[Finished, ...] = ()
+
+
+class WorkSource(Protocol):
+    """Where a scaler looks."""
+
+    async def look(self, queue: str, model: str) -> Look:
+        """The queue now; what arrived and finished is told once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScalerSettings:
+    """What a ScaledObject's trigger metadata says."""
+
+    spec: WorkSpec
+    queue: str
+    model: str
+
+
+def read_metadata(metadata: Mapping[str, str], *, queue: str, model: str) -> ScalerSettings:
+    """The settings of a trigger; `queue` and `model` are used where it names none.
+
+    Raises RefusedSettingsError naming every unknown or out-of-range key.
+    """
+    reader = SettingReader(metadata, prefix="metadata.")
+    reader.ignore("scalerAddress", "tlsCertFile", "caCert", "tlsClientCert", "tlsClientKey")
+    most = 1e7
+    settings = ScalerSettings(
+        spec=WorkSpec(
+            prefill_tokens_per_s=reader.number("prefillTokensPerSecond", 5000, low=0.1, high=most),
+            decode_tokens_per_s=reader.number("decodeTokensPerSecond", 500, low=0.1, high=most),
+            slots=reader.integer("slots", 8, low=1, high=4096),
+            cold_start_s=reader.number("coldStartSeconds", 60, low=0, high=3600),
+            p95_wait_s=reader.number("p95WaitSeconds", 60, low=0, high=86_400),
+            min_replicas=reader.integer("minReplicas", 0, high=1000),
+            max_replicas=reader.integer("maxReplicas", 100, low=1, high=1000),
+            margin_s=reader.number("marginSeconds", 3, low=0, high=600),
+        ),
+        queue=reader.text("queue", queue),
+        model=reader.text("model", model),
+    )
+    reader.finish()
+    return settings
+
+
+class Scaler:
+    """The policy of one ScaledObject between two looks."""
+
+    def __init__(self, settings: ScalerSettings) -> None:
+        self.settings = settings
+        self.replicas = settings.spec.min_replicas
+        self._state = WorkState(idle_since=None)
+
+    def see(self, look: Look, now: float) -> int:
+        """Learn from `look` and decide; the same number answers KEDA until the next look."""
+        spec = self.settings.spec
+        for prompt_tokens in look.arrived:
+            self._state = work.arrived(spec, self._state, prompt_tokens, now)
+        is_idle = not look.waiting_prompts and not look.running
+        for done in look.finished:
+            self._learn(done, now, is_last=is_idle)
+        self._state, decision = work.decide(spec, self._state, self._seen(look), now)
+        self.replicas = decision.replicas
+        return self.replicas
+
+    def _learn(self, done: Finished, now: float, *, is_last: bool) -> None:
+        spec = self.settings.spec
+        expected = work.expected_output(spec, self._state, done.prompt_tokens)
+        output = done.output_tokens if done.output_tokens is not None else round(expected)
+        self._state = work.finished(
+            spec, self._state, done.prompt_tokens, output, now, is_last=is_last
+        )
+
+    def _seen(self, look: Look) -> Seen:
+        spec = self.settings.spec
+        waiting = sum(
+            spec.work_s(prompt, work.expected_output(spec, self._state, prompt))
+            for prompt in look.waiting_prompts
+        )
+        return Seen(
+            queued=len(look.waiting_prompts),
+            queued_work_s=waiting,
+            oldest_wait_s=look.oldest_wait_s,
+            running=look.running,
+            asked=look.existing,
+            ready=look.ready,
+        )

@@ -1,0 +1,176 @@
+"""KEDA's side of the external scaler: real gRPC, and a real queue behind it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from redis.asyncio import Redis
+
+from eventing.broker.queue import Queue
+from eventing.clock import SystemClock
+from eventing.errors import StoreUnavailable
+from eventing.event import Event
+from eventing.job import Lane
+from eventing.redis_store import RedisStore
+from eventing.replica import ReplicaDirectory
+from knative.external_scaler import protocol
+from knative.external_scaler.queue_source import QueueSource
+from knative.external_scaler.scaler import Look, WorkSource
+from knative.external_scaler.server import ScalerServer
+
+NOW = {"coldStartSeconds": "30", "p95WaitSeconds": "0", "slots": "2"}
+IDLE = Look((), 0.0, 0, 0, 0)
+
+
+@dataclass
+class Scripted:
+    """A queue that shows what the test puts there."""
+
+    shown: Look | None = field(default_factory=lambda: IDLE)
+
+    async def look(self, queue: str, model: str) -> Look:
+        if self.shown is None:
+            raise StoreUnavailable("away")
+        return self.shown
+
+
+class Keda:
+    """KEDA's calls."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    def ref(self, metadata: dict[str, str]) -> Any:
+        return protocol.ScaledObjectRef(name="p", namespace="n", scalerMetadata=metadata)
+
+    async def call(self, method: str, request: Any, answer: Any) -> Any:
+        call = self._channel.unary_unary(
+            f"/{protocol.SERVICE}/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=answer.FromString,
+        )
+        return await call(request, timeout=5)
+
+    async def is_active(self, metadata: dict[str, str] | None = None) -> bool:
+        ref = self.ref(NOW if metadata is None else metadata)
+        answer = await self.call("IsActive", ref, protocol.IsActiveResponse)
+        return bool(answer.result)
+
+    async def replicas(self) -> float:
+        request = protocol.GetMetricsRequest(
+            scaledObjectRef=self.ref(NOW), metricName="torpor-replicas"
+        )
+        answer = await self.call("GetMetrics", request, protocol.GetMetricsResponse)
+        return float(answer.metricValues[0].metricValueFloat)
+
+    def stream(self) -> Any:
+        call = self._channel.unary_stream(
+            f"/{protocol.SERVICE}/StreamIsActive",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=protocol.IsActiveResponse.FromString,
+        )
+        return call(self.ref(NOW), timeout=5)
+
+
+@asynccontextmanager
+async def served(source: WorkSource) -> AsyncIterator[Keda]:
+    server = ScalerServer(source, SystemClock(), queue="jobs", model="m", tick_s=0.02)
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(server.run("127.0.0.1:0", port.set_result))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{await port}") as channel:
+            yield Keda(channel)
+        task.cancel()
+
+
+async def until(claim: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(5):
+        while not await claim():
+            await asyncio.sleep(0.02)
+
+
+async def test_an_empty_queue_is_inactive_and_wants_nothing() -> None:
+    async with served(Scripted()) as keda:
+        assert not await keda.is_active()
+        assert await keda.replicas() == 0
+
+
+async def test_waiting_work_is_active_and_says_how_many_replicas_it_takes() -> None:
+    async with served(Scripted(Look((100,) * 7, 1.0, 0, 0, 0))) as keda:
+        assert await keda.is_active()
+        assert await keda.replicas() == 4  # seven jobs, two places each
+
+
+async def test_the_target_is_one_so_that_the_value_is_the_replicas() -> None:
+    async with served(Scripted()) as keda:
+        answer = await keda.call("GetMetricSpec", keda.ref(NOW), protocol.GetMetricSpecResponse)
+        assert [(s.metricName, s.targetSizeFloat) for s in answer.metricSpecs] == [
+            ("torpor-replicas", 1.0)
+        ]
+
+
+async def test_a_job_is_pushed_without_waiting_for_a_poll() -> None:
+    source = Scripted()
+    async with served(source) as keda:
+        stream = keda.stream()
+        first = await stream.read()
+        source.shown = Look((100,), 0.0, 0, 0, 0)
+        second = await stream.read()
+        stream.cancel()
+    assert (first.result, second.result) == (False, True)
+
+
+async def test_while_the_store_is_away_keda_gets_an_error_and_not_a_zero() -> None:
+    async with served(Scripted(None)) as keda:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await keda.is_active()
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_bad_metadata_is_refused_by_name() -> None:
+    async with served(Scripted()) as keda:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await keda.is_active({"slots": "0", "colour": "blue"})
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "metadata.slots" in refused.value.details()
+    assert "metadata.colour" in refused.value.details()
+
+
+async def test_a_real_queue_wakes_it_and_an_empty_one_lets_it_sleep(redis: Redis) -> None:
+    queue = Queue(redis, "jobs", "test")
+    await queue.ensure()
+    event = Event(id="job-1", source="/test", type="t", data=b"x" * 4000)
+    async with served(QueueSource(redis, RedisStore(redis))) as keda:
+        asleep = await keda.is_active()
+        await queue.send([queue.put_call(event, lane=Lane.DEFAULT, tenant="a")])
+        await until(keda.is_active)
+
+        # In a predictor's hands it still counts: nobody is scaled away under a running job.
+        await ReplicaDirectory(redis).report("m", "r1", "ready", {})
+        claimed = await queue.claim(1)
+        await asyncio.sleep(0.1)
+        busy = await keda.is_active()
+
+        await queue.send([queue.settle_call(claimed[0].ticket)])
+        await asyncio.sleep(0.1)
+        kept = await keda.is_active()  # a strict target keeps the last replica through a gap
+    assert (asleep, busy, kept) == (False, True, True)
+
+
+async def test_a_job_with_slack_does_not_wake_it_yet(redis: Redis) -> None:
+    queue = Queue(redis, "jobs", "test")
+    await queue.ensure()
+    event = Event(id="job-1", source="/test", type="t", data=b"x")
+    patient = NOW | {"p95WaitSeconds": "600"}
+    async with served(QueueSource(redis, RedisStore(redis))) as keda:
+        await keda.is_active(patient)
+        await queue.send([queue.put_call(event, lane=Lane.DEFAULT, tenant="a")])
+        seen = []
+        for _ in range(15):
+            await asyncio.sleep(0.02)
+            seen.append(await keda.is_active(patient))
+    assert not any(seen)
