@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import WebSocketRoute
 
 from api import (
     batches,
@@ -46,7 +47,7 @@ def create_app(front: Front, lifespan: Lifespan | None = None) -> FastAPI:
     app.state.front = front
     for module in (jobs, openai, responses, files, batches, webhook_routes, usage, events, health):
         app.include_router(module.router)
-    app.add_websocket_route(socket.PATH, socket.follow_job_socket, name="follow_job_socket")
+    app.router.routes.append(WebSocketRoute(socket.PATH, socket.follow_job_socket))
     app.add_exception_handler(TorporError, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)

@@ -4,8 +4,9 @@ Called by every handler that takes a body. Must not know what the body is about.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from typing import Any, Final
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
@@ -24,13 +25,17 @@ async def read_bytes(request: Request, *, limit: int, timeout_s: float) -> bytes
     return bytes(body)
 
 
-async def stream_bytes(request: Request, *, limit: int, timeout_s: float) -> AsyncIterator[bytes]:
+async def stream_bytes(
+    request: Request, *, limit: int, timeout_s: float
+) -> AsyncGenerator[bytes, None]:
     """The body piece by piece, with the same refusals as `read_bytes`."""
     declared = request.headers.get("content-length", "")
+    chunks = request.stream()
     if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
+        if "expect" not in request.headers:  # else the sender waits for our word, and gets it
+            await _let_pass(chunks)
         raise BodyTooLarge(f"the body is over {limit} bytes", "body")
     seen = 0
-    chunks = request.stream()
     while True:
         try:
             async with asyncio.timeout(timeout_s):
@@ -43,8 +48,19 @@ async def stream_bytes(request: Request, *, limit: int, timeout_s: float) -> Asy
             return
         seen += len(chunk)
         if seen > limit:
+            await _let_pass(chunks)
             raise BodyTooLarge(f"the body is over {limit} bytes", "body")
         yield chunk
+
+
+async def _let_pass(chunks: AsyncGenerator[bytes, None]) -> None:
+    """Read on for a moment and keep nothing. Many clients send all before they listen, and closing
+    with unread bytes makes the kernel reset the connection: the refusal would never be seen.
+    """
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(_LET_PASS_S):
+            async for _ in chunks:
+                continue
 
 
 async def read_object(request: Request, *, limit: int, timeout_s: float) -> dict[str, Any]:
@@ -93,4 +109,5 @@ def check_depth(value: Any) -> None:
     raise BadRequest(f"the body is nested over {_DEPTH_LIMIT} levels deep", "body")
 
 
-_DEPTH_LIMIT = 200
+_DEPTH_LIMIT: Final = 200
+_LET_PASS_S: Final = 0.5

@@ -3,17 +3,21 @@
 Called by `api.app` (builds it) and `api.route` (hands it to handlers). Must not know any route.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from starlette.requests import HTTPConnection
 
+from api.batch import Batch
 from api.catalog import Catalog
+from api.file_store import FileStore
 from api.principal import Authenticator, EverybodyIsDefault, Principal
 from api.settings import ApiSettings
 from api.webhook_desk import WebhookDesk
 from eventing.clock import Clock, SystemClock
+from eventing.errors import NotFound, Unavailable
 from eventing.job import Job, JobId
 from eventing.metric_ledger import Ledger
 from eventing.publisher import Publisher
@@ -80,6 +84,34 @@ class ResultListener(Protocol):
         """Return once it cannot be forgotten; raise `Unavailable` to be told again."""
 
 
+class Batches(Protocol):
+    """Where batches are recorded (`api.batch_store.BatchStore`)."""
+
+    async def create(self, batch: Batch) -> None: ...
+
+    async def get(self, batch_id: str, tenant: str | None = None) -> Batch: ...
+
+    async def list(self, tenant: str) -> Sequence[Batch]: ...
+
+    async def ask_to_cancel(self, batch_id: str) -> None: ...
+
+
+class NoBatches:
+    """`Batches` where nothing keeps them."""
+
+    async def create(self, batch: Batch) -> None:
+        raise Unavailable("this api keeps no batches", 3600.0)
+
+    async def get(self, batch_id: str, tenant: str | None = None) -> Batch:
+        raise NotFound("no such batch")
+
+    async def list(self, tenant: str) -> Sequence[Batch]:
+        return ()
+
+    async def ask_to_cancel(self, batch_id: str) -> None:
+        raise NotFound("no such batch")
+
+
 class NobodyKnows:
     """`Waiting` without a queue to look at."""
 
@@ -115,9 +147,11 @@ class Front:
     admission: Admission = field(default_factory=AdmitAll)
     gate: Gate = field(default_factory=OpenGate)
     listeners: tuple[ResultListener, ...] = ()
-    ledger: Ledger | None = None
     webhooks: WebhookDesk | None = None
     overview: Overview | None = None
+    ledger: Ledger | None = None
+    files: FileStore = field(default_factory=lambda: FileStore("memory://torpor"))
+    batches: Batches = field(default_factory=NoBatches)
     clock: Clock = field(default_factory=SystemClock)
 
 

@@ -17,6 +17,7 @@ from api.front import Front
 from api.principal import Principal
 from api.webhook import JOB_WEBHOOK, WEBHOOK_URL, webhook_wish
 from api.webhook_address import allow_list, check_url
+from eventing import trace
 from eventing.errors import (
     BrokerUnavailable,
     InvalidJob,
@@ -76,10 +77,28 @@ async def submit(
     return await submit_new(front, principal, new, idempotency_key=wish.idempotency_key)
 
 
+async def submit_line(
+    front: Front, principal: Principal, line: Mapping[str, Any], *, key: str, lane: Lane
+) -> Job:
+    """The job of a batch's line; the same key is the same job, however often it is submitted."""
+    job, _ = await submit(front, principal, line, Wish(idempotency_key=f"batch:{key}", lane=lane))
+    return job
+
+
 async def submit_new(
     front: Front, principal: Principal, new: NewJob, *, idempotency_key: str = ""
 ) -> tuple[Job, bool]:
     """As `submit`, for a job whose identity is known. With a key, the id comes from that."""
+    with trace.span("submit", parent=new.traceparent, model=new.request.model) as span:
+        traced = replace(new, traceparent=span.traceparent)
+        job, is_new = await _submit_new(front, principal, traced, idempotency_key)
+        span.set(job_id=job.id, is_new=is_new)
+        return job, is_new
+
+
+async def _submit_new(
+    front: Front, principal: Principal, new: NewJob, idempotency_key: str
+) -> tuple[Job, bool]:
     await front.catalog.check(new.request)
     if url := new.metadata.get(JOB_WEBHOOK):
         check_url(url, allow_list(front.settings.webhook_allow), WEBHOOK_URL)

@@ -13,7 +13,9 @@ from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from api.app import create_app
+from api.batch_store import BatchStore
 from api.catalog import Catalog
+from api.file_store import FileStore
 from api.front import Front
 from api.settings import ApiSettings, ModelCard
 from eventing.redis_store import RedisStore
@@ -76,6 +78,8 @@ async def rig_over(
         publisher=broker,
         live=hub,
         catalog=Catalog(settings.models),
+        files=FileStore(settings.files_url),
+        batches=BatchStore(store.redis),
     )
 
     @asynccontextmanager
