@@ -1,0 +1,165 @@
+"""What the manifests tell the processes is what the processes read."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from api.settings import ApiSettings
+from eventing import keys
+from eventing.broker.settings import BrokerSettings
+from eventing.broker.trigger import parse_trigger
+from knative.autoscaling.annotations import read_knative
+from knative.autoscaling.scaledobject import read_scaled_object
+from knative.deploy import network, parts
+from knative.deploy.first_secrets import FirstSecretsSettings
+from knative.deploy.tree import files
+from knative.deploy.values import Values
+from predictor.settings import PredictorSettings
+from tests.manifests.conftest import ROOT, Resources
+
+# Variables that a process will read with a later part of its issue, or that only a person reads.
+NOT_SETTINGS = {
+    "TORPOR_API_KEYS_FILE",
+    "TORPOR_BROKER_TOKEN_FILE",
+    "TORPOR_COLD_START_SECONDS",
+    "TORPOR_DELIVERY_TOKEN",
+    "TORPOR_GPU_COUNT",
+    "TORPOR_GPU_PRICE_PER_HOUR",
+    "TORPOR_MAX_JOB_SECONDS",
+    "TORPOR_PUBLIC_URL",
+}
+
+
+def read_by_processes() -> set[str]:
+    """Every variable that some settings class reads."""
+    classes = (ApiSettings, BrokerSettings, PredictorSettings, FirstSecretsSettings)
+    return {f"TORPOR_{name.upper()}" for each in classes for name in each.model_fields}
+
+
+def test_every_variable_is_read_by_some_process(overlays: dict[str, Resources]) -> None:
+    text = yaml.safe_dump_all([r for resources in overlays.values() for r in resources])
+
+    named = set(re.findall(r"\bTORPOR_[A-Z_]+\b", text))
+
+    assert named - read_by_processes() - NOT_SETTINGS == set()
+
+
+def test_the_settings_of_the_processes_accept_the_rendered_values(
+    overlays: dict[str, Resources], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for resource in overlays["queue"]:
+        if resource["metadata"]["name"] == parts.SETTINGS:
+            for name, value in resource["data"].items():
+                monkeypatch.setenv(name, value)
+
+    assert PredictorSettings().served_name == "thinker"
+    assert PredictorSettings().drain_grace_s == 1800
+    assert [card.name for card in ApiSettings().models] == ["thinker"]
+    assert ApiSettings().broker_url.startswith("http://torpor-broker.torpor.svc")
+
+
+@pytest.mark.parametrize("seconds", [10, 3600, 86_400])
+def test_the_longest_and_shortest_jobs_give_settings_that_start(
+    seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = Values(max_job_seconds=seconds)
+    settings = yaml.safe_load(files(values)["base/settings.yaml"])
+    for name, value in settings["data"].items():
+        monkeypatch.setenv(name, value)
+
+    assert PredictorSettings().lease_s >= 15
+
+
+def test_keda_reads_the_stream_and_group_that_the_broker_writes() -> None:
+    assert parts.stream_key("thinker") == keys.queue(parts.trigger_name("thinker"), "tickets")
+    assert parts.GROUP == keys.GROUP
+
+
+def test_our_broker_accepts_its_triggers(overlays: dict[str, Resources]) -> None:
+    text = next(r for r in overlays["queue"] if r["metadata"]["name"] == "torpor-triggers")["data"][
+        "triggers.yaml"
+    ]
+
+    requests, results = (parse_trigger(document) for document in yaml.safe_load_all(text))
+
+    assert requests.subscriber == "http://localhost:8080/events"
+    assert requests.parallelism == 16
+    assert requests.delivery.timeout_s >= 1800
+    assert results.subscriber.endswith("/internal/events")
+
+
+def test_each_process_pumps_a_trigger_that_is_there(overlays: dict[str, Resources]) -> None:
+    text = yaml.safe_dump_all(overlays["queue"])
+
+    chosen = set(re.findall(r"name: TORPOR_TRIGGER\n\s+value: (\S+)", text))
+
+    assert chosen == {"requests-thinker", "results"}
+
+
+@pytest.mark.parametrize("overlay", ["queue", "queue-cpu"])
+def test_the_simulator_reads_the_scaled_object(
+    overlays: dict[str, Resources], overlay: str
+) -> None:
+    (scaled,) = [r for r in overlays[overlay] if r["kind"] == "ScaledObject"]
+
+    spec = read_scaled_object(scaled)
+
+    assert (spec.min_replicas, spec.cooldown_s) == (0, 660)
+
+
+def test_the_simulator_reads_the_knative_predictor(overlays: dict[str, Resources]) -> None:
+    (service,) = [r for r in overlays["serverless"] if r["kind"] == "InferenceService"]
+
+    assert read_knative(service).container_concurrency == 16
+
+
+def egress(policy: dict[str, Any]) -> set[int]:
+    """The ports that a policy lets out."""
+    rules = policy["spec"].get("egress") or []
+    return {port["port"] for rule in rules for port in rule.get("ports") or []}
+
+
+def test_only_the_first_secrets_job_and_rabbitmq_reach_the_api_server() -> None:
+    senders = {f.source for f in network.FLOWS if f.target is network.Party.KUBERNETES}
+
+    assert senders == {network.Party.FIRST_SECRETS, network.Party.RABBITMQ}
+
+
+def test_nothing_private_counts_as_the_internet(overlays: dict[str, Resources]) -> None:
+    blocks = [
+        peer["ipBlock"]
+        for r in overlays["queue"]
+        if r["kind"] == "NetworkPolicy"
+        for rule in r["spec"].get("egress") or []
+        for peer in rule.get("to") or []
+        if "ipBlock" in peer
+    ]
+
+    assert blocks
+    assert all("169.254.0.0/16" in block["except"] for block in blocks)
+
+
+def test_every_policy_is_in_the_matrix_of_the_docs() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+
+    assert network.matrix() in page
+
+
+def test_the_store_is_reached_by_nobody_but_its_users(overlays: dict[str, Resources]) -> None:
+    sources = {f.source for f in network.FLOWS if f.target is network.Party.REDIS}
+
+    assert sources == {
+        network.Party.API,
+        network.Party.PREDICTOR,
+        network.Party.BROKER,
+        network.Party.KEDA,
+    }
+    assert not any(
+        6379 in egress(r) and "broker-rabbitmq" in r["metadata"]["name"]
+        for r in overlays["serverless"]
+        if r["kind"] == "NetworkPolicy"
+    )

@@ -1,0 +1,134 @@
+"""Whether an object is up, and the plainest word for why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from knative.deploy.readiness import readiness, why_stuck
+
+
+def live(kind: str, spec: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+    """An object as the server shows it."""
+    return {"kind": kind, "metadata": {"generation": 2}, "spec": spec or {}, "status": status}
+
+
+def conditions(*items: tuple[str, str, str]) -> list[dict[str, str]]:
+    """Status conditions of type, status and message."""
+    return [{"type": t, "status": s, "message": m} for t, s, m in items]
+
+
+UP = {"replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        pytest.param(None, "deleted", id="gone"),
+        pytest.param(live("Deployment", observedGeneration=1), "has not looked", id="not seen yet"),
+        pytest.param(live("Deployment", {"replicas": 2}), "0 of 2 pods are of the new", id="old"),
+        pytest.param(
+            live("Deployment", {"replicas": 2}, **UP | {"replicas": 3}), "still ending", id="ending"
+        ),
+        pytest.param(
+            live("Deployment", {"replicas": 2}, **UP | {"availableReplicas": 1}),
+            "1 of 2 pods are available",
+            id="not available",
+        ),
+        pytest.param(live("Deployment", {"replicas": 2}, **UP), "", id="deployment up"),
+        pytest.param(live("Deployment", {"replicas": 0}), "", id="asleep is ready"),
+        pytest.param(live("StatefulSet", {"replicas": 1}), "0 of 1", id="store starting"),
+        pytest.param(live("StatefulSet", {"replicas": 1}, readyReplicas=1), "", id="store up"),
+        pytest.param(
+            live("StatefulSet", {"replicas": 1}, readyReplicas=1, updateRevision="b"),
+            "old version",
+            id="store rolling",
+        ),
+        pytest.param(live("Job"), "running", id="job runs"),
+        pytest.param(
+            live("Job", conditions=conditions(("Complete", "True", ""))), "", id="job done"
+        ),
+        pytest.param(
+            live("Job", conditions=conditions(("Failed", "True", "BackoffLimitExceeded"))),
+            "BackoffLimitExceeded",
+            id="job failed",
+        ),
+        pytest.param(live("InferenceService"), "KServe has not", id="no status yet"),
+        pytest.param(
+            live(
+                "InferenceService",
+                conditions=conditions(
+                    ("Ready", "False", ""), ("PredictorReady", "False", "no node fits")
+                ),
+            ),
+            "no node fits",
+            id="the reason of a part",
+        ),
+        pytest.param(
+            live("ScaledObject", conditions=conditions(("Ready", "True", ""))),
+            "",
+            id="keda took it",
+        ),
+    ],
+)
+def test_readiness(state: dict[str, Any] | None, reason: str) -> None:
+    found = readiness(state)
+
+    assert found.is_ready is (reason == "")
+    assert reason in found.reason
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    """A pod with that status."""
+    return {"metadata": {"name": "p"}, "status": status}
+
+
+def scheduling(message: str) -> dict[str, Any]:
+    """A pod that no node takes."""
+    return pod(conditions=[{"type": "PodScheduled", "status": "False", "message": message}])
+
+
+def box(**state: Any) -> dict[str, Any]:
+    """A pod whose container is in that state."""
+    return pod(containerStatuses=[{"name": "c", **state}])
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (scheduling("0/3 nodes: 3 Insufficient nvidia.com/gpu."), "no node has a free GPU"),
+        (scheduling("3 node(s) had untolerated taint {gpu: true}"), "tainted"),
+        (scheduling("3 node(s) didn't match Pod's node affinity/selector"), "labels"),
+        (scheduling('persistentvolumeclaim "files" not found'), "disk is not there"),
+        (scheduling("3 Insufficient memory"), "no node has room"),
+        (box(state={"waiting": {"reason": "ErrImagePull"}}), "cannot be pulled"),
+        (box(state={"waiting": {"reason": "CreateContainerConfigError"}}), "Secret or ConfigMap"),
+        (box(state={"waiting": {"reason": "CrashLoopBackOff"}}), "again and again"),
+        (box(lastState={"terminated": {"reason": "OOMKilled"}}), "killed for memory"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_pods_tell_why_they_are_stuck(found: dict[str, Any], words: str) -> None:
+    (reason,) = why_stuck([found], [])
+
+    assert words in reason
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("exceeded quota: gpus, requested: 1", "quota is used up"),
+        ('pods "x" is forbidden: violates PodSecurity "restricted"', "pod standard"),
+    ],
+)
+def test_events_tell_what_no_pod_can(message: str, words: str) -> None:
+    event = {"type": "Warning", "message": message, "involvedObject": {"name": "rs"}}
+
+    (reason,) = why_stuck([], [event, event])
+
+    assert words in reason
+
+
+def test_a_healthy_pod_gives_no_reason() -> None:
+    assert why_stuck([box(state={"running": {}})], [{"type": "Normal", "message": "quota"}]) == []
