@@ -24,7 +24,7 @@ from api.file_store import FileStore
 from api.front import Front
 from api.settings import ApiSettings
 from api.waiting import QueueWaiting
-from eventing import log, outbox
+from eventing import log, outbox, trace
 from eventing.clock import SystemClock
 from eventing.connection import connect
 from eventing.metric_job import JobMetrics
@@ -50,6 +50,7 @@ def main() -> int:
         sys.stdout.write(settings.masked().decode() + "\n")
         return 0
     log.configure("api", level=settings.log_level)
+    trace.configure("api")
     uvicorn.run(
         build(settings),
         host=settings.host,
@@ -63,6 +64,7 @@ def main() -> int:
         backlog=2048,
         timeout_graceful_shutdown=5,
     )
+    trace.close()
     return 0
 
 

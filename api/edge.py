@@ -47,7 +47,8 @@ class Edge:
                 _count(scope, message["status"], time.perf_counter() - started_s)
             await send(message)
 
-        await self._app(scope, receive, send_on)
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await self._app(scope, receive, send_on)
 
 
 def _request_id(scope: Scope) -> str:

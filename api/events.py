@@ -16,6 +16,7 @@ from api.jobs import accepted
 from api.principal import Scope
 from api.route import Call, new_router, operation
 from api.submission import submit_new
+from eventing import trace
 from eventing.errors import BadRequest, InvalidJob
 from eventing.event import Event, build_binary, parse_http
 from eventing.job import JobError, JobId, is_job_id
@@ -54,20 +55,26 @@ async def take_result(call: Call) -> Response:
     the predictor has a store, is left as it is: the first terminal state wins.
     """
     event = await _read_event(call)
+    parent = call.request.headers.get("traceparent") or event.extensions.get("traceparent", "")
+    with trace.span("result", parent=parent, job_id=event.subject, type=event.type):
+        return await _take_result(call.front, event)
+
+
+async def _take_result(front: Front, event: Event) -> Response:
     if event.type == REQUESTED:
-        return await _take_stray(call.front, event)
+        return await _take_stray(front, event)
     if event.type not in RESULT_TYPES:
         return Response(status_code=202)  # a trigger without a filter; nothing to do
     job_id, ending = ending_of(event)
     if not is_job_id(job_id):
         raise InvalidJob("subject must be a job id", "subject")
-    hold = await call.front.store.conclude(job_id, ending)
+    hold = await front.store.conclude(job_id, ending)
     if hold is Hold.FENCED:
         # An attempt with a live lease owns the end of this job, and will tell of it itself.
         _log.warning("result of a job that still runs", action="result", job_id=job_id)
         return Response(status_code=202)
-    await _tell(call.front, job_id)
-    await call.front.store.mark_announced(job_id)
+    await _tell(front, job_id)
+    await front.store.mark_announced(job_id)
     return Response(status_code=202)
 
 

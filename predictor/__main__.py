@@ -55,9 +55,10 @@ def main(argv: list[str]) -> int:
         _say(settings.model_dump_json(indent=1))
         return 0
 
-    from eventing import log
+    from eventing import log, trace
 
     log.configure("predictor", level=settings.log_level)
+    trace.configure("predictor")
     warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's
     try:
         door = _bind(settings)
@@ -75,7 +76,9 @@ def main(argv: list[str]) -> int:
 
     from predictor.server import Predictor
 
-    return Predictor(settings, engine, door, started_s=started_s).run()
+    exit_code = Predictor(settings, engine, door, started_s=started_s).run()
+    trace.close()
+    return exit_code
 
 
 def _settings(argv: list[str]) -> tuple[PredictorSettings, bool, list[str]]:

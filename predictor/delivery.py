@@ -12,7 +12,7 @@ from typing import Final, TypeVar, assert_never
 
 import structlog
 
-from eventing import job_event
+from eventing import job_event, trace
 from eventing.clock import Clock
 from eventing.errors import BadRequest, IdempotencyConflict, StoreUnavailable, Unavailable
 from eventing.event import Event, parse_http
@@ -80,7 +80,9 @@ class Deliveries:
         flush_s: float,
         is_store_shared: bool = True,
         account: GpuAccount | None = None,
+        links: trace.SpanLinks = trace.NO_LINKS,
     ) -> None:
+        self._links = links
         self._engine = engine
         self._store = store
         self._admission = admission
@@ -95,7 +97,11 @@ class Deliveries:
     async def handle(self, headers: Mapping[str, str], body: bytes) -> Answer:
         """The answer to one delivery."""
         try:
-            outcome = await self.outcome_of(parse_http(headers, body))
+            event = parse_http(headers, body)
+            parent = headers.get("traceparent") or event.extensions.get("traceparent", "")
+            with trace.span("receive", parent=parent) as span:
+                outcome = await self.outcome_of(event)
+                span.set(outcome=type(outcome).__name__.lower())
         except BadRequest as error:
             outcome = Malformed(error)
         metrics.DELIVERIES.labels(type(outcome).__name__.lower()).inc()
@@ -160,7 +166,9 @@ class Deliveries:
                     token_count=acquired.token_count,
                     can_resume=can_resume,
                 )
-                return await self._attempt(attempt, job)
+                with trace.span("attempt", job_id=job.id, attempt=attempt.number) as span:
+                    await self._links.follow(job.id, "attempt", span)
+                    return await self._attempt(attempt, job, span)
             case AcquireStatus.HELD:
                 return Held(min(acquired.lease_left_ms / 1000, _HELD_AT_MOST_S))
             case AcquireStatus.MISSING:
@@ -185,7 +193,7 @@ class Deliveries:
             await self._store.mark_published(job.id)  # it has just arrived
         return job
 
-    async def _attempt(self, attempt: Attempt, job: Job) -> Outcome:
+    async def _attempt(self, attempt: Attempt, job: Job, span: trace.Span) -> Outcome:
         """Everything that happens under a lease."""
         log = _log.bind(job_id=attempt.job_id, attempt=attempt.number)
         log.info("attempt starts", action="attempt", resumed_tokens=attempt.token_count)
@@ -203,7 +211,9 @@ class Deliveries:
                 flush_s=self._flush_s,
             )
             with self._keeper.watching(generation):
-                result = await generation.run()
+                with trace.span("generate", resumed_tokens=attempt.token_count) as inner:
+                    result = await generation.run()
+                    inner.set(new_tokens=generation.new_tokens)
                 await self._account.charge(job, share_s, is_kept=_is_kept(result, attempt))
                 outcome, word = await self._settle(generation, result)
         except StoreUnavailable as error:
@@ -213,6 +223,7 @@ class Deliveries:
             log.exception("attempt broke", action="attempt")
             outcome, word = await self._failed(attempt, "internal_error"), "bug"
         metrics.ATTEMPTS.labels(word).inc()
+        span.set(outcome=word)
         duration_ms = int((self._clock.monotonic_s() - started_s) * 1000)
         log.info("attempt ends", action="attempt_end", outcome=word, duration_ms=duration_ms)
         return outcome

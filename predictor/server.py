@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 from kserve.model_server import app
+from redis.asyncio import Redis
 
 from eventing.clock import Clock, SystemClock
 from eventing.connection import connect
@@ -20,6 +21,7 @@ from eventing.metric_ledger import GpuAccount, Ledger
 from eventing.redis_store import RedisStore
 from eventing.replica import ReplicaDirectory
 from eventing.store import Store
+from eventing.trace import SpanLinks
 from predictor import metrics
 from predictor.abort_when_gone import AbortWhenGone
 from predictor.admission import Admission, Phase
@@ -56,9 +58,11 @@ class Predictor:
         self._engine = engine
         self._exit_code = 0
         clock = SystemClock()
-        self._store, directory, ledger = _open_store(settings)
+        redis = _connect(settings)
+        self._store = _open_store(redis, settings)
+        self._links = SpanLinks(redis)
         self._account = GpuAccount(
-            ledger,
+            Ledger(redis) if redis else None,
             clock,
             model=settings.served_name,
             started_s=started_s,
@@ -74,7 +78,7 @@ class Predictor:
         )
         self._drain = Drain(self._admission, self._keeper, grace_s=settings.drain_grace_s)
         self._heartbeat = Heartbeat(
-            directory,
+            ReplicaDirectory(redis) if redis else None,
             clock,
             model=settings.served_name,
             replica_id=settings.replica_id,
@@ -110,6 +114,7 @@ class Predictor:
             flush_s=settings.flush_ms / 1000,
             is_store_shared=bool(settings.redis_url.get_secret_value()),
             account=self._account,
+            links=self._links,
         )
         add_event_route(app, deliveries, settings.delivery_token.get_secret_value())
         add_openai_routes(app, self._calls)
@@ -216,11 +221,11 @@ class Predictor:
         await stopping
 
 
-def _open_store(
-    settings: PredictorSettings,
-) -> tuple[Store, ReplicaDirectory | None, Ledger | None]:
+def _connect(settings: PredictorSettings) -> Redis | None:
+    """The shared store's client; None when jobs are kept in memory."""
     url = settings.redis_url.get_secret_value()
-    if not url:
-        return MemoryStore(settings.lease), None, None
-    redis = connect(url, timeout_s=settings.store_timeout_s)
-    return RedisStore(redis, settings.lease), ReplicaDirectory(redis), Ledger(redis)
+    return connect(url, timeout_s=settings.store_timeout_s) if url else None
+
+
+def _open_store(redis: Redis | None, settings: PredictorSettings) -> Store:
+    return RedisStore(redis, settings.lease) if redis else MemoryStore(settings.lease)

@@ -5,7 +5,7 @@ import sys
 import uvloop
 from pydantic import ValidationError
 
-from eventing import log
+from eventing import log, trace
 from eventing.broker.server import load_triggers, serve
 from eventing.broker.settings import BrokerSettings
 from eventing.errors import BadRequest
@@ -20,12 +20,14 @@ def main(*, with_ingress: bool = True) -> int:
         sys.stderr.write(f"torpor broker: {error}\n")
         return 2
     log.configure("broker" if with_ingress else "pump", level=settings.log_level)
+    trace.configure("broker" if with_ingress else "pump")
     try:
         uvloop.run(serve(settings, triggers, with_ingress=with_ingress))
     except* OSError as group:
         address = f"{settings.host}:{settings.port}"
         sys.stderr.write(f"torpor broker: cannot listen on {address}: {group.exceptions[0]}\n")
         sys.exit(1)
+    trace.close()
     return 0
 
 

@@ -14,6 +14,7 @@ from prometheus_client import Counter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from eventing import trace
 from eventing.broker.queue import Queue
 from eventing.broker.trigger import Trigger
 from eventing.errors import BadRequest, Unavailable
@@ -72,7 +73,9 @@ class Ingress:
         try:
             body = await read_body(request, self._limit)
             event = parse_http(request.headers, body)
-            queues = await self._router.route(event)
+            parent = event.extensions.get("traceparent", "")
+            with trace.span("enqueue", parent=parent, type=event.type):
+                queues = await self._router.route(event)
         except BadRequest as error:
             _offered.labels("refused").inc()
             return _refusal(error.status, error.code, error.message)

@@ -8,13 +8,14 @@ another claims them.
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Final
 
 import aiohttp
 import structlog
 from prometheus_client import Counter, Gauge
 
+from eventing import trace
 from eventing.broker.dead_letter import Undertaker
 from eventing.broker.delivery import Answer, Delivered, SetAside, TryAgain, decide
 from eventing.broker.ingress import Router
@@ -22,6 +23,8 @@ from eventing.broker.queue import Claimed, Queue
 from eventing.broker.trigger import Trigger
 from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
 from eventing.event import Event, build_binary, parse_http
+from eventing.job import JobId, derive_job_id
+from eventing.job_event import REQUESTED
 from eventing.publisher import payload
 
 _log = structlog.get_logger()
@@ -56,6 +59,7 @@ class Pump:
         self._queue = queue
         self._router = router
         self._undertaker = undertaker
+        self._links = trace.SpanLinks(queue.redis)
         self._headers = {"prefer": "reply"} | (
             {"authorization": f"Bearer {token}"} if token else {}
         )
@@ -120,7 +124,10 @@ class Pump:
         to be claimed again.
         """
         try:
-            answer, reply = await self._deliver(claimed.event)
+            with self._span(claimed) as span:
+                await self._links.follow(_job_id(claimed.event), self._trigger.name, span)
+                answer, reply = await self._deliver(claimed.event)
+                span.set(status=answer.status)
             await self._conclude(claimed, answer, reply)
         except Unavailable as error:
             _log.warning("delivery left pending", action="deliver", reason=error.code)
@@ -133,6 +140,16 @@ class Pump:
         finally:
             self._in_hand.pop(claimed.ticket, None)
             self._freed.set()
+
+    def _span(self, claimed: Claimed) -> AbstractContextManager[trace.Span]:
+        event = claimed.event
+        return trace.span(
+            "deliver",
+            parent=event.extensions.get("traceparent", ""),
+            trigger=self._trigger.name,
+            type=event.type,
+            number=claimed.tries,
+        )
 
     async def _conclude(self, claimed: Claimed, answer: Answer, reply: Event | None) -> None:
         """Store what an answer means. A reply is queued before its cause is settled, in one round
@@ -160,7 +177,7 @@ class Pump:
             async with self._session.post(
                 self._trigger.subscriber,
                 data=payload(body),
-                headers=headers | self._headers,
+                headers=headers | self._headers | trace.headers(),
                 allow_redirects=False,
             ) as response:
                 content = await _whole(response)
@@ -229,6 +246,13 @@ def _reply(status: int, headers: Mapping[str, str], content: bytes) -> Event | N
         return parse_http(headers, content)
     except (NotACloudEvent, UnsupportedMode):
         return None
+
+
+def _job_id(event: Event) -> JobId:
+    """The job that the event asks for, or tells of."""
+    if event.type == REQUESTED:
+        return derive_job_id(event.source, event.id)
+    return JobId(event.subject)
 
 
 def _seconds(retry_after: str) -> float | None:

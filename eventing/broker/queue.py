@@ -77,6 +77,11 @@ class Queue:
         self._key = {part: keys.queue(name, part) for part in _PARTS}
         self._last_ticket = "0-0"
 
+    @property
+    def redis(self) -> Redis:
+        """The client, for what goes with an event besides the queue."""
+        return self._redis
+
     async def ensure(self) -> None:
         """Create stream and group, so that KEDA's triggers read a number from the first second."""
         async with failures_named():

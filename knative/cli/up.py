@@ -4,7 +4,7 @@ import asyncio
 import signal
 from typing import Any
 
-from eventing import log
+from eventing import log, trace
 from knative.cli.flags import build, with_flags
 from knative.cli.screen import stderr
 from knative.local.settings import StackSettings
@@ -16,7 +16,9 @@ def up(**flags: Any) -> None:
     """Run api, broker, store and predictors (from zero) on this machine until Ctrl-C."""
     settings = build(StackSettings, **flags)
     log.configure("stack", level=settings.log_level)
+    trace.configure("stack")
     asyncio.run(_run(settings))
+    trace.close()
 
 
 async def _run(settings: StackSettings) -> None:

@@ -15,6 +15,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
+from eventing import trace
 from eventing.errors import Overloaded
 from knative.local.replica import Replica, ReplicaState, least_busy
 
@@ -58,7 +59,7 @@ class Activator:
         body = await request.body()
         for _ in range(_TRIES):
             try:
-                replica = await asyncio.wait_for(self._reserve(), self._timeout.total)
+                replica = await asyncio.wait_for(self._woken(request), self._timeout.total)
             except (Overloaded, TimeoutError):
                 return Response(status_code=503, headers={"retry-after": "1"})
             try:
@@ -77,6 +78,15 @@ class Activator:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+    async def _woken(self, request: Request) -> Replica:
+        """As `_reserve`; where nothing is ready, the wait shows in the job's trace."""
+        if any(replica.state is ReplicaState.READY for replica in self._replicas.values()):
+            return await self._reserve()
+        with trace.span("wake", parent=request.headers.get("traceparent", "")) as span:
+            replica = await self._reserve()
+            span.set(replica=replica.id)
+            return replica
 
     async def _reserve(self) -> Replica:
         """A replica with room, its place taken. Waits for one; wakes the autoscaler when there is

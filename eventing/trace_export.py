@@ -1,0 +1,153 @@
+"""Spans by OpenTelemetry: the only module that imports it. Loaded when tracing is on.
+
+Called by `eventing.trace`. Spans go to an OTLP collector in batches, from a thread of the SDK's
+own, or to a file one by one, so that a killed process loses none that had ended.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from opentelemetry import trace as api
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    SimpleSpanProcessor,
+    SpanExporter,
+    SpanExportResult,
+)
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from eventing.trace import Span
+
+_W3C: Final = TraceContextTextMapPropagator()
+_CLOSE_MS: Final = 3000
+
+
+class FileExporter(SpanExporter):
+    """Appends each span as one line of JSON; lines of several processes do not mix."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        for span in spans:
+            os.write(self._file, json.dumps(plain(span)).encode() + b"\n")
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        os.close(self._file)
+
+
+def plain(span: ReadableSpan) -> dict[str, Any]:
+    """A span as plain data: ids in hex, times in nanoseconds since the epoch."""
+    context = span.get_span_context()
+    assert context is not None  # noqa: S101 (a span that was recorded has one)
+    return {
+        "name": span.name,
+        "service": span.resource.attributes.get("service.name", ""),
+        "trace_id": f"{context.trace_id:032x}",
+        "span_id": f"{context.span_id:016x}",
+        "parent_id": f"{span.parent.span_id:016x}" if span.parent else "",
+        "start_ns": span.start_time,
+        "end_ns": span.end_time,
+        "status": span.status.status_code.name,
+        "attributes": dict(span.attributes or {}),
+        "links": [f"{link.context.span_id:016x}" for link in span.links],
+    }
+
+
+class _Open:
+    """A recording span."""
+
+    __slots__ = ("_span", "traceparent")
+
+    def __init__(self, span: api.Span) -> None:
+        self._span = span
+        self.traceparent = _traceparent(span.get_span_context())
+
+    def set(self, **attributes: str | int | float | bool) -> None:
+        self._span.set_attributes(_named(attributes))
+
+
+class OtelTracer:
+    """A tracer of one process."""
+
+    def __init__(self, service: str, target: str, share: float) -> None:
+        self._provider = TracerProvider(
+            resource=Resource.create({"service.name": f"torpor-{service}"}),
+            sampler=ParentBased(TraceIdRatioBased(share)),
+            shutdown_on_exit=False,
+        )
+        self._provider.add_span_processor(_processor(target))
+        self._tracer = self._provider.get_tracer("torpor")
+
+    @contextmanager
+    def open(
+        self, name: str, parent: str, links: Sequence[str], attributes: Mapping[str, Any]
+    ) -> Iterator[Span]:
+        found = [api.Link(context) for text in links if (context := _context(text)) is not None]
+        with self._tracer.start_as_current_span(
+            name,
+            context=_W3C.extract({"traceparent": parent}, Context()) if parent else None,
+            links=found,
+            attributes=_named(attributes),
+            record_exception=False,  # its message could hold what a user wrote
+            set_status_on_exception=False,
+        ) as span:
+            trace_id = f"{span.get_span_context().trace_id:032x}"
+            with structlog.contextvars.bound_contextvars(trace_id=trace_id):
+                try:
+                    yield _Open(span)
+                except Exception as error:
+                    span.set_status(api.StatusCode.ERROR, type(error).__name__)
+                    raise
+
+    def current(self) -> str:
+        return _traceparent(api.get_current_span().get_span_context())
+
+    def close(self) -> None:
+        self._provider.force_flush(_CLOSE_MS)
+        self._provider.shutdown()
+
+
+def link(traceparent: str) -> None:
+    """Link the open span to another."""
+    context = _context(traceparent)
+    if context is not None:
+        api.get_current_span().add_link(context)
+
+
+def _processor(target: str) -> SimpleSpanProcessor | BatchSpanProcessor:
+    kind, _, path = target.partition(":")
+    if kind == "file":
+        return SimpleSpanProcessor(FileExporter(Path(path)))
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return BatchSpanProcessor(OTLPSpanExporter())
+
+
+def _named(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Under our own prefix: `job_id` is `torpor.job_id`."""
+    return {f"torpor.{name}": value for name, value in attributes.items()}
+
+
+def _context(traceparent: str) -> api.SpanContext | None:
+    found = api.get_current_span(_W3C.extract({"traceparent": traceparent}, Context()))
+    context = found.get_span_context()
+    return context if context.is_valid else None
+
+
+def _traceparent(context: api.SpanContext) -> str:
+    if not context.is_valid:
+        return ""
+    flags = int(context.trace_flags)
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}"
