@@ -34,6 +34,12 @@ class Hold:
     is_forwarded: bool
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
+    is_dropped: bool = False
+
+    def drop(self) -> None:
+        """End the hold; what was held never arrives (its sender died)."""
+        self.is_dropped = True
+        self.released.set()
 
 
 @dataclass(eq=False, slots=True)
@@ -133,11 +139,11 @@ class Proxy:
             self._copy(reader, ours, Way.UP, pipe),
             self._copy(theirs, writer, Way.DOWN, pipe),
         )
-        try:
+        # Cancelled only by `serving`, at its end; asyncio's streams would log a cancelled task.
+        with suppress(asyncio.CancelledError):
             await asyncio.gather(*ways)
-        finally:
-            pipe.cut()
-            self._pipes.discard(pipe)
+        pipe.cut()
+        self._pipes.discard(pipe)
 
     async def _copy(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: Way, pipe: _Pipe
@@ -166,7 +172,7 @@ class Proxy:
             await sink.drain()
         held.reached.set()
         await held.released.wait()
-        if not held.is_forwarded:
+        if not held.is_forwarded and not held.is_dropped:
             sink.write(data)
             await sink.drain()
 

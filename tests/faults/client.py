@@ -1,0 +1,100 @@
+"""A client as a careful user writes one: one Idempotency-Key a job, the same key on every retry.
+
+Whatever it does goes into the history.
+"""
+
+import asyncio
+import time
+from itertools import count
+from typing import Any
+
+import aiohttp
+
+from eventing.job import JobId
+from tests.faults.history import History, Kind
+
+
+def body(seed: int, *, tokens: int = 12, prompt: str = "why?", **knobs: Any) -> dict[str, Any]:
+    """A job line for the test engine."""
+    return {
+        "url": "/v1/chat/completions",
+        "body": {
+            "model": "seeded",
+            "messages": [{"role": "user", "content": prompt}],
+            "seed": seed,
+            "seeded": {"output_tokens": tokens} | knobs,
+        },
+    }
+
+
+class Client:
+    """Submits, reads and cancels over HTTP."""
+
+    def __init__(self, history: History, base_url: str) -> None:
+        self._history = history
+        self._base = base_url
+        self._calls = count(1)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=10)
+            connector = aiohttp.TCPConnector(limit=0, force_close=True)
+            self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
+        return self._session
+
+    async def submit_once(self, line: dict[str, Any], key: str, **noted: Any) -> JobId | None:
+        """One try; the job when it was accepted."""
+        call = f"c{next(self._calls)}"
+        note = {"call": call, "key": key, "body": str(line)} | noted
+        self._history.add(Kind.INVOKE, "submit", **note)
+        try:
+            async with self._http().post(
+                f"{self._base}/v1/jobs", json=line, headers={"idempotency-key": key}
+            ) as answer:
+                content = await answer.json()
+                retry_after = answer.headers.get("retry-after", "")
+                status = answer.status
+        except (aiohttp.ClientError, TimeoutError, ConnectionError):
+            self._history.add(Kind.UNKNOWN, "submit", **note)
+            return None
+        if status in (200, 202):
+            self._history.add(Kind.OK, "submit", job_id=content["id"], status=status, **note)
+            return JobId(content["id"])
+        self._history.add(Kind.FAIL, "submit", status=status, retry_after=retry_after, **note)
+        return None
+
+    async def submit(
+        self, line: dict[str, Any], key: str, *, within_s: float = 30.0, **noted: Any
+    ) -> JobId:
+        """Try until it is accepted. Raises `TimeoutError` when it never is."""
+        deadline_s = time.monotonic() + within_s
+        while time.monotonic() < deadline_s:
+            job_id = await self.submit_once(line, key, **noted)
+            if job_id is not None:
+                return job_id
+            await asyncio.sleep(0.05)
+        raise TimeoutError(f"{key} was never accepted")
+
+    async def get(self, job_id: str, query: str = "") -> tuple[int, dict[str, Any]]:
+        """Status and body of a look at a job."""
+        async with self._http().get(f"{self._base}/v1/jobs/{job_id}{query}") as answer:
+            found = await answer.json()
+            if answer.status == 200:
+                self._history.add(
+                    Kind.SEEN, "state", job_id=job_id, state=found.get("state", found["status"])
+                )
+            return answer.status, found
+
+    async def cancel(self, job_id: str) -> str:
+        """The state that the answer to a cancel tells."""
+        self._history.add(Kind.INVOKE, "cancel", job_id=job_id)
+        async with self._http().delete(f"{self._base}/v1/jobs/{job_id}") as answer:
+            found = await answer.json()
+        state = str(found.get("state", found.get("status")))
+        self._history.add(Kind.OK, "cancel", job_id=job_id, state=state)
+        return state

@@ -1,0 +1,65 @@
+"""Fault runs: how many trials, one zygote for all, and what was found with its n."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.checker import Rules, check, summary
+from tests.faults.processes import System, Zygote, zygote_in
+from tests.redis_server import VALKEY, debian_redis
+
+TRIALS = int(os.environ.get("TORPOR_FAULT_TRIALS", "20"))
+"""20 in the short form (0 failures say less than 15 % at 95 %), 200 in the long one (1.5 %)."""
+
+_found: list[str] = []
+
+
+@pytest.fixture
+def trials() -> int:
+    return TRIALS
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    with zygote_in(tmp_path_factory.mktemp("zygote")) as made:
+        yield made
+
+
+@pytest.fixture(params=["valkey", "redis7"])
+def server_binary(request: pytest.FixtureRequest) -> Path:
+    """Each server we promise to work with."""
+    if request.param == "valkey":
+        return VALKEY
+    found = debian_redis()
+    if found is None:
+        pytest.skip("redis-server (Debian) is not installed")
+    return found
+
+
+Judge = Callable[..., Any]
+
+
+@pytest.fixture
+def judge(request: pytest.FixtureRequest) -> Judge:
+    """Checks a run, notes what was found with its n, and fails the test on any violation."""
+
+    async def judged(
+        system: System, n: int, rules: Rules | None = None, *, of: str = "faults"
+    ) -> None:
+        store = await system.dumped()
+        violations = check(system.history, store, rules)
+        name = request.node.name
+        _found.append(f"{name}: {len(violations)} violations, n = {n} {of}")
+        assert not violations, summary(violations)
+
+    return judged
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _found:
+        terminalreporter.section("faults: what was found, and in how many trials")
+        for line in _found:
+            terminalreporter.write_line(line)
