@@ -49,7 +49,7 @@ class SenderSettings:
 
     @property
     def hold_s(self) -> float:
-        return 2 * self.timeout_s + 5
+        return 2 * self.timeout_s + 2
 
 
 class WebhookSender:

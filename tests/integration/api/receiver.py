@@ -1,0 +1,66 @@
+"""A webhook receiver on the loopback that answers as it is told and remembers what it was sent."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One request as it arrived; `at_s` is the loop's time."""
+
+    headers: dict[str, str]
+    body: bytes
+    at_s: float
+
+
+@dataclass
+class Receiver:
+    """`answer` makes the next answer; by default 204 to everything."""
+
+    url: str = ""
+    sent: list[Sent] = field(default_factory=list)
+    answer: Callable[[int], web.Response] = lambda _: web.Response(status=204)
+    hang: asyncio.Event | None = None
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def take(self, request: web.Request) -> web.Response:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        now_s = asyncio.get_running_loop().time()
+        self.sent.append(Sent(headers, await request.read(), now_s))
+        self.arrived.set()
+        if self.hang is not None:
+            await self.hang.wait()
+        return self.answer(len(self.sent))
+
+    async def wait_for(self, count: int, timeout_s: float = 5) -> list[Sent]:
+        """The first `count` requests, once they are there."""
+        async with asyncio.timeout(timeout_s):
+            while len(self.sent) < count:
+                self.arrived.clear()
+                await self.arrived.wait()
+        return self.sent[:count]
+
+
+@asynccontextmanager
+async def receiving() -> AsyncIterator[Receiver]:
+    """A receiver while the block runs."""
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_post("/{tail:.*}", receiver.take)
+    app.router.add_get("/{tail:.*}", receiver.take)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    receiver.url = f"http://127.0.0.1:{port}/hook"
+    try:
+        yield receiver
+    finally:
+        if receiver.hang is not None:
+            receiver.hang.set()
+        await runner.cleanup()

@@ -1,0 +1,272 @@
+"""Webhooks over HTTP: OpenAI's client manages endpoints, jobs bring their own, the log is read."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+import httpx
+import openai
+import orjson
+import pytest
+from aiohttp import web
+from openai import AsyncOpenAI
+from redis.asyncio import Redis
+
+from eventing.redis_store import RedisStore
+from tests.integration.api.conftest import chat_line
+from tests.integration.api.furnished import Furnished, furnished, settings_for
+from tests.integration.api.receiver import Receiver, receiving
+from tests.redis_server import die_with_parent, free_port
+
+
+@pytest.fixture
+async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[Furnished]:
+    async with furnished(settings_for(redis_url, webhook_schedule_s=(0.0, 0.2)), store) as made:
+        yield made
+
+
+@pytest.fixture
+async def client(api: Furnished) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{api.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as made:
+        yield made
+
+
+async def test_openais_client_registers_and_verifies(
+    api: Furnished, client: AsyncOpenAI, receiver: Receiver
+) -> None:
+    """The whole way with the official client: endpoint, job, delivery, `unwrap`."""
+    endpoint = await client.webhooks.create(
+        name="mine", url=receiver.url, event_types=["response.completed"]
+    )
+    job_id = await api.submit()
+    await api.answer(job_id)
+
+    (sent,) = await receiver.wait_for(1)
+    event = client.webhooks.unwrap(sent.body, sent.headers, secret=endpoint.signing_secret)
+
+    assert event.type == "response.completed"
+    assert event.data.id == job_id
+
+
+async def test_openais_client_lists_changes_tests_and_deletes(
+    client: AsyncOpenAI, receiver: Receiver
+) -> None:
+    made = [
+        await client.webhooks.create(name=n, url=receiver.url, event_types=["batch.completed"])
+        for n in ("a", "b", "c")
+    ]
+
+    listed = [e.id async for e in client.webhooks.list(limit=2)]
+    changed = await client.webhooks.update(made[0].id, name="z")
+    tried = await client.webhooks.test(made[0].id, event_type="batch.completed")
+    deleted = await client.webhooks.delete(made[2].id)
+
+    assert sorted(listed) == sorted(e.id for e in made)
+    assert (changed.name, changed.url) == ("z", receiver.url)
+    assert tried.status_code == 204
+    assert deleted.deleted
+    with pytest.raises(openai.NotFoundError):
+        await client.webhooks.retrieve(made[2].id)
+
+
+async def test_a_rotation_keeps_both_secrets_good_for_a_day(
+    api: Furnished, client: AsyncOpenAI, receiver: Receiver
+) -> None:
+    old = await client.webhooks.create(
+        name="mine", url=receiver.url, event_types=["response.completed"]
+    )
+    new = await client.webhooks.rotate_secret(old.id, keep_old_secret_active_for_24_hours=True)
+    await api.answer(await api.submit())
+
+    (sent,) = await receiver.wait_for(1)
+
+    assert len(sent.headers["webhook-signature"].split()) == 2
+    for secret in (old.signing_secret, new.signing_secret):
+        assert client.webhooks.unwrap(sent.body, sent.headers, secret=secret)
+
+
+async def test_a_plain_rotation_ends_the_old_secret(
+    client: AsyncOpenAI, receiver: Receiver
+) -> None:
+    old = await client.webhooks.create(
+        name="mine", url=receiver.url, event_types=["response.completed"]
+    )
+    await client.webhooks.rotate_secret(old.id)
+    await client.webhooks.test(old.id, event_type="response.completed")
+
+    (sent,) = await receiver.wait_for(1)
+
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        client.webhooks.unwrap(sent.body, sent.headers, secret=old.signing_secret)
+
+
+async def test_a_secret_is_shown_once(api: Furnished, client: AsyncOpenAI) -> None:
+    made = await client.webhooks.create(
+        name="x", url="https://hooks.example.com/", event_types=["response.failed"]
+    )
+
+    answer = await api.client.get(f"/v1/webhook_endpoints/{made.id}")
+
+    assert made.signing_secret not in answer.text
+    assert answer.json()["signing_secret_hint"].endswith(made.signing_secret[-4:])
+
+
+async def test_a_job_brings_its_own_webhook(api: Furnished, receiver: Receiver) -> None:
+    job_id = await api.submit(webhook={"url": receiver.url})
+    await api.answer(job_id)
+
+    (sent,) = await receiver.wait_for(1)
+    job = (await api.client.get(f"/v1/jobs/{job_id}")).json()
+
+    assert orjson.loads(sent.body)["data"] == {"id": job_id}
+    assert job["metadata"] == {}  # what we keep beside the caller's own is not theirs to see
+
+
+async def test_a_result_event_that_comes_twice_is_told_once(
+    api: Furnished, receiver: Receiver
+) -> None:
+    job_id = await api.submit(webhook={"url": receiver.url})
+    await api.answer(job_id)
+    await receiver.wait_for(1)
+    await api.deliver(job_id)
+    await asyncio.sleep(0.5)
+
+    assert len(receiver.sent) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://169.254.169.254/latest",
+        "http://hooks.example.com/",
+        "https://0x7f.1/",
+        "ftp://a.b/",
+    ],
+)
+@pytest.mark.parametrize("way", ["body", "header", "endpoint"])
+async def test_an_address_inside_is_refused_when_it_is_handed_in(
+    redis_url: str, store: RedisStore, redis: Redis, url: str, way: str
+) -> None:
+    async with furnished(settings_for(redis_url, webhook_allow=()), store) as api:
+        match way:
+            case "body":
+                answer = await api.client.post("/v1/jobs", json=chat_line(webhook={"url": url}))
+            case "header":
+                headers = {"torpor-webhook": url}
+                answer = await api.client.post("/v1/jobs", json=chat_line(), headers=headers)
+            case _:
+                answer = await api.client.post("/v1/webhook_endpoints", json={"url": url})
+
+    assert answer.status_code == 422
+    assert answer.json()["field"] in ("webhook.url", "url")
+    assert api.broker.events == []
+
+
+async def test_the_log_tells_every_try(api: Furnished, receiver: Receiver) -> None:
+    receiver.answer = lambda n: web.Response(status=500 if n == 1 else 200)
+    await api.answer(await api.submit(webhook={"url": receiver.url + "?token=secret"}))
+    await receiver.wait_for(2)
+    await asyncio.sleep(0.2)
+
+    (listed,) = (await api.client.get("/v1/webhook_deliveries")).json()["data"]
+    one = (await api.client.get(f"/v1/webhook_deliveries/{listed['id']}")).json()
+
+    assert listed["state"] == "delivered"
+    assert [entry["status"] for entry in one["tries"]] == [500, 200]
+    assert one["tries"][0]["next_ms"] > one["tries"][0]["at_ms"]
+    assert "secret" not in one["url"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/webhook_endpoints/we_no"),
+        ("DELETE", "/v1/webhook_endpoints/we_jobs"),
+        ("GET", "/v1/webhook_deliveries/wh_no"),
+    ],
+)
+async def test_what_is_not_there_is_a_404(api: Furnished, method: str, path: str) -> None:
+    assert (await api.client.request(method, path)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"url": "https://a.example/", "event_types": ["job.done"]}, "event_types"),
+        ({"url": "https://a.example/", "event_types": []}, "event_types"),
+        ({"url": "https://a.example/", "event_types": [{}]}, "event_types"),
+        ({"url": "https://a.example/", "name": 7}, "name"),
+        ({"url": None}, "url"),
+        ({}, "url"),
+    ],
+)
+async def test_a_wrong_endpoint_names_its_field(
+    api: Furnished, body: dict[str, object], field: str
+) -> None:
+    answer = await api.client.post("/v1/webhook_endpoints", json=body)
+
+    assert (answer.status_code, answer.json()["field"]) == (422, field)
+
+
+async def test_a_delivery_survives_a_kill_of_its_sender(
+    redis_url: str, store: RedisStore, redis: Redis, receiver: Receiver
+) -> None:
+    """The only api is killed (-9) in its first try; another one sends the rest, under one id."""
+    receiver.answer = lambda n: web.Response(status=503 if n == 1 else 200)
+    async with receiving() as broker:
+        environment = os.environ | {
+            "TORPOR_REDIS_URL": redis_url,
+            "TORPOR_BROKER_URL": broker.url,
+            "TORPOR_MODELS": '[{"name":"m","context_tokens":64}]',
+            "TORPOR_WEBHOOK_ALLOW": '["127.0.0.0/8"]',
+            "TORPOR_WEBHOOK_SCHEDULE_S": "[0,0.5]",
+            "TORPOR_WEBHOOK_TIMEOUT_S": "0.5",
+        }
+        first = await started(environment)
+        async with httpx.AsyncClient(base_url=first.url) as client:
+            tools = Furnished(first.url, client, None, store, None)  # type: ignore[arg-type]
+            await tools.answer(await tools.submit(webhook={"url": receiver.url}))
+            await receiver.wait_for(1)
+        first.process.kill()
+        first.process.wait()
+        second = await started(environment)
+        sent = await receiver.wait_for(2, 6)
+        second.process.send_signal(signal.SIGTERM)
+        second.process.wait(timeout=5)
+
+    assert sent[0].headers["webhook-id"] == sent[1].headers["webhook-id"]
+
+
+class Process:
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str) -> None:
+        self.process = process
+        self.url = url
+
+
+async def started(environment: dict[str, str]) -> Process:
+    """`python -m api`, once it answers."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "api"],
+        env=environment | {"TORPOR_PORT": str(port)},
+        stderr=subprocess.DEVNULL,
+        preexec_fn=die_with_parent,
+    )
+    url = f"http://127.0.0.1:{port}"
+    async with httpx.AsyncClient() as probe, asyncio.timeout(8):
+        while True:
+            try:
+                await probe.get(f"{url}/healthz")
+                return Process(process, url)
+            except httpx.TransportError:
+                assert process.poll() is None
+                await asyncio.sleep(0.05)
