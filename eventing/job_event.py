@@ -100,12 +100,12 @@ def tenant_of(event: Event) -> str:
     return tenant
 
 
-def result_event(job: Job) -> Event:
+def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
     """The event that tells how an ended `job` ended; the same ending always gives the same
     identity.
 
     Data: `{id, state, attempt, model, custom_id, response, usage, error, timings, attempts}`;
-    `response` is left out above 64 KiB and `dataref` says where it is.
+    `response` is left out above `inline_bytes` and `dataref` says where it is.
     """
     data: dict[str, Any] = {
         "id": job.id,
@@ -131,7 +131,7 @@ def result_event(job: Job) -> Event:
     if job.traceparent:
         extensions["traceparent"] = job.traceparent
     encoded = orjson.dumps(data)
-    if len(encoded) > DATAREF_ABOVE_BYTES:
+    if len(encoded) > inline_bytes:
         extensions["dataref"] = f"/v1/jobs/{job.id}"
         encoded = orjson.dumps(data | {"response": None})
     return Event(

@@ -265,6 +265,15 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing is held open."""
 
+    def forget_expired(self) -> None:
+        """Drop what Redis would have dropped by itself; for a process that lives long."""
+        for job_id in list(self._records):
+            self._find(job_id)
+        by_tenant = (*self._jobs.values(), *self._dead.values())
+        for index in (self._unpublished, self._unannounced, *by_tenant):
+            for job_id in index.keys() - self._records.keys():
+                del index[job_id]
+
     def _now(self) -> int:
         return self._clock.wall_ms()
 

@@ -12,12 +12,12 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
 
 from predictor.engine import Engine
-from predictor.errors import EngineStartError
 from predictor.settings import EngineKind, PredictorSettings
 
 _FLAGS = {
@@ -68,15 +68,11 @@ def main(argv: list[str]) -> int:
             f" {error.strerror} (--http_port, TORPOR_PREDICTOR_PORT)"
         )
         return 1
-    try:
-        engine = _build_engine(settings, engine_args)
-    except EngineStartError as error:
-        _say(error.message)
-        return 1
+    engine, prepare = _build_engine(settings, engine_args)
 
     from predictor.server import Predictor
 
-    exit_code = Predictor(settings, engine, door, started_s=started_s).run()
+    exit_code = Predictor(settings, engine, door, started_s=started_s, prepare=prepare).run()
     trace.close()
     return exit_code
 
@@ -98,12 +94,15 @@ def _settings(argv: list[str]) -> tuple[PredictorSettings, bool, list[str]]:
     return PredictorSettings(**fields), show, rest
 
 
-def _build_engine(settings: PredictorSettings, engine_args: list[str]) -> Engine:
+def _build_engine(
+    settings: PredictorSettings, engine_args: list[str]
+) -> tuple[Engine, Callable[[], object]]:
+    """The engine, not started, and what must be done before it can start."""
     match settings.engine:
         case EngineKind.SEEDED:
             from predictor.seeded_engine import SeededEngine, SeededSettings
 
-            return SeededEngine(
+            engine = SeededEngine(
                 SeededSettings(
                     model_names=(settings.served_name,),
                     tokens_per_s=settings.seeded_tokens_per_s,
@@ -113,18 +112,19 @@ def _build_engine(settings: PredictorSettings, engine_args: list[str]) -> Engine
                     max_model_len=settings.seeded_max_model_len,
                 )
             )
+            return engine, lambda: None
         case EngineKind.VLLM:
             from predictor.vllm_engine import VllmEngine, VllmSettings
-            from predictor.weights import ensure_model
+            from predictor.weights import PACKAGED, ensure_model
 
-            place = ensure_model(settings.model, settings.models_dir, _say)
-            return VllmEngine(
-                VllmSettings(
-                    model=place,
-                    served_model_name=settings.served_name,
-                    vllm_args=tuple(engine_args),
-                )
+            is_packaged = settings.model in PACKAGED
+            place = str(settings.models_dir / settings.model) if is_packaged else settings.model
+            vllm = VllmSettings(
+                model=place,
+                served_model_name=settings.served_name,
+                vllm_args=tuple(engine_args),
             )
+            return VllmEngine(vllm), lambda: ensure_model(settings.model, settings.models_dir, _say)
 
 
 def _bind(settings: PredictorSettings) -> socket.socket:

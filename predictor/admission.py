@@ -6,10 +6,10 @@ and waits where waiting is durable. Must not know jobs or HTTP.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from eventing.errors import Overloaded, Unavailable
 from predictor.engine import Engine
@@ -26,6 +26,16 @@ class Phase(StrEnum):
     SERVING = "serving"  #: takes work
     DRAINING = "draining"  #: told to go; ends what it has
     BROKEN = "broken"  #: the engine died
+
+
+def sequences(body: Mapping[str, Any]) -> int:
+    """How many slots of the batch a call takes: its prompts times its choices. At least 1, whatever
+    the body holds: what is wrong with it is the engine's to say.
+    """
+    prompts, choices = body.get("prompt"), body.get("n")
+    is_many = isinstance(prompts, list) and not all(isinstance(part, int) for part in prompts)
+    count = len(prompts) if is_many and isinstance(prompts, list) else 1
+    return max(1, count) * (choices if isinstance(choices, int) and choices > 0 else 1)
 
 
 class Admission:
@@ -50,7 +60,7 @@ class Admission:
 
     @property
     def in_flight(self) -> int:
-        """Jobs and direct calls that hold a slot."""
+        """Slots taken by jobs and direct calls."""
         return self._in_flight
 
     def open(self) -> None:
@@ -66,16 +76,19 @@ class Admission:
         await self._idle.wait()
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold one slot of the batch. Raises `Unavailable` at once when there is none."""
-        self._check()
-        self._change(+1)
+    def slot(self, size: int = 1) -> Iterator[None]:
+        """Hold `size` slots of the batch (all of them, for a request larger than it). Raises
+        `Unavailable` at once when they are not free.
+        """
+        size = min(size, max(1, self._engine.max_concurrency))
+        self._check(size)
+        self._change(+size)
         try:
             yield
         finally:
-            self._change(-1)
+            self._change(-size)
 
-    def _check(self) -> None:
+    def _check(self, size: int) -> None:
         match self.phase:
             case Phase.STARTING:
                 raise Unavailable("the engine is starting", _RETRY_STARTING_S)
@@ -83,7 +96,7 @@ class Admission:
                 raise Unavailable("this predictor is draining", _RETRY_DRAINING_S)
             case Phase.BROKEN:
                 raise Unavailable("the engine is gone; this predictor ends", _RETRY_STARTING_S)
-            case Phase.SERVING if self._in_flight >= self._engine.max_concurrency:
+            case Phase.SERVING if self._in_flight + size > self._engine.max_concurrency:
                 raise Overloaded("every slot of the engine's batch is taken", _RETRY_FULL_S)
 
     def _change(self, by: int) -> None:

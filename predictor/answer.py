@@ -13,6 +13,7 @@ from eventing import job_event
 from eventing.errors import BadRequest
 from eventing.event import Event
 from eventing.job import Job
+from eventing.job_event import DATAREF_ABOVE_BYTES
 
 RETRY_SOON_S: Final = 1.0
 """When nothing better is known about when to come again."""
@@ -81,9 +82,9 @@ class AttemptFailed:
 Outcome = Malformed | Ignored | Rejected | Ended | Held | Refused | AttemptFailed
 
 
-def answer_for(outcome: Outcome) -> Answer:
+def answer_for(outcome: Outcome, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Answer:
     """The table of what a delivery is answered with. An event can only ride on a 200: the data
-    plane takes no reply from a 202.
+    plane takes no reply from a 202. Results above `inline_bytes` stay in the store.
     """
     match outcome:
         case Malformed(error):
@@ -91,9 +92,9 @@ def answer_for(outcome: Outcome) -> Answer:
         case Ignored():
             return Answer(202)
         case Rejected(job):
-            return Answer(202) if job is None else _told(job)
+            return Answer(202) if job is None else _told(job, inline_bytes)
         case Ended(job):
-            return _told(job)
+            return _told(job, inline_bytes)
         case Held(retry_after_s):
             return Answer(409, _retry_after(retry_after_s), problem="the job runs elsewhere")
         case Refused(reason, retry_after_s):
@@ -104,8 +105,8 @@ def answer_for(outcome: Outcome) -> Answer:
             assert_never(outcome)
 
 
-def _told(job: Job) -> Answer:
-    return Answer(200, event=job_event.result_event(job))
+def _told(job: Job, inline_bytes: int) -> Answer:
+    return Answer(200, event=job_event.result_event(job, inline_bytes=inline_bytes))
 
 
 def _retry_after(seconds: float) -> Mapping[str, str]:

@@ -7,6 +7,7 @@ the next delivery goes on. A caller that goes away changes nothing: the next one
 """
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar, assert_never
 
@@ -20,7 +21,7 @@ from eventing.job import Job, JobError, JobId, JobState
 from eventing.metric_ledger import GpuAccount
 from eventing.store import AcquireStatus, Ending, Hold, NewJob, Release, Store
 from predictor import metrics
-from predictor.admission import Admission
+from predictor.admission import Admission, sequences
 from predictor.answer import (
     RETRY_SOON_S,
     Answer,
@@ -105,7 +106,9 @@ class Deliveries:
         except BadRequest as error:
             outcome = Malformed(error)
         metrics.DELIVERIES.labels(type(outcome).__name__.lower()).inc()
-        return answer_for(outcome)
+        # Without a shared store nobody could fetch what was left out of the reply.
+        inline_bytes = job_event.DATAREF_ABOVE_BYTES if self._is_store_shared else sys.maxsize
+        return answer_for(outcome, inline_bytes=inline_bytes)
 
     async def outcome_of(self, event: Event) -> Outcome:
         """Is it a job; is there room; record it; take the lease; generate; record the end."""
@@ -128,12 +131,15 @@ class Deliveries:
     async def _reject(self, event: Event, error: BadRequest) -> Outcome:
         problem = _problem(error)
         new = job_event.unreadable_job(event)
-        await self._store.reject(new, problem, event.data)
+        if not await self._store.reject(new, problem, event.data):
+            # Somebody else's job has this identity; whoever knows it must not be able to end it.
+            _log.warning("invalid event of a known job", action="reject", job_id=new.id)
+            return Rejected(None)
         # A shared store's sweep announces it; nobody sweeps a store of our own.
         return Rejected(None if self._is_store_shared else await self._store.get(new.id))
 
     async def _run(self, new: NewJob) -> Outcome:
-        with self._admission.slot():
+        with self._admission.slot(sequences(new.request.body)):
             job = await self._record(new)
             try:
                 request = _request(job, job.attempt + 1)
@@ -168,7 +174,7 @@ class Deliveries:
                 )
                 with trace.span("attempt", job_id=job.id, attempt=attempt.number) as span:
                     await self._links.follow(job.id, "attempt", span)
-                    return await self._attempt(attempt, job, span)
+                    return await self._continue(attempt, job, span)
             case AcquireStatus.HELD:
                 return Held(min(acquired.lease_left_ms / 1000, _HELD_AT_MOST_S))
             case AcquireStatus.MISSING:
@@ -193,14 +199,26 @@ class Deliveries:
             await self._store.mark_published(job.id)  # it has just arrived
         return job
 
-    async def _attempt(self, attempt: Attempt, job: Job, span: trace.Span) -> Outcome:
+    async def _continue(self, attempt: Attempt, job: Job, span: trace.Span) -> Outcome:
+        """Go on from the checkpoint. One that is not whole (its stream was evicted) is of no use:
+        the job starts over.
+        """
+        checkpoint = await self._checkpoint(attempt, job)
+        if len(checkpoint.token_ids) == attempt.token_count:
+            return await self._attempt(attempt, checkpoint, job, span)
+        _log.warning("checkpoint not whole", action="restart", job_id=job.id)
+        await self._give_back(attempt, Release.HANDOVER, "handover")
+        return await self._acquire(job, can_resume=False)
+
+    async def _attempt(
+        self, attempt: Attempt, checkpoint: Checkpoint, job: Job, span: trace.Span
+    ) -> Outcome:
         """Everything that happens under a lease."""
         log = _log.bind(job_id=attempt.job_id, attempt=attempt.number)
         log.info("attempt starts", action="attempt", resumed_tokens=attempt.token_count)
         started_s = self._clock.monotonic_s()
         share_s = self._account.share_s()
         try:
-            checkpoint = await self._checkpoint(attempt, job)
             generation = Generation(
                 attempt,
                 checkpoint,

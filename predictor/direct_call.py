@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from predictor.admission import Admission
+from predictor.admission import Admission, sequences
 from predictor.assembly import Assembler
 from predictor.engine import Engine, EngineRequest
 
@@ -40,7 +40,7 @@ class DirectCalls:
         no room or the engine is gone, `EngineRequestError`.
         """
         request = EngineRequest(f"direct-{secrets.token_hex(8)}", url, body)
-        with self._admission.slot():
+        with self._admission.slot(sequences(body)):
             async with aclosing(self._engine.run(request, ())) as steps:
                 async for step in steps:
                     if step.chunk is not None:

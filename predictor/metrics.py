@@ -21,7 +21,7 @@ DELIVERIES: Final = Counter(
 ATTEMPTS: Final = Counter(
     "torpor_attempts_total", "Attempts that ended here, by how they ended.", ["outcome"]
 )
-IN_FLIGHT: Final = Gauge("torpor_predictor_in_flight", "Jobs and direct calls that hold a slot.")
+IN_FLIGHT: Final = Gauge("torpor_predictor_in_flight", "Slots of the batch that are taken.")
 TOKENS_MADE: Final = Counter("torpor_tokens_generated_total", "Tokens the engine made for jobs.")
 TOKENS_RESUMED: Final = Counter(
     "torpor_tokens_resumed_total", "Tokens of earlier attempts that were not made again."

@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import signal
 import socket
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -44,6 +46,11 @@ _log = structlog.get_logger()
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _HEALTH_EVERY_S: Final = 0.5
 _SETTLE_AFTER_DEATH_S: Final = 5.0
+_KEPT_IN_MEMORY_S: Final = 900
+"""Long enough for a broker's duplicates; nobody reads results from here."""
+_TIDY_EVERY_S: Final = 10.0
+_CONNECTIONS: Final = 1024
+"""Opened as needed; a batch of 256 may flush all at once."""
 _ENGINE_STOP_S: Final = 1.5
 """vLLM's core takes 2 to 5 s to take itself apart on two cores; being killed hurts nobody."""
 
@@ -52,10 +59,20 @@ class Predictor:
     """One process, one engine. `run` blocks until the end and gives the exit code."""
 
     def __init__(
-        self, settings: PredictorSettings, engine: Engine, door: socket.socket, *, started_s: float
+        self,
+        settings: PredictorSettings,
+        engine: Engine,
+        door: socket.socket,
+        *,
+        started_s: float,
+        prepare: Callable[[], object] = lambda: None,
     ) -> None:
+        """`prepare` is run in a thread before the engine starts: it may fetch or convert a model
+        while the probes are answered.
+        """
         self._settings = settings
         self._engine = engine
+        self._prepare = prepare
         self._exit_code = 0
         clock = SystemClock()
         redis = _connect(settings)
@@ -138,6 +155,7 @@ class Predictor:
                 beside = [
                     group.create_task(self._keeper.run()),
                     group.create_task(self._heartbeat.run()),
+                    group.create_task(self._tidy()),
                     group.create_task(self._account.run()),
                 ]
                 await self._start_and_serve()
@@ -145,6 +163,12 @@ class Predictor:
                     task.cancel()
         finally:
             await self._end()
+
+    async def _tidy(self) -> None:
+        """A store of our own forgets nothing by itself."""
+        while isinstance(self._store, MemoryStore):
+            await asyncio.sleep(_TIDY_EVERY_S)
+            self._store.forget_expired()
 
     async def _start_and_serve(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -163,6 +187,7 @@ class Predictor:
     async def _start(self) -> bool:
         """True when the engine serves. Says on one line why it does not."""
         try:
+            await asyncio.to_thread(self._prepare)
             await self._engine.start(self._heartbeat.enter)
         except EngineStartError as error:
             _log.error("the engine did not start", action="start", reason=error.message)
@@ -224,8 +249,13 @@ class Predictor:
 def _connect(settings: PredictorSettings) -> Redis | None:
     """The shared store's client; None when jobs are kept in memory."""
     url = settings.redis_url.get_secret_value()
-    return connect(url, timeout_s=settings.store_timeout_s) if url else None
+    if not url:
+        return None
+    return connect(url, timeout_s=settings.store_timeout_s, max_connections=_CONNECTIONS)
 
 
 def _open_store(redis: Redis | None, settings: PredictorSettings) -> Store:
-    return RedisStore(redis, settings.lease) if redis else MemoryStore(settings.lease)
+    if redis is not None:
+        return RedisStore(redis, settings.lease)
+    kept = min(settings.retention_s, _KEPT_IN_MEMORY_S)
+    return MemoryStore(replace(settings.lease, retention_s=kept, dead_letter_retention_s=kept))

@@ -76,6 +76,10 @@ class UnreliableStore(MemoryStore):
         record.job = replace(record.job, lease_until_ms=1)
         await self.acquire(job_id, "another", can_resume=not restart)
 
+    def evict_stream(self, event: Event) -> None:
+        """Lose the token stream, as a store short of memory may."""
+        self._records[job_id_of(event)].entries.clear()
+
     async def overtake(self, event: Event) -> None:
         """Let the lease lapse and give the job to somebody else."""
         await self.acquire_again(job_id_of(event), restart=False)
@@ -92,9 +96,9 @@ class UnreliableStore(MemoryStore):
         self._reach()
         return await super().create(new)
 
-    async def reject(self, new: Any, error: Any, raw: bytes) -> None:
+    async def reject(self, new: Any, error: Any, raw: bytes) -> bool:
         self._reach()
-        await super().reject(new, error, raw)
+        return await super().reject(new, error, raw)
 
 
 @dataclass(slots=True)

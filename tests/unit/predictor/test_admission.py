@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from eventing.errors import Overloaded, Unavailable
-from predictor.admission import Admission, Phase
+from predictor.admission import Admission, Phase, sequences
 from predictor.seeded_engine import SeededEngine, SeededSettings
 
 
@@ -80,3 +80,27 @@ async def test_idle_comes_with_the_end_of_the_last_one(admission: Admission) -> 
         pass
 
     await admission.wait_idle()
+
+
+@pytest.mark.parametrize(
+    ("body", "slots"),
+    [
+        pytest.param({"messages": []}, 1, id="one-chat"),
+        pytest.param({"messages": [], "n": 3}, 3, id="three-choices"),
+        pytest.param({"prompt": ["a", "b"], "n": 2}, 4, id="two-prompts-of-two-choices"),
+        pytest.param({"prompt": [1, 2, 3]}, 1, id="one-prompt-of-token-ids"),
+        pytest.param({"prompt": [], "n": "x"}, 1, id="nonsense"),
+    ],
+)
+def test_a_call_takes_a_slot_for_each_sequence(body: dict[str, object], slots: int) -> None:
+    assert sequences(body) == slots
+
+
+def test_a_call_larger_than_the_batch_takes_all_of_it(admission: Admission) -> None:
+    with admission.slot(5):
+        assert admission.in_flight == 2
+
+
+def test_a_call_that_does_not_fit_beside_the_others_waits(admission: Admission) -> None:
+    with admission.slot(), pytest.raises(Overloaded), admission.slot(2):
+        pass

@@ -389,3 +389,40 @@ async def test_a_job_of_the_api_is_found_by_its_event() -> None:
         again: Event = request_event(job)
 
         assert (await desk.deliver(again)).status == 200
+
+
+async def test_a_checkpoint_that_is_not_whole_makes_the_job_start_over() -> None:
+    store = UnreliableStore(LeaseSettings(lease_ms=200))
+    event = asking(seeded={"output_tokens": 40})
+    async with open_desk(store=store, lease_s=0.5) as desk:
+        await store.create_and_make(event, 10)
+        store.evict_stream(event)
+        await asyncio.sleep(0.25)
+        answer = await desk.deliver(event)
+        entries = await desk.entries(event)
+
+    assert answer.status == 200
+    assert read_text(entries) == text_of(answer)
+
+
+async def test_an_invalid_event_cannot_end_a_job_that_has_its_identity() -> None:
+    async with open_desk() as desk:
+        event = asking(seeded=LONG)
+        running = asyncio.ensure_future(desk.deliver(event))
+        await desk.wait_tokens(event, 1)
+        answer = await desk.deliver(event_of(b"no json"))
+        job = await desk.store.get(job_id_of(event))
+        running.cancel()
+
+        assert (answer.status, answer.event) == (202, None)
+        assert job is not None
+        assert job.state is JobState.IN_PROGRESS
+
+
+async def test_without_a_shared_store_the_whole_result_is_in_the_reply() -> None:
+    async with open_desk(is_store_shared=False) as desk:
+        answer = await desk.deliver(asking(n=4, seeded={"output_tokens": 3500}))
+
+        assert answer.event is not None
+        assert len(answer.event.data) > 64 * 1024
+        assert len(data_of(answer)["response"]["choices"]) == 4
