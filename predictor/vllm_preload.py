@@ -7,11 +7,22 @@ holds fields of `VllmSettings`, or is empty to import only. Must leave no thread
 from collections.abc import Mapping
 from typing import Any
 
-from predictor.vllm_start import VllmSettings, prepare_environment, share_configuration
+from predictor.errors import EngineStartError
+from predictor.vllm_start import (
+    VllmSettings,
+    is_cpu_build,
+    prepare_environment,
+    share_configuration,
+)
 
 
 def preload(options: Mapping[str, Any]) -> None:
-    """Import everything a predictor needs; with a model's settings, make its configuration too."""
+    """Import everything a predictor needs; with a model's settings, make its configuration too.
+
+    Raises `EngineStartError` on a GPU build: what has touched CUDA must not be forked.
+    """
+    if not is_cpu_build():
+        raise EngineStartError("a forking parent is for CPU only: set TORPOR_WARM_PARENT=false")
     settings = VllmSettings(
         **{
             "model": "",

@@ -1,0 +1,81 @@
+"""The questions of docs/gpu.md that a test can answer. Not run yet on any machine of ours."""
+
+import os
+import random
+import shlex
+import time
+from collections.abc import AsyncIterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from predictor.assembly import assemble
+from predictor.engine import EngineRequest, Step
+from predictor.vllm_engine import VllmEngine, VllmSettings
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(not Path("/dev/nvidia0").exists(), reason="no NVIDIA GPU"),
+    pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM"),
+    pytest.mark.skipif("TORPOR_GPU_MODEL" not in os.environ, reason="set TORPOR_GPU_MODEL"),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine() -> AsyncIterator[VllmEngine]:
+    arguments = tuple(shlex.split(os.environ.get("TORPOR_GPU_ARGS", "")))
+    model = os.environ["TORPOR_GPU_MODEL"]
+    engine = VllmEngine(VllmSettings(model, "model", vllm_args=arguments))
+    await engine.start(lambda _: None)
+    yield engine
+    await engine.stop()
+
+
+async def all_steps(
+    engine: VllmEngine, request: EngineRequest, prior: Sequence[int] = ()
+) -> list[Step]:
+    return [step async for step in engine.run(request, prior)]
+
+
+def token_ids(steps: Sequence[Step]) -> list[int]:
+    return [token_id for step in steps for token_id in step.token_ids]
+
+
+async def test_a_greedy_answer_resumed_anywhere_is_the_uninterrupted_one(
+    engine: VllmEngine,
+) -> None:
+    body = {"prompt": "A hummingbird", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
+    request = EngineRequest("resumed", "/v1/completions", body)
+    whole = token_ids(await all_steps(engine, request))
+    cuts = random.Random(7).sample(range(1, 200), 24)
+    different = [
+        cut
+        for cut in cuts
+        if token_ids(await all_steps(engine, request, whole[:cut])) != whole[cut:]
+    ]
+    assert different == []
+
+
+async def test_the_replay_of_a_long_answer_costs_about_its_prefill(engine: VllmEngine) -> None:
+    made = min(8000, engine.max_model_len - 100)
+    ids = [random.Random(1).randrange(1000, 9000) for _ in range(made)]
+    prefill_s = await seconds_to_first_token(engine, ids, ())
+    replay_s = await seconds_to_first_token(engine, [*ids[:8]], ids[::-1])
+    print(f"{made} tokens: prefill {prefill_s:.2f} s, replay {replay_s:.2f} s")
+    assert replay_s < 1.5 * prefill_s
+
+
+async def seconds_to_first_token(
+    engine: VllmEngine, prompt: Sequence[int], prior: Sequence[int]
+) -> float:
+    body = {"prompt": list(prompt), "max_tokens": len(prior) + 1, "ignore_eos": True}
+    request = EngineRequest("timed", "/v1/completions", body)
+    began = time.monotonic()
+    steps = await all_steps(engine, request, prior)
+    assert assemble(step.chunk for step in steps if step.chunk is not None)["choices"]
+    return time.monotonic() - began
