@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from api import batch_runner
 from api.app import create_app
 from api.assembly import furnish
+from api.auth_rules import openness, why_not_start
 from api.background import forever
 from api.batch_store import BatchStore
 from api.catalog import Catalog
@@ -45,6 +46,9 @@ def main() -> int:
         for problem in error.errors(include_input=False, include_url=False):
             name = "_".join(str(part) for part in problem["loc"]).upper()
             sys.stderr.write(f"torpor api: TORPOR_{name}: {problem['msg']}\n")
+        return 2
+    if why := why_not_start(settings):
+        sys.stderr.write(f"torpor api: {why}\n")
         return 2
     if "--print-settings" in sys.argv[1:]:
         sys.stdout.write(settings.masked().decode() + "\n")
@@ -104,6 +108,8 @@ def build(settings: ApiSettings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if not settings.models:
             _log.warning("no model: every job will be refused", action="start")
+        if said := openness(settings):
+            _log.warning(said, action="start")
         async with asyncio.TaskGroup() as group:
             loops = [
                 *(group.create_task(forever(name, loop)) for name, loop in own_loops.items()),

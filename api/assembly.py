@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from redis.asyncio import Redis
 
+from api.auth_rules import doorkeeper
 from api.front import Front
 from api.webhook_desk import build_webhooks
 from api.webhook_listener import WebhookListener
@@ -19,4 +20,10 @@ def furnish(front: Front, redis: Redis) -> tuple[Front, Mapping[str, Loop]]:
     """The front, complete, and the loops that must run for it, by name."""
     desk = build_webhooks(front.settings, redis)
     listeners = (*front.listeners, WebhookListener(desk.store, desk.sender.wake))
-    return replace(front, webhooks=desk, listeners=listeners), {"webhooks": desk.sender.run}
+    complete = replace(
+        front,
+        authenticator=doorkeeper(front.settings, redis, front.clock),
+        webhooks=desk,
+        listeners=listeners,
+    )
+    return complete, {"webhooks": desk.sender.run}

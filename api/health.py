@@ -10,7 +10,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from api.auth_address import is_loopback
 from api.front import front_of
+from api.principal import Scope
 from eventing.errors import StoreUnavailable
 
 router = APIRouter(include_in_schema=False)
@@ -38,5 +40,10 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Prometheus text."""
+    """Prometheus text; from elsewhere than this machine for those who may."""
+    front = front_of(request)
+    client = request.client.host if request.client else ""
+    if not front.settings.metrics_open and not is_loopback(client):
+        principal = await front.authenticator.principal_of(request)
+        principal.require(Scope.METRICS_READ)
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -97,7 +97,7 @@ async def follow_job(call: Call) -> Response:
     return Stream(job_frames(call.front, job, after), keep_alive_s=call.front.settings.keep_alive_s)
 
 
-@operation(router, "DELETE", "/v1/jobs/{id}", scope=Scope.JOBS_WRITE, doc=docs.CANCEL_JOB)
+@operation(router, "DELETE", "/v1/jobs/{id}", scope=Scope.JOBS_CANCEL, doc=docs.CANCEL_JOB)
 async def cancel_job(call: Call) -> Response:
     """Cancel a job.
 

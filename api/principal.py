@@ -16,9 +16,11 @@ class Scope(StrEnum):
     """What a credential can be good for."""
 
     JOBS_READ = "jobs:read"  #: see jobs, responses, files and batches of the tenant
-    JOBS_WRITE = "jobs:write"  #: submit and cancel them
+    JOBS_WRITE = "jobs:write"  #: submit them
+    JOBS_CANCEL = "jobs:cancel"  #: cancel them
     EVENTS_WRITE = "events:write"  #: hand in CloudEvents
     RESULTS_WRITE = "results:write"  #: deliver result events: the broker
+    METRICS_READ = "metrics:read"  #: read /metrics from elsewhere
     ADMIN = "admin"  #: dead letters, redrive, settings of the tenant
 
 

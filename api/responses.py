@@ -92,7 +92,7 @@ async def retrieve_response(call: Call) -> Response:
 
 
 @operation(
-    router, "POST", "/v1/responses/{id}/cancel", scope=Scope.JOBS_WRITE, doc=docs.CANCEL_RESPONSE
+    router, "POST", "/v1/responses/{id}/cancel", scope=Scope.JOBS_CANCEL, doc=docs.CANCEL_RESPONSE
 )
 async def cancel_response(call: Call) -> Response:
     """Cancel a background response. Idempotent: the answer is the response as it is."""

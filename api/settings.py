@@ -30,6 +30,16 @@ class ModelCard(BaseModel):
     """
 
 
+class TenantLimits(BaseModel):
+    """What one tenant may; what is not named is as for everybody."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests_per_minute: int | None = Field(None, ge=0)
+    tokens_per_minute: int | None = Field(None, ge=0)
+    jobs_in_flight: int | None = Field(None, ge=0)
+
+
 class ApiSettings(BaseSettings):
     """One process of the api. Every field is a variable: `redis_url` is `TORPOR_REDIS_URL`."""
 
@@ -71,6 +81,34 @@ class ApiSettings(BaseSettings):
     """Pause between two looks at the outbox."""
     max_connections: int = Field(32, ge=2, le=1024)
     """Connections to the store for calls; live readers share one more."""
+    keys_source: str = ""
+    """Where API keys are: `redis` (made with `torpor keys`), or a JSON file of key records."""
+    oidc_issuer: str = ""
+    """Identity provider whose bearer tokens are good; empty for none."""
+    oidc_audience: str = ""
+    """What such a token must be meant for."""
+    oidc_jwks_url: str = ""
+    """Where its public keys are; discovered from the issuer when empty."""
+    oidc_tenant_claim: str = "tenant"
+    """The claim that names the tenant."""
+    oidc_scope_claim: str = "scope"
+    """The claim that lists scopes, as text or a list."""
+    allow_anonymous: bool = False
+    """Start without keys although others can reach us."""
+    delivery_token: SecretStr = SecretStr("")
+    """Bearer token that the broker's deliveries must carry; empty asks for none on loopback."""
+    metrics_open: bool = False
+    """Let everybody read /metrics; else loopback, or a key with the scope metrics:read."""
+    limit_requests_per_minute: int = Field(0, ge=0)
+    """Calls but GET a tenant may make a minute; 0 for no limit, as in the next ones."""
+    limit_tokens_per_minute: int = Field(0, ge=0)
+    """Tokens a tenant may ask for a minute: an estimate of the prompt, and `max_tokens`."""
+    limit_jobs_in_flight: int = Field(0, ge=0)
+    """Jobs of a tenant that have not ended."""
+    limit_queue_depth: int = Field(0, ge=0)
+    """Jobs that may wait for a model, of all tenants."""
+    tenant_limits: dict[str, TenantLimits] = Field(default_factory=dict)
+    """JSON object of limits by tenant, where they differ from the ones above."""
     webhook_allow: tuple[str, ...] = ()
     """JSON list of networks and hosts inside that webhooks may reach (`["10.1.0.0/16",
     "*.corp.example"]`); everything else must be public and https.

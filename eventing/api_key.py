@@ -1,0 +1,198 @@
+"""API keys: what a caller proves to be somebody with, and where the proofs are kept.
+
+Called by the api (who is this?) and by `torpor keys`. Only a digest is kept: a key has 256 random
+bits, so a plain SHA-256 cannot be turned back, and costs microseconds instead of the tenth of a
+second that a password needs. Must not know HTTP.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import orjson
+from redis.asyncio import Redis
+
+from eventing import keys
+from eventing.connection import failures_named
+from eventing.errors import BadRequest, NotFound
+
+SCOPES: Final = (
+    "jobs:read",
+    "jobs:write",
+    "jobs:cancel",
+    "events:write",
+    "metrics:read",
+    "admin",
+)
+"""What a key can be good for; `api.principal.Scope` says each in words."""
+DEFAULT_SCOPES: Final = ("jobs:read", "jobs:write", "jobs:cancel", "events:write")
+PREFIX: Final = "torpor"
+_FORM: Final = re.compile(r"torpor_([0-9a-f]{16})_([A-Za-z0-9_-]{43})\Z")
+_HASH: Final = f"{keys.PREFIX}:api-keys"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """A key as it is kept. Times are seconds since the epoch; `expires_s` is 0 for never."""
+
+    id: str
+    tenant: str
+    scopes: tuple[str, ...]
+    digest: str
+    name: str = ""
+    created_s: int = 0
+    expires_s: int = 0
+
+    def opens(self, text: str, now_s: float) -> bool:
+        """True when `text` is this key and it is still good; takes as long for a wrong one."""
+        is_same = hmac.compare_digest(_digest(text), self.digest)
+        return is_same and (not self.expires_s or now_s < self.expires_s)
+
+
+class KeySource(Protocol):
+    """Where keys are looked up."""
+
+    async def find(self, key_id: str) -> ApiKey | None:
+        """The key of that id. Raises `StoreUnavailable`."""
+
+
+def mint(
+    tenant: str,
+    *,
+    now_s: int,
+    scopes: Iterable[str] = DEFAULT_SCOPES,
+    name: str = "",
+    expires_s: int = 0,
+) -> tuple[ApiKey, str]:
+    """A new key, and its text, which exists only here. Raises `BadRequest` naming what is wrong."""
+    key_id = secrets.token_hex(8)
+    text = f"{PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
+    key = ApiKey(
+        id=key_id,
+        tenant=check_tenant(tenant),
+        scopes=_check_scopes(scopes),
+        digest=_digest(text),
+        name=name,
+        created_s=now_s,
+        expires_s=expires_s,
+    )
+    return key, text
+
+
+def key_id_of(text: str) -> str:
+    """The id inside a key's text, by which its record is found; empty when it is no key of ours."""
+    found = _FORM.match(text)
+    return found[1] if found else ""
+
+
+def check_tenant(tenant: object) -> str:
+    """A tenant's name. Raises `BadRequest` for one that could not be a key of ours."""
+    if not isinstance(tenant, str) or not tenant.isprintable() or not 0 < len(tenant.encode()) < 65:
+        raise BadRequest("tenant must be 1 to 64 printable bytes", "tenant")
+    return tenant
+
+
+class RedisKeys:
+    """Keys on a Redis client that it does not own. Every method raises `StoreUnavailable`."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def find(self, key_id: str) -> ApiKey | None:
+        async with failures_named():
+            raw = await self._redis.hget(_HASH, key_id)
+        return parse_key(orjson.loads(raw)) if raw else None
+
+    async def list(self, tenant: str = "") -> list[ApiKey]:
+        """All keys, or a tenant's, oldest first."""
+        async with failures_named():
+            rows = await self._redis.hvals(_HASH)
+        found = [parse_key(orjson.loads(raw)) for raw in rows]
+        return sorted(
+            (key for key in found if tenant in ("", key.tenant)), key=lambda k: (k.created_s, k.id)
+        )
+
+    async def put(self, key: ApiKey) -> None:
+        async with failures_named():
+            await self._redis.hset(_HASH, key.id, orjson.dumps(asdict(key)))
+
+    async def remove(self, key_id: str) -> bool:
+        """Revoke at once (an api that has just seen it forgets it within seconds)."""
+        async with failures_named():
+            return bool(await self._redis.hdel(_HASH, key_id))
+
+    async def rotate(self, key_id: str, *, now_s: int, overlap_s: int) -> tuple[ApiKey, str]:
+        """A new key like that one, which stays good for `overlap_s`. Raises `NotFound`.
+
+        If we die half-way, both are good: no caller is ever locked out.
+        """
+        old = await self.find(key_id)
+        if old is None:
+            raise NotFound(f"no key {key_id}")
+        new, text = mint(old.tenant, now_s=now_s, scopes=old.scopes, name=old.name)
+        await self.put(new)
+        await self.put(replace(old, expires_s=now_s + overlap_s))
+        return new, text
+
+
+class FileKeys:
+    """Keys in a JSON file (a list of records), read again when it changes: a mounted secret."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `BadRequest` naming what is wrong with the file."""
+        self._path = path
+        self._seen: tuple[int, int] = (0, 0)
+        self._keys: dict[str, ApiKey] = {}
+        self._read_if_changed()
+
+    async def find(self, key_id: str) -> ApiKey | None:
+        """A file that turned bad keeps its last good content."""
+        with suppress(BadRequest):
+            await asyncio.to_thread(self._read_if_changed)
+        return self._keys.get(key_id)
+
+    def _read_if_changed(self) -> None:
+        try:
+            stat = self._path.stat()
+            seen = (stat.st_mtime_ns, stat.st_size)
+            if seen == self._seen:
+                return
+            records = orjson.loads(self._path.read_bytes())
+        except (OSError, orjson.JSONDecodeError) as error:
+            raise BadRequest(
+                f"cannot read keys from {self._path}: {error}", "TORPOR_KEYS_SOURCE"
+            ) from error
+        if not isinstance(records, list):
+            raise BadRequest(f"{self._path} must hold a JSON list", "TORPOR_KEYS_SOURCE")
+        self._keys = {key.id: key for key in map(parse_key, records)}
+        self._seen = seen
+
+
+def parse_key(record: Mapping[str, Any]) -> ApiKey:
+    """The key that a record tells of. Raises `BadRequest` for one that is none."""
+    try:
+        key = ApiKey(**{**record, "scopes": tuple(record["scopes"])})
+    except (TypeError, KeyError) as error:
+        raise BadRequest(f"not a key record: {error}", "keys") from error
+    check_tenant(key.tenant)
+    _check_scopes(key.scopes)
+    return key
+
+
+def _check_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
+    named = tuple(dict.fromkeys(scopes))
+    if not named or (unknown := [scope for scope in named if scope not in SCOPES]):
+        wrong = f", not {unknown[0]!r:.40}" if named else ""
+        raise BadRequest(f"scopes must be of {', '.join(SCOPES)}{wrong}", "scopes")
+    return named
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
