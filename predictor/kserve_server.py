@@ -17,6 +17,7 @@ import uvloop
 from fastapi import FastAPI
 from fastapi.routing import APIRouter
 from kserve import ModelServer
+from kserve.constants.constants import MAX_GRPC_MESSAGE_LENGTH
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.rest.server import (
@@ -106,7 +107,10 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 self.grpc_port,
                 self.dataplane,
                 self.model_repository_extension,
-                kwargs={},
+                kwargs={
+                    "grpc_max_send_message_length": MAX_GRPC_MESSAGE_LENGTH,
+                    "grpc_max_receive_message_length": MAX_GRPC_MESSAGE_LENGTH,
+                },
                 grace_period=self.grace_period,
             )
             self.servers.append(self._grpc_server.start(self.max_threads))

@@ -84,7 +84,8 @@ class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
         if len(request.inputs) != 1 or request.inputs[0].datatype != "BYTES":
             raise InvalidInput("send one tensor of datatype BYTES: the prompts")
         prompts = [_text(value) for value in request.inputs[0].as_numpy().flatten()]
-        shared = {k: v for k, v in (request.parameters or {}).items() if k != "binary_data_output"}
+        shared = {name: _plain(value) for name, value in (request.parameters or {}).items()}
+        shared.pop("binary_data_output", None)
         answers = await self._all(
             [self._call("/v1/completions", {**shared, "prompt": prompt}) for prompt in prompts]
         )
@@ -126,6 +127,12 @@ def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     return first
+
+
+def _plain(value: Any) -> Any:
+    """A parameter of a v2 request: JSON as it is, or what gRPC wraps one in."""
+    chosen = getattr(value, "WhichOneof", None)
+    return getattr(value, chosen("parameter_choice")) if chosen else value
 
 
 def _text(value: Any) -> str:

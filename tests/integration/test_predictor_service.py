@@ -13,7 +13,7 @@ import openai
 import orjson
 import pytest
 import pytest_asyncio
-from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from redis.asyncio import Redis
 
 from eventing.event import build_structured
@@ -280,6 +280,17 @@ async def test_without_a_store_jobs_are_answered_all_the_same(tmp_path: Path) ->
     assert (first.status, first) == (200, again)
     assert failed.data["state"] == JobState.FAILED
     assert len(whole.text.split()) == 3500
+
+
+async def test_grpc_is_served_where_it_is_asked_for(tmp_path: Path, port: int) -> None:
+    prompts = InferInput(name="prompt", shape=[1], datatype="BYTES", data=[b"a"])
+    request = InferRequest("seeded", [prompts], parameters={"max_tokens": 3})
+    with predictors(tmp_path, 1, TORPOR_GRPC_PORT=str(port)):
+        client = InferenceGRPCClient(f"127.0.0.1:{port}", use_ssl=False, timeout=5)
+        answer = await client.infer(request)
+        await client.close()
+
+    assert len(answer.outputs[0].data[0].split()) == 3
 
 
 async def test_deliveries_need_the_token_where_there_is_one(tmp_path: Path) -> None:
