@@ -5,6 +5,7 @@ for a taken port, 2 for settings that cannot work.
 """
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -120,6 +121,11 @@ def build(settings: ApiSettings) -> FastAPI:
                     forever("sweep", lambda: outbox.run(store, publisher, settings.sweep_every_s))
                 ),
             ]
+            # What lives now lives for ever; the collector need not look through it again, and with
+            # thousands of live readers it should look seldom.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(20_000, 20, 100)
             yield
             for loop in loops:
                 loop.cancel()

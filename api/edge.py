@@ -13,6 +13,8 @@ from prometheus_client import Counter, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.sse import RAW_SEND
+
 _ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _requests = Counter(
     "torpor_api_requests_total", "Requests answered.", ["method", "route", "status"]
@@ -39,6 +41,7 @@ class Edge:
             return
         request_id = _request_id(scope)
         scope["torpor.request_id"] = request_id
+        scope[RAW_SEND] = send
         started_s = time.perf_counter()
 
         async def send_on(message: Message) -> None:

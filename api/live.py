@@ -4,7 +4,7 @@ Called by the jobs' streams and OpenAI's. Must not know the wire form.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -27,7 +27,7 @@ class Moment:
     job: Job | None = None
 
 
-async def moments(front: Front, job: Job, after: str) -> AsyncIterator[Moment]:
+async def moments(front: Front, job: Job, after: str) -> AsyncGenerator[Moment, None]:
     """What happens to `job` after a cursor, until it has ended; the last moment carries the ended
     job.
 

@@ -5,7 +5,7 @@ client that goes away cancels its job, unless an Idempotency-Key lets it come ba
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
 import orjson
@@ -116,7 +116,7 @@ _OURS: Final = ("stream", "stream_options")
 def stream_of(
     front: Front,
     job: Job,
-    frames: AsyncIterator[bytes],
+    frames: AsyncGenerator[bytes, None],
     gone: Callable[[], Awaitable[None]] | None,
 ) -> Stream:
     """The response that streams `frames`; `gone` is called when the client leaves before its
@@ -135,7 +135,7 @@ def stream_of(
     )
 
 
-async def _frames(front: Front, job: Job, *, has_usage: bool) -> AsyncIterator[bytes]:
+async def _frames(front: Front, job: Job, *, has_usage: bool) -> AsyncGenerator[bytes, None]:
     """Chunks until the end; a failure half-way is an error in the stream, as OpenAI does it."""
     chunker = Chunker(job)
     yield comment(f"accepted {job.id}")

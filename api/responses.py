@@ -5,7 +5,7 @@ job's token stream, so it outlives this process.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 import orjson
@@ -220,7 +220,7 @@ def _named_items(job: Job, record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 async def _frames(
     front: Front, job: Job, record: Mapping[str, Any], *, after: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Events numbered above `after`. The whole stream is read each time; only numbers tell what a
     reader has seen.
     """

@@ -4,7 +4,7 @@ Called by `GET /v1/jobs/{id}/events`. The id of an event is the stream's cursor,
 resumes exactly. Must not know how tokens are made.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 import orjson
@@ -34,13 +34,15 @@ def parse_cursor(text: str) -> str:
     return cursor
 
 
-async def job_frames(front: Front, job: Job, after: str) -> AsyncIterator[bytes]:
+async def job_frames(front: Front, job: Job, after: str) -> AsyncGenerator[bytes, None]:
     """Frames of the job's life after a cursor, ending with `result`."""
     async for name, data, cursor in job_events(front, job, after):
         yield frame(name, data, cursor=cursor) if name else comment(str(data))
 
 
-async def job_events(front: Front, job: Job, after: str) -> AsyncIterator[tuple[str, Any, str]]:
+async def job_events(
+    front: Front, job: Job, after: str
+) -> AsyncGenerator[tuple[str, Any, str], None]:
     """Name, data and cursor of each event; the name is empty for a remark."""
     cursor = after
     if not after:
