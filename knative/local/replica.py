@@ -51,4 +51,4 @@ def to_drain(replicas: Iterable[Replica], surplus: int) -> list[Replica]:
     """
     wanted = [r for r in replicas if r.is_wanted]
     wanted.sort(key=lambda r: (r.state is ReplicaState.READY, r.in_flight, -r.started_s))
-    return wanted[:surplus]
+    return wanted[: max(0, surplus)]  # a negative end would drain all but a few

@@ -84,6 +84,7 @@ class Cluster:
     slots: int
     start_s: float
     model: NodeModel
+    seen_starts_s: tuple[float, ...] = ()
     predictors: list[Predictor] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     launches: int = 0
@@ -104,7 +105,7 @@ class Cluster:
         node = self._free_node() or self._launched_node(now)
         node.used += 1
         node.empty_since = None
-        start = now if is_ready else max(now, node.available) + self.start_s
+        start = now if is_ready else max(now, node.available) + self._start_s()
         self.launches += 1
         engine = Replica(
             self.launches,
@@ -173,6 +174,11 @@ class Cluster:
             self.lose(node, now)
         used = self._busy + self._idle + self._waking
         return GpuSeconds(self._busy, self._idle, self._waking, max(0.0, self._billed - used))
+
+    def _start_s(self) -> float:
+        """The next cold start: those that were seen, in order and over again, else the one given."""
+        seen = self.seen_starts_s
+        return seen[self.launches % len(seen)] if seen else self.start_s
 
     def _settle(self, predictor: Predictor, now: float) -> None:
         ready = now if predictor.became_ready is None else predictor.became_ready

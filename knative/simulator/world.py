@@ -31,12 +31,15 @@ class Scenario:
     `container_concurrency` 0 lets a replica take as much as its engine batches. `timeout_s` is how
     long a client waits in all (None: for ever). `grace_s` is how long a draining replica may go on
     before it hands its work over; `does_resume` keeps the tokens made so far. `queue_limit` 0
-    means no limit.
+    means no limit. `delivery_limit` is how many requests a broker holds out at once (0: all of
+    them); an autoscaler on concurrency sees no more than these. `seen_starts_s` are cold starts that
+    were measured, used in order instead of `start_s`.
     """
 
     engine: EngineModel
     horizon_s: float
     start_s: float = 30.0
+    seen_starts_s: tuple[float, ...] = ()
     nodes: NodeModel = field(default_factory=NodeModel)
     container_concurrency: int = 0
     initial_replicas: int = 0
@@ -44,6 +47,7 @@ class Scenario:
     queue_limit: int = 0
     grace_s: float = 3600.0
     does_resume: bool = True
+    delivery_limit: int = 0
     preemptions_per_hour: float = 0.0
     notice_s: float = 30.0
     seed: int = 0
@@ -102,7 +106,13 @@ class _World:
         self._scenario = scenario
         self._policy = policy
         self._learner = policy if isinstance(policy, Learner) else None
-        self._cluster = Cluster(scenario.engine, scenario.slots, scenario.start_s, scenario.nodes)
+        self._cluster = Cluster(
+            scenario.engine,
+            scenario.slots,
+            scenario.start_s,
+            scenario.nodes,
+            scenario.seen_starts_s,
+        )
         self._rng = random.Random(scenario.seed)  # noqa: S311 - a model, no secret
         self._events: list[tuple[float, int, int, object, int]] = []
         self._count = 0
@@ -110,6 +120,7 @@ class _World:
         self._running = 0
         self._now = 0.0
         self._asked = 0
+        self._limit = scenario.delivery_limit or 10**9
         self._requests = self._served = self._timed_out = self._refused = 0
         self._tokens = self._handed_over = self._most = 0
         self._wait, self._first, self._total = Sketch(), Sketch(), Sketch()
@@ -257,7 +268,7 @@ class _World:
 
     def _view(self) -> View:
         passed = self._now - self._last_tick
-        in_flight = len(self._queue) + self._running
+        in_flight = min(len(self._queue) + self._running, self._limit)
         average = self._in_flight_area / passed if passed > 0 else float(in_flight)
         share = self._used_area / self._slot_area if self._slot_area > 0 else 0.0
         return View(
@@ -329,7 +340,8 @@ class _World:
     def _pass_time(self, at: float) -> None:
         passed = at - self._now
         if passed > 0:
-            self._in_flight_area += passed * (len(self._queue) + self._running)
+            in_flight = min(len(self._queue) + self._running, self._limit)
+            self._in_flight_area += passed * in_flight
             self._used_area += passed * self._running
             self._slot_area += passed * self._ready_slots
             self._now = at

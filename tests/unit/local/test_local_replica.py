@@ -46,3 +46,8 @@ def test_a_replica_that_drains_already_is_not_drained_again() -> None:
 
 def test_no_surplus_drains_nothing() -> None:
     assert to_drain([replica("a", READY)], 0) == []
+
+
+def test_growing_drains_nobody() -> None:
+    """From two to three, a surplus of -1 once cut the list from its end and drained the first."""
+    assert to_drain([replica("a", READY), replica("b", READY)], -1) == []
