@@ -56,6 +56,33 @@ test-gpu: install ## Tests that need an NVIDIA GPU; they skip themselves without
 
 check: lint types test ## What CI runs
 
+##@ On a cluster
+
+REPOSITORY ?= registry.example.com/torpor
+TAG ?= 0.1.0
+IMAGES := api broker predictor predictor-cpu
+OVERLAYS := $(notdir $(wildcard manifests/overlays/*))
+
+manifests: install ## Write manifests/ from manifests/values.yaml, then examine every overlay
+	@$(BIN)/torpor render
+	@for overlay in $(OVERLAYS); do $(BIN)/torpor doctor manifests/overlays/$$overlay || exit 1; done
+	@$(BIN)/pytest -q tests/manifests
+
+manifests-lint: install ## checkov on every built overlay, in its own environment (its pins differ)
+	@test -x .venv-checkov/bin/checkov || ($(PYTHON) -m venv .venv-checkov && .venv-checkov/bin/pip install -q checkov)
+	@for overlay in $(OVERLAYS); do kubectl kustomize manifests/overlays/$$overlay > .venv-checkov/$$overlay.yaml || exit 1; done
+	@.venv-checkov/bin/checkov --config-file manifests/checkov.yaml $(foreach o,$(OVERLAYS),-f .venv-checkov/$(o).yaml)
+
+images-lint: install ## hadolint on the Dockerfiles
+	@$(BIN)/hadolint images/*.Dockerfile
+
+images: ## Build all images (needs a container engine; REPOSITORY=... TAG=... ENGINE=docker)
+	@for image in $(IMAGES); do \
+	  $(or $(ENGINE),docker) build -f images/$$image.Dockerfile -t $(REPOSITORY)/$$image:$(TAG) . || exit 1; done
+
+images-push: ## Push what `make images` built
+	@for image in $(IMAGES); do $(or $(ENGINE),docker) push $(REPOSITORY)/$$image:$(TAG) || exit 1; done
+
 clean: ## Remove what was made, but not the state in .torpor
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 

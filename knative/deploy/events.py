@@ -67,7 +67,11 @@ def triggers(values: Values, times: Timeouts) -> list[Resource]:
         parts.trigger_name(model),
         values,
         {
-            "filter": {"attributes": {"type": parts.REQUESTED, "model": model}},
+            "filter": because(
+                {"attributes": {"type": parts.REQUESTED}},
+                "Not by `model`: one predictor here, and a request without that attribute must not "
+                "fall between the triggers. With several models add it to each.",
+            ),
             "subscriber": {"ref": predictor, "uri": "/events"},
             "delivery": delivery(times),
         },
@@ -257,8 +261,11 @@ def own_triggers(values: Values, times: Timeouts) -> list[Resource]:
         "subscriber": {"uri": f"http://localhost:{parts.PULL_PORT}/events"},
         "delivery": spec,
     }
+    # Requests that name no model of ours: the api fills in the attribute, or records a failure.
+    unnamed = {"not": {"exact": {"model": values.model.name}}}
+    strays = {"all": [{"exact": {"type": parts.REQUESTED}}, unnamed]}
     results = {
-        "filters": [{"any": [{"exact": {"type": kind}} for kind in parts.RESULTS]}],
+        "filters": [{"any": [*({"exact": {"type": kind}} for kind in parts.RESULTS), strays]}],
         "subscriber": {"uri": parts.service_url(parts.API, parts.API_PORT, values) + RESULT_PATH},
         "delivery": quick,
     }
@@ -293,6 +300,7 @@ def own_broker(values: Values) -> list[Resource]:
     container = {
         "name": "broker",
         "image": values.images.reference("broker"),
+        "args": ["eventing.broker"],
         "ports": [{"name": "http", "containerPort": parts.BROKER_PORT}],
         "envFrom": parts.settings_from(),
         "env": [

@@ -143,7 +143,7 @@ def first_secrets_job(values: Values) -> Resource:
     container = {
         "name": "first-secrets",
         "image": values.images.reference("broker"),
-        "args": ["python", "-m", "knative.deploy.first_secrets"],
+        "args": ["knative.deploy.first_secrets"],
         "env": [
             {
                 "name": "TORPOR_NAMESPACE",

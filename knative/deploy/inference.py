@@ -205,7 +205,7 @@ def _pump(values: Values) -> Resource:
     return {
         "name": "pump",
         "image": values.images.reference("broker"),
-        "args": ["python", "-m", "eventing.pump"],
+        "args": ["eventing.pump"],
         "envFrom": parts.settings_from(),
         "env": [
             parts.redis_url_env(),

@@ -111,22 +111,28 @@ def test_the_canary_has_its_own_service_pump_and_stream(overlays: dict[str, Reso
 def test_knative_delivers_the_canarys_jobs_to_its_own_service(
     overlays: dict[str, Resources],
 ) -> None:
-    made = with_canary(overlays["serverless"], "thinker", 25, CHANGE)
+    made = with_canary(overlays["serverless-kafka"], "thinker", 25, CHANGE)
 
     canary = named(made, "Trigger", "requests-thinker-canary")["spec"]
     assert canary["subscriber"]["ref"]["name"] == "thinker-canary-predictor"
     assert canary["delivery"] == named(made, "Trigger", "requests-thinker")["spec"]["delivery"]
 
 
-@pytest.mark.parametrize("overlay", ["queue", "serverless", "serverless-kafka"])
+@pytest.mark.parametrize("overlay", ["queue", "serverless-kafka"])
 def test_a_canary_is_as_sound_as_its_model(overlays: dict[str, Resources], overlay: str) -> None:
     made = with_canary(overlays[overlay], "thinker", 10, CHANGE)
 
     assert examine(made).of(Severity.ERROR) == ()
 
 
+def test_a_canary_on_rabbitmq_is_refused_by_the_doctor(overlays: dict[str, Resources]) -> None:
+    made = with_canary(overlays["serverless"], "thinker", 10, CHANGE)
+
+    assert {f.rule.name for f in examine(made).of(Severity.ERROR)} == {"rabbitmq-filters"}
+
+
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("overlay", ["queue", "serverless"])
+@pytest.mark.parametrize("overlay", ["queue", "serverless-kafka"])
 def test_a_canary_is_valid_for_the_api_server(
     overlays: dict[str, Resources], crds: Crds, overlay: str
 ) -> None:
@@ -135,7 +141,7 @@ def test_a_canary_is_valid_for_the_api_server(
     assert [crds.faults(r) for r in made if crds.knows(r) and crds.faults(r)] == []
 
 
-@pytest.mark.parametrize("overlay", ["queue", "serverless"])
+@pytest.mark.parametrize("overlay", ["queue", "serverless-kafka"])
 def test_withdrawing_a_canary_leaves_what_was(overlays: dict[str, Resources], overlay: str) -> None:
     before = overlays[overlay]
 

@@ -12,6 +12,7 @@ from api.settings import ApiSettings
 from eventing import keys
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import parse_trigger
+from eventing.event import Event
 from knative.autoscaling.annotations import read_knative
 from knative.autoscaling.scaledobject import read_scaled_object
 from knative.deploy import network, parts
@@ -90,6 +91,23 @@ def test_our_broker_accepts_its_triggers(overlays: dict[str, Resources]) -> None
     assert requests.parallelism == 16
     assert requests.delivery.timeout_s >= 1800
     assert results.subscriber.endswith("/internal/events")
+
+
+def test_a_request_without_a_model_reaches_the_api_and_no_predictor(
+    overlays: dict[str, Resources],
+) -> None:
+    text = next(r for r in overlays["queue"] if r["metadata"]["name"] == "torpor-triggers")
+    requests, results = (
+        parse_trigger(document) for document in yaml.safe_load_all(text["data"]["triggers.yaml"])
+    )
+    named = Event(id="1", source="/x", type=parts.REQUESTED, extensions={"model": "thinker"})
+    unnamed = Event(id="1", source="/x", type=parts.REQUESTED)
+    done = Event(id="1", source="/x", type=parts.RESULTS[0])
+
+    assert [t.matches(e) for t in (requests, results) for e in (named, unnamed, done)] == [
+        True, False, False,
+        False, True, True,
+    ]  # fmt: skip
 
 
 def test_each_process_pumps_a_trigger_that_is_there(overlays: dict[str, Resources]) -> None:

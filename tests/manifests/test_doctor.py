@@ -135,6 +135,7 @@ BREAKS = [
     Break("delivery-form", "serverless", "Trigger", f"{D}>retryAfterMax", "PT60S", TR),
     Break("trigger-filter", "serverless", "Trigger", "spec>filter", GONE, TR),
     Break("trigger-filter", "serverless", "Trigger", "spec>filter>attributes>model", "other", TR),
+    Break("rabbitmq-filters", "serverless", "Trigger", "spec>filters", [{"exact": {"type": "dev.torpor.inference.requested.v1"}}], TR),
     Break("results-return", "serverless", "Trigger", "spec>subscriber>uri", "/", "results-failed"),
     Break("results-return", "queue", "Trigger", "spec>subscriber>uri", "http://x/", "results"),
     Break("subscriber", "serverless", "Trigger", "spec>subscriber>ref>name", "thinker-predictor-default", TR),

@@ -311,6 +311,19 @@ def trigger_filter(view: View) -> Iterator[Fault]:
 
 
 @register.rule(
+    "rabbitmq-filters",
+    Hop.DELIVERY,
+    why="eventing-rabbitmq reads `filter` only: a trigger with `filters` gets every event, its own "
+    "results too.",
+    source="knative-extensions/eventing-rabbitmq#1434, #624",
+)
+def rabbitmq_filters(view: View) -> Iterator[Fault]:
+    for trigger in view.triggers:
+        if view.class_of(trigger) == "RabbitMQBroker" and dig(trigger, "spec.filters"):
+            yield fault(trigger, "spec.filters", "set", "`filter` alone, or a Kafka broker")
+
+
+@register.rule(
     "results-return",
     Hop.DELIVERY,
     why="A kind of result that no trigger takes to the api is a job whose client never hears.",

@@ -15,6 +15,7 @@ import yaml
 
 from knative.deploy import parts
 from knative.deploy.emit import Resource
+from knative.deploy.events import RESULT_PATH
 from knative.deploy.timeouts import exponential_span, linear_span
 
 MODE = "serving.kserve.io/deploymentMode"
@@ -241,6 +242,8 @@ _NOT_OURS = frozenset(
 
 
 def _is_for_results(trigger: Resource) -> bool:
+    if RESULT_PATH in str(dig(trigger, "spec.subscriber") or ""):
+        return True
     kind = str(dig(trigger, "spec.filter.attributes.type") or "")
     if kind:
         return kind != parts.REQUESTED

@@ -1,0 +1,30 @@
+# syntax=docker/dockerfile:1.7
+# The front door. Build from the repository's root: docker build -f images/api.Dockerfile .
+FROM docker.io/library/python:3.11.14-slim-bookworm AS build
+WORKDIR /src
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/torpor
+COPY images/constraints.txt images/constraints.txt
+# Dependencies before the source: a change of ours rebuilds the last layer only.
+COPY pyproject.toml README.md LICENSE ./
+RUN mkdir api eventing knative predictor \
+    && touch api/__init__.py eventing/__init__.py knative/__init__.py predictor/__init__.py \
+    && /opt/torpor/bin/pip install -c images/constraints.txt ".[api,traces]"
+COPY eventing eventing
+COPY knative knative
+COPY predictor predictor
+COPY api api
+RUN /opt/torpor/bin/pip install --no-deps --force-reinstall .
+
+FROM docker.io/library/python:3.11.14-slim-bookworm
+RUN groupadd --gid 10001 torpor \
+    && useradd --uid 10001 --gid torpor --no-create-home --home-dir /tmp torpor
+COPY --from=build /opt/torpor /opt/torpor
+ENV PATH=/opt/torpor/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD \
+    ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
+# Exec form: SIGTERM reaches the process, not a shell.
+ENTRYPOINT ["python", "-m", "api"]

