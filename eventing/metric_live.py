@@ -10,7 +10,9 @@ from typing import Final
 
 from prometheus_client import Histogram
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
+from eventing.connection import failures_named
 from eventing.cost import GpuState, Price
 from eventing.errors import StoreUnavailable
 from eventing.metric_family import STORE_UP, Family, Latest, Samples
@@ -40,7 +42,9 @@ TOKENS: Final = Family(
 )
 READY: Final = Family("torpor_replicas_ready", "Predictors that can serve.", ("model",))
 WAKING: Final = Family("torpor_replicas_waking", "Predictors that are starting.", ("model",))
-_FAMILIES: Final = (GPU_SECONDS, GPU_COST, GPU_WORK, TOKENS, READY, WAKING)
+KEYS: Final = Family("torpor_store_keys", "Keys in the store's database.", ())
+MEMORY: Final = Family("torpor_store_memory_bytes", "Memory that the store uses.", ())
+_FAMILIES: Final = (KEYS, MEMORY, GPU_SECONDS, GPU_COST, GPU_WORK, TOKENS, READY, WAKING)
 _latest: Final = Latest(_FAMILIES)
 
 _cold = Histogram(
@@ -66,6 +70,7 @@ class LiveMetrics:
     """Reads ledger and replicas every two seconds; a replica that lived for less is not seen."""
 
     def __init__(self, redis: Redis, models: Collection[str], price: Price) -> None:
+        self._redis = redis
         self._ledger = Ledger(redis)
         self._directory = ReplicaDirectory(redis)
         self._models = tuple(models)
@@ -83,15 +88,25 @@ class LiveMetrics:
         try:
             measures = by_name(await self._ledger.totals(), "model")
             replicas = {model: await self._directory.list(model) for model in self._models}
+            store = await self._store()
         except StoreUnavailable:
             STORE_UP.set(0)
             _latest.show({})
             return
         STORE_UP.set(1)
         kept = {model: measures.get(model, {}) for model in self._models}
-        _latest.show(samples(kept, replicas, self._price))
+        _latest.show({**samples(kept, replicas, self._price), **store})
         for model, known in replicas.items():
             self._observe_wakes(model, known)
+
+    async def _store(self) -> Samples:
+        try:
+            async with failures_named():
+                keys = int(await self._redis.dbsize())
+                memory = await self._redis.info("memory")
+        except ResponseError:  # a user that may not ask
+            return {}
+        return {KEYS: [((), keys)], MEMORY: [((), int(memory["used_memory"]))]}
 
     def _observe_wakes(self, model: str, replicas: Sequence[Replica]) -> None:
         for replica in replicas:

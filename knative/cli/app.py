@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import typer
 
-from knative.cli import demo, jobs, status, up
+from knative.cli import demo, jobs, load, report, status, top, up
 from knative.cli.errors import UserError
 from knative.cli.screen import stderr
 from knative.local.errors import StackError
@@ -23,6 +23,9 @@ app.command()(jobs.watch)
 app.command(name="jobs")(jobs.list_jobs)
 app.command()(jobs.cancel)
 app.command()(status.status)
+app.command()(top.top)
+app.command()(report.report)
+app.command()(load.load)
 
 
 def main() -> None:

@@ -1,0 +1,119 @@
+"""One run from its plan to its report: a session, the clients, and the watch beside them.
+
+Called by `torpor load` and the benches. Must not know a terminal.
+"""
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import aiohttp
+
+from knative.load.client import Clients
+from knative.load.run import Closed, Run
+from knative.load.sample import Sample
+from knative.load.schedule import Shape, Shot, endless, shots
+from knative.load.summary import Setup, summarise
+from knative.load.watch import Look, Watch
+from knative.simulator.load import Load
+from knative.simulator.workload import Lengths
+
+_GRACE_S: Final = 5.0
+"""Predictors post what they did this often; before that the cost is not whole."""
+
+Show = Callable[[Run, Watch], Coroutine[Any, Any, None]]
+"""Shows a run that goes on, until cancelled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything a run needs to know."""
+
+    addresses: Mapping[str, str]
+    model: str
+    key: str
+    load: Load
+    lengths: Lengths
+    shape: Shape
+    closed: Closed | None
+    until_s: float | None
+    patience_s: float
+    gpu_metrics: str
+
+    @property
+    def title(self) -> str:
+        if self.closed is None:
+            return f"{self.load.title}, clock x{self.shape.speed:g}"
+        return f"{self.closed.users} users for {self.closed.duration_s:.0f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The report, and what it was made of."""
+
+    report: dict[str, Any]
+    samples: Sequence[Sample]
+    looks: Sequence[Look]
+
+
+async def run_plan(plan: Plan, show: Show | None = None) -> Result:
+    """Run it. Ctrl-C sends nothing new and follows what was sent."""
+    loop = asyncio.get_running_loop()
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=None, connect=10, sock_read=120)
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, read_bufsize=1 << 20
+    ) as session:
+        zero = loop.time()
+
+        def now() -> float:
+            return loop.time() - zero
+
+        clients = Clients(
+            session,
+            plan.addresses["api"],
+            plan.model,
+            now=now,
+            patience_s=plan.patience_s,
+            key=plan.key,
+        )
+        watch = Watch(session, plan.addresses, now=now, gpu_metrics=plan.gpu_metrics)
+        run = Run(clients, now)
+        with suppress(NotImplementedError):
+            loop.add_signal_handler(signal.SIGINT, run.stop)
+        await watch.look()
+        async with asyncio.TaskGroup() as group:
+            beside = [group.create_task(watch.run())]
+            if show is not None:
+                beside.append(group.create_task(show(run, watch)))
+            await _drive(run, plan)
+            await asyncio.sleep(_GRACE_S)
+            for task in beside:
+                task.cancel()
+        await watch.look()
+    setup = Setup(
+        title=plan.title,
+        target=plan.addresses["api"],
+        model=plan.model,
+        is_open=plan.closed is None,
+        seed=plan.shape.seed,
+        started_at=started_at,
+    )
+    report = summarise(setup, run.samples, watch.looks)
+    return Result(report, run.samples, watch.looks)
+
+
+async def _drive(run: Run, plan: Plan) -> None:
+    if plan.closed is None:
+        await run.open_loop(shots(plan.load, plan.shape, until_s=plan.until_s))
+        return
+
+    def shots_of(user: int) -> Iterator[Shot]:
+        return endless(plan.shape, plan.lengths, user)
+
+    await run.closed_loop(plan.closed, shots_of)

@@ -1,0 +1,154 @@
+"""The other side during a run: its replicas, queue, memory and cost, read from its `/metrics`.
+
+Called by `torpor load`, `torpor top` and the benches. Any Torpor will do: the addresses of api,
+broker and (on one machine) activator. What cannot be read leaves a gap.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=5, connect=2)
+Labels = frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """Every sample of one process at one moment, by name and labels."""
+
+    values: Mapping[str, Mapping[Labels, float]] = field(default_factory=dict)
+
+    def total(self, name: str, **labels: str) -> float | None:
+        """The sum of the series of `name` that carry `labels`; None when there is none."""
+        wanted = set(labels.items())
+        found = [v for key, v in self.values.get(name, {}).items() if wanted <= key]
+        return sum(found) if found else None
+
+    def highest(self, name: str, **labels: str) -> float | None:
+        """The highest of them."""
+        wanted = set(labels.items())
+        return max(
+            (v for key, v in self.values.get(name, {}).items() if wanted <= key), default=None
+        )
+
+    def by(self, name: str, label: str) -> dict[str, float]:
+        """The sums of `name` by the values of one label."""
+        sums: dict[str, float] = {}
+        for key, value in self.values.get(name, {}).items():
+            sums[dict(key).get(label, "")] = sums.get(dict(key).get(label, ""), 0.0) + value
+        return sums
+
+
+def parse(text: str) -> Scrape:
+    """A `/metrics` page. Raises ValueError for one that is none."""
+    values: dict[str, dict[Labels, float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            values.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
+    return Scrape(values)
+
+
+async def scrape(session: aiohttp.ClientSession, address: str) -> Scrape:
+    """What `address` shows now; empty when it does not answer."""
+    if not address:
+        return Scrape()
+    try:
+        async with session.get(f"{address}/metrics", timeout=_TIMEOUT) as answer:
+            return parse(await answer.text()) if answer.status == 200 else Scrape()
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return Scrape()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """The other side at one moment; None for what it did not show."""
+
+    at_s: float
+    ready: float | None
+    depth: float | None
+    oldest_s: float | None
+    in_flight: float | None
+    gpu_s: float | None
+    cost: float | None
+    gpu_utilisation: float | None
+    keys: float | None
+    store_bytes: float | None
+    memory_bytes: Mapping[str, float]
+    open_files: Mapping[str, float]
+
+
+class Watch:
+    """Looks every few seconds until cancelled."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        addresses: Mapping[str, str],
+        *,
+        now: Callable[[], float],
+        every_s: float = 2.0,
+        gpu_metrics: str = "",
+    ) -> None:
+        self._session = session
+        self._addresses = addresses
+        self._gpu_metrics = gpu_metrics
+        self._now = now
+        self._every_s = every_s
+        self.looks: list[Look] = []
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(self._every_s)
+
+    async def look(self) -> Look:
+        """Look once, and keep it."""
+        names = list(self._addresses)
+        scrapes = await asyncio.gather(
+            *(scrape(self._session, self._addresses[name]) for name in names),
+            scrape(self._session, self._gpu_metrics),
+        )
+        seen = look_of(self._now(), dict(zip(names, scrapes, strict=False)), scrapes[-1])
+        self.looks.append(seen)
+        return seen
+
+
+def look_of(at_s: float, by_part: Mapping[str, Scrape], gpu: Scrape) -> Look:
+    """What the parts show, put together."""
+    api, broker = by_part.get("api", Scrape()), by_part.get("broker", Scrape())
+    memory = {name: s.total("process_resident_memory_bytes") for name, s in by_part.items()}
+    files = {name: s.total("process_open_fds") for name, s in by_part.items()}
+    return Look(
+        at_s=at_s,
+        ready=api.total("torpor_replicas_ready"),
+        depth=broker.total("torpor_queue_depth"),
+        oldest_s=broker.highest("torpor_queue_oldest_age_seconds"),
+        in_flight=broker.total("torpor_jobs_in_flight"),
+        gpu_s=api.total("torpor_gpu_seconds_total"),
+        cost=api.total("torpor_gpu_cost_total"),
+        gpu_utilisation=gpu.highest("DCGM_FI_DEV_GPU_UTIL"),
+        keys=api.total("torpor_store_keys"),
+        store_bytes=api.total("torpor_store_memory_bytes"),
+        memory_bytes={name: value for name, value in memory.items() if value is not None},
+        open_files={name: value for name, value in files.items() if value is not None},
+    )
+
+
+def growth_per_hour(points: Sequence[tuple[float, float]]) -> float | None:
+    """The slope of the least-squares line, an hour; None for fewer than three points. The first
+    quarter is left out: caches fill, pools open.
+    """
+    kept = points[len(points) // 4 :]
+    if len(kept) < 3:
+        return None
+    mean_x = sum(x for x, _ in kept) / len(kept)
+    mean_y = sum(y for _, y in kept) / len(kept)
+    spread = sum((x - mean_x) ** 2 for x, _ in kept)
+    if spread == 0:
+        return None
+    return 3600 * sum((x - mean_x) * (y - mean_y) for x, y in kept) / spread
