@@ -77,6 +77,14 @@ async def submit(
     return await submit_new(front, principal, new, idempotency_key=wish.idempotency_key)
 
 
+async def submit_line(
+    front: Front, principal: Principal, line: Mapping[str, Any], *, key: str, lane: Lane
+) -> Job:
+    """The job of a batch's line; the same key is the same job, however often it is submitted."""
+    job, _ = await submit(front, principal, line, Wish(idempotency_key=f"batch:{key}", lane=lane))
+    return job
+
+
 async def submit_new(
     front: Front, principal: Principal, new: NewJob, *, idempotency_key: str = ""
 ) -> tuple[Job, bool]:
