@@ -5,6 +5,7 @@ in a thread, so that the process answers its probes meanwhile. Must not know HTT
 """
 
 import asyncio
+import multiprocessing
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -49,9 +50,12 @@ class VllmEngine:
     """An `Engine` around one `AsyncLLM`."""
 
     def __init__(self, settings: VllmSettings) -> None:
+        prepare_environment(settings)  # before anybody imports torch: KServe does, too
         self._settings = settings
         self._llm: Any = None
         self._serving: VllmServing | None = None
+        self._building: asyncio.Future[Any] | None = None
+        self._strangers: set[int | None] = set()  #: child processes that are not the engine's
         # vLLM's process dies with the thread that forked it (`death_signal`): one that we keep.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm-engine")
 
@@ -79,10 +83,11 @@ class VllmEngine:
         if self._llm is not None:
             raise EngineStartError("the engine has been started already")
         report(ColdStartPhase.IMPORT)
-        prepare_environment(self._settings)
         args, config = await self._in_thread(_configure, self._settings)
         report(ColdStartPhase.WEIGHTS)
-        self._llm = await self._in_thread(build_llm, args, config)
+        self._strangers = {process.pid for process in multiprocessing.active_children()}
+        self._building = self._in_thread(build_llm, args, config)
+        self._llm = await asyncio.shield(self._building)
         report(ColdStartPhase.WARM_UP)
         try:
             from predictor.vllm_serving import build_serving
@@ -96,14 +101,27 @@ class VllmEngine:
         report(ColdStartPhase.READY)
 
     async def stop(self) -> None:
-        llm, self._llm, self._serving = self._llm, None, None
+        llm, self._llm, self._serving = self._llm or await self._give_up_building(), None, None
         if llm is not None:
             await self._in_thread(llm.shutdown, STOP_TIMEOUT_S)
         self._thread.shutdown(wait=False)
 
-    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, function, *arguments)
+    async def _give_up_building(self) -> Any:
+        """End a load that is under way; gives the engine if it was quicker than we."""
+        building, self._building = self._building, None
+        if building is None:
+            return None
+        if not building.done():
+            for process in multiprocessing.active_children():
+                if process.pid not in self._strangers:
+                    process.kill()  # vLLM heeds SIGTERM only once loaded; nothing is lost yet
+        try:
+            return await asyncio.wait_for(asyncio.shield(building), STOP_TIMEOUT_S)
+        except (EngineStartError, TimeoutError):
+            return None
+
+    def _in_thread(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     def is_healthy(self) -> bool:
         return self._serving is not None and not self._llm.errored
