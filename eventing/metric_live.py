@@ -48,7 +48,7 @@ _FAMILIES: Final = (KEYS, MEMORY, GPU_SECONDS, GPU_COST, GPU_WORK, TOKENS, READY
 _latest: Final = Latest(_FAMILIES)
 
 _cold = Histogram(
-    "torpor_cold_start_seconds",
+    "torpor_wake_seconds",
     "How long each phase of a wake took, and all of them (`total`), of predictors seen ready.",
     ["model", "phase"],
     buckets=(0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 12, 20, 30, 60, 120, 300, 600, 1200),

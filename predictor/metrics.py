@@ -13,7 +13,7 @@ _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _TOKEN_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
 
 COLD_START: Final = Gauge(
-    "torpor_predictor_start_seconds", "How long each phase of this start took.", ["phase"]
+    "torpor_cold_start_seconds", "How long each phase of this start took.", ["phase"]
 )
 DELIVERIES: Final = Counter(
     "torpor_predictor_deliveries_total", "Deliveries taken, by what came of them.", ["outcome"]

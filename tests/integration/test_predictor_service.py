@@ -245,7 +245,7 @@ async def test_waiting_clients_can_see_where_a_replica_is(
 
 
 def test_both_ours_and_the_engines_metrics_come_out(predictor: PredictorProcess) -> None:
-    assert predictor.metric("torpor_predictor_start_seconds") > 0
+    assert predictor.metric("torpor_cold_start_seconds") > 0
     assert predictor.metric("torpor_engine_up") == 1
 
 

@@ -1,0 +1,155 @@
+"""The alerts: when each fires, how bad it is, and which run-book says what to do. Pure.
+
+Called by `python -m knative.monitoring` and the tests, which fire each with `promtool`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from knative.monitoring import query
+
+RUN_BOOKS: Final = "docs/runbooks"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What was promised; every threshold follows from it."""
+
+    p95_wait_s: float = 60.0
+    wake_s: float = 600.0
+    budget_per_hour: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One alert. `page` wakes somebody, `ticket` waits for the morning."""
+
+    name: str
+    expression: str
+    lasting: str
+    severity: str
+    summary: str
+
+    @property
+    def run_book(self) -> str:
+        return f"{RUN_BOOKS}/{self.name}.md"
+
+
+def alerts(objective: Objective) -> tuple[Alert, ...]:
+    """Every alert, for what was promised."""
+    return (*_paging(objective), *_for_the_morning(objective))
+
+
+def _paging(objective: Objective) -> tuple[Alert, ...]:
+    late_s = objective.wake_s + objective.p95_wait_s
+    tokens = query.once("torpor_tokens_total", "model", "10m", '{kind="output"}')
+    wake_m = int(objective.wake_s // 60) + 5
+    return (
+        Alert(
+            "TorporApiDown",
+            'absent(up{job="torpor-api"} == 1)',
+            "2m",
+            "page",
+            "No api answers: nothing is accepted.",
+        ),
+        Alert(
+            "TorporStoreDown",
+            "min(torpor_store_up) == 0",
+            "1m",
+            "page",
+            "The store does not answer: submits get 503, running jobs wait for it.",
+        ),
+        Alert(
+            "TorporQueueOld",
+            f"max by (model) ({query.OLDEST}) > {late_s:g}",
+            "1m",
+            "page",
+            f"A job has waited longer than the slowest wake and the objective ({late_s:g} s).",
+        ),
+        Alert(
+            "TorporStuckAtZero",
+            f"sum by (model) ({query.WAITING}) > 0 and on (model) ({query.READY} == 0)",
+            f"{wake_m}m",
+            "page",
+            "Jobs wait and no predictor has become ready: no GPU, image, quota or scaler.",
+        ),
+        Alert(
+            "TorporNoProgress",
+            f"({query.RUNNING} > 0) and on (model) ({tokens} == 0)",
+            "5m",
+            "page",
+            "Jobs run and no engine has made a token for ten minutes.",
+        ),
+    )
+
+
+def _for_the_morning(objective: Objective) -> tuple[Alert, ...]:
+    wait = query.quantile(0.95, "torpor_queue_wait_seconds", "model")
+    wake = query.quantile(0.95, "torpor_wake_seconds", "model", "1h", '{phase="total"}')
+    cost = f"3600 * sum({query.once('torpor_gpu_cost_total', 'model, state', '1h')})"
+    return (
+        Alert(
+            "TorporWaitOverObjective",
+            f"{wait} > {objective.p95_wait_s:g}",
+            "15m",
+            "ticket",
+            f"p95 of the wait is over {objective.p95_wait_s:g} s.",
+        ),
+        Alert(
+            "TorporDeadLetters",
+            "sum by (trigger) (increase(torpor_dead_letters_total[15m])) > 0",
+            "0m",
+            "ticket",
+            "Jobs or events were set aside; look at them and redrive.",
+        ),
+        Alert(
+            "TorporRetrying",
+            "max by (queue) (torpor_queue_retrying) > 0",
+            "30m",
+            "ticket",
+            "Deliveries of a queue have been failing for half an hour.",
+        ),
+        Alert(
+            "TorporLeaseLosses",
+            "sum by (model) (increase(torpor_lease_losses_total[15m])) > 3",
+            "0m",
+            "ticket",
+            "Predictors die or freeze with jobs in hand.",
+        ),
+        Alert(
+            "TorporWakeSlow",
+            f"{wake} > {objective.wake_s:g}",
+            "0m",
+            "ticket",
+            f"A wake took over {objective.wake_s:g} s, which every timeout is rendered from.",
+        ),
+        Alert(
+            "TorporWaste",
+            f"{query.wasted_share()} > 0.2",
+            "1h",
+            "ticket",
+            "Over a fifth of the busy GPU time made nothing that was kept.",
+        ),
+        Alert(
+            "TorporCostBurn",
+            f"{cost} > {objective.budget_per_hour:g}",
+            "2h",
+            "ticket",
+            f"For two hours over the budget of {objective.budget_per_hour:g} an hour.",
+        ),
+    )
+
+
+def rules(objective: Objective) -> dict[str, Any]:
+    """A Prometheus rule file; under `spec` it is a PrometheusRule."""
+    listed = [
+        {
+            "alert": alert.name,
+            "expr": alert.expression,
+            "for": alert.lasting,
+            "labels": {"severity": alert.severity},
+            "annotations": {"summary": alert.summary, "runbook_url": alert.run_book},
+        }
+        for alert in alerts(objective)
+    ]
+    return {"groups": [{"name": "torpor", "rules": listed}]}
