@@ -99,6 +99,27 @@ def check_tenant(tenant: object) -> str:
     return tenant
 
 
+class KeyShelf(KeySource, Protocol):
+    """Where keys are kept and changed."""
+
+    async def put(self, key: ApiKey) -> None:
+        """Keep the key, in place of an older one of its id."""
+
+
+async def rotate(shelf: KeyShelf, key_id: str, *, now_s: int, overlap_s: int) -> tuple[ApiKey, str]:
+    """A new key like that one, which stays good for `overlap_s`. Raises `NotFound`.
+
+    If we die half-way, both are good: no caller is ever locked out.
+    """
+    old = await shelf.find(key_id)
+    if old is None:
+        raise NotFound(f"no key {key_id}")
+    new, text = mint(old.tenant, now_s=now_s, scopes=old.scopes, name=old.name)
+    await shelf.put(new)
+    await shelf.put(replace(old, expires_s=now_s + overlap_s))
+    return new, text
+
+
 class RedisKeys:
     """Keys on a Redis client that it does not own. Every method raises `StoreUnavailable`."""
 
@@ -127,19 +148,6 @@ class RedisKeys:
         """Revoke at once (an api that has just seen it forgets it within seconds)."""
         async with failures_named():
             return bool(await self._redis.hdel(_HASH, key_id))
-
-    async def rotate(self, key_id: str, *, now_s: int, overlap_s: int) -> tuple[ApiKey, str]:
-        """A new key like that one, which stays good for `overlap_s`. Raises `NotFound`.
-
-        If we die half-way, both are good: no caller is ever locked out.
-        """
-        old = await self.find(key_id)
-        if old is None:
-            raise NotFound(f"no key {key_id}")
-        new, text = mint(old.tenant, now_s=now_s, scopes=old.scopes, name=old.name)
-        await self.put(new)
-        await self.put(replace(old, expires_s=now_s + overlap_s))
-        return new, text
 
 
 class FileKeys:

@@ -7,6 +7,7 @@ import typer
 
 from knative.cli import demo, jobs, load, report, status, top, up
 from knative.cli.errors import UserError
+from knative.cli.keys import keys
 from knative.cli.screen import stderr
 from knative.local.errors import StackError
 
@@ -23,6 +24,7 @@ app.command()(jobs.watch)
 app.command(name="jobs")(jobs.list_jobs)
 app.command()(jobs.cancel)
 app.command()(status.status)
+app.add_typer(keys, name="keys")
 app.command()(top.top)
 app.command()(report.report)
 app.command()(load.load)

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import aiohttp
 import orjson
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from knative.cli.errors import UserError
 from knative.local.data_dir import find_addresses
@@ -23,6 +25,13 @@ def api_address(named: str, data_dir: Path) -> str:
     """The api to talk to: the one named, else the stack of `data_dir`, else the default port."""
     found = find_addresses(data_dir)
     return (named or (found.api if found else "") or DEFAULT_API).rstrip("/")
+
+
+class _Credentials(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="TORPOR_", frozen=True, extra="ignore")
+
+    api_key: SecretStr = SecretStr("")
+    """What an api that asks for keys is shown; made with `torpor keys create`."""
 
 
 class Api:
@@ -98,8 +107,10 @@ class Api:
 
 @asynccontextmanager
 async def connected(address: str) -> AsyncIterator[Api]:
-    """A session with the api at `address`, closed at the end."""
-    async with aiohttp.ClientSession(read_bufsize=1 << 20) as session:
+    """A session with the api at `address`, closed at the end; with the key of `TORPOR_API_KEY`."""
+    key = _Credentials().api_key.get_secret_value()
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with aiohttp.ClientSession(read_bufsize=1 << 20, headers=headers) as session:
         yield Api(session, address)
 
 
