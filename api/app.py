@@ -15,6 +15,7 @@ from starlette.routing import WebSocketRoute
 
 from api import (
     batches,
+    dead_letters,
     events,
     files,
     health,
@@ -25,6 +26,7 @@ from api import (
     usage,
     webhook_routes,
 )
+from api.console import overview, page
 from api.edge import Edge
 from api.front import Front
 from api.problem import error_response
@@ -46,6 +48,8 @@ def create_app(front: Front, lifespan: Lifespan | None = None) -> FastAPI:
     )
     app.state.front = front
     for module in (jobs, openai, responses, files, batches, webhook_routes, usage, events, health):
+        app.include_router(module.router)
+    for module in (dead_letters, overview, page):
         app.include_router(module.router)
     app.router.routes.append(WebSocketRoute(socket.PATH, socket.follow_job_socket))
     app.add_exception_handler(TorporError, _on_refusal)

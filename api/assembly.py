@@ -9,6 +9,7 @@ from dataclasses import replace
 from redis.asyncio import Redis
 
 from api.auth_rules import doorkeeper
+from api.console.overview import RedisOverview
 from api.front import Front
 from api.webhook_desk import build_webhooks
 from api.webhook_listener import WebhookListener
@@ -23,6 +24,7 @@ def furnish(front: Front, redis: Redis) -> tuple[Front, Mapping[str, Loop]]:
     complete = replace(
         front,
         authenticator=doorkeeper(front.settings, redis, front.clock),
+        overview=RedisOverview(redis, [card.name for card in front.settings.models], front.clock),
         webhooks=desk,
         listeners=listeners,
     )

@@ -32,6 +32,7 @@ class Furnished:
     front: Front
     store: RedisStore
     broker: FakeBroker
+    app: FastAPI | None = None
 
     async def submit(self, text: str = "hi", **line: Any) -> str:
         headers = line.pop("headers", {})
@@ -87,8 +88,9 @@ async def furnished(settings: ApiSettings, store: RedisStore) -> AsyncIterator[F
                 task.cancel()
         await hub.close()
 
+    app = create_app(front, lifespan)
     async with (
-        serving(create_app(front, lifespan)) as url,
+        serving(app) as url,
         httpx.AsyncClient(base_url=url, timeout=5) as client,
     ):
-        yield Furnished(url, client, front, store, broker)
+        yield Furnished(url, client, front, store, broker, app)
