@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (the user's Python, not the project's)
         return _fail(
             "Python 3.11 or newer is needed",
             f"this is {sys.version.split()[0]}; try make PYTHON=python3.12",
