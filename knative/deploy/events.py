@@ -19,11 +19,12 @@ OWN_PARALLELISM = "torpor.dev/parallelism"
 TRIGGERS = "torpor-triggers"
 TRIGGERS_FOLDER = "/etc/torpor/triggers"
 RESULTS = "results"
+GIVEN_UP = "given-up"
 IDENTITY_FOLDER = "/var/run/torpor/identity"
 AUDIENCE = "torpor-api"
 
 
-def delivery(times: Timeouts, timeout_s: int | None = None) -> Resource:
+def delivery(values: Values, times: Timeouts, timeout_s: int | None = None) -> Resource:
     """Give a delivery spec that asks long enough and cuts nothing."""
     return {
         "retry": because(
@@ -36,14 +37,18 @@ def delivery(times: Timeouts, timeout_s: int | None = None) -> Resource:
             f"PT{timeout_s or times.delivery}S", "Outlasts queue-proxy, which answers 504 first."
         ),
         "deadLetterSink": because(
-            {"ref": _api_reference(), "uri": RESULT_PATH},
+            {"uri": relay_url(values)},
             "A second net; the first is our own record, written before anything is acknowledged.",
         ),
     }
 
 
-def _api_reference() -> Resource:
-    return {"apiVersion": "v1", "kind": "Service", "name": parts.API}
+def relay_url(values: Values) -> str:
+    """Give where Knative's broker leaves results and what it gave up: our own ingress.
+
+    By address, not by reference: Knative would call port 80 of a referenced Service.
+    """
+    return parts.service_url(parts.BROKER, parts.BROKER_PORT, values) + "/"
 
 
 def _trigger(name: str, values: Values, spec: Resource, annotations: Resource) -> Resource:
@@ -73,7 +78,7 @@ def triggers(values: Values, times: Timeouts) -> list[Resource]:
                 "fall between the triggers. With several models add it to each.",
             ),
             "subscriber": {"ref": predictor, "uri": "/events"},
-            "delivery": delivery(times),
+            "delivery": delivery(values, times),
         },
         {
             PARALLELISM: because(
@@ -91,8 +96,8 @@ def triggers(values: Values, times: Timeouts) -> list[Resource]:
             values,
             {
                 "filter": {"attributes": {"type": kind}},
-                "subscriber": {"ref": _api_reference(), "uri": RESULT_PATH},
-                "delivery": delivery(times, timeout_s=60),
+                "subscriber": {"uri": relay_url(values)},
+                "delivery": delivery(values, times, timeout_s=60),
             },
             {PARALLELISM: "10"},
         )
@@ -108,7 +113,7 @@ def _knative_broker(kind: str, values: Values, times: Timeouts, config: Resource
         "metadata": parts.metadata(
             parts.EVENTS, "events", values, annotations={BROKER_CLASS: kind}
         ),
-        "spec": {"config": config, "delivery": delivery(times)},
+        "spec": {"config": config, "delivery": delivery(values, times)},
     }
 
 
@@ -254,8 +259,7 @@ def own_triggers(values: Values, times: Timeouts) -> list[Resource]:
 
     One for all results: each broker process pumps one trigger, each predictor's sidecar the other.
     """
-    spec = {key: value for key, value in delivery(times).items() if key != "deadLetterSink"}
-    quick = {**spec, "timeout": "PT60S"}
+    spec = {key: value for key, value in delivery(values, times).items() if key != "deadLetterSink"}
     requests = {
         "filter": {"attributes": {"type": parts.REQUESTED, "model": values.model.name}},
         "subscriber": {"uri": f"http://localhost:{parts.PULL_PORT}/events"},
@@ -264,15 +268,43 @@ def own_triggers(values: Values, times: Timeouts) -> list[Resource]:
     # Requests that name no model of ours: the api fills in the attribute, or records a failure.
     unnamed = {"not": {"exact": {"model": values.model.name}}}
     strays = {"all": [{"exact": {"type": parts.REQUESTED}}, unnamed]}
-    results = {
-        "filters": [{"any": [*({"exact": {"type": kind}} for kind in parts.RESULTS), strays]}],
-        "subscriber": {"uri": parts.service_url(parts.API, parts.API_PORT, values) + RESULT_PATH},
-        "delivery": quick,
-    }
     one = because(str(values.model.concurrency), "Claims no more than one engine can think about.")
     return [
         _trigger(parts.trigger_name(values.model.name), values, requests, {OWN_PARALLELISM: one}),
-        _trigger(RESULTS, values, results, {OWN_PARALLELISM: "16"}),
+        _results_trigger(values, spec, strays),
+    ]
+
+
+def _results_trigger(values: Values, spec: Resource, *more: Resource) -> Resource:
+    """Give our broker's trigger that takes results to the api."""
+    wanted = {
+        "filters": [{"any": [*({"exact": {"type": kind}} for kind in parts.RESULTS), *more]}],
+        "subscriber": {"uri": parts.service_url(parts.API, parts.API_PORT, values) + RESULT_PATH},
+        "delivery": {**spec, "timeout": "PT60S"},
+    }
+    return _trigger(RESULTS, values, wanted, {OWN_PARALLELISM: "16"})
+
+
+def relay_triggers(values: Values, times: Timeouts) -> list[Resource]:
+    """Give the triggers of our broker where Knative's does the rest: results, and what it gave up.
+
+    It stands between because Knative's brokers carry no token of ours, and because its pump knows
+    what to do with a request that was given up: record the dead letter, unless the job runs well.
+    """
+    spec = {k: v for k, v in delivery(values, times).items() if k != "deadLetterSink"}
+    given_up = {
+        "filter": {"attributes": {"type": parts.REQUESTED}},
+        "subscriber": {
+            "uri": because(
+                parts.service_url(parts.API, parts.API_PORT, values) + "/healthz",
+                "Takes no events: 405 is never retried, so each is recorded at once.",
+            )
+        },
+        "delivery": {"retry": 0, "timeout": "PT10S"},
+    }
+    return [
+        _results_trigger(values, spec),
+        _trigger(GIVEN_UP, values, given_up, {OWN_PARALLELISM: "4"}),
     ]
 
 
@@ -295,8 +327,11 @@ def triggers_volume() -> Resource:
     return {"name": "triggers", "configMap": {"name": TRIGGERS}}
 
 
-def own_broker(values: Values) -> list[Resource]:
-    """Give our own broker's ingress: stateless, so two of them share the work with no leader."""
+def own_broker(values: Values, trigger: str) -> list[Resource]:
+    """Give our own broker: stateless, so two of them share the work with no leader.
+
+    `trigger` is the one that it pumps; empty for all in its file.
+    """
     container = {
         "name": "broker",
         "image": values.images.reference("broker"),
@@ -305,7 +340,7 @@ def own_broker(values: Values) -> list[Resource]:
         "envFrom": parts.settings_from(),
         "env": [
             parts.redis_url_env(),
-            *triggers_env(RESULTS),
+            *triggers_env(trigger),
             {"name": "TORPOR_HOST", "value": "0.0.0.0"},  # noqa: S104  inside its own pod
             {"name": "TORPOR_PORT", "value": str(parts.BROKER_PORT)},
         ],

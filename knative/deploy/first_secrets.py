@@ -13,12 +13,15 @@ import hashlib
 import json
 import secrets
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from eventing.api_key import SCOPES, mint
 from knative.deploy import parts
 from knative.deploy.client import Cluster, Ref, connected
 from knative.deploy.emit import Resource
@@ -55,11 +58,16 @@ def redis_secret(namespace: str, token: Random) -> dict[str, str]:
     }
 
 
-def keys_secret(token: Random) -> dict[str, str]:
-    """Give the api's file with one first key, hashed, and beside it the key for its owner."""
-    key = f"tpr_{token(32)}"
-    entry = {"name": "first", "tenant": "default", "sha256": _sha256(key), "scopes": ["admin"]}
-    return {"keys.json": json.dumps({"keys": [entry]}), "first-key": key}
+def keys_secret(now_s: int) -> dict[str, str]:
+    """Give the api's file of hashed keys, and beside it the texts of the two that it holds."""
+    admin, admin_text = mint("default", now_s=now_s, scopes=SCOPES, name="first")
+    scraper, scraper_text = mint("monitoring", now_s=now_s, scopes=["metrics:read"], name="scraper")
+    records = [asdict(admin), asdict(scraper)]
+    return {
+        "keys.json": json.dumps(records),
+        "first-key": admin_text,
+        "metrics-key": scraper_text,
+    }
 
 
 def internal_secret(token: Random) -> dict[str, str]:
@@ -91,7 +99,7 @@ async def ensure(cluster: Cluster, namespace: str, token: Random) -> list[str]:
     """Make what is missing; give the names of what was made. A lost race is not an error."""
     makers: dict[str, Callable[[], dict[str, str]]] = {
         parts.REDIS_SECRET: lambda: redis_secret(namespace, token),
-        parts.KEYS_SECRET: lambda: keys_secret(token),
+        parts.KEYS_SECRET: lambda: keys_secret(int(time.time())),
         parts.INTERNAL_SECRET: lambda: internal_secret(token),
     }
     made = []

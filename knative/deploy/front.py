@@ -29,7 +29,7 @@ def container(values: Values) -> Resource:
             {"name": "TORPOR_HOST", "value": "0.0.0.0"},  # noqa: S104  inside its own pod
             {"name": "TORPOR_PORT", "value": str(parts.API_PORT)},
             {"name": "TORPOR_FILES_URL", "value": values.platform.files_url},
-            {"name": "TORPOR_API_KEYS_FILE", "value": "/etc/torpor/keys/keys.json"},
+            {"name": "TORPOR_KEYS_SOURCE", "value": "/etc/torpor/keys/keys.json"},
         ],
         "readinessProbe": parts.http_get("/readyz", parts.API_PORT, periodSeconds=5),
         "livenessProbe": parts.http_get(
@@ -50,7 +50,16 @@ def volumes() -> list[Resource]:
     return [
         parts.scratch("tmp", "2Gi"),
         {"name": "files", "persistentVolumeClaim": {"claimName": FILES_CLAIM}},
-        {"name": "keys", "secret": {"secretName": parts.KEYS_SECRET}},
+        {
+            "name": "keys",
+            "secret": {
+                "secretName": parts.KEYS_SECRET,
+                "items": because(
+                    [{"key": "keys.json", "path": "keys.json"}],
+                    "The hashes alone; the keys' texts in the same Secret are for people.",
+                ),
+            },
+        },
     ]
 
 

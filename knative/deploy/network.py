@@ -90,6 +90,8 @@ FLOWS: tuple[Flow, ...] = (
     Flow(Party.BROKER, Party.REDIS, (6379,), "the durable log", "queue"),
     Flow(Party.BROKER, Party.API, (8000,), "result events", "queue"),
     Flow(Party.KEDA, Party.REDIS, (6379,), "queue lengths, as a user that may see no more", "keda"),
+    Flow(Party.BROKER, Party.REDIS, (6379,), "the relay's log", "serverless"),
+    Flow(Party.BROKER, Party.API, (8000,), "result events, with our token", "serverless"),
     Flow(
         Party.KNATIVE_SERVING,
         Party.PREDICTOR,
@@ -108,7 +110,7 @@ FLOWS: tuple[Flow, ...] = (
     Flow(Party.API, Party.EVENT_MESH, (8080,), "request events", "broker-rabbitmq"),
     Flow(Party.EVENT_MESH, Party.RABBITMQ, (5672, 15672), "publish and consume", "broker-rabbitmq"),
     Flow(Party.EVENT_MESH, Party.EVENT_MESH, (8080,), "replies go back in", "broker-rabbitmq"),
-    Flow(Party.EVENT_MESH, Party.API, (8000,), "result events", "broker-rabbitmq"),
+    Flow(Party.EVENT_MESH, Party.BROKER, (8081,), "results, to the relay", "broker-rabbitmq"),
     Flow(Party.EVENT_MESH, Party.KOURIER, (8081, 8444), "to the predictor", "broker-rabbitmq"),
     Flow(
         Party.EVENT_MESH,
@@ -124,7 +126,7 @@ FLOWS: tuple[Flow, ...] = (
     Flow(Party.RABBITMQ, Party.KUBERNETES, (443, 6443), "peer discovery", "broker-rabbitmq"),
     Flow(Party.RABBITMQ_SYSTEM, Party.RABBITMQ, (15671, 15672), "its operators", "broker-rabbitmq"),
     Flow(Party.API, Party.KNATIVE_EVENTING, (8080,), "request events", "broker-kafka"),
-    Flow(Party.KNATIVE_EVENTING, Party.API, (8000,), "result events", "broker-kafka"),
+    Flow(Party.KNATIVE_EVENTING, Party.BROKER, (8081,), "results, to the relay", "broker-kafka"),
     Flow(Party.MONITORING, Party.API, (8000,), "metrics", "monitoring"),
     Flow(Party.MONITORING, Party.BROKER, (8081,), "metrics", "monitoring"),
     Flow(Party.MONITORING, Party.PREDICTOR, (8080,), "metrics", "monitoring"),

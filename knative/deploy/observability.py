@@ -176,14 +176,20 @@ def _monitor(kind: str, name: str, values: Values, spec: Resource) -> Resource:
 def monitors(values: Values) -> list[Resource]:
     """Give who is scraped: api and broker by their Services, predictors pod by pod."""
     endpoint = {"port": "http", "path": "/metrics", "interval": "15s"}
+    # The api's door is open to everybody, its numbers are not.
+    key = {"credentials": {"name": parts.KEYS_SECRET, "key": "metrics-key"}}
+    locked = {**endpoint, "authorization": key}
     by_service = [
         _monitor(
             "ServiceMonitor",
             name,
             values,
-            {"selector": {"matchLabels": parts.labels(component)}, "endpoints": [endpoint]},
+            {"selector": {"matchLabels": parts.labels(component)}, "endpoints": [scraped]},
         )
-        for name, component in ((parts.API, "api"), (parts.BROKER, "broker"))
+        for name, component, scraped in (
+            (parts.API, "api", locked),
+            (parts.BROKER, "broker", endpoint),
+        )
     ]
     predictors = {
         "selector": {"matchLabels": parts.labels("predictor")},

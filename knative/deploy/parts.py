@@ -188,6 +188,6 @@ def settings(values: Values, times: Timeouts) -> Resource:
             str(times.drain), f"Under the pod's grace ({times.pod_grace} s), or it means nothing."
         ),
         "TORPOR_GPU_PRICE_PER_HOUR": str(values.gpu.price_per_hour),
-        "TORPOR_GPU_COUNT": str(values.gpu.count),
+        "TORPOR_GPUS_PER_REPLICA": str(values.gpu.count),
     }
     return config_map(SETTINGS, "settings", values, data)

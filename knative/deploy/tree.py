@@ -118,14 +118,27 @@ def _broker_url(kind: str, values: Values) -> Resource:
 def _serverless(values: Values, times: Timeouts) -> Parts:
     policies = network.policies("serverless", values)
     patch = _patch("InferenceService", values.model.name, inference.hold_patch(values, times))
-    contents = {"triggers": events.triggers(values, times), "network-policies": policies}
+    deployment, *rest = events.own_broker(values, "")
+    contents = {
+        "triggers": events.triggers(values, times),
+        "relay": [
+            _triggers_file(values, events.relay_triggers(values, times)),
+            _stamped(deployment, values),
+            *rest,
+        ],
+        "network-policies": policies,
+    }
     return contents, [patch]
 
 
+def _triggers_file(values: Values, triggers: list[Resource]) -> Resource:
+    data = {"triggers.yaml": document(*triggers)}
+    return parts.config_map(events.TRIGGERS, "events", values, data)
+
+
 def _queue(values: Values, times: Timeouts) -> Parts:
-    text = document(*events.own_triggers(values, times))
-    triggers = parts.config_map(events.TRIGGERS, "events", values, {"triggers.yaml": text})
-    deployment, *rest = events.own_broker(values)
+    triggers = _triggers_file(values, events.own_triggers(values, times))
+    deployment, *rest = events.own_broker(values, events.RESULTS)
     contents = {
         "broker": [_stamped(deployment, values), *rest],
         "triggers": [triggers],
@@ -315,7 +328,10 @@ def _small_patches(name: str, values: Values) -> list[Resource]:
     """Give what a one-node cluster cannot hold three of."""
     one = {"op": "replace", "path": "/spec/replicas", "value": 1}
     if name.startswith("serverless"):
-        return [_patch("RabbitmqCluster", events.RABBITMQ, [one])]
+        return [
+            _patch("RabbitmqCluster", events.RABBITMQ, [one]),
+            _patch("Deployment", parts.BROKER, [one]),
+        ]
     most = {"op": "replace", "path": "/spec/maxReplicaCount", "value": 1}
     return [
         _patch("Deployment", parts.BROKER, [one]),

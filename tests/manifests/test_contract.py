@@ -24,12 +24,8 @@ from tests.manifests.conftest import ROOT, Resources
 
 # Variables that a process will read with a later part of its issue, or that only a person reads.
 NOT_SETTINGS = {
-    "TORPOR_API_KEYS_FILE",
     "TORPOR_BROKER_TOKEN_FILE",
     "TORPOR_COLD_START_SECONDS",
-    "TORPOR_DELIVERY_TOKEN",
-    "TORPOR_GPU_COUNT",
-    "TORPOR_GPU_PRICE_PER_HOUR",
     "TORPOR_MAX_JOB_SECONDS",
     "TORPOR_PUBLIC_URL",
 }

@@ -137,6 +137,7 @@ BREAKS = [
     Break("trigger-filter", "serverless", "Trigger", "spec>filter>attributes>model", "other", TR),
     Break("rabbitmq-filters", "serverless", "Trigger", "spec>filters", [{"exact": {"type": "dev.torpor.inference.requested.v1"}}], TR),
     Break("results-return", "serverless", "Trigger", "spec>subscriber>uri", "/", "results-failed"),
+    Break("reference-port", "serverless", "Trigger", "spec>subscriber", {"ref": {"apiVersion": "v1", "kind": "Service", "name": "torpor-api"}}, "results-failed"),
     Break("results-return", "queue", "Trigger", "spec>subscriber>uri", "http://x/", "results"),
     Break("subscriber", "serverless", "Trigger", "spec>subscriber>ref>name", "thinker-predictor-default", TR),
     Break("subscriber", "serverless", "Trigger", "spec>subscriber>uri", "/v1/models", TR),

@@ -54,7 +54,7 @@ def broker_address(view: View) -> Iterator[Fault]:
         return
     value = str(view.settings.get("TORPOR_BROKER_URL", ""))
     kinds = {str(annotation(broker, BROKER_CLASS)) for broker in view.brokers}
-    if view.named("Deployment", parts.BROKER):
+    if not view.brokers and view.named("Deployment", parts.BROKER):
         wanted = f"http://{parts.BROKER}."
     elif kinds & {"Kafka", "KafkaNamespaced"}:
         wanted = "http://kafka-broker-ingress."
@@ -330,17 +330,39 @@ def rabbitmq_filters(view: View) -> Iterator[Fault]:
     source="design 1",
 )
 def results_return(view: View) -> Iterator[Fault]:
-    if not view.all_triggers:
-        return
-    reached = " ".join(
-        str(dig(t, "spec.filter") or "") + str(dig(t, "spec.filters") or "")
-        for t in view.all_triggers
-        if events.RESULT_PATH in str(dig(t, "spec.subscriber") or "")
+    # Both stretches must be whole: Knative's broker to our relay, our broker to the api.
+    stretches = (
+        (view.triggers, (events.RESULT_PATH, f"{parts.BROKER}.")),
+        (view.own_triggers, (events.RESULT_PATH,)),
     )
-    for kind in parts.RESULTS:
-        if kind not in reached:
-            must = f"a trigger to {events.RESULT_PATH}"
-            yield Fault("Trigger", f"type {kind}", "not set", must)
+    for triggers, places in stretches:
+        reached = " ".join(
+            str(dig(t, "spec.filter") or "") + str(dig(t, "spec.filters") or "")
+            for t in triggers
+            if any(place in str(dig(t, "spec.subscriber") or "") for place in places)
+        )
+        for kind in parts.RESULTS if triggers else ():
+            if kind not in reached:
+                yield Fault("Trigger", f"type {kind}", "not set", f"a trigger to {places[0]}")
+
+
+@register.rule(
+    "reference-port",
+    Hop.DELIVERY,
+    why="Knative calls port 80 of a referenced Service; ours listen elsewhere: every delivery "
+    "fails to connect until the retries are spent.",
+    source="Knative, Destination (a Service is addressed as http://NAME.NAMESPACE.svc)",
+)
+def reference_port(view: View) -> Iterator[Fault]:
+    for owner in [*view.brokers, *view.triggers]:
+        for path in ("spec.subscriber.ref", "spec.delivery.deadLetterSink.ref"):
+            reference = dig(owner, path) or {}
+            if (reference.get("apiVersion"), reference.get("kind")) != ("v1", "Service"):
+                continue
+            target = view.named("Service", str(reference.get("name")), "v1")
+            ports = [port.get("port") for port in dig(target, "spec.ports") or []]
+            if target is not None and 80 not in ports:
+                yield fault(owner, path, f"port {ports}", "a uri with the port")
 
 
 @register.rule(

@@ -232,5 +232,5 @@ def keys_file(view: View) -> Iterator[Fault]:
         if pod.owner.get("metadata", {}).get("name") != "torpor-api":
             continue
         for box in pod.containers:
-            if box.get("name") == "api" and not variable(box, "TORPOR_API_KEYS_FILE"):
-                yield fault(pod.owner, "env TORPOR_API_KEYS_FILE", None, "a mounted Secret")
+            if box.get("name") == "api" and not variable(box, "TORPOR_KEYS_SOURCE"):
+                yield fault(pod.owner, "env TORPOR_KEYS_SOURCE", None, "a mounted Secret, or redis")

@@ -242,7 +242,9 @@ _NOT_OURS = frozenset(
 
 
 def _is_for_results(trigger: Resource) -> bool:
-    if RESULT_PATH in str(dig(trigger, "spec.subscriber") or ""):
+    """Say whether a trigger takes events elsewhere than to a predictor."""
+    subscriber = str(dig(trigger, "spec.subscriber") or "")
+    if any(place in subscriber for place in (RESULT_PATH, "/healthz", f"{parts.BROKER}.")):
         return True
     kind = str(dig(trigger, "spec.filter.attributes.type") or "")
     if kind:

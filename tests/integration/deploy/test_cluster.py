@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from eventing.api_key import FileKeys, key_id_of
 from knative.deploy import cluster_view, first_secrets, release, rollout
 from knative.deploy.client import Cluster, Ref, connected
 from knative.deploy.faults import (
@@ -578,12 +578,19 @@ async def test_losing_the_race_for_a_secret_is_not_an_error(
     assert made == ["torpor-api-keys", "torpor-internal"]
 
 
-async def test_the_first_key_is_stored_hashed_beside_its_plain_form(
-    cluster: Cluster, server: ApiServer
+async def test_the_first_keys_open_the_api_and_are_stored_hashed(
+    cluster: Cluster, server: ApiServer, tmp_path: Path
 ) -> None:
     await first_secrets.ensure(cluster, "torpor", lambda size: "t" * size)
 
-    data = server.find("Secret", "torpor-api-keys")["data"]
-    keys = json.loads(base64.b64decode(data["keys.json"]))
-    plain = base64.b64decode(data["first-key"]).decode()
-    assert plain not in json.dumps(keys)
+    held = server.find("Secret", "torpor-api-keys")["data"]
+    data = {name: base64.b64decode(value).decode() for name, value in held.items()}
+    path = tmp_path / "keys.json"
+    path.write_text(data["keys.json"])
+    keys = FileKeys(path)
+    for text, scope in ((data["first-key"], "admin"), (data["metrics-key"], "metrics:read")):
+        key = await keys.find(key_id_of(text))
+        assert key is not None
+        assert key.opens(text, 0)
+        assert scope in key.scopes
+        assert text not in data["keys.json"]
