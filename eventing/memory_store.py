@@ -120,6 +120,9 @@ class MemoryStore:
     async def renew(self, leases: Sequence[tuple[JobId, int]], *, extend: bool) -> list[Hold]:
         return [self._renew(job_id, attempt, extend) for job_id, attempt in leases]
 
+    async def append_all(self, appends: Sequence[tuple[JobId, int, TokenBatch]]) -> list[Hold]:
+        return [await self.append(job_id, attempt, batch) for job_id, attempt, batch in appends]
+
     async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> Hold:
         record = self._find(job_id)
         if record is None:

@@ -144,10 +144,24 @@ class RedisStore:
         return [Hold(answer.decode()) for answer in await self._run_all(calls)]
 
     async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> Hold:
-        ids = " ".join(map(str, batch.token_ids))
-        args: list[Argument] = [attempt, batch.index, len(batch.token_ids), ids, batch.delta]
-        async with failures_named():
-            return Hold((await run(self._redis, "append", _job_keys(job_id), args)).decode())
+        return (await self.append_all([(job_id, attempt, batch)]))[0]
+
+    async def append_all(self, appends: Sequence[tuple[JobId, int, TokenBatch]]) -> list[Hold]:
+        calls: list[Call] = [
+            (
+                "append",
+                _job_keys(job_id),
+                [
+                    attempt,
+                    batch.index,
+                    len(batch.token_ids),
+                    " ".join(map(str, batch.token_ids)),
+                    batch.delta,
+                ],
+            )
+            for job_id, attempt, batch in appends
+        ]
+        return [Hold(answer.decode()) for answer in await self._run_all(calls)]
 
     async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> Hold:
         calls: list[Call] = [_index(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS)]

@@ -174,6 +174,11 @@ class Store(Protocol):
     async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> Hold:
         """Checkpoint tokens."""
 
+    async def append_all(self, appends: Sequence[tuple[JobId, int, TokenBatch]]) -> list[Hold]:
+        """`append` for many (job, attempt, tokens) in one round trip; each answer by itself, in
+        order. When it raises, any of them may have been written.
+        """
+
     async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> Hold:
         """End the job: state, result and the note that its result event is due, in that order of
         recoverability.

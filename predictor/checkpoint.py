@@ -17,6 +17,7 @@ from eventing.errors import StoreUnavailable
 from eventing.job import JobId
 from eventing.store import EntryKind, Hold, Store, TokenBatch
 from predictor import metrics
+from predictor.append_group import AppendGroup
 from predictor.shown import Entry, Shown, coalesce
 
 _BUFFER_TOKENS: Final = 16_384
@@ -65,6 +66,7 @@ class CheckpointWriter:
     def __init__(
         self,
         store: Store,
+        appends: AppendGroup,
         job_id: JobId,
         attempt: int,
         *,
@@ -73,6 +75,7 @@ class CheckpointWriter:
         on_refusal: Callable[[Hold], None],
     ) -> None:
         self._store = store
+        self._appends = appends
         self._job_id = job_id
         self._attempt = attempt
         self._index = index
@@ -140,20 +143,21 @@ class CheckpointWriter:
 
     async def _flush(self) -> None:
         """One write of everything that waits; first whatever the store may or may not have got."""
-        while not self._is_abandoned and (batch := self._unsure or self._take()):
-            is_second_try = batch is self._unsure
+        if self._unsure is not None:
+            arrived = await self._has_arrived(self._unsure)
+            self._conclude(self._unsure, Hold.OK if arrived else await self._append(self._unsure))
+        if not self._is_abandoned and (batch := self._take()):
             self._unsure = batch
-            if is_second_try and await self._has_arrived(batch):
-                hold = Hold.OK
-            else:
-                hold = await self._append(batch)
-            if hold is not Hold.OK:
-                self.abandon()
-                self._on_refusal(hold)
-                return
-            self._unsure = None
-            self._index = batch.index + len(batch.token_ids)
-            self._has_room.set()
+            self._conclude(batch, await self._append(batch))
+
+    def _conclude(self, batch: TokenBatch, hold: Hold) -> None:
+        if hold is not Hold.OK:
+            self.abandon()
+            self._on_refusal(hold)
+            return
+        self._unsure = None
+        self._index = batch.index + len(batch.token_ids)
+        self._has_room.set()
 
     def _take(self) -> TokenBatch | None:
         """What waits, as one batch. Text without a token goes along with the next token, and at the
@@ -170,7 +174,9 @@ class CheckpointWriter:
 
     async def _append(self, batch: TokenBatch) -> Hold:
         with metrics.FLUSH.time():
-            return await self._store.append(self._job_id, self._attempt, batch)
+            hold = await self._appends.append(self._job_id, self._attempt, batch)
+        # A server that forgot its scripts half-way through a pipeline has some of it done twice.
+        return Hold.OK if hold is Hold.GAP and await self._has_arrived(batch) else hold
 
     async def _has_arrived(self, batch: TokenBatch) -> bool:
         """True when a write whose answer was lost had been done: nobody else writes this attempt.
@@ -187,7 +193,9 @@ class CheckpointWriter:
             )
         return last == (batch.delta, batch.token_ids)
 
-    async def _pause(self, seconds: float) -> None:
-        """Wait, but no longer than until closing."""
+    async def _pause(self, beat_s: float) -> None:
+        """Wait for the next beat, which is the same for all writers, or until closing."""
+        wait_s = beat_s - asyncio.get_running_loop().time() % beat_s
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), seconds)
+            async with asyncio.timeout(wait_s):
+                await self._closing.wait()

@@ -35,6 +35,7 @@ from predictor.answer import (
     Rejected,
     answer_for,
 )
+from predictor.append_group import AppendGroup
 from predictor.checkpoint import Checkpoint, read_checkpoint
 from predictor.engine import Engine, EngineRequest
 from predictor.errors import EngineDeadError
@@ -86,6 +87,7 @@ class Deliveries:
         self._links = links
         self._engine = engine
         self._store = store
+        self._appends = AppendGroup(store)
         self._admission = admission
         self._keeper = keeper
         self._clock = clock
@@ -225,6 +227,7 @@ class Deliveries:
                 _request(job, attempt.number),
                 engine=self._engine,
                 store=self._store,
+                appends=self._appends,
                 clock=self._clock,
                 flush_s=self._flush_s,
             )

@@ -17,6 +17,7 @@ from eventing.errors import TorporError
 from eventing.job import JobId
 from eventing.store import Hold, Store
 from predictor import metrics
+from predictor.append_group import AppendGroup
 from predictor.assembly import Assembler
 from predictor.checkpoint import Checkpoint, CheckpointWriter
 from predictor.engine import Engine, EngineRequest, Step
@@ -94,6 +95,7 @@ class Generation:
         *,
         engine: Engine,
         store: Store,
+        appends: AppendGroup,
         clock: Clock,
         flush_s: float,
     ) -> None:
@@ -114,6 +116,7 @@ class Generation:
         self._writing: asyncio.Task[None] | None = None
         self._writer = CheckpointWriter(
             store,
+            appends,
             attempt.job_id,
             attempt.number,
             index=attempt.token_count,

@@ -9,6 +9,7 @@ import pytest_asyncio
 from eventing.job import JobId
 from eventing.job_event import job_of
 from eventing.store import Hold
+from predictor.append_group import AppendGroup
 from predictor.checkpoint import CheckpointWriter, read_checkpoint
 from tests.unit.predictor.desk import UnreliableStore, asking, read_ids, read_text
 
@@ -25,7 +26,13 @@ class Rig:
         self.job_id = job_id
         self.refusals: list[Hold] = []
         self.writer = CheckpointWriter(
-            store, job_id, 1, index=0, flush_s=flush_s, on_refusal=self.refusals.append
+            store,
+            AppendGroup(store),
+            job_id,
+            1,
+            index=0,
+            flush_s=flush_s,
+            on_refusal=self.refusals.append,
         )
 
     async def until_written(self, count: int) -> None:
