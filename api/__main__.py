@@ -84,6 +84,7 @@ def build(settings: ApiSettings) -> FastAPI:
         settings.broker_url,
         timeout_s=settings.submit_timeout_s,
         token=settings.broker_token.get_secret_value(),
+        token_file=settings.broker_token_file,
     )
     hub = TokenHub(url, store, redis)
     batches = BatchStore(redis)

@@ -55,6 +55,8 @@ class ApiSettings(BaseSettings):
     """Ingress of the broker: ours or a Knative Broker's."""
     broker_token: SecretStr = SecretStr("")
     """Bearer token for the broker; empty sends none."""
+    broker_token_file: Path | None = None
+    """File with that token, read anew for each event: Kubernetes rotates what it projects."""
     models: tuple[ModelCard, ...] = ()
     """JSON list of model cards; a model that is not listed is unknown here."""
     body_limit_bytes: int = Field(1024 * 1024, ge=1024, le=256 * 1024 * 1024)

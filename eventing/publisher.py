@@ -6,6 +6,7 @@ not confirmed stays in the outbox.
 """
 
 from io import BytesIO
+from pathlib import Path
 from typing import Final, Protocol
 
 import aiohttp
@@ -33,25 +34,41 @@ def payload(body: bytes) -> bytes | BytesIO:
 
 
 class HttpPublisher:
-    """A `Publisher` over HTTP in binary mode; one session, kept alive."""
+    """A `Publisher` over HTTP in binary mode; one session, kept alive.
 
-    def __init__(self, broker_url: str, *, timeout_s: float = 1.5, token: str = "") -> None:
+    `token_file` wins over `token`: Kubernetes writes a new token into it before the old one ends.
+    """
+
+    def __init__(
+        self,
+        broker_url: str,
+        *,
+        timeout_s: float = 1.5,
+        token: str = "",
+        token_file: Path | None = None,
+    ) -> None:
         self._url = broker_url
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self._authorization = {"authorization": f"Bearer {token}"} if token else {}
+        self._token = token
+        self._token_file = token_file
         self._session: aiohttp.ClientSession | None = None
 
     async def publish(self, event: Event) -> None:
         headers, body = build_binary(event)
         try:
             async with self._open().post(
-                self._url, data=payload(body), headers=headers | self._authorization
+                self._url, data=payload(body), headers=headers | self._authorization()
             ) as answer:
                 status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise BrokerUnavailable("the broker does not answer") from error
         if not 200 <= status < 300:
             raise BrokerUnavailable(f"the broker answered {status}")
+
+    def _authorization(self) -> dict[str, str]:
+        """Read anew each time: a projected token is a kilobyte in memory, and rotates."""
+        token = self._token_file.read_text().strip() if self._token_file else self._token
+        return {"authorization": f"Bearer {token}"} if token else {}
 
     async def close(self) -> None:
         if self._session is not None:

@@ -21,7 +21,6 @@ TRIGGERS_FOLDER = "/etc/torpor/triggers"
 RESULTS = "results"
 GIVEN_UP = "given-up"
 IDENTITY_FOLDER = "/var/run/torpor/identity"
-AUDIENCE = "torpor-api"
 
 
 def delivery(values: Values, times: Timeouts, timeout_s: int | None = None) -> Resource:
@@ -199,10 +198,8 @@ def kafka_broker(values: Values, times: Timeouts) -> list[Resource]:
 
 def event_policy(values: Values) -> Resource:
     """Give who may send to the Broker once Knative's OIDC is on: our own accounts."""
-    senders = [
-        {"sub": f"system:serviceaccount:{values.namespace}:{account}"}
-        for account in (parts.API, parts.PREDICTOR)
-    ]
+    # Replies of the predictor are the broker's own; nobody else sends.
+    senders = [{"sub": f"system:serviceaccount:{values.namespace}:{parts.API}"}]
     broker = {"apiVersion": "eventing.knative.dev/v1", "kind": "Broker", "name": parts.EVENTS}
     return {
         "apiVersion": "eventing.knative.dev/v1alpha1",

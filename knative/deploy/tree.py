@@ -253,12 +253,8 @@ def _deletion(version: str, kind: str, values: Values) -> str:
 
 
 def _oidc(values: Values, _: Timeouts) -> Parts:
-    audience = {"op": "add", "path": "/spec/subscriber/audience", "value": events.AUDIENCE}
-    patches = [
-        _patch("Deployment", parts.API, events.identity_patch(values)),
-        {"target": {"kind": "Trigger", "name": "results-.*"}, "patch": document([audience])},
-    ]
-    return {"event-policy": [events.event_policy(values)]}, patches
+    patch = _patch("Deployment", parts.API, events.identity_patch(values))
+    return {"event-policy": [events.event_policy(values)]}, [patch]
 
 
 def _openshift(values: Values, _: Timeouts) -> Parts:

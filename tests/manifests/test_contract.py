@@ -24,7 +24,6 @@ from tests.manifests.conftest import ROOT, Resources
 
 # Variables that a process will read with a later part of its issue, or that only a person reads.
 NOT_SETTINGS = {
-    "TORPOR_BROKER_TOKEN_FILE",
     "TORPOR_COLD_START_SECONDS",
     "TORPOR_MAX_JOB_SECONDS",
     "TORPOR_PUBLIC_URL",

@@ -199,9 +199,11 @@ def model_cache_uri(view: View) -> Iterator[Fault]:
 )
 def knative_features(view: View) -> Iterator[Fault]:
     wanted: dict[str, Resource] = {}
-    for predictor in view.in_knative_mode():
-        for flag in _flags(dig(predictor, "spec.predictor") or {}):
-            wanted.setdefault(flag, predictor)
+    asking = [(p, "spec.predictor") for p in view.in_knative_mode()]
+    asking += [(s, "spec.template.spec") for s in view.of("Service", "serving.knative.dev/")]
+    for resource, path in asking:
+        for flag in _flags(dig(resource, path) or {}):
+            wanted.setdefault(flag, resource)
     found = view.named("ConfigMap", "config-features")
     for flag, predictor in wanted.items():
         if found is None or dig(found, "metadata.namespace") == "knative-eventing":
