@@ -7,8 +7,11 @@
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 if redis.call('HSETNX', KEYS[2], ARGV[1], string.format('%d ', now) .. ARGV[2]) == 0 then
-  if ARGV[4] == '1' and redis.call('HEXISTS', KEYS[5], ARGV[1]) == 1 then redis.call('HSET', KEYS[5], 'again:' .. ARGV[1], 1) end
-  return 0
+  local is_in_hand = redis.call('HEXISTS', KEYS[5], ARGV[1]) == 1
+  if is_in_hand and ARGV[4] == '1' then redis.call('HSET', KEYS[5], 'again:' .. ARGV[1], 1) end
+  if is_in_hand or redis.call('ZSCORE', KEYS[3], ARGV[1]) then return 0 end
+  -- Known, but neither waiting nor in hand: half of an earlier put survived a power cut (Redis 7.0 can do that). Put it again.
+  redis.call('HSET', KEYS[2], ARGV[1], string.format('%d ', now) .. ARGV[2])
 end
 redis.call('XADD', KEYS[1], '*', 't', '1')
 -- Start-time fair queuing (Goyal 1996): a tenant's next event starts one step after its last, never before the lane's own clock.

@@ -142,7 +142,7 @@ def _fencing(lines: Sequence[Line], store: StoreDump, _: Rules) -> Iterator[Viol
             if entry.attempt < newest:
                 yield Violation("I6", f"{job_id} took a write of attempt {entry.attempt}")
             newest = max(newest, entry.attempt)
-    zombies = {line.fields["job_id"] for line in lines if line.operation == "zombie"}
+    zombies = {line.fields["job_id"] for line in lines if line.operation == "zombie write"}
     for job_id in zombies & store.jobs.keys():
         if not store.jobs[job_id].refused_writes:
             yield Violation("I6", f"{job_id} had a zombie, and no refused write was counted")

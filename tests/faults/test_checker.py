@@ -138,7 +138,7 @@ def test_a_bad_job_is_flagged(invariant: str, job: JobDump) -> None:
 
 
 POISON = ("ok", "submit", {"job_id": JOB, "is_poison": True})
-ZOMBIE = ("fault", "zombie", {"job_id": JOB})
+ZOMBIE = ("fault", "zombie write", {"job_id": JOB})
 DOWN, UP = ("fault", "down", {"what": "redis"}), ("fault", "up", {"what": "redis"})
 ASKED = ("invoke", "submit", {"call": "c2"})
 WAITED: list[tuple[str, str, dict[str, Any]]] = [("seen", "nothing", {})] * 300

@@ -6,7 +6,6 @@ system; other jobs run meanwhile. What the checker then reads is the sum of all 
 
 import asyncio
 import random
-import shutil
 from hashlib import sha1
 from itertools import count
 from pathlib import Path
@@ -20,6 +19,7 @@ from tests.faults.conftest import Judge
 from tests.faults.history import Kind
 from tests.faults.processes import Program, System, Tuning, Zygote, running
 from tests.faults.proxy import Hold, Proxy, Way
+from tests.redis_server import VALKEY
 
 pytestmark = pytest.mark.timeout(1800)
 CANARY = "canary-7f3a91"
@@ -174,6 +174,16 @@ async def test_f04_the_store_dies_and_comes_back(
         await judge(system, trials, of="kills")
 
 
+async def rewritten(system: System) -> None:
+    """What docs/reliability.md asks of operators of Redis 7.0 after an unclean start (see
+    `test_power_cut.py`): a new log, without the half transaction at the end of the old one.
+    """
+    await system.redis.bgrewriteaof()
+    async with asyncio.timeout(10):
+        while (await system.redis.info("persistence"))["aof_rewrite_in_progress"]:
+            await asyncio.sleep(0.01)
+
+
 async def test_f05_a_power_cut_takes_the_last_second(
     zygote: Zygote, tmp_path: Path, trials: int, judge: Judge, server_binary: Path
 ) -> None:
@@ -183,7 +193,7 @@ async def test_f05_a_power_cut_takes_the_last_second(
         await warm(system)
         kept: dict[str, str] = {}
         for trial in range(trials):
-            log = next((system.server.folder / "appendonlydir").glob("*.incr.aof"))
+            log = max((system.server.folder / "appendonlydir").glob("*.incr.aof"))
             safe = log.stat().st_size
             lines = {f"k{trial}-{n}": body(trial * 10 + n) for n in range(4)}
             submits = [system.client.submit(line, key) for key, line in lines.items()]
@@ -191,11 +201,11 @@ async def test_f05_a_power_cut_takes_the_last_second(
             await asyncio.sleep(draw.uniform(0, 0.3))
             system.server.kill()
             system.history.add(Kind.FAULT, "power cut")
-            shutil.copy(log, log.with_suffix(".before"))
             with log.open("r+b") as file:  # anywhere in what was written since, mid-record too
                 file.truncate(draw.randint(safe, log.stat().st_size))
-            log.with_suffix(".before").unlink()
             system.server.start()
+            if server_binary != VALKEY:
+                await rewritten(system)
             again = [system.client.submit(line, key) for key, line in lines.items()]
             kept |= dict(zip(lines, await asyncio.gather(*again), strict=True))
         await system.ended(list(kept.values()), within_s=60)

@@ -1,0 +1,205 @@
+"""F09 to F11, F13, F14, F30, F31: duplicates, lost answers, poison, and a pod that ends as an event
+comes.
+"""
+
+import asyncio
+import random
+import signal
+import time
+from io import BytesIO
+from pathlib import Path
+
+import aiohttp
+import orjson
+import pytest
+
+from eventing.event import Event, build_binary
+from eventing.job import derive_job_id
+from eventing.job_event import REQUESTED
+from tests.faults.client import body
+from tests.faults.conftest import Judge
+from tests.faults.history import Kind
+from tests.faults.processes import Tuning, Zygote, port_of, running
+from tests.faults.proxy import Way
+
+pytestmark = pytest.mark.timeout(600)
+
+
+async def deliver(port: int, event: Event) -> tuple[int, float]:
+    """Status and seconds of a delivery straight to a predictor."""
+    headers, content = build_binary(event)
+    began_s = time.monotonic()
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"http://127.0.0.1:{port}/", data=BytesIO(content), headers=headers) as answer,
+    ):
+        await answer.read()
+        return answer.status, time.monotonic() - began_s
+
+
+def request(number: int, **arguments: int) -> Event:
+    return Event(
+        id=str(number),
+        source="/tests/faults",
+        type=REQUESTED,
+        datacontenttype="application/json",
+        data=orjson.dumps(body(number, **arguments)),
+    )
+
+
+async def test_f09_duplicates_at_once_and_after_the_end_run_once(
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+) -> None:
+    async with running(zygote, tmp_path) as system:
+        port = port_of(system.predictor)
+        for number in range(trials):
+            event = request(number)
+            answers = await asyncio.gather(*(deliver(port, event) for _ in range(10)))
+            assert {status for status, _ in answers} <= {200, 409}
+            assert [status for status, _ in answers].count(200) >= 1
+            system.history.add(
+                Kind.OK, "submit", job_id=derive_job_id("/tests/faults", str(number))
+            )
+        late = [await deliver(port, request(number % trials)) for number in range(10 * trials)]
+
+        assert {status for status, _ in late} == {200}
+        slowest = sorted(seconds for _, seconds in late)[int(len(late) * 0.99) - 1]
+        assert slowest < 0.05
+        found = (await system.dumped()).jobs
+        assert [len(job.attempts) for job in found.values()] == [1] * trials
+        await judge(system, trials, of="jobs delivered 20 times each")
+
+
+async def test_f10_a_redelivery_to_a_running_job_is_409(
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+) -> None:
+    async with running(zygote, tmp_path, Tuning(tokens_per_s=20)) as system:
+        port = port_of(system.predictor)
+        first = [asyncio.ensure_future(deliver(port, request(n, tokens=40))) for n in range(trials)]
+        await asyncio.sleep(0.7)
+        again = await asyncio.gather(*(deliver(port, request(n, tokens=40)) for n in range(trials)))
+
+        assert [status for status, _ in again] == [409] * trials
+        assert [status for status, _ in await asyncio.gather(*first)] == [200] * trials
+        found = (await system.dumped()).jobs
+        assert [len(job.attempts) for job in found.values()] == [1] * trials
+        await judge(system, trials, of="redeliveries")
+
+
+async def test_f11_an_answer_lost_on_the_wire_runs_nothing_twice(
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+) -> None:
+    async with running(zygote, tmp_path) as system:
+        jobs = []
+        for number in range(trials):
+            hold = system.delivery.hold(b"HTTP/1.1 200", Way.DOWN)
+            jobs.append(await system.client.submit(body(number), f"job-{number}"))
+            await asyncio.wait_for(hold.reached.wait(), 10)
+            hold.is_dropped = True
+            system.delivery.cut()
+            hold.released.set()
+            system.history.add(Kind.FAULT, "cut", what="answer")
+        await system.ended(jobs, within_s=30)
+
+        found = (await system.dumped()).jobs
+        assert [len(job.attempts) for job in found.values()] == [1] * trials
+        await judge(system, trials, of="lost answers")
+
+
+async def test_f13_a_job_that_kills_its_worker_ends_and_its_siblings_do_not(
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+) -> None:
+    poisons = max(trials // 10, 2)
+    async with running(zygote, tmp_path, Tuning(lease_s=0.6, tokens_per_s=200)) as system:
+        jobs, deaths = [], 0
+        for number in range(poisons):
+            lines = [(body(number * 10 + n), f"sibling-{number}-{n}") for n in range(3)]
+            poison = body(number, tokens=20, process_dies_at=5)
+            jobs += await asyncio.gather(
+                *(system.client.submit(line, key) for line, key in lines),
+                system.client.submit(poison, f"poison-{number}", is_poison=True),
+            )
+            while not (await system.store.get(jobs[-1])).state.is_terminal:  # type: ignore[union-attr,arg-type]
+                if not system.predictor.is_alive:
+                    deaths += 1
+                    system.predictor.start()
+                    await system.predictor.ready()
+                await asyncio.sleep(0.05)
+        await system.ended(jobs, within_s=30)
+
+        assert deaths <= 3 * poisons
+        await judge(system, poisons, of="poison jobs")
+
+
+async def test_f13_each_kill_is_an_attempt_of_the_siblings_too_and_they_survive_three(
+    zygote: Zygote, tmp_path: Path, judge: Judge
+) -> None:
+    async with running(zygote, tmp_path, Tuning(lease_s=0.6, tokens_per_s=100)) as system:
+        sibling = await system.client.submit(body(1, tokens=40), "sibling")
+        await system.ended([sibling], within_s=10)
+
+        await judge(system, 1, of="sibling")
+
+
+async def test_f14_what_raises_each_time_or_is_no_job_is_a_dead_letter(
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+) -> None:
+    async with running(zygote, tmp_path) as system:
+        broker = port_of(system.broker)
+        jobs = []
+        for number in range(trials):
+            line = body(number, fail_at=3)
+            jobs.append(await system.client.submit(line, f"raises-{number}", is_poison=True))
+            for kind, data in (("schema", b'{"url": 1}'), ("json", b"{no"), ("bytes", b"\xff")):
+                event_id = f"{kind}-{number}"
+                bad = Event(id=event_id, source="/tests/faults", type=REQUESTED, data=data)
+                assert (await deliver(broker, bad))[0] == 202
+                job_id = derive_job_id("/tests/faults", event_id)
+                system.history.add(Kind.OK, "submit", job_id=job_id, is_poison=True)
+                jobs.append(job_id)
+        huge = Event(id="huge", source="/tests/faults", type=REQUESTED, data=b"x" * 10 * 2**20)
+        assert (await deliver(broker, huge))[0] == 413
+        await system.ended(jobs, within_s=30)
+
+        found = (await system.dumped()).jobs
+        attempts = {len(found[job_id].attempts) for job_id in jobs[::4]}  # type: ignore[index]
+        assert attempts == {system.tuning.max_attempts}
+        await judge(system, trials * 4, of="poison events")
+
+
+async def test_f30_a_dead_letter_sink_that_is_away_loses_none(
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+) -> None:
+    async with running(zygote, tmp_path, Tuning(sink="http://127.0.0.1:1/")) as system:
+        lines = [(body(n, fail_at=2), f"raises-{n}") for n in range(trials)]
+        jobs = await asyncio.gather(
+            *(system.client.submit(line, key, is_poison=True) for line, key in lines)
+        )
+        await system.ended(jobs, within_s=30)
+
+        await judge(system, trials, of="dead letters")
+
+
+async def test_f31_an_event_that_comes_as_the_last_pod_ends_is_served(
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+) -> None:
+    draw = random.Random(31)
+    async with running(zygote, tmp_path, Tuning(max_attempts=3)) as system:
+        jobs = []
+        for number in range(trials):
+            offset_s = draw.uniform(-0.1, 0.1)
+            submit = asyncio.ensure_future(_after(max(offset_s, 0), system, number))
+            await asyncio.sleep(max(-offset_s, 0))
+            system.predictor.signal(signal.SIGTERM)
+            await system.predictor.gone()
+            jobs.append(await submit)
+            system.predictor.start()
+            await system.predictor.ready()
+        await system.ended(jobs, within_s=30)
+
+        await judge(system, trials, of="pods that ended as an event came")
+
+
+async def _after(seconds: float, system: object, number: int) -> str:
+    await asyncio.sleep(seconds)
+    return await system.client.submit(body(number), f"job-{number}")  # type: ignore[attr-defined,no-any-return]
