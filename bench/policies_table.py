@@ -1,7 +1,7 @@
 """Policies side by side on the trace and on bursts: who waits, who pays, and how far from the
 bound.
 
-    python bench/policies_table.py --trace ../shared/traces/azure_llm_2023_conv.csv
+    python -m bench.policies_table --trace ../shared/traces/azure_llm_2023_conv.csv
 
 "best" rows are the cheapest setting of a grid that keeps the target, chosen with hindsight on the
 very load they are judged by: a generous rival. "work" has no setting but the target itself.

@@ -176,7 +176,7 @@ class Cluster:
         return GpuSeconds(self._busy, self._idle, self._waking, max(0.0, self._billed - used))
 
     def _start_s(self) -> float:
-        """The next cold start: those that were seen, in order and over again, else the one given."""
+        """The next cold start: those that were seen, in order and again, else the one given."""
         seen = self.seen_starts_s
         return seen[self.launches % len(seen)] if seen else self.start_s
 

@@ -11,7 +11,7 @@ from knative.simulator.candidate import (
     fixed_candidate,
     keda_candidate,
     kpa_candidate,
-    work_candidate,
+    work_over_keda_candidate,
 )
 from knative.simulator.load import Load
 from knative.simulator.report import Report, report
@@ -93,8 +93,12 @@ def grid(
     for suffix, start_s in starts:
         yield from _kpa_grid(slots, start_s, suffix)
         yield from _keda_grid(slots, start_s, suffix)
-        yield work_candidate(
-            f"work{suffix}", scenario.engine, slots, start_s=start_s, p95_wait_s=target.p95_wait_s
+        yield work_over_keda_candidate(
+            f"work over keda{suffix}",
+            scenario.engine,
+            slots,
+            start_s=start_s,
+            p95_wait_s=target.p95_wait_s,
         )
     for replicas in range(1, most_fixed + 1):
         yield fixed_candidate(replicas)

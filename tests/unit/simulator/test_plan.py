@@ -45,8 +45,8 @@ def test_more_patience_never_costs_more() -> None:
 
 def test_a_warm_parent_is_tried_with_its_own_cold_start() -> None:
     names = {c.name: c.start_s for c in grid(SCENARIO, Target(30), warm_start_s=5)}
-    assert names["work"] == 30
-    assert names["work, warm parent"] == 5
+    assert names["work over keda"] == 30
+    assert names["work over keda, warm parent"] == 5
 
 
 def test_every_patch_is_a_manifest_that_reads_back() -> None:

@@ -1,0 +1,101 @@
+"""`simulate` and `plan` as a user types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from knative.autoscaling.scaledobject import read_scaled_object
+from knative.cli.errors import UserError
+from knative.cli.simulate import app
+
+SHORT = ["--profile", "steady", "--minutes", "5", "--base-rate", "0.05"]
+
+
+def typed(*words: str) -> str:
+    """What is printed; raises what the command raised."""
+    result = CliRunner().invoke(app, list(words), catch_exceptions=True)
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def test_a_run_prints_a_table_and_writes_json_and_a_page(tmp_path: Path) -> None:
+    json_file, html_file = tmp_path / "r.json", tmp_path / "r.html"
+
+    shown = typed(
+        "simulate", *SHORT, "--compare", "--json", str(json_file), "--html", str(html_file)
+    )
+
+    reports = json.loads(json_file.read_text())
+    assert [one["policy"] for one in reports] == ["kpa, defaults", "keda, defaults", "work"]
+    assert len({one["requests"] for one in reports}) == 1
+    assert "GPU-seconds" in shown
+    assert html_file.read_text().count("<svg") == 5
+
+
+def test_json_alone_goes_to_the_screen() -> None:
+    assert json.loads(typed("simulate", *SHORT, "--json", "-"))[0]["policy"] == "kpa, defaults"
+
+
+def test_a_manifest_brings_its_own_policy(tmp_path: Path) -> None:
+    path = tmp_path / "service.yaml"
+    service = {
+        "apiVersion": "serving.knative.dev/v1",
+        "kind": "Service",
+        "metadata": {"name": "thinker"},
+        "spec": {"template": {"spec": {"containerConcurrency": 3}}},
+    }
+    path.write_text(yaml.safe_dump(service))
+    assert "kpa thinker" in typed("simulate", *SHORT, "--manifest", str(path))
+
+
+def test_a_plan_ends_with_a_manifest_to_apply() -> None:
+    shown = typed("plan", *SHORT, "--p95-wait", "90s", "--warm-start", "5")
+    patch = yaml.safe_load(shown[shown.index("apiVersion") :])
+    assert read_scaled_object(patch).triggers[0].key == "work"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["simulate"], "exactly one of them"),
+        (["simulate", *SHORT, "--policy", "magic"], "kpa, keda, work"),
+        (["simulate", *SHORT, "--engine", "abacus"], "cpu-small"),
+        (["simulate", "--trace", "nowhere.csv"], "nowhere.csv"),
+        (["plan", *SHORT, "--p95-wait", "soon"], "30s, 2m or 1h"),
+        (
+            [
+                "plan",
+                *SHORT,
+                "--cold-start",
+                "300",
+                "--p95-wait",
+                "10ms",
+                "--concurrency",
+                "0",
+                "--engine",
+                "cpu-small",
+                "--base-rate",
+                "3",
+            ],
+            "none of",
+        ),
+    ],
+    ids=["no load", "policy", "engine", "trace", "duration", "impossible"],
+)
+def test_what_cannot_be_done_is_one_clear_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        typed(*words)
+
+
+def test_the_story_writes_its_plots(tmp_path: Path) -> None:
+    typed("black-friday", str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "black-friday-cpu-percent.svg",
+        "black-friday-p95-s.svg",
+        "black-friday-queued.svg",
+        "black-friday-ready.svg",
+    ]
