@@ -1,0 +1,120 @@
+"""What thinking costs: seconds told apart, shared among jobs, and turned into money."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventing.cost import (
+    GpuState,
+    Meter,
+    Price,
+    Spend,
+    advance,
+    bill,
+    job_cost,
+    overhead,
+    spend_of,
+)
+
+
+def test_time_is_waking_until_ready_then_idle_until_there_is_work_then_busy() -> None:
+    meter = Meter(at_s=100.0)
+
+    meter = advance(meter, 103.0, is_ready=True)
+    meter = advance(meter, 105.0, in_flight=1)
+    meter = advance(meter, 109.0, in_flight=0)
+    meter = advance(meter, 110.0)
+
+    assert (meter.waking_s, meter.idle_s, meter.busy_s) == (3.0, 3.0, 4.0)
+
+
+def test_two_jobs_at_once_share_the_gpu_and_a_job_alone_has_it_all() -> None:
+    meter = advance(Meter(at_s=0.0, is_ready=True), 0.0, in_flight=1)
+    first_began = meter.share_s
+    meter = advance(meter, 10.0, in_flight=2)
+    second_began = meter.share_s
+
+    meter = advance(meter, 14.0, in_flight=1)
+    first = meter.share_s - first_began
+    second = meter.share_s - second_began
+
+    assert (first, second) == (12.0, 2.0)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 100), st.integers(0, 8), st.booleans()), min_size=1, max_size=20
+    )
+)
+def test_every_second_is_counted_once(steps: list[tuple[float, int, bool]]) -> None:
+    meter = Meter(at_s=0.0)
+    now = 0.0
+
+    for passed, in_flight, is_ready in steps:
+        now += passed
+        meter = advance(meter, now, in_flight=in_flight, is_ready=is_ready)
+
+    assert meter.waking_s + meter.idle_s + meter.busy_s == pytest.approx(now)
+
+
+def test_a_clock_that_goes_back_counts_nothing() -> None:
+    meter = advance(Meter(at_s=10.0), 8.0)
+
+    assert meter == Meter(at_s=10.0)
+
+
+@pytest.mark.parametrize(
+    ("is_ready", "in_flight", "state"),
+    [
+        pytest.param(False, 0, GpuState.WAKING, id="starting"),
+        pytest.param(False, 2, GpuState.WAKING, id="starting_with_work_at_the_door"),
+        pytest.param(True, 0, GpuState.IDLE, id="nothing_to_do"),
+        pytest.param(True, 1, GpuState.BUSY, id="one_job"),
+    ],
+)
+def test_the_state_of_a_replica(is_ready: bool, in_flight: int, state: GpuState) -> None:
+    assert Meter(at_s=0, is_ready=is_ready, in_flight=in_flight).state is state
+
+
+def test_a_price_is_for_every_gpu_of_a_replica() -> None:
+    assert Price(per_gpu_hour=3.6, gpus=4).of(10.0) == pytest.approx(0.04)
+
+
+def test_tokens_carry_idle_time_wakes_and_waste() -> None:
+    spend = Spend(waking_s=100, idle_s=200, busy_s=700, kept_s=600, jobs=10, output_tokens=50_000)
+
+    found = bill(spend, Price(per_gpu_hour=3.6))
+
+    assert found.total == pytest.approx(1.0)
+    assert found.per_1k_tokens == pytest.approx(0.02)
+    assert found.per_1k_tokens_busy == pytest.approx(0.014)
+    assert found.per_job == pytest.approx(0.1)
+    assert found.wasted == pytest.approx(0.1)
+
+
+def test_nothing_delivered_has_no_price_each() -> None:
+    found = bill(Spend(idle_s=3600), Price(per_gpu_hour=2))
+
+    assert (found.total, found.per_1k_tokens, found.per_job) == (2.0, None, None)
+
+
+def test_what_dead_predictors_did_is_wasted_though_nobody_reported_it() -> None:
+    assert Spend(busy_s=100, kept_s=70, thrown_s=10).wasted_s == 30
+
+
+def test_a_kept_second_costs_as_many_as_were_paid_for_it() -> None:
+    assert overhead(Spend(waking_s=5, idle_s=5, busy_s=10, kept_s=10)) == 2.0
+
+
+def test_a_job_shows_gpu_seconds_without_a_price_and_money_with_one() -> None:
+    free = job_cost(10.0, 100, Price(gpus=2))
+    paid = job_cost(10.0, 100, Price(per_gpu_hour=3.6))
+
+    assert free == {"gpu_seconds": 20.0, "cost": None, "cost_per_1k_output_tokens": None}
+    assert paid == {"gpu_seconds": 10.0, "cost": 0.01, "cost_per_1k_output_tokens": 0.1}
+
+
+def test_a_spend_is_read_from_the_ledgers_milliseconds() -> None:
+    spend = spend_of({"busy_ms": 1500, "kept_ms": 1000, "jobs": 2, "delivered_tokens": 9})
+
+    assert (spend.busy_s, spend.kept_s, spend.jobs, spend.output_tokens) == (1.5, 1.0, 2, 9)

@@ -1,0 +1,128 @@
+"""Ended jobs are counted once, under labels that nobody outside can make up."""
+
+import pytest
+from prometheus_client import REGISTRY
+
+from eventing.job import AttemptRecord, Job, JobId, JobRequest, JobState
+from eventing.metric_job import JobMetrics
+
+MODEL = "counted-model"
+
+
+def a_job(number: int = 1, *, model: str = MODEL, **changes: object) -> Job:
+    fields: dict[str, object] = {
+        "state": JobState.COMPLETED,
+        "request": JobRequest(url="/v1/completions", body={"model": model, "prompt": "x"}),
+        "attempt": 1,
+        "created_ms": 1_000,
+        "started_ms": 3_000,
+        "first_token_ms": 4_000,
+        "finished_ms": 9_000,
+        "usage": {"prompt_tokens": 3, "completion_tokens": 11},
+        "history": (AttemptRecord(attempt=1, owner="a", started_ms=3_000, outcome="completed"),),
+    }
+    return Job(id=JobId(f"job_{number:024x}"), **(fields | changes))  # type: ignore[arg-type]
+
+
+def value(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+async def test_waits_are_counted_from_the_submit() -> None:
+    before = value("torpor_ttft_seconds_sum", model=MODEL, lane="default")
+
+    await JobMetrics([MODEL]).ended(a_job())
+
+    assert value("torpor_ttft_seconds_sum", model=MODEL, lane="default") - before == 3.0
+
+
+async def test_the_time_per_token_is_the_time_between_tokens() -> None:
+    before = value("torpor_job_time_per_output_token_seconds_sum", model=MODEL)
+
+    await JobMetrics([MODEL]).ended(a_job())
+
+    after = value("torpor_job_time_per_output_token_seconds_sum", model=MODEL)
+    assert after - before == 0.5
+
+
+async def test_a_job_that_is_told_of_twice_counts_once() -> None:
+    metrics = JobMetrics([MODEL])
+    before = value("torpor_jobs_ended_total", model=MODEL, lane="default", state="completed")
+
+    await metrics.ended(a_job(2))
+    await metrics.ended(a_job(2))
+
+    after = value("torpor_jobs_ended_total", model=MODEL, lane="default", state="completed")
+    assert after - before == 1
+
+
+async def test_a_job_that_was_announced_before_is_not_counted() -> None:
+    before = value("torpor_jobs_ended_total", model=MODEL, lane="default", state="completed")
+
+    await JobMetrics([MODEL]).ended(a_job(3, is_announced=True))
+
+    after = value("torpor_jobs_ended_total", model=MODEL, lane="default", state="completed")
+    assert after == before
+
+
+async def test_a_redriven_job_counts_again_when_it_ends_again() -> None:
+    metrics = JobMetrics([MODEL])
+    before = value("torpor_jobs_ended_total", model=MODEL, lane="default", state="completed")
+
+    await metrics.ended(a_job(4))
+    await metrics.ended(a_job(4, attempt=2, finished_ms=20_000))
+
+    after = value("torpor_jobs_ended_total", model=MODEL, lane="default", state="completed")
+    assert after - before == 2
+
+
+async def test_a_made_up_model_becomes_no_label() -> None:
+    await JobMetrics([MODEL]).ended(a_job(5, model="made-up-by-a-stranger"))
+
+    labels = {s.labels.get("model") for f in REGISTRY.collect() for s in f.samples}
+    assert "made-up-by-a-stranger" not in labels
+    assert "other" in labels
+
+
+async def test_a_made_up_outcome_becomes_no_label() -> None:
+    history = (AttemptRecord(attempt=1, owner="a", started_ms=1, outcome="what-the-engine-said"),)
+
+    await JobMetrics([MODEL]).ended(a_job(6, history=history))
+
+    outcomes = {s.labels.get("outcome") for f in REGISTRY.collect() for s in f.samples}
+    assert "what-the-engine-said" not in outcomes
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        pytest.param("torpor_lease_losses_total", {"model": MODEL}, id="lost_lease"),
+        pytest.param("torpor_job_retries_total", {"model": MODEL}, id="retry"),
+        pytest.param(
+            "torpor_dead_letters_total", {"trigger": f"requests-{MODEL}"}, id="dead_letter"
+        ),
+        pytest.param("torpor_refused_writes_total", {"model": MODEL}, id="refused_write"),
+    ],
+)
+async def test_trouble_is_counted(name: str, labels: dict[str, str]) -> None:
+    metrics = JobMetrics([MODEL])
+    before = value(name, **labels)
+    history = (
+        AttemptRecord(attempt=1, owner="a", started_ms=1, outcome="lost"),
+        AttemptRecord(attempt=2, owner="b", started_ms=2, outcome="failure"),
+    )
+
+    await metrics.ended(
+        a_job(7, state=JobState.FAILED, history=history, is_dead_letter=True, refused_writes=1)
+    )
+
+    assert value(name, **labels) - before == 1
+
+
+def test_counters_that_page_stand_at_zero_before_anything_happens() -> None:
+    JobMetrics(["fresh-model"])
+
+    shown = REGISTRY.get_sample_value(
+        "torpor_dead_letters_total", {"trigger": "requests-fresh-model"}
+    )
+    assert shown == 0.0

@@ -1,0 +1,127 @@
+"""Open and closed loops against a system that stalls: what an honest generator shows."""
+
+import asyncio
+from collections.abc import Iterator
+from itertools import repeat
+
+import pytest
+
+from knative.load.run import Closed, Run
+from knative.load.sample import Outcome, Sample
+from knative.load.schedule import ClientKind, Shot
+from knative.load.summary import Setup, notes, summarise
+
+
+class StalledSystem:
+    """Answers nothing until `at_s`, everything at once from then on."""
+
+    def __init__(self, at_s: float) -> None:
+        self._at_s = at_s
+        self._zero = asyncio.get_running_loop().time()
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time() - self._zero
+
+    async def send(self, shot: Shot, sample: Sample) -> None:
+        sample.sent_s = sample.accepted_s = self.now()
+        await asyncio.sleep(max(self._at_s - self.now(), 0.001))
+        sample.ended_s = self.now()
+        sample.outcome = Outcome.COMPLETED
+
+    async def settle(self, sample: Sample) -> None:
+        return None
+
+
+def shots(number: int, every_s: float) -> Iterator[Shot]:
+    for index in range(number):
+        yield Shot(at_s=index * every_s, kind=ClientKind.ASYNC, prompt_tokens=1, output_tokens=1)
+
+
+def setup(*, is_open: bool) -> Setup:
+    return Setup(title="t", target="u", model="m", is_open=is_open, seed=0, started_at="now")
+
+
+async def test_an_open_loop_goes_on_sending_to_a_system_that_stalls() -> None:
+    system = StalledSystem(0.3)
+    run = Run(system, system.now)  # type: ignore[arg-type]
+
+    await run.open_loop(shots(10, 0.02))
+
+    assert max(sample.sent_s for sample in run.samples) < 0.29
+    assert min(sample.total_s for sample in run.samples) > 0.1
+
+
+async def test_a_closed_loop_hides_the_stall_and_its_report_says_so() -> None:
+    system = StalledSystem(0.2)
+    run = Run(system, system.now)  # type: ignore[arg-type]
+    one = Shot(at_s=0, kind=ClientKind.ASYNC, prompt_tokens=1, output_tokens=1)
+
+    await run.closed_loop(Closed(users=1, duration_s=0.4), lambda user: repeat(one))
+
+    stalled = [sample for sample in run.samples if sample.total_s > 0.1]
+    assert len(stalled) == 1
+    assert "coordinated omission" in notes(setup(is_open=False), run.samples)[0]
+
+
+async def test_what_the_generator_has_no_room_for_counts_as_unsent() -> None:
+    system = StalledSystem(0.2)
+    run = Run(system, system.now, most_open=3)  # type: ignore[arg-type]
+
+    await run.open_loop(shots(5, 0.01))
+
+    outcomes = [sample.outcome for sample in run.samples]
+    assert outcomes == [Outcome.COMPLETED] * 3 + [Outcome.UNSENT] * 2
+
+
+async def test_a_stopped_run_follows_what_it_sent() -> None:
+    system = StalledSystem(0.1)
+    run = Run(system, system.now)  # type: ignore[arg-type]
+    asyncio.get_running_loop().call_later(0.05, run.stop)
+
+    await run.open_loop(shots(100, 0.02))
+
+    assert 0 < len(run.samples) < 10
+    assert {sample.outcome for sample in run.samples} == {Outcome.COMPLETED}
+
+
+def test_times_are_counted_from_when_a_request_was_due() -> None:
+    late = Sample(
+        kind=ClientKind.SSE,
+        due_s=1.0,
+        sent_s=3.0,
+        accepted_s=3.1,
+        ended_s=4.0,
+        outcome=Outcome.COMPLETED,
+    )
+
+    report = summarise(setup(is_open=True), [late], [])
+
+    assert report["seconds"]["total"]["p50"] == 3.0
+    assert report["generator_lag_seconds"]["p50"] == 2.0
+    assert any("generator itself was late" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    ("outcome", "lost"),
+    [
+        pytest.param(Outcome.LOST, 1, id="accepted_and_never_seen_to_end"),
+        pytest.param(Outcome.REFUSED, 0, id="refused"),
+        pytest.param(Outcome.FAILED, 0, id="failed_and_told_so"),
+    ],
+)
+def test_only_a_promise_that_was_not_kept_is_lost(outcome: Outcome, lost: int) -> None:
+    sample = Sample(kind=ClientKind.ASYNC, due_s=0, accepted_s=0.1, ended_s=9, outcome=outcome)
+
+    assert summarise(setup(is_open=True), [sample], [])["lost"] == lost
+
+
+def test_what_did_not_complete_is_in_no_percentile() -> None:
+    samples = [
+        Sample(kind=ClientKind.ASYNC, due_s=0, ended_s=1, outcome=Outcome.COMPLETED),
+        Sample(kind=ClientKind.ASYNC, due_s=0, ended_s=99, outcome=Outcome.FAILED),
+    ]
+
+    report = summarise(setup(is_open=True), samples, [])
+
+    assert report["seconds"]["total"]["max"] == 1
+    assert report["outcomes"] == {"completed": 1, "failed": 1}

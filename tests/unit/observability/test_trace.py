@@ -1,0 +1,100 @@
+"""Spans: nothing when off, one trace under the caller's parent when on."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from pydantic import ValidationError
+
+from eventing import trace
+from eventing.trace_export import OtelTracer
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+UNSAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+
+
+@pytest.fixture
+def spans(tmp_path: Path) -> Iterator[Path]:
+    """Tracing into a file, off again afterwards."""
+    path = tmp_path / "spans.jsonl"
+    trace.use(OtelTracer("test", f"file:{path}", 1.0))
+    yield path
+    trace.use(None)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_off_a_span_hands_its_parent_on() -> None:
+    with trace.span("submit", parent=PARENT) as span:
+        span.set(anything=1)
+
+        assert span.traceparent == PARENT
+        assert trace.headers() == {}
+
+
+def test_a_span_goes_under_the_parent_it_is_given(spans: Path) -> None:
+    with trace.span("submit", parent=PARENT) as span:
+        assert trace.headers() == {"traceparent": span.traceparent}
+
+    (found,) = read(spans)
+    assert found["trace_id"] == PARENT.split("-")[1]
+    assert found["parent_id"] == PARENT.split("-")[2]
+
+
+def test_a_span_inside_another_is_its_child(spans: Path) -> None:
+    with trace.span("outer"), trace.span("inner"):
+        pass
+
+    inner, outer = read(spans)
+    assert inner["parent_id"] == outer["span_id"]
+
+
+def test_a_caller_that_samples_nothing_is_obeyed(spans: Path) -> None:
+    with trace.span("submit", parent=UNSAMPLED):
+        pass
+
+    assert read(spans) == []
+
+
+def test_a_failure_is_named_by_its_type_only(spans: Path) -> None:
+    with pytest.raises(ValueError, match="secret"), trace.span("submit"):
+        raise ValueError("a secret prompt")
+
+    assert "secret" not in spans.read_text()
+    assert read(spans)[0]["status"] == "ERROR"
+
+
+def test_log_lines_inside_a_span_carry_its_trace(spans: Path) -> None:
+    with trace.span("submit", parent=PARENT):
+        bound = structlog.contextvars.get_contextvars()
+
+    assert bound["trace_id"] == PARENT.split("-")[1]
+    assert "trace_id" not in structlog.contextvars.get_contextvars()
+
+
+def test_a_malformed_parent_begins_a_new_trace(spans: Path) -> None:
+    with trace.span("submit", parent="nonsense"):
+        pass
+
+    assert read(spans)[0]["parent_id"] == ""
+
+
+@pytest.mark.parametrize("target", ["on", "file:", "http://collector"])
+def test_a_target_that_cannot_be_is_refused(target: str) -> None:
+    with pytest.raises(ValidationError):
+        trace.TraceSettings(traces=target)
+
+
+def test_without_a_target_no_exporter_is_imported() -> None:
+
+    code = "import eventing.trace as t, sys; t.configure('x'); print('opentelemetry.sdk' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert said.stdout.strip() == "False"
