@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import typer
 
-from knative.cli import demo, jobs, load, report, status, top, up
+from knative.cli import demo, deploy, jobs, load, report, simulate, status, top, up
+from knative.cli.dead_letters import dead_letters
 from knative.cli.errors import UserError
 from knative.cli.keys import keys
 from knative.cli.screen import stderr
@@ -24,10 +25,25 @@ app.command()(jobs.watch)
 app.command(name="jobs")(jobs.list_jobs)
 app.command()(jobs.cancel)
 app.command()(status.status)
+app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(keys, name="keys")
 app.command()(top.top)
 app.command()(report.report)
 app.command()(load.load)
+app.command()(simulate.simulate)
+app.command()(simulate.plan)
+app.command(name="black-friday")(simulate.black_friday)
+for command in (
+    deploy.render,
+    deploy.doctor,
+    deploy.deploy,
+    deploy.logs,
+    deploy.scale,
+    deploy.promote,
+    deploy.rollback,
+    deploy.delete,
+):
+    app.command()(command)
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """`torpor status`: replicas, queue and store of the stack on this machine."""
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
+import typer
 from rich.table import Table
 
+from knative.cli import deploy
 from knative.cli.client import connected
 from knative.cli.errors import UserError
 from knative.cli.jobs import DEFAULT_DATA_DIR, DataDir, Json
@@ -13,8 +15,17 @@ from knative.cli.screen import stdout
 from knative.local.data_dir import find_addresses
 
 
-def status(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = False) -> None:
-    """Show replicas, queue and addresses."""
+def status(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: Json = False,
+    cluster: Annotated[
+        str, typer.Option(help="Namespace of a cluster to look at, instead of this machine.")
+    ] = "",
+) -> None:
+    """Show replicas, queue and addresses of the stack on this machine, or what a cluster has."""
+    if cluster:
+        deploy.status(namespace=cluster, as_json=as_json)
+        return
     found = find_addresses(data_dir)
     if found is None:
         raise UserError(
