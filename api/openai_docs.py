@@ -33,7 +33,7 @@ def errors(*statuses: int) -> dict[int, Schema]:
     return {status: answer("An error in OpenAI's form", OPENAI_ERROR) for status in statuses}
 
 
-_FAILURES = (400, 401, 403, 408, 409, 413, 415, 422, 500, 503, 504)
+_FAILURES = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 _HEADERS = (
     parameter("Prefer", {"type": "string"}, "`respond-async`: 202 and the job", where="header"),
     parameter(

@@ -1,0 +1,33 @@
+"""The OpenAPI document is true: schemathesis finds nothing in it that the api does not do."""
+
+import asyncio
+import sys
+
+import pytest
+
+from tests.integration.api.conftest import Rig
+from tests.integration.api.fakes import FakeEngine
+
+pytest.importorskip("schemathesis")
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+)
+
+
+@pytest.mark.timeout(180)
+async def test_the_document_is_what_the_api_does(rig: Rig, engine: FakeEngine) -> None:
+    """A fixed seed: the same requests each time."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{rig.url}/openapi.json"),
+        *("--checks", ",".join(CHECKS), "--max-examples", "3", "--seed", "1"),
+        *("--phases", "examples,coverage,fuzzing", "--request-timeout", "5", "--no-color"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+
+    assert process.returncode == 0, output.decode()[-6000:]
