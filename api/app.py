@@ -29,6 +29,7 @@ from api import (
 from api.console import overview, page
 from api.edge import Edge
 from api.front import Front
+from api.limit_gate import RateHeaders
 from api.problem import error_response
 from eventing.errors import TorporError
 
@@ -55,6 +56,7 @@ def create_app(front: Front, lifespan: Lifespan | None = None) -> FastAPI:
     app.add_exception_handler(TorporError, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(RateHeaders)
     app.add_middleware(Edge)
     return app
 

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from api.auth_rules import doorkeeper
 from api.console.overview import RedisOverview
 from api.front import Front
+from api.limit_gate import LimitGate
 from api.webhook_desk import build_webhooks
 from api.webhook_listener import WebhookListener
 
@@ -20,11 +21,14 @@ Loop = Callable[[], Awaitable[None]]
 def furnish(front: Front, redis: Redis) -> tuple[Front, Mapping[str, Loop]]:
     """The front, complete, and the loops that must run for it, by name."""
     desk = build_webhooks(front.settings, redis)
-    listeners = (*front.listeners, WebhookListener(desk.store, desk.sender.wake))
+    gate = LimitGate(front.settings, redis, front.store, front.clock)
+    listeners = (*front.listeners, gate, WebhookListener(desk.store, desk.sender.wake))
     complete = replace(
         front,
         authenticator=doorkeeper(front.settings, redis, front.clock),
         overview=RedisOverview(redis, [card.name for card in front.settings.models], front.clock),
+        admission=gate,
+        gate=gate,
         webhooks=desk,
         listeners=listeners,
     )

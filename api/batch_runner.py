@@ -261,6 +261,10 @@ class BatchRun:
 
     async def _enter(self, status: BatchStatus) -> None:
         self._batch = self._batch.in_status(status, self._now_s())
+        if status.is_final and self._front.webhooks is not None:
+            # Before the record: told twice is told once, not told at all would be for ever.
+            batch = self._batch
+            await self._front.webhooks.tell_batch(batch.tenant, batch.id, status, self._now_s())
         await self._save()
 
     async def _save(self) -> None:

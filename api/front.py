@@ -62,6 +62,9 @@ class Admission(Protocol):
     async def admit(self, principal: Principal, new: NewJob) -> None:
         """Return to let it in; raise what should be answered instead."""
 
+    async def took(self, new: NewJob, job: Job, is_new: bool) -> None:
+        """It was let in and is recorded as `job`; not `is_new` for one that was there before."""
+
 
 class Gate(Protocol):
     """The seam of request limits: asked for every call, once it is known who calls."""
@@ -130,6 +133,9 @@ class AdmitAll:
     """`Admission` without limits."""
 
     async def admit(self, principal: Principal, new: NewJob) -> None:
+        return None
+
+    async def took(self, new: NewJob, job: Job, is_new: bool) -> None:
         return None
 
 

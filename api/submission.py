@@ -15,7 +15,7 @@ from prometheus_client import Counter
 
 from api.front import Front
 from api.principal import Principal
-from api.webhook import JOB_WEBHOOK, WEBHOOK_URL, webhook_wish
+from api.webhook import BATCH, JOB_WEBHOOK, WEBHOOK_URL, webhook_wish
 from api.webhook_address import allow_list, check_url
 from eventing import trace
 from eventing.errors import (
@@ -81,7 +81,9 @@ async def submit_line(
     front: Front, principal: Principal, line: Mapping[str, Any], *, key: str, lane: Lane
 ) -> Job:
     """The job of a batch's line; the same key is the same job, however often it is submitted."""
-    job, _ = await submit(front, principal, line, Wish(idempotency_key=f"batch:{key}", lane=lane))
+    own = {BATCH: key.partition(":")[0]}
+    wish = Wish(idempotency_key=f"batch:{key}", lane=lane, metadata=own)
+    job, _ = await submit(front, principal, line, wish)
     return job
 
 
@@ -105,6 +107,7 @@ async def _submit_new(
     await front.admission.admit(principal, new)
     deadline_s = front.clock.monotonic_s() + front.settings.submit_timeout_s
     job, is_new = await _record(front, new, idempotency_key, deadline_s)
+    await front.admission.took(new, job, is_new)
     if is_new:
         await _hand_in(front, job, deadline_s)
     _submitted.labels("accepted" if is_new else "repeated").inc()

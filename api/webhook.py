@@ -25,7 +25,8 @@ PER_JOB: Final = "we_jobs"
 JOB_WEBHOOK: Final = "torpor.webhook"
 """Name in a job's metadata of the URL it wants told."""
 _RESPONSE: Final = "torpor.response"
-_BATCH: Final = "torpor.batch"
+BATCH: Final = "torpor.batch"
+"""Name in a job's metadata of the batch that it is a line of."""
 WEBHOOK_URL: Final = "webhook.url"
 """The field that a refusal of such a URL names."""
 OVERLAP_S: Final = 24 * 3600
@@ -157,7 +158,7 @@ def message_of(job: Job) -> Message | None:
     """What is told of an ended job; None for a line of a batch, whose batch is told of. A job that
     is redriven and ends again is told of again.
     """
-    if _BATCH in job.metadata:
+    if BATCH in job.metadata:
         return None
     is_response = _RESPONSE in job.metadata
     return Message(

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from api.settings import ApiSettings
+from api.webhook import Message
 from api.webhook_address import allow_list
+from api.webhook_listener import WebhookListener
 from api.webhook_sender import SenderSettings, WebhookSender
 from api.webhook_store import WebhookStore
 
@@ -16,6 +18,21 @@ class WebhookDesk:
 
     store: WebhookStore
     sender: WebhookSender
+
+    async def tell(self, message: Message) -> None:
+        """Record a delivery for each receiver that wants it. Raises `StoreUnavailable`."""
+        await WebhookListener(self.store, self.sender.wake).tell(message)
+
+    async def tell_batch(self, tenant: str, batch_id: str, status: str, now_s: int) -> None:
+        """That a batch has ended; told again, it is the same message."""
+        message = Message(
+            tenant=tenant,
+            type=f"batch.{status}",
+            subject=batch_id,
+            key=f"{batch_id}:{status}",
+            created_s=now_s,
+        )
+        await self.tell(message)
 
 
 def build_webhooks(settings: ApiSettings, redis: Redis) -> WebhookDesk:

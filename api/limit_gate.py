@@ -1,0 +1,172 @@
+"""Holds callers to their limits: calls at the gate, jobs at the admission.
+
+Called by `api.route` (every call), `api.submission` (every job) and `api.events` (every end). With
+no limit set it asks the store nothing.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Final
+
+from redis.asyncio import Redis
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.limit import (
+    Limits,
+    RateLimited,
+    TooLargeForLimit,
+    Window,
+    check_deadline,
+    headers_of,
+    limits_of,
+    tokens_asked,
+)
+from api.limit_flight import Flight
+from api.limit_window import Windows
+from api.principal import Principal
+from api.settings import ApiSettings
+from eventing.broker.queue import Depth, QueueView, expected_wait_s
+from eventing.clock import Clock
+from eventing.errors import Overloaded, StoreUnavailable
+from eventing.job import Job, Lane
+from eventing.store import NewJob, Store
+
+_FRESH_S: Final = 0.5
+_NO_PACE_S: Final = 5.0
+_FULL_S: Final = 5.0
+_told: ContextVar[dict[str, str] | None] = ContextVar("torpor_rate_headers", default=None)
+
+
+class LimitGate:
+    """The `Gate`, the `Admission`, and a `ResultListener`: a place is given back at the end."""
+
+    def __init__(self, settings: ApiSettings, redis: Redis, store: Store, clock: Clock) -> None:
+        self._settings = settings
+        self._windows = Windows(redis)
+        self._flight = Flight(redis, store)
+        self._queues = QueueView(redis)
+        self._clock = clock
+        self._depths: dict[str, tuple[float, Depth]] = {}
+        self._asking = asyncio.Lock()
+
+    async def enter(self, principal: Principal, method: str) -> None:
+        """Raises `RateLimited`. Looking costs nothing: only what changes something is counted."""
+        limit = self._limits(principal.tenant).requests_per_minute
+        if not limit or method == "GET" or not principal.tenant:
+            return
+        is_taken, window = await self._windows.take("requests", principal.tenant, limit, 1)
+        _tell(headers_of("requests", window))
+        if not is_taken:
+            raise _over("requests", window, 1)
+
+    async def admit(self, principal: Principal, new: NewJob) -> None:
+        """Raises `RateLimited`, `TooLargeForLimit`, `DeadlineOutOfReach` or `Overloaded`. The place
+        in flight is taken last, so that no other refusal has to give it back.
+        """
+        limits = self._limits(new.tenant)
+        await self._check_queue(new)
+        if limits.tokens_per_minute:
+            await self._take_tokens(new, limits.tokens_per_minute)
+        limit = limits.jobs_in_flight
+        if limit and not await self._flight.take(new.tenant, new.id, limit):
+            raise RateLimited(f"{limit} jobs of this tenant have not ended", _FULL_S)
+
+    async def took(self, new: NewJob, job: Job, is_new: bool) -> None:
+        """The job was recorded, or was there already. It is promised by now, so a store that goes
+        away here must not make it a refusal; the count mends itself.
+        """
+        if not self._limits(new.tenant).jobs_in_flight or (is_new and job.id == new.id):
+            return
+        with suppress(StoreUnavailable):
+            if is_new:
+                await self._flight.rename(new.tenant, new.id, job.id)
+            else:
+                await self._flight.leave(new.tenant, new.id)
+
+    async def ended(self, job: Job) -> None:
+        if self._limits(job.tenant).jobs_in_flight:
+            await self._flight.leave(job.tenant, job.id)
+
+    def _limits(self, tenant: str) -> Limits:
+        return limits_of(self._settings, tenant)
+
+    async def _take_tokens(self, new: NewJob, limit: int) -> None:
+        cost = tokens_asked(new.request)
+        if cost > limit:
+            raise TooLargeForLimit(
+                f"about {cost} tokens, and the limit is {limit} a minute", "body.max_tokens"
+            )
+        is_taken, window = await self._windows.take("tokens", new.tenant, limit, cost)
+        _tell(headers_of("tokens", window))
+        if not is_taken:
+            raise _over("tokens", window, cost)
+
+    async def _check_queue(self, new: NewJob) -> None:
+        most = self._settings.limit_queue_depth
+        if not most and not new.deadline_ms:
+            return
+        depth = await self._depth(new.request.model)
+        if most and depth.total_waiting >= most:
+            over = depth.total_waiting - most
+            wait_s = expected_wait_s(over, depth.settled_per_minute) or _NO_PACE_S
+            raise Overloaded(f"{depth.total_waiting} jobs wait for {new.request.model}", wait_s)
+        if new.deadline_ms:
+            now_ms = self._clock.wall_ms()
+            head_age_s = (now_ms - depth.oldest_ms) / 1000 if depth.oldest_ms else 0.0
+            left_s = (new.deadline_ms - now_ms) / 1000
+            check_deadline(_wait_s(depth, new.lane), head_age_s, left_s)
+
+    async def _depth(self, model: str) -> Depth:
+        """The model's queue as it was half a second ago at most."""
+        async with self._asking:
+            at_s, depth = self._depths.get(model, (float("-inf"), None))
+            now_s = self._clock.monotonic_s()
+            if depth is None or now_s - at_s > _FRESH_S:
+                depth = await self._queues.depth(f"requests-{model}")
+                self._depths[model] = (now_s, depth)
+            return depth
+
+
+class RateHeaders:
+    """ASGI middleware: puts what the gate found onto the answer, whatever the answer is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] == "GET":
+            await self._app(scope, receive, send)
+            return
+        told: dict[str, str] = {}
+        token = _told.set(told)
+
+        async def send_on(message: Message) -> None:
+            if told and message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(told)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        finally:
+            _told.reset(token)
+
+
+def _tell(headers: Mapping[str, str]) -> None:
+    told = _told.get()
+    if told is not None:  # a batch's lines have no answer to put headers on
+        told.update(headers)
+
+
+def _over(what: str, window: Window, cost: int) -> RateLimited:
+    wait_s = window.wait_s(cost)
+    return RateLimited(f"over {window.limit} {what} a minute; room again in {wait_s:.1f} s", wait_s)
+
+
+def _wait_s(depth: Depth, lane: Lane) -> float | None:
+    """How long a job that joins `lane` now would wait, at the pace of late."""
+    lanes = list(Lane)
+    ahead = sum(depth.waiting.get(other, 0) for other in lanes[: lanes.index(lane) + 1])
+    return expected_wait_s(ahead, depth.settled_per_minute)

@@ -1,0 +1,204 @@
+"""Limits over HTTP: counted on Redis, told in headers, refused with an honest Retry-After."""
+
+import asyncio
+import time
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI, RateLimitError
+from redis.asyncio import Redis
+
+from api.limit_flight import Flight
+from api.limit_window import Windows
+from eventing import keys
+from eventing.broker.queue import Queue
+from eventing.event import Event
+from eventing.job import Lane
+from eventing.redis_store import RedisStore
+from tests.integration.api.conftest import chat_line
+from tests.integration.api.fakes import FakePredictor
+from tests.integration.api.furnished import Furnished, furnished, settings_for
+
+
+@pytest.fixture
+def api_with(redis_url: str, store: RedisStore, redis: Redis) -> Any:
+    def make(**fields: Any) -> AbstractAsyncContextManager[Furnished]:
+        return furnished(settings_for(redis_url, **fields), store)
+
+    return make
+
+
+async def test_requests_over_the_limit_are_429_with_the_time_to_wait(api_with: Any) -> None:
+    async with api_with(limit_requests_per_minute=3) as api:
+        answers = [await api.client.post("/v1/jobs", json=chat_line()) for _ in range(4)]
+
+    assert [a.status_code for a in answers] == [202, 202, 202, 429]
+    assert [a.headers["x-ratelimit-remaining-requests"] for a in answers] == ["2", "1", "0", "0"]
+    assert 1 <= int(answers[3].headers["retry-after"]) <= 120
+    assert answers[3].json()["code"] == "rate_limit_exceeded"
+
+
+async def test_looking_is_free(api_with: Any) -> None:
+    async with api_with(limit_requests_per_minute=1) as api:
+        job_id = await api.submit()
+        answers = [await api.client.get(f"/v1/jobs/{job_id}") for _ in range(5)]
+
+    assert {a.status_code for a in answers} == {200}
+
+
+async def test_the_brokers_deliveries_are_no_tenants_requests(api_with: Any) -> None:
+    async with api_with(limit_requests_per_minute=1, delivery_token="b" * 24) as api:
+        job_id = await api.submit()
+        await (await FakePredictor(api.store, job_id).start()).finish({"choices": []})
+        answers = [await api.deliver(job_id, "b" * 24) for _ in range(3)]
+
+    assert {a.status_code for a in answers} == {202}
+
+
+async def test_openais_client_understands_the_refusal(api_with: Any) -> None:
+    async with (
+        api_with(limit_tokens_per_minute=20) as api,
+        AsyncOpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0) as client,
+    ):
+        wish: Any = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        answer = await client.responses.with_raw_response.create(
+            model="m", input="hi", background=True, max_output_tokens=16
+        )
+        with pytest.raises(RateLimitError) as refused:
+            await client.chat.completions.create(**wish, max_tokens=10)
+
+    assert answer.headers["x-ratelimit-limit-tokens"] == "20"
+    assert refused.value.code == "rate_limit_exceeded"
+    assert refused.value.response.headers["retry-after"]
+
+
+async def test_a_call_over_a_whole_minute_is_told_that_waiting_does_not_help(
+    api_with: Any,
+) -> None:
+    line = chat_line()
+    line["body"]["max_tokens"] = 60
+    async with api_with(limit_tokens_per_minute=50) as api:
+        answer = await api.client.post("/v1/jobs", json=line)
+
+    assert answer.status_code == 422
+    assert answer.json()["field"] == "body.max_tokens"
+    assert "retry-after" not in answer.headers
+
+
+async def test_jobs_in_flight_are_counted_until_they_end(api_with: Any) -> None:
+    async with api_with(limit_jobs_in_flight=2) as api:
+        first = await api.submit()
+        await api.submit()
+        refused = await api.client.post("/v1/jobs", json=chat_line())
+        await api.answer(first)
+        accepted = await api.client.post("/v1/jobs", json=chat_line())
+
+    assert (refused.status_code, accepted.status_code) == (429, 202)
+
+
+async def test_a_repeated_key_takes_one_place(api_with: Any) -> None:
+    headers = {"idempotency-key": "k"}
+    async with api_with(limit_jobs_in_flight=2) as api:
+        for _ in range(4):
+            await api.submit(headers=headers)
+        accepted = await api.client.post("/v1/jobs", json=chat_line())
+
+    assert accepted.status_code == 202
+
+
+async def test_a_job_whose_end_was_never_heard_of_gives_its_place_back(api_with: Any) -> None:
+    async with api_with(limit_jobs_in_flight=1) as api:
+        job_id = await api.submit()
+        await (await FakePredictor(api.store, job_id).start()).finish({"choices": []})
+        accepted = await api.client.post("/v1/jobs", json=chat_line())
+
+    assert accepted.status_code == 202
+
+
+async def test_a_burst_at_once_never_gets_more_places_than_there_are(
+    redis: Redis, store: RedisStore
+) -> None:
+    flight = Flight(redis, store)
+
+    taken = await asyncio.gather(*(flight.take("t", f"job_{n:024x}", 10) for n in range(50)))  # type: ignore[arg-type]
+
+    assert sum(taken) <= 10
+
+
+async def test_one_tenants_limit_is_not_anothers(redis: Redis) -> None:
+    windows = Windows(redis)
+
+    first = [(await windows.take("requests", "a", 2, 1))[0] for _ in range(3)]
+    other, _ = await windows.take("requests", "b", 2, 1)
+
+    assert first == [True, True, False]
+    assert other
+
+
+async def test_a_burst_at_once_never_gets_more_than_the_limit(redis: Redis) -> None:
+    windows = Windows(redis)
+
+    answers = await asyncio.gather(*(windows.take("requests", "t", 20, 1) for _ in range(60)))
+
+    assert sum(is_taken for is_taken, _ in answers) == 20
+
+
+async def test_the_window_says_when_there_is_room(redis: Redis) -> None:
+    windows = Windows(redis)
+    await windows.take("tokens", "t", 100, 100)
+
+    is_taken, window = await windows.take("tokens", "t", 100, 50)
+
+    assert not is_taken
+    assert window.used == 100
+    assert 85 < window.wait_s(50) <= 90  # the rest of this minute, then half of the next
+
+
+async def fill(redis: Redis, count: int, *, age_s: float, per_minute: int) -> None:
+    """A queue of `count` that has stood for `age_s` while `per_minute` were settled."""
+    queue = Queue(redis, "requests-m", "test")
+    await queue.ensure()
+    events = [Event(id=str(n), source="/test", type="t", data=b"{}") for n in range(count)]
+    await queue.send([queue.put_call(e, lane=Lane.DEFAULT, tenant="x") for e in events])
+    head = keys.queue("requests-m", "events")
+    for member, record in (await redis.hgetall(head)).items():
+        _, rest = record.split(b" ", 1)
+        stamp = int((time.time() - age_s) * 1000)
+        await redis.hset(head, member, b"%d %s" % (stamp, rest))
+    minute = int(time.time()) // 60
+    pace = keys.queue("requests-m", "pace")
+    await redis.hset(pace, mapping={str(minute - n): per_minute for n in range(6)})
+
+
+async def test_a_job_that_cannot_make_its_deadline_is_refused_at_the_door(
+    api_with: Any, redis: Redis
+) -> None:
+    await fill(redis, 100, age_s=120, per_minute=10)
+    async with api_with() as api:
+        refused = await api.client.post("/v1/jobs", json=chat_line(expires_after=60))
+        accepted = await api.client.post("/v1/jobs", json=chat_line(expires_after=3600))
+        listed = await api.client.get("/v1/jobs")
+
+    assert refused.status_code == 503
+    assert refused.json()["code"] == "deadline_unreachable"
+    assert 300 < int(refused.headers["retry-after"]) < 700
+    assert [job["id"] for job in listed.json()["data"]] == [accepted.json()["id"]]
+
+
+async def test_a_full_queue_is_said_at_the_door(api_with: Any, redis: Redis) -> None:
+    await fill(redis, 5, age_s=1, per_minute=30)
+    async with api_with(limit_queue_depth=5) as api:
+        refused = await api.client.post("/v1/jobs", json=chat_line())
+
+    assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+async def test_without_limits_nothing_is_counted(api_with: Any, redis: Redis) -> None:
+    async with api_with() as api:
+        answer = await api.client.post("/v1/jobs", json=chat_line())
+
+    assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
+    assert await redis.keys("torpor:limits*") == []
+    assert await redis.keys("torpor:flight*") == []

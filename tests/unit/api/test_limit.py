@@ -1,0 +1,170 @@
+"""What a tenant may, what a call costs, and how long to wait."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.limit import (
+    DeadlineOutOfReach,
+    Window,
+    check_deadline,
+    duration,
+    headers_of,
+    limits_of,
+    tokens_asked,
+)
+from api.settings import ApiSettings
+from eventing.job import JobRequest
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> Window:
+    limit = draw(st.integers(1, 10_000))
+    left_s = draw(st.floats(0, 60))
+    return Window(
+        limit=limit,
+        previous=draw(st.integers(0, limit)),
+        previous_left_s=left_s,
+        current=draw(st.integers(0, limit)),
+        current_left_s=left_s,
+    )
+
+
+def later(window: Window, seconds: float) -> Window:
+    """The window after `seconds` in which nothing was taken, as the library counts it."""
+    if seconds < window.current_left_s:
+        return Window(
+            limit=window.limit,
+            previous=window.previous,
+            previous_left_s=window.previous_left_s - seconds,
+            current=window.current,
+            current_left_s=window.current_left_s - seconds,
+        )
+    past_s = seconds - window.current_left_s
+    return Window(
+        limit=window.limit, previous=window.current, previous_left_s=max(0.0, 60 - past_s)
+    )
+
+
+@given(window=windows(), share=st.floats(0.001, 1))
+def test_after_the_wait_it_fits(window: Window, share: float) -> None:
+    cost = max(1, int(window.limit * share))
+
+    wait_s = window.wait_s(cost)
+
+    assert later(window, wait_s + 1e-6).used + cost <= window.limit
+
+
+@given(window=windows(), share=st.floats(0.001, 1))
+def test_the_wait_is_honest_not_a_round_number(window: Window, share: float) -> None:
+    """At most one unit of the limit longer than it had to be: the floor of the library's count."""
+    cost = max(1, int(window.limit * share))
+    wait_s = window.wait_s(cost)
+    fading = window.previous if window.current <= window.limit - cost else window.current
+    slack_s = 60 / max(fading, 1)
+
+    early_s = wait_s - slack_s - 1e-3
+    if early_s > 0:
+        assert later(window, early_s).used + cost > window.limit
+
+
+@given(window=windows())
+def test_after_the_reset_nothing_is_used(window: Window) -> None:
+    assert later(window, window.reset_s + 1e-6).used == 0
+
+
+def test_headers_are_openais() -> None:
+    window = Window(limit=60, current=10, current_left_s=30)
+
+    assert headers_of("requests", window) == {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "50",
+        "x-ratelimit-reset-requests": "1m30s",
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0ms"), (0.12, "120ms"), (1, "1s"), (1.25, "1.25s"), (59.999, "60s"), (360, "6m0s")],
+)
+def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def asked(url: str = "/v1/chat/completions", **body: Any) -> int:
+    return tokens_asked(JobRequest(url=url, body={"model": "m"} | body))
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        pytest.param({"messages": [{"role": "user", "content": "a" * 40}]}, 10, id="a message"),
+        pytest.param(
+            {"messages": [{"role": "user", "content": "a" * 40}], "max_tokens": 50},
+            60,
+            id="bounded",
+        ),
+        pytest.param(
+            {
+                "messages": [{"role": "user", "content": "a" * 4}],
+                "max_completion_tokens": 5,
+                "n": 3,
+            },
+            16,
+            id="three choices",
+        ),
+        pytest.param(
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a" * 8}]}]},
+            2,
+            id="parts",
+        ),
+        pytest.param({"prompt": ["a" * 8, "b" * 8]}, 4, id="two prompts"),
+        pytest.param({"prompt": [1, 2, 3]}, 3, id="token ids"),
+        pytest.param({"prompt": [[1, 2], [3]]}, 3, id="lists of token ids"),
+        pytest.param({"input": "é" * 4}, 2, id="bytes, not letters"),
+        pytest.param({"messages": [{"role": "user", "content": None}]}, 1, id="nothing"),
+        pytest.param({"prompt": "a", "n": "many"}, 1, id="a strange n"),
+    ],
+)
+def test_a_call_costs_its_prompt_and_what_it_lets_the_answer_have(
+    body: dict[str, Any], tokens: int
+) -> None:
+    assert asked(**body) == tokens
+
+
+def test_a_tenant_has_its_own_limits_where_it_has_some() -> None:
+    settings = ApiSettings(
+        limit_requests_per_minute=10,
+        limit_jobs_in_flight=5,
+        tenant_limits={"acme": {"requests_per_minute": 0}},
+    )
+
+    assert limits_of(settings, "acme").requests_per_minute == 0
+    assert limits_of(settings, "acme").jobs_in_flight == 5
+    assert limits_of(settings, "other").requests_per_minute == 10
+
+
+def test_a_job_that_would_still_wait_at_its_deadline_is_refused() -> None:
+    with pytest.raises(DeadlineOutOfReach) as refused:
+        check_deadline(340, head_age_s=120, left_s=60)
+
+    assert refused.value.retry_after_s == 280
+    assert "340 s" in refused.value.message
+    assert "60 s" in refused.value.message
+    assert refused.value.status == 503
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "head_age_s", "left_s"),
+    [
+        pytest.param(None, 120, 60, id="no pace to go by"),
+        pytest.param(50, 120, 60, id="in time"),
+        pytest.param(340, 5, 60, id="a queue that has only just formed"),
+    ],
+)
+def test_a_job_that_may_make_it_is_let_in(
+    wait_s: float | None, head_age_s: float, left_s: float
+) -> None:
+    check_deadline(wait_s, head_age_s, left_s)
