@@ -15,8 +15,9 @@ from eventing.broker.trigger import parse_trigger
 from eventing.event import Event
 from knative.autoscaling.annotations import read_knative
 from knative.autoscaling.scaledobject import read_scaled_object
-from knative.deploy import network, parts
+from knative.deploy import network, observability, parts
 from knative.deploy.first_secrets import FirstSecretsSettings
+from knative.deploy.timeouts import derive, explain
 from knative.deploy.tree import files
 from knative.deploy.values import Values
 from predictor.settings import PredictorSettings
@@ -176,3 +177,18 @@ def test_the_store_is_reached_by_nobody_but_its_users(overlays: dict[str, Resour
         for r in overlays["serverless"]
         if r["kind"] == "NetworkPolicy"
     )
+
+
+def test_every_alert_has_its_page_in_the_run_book() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    values = Values()
+
+    for alert in observability.alerts(values, derive(values)):
+        assert f"\n### {alert.name}\n" in page
+
+
+def test_the_docs_show_every_derived_second_as_it_is() -> None:
+    page = (ROOT / "docs" / "topologies.md").read_text(encoding="utf-8")
+
+    for name, seconds, why in explain(derive(Values())):
+        assert f"| {name} | {seconds} | {why.formula} |" in page
