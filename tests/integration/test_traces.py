@@ -1,0 +1,152 @@
+"""One job, one trace: the spans of real processes, told apart by their parents and links."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.stack import MODEL, LocalStack
+
+pytestmark = pytest.mark.timeout(60)
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+CALLER = "00f067aa0ba902b7"
+Span = dict[str, Any]
+
+
+class Traced:
+    """A stack whose processes write their spans into one file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "spans.jsonl"
+        env = {"TORPOR_TRACES": f"file:{self._file}"}
+        self.stack = LocalStack(folder / "data", "--window", "30s", "--lease", "2s", env=env)
+        self._number = 0
+
+    def submit(self, **body: Any) -> tuple[str, str]:
+        """Submit as a caller that traces; the job's id and the trace's."""
+        self._number += 1
+        trace_id = f"{int(TRACE_ID, 16) + self._number:032x}"
+        answer = httpx.post(
+            self.stack.addresses["api"] + "/v1/jobs",
+            json={"url": "/v1/completions", "body": {"model": MODEL, "prompt": "x", **body}},
+            headers={"traceparent": f"00-{trace_id}-{CALLER}-01"},
+        )
+        return str(answer.json()["id"]), trace_id
+
+    def spans(self, trace_id: str, *, until: Callable[[list[Span]], bool]) -> list[Span]:
+        """The trace's spans, in order of their start, once they are all there."""
+        deadline = time.monotonic() + 20
+        while True:
+            lines = self._file.read_text().splitlines() if self._file.exists() else []
+            found = [span for line in lines if (span := json.loads(line))["trace_id"] == trace_id]
+            if until(found):
+                return sorted(found, key=lambda span: int(span["start_ns"]))
+            assert time.monotonic() < deadline, [span["name"] for span in found]
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
+    made = Traced(tmp_path_factory.mktemp("traced"))
+    made.stack.start()
+    yield made
+    made.stack.stop()
+
+
+def is_told(spans: list[Span]) -> bool:
+    """The api took the result, and the broker has heard so."""
+    told = [s for s in named(spans, "deliver") if s["attributes"]["torpor.trigger"] == "results"]
+    return bool(named(spans, "result") and told)
+
+
+def named(spans: list[Span], name: str) -> list[Span]:
+    return [span for span in spans if span["name"] == name]
+
+
+def tree(spans: list[Span]) -> set[tuple[str, str]]:
+    """(name, name of its parent) of every span; the caller's own is «caller»."""
+    names = {span["span_id"]: span["name"] for span in spans} | {CALLER: "caller"}
+    return {(span["name"], names[span["parent_id"]]) for span in spans}
+
+
+def test_the_trace_of_a_job_that_wakes_a_predictor(traced: Traced) -> None:
+    _, trace_id = traced.submit(max_tokens=4)
+
+    spans = traced.spans(trace_id, until=is_told)
+
+    assert tree(spans) == {
+        ("submit", "caller"),
+        ("enqueue", "submit"),
+        ("deliver", "submit"),
+        ("wake", "deliver"),
+        ("receive", "deliver"),
+        ("attempt", "receive"),
+        ("generate", "attempt"),
+        ("result", "deliver"),
+    }
+
+
+def test_every_room_has_its_part_in_it(traced: Traced) -> None:
+    _, trace_id = traced.submit(max_tokens=4)
+
+    spans = traced.spans(trace_id, until=is_told)
+
+    services = {span["service"] for span in spans}
+    assert services >= {"torpor-api", "torpor-broker", "torpor-predictor"}
+
+
+def test_the_attempts_of_a_job_that_fails_are_linked_one_to_the_next(traced: Traced) -> None:
+    job_id, trace_id = traced.submit(max_tokens=9, seeded={"fail_at": 3, "output_tokens": 9})
+
+    spans = traced.spans(trace_id, until=is_told)
+
+    attempts = named(spans, "attempt")
+    assert [span["attributes"]["torpor.attempt"] for span in attempts] == [1, 2, 3]
+    assert [span["links"] for span in attempts] == [
+        [],
+        [attempts[0]["span_id"]],
+        [attempts[1]["span_id"]],
+    ]
+    assert traced.stack.job(job_id)["state"] == "failed"
+
+
+def test_the_deliveries_of_a_job_that_fails_are_linked_too(traced: Traced) -> None:
+    _, trace_id = traced.submit(max_tokens=9, seeded={"fail_at": 3, "output_tokens": 9})
+
+    spans = traced.spans(trace_id, until=is_told)
+
+    deliveries = [
+        span
+        for span in named(spans, "deliver")
+        if span["attributes"]["torpor.trigger"].startswith("requests-")
+    ]
+    assert [span["attributes"]["torpor.number"] for span in deliveries] == [1, 2, 3]
+    assert deliveries[1]["links"] == [deliveries[0]["span_id"]]
+
+
+def test_a_resumed_job_goes_on_in_its_trace_after_the_tokens_of_the_attempt_that_died(
+    traced: Traced,
+) -> None:
+    job_id, trace_id = traced.submit(
+        max_tokens=60, seeded={"output_tokens": 60, "tokens_per_s": 20}
+    )
+    traced.stack.until(lambda: traced.stack.job(job_id)["token_count"] >= 10)
+    (replica,) = traced.stack.status()["replicas"]["list"]
+    os.kill(replica["pid"], signal.SIGKILL)
+
+    spans = traced.spans(trace_id, until=is_told)
+
+    (attempt,) = named(spans, "attempt")  # the first one died with its process, span and all
+    assert attempt["attributes"]["torpor.attempt"] == 2
+    assert len(attempt["links"]) == 1
+    (generated,) = named(spans, "generate")
+    resumed = generated["attributes"]["torpor.resumed_tokens"]
+    assert resumed >= 10
+    assert generated["attributes"]["torpor.new_tokens"] == 60 - resumed
