@@ -6,10 +6,9 @@ answered 2xx that the store does not hold; if the process dies in here, the job'
 the next delivery goes on. A caller that goes away changes nothing: the next one finds the result.
 """
 
-import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, TypeVar, assert_never
+from collections.abc import Awaitable, Mapping
+from typing import Final, assert_never
 
 import structlog
 
@@ -17,16 +16,13 @@ from eventing import job_event, trace
 from eventing.clock import Clock
 from eventing.errors import BadRequest, IdempotencyConflict, StoreUnavailable, Unavailable
 from eventing.event import Event, parse_http
-from eventing.job import Job, JobError, JobId, JobState
+from eventing.job import Job
 from eventing.metric_ledger import GpuAccount
-from eventing.store import AcquireStatus, Ending, Hold, NewJob, Release, Store
+from eventing.store import AcquireStatus, NewJob, Release, Store
 from predictor import metrics
 from predictor.admission import Admission, sequences
 from predictor.answer import (
-    RETRY_SOON_S,
     Answer,
-    AttemptFailed,
-    Ended,
     Held,
     Ignored,
     Malformed,
@@ -38,32 +34,13 @@ from predictor.answer import (
 from predictor.append_group import AppendGroup
 from predictor.checkpoint import Checkpoint, read_checkpoint
 from predictor.engine import Engine, EngineRequest
-from predictor.errors import EngineDeadError
-from predictor.generation import Attempt, Broke, Generation, Made, Result, Stop
+from predictor.generation import Attempt, Generation, Made, Result, Stop
 from predictor.lease_keeper import LeaseKeeper
+from predictor.settlement import Settlement, problem
 
 _log = structlog.get_logger()
 
-_T = TypeVar("_T")
-
 _HELD_AT_MOST_S: Final = 5.0
-_SETTLE_PAUSE_S: Final = 0.2
-_MESSAGES: Final = {
-    "stalled": "the engine gave no token for too long",
-    "out_of_step": "the store holds other tokens than were written",
-    "engine_dead": "the engine died",
-    "engine_request_failed": "the engine failed this request",
-    "handover": "this predictor ends; the job goes on elsewhere",
-    "internal_error": "the predictor failed",
-}
-"""Code of a given-back attempt to what people read; kept free of what the engine said."""
-
-
-def release_after_engine_death(*, new_tokens: int, can_resume: bool) -> Release:
-    """What a job pays when the engine dies under it. One that got further is fine and pays nothing;
-    one that did not, or that starts over each time, may be what kills engines, and must end.
-    """
-    return Release.HANDOVER if new_tokens and can_resume else Release.FAILURE
 
 
 class Deliveries:
@@ -92,7 +69,7 @@ class Deliveries:
         self._keeper = keeper
         self._clock = clock
         self._owner = owner
-        self._lease_s = lease_s
+        self._settlement = Settlement(store, clock, lease_s=lease_s)
         self._flush_s = flush_s
         self._is_store_shared = is_store_shared
         self._account = account or GpuAccount(None, clock, model="", started_s=0.0)
@@ -131,9 +108,8 @@ class Deliveries:
             return Refused(error.message, error.retry_after_s)
 
     async def _reject(self, event: Event, error: BadRequest) -> Outcome:
-        problem = _problem(error)
         new = job_event.unreadable_job(event)
-        if not await self._store.reject(new, problem, event.data):
+        if not await self._store.reject(new, problem(error), event.data):
             # Somebody else's job has this identity; whoever knows it must not be able to end it.
             _log.warning("invalid event of a known job", action="reject", job_id=new.id)
             return Rejected(None)
@@ -148,19 +124,8 @@ class Deliveries:
                 self._engine.validate(request)
                 can_resume = self._engine.can_resume(request)
             except BadRequest as error:
-                return await self._conclude(job, error)
+                return await self._settlement.refuse(job, error)
             return await self._acquire(job, can_resume=can_resume)
-
-    async def _conclude(self, job: Job, error: BadRequest) -> Outcome:
-        """End a job that this engine can never serve, unless somebody runs it."""
-        ending = _dead(_problem(error))
-        match await self._store.conclude(job.id, ending):
-            case Hold.OK | Hold.TERMINAL:
-                return await self._ended(job.id)
-            case Hold.MISSING:
-                return Refused("the job's record is gone")
-            case _:
-                return Held(RETRY_SOON_S)
 
     async def _acquire(self, job: Job, *, can_resume: bool) -> Outcome:
         asked_s = self._clock.monotonic_s()
@@ -182,7 +147,7 @@ class Deliveries:
             case AcquireStatus.MISSING:
                 return Refused("the job's record is gone")
             case AcquireStatus.TERMINAL | AcquireStatus.EXPIRED | AcquireStatus.EXHAUSTED:
-                return await self._ended(job.id)
+                return await self._settlement.ended(job.id)
             case _:
                 assert_never(acquired.status)
 
@@ -209,7 +174,7 @@ class Deliveries:
         if len(checkpoint.token_ids) == attempt.token_count:
             return await self._attempt(attempt, checkpoint, job, span)
         _log.warning("checkpoint not whole", action="restart", job_id=job.id)
-        await self._give_back(attempt, Release.HANDOVER, "handover")
+        await self._settlement.give_back(attempt, Release.HANDOVER, "handover")
         return await self._acquire(job, can_resume=False)
 
     async def _attempt(
@@ -236,13 +201,13 @@ class Deliveries:
                     result = await generation.run()
                     inner.set(new_tokens=generation.new_tokens)
                 await self._account.charge(job, share_s, is_kept=_is_kept(result, attempt))
-                outcome, word = await self._settle(generation, result)
+                outcome, word = await self._settlement.settle(generation, result)
         except StoreUnavailable as error:
             outcome, word = Refused(error.message, error.retry_after_s), "store_unavailable"
         except Exception:
             # The outermost hand on this job: whatever went wrong counts, so that it ends.
             log.exception("attempt broke", action="attempt")
-            outcome, word = await self._failed(attempt, "internal_error"), "bug"
+            outcome, word = await self._settlement.failed(attempt, "internal_error"), "bug"
         metrics.ATTEMPTS.labels(word).inc()
         span.set(outcome=word)
         duration_ms = int((self._clock.monotonic_s() - started_s) * 1000)
@@ -257,95 +222,6 @@ class Deliveries:
         metrics.TOKENS_RESUMED.inc(len(checkpoint.token_ids))
         return checkpoint
 
-    async def _settle(self, generation: Generation, result: Result) -> tuple[Outcome, str]:
-        """Record how the attempt ended; the outcome, and its word in the metrics."""
-        attempt = generation.attempt
-        match result:
-            case Made(body):
-                ending = Ending(state=JobState.COMPLETED, result=body, usage=body.get("usage"))
-                return await self._finish(attempt, ending), "completed"
-            case Broke(BadRequest() as error):
-                problem = _problem(error)
-                return await self._finish(attempt, _dead(problem)), "invalid"
-            case Broke(EngineDeadError()) | Stop.ENGINE_DEAD:
-                why = release_after_engine_death(
-                    new_tokens=generation.new_tokens, can_resume=attempt.can_resume
-                )
-                return await self._give_back(attempt, why, "engine_dead"), "engine_dead"
-            case Broke(Unavailable() as error):
-                return await self._give_back(attempt, Release.HANDOVER, error.code), error.code
-            case Broke(error):
-                return await self._failed(attempt, error.code), error.code
-            case Stop():
-                return await self._stopped(attempt, result), result
-            case _:
-                assert_never(result)
-
-    async def _stopped(self, attempt: Attempt, stop: Stop) -> Outcome:
-        match stop:
-            case Stop.FENCED:
-                return Held(RETRY_SOON_S)
-            case Stop.ENDED:
-                return await self._ended(attempt.job_id)
-            case Stop.EXPIRED:
-                error = JobError(code="expired", message="the deadline passed before the job ended")
-                return await self._finish(attempt, _dead(error))
-            case Stop.GONE:
-                return Refused("the job's record is gone")
-            case Stop.STORE_LOST:
-                return Refused("the store was away for longer than the lease")
-            case Stop.HANDOVER:
-                return await self._give_back(attempt, Release.HANDOVER, "handover")
-            case Stop.STALLED | Stop.OUT_OF_STEP | Stop.ENGINE_DEAD:
-                return await self._failed(attempt, str(stop))
-            case _:
-                assert_never(stop)
-
-    async def _finish(self, attempt: Attempt, ending: Ending) -> Outcome:
-        """Record the end. A store that is away is asked again while the lease may last: the answer
-        is whole, and making it again would cost as much as it did.
-        """
-        hold = await self._insist(
-            lambda: self._store.finish(attempt.job_id, attempt.number, ending)
-        )
-        match hold:
-            case Hold.OK | Hold.TERMINAL:
-                return await self._insist(lambda: self._ended(attempt.job_id))
-            case Hold.MISSING:
-                return Refused("the job's record is gone")
-            case _:
-                metrics.FENCED_WRITES.inc()
-                return Held(RETRY_SOON_S)
-
-    async def _failed(self, attempt: Attempt, code: str) -> Outcome:
-        return await self._give_back(attempt, Release.FAILURE, code)
-
-    async def _give_back(self, attempt: Attempt, why: Release, code: str) -> Outcome:
-        error = JobError(code=code, message=_MESSAGES.get(code, "the attempt failed"))
-        is_queued = await self._store.release(attempt.job_id, attempt.number, why, error)
-        if not is_queued:
-            job = await self._store.get(attempt.job_id)
-            if job is not None and job.state.is_terminal:
-                return Ended(job)
-        if why is Release.HANDOVER:
-            return Refused(error.message)
-        return AttemptFailed(error.message)
-
-    async def _ended(self, job_id: JobId) -> Outcome:
-        job = await self._store.get(job_id)
-        return Refused("the job's record is gone") if job is None else Ended(job)
-
-    async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Ask again while the store is away, for as long as the lease may still be ours."""
-        give_up_s = self._clock.monotonic_s() + self._lease_s
-        while True:
-            try:
-                return await call()
-            except StoreUnavailable:
-                if self._clock.monotonic_s() >= give_up_s:
-                    raise
-            await asyncio.sleep(_SETTLE_PAUSE_S)
-
 
 def _request(job: Job, attempt: int) -> EngineRequest:
     """The engine call of an attempt; two attempts may overlap in one engine for a moment."""
@@ -355,11 +231,3 @@ def _request(job: Job, attempt: int) -> EngineRequest:
 def _is_kept(result: Result, attempt: Attempt) -> bool:
     """True when somebody goes on with what this attempt made, or has it all."""
     return isinstance(result, Made) or (attempt.can_resume and result is not Stop.ENDED)
-
-
-def _problem(error: BadRequest) -> JobError:
-    return JobError(code=error.code, message=error.message, field=error.field)
-
-
-def _dead(error: JobError) -> Ending:
-    return Ending(state=JobState.FAILED, error=error, is_dead_letter=True)

@@ -9,7 +9,7 @@ from eventing.event import Event
 from eventing.job import JobState
 from eventing.job_event import COMPLETED, FAILED, request_event
 from eventing.store import EntryKind, LeaseSettings, Release
-from predictor.delivery import release_after_engine_death
+from predictor.settlement import release_after_engine_death
 from tests.unit.predictor.desk import (
     UnreliableStore,
     asking,
