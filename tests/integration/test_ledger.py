@@ -1,0 +1,167 @@
+"""The ledger against a real Valkey: what predictors did outlives them, and nothing counts twice."""
+
+import pytest
+from redis.asyncio import Redis
+
+from api.usage import usage_view
+from eventing import keys
+from eventing.cost import Price
+from eventing.job import Job, JobId, JobRequest, JobState, new_job_id
+from eventing.metric_ledger import GpuAccount, Ledger, by_name
+from eventing.redis_store import RedisStore
+from eventing.store import NewJob
+from tests.redis_server import RedisServer
+
+MODEL = "m|odel:7b"  # names may hold anything
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    def wall_ms(self) -> int:
+        return 0
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(redis: Redis) -> Ledger:
+    return Ledger(redis)
+
+
+async def a_job(store: RedisStore) -> Job:
+    job_id = new_job_id()
+    request = JobRequest(url="/v1/completions", body={"model": MODEL, "prompt": "x"})
+    new = NewJob(id=job_id, request=request, source="/s", event_id=job_id, tenant="acme")
+    job, _ = await store.create(new)
+    return job
+
+
+async def test_two_predictors_add_up(ledger: Ledger, clock: Clock) -> None:
+    accounts = [GpuAccount(ledger, clock, model=MODEL, started_s=100.0) for _ in range(2)]
+    clock.now_s = 103.0
+
+    for account in accounts:
+        await account.post()
+
+    assert by_name(await ledger.totals(), "model")[MODEL]["waking_ms"] == 6000
+
+
+async def test_only_what_was_added_is_posted(ledger: Ledger, clock: Clock) -> None:
+    account = GpuAccount(
+        ledger, clock, model=MODEL, started_s=100.0, counters=lambda: {"output_tokens": 7}
+    )
+
+    for _ in range(3):
+        clock.now_s += 1
+        await account.post()
+
+    measures = by_name(await ledger.totals(), "model")[MODEL]
+    assert measures == {"waking_ms": 3000, "output_tokens": 7}
+
+
+async def test_what_could_not_be_posted_is_posted_later(
+    redis_server: type[RedisServer], clock: Clock
+) -> None:
+    from eventing.connection import connect
+
+    server = redis_server()
+    server.start()
+    client = connect(server.url, timeout_s=0.3)
+    account = GpuAccount(Ledger(client), clock, model=MODEL, started_s=100.0)
+    clock.now_s = 104.0
+    server.kill()
+    await account.post()
+
+    server.start()
+    await account.post()
+
+    measures = by_name(await Ledger(client).totals(), "model")[MODEL]
+    await client.aclose()
+    assert measures["waking_ms"] == 4000
+
+
+async def test_a_job_its_tenant_and_its_model_are_charged_its_share(
+    ledger: Ledger, clock: Clock, store: RedisStore
+) -> None:
+    job = await a_job(store)
+    account = GpuAccount(ledger, clock, model=MODEL, started_s=100.0)
+    account.ready()
+    account.load(2)
+    began = account.share_s()
+    clock.now_s = 110.0
+
+    await account.charge(job, began, is_kept=True)
+
+    rows = await ledger.totals()
+    found = await store.get(job.id)
+    assert found is not None
+    assert found.gpu_ms == 5000
+    assert by_name(rows, "tenant")["acme"]["gpu_ms"] == 5000
+    assert by_name(rows, "model")[MODEL]["kept_ms"] == 5000
+
+
+async def test_a_job_that_is_gone_is_not_brought_back_by_its_charge(
+    ledger: Ledger, redis: Redis
+) -> None:
+    await ledger.charge(JobId("job_" + "0" * 24), 500)
+
+    assert not await redis.exists(keys.job(JobId("job_" + "0" * 24)))
+
+
+async def test_a_span_of_time_holds_what_was_posted_in_it(ledger: Ledger, redis: Redis) -> None:
+    await ledger.post({("model", MODEL): {"busy_ms": 10}})
+    (slice_key,) = [k async for k in redis.scan_iter("torpor:{ledger}:*")]
+    await redis.rename(slice_key, b"torpor:{ledger}:300")  # as if it were long ago
+
+    await ledger.post({("model", MODEL): {"busy_ms": 1}})
+
+    assert by_name(await ledger.since(3600), "model")[MODEL]["busy_ms"] == 1
+    assert by_name(await ledger.totals(), "model")[MODEL]["busy_ms"] == 11
+
+
+async def test_slices_end_by_themselves(ledger: Ledger, redis: Redis) -> None:
+    await ledger.post({("model", MODEL): {"busy_ms": 10}})
+
+    (slice_key,) = [k async for k in redis.scan_iter("torpor:{ledger}:*")]
+    assert 0 < await redis.ttl(slice_key) <= 8 * 24 * 3600
+
+
+async def test_without_a_shared_store_nothing_is_kept(clock: Clock) -> None:
+    account = GpuAccount(None, clock, model=MODEL, started_s=100.0)
+    job = Job(
+        id=new_job_id(), state=JobState.QUEUED, request=JobRequest(url="", body={}), tenant="t"
+    )
+
+    await account.charge(job, 0.0, is_kept=True)
+    await account.post()
+
+
+async def test_tenants_together_are_charged_what_everything_cost(ledger: Ledger) -> None:
+    await ledger.post(
+        {
+            ("model", MODEL): {
+                "busy_ms": 6000,
+                "kept_ms": 6000,
+                "idle_ms": 3000,
+                "waking_ms": 3000,
+            },
+            ("tenant", "a"): {"gpu_ms": 4000},
+            ("tenant", "b"): {"gpu_ms": 2000},
+        }
+    )
+
+    view = usage_view(await ledger.totals(), Price(per_gpu_hour=3600))
+
+    assert view["total"]["cost"]["total"] == 12.0
+    assert {name: row["cost_all_in"] for name, row in view["tenants"].items()} == {
+        "a": 8.0,
+        "b": 4.0,
+    }
