@@ -27,8 +27,11 @@ Event = dict[str, Any]
 class _Open:
     """The output item that is growing."""
 
-    def __init__(self, kind: str, item_id: str, index: int, call: Mapping[str, Any]) -> None:
+    def __init__(
+        self, kind: str, name: str, item_id: str, index: int, call: Mapping[str, Any]
+    ) -> None:
         self.kind = kind
+        self.name = name
         self.item_id = item_id
         self.index = index
         self.call = call
@@ -67,9 +70,8 @@ class Translator:
         self._tail = job.id.removeprefix("job_")
         self._sequence = 0
         self._attempt = 0
-        self._restarts = 0
         self._done: list[Item] = []
-        self._count = 0
+        self._names: list[str] = []
         self._open: _Open | None = None
 
     def begin(self) -> Iterator[Event]:
@@ -113,29 +115,28 @@ class Translator:
             yield from self._call(call)
 
     def _call(self, call: Mapping[str, Any]) -> Iterator[Event]:
-        name = f"fc_{self._tail}_{call.get('index', 0)}{self._suffix}"
-        if self._open is None or self._open.item_id != name:
+        name = f"fc_{self._tail}_{call.get('index', 0)}"
+        if self._open is None or self._open.name != name:
             yield from self._close("completed")
             yield from self._begin_item("function_call", name, call)
         if arguments := (call.get("function") or {}).get("arguments"):
             yield self._delta("response.function_call_arguments.delta", arguments)
-
-    @property
-    def _suffix(self) -> str:
-        return f"_r{self._restarts}" if self._restarts else ""
 
     def _switch(self, kind: str, prefix: str) -> Iterator[Event]:
         """Make the open item one of `kind`."""
         if self._open is not None and self._open.kind == kind:
             return
         yield from self._close("completed")
-        again = sum(item["type"] == kind for item in self._done)
-        name = f"{prefix}_{self._tail}{f'_{again}' if again else ''}{self._suffix}"
-        yield from self._begin_item(kind, name, {})
+        yield from self._begin_item(kind, f"{prefix}_{self._tail}", {})
 
-    def _begin_item(self, kind: str, item_id: str, call: Mapping[str, Any]) -> Iterator[Event]:
-        self._open = _Open(kind, item_id, self._count, call)
-        self._count += 1
+    def _begin_item(self, kind: str, name: str, call: Mapping[str, Any]) -> Iterator[Event]:
+        """The first item of a name has the id that the stored response gives it; one that comes
+        again, after another or after a restart, needs an id of its own.
+        """
+        again = self._names.count(name)
+        item_id = f"{name}_again{again}" if again else name
+        self._open = _Open(kind, name, item_id, len(self._names), call)
+        self._names.append(name)
         yield self._event(
             "response.output_item.added",
             output_index=self._open.index,
@@ -178,7 +179,6 @@ class Translator:
         for item in self._done:
             if "status" in item:
                 item["status"] = "incomplete"
-        self._restarts += bool(self._count)
 
     def _response_event(self, kind: str, state: str) -> Event:
         """A snapshot that does not depend on when it is asked for."""

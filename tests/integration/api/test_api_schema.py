@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,12 +20,15 @@ CHECKS = (
 
 
 @pytest.mark.timeout(180)
-async def test_the_document_is_what_the_api_does(rig: Rig, engine: FakeEngine) -> None:
+async def test_the_document_is_what_the_api_does(
+    rig: Rig, engine: FakeEngine, tmp_path: Path
+) -> None:
     """A fixed seed: the same requests each time."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{rig.url}/openapi.json"),
         *("--checks", ",".join(CHECKS), "--max-examples", "3", "--seed", "1"),
         *("--phases", "examples,coverage,fuzzing", "--request-timeout", "5", "--no-color"),
+        cwd=tmp_path,  # it keeps a cache where it runs
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -1,0 +1,100 @@
+"""What a waiting client is told: its place, and what wakes for it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import orjson
+import pytest
+from redis.asyncio import Redis
+
+from api.waiting import QueueWaiting
+from eventing.broker.queue import Queue
+from eventing.clock import SystemClock
+from eventing.event import Event
+from eventing.job import Lane
+from eventing.replica import ReplicaDirectory
+from tests.integration.api.conftest import Rig
+from tests.integration.api.fakes import sse_events
+
+
+@pytest.fixture
+async def queue(rig: Rig, redis: Redis) -> AsyncIterator[Queue]:
+    """The model's queue; whatever the rig publishes stands in it."""
+    made = Queue(redis, "requests-m", "test")
+    await made.ensure()
+    object.__setattr__(rig.front, "waiting", QueueWaiting(redis, SystemClock()))
+
+    async with asyncio.TaskGroup() as group:
+
+        async def put(event: Event) -> None:
+            await made.send([made.put_call(event, lane=Lane.DEFAULT, tenant="default")])
+
+        rig.broker.on_event = lambda event: group.create_task(put(event))  # type: ignore[assignment, return-value]
+        yield made
+
+
+async def look(rig: Rig, job_id: str) -> dict[str, object]:
+    await asyncio.sleep(0.05)
+    view = (await rig.client.get(f"/v1/jobs/{job_id}")).json()
+    return dict(view["waiting"])
+
+
+async def test_a_waiting_job_knows_its_place(rig: Rig, queue: Queue) -> None:
+    first, second = await rig.submit(), await rig.submit()
+
+    assert (await look(rig, first))["position"] == 0
+    assert (await look(rig, second))["position"] == 1
+
+
+async def test_a_model_without_a_replica_is_asleep(rig: Rig, queue: Queue) -> None:
+    assert (await look(rig, await rig.submit()))["phase"] == "asleep"
+
+
+async def test_the_phase_is_the_one_of_the_replica_that_is_furthest(
+    rig: Rig, queue: Queue, redis: Redis
+) -> None:
+    directory = ReplicaDirectory(redis)
+    await directory.report("m", "late", "import", {}, age_ms=100)
+    await directory.report("m", "early", "weights", {}, age_ms=5_000)
+
+    waiting = await look(rig, await rig.submit())
+
+    assert (waiting["phase"], waiting["replicas"]) == ("weights", 2)
+
+
+async def test_a_stream_tells_of_each_new_phase(rig: Rig, queue: Queue, redis: Redis) -> None:
+    job_id = await rig.submit()
+    directory = ReplicaDirectory(redis)
+    phases: list[str] = []
+
+    async with rig.client.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
+        async for event in sse_events(answer.aiter_lines()):
+            if event.get("event") != "waking":
+                continue
+            phases.append(orjson.loads(event["data"])["phase"])
+            assert "id" not in event
+            if len(phases) == 2:
+                break
+            await directory.report("m", "r", "import", {})
+
+    assert phases == ["asleep", "import"]
+
+
+async def test_a_job_that_runs_does_not_wait(rig: Rig, queue: Queue) -> None:
+    job_id = await rig.submit()
+    await rig.predictor(job_id)
+
+    assert "waiting" not in (await rig.client.get(f"/v1/jobs/{job_id}")).json()
+
+
+async def test_with_no_queue_to_look_at_only_replicas_are_known(rig: Rig, redis: Redis) -> None:
+    """A Knative Broker keeps its queue to itself."""
+    job_id = await rig.submit()
+    job = await rig.store.get(job_id)  # type: ignore[arg-type]
+    assert job is not None
+
+    outlook = await QueueWaiting(redis, SystemClock()).outlook(replace(job, lane=Lane.BATCH))
+
+    assert outlook is not None
+    assert (outlook.position, outlook.phase) == (None, "asleep")

@@ -1,0 +1,103 @@
+"""What is refused before it is recorded: unknown models, prompts longer than the context."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from api.catalog import Catalog
+from api.errors import ContextExceeded, ModelNotFound
+from api.settings import ModelCard
+from eventing.job import JobRequest
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+def tokenizer_file(tmp_path: Path) -> Path:
+    """A token a word."""
+    tokenizer = Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+def catalog(tokenizer_file: Path | None = None, context: int = 10) -> Catalog:
+    return Catalog([ModelCard(name="m", context_tokens=context, tokenizer_file=tokenizer_file)])
+
+
+def chat(*texts: Any, model: str = "m") -> JobRequest:
+    messages = [{"role": "user", "content": text} for text in texts]
+    return JobRequest(url=CHAT, body={"model": model, "messages": messages})
+
+
+async def test_a_model_that_is_not_listed_is_unknown() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        await catalog().check(chat("a", model="other"))
+
+    assert caught.value.field == "body.model"
+
+
+@pytest.mark.parametrize(
+    ("texts", "fits"),
+    [
+        pytest.param(["a " * 10], True, id="exactly the context"),
+        pytest.param(["a " * 11], False, id="one token over"),
+        pytest.param(["a " * 6, "a " * 5], False, id="messages count together"),
+        pytest.param([[{"type": "text", "text": "a " * 11}]], False, id="parts count"),
+        pytest.param([[{"type": "image_url", "image_url": {}}]], True, id="pictures do not"),
+        pytest.param(["a" * 2_000], True, id="many bytes, one token"),
+        pytest.param(["a " * 40_000], False, id="far too long"),
+        pytest.param([None], True, id="no content"),
+    ],
+)
+async def test_content_is_counted_in_tokens(
+    tokenizer_file: Path, texts: list[Any], fits: bool
+) -> None:
+    request = chat(*texts)
+
+    if fits:
+        await catalog(tokenizer_file).check(request)
+        return
+    with pytest.raises(ContextExceeded) as caught:
+        await catalog(tokenizer_file).check(request)
+    assert caught.value.field == "body.messages"
+
+
+async def test_a_text_in_pieces_is_counted_exactly(tokenizer_file: Path) -> None:
+    """32 KiB pieces: a cut must not turn a prompt that fits into one that does not."""
+    words = 40_000
+    await catalog(tokenizer_file, context=words).check(chat("aaa " * words))
+
+    with pytest.raises(ContextExceeded):
+        await catalog(tokenizer_file, context=words - 1).check(chat("aaa " * words))
+
+
+async def test_without_a_tokenizer_texts_are_the_engines_to_judge() -> None:
+    await catalog().check(chat("a " * 1000))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fits"),
+    [
+        pytest.param(list(range(10)), True, id="ids that fit"),
+        pytest.param(list(range(11)), False, id="one id over"),
+        pytest.param([list(range(11))], False, id="a list of lists"),
+        pytest.param(["a " * 10, "a " * 10], True, id="texts count each for itself"),
+        pytest.param(["a", "a " * 11], False, id="one text over"),
+    ],
+)
+async def test_completion_prompts_name_their_field(
+    tokenizer_file: Path, prompt: Any, fits: bool
+) -> None:
+    request = JobRequest(url="/v1/completions", body={"model": "m", "prompt": prompt})
+
+    if fits:
+        await catalog(tokenizer_file).check(request)
+        return
+    with pytest.raises(ContextExceeded) as caught:
+        await catalog(tokenizer_file).check(request)
+    assert caught.value.field == "body.prompt"

@@ -1,0 +1,168 @@
+"""Taking a job in, with the store in memory: what is promised whatever the broker does."""
+
+import asyncio
+
+import pytest
+
+from api.catalog import Catalog
+from api.front import Front
+from api.principal import Principal
+from api.settings import ApiSettings, ModelCard
+from api.submission import Wish, keyed_job_id, submit, wish_of
+from eventing.errors import BrokerUnavailable, IdempotencyConflict, InvalidJob, StoreUnavailable
+from eventing.event import Event
+from eventing.job import Job, JobState, Lane
+from eventing.memory_store import MemoryStore
+from eventing.store import NewJob
+
+TENANT = Principal(tenant="t")
+LINE = {
+    "url": "/v1/chat/completions",
+    "body": {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
+}
+
+
+class FakeBroker:
+    def __init__(self, *, is_down: bool = False, is_mute: bool = False) -> None:
+        self.events: list[Event] = []
+        self.is_down = is_down
+        self.is_mute = is_mute
+
+    async def publish(self, event: Event) -> None:
+        if self.is_mute:
+            await asyncio.sleep(3600)
+        if self.is_down:
+            raise BrokerUnavailable("down")
+        self.events.append(event)
+
+
+class MuteStore(MemoryStore):
+    """Accepts connections and never answers."""
+
+    async def create(self, new: NewJob) -> tuple[Job, bool]:
+        await asyncio.sleep(3600)
+        return await super().create(new)
+
+
+class RacingStore(MemoryStore):
+    """The event did arrive, though the broker's answer did not: a predictor takes the job."""
+
+    async def conclude(self, *args: object) -> object:  # type: ignore[override]
+        await self.acquire(args[0], "predictor", can_resume=True)  # type: ignore[arg-type]
+        return await super().conclude(*args)  # type: ignore[arg-type]
+
+
+def front(broker: FakeBroker, store: MemoryStore | None = None, timeout_s: float = 0.5) -> Front:
+    settings = ApiSettings(models=(ModelCard(name="m"),), submit_timeout_s=timeout_s)
+    return Front(
+        settings=settings,
+        store=store or MemoryStore(),
+        publisher=broker,
+        live=None,  # type: ignore[arg-type]
+        catalog=Catalog(settings.models),
+    )
+
+
+async def test_a_job_is_recorded_and_published() -> None:
+    broker = FakeBroker()
+    job, is_new = await submit(front(broker), TENANT, LINE, Wish())
+
+    assert is_new
+    assert job.state is JobState.QUEUED
+    assert [event.subject for event in broker.events] == [job.id]
+
+
+async def test_a_broker_that_is_down_is_a_refusal_and_the_job_never_runs() -> None:
+    made = front(FakeBroker(is_down=True))
+
+    with pytest.raises(BrokerUnavailable):
+        await submit(made, TENANT, LINE, Wish())
+
+    (job,) = (await made.store.list_jobs("t")).jobs
+    assert job.state is JobState.CANCELLED
+
+
+async def test_a_broker_that_never_answers_is_given_up_in_time() -> None:
+    started_s = asyncio.get_running_loop().time()
+
+    with pytest.raises(BrokerUnavailable):
+        await submit(front(FakeBroker(is_mute=True)), TENANT, LINE, Wish())
+
+    assert asyncio.get_running_loop().time() - started_s < 0.6
+
+
+async def test_a_store_that_never_answers_is_given_up_in_time() -> None:
+    started_s = asyncio.get_running_loop().time()
+
+    with pytest.raises(StoreUnavailable):
+        await submit(front(FakeBroker(), MuteStore()), TENANT, LINE, Wish())
+
+    assert asyncio.get_running_loop().time() - started_s < 0.6
+
+
+async def test_a_job_that_runs_in_spite_of_the_brokers_silence_is_accepted() -> None:
+    made = front(FakeBroker(is_down=True), RacingStore())
+
+    job, is_new = await submit(made, TENANT, LINE, Wish())
+
+    current = await made.store.get(job.id)
+    assert is_new
+    assert current is not None
+    assert current.state is JobState.IN_PROGRESS
+
+
+async def test_a_key_goes_on_behind_a_withdrawn_try() -> None:
+    broker = FakeBroker(is_down=True)
+    made = front(broker)
+    with pytest.raises(BrokerUnavailable):
+        await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+    broker.is_down = False
+
+    first, _ = await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+    again, is_new = await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+
+    assert first.id == again.id == keyed_job_id("t", "k", 1)
+    assert not is_new
+
+
+async def test_a_key_belongs_to_its_tenant() -> None:
+    made = front(FakeBroker())
+
+    mine, _ = await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+    yours, _ = await submit(made, Principal(tenant="u"), LINE, Wish(idempotency_key="k"))
+
+    assert mine.id != yours.id
+
+
+async def test_a_key_with_another_body_is_a_conflict() -> None:
+    made = front(FakeBroker())
+    await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+
+    with pytest.raises(IdempotencyConflict):
+        await submit(made, TENANT, LINE | {"custom_id": "x"}, Wish(idempotency_key="k"))
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        pytest.param("00-" + "a" * 32 + "-" + "b" * 16 + "-01", True, id="well-formed"),
+        pytest.param("00-" + "A" * 32 + "-" + "b" * 16 + "-01", False, id="capitals"),
+        pytest.param("00-" + "a" * 31 + "-" + "b" * 16 + "-01", False, id="short"),
+        pytest.param("x", False, id="garbage"),
+    ],
+)
+def test_a_malformed_traceparent_is_dropped(text: str, kept: bool) -> None:
+    assert wish_of({}, {"traceparent": text}).traceparent == (text if kept else "")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "99999999", "soon", "²"])
+def test_an_expiry_that_is_no_time_names_its_header(value: str) -> None:
+    with pytest.raises(InvalidJob) as caught:
+        wish_of({}, {"torpor-expires-after": value})
+
+    assert caught.value.field == "Torpor-Expires-After"
+
+
+def test_the_lane_is_the_calls_unless_the_line_says() -> None:
+    assert wish_of({}, {}, lane=Lane.INTERACTIVE).lane is Lane.INTERACTIVE
+    assert wish_of({"priority": "batch"}, {}, lane=Lane.INTERACTIVE).lane is Lane.BATCH
