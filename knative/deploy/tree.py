@@ -188,11 +188,11 @@ def _pressure(values: Values, _: Timeouts) -> Parts:
     return {}, [_patch("ScaledObject", values.model.name, scaling.pressure_patch(values))]
 
 
-def _monitoring(values: Values, times: Timeouts) -> Parts:
+def _monitoring(values: Values, _: Timeouts) -> Parts:
     contents = {
         "monitors": observability.monitors(values),
-        "alerts": [observability.rules(values, times)],
-        "dashboard": [observability.dashboard(values)],
+        "alerts": [observability.alerts(values)],
+        "dashboard": [observability.dashboard_config(values)],
         "network-policies": network.policies("monitoring", values),
     }
     return contents, []

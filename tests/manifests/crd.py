@@ -55,6 +55,8 @@ class Crds:
     folder: Path
     skipped_rules: set[str] = field(default_factory=set)  # CEL that could not be evaluated here
 
+    _validators: dict[tuple[str, str], Draft4Validator] = field(default_factory=dict)
+
     @cached_property
     def schemas(self) -> Mapping[tuple[str, str], Mapping[str, Any]]:
         found = {}
@@ -71,13 +73,20 @@ class Crds:
     def faults(self, resource: Mapping[str, Any]) -> list[Fault]:
         """Give all that a strict API server would refuse in the resource."""
         schema = self.schemas[_key(resource)]
-        is_strict = str(resource["apiVersion"]).startswith(_STRICT_WEBHOOKS)
-        structural = Draft4Validator(_closed(schema, is_root=True, is_strict=is_strict))
+        structural = self._validator(_key(resource))
         found = [
             Fault(".".join(map(str, error.absolute_path)), error.message[:300])
             for error in structural.iter_errors(resource)
         ]
         return found or list(self._broken_rules(schema, resource, ""))
+
+    def _validator(self, key: tuple[str, str]) -> Draft4Validator:
+        """Give the structural check of a kind; made once, an InferenceService has 10,000 nodes."""
+        if key not in self._validators:
+            is_strict = key[0].startswith(_STRICT_WEBHOOKS)
+            schema = _closed(self.schemas[key], is_root=True, is_strict=is_strict)
+            self._validators[key] = Draft4Validator(schema)
+        return self._validators[key]
 
     def _broken_rules(self, schema: Mapping[str, Any], value: Any, path: str) -> Iterator[Fault]:
         for rule in schema.get("x-kubernetes-validations", ()):

@@ -15,7 +15,7 @@ from eventing.broker.trigger import parse_trigger
 from eventing.event import Event
 from knative.autoscaling.annotations import read_knative
 from knative.autoscaling.scaledobject import read_scaled_object
-from knative.deploy import network, observability, parts
+from knative.deploy import network, parts
 from knative.deploy.first_secrets import FirstSecretsSettings
 from knative.deploy.timeouts import derive, explain
 from knative.deploy.tree import files
@@ -179,12 +179,33 @@ def test_the_store_is_reached_by_nobody_but_its_users(overlays: dict[str, Resour
     )
 
 
-def test_every_alert_has_its_page_in_the_run_book() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    values = Values()
+def test_every_alert_has_its_run_book(overlays: dict[str, Resources]) -> None:
+    (rule,) = [r for r in overlays["queue"] if r["kind"] == "PrometheusRule"]
+    listed = [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
 
-    for alert in observability.alerts(values, derive(values)):
-        assert f"\n### {alert.name}\n" in page
+    assert listed
+    for alert in listed:
+        assert (ROOT / alert["annotations"]["runbook_url"]).is_file(), alert["alert"]
+
+
+def test_alerts_fire_at_what_the_values_promise() -> None:
+    values = Values(p95_wait_seconds=7, cold_start_seconds=900)
+
+    text = files(values)["components/monitoring/alerts.yaml"]
+
+    assert "> 7" in text
+    assert "> 907" in text
+
+
+def test_the_scaler_asks_for_a_metric_that_the_api_exports(
+    overlays: dict[str, Resources],
+) -> None:
+    (scaled,) = [r for r in overlays["queue"] if r["kind"] == "ScaledObject"]
+    queries = [t["metadata"].get("query", "") for t in scaled["spec"]["triggers"]]
+    source = "".join(path.read_text() for path in (ROOT / "eventing").glob("metric_*.py"))
+
+    for name in re.findall(r"torpor_[a-z_]+?_seconds", " ".join(queries)):
+        assert f'"{name}"' in source
 
 
 def test_the_docs_show_every_derived_second_as_it_is() -> None:
