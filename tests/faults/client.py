@@ -85,9 +85,7 @@ class Client:
         async with self._http().get(f"{self._base}/v1/jobs/{job_id}{query}") as answer:
             found = await answer.json()
             if answer.status == 200:
-                self._history.add(
-                    Kind.SEEN, "state", job_id=job_id, state=found.get("state", found["status"])
-                )
+                self._history.add(Kind.SEEN, "state", job_id=job_id, state=found["state"])
             return answer.status, found
 
     async def cancel(self, job_id: str) -> str:
@@ -95,6 +93,6 @@ class Client:
         self._history.add(Kind.INVOKE, "cancel", job_id=job_id)
         async with self._http().delete(f"{self._base}/v1/jobs/{job_id}") as answer:
             found = await answer.json()
-        state = str(found.get("state", found.get("status")))
+        state = str(found["state"])
         self._history.add(Kind.OK, "cancel", job_id=job_id, state=state)
         return state

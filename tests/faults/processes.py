@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import pytest
 from redis.asyncio import Redis
 
 from eventing.connection import connect
@@ -115,9 +116,15 @@ class Program:
         await self.gone()
 
     async def gone(self, timeout_s: float = 20.0) -> None:
-        async with asyncio.timeout(timeout_s):
-            while self.is_alive:
-                await asyncio.sleep(0.005)
+        """Return when it has ended. Fails with what its tasks wait for when it does not."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.is_alive:
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            self.signal(signal.SIGUSR2)
+            await asyncio.sleep(0.5)
+            pytest.fail(f"{self.name} does not end: {self.log.read_text()[-6000:]}")
 
     async def ready(self) -> None:
         """Return once it says that it is."""

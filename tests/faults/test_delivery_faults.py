@@ -37,13 +37,13 @@ async def deliver(port: int, event: Event) -> tuple[int, float]:
         return answer.status, time.monotonic() - began_s
 
 
-def request(number: int, **arguments: int) -> Event:
+def request(number: int, *, tokens: int = 12) -> Event:
     return Event(
         id=str(number),
         source="/tests/faults",
         type=REQUESTED,
         datacontenttype="application/json",
-        data=orjson.dumps(body(number, **arguments)),
+        data=orjson.dumps(body(number, tokens=tokens)),
     )
 
 
@@ -119,7 +119,7 @@ async def test_f13_a_job_that_kills_its_worker_ends_and_its_siblings_do_not(
                 *(system.client.submit(line, key) for line, key in lines),
                 system.client.submit(poison, f"poison-{number}", is_poison=True),
             )
-            while not (await system.store.get(jobs[-1])).state.is_terminal:  # type: ignore[union-attr,arg-type]
+            while not (await system.store.get(jobs[-1])).state.is_terminal:  # type: ignore[union-attr]
                 if not system.predictor.is_alive:
                     deaths += 1
                     system.predictor.start()

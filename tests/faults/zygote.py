@@ -8,6 +8,7 @@ A line: {"module", "argv", "env", "log", "skew"}; the answer is the pid. `skew` 
 of that one process: [[after_s, offset_s], ...].
 """
 
+import asyncio
 import gc
 import importlib
 import json
@@ -41,6 +42,7 @@ def _become(order: dict[str, Any]) -> None:
     """The child: never returns."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     die_with_parent()
+    signal.signal(signal.SIGUSR2, _tell_tasks)
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
@@ -65,6 +67,14 @@ def _become(order: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status or 0)
+
+
+def _tell_tasks(*_: object) -> None:
+    """What every task of this process waits for, into its log: for a process that does not end."""
+    for task in [each for each in gc.get_objects() if isinstance(each, asyncio.Task)]:
+        if not task.done():
+            task.print_stack(file=sys.stderr)
+    sys.stderr.flush()
 
 
 def _skew(steps: Sequence[tuple[float, float]]) -> None:

@@ -1,0 +1,178 @@
+"""F17, F18, F20, F25, F26: partitions, a slow network, a full store, races, a result that goes."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from eventing import keys
+from eventing.job import JobId
+from tests.faults.checker import Rules
+from tests.faults.client import body
+from tests.faults.conftest import Judge
+from tests.faults.history import Kind
+from tests.faults.processes import System, Tuning, Zygote, running
+from tests.faults.proxy import Proxy, Way
+
+pytestmark = pytest.mark.timeout(1800)
+
+LINKS: dict[str, Callable[[System], Proxy]] = {
+    "api-redis": lambda system: system.api_redis,
+    "api-broker": lambda system: system.api_broker,
+    "broker-redis": lambda system: system.broker_redis,
+    "predictor-redis": lambda system: system.predictor_redis,
+    "broker-predictor": lambda system: system.delivery,
+}
+FAULTS: dict[str, Callable[[Proxy], None]] = {
+    "closed": lambda proxy: proxy.close(),
+    "black hole": lambda proxy: proxy.black_hole(),
+    "up only": lambda proxy: proxy.black_hole(Way.UP),
+    "down only": lambda proxy: proxy.black_hole(Way.DOWN),
+}
+
+
+async def submit_all(system: System, name: str, count: int) -> list[JobId]:
+    lines = [(body(n), f"{name}-{n}") for n in range(count)]
+    return list(await asyncio.gather(*(system.client.submit(line, key) for line, key in lines)))
+
+
+@pytest.mark.parametrize("link", LINKS)
+async def test_f17_a_partition_loses_and_doubles_nothing(
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge, link: str
+) -> None:
+    draw = random.Random(link)
+    each = max(trials // 5, 1)
+    async with running(
+        zygote, tmp_path, Tuning(delivery_timeout="PT2S", max_attempts=50)
+    ) as system:
+        await submit_all(system, "warm", 2)
+        proxy, jobs = LINKS[link](system), []
+        for trial in range(each):
+            fault = list(FAULTS)[trial % len(FAULTS)]
+            submits = asyncio.ensure_future(submit_all(system, f"job-{trial}", 3))
+            await asyncio.sleep(draw.uniform(0, 0.05))
+            FAULTS[fault](proxy)
+            system.history.add(Kind.FAULT, "partition", what=link, how=fault)
+            await asyncio.sleep(1.0)
+            proxy.heal()
+            healed_s = time.monotonic()
+            jobs += await submits
+            await asyncio.wait_for(system.client.submit(body(trial), f"after-{trial}"), 10)
+            assert time.monotonic() - healed_s < 10, "not back 10 s after the healing"
+        await system.ended(jobs, within_s=45)
+
+        await judge(system, each, of=f"partitions of {link}")
+
+
+async def test_f17_no_retry_storm_while_the_predictor_is_away(
+    zygote: Zygote, tmp_path: Path, judge: Judge
+) -> None:
+    async with running(zygote, tmp_path) as system:
+        await submit_all(system, "warm", 2)
+        system.delivery.close()
+        before = system.delivery.accepted
+        jobs = await submit_all(system, "job", 20)
+        await asyncio.sleep(3)
+        tries = system.delivery.accepted - before
+        system.delivery.heal()
+        await system.ended(jobs, within_s=30)
+
+        # Linear backoff of 0.02 s x n: about 17 tries a job in 3 s, and no more.
+        assert tries <= 20 * 18
+        await judge(system, 1, of="outage of the predictor")
+
+
+async def test_f18_a_slow_network_that_cuts_now_and_then_loses_nothing(
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+) -> None:
+    async with running(zygote, tmp_path, Tuning(lease_s=4, max_attempts=50)) as system:
+        await submit_all(system, "warm", 2)
+        for proxy in system.proxies:
+            proxy.delay_s, proxy.jitter_s, proxy.cut_chance = 0.02, 0.02, 0.01
+        jobs = await submit_all(system, "job", trials)
+        await system.ended(jobs, within_s=60)
+        for proxy in system.proxies:
+            proxy.heal()
+        await system.ended(jobs, within_s=30)
+
+        await judge(system, trials, of="jobs over a slow network")
+
+
+async def test_f20_a_full_store_refuses_submits_keeps_results_and_comes_back(
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge, server_binary: Path
+) -> None:
+    tuning = Tuning(binary=server_binary, tokens_per_s=50, lease_s=2)
+    async with running(zygote, tmp_path, tuning) as system:
+        jobs = await submit_all(system, "before", trials)
+        await system.redis.config_set("maxmemory-policy", "noeviction")
+        await system.redis.config_set("maxmemory", 1)
+        await asyncio.sleep(0.1)
+        system.history.add(Kind.FAULT, "down", what="redis")
+        refused = [
+            await system.client.submit_once(body(n), f"while-full-{n}") for n in range(trials)
+        ]
+        await asyncio.sleep(1)
+        system.history.add(Kind.FAULT, "up", what="redis")
+        await system.redis.config_set("maxmemory", 0)
+        jobs += await submit_all(system, "after", trials)
+        await system.ended(jobs, within_s=30)
+
+        assert refused == [None] * trials
+        await judge(system, trials, of="submits to a full store")
+
+
+async def test_f25_a_cancel_that_races_the_finish_has_one_winner(
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+) -> None:
+    draw = random.Random(25)
+    races = trials * 5
+    async with running(zygote, tmp_path, Tuning(tokens_per_s=200)) as system:
+        won = {"cancelled": 0, "completed": 0}
+        jobs: list[str] = []
+
+        async def race(number: int) -> None:
+            job_id = await system.client.submit(body(number, tokens=10), f"job-{number}")
+            jobs.append(job_id)
+            await asyncio.sleep(draw.uniform(0.02, 0.2))
+            won[await system.client.cancel(job_id)] += 1
+
+        for start in range(0, races, 10):
+            await asyncio.gather(*(race(n) for n in range(start, start + 10)))
+        await system.ended(jobs, within_s=20)
+
+        assert all(won.values()), f"one side never won: {won}"
+        await judge(system, races, of=f"races {won}")
+
+
+async def test_f26_a_result_that_expires_under_a_reader_is_gone_and_not_run_again(
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+) -> None:
+    async with running(zygote, tmp_path, Tuning(tokens_per_s=20)) as system:
+        jobs = await submit_all(system, "job", trials)
+        waiting = [asyncio.ensure_future(_look(system, job_id)) for job_id in jobs]
+        await system.ended(jobs, within_s=20)
+        looked = [status for status, _ in await asyncio.gather(*waiting)]
+        for job_id in jobs:
+            await system.redis.pexpire(keys.job(job_id), 1)
+            await system.redis.pexpire(keys.tokens(job_id), 1)
+        await asyncio.sleep(0.05)
+        late = [await _look(system, job_id) for job_id in jobs]
+        await asyncio.sleep(1)
+
+        assert set(looked) <= {200, 404, 410}
+        assert {status for status, _ in late} <= {404, 410}
+        assert not (await system.dumped()).jobs, "something ran it again"
+        lost_by_design = {f"job-{n}" for n in range(trials)}
+        rules = Rules(lost_by_design=frozenset(lost_by_design))
+        await judge(system, trials, rules, of="expired results")
+
+
+async def _look(system: System, job_id: str) -> tuple[int, object]:
+    try:
+        return await system.client.get(job_id, "?wait=8")
+    except aiohttp.ClientError:
+        return 0, None
