@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
@@ -96,6 +97,7 @@ class Parent:
                 stderr=log,
                 preexec_fn=die_with_parent,
             )
+        self._exit_codes: dict[int, int] = {}
         self._lines = self._connect(path)
         assert next(self._lines)["ready"]
 
@@ -107,10 +109,16 @@ class Parent:
             "log_path": str(self._folder / f"{name}.log"),
         }
         self._socket.sendall(json.dumps(request).encode() + b"\n")
-        return Forked(next(self._lines)["pid"], f"http://127.0.0.1:{port}")
+        while "exit_code" in (line := next(self._lines)):
+            self._exit_codes[line["pid"]] = line["exit_code"]  # of one that ended before
+        return Forked(line["pid"], f"http://127.0.0.1:{port}")
 
     def exit_code_of(self, pid: int) -> int:
-        return next(int(line["exit_code"]) for line in self._lines if line.get("pid") == pid)
+        """Waits for its end."""
+        while pid not in self._exit_codes:
+            line = next(self._lines)
+            self._exit_codes[line["pid"]] = line["exit_code"]
+        return self._exit_codes[pid]
 
     def _connect(self, path: Path) -> Iterator[dict[str, Any]]:
         deadline = time.monotonic() + 60
@@ -280,6 +288,31 @@ async def test_a_thought_survives_kill_9_of_a_real_engine(pair: Pair, jobs: Redi
     assert read_text(entries) == whole.text
     assert attempts[1].index >= 25
     assert time.monotonic() - killed_at < LEASE_S + 15
+
+
+async def test_a_dead_vllm_core_ends_its_predictor_and_the_thought_goes_on(
+    pair: Pair, jobs: RedisStore
+) -> None:
+    whole = await pair.second.deliver(ask(STORY, "whole3", max_tokens=60))
+    third = pair.parent.fork("c")
+    while not answers_ready(third.url, DEFAULT_MODEL):
+        await asyncio.sleep(0.1)
+    event = ask(STORY, "dead-core", max_tokens=60)
+    delivery = asyncio.ensure_future(third.deliver(event))
+    await wait_tokens(jobs, event, 15)
+    (core,) = psutil.Process(third.pid).children()
+    core.kill()
+    died_at = time.monotonic()
+    assert (await delivery).status == 503
+    assert time.monotonic() - died_at < 2
+    assert not answers_ready(third.url, DEFAULT_MODEL)
+    job = await jobs.get(job_id_of(event))
+    answer = await pair.second.deliver(event)
+
+    assert job is not None
+    assert job.history[0].outcome == "handover"
+    assert answer.text == whole.text
+    assert pair.parent.exit_code_of(third.pid) == 1
 
 
 async def test_sigterm_hands_a_real_thought_over_and_ends_well(
