@@ -18,7 +18,7 @@ from eventing.broker.queue import expected_wait_s, pace_per_minute
 from eventing.connection import failures_named
 from eventing.errors import Unavailable
 from eventing.job import JobId, JobState, Lane, derive_job_id
-from eventing.metric_family import STORE_UP, Family, Latest, Samples
+from eventing.metric_family import DEAD_LETTERS, STORE_UP, Family, Latest, Samples
 from eventing.script import run
 
 REQUESTS: Final = "requests-"
@@ -103,6 +103,9 @@ class QueueMetrics:
         self._queues = tuple(queues)
         self._looked_s = float("-inf")
         self._looking = asyncio.Lock()
+        for name in self._queues:
+            if not name.startswith(REQUESTS):  # those are counted by the api
+                DEAD_LETTERS.labels(name)  # from zero, so that the first one is seen
 
     async def refresh(self) -> None:
         """Show what the queues hold now; nothing of them when the store is away."""

@@ -18,7 +18,7 @@ from knative.load.run import Closed, Run
 from knative.load.sample import Outcome, Sample
 from knative.load.schedule import Shape, parse_mix
 from knative.load.session import Plan, run_plan
-from knative.load.summary import percentiles
+from knative.load.summary import growing, percentiles
 from knative.load.watch import Watch
 from knative.local.data_dir import find_addresses
 from knative.simulator.load import Load
@@ -104,7 +104,10 @@ def load(
     if html_file is not None:
         html_file.write_text(page(report, result.samples, result.looks), encoding="utf-8")
     _draw(report)
-    if report["lost"] or (soak and _grew(report)):
+    grew = growing(report) if soak else []
+    for line in grew:
+        stderr.print(f"grows: {line}", markup=False)
+    if report["lost"] or grew:
         raise typer.Exit(1)
 
 
@@ -176,23 +179,6 @@ def _draw(report: dict[str, Any]) -> None:
     )
     for note in report["notes"]:
         stderr.print(note, style="dim", markup=False)
-
-
-def _grew(report: dict[str, Any]) -> list[str]:
-    """What a soak run says no to: a trend above 5 % an hour of the first value after the warm-up
-    quarter. Runs under ten minutes prove nothing, and say so.
-    """
-    if report["span_s"] < 600:
-        stderr.print("a soak run shorter than ten minutes proves nothing about growth")
-        return []
-    grew = [
-        name
-        for name, figures in report["growth"].items()
-        if (figures["per_hour"] or 0.0) > 0.05 * max(figures["first"], 1.0)
-    ]
-    for name in grew:
-        stderr.print(f"grows: {name}, {report['growth'][name]['per_hour']:.0f} an hour")
-    return grew
 
 
 def _number(value: float | None) -> str:

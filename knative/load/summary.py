@@ -6,7 +6,7 @@ counted from when it was due; what ended otherwise is counted, not averaged away
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -15,6 +15,12 @@ from knative.load.watch import Look, growth_per_hour
 
 _LATE_S: Final = 0.05
 """A generator later than this measures itself."""
+_SOAK_S: Final = 600
+_GROWTH_A_HOUR: Final = 0.1
+_FILES_A_HOUR: Final = 10.0
+"""Ten an hour is 240 a day, a quarter of the usual limit; fewer is connections that come and go."""
+_KEYS_A_JOB: Final = 2
+_OTHER_KEYS: Final = 100
 _SHARES: Final = {"p50": 0.50, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
@@ -128,6 +134,28 @@ def growth(looks: Sequence[Look]) -> dict[str, Any]:
         }
         for name, points in sorted(series.items())
     }
+
+
+def growing(report: Mapping[str, Any]) -> list[str]:
+    """What a soak run says no to, in words: a trend of memory or open files that a day would not
+    forgive, or more keys than the jobs that are kept account for (a record and a token stream
+    each). In less than ten minutes nothing can be told.
+    """
+    if report["span_s"] < _SOAK_S:
+        return [f"unknown: {report['span_s']:g} s are too short to tell"]
+    found: list[str] = []
+    for name, figures in report["growth"].items():
+        if name == "store bytes":
+            continue  # follows the keys, and the lengths of what was asked
+        if name == "store keys":
+            added = figures["last"] - figures["first"]
+            if added > _KEYS_A_JOB * report["sent"] + _OTHER_KEYS:
+                found.append(f"{name}: {added:.0f} more, for {report['sent']} jobs")
+            continue
+        allowed = max(_GROWTH_A_HOUR * figures["first"], _FILES_A_HOUR)
+        if (figures["per_hour"] or 0.0) > allowed:
+            found.append(f"{name}: {figures['per_hour']:.0f} an hour")
+    return found
 
 
 def _cost(looks: Sequence[Look], tokens: int, jobs: int) -> dict[str, float | None]:
