@@ -110,6 +110,26 @@ def test_a_foreign_producers_event_without_a_model_attribute_is_routed_by_its_bo
     )
 
 
+def test_a_job_that_always_fails_is_set_aside_and_an_edited_one_gets_a_second_life(
+    stack: LocalStack,
+) -> None:
+    job_id = stack.submit(max_tokens=5, seeded={"fail_at": 1})
+    stack.until(lambda: stack.job(job_id)["is_dead_letter"])
+    shown = json.loads(torpor(stack, "dead-letters", "show", job_id).stdout)
+    assert len(shown["attempts"]) == 3
+    assert shown["request"]["body"]["seeded"] == {"fail_at": 1}
+
+    line = {"url": "/v1/completions", "body": {"model": MODEL, "prompt": "hi", "max_tokens": 5}}
+    redriven = torpor(
+        stack, "dead-letters", "redrive", job_id, "--request", "-", stdin=json.dumps(line)
+    )
+
+    assert redriven.stdout.split() == [job_id]
+    job = stack.job(job_id, wait_s=20)
+    assert job["state"] == "completed"
+    assert job["attempt"] == 4
+
+
 def test_a_part_that_is_killed_is_started_again_and_the_job_ends(own_stack: LocalStack) -> None:
     broker = [p for p in own_stack.children() if "eventing.broker" in _command(p)]
     own_stack.job(own_stack.submit(max_tokens=1), wait_s=20)
