@@ -15,6 +15,7 @@ from api.catalog import Catalog
 from api.file_store import FileStore
 from api.principal import Authenticator, EverybodyIsDefault, Principal
 from api.settings import ApiSettings
+from api.turnstile import Turnstile
 from api.webhook_desk import WebhookDesk
 from eventing.clock import Clock, SystemClock
 from eventing.errors import NotFound, Unavailable
@@ -158,6 +159,7 @@ class Front:
     ledger: Ledger | None = None
     files: FileStore = field(default_factory=lambda: FileStore("memory://torpor"))
     batches: Batches = field(default_factory=NoBatches)
+    turnstile: Turnstile = field(default_factory=Turnstile)
     clock: Clock = field(default_factory=SystemClock)
 
 

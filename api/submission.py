@@ -43,6 +43,8 @@ NEVER_ACCEPTED: Final = "never_accepted"
 """Error code of a job whose submit was answered 503: it was withdrawn and will never run."""
 
 _WITHDRAW_S: Final = 0.3
+_QUEUING_SHARE: Final = 0.5
+"""Of the time a submit may take, how much of it may pass before its turn comes."""
 _GENERATIONS: Final = 16
 
 _log = structlog.get_logger()
@@ -104,14 +106,25 @@ async def _submit_new(
     await front.catalog.check(new.request)
     if url := new.metadata.get(JOB_WEBHOOK):
         check_url(url, allow_list(front.settings.webhook_allow), WEBHOOK_URL)
-    await front.admission.admit(principal, new)
     deadline_s = front.clock.monotonic_s() + front.settings.submit_timeout_s
-    job, is_new = await _record(front, new, idempotency_key, deadline_s)
-    await front.admission.took(new, job, is_new)
-    if is_new:
-        await _hand_in(front, job, deadline_s)
+    async with front.turnstile.passing(front.settings.submit_timeout_s * _QUEUING_SHARE):
+        await _admit(front, principal, new, deadline_s)
+        job, is_new = await _record(front, new, idempotency_key, deadline_s)
+        await front.admission.took(new, job, is_new)
+        if is_new:
+            await _hand_in(front, job, deadline_s)
     _submitted.labels("accepted" if is_new else "repeated").inc()
     return job, is_new
+
+
+async def _admit(front: Front, principal: Principal, new: NewJob, deadline_s: float) -> None:
+    """Limits are kept in the store too; one that does not answer must not eat the others' time."""
+    budget_s = deadline_s - front.clock.monotonic_s() - 2 * _WITHDRAW_S
+    try:
+        async with asyncio.timeout(max(budget_s, 0.0)):
+            await front.admission.admit(principal, new)
+    except TimeoutError as error:
+        raise StoreUnavailable("the store does not answer") from error
 
 
 def _new_job(front: Front, principal: Principal, request: JobRequest, wish: Wish) -> NewJob:

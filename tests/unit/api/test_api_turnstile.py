@@ -1,0 +1,49 @@
+"""A burst: some go, some wait a moment, the rest is sent away while it is cheap."""
+
+import asyncio
+
+import pytest
+
+from api.turnstile import Turnstile
+from eventing.errors import Overloaded
+
+
+async def go(turnstile: Turnstile, done: asyncio.Event, timeout_s: float = 1.0) -> str:
+    try:
+        async with turnstile.passing(timeout_s):
+            await done.wait()
+        return "went"
+    except Overloaded:
+        return "sent away"
+
+
+async def test_those_beyond_the_room_are_sent_away_at_once() -> None:
+    turnstile, done = Turnstile(abreast=2, waiting=3), asyncio.Event()
+    tasks = [asyncio.create_task(go(turnstile, done)) for _ in range(8)]
+    await asyncio.sleep(0.01)
+
+    assert sum(task.done() for task in tasks) == 3
+    done.set()
+    assert sorted(await asyncio.gather(*tasks)) == ["sent away"] * 3 + ["went"] * 5
+
+
+async def test_a_wait_that_is_too_long_ends() -> None:
+    turnstile, done = Turnstile(abreast=1, waiting=3), asyncio.Event()
+    first = asyncio.create_task(go(turnstile, done))
+    await asyncio.sleep(0)
+
+    assert await go(turnstile, done, timeout_s=0.01) == "sent away"
+
+    done.set()
+    assert await first == "went"
+
+
+async def test_a_slot_comes_free_however_its_holder_ends() -> None:
+    turnstile = Turnstile(abreast=1, waiting=1)
+    with pytest.raises(ValueError, match="broke"):
+        async with turnstile.passing(1.0):
+            raise ValueError("broke")
+
+    done = asyncio.Event()
+    done.set()
+    assert await go(turnstile, done) == "went"
