@@ -4,6 +4,7 @@ Called by whoever opens a store or a queue. Every command has a timeout; nothing
 because the callers know what may be sent twice.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -55,9 +56,18 @@ def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> R
 
 @asynccontextmanager
 async def failures_named() -> AsyncIterator[None]:
-    """Turn what a Redis client raises into `StoreUnavailable`; a bug of ours stays what it is."""
+    """Turn what a Redis client raises into `StoreUnavailable`; a bug of ours stays what it is.
+
+    A cancel that came meanwhile is raised here if nobody did: redis-py sends under
+    `asyncio.wait_for`, which until Python 3.12 swallows a cancel that comes as the bytes are gone,
+    and a loop that is never told to end keeps its process alive for ever (F31).
+    """
+    task = asyncio.current_task()
+    asked_before = task.cancelling() if task else 0
     try:
         yield
+        if task and task.cancelling() > asked_before:
+            raise asyncio.CancelledError
     except AuthenticationError as error:
         raise StoreUnavailable("the store refused our password (TORPOR_REDIS_URL)", 5.0) from error
     except (OutOfMemoryError, ReadOnlyError) as error:

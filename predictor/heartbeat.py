@@ -80,8 +80,11 @@ class Heartbeat:
         while True:
             self._news.clear()
             await self._tell()
+            # Not wait_for: until Python 3.12 it swallows a cancel that comes with the news, and a
+            # predictor told to go just after it was ready never ended (F31).
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), _EVERY_S)
+                async with asyncio.timeout(_EVERY_S):
+                    await self._news.wait()
 
     async def end(self) -> None:
         """Take ourselves off the list."""

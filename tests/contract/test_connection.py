@@ -1,8 +1,11 @@
 """How the store's connections behave when there are fewer of them than callers."""
 
 import asyncio
+from contextlib import suppress
 
-from eventing.connection import connect
+import pytest
+
+from eventing.connection import connect, failures_named
 from eventing.redis_store import RedisStore
 from tests.contract.rig import new_job
 
@@ -14,4 +17,47 @@ async def test_more_callers_than_connections_wait_their_turn(redis_url: str) -> 
     answers = await asyncio.gather(*(store.create(new_job(f"burst-{n}")) for n in range(200)))
 
     assert len(answers) == 200
+    await store.close()
+
+
+async def test_a_cancel_that_the_client_swallowed_is_raised_all_the_same() -> None:
+    # redis-py sends under asyncio.wait_for, which until Python 3.12 swallows a cancel that comes
+    # as the bytes are gone: a predictor told to go just then never ended (F31).
+    began = asyncio.Event()
+
+    async def call() -> None:
+        async with failures_named():
+            began.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    task = asyncio.ensure_future(call())
+    await began.wait()
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_what_is_cleaned_up_after_a_cancel_may_use_the_store(redis_url: str) -> None:
+    store = RedisStore(connect(redis_url))
+    began = asyncio.Event()
+    is_clean = False
+
+    async def call() -> None:
+        nonlocal is_clean
+        try:
+            began.set()
+            await asyncio.sleep(60)
+        finally:
+            await store.ping()
+            is_clean = True
+
+    task = asyncio.ensure_future(call())
+    await began.wait()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+    assert is_clean
     await store.close()

@@ -141,7 +141,7 @@ async def test_a_store_that_is_away_is_retried_by_brokers_that_retry(
     zygote: Zygote, tmp_path: Path, rules: Rules
 ) -> None:
     async with running(zygote, tmp_path) as system:
-        broker = broker_of(rules, system)
+        broker = replace(broker_of(rules, system), pause_s=0.05)
         system.predictor_redis.close()
         delivery = asyncio.ensure_future(broker.deliver(request("1", orjson.dumps(body(1)))))
         await asyncio.sleep(0.05)

@@ -162,7 +162,7 @@ async def test_f14_what_raises_each_time_or_is_no_job_is_a_dead_letter(
         await system.ended(jobs, within_s=30)
 
         found = (await system.dumped()).jobs
-        attempts = {len(found[job_id].attempts) for job_id in jobs[::4]}  # type: ignore[index]
+        attempts = {len(found[job_id].attempts) for job_id in jobs[::4]}
         assert attempts == {system.tuning.max_attempts}
         await judge(system, trials * 4, of="poison events")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from eventing.job import JobId
 from tests.faults.checker import Rules
 from tests.faults.client import body
 from tests.faults.conftest import Judge
@@ -18,19 +19,19 @@ LEASE_S = 0.6
 SLOW = Tuning(lease_s=LEASE_S, tokens_per_s=40, delivery_timeout="PT2S", max_attempts=10)
 
 
-async def half_way(system: System, jobs: list[str]) -> None:
+async def half_way(system: System, jobs: list[JobId]) -> None:
     """Return when every job has tokens and none has ended."""
     async with asyncio.timeout(10):
         while True:
             found = (await dump(system.redis, QUEUE, TENANT)).jobs
             if all(len(found[j].entries) >= 3 for j in jobs if j in found) and len(found) >= len(
                 jobs
-            ):  # type: ignore[index]
+            ):
                 return
             await asyncio.sleep(0.02)
 
 
-async def submitted(system: System, count: int, tokens: int) -> list[str]:
+async def submitted(system: System, count: int, tokens: int) -> list[JobId]:
     lines = [(body(n, tokens=tokens), f"job-{n}") for n in range(count)]
     return list(await asyncio.gather(*(system.client.submit(line, key) for line, key in lines)))
 
@@ -102,6 +103,6 @@ async def test_f22_a_wrong_clock_changes_nothing(
         await system.ended([*first, *late], within_s=30)
 
         found = (await system.dumped()).jobs
-        runs = [len(found[job_id].attempts) for job_id in (*first, *late)]  # type: ignore[index]
+        runs = [len(found[job_id].attempts) for job_id in (*first, *late)]
         assert runs == [1] * len(runs), "a clock took a lease away"
         await judge(system, trials, of="jobs under a wrong clock")

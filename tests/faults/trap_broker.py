@@ -51,14 +51,15 @@ REDIS_STREAM_SOURCE: Final = Rules(name="redis-stream-source", acks_failed_sends
 
 @dataclass(slots=True)
 class TrapBroker:
-    """Delivers one event at a time by its rules; waits are told to `passed`, so that 205 s need
-    not be slept.
+    """Delivers one event at a time by its rules; waits are told to `passed` and last `pause_s`, so
+    that 205 s need not be slept.
     """
 
     rules: Rules
     subscriber: str
     is_sink_up: bool = True
     passed: Callable[[float], None] = lambda _: None
+    pause_s: float = 0.0
     dead_letters: list[Event] = field(default_factory=list)
     replies: int = 0
     lost: list[Event] = field(default_factory=list)
@@ -71,7 +72,7 @@ class TrapBroker:
             if not self.rules.is_retried(statuses[-1]):
                 break
             self.passed(self.rules.backoff_s * 2**tries)
-            await asyncio.sleep(0)
+            await asyncio.sleep(self.pause_s)
         if not 200 <= statuses[-1] < 300:
             self._give_up(event, statuses[-1])
         return statuses
