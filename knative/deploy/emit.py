@@ -15,6 +15,7 @@ import yaml
 
 Resource = dict[str, Any]
 _WIDTH = 96
+_BOOLEANS_IN_GO = ("y", "Y", "n", "N")  # kubectl reads YAML 1.1; PyYAML leaves these bare
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,5 +110,7 @@ def _flow(value: Any) -> str:
 
 
 def _scalar(value: Any) -> str:
+    if value in _BOOLEANS_IN_GO:
+        return f"'{value}'"
     text = str(yaml.safe_dump(value, width=10_000, default_flow_style=True, allow_unicode=True))
     return text.removesuffix("\n").removesuffix("\n...").strip()

@@ -86,7 +86,6 @@ FLOWS: tuple[Flow, ...] = (
     Flow(Party.PREDICTOR, Party.INTERNET, (443,), "the model's files, once a pod"),
     Flow(Party.FIRST_SECRETS, Party.KUBERNETES, (443, 6443), "makes the Secrets that are missing"),
     Flow(Party.API, Party.BROKER, (8081,), "request and cancel events", "queue"),
-    Flow(Party.PREDICTOR, Party.BROKER, (8081,), "result events, from the pump", "queue"),
     Flow(Party.BROKER, Party.REDIS, (6379,), "the durable log", "queue"),
     Flow(Party.BROKER, Party.API, (8000,), "result events", "queue"),
     Flow(Party.KEDA, Party.REDIS, (6379,), "queue lengths, as a user that may see no more", "keda"),

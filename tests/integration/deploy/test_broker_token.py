@@ -40,3 +40,4 @@ async def test_a_token_that_is_not_there_fails_closed(tmp_path: Path) -> None:
 
     with pytest.raises(BrokerUnavailable):
         await publisher.publish(EVENT)
+    await publisher.close()

@@ -1,0 +1,60 @@
+"""How long render, build and doctor take, and how many mistakes they are tried with.
+
+Run: .venv/bin/python -m bench.manifests
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from knative.deploy.doctor import RULES, examine
+from knative.deploy.tree import OVERLAYS, files
+from knative.deploy.values import load_values
+from tests.manifests.test_doctor import BREAKS
+from tests.manifests.test_schemas import NEGATIVES
+
+MANIFESTS = Path(__file__).parents[1] / "manifests"
+ROUNDS = 20
+
+
+def median_ms(work: Callable[[], Any], rounds: int = ROUNDS) -> float:
+    """Median wall time of a call."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - started) * 1000)
+    return statistics.median(times)
+
+
+def build(overlay: str) -> str:
+    """Give what kubectl would apply."""
+    command = ["kubectl", "kustomize", str(MANIFESTS / "overlays" / overlay)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def main() -> None:
+    """Print one line a figure."""
+    values = load_values(MANIFESTS / "values.yaml")
+    print(f"render, {len(files(values))} files: {median_ms(lambda: files(values)):.0f} ms")
+    for overlay in OVERLAYS:
+        built = median_ms(lambda name=overlay: build(name), rounds=5)
+        resources = list(yaml.load_all(build(overlay), yaml.CSafeLoader))
+        judged = median_ms(lambda found=resources: examine(found))
+        print(
+            f"{overlay}: {len(resources)} objects, kubectl kustomize {built:.0f} ms, "
+            f"doctor {judged:.1f} ms"
+        )
+    print(f"doctor: {len(RULES)} rules, {len(BREAKS)} mistakes that must be named")
+    print(f"schemas: {len(NEGATIVES)} negative samples that must be refused")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""The commands, as a person types them, against a mock API server named by a kubeconfig."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from knative.cli.deploy import app
+from knative.cli.errors import UserError
+from knative.deploy.release import to_config_map
+from tests.integration.deploy.api_server import ApiServer, Object
+from tests.manifests.conftest import MANIFESTS, kustomize
+
+Run = Callable[..., Awaitable[Result]]
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small queue overlay, built."""
+    path = tmp_path_factory.mktemp("built") / "queue-cpu.yaml"
+    path.write_text(yaml.safe_dump_all(kustomize(MANIFESTS / "overlays" / "queue-cpu")))
+    return path
+
+
+@pytest.fixture
+def run(url_of_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command in a thread, as a process of its own would be."""
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "mock",
+        "contexts": [{"name": "mock", "context": {"cluster": "mock", "user": "me"}}],
+        "clusters": [{"name": "mock", "cluster": {"server": url_of_server}}],
+        "users": [{"name": "me", "user": {"token": "t"}}],
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+
+    async def invoke(*words: object, say: str = "") -> Result:
+        return await asyncio.to_thread(
+            CliRunner().invoke, app, [str(word) for word in words], input=say
+        )
+
+    return invoke
+
+
+def said(result: Result) -> str:
+    """What a person would read: the output, and the one clear line of an error."""
+    error = result.exception
+    return result.output + (str(error) if isinstance(error, UserError) else "")
+
+
+async def test_deploy_applies_the_overlay_and_records_a_release(
+    run: Run, server: ApiServer, overlay: Path
+) -> None:
+    result = await run("deploy", overlay, "--yes", "--no-wait")
+
+    assert result.exit_code == 0, said(result)
+    assert "thinker" in server.names("InferenceService")
+    assert "torpor-release-000001" in server.names("ConfigMap")
+    managers = {q["fieldManager"] for m, _, q in server.requests if m == "PATCH"}
+    assert managers == {"torpor"}
+
+
+async def test_a_dry_run_shows_the_difference_and_applies_nothing(
+    run: Run, server: ApiServer, overlay: Path
+) -> None:
+    result = await run("deploy", overlay, "--dry-run")
+
+    assert result.exit_code == 0, said(result)
+    assert "+  name: thinker" in result.output
+    assert server.names("InferenceService") == set()
+
+
+async def test_no_at_the_question_applies_nothing(
+    run: Run, server: ApiServer, overlay: Path
+) -> None:
+    result = await run("deploy", overlay, "--no-wait", say="n\n")
+
+    assert result.exit_code == 1
+    assert server.names("InferenceService") == set()
+
+
+async def test_the_same_deploy_again_has_nothing_to_do(
+    run: Run, server: ApiServer, overlay: Path
+) -> None:
+    await run("deploy", overlay, "--yes", "--no-wait")
+
+    result = await run("deploy", overlay, "--yes", "--no-wait")
+
+    assert "nothing to do" in said(result)
+    assert server.names("ConfigMap") & {"torpor-release-000002"} == set()
+
+
+async def test_a_cluster_without_keda_is_told_how_to_get_it(
+    run: Run, server: ApiServer, overlay: Path
+) -> None:
+    del server.kinds["keda.sh/v1alpha1"]
+
+    result = await run("deploy", overlay, "--yes")
+
+    assert result.exit_code == 1
+    assert "Install KEDA 2.17 or newer" in said(result)
+    assert server.names("Deployment") == set()
+
+
+async def test_what_the_doctor_refuses_is_not_applied(
+    run: Run, server: ApiServer, overlay: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(overlay.read_text().replace("cooldownPeriod: 660", "cooldownPeriod: 5"))
+
+    result = await run("deploy", broken, "--yes")
+
+    assert result.exit_code == 1
+    assert "keda-cooldown" in said(result)
+    assert server.names("Deployment") == set()
+
+
+async def test_a_wait_in_vain_says_what_is_missing(
+    run: Run, server: ApiServer, overlay: Path
+) -> None:
+    result = await run("deploy", overlay, "--yes", "--timeout", "1")
+
+    assert result.exit_code == 1
+    assert "InferenceService/thinker: KServe has not made it ready" in said(result)
+
+
+async def test_a_canary_is_deployed_promoted_and_gone(
+    run: Run, server: ApiServer, overlay: Path
+) -> None:
+    server.on_apply = lambda item: _ready(server, item)
+    await run("deploy", overlay, "--yes", "--no-wait")
+    made = await run("deploy", overlay, "--yes", "--canary", "10", "--image", "new:2", "--no-wait")
+    assert made.exit_code == 0, said(made)
+    assert "thinker-canary" in server.names("InferenceService")
+
+    result = await run("promote", "thinker", "--now", "--timeout", "5")
+
+    assert result.exit_code == 0, said(result)
+    service = server.find("InferenceService", "thinker")
+    assert service["spec"]["predictor"]["containers"][0]["image"] == "new:2"
+    assert "thinker-canary" not in server.names("InferenceService")
+
+
+async def test_a_rollback_withdraws_a_canary(run: Run, server: ApiServer, overlay: Path) -> None:
+    server.on_apply = lambda item: _ready(server, item)
+    await run("deploy", overlay, "--yes", "--no-wait")
+    await run("deploy", overlay, "--yes", "--canary", "10", "--image", "new:2", "--no-wait")
+
+    result = await run("rollback", "--timeout", "5")
+
+    assert result.exit_code == 0, said(result)
+    assert "thinker-canary" not in server.names("InferenceService")
+
+
+async def test_promote_without_prometheus_says_what_to_give(
+    run: Run, server: ApiServer, overlay: Path
+) -> None:
+    await run("deploy", overlay, "--yes", "--canary", "10", "--image", "new:2", "--no-wait")
+
+    result = await run("promote", "thinker", "--prometheus", "http://127.0.0.1:9")
+
+    assert result.exit_code == 1
+    assert "--prometheus" in said(result)
+
+
+async def test_status_is_readable_by_machines(run: Run, server: ApiServer, overlay: Path) -> None:
+    await run("deploy", overlay, "--yes", "--no-wait")
+
+    result = await run("status", "--json")
+
+    rows = {f"{row['kind']}/{row['name']}": row for row in json.loads(result.output)}
+    assert rows["InferenceService/thinker"]["replicas"] == "0..1"
+    assert rows["InferenceService/thinker"]["ready"] is False
+
+
+async def test_the_live_doctor_sees_the_platforms(
+    run: Run, server: ApiServer, overlay: Path
+) -> None:
+    await run("deploy", overlay, "--yes", "--no-wait")
+    keda = {"name": "keda-operator", "image": "ghcr.io/kedacore/keda:2.16.1"}
+    server.put(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": "keda-operator", "namespace": "keda"},
+            "spec": {"template": {"spec": {"containers": [keda]}}},
+        }
+    )
+
+    result = await run("doctor", "--live", "--json")
+
+    findings = json.loads(result.output)
+    assert result.exit_code == 1
+    assert {f["rule"] for f in findings if f["severity"] == "error"} == {"keda-version"}
+
+
+async def test_delete_asks_and_keeps_data(run: Run, server: ApiServer, overlay: Path) -> None:
+    await run("deploy", overlay, "--yes", "--no-wait")
+
+    refused = await run("delete", say="n\n")
+    assert refused.exit_code == 1
+    assert "torpor-api" in server.names("Deployment")
+
+    result = await run("delete", "--yes")
+
+    assert result.exit_code == 0, said(result)
+    assert server.names("Deployment") == set()
+    assert "torpor-files" in server.names("PersistentVolumeClaim")
+
+
+async def test_scale_wants_sense(run: Run) -> None:
+    assert "--min, --max or both" in said(await run("scale", "thinker"))
+    assert "over --max" in said(await run("scale", "thinker", "--min", "3", "--max", "2"))
+
+
+async def test_render_check_fails_on_a_difference(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "values.yaml").write_text("max_job_seconds: 60\n")
+
+    assert (await run("render", "--folder", tmp_path)).exit_code == 0
+    assert (await run("render", "--folder", tmp_path, "--check")).exit_code == 0
+    (tmp_path / "base" / "api.yaml").unlink()
+
+    result = await run("render", "--folder", tmp_path, "--check")
+    assert "missing  base/api.yaml" in said(result)
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("nowhere", "cannot be read"), (".", "no kustomization.yaml"), ("-", "not YAML")],
+)
+async def test_a_wrong_source_is_one_clear_line(run: Run, source: str, words: str) -> None:
+    result = await run("doctor", source, say="a: [")
+
+    assert result.exit_code == 1
+    assert words in said(result)
+
+
+def test_a_release_of_a_whole_overlay_fits_a_config_map(overlay: Path) -> None:
+    from knative.deploy.release import Release
+
+    resources = tuple(yaml.safe_load_all(overlay.read_text()))
+
+    made = to_config_map(Release(1, resources), "torpor")
+
+    assert len(json.dumps(made)) < 64 * 1024
+
+
+def _ready(server: ApiServer, item: Object) -> None:
+    """Play the controllers: whatever is applied comes up."""
+    made = copy.deepcopy(item)
+    made["metadata"]["generation"] = 1
+    yes = [{"type": name, "status": "True"} for name in ("Ready", "Complete")]
+    counts = dict.fromkeys(("replicas", "updatedReplicas", "availableReplicas", "readyReplicas"), 9)
+    counts["replicas"] = counts["updatedReplicas"]
+    made["status"] = {"conditions": yes, **counts}
+    server.put(made)

@@ -1,0 +1,55 @@
+"""Whatever values a person chooses, what is rendered is sound: no doctor's error, no refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from knative.deploy.doctor import Severity, examine
+from knative.deploy.render import write
+from knative.deploy.values import Values
+from tests.manifests.conftest import CRDS, kustomize
+from tests.manifests.crd import Crds
+
+CHOICES = [
+    pytest.param({"max_job_seconds": 10, "cold_start_seconds": 5}, id="short jobs, fast wakes"),
+    pytest.param({"max_job_seconds": 86_400}, id="a day"),
+    pytest.param({"cold_start_seconds": 3600}, id="an hour to wake"),
+    pytest.param({"max_replicas": 1, "model": {"concurrency": 1}}, id="one job at a time"),
+    pytest.param({"max_replicas": 1000, "model": {"concurrency": 1000}}, id="as many as can be"),
+    pytest.param({"gpu": {"count": 8, "product": "NVIDIA-H200"}}, id="eight GPUs a replica"),
+    pytest.param(
+        {"namespace": "n", "host": "a.b", "model": {"name": "m" * 40}}, id="names at their limits"
+    ),
+    pytest.param({"platform": {"kserve": "0.15", "storage_class": "fast"}}, id="an older KServe"),
+    pytest.param({"images": {"tag": "sha256:" + "0" * 64}}, id="pinned by digest"),
+]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("overlay", ["queue", "queue-cpu", "serverless", "serverless-kafka"])
+def test_any_values_give_sound_manifests(
+    tmp_path: Path, choice: dict[str, Any], overlay: str
+) -> None:
+    write(tmp_path, Values.model_validate(choice))
+
+    resources = kustomize(tmp_path / "overlays" / overlay)
+
+    errors = [(f.rule.name, f.fault) for f in examine(resources).of(Severity.ERROR)]
+    assert errors == []
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("choice", CHOICES)
+def test_any_values_are_accepted_by_the_crds(
+    tmp_path: Path, choice: dict[str, Any], crds: Crds
+) -> None:
+    assert CRDS.is_dir()
+    write(tmp_path, Values.model_validate(choice))
+
+    for overlay in ("queue", "serverless"):
+        for resource in filter(crds.knows, kustomize(tmp_path / "overlays" / overlay)):
+            assert crds.faults(resource) == []
