@@ -93,10 +93,10 @@ async def submit_new(
     front: Front, principal: Principal, new: NewJob, *, idempotency_key: str = ""
 ) -> tuple[Job, bool]:
     """As `submit`, for a job whose identity is known. With a key, the id comes from that."""
-    with trace.span("submit", parent=new.traceparent, model=new.request.model) as span:
+    with trace.span("submit", parent=new.traceparent) as span:
         traced = replace(new, traceparent=span.traceparent)
         job, is_new = await _submit_new(front, principal, traced, idempotency_key)
-        span.set(job_id=job.id, is_new=is_new)
+        span.set(job_id=job.id, is_new=is_new, model=job.request.model)
         return job, is_new
 
 

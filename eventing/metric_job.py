@@ -111,14 +111,19 @@ class JobMetrics:
 
 
 def start_at_zero(model: str) -> None:
-    """Show the counters that page people before they count: Prometheus takes the first sample of a
-    series for its start, and would never see the first dead letter.
+    """Show what there is to count before it counts: Prometheus takes the first sample of a series
+    for its start, and would never see the first dead letter, nor the first wake's wait.
     """
     DEAD_LETTERS.labels(f"requests-{model}")
     for counter in (_retries, _lost, _refused):
         counter.labels(model)
     for lane in Lane:
-        _ended.labels(model, lane, str(JobState.FAILED))
+        for state in JobState:
+            if state.is_terminal:
+                _ended.labels(model, lane, str(state))
+        for times in (_wait, _first, _total):
+            times.labels(model, lane)
+    _pace.labels(model)
 
 
 def observe(job: Job, model: str) -> None:

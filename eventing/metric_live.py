@@ -54,6 +54,7 @@ _cold = Histogram(
     buckets=(0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 12, 20, 30, 60, 120, 300, 600, 1200),
 )
 
+_PHASES: Final = ("import", "weights", "compile", "warm_up", "total")
 _EVERY_S: Final = 2.0
 _READY: Final = "ready"
 _TOKEN_MEASURES: Final = {
@@ -76,6 +77,9 @@ class LiveMetrics:
         self._models = tuple(models)
         self._price = price
         self._seen: set[str] = set()
+        for model in self._models:
+            for phase in _PHASES:
+                _cold.labels(model, phase)  # from zero, so that the first wake is seen
 
     async def run(self) -> None:
         """Read until cancelled."""

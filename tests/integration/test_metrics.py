@@ -1,0 +1,117 @@
+"""`docs/metrics.md` and the `/metrics` of a running stack tell of the same families."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.integration.stack import LocalStack
+
+pytestmark = pytest.mark.timeout(60)
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+PARTS = ("api", "broker", "activator", "predictor")
+UNITS = ("_seconds", "_total", "_bytes", "_per_minute")
+COUNTS = {
+    # Gauges that count things carry the thing's name.
+    "torpor_queue_depth",
+    "torpor_queue_events",
+    "torpor_queue_retrying",
+    "torpor_jobs_in_flight",
+    "torpor_deliveries_in_flight",
+    "torpor_predictor_in_flight",
+    "torpor_activator_requests",
+    "torpor_store_keys",
+    "torpor_store_up",
+    "torpor_engine_up",
+    "torpor_replicas",
+    "torpor_replicas_ready",
+    "torpor_replicas_waking",
+    "torpor_replicas_wanted",
+}
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, set[str]]]]:
+    """Family names and their labels, by part, of a stack that has done one job."""
+    env = {"TORPOR_GPU_PRICE_PER_HOUR": "3.6"}
+    stack = LocalStack(tmp_path_factory.mktemp("metrics"), "--window", "60s", env=env).start()
+    stack.job(stack.submit(max_tokens=5), wait_s=20)
+    time.sleep(2.5)  # the api reads the store every two seconds
+    (replica,) = stack.status()["replicas"]["list"]
+    port = replica["id"].rsplit("-", 1)[1]
+    addresses = stack.addresses | {"predictor": f"http://127.0.0.1:{port}"}
+    yield {part: read(addresses[part]) for part in PARTS}
+    stack.stop()
+
+
+def read(address: str) -> dict[str, set[str]]:
+    text = httpx.get(f"{address}/metrics").text
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        if name.startswith("torpor_") and not name.endswith("_created"):
+            found[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
+    return found
+
+
+def documented(part: str) -> dict[str, set[str]]:
+    """Names and labels in the table under a part's heading."""
+    text = PAGE.read_text()
+    section = re.search(rf"^## The {part}\n(.*?)(?=^## |\Z)", text, re.S | re.M)
+    assert section is not None, f"no section for the {part}"
+    rows = re.findall(r"^\| `(torpor_\w+)` \| ([^|]*) \|", section[1], re.M)
+    return {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_page_lists_what_a_part_shows(
+    part: str, families: dict[str, dict[str, set[str]]]
+) -> None:
+    assert set(documented(part)) == set(families[part])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_page_names_every_label(part: str, families: dict[str, dict[str, set[str]]]) -> None:
+    page = documented(part)
+    wrong = {
+        name: labels - page[name]
+        for name, labels in families[part].items()
+        if labels - page.get(name, set())
+    }
+
+    assert not wrong
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_no_label_names_a_job_a_tenant_or_a_caller(
+    part: str, families: dict[str, dict[str, set[str]]]
+) -> None:
+    labels = set().union(*families[part].values())
+
+    assert not labels & {"job_id", "job", "tenant", "user", "key", "prompt", "request_id"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_names_carry_their_unit(part: str, families: dict[str, dict[str, set[str]]]) -> None:
+    bare = {name for name in families[part] if not name.endswith(UNITS)}
+
+    assert bare <= COUNTS
+
+
+def test_what_wakes_a_predictor_is_shown_without_one(
+    families: dict[str, dict[str, set[str]]],
+) -> None:
+    shown = set(families["api"]) | set(families["broker"])
+
+    assert shown >= {
+        "torpor_queue_depth",
+        "torpor_queue_oldest_age_seconds",
+        "torpor_jobs_in_flight",
+        "torpor_queue_wait_seconds",
+        "torpor_tokens_total",
+        "torpor_gpu_cost_total",
+    }
