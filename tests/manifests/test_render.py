@@ -108,7 +108,7 @@ def test_reasons_stand_above_what_they_explain_and_leave_the_data_alone() -> Non
 
     assert list(yaml.safe_load_all(text)) == [plain(resource)] * 2
     assert text.startswith("# one\na: 1\n")
-    assert "  # outer\n  # inner\n  - x: y\n" in text
+    assert "  # outer\n  # inner\n  - x: 'y'\n" in text
 
 
 @pytest.mark.parametrize(

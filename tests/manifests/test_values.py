@@ -28,28 +28,22 @@ CHOICES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def known() -> Crds | None:
+    """The CRDs, where they are beside the checkout; the doctor judges without them."""
+    return Crds(CRDS) if CRDS.is_dir() else None
+
+
 @pytest.mark.timeout(60)
+@pytest.mark.parametrize("overlay", ["queue", "serverless"])
 @pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("overlay", ["queue", "queue-cpu", "serverless", "serverless-kafka"])
 def test_any_values_give_sound_manifests(
-    tmp_path: Path, choice: dict[str, Any], overlay: str
+    tmp_path: Path, choice: dict[str, Any], overlay: str, known: Crds | None
 ) -> None:
     write(tmp_path, Values.model_validate(choice))
 
     resources = kustomize(tmp_path / "overlays" / overlay)
 
     errors = [(f.rule.name, f.fault) for f in examine(resources).of(Severity.ERROR)]
-    assert errors == []
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("choice", CHOICES)
-def test_any_values_are_accepted_by_the_crds(
-    tmp_path: Path, choice: dict[str, Any], crds: Crds
-) -> None:
-    assert CRDS.is_dir()
-    write(tmp_path, Values.model_validate(choice))
-
-    for overlay in ("queue", "serverless"):
-        for resource in filter(crds.knows, kustomize(tmp_path / "overlays" / overlay)):
-            assert crds.faults(resource) == []
+    refused = [known.faults(r) for r in resources if known and known.knows(r) and known.faults(r)]
+    assert (errors, refused) == ([], [])
