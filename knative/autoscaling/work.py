@@ -264,8 +264,8 @@ def _held(
     spec: WorkSpec, state: WorkState, seen: Seen, wanted: int, linger: float, now: float
 ) -> tuple[WorkState, int]:
     """Down only after less was wanted for as long as idling is worth a cold start."""
-    if seen.asked > 1:
-        wanted = max(wanted, 1)  # only the last one lingers; the others go one cold start earlier
+    if seen.asked > 1 and linger > spec.cold_start_s:
+        wanted = max(wanted, 1)  # the last one lingers alone; the others go after one cold start
     if wanted >= seen.asked:
         return replace(state, less_since=None), wanted
     since, most = state.less_since, max(wanted, state.less_most)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _HEIGHT = 720, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 30, 30
+_WIDTH, _HEIGHT = 720, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 42, 30
 # Told apart by colour-blind readers too (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _TICKS = 4
@@ -43,8 +43,8 @@ def line_plot(title: str, lines: Sequence[Line], *, x_unit: str = "s", y_unit: s
             f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>'
         )
         at = _LEFT + 8 + 150 * number
-        parts.append(f'<rect x="{at}" y="20" width="10" height="3" fill="{colour}"/>')
-        parts.append(f'<text x="{at + 14}" y="25" fill="#222">{escape(line.name)}</text>')
+        parts.append(f'<rect x="{at}" y="26" width="10" height="3" fill="{colour}"/>')
+        parts.append(f'<text x="{at + 14}" y="31" fill="#222">{escape(line.name)}</text>')
     parts.append("</svg>")
     return "\n".join(parts) + "\n"
 
@@ -53,6 +53,7 @@ def _grid(x_most: float, y_most: float, x_unit: str, y_unit: str) -> list[str]:
     parts: list[str] = []
     for tick in range(_TICKS + 1):
         y_value, x_value = y_most * tick / _TICKS, x_most * tick / _TICKS
+        anchor = "end" if tick == _TICKS else "middle"
         y, x = _y(y_value, y_most), _x(x_value, x_most)
         parts.append(
             f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
@@ -62,7 +63,7 @@ def _grid(x_most: float, y_most: float, x_unit: str, y_unit: str) -> list[str]:
             f"{y_value:g}{escape(y_unit)}</text>"
         )
         parts.append(
-            f'<text x="{x:.1f}" y="{_HEIGHT - 10}" text-anchor="middle" fill="#555">'
+            f'<text x="{x:.1f}" y="{_HEIGHT - 10}" text-anchor="{anchor}" fill="#555">'
             f"{x_value:.0f}{escape(x_unit)}</text>"
         )
     return parts
