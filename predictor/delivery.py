@@ -201,7 +201,9 @@ class Deliveries:
                     result = await generation.run()
                     inner.set(new_tokens=generation.new_tokens)
                 await self._account.charge(job, share_s, is_kept=_is_kept(result, attempt))
-                outcome, word = await self._settlement.settle(generation, result)
+                outcome, word = await self._settlement.settle(
+                    attempt, result, new_tokens=generation.new_tokens
+                )
         except StoreUnavailable as error:
             outcome, word = Refused(error.message, error.retry_after_s), "store_unavailable"
         except Exception:

@@ -15,7 +15,7 @@ from eventing.store import Ending, Hold, Release, Store
 from predictor import metrics
 from predictor.answer import RETRY_SOON_S, AttemptFailed, Ended, Held, Outcome, Refused
 from predictor.errors import EngineDeadError
-from predictor.generation import Attempt, Broke, Generation, Made, Result, Stop
+from predictor.generation import Attempt, Broke, Made, Result, Stop
 
 _T = TypeVar("_T")
 
@@ -46,9 +46,10 @@ class Settlement:
         self._clock = clock
         self._lease_s = lease_s
 
-    async def settle(self, generation: Generation, result: Result) -> tuple[Outcome, str]:
+    async def settle(
+        self, attempt: Attempt, result: Result, *, new_tokens: int
+    ) -> tuple[Outcome, str]:
         """Record how the attempt ended; the outcome, and its word in the metrics."""
-        attempt = generation.attempt
         match result:
             case Made(body):
                 ending = Ending(state=JobState.COMPLETED, result=body, usage=body.get("usage"))
@@ -57,7 +58,7 @@ class Settlement:
                 return await self._finish(attempt, _dead(problem(error))), "invalid"
             case Broke(EngineDeadError()) | Stop.ENGINE_DEAD:
                 why = release_after_engine_death(
-                    new_tokens=generation.new_tokens, can_resume=attempt.can_resume
+                    new_tokens=new_tokens, can_resume=attempt.can_resume
                 )
                 return await self.give_back(attempt, why, "engine_dead"), "engine_dead"
             case Broke(Unavailable() as error):

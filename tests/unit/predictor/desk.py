@@ -27,13 +27,24 @@ SOURCE = "/tests/producer"
 CHAT = "/v1/chat/completions"
 
 
+class AdvancedClock(SystemClock):
+    """The clock of this host, `ahead_ms` later."""
+
+    ahead_ms = 0
+
+    def wall_ms(self) -> int:
+        return super().wall_ms() + self.ahead_ms
+
+
 class UnreliableStore(MemoryStore):
     """The store in memory, behind a network that a test can break."""
 
     def __init__(self, settings: LeaseSettings | None = None) -> None:
-        super().__init__(settings)
+        self.clock = AdvancedClock()
+        super().__init__(settings, self.clock)
         self.is_away = False
         self.lost_answers = 0
+        self.failing_ends = 0
         self.appended: list[TokenBatch] = []
 
     def _reach(self) -> None:
@@ -86,6 +97,9 @@ class UnreliableStore(MemoryStore):
 
     async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> Hold:
         self._reach()
+        if self.failing_ends:
+            self.failing_ends -= 1
+            raise StoreUnavailable("the store does not answer")
         return await super().finish(job_id, attempt, ending)
 
     async def renew(self, leases: Any, *, extend: bool) -> list[Hold]:

@@ -8,7 +8,7 @@ import pytest_asyncio
 
 from eventing.job import JobId
 from eventing.job_event import job_of
-from eventing.store import Hold
+from eventing.store import Hold, TokenBatch
 from predictor.append_group import AppendGroup
 from predictor.checkpoint import CheckpointWriter, read_checkpoint
 from tests.unit.predictor.desk import UnreliableStore, asking, read_ids, read_text
@@ -147,6 +147,17 @@ async def test_an_engine_far_ahead_of_the_store_is_told_to_wait() -> None:
     await made.writer.run()
 
     assert not made.writer.is_full
+
+
+async def test_only_the_newest_run_from_the_start_is_gone_on_from() -> None:
+    made = await rig(0.001)
+    made.writer.add([1, 2, 3], [word("old")])
+    made.writer.close()
+    await made.writer.run()
+    await made.store.acquire_again(made.job_id, restart=True)
+    await made.store.append(made.job_id, 2, TokenBatch(index=0, token_ids=(7,)))
+
+    assert (await read_checkpoint(made.store, made.job_id, 1)).token_ids == (7,)
 
 
 async def test_what_an_edited_request_left_behind_is_not_gone_on_from() -> None:

@@ -5,11 +5,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from eventing.clock import SystemClock
+from eventing.errors import BadRequest
 from eventing.event import Event
 from eventing.job import JobState
-from eventing.job_event import COMPLETED, FAILED, request_event
+from eventing.job_event import COMPLETED, FAILED, job_of, request_event
 from eventing.store import EntryKind, LeaseSettings, Release
-from predictor.settlement import release_after_engine_death
+from predictor.answer import Ended
+from predictor.generation import Attempt, Broke
+from predictor.settlement import Settlement, release_after_engine_death
 from tests.unit.predictor.desk import (
     UnreliableStore,
     asking,
@@ -403,6 +407,24 @@ async def test_a_checkpoint_that_is_not_whole_makes_the_job_start_over() -> None
 
     assert answer.status == 200
     assert read_text(entries) == text_of(answer)
+    assert len(read_ids(entries)) == 41
+
+
+async def test_a_whole_answer_waits_for_a_store_that_is_away() -> None:
+    async with open_desk() as desk:
+        desk.store.failing_ends = 2
+        answer = await desk.deliver(asking(seeded=TEN))
+
+        assert answer.status == 200
+        assert data_of(answer)["attempt"] == 1
+
+
+async def test_an_event_that_has_arrived_is_not_sent_again() -> None:
+    async with open_desk() as desk:
+        await desk.deliver(asking(seeded=TEN))
+        desk.store.clock.ahead_ms = 60_000
+
+        assert await desk.store.take_unpublished(10) == []
 
 
 async def test_an_invalid_event_cannot_end_a_job_that_has_its_identity() -> None:
@@ -426,3 +448,20 @@ async def test_without_a_shared_store_the_whole_result_is_in_the_reply() -> None
         assert answer.event is not None
         assert len(answer.event.data) > 64 * 1024
         assert len(data_of(answer)["response"]["choices"]) == 4
+
+
+async def test_what_only_a_run_finds_out_is_a_dead_letter_too() -> None:
+    async with open_desk() as desk:
+        attempt = Attempt(
+            job_id=job_id_of(asking()), number=1, acquired_s=0, token_count=0, can_resume=True
+        )
+        await desk.store.create(job_of(asking()))
+        await desk.store.acquire(attempt.job_id, "p", can_resume=True)
+        settlement = Settlement(desk.store, SystemClock(), lease_s=30)
+        fault = Broke(BadRequest("longer than the context", "messages"))
+        outcome, _ = await settlement.settle(attempt, fault, new_tokens=0)
+
+        assert isinstance(outcome, Ended)
+        assert outcome.job.is_dead_letter
+        assert outcome.job.error is not None
+        assert outcome.job.error.field == "messages"

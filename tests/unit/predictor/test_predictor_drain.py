@@ -62,6 +62,13 @@ async def test_a_handed_over_job_costs_no_attempt_however_often() -> None:
         assert text_of(await desk.deliver(event)) == whole
 
 
+async def test_the_door_is_closed_at_once() -> None:
+    async with open_desk() as desk:
+        Drain(desk.admission, desk.keeper, grace_s=60).begin("SIGTERM")
+
+        assert (await desk.deliver(asking())).status == 503
+
+
 async def test_nothing_in_flight_means_no_wait() -> None:
     async with open_desk() as desk:
         drain = Drain(desk.admission, desk.keeper, grace_s=60)

@@ -1,0 +1,157 @@
+"""One attempt, on an engine that plays what a test wrote down."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from eventing.clock import SystemClock
+from eventing.errors import BadRequest
+from eventing.job_event import job_of
+from predictor.append_group import AppendGroup
+from predictor.checkpoint import Checkpoint
+from predictor.engine import EngineRequest, PhaseReporter, Step
+from predictor.generation import Attempt, Broke, Generation, Made, Stop
+from predictor.shown import Shown, entries_of
+from tests.unit.predictor.desk import UnreliableStore, asking, read_text
+
+
+class ScriptedEngine:
+    """Plays steps; counts how many were taken, and whether the run was closed."""
+
+    model_names: Sequence[str] = ("scripted",)
+    max_concurrency = 4
+
+    def __init__(self, steps: Sequence[Step | Exception]) -> None:
+        self._steps = steps
+        self.taken = 0
+        self.is_closed = False
+
+    async def start(self, report: PhaseReporter) -> None:
+        """Nothing to load."""
+
+    async def stop(self) -> None:
+        """Nothing to free."""
+
+    def is_healthy(self) -> bool:
+        return True
+
+    def validate(self, request: EngineRequest) -> None:
+        """Everything is well."""
+
+    def can_resume(self, request: EngineRequest) -> bool:
+        return True
+
+    async def run(
+        self, request: EngineRequest, prior_token_ids: Sequence[int]
+    ) -> AsyncGenerator[Step, None]:
+        try:
+            for step in self._steps:
+                if isinstance(step, Exception):
+                    raise step
+                self.taken += 1
+                yield step
+                await asyncio.sleep(0)
+        finally:
+            self.is_closed = True
+
+
+def chunk(finish: str | None = None, **delta: Any) -> Mapping[str, Any]:
+    return {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "scripted",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+    }
+
+
+def call(call_id: str, arguments: str) -> list[dict[str, Any]]:
+    function = {"name": "f", "arguments": arguments}
+    return [{"index": 0, "id": call_id, "type": "function", "function": function}]
+
+
+async def generation(
+    steps: Sequence[Step | Exception], checkpoint: Checkpoint | None = None
+) -> tuple[Generation, UnreliableStore, ScriptedEngine]:
+    store = UnreliableStore()
+    job, _ = await store.create(job_of(asking()))
+    await store.acquire(job.id, "p", can_resume=True)
+    engine = ScriptedEngine(steps)
+    attempt = Attempt(job_id=job.id, number=1, acquired_s=0, token_count=0, can_resume=True)
+    made = Generation(
+        attempt,
+        checkpoint or Checkpoint(),
+        EngineRequest("r", job.request.url, job.request.body),
+        engine=engine,
+        store=store,
+        appends=AppendGroup(store),
+        clock=SystemClock(),
+        flush_s=0.001,
+    )
+    return made, store, engine
+
+
+async def test_a_tool_call_has_one_id_in_the_stream_and_in_the_result() -> None:
+    shown = Shown()
+    shown.note(entries_of(chunk(tool_calls=call("call_first", '{"a"'))))
+    steps = [
+        Step((), chunk(tool_calls=call("call_again", '{"a": 1}'))),
+        Step((2,), chunk(finish="tool_calls")),
+    ]
+    made, _, _ = await generation(steps, Checkpoint((1,), shown))
+    result = await made.run()
+
+    assert isinstance(result, Made)
+    assert result.body["choices"][0]["message"]["tool_calls"][0]["id"] == "call_first"
+
+
+async def test_an_engine_far_ahead_of_a_silent_store_is_held_back() -> None:
+    steps = [Step((i,), None) for i in range(30_000)]
+    made, store, engine = await generation(steps)
+    store.is_away = True
+    running = asyncio.ensure_future(made.run())
+    while engine.taken < 16_384:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    held_at = engine.taken
+    made.interrupt(Stop.STORE_LOST)
+
+    assert await running is Stop.STORE_LOST
+    assert held_at < 17_000
+
+
+async def test_what_the_engine_finds_wrong_while_it_runs_is_the_requests_fault() -> None:
+    made, _, _ = await generation([BadRequest("too long", "messages")])
+    result = await made.run()
+
+    assert isinstance(result, Broke)
+    assert isinstance(result.error, BadRequest)
+
+
+@pytest.mark.parametrize("why", list(Stop))
+async def test_an_interruption_closes_the_run_whatever_the_reason(why: Stop) -> None:
+    made, _, engine = await generation([Step((i,), None) for i in range(100_000)])
+    running = asyncio.ensure_future(made.run())
+    while not engine.taken:
+        await asyncio.sleep(0)
+    made.interrupt(why)
+
+    assert await asyncio.wait_for(running, 1) is why
+    assert engine.is_closed
+
+
+async def test_the_first_reason_stands() -> None:
+    made, _, _ = await generation([Step((1,), None)])
+    made.interrupt(Stop.HANDOVER)
+    made.interrupt(Stop.FENCED)
+
+    assert await made.run() is Stop.HANDOVER
+
+
+async def test_text_that_comes_after_the_last_token_is_shown() -> None:
+    made, store, _ = await generation([Step((1,), None), Step((), chunk(content="late"))])
+    await made.run()
+
+    assert read_text(await store.read_stream(made.attempt.job_id)) == "late"
