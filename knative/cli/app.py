@@ -51,14 +51,23 @@ def main() -> None:
     status = 0
     try:
         app()
-    except* (UserError, StackError) as group:
+    except* (UserError, StackError, OSError) as group:
         for error in _flat(group):
-            stderr.print(f"torpor: {error}", style="red", markup=False, highlight=False)
+            stderr.print(f"torpor: {_words(error)}", style="red", markup=False, highlight=False)
         status = 1
     except* KeyboardInterrupt:
         status = 130
     if status:  # not above: an exit inside `except*` would itself be wrapped and shown
         sys.exit(status)
+
+
+def _words(error: BaseException) -> str:
+    """The error for a person; the system's own (a full disk, a folder that may not be written) by
+    name and place.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
 
 
 def _flat(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

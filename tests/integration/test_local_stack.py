@@ -249,3 +249,16 @@ def _accepts(stack: LocalStack) -> bool:
     line = {"url": "/v1/completions", "body": {"model": MODEL, "prompt": "x", "max_tokens": 1}}
     answer = httpx.post(stack.addresses["api"] + "/v1/jobs", json=line)
     return answer.status_code == 202
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    """`/dev/full` stands for the disk: every write to it fails as on a full one."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "triggers.yaml").symlink_to("/dev/full")
+
+    refused = _up(folder)
+
+    assert refused.returncode == 1
+    assert "No space left on device" in refused.stderr
+    assert "Traceback" not in refused.stderr
