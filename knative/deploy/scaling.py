@@ -20,10 +20,11 @@ def pressure_formula(values: Values) -> str:
     """Give the formula with p95 and GPU: they raise what the work asks for, and nothing alone.
 
     With no work the product is zero, so a stale series cannot keep a GPU awake; `??` keeps a
-    failed Prometheus from taking the formula down.
+    failed Prometheus from taking the formula down. `float` because KEDA wants one, and a choice
+    between two numbers is of no type that its expression language will vouch for (keda-docs#1246).
     """
-    p95 = f"((p95 ?? 0) > {values.p95_wait_seconds} ? 1.5 : 1)"
-    return f"({WORK}) * {p95} * ((gpu ?? 0) > 90 ? 1.25 : 1)"
+    p95 = f"((p95 ?? 0) > {values.p95_wait_seconds} ? 1.5 : 1.0)"
+    return f"float(({WORK}) * {p95} * ((gpu ?? 0) > 90 ? 1.25 : 1.0))"
 
 
 def authentication(values: Values) -> Resource:

@@ -170,3 +170,28 @@ def test_few_cel_rules_are_beyond_the_library(overlays: dict[str, Resources], cr
             crds.faults(resource)
 
     assert all(".find(" in rule for rule in crds.skipped_rules)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("overlay", ["serverless", "serverless-kafka", "serverless-cpu"])
+def test_what_kserve_hands_to_knative_is_accepted_there(
+    overlays: dict[str, Resources], crds: Crds, overlay: str
+) -> None:
+    """KServe copies the pod's fields into a Knative Service, whose pod spec knows fewer."""
+    (predictor,) = [
+        r["spec"]["predictor"] for r in overlays[overlay] if r["kind"] == "InferenceService"
+    ]
+    kserve_only = {"minReplicas", "maxReplicas", "labels", "annotations", "timeout",
+                   "scaleMetric", "scaleTarget"}  # fmt: skip
+    pod = {key: value for key, value in predictor.items() if key not in kserve_only}
+    timeouts = dict.fromkeys(
+        ("timeoutSeconds", "responseStartTimeoutSeconds"), predictor["timeout"]
+    )
+    service = {
+        "apiVersion": "serving.knative.dev/v1",
+        "kind": "Service",
+        "metadata": {"name": "thinker-predictor", "namespace": "torpor"},
+        "spec": {"template": {"spec": {**pod, **timeouts}}},
+    }
+
+    assert crds.faults(service) == []
