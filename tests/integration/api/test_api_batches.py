@@ -65,7 +65,7 @@ async def start(client: AsyncOpenAI, content: Sequence[bytes], **more: Any) -> A
 
 
 async def final(client: AsyncOpenAI, batch_id: str) -> Any:
-    async with asyncio.timeout(9):
+    async with asyncio.timeout(20):
         while (batch := await client.batches.retrieve(batch_id)).status not in (
             "completed",
             "failed",
@@ -159,6 +159,7 @@ async def test_a_bad_line_fails_alone_under_its_number(client: AsyncOpenAI, runn
     }
 
 
+@pytest.mark.timeout(30)
 async def test_a_batch_that_lost_its_runner_is_finished_by_another(
     rig: Rig, client: AsyncOpenAI, engine: FakeEngine
 ) -> None:
