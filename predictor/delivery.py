@@ -7,14 +7,22 @@ the next delivery goes on. A caller that goes away changes nothing: the next one
 """
 
 import sys
+import traceback
 from collections.abc import Awaitable, Mapping
+from pathlib import Path
 from typing import Final, assert_never
 
 import structlog
 
 from eventing import job_event, trace
 from eventing.clock import Clock
-from eventing.errors import BadRequest, IdempotencyConflict, StoreUnavailable, Unavailable
+from eventing.errors import (
+    BadRequest,
+    IdempotencyConflict,
+    StoreUnavailable,
+    TorporError,
+    Unavailable,
+)
 from eventing.event import Event, parse_http
 from eventing.job import Job
 from eventing.metric_ledger import GpuAccount
@@ -22,6 +30,7 @@ from eventing.store import AcquireStatus, NewJob, Release, Store
 from predictor import metrics
 from predictor.admission import Admission, sequences
 from predictor.answer import (
+    RETRY_SOON_S,
     Answer,
     Held,
     Ignored,
@@ -125,7 +134,30 @@ class Deliveries:
                 can_resume = self._engine.can_resume(request)
             except BadRequest as error:
                 return await self._settlement.refuse(job, error)
+            except TorporError:
+                raise
+            except Exception as error:
+                return await self._blame(job, error)
             return await self._acquire(job, can_resume=can_resume)
+
+    async def _blame(self, job: Job, error: Exception) -> Outcome:
+        """A request that breaks the very check of it costs an attempt too, or it would come for
+        ever.
+        """
+        acquired = await self._store.acquire(job.id, self._owner, can_resume=True)
+        if acquired.status is AcquireStatus.HELD:
+            return Held(RETRY_SOON_S)
+        if acquired.status is not AcquireStatus.ACQUIRED:
+            return await self._settlement.ended(job.id)
+        _log.error("check broke", action="validate", job_id=job.id, **where(error))
+        attempt = Attempt(
+            job_id=job.id,
+            number=acquired.attempt,
+            acquired_s=self._clock.monotonic_s(),
+            token_count=acquired.token_count,
+            can_resume=True,
+        )
+        return await self._settlement.failed(attempt, "internal_error")
 
     async def _acquire(self, job: Job, *, can_resume: bool) -> Outcome:
         asked_s = self._clock.monotonic_s()
@@ -206,9 +238,9 @@ class Deliveries:
                 )
         except StoreUnavailable as error:
             outcome, word = Refused(error.message, error.retry_after_s), "store_unavailable"
-        except Exception:
+        except Exception as error:
             # The outermost hand on this job: whatever went wrong counts, so that it ends.
-            log.exception("attempt broke", action="attempt")
+            log.error("attempt broke", action="attempt", **where(error))
             outcome, word = await self._settlement.failed(attempt, "internal_error"), "bug"
         metrics.ATTEMPTS.labels(word).inc()
         span.set(outcome=word)
@@ -233,3 +265,14 @@ def _request(job: Job, attempt: int) -> EngineRequest:
 def _is_kept(result: Result, attempt: Attempt) -> bool:
     """True when somebody goes on with what this attempt made, or has it all."""
     return isinstance(result, Made) or (attempt.can_resume and result is not Stop.ENDED)
+
+
+def where(error: BaseException) -> Mapping[str, str]:
+    """What a log may say of an unexpected error: its kind and its place. Its words may hold what
+    was asked (pydantic quotes its input).
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    places = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+    return {"error": type(error).__name__, "places": " < ".join(reversed(places))}

@@ -123,9 +123,11 @@ class Settlement:
         return AttemptFailed(error.message)
 
     async def ended(self, job_id: JobId) -> Outcome:
-        """The job as it ended."""
+        """The job as it ended; one that has gone, or was redriven meanwhile, comes again."""
         job = await self._store.get(job_id)
-        return Refused("the job's record is gone") if job is None else Ended(job)
+        if job is None or not job.state.is_terminal:
+            return Refused("the job's record has changed")
+        return Ended(job)
 
     async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Ask again while the store is away, for as long as the lease may still be ours."""

@@ -155,9 +155,10 @@ async def open_desk(
     is_store_shared: bool = True,
     owner: str = "p1",
     is_open: bool = True,
+    engine_type: type[SeededEngine] = SeededEngine,
 ) -> AsyncIterator[Desk]:
     """A desk that serves; its lease keeper runs beside it."""
-    engine = SeededEngine(
+    engine = engine_type(
         SeededSettings(
             tokens_per_s=tokens_per_s, prefill_tokens_per_s=0, max_concurrency=max_concurrency
         )

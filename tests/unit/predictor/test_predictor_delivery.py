@@ -12,7 +12,9 @@ from eventing.job import JobState
 from eventing.job_event import COMPLETED, FAILED, job_of, request_event
 from eventing.store import EntryKind, LeaseSettings, Release
 from predictor.answer import Ended
+from predictor.engine import EngineRequest
 from predictor.generation import Attempt, Broke
+from predictor.seeded_engine import SeededEngine
 from predictor.settlement import Settlement, release_after_engine_death
 from tests.unit.predictor.desk import (
     UnreliableStore,
@@ -465,3 +467,21 @@ async def test_what_only_a_run_finds_out_is_a_dead_letter_too() -> None:
         assert outcome.job.is_dead_letter
         assert outcome.job.error is not None
         assert outcome.job.error.field == "messages"
+
+
+class BrokenCheck(SeededEngine):
+    """An engine with a bug in the check of requests."""
+
+    def validate(self, request: EngineRequest) -> None:
+        raise ZeroDivisionError(request.body["messages"][0]["content"])
+
+
+async def test_a_bug_in_the_check_of_a_request_ends_in_the_dead_letters(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with open_desk(max_attempts=2, engine_type=BrokenCheck) as desk:
+        answers = [await desk.deliver(asking("canary-5d1e")) for _ in range(2)]
+
+        assert answers[0].status == 500
+        assert data_of(answers[1])["error"]["code"] == "internal_error"
+        assert "canary-5d1e" not in caplog.text + capsys.readouterr().out
