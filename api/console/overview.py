@@ -62,6 +62,8 @@ class RedisOverview:
     async def _model(self, name: str) -> dict[str, Any]:
         depth = await self._queues.depth(f"requests-{name}")
         waiting = depth.total_waiting
+        # The pace of a queue that nobody waits in says what was asked for, not what is possible.
+        wait_s = expected_wait_s(waiting, depth.settled_per_minute) if waiting else None
         return {
             "model": name,
             "queue": {
@@ -69,7 +71,7 @@ class RedisOverview:
                 "in_delivery": depth.pending,
                 "retrying": depth.retrying,
                 "settled_per_minute": round(depth.settled_per_minute, 2),
-                "expected_wait_s": expected_wait_s(waiting, depth.settled_per_minute),
+                "expected_wait_s": wait_s,
                 "oldest_ms": depth.oldest_ms or None,
             },
             "replicas": [asdict(replica) for replica in await self._directory.list(name)],

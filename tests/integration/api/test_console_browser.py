@@ -1,0 +1,261 @@
+"""The console in a real browser (Debian's chromium, driven by Playwright).
+
+Skips itself by name without the browser: `apt-get install chromium`.
+"""
+
+import re
+import shutil
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from eventing.api_key import RedisKeys, mint
+from eventing.job import JobId
+from eventing.redis_store import RedisStore
+from eventing.replica import ReplicaDirectory
+from tests.integration.api.fakes import FakePredictor, chat_result
+from tests.integration.api.furnished import Furnished, furnished, settings_for
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+    pytest.mark.timeout(30),
+]
+expect = playwright.expect
+Page = Any
+
+
+@pytest.fixture
+async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[Furnished]:
+    async with furnished(settings_for(redis_url), store) as made:
+        yield made
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Any]:
+    async with playwright.async_playwright() as driver:
+        made = await driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        await made.close()
+
+
+@pytest.fixture
+async def page(api: Furnished, browser: Any) -> AsyncIterator[Page]:
+    """The console, open; any error on the page fails the test."""
+    context = await browser.new_context(
+        color_scheme="dark", viewport={"width": 1360, "height": 960}
+    )
+    made = await context.new_page()
+    wrong: list[str] = []
+    made.on("pageerror", lambda error: wrong.append(str(error)))
+    made.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
+    await made.goto(f"{api.url}/console")
+    await expect(made.locator("#pulse")).to_have_text("live")
+    yield made
+    await context.close()
+    assert wrong == []
+
+
+async def write_job(page: Page, text: str) -> str:
+    """Submit from the keyboard alone; the job's id."""
+    await page.keyboard.press("n")
+    await page.keyboard.type(text)
+    await page.keyboard.press("Control+Enter")
+    await expect(page.locator("#detail-title")).to_have_text(re.compile("^job_"))
+    return str(await page.locator("#detail-title").text_content())
+
+
+async def test_a_job_is_written_followed_and_answered_by_keyboard(
+    api: Furnished, page: Page
+) -> None:
+    job_id = await write_job(page, "Why do hummingbirds sleep?")
+    await expect(page.locator("#detail-state")).to_have_text("queued")
+    predictor = await FakePredictor(api.store, job_id).start()
+
+    await predictor.chat("They ")
+    await expect(page.locator("#detail-output")).to_have_text("They")
+    await predictor.chat("save energy.")
+    await expect(page.locator("#detail-output")).to_have_text("They save energy.")
+    await predictor.finish(chat_result("They save energy."))
+
+    await expect(page.locator("#detail-state")).to_have_text("completed")
+    await expect(page.locator("#job-list .state").first).to_have_text("completed")
+
+
+async def test_what_a_model_writes_is_text_and_never_markup(api: Furnished, page: Page) -> None:
+    markup = '<img src=x onerror="document.title=1"><script>document.title=1</script>'
+    job_id = await write_job(page, markup)
+    predictor = await FakePredictor(api.store, job_id).start()
+
+    await predictor.chat(markup)
+
+    await expect(page.locator("#detail-output")).to_have_text(markup)
+    await expect(page.locator("#detail-prompt")).to_have_text(markup)
+    assert await page.title() == "Torpor console"
+    assert await page.locator("main img").count() == 0
+
+
+async def test_thinking_stands_apart_from_the_answer(api: Furnished, page: Page) -> None:
+    predictor = await FakePredictor(api.store, await write_job(page, "2+2?")).start()
+
+    await predictor.say({"index": 0, "delta": {"reasoning_content": "hmm"}})
+    await predictor.chat("four")
+
+    await expect(page.locator("#thinking")).to_be_visible()
+    await expect(page.locator("#detail-thinking")).to_have_text("hmm")
+    await expect(page.locator("#detail-output")).to_have_text("four")
+
+
+async def test_an_answer_that_starts_over_is_wiped(api: Furnished, page: Page) -> None:
+    job_id = await write_job(page, "hi")
+    predictor = await FakePredictor(api.store, job_id).start()
+    await predictor.chat("lost")
+    await expect(page.locator("#detail-output")).to_have_text("lost")
+    await api.store.redis.hset(f"torpor:{{{job_id}}}", "lease_until_ms", 1)
+
+    second = await FakePredictor(api.store, job_id).start(can_resume=False)
+    await second.chat("new")
+
+    await expect(page.locator("#detail-output")).to_have_text("new")
+    await expect(page.locator("#detail-log")).to_contain_text("starts over")
+
+
+async def test_a_job_is_cancelled_with_a_key(api: Furnished, page: Page) -> None:
+    job_id = await write_job(page, "never mind")
+    await expect(page.locator("#cancel")).to_be_visible()
+    await page.keyboard.press("Escape")
+
+    await page.keyboard.press("c")
+
+    await expect(page.locator("#detail-state")).to_have_text("cancelled")
+    job = await api.store.get(JobId(job_id))
+    assert job is not None
+    assert job.state == "cancelled"
+
+
+async def test_jobs_are_walked_with_j_and_k(api: Furnished, page: Page) -> None:
+    jobs = [await api.submit(str(n)) for n in range(3)]
+    await expect(page.locator("#job-list .row")).to_have_count(3)
+    await page.keyboard.press("Escape")
+
+    await page.keyboard.press("j")
+    await expect(page.locator("#detail-title")).to_have_text(jobs[2])
+    await page.keyboard.press("j")
+    await expect(page.locator("#detail-title")).to_have_text(jobs[1])
+    await page.keyboard.press("k")
+    await expect(page.locator("#detail-title")).to_have_text(jobs[2])
+
+
+async def test_a_dead_letter_is_redriven(api: Furnished, page: Page) -> None:
+    job_id = await api.submit("poison")
+    await (await FakePredictor(api.store, job_id).start()).fail("boom", "it broke")
+    await expect(page.locator("#dead-count")).to_have_text("1", timeout=8000)
+    await expect(page.locator("#dead-list")).to_contain_text("boom: it broke")
+
+    await page.get_by_role("button", name=f"Redrive {job_id}").click()
+
+    await expect(page.locator("#dead-none")).to_be_visible()
+    await expect(page.locator("#detail-state")).to_have_text("queued")
+    assert [event.subject for event in api.broker.events] == [job_id, job_id]
+
+
+async def test_a_dead_letter_is_discarded_only_after_a_question(api: Furnished, page: Page) -> None:
+    job_id = await api.submit("poison")
+    await (await FakePredictor(api.store, job_id).start()).fail("boom")
+    button = page.get_by_role("button", name=f"Discard {job_id}")
+    await expect(button).to_be_visible(timeout=8000)
+
+    await button.click()
+    await page.keyboard.press("Enter")  # the safe answer has the focus
+    await expect(page.locator("#ask")).to_be_hidden()
+    assert await api.store.get(JobId(job_id)) is not None
+    await button.click()
+    await page.locator("#ask-yes").click()
+
+    await expect(page.locator("#dead-none")).to_be_visible()
+    assert await api.store.get(JobId(job_id)) is None
+
+
+async def test_a_cold_start_shows_its_phases(api: Furnished, page: Page, redis: Redis) -> None:
+    await expect(page.locator("#model-list")).to_contain_text("Asleep")
+    directory = ReplicaDirectory(redis)
+
+    await directory.report("m", "predictor-1", "weights", {"import": 3.2}, 1500)
+
+    bar = page.locator(".phases")
+    await expect(bar).to_have_attribute("aria-label", re.compile("import 3.20 s, now weights"))
+    await directory.report("m", "predictor-1", "ready", {"import": 3.2, "weights": 1.9})
+    await expect(bar).to_have_attribute("aria-label", "cold start: import 3.20 s, weights 1.90 s")
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+async def test_it_follows_the_systems_colours_and_can_be_switched(
+    api: Furnished, browser: Any, scheme: str
+) -> None:
+    context = await browser.new_context(color_scheme=scheme)
+    page = await context.new_page()
+    await page.goto(f"{api.url}/console")
+    body = page.locator("body")
+    dark, light = "rgb(20, 23, 26)", "rgb(250, 250, 247)"
+    own, other = (dark, light) if scheme == "dark" else (light, dark)
+
+    await expect(body).to_have_css("background-color", own)
+    await page.click("#theme")
+    await expect(body).to_have_css("background-color", other)
+    await page.reload()
+    await expect(body).to_have_css("background-color", other)
+    await context.close()
+
+
+async def test_a_key_is_asked_for_and_kept_in_the_tab(
+    redis_url: str, store: RedisStore, redis: Redis, browser: Any
+) -> None:
+    key, text = mint("acme", now_s=0)
+    await RedisKeys(redis).put(key)
+    async with furnished(settings_for(redis_url, keys_source="redis"), store) as api:
+        page = await browser.new_page()
+        await page.goto(f"{api.url}/console")
+        await expect(page.locator("#key-dialog")).to_be_visible()
+
+        await page.locator("#key").fill(text)
+        await page.keyboard.press("Enter")
+
+        await expect(page.locator("#pulse")).to_have_text("live")
+        assert text not in page.url
+        assert await page.evaluate("localStorage.length") == 0
+        await page.close()
+
+
+async def test_everything_that_can_be_clicked_can_be_reached_by_tab_and_has_a_name(
+    api: Furnished, page: Page
+) -> None:
+    await api.submit("one")
+    await expect(page.locator("#job-list .row")).to_have_count(1)
+
+    reached: set[str] = set()
+    for _ in range(40):
+        await page.keyboard.press("Tab")
+        reached.add(
+            await page.evaluate(
+                "() => document.activeElement.id || document.activeElement.className"
+            )
+        )
+
+    assert {"key-open", "theme", "prompt", "model", "max-tokens", "filter", "row"} <= reached
+    nameless = await page.evaluate(
+        "() => [...document.querySelectorAll('button, input, select, textarea')]"
+        ".filter((n) => !(n.labels?.length || n.textContent.trim() || n.ariaLabel)).length"
+    )
+    assert nameless == 0
+
+
+async def test_a_narrow_window_does_not_scroll_sideways(api: Furnished, browser: Any) -> None:
+    page = await browser.new_page(viewport={"width": 360, "height": 700})
+    await page.goto(f"{api.url}/console")
+    await expect(page.locator("#pulse")).to_have_text("live")
+
+    assert await page.evaluate("() => document.documentElement.scrollWidth") <= 360
+    await page.close()

@@ -1,0 +1,142 @@
+"""The console's files and the calls behind it: dead letters, and the overview."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from eventing.redis_store import RedisStore
+from tests.integration.api.fakes import FakePredictor
+from tests.integration.api.furnished import Furnished, furnished, settings_for
+
+
+@pytest.fixture
+async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[Furnished]:
+    async with furnished(settings_for(redis_url), store) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/console", "text/html"),
+        ("/console/console.js", "text/javascript"),
+        ("/console/console.css", "text/css"),
+    ],
+)
+async def test_each_file_is_served_under_a_strict_policy(
+    api: Furnished, path: str, kind: str
+) -> None:
+    answer = await api.client.get(path)
+
+    assert answer.headers["content-type"].startswith(kind)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_file_that_has_not_changed_is_not_sent_again(api: Furnished) -> None:
+    tag = (await api.client.get("/console")).headers["etag"]
+
+    assert (await api.client.get("/console", headers={"if-none-match": tag})).status_code == 304
+
+
+@pytest.mark.parametrize("name", ["page.py", "..%2fapp.py", "%2e%2e/settings.py", "nothing"])
+async def test_no_other_file_is_served(api: Furnished, name: str) -> None:
+    assert (await api.client.get(f"/console/{name}")).status_code == 404
+
+
+async def dead(api: Furnished, text: str = "poison") -> str:
+    job_id = await api.submit(text)
+    await (await FakePredictor(api.store, job_id).start()).fail("boom", "it broke")
+    return job_id
+
+
+class TestDeadLetters:
+    async def test_they_are_listed_with_reason_and_request(self, api: Furnished) -> None:
+        job_id = await dead(api)
+
+        (letter,) = (await api.client.get("/v1/dead-letters")).json()["data"]
+
+        assert letter["id"] == job_id
+        assert letter["error"]["code"] == "boom"
+        assert letter["request"]["body"]["messages"][0]["content"] == "poison"
+        assert len(letter["attempts"]) == 1
+
+    async def test_a_redrive_queues_the_same_job_and_tells_the_broker(self, api: Furnished) -> None:
+        job_id = await dead(api)
+
+        answer = await api.client.post(f"/v1/dead-letters/{job_id}/redrive")
+
+        assert (answer.status_code, answer.json()["state"]) == (202, "queued")
+        assert [event.subject for event in api.broker.events] == [job_id, job_id]
+        assert (await api.client.get("/v1/dead-letters")).json()["data"] == []
+
+    async def test_a_redrive_may_mend_the_request(self, api: Furnished) -> None:
+        job_id = await dead(api)
+        body = {"model": "m", "messages": [{"role": "user", "content": "mended"}]}
+
+        await api.client.post(
+            f"/v1/dead-letters/{job_id}/redrive",
+            json={"url": "/v1/chat/completions", "body": body},
+        )
+
+        job = (await api.client.get(f"/v1/jobs/{job_id}?include=request")).json()
+        assert job["request"]["body"]["messages"][0]["content"] == "mended"
+
+    async def test_with_the_broker_away_a_redrive_is_left_to_the_sweep(
+        self, api: Furnished
+    ) -> None:
+        job_id = await dead(api)
+        api.broker.is_down = True
+
+        answer = await api.client.post(f"/v1/dead-letters/{job_id}/redrive")
+
+        assert answer.status_code == 202
+        assert await api.store.redis.zcard("torpor:outbox:requests") == 1
+
+    async def test_all_are_redriven_at_once(self, api: Furnished) -> None:
+        jobs = [await dead(api, str(n)) for n in range(3)]
+
+        answer = await api.client.post("/v1/dead-letters/redrive")
+
+        assert sorted(answer.json()["redriven"]) == sorted(jobs)
+        assert answer.json()["has_more"] is False
+
+    async def test_a_discarded_one_is_gone(self, api: Furnished) -> None:
+        job_id = await dead(api)
+
+        await api.client.delete(f"/v1/dead-letters/{job_id}")
+
+        assert (await api.client.get(f"/v1/jobs/{job_id}")).status_code == 404
+
+    @pytest.mark.parametrize(
+        ("method", "path"), [("GET", ""), ("DELETE", ""), ("POST", "/redrive")]
+    )
+    async def test_a_job_that_is_well_is_no_dead_letter(
+        self, api: Furnished, method: str, path: str
+    ) -> None:
+        job_id = await api.submit()
+
+        answer = await api.client.request(method, f"/v1/dead-letters/{job_id}{path}")
+
+        assert answer.status_code == 404
+
+    async def test_an_edit_that_can_never_work_names_its_field(self, api: Furnished) -> None:
+        job_id = await dead(api)
+
+        answer = await api.client.post(
+            f"/v1/dead-letters/{job_id}/redrive", json={"url": "/v1/nope", "body": {}}
+        )
+
+        assert (answer.status_code, answer.json()["field"]) == (422, "url")
+
+
+async def test_the_overview_tells_of_every_model(api: Furnished) -> None:
+    overview = (await api.client.get("/v1/overview")).json()
+
+    (model,) = overview["models"]
+    assert model["model"] == "m"
+    assert model["queue"]["waiting"] == {"interactive": 0, "default": 0, "batch": 0}
+    assert model["replicas"] == []
