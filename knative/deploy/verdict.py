@@ -15,6 +15,8 @@ import aiohttp
 from knative.deploy.faults import Unreachable
 
 QUERY_TIMEOUT_S = 10.0
+# Ends of an attempt that a new version may be to blame for.
+FAULTS = "engine_dead|engine_request_failed|stalled|out_of_step|bug"
 
 
 class Decision(StrEnum):
@@ -30,7 +32,7 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one version did in the window. `p95_s` is None without any request."""
+    """What one version did in the window. `p95_s` is seconds per token; None without any."""
 
     requests: float
     errors: float
@@ -83,22 +85,28 @@ def judge(stable: Sample, canary: Sample, limits: Limits) -> Verdict:
         if ratio > limits.latency_ratio:
             return Verdict(
                 Decision.ROLL_BACK,
-                f"p95 is {canary.p95_s:.1f} s, {ratio:.2f} times the model's {stable.p95_s:.1f} s",
+                f"p95 is {canary.p95_s:.3g} s a token, {ratio:.2f} times the model's "
+                f"{stable.p95_s:.3g} s",
             )
     return Verdict(
         Decision.PROMOTE,
-        f"{canary.errors:.0f} of {canary.requests:.0f} failed, p95 {canary.p95_s or 0:.1f} s",
+        f"{canary.errors:.0f} of {canary.requests:.0f} failed, "
+        f"p95 {canary.p95_s or 0:.3g} s a token",
     )
 
 
 def queries(service: str, window: str) -> dict[str, str]:
-    """Give the PromQL of one version's sample, from vLLM's own families."""
+    """Give the PromQL of one version's sample, from what its predictors count.
+
+    Attempts that say nothing about the version (cancelled, handed over, invalid) are left out.
+    Latency is seconds per token: how long a job takes depends more on the job than on the version.
+    """
     pods = f'pod=~"{service}-predictor-.*"'
-    count = f"sum(increase(vllm:request_success_total{{{pods}}}[{window}]))"
-    errors = (
-        f'sum(increase(vllm:request_success_total{{{pods},finished_reason="error"}}[{window}]))'
-    )
-    buckets = f"sum by (le) (rate(vllm:e2e_request_latency_seconds_bucket{{{pods}}}[{window}]))"
+    ended = f'outcome=~"completed|{FAULTS}"'
+    count = f"sum(increase(torpor_attempts_total{{{pods},{ended}}}[{window}]))"
+    errors = f'sum(increase(torpor_attempts_total{{{pods},outcome=~"{FAULTS}"}}[{window}]))'
+    speed = f"rate(torpor_time_per_output_token_seconds_bucket{{{pods}}}[{window}])"
+    buckets = f"sum by (le) ({speed})"
     return {
         "requests": count,
         "errors": errors,
