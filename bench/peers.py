@@ -1,0 +1,206 @@
+"""The plumbing of Torpor against what a user would pick instead: the same echo job, the same Redis.
+
+    python -m bench.peers [--seconds 8] [--only torpor,taskiq]
+
+FastAPI with Celery, RQ, arq, taskiq and dramatiq (`bench/peer_app.py`, in the venv that
+`make bench-peers` makes) and Torpor: one HTTP process, one worker, the same server (AOF everysec),
+the same closed loop of 1 and of 64 clients, one after the other in one run. A client asks and waits
+for its result, then asks again. Torpor's job is an OpenAI completion of one token by the test
+engine: event, queue, lease, token stream, result and result event included, which the others have
+nothing of. It has one more process, the broker; all of them share the same cores.
+"""
+
+import argparse
+import asyncio
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import orjson
+
+from tests.redis_server import RedisServer, die_with_parent, free_port
+
+ROOT: Final = Path(__file__).parents[1]
+PEERS: Final = ROOT / ".torpor"
+NAMES: Final = ("torpor", "taskiq", "dramatiq", "arq", "celery", "rq")
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """Where to POST what."""
+
+    url: str
+    body: dict[str, Any]
+
+
+@contextmanager
+def process(*command: str | Path, env: dict[str, str], log: Path) -> Iterator[None]:
+    """A child for the length of the block."""
+    with log.open("ab") as out:
+        child = subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env=os.environ | env,
+            stdout=out,
+            stderr=out,
+            preexec_fn=die_with_parent,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        os.killpg(child.pid, signal.SIGTERM)
+        try:
+            child.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+@contextmanager
+def peer(name: str, redis_url: str, folder: Path) -> Iterator[Contestant]:
+    """FastAPI and one worker of a task queue."""
+    port = free_port()
+    env = {"PEER_REDIS": redis_url, "PEER_PORT": str(port), "PYTHONPATH": str(ROOT / "bench")}
+    app = ROOT / "bench" / "peer_app.py"
+    # arq wants another redis-py than Celery, so it has a venv of its own.
+    python = PEERS / ("bench-peers-arq" if name == "arq" else "bench-peers") / "bin" / "python"
+    with ExitStack() as stack:
+        for role in ("work", "serve"):
+            log = folder / f"{name}-{role}.log"
+            stack.enter_context(process(python, app, name, role, env=env, log=log))
+        yield Contestant(f"http://127.0.0.1:{port}/echo", {"text": "hello"})
+
+
+@contextmanager
+def torpor(redis_url: str, folder: Path) -> Iterator[Contestant]:
+    """api, broker and one predictor with the test engine as fast as it goes."""
+    api, broker, predictor = free_port(), free_port(), free_port()
+    trigger = {
+        "metadata": {
+            "name": "requests-seeded",
+            "annotations": {"torpor.dev/parallelism": "64"},
+        },
+        "spec": {
+            "filters": [{"exact": {"type": "dev.torpor.inference.requested.v1"}}],
+            "subscriber": {"uri": f"http://127.0.0.1:{predictor}/"},
+            "delivery": {"retry": 100, "backoffPolicy": "linear", "backoffDelay": "PT0.05S"},
+        },
+    }
+    (folder / "triggers.yaml").write_bytes(orjson.dumps(trigger))
+    env = {
+        "TORPOR_REDIS_URL": redis_url,
+        "TORPOR_TRIGGERS_FILE": str(folder / "triggers.yaml"),
+        "TORPOR_BROKER_URL": f"http://127.0.0.1:{broker}/",
+        "TORPOR_MODELS": '[{"name": "seeded"}]',
+        "TORPOR_FILES_URL": f"file://{folder}/files",
+        "TORPOR_SEEDED_TOKENS_PER_S": "0",
+        "TORPOR_SEEDED_PREFILL_TOKENS_PER_S": "0",
+        "TORPOR_SEEDED_MAX_CONCURRENCY": "64",
+        "TORPOR_LOG_LEVEL": "WARNING",
+        "PYTHONWARNINGS": "ignore",
+    }
+    python = sys.executable
+    where = ("--http_port", str(predictor), "--host", "127.0.0.1")
+    with ExitStack() as stack:
+        for name, port, command in (
+            ("broker", broker, (python, "-m", "eventing.broker")),
+            ("predictor", 0, (python, "-m", "predictor", "--engine", "seeded", *where)),
+            ("api", api, (python, "-m", "api")),
+        ):
+            own = env | {"TORPOR_PORT": str(port)}
+            log = folder / f"torpor-{name}.log"
+            stack.enter_context(process(*command, env=own, log=log))
+        body = {"model": "seeded", "prompt": "hello", "seeded": {"output_tokens": 1}}
+        yield Contestant(f"http://127.0.0.1:{api}/v1/completions", body)
+
+
+async def loop_for(contestant: Contestant, clients: int, seconds: float) -> dict[str, Any]:
+    """A closed loop: jobs a second and latency; anything but a 200 is a failure of the run."""
+    samples: list[float] = []
+    connector = aiohttp.TCPConnector(limit=clients)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        end_s = time.perf_counter() + seconds
+
+        async def client() -> None:
+            while (began_s := time.perf_counter()) < end_s:
+                async with session.post(contestant.url, json=contestant.body) as answer:
+                    content = await answer.read()
+                    if answer.status != 200:
+                        raise RuntimeError(f"{answer.status}: {content[:300]!r}")
+                samples.append(time.perf_counter() - began_s)
+
+        began_s = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(clients)))
+        took_s = time.perf_counter() - began_s
+    ordered = sorted(samples)
+    return {
+        "clients": clients,
+        "jobs": len(ordered),
+        "jobs_per_s": round(len(ordered) / took_s, 1),
+        "p50_ms": round(statistics.median(ordered) * 1000, 2),
+        "p99_ms": round(ordered[int(len(ordered) * 0.99)] * 1000, 2),
+    }
+
+
+async def warm(contestant: Contestant) -> None:
+    """Return after the first jobs were answered; everything has started then."""
+    deadline_s = time.perf_counter() + 60
+    async with aiohttp.ClientSession() as session:
+        done = 0
+        while done < 20:
+            try:
+                async with session.post(contestant.url, json=contestant.body) as answer:
+                    content = await answer.read()
+                    done += answer.status == 200
+            except aiohttp.ClientError as error:
+                content = str(error).encode()
+            if time.perf_counter() > deadline_s:
+                raise RuntimeError(f"did not start: {content[:300]!r}")
+            if not done:
+                await asyncio.sleep(0.1)
+
+
+async def measure(name: str, seconds: float, folder: Path) -> list[dict[str, Any]]:
+    """Both loops of one contestant on a fresh server."""
+    folder.mkdir()
+    options = ["--appendonly", "yes", "--appendfsync", "everysec"]
+    server = RedisServer(folder / "redis", options=options)
+    server.start()
+    start = torpor if name == "torpor" else lambda url, where: peer(name, url, where)
+    try:
+        with start(server.url, folder) as contestant:
+            await warm(contestant)
+            return [
+                {"name": name} | await loop_for(contestant, clients, seconds) for clients in (1, 64)
+            ]
+    finally:
+        server.kill()
+
+
+async def main(names: list[str], seconds: float) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="torpor-peers-"))
+    for name in names:
+        for row in await measure(name, seconds, folder / name):
+            sys.stdout.write(orjson.dumps(row).decode() + "\n")
+            sys.stdout.flush()
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--only", default=",".join(NAMES))
+    chosen = parser.parse_args()
+    asyncio.run(main(chosen.only.split(","), chosen.seconds))
