@@ -13,7 +13,8 @@ from typing import Final, Protocol
 
 from starlette.requests import HTTPConnection
 
-from api.errors import Unauthorized
+from api.auth_address import is_loopback
+from api.errors import Forbidden, Unauthorized
 from api.principal import Principal, Scope
 from eventing.api_key import ApiKey, KeySource, key_id_of
 
@@ -40,6 +41,8 @@ class Credentials:
     keys: KeySource | None = None
     verifier: TokenVerifier | None = None
     delivery_token: str = ""
+    is_local: bool = False
+    """We listen on loopback only, so an honest caller names us by a loopback address."""
 
     @property
     def is_open(self) -> bool:
@@ -67,6 +70,7 @@ class Doorkeeper:
         if self._credentials.is_open:
             if self._credentials.delivery_token and _is_internal(connection):
                 raise Unauthorized(_REFUSED)
+            _check_page(connection, is_local=self._credentials.is_local)
             return self._anybody
         principal = await self._known(token) if token else None
         if principal is None:
@@ -121,6 +125,25 @@ def scopes_of(names: tuple[str, ...]) -> frozenset[Scope]:
 
 def _principal(key: ApiKey) -> Principal:
     return Principal(tenant=key.tenant, scopes=scopes_of(key.scopes), key_id=key.id)
+
+
+def _check_page(connection: HTTPConnection, *, is_local: bool) -> None:
+    """Where everybody may do everything, a web page of somebody else's must not speak through its
+    reader's browser: neither from its own origin, nor by a name of its own that it points at us
+    (DNS rebinding). Raises `Forbidden`.
+    """
+    host = connection.headers.get("host", "")
+    origin = connection.headers.get("origin")
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        raise Forbidden("without keys, pages of other origins may not call")
+    if is_local and host and not is_loopback(_host_name(host)):
+        raise Forbidden("without keys, call a loopback address by its own name")
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without the port."""
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host
+    return name if host.startswith("[") else name.rpartition(":")[0] or name
 
 
 def _is_internal(connection: HTTPConnection) -> bool:

@@ -14,6 +14,7 @@ from api.auth_oidc import OidcRules, OidcVerifier
 from api.settings import ApiSettings
 from eventing.api_key import FileKeys, KeySource, RedisKeys
 from eventing.clock import Clock
+from eventing.errors import BadRequest
 
 IN_REDIS: Final = "redis"
 
@@ -26,6 +27,11 @@ def why_not_start(settings: ApiSettings) -> str:
     """
     if settings.oidc_issuer and not settings.oidc_audience:
         return "TORPOR_OIDC_AUDIENCE must be set beside TORPOR_OIDC_ISSUER"
+    try:
+        if settings.keys_source not in ("", IN_REDIS):
+            FileKeys(Path(settings.keys_source))
+    except BadRequest as error:
+        return error.message
     if settings.keys_source or settings.oidc_issuer or settings.allow_anonymous:
         return ""
     if is_loopback(settings.host):
@@ -61,6 +67,7 @@ def doorkeeper(settings: ApiSettings, redis: Redis, clock: Clock) -> Doorkeeper:
         keys=_keys(settings.keys_source, redis),
         verifier=verifier,
         delivery_token=settings.delivery_token.get_secret_value(),
+        is_local=is_loopback(settings.host),
     )
     return Doorkeeper(credentials)
 

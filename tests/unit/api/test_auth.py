@@ -7,7 +7,7 @@ from starlette.requests import HTTPConnection
 
 from api.auth import Credentials, Doorkeeper, RememberedKeys, bearer
 from api.auth_rules import openness, why_not_start
-from api.errors import Unauthorized
+from api.errors import Forbidden, Unauthorized
 from api.principal import Scope
 from api.settings import ApiSettings
 from eventing.api_key import SCOPES, ApiKey, key_id_of, mint
@@ -137,6 +137,51 @@ class TestWithoutKeys:
         assert Scope.RESULTS_WRITE in principal.scopes
 
 
+class TestPagesOfOthers:
+    """A browser must not be made to call an open api for a page that is not the api's own."""
+
+    OPEN = Doorkeeper(Credentials(is_local=True))
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            pytest.param({"host": "127.0.0.1:8000", "origin": "https://evil.example"}, id="a page"),
+            pytest.param({"host": "127.0.0.1:8000", "origin": "null"}, id="a sandboxed page"),
+            pytest.param(
+                {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:3000"}, id="another port"
+            ),
+            pytest.param(
+                {"host": "evil.example:8000", "origin": "http://evil.example:8000"}, id="rebinding"
+            ),
+            pytest.param({"host": "evil.example"}, id="rebinding, a plain read"),
+        ],
+    )
+    async def test_is_refused(self, headers: dict[str, str]) -> None:
+        with pytest.raises(Forbidden):
+            await self.OPEN.principal_of(calling(**headers))
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            pytest.param(
+                {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"}, id="console"
+            ),
+            pytest.param({"host": "localhost:8000"}, id="by name"),
+            pytest.param({"host": "[::1]:8000"}, id="IPv6"),
+            pytest.param({}, id="no host"),
+        ],
+    )
+    async def test_but_our_own_page_and_programs_may(self, headers: dict[str, str]) -> None:
+        assert await self.OPEN.principal_of(calling(**headers))
+
+    async def test_with_keys_a_page_needs_one(self) -> None:
+        headers = {"host": "127.0.0.1:8000", "origin": "https://evil.example"}
+
+        principal = await door(KEY).principal_of(calling(TEXT, **headers))
+
+        assert principal.tenant == "acme"
+
+
 async def test_a_key_is_looked_up_once_in_a_while() -> None:
     shelf, now_s = Shelf(KEY), [0.0]
     remembered = RememberedKeys(shelf, lambda: now_s[0])
@@ -192,6 +237,9 @@ def test_a_bearer_header_is_read(header: str, token: str) -> None:
             id="with a provider",
         ),
         pytest.param({"oidc_issuer": "https://i"}, False, id="a provider without an audience"),
+        pytest.param(
+            {"keys_source": "/no/such/keys.json"}, False, id="a key file that is not there"
+        ),
     ],
 )
 def test_an_open_door_is_for_loopback_only(fields: dict[str, object], may: bool) -> None:
