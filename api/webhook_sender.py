@@ -23,7 +23,9 @@ from api.webhook_lane import Lane, Lanes
 from api.webhook_resolver import GuardedResolver, TargetRefused
 from api.webhook_schedule import SCHEDULE_S, Decision, Outcome, Verdict, decide
 from api.webhook_store import WebhookStore
+from eventing import trace
 from eventing.errors import BadRequest, NotFound, StoreUnavailable
+from eventing.job import JobId
 
 _TAKE: Final = 100
 _LOOK_EVERY_S: Final = 0.25
@@ -150,7 +152,12 @@ class WebhookSender:
         started_s, at_ms = time.monotonic(), await self._store.now_ms()
         if not delivery.tries:
             _late.observe((at_ms - delivery.created_ms) / 1000)
-        outcome = await self._post(session, endpoint, delivery)
+        job_id = JobId(delivery.subject.replace("resp_", "job_", 1))
+        root = await self._store.links.root(job_id)
+        with trace.span("webhook", parent=root, number=delivery.tries + 1) as span:
+            await self._store.links.follow(job_id, f"webhook:{delivery.endpoint}", span)
+            outcome = await self._post(session, endpoint, delivery)
+            span.set(status=outcome.status)
         duration_ms = int((time.monotonic() - started_s) * 1000)
         decision = decide(
             delivery.tries + 1, outcome, time.time(), self._draw, self._settings.schedule_s

@@ -19,6 +19,7 @@ from eventing import keys
 from eventing.connection import failures_named
 from eventing.errors import NotFound, StoreUnavailable
 from eventing.script import run
+from eventing.trace import SpanLinks
 
 KEEP_S: Final = 7 * 24 * 3600
 """How long a delivery is kept after its last try; longer than the longest pause between tries."""
@@ -34,6 +35,7 @@ class WebhookStore:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self.links = SpanLinks(redis)
 
     async def endpoints(self, tenant: str) -> list[Endpoint]:
         """The tenant's endpoints, oldest first."""

@@ -162,6 +162,19 @@ class SpanLinks:
         if before:
             link(before)
 
+    async def root(self, job_id: JobId) -> str:
+        """The submit's `traceparent`, for what happens to a job outside any delivery; empty when
+        it is not traced, or the store is away.
+        """
+        if self._redis is None or _tracer is None:
+            return ""
+        try:
+            async with failures_named():
+                found = await self._redis.hget(keys.job(job_id), "traceparent")
+        except StoreUnavailable:
+            return ""
+        return (found or b"").decode()
+
 
 async def _swap(redis: Redis, job_id: JobId, role: str, traceparent: str) -> str:
     async with failures_named():

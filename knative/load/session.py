@@ -43,6 +43,7 @@ class Plan:
     until_s: float | None
     patience_s: float
     gpu_metrics: str
+    is_watched: bool = True
 
     @property
     def title(self) -> str:
@@ -88,7 +89,7 @@ async def run_plan(plan: Plan, show: Show | None = None) -> Result:
             loop.add_signal_handler(signal.SIGINT, run.stop)
         await watch.look()
         async with asyncio.TaskGroup() as group:
-            beside = [group.create_task(watch.run())]
+            beside = [group.create_task(watch.run())] if plan.is_watched else []
             if show is not None:
                 beside.append(group.create_task(show(run, watch)))
             await _drive(run, plan)

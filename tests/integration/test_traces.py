@@ -5,7 +5,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import count
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -25,17 +28,22 @@ class Traced:
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "spans.jsonl"
-        env = {"TORPOR_TRACES": f"file:{self._file}"}
+        env = {
+            "TORPOR_TRACES": f"file:{self._file}",
+            "TORPOR_WEBHOOK_ALLOW": '["127.0.0.0/8"]',
+            "TORPOR_WEBHOOK_SCHEDULE_S": "[0,0.2]",
+        }
         self.stack = LocalStack(folder / "data", "--window", "30s", "--lease", "2s", env=env)
         self._number = 0
 
-    def submit(self, **body: Any) -> tuple[str, str]:
+    def submit(self, *, webhook: str = "", **body: Any) -> tuple[str, str]:
         """Submit as a caller that traces; the job's id and the trace's."""
         self._number += 1
         trace_id = f"{int(TRACE_ID, 16) + self._number:032x}"
         answer = httpx.post(
             self.stack.addresses["api"] + "/v1/jobs",
-            json={"url": "/v1/completions", "body": {"model": MODEL, "prompt": "x", **body}},
+            json={"url": "/v1/completions", "body": {"model": MODEL, "prompt": "x", **body}}
+            | ({"webhook": {"url": webhook}} if webhook else {}),
             headers={"traceparent": f"00-{trace_id}-{CALLER}-01"},
         )
         return str(answer.json()["id"]), trace_id
@@ -150,3 +158,40 @@ def test_a_resumed_job_goes_on_in_its_trace_after_the_tokens_of_the_attempt_that
     resumed = generated["attributes"]["torpor.resumed_tokens"]
     assert resumed >= 10
     assert generated["attributes"]["torpor.new_tokens"] == 60 - resumed
+
+
+@pytest.fixture
+def receiver() -> Iterator[str]:
+    """The address of a webhook receiver that fails once, and takes what comes again."""
+    tries = count()
+
+    class Fickle(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(204 if next(tries) else 500)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            return None
+
+    server = HTTPServer(("127.0.0.1", 0), Fickle)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/hook"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_tries_of_a_webhook_are_linked_and_belong_to_the_trace(
+    traced: Traced, receiver: str
+) -> None:
+    _, trace_id = traced.submit(max_tokens=4, webhook=receiver)
+
+    spans = traced.spans(trace_id, until=lambda spans: len(named(spans, "webhook")) == 2)
+
+    first, second = named(spans, "webhook")
+    (submit,) = named(spans, "submit")
+    assert [first["parent_id"], second["parent_id"]] == [submit["span_id"]] * 2
+    assert second["links"] == [first["span_id"]]
+    assert [each["attributes"]["torpor.status"] for each in (first, second)] == [500, 204]
