@@ -82,6 +82,11 @@ class Batch:
         """The same in another status, with when that was."""
         return replace(self, status=status, times={**self.times, f"{status}_at": now_s})
 
+    def asks_the_same_as(self, other: "Batch") -> bool:
+        """Whether both come from the same request."""
+        asked = (self.endpoint, self.input_file_id, dict(self.metadata))
+        return asked == (other.endpoint, other.input_file_id, dict(other.metadata))
+
     @property
     def expires_at(self) -> int:
         return self.created_at + WINDOW_S

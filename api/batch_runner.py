@@ -107,6 +107,9 @@ class BatchRun:
 
     async def run(self) -> None:
         """To the batch's end. Raises `Overtaken`, or `Unavailable` to be gone on with later."""
+        if self._batch.status.is_final:  # asked for again, or cancelled too late
+            await self._save()
+            return
         try:
             card = await self._files.card(self._batch.tenant, self._batch.input_file_id)
         except NotFound:

@@ -31,14 +31,17 @@ class BatchStore:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def create(self, batch: Batch) -> None:
-        """Record it and have it run. The index comes first: an entry without a batch is dropped, a
-        batch without an entry would wait for ever.
+    async def create(self, batch: Batch) -> Batch:
+        """Record it and have it run; the batch of that id, which may have been there before.
+
+        The index comes first: an entry without a batch is dropped, a batch without an entry would
+        wait for ever.
         """
         async with failures_named():
             await run(self._redis, "index", [_ACTIVE], [batch.id, 0, "NX"])
-            await self._redis.zadd(_list_key(batch.tenant), {batch.id: batch.created_at})
-            await self._redis.hset(_key(batch.id), mapping={"record": batch.to_json(), "epoch": 0})
+            await self._redis.zadd(_list_key(batch.tenant), {batch.id: batch.created_at}, nx=True)
+            await self._redis.hsetnx(_key(batch.id), "record", batch.to_json())
+        return await self.get(batch.id)
 
     async def get(self, batch_id: str, tenant: str | None = None) -> Batch:
         """Raises `NotFound`, also for another tenant's."""

@@ -3,20 +3,18 @@
 Called by `api.app`.
 """
 
-import secrets
-
 from starlette.responses import Response
 
 from api import file_docs as docs
 from api.batch import Batch, check_endpoint
 from api.body import read_object
 from api.file_store import new_file_id
-from api.files import page_of
+from api.files import keyed_hex, page_of
 from api.jobs import json_response, whole_number
 from api.principal import Scope
 from api.route import Call, new_router, operation
 from api.submission import check_metadata
-from eventing.errors import BadRequest, NotFound
+from eventing.errors import BadRequest, IdempotencyConflict, NotFound
 
 router = new_router()
 
@@ -43,8 +41,8 @@ async def create_batch(call: Call) -> Response:
         raise BadRequest("input_file_id names no file of yours", "input_file_id") from error
     if card.purpose != "batch":
         raise BadRequest("the file was not uploaded with the purpose batch", "input_file_id")
-    batch = Batch(
-        id=f"batch_{secrets.token_hex(12)}",
+    wanted = Batch(
+        id=f"batch_{keyed_hex(call)}",
         tenant=call.principal.tenant,
         endpoint=endpoint,
         input_file_id=card.id,
@@ -53,7 +51,9 @@ async def create_batch(call: Call) -> Response:
         created_at=call.front.clock.wall_ms() // 1000,
         metadata=metadata,
     )
-    await call.front.batches.create(batch)
+    batch = await call.front.batches.create(wanted)
+    if not batch.asks_the_same_as(wanted):
+        raise IdempotencyConflict("the same key was used before with another body", "body")
     return json_response(batch.view())
 
 

@@ -182,10 +182,10 @@ class FileStore:
             raise FilesUnavailable("the place for files does not work now", 5.0) from error
 
 
-def new_card(tenant: str, filename: str, purpose: str) -> FileCard:
+def new_card(tenant: str, filename: str, purpose: str, file_id: str) -> FileCard:
     """A card for a file that is about to be written."""
     return FileCard(
-        id=new_file_id(),
+        id=file_id,
         tenant=tenant,
         filename=filename,
         purpose=purpose,

@@ -3,7 +3,10 @@
 Called by `api.app`. An upload goes to disk as it comes in.
 """
 
+import hashlib
+import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from starlette.datastructures import FormData, UploadFile
@@ -14,11 +17,11 @@ from starlette.responses import Response, StreamingResponse
 from api import file_docs as docs
 from api.body import stream_bytes
 from api.errors import UnsupportedMedia
-from api.file_store import new_card
+from api.file_store import FileCard, new_card
 from api.jobs import json_response, whole_number
 from api.principal import Scope
 from api.route import Call, new_router, operation
-from eventing.errors import BadRequest
+from eventing.errors import BadRequest, IdempotencyConflict, NotFound
 
 router = new_router()
 
@@ -39,8 +42,8 @@ async def create_file(call: Call) -> Response:
         if not isinstance(purpose, str) or purpose not in PURPOSES:
             raise BadRequest(f"purpose must be one of {', '.join(PURPOSES)}", "purpose")
         name = (upload.filename or "upload")[:255]
-        card = new_card(call.principal.tenant, name, purpose)
-        card = await call.front.files.save(card, upload.file)
+        card = new_card(call.principal.tenant, name, purpose, f"file-{keyed_hex(call)}")
+        card = await _saved(call, card, upload)
     finally:
         await form.close()
     return json_response(card.view())
@@ -86,6 +89,30 @@ async def delete_file(call: Call) -> Response:
     card = await call.front.files.card(call.principal.tenant, call.request.path_params["id"])
     await call.front.files.delete(card)
     return json_response({"id": card.id, "object": "file", "deleted": True})
+
+
+async def _saved(call: Call, card: FileCard, upload: UploadFile) -> FileCard:
+    """The file, or the one that this key's first upload made. Contents are told apart by size."""
+    if "idempotency-key" in call.request.headers:
+        with suppress(NotFound):
+            known = await call.front.files.card(card.tenant, card.id)
+            if (known.filename, known.purpose, known.bytes) != (
+                card.filename,
+                card.purpose,
+                upload.size,
+            ):
+                raise IdempotencyConflict("the same key was used before with another file", "file")
+            return known
+    return await call.front.files.save(card, upload.file)
+
+
+def keyed_hex(call: Call) -> str:
+    """24 hex digits: of the call's Idempotency-Key among the tenant's, or random ones."""
+    key = call.request.headers.get("idempotency-key", "")
+    if not key:
+        return secrets.token_hex(12)
+    named = f"{call.principal.tenant}\0{call.request.url.path}\0{key}"
+    return hashlib.sha256(named.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 def page_of(views: Sequence[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:

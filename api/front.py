@@ -91,7 +91,7 @@ class ResultListener(Protocol):
 class Batches(Protocol):
     """Where batches are recorded (`api.batch_store.BatchStore`)."""
 
-    async def create(self, batch: Batch) -> None: ...
+    async def create(self, batch: Batch) -> Batch: ...
 
     async def get(self, batch_id: str, tenant: str | None = None) -> Batch: ...
 
@@ -103,7 +103,7 @@ class Batches(Protocol):
 class NoBatches:
     """`Batches` where nothing keeps them."""
 
-    async def create(self, batch: Batch) -> None:
+    async def create(self, batch: Batch) -> Batch:
         raise Unavailable("this api keeps no batches", 3600.0)
 
     async def get(self, batch_id: str, tenant: str | None = None) -> Batch:

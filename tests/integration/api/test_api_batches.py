@@ -244,6 +244,23 @@ async def test_batches_are_listed_newest_first(client: AsyncOpenAI) -> None:
     assert [batch.id async for batch in client.batches.list(limit=1)] == [second.id, first.id]
 
 
+async def test_a_key_makes_one_file_and_one_batch(rig: Rig) -> None:
+    key = {"idempotency-key": "k"}
+    files = {"file": ("in.jsonl", lines(1)[0]), "purpose": (None, "batch")}
+    uploads = [await rig.client.post("/v1/files", files=files, headers=key) for _ in range(2)]
+    body = {
+        "input_file_id": uploads[0].json()["id"],
+        "endpoint": URL,
+        "completion_window": "24h",
+    }
+    made = [await rig.client.post("/v1/batches", json=body, headers=key) for _ in range(2)]
+    other = await rig.client.post("/v1/batches", json=body | {"metadata": {"a": "b"}}, headers=key)
+
+    assert uploads[0].json() == uploads[1].json()
+    assert made[0].json()["id"] == made[1].json()["id"]
+    assert other.status_code == 409
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
