@@ -1,0 +1,152 @@
+"""`torpor load` against a whole stack: every kind of client, both loops, and its report."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.stack import TORPOR, LocalStack
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    env = {"TORPOR_GPU_PRICE_PER_HOUR": "3.6"}
+    flags = ("--window", "60s", "--container-concurrency", "8")
+    made = LocalStack(tmp_path_factory.mktemp("load"), *flags, env=env).start()
+    yield made
+    made.stop()
+
+
+def load(stack: LocalStack, folder: Path, *flags: str) -> tuple[dict[str, Any], str]:
+    """The report and the page."""
+    said = subprocess.run(
+        [
+            *(TORPOR, "load", "--data-dir", str(stack.folder), "--minutes", "0.1"),
+            *("--json", str(folder / "r.json"), "--html", str(folder / "r.html"), *flags),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert said.returncode == 0, said.stderr
+    return json.loads((folder / "r.json").read_text()), (folder / "r.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def open_loop(
+    stack: LocalStack, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], str]:
+    flags = ("--profile", "steady", "--rate", "6", "--peak", "6", "--output-median", "10")
+    return load(stack, tmp_path_factory.mktemp("open"), *flags)
+
+
+def test_nothing_that_was_accepted_is_lost(open_loop: tuple[dict[str, Any], str]) -> None:
+    report, _ = open_loop
+
+    assert report["lost"] == 0
+    assert report["outcomes"] == {"completed": report["sent"]}
+
+
+def test_every_kind_of_client_took_part(open_loop: tuple[dict[str, Any], str]) -> None:
+    report, _ = open_loop
+
+    assert report["seconds_by_client"].keys() == {"async", "sse", "sync"}
+
+
+@pytest.mark.parametrize("name", ["wait", "ttft", "total"])
+def test_every_time_is_known_of_every_job(open_loop: tuple[dict[str, Any], str], name: str) -> None:
+    report, _ = open_loop
+
+    assert report["seconds"][name]["count"] == report["sent"]
+
+
+def test_the_first_token_comes_after_the_wait_and_before_the_end(
+    open_loop: tuple[dict[str, Any], str],
+) -> None:
+    seconds = open_loop[0]["seconds"]
+
+    assert seconds["wait"]["p50"] <= seconds["ttft"]["p50"] <= seconds["total"]["p50"]
+
+
+def test_what_it_cost_is_known(open_loop: tuple[dict[str, Any], str]) -> None:
+    report, _ = open_loop
+
+    assert report["cost"]["cost"] > 0
+    assert report["cost"]["per_1k_output_tokens"] > 0
+    assert report["replicas"]["most"] == 1
+
+
+def test_the_page_has_its_plots(open_loop: tuple[dict[str, Any], str]) -> None:
+    _, html = open_loop
+
+    assert html.count("<svg") >= 5
+
+
+def test_users_of_a_closed_loop_wait_for_their_answers(stack: LocalStack, tmp_path: Path) -> None:
+    report, _ = load(stack, tmp_path, "--users", "3", "--clients", "async", "--output-median", "10")
+
+    assert report["sent"] >= 3
+    assert report["outcomes"] == {"completed": report["sent"]}
+    assert "coordinated omission" in report["notes"][0]
+
+
+def test_a_trace_comes_at_its_own_times(stack: LocalStack, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = "\n".join(f"{at},20,5" for at in (0, 1, 1, 2))
+    trace.write_text("time_s,prompt_tokens,output_tokens\n" + rows)
+
+    report, _ = load(stack, tmp_path, "--trace", str(trace), "--clients", "sse")
+
+    assert report["sent"] == 4
+    assert report["span_s"] >= 2
+
+
+def test_what_nobody_serves_is_refused_and_counted(stack: LocalStack, tmp_path: Path) -> None:
+    report, _ = load(stack, tmp_path, "--rate", "3", "--peak", "3", "--model", "unknown")
+
+    assert report["outcomes"] == {"refused": report["sent"]}
+    assert {status[0] for status in report["refusals_by_status"]} == {"4"}
+
+
+def test_the_report_command_tells_the_same_cost_story(
+    stack: LocalStack, open_loop: tuple[dict[str, Any], str]
+) -> None:
+    said = subprocess.run(
+        [TORPOR, "report", "--since", "1h", "--json", "--data-dir", str(stack.folder)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    usage = json.loads(said.stdout)
+    seconds = usage["total"]["gpu_seconds"]
+    assert usage["total"]["jobs"] >= open_loop[0]["sent"]
+    assert seconds["busy"] >= seconds["kept"] > 0
+    assert usage["tenants"]["default"]["cost_all_in"] == pytest.approx(
+        usage["total"]["cost"]["total"], rel=0.02
+    )
+
+
+def test_top_shows_queue_replicas_and_cost(stack: LocalStack) -> None:
+    said = subprocess.run(
+        [TORPOR, "top", "--once", "--every", "0.5", "--data-dir", str(stack.folder)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert said.returncode == 0, said.stderr
+    for word in ("expected wait", "ready", "GPUs busy", "dead letters", "output tokens", "cost"):
+        assert word in said.stdout
+
+
+def test_a_job_shows_what_it_cost(stack: LocalStack) -> None:
+    job = stack.job(stack.submit(max_tokens=20), wait_s=20)
+
+    assert job["cost"]["gpu_seconds"] > 0
+    assert job["cost"]["cost"] > 0
