@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from typing import Any, Final
 
 import aiohttp
 import orjson
+import psutil
 
 from tests.redis_server import RedisServer, die_with_parent, free_port
 
@@ -38,15 +39,16 @@ NAMES: Final = ("torpor", "taskiq", "dramatiq", "arq", "celery", "rq")
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """Where to POST what."""
+    """Where to POST what, and which processes do the work."""
 
     url: str
     body: dict[str, Any]
+    pids: tuple[int, ...]
 
 
 @contextmanager
-def process(*command: str | Path, env: dict[str, str], log: Path) -> Iterator[None]:
-    """A child for the length of the block."""
+def process(*command: str | Path, env: dict[str, str], log: Path) -> Iterator[int]:
+    """A child for the length of the block; its pid."""
     with log.open("ab") as out:
         child = subprocess.Popen(
             list(map(str, command)),
@@ -58,7 +60,7 @@ def process(*command: str | Path, env: dict[str, str], log: Path) -> Iterator[No
             start_new_session=True,
         )
     try:
-        yield
+        yield child.pid
     finally:
         os.killpg(child.pid, signal.SIGTERM)
         try:
@@ -77,10 +79,11 @@ def peer(name: str, redis_url: str, folder: Path) -> Iterator[Contestant]:
     # arq wants another redis-py than Celery, so it has a venv of its own.
     python = PEERS / ("bench-peers-arq" if name == "arq" else "bench-peers") / "bin" / "python"
     with ExitStack() as stack:
+        pids = []
         for role in ("work", "serve"):
             log = folder / f"{name}-{role}.log"
-            stack.enter_context(process(python, app, name, role, env=env, log=log))
-        yield Contestant(f"http://127.0.0.1:{port}/echo", {"text": "hello"})
+            pids.append(stack.enter_context(process(python, app, name, role, env=env, log=log)))
+        yield Contestant(f"http://127.0.0.1:{port}/echo", {"text": "hello"}, tuple(pids))
 
 
 @contextmanager
@@ -114,6 +117,7 @@ def torpor(redis_url: str, folder: Path) -> Iterator[Contestant]:
     python = sys.executable
     where = ("--http_port", str(predictor), "--host", "127.0.0.1")
     with ExitStack() as stack:
+        pids = []
         for name, port, command in (
             ("broker", broker, (python, "-m", "eventing.broker")),
             ("predictor", 0, (python, "-m", "predictor", "--engine", "seeded", *where)),
@@ -121,12 +125,27 @@ def torpor(redis_url: str, folder: Path) -> Iterator[Contestant]:
         ):
             own = env | {"TORPOR_PORT": str(port)}
             log = folder / f"torpor-{name}.log"
-            stack.enter_context(process(*command, env=own, log=log))
+            pids.append(stack.enter_context(process(*command, env=own, log=log)))
         body = {"model": "seeded", "prompt": "hello", "seeded": {"output_tokens": 1}}
-        yield Contestant(f"http://127.0.0.1:{api}/v1/completions", body)
+        yield Contestant(f"http://127.0.0.1:{api}/v1/completions", body, tuple(pids))
 
 
-async def loop_for(contestant: Contestant, clients: int, seconds: float) -> dict[str, Any]:
+def cpu_s(pids: Sequence[int]) -> float:
+    """CPU seconds that these processes and their children have used: what the machine's other load
+    does not move.
+    """
+    total = 0.0
+    for pid in pids:
+        parent = psutil.Process(pid)
+        for each in (parent, *parent.children(recursive=True)):
+            times = each.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+async def loop_for(
+    contestant: Contestant, server: int, clients: int, seconds: float
+) -> dict[str, Any]:
     """A closed loop: jobs a second and latency; anything but a 200 is a failure of the run."""
     samples: list[float] = []
     connector = aiohttp.TCPConnector(limit=clients)
@@ -141,14 +160,16 @@ async def loop_for(contestant: Contestant, clients: int, seconds: float) -> dict
                         raise RuntimeError(f"{answer.status}: {content[:300]!r}")
                 samples.append(time.perf_counter() - began_s)
 
-        began_s = time.perf_counter()
+        pids = (*contestant.pids, server)
+        began_s, used_s = time.perf_counter(), cpu_s(pids)
         await asyncio.gather(*(client() for _ in range(clients)))
-        took_s = time.perf_counter() - began_s
+        took_s, used_s = time.perf_counter() - began_s, cpu_s(pids) - used_s
     ordered = sorted(samples)
     return {
         "clients": clients,
         "jobs": len(ordered),
         "jobs_per_s": round(len(ordered) / took_s, 1),
+        "cpu_ms_a_job": round(used_s * 1000 / len(ordered), 2),
         "p50_ms": round(statistics.median(ordered) * 1000, 2),
         "p99_ms": round(ordered[int(len(ordered) * 0.99)] * 1000, 2),
     }
@@ -183,7 +204,8 @@ async def measure(name: str, seconds: float, folder: Path) -> list[dict[str, Any
         with start(server.url, folder) as contestant:
             await warm(contestant)
             return [
-                {"name": name} | await loop_for(contestant, clients, seconds) for clients in (1, 64)
+                {"name": name} | await loop_for(contestant, server.pid, clients, seconds)
+                for clients in (1, 64)
             ]
     finally:
         server.kill()
