@@ -173,3 +173,22 @@ def test_a_starting_pod_is_set_aside() -> None:
 
 def test_without_any_usable_sample_nothing_changes() -> None:
     assert cpu(PodSample(None, 100), current=5) == 5
+
+
+def test_a_missing_pod_counts_its_request_not_the_target() -> None:
+    # (60 + 100) / 400 is 40 %, and 0.571 * 4 rounds up to 3; with 70 for the missing it were 2.
+    assert cpu(*[PodSample(20, 100)] * 3, PodSample(None, 100), current=4) == 3
+
+
+def test_a_percentage_up_is_rounded_up() -> None:
+    up = ScalingRules((RatePolicy(PolicyType.PERCENT, 10, 15),), stabilization_s=0)
+    assert asked(HpaSpec((QUEUE,), behavior=Behavior(up=up)), 1, 200) == 2
+
+
+@pytest.mark.parametrize(("select", "replicas"), [(SelectPolicy.MAX, 5), (SelectPolicy.MIN, 9)])
+def test_going_down_the_selected_policy_is_the_larger_or_smaller_change(
+    select: SelectPolicy, replicas: int
+) -> None:
+    policies = (RatePolicy(PolicyType.PODS, 1, 15), RatePolicy(PolicyType.PERCENT, 50, 15))
+    down = ScalingRules(policies, stabilization_s=0, select=select)
+    assert asked(HpaSpec((QUEUE,), behavior=Behavior(down=down)), 10, 0) == replicas

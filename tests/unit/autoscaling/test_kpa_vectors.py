@@ -121,3 +121,11 @@ def test_activators_are_counted_for_the_burst_they_must_hold(row: dict[str, Any]
 @pytest.mark.parametrize("row", VECTORS["scrape_sample_size"], ids=str)
 def test_a_scrape_asks_a_sample_that_represents_all_pods(row: dict[str, Any]) -> None:
     assert activator.scrape_sample_size(row["pods"]) == row["expect"]
+
+
+@pytest.mark.parametrize(("load", "desired"), [(1.0, 3), (0.0, 0), (70.0, 10)])
+def test_an_activation_scale_lifts_every_wake_up(load: float, desired: int) -> None:
+    spec = kpa.KpaSpec(target=7, total=10, activation_scale=3)
+    state = kpa.start(spec, ready_pods=0, now=T0)
+    _, decision = kpa.step(state, load, load, ready_pods=0, now=T0)
+    assert decision.desired == desired

@@ -132,3 +132,11 @@ def test_an_unreachable_revision_needs_no_minimum() -> None:
         policy, state, wanted(0), Pods(2, 2), 1000, is_reachable=False
     )
     assert outcome.replicas == 0
+
+
+@pytest.mark.parametrize(("age", "activity"), [(59.9, Activity.ACTIVE), (60, Activity.INACTIVE)])
+def test_activity_ends_after_exactly_a_stable_window(age: float, activity: Activity) -> None:
+    state, _ = reconciler.reconcile(
+        POLICY, revision(Activity.ACTIVE, 0), wanted(0), Pods(1, 1), age
+    )
+    assert state.activity is activity
