@@ -7,9 +7,7 @@ the next delivery goes on. A caller that goes away changes nothing: the next one
 """
 
 import sys
-import traceback
 from collections.abc import Awaitable, Mapping
-from pathlib import Path
 from typing import Final, assert_never
 
 import structlog
@@ -43,6 +41,7 @@ from predictor.answer import (
 from predictor.append_group import AppendGroup
 from predictor.checkpoint import Checkpoint, read_checkpoint
 from predictor.engine import Engine, EngineRequest
+from predictor.errors import where
 from predictor.generation import Attempt, Generation, Made, Result, Stop
 from predictor.lease_keeper import LeaseKeeper
 from predictor.settlement import Settlement, problem
@@ -265,14 +264,3 @@ def _request(job: Job, attempt: int) -> EngineRequest:
 def _is_kept(result: Result, attempt: Attempt) -> bool:
     """True when somebody goes on with what this attempt made, or has it all."""
     return isinstance(result, Made) or (attempt.can_resume and result is not Stop.ENDED)
-
-
-def where(error: BaseException) -> Mapping[str, str]:
-    """What a log may say of an unexpected error: its kind and its place. Its words may hold what
-    was asked (pydantic quotes its input).
-    """
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    places = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
-    return {"error": type(error).__name__, "places": " < ".join(reversed(places))}

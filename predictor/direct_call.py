@@ -9,9 +9,15 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+import structlog
+
+from eventing.errors import TorporError
 from predictor.admission import Admission, sequences
 from predictor.assembly import Assembler
 from predictor.engine import Engine, EngineRequest
+from predictor.errors import EngineRequestError, where
+
+_log = structlog.get_logger()
 
 Chunk = Mapping[str, Any]
 
@@ -41,7 +47,14 @@ class DirectCalls:
         """
         request = EngineRequest(f"direct-{secrets.token_hex(8)}", url, body)
         with self._admission.slot(sequences(body)):
-            async with aclosing(self._engine.run(request, ())) as steps:
-                async for step in steps:
-                    if step.chunk is not None:
-                        yield step.chunk
+            try:
+                async with aclosing(self._engine.run(request, ())) as steps:
+                    async for step in steps:
+                        if step.chunk is not None:
+                            yield step.chunk
+            except TorporError:
+                raise
+            except Exception as error:
+                # The outermost hand on this call; what goes further up is logged with its words.
+                _log.error("call broke", action="call", **where(error))
+                raise EngineRequestError("the predictor failed") from None

@@ -13,6 +13,10 @@ Raised by the engines and by `predictor.weights`; read by `predictor.generation`
 routes. Messages never carry a prompt or an output.
 """
 
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
 from eventing.errors import BadRequest, Overloaded, TorporError, Unavailable
 
 __all__ = [
@@ -22,6 +26,7 @@ __all__ = [
     "EngineStartError",
     "ModelError",
     "Overloaded",
+    "where",
 ]
 
 
@@ -50,3 +55,14 @@ class ModelError(EngineStartError):
     """A model's files are missing, broken or could not be written."""
 
     code = "model_unavailable"
+
+
+def where(error: BaseException) -> Mapping[str, str]:
+    """What a log may say of an unexpected error: its kind and its place. Its words may hold what
+    was asked (pydantic quotes its input).
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    places = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+    return {"error": type(error).__name__, "places": " < ".join(reversed(places))}

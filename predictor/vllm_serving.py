@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -38,6 +38,11 @@ from predictor.vllm_errors import (
     translate,
 )
 from predictor.vllm_resume import CURRENT_TAPE, ResumingClient, Tape
+
+_UNREADABLE: Final = (AttributeError, IndexError, KeyError, TypeError)
+"""What vLLM's validators raise where they read a field before its type is checked
+(`structured_outputs: true`, `messages: null`): the sender's fault, not ours.
+"""
 
 
 class VllmServing:
@@ -78,6 +83,9 @@ class VllmServing:
             raise bad_fields(error) from error
         except VLLMClientError as error:
             raise translate(error, request) from error
+        except _UNREADABLE as error:
+            field = _culprit(self._types[request.url], body)
+            raise BadRequest(f"{field or 'a field'} has the wrong type", field) from error
         self._check_model(parsed.model)
         return parsed
 
@@ -140,6 +148,19 @@ class VllmServing:
                 yield chunk
         finally:
             await answer.aclose()
+
+
+def _culprit(kind: Any, body: Mapping[str, Any]) -> str:
+    """The field without which vLLM's validators no longer break; empty when there is none."""
+    for field in body:
+        try:
+            kind.validate_python({name: value for name, value in body.items() if name != field})
+        except _UNREADABLE:
+            continue
+        except (ValidationError, VLLMClientError):
+            return field
+        return field
+    return ""
 
 
 def _with_chunk(step: Step, queue: asyncio.Queue[Step | BaseException | None]) -> Step:

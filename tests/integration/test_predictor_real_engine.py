@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 import pytest
 import pytest_asyncio
@@ -270,6 +271,32 @@ async def test_a_prompt_longer_than_the_context_is_a_dead_letter_that_names_it(p
 
     assert answer.data["state"] == JobState.FAILED
     assert "messages" in answer.data["error"]["field"]  # type: ignore[index,call-overload]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("messages", None),
+        ("messages", 5),
+        ("structured_outputs", True),
+        ("structured_outputs", [1]),
+        ("stop", {"a": 1}),
+        ("temperature", "hot"),
+        ("tools", [{"type": "function"}]),
+        ("logit_bias", 1),
+    ],
+)
+async def test_a_field_of_the_wrong_type_is_a_400_that_names_it(
+    pair: Pair, field: str, value: object
+) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    body = {"model": DEFAULT_MODEL, "messages": messages, "max_tokens": 1, field: value}
+    async with (
+        aiohttp.ClientSession(pair.second.url) as session,
+        session.post("/v1/chat/completions", json=body) as reply,
+    ):
+        assert reply.status == 400
+        assert str((await reply.json())["error"]["param"]).startswith(field)
 
 
 async def test_a_thought_survives_kill_9_of_a_real_engine(pair: Pair, jobs: RedisStore) -> None:
