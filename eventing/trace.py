@@ -132,6 +132,11 @@ def span(
     return _tracer.open(name, parent, links, attributes)
 
 
+def is_sampled(traceparent: str) -> bool:
+    """True when whoever began the trace keeps it."""
+    return traceparent[-2:] in ("01", "03")  # 03 adds W3C level 2's «random trace id»
+
+
 def headers() -> dict[str, str]:
     """HTTP headers that carry the open span to whoever is called."""
     if _tracer is None or not (traceparent := _tracer.current()):
@@ -151,7 +156,7 @@ class SpanLinks:
         """Link `span` to the one before it, and be the one before the next. A store that is away
         costs the link only.
         """
-        if self._redis is None or _tracer is None or not span.traceparent:
+        if self._redis is None or _tracer is None or not is_sampled(span.traceparent):
             return
         from eventing.trace_export import link
 

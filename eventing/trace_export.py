@@ -7,8 +7,10 @@ own, or to a file one by one, so that a killed process loses none that had ended
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 import structlog
@@ -29,6 +31,8 @@ from eventing.trace import Span
 
 _W3C: Final = TraceContextTextMapPropagator()
 _CLOSE_MS: Final = 3000
+_within: Final[ContextVar[str]] = ContextVar("torpor_traceparent", default="")
+"""The innermost span that is open here, kept or not."""
 
 
 class FileExporter(SpanExporter):
@@ -78,6 +82,30 @@ class _Open:
         self._span.set_attributes(_named(attributes))
 
 
+class _Unkept:
+    """A span of a trace that nobody keeps: hands its context on, to callees and to spans within."""
+
+    __slots__ = ("_token", "traceparent")
+
+    def __init__(self, traceparent: str) -> None:
+        self.traceparent = traceparent
+
+    def set(self, **attributes: str | int | float | bool) -> None:
+        return None
+
+    def __enter__(self) -> "_Unkept":
+        self._token = _within.set(self.traceparent)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        _within.reset(self._token)
+
+
 class OtelTracer:
     """A tracer of one process."""
 
@@ -90,8 +118,16 @@ class OtelTracer:
         self._provider.add_span_processor(_processor(target))
         self._tracer = self._provider.get_tracer("torpor")
 
-    @contextmanager
     def open(
+        self, name: str, parent: str, links: Sequence[str], attributes: Mapping[str, Any]
+    ) -> AbstractContextManager[Span]:
+        within = parent or _within.get()
+        if within[:3] == "00-" and within[-3:] == "-00":
+            return _Unkept(within)  # twenty times cheaper than a span of OpenTelemetry's
+        return self._kept(name, parent, links, attributes)
+
+    @contextmanager
+    def _kept(
         self, name: str, parent: str, links: Sequence[str], attributes: Mapping[str, Any]
     ) -> Iterator[Span]:
         found = [api.Link(context) for text in links if (context := _context(text)) is not None]
@@ -104,15 +140,19 @@ class OtelTracer:
             set_status_on_exception=False,
         ) as span:
             trace_id = f"{span.get_span_context().trace_id:032x}"
+            opened = _Open(span)
+            token = _within.set(opened.traceparent)
             with structlog.contextvars.bound_contextvars(trace_id=trace_id):
                 try:
-                    yield _Open(span)
+                    yield opened
                 except Exception as error:
                     span.set_status(api.StatusCode.ERROR, type(error).__name__)
                     raise
+                finally:
+                    _within.reset(token)
 
     def current(self) -> str:
-        return _traceparent(api.get_current_span().get_span_context())
+        return _within.get()
 
     def close(self) -> None:
         self._provider.force_flush(_CLOSE_MS)

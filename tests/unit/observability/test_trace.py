@@ -63,6 +63,27 @@ def test_a_caller_that_samples_nothing_is_obeyed(spans: Path) -> None:
     assert read(spans) == []
 
 
+def test_spans_inside_one_that_nobody_keeps_begin_no_trace_of_their_own(spans: Path) -> None:
+    with trace.span("submit", parent=UNSAMPLED), trace.span("inner") as inner:
+        assert inner.traceparent == UNSAMPLED
+        assert trace.headers() == {"traceparent": UNSAMPLED}
+
+    assert read(spans) == []
+    assert trace.headers() == {}
+
+
+def test_a_share_of_nothing_keeps_nothing_of_what_begins_here(tmp_path: Path) -> None:
+    path = tmp_path / "spans.jsonl"
+    trace.use(OtelTracer("test", f"file:{path}", 0.0))
+
+    with trace.span("submit") as span, trace.span("inner"):
+        kept = trace.is_sampled(span.traceparent)
+    trace.use(None)
+
+    assert not kept
+    assert read(path) == []
+
+
 def test_a_failure_is_named_by_its_type_only(spans: Path) -> None:
     with pytest.raises(ValueError, match="secret"), trace.span("submit"):
         raise ValueError("a secret prompt")
