@@ -77,7 +77,7 @@ class Answered:
 
     @property
     def text(self) -> str:
-        choice = self.data["response"]["choices"][0]  # type: ignore[index,call-overload]
+        choice = self.data["response"]["choices"][0]  # type: ignore[index]
         return str(choice["message"]["content"] if "message" in choice else choice["text"])
 
 

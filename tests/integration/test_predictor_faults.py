@@ -22,7 +22,7 @@ from tests.unit.predictor.desk import asking, job_id_of, open_desk, read_ids, re
 pytestmark = pytest.mark.timeout(20)
 
 THOUGHT = {"output_tokens": 60, "reasoning_tokens": 30}
-LONG = {"output_tokens": 3000}
+LONG: dict[str, float] = {"output_tokens": 3000}
 
 
 async def whole_answer(event: Event) -> str:
@@ -154,7 +154,7 @@ async def test_a_request_that_kills_every_process_becomes_a_dead_letter(
         await beside
 
         assert answer.data["state"] == JobState.FAILED
-        assert answer.data["error"]["code"] == "exhausted"  # type: ignore[index,call-overload]
+        assert answer.data["error"]["code"] == "exhausted"  # type: ignore[index]
         dead = await job_of(store, poison)
         assert dead.is_dead_letter
         assert [a.outcome for a in dead.history] == ["lost", "lost", "lost"]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
@@ -232,7 +232,7 @@ async def test_a_greedy_thought_with_many_seams_is_the_uninterrupted_one(
     assert answer.text == whole.text
     assert answer.data["usage"] == whole.data["usage"]
     assert read_text(entries) == whole.text
-    assert len(read_ids(entries)) == answer.data["usage"]["completion_tokens"]  # type: ignore[index,call-overload]
+    assert len(read_ids(entries)) == answer.data["usage"]["completion_tokens"]  # type: ignore[index]
     assert not any(entry.is_restart for entry in entries if entry.kind is EntryKind.ATTEMPT)
 
 
@@ -270,7 +270,7 @@ async def test_a_prompt_longer_than_the_context_is_a_dead_letter_that_names_it(p
     answer = await pair.second.deliver(ask("word " * 3000, "long"))
 
     assert answer.data["state"] == JobState.FAILED
-    assert "messages" in answer.data["error"]["field"]  # type: ignore[index,call-overload]
+    assert "messages" in answer.data["error"]["field"]  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ async def test_nothing_that_was_asked_or_answered_is_in_the_logs(
     with pytest.raises(openai.BadRequestError):
         await client.chat.completions.create(
             model="seeded",
-            messages=[{"role": CANARY, "content": 1}],  # type: ignore[list-item]
+            messages=[{"role": CANARY, "content": 1}],  # type: ignore[misc,list-item]
         )
     async with aiohttp.ClientSession(predictor.url) as session:
         await session.post("/v1/models/seeded:predict", json={"instances": [[CANARY]]})

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -137,7 +138,7 @@ async def test_without_a_shared_store_an_invalid_job_is_told_in_the_reply() -> N
     ],
 )
 async def test_what_the_engine_can_never_serve_is_a_dead_letter_that_names_the_field(
-    body: dict[str, object], field: str
+    body: dict[str, Any], field: str
 ) -> None:
     async with open_desk() as desk:
         answer = await desk.deliver(asking(**body))

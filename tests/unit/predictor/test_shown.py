@@ -65,11 +65,11 @@ def test_a_seam_within_the_thought_leaves_the_answer_whole() -> None:
 
 def test_a_seam_within_the_answer_shows_no_thought_again() -> None:
     found = rest(
-        [chat(reasoning="hm"), chat(content="fo")],
-        [chat(reasoning="hm"), chat(content="four", finish="stop")],
+        [chat(reasoning="hm"), chat(content="si")],
+        [chat(reasoning="hm"), chat(content="six", finish="stop")],
     )
 
-    assert found == [{"index": 0, "delta": {"content": "ur"}, "finish_reason": "stop"}]
+    assert found == [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]
 
 
 def test_choices_are_counted_apart() -> None:
