@@ -56,6 +56,14 @@ test-gpu: install ## Tests that need an NVIDIA GPU; they skip themselves without
 
 check: lint types test ## What CI runs
 
+##@ Figures (bench/README.md)
+
+bench: install ## One job's path: cold start, warm overhead, idle memory
+	@$(BIN)/python -m bench.one_job
+
+bench-peers: install ## The plumbing against Celery, RQ, arq, taskiq and dramatiq
+	@$(BIN)/python -m bench.peers
+
 ##@ On a cluster
 
 REPOSITORY ?= registry.example.com/torpor
@@ -86,4 +94,5 @@ images-push: ## Push what `make images` built
 clean: ## Remove what was made, but not the state in .torpor
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up test install format lint types test-unit test-faults test-gpu check clean
+.PHONY: help demo up test install format lint types test-unit test-faults test-gpu check clean \
+  bench bench-peers manifests manifests-lint images-lint images images-push
