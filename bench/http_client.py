@@ -20,7 +20,8 @@ SERVER = """
 import uvicorn
 async def app(scope, receive, send):
     if scope["type"] == "http":
-        await send({"type": "http.response.start", "status": 202, "headers": [(b"content-length", b"0")]})
+        head = {"status": 202, "headers": [(b"content-length", b"0")]}
+        await send({"type": "http.response.start", **head})
         await send({"type": "http.response.body", "body": b""})
 uvicorn.run(app, port=18099, log_level="critical")
 """
