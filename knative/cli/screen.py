@@ -71,6 +71,8 @@ class JobScreen:
         timings = job.get("timings") or {}
         facts = [f"{usage['completion_tokens']} tokens"] if "completion_tokens" in usage else []
         facts += [f"{name.removesuffix('_ms')} {ms / 1000:.2f} s" for name, ms in timings.items()]
+        for line in attempt_lines(job):
+            self.line(line)
         reason = f": {job['error']['message']}" if job.get("error") else ""
         self.line(
             f"{job['state']}{reason} ({', '.join(facts)})" if facts else f"{job['state']}{reason}"
@@ -93,6 +95,19 @@ class JobScreen:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+def attempt_lines(job: dict[str, Any]) -> list[str]:
+    """What became of each attempt, in words; empty for a job whose first one did it."""
+    attempts = job.get("attempts") or []
+    if len(attempts) < 2:
+        return []
+    lines = []
+    for one in attempts:
+        took = f"{(one['ended_ms'] - one['started_ms']) / 1000:.2f} s" if one["ended_ms"] else "?"
+        since = f", went on after {one['resumed_from']} tokens" if one["resumed_from"] else ""
+        lines.append(f"attempt {one['attempt']}: {one['outcome'] or 'running'}, {took}{since}")
+    return lines
 
 
 def text_of(delta: Any) -> str:
