@@ -38,7 +38,7 @@ class BatchStore:
         wait for ever.
         """
         async with failures_named():
-            await run(self._redis, "index", [_ACTIVE], [batch.id, 0, "NX"])
+            await run(self._redis, "index", [_ACTIVE], [batch.id, 0, "NX", 0])
             await self._redis.zadd(_list_key(batch.tenant), {batch.id: batch.created_at}, nx=True)
             await self._redis.hsetnx(_key(batch.id), "record", batch.to_json())
         return await self.get(batch.id)
@@ -68,7 +68,7 @@ class BatchStore:
         """The runner will see it at its next turn."""
         async with failures_named():
             await self._redis.hset(_key(batch_id), "cancel", 1)
-            await run(self._redis, "index", [_ACTIVE], [batch_id, 0, "NX"])
+            await run(self._redis, "index", [_ACTIVE], [batch.id, 0, "NX", 0])
 
     async def is_cancel_asked(self, batch_id: str) -> bool:
         async with failures_named():
@@ -92,7 +92,7 @@ class BatchStore:
             if batch.status.is_final:
                 await self._redis.zrem(_ACTIVE, batch.id)
             else:
-                await run(self._redis, "index", [_ACTIVE], [batch.id, HOLD_MS, ""])
+                await run(self._redis, "index", [_ACTIVE], [batch.id, HOLD_MS, "", 0])
         return True
 
     async def drop(self, batch_id: str) -> None:
