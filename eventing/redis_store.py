@@ -58,7 +58,7 @@ class RedisStore:
         answers = await self._run_all(
             [
                 _index(keys.UNPUBLISHED, new.id, SWEEP_AFTER_MS),
-                _index(keys.jobs_of(new.tenant), new.id, 0, "NX"),
+                self._listed(keys.jobs_of(new.tenant), new.id, "NX"),
                 (
                     "create",
                     [keys.job(new.id)],
@@ -85,8 +85,8 @@ class RedisStore:
         answers = await self._run_all(
             [
                 _index(keys.UNANNOUNCED, new.id, SWEEP_AFTER_MS),
-                _index(keys.jobs_of(new.tenant), new.id, 0, "NX"),
-                _index(keys.dead_letters_of(new.tenant), new.id, 0),
+                self._listed(keys.jobs_of(new.tenant), new.id, "NX"),
+                self._listed(keys.dead_letters_of(new.tenant), new.id),
                 ("reject", _job_keys(new.id), [*args, *fields]),
             ]
         )
@@ -166,7 +166,7 @@ class RedisStore:
     async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> Hold:
         calls: list[Call] = [_index(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS)]
         if ending.is_dead_letter:
-            calls.append(_index(keys.dead_letters_of(await self._tenant(job_id)), job_id, 0))
+            calls.append(self._listed(keys.dead_letters_of(await self._tenant(job_id)), job_id))
         outcome = ending.error.code if ending.error else str(ending.state)
         dead = int(ending.is_dead_letter)
         args: list[Argument] = [attempt, ending.state, self._retention_s(ending), dead, outcome]
@@ -274,7 +274,7 @@ class RedisStore:
     ) -> list[Call]:
         calls: list[Call] = [_index(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS)]
         if ending.is_dead_letter:
-            calls.append(_index(keys.dead_letters_of(tenant), job_id, 0))
+            calls.append(self._listed(keys.dead_letters_of(tenant), job_id))
         args: list[Argument] = [
             ending.state,
             self._retention_s(ending),
@@ -292,7 +292,7 @@ class RedisStore:
         await self._run_all(
             [
                 _index(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS, mode),
-                _index(keys.dead_letters_of(tenant), job_id, 0, mode),
+                self._listed(keys.dead_letters_of(tenant), job_id, mode),
             ]
         )
 
@@ -338,6 +338,13 @@ class RedisStore:
                 return fresh
             offset += _LIST_SCAN
 
+    def _listed(self, index: str, job_id: JobId, mode: str = "") -> Call:
+        """The call that puts a job on a list. Lists are pruned by age as they grow, since only
+        some are ever read to their end; twice the longest retention is longer than any job stays.
+        """
+        keep_ms = 2000 * max(self._settings.retention_s, self._settings.dead_letter_retention_s)
+        return _index(index, job_id, 0, mode, keep_ms)
+
     async def _get_many(self, job_ids: Sequence[JobId]) -> list[Job | None]:
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
@@ -368,5 +375,5 @@ def _job_keys(job_id: JobId) -> list[str]:
     return [keys.job(job_id), keys.tokens(job_id)]
 
 
-def _index(key: str, member: str, delay_ms: int, mode: str = "") -> Call:
-    return ("index", [key], [member, delay_ms, mode])
+def _index(key: str, member: str, delay_ms: int, mode: str = "", keep_ms: int = 0) -> Call:
+    return ("index", [key], [member, delay_ms, mode, keep_ms])

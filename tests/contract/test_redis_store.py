@@ -62,6 +62,18 @@ async def test_an_index_entry_without_a_job_is_dropped_by_whoever_lists(rig: Red
     assert await rig.redis.zcard(keys.jobs_of("acme")) == 0
 
 
+async def test_lists_are_pruned_of_what_is_long_gone_without_being_read(rig: RedisRig) -> None:
+    # I9: a tenant's list grew by every job for ever, unless somebody read it to its end.
+    for number in range(10):
+        await rig.store.create(new_job(str(number)))
+    await rig.pass_time(SETTINGS.dead_letter_retention_s * 2000 + 1000)
+
+    await rig.store.create(new_job("new"))
+
+    assert await rig.redis.zrange(keys.jobs_of("acme"), 0, -1) == [job_id("new").encode()]
+    assert await rig.redis.ttl(keys.jobs_of("acme")) > 0
+
+
 async def test_a_server_that_forgot_the_scripts_is_told_them_again(rig: RedisRig) -> None:
     await rig.store.create(new_job())
     await rig.redis.script_flush()
