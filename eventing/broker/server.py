@@ -79,13 +79,22 @@ class Broker:
         ingress = Ingress(self._router, body_limit_bytes=self._settings.body_limit_bytes)
         return Starlette(
             routes=[
-                Route("/healthz", _alive),
-                Route("/readyz", self._ready),
-                Route("/metrics", self._metrics),
+                *self._shown(),
                 Route("/", ingress.take, methods=["POST"]),
                 Route("/{namespace}/{broker}", ingress.take, methods=["POST"]),
             ]
         )
+
+    def side_app(self) -> Starlette:
+        """A pump's application: takes no events, only shows how it is."""
+        return Starlette(routes=self._shown())
+
+    def _shown(self) -> list[Route]:
+        return [
+            Route("/healthz", _alive),
+            Route("/readyz", self._ready),
+            Route("/metrics", self._metrics),
+        ]
 
     async def pump(self, stopping: asyncio.Event) -> None:
         """Deliver until `stopping`; queues are created first, as soon as Redis is there."""
@@ -131,6 +140,15 @@ async def serve(
             app = broker.app()
             group.create_task(
                 listen(app, host=settings.host, port=settings.port, stopping=stopping)
+            )
+        elif settings.metrics_port:
+            group.create_task(
+                listen(
+                    broker.side_app(),
+                    host="0.0.0.0",  # noqa: S104 (Prometheus comes from outside the pod)
+                    port=settings.metrics_port,
+                    stopping=stopping,
+                )
             )
     await broker.close()
 

@@ -27,4 +27,8 @@ class BrokerSettings(BaseSettings):
     """Bearer token on deliveries, so that subscribers know who calls; empty sends none."""
     redis_timeout_s: float = Field(1.5, gt=1, le=30)
     """Longest wait for Redis; over 1 s, since waiting for work blocks that long."""
+    metrics_port: int = Field(0, ge=0, le=65535)
+    """Port of a pump's own `/healthz` and `/metrics`, on all addresses; 0 serves none. The ingress
+    shows them on its own port.
+    """
     log_level: str = "INFO"
