@@ -68,7 +68,7 @@ class BatchStore:
         """The runner will see it at its next turn."""
         async with failures_named():
             await self._redis.hset(_key(batch_id), "cancel", 1)
-            await run(self._redis, "index", [_ACTIVE], [batch.id, 0, "NX", 0])
+            await run(self._redis, "index", [_ACTIVE], [batch_id, 0, "NX", 0])
 
     async def is_cancel_asked(self, batch_id: str) -> bool:
         async with failures_named():
