@@ -19,7 +19,7 @@ from tests.integration.predictor_process import LEASE_S, predictors
 from tests.redis_server import RedisServer
 from tests.unit.predictor.desk import asking, job_id_of, open_desk, read_ids, read_text, text_of
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(90)
 
 THOUGHT = {"output_tokens": 60, "reasoning_tokens": 30}
 LONG: dict[str, float] = {"output_tokens": 3000}

@@ -22,7 +22,7 @@ from eventing.replica import ReplicaDirectory
 from tests.integration.predictor_process import Answered, PredictorProcess, predictors
 from tests.unit.predictor.desk import asking, event_of
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(90)
 
 CANARY = "canary-7f3a"
 
@@ -304,7 +304,7 @@ async def test_deliveries_need_the_token_where_there_is_one(tmp_path: Path) -> N
 def test_a_waking_predictor_answers_and_says_that_it_is_not_ready(tmp_path: Path) -> None:
     started = PredictorProcess(tmp_path, {"TORPOR_SEEDED_START_UP_S": "30"})
     try:
-        deadline = time.monotonic() + 9
+        deadline = time.monotonic() + 40
         while (waking := _probe(started)) is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -358,6 +358,6 @@ def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
         env={"PATH": "/usr/bin:/bin"} | environment,
         capture_output=True,
         text=True,
-        timeout=9,
+        timeout=40,
         check=False,
     )
