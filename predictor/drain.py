@@ -17,8 +17,8 @@ from predictor.lease_keeper import LeaseKeeper
 
 _log = structlog.get_logger()
 
-_HANDOVER_S: Final = 3.0
-"""Kept of the grace for flushing, giving back and answering."""
+_HANDOVER_S: Final = 4.0
+"""Kept of the grace for flushing and giving back (50 ms mostly) and for stopping vLLM (3 s)."""
 
 
 def handover_after_s(grace_s: float) -> float:

@@ -121,7 +121,7 @@ class Generation:
             attempt.number,
             index=attempt.token_count,
             flush_s=flush_s,
-            on_refusal=self.on_hold,
+            on_refusal=self._on_refused_write,
         )
 
     async def run(self) -> Result:
@@ -140,8 +140,6 @@ class Generation:
 
     def on_hold(self, hold: Hold) -> None:
         """What the store says of our lease."""
-        if hold in (Hold.FENCED, Hold.TERMINAL):
-            metrics.FENCED_WRITES.inc()
         if hold in _REFUSALS:
             self.interrupt(_REFUSALS[hold])
 
@@ -156,6 +154,10 @@ class Generation:
         self._stop = why
         if self._decoding is not None:
             self._decoding.cancel()
+
+    def _on_refused_write(self, hold: Hold) -> None:
+        metrics.FENCED_WRITES.inc()
+        self.on_hold(hold)
 
     async def _decode(self) -> None:
         prior = self._checkpoint.token_ids

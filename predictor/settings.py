@@ -75,7 +75,9 @@ class PredictorSettings(BaseSettings):
     stall_s: float = Field(120.0, ge=0.1, le=3600)
     """A job whose engine gives nothing for this long, prefill included, is aborted."""
     drain_grace_s: float = Field(25.0, ge=0.5, le=3600)
-    """From SIGTERM to the exit; what cannot end by then is handed over. Below the pod's grace."""
+    """From SIGTERM to the exit; what cannot end in time is handed over 4 s before. Below the pod's
+    grace.
+    """
 
     seeded_tokens_per_s: float = Field(50.0, ge=0)
     """Test engine: tokens a second of each request; 0 is as fast as possible."""

@@ -5,10 +5,12 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from eventing.clock import SystemClock
 from eventing.errors import BadRequest
 from eventing.job_event import job_of
+from eventing.store import Hold
 from predictor.append_group import AppendGroup
 from predictor.checkpoint import Checkpoint
 from predictor.engine import EngineRequest, PhaseReporter, Step
@@ -148,6 +150,23 @@ async def test_the_first_reason_stands() -> None:
     made.interrupt(Stop.FENCED)
 
     assert await made.run() is Stop.HANDOVER
+
+
+async def test_a_refused_write_is_counted_and_a_cancel_that_was_only_heard_of_is_not() -> None:
+    def counted() -> float:
+        return REGISTRY.get_sample_value("torpor_fenced_writes_total") or 0
+
+    made, store, _ = await generation([Step((i,), None) for i in range(100_000)])
+    running = asyncio.ensure_future(made.run())
+    await store.cancel(made.attempt.job_id)
+    before = counted()
+    assert await running is Stop.ENDED
+    assert counted() == before + 1
+
+    made, _, _ = await generation([Step((1,), None)])
+    made.on_hold(Hold.TERMINAL)
+    assert await made.run() is Stop.ENDED
+    assert counted() == before + 1
 
 
 async def test_text_that_comes_after_the_last_token_is_shown() -> None:

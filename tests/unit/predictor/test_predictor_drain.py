@@ -78,7 +78,7 @@ async def test_nothing_in_flight_means_no_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grace_s", "for_itself_s"), [(25, 22), (3, 2), (0.6, 0.4)], ids=["pod", "short", "test"]
+    ("grace_s", "for_itself_s"), [(25, 21), (3, 2), (0.6, 0.4)], ids=["pod", "short", "test"]
 )
 def test_some_of_the_grace_is_kept_for_the_handover(grace_s: float, for_itself_s: float) -> None:
     assert handover_after_s(grace_s) == pytest.approx(for_itself_s)
