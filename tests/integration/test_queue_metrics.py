@@ -79,7 +79,9 @@ async def test_the_oldest_is_found_behind_the_head_of_a_fair_queue(redis: Redis)
     """A newcomer of another tenant goes ahead of the second event of a busy one."""
     for _ in range(5):
         await put(redis, new_job_id(), tenant="busy")
-    await Queue(redis, QUEUE, "p").claim(1)
+    queue = Queue(redis, QUEUE, "p")
+    (first,) = await queue.claim(1)
+    await queue.send([queue.settle_call(first.ticket)])
     events = f"torpor:{{{QUEUE}}}:events"
     for member, kept in (await redis.hgetall(events)).items():
         _, rest = kept.split(b" ", 1)

@@ -63,6 +63,15 @@ async def test_a_closed_loop_hides_the_stall_and_its_report_says_so() -> None:
     assert "coordinated omission" in notes(setup(is_open=False), run.samples)[0]
 
 
+async def test_a_generator_that_is_late_does_not_move_what_was_due() -> None:
+    system = StalledSystem(0.0)
+    run = Run(system, lambda: system.now() + 5.0)  # type: ignore[arg-type]
+
+    await run.open_loop(shots(3, 0.1))
+
+    assert [sample.due_s for sample in run.samples] == [0.0, 0.1, 0.2]
+
+
 async def test_what_the_generator_has_no_room_for_counts_as_unsent() -> None:
     system = StalledSystem(0.2)
     run = Run(system, system.now, most_open=3)  # type: ignore[arg-type]
