@@ -5,6 +5,7 @@ Used by `tests/conftest.py` and the fault tests, which kill, stop and restart it
 """
 
 import ctypes
+import secrets
 import shutil
 import signal
 import socket
@@ -34,10 +35,17 @@ def debian_redis() -> Path | None:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback that nobody listens on now. Below the ephemeral range: one from there
+    may be somebody's outgoing connection by the time it is bound.
+    """
+    while True:
+        port = secrets.randbelow(20_000) + 12_000
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def die_with_parent() -> None:

@@ -90,7 +90,7 @@ async def test_f22_a_wrong_clock_changes_nothing(
     zygote: Zygote, tmp_path: Path, trials: int, judge: Judge, skew: list[tuple[float, float]]
 ) -> None:
     # Half of the deliveries go to a worker whose clock is right, and both hold leases at once.
-    tuning = Tuning(lease_s=LEASE_S, tokens_per_s=40)
+    tuning = Tuning(lease_s=3, tokens_per_s=40)
     async with running(zygote, tmp_path, tuning) as system:
         wrong = system.new_predictor("wrong-clock", skew=skew)
         wrong.start()
