@@ -71,7 +71,7 @@ _OUTCOMES: Final = frozenset(
 """What the history of a job may say; error codes are `failed` here, since an engine could make up
 any number of them.
 """
-_REMEMBERED: Final = 4096
+_REMEMBERED: Final = 1024
 
 
 class JobMetrics:
