@@ -199,8 +199,8 @@ def _options(call: Mapping[str, Any]) -> dict[str, Any]:
         options["reasoning_effort"] = effort
     if response_format := _response_format(_object(call, "text").get("format")):
         options["response_format"] = response_format
-    if tools := call.get("tools"):
-        options["tools"] = _tools(tools)
+    if call.get("tools") is not None and (tools := _tools(call["tools"])):
+        options["tools"] = tools
         if (choice := call.get("tool_choice")) is not None:
             options["tool_choice"] = _tool_choice(choice)
     return options

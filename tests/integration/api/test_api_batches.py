@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -14,6 +15,7 @@ from api import batch_runner
 from api.batch_store import BatchStore
 from api.submission import keyed_job_id
 from eventing import keys
+from eventing.clock import SystemClock
 from eventing.job import JobId
 from eventing.outbox import sweep_once
 from tests.integration.api.conftest import Rig, chat_line
@@ -218,6 +220,40 @@ async def test_a_cancelled_batch_keeps_what_was_done(rig: Rig, client: AsyncOpen
     other = await rig.store.get(JobId(keyed_job_id("default", f"batch:{batch.id}:2")))
     assert other is not None
     assert other.state == "cancelled"
+
+
+class LateClock(SystemClock):
+    """A day and an hour later than everybody else's."""
+
+    def wall_ms(self) -> int:
+        return super().wall_ms() + 25 * 3600 * 1000
+
+
+async def test_a_batch_whose_window_closed_says_what_was_not_run(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
+    batch = await start(client, lines(3))
+    object.__setattr__(rig.front, "clock", LateClock())
+    async with running(rig):
+        ended = await final(client, batch.id)
+
+    errors = await content(client, ended.error_file_id)
+    assert ended.status == "expired"
+    assert {entry["error"]["code"] for entry in errors.values()} == {"batch_expired"}
+    assert len(errors) == 3
+
+
+async def test_an_overtaken_runner_writes_nothing_more(rig: Rig, client: AsyncOpenAI) -> None:
+    batches = BatchStore(rig.store.redis)
+    batch = await start(client, lines(1))
+    ((batch_id, epoch),) = await batches.take(1)
+    await time_passes(rig, "torpor:batches:active")
+    ((_, newer),) = await batches.take(1)
+    record = await batches.get(batch_id)
+
+    assert not await batches.save(replace(record, total=7), epoch)
+    assert await batches.save(replace(record, total=8), newer)
+    assert (await batches.get(batch.id)).total == 8
 
 
 async def test_a_batch_waits_behind_people(rig: Rig, client: AsyncOpenAI, runner: None) -> None:

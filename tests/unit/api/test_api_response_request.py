@@ -1,0 +1,139 @@
+"""OpenAI's Responses as chat completions: what is carried over, what is refused by name."""
+
+from typing import Any
+
+import pytest
+
+from api.response_request import input_items, messages_of, parse_ask
+from eventing.errors import InvalidJob
+
+CALL = {"model": "m", "input": "hi"}
+
+
+def body(**call: Any) -> dict[str, Any]:
+    return parse_ask(CALL | call, []).body
+
+
+@pytest.mark.parametrize(
+    ("call", "option"),
+    [
+        pytest.param({"max_output_tokens": 5}, {"max_completion_tokens": 5}, id="limit"),
+        pytest.param({"temperature": 0.5}, {"temperature": 0.5}, id="temperature"),
+        pytest.param({"reasoning": {"effort": "low"}}, {"reasoning_effort": "low"}, id="effort"),
+        pytest.param({"top_logprobs": 2}, {"logprobs": True, "top_logprobs": 2}, id="logprobs"),
+        pytest.param(
+            {"text": {"format": {"type": "json_object"}}},
+            {"response_format": {"type": "json_object"}},
+            id="json",
+        ),
+    ],
+)
+def test_options_are_carried_over(call: dict[str, Any], option: dict[str, Any]) -> None:
+    assert body(**call).items() >= option.items()
+
+
+@pytest.mark.parametrize(
+    ("choice", "chat"),
+    [
+        pytest.param("required", "required", id="word"),
+        pytest.param(
+            {"type": "function", "name": "f"},
+            {"type": "function", "function": {"name": "f"}},
+            id="function",
+        ),
+    ],
+)
+def test_a_tool_choice_is_carried_over(choice: Any, chat: Any) -> None:
+    tools = [{"type": "function", "name": "f", "parameters": {}}]
+
+    assert body(tools=tools, tool_choice=choice)["tool_choice"] == chat
+
+
+def test_plain_text_needs_no_format() -> None:
+    assert "response_format" not in body(text={"format": {"type": "text"}})
+
+
+@pytest.mark.parametrize(
+    ("items", "messages"),
+    [
+        pytest.param(
+            [{"role": "developer", "content": "x"}],
+            [{"role": "system", "content": "x"}],
+            id="developer is system",
+        ),
+        pytest.param(
+            [{"role": "user", "content": [{"type": "input_text", "text": "a"}]}],
+            [{"role": "user", "content": "a"}],
+            id="text parts are text",
+        ),
+        pytest.param(
+            [{"role": "user", "content": [{"type": "input_image", "image_url": "data:x"}]}],
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:x"}}]}],
+            id="pictures stay parts",
+        ),
+        pytest.param(
+            [{"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}],
+            [{"role": "assistant", "content": "no"}],
+            id="a refusal is text",
+        ),
+        pytest.param([{"type": "reasoning", "summary": []}], [], id="old thoughts are not shown"),
+        pytest.param(
+            [
+                {"role": "assistant", "content": "calling"},
+                {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            ],
+            [
+                {
+                    "role": "assistant",
+                    "content": "calling",
+                    "tool_calls": [
+                        {
+                            "id": "c",
+                            "type": "function",
+                            "function": {"name": "f", "arguments": "{}"},
+                        }
+                    ],
+                }
+            ],
+            id="a call goes with its message",
+        ),
+    ],
+)
+def test_items_become_messages(items: list[Any], messages: list[Any]) -> None:
+    assert messages_of(input_items(items)) == messages
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        pytest.param({"instructions": 7}, "instructions", id="instructions"),
+        pytest.param({"prompt": {"id": "p"}}, "prompt", id="prompt template"),
+        pytest.param({"input": [7]}, "input[0]", id="item"),
+        pytest.param({"input": [{"role": "king", "content": "x"}]}, "input[0]", id="role"),
+        pytest.param({"input": [{"role": "user", "content": 7}]}, "input[0].content", id="content"),
+        pytest.param(
+            {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
+            "input[0].content[0].type",
+            id="file",
+        ),
+        pytest.param(
+            {"input": [{"type": "function_call_output", "output": "x"}]},
+            "input[0].call_id",
+            id="call id",
+        ),
+        pytest.param({"reasoning": "hard"}, "reasoning", id="reasoning"),
+        pytest.param({"tools": {}}, "tools", id="tools"),
+        pytest.param({"tools": [{"type": "function"}]}, "tools[0].name", id="tool name"),
+        pytest.param(
+            {"tools": [{"type": "function", "name": "f"}], "tool_choice": 7},
+            "tool_choice",
+            id="tool choice",
+        ),
+        pytest.param({"stream": 1}, "stream", id="stream"),
+    ],
+)
+def test_what_cannot_be_done_names_its_field(call: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidJob) as caught:
+        parse_ask(CALL | call, [])
+
+    assert caught.value.field == field
