@@ -137,7 +137,7 @@ async def _caught(client: AsyncOpenAI) -> openai.APIError:
 async def test_a_failure_half_way_is_an_error_in_the_stream(rig: Rig, client: AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
     predictor = await rig.predictor(await the_job(rig))
-    await predictor.chat("Hel")
+    await predictor.chat("He")
     await predictor.fail("exhausted")
 
     with pytest.raises(openai.APIError, match="it broke"):
@@ -149,7 +149,7 @@ async def test_an_answer_that_starts_over_never_shows_text_twice(
 ) -> None:
     stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
     job_id = await the_job(rig)
-    await (await rig.predictor(job_id)).chat("Hel")
+    await (await rig.predictor(job_id)).chat("He")
     await rig.store.redis.hset(f"torpor:{{{job_id}}}", "lease_until_ms", 1)
     await FakePredictor(rig.store, job_id).start(can_resume=False)
 
@@ -162,10 +162,10 @@ async def test_an_answer_that_goes_on_elsewhere_is_one_answer(
 ) -> None:
     stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
     job_id = await the_job(rig)
-    await (await rig.predictor(job_id)).chat("Hel")
+    await (await rig.predictor(job_id)).chat("He")
     await rig.store.redis.hset(f"torpor:{{{job_id}}}", "lease_until_ms", 1)
     second = await rig.predictor(job_id)
-    await second.chat("lo", "stop")
+    await second.chat("llo", "stop")
     await second.finish(chat_result("Hello"))
 
     text = "".join([c.choices[0].delta.content or "" async for c in stream])

@@ -98,7 +98,7 @@ async def test_comments_between_numbered_events_do_not_break_the_client(
     """Its decoder takes an empty line after a comment for an event once it has seen an id."""
     stream = await client.responses.create(model="m", input="hi", background=True, stream=True)
     created = await anext(stream)
-    await asyncio.sleep(0.5)  # two keep-alives
+    await asyncio.sleep(0.5)  # two keep-alive comments
     await (await rig.predictor(job_of(created.response))).finish(chat_result("x"))  # type: ignore[union-attr]
 
     assert [event.type async for event in stream][-1] == "response.completed"
@@ -109,10 +109,10 @@ async def test_a_background_stream_goes_on_after_a_break(rig: Rig, client: Async
     created = await anext(stream)
     await anext(stream)
     predictor = await rig.predictor(job_of(created.response))  # type: ignore[union-attr]
-    await predictor.chat("Hel")
+    await predictor.chat("He")
     seen = [await anext(stream) for _ in range(4)]
     await stream.close()
-    await predictor.chat("lo", "stop")
+    await predictor.chat("llo", "stop")
     await predictor.finish(chat_result("Hello"))
 
     rest = await client.responses.retrieve(
@@ -137,7 +137,7 @@ async def test_a_stream_survives_a_restart_of_the_api(
         before = [await anext(stream), await anext(stream)]
         response_id = before[0].response.id  # type: ignore[union-attr]
         predictor = await first.predictor(response_id.replace("resp_", "job_"))
-        await predictor.chat("Hel")
+        await predictor.chat("He")
         before += [await anext(stream) for _ in range(4)]
         await client.close()
 
@@ -146,7 +146,7 @@ async def test_a_stream_survives_a_restart_of_the_api(
         rest = await client.responses.retrieve(
             response_id, stream=True, starting_after=before[-1].sequence_number
         )
-        await predictor.chat("lo", "stop")
+        await predictor.chat("llo", "stop")
         await predictor.finish(chat_result("Hello"))
         after = [event async for event in rest]
         await client.close()
@@ -344,7 +344,7 @@ async def test_an_answer_that_starts_over_says_so_and_numbers_go_on(
     stream = await client.responses.create(model="m", input="hi", background=True, stream=True)
     created = await anext(stream)
     job_id = job_of(created.response)  # type: ignore[union-attr]
-    await (await rig.predictor(job_id)).chat("Hel")
+    await (await rig.predictor(job_id)).chat("He")
     await rig.store.redis.hset(f"torpor:{{{job_id}}}", "lease_until_ms", 1)
     second = await FakePredictor(rig.store, job_id).start(can_resume=False)
     await second.chat("Good day", "stop")
