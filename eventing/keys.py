@@ -10,6 +10,7 @@ from eventing.job import JobId
 
 PREFIX: Final = "torpor"
 UNPUBLISHED: Final = f"{PREFIX}:outbox:requests"
+STARTED: Final = f"{PREFIX}:outbox:started"
 UNANNOUNCED: Final = f"{PREFIX}:outbox:results"
 GROUP: Final = "torpor"
 """Consumer group of every queue; KEDA's `consumerGroup`."""

@@ -46,6 +46,7 @@ class MemoryStore:
         self._jobs: dict[str, Index] = {}
         self._dead: dict[str, Index] = {}
         self._unpublished: Index = {}
+        self._started: Index = {}
         self._unannounced: Index = {}
         self._last_entry = (0, 0)
 
@@ -100,6 +101,7 @@ class MemoryStore:
         return self._list(self._dead.get(tenant, {}), is_wanted, limit, cursor)
 
     async def acquire(self, job_id: JobId, owner: str, *, can_resume: bool) -> Acquired:
+        self._started[job_id] = self._now() + 2 * self._settings.lease_ms
         record = self._find(job_id)
         if record is None:
             return Acquired(status=AcquireStatus.MISSING)
@@ -246,7 +248,17 @@ class MemoryStore:
         return ids[:count]
 
     async def take_unpublished(self, limit: int) -> list[JobId]:
-        return self._take(self._unpublished, limit)
+        return [*self._take(self._unpublished, limit), *self._take_stranded(limit)]
+
+    def _take_stranded(self, limit: int) -> list[JobId]:
+        stranded = []
+        for job_id in self._take(self._started, limit):
+            record = self._find(job_id)
+            if record is None or record.job.state.is_terminal:
+                del self._started[job_id]
+            elif record.job.lease_until_ms <= self._now():
+                stranded.append(job_id)
+        return stranded
 
     async def take_unannounced(self, limit: int) -> list[JobId]:
         return self._take(self._unannounced, limit)

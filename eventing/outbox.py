@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 from prometheus_client import Counter
 
+from eventing.clock import SystemClock
 from eventing.errors import Unavailable
 from eventing.event import Event
 from eventing.job import Job, JobId, JobState
@@ -81,8 +82,12 @@ async def _sweep(
 
 
 def _owed_request(job: Job) -> Event | None:
-    """A job that has moved on was delivered, or needs no delivery any more."""
-    return request_event(job) if job.state is JobState.QUEUED else None
+    """A queued job, or a started one whose lease is over (docs/adr/0052). The lease is judged by
+    this host's clock: a wrong one costs a duplicate or a delay, no more.
+    """
+    is_lapsed = job.lease_until_ms <= SystemClock().wall_ms()
+    is_stranded = job.state is JobState.IN_PROGRESS and is_lapsed
+    return request_event(job) if job.state is JobState.QUEUED or is_stranded else None
 
 
 def _owed_result(job: Job) -> Event | None:

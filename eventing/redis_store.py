@@ -121,8 +121,8 @@ class RedisStore:
             int(can_resume),
             s.dead_letter_retention_s,
         ]
-        async with failures_named():
-            answer = await run(self._redis, "acquire", _job_keys(job_id), args)
+        note = _index(keys.STARTED, job_id, 2 * s.lease_ms)
+        answer = (await self._run_all([note, ("acquire", _job_keys(job_id), args)]))[-1]
         status = AcquireStatus(answer[0].decode())
         match status:
             case AcquireStatus.ACQUIRED:
@@ -248,7 +248,25 @@ class RedisStore:
         return ids[:count]
 
     async def take_unpublished(self, limit: int) -> list[JobId]:
-        return await self._take(keys.UNPUBLISHED, limit)
+        return [*await self._take(keys.UNPUBLISHED, limit), *await self._take_stranded(limit)]
+
+    async def _take_stranded(self, limit: int) -> list[JobId]:
+        """Started jobs that nobody runs now; notes of those that have ended are dropped."""
+        due = await self._take(keys.STARTED, limit)
+        if not due:
+            return []
+        async with failures_named():
+            jobs = dict(zip(due, await self._get_many(due), strict=True))
+            seconds, microseconds = await self._redis.time()
+            ended = [job_id for job_id, job in jobs.items() if job is None or job.state.is_terminal]
+            if ended:
+                await self._redis.zrem(keys.STARTED, *ended)
+        now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+        return [
+            job_id
+            for job_id, job in jobs.items()
+            if job and not job.state.is_terminal and job.lease_until_ms <= now_ms
+        ]
 
     async def take_unannounced(self, limit: int) -> list[JobId]:
         return await self._take(keys.UNANNOUNCED, limit)

@@ -213,8 +213,8 @@ class Store(Protocol):
         """The first `count` token ids that are to be continued."""
 
     async def take_unpublished(self, limit: int) -> list[JobId]:
-        """Jobs whose request event may not have reached the broker; taken for 30 s, so that
-        sweepers share them.
+        """Jobs whose request event may not have reached the broker, and started ones that nobody
+        has held for a lease (docs/adr/0052); taken for 15 s, so that sweepers share them.
         """
 
     async def take_unannounced(self, limit: int) -> list[JobId]:

@@ -948,6 +948,28 @@ class TestOutbox:
         taken = [job for share in shares for job in share]
         assert len(taken) == len(set(taken)) == 40
 
+    async def test_a_started_job_that_nobody_holds_is_due_again(self, rig: Rig) -> None:
+        # Its event may be gone: settled by a pump whose store forgot the end (docs/adr/0052).
+        await started(rig)
+        await rig.store.mark_published(job_id())
+        await rig.pass_time(LEASE_MS - 1000)
+        assert await rig.store.take_unpublished(10) == []
+
+        await rig.pass_time(LEASE_MS + 1001)
+
+        assert await rig.store.take_unpublished(10) == [job_id()]
+
+    async def test_a_started_job_that_is_held_or_has_ended_is_not_due(self, rig: Rig) -> None:
+        held = await started(rig, "held")
+        ended = await started(rig, "ended")
+        for event_id in ("held", "ended"):
+            await rig.store.mark_published(job_id(event_id))
+        await rig.store.finish(job_id("ended"), ended, ANSWER)
+        await rig.pass_time(LEASE_MS * 2 + 1)
+        await rig.store.renew([(job_id("held"), held)], extend=True)
+
+        assert await rig.store.take_unpublished(10) == []
+
     async def test_a_conflict_does_not_forget_the_first_event(self, rig: Rig) -> None:
         await rig.store.create(new_job())
         with pytest.raises(IdempotencyConflict):

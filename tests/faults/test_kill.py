@@ -188,7 +188,6 @@ async def rewritten(system: System) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.xfail(strict=False, reason="a settle that outlives the end it settles: docs/adr/0052")
 async def test_f05_a_power_cut_takes_the_last_second(
     zygote: Zygote, tmp_path: Path, trials: int, judge: Judge, server_binary: Path
 ) -> None:
