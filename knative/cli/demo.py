@@ -75,7 +75,7 @@ async def _story(stack: Stack, prompt: str, max_tokens: int) -> None:
     try:
         seen.say("nothing to do, nothing awake")
         async with connected(stack.addresses.api) as api:
-            job = await submit_chat(api, prompt, max_tokens=max_tokens)
+            job = await submit_chat(api, prompt, max_tokens=max_tokens, temperature=0)
             screen = JobScreen()
             screen.line(f"202 accepted, {job['id']}")
             end = await screen.follow(api.events(job["id"]))

@@ -108,16 +108,16 @@ async def _submit(
 
 
 async def submit_chat(
-    api: Api, text: str, *, model: str = "", max_tokens: int = 256, priority: str = "default"
+    api: Api, text: str, *, model: str = "", priority: str = "default", **sampling: float
 ) -> dict[str, Any]:
-    """Submit one chat message as a job; what the api answered."""
+    """Submit one chat message as a job, `sampling` as OpenAI names it; what the api answered."""
     if not model:
         served = (await api.call("GET", "/v1/models"))["data"]
         if not served:
             raise UserError(f"no model is served at {api.address}")
         model = served[0]["id"]
     messages = [{"role": "user", "content": text}]
-    body = {"model": model, "messages": messages, "max_tokens": max_tokens}
+    body = {"model": model, "messages": messages, **sampling}
     line = {"url": "/v1/chat/completions", "body": body, "priority": priority}
     accepted: dict[str, Any] = await api.call("POST", "/v1/jobs", body=line)
     return accepted
