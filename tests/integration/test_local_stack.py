@@ -262,3 +262,20 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "No space left on device" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_kedas_policy_wakes_a_predictor_and_takes_the_last_one_away(tmp_path: Path) -> None:
+    """On lag and pending of the queue, with KEDA's polling and cooldown instead of the KPA."""
+    stack = LocalStack(tmp_path / "data", "--autoscaler", "keda", "--window", "6s").start()
+    try:
+        long = stack.submit(max_tokens=600, seeded={"output_tokens": 600})
+        stack.until(lambda: stack.job(long)["token_count"] > 0)
+
+        # 600 tokens take 3 s, thirty of KEDA's: five cooldowns with nothing but work in flight.
+        job = stack.job(long, wait_s=20)
+
+        assert job["state"] == "completed"
+        assert job["attempt"] == 1
+        stack.until(lambda: not stack.status()["replicas"]["list"])
+    finally:
+        stack.stop()
