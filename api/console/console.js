@@ -420,7 +420,7 @@ function step(by) {
 }
 
 function onKey(event) {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.id === "prompt") {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.closest("#submit")) {
     el("submit").requestSubmit();
     return;
   }
