@@ -46,6 +46,7 @@ class Activator:
         self._on_waiting = on_waiting
         self._room = asyncio.Condition()
         self._session: aiohttp.ClientSession | None = None
+        self._is_closing = False
         self.waiting = 0
         self.in_flight = 0
 
@@ -75,6 +76,11 @@ class Activator:
         async with self._room:
             self._room.notify_all()
 
+    async def turn_away(self) -> None:
+        """Hold nothing any more: whoever waits is asked to come again, to the next stack."""
+        self._is_closing = True
+        await self.changed()
+
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
@@ -100,6 +106,8 @@ class Activator:
                 while (
                     replica := least_busy(self._replicas.values(), concurrency=self._concurrency)
                 ) is None:
+                    if self._is_closing:
+                        raise Overloaded("the stack is ending")
                     self._on_waiting()
                     await self._room.wait()
             finally:

@@ -63,6 +63,7 @@ class Stack:
         self._logs = settings.data_dir / "logs"
         self._token = secrets.token_hex(24)
         self._stopping = asyncio.Event()
+        self._drained = asyncio.Event()
         self.up = asyncio.Event()
         self.addresses = Addresses()
         self.fleet: Fleet | None = None
@@ -197,6 +198,7 @@ class Stack:
             timeout_s=s.max_job_seconds + 30,
             on_waiting=lambda: loop.poke(),
         )
+        self._activator = activator
         exits.push_async_callback(activator.close)
         self.fleet = Fleet(
             self._predictor_spec(model),
@@ -209,7 +211,7 @@ class Stack:
         loop = self._autoscaler(model, activator, view)
         self._autoscaling = group.create_task(loop.run())
         app = status_app(self, activator, view, manifest.requests_queue(model.name))
-        serving = listen(app, host="127.0.0.1", port=port, stopping=self._stopping, grace_s=1)
+        serving = listen(app, host="127.0.0.1", port=port, stopping=self._drained, grace_s=1)
         group.create_task(serving)
 
     async def _launcher(
@@ -303,7 +305,9 @@ class Stack:
             await self._autoscaling
         if self.fleet is not None:
             self._report("draining the predictors")
+            await self._activator.turn_away()
             await self.fleet.stop()
+        self._drained.set()
 
 
 @dataclass(frozen=True, slots=True)

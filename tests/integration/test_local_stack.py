@@ -164,6 +164,8 @@ def test_it_ends_cleanly_in_the_middle_of_work_and_the_next_start_finishes_it(
     status = first.stop(number)
 
     assert status == 0
+    assert "Traceback" not in first.said()
+    assert "Exception" not in first.said()
     assert alive(below) == []
     second = LocalStack(tmp_path / "data", "--window", "6s").start()
     try:
@@ -279,3 +281,16 @@ def test_kedas_policy_wakes_a_predictor_and_takes_the_last_one_away(tmp_path: Pa
         stack.until(lambda: not stack.status()["replicas"]["list"])
     finally:
         stack.stop()
+
+
+def test_a_job_that_still_waits_for_a_predictor_does_not_disturb_a_clean_end(
+    tmp_path: Path,
+) -> None:
+    slow = {"TORPOR_SEEDED_START_UP_S": "30"}
+    stack = LocalStack(tmp_path / "data", env=slow).start()
+    stack.submit(max_tokens=1)
+    stack.until(lambda: stack.status()["activator"]["waiting"] == 1)
+
+    assert stack.stop() == 0
+
+    assert "Exception" not in stack.said()
