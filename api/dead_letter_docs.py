@@ -37,12 +37,12 @@ REDRIVE: Final = Doc(
     body={**body(LINE, edited=_EDITED), "required": False},
     answers={
         202: answer("The job, queued again", JOB),
-        **problems(400, 401, 403, 404, 408, 409, 413, 422, 503),
+        **problems(400, 401, 403, 404, 408, 409, 413, 422, 429, 503),
     },
 )
 REDRIVE_ALL: Final = Doc(
     tag="dead letters",
-    answers={202: answer("Ids of the jobs that were queued again"), **problems(401, 403, 503)},
+    answers={202: answer("Ids of the jobs that were queued again"), **problems(401, 403, 429, 503)},
 )
 DISCARD: Final = Doc(
     tag="dead letters",

@@ -12,14 +12,20 @@ from starlette.responses import Response
 
 from api import dead_letter_docs as docs
 from api.body import parse_object, read_bytes
-from api.front import Front
 from api.job_view import job_view
 from api.jobs import json_response, own_job, whole_number
 from api.principal import Scope
 from api.route import Call, new_router, operation
-from eventing.errors import BrokerUnavailable, NotFound, StoreUnavailable, WrongState
-from eventing.job import Job, JobRequest, parse_request
+from eventing.errors import (
+    BrokerUnavailable,
+    NotFound,
+    StoreUnavailable,
+    Unavailable,
+    WrongState,
+)
+from eventing.job import Job, JobId, JobRequest, parse_request
 from eventing.job_event import request_event
+from eventing.store import NewJob
 
 router = new_router()
 
@@ -63,7 +69,7 @@ async def redrive_dead_letter(call: Call) -> Response:
     request = await _edited(call)
     if request is None and not job.request.url:
         raise WrongState("it never was a job; send a request to redrive it with")
-    if not await _redrive(call.front, job, request):
+    if not await _redrive(call, job, request):
         raise WrongState("it is a dead letter no longer")
     after = await call.front.store.get(job.id)
     return json_response(job_view(after or job), status=202)
@@ -72,12 +78,19 @@ async def redrive_dead_letter(call: Call) -> Response:
 @operation(router, "POST", "/v1/dead-letters/redrive", scope=Scope.ADMIN, doc=docs.REDRIVE_ALL)
 async def redrive_dead_letters(call: Call) -> Response:
     """Redrive up to 100 of the tenant's dead letters, newest first; `has_more` says whether to
-    call again. Those that never were jobs are skipped.
+    call again. Those that never were jobs are skipped. A limit on the way ends it: refused
+    when none was redriven, else the list as far as it came.
     """
-    front = call.front
-    page = await front.store.list_dead_letters(call.principal.tenant, limit=_AT_ONCE)
-    jobs = [job for job in page.jobs if job.request.url]
-    redriven = [job.id for job in jobs if await _redrive(front, job, None)]
+    page = await call.front.store.list_dead_letters(call.principal.tenant, limit=_AT_ONCE)
+    redriven: list[JobId] = []
+    for job in (job for job in page.jobs if job.request.url):
+        try:
+            if await _redrive(call, job, None):
+                redriven.append(job.id)
+        except Unavailable:
+            if not redriven:
+                raise
+            return json_response({"redriven": redriven, "has_more": True}, status=202)
     has_more = bool(page.next_cursor)
     return json_response({"redriven": redriven, "has_more": has_more}, status=202)
 
@@ -112,11 +125,14 @@ async def _edited(call: Call) -> JobRequest | None:
     return request
 
 
-async def _redrive(front: Front, job: Job, request: JobRequest | None) -> bool:
+async def _redrive(call: Call, job: Job, request: JobRequest | None) -> bool:
     """The store queues it and notes that its event is owed; the event goes out now if it can, and
-    with the sweep if not.
+    with the sweep if not. Limits hold for it as for a new job.
     """
+    front = call.front
+    await front.admission.admit(call.principal, _again(job, request))
     if not await front.store.redrive(job.id, request):
+        await front.admission.left(job.tenant, job.id)
         return False
     _log.info("redriven", action="redrive", job_id=job.id)
     try:
@@ -128,6 +144,18 @@ async def _redrive(front: Front, job: Job, request: JobRequest | None) -> bool:
     except (TimeoutError, BrokerUnavailable, StoreUnavailable):
         _log.warning("left to the sweep", action="redrive", job_id=job.id)
     return True
+
+
+def _again(job: Job, request: JobRequest | None) -> NewJob:
+    """The job as if it were new, for those who let new ones in. It has no deadline any more."""
+    return NewJob(
+        id=job.id,
+        request=request or job.request,
+        source=job.source,
+        event_id=job.event_id,
+        tenant=job.tenant,
+        lane=job.lane,
+    )
 
 
 def _view(job: Job) -> dict[str, Any]:

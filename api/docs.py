@@ -67,6 +67,7 @@ def problems(*statuses: int) -> dict[int, Schema]:
         413: "The body is over the limit",
         415: "The content type is not JSON",
         422: "The request can never run as it is; `field` names why",
+        429: "Over a limit of the tenant; see Retry-After",
         503: "Not now: nothing was accepted; see Retry-After",
     }
     return {

@@ -23,6 +23,7 @@ from eventing.job import Job, JobId
 from eventing.metric_ledger import Ledger
 from eventing.publisher import Publisher
 from eventing.store import NewJob, Store, StreamEntry
+from eventing.token_hub import Tap
 
 
 class LiveReader(Protocol):
@@ -36,7 +37,9 @@ class LiveReader(Protocol):
 class Live(Protocol):
     """Where token streams are followed (`eventing.token_hub.TokenHub`)."""
 
-    def follow(self, job_id: JobId, after: str = "") -> AbstractAsyncContextManager[LiveReader]: ...
+    def follow(
+        self, job_id: JobId, after: str = "", tap: Tap | None = None
+    ) -> AbstractAsyncContextManager[LiveReader]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,9 @@ class Admission(Protocol):
 
     async def took(self, new: NewJob, job: Job, is_new: bool) -> None:
         """It was let in and is recorded as `job`; not `is_new` for one that was there before."""
+
+    async def left(self, tenant: str, job_id: JobId) -> None:
+        """It was let in, and nothing came of it."""
 
 
 class Gate(Protocol):
@@ -137,6 +143,9 @@ class AdmitAll:
         return None
 
     async def took(self, new: NewJob, job: Job, is_new: bool) -> None:
+        return None
+
+    async def left(self, tenant: str, job_id: JobId) -> None:
         return None
 
 

@@ -6,15 +6,27 @@ Called by the gate and the admission (`api.limit_gate`). Must not know Redis or 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 from api.settings import ApiSettings
 from eventing.errors import BadRequest, Unavailable
-from eventing.job import JobRequest
+from eventing.job import Job, JobRequest
 
 MINUTE_S: Final = 60
 _BYTES_PER_TOKEN: Final = 4
 """OpenAI's rule of thumb; the estimate is for the meter, never for a bill."""
+
+
+class Limit(StrEnum):
+    """What a caller can be refused for, by the name that metrics show."""
+
+    REQUESTS_PER_MINUTE = "requests_per_minute"  #: calls but GET
+    TOKENS_PER_MINUTE = "tokens_per_minute"  #: tokens of jobs, as asked for
+    TOKENS_OF_ONE_CALL = "tokens_of_one_call"  #: more at once than a whole minute has
+    JOBS_IN_FLIGHT = "jobs_in_flight"  #: jobs that have not ended
+    QUEUE_DEPTH = "queue_depth"  #: jobs of everybody that wait for a model
+    DEADLINE = "deadline"  #: the wait would be longer than the caller has
 
 
 class RateLimited(Unavailable):
@@ -105,12 +117,26 @@ def tokens_asked(request: JobRequest) -> int:
     it lets the answer have.
     """
     body = request.body
-    prompt = body.get("messages") or body.get("prompt") or body.get("input") or ""
-    count = sum(_tokens(prompt))
     answer = body.get("max_completion_tokens") or body.get("max_tokens") or 0
     choices = body.get("n")
     times = choices if isinstance(choices, int) and not isinstance(choices, bool) else 1
-    return max(1, math.ceil(count) + int(answer) * max(1, times))
+    return max(1, prompt_tokens(request) + int(answer) * max(1, times))
+
+
+def tokens_taken(job: Job) -> int:
+    """How many tokens an ended job took, by the engine's own count where there is one. One that
+    never ran took none.
+    """
+    counted = (job.usage or {}).get("total_tokens")
+    if isinstance(counted, int):
+        return max(0, counted)
+    return prompt_tokens(job.request) + job.token_count if job.attempt else 0
+
+
+def prompt_tokens(request: JobRequest) -> int:
+    """About how many tokens the prompt has."""
+    body = request.body
+    return math.ceil(sum(_tokens(body.get("messages") or body.get("prompt") or body.get("input"))))
 
 
 def _tokens(value: Any) -> Iterable[float]:

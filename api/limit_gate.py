@@ -1,20 +1,22 @@
 """Holds callers to their limits: calls at the gate, jobs at the admission.
 
-Called by `api.route` (every call), `api.submission` (every job) and `api.events` (every end). With
-no limit set it asks the store nothing.
+Called by `api.route` (every call), `api.submission` and `api.dead_letters` (every job) and
+`api.events` (every end). With no limit set it asks the store nothing.
 """
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Final
 
+from prometheus_client import Counter
 from redis.asyncio import Redis
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.limit import (
+    Limit,
     Limits,
     RateLimited,
     TooLargeForLimit,
@@ -23,20 +25,25 @@ from api.limit import (
     headers_of,
     limits_of,
     tokens_asked,
+    tokens_taken,
 )
 from api.limit_flight import Flight
-from api.limit_window import Windows
+from api.limit_window import Meter, Windows
 from api.principal import Principal
 from api.settings import ApiSettings
 from eventing.broker.queue import Depth, QueueView, expected_wait_s
 from eventing.clock import Clock
-from eventing.errors import Overloaded, StoreUnavailable
-from eventing.job import Job, Lane
+from eventing.errors import Overloaded, StoreUnavailable, TorporError
+from eventing.job import Job, JobId, Lane
 from eventing.store import NewJob, Store
 
 _FRESH_S: Final = 0.5
 _NO_PACE_S: Final = 5.0
 _FULL_S: Final = 5.0
+_refused = Counter("torpor_api_limited_total", "Calls and jobs refused by a limit.", ["limit"])
+_metered = Counter(
+    "torpor_api_metered_tokens_total", "Tokens counted against limits a minute.", ["kind"]
+)
 _told: ContextVar[dict[str, str] | None] = ContextVar("torpor_rate_headers", default=None)
 
 
@@ -57,52 +64,93 @@ class LimitGate:
         limit = self._limits(principal.tenant).requests_per_minute
         if not limit or method == "GET" or not principal.tenant:
             return
-        is_taken, window = await self._windows.take("requests", principal.tenant, limit, 1)
+        meter = Meter(name="requests", tenant=principal.tenant, limit=limit)
+        is_taken, window = await self._windows.take(meter, 1)
         _tell(headers_of("requests", window))
         if not is_taken:
-            raise _over("requests", window, 1)
+            with _counted(Limit.REQUESTS_PER_MINUTE):
+                raise _over("requests", window, 1)
 
     async def admit(self, principal: Principal, new: NewJob) -> None:
-        """Raises `RateLimited`, `TooLargeForLimit`, `DeadlineOutOfReach` or `Overloaded`. The place
-        in flight is taken last, so that no other refusal has to give it back.
+        """Raises `RateLimited`, `TooLargeForLimit`, `DeadlineOutOfReach` or `Overloaded`. Tokens
+        are taken last: headers told of them must not be undone by another refusal.
         """
-        limits = self._limits(new.tenant)
         await self._check_queue(new)
-        if limits.tokens_per_minute:
-            await self._take_tokens(new, limits.tokens_per_minute)
-        limit = limits.jobs_in_flight
+        limit = self._limits(new.tenant).jobs_in_flight
         if limit and not await self._flight.take(new.tenant, new.id, limit):
-            raise RateLimited(f"{limit} jobs of this tenant have not ended", _FULL_S)
+            with _counted(Limit.JOBS_IN_FLIGHT):
+                raise RateLimited(f"{limit} jobs of this tenant have not ended", _FULL_S)
+        try:
+            await self._take_tokens(new)
+        except TorporError:
+            with suppress(StoreUnavailable):
+                await self._leave(new.tenant, new.id)
+            raise
 
     async def took(self, new: NewJob, job: Job, is_new: bool) -> None:
         """The job was recorded, or was there already. It is promised by now, so a store that goes
         away here must not make it a refusal; the count mends itself.
         """
-        if not self._limits(new.tenant).jobs_in_flight or (is_new and job.id == new.id):
-            return
         with suppress(StoreUnavailable):
-            if is_new:
-                await self._flight.rename(new.tenant, new.id, job.id)
-            else:
-                await self._flight.leave(new.tenant, new.id)
+            if not is_new:
+                await self.left(new.tenant, new.id)
+                if meter := self._tokens(new.tenant):
+                    _tell(headers_of("tokens", await self._windows.look(meter)))
+            elif job.id != new.id:
+                await self._rename(new.tenant, new.id, job.id)
+
+    async def left(self, tenant: str, job_id: JobId) -> None:
+        """Nothing came of what was let in: it gives its place and its tokens back."""
+        await self._settle(tenant, job_id, 0)
+        await self._leave(tenant, job_id)
 
     async def ended(self, job: Job) -> None:
-        if self._limits(job.tenant).jobs_in_flight:
-            await self._flight.leave(job.tenant, job.id)
+        """The job's tokens are known now: the estimate is corrected, once, however often this is
+        told.
+        """
+        await self._settle(job.tenant, job.id, tokens_taken(job))
+        await self._leave(job.tenant, job.id)
 
     def _limits(self, tenant: str) -> Limits:
         return limits_of(self._settings, tenant)
 
-    async def _take_tokens(self, new: NewJob, limit: int) -> None:
+    def _tokens(self, tenant: str) -> Meter | None:
+        limit = self._limits(tenant).tokens_per_minute
+        return Meter(name="tokens", tenant=tenant, limit=limit) if limit else None
+
+    async def _take_tokens(self, new: NewJob) -> None:
+        meter = self._tokens(new.tenant)
+        if meter is None:
+            return
         cost = tokens_asked(new.request)
-        if cost > limit:
-            raise TooLargeForLimit(
-                f"about {cost} tokens, and the limit is {limit} a minute", "body.max_tokens"
-            )
-        is_taken, window = await self._windows.take("tokens", new.tenant, limit, cost)
+        if cost > meter.limit:
+            with _counted(Limit.TOKENS_OF_ONE_CALL):
+                raise TooLargeForLimit(
+                    f"about {cost} tokens, and the limit is {meter.limit} a minute",
+                    "body.max_tokens",
+                )
+        is_taken, window = await self._windows.take(meter, cost)
         _tell(headers_of("tokens", window))
         if not is_taken:
-            raise _over("tokens", window, cost)
+            with _counted(Limit.TOKENS_PER_MINUTE):
+                raise _over("tokens", window, cost)
+        await self._windows.charge(meter, new.id, cost)
+        _metered.labels("asked").inc(cost)
+
+    async def _settle(self, tenant: str, job_id: JobId, took: int) -> None:
+        if meter := self._tokens(tenant):
+            added = await self._windows.settle(meter, job_id, took)
+            _metered.labels("added" if added > 0 else "given_back").inc(abs(added))
+
+    async def _leave(self, tenant: str, job_id: JobId) -> None:
+        if self._limits(tenant).jobs_in_flight:
+            await self._flight.leave(tenant, job_id)
+
+    async def _rename(self, tenant: str, old: JobId, new: JobId) -> None:
+        if meter := self._tokens(tenant):
+            await self._windows.rename(meter, old, new)
+        if self._limits(tenant).jobs_in_flight:
+            await self._flight.rename(tenant, old, new)
 
     async def _check_queue(self, new: NewJob) -> None:
         most = self._settings.limit_queue_depth
@@ -112,12 +160,14 @@ class LimitGate:
         if most and depth.total_waiting >= most:
             over = depth.total_waiting - most
             wait_s = expected_wait_s(over, depth.settled_per_minute) or _NO_PACE_S
-            raise Overloaded(f"{depth.total_waiting} jobs wait for {new.request.model}", wait_s)
+            with _counted(Limit.QUEUE_DEPTH):
+                raise Overloaded(f"{depth.total_waiting} jobs wait for {new.request.model}", wait_s)
         if new.deadline_ms:
             now_ms = self._clock.wall_ms()
             head_age_s = (now_ms - depth.oldest_ms) / 1000 if depth.oldest_ms else 0.0
             left_s = (new.deadline_ms - now_ms) / 1000
-            check_deadline(_wait_s(depth, new.lane), head_age_s, left_s)
+            with _counted(Limit.DEADLINE):
+                check_deadline(_wait_s(depth, new.lane), head_age_s, left_s)
 
     async def _depth(self, model: str) -> Depth:
         """The model's queue as it was half a second ago at most."""
@@ -158,6 +208,16 @@ def _tell(headers: Mapping[str, str]) -> None:
     told = _told.get()
     if told is not None:  # a batch's lines have no answer to put headers on
         told.update(headers)
+
+
+@contextmanager
+def _counted(limit: Limit) -> Iterator[None]:
+    """Count what is refused inside."""
+    try:
+        yield
+    except TorporError:
+        _refused.labels(limit).inc()
+        raise
 
 
 def _over(what: str, window: Window, cost: int) -> RateLimited:

@@ -20,6 +20,7 @@ from api.webhook_address import allow_list, check_url
 from eventing import trace
 from eventing.errors import (
     BrokerUnavailable,
+    IdempotencyConflict,
     InvalidJob,
     StoreUnavailable,
     Unavailable,
@@ -109,12 +110,27 @@ async def _submit_new(
     deadline_s = front.clock.monotonic_s() + front.settings.submit_timeout_s
     async with front.turnstile.passing(front.settings.submit_timeout_s * _QUEUING_SHARE):
         await _admit(front, principal, new, deadline_s)
-        job, is_new = await _record(front, new, idempotency_key, deadline_s)
+        try:
+            job, is_new = await _record(front, new, idempotency_key, deadline_s)
+        except IdempotencyConflict:
+            await _left(front, new.tenant, new.id)
+            raise
         await front.admission.took(new, job, is_new)
         if is_new:
-            await _hand_in(front, job, deadline_s)
+            try:
+                await _hand_in(front, job, deadline_s)
+            except BrokerUnavailable:
+                await _left(front, job.tenant, job.id)
+                raise
     _submitted.labels("accepted" if is_new else "repeated").inc()
     return job, is_new
+
+
+async def _left(front: Front, tenant: str, job_id: JobId) -> None:
+    """What was let in did not become a job. Limits mend themselves when this fails."""
+    with suppress(StoreUnavailable, TimeoutError):
+        async with asyncio.timeout(_WITHDRAW_S):
+            await front.admission.left(tenant, job_id)
 
 
 async def _admit(front: Front, principal: Principal, new: NewJob, deadline_s: float) -> None:

@@ -10,7 +10,7 @@ from openai import AsyncOpenAI, RateLimitError
 from redis.asyncio import Redis
 
 from api.limit_flight import Flight
-from api.limit_window import Windows
+from api.limit_window import Meter, Windows
 from eventing import keys
 from eventing.broker.queue import Queue
 from eventing.event import Event
@@ -27,6 +27,10 @@ def api_with(redis_url: str, store: RedisStore, redis: Redis) -> Any:
         return furnished(settings_for(redis_url, **fields), store)
 
     return make
+
+
+def meter(tenant: str, limit: int) -> Meter:
+    return Meter(name="tokens", tenant=tenant, limit=limit)
 
 
 async def test_requests_over_the_limit_are_429_with_the_time_to_wait(api_with: Any) -> None:
@@ -129,8 +133,8 @@ async def test_a_burst_at_once_never_gets_more_places_than_there_are(
 async def test_one_tenants_limit_is_not_anothers(redis: Redis) -> None:
     windows = Windows(redis)
 
-    first = [(await windows.take("requests", "a", 2, 1))[0] for _ in range(3)]
-    other, _ = await windows.take("requests", "b", 2, 1)
+    first = [(await windows.take(meter("a", 2), 1))[0] for _ in range(3)]
+    other, _ = await windows.take(meter("b", 2), 1)
 
     assert first == [True, True, False]
     assert other
@@ -139,16 +143,16 @@ async def test_one_tenants_limit_is_not_anothers(redis: Redis) -> None:
 async def test_a_burst_at_once_never_gets_more_than_the_limit(redis: Redis) -> None:
     windows = Windows(redis)
 
-    answers = await asyncio.gather(*(windows.take("requests", "t", 20, 1) for _ in range(60)))
+    answers = await asyncio.gather(*(windows.take(meter("t", 20), 1) for _ in range(60)))
 
     assert sum(is_taken for is_taken, _ in answers) == 20
 
 
 async def test_the_window_says_when_there_is_room(redis: Redis) -> None:
     windows = Windows(redis)
-    await windows.take("tokens", "t", 100, 100)
+    await windows.take(meter("t", 100), 100)
 
-    is_taken, window = await windows.take("tokens", "t", 100, 50)
+    is_taken, window = await windows.take(meter("t", 100), 50)
 
     assert not is_taken
     assert window.used == 100

@@ -25,9 +25,9 @@ def windows(draw: st.DrawFn) -> Window:
     left_s = draw(st.floats(0, 60))
     return Window(
         limit=limit,
-        previous=draw(st.integers(0, limit)),
+        previous=draw(st.integers(0, 3 * limit)),  # a correction may go over the limit
         previous_left_s=left_s,
-        current=draw(st.integers(0, limit)),
+        current=draw(st.integers(0, 3 * limit)),
         current_left_s=left_s,
     )
 

@@ -1,0 +1,32 @@
+-- Correct a charge by what the job really took, once: the charge is gone afterwards. Less is given back to the window it was taken from, and is lost with that window; more is taken from this one.
+-- KEYS  1 charge, 2 previous window, 3 current window (both as the library `limits` keeps them)
+-- ARGV  1 tokens taken, 2 window_ms
+-- gives what was added (negative: given back); 0 when there was no charge
+local row = redis.call('GET', KEYS[1])
+if not row then return 0 end
+redis.call('DEL', KEYS[1])
+local cost, charged_ms = string.match(row, '^(%d+) (%d+)$')
+local owed = tonumber(ARGV[1]) - tonumber(cost)
+if owed == 0 then return 0 end
+local window = tonumber(ARGV[2])
+local left = redis.call('PTTL', KEYS[3])
+if left > 0 and left < window then -- the current window is over: shift it, as the library does
+  redis.call('RENAME', KEYS[3], KEYS[2])
+  redis.call('SET', KEYS[3], 0, 'PX', left + window)
+  left = left + window
+end
+if owed > 0 then
+  if left > 0 then redis.call('INCRBY', KEYS[3], owed)
+  else redis.call('SET', KEYS[3], owed, 'PX', 2 * window) end
+  return owed
+end
+if left <= 0 then return 0 end
+local t = redis.call('TIME')
+local started_ms = t[1] * 1000 + math.floor(t[2] / 1000) + left - 2 * window
+local key = nil
+if tonumber(charged_ms) >= started_ms then key = KEYS[3]
+elseif tonumber(charged_ms) >= started_ms - window then key = KEYS[2] end
+local held = key and tonumber(redis.call('GET', key)) or 0
+local back = math.min(held, -owed)
+if back > 0 then redis.call('DECRBY', key, back) end
+return -back
