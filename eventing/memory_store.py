@@ -100,7 +100,9 @@ class MemoryStore:
 
         return self._list(self._dead.get(tenant, {}), is_wanted, limit, cursor)
 
-    async def acquire(self, job_id: JobId, owner: str, *, can_resume: bool) -> Acquired:
+    async def acquire(
+        self, job_id: JobId, owner: str, *, can_resume: bool, is_alone: bool = False
+    ) -> Acquired:
         self._started[job_id] = self._now() + 2 * self._settings.lease_ms
         record = self._find(job_id)
         if record is None:
@@ -110,12 +112,16 @@ class MemoryStore:
             if job.is_dead_letter and not job.is_announced:
                 self._note_dead(job, again=True)
             return Acquired(status=AcquireStatus.TERMINAL)
+        failures, history = record.failures, job.history
         if job.state is JobState.IN_PROGRESS:
             if job.lease_until_ms > now:
                 return Acquired(status=AcquireStatus.HELD, lease_left_ms=job.lease_until_ms - now)
-            record.failures += 1
-            record.job = replace(job, history=closed(job.history, "lost", now))
-        if reason := self._why_over(record, now):
+            failures, history = failures + 1, closed(history, "lost", now)
+        reason = self._why_over(job, failures, now)
+        if not reason and not is_alone and self._is_suspect(failures, history):
+            return Acquired(status=AcquireStatus.ALONE)
+        record.failures, record.job = failures, replace(job, history=history)
+        if reason:
             return self._give_up(record, reason)
         return self._start_attempt(record, owner, can_resume, now)
 
@@ -173,7 +179,7 @@ class MemoryStore:
         if job.state is not JobState.IN_PROGRESS or job.attempt != attempt:
             record.refuse(Hold.FENCED)
             return False
-        record.failures += why is Release.FAILURE
+        record.failures += why is not Release.HANDOVER
         if record.failures >= self._settings.max_attempts:
             ending = Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
             self._end(record, ending, str(why))
@@ -299,12 +305,16 @@ class MemoryStore:
             return None
         return record
 
-    def _why_over(self, record: MemoryRecord, now: int) -> JobError | None:
-        if 0 < record.job.deadline_ms <= now:
+    def _is_suspect(self, failures: int, history: tuple[AttemptRecord, ...]) -> bool:
+        is_last = failures == self._settings.max_attempts - 1
+        return is_last and any(attempt.outcome == "lost" for attempt in history)
+
+    def _why_over(self, job: Job, failures: int, now: int) -> JobError | None:
+        if 0 < job.deadline_ms <= now:
             return JobError(code="expired", message="the deadline passed before the job ended")
         limit = self._settings.max_attempts
-        if record.failures >= limit:
-            lost = f"every attempt was lost ({record.failures} of {limit})"
+        if failures >= limit:
+            lost = f"every attempt was lost ({failures} of {limit})"
             return JobError(code="exhausted", message=lost)
         return None
 

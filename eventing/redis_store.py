@@ -112,7 +112,9 @@ class RedisStore:
 
         return await self._list(keys.dead_letters_of(tenant), is_wanted, limit, cursor)
 
-    async def acquire(self, job_id: JobId, owner: str, *, can_resume: bool) -> Acquired:
+    async def acquire(
+        self, job_id: JobId, owner: str, *, can_resume: bool, is_alone: bool = False
+    ) -> Acquired:
         s = self._settings
         args: list[Argument] = [
             owner,
@@ -120,6 +122,7 @@ class RedisStore:
             s.max_attempts,
             int(can_resume),
             s.dead_letter_retention_s,
+            int(is_alone),
         ]
         note = _index(keys.STARTED, job_id, 2 * s.lease_ms)
         answer = (await self._run_all([note, ("acquire", _job_keys(job_id), args)]))[-1]

@@ -36,6 +36,7 @@ class AcquireStatus(StrEnum):
     TERMINAL = "terminal"  #: has ended before: a duplicate delivery
     EXPIRED = "expired"  #: failed here: its deadline had passed
     EXHAUSTED = "exhausted"  #: failed here: no attempt left
+    ALONE = "alone"  #: its last attempt after losses: only for who runs nothing else (ADR 0085)
     MISSING = "missing"  #: no record; create it first
 
 
@@ -99,6 +100,7 @@ class Release(StrEnum):
 
     HANDOVER = "handover"  #: drain, preemption: the job is fine, costs no attempt
     FAILURE = "failure"  #: the attempt went wrong, costs one
+    LOST = "lost"  #: the engine died under it and others: costs one, like a process that died
 
 
 class EntryKind(StrEnum):
@@ -163,8 +165,14 @@ class Store(Protocol):
     ) -> Page:
         """Jobs of a tenant, newest first. Raises `BadRequest` for a cursor that is none of ours."""
 
-    async def acquire(self, job_id: JobId, owner: str, *, can_resume: bool) -> Acquired:
-        """Start an attempt. A lapsed lease is taken over and costs the job one attempt."""
+    async def acquire(
+        self, job_id: JobId, owner: str, *, can_resume: bool, is_alone: bool = False
+    ) -> Acquired:
+        """Start an attempt. A lapsed lease is taken over and costs the job one attempt.
+
+        `is_alone` says that the owner runs nothing else until this attempt has ended; without it a
+        job on its last attempt that has lost one before is refused with `ALONE`, unchanged.
+        """
 
     async def renew(self, leases: Sequence[tuple[JobId, int]], *, extend: bool) -> list[Hold]:
         """Where each (job, attempt) stands, in order; `extend` lengthens the leases too. One round

@@ -6,8 +6,8 @@ and waits where waiting is durable. Must not know jobs or HTTP.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ class Admission:
         self._in_flight = 0
         self._is_open = False
         self._is_draining = False
+        self._is_kept_for_one = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -88,7 +89,34 @@ class Admission:
         finally:
             self._change(-size)
 
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Hold the whole batch. The door is shut from now on, for as long as it takes until what
+        runs has ended and this one too. Raises `Unavailable` when another waits for it already, or
+        this predictor has been told to go meanwhile.
+        """
+        if self._is_kept_for_one:
+            raise Overloaded("this predictor is kept for one job", _RETRY_FULL_S)
+        self._is_kept_for_one = True
+        try:
+            await self.wait_idle()
+            self._check_phase()
+            self._change(+self._engine.max_concurrency)
+            try:
+                yield
+            finally:
+                self._change(-self._engine.max_concurrency)
+        finally:
+            self._is_kept_for_one = False
+
     def _check(self, size: int) -> None:
+        self._check_phase()
+        if self._is_kept_for_one:
+            raise Overloaded("this predictor is kept for one job", _RETRY_FULL_S)
+        if self._in_flight + size > self._engine.max_concurrency:
+            raise Overloaded("every slot of the engine's batch is taken", _RETRY_FULL_S)
+
+    def _check_phase(self) -> None:
         match self.phase:
             case Phase.STARTING:
                 raise Unavailable("the engine is starting", _RETRY_STARTING_S)
@@ -96,8 +124,6 @@ class Admission:
                 raise Unavailable("this predictor is draining", _RETRY_DRAINING_S)
             case Phase.BROKEN:
                 raise Unavailable("the engine is gone; this predictor ends", _RETRY_STARTING_S)
-            case Phase.SERVING if self._in_flight + size > self._engine.max_concurrency:
-                raise Overloaded("every slot of the engine's batch is taken", _RETRY_FULL_S)
 
     def _change(self, by: int) -> None:
         self._in_flight += by

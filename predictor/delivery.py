@@ -51,6 +51,10 @@ _log = structlog.get_logger()
 _HELD_AT_MOST_S: Final = 5.0
 
 
+class _OnlyAlone(Exception):
+    """The job's last attempt, after losses, is for a predictor that runs nothing else."""
+
+
 class Deliveries:
     """Takes deliveries, any number at once."""
 
@@ -125,25 +129,37 @@ class Deliveries:
         return Rejected(None if self._is_store_shared else await self._store.get(new.id))
 
     async def _run(self, new: NewJob) -> Outcome:
-        with self._admission.slot(sequences(new.request.body)):
-            job = await self._record(new)
-            try:
-                request = _request(job, job.attempt + 1)
-                self._engine.validate(request)
-                can_resume = self._engine.can_resume(request)
-            except BadRequest as error:
-                return await self._settlement.refuse(job, error)
-            except TorporError:
-                raise
-            except Exception as error:
-                return await self._blame(job, error)
-            return await self._acquire(job, can_resume=can_resume)
+        """Beside others; a job that may be what kills predictors gets one for itself at the end
+        (docs/adr/0085).
+        """
+        try:
+            with self._admission.slot(sequences(new.request.body)):
+                return await self._start(new, is_alone=False)
+        except _OnlyAlone:
+            _log.warning("waits to run alone", action="alone", job_id=new.id)
+        async with self._admission.alone():
+            return await self._start(new, is_alone=True)
+
+    async def _start(self, new: NewJob, *, is_alone: bool) -> Outcome:
+        job = await self._record(new)
+        try:
+            request = _request(job, job.attempt + 1)
+            self._engine.validate(request)
+            can_resume = self._engine.can_resume(request)
+        except BadRequest as error:
+            return await self._settlement.refuse(job, error)
+        except TorporError:
+            raise
+        except Exception as error:
+            return await self._blame(job, error)
+        return await self._acquire(job, can_resume=can_resume, is_alone=is_alone)
 
     async def _blame(self, job: Job, error: Exception) -> Outcome:
         """A request that breaks the very check of it costs an attempt too, or it would come for
         ever.
         """
-        acquired = await self._store.acquire(job.id, self._owner, can_resume=True)
+        # It never gets as far as the engine, so it is as good as alone.
+        acquired = await self._store.acquire(job.id, self._owner, can_resume=True, is_alone=True)
         if acquired.status is AcquireStatus.HELD:
             return Held(RETRY_SOON_S)
         if acquired.status is not AcquireStatus.ACQUIRED:
@@ -158,9 +174,11 @@ class Deliveries:
         )
         return await self._settlement.failed(attempt, "internal_error")
 
-    async def _acquire(self, job: Job, *, can_resume: bool) -> Outcome:
+    async def _acquire(self, job: Job, *, can_resume: bool, is_alone: bool) -> Outcome:
         asked_s = self._clock.monotonic_s()
-        acquired = await self._store.acquire(job.id, self._owner, can_resume=can_resume)
+        acquired = await self._store.acquire(
+            job.id, self._owner, can_resume=can_resume, is_alone=is_alone
+        )
         match acquired.status:
             case AcquireStatus.ACQUIRED:
                 attempt = Attempt(
@@ -175,6 +193,8 @@ class Deliveries:
                     return await self._continue(attempt, job, span)
             case AcquireStatus.HELD:
                 return Held(min(acquired.lease_left_ms / 1000, _HELD_AT_MOST_S))
+            case AcquireStatus.ALONE:
+                raise _OnlyAlone
             case AcquireStatus.MISSING:
                 return Refused("the job's record is gone")
             case AcquireStatus.TERMINAL | AcquireStatus.EXPIRED | AcquireStatus.EXHAUSTED:
@@ -206,7 +226,8 @@ class Deliveries:
             return await self._attempt(attempt, checkpoint, job, span)
         _log.warning("checkpoint not whole", action="restart", job_id=job.id)
         await self._settlement.give_back(attempt, Release.HANDOVER, "handover")
-        return await self._acquire(job, can_resume=False)
+        # Who may run it was asked a moment ago, and nothing was lost since.
+        return await self._acquire(job, can_resume=False, is_alone=True)
 
     async def _attempt(
         self, attempt: Attempt, checkpoint: Checkpoint, job: Job, span: trace.Span

@@ -35,7 +35,7 @@ def release_after_engine_death(*, new_tokens: int, can_resume: bool) -> Release:
     """What a job pays when the engine dies under it. One that got further is fine and pays nothing;
     one that did not, or that starts over each time, may be what kills engines, and must end.
     """
-    return Release.HANDOVER if new_tokens and can_resume else Release.FAILURE
+    return Release.HANDOVER if new_tokens and can_resume else Release.LOST
 
 
 class Settlement:

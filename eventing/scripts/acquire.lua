@@ -1,7 +1,9 @@
 -- Take the lease of a job for a new attempt, or say why not. A job past its deadline or out of attempts is failed here.
 -- KEYS  1 job hash, 2 token stream
--- ARGV  1 owner, 2 lease_ms, 3 max_attempts, 4 '1' if tokens so far may be continued, 5 retention_s of a failed job
+-- ARGV  1 owner, 2 lease_ms, 3 max_attempts, 4 '1' if tokens so far may be continued, 5 retention_s of a failed job,
+--       6 '1' if the owner runs nothing else
 -- gives {'acquired', attempt, token_count, now_ms} | {'held', lease_left_ms} | {'missing'} | {'terminal', 1 for a dead letter that nobody announced} | {'expired'} | {'exhausted'}
+--       | {'alone'} (its last attempt, and it has lost one before: unchanged, for an owner that runs nothing else; docs/adr/0085)
 local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'failures', 'token_count', 'lease_until_ms', 'deadline_ms', 'history', 'dead', 'announced', 'restart')
 local state = job[1]
 if not state then return {'missing'} end
@@ -32,6 +34,11 @@ if reason then
   redis.call('EXPIRE', KEYS[1], ARGV[5])
   redis.call('EXPIRE', KEYS[2], ARGV[5])
   return {reason}
+end
+if ARGV[6] ~= '1' and failures == ARGV[3] - 1 then
+  for _, run in ipairs(history) do
+    if run.outcome == 'lost' then return {'alone'} end
+  end
 end
 attempt = attempt + 1
 local restarted = job[10] == '1' or (tokens > 0 and ARGV[4] ~= '1')

@@ -1,6 +1,6 @@
 -- Give a job back before it ended, so that the next attempt starts at once and not when the lease runs out.
 -- KEYS  1 job hash, 2 token stream
--- ARGV  1 attempt, 2 'handover' (costs no attempt) | 'failure' (costs one), 3 max_attempts, 4 retention_s, 5 error JSON for the last failure
+-- ARGV  1 attempt, 2 'handover' (costs no attempt) | 'failure' | 'lost' (each costs one), 3 max_attempts, 4 retention_s, 5 error JSON for the last failure
 -- gives 'queued' | 'exhausted' (now failed, a dead letter) | 'fenced' | 'terminal' | 'missing'
 local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'failures', 'history')
 if not job[1] then return 'missing' end
@@ -11,7 +11,7 @@ end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local failures = tonumber(job[3])
-if ARGV[2] == 'failure' then failures = failures + 1 end
+if ARGV[2] ~= 'handover' then failures = failures + 1 end
 local history = cjson.decode(job[4] or '[]')
 if #history > 0 then
   history[#history].outcome = ARGV[2]

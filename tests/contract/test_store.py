@@ -223,7 +223,7 @@ class TestAcquire:
     async def test_a_job_whose_attempts_were_all_lost_is_a_dead_letter(self, rig: Rig) -> None:
         await rig.store.create(new_job())
         for number in range(1, SETTINGS.max_attempts + 1):
-            taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
+            taken = await rig.store.acquire(job_id(), "worker", can_resume=True, is_alone=True)
             assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, number)
             await rig.pass_time(LEASE_MS + 1)
 
@@ -237,6 +237,45 @@ class TestAcquire:
         assert job.error.code == "exhausted"
         assert [a.outcome for a in job.history] == ["lost"] * 3
         assert [j.id for j in (await rig.store.list_dead_letters("acme")).jobs] == [job_id()]
+
+    async def test_the_last_attempt_of_a_job_that_lost_one_is_for_who_runs_nothing_else(
+        self, rig: Rig
+    ) -> None:
+        await rig.store.create(new_job())
+        for _ in range(SETTINGS.max_attempts - 1):
+            await rig.store.acquire(job_id(), "worker", can_resume=True)
+            await rig.pass_time(LEASE_MS + 1)
+        before = await rig.store.get(job_id())
+
+        refused = await rig.store.acquire(job_id(), "busy", can_resume=True)
+        after = await rig.store.get(job_id())
+        taken = await rig.store.acquire(job_id(), "idle", can_resume=True, is_alone=True)
+
+        assert refused.status is AcquireStatus.ALONE
+        assert after == before
+        assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, SETTINGS.max_attempts)
+
+    async def test_a_job_that_lost_engines_has_its_last_attempt_alone_too(self, rig: Rig) -> None:
+        await rig.store.create(new_job())
+        for why in (Release.LOST, Release.FAILURE):
+            taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
+            await rig.store.release(job_id(), taken.attempt, why, FAULT)
+
+        taken = await rig.store.acquire(job_id(), "busy", can_resume=True)
+
+        assert taken.status is AcquireStatus.ALONE
+
+    async def test_a_job_that_only_fails_by_itself_needs_nobody_to_make_room(
+        self, rig: Rig
+    ) -> None:
+        await rig.store.create(new_job())
+        for _ in range(SETTINGS.max_attempts - 1):
+            taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
+            await rig.store.release(job_id(), taken.attempt, Release.FAILURE, FAULT)
+
+        taken = await rig.store.acquire(job_id(), "busy", can_resume=True)
+
+        assert taken.status is AcquireStatus.ACQUIRED
 
     async def test_a_job_past_its_deadline_is_failed_and_not_started(self, rig: Rig) -> None:
         await rig.store.create(new_job(deadline_ms=await rig.now_ms() + 60_000))

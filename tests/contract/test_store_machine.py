@@ -122,9 +122,18 @@ class TwoStores(RuleBasedStateMachine):
     def reject(self, event: str, tenant: str, raw: bytes) -> None:
         self.both(lambda store: store.reject(new_job(event, tenant=tenant), FAULT, raw))
 
-    @rule(event=EVENTS, owner=st.sampled_from(["w1", "w2"]), can_resume=st.booleans())
-    def acquire(self, event: str, owner: str, can_resume: bool) -> None:
-        self.both(lambda store: store.acquire(job_id(event), owner, can_resume=can_resume))
+    @rule(
+        event=EVENTS,
+        owner=st.sampled_from(["w1", "w2"]),
+        can_resume=st.booleans(),
+        is_alone=st.booleans(),
+    )
+    def acquire(self, event: str, owner: str, can_resume: bool, is_alone: bool) -> None:
+        self.both(
+            lambda store: store.acquire(
+                job_id(event), owner, can_resume=can_resume, is_alone=is_alone
+            )
+        )
 
     @rule(event=EVENTS, behind=ATTEMPTS, extend=st.booleans())
     def renew(self, event: str, behind: int, extend: bool) -> None:

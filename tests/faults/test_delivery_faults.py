@@ -106,7 +106,6 @@ async def test_f11_an_answer_lost_on_the_wire_runs_nothing_twice(
         await judge(system, trials, of="lost answers")
 
 
-@pytest.mark.xfail(strict=False, reason="jobs beside a poison job lose attempts: docs/adr/0050")
 async def test_f13_a_job_that_kills_its_worker_ends_and_its_siblings_do_not(
     zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
 ) -> None:

@@ -83,9 +83,16 @@ class UnreliableStore(MemoryStore):
 
     async def acquire_again(self, job_id: JobId, *, restart: bool) -> None:
         """The next attempt of a job whose lease has lapsed."""
+        self._lapse(job_id)
+        await self.acquire(job_id, "another", can_resume=not restart)
+
+    def lapse(self, event: Event) -> None:
+        """Whoever held the job has been silent for a lease."""
+        self._lapse(job_id_of(event))
+
+    def _lapse(self, job_id: JobId) -> None:
         record = self._records[job_id]
         record.job = replace(record.job, lease_until_ms=1)
-        await self.acquire(job_id, "another", can_resume=not restart)
 
     def evict_stream(self, event: Event) -> None:
         """Lose the token stream, as a store short of memory may."""

@@ -1,5 +1,6 @@
 """The predictor's one door."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 
@@ -104,3 +105,58 @@ def test_a_call_larger_than_the_batch_takes_all_of_it(admission: Admission) -> N
 def test_a_call_that_does_not_fit_beside_the_others_waits(admission: Admission) -> None:
     with admission.slot(), pytest.raises(Overloaded), admission.slot(2):
         pass
+
+
+async def entered(admission: Admission, running: asyncio.Event, end: asyncio.Event) -> None:
+    """Somebody who runs alone until `end`."""
+    async with admission.alone():
+        running.set()
+        await end.wait()
+
+
+async def test_who_runs_alone_waits_until_the_others_have_ended(admission: Admission) -> None:
+    running, end = asyncio.Event(), asyncio.Event()
+    with admission.slot():
+        alone = asyncio.create_task(entered(admission, running, end))
+        await asyncio.sleep(0)
+        assert not running.is_set()
+
+    await asyncio.wait_for(running.wait(), 1)
+    assert admission.in_flight == 2
+    end.set()
+    await alone
+    assert admission.in_flight == 0
+
+
+@pytest.mark.parametrize("has_begun", [False, True], ids=["it waits", "it runs"])
+async def test_nobody_is_let_in_beside_who_runs_alone(
+    admission: Admission, has_begun: bool
+) -> None:
+    running, end = asyncio.Event(), asyncio.Event()
+    with ExitStack() as others:
+        others.enter_context(admission.slot())
+        alone = asyncio.create_task(entered(admission, running, end))
+        await asyncio.sleep(0)
+        if has_begun:
+            others.close()
+            await asyncio.wait_for(running.wait(), 1)
+
+        with pytest.raises(Overloaded), admission.slot():
+            pass
+        with pytest.raises(Overloaded):
+            await entered(admission, running, end)
+
+    end.set()
+    await alone
+    with admission.slot():
+        pass
+
+
+async def test_who_waits_to_run_alone_is_sent_away_by_a_drain(admission: Admission) -> None:
+    with admission.slot():
+        alone = asyncio.create_task(entered(admission, asyncio.Event(), asyncio.Event()))
+        await asyncio.sleep(0)
+        admission.drain()
+
+    with pytest.raises(Unavailable, match="draining"):
+        await alone

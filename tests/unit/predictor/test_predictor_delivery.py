@@ -260,14 +260,30 @@ async def test_a_dead_engine_gives_its_jobs_back_for_nothing_when_they_got_furth
     ("new_tokens", "can_resume", "price"),
     [
         pytest.param(5, True, Release.HANDOVER, id="got-further"),
-        pytest.param(0, True, Release.FAILURE, id="got-nowhere-twice-at-the-same-token"),
-        pytest.param(5, False, Release.FAILURE, id="starts-over-each-time"),
+        pytest.param(0, True, Release.LOST, id="got-nowhere-twice-at-the-same-token"),
+        pytest.param(5, False, Release.LOST, id="starts-over-each-time"),
     ],
 )
 def test_a_job_that_may_be_what_kills_engines_pays_for_it(
     new_tokens: int, can_resume: bool, price: Release
 ) -> None:
     assert release_after_engine_death(new_tokens=new_tokens, can_resume=can_resume) is price
+
+
+async def test_a_job_that_may_be_what_kills_predictors_runs_when_nobody_else_does() -> None:
+    suspect, slow = asking(event_id="suspect"), asking(event_id="slow")
+    async with open_desk(tokens_per_s=200, max_attempts=2) as desk:
+        await desk.store.create_and_make(suspect, 3)
+        desk.store.lapse(suspect)  # one attempt of two is lost
+        beside = asyncio.create_task(desk.deliver(slow))
+        await desk.wait_tokens(slow, 1)
+
+        answer = await desk.deliver(suspect)
+
+        assert answer.status == 200
+        assert beside.done(), "it did not wait"
+        assert (await beside).status == 200
+        assert [a["outcome"] for a in data_of(answer)["attempts"]] == ["lost", "completed"]
 
 
 @pytest.mark.parametrize("url", ["/v1/chat/completions", "/v1/completions"])
