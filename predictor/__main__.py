@@ -27,12 +27,14 @@ _FLAGS = {
     "--host": "address to bind",
     "--http_port": "HTTP port (also --port)",
     "--grpc_port": "gRPC port of the v2 protocol; gRPC is off without it",
+    "--grpc_host": "address that gRPC binds; loopback without it",
     "--replica-id": "our name in leases and in the list of replicas",
 }
 _ALIASES = {
     "--http_port": ("--http-port", "--port"),
     "--model_name": ("--model-name", "--served-model-name"),
     "--grpc_port": ("--grpc-port",),
+    "--grpc_host": ("--grpc-host",),
 }
 _FIELDS = {
     "http_port": "predictor_port",
@@ -60,14 +62,13 @@ def main(argv: list[str]) -> int:
     log.configure("predictor", level=settings.log_level)
     trace.configure("predictor")
     warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's
-    try:
-        door = _bind(settings)
-    except OSError as error:
-        _say(
-            f"cannot listen on {settings.predictor_host}:{settings.predictor_port}:"
-            f" {error.strerror} (--http_port, TORPOR_PREDICTOR_PORT)"
-        )
+    door = _bind(settings.predictor_host, settings.predictor_port, "--http_port")
+    if door is None:
         return 1
+    if settings.grpc_port:
+        if (grpc_door := _bind(settings.grpc_host, settings.grpc_port, "--grpc_port")) is None:
+            return 1
+        grpc_door.close()  # gRPC takes an address, not a socket
     engine, prepare = _build_engine(settings, engine_args)
 
     from predictor.server import Predictor
@@ -127,11 +128,15 @@ def _build_engine(
             return VllmEngine(vllm), lambda: ensure_model(settings.model, settings.models_dir, _say)
 
 
-def _bind(settings: PredictorSettings) -> socket.socket:
-    """The listening socket, so that a taken port is known before a model is loaded."""
-    return socket.create_server(
-        (settings.predictor_host, settings.predictor_port), backlog=2048, reuse_port=False
-    )
+def _bind(host: str, port: int, flag: str) -> socket.socket | None:
+    """The listening socket, so that a taken port is known before a model is loaded; None, and a
+    line that says so, when it cannot be had.
+    """
+    try:
+        return socket.create_server((host, port), backlog=2048, reuse_port=False)
+    except OSError as error:
+        _say(f"cannot listen on {host}:{port}: {error.strerror} ({flag})")
+        return None
 
 
 def _age_s() -> float:

@@ -1,10 +1,11 @@
-"""KServe's `ModelServer`, with three things taken over from it.
+"""KServe's `ModelServer`, with four things taken over from it.
 
 Called by `predictor.server`. Signals: uvicorn would stop listening at SIGTERM; a draining predictor
 goes on answering 503 and fails its probes until its jobs are settled. The address: KServe binds
 0.0.0.0 always, and a taken port is noticed before the model is loaded. OpenAI routes: KServe's need
 another vLLM than ours, and trying to register them imports vLLM and torch (9 s) even for the test
-engine; ours stand in `predictor.openai_routes`.
+engine; ours stand in `predictor.openai_routes`. Loading and unloading models: whoever reached the
+port could put the predictor to sleep for everybody.
 """
 
 import asyncio
@@ -17,9 +18,8 @@ import uvloop
 from fastapi import FastAPI
 from fastapi.routing import APIRouter
 from kserve import ModelServer
-from kserve.constants.constants import MAX_GRPC_MESSAGE_LENGTH
 from kserve.protocol.dataplane import DataPlane
-from kserve.protocol.grpc.server import GRPCServer
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import (
     RESTServer,
     _RefreshingServer,
@@ -28,6 +28,7 @@ from kserve.protocol.rest.server import (
 from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
 from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
 
+from predictor.grpc_server import GrpcServer
 from predictor.model import PredictorModel
 
 _LEFTOVERS_S = 2
@@ -75,19 +76,35 @@ class _DataPlane(DataPlane):  # type: ignore[misc]
         return bool(models) and all([await model.healthy() for model in models])
 
 
+class _Repository(ModelRepositoryExtension):  # type: ignore[misc]
+    """A predictor has the models it was started with, for its whole life."""
+
+    async def load(self, model_name: str) -> None:
+        raise NotImplementedError("models are not loaded on request")
+
+    async def unload(self, model_name: str) -> None:
+        raise NotImplementedError("models are not unloaded on request")
+
+
 class PredictorServer(ModelServer):  # type: ignore[misc]
     """Serves until `stop_serving`."""
 
-    def __init__(self, door: socket.socket, *, grpc_port: int) -> None:
+    def __init__(self, door: socket.socket, *, grpc_address: str) -> None:
+        """`grpc_address` is HOST:PORT; empty leaves gRPC off."""
         super().__init__(
             http_port=door.getsockname()[1],
-            grpc_port=grpc_port,
-            enable_grpc=bool(grpc_port),
+            enable_grpc=False,  # KServe's binds all addresses; ours stands beside it
             grace_period=_LEFTOVERS_S,
             enable_latency_logging=False,
         )
         self._door = door
         self.dataplane = _DataPlane(model_registry=self.registered_models)
+        self.model_repository_extension = _Repository(model_registry=self.registered_models)
+        self._grpc = (
+            GrpcServer(grpc_address, self.dataplane, self.model_repository_extension)
+            if grpc_address
+            else None
+        )
 
     def start(self, models: list[PredictorModel]) -> None:
         """Serve `models`; their `start_engine` runs beside the HTTP server. Blocks."""
@@ -102,23 +119,13 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             timeout_keep_alive=self.timeout_keep_alive,
         )
         self.servers.append(self._rest_server.start())
-        if self.enable_grpc:
-            self._grpc_server = GRPCServer(
-                self.grpc_port,
-                self.dataplane,
-                self.model_repository_extension,
-                kwargs={
-                    "grpc_max_send_message_length": MAX_GRPC_MESSAGE_LENGTH,
-                    "grpc_max_receive_message_length": MAX_GRPC_MESSAGE_LENGTH,
-                },
-                grace_period=self.grace_period,
-            )
-            self.servers.append(self._grpc_server.start(self.max_threads))
+        if self._grpc is not None:
+            self.servers.append(self._grpc.run())
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve())
 
     async def stop_serving(self) -> None:
         """Close what is open."""
         self._rest_server.stop()
-        if self._grpc_server is not None:
-            await self._grpc_server.stop(0)
+        if self._grpc is not None:
+            await self._grpc.stop()

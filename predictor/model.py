@@ -10,6 +10,7 @@ request's `parameters` are shared likewise.
 """
 
 import asyncio
+import struct
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
@@ -83,7 +84,7 @@ class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
     async def _infer(self, request: InferRequest) -> InferResponse:
         if len(request.inputs) != 1 or request.inputs[0].datatype != "BYTES":
             raise InvalidInput("send one tensor of datatype BYTES: the prompts")
-        prompts = [_text(value) for value in request.inputs[0].as_numpy().flatten()]
+        prompts = _prompts(request.inputs[0])
         shared = {name: _plain(value) for name, value in (request.parameters or {}).items()}
         shared.pop("binary_data_output", None)
         answers = await self._all(
@@ -120,6 +121,14 @@ class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
                 call.close()  # those that never began
             raise _first(failures) from None
         return [task.result() for task in tasks]
+
+
+def _prompts(tensor: Any) -> list[str]:
+    """The texts of a BYTES tensor. Raises `InvalidInput` where shape and data do not agree."""
+    try:
+        return [_text(value) for value in tensor.as_numpy().flatten()]
+    except (ValueError, TypeError, struct.error, IndexError) as error:
+        raise InvalidInput("the tensor's data do not fit its shape and datatype") from error
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

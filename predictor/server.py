@@ -101,7 +101,7 @@ class Predictor:
             replica_id=settings.replica_id,
             started_s=started_s,
         )
-        self._server = PredictorServer(door, grpc_port=settings.grpc_port)
+        self._server = PredictorServer(door, grpc_address=settings.grpc_address)
         self._add_routes(clock)
 
     def run(self) -> int:

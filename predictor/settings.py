@@ -50,6 +50,8 @@ class PredictorSettings(BaseSettings):
     """HTTP port; KServe's default."""
     grpc_port: int = Field(0, ge=0, le=65535)
     """gRPC port of the v2 protocol; 0 leaves gRPC off."""
+    grpc_host: str = "127.0.0.1"
+    """Address that gRPC binds. It has no token and no encryption: only who means it exposes it."""
     delivery_token: SecretStr = SecretStr("")
     """Bearer token that deliveries must carry; empty takes any."""
 
@@ -97,6 +99,12 @@ class PredictorSettings(BaseSettings):
     def served_name(self) -> str:
         """The model's name in requests."""
         return self.model_name or ("seeded" if self.engine is EngineKind.SEEDED else self.model)
+
+    @property
+    def grpc_address(self) -> str:
+        """HOST:PORT of gRPC; empty when it is off."""
+        host = f"[{self.grpc_host}]" if ":" in self.grpc_host else self.grpc_host
+        return f"{host}:{self.grpc_port}" if self.grpc_port else ""
 
     @property
     def lease(self) -> LeaseSettings:

@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import grpc
 import openai
 import orjson
+import psutil  # type: ignore[import-untyped]
 import pytest
 import pytest_asyncio
 from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
@@ -291,6 +293,41 @@ async def test_grpc_is_served_where_it_is_asked_for(tmp_path: Path, port: int) -
         await client.close()
 
     assert len(answer.outputs[0].data[0].split()) == 3
+
+
+async def test_grpc_names_a_bad_field_and_binds_loopback_alone(tmp_path: Path, port: int) -> None:
+    """One process for what gRPC refuses: each start costs seconds."""
+    prompts = InferInput(name="prompt", shape=[1], datatype="BYTES", data=[b"a"])
+    torn = InferInput(name="prompt", shape=[3], datatype="BYTES", data=[b"a"])
+    refused = {
+        "max_tokens": InferRequest("seeded", [prompts], parameters={"max_tokens": -1}),
+        "shape": InferRequest("seeded", [torn]),
+        "BYTES": InferRequest("seeded", [InferInput("x", [1], "INT64", [1])]),
+    }
+    with predictors(tmp_path, 1, TORPOR_GRPC_PORT=str(port)):
+        client = InferenceGRPCClient(f"127.0.0.1:{port}", use_ssl=False, timeout=5, retries=0)
+        for word, request in refused.items():
+            with pytest.raises(grpc.RpcError) as caught:
+                await client.infer(request)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert word in str(caught.value.details())
+        with pytest.raises(grpc.RpcError) as unknown:
+            await client.infer(InferRequest("other", [prompts]))
+        await client.close()
+        listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == "LISTEN"]
+
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+    at = [address.ip.removeprefix("::ffff:") for address in listening if address.port == port]
+    assert at == ["127.0.0.1"]
+
+
+async def test_nobody_can_unload_the_model(predictor: PredictorProcess) -> None:
+    async with aiohttp.ClientSession(predictor.url) as session:
+        for verb in ("unload", "load"):
+            reply = await session.post(f"/v2/repository/models/seeded/{verb}")
+            assert reply.status == 501
+
+    assert predictor.is_ready()
 
 
 async def test_deliveries_need_the_token_where_there_is_one(tmp_path: Path) -> None:
