@@ -6,6 +6,8 @@ SelectiveRetry and `backoff`; data-plane specification): a 2xx is success, no an
 """
 
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Final
 
@@ -15,7 +17,7 @@ _LONGEST_BACKOFF_S: Final = 24 * 3600.0
 
 
 class BackoffPolicy(StrEnum):
-    """How the wait grows: `linear` is delay x n, `exponential` delay x 2^n."""
+    """How the wait grows: `linear` is delay x n, `exponential` delay x 2^n, n from 0."""
 
     LINEAR = "linear"
     EXPONENTIAL = "exponential"
@@ -84,14 +86,29 @@ def is_retried(status: int) -> bool:
 
 
 def backoff_s(spec: DeliverySpec, tries: int) -> float:
-    """The wait after delivery number `tries` failed. Knative counts n from 1 in `linear` and from 0
-    in `exponential`.
+    """The wait after delivery number `tries` failed. Knative's n is the attempt number of
+    go-retryablehttp, which counts from 0 (whatever its documentation says): a linear policy tries
+    again at once the first time.
     """
     match spec.backoff_policy:
         case BackoffPolicy.LINEAR:
-            return min(spec.backoff_delay_s * tries, _LONGEST_BACKOFF_S)
+            return min(spec.backoff_delay_s * (tries - 1), _LONGEST_BACKOFF_S)
         case BackoffPolicy.EXPONENTIAL:
             return min(spec.backoff_delay_s * 2.0 ** min(tries - 1, 64), _LONGEST_BACKOFF_S)
+
+
+def retry_after_s(header: str, now_s: float) -> float | None:
+    """The wait that a `Retry-After` header asks for: whole seconds, or an HTTP date seen from
+    `now_s` (epoch seconds). None when it is neither.
+    """
+    if header.isascii() and header.isdigit():
+        return float(header)
+    try:
+        at = parsedate_to_datetime(header)
+        # One of HTTP's three forms names no zone; all of them are GMT.
+        return max((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now_s, 0.0)
+    except (ValueError, OverflowError):
+        return None
 
 
 def span_s(spec: DeliverySpec) -> float:

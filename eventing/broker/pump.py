@@ -17,10 +17,18 @@ from prometheus_client import Counter, Gauge
 
 from eventing import trace
 from eventing.broker.dead_letter import Undertaker
-from eventing.broker.delivery import Answer, Delivered, SetAside, TryAgain, decide
+from eventing.broker.delivery import (
+    Answer,
+    Delivered,
+    SetAside,
+    TryAgain,
+    decide,
+    retry_after_s,
+)
 from eventing.broker.ingress import Router
 from eventing.broker.queue import Claimed, Queue
 from eventing.broker.trigger import Trigger
+from eventing.clock import SystemClock
 from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
 from eventing.event import Event, build_binary, parse_http
 from eventing.job import JobId, derive_job_id
@@ -181,8 +189,9 @@ class Pump:
                 allow_redirects=False,
             ) as response:
                 content = await _whole(response)
-                retry_after = _seconds(response.headers.get("retry-after", ""))
-                return Answer(status=response.status, retry_after_s=retry_after), _reply(
+                now_s = SystemClock().wall_ms() / 1000
+                asked_s = retry_after_s(response.headers.get("retry-after", ""), now_s)
+                return Answer(status=response.status, retry_after_s=asked_s), _reply(
                     response.status, response.headers, content
                 )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -253,7 +262,3 @@ def _job_id(event: Event) -> JobId:
     if event.type == REQUESTED:
         return derive_job_id(event.source, event.id)
     return JobId(event.subject)
-
-
-def _seconds(retry_after: str) -> float | None:
-    return float(retry_after) if retry_after.isdigit() else None

@@ -155,7 +155,7 @@ def _trigger(
 
 
 def _delivery(*, retry: int, backoff_s: float, timeout_s: float) -> Manifest:
-    """Linear, so that the first retries come soon; the span is delay x n (n+1) / 2."""
+    """Linear, so that the first retries come soon; the span is delay x n (n-1) / 2."""
     return {
         "retry": retry,
         "backoffPolicy": "linear",

@@ -14,6 +14,7 @@ from eventing.broker.delivery import (
     backoff_s,
     decide,
     is_retried,
+    retry_after_s,
     span_s,
 )
 
@@ -64,11 +65,12 @@ class TestRetryRules:
 
 
 class TestBackoff:
-    @given(st.floats(0.001, 100), st.integers(1, 100))
+    @given(st.floats(0.001, 100), st.integers(0, 100))
     def test_linear_is_delay_times_n(self, delay_s: float, n: int) -> None:
+        # go-retryablehttp counts attempts from 0: the first try again comes at once.
         spec = DeliverySpec(backoff_policy=BackoffPolicy.LINEAR, backoff_delay_s=delay_s)
 
-        assert backoff_s(spec, n) == pytest.approx(delay_s * n)
+        assert backoff_s(spec, n + 1) == pytest.approx(delay_s * n)
 
     @given(st.floats(0.001, 10), st.integers(0, 12))
     def test_exponential_is_delay_times_two_to_the_n(self, delay_s: float, n: int) -> None:
@@ -108,6 +110,34 @@ class TestRetryAfter:
         answer = Answer(status=status, retry_after_s=asked_s)
 
         assert decide(self.SPEC, answer, 1) == TryAgain(waited_s)
+
+    @pytest.mark.parametrize(
+        ("header", "asked_s"),
+        [
+            ("0", 0.0),
+            ("120", 120.0),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", 30.0),  # RFC 9110's own example
+            ("Sunday, 06-Nov-94 08:49:37 GMT", 30.0),
+            ("Sun Nov  6 08:49:37 1994", 30.0),
+            ("Sun, 06 Nov 1994 08:49:06 GMT", 0.0),
+            ("", None),
+            ("soon", None),
+            ("-5", None),
+            ("1.5", None),
+            ("\u0661", None),
+            ("Sun, 99 Nov 1994 08:49:37 GMT", None),
+        ],
+    )
+    def test_it_is_seconds_or_a_date_in_any_of_https_forms(
+        self, header: str, asked_s: float | None
+    ) -> None:
+        assert retry_after_s(header, now_s=784_111_747.0) == asked_s
+
+    @given(st.text())
+    def test_any_other_text_asks_for_nothing_or_for_a_wait(self, header: str) -> None:
+        asked_s = retry_after_s(header, now_s=0.0)
+
+        assert asked_s is None or asked_s >= 0
 
     @pytest.mark.parametrize("status", [0, 404, 408, 409, 500, 502, 504])
     def test_others_cannot_ask_for_a_wait(self, status: int) -> None:
