@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := eventing predictor api knative tests bench
+# Tests wait for processes more than they compute, so three workers suit two cores; more would load too many engines at once.
+WORKERS ?= 3
 PROMPT ?= Why do hummingbirds fall into torpor at night? Answer in two sentences.
 
 ##@ For everybody
@@ -22,8 +24,8 @@ demo: install ## Run one real job from zero to an answer and back to zero (PROMP
 up: install ## Run the embedded stack until Ctrl-C
 	@$(BIN)/torpor up
 
-test: install ## Set up and pass all tests
-	@$(BIN)/pytest
+test: install ## Set up and pass all tests (WORKERS=0 for one after the other)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 ##@ For developers
 
