@@ -10,7 +10,7 @@ from eventing.job import JobId
 
 PREFIX: Final = "torpor"
 UNPUBLISHED: Final = f"{PREFIX}:outbox:requests"
-STARTED: Final = f"{PREFIX}:outbox:started"
+AWAITED: Final = f"{PREFIX}:outbox:awaited"
 UNANNOUNCED: Final = f"{PREFIX}:outbox:results"
 GROUP: Final = "torpor"
 """Consumer group of every queue; KEDA's `consumerGroup`."""

@@ -46,7 +46,7 @@ class MemoryStore:
         self._jobs: dict[str, Index] = {}
         self._dead: dict[str, Index] = {}
         self._unpublished: Index = {}
-        self._started: Index = {}
+        self._awaited: Index = {}
         self._unannounced: Index = {}
         self._last_entry = (0, 0)
 
@@ -103,7 +103,7 @@ class MemoryStore:
     async def acquire(
         self, job_id: JobId, owner: str, *, can_resume: bool, is_alone: bool = False
     ) -> Acquired:
-        self._started[job_id] = self._now() + 2 * self._settings.lease_ms
+        self._awaited[job_id] = self._now() + 2 * self._settings.lease_ms
         record = self._find(job_id)
         if record is None:
             return Acquired(status=AcquireStatus.MISSING)
@@ -254,14 +254,14 @@ class MemoryStore:
         return ids[:count]
 
     async def take_unpublished(self, limit: int) -> list[JobId]:
-        return [*self._take(self._unpublished, limit), *self._take_stranded(limit)]
+        return self._take(self._unpublished, limit)
 
-    def _take_stranded(self, limit: int) -> list[JobId]:
+    async def take_stranded(self, limit: int) -> list[JobId]:
         stranded = []
-        for job_id in self._take(self._started, limit):
+        for job_id in self._take(self._awaited, limit):
             record = self._find(job_id)
             if record is None or record.job.state.is_terminal:
-                del self._started[job_id]
+                del self._awaited[job_id]
             elif record.job.lease_until_ms <= self._now():
                 stranded.append(job_id)
         return stranded
@@ -269,7 +269,9 @@ class MemoryStore:
     async def take_unannounced(self, limit: int) -> list[JobId]:
         return self._take(self._unannounced, limit)
 
-    async def mark_published(self, job_id: JobId) -> None:
+    async def mark_published(self, job_id: JobId, *, age_ms: int = 0) -> None:
+        look_ms = self._now() + max(age_ms, self._settings.republish_after_s * 1000)
+        self._awaited[job_id] = look_ms if age_ms else self._awaited.get(job_id, look_ms)
         self._unpublished.pop(job_id, None)
 
     async def mark_announced(self, job_id: JobId) -> None:
@@ -291,7 +293,7 @@ class MemoryStore:
         for job_id in list(self._records):
             self._find(job_id)
         by_tenant = (*self._jobs.values(), *self._dead.values())
-        for index in (self._unpublished, self._unannounced, *by_tenant):
+        for index in (self._unpublished, self._awaited, self._unannounced, *by_tenant):
             for job_id in index.keys() - self._records.keys():
                 del index[job_id]
 

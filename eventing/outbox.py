@@ -3,7 +3,9 @@
 Called by the api, in a loop; any number of sweepers share the work. A job whose request event may
 not have reached the broker is published again (the broker knows it by its identity), and an ended
 job whose result event may not have gone out is announced. Found within 30 s of the crash that left
-it: 10 s until it is due, 15 s in the hands of a sweeper that died, 5 s between two looks.
+it: 10 s until it is due, 15 s in the hands of a sweeper that died, 5 s between two looks. A job
+whose event a broker took, and that nobody has started for long, is published again too: whoever has
+it already answers for the second (docs/adr/0086).
 """
 
 import asyncio
@@ -23,6 +25,8 @@ from eventing.publisher import Publisher
 from eventing.store import Store
 
 _BATCH: Final = 100
+_STRANDED_BATCHES: Final = 5
+"""In one look: a backlog that is merely long comes up here too, and must not keep the api busy."""
 _swept = Counter("torpor_outbox_swept_total", "Events sent by the outbox sweep.", ["kind"])
 _log = structlog.get_logger()
 
@@ -32,6 +36,7 @@ class Swept:
     """What one sweep sent."""
 
     requests: int = 0
+    stranded: int = 0
     results: int = 0
 
 
@@ -54,12 +59,33 @@ async def sweep_once(store: Store, publisher: Publisher) -> Swept:
     requests = await _sweep(
         store, publisher, store.take_unpublished, _owed_request, store.mark_published
     )
+    again = await _sweep_stranded(store, publisher)
     results = await _sweep(
         store, publisher, store.take_unannounced, _owed_result, store.mark_announced
     )
     _swept.labels("request").inc(requests)
+    _swept.labels("stranded").inc(again)
     _swept.labels("result").inc(results)
-    return Swept(requests=requests, results=results)
+    return Swept(requests=requests, stranded=again, results=results)
+
+
+async def _sweep_stranded(store: Store, publisher: Publisher) -> int:
+    """A broker that does not know events by their identity gets one more each time a job's age
+    has doubled, not one each look.
+    """
+    sent = 0
+    for _ in range(_STRANDED_BATCHES):
+        job_ids = await store.take_stranded(_BATCH)
+        for job_id in job_ids:
+            job = await store.get(job_id)
+            if job is not None and (event := _owed_request(job)):
+                await publisher.publish(event)
+                age_ms = max(SystemClock().wall_ms() - job.created_ms, 1)
+                await store.mark_published(job_id, age_ms=age_ms)
+                sent += 1
+        if len(job_ids) < _BATCH:
+            break
+    return sent
 
 
 async def _sweep(
@@ -98,4 +124,8 @@ def _owed_result(job: Job) -> Event | None:
 
 
 def _counts(swept: Swept) -> dict[str, int]:
-    return {"requests": swept.requests, "results": swept.results}
+    return {
+        "requests": swept.requests,
+        "stranded": swept.stranded,
+        "results": swept.results,
+    }

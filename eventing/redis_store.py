@@ -124,7 +124,7 @@ class RedisStore:
             s.dead_letter_retention_s,
             int(is_alone),
         ]
-        note = _index(keys.STARTED, job_id, 2 * s.lease_ms)
+        note = _index(keys.AWAITED, job_id, 2 * s.lease_ms)
         answer = (await self._run_all([note, ("acquire", _job_keys(job_id), args)]))[-1]
         status = AcquireStatus(answer[0].decode())
         match status:
@@ -251,11 +251,11 @@ class RedisStore:
         return ids[:count]
 
     async def take_unpublished(self, limit: int) -> list[JobId]:
-        return [*await self._take(keys.UNPUBLISHED, limit), *await self._take_stranded(limit)]
+        return await self._take(keys.UNPUBLISHED, limit)
 
-    async def _take_stranded(self, limit: int) -> list[JobId]:
-        """Started jobs that nobody runs now; notes of those that have ended are dropped."""
-        due = await self._take(keys.STARTED, limit)
+    async def take_stranded(self, limit: int) -> list[JobId]:
+        """Notes of jobs that have ended are dropped on the way."""
+        due = await self._take(keys.AWAITED, limit)
         if not due:
             return []
         async with failures_named():
@@ -263,7 +263,7 @@ class RedisStore:
             seconds, microseconds = await self._redis.time()
             ended = [job_id for job_id, job in jobs.items() if job is None or job.state.is_terminal]
             if ended:
-                await self._redis.zrem(keys.STARTED, *ended)
+                await self._redis.zrem(keys.AWAITED, *ended)
         now_ms = int(seconds) * 1000 + int(microseconds) // 1000
         return [
             job_id
@@ -274,9 +274,11 @@ class RedisStore:
     async def take_unannounced(self, limit: int) -> list[JobId]:
         return await self._take(keys.UNANNOUNCED, limit)
 
-    async def mark_published(self, job_id: JobId) -> None:
-        async with failures_named():
-            await self._redis.zrem(keys.UNPUBLISHED, job_id)
+    async def mark_published(self, job_id: JobId, *, age_ms: int = 0) -> None:
+        look_after_ms = max(age_ms, self._settings.republish_after_s * 1000)
+        # A job that has started meanwhile has a note of its own, which comes up sooner.
+        note = _index(keys.AWAITED, job_id, look_after_ms, "" if age_ms else "NX")
+        await self._run_all([note, ("unlist", [keys.UNPUBLISHED], [job_id])])
 
     async def mark_announced(self, job_id: JobId) -> None:
         async with failures_named():

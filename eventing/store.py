@@ -54,10 +54,13 @@ class Acquired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseSettings:
-    """How long a lease lasts, how many attempts may fail, and how long ended jobs are kept."""
+    """How long a lease lasts, how many attempts may fail, how long a job whose event was taken may
+    wait for its start before it is published again, and how long ended jobs are kept.
+    """
 
     lease_ms: int = 30_000
     max_attempts: int = 3
+    republish_after_s: int = 900
     retention_s: int = 24 * 3600
     dead_letter_retention_s: int = 14 * 24 * 3600
 
@@ -221,15 +224,23 @@ class Store(Protocol):
         """The first `count` token ids that are to be continued."""
 
     async def take_unpublished(self, limit: int) -> list[JobId]:
-        """Jobs whose request event may not have reached the broker, and started ones that nobody
-        has held for a lease (docs/adr/0052); taken for 15 s, so that sweepers share them.
+        """Jobs whose request event may not have reached the broker; taken for 15 s, so that
+        sweepers share them.
+        """
+
+    async def take_stranded(self, limit: int) -> list[JobId]:
+        """Jobs whose event the broker took and may have lost: never started within
+        `republish_after_s`, or started and held by nobody for a lease (docs/adr/0052, 0086); taken
+        likewise.
         """
 
     async def take_unannounced(self, limit: int) -> list[JobId]:
         """Ended jobs whose result event may not have gone out; taken likewise."""
 
-    async def mark_published(self, job_id: JobId) -> None:
-        """The broker confirmed the request event."""
+    async def mark_published(self, job_id: JobId, *, age_ms: int = 0) -> None:
+        """The broker confirmed the request event. With the job's age, it was a stranded one's: not
+        looked at again before the job is twice as old.
+        """
 
     async def mark_announced(self, job_id: JobId) -> None:
         """The result event has arrived, or was confirmed by the broker. A job that has not ended

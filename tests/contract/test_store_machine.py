@@ -177,16 +177,19 @@ class TwoStores(RuleBasedStateMachine):
         if self.both(lambda store: store.delete(job_id(event))):
             self.ends.pop(job_id(event), None)
 
-    @rule(event=EVENTS, published=st.booleans())
-    def mark(self, event: str, published: bool) -> None:
+    @rule(event=EVENTS, published=st.booleans(), age_ms=st.sampled_from([0, 1_000_000]))
+    def mark(self, event: str, published: bool, age_ms: int) -> None:
         def ask(store: Store) -> Awaitable[None]:
-            return (store.mark_published if published else store.mark_announced)(job_id(event))
+            if published:
+                return store.mark_published(job_id(event), age_ms=age_ms)
+            return store.mark_announced(job_id(event))
 
         self.both(ask)
 
     @rule(limit=st.integers(1, 3))
     def take(self, limit: int) -> None:
         self.both(lambda store: store.take_unpublished(limit))
+        self.both(lambda store: store.take_stranded(limit))
         self.both(lambda store: store.take_unannounced(limit))
 
     @rule(milliseconds=st.sampled_from([5_000, SETTINGS.lease_ms + 1_000, 3_700_000]))

@@ -40,6 +40,29 @@ async def test_a_job_whose_event_never_went_out_is_published(
     assert [event.subject for event in broker.events] == [job_id]
 
 
+async def test_a_job_whose_event_a_broker_took_and_lost_is_published_again(
+    store: RedisStore, redis: Redis, broker: FakeBroker
+) -> None:
+    job_id = await recorded(store)
+    await store.mark_published(job_id)
+    await make_due(redis, keys.AWAITED)
+
+    assert await sweep_once(store, broker) == Swept(stranded=1)
+    assert await sweep_once(store, broker) == Swept()
+    assert [event.subject for event in broker.events] == [job_id]
+
+
+async def test_a_long_backlog_is_not_published_again_at_one_go(
+    store: RedisStore, redis: Redis, broker: FakeBroker
+) -> None:
+    for _ in range(501):
+        await store.mark_published(await recorded(store))
+    await make_due(redis, keys.AWAITED)
+
+    assert await sweep_once(store, broker) == Swept(stranded=500)
+    assert await sweep_once(store, broker) == Swept(stranded=1)
+
+
 async def test_what_was_sent_is_not_sent_again(
     store: RedisStore, redis: Redis, broker: FakeBroker
 ) -> None:
