@@ -24,10 +24,12 @@ async def healthz(request: Request) -> Response:
     return PlainTextResponse("ok")
 
 
+@router.get("/health")
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
     """The store takes writes. (A broker that is away does not make us unready: polls and streams
-    still work, and submits say so themselves.)
+    still work, and submits say so themselves.) `/health` is where clients of vLLM ask before they
+    begin: nobody needs to be awake for the answer to be yes.
     """
     front = front_of(request)
     try:

@@ -114,7 +114,7 @@ async def test_without_a_key_the_answer_is_401(
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/healthz", "/health", "/docs", "/openapi.json"])
 async def test_what_tells_nothing_of_a_tenant_is_open(api: Furnished, path: str) -> None:
     assert (await api.client.get(path)).status_code == 200
 
