@@ -8,13 +8,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from knative.deploy.doctor import delivery, hold, pod, scaler, security
+from knative.deploy.doctor import (
+    broker,
+    delivery,
+    door,
+    hold,
+    kpa,
+    mode,
+    node,
+    pod,
+    scaler,
+    security,
+)
 from knative.deploy.doctor.finding import Finding, Hop, Rule, Severity
 from knative.deploy.doctor.view import View
 from knative.deploy.emit import Resource
 
 RULES: tuple[Rule, ...] = tuple(
-    rule for module in (hold, delivery, scaler, pod, security) for rule in module.register.rules
+    rule
+    for module in (door, hold, kpa, mode, broker, delivery, scaler, pod, node, security)
+    for rule in module.register.rules
 )
 _ORDER = list(Hop)
 _WORST_FIRST = list(Severity)

@@ -7,13 +7,20 @@ from collections.abc import Iterator
 from knative.autoscaling.scaledobject import read_scaled_object
 from knative.autoscaling.setting import RefusedSettingsError
 from knative.deploy import parts
+from knative.deploy.doctor.field import at, at_least, field_rule, note, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault, needed
-from knative.deploy.doctor.view import View, annotation, dig, number
+from knative.deploy.doctor.view import View, dig, number
 from knative.deploy.emit import Resource
 
 register = Register()
 CLASS = "serving.kserve.io/autoscalerClass"
 _FORMULA = "spec.advanced.scalingModifiers.formula"
+_BEHAVIOR = "spec.advanced.horizontalPodAutoscalerConfig.behavior"
+_KEDA = "autoscaling.keda.sh/"
+
+
+def _scaled(view: View) -> list[Resource]:
+    return view.scaled_objects
 
 
 def _triggers(scaled: Resource, kind: str) -> list[tuple[int, Resource]]:
@@ -41,18 +48,13 @@ def keda_version(view: View) -> Iterator[Fault]:
             yield fault(found, "image", box["image"], "KEDA 2.17.0 or newer")
 
 
-@register.rule(
+register.rule(
     "autoscaler-class",
     Hop.SCALER,
     why="KServe's own keda class knows no redis trigger, no cooldown and no formula, and reverts "
     "what is added; its hpa class scales by CPU, which says nothing about a GPU's queue.",
     source="facts 3.4 keda_reconciler.go",
-)
-def autoscaler_class(view: View) -> Iterator[Fault]:
-    for predictor in view.in_standard_mode():
-        value = annotation(predictor, CLASS)
-        if value != "external":
-            yield fault(predictor, CLASS, value, "external")
+)(field_rule(View.in_standard_mode, note(CLASS), one_of("external")))
 
 
 @register.rule(
@@ -179,33 +181,29 @@ def keda_settings(view: View) -> Iterator[Fault]:
                 yield fault(scaled, refusal.name, refusal.value, refusal.allowed)
 
 
-@register.rule(
+register.rule(
     "keda-cooldown",
     Hop.SCALER,
     why="The cooldown counts from the last active trigger: shorter than a wake, the pod is ended "
     "while its model loads, for ever.",
     source="facts 3.5, #11",
+)(
+    field_rule(
+        _scaled, at("spec.cooldownPeriod"), at_least(lambda view: view.cold_start_s, unset=300)
+    )
 )
-def keda_cooldown(view: View) -> Iterator[Fault]:
-    for scaled in view.scaled_objects:
-        value = number(dig(scaled, "spec.cooldownPeriod"))
-        if (300 if value is None else value) < view.cold_start_s:
-            least = f"at least {view.cold_start_s}"
-            yield fault(scaled, "spec.cooldownPeriod", value, least)
 
 
-@register.rule(
+register.rule(
     "keda-initial-cooldown",
     Hop.SCALER,
     why="lastActiveTime is nil after creation; with 0 the first pod is ended while it loads.",
     source="facts 3.5 scale_scaledobjects.go",
+)(
+    field_rule(
+        _scaled, at("spec.initialCooldownPeriod"), at_least(lambda view: view.cold_start_s, unset=0)
+    )
 )
-def keda_initial_cooldown(view: View) -> Iterator[Fault]:
-    for scaled in view.scaled_objects:
-        value = number(dig(scaled, "spec.initialCooldownPeriod")) or 0
-        if value < view.cold_start_s:
-            least = f"at least {view.cold_start_s}"
-            yield fault(scaled, "spec.initialCooldownPeriod", value, least)
 
 
 @register.rule(
@@ -233,63 +231,64 @@ def keda_stream(view: View) -> Iterator[Fault]:
                 )
 
 
-@register.rule(
+register.rule(
     "keda-scale-up",
     Hop.SCALER,
     why="Without a behaviour the HPA may only go to max(2n, 4) a sync: 30 s instead of 10 s to six "
     "replicas.",
     source="facts 3.6b",
+)(
+    field_rule(
+        _scaled,
+        at(f"{_BEHAVIOR}.scaleUp"),
+        lambda _, value: None if value else "stabilization 0 and a Pods policy",
+        Severity.WARNING,
+    )
 )
-def keda_scale_up(view: View) -> Iterator[Fault]:
-    path = "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleUp"
-    for scaled in view.scaled_objects:
-        if not dig(scaled, path):
-            must = "stabilization 0 and a Pods policy"
-            yield fault(scaled, path, None, must, Severity.WARNING)
 
 
-@register.rule(
+register.rule(
     "keda-scale-down",
     Hop.SCALER,
     why="The HPA picks its victim blindly, busy or idle; one step too early costs a wake.",
     source="facts 3.5, #6",
+)(
+    field_rule(
+        _scaled,
+        at(f"{_BEHAVIOR}.scaleDown.stabilizationWindowSeconds"),
+        at_least(lambda view: min(view.cold_start_s, 3600), unset=300),
+        Severity.WARNING,
+    )
 )
-def keda_scale_down(view: View) -> Iterator[Fault]:
-    base = "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleDown"
-    for scaled in view.scaled_objects:
-        value = number(dig(scaled, f"{base}.stabilizationWindowSeconds"))
-        least = min(view.cold_start_s, 3600)
-        if (300 if value is None else value) < least:
-            field = f"{base}.stabilizationWindowSeconds"
-            yield fault(scaled, field, value, f"at least {least}", Severity.WARNING)
 
 
-@register.rule(
+register.rule(
     "keda-fallback",
     Hop.SCALER,
     why="With a fallback of 0 replicas a store that is down for a minute ends every busy pod.",
     source="facts 3.5 (fallback.replicas)",
+)(
+    field_rule(
+        _scaled,
+        at("spec.fallback.replicas"),
+        lambda _, value: "no fallback, or currentReplicas" if number(value) == 0 else None,
+    )
 )
-def keda_fallback(view: View) -> Iterator[Fault]:
-    for scaled in view.scaled_objects:
-        fallback = dig(scaled, "spec.fallback")
-        if fallback is not None and number(fallback.get("replicas")) == 0:
-            yield fault(scaled, "spec.fallback.replicas", 0, "no fallback, or currentReplicas")
 
 
-@register.rule(
+register.rule(
     "keda-paused",
     Hop.SCALER,
     why="A paused ScaledObject wakes nothing.",
     source="facts 3.5",
+)(
+    field_rule(
+        _scaled,
+        (note(f"{_KEDA}paused"), note(f"{_KEDA}paused-replicas"), note(f"{_KEDA}paused-scale-out")),
+        one_of(None, "false", words="not set"),
+        Severity.WARNING,
+    )
 )
-def keda_paused(view: View) -> Iterator[Fault]:
-    for scaled in view.scaled_objects:
-        for name in ("paused", "paused-replicas", "paused-scale-out"):
-            value = annotation(scaled, f"autoscaling.keda.sh/{name}")
-            if value not in (None, "false"):
-                field = f"autoscaling.keda.sh/{name}"
-                yield fault(scaled, field, value, "not set", Severity.WARNING)
 
 
 @register.rule(

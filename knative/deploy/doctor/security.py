@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from knative.deploy.doctor.field import Place, field_rule, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import Pod, View, dig, variable
 from knative.deploy.emit import Resource
@@ -183,6 +184,12 @@ def _is_ours(resource: Resource) -> bool:
     return bool(named.get("app.kubernetes.io/part-of") == "torpor")
 
 
+_ENFORCED = Place(
+    "pod-security.kubernetes.io/enforce",
+    lambda space: (dig(space, "metadata.labels") or {}).get("pod-security.kubernetes.io/enforce"),
+)
+
+
 @register.rule(
     "default-deny",
     Hop.SECURITY,
@@ -205,20 +212,18 @@ def default_deny(view: View) -> Iterator[Fault]:
         )
 
 
-@register.rule(
+register.rule(
     "pod-standard",
     Hop.SECURITY,
     why="The namespace itself must refuse what is not hardened.",
     source="Kubernetes, Pod Security Admission",
+)(
+    field_rule(
+        lambda view: filter(_is_ours, view.of("Namespace", "v1")),
+        _ENFORCED,
+        one_of("restricted", "baseline", words="restricted"),
+    )
 )
-def pod_standard(view: View) -> Iterator[Fault]:
-    for namespace in view.of("Namespace", "v1"):
-        if not _is_ours(namespace):
-            continue
-        field = "pod-security.kubernetes.io/enforce"
-        value = (dig(namespace, "metadata.labels") or {}).get(field)
-        if value not in ("restricted", "baseline"):
-            yield fault(namespace, field, value, "restricted")
 
 
 @register.rule(

@@ -162,6 +162,10 @@ class View:
         """Give the predictors whose deliveries are held by Knative Serving."""
         return [p for p in self.predictors if annotation(p, MODE) in ("Knative", "Serverless")]
 
+    @cached_property
+    def knative_services(self) -> list[Resource]:
+        return self.of("Service", "serving.knative.dev/")
+
     def in_standard_mode(self) -> list[Resource]:
         """Give the predictors that are plain Deployments."""
         return [p for p in self.predictors if annotation(p, MODE) in ("Standard", "RawDeployment")]

@@ -1,0 +1,91 @@
+"""The common rule: a field of each resource of a sort must meet a demand.
+
+Used by the modules of rules. A rule that looks at two places at once is written as a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from knative.deploy.doctor.finding import Fault, Severity, fault
+from knative.deploy.doctor.view import View, annotation, dig, number
+from knative.deploy.emit import Resource
+
+Check = Callable[[View], Iterable[Fault]]
+Demand = Callable[[View, Any], str | None]
+"""What a value must be, in words, when it is not that; None when it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a resource a value stands, as a person would look for it."""
+
+    label: str
+    read: Callable[[Resource], Any]
+
+
+def at(path: str) -> Place:
+    """Give the place of a dotted path."""
+    return Place(path, lambda resource: dig(resource, path))
+
+
+def note(key: str) -> Place:
+    """Give the place of an annotation."""
+    return Place(key, lambda resource: annotation(resource, key))
+
+
+def at_least(
+    least: Callable[[View], float],
+    *,
+    unset: float | None = None,
+    off: float | None = None,
+    unit: Callable[[Any], float | None] = number,
+    suffix: str = "",
+) -> Demand:
+    """Give the demand for a number (or duration) of at least so much.
+
+    `unset` is what the platform takes where nothing is set; None: it must be set. `off` is a value
+    that switches the limit off. What is no number at all does not meet it.
+    """
+
+    def judge(view: View, value: Any) -> str | None:
+        wanted = least(view)
+        found = unset if value is None else unit(value)
+        if found is not None and (found >= wanted or found == off):
+            return None
+        words = f"at least {wanted:.0f}{suffix}"
+        return words if off is None else f"{off:.0f} (off) or {words}"
+
+    return judge
+
+
+def one_of(*allowed: Any, words: str = "") -> Demand:
+    """Give the demand for one of these values; None among them: it may be unset."""
+    said = words or " or ".join(str(value) for value in allowed if value is not None)
+    return lambda _, value: None if value in allowed else said
+
+
+def field_rule(
+    sort: Callable[[View], Iterable[Resource]],
+    places: Place | tuple[Place, ...],
+    demand: Demand,
+    severity: Severity = Severity.ERROR,
+) -> Check:
+    """Give the check that walks every resource of a sort and asks each place for its demand."""
+    listed = places if isinstance(places, tuple) else (places,)
+
+    def check(view: View) -> Iterator[Fault]:
+        for resource in sort(view):
+            for place in listed:
+                value = place.read(resource)
+                if must_be := demand(view, value):
+                    yield fault(resource, place.label, value, must_be, severity)
+
+    return check
+
+
+def kind(name: str, group: str = "") -> Callable[[View], Iterable[Resource]]:
+    """Give the sort: every resource of a kind."""
+    return lambda view: view.of(name, group)
