@@ -1,9 +1,11 @@
-"""Exec to first token of the engine alone, by how it is started: vLLM's way and ours, in one run.
+"""Exec to first token of the engine alone, by phase and by lever: vLLM's way and ours, in one run.
 
 `python bench/cold_start.py --runs 3 --json cold_start.json`. The ways are interleaved, so that a
 slow minute of the machine hits all of them; ratios to vLLM's default within this run are what
 counts. All ways use the same model and engine settings (float32, eager, the same KV cache): only
-the start differs. What the whole path adds (api, broker, activator) is not in here.
+the start differs. `--compile` adds starts with torch.compile, without and with its cache kept
+(minutes each); `--convert` times the packaged model's conversion, which a kept folder saves. What
+the whole path adds (api, broker, activator) is not in here.
 """
 
 import argparse
@@ -17,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,16 +35,21 @@ ENGINE_ARGS: Final = (
     *("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "16"),
     *("--kv-cache-memory-bytes", str(KV_BYTES)),
 )
+COMPILE_TIMEOUT_S: Final = 1800.0
+PHASES: Final = ("import", "weights", "compile", "warm_up", "first_token")
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start: seconds to the first token, and what stood in memory then."""
+    """One start: seconds to the first token, and what stood in memory then. `phases` are seconds
+    too; a bare engine has none.
+    """
 
     way: str
     first_token_s: float
     rss_mb: int
     processes: int
+    phases: dict[str, float] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -50,13 +58,16 @@ def main() -> None:
     parser.add_argument("--model-dir", type=Path, default=ROOT / ".torpor" / "models")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", action="append", help="name of a way; may be repeated")
+    parser.add_argument("--compile", action="store_true", help="starts with torch.compile, too")
+    parser.add_argument("--convert", action="store_true", help="time the model's conversion, too")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from predictor.weights import ensure_model
 
     model = ensure_model(NAME, args.model_dir.resolve(), lambda line: print(line, file=sys.stderr))
-    Path(model, "model.safetensors").read_bytes()  # every way finds the file in the page cache
-    with forking_parent(model) as (fork, parent):
+    weights = Path(model, "model.safetensors")
+    weights.read_bytes()  # every way but one finds the file in the page cache
+    with forking_parent(model) as (fork, parent), tempfile.TemporaryDirectory() as cache:
         ways: dict[str, Callable[[], Start]] = {
             "vLLM's default (spawn)": lambda: executed("vLLM's default (spawn)", "bare", model, {}),
             "spawn, one process less": lambda: executed(
@@ -68,10 +79,19 @@ def main() -> None:
             "our engine, forked from the parent": lambda: fork(
                 "our engine, forked from the parent"
             ),
+            "the same, weights not in memory": lambda: evicted(
+                weights, lambda: fork("the same, weights not in memory")
+            ),
         }
         chosen = {name: way for name, way in ways.items() if name in (args.only or ways)}
         starts = [say(way()) for _ in range(args.runs) for way in chosen.values()]
+        if args.compile:
+            kept = {"VLLM_CACHE_ROOT": cache}
+            for way in ("compiled, no cache", "compiled, cache kept"):  # the first leaves it
+                starts.append(say(executed(way, "compiled", model, kept)))
     report = summary(starts, parent)
+    if args.convert:
+        report["conversion_s"] = conversion_s()
     print(table(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1))
@@ -85,7 +105,7 @@ def executed(way: str, kind: str, model: str, env: dict[str, str]) -> Start:
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=COMPILE_TIMEOUT_S if kind == "compiled" else TIMEOUT_S,
     )
     if done.returncode != 0:
         raise SystemExit(f"{way}: ended with {done.returncode}\n{done.stderr[-3000:]}")
@@ -145,11 +165,39 @@ def connect(path: Path) -> socket.socket:
 
 def read_start(way: str, began: float, output: str) -> Start:
     told = json.loads(next(line for line in output.splitlines() if line.startswith('{"at"')))
-    return Start(way, round(told["at"] - began, 2), told["rss_mb"], told["processes"])
+    marks = [("import", began), *told["marks"], ("end", told["at"])]
+    phases = {name: round(until - since, 3) for (name, since), (_, until) in pairwise(marks)}
+    phases = {"first_token" if name == "ready" else name: s for name, s in phases.items()}
+    first_token_s = round(told["at"] - began, 2)
+    known = phases if told["marks"] else {}
+    return Start(way, first_token_s, told["rss_mb"], told["processes"], known)
+
+
+def evicted(file: Path, start: Callable[[], Start]) -> Start:
+    """A start after the kernel was asked to forget `file`."""
+    with file.open("rb") as handle:
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return start()
+
+
+def conversion_s() -> float:
+    """Seconds to turn the packaged model into the files that vLLM reads."""
+    from predictor.weights import ensure_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        ensure_model(NAME, Path(folder), lambda line: print(line, file=sys.stderr))
+        return round(time.monotonic() - began, 1)
 
 
 def child_main(kind: str, model: str) -> int:
-    asyncio.run(bare(model) if kind == "bare" else ours(model))
+    match kind:
+        case "bare":
+            asyncio.run(bare(model))
+        case "compiled":
+            asyncio.run(ours(model, (*ENGINE_ARGS, "--no-enforce-eager")))
+        case _:
+            asyncio.run(ours(model))
     return 0
 
 
@@ -182,29 +230,31 @@ async def bare(model: str) -> None:
     engine.shutdown()
 
 
-async def ours(model: str) -> None:
+async def ours(model: str, engine_args: tuple[str, ...] = ENGINE_ARGS) -> None:
     from predictor.engine import EngineRequest
     from predictor.vllm_engine import VllmEngine, VllmSettings
 
-    engine = VllmEngine(VllmSettings(model, NAME, vllm_args=ENGINE_ARGS))
-    await engine.start(lambda _: None)
+    marks: list[tuple[str, float]] = []
+    engine = VllmEngine(VllmSettings(model, NAME, vllm_args=engine_args))
+    await engine.start(lambda phase: marks.append((str(phase), time.time())))
     body = {"prompt": PROMPT, "max_tokens": 1, "temperature": 0}
     is_first = True
     async for step in engine.run(EngineRequest("first", "/v1/completions", body), ()):
         if step.token_ids and is_first:
             is_first = False
-            tell_first_token()
+            tell_first_token([mark for mark in marks if mark[0] != "import"])
     await engine.stop()
 
 
-def tell_first_token() -> None:
+def tell_first_token(marks: Sequence[tuple[str, float]] = ()) -> None:
     at = time.time()
     import psutil  # type: ignore[import-untyped]
 
     me = psutil.Process()
     family = [me, *me.children(recursive=True)]
     rss_mb = sum(process.memory_info().rss for process in family) >> 20
-    print(json.dumps({"at": at, "rss_mb": rss_mb, "processes": len(family)}), flush=True)
+    told = {"at": at, "rss_mb": rss_mb, "processes": len(family), "marks": marks}
+    print(json.dumps(told), flush=True)
 
 
 def say(start: Start) -> Start:
@@ -225,6 +275,7 @@ def summary(starts: list[Start], parent: dict[str, Any]) -> dict[str, Any]:
             "ratio": round(statistics.median(seconds[way]) / bare_s, 3),
             "rss_mb": max(start.rss_mb for start in starts if start.way == way),
             "processes": max(start.processes for start in starts if start.way == way),
+            "phases_s": middle_phases([start for start in starts if start.way == way]),
         }
         for way in ways
     ]
@@ -235,6 +286,16 @@ def summary(starts: list[Start], parent: dict[str, Any]) -> dict[str, Any]:
         "parent": parent,
         "ways": rows,
         "starts": [asdict(start) for start in starts],
+    }
+
+
+def middle_phases(starts: Sequence[Start]) -> dict[str, float]:
+    """The median seconds of each phase that was told."""
+    told = [start.phases for start in starts if start.phases]
+    return {
+        name: round(statistics.median(phases.get(name, 0.0) for phases in told), 2)
+        for name in PHASES
+        if told
     }
 
 
@@ -253,8 +314,15 @@ def table(report: dict[str, Any]) -> str:
             f"{row['way']:36} {row['median_s']:9.2f} {span:>15} {row['ratio']:6.2f} "
             f"{row['rss_mb']:7d} {row['processes']:6d}"
         )
+    lines.append(f"\n{'seconds by phase':36} " + " ".join(f"{name:>11}" for name in PHASES))
+    for row in report["ways"]:
+        if row["phases_s"]:
+            cells = " ".join(f"{row['phases_s'][name]:11.2f}" for name in PHASES)
+            lines.append(f"{row['way']:36} {cells}")
     parent = report["parent"]
     lines.append(f"the parent itself: {parent['preload_s']} s once, {parent['rss_mb']} MB kept")
+    if "conversion_s" in report:
+        lines.append(f"converting the packaged model: {report['conversion_s']} s once, then kept")
     return "\n".join(lines)
 
 

@@ -18,10 +18,10 @@ class ColdStartPhase(StrEnum):
     """Where a starting predictor is, in order."""
 
     SCHEDULE = "schedule"  #: asked for; no process yet
-    IMPORT = "import"  #: Python and the engine's libraries
+    IMPORT = "import"  #: Python, the engine's libraries, its process and device
     WEIGHTS = "weights"  #: reading the model into memory
-    COMPILE = "compile"  #: compiling kernels (nothing to do when eager)
-    WARM_UP = "warm_up"  #: first dummy pass, caches
+    COMPILE = "compile"  #: compiling, and profiling memory (nothing to do when both are off)
+    WARM_UP = "warm_up"  #: KV cache, CUDA graphs, first dummy pass, tokenizer, templates
     READY = "ready"  #: can serve
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from predictor.engine import ColdStartPhase, EngineRequest, PhaseReporter, Step
 from predictor.errors import EngineDeadError, EngineStartError
+from predictor.vllm_phases import forward_only, heard
 from predictor.vllm_start import VllmSettings, build_llm, configure, prepare_environment
 
 if TYPE_CHECKING:
@@ -78,16 +79,18 @@ class VllmEngine:
         return 0 if self._llm is None else int(self._llm.model_config.max_model_len)
 
     async def start(self, report: PhaseReporter) -> None:
-        """Import, load, warm up. vLLM compiles inside its loading call, so `COMPILE` is not told
-        apart from `WEIGHTS`. Raises `EngineStartError`; nothing is left running then."""
+        """Import, load, compile, warm up; what vLLM does inside its one loading call its worker
+        tells. Raises `EngineStartError`; nothing is left running then.
+        """
         if self._llm is not None:
             raise EngineStartError("the engine has been started already")
+        report = forward_only(report)
         report(ColdStartPhase.IMPORT)
         args, config = await self._in_thread(_configure, self._settings)
-        report(ColdStartPhase.WEIGHTS)
         self._strangers = {process.pid for process in multiprocessing.active_children()}
-        self._building = self._in_thread(build_llm, args, config)
-        self._llm = await asyncio.shield(self._building)
+        with heard(report):
+            self._building = self._in_thread(build_llm, args, config)
+            self._llm = await asyncio.shield(self._building)
         report(ColdStartPhase.WARM_UP)
         try:
             from predictor.vllm_serving import build_serving

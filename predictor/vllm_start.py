@@ -17,6 +17,7 @@ from typing import Any, Final
 from predictor.death_signal import die_with_parent
 from predictor.errors import EngineStartError
 from predictor.vllm_errors import start_failure
+from predictor.vllm_phases import timed
 
 DEFAULT_KV_CACHE_BYTES: Final = 400 << 20
 """On CPU only. 9,100 tokens of the packaged model, its context of 8,192 and some. All of it is
@@ -117,11 +118,13 @@ def build_config(args: Any) -> Any:
     from vllm.usage.usage_lib import UsageContext
 
     try:
-        return AsyncEngineArgs.from_cli_args(args).create_engine_config(
+        config = AsyncEngineArgs.from_cli_args(args).create_engine_config(
             UsageContext.OPENAI_API_SERVER
         )
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         raise start_failure(error) from error
+    config.parallel_config.worker_cls = timed(config.parallel_config.worker_cls)
+    return config
 
 
 def build_llm(args: Any, config: Any) -> Any:

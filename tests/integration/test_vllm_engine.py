@@ -295,6 +295,7 @@ async def test_lora_adapters_are_models_and_a_dead_engine_is_told_at_once(
     assert phases == [
         ColdStartPhase.IMPORT,
         ColdStartPhase.WEIGHTS,
+        ColdStartPhase.COMPILE,
         ColdStartPhase.WARM_UP,
         ColdStartPhase.READY,
     ]
