@@ -22,6 +22,7 @@ from api.auth_rules import openness, why_not_start
 from api.background import forever
 from api.batch_store import BatchStore
 from api.catalog import Catalog
+from api.door import door_for
 from api.file_store import FileStore
 from api.front import Front
 from api.settings import ApiSettings
@@ -61,7 +62,7 @@ def main() -> int:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=door_for(settings.open_connections),
         access_log=False,
         log_config=None,
         ws="websockets-sansio",

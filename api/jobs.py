@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from api import docs
 from api.body import read_object
+from api.door import wire_of
 from api.front import Front
 from api.job_view import accepted_view, cost_view, job_view
 from api.live import outlook_of, wait_for_end
@@ -20,6 +21,8 @@ from api.route import Call, new_router, operation
 from api.sse import Stream
 from api.stream import END, job_frames, parse_cursor
 from api.submission import submit, wish_of
+from api.timeline import timeline
+from api.webhook import subject_of
 from eventing.errors import BadRequest, NotFound
 from eventing.job import Job, JobId, JobState, is_job_id
 
@@ -70,7 +73,8 @@ async def get_job(call: Call) -> Response:
     """Look at a job.
 
     With `wait`, the answer comes when the job has ended, or after that many seconds. While it is
-    queued, `waiting` tells its place, the expected wait and what is waking for it.
+    queued, `waiting` tells its place, the expected wait and what is waking for it. `timeline` tells
+    its whole life with durations, webhooks included.
     """
     query = call.request.query_params
     wait_s = seconds(query, "wait", most=call.front.settings.max_wait_s)
@@ -78,8 +82,19 @@ async def get_job(call: Call) -> Response:
     if wait_s:
         job = await wait_for_end(call.front, job, wait_s)
     outlook = await outlook_of(call.front, job)
-    view = job_view(job, outlook, with_request=query.get("include") == "request")
+    wanted = query.get("include", "").split(",")
+    view = job_view(job, outlook, with_request="request" in wanted)
+    if "timeline" in wanted:
+        view["timeline"] = await _timeline(call.front, job)
     return json_response(view | {"cost": cost_view(job, call.front.settings.price)})
+
+
+async def _timeline(front: Front, job: Job) -> dict[str, Any]:
+    deliveries = (
+        await front.webhooks.store.of(job.tenant, subject_of(job)) if front.webhooks else ()
+    )
+    replicas = await front.waiting.replicas(job.request.model)
+    return timeline(job, replicas, deliveries, front.clock.wall_ms())
 
 
 @operation(router, "GET", "/v1/jobs/{id}/events", scope=Scope.JOBS_READ, doc=docs.JOB_EVENTS)
@@ -94,7 +109,8 @@ async def follow_job(call: Call) -> Response:
     job = await own_job(call.front, call.principal, call.request.path_params["id"])
     if text.endswith(END) and job.state.is_terminal:
         return Response(status_code=204)  # tells a browser's EventSource to stop coming back
-    return Stream(job_frames(call.front, job, after), keep_alive_s=call.front.settings.keep_alive_s)
+    frames = job_frames(call.front, job, after, wire_of(call.request.scope))
+    return Stream(frames, keep_alive_s=call.front.settings.keep_alive_s)
 
 
 @operation(router, "DELETE", "/v1/jobs/{id}", scope=Scope.JOBS_CANCEL, doc=docs.CANCEL_JOB)

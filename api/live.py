@@ -4,18 +4,21 @@ Called by the jobs' streams and OpenAI's. Must not know the wire form.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from api.door import Wire
 from api.front import Front, LiveReader, Outlook
 from eventing.errors import NotFound, StoreUnavailable
 from eventing.job import Job, JobId, JobState
 from eventing.store import EntryKind, StreamEntry
+from eventing.token_hub import Tap
 
 _OUTLOOK_EVERY_S: Final = 1.0
 _FIRST_OUTLOOK_S: Final = 0.05
 _AFTER_END_S: Final = 2.0
+_LOOK_AGAIN_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +30,23 @@ class Moment:
     job: Job | None = None
 
 
-async def moments(front: Front, job: Job, after: str) -> AsyncGenerator[Moment, None]:
+async def moments(
+    front: Front, job: Job, after: str, tap: Tap | None = None
+) -> AsyncGenerator[Moment, None]:
     """What happens to `job` after a cursor, until it has ended; the last moment carries the ended
-    job.
+    job. Tokens that `tap` takes are in no moment; it is called while the caller waits for one.
 
     Raises `ReaderCutOff` when the caller takes moments too slowly; it may come again with its last
-    cursor. A store that goes away for a while only makes a pause.
+    cursor. Raises `NotFound` when the job is deleted. A store that goes away for a while only makes
+    a pause.
     """
     known: Outlook | None = None
     is_waiting = job.state is JobState.QUEUED
     pause_s = _FIRST_OUTLOOK_S  # waking has most to tell in its first second
-    async with front.live.follow(job.id, after) as reader:
+    async with front.live.follow(job.id, after, tap) as reader:
         while True:
-            entries = await _next(reader, pause_s)
+            is_running = not (is_waiting or job.state.is_terminal)
+            entries = await _next(reader, _LOOK_AGAIN_S if is_running else pause_s)
             pause_s = min(2 * pause_s, _OUTLOOK_EVERY_S)
             if entries:
                 yield Moment(entries=tuple(entries))
@@ -54,7 +61,9 @@ async def moments(front: Front, job: Job, after: str) -> AsyncGenerator[Moment, 
             if job.state.is_terminal:
                 yield Moment(job=job)
                 return
-            if is_waiting:
+            if is_running:
+                job = await _as_it_is(front, job)
+            elif is_waiting:
                 job = replace(job, state=JobState.QUEUED)
                 outlook = await outlook_of(front, job)
                 if outlook is not None and outlook != known:
@@ -67,7 +76,7 @@ async def wait_for_end(front: Front, job: Job, timeout_s: float) -> Job:
     if job.state.is_terminal:
         return job
     try:
-        async with asyncio.timeout(timeout_s), front.live.follow(job.id) as reader:
+        async with asyncio.timeout(timeout_s), front.live.follow(job.id, tap=_let_go) as reader:
             while True:
                 entries = await _next(reader, timeout_s)
                 state = last_state(entries)
@@ -105,6 +114,34 @@ async def _next(reader: LiveReader, timeout_s: float) -> list[StreamEntry]:
     except StoreUnavailable:
         await asyncio.sleep(min(timeout_s, 0.5))
         return []
+
+
+def tap_into(wire: Wire | None, render: Callable[[StreamEntry], bytes]) -> Tap | None:
+    """A tap that writes tokens out as they come."""
+    if wire is None:
+        return None
+
+    def tap(entries: Sequence[StreamEntry]) -> bool:
+        return wire.write(b"".join(map(render, entries)))
+
+    return tap
+
+
+def _let_go(entries: Sequence[StreamEntry]) -> bool:
+    """The tap of somebody who waits for the end only."""
+    return True
+
+
+async def _as_it_is(front: Front, job: Job) -> Job:
+    """The record of a job that has long been silent: one that was deleted says nothing more."""
+    try:
+        async with asyncio.timeout(front.settings.store_timeout_s):
+            now = await front.store.get(job.id)
+    except (StoreUnavailable, TimeoutError):
+        return job
+    if now is None:
+        raise NotFound("the job is gone")
+    return now
 
 
 async def _ended(front: Front, job_id: JobId) -> Job:

@@ -16,10 +16,11 @@ from starlette.types import Message
 from api import openai_docs as docs
 from api.body import read_object
 from api.chunk import Chunker
+from api.door import Wire, wire_of
 from api.front import Front
 from api.job_view import outlook_view
 from api.jobs import accepted, cancelled, json_response
-from api.live import moments, wait_for_end
+from api.live import moments, tap_into, wait_for_end
 from api.outcome import CallFailed, answer_of, failure_of, still_running
 from api.principal import Scope
 from api.problem import openai_error
@@ -28,6 +29,7 @@ from api.sse import Stream, comment, data_frame
 from api.submission import submit, wish_of
 from eventing.errors import InvalidJob, NotFound, TorporError, Unavailable
 from eventing.job import Job, Lane
+from eventing.store import StreamEntry
 
 router = new_router()
 
@@ -101,7 +103,8 @@ async def _serve(call: Call, url: str) -> Response:
         return accepted_async(job)
     gone = None if wish.idempotency_key else cancelling(call.front, job)
     if is_stream and url != "/v1/embeddings":
-        frames = _frames(call.front, job, has_usage=has_usage)
+        wire = wire_of(call.request.scope)
+        frames = _frames(call.front, job, wire, has_usage=has_usage)
         return stream_of(call.front, job, frames, gone)
     ended = await answer_or_cancel(call.request, call.front, job, gone)
     if failure := failure_of(ended):
@@ -135,17 +138,22 @@ def stream_of(
     )
 
 
-async def _frames(front: Front, job: Job, *, has_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _frames(
+    front: Front, job: Job, wire: Wire | None, *, has_usage: bool
+) -> AsyncGenerator[bytes, None]:
     """Chunks until the end; a failure half-way is an error in the stream, as OpenAI does it."""
     chunker = Chunker(job)
+
+    def render(entry: StreamEntry) -> bytes:
+        return b"".join(map(data_frame, chunker.chunks(entry)))
+
     yield comment(f"accepted {job.id}")
     try:
-        async for moment in moments(front, job, ""):
+        async for moment in moments(front, job, "", tap_into(wire, render)):
             if moment.outlook is not None:
                 yield comment("waiting " + orjson.dumps(outlook_view(moment.outlook)).decode())
-            frames = [data_frame(c) for entry in moment.entries for c in chunker.chunks(entry)]
-            if frames:
-                yield b"".join(frames)
+            if frames := b"".join(map(render, moment.entries)):
+                yield frames
             if moment.job is not None:
                 if failure := failure_of(moment.job):
                     raise failure

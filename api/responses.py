@@ -5,7 +5,7 @@ job's token stream, so it outlives this process.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -13,10 +13,11 @@ from starlette.responses import Response
 
 from api import openai_docs as docs
 from api.body import read_object
+from api.door import wire_of
 from api.front import Front
 from api.job_view import outlook_view
 from api.jobs import cancelled, json_response, own_job, whole_number
-from api.live import moments
+from api.live import moments, tap_into
 from api.openai import answer_or_cancel, cancelling, prefers_async, stream_of
 from api.principal import Principal, Scope
 from api.problem import openai_error
@@ -35,6 +36,7 @@ from api.sse import comment, frame
 from api.submission import submit, wish_of
 from eventing.errors import BadRequest, InvalidJob, NotFound, TorporError, WrongState
 from eventing.job import Job, JobState, Lane
+from eventing.store import StreamEntry
 
 router = new_router()
 
@@ -60,7 +62,7 @@ async def create_response(call: Call) -> Response:
     job = await _submit(call, body, ask)
     if ask.is_stream and not is_async:
         gone = None if ask.is_background else cancelling(call.front, job)
-        frames = _frames(call.front, job, ask.record, after=-1)
+        frames = _frames(call, job, ask.record, after=-1)
         return stream_of(call.front, job, frames, gone)
     if ask.is_background:
         status = 202 if is_async else 200
@@ -88,7 +90,7 @@ async def retrieve_response(call: Call) -> Response:
             f"This response cannot be streamed because it was not created with {reason}.", "stream"
         )
     last = whole_number(query, "starting_after", default=-1, least=0, most=999_999_999)
-    return stream_of(call.front, job, _frames(call.front, job, record, after=last), None)
+    return stream_of(call.front, job, _frames(call, job, record, after=last), None)
 
 
 @operation(
@@ -219,28 +221,33 @@ def _named_items(job: Job, record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 async def _frames(
-    front: Front, job: Job, record: Mapping[str, Any], *, after: int
+    call: Call, job: Job, record: Mapping[str, Any], *, after: int
 ) -> AsyncGenerator[bytes, None]:
     """Events numbered above `after`. The whole stream is read each time; only numbers tell what a
     reader has seen.
     """
     translator = Translator(job, record)
+
+    def render(entry: StreamEntry) -> bytes:
+        return _dump(translator.feed(entry), after)
+
+    tap = tap_into(wire_of(call.request.scope), render)
     yield comment(f"accepted {job.id}")
-    yield _dump(list(translator.begin()), after)
+    yield _dump(translator.begin(), after)
     try:
-        async for moment in moments(front, job, ""):
+        async for moment in moments(call.front, job, "", tap):
             if moment.outlook is not None:
                 yield comment("waiting " + orjson.dumps(outlook_view(moment.outlook)).decode())
-            events = [event for entry in moment.entries for event in translator.feed(entry)]
+            frames = b"".join(map(render, moment.entries))
             if moment.job is not None:
-                events += translator.end(moment.job)
-            if ready := _dump(events, after):
-                yield ready
+                frames += _dump(translator.end(moment.job), after)
+            if frames:
+                yield frames
             await asyncio.sleep(0)  # a long stream that is read again must not hold up the others
     except TorporError as error:
         yield frame("error", {"type": "error", **openai_error(error)["error"]})
 
 
-def _dump(events: list[dict[str, Any]], after: int) -> bytes:
+def _dump(events: Iterable[dict[str, Any]], after: int) -> bytes:
     numbered = ((event["sequence_number"], event) for event in events)
     return b"".join(frame(e["type"], e, cursor=str(n)) for n, e in numbered if n > after)

@@ -81,6 +81,8 @@ class ApiSettings(BaseSettings):
     """Largest `?wait=` of a poll."""
     sweep_every_s: float = Field(5.0, gt=0.01, le=30)
     """Pause between two looks at the outbox."""
+    open_connections: int = Field(10_000, ge=10, le=1_000_000)
+    """Connections held open at once; one that waits costs about 10 KiB, one that streams 50."""
     max_connections: int = Field(32, ge=2, le=1024)
     """Connections to the store for calls; live readers share one more."""
     keys_source: str = ""

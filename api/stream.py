@@ -9,14 +9,15 @@ from typing import Any, Final
 
 import orjson
 
+from api.door import Wire
 from api.front import Front
 from api.job_view import job_view, outlook_view
-from api.live import Moment, moments
+from api.live import Moment, moments, tap_into
 from api.sse import comment, frame
 from eventing.errors import BadRequest, NotFound
 from eventing.job import Job, JobState
 from eventing.store import EntryKind, StreamEntry
-from eventing.token_hub import ReaderCutOff
+from eventing.token_hub import ReaderCutOff, Tap
 
 END: Final = ".end"
 """What the id of the last event ends with; a reader that resumes there has seen everything."""
@@ -28,27 +29,45 @@ def parse_cursor(text: str) -> str:
     """
     cursor = text.removesuffix(END)
     milliseconds, dash, sequence = cursor.partition("-")
-    is_number = all(part.isascii() and part.isdigit() for part in (milliseconds, sequence or "0"))
+    is_number = all(part.isascii() and part.isdigit() for part in (milliseconds, sequence))
     if cursor and (not is_number or not dash or max(len(milliseconds), len(sequence)) > 19):
         raise BadRequest("not a cursor that this stream gave out", "Last-Event-ID")
     return cursor
 
 
-async def job_frames(front: Front, job: Job, after: str) -> AsyncGenerator[bytes, None]:
-    """Frames of the job's life after a cursor, ending with `result`."""
-    async for name, data, cursor in job_events(front, job, after):
+async def job_frames(
+    front: Front, job: Job, after: str, wire: Wire | None
+) -> AsyncGenerator[bytes, None]:
+    """Frames of the job's life after a cursor, ending with `result`. Tokens that come while nobody
+    asks for the next frame go to `wire` at once.
+    """
+    tap = tap_into(wire, token_frame)
+    async for name, data, cursor in job_events(front, job, after, tap):
         yield frame(name, data, cursor=cursor) if name else comment(str(data))
 
 
+def token_frame(entry: StreamEntry) -> bytes:
+    """`entry_event` of tokens as a frame. Every live token of every reader passes here, and this
+    takes a third of the time.
+    """
+    return (
+        f"id: {entry.cursor}\nevent: tokens\n"
+        f'data: {{"attempt":{entry.attempt},"index":{entry.index},"count":{len(entry.token_ids)},'
+        f'"delta":{entry.delta or "[]"}}}\n\n'
+    ).encode()
+
+
 async def job_events(
-    front: Front, job: Job, after: str
+    front: Front, job: Job, after: str, tap: Tap | None = None
 ) -> AsyncGenerator[tuple[str, Any, str], None]:
-    """Name, data and cursor of each event; the name is empty for a remark."""
+    """Name, data and cursor of each event; the name is empty for a remark. What `tap` takes is not
+    among them.
+    """
     cursor = after
     if not after:
         yield "state", {"state": job.state, "id": job.id}, ""
     try:
-        async for moment in moments(front, job, after):
+        async for moment in moments(front, job, after, tap):
             for event in _events_of(moment, cursor):
                 cursor = event[2] or cursor
                 yield event

@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,7 +71,11 @@ def main() -> None:
 class Ports:
     def __init__(self) -> None:
         self.redis, self.broker, self.api = (free_port() for _ in range(3))
-        self.api_pid = 0
+        self.pids: dict[str, int] = {"clients": os.getpid()}
+
+    @property
+    def api_pid(self) -> int:
+        return self.pids["api"]
 
     @property
     def redis_url(self) -> str:
@@ -119,7 +124,8 @@ def stack(real_broker: bool) -> Iterator[Ports]:
                     )
                 )
                 time.sleep(0.3)
-            ports.api_pid = running[-1].pid
+            names = ("store", "broker", "api")
+            ports.pids |= {n: one.pid for n, one in zip(names, running, strict=True)}
             for port in (ports.redis, ports.broker, ports.api):
                 wait_for(port)
             yield ports
@@ -276,28 +282,31 @@ async def burst(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+MARK: Final = b'"content":"'
+STAMP_DIGITS: Final = 19
+
+
 class Reader(asyncio.Protocol):
-    """One SSE client; it notes how old each token is when it arrives."""
+    """One SSE client; it notes how old each token is when it arrives. A stamp that two pieces share
+    is passed over.
+    """
 
     def __init__(self, request: bytes, delays: list[int]) -> None:
         self._request = request
         self._delays = delays
-        self._rest = b""
-        self.transport: Any = None
 
     def connection_made(self, transport: Any) -> None:
-        self.transport = transport
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         now_ns = time.time_ns()
-        pieces = (self._rest + data).split(b'"content":"')
-        for piece in pieces[1:]:
-            stamp, quote, _ = piece.partition(b'"')
-            if quote:
+        at = data.find(MARK)
+        while at >= 0:
+            start = at + len(MARK)
+            stamp = data[start : start + STAMP_DIGITS]
+            if len(stamp) == STAMP_DIGITS:
                 self._delays.append(now_ns - int(stamp))
-        last = pieces[-1] if len(pieces) > 1 else b'"'
-        self._rest = b"" if b'"' in last else b'"content":"' + last
+            at = data.find(MARK, start)
 
 
 async def readers(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
@@ -311,44 +320,67 @@ async def readers(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     for job_id in job_ids:
         request = f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
-        await loop.create_connection(lambda r=request: Reader(r, delays), "127.0.0.1", ports.api)
+        await loop.create_connection(partial(Reader, request, delays), "127.0.0.1", ports.api)
     await asyncio.sleep(2.0)
     rss_open = api.memory_info().rss
     clients = await redis.client_list()
-    writer = subprocess.Popen(
-        [
-            sys.executable,
-            str(ROOT / "bench" / "api_load_parts.py"),
-            *("writer", ports.redis_url, str(args.tokens_per_second), str(args.seconds + 2)),
-        ],
-        stdin=subprocess.PIPE,
-        text=True,
-    )
-    assert writer.stdin is not None
-    writer.stdin.write(json.dumps(job_ids))
-    writer.stdin.close()
+    writer = start_writer(ports, args, job_ids)
     await asyncio.sleep(2.0)
     delays.clear()
-    before, started_s = api.cpu_times(), time.perf_counter()
+    spent = {name: Spent(pid) for name, pid in ports.pids.items()}
     await asyncio.sleep(args.seconds)
-    took_s, after = time.perf_counter() - started_s, api.cpu_times()
+    shares = {f"{name}_cpu_share": one.share() for name, one in spent.items()}
     seen = sorted(delays)
     rss_live = api.memory_info().rss
-    await asyncio.to_thread(writer.wait, 30)
+    said, _ = await asyncio.to_thread(writer.communicate, timeout=60)
     await redis.aclose()
-    cpu_s = after.user + after.system - before.user - before.system
     return {
         "readers": args.readers,
         "tokens_per_second_each": args.tokens_per_second,
-        "tokens_per_second_seen": round(len(seen) / took_s),
+        "tokens_per_second_seen": round(len(seen) / args.seconds),
         "p50_ms": round(quantile(seen, 0.5) / 1e6, 1),
         "p99_ms": round(quantile(seen, 0.99) / 1e6, 1),
         "max_ms": round(seen[-1] / 1e6, 1),
-        "api_cpu_share": round(cpu_s / took_s, 2),
+        **shares,
+        "api_cpu_us_a_token": round(shares["api_cpu_share"] * args.seconds / len(seen) * 1e6, 1),
+        "writer": json.loads(said),
         "kib_per_reader_idle": round((rss_open - rss_before) / args.readers / 1024, 1),
         "kib_per_reader_live": round((rss_live - rss_before) / args.readers / 1024, 1),
         "store_connections_in_blocking_read": sum(c["cmd"] == "xread" for c in clients),
     }
+
+
+class Spent:
+    """CPU time of a process from now on."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._started_s, self._before_s = time.perf_counter(), self._cpu_s()
+
+    def share(self) -> float:
+        """Of one core, so far."""
+        took_s = time.perf_counter() - self._started_s
+        return round((self._cpu_s() - self._before_s) / took_s, 3)
+
+    def _cpu_s(self) -> float:
+        times = self._process.cpu_times()
+        return float(times.user + times.system)
+
+
+def start_writer(
+    ports: Ports, args: argparse.Namespace, job_ids: Sequence[JobId]
+) -> subprocess.Popen[str]:
+    part = [sys.executable, str(ROOT / "bench" / "api_load_parts.py"), "writer"]
+    numbers = [ports.redis, args.tokens_per_second, args.seconds + 2]
+    writer = subprocess.Popen(
+        [*part, *map(str, numbers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    ports.pids["writer"] = writer.pid
+    assert writer.stdin is not None
+    writer.stdin.write(json.dumps(job_ids))
+    writer.stdin.close()
+    writer.stdin = None
+    return writer
 
 
 async def running_job(store: RedisStore) -> JobId:

@@ -14,6 +14,7 @@ import orjson
 import uvicorn
 from fastapi import FastAPI
 
+from api.door import Door, door_for
 from eventing.errors import BrokerUnavailable
 from eventing.event import Event
 from eventing.job import Job, JobError, JobId, JobState
@@ -156,26 +157,27 @@ def _embedding_result(texts: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[str]:
+async def serving(app: FastAPI, door: type[Door] | None = None) -> AsyncIterator[str]:
     """The application behind a real uvicorn on a free loopback port; gives its base URL."""
-    door = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         lifespan="on",
+        http=door_for(10_000) if door is None else door,
         ws="websockets-sansio",
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(server._serve([door]))
+        task = group.create_task(server._serve([listening]))
         while not server.started:
             assert not task.done()
             await asyncio.sleep(0.01)
         try:
-            yield f"http://127.0.0.1:{door.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             server.should_exit = True
 

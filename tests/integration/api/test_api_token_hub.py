@@ -1,17 +1,18 @@
 """The hub: many readers, one connection, nobody slowed by anybody."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from redis.asyncio import Redis
 
+from eventing import token_hub
 from eventing.job import JobId, new_job_id, parse_request
 from eventing.redis_store import RedisStore
-from eventing.store import NewJob
+from eventing.store import EntryKind, NewJob, StreamEntry
 from eventing.token_hub import Reader, ReaderCutOff, TokenHub
 from tests.integration.api.conftest import chat_line
-from tests.integration.api.fakes import FakePredictor
+from tests.integration.api.fakes import FakePredictor, chat_result
 
 
 @pytest.fixture
@@ -144,3 +145,91 @@ async def test_an_idle_hub_asks_the_store_for_nothing(hub: TokenHub, redis: Redi
 
     assert "cmdstat_xread" not in stats
     assert "cmdstat_client|unblock" not in stats
+
+
+class Bucket:
+    """A tap that may be shut."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.is_open = True
+
+    def __call__(self, entries: Sequence[StreamEntry]) -> bool:
+        if self.is_open:
+            self.tokens += [token for entry in entries for token in entry.token_ids]
+        return self.is_open
+
+
+async def test_a_tap_takes_tokens_while_the_reader_waits_and_no_other_entry(
+    hub: TokenHub, store: RedisStore
+) -> None:
+    predictor, bucket = await running(store), Bucket()
+    async with hub.follow(predictor.job_id, tap=bucket) as reader, asyncio.timeout(5):
+        assert [entry.kind for entry in await reader.next(1.0)] == [EntryKind.ATTEMPT]
+        waiting = asyncio.create_task(reader.next(4.0))
+        await asyncio.sleep(0.05)
+        for _ in range(5):
+            await predictor.chat("x")
+        await predictor.finish(chat_result("x"))
+
+        assert [entry.kind for entry in await waiting] == [EntryKind.STATE]
+    assert bucket.tokens == list(range(5))
+
+
+async def test_what_a_shut_tap_leaves_is_given_in_order(hub: TokenHub, store: RedisStore) -> None:
+    predictor, bucket = await running(store), Bucket()
+    async with hub.follow(predictor.job_id, tap=bucket) as reader:
+        await reader.next(1.0)
+        bucket.is_open = False
+        waiting = asyncio.create_task(reader.next(4.0))
+        await asyncio.sleep(0.05)
+        await predictor.chat("x")
+        left = await waiting
+        bucket.is_open = True
+        await predictor.chat("x")  # nobody waits: kept for the reader, whatever the tap says
+        await asyncio.sleep(0.1)
+        left += await reader.next(1.0)
+
+    assert [token for entry in left for token in entry.token_ids] == [0, 1]
+    assert bucket.tokens == []
+
+
+async def test_a_tap_that_breaks_is_its_own_readers_affair(
+    hub: TokenHub, store: RedisStore
+) -> None:
+    def broken(entries: Sequence[StreamEntry]) -> bool:
+        raise ZeroDivisionError
+
+    predictor = await running(store)
+    async with (
+        hub.follow(predictor.job_id, tap=broken) as reader,
+        hub.follow(predictor.job_id) as other,
+    ):
+        await reader.next(1.0)
+        await caught_up(other)
+        waiting = asyncio.create_task(reader.next(4.0))
+        await asyncio.sleep(0.05)
+        await predictor.chat("x")
+
+        with pytest.raises(ZeroDivisionError):
+            await waiting
+        assert await tokens_of(other, 1) == [0]
+
+
+async def test_more_streams_than_one_read_holds_are_all_heard(
+    hub: TokenHub, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_hub, "_STREAMS_PER_READ", 2)
+    predictors = [await running(store) for _ in range(5)]
+
+    async def read(job_id: JobId) -> list[int]:
+        async with hub.follow(job_id) as reader:
+            return await tokens_of(reader, 2)
+
+    async with asyncio.TaskGroup() as group:
+        readers = [group.create_task(read(one.job_id)) for one in predictors]
+        await asyncio.sleep(0.2)
+        for predictor in [*predictors, *predictors]:
+            await predictor.chat("x")
+
+    assert [reader.result() for reader in readers] == [[0, 1]] * 5

@@ -1,0 +1,122 @@
+"""uvicorn's HTTP connection, with what it leaves out: a client that never ends its headers, headers
+without end, too many connections; and bytes written to a stream without a task in between.
+
+Given to uvicorn by `api.__main__` (`http=`). It leans on uvicorn's `HttpToolsProtocol` and its
+request cycle, which are not documented: `tests/integration/api/test_api_door.py` shows at once when
+they change. Must not know any route.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+HEAD_TIMEOUT_S: Final = 5.0
+"""From the first moment of a connection, or the first byte of a later request, to the end of its
+headers.
+"""
+HEAD_LIMIT_BYTES: Final = 64 * 1024
+CONNECTIONS: Final = 10_000
+"""A connection that waits costs about 10 KiB, one that streams about 50."""
+
+_CYCLE: Final = "torpor.cycle"
+_SLOW: Final = ("408 Request Timeout", "the headers came too slowly")
+_LONG: Final = ("431 Request Header Fields Too Large", "the headers are too long")
+_FULL: Final = ("503 Service Unavailable", "too many connections")
+
+
+class Door(HttpToolsProtocol):
+    """One connection."""
+
+    connections_limit: ClassVar[int] = CONNECTIONS
+    head_timeout_s: ClassVar[float] = HEAD_TIMEOUT_S
+
+    _head_bytes = 0
+    _is_in_head = True
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.connections_limit:
+            self._turn_away(*_FULL, "retry-after: 1\r\n")
+            return
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_came()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._is_in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if not self._is_in_head or self.transport.is_closing():
+            return
+        if self._head_bytes > HEAD_LIMIT_BYTES:
+            self._turn_away(*_LONG)
+        elif self._head_timer is None:
+            self._await_head()
+
+    def on_message_begin(self) -> None:
+        self._is_in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._head_came()
+        super().on_headers_complete()
+        self.scope[_CYCLE] = self.cycle  # type: ignore[typeddict-unknown-key]
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_timeout_s, self._turn_away, *_SLOW)
+
+    def _head_came(self) -> None:
+        self._is_in_head = False
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _turn_away(self, status: str, reason: str, extra: str = "") -> None:
+        """Say why, unless an answer is under way, and hang up."""
+        self._head_came()
+        if self.cycle is None or self.cycle.response_complete:
+            head = f"HTTP/1.1 {status}\r\ncontent-type: text/plain\r\nconnection: close\r\n{extra}"
+            self.transport.write(
+                f"{head}content-length: {len(reason)}\r\n\r\n{reason}".encode("ascii")
+            )
+        self.transport.close()
+
+
+class Wire:
+    """Where one streamed answer goes to."""
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    def write(self, data: bytes) -> bool:
+        """Hand `data` to the socket, as the server's `send` would, at once. False when that would
+        have to wait: the answer has not begun, or the client takes too little.
+        """
+        cycle = self._cycle
+        if cycle.flow.write_paused or not cycle.response_started or cycle.response_complete:
+            return False
+        if data and not cycle.disconnected:  # an empty chunk would end the answer
+            framed = b"%x\r\n%b\r\n" % (len(data), data) if cycle.chunked_encoding else data
+            cycle.transport.write(framed)
+        return True
+
+
+def wire_of(scope: Mapping[str, Any]) -> Wire | None:
+    """The wire of a call; None under a server that is not ours."""
+    cycle = scope.get(_CYCLE)
+    return Wire(cycle) if cycle is not None else None
+
+
+def door_for(connections: int) -> type[Door]:
+    """The class for uvicorn, with the settings of this process."""
+    return type("Door", (Door,), {"connections_limit": connections})

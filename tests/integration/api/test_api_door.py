@@ -1,0 +1,143 @@
+"""The door: what a client may do with a connection before it has asked anything, and streams that
+bypass the server's own `send`.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from api.door import HEAD_LIMIT_BYTES, Door, Wire, wire_of
+from api.sse import Stream
+from tests.integration.api.fakes import serving
+
+
+class HastyDoor(Door):
+    """Patience of tests, and room for three."""
+
+    head_timeout_s = 0.2
+    connections_limit = 3
+
+
+class Desk:
+    """An application with one stream that says when it has begun."""
+
+    def __init__(self) -> None:
+        self.wire: Wire | None = None
+        self.go_on = asyncio.Event()
+        self.app = FastAPI()
+        self.app.add_api_route("/", self.hello)
+        self.app.add_api_route("/stream", self.stream)
+
+    async def hello(self, request: Request) -> Response:
+        return PlainTextResponse("hello")
+
+    async def stream(self, request: Request) -> Response:
+        self.wire = wire_of(request.scope)
+        return Stream(self._frames(), keep_alive_s=10)
+
+    async def _frames(self) -> AsyncGenerator[bytes, None]:
+        yield b"first\n"
+        await self.go_on.wait()
+        yield b"last\n"
+
+
+@pytest.fixture
+async def desk() -> Desk:
+    return Desk()
+
+
+@pytest.fixture
+async def port(desk: Desk) -> AsyncIterator[int]:
+    async with serving(desk.app, HastyDoor) as url:
+        yield int(url.rsplit(":", 1)[1])
+
+
+@asynccontextmanager
+async def line(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(3):
+            yield reader, writer
+    finally:
+        writer.close()
+
+
+async def test_headers_that_never_end_are_given_up(port: int) -> None:
+    async with line(port) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n")
+        await asyncio.sleep(0.12)
+        writer.write(b"a: 1\r\n")  # a byte now and then does not help
+
+        assert (await reader.read()).startswith(b"HTTP/1.1 408")
+
+
+async def test_a_connection_that_says_nothing_is_given_up(port: int) -> None:
+    async with line(port) as (reader, _):
+        assert (await reader.read()).startswith(b"HTTP/1.1 408")
+
+
+async def test_a_second_request_has_its_own_time(port: int) -> None:
+    async with line(port) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"hello")
+        await asyncio.sleep(0.25)
+        writer.write(b"GET / HTTP/1.1\r\n")
+        await asyncio.sleep(0.1)
+        writer.write(b"host: x\r\n\r\n")
+
+        await reader.readuntil(b"hello")
+        writer.write(b"GET / HTTP/1.1\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 408")
+
+
+async def test_headers_without_end_are_not_held(port: int) -> None:
+    async with line(port) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nx: " + b"a" * HEAD_LIMIT_BYTES)
+
+        assert (await reader.read()).startswith(b"HTTP/1.1 431")
+
+
+async def test_one_connection_too_many_is_told_to_come_back(port: int) -> None:
+    async with line(port) as (_, a), line(port) as (_, b), line(port) as (_, c):
+        for writer in (a, b, c):
+            writer.write(b"GET / HTTP/1.1\r\n")
+            await writer.drain()
+        async with line(port) as (reader, _):
+            answer = await reader.read()
+
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 1" in answer
+
+
+async def test_what_goes_over_the_wire_is_part_of_the_answer(port: int, desk: Desk) -> None:
+    async with line(port) as (reader, writer):
+        writer.write(b"GET /stream HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        await reader.readuntil(b"first\n")
+        assert desk.wire is not None
+
+        assert desk.wire.write(b"second\n")
+        assert desk.wire.write(b"")  # nothing to say must not look like the end
+        desk.go_on.set()
+
+        body = await reader.read()
+        assert body == b"\r\n7\r\nsecond\n\r\n5\r\nlast\n\r\n0\r\n\r\n"
+        assert not desk.wire.write(b"late\n")
+
+
+async def test_a_client_that_takes_nothing_shuts_the_wire(port: int, desk: Desk) -> None:
+    async with line(port) as (reader, writer):
+        writer.write(b"GET /stream HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"first\n")
+        assert desk.wire is not None
+        sent = 0
+        while desk.wire.write(b"x" * 65_536) and sent < 200:
+            sent += 1
+            await asyncio.sleep(0)
+
+        assert sent < 200
+        desk.go_on.set()
