@@ -185,7 +185,11 @@ GET_JOB = Doc(
             {"type": "number", "minimum": 0, "maximum": 60},
             "Seconds to wait for the end before answering",
         ),
-        parameter("include", {"type": "string"}, "`request`: show what was asked, too"),
+        parameter(
+            "include",
+            {"type": "string"},
+            "`request`: show what was asked, too; `timeline`: its life in steps; or both, by comma",
+        ),
     ),
     answers={200: answer("The job", JOB), **problems(400, 401, 403, 404, 503)},
 )

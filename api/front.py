@@ -22,6 +22,7 @@ from eventing.errors import NotFound, Unavailable
 from eventing.job import Job, JobId
 from eventing.metric_ledger import Ledger
 from eventing.publisher import Publisher
+from eventing.replica import Replica
 from eventing.store import NewJob, Store, StreamEntry
 from eventing.token_hub import Tap
 
@@ -58,6 +59,9 @@ class Waiting(Protocol):
 
     async def outlook(self, job: Job) -> Outlook | None:
         """What is known now; None when nothing is, or the job does not wait."""
+
+    async def replicas(self, model: str) -> Sequence[Replica]:
+        """The model's replicas, the oldest first."""
 
 
 class Admission(Protocol):
@@ -127,6 +131,9 @@ class NobodyKnows:
 
     async def outlook(self, job: Job) -> Outlook | None:
         return None
+
+    async def replicas(self, model: str) -> Sequence[Replica]:
+        return ()
 
 
 class OpenGate:

@@ -34,7 +34,7 @@ class QueueWaiting:
     async def outlook(self, job: Job) -> Outlook | None:
         member = member_of(request_event(job))
         position = await self._queues.position(f"requests-{job.request.model}", member)
-        replicas = await self._replicas_of(job.request.model)
+        replicas = await self.replicas(job.request.model)
         return Outlook(
             position=position.ahead if position else None,
             expected_wait_s=position.expected_wait_s if position else None,
@@ -43,7 +43,7 @@ class QueueWaiting:
             replicas=len(replicas),
         )
 
-    async def _replicas_of(self, model: str) -> tuple[Replica, ...]:
+    async def replicas(self, model: str) -> tuple[Replica, ...]:
         """The oldest first: the one that is furthest. Kept for a moment, so that a thousand waiting
         readers ask once.
         """

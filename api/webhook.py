@@ -160,15 +160,19 @@ def message_of(job: Job) -> Message | None:
     """
     if BATCH in job.metadata:
         return None
-    is_response = _RESPONSE in job.metadata
     return Message(
         tenant=job.tenant,
         type=f"response.{job.state}",
-        subject=f"resp_{job.id.removeprefix('job_')}" if is_response else job.id,
+        subject=subject_of(job),
         key=f"{job.id}:{job.state}:{job.attempt}",
         created_s=job.finished_ms // 1000,
         url=job.metadata.get(JOB_WEBHOOK, ""),
     )
+
+
+def subject_of(job: Job) -> str:
+    """What receivers know the job by: the id it came in under."""
+    return f"resp_{job.id.removeprefix('job_')}" if _RESPONSE in job.metadata else job.id
 
 
 def webhook_wish(line: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:

@@ -129,6 +129,8 @@ class WebhookStore:
         pipe.zadd(_log(delivery.tenant), {delivery.id: now_ms}, nx=True)
         pipe.zremrangebyscore(_log(delivery.tenant), "-inf", now_ms - KEEP_S * 1000)
         pipe.expire(_log(delivery.tenant), KEEP_S)
+        pipe.sadd(_of(delivery.tenant, delivery.subject), delivery.id)
+        pipe.expire(_of(delivery.tenant, delivery.subject), KEEP_S)
 
     async def take(self, limit: int, hold_ms: int) -> list[Delivery]:
         """Deliveries that are due, ours for `hold_ms`; what is settled or gone leaves the index."""
@@ -181,6 +183,13 @@ class WebhookStore:
             found = await self._read([member.decode() for member in ids])
         return [delivery for delivery in found if delivery is not None]
 
+    async def of(self, tenant: str, subject: str) -> list[Delivery]:
+        """What was told of one job or batch, in no order."""
+        async with failures_named():
+            ids = await self._redis.smembers(_of(tenant, subject))
+            found = await self._read([member.decode() for member in ids])
+        return [delivery for delivery in found if delivery is not None]
+
     async def now_ms(self) -> int:
         """Store time: pauses are counted by it, whoever counts."""
         async with failures_named():
@@ -207,6 +216,10 @@ def _delivery(delivery_id: str) -> str:
 
 def _log(tenant: str) -> str:
     return f"{_TAG}:log:{tenant}"
+
+
+def _of(tenant: str, subject: str) -> str:
+    return f"{_TAG}:of:{tenant}:{subject}"
 
 
 def _dump(endpoint: Endpoint) -> bytes:

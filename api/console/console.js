@@ -2,9 +2,9 @@
 // tenant wrote only ever becomes text (textContent), never markup.
 
 const el = (id) => document.getElementById(id);
-const OVERVIEW_MS = 1000, JOBS_MS = 2000, DEAD_MS = 5000, RETRY_MS = 1000;
+const OVERVIEW_MS = 1000, JOBS_MS = 2000, DEAD_MS = 5000, LIFE_MS = 1000, RETRY_MS = 1000;
 const ENDED = new Set(["completed", "failed", "cancelled", "incomplete"]);
-const seen = { jobs: [], current: "", follow: null, models: "" };
+const seen = { jobs: [], current: "", follow: null, models: "", isWhole: false };
 
 /** An element with properties and children; strings become text. */
 function make(tag, props = {}, ...children) {
@@ -192,7 +192,8 @@ async function choose(id) {
   seen.follow = new AbortController();
   drawJobs();
   for (const name of ["detail-output", "detail-thinking", "detail-prompt", "detail-state"]) el(name).textContent = "";
-  el("detail-log").replaceChildren();
+  for (const name of ["detail-log", "detail-life"]) el(name).replaceChildren();
+  seen.isWhole = false;
   el("thinking").hidden = true;
   el("detail-none").hidden = true;
   el("detail-body").hidden = false;
@@ -203,6 +204,7 @@ async function choose(id) {
     if (signal.aborted) return;
     el("detail-prompt").textContent = promptOf(job.request.body);
     drawFacts(job);
+    await loadLife();
     await followJob(id, signal);
   });
 }
@@ -332,6 +334,55 @@ function wakingWords(data) {
   return words.join(", ") || "waiting";
 }
 
+// --- its life in steps, webhooks included ------------------------------------------------------------
+
+/** Draws the steps of the chosen job, again until nothing more is to come. */
+async function loadLife() {
+  const id = seen.current;
+  if (!id || seen.isWhole) return;
+  const job = await call("GET", `/v1/jobs/${id}?include=timeline`);
+  if (id !== seen.current) return;
+  seen.isWhole = job.timeline.is_whole;
+  drawLife(job.timeline.steps);
+}
+
+function drawLife(steps) {
+  const start = steps[0].at_ms;
+  const end = Math.max(...steps.map((step) => step.at_ms + (step.duration_ms ?? 0)));
+  const share = (ms) => `${(100 * ms) / Math.max(end - start, 1)}%`;
+  el("detail-life").replaceChildren(...steps.map((step) => {
+    // An ending's time is the whole job's, which the bars above it show; it is a point here.
+    const long = ENDED.has(step.step) ? 0 : step.duration_ms ?? 0;
+    const bar = make("span", { className: "bar" });
+    bar.style.left = share(step.at_ms - start);
+    bar.style.width = share(long);
+    const words = stepWords(step);
+    const row = make("li", { className: "step" }, make("span", { className: "name", title: words }, words),
+      make("span", { className: "track", "aria-hidden": "true" }, bar),
+      make("span", { className: "long" }, step.duration_ms === null ? "" : precise(step.duration_ms)));
+    row.dataset.step = step.step;
+    return row;
+  }));
+}
+
+const precise = (ms) => (ms < 1000 ? `${ms} ms` : seconds(ms));
+
+function stepWords(step) {
+  switch (step.step) {
+    case "waking": return `waking: ${step.phase}`;
+    case "attempt":
+      return `attempt ${step.attempt}: ${step.outcome ?? "running"}`
+        + (step.resumed_from ? `, goes on after ${step.resumed_from} tokens` : "");
+    case "tokens": return `${step.count} tokens`;
+    case "delivery": {
+      if (!step.try) return `webhook to ${step.host}: ${step.state === "pending" ? "not tried yet" : step.state}`;
+      const again = step.next_ms ? `, again in ${seconds(step.next_ms - step.at_ms)}` : "";
+      return `webhook to ${step.host}, try ${step.try}: ${step.status ?? step.error}${again}`;
+    }
+    default: return step.step.replace("_", " ") + (ENDED.has(step.step) ? ", in all" : "");
+  }
+}
+
 async function cancelJob() {
   const job = await call("DELETE", `/v1/jobs/${seen.current}`);
   drawFacts(job);
@@ -455,3 +506,4 @@ el("theme").addEventListener("click", switchTheme);
 repeat(OVERVIEW_MS, async () => { drawModels(await call("GET", "/v1/overview")); pulse("live", "live"); });
 repeat(JOBS_MS, loadJobs);
 repeat(DEAD_MS, loadDead);
+repeat(LIFE_MS, loadLife);

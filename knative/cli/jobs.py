@@ -11,6 +11,7 @@ from rich.table import Table
 
 from knative.cli.client import Api, api_address, connected
 from knative.cli.errors import UserError
+from knative.cli.life import life_lines, whole_life
 from knative.cli.screen import JobScreen, stdout
 from knative.local.settings import StackSettings
 
@@ -58,7 +59,9 @@ def watch(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: Json = False,
 ) -> None:
-    """Show a job's life, from the start, as it goes on."""
+    """Show a job's life, from the start, as it goes on; then each step with its time, webhooks
+    included.
+    """
     job = asyncio.run(_watch(api_address(api, data_dir), job_id, as_json))
     _exit_like(job)
 
@@ -126,7 +129,10 @@ async def submit_chat(
 async def _watch(address: str, job_id: str, as_json: bool) -> dict[str, Any]:
     async with connected(address) as api:
         if not as_json:
-            return await JobScreen().follow(api.events(job_id))
+            screen = JobScreen()
+            ended = await screen.follow(api.events(job_id))
+            screen.life(life_lines(await whole_life(api, job_id)))
+            return ended
         last: dict[str, Any] = {}
         async for name, data in api.events(job_id):
             stdout.print(orjson.dumps({"event": name, "data": data}).decode(), markup=False)

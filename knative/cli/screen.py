@@ -86,6 +86,12 @@ class JobScreen:
             self._is_mid_line = False
         stderr.print(f"[dim]{time.monotonic() - self._started:6.2f} s[/dim]  {text}")
 
+    def life(self, lines: list[str]) -> None:
+        """The whole life, once it is over."""
+        self._quiet()
+        for line in lines:
+            stderr.print(f"[dim]{line}[/dim]", markup=True)
+
     def _spin(self, text: str) -> None:
         if stderr.is_terminal:
             self._status = stderr.status(text)

@@ -17,6 +17,7 @@ from eventing.redis_store import RedisStore
 from eventing.replica import ReplicaDirectory
 from tests.integration.api.fakes import FakePredictor, chat_result
 from tests.integration.api.furnished import Furnished, furnished, settings_for
+from tests.integration.api.receiver import receiving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
@@ -25,6 +26,7 @@ pytestmark = [
     pytest.mark.timeout(30),
 ]
 expect = playwright.expect
+LONG = re.compile(r"^\d+(\.\d)? m?s$")
 Page = Any
 
 
@@ -177,6 +179,22 @@ async def test_a_dead_letter_is_discarded_only_after_a_question(api: Furnished, 
 
     await expect(page.locator("#dead-none")).to_be_visible()
     assert await api.store.get(JobId(job_id)) is None
+
+
+async def test_a_jobs_timeline_ends_with_its_webhook(api: Furnished, page: Page) -> None:
+    async with receiving() as receiver:
+        job_id = await api.submit("tell me", webhook={"url": receiver.url})
+        await page.locator(f'[data-id="{job_id}"] .row').click()
+        life = page.locator("#detail-life")
+        await expect(life.locator('[data-step="queued"]')).to_be_visible()
+
+        await api.answer(job_id)
+
+        await expect(life.locator('[data-step="attempt"]')).to_contain_text("attempt 1: completed")
+        await expect(life.locator('[data-step="completed"] .long')).to_have_text(LONG)
+        sent = life.locator('[data-step="delivery"]')
+        await expect(sent.locator(".name")).to_have_text("webhook to 127.0.0.1, try 1: 204")
+        await expect(sent.locator(".long")).to_have_text(LONG)
 
 
 async def test_a_cold_start_shows_its_phases(api: Furnished, page: Page, redis: Redis) -> None:

@@ -270,3 +270,36 @@ async def started(environment: dict[str, str]) -> Process:
             except httpx.TransportError:
                 assert process.poll() is None
                 await asyncio.sleep(0.05)
+
+
+async def test_a_jobs_timeline_tells_its_webhooks_with_durations(
+    api: Furnished, receiver: Receiver
+) -> None:
+    job_id = await api.submit("hi", webhook={"url": receiver.url})
+    look = f"/v1/jobs/{job_id}?include=timeline"
+    before = (await api.client.get(look)).json()["timeline"]
+
+    await api.answer(job_id)
+    await receiver.wait_for(1)
+    async with asyncio.timeout(5):
+        while not (after := (await api.client.get(look)).json()["timeline"])["is_whole"]:
+            await asyncio.sleep(0.02)
+
+    assert [step["step"] for step in before["steps"]] == ["accepted", "queued"]
+    (delivery,) = [step for step in after["steps"] if step["step"] == "delivery"]
+    assert (delivery["try"], delivery["status"], delivery["state"]) == (1, 204, "delivered")
+    assert delivery["duration_ms"] >= 0
+
+
+async def test_a_responses_webhooks_stand_in_its_jobs_timeline(
+    api: Furnished, client: AsyncOpenAI, receiver: Receiver
+) -> None:
+    await client.webhooks.create(name="n", url=receiver.url, event_types=["response.completed"])
+    response = await client.responses.create(model="m", input="hi", background=True)
+    job_id = response.id.replace("resp_", "job_")
+
+    await api.answer(job_id)
+    await receiver.wait_for(1)
+
+    told = (await api.client.get(f"/v1/jobs/{job_id}?include=timeline")).json()["timeline"]
+    assert [s["type"] for s in told["steps"] if s["step"] == "delivery"] == ["response.completed"]

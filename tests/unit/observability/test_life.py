@@ -1,0 +1,96 @@
+"""One job's life as `torpor watch` ends it."""
+
+from typing import Any
+
+import pytest
+
+from knative.cli.life import life_lines, whole_life
+
+DELIVERY: dict[str, Any] = {
+    "step": "delivery",
+    "at_ms": 4000,
+    "duration_ms": 30,
+    "host": "hooks.example.com",
+    "state": "delivered",
+    "try": 1,
+    "status": 204,
+    "error": None,
+    "next_ms": None,
+}
+
+
+class Api:
+    """Answers `timelines`, one a call, the last one again and again."""
+
+    def __init__(self, *timelines: dict[str, Any] | None) -> None:
+        self._timelines = list(timelines)
+        self.calls = 0
+
+    async def call(self, *_: Any, **__: Any) -> Any:
+        self.calls += 1
+        first = self._timelines[0]
+        if len(self._timelines) > 1:
+            self._timelines.pop(0)
+        return {"timeline": first} if first else {}
+
+
+def test_every_step_stands_with_its_time_from_the_submit_and_its_length() -> None:
+    steps: list[dict[str, Any]] = [
+        {"step": "accepted", "at_ms": 1000, "duration_ms": None},
+        {"step": "queued", "at_ms": 1000, "duration_ms": 1500},
+        {"step": "waking", "phase": "weights", "at_ms": 1200, "duration_ms": 900},
+        {
+            "step": "attempt",
+            "attempt": 2,
+            "outcome": "completed",
+            "resumed_from": 40,
+            "at_ms": 2500,
+            "duration_ms": 1250,
+        },
+        {"step": "tokens", "count": 60, "at_ms": 2600, "duration_ms": 1150},
+        {"step": "completed", "at_ms": 3750, "duration_ms": 2750},
+        DELIVERY,
+    ]
+
+    assert [" ".join(line.split()) for line in life_lines(steps)] == [
+        "+0.00 s accepted",
+        "+0.00 s queued 1.50 s",
+        "+0.20 s waking: weights 0.90 s",
+        "+1.50 s attempt 2: completed, goes on after 40 tokens 1.25 s",
+        "+1.60 s tokens: 60 1.15 s",
+        "+2.75 s completed (in all) 2.75 s",
+        "+3.00 s webhook to hooks.example.com, try 1: 204 0.03 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param(
+            {"status": 503, "next_ms": 9000}, "try 1: 503, again in 5 s", id="tried again"
+        ),
+        pytest.param(
+            {"status": None, "error": "no answer in 15 s", "next_ms": 304_000},
+            "try 1: no answer in 15 s, again in 5 min",
+            id="no answer",
+        ),
+        pytest.param({"next_ms": 7_204_000}, "again in 2.0 h", id="in hours"),
+        pytest.param({"try": 0, "state": "pending"}, "not tried yet", id="not tried"),
+        pytest.param({"try": 0, "state": "dropped"}, ": dropped", id="nobody to send to"),
+    ],
+)
+def test_a_delivery_says_what_came_of_it(changes: dict[str, Any], words: str) -> None:
+    (line,) = life_lines([DELIVERY | changes])
+
+    assert words in line
+
+
+async def test_a_webhook_that_is_just_going_out_is_waited_for() -> None:
+    api = Api({"steps": [], "is_whole": False}, {"steps": [DELIVERY], "is_whole": True})
+
+    assert await whole_life(api, "job_1") == [DELIVERY]
+    assert api.calls == 2
+
+
+async def test_an_api_that_tells_no_timeline_leaves_the_job_as_it_was() -> None:
+    assert await whole_life(Api(None), "job_1") == []
