@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from api import docs
 from api.body import read_object
+from api.door import wire_of
 from api.front import Front
 from api.job_view import accepted_view, cost_view, job_view
 from api.live import outlook_of, wait_for_end
@@ -108,7 +109,8 @@ async def follow_job(call: Call) -> Response:
     job = await own_job(call.front, call.principal, call.request.path_params["id"])
     if text.endswith(END) and job.state.is_terminal:
         return Response(status_code=204)  # tells a browser's EventSource to stop coming back
-    return Stream(job_frames(call.front, job, after), keep_alive_s=call.front.settings.keep_alive_s)
+    frames = job_frames(call.front, job, after, wire_of(call.request.scope))
+    return Stream(frames, keep_alive_s=call.front.settings.keep_alive_s)
 
 
 @operation(router, "DELETE", "/v1/jobs/{id}", scope=Scope.JOBS_CANCEL, doc=docs.CANCEL_JOB)
