@@ -50,26 +50,28 @@ def demo(
 
 async def _run(stack: Stack, prompt: str, max_tokens: int) -> None:
     loop = asyncio.get_running_loop()
+    interrupted = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stack.stop)
+        loop.add_signal_handler(number, interrupted.set)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(stack.run())
-        ready = group.create_task(stack.up.wait())
-        await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        if stack.up.is_set():
-            story = group.create_task(_story(stack, prompt, max_tokens))
-            await asyncio.wait({running, story}, return_when=asyncio.FIRST_COMPLETED)
-            story.cancel()
-            stack.stop()
-    stderr.print(
-        "[green]done[/green]: no process is left; the model and the data stay in "
-        + str(stack.settings.data_dir)
-    )
+        told = group.create_task(interrupted.wait())
+        story = group.create_task(_story(stack, prompt, max_tokens))
+        await asyncio.wait({running, told, story}, return_when=asyncio.FIRST_COMPLETED)
+        # The story ends before the stack does: an api that goes away is no news to tell then.
+        for task in (story, told):
+            task.cancel()
+        stack.stop()
+    where = stack.settings.data_dir
+    if interrupted.is_set():
+        stderr.print(f"stopped: no process is left; what was asked is kept in {where}")
+        raise typer.Exit(130)
+    stderr.print(f"[green]done[/green]: no process is left; the model and the data stay in {where}")
 
 
 async def _story(stack: Stack, prompt: str, max_tokens: int) -> None:
-    """The job, with the replicas counted beside it."""
+    """The job, from the moment that the stack is up, with the replicas counted beside it."""
+    await stack.up.wait()
     seen = _Replicas(stack)
     counting = asyncio.create_task(seen.count())
     try:

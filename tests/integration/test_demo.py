@@ -4,6 +4,7 @@ zero.
 
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 
 from tests.integration.stack import TORPOR
 
-pytestmark = [pytest.mark.real_engine, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 
+@pytest.mark.real_engine
 def test_one_real_job_goes_from_zero_to_an_answer_and_back_to_zero(tmp_path: Path) -> None:
     shown = subprocess.run(
         [TORPOR, "demo", "--prompt", "What is the capital of France?", "--data-dir", str(tmp_path)],
@@ -28,6 +30,28 @@ def test_one_real_job_goes_from_zero_to_an_answer_and_back_to_zero(tmp_path: Pat
     assert "a predictor is waking" in shown.stderr
     assert re.findall(r"replicas: (\d)", shown.stderr) == ["0", "1", "0"]
     assert re.search(r"completed \(\d+ tokens", shown.stderr)
+    assert _processes_in(tmp_path) == []
+
+
+def test_ctrl_c_in_the_middle_ends_it_with_one_line_and_no_process(tmp_path: Path) -> None:
+    command = [TORPOR, "demo", "--engine", "seeded", "--max-tokens", "4000"]
+    with subprocess.Popen(
+        [*command, "--data-dir", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TORPOR_SEEDED_TOKENS_PER_S": "20", "PYTHONUNBUFFERED": "1"},
+    ) as demo:
+        assert demo.stderr is not None
+        for line in demo.stderr:
+            if "202 accepted" in line:
+                break
+        demo.send_signal(signal.SIGINT)
+        _, rest = demo.communicate(timeout=60)
+
+    assert demo.returncode == 130
+    assert rest.splitlines()[-1].startswith("stopped: no process is left")
+    assert "torpor:" not in rest
     assert _processes_in(tmp_path) == []
 
 
