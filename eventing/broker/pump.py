@@ -136,7 +136,7 @@ class Pump:
                 await self._links.follow(_job_id(claimed.event), self._trigger.name, span)
                 answer, reply = await self._deliver(claimed.event)
                 span.set(status=answer.status)
-            await self._conclude(claimed, answer, reply)
+            await self._insist(claimed, answer, reply)
         except Unavailable as error:
             _log.warning("delivery left pending", action="deliver", reason=error.code)
         except Exception as error:
@@ -158,6 +158,20 @@ class Pump:
             type=event.type,
             number=claimed.tries,
         )
+
+    async def _insist(self, claimed: Claimed, answer: Answer, reply: Event | None) -> None:
+        """Store what an answer means, again while the store is away: left pending, the event would
+        lie there until somebody takes its pump for dead. By then it may be in other hands.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + CLAIM_IDLE_MS / 1000
+        while True:
+            try:
+                return await self._conclude(claimed, answer, reply)
+            except Unavailable:
+                if loop.time() > give_up_s:
+                    raise
+            await asyncio.sleep(_AFTER_TROUBLE_S)
 
     async def _conclude(self, claimed: Claimed, answer: Answer, reply: Event | None) -> None:
         """Store what an answer means. A reply is queued before its cause is settled, in one round

@@ -173,6 +173,25 @@ class TestDelivery:
 
         assert sorted(int(e.id) for e in subscriber.got) == list(range(100))
 
+    async def test_an_outcome_that_the_store_would_not_take_is_stored_as_soon_as_it_does(
+        self, redis: Redis
+    ) -> None:
+        # It used to lie pending until somebody took its pump for dead, 15 s later.
+        async def ends_as_the_store_stops(_: web.Request, __: int) -> web.Response:
+            await redis.config_set("min-replicas-to-write", 1)  # every write is NOREPLICAS
+            return web.Response(status=204)
+
+        async with Subscriber([ends_as_the_store_stops]).serving() as subscriber:
+            (stack,) = build(redis, trigger(subscriber.url))
+            async with pumping(stack):
+                await stack.send(EVENT)
+                await asyncio.sleep(0.3)
+                assert await stack.is_pending()
+                await redis.config_set("min-replicas-to-write", 0)
+                await until(stack.is_drained, timeout_s=3)
+
+        assert len(subscriber.got) == 1
+
     async def test_a_pump_that_stops_gives_back_what_is_under_way(self, redis: Redis) -> None:
         begun = asyncio.Event()
 
