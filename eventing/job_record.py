@@ -6,7 +6,8 @@ their names stand here and there.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import orjson
 
@@ -111,10 +112,29 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
     )
 
 
-def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
-    """One entry of a token stream. Every live token of every reader passes here, so it looks up
-    only what its kind has (1.8 µs; looking up everything took 2.9).
+_TOKENS_LAYOUT: Final = [b"kind", b"attempt", b"index", b"ids", b"delta"]
+"""The names of a token entry in the order in which `append.lua` writes them."""
+
+
+def parse_flat_entry(cursor: bytes, flat: Sequence[bytes]) -> StreamEntry:
+    """As `parse_entry`, from names and values in turn, as Redis sends them. Every live token passes
+    here.
     """
+    if flat[::2] != _TOKENS_LAYOUT:
+        return parse_entry(cursor, dict(zip(flat[::2], flat[1::2], strict=True)))
+    _, _, _, attempt, _, index, _, ids, _, delta = flat
+    return StreamEntry(
+        cursor.decode(),
+        EntryKind.TOKENS,
+        int(attempt),
+        int(index),
+        tuple(map(int, ids.split())),
+        delta.decode(),
+    )
+
+
+def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
+    """One entry of a token stream."""
     kind = fields[b"kind"]
     attempt = int(fields.get(b"attempt", 0))
     if kind == b"tokens":

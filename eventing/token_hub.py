@@ -21,7 +21,7 @@ from eventing import keys
 from eventing.connection import connect, failures_named
 from eventing.errors import StoreUnavailable, TorporError
 from eventing.job import JobId
-from eventing.job_record import parse_entry
+from eventing.job_record import parse_flat_entry
 from eventing.store import EntryKind, Store, StreamEntry
 
 _BLOCK_MS: Final = 1_000
@@ -296,10 +296,7 @@ class TokenHub:
             stream = self._streams.get(key)
             if stream is None:
                 continue
-            entries = [
-                parse_entry(cursor, dict(zip(flat[::2], flat[1::2], strict=True)))
-                for cursor, flat in raw
-            ]
+            entries = [parse_flat_entry(cursor, flat) for cursor, flat in raw]
             stream.position = raw[-1][0]
             for reader in tuple(stream.readers):
                 reader.offer(entries)
