@@ -19,27 +19,27 @@ _TOKEN = re.compile(
     r"|(?P<op>\?\?|\*\*|&&|\|\||==|!=|<=|>=|[-+*/%^<>!?:(),\[\]]))"
 )
 _WORDS = {"and": "&&", "or": "||", "not": "!"}
-# Binary operators: how tightly they bind. `?:` binds least and is handled apart.
+# Binary operators: how tightly they bind, in expr's own numbers. `?:` binds least, handled apart.
 _POWER = {
-    "??": 5,
     "||": 10,
-    "&&": 20,
-    "==": 30,
-    "!=": 30,
-    "<": 40,
-    ">": 40,
-    "<=": 40,
-    ">=": 40,
-    "+": 50,
-    "-": 50,
+    "&&": 15,
+    "==": 20,
+    "!=": 20,
+    "<": 20,
+    ">": 20,
+    "<=": 20,
+    ">=": 20,
+    "+": 30,
+    "-": 30,
     "*": 60,
     "/": 60,
     "%": 60,
-    "**": 80,
-    "^": 80,
+    "**": 100,
+    "^": 100,
+    "??": 500,
 }
 _RIGHT_TO_LEFT = {"**", "^"}
-_UNARY_POWER = 70
+_UNARY_POWER = {"!": 50, "-": 90, "+": 90}
 _DEEPEST = 50
 
 Value = Union[float, bool, None, list["Value"]]  # noqa: UP007 - recursive
@@ -114,8 +114,8 @@ class _Parser:
 
     def _prefix(self) -> Node:
         token = self._next()
-        if token in ("-", "+", "!"):
-            return _unary(token, self.expression(_UNARY_POWER))
+        if token in _UNARY_POWER:
+            return _unary(token, self.expression(_UNARY_POWER[token]))
         if token == "(":  # noqa: S105 - a bracket, no password
             inner = self.expression(0)
             self._expect(")")
