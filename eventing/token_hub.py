@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 
 from eventing import keys
 from eventing.connection import connect, failures_named
@@ -260,8 +261,9 @@ class TokenHub:
         await self._redis.aclose()
 
     async def _read_until_failure(self) -> None:
-        async with failures_named(), self._redis.client() as client:
-            self._connection_id = int(await client.client_id())
+        async with failures_named(), self._own_connection() as connection:
+            await connection.send_command("CLIENT", "ID")
+            self._connection_id = int(await connection.read_response())
             while True:
                 while not self._streams:
                     self._changed.clear()
@@ -269,17 +271,29 @@ class TokenHub:
                 self._read_version = self._version
                 names = list(self._streams)
                 for start in range(0, len(names), _STREAMS_PER_READ):
-                    await self._read(client, names[start : start + _STREAMS_PER_READ], len(names))
+                    some = names[start : start + _STREAMS_PER_READ]
+                    await self._read(connection, some, len(names))
 
-    async def _read(self, client: Redis, names: Sequence[bytes], all_names: int) -> None:
+    @asynccontextmanager
+    async def _own_connection(self) -> AsyncIterator[AbstractConnection]:
+        """The connection that blocks; it is closed in the end, since an answer may be on its way."""
+        pool = self._redis.connection_pool
+        connection = await pool.get_connection()
+        try:
+            yield connection
+        finally:
+            await connection.disconnect()
+            await pool.release(connection)
+
+    async def _read(
+        self, connection: AbstractConnection, names: Sequence[bytes], all_names: int
+    ) -> None:
         """One look at some of the streams, and a rest."""
         streams = [stream for name in names if (stream := self._streams.get(name))]
         if not streams:
             return
         block_ms = _BLOCK_MS if all_names == len(names) else _SHORT_BLOCK_MS
-        connection = client.connection
-        assert connection is not None  # noqa: S101 (a client of one connection)
-        # Not `client.xread`: what it does to each entry and key is as much as all that we do.
+        # Not a client's `xread`: what it does to each entry and key is as much as all that we do.
         await connection.send_command(
             *("XREAD", "COUNT", _ENTRIES_PER_READ, "BLOCK", block_ms, "STREAMS"),
             *(stream.key for stream in streams),
