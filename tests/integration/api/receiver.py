@@ -46,7 +46,7 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving() -> AsyncIterator[Receiver]:
+async def receiving(port: int = 0) -> AsyncIterator[Receiver]:
     """A receiver while the block runs."""
     receiver = Receiver()
     app = web.Application()
@@ -54,10 +54,9 @@ async def receiving() -> AsyncIterator[Receiver]:
     app.router.add_get("/{tail:.*}", receiver.take)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()
-    port = runner.addresses[0][1]
-    receiver.url = f"http://127.0.0.1:{port}/hook"
+    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
     try:
         yield receiver
     finally:

@@ -1,0 +1,131 @@
+"""A receiver that is away for an hour, or that cuts connections: the tries go on by the schedule,
+on real sockets, with the clock scaled (F27).
+"""
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from redis.asyncio import Redis
+
+from api.webhook_schedule import JITTER, SCHEDULE_S, Verdict
+from api.webhook_store import WebhookStore
+from tests.integration.api.receiver import receiving
+from tests.integration.api.test_webhook_sender import add, message, sending, settings, settled, tell
+
+SCALE = 3600
+"""An hour of the schedule is a second here."""
+SCALED = tuple(pause / SCALE for pause in SCHEDULE_S)
+LOOKS_S = 0.25
+"""The sender looks for what is due this often; a try may be that much late, and a busy machine
+more.
+"""
+OK = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n"
+NO_LINGER = struct.pack("ii", 1, 0)
+"""Closing sends a reset, as a process that was killed does."""
+
+
+@pytest.fixture
+def webhooks(redis: Redis) -> WebhookStore:
+    return WebhookStore(redis)
+
+
+@asynccontextmanager
+async def cutting(
+    is_cut: Callable[[int], bool], after: bytes
+) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A receiver that resets the connections that `is_cut` names, having answered `after`; what it
+    was sent, request by request.
+    """
+    sent: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        sent.append(head)
+        if is_cut(len(sent)):
+            writer.write(after)
+            await writer.drain()
+            door = writer.get_extra_info("socket")
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            writer.transport.abort()
+        else:
+            writer.write(OK)
+            await writer.drain()
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}/hook", sent
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+def ids_of(sent: list[bytes]) -> set[bytes]:
+    return {line for head in sent for line in head.split(b"\r\n") if line.startswith(b"webhook-id")}
+
+
+async def test_a_receiver_that_is_down_for_an_hour_is_told_when_it_is_back(
+    webhooks: WebhookStore,
+) -> None:
+    door = socket.create_server(("127.0.0.1", 0))
+    port = door.getsockname()[1]
+    door.close()  # refused from now on
+    await add(webhooks, f"http://127.0.0.1:{port}/hook")
+    async with sending(webhooks, settings(schedule_s=SCALED)), receiving() as other:
+        await tell(webhooks, message(1))
+        await add(webhooks, other.url, "we_2")
+        await tell(webhooks, message(2))
+        await other.wait_for(1, timeout_s=1)
+        await asyncio.sleep(3600 / SCALE)
+        async with receiving(port) as back:
+            await back.wait_for(2, timeout_s=5)
+        (late,) = [
+            d for d in await webhooks.log("t", 10) if d.endpoint == "we_1" and d.subject == "job_1"
+        ]
+
+    pauses = [(b.at_ms - a.at_ms) / 1000 for a, b in zip(late.log, late.log[1:], strict=False)]
+    assert late.state is Verdict.DELIVERED
+    assert [entry.status for entry in late.log] == [0, 0, 0, 0, 204]
+    for pause, planned in zip(pauses, SCALED[1:], strict=False):
+        assert planned * (1 - JITTER) - 0.01 <= pause <= planned * (1 + JITTER) + 3 * LOOKS_S
+    assert len(back.sent) == 2
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param(b"", id="before an answer"),
+        pytest.param(b"HTTP/1.1 20", id="in the status line"),
+        pytest.param(b"HTTP/1.1 200 OK\r\ncontent-le", id="in the headers"),
+    ],
+)
+async def test_a_connection_that_is_reset_is_tried_again_under_the_same_id(
+    webhooks: WebhookStore, after: bytes
+) -> None:
+    async with cutting(lambda number: number < 3, after) as (url, sent):
+        await add(webhooks, url)
+        await tell(webhooks, message())
+        async with sending(webhooks, settings(schedule_s=(0.0, 0.05, 0.05))):
+            delivery = await settled(webhooks)
+
+    assert (delivery.state, delivery.tries) == (Verdict.DELIVERED, 3)
+    assert [entry.status for entry in delivery.log] == [0, 0, 204]
+    assert len(ids_of(sent)) == 1
+
+
+async def test_an_answer_whose_body_is_cut_has_been_given(webhooks: WebhookStore) -> None:
+    async with cutting(lambda _: True, b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf") as (
+        url,
+        sent,
+    ):
+        await add(webhooks, url)
+        await tell(webhooks, message())
+        async with sending(webhooks, settings()):
+            delivery = await settled(webhooks)
+
+    assert (delivery.state, len(sent)) == (Verdict.DELIVERED, 1)
