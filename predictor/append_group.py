@@ -2,7 +2,8 @@
 
 Called by `predictor.checkpoint`, whose writers flush on one common beat. Sixteen jobs that each
 wrote for themselves cost the process 200 us a token; a script call in a pipeline costs a fraction
-of that.
+of that. The beat is as short as the store is quick (docs/adr/0090), so that a reader of a lone
+stream sees each token at once and a crowd's tokens still go together.
 """
 
 import asyncio
@@ -15,6 +16,10 @@ from eventing.store import Hold, Store, TokenBatch
 
 _GATHER_S: Final = 0.001
 """What is due on the same beat comes within a turn or two of the event loop."""
+_REST: Final = 4
+"""Times the length of a write that passes before the next: writing takes a fifth of the time."""
+_SHORTEST: Final = 16
+"""The beat is never shorter than this part of the longest."""
 
 _Waiting = tuple[JobId, int, TokenBatch, asyncio.Future[Hold]]
 
@@ -25,6 +30,11 @@ class AppendGroup:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._waiting: list[_Waiting] = []
+        self._took_s: float | None = None
+
+    def beat_s(self, longest_s: float) -> float:
+        """How far apart writes should be, now."""
+        return longest_s if self._took_s is None else beat_s(longest_s, self._took_s)
 
     async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> Hold:
         """As `Store.append`. Raises `StoreUnavailable` too when the carrier was stopped half-way:
@@ -41,7 +51,9 @@ class AppendGroup:
         try:
             await asyncio.sleep(_GATHER_S)
             self._waiting = []
+            began_s = asyncio.get_running_loop().time()
             holds = await self._store.append_all([(job, n, batch) for job, n, batch, _ in group])
+            self._note(asyncio.get_running_loop().time() - began_s)
         except StoreUnavailable as error:
             _fail(group, error)
         except BaseException:
@@ -53,6 +65,22 @@ class AppendGroup:
             raise
         else:
             _tell(group, holds)
+
+
+    def _note(self, took_s: float) -> None:
+        """Half of what was known, half of what was seen."""
+        self._took_s = took_s if self._took_s is None else (self._took_s + took_s) / 2
+
+
+def beat_s(longest_s: float, took_s: float) -> float:
+    """`longest_s`, halved as long as a write that takes `took_s` leaves the store and us in peace.
+    Halves, since writers on one of them meet on every longer one too.
+    """
+    shortest_s = max(_REST * took_s, longest_s / _SHORTEST)
+    beat = longest_s
+    while beat / 2 >= shortest_s:
+        beat /= 2
+    return beat
 
 
 def _fail(group: Sequence[_Waiting], error: StoreUnavailable) -> None:

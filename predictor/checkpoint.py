@@ -2,7 +2,7 @@
 
 Called by `predictor.delivery` and `predictor.generation`. Writing never waits on the decode path:
 tokens are put into a buffer, and a task of its own carries them to the store, the first at once and
-then at most every `flush_s`. If the process dies, what is lost is what the buffer held.
+then on a beat of `flush_s` or, where the store is quick, a part of it. If the process dies, what is lost is what the buffer held.
 """
 
 import asyncio
@@ -128,9 +128,9 @@ class CheckpointWriter:
         while not self._is_abandoned:
             await self._has_some.wait()
             self._has_some.clear()
-            pause_s = self._flush_s
             try:
                 await self._flush()
+                pause_s = self._appends.beat_s(self._flush_s)
             except StoreUnavailable:
                 pause_s = _AFTER_TROUBLE_S
                 self._has_some.set()

@@ -9,7 +9,7 @@ from eventing.errors import StoreUnavailable
 from eventing.job import JobId
 from eventing.job_event import job_of
 from eventing.store import Hold, TokenBatch
-from predictor.append_group import AppendGroup
+from predictor.append_group import AppendGroup, beat_s
 from tests.unit.predictor.desk import UnreliableStore, asking
 
 ONE = TokenBatch(index=0, token_ids=(1,))
@@ -22,11 +22,11 @@ class CountingStore(UnreliableStore):
         super().__init__()
         self.trips: list[int] = []
         self.must_wait = False
+        self.delay_s = 0.0
 
     async def append_all(self, appends: Sequence[tuple[JobId, int, TokenBatch]]) -> list[Hold]:
         self.trips.append(len(appends))
-        if self.must_wait:
-            await asyncio.sleep(60)
+        await asyncio.sleep(60 if self.must_wait else self.delay_s)
         return await super().append_all(appends)
 
     async def running(self, count: int) -> list[JobId]:
@@ -85,3 +85,31 @@ async def test_stopping_the_first_does_not_strand_the_others(must_wait: bool) ->
         await asyncio.wait_for(second, 1)
     store.must_wait = False
     assert await group.append(jobs[1], 1, ONE) is Hold.OK
+
+
+@pytest.mark.parametrize(
+    ("took_s", "beat"),
+    [
+        pytest.param(0.0001, 0.05 / 16, id="never shorter than a sixteenth"),
+        pytest.param(0.001, 0.00625, id="four times a write, at least"),
+        pytest.param(0.005, 0.025, id="slower"),
+        pytest.param(0.02, 0.05, id="never longer than was set"),
+    ],
+)
+def test_the_beat_is_as_short_as_the_store_is_quick(took_s: float, beat: float) -> None:
+    assert beat_s(0.05, took_s) == pytest.approx(beat)
+
+
+async def test_a_slow_store_is_asked_less_often() -> None:
+    store = CountingStore()
+    group = AppendGroup(store)
+    (job,) = await store.running(1)
+    before = group.beat_s(0.05)
+    await group.append(job, 1, ONE)
+    quick = group.beat_s(0.05)
+    store.delay_s = 0.03
+    await group.append(job, 1, TokenBatch(index=1, token_ids=(2,)))
+
+    assert before == 0.05  # nothing is known yet
+    assert quick < 0.01
+    assert group.beat_s(0.05) > quick
