@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -23,6 +23,7 @@ from redis.exceptions import (
 )
 
 from eventing.errors import StoreUnavailable
+from eventing.line import SharedRedis
 
 _REFUSED_WRITE = (
     "OOM ",
@@ -35,11 +36,12 @@ _REFUSED_WRITE = (
 )
 
 
-def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> Redis:
-    """A pool for `url`; it opens connections when they are first used.
+def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> SharedRedis:
+    """A client for `url`; it opens connections when they are first used.
 
-    A command beyond `max_connections` waits its turn for `timeout_s`. (The plain pool of redis-py
-    raises at once, which would make a burst of requests look like a store that is away.)
+    Plain commands share one connection (`eventing.line`). Of those that need one of their own, one
+    beyond `max_connections` waits its turn for `timeout_s`. (The plain pool of redis-py raises at
+    once, which would make a burst of requests look like a store that is away.)
     """
     pool = BlockingConnectionPool.from_url(
         url,
@@ -51,7 +53,8 @@ def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> R
         health_check_interval=0,
         protocol=2,
     )
-    return Redis.from_pool(pool)
+    shared: SharedRedis = SharedRedis.from_pool(pool)
+    return shared
 
 
 @asynccontextmanager

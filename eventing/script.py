@@ -11,8 +11,9 @@ from importlib.resources import files
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
 from redis.exceptions import NoScriptError
+
+from eventing.line import Command, SharedRedis
 
 Argument = str | bytes | int
 Call = tuple[str, Sequence[str], Sequence[Argument]]
@@ -32,34 +33,35 @@ def _digest(name: str) -> str:
 
 async def run(redis: Redis, name: str, keys: Sequence[str], args: Sequence[Argument]) -> Any:
     """One script, one round trip."""
-    try:
-        return await redis.evalsha(_digest(name), len(keys), *keys, *args)
-    except NoScriptError:
-        return await redis.eval(source(name), len(keys), *keys, *args)
+    return (await run_all(redis, [(name, keys, args)]))[0]
 
 
 async def run_all(redis: Redis, calls: Sequence[Call]) -> list[Any]:
     """Scripts in this order, in one round trip. Not a transaction: a crash may cut it after any of
     them.
     """
+    commands = [_command(call) for call in calls]
     try:
-        return await _pipeline(redis, calls)
+        return await send(redis, commands)
     except NoScriptError:
         for name in {name for name, _, _ in calls}:
             await redis.script_load(source(name))
         # Every script is safe to run again, so those that did run before the missing one do no
         # harm.
-        return await _pipeline(redis, calls)
+        return await send(redis, commands)
 
 
-async def _pipeline(redis: Redis, calls: Sequence[Call]) -> list[Any]:
+async def send(redis: Redis, commands: Sequence[Command]) -> list[Any]:
+    """Raw answers to any commands, in one round trip; the first error is raised."""
+    if isinstance(redis, SharedRedis):
+        return await redis.send(commands)
     async with redis.pipeline(transaction=False) as pipe:
-        for name, keys, args in calls:
-            add(pipe, name, keys, args)
+        for command in commands:
+            pipe.execute_command(*command)
         answers: list[Any] = await pipe.execute()
         return answers
 
 
-def add(pipe: Pipeline, name: str, keys: Sequence[str], args: Sequence[Argument]) -> None:
-    """Queue a script on a pipeline whose server has it loaded."""
-    pipe.evalsha(_digest(name), len(keys), *keys, *args)
+def _command(call: Call) -> Command:
+    name, keys, args = call
+    return ("EVALSHA", _digest(name), len(keys), *keys, *args)

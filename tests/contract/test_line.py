@@ -1,0 +1,110 @@
+"""How commands of many tasks share one connection, against a real server."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
+
+from eventing.connection import connect
+from eventing.line import SharedRedis
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[SharedRedis]:
+    client = connect(redis_url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> RedisServer:
+    return RedisServer(tmp_path / "own")
+
+
+async def test_everybody_gets_the_answer_to_what_they_asked(redis: SharedRedis) -> None:
+    answers = await asyncio.gather(*(redis.echo(f"word {n}") for n in range(500)))
+
+    assert answers == [f"word {n}".encode() for n in range(500)]
+
+
+async def test_five_hundred_commands_take_one_connection(redis: SharedRedis) -> None:
+    before = len(await redis.client_list())
+
+    await asyncio.gather(*(redis.echo("x") for _ in range(500)))
+
+    assert len(await redis.client_list()) == before
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_goes_to_nobody(redis: SharedRedis) -> None:
+    await redis.ping()
+    left = asyncio.ensure_future(redis.echo("left"))
+    await asyncio.sleep(0)  # it is sent
+    left.cancel()
+
+    assert await redis.echo("stays") == b"stays"
+
+
+async def test_a_command_that_fails_fails_alone(redis: SharedRedis) -> None:
+    await redis.set("text", "x")
+
+    bad, good = await asyncio.gather(redis.incr("text"), redis.echo("y"), return_exceptions=True)
+
+    assert isinstance(bad, ResponseError)
+    assert good == b"y"
+
+
+async def test_the_first_error_of_several_commands_is_raised(redis: SharedRedis) -> None:
+    await redis.set("text", "x")
+
+    with pytest.raises(ResponseError):
+        await redis.send([("ECHO", "a"), ("INCR", "text"), ("ECHO", "b")])
+
+
+async def test_a_read_that_blocks_holds_nobody_up(redis: SharedRedis) -> None:
+    reading = asyncio.ensure_future(redis.xread({"nothing": "$"}, block=400))
+    await asyncio.sleep(0.05)
+
+    async with asyncio.timeout(0.2):
+        assert await redis.echo("meanwhile") == b"meanwhile"
+    await reading
+
+
+async def test_a_server_that_hangs_is_given_up_in_time_and_found_again(
+    own_server: RedisServer,
+) -> None:
+    own_server.start()
+    client = connect(own_server.url, timeout_s=0.3)
+    await client.ping()
+    os.kill(own_server.pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(1):
+            asked = [client.echo("x") for _ in range(50)]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+    finally:
+        os.kill(own_server.pid, signal.SIGCONT)
+
+    assert {type(answer) for answer in answers} == {TimeoutError}
+    assert await client.echo("again") == b"again"
+    await client.aclose()
+    own_server.kill()
+
+
+async def test_those_who_wait_while_the_server_is_away_fail_together(
+    own_server: RedisServer,
+) -> None:
+    own_server.start()
+    client = connect(own_server.url, timeout_s=0.5)
+    await client.ping()
+    own_server.kill()
+
+    asked = [client.echo("x") for _ in range(50)]
+    async with asyncio.timeout(1):
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+
+    assert all(isinstance(answer, ConnectionError) for answer in answers)
+    await client.aclose()
