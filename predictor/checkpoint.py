@@ -2,7 +2,8 @@
 
 Called by `predictor.delivery` and `predictor.generation`. Writing never waits on the decode path:
 tokens are put into a buffer, and a task of its own carries them to the store, the first at once and
-then on a beat of `flush_s` or, where the store is quick, a part of it. If the process dies, what is lost is what the buffer held.
+then on a beat of `flush_s` or, where the store is quick, a part of it. If the process dies, what is
+lost is what the buffer held.
 """
 
 import asyncio
