@@ -52,10 +52,11 @@ async def test_an_answer_that_nobody_waits_for_any_more_goes_to_nobody(redis: Sh
 async def test_a_command_that_fails_fails_alone(redis: SharedRedis) -> None:
     await redis.set("text", "x")
 
-    bad, good = await asyncio.gather(redis.incr("text"), redis.echo("y"), return_exceptions=True)
+    asked = [redis.incr("text"), redis.echo("y")]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
 
-    assert isinstance(bad, ResponseError)
-    assert good == b"y"
+    assert isinstance(answers[0], ResponseError)
+    assert answers[1] == b"y"
 
 
 async def test_the_first_error_of_several_commands_is_raised(redis: SharedRedis) -> None:
