@@ -1,10 +1,10 @@
 """One connection to Redis that all tasks of a process share, and a client that uses it.
 
 Called by `eventing.connection`. A command of the stock client takes a connection out of a pool and
-waits for its own answer: 43 us of CPU, thirty times a job; this takes 8 to 11. Commands of all tasks
-follow each other on one connection, and what is sent in one turn of the event loop travels
-together, answers too (docs/adr/0080). Commands that block the connection (XREAD BLOCK), transactions and explicit
-pipelines go on using the pool. Must not know what the commands mean.
+waits for its own answer: 43 us of CPU, thirty times a job; this takes 8 to 11. Commands of all
+tasks follow each other on one connection, and what is sent in one turn of the event loop travels
+together, answers too (docs/adr/0080). Commands that block the connection (XREAD BLOCK),
+transactions and explicit pipelines go on using the pool. Must not know what the commands mean.
 """
 
 import asyncio
