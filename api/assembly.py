@@ -12,6 +12,7 @@ from api.auth_rules import doorkeeper
 from api.console.overview import RedisOverview
 from api.front import Front
 from api.limit_gate import LimitGate
+from api.result_feed import ResultFeed
 from api.webhook_desk import build_webhooks
 from api.webhook_listener import WebhookListener
 
@@ -22,7 +23,9 @@ def furnish(front: Front, redis: Redis) -> tuple[Front, Mapping[str, Loop]]:
     """The front, complete, and the loops that must run for it, by name."""
     desk = build_webhooks(front.settings, redis)
     gate = LimitGate(front.settings, redis, front.store, front.clock)
-    listeners = (*front.listeners, gate, WebhookListener(desk.store, desk.sender.wake))
+    results = ResultFeed(redis, front.store)
+    webhooks = WebhookListener(desk.store, desk.sender.wake)
+    listeners = (*front.listeners, gate, webhooks, results)
     complete = replace(
         front,
         authenticator=doorkeeper(front.settings, redis, front.clock),
@@ -30,6 +33,7 @@ def furnish(front: Front, redis: Redis) -> tuple[Front, Mapping[str, Loop]]:
         admission=gate,
         gate=gate,
         webhooks=desk,
+        results=results,
         listeners=listeners,
     )
-    return complete, {"webhooks": desk.sender.run}
+    return complete, {"webhooks": desk.sender.run, "results": results.run}

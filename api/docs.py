@@ -256,6 +256,25 @@ TAKE_EVENT = Doc(
         **problems(400, 401, 403, 408, 409, 413, 415, 422, 503),
     },
 )
+_RESULTS_EXAMPLE = (
+    "id: 1764000000000-0\nevent: dev.torpor.inference.completed.v1\n"
+    'data: {"specversion":"1.0","id":"job_0123456789abcdef01234567:completed:1",'
+    '"source":"/torpor/jobs","type":"dev.torpor.inference.completed.v1",'
+    '"subject":"job_0123456789abcdef01234567","data":{"state":"completed"}}\n\n'
+)
+FOLLOW_EVENTS = Doc(
+    tag="events",
+    parameters=JOB_EVENTS.parameters[1:],
+    answers={
+        200: {
+            "description": "Results until you leave; `gap` when some were forgotten",
+            "content": {
+                "text/event-stream": {"schema": {"type": "string"}, "example": _RESULTS_EXAMPLE}
+            },
+        },
+        **problems(400, 401, 403, 503),
+    },
+)
 TAKE_RESULT = Doc(
     tag="events",
     body=_EVENT_BODY,

@@ -1,11 +1,14 @@
-"""CloudEvents in: results from the broker, and requests from producers that cannot reach it.
+"""CloudEvents in: results from the broker, and requests from producers that cannot reach it. And
+out, as server-sent events: their results.
 
 Called by `api.app`. Answers by the Knative data-plane contract: 2xx only once the store has it.
 """
 
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Final
 
+import orjson
 import structlog
 from starlette.responses import Response
 
@@ -14,14 +17,25 @@ from api.body import read_bytes
 from api.front import Front
 from api.jobs import accepted
 from api.principal import Scope
+from api.result_feed import ResultFeed
 from api.route import Call, new_router, operation
+from api.sse import Stream, comment, frame
+from api.stream import parse_cursor
 from api.submission import submit_new
 from eventing import trace
-from eventing.errors import BadRequest, InvalidJob
-from eventing.event import Event, build_binary, parse_http
+from eventing.errors import BadRequest, InvalidJob, Unavailable
+from eventing.event import Event, build_binary, build_structured, parse_http
 from eventing.job import JobError, JobId, is_job_id
-from eventing.job_event import REQUESTED, RESULT_TYPES, ending_of, job_of, unreadable_job
+from eventing.job_event import (
+    REQUESTED,
+    RESULT_TYPES,
+    ending_of,
+    job_of,
+    result_event,
+    unreadable_job,
+)
 from eventing.store import Hold
+from eventing.token_hub import order_of
 
 router = new_router()
 _log = structlog.get_logger()
@@ -45,6 +59,49 @@ async def take_event(call: Call) -> Response:
     new = job_of(replace(event, extensions={**event.extensions, **tenant}))
     job, _ = await submit_new(call.front, call.principal, new)
     return accepted(job)
+
+
+@operation(router, "GET", "/v1/events", scope=Scope.JOBS_READ, doc=docs.FOLLOW_EVENTS)
+async def follow_events(call: Call) -> Response:
+    """Follow how your jobs end (server-sent events).
+
+    Each is a CloudEvent in structured mode, named by its type. From now on, or after
+    `Last-Event-ID` (or `?after=`; `0-0` for all that is kept). An event can come twice; its `id` is
+    the same then.
+    """
+    feed, tenant = call.front.results, call.principal.tenant
+    if feed is None:
+        raise Unavailable("this api keeps no feed of results", 3600.0)
+    feed.check_room(tenant)
+    request = call.request
+    text = request.headers.get("last-event-id") or request.query_params.get("after", "")
+    after = parse_cursor(text)
+    is_behind = bool(after) and order_of(after) > (0, 0) and await feed.has_forgotten(tenant, after)
+    frames = _result_frames(feed, tenant, after or await feed.newest(tenant), is_behind=is_behind)
+    return Stream(frames, keep_alive_s=call.front.settings.keep_alive_s)
+
+
+async def _result_frames(
+    feed: ResultFeed, tenant: str, after: str, *, is_behind: bool
+) -> AsyncGenerator[bytes, None]:
+    """Results after a cursor, for as long as the reader stays."""
+    if is_behind:
+        yield frame("gap", {"after": after})
+    try:
+        async with feed.reading(tenant):
+            yield comment("reading")
+            while True:
+                ends = await feed.page(tenant, after)
+                for ended in ends:
+                    after = ended.cursor
+                    if ended.job is not None:
+                        event = result_event(ended.job)
+                        data = orjson.Fragment(build_structured(event)[1])
+                        yield frame(event.type, data, cursor=after)
+                if not ends:
+                    await feed.grew(tenant, after)
+    except Unavailable as error:
+        yield comment(error.message)  # it comes back with its last id
 
 
 @operation(router, "POST", "/internal/events", scope=Scope.RESULTS_WRITE, doc=docs.TAKE_RESULT)

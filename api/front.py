@@ -14,6 +14,7 @@ from api.batch import Batch
 from api.catalog import Catalog
 from api.file_store import FileStore
 from api.principal import Authenticator, EverybodyIsDefault, Principal
+from api.result_feed import ResultFeed
 from api.settings import ApiSettings
 from api.turnstile import Turnstile
 from api.webhook_desk import WebhookDesk
@@ -173,6 +174,7 @@ class Front:
     webhooks: WebhookDesk | None = None
     overview: Overview | None = None
     ledger: Ledger | None = None
+    results: ResultFeed | None = None
     files: FileStore = field(default_factory=lambda: FileStore("memory://torpor"))
     batches: Batches = field(default_factory=NoBatches)
     turnstile: Turnstile = field(default_factory=Turnstile)

@@ -1,0 +1,122 @@
+"""The feed of a tenant's results: `GET /v1/events`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import orjson
+import pytest
+
+from api import result_feed
+from eventing.job import JobId
+from eventing.redis_store import RedisStore
+from tests.integration.api.fakes import sse_events
+from tests.integration.api.furnished import Furnished, furnished, settings_for
+
+
+@pytest.fixture
+async def api(redis_url: str, store: RedisStore) -> AsyncIterator[Furnished]:
+    async with furnished(settings_for(redis_url), store) as made:
+        yield made
+
+
+@asynccontextmanager
+async def listening(api: Furnished, **headers: str) -> AsyncIterator[AsyncIterator[dict[str, str]]]:
+    """The events of a reader who is there already."""
+    async with (
+        api.client.stream("GET", "/v1/events", headers=headers) as answer,
+        asyncio.timeout(5),
+    ):
+        assert answer.status_code == 200
+
+        async def events() -> AsyncIterator[dict[str, str]]:
+            async for event in sse_events(answer.aiter_lines()):
+                if "event" in event:
+                    yield event
+
+        yield events()
+
+
+async def answered(api: Furnished, text: str = "four") -> str:
+    job_id = await api.submit()
+    await api.answer(job_id, text)
+    return job_id
+
+
+async def test_results_come_as_cloud_events(api: Furnished) -> None:
+    async with listening(api) as events:
+        job_id = await answered(api)
+        event = await anext(events)
+
+    assert event["event"] == "dev.torpor.inference.completed.v1"
+    body = orjson.loads(event["data"])
+    assert (body["subject"], body["specversion"]) == (job_id, "1.0")
+    assert body["data"]["response"]["choices"][0]["message"]["content"] == "four"
+
+
+async def test_a_reader_sees_only_what_comes(api: Furnished) -> None:
+    await answered(api)
+    async with listening(api) as events:
+        later = await answered(api)
+
+        assert orjson.loads((await anext(events))["data"])["subject"] == later
+
+
+async def test_a_reader_goes_on_after_the_last_event_it_saw(api: Furnished) -> None:
+    jobs = [await answered(api) for _ in range(3)]
+    async with listening(api, **{"Last-Event-ID": "0-0"}) as events:
+        first = await anext(events)
+    async with listening(api, **{"Last-Event-ID": first["id"]}) as events:
+        rest = [await anext(events) for _ in range(2)]
+
+    assert [orjson.loads(e["data"])["subject"] for e in (first, *rest)] == jobs
+
+
+async def test_an_end_that_is_delivered_again_is_told_once(api: Furnished) -> None:
+    first = await answered(api)
+    await api.deliver(first)
+    second = await answered(api)
+
+    async with listening(api, **{"Last-Event-ID": "0-0"}) as events:
+        seen = [await anext(events) for _ in range(2)]
+
+    assert [orjson.loads(e["data"])["subject"] for e in seen] == [first, second]
+
+
+async def test_a_reader_from_before_what_is_kept_is_told_of_the_gap(api: Furnished) -> None:
+    await answered(api)
+
+    async with listening(api, **{"Last-Event-ID": "1-0"}) as events:
+        assert (await anext(events))["event"] == "gap"
+        assert (await anext(events))["event"].endswith("completed.v1")
+
+
+async def test_another_tenants_results_are_not_seen(api: Furnished) -> None:
+    job_id = await answered(api)
+    job = await api.store.get(JobId(job_id))
+    assert job is not None
+    assert api.front.results is not None
+
+    assert await api.front.results.page("somebody", "0-0") == []
+
+
+async def test_one_reader_too_many_is_told_to_come_back(
+    api: Furnished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result_feed, "READERS", 1)
+    async with listening(api) as events:
+        await answered(api)
+        await anext(events)
+        answer = await api.client.get("/v1/events")
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+
+
+async def test_what_is_kept_is_bounded(api: Furnished, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(result_feed, "KEPT", 1)
+    for _ in range(150):  # more than one of the strides in which the store trims
+        await api.store.redis.xadd("torpor:results:default", {"job": "job_x", "attempt": 1})
+    await answered(api)
+
+    assert await api.store.redis.xlen("torpor:results:default") < 110
+    assert await api.store.redis.ttl("torpor:results:default") > 0
