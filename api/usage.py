@@ -1,7 +1,7 @@
 """`/v1/usage`: what a span of time cost, by model and by tenant.
 
-Called by `api.app` and `torpor report`. Whoever may administer sees every tenant; the figures come
-from the ledger that predictors keep. Must not know how time was measured.
+Called by `api.app` and `torpor report`. It shows every tenant, so it is for those who read metrics,
+not for a tenant's own admin; the figures come from the ledger that predictors keep. Must not know how time was measured.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ _USAGE: Final = Doc(
 )
 
 
-@operation(router, "GET", "/v1/usage", scope=Scope.ADMIN, doc=_USAGE)
+@operation(router, "GET", "/v1/usage", scope=Scope.METRICS_READ, doc=_USAGE)
 async def usage(call: Call) -> Response:
     """See what a span of time cost.
 

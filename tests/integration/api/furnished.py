@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from api.assembly import furnish
+from api.batch_store import BatchStore
 from api.catalog import Catalog
 from api.front import Front
 from api.settings import ApiSettings, ModelCard
@@ -76,6 +77,7 @@ async def furnished(settings: ApiSettings, store: RedisStore) -> AsyncIterator[F
         publisher=broker,
         live=hub,
         catalog=Catalog(settings.models),
+        batches=BatchStore(store.redis),
     )
     front, loops = furnish(bare, store.redis)
 

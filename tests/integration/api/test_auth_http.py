@@ -59,48 +59,6 @@ async def test_a_job_belongs_to_the_keys_tenant(api: Furnished, acme: dict[str, 
     assert api.broker.events[0].extensions["tenant"] == "acme"
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "/v1/jobs/{job}"),
-        ("GET", "/v1/jobs/{job}/events"),
-        ("DELETE", "/v1/jobs/{job}"),
-        ("GET", "/v1/dead-letters/{job}"),
-        ("POST", "/v1/dead-letters/{job}/redrive"),
-        ("DELETE", "/v1/dead-letters/{job}"),
-        ("GET", "/v1/webhook_endpoints/{endpoint}"),
-        ("DELETE", "/v1/webhook_endpoints/{endpoint}"),
-        ("POST", "/v1/webhook_endpoints/{endpoint}/rotate_secret"),
-    ],
-)
-async def test_a_guess_of_another_tenants_id_finds_nothing(
-    api: Furnished, acme: dict[str, str], other: dict[str, str], method: str, path: str
-) -> None:
-    job_id = await api.submit(headers=acme)
-    await (await FakePredictor(api.store, job_id).start()).fail("it_broke")
-    made = await api.client.post(
-        "/v1/webhook_endpoints", json={"url": "https://a.example/"}, headers=acme
-    )
-    path = path.format(job=job_id, endpoint=made.json()["id"])
-
-    guessed = await api.client.request(method, path, headers=other)
-    unknown = await api.client.request(
-        method, path.replace(job_id, "job_" + "0" * 24), headers=other
-    )
-
-    assert guessed.status_code == 404
-    assert unknown.status_code == 404
-    assert guessed.json()["detail"] == unknown.json()["detail"]
-
-
-async def test_a_list_holds_only_ones_own(
-    api: Furnished, acme: dict[str, str], other: dict[str, str]
-) -> None:
-    await api.submit(headers=acme)
-
-    assert (await api.client.get("/v1/jobs", headers=other)).json()["data"] == []
-
-
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/models", "/v1/webhook_endpoints"])
 @pytest.mark.parametrize(
     "headers", [{}, {"authorization": "Bearer nonsense"}], ids=["no key", "a wrong key"]

@@ -1,0 +1,240 @@
+"""A tenant sees its own things only: every call that names a thing, with another's name in it."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from redis.asyncio import Redis
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from eventing.event import Event, build_binary
+from eventing.job_event import REQUESTED
+from eventing.redis_store import RedisStore
+from tests.integration.api.conftest import chat_line
+from tests.integration.api.fakes import FakePredictor
+from tests.integration.api.furnished import Furnished, furnished, settings_for
+from tests.integration.api.test_auth_http import headers_of
+
+LISTS = (
+    "/v1/jobs",
+    "/v1/files",
+    "/v1/batches",
+    "/v1/dead-letters",
+    "/v1/webhook_endpoints",
+    "/v1/webhook_deliveries",
+)
+OPEN_TO_ALL = {"/v1/models/{model}"}
+"""Names that are the same for everybody."""
+UNKNOWN = "0" * 24
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A thing of each kind, all of the tenant acme."""
+
+    job: str
+    letter: str
+    response: str
+    file: str
+    batch: str
+    endpoint: str
+    delivery: str
+
+    def id_for(self, path: str) -> str:
+        """The id that a call on `path` takes."""
+        kinds = {
+            "/v1/jobs": self.job,
+            "/v1/dead-letters": self.letter,
+            "/v1/responses": self.response,
+            "/v1/files": self.file,
+            "/v1/batches": self.batch,
+            "/v1/webhook_endpoints": self.endpoint,
+            "/v1/webhook_deliveries": self.delivery,
+        }
+        return kinds[path.partition("/{")[0]]
+
+
+@pytest.fixture
+async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[Furnished]:
+    settings = settings_for(redis_url, keys_source="redis", delivery_token="b" * 24)
+    async with furnished(settings, store) as made:
+        yield made
+
+
+@pytest.fixture
+async def acme(redis: Redis) -> dict[str, str]:
+    return await headers_of(redis, "acme")
+
+
+@pytest.fixture
+async def other(redis: Redis) -> dict[str, str]:
+    return await headers_of(redis, "other")
+
+
+@pytest.fixture
+async def owned(api: Furnished, acme: dict[str, str]) -> Owned:
+    async def made(path: str, **fields: Any) -> dict[str, Any]:
+        answer = await api.client.post(path, headers=acme, **fields)
+        assert answer.status_code in (200, 201, 202), answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    hook = await made("/v1/webhook_endpoints", json={"url": "https://127.0.0.1:9/"})
+    file = await made("/v1/files", files={"file": ("a.jsonl", b"{}\n")}, data={"purpose": "batch"})
+    window = {"completion_window": "24h", "endpoint": "/v1/chat/completions"}
+    batch = await made("/v1/batches", json=window | {"input_file_id": file["id"]})
+    response = await made("/v1/responses", json={"model": "m", "input": "x", "background": True})
+    letter = await api.submit("poison", headers=acme)
+    await (await FakePredictor(api.store, letter).start()).fail("it_broke")
+    await api.deliver(letter, "b" * 24)
+    log = await api.client.get("/v1/webhook_deliveries", headers=acme)
+    return Owned(
+        job=await api.submit("mine", headers=acme),
+        letter=letter,
+        response=response["id"],
+        file=file["id"],
+        batch=batch["id"],
+        endpoint=hook["id"],
+        delivery=log.json()["data"][0]["id"],
+    )
+
+
+def named_things(api: Furnished) -> list[tuple[str, str]]:
+    """Method and path of every call that names a thing, as the OpenAPI document has them."""
+    assert api.app is not None
+    return [
+        (method.upper(), path)
+        for path, methods in api.app.openapi()["paths"].items()
+        for method in methods
+        if "{" in path and path not in OPEN_TO_ALL
+    ]
+
+
+def body_for(path: str) -> dict[str, Any]:
+    return {"event_type": "response.completed"} if path.endswith("/test") else {}
+
+
+async def test_a_guess_of_anothers_id_is_the_same_404_as_an_id_that_never_was(
+    api: Furnished, owned: Owned, other: dict[str, str]
+) -> None:
+    calls = named_things(api)
+    wrong = {}
+    for method, path in calls:
+        answers = []
+        for id_ in (owned.id_for(path), owned.id_for(path)[:-24] + UNKNOWN):
+            body = body_for(path) if method == "POST" else None
+            url = path.replace("{id}", id_)
+            answer = await api.client.request(method, url, headers=other, json=body)
+            answers.append((answer.status_code, answer.text.replace(id_, "")))
+        if answers[0][0] != 404 or answers[0] != answers[1]:
+            wrong[f"{method} {path}"] = answers
+
+    assert wrong == {}
+    assert len(calls) > 20
+
+
+async def test_what_was_guessed_at_is_still_there(
+    api: Furnished, owned: Owned, acme: dict[str, str], other: dict[str, str]
+) -> None:
+    for method, path in named_things(api):
+        if method != "GET":
+            url = path.replace("{id}", owned.id_for(path))
+            await api.client.request(method, url, headers=other)
+
+    missing = [
+        path
+        for method, path in named_things(api)
+        if method == "GET" and not path.endswith("/events")
+        for url in [path.replace("{id}", owned.id_for(path))]
+        if (await api.client.get(url, headers=acme)).status_code != 200
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", LISTS)
+async def test_a_list_holds_only_ones_own(
+    api: Furnished, owned: Owned, acme: dict[str, str], other: dict[str, str], path: str
+) -> None:
+    mine = (await api.client.get(path, headers=acme)).json()["data"]
+    theirs = (await api.client.get(path, headers=other)).json()["data"]
+
+    assert mine != []
+    assert theirs == []
+
+
+async def test_a_socket_on_anothers_job_is_a_404(
+    api: Furnished, owned: Owned, other: dict[str, str]
+) -> None:
+    url = f"{api.url.replace('http', 'ws')}/v1/jobs/{owned.job}/ws"
+
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(url, additional_headers=other):
+            pass
+
+    assert refused.value.response.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        pytest.param(
+            "/v1/batches",
+            {
+                "completion_window": "24h",
+                "endpoint": "/v1/chat/completions",
+                "input_file_id": "{file}",
+            },
+            id="a batch of another's file",
+        ),
+        pytest.param(
+            "/v1/responses",
+            {"model": "m", "input": "x", "previous_response_id": "{response}"},
+            id="a response that goes on from another's",
+        ),
+    ],
+)
+async def test_anothers_thing_cannot_be_named_in_a_body(
+    api: Furnished, owned: Owned, other: dict[str, str], path: str, body: dict[str, str]
+) -> None:
+    async def refusal(file: str, response: str) -> httpx.Response:
+        filled = {n: t.format(file=file, response=response) for n, t in body.items()}
+        return await api.client.post(path, json=filled, headers=other)
+
+    guessed = await refusal(owned.file, owned.response)
+    unknown = await refusal(f"file-{UNKNOWN}", f"resp_{UNKNOWN}")
+
+    assert 400 <= guessed.status_code < 500
+    assert guessed.status_code == unknown.status_code
+    assert owned.job not in guessed.text
+
+
+@pytest.mark.parametrize("text", ["mine", "yours"], ids=["the same body", "another body"])
+async def test_the_same_event_of_another_tenant_tells_nothing_of_the_job(
+    api: Furnished, acme: dict[str, str], other: dict[str, str], text: str
+) -> None:
+    def event(text: str) -> tuple[dict[str, str], bytes]:
+        data = orjson.dumps(chat_line(text))
+        return build_binary(Event(id="1", source="/app", type=REQUESTED, data=data))
+
+    headers, data = event("mine")
+    first = await api.client.post("/v1/events", content=data, headers=headers | acme)
+    headers, data = event(text)
+    second = await api.client.post("/v1/events", content=data, headers=headers | other)
+
+    job_id = first.json()["id"]
+    seen = await api.client.get(f"/v1/jobs/{job_id}", headers=other)
+    assert first.status_code == 202
+    assert job_id not in second.text
+    assert seen.status_code == 404
+
+
+async def test_what_every_tenant_costs_is_not_for_a_tenants_admin(
+    api: Furnished, redis: Redis
+) -> None:
+    admin = await headers_of(redis, "acme", "admin", "jobs:read")
+
+    assert (await api.client.get("/v1/usage", headers=admin)).status_code == 403
