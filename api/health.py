@@ -3,17 +3,14 @@
 Called by probes and Prometheus, without a credential. Must not know any tenant.
 """
 
-import asyncio
-
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from api.auth_address import is_loopback
 from api.front import front_of
 from api.principal import Scope
-from eventing.errors import StoreUnavailable
+from eventing.probe import alive, metrics_page, readiness
 
 router = APIRouter(include_in_schema=False)
 
@@ -21,7 +18,7 @@ router = APIRouter(include_in_schema=False)
 @router.get("/healthz")
 async def healthz(request: Request) -> Response:
     """The process turns."""
-    return PlainTextResponse("ok")
+    return await alive(request)
 
 
 @router.get("/health")
@@ -32,12 +29,7 @@ async def readyz(request: Request) -> Response:
     begin: nobody needs to be awake for the answer to be yes.
     """
     front = front_of(request)
-    try:
-        async with asyncio.timeout(front.settings.store_timeout_s):
-            await front.store.ping()
-    except (StoreUnavailable, TimeoutError):
-        return PlainTextResponse("store unavailable", status_code=503, headers={"retry-after": "1"})
-    return PlainTextResponse("ready")
+    return await readiness(front.store, timeout_s=front.settings.store_timeout_s)
 
 
 @router.get("/metrics")
@@ -48,4 +40,4 @@ async def metrics(request: Request) -> Response:
     if not front.settings.metrics_open and not is_loopback(client):
         principal = await front.authenticator.principal_of(request)
         principal.require(Scope.METRICS_READ)
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    return metrics_page()

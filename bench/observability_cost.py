@@ -1,166 +1,293 @@
-"""What being seen costs: the same closed loop on the embedded stack, with more and more looking on.
+"""What being seen costs a whole stack: CPU per job and latency, seen against unseen.
 
-    .venv/bin/python bench/observability_cost.py [ROUNDS] [SECONDS]
+    .venv/bin/python bench/observability_cost.py [--seen sampled|all|logs] [--blocks N] [--jobs N]
 
-Each round runs every variant once, in turn, on a stack of its own with the test engine, so that
-what else the machine does falls on all of them alike. CPU time per job (api, broker, stack and
-predictor, from their own `process_cpu_seconds_total`) is the figure that noise spares; throughput
-and p99 are shown too. Writes JSON to standard output. Metrics are always counted; what varies is
-who reads them.
+Two embedded stacks with the test engine stand side by side, one that nobody sees and one that is
+seen. Rounds of a fixed number of jobs go to one of them at a time, in blocks of unseen, seen, seen,
+unseen (ABBA), so that whatever else the machine does, and however it drifts, falls on both alike.
+What is compared is CPU seconds (user and system, of every process of the
+stack, the store included, from /proc) per job: another program that takes the cores away stretches
+the clock, but not that. A block gives one ratio; reported are the median of the ratios and a 95 %
+interval from a bootstrap over the blocks. The latencies of all rounds are pooled, and p50 and p99
+compared likewise.
+
+*Unseen* is more than off: it logs errors only, traces nothing, nobody scrapes it, and its counters
+and histograms are made to do nothing (`_BLIND`). *Seen* logs at INFO, is scraped once in a round
+(Prometheus does every 15 s), and keeps the default share of its traces, with `--seen all` every
+one, with `--seen logs` none.
 """
 
+import argparse
 import asyncio
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
-from knative.load.run import Closed
-from knative.load.schedule import ClientKind, Shape
-from knative.load.session import Plan, run_plan
-from knative.load.watch import scrape
+from knative.load.client import Clients
+from knative.load.run import Run
+from knative.load.sample import Outcome
+from knative.load.schedule import ClientKind, Shape, Shot, endless
 from knative.local.data_dir import find_addresses
-from knative.simulator.load import Load
-from knative.simulator.workload import Lengths, Profile, ProfileKind
+from knative.simulator.workload import Lengths
 
-MODEL = "smollm2-135m-instruct"
-USERS = 8
-VARIANTS: dict[str, dict[str, str]] = {
-    "off": {"TORPOR_LOG_LEVEL": "ERROR"},
-    "logs and scrapes": {"TORPOR_LOG_LEVEL": "INFO", "scraped": "1"},
-    "and 5 % of traces": {
-        "TORPOR_LOG_LEVEL": "INFO",
-        "scraped": "1",
-        "TORPOR_TRACES": "file:{folder}/spans.jsonl",
-        "TORPOR_TRACES_SHARE": "0.05",
-    },
-    "and all traces": {
-        "TORPOR_LOG_LEVEL": "INFO",
-        "scraped": "1",
-        "TORPOR_TRACES": "file:{folder}/spans.jsonl",
-    },
+MODEL: Final = "smollm2-135m-instruct"
+USERS: Final = 8
+LENGTHS: Final = Lengths(prompt_median=20, output_median=20)
+TICKS: Final = os.sysconf("SC_CLK_TCK")
+_BLIND: Final = """
+from prometheus_client import metrics
+for kind in (metrics.Counter, metrics.Gauge, metrics.Histogram):
+    for name in ("inc", "dec", "set", "observe"):
+        if hasattr(kind, name):
+            setattr(kind, name, lambda self, *given, **named: None)
+metrics.MetricWrapperBase.labels = lambda self, *given, **named: self
+"""
+"""Put before a stack's own code as `sitecustomize`: nothing is counted, not even looked up."""
+
+UNSEEN: Final = {"TORPOR_LOG_LEVEL": "ERROR"}
+_TRACED: Final = {"TORPOR_LOG_LEVEL": "INFO", "TORPOR_TRACES": "file:{folder}/spans.jsonl"}
+SEEN: Final = {
+    "logs": {"TORPOR_LOG_LEVEL": "INFO"},
+    "sampled": _TRACED,
+    "all": _TRACED | {"TORPOR_TRACES_SHARE": "1"},
 }
 
 
-def plan_of(addresses: dict[str, str], seconds: float) -> Plan:
-    return Plan(
-        addresses=addresses,
-        model=MODEL,
-        key="",
-        load=Load(Profile(ProfileKind.STEADY, seconds, 1, 1)),
-        lengths=Lengths(prompt_median=20, output_median=20),
-        shape=Shape(
-            mix={ClientKind.ASYNC: 1, ClientKind.SSE: 1, ClientKind.SYNC: 1}, output_cap=32
-        ),
-        closed=Closed(users=USERS, duration_s=seconds),
-        until_s=None,
-        patience_s=60,
-        gpu_metrics="",
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A stack that runs: its supervisor's process, and where its parts answer."""
+
+    pid: int
+    addresses: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round took."""
+
+    cpu_ms_per_job: float
+    seconds: float
+    totals_s: list[float] = field(repr=False)
+
+
+@contextmanager
+def running(folder: Path, variant: dict[str, str], *, is_blind: bool) -> Iterator[Stack]:
+    """A stack on `folder` with one predictor that stays awake."""
+    env = dict(os.environ) | {"TORPOR_SEEDED_TOKENS_PER_S": "0"}
+    env |= {name: value.format(folder=folder) for name, value in variant.items()}
+    if is_blind:
+        (folder / "sitecustomize.py").write_text(_BLIND)
+        env["PYTHONPATH"] = f"{folder}:{env.get('PYTHONPATH', '')}".rstrip(":")
+    argv = [str(Path(sys.executable).parent / "torpor"), "up", "--engine", "seeded"]
+    argv += ["--port", "0", "--broker-port", "0", "--data-dir", str(folder / "data")]
+    argv += ["--container-concurrency", str(USERS), "--min-replicas", "1"]
+    argv += ["--log-level", variant["TORPOR_LOG_LEVEL"]]
+    with (folder / "said.log").open("w") as said:
+        process = subprocess.Popen(argv, env=env, stderr=said)
+    try:
+        while (found := find_addresses(folder / "data")) is None:
+            assert process.poll() is None, (folder / "said.log").read_text()
+            time.sleep(0.1)
+        addresses = {"api": found.api, "broker": found.broker, "activator": found.activator}
+        yield Stack(process.pid, addresses)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def cpu_s(root: int) -> dict[int, float]:
+    """CPU seconds so far of `root` and all below it, by process."""
+    spent: dict[int, float] = {}
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue  # ended meanwhile
+        pid = int(path.parent.name)
+        parents[pid] = int(words[1])
+        spent[pid] = (int(words[11]) + int(words[12])) / TICKS
+    ours = {root}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return {pid: spent[pid] for pid in ours}
+
+
+async def one_round(stack: Stack, jobs: int, seeds: Iterator[int], *, is_scraped: bool) -> Round:
+    """So many jobs by `USERS` users, each of whom waits for its answer before it asks again."""
+    loop = asyncio.get_running_loop()
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, read_bufsize=1 << 20) as session:
+        zero = loop.time()
+        clients = Clients(
+            session,
+            stack.addresses["api"],
+            MODEL,
+            now=lambda: loop.time() - zero,
+            patience_s=60,
+        )
+        left = iter(range(jobs))
+        run = Run(clients, lambda: loop.time() - zero)
+
+        async def user(shots: Iterator[Shot]) -> None:
+            for _ in left:
+                await run.shoot(next(shots))
+
+        before = cpu_s(stack.pid)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(USERS):
+                shape = Shape(mix=dict.fromkeys(ClientKind, 1), output_cap=32, seed=next(seeds))
+                group.create_task(user(endless(shape, LENGTHS, 0)))
+            if is_scraped:
+                group.create_task(scrape(session, stack))
+        spent_s = loop.time() - zero
+        after = cpu_s(stack.pid)
+    assert before.keys() == after.keys(), "a process came or went during a round"
+    ended = {(s.outcome, s.status) for s in run.samples if s.outcome is not Outcome.COMPLETED}
+    assert not ended, ended
+    return Round(
+        1000 * (sum(after.values()) - sum(before.values())) / jobs,
+        spent_s,
+        [sample.total_s for sample in run.samples],
     )
 
 
-async def cpu_s(addresses: dict[str, str]) -> float:
-    async with aiohttp.ClientSession() as session:
-        seen = [await scrape(session, at) for at in addresses.values()]
-    return sum(each.total("process_cpu_seconds_total") or 0.0 for each in seen)
+async def scrape(session: aiohttp.ClientSession, stack: Stack) -> None:
+    """Fetch every page once, and drop it unread: parsing is not the stack's work."""
+    async with session.get(f"{stack.addresses['activator']}/status") as answer:
+        (replica,) = (await answer.json())["replicas"]["list"]
+    predictor = "http://127.0.0.1:" + replica["id"].rsplit("-", 1)[1]
+    for address in (*stack.addresses.values(), predictor):
+        async with session.get(f"{address}/metrics") as answer:
+            await answer.read()
 
 
-async def look(addresses: dict[str, str]) -> None:
-    """Fetch every page every five seconds (Prometheus does every 15), and drop it unread: parsing
-    would take the generator's time, not the stack's.
-    """
+async def awake(stack: Stack) -> None:
+    """Return once a predictor can serve."""
     async with aiohttp.ClientSession() as session:
         while True:
-            for at in addresses.values():
-                async with session.get(f"{at}/metrics") as answer:
-                    await answer.read()
-            await asyncio.sleep(5)
+            async with session.get(f"{stack.addresses['activator']}/status") as answer:
+                if (await answer.json())["replicas"]["ready"]:
+                    return
+            await asyncio.sleep(0.1)
 
 
-async def predictor_of(activator: str) -> str:
-    async with aiohttp.ClientSession() as session, session.get(f"{activator}/status") as answer:
-        (replica,) = (await answer.json())["replicas"]["list"]
-    return "http://127.0.0.1:" + replica["id"].rsplit("-", 1)[1]
+async def measure(unseen: Stack, seen: Stack, blocks: int, jobs: int) -> list[list[list[Round]]]:
+    """The rounds of every block: those unseen, and those seen."""
+    seeds = count()
+    for stack in (unseen, seen):
+        await awake(stack)
+        await one_round(stack, 2 * jobs, seeds, is_scraped=False)  # connections, caches
+    found: list[list[list[Round]]] = []
+    for number in range(blocks):
+        first = number % 2  # ABBA and BAAB in turn
+        rounds: list[list[Round]] = [[], []]
+        for which in (first, 1 - first, 1 - first, first):
+            stack = (unseen, seen)[which]
+            rounds[which].append(await one_round(stack, jobs, seeds, is_scraped=which == 1))
+        found.append(rounds)
+        ratio = ratio_of([rounds], cpu)
+        sys.stderr.write(f"block {number + 1} of {blocks}: CPU {100 * (ratio - 1):+.1f} %\n")
+    return found
 
 
-async def measure(addresses: dict[str, str], seconds: float, is_scraped: bool) -> dict[str, float]:
-    await run_plan(plan_of(addresses, 3))  # wake it
-    everybody = addresses | {"predictor": await predictor_of(addresses["activator"])}
-    before = await cpu_s(everybody)
-    plan = replace(plan_of(addresses, seconds), is_watched=False)
-    async with asyncio.TaskGroup() as group:
-        looking = group.create_task(look(everybody) if is_scraped else asyncio.sleep(0))
-        result = await run_plan(plan)
-        looking.cancel()
-    spent = await cpu_s(everybody) - before
-    report = result.report
-    done = report["outcomes"].get("completed", 0)
-    assert done == report["sent"], report["outcomes"]
-    busy_s = max(s.ended_s for s in result.samples)
-    return {
-        "jobs_per_s": done / busy_s,
-        "p99_s": report["seconds"]["total"]["p99"],
-        "cpu_ms_per_job": 1000 * spent / done,
-    }
+Block = Sequence[Sequence[Round]]
 
 
-def run_variant(variant: dict[str, str], seconds: float) -> dict[str, float]:
+def cpu(rounds: Sequence[Round]) -> float:
+    return statistics.mean(each.cpu_ms_per_job for each in rounds)
+
+
+def latency(share: float) -> Callable[[Sequence[Round]], float]:
+    """The percentile of the rounds' latencies taken together."""
+
+    def of(rounds: Sequence[Round]) -> float:
+        values = sorted(value for each in rounds for value in each.totals_s)
+        return values[min(int(share * len(values)), len(values) - 1)]
+
+    return of
+
+
+def ratio_of(blocks: Sequence[Block], figure: Callable[[Sequence[Round]], float]) -> float:
+    """Seen over unseen: the median over blocks."""
+    return statistics.median(figure(seen) / figure(unseen) for unseen, seen in blocks)
+
+
+def pooled(blocks: Sequence[Block], figure: Callable[[Sequence[Round]], float]) -> float:
+    """Seen over unseen, of all rounds together: a p99 needs more jobs than a block has."""
+    unseen = [each for block in blocks for each in block[0]]
+    return figure([each for block in blocks for each in block[1]]) / figure(unseen)
+
+
+def interval(
+    blocks: Sequence[Block],
+    figure: Callable[[Sequence[Round]], float],
+    over: Callable[[Sequence[Block], Callable[[Sequence[Round]], float]], float],
+) -> dict[str, float]:
+    """Percent that being seen adds, with the middle 95 % of what resampled blocks say."""
+    rng = random.Random(0)
+    resampled = sorted(over(rng.choices(blocks, k=len(blocks)), figure) for _ in range(1000))
+    shown = (over(blocks, figure), resampled[25], resampled[974])
+    names = ("percent", "from", "to")
+    return {name: round(100 * (ratio - 1), 2) for name, ratio in zip(names, shown, strict=True)}
+
+
+def main(seen: str, blocks: int, jobs: int) -> dict[str, Any]:
+    load_before = os.getloadavg()[0]
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
-        env = {k: v.format(folder=folder) for k, v in variant.items() if k != "scraped"}
-        env = dict(os.environ) | {"TORPOR_SEEDED_TOKENS_PER_S": "0"} | env
-        argv = [str(Path(sys.executable).parent / "torpor"), "up", "--engine", "seeded"]
-        argv += ["--port", "0", "--broker-port", "0", "--data-dir", str(data)]
-        argv += ["--container-concurrency", str(USERS), "--log-level", env["TORPOR_LOG_LEVEL"]]
-        with (Path(folder) / "said.log").open("w") as said:
-            stack = subprocess.Popen(argv, env=env, stderr=said)
-        try:
-            while (found := find_addresses(data)) is None:
-                assert stack.poll() is None, (Path(folder) / "said.log").read_text()
-                time.sleep(0.1)
-            addresses = {"api": found.api, "broker": found.broker, "activator": found.activator}
-            return asyncio.run(measure(addresses, seconds, "scraped" in variant))
-        finally:
-            stack.send_signal(signal.SIGTERM)
-            stack.wait(30)
-
-
-def main(rounds: int, seconds: float) -> dict[str, Any]:
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    for number in range(rounds):
-        # In another order each time, so that no variant always has the warmest machine.
-        names = list(VARIANTS)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            found[name].append(run_variant(VARIANTS[name], seconds))
-            sys.stderr.write(f"{name}: {found[name][-1]}\n")
-    medians = {
-        name: {key: statistics.median(one[key] for one in runs) for key in runs[0]}
-        for name, runs in found.items()
-    }
-    off = medians["off"]
+        for name in ("unseen", "seen"):
+            (Path(folder) / name).mkdir()
+        with (
+            running(Path(folder) / "unseen", UNSEEN, is_blind=True) as off,
+            running(Path(folder) / "seen", SEEN[seen], is_blind=False) as on,
+        ):
+            found = asyncio.run(measure(off, on, blocks, jobs))
+    sides = [[each for block in found for each in block[side]] for side in (0, 1)]
     return {
-        "rounds": rounds,
-        "seconds": seconds,
+        "seen": seen,
+        "blocks": blocks,
+        "jobs_a_round": jobs,
         "users": USERS,
         "cores": os.cpu_count(),
-        "medians": medians,
-        "against_off_percent": {
-            name: {key: round(100 * (one[key] / off[key] - 1), 1) for key in one}
-            for name, one in medians.items()
+        "load_before": round(load_before, 1),
+        "took_s": round(time.monotonic() - began, 1),
+        "added": {
+            "cpu": interval(found, cpu, ratio_of),
+            "p50": interval(found, latency(0.5), pooled),
+            "p99": interval(found, latency(0.99), pooled),
         },
-        "runs": found,
+        "medians": [
+            {
+                "side": name,
+                "cpu_ms_per_job": round(statistics.median(r.cpu_ms_per_job for r in side), 3),
+                "jobs_per_s": round(statistics.median(jobs / r.seconds for r in side), 1),
+                "p50_s": round(latency(0.5)(side), 4),
+                "p99_s": round(latency(0.99)(side), 4),
+            }
+            for name, side in zip(("unseen", "seen"), sides, strict=True)
+        ],
     }
 
 
 if __name__ == "__main__":
-    given = [*sys.argv[1:], "3", "15"][:2] if len(sys.argv) < 3 else sys.argv[1:3]
-    print(json.dumps(main(int(given[0]), float(given[1])), indent=1))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seen", choices=sorted(SEEN), default="sampled")
+    parser.add_argument("--blocks", type=int, default=13)
+    parser.add_argument("--jobs", type=int, default=250)
+    given = parser.parse_args()
+    print(json.dumps(main(given.seen, given.blocks, given.jobs), indent=1))

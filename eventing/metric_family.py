@@ -4,7 +4,8 @@ Called by `eventing.metric_queue` and `eventing.metric_live`. What could not be 
 gap in a graph is true, a zero would not be. Must not know what the figures mean.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +13,8 @@ from prometheus_client import REGISTRY, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from eventing.errors import Unavailable
 
 STORE_UP: Final = Gauge(
     "torpor_store_up", "1 while the store answers, as this process last saw it; 0 otherwise."
@@ -41,6 +44,8 @@ class Family:
 
 Samples = Mapping[Family, Sequence[tuple[tuple[str, ...], float]]]
 """Label values and value of each series of each family."""
+Series = defaultdict[Family, list[tuple[tuple[str, ...], float]]]
+"""`Samples` in the making: `found[FAMILY].append((labels, value))`."""
 
 
 class Latest(Collector):
@@ -51,9 +56,16 @@ class Latest(Collector):
         self._samples: Samples = {}
         REGISTRY.register(self)
 
-    def show(self, samples: Samples) -> None:
-        """These, from now on."""
-        self._samples = samples
+    async def refresh(self, read: Callable[[], Awaitable[Samples]]) -> bool:
+        """Show what `read` finds in the store; False, and nothing shown, when the store is away."""
+        try:
+            self._samples = await read()
+        except Unavailable:
+            self._samples = {}
+            STORE_UP.set(0)
+            return False
+        STORE_UP.set(1)
+        return True
 
     def describe(self) -> Iterable[Metric]:
         return [_empty(family) for family in self._families]

@@ -14,8 +14,7 @@ from redis.exceptions import ResponseError
 
 from eventing.connection import failures_named
 from eventing.cost import GpuState, Price
-from eventing.errors import StoreUnavailable
-from eventing.metric_family import STORE_UP, Family, Latest, Samples
+from eventing.metric_family import Family, Latest, Samples, Series
 from eventing.metric_ledger import Ledger, Measures, by_name
 from eventing.replica import Replica, ReplicaDirectory
 
@@ -89,19 +88,16 @@ class LiveMetrics:
 
     async def refresh(self) -> None:
         """Show what the store says now; nothing of it when it is away."""
-        try:
-            measures = by_name(await self._ledger.totals(), "model")
-            replicas = {model: await self._directory.list(model) for model in self._models}
-            store = await self._store()
-        except StoreUnavailable:
-            STORE_UP.set(0)
-            _latest.show({})
-            return
-        STORE_UP.set(1)
-        kept = {model: measures.get(model, {}) for model in self._models}
-        _latest.show({**samples(kept, replicas, self._price), **store})
+        await _latest.refresh(self._read)
+
+    async def _read(self) -> Samples:
+        measures = by_name(await self._ledger.totals(), "model")
+        replicas = {model: await self._directory.list(model) for model in self._models}
+        store = await self._store()
         for model, known in replicas.items():
             self._observe_wakes(model, known)
+        kept = {model: measures.get(model, {}) for model in self._models}
+        return {**samples(kept, replicas, self._price), **store}
 
     async def _store(self) -> Samples:
         try:
@@ -129,7 +125,7 @@ def samples(
     """The series of each model, complete from the first scrape: a counter that is not there yet has
     no rate.
     """
-    found: dict[Family, list[tuple[tuple[str, ...], float]]] = {f: [] for f in _FAMILIES}
+    found = Series(list)
     for model, amounts in measures.items():
         for state in GpuState:
             seconds = amounts.get(f"{state}_ms", 0) / 1000

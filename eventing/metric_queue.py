@@ -16,9 +16,8 @@ from redis.asyncio import Redis
 from eventing import keys
 from eventing.broker.queue import expected_wait_s, pace_per_minute
 from eventing.connection import failures_named
-from eventing.errors import Unavailable
 from eventing.job import JobId, JobState, Lane, derive_job_id
-from eventing.metric_family import DEAD_LETTERS, STORE_UP, Family, Latest, Samples
+from eventing.metric_family import DEAD_LETTERS, Family, Latest, Samples, Series
 from eventing.script import run
 
 REQUESTS: Final = "requests-"
@@ -113,15 +112,11 @@ class QueueMetrics:
             now_s = asyncio.get_running_loop().time()
             if now_s - self._looked_s < _FRESH_S:
                 return
-            try:
-                looks = {name: await self._look(name) for name in self._queues}
-            except Unavailable:
-                STORE_UP.set(0)
-                _latest.show({})
-                return
-            STORE_UP.set(1)
-            _latest.show(samples(looks))
-            self._looked_s = asyncio.get_running_loop().time()
+            if await _latest.refresh(self._read):
+                self._looked_s = asyncio.get_running_loop().time()
+
+    async def _read(self) -> Samples:
+        return samples({name: await self._look(name) for name in self._queues})
 
     async def _look(self, name: str) -> QueueLook:
         parts = ("tickets", "events", "held", "retry", "pace", *(f"ready:{lane}" for lane in Lane))
@@ -171,7 +166,7 @@ def read_look(answer: Sequence[Any]) -> tuple[QueueLook, list[_Held]]:
 
 def samples(looks: dict[str, QueueLook]) -> Samples:
     """The series of what was seen, by queue name."""
-    found: dict[Family, list[tuple[tuple[str, ...], float]]] = {f: [] for f in _FAMILIES}
+    found = Series(list)
     for name, look in looks.items():
         found[EVENTS].append(((name,), look.ready + look.held))
         found[RETRYING].append(((name,), look.retrying))
@@ -181,9 +176,7 @@ def samples(looks: dict[str, QueueLook]) -> Samples:
     return found
 
 
-def _add_model(
-    found: dict[Family, list[tuple[tuple[str, ...], float]]], model: str, look: QueueLook
-) -> None:
+def _add_model(found: Series, model: str, look: QueueLook) -> None:
     found[RUNNING].append(((model,), look.running))
     ahead = 0
     for lane, view in look.lanes.items():

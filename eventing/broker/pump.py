@@ -34,6 +34,7 @@ from eventing.event import Event, build_binary, parse_http
 from eventing.job import JobId, derive_job_id
 from eventing.job_event import REQUESTED
 from eventing.publisher import payload
+from eventing.span import Span
 
 _log = structlog.get_logger()
 _deliveries = Counter(
@@ -44,6 +45,8 @@ _in_flight = Gauge("torpor_deliveries_in_flight", "Deliveries under way.", ["tri
 CLAIM_IDLE_MS: Final = 15_000
 """An event whose pump was silent for this long is anybody's; pumps speak up at a third of it."""
 _WAIT_MS: Final = 1000
+_CLAIM_AT_ONCE: Final = 16
+"""More in one script would keep the store from others, and first things first."""
 _TIDY_EVERY_S: Final = 5.0
 _AFTER_TROUBLE_S: Final = 0.5
 _REPLY_LIMIT_BYTES: Final = 8 * 1024 * 1024
@@ -71,6 +74,7 @@ class Pump:
         self._headers = {"prefer": "reply"} | (
             {"authorization": f"Bearer {token}"} if token else {}
         )
+        self._in_flight = _in_flight.labels(trigger.name)
         self._in_hand: dict[str, asyncio.Task[None]] = {}
         self._orphans_due_s = 0.0
         self._freed = asyncio.Event()
@@ -86,7 +90,9 @@ class Pump:
         timeout = aiohttp.ClientTimeout(total=self._trigger.delivery.timeout_s, connect=5)
         connector = aiohttp.TCPConnector(limit=0)
         async with (
-            aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session,
+            aiohttp.ClientSession(
+                timeout=timeout, connector=connector, cookie_jar=aiohttp.DummyCookieJar()
+            ) as self._session,
             asyncio.TaskGroup() as group,
         ):
             keeper = group.create_task(self._keep_in_hand())
@@ -99,14 +105,16 @@ class Pump:
             keeper.cancel()
 
     async def _turn(self, group: asyncio.TaskGroup) -> None:
-        """One round: wait for a free hand, claim, else wait for work, deliver."""
-        free = await self._free_hands()
-        claimed = await self._queue.claim(free, claim_idle_ms=self._idle_ms()) if free else []
-        if not claimed and not self._stopping.is_set():
-            await self._queue.wait(_WAIT_MS)
+        """One round: wait for a free hand, claim, deliver; when that was all there is, wait for
+        work.
+        """
+        want = min(await self._free_hands(), _CLAIM_AT_ONCE)
+        claimed = await self._queue.claim(want, claim_idle_ms=self._idle_ms()) if want else []
         for each in claimed:
             self._in_hand[each.ticket] = group.create_task(self._handle(each))
-        _in_flight.labels(self._trigger.name).set(len(self._in_hand))
+        self._in_flight.set(len(self._in_hand))
+        if len(claimed) < want and not self._stopping.is_set():
+            await self._queue.wait(_WAIT_MS)
 
     def _idle_ms(self) -> int:
         """How long others must have been silent for us to take their events; 0 in most rounds,
@@ -149,7 +157,7 @@ class Pump:
             self._in_hand.pop(claimed.ticket, None)
             self._freed.set()
 
-    def _span(self, claimed: Claimed) -> AbstractContextManager[trace.Span]:
+    def _span(self, claimed: Claimed) -> AbstractContextManager[Span]:
         event = claimed.event
         return trace.span(
             "deliver",

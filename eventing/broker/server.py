@@ -12,10 +12,9 @@ from pathlib import Path
 
 import structlog
 import yaml
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from eventing.broker.dead_letter import Undertaker
@@ -28,6 +27,7 @@ from eventing.connection import connect
 from eventing.errors import BadRequest, Unavailable
 from eventing.http_server import listen
 from eventing.metric_queue import QueueMetrics
+from eventing.probe import alive, metrics_page, readiness
 from eventing.redis_store import RedisStore
 
 _log = structlog.get_logger()
@@ -91,7 +91,7 @@ class Broker:
 
     def _shown(self) -> list[Route]:
         return [
-            Route("/healthz", _alive),
+            Route("/healthz", alive),
             Route("/readyz", self._ready),
             Route("/metrics", self._metrics),
         ]
@@ -116,14 +116,10 @@ class Broker:
 
     async def _metrics(self, _: Request) -> Response:
         await self._queue_metrics.refresh()
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        return metrics_page()
 
     async def _ready(self, _: Request) -> Response:
-        try:
-            await self._store.ping()
-        except Unavailable:
-            return PlainTextResponse("store unavailable", status_code=503)
-        return PlainTextResponse("ready")
+        return await readiness(self._store, timeout_s=self._settings.redis_timeout_s)
 
 
 async def serve(
@@ -151,7 +147,3 @@ async def serve(
                 )
             )
     await broker.close()
-
-
-async def _alive(_: Request) -> Response:
-    return PlainTextResponse("ok")

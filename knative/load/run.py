@@ -70,10 +70,15 @@ class Run:
         for shot in shots:
             if self._stopped or self._now() >= closed.duration_s:
                 return
-            sample = self._sample(shot, self._now())
-            await self._send(shot, sample)
+            sample = await self.shoot(shot)
             refused = sample.outcome in (Outcome.REFUSED, Outcome.UNREACHED)
             await asyncio.sleep(max(closed.think_s, _REFUSED_PAUSE_S if refused else 0.0))
+
+    async def shoot(self, shot: Shot) -> Sample:
+        """Send one that is due now, and follow it to its end."""
+        sample = self._sample(shot, self._now())
+        await self._send(shot, sample)
+        return sample
 
     async def _send(self, shot: Shot, sample: Sample) -> None:
         self.open += 1

@@ -5,13 +5,14 @@ Called by the broker's pump (deliveries), `torpor status` and Prometheus. Bound 
 
 from typing import Any, Protocol
 
-from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
+from prometheus_client import Gauge
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from eventing.broker.queue import QueueView
+from eventing.probe import metrics_page
 from knative.local.activator import Activator
 from knative.local.data_dir import Addresses
 from knative.local.fleet import Fleet
@@ -42,7 +43,7 @@ def status_app(stack: Watched, activator: Activator, view: QueueView, queue: str
 
     async def metrics(_: Request) -> Response:
         _measure(stack, activator, queue.removeprefix("requests-"))
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        return metrics_page()
 
     return Starlette(
         routes=[

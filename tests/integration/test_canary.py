@@ -31,7 +31,7 @@ class Run:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Good, bad, failing, cancelled and streamed calls, at the most talkative log level."""
     folder = tmp_path_factory.mktemp("canary")
-    env = {"TORPOR_TRACES": f"file:{folder / 'spans.jsonl'}"}
+    env = {"TORPOR_TRACES": f"file:{folder / 'spans.jsonl'}", "TORPOR_TRACES_SHARE": "1"}
     data = folder / "data"
     stack = LocalStack(data, "--window", "60s", "--log-level", "DEBUG", env=env).start()
     done = Run()

@@ -1,0 +1,42 @@
+"""What every process of ours shows of itself over HTTP: that it lives, that it can work, metrics.
+
+Called by the api, the broker, the pump and the stack. Must not know what they do.
+"""
+
+import asyncio
+from typing import Final, Protocol
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from eventing.errors import Unavailable
+
+_RETRY_AFTER: Final = {"retry-after": "1"}
+
+
+class Pinged(Protocol):
+    """A store that says whether it takes writes."""
+
+    async def ping(self) -> None:
+        """Raises `Unavailable` when it does not."""
+
+
+async def alive(_: Request) -> Response:
+    """The process turns."""
+    return PlainTextResponse("ok")
+
+
+async def readiness(store: Pinged, *, timeout_s: float) -> Response:
+    """200 while the store takes writes, else 503, within `timeout_s`."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await store.ping()
+    except (Unavailable, TimeoutError):
+        return PlainTextResponse("store unavailable", status_code=503, headers=_RETRY_AFTER)
+    return PlainTextResponse("ready")
+
+
+def metrics_page() -> Response:
+    """What this process has counted, as Prometheus reads it."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,56 @@
+"""What a span is to whoever opens one: two protocols, and the span that is not kept.
+
+Called by `eventing.trace`, which opens them, and `eventing.trace_export`, which keeps them. Must
+not know OpenTelemetry.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, Self
+
+
+class Span(Protocol):
+    """A span that is open. `traceparent` names it to whoever goes on; empty when there is none."""
+
+    @property
+    def traceparent(self) -> str: ...
+
+    def set(self, **attributes: str | int | float | bool) -> None:
+        """Note more about it."""
+
+
+class Tracer(Protocol):
+    """What opens spans."""
+
+    def open(
+        self, name: str, parent: str, links: Sequence[str], attributes: Mapping[str, Any]
+    ) -> AbstractContextManager[Span]: ...
+
+    def current(self) -> str: ...
+
+    def link(self, traceparent: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Unkept:
+    """A span that nobody keeps: hands its parent on."""
+
+    __slots__ = ("traceparent",)
+
+    def __init__(self, traceparent: str) -> None:
+        self.traceparent = traceparent
+
+    def set(self, **attributes: str | int | float | bool) -> None:
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def is_sampled(traceparent: str) -> bool:
+    """True when whoever began the trace keeps it."""
+    return traceparent[-2:] in ("01", "03")  # 03 adds W3C level 2's «random trace id»
