@@ -187,8 +187,8 @@ async def _record(front: Front, new: NewJob, key: str, deadline_s: float) -> tup
 async def _hand_in(front: Front, job: Job, deadline_s: float) -> None:
     """Publish the request event and clear it from the outbox.
 
-    Raises `BrokerUnavailable` only when the job could be withdrawn, so that a 503 never means
-    «perhaps». Where it could not, the job stands and the sweep publishes it.
+    Raises `BrokerUnavailable` unless the job is known to run, or to have run: then the broker had
+    the event after all.
     """
     budget_s = deadline_s - front.clock.monotonic_s() - _WITHDRAW_S
     try:
@@ -198,7 +198,7 @@ async def _hand_in(front: Front, job: Job, deadline_s: float) -> None:
         if await _withdraw(front, job.id):
             _submitted.labels("broker_unavailable").inc()
             raise BrokerUnavailable("the broker does not take jobs now", 2.0) from error
-        _log.warning("left to the sweep", action="submit", job_id=job.id)
+        _log.warning("taken in silence", action="submit", job_id=job.id)
         return
     try:
         await front.store.mark_published(job.id)
@@ -207,11 +207,16 @@ async def _hand_in(front: Front, job: Job, deadline_s: float) -> None:
 
 
 async def _withdraw(front: Front, job_id: JobId) -> bool:
-    """True when the job will never run. False when it runs already, or nobody can tell."""
+    """False when the job runs already, or has ended.
+
+    True also when the store did not say: it may have ended the job all the same, and a 202 for a
+    job that was withdrawn is a promise broken, where a 503 for one that stands is a try that a key
+    makes harmless (docs/adr/0087).
+    """
     error = JobError(
         code=NEVER_ACCEPTED, message="the broker was away; the submit was answered 503"
     )
-    hold = Hold.FENCED
+    hold = Hold.OK
     with suppress(TimeoutError, StoreUnavailable):
         async with asyncio.timeout(_WITHDRAW_S):
             hold = await front.store.conclude(job_id, Ending(state=JobState.CANCELLED, error=error))

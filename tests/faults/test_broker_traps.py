@@ -1,35 +1,42 @@
 """The predictor's side of the contract, under the delivery rules of real brokers and their traps.
 
 Whatever the broker makes of an answer, a job ends in our own record: nothing may depend on a
-broker's dead letters or on its patience.
+broker's dead letters or on its patience. One system serves all tests; each has a source of its own.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import orjson
 import pytest
+import pytest_asyncio
 
 from eventing.event import Event
-from eventing.job import JobState, derive_job_id
+from eventing.job import Job, JobState, derive_job_id
 from eventing.job_event import REQUESTED
 from tests.faults.client import body
-from tests.faults.processes import System, Tuning, Zygote, port_of, running
+from tests.faults.processes import System, Zygote, port_of, running
 from tests.faults.trap_broker import KAFKA, MT, RABBITMQ, REDIS_STREAM_SOURCE, Rules, TrapBroker
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 BROKERS = [MT, KAFKA, RABBITMQ]
-SOURCE = "/tests/traps"
 
 
-def request(event_id: str, data: bytes) -> Event:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def system(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    async with running(zygote, tmp_path_factory.mktemp("traps")) as made:
+        yield made
+
+
+@pytest.fixture
+def source(request: pytest.FixtureRequest) -> str:
+    return f"/tests/traps/{derive_job_id('traps', request.node.name)}"
+
+
+def request_of(source: str, data: bytes) -> Event:
     return Event(
-        id=event_id,
-        source=SOURCE,
-        type=REQUESTED,
-        datacontenttype="application/json",
-        data=data,
+        id="1", source=source, type=REQUESTED, datacontenttype="application/json", data=data
     )
 
 
@@ -37,117 +44,118 @@ def broker_of(rules: Rules, system: System) -> TrapBroker:
     return TrapBroker(rules, f"http://127.0.0.1:{port_of(system.predictor)}/")
 
 
-async def state_of(system: System, event_id: str) -> JobState | None:
-    job = await system.store.get(derive_job_id(SOURCE, event_id))
+async def job_of(system: System, source: str) -> Job | None:
+    return await system.store.get(derive_job_id(source, "1"))
+
+
+async def state_of(system: System, source: str) -> JobState | None:
+    job = await job_of(system, source)
     return job.state if job else None
 
 
 @pytest.mark.parametrize("rules", BROKERS, ids=lambda rules: rules.name)
 async def test_a_job_is_done_and_its_result_rides_on_the_answer(
-    zygote: Zygote, tmp_path: Path, rules: Rules
+    system: System, source: str, rules: Rules
 ) -> None:
-    async with running(zygote, tmp_path) as system:
-        broker = broker_of(rules, system)
+    broker = broker_of(rules, system)
 
-        assert await broker.deliver(request("1", orjson.dumps(body(1)))) == [200]
+    assert await broker.deliver(request_of(source, orjson.dumps(body(1)))) == [200]
 
-        assert await state_of(system, "1") is JobState.COMPLETED
-        assert broker.replies == 1
+    assert await state_of(system, source) is JobState.COMPLETED
+    assert broker.replies == 1
 
 
 @pytest.mark.parametrize("rules", BROKERS, ids=lambda rules: rules.name)
 @pytest.mark.parametrize("data", [b"{no", b'{"url": 1}', b"\xff", b""], ids=repr)
 async def test_trap_1_what_can_never_run_is_failed_and_answered_2xx(
-    zygote: Zygote, tmp_path: Path, rules: Rules, data: bytes
+    system: System, source: str, rules: Rules, data: bytes
 ) -> None:
     # A 4xx would be «delivered» to RabbitMQ: neither retried nor dead-lettered.
-    async with running(zygote, tmp_path) as system:
-        broker = replace(broker_of(rules, system), is_sink_up=False)
+    broker = replace(broker_of(rules, system), is_sink_up=False)
 
-        (status,) = await broker.deliver(request("1", data))
+    (status,) = await broker.deliver(request_of(source, data))
 
-        assert 200 <= status < 300
-        assert not broker.lost
-        assert await state_of(system, "1") is JobState.FAILED
-        assert len((await system.store.list_dead_letters("default")).jobs) == 1
+    assert 200 <= status < 300
+    assert not broker.lost
+    job = await job_of(system, source)
+    assert job is not None
+    assert (job.state, job.is_dead_letter) == (JobState.FAILED, True)
+    listed = (await system.store.list_dead_letters("default", limit=100)).jobs
+    assert [each.id for each in listed].count(job.id) == 1
 
 
 @pytest.mark.parametrize("rules", BROKERS, ids=lambda rules: rules.name)
 async def test_trap_1_what_fails_each_time_is_our_dead_letter_before_the_brokers(
-    zygote: Zygote, tmp_path: Path, rules: Rules
+    system: System, source: str, rules: Rules
 ) -> None:
-    async with running(zygote, tmp_path, Tuning(lease_s=0.5)) as system:
-        broker = replace(broker_of(rules, system), is_sink_up=False)
+    broker = replace(broker_of(rules, system), is_sink_up=False)
 
-        statuses = await broker.deliver(request("1", orjson.dumps(body(1, fail_at=2))))
+    statuses = await broker.deliver(request_of(source, orjson.dumps(body(1, fail_at=2))))
 
-        assert statuses == [500, 500, 200]
-        assert not broker.lost
-        assert await state_of(system, "1") is JobState.FAILED
+    assert statuses == [500, 500, 200]
+    assert not broker.lost
+    assert await state_of(system, source) is JobState.FAILED
 
 
 async def test_trap_2_a_source_that_acks_failed_sends_loses_what_was_not_recorded(
-    zygote: Zygote, tmp_path: Path
+    system: System, source: str
 ) -> None:
     # Why RedisStreamSource is not used: nothing on our side could save this event.
-    async with running(zygote, tmp_path) as system:
-        broker = broker_of(REDIS_STREAM_SOURCE, system)
-        await system.predictor.kill()
+    broker = broker_of(REDIS_STREAM_SOURCE, system)
+    await system.predictor.kill()
 
-        assert await broker.deliver(request("1", orjson.dumps(body(1)))) == [0]
+    assert await broker.deliver(request_of(source, orjson.dumps(body(1)))) == [0]
 
-        assert len(broker.lost) == 1
-        assert await state_of(system, "1") is None
+    assert len(broker.lost) == 1
+    assert await state_of(system, source) is None
+    await system.predictor.restart()
 
 
 async def test_trap_3_the_default_retries_end_long_before_a_job_does_and_do_it_no_harm(
-    zygote: Zygote, tmp_path: Path
+    system: System, source: str
 ) -> None:
     waited: list[float] = []
-    async with running(zygote, tmp_path, Tuning(tokens_per_s=10)) as system:
-        broker = replace(broker_of(MT, system), passed=waited.append)
-        event = request("1", orjson.dumps(body(1, tokens=15)))
-        first = asyncio.ensure_future(broker.deliver(event))
-        while await state_of(system, "1") is not JobState.IN_PROGRESS:
-            await asyncio.sleep(0.01)
+    broker = replace(broker_of(MT, system), passed=waited.append)
+    event = request_of(source, orjson.dumps(body(1, tokens=15, tokens_per_s=10)))
+    first = asyncio.ensure_future(broker.deliver(event))
+    while await state_of(system, source) is not JobState.IN_PROGRESS:
+        await asyncio.sleep(0.01)
 
-        again = await broker.deliver(event)
+    again = await broker.deliver(event)
 
-        assert again == [409] * 11
-        assert sum(waited) == pytest.approx(409.4)  # 0.2 x (2^11 - 1); the last wait ends in no try
-        assert broker.dead_letters == [event]  # the broker gave up; the job did not
-        assert await first == [200]
-        assert await state_of(system, "1") is JobState.COMPLETED
+    assert again == [409] * 11
+    assert sum(waited) == pytest.approx(409.4)  # 0.2 x (2^11 - 1); the last wait ends in no try
+    assert broker.dead_letters == [event]  # the broker gave up; the job did not
+    assert await first == [200]
+    assert await state_of(system, source) is JobState.COMPLETED
 
 
 @pytest.mark.parametrize("rules", BROKERS, ids=lambda rules: rules.name)
 async def test_a_duplicate_of_what_has_ended_is_answered_at_once(
-    zygote: Zygote, tmp_path: Path, rules: Rules
+    system: System, source: str, rules: Rules
 ) -> None:
-    async with running(zygote, tmp_path) as system:
-        broker = broker_of(rules, system)
-        event = request("1", orjson.dumps(body(1)))
-        await broker.deliver(event)
+    broker = broker_of(rules, system)
+    event = request_of(source, orjson.dumps(body(1)))
+    await broker.deliver(event)
 
-        assert (await broker.deliver(event))[0] in (200, 202, 204)
+    assert (await broker.deliver(event))[0] in (200, 202, 204)
 
-        job = await system.store.get(derive_job_id(SOURCE, "1"))
-        assert job is not None
-        assert len(job.history) == 1
+    job = await job_of(system, source)
+    assert job is not None
+    assert len(job.history) == 1
 
 
 @pytest.mark.parametrize("rules", [MT, KAFKA], ids=lambda rules: rules.name)
 async def test_a_store_that_is_away_is_retried_by_brokers_that_retry(
-    zygote: Zygote, tmp_path: Path, rules: Rules
+    system: System, source: str, rules: Rules
 ) -> None:
-    async with running(zygote, tmp_path) as system:
-        broker = replace(broker_of(rules, system), pause_s=0.05)
-        system.predictor_redis.close()
-        delivery = asyncio.ensure_future(broker.deliver(request("1", orjson.dumps(body(1)))))
-        await asyncio.sleep(0.05)
-        system.predictor_redis.heal()
+    broker = replace(broker_of(rules, system), pause_s=0.05)
+    system.predictor_redis.close()
+    delivery = asyncio.ensure_future(broker.deliver(request_of(source, orjson.dumps(body(1)))))
+    await asyncio.sleep(0.05)
+    system.predictor_redis.heal()
 
-        statuses = await delivery
+    statuses = await delivery
 
-        assert set(statuses[:-1]) <= {503}
-        assert statuses[-1] == 200
+    assert set(statuses[:-1]) <= {503}
+    assert statuses[-1] == 200
