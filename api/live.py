@@ -67,6 +67,8 @@ async def moments(
                 job = replace(job, state=JobState.QUEUED)
                 outlook = await outlook_of(front, job)
                 if outlook is not None and outlook != known:
+                    if known is None or outlook.phase != known.phase:
+                        pause_s = _FIRST_OUTLOOK_S  # the next phase may be a short one
                     known = outlook
                     yield Moment(outlook=outlook)
 

@@ -16,7 +16,7 @@ from eventing.job import Job
 from eventing.job_event import request_event
 from eventing.replica import Replica, ReplicaDirectory
 
-_FRESH_S: Final = 0.5
+_FRESH_S: Final = 0.1
 ASLEEP: Final = "asleep"
 """The phase of a model without a replica."""
 

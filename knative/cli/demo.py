@@ -13,6 +13,7 @@ from knative.cli.client import connected
 from knative.cli.errors import UserError
 from knative.cli.flags import build
 from knative.cli.jobs import DEFAULT_DATA_DIR, DataDir, submit_chat
+from knative.cli.life import life_lines, whole_life
 from knative.cli.screen import JobScreen, stderr
 from knative.local.settings import EngineKind, StackSettings
 from knative.local.stack import Stack
@@ -81,6 +82,7 @@ async def _story(stack: Stack, prompt: str, max_tokens: int) -> None:
             screen = JobScreen()
             screen.line(f"202 accepted, {job['id']}")
             end = await screen.follow(api.events(job["id"]))
+            screen.life(life_lines(await whole_life(api, job["id"])))
         _require_completed(end)
         stderr.print(
             "[dim]·[/dim] waiting for the stable window to pass (at ten times Knative's speed)"

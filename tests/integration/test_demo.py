@@ -28,6 +28,7 @@ def test_one_real_job_goes_from_zero_to_an_answer_and_back_to_zero(tmp_path: Pat
     assert "Paris" in shown.stdout
     assert "202 accepted" in shown.stderr
     assert "a predictor is waking" in shown.stderr
+    assert {"import", "weights", "warm_up"} <= set(re.findall(r"waking: (\w+)", shown.stderr))
     assert re.findall(r"replicas: (\d)", shown.stderr) == ["0", "1", "0"]
     assert re.search(r"completed \(\d+ tokens", shown.stderr)
     assert _processes_in(tmp_path) == []
