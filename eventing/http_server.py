@@ -33,6 +33,7 @@ async def listen(
         access_log=False,
         log_config=None,
         lifespan="off",
+        proxy_headers=False,  # nobody here asks who calls
         timeout_graceful_shutdown=grace_s,
     )
     server = _QuietServer(config)

@@ -130,6 +130,16 @@ class Line:
             wire = await self._open()
         return await wire.ask(commands)
 
+    async def send(self, commands: Sequence[Command]) -> list[Any]:
+        """Raw answers to the commands, in order, in one round trip. Raises the first error among
+        them; those after it were run all the same.
+        """
+        answers = await self.ask(commands)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
     async def close(self) -> None:
         """Hang up; the next question opens it again."""
         wire, self._wire = self._wire, None
@@ -167,17 +177,18 @@ class SharedRedis(Redis):  # type: ignore[misc]  # redis is untyped to us
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         timeout_s = self.connection_pool.connection_kwargs.get("socket_timeout") or 5.0
+        self._timeout_s = timeout_s
         self._line = Line(self.connection_pool, timeout_s)
+        self._own_lines: list[Line] = []
+
+    def own_line(self) -> Line:
+        """One more connection, for somebody who blocks it; closed with the client."""
+        self._own_lines.append(Line(self.connection_pool, self._timeout_s))
+        return self._own_lines[-1]
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
-        """Raw answers to the commands, in order, in one round trip. Raises the first error among
-        them; those after it were run all the same.
-        """
-        answers = await self._line.ask(commands)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return answers
+        """As `Line.send`, over the line of all."""
+        return await self._line.send(commands)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """As redis-py's. It chooses a connection of the pool where the command may block."""
@@ -189,14 +200,13 @@ class SharedRedis(Redis):  # type: ignore[misc]  # redis is untyped to us
         ):
             return await super().execute_command(*args, **options)
         words: Iterable[Any] = (*name.split(), *args[1:]) if " " in name else args
-        (answer,) = await self._line.ask([tuple(words)])
-        if isinstance(answer, Exception):
-            raise answer
+        (answer,) = await self._line.send([tuple(words)])
         parse = self.response_callbacks.get(name)
         options.pop("keys", None)
         return answer if parse is None else parse(answer, **options)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Close the line too."""
-        await self._line.close()
+        """Close the lines too."""
+        for line in (self._line, *self._own_lines):
+            await line.close()
         await super().aclose(close_connection_pool)

@@ -19,6 +19,7 @@ from eventing import keys
 from eventing.connection import failures_named
 from eventing.event import Event, from_record, to_record
 from eventing.job import Lane
+from eventing.line import SharedRedis
 from eventing.script import Argument, Call, run, run_all
 
 LANE_WEIGHTS: Final = {Lane.INTERACTIVE: 16, Lane.DEFAULT: 4, Lane.BATCH: 1}
@@ -69,16 +70,17 @@ class Queue:
     """A queue by name, for one consumer."""
 
     def __init__(
-        self, redis: Redis, name: str, consumer: str, *, draw: random.Random | None = None
+        self, redis: SharedRedis, name: str, consumer: str, *, draw: random.Random | None = None
     ) -> None:
         self._redis = redis
         self._consumer = consumer
         self._draw = draw or random.Random()  # noqa: S311 (a lottery among lanes, not a secret)
         self._key = {part: keys.queue(name, part) for part in _PARTS}
         self._last_ticket = "0-0"
+        self._bell = redis.own_line()
 
     @property
-    def redis(self) -> Redis:
+    def redis(self) -> SharedRedis:
         """The client, for what goes with an event besides the queue."""
         return self._redis
 
@@ -115,9 +117,9 @@ class Queue:
     async def wait(self, timeout_ms: int) -> None:
         """Return when something was put since the last claim, or after the timeout."""
         async with failures_named():
-            await self._redis.xread(
-                {self._key["tickets"]: self._last_ticket}, count=1, block=timeout_ms
-            )
+            key = self._key["tickets"]
+            words = ("XREAD", "COUNT", 1, "BLOCK", timeout_ms, "STREAMS", key, self._last_ticket)
+            await self._bell.send([words])
 
     def put_call(self, event: Event, *, lane: Lane, tenant: str, is_reply: bool = False) -> Call:
         """The call that puts `event`; safe to send twice while it is in the queue. Send it with
