@@ -1,11 +1,12 @@
 """Command-line flags out of a settings class, so that a setting is written down once.
 
-Called by `up`. Every field becomes a flag with its name, its docstring as help, its default, and
-its `TORPOR_*` variable; parsing and ranges stay pydantic's.
+Called by `up` and `load`. Every field becomes a flag with its name, its docstring as help,
+its default, and its `TORPOR_*` variable; parsing and ranges stay pydantic's.
 """
 
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import typer
@@ -27,6 +28,27 @@ def with_flags(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = [_parameter(name, field) for name, field in settings.model_fields.items()]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def with_options(options: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give the decorated `command(**given)` one option a field of the dataclass `options`, whose
+    annotations are typer's: a command of many options then has one value to hand around.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=field.type,
+            )
+            for field in fields(options)
+        ]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return command
 

@@ -1,6 +1,7 @@
 """`torpor load`: a real load on a real Torpor, with a report."""
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -11,13 +12,14 @@ from rich.table import Table
 
 from knative.cli.client import DEFAULT_API, connected
 from knative.cli.errors import UserError
+from knative.cli.flags import with_options
 from knative.cli.jobs import DEFAULT_DATA_DIR, ApiOption, DataDir
 from knative.cli.screen import stderr, stdout
 from knative.load.page import page
 from knative.load.run import Closed, Run
 from knative.load.sample import Outcome, Sample
 from knative.load.schedule import Shape, parse_mix
-from knative.load.session import Plan, run_plan
+from knative.load.session import Plan, Result, run_plan
 from knative.load.summary import growing, percentiles
 from knative.load.watch import Watch
 from knative.local.data_dir import find_addresses
@@ -28,87 +30,108 @@ from knative.simulator.workload import Lengths, Profile, ProfileKind
 _JSON: Final = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
 
 
-def load(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What can be said on the command line, field by field."""
+
     profile: Annotated[
         ProfileKind, typer.Option(help="steady, step, burst, ramp or black-friday.")
-    ] = ProfileKind.STEP,
+    ] = ProfileKind.STEP
     trace: Annotated[
         Path | None, typer.Option(help="A trace as CSV (time, prompt and output tokens).")
-    ] = None,
-    share: Annotated[int, typer.Option(min=1, help="Keep one row of the trace in so many.")] = 1,
-    speed: Annotated[float, typer.Option(min=0.01, help="Run the load's clock faster.")] = 1.0,
-    minutes: Annotated[float, typer.Option(min=0.05, help="How long, at most.")] = 1.0,
-    rate: Annotated[float, typer.Option(min=0, help="Base rate, requests a second.")] = 1.0,
-    peak: Annotated[float, typer.Option(min=0, help="Peak rate, requests a second.")] = 5.0,
+    ] = None
+    share: Annotated[int, typer.Option(min=1, help="Keep one row of the trace in so many.")] = 1
+    speed: Annotated[float, typer.Option(min=0.01, help="Run the load's clock faster.")] = 1.0
+    minutes: Annotated[float, typer.Option(min=0.05, help="How long, at most.")] = 1.0
+    rate: Annotated[float, typer.Option(min=0, help="Base rate, requests a second.")] = 1.0
+    peak: Annotated[float, typer.Option(min=0, help="Peak rate, requests a second.")] = 5.0
     users: Annotated[
         int, typer.Option(min=0, help="Closed loop with so many users instead of a rate.")
-    ] = 0,
-    think: Annotated[float, typer.Option(min=0, help="Closed loop: pause between asks, s.")] = 0.0,
+    ] = 0
+    think: Annotated[float, typer.Option(min=0, help="Closed loop: pause between asks, s.")] = 0.0
     clients: Annotated[
         str, typer.Option(help="Kinds of clients and weights: async, sse, sync.")
-    ] = "async:1,sse:1,sync:1",
-    prompt_median: Annotated[float, typer.Option(min=1, help="Median prompt, tokens.")] = 100,
-    output_median: Annotated[float, typer.Option(min=1, help="Median answer, tokens.")] = 40,
-    prompt_cap: Annotated[int, typer.Option(min=1, help="Longest prompt, tokens.")] = 1024,
-    output_cap: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 256,
-    patience: Annotated[
-        float, typer.Option(min=1, help="A job unseen for so long is lost, s.")
-    ] = 900,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same load.")] = 0,
-    model: Annotated[str, typer.Option(help="Model; the first one served if empty.")] = "",
+    ] = "async:1,sse:1,sync:1"
+    prompt_median: Annotated[float, typer.Option(min=1, help="Median prompt, tokens.")] = 100
+    output_median: Annotated[float, typer.Option(min=1, help="Median answer, tokens.")] = 40
+    prompt_cap: Annotated[int, typer.Option(min=1, help="Longest prompt, tokens.")] = 1024
+    output_cap: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 256
+    patience: Annotated[float, typer.Option(min=1, help="A job unseen for so long is lost, s.")] = (
+        900
+    )
+    seed: Annotated[int, typer.Option(help="The same seed gives the same load.")] = 0
+    model: Annotated[str, typer.Option(help="Model; the first one served if empty.")] = ""
     soak: Annotated[
         bool, typer.Option("--soak", help="Fail when memory, files or keys grow; see the report.")
-    ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page here.")] = None,
-    gpu_metrics: Annotated[str, typer.Option(help="Address of a dcgm-exporter.")] = "",
-    key: Annotated[str, typer.Option(envvar="TORPOR_API_KEY", help="API key.")] = "",
-    api: ApiOption = "",
-    broker: Annotated[str, typer.Option(help="Address of the broker, for its metrics.")] = "",
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-) -> None:
+    ] = False
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page here.")] = None
+    gpu_metrics: Annotated[str, typer.Option(help="Address of a dcgm-exporter.")] = ""
+    key: Annotated[str, typer.Option(envvar="TORPOR_API_KEY", help="API key.")] = ""
+    api: ApiOption = ""
+    broker: Annotated[str, typer.Option(help="Address of the broker, for its metrics.")] = ""
+    data_dir: DataDir = DEFAULT_DATA_DIR
+
+
+@with_options(LoadOptions)
+def load(**given: Any) -> None:
     """Put a load on a Torpor and report what its clients saw. Exits 1 when a job was lost."""
-    lengths = Lengths(prompt_median=prompt_median, output_median=output_median)
+    options = LoadOptions(**given)
     try:
-        shape = Shape(
-            mix=parse_mix(clients),
-            speed=speed,
-            prompt_cap=prompt_cap,
-            output_cap=output_cap,
-            seed=seed,
-        )
-        source = (
-            Trace(trace, share=share, seed=seed)
-            if trace
-            else Profile(profile, minutes * 60 * speed, rate / speed, peak / speed, lengths)
-        )
-        addresses = _addresses(api, broker, data_dir)
-        plan = Plan(
-            addresses=addresses,
-            model=model or asyncio.run(_first_model(addresses["api"], key)),
-            key=key,
-            load=Load(source, seed),
-            lengths=lengths,
-            shape=shape,
-            closed=Closed(users=users, duration_s=minutes * 60, think_s=think) if users else None,
-            until_s=minutes * 60,
-            patience_s=patience,
-            gpu_metrics=gpu_metrics,
-        )
+        plan = _plan(options)
         result = asyncio.run(run_plan(plan, lambda run, watch: _show(run, watch, plan.title)))
     except (ValueError, TraceError, OSError) as error:
         raise UserError(str(error)) from error
-    report = result.report
-    if json_file is not None:
-        json_file.write_bytes(orjson.dumps(report, option=_JSON))
-    if html_file is not None:
-        html_file.write_text(page(report, result.samples, result.looks), encoding="utf-8")
-    _draw(report)
-    grew = growing(report) if soak else []
+    _write(options, result)
+    _draw(result.report)
+    grew = growing(result.report) if options.soak else []
     for line in grew:
         stderr.print(f"grows: {line}", markup=False)
-    if report["lost"] or grew:
+    if result.report["lost"] or grew:
         raise typer.Exit(1)
+
+
+def _plan(options: LoadOptions) -> Plan:
+    """What to run. Raises ValueError, TraceError or OSError for what cannot be."""
+    addresses = _addresses(options.api, options.broker, options.data_dir)
+    lengths = Lengths(prompt_median=options.prompt_median, output_median=options.output_median)
+    closed = Closed(users=options.users, duration_s=options.minutes * 60, think_s=options.think)
+    return Plan(
+        addresses=addresses,
+        model=options.model or asyncio.run(_first_model(addresses["api"], options.key)),
+        key=options.key,
+        load=Load(_source(options, lengths), options.seed),
+        lengths=lengths,
+        shape=Shape(
+            mix=parse_mix(options.clients),
+            speed=options.speed,
+            prompt_cap=options.prompt_cap,
+            output_cap=options.output_cap,
+            seed=options.seed,
+        ),
+        closed=closed if options.users else None,
+        until_s=options.minutes * 60,
+        patience_s=options.patience,
+        gpu_metrics=options.gpu_metrics,
+    )
+
+
+def _source(options: LoadOptions, lengths: Lengths) -> Trace | Profile:
+    """When requests come: as a trace says, or as a profile does."""
+    if options.trace is not None:
+        return Trace(options.trace, share=options.share, seed=options.seed)
+    speed = options.speed
+    span_s = options.minutes * 60 * speed
+    return Profile(options.profile, span_s, options.rate / speed, options.peak / speed, lengths)
+
+
+def _write(options: LoadOptions, result: Result) -> None:
+    """The report, where it was asked for."""
+    if options.json_file is not None:
+        options.json_file.write_bytes(orjson.dumps(result.report, option=_JSON))
+    if options.html_file is not None:
+        text = page(result.report, result.samples, result.looks)
+        options.html_file.write_text(text, encoding="utf-8")
 
 
 def _addresses(api: str, broker: str, data_dir: Path) -> dict[str, str]:
