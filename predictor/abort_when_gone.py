@@ -1,7 +1,8 @@
 """A caller that hangs up stops what it asked for: ASGI middleware for the calls whose caller waits.
 
-Used by `predictor.server`. Deliveries are exempt: a pump that dies must not cost the thought it
-waited for; the next delivery finds it running, or its result. KServe's own routes go on generating
+Used by `predictor.server`. Deliveries never come here (`predictor.http_routes.EventDoor` stands
+before it): a pump that dies must not cost the thought it waited for; the next delivery finds it
+running, or its result. KServe's own routes go on generating
 for a caller that has gone, hence a middleware and not a route's matter.
 """
 
@@ -18,12 +19,11 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 class AbortWhenGone:
     """Cancels the handler of a POST whose connection closes."""
 
-    def __init__(self, app: App, *, exempt: frozenset[str]) -> None:
+    def __init__(self, app: App) -> None:
         self._app = app
-        self._exempt = exempt
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] in self._exempt:
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         messages: asyncio.Queue[Message] = asyncio.Queue()

@@ -204,15 +204,16 @@ class Deliveries:
 
     async def _record(self, new: NewJob) -> Job:
         """The job as recorded: what stands in the record is what was promised, whatever a later
-        event of the same identity says (a redriven job may have been edited).
+        event of the same identity says (a redriven job may have been edited). Our api's jobs are
+        there already; only those of other producers are recorded here.
         """
+        recorded = await self._store.get(new.id)
+        if recorded is not None:
+            return recorded
         try:
             job, is_new = await self._store.create(new)
         except IdempotencyConflict:
-            recorded = await self._store.get(new.id)
-            if recorded is None:
-                raise Unavailable("the job's record is gone") from None
-            return recorded
+            raise Unavailable("another request took this identity just now") from None
         if is_new:
             await self._store.mark_published(job.id)  # it has just arrived
         return job

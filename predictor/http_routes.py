@@ -6,12 +6,13 @@ Called by `predictor.server`. Only HTTP stands here; what a delivery is answered
 
 import hmac
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eventing.errors import TorporError, Unavailable
 from eventing.event import build_binary
@@ -19,20 +20,35 @@ from predictor.admission import Admission, Phase
 from predictor.answer import Answer
 from predictor.delivery import Deliveries
 
-EVENT_PATHS: Final = frozenset({"/events", "/"})
+_EVENT_PATHS: Final = frozenset({"/events", "/"})
 """The second for Triggers that name no path."""
 
 
-def add_event_route(app: Starlette, deliveries: Deliveries, token: str) -> None:
-    """`POST /events`: one CloudEvent, held until its job has ended."""
+class EventDoor:
+    """ASGI middleware around everything: `POST /events` takes one CloudEvent and is held until its
+    job has ended. As a route it would stand behind KServe's twenty and FastAPI's layers, and every
+    job would pay for them.
+    """
 
-    async def take(request: Request) -> Response:
-        if token and not _is_authorized(request, token):
+    def __init__(self, app: ASGIApp, *, deliveries: Deliveries, token: str) -> None:
+        self._app = app
+        self._deliveries = deliveries
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _EVENT_PATHS:
+            answer = await self._take(Request(scope, receive))
+            await answer(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _take(self, request: Request) -> Response:
+        headers = {
+            name.decode("latin-1"): v.decode("latin-1") for name, v in request.scope["headers"]
+        }
+        if self._token and not _is_authorized(headers, self._token):
             return _problem(401, "deliveries need the bearer token of TORPOR_DELIVERY_TOKEN")
-        return _response(await deliveries.handle(request.headers, await request.body()))
-
-    for path in sorted(EVENT_PATHS):
-        app.add_route(path, take, methods=["POST"])
+        return _response(await self._deliveries.handle(headers, await request.body()))
 
 
 def add_probes(app: Starlette, admission: Admission, phase: Callable[[], str]) -> None:
@@ -64,8 +80,8 @@ def add_error_handler(app: Starlette) -> None:
     app.add_exception_handler(TorporError, explain)
 
 
-def _is_authorized(request: Request, token: str) -> bool:
-    given = request.headers.get("authorization", "").encode()
+def _is_authorized(headers: Mapping[str, str], token: str) -> bool:
+    given = headers.get("authorization", "").encode()
     return hmac.compare_digest(given, f"Bearer {token}".encode())
 
 

@@ -47,6 +47,7 @@ class _RestServer(RESTServer):  # type: ignore[misc]
         super().__init__(*args, **options)
         self._door = door
         self.config.access_log = False
+        self.config.proxy_headers = False  # nobody here asks who calls
         self._server = _HttpServer(self.config)
 
     def _register_endpoints(self, app: FastAPI) -> None:

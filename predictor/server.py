@@ -34,7 +34,7 @@ from predictor.engine import ColdStartPhase, Engine
 from predictor.errors import EngineStartError
 from predictor.generation import Stop
 from predictor.heartbeat import Heartbeat
-from predictor.http_routes import EVENT_PATHS, add_error_handler, add_event_route, add_probes
+from predictor.http_routes import EventDoor, add_error_handler, add_probes
 from predictor.kserve_server import PredictorServer
 from predictor.lease_keeper import LeaseKeeper
 from predictor.model import PredictorModel
@@ -133,11 +133,12 @@ class Predictor:
             account=self._account,
             links=self._links,
         )
-        add_event_route(app, deliveries, settings.delivery_token.get_secret_value())
         add_openai_routes(app, self._calls)
         add_probes(app, self._admission, lambda: self._heartbeat.phase)
         add_error_handler(app)
-        app.add_middleware(AbortWhenGone, exempt=EVENT_PATHS)
+        app.add_middleware(AbortWhenGone)
+        token = settings.delivery_token.get_secret_value()
+        app.add_middleware(EventDoor, deliveries=deliveries, token=token)
 
     def _note_load(self, in_flight: int) -> None:
         metrics.IN_FLIGHT.set(in_flight)
