@@ -4,20 +4,22 @@ they may.
 Called by the external scaler (`external_scaler.py`) and the simulator. It must not know queues or
 pods.
 
-Three things that neither the KPA nor KEDA uses:
+Four things that neither the KPA nor KEDA uses:
 * **work, not requests**: prompt tokens are known, answer lengths are learnt per prompt-length
-class, so
-  ten long jobs weigh more than ten short ones;
+  class, so ten long jobs weigh more than ten short ones;
 * **slack**: a job may wait `p95_wait_s`, a cold start takes `cold_start_s`; at zero the wake-up
-comes when
-  the oldest job needs it, and everything that came meanwhile shares the one cold start;
+  comes when the oldest job needs it, and everything that came meanwhile shares the one cold start;
+* **the late share**: a p95 leaves five jobs in a hundred; they are spent on those for whom alone
+  somebody would be woken (`lateness.py`);
 * **the price of waking**: how long an idle replica stays is chosen from the gaps seen so far, as
-what
-  costs least per second in the long run (renewal reward), subject to the wait target.
+  what costs least per second in the long run (renewal reward), subject to the wait target.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+from knative.autoscaling import lateness
+from knative.autoscaling.lateness import Account, Patience
 
 # Prompt lengths are told apart by powers of two.
 _CLASSES = 18
@@ -44,8 +46,8 @@ class WorkSpec:
     """What the policy knows of the engine and what is asked of it; times in seconds.
 
     `decode_tokens_per_s` is the whole batch's rate at `slots` answers. `p95_wait_s` is the wait
-    that 95 of 100 jobs may have. `margin_s` is taken off every slack: the ticks and polls in
-    between.
+    that 95 of 100 jobs may have, `longest_wait_s` the wait that the others may have. `margin_s` is
+    taken off every slack: the ticks and polls in between.
     """
 
     prefill_tokens_per_s: float
@@ -58,6 +60,8 @@ class WorkSpec:
     max_utilisation: float = 0.85
     margin_s: float = 1.0
     first_guess_tokens: float = 200.0
+    late_share: float = 0.05
+    longest_wait_s: float = 900.0
 
     def work_s(self, prompt_tokens: float, output_tokens: float) -> float:
         """The GPU-seconds of one job in a full batch."""
@@ -69,10 +73,23 @@ class WorkSpec:
         """Whether a job may wait through a whole cold start."""
         return self.p95_wait_s >= self.cold_start_s
 
+    @property
+    def lead_s(self) -> float:
+        """How long before a job's time is up a wake-up must be asked for."""
+        return self.cold_start_s + self.margin_s
+
+    @property
+    def patience(self) -> Patience:
+        """What the jobs allow."""
+        return Patience(self.p95_wait_s, self.longest_wait_s, self.late_share, self.lead_s)
+
 
 @dataclass(frozen=True, slots=True)
 class WorkState:
-    """What was learnt: answer lengths by prompt class, the rate of arriving work, the gaps."""
+    """What was learnt: answer lengths by prompt class, the rate of arriving work, the gaps.
+
+    `late` is the account of jobs that may still be late.
+    """
 
     lengths: tuple[tuple[float, float], ...] = ((0.0, 0.0),) * _CLASSES
     work_rate: float = 0.0
@@ -84,27 +101,38 @@ class WorkState:
     less_since: float | None = None
     less_than: int = 0
     less_most: int = 0
+    rose_at: float = -_NEVER
+    late: Account = field(default_factory=Account)
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The queue and the replicas at one moment; `oldest_wait_s` is 0 when nothing waits."""
+    """The queue and the replicas at one moment.
 
-    queued: int
+    `waits_s` are the waiting jobs', oldest first; `deadline_s` is how long the first of them that
+    has a deadline can still wait.
+    """
+
+    waits_s: tuple[float, ...]
     queued_work_s: float
-    oldest_wait_s: float
     running: int
     asked: int
     ready: int
+    deadline_s: float = _NEVER
+
+    @property
+    def queued(self) -> int:
+        """How many jobs wait."""
+        return len(self.waits_s)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkDecision:
-    """The replicas to ask for, and why: the lingering time chosen and the slack that is left."""
+    """The replicas to ask for, and why: the lingering time chosen, the late jobs still allowed."""
 
     replicas: int
     linger_s: float
-    slack_s: float
+    late_left: float
 
 
 def expected_output(spec: WorkSpec, state: WorkState, prompt_tokens: int) -> float:
@@ -127,6 +155,7 @@ def arrived(spec: WorkSpec, state: WorkState, prompt_tokens: int, now: float) ->
         jobs=state.jobs + 1,
         work_rate=state.work_rate + work / _RATE_WINDOW_S,
         job_rate=state.job_rate + 1 / _RATE_WINDOW_S,
+        late=lateness.paid_in(spec.patience, state.late),
     )
     if state.idle_since is None:
         return state
@@ -158,17 +187,22 @@ def decide(
     spec: WorkSpec, state: WorkState, seen: Seen, now: float
 ) -> tuple[WorkState, WorkDecision]:
     """The replicas to ask for at `now`, within the bounds."""
-    slack = spec.p95_wait_s - seen.oldest_wait_s if seen.queued else spec.p95_wait_s
     linger = linger_s(spec, state)
     state = _decayed(state, now)
+    late = lateness.charged(spec.patience, state.late, seen.waits_s, now)
     if seen.asked == 0:
-        wanted = _woken(spec, state, seen, slack)
+        late, is_time = lateness.is_time(spec.patience, late, seen.waits_s)
+        wanted = _woken(spec, state, seen, now, is_time=is_time)
         state = replace(state, less_since=None)
     else:
-        wanted = max(_for_queue(spec, seen), _for_rate(spec, state), _for_running(spec, seen))
+        wanted = max(
+            _for_queue(spec, state, seen, now), _for_rate(spec, state), _for_running(spec, seen)
+        )
         state, wanted = _held(spec, state, seen, wanted, linger, now)
     wanted = min(max(wanted, spec.min_replicas), spec.max_replicas)
-    return state, WorkDecision(wanted, linger, slack)
+    if wanted > seen.asked:
+        state = replace(state, rose_at=now)
+    return replace(state, late=late), WorkDecision(wanted, linger, late.left)
 
 
 def linger_s(spec: WorkSpec, state: WorkState) -> float:
@@ -221,31 +255,50 @@ def _few_wait(spec: WorkSpec, state: WorkState, share: float, total: float) -> b
     return meet / max(meet, jobs_in_cycle) <= _COLD_SHARE
 
 
-def _woken(spec: WorkSpec, state: WorkState, seen: Seen, slack: float) -> int:
-    """At zero: nothing while the oldest job has slack to spare, then enough for all."""
+def _woken(spec: WorkSpec, state: WorkState, seen: Seen, now: float, *, is_time: bool) -> int:
+    """At zero: nothing while every job can wait, then enough for all."""
     if not seen.queued:
         return 0
-    is_time = slack <= spec.cold_start_s + spec.margin_s
-    if not is_time and state.work_rate < _DEFERRABLE:
+    is_urgent = is_time or seen.deadline_s <= spec.lead_s
+    if not is_urgent and state.work_rate < _DEFERRABLE:
         return 0
-    return max(1, _for_queue(spec, seen), _for_rate(spec, state))
+    return max(1, _for_queue(spec, state, seen, now), _for_rate(spec, state))
 
 
-def _for_queue(spec: WorkSpec, seen: Seen) -> int:
-    """The fewest replicas that start every waiting job within its wait.
+def _for_queue(spec: WorkSpec, state: WorkState, seen: Seen, now: float) -> int:
+    """The fewest replicas that start every waiting job within its wait, first come first served.
 
-    A replica starts as many jobs at once as it has places, and after that one every `each` seconds.
+    One more helps only those who can wait for its cold start. Who cannot counts, too, unless those
+    that are there already will have taken him before a new one is up.
     """
-    if not seen.queued:
-        return 0
-    each = max(seen.queued_work_s / seen.queued, 1e-6)
-    span = max(spec.p95_wait_s * spec.max_utilisation, 0.0)
+    more = 0
+    for place, wait_s in enumerate(seen.waits_s, start=1):
+        can_wait_s = spec.p95_wait_s - wait_s
+        by_s = max(can_wait_s, spec.cold_start_s)
+        short = place - _started(spec, state, seen, by_s, now)
+        if short > 0:
+            each_new = spec.slots + (by_s - spec.cold_start_s) / _each_s(spec, seen)
+            more = max(more, math.ceil(short / each_new))
+    return seen.asked + more if seen.queued else 0
+
+
+def _started(spec: WorkSpec, state: WorkState, seen: Seen, within_s: float, now: float) -> float:
+    """How many waiting jobs the replicas that were asked for start within a time.
+
+    A replica takes as many at once as it has places, and after that one every `_each_s`.
+    """
+    waking_s = max(0.0, spec.cold_start_s - (now - state.rose_at))
+    waking = max(0, seen.asked - seen.ready)
     free = max(0, seen.ready * spec.slots - seen.running)
-    left = seen.queued - free - seen.ready * span / each
-    if left <= 0:
-        return min(seen.ready, seen.asked)
-    after_start = max(0.0, span - spec.cold_start_s)
-    return seen.ready + math.ceil(left / (spec.slots + after_start / each))
+    started = free + seen.ready * within_s / _each_s(spec, seen)
+    if within_s >= waking_s:
+        started += waking * (spec.slots + (within_s - waking_s) / _each_s(spec, seen))
+    return started
+
+
+def _each_s(spec: WorkSpec, seen: Seen) -> float:
+    """The seconds between two starts on a full replica, with something in hand."""
+    return max(seen.queued_work_s / seen.queued / spec.max_utilisation, 1e-6)
 
 
 def _for_rate(spec: WorkSpec, state: WorkState) -> int:

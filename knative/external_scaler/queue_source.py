@@ -1,9 +1,13 @@
 """Looks at Torpor's own broker: what waits, what runs, what came and went since the last look.
 
-Called by the server. It takes nothing from the queue. It must not know policies. Prompt lengths
-are told from the events' sizes (about four bytes a token), answers' from the job record's usage.
+Called by the server. It takes nothing from the queue. It must not know policies. Each event is read
+once, when it is new: its size tells the prompt's length (about four bytes a token), its attributes
+the deadline. The answer's length comes from the job record's usage.
 """
 
+import math
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from redis.asyncio import Redis
@@ -11,15 +15,27 @@ from redis.asyncio import Redis
 from eventing import keys
 from eventing.broker.queue import QueueView
 from eventing.connection import failures_named
+from eventing.event import from_record
 from eventing.job import derive_job_id
 from eventing.replica import ReplicaDirectory
 from eventing.store import Store
-from knative.external_scaler.scaler import Finished, Look
+from knative.external_scaler.scaler import Finished, Look, Waiting
 
 _BYTES_PER_TOKEN: Final = 4
-# A record is base64 of the data, and attributes of about this size around it.
-_RECORD_OVERHEAD: Final = 300
 _READY_PHASE: Final = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What an event's record says: when it came, how long its prompt is, when it is void."""
+
+    came_s: float
+    prompt_tokens: int
+    void_s: float
+
+    def waiting(self, now_s: float) -> Waiting:
+        """The job as one that waits, at `now_s`."""
+        return Waiting(self.prompt_tokens, max(0.0, now_s - self.came_s), self.void_s - now_s)
 
 
 class QueueSource:
@@ -30,7 +46,7 @@ class QueueSource:
         self._store = store
         self._view = QueueView(redis)
         self._replicas = ReplicaDirectory(redis)
-        self._known: dict[str, dict[bytes, int]] = {}
+        self._known: dict[str, dict[bytes, _Known]] = {}
 
     async def look(self, queue: str, model: str) -> Look:
         """The queue now. Raises `StoreUnavailable`; the next look tells what it missed."""
@@ -38,24 +54,22 @@ class QueueSource:
         replicas = await self._replicas.list(model)
         members = await self._members(queue)
         before = self._known.get(queue, {})
-        prompts = await self._prompts(queue, members, before)
-        arrived = tuple(size for name, size in prompts.items() if name not in before)
-        gone = {name: size for name, size in before.items() if name not in prompts}
-        finished = tuple([await self._finished(name, size) for name, size in gone.items()])
-        self._known[queue] = prompts
-        waiting = depth.total_waiting + depth.retrying
-        now_ms = await self._now_ms()
+        jobs = await self._jobs(queue, members, before)
+        gone = {name: job for name, job in before.items() if name not in jobs}
+        finished = [await self._finished(name, job.prompt_tokens) for name, job in gone.items()]
+        self._known[queue] = jobs
+        now_s = await self._now_s()
         # The oldest jobs run, the youngest wait: which is which the queue does not say.
-        waits = tuple(list(prompts.values())[-waiting:]) if waiting else ()
-        oldest = (now_ms - depth.oldest_ms) / 1000 if depth.oldest_ms else 0.0
+        running = max(0, depth.pending - depth.retrying)
+        waiting = sorted(jobs.values(), key=lambda job: job.came_s)
+        waiting = waiting[-count:] if (count := depth.total_waiting + depth.retrying) else []
         return Look(
-            waiting_prompts=waits,
-            oldest_wait_s=max(0.0, oldest),
-            running=max(0, depth.pending - depth.retrying),
+            waiting=tuple(job.waiting(now_s) for job in waiting),
+            running=running,
             ready=sum(replica.phase == _READY_PHASE for replica in replicas),
             existing=len(replicas),
-            arrived=arrived,
-            finished=finished,
+            arrived=tuple(job.prompt_tokens for name, job in jobs.items() if name not in before),
+            finished=tuple(finished),
         )
 
     async def _members(self, queue: str) -> list[bytes]:
@@ -63,19 +77,20 @@ class QueueSource:
             names: list[bytes] = await self._redis.hkeys(keys.queue(queue, "events"))
         return names
 
-    async def _prompts(
-        self, queue: str, members: list[bytes], before: dict[bytes, int]
-    ) -> dict[bytes, int]:
-        """The estimated prompt tokens of every member; only new ones are asked for."""
-        prompts = {name: before[name] for name in before if name in set(members)}
+    async def _jobs(
+        self, queue: str, members: list[bytes], before: dict[bytes, _Known]
+    ) -> dict[bytes, _Known]:
+        """What is known of every member; only new ones are read. One that left meanwhile is not
+        there.
+        """
+        present = set(members)
+        jobs = {name: job for name, job in before.items() if name in present}
         new = [name for name in members if name not in before]
         if new:
-            async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
-                for name in new:
-                    pipe.hstrlen(keys.queue(queue, "events"), name)
-                sizes = await pipe.execute()
-            prompts |= {name: _tokens(size) for name, size in zip(new, sizes, strict=True)}
-        return prompts
+            async with failures_named():
+                records = await self._redis.hmget(keys.queue(queue, "events"), new)
+            jobs |= {n: _known(r) for n, r in zip(new, records, strict=True) if r is not None}
+        return jobs
 
     async def _finished(self, name: bytes, prompt_tokens: int) -> Finished:
         source, _, event_id = name.decode().partition("\0")
@@ -86,11 +101,24 @@ class QueueSource:
             int(usage.get("prompt_tokens", prompt_tokens)), None if output is None else int(output)
         )
 
-    async def _now_ms(self) -> int:
+    async def _now_s(self) -> float:
         async with failures_named():
             seconds, microseconds = await self._redis.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        return int(seconds) + int(microseconds) / 1e6
 
 
-def _tokens(record_bytes: int) -> int:
-    return max(1, (record_bytes - _RECORD_OVERHEAD) * 3 // 4 // _BYTES_PER_TOKEN)
+def _known(stamped: bytes) -> _Known:
+    """What a stamped event record says of a job."""
+    stamp, record = stamped.split(b" ", 1)
+    event = from_record(record)
+    tokens = max(1, len(event.data) // _BYTES_PER_TOKEN)
+    return _Known(int(stamp) / 1000, tokens, _void_s(event.extensions.get("expirytime", "")))
+
+
+def _void_s(expirytime: str) -> float:
+    """The deadline in epoch seconds; none for a time that the api would refuse."""
+    try:
+        moment = datetime.fromisoformat(expirytime)
+    except ValueError:
+        return math.inf
+    return moment.timestamp() if moment.tzinfo is not None else math.inf

@@ -4,6 +4,7 @@ Called by `server.py` once a second, and for each question. It must not know gRP
 two looks it holds only what it learnt; a restart begins with a first guess and learns again.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,15 +25,23 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job that waits; `deadline_s` is what is left until it is void (infinite without one)."""
+
+    prompt_tokens: int
+    wait_s: float
+    deadline_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """A queue at one moment.
 
-    `arrived` are the prompt tokens of jobs that came since the last look, `waiting_prompts` those
-    of all that wait; `running` are in a predictor's hands; `ready` and `existing` count predictors.
+    `arrived` are the prompt tokens of jobs that came since the last look, `waiting` all that wait,
+    the oldest first; `running` are in a predictor's hands; `ready` and `existing` count predictors.
     """
 
-    waiting_prompts: tuple[int, ...]
-    oldest_wait_s: float
+    waiting: tuple[Waiting, ...]
     running: int
     ready: int
     existing: int
@@ -72,6 +81,8 @@ def read_metadata(metadata: Mapping[str, str], *, queue: str, model: str) -> Sca
             slots=reader.integer("slots", 8, low=1, high=4096),
             cold_start_s=reader.number("coldStartSeconds", 60, low=0, high=3600),
             p95_wait_s=reader.number("p95WaitSeconds", 60, low=0, high=86_400),
+            late_share=reader.number("latePercent", 5, low=0, high=50) / 100,
+            longest_wait_s=reader.number("longestWaitSeconds", 900, low=0, high=86_400),
             min_replicas=reader.integer("minReplicas", 0, high=1000),
             max_replicas=reader.integer("maxReplicas", 100, low=1, high=1000),
             margin_s=reader.number("marginSeconds", 3, low=0, high=600),
@@ -96,7 +107,7 @@ class Scaler:
         spec = self.settings.spec
         for prompt_tokens in look.arrived:
             self._state = work.arrived(spec, self._state, prompt_tokens, now)
-        is_idle = not look.waiting_prompts and not look.running
+        is_idle = not look.waiting and not look.running
         for done in look.finished:
             self._learn(done, now, is_last=is_idle)
         self._state, decision = work.decide(spec, self._state, self._seen(look), now)
@@ -113,15 +124,17 @@ class Scaler:
 
     def _seen(self, look: Look) -> Seen:
         spec = self.settings.spec
-        waiting = sum(
-            spec.work_s(prompt, work.expected_output(spec, self._state, prompt))
-            for prompt in look.waiting_prompts
+        work_s = sum(
+            spec.work_s(
+                job.prompt_tokens, work.expected_output(spec, self._state, job.prompt_tokens)
+            )
+            for job in look.waiting
         )
         return Seen(
-            queued=len(look.waiting_prompts),
-            queued_work_s=waiting,
-            oldest_wait_s=look.oldest_wait_s,
+            waits_s=tuple(job.wait_s for job in look.waiting),
+            queued_work_s=work_s,
             running=look.running,
             asked=look.existing,
             ready=look.ready,
+            deadline_s=min((job.deadline_s for job in look.waiting), default=math.inf),
         )

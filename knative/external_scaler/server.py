@@ -82,7 +82,7 @@ class ScalerServer:
                 action="decide",
                 queue=settings.queue,
                 replicas=scaler.replicas,
-                waiting=len(look.waiting_prompts),
+                waiting=len(look.waiting),
                 running=look.running,
             )
 

@@ -138,7 +138,14 @@ def work_candidate(
         },
         [{"type": "external-push", "name": "work", "metadata": metadata}],
     )
-    return Candidate(name=name, build=lambda: WorkPolicy(spec), patch=patch, start_s=start_s)
+    return Candidate(
+        name=name,
+        build=lambda: WorkPolicy(spec),
+        patch=patch,
+        # A wait that no cold start fits into keeps somebody up from its first job on.
+        initial_replicas=0 if spec.can_hide_cold_start else 1,
+        start_s=start_s,
+    )
 
 
 def work_over_keda_candidate(

@@ -255,8 +255,8 @@ class WorkPolicy:
             )
             for job in view.queue
         )
-        oldest = now - view.queue[0].arrived if view.queue else 0.0
-        return work.Seen(view.queued, waiting, oldest, view.running, view.asked, view.ready)
+        waits = tuple(now - job.arrived for job in view.queue)
+        return work.Seen(waits, waiting, view.running, view.asked, view.ready)
 
 
 class WorkOverKeda(WorkPolicy):

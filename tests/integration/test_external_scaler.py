@@ -1,9 +1,11 @@
 """KEDA's side of the external scaler: real gRPC, and a real queue behind it."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -19,11 +21,11 @@ from eventing.redis_store import RedisStore
 from eventing.replica import ReplicaDirectory
 from knative.external_scaler import protocol
 from knative.external_scaler.queue_source import QueueSource
-from knative.external_scaler.scaler import Look, WorkSource
+from knative.external_scaler.scaler import Look, Waiting, WorkSource
 from knative.external_scaler.server import ScalerServer
 
 NOW = {"coldStartSeconds": "30", "p95WaitSeconds": "0", "slots": "2"}
-IDLE = Look((), 0.0, 0, 0, 0)
+IDLE = Look((), 0, 0, 0)
 
 
 @dataclass
@@ -100,7 +102,7 @@ async def test_an_empty_queue_is_inactive_and_wants_nothing() -> None:
 
 
 async def test_waiting_work_is_active_and_says_how_many_replicas_it_takes() -> None:
-    async with served(Scripted(Look((100,) * 7, 1.0, 0, 0, 0))) as keda:
+    async with served(Scripted(Look((Waiting(100, 1.0),) * 7, 0, 0, 0))) as keda:
         assert await keda.is_active()
         assert await keda.replicas() == 4  # seven jobs, two places each
 
@@ -118,7 +120,7 @@ async def test_a_job_is_pushed_without_waiting_for_a_poll() -> None:
     async with served(source) as keda:
         stream = keda.stream()
         first = await stream.read()
-        source.shown = Look((100,), 0.0, 0, 0, 0)
+        source.shown = Look((Waiting(100, 0.0),), 0, 0, 0)
         second = await stream.read()
         stream.cancel()
     assert (first.result, second.result) == (False, True)
@@ -159,6 +161,25 @@ async def test_a_real_queue_wakes_it_and_an_empty_one_lets_it_sleep(redis: Redis
         await asyncio.sleep(0.1)
         kept = await keda.is_active()  # a strict target keeps the last replica through a gap
     assert (asleep, busy, kept) == (False, True, True)
+
+
+async def test_what_a_job_brings_with_it_is_read_from_its_event(redis: Redis) -> None:
+    queue = Queue(redis, "jobs", "test")
+    await queue.ensure()
+    soon = (datetime.now(UTC) + timedelta(seconds=90)).isoformat()
+    plain = Event(id="job-1", source="/test", type="t", data=b"x" * 4000)
+    urgent = Event(id="job-2", source="/test", type="t", extensions={"expirytime": soon})
+    source = QueueSource(redis, RedisStore(redis))
+    for event in (plain, urgent):
+        await queue.send([queue.put_call(event, lane=Lane.DEFAULT, tenant="a")])
+        await asyncio.sleep(0.01)
+
+    look = await source.look("jobs", "m")
+
+    first, second = look.waiting
+    assert (first.prompt_tokens, first.deadline_s) == (1000, math.inf)
+    assert 80 < second.deadline_s <= 90
+    assert first.wait_s > second.wait_s >= 0
 
 
 async def test_a_job_with_slack_does_not_wake_it_yet(redis: Redis) -> None:

@@ -17,7 +17,7 @@ SPEC = WorkSpec(
     cold_start_s=30,
     p95_wait_s=60,
 )
-NOTHING = Seen(0, 0.0, 0.0, 0, 0, 0)
+NOTHING = Seen((), 0.0, 0, 0, 0)
 
 
 def asked(seen: Seen, spec: WorkSpec = SPEC, state: WorkState | None = None) -> int:
@@ -25,7 +25,7 @@ def asked(seen: Seen, spec: WorkSpec = SPEC, state: WorkState | None = None) -> 
 
 
 def waiting(count: int, *, each_s: float = 0.3, oldest_s: float, replicas: int = 0) -> Seen:
-    return Seen(count, count * each_s, oldest_s, 0, replicas, replicas)
+    return Seen((oldest_s,) * count, count * each_s, 0, replicas, replicas)
 
 
 @pytest.mark.parametrize(("oldest_s", "replicas"), [(0, 0), (28, 0), (29, 1), (40, 1)])
@@ -39,29 +39,51 @@ def test_without_slack_it_wakes_at_once() -> None:
     assert asked(waiting(1, oldest_s=0), replace(SPEC, p95_wait_s=10)) == 1
 
 
-def test_it_wakes_as_many_as_start_everything_in_time() -> None:
-    patient = asked(waiting(400, each_s=1.0, oldest_s=30), replace(SPEC, p95_wait_s=300))
-    hurried = asked(waiting(400, each_s=1.0, oldest_s=30))
-    assert patient < hurried
-    assert hurried == -(-400 // (8 + 21))  # eight places at once, then one job a second for 21 s
+def test_at_zero_it_wakes_as_many_as_have_places_for_all_who_can_wait_no_longer() -> None:
+    assert asked(waiting(400, each_s=1.0, oldest_s=30)) == 50
+
+
+def test_where_there_is_time_a_replica_takes_one_job_after_the_other() -> None:
+    # One is up: 8 places, then 0.85 jobs a second for 270 s. Another has 240 s after its start.
+    patient = replace(SPEC, p95_wait_s=300)
+    assert asked(waiting(400, each_s=1.0, oldest_s=30, replicas=1), patient) == 2
+
+
+def test_who_came_later_may_wait_longer_and_needs_no_replica_of_his_own() -> None:
+    at_once = Seen((30.0,) * 40, 40 * 0.5, 0, 0, 0)
+    one_by_one = Seen(tuple(30.0 - 0.75 * n for n in range(40)), 40 * 0.5, 0, 0, 0)
+    assert (asked(at_once), asked(one_by_one)) == (5, 1)
+
+
+def test_no_second_replica_is_woken_for_those_whom_the_first_takes_before_it_is_up() -> None:
+    strict = replace(SPEC, p95_wait_s=30)
+    waking = Seen((9.0,) * 20, 20 * 0.5, 0, 1, 0)
+    assert asked(waking, strict, WorkState(rose_at=-20.0)) == 1
+    assert asked(waking, strict, WorkState(rose_at=0.0)) == 3  # it is up no sooner than new ones
+
+
+def test_a_deadline_wakes_before_the_wait_is_used_up() -> None:
+    early = waiting(1, oldest_s=5)
+    assert asked(replace(early, deadline_s=40)) == 0
+    assert asked(replace(early, deadline_s=31)) == 1
 
 
 def test_long_jobs_weigh_more_than_short_ones() -> None:
-    short = asked(waiting(200, each_s=0.1, oldest_s=30))
-    long = asked(waiting(200, each_s=5.0, oldest_s=30))
-    assert short < long
+    short = asked(waiting(200, each_s=0.1, oldest_s=10, replicas=1))
+    long = asked(waiting(200, each_s=5.0, oldest_s=10, replicas=1))
+    assert (short, long) == (1, 18)
 
 
 def test_arriving_work_that_cannot_be_put_off_keeps_replicas_up() -> None:
     state = WorkState(work_rate=3.0)
-    assert asked(Seen(0, 0, 0, 0, 5, 5), state=state) == 5
+    assert asked(Seen((), 0, 0, 5, 5), state=state) == 5
     held = replace(state, less_since=-30.0, less_than=5)
-    later = work.decide(SPEC, held, Seen(0, 0, 0, 0, 5, 5), 0.0)
+    later = work.decide(SPEC, held, Seen((), 0, 0, 5, 5), 0.0)
     assert later[1].replicas == 4  # 3.0 / 0.85
 
 
 def test_nobody_is_drained_for_want_of_places() -> None:
-    busy = Seen(0, 0.0, 0.0, 17, 3, 3)
+    busy = Seen((), 0.0, 17, 3, 3)
     held = WorkState(less_since=-1e6, less_than=3)
     assert work.decide(SPEC, held, busy, 0.0)[1].replicas == 3
 
@@ -70,7 +92,7 @@ def test_it_goes_on_asking_for_less_until_somebody_follows() -> None:
     """Alternating answers met a poll of every other second only with "as many as there are"."""
     state, answers = WorkState(), []
     for second in range(6):
-        state, decision = work.decide(SPEC, state, Seen(0, 0, 0, 0, 1, 1), float(second))
+        state, decision = work.decide(SPEC, state, Seen((), 0, 0, 1, 1), float(second))
         answers.append(decision.replicas)
     assert answers == [0] * 6
 
@@ -78,7 +100,7 @@ def test_it_goes_on_asking_for_less_until_somebody_follows() -> None:
 def test_the_last_replica_alone_lingers() -> None:
     strict, state = replace(SPEC, p95_wait_s=5), WorkState()
     for second in range(32):
-        state, decision = work.decide(strict, state, Seen(0, 0, 0, 0, 4, 4), float(second))
+        state, decision = work.decide(strict, state, Seen((), 0, 0, 4, 4), float(second))
     assert decision.replicas == 1
 
 
@@ -131,7 +153,7 @@ def test_before_it_knows_the_gaps_a_strict_target_keeps_it_awake() -> None:
 
 
 @given(
-    queued=st.integers(0, 5000),
+    queued=st.integers(0, 500),
     each=st.floats(0.001, 100),
     oldest=st.floats(0, 1000),
     running=st.integers(0, 500),
@@ -141,7 +163,7 @@ def test_before_it_knows_the_gaps_a_strict_target_keeps_it_awake() -> None:
 def test_whatever_it_sees_it_stays_within_its_bounds(
     queued: int, each: float, oldest: float, running: int, replicas: int, rate: float
 ) -> None:
-    seen = Seen(queued, queued * each, oldest, running, replicas, replicas)
+    seen = Seen((oldest,) * queued, queued * each, running, replicas, replicas)
     spec = replace(SPEC, min_replicas=1, max_replicas=40)
     _, decision = work.decide(spec, WorkState(work_rate=rate), seen, 10.0)
     assert 1 <= decision.replicas <= 40
