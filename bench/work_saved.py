@@ -91,8 +91,10 @@ class Trial:
         return self.rig.predictor(name, "bench.work_saved", "--as-predictor")
 
     async def _kill(self, every_s: float) -> None:
+        due_s = time.monotonic()
         while True:
-            await asyncio.sleep(every_s)
+            due_s += every_s
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
             assert self.serving is not None
             assert self.spare is not None
             self.serving.process.send_signal(signal.SIGKILL)
