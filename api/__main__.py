@@ -28,8 +28,12 @@ from api.front import Front
 from api.settings import ApiSettings
 from api.waiting import QueueWaiting
 from eventing import log, outbox, trace
+from eventing.broker.router import DirectPublisher
+from eventing.broker.trigger import load_triggers
 from eventing.clock import SystemClock
 from eventing.connection import connect
+from eventing.errors import BadRequest
+from eventing.line import SharedRedis
 from eventing.metric_job import JobMetrics
 from eventing.metric_ledger import Ledger
 from eventing.metric_live import LiveMetrics
@@ -57,8 +61,13 @@ def main() -> int:
         return 0
     log.configure("api", level=settings.log_level)
     trace.configure("api")
+    try:
+        app = build(settings)
+    except BadRequest as error:
+        sys.stderr.write(f"torpor api: {error}\n")
+        return 2
     uvicorn.run(
-        build(settings),
+        app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
@@ -81,12 +90,7 @@ def build(settings: ApiSettings) -> FastAPI:
         url, timeout_s=settings.store_timeout_s, max_connections=settings.max_connections
     )
     store = RedisStore(redis)
-    publisher = HttpPublisher(
-        settings.broker_url,
-        timeout_s=settings.submit_timeout_s,
-        token=settings.broker_token.get_secret_value(),
-        token_file=settings.broker_token_file,
-    )
+    publisher = _publisher(settings, redis)
     hub = TokenHub(url, store, redis)
     batches = BatchStore(redis)
     clock = SystemClock()
@@ -137,6 +141,19 @@ def build(settings: ApiSettings) -> FastAPI:
         await store.close()
 
     return create_app(front, lifespan)
+
+
+def _publisher(settings: ApiSettings, redis: SharedRedis) -> DirectPublisher | HttpPublisher:
+    """The way to the broker. Raises `BadRequest` when the triggers cannot be read."""
+    if settings.queue_triggers_file is not None:
+        return DirectPublisher(redis, load_triggers(settings.queue_triggers_file))
+    return HttpPublisher(
+        settings.broker_url,
+        timeout_s=settings.submit_timeout_s,
+        token=settings.broker_token.get_secret_value(),
+        token_file=settings.broker_token_file,
+        ca_file=settings.broker_ca_file,
+    )
 
 
 if __name__ == "__main__":

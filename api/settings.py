@@ -53,10 +53,18 @@ class ApiSettings(BaseSettings):
     """Redis or Valkey that holds jobs and token streams; may carry a password."""
     broker_url: str = "http://127.0.0.1:8081/"
     """Ingress of the broker: ours or a Knative Broker's."""
+    queue_triggers_file: Path | None = None
+    """The Trigger manifests of our own broker, where its queues lie in `redis_url`: the api then puts
+    events into them itself, by the same triggers, and `broker_url` is not asked.
+    """
     broker_token: SecretStr = SecretStr("")
     """Bearer token for the broker; empty sends none."""
     broker_token_file: Path | None = None
     """File with that token, read anew for each event: Kubernetes rotates what it projects."""
+    broker_ca_file: Path | None = None
+    """PEM file of the authorities that an https broker's certificate is checked against; none means
+    the system's.
+    """
     models: tuple[ModelCard, ...] = ()
     """JSON list of model cards; a model that is not listed is unknown here."""
     body_limit_bytes: int = Field(1024 * 1024, ge=1024, le=256 * 1024 * 1024)

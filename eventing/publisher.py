@@ -5,6 +5,7 @@ Knative data-plane contract: ours, or a Knative Broker. Nothing is retried here:
 not confirmed stays in the outbox.
 """
 
+import ssl
 from io import BytesIO
 from pathlib import Path
 from typing import Final, Protocol
@@ -37,6 +38,7 @@ class HttpPublisher:
     """A `Publisher` over HTTP in binary mode; one session, kept alive.
 
     `token_file` wins over `token`: Kubernetes writes a new token into it before the old one ends.
+    With `ca_file` an https broker is checked against those authorities and no others.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class HttpPublisher:
         timeout_s: float = 1.5,
         token: str = "",
         token_file: Path | None = None,
+        ca_file: Path | None = None,
     ) -> None:
         self._url = broker_url
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._token = token
         self._token_file = token_file
+        self._ca_file = ca_file
         self._session: aiohttp.ClientSession | None = None
 
     async def publish(self, event: Event) -> None:
@@ -77,7 +81,8 @@ class HttpPublisher:
     def _open(self) -> aiohttp.ClientSession:
         """Opened on first use, inside the running loop."""
         if self._session is None:
+            trust = ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True
             self._session = aiohttp.ClientSession(
-                timeout=self._timeout, connector=aiohttp.TCPConnector(limit=64)
+                timeout=self._timeout, connector=aiohttp.TCPConnector(limit=64, ssl=trust)
             )
         return self._session
