@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator, Container, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -13,64 +14,111 @@ import pytest
 from structlog.testing import capture_logs
 
 from eventing.job import JobId
+from eventing.redis_store import RedisStore
 from tests.integration.api.conftest import Rig, chat_line
 from tests.integration.api.corpora import JSON_INVALID, JSON_NOT_AN_OBJECT, JSON_ODD, NAUGHTY
+from tests.integration.api.furnished import furnished, settings_for
+from tests.integration.api.raw_line import RawLine, raw_line
 
-POSTS = [
-    "/v1/jobs",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/responses",
-    "/v1/batches",
-]
+CE = {
+    "ce-specversion": b"1.0",
+    "ce-id": b"1",
+    "ce-source": b"/x",
+    "ce-type": b"dev.torpor.inference.requested.v1",
+}
+IS_JSON = {"content-type": b"application/json"}
 JSON = {"content-type": "application/json"}
+POSTS: dict[str, Mapping[str, bytes]] = {
+    "/v1/jobs": IS_JSON,
+    "/v1/chat/completions": IS_JSON,
+    "/v1/completions": IS_JSON,
+    "/v1/embeddings": IS_JSON,
+    "/v1/responses": IS_JSON,
+    "/v1/batches": IS_JSON,
+    "/v1/webhook_endpoints": IS_JSON,
+    "/v1/events": {"content-type": b"application/cloudevents+json"},
+    "/internal/events": {"content-type": b"application/cloudevents+json"},
+}
+"""Every POST that takes JSON, and how it is told so. Files have their own test."""
 
 
-async def timed(rig: Rig, method: str, path: str, **more: Any) -> tuple[httpx.Response, float]:
-    started_s = time.monotonic()
-    answer = await rig.client.request(method, path, **more)
-    return answer, time.monotonic() - started_s
+@pytest.fixture
+async def line(rig: Rig) -> AsyncIterator[RawLine]:
+    async with raw_line(rig.url) as made:
+        yield made
+
+
+@pytest.fixture
+async def furnished_line(redis_url: str, store: RedisStore) -> AsyncIterator[RawLine]:
+    """To an api that has webhooks as well."""
+    async with furnished(settings_for(redis_url), store) as api, raw_line(api.url) as made:
+        yield made
+
+
+async def offenders(
+    line: RawLine, requests: Mapping[Any, tuple[Any, ...]], allowed: Container[int]
+) -> dict[Any, Any]:
+    """Those of the named requests (method, path, body, headers) that were answered otherwise, or
+    took over a second.
+    """
+    found = {}
+    for name, request in requests.items():
+        answer = await line.ask(*request)
+        if answer.status not in allowed or answer.took_s > 1:
+            found[name] = (answer.status, round(answer.took_s, 2))
+    return found
 
 
 @pytest.mark.parametrize("path", POSTS)
-async def test_what_is_no_json_object_is_a_400_at_once(rig: Rig, path: str) -> None:
-    offenders = {}
-    for name, body in (JSON_INVALID | JSON_NOT_AN_OBJECT).items():
-        answer, took_s = await timed(rig, "POST", path, content=body, headers=JSON)
-        if answer.status_code != 400 or took_s > 1:
-            offenders[name] = (answer.status_code, took_s)
+async def test_what_is_no_json_object_is_a_400_at_once(furnished_line: RawLine, path: str) -> None:
+    bodies = JSON_INVALID | JSON_NOT_AN_OBJECT
+    requests = {name: ("POST", path, body, POSTS[path]) for name, body in bodies.items()}
 
-    assert offenders == {}
+    assert await offenders(furnished_line, requests, {400}) == {}
 
 
 @pytest.mark.parametrize("path", POSTS)
-async def test_odd_but_valid_json_is_refused_by_what_it_says(rig: Rig, path: str) -> None:
-    offenders = {}
-    for name, body in JSON_ODD.items():
-        answer, took_s = await timed(rig, "POST", path, content=body, headers=JSON)
-        if answer.status_code not in (400, 404, 422) or took_s > 1:
-            offenders[name] = (answer.status_code, took_s)
+async def test_odd_but_valid_json_is_refused_by_what_it_says(
+    furnished_line: RawLine, path: str
+) -> None:
+    requests = {name: ("POST", path, body, POSTS[path]) for name, body in JSON_ODD.items()}
 
-    assert offenders == {}
+    assert await offenders(furnished_line, requests, {400, 404, 422}) == {}
 
 
-async def test_naughty_strings_are_stored_as_they_were_sent(rig: Rig) -> None:
+async def test_what_is_no_form_is_no_file(line: RawLine) -> None:
+    form = {"content-type": b"multipart/form-data; boundary=x"}
+    bodies = {name: body for name, body in JSON_INVALID.items() if body}
+    requests = {name: ("POST", "/v1/files", body, form) for name, body in bodies.items()}
+
+    assert await offenders(line, requests, {400}) == {}
+
+
+async def test_broken_json_in_the_data_of_an_event_is_a_400_or_a_job_that_never_was(
+    line: RawLine,
+) -> None:
+    bodies = JSON_INVALID | JSON_NOT_AN_OBJECT | JSON_ODD
+    requests = {n: ("POST", "/v1/events", body, CE | IS_JSON) for n, body in bodies.items()}
+
+    assert await offenders(line, requests, {400, 422}) == {}
+
+
+async def test_naughty_strings_are_stored_as_they_were_sent(rig: Rig, line: RawLine) -> None:
+    for text in filter(None, NAUGHTY):
+        body = orjson.dumps(chat_line(text, custom_id=text))
+        job_id = (await line.ask("POST", "/v1/jobs", body, IS_JSON)).json()["id"]
+        job = await rig.store.get(JobId(job_id))
+        assert job is not None
+
+        assert job.request.custom_id == text
+        assert job.request.body["messages"][0]["content"] == text
+
+
+async def test_no_input_makes_a_key_outside_our_own(rig: Rig, line: RawLine) -> None:
     for text in NAUGHTY:
-        if not text:
-            continue
-        job_id = await rig.submit(text, custom_id=text)
-        job = (await rig.client.get(f"/v1/jobs/{job_id}?include=request")).json()
-
-        assert job["custom_id"] == text
-        assert job["request"]["body"]["messages"][0]["content"] == text
-
-
-async def test_no_input_makes_a_key_outside_our_own(rig: Rig) -> None:
-    for text in NAUGHTY:
-        line = chat_line(text, custom_id=text, metadata={text[:60]: text[:500]})
-        await rig.client.post("/v1/jobs", json=line)
-        await rig.client.get("/v1/jobs", params={"cursor": text, "state": text})
+        wanted = chat_line(text, custom_id=text, metadata={text[:60]: text[:500]})
+        headers = IS_JSON | {"idempotency-key": in_a_header(text)}
+        await line.ask("POST", "/v1/jobs", orjson.dumps(wanted), headers)
 
     keys = await rig.store.redis.keys("*")
     assert [key for key in keys if not key.startswith(b"torpor:")] == []
@@ -80,76 +128,99 @@ async def test_no_input_makes_a_key_outside_our_own(rig: Rig) -> None:
     "where",
     ["url", "model", "priority", "method", "expires_after", "metadata", "messages", "max_tokens"],
 )
-async def test_naughty_strings_in_a_field_never_break_the_door(rig: Rig, where: str) -> None:
-    offenders = {}
+async def test_naughty_strings_in_a_field_never_break_the_door(line: RawLine, where: str) -> None:
+    requests: dict[Any, tuple[Any, ...]] = {}
     for text in NAUGHTY:
-        line = chat_line()
-        if where in ("model", "messages", "max_tokens"):
-            line["body"][where] = text
-        else:
-            line[where] = text
-        answer, took_s = await timed(rig, "POST", "/v1/jobs", json=line)
-        if answer.status_code != 422 or took_s > 1:
-            offenders[text] = answer.status_code
+        wanted = chat_line()
+        inner = wanted["body"] if where in ("model", "messages", "max_tokens") else wanted
+        inner[where] = text
+        requests[text] = ("POST", "/v1/jobs", orjson.dumps(wanted), IS_JSON)
 
-    assert offenders == {}
+    assert await offenders(line, requests, {422}) == {}
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("method", "path"),
     [
-        "/v1/jobs/{}",
-        "/v1/jobs/{}/events",
-        "/v1/responses/{}",
-        "/v1/responses/{}/input_items",
-        "/v1/files/{}",
-        "/v1/files/{}/content",
-        "/v1/batches/{}",
-        "/v1/models/{}",
+        ("GET", "/v1/jobs/{}"),
+        ("GET", "/v1/jobs/{}/events"),
+        ("DELETE", "/v1/jobs/{}"),
+        ("GET", "/v1/responses/{}"),
+        ("POST", "/v1/responses/{}/cancel"),
+        ("DELETE", "/v1/responses/{}"),
+        ("GET", "/v1/responses/{}/input_items"),
+        ("GET", "/v1/files/{}"),
+        ("GET", "/v1/files/{}/content"),
+        ("DELETE", "/v1/files/{}"),
+        ("GET", "/v1/batches/{}"),
+        ("POST", "/v1/batches/{}/cancel"),
+        ("GET", "/v1/models/{}"),
+        ("GET", "/v1/dead-letters/{}"),
+        ("POST", "/v1/dead-letters/{}/redrive"),
     ],
 )
-async def test_naughty_strings_in_a_path_are_not_found(rig: Rig, path: str) -> None:
-    offenders = {}
-    for text in NAUGHTY:
-        if not text:
-            continue
-        answer, _ = await timed(rig, "GET", path.format(quote(text, safe="")))
-        if answer.status_code not in (404, 400):
-            offenders[text] = answer.status_code
+async def test_naughty_strings_in_a_path_are_not_found(
+    line: RawLine, method: str, path: str
+) -> None:
+    requests = {
+        text: (method, path.format(quote(text, safe="")), b"", {}) for text in filter(None, NAUGHTY)
+    }
 
-    assert offenders == {}
+    assert await offenders(line, requests, {400, 404, 405}) == {}
 
 
-@pytest.mark.parametrize("name", ["cursor", "state", "limit", "wait", "after", "order"])
-async def test_naughty_strings_in_a_query_are_refused(rig: Rig, name: str) -> None:
+async def test_naughty_strings_in_a_query_are_refused(rig: Rig, line: RawLine) -> None:
+    """In each place that reads the parameter."""
     job_id = await rig.submit()
-    offenders = {}
-    for path in ("/v1/jobs", f"/v1/jobs/{job_id}", "/v1/files", "/v1/batches"):
-        for text in NAUGHTY:
-            answer, _ = await timed(rig, "GET", path, params={name: text})
-            if answer.status_code >= 500:
-                offenders[path, text] = answer.status_code
+    paths = {
+        "/v1/jobs": ["cursor", "state", "limit"],
+        f"/v1/jobs/{job_id}": ["wait", "include"],
+        "/v1/files": ["after", "order", "limit", "purpose"],
+        "/v1/batches": ["after", "limit"],
+        "/v1/dead-letters": ["cursor", "limit"],
+    }
+    requests = {
+        (path, name, text): ("GET", f"{path}?{name}={quote(text)}", b"", {})
+        for path, names in paths.items()
+        for name in names
+        for text in NAUGHTY[:: 1 if name in ("cursor", "after") else 4]
+    }
 
-    assert offenders == {}
+    assert await offenders(line, requests, {200, 400, 422}) == {}
+
+
+async def test_naughty_strings_for_a_cursor_are_refused(rig: Rig, line: RawLine) -> None:
+    job_id = await rig.submit()
+    path = f"/v1/jobs/{job_id}/events"
+    requests: dict[Any, tuple[Any, ...]] = {}
+    for text in NAUGHTY:
+        if text.strip():
+            requests["query", text] = ("GET", f"{path}?after={quote(text)}", b"", {})
+        if in_a_header(text):
+            requests["header", text] = ("GET", path, b"", {"last-event-id": in_a_header(text)})
+
+    assert await offenders(line, requests, {400}) == {}
 
 
 @pytest.mark.parametrize(
-    "name", ["idempotency-key", "last-event-id", "traceparent", "prefer", "x-request-id"]
+    "name",
+    [
+        *("idempotency-key", "traceparent", "tracestate", "prefer", "x-request-id"),
+        *("torpor-expires-after", "torpor-webhook-url", "authorization", "accept", "x\x01"),
+    ],
 )
-async def test_naughty_strings_in_a_header_never_break_the_door(rig: Rig, name: str) -> None:
-    offenders = {}
+async def test_naughty_strings_in_a_header_never_break_the_door(line: RawLine, name: str) -> None:
+    requests: dict[Any, tuple[Any, ...]] = {}
     for number, text in enumerate(NAUGHTY):
-        value = "".join(c for c in text if c not in "\r\n\0").encode().strip()
-        headers = JSON | {name: value}
-        line = orjson.dumps(chat_line(f"{name} {number}"))
-        try:
-            answer = await rig.client.post("/v1/jobs", content=line, headers=headers)
-        except httpx.LocalProtocolError:
-            continue  # the client refuses to send it
-        if answer.status_code >= 500:
-            offenders[text] = answer.status_code
+        body = orjson.dumps(chat_line(f"{name} {number}"))
+        requests[text] = ("POST", "/v1/jobs", body, IS_JSON | {name: in_a_header(text)})
 
-    assert offenders == {}
+    assert await offenders(line, requests, {200, 202, 400, 422}) == {}
+
+
+def in_a_header(text: str) -> bytes:
+    """As far as it can stand in one line."""
+    return "".join(c for c in text if c not in "\r\n\0").encode().strip()
 
 
 @pytest.mark.parametrize(
@@ -192,6 +263,12 @@ async def test_an_unknown_model_names_what_is_known(rig: Rig) -> None:
 
     assert answer.json()["code"] == "model_not_found"
     assert "m" in answer.json()["detail"]
+
+
+async def timed(rig: Rig, method: str, path: str, **more: Any) -> tuple[httpx.Response, float]:
+    started_s = time.monotonic()
+    answer = await rig.client.request(method, path, **more)
+    return answer, time.monotonic() - started_s
 
 
 async def test_a_declared_body_over_the_limit_is_refused(rig: Rig) -> None:
