@@ -22,8 +22,12 @@ from eventing.errors import BadRequest, Unavailable
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "ES256", "ES384", "EdDSA")
 """Asymmetric only: with HS256 the public key would be a secret that everybody knows."""
 _FRESH_S: Final = 600.0
-_UNKNOWN_KEY_S: Final = 30.0
-"""A token with an unknown key id makes us ask again, but not more often than this."""
+_AGAIN_S: Final = 30.0
+"""A token with an unknown key id makes us ask again, as does a provider that was away, but not more
+often than this.
+"""
+_AT_FIRST_S: Final = 5.0
+"""The same while we have no keys at all; who comes meanwhile is told at once."""
 _LEEWAY_S: Final = 30
 _LONGEST_TOKEN: Final = 16 * 1024
 _LARGEST_DOCUMENT: Final = 1024 * 1024
@@ -75,6 +79,7 @@ class OidcVerifier:
         self._fetch = fetch
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched_s = float("-inf")
+        self._asked_s = float("-inf")
         self._fetching = asyncio.Lock()
 
     async def verify(self, token: str) -> Principal | None:
@@ -114,9 +119,14 @@ class OidcVerifier:
 
     async def _key(self, key_id: str) -> jwt.PyJWK | None:
         async with self._fetching:  # one question for all who wait
-            age_s = self._clock.monotonic_s() - self._fetched_s
-            if age_s > _FRESH_S or (key_id not in self._keys and age_s > _UNKNOWN_KEY_S):
+            now_s = self._clock.monotonic_s()
+            is_wanting = now_s - self._fetched_s > _FRESH_S or key_id not in self._keys
+            pause_s = _AGAIN_S if self._keys else _AT_FIRST_S
+            if is_wanting and now_s - self._asked_s > pause_s:
+                self._asked_s = now_s
                 await self._refresh()
+            elif not self._keys:
+                raise ProviderAway("the identity provider did not answer", pause_s)
         if not key_id and len(self._keys) == 1:
             return next(iter(self._keys.values()))
         return self._keys.get(key_id)
@@ -130,6 +140,7 @@ class OidcVerifier:
             if not self._keys:
                 raise ProviderAway("the identity provider does not answer", 5.0) from error
             _log.warning("keeping older keys", action="oidc", error=type(error).__name__)
+            return
         self._fetched_s = self._clock.monotonic_s()
 
     async def _discovered(self) -> str:

@@ -57,7 +57,16 @@ multicast and local NAT64 prefixes are not.
 """
 _NAT64: Final = ip_network("64:ff9b::/96")
 _ISATAP: Final = (0x00005EFE, 0x02005EFE)
-_LOCAL_NAMES: Final = ("localhost", "local", "internal", "intranet", "lan", "home.arpa", "onion")
+_LOCAL_NAMES: Final = (
+    "localhost",
+    "localdomain",
+    "local",
+    "internal",
+    "intranet",
+    "lan",
+    "home.arpa",
+    "onion",
+)
 _HOST: Final = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?\.?\Z")
 _NUMBER: Final = re.compile(r"([0-9]+|0x[0-9a-f]*)\Z")
 

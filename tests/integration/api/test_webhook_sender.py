@@ -21,6 +21,7 @@ from api.webhook_schedule import Verdict
 from api.webhook_sender import SenderSettings, WebhookSender
 from api.webhook_store import WebhookStore
 from tests.integration.api.receiver import Receiver, receiving
+from tests.unit.api.test_webhook_address import INSIDE
 
 LOOPBACK = AllowList.parse(["127.0.0.0/8"])
 QUICK = (0.0, 0.2, 0.2, 0.2)
@@ -325,6 +326,12 @@ def port_of(receiver: Receiver) -> str:
         pytest.param(["169.254.169.254"], id="metadata"),
         pytest.param(["::ffff:127.0.0.1"], id="mapped"),
         pytest.param(["1.1.1.1", "127.0.0.1"], id="one of two"),
+        pytest.param(["::1"], id="loopback 6"),
+        pytest.param(["fe80::1%lo"], id="link-local 6 with a zone"),
+        pytest.param(["fd00::1"], id="unique local"),
+        pytest.param(["2002:7f00:1::"], id="6to4 of loopback"),
+        pytest.param(["64:ff9b::a9fe:a9fe"], id="NAT64 of metadata"),
+        pytest.param(["2001:0:4136:e378:8000:63bf:f5ff:fffe"], id="Teredo"),
     ],
 )
 async def test_a_name_that_resolves_inside_is_not_dialled(
@@ -374,6 +381,28 @@ async def test_a_literal_address_is_checked_although_it_is_never_resolved(
         delivery = await settled(webhooks)
 
     assert delivery.state is Verdict.REFUSED
+    assert receiver.sent == []
+
+
+async def test_nothing_that_is_refused_when_handed_in_is_dialled_when_it_got_past(
+    webhooks: WebhookStore, receiver: Receiver
+) -> None:
+    """The whole corpus, as endpoints that were written before a rule was."""
+    port = port_of(receiver)
+    urls = [f"https://{case.values[0]}:{port}/" for case in INSIDE]
+    urls += [f"https://hooks.example.com@127.0.0.1:{port}/", receiver.url]
+    for number, url in enumerate(urls):
+        await add(webhooks, url, f"we_{number}")
+    await tell(webhooks, message())
+
+    async with sending(webhooks, settings(allowed=AllowList())):
+        async with asyncio.timeout(10):
+            while not all(d.state.is_settled for d in await webhooks.log("t", 100)):
+                await asyncio.sleep(0.05)
+        found = await webhooks.log("t", 100)
+
+    assert len(found) == len(urls) > 50
+    assert {delivery.state for delivery in found} == {Verdict.REFUSED}
     assert receiver.sent == []
 
 

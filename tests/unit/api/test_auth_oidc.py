@@ -158,6 +158,51 @@ async def test_known_keys_outlive_a_provider_that_is_down(
     assert await verifier.verify(token())
 
 
+async def test_a_key_that_the_provider_withdrew_opens_nothing_any_more(
+    verifier: OidcVerifier, provider: Provider, clock: Time
+) -> None:
+    await verifier.verify(token())
+    provider.keys, clock.now_s = [_jwk(ECAlgorithm, EC_KEY, "two", "ES256")], 601
+
+    assert await verifier.verify(token()) is None
+    assert await verifier.verify(token(EC_KEY, "two", "ES256"))
+
+
+async def test_an_unknown_key_is_refused_while_the_provider_is_down(
+    verifier: OidcVerifier, provider: Provider, clock: Time
+) -> None:
+    await verifier.verify(token())
+    provider.is_down, clock.now_s = True, 3600
+
+    assert await verifier.verify(token(STRANGER, "two")) is None
+
+
+async def test_a_provider_that_is_back_is_heard_within_the_minute(
+    verifier: OidcVerifier, provider: Provider, clock: Time
+) -> None:
+    await verifier.verify(token())
+    provider.is_down, clock.now_s = True, 601
+    await verifier.verify(token())
+    provider.is_down, provider.keys = False, [_jwk(ECAlgorithm, EC_KEY, "two", "ES256")]
+    clock.now_s = 632
+
+    assert await verifier.verify(token()) is None
+
+
+async def test_a_provider_that_is_down_is_not_asked_by_every_caller(
+    verifier: OidcVerifier, provider: Provider, clock: Time
+) -> None:
+    provider.is_down = True
+    for _ in range(20):
+        with pytest.raises(ProviderAway):
+            await verifier.verify(token())
+    asked = len(provider.asked)
+    provider.is_down, clock.now_s = False, 6
+
+    assert asked == 1
+    assert await verifier.verify(token())
+
+
 async def test_a_provider_that_was_never_there_is_a_503_not_a_401(
     verifier: OidcVerifier, provider: Provider
 ) -> None:

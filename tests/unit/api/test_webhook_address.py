@@ -58,6 +58,16 @@ INSIDE = [
     pytest.param("ⓛocalhost", id="localhost with a circled letter"),
     pytest.param("metadata.google.internal", id="metadata by name"),
     pytest.param("redis", id="a single label"),
+    pytest.param("localhost.localdomain", id="localhost, as hosts files have it"),
+    pytest.param("0", id="zero"),
+    pytest.param("[::ffff:7f00:1]", id="mapped, in hexadecimal"),
+    pytest.param("[0:0:0:0:0:ffff:127.0.0.1]", id="mapped, written out"),
+    pytest.param("[::ffff:0:127.0.0.1]", id="translated"),
+    pytest.param("[2002:0a00:0001::]", id="6to4 of a private address"),
+    pytest.param("[64:ff9b::10.0.0.1]", id="NAT64 of a private address"),
+    pytest.param("①②⑦.⓪.⓪.①", id="enclosed digits"),
+    pytest.param("0x7f.0x0.0x0.0x1", id="hexadecimal parts"),
+    pytest.param("127.0.1", id="three parts"),
 ]
 
 
@@ -93,6 +103,11 @@ def test_a_public_host_may_be_tried(url: str) -> None:
         pytest.param("gopher://hooks.example.com/", id="gopher"),
         pytest.param("https:///x", id="no host"),
         pytest.param("https://u:p@hooks.example.com/", id="a password"),
+        pytest.param("https://hooks.example.com@127.0.0.1/", id="a host that is a user"),
+        pytest.param("https://127.0.0.1:443@hooks.example.com/", id="an address that is a user"),
+        pytest.param("https://hooks.example.com%2f@127.0.0.1/", id="an encoded slash"),
+        pytest.param("https://127.0.0.1%00.example.com/", id="an encoded null"),
+        pytest.param("https://127.0.0.1%2eexample.com/", id="an encoded stop"),
         pytest.param("https://1.1.1.1 &@2.2.2.2# @3.3.3.3/", id="three hosts"),
         pytest.param("https://hooks.example.com\\@127.0.0.1/", id="a backslash"),
         pytest.param("https://[::1", id="half a bracket"),
