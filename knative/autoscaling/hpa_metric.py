@@ -126,6 +126,8 @@ def _by_utilization(
     does_grow_with_unready = bool(unready) and ratio > 1.0
     if not does_grow_with_unready and not missing:
         return current if tolerance.covers(ratio) else math.ceil(ratio * len(counted))
+    if ratio == 1.0:
+        return current  # nothing to doubt: the source fills in no pod, and one is within tolerance
     # Doubt is counted against the change: full use when it would shrink, none when it would grow.
     doubtful = max(100.0, target) / 100 if ratio < 1.0 else 0.0
     usages = [*_usages(counted), *((pod.request * doubtful, pod.request) for pod in missing)]

@@ -45,7 +45,8 @@ def read_hpa(manifest: Mapping[str, Any]) -> HpaSpec:
     reader = SettingReader(fields, prefix="spec.")
     reader.ignore("scaleTargetRef")
     least = reader.integer("minReplicas", 1)
-    most = reader.integer("maxReplicas", 1, low=1)
+    reader.required("maxReplicas", "a whole number from 1")
+    most = reader.integer("maxReplicas", least, low=1)
     if most < least:
         reader.refuse("maxReplicas", most, f"at least minReplicas ({least})")
     entries = fields.get("metrics") or []
@@ -117,7 +118,9 @@ def _rules(
         tolerance = _tolerance(fields["tolerance"], reader)
     entries = fields.get("policies") or []
     reader.ignore("policies")
-    policies = tuple(_policy(entry, f"policies[{i}].", reader) for i, entry in enumerate(entries))
+    policies = tuple(
+        _policy(entry, f"{prefix}policies[{i}].", reader) for i, entry in enumerate(entries)
+    )
     _hand_over(reader, owner)
     return ScalingRules(
         policies=policies or default.policies,

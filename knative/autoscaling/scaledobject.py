@@ -31,9 +31,8 @@ def read_scaled_object(manifest: Mapping[str, Any]) -> KedaSpec:
     reader = SettingReader(fields, prefix="spec.")
     reader.ignore("scaleTargetRef", "triggers", "advanced", "fallback")
     advanced = SettingReader(fields.get("advanced") or {}, prefix="spec.advanced.")
-    advanced.ignore(
-        "restoreToOriginalReplicaCount", "scalingModifiers", "horizontalPodAutoscalerConfig"
-    )
+    advanced.ignore("scalingModifiers", "horizontalPodAutoscalerConfig")
+    advanced.flag("restoreToOriginalReplicaCount", False)
     triggers = _triggers(fields.get("triggers") or [], reader)
     hpa_config = (fields.get("advanced") or {}).get("horizontalPodAutoscalerConfig") or {}
     least, most, idle = _bounds(reader)
@@ -93,7 +92,7 @@ def _bounds(reader: SettingReader) -> tuple[int, int, int | None]:
 def _fallback(fields: Mapping[str, Any] | None, owner: SettingReader) -> Fallback | None:
     if fields is None:
         return None
-    reader = SettingReader(fields, prefix="fallback.")
+    reader = SettingReader(fields, prefix="spec.fallback.")
     fallback = Fallback(
         replicas=reader.integer("replicas", 0),
         failure_threshold=reader.integer("failureThreshold", 3),
@@ -111,7 +110,7 @@ def _modifiers(
     settings = (fields.get("advanced") or {}).get("scalingModifiers") or {}
     if not settings:
         return None
-    reader = SettingReader(settings, prefix="scalingModifiers.")
+    reader = SettingReader(settings, prefix="spec.advanced.scalingModifiers.")
     text = reader.required("formula", "a formula over trigger names")
     formula = _formula(text, triggers, reader)
     target = reader.required("target", "a number above 0")

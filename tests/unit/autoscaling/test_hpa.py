@@ -180,6 +180,20 @@ def test_a_missing_pod_counts_its_request_not_the_target() -> None:
     assert cpu(*[PodSample(20, 100)] * 3, PodSample(None, 100), current=4) == 3
 
 
+def test_a_missing_pod_counts_the_target_where_that_is_above_its_request() -> None:
+    # Target 200 %: (3 * 100 + 200) / 400 is 125 %, and 0.625 * 4 rounds up to 3; with 100 it were
+    # 2.
+    generous = HpaSpec((Metric("cpu", target=200, target_type=TargetType.UTILIZATION),))
+    pods = (*[PodSample(100, 100)] * 3, PodSample(None, 100))
+    reading = HpaReading(Replicas(4, 4, 4), pods=pods)
+    assert hpa.decide(generous, HpaState(), reading, now=1000.0)[1].replicas == 3
+
+
+def test_exactly_on_target_a_missing_pod_changes_nothing() -> None:
+    """The source fills in no sample when the ratio is exactly one; a zero would have shrunk it."""
+    assert cpu(PodSample(70, 100), PodSample(None, 100), current=2) == 2
+
+
 def test_a_percentage_up_is_rounded_up() -> None:
     up = ScalingRules((RatePolicy(PolicyType.PERCENT, 10, 15),), stabilization_s=0)
     assert asked(HpaSpec((QUEUE,), behavior=Behavior(up=up)), 1, 200) == 2
