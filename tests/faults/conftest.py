@@ -39,6 +39,11 @@ def server_binary(request: pytest.FixtureRequest) -> Path:
     return found
 
 
+def rounds(trials: int, size: int) -> list[range]:
+    """The numbers of all trials, so many at a time as a system can have in hand at once."""
+    return [range(at, min(at + size, trials)) for at in range(0, trials, size)]
+
+
 Judge = Callable[..., Any]
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,10 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
+from eventing import keys
+from eventing.broker.queue import QueueView
 from eventing.connection import connect
+from eventing.job import JobId
 from eventing.redis_store import RedisStore
 from eventing.store import LeaseSettings
 from tests.faults.client import Client
@@ -203,21 +206,40 @@ class System:
     def deliver_to(self, predictor: Program) -> None:
         self.delivery.target = port_of(predictor)
 
+    async def started(self, job_ids: Iterable[str]) -> None:
+        """Return when an attempt of each has been started."""
+        waited_for = list(job_ids)
+        async with asyncio.timeout(_READY_WITHIN_S):
+            while not all(await self._fields(waited_for, "started_ms")):
+                await asyncio.sleep(0.02)
+
+    async def token_counts(self, job_ids: Sequence[str]) -> list[int]:
+        """How many tokens of each are checkpointed."""
+        return [int(count or 0) for count in await self._fields(job_ids, "token_count")]
+
+    async def _fields(self, job_ids: Sequence[str], name: str) -> list[bytes | None]:
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(keys.job(JobId(job_id)), name)
+            return list(await pipe.execute())
+
     async def ended(self, job_ids: Sequence[str], *, within_s: float) -> None:
         """Return when all these have ended and the queue is empty, or the time is over: the checker
         says what is missing.
         """
         try:
             async with asyncio.timeout(within_s):
-                while True:
-                    found = await dump(self.redis, QUEUE, TENANT)
-                    states = [found.jobs[j].state for j in job_ids if j in found.jobs]  # type: ignore[index]
-                    is_done = not any(state in ("queued", "in_progress") for state in states)
-                    if is_done and not (found.pending or found.waiting or found.leases):
-                        return
-                    await asyncio.sleep(0.1)
+                while await self._is_busy(job_ids):
+                    await asyncio.sleep(0.05)
         except TimeoutError:
             return
+
+    async def _is_busy(self, job_ids: Sequence[str]) -> bool:
+        states = await self._fields(job_ids, "state")
+        depth = await QueueView(self.redis).depth(QUEUE)
+        return bool(
+            {b"queued", b"in_progress"} & set(states) or depth.pending or depth.total_waiting
+        )
 
     async def dumped(self) -> StoreDump:
         """The store now; what it says of states goes into the history too."""

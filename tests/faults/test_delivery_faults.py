@@ -1,5 +1,5 @@
-"""F09 to F11, F13, F14, F30, F31: duplicates, lost answers, poison, and a pod that ends as an event
-comes.
+"""F09 to F11, F13, F14, F30, F31: duplicates, lost answers, poison, and a pod that ends as events
+come.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from eventing.event import Event, build_binary
 from eventing.job import derive_job_id
 from eventing.job_event import REQUESTED
 from tests.faults.client import body
-from tests.faults.conftest import Judge
+from tests.faults.conftest import Judge, rounds
 from tests.faults.history import Kind
-from tests.faults.processes import Tuning, Zygote, port_of, running
+from tests.faults.processes import System, Tuning, Zygote, port_of, running
 from tests.faults.proxy import Way
 
 pytestmark = pytest.mark.timeout(600)
@@ -75,12 +75,15 @@ async def test_f10_a_redelivery_to_a_running_job_is_409(
 ) -> None:
     async with running(zygote, tmp_path, Tuning(tokens_per_s=20)) as system:
         port = port_of(system.predictor)
-        first = [asyncio.ensure_future(deliver(port, request(n, tokens=40))) for n in range(trials)]
-        await asyncio.sleep(0.7)
-        again = await asyncio.gather(*(deliver(port, request(n, tokens=40)) for n in range(trials)))
+        for numbers in rounds(trials, 50):
+            events = [request(n, tokens=40) for n in numbers]
+            first = [asyncio.ensure_future(deliver(port, event)) for event in events]
+            await system.started(derive_job_id(event.source, event.id) for event in events)
+            again = await asyncio.gather(*(deliver(port, event) for event in events))
 
-        assert [status for status, _ in again] == [409] * trials
-        assert [status for status, _ in await asyncio.gather(*first)] == [200] * trials
+            assert [status for status, _ in again] == [409] * len(events)
+            ended = await asyncio.gather(*first)
+            assert [status for status, _ in ended] == [200] * len(events)
         found = (await system.dumped()).jobs
         assert [len(job.attempts) for job in found.values()] == [1] * trials
         await judge(system, trials, of="redeliveries")
@@ -106,54 +109,31 @@ async def test_f11_an_answer_lost_on_the_wire_runs_nothing_twice(
         await judge(system, trials, of="lost answers")
 
 
-async def test_f13_a_job_that_kills_its_worker_ends_and_its_siblings_do_not(
+async def test_f13_jobs_that_kill_their_worker_end_and_those_beside_them_do_not(
     zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
 ) -> None:
-    poisons = max(trials // 10, 2)
-    async with running(zygote, tmp_path, Tuning(lease_s=0.6, tokens_per_s=200)) as system:
-        jobs, deaths = [], 0
-        for number in range(poisons):
-            lines = [(body(number * 10 + n), f"sibling-{number}-{n}") for n in range(3)]
-            poison = body(number, tokens=20, process_dies_at=5)
-            jobs += await asyncio.gather(
-                *(system.client.submit(line, key) for line, key in lines),
-                system.client.submit(poison, f"poison-{number}", is_poison=True),
-            )
-            while not (await system.store.get(jobs[-1])).state.is_terminal:  # type: ignore[union-attr]
-                if not system.predictor.is_alive:
-                    deaths += 1
-                    system.predictor.start()
-                    await system.predictor.ready()
-                await asyncio.sleep(0.05)
-        await system.ended(jobs, within_s=30)
-
-        assert deaths <= 3 * poisons
-        await judge(system, poisons, of="poison jobs")
-
-
-async def test_f13_a_job_that_kills_its_worker_alone_is_a_dead_letter_after_its_attempts(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
-) -> None:
-    poisons = max(trials // 4, 2)
     async with running(zygote, tmp_path, Tuning(lease_s=0.5, tokens_per_s=200)) as system:
+        poisons = [
+            system.client.submit(
+                body(n, tokens=20, process_dies_at=5), f"poison-{n}", is_poison=True
+            )
+            for n in range(trials)
+        ]
+        siblings = [system.client.submit(body(n), f"sibling-{n}") for n in range(3 * trials)]
+        jobs = await asyncio.gather(*poisons, *siblings)
+        ended = asyncio.ensure_future(system.ended(jobs, within_s=60 + 5 * trials))
         deaths = 0
-        for number in range(poisons):
-            line = body(number, tokens=20, process_dies_at=5)
-            job_id = await system.client.submit(line, f"poison-{number}", is_poison=True)
-            while True:
-                job = await system.store.get(job_id)
-                if job is not None and job.state.is_terminal:
-                    break
-                if not system.predictor.is_alive:
-                    deaths += 1
-                    system.predictor.start()
-                    await system.predictor.ready()
-                await asyncio.sleep(0.02)
-        healthy = await system.client.submit(body(999), "after them all")
-        await system.ended([healthy], within_s=20)
+        while not ended.done():
+            if not system.predictor.is_alive:
+                deaths += 1
+                system.predictor.start()
+                await system.predictor.ready()
+            await asyncio.sleep(0.02)
 
-        assert deaths <= 3 * poisons
-        await judge(system, poisons, of="poison jobs")
+        assert deaths <= system.tuning.max_attempts * trials
+        found = (await system.dumped()).jobs
+        assert {found[job_id].attempts for job_id in jobs[:trials]} == {("lost",) * 3}
+        await judge(system, trials, of=f"poison jobs, {3 * trials} siblings, {deaths} deaths")
 
 
 async def test_f14_what_raises_each_time_or_is_no_job_is_a_dead_letter(
@@ -195,26 +175,28 @@ async def test_f30_a_dead_letter_sink_that_is_away_loses_none(
         await judge(system, trials, of="dead letters")
 
 
-async def test_f31_an_event_that_comes_as_the_last_pod_ends_is_served(
+async def test_f31_events_that_come_as_the_last_pod_ends_are_served(
     zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
 ) -> None:
     draw = random.Random(31)
-    async with running(zygote, tmp_path, Tuning(max_attempts=3)) as system:
-        jobs = []
-        for number in range(trials):
-            offset_s = draw.uniform(-0.1, 0.1)
-            submit = asyncio.ensure_future(_after(max(offset_s, 0), system, number))
-            await asyncio.sleep(max(-offset_s, 0))
+    async with running(zygote, tmp_path) as system:
+        jobs: list[str] = []
+        for end in range(max(trials, 20)):
+            submits = [
+                asyncio.ensure_future(_after(draw.uniform(0, 0.2), system, f"{end}-{n}"))
+                for n in range(25)
+            ]
+            await asyncio.sleep(0.1)  # so that they come within 100 ms of the end, before or after
             system.predictor.signal(signal.SIGTERM)
+            jobs += await asyncio.gather(*submits)
             await system.predictor.gone()
-            jobs.append(await submit)
             system.predictor.start()
             await system.predictor.ready()
         await system.ended(jobs, within_s=30)
 
-        await judge(system, trials, of="pods that ended as an event came")
+        await judge(system, len(jobs), of="events as the last pod ended")
 
 
-async def _after(seconds: float, system: object, number: int) -> str:
+async def _after(seconds: float, system: System, name: str) -> str:
     await asyncio.sleep(seconds)
-    return await system.client.submit(body(number), f"job-{number}")  # type: ignore[attr-defined,no-any-return]
+    return await system.client.submit(body(0), name)

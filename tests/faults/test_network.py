@@ -13,7 +13,7 @@ from eventing import keys
 from eventing.job import JobId
 from tests.faults.checker import Rules
 from tests.faults.client import body
-from tests.faults.conftest import Judge
+from tests.faults.conftest import Judge, rounds
 from tests.faults.history import Kind
 from tests.faults.processes import System, Tuning, Zygote, running
 from tests.faults.proxy import Proxy, Way
@@ -40,32 +40,49 @@ async def submit_all(system: System, name: str, count: int) -> list[JobId]:
     return list(await asyncio.gather(*(system.client.submit(line, key) for line, key in lines)))
 
 
-@pytest.mark.parametrize("link", LINKS)
+LONG_FORM = 200
+
+
+@pytest.mark.parametrize("seconds", [1, 30, 300])
 async def test_f17_a_partition_loses_and_doubles_nothing(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge, link: str
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge, seconds: int
 ) -> None:
+    if seconds > 1 and trials < LONG_FORM:
+        pytest.skip("partitions of half a minute and more are for the long form")
+    each = max(trials // 5, len(FAULTS)) if seconds == 1 else len(FAULTS)
+    async with asyncio.TaskGroup() as systems:
+        for link in LINKS:
+            systems.create_task(_cut(zygote, tmp_path / link, judge, link, seconds, each))
+
+
+async def _cut(
+    zygote: Zygote, folder: Path, judge: Judge, link: str, seconds: int, trials: int
+) -> None:
+    """Partitions of one link of one system, each kind in turn."""
     draw = random.Random(link)
-    each = max(trials // 5, 1)
-    async with running(
-        zygote, tmp_path, Tuning(delivery_timeout="PT2S", max_attempts=50)
-    ) as system:
+    async with running(zygote, folder, Tuning(delivery_timeout="PT2S", max_attempts=100)) as system:
         await submit_all(system, "warm", 2)
         proxy, jobs = LINKS[link](system), []
-        for trial in range(each):
+        for trial in range(trials):
             fault = list(FAULTS)[trial % len(FAULTS)]
-            submits = asyncio.ensure_future(submit_all(system, f"job-{trial}", 3))
+            lines = [(body(n), f"job-{trial}-{n}") for n in range(3)]
+            submits = [
+                asyncio.ensure_future(system.client.submit(*line, within_s=seconds + 30))
+                for line in lines
+            ]
             await asyncio.sleep(draw.uniform(0, 0.05))
             FAULTS[fault](proxy)
             system.history.add(Kind.FAULT, "partition", what=link, how=fault)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(seconds)
             proxy.heal()
             healed_s = time.monotonic()
-            jobs += await submits
-            await asyncio.wait_for(system.client.submit(body(trial), f"after-{trial}"), 10)
+            jobs += await asyncio.gather(*submits)
+            jobs.append(await system.client.submit(body(trial), f"after-{trial}"))
             assert time.monotonic() - healed_s < 10, "not back 10 s after the healing"
         await system.ended(jobs, within_s=45)
 
-        await judge(system, each, of=f"partitions of {link}")
+        rules = Rules(max_attempts=100)
+        await judge(system, trials, rules, of=f"partitions of {link} for {seconds} s")
 
 
 async def test_f17_no_retry_storm_while_the_predictor_is_away(
@@ -152,19 +169,22 @@ async def test_f26_a_result_that_expires_under_a_reader_is_gone_and_not_run_agai
     zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
 ) -> None:
     async with running(zygote, tmp_path, Tuning(tokens_per_s=20)) as system:
-        jobs = await submit_all(system, "job", trials)
-        waiting = [asyncio.ensure_future(_look(system, job_id)) for job_id in jobs]
-        await system.ended(jobs, within_s=20)
-        looked = [status for status, _ in await asyncio.gather(*waiting)]
-        for job_id in jobs:
-            await system.redis.pexpire(keys.job(job_id), 1)
-            await system.redis.pexpire(keys.tokens(job_id), 1)
-        await asyncio.sleep(0.05)
-        late = [await _look(system, job_id) for job_id in jobs]
+        for numbers in rounds(trials, 20):
+            lines = [(body(n), f"job-{n}") for n in numbers]
+            jobs = await asyncio.gather(*(system.client.submit(*line) for line in lines))
+            waiting = [asyncio.ensure_future(_look(system, job_id)) for job_id in jobs]
+            await system.ended(jobs, within_s=20)
+            looked = [status for status, _ in await asyncio.gather(*waiting)]
+            for job_id in jobs:
+                await system.redis.pexpire(keys.job(job_id), 1)
+                await system.redis.pexpire(keys.tokens(job_id), 1)
+            await asyncio.sleep(0.05)
+            late = [await _look(system, job_id) for job_id in jobs]
+
+            assert set(looked) <= {200, 404, 410}
+            assert {status for status, _ in late} <= {404, 410}
         await asyncio.sleep(1)
 
-        assert set(looked) <= {200, 404, 410}
-        assert {status for status, _ in late} <= {404, 410}
         assert not (await system.dumped()).jobs, "something ran it again"
         lost_by_design = {f"job-{n}" for n in range(trials)}
         rules = Rules(lost_by_design=frozenset(lost_by_design))
