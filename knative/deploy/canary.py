@@ -15,11 +15,10 @@ from typing import Any
 
 import yaml
 
-from knative.deploy.doctor.pod import CANARY_OF
-from knative.deploy.doctor.view import MODE
+from knative.deploy.doctor.view import CANARY_OF, MODE
 from knative.deploy.emit import Resource
-from knative.deploy.events import TRIGGERS
 from knative.deploy.faults import DeployError
+from knative.deploy.own_broker import TRIGGERS
 from knative.deploy.parts import trigger_name
 
 TRAFFIC = "canaryTrafficPercent"  # KServe's own, for callers of the predictor's route

@@ -6,6 +6,7 @@ rights again.
 
 from __future__ import annotations
 
+from knative.deploy import tls
 from knative.deploy.emit import Resource, because, document
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
@@ -19,18 +20,56 @@ FEATURES = {
 }
 
 
-def _knative_config(name: str, data: Resource) -> Resource:
+def _knative_config(name: str, data: Resource, namespace: str = "knative-serving") -> Resource:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": name, "namespace": "knative-serving"},
+        "metadata": {"name": name, "namespace": namespace},
         "data": data,
     }
 
 
 def files(values: Values, times: Timeouts) -> dict[str, str]:
-    """Give the folder cluster/knative-serving with its how-to in the header."""
-    del values
+    """Give the folders of what an administrator sets, each with its how-to in the header."""
+    return _serving(times) | _eventing(values)
+
+
+def _eventing(values: Values) -> dict[str, str]:
+    header = (
+        "Written by `torpor render` from manifests/values.yaml: change the value, not this file.\n"
+        "For components eventing-tls and eventing-oidc, once, after Knative's\n"
+        "certificates of transport encryption (docs/security.md):\n"
+        "  kubectl apply --server-side --field-manager torpor \\\n"
+        "    -k manifests/cluster/knative-eventing\n"
+        f"  kubectl -n {values.namespace} get broker torpor \\\n"
+        "    -o jsonpath='{.status.address.CACerts}' > ca.crt\n"
+        f"  kubectl -n {values.namespace} create configmap {tls.AUTHORITY} --from-file=ca.crt"
+    )
+    features = _knative_config(
+        "config-features",
+        {
+            "transport-encryption": because(
+                "permissive",
+                "https beside http: other tenants of the cluster still send plainly. `strict` "
+                "when all of them know the authority.",
+            ),
+            "authentication-oidc": because("enabled", "Alpha. For eventing-oidc only."),
+        },
+        namespace="knative-eventing",
+    )
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": ["config-features.yaml"],
+    }
+    folder = "cluster/knative-eventing"
+    return {
+        f"{folder}/kustomization.yaml": document(kustomization, header=header),
+        f"{folder}/config-features.yaml": document(features, header=header.splitlines()[0]),
+    }
+
+
+def _serving(times: Timeouts) -> dict[str, str]:
     header = (
         "Written by `torpor render` from manifests/values.yaml: change the value, not this file.\n"
         "For the serverless overlays, once, by an administrator:\n"

@@ -1,4 +1,4 @@
-"""The event layer of each topology: Knative Broker with Triggers, or our own broker on Redis.
+"""The event layer on Knative: Broker, Triggers, and who may send.
 
 Called by `tree`. Sources: facts 3.1, 3.2; the three traps of the design.
 """
@@ -13,13 +13,7 @@ from knative.deploy.values import Values
 RABBITMQ = "torpor-rabbitmq"
 BROKER_CLASS = "eventing.knative.dev/broker.class"
 PARALLELISM = "rabbitmq.eventing.knative.dev/parallelism"
-RESULT_PATH = "/internal/events"
 KAFKA_CONFIG = "torpor-kafka-broker"
-OWN_PARALLELISM = "torpor.dev/parallelism"
-TRIGGERS = "torpor-triggers"
-TRIGGERS_FOLDER = "/etc/torpor/triggers"
-RESULTS = "results"
-GIVEN_UP = "given-up"
 IDENTITY_FOLDER = "/var/run/torpor/identity"
 
 
@@ -50,7 +44,7 @@ def relay_url(values: Values) -> str:
     return parts.service_url(parts.BROKER, parts.BROKER_PORT, values) + "/"
 
 
-def _trigger(name: str, values: Values, spec: Resource, annotations: Resource) -> Resource:
+def trigger(name: str, values: Values, spec: Resource, annotations: Resource) -> Resource:
     return {
         "apiVersion": "eventing.knative.dev/v1",
         "kind": "Trigger",
@@ -60,22 +54,45 @@ def _trigger(name: str, values: Values, spec: Resource, annotations: Resource) -
 
 
 def triggers(values: Values, times: Timeouts) -> list[Resource]:
-    """Give the Triggers: requests to the predictor, each kind of result to the api."""
+    """Give the Triggers: requests to each predictor, each kind of result to the api."""
+    is_alone = not values.more_models
+    requests = [_requests_trigger(each, times, is_alone=is_alone) for each in values.each()]
+    results = [
+        trigger(
+            f"results-{kind.split('.')[3]}",
+            values,
+            {
+                "filter": {"attributes": {"type": kind}},
+                "subscriber": {"uri": relay_url(values)},
+                "delivery": delivery(values, times, timeout_s=60),
+            },
+            {PARALLELISM: "10"},
+        )
+        for kind in parts.RESULTS
+    ]
+    return [*requests, *results]
+
+
+def _requests_trigger(values: Values, times: Timeouts, *, is_alone: bool) -> Resource:
+    """Give the Trigger of one model's requests; alone it takes those that name no model too."""
     model = values.model.name
+    wanted = {"type": parts.REQUESTED} if is_alone else {"type": parts.REQUESTED, "model": model}
+    reason = (
+        "Not by `model`: one predictor here, and a request without that attribute must not fall "
+        "between the triggers. With more_models it is added to each."
+        if is_alone
+        else "By `model`. The api always sets it; another producer must, or no trigger takes it."
+    )
     predictor = {
         "apiVersion": "serving.knative.dev/v1",
         "kind": "Service",
         "name": f"{model}-predictor",
     }
-    requests = _trigger(
+    return trigger(
         parts.trigger_name(model),
         values,
         {
-            "filter": because(
-                {"attributes": {"type": parts.REQUESTED}},
-                "Not by `model`: one predictor here, and a request without that attribute must not "
-                "fall between the triggers. With several models add it to each.",
-            ),
+            "filter": because({"attributes": wanted}, reason),
             "subscriber": {"ref": predictor, "uri": "/events"},
             "delivery": delivery(values, times),
         },
@@ -89,20 +106,6 @@ def triggers(values: Values, times: Timeouts) -> list[Resource]:
             ),
         },
     )
-    results = [
-        _trigger(
-            f"results-{kind.split('.')[3]}",
-            values,
-            {
-                "filter": {"attributes": {"type": kind}},
-                "subscriber": {"uri": relay_url(values)},
-                "delivery": delivery(values, times, timeout_s=60),
-            },
-            {PARALLELISM: "10"},
-        )
-        for kind in parts.RESULTS
-    ]
-    return [requests, *results]
 
 
 def _knative_broker(kind: str, values: Values, times: Timeouts, config: Resource) -> Resource:
@@ -181,7 +184,8 @@ def kafka_broker(values: Values, times: Timeouts) -> list[Resource]:
         {
             "bootstrap.servers": "torpor-kafka-bootstrap.kafka.svc.cluster.local:9092",
             "default.topic.partitions": because(
-                str(max(10, values.max_replicas * 2)), "Consumers beyond the partitions are idle."
+                str(max(10, *(each.max_replicas * 2 for each in values.each()))),
+                "Consumers beyond the partitions are idle.",
             ),
             "default.topic.replication.factor": "3",
             "default.topic.config.min.insync.replicas": "2",
@@ -249,136 +253,3 @@ def broker_url(kind: str, values: Values) -> str:
             return f"http://{host}/{values.namespace}/{parts.EVENTS}"
         case _:
             return parts.service_url(parts.BROKER, parts.BROKER_PORT, values)
-
-
-def own_triggers(values: Values, times: Timeouts) -> list[Resource]:
-    """Give the same Triggers for our own broker, which reads them from a file.
-
-    One for all results: each broker process pumps one trigger, each predictor's sidecar the other.
-    """
-    spec = {key: value for key, value in delivery(values, times).items() if key != "deadLetterSink"}
-    requests = {
-        "filter": {"attributes": {"type": parts.REQUESTED, "model": values.model.name}},
-        "subscriber": {"uri": f"http://localhost:{parts.PULL_PORT}/events"},
-        "delivery": spec,
-    }
-    # Requests that name no model of ours: the api fills in the attribute, or records a failure.
-    unnamed = {"not": {"exact": {"model": values.model.name}}}
-    strays = {"all": [{"exact": {"type": parts.REQUESTED}}, unnamed]}
-    one = because(str(values.model.concurrency), "Claims no more than one engine can think about.")
-    return [
-        _trigger(parts.trigger_name(values.model.name), values, requests, {OWN_PARALLELISM: one}),
-        _results_trigger(values, spec, strays),
-    ]
-
-
-def _results_trigger(values: Values, spec: Resource, *more: Resource) -> Resource:
-    """Give our broker's trigger that takes results to the api."""
-    wanted = {
-        "filters": [{"any": [*({"exact": {"type": kind}} for kind in parts.RESULTS), *more]}],
-        "subscriber": {"uri": parts.service_url(parts.API, parts.API_PORT, values) + RESULT_PATH},
-        "delivery": {**spec, "timeout": "PT60S"},
-    }
-    return _trigger(RESULTS, values, wanted, {OWN_PARALLELISM: "16"})
-
-
-def relay_triggers(values: Values, times: Timeouts) -> list[Resource]:
-    """Give the triggers of our broker where Knative's does the rest: results, and what it gave up.
-
-    It stands between because Knative's brokers carry no token of ours, and because its pump knows
-    what to do with a request that was given up: record the dead letter, unless the job runs well.
-    """
-    spec = {k: v for k, v in delivery(values, times).items() if k != "deadLetterSink"}
-    given_up = {
-        "filter": {"attributes": {"type": parts.REQUESTED}},
-        "subscriber": {
-            "uri": because(
-                parts.service_url(parts.API, parts.API_PORT, values) + "/healthz",
-                "Takes no events: 405 is never retried, so each is recorded at once.",
-            )
-        },
-        "delivery": {"retry": 0, "timeout": "PT10S"},
-    }
-    return [
-        _results_trigger(values, spec),
-        _trigger(GIVEN_UP, values, given_up, {OWN_PARALLELISM: "4"}),
-    ]
-
-
-def triggers_env(trigger: str) -> list[Resource]:
-    """Give the variables of a process that pumps one trigger."""
-    return [
-        {"name": "TORPOR_TRIGGERS_FILE", "value": f"{TRIGGERS_FOLDER}/triggers.yaml"},
-        {"name": "TORPOR_TRIGGER", "value": trigger},
-        parts.secret_env("TORPOR_DELIVERY_TOKEN", parts.INTERNAL_SECRET, "token"),
-    ]
-
-
-def triggers_mount() -> Resource:
-    """Give the mount of the triggers' file."""
-    return {"name": "triggers", "mountPath": TRIGGERS_FOLDER, "readOnly": True}
-
-
-def triggers_volume() -> Resource:
-    """Give the volume of the triggers' file."""
-    return {"name": "triggers", "configMap": {"name": TRIGGERS}}
-
-
-def own_broker(values: Values, trigger: str) -> list[Resource]:
-    """Give our own broker: stateless, so two of them share the work with no leader.
-
-    `trigger` is the one that it pumps; empty for all in its file.
-    """
-    container = {
-        "name": "broker",
-        "image": values.images.reference("broker"),
-        "args": ["eventing.broker"],
-        "ports": [{"name": "http", "containerPort": parts.BROKER_PORT}],
-        "envFrom": parts.settings_from(),
-        "env": [
-            parts.redis_url_env(),
-            *triggers_env(trigger),
-            {"name": "TORPOR_HOST", "value": "0.0.0.0"},  # noqa: S104  inside its own pod
-            {"name": "TORPOR_PORT", "value": str(parts.BROKER_PORT)},
-        ],
-        "startupProbe": parts.http_get(
-            "/healthz", parts.BROKER_PORT, periodSeconds=2, failureThreshold=60
-        ),
-        "readinessProbe": parts.http_get("/readyz", parts.BROKER_PORT, periodSeconds=5),
-        "livenessProbe": parts.http_get(
-            "/healthz", parts.BROKER_PORT, periodSeconds=10, failureThreshold=6
-        ),
-        "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
-        "resources": parts.resources("250m", "256Mi"),
-        "securityContext": parts.hardened(),
-        "volumeMounts": [
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  the container's own
-            triggers_mount(),
-        ],
-    }
-    pod = {
-        "serviceAccountName": parts.BROKER,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": parts.NO_SERVICE_LINKS,
-        "terminationGracePeriodSeconds": 60,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-        "topologySpreadConstraints": parts.spread("broker"),
-        "containers": [container],
-        "volumes": [parts.scratch("tmp", "256Mi"), triggers_volume()],
-    }
-    deployment = {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": parts.metadata(parts.BROKER, "broker", values),
-        "spec": {
-            "replicas": 2,
-            "selector": {"matchLabels": parts.labels("broker")},
-            "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": {"metadata": {"labels": parts.labels("broker")}, "spec": pod},
-        },
-    }
-    return [
-        deployment,
-        parts.service(parts.BROKER, "broker", values, http=parts.BROKER_PORT),
-        parts.disruption_budget(parts.BROKER, "broker", values, {"minAvailable": 1}),
-    ]

@@ -67,6 +67,11 @@ def small_api_patch() -> Patch:
     return [{"op": "replace", "path": "/spec/minReplicas", "value": 1}]
 
 
+def no_price_patch() -> Patch:
+    """Give a price of nothing: there is no GPU, and the cost panels must not make one up."""
+    return [{"op": "replace", "path": "/data/TORPOR_GPU_PRICE_PER_HOUR", "value": "0"}]
+
+
 def one_node_patch() -> Patch:
     """Give a disk that one node can mount: small clusters know no shared ones."""
     return [{"op": "replace", "path": "/spec/accessModes", "value": ["ReadWriteOnce"]}]
@@ -99,7 +104,7 @@ def spot_patch(values: Values) -> Patch:
 
 def node_pool(values: Values, times: Timeouts) -> Resource:
     """Give Karpenter's pool of GPU nodes, spot first."""
-    limit = values.max_replicas * values.gpu.count
+    limit = sum(each.max_replicas for each in values.each()) * values.gpu.count
     template = {
         "metadata": {"labels": {"torpor.dev/pool": POOL}},
         "spec": {
@@ -145,15 +150,16 @@ def node_pool(values: Values, times: Timeouts) -> Resource:
 
 def model_cache(values: Values) -> list[Resource]:
     """Give KServe's cache of the weights on the GPU nodes' disks."""
+    room = f"{sum(each.model.size_gib for each in values.each()) * 4}Gi"
     group = {
         "apiVersion": "serving.kserve.io/v1alpha1",
         "kind": "LocalModelNodeGroup",
         "metadata": {"name": CACHE_GROUP, "labels": parts.labels("model-cache")},
         "spec": {
-            "storageLimit": f"{values.model.size_gib * 4}Gi",
+            "storageLimit": room,
             "persistentVolumeSpec": {
                 "accessModes": ["ReadWriteOnce"],
-                "capacity": {"storage": f"{values.model.size_gib * 4}Gi"},
+                "capacity": {"storage": room},
                 "local": {"path": "/mnt/torpor-models"},
                 "storageClassName": "local-storage",
                 "volumeMode": "Filesystem",
@@ -175,12 +181,16 @@ def model_cache(values: Values) -> list[Resource]:
             },
             "persistentVolumeClaimSpec": {
                 "accessModes": ["ReadWriteOnce"],
-                "resources": {"requests": {"storage": f"{values.model.size_gib * 4}Gi"}},
+                "resources": {"requests": {"storage": room}},
                 "storageClassName": "local-storage",
             },
         },
     }
-    cache = {
+    return [group, *(_cached_model(each) for each in values.each())]
+
+
+def _cached_model(values: Values) -> Resource:
+    return {
         "apiVersion": "serving.kserve.io/v1alpha1",
         "kind": "LocalModelCache",
         "metadata": {"name": values.model.name, "labels": parts.labels("model-cache")},
@@ -190,7 +200,6 @@ def model_cache(values: Values) -> list[Resource]:
             "nodeGroups": [CACHE_GROUP],
         },
     }
-    return [group, cache]
 
 
 def compile_cache(values: Values) -> Resource:

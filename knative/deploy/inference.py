@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from knative.deploy import events, parts
+from knative.deploy import own_broker, parts
 from knative.deploy.emit import Resource, because
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
@@ -90,6 +90,7 @@ def _container(values: Values, times: Timeouts) -> Resource:
                 ),
             },
             {"name": "PROTOCOL", "value": "v2"},
+            {"name": "TORPOR_MODEL_NAME", "value": values.model.name},
             parts.redis_url_env(),
             {"name": "HOME", "value": "/tmp"},  # noqa: S108  the container's own
             {"name": "TORPOR_MODELS_DIR", "value": f"{CACHE}/models"},
@@ -197,7 +198,7 @@ def pull_patch(values: Values, times: Timeouts) -> Patch:
             ),
         },
         {"op": "add", "path": "/spec/predictor/containers/-", "value": _pump(values)},
-        {"op": "add", "path": "/spec/predictor/volumes/-", "value": events.triggers_volume()},
+        {"op": "add", "path": "/spec/predictor/volumes/-", "value": own_broker.triggers_volume()},
     ]
 
 
@@ -209,13 +210,23 @@ def _pump(values: Values) -> Resource:
         "envFrom": parts.settings_from(),
         "env": [
             parts.redis_url_env(),
-            *events.triggers_env(parts.trigger_name(values.model.name)),
+            *own_broker.triggers_env(parts.trigger_name(values.model.name)),
+            {
+                "name": "TORPOR_METRICS_PORT",
+                "value": because(
+                    str(parts.PUMP_METRICS_PORT), "A pump has no other door; 0 would show nothing."
+                ),
+            },
         ],
+        "ports": [{"containerPort": parts.PUMP_METRICS_PORT, "protocol": "TCP"}],
+        "livenessProbe": parts.http_get(
+            "/healthz", parts.PUMP_METRICS_PORT, periodSeconds=10, failureThreshold=6
+        ),
         "resources": parts.resources("100m", "256Mi"),
         "securityContext": parts.hardened(),
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp", "subPath": "pump"},  # noqa: S108
-            events.triggers_mount(),
+            own_broker.triggers_mount(),
         ],
     }
 

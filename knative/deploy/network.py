@@ -126,9 +126,10 @@ FLOWS: tuple[Flow, ...] = (
     Flow(Party.RABBITMQ_SYSTEM, Party.RABBITMQ, (15671, 15672), "its operators", "broker-rabbitmq"),
     Flow(Party.API, Party.KNATIVE_EVENTING, (8080,), "request events", "broker-kafka"),
     Flow(Party.KNATIVE_EVENTING, Party.BROKER, (8081,), "results, to the relay", "broker-kafka"),
+    Flow(Party.API, Party.KNATIVE_EVENTING, (8443,), "request events, over TLS", "eventing-tls"),
     Flow(Party.MONITORING, Party.API, (8000,), "metrics", "monitoring"),
     Flow(Party.MONITORING, Party.BROKER, (8081,), "metrics", "monitoring"),
-    Flow(Party.MONITORING, Party.PREDICTOR, (8080,), "metrics", "monitoring"),
+    Flow(Party.MONITORING, Party.PREDICTOR, (8080, 8082), "metrics", "monitoring"),
 )
 
 

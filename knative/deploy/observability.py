@@ -19,7 +19,8 @@ BUDGET_SHARE = 0.8  # of what all replicas together can cost; two hours over it 
 
 def objective(values: Values) -> Objective:
     """Give what was promised, from the values; every alert's threshold follows from it."""
-    most = values.gpu.price_per_hour * values.gpu.count * values.max_replicas
+    replicas = sum(each.max_replicas for each in values.each())
+    most = values.gpu.price_per_hour * values.gpu.count * replicas
     return Objective(
         p95_wait_s=values.p95_wait_seconds,
         wake_s=values.cold_start_seconds,
@@ -54,16 +55,14 @@ def monitors(values: Values) -> list[Resource]:
             (parts.BROKER, "broker", endpoint),
         )
     ]
+    ports = (
+        because(parts.PULL_PORT, "The container's own port: queue-proxy's 9091 is Knative's."),
+        because(parts.PUMP_METRICS_PORT, "The pump beside it, where there is one."),
+    )
     predictors = {
         "selector": {"matchLabels": parts.labels("predictor")},
         "podMetricsEndpoints": [
-            {
-                "portNumber": because(
-                    parts.PULL_PORT, "The container's own port: queue-proxy's 9091 is Knative's."
-                ),
-                "path": "/metrics",
-                "interval": "15s",
-            }
+            {"portNumber": port, "path": "/metrics", "interval": "15s"} for port in ports
         ],
     }
     return [*by_service, _monitor("PodMonitor", parts.PREDICTOR, values, predictors)]

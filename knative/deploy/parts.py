@@ -23,6 +23,7 @@ REDIS_SECRET = "torpor-redis"  # noqa: S105  a name, not a secret
 KEYS_SECRET = "torpor-api-keys"  # noqa: S105
 INTERNAL_SECRET = "torpor-internal"  # noqa: S105
 PULL_PORT = 8080
+PUMP_METRICS_PORT = 8082
 API_PORT = 8000
 BROKER_PORT = 8081
 REDIS_PORT = 6379
@@ -175,9 +176,13 @@ def disruption_budget(name: str, component: str, values: Values, spec: Resource)
 def settings(values: Values, times: Timeouts) -> Resource:
     """Give the settings that every container reads. TORPOR_BROKER_URL comes with the topology."""
     data: Resource = {
-        "TORPOR_MODEL_NAME": values.model.name,
         "TORPOR_MODELS": because(
-            json.dumps([{"name": values.model.name, "context_tokens": values.model.max_tokens}]),
+            json.dumps(
+                [
+                    {"name": each.model.name, "context_tokens": each.model.max_tokens}
+                    for each in values.each()
+                ]
+            ),
             "What the api accepts in `model`; all else is refused at the door.",
         ),
         "TORPOR_PUBLIC_URL": f"https://{values.host}",

@@ -58,18 +58,52 @@ def _stream_trigger(name: str, values: Values, counts: Resource) -> Resource:
 
 def scaled_object(values: Values, times: Timeouts) -> Resource:
     """Give the ScaledObject on the Deployment that KServe makes."""
-    target = str(values.model.concurrency)
-    modifiers = {
+    target = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "name": f"{values.model.name}-predictor",
+    }
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": parts.metadata(values.model.name, "scaling", values),
+        "spec": {
+            "scaleTargetRef": target,
+            "minReplicaCount": 0,
+            "maxReplicaCount": values.max_replicas,
+            "pollingInterval": because(times.polling, "Added to every wake from zero."),
+            "cooldownPeriod": because(times.cooldown, "Longer than the worst wake (facts #11)."),
+            "initialCooldownPeriod": because(
+                times.initial_cooldown, "lastActiveTime is nil at first: 0 would end a loading pod."
+            ),
+            "advanced": because(
+                {
+                    "scalingModifiers": _modifiers(values),
+                    "horizontalPodAutoscalerConfig": {"behavior": _behavior(values, times)},
+                },
+                "No `fallback`: on an error KEDA then leaves the replicas as they are, and that is "
+                "what a store that is down for a minute deserves.",
+            ),
+            "triggers": _work_triggers(values),
+        },
+    }
+
+
+def _modifiers(values: Values) -> Resource:
+    return {
         "formula": because(
             WORK,
             "Waiting plus in flight. Lag alone is 0 while a job runs: the pod was seen to be "
             "ended within 9 s (facts 3.6b).",
         ),
-        "target": because(target, "Jobs that one replica thinks about at once."),
+        "target": because(str(values.model.concurrency), "Jobs that one replica does at once."),
         "activationTarget": because("0", "Strictly greater: one job wakes. Needs KEDA 2.17."),
         "metricType": "AverageValue",
     }
-    behavior = {
+
+
+def _behavior(values: Values, times: Timeouts) -> Resource:
+    return {
         "scaleUp": because(
             {
                 "stabilizationWindowSeconds": 0,
@@ -84,43 +118,20 @@ def scaled_object(values: Values, times: Timeouts) -> Resource:
             "policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}],
         },
     }
-    return {
-        "apiVersion": "keda.sh/v1alpha1",
-        "kind": "ScaledObject",
-        "metadata": parts.metadata(values.model.name, "scaling", values),
-        "spec": {
-            "scaleTargetRef": {
-                "apiVersion": "apps/v1",
-                "kind": "Deployment",
-                "name": f"{values.model.name}-predictor",
-            },
-            "minReplicaCount": 0,
-            "maxReplicaCount": values.max_replicas,
-            "pollingInterval": because(times.polling, "Added to every wake from zero."),
-            "cooldownPeriod": because(times.cooldown, "Longer than the worst wake (facts #11)."),
-            "initialCooldownPeriod": because(
-                times.initial_cooldown, "lastActiveTime is nil at first: 0 would end a loading pod."
-            ),
-            "advanced": because(
-                {
-                    "scalingModifiers": modifiers,
-                    "horizontalPodAutoscalerConfig": {"behavior": behavior},
-                },
-                "No `fallback`: on an error KEDA then leaves the replicas as they are, and that is "
-                "what a store that is down for a minute deserves.",
-            ),
-            "triggers": [
-                because(
-                    _stream_trigger("lag", values, {"lagCount": target, "activationLagCount": "0"}),
-                    "Wakes: entries that nobody has taken.",
-                ),
-                because(
-                    _stream_trigger("pend", values, {"pendingEntriesCount": target}),
-                    "Stays: entries taken and not yet acknowledged.",
-                ),
-            ],
-        },
-    }
+
+
+def _work_triggers(values: Values) -> list[Resource]:
+    target = str(values.model.concurrency)
+    return [
+        because(
+            _stream_trigger("lag", values, {"lagCount": target, "activationLagCount": "0"}),
+            "Wakes: entries that nobody has taken.",
+        ),
+        because(
+            _stream_trigger("pend", values, {"pendingEntriesCount": target}),
+            "Stays: entries taken and not yet acknowledged.",
+        ),
+    ]
 
 
 def pressure_patch(values: Values) -> Patch:
@@ -130,10 +141,12 @@ def pressure_patch(values: Values) -> Patch:
         "(histogram_quantile(0.95, sum by (le) "
         f'(rate(torpor_queue_wait_seconds_bucket{{model="{model}"}}[2m]))) > 0) or vector(0)'
     )
-    gpu = (
-        f'avg(DCGM_FI_DEV_GPU_UTIL{{exported_namespace="{namespace}"}} '
-        f'or DCGM_FI_DEV_GPU_UTIL{{namespace="{namespace}"}}) or vector(0)'
+    # dcgm-exporter's own labels are `exported_` unless it is scraped with honorLabels.
+    here, there = (
+        f'DCGM_FI_DEV_GPU_UTIL{{{prefix}namespace="{namespace}",{prefix}pod=~"{model}-predictor-.*"}}'
+        for prefix in ("exported_", "")
     )
+    gpu = f"avg({here} or {there}) or vector(0)"
     return [
         {
             "op": "replace",

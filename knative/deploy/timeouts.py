@@ -119,7 +119,9 @@ def derive(values: Values) -> Timeouts:
         retries=retries,
         retry_delay=retry_delay,
         retry_span=span,
-        rabbitmq_ack=rabbitmq_ack_s(delivery, span, parallelism(values)),
+        rabbitmq_ack=max(
+            rabbitmq_ack_s(delivery, span, parallelism(each)) for each in values.each()
+        ),
         stable_window=_clamp(cold, 60, 3600),
         progress_deadline=cold + 60,
         startup_probe=cold + 60,

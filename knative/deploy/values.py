@@ -7,10 +7,10 @@ from these values are in `timeouts`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$")]
 HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
@@ -38,8 +38,16 @@ class ModelValues(_Section):
     size_gib: int = Field(16, ge=1, le=4096)
 
 
+class MoreModel(ModelValues):
+    """Another model behind the same front door and broker; on the same kind of GPU."""
+
+    name: DnsLabel
+    uri: StorageUri
+    max_replicas: int | None = Field(None, ge=1, le=1000)  # None: as the first model's
+
+
 class GpuValues(_Section):
-    """What one replica sits on, and what it costs."""
+    """What one replica sits on, and what it costs. One for all models: the api counts one price."""
 
     count: int = Field(1, ge=1, le=16)
     product: str = Field("NVIDIA-L40S", pattern=r"^[A-Za-z0-9._-]{1,63}$")
@@ -93,6 +101,29 @@ class Values(_Section):
     max_replicas: int = Field(4, ge=1, le=1000)
     host: HostName = "torpor.example.com"
     namespace: DnsLabel = "torpor"
+    more_models: tuple[MoreModel, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [self.model.name, *(more.name for more in self.more_models)]
+        for name in names:
+            if names.count(name) > 1 or f"{name}-canary" in names:
+                raise ValueError(f"model names must differ, and NAME-canary is taken: {name}")
+        return self
+
+    def each(self) -> tuple[Values, ...]:
+        """Give the values as each model sees them, the first one first."""
+        own = (self.model_copy(update={"more_models": ()}),)
+        return own + tuple(
+            self.model_copy(
+                update={
+                    "model": more,
+                    "max_replicas": more.max_replicas or self.max_replicas,
+                    "more_models": (),
+                }
+            )
+            for more in self.more_models
+        )
 
 
 def load_values(path: Path) -> Values:

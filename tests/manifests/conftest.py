@@ -20,9 +20,16 @@ EXTRA_OVERLAYS = {
     "queue+nodes": ("queue", "keda", "gpu-nvidia", "karpenter", "model-cache", "compile-cache"),
     "queue+openshift": ("queue", "keda", "gpu-nvidia", "openshift"),
     "serverless+api-knative": ("serverless", "broker-kafka", "api-knative"),
-    "serverless+oidc": ("serverless", "broker-kafka", "eventing-oidc"),
+    "serverless+oidc": ("serverless", "broker-kafka", "eventing-tls", "eventing-oidc"),
 }
 Resources = list[dict[str, Any]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test comes first builds every overlay: nine processes, slow on a busy machine."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(90))
 
 
 def kustomize(folder: Path) -> Resources:

@@ -131,7 +131,6 @@ def test_a_canary_on_rabbitmq_is_refused_by_the_doctor(overlays: dict[str, Resou
     assert {f.rule.name for f in examine(made).of(Severity.ERROR)} == {"rabbitmq-filters"}
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("overlay", ["queue", "serverless-kafka"])
 def test_a_canary_is_valid_for_the_api_server(
     overlays: dict[str, Resources], crds: Crds, overlay: str

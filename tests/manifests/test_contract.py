@@ -20,6 +20,7 @@ from knative.deploy.first_secrets import FirstSecretsSettings
 from knative.deploy.timeouts import derive, explain
 from knative.deploy.tree import files
 from knative.deploy.values import Values
+from knative.monitoring.dashboard import queries as dashboard_queries
 from predictor.settings import PredictorSettings
 from tests.manifests.conftest import ROOT, Resources
 
@@ -52,6 +53,10 @@ def test_the_settings_of_the_processes_accept_the_rendered_values(
         if resource["metadata"]["name"] == parts.SETTINGS:
             for name, value in resource["data"].items():
                 monkeypatch.setenv(name, value)
+        if resource["kind"] == "InferenceService":
+            for entry in resource["spec"]["predictor"]["containers"][0]["env"]:
+                if "value" in entry and entry["name"].startswith("TORPOR_"):
+                    monkeypatch.setenv(entry["name"], entry["value"])
 
     assert PredictorSettings().served_name == "thinker"
     assert PredictorSettings().drain_grace_s == 1800
@@ -112,6 +117,65 @@ def test_each_process_pumps_a_trigger_that_is_there(overlays: dict[str, Resource
     chosen = set(re.findall(r"name: TORPOR_TRIGGER\n\s+value: (\S+)", text))
 
     assert chosen == {"requests-thinker", "results"}
+
+
+def test_a_pump_is_scraped_where_it_serves_its_metrics(
+    overlays: dict[str, Resources], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (service,) = [r for r in overlays["queue"] if r["kind"] == "InferenceService"]
+    (monitor,) = [r for r in overlays["queue"] if r["kind"] == "PodMonitor"]
+    (pump,) = [b for b in service["spec"]["predictor"]["containers"] if b["name"] == "pump"]
+    for entry in pump["env"]:
+        if "value" in entry:
+            monkeypatch.setenv(entry["name"], entry["value"])
+
+    port = BrokerSettings().metrics_port
+
+    assert port
+    assert [p["containerPort"] for p in pump["ports"]] == [port]
+    assert port in [e["portNumber"] for e in monitor["spec"]["podMetricsEndpoints"]]
+    assert any(
+        port in f.ports
+        for f in network.FLOWS
+        if (f.source, f.target) == (network.Party.MONITORING, network.Party.PREDICTOR)
+    )
+
+
+def test_without_a_gpu_nothing_costs(overlays: dict[str, Resources]) -> None:
+    for name, price in (("queue", "1.95"), ("queue-cpu", "0")):
+        (settings,) = [r for r in overlays[name] if r["metadata"]["name"] == parts.SETTINGS]
+        assert settings["data"]["TORPOR_GPU_PRICE_PER_HOUR"] == price
+
+
+def shared_families() -> list[str]:
+    """The families that every replica of the api or broker shows alike: (s) in the docs."""
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| `(torpor_\w+)` \|.*\| \(s\)", page, re.MULTILINE)
+
+
+def asked_by_all(overlays: dict[str, Resources]) -> list[str]:
+    """Every query of the alerts, the dashboard and KEDA's triggers."""
+    found = dashboard_queries()
+    for resource in overlays["queue"]:
+        if resource["kind"] == "PrometheusRule":
+            found += [r["expr"] for g in resource["spec"]["groups"] for r in g["rules"]]
+        if resource["kind"] == "ScaledObject":
+            found += [t["metadata"].get("query", "") for t in resource["spec"]["triggers"]]
+    return found
+
+
+def test_what_every_replica_shows_alike_is_never_summed_over_replicas(
+    overlays: dict[str, Resources],
+) -> None:
+    """`sum` would count the same GPU, job or second once a replica of the api."""
+    families = shared_families()
+    right = r"(max|min)( by \([\w, ]+\))? ?\((rate\()?"
+
+    assert len(families) > 10
+    for query in asked_by_all(overlays):
+        for match in re.finditer(r"torpor_\w+", query):
+            if match[0] in families:
+                assert re.search(right + "$", query[: match.start()]), query
 
 
 @pytest.mark.parametrize("overlay", ["queue", "queue-cpu"])

@@ -37,7 +37,6 @@ def changed(resource: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return made
 
 
-@pytest.mark.timeout(60)
 def test_every_resource_of_every_overlay_is_accepted(
     overlays: dict[str, Resources], crds: Crds
 ) -> None:
@@ -144,7 +143,6 @@ NEGATIVES = [
 ]
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("kind", "path", "value"), NEGATIVES, ids=[f"{k}-{p}={v}"[:80] for k, p, v in NEGATIVES]
 )
@@ -156,14 +154,12 @@ def test_a_wrong_field_is_caught(
     assert faults(wrong, crds)
 
 
-@pytest.mark.timeout(60)
 def test_every_kind_that_is_rendered_has_negative_samples(
     samples: dict[str, dict[str, Any]],
 ) -> None:
     assert set(samples) - {kind for kind, _, _ in NEGATIVES} == set()
 
 
-@pytest.mark.timeout(60)
 def test_few_cel_rules_are_beyond_the_library(overlays: dict[str, Resources], crds: Crds) -> None:
     for resources in overlays.values():
         for resource in filter(crds.knows, resources):
@@ -172,7 +168,6 @@ def test_few_cel_rules_are_beyond_the_library(overlays: dict[str, Resources], cr
     assert all(".find(" in rule for rule in crds.skipped_rules)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("overlay", ["serverless", "serverless-kafka", "serverless-cpu"])
 def test_what_kserve_hands_to_knative_is_accepted_there(
     overlays: dict[str, Resources], crds: Crds, overlay: str

@@ -25,6 +25,15 @@ CHOICES = [
     ),
     pytest.param({"platform": {"kserve": "0.15", "storage_class": "fast"}}, id="an older KServe"),
     pytest.param({"images": {"tag": "sha256:" + "0" * 64}}, id="pinned by digest"),
+    pytest.param(
+        {
+            "more_models": [
+                {"name": "drafter", "uri": "hf://Qwen/Qwen3-0.6B", "concurrency": 64},
+                {"name": "m" * 40, "uri": "s3://models/m", "max_replicas": 1},
+            ]
+        },
+        id="three models behind one broker",
+    ),
 ]
 
 
@@ -34,7 +43,6 @@ def known() -> Crds | None:
     return Crds(CRDS) if CRDS.is_dir() else None
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("overlay", ["queue", "serverless"])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_any_values_give_sound_manifests(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from knative.deploy import events, parts
+from knative.deploy import events, parts, tls
 from knative.deploy.doctor.field import field_rule, note, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault, needed
 from knative.deploy.doctor.view import (
@@ -14,6 +14,7 @@ from knative.deploy.doctor.view import (
     annotation,
     dig,
     number,
+    variable,
 )
 from knative.deploy.timeouts import rabbitmq_ack_s
 
@@ -62,6 +63,27 @@ def broker_address(view: View) -> Iterator[Fault]:
         return
     if not value.replace("https://", "http://").startswith(wanted):
         yield fault(settings, "data.TORPOR_BROKER_URL", value or None, f"{wanted}...")
+
+
+@register.rule(
+    "broker-tls",
+    Hop.BROKER,
+    why="A broker's certificate is signed inside the cluster: without that authority the api "
+    "trusts nobody there and answers every submit with 503. A token over plain http can be read.",
+    source="Knative, Transport Encryption; Sender Identity",
+)
+def broker_tls(view: View) -> Iterator[Fault]:
+    is_https = str(view.settings.get("TORPOR_BROKER_URL", "")).startswith("https://")
+    for pod in view.pods:
+        if pod.owner["metadata"].get("name") != parts.API:
+            continue
+        for box in pod.containers:
+            if is_https and not variable(box, tls.CA_FILE):
+                yield fault(pod.owner, f"env {tls.CA_FILE}", None, "the Broker's authority")
+            if not is_https and variable(box, "TORPOR_BROKER_TOKEN_FILE"):
+                url = view.settings.get("TORPOR_BROKER_URL")
+                must = "https (component eventing-tls)"
+                yield fault(pod.owner, "TORPOR_BROKER_URL", url, must, Severity.WARNING)
 
 
 @register.rule(

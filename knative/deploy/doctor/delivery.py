@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from knative.deploy import events, parts
+from knative.deploy import own_broker, parts
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import (
     View,
@@ -12,8 +12,10 @@ from knative.deploy.doctor.view import (
     argument,
     dig,
     engine,
+    is_canary,
     iso_seconds,
     number,
+    variable,
 )
 from knative.deploy.emit import Resource
 
@@ -144,6 +146,37 @@ def trigger_filter(view: View) -> Iterator[Fault]:
 
 
 @register.rule(
+    "models-split",
+    Hop.DELIVERY,
+    why="With several models behind one broker a trigger that does not ask for its own takes the "
+    "jobs of all.",
+    source="design 3, Events (extension `model`)",
+)
+def models_split(view: View) -> Iterator[Fault]:
+    if len([p for p in view.predictors if not is_canary(p)]) < 2:
+        return
+    for trigger in view.request_triggers():
+        asked = dig(trigger, "spec.filter.attributes.model")
+        if asked is None and "'model'" not in str(dig(trigger, "spec.filters") or ""):
+            yield fault(trigger, "spec.filter.attributes.model", None, "the model of its predictor")
+
+
+@register.rule(
+    "pump-trigger",
+    Hop.DELIVERY,
+    why="A pump that serves another model's trigger brings this engine jobs that it must refuse.",
+    source="design, Hold and claim never mix",
+)
+def pump_trigger(view: View) -> Iterator[Fault]:
+    for predictor in view.in_standard_mode():
+        wanted = parts.trigger_name(predictor["metadata"]["name"])
+        for box in dig(predictor, "spec.predictor.containers") or []:
+            value = variable(box, "TORPOR_TRIGGER")
+            if "eventing.pump" in (box.get("args") or []) and value != wanted:
+                yield fault(predictor, f"{box.get('name')}: env TORPOR_TRIGGER", value, wanted)
+
+
+@register.rule(
     "rabbitmq-filters",
     Hop.DELIVERY,
     why="eventing-rabbitmq reads `filter` only: a trigger with `filters` gets every event, its own "
@@ -165,8 +198,8 @@ def rabbitmq_filters(view: View) -> Iterator[Fault]:
 def results_return(view: View) -> Iterator[Fault]:
     # Both stretches must be whole: Knative's broker to our relay, our broker to the api.
     stretches = (
-        (view.triggers, (events.RESULT_PATH, f"{parts.BROKER}.")),
-        (view.own_triggers, (events.RESULT_PATH,)),
+        (view.triggers, (own_broker.RESULT_PATH, f"{parts.BROKER}.")),
+        (view.own_triggers, (own_broker.RESULT_PATH,)),
     )
     for triggers, places in stretches:
         reached = " ".join(
@@ -231,7 +264,7 @@ def pump_parallelism(view: View) -> Iterator[Fault]:
         for trigger in view.own_triggers:
             if dig(trigger, "spec.filter.attributes.model") != predictor["metadata"]["name"]:
                 continue
-            value = number(annotation(trigger, events.OWN_PARALLELISM)) or 1
+            value = number(annotation(trigger, own_broker.OWN_PARALLELISM)) or 1
             if batch and value != batch:
                 must = f"--max-num-seqs ({batch:.0f})"
-                yield fault(trigger, events.OWN_PARALLELISM, value, must, Severity.WARNING)
+                yield fault(trigger, own_broker.OWN_PARALLELISM, value, must, Severity.WARNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from knative.deploy import parts
@@ -10,6 +11,7 @@ from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import (
     View,
     dig,
+    is_canary,
     number,
 )
 
@@ -52,6 +54,36 @@ def api_sleeps(view: View) -> Iterator[Fault]:
         least_count = dig(scaler, "spec.minReplicas")
         if dig(scaler, "spec.scaleTargetRef.name") == parts.API and least_count == 0:
             yield fault(scaler, "spec.minReplicas", least_count, "at least 1")
+
+
+@register.rule(
+    "models-listed",
+    Hop.FRONT,
+    why="A model that the api does not know is refused at the door; one that it knows and nobody "
+    "serves is accepted, and waits for ever.",
+    source="design 3; TORPOR_MODELS of the api",
+)
+def models_listed(view: View) -> Iterator[Fault]:
+    settings = view.named("ConfigMap", parts.SETTINGS)
+    if settings is None:
+        return
+    listed = _listed(view)
+    if listed is None:
+        yield fault(settings, "data.TORPOR_MODELS", "not JSON", "a JSON list of models")
+        return
+    served = {p["metadata"]["name"] for p in view.predictors if not is_canary(p)}
+    for name in sorted(served - listed):
+        yield fault(settings, "data.TORPOR_MODELS", ", ".join(sorted(listed)), f"{name} too")
+    for name in sorted(listed - served) if served else ():
+        yield fault(settings, "data.TORPOR_MODELS", name, f"an InferenceService/{name}")
+
+
+def _listed(view: View) -> set[str] | None:
+    """Give the models that the api will accept; None when that cannot be read."""
+    try:
+        return {card["name"] for card in json.loads(view.settings.get("TORPOR_MODELS") or "[]")}
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 register.rule(

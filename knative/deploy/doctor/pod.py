@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from knative.deploy.doctor.field import Place, at, at_least, field_rule, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault, needed
 from knative.deploy.doctor.view import (
+    CANARY_OF,
     View,
     argument,
     dig,
@@ -19,7 +20,6 @@ from knative.deploy.emit import Resource
 register = Register()
 
 LONGEST_DRAIN_S = 3600  # beyond it a thought is handed over rather than waited for
-CANARY_OF = "torpor.dev/canary-of"  # a canary serves the name of what it may replace
 
 # Pod fields that Knative refuses unless a flag of config-features is on (facts 3.3).
 FLAGS = {

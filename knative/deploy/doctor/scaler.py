@@ -219,12 +219,14 @@ def keda_stream(view: View) -> Iterator[Fault]:
         if t in view.own_triggers
     }
     for scaled in view.scaled_objects:
+        # Another model's stream would wake this one for nothing, and that one never.
+        target = str(dig(scaled, "spec.scaleTargetRef.name"))
+        own = parts.stream_key(target.removesuffix("-predictor"))
         for index, trigger in _triggers(scaled, "redis-streams"):
             data = trigger.get("metadata") or {}
             field = f"spec.triggers[{index}].metadata"
-            if streams and data.get("stream") not in streams:
-                must = " or ".join(sorted(streams))
-                yield fault(scaled, f"{field}.stream", data.get("stream"), must)
+            if streams and (data.get("stream") != own or own not in streams):
+                yield fault(scaled, f"{field}.stream", data.get("stream"), own)
             if data.get("consumerGroup") != parts.GROUP:
                 yield fault(
                     scaled, f"{field}.consumerGroup", data.get("consumerGroup"), parts.GROUP

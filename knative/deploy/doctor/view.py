@@ -15,10 +15,11 @@ import yaml
 
 from knative.deploy import parts
 from knative.deploy.emit import Resource
-from knative.deploy.events import RESULT_PATH
+from knative.deploy.own_broker import RESULT_PATH
 from knative.deploy.timeouts import exponential_span, linear_span
 
 MODE = "serving.kserve.io/deploymentMode"
+CANARY_OF = "torpor.dev/canary-of"  # a canary serves the name of what it may replace
 BROKER_CLASS = "eventing.knative.dev/broker.class"
 _ISO = re.compile(r"^P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?$")
 _GO = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
@@ -282,3 +283,8 @@ def engine(predictor: Resource) -> Resource:
     named = [box for box in boxes if box.get("name") == "kserve-container"]
     found: Resource = (named or boxes)[0]
     return found
+
+
+def is_canary(predictor: Resource) -> bool:
+    """Say whether a predictor is a new version beside the model that it may replace."""
+    return CANARY_OF in (dig(predictor, "metadata.labels") or {})
