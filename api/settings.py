@@ -54,8 +54,8 @@ class ApiSettings(BaseSettings):
     broker_url: str = "http://127.0.0.1:8081/"
     """Ingress of the broker: ours or a Knative Broker's."""
     queue_triggers_file: Path | None = None
-    """The Trigger manifests of our own broker, where its queues lie in `redis_url`: the api then puts
-    events into them itself, by the same triggers, and `broker_url` is not asked.
+    """The Trigger manifests of our own broker, where its queues lie in `redis_url`: the api then
+    puts events into them itself, by the same triggers, and `broker_url` is not asked.
     """
     broker_token: SecretStr = SecretStr("")
     """Bearer token for the broker; empty sends none."""

@@ -105,6 +105,7 @@ def torpor(redis_url: str, folder: Path) -> Iterator[Contestant]:
     env = {
         "TORPOR_REDIS_URL": redis_url,
         "TORPOR_TRIGGERS_FILE": str(folder / "triggers.yaml"),
+        "TORPOR_QUEUE_TRIGGERS_FILE": str(folder / "triggers.yaml"),
         "TORPOR_BROKER_URL": f"http://127.0.0.1:{broker}/",
         "TORPOR_MODELS": '[{"name": "seeded"}]',
         "TORPOR_FILES_URL": f"file://{folder}/files",

@@ -6,8 +6,9 @@ import uvloop
 from pydantic import ValidationError
 
 from eventing import log, trace
-from eventing.broker.server import load_triggers, serve
+from eventing.broker.server import serve
 from eventing.broker.settings import BrokerSettings
+from eventing.broker.trigger import load_triggers
 from eventing.errors import BadRequest
 
 

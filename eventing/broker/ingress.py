@@ -7,20 +7,15 @@ not durable is 503 and the sender tries again. An event that no trigger wants is
 as Knative does.
 """
 
-from collections.abc import Sequence
-
 import structlog
 from prometheus_client import Counter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from eventing import trace
-from eventing.broker.queue import Queue
-from eventing.broker.trigger import Trigger
+from eventing.broker.router import Router
 from eventing.errors import BadRequest, Unavailable
-from eventing.event import Event, parse_http
-from eventing.job import Lane
-from eventing.script import Call
+from eventing.event import parse_http
 
 _log = structlog.get_logger()
 _offered = Counter(
@@ -28,37 +23,6 @@ _offered = Counter(
     "Events offered to the broker, by what became of them.",
     ["outcome"],
 )
-
-
-class Router:
-    """Knows which queues want an event."""
-
-    def __init__(self, routes: Sequence[tuple[Trigger, Queue]]) -> None:
-        self._routes = routes
-
-    def put_calls(self, event: Event, *, is_reply: bool = False) -> list[Call]:
-        """The calls that put the event into every queue that wants it; safe to send twice."""
-        return [
-            queue.put_call(
-                event,
-                lane=lane_of(event),
-                tenant=event.extensions.get("tenant", ""),
-                is_reply=is_reply,
-            )
-            for trigger, queue in self._routes
-            if trigger.matches(event)
-        ]
-
-    async def route(self, event: Event) -> int:
-        """How many queues hold the event now.
-
-        Raises `StoreUnavailable` when one could not be reached; the sender offers it again, and a
-        queue that has it already knows it by its identity.
-        """
-        calls = self.put_calls(event)
-        if calls:
-            await self._routes[0][1].send(calls)
-        return len(calls)
 
 
 class Ingress:
@@ -107,12 +71,6 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
         if len(body) > limit_bytes:
             raise BodyTooLarge(f"the body is over {limit_bytes} bytes", "body")
     return bytes(body)
-
-
-def lane_of(event: Event) -> Lane:
-    """The lane an event waits in; one that names no lane of ours waits in the default one."""
-    named = event.extensions.get("priority", "")
-    return Lane(named) if named in list(Lane) else Lane.DEFAULT
 
 
 def _refusal(status: int, code: str, message: str) -> JSONResponse:

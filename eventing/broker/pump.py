@@ -25,8 +25,8 @@ from eventing.broker.delivery import (
     decide,
     retry_after_s,
 )
-from eventing.broker.ingress import Router
 from eventing.broker.queue import Claimed, Queue
+from eventing.broker.router import Router
 from eventing.broker.trigger import Trigger
 from eventing.clock import SystemClock
 from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode

@@ -8,42 +8,28 @@ import signal
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import structlog
-import yaml
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from eventing.broker.dead_letter import Undertaker
-from eventing.broker.ingress import Ingress, Router
+from eventing.broker.ingress import Ingress
 from eventing.broker.pump import Pump
 from eventing.broker.queue import Queue
+from eventing.broker.router import Router
 from eventing.broker.settings import BrokerSettings
-from eventing.broker.trigger import Trigger, parse_trigger
+from eventing.broker.trigger import Trigger
 from eventing.connection import connect
-from eventing.errors import BadRequest, Unavailable
+from eventing.errors import Unavailable
 from eventing.http_server import listen
 from eventing.metric_queue import QueueMetrics
 from eventing.probe import alive, metrics_page, readiness
 from eventing.redis_store import RedisStore
 
 _log = structlog.get_logger()
-
-
-def load_triggers(path: Path) -> list[Trigger]:
-    """The triggers in a YAML file. Raises `BadRequest` naming the field, or that the file cannot be
-    read.
-    """
-    try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        raise BadRequest(
-            f"cannot read triggers from {path}: {error}", "TORPOR_TRIGGERS_FILE"
-        ) from error
-    return [parse_trigger(document) for document in documents if document]
 
 
 class Broker:

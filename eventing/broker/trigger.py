@@ -1,14 +1,17 @@
 """Who wants which events: Knative Triggers, read from their own YAML.
 
-Called by the broker at start and by the ingress for every event. Pure. Field names and meanings are
-those of `eventing.knative.dev/v1` Trigger; what we cannot keep is refused by name.
+Called by the broker and the api at start, and for every event. Pure, once the file is read. Field
+names and meanings are those of `eventing.knative.dev/v1` Trigger; what we cannot keep is refused by
+name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from eventing.broker.delivery import BackoffPolicy, DeliverySpec
@@ -36,6 +39,19 @@ class Trigger:
 def matches(expression: Mapping[str, Any], event: Event) -> bool:
     """True when the CloudEvents Subscriptions filter `expression` holds for the event."""
     return all(_DIALECT[dialect](operand, event) for dialect, operand in expression.items())
+
+
+def load_triggers(path: Path) -> list[Trigger]:
+    """The triggers in a YAML file. Raises `BadRequest` naming the field, or that the file cannot be
+    read.
+    """
+    try:
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise BadRequest(
+            f"cannot read triggers from {path}: {error}", "TORPOR_TRIGGERS_FILE"
+        ) from error
+    return [parse_trigger(document) for document in documents if document]
 
 
 def parse_trigger(manifest: Mapping[str, Any]) -> Trigger:

@@ -143,6 +143,7 @@ class Stack:
             "TORPOR_REDIS_URL": redis_url,
             "TORPOR_BROKER_URL": self.addresses.broker + "/",
             "TORPOR_TRIGGERS_FILE": str(self._data / "triggers.yaml"),
+            "TORPOR_QUEUE_TRIGGERS_FILE": str(self._data / "triggers.yaml"),
             "TORPOR_DELIVERY_TOKEN": self._token,
             "TORPOR_MODELS": orjson.dumps(cards).decode(),
             "TORPOR_FILES_URL": (self._data / "files").resolve().as_uri(),

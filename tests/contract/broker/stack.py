@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 from eventing import keys
 from eventing.broker.dead_letter import Undertaker
 from eventing.broker.delivery import DeliverySpec
-from eventing.broker.ingress import Router
 from eventing.broker.pump import Pump
 from eventing.broker.queue import Queue, QueueView
+from eventing.broker.router import Router
 from eventing.broker.trigger import Trigger
 from eventing.event import Event, parse_http
 from eventing.redis_store import RedisStore
