@@ -79,9 +79,13 @@ class Stack:
 class Round:
     """What one round took."""
 
-    cpu_ms_per_job: float
+    cpu_ms: dict[str, float]
     seconds: float
     totals_s: list[float] = field(repr=False)
+
+    @property
+    def cpu_ms_per_job(self) -> float:
+        return sum(self.cpu_ms.values()) / len(self.totals_s)
 
 
 @contextmanager
@@ -110,7 +114,9 @@ def running(folder: Path, variant: dict[str, str], *, is_blind: bool) -> Iterato
 
 
 def cpu_s(root: int) -> dict[int, float]:
-    """CPU seconds so far of `root` and all below it, by process."""
+    """CPU seconds so far of `root` and all below it, by process; of a child that has ended (the
+    store forks one to rewrite its log) its parent has them.
+    """
     spent: dict[int, float] = {}
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -120,7 +126,7 @@ def cpu_s(root: int) -> dict[int, float]:
             continue  # ended meanwhile
         pid = int(path.parent.name)
         parents[pid] = int(words[1])
-        spent[pid] = (int(words[11]) + int(words[12])) / TICKS
+        spent[pid] = sum(map(int, words[11:15])) / TICKS
     ours = {root}
     while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
         ours |= more
@@ -156,14 +162,20 @@ async def one_round(stack: Stack, jobs: int, seeds: Iterator[int], *, is_scraped
                 group.create_task(scrape(session, stack))
         spent_s = loop.time() - zero
         after = cpu_s(stack.pid)
-    assert before.keys() == after.keys(), "a process came or went during a round"
     ended = {(s.outcome, s.status) for s in run.samples if s.outcome is not Outcome.COMPLETED}
     assert not ended, ended
-    return Round(
-        1000 * (sum(after.values()) - sum(before.values())) / jobs,
-        spent_s,
-        [sample.total_s for sample in run.samples],
-    )
+    cpu_ms: dict[str, float] = {}
+    for pid, spent in after.items():
+        part = part_of(pid)
+        cpu_ms[part] = cpu_ms.get(part, 0.0) + 1000 * (spent - before.get(pid, 0.0))
+    return Round(cpu_ms, spent_s, [sample.total_s for sample in run.samples])
+
+
+def part_of(pid: int) -> str:
+    """Which part of a stack a process is, by its command line."""
+    said = Path(f"/proc/{pid}/cmdline").read_text()
+    words = {"-m\0api": "api", "eventing.broker": "broker", "valkey": "store", "\0up\0": "stack"}
+    return next((part for word, part in words.items() if word in said), "predictor")
 
 
 async def scrape(session: aiohttp.ClientSession, stack: Stack) -> None:
@@ -275,6 +287,10 @@ def main(seen: str, blocks: int, jobs: int) -> dict[str, Any]:
             {
                 "side": name,
                 "cpu_ms_per_job": round(statistics.median(r.cpu_ms_per_job for r in side), 3),
+                "by_part": {
+                    part: round(statistics.median(r.cpu_ms[part] / jobs for r in side), 3)
+                    for part in sorted(side[0].cpu_ms)
+                },
                 "jobs_per_s": round(statistics.median(jobs / r.seconds for r in side), 1),
                 "p50_s": round(latency(0.5)(side), 4),
                 "p99_s": round(latency(0.99)(side), 4),

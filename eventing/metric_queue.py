@@ -35,7 +35,8 @@ OLDEST: Final = Family(
 )
 EXPECTED: Final = Family(
     "torpor_queue_expected_wait_seconds",
-    "How long a job that came now would wait at the present pace; absent without a pace.",
+    "How long a job that came now would wait at the present pace: 0 when none waits before it; "
+    "absent without a pace.",
     ("model", "lane"),
 )
 RUNNING: Final = Family("torpor_jobs_in_flight", "Jobs of which an attempt runs.", ("model",))
@@ -184,7 +185,9 @@ def _add_model(found: Series, model: str, look: QueueLook) -> None:
         found[DEPTH].append(((model, lane), view.count))
         found[OLDEST].append(((model, lane), age_s))
         ahead += view.count
-        if (wait_s := expected_wait_s(ahead, look.per_minute)) is not None:
+        # The pace of a quiet hour says how little was asked, not how long anybody would wait.
+        wait_s = expected_wait_s(ahead, look.per_minute) if ahead else 0.0
+        if wait_s is not None:
             found[EXPECTED].append(((model, lane), wait_s))
 
 

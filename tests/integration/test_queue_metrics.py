@@ -110,6 +110,24 @@ async def test_without_a_pace_no_wait_is_foretold(redis: Redis) -> None:
     assert value("torpor_queue_expected_wait_seconds", model=MODEL, lane="default") is None
 
 
+async def test_where_nobody_waits_nobody_is_told_to(redis: Redis) -> None:
+    """A quiet hour's pace said a minute, beside an idle predictor."""
+    await put(redis, new_job_id(), lane=Lane.BATCH)
+    queue = Queue(redis, QUEUE, "p")
+    await put(redis, new_job_id(), lane=Lane.DEFAULT)
+    (claimed,) = await queue.claim(1)
+    await queue.send([queue.settle_call(claimed.ticket)])
+
+    await QueueMetrics(redis, [QUEUE]).refresh()
+
+    waits = [
+        value("torpor_queue_expected_wait_seconds", model=MODEL, lane=str(lane))
+        for lane in (Lane.INTERACTIVE, Lane.DEFAULT, Lane.BATCH)
+    ]
+    assert waits[:2] == [0, 0]
+    assert waits[2]
+
+
 async def test_a_store_that_is_away_leaves_a_gap_and_not_a_zero(
     redis_server: type[RedisServer],
 ) -> None:
