@@ -1,6 +1,7 @@
 """Limits over HTTP: counted on Redis, told in headers, refused with an honest Retry-After."""
 
 import asyncio
+import math
 import time
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -13,6 +14,7 @@ from api.limit_flight import Flight
 from api.limit_window import Meter, Windows
 from eventing import keys
 from eventing.broker.queue import Queue
+from eventing.connection import connect
 from eventing.event import Event
 from eventing.job import Lane
 from eventing.redis_store import RedisStore
@@ -159,12 +161,14 @@ async def test_the_window_says_when_there_is_room(redis: Redis) -> None:
     assert 85 < window.wait_s(50) <= 90  # the rest of this minute, then half of the next
 
 
-async def fill(redis: Redis, count: int, *, age_s: float, per_minute: int) -> None:
+async def fill(
+    redis: Redis, count: int, *, age_s: float, per_minute: int, lane: Lane = Lane.DEFAULT
+) -> None:
     """A queue of `count` that has stood for `age_s` while `per_minute` were settled."""
     queue = Queue(redis, "requests-m", "test")
     await queue.ensure()
     events = [Event(id=str(n), source="/test", type="t", data=b"{}") for n in range(count)]
-    await queue.send([queue.put_call(e, lane=Lane.DEFAULT, tenant="x") for e in events])
+    await queue.send([queue.put_call(e, lane=lane, tenant="x") for e in events])
     head = keys.queue("requests-m", "events")
     for member, record in (await redis.hgetall(head)).items():
         _, rest = record.split(b" ", 1)
@@ -188,6 +192,90 @@ async def test_a_job_that_cannot_make_its_deadline_is_refused_at_the_door(
     assert refused.json()["code"] == "deadline_unreachable"
     assert 300 < int(refused.headers["retry-after"]) < 700
     assert [job["id"] for job in listed.json()["data"]] == [accepted.json()["id"]]
+
+
+@pytest.mark.parametrize(
+    ("share", "status"), [(1.25, 202), (0.75, 503)], ids=["after the time it said", "too early"]
+)
+async def test_the_time_to_wait_for_a_deadline_is_neither_too_short_nor_too_long(
+    api_with: Any, redis: Redis, share: float, status: int
+) -> None:
+    await fill(redis, 100, age_s=120, per_minute=10)
+    async with api_with() as api:
+        refused = await api.client.post("/v1/jobs", json=chat_line(expires_after=60))
+    await redis.flushall()
+
+    # The queue as its own pace leaves it after that time; a share more or less, because the pace
+    # of the present minute is not the same a moment later.
+    expected_s = int(refused.json()["detail"].split()[3])
+    settled = 101 * int(refused.headers["retry-after"]) / expected_s
+    left = 100 - min(99, math.ceil(share * settled))
+    await fill(redis, left, age_s=120, per_minute=10)
+    async with api_with() as api:
+        again = await api.client.post("/v1/jobs", json=chat_line(expires_after=60))
+
+    assert again.status_code == status, (left, again.text)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(("/v1/jobs", chat_line(), {"torpor-expires-after": "60"}), id="a job"),
+        pytest.param(
+            ("/v1/chat/completions", chat_line()["body"], {"torpor-expires-after": "60"}),
+            id="a chat completion",
+        ),
+        pytest.param(
+            (
+                "/v1/responses",
+                {"model": "m", "input": "x", "background": True},
+                {"torpor-expires-after": "60"},
+            ),
+            id="a response",
+        ),
+    ],
+)
+async def test_every_way_in_is_refused_at_the_door_before_its_deadline_is_missed(
+    api_with: Any, redis: Redis, way: tuple[str, dict[str, Any], dict[str, str]]
+) -> None:
+    path, body, headers = way
+    await fill(redis, 100, age_s=120, per_minute=10, lane=Lane.INTERACTIVE)
+    async with api_with() as api:
+        refused = await api.client.post(path, json=body, headers=headers)
+        listed = await api.client.get("/v1/jobs")
+
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) > 300
+    assert listed.json()["data"] == []
+    assert api.broker.events == []
+
+
+async def test_with_the_store_away_nobody_gets_past_a_limit(
+    redis_server: Any, redis_url: str
+) -> None:
+    """Limits fail closed: what cannot be counted is not let in; it says so within 2 s, and the
+    count goes on where it was once the store is back.
+    """
+    server = redis_server(options=["--appendonly", "yes", "--appendfsync", "always"])
+    server.start()
+    away = RedisStore(connect(server.url, timeout_s=0.5))
+    settings = settings_for(
+        server.url, limit_requests_per_minute=3, limit_tokens_per_minute=100, store_timeout_s=0.5
+    )
+    async with furnished(settings, away) as api:
+        first = await api.client.post("/v1/jobs", json=chat_line())
+        server.kill()
+        began_s = time.monotonic()
+        refused = await api.client.post("/v1/jobs", json=chat_line())
+        took_s = time.monotonic() - began_s
+        server.start()
+        later = [await api.client.post("/v1/jobs", json=chat_line()) for _ in range(3)]
+    await away.close()
+
+    assert first.status_code == 202
+    assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+    assert took_s < 2
+    assert [answer.status_code for answer in later] == [202, 202, 429]
 
 
 async def test_a_full_queue_is_said_at_the_door(api_with: Any, redis: Redis) -> None:
