@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1.7
-# The broker, the pump beside a predictor, and the job that makes the first secrets: one image, three
-# modules. Build from the root: docker build -f images/broker.Dockerfile .
+# The broker, the pump beside a predictor, the external scaler, and the job that makes the first
+# secrets: one image, four modules. Build from the root: docker build -f images/broker.Dockerfile .
 FROM docker.io/library/python:3.11.14-slim-bookworm AS build
 WORKDIR /src
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -10,7 +10,7 @@ COPY images/constraints.txt images/constraints.txt
 COPY pyproject.toml README.md LICENSE ./
 RUN mkdir api eventing knative predictor \
     && touch api/__init__.py eventing/__init__.py knative/__init__.py predictor/__init__.py \
-    && /opt/torpor/bin/pip install -c images/constraints.txt ".[deploy,traces]"
+    && /opt/torpor/bin/pip install -c images/constraints.txt ".[deploy,scaler,traces]"
 COPY eventing eventing
 COPY knative knative
 COPY predictor predictor

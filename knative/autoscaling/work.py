@@ -88,7 +88,8 @@ class WorkSpec:
 class WorkState:
     """What was learnt: answer lengths by prompt class, the rate of arriving work, the gaps.
 
-    `late` is the account of jobs that may still be late.
+    `late` is the account of jobs that may still be late. `woken` was asked for and nobody was seen
+    yet: a node that is still on its way shows nothing, and who was called is not sent home again.
     """
 
     lengths: tuple[tuple[float, float], ...] = ((0.0, 0.0),) * _CLASSES
@@ -102,6 +103,7 @@ class WorkState:
     less_than: int = 0
     less_most: int = 0
     rose_at: float = -_NEVER
+    woken: int = 0
     late: Account = field(default_factory=Account)
 
 
@@ -190,6 +192,9 @@ def decide(
     linger = linger_s(spec, state)
     state = _decayed(state, now)
     late = lateness.charged(spec.patience, state.late, seen.waits_s, now)
+    is_seen = seen.asked > 0
+    if not is_seen and seen.queued:
+        seen = replace(seen, asked=state.woken)
     if seen.asked == 0:
         late, is_time = lateness.is_time(spec.patience, late, seen.waits_s)
         wanted = _woken(spec, state, seen, now, is_time=is_time)
@@ -202,7 +207,8 @@ def decide(
     wanted = min(max(wanted, spec.min_replicas), spec.max_replicas)
     if wanted > seen.asked:
         state = replace(state, rose_at=now)
-    return replace(state, late=late), WorkDecision(wanted, linger, late.left)
+    state = replace(state, late=late, woken=0 if is_seen else wanted)
+    return state, WorkDecision(wanted, linger, late.left)
 
 
 def linger_s(spec: WorkSpec, state: WorkState) -> float:

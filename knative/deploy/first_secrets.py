@@ -28,6 +28,11 @@ from knative.deploy.emit import Resource
 from knative.deploy.faults import Conflict, DeployError
 
 Random = Callable[[int], str]
+# What the external scaler sends: a greeting, and reads of one key at a time.
+SCALER_MAY = (
+    "+hello +auth +ping +select +client +time +xinfo +xpending +xlen "
+    "+zcard +zrange +hgetall +hkeys +hmget +hget +hexists +exists"
+)
 
 
 class FirstSecretsSettings(BaseSettings):
@@ -40,14 +45,17 @@ class FirstSecretsSettings(BaseSettings):
 
 
 def redis_secret(namespace: str, token: Random) -> dict[str, str]:
-    """Give the store's users: ours may do all, KEDA may look at queue lengths only."""
-    password, keda = token(32), token(32)
+    """Give the store's users: ours may do all, KEDA may look at queue lengths only, and our
+    external scaler may read queues and records.
+    """
+    password, keda, scaler = token(32), token(32), token(32)
     host = f"{parts.REDIS}.{namespace}.svc.cluster.local:{parts.REDIS_PORT}"
     # What KEDA's redis-streams scaler sends: its client's greeting, and the counts.
     may = "+hello +auth +ping +select +client +info +xinfo +xpending +xlen"
     users = (
         f"user default on #{_sha256(password)} ~* &* +@all\n"
         f"user keda on #{_sha256(keda)} resetchannels %R~torpor:* -@all {may}\n"
+        f"user scaler on #{_sha256(scaler)} resetchannels %R~torpor:* -@all {SCALER_MAY}\n"
     )
     return {
         "password": password,
@@ -55,6 +63,7 @@ def redis_secret(namespace: str, token: Random) -> dict[str, str]:
         "users.acl": users,
         "keda-username": "keda",
         "keda-password": keda,
+        "scaler-url": f"redis://scaler:{scaler}@{host}/0",
     }
 
 

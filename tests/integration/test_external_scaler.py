@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
 
 from eventing.broker.queue import Queue
 from eventing.clock import SystemClock
@@ -19,6 +20,7 @@ from eventing.event import Event
 from eventing.job import Lane
 from eventing.redis_store import RedisStore
 from eventing.replica import ReplicaDirectory
+from knative.deploy.first_secrets import SCALER_MAY
 from knative.external_scaler import protocol
 from knative.external_scaler.queue_source import QueueSource
 from knative.external_scaler.scaler import Look, Waiting, WorkSource
@@ -180,6 +182,47 @@ async def test_what_a_job_brings_with_it_is_read_from_its_event(redis: Redis) ->
     assert (first.prompt_tokens, first.deadline_s) == (1000, math.inf)
     assert 80 < second.deadline_s <= 90
     assert first.wait_s > second.wait_s >= 0
+
+
+async def test_the_user_that_it_gets_in_a_cluster_is_enough_and_may_write_nothing(
+    redis: Redis,
+) -> None:
+    queue = Queue(redis, "jobs", "test")
+    await queue.ensure()
+    event = Event(id="job-1", source="/test", type="t", data=b"x")
+    await queue.send([queue.put_call(event, lane=Lane.DEFAULT, tenant="a")])
+    await redis.execute_command(
+        *[
+            "ACL",
+            "SETUSER",
+            "scaler",
+            "reset",
+            "on",
+            ">pw",
+            "resetchannels",
+            "%R~torpor:*",
+            "-@all",
+        ],
+        *SCALER_MAY.split(),
+    )
+    address = redis.connection_pool.connection_kwargs
+    as_scaler = Redis(
+        host=address["host"],
+        port=address["port"],
+        username="scaler",
+        password="pw",
+    )
+    try:
+        source = QueueSource(as_scaler, RedisStore(as_scaler))
+        seen = [await source.look("jobs", "m")]
+        await queue.send([queue.settle_call((await queue.claim(1))[0].ticket)])
+        seen.append(await source.look("jobs", "m"))
+        with pytest.raises(NoPermissionError):
+            await as_scaler.set("torpor:x", "1")
+    finally:
+        await as_scaler.aclose()
+        await redis.execute_command("ACL", "DELUSER", "scaler")
+    assert [(len(look.waiting), len(look.finished)) for look in seen] == [(1, 0), (0, 1)]
 
 
 async def test_a_job_with_slack_does_not_wake_it_yet(redis: Redis) -> None:

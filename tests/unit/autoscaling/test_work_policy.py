@@ -62,6 +62,15 @@ def test_no_second_replica_is_woken_for_those_whom_the_first_takes_before_it_is_
     assert asked(waking, strict, WorkState(rose_at=0.0)) == 3  # it is up no sooner than new ones
 
 
+def test_who_was_called_is_not_sent_home_before_he_was_seen() -> None:
+    """A node takes minutes to come and shows nothing; jobs that pay for lateness come meanwhile."""
+    state, decision = work.decide(SPEC, WorkState(), waiting(1, oldest_s=29), 0.0)
+    for _ in range(100):
+        state = work.arrived(SPEC, state, 100, 1.0)
+    again = work.decide(SPEC, state, waiting(1, oldest_s=30), 1.0)[1]
+    assert (decision.replicas, again.replicas) == (1, 1)
+
+
 def test_a_deadline_wakes_before_the_wait_is_used_up() -> None:
     early = waiting(1, oldest_s=5)
     assert asked(replace(early, deadline_s=40)) == 0
