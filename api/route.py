@@ -5,7 +5,7 @@ Called by every module with handlers. FastAPI's own argument parsing is left out
 the whole submit, and its 422 bodies are not ours.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,8 @@ from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Send
+from starlette.types import Scope as ASGIScope
 
 from api.front import Front, front_of
 from api.principal import Principal, Scope
@@ -47,10 +49,17 @@ class Doc:
 
 
 class PlainRoute(APIRoute):
-    """A route whose handler takes the request as it is."""
+    """A route whose handler takes the request as it is. Neither FastAPI's two exit stacks nor a
+    second net for exceptions: what a handler raises goes to the application's one.
+    """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        return self.endpoint
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.app = self._answer
+
+    async def _answer(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        response = await self.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 Handler = Callable[[Call], Awaitable[Response]]

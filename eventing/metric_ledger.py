@@ -8,6 +8,7 @@ at most that. Must not know prices.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -19,7 +20,7 @@ from eventing.connection import failures_named
 from eventing.cost import GpuState, Meter, advance
 from eventing.errors import StoreUnavailable
 from eventing.job import Job, JobId
-from eventing.script import run
+from eventing.script import Call, run
 
 _log = structlog.get_logger()
 
@@ -45,19 +46,23 @@ class Ledger:
 
     async def post(self, rows: Mapping[tuple[Scope, str], Mapping[str, int]]) -> None:
         """Add these. All or nothing. Raises `StoreUnavailable`."""
-        pairs: list[str | int] = []
-        for (scope, name), measures in rows.items():
-            for measure, amount in measures.items():
-                if amount:
-                    pairs += [f"{scope}|{measure}|{name}", amount]
-        if pairs:
-            async with failures_named():
-                await run(self._redis, "post", [_TOTALS], [SLICE_S, KEEP_SLICES_S, *pairs])
-
-    async def charge(self, job_id: JobId, gpu_ms: int) -> None:
-        """Note on the job what it used. Raises `StoreUnavailable`."""
         async with failures_named():
-            await run(self._redis, "charge", [keys.job(job_id)], [gpu_ms])
+            for call in _post_calls(rows):
+                await run(self._redis, *call)
+
+    async def charge(
+        self,
+        job_id: JobId,
+        gpu_ms: int,
+        rows: Mapping[tuple[Scope, str], Mapping[str, int]] = MappingProxyType({}),
+    ) -> None:
+        """Note on the job what it used, and post `rows`. Raises `StoreUnavailable`."""
+        charge: Call = ("charge", [keys.job(job_id)], [gpu_ms])
+        # Side by side and not as one pipeline: what adds must not be sent again because the server
+        # had forgotten the other one.
+        calls = [run(self._redis, *call) for call in (charge, *_post_calls(rows))]
+        async with failures_named():
+            await asyncio.gather(*calls)
 
     async def totals(self) -> Rows:
         """Sums since the store began. Raises `StoreUnavailable`."""
@@ -121,12 +126,13 @@ class GpuAccount:
         gpu_ms = round((self.share_s() - started_share_s) * 1000)
         measure = "kept_ms" if is_kept else "thrown_ms"
         try:
-            await self._ledger.charge(job.id, gpu_ms)
-            await self._ledger.post(
+            await self._ledger.charge(
+                job.id,
+                gpu_ms,
                 {
                     ("model", self._model): {measure: gpu_ms},
                     ("tenant", job.tenant): {"gpu_ms": gpu_ms},
-                }
+                },
             )
         except StoreUnavailable as error:
             _log.warning("not charged", action="charge", job_id=job.id, reason=error.code)
@@ -165,6 +171,16 @@ class GpuAccount:
 def by_name(rows: Rows, scope: Scope) -> dict[str, Measures]:
     """The measures of every model, or of every tenant."""
     return {name: measures for (kind, name), measures in rows.items() if kind == scope}
+
+
+def _post_calls(rows: Mapping[tuple[Scope, str], Mapping[str, int]]) -> list[Call]:
+    """None for amounts of nothing."""
+    pairs: list[str | int] = []
+    for (scope, name), measures in rows.items():
+        for measure, amount in measures.items():
+            if amount:
+                pairs += [f"{scope}|{measure}|{name}", amount]
+    return [("post", [_TOTALS], [SLICE_S, KEEP_SLICES_S, *pairs])] if pairs else []
 
 
 def _rows(records: list[Mapping[bytes, bytes]]) -> Rows:
