@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import structlog
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -40,12 +41,14 @@ _log = structlog.get_logger()
 
 def create_app(front: Front, lifespan: Lifespan | None = None) -> FastAPI:
     """The application over `front`. `lifespan` owns the background loops; tests may do without."""
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Torpor",
         version="1",
         description="Answers that may take long, from hardware that sleeps when nobody asks.",
         lifespan=lifespan or _nothing,
         redirect_slashes=False,
+        redoc_url=None,
+        static_url="/docs/static",
     )
     app.state.front = front
     for module in (jobs, openai, responses, files, batches, webhook_routes, usage, events, health):

@@ -5,6 +5,7 @@ Called by the modules with handlers. `tests/integration/api` holds it against wh
 
 from typing import Any
 
+from api import doc_examples as examples
 from api.route import Doc
 from eventing.job import RUNNABLE_URLS, JobState, Lane
 
@@ -74,9 +75,18 @@ def problems(*statuses: int) -> dict[int, Schema]:
         status: {
             "description": words[status],
             "content": {"application/problem+json": {"schema": PROBLEM}},
+            **come_back(status),
         }
-        for status in statuses
+        for status in {*statuses, 429, 503}
     }
+
+
+def come_back(status: int) -> Schema:
+    """The header of the answers that say when to come again; every call can be answered so."""
+    if status not in (429, 503):
+        return {}
+    schema = {"type": "integer", "minimum": 1}
+    return {"headers": {"Retry-After": {"schema": schema, "description": "seconds"}}}
 
 
 _ID = parameter("id", {"type": "string"}, "Id of the job", where="path", required=True)
@@ -158,8 +168,8 @@ SUBMIT_JOB = Doc(
     parameters=(_KEY, _EXPIRES),
     body=body(LINE, chat=_EXAMPLE_LINE),
     answers={
-        200: answer("The key's job, which has ended already", JOB),
-        202: answer("Accepted; `Location` is where to look", JOB),
+        200: answer("The key's job, which has ended already", JOB, examples.JOB),
+        202: answer("Accepted; `Location` is where to look", JOB, examples.ACCEPTED),
         **problems(400, 401, 403, 408, 409, 413, 415, 422, 503),
     },
 )
@@ -174,7 +184,10 @@ LIST_JOBS = Doc(
         parameter("limit", {"type": "integer", "minimum": 1, "maximum": 100}, "Jobs a page"),
         parameter("cursor", {"type": "string"}, "`next_cursor` of the page before"),
     ),
-    answers={200: answer("A page of jobs, newest first"), **problems(400, 401, 403, 503)},
+    answers={
+        200: answer("A page of jobs, newest first", None, examples.paged(examples.JOB)),
+        **problems(400, 401, 403, 503),
+    },
 )
 GET_JOB = Doc(
     tag="jobs",
@@ -191,7 +204,7 @@ GET_JOB = Doc(
             "`request`: show what was asked, too; `timeline`: its life in steps; or both, by comma",
         ),
     ),
-    answers={200: answer("The job", JOB), **problems(400, 401, 403, 404, 503)},
+    answers={200: answer("The job", JOB, examples.JOB), **problems(400, 401, 403, 404, 503)},
 )
 JOB_EVENTS = Doc(
     tag="jobs",
@@ -214,7 +227,10 @@ JOB_EVENTS = Doc(
 CANCEL_JOB = Doc(
     tag="jobs",
     parameters=(_ID,),
-    answers={200: answer("The job as it is now", JOB), **problems(401, 403, 404, 503)},
+    answers={
+        200: answer("The job as it is now", JOB, examples.JOB),
+        **problems(401, 403, 404, 503),
+    },
 )
 
 _EVENT_BODY: Schema = {
@@ -251,8 +267,8 @@ TAKE_EVENT = Doc(
     tag="events",
     body=_EVENT_BODY,
     answers={
-        200: answer("The event's job, which has ended already", JOB),
-        202: answer("Accepted", JOB),
+        200: answer("The event's job, which has ended already", JOB, examples.JOB),
+        202: answer("Accepted", JOB, examples.ACCEPTED),
         **problems(400, 401, 403, 408, 409, 413, 415, 422, 503),
     },
 )
@@ -272,7 +288,7 @@ FOLLOW_EVENTS = Doc(
                 "text/event-stream": {"schema": {"type": "string"}, "example": _RESULTS_EXAMPLE}
             },
         },
-        **problems(400, 401, 403, 503),
+        **problems(400, 401, 403, 404),
     },
 )
 TAKE_RESULT = Doc(

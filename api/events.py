@@ -23,7 +23,7 @@ from api.sse import Stream, comment, frame
 from api.stream import parse_cursor
 from api.submission import submit_new
 from eventing import trace
-from eventing.errors import BadRequest, InvalidJob, Unavailable
+from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable
 from eventing.event import Event, build_binary, build_structured, parse_http
 from eventing.job import JobError, JobId, is_job_id
 from eventing.job_event import (
@@ -71,7 +71,7 @@ async def follow_events(call: Call) -> Response:
     """
     feed, tenant = call.front.results, call.principal.tenant
     if feed is None:
-        raise Unavailable("this api keeps no feed of results", 3600.0)
+        raise NotFound("this api keeps no feed of results")
     feed.check_room(tenant)
     request = call.request
     text = request.headers.get("last-event-id") or request.query_params.get("after", "")

@@ -3,6 +3,7 @@
 Called by `api.files` and `api.batches`.
 """
 
+from api import doc_examples as examples
 from api.docs import Schema, answer, body, parameter
 from api.openai_docs import errors
 from api.route import Doc
@@ -18,6 +19,10 @@ _PAGE = (
     parameter("after", {"type": "string"}, "Go on after this id"),
 )
 
+_LINE = (
+    '{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": '
+    '"smollm2-135m-instruct", "messages": [{"role": "user", "content": "Say hello."}]}}'
+)
 CREATE_FILE = Doc(
     tag="files",
     body={
@@ -31,11 +36,15 @@ CREATE_FILE = Doc(
                         "file": {"type": "string", "format": "binary"},
                         "purpose": {"enum": ["batch"]},
                     },
+                    "example": {"file": _LINE, "purpose": "batch"},
                 }
             }
         },
     },
-    answers={200: answer("The file", _FILE), **errors(400, 401, 403, 408, 413, 415, 503)},
+    answers={
+        200: answer("The file", _FILE, examples.FILE),
+        **errors(400, 401, 403, 408, 413, 415, 503),
+    },
 )
 LIST_FILES = Doc(
     tag="files",
@@ -44,12 +53,15 @@ LIST_FILES = Doc(
         parameter("purpose", {"type": "string"}, "Only files for this"),
         parameter("order", {"enum": ["asc", "desc"]}, "Newest first is desc"),
     ),
-    answers={200: answer("A page of files"), **errors(400, 401, 403, 503)},
+    answers={
+        200: answer("A page of files", None, examples.listed(examples.FILE)),
+        **errors(400, 401, 403, 503),
+    },
 )
 GET_FILE = Doc(
     tag="files",
     parameters=(_FILE_ID,),
-    answers={200: answer("The file", _FILE), **errors(401, 403, 404, 503)},
+    answers={200: answer("The file", _FILE, examples.FILE), **errors(401, 403, 404, 503)},
 )
 FILE_CONTENT = Doc(
     tag="files",
@@ -57,7 +69,9 @@ FILE_CONTENT = Doc(
     answers={
         200: {
             "description": "The content",
-            "content": {"application/octet-stream": {"schema": {"type": "string"}}},
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string"}, "example": _LINE}
+            },
         },
         **errors(401, 403, 404, 503),
     },
@@ -65,7 +79,10 @@ FILE_CONTENT = Doc(
 DELETE_FILE = Doc(
     tag="files",
     parameters=(_FILE_ID,),
-    answers={200: answer("It is gone"), **errors(401, 403, 404, 503)},
+    answers={
+        200: answer("It is gone", None, examples.deleted(examples.FILE)),
+        **errors(401, 403, 404, 503),
+    },
 )
 
 _BATCH: Schema = {
@@ -93,16 +110,22 @@ CREATE_BATCH = Doc(
             "completion_window": "24h",
         },
     ),
-    answers={200: answer("The batch", _BATCH), **errors(400, 401, 403, 408, 413, 415, 503)},
+    answers={
+        200: answer("The batch", _BATCH, examples.BATCH),
+        **errors(400, 401, 403, 408, 413, 415, 503),
+    },
 )
 LIST_BATCHES = Doc(
     tag="batches",
     parameters=_PAGE,
-    answers={200: answer("A page of batches"), **errors(400, 401, 403, 503)},
+    answers={
+        200: answer("A page of batches", None, examples.listed(examples.BATCH)),
+        **errors(400, 401, 403, 503),
+    },
 )
 GET_BATCH = Doc(
     tag="batches",
     parameters=(_BATCH_ID,),
-    answers={200: answer("The batch", _BATCH), **errors(401, 403, 404, 503)},
+    answers={200: answer("The batch", _BATCH, examples.BATCH), **errors(401, 403, 404, 503)},
 )
 CANCEL_BATCH = GET_BATCH

@@ -6,7 +6,11 @@ Called by `api.openai`.
 
 from typing import Any
 
-from api.docs import Schema, answer, body, parameter
+import orjson
+
+from api import doc_examples as examples
+from api.doc_examples import Example
+from api.docs import Schema, answer, body, come_back, parameter
 from api.route import Doc
 
 OPENAI_ERROR: Schema = {
@@ -30,7 +34,10 @@ _MODEL = "smollm2-135m-instruct"
 
 def errors(*statuses: int) -> dict[int, Schema]:
     """OpenAI's error body for these statuses."""
-    return {status: answer("An error in OpenAI's form", OPENAI_ERROR) for status in statuses}
+    return {
+        status: answer("An error in OpenAI's form", OPENAI_ERROR) | come_back(status)
+        for status in {*statuses, 429, 503}
+    }
 
 
 _FAILURES = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
@@ -45,17 +52,20 @@ _HEADERS = (
 )
 
 
-def _call(schema: Schema, example: dict[str, Any], *, can_stream: bool = True) -> Doc:
-    done = answer("The answer")
-    if can_stream:
-        done["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+def _call(
+    schema: Schema, example: dict[str, Any], shown: Example, *, chunk: Example | None = None
+) -> Doc:
+    done = answer("The answer", None, shown)
+    if chunk is not None:
+        stream = f": accepted\ndata: {orjson.dumps(chunk).decode()}\n\ndata: [DONE]\n\n"
+        done["content"]["text/event-stream"] = {"schema": {"type": "string"}, "example": stream}
     return Doc(
         tag="openai",
         parameters=_HEADERS,
         body=body(schema, example=example),
         answers={
             200: done,
-            202: answer("The job; `Location` is where to look"),
+            202: answer("The job; `Location` is where to look", None, examples.ACCEPTED),
             **errors(*_FAILURES),
         },
     )
@@ -84,21 +94,42 @@ CHAT_COMPLETIONS = _call(
         },
     ),
     {"model": _MODEL, "messages": [{"role": "user", "content": "Say hello."}], "stream": True},
+    examples.CHAT,
+    chunk={
+        **{"id": "chatcmpl-0123456789abcdef01234567", "object": "chat.completion.chunk"},
+        **{"created": 1_764_000_000, "model": _MODEL},
+        "choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hello"}}],
+    },
 )
 COMPLETIONS = _call(
     _object(["model", "prompt"], prompt={"type": ["string", "array"]}),
     {"model": _MODEL, "prompt": "A hummingbird", "max_tokens": 16},
+    examples.COMPLETION,
+    chunk={
+        **{"id": "cmpl-0123456789abcdef01234567", "object": "text_completion"},
+        **{"created": 1_764_000_000, "model": _MODEL},
+        "choices": [{"index": 0, "text": " hovers"}],
+    },
 )
 EMBEDDINGS = _call(
     _object(["model", "input"], input={"type": ["string", "array"]}),
     {"model": _MODEL, "input": ["a text", "another"]},
-    can_stream=False,
+    examples.EMBEDDING,
 )
-LIST_MODELS = Doc(tag="openai", answers={200: answer("Model cards"), **errors(401, 403)})
+LIST_MODELS = Doc(
+    tag="openai",
+    answers={
+        200: answer("Model cards", None, {"object": "list", "data": [examples.MODEL]}),
+        **errors(401, 403),
+    },
+)
 GET_MODEL = Doc(
     tag="openai",
     parameters=(parameter("model", {"type": "string"}, "Its name", where="path", required=True),),
-    answers={200: answer("Its card"), **errors(401, 403, 404)},
+    answers={
+        200: answer("Its card", None, {**examples.MODEL, "max_model_len": 2048}),
+        **errors(401, 403, 404),
+    },
 )
 
 _RESPONSE_ID = parameter(
@@ -125,13 +156,14 @@ _CREATE = _call(
         instructions={"type": ["string", "null"]},
         previous_response_id={"type": ["string", "null"]},
     ),
-    {"model": _MODEL, "input": "Why is the sky blue?", "background": True, "stream": True},
+    {"model": _MODEL, "input": "Why is the sky blue?", "background": True},
+    examples.RESPONSE,
 )
 CREATE_RESPONSE = Doc(
     tag="openai",
     parameters=_CREATE.parameters,
     body=_CREATE.body,
-    answers={**_CREATE.answers, 200: answer("The response", _RESPONSE)},
+    answers={**_CREATE.answers, 200: answer("The response", _RESPONSE, examples.RESPONSE)},
 )
 GET_RESPONSE = Doc(
     tag="openai",
@@ -140,17 +172,26 @@ GET_RESPONSE = Doc(
         parameter("stream", {"enum": ["true", "false"]}, "Send the events"),
         parameter("starting_after", {"type": "integer", "minimum": 0}, "Only events after this"),
     ),
-    answers={200: answer("The response", _RESPONSE), **errors(400, 401, 403, 404, 503)},
+    answers={
+        200: answer("The response", _RESPONSE, examples.RESPONSE),
+        **errors(400, 401, 403, 404, 503),
+    },
 )
 CANCEL_RESPONSE = Doc(
     tag="openai",
     parameters=(_RESPONSE_ID,),
-    answers={200: answer("The response", _RESPONSE), **errors(400, 401, 403, 404, 503)},
+    answers={
+        200: answer("The response", _RESPONSE, examples.RESPONSE),
+        **errors(400, 401, 403, 404, 503),
+    },
 )
 DELETE_RESPONSE = Doc(
     tag="openai",
     parameters=(_RESPONSE_ID,),
-    answers={200: answer("It is gone"), **errors(401, 403, 404, 503)},
+    answers={
+        200: answer("It is gone", None, examples.deleted(examples.RESPONSE)),
+        **errors(401, 403, 404, 503),
+    },
 )
 INPUT_ITEMS = Doc(
     tag="openai",
@@ -160,5 +201,8 @@ INPUT_ITEMS = Doc(
         parameter("order", {"enum": ["asc", "desc"]}, "Newest first is desc"),
         parameter("after", {"type": "string"}, "Go on after this item"),
     ),
-    answers={200: answer("A page of items"), **errors(400, 401, 403, 404, 503)},
+    answers={
+        200: answer("A page of items", None, examples.listed(examples.INPUT_ITEM)),
+        **errors(400, 401, 403, 404, 503),
+    },
 )

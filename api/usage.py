@@ -1,7 +1,8 @@
 """`/v1/usage`: what a span of time cost, by model and by tenant.
 
 Called by `api.app` and `torpor report`. It shows every tenant, so it is for those who read metrics,
-not for a tenant's own admin; the figures come from the ledger that predictors keep. Must not know how time was measured.
+not for a tenant's own admin; the figures come from the ledger that predictors keep. Must not know
+how time was measured.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from api import docs
+from api.doc_examples import USAGE
 from api.jobs import json_response, whole_number
 from api.principal import Scope
 from api.route import Call, Doc, new_router, operation
@@ -30,7 +32,7 @@ _USAGE: Final = Doc(
         ),
     ),
     answers={
-        200: docs.answer("seconds, tokens and cost by model and by tenant", {"type": "object"}),
+        200: docs.answer("seconds, tokens and cost by model and by tenant", None, USAGE),
         **docs.problems(401, 403, 404, 503),
     },
 )

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from api import doc_examples as examples
 from api.docs import Schema, answer, body, parameter, problems
 from api.route import Doc
 from api.webhook import EventType
@@ -41,6 +42,47 @@ _EXAMPLE: Final = {
     "url": "https://hooks.example.com/torpor",
     "event_types": ["response.completed", "response.failed"],
 }
+_SHOWN: Final = {
+    **_EXAMPLE,
+    "id": "we_0123456789abcdef01234567",
+    "object": "webhook_endpoint",
+    "created_at": 1_764_000_000,
+    "updated_at": 1_764_000_000,
+    "signing_secret_hint": "whsec_...9Zk=",
+    "switched_off": None,
+}
+_SHOWN_ONCE: Final = _SHOWN | {"signing_secret": "whsec_..."}
+_GONE: Final = {
+    "id": _SHOWN["id"],
+    "object": "webhook_endpoint.deleted",
+    "deleted": True,
+}
+_TRIED: Final = {
+    "object": "webhook_endpoint.test",
+    "event_type": "response.completed",
+    "status_code": 204,
+    "success": True,
+    "webhook_endpoint_id": _SHOWN["id"],
+}
+_DELIVERED: Final = {
+    "id": "whd_0123456789abcdef01234567",
+    "object": "webhook_delivery",
+    "endpoint": _SHOWN["id"],
+    "url": _EXAMPLE["url"],
+    "type": "response.completed",
+    "data": {"id": "resp_0123456789abcdef01234567"},
+    "state": "delivered",
+    "created_ms": 1_764_000_000_000,
+    "tries": [
+        {
+            "at_ms": 1_764_000_000_100,
+            "status": 204,
+            "error": None,
+            "duration_ms": 35,
+            "next_ms": None,
+        }
+    ],
+}
 _WRITES: Final = (400, 401, 403, 404, 408, 409, 413, 415, 422, 503)
 
 CREATE_ENDPOINT: Final = Doc(
@@ -53,7 +95,10 @@ CREATE_ENDPOINT: Final = Doc(
         },
         orders=_EXAMPLE,
     ),
-    answers={200: answer("The endpoint, with its secret", ENDPOINT), **problems(*_WRITES)},
+    answers={
+        200: answer("The endpoint, with its secret", ENDPOINT, _SHOWN_ONCE),
+        **problems(*_WRITES),
+    },
 )
 UPDATE_ENDPOINT: Final = Doc(
     tag="webhooks",
@@ -62,7 +107,7 @@ UPDATE_ENDPOINT: Final = Doc(
         {"type": "object", "properties": {"url": _URL, "name": _NAME, "event_types": _TYPES}},
         fewer={"event_types": ["response.failed"]},
     ),
-    answers={200: answer("The endpoint", ENDPOINT), **problems(*_WRITES)},
+    answers={200: answer("The endpoint", ENDPOINT, _SHOWN), **problems(*_WRITES)},
 )
 _PAGE: Final = (
     parameter("limit", {"type": "integer", "minimum": 1, "maximum": 100}, "Entries a page"),
@@ -70,17 +115,20 @@ _PAGE: Final = (
 LIST_ENDPOINTS: Final = Doc(
     tag="webhooks",
     parameters=(*_PAGE, parameter("after", {"type": "string"}, "Last id of the page before")),
-    answers={200: answer("Endpoints"), **problems(400, 401, 403, 404, 503)},
+    answers={
+        200: answer("Endpoints", None, examples.listed(_SHOWN)),
+        **problems(400, 401, 403, 404, 503),
+    },
 )
 GET_ENDPOINT: Final = Doc(
     tag="webhooks",
     parameters=(_ID,),
-    answers={200: answer("The endpoint", ENDPOINT), **problems(401, 403, 404, 503)},
+    answers={200: answer("The endpoint", ENDPOINT, _SHOWN), **problems(401, 403, 404, 503)},
 )
 DELETE_ENDPOINT: Final = Doc(
     tag="webhooks",
     parameters=(_ID,),
-    answers={200: answer("It is gone"), **problems(401, 403, 404, 503)},
+    answers={200: answer("It is gone", None, _GONE), **problems(401, 403, 404, 503)},
 )
 ROTATE_SECRET: Final = Doc(
     tag="webhooks",
@@ -95,7 +143,10 @@ ROTATE_SECRET: Final = Doc(
         ),
         "required": False,
     },
-    answers={200: answer("The endpoint, with its new secret", ENDPOINT), **problems(*_WRITES)},
+    answers={
+        200: answer("The endpoint, with its new secret", ENDPOINT, _SHOWN_ONCE),
+        **problems(*_WRITES),
+    },
 )
 TEST_ENDPOINT: Final = Doc(
     tag="webhooks",
@@ -108,10 +159,14 @@ TEST_ENDPOINT: Final = Doc(
         },
         sample={"event_type": "response.completed"},
     ),
-    answers={200: answer("What the receiver answered"), **problems(*_WRITES)},
+    answers={200: answer("What the receiver answered", None, _TRIED), **problems(*_WRITES)},
 )
 EVENT_TYPES: Final = Doc(
-    tag="webhooks", answers={200: answer("Event types"), **problems(401, 403, 503)}
+    tag="webhooks",
+    answers={
+        200: answer("Event types", None, {"object": "list", "data": list(EventType)}),
+        **problems(401, 403, 503),
+    },
 )
 LIST_DELIVERIES: Final = Doc(
     tag="webhooks",
@@ -119,10 +174,13 @@ LIST_DELIVERIES: Final = Doc(
         *_PAGE,
         parameter("before", {"type": "integer", "minimum": 1}, "`next_before` of the page before"),
     ),
-    answers={200: answer("Deliveries, newest first"), **problems(400, 401, 403, 404, 503)},
+    answers={
+        200: answer("Deliveries, newest first", None, examples.listed(_DELIVERED)),
+        **problems(400, 401, 403, 404, 503),
+    },
 )
 GET_DELIVERY: Final = Doc(
     tag="webhooks",
     parameters=(_ID,),
-    answers={200: answer("The delivery", DELIVERY), **problems(401, 403, 404, 503)},
+    answers={200: answer("The delivery", DELIVERY, _DELIVERED), **problems(401, 403, 404, 503)},
 )

@@ -12,6 +12,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from starlette.responses import Response
 
+from api.doc_examples import OVERVIEW
 from api.docs import answer, problems
 from api.jobs import json_response
 from api.principal import Scope
@@ -26,7 +27,10 @@ router = new_router()
 _FRESH_S: Final = 0.5
 _DOC: Final = Doc(
     tag="overview",
-    answers={200: answer("Queues and replicas of every model"), **problems(401, 403, 404, 503)},
+    answers={
+        200: answer("Queues and replicas of every model", None, OVERVIEW),
+        **problems(401, 403, 404, 503),
+    },
 )
 
 

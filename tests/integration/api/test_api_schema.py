@@ -35,3 +35,11 @@ async def test_the_document_is_what_the_api_does(
     output, _ = await process.communicate()
 
     assert process.returncode == 0, output.decode()[-6000:]
+
+
+async def test_the_documents_page_needs_nothing_from_elsewhere(rig: Rig) -> None:
+    page = (await rig.client.get("/docs")).text
+    script = page.partition('src="')[2].partition('"')[0]
+
+    assert "https://" not in page
+    assert len((await rig.client.get(script)).content) > 100_000
