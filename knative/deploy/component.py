@@ -20,6 +20,7 @@ from knative.deploy import (
     parts,
     scaling,
     tls,
+    work_scaler,
 )
 from knative.deploy.emit import Resource, because, document
 from knative.deploy.inference import Patch
@@ -136,6 +137,15 @@ def _pressure(values: Values, _: Timeouts) -> Parts:
     return {}, _for_each_model("ScaledObject", values, scaling.pressure_patch)
 
 
+def _work_scaler(values: Values, _: Timeouts) -> Parts:
+    deployment, service = work_scaler.scaler(values)
+    contents = {
+        "scaler": [parts.service_account(parts.SCALER, "scaler", values), deployment, service],
+        "network-policies": network.policies("work-scaler", values),
+    }
+    return contents, _for_each_model("ScaledObject", values, work_scaler.scaled_object_patch)
+
+
 def _monitoring(values: Values, _: Timeouts) -> Parts:
     contents = {
         "monitors": observability.monitors(values),
@@ -239,6 +249,7 @@ COMPONENTS = {
     "broker-kafka": _kafka,
     "keda": _keda,
     "keda-pressure": _pressure,
+    "work-scaler": _work_scaler,
     "gpu-nvidia": _gpu,
     "cpu-small": _cpu,
     "karpenter": _karpenter,

@@ -43,15 +43,7 @@ def service_accounts(values: Values) -> list[Resource]:
         FIRST_SECRETS: "first-secrets",
         DEPLOYER: "deployer",
     }
-    return [
-        {
-            "apiVersion": "v1",
-            "kind": "ServiceAccount",
-            "metadata": parts.metadata(name, component, values),
-            "automountServiceAccountToken": False,
-        }
-        for name, component in names.items()
-    ]
+    return [parts.service_account(name, component, values) for name, component in names.items()]
 
 
 def _role(name: str, component: str, values: Values, rules: list[Resource]) -> Resource:

@@ -21,6 +21,7 @@ class Party(StrEnum):
     PREDICTOR = "predictor"
     REDIS = "redis"
     FIRST_SECRETS = "first-secrets"
+    SCALER = "scaler"
     RABBITMQ = "rabbitmq"
     EVENT_MESH = "event-mesh"  # ingress and dispatcher pods of the Knative RabbitMQ broker
     ANYONE = "anyone"
@@ -53,6 +54,7 @@ OURS = frozenset(
         Party.PREDICTOR,
         Party.REDIS,
         Party.FIRST_SECRETS,
+        Party.SCALER,
         Party.RABBITMQ,
         Party.EVENT_MESH,
     }
@@ -89,6 +91,10 @@ FLOWS: tuple[Flow, ...] = (
     Flow(Party.BROKER, Party.REDIS, (6379,), "the durable log", "queue"),
     Flow(Party.BROKER, Party.API, (8000,), "result events", "queue"),
     Flow(Party.KEDA, Party.REDIS, (6379,), "queue lengths, as a user that may see no more", "keda"),
+    Flow(Party.KEDA, Party.SCALER, (9090,), "how many replicas", "work-scaler"),
+    Flow(
+        Party.SCALER, Party.REDIS, (6379,), "the queue, as a user that may only read", "work-scaler"
+    ),
     Flow(Party.BROKER, Party.REDIS, (6379,), "the relay's log", "serverless"),
     Flow(Party.BROKER, Party.API, (8000,), "result events, with our token", "serverless"),
     Flow(

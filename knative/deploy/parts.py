@@ -16,6 +16,7 @@ from knative.deploy.values import Values
 API = "torpor-api"
 BROKER = "torpor-broker"  # our ingress in the queue topology
 REDIS = "torpor-redis"
+SCALER = "torpor-scaler"  # our own policy, served to KEDA
 PREDICTOR = "torpor-predictor"  # service account; the InferenceService carries the model's name
 EVENTS = "torpor"  # the Knative Broker in the serverless topology
 SETTINGS = "torpor-settings"
@@ -27,6 +28,7 @@ PUMP_METRICS_PORT = 8082
 API_PORT = 8000
 BROKER_PORT = 8081
 REDIS_PORT = 6379
+SCALER_PORT = 9090
 USER_ID = 10001  # the images' user; OpenShift picks its own (component openshift)
 NO_SERVICE_LINKS = because(
     False, "A Service torpor-api would inject TORPOR_API_PORT=tcp://... into our settings' prefix."
@@ -135,6 +137,16 @@ def spread(component: str) -> list[Resource]:
             "labelSelector": {"matchLabels": labels(component)},
         }
     ]
+
+
+def service_account(name: str, component: str, values: Values) -> Resource:
+    """Give a process's account, without a token: it does not talk to the API server."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": metadata(name, component, values),
+        "automountServiceAccountToken": False,
+    }
 
 
 def config_map(name: str, component: str, values: Values, data: Resource) -> Resource:

@@ -36,6 +36,9 @@ class ModelValues(_Section):
     max_tokens: int = Field(32768, ge=256, le=2_000_000)
     concurrency: int = Field(16, ge=1, le=1000)  # Knative's containerConcurrency ends at 1000
     size_gib: int = Field(16, ge=1, le=4096)
+    # How fast one replica is; read by the component work-scaler alone.
+    prefill_tokens_per_s: float = Field(5000, ge=0.1, le=1e7)
+    decode_tokens_per_s: float = Field(500, ge=0.1, le=1e7)
 
 
 class MoreModel(ModelValues):

@@ -18,6 +18,7 @@ MANIFESTS = ROOT / "manifests"
 # Components that no shipped overlay takes, in the company that they are meant for.
 EXTRA_OVERLAYS = {
     "queue+nodes": ("queue", "keda", "gpu-nvidia", "karpenter", "model-cache", "compile-cache"),
+    "queue+work": ("queue", "keda", "gpu-nvidia", "work-scaler"),
     "queue+openshift": ("queue", "keda", "gpu-nvidia", "openshift"),
     "serverless+api-knative": ("serverless", "broker-kafka", "api-knative"),
     "serverless+oidc": ("serverless", "broker-kafka", "eventing-tls", "eventing-oidc"),

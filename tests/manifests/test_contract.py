@@ -20,6 +20,8 @@ from knative.deploy.first_secrets import FirstSecretsSettings
 from knative.deploy.timeouts import derive, explain
 from knative.deploy.tree import files
 from knative.deploy.values import Values
+from knative.external_scaler.scaler import read_metadata
+from knative.external_scaler.settings import ExternalScalerSettings
 from knative.monitoring.dashboard import queries as dashboard_queries
 from predictor.settings import PredictorSettings
 from tests.manifests.conftest import ROOT, Resources
@@ -34,7 +36,13 @@ NOT_SETTINGS = {
 
 def read_by_processes() -> set[str]:
     """Every variable that some settings class reads."""
-    classes = (ApiSettings, BrokerSettings, PredictorSettings, FirstSecretsSettings)
+    classes = (
+        ApiSettings,
+        BrokerSettings,
+        PredictorSettings,
+        FirstSecretsSettings,
+        ExternalScalerSettings,
+    )
     return {f"TORPOR_{name.upper()}" for each in classes for name in each.model_fields}
 
 
@@ -44,6 +52,22 @@ def test_every_variable_is_read_by_some_process(overlays: dict[str, Resources]) 
     named = set(re.findall(r"\bTORPOR_[A-Z_]+\b", text))
 
     assert named - read_by_processes() - NOT_SETTINGS == set()
+
+
+def test_the_external_scaler_takes_what_its_trigger_says(overlays: dict[str, Resources]) -> None:
+    (scaled,) = [r for r in overlays["queue+work"] if r["kind"] == "ScaledObject"]
+    (trigger,) = scaled["spec"]["triggers"]
+
+    read = read_metadata(trigger["metadata"], queue="", model="")
+
+    model = scaled["metadata"]["name"]
+    assert (read.queue, read.model) == (parts.trigger_name(model), model)
+    assert read.spec.max_replicas == scaled["spec"]["maxReplicaCount"]
+    # KEDA finds it by the Service's name, and the Service its pod by the port's.
+    service = next(r for r in overlays["queue+work"] if r["metadata"]["name"] == parts.SCALER)
+    host, _, port = trigger["metadata"]["scalerAddress"].partition(":")
+    assert host.startswith(f"{service['metadata']['name']}.{service['metadata']['namespace']}.")
+    assert int(port) == parts.SCALER_PORT
 
 
 def test_the_settings_of_the_processes_accept_the_rendered_values(
@@ -235,6 +259,7 @@ def test_the_store_is_reached_by_nobody_but_its_users(overlays: dict[str, Resour
         network.Party.PREDICTOR,
         network.Party.BROKER,
         network.Party.KEDA,
+        network.Party.SCALER,
     }
     assert not any(
         6379 in egress(r) and "broker-rabbitmq" in r["metadata"]["name"]

@@ -175,6 +175,11 @@ BREAKS = [
     Break("keda-fallback", "queue", SO, "spec>fallback", {"failureThreshold": 3, "replicas": 0}),
     Break("keda-paused", "queue", SO, "metadata>annotations", {"autoscaling.keda.sh/paused": "true"}),
     Break("keda-rabbitmq-amqp", "queue", SO, "spec>triggers>0", {"type": "rabbitmq", "metadata": {"protocol": "amqp", "queueName": "q", "mode": "QueueLength", "value": "5"}}),
+    Break("scaler-address", "queue+work", SO, f"{RED}>scalerAddress", "torpor-scaler.torpor.svc:9000"),
+    Break("scaler-address", "queue+work", SO, f"{RED}>scalerAddress", "nobody.torpor.svc:9090"),
+    Break("scaler-address", "queue+work", "Deployment", "spec>replicas", 2, "torpor-scaler"),
+    Break("scaler-settings", "queue+work", SO, f"{RED}>slots", "many"),
+    Break("scaler-settings", "queue+work", SO, f"{RED}>queue", "requests-other"),
     Break("keda-sleeping-metric", "queue", SO, "spec>triggers>2>metadata>query", "sum(vllm:num_requests_waiting)"),
     Break("replica-limits", "queue", SO, "spec>maxReplicaCount", 100),
     # the predictor's pod

@@ -74,7 +74,12 @@ def test_every_image_of_the_manifests_has_a_dockerfile(overlays: dict[str, Resou
 def test_what_the_broker_image_is_told_to_run_is_a_module(overlays: dict[str, Resources]) -> None:
     told = set(re.findall(r"'args': \['([a-z_.]+)'\]", str(list(overlays.values()))))
 
-    assert told == {"eventing.broker", "eventing.pump", "knative.deploy.first_secrets"}
+    assert told == {
+        "eventing.broker",
+        "eventing.pump",
+        "knative.deploy.first_secrets",
+        "knative.external_scaler",
+    }
     for module in told:
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()

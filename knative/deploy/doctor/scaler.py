@@ -11,6 +11,7 @@ from knative.deploy.doctor.field import at, at_least, field_rule, note, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault, needed
 from knative.deploy.doctor.view import View, dig, number
 from knative.deploy.emit import Resource
+from knative.external_scaler.scaler import read_metadata
 
 register = Register()
 CLASS = "serving.kserve.io/autoscalerClass"
@@ -21,6 +22,15 @@ _KEDA = "autoscaling.keda.sh/"
 
 def _scaled(view: View) -> list[Resource]:
     return view.scaled_objects
+
+
+def _counting(view: View) -> list[Resource]:
+    """Those that count by themselves: an external scaler says when it is done, a count does not."""
+    return [
+        scaled
+        for scaled in view.scaled_objects
+        if any(t.get("type") != "external-push" for t in dig(scaled, "spec.triggers") or [{}])
+    ]
 
 
 def _triggers(scaled: Resource, kind: str) -> list[tuple[int, Resource]]:
@@ -189,7 +199,7 @@ register.rule(
     source="facts 3.5, #11",
 )(
     field_rule(
-        _scaled, at("spec.cooldownPeriod"), at_least(lambda view: view.cold_start_s, unset=300)
+        _counting, at("spec.cooldownPeriod"), at_least(lambda view: view.cold_start_s, unset=300)
     )
 )
 
@@ -256,7 +266,7 @@ register.rule(
     source="facts 3.5, #6",
 )(
     field_rule(
-        _scaled,
+        _counting,
         at(f"{_BEHAVIOR}.scaleDown.stabilizationWindowSeconds"),
         at_least(lambda view: min(view.cold_start_s, 3600), unset=300),
         Severity.WARNING,
@@ -306,6 +316,56 @@ def keda_rabbitmq_amqp(view: View) -> Iterator[Fault]:
             value = (trigger.get("metadata") or {}).get("protocol", "auto")
             if value != "http":
                 yield fault(scaled, f"spec.triggers[{index}].metadata.protocol", value, "http")
+
+
+def _external(scaled: Resource) -> list[tuple[int, Resource]]:
+    return [*_triggers(scaled, "external"), *_triggers(scaled, "external-push")]
+
+
+@register.rule(
+    "scaler-address",
+    Hop.SCALER,
+    why="Where nobody answers, KEDA's trigger errs: nothing is ended, and nothing wakes. Two "
+    "servers learn apart, and answer unlike.",
+    source="ADR 23; KEDA external scalers",
+)
+def scaler_address(view: View) -> Iterator[Fault]:
+    for scaled in view.scaled_objects:
+        for index, trigger in _external(scaled):
+            address = str((trigger.get("metadata") or {}).get("scalerAddress"))
+            host, _, port = address.partition(":")
+            service = view.named("Service", host.partition(".")[0], "v1")
+            if port not in [str(each.get("port")) for each in dig(service, "spec.ports") or []]:
+                field = f"spec.triggers[{index}].metadata.scalerAddress"
+                yield fault(scaled, field, address, "a Service here, and its port")
+    server = view.named("Deployment", parts.SCALER)
+    if server is not None and dig(server, "spec.replicas") != 1:
+        yield fault(server, "spec.replicas", dig(server, "spec.replicas"), "1", Severity.WARNING)
+
+
+@register.rule(
+    "scaler-settings",
+    Hop.SCALER,
+    why="What the scaler refuses it answers with INVALID_ARGUMENT, for ever; another model's queue "
+    "is another model's work.",
+    source="ADR 23 (read_metadata)",
+)
+def scaler_settings(view: View) -> Iterator[Fault]:
+    for scaled in view.scaled_objects:
+        own = str(dig(scaled, "spec.scaleTargetRef.name")).removesuffix("-predictor")
+        for index, trigger in _external(scaled):
+            metadata = trigger.get("metadata") or {}
+            if not str(metadata.get("scalerAddress")).startswith(f"{parts.SCALER}."):
+                continue  # somebody else's scaler has settings of its own
+            field = f"spec.triggers[{index}]"
+            try:
+                queue = read_metadata(metadata, queue="", model="").queue
+            except RefusedSettingsError as refused:
+                for refusal in refused.refusals:
+                    yield fault(scaled, f"{field}.{refusal.name}", refusal.value, refusal.allowed)
+                continue
+            if queue != parts.trigger_name(own):
+                yield fault(scaled, f"{field}.metadata.queue", queue, parts.trigger_name(own))
 
 
 @register.rule(
