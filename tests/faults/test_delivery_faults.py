@@ -75,7 +75,7 @@ async def test_f10_a_redelivery_to_a_running_job_is_409(
 ) -> None:
     async with running(zygote, tmp_path, Tuning(tokens_per_s=20)) as system:
         port = port_of(system.predictor)
-        for numbers in rounds(trials, 50):
+        for numbers in rounds(trials, 30):
             events = [request(n, tokens=40) for n in numbers]
             first = [asyncio.ensure_future(deliver(port, event)) for event in events]
             await system.started(derive_job_id(event.source, event.id) for event in events)
