@@ -159,6 +159,8 @@ class Tuning:
     retry: int = 1000
     sink: str = ""
     flush_ms: int = 20
+    puts_itself: bool = False
+    """The api puts events into the queues itself, not through the broker (docs/adr/0081)."""
     binary: Path = VALKEY
     redis_options: tuple[str, ...] = ("--appendonly", "yes", "--appendfsync", "everysec")
 
@@ -278,7 +280,7 @@ async def running(
         for link in (*links, api_broker, delivery):
             await stack.enter_async_context(link.serving())
         broker = _broker(zygote, folder, tuning, links[1].port, delivery.port)
-        api = _api(zygote, folder, links[0].port, api_broker.port)
+        api = _api(zygote, folder, tuning, links[0].port, api_broker.port)
         predictor = _predictor(zygote, folder, tuning, links[2].port, "predictor", ())
         api_broker.target, delivery.target = port_of(broker), port_of(predictor)
         system = System(
@@ -310,7 +312,9 @@ async def running(
             await system.redis.aclose()
 
 
-def _api(zygote: Zygote, folder: Path, redis_port: int, broker_port: int) -> Program:
+def _api(
+    zygote: Zygote, folder: Path, tuning: Tuning, redis_port: int, broker_port: int
+) -> Program:
     port = free_port()
     env = {
         "TORPOR_PORT": str(port),
@@ -320,6 +324,8 @@ def _api(zygote: Zygote, folder: Path, redis_port: int, broker_port: int) -> Pro
         "TORPOR_FILES_URL": f"file://{folder}/files",
         "TORPOR_SWEEP_EVERY_S": "1",
     }
+    if tuning.puts_itself:
+        env["TORPOR_QUEUE_TRIGGERS_FILE"] = str(folder / "triggers.yaml")
     return Program(zygote, "api.__main__", "api", folder, env, f"http://127.0.0.1:{port}/healthz")
 
 

@@ -91,6 +91,22 @@ async def test_f01_the_api_dies_while_it_takes_a_job(
         await judge(system, trials, of="kills")
 
 
+async def test_f01_the_api_dies_while_it_puts_an_event_itself(
+    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+) -> None:
+    async with running(zygote, tmp_path, Tuning(puts_itself=True)) as system:
+        await warm(system)
+        steps = [
+            (system.api_redis, called(name), Way.UP, is_forwarded)
+            for name in ("create", "enqueue")
+            for is_forwarded in (False, True)
+        ]
+        jobs = await hurt_with(system, steps, system.api, trials)
+        await system.ended(jobs, within_s=40)
+
+        await judge(system, trials, of="kills")
+
+
 async def test_f02_a_predictor_dies_while_it_runs_jobs(
     zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
 ) -> None:
