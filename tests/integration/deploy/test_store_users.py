@@ -7,23 +7,29 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError
 
+from eventing import keys
+from eventing.event import Event, to_record
+from eventing.redis_store import RedisStore
 from knative.deploy import parts, store
 from knative.deploy.first_secrets import redis_secret
 from knative.deploy.values import Values
+from knative.external_scaler.queue_source import QueueSource
 from tests.redis_server import RedisServer
 
+EVENT = Event(id="job_1", source="/api", type=parts.REQUESTED)
 STREAM = parts.stream_key("thinker")
 
 
 @pytest.fixture
 def secret() -> dict[str, str]:
     """The store's Secret, with passwords that a test may know."""
-    given = iter(["ours" * 8, "kedas" * 8])
+    given = iter(["ours" * 8, "kedas" * 8, "scalers" * 8])
     return redis_secret("torpor", lambda _: next(given))
 
 
@@ -100,6 +106,44 @@ async def test_kedas_user_may_do_nothing_else(
     ) as keda:
         with pytest.raises(NoPermissionError):
             await keda.execute_command(*command)
+
+
+async def test_the_scalers_user_can_look_at_a_queue_and_its_jobs(
+    server: RedisServer, secret: dict[str, str]
+) -> None:
+    name, password = scaler_login(secret)
+    queue = parts.trigger_name("thinker")
+    async with Redis(port=server.port, password=secret["password"]) as ours:
+        await ours.hset(
+            keys.queue(queue, "events"), "/api\0job_1", b"1700000000000 " + to_record(EVENT)
+        )
+
+    async with Redis(port=server.port, username=name, password=password) as scaler:
+        source = QueueSource(scaler, RedisStore(scaler))
+        first = await source.look(queue, "thinker")
+        async with Redis(port=server.port, password=secret["password"]) as ours:
+            await ours.hdel(keys.queue(queue, "events"), "/api\0job_1")
+        second = await source.look(queue, "thinker")
+
+    assert (len(first.arrived), len(second.finished)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "command", [("HSET", "torpor:x", "a", "1"), ("GET", "other"), ("KEYS", "*")]
+)
+async def test_the_scalers_user_writes_nothing(
+    server: RedisServer, secret: dict[str, str], command: tuple[str, ...]
+) -> None:
+    name, password = scaler_login(secret)
+    async with Redis(port=server.port, username=name, password=password) as scaler:
+        with pytest.raises(NoPermissionError):
+            await scaler.execute_command(*command)
+
+
+def scaler_login(secret: dict[str, str]) -> tuple[str, str]:
+    """User and password of the external scaler's address."""
+    address = urlsplit(secret["scaler-url"])
+    return str(address.username), str(address.password)
 
 
 async def test_nobody_gets_in_without_a_password(server: RedisServer) -> None:
