@@ -5,8 +5,9 @@ least 95 of 100 requests keep:
 
 * Replicas are up in one or more stretches. A stretch whose first kept request came at `a` is ready
   at `a + T` at the latest, lasts at least until its last request could be done with the engine to
-  itself, and costs C besides. Requests in between ride for nothing. Any 5 % may be served for
-  nothing (they may wait for ever). The cheapest cut into stretches is found by dynamic programming.
+  itself, and costs C besides. Requests in between ride for nothing. Any 5 % may wait as
+  long as it takes, and ride with a later stretch for nothing; those after the last one need one of
+  their own. The cheapest cut into stretches is found by dynamic programming.
 * All work must be done, by replicas that are up, at the engine's best batch rate. The seconds that
   replicas are up are at least the stretches' and at least the work's, hence at least any mixture:
   each second of a stretch at weight 1 - w, plus all work at weight w. Every w gives a bound, and
@@ -24,7 +25,7 @@ from knative.simulator.engine import EngineModel
 from knative.simulator.view import View
 from knative.simulator.workload import Request
 
-_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9)
+_WEIGHTS = (0.0, 0.5, 0.6, 0.7, 0.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,10 @@ def lower_bound_s(requests: Sequence[Request], setting: Setting) -> float:
     """GPU-seconds that any policy pays to start `kept_share` of `requests` within the wait."""
     engine = setting.engine
     best_rate = max(engine.batch_rate(size) for size in range(1, setting.slots + 1))
+    # While a prompt is read the others' answers go on at a share of their speed.
+    lost = 1 - engine.decode_during_prefill
     work_s = sum(
-        r.prompt_tokens / engine.prefill_tokens_per_s + (r.output_tokens - 1) / best_rate
+        lost * r.prompt_tokens / engine.prefill_tokens_per_s + (r.output_tokens - 1) / best_rate
         for r in requests
     )
     return max(w * work_s + _cheapest_cut(requests, setting, w)[0] for w in _WEIGHTS)
@@ -66,46 +69,75 @@ def _cheapest_cut(
     requests: Sequence[Request], setting: Setting, weight: float
 ) -> tuple[float, list[Stretch]]:
     """The cheapest cut's cost and its stretches, with seconds of a stretch at 1 - `weight`."""
-    count = len(requests)
-    late = count - math.ceil(setting.kept_share * count)
-    alone = [setting.engine.alone_s(r.prompt_tokens, r.output_tokens) for r in requests]
-    # costs[p][k]: of the first p requests with k of them left out; came[p][k]: the request before
-    # which that cut's last stretch began, or None when the last request was left out.
-    costs = [[math.inf] * (late + 1) for _ in range(count + 1)]
-    came: list[list[int | None]] = [[None] * (late + 1) for _ in range(count + 1)]
-    costs[0][0] = 0.0
-    for p in range(count):
-        row = costs[p]
-        for k in range(late):
-            if row[k] < costs[p + 1][k + 1]:
-                costs[p + 1][k + 1], came[p + 1][k + 1] = row[k], None
+    table = _Table(requests, setting, weight)
+    for p in range(len(requests)):
+        table.leave_out(p)
+        table.stretch_from(p)
+    return table.cheapest()
+
+
+class _Table:
+    """costs[p][k]: of the first p requests with k of them left out; ended[p][k]: the same where the
+    last of them was not, and began[p][k]: the request with which that cut's last stretch began.
+    """
+
+    def __init__(self, requests: Sequence[Request], setting: Setting, weight: float) -> None:
+        count = len(requests)
+        self._requests, self._setting, self._second = requests, setting, 1 - weight
+        self._alone = [setting.engine.alone_s(r.prompt_tokens, r.output_tokens) for r in requests]
+        late = count - math.ceil(setting.kept_share * count)
+        self._late = range(late + 1)
+        self._ended = [[math.inf] * (late + 1) for _ in range(count + 1)]
+        self._costs = [[math.inf] * (late + 1) for _ in range(count + 1)]
+        self._began = [[-1] * (late + 1) for _ in range(count + 1)]
+        self._costs[0][0] = 0.0
+
+    def leave_out(self, p: int) -> None:
+        """Close the books of the first p requests, and try to leave out the next."""
+        row = self._costs[p] = [
+            min(pair) for pair in zip(self._costs[p], self._ended[p], strict=True)
+        ]
+        self._costs[p + 1] = [math.inf, *row[:-1]]
+
+    def stretch_from(self, p: int) -> None:
+        """Try every stretch that begins with request p."""
+        row = self._costs[p]
         if min(row) == math.inf:
-            continue
-        ready = requests[p].at + setting.wait_s
-        for last in range(p, count):
-            end = max(requests[last].at + alone[last], ready + alone[p])
-            cost = setting.start_s + (1 - weight) * (end - ready)
-            target, origin = costs[last + 1], came[last + 1]
-            for k in range(late + 1):
+            return
+        ready = self._requests[p].at + self._setting.wait_s
+        for last in range(p, len(self._requests)):
+            end = max(self._requests[last].at + self._alone[last], ready + self._alone[p])
+            cost = self._setting.start_s + self._second * (end - ready)
+            target, began = self._ended[last + 1], self._began[last + 1]
+            for k in self._late:
                 if row[k] + cost < target[k]:
-                    target[k], origin[k] = row[k] + cost, p
-    k = min(range(late + 1), key=costs[count].__getitem__)
-    return costs[count][k], _walked_back(requests, setting, came, k)
+                    target[k], began[k] = row[k] + cost, p
 
+    def cheapest(self) -> tuple[float, list[Stretch]]:
+        """The cheapest cut of all requests. Who is left out at the very end rides with nobody: he
+        costs a stretch of his own, as he must be served.
+        """
+        count = len(self._requests)
+        own = self._setting.start_s + self._second * self._alone[-1]
+        ways = [
+            (self._ended[count - trailing][k] + (own if trailing else 0.0), trailing, k)
+            for trailing in self._late
+            for k in self._late[: len(self._late) - trailing]
+        ]
+        cost, trailing, k = min(ways)
+        return cost, self._walked_back(count - trailing, k)
 
-def _walked_back(
-    requests: Sequence[Request], setting: Setting, came: list[list[int | None]], k: int
-) -> list[Stretch]:
-    found: list[Stretch] = []
-    p = len(requests)
-    while p:
-        first = came[p][k]
-        if first is None:
-            p, k = p - 1, k - 1
-        else:
-            found.append(Stretch(requests[first].at + setting.wait_s, requests[p - 1].at))
+    def _walked_back(self, p: int, k: int) -> list[Stretch]:
+        found: list[Stretch] = []
+        while p:
+            if self._ended[p][k] > self._costs[p][k]:
+                p, k = p - 1, k - 1
+                continue
+            first = self._began[p][k]
+            ready_at = self._requests[first].at + self._setting.wait_s
+            found.append(Stretch(ready_at, self._requests[p - 1].at))
             p = first
-    return found[::-1]
+        return found[::-1]
 
 
 class Clairvoyant:
