@@ -6,10 +6,10 @@ lost or run twice. Must not know HTTP.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -38,6 +38,10 @@ WINDOW: Final = 200
 _TURN_S: Final = 0.5
 _BATCHES_AT_ONCE: Final = 4
 _READ_BYTES: Final = 1024 * 1024
+_PART_BYTES: Final = 256 * 1024
+"""A result grows in parts of this size: 50,000 answers are some 120 of them."""
+_ABREAST: Final = 16
+"""Submits of one batch under way at once; calls of people share the door."""
 
 _log = structlog.get_logger()
 
@@ -104,6 +108,8 @@ class BatchRun:
         self._refusals: list[bytes] = []
         self._seen: set[str] = set()
         self._part = 0
+        self._last: dict[str, bytes] = {}
+        self._merged: list[tuple[str, str]] = []
 
     async def run(self) -> None:
         """To the batch's end. Raises `Overtaken`, or `Unavailable` to be gone on with later."""
@@ -147,10 +153,11 @@ class BatchRun:
                     await self._stop(stop, lines)
                     return
                 is_open = is_open and await self._fill(lines)
-                await self._collect()
+                ended = await self._collect()
                 await self._save()
                 if len(self._running) >= WINDOW or not is_open:
-                    await asyncio.sleep(self._turn_s)
+                    # Lines that end by the dozen are worth looking again at once.
+                    await asyncio.sleep(self._turn_s / (10 if ended > WINDOW // 4 else 1))
 
     async def _remember_names(self, card: FileCard) -> None:
         """Names of the lines before ours, to tell a second use of one."""
@@ -168,25 +175,28 @@ class BatchRun:
         return None
 
     async def _fill(self, lines: AsyncGenerator[tuple[int, int, bytes], None]) -> bool:
-        """Submit lines until the window is full; False at the end of the input."""
-        while len(self._running) < WINDOW:
-            read = await anext(lines, None)
-            if read is None:
+        """Submit lines until the window is full; False at the end of the input. At most a window of
+        lines: our hold must be renewed, and what was refused be written, however many are bad.
+        """
+        for _ in range(0, WINDOW, _ABREAST):
+            room = min(_ABREAST, WINDOW - len(self._running))
+            read = [line async for line in _first(lines, room)]
+            with _one_failure():
+                async with asyncio.TaskGroup() as group:
+                    for number, _, raw in read:
+                        group.create_task(self._submit(number, raw))
+            if read:
+                self._batch = replace(self._batch, offset=read[-1][1], line=read[-1][0])
+            if len(read) < room:
                 return False
-            number, offset, raw = read
-            await self._submit(number, raw)
-            self._batch = replace(self._batch, offset=offset, line=number)
+            if len(self._running) >= WINDOW:
+                return True
         return True
 
     async def _submit(self, number: int, raw: bytes) -> None:
         """Raises `Unavailable` when nothing was accepted; the line is read again then."""
         try:
-            if len(raw) > self._front.settings.body_limit_bytes:
-                raise BodyTooLarge("the line is over the limit of a call's body", "body")
-            line = parse_line(raw, self._batch.endpoint)
-            if line["custom_id"] in self._seen:
-                raise InvalidJob("custom_id was used before in this file", "custom_id")
-            self._seen.add(line["custom_id"])
+            line = self._checked(raw)
             key = f"{self._batch.id}:{number}"
             job = await submit_line(self._front, self._principal, line, key=key, lane=Lane.BATCH)
         except BadRequest as error:
@@ -194,8 +204,18 @@ class BatchRun:
             return
         self._running[number] = Running(number=number, custom_id=line["custom_id"], job_id=job.id)
 
-    async def _collect(self) -> None:
-        """Take the answers of jobs that have ended."""
+    def _checked(self, raw: bytes) -> dict[str, Any]:
+        """The line, its name remembered. Raises `BadRequest` and its kin."""
+        if len(raw) > self._front.settings.body_limit_bytes:
+            raise BodyTooLarge("the line is over the limit of a call's body", "body")
+        line = parse_line(raw, self._batch.endpoint)
+        if line["custom_id"] in self._seen:
+            raise InvalidJob("custom_id was used before in this file", "custom_id")
+        self._seen.add(line["custom_id"])
+        return line
+
+    async def _collect(self) -> int:
+        """Take the answers of jobs that have ended; how many there were."""
         waiting = list(self._running.values())
         jobs = await asyncio.gather(*(self._front.store.get(JobId(one.job_id)) for one in waiting))
         for one, job in zip(waiting, jobs, strict=True):
@@ -210,6 +230,7 @@ class BatchRun:
                     self._batch = replace(self._batch, completed=self._batch.completed + 1)
                 else:
                     self._refuse(entry)
+        return len(waiting) - len(self._running)
 
     def _refuse(self, entry: bytes) -> None:
         self._refusals.append(entry)
@@ -227,6 +248,8 @@ class BatchRun:
         if end is BatchStatus.EXPIRED:
             async for number, _, raw in lines:
                 self._refuse(unrun_entry(self._batch, number, custom_id_of(raw), "batch_expired"))
+                if len(self._refusals) >= WINDOW:
+                    await self._save()
         await self._close(end)
 
     async def _finalize(self) -> None:
@@ -277,33 +300,41 @@ class BatchRun:
         self._batch = replace(self._batch, running=running)
         if not await self._batches.save(self._batch, self._epoch):
             raise Overtaken
+        for file_id, part in self._merged:
+            await self._files.drop_part(self._batch.tenant, file_id, part)
+        self._merged.clear()
 
     async def _write_parts(self) -> None:
         answers, self._answers = b"".join(self._answers), []
         refusals, self._refusals = b"".join(self._refusals), []
         batch = self._batch
         if answers:
-            part = await self._write_part(batch.output_file_id, answers)
-            batch = replace(
-                batch,
-                output_parts=(*batch.output_parts, part),
-                output_bytes=batch.output_bytes + len(answers),
-            )
+            parts = await self._grow(batch.output_file_id, batch.output_parts, answers)
+            size = batch.output_bytes + len(answers)
+            batch = replace(batch, output_parts=parts, output_bytes=size)
         if refusals:
-            part = await self._write_part(batch.error_file_id, refusals)
-            batch = replace(
-                batch,
-                error_parts=(*batch.error_parts, part),
-                error_bytes=batch.error_bytes + len(refusals),
-            )
+            parts = await self._grow(batch.error_file_id, batch.error_parts, refusals)
+            size = batch.error_bytes + len(refusals)
+            batch = replace(batch, error_parts=parts, error_bytes=size)
         self._batch = batch
 
-    async def _write_part(self, file_id: str, data: bytes) -> str:
-        """Named by our epoch, so that an overtaken runner never writes over another's."""
+    async def _grow(self, file_id: str, parts: tuple[str, ...], data: bytes) -> tuple[str, ...]:
+        """The parts with `data` at their end. A small last part of ours is written anew with it:
+        object storage cannot append, and a part each half second would be thousands.
+
+        A new part has a new name, and the old one goes once the record names it no more.
+        """
+        last = self._last.get(file_id, b"")
+        is_small = bool(last) and len(last) + len(data) <= _PART_BYTES
+        whole = last + data if is_small else data
         self._part += 1
-        part = f"part-{self._epoch}-{self._part}"
-        await self._files.write_part(self._batch.tenant, file_id, part, data)
-        return part
+        part = f"part-{self._epoch}-{self._part}"  # by our epoch: no other runner writes over it
+        await self._files.write_part(self._batch.tenant, file_id, part, whole)
+        self._last[file_id] = whole
+        if not is_small:
+            return (*parts, part)
+        self._merged.append((file_id, parts[-1]))
+        return (*parts[:-1], part)
 
     async def _lines(
         self, card: FileCard, offset: int, number: int
@@ -332,3 +363,24 @@ class BatchRun:
 
     def _now_s(self) -> int:
         return self._front.clock.wall_ms() // 1000
+
+
+Line = tuple[int, int, bytes]
+
+
+async def _first(lines: AsyncGenerator[Line, None], count: int) -> AsyncIterator[Line]:
+    """The next `count` lines, or those that are left."""
+    for _ in range(count):
+        line = await anext(lines, None)
+        if line is None:
+            return
+        yield line
+
+
+@contextmanager
+def _one_failure() -> Iterator[None]:
+    """Several submits that found the store away are one failure."""
+    try:
+        yield
+    except* Unavailable as failures:
+        raise failures.exceptions[0] from None

@@ -11,6 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import IO, Any, Final, TypeVar
 
@@ -88,6 +89,13 @@ class FileStore:
                 target.write(data)
 
         await self._run(write)
+
+    async def drop_part(self, tenant: str, file_id: str, part: str) -> None:
+        """Forget a part that no record names any more. One that cannot be removed now goes with its
+        file.
+        """
+        with suppress(FilesUnavailable):
+            await self._run(lambda: self._fs.rm(f"{self._folder(tenant, file_id)}/{part}"))
 
     async def publish(self, card: FileCard) -> None:
         """Make the parts that `card` names a file."""

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,6 +14,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from api import batch_runner
+from api.batch import Batch
 from api.batch_store import BatchStore
 from api.submission import keyed_job_id
 from eventing import keys
@@ -319,3 +322,43 @@ async def test_a_batch_that_can_never_run_names_its_parameter(
     answer = await rig.client.post("/v1/batches", json=body | change)
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_five_hundred_lines_become_a_few_parts_and_a_bad_one_fails_alone(
+    rig: Rig, client: AsyncOpenAI, runner: None
+) -> None:
+    """50,000 in `bench/api_batch.py`."""
+    content = lines(500)
+    content[249] = b'{"custom_id": "c250", "url": "/v1/chat/completions", "body": {"model": "m"}}'
+    batch = await final(client, (await start(client, content)).id)
+
+    output = (await client.files.content(batch.output_file_id)).text.splitlines()
+    errors = (await client.files.content(batch.error_file_id)).text.splitlines()
+    assert {orjson.loads(line)["custom_id"] for line in output} == {
+        f"c{n}" for n in range(1, 501) if n != 250
+    }
+    assert [orjson.loads(line)["error"]["line"] for line in errors] == [250]
+    card = await rig.front.files.card("default", batch.output_file_id)
+    assert len(card.parts) <= 3
+    folder = rig.front.settings.files_url.removeprefix("file://")
+    on_disk = {path.name for path in Path(folder).glob(f"*/{batch.output_file_id}/part-*")}
+    assert on_disk == set(card.parts)
+
+
+async def test_a_file_of_bad_lines_only_is_written_as_it_is_read(
+    rig: Rig, client: AsyncOpenAI, runner: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They used to pile up until the last was read, and the hold ran out meanwhile."""
+    monkeypatch.setattr(batch_runner, "WINDOW", 32)
+    saved: list[int] = []
+    save = BatchStore.save
+
+    async def noted(self: BatchStore, batch: Batch, epoch: int) -> bool:
+        saved.append(batch.failed)
+        return await save(self, batch, epoch)
+
+    monkeypatch.setattr(BatchStore, "save", noted)
+    batch = await final(client, (await start(client, [b"{}"] * 200)).id)
+
+    assert batch.request_counts.failed == 200
+    assert max(b - a for a, b in pairwise(saved)) <= 32
