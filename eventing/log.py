@@ -9,6 +9,8 @@ import sys
 
 import structlog
 
+from eventing.trace import mark_line
+
 # Without local variables: those hold prompts, headers and passwords.
 _TRACEBACKS = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
@@ -19,6 +21,7 @@ def configure(service: str, *, level: str = "INFO") -> None:
     """Send structlog, and the standard library's loggers through it, to standard error."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        mark_line,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

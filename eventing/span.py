@@ -4,9 +4,10 @@ Called by `eventing.trace`, which opens them, and `eventing.trace_export`, which
 not know OpenTelemetry.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 
 class Span(Protocol):
@@ -51,6 +52,16 @@ class Unkept:
         return None
 
 
+_TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def is_well_formed(traceparent: str) -> bool:
+    """True for a W3C `traceparent` of the version we know."""
+    return _TRACEPARENT.fullmatch(traceparent) is not None
+
+
 def is_sampled(traceparent: str) -> bool:
-    """True when whoever began the trace keeps it."""
-    return traceparent[-2:] in ("01", "03")  # 03 adds W3C level 2's «random trace id»
+    """True when whoever began the trace keeps it: the lowest flag. The next one says that the
+    trace id is random, and OpenTelemetry sets it on traces kept or not.
+    """
+    return traceparent[-1:] in "13579bdf" and traceparent != ""

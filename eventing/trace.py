@@ -7,9 +7,9 @@ submit) and as the HTTP header of the same name (the delivery). A later delivery
 the one before it. Attributes are ids, numbers and our own words; never a prompt, output or secret.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from pydantic import Field
@@ -96,6 +96,15 @@ def headers() -> dict[str, str]:
     if _tracer is None or not (traceparent := _tracer.current()):
         return {}
     return {"traceparent": traceparent}
+
+
+def mark_line(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor: a line that is written inside a span carries its `trace_id`, be the
+    trace kept or not.
+    """
+    if _tracer is not None and (traceparent := _tracer.current()):
+        line["trace_id"] = traceparent[3:35]
+    return line
 
 
 class SpanLinks:

@@ -6,13 +6,13 @@ own, or to a file one by one, so that a killed process loses none that had ended
 
 import json
 import os
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final, Self
 
-import structlog
 from opentelemetry import trace as api
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -23,10 +23,10 @@ from opentelemetry.sdk.trace.export import (
     SpanExporter,
     SpanExportResult,
 )
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from eventing.span import Span, Unkept
+from eventing.span import Span, Unkept, is_sampled, is_well_formed
 
 _W3C: Final = TraceContextTextMapPropagator()
 _CLOSE_MS: Final = 3000
@@ -100,19 +100,23 @@ class OtelTracer:
     def __init__(self, service: str, target: str, share: float) -> None:
         self._provider = TracerProvider(
             resource=Resource.create({"service.name": f"torpor-{service}"}),
-            sampler=ParentBased(TraceIdRatioBased(share)),
+            sampler=ALWAYS_ON,  # what is not kept never gets there
             shutdown_on_exit=False,
         )
+        self._share = share
+        self._rng = random.SystemRandom()  # no seed that forked predictors would share
         self._provider.add_span_processor(_processor(target))
         self._tracer = self._provider.get_tracer("torpor")
 
     def open(
         self, name: str, parent: str, links: Sequence[str], attributes: Mapping[str, Any]
     ) -> AbstractContextManager[Span]:
-        within = parent or _within.get()
-        if within[:3] == "00-" and within[-3:] == "-00":
+        within = parent if is_well_formed(parent) else _within.get()
+        if not within and self._rng.random() >= self._share:
+            within = _unkept_trace(self._rng)
+        if within and not is_sampled(within):
             return _Within(within)  # twenty times cheaper than a span of OpenTelemetry's
-        return self._kept(name, parent, links, attributes)
+        return self._kept(name, within, links, attributes)
 
     @contextmanager
     def _kept(
@@ -127,17 +131,15 @@ class OtelTracer:
             record_exception=False,  # its message could hold what a user wrote
             set_status_on_exception=False,
         ) as span:
-            trace_id = f"{span.get_span_context().trace_id:032x}"
             opened = _Open(span)
             token = _within.set(opened.traceparent)
-            with structlog.contextvars.bound_contextvars(trace_id=trace_id):
-                try:
-                    yield opened
-                except Exception as error:
-                    span.set_status(api.StatusCode.ERROR, type(error).__name__)
-                    raise
-                finally:
-                    _within.reset(token)
+            try:
+                yield opened
+            except Exception as error:
+                span.set_status(api.StatusCode.ERROR, type(error).__name__)
+                raise
+            finally:
+                _within.reset(token)
 
     def current(self) -> str:
         return _within.get()
@@ -159,6 +161,11 @@ def _processor(target: str) -> SimpleSpanProcessor | BatchSpanProcessor:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return BatchSpanProcessor(OTLPSpanExporter())
+
+
+def _unkept_trace(rng: random.Random) -> str:
+    """The `traceparent` of a new trace that nobody keeps, so that its log lines can be told."""
+    return f"00-{rng.getrandbits(128):032x}-{rng.getrandbits(64):016x}-00"
 
 
 def _named(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import ValidationError
@@ -59,9 +58,17 @@ def test_a_span_inside_another_is_its_child(spans: Path) -> None:
     assert inner["parent_id"] == outer["span_id"]
 
 
-def test_a_caller_that_samples_nothing_is_obeyed(spans: Path) -> None:
-    with trace.span("submit", parent=UNSAMPLED):
-        pass
+@pytest.mark.parametrize(
+    "flags", [pytest.param("00", id="none"), pytest.param("02", id="random_trace_id")]
+)
+def test_a_caller_that_samples_nothing_is_obeyed(spans: Path, flags: str) -> None:
+    """Flags of 02 are what OpenTelemetry's own new traces have: taken for sampled, every trace that
+    was not kept cost as much as one that was.
+    """
+    parent = PARENT[:-2] + flags
+
+    with trace.span("submit", parent=parent) as span:
+        assert span.traceparent == parent
 
     assert read(spans) == []
 
@@ -102,12 +109,27 @@ def test_a_failure_is_named_by_its_type_only(tmp_path: Path) -> None:
     assert "secret" not in found.to_json()
 
 
-def test_log_lines_inside_a_span_carry_its_trace(spans: Path) -> None:
-    with trace.span("submit", parent=PARENT):
-        bound = structlog.contextvars.get_contextvars()
+@pytest.mark.parametrize(
+    "parent", [pytest.param(PARENT, id="kept"), pytest.param(UNSAMPLED, id="not_kept")]
+)
+def test_log_lines_inside_a_span_carry_its_trace(spans: Path, parent: str) -> None:
+    with trace.span("submit", parent=parent):
+        inside = trace.mark_line(None, "info", {"event": "x"})
 
-    assert bound["trace_id"] == PARENT.split("-")[1]
-    assert "trace_id" not in structlog.contextvars.get_contextvars()
+    assert inside["trace_id"] == PARENT.split("-")[1]
+    assert "trace_id" not in trace.mark_line(None, "info", {"event": "x"})
+
+
+def test_a_share_is_about_what_it_says(tmp_path: Path) -> None:
+    trace.use(OtelTracer("test", f"file:{tmp_path / 'spans.jsonl'}", 0.25))
+
+    kept = 0
+    for _ in range(400):
+        with trace.span("submit") as span:
+            kept += is_sampled(span.traceparent)
+    trace.use(None)
+
+    assert 50 < kept < 150
 
 
 def test_a_malformed_parent_begins_a_new_trace(spans: Path) -> None:
