@@ -10,6 +10,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from knative.cli.client import DEFAULT_API
 from knative.cli.errors import UserError
@@ -61,11 +62,13 @@ async def _watch(parts: Mapping[str, str], every_s: float, is_once: bool) -> Non
         if is_once:
             stdout.print(draw(before, now))
             return
+        answered_s = now.at_s
         with Live(draw(before, now), console=stdout, auto_refresh=False, screen=True) as live:
             while True:
                 await asyncio.sleep(every_s)
                 before, now = now, await _look(session, parts)
-                live.update(draw(before, now), refresh=True)
+                answered_s = now.at_s if now.api.values else answered_s
+                live.update(draw(before, now, silent_s=now.at_s - answered_s), refresh=True)
 
 
 async def _look(session: aiohttp.ClientSession, parts: Mapping[str, str]) -> View:
@@ -74,13 +77,24 @@ async def _look(session: aiohttp.ClientSession, parts: Mapping[str, str]) -> Vie
     return View(asyncio.get_running_loop().time(), *seen)
 
 
-def draw(before: View, now: View) -> RenderableType:
-    """The whole screen; what is not known is a dash."""
-    return Group(_queue(now), _replicas(before, now), _jobs(before, now))
+def draw(before: View, now: View, *, silent_s: float = 0.0) -> RenderableType:
+    """The whole screen; what is not known is a dash, and `silent_s` says why."""
+    parts: list[RenderableType] = [_queue(now), _replicas(before, now), _jobs(before, now)]
+    if silent_s:
+        parts.insert(0, Text(f"the api has not answered for {silent_s:.0f} s", style="bold red"))
+    return Group(*parts)
+
+
+def _table(*columns: str) -> Table:
+    """Rows stay one line each, however narrow the terminal, so that the last ones stay in sight."""
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
 
 
 def _queue(now: View) -> Table:
-    table = Table("queue", *_LANES, box=None, header_style="bold")
+    table = _table("queue", *_LANES)
     rows = {
         "waiting": "torpor_queue_depth",
         "oldest, s": "torpor_queue_oldest_age_seconds",
@@ -92,7 +106,7 @@ def _queue(now: View) -> Table:
 
 
 def _replicas(before: View, now: View) -> Table:
-    table = Table("replicas", "", box=None, header_style="bold")
+    table = _table("replicas", "")
     table.add_row("wanted", _text(now.activator.total("torpor_replicas_wanted")))
     table.add_row("ready", _text(now.api.total("torpor_replicas_ready")))
     table.add_row("waking", _text(now.api.total("torpor_replicas_waking")))
@@ -105,7 +119,7 @@ def _replicas(before: View, now: View) -> Table:
 
 
 def _jobs(before: View, now: View) -> Table:
-    table = Table("jobs", "all", "a second", box=None, header_style="bold")
+    table = _table("jobs", "all", "a second")
     for title, name, labels in (
         ("accepted", "torpor_api_submits_total", {"outcome": "accepted"}),
         ("completed", "torpor_jobs_ended_total", {"state": "completed"}),

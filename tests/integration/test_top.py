@@ -1,0 +1,122 @@
+"""`torpor top` on a terminal: drawn in place, true when nobody answers, gone without a trace."""
+
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import termios
+import time
+from collections.abc import Callable, Iterator
+from fcntl import ioctl
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+
+from tests.integration.stack import TORPOR
+
+pytestmark = pytest.mark.timeout(60)
+PAGE = b"""# TYPE torpor_replicas_ready gauge
+torpor_replicas_ready{model="m"} 0
+# TYPE torpor_queue_depth gauge
+torpor_queue_depth{model="m",lane="batch"} 7
+"""
+ROWS, COLUMNS = 30, 44
+CLEAR = b"\x1b[2J"
+TO_OTHER_SCREEN, BACK = b"\x1b[?1049h", b"\x1b[?1049l"
+HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
+
+
+class Terminal:
+    """A narrow terminal on which a command runs."""
+
+    def __init__(self, *argv: str) -> None:
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            # A test runner may have had Ctrl-C ignored, and children inherit that.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.execve(argv[0], argv, os.environ | {"TERM": "xterm-256color"})
+        ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        self.written = b""
+
+    def until(self, condition: Callable[[bytes], bool]) -> None:
+        """Read until what was written so far will do."""
+        deadline = time.monotonic() + 25
+        while not condition(self.written):
+            assert time.monotonic() < deadline, self.written[-2000:]
+            self._read()
+
+    def type(self, text: bytes) -> None:
+        os.write(self._fd, text)
+
+    def exit_status(self) -> int:
+        while self._read():
+            pass
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self._fd)
+        return os.waitstatus_to_exitcode(status)
+
+    def _read(self) -> bool:
+        if not select.select([self._fd], [], [], 0.2)[0]:
+            return True
+        try:
+            content = os.read(self._fd, 65536)
+        except OSError:  # the other end is closed
+            return False
+        self.written += content
+        return bool(content)
+
+
+@pytest.fixture
+def page() -> Iterator[ThreadingHTTPServer]:
+    """Somebody who shows metrics."""
+
+    class Shown(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", str(len(PAGE)))
+            self.end_headers()
+            self.wfile.write(PAGE)
+
+        def log_message(self, format: str, *args: object) -> None:
+            return None
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Shown)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_top_draws_in_place_says_who_is_silent_and_leaves_the_terminal_as_it_was(
+    page: ThreadingHTTPServer,
+) -> None:
+    at = f"http://127.0.0.1:{page.server_port}"
+    terminal = Terminal(TORPOR, "top", "--api", at, "--broker", at, "--every", "0.2")
+    frames = re.compile(rb"waiting +- +- +7")
+    terminal.until(lambda written: len(frames.findall(written)) >= 4)
+    page.shutdown()
+    page.server_close()
+    terminal.until(lambda written: b"the api has not answered for" in written)
+
+    terminal.type(b"\x03")
+
+    assert terminal.exit_status() == 0
+    assert CLEAR not in terminal.written, "it flickers"
+    assert [terminal.written.count(code) for code in (TO_OTHER_SCREEN, BACK)] == [1, 1]
+    assert terminal.written.rindex(SHOW_CURSOR) > terminal.written.rindex(HIDE_CURSOR)
+    assert b"Traceback" not in terminal.written
+
+
+def test_top_of_nobody_says_so_in_a_line(page: ThreadingHTTPServer) -> None:
+    page.shutdown()
+    page.server_close()
+    terminal = Terminal(TORPOR, "top", "--api", f"http://127.0.0.1:{page.server_port}")
+
+    assert terminal.exit_status() == 1
+    assert b"name a Torpor with --api" in terminal.written
+    assert TO_OTHER_SCREEN not in terminal.written
