@@ -32,6 +32,7 @@ from eventing.broker.router import DirectPublisher
 from eventing.broker.trigger import load_triggers
 from eventing.clock import SystemClock
 from eventing.connection import connect
+from eventing.end_bell import EndBell
 from eventing.errors import BadRequest
 from eventing.line import SharedRedis
 from eventing.metric_job import JobMetrics
@@ -92,6 +93,7 @@ def build(settings: ApiSettings) -> FastAPI:
     store = RedisStore(redis)
     publisher = _publisher(settings, redis)
     hub = TokenHub(url, store, redis)
+    bell = EndBell(redis)
     batches = BatchStore(redis)
     clock = SystemClock()
     models = [card.name for card in settings.models]
@@ -100,6 +102,7 @@ def build(settings: ApiSettings) -> FastAPI:
         store=store,
         publisher=publisher,
         live=hub,
+        ends=bell,
         catalog=Catalog(settings.models),
         waiting=QueueWaiting(redis, clock),
         files=FileStore(settings.files_url),
@@ -121,6 +124,7 @@ def build(settings: ApiSettings) -> FastAPI:
             loops = [
                 *(group.create_task(forever(name, loop)) for name, loop in own_loops.items()),
                 group.create_task(forever("hub", hub.run)),
+                group.create_task(forever("bell", bell.run)),
                 group.create_task(forever("batches", lambda: batch_runner.run(front, batches))),
                 group.create_task(forever("metrics", live_metrics.run)),
                 group.create_task(

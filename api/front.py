@@ -3,8 +3,9 @@
 Called by `api.app` (builds it) and `api.route` (hands it to handlers). Must not know any route.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -42,6 +43,13 @@ class Live(Protocol):
     def follow(
         self, job_id: JobId, after: str = "", tap: Tap | None = None
     ) -> AbstractAsyncContextManager[LiveReader]: ...
+
+
+class Ends(Protocol):
+    """Where ends of jobs are heard of (`eventing.end_bell.EndBell`)."""
+
+    def expecting(self, job_id: JobId) -> AbstractContextManager[asyncio.Event]:
+        """An event that is set when the job's record should be looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +119,16 @@ class Batches(Protocol):
     async def ask_to_cancel(self, batch_id: str) -> None: ...
 
 
+class NoBell:
+    """`Ends` where nobody listens: a look is due at once, and then now and then."""
+
+    @contextmanager
+    def expecting(self, job_id: JobId) -> Iterator[asyncio.Event]:
+        news = asyncio.Event()
+        news.set()
+        yield news
+
+
 class NoBatches:
     """`Batches` where nothing keeps them."""
 
@@ -165,6 +183,7 @@ class Front:
     store: Store
     publisher: Publisher
     live: Live
+    ends: Ends = field(default_factory=NoBell)
     catalog: Catalog
     waiting: Waiting = field(default_factory=NobodyKnows)
     authenticator: Authenticator = field(default_factory=EverybodyIsDefault)

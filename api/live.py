@@ -5,6 +5,7 @@ Called by the jobs' streams and OpenAI's. Must not know the wire form.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -19,6 +20,8 @@ _OUTLOOK_EVERY_S: Final = 1.0
 _FIRST_OUTLOOK_S: Final = 0.05
 _AFTER_END_S: Final = 2.0
 _LOOK_AGAIN_S: Final = 15.0
+_LOOK_UNASKED_S: Final = 2.0
+"""A message that was lost costs who waits for the end as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +80,16 @@ async def wait_for_end(front: Front, job: Job, timeout_s: float) -> Job:
     """The job once it has ended, or as it is after `timeout_s`."""
     if job.state.is_terminal:
         return job
-    try:
-        async with asyncio.timeout(timeout_s), front.live.follow(job.id, tap=_let_go) as reader:
-            while True:
-                entries = await _next(reader, timeout_s)
-                state = last_state(entries)
-                if state is not None and state.is_terminal:
-                    return await _ended(front, job.id)
-    except TimeoutError:
-        return await front.store.get(job.id) or job
+    with suppress(TimeoutError), front.ends.expecting(job.id) as news:
+        async with asyncio.timeout(timeout_s):
+            while not job.state.is_terminal:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_UNASKED_S):
+                        await news.wait()
+                news.clear()
+                job = await _as_it_is(front, job)
+            return job
+    return await _as_it_is(front, job)
 
 
 def last_state(entries: list[StreamEntry]) -> JobState | None:
@@ -127,11 +131,6 @@ def tap_into(wire: Wire | None, render: Callable[[StreamEntry], bytes]) -> Tap |
         return wire.write(b"".join(map(render, entries)))
 
     return tap
-
-
-def _let_go(entries: Sequence[StreamEntry]) -> bool:
-    """The tap of somebody who waits for the end only."""
-    return True
 
 
 async def _as_it_is(front: Front, job: Job) -> Job:

@@ -18,6 +18,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError
 
 Command = Sequence[str | bytes | int | float]
+OnMessage = Callable[[bytes], None]
 
 _BLOCKING: Final = frozenset({"XREAD", "XREADGROUP", "BLPOP", "BRPOP", "BLMOVE", "BZPOPMIN"})
 _ODD_OPTIONS: Final = frozenset({"NEVER_DECODE", "EMPTY_RESPONSE"})
@@ -42,11 +43,14 @@ class _Wire(asyncio.Protocol):
     are all behind it, and a server that hangs is as good as gone.
     """
 
-    def __init__(self, stream: asyncio.StreamWriter, timeout_s: float) -> None:
+    def __init__(
+        self, stream: asyncio.StreamWriter, timeout_s: float, on_message: OnMessage | None
+    ) -> None:
         self.loop: Final = asyncio.get_running_loop()
         self._stream: Final = stream  # it would close the connection when it is collected
         self._transport: Final = stream.transport
         self._timeout_s = timeout_s
+        self._on_message = on_message
         self._asked: deque[_Asked] = deque()
         self._watch: asyncio.TimerHandle | None = None
         self._reader = hiredis.Reader(
@@ -89,6 +93,9 @@ class _Wire(asyncio.Protocol):
         self.close(ConnectionError(_CLOSED))
 
     def _take(self, answer: Any) -> None:
+        if self._on_message and isinstance(answer, list) and answer[0] == b"message":
+            self._on_message(answer[2])
+            return
         head = self._asked[0]
         head.answers.append(answer)
         if len(head.answers) == head.count:
@@ -113,9 +120,13 @@ class Line:
     twice. If the process dies, what was sent may have been done.
     """
 
-    def __init__(self, pool: ConnectionPool, timeout_s: float) -> None:
+    def __init__(
+        self, pool: ConnectionPool, timeout_s: float, on_message: OnMessage | None = None
+    ) -> None:
+        """`on_message` is told what comes on channels that were subscribed to over this line."""
         self._pool = pool
         self._timeout_s = timeout_s
+        self._on_message = on_message
         self._wire: _Wire | None = None
         self._opening: asyncio.Future[_Wire] | None = None
 
@@ -166,7 +177,7 @@ class Line:
         async with asyncio.timeout(self._timeout_s):
             await connection.connect()
         stream, connection._writer, connection._reader = connection._writer, None, None
-        wire = self._wire = _Wire(stream, self._timeout_s)
+        wire = self._wire = _Wire(stream, self._timeout_s, self._on_message)
         stream.transport.set_protocol(wire)
         return wire
 
@@ -181,9 +192,9 @@ class SharedRedis(Redis):  # type: ignore[misc]  # redis is untyped to us
         self._line = Line(self.connection_pool, timeout_s)
         self._own_lines: list[Line] = []
 
-    def own_line(self) -> Line:
-        """One more connection, for somebody who blocks it; closed with the client."""
-        self._own_lines.append(Line(self.connection_pool, self._timeout_s))
+    def own_line(self, on_message: OnMessage | None = None) -> Line:
+        """One more connection, for somebody who blocks it or listens; closed with the client."""
+        self._own_lines.append(Line(self.connection_pool, self._timeout_s, on_message))
         return self._own_lines[-1]
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:

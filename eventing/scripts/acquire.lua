@@ -33,6 +33,7 @@ if reason then
   redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', 'failed', 'attempt', attempt, 'at_ms', now)
   redis.call('EXPIRE', KEYS[1], ARGV[5])
   redis.call('EXPIRE', KEYS[2], ARGV[5])
+  redis.call('PUBLISH', 'torpor:ended', KEYS[1])
   return {reason}
 end
 if ARGV[6] ~= '1' and failures == ARGV[3] - 1 then

@@ -19,4 +19,5 @@ redis.call('HSET', KEYS[1], 'state', ARGV[1], 'finished_ms', now, 'lease_owner',
 redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', ARGV[1], 'attempt', job[2], 'at_ms', now)
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('EXPIRE', KEYS[2], ARGV[2])
+redis.call('PUBLISH', 'torpor:ended', KEYS[1])
 return {'ok', now}

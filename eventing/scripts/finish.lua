@@ -24,4 +24,5 @@ redis.call('HSET', KEYS[1], 'state', ARGV[2], 'finished_ms', now, 'lease_owner',
 redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', ARGV[2], 'attempt', ARGV[1], 'at_ms', now)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
+redis.call('PUBLISH', 'torpor:ended', KEYS[1])
 return {'ok', now}

@@ -19,4 +19,5 @@ redis.call('HSET', KEYS[1], 'state', 'failed', 'rejected', 1, 'dead', 1, 'announ
 redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', 'failed', 'attempt', job[3] or 0, 'at_ms', now)
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('EXPIRE', KEYS[2], ARGV[2])
+redis.call('PUBLISH', 'torpor:ended', KEYS[1])
 return 'rejected'

@@ -25,4 +25,5 @@ if not exhausted then return 'queued' end
 redis.call('HSET', KEYS[1], 'finished_ms', now, 'dead', 1, 'announced', 0, 'error', ARGV[5])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('EXPIRE', KEYS[2], ARGV[4])
+redis.call('PUBLISH', 'torpor:ended', KEYS[1])
 return 'exhausted'

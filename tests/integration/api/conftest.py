@@ -18,6 +18,7 @@ from api.catalog import Catalog
 from api.file_store import FileStore
 from api.front import Front
 from api.settings import ApiSettings, ModelCard
+from eventing.end_bell import EndBell
 from eventing.redis_store import RedisStore
 from eventing.token_hub import TokenHub
 from tests.integration.api.fakes import FakeBroker, FakeEngine, FakePredictor, serving
@@ -72,11 +73,13 @@ async def rig_over(
 ) -> AsyncIterator[Rig]:
     """A rig; leaving it ends its api as a SIGTERM would."""
     hub = TokenHub(settings.redis_url.get_secret_value(), store, store.redis)
+    bell = EndBell(store.redis)
     front = Front(
         settings=settings,
         store=store,
         publisher=broker,
         live=hub,
+        ends=bell,
         catalog=Catalog(settings.models),
         files=FileStore(settings.files_url),
         batches=BatchStore(store.redis),
@@ -85,9 +88,10 @@ async def rig_over(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as group:
-            reading = group.create_task(hub.run())
+            loops = [group.create_task(hub.run()), group.create_task(bell.run())]
             yield
-            reading.cancel()
+            for loop in loops:
+                loop.cancel()
         await hub.close()
 
     async with (

@@ -15,6 +15,7 @@ from api.batch_store import BatchStore
 from api.catalog import Catalog
 from api.front import Front
 from api.settings import ApiSettings, ModelCard
+from eventing.end_bell import EndBell
 from eventing.event import build_binary
 from eventing.job import JobId
 from eventing.job_event import result_event
@@ -71,11 +72,13 @@ async def furnished(settings: ApiSettings, store: RedisStore) -> AsyncIterator[F
     """The api while the block runs."""
     broker = FakeBroker()
     hub = TokenHub(settings.redis_url.get_secret_value(), store, store.redis)
+    bell = EndBell(store.redis)
     bare = Front(
         settings=settings,
         store=store,
         publisher=broker,
         live=hub,
+        ends=bell,
         catalog=Catalog(settings.models),
         batches=BatchStore(store.redis),
     )
@@ -84,7 +87,7 @@ async def furnished(settings: ApiSettings, store: RedisStore) -> AsyncIterator[F
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as group:
-            running = [group.create_task(loop()) for loop in (hub.run, *loops.values())]
+            running = [group.create_task(loop()) for loop in (hub.run, bell.run, *loops.values())]
             yield
             for task in running:
                 task.cancel()

@@ -1,0 +1,113 @@
+"""How those who wait for a job's end hear of it, whichever script ended it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from eventing import keys
+from eventing.connection import connect
+from eventing.end_bell import EndBell
+from eventing.job import Job, JobError, JobState
+from eventing.redis_store import RedisStore
+from eventing.store import Ending, LeaseSettings, Release
+from tests.contract.rig import new_job
+from tests.redis_server import RedisServer
+
+DONE = Ending(state=JobState.COMPLETED, result={"a": 1})
+WRONG = JobError(code="c", message="m")
+
+
+@asynccontextmanager
+async def ringing(store: RedisStore) -> AsyncIterator[EndBell]:
+    """A bell that listens."""
+    bell = EndBell(store.redis)
+    listening = asyncio.ensure_future(bell.run())
+    async with asyncio.timeout(5):
+        while not bell.is_listening:
+            await asyncio.sleep(0.005)
+    try:
+        yield bell
+    finally:
+        listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await listening
+
+
+@pytest.fixture
+async def store(redis_url: str) -> AsyncIterator[RedisStore]:
+    made = RedisStore(connect(redis_url), LeaseSettings(max_attempts=1))
+    yield made
+    await made.close()
+
+
+async def finished(store: RedisStore, job: Job) -> None:
+    await store.acquire(job.id, "w", can_resume=True)
+    await store.finish(job.id, 1, DONE)
+
+
+async def cancelled(store: RedisStore, job: Job) -> None:
+    await store.cancel(job.id)
+
+
+async def exhausted(store: RedisStore, job: Job) -> None:
+    await store.acquire(job.id, "w", can_resume=True)
+    await store.release(job.id, 1, Release.FAILURE, WRONG)
+
+
+@pytest.mark.parametrize("end", [finished, cancelled, exhausted])
+async def test_an_end_is_heard_of(
+    store: RedisStore, end: Callable[[RedisStore, Job], Awaitable[None]]
+) -> None:
+    job, _ = await store.create(new_job(f"bell {end.__name__}"))
+
+    async with ringing(store) as bell:
+        with bell.expecting(job.id) as news:
+            assert not news.is_set()
+            await end(store, job)
+            async with asyncio.timeout(1):
+                await news.wait()
+
+
+async def test_tokens_ring_no_bell(store: RedisStore) -> None:
+    job, _ = await store.create(new_job("bell silent"))
+
+    async with ringing(store) as bell:
+        with bell.expecting(job.id) as news:
+            await store.acquire(job.id, "w", can_resume=True)
+            await asyncio.sleep(0.05)
+
+            assert not news.is_set()
+
+
+async def test_who_comes_just_after_the_end_hears_of_it(store: RedisStore) -> None:
+    job, _ = await store.create(new_job("bell late"))
+
+    async with ringing(store) as bell:
+        with bell.expecting(job.id) as news:
+            await finished(store, job)
+            await news.wait()
+        with bell.expecting(job.id) as later:
+            assert later.is_set()
+
+
+async def test_an_end_that_nobody_heard_is_looked_for_when_the_store_is_back(
+    tmp_path: Path,
+) -> None:
+    server = RedisServer(tmp_path / "own", options=["--appendonly", "yes"])
+    server.start()
+    store = RedisStore(connect(server.url, timeout_s=0.3))
+    job, _ = await store.create(new_job("bell away"))
+
+    async with ringing(store) as bell:
+        with bell.expecting(job.id) as news:
+            server.kill()
+            server.start()
+            async with asyncio.timeout(5):
+                await news.wait()
+
+    assert await store.redis.exists(keys.job(job.id))
+    await store.close()
+    server.kill()
