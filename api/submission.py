@@ -98,6 +98,8 @@ async def submit_new(
         traced = replace(new, traceparent=span.traceparent)
         job, is_new = await _submit_new(front, principal, traced, idempotency_key)
         span.set(job_id=job.id, is_new=is_new, model=job.request.model)
+        # The one line that knows both the caller's request id and the job.
+        _log.info("accepted", action="submit", job_id=job.id, is_new=is_new, lane=job.lane)
         return job, is_new
 
 
