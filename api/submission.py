@@ -23,7 +23,6 @@ from eventing.errors import (
     IdempotencyConflict,
     InvalidJob,
     StoreUnavailable,
-    Unavailable,
 )
 from eventing.job import (
     API_SOURCE,
@@ -46,7 +45,6 @@ NEVER_ACCEPTED: Final = "never_accepted"
 _WITHDRAW_S: Final = 0.3
 _QUEUING_SHARE: Final = 0.5
 """Of the time a submit may take, how much of it may pass before its turn comes."""
-_GENERATIONS: Final = 16
 
 _log = structlog.get_logger()
 _submitted = Counter("torpor_api_submits_total", "Submits, by what became of them.", ["outcome"])
@@ -172,18 +170,40 @@ async def _record(front: Front, new: NewJob, key: str, deadline_s: float) -> tup
         async with asyncio.timeout(max(budget_s, 0.0)):
             if not key:
                 return await front.store.create(new)
-            for generation in range(_GENERATIONS):
+            generation = 0
+            while True:
                 job_id = keyed_job_id(new.tenant, key, generation)
                 job, is_new = await front.store.create(replace(new, id=job_id, event_id=job_id))
                 if is_new or not _is_withdrawn(job):
                     return job, is_new
+                generation = await _behind_withdrawn(front, new.tenant, key)
     except TimeoutError as error:
         _submitted.labels("store_unavailable").inc()
         raise StoreUnavailable("the store does not answer") from error
     except StoreUnavailable:
         _submitted.labels("store_unavailable").inc()
         raise
-    raise Unavailable("too many withdrawn tries under this Idempotency-Key; use a new one", 60.0)
+
+
+async def _behind_withdrawn(front: Front, tenant: str, key: str) -> int:
+    """The first try under a key that was not withdrawn; the very first is known to be. Doubling,
+    then halving: in an outage of an hour a patient client makes some 2,000 tries, and 22 looks.
+    """
+
+    async def is_withdrawn(generation: int) -> bool:
+        job = await front.store.get(keyed_job_id(tenant, key, generation))
+        return job is not None and _is_withdrawn(job)
+
+    last, beyond = 0, 1
+    while await is_withdrawn(beyond):
+        last, beyond = beyond, 2 * beyond
+    while beyond - last > 1:
+        middle = (last + beyond) // 2
+        if await is_withdrawn(middle):
+            last = middle
+        else:
+            beyond = middle
+    return beyond
 
 
 async def _hand_in(front: Front, job: Job, deadline_s: float) -> None:

@@ -210,15 +210,20 @@ class StoreLostHalfWay(RedisStore):
         raise StoreUnavailable("away")
 
 
-async def test_a_record_that_cannot_be_withdrawn_is_accepted_and_left_to_the_sweep(
+async def test_a_record_that_may_not_be_withdrawn_is_refused_and_found_by_its_key(
     api_settings: ApiSettings, redis: Redis, broker: FakeBroker
 ) -> None:
+    # docs/adr/0087: nobody can tell whether it was withdrawn; if not, the sweep publishes it.
     broker.is_down = True
+    key = {"idempotency-key": "k"}
 
     async with rig_over(api_settings, StoreLostHalfWay(redis), broker) as rig:
-        job_id = await rig.submit()
+        refused = await rig.client.post("/v1/jobs", json=chat_line(), headers=key)
+        broker.is_down = False
+        found = await rig.client.post("/v1/jobs", json=chat_line(), headers=key)
 
-    assert await redis.zscore("torpor:outbox:requests", job_id) is not None
+    assert refused.status_code == 503
+    assert await redis.zscore("torpor:outbox:requests", found.json()["id"]) is not None
 
 
 async def test_expires_after_becomes_the_deadline(rig: Rig) -> None:

@@ -148,6 +148,22 @@ async def test_a_key_goes_on_behind_a_withdrawn_try() -> None:
     assert not is_new
 
 
+async def test_a_key_outlives_any_number_of_refused_tries() -> None:
+    # A client that asks every 2 s, as it is told to, had used its key up after half a minute.
+    broker = FakeBroker(is_down=True)
+    made = front(broker)
+    for _ in range(37):
+        with pytest.raises(BrokerUnavailable):
+            await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+    broker.is_down = False
+
+    job, is_new = await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+    again, _ = await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+
+    assert is_new
+    assert job.id == again.id == keyed_job_id("t", "k", 37)
+
+
 async def test_a_key_belongs_to_its_tenant() -> None:
     made = front(FakeBroker())
 
