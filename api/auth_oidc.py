@@ -31,6 +31,8 @@ _AT_FIRST_S: Final = 5.0
 _LEEWAY_S: Final = 30
 _LONGEST_TOKEN: Final = 16 * 1024
 _LARGEST_DOCUMENT: Final = 1024 * 1024
+_NONSENSE: Final = (AttributeError, KeyError, TypeError, ValueError)
+"""What PyJWT lets through for a key set whose keys lack what they must have."""
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
 _log = structlog.get_logger()
 
@@ -136,7 +138,7 @@ class OidcVerifier:
             url = self._rules.jwks_url or await self._discovered()
             found = jwt.PyJWKSet.from_dict(dict(await self._fetch(url)))
             self._keys = {str(key.key_id or ""): key for key in found.keys}
-        except (ProviderAway, jwt.PyJWTError) as error:
+        except (ProviderAway, jwt.PyJWTError, *_NONSENSE) as error:
             if not self._keys:
                 raise ProviderAway("the identity provider does not answer", 5.0) from error
             _log.warning("keeping older keys", action="oidc", error=type(error).__name__)

@@ -22,13 +22,16 @@ _FORGOTTEN_AFTER_S: Final = 3600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """One predictor. `phases` are the seconds that each ended phase of its start took."""
+    """One predictor. `phases` are the seconds that each ended phase of its start took; `device` is
+    what it thinks on, once that is known.
+    """
 
     id: str
     phase: str
     since_ms: int
     seen_ms: int
     phases: Mapping[str, float] = field(default_factory=dict)
+    device: str = ""
 
 
 class ReplicaDirectory:
@@ -38,7 +41,14 @@ class ReplicaDirectory:
         self._redis = redis
 
     async def report(
-        self, model: str, replica_id: str, phase: str, phases: Mapping[str, float], age_ms: int = 0
+        self,
+        model: str,
+        replica_id: str,
+        phase: str,
+        phases: Mapping[str, float],
+        age_ms: int = 0,
+        *,
+        device: str = "",
     ) -> None:
         """Say that we live, and in which `phase` since `age_ms`. Raises `StoreUnavailable`."""
         key = keys.replicas(model)
@@ -49,6 +59,7 @@ class ReplicaDirectory:
                 "since_ms": now - age_ms,
                 "seen_ms": now,
                 "phases": {str(name): seconds for name, seconds in phases.items()},
+                "device": device,
             }
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.hset(key, replica_id, orjson.dumps(entry))
@@ -81,4 +92,5 @@ def _parse(replica_id: str, entry: dict[str, Any]) -> Replica:
         since_ms=int(entry["since_ms"]),
         seen_ms=int(entry["seen_ms"]),
         phases=entry.get("phases", {}),
+        device=str(entry.get("device", "")),
     )

@@ -63,6 +63,10 @@ class Engine(Protocol):
     def max_concurrency(self) -> int:
         """The useful batch: more requests than this gain nothing."""
 
+    @property
+    def device(self) -> str:
+        """What it thinks on, for people; asked after `start`."""
+
     async def start(self, report: PhaseReporter) -> None:
         """Load the model. Raises `EngineStartError` with a message that says what to change."""
 

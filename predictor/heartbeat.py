@@ -25,7 +25,14 @@ class Directory(Protocol):
     """Where replicas are listed."""
 
     async def report(
-        self, model: str, replica_id: str, phase: str, phases: Mapping[str, float], age_ms: int = 0
+        self,
+        model: str,
+        replica_id: str,
+        phase: str,
+        phases: Mapping[str, float],
+        age_ms: int = 0,
+        *,
+        device: str = "",
     ) -> None: ...
 
     async def remove(self, model: str, replica_id: str) -> None: ...
@@ -47,6 +54,7 @@ class Heartbeat:
         self._clock = clock
         self._model = model
         self._replica_id = replica_id
+        self.device = ""
         self._phase: str = ColdStartPhase.IMPORT
         self._since_s = started_s
         self._seconds: dict[str, float] = {}
@@ -98,7 +106,12 @@ class Heartbeat:
         age_ms = int((self._clock.monotonic_s() - self._since_s) * 1000)
         try:
             await self._directory.report(
-                self._model, self._replica_id, self._phase, self._seconds, age_ms
+                self._model,
+                self._replica_id,
+                self._phase,
+                self._seconds,
+                age_ms,
+                device=self.device,
             )
         except StoreUnavailable as error:
             _log.warning("no heartbeat", action="heartbeat", reason=error.message)

@@ -52,6 +52,10 @@ class SeededEngine:
         return self._settings.model_names
 
     @property
+    def device(self) -> str:
+        return "no model (seeded)"
+
+    @property
     def max_concurrency(self) -> int:
         return self._settings.max_concurrency
 

@@ -196,6 +196,7 @@ class Predictor:
             return False
         for name in self._engine.model_names[1:]:  # LoRA adapters are models of their own
             self._server.register_model(self._model(name))
+        self._heartbeat.device = self._engine.device
         self._heartbeat.enter(ColdStartPhase.READY)
         self._admission.open()
         self._account.ready()

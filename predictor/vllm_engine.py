@@ -67,6 +67,14 @@ class VllmEngine:
         return self._serving.model_names
 
     @property
+    def device(self) -> str:
+        """`CPU`, or `GPU` and its name."""
+        from vllm.platforms import current_platform
+
+        name = current_platform.get_device_name()
+        return "CPU" if current_platform.device_type == "cpu" else f"GPU {name}"
+
+    @property
     def max_concurrency(self) -> int:
         """vLLM's `max_num_seqs`; nothing is useful before the start."""
         if self._llm is None:

@@ -104,7 +104,7 @@ function replicaRow(replica, nowMs) {
     words.push(`now ${replica.phase}`);
   }
   bar.setAttribute("aria-label", `cold start: ${words.join(", ") || "no phases"}`);
-  const name = `${replica.id} · ${replica.phase}`;
+  const name = [replica.id, replica.phase, replica.device].filter(Boolean).join(" · ");
   return make("li", { className: "replica" }, make("span", { className: "name", title: name }, name), bar);
 }
 

@@ -100,6 +100,44 @@ async def test_what_a_model_writes_is_text_and_never_markup(api: Furnished, page
     assert await page.locator("main img").count() == 0
 
 
+async def test_what_anybody_else_wrote_is_text_too(api: Furnished, page: Page) -> None:
+    """Reasoning, refusals, errors of a dead letter, a webhook's host, a replica's name."""
+    markup = "<img src=x onerror=document.title=1>"
+    directory = ReplicaDirectory(api.store.redis)
+    await directory.report("m", markup, markup, {markup: 1.0}, device=markup)
+    job_id = await write_job(page, "hi")
+    predictor = await FakePredictor(api.store, job_id).start()
+    await predictor.say({"index": 0, "delta": {"reasoning_content": markup}})
+    await expect(page.locator("#detail-thinking")).to_have_text(markup)
+
+    await predictor.fail(markup, markup)
+
+    await expect(page.locator("#dead-list")).to_contain_text(f"{markup}: {markup}", timeout=8000)
+    await expect(page.locator("#detail-life")).to_contain_text("failed, in all")
+    await expect(page.locator(".replica .name")).to_contain_text(markup)
+    assert await page.title() == "Torpor console"
+    assert await page.locator("main img").count() == 0
+
+
+async def test_nothing_of_the_page_is_inline_and_nothing_inline_would_run(
+    api: Furnished, browser: Any
+) -> None:
+    page = await browser.new_page()
+    await page.goto(f"{api.url}/console")
+    inline = await page.evaluate(
+        "() => [...document.querySelectorAll('*')].filter((n) => n.matches('script:not([src]), "
+        "style') || [...n.attributes].some((a) => a.name.startsWith('on'))).length"
+    )
+    is_held = await page.evaluate(
+        "() => { const s = document.createElement('script'); s.textContent = 'window.ran = 1';"
+        " document.body.append(s); return window.ran === undefined; }"
+    )
+
+    await page.close()
+    assert inline == 0
+    assert is_held
+
+
 async def test_thinking_stands_apart_from_the_answer(api: Furnished, page: Page) -> None:
     predictor = await FakePredictor(api.store, await write_job(page, "2+2?")).start()
 
@@ -205,8 +243,12 @@ async def test_a_cold_start_shows_its_phases(api: Furnished, page: Page, redis: 
 
     bar = page.locator(".phases")
     await expect(bar).to_have_attribute("aria-label", re.compile("import 3.20 s, now weights"))
-    await directory.report("m", "predictor-1", "ready", {"import": 3.2, "weights": 1.9})
+    done = {"import": 3.2, "weights": 1.9}
+    await directory.report("m", "predictor-1", "ready", done, device="GPU NVIDIA H200")
     await expect(bar).to_have_attribute("aria-label", "cold start: import 3.20 s, weights 1.90 s")
+    await expect(page.locator(".replica .name")).to_have_text(
+        "predictor-1 · ready · GPU NVIDIA H200"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
