@@ -6,15 +6,27 @@ from these values are in `timeouts`.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import yaml
+import yaml.constructor
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
-DnsLabel = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$")]
-HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-StorageUri = Annotated[str, Field(pattern=r"^(hf|s3|gs|pvc|https|oci|azure)://\S+$")]
+_LABEL = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
+_HOST = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
+_URI = r"^(hf|s3|gs|pvc|https|oci|azure)://\S+$"
+DnsLabel = Annotated[str, Field(pattern=_LABEL)]
+HostName = Annotated[str, Field(pattern=_HOST)]
+StorageUri = Annotated[str, Field(pattern=_URI)]
+# What a person is told instead of a regular expression.
+_IN_WORDS = {
+    _LABEL: "must be lower-case letters, digits and dashes, 40 at most, a letter first",
+    _HOST: "must be a host name alone: no https://, no path, no port",
+    _URI: "must begin with hf://, s3://, gs://, pvc://, https://, oci:// or azure://",
+}
 
 
 class ValuesError(ValueError):
@@ -23,6 +35,13 @@ class ValuesError(ValueError):
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_boolean(cls, value: object) -> object:
+        if isinstance(value, bool):
+            raise ValueError("must not be true or false; YAML reads yes, no, on and off as that")
+        return value
 
 
 class ModelValues(_Section):
@@ -136,7 +155,7 @@ def load_values(path: Path) -> Values:
     when the file is missing or not a mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)  # noqa: S506  a safe one
     except OSError as error:
         raise ValuesError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
@@ -146,8 +165,39 @@ def load_values(path: Path) -> Values:
     try:
         return Values.model_validate(data)
     except ValidationError as error:
-        lines = [
-            f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})"
-            for e in error.errors()
-        ]
+        lines = [f"{path}: {_told(each)}" for each in error.errors()]
         raise ValuesError("\n".join(lines)) from error
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Reads YAML in which a key stands once: the second would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} stands there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _told(error: ErrorDetails) -> str:
+    """Give one wrong value as a person reads it: its name, what it must be, what was given."""
+    *parents, last = (str(step) for step in error["loc"]) if error["loc"] else ("values",)
+    message = error["msg"].removeprefix("Value error, ")
+    match error["type"]:
+        case "extra_forbidden":
+            near = get_close_matches(last, _names(), n=1)
+            message = "is no value here" + (f"; did you mean {near[0]}?" if near else "")
+        case "string_pattern_mismatch":
+            message = _IN_WORDS.get(error["ctx"]["pattern"], message)
+        case "tuple_type":
+            message = "must be a list"
+    return f"{'.'.join([*parents, last])}: {message} (got {error['input']!r})"
+
+
+def _names() -> list[str]:
+    sections = (Values, ModelValues, GpuValues, ImageValues, PlatformValues, MoreModel)
+    return [name for section in sections for name in section.model_fields]
