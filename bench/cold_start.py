@@ -29,7 +29,7 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 NAME: Final = "smollm2-135m-instruct"
 PROMPT: Final = "The capital of France is"
-TIMEOUT_S: Final = 180.0
+TIMEOUT_S: Final = 600.0
 KV_BYTES: Final = 400 << 20
 ENGINE_ARGS: Final = (
     *("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "16"),

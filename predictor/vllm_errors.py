@@ -26,7 +26,7 @@ _LOWER: Final = (
 )
 _OUT_OF_MEMORY: Final = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc|"
-    r"no available memory|memory .{0,40}is less than|KV cache is needed|exit code -9|'-9'|: -9\b",
+    r"no available memory|memory .{0,120}is less than|KV cache is needed|exit code -9|'-9'|: -9\b",
     re.IGNORECASE,
 )
 INPUT_FIELD: Final = {CHAT_URL: "messages", COMPLETION_URL: "prompt", EMBEDDING_URL: "input"}

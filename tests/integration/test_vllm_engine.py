@@ -5,15 +5,11 @@ does not think, but it makes sentences, so the seam can be put inside a real «t
 """
 
 import asyncio
-import gc
 import json
-import multiprocessing
-import os
 import random
-import signal
 import textwrap
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,11 +18,18 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from predictor.assembly import assemble
-from predictor.engine import ColdStartPhase, EngineRequest, Step
-from predictor.errors import BadRequest, EngineDeadError, EngineStartError
-from predictor.vllm_engine import STOP_TIMEOUT_S, VllmEngine, VllmSettings
+from predictor.engine import EngineRequest, Step
+from predictor.errors import BadRequest
+from predictor.vllm_engine import VllmEngine, VllmSettings
 from predictor.weights import DEFAULT_MODEL, ensure_model
+from tests.integration.engine_calls import (
+    CONTEXT,
+    all_steps,
+    body_of,
+    chat,
+    completion,
+    token_ids,
+)
 
 pytestmark = [
     # Not importorskip: torch must not be imported before the engine has set OMP_NUM_THREADS.
@@ -46,8 +49,14 @@ PARSER = """
         start_token = "<|endoftext|>"
         end_token = "."
 """
-CONTEXT = 2048
-CAPITAL = "What is the capital of France, and what is it known for?"
+CALL: Mapping[str, Any] = {
+    "name": "weather_at",
+    "arguments": {"city": "Zürich", "days": [1, 2], "exact": True},
+}
+TOOL: Mapping[str, Any] = {
+    "type": "function",
+    "function": {"name": "weather_at", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,37 +71,6 @@ async def engine(model: str) -> AsyncIterator[VllmEngine]:
     await engine.start(lambda _: None)
     yield engine
     await engine.stop()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collected() -> Iterator[None]:
-    """vLLM leaves sockets open where its start fails; pytest would make that the run's failure."""
-    yield
-    for _ in range(3):
-        gc.collect()
-
-
-def chat(text: str = CAPITAL, request_id: str = "chat", **body: Any) -> EngineRequest:
-    body = {"messages": [{"role": "user", "content": text}], "temperature": 0, **body}
-    return EngineRequest(request_id, "/v1/chat/completions", body)
-
-
-def completion(prompt: Any, request_id: str = "text", **body: Any) -> EngineRequest:
-    body = {"prompt": prompt, "temperature": 0, **body}
-    return EngineRequest(request_id, "/v1/completions", body)
-
-
-async def all_steps(engine: Any, request: EngineRequest, prior: Sequence[int] = ()) -> list[Step]:
-    return [step async for step in engine.run(request, prior)]
-
-
-def token_ids(steps: Sequence[Step]) -> list[int]:
-    return [token_id for step in steps for token_id in step.token_ids]
-
-
-def body_of(steps: Sequence[Step]) -> dict[str, Any]:
-    body = assemble(step.chunk for step in steps if step.chunk is not None)
-    return {name: value for name, value in body.items() if name not in ("created", "id")}
 
 
 async def differing_seams(
@@ -134,6 +112,22 @@ async def test_a_seam_inside_a_stop_string_does_not_show(engine: VllmEngine) -> 
     assert await differing_seams(engine, request, whole, range(1, len(token_ids(whole)))) == []
 
 
+async def test_a_seam_under_a_repetition_penalty_does_not_show(engine: VllmEngine) -> None:
+    """It counts prompt and answer alike, so that it does not matter which a replayed token is."""
+    request = chat("Count: one two three", repetition_penalty=1.4, max_tokens=24)
+    assert engine.can_resume(request)
+    whole = await all_steps(engine, request)
+    plain = await all_steps(engine, chat("Count: one two three", "plain", max_tokens=24))
+    assert token_ids(whole) != token_ids(plain)
+    assert await differing_seams(engine, request, whole, range(2, 24, 3)) == []
+
+
+@pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
+def test_what_counts_the_answer_alone_is_not_continued(engine: VllmEngine, penalty: str) -> None:
+    assert not engine.can_resume(chat(**{penalty: 0.5}))
+    assert engine.can_resume(chat(**{penalty: 0}))
+
+
 @pytest.mark.parametrize("reason", ["stop", "length"])
 async def test_an_answer_that_was_complete_is_not_made_again(
     engine: VllmEngine, reason: str
@@ -163,15 +157,71 @@ async def test_a_seam_inside_and_after_the_thought_does_not_show(
 
 async def serving_with_parser(engine: VllmEngine, folder: Path) -> Any:
     """The same engine, behind a serving layer that splits off the first sentence."""
-    from predictor.vllm_serving import build_serving
-    from predictor.vllm_start import parse_arguments
-
     plugin = folder / "first_sentence.py"
     plugin.write_text(textwrap.dedent(PARSER))
     flags = ("--reasoning-parser", "first_sentence", "--reasoning-parser-plugin", str(plugin))
+    return await serving_with(engine, flags, engine._llm)
+
+
+async def serving_with(engine: VllmEngine, flags: tuple[str, ...], llm: Any) -> Any:
+    """A serving layer of its own over the running engine."""
+    from predictor.vllm_serving import build_serving
+    from predictor.vllm_start import parse_arguments
+
     model = engine._settings.model
     args = parse_arguments(VllmSettings(model, DEFAULT_MODEL, vllm_args=flags))
-    return await build_serving(args, engine._llm, model=model, names=[DEFAULT_MODEL])
+    return await build_serving(args, llm, model=model, names=[DEFAULT_MODEL])
+
+
+async def test_a_seam_anywhere_in_a_tool_call_does_not_show(engine: VllmEngine) -> None:
+    """vLLM's own parser, over what a model with tools would have said."""
+    flags = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    said = f"I shall look.<tool_call>\n{json.dumps(CALL)}\n</tool_call>"
+    calling = await serving_with(engine, flags, Scripted(engine._llm, said))
+    request = chat("What is the weather?", tools=[TOOL], tool_choice="auto", max_tokens=100)
+    assert engine.can_resume(request)
+    whole = [step async for step in calling.steps(request, ())]
+    ids, body = token_ids(whole), without_ids(body_of(whole))
+    (call,) = body["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "weather_at"
+    assert json.loads(call["function"]["arguments"]) == CALL["arguments"]
+    assert body["choices"][0]["finish_reason"] == "tool_calls"
+    for cut in range(1, len(ids)):
+        steps = [step async for step in calling.steps(request, ids[:cut])]
+        assert token_ids(steps) == ids[cut:]
+        assert without_ids(body_of(steps)) == body, f"seam at {cut}"
+
+
+def without_ids(body: dict[str, Any]) -> dict[str, Any]:
+    """Parsers draw the ids of calls anew each time; readers keep the first (`predictor.shown`)."""
+    for choice in body["choices"]:
+        for call in choice["message"].get("tool_calls") or ():
+            call.pop("id")
+    return body
+
+
+class Scripted:
+    """An engine that says one thing, and goes on with it where the prompt holds its beginning."""
+
+    def __init__(self, llm: Any, text: str) -> None:
+        self._llm = llm
+        tokenizer = llm.renderer.tokenizer
+        self._ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+        self._prompt_length = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llm, name)
+
+    async def generate(
+        self, prompt: Any, params: Any, request_id: str, **_: Any
+    ) -> AsyncIterator[Any]:
+        from predictor.vllm_resume import Answer
+
+        ids = prompt["prompt_token_ids"]
+        self._prompt_length = self._prompt_length or len(ids)  # the first run has nothing before it
+        answer = Answer(self._llm, prompt, params, request_id)
+        for token_id in self._ids[len(ids) - self._prompt_length :]:
+            yield answer.add([token_id], answer.ending_at(token_id))
 
 
 @pytest.mark.parametrize(
@@ -278,128 +328,3 @@ async def test_a_bad_request_names_its_field(
         await all_steps(engine, request_)
     assert caught.value.field == field
     assert engine.is_healthy()
-
-
-async def test_lora_adapters_are_models_and_a_dead_engine_is_told_at_once(
-    model: str, tmp_path: Path
-) -> None:
-    """Two claims, one engine: starting another costs six seconds."""
-    adapter = write_adapter(tmp_path / "adapter", model)
-    flags = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"tuned={adapter}")
-    args = ("--max-model-len", "512", *flags)
-    engine = VllmEngine(VllmSettings(model, "base", vllm_args=args))
-    phases: list[ColdStartPhase] = []
-    ticks = asyncio.create_task(count_ticks())
-    await engine.start(phases.append)
-    ticks.cancel()
-    assert phases == [
-        ColdStartPhase.IMPORT,
-        ColdStartPhase.WEIGHTS,
-        ColdStartPhase.COMPILE,
-        ColdStartPhase.WARM_UP,
-        ColdStartPhase.READY,
-    ]
-    assert list(engine.model_names) == ["base", "tuned"]
-    answers = [
-        body_of(await all_steps(engine, completion("The sun is", f"of-{name}", model=name)))
-        for name in engine.model_names
-    ]
-    assert answers[0]["choices"] != answers[1]["choices"]
-    assert [answer["model"] for answer in answers] == ["base", "tuned"]
-
-    running = asyncio.ensure_future(
-        all_steps(engine, completion("Count: 1", "dying", max_tokens=400, ignore_eos=True))
-    )
-    await asyncio.sleep(0.3)
-    began = time.monotonic()
-    os.kill(engine_process(engine), signal.SIGKILL)
-    with pytest.raises(EngineDeadError):
-        await asyncio.wait_for(running, 2)
-    while engine.is_healthy():
-        await asyncio.sleep(0.01)
-    assert time.monotonic() - began < 2
-    await engine.stop()
-
-
-async def test_a_load_that_is_given_up_leaves_no_process(model: str) -> None:
-    engine = VllmEngine(VllmSettings(model, "base"))
-    is_loading = asyncio.Event()
-
-    def note(phase: ColdStartPhase) -> None:
-        if phase is ColdStartPhase.WEIGHTS:
-            is_loading.set()
-
-    others = multiprocessing.active_children()
-    start = asyncio.create_task(engine.start(note))
-    await is_loading.wait()
-    while not (children := [c for c in multiprocessing.active_children() if c not in others]):
-        await asyncio.sleep(0.01)
-    start.cancel()
-    began = time.monotonic()
-    await engine.stop()
-    assert time.monotonic() - began <= STOP_TIMEOUT_S  # vLLM looks after its process every 5 s
-    assert not any(child.is_alive() for child in children)
-    assert all(other.is_alive() for other in others)
-
-
-async def count_ticks() -> None:
-    """Fails the test when the event loop stands still for a second while the model loads."""
-    while True:
-        began = time.monotonic()
-        await asyncio.sleep(0.05)
-        assert time.monotonic() - began < 1.0
-
-
-def engine_process(engine: VllmEngine) -> int:
-    return int(engine._llm.engine_core.resources.engine_manager.processes[0].pid)
-
-
-def write_adapter(folder: Path, model: str) -> Path:
-    """A LoRA adapter of noise, loud enough to change any answer."""
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    noise = np.random.default_rng(0)
-    config: Mapping[str, Any] = json.loads(Path(model, "config.json").read_text())
-    hidden, rank = config["hidden_size"], 8
-    tensors = {}
-    for layer in range(config["num_hidden_layers"]):
-        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        for part, shape in (("lora_A", (rank, hidden)), ("lora_B", (hidden, rank))):
-            tensors[f"{name}.{part}.weight"] = noise.standard_normal(shape).astype(np.float32)
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    adapter = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": 16,
-        "target_modules": ["q_proj"],
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model,
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(adapter))
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("vllm_args", "message"),
-    [
-        pytest.param(("--no-such-flag", "1"), "unrecognized arguments", id="unknown flag"),
-        pytest.param(("--dtype", "nonsense"), "invalid choice", id="wrong value"),
-        pytest.param(("--max-model-len", "100000"), "max_model_len", id="more than the model has"),
-        pytest.param(
-            ("--kv-cache-memory-bytes", "1000000"),
-            "--kv-cache-memory-bytes",
-            id="too little memory",
-        ),
-    ],
-)
-async def test_a_start_that_fails_says_what_to_change(
-    model: str, vllm_args: tuple[str, ...], message: str
-) -> None:
-    engine = VllmEngine(VllmSettings(model, "base", vllm_args=vllm_args))
-    with pytest.raises(EngineStartError) as caught:
-        await engine.start(lambda _: None)
-    assert message in str(caught.value)
-    assert not engine.is_healthy()
-    await engine.stop()

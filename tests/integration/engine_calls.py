@@ -1,0 +1,33 @@
+"""Calls to an engine and what comes of them, for the tests of the real one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from predictor.assembly import assemble
+from predictor.engine import EngineRequest, Step
+
+CONTEXT = 2048
+CAPITAL = "What is the capital of France, and what is it known for?"
+
+
+def chat(text: str = CAPITAL, request_id: str = "chat", **body: Any) -> EngineRequest:
+    body = {"messages": [{"role": "user", "content": text}], "temperature": 0, **body}
+    return EngineRequest(request_id, "/v1/chat/completions", body)
+
+
+def completion(prompt: Any, request_id: str = "text", **body: Any) -> EngineRequest:
+    body = {"prompt": prompt, "temperature": 0, **body}
+    return EngineRequest(request_id, "/v1/completions", body)
+
+
+async def all_steps(engine: Any, request: EngineRequest, prior: Sequence[int] = ()) -> list[Step]:
+    return [step async for step in engine.run(request, prior)]
+
+
+def token_ids(steps: Sequence[Step]) -> list[int]:
+    return [token_id for step in steps for token_id in step.token_ids]
+
+
+def body_of(steps: Sequence[Step]) -> dict[str, Any]:
+    body = assemble(step.chunk for step in steps if step.chunk is not None)
+    return {name: value for name, value in body.items() if name not in ("created", "id")}
