@@ -12,6 +12,7 @@ from api.auth_rules import doorkeeper
 from api.console.overview import RedisOverview
 from api.front import Front
 from api.limit_gate import LimitGate
+from api.replay import Replay
 from api.result_feed import ResultFeed
 from api.webhook_desk import build_webhooks
 from api.webhook_listener import WebhookListener
@@ -34,6 +35,7 @@ def furnish(front: Front, redis: Redis) -> tuple[Front, Mapping[str, Loop]]:
         gate=gate,
         webhooks=desk,
         results=results,
+        replay=Replay(redis),
         listeners=listeners,
     )
     return complete, {"webhooks": desk.sender.run, "results": results.run}

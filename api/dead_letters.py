@@ -58,7 +58,14 @@ async def get_dead_letter(call: Call) -> Response:
     return json_response(_view(await _own(call)))
 
 
-@operation(router, "POST", "/v1/dead-letters/{id}/redrive", scope=Scope.ADMIN, doc=docs.REDRIVE)
+@operation(
+    router,
+    "POST",
+    "/v1/dead-letters/{id}/redrive",
+    scope=Scope.ADMIN,
+    doc=docs.REDRIVE,
+    replays=True,
+)
 async def redrive_dead_letter(call: Call) -> Response:
     """Give a dead letter a new life under its id.
 
@@ -75,7 +82,14 @@ async def redrive_dead_letter(call: Call) -> Response:
     return json_response(job_view(after or job), status=202)
 
 
-@operation(router, "POST", "/v1/dead-letters/redrive", scope=Scope.ADMIN, doc=docs.REDRIVE_ALL)
+@operation(
+    router,
+    "POST",
+    "/v1/dead-letters/redrive",
+    scope=Scope.ADMIN,
+    doc=docs.REDRIVE_ALL,
+    replays=True,
+)
 async def redrive_dead_letters(call: Call) -> Response:
     """Redrive up to 100 of the tenant's dead letters, newest first; `has_more` says whether to
     call again. Those that never were jobs are skipped. A limit on the way ends it: refused

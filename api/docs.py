@@ -6,7 +6,7 @@ Called by the modules with handlers. `tests/integration/api` holds it against wh
 from typing import Any
 
 from api import doc_examples as examples
-from api.route import Doc
+from api.route import KEY, Doc
 from eventing.job import RUNNABLE_URLS, JobState, Lane
 
 Schema = dict[str, Any]
@@ -90,12 +90,6 @@ def come_back(status: int) -> Schema:
 
 
 _ID = parameter("id", {"type": "string"}, "Id of the job", where="path", required=True)
-_KEY = parameter(
-    "Idempotency-Key",
-    {"type": "string", "maxLength": 255},
-    "The same key with the same body is the same job",
-    where="header",
-)
 _EXPIRES = parameter(
     "Torpor-Expires-After",
     {"type": "integer", "minimum": 1},
@@ -165,7 +159,7 @@ _EVENTS_EXAMPLE = (
 
 SUBMIT_JOB = Doc(
     tag="jobs",
-    parameters=(_KEY, _EXPIRES),
+    parameters=(KEY, _EXPIRES),
     body=body(LINE, chat=_EXAMPLE_LINE),
     answers={
         200: answer("The key's job, which has ended already", JOB, examples.JOB),

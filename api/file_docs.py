@@ -6,7 +6,7 @@ Called by `api.files` and `api.batches`.
 from api import doc_examples as examples
 from api.docs import Schema, answer, body, parameter
 from api.openai_docs import errors
-from api.route import Doc
+from api.route import KEY, Doc
 
 _FILE: Schema = {
     "type": "object",
@@ -25,6 +25,7 @@ _LINE = (
 )
 CREATE_FILE = Doc(
     tag="files",
+    parameters=(KEY,),
     body={
         "required": True,
         "content": {
@@ -93,6 +94,7 @@ _BATCH: Schema = {
 _BATCH_ID = parameter("id", {"type": "string"}, "Id of the batch", where="path", required=True)
 CREATE_BATCH = Doc(
     tag="batches",
+    parameters=(KEY,),
     body=body(
         {
             "type": "object",

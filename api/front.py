@@ -15,6 +15,7 @@ from api.batch import Batch
 from api.catalog import Catalog
 from api.file_store import FileStore
 from api.principal import Authenticator, EverybodyIsDefault, Principal
+from api.replay import Replay
 from api.result_feed import ResultFeed
 from api.settings import ApiSettings
 from api.turnstile import Turnstile
@@ -194,6 +195,7 @@ class Front:
     overview: Overview | None = None
     ledger: Ledger | None = None
     results: ResultFeed | None = None
+    replay: Replay | None = None
     files: FileStore = field(default_factory=lambda: FileStore("memory://torpor"))
     batches: Batches = field(default_factory=NoBatches)
     turnstile: Turnstile = field(default_factory=Turnstile)

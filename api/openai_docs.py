@@ -11,7 +11,7 @@ import orjson
 from api import doc_examples as examples
 from api.doc_examples import Example
 from api.docs import Schema, answer, body, come_back, parameter
-from api.route import Doc
+from api.route import KEY, Doc
 
 OPENAI_ERROR: Schema = {
     "type": "object",
@@ -43,12 +43,7 @@ def errors(*statuses: int) -> dict[int, Schema]:
 _FAILURES = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 _HEADERS = (
     parameter("Prefer", {"type": "string"}, "`respond-async`: 202 and the job", where="header"),
-    parameter(
-        "Idempotency-Key",
-        {"type": "string", "maxLength": 255},
-        "The same key with the same body is the same job",
-        where="header",
-    ),
+    KEY,
 )
 
 

@@ -6,16 +6,17 @@ the whole submit, and its 422 bodies are not ours.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Send
+from starlette.types import Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
+from api.body import read_bytes
 from api.front import Front, front_of
 from api.principal import Principal, Scope
 
@@ -27,6 +28,15 @@ class Call:
     request: Request
     front: Front
     principal: Principal
+
+
+KEY: Final[dict[str, Any]] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "maxLength": 255},
+    "description": "The same key with the same body is the same call, and has the same answer",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +76,11 @@ Handler = Callable[[Call], Awaitable[Response]]
 
 
 def operation(
-    router: APIRouter, method: str, path: str, *, scope: Scope, doc: Doc
+    router: APIRouter, method: str, path: str, *, scope: Scope, doc: Doc, replays: bool = False
 ) -> Callable[[Handler], Handler]:
-    """Registers the decorated handler for callers who have `scope`."""
+    """Registers the decorated handler for callers who have `scope`. With `replays`, an
+    Idempotency-Key is kept beside its answer; without, it is the handler's own affair.
+    """
 
     def register(handler: Handler) -> Handler:
         async def endpoint(request: Request) -> Response:
@@ -76,7 +88,8 @@ def operation(
             principal = await front.authenticator.principal_of(request)
             principal.require(scope)
             await front.gate.enter(principal, method)
-            return await handler(Call(request, front, principal))
+            call = Call(request, front, principal)
+            return await (_once(call, handler) if replays else handler(call))
 
         router.add_api_route(
             path,
@@ -89,12 +102,36 @@ def operation(
             tags=[doc.tag],
             responses=dict(doc.answers.items()),
             status_code=min(doc.answers, default=200),
-            openapi_extra=doc.extra(),
+            openapi_extra=(doc_with_key(doc) if replays else doc).extra(),
             response_class=Response,
         )
         return handler
 
     return register
+
+
+def doc_with_key(doc: Doc) -> Doc:
+    """The same, with the header that makes a call safe to make again."""
+    return replace(doc, parameters=(*doc.parameters, KEY))
+
+
+async def _once(call: Call, handler: Handler) -> Response:
+    """The handler's answer, or the one it gave to the same key."""
+    request, replay = call.request, call.front.replay
+    key = request.headers.get("idempotency-key", "")
+    if not key or replay is None:
+        return await handler(call)
+    settings = call.front.settings
+    raw = await read_bytes(
+        request, limit=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
+    )
+
+    async def again() -> Message:
+        return {"type": "http.request", "body": raw, "more_body": False}
+
+    read = replace(call, request=Request(request.scope, again))
+    scope = f"{call.principal.tenant}\0{request.url.path}"
+    return await replay.once(scope, key, raw, lambda: handler(read))
 
 
 def new_router() -> APIRouter:

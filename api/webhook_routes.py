@@ -36,7 +36,14 @@ _MOST_ENDPOINTS: Final = 50
 _LONGEST_NAME: Final = 256
 
 
-@operation(router, "POST", "/v1/webhook_endpoints", scope=Scope.ADMIN, doc=docs.CREATE_ENDPOINT)
+@operation(
+    router,
+    "POST",
+    "/v1/webhook_endpoints",
+    scope=Scope.ADMIN,
+    doc=docs.CREATE_ENDPOINT,
+    replays=True,
+)
 async def create_webhook_endpoint(call: Call) -> Response:
     """Register a receiver.
 
@@ -92,7 +99,12 @@ async def retrieve_webhook_endpoint(call: Call) -> Response:
 
 
 @operation(
-    router, "POST", "/v1/webhook_endpoints/{id}", scope=Scope.ADMIN, doc=docs.UPDATE_ENDPOINT
+    router,
+    "POST",
+    "/v1/webhook_endpoints/{id}",
+    scope=Scope.ADMIN,
+    doc=docs.UPDATE_ENDPOINT,
+    replays=True,
 )
 async def update_webhook_endpoint(call: Call) -> Response:
     """Change a receiver; a change switches it on again if a 410 had switched it off."""
@@ -132,6 +144,7 @@ async def delete_webhook_endpoint(call: Call) -> Response:
     "/v1/webhook_endpoints/{id}/rotate_secret",
     scope=Scope.ADMIN,
     doc=docs.ROTATE_SECRET,
+    replays=True,
 )
 async def rotate_webhook_secret(call: Call) -> Response:
     """Make a new signing secret.
@@ -156,7 +169,12 @@ async def rotate_webhook_secret(call: Call) -> Response:
 
 
 @operation(
-    router, "POST", "/v1/webhook_endpoints/{id}/test", scope=Scope.ADMIN, doc=docs.TEST_ENDPOINT
+    router,
+    "POST",
+    "/v1/webhook_endpoints/{id}/test",
+    scope=Scope.ADMIN,
+    doc=docs.TEST_ENDPOINT,
+    replays=True,
 )
 async def test_webhook_endpoint(call: Call) -> Response:
     """Send a sample event now, once, and tell what the receiver answered."""
