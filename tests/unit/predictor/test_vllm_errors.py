@@ -97,13 +97,13 @@ def test_an_internal_error_is_no_bad_request() -> None:
         pytest.param("ValueError: 2.1 GiB KV cache is needed, which is larger", id="KV cache"),
         pytest.param("Failed core proc(s): {'EngineCore': -9}", id="killed by the kernel"),
         pytest.param(
-            "ValueError: Available memory on node 0 (18.3/23.54 GiB) on kv cache allocation is less "
-            "than requested memory for kv (20480.0 GiB).",
+            "ValueError: Available memory on node 0 (18.3/23.54 GiB) on kv cache allocation is "
+            "less than requested memory for kv (20480.0 GiB).",
             id="a KV cache larger than the machine",
         ),
         pytest.param(
-            "ValueError: Free memory on device cuda:0 (0.9/23.6 GiB) on startup is less than desired "
-            "GPU memory utilization (0.9, 21.3 GiB).",
+            "ValueError: Free memory on device cuda:0 (0.9/23.6 GiB) on startup is less than "
+            "desired GPU memory utilization (0.9, 21.3 GiB).",
             id="a GPU that others use",
         ),
     ],
