@@ -56,13 +56,13 @@ class Ledger:
         gpu_ms: int,
         rows: Mapping[tuple[Scope, str], Mapping[str, int]] = MappingProxyType({}),
     ) -> None:
-        """Note on the job what it used, and post `rows`. Raises `StoreUnavailable`."""
-        charge: Call = ("charge", [keys.job(job_id)], [gpu_ms])
-        # Side by side and not as one pipeline: what adds must not be sent again because the server
-        # had forgotten the other one.
-        calls = [run(self._redis, *call) for call in (charge, *_post_calls(rows))]
+        """Note on the job what it used, then post `rows`. Raises `StoreUnavailable`."""
+        # Not as one pipeline: what adds must not be sent again because the server had forgotten
+        # the other script.
         async with failures_named():
-            await asyncio.gather(*calls)
+            await run(self._redis, "charge", [keys.job(job_id)], [gpu_ms])
+            for call in _post_calls(rows):
+                await run(self._redis, *call)
 
     async def totals(self) -> Rows:
         """Sums since the store began. Raises `StoreUnavailable`."""

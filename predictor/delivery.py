@@ -6,6 +6,7 @@ answered 2xx that the store does not hold; if the process dies in here, the job'
 the next delivery goes on. A caller that goes away changes nothing: the next one finds the result.
 """
 
+import asyncio
 import sys
 from collections.abc import Awaitable, Mapping
 from typing import Final, assert_never
@@ -24,6 +25,7 @@ from eventing.errors import (
 from eventing.event import Event, parse_http
 from eventing.job import Job
 from eventing.metric_ledger import GpuAccount
+from eventing.span import Span
 from eventing.store import AcquireStatus, NewJob, Release, Store
 from predictor import metrics
 from predictor.admission import Admission, sequences
@@ -218,7 +220,7 @@ class Deliveries:
             await self._store.mark_published(job.id)  # it has just arrived
         return job
 
-    async def _continue(self, attempt: Attempt, job: Job, span: trace.Span) -> Outcome:
+    async def _continue(self, attempt: Attempt, job: Job, span: Span) -> Outcome:
         """Go on from the checkpoint. One that is not whole (its stream was evicted) is of no use:
         the job starts over.
         """
@@ -231,7 +233,7 @@ class Deliveries:
         return await self._acquire(job, can_resume=False, is_alone=True)
 
     async def _attempt(
-        self, attempt: Attempt, checkpoint: Checkpoint, job: Job, span: trace.Span
+        self, attempt: Attempt, checkpoint: Checkpoint, job: Job, span: Span
     ) -> Outcome:
         """Everything that happens under a lease."""
         log = _log.bind(job_id=attempt.job_id, attempt=attempt.number)
@@ -253,10 +255,16 @@ class Deliveries:
                 with trace.span("generate", resumed_tokens=attempt.token_count) as inner:
                     result = await generation.run()
                     inner.set(new_tokens=generation.new_tokens)
-                await self._account.charge(job, share_s, is_kept=_is_kept(result, attempt))
-                outcome, word = await self._settlement.settle(
-                    attempt, result, new_tokens=generation.new_tokens
+                charging = asyncio.ensure_future(
+                    self._account.charge(job, share_s, is_kept=_is_kept(result, attempt))
                 )
+                await asyncio.sleep(0)  # the charge goes out first, so the end is shown with it
+                try:
+                    outcome, word = await self._settlement.settle(
+                        attempt, result, new_tokens=generation.new_tokens
+                    )
+                finally:
+                    await charging  # it raises nothing
         except StoreUnavailable as error:
             outcome, word = Refused(error.message, error.retry_after_s), "store_unavailable"
         except Exception as error:
