@@ -2,57 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import Result
-from typer.testing import CliRunner
 
-from knative.cli.deploy import app
 from knative.cli.errors import UserError
 from knative.deploy.release import to_config_map
 from tests.integration.deploy.api_server import ApiServer, Object
-from tests.manifests.conftest import MANIFESTS, kustomize
-
-Run = Callable[..., Awaitable[Result]]
-
-
-@pytest.fixture(scope="module")
-def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small queue overlay, built."""
-    path = tmp_path_factory.mktemp("built") / "queue-cpu.yaml"
-    path.write_text(yaml.safe_dump_all(kustomize(MANIFESTS / "overlays" / "queue-cpu")))
-    return path
-
-
-@pytest.fixture
-def run(url_of_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command in a thread, as a process of its own would be."""
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "mock",
-        "contexts": [{"name": "mock", "context": {"cluster": "mock", "user": "me"}}],
-        "clusters": [{"name": "mock", "cluster": {"server": url_of_server}}],
-        "users": [{"name": "me", "user": {"token": "t"}}],
-    }
-    path = tmp_path / "kubeconfig"
-    path.write_text(yaml.safe_dump(config))
-    monkeypatch.setenv("KUBECONFIG", str(path))
-    monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-
-    async def invoke(*words: object, say: str = "") -> Result:
-        return await asyncio.to_thread(
-            CliRunner().invoke, app, [str(word) for word in words], input=say
-        )
-
-    return invoke
+from tests.integration.deploy.conftest import Run
 
 
 def said(result: Result) -> str:
@@ -140,7 +101,7 @@ async def test_a_wait_in_vain_says_what_is_missing(
 async def test_a_canary_is_deployed_promoted_and_gone(
     run: Run, server: ApiServer, overlay: Path
 ) -> None:
-    server.on_apply = lambda item: _ready(server, item)
+    server.on_apply = lambda item: ready_at_once(server, item)
     await run("deploy", overlay, "--yes", "--no-wait")
     made = await run("deploy", overlay, "--yes", "--canary", "10", "--image", "new:2", "--no-wait")
     assert made.exit_code == 0, said(made)
@@ -155,7 +116,7 @@ async def test_a_canary_is_deployed_promoted_and_gone(
 
 
 async def test_a_rollback_withdraws_a_canary(run: Run, server: ApiServer, overlay: Path) -> None:
-    server.on_apply = lambda item: _ready(server, item)
+    server.on_apply = lambda item: ready_at_once(server, item)
     await run("deploy", overlay, "--yes", "--no-wait")
     await run("deploy", overlay, "--yes", "--canary", "10", "--image", "new:2", "--no-wait")
 
@@ -259,7 +220,7 @@ def test_a_release_of_a_whole_overlay_fits_a_config_map(overlay: Path) -> None:
     assert len(json.dumps(made)) < 64 * 1024
 
 
-def _ready(server: ApiServer, item: Object) -> None:
+def ready_at_once(server: ApiServer, item: Object) -> None:
     """Play the controllers: whatever is applied comes up."""
     made = copy.deepcopy(item)
     made["metadata"]["generation"] = 1
