@@ -28,7 +28,15 @@ from knative.simulator.policy import (
 from knative.simulator.view import Autoscaler
 
 _SCALING_KINDS = ("Service", "InferenceService", "ScaledObject", "HorizontalPodAutoscaler")
-_SCALER_ADDRESS = "torpor-scaler.torpor:9090"
+_NEEDS_SCALER = "add the component work-scaler to the overlay: it serves this policy to KEDA"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which model's objects a patch is for, as `manifests/values.yaml` names them."""
+
+    model: str = "thinker"
+    namespace: str = "torpor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,42 +44,49 @@ class Candidate:
     """One policy with its settings: a name, a way to build it afresh, and its manifest patch.
 
     `start_s` overrides the scenario's cold start, for a candidate that comes with a warm parent.
-    `initial_replicas` is what is up when the run begins.
+    `initial_replicas` is what is up when the run begins. `remarks` say what the patch needs
+    besides.
     """
 
     name: str
     build: Callable[[], Autoscaler]
-    patch: Mapping[str, Any] | None = None
+    patch: Callable[[Place], Mapping[str, Any]] | None = None
     initial_replicas: int = 0
     start_s: float | None = None
     container_concurrency: int | None = None
     remarks: tuple[str, ...] = field(default=())
 
-    @property
-    def patch_text(self) -> str:
-        """The patch as YAML."""
-        return yaml.safe_dump(dict(self.patch), sort_keys=False) if self.patch else ""
+    def patch_text(self, place: Place) -> str:
+        """The patch as YAML, to be merged into the rendered object of that name; "" for none."""
+        if self.patch is None:
+            return ""
+        document = dict(self.patch(place))
+        document["metadata"] = {
+            "name": place.model,
+            "namespace": place.namespace,
+            **document.get("metadata", {}),
+        }
+        return yaml.safe_dump(document, sort_keys=False)
 
 
 def kpa_candidate(
     name: str, annotations: Mapping[str, str], concurrency: int, *, start_s: float | None = None
 ) -> Candidate:
-    """A Knative Service with these annotations (without their prefix)."""
-    template = {
-        "metadata": {"annotations": {GROUP + key: value for key, value in annotations.items()}},
-        "spec": {"containerConcurrency": concurrency},
-    }
+    """The KPA with these annotations (without their prefix) on a predictor in Knative mode."""
+    notes = {GROUP + key: value for key, value in annotations.items() if key != "min-scale"}
+    least = int(annotations.get("min-scale", "0"))
     patch = {
-        "apiVersion": "serving.knative.dev/v1",
-        "kind": "Service",
-        "metadata": {"name": "predictor"},
-        "spec": {"template": template},
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"annotations": notes},
+        # KServe writes min-scale from this; left out it would be 1.
+        "spec": {"predictor": {"minReplicas": least, "containerConcurrency": concurrency}},
     }
     scaling = read_knative(patch)
     return Candidate(
         name=name,
         build=lambda: KpaPolicy(scaling),
-        patch=patch,
+        patch=lambda _: patch,
         initial_replicas=scaling.policy.min_scale,
         start_s=start_s,
         container_concurrency=concurrency,
@@ -100,18 +115,17 @@ def keda_candidate(
     }
     if is_fast:
         advanced["horizontalPodAutoscalerConfig"] = {"behavior": _fast_behavior(60)}
-    patch = _scaled_object(
-        {**fields, "advanced": advanced},
-        [
-            _stream_trigger("lag", "lagCount", target),
-            _stream_trigger("pend", "pendingEntriesCount", target),
-        ],
-    )
-    spec = read_scaled_object(patch)
+    # The rendered triggers stay: where they look is theirs to say, and the formula counts.
+    patch = _scaled_object({**fields, "advanced": advanced})
+    triggers = [
+        _stream_trigger("lag", "lagCount", target),
+        _stream_trigger("pend", "pendingEntriesCount", target),
+    ]
+    spec = read_scaled_object({**patch, "spec": {**patch["spec"], "triggers": triggers}})
     return Candidate(
         name=name,
         build=lambda: KedaPolicy(spec),
-        patch=patch,
+        patch=lambda _: patch,
         initial_replicas=spec.min_replicas,
         start_s=start_s,
     )
@@ -122,30 +136,39 @@ def work_candidate(
 ) -> Candidate:
     """Our own policy, and the ScaledObject that lets KEDA ask it."""
     spec = work_spec(engine, slots, start_s=start_s, p95_wait_s=p95_wait_s)
-    metadata = {
-        "scalerAddress": _SCALER_ADDRESS,
-        "prefillTokensPerSecond": f"{spec.prefill_tokens_per_s:g}",
-        "decodeTokensPerSecond": f"{spec.decode_tokens_per_s:g}",
-        "slots": str(slots),
-        "coldStartSeconds": f"{start_s:g}",
-        "p95WaitSeconds": f"{p95_wait_s:g}",
-    }
-    patch = _scaled_object(
-        {
-            "pollingInterval": 2,
-            "cooldownPeriod": 0,
-            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _fast_behavior(0)}},
-        },
-        [{"type": "external-push", "name": "work", "metadata": metadata}],
-    )
     return Candidate(
         name=name,
         build=lambda: WorkPolicy(spec),
-        patch=patch,
+        patch=lambda place: _asking_scaler(spec, place),
         # A wait that no cold start fits into keeps somebody up from its first job on.
         initial_replicas=0 if spec.can_hide_cold_start else 1,
         start_s=start_s,
+        remarks=(_NEEDS_SCALER,),
     )
+
+
+def _asking_scaler(spec: WorkSpec, place: Place) -> dict[str, Any]:
+    """A ScaledObject that asks our external scaler and counts nothing by itself."""
+    metadata = {
+        "scalerAddress": f"torpor-scaler.{place.namespace}.svc.cluster.local:9090",
+        "queue": f"requests-{place.model}",
+        "model": place.model,
+        "prefillTokensPerSecond": f"{spec.prefill_tokens_per_s:g}",
+        "decodeTokensPerSecond": f"{spec.decode_tokens_per_s:g}",
+        "slots": str(spec.slots),
+        "coldStartSeconds": f"{spec.cold_start_s:g}",
+        "p95WaitSeconds": f"{spec.p95_wait_s:g}",
+    }
+    fields = {
+        "pollingInterval": 2,
+        "cooldownPeriod": 0,
+        "advanced": {
+            "scalingModifiers": None,
+            "horizontalPodAutoscalerConfig": {"behavior": _fast_behavior(0)},
+        },
+        "triggers": [{"type": "external-push", "name": "work", "metadata": metadata}],
+    }
+    return _scaled_object(fields)
 
 
 def work_over_keda_candidate(
@@ -153,11 +176,9 @@ def work_over_keda_candidate(
 ) -> Candidate:
     """Our own policy as KEDA follows it: polls and HPA syncs in between, so a longer margin."""
     direct = work_candidate(name, engine, slots, start_s=start_s, p95_wait_s=p95_wait_s)
-    scaled_object = read_scaled_object(direct.patch or {})
-    spec = replace(
-        work_spec(engine, slots, start_s=start_s, p95_wait_s=p95_wait_s),
-        margin_s=1 + scaled_object.polling_interval_s,
-    )
+    spec = work_spec(engine, slots, start_s=start_s, p95_wait_s=p95_wait_s)
+    scaled_object = read_scaled_object(_asking_scaler(spec, Place()))
+    spec = replace(spec, margin_s=1 + scaled_object.polling_interval_s)
     return replace(direct, build=lambda: WorkOverKeda(spec, scaled_object))
 
 
@@ -228,13 +249,8 @@ def _from_manifest(document: Mapping[str, Any]) -> Candidate:
             )
 
 
-def _scaled_object(fields: Mapping[str, Any], triggers: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "apiVersion": "keda.sh/v1alpha1",
-        "kind": "ScaledObject",
-        "metadata": {"name": "predictor"},
-        "spec": {"scaleTargetRef": {"name": "predictor"}, **fields, "triggers": triggers},
-    }
+def _scaled_object(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "spec": dict(fields)}
 
 
 def _stream_trigger(name: str, mode: str, target: int) -> dict[str, Any]:

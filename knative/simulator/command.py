@@ -118,7 +118,7 @@ def plan_all(
     load = load_of(settings)
     scenario = scenario_of(settings, load)
     target = Target(settings.p95_wait_s)
-    candidates = grid(scenario, target, warm_start_s=warm_start_s)
+    candidates = grid(scenario, target, warm_start_s=warm_start_s, is_safe=True)
     return search(scenario, load, candidates, settings.gpu_price, on_progress=on_progress)
 
 

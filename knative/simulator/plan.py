@@ -3,6 +3,7 @@
 Called by `torpor plan` and the benches. It must not know how a run is printed.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -80,11 +81,17 @@ def best(tried: Iterable[Tried], target: Target) -> Tried | None:
 
 
 def grid(
-    scenario: Scenario, target: Target, *, warm_start_s: float | None = None, most_fixed: int = 3
+    scenario: Scenario,
+    target: Target,
+    *,
+    warm_start_s: float | None = None,
+    most_fixed: int = 3,
+    is_safe: bool = False,
 ) -> Iterator[Candidate]:
     """The settings worth trying; with `warm_start_s` each also with a warm parent.
 
-    A warm parent has everything imported and forks a predictor: the cold start is shorter.
+    A warm parent has everything imported and forks a predictor: the cold start is shorter. With
+    `is_safe` only what `torpor doctor` lets pass: no cooldown shorter than a cold start.
     """
     slots = scenario.slots
     starts: list[tuple[str, float]] = [("", scenario.start_s)]
@@ -92,7 +99,7 @@ def grid(
         starts.append((", warm parent", warm_start_s))
     for suffix, start_s in starts:
         yield from _kpa_grid(slots, start_s, suffix)
-        yield from _keda_grid(slots, start_s, suffix)
+        yield from _keda_grid(slots, start_s, suffix, shortest_s=start_s if is_safe else 0)
         yield work_over_keda_candidate(
             f"work over keda{suffix}",
             scenario.engine,
@@ -117,11 +124,14 @@ def _kpa_grid(slots: int, start_s: float, suffix: str) -> Iterator[Candidate]:
                 yield kpa_candidate(name, annotations, slots, start_s=start_s)
 
 
-def _keda_grid(slots: int, start_s: float, suffix: str) -> Iterator[Candidate]:
+def _keda_grid(
+    slots: int, start_s: float, suffix: str, *, shortest_s: float
+) -> Iterator[Candidate]:
+    cooldowns = [seconds for seconds in (5, 30, 60) if seconds >= shortest_s]
     for least in (0, 1):
-        for cooldown in (5, 30, 60, 300):
+        for cooldown in (*cooldowns, max(300, math.ceil(shortest_s))):
             for poll in (2, 30):
-                if least and cooldown != 300:
+                if least and cooldown < 300:
                     continue  # the cooldown only leads to zero
                 fields = {
                     "pollingInterval": poll,

@@ -56,9 +56,10 @@ def test_a_manifest_brings_its_own_policy(tmp_path: Path) -> None:
 
 
 def test_a_plan_ends_with_a_manifest_to_apply() -> None:
-    shown = typed("plan", *SHORT, "--p95-wait", "90s", "--warm-start", "5")
+    shown = typed("plan", *SHORT, "--p95-wait", "90s", "--tail", "60", "--model", "owl")
     patch = yaml.safe_load(shown[shown.index("apiVersion") :])
     assert read_scaled_object(patch).triggers[0].key == "work"
+    assert patch["metadata"]["name"] == "owl"
 
 
 @pytest.mark.parametrize(

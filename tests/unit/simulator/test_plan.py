@@ -8,7 +8,7 @@ import yaml
 from knative.autoscaling.annotations import read_knative
 from knative.autoscaling.scaledobject import read_scaled_object
 from knative.autoscaling.setting import RefusedSettingsError
-from knative.simulator.candidate import Candidate, manifest_candidates
+from knative.simulator.candidate import Candidate, Place, manifest_candidates
 from knative.simulator.engine import EngineModel
 from knative.simulator.engine_file import read_engine
 from knative.simulator.load import Load
@@ -22,6 +22,15 @@ LOAD = Load(Profile(ProfileKind.STEADY, 400, 0.03, 0.03), seed=1)
 SCENARIO = Scenario(ENGINE, horizon_s=600, start_s=30)
 
 
+# The triggers that a patch leaves as they were rendered.
+RENDERED = [
+    {
+        "type": "redis-streams",
+        "name": name,
+        "metadata": {"stream": "s", "consumerGroup": "g", count: "8"},
+    }
+    for name, count in (("lag", "lagCount"), ("pend", "pendingEntriesCount"))
+]
 WAITS_S = (1, 40, 120)
 
 
@@ -73,18 +82,20 @@ def test_every_patch_is_a_manifest_that_reads_back() -> None:
     for candidate in grid(SCENARIO, Target(30)):
         if candidate.patch is None:
             continue
-        document = yaml.safe_load(candidate.patch_text)
+        document = yaml.safe_load(candidate.patch_text(Place(model="owl")))
+        assert document["metadata"]["name"] == "owl"
         if document["kind"] == "ScaledObject":
-            assert read_scaled_object(document).name == "predictor"
+            document["spec"].setdefault("triggers", RENDERED)
+            assert read_scaled_object(document).name == "owl"
         else:
             assert read_knative(document).container_concurrency == 8
 
 
 def test_policies_come_from_manifests_too(tmp_path: Path) -> None:
     path = tmp_path / "all.yaml"
-    patches = [c.patch_text for c in grid(SCENARIO, Target(30)) if c.patch is not None]
+    patches = [c.patch_text(Place()) for c in grid(SCENARIO, Target(30)) if c.patch is not None]
     path.write_text("---\n".join([patches[0], patches[-1], "kind: ConfigMap\n"]))
-    assert [c.name for c in manifest_candidates([path])] == ["kpa predictor", "keda predictor"]
+    assert [c.name for c in manifest_candidates([path])] == ["kpa thinker", "keda thinker"]
 
 
 def test_files_without_scaling_are_refused(tmp_path: Path) -> None:
