@@ -12,23 +12,31 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 
 from api.errors import BodyTooLarge, BodyTooSlow, UnsupportedMedia
+from api.front import front_of
 from eventing.errors import BadRequest
 
 
 async def read_bytes(request: Request, *, limit: int, timeout_s: float) -> bytes:
-    """The body. Raises `BodyTooLarge` before more than `limit` bytes are held, `BodyTooSlow` when a
-    piece takes longer than `timeout_s`.
+    """The body. Raises `BodyTooLarge` before more than `limit` bytes are held, `BodyTooSlow` when
+    it comes more slowly than anybody means it to, `Overloaded` when too much is held for others.
     """
+    room = front_of(request).body_room
     body = bytearray()
-    async for chunk in stream_bytes(request, limit=limit, timeout_s=timeout_s):
-        body += chunk
-    return bytes(body)
+    try:
+        async for chunk in stream_bytes(request, limit=limit, timeout_s=timeout_s):
+            room.take(len(chunk))
+            body += chunk
+        return bytes(body)
+    finally:
+        room.give(len(body))
 
 
 async def stream_bytes(
     request: Request, *, limit: int, timeout_s: float
 ) -> AsyncGenerator[bytes, None]:
-    """The body piece by piece, with the same refusals as `read_bytes`."""
+    """The body piece by piece, with the same refusals as `read_bytes`. It may take `timeout_s`, and
+    what its size takes at the slowest pace that is still a sender's and not an attack's.
+    """
     declared = request.headers.get("content-length", "")
     chunks = request.stream()
     if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
@@ -36,12 +44,13 @@ async def stream_bytes(
             await _let_pass(chunks)
         raise BodyTooLarge(f"the body is over {limit} bytes", "body")
     seen = 0
+    started_s = asyncio.get_running_loop().time()
     while True:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(started_s + timeout_s + seen / SLOWEST_BYTES_PER_S):
                 chunk = await anext(chunks, None)
         except TimeoutError as error:
-            raise BodyTooSlow(f"no byte of the body for {timeout_s:g} s", "body") from error
+            raise BodyTooSlow("the body comes too slowly", "body") from error
         except ClientDisconnect as error:
             raise BadRequest("the body ended early", "body") from error
         if chunk is None:
@@ -111,3 +120,4 @@ def check_depth(value: Any) -> None:
 
 _DEPTH_LIMIT: Final = 200
 _LET_PASS_S: Final = 0.5
+SLOWEST_BYTES_PER_S: Final = 16 * 1024

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from starlette.requests import HTTPConnection
 
 from api.batch import Batch
+from api.body_room import BodyRoom
 from api.catalog import Catalog
 from api.file_store import FileStore
 from api.principal import Authenticator, EverybodyIsDefault, Principal
@@ -199,6 +200,7 @@ class Front:
     files: FileStore = field(default_factory=lambda: FileStore("memory://torpor"))
     batches: Batches = field(default_factory=NoBatches)
     turnstile: Turnstile = field(default_factory=Turnstile)
+    body_room: BodyRoom = field(default_factory=BodyRoom)
     clock: Clock = field(default_factory=SystemClock)
 
 

@@ -69,8 +69,9 @@ class ApiSettings(BaseSettings):
     """JSON list of model cards; a model that is not listed is unknown here."""
     body_limit_bytes: int = Field(1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """Largest body of a call. A file upload has its own limit."""
-    body_timeout_s: float = Field(10.0, gt=0, le=300)
-    """Longest time between two pieces of a body; a slower sender gets 408."""
+    body_timeout_s: float = Field(5.0, gt=0, le=300)
+    """Longest time for a body, and a second more for each 16 KiB of it; a slower sender gets 408.
+    """
     event_limit_bytes: int = Field(8 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """Largest CloudEvent taken; a result can be larger than a request."""
     file_limit_bytes: int = Field(200 * 1024 * 1024, ge=1024)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
+from api.body_room import HELD_BYTES
 from eventing.job import JobId
 from eventing.redis_store import RedisStore
 from tests.integration.api.conftest import Rig, chat_line
@@ -287,7 +288,7 @@ async def test_100_megabytes_in_pieces_are_refused_without_being_held(rig: Rig) 
     try:
         answer = await rig.client.post("/v1/jobs", content=pieces(), headers=JSON)
         status = answer.status_code
-    except httpx.WriteError:
+    except (httpx.WriteError, httpx.ReadError):
         status = 413  # closed on us while we were still sending
 
     assert status == 413
@@ -325,6 +326,28 @@ async def test_a_body_that_stops_half_way_is_given_up(rig: Rig) -> None:
     answer = await raw(rig, HEAD + b'content-length: 1000\r\n\r\n{"url":')
 
     assert answer.startswith(b"HTTP/1.1 408")
+
+
+async def test_a_body_that_drips_is_given_up_as_well(rig: Rig) -> None:
+    host, port = rig.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(HEAD + b"content-length: 1000\r\n\r\n")
+    answering = asyncio.create_task(reader.read())
+    async with asyncio.timeout(2):
+        while not answering.done():
+            writer.write(b" ")
+            await asyncio.sleep(0.1)
+    writer.close()
+
+    assert (await answering).startswith(b"HTTP/1.1 408")
+
+
+async def test_bodies_that_are_not_whole_have_a_limit_together(rig: Rig) -> None:
+    rig.front.body_room.take(HELD_BYTES - 100_000)  # others hold the rest
+    part = HEAD + b"content-length: 1000000\r\n\r\n" + b" " * 200_000
+
+    assert (await raw(rig, part)).startswith(b"HTTP/1.1 503")
+    rig.front.body_room.take(100_000)  # and what it held is free again
 
 
 async def test_a_connection_that_is_half_closed_does_not_hang(rig: Rig) -> None:
