@@ -330,13 +330,36 @@ def test_no_part_of_a_credential_is_anywhere(run: Run) -> None:
         assert where(run, part[-20:]) == []
 
 
-def test_every_line_of_a_service_is_json_with_an_action(run: Run) -> None:
-    lines = [
-        json.loads(line)
-        for name in ("log api.log", "log broker.log")
-        for line in run.texts[name].splitlines()
-        if line.strip()
-    ]
+def lines(run: Run) -> list[dict[str, Any]]:
+    """What our own code logged, in every process."""
+    told = {name: text for name, text in run.texts.items() if name.startswith("log ")}
+    del told["log store.log"]  # Valkey's own
+    found = [json.loads(line) for text in told.values() for line in text.splitlines() if line]
+    stack = [line for line in run.texts["standard error"].splitlines() if line.startswith("{")]
+    return [line for line in [*found, *map(json.loads, stack)] if "logger" not in line]
 
-    ours = [line for line in lines if "logger" not in line]
-    assert [line for line in ours if not line.get("action")] == []
+
+def test_every_line_of_every_process_is_json_with_an_action(run: Run) -> None:
+    written = lines(run)
+
+    assert {line["service"] for line in written} >= {"api", "broker", "predictor", "stack"}
+    assert [line for line in written if not line.get("action")] == []
+
+
+def test_one_line_joins_the_callers_request_to_its_job_and_its_trace(run: Run) -> None:
+    accepted = [line for line in lines(run) if line["action"] == "submit"]
+
+    assert len(accepted) >= len(run.outputs)
+    assert {"request_id", "job_id", "trace_id"} <= set.intersection(*map(set, accepted))
+
+
+@pytest.mark.parametrize("action", ["attempt", "attempt_end"])
+def test_lines_about_an_attempt_name_its_job_its_number_and_the_trace_of_the_submit(
+    run: Run, action: str
+) -> None:
+    traces = {line["job_id"]: line["trace_id"] for line in lines(run) if line["action"] == "submit"}
+    attempts = [line for line in lines(run) if line["action"] == action]
+
+    assert max(line["attempt"] for line in attempts) > 1
+    found = {line["job_id"]: line["trace_id"] for line in attempts}
+    assert found.items() <= traces.items()  # one died without a word
