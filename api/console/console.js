@@ -348,14 +348,14 @@ async function loadLife() {
 
 function drawLife(steps) {
   const start = steps[0].at_ms;
-  const end = Math.max(...steps.map((step) => step.at_ms + (step.duration_ms ?? 0)));
+  // An ending's time is the whole job's, which the bars above it show; it is a point here.
+  const long = (step) => (ENDED.has(step.step) ? 0 : step.duration_ms ?? 0);
+  const end = Math.max(...steps.map((step) => step.at_ms + long(step)));
   const share = (ms) => `${(100 * ms) / Math.max(end - start, 1)}%`;
   el("detail-life").replaceChildren(...steps.map((step) => {
-    // An ending's time is the whole job's, which the bars above it show; it is a point here.
-    const long = ENDED.has(step.step) ? 0 : step.duration_ms ?? 0;
     const bar = make("span", { className: "bar" });
-    bar.style.left = share(step.at_ms - start);
-    bar.style.width = share(long);
+    bar.style.left = `min(${share(step.at_ms - start)}, calc(100% - 2px))`;
+    bar.style.width = share(long(step));
     const words = stepWords(step);
     const row = make("li", { className: "step" }, make("span", { className: "name", title: words }, words),
       make("span", { className: "track", "aria-hidden": "true" }, bar),
