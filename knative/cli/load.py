@@ -15,12 +15,13 @@ from knative.cli.errors import UserError
 from knative.cli.flags import with_options
 from knative.cli.jobs import DEFAULT_DATA_DIR, ApiOption, DataDir
 from knative.cli.screen import stderr, stdout
+from knative.load.growth import growing
 from knative.load.page import page
 from knative.load.run import Closed, Run
 from knative.load.sample import Outcome, Sample
 from knative.load.schedule import Shape, parse_mix
 from knative.load.session import Plan, Result, run_plan
-from knative.load.summary import growing, percentiles
+from knative.load.summary import percentiles
 from knative.load.watch import Watch
 from knative.local.data_dir import find_addresses
 from knative.simulator.load import Load

@@ -6,21 +6,16 @@ counted from when it was due; what ended otherwise is counted, not averaged away
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from knative.load.growth import growth
 from knative.load.sample import Outcome, Sample
-from knative.load.watch import Look, growth_per_hour
+from knative.load.watch import Look
 
 _LATE_S: Final = 0.05
 """A generator later than this measures itself."""
-_SOAK_S: Final = 600
-_GROWTH_A_HOUR: Final = 0.1
-_FILES_A_HOUR: Final = 10.0
-"""Ten an hour is 240 a day, a quarter of the usual limit; fewer is connections that come and go."""
-_KEYS_A_JOB: Final = 2
-_OTHER_KEYS: Final = 100
 _SHARES: Final = {"p50": 0.50, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
@@ -114,50 +109,6 @@ def percentiles(
     return found | {"mean": round(sum(values) / len(values), 4), "count": len(values)}
 
 
-def growth(looks: Sequence[Look]) -> dict[str, Any]:
-    """How memory, open files and keys changed: first, last, and the trend an hour."""
-    series: dict[str, list[tuple[float, float]]] = {}
-    for look in looks:
-        for part, value in look.memory_bytes.items():
-            series.setdefault(f"{part} memory_bytes", []).append((look.at_s, value))
-        for part, value in look.open_files.items():
-            series.setdefault(f"{part} open_files", []).append((look.at_s, value))
-        for name, amount in (("store keys", look.keys), ("store bytes", look.store_bytes)):
-            if amount is not None:
-                series.setdefault(name, []).append((look.at_s, amount))
-    return {
-        name: {
-            "first": points[0][1],
-            "last": points[-1][1],
-            "highest": max(value for _, value in points),
-            "per_hour": _rounded(growth_per_hour(points)),
-        }
-        for name, points in sorted(series.items())
-    }
-
-
-def growing(report: Mapping[str, Any]) -> list[str]:
-    """What a soak run says no to, in words: a trend of memory or open files that a day would not
-    forgive, or more keys than the jobs that are kept account for (a record and a token stream
-    each). In less than ten minutes nothing can be told.
-    """
-    if report["span_s"] < _SOAK_S:
-        return [f"unknown: {report['span_s']:g} s are too short to tell"]
-    found: list[str] = []
-    for name, figures in report["growth"].items():
-        if name == "store bytes":
-            continue  # follows the keys, and the lengths of what was asked
-        if name == "store keys":
-            added = figures["last"] - figures["first"]
-            if added > _KEYS_A_JOB * report["sent"] + _OTHER_KEYS:
-                found.append(f"{name}: {added:.0f} more, for {report['sent']} jobs")
-            continue
-        allowed = max(_GROWTH_A_HOUR * figures["first"], _FILES_A_HOUR)
-        if (figures["per_hour"] or 0.0) > allowed:
-            found.append(f"{name}: {figures['per_hour']:.0f} an hour")
-    return found
-
-
 def _cost(looks: Sequence[Look], tokens: int, jobs: int) -> dict[str, float | None]:
     """What the span cost, with everything in it; None where the other side did not say."""
     known = [look for look in looks if look.gpu_s is not None]
@@ -182,7 +133,3 @@ def _replicas(looks: Sequence[Look]) -> dict[str, float | None]:
 
 def _rate(count: int, span_s: float) -> float:
     return round(count / span_s, 3) if span_s > 0 else 0.0
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)

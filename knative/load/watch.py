@@ -5,7 +5,7 @@ broker and (on one machine) activator. What cannot be read leaves a gap.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -142,18 +142,3 @@ def look_of(at_s: float, by_part: Mapping[str, Scrape], gpu: Scrape) -> Look:
         memory_bytes={name: value for name, value in memory.items() if value is not None},
         open_files={name: value for name, value in files.items() if value is not None},
     )
-
-
-def growth_per_hour(points: Sequence[tuple[float, float]]) -> float | None:
-    """The slope of the least-squares line, an hour; None for fewer than three points. The first
-    quarter is left out: caches fill, pools open.
-    """
-    kept = points[len(points) // 4 :]
-    if len(kept) < 3:
-        return None
-    mean_x = sum(x for x, _ in kept) / len(kept)
-    mean_y = sum(y for _, y in kept) / len(kept)
-    spread = sum((x - mean_x) ** 2 for x, _ in kept)
-    if spread == 0:
-        return None
-    return 3600 * sum((x - mean_x) * (y - mean_y) for x, y in kept) / spread

@@ -1,12 +1,10 @@
 """The other side's figures, as the watch reads them."""
 
-import pytest
-
 from knative.load.page import page
 from knative.load.sample import Outcome, Sample
 from knative.load.schedule import ClientKind
 from knative.load.summary import Setup, summarise
-from knative.load.watch import Scrape, growth_per_hour, look_of, parse
+from knative.load.watch import Scrape, look_of, parse
 
 PAGE = """
 # TYPE torpor_queue_depth gauge
@@ -35,20 +33,6 @@ def test_a_part_that_does_not_answer_leaves_gaps() -> None:
 
     assert look.depth == 7
     assert look.ready is None
-
-
-def test_growth_is_the_trend_after_the_warm_up() -> None:
-    points = [(float(x), 1000.0 if x < 25 else 10.0 * x) for x in range(100)]
-
-    assert growth_per_hour(points) == pytest.approx(36_000)
-
-
-def test_a_level_line_does_not_grow() -> None:
-    assert growth_per_hour([(float(x), 5.0) for x in range(50)]) == pytest.approx(0)
-
-
-def test_two_points_are_no_trend() -> None:
-    assert growth_per_hour([(0.0, 1.0), (1.0, 2.0)]) is None
 
 
 def test_the_page_loads_nothing_and_escapes_what_it_shows() -> None:
