@@ -7,6 +7,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -64,15 +65,16 @@ async def test_a_thought_survives_kill_9(tmp_path: Path, store: RedisStore, redi
         assert taken_after_s < LEASE_S + 5
 
 
-async def test_sigterm_hands_a_long_thought_over_and_ends_well(
-    tmp_path: Path, store: RedisStore, redis_url: str
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["sigterm", "preemption"])
+async def test_whoever_is_told_to_go_hands_a_long_thought_over_and_ends_well(
+    tmp_path: Path, store: RedisStore, redis_url: str, number: int
 ) -> None:
     event = asking(seeded={"output_tokens": 400})
     expected = await whole_answer(event)
     with predictors(tmp_path, 2, TORPOR_REDIS_URL=redis_url, TORPOR_LEASE_S="30") as (a, b):
         delivery = asyncio.ensure_future(a.deliver(event))
         await wait_tokens(store, event, 20)
-        a.signal(signal.SIGTERM)
+        a.signal(number)
         told_at = time.monotonic()
         await asyncio.sleep(0.1)
         assert not a.is_ready()
@@ -84,19 +86,20 @@ async def test_sigterm_hands_a_long_thought_over_and_ends_well(
         assert a.wait() == 0
         assert handed_over_after_s < 1.5
         assert answer.text == expected
-        assert (await job_of(store, event)).history[0].outcome == "handover"
+        first, second = (await job_of(store, event)).history
+        assert first.outcome == "handover"
+        assert second.started_ms - first.ended_ms < 5000
         assert b.metric("torpor_tokens_resumed_total") >= 20
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["sigterm", "preemption"])
 async def test_a_job_that_ends_within_the_grace_ends_where_it_is(
-    tmp_path: Path, store: RedisStore, redis_url: str, number: int
+    tmp_path: Path, store: RedisStore, redis_url: str
 ) -> None:
     event = asking(seeded={"output_tokens": 60})
     with predictors(tmp_path, 1, TORPOR_REDIS_URL=redis_url) as (predictor,):
         delivery = asyncio.ensure_future(predictor.deliver(event))
         await wait_tokens(store, event, 5)
-        predictor.signal(number)
+        predictor.signal(signal.SIGTERM)
 
         assert (await delivery).status == 200
         assert predictor.wait() == 0
@@ -197,7 +200,7 @@ async def test_a_store_out_of_reach_stops_the_engine_within_the_lease(
             server.signal(signal.SIGCONT)
 
 
-async def test_a_cancel_is_felt_within_a_second(
+async def test_a_cancel_and_a_deadline_are_felt_within_a_second(
     tmp_path: Path, store: RedisStore, redis_url: str
 ) -> None:
     with predictors(tmp_path, 1, TORPOR_REDIS_URL=redis_url, TORPOR_LEASE_S="30") as (predictor,):
@@ -214,3 +217,10 @@ async def test_a_cancel_is_felt_within_a_second(
             assert answer.data["state"] == JobState.CANCELLED
             assert time.monotonic() - cancelled_at < 1
             assert predictor.metric("torpor_predictor_in_flight") == 0
+
+        due = datetime.now(UTC) + timedelta(seconds=2)
+        late = asking(event_id="late", seeded=LONG, extensions={"expirytime": due.isoformat()})
+        answer = await predictor.deliver(late)
+        assert answer.data["error"]["code"] == "expired"  # type: ignore[index]
+        assert 0 <= (datetime.now(UTC) - due).total_seconds() < 1
+        assert predictor.metric("torpor_predictor_in_flight") == 0
