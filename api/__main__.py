@@ -9,6 +9,7 @@ import gc
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 
 import structlog
 import uvicorn
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from api import batch_runner
 from api.app import create_app
-from api.assembly import furnish
+from api.assembly import Loop, furnish
 from api.auth_rules import openness, why_not_start
 from api.background import forever
 from api.batch_store import BatchStore
@@ -85,18 +86,55 @@ def main() -> int:
 
 
 def build(settings: ApiSettings) -> FastAPI:
-    """The application with its real parts; connections open when first used."""
-    url = settings.redis_url.get_secret_value()
+    """The application with its real parts; connections open when first used. Raises `BadRequest`
+    when the triggers cannot be read.
+    """
     redis = connect(
-        url, timeout_s=settings.store_timeout_s, max_connections=settings.max_connections
+        settings.redis_url.get_secret_value(),
+        timeout_s=settings.store_timeout_s,
+        max_connections=settings.max_connections,
     )
-    store = RedisStore(redis)
-    publisher = _publisher(settings, redis)
-    hub = TokenHub(url, store, redis)
-    bell = EndBell(redis)
-    batches = BatchStore(redis)
-    clock = SystemClock()
-    models = [card.name for card in settings.models]
+    parts = _parts(settings, redis)
+    front, own_loops = furnish(parts.front, redis)
+    parts = replace(parts, front=front)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        _say_what_is_open(settings)
+        async with asyncio.TaskGroup() as group:
+            loops = {**_loops(parts, redis), **own_loops}
+            running = [group.create_task(forever(name, loop)) for name, loop in loops.items()]
+            _spare_the_collector()
+            yield
+            for loop in running:
+                loop.cancel()
+        await parts.close()
+
+    return create_app(front, lifespan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What has a life of its own, beside the front that is made of it."""
+
+    front: Front
+    store: RedisStore
+    publisher: DirectPublisher | HttpPublisher
+    hub: TokenHub
+    bell: EndBell
+    batches: BatchStore
+
+    async def close(self) -> None:
+        self.front.catalog.close()
+        await self.publisher.close()
+        await self.hub.close()
+        await self.store.close()
+
+
+def _parts(settings: ApiSettings, redis: SharedRedis) -> _Parts:
+    store, bell, batches = RedisStore(redis), EndBell(redis), BatchStore(redis)
+    hub = TokenHub(settings.redis_url.get_secret_value(), store, redis)
+    publisher, clock, ledger = _publisher(settings, redis), SystemClock(), Ledger(redis)
     front = Front(
         settings=settings,
         store=store,
@@ -108,43 +146,41 @@ def build(settings: ApiSettings) -> FastAPI:
         files=FileStore(settings.files_url),
         batches=batches,
         clock=clock,
-        listeners=(JobMetrics(models, Ledger(redis)),),
-        ledger=Ledger(redis),
+        listeners=(JobMetrics([card.name for card in settings.models], ledger),),
+        ledger=ledger,
     )
-    live_metrics = LiveMetrics(redis, models, settings.price)
-    front, own_loops = furnish(front, redis)
+    return _Parts(
+        front=front, store=store, publisher=publisher, hub=hub, bell=bell, batches=batches
+    )
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if not settings.models:
-            _log.warning("no model: every job will be refused", action="start")
-        if said := openness(settings):
-            _log.warning(said, action="start")
-        async with asyncio.TaskGroup() as group:
-            loops = [
-                *(group.create_task(forever(name, loop)) for name, loop in own_loops.items()),
-                group.create_task(forever("hub", hub.run)),
-                group.create_task(forever("bell", bell.run)),
-                group.create_task(forever("batches", lambda: batch_runner.run(front, batches))),
-                group.create_task(forever("metrics", live_metrics.run)),
-                group.create_task(
-                    forever("sweep", lambda: outbox.run(store, publisher, settings.sweep_every_s))
-                ),
-            ]
-            # What lives now lives for ever; the collector need not look through it again, and with
-            # thousands of live readers it should look seldom.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(20_000, 20, 100)
-            yield
-            for loop in loops:
-                loop.cancel()
-        front.catalog.close()
-        await publisher.close()
-        await hub.close()
-        await store.close()
 
-    return create_app(front, lifespan)
+def _loops(parts: _Parts, redis: SharedRedis) -> dict[str, Loop]:
+    """What must run for the parts, by name."""
+    settings = parts.front.settings
+    models = [card.name for card in settings.models]
+    return {
+        "hub": parts.hub.run,
+        "bell": parts.bell.run,
+        "batches": lambda: batch_runner.run(parts.front, parts.batches),
+        "metrics": LiveMetrics(redis, models, settings.price).run,
+        "sweep": lambda: outbox.run(parts.store, parts.publisher, settings.sweep_every_s),
+    }
+
+
+def _say_what_is_open(settings: ApiSettings) -> None:
+    if not settings.models:
+        _log.warning("no model: every job will be refused", action="start")
+    if said := openness(settings):
+        _log.warning(said, action="start")
+
+
+def _spare_the_collector() -> None:
+    """What lives now lives for ever; the collector need not look through it again, and with
+    thousands of live readers it should look seldom.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 def _publisher(settings: ApiSettings, redis: SharedRedis) -> DirectPublisher | HttpPublisher:

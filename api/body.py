@@ -11,6 +11,7 @@ from typing import Any, Final
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
+from api.body_room import NoBodyRoom
 from api.errors import BodyTooLarge, BodyTooSlow, UnsupportedMedia
 from api.front import front_of
 from eventing.errors import BadRequest
@@ -18,13 +19,18 @@ from eventing.errors import BadRequest
 
 async def read_bytes(request: Request, *, limit: int, timeout_s: float) -> bytes:
     """The body. Raises `BodyTooLarge` before more than `limit` bytes are held, `BodyTooSlow` when
-    it comes more slowly than anybody means it to, `Overloaded` when too much is held for others.
+    it comes more slowly than anybody means it to, `NoBodyRoom` when too much is held for others.
     """
     room = front_of(request).body_room
     body = bytearray()
     try:
-        async for chunk in stream_bytes(request, limit=limit, timeout_s=timeout_s):
-            room.take(len(chunk))
+        chunks = stream_bytes(request, limit=limit, timeout_s=timeout_s)
+        async for chunk in chunks:
+            try:
+                room.take(len(chunk))
+            except NoBodyRoom:
+                await _let_pass(chunks)
+                raise
             body += chunk
         return bytes(body)
     finally:

@@ -13,6 +13,12 @@ HELD_BYTES: Final = 64 * 1024 * 1024
 _RETRY_AFTER_S: Final = 1.0
 
 
+class NoBodyRoom(Overloaded):
+    """Others are sending too much already."""
+
+    code = "no_body_room"
+
+
 class BodyRoom:
     """Bytes held, of a most."""
 
@@ -20,9 +26,9 @@ class BodyRoom:
         self._left = most_bytes
 
     def take(self, size: int) -> None:
-        """Raises `Overloaded` when there is no room; then nothing is taken."""
+        """Raises `NoBodyRoom` when there is no room; then nothing is taken."""
         if size > self._left:
-            raise Overloaded("too many large bodies at once", _RETRY_AFTER_S)
+            raise NoBodyRoom("too many large bodies at once", _RETRY_AFTER_S)
         self._left -= size
 
     def give(self, size: int) -> None:

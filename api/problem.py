@@ -50,7 +50,7 @@ def error_response(path: str, error: TorporError) -> Response:
     headers = {}
     if isinstance(error, Unavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-    if error.status in (408, 413):
+    if error.status in (408, 413) or error.code == "no_body_room":
         headers["connection"] = "close"  # the rest of the body is still on its way
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"

@@ -10,6 +10,7 @@ from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
 from api.settings import ApiSettings
+from eventing import keys
 from eventing.redis_store import RedisStore
 from tests.integration.api.conftest import Rig, rig_over
 from tests.integration.api.fakes import FakeBroker, FakeEngine, FakePredictor, chat_result
@@ -154,6 +155,33 @@ async def test_a_stream_survives_a_restart_of_the_api(
     numbers = [event.sequence_number for event in before + after]
     assert numbers == list(range(len(numbers)))
     assert after[-1].type == "response.completed"
+
+
+async def test_a_reader_may_leave_and_come_back_after_any_event(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
+    """The answer begins at zero, its predictor dies, and another goes on with it."""
+    stream = await client.responses.create(model="m", input="hi", background=True, stream=True)
+    created = await anext(stream)
+    response_id = created.response.id  # type: ignore[union-attr]
+    await stream.close()  # nobody has taken the job yet
+    first = await rig.predictor(job_of(created.response))  # type: ignore[union-attr]
+    await first.chat("He")
+    await rig.store.redis.hset(keys.job(first.job_id), "lease_until_ms", 1)
+    second = await rig.predictor(first.job_id)
+    await second.chat("llo", "stop")
+    await second.finish(chat_result("Hello"))
+
+    async def after(number: int) -> list[Any]:
+        rest = await client.responses.retrieve(response_id, stream=True, starting_after=number)
+        return [event async for event in rest]
+
+    whole = [created, *await after(0)]
+
+    assert [event.sequence_number for event in whole] == list(range(len(whole)))
+    assert "".join(e.delta for e in whole if e.type == "response.output_text.delta") == "Hello"
+    for number in range(1, len(whole)):
+        assert await after(number) == whole[number + 1 :]
 
 
 async def test_a_foreground_response_cannot_be_streamed_later(
