@@ -45,14 +45,27 @@ class Life:
     answer_to_zero: float
 
 
+class NoWakeUp(Exception):
+    """The job was served and nobody said that a predictor was asked for."""
+
+
+def is_asleep(stack: LocalStack) -> bool:
+    """Whether no predictor is there and none is wanted (one that died is asked for only once)."""
+    replicas = stack.status()["replicas"]
+    return not replicas["list"] and replicas["wanted"] == 0
+
+
 def once(stack: LocalStack) -> Life:
     """Submit at zero, and watch until it sleeps again."""
-    stack.until(lambda: not stack.status()["replicas"]["list"], 60)
+    stack.until(lambda: is_asleep(stack), 60)
     before = time.time()
     job = stack.job(stack.submit(max_tokens=5), wait_s=20)
     stack.until(lambda: scalings(stack)[-1][1] == 0 and scalings(stack)[-1][0] > before, 60)
     mine = [entry for entry in scalings(stack) if entry[0] >= before]
-    woke = next(at for at, wanted in mine if wanted > 0)
+    woke = next((at for at, wanted in mine if wanted > 0), None)
+    if woke is None:
+        last = "".join(line + "\n" for line in stack.said().splitlines()[-20:])
+        raise NoWakeUp(f"submitted at {before}, then only {mine}; the stack said last:\n{last}")
     return Life(
         submit_to_decision=woke - before,
         accepted_to_decision=woke - job["created_ms"] / 1000,

@@ -36,7 +36,11 @@ class LocalStack:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._said_path.open("w") as said:
             self._process = subprocess.Popen([*base, *self._flags], env=self._env, stderr=said)
-        self._wait(lambda: (self.folder / "addresses.json").exists() or self._ended, 30)
+        try:
+            self._wait(lambda: (self.folder / "addresses.json").exists() or self._ended, 30)
+        except TimeoutError:
+            self.stop()  # nobody else can: the caller has no stack yet
+            raise
         assert not self._ended, self.said()
         return self
 

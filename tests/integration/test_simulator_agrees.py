@@ -1,11 +1,14 @@
 """The simulator tells the truth: the same short load on the live stack and in the model.
 
-The live stack runs the test engine, whose speeds are known, and the KPA on a clock ten times as
-fast. The model runs in the autoscaler's seconds, with the cold start that the live replicas showed.
+The live stacks run the test engine, whose speeds are known, with the KPA and with KEDA's policy, on
+a clock ten times as fast. The model runs in the autoscaler's seconds, with the cold starts that the
+live replicas showed. Both stacks live at the same time, so that the test takes no longer than one.
 """
 
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +17,12 @@ import pytest
 
 from knative.autoscaling.annotations import read_knative
 from knative.autoscaling.autoscaler_config import read_autoscaler_config
+from knative.autoscaling.scaledobject import read_scaled_object
 from knative.local import manifest
 from knative.local.settings import StackSettings
 from knative.simulator.engine import EngineModel
-from knative.simulator.policy import KpaPolicy
+from knative.simulator.policy import KedaPolicy, KpaPolicy
+from knative.simulator.view import Autoscaler
 from knative.simulator.workload import Request
 from knative.simulator.world import Outcome, Scenario, simulate
 from tests.integration.stack import LocalStack
@@ -28,13 +33,35 @@ SCALE = 10.0
 TOKENS_PER_S = 50.0
 START_UP_S = 2.0
 SETTINGS = StackSettings(max_replicas=3, container_concurrency=2, window=60, grace=30)
-# (second, tokens): a burst at zero, a trickle, silence beyond window and grace, a second burst.
-LOAD = (
-    *((0.1 * n, 100) for n in range(12)),
-    *((8.0 + 1.5 * n, 100) for n in range(4)),
-    *((36.0 + 0.1 * n, 150) for n in range(8)),
-)
-END_S = 62.0
+# (second, tokens): a burst at zero and a trickle behind it.
+FIRST = (*((0.1 * n, 100) for n in range(12)), *((8.0 + 1.5 * n, 100) for n in range(4)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One autoscaler with its load; the load begins `after_s`, when the other's replicas are up."""
+
+    policy: Callable[[], Autoscaler]
+    load: tuple[tuple[float, int], ...]
+    end_s: float
+    after_s: float = 0.0
+
+
+def kpa() -> Autoscaler:
+    config = read_autoscaler_config(manifest.config_autoscaler(SETTINGS))
+    return KpaPolicy(read_knative(manifest.service(SETTINGS, "m"), config))
+
+
+def keda() -> Autoscaler:
+    return KedaPolicy(read_scaled_object(manifest.scaled_object(SETTINGS, "m")))
+
+
+CASES = {
+    # After silence beyond window and grace a second burst.
+    "kpa": Case(kpa, (*FIRST, *((31.0 + 0.1 * n, 150) for n in range(8))), end_s=55.0),
+    # Silence beyond the cooldown.
+    "keda": Case(keda, FIRST, end_s=35.0, after_s=12.0),
+}
 
 
 @dataclass
@@ -68,19 +95,20 @@ class Run:
     cold_starts: int
 
 
-def live(folder: Path) -> tuple[Run, tuple[float, ...]]:
-    """The load on a real stack; also its cold starts, in order."""
+def live(name: str, folder: Path) -> tuple[Run, tuple[float, ...]]:
+    """A case's load on a real stack; also its cold starts, in order."""
     env = {
         "TORPOR_SEEDED_TOKENS_PER_S": str(TOKENS_PER_S),
         "TORPOR_SEEDED_START_UP_S": str(START_UP_S),
     }
-    flags = ("--window", "60s", "--grace", "30s", "--max-replicas", "3")
+    flags = ("--autoscaler", name, "--window", "60s", "--grace", "30s", "--max-replicas", "3")
+    time.sleep(CASES[name].after_s)
     stack = LocalStack(folder, *flags, "--container-concurrency", "2", env=env).start()
     watch, stop = Watch(), threading.Event()
     watcher = threading.Thread(target=watch.run, args=(stack, stop))
     try:
         watcher.start()
-        ids = _submitted(stack)
+        ids = _submitted(stack, CASES[name])
         jobs = [stack.job(job_id, wait_s=30) for job_id in ids]
     finally:
         stop.set()
@@ -93,34 +121,31 @@ def live(folder: Path) -> tuple[Run, tuple[float, ...]]:
     return Run(_p95(waits), watch.replica_s, len(watch.ids)), starts_s
 
 
-def _submitted(stack: LocalStack) -> list[str]:
+def _submitted(stack: LocalStack, case: Case) -> list[str]:
     began = time.monotonic()
     ids = []
-    for at, tokens in LOAD:
+    for at, tokens in case.load:
         time.sleep(max(0.0, began + at - time.monotonic()))
         ids.append(stack.submit(max_tokens=tokens, seeded={"output_tokens": 2 * tokens}))
-    time.sleep(max(0.0, began + END_S - time.monotonic()))
+    time.sleep(max(0.0, began + case.end_s - time.monotonic()))
     return ids
 
 
-def modelled(starts_s: tuple[float, ...]) -> Run:
+def modelled(case: Case, starts_s: tuple[float, ...]) -> Run:
     """The same load in the model, in the autoscaler's time, given back in wall time."""
     rate = TOKENS_PER_S / SCALE
     engine = EngineModel(1e9, ((1, rate), (2, 2 * rate)), max_batch=2, decode_during_prefill=1.0)
-    scaling = read_knative(
-        manifest.service(SETTINGS, "m"),
-        read_autoscaler_config(manifest.config_autoscaler(SETTINGS)),
-    )
+    places = SETTINGS.container_concurrency
     scenario = Scenario(
         engine,
-        horizon_s=END_S * SCALE,
+        horizon_s=case.end_s * SCALE,
         seen_starts_s=tuple(start * SCALE for start in starts_s),
-        container_concurrency=scaling.container_concurrency,
-        delivery_limit=SETTINGS.max_replicas * scaling.container_concurrency,
+        container_concurrency=places,
+        delivery_limit=SETTINGS.max_replicas * places,
     )
     # The model's first token comes with the prompt, the test engine's one token later.
-    requests = [Request(at * SCALE, 0, tokens + 1) for at, tokens in LOAD]
-    outcome: Outcome = simulate(scenario, requests, KpaPolicy(scaling))
+    requests = [Request(at * SCALE, 0, tokens + 1) for at, tokens in case.load]
+    outcome: Outcome = simulate(scenario, requests, case.policy())
     return Run(outcome.wait.quantile(0.95) / SCALE, outcome.gpu.billed / SCALE, outcome.cold_starts)
 
 
@@ -129,9 +154,18 @@ def _p95(values: list[float]) -> float:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
-    real, starts_s = live(tmp_path_factory.mktemp("stack"))
-    return real, modelled(starts_s)
+def lived(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Run, Run]]:
+    """Every case, live and modelled."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in CASES}
+    with ThreadPoolExecutor(len(CASES)) as threads:
+        runs = {name: threads.submit(live, name, folder) for name, folder in folders.items()}
+    found = {name: run.result() for name, run in runs.items()}
+    return {name: (real, modelled(CASES[name], starts)) for name, (real, starts) in found.items()}
+
+
+@pytest.fixture(params=CASES)
+def both(request: pytest.FixtureRequest, lived: dict[str, tuple[Run, Run]]) -> tuple[Run, Run]:
+    return lived[request.param]
 
 
 def test_the_p95_wait_agrees_within_15_percent(both: tuple[Run, Run]) -> None:

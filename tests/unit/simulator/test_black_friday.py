@@ -1,9 +1,12 @@
 """The Black-Friday finding: CPU stays calm while users leave; queue depth and p95 notice."""
 
+from pathlib import Path
+
 import pytest
 
 from knative.simulator.black_friday import Chapter, tell
 
+PAGE = Path(__file__).parents[3] / "docs" / "black-friday.md"
 pytestmark = pytest.mark.timeout(30)
 
 
@@ -32,3 +35,28 @@ def test_queue_depth_and_p95_keep_everybody(day: tuple[Chapter, Chapter]) -> Non
     assert keda.report.timed_out_percent == 0
     assert keda.report.total_s.p95 < 0.35
     assert 9 <= keda.report.most_replicas <= 12
+
+
+def seconds(value: float) -> str:
+    return f"{value:.1f} s" if value >= 1 else f"{value * 1000:.0f} ms"
+
+
+def test_the_page_says_what_a_run_gives(day: tuple[Chapter, Chapter]) -> None:
+    rows = {
+        cells[0]: tuple(cell.replace("**", "") for cell in cells[1:])
+        for line in PAGE.read_text("utf-8").splitlines()
+        if line.startswith("| ")
+        and len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 3
+    }
+
+    assert rows["CPU of a pod, at most"] == tuple(f"{c.cpu_most_percent:.0f} %" for c in day)
+    assert rows["pods"] == tuple(f"3 → {c.report.most_replicas}" for c in day)
+    assert rows["requests that wait: quiet → plateau (mean)"] == tuple(
+        f"{c.queue_quiet:.0f} → {c.queue_peak:.0f}" for c in day
+    )
+    assert rows["p95, quiet → plateau (last minute)"] == tuple(
+        f"{seconds(c.p95_quiet_s)} → {seconds(c.p95_peak_s)}" for c in day
+    )
+    assert rows["p95 of all served"] == tuple(seconds(c.report.total_s.p95) for c in day)
+    assert rows["timed out"] == (f"{day[0].report.timed_out_percent:.1f} %", "0 %")
+    assert rows["pod-seconds"] == tuple(f"{c.report.gpu_billed_s:,.0f}" for c in day)

@@ -82,11 +82,12 @@ def test_what_cannot_be_done_is_one_clear_line(words: list[str], message: str) -
         typed(*words)
 
 
-def test_the_story_writes_its_plots(tmp_path: Path) -> None:
+def test_the_story_writes_the_plots_that_its_page_shows(tmp_path: Path) -> None:
     typed("black-friday", str(tmp_path))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "black-friday-cpu-percent.svg",
-        "black-friday-p95-s.svg",
-        "black-friday-queued.svg",
-        "black-friday-ready.svg",
+
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        f"black-friday-{name}.svg" for name in ("cpu-percent", "p95-s", "queued", "ready")
     ]
+    shown = Path(__file__).parents[3] / "docs" / "images"
+    assert all((shown / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
