@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from knative.deploy import parts
 from knative.deploy.emit import Resource, because
-from knative.deploy.inference import Patch, engine_args
+from knative.deploy.inference import Patch, engine_args, engine_resources
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 
@@ -26,7 +26,7 @@ def gpu_patch(values: Values) -> Patch:
         {
             "op": "replace",
             "path": f"{_BOX}/resources",
-            "value": parts.resources("4", memory, **{"nvidia.com/gpu": count}),
+            "value": engine_resources("4", "16", memory, **{"nvidia.com/gpu": count}),
         },
         {
             "op": "add",
@@ -50,7 +50,11 @@ def cpu_patch(values: Values) -> Patch:
             "value": values.images.reference("predictor-cpu"),
         },
         {"op": "replace", "path": f"{_BOX}/args", "value": engine_args(values, gpu=False)},
-        {"op": "replace", "path": f"{_BOX}/resources", "value": parts.resources("1500m", "6Gi")},
+        {
+            "op": "replace",
+            "path": f"{_BOX}/resources",
+            "value": engine_resources("1500m", "4", "6Gi"),
+        },
         {"op": "test", "path": f"{_BOX}/env/0/name", "value": "STORAGE_URI"},
         {"op": "replace", "path": f"{_BOX}/env/0/value", "value": values.model.cpu_uri},
         {

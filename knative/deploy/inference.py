@@ -39,6 +39,18 @@ def engine_args(values: Values, *, gpu: bool) -> list[str]:
     return [*args, f"--tensor-parallel-size={values.gpu.count}"] if gpu else args
 
 
+def engine_resources(cpu: str, most: str, memory: str, **limits: str) -> Resource:
+    """Give the engine's resources, with a CPU limit far above what it asks for."""
+    unless = because(
+        most,
+        "KServe's webhook puts 1 where no CPU limit stands, and the API server then refuses a pod "
+        "that requests more (predictor_custom.go Default; inferenceservice-config resource).",
+    )
+    made = parts.resources(cpu, memory, **limits)
+    made["limits"]["cpu"] = unless
+    return made
+
+
 def service(values: Values, times: Timeouts) -> Resource:
     """Give the InferenceService that both topologies share."""
     return {
@@ -113,7 +125,7 @@ def _container(values: Values, times: Timeouts) -> Resource:
             | {"failureThreshold": 6},
             "A minute of silence: a long prefill must not look like a dead process.",
         ),
-        "resources": parts.resources("4", "24Gi"),
+        "resources": engine_resources("4", "16", "24Gi"),
         "securityContext": parts.hardened(),
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108

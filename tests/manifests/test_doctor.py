@@ -187,6 +187,7 @@ BREAKS = [
     Break("standard-grace", "queue", ISVC, f"{P}>terminationGracePeriodSeconds", 300),
     Break("drain-grace", "queue", "ConfigMap", "data>TORPOR_DRAIN_GRACE_S", "1900", "torpor-settings"),
     Break("drain-grace", "serverless", "ConfigMap", "data>TORPOR_DRAIN_GRACE_S", "2440", "torpor-settings"),
+    Break("kserve-cpu-limit", "queue", ISVC, f"{BOX}>resources>limits>cpu"),
     Break("shutdown-timeout", "queue", ISVC, f"{BOX}>image", "docker.io/vllm/vllm-openai:v0.20.0"),
     Break("startup-probe", "queue", ISVC, f"{BOX}>startupProbe"),
     Break("startup-probe", "queue", ISVC, f"{BOX}>startupProbe>failureThreshold", 30),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from knative.autoscaling.quantity import quantity
 from knative.deploy.doctor.field import Place, at, at_least, field_rule, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault, needed
 from knative.deploy.doctor.view import (
@@ -76,6 +77,21 @@ def drain_grace(view: View) -> Iterator[Fault]:
             grace = None if total is None else total - 30
         if grace is not None and drain >= grace:
             yield fault(settings, "data.TORPOR_DRAIN_GRACE_S", drain, f"under {grace:.0f}")
+
+
+@register.rule(
+    "kserve-cpu-limit",
+    Hop.PREDICTOR,
+    why="KServe's webhook puts its own default (1) where the engine has no CPU limit, and the API "
+    "server refuses every pod that requests more: nothing ever wakes.",
+    source="KServe predictor_custom.go Default, inferenceservice-config `resource`",
+)
+def kserve_cpu_limit(view: View) -> Iterator[Fault]:
+    for predictor in view.predictors:
+        box = engine(predictor)
+        asked, most = (dig(box, f"resources.{each}.cpu") for each in ("requests", "limits"))
+        if asked is not None and most is None and quantity(str(asked)) > 1:
+            yield fault(predictor, "resources.limits.cpu", None, f"set, at least {asked}")
 
 
 @register.rule(
