@@ -80,16 +80,18 @@ async def wait_for_end(front: Front, job: Job, timeout_s: float) -> Job:
     """The job once it has ended, or as it is after `timeout_s`."""
     if job.state.is_terminal:
         return job
-    with suppress(TimeoutError), front.ends.expecting(job.id) as news:
-        async with asyncio.timeout(timeout_s):
-            while not job.state.is_terminal:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_UNASKED_S):
-                        await news.wait()
-                news.clear()
-                job = await _as_it_is(front, job)
-            return job
-    return await _as_it_is(front, job)
+    give_up_s = front.clock.monotonic_s() + timeout_s
+    with front.ends.expecting(job.id) as news:
+        while not job.state.is_terminal:
+            left_s = give_up_s - front.clock.monotonic_s()
+            if left_s <= 0:
+                return job
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, _LOOK_UNASKED_S)):
+                    await news.wait()
+            news.clear()
+            job = await _as_it_is(front, job)
+    return job
 
 
 def last_state(entries: list[StreamEntry]) -> JobState | None:

@@ -30,6 +30,16 @@ class Turnstile:
         """Raises `Overloaded` when too many wait already, or the wait was too long."""
         if self._waiting >= self._room:
             raise Overloaded("too many submits at once", _RETRY_AFTER_S)
+        if self._slots.locked():
+            await self._wait(timeout_s)
+        else:
+            await self._slots.acquire()  # at once: nobody waits, so no timer is set
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    async def _wait(self, timeout_s: float) -> None:
         self._waiting += 1
         try:
             async with asyncio.timeout(timeout_s):
@@ -38,7 +48,3 @@ class Turnstile:
             raise Overloaded("too many submits at once", _RETRY_AFTER_S) from error
         finally:
             self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._slots.release()
