@@ -5,8 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import orjson
+import pytest
 
+from api import live
+from eventing import keys
 from eventing.errors import Unavailable
+from eventing.job import JobId
 from tests.integration.api.conftest import Rig
 from tests.integration.api.fakes import chat_result, names_of, sse_events
 
@@ -148,6 +152,46 @@ async def test_a_store_that_goes_away_for_a_while_only_makes_a_pause(rig: Rig) -
         rest = [event async for event in events if "event" in event]
 
     assert names_of(rest) == ["tokens", "state", "result"]
+
+
+async def test_a_reader_of_a_running_job_that_is_deleted_is_let_go(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written to a stream that is gone, so the record is looked at now and then."""
+    monkeypatch.setattr(live, "_LOOK_AGAIN_S", 0.1)
+    job_id = await rig.submit()
+    await rig.predictor(job_id)
+
+    async with asyncio.timeout(3), following(rig, job_id) as events:
+        assert [(await anext(events))["event"] for _ in range(2)] == ["state", "attempt"]
+        await rig.store.redis.delete(keys.job(JobId(job_id)), keys.tokens(JobId(job_id)))
+        rest = [event async for event in events]
+
+    assert {"comment": "the job was deleted"} in rest
+
+
+async def test_an_end_that_the_stream_does_not_tell_is_found(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_LOOK_AGAIN_S", 0.1)
+    job_id = await rig.submit()
+    await rig.predictor(job_id)
+
+    async with asyncio.timeout(3), following(rig, job_id) as events:
+        assert [(await anext(events))["event"] for _ in range(2)] == ["state", "attempt"]
+        await rig.store.redis.hset(keys.job(JobId(job_id)), "state", "completed")
+        rest = [event async for event in events if "event" in event]
+
+    assert names_of(rest) == ["result"]
+
+
+async def test_a_cursor_without_its_second_number_is_refused(rig: Rig) -> None:
+    """It reached the store, which knows no such thing, and took all live readers with it."""
+    job_id = await rig.submit()
+
+    answer = await rig.client.get(f"/v1/jobs/{job_id}/events", headers={"last-event-id": "5-"})
+
+    assert answer.status_code == 400
 
 
 async def _drop_every_connection(rig: Rig) -> None:
