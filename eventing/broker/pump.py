@@ -109,7 +109,10 @@ class Pump:
         work.
         """
         want = min(await self._free_hands(), _CLAIM_AT_ONCE)
-        claimed = await self._queue.claim(want, claim_idle_ms=self._idle_ms()) if want else []
+        idle_ms = self._idle_ms()
+        claimed = await self._queue.claim(want, claim_idle_ms=idle_ms) if want else []
+        if idle_ms and claimed and len(claimed) == want and claimed[-1].tries > 1:
+            self._orphans_due_s = 0.0  # no new event had room beside the old: there may be more
         for each in claimed:
             self._in_hand[each.ticket] = group.create_task(self._handle(each))
         self._in_flight.set(len(self._in_hand))

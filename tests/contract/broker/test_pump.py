@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from eventing import keys
 from eventing.broker.delivery import BackoffPolicy, DeliverySpec
+from eventing.broker.queue import Queue
 from eventing.event import Event, build_binary, build_structured
 from eventing.job import Job, JobError, JobState, derive_job_id, new_job_id
 from eventing.job_event import COMPLETED, REQUESTED, request_event, result_event
@@ -191,6 +192,22 @@ class TestDelivery:
                 await until(stack.is_drained, timeout_s=3)
 
         assert len(subscriber.got) == 1
+
+    async def test_all_that_a_dead_pump_held_is_delivered_in_one_go(self, redis: Redis) -> None:
+        async with Subscriber().serving() as subscriber:
+            (stack,) = build(redis, trigger(subscriber.url, parallelism=64))
+            for number in range(50):
+                await stack.send(replace(EVENT, id=str(number)))
+            dead = Queue(redis, stack.trigger.name, "dead")
+            await dead.ensure()
+            tickets = [each.ticket for each in await dead.claim(50)]
+            name = keys.queue(stack.trigger.name, "tickets")
+            await redis.xclaim(name, keys.GROUP, "dead", 0, tickets, idle=20_000, justid=True)
+
+            async with pumping(stack):
+                await until(stack.is_drained, timeout_s=4)  # 16 at a time, it had taken 15 s
+
+        assert len(subscriber.got) == 50
 
     async def test_a_pump_that_stops_gives_back_what_is_under_way(self, redis: Redis) -> None:
         begun = asyncio.Event()
