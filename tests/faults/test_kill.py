@@ -36,7 +36,7 @@ async def warm(system: System) -> None:
     await system.ended([job_id], within_s=20)
 
 
-async def kill_at(hold: Hold, program: Program, *, within_s: float = 5.0) -> bool:
+async def kill_at(hold: Hold, program: Program, *, within_s: float = 20.0) -> bool:
     """Kill when the step is reached; False when it was not."""
     try:
         async with asyncio.timeout(within_s):
@@ -177,7 +177,7 @@ async def test_f04_the_store_dies_and_comes_back(
             submits = [
                 asyncio.ensure_future(system.client.submit(line, key)) for line, key in lines
             ]
-            await asyncio.wait_for(hold.reached.wait(), 10)
+            await asyncio.wait_for(hold.reached.wait(), 30)
             system.history.add(Kind.FAULT, "down", what="redis")
             system.server.kill()
             hold.drop()
