@@ -1,5 +1,6 @@
 """`torpor up`, from outside: zero to one to zero, crashes, clean ends, and a second start."""
 
+import asyncio
 import json
 import os
 import signal
@@ -294,3 +295,63 @@ def test_a_job_that_still_waits_for_a_predictor_does_not_disturb_a_clean_end(
     assert stack.stop() == 0
 
     assert "Exception" not in stack.said()
+
+
+BURST = 10_000 if int(os.environ.get("TORPOR_FAULT_TRIALS", "20")) >= 200 else 150
+"""Submits at once; the long form is F23's own number."""
+
+
+@pytest.mark.timeout(60 + BURST / 10)
+def test_a_burst_at_zero_is_accepted_or_honestly_refused_and_the_queue_drains(
+    stack: LocalStack,
+) -> None:
+    """F23: nothing that got its 202 is lost, what got none never ran, and no predictor more."""
+    stack.until(lambda: not stack.status()["replicas"]["list"], 30)
+
+    answers = asyncio.run(burst(stack.addresses["api"]))
+
+    accepted = {answer.json()["id"] for answer in answers if answer.status_code == 202}
+    refused = [answer for answer in answers if answer.status_code != 202]
+    most = 0
+    completed: set[str] = set()
+    deadline = time.monotonic() + 30 + BURST / 20
+    with httpx.Client(base_url=stack.addresses["api"], timeout=30) as client:
+        while not accepted <= completed and time.monotonic() < deadline:
+            most = max(most, len(stack.status()["replicas"]["list"]))
+            completed = ids_of(client, "completed")
+    assert accepted - completed == set()
+    assert accepted
+    assert {answer.status_code for answer in refused} <= {429, 503}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    assert most == 1
+    queue = stack.status()["queue"]
+    assert (sum(queue["waiting"].values()), queue["retrying"]) == (0, 0)
+
+
+def ids_of(client: httpx.Client, state: str) -> set[str]:
+    """Every job in this state."""
+    found: set[str] = set()
+    query = {"state": state, "limit": "100"}
+    while True:
+        page = client.get("/v1/jobs", params=query).json()
+        found |= {job["id"] for job in page["data"]}
+        if page["next_cursor"] is None:
+            return found
+        query["cursor"] = page["next_cursor"]
+
+
+async def burst(address: str) -> list[httpx.Response]:
+    """What `BURST` submits of a short job are answered, as fast as they can be sent."""
+    line = {
+        "url": "/v1/completions",
+        "body": {"model": MODEL, "prompt": "x", "seeded": {"output_tokens": 1}},
+    }
+    abreast = asyncio.Semaphore(200)
+    limits = httpx.Limits(max_connections=200)
+    async with httpx.AsyncClient(base_url=address, limits=limits, timeout=30) as client:
+
+        async def one() -> httpx.Response:
+            async with abreast:
+                return await client.post("/v1/jobs", json=line)
+
+        return await asyncio.gather(*(one() for _ in range(BURST)))
