@@ -171,6 +171,11 @@ class MemoryStore:
         self._end(record, ending, ending.error.code if ending.error else str(ending.state))
         return Hold.OK
 
+    async def finish_and_get(
+        self, job_id: JobId, attempt: int, ending: Ending
+    ) -> tuple[Hold, Job | None]:
+        return await self.finish(job_id, attempt, ending), await self.get(job_id)
+
     async def release(self, job_id: JobId, attempt: int, why: Release, error: JobError) -> bool:
         record = self._find(job_id)
         if record is None:

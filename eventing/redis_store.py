@@ -167,6 +167,11 @@ class RedisStore:
         return [Hold(answer.decode()) for answer in await self._run_all(calls)]
 
     async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> Hold:
+        return (await self.finish_and_get(job_id, attempt, ending))[0]
+
+    async def finish_and_get(
+        self, job_id: JobId, attempt: int, ending: Ending
+    ) -> tuple[Hold, Job | None]:
         calls: list[Call] = [_index(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS)]
         if ending.is_dead_letter:
             calls.append(self._listed(keys.dead_letters_of(await self._tenant(job_id)), job_id))
@@ -174,7 +179,11 @@ class RedisStore:
         dead = int(ending.is_dead_letter)
         args: list[Argument] = [attempt, ending.state, self._retention_s(ending), dead, outcome]
         calls.append(("finish", _job_keys(job_id), [*args, *job_record.ending_fields(ending)]))
-        return Hold((await self._run_all(calls))[-1][0].decode())
+        async with failures_named():
+            answers = await run_all(self._redis, calls, [("HGETALL", keys.job(job_id))])
+        flat = answers[-1]
+        record = dict(zip(flat[::2], flat[1::2], strict=True))
+        return Hold(answers[-2][0].decode()), job_record.parse(job_id, record)
 
     async def release(self, job_id: JobId, attempt: int, why: Release, error: JobError) -> bool:
         s = self._settings

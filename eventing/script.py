@@ -36,11 +36,11 @@ async def run(redis: Redis, name: str, keys: Sequence[str], args: Sequence[Argum
     return (await run_all(redis, [(name, keys, args)]))[0]
 
 
-async def run_all(redis: Redis, calls: Sequence[Call]) -> list[Any]:
-    """Scripts in this order, in one round trip. Not a transaction: a crash may cut it after any of
-    them.
+async def run_all(redis: Redis, calls: Sequence[Call], then: Sequence[Command] = ()) -> list[Any]:
+    """Scripts in this order and the reads in `then`, in one round trip. Not a transaction: a crash
+    may cut it after any of them.
     """
-    commands = [_command(call) for call in calls]
+    commands = [*map(_command, calls), *then]
     try:
         return await send(redis, commands)
     except NoScriptError:

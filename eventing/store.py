@@ -195,6 +195,11 @@ class Store(Protocol):
         recoverability.
         """
 
+    async def finish_and_get(
+        self, job_id: JobId, attempt: int, ending: Ending
+    ) -> tuple[Hold, Job | None]:
+        """As `finish`, and the job as it then stands, in one round trip."""
+
     async def release(self, job_id: JobId, attempt: int, why: Release, error: JobError) -> bool:
         """Give the job back; False when that ended it (attempts used up: now a dead letter with
         `error`) or it was not ours.

@@ -94,12 +94,12 @@ class Settlement:
         """Record the end. A store that is away is asked again while the lease may last: the answer
         is whole, and making it again would cost as much as it did.
         """
-        hold = await self._insist(
-            lambda: self._store.finish(attempt.job_id, attempt.number, ending)
+        hold, job = await self._insist(
+            lambda: self._store.finish_and_get(attempt.job_id, attempt.number, ending)
         )
         match hold:
             case Hold.OK | Hold.TERMINAL:
-                return await self._insist(lambda: self.ended(attempt.job_id))
+                return _ended(job)
             case Hold.MISSING:
                 return Refused("the job's record is gone")
             case _:
@@ -124,10 +124,7 @@ class Settlement:
 
     async def ended(self, job_id: JobId) -> Outcome:
         """The job as it ended; one that has gone, or was redriven meanwhile, comes again."""
-        job = await self._store.get(job_id)
-        if job is None or not job.state.is_terminal:
-            return Refused("the job's record has changed")
-        return Ended(job)
+        return _ended(await self._store.get(job_id))
 
     async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Ask again while the store is away, for as long as the lease may still be ours."""
@@ -150,6 +147,12 @@ class Settlement:
                 return Refused("the job's record is gone")
             case _:
                 return Held(RETRY_SOON_S)
+
+
+def _ended(job: Job | None) -> Outcome:
+    if job is None or not job.state.is_terminal:
+        return Refused("the job's record has changed")
+    return Ended(job)
 
 
 def problem(error: BadRequest) -> JobError:

@@ -472,6 +472,16 @@ class TestAppend:
 
 
 class TestFinish:
+    async def test_the_job_can_be_had_with_its_end(self, rig: Rig) -> None:
+        attempt = await started(rig)
+
+        hold, job = await rig.store.finish_and_get(job_id(), attempt, ANSWER)
+
+        assert hold is Hold.OK
+        assert job == await rig.store.get(job_id())
+        assert job is not None
+        assert job.state is JobState.COMPLETED
+
     @pytest.mark.parametrize("state", TERMINAL)
     async def test_state_and_result_come_together(self, rig: Rig, state: JobState) -> None:
         attempt = await started(rig)

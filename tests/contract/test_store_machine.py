@@ -57,7 +57,7 @@ def timeless(value: Any) -> Any:
                 history=tuple(spans),
             )
         case StreamEntry():
-            return replace(value, cursor="", at_ms=bool(value.at_ms))
+            return value._replace(cursor="", at_ms=bool(value.at_ms))
         case Acquired():
             return replace(value, lease_left_ms=bool(value.lease_left_ms))
         case Page():
