@@ -57,10 +57,13 @@ def job_view(
     return view
 
 
-def cost_view(job: Job, price: Price) -> dict[str, Any]:
-    """The job's part of the GPU so far, and what that cost."""
+def cost_view(job: Job, price: Price, overhead: float | None = None) -> dict[str, Any]:
+    """The job's part of the GPU so far, and what that cost, with and without its part of idle time,
+    wakes and waste.
+    """
     tokens = (job.usage or {}).get("completion_tokens")
-    return job_cost(job.gpu_ms / 1000, tokens if isinstance(tokens, int) else 0, price)
+    output_tokens = tokens if isinstance(tokens, int) else 0
+    return job_cost(job.gpu_ms / 1000, output_tokens, price, overhead)
 
 
 def accepted_view(job: Job) -> dict[str, Any]:

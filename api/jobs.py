@@ -86,7 +86,9 @@ async def get_job(call: Call) -> Response:
     view = job_view(job, outlook, with_request="request" in wanted)
     if "timeline" in wanted:
         view["timeline"] = await _timeline(call.front, job)
-    return json_response(view | {"cost": cost_view(job, call.front.settings.price)})
+    ledger = call.front.ledger
+    overhead = await ledger.overhead(job.request.model) if ledger else None
+    return json_response(view | {"cost": cost_view(job, call.front.settings.price, overhead)})
 
 
 async def _timeline(front: Front, job: Job) -> dict[str, Any]:

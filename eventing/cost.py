@@ -149,18 +149,26 @@ def overhead(spend: Spend) -> float | None:
     return spend.paid_s / spend.kept_s if spend.kept_s > 0 else None
 
 
-def job_cost(gpu_s: float, output_tokens: int, price: Price) -> dict[str, float | None]:
-    """What one job shows: its share of the GPU's time, and that in money (idle time and wakes
-    belong to nobody in particular and stand in the report).
+def job_cost(
+    gpu_s: float, output_tokens: int, price: Price, overhead: float | None = None
+) -> dict[str, float | None]:
+    """What one job shows: its share of the GPU's time, all its attempts together, and that in
+    money; `all_in` bears, by `overhead`, its part of idle time, wakes and waste as well.
     """
-    cost = price.of(gpu_s)
-    shown = price.per_gpu_hour > 0
-    per_1k = _per(1000 * cost, output_tokens)
-    return {
-        "gpu_seconds": round(gpu_s * price.gpus, 3),
-        "cost": round(cost, 6) if shown else None,
-        "cost_per_1k_output_tokens": round(per_1k, 6) if shown and per_1k is not None else None,
+    cost = price.of(gpu_s) if price.per_gpu_hour > 0 else None
+    all_in = None if cost is None or overhead is None else cost * overhead
+    figures = {
+        "cost": cost,
+        "cost_per_1k_output_tokens": _per_1k(cost, output_tokens),
+        "cost_all_in": all_in,
+        "all_in_per_1k_output_tokens": _per_1k(all_in, output_tokens),
     }
+    rounded = {k: None if value is None else round(value, 6) for k, value in figures.items()}
+    return {"gpu_seconds": round(gpu_s * price.gpus, 3), **rounded}
+
+
+def _per_1k(cost: float | None, tokens: int) -> float | None:
+    return None if cost is None else _per(1000 * cost, tokens)
 
 
 def spend_of(measures: Mapping[str, int]) -> Spend:

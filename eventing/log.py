@@ -6,7 +6,9 @@ Called once by each `__main__`. Lines carry `action` and, where they apply, `job
 
 import logging
 import sys
+from typing import Final
 
+import orjson
 import structlog
 
 from eventing.trace import mark_line
@@ -15,6 +17,9 @@ from eventing.trace import mark_line
 _TRACEBACKS = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 )
+_AS_BYTES: Final = structlog.processors.JSONRenderer(serializer=orjson.dumps)
+"""Half the price of a line that the standard library writes as text."""
+_AS_TEXT: Final = structlog.processors.JSONRenderer()
 
 
 def configure(service: str, *, level: str = "INFO") -> None:
@@ -25,15 +30,16 @@ def configure(service: str, *, level: str = "INFO") -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    render: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
-        if sys.stderr.isatty()
-        else [_TRACEBACKS, structlog.processors.JSONRenderer()]
-    )
+    is_read_by_people = sys.stderr.isatty()
+    text = [structlog.dev.ConsoleRenderer()] if is_read_by_people else [_TRACEBACKS, _AS_TEXT]
     structlog.configure(
-        processors=[*shared, *render],
+        processors=[*shared, *(text if is_read_by_people else [_TRACEBACKS, _AS_BYTES])],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=(
+            structlog.PrintLoggerFactory(sys.stderr)
+            if is_read_by_people
+            else structlog.BytesLoggerFactory(sys.stderr.buffer)
+        ),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
@@ -41,7 +47,7 @@ def configure(service: str, *, level: str = "INFO") -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *text],
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

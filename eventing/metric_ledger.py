@@ -8,6 +8,7 @@ at most that. Must not know prices.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Final
 
@@ -17,7 +18,7 @@ from redis.asyncio import Redis
 from eventing import keys
 from eventing.clock import Clock
 from eventing.connection import failures_named
-from eventing.cost import GpuState, Meter, advance
+from eventing.cost import GpuState, Meter, advance, overhead, spend_of
 from eventing.errors import StoreUnavailable
 from eventing.job import Job, JobId
 from eventing.script import Call, run
@@ -43,6 +44,20 @@ class Ledger:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._overheads: Mapping[str, float | None] = {}
+        self._asked_s = float("-inf")
+
+    async def overhead(self, model: str) -> float | None:
+        """Seconds that were paid for each second of a model's that was kept, since ever and as
+        known at most five seconds ago; None before anything was kept, or with the store away.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._asked_s > POST_EVERY_S:
+            self._asked_s = now_s
+            with suppress(StoreUnavailable):
+                models = by_name(await self.totals(), "model")
+                self._overheads = {name: overhead(spend_of(row)) for name, row in models.items()}
+        return self._overheads.get(model)
 
     async def post(self, rows: Mapping[tuple[Scope, str], Mapping[str, int]]) -> None:
         """Add these. All or nothing. Raises `StoreUnavailable`."""

@@ -1,5 +1,7 @@
 """The ledger against a real Valkey: what predictors did outlives them, and nothing counts twice."""
 
+from collections.abc import Callable
+
 import pytest
 from redis.asyncio import Redis
 
@@ -68,7 +70,7 @@ async def test_only_what_was_added_is_posted(ledger: Ledger, clock: Clock) -> No
 
 
 async def test_what_could_not_be_posted_is_posted_later(
-    redis_server: type[RedisServer], clock: Clock
+    redis_server: Callable[[], RedisServer], clock: Clock
 ) -> None:
     from eventing.connection import connect
 
@@ -165,3 +167,15 @@ async def test_tenants_together_are_charged_what_everything_cost(ledger: Ledger)
         "a": 8.0,
         "b": 4.0,
     }
+
+
+async def test_the_overhead_is_what_was_paid_for_what_was_kept(ledger: Ledger) -> None:
+    await ledger.post(
+        {
+            ("model", MODEL): {"busy_ms": 6000, "kept_ms": 4000, "idle_ms": 1500, "waking_ms": 500},
+            ("model", "idle"): {"idle_ms": 1000},
+        }
+    )
+
+    assert await ledger.overhead(MODEL) == 2.0
+    assert await ledger.overhead("idle") is None

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,17 +114,22 @@ def test_what_nobody_serves_is_refused_and_counted(stack: LocalStack, tmp_path: 
     assert {status[0] for status in report["refusals_by_status"]} == {"4"}
 
 
-def test_the_report_command_tells_the_same_cost_story(
-    stack: LocalStack, open_loop: tuple[dict[str, Any], str]
-) -> None:
+def report_of(stack: LocalStack) -> dict[str, Any]:
+    """What `torpor report` says of the last hour."""
     said = subprocess.run(
         [TORPOR, "report", "--since", "1h", "--json", "--data-dir", str(stack.folder)],
         capture_output=True,
         text=True,
         timeout=30,
     )
+    usage: dict[str, Any] = json.loads(said.stdout)
+    return usage
 
-    usage = json.loads(said.stdout)
+
+def test_the_report_command_tells_the_same_cost_story(
+    stack: LocalStack, open_loop: tuple[dict[str, Any], str]
+) -> None:
+    usage = report_of(stack)
     seconds = usage["total"]["gpu_seconds"]
     assert usage["total"]["jobs"] >= open_loop[0]["sent"]
     assert seconds["busy"] >= seconds["kept"] > 0
@@ -145,8 +151,20 @@ def test_top_shows_queue_replicas_and_cost(stack: LocalStack) -> None:
         assert word in said.stdout
 
 
-def test_a_job_shows_what_it_cost(stack: LocalStack) -> None:
-    job = stack.job(stack.submit(max_tokens=20), wait_s=20)
+def test_a_job_shows_what_it_cost_as_a_hand_reckons_it(stack: LocalStack) -> None:
+    job_id = stack.submit(max_tokens=20)
+    stack.job(job_id, wait_s=20)
+    time.sleep(5.5)  # predictors post every five seconds, and the api looks as often
+    cost = stack.job(job_id)["cost"]
+    total = report_of(stack)["total"]
 
-    assert job["cost"]["gpu_seconds"] > 0
-    assert job["cost"]["cost"] > 0
+    # 3.60 an hour is a thousandth a second.
+    assert cost["cost"] == pytest.approx(cost["gpu_seconds"] / 1000, abs=1e-6)
+    assert cost["cost_per_1k_output_tokens"] == pytest.approx(cost["cost"] * 50, rel=1e-3)
+    seconds = total["gpu_seconds"]
+    paid_s = seconds["waking"] + seconds["idle"] + seconds["busy"]
+    assert total["cost"]["total"] == pytest.approx(paid_s / 1000, abs=1e-5)
+    assert total["cost"]["per_1k_output_tokens"] == pytest.approx(
+        paid_s / total["output_tokens"], rel=1e-3
+    )
+    assert cost["cost_all_in"] == pytest.approx(cost["cost"] * paid_s / seconds["kept"], rel=0.2)

@@ -1,5 +1,7 @@
 """What the broker shows of its queues, against a real Valkey: waiting is waiting, wherever."""
 
+from collections.abc import Callable
+
 import pytest
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
@@ -129,7 +131,7 @@ async def test_where_nobody_waits_nobody_is_told_to(redis: Redis) -> None:
 
 
 async def test_a_store_that_is_away_leaves_a_gap_and_not_a_zero(
-    redis_server: type[RedisServer],
+    redis_server: Callable[[], RedisServer],
 ) -> None:
     from eventing.connection import connect
 

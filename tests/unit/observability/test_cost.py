@@ -106,12 +106,26 @@ def test_a_kept_second_costs_as_many_as_were_paid_for_it() -> None:
     assert overhead(Spend(waking_s=5, idle_s=5, busy_s=10, kept_s=10)) == 2.0
 
 
-def test_a_job_shows_gpu_seconds_without_a_price_and_money_with_one() -> None:
-    free = job_cost(10.0, 100, Price(gpus=2))
-    paid = job_cost(10.0, 100, Price(per_gpu_hour=3.6))
+def test_without_a_price_a_job_shows_gpu_seconds_and_no_money() -> None:
+    free = job_cost(10.0, 100, Price(gpus=2), 1.5)
 
-    assert free == {"gpu_seconds": 20.0, "cost": None, "cost_per_1k_output_tokens": None}
-    assert paid == {"gpu_seconds": 10.0, "cost": 0.01, "cost_per_1k_output_tokens": 0.1}
+    assert free.pop("gpu_seconds") == 20.0
+    assert set(free.values()) == {None}
+
+
+def test_a_job_bears_its_part_of_idle_time_wakes_and_waste() -> None:
+    """By hand: 10 s at 3.60 an hour are 0.01; 40 s were paid for 20 s that were kept, so 0.02 all
+    in; of 100 tokens that is 0.1 and 0.2 a thousand.
+    """
+    spend = Spend(waking_s=5, idle_s=10, busy_s=25, kept_s=20)
+
+    assert job_cost(10.0, 100, Price(per_gpu_hour=3.6), overhead(spend)) == {
+        "gpu_seconds": 10.0,
+        "cost": 0.01,
+        "cost_per_1k_output_tokens": 0.1,
+        "cost_all_in": 0.02,
+        "all_in_per_1k_output_tokens": 0.2,
+    }
 
 
 def test_a_spend_is_read_from_the_ledgers_milliseconds() -> None:
