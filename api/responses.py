@@ -67,6 +67,8 @@ async def create_response(call: Call) -> Response:
     if ask.is_background:
         status = 202 if is_async else 200
         headers = {"location": f"/v1/responses/{response_id(job.id)}"}
+        if is_async:
+            headers["preference-applied"] = "respond-async"
         return json_response(response_view(job, ask.record), status=status, headers=headers)
     gone = None if call.request.headers.get("idempotency-key") else cancelling(call.front, job)
     ended = await answer_or_cancel(call.request, call.front, job, gone)

@@ -220,6 +220,27 @@ async def test_respond_async_answers_with_the_job_at_once(rig: Rig) -> None:
     assert job["state"] == JobState.QUEUED
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/completions", {"prompt": "hi"}),
+        ("/v1/embeddings", {"input": "hi"}),
+        ("/v1/responses", {"input": "hi"}),
+    ],
+)
+async def test_every_call_of_openais_can_be_answered_later(
+    rig: Rig, path: str, body: dict[str, Any]
+) -> None:
+    answer = await rig.client.post(
+        path, json={"model": "m", **body}, headers={"prefer": "wait=1, respond-async"}
+    )
+
+    assert answer.status_code == 202
+    assert answer.headers["preference-applied"] == "respond-async"
+    assert (await rig.client.get(answer.headers["location"])).status_code == 200
+
+
 async def test_a_waiting_stream_is_kept_open_with_comments(rig: Rig) -> None:
     body = {"model": "m", "messages": MESSAGES, "stream": True}
     async with rig.client.stream("POST", "/v1/chat/completions", json=body) as answer:

@@ -1,0 +1,47 @@
+"""Frames of a job's stream: the quick way says what the general one says."""
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.sse import frame
+from api.stream import entry_event, parse_cursor, token_frame
+from eventing.errors import BadRequest
+from eventing.job_record import parse_entry, parse_flat_entry
+from eventing.store import EntryKind, StreamEntry
+
+numbers = st.integers(0, 10**9)
+
+
+@given(attempt=numbers, index=numbers, ids=st.lists(numbers, max_size=5), text=st.text())
+def test_a_token_frame_is_the_frame_of_its_event(
+    attempt: int, index: int, ids: list[int], text: str
+) -> None:
+    delta = orjson.dumps([{"index": 0, "delta": {"content": text}}]).decode()
+    for shown in (delta, ""):
+        entry = StreamEntry("17-3", EntryKind.TOKENS, attempt, index, tuple(ids), shown)
+        name, data, cursor = entry_event(entry)
+
+        assert token_frame(entry) == frame(name, data, cursor=cursor)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {b"kind": b"tokens", b"attempt": b"1", b"index": b"2", b"ids": b"7 8", b"delta": b"[]"},
+        {b"kind": b"tokens", b"delta": b"[]", b"attempt": b"1", b"index": b"2", b"ids": b""},
+        {b"kind": b"state", b"state": b"completed", b"attempt": b"3"},
+        {b"kind": b"attempt", b"attempt": b"2", b"index": b"5", b"restarted": b"1"},
+    ],
+)
+def test_an_entry_is_read_the_same_with_and_without_a_layout(fields: dict[bytes, bytes]) -> None:
+    flat = [part for pair in fields.items() for part in pair]
+
+    assert parse_flat_entry(b"17-3", flat) == parse_entry(b"17-3", fields)
+
+
+@pytest.mark.parametrize("text", ["5-", "-5", "5", "a-b", "5-5-5", "٣-١", "1" * 20 + "-0"])
+def test_a_cursor_that_no_stream_gave_out_is_refused(text: str) -> None:
+    with pytest.raises(BadRequest):
+        parse_cursor(text)
