@@ -55,6 +55,12 @@ def die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def _become_server() -> None:
+    die_with_parent()
+    # A log that may not grow (F21) is an error to the server, as on a full disk, and not its end.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
 class RedisServer:
     """One server with a life: start, kill, stop, start again on the same port and data."""
 
@@ -101,7 +107,7 @@ class RedisServer:
                 ],
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_parent,
+                preexec_fn=_become_server,
             )
 
     def exit_code(self) -> int | None:
