@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from knative.deploy.doctor import RULES, Severity, examine
-from tests.manifests.conftest import Resources
+from tests.manifests.conftest import ROOT, Resources
 
 GONE = object()
 KSVC = "serving.knative.dev/v1"
@@ -213,6 +214,7 @@ BREAKS = [
     Break("restricted-pod", "queue", "Deployment", f"{CB}>securityContext>capabilities", GONE, "torpor-api"),
     Break("restricted-pod", "queue", ISVC, f"{P}>containers>1>securityContext>runAsUser", 0),
     Break("restricted-pod", "queue", "StatefulSet", f"{CB}>securityContext>readOnlyRootFilesystem"),
+    Break("object-form", "queue", add={"kind": "Role", "metadata": None}),
     Break("host-access", "queue", "Deployment", f"{POD}>hostNetwork", True, "torpor-api"),
     Break("host-access", "queue", ISVC, f"{P}>volumes>0", {"name": "tmp", "hostPath": {"path": "/tmp"}}),
     Break("image-pinned", "queue", "Deployment", f"{CB}>image", "registry.example.com:5000/torpor/api", "torpor-api"),
@@ -290,6 +292,20 @@ def test_every_rule_is_broken_by_some_mistake() -> None:
 def test_rules_have_names_of_their_own_and_say_why_and_whence() -> None:
     assert len({rule.name for rule in RULES}) == len(RULES)
     assert all(rule.why and rule.source for rule in RULES)
+
+
+def test_every_source_in_the_page_of_facts_is_there() -> None:
+    page = ROOT.parent / "shared" / "facts.md"
+    if not page.is_file():
+        pytest.skip("../shared/facts.md is not beside this checkout")
+    text = page.read_text(encoding="utf-8")
+
+    for rule in RULES:
+        for listed in re.findall(r"facts ((?:\d\.\d+b?(?:, )?)+)", rule.source):
+            for section in listed.rstrip(", ").split(", "):
+                assert f"### {section} " in text, rule.name
+        for row in re.findall(r"(?<![\w])#(\d{1,2})\b", rule.source):
+            assert f"| {row} |" in text, rule.name
 
 
 def test_no_overlay_has_an_error(overlays: dict[str, Resources]) -> None:
@@ -371,3 +387,57 @@ def test_garbage_is_examined_without_falling_over() -> None:
     ]  # fmt: skip
 
     assert examine(garbage).exit_status() == 1
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        pytest.param(
+            {"kind": "Deployment", "apiVersion": "apps/v1", "metadata": None}, id="no metadata"
+        ),
+        pytest.param({"kind": "Role", "metadata": {"name": 5}}, id="a name that is no text"),
+        pytest.param(
+            {
+                "kind": SO,
+                "apiVersion": "keda.sh/v1alpha1",
+                "metadata": {"name": "x"},
+                "spec": {"triggers": [7]},
+            },
+            id="a number for a trigger",
+        ),
+        pytest.param(
+            {
+                "kind": "Trigger",
+                "apiVersion": "eventing.knative.dev/v1",
+                "metadata": {"name": "t"},
+                "spec": {"delivery": 5},
+            },
+            id="a number for a delivery",
+        ),
+        pytest.param(
+            {
+                "kind": "Deployment",
+                "apiVersion": "apps/v1",
+                "metadata": {"name": "d"},
+                "spec": {"template": {"spec": {"containers": "x"}}},
+            },
+            id="a text for containers",
+        ),
+        pytest.param(
+            {
+                "kind": "ConfigMap",
+                "apiVersion": "v1",
+                "metadata": {"name": "torpor-triggers"},
+                "data": {"triggers.yaml": "a: ["},
+            },
+            id="triggers that are no YAML",
+        ),
+    ],
+)
+def test_what_has_no_form_is_an_error_and_no_traceback(
+    overlays: dict[str, Resources], garbage: dict[str, Any]
+) -> None:
+    findings = examine([garbage, *overlays["queue"]]).of(Severity.ERROR)
+
+    assert findings
+    assert all(finding.fault.must_be for finding in findings)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from yaml import YAMLError
+
 from knative.deploy.doctor import (
     broker,
     delivery,
@@ -20,7 +22,7 @@ from knative.deploy.doctor import (
     scaler,
     security,
 )
-from knative.deploy.doctor.finding import Finding, Hop, Rule, Severity
+from knative.deploy.doctor.finding import Fault, Finding, Hop, Rule, Severity
 from knative.deploy.doctor.view import View
 from knative.deploy.emit import Resource
 
@@ -49,6 +51,15 @@ class Report:
         return int(bool(self.findings) if is_strict else bool(self.of(Severity.ERROR)))
 
 
+def _asked(rule: Rule, view: View) -> list[Fault]:
+    """Give a rule's faults; what it cannot even read is one, so that no rule is passed over."""
+    try:
+        return list(rule.check(view))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, YAMLError) as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        return [Fault("an object", rule.name, said, "of the form that its schema gives")]
+
+
 def examine(
     resources: Sequence[Resource],
     *,
@@ -57,6 +68,6 @@ def examine(
 ) -> Report:
     """Give what every rule finds; the seconds default to what the settings say."""
     view = View(resources, job_s=job_s, cold_start_s=cold_start_s)
-    found = [Finding(rule, fault) for rule in RULES for fault in rule.check(view)]
+    found = [Finding(rule, fault) for rule in RULES for fault in _asked(rule, view)]
     found.sort(key=lambda f: (_ORDER.index(f.rule.hop), _WORST_FIRST.index(f.severity)))
     return Report(tuple(found), len(view.resources))

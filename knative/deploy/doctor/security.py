@@ -51,6 +51,18 @@ def _lacks(pod: Pod, box: Resource) -> Iterator[tuple[str, str]]:
 
 
 @register.rule(
+    "object-form",
+    Hop.SECURITY,
+    why="What has no name in its metadata no server takes, and no other rule looks at.",
+    source="Kubernetes, ObjectMeta",
+)
+def object_form(view: View) -> Iterator[Fault]:
+    for resource in view.nameless:
+        kind = resource.get("kind") if isinstance(resource, dict) else type(resource).__name__
+        yield Fault(f"{kind}/?", "metadata.name", "not set", "a name")
+
+
+@register.rule(
     "host-access",
     Hop.SECURITY,
     why="A pod in the host's namespaces or file system is the host.",

@@ -113,7 +113,8 @@ class View:
         job_s: int | None = None,
         cold_start_s: int | None = None,
     ) -> None:
-        self.resources = [resource for resource in resources if isinstance(resource, dict)]
+        self.resources = [resource for resource in resources if _has_a_name(resource)]
+        self.nameless = [resource for resource in resources if not _has_a_name(resource)]
         self._job_s = job_s
         self._cold_start_s = cold_start_s
 
@@ -283,6 +284,12 @@ def engine(predictor: Resource) -> Resource:
     named = [box for box in boxes if box.get("name") == "kserve-container"]
     found: Resource = (named or boxes)[0]
     return found
+
+
+def _has_a_name(resource: Any) -> bool:
+    """Say whether something is an object that a server would look at."""
+    metadata = resource.get("metadata") if isinstance(resource, dict) else None
+    return isinstance(metadata, dict) and isinstance(metadata.get("name"), str)
 
 
 def is_canary(predictor: Resource) -> bool:
