@@ -127,6 +127,54 @@ async def test_a_replica_never_has_more_than_its_concurrency_at_once(
     assert predictor.served == 7
 
 
+async def test_each_request_goes_to_the_least_busy_replica(
+    client: httpx.AsyncClient, replicas: dict[str, Replica]
+) -> None:
+    busy, calm = Predictor(), Predictor()
+    async with serving(busy) as busy_url, serving(calm) as calm_url:
+        replicas["busy"] = Replica(id="busy", url=busy_url, state=READY, in_flight=1)
+        replicas["calm"] = Replica(id="calm", url=calm_url, state=READY)
+
+        first = asyncio.create_task(client.post("/events"))
+        await until(lambda: calm.now == 1)
+        calm.may_answer.set()
+        await first
+
+    assert (calm.served, busy.now) == (1, 0)
+
+
+async def test_nothing_is_sent_to_a_draining_replica_however_long_the_queue(
+    client: httpx.AsyncClient, activator: Activator, replicas: dict[str, Replica]
+) -> None:
+    draining, serving_one = Predictor(), Predictor()
+    serving_one.may_answer.set()
+    async with serving(draining) as draining_url, serving(serving_one) as url:
+        replicas["going"] = Replica(id="going", url=draining_url, state=ReplicaState.DRAINING)
+        requests = [asyncio.create_task(client.post("/events")) for _ in range(5)]
+        await until(lambda: activator.waiting == 5)
+
+        replicas["new"] = Replica(id="new", url=url, state=READY)
+        await activator.changed()
+        await asyncio.gather(*requests)
+
+    assert (draining.now + draining.served, serving_one.served) == (0, 5)
+
+
+async def test_a_full_hold_asks_the_broker_to_come_again(
+    client: httpx.AsyncClient, activator: Activator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("knative.local.activator.QUEUE_LIMIT", 3)
+    held = [asyncio.create_task(client.post("/events")) for _ in range(3)]
+    await until(lambda: activator.waiting == 3)
+
+    refused = await client.post("/events")
+
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert activator.concurrency == 3
+    for request in held:
+        request.cancel()
+
+
 async def test_a_request_for_a_replica_that_is_gone_is_offered_to_another(
     client: httpx.AsyncClient, replicas: dict[str, Replica]
 ) -> None:
