@@ -52,6 +52,7 @@ class _Wire(asyncio.Protocol):
         self._timeout_s = timeout_s
         self._on_message = on_message
         self._asked: deque[_Asked] = deque()
+        self._unsent: list[bytes] = []
         self._watch: asyncio.TimerHandle | None = None
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse, replyError=BaseParser.parse_error
@@ -66,10 +67,20 @@ class _Wire(asyncio.Protocol):
         now_s = self.loop.time()
         asked = _Asked(len(commands), now_s + self._timeout_s, self.loop.create_future())
         self._asked.append(asked)
-        self._transport.write(b"".join([_pack(tuple(each)) for each in commands]))
+        if not self._unsent:
+            self.loop.call_soon(self._flush)
+        self._unsent.extend([_pack(tuple(each)) for each in commands])
         if self._watch is None:
             self._watch = self.loop.call_later(self._timeout_s, self._look)
         return asked.answered
+
+    def _flush(self) -> None:
+        """One write for all that was asked in this turn of the loop: a write took 40 us, most of
+        it the kernel's, and wakes the server.
+        """
+        if self._unsent and self.is_open:
+            self._transport.write(b"".join(self._unsent))
+        self._unsent.clear()
 
     def close(self, reason: Exception) -> None:
         """Fail what was asked, and close."""
