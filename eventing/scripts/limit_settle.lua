@@ -22,7 +22,8 @@ if owed > 0 then
 end
 if left <= 0 then return 0 end
 local t = redis.call('TIME')
-local started_ms = t[1] * 1000 + math.floor(t[2] / 1000) + left - 2 * window
+-- Times are whole milliseconds, rounded twice: a charge right at the start of its window must not look older than that.
+local started_ms = t[1] * 1000 + math.floor(t[2] / 1000) + left - 2 * window - 10
 local key = nil
 if tonumber(charged_ms) >= started_ms then key = KEYS[3]
 elseif tonumber(charged_ms) >= started_ms - window then key = KEYS[2] end

@@ -16,6 +16,12 @@ from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor, chat_result
 from tests.integration.api.furnished import Furnished, furnished, settings_for
 
+EARLIER = """
+for _, key in ipairs(KEYS) do
+  local at = redis.call('PEXPIRETIME', key)
+  if at > 0 then redis.call('PEXPIREAT', key, at - ARGV[1]) end
+end
+"""
 JOB = JobId("job_" + "a" * 24)
 OTHER = JobId("job_" + "b" * 24)
 METER = Meter(name="tokens", tenant="t", limit=1000)
@@ -197,13 +203,8 @@ class TestTheWindow:
 
     @staticmethod
     async def pass_time(redis: Redis, ms: int) -> None:
-        """Both windows and the charge as they are `ms` later."""
-        for key in (METER.current, f"{METER.current}/-1"):
-            left = await redis.pttl(key)
-            if left > ms:
-                await redis.pexpire(key, left - ms)
-            elif left > 0:
-                await redis.delete(key)
+        """Both windows and the charge as they are `ms` later, in one step of the store."""
+        await redis.eval(EARLIER, 2, METER.current, f"{METER.current}/-1", ms)
         if row := await redis.get(METER.charge(JOB)):
             cost, at_ms = row.split(b" ")
             await redis.set(METER.charge(JOB), b"%s %d" % (cost, int(at_ms) - ms))
