@@ -25,6 +25,7 @@ ACCEPTED: Final[Example] = {
     "created_ms": _AT_MS,
     "deadline_ms": None,
     "metadata": {},
+    "request_id": None,
     "links": {"self": f"/v1/jobs/{_JOB_ID}", "events": f"/v1/jobs/{_JOB_ID}/events"},
 }
 CHAT: Final[Example] = {

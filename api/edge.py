@@ -3,7 +3,6 @@
 Called by `api.app` as ASGI middleware. Must not know any handler.
 """
 
-import re
 import secrets
 import time
 from typing import Final
@@ -13,9 +12,9 @@ from prometheus_client import Counter, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.request_id import checked
 from api.sse import RAW_SEND
 
-_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _requests = Counter(
     "torpor_api_requests_total", "Requests answered.", ["method", "route", "status"]
 )
@@ -58,7 +57,7 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             text: str = value.decode("latin-1")
-            if _ID.match(text):
+            if text := checked(text):
                 return text
     return f"req_{secrets.token_hex(12)}"
 

@@ -6,6 +6,7 @@ Called by the jobs' handlers, their streams and the WebSocket. Must not know HTT
 from typing import Any
 
 from api.front import Outlook
+from api.request_id import KEPT
 from eventing.cost import Price, job_cost
 from eventing.job import Job
 from eventing.job_event import timings
@@ -34,6 +35,7 @@ def job_view(
         "deadline_ms": job.deadline_ms or None,
         "timings": dict(timings(job)),
         "metadata": public_metadata(job),
+        "request_id": job.metadata.get(KEPT),
         "result": job.result,
         "usage": job.usage,
         "error": job.error.to_dict() if job.error else None,
@@ -79,6 +81,7 @@ def accepted_view(job: Job) -> dict[str, Any]:
         "created_ms": job.created_ms,
         "deadline_ms": job.deadline_ms or None,
         "metadata": public_metadata(job),
+        "request_id": job.metadata.get(KEPT),
         "links": {"self": f"/v1/jobs/{job.id}", "events": f"/v1/jobs/{job.id}/events"},
     }
 

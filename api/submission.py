@@ -15,6 +15,7 @@ from prometheus_client import Counter
 
 from api.front import Front
 from api.principal import Principal
+from api.request_id import KEPT, checked
 from api.webhook import BATCH, JOB_WEBHOOK, WEBHOOK_URL, webhook_wish
 from api.webhook_address import allow_list, check_url
 from eventing import trace
@@ -268,12 +269,15 @@ def wish_of(
     key = headers.get("idempotency-key", "")
     if len(key) > 255:
         raise InvalidJob("Idempotency-Key may have 255 characters", "Idempotency-Key")
+    metadata = check_metadata(line.get("metadata"), "metadata") | webhook_wish(line, headers)
+    if request_id := checked(headers.get("x-request-id", "")):
+        metadata[KEPT] = request_id
     return Wish(
         idempotency_key=key,
         lane=_lane(line.get("priority"), lane),
         expires_after_s=_expires_after_s(line, headers),
         traceparent=_traceparent(headers.get("traceparent", "")),
-        metadata=check_metadata(line.get("metadata"), "metadata") | webhook_wish(line, headers),
+        metadata=metadata,
     )
 
 

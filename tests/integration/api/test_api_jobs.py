@@ -255,6 +255,15 @@ async def test_the_callers_request_id_comes_back(rig: Rig) -> None:
     assert answer.headers["x-request-id"] == "abc-1"
 
 
+async def test_the_callers_request_id_stays_with_the_job(rig: Rig) -> None:
+    named = await rig.submit(headers={"x-request-id": "order-17"})
+    unnamed = await rig.submit(headers={"x-request-id": "two words"})
+
+    assert (await rig.client.get(f"/v1/jobs/{named}")).json()["request_id"] == "order-17"
+    assert (await rig.client.get(f"/v1/jobs/{named}")).json()["metadata"] == {}
+    assert (await rig.client.get(f"/v1/jobs/{unnamed}")).json()["request_id"] is None
+
+
 async def test_the_request_is_shown_only_when_asked_for(rig: Rig) -> None:
     job_id = await rig.submit("a secret plan")
 
