@@ -37,7 +37,7 @@ class LocalStack:
         with self._said_path.open("w") as said:
             self._process = subprocess.Popen([*base, *self._flags], env=self._env, stderr=said)
         try:
-            self._wait(lambda: (self.folder / "addresses.json").exists() or self._ended, 30)
+            self._wait(lambda: (self.folder / "addresses.json").exists() or self._ended, 60)
         except TimeoutError:
             self.stop()  # nobody else can: the caller has no stack yet
             raise

@@ -25,7 +25,7 @@ from api.settings import ApiSettings
 from eventing.api_key import SCOPES, mint
 from tests.integration.stack import MODEL, LocalStack
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(150)
 
 PROMPT = "canary-4f1d-prompt"
 KEY = "canary-77aa-idempotency"
