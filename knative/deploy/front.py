@@ -65,18 +65,7 @@ def volumes() -> list[Resource]:
 
 def files_claim(values: Values) -> Resource:
     """Give the disk of batch files; with an s3:// or gs:// `files_url` it stays empty."""
-    spec: Resource = {
-        "accessModes": because(["ReadWriteMany"], "Every api replica reads every file."),
-        "resources": {"requests": {"storage": "20Gi"}},
-    }
-    if values.platform.storage_class:
-        spec["storageClassName"] = values.platform.storage_class
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": parts.metadata(FILES_CLAIM, "api", values),
-        "spec": spec,
-    }
+    return parts.shared_disk(FILES_CLAIM, "api", values, "Every api replica reads every file.")
 
 
 def deployment(values: Values) -> Resource:

@@ -208,18 +208,9 @@ def _cached_model(values: Values) -> Resource:
 
 def compile_cache(values: Values) -> Resource:
     """Give the claim that keeps vLLM's compiled graphs between pods."""
-    spec: Resource = {
-        "accessModes": because(["ReadWriteMany"], "Several replicas read and add to one cache."),
-        "resources": {"requests": {"storage": "20Gi"}},
-    }
-    if values.platform.storage_class:
-        spec["storageClassName"] = values.platform.storage_class
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": parts.metadata(CACHE_CLAIM, "model-cache", values),
-        "spec": spec,
-    }
+    return parts.shared_disk(
+        CACHE_CLAIM, "model-cache", values, "Several replicas read and add to one cache."
+    )
 
 
 def compile_cache_patch() -> Patch:

@@ -102,7 +102,29 @@ def own_broker(values: Values, trigger: str) -> list[Resource]:
 
     `trigger` is the one that it pumps; empty for all in its file.
     """
-    container = {
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": parts.metadata(parts.BROKER, "broker", values),
+        "spec": {
+            "replicas": 2,
+            "selector": {"matchLabels": parts.labels("broker")},
+            "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {
+                "metadata": {"labels": parts.labels("broker")},
+                "spec": _pod(_container(values, trigger)),
+            },
+        },
+    }
+    return [
+        deployment,
+        parts.service(parts.BROKER, "broker", values, http=parts.BROKER_PORT),
+        parts.disruption_budget(parts.BROKER, "broker", values, {"minAvailable": 1}),
+    ]
+
+
+def _container(values: Values, trigger: str) -> Resource:
+    return {
         "name": "broker",
         "image": values.images.reference("broker"),
         "args": ["eventing.broker"],
@@ -129,7 +151,10 @@ def own_broker(values: Values, trigger: str) -> list[Resource]:
             triggers_mount(),
         ],
     }
-    pod = {
+
+
+def _pod(container: Resource) -> Resource:
+    return {
         "serviceAccountName": parts.BROKER,
         "automountServiceAccountToken": False,
         "enableServiceLinks": parts.NO_SERVICE_LINKS,
@@ -139,19 +164,3 @@ def own_broker(values: Values, trigger: str) -> list[Resource]:
         "containers": [container],
         "volumes": [parts.scratch("tmp", "256Mi"), triggers_volume()],
     }
-    deployment = {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": parts.metadata(parts.BROKER, "broker", values),
-        "spec": {
-            "replicas": 2,
-            "selector": {"matchLabels": parts.labels("broker")},
-            "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": {"metadata": {"labels": parts.labels("broker")}, "spec": pod},
-        },
-    }
-    return [
-        deployment,
-        parts.service(parts.BROKER, "broker", values, http=parts.BROKER_PORT),
-        parts.disruption_budget(parts.BROKER, "broker", values, {"minAvailable": 1}),
-    ]

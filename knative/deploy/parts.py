@@ -159,6 +159,22 @@ def config_map(name: str, component: str, values: Values, data: Resource) -> Res
     }
 
 
+def shared_disk(name: str, component: str, values: Values, why: str) -> Resource:
+    """Give a claim of a disk that several pods read and write."""
+    spec: Resource = {
+        "accessModes": because(["ReadWriteMany"], why),
+        "resources": {"requests": {"storage": "20Gi"}},
+    }
+    if values.platform.storage_class:
+        spec["storageClassName"] = values.platform.storage_class
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata(name, component, values),
+        "spec": spec,
+    }
+
+
 def service(name: str, component: str, values: Values, **ports: int) -> Resource:
     """Give a Service with named ports on a component's pods."""
     return {

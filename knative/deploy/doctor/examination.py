@@ -21,6 +21,7 @@ from knative.deploy.doctor import (
     pod,
     scaler,
     security,
+    trigger,
 )
 from knative.deploy.doctor.finding import Fault, Finding, Hop, Rule, Severity
 from knative.deploy.doctor.view import View
@@ -28,7 +29,7 @@ from knative.deploy.emit import Resource
 
 RULES: tuple[Rule, ...] = tuple(
     rule
-    for module in (door, hold, kpa, mode, broker, delivery, scaler, pod, node, security)
+    for module in (door, hold, kpa, mode, broker, delivery, scaler, trigger, pod, node, security)
     for rule in module.register.rules
 )
 _ORDER = list(Hop)
