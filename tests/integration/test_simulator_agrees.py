@@ -58,7 +58,7 @@ def keda() -> Autoscaler:
 
 CASES = {
     # After silence beyond window and grace a second burst.
-    "kpa": Case(kpa, (*FIRST, *((31.0 + 0.1 * n, 150) for n in range(8))), end_s=55.0),
+    "kpa": Case(kpa, (*FIRST, *((36.0 + 0.1 * n, 150) for n in range(8))), end_s=62.0),
     # Silence beyond the cooldown.
     "keda": Case(keda, FIRST, end_s=35.0, after_s=12.0),
 }
