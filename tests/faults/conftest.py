@@ -19,7 +19,14 @@ _found: list[str] = []
 
 @pytest.fixture
 def trials() -> int:
+    """Of faults that cost a restart or a second each time."""
     return TRIALS
+
+
+@pytest.fixture
+def many() -> int:
+    """Of faults where twenty side by side cost hardly more than one."""
+    return max(TRIALS, 20)
 
 
 @pytest.fixture(scope="session")

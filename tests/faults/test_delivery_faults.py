@@ -48,11 +48,11 @@ def request(number: int, *, tokens: int = 12) -> Event:
 
 
 async def test_f09_duplicates_at_once_and_after_the_end_run_once(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge
 ) -> None:
     async with running(zygote, tmp_path) as system:
         port = port_of(system.predictor)
-        for number in range(trials):
+        for number in range(many):
             event = request(number)
             answers = await asyncio.gather(*(deliver(port, event) for _ in range(10)))
             assert {status for status, _ in answers} <= {200, 409}
@@ -60,22 +60,22 @@ async def test_f09_duplicates_at_once_and_after_the_end_run_once(
             system.history.add(
                 Kind.OK, "submit", job_id=derive_job_id("/tests/faults", str(number))
             )
-        late = [await deliver(port, request(number % trials)) for number in range(10 * trials)]
+        late = [await deliver(port, request(number % many)) for number in range(10 * many)]
 
         assert {status for status, _ in late} == {200}
         slowest = sorted(seconds for _, seconds in late)[int(len(late) * 0.99) - 1]
         assert slowest < 0.05
         found = (await system.dumped()).jobs
-        assert [len(job.attempts) for job in found.values()] == [1] * trials
-        await judge(system, trials, of="jobs delivered 20 times each")
+        assert [len(job.attempts) for job in found.values()] == [1] * many
+        await judge(system, many, of="jobs delivered 20 times each")
 
 
 async def test_f10_a_redelivery_to_a_running_job_is_409(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge
 ) -> None:
     async with running(zygote, tmp_path, Tuning(tokens_per_s=20)) as system:
         port = port_of(system.predictor)
-        for numbers in rounds(trials, 30):
+        for numbers in rounds(many, 30):
             events = [request(n, tokens=40) for n in numbers]
             first = [asyncio.ensure_future(deliver(port, event)) for event in events]
             await system.started(derive_job_id(event.source, event.id) for event in events)
@@ -85,16 +85,16 @@ async def test_f10_a_redelivery_to_a_running_job_is_409(
             ended = await asyncio.gather(*first)
             assert [status for status, _ in ended] == [200] * len(events)
         found = (await system.dumped()).jobs
-        assert [len(job.attempts) for job in found.values()] == [1] * trials
-        await judge(system, trials, of="redeliveries")
+        assert [len(job.attempts) for job in found.values()] == [1] * many
+        await judge(system, many, of="redeliveries")
 
 
 async def test_f11_an_answer_lost_on_the_wire_runs_nothing_twice(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge
 ) -> None:
     async with running(zygote, tmp_path) as system:
         jobs = []
-        for number in range(trials):
+        for number in range(many):
             hold = system.delivery.hold(b"HTTP/1.1 200", Way.DOWN)
             jobs.append(await system.client.submit(body(number), f"job-{number}"))
             await asyncio.wait_for(hold.reached.wait(), 30)
@@ -105,8 +105,8 @@ async def test_f11_an_answer_lost_on_the_wire_runs_nothing_twice(
         await system.ended(jobs, within_s=30)
 
         found = (await system.dumped()).jobs
-        assert [len(job.attempts) for job in found.values()] == [1] * trials
-        await judge(system, trials, of="lost answers")
+        assert [len(job.attempts) for job in found.values()] == [1] * many
+        await judge(system, many, of="lost answers")
 
 
 async def test_f13_jobs_that_kill_their_worker_end_and_those_beside_them_do_not(
@@ -140,12 +140,12 @@ async def test_f13_jobs_that_kill_their_worker_end_and_those_beside_them_do_not(
 
 
 async def test_f14_what_raises_each_time_or_is_no_job_is_a_dead_letter(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge
 ) -> None:
     async with running(zygote, tmp_path) as system:
         broker = port_of(system.broker)
         jobs = []
-        for number in range(trials):
+        for number in range(many):
             line = body(number, fail_at=3)
             jobs.append(await system.client.submit(line, f"raises-{number}", is_poison=True))
             for kind, data in (("schema", b'{"url": 1}'), ("json", b"{no"), ("bytes", b"\xff")):
@@ -162,20 +162,20 @@ async def test_f14_what_raises_each_time_or_is_no_job_is_a_dead_letter(
         found = (await system.dumped()).jobs
         attempts = {len(found[job_id].attempts) for job_id in jobs[::4]}
         assert attempts == {system.tuning.max_attempts}
-        await judge(system, trials * 4, of="poison events")
+        await judge(system, many * 4, of="poison events")
 
 
 async def test_f30_a_dead_letter_sink_that_is_away_loses_none(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge
 ) -> None:
     async with running(zygote, tmp_path, Tuning(sink="http://127.0.0.1:1/")) as system:
-        lines = [(body(n, fail_at=2), f"raises-{n}") for n in range(trials)]
+        lines = [(body(n, fail_at=2), f"raises-{n}") for n in range(many)]
         jobs = await asyncio.gather(
             *(system.client.submit(line, key, is_poison=True) for line, key in lines)
         )
         await system.ended(jobs, within_s=30)
 
-        await judge(system, trials, of="dead letters")
+        await judge(system, many, of="dead letters")
 
 
 async def test_f31_events_that_come_as_the_last_pod_ends_are_served(

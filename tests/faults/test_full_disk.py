@@ -104,28 +104,26 @@ async def takes_writes(system: System) -> bool:
 
 
 async def test_f21_a_full_disk_refuses_submits_loses_nothing_and_comes_back(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge, server_binary: Path, disk: Disk
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge, server_binary: Path, disk: Disk
 ) -> None:
     tuning = Tuning(binary=server_binary, tokens_per_s=50, lease_s=2)
     async with running(zygote, tmp_path, tuning) as system:
         server = system.server.pid
-        lines = [(body(n), f"before-{n}") for n in range(trials)]
+        lines = [(body(n), f"before-{n}") for n in range(many)]
         jobs = list(await asyncio.gather(*(system.client.submit(*line) for line in lines)))
         disk.fill(system)
         async with asyncio.timeout(10):
             while await takes_writes(system):
                 await asyncio.sleep(0.01)
         system.history.add(Kind.FAULT, "down", what="disk")
-        refused = [
-            await system.client.submit_once(body(n), f"while-full-{n}") for n in range(trials)
-        ]
+        refused = [await system.client.submit_once(body(n), f"while-full-{n}") for n in range(many)]
         disk.free(system)
         system.history.add(Kind.FAULT, "up", what="disk")
-        lines = [(body(n), f"after-{n}") for n in range(trials)]
+        lines = [(body(n), f"after-{n}") for n in range(many)]
         jobs += await asyncio.gather(*(system.client.submit(*line) for line in lines))
         await system.ended(jobs, within_s=30)
 
-        assert refused == [None] * trials
+        assert refused == [None] * many
         assert system.server.pid == server
         assert system.server.exit_code() is None
-        await judge(system, trials, of="submits with a full disk")
+        await judge(system, many, of="submits with a full disk")

@@ -104,49 +104,47 @@ async def test_f17_no_retry_storm_while_the_predictor_is_away(
 
 
 async def test_f18_a_slow_network_that_cuts_now_and_then_loses_nothing(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge
 ) -> None:
     async with running(zygote, tmp_path, Tuning(lease_s=4, max_attempts=50)) as system:
         await submit_all(system, "warm", 2)
         for proxy in system.proxies:
             proxy.delay_s, proxy.jitter_s, proxy.cut_chance = 0.02, 0.02, 0.01
-        jobs = await submit_all(system, "job", trials)
+        jobs = await submit_all(system, "job", many)
         await system.ended(jobs, within_s=60)
         for proxy in system.proxies:
             proxy.heal()
         await system.ended(jobs, within_s=30)
 
-        await judge(system, trials, of="jobs over a slow network")
+        await judge(system, many, of="jobs over a slow network")
 
 
 async def test_f20_a_full_store_refuses_submits_keeps_results_and_comes_back(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge, server_binary: Path
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge, server_binary: Path
 ) -> None:
     tuning = Tuning(binary=server_binary, tokens_per_s=50, lease_s=2)
     async with running(zygote, tmp_path, tuning) as system:
-        jobs = await submit_all(system, "before", trials)
+        jobs = await submit_all(system, "before", many)
         await system.redis.config_set("maxmemory-policy", "noeviction")
         await system.redis.config_set("maxmemory", 1)
         await asyncio.sleep(0.1)
         system.history.add(Kind.FAULT, "down", what="redis")
-        refused = [
-            await system.client.submit_once(body(n), f"while-full-{n}") for n in range(trials)
-        ]
+        refused = [await system.client.submit_once(body(n), f"while-full-{n}") for n in range(many)]
         await asyncio.sleep(1)
         system.history.add(Kind.FAULT, "up", what="redis")
         await system.redis.config_set("maxmemory", 0)
-        jobs += await submit_all(system, "after", trials)
+        jobs += await submit_all(system, "after", many)
         await system.ended(jobs, within_s=30)
 
-        assert refused == [None] * trials
-        await judge(system, trials, of="submits to a full store")
+        assert refused == [None] * many
+        await judge(system, many, of="submits to a full store")
 
 
 async def test_f25_a_cancel_that_races_the_finish_has_one_winner(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge
 ) -> None:
     draw = random.Random(25)
-    races = trials * 5
+    races = many * 5
     async with running(zygote, tmp_path, Tuning(tokens_per_s=200)) as system:
         won = {"cancelled": 0, "completed": 0}
         jobs: list[str] = []
@@ -166,10 +164,10 @@ async def test_f25_a_cancel_that_races_the_finish_has_one_winner(
 
 
 async def test_f26_a_result_that_expires_under_a_reader_is_gone_and_not_run_again(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge
 ) -> None:
     async with running(zygote, tmp_path, Tuning(tokens_per_s=20)) as system:
-        for numbers in rounds(trials, 20):
+        for numbers in rounds(many, 20):
             lines = [(body(n), f"job-{n}") for n in numbers]
             jobs = await asyncio.gather(*(system.client.submit(*line) for line in lines))
             waiting = [asyncio.ensure_future(_look(system, job_id)) for job_id in jobs]
@@ -186,9 +184,9 @@ async def test_f26_a_result_that_expires_under_a_reader_is_gone_and_not_run_agai
         await asyncio.sleep(1)
 
         assert not (await system.dumped()).jobs, "something ran it again"
-        lost_by_design = {f"job-{n}" for n in range(trials)}
+        lost_by_design = {f"job-{n}" for n in range(many)}
         rules = Rules(lost_by_design=frozenset(lost_by_design))
-        await judge(system, trials, rules, of="expired results")
+        await judge(system, many, rules, of="expired results")
 
 
 async def _look(system: System, job_id: str) -> tuple[int, object]:

@@ -32,13 +32,13 @@ async def submitted(system: System, name: str, numbers: range, tokens: int) -> l
 
 
 async def test_f07_a_stopped_worker_wakes_after_another_has_finished_its_jobs(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge
 ) -> None:
     async with running(zygote, tmp_path, SLOW) as system:
         heir = system.new_predictor("heir")
         heir.start()
         await heir.ready()
-        for numbers in rounds(trials, 20):
+        for numbers in rounds(many, 20):
             system.deliver_to(system.predictor)
             system.delivery.cut()
             jobs = await submitted(system, "job", numbers, tokens=60)
@@ -54,18 +54,18 @@ async def test_f07_a_stopped_worker_wakes_after_another_has_finished_its_jobs(
             system.predictor.signal(signal.SIGCONT)
             await asyncio.sleep(1)
 
-        await judge(system, trials, Rules(max_attempts=10), of="zombies")
+        await judge(system, many, Rules(max_attempts=10), of="zombies")
 
 
 async def test_f08_a_worker_that_cannot_renew_stops_and_leaves_its_jobs(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge
 ) -> None:
     async with running(zygote, tmp_path, SLOW) as system:
         heir = system.new_predictor("heir")
         heir.env["TORPOR_REDIS_URL"] = system.server.url
         heir.start()
         await heir.ready()
-        for numbers in rounds(trials, 20):
+        for numbers in rounds(many, 20):
             system.deliver_to(system.predictor)
             system.delivery.cut()
             jobs = await submitted(system, "job", numbers, tokens=100)
@@ -80,7 +80,7 @@ async def test_f08_a_worker_that_cannot_renew_stops_and_leaves_its_jobs(
             system.predictor_redis.heal()
             await asyncio.sleep(1)
 
-        await judge(system, trials, Rules(max_attempts=10), of="cut-off jobs")
+        await judge(system, many, Rules(max_attempts=10), of="cut-off jobs")
 
 
 CLOCKS = {
@@ -92,10 +92,10 @@ CLOCKS = {
 
 
 async def test_f22_a_wrong_clock_changes_nothing(
-    zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge
 ) -> None:
     # Workers with every wrong clock, and one whose clock is right, hold leases at once.
-    each = max(trials // 4, 1)
+    each = max(many // 4, 1)
     async with running(zygote, tmp_path, Tuning(lease_s=4, tokens_per_s=40)) as system:
         jobs: list[str] = []
         for numbers in rounds(each, 5):
