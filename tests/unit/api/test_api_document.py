@@ -48,9 +48,9 @@ def test_an_example_has_what_its_schema_requires(operations: dict[str, dict[str,
         for status, answer in operation["responses"].items():
             for content in answer.get("content", {}).values():
                 example, schema = content.get("example"), content["schema"]
-                if isinstance(example, dict):
-                    if missing := {*schema.get("required", ())} - {*example}:
-                        lacking[name, status] = missing
+                required = {*schema.get("required", ())} if isinstance(example, dict) else set()
+                if missing := required - {*(example or ())}:
+                    lacking[name, status] = missing
 
     assert lacking == {}
 
