@@ -276,7 +276,7 @@ class TokenHub:
 
     @asynccontextmanager
     async def _own_connection(self) -> AsyncIterator[AbstractConnection]:
-        """The connection that blocks; it is closed in the end, since an answer may be on its way."""
+        """The connection that blocks; closed in the end, since an answer may be on its way."""
         pool = self._redis.connection_pool
         connection = await pool.get_connection()
         try:
