@@ -16,7 +16,7 @@ import yaml
 from knative.monitoring.__main__ import RULES, files
 from knative.monitoring.dashboard import queries
 from tests.integration.stack import LocalStack
-from tests.redis_server import free_port
+from tests.redis_server import die_with_parent, free_port
 
 pytestmark = [
     pytest.mark.timeout(90),
@@ -57,6 +57,7 @@ class Prometheus:
                 ],
                 stdout=log,
                 stderr=log,
+                preexec_fn=die_with_parent,
             )
 
     def get(self, path: str, **query: str) -> Any:
