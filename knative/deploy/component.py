@@ -22,8 +22,7 @@ from knative.deploy import (
     tls,
     work_scaler,
 )
-from knative.deploy.emit import Resource, because, document
-from knative.deploy.inference import Patch
+from knative.deploy.emit import Patch, Resource, because, document
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 
@@ -91,7 +90,8 @@ def _queue(values: Values, times: Timeouts) -> Parts:
         "network-policies": network.policies("queue", values),
     }
     pull = _for_each_model(_SERVICE, values, lambda each: inference.pull_patch(each, times))
-    return contents, [_broker_url("Torpor", values), *pull]
+    puts = patch("Deployment", parts.API, own_broker.api_puts_patch())
+    return contents, [_broker_url("Torpor", values), puts, *pull]
 
 
 def _rabbitmq(values: Values, times: Timeouts) -> Parts:

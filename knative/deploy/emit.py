@@ -14,6 +14,9 @@ from typing import Any
 import yaml
 
 Resource = dict[str, Any]
+Patch = list[Resource]
+"""Operations of a JSON patch (RFC 6902)."""
+
 _WIDTH = 96
 _BOOLEANS_IN_GO = ("y", "Y", "n", "N")  # kubectl reads YAML 1.1; PyYAML leaves these bare
 

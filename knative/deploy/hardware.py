@@ -6,8 +6,8 @@ Called by `tree`. Each is a component that changes the InferenceService of the b
 from __future__ import annotations
 
 from knative.deploy import parts
-from knative.deploy.emit import Resource, because
-from knative.deploy.inference import Patch, engine_args, engine_resources
+from knative.deploy.emit import Patch, Resource, because
+from knative.deploy.inference import engine_args, engine_resources
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 

@@ -7,14 +7,11 @@ scale a busy pod to zero, and KEDA cannot see work that is held.
 
 from __future__ import annotations
 
-from typing import Any
-
 from knative.deploy import own_broker, parts
-from knative.deploy.emit import Resource, because
+from knative.deploy.emit import Patch, Resource, because
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 
-Patch = list[dict[str, Any]]
 PROBE_PERIOD_S = 5
 CACHE = "/var/cache/torpor"
 

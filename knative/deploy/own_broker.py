@@ -6,7 +6,7 @@ Called by `component`. Sources: facts 3.1, 3.2; the three traps of the design.
 from __future__ import annotations
 
 from knative.deploy import parts
-from knative.deploy.emit import Resource, because
+from knative.deploy.emit import Patch, Resource, because
 from knative.deploy.events import delivery, trigger
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
@@ -95,6 +95,23 @@ def triggers_mount() -> Resource:
 def triggers_volume() -> Resource:
     """Give the volume of the triggers' file."""
     return {"name": "triggers", "configMap": {"name": TRIGGERS}}
+
+
+def api_puts_patch() -> Patch:
+    """Give the api the triggers' file: it shares our broker's Redis, and so puts events into the
+    queues itself (docs/adr/0081).
+    """
+    container = "/spec/template/spec/containers/0"
+    path = because(
+        f"{TRIGGERS_FOLDER}/triggers.yaml",
+        "Submits need no hop through the broker, and go on while it restarts.",
+    )
+    env = {"name": "TORPOR_QUEUE_TRIGGERS_FILE", "value": path}
+    return [
+        {"op": "add", "path": f"{container}/env/-", "value": env},
+        {"op": "add", "path": f"{container}/volumeMounts/-", "value": triggers_mount()},
+        {"op": "add", "path": "/spec/template/spec/volumes/-", "value": triggers_volume()},
+    ]
 
 
 def own_broker(values: Values, trigger: str) -> list[Resource]:

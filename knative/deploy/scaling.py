@@ -7,8 +7,7 @@ Called by `tree`; the simulator and the local stack read what is written here. S
 from __future__ import annotations
 
 from knative.deploy import parts
-from knative.deploy.emit import Resource, because
-from knative.deploy.inference import Patch
+from knative.deploy.emit import Patch, Resource, because
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 

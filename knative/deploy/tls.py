@@ -7,8 +7,7 @@ is on; the RabbitMQ class has no https ingress. Source: Knative, Transport Encry
 from __future__ import annotations
 
 from knative.deploy import events
-from knative.deploy.emit import because
-from knative.deploy.inference import Patch
+from knative.deploy.emit import Patch, because
 from knative.deploy.values import Values
 
 AUTHORITY = "torpor-eventing-ca"

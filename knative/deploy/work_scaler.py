@@ -7,8 +7,7 @@ queue cannot be read, and an error never scales to zero (ADR 23).
 from __future__ import annotations
 
 from knative.deploy import parts
-from knative.deploy.emit import Resource, because
-from knative.deploy.inference import Patch
+from knative.deploy.emit import Patch, Resource, because
 from knative.deploy.values import Values
 
 
