@@ -37,6 +37,9 @@ Entry = Callable[[list[str]], int | None]
 LINE_LIMIT: Final = 1 << 20
 """Bytes of one request; an environment is some KiB."""
 
+_OURS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+"""The signals that the parent has handlers for, and a child has not."""
+
 
 @dataclass(frozen=True, slots=True)
 class ForkRequest:
@@ -140,9 +143,16 @@ class Parent:
             raise OSError("the parent is ending")
         log = os.open(request.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         parent_pid = os.getpid()
-        pid = os.fork()
+        # A signal that came before the child has let go of our handlers would be lost on it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid:  # here, or there is no child
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+                os.close(log)
         if pid:
-            os.close(log)
             return pid
         code = 1
         try:
@@ -158,8 +168,9 @@ class Parent:
     def _let_go(self) -> None:
         """In the child: none of the parent's sockets and signals."""
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in _OURS:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
         for open_socket in (self._listener, *self._lines):
             open_socket.close()
         self._selector.close()

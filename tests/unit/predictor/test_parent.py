@@ -217,6 +217,13 @@ def test_sigterm_ends_the_children_first(start: Start, connect: Connect) -> None
     assert not path.exists()
 
 
+def test_a_child_that_is_told_to_go_as_soon_as_it_is_there_goes(client: Client) -> None:
+    for _ in range(30):
+        pid = client.start("sleep")
+        os.kill(pid, signal.SIGTERM)
+        assert client.read() == {"pid": pid, "exit_code": -15}
+
+
 def test_a_child_that_will_not_end_is_killed(start: Start, connect: Connect) -> None:
     parent, path = start("--grace-s", "0.2")
     client = connect(path)
