@@ -131,6 +131,14 @@ async def direct(model: str) -> list[float]:
     return took[1:]
 
 
+def direct_in_its_own_process(model: str) -> list[float]:
+    said = subprocess.run(
+        [sys.executable, "-m", "bench.one_job", "--direct", model], capture_output=True, check=True
+    ).stdout
+    seconds: list[float] = json.loads(said.splitlines()[-1])
+    return seconds
+
+
 def measure(runs: int, model: str, folder: Path) -> dict[str, Any]:
     bare, with_parent, without = [], [], []
     with (
@@ -144,15 +152,14 @@ def measure(runs: int, model: str, folder: Path) -> dict[str, Any]:
             without.append(asyncio.run(cold(b)))
             latest = (bare[-1], with_parent[-1], without[-1])
             say("cold: bare {:.2f} s, with parent {:.2f} s, without {:.2f} s".format(*latest))
+    through: list[float] = []
+    alone: list[float] = []
     with running(folder / "hot", warm_parent=True) as stack:
-        through = asyncio.run(warm(stack))
-    alone = json.loads(
-        subprocess.run(
-            [sys.executable, "-m", "bench.one_job", "--direct", model],
-            capture_output=True,
-            check=True,
-        ).stdout.splitlines()[-1]
-    )
+        for _ in range(runs):
+            through += asyncio.run(warm(stack))
+            alone += direct_in_its_own_process(model)
+            middles = (statistics.median(through) * 1000, statistics.median(alone) * 1000)
+            say("warm: whole path {:.1f} ms, engine alone {:.1f} ms".format(*middles))
     middle = statistics.median
     return {
         "cold_s": {"bare": bare, "with_parent": with_parent, "without_parent": without},
