@@ -16,8 +16,6 @@ from typing import Any
 
 import httpx
 
-from tests.redis_server import die_with_parent
-
 TORPOR = str(Path(sys.executable).parent / "torpor")
 MODEL = "smollm2-135m-instruct"
 
@@ -37,9 +35,7 @@ class LocalStack:
         base += ["--drain-grace", "1s"]
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._said_path.open("w") as said:
-            self._process = subprocess.Popen(
-                [*base, *self._flags], env=self._env, stderr=said, preexec_fn=die_with_parent
-            )
+            self._process = subprocess.Popen([*base, *self._flags], env=self._env, stderr=said)
         try:
             self._wait(lambda: (self.folder / "addresses.json").exists() or self._ended, 60)
         except TimeoutError:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import yaml
 from knative.monitoring.__main__ import RULES, files
 from knative.monitoring.dashboard import queries
 from tests.integration.stack import LocalStack
-from tests.redis_server import die_with_parent, free_port
+from tests.redis_server import free_port
 
 pytestmark = [
     pytest.mark.timeout(90),
@@ -57,7 +58,6 @@ class Prometheus:
                 ],
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_parent,
             )
 
     def get(self, path: str, **query: str) -> Any:
@@ -91,17 +91,18 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     """Looks at a stack before, while and after it works."""
     env = {"TORPOR_GPU_PRICE_PER_HOUR": "3.6"}
     folder = tmp_path_factory.mktemp("prometheus")
-    stack = LocalStack(folder / "data", "--window", "60s", env=env).start()
     names = {"api": "torpor-api", "broker": "torpor-broker", "activator": "torpor-activator"}
-    made = Prometheus(folder, {names[part]: at for part, at in stack.addresses.items()})
-    made.until_scraped(2)
-    for _ in range(3):
-        stack.job(stack.submit(max_tokens=8), wait_s=20)
-    assert stack.job(stack.submit(**PREDICTOR_FAILS), wait_s=20)["state"] == "failed"
-    made.until_scraped(8)
-    yield made
-    stack.stop()
-    made.stop()
+    with ExitStack() as running:
+        stack = LocalStack(folder / "data", "--window", "60s", env=env).start()
+        running.callback(stack.stop)
+        made = Prometheus(folder, {names[part]: at for part, at in stack.addresses.items()})
+        running.callback(made.stop)
+        made.until_scraped(2)
+        for _ in range(3):
+            stack.job(stack.submit(max_tokens=8), wait_s=20)
+        assert stack.job(stack.submit(**PREDICTOR_FAILS), wait_s=20)["state"] == "failed"
+        made.until_scraped(8)
+        yield made
 
 
 @pytest.mark.parametrize("query", queries())

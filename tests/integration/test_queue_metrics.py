@@ -114,11 +114,11 @@ async def test_without_a_pace_no_wait_is_foretold(redis: Redis) -> None:
 
 async def test_where_nobody_waits_nobody_is_told_to(redis: Redis) -> None:
     """A quiet hour's pace said a minute, beside an idle predictor."""
-    await put(redis, new_job_id(), lane=Lane.BATCH)
     queue = Queue(redis, QUEUE, "p")
     await put(redis, new_job_id(), lane=Lane.DEFAULT)
     (claimed,) = await queue.claim(1)
     await queue.send([queue.settle_call(claimed.ticket)])
+    await put(redis, new_job_id(), lane=Lane.BATCH)
 
     await QueueMetrics(redis, [QUEUE]).refresh()
 
