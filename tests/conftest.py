@@ -60,11 +60,3 @@ def redis_server(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
 def port() -> int:
     """A free port of the loopback."""
     return free_port()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Why a test was tried again (docs/adr/0007): a rerun that says nothing teaches nothing."""
-    for report in terminalreporter.stats.get("rerun", []):
-        reason = str(report.longrepr).strip().splitlines()
-        terminalreporter.section(f"tried again: {report.nodeid}", sep="-")
-        terminalreporter.write_line("\n".join(reason[-12:]))
