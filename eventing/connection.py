@@ -34,6 +34,7 @@ _REFUSED_WRITE = (
     "LOADING ",
     "MASTERDOWN ",
 )
+_CLOSED_BY_UVLOOP = "the handler is closed"
 
 
 def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> SharedRedis:
@@ -89,3 +90,9 @@ async def failures_named() -> AsyncIterator[None]:
         raise
     except RedisError as error:
         raise StoreUnavailable("the store failed") from error
+    except RuntimeError as error:
+        # uvloop's word for a connection that was reset between two steps of redis-py's greeting;
+        # asyncio's own loop says OSError. Unnamed, it ended the broker's process (F17).
+        if _CLOSED_BY_UVLOOP not in str(error):
+            raise
+        raise StoreUnavailable("the store does not answer") from error

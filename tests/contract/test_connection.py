@@ -4,8 +4,10 @@ import asyncio
 from contextlib import suppress
 
 import pytest
+import uvloop
 
 from eventing.connection import connect, failures_named
+from eventing.errors import StoreUnavailable
 from eventing.redis_store import RedisStore
 from tests.contract.rig import new_job
 
@@ -61,3 +63,31 @@ async def test_what_is_cleaned_up_after_a_cancel_may_use_the_store(redis_url: st
 
     assert is_clean
     await store.close()
+
+
+def test_a_connection_that_is_reset_before_it_is_written_to_is_a_store_that_is_away(
+    redis_url: str,
+) -> None:
+    # uvloop says RuntimeError then, which no caller knows: a partition ended the broker (F17).
+    async def call() -> None:
+        client = connect(redis_url)
+        connection = await client.connection_pool.get_connection()
+        transport = connection._writer.transport
+        transport.abort()
+        while not transport.is_closing():
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)  # uvloop closes it in its next turn
+        try:
+            async with failures_named():
+                await connection.send_command("PING")
+        finally:
+            await client.aclose()
+
+    with pytest.raises(StoreUnavailable):
+        uvloop.run(call())
+
+
+async def test_a_bug_of_ours_is_not_taken_for_a_store_that_is_away() -> None:
+    with pytest.raises(RuntimeError, match="ours"):
+        async with failures_named():
+            raise RuntimeError("ours")
