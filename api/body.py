@@ -5,13 +5,11 @@ Called by every handler that takes a body. Must not know what the body is about.
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 from typing import Any, Final
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
-from api.body_room import NoBodyRoom
 from api.errors import BodyTooLarge, BodyTooSlow, UnsupportedMedia
 from api.front import front_of
 from eventing.errors import BadRequest
@@ -24,13 +22,8 @@ async def read_bytes(request: Request, *, limit: int, timeout_s: float) -> bytes
     room = front_of(request).body_room
     body = bytearray()
     try:
-        chunks = stream_bytes(request, limit=limit, timeout_s=timeout_s)
-        async for chunk in chunks:
-            try:
-                room.take(len(chunk))
-            except NoBodyRoom:
-                await _let_pass(chunks)
-                raise
+        async for chunk in stream_bytes(request, limit=limit, timeout_s=timeout_s):
+            room.take(len(chunk))
             body += chunk
         return bytes(body)
     finally:
@@ -46,8 +39,6 @@ async def stream_bytes(
     declared = request.headers.get("content-length", "")
     chunks = request.stream()
     if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
-        if "expect" not in request.headers:  # else the sender waits for our word, and gets it
-            await _let_pass(chunks)
         raise BodyTooLarge(f"the body is over {limit} bytes", "body")
     seen = 0
     started_s = asyncio.get_running_loop().time()
@@ -63,19 +54,8 @@ async def stream_bytes(
             return
         seen += len(chunk)
         if seen > limit:
-            await _let_pass(chunks)
             raise BodyTooLarge(f"the body is over {limit} bytes", "body")
         yield chunk
-
-
-async def _let_pass(chunks: AsyncGenerator[bytes, None]) -> None:
-    """Read on for a moment and keep nothing. Many clients send all before they listen, and closing
-    with unread bytes makes the kernel reset the connection: the refusal would never be seen.
-    """
-    with suppress(TimeoutError, ClientDisconnect):
-        async with asyncio.timeout(_LET_PASS_S):
-            async for _ in chunks:
-                continue
 
 
 async def read_object(request: Request, *, limit: int, timeout_s: float) -> dict[str, Any]:
@@ -125,5 +105,4 @@ def check_depth(value: Any) -> None:
 
 
 _DEPTH_LIMIT: Final = 200
-_LET_PASS_S: Final = 0.5
 SLOWEST_BYTES_PER_S: Final = 16 * 1024

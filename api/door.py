@@ -1,5 +1,6 @@
 """uvicorn's HTTP connection, with what it leaves out: a client that never ends its headers, headers
-without end, too many connections; and bytes written to a stream without a task in between.
+without end, too many connections; a parting that lets a refusal be read; and bytes written to a
+stream without a task in between.
 
 Given to uvicorn by `api.__main__` (`http=`). It leans on uvicorn's `HttpToolsProtocol` and its
 request cycle, which are not documented: `tests/integration/api/test_api_door.py` shows at once when
@@ -18,6 +19,8 @@ HEAD_TIMEOUT_S: Final = 5.0
 headers.
 """
 HEAD_LIMIT_BYTES: Final = 64 * 1024
+PART_S: Final = 2.0
+"""How long we listen, and keep nothing, after the last word to somebody who is still sending."""
 CONNECTIONS: Final = 10_000
 """A connection that waits costs about 10 KiB, one that streams about 50."""
 
@@ -25,6 +28,7 @@ UNSENT_BYTES: Final = 128 * 1024
 """What the kernel holds for a client beyond what is on its way to it."""
 
 _CYCLE: Final = "torpor.cycle"
+_WITHOUT_BODY: Final = frozenset({"GET", "HEAD"})
 _SLOW: Final = ("408 Request Timeout", "the headers came too slowly")
 _LONG: Final = ("431 Request Header Fields Too Large", "the headers are too long")
 _FULL: Final = ("503 Service Unavailable", "too many connections")
@@ -39,6 +43,7 @@ class Door(HttpToolsProtocol):
     _head_bytes = 0
     _is_in_head = True
     _head_timer: asyncio.TimerHandle | None = None
+    _parting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -50,10 +55,12 @@ class Door(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
+        if self._parting is not None:
+            self._parting.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self._parting is not None or self.transport.is_closing():
             return
         if self._is_in_head:
             self._head_bytes += len(data)
@@ -73,6 +80,17 @@ class Door(HttpToolsProtocol):
         self._head_came()
         super().on_headers_complete()
         self.scope[_CYCLE] = self.cycle  # type: ignore[typeddict-unknown-key]
+        if self.cycle is not None and self.scope["method"] not in _WITHOUT_BODY:
+            self.cycle.transport = _Parting(self, self.cycle)  # type: ignore[assignment]
+
+    def part(self) -> None:
+        """Close once the other side has had time to read what we said. Closing with unread bytes
+        makes the kernel reset the connection, and many clients send all before they listen.
+        """
+        if self._parting is None and not self.transport.is_closing():
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self._parting = self.loop.call_later(PART_S, self.transport.close)
 
     def _bound_unsent(self, transport: asyncio.Transport) -> None:
         """The kernel would take 7 MB for a client that reads nothing (measured), before we knew."""
@@ -93,12 +111,36 @@ class Door(HttpToolsProtocol):
     def _turn_away(self, status: str, reason: str, extra: str = "") -> None:
         """Say why, unless an answer is under way, and hang up."""
         self._head_came()
-        if self.cycle is None or self.cycle.response_complete:
+        is_silent = self.cycle is None or self.cycle.response_complete
+        if is_silent:
             head = f"HTTP/1.1 {status}\r\ncontent-type: text/plain\r\nconnection: close\r\n{extra}"
             self.transport.write(
                 f"{head}content-length: {len(reason)}\r\n\r\n{reason}".encode("ascii")
             )
-        self.transport.close()
+        if is_silent and status != _FULL[0]:
+            self.part()
+        else:  # what is too much as it is must not stay any longer
+            self.transport.close()
+
+
+class _Parting:
+    """The transport as a call with a body sees it: closing before all of the body came is a
+    parting.
+    """
+
+    __slots__ = ("_cycle", "_door", "is_closing", "write")
+
+    def __init__(self, door: Door, cycle: RequestResponseCycle) -> None:
+        self._door = door
+        self._cycle = cycle
+        self.write = door.transport.write
+        self.is_closing = door.transport.is_closing
+
+    def close(self) -> None:
+        if self._cycle.more_body:
+            self._door.part()
+        else:
+            self._door.transport.close()
 
 
 class Wire:

@@ -60,11 +60,14 @@ async def offenders(
     line: RawLine, requests: Mapping[Any, tuple[Any, ...]], allowed: Container[int]
 ) -> dict[Any, Any]:
     """Those of the named requests (method, path, body, headers) that were answered otherwise, or
-    took over a second.
+    took over a second, each time: a busy machine can be late once.
     """
     found = {}
     for name, request in requests.items():
-        answer = await line.ask(*request)
+        for _ in range(3):
+            answer = await line.ask(*request)
+            if answer.status not in allowed or answer.took_s <= 1:
+                break
         if answer.status not in allowed or answer.took_s > 1:
             found[name] = (answer.status, round(answer.took_s, 2))
     return found

@@ -32,9 +32,13 @@ class Desk:
         self.app = FastAPI()
         self.app.add_api_route("/", self.hello)
         self.app.add_api_route("/stream", self.stream)
+        self.app.add_api_route("/refuse", self.refuse, methods=["POST"])
 
     async def hello(self, request: Request) -> Response:
         return PlainTextResponse("hello")
+
+    async def refuse(self, request: Request) -> Response:
+        return PlainTextResponse("too much", 413, {"connection": "close"})
 
     async def stream(self, request: Request) -> Response:
         self.wire = wire_of(request.scope)
@@ -100,6 +104,29 @@ async def test_headers_without_end_are_not_held(port: int) -> None:
         writer.write(b"GET / HTTP/1.1\r\nx: " + b"a" * HEAD_LIMIT_BYTES)
 
         assert (await reader.read()).startswith(b"HTTP/1.1 431")
+
+
+async def test_a_refusal_is_read_by_one_who_sends_all_before_it_listens(port: int) -> None:
+    async with line(port) as (reader, writer):
+        writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n")
+        answer = asyncio.create_task(reader.read())
+        for _ in range(100):
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+
+        assert (await answer).endswith(b"too much")
+
+
+async def test_who_sends_on_after_a_refusal_is_cut_off(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.door.PART_S", 0.1)
+    async with line(port) as (_, writer):
+        writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n")
+        async with asyncio.timeout(3):
+            while not writer.transport.is_closing():  # a reset closes it
+                writer.write(b"x")
+                await asyncio.sleep(0.01)
 
 
 async def test_one_connection_too_many_is_told_to_come_back(port: int) -> None:
