@@ -284,13 +284,20 @@ def _preload(targets: Sequence[str]) -> float:
 
 
 def listen(path: Path) -> socket.socket:
-    """A unix socket at `path`, readable by its owner alone; replaces what an earlier life left."""
+    """A unix socket at `path`, readable by its owner alone; replaces what an earlier life left.
+
+    Whoever sees the path can connect: a socket that is bound and does not listen yet refuses, so it
+    gets its name last.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
+    unnamed = path.with_name(f"{path.name}~")
+    for earlier in (path, unnamed):
+        earlier.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    path.chmod(0o600)
+    listener.bind(str(unnamed))
+    unnamed.chmod(0o600)
     listener.listen()
+    unnamed.rename(path)
     return listener
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from predictor.parent import ForkRequest
+from predictor.parent import ForkRequest, listen
 
 ENTRY = textwrap.dedent(
     """
@@ -137,6 +137,27 @@ def ignores(pid: int, number: signal.Signals) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn"))
     return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def test_a_parent_has_no_path_before_it_can_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "parent.sock"
+    seen: list[bool] = []
+
+    class Watched(socket.socket):
+        def listen(self, backlog: int = 128) -> None:
+            seen.append(path.exists())
+            super().listen(backlog)
+
+    path.touch()  # an earlier life's
+    monkeypatch.setattr("predictor.parent.socket.socket", Watched)
+    with listen(path):
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(path))
+        assert path.stat().st_mode & 0o777 == 0o600
+
+    assert seen == [False]
 
 
 @pytest.mark.parametrize(
