@@ -12,8 +12,8 @@ from prometheus_client import Counter, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.request_id import checked
 from api.sse import RAW_SEND
+from eventing.request_id import EXTENSION, checked, marks
 
 _requests = Counter(
     "torpor_api_requests_total", "Requests answered.", ["method", "route", "status"]
@@ -38,7 +38,8 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        asked = _ids(scope)
+        request_id = checked(asked.get("x-request-id", "")) or f"req_{secrets.token_hex(12)}"
         scope["torpor.request_id"] = request_id
         scope[RAW_SEND] = send
         started_s = time.perf_counter()
@@ -49,17 +50,17 @@ class Edge:
                 _count(scope, message["status"], time.perf_counter() - started_s)
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with structlog.contextvars.bound_contextvars(**marks(asked | {EXTENSION: request_id})):
             await self._app(scope, receive, send_on)
 
 
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            text: str = value.decode("latin-1")
-            if text := checked(text):
-                return text
-    return f"req_{secrets.token_hex(12)}"
+def _ids(scope: Scope) -> dict[str, str]:
+    """What the caller knows this call by."""
+    return {
+        name.decode(): value.decode("latin-1")
+        for name, value in scope["headers"]
+        if name in (b"x-request-id", b"traceparent")
+    }
 
 
 def _count(scope: Scope, status: int, seconds: float) -> None:

@@ -22,7 +22,7 @@ from api.route import Call, new_router, operation
 from api.sse import Stream, comment, frame
 from api.stream import parse_cursor
 from api.submission import submit_new
-from eventing import trace
+from eventing import request_id, trace
 from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable
 from eventing.event import Event, build_binary, build_structured, parse_http
 from eventing.job import JobError, JobId, is_job_id
@@ -48,15 +48,17 @@ async def take_event(call: Call) -> Response:
     """Hand in a CloudEvent that asks for a job.
 
     Binary or structured mode. The same `source` and `id` is the same job. The tenant is the
-    caller's, whatever the event says.
+    caller's, whatever the event says. `correlationid`, or else `X-Request-Id`, is the id under
+    which you know it.
     """
     event = await _read_event(call)
     if event.type != REQUESTED:
         raise InvalidJob(f"type must be {REQUESTED}", "type")
     if event.source.startswith(_OUR_SOURCES):
         raise InvalidJob("this source is reserved; use your own", "source")
+    asked_as = {request_id.EXTENSION: call.request.headers.get("x-request-id", "")}
     tenant = {"tenant": call.principal.tenant}
-    new = job_of(replace(event, extensions={**event.extensions, **tenant}))
+    new = job_of(replace(event, extensions={**asked_as, **event.extensions, **tenant}))
     job, _ = await submit_new(call.front, call.principal, new)
     return accepted(job)
 

@@ -15,7 +15,6 @@ from prometheus_client import Counter
 
 from api.front import Front
 from api.principal import Principal
-from api.request_id import KEPT, checked
 from api.webhook import BATCH, JOB_WEBHOOK, WEBHOOK_URL, webhook_wish
 from api.webhook_address import allow_list, check_url
 from eventing import trace
@@ -38,6 +37,7 @@ from eventing.job import (
     parse_request,
 )
 from eventing.job_event import request_event
+from eventing.request_id import KEPT, checked
 from eventing.store import Ending, Hold, NewJob
 
 NEVER_ACCEPTED: Final = "never_accepted"

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 
+from eventing import request_id
 from eventing.errors import InvalidJob
 from eventing.event import Event
 from eventing.job import (
@@ -43,7 +44,7 @@ def request_event(job: Job) -> Event:
     """The event that asks for `job`. The same job always gives the same identity, so a second one
     is a duplicate.
     """
-    optional = {"traceparent": job.traceparent, "expirytime": _rfc3339(job.deadline_ms)}
+    optional = _carried(job) | {"expirytime": _rfc3339(job.deadline_ms)}
     return Event(
         id=job.event_id or job.id,
         source=job.source,
@@ -60,6 +61,7 @@ def request_event(job: Job) -> Event:
 def job_of(event: Event) -> NewJob:
     """The job that a request event asks for. Raises `InvalidJob` naming the field."""
     request = parse_request(event.data)
+    asked_as = request_id.checked(event.extensions.get(request_id.EXTENSION, ""))
     lane = event.extensions.get("priority", Lane.DEFAULT)
     if lane not in list(Lane):
         raise InvalidJob(f"priority must be one of {', '.join(Lane)}", "priority")
@@ -72,6 +74,7 @@ def job_of(event: Event) -> NewJob:
         lane=Lane(lane),
         deadline_ms=_deadline_ms(event.extensions.get("expirytime", "")),
         traceparent=event.extensions.get("traceparent", ""),
+        metadata={request_id.KEPT: asked_as} if asked_as else {},
     )
 
 
@@ -128,8 +131,7 @@ def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
         ],
     }
     extensions = {"tenant": job.tenant, "model": job.request.model, "attempt": str(job.attempt)}
-    if job.traceparent:
-        extensions["traceparent"] = job.traceparent
+    extensions |= {name: value for name, value in _carried(job).items() if value}
     encoded = orjson.dumps(data)
     if len(encoded) > inline_bytes:
         extensions["dataref"] = f"/v1/jobs/{job.id}"
@@ -144,6 +146,14 @@ def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
         extensions=extensions,
         data=encoded,
     )
+
+
+def _carried(job: Job) -> dict[str, str]:
+    """What goes with a job's events from the first to the last, where there is any."""
+    return {
+        "traceparent": job.traceparent,
+        request_id.EXTENSION: job.metadata.get(request_id.KEPT, ""),
+    }
 
 
 def ending_of(event: Event) -> tuple[JobId, Ending]:

@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Mapping
 from typing import Final, assert_never
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
-from eventing import job_event, trace
+from eventing import job_event, request_id, trace
 from eventing.clock import Clock
 from eventing.errors import (
     BadRequest,
@@ -93,7 +94,10 @@ class Deliveries:
         try:
             event = parse_http(headers, body)
             parent = headers.get("traceparent") or event.extensions.get("traceparent", "")
-            with trace.span("receive", parent=parent) as span:
+            with (
+                bound_contextvars(**request_id.marks(event.extensions)),
+                trace.span("receive", parent=parent) as span,
+            ):
                 outcome = await self.outcome_of(event)
                 span.set(outcome=type(outcome).__name__.lower())
         except BadRequest as error:

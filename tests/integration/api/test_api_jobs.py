@@ -262,6 +262,8 @@ async def test_the_callers_request_id_stays_with_the_job(rig: Rig) -> None:
     assert (await rig.client.get(f"/v1/jobs/{named}")).json()["request_id"] == "order-17"
     assert (await rig.client.get(f"/v1/jobs/{named}")).json()["metadata"] == {}
     assert (await rig.client.get(f"/v1/jobs/{unnamed}")).json()["request_id"] is None
+    told = [event.extensions.get("correlationid") for event in rig.broker.events]
+    assert told == ["order-17", None]
 
 
 async def test_the_request_is_shown_only_when_asked_for(rig: Rig) -> None:

@@ -36,6 +36,7 @@ from eventing.job_event import (
     tenant_of,
     timings,
 )
+from eventing.request_id import EXTENSION, KEPT
 
 SCHEMAS = Path(__file__).parents[3] / "docs" / "schemas"
 REQUEST = JobRequest(
@@ -150,6 +151,21 @@ class TestRequestEvents:
 
         assert (new.id, new.request, new.tenant, new.lane) == (JOB.id, REQUEST, "acme", JOB.lane)
         assert (new.deadline_ms, new.traceparent) == (JOB.deadline_ms, TRACE)
+
+    def test_the_callers_own_id_goes_with_the_job_to_its_end(self) -> None:
+        named = replace(ENDED, metadata={KEPT: "order-17"})
+        asked, told = request_event(named), result_event(named)
+
+        assert (asked.extensions[EXTENSION], told.extensions[EXTENSION]) == ("order-17",) * 2
+        assert job_of(asked).metadata == {KEPT: "order-17"}
+        assert conforms(asked)
+        assert conforms(told)
+
+    @pytest.mark.parametrize("text", ["", "two words", "a\nb", "x" * 129])
+    def test_an_id_that_cannot_stand_in_a_log_line_is_left_out(self, text: str) -> None:
+        event = replace(request_event(JOB), extensions={EXTENSION: text})
+
+        assert job_of(event).metadata == {}
 
     def test_the_same_job_gives_the_same_identity(self) -> None:
         running = replace(JOB, state=JobState.IN_PROGRESS, attempt=3)

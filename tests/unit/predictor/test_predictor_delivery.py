@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 
 from eventing.clock import SystemClock
 from eventing.errors import BadRequest
@@ -444,6 +446,21 @@ async def test_an_event_that_has_arrived_is_not_sent_again() -> None:
         desk.store.clock.ahead_ms = 60_000
 
         assert await desk.store.take_unpublished(10) == []
+
+
+async def test_every_line_about_a_job_names_the_request_and_the_trace_of_its_caller() -> None:
+    asked = {
+        "correlationid": "order-17",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    }
+    async with open_desk() as desk:
+        with capture_logs([merge_contextvars]) as lines:
+            await desk.deliver(asking(seeded=TEN, extensions=asked))
+            await desk.deliver(asking(event_id="e2", seeded=TEN))
+
+    named = [(line.get("request_id"), line.get("trace_id")) for line in lines]
+    ours = ("order-17", "0af7651916cd43dd8448eb211c80319c")
+    assert named == [ours, ours, (None, None), (None, None)]
 
 
 async def test_an_invalid_event_cannot_end_a_job_that_has_its_identity() -> None:
