@@ -6,12 +6,13 @@ Called by `predictor.server`. A store that is away costs nothing but news: the n
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from eventing.clock import Clock
 from eventing.errors import StoreUnavailable
+from eventing.replica import ReplicaDirectory
 from predictor import metrics
 from predictor.engine import ColdStartPhase
 
@@ -21,29 +22,12 @@ _EVERY_S: Final = 5.0
 """A third of what makes a replica silent (`eventing.replica`)."""
 
 
-class Directory(Protocol):
-    """Where replicas are listed."""
-
-    async def report(
-        self,
-        model: str,
-        replica_id: str,
-        phase: str,
-        phases: Mapping[str, float],
-        age_ms: int = 0,
-        *,
-        device: str = "",
-    ) -> None: ...
-
-    async def remove(self, model: str, replica_id: str) -> None: ...
-
-
 class Heartbeat:
     """The phases of one start, and the beat that tells of them."""
 
     def __init__(
         self,
-        directory: Directory | None,
+        directory: ReplicaDirectory | None,
         clock: Clock,
         *,
         model: str,
