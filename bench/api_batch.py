@@ -9,13 +9,8 @@ own.
 import argparse
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.request import urlopen
@@ -24,29 +19,22 @@ import orjson
 import psutil
 from openai import AsyncOpenAI
 
+from bench.report import machine, publish
+from bench.torpor_up import Stack, torpor_up
+
 URL: Final = "/v1/chat/completions"
 BAD_EVERY: Final = 1000
 LOOK_EVERY_S: Final = 0.5
+FLAGS: Final = (
+    *("--engine", "seeded", "--time-scale", "10"),
+    *("--container-concurrency", "64", "--max-replicas", "2"),
+)
 
 
-@contextmanager
-def stack(folder: Path) -> Iterator[tuple[str, int]]:
-    """`torpor up` with the seeded engine; the api's URL and process id."""
-    command = [str(Path(sys.executable).parent / "torpor"), "up", "--engine", "seeded"]
-    command += ["--port", "0", "--broker-port", "0", "--data-dir", str(folder)]
-    command += ["--time-scale", "10", "--container-concurrency", "64", "--max-replicas", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not (folder / "addresses.json").exists():
-            if process.poll() is not None:
-                raise SystemExit("the stack did not start")
-            time.sleep(0.1)
-        api = json.loads((folder / "addresses.json").read_text())["api"]
-        family = psutil.Process(process.pid).children(recursive=True)
-        yield api, next(one.pid for one in family if one.cmdline()[-2:] == ["-m", "api"])
-    finally:
-        process.terminate()
-        process.wait(60)
+def api_pid(stack: Stack) -> int:
+    """The process id of the stack's api."""
+    family = psutil.Process(stack.pid).children(recursive=True)
+    return next(one.pid for one in family if one.cmdline()[-2:] == ["-m", "api"])
 
 
 def write_lines(path: Path, count: int, model: str) -> None:
@@ -107,15 +95,12 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=3600.0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, stack(Path(folder, "data")) as (api, pid):
-        path = Path(folder, "lines.jsonl")
+    with tempfile.TemporaryDirectory() as folder, torpor_up(Path(folder, "data"), *FLAGS) as stack:
+        path, api = Path(folder, "lines.jsonl"), stack.at.api
         model = json.loads(urlopen(f"{api}/v1/models").read())["data"][0]["id"]
         write_lines(path, args.lines, model)
-        report = asyncio.run(run(api, pid, path, args.timeout))
-    report["load"] = os.getloadavg()[0]
-    print(json.dumps(report, indent=2))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2))
+        report = asyncio.run(run(api, api_pid(stack), path, args.timeout))
+    publish(report | {"machine": machine()}, args.json)
     if not report["every_line_once"]:
         raise SystemExit(1)
 

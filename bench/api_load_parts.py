@@ -1,5 +1,5 @@
-"""The helpers of `bench/api_load.py` that run as processes of their own: a broker that confirms at
-once, and a writer of tokens.
+"""What `bench.api_load` runs as processes of their own: a broker that confirms at once, and a
+writer of tokens. They know nothing of ours: what is measured must not wait for them.
 """
 
 import asyncio

@@ -10,18 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from bench.torpor_up import ROOT
 from tests.redis_server import RedisServer, die_with_parent, free_port
 
-ROOT: Final = Path(__file__).resolve().parent.parent
 MODEL: Final = "smollm2-135m-instruct"
+_AS_PREDICTOR: Final = "--as-predictor"
 _READY_WITHIN_S: Final = 180.0
 _ARGS: Final = ("--max-model-len", "2048", "--max-num-seqs", "16")
 
@@ -75,10 +76,10 @@ class Rig:
         }
         return self._start("api", port, [sys.executable, "-m", "api"], env).wait_ready("/healthz")
 
-    def predictor(self, name: str, *program: str) -> Child:
-        """A predictor, not waited for; `program` is a module and its arguments, instead of ours."""
+    def predictor(self, name: str, bench: str) -> Child:
+        """A predictor that the module `bench` watches from within, not waited for."""
         port = free_port()
-        command = [sys.executable, "-m", *(program or ("predictor",))]
+        command = [sys.executable, "-m", bench, _AS_PREDICTOR]
         command += ["--engine", self.engine, "--host", "127.0.0.1", "--http_port", str(port)]
         command += ["--replica-id", name, *(_ARGS if self.engine == "vllm" else ())]
         env = {"TORPOR_REDIS_URL": self.redis_url, "OMP_NUM_THREADS": "1", **self.settings}
@@ -115,9 +116,13 @@ def running(folder: Path, engine: str, **settings: str) -> Iterator[Rig]:
                 child.end(signal.SIGKILL)
 
 
-def machine() -> dict[str, Any]:
-    """What a figure was measured on."""
-    return {"cpus": os.cpu_count(), "load_1m": round(os.getloadavg()[0], 1)}
+def bench_or_predictor(bench: Callable[[], None], predict: Callable[[list[str]], int]) -> None:
+    """Run the bench or, where a rig started its module so, the predictor that it watches; that one
+    ends as `python -m predictor` does, without taking torch down module by module.
+    """
+    if sys.argv[1:2] == [_AS_PREDICTOR]:
+        os._exit(predict(sys.argv[2:]))
+    bench()
 
 
 def _answers(url: str) -> bool:

@@ -1,6 +1,6 @@
 """What being seen costs a whole stack: CPU per job and latency, seen against unseen.
 
-    .venv/bin/python bench/observability_cost.py [--seen sampled|all|logs] [--blocks N] [--jobs N]
+    .venv/bin/python -m bench.observability_cost [--seen sampled|all|logs] [--blocks N] [--jobs N]
 
 Two embedded stacks with the test engine stand side by side, one that nobody sees and one that is
 seen. Rounds of a fixed number of jobs go to one of them at a time, in blocks of unseen, seen, seen,
@@ -19,17 +19,14 @@ and histograms are made to do nothing (`_BLIND`). *Seen* logs at INFO, is scrape
 
 import argparse
 import asyncio
-import json
 import os
 import random
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -37,11 +34,12 @@ from typing import Any, Final
 
 import aiohttp
 
+from bench.report import publish
+from bench.torpor_up import Stack, torpor_up
 from knative.load.client import Clients
 from knative.load.run import Run
 from knative.load.sample import Outcome
 from knative.load.schedule import ClientKind, Shape, Shot, endless
-from knative.local.data_dir import find_addresses
 from knative.simulator.workload import Lengths
 
 MODEL: Final = "smollm2-135m-instruct"
@@ -68,14 +66,6 @@ SEEN: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
-    """A stack that runs: its supervisor's process, and where its parts answer."""
-
-    pid: int
-    addresses: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
 class Round:
     """What one round took."""
 
@@ -88,29 +78,18 @@ class Round:
         return sum(self.cpu_ms.values()) / len(self.totals_s)
 
 
-@contextmanager
-def running(folder: Path, variant: dict[str, str], *, is_blind: bool) -> Iterator[Stack]:
+def running(
+    folder: Path, variant: dict[str, str], *, is_blind: bool
+) -> AbstractContextManager[Stack]:
     """A stack on `folder` with one predictor that stays awake."""
-    env = dict(os.environ) | {"TORPOR_SEEDED_TOKENS_PER_S": "0"}
-    env |= {name: value.format(folder=folder) for name, value in variant.items()}
+    env = {name: value.format(folder=folder) for name, value in variant.items()}
+    env["TORPOR_SEEDED_TOKENS_PER_S"] = "0"
     if is_blind:
         (folder / "sitecustomize.py").write_text(_BLIND)
-        env["PYTHONPATH"] = f"{folder}:{env.get('PYTHONPATH', '')}".rstrip(":")
-    argv = [str(Path(sys.executable).parent / "torpor"), "up", "--engine", "seeded"]
-    argv += ["--port", "0", "--broker-port", "0", "--data-dir", str(folder / "data")]
-    argv += ["--container-concurrency", str(USERS), "--min-replicas", "1"]
-    argv += ["--log-level", variant["TORPOR_LOG_LEVEL"]]
-    with (folder / "said.log").open("w") as said:
-        process = subprocess.Popen(argv, env=env, stderr=said)
-    try:
-        while (found := find_addresses(folder / "data")) is None:
-            assert process.poll() is None, (folder / "said.log").read_text()
-            time.sleep(0.1)
-        addresses = {"api": found.api, "broker": found.broker, "activator": found.activator}
-        yield Stack(process.pid, addresses)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        env["PYTHONPATH"] = f"{folder}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
+    flags = ["--engine", "seeded", "--container-concurrency", str(USERS), "--min-replicas", "1"]
+    flags += ["--log-level", variant["TORPOR_LOG_LEVEL"]]
+    return torpor_up(folder / "data", *flags, env=env)
 
 
 def cpu_s(root: int) -> dict[int, float]:
@@ -141,7 +120,7 @@ async def one_round(stack: Stack, jobs: int, seeds: Iterator[int], *, is_scraped
         zero = loop.time()
         clients = Clients(
             session,
-            stack.addresses["api"],
+            stack.at.api,
             MODEL,
             now=lambda: loop.time() - zero,
             patience_s=60,
@@ -180,10 +159,10 @@ def part_of(pid: int) -> str:
 
 async def scrape(session: aiohttp.ClientSession, stack: Stack) -> None:
     """Fetch every page once, and drop it unread: parsing is not the stack's work."""
-    async with session.get(f"{stack.addresses['activator']}/status") as answer:
+    async with session.get(f"{stack.at.activator}/status") as answer:
         (replica,) = (await answer.json())["replicas"]["list"]
     predictor = "http://127.0.0.1:" + replica["id"].rsplit("-", 1)[1]
-    for address in (*stack.addresses.values(), predictor):
+    for address in (stack.at.api, stack.at.broker, stack.at.activator, predictor):
         async with session.get(f"{address}/metrics") as answer:
             await answer.read()
 
@@ -192,7 +171,7 @@ async def awake(stack: Stack) -> None:
     """Return once a predictor can serve."""
     async with aiohttp.ClientSession() as session:
         while True:
-            async with session.get(f"{stack.addresses['activator']}/status") as answer:
+            async with session.get(f"{stack.at.activator}/status") as answer:
                 if (await answer.json())["replicas"]["ready"]:
                     return
             await asyncio.sleep(0.1)
@@ -307,4 +286,4 @@ if __name__ == "__main__":
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--jobs", type=int, default=100)
     given = parser.parse_args()
-    print(json.dumps(main(given.seen, given.blocks, given.jobs), indent=1))
+    publish(main(given.seen, given.blocks, given.jobs), None)

@@ -10,13 +10,11 @@ process. Idle: resident memory of every process of the stack at zero replicas.
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,58 +22,28 @@ import aiohttp
 import psutil
 
 from bench import cold_start
-
-ROOT: Final = Path(__file__).resolve().parent.parent
+from bench.report import machine, publish
+from bench.torpor_up import ROOT, Stack, torpor_up
 
 PROMPT: Final = "The capital of France is"
 BODY: Final = {"prompt": PROMPT, "max_tokens": 1, "temperature": 0}
 WARM_RUNS: Final = 30
 
 
-class Stack:
-    """A running `torpor up`, and where it is."""
-
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
-        self.process = process
-        self.at = json.loads((folder / "addresses.json").read_text())
-
-    def rss_mb(self) -> int:
-        """Private and shared pages counted once where they are shared by fork (PSS), in MB."""
-        family = [
-            psutil.Process(self.process.pid),
-            *psutil.Process(self.process.pid).children(recursive=True),
-        ]
-        return sum(p.memory_full_info().pss for p in family) >> 20
+def rss_mb(stack: Stack) -> int:
+    """Private and shared pages of the whole stack, counted once where they are shared by fork
+    (PSS), in MB.
+    """
+    root = psutil.Process(stack.pid)
+    return sum(p.memory_full_info().pss for p in (root, *root.children(recursive=True))) >> 20
 
 
-@contextmanager
-def running(folder: Path, *, warm_parent: bool) -> Iterator[Stack]:
+def running(folder: Path, *, warm_parent: bool) -> AbstractContextManager[Stack]:
     """The embedded stack with the real engine; a short window, so that it sleeps between runs."""
-    flag = "--warm-parent" if warm_parent else "--no-warm-parent"
-    command = [
-        str(Path(sys.executable).parent / "torpor"),
-        "up",
-        "--port",
-        "0",
-        "--broker-port",
-        "0",
-        flag,
-    ]
-    command += ["--data-dir", str(folder), "--models-dir", str(ROOT / ".torpor/models")]
-    command += ["--window", "60s", "--time-scale", "20", "--container-concurrency", "16"]
-    process = subprocess.Popen(
-        command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (folder / "addresses.json").exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("the stack did not start; see " + str(folder / "logs"))
-            time.sleep(0.1)
-        yield Stack(process, folder)
-    finally:
-        process.terminate()
-        process.wait(60)
+    flags = ["--warm-parent" if warm_parent else "--no-warm-parent"]
+    flags += ["--models-dir", str(ROOT / ".torpor/models")]
+    flags += ["--window", "60s", "--time-scale", "20", "--container-concurrency", "16"]
+    return torpor_up(folder, *flags, env={"OMP_NUM_THREADS": "1"})
 
 
 async def first_token_s(session: aiohttp.ClientSession, api: str) -> float:
@@ -96,7 +64,7 @@ async def first_token_s(session: aiohttp.ClientSession, api: str) -> float:
 
 async def until_zero(session: aiohttp.ClientSession, stack: Stack) -> None:
     while True:
-        async with session.get(stack.at["activator"] + "/status") as answer:
+        async with session.get(f"{stack.at.activator}/status") as answer:
             if not (await answer.json())["replicas"]["list"]:
                 return
         await asyncio.sleep(0.2)
@@ -105,13 +73,13 @@ async def until_zero(session: aiohttp.ClientSession, stack: Stack) -> None:
 async def cold(stack: Stack) -> float:
     async with aiohttp.ClientSession() as session:
         await until_zero(session, stack)
-        return await first_token_s(session, stack.at["api"])
+        return await first_token_s(session, stack.at.api)
 
 
 async def warm(stack: Stack) -> list[float]:
     async with aiohttp.ClientSession() as session:
-        await first_token_s(session, stack.at["api"])
-        return [await first_token_s(session, stack.at["api"]) for _ in range(WARM_RUNS)]
+        await first_token_s(session, stack.at.api)
+        return [await first_token_s(session, stack.at.api) for _ in range(WARM_RUNS)]
 
 
 async def direct(model: str) -> list[float]:
@@ -145,7 +113,7 @@ def measure(runs: int, model: str, folder: Path) -> dict[str, Any]:
         running(folder / "warm", warm_parent=True) as a,
         running(folder / "plain", warm_parent=False) as b,
     ):
-        idle = {"with_parent_mb": a.rss_mb(), "without_mb": b.rss_mb()}
+        idle = {"with_parent_mb": rss_mb(a), "without_mb": rss_mb(b)}
         for _ in range(runs):
             bare.append(cold_start.executed("bare", "bare", model, {}).first_token_s)
             with_parent.append(asyncio.run(cold(a)))
@@ -173,11 +141,7 @@ def measure(runs: int, model: str, folder: Path) -> dict[str, Any]:
             "added": round((middle(through) - middle(alone)) * 1000, 2),
         },
         "idle_mb": idle,
-        "machine": {
-            "cpus": os.cpu_count(),
-            "load_1m": os.getloadavg()[0],
-            "cpu": cold_start.cpu_model(),
-        },
+        "machine": machine() | {"cpu": cold_start.cpu_model()},
     }
 
 
@@ -199,9 +163,7 @@ def main() -> None:
 
     model = ensure_model(cold_start.NAME, (ROOT / ".torpor/models").resolve(), say)
     report = measure(args.runs, model, args.data_dir)
-    print(json.dumps(report, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1))
+    publish(report, args.json)
 
 
 if __name__ == "__main__":

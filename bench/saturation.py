@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,8 @@ import aiohttp
 import psutil
 
 from bench.cold_start import ENGINE_ARGS, KV_BYTES, NAME
-from bench.live_rig import ROOT, machine
+from bench.report import machine, publish
+from bench.torpor_up import ROOT, Stack, torpor_up
 
 BATCH: Final = 16
 _START_S: Final = 300.0
@@ -97,25 +98,12 @@ def prompts(jobs: int) -> list[str]:
     return [_PROMPT.format(number) for number in range(jobs)]
 
 
-@contextmanager
-def stack(folder: Path) -> Iterator[tuple[str, int]]:
-    """`torpor up` with one real predictor that stays; its api, and its process id."""
-    command = [str(Path(sys.executable).parent / "torpor"), "up", "--port", "0"]
-    command += ["--broker-port", "0", "--data-dir", str(folder), "--min-replicas", "1"]
-    command += ["--models-dir", str(ROOT / ".torpor/models"), "--container-concurrency", str(BATCH)]
-    command += ["--engine-args", " ".join((*ENGINE_ARGS, "--max-model-len", "2048"))]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=env)
-    try:
-        deadline = time.monotonic() + _START_S
-        while not (folder / "addresses.json").exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the stack did not start; see {folder / 'logs'}")
-            time.sleep(0.1)
-        yield json.loads((folder / "addresses.json").read_text())["api"], process.pid
-    finally:
-        process.terminate()
-        process.wait(60)
+def stack(folder: Path) -> AbstractContextManager[Stack]:
+    """`torpor up` with one real predictor that stays."""
+    flags = ["--min-replicas", "1", "--container-concurrency", str(BATCH)]
+    flags += ["--models-dir", str(ROOT / ".torpor/models")]
+    flags += ["--engine-args", " ".join((*ENGINE_ARGS, "--max-model-len", "2048"))]
+    return torpor_up(folder, *flags, env={"OMP_NUM_THREADS": "1"}, within_s=_START_S)
 
 
 async def through_path(api: str, jobs: int, tokens: int, salt: str) -> float:
@@ -149,16 +137,16 @@ def measure(jobs: int, tokens: int, rounds: int) -> dict[str, Any]:
 
     model = ensure_model(NAME, (ROOT / ".torpor/models").resolve(), print)
     path, alone, cpu_s = [], [], {"offline": 0.0, "path": 0.0}
-    with tempfile.TemporaryDirectory() as folder, stack(Path(folder)) as (api, pid):
+    with tempfile.TemporaryDirectory() as folder, stack(Path(folder, "data")) as up:
         engine = Offline(model)
         try:
             engine.round(2, 4)
-            asyncio.run(through_path(api, 2, 4, "warm"))  # until it is awake
+            asyncio.run(through_path(up.at.api, 2, 4, "warm"))  # until it is awake
             for number in range(rounds):
                 with counting(engine.pid, cpu_s, "offline"):
                     alone.append(engine.round(jobs, tokens))
-                with counting(pid, cpu_s, "path"):
-                    path.append(asyncio.run(through_path(api, jobs, tokens, str(number))))
+                with counting(up.pid, cpu_s, "path"):
+                    path.append(asyncio.run(through_path(up.at.api, jobs, tokens, str(number))))
                 say(f"offline {alone[-1]:.1f}, whole path {path[-1]:.1f} tokens/s")
         finally:
             engine.close()
@@ -208,9 +196,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     report = measure(args.jobs, args.tokens, args.rounds)
-    print(json.dumps(report, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1))
+    publish(report, args.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,7 +24,8 @@ import aiohttp
 import orjson
 import psutil
 
-from bench.live_rig import Child, machine, running
+from bench.live_rig import Child, bench_or_predictor, running
+from bench.report import machine, publish
 from eventing.event import Event
 from tests.integration.predictor_process import deliver
 from tests.unit.predictor.desk import asking, job_id_of
@@ -150,9 +150,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         settings = {NOTES: str(notes), "TORPOR_SEEDED_TOKENS_PER_S": str(args.rate)}
         with running(Path(folder), args.engine, **settings, **_settings(args.set)) as rig:
             api = rig.api()
-            predictor = rig.predictor("p", "bench.streaming", "--as-predictor").wait_ready(
-                "/readyz"
-            )
+            predictor = rig.predictor("p", "bench.streaming").wait_ready("/readyz")
             knobs = {"output_tokens": args.tokens} if args.engine == "seeded" else {}
             done: list[tuple[int, list[Stream], float]] = []
             for _ in range(args.rounds):
@@ -193,13 +191,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     report = measure(args)
-    print(json.dumps(report, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1))
+    publish(report, args.json)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--as-predictor"]:
-        ended = predict(sys.argv[2:])
-        os._exit(ended)
-    main()
+    bench_or_predictor(main, predict)

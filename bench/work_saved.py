@@ -11,20 +11,19 @@ marked as not to be continued) it is reported beside.
 
 import argparse
 import asyncio
-import json
 import mmap
 import os
 import random
 import signal
 import struct
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench.live_rig import Child, Rig, machine, running
+from bench.live_rig import Child, Rig, bench_or_predictor, running
+from bench.report import machine, publish
 from tests.integration.predictor_process import deliver
 from tests.unit.predictor.desk import asking
 
@@ -88,7 +87,7 @@ class Trial:
         counter = self.counters / name
         counter.write_bytes(bytes(8))
         os.environ[COUNTER] = str(counter)
-        return self.rig.predictor(name, "bench.work_saved", "--as-predictor")
+        return self.rig.predictor(name, "bench.work_saved")
 
     async def _kill(self, every_s: float) -> None:
         due_s = time.monotonic()
@@ -166,13 +165,8 @@ def main() -> None:
         "without_resume": trial(args.seconds, args.every, can_resume=False),
         "machine": machine(),
     }
-    print(json.dumps(report, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1))
+    publish(report, args.json)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--as-predictor"]:
-        ended = predict(sys.argv[2:])
-        os._exit(ended)
-    main()
+    bench_or_predictor(main, predict)
