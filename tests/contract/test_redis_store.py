@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 import eventing.scripts
 from eventing import keys
@@ -27,7 +28,8 @@ async def exhausted_by_one_who_died(rig: RedisRig) -> None:
     for _ in range(SETTINGS.max_attempts):
         taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
         await rig.store.release(job_id(), taken.attempt, Release.FAILURE, FAULT)
-    await rig.redis.delete(keys.UNANNOUNCED, keys.dead_letters_of("acme"))
+    await rig.redis.delete(keys.UNANNOUNCED)
+    await rig.redis.delete(keys.dead_letters_of("acme"))
 
 
 async def test_a_dead_letter_that_was_not_noted_is_noted_at_its_next_delivery(
@@ -94,6 +96,21 @@ async def test_all_keys_of_a_job_share_a_hash_tag(rig: RedisRig) -> None:
 
     assert len(of_the_job) == 2
     assert all(f"{{{job_id()}}}".encode() in key for key in of_the_job)
+
+
+async def test_the_server_of_these_tests_refuses_keys_of_two_slots(rig: RedisRig) -> None:
+    # What makes every other test in here a test of our keys: it must not go blind.
+    one, other = keys.job(job_id("1")), keys.job(job_id("2"))
+
+    with pytest.raises(ResponseError):
+        await rig.redis.mget(one, other)
+    with pytest.raises(ResponseError):
+        await rig.redis.eval(
+            "#!lua\nredis.call('EXISTS', KEYS[1]) return redis.call('EXISTS', ARGV[1])",
+            1,
+            one,
+            other,
+        )
 
 
 async def test_everything_of_an_ended_job_has_a_time_to_live(rig: RedisRig) -> None:
