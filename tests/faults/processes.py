@@ -138,8 +138,14 @@ class Program:
                         if answer.status == 200:
                             return
                 except aiohttp.ClientError:
-                    assert self.is_alive, f"{self.name} ended: {self.log.read_text()[-2000:]}"
+                    self.must_live()
                 await asyncio.sleep(0.01)
+
+    def must_live(self) -> None:
+        """Fail with its last words when it has ended by itself: whatever else goes wrong then
+        follows from that.
+        """
+        assert self.is_alive, f"{self.name} ended: {self.log.read_text()[-2000:]}"
 
     async def restart(self) -> None:
         await self.kill()

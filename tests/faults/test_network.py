@@ -74,6 +74,8 @@ async def _cut(
             FAULTS[fault](proxy)
             system.history.add(Kind.FAULT, "partition", what=link, how=fault)
             await asyncio.sleep(seconds)
+            for program in (system.api, system.broker, system.predictor):
+                program.must_live()
             proxy.heal()
             healed_s = time.monotonic()
             jobs += await asyncio.gather(*submits)
