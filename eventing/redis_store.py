@@ -1,13 +1,12 @@
 """The job store on Redis or Valkey: one Lua script a transition, compare-and-set on (state,
 attempt).
 
-Called by api, predictor and broker through the `Store` protocol. Indexes (outbox, lists) live in
-other slots than the job, so they are written *before* the record: a crash in between leaves an
-index entry without a job, which the sweep drops, and never a job that no index knows.
+Called by api, predictor and broker through the `Store` protocol. What lists jobs, or notes that
+something is due, is in `eventing.redis_index` and written before the record.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
 import orjson
 from redis.asyncio import Redis
@@ -16,7 +15,7 @@ from eventing import job_record, keys
 from eventing.connection import failures_named
 from eventing.errors import IdempotencyConflict
 from eventing.job import Job, JobError, JobId, JobRequest, JobState
-from eventing.job_list import ListCursor
+from eventing.redis_index import SWEEP_AFTER_MS, RedisIndex, noted
 from eventing.script import Argument, Call, run, run_all
 from eventing.store import (
     Acquired,
@@ -32,13 +31,6 @@ from eventing.store import (
     TokenBatch,
 )
 
-SWEEP_AFTER_MS: Final = 10_000
-"""An outbox entry this old was not cleared by its writer; the sweep looks at it. Found and sent
-again in 30 s.
-"""
-_HOLD_BY_SWEEPER_MS: Final = 15_000
-_LIST_SCAN: Final = 100
-
 
 class RedisStore:
     """A `Store` over one Redis client, which it owns."""
@@ -46,6 +38,7 @@ class RedisStore:
     def __init__(self, redis: Redis, settings: LeaseSettings | None = None) -> None:
         self._redis = redis
         self._settings = settings or LeaseSettings()
+        self._index = RedisIndex(redis, self._settings)
 
     @property
     def redis(self) -> Redis:
@@ -57,8 +50,8 @@ class RedisStore:
         fields = job_record.new_fields(new, request)
         answers = await self._run_all(
             [
-                _index(keys.UNPUBLISHED, new.id, SWEEP_AFTER_MS),
-                self._listed(keys.jobs_of(new.tenant), new.id, "NX"),
+                noted(keys.UNPUBLISHED, new.id, SWEEP_AFTER_MS),
+                self._index.listed(keys.jobs_of(new.tenant), new.id, "NX"),
                 (
                     "create",
                     [keys.job(new.id)],
@@ -84,9 +77,9 @@ class RedisStore:
         fields = [*job_record.new_fields(new, raw), "error", orjson.dumps(error.to_dict())]
         answers = await self._run_all(
             [
-                _index(keys.UNANNOUNCED, new.id, SWEEP_AFTER_MS),
-                self._listed(keys.jobs_of(new.tenant), new.id, "NX"),
-                self._listed(keys.dead_letters_of(new.tenant), new.id),
+                noted(keys.UNANNOUNCED, new.id, SWEEP_AFTER_MS),
+                self._index.listed(keys.jobs_of(new.tenant), new.id, "NX"),
+                self._index.listed(keys.dead_letters_of(new.tenant), new.id),
                 ("reject", _job_keys(new.id), [*args, *fields]),
             ]
         )
@@ -104,13 +97,13 @@ class RedisStore:
             # A conflicting event of another tenant leaves the id in that tenant's index.
             return job.tenant == tenant and (not states or job.state in states)
 
-        return await self._list(keys.jobs_of(tenant), is_wanted, limit, cursor)
+        return await self._index.page(keys.jobs_of(tenant), is_wanted, limit, cursor)
 
     async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
         def is_wanted(job: Job) -> bool:
             return job.tenant == tenant and job.is_dead_letter
 
-        return await self._list(keys.dead_letters_of(tenant), is_wanted, limit, cursor)
+        return await self._index.page(keys.dead_letters_of(tenant), is_wanted, limit, cursor)
 
     async def acquire(
         self, job_id: JobId, owner: str, *, can_resume: bool, is_alone: bool = False
@@ -124,7 +117,7 @@ class RedisStore:
             s.dead_letter_retention_s,
             int(is_alone),
         ]
-        note = _index(keys.AWAITED, job_id, 2 * s.lease_ms)
+        note = noted(keys.AWAITED, job_id, 2 * s.lease_ms)
         answer = (await self._run_all([note, ("acquire", _job_keys(job_id), args)]))[-1]
         status = AcquireStatus(answer[0].decode())
         match status:
@@ -172,9 +165,11 @@ class RedisStore:
     async def finish_and_get(
         self, job_id: JobId, attempt: int, ending: Ending
     ) -> tuple[Hold, Job | None]:
-        calls: list[Call] = [_index(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS)]
+        calls: list[Call] = [noted(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS)]
         if ending.is_dead_letter:
-            calls.append(self._listed(keys.dead_letters_of(await self._tenant(job_id)), job_id))
+            calls.append(
+                self._index.listed(keys.dead_letters_of(await self._tenant(job_id)), job_id)
+            )
         outcome = ending.error.code if ending.error else str(ending.state)
         dead = int(ending.is_dead_letter)
         args: list[Argument] = [attempt, ending.state, self._retention_s(ending), dead, outcome]
@@ -221,7 +216,7 @@ class RedisStore:
             ]
         answers = await self._run_all(
             [
-                _index(keys.UNPUBLISHED, job_id, SWEEP_AFTER_MS),
+                noted(keys.UNPUBLISHED, job_id, SWEEP_AFTER_MS),
                 ("redrive", _job_keys(job_id), [int(request is not None), *edited]),
             ]
         )
@@ -233,8 +228,7 @@ class RedisStore:
             if not await run(self._redis, "delete", _job_keys(job_id), []):
                 return False
             # If we die here, whoever lists them next drops what leads nowhere.
-            await self._redis.zrem(keys.jobs_of(tenant), job_id)
-            await self._redis.zrem(keys.dead_letters_of(tenant), job_id)
+            await self._index.unlist(job_id, tenant)
         return True
 
     async def read_stream(
@@ -260,33 +254,18 @@ class RedisStore:
         return ids[:count]
 
     async def take_unpublished(self, limit: int) -> list[JobId]:
-        return await self._take(keys.UNPUBLISHED, limit)
+        return await self._index.take_due(keys.UNPUBLISHED, limit)
 
     async def take_stranded(self, limit: int) -> list[JobId]:
-        """Notes of jobs that have ended are dropped on the way."""
-        due = await self._take(keys.AWAITED, limit)
-        if not due:
-            return []
-        async with failures_named():
-            jobs = dict(zip(due, await self._get_many(due), strict=True))
-            seconds, microseconds = await self._redis.time()
-            ended = [job_id for job_id, job in jobs.items() if job is None or job.state.is_terminal]
-            if ended:
-                await self._redis.zrem(keys.AWAITED, *ended)
-        now_ms = int(seconds) * 1000 + int(microseconds) // 1000
-        return [
-            job_id
-            for job_id, job in jobs.items()
-            if job and not job.state.is_terminal and job.lease_until_ms <= now_ms
-        ]
+        return await self._index.take_stranded(limit)
 
     async def take_unannounced(self, limit: int) -> list[JobId]:
-        return await self._take(keys.UNANNOUNCED, limit)
+        return await self._index.take_due(keys.UNANNOUNCED, limit)
 
     async def mark_published(self, job_id: JobId, *, age_ms: int = 0) -> None:
         look_after_ms = max(age_ms, self._settings.republish_after_s * 1000)
         # A job that has started meanwhile has a note of its own, which comes up sooner.
-        note = _index(keys.AWAITED, job_id, look_after_ms, "" if age_ms else "NX")
+        note = noted(keys.AWAITED, job_id, look_after_ms, "" if age_ms else "NX")
         await self._run_all([note, ("unlist", [keys.UNPUBLISHED], [job_id])])
 
     async def mark_announced(self, job_id: JobId) -> None:
@@ -304,9 +283,9 @@ class RedisStore:
     def _conclude_calls(
         self, job_id: JobId, tenant: str, ending: Ending, *, force: bool
     ) -> list[Call]:
-        calls: list[Call] = [_index(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS)]
+        calls: list[Call] = [noted(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS)]
         if ending.is_dead_letter:
-            calls.append(self._listed(keys.dead_letters_of(tenant), job_id))
+            calls.append(self._index.listed(keys.dead_letters_of(tenant), job_id))
         args: list[Argument] = [
             ending.state,
             self._retention_s(ending),
@@ -323,76 +302,15 @@ class RedisStore:
         tenant = await self._tenant(job_id)
         await self._run_all(
             [
-                _index(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS, mode),
-                self._listed(keys.dead_letters_of(tenant), job_id, mode),
+                noted(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS, mode),
+                self._index.listed(keys.dead_letters_of(tenant), job_id, mode),
             ]
         )
-
-    async def _list(
-        self, index: str, is_wanted: Callable[[Job], bool], limit: int, cursor: str
-    ) -> Page:
-        """Walk an index from its newest end; entries of expired jobs are dropped on the way."""
-        place = ListCursor.parse(cursor)
-        found: list[tuple[Job, ListCursor]] = []
-        while places := await self._places(index, place):
-            async with failures_named():
-                jobs = await self._get_many([place.job_id for place in places])
-                if gone := [p.job_id for p, job in zip(places, jobs, strict=True) if job is None]:
-                    await self._redis.zrem(index, *gone)
-            for place, job in zip(places, jobs, strict=True):
-                if job is None or not is_wanted(job):
-                    continue
-                if len(found) == limit:
-                    return Page(jobs=tuple(j for j, _ in found), next_cursor=str(found[-1][1]))
-                found.append((job, place))
-        return Page(jobs=tuple(job for job, _ in found))
-
-    async def _places(self, index: str, after: ListCursor | None) -> list[ListCursor]:
-        """The next places of an index, newest first; empty at its end. Those that share their
-        millisecond with `after` are read again and skipped, since Redis knows no cursor in a score.
-        """
-        top, offset = str(after.at_ms) if after else "+inf", 0
-        while True:
-            async with failures_named():
-                rows = await self._redis.zrange(
-                    index,
-                    top,
-                    "-inf",
-                    desc=True,
-                    byscore=True,
-                    offset=offset,
-                    num=_LIST_SCAN,
-                    withscores=True,
-                )
-            places = [ListCursor(int(score), JobId(member.decode())) for member, score in rows]
-            fresh = [place for place in places if after is None or place < after]
-            if fresh or len(rows) < _LIST_SCAN:
-                return fresh
-            offset += _LIST_SCAN
-
-    def _listed(self, index: str, job_id: JobId, mode: str = "") -> Call:
-        """The call that puts a job on a list. Lists are pruned by age as they grow, since only
-        some are ever read to their end; twice the longest retention is longer than any job stays.
-        """
-        keep_ms = 2000 * max(self._settings.retention_s, self._settings.dead_letter_retention_s)
-        return _index(index, job_id, 0, mode, keep_ms)
-
-    async def _get_many(self, job_ids: Sequence[JobId]) -> list[Job | None]:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.hgetall(keys.job(job_id))
-            records = await pipe.execute()
-        return [job_record.parse(job_id, r) for job_id, r in zip(job_ids, records, strict=True)]
 
     async def _tenant(self, job_id: JobId) -> str:
         async with failures_named():
             tenant = await self._redis.hget(keys.job(job_id), "tenant")
         return tenant.decode() if tenant else "default"
-
-    async def _take(self, index: str, limit: int) -> list[JobId]:
-        async with failures_named():
-            due = await run(self._redis, "take_due", [index], [limit, _HOLD_BY_SWEEPER_MS])
-        return [JobId(member.decode()) for member in due]
 
     async def _run_all(self, calls: Sequence[Call]) -> list[Any]:
         async with failures_named():
@@ -405,7 +323,3 @@ class RedisStore:
 
 def _job_keys(job_id: JobId) -> list[str]:
     return [keys.job(job_id), keys.tokens(job_id)]
-
-
-def _index(key: str, member: str, delay_ms: int, mode: str = "", keep_ms: int = 0) -> Call:
-    return ("index", [key], [member, delay_ms, mode, keep_ms])
