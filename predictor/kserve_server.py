@@ -9,15 +9,23 @@ port could put the predictor to sleep for everybody.
 """
 
 import asyncio
+import logging
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import uvloop
 from fastapi import FastAPI
 from fastapi.routing import APIRouter
 from kserve import ModelServer
+from kserve.errors import (
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
+    ServerNotReady,
+    UnsupportedProtocol,
+)
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import (
@@ -33,6 +41,21 @@ from predictor.model import PredictorModel
 
 _LEFTOVERS_S = 2
 """When the drain is over, nothing worth waiting for is open."""
+_REFUSALS: Final = (
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
+    NotImplementedError,
+    ServerNotReady,
+    UnsupportedProtocol,
+)
+
+
+def _is_trouble(record: logging.LogRecord) -> bool:
+    """False for what the caller is told anyway. KServe logs an error with its traceback for every
+    probe of a predictor that loads: a cold start looked like a crash.
+    """
+    return not (record.exc_info and isinstance(record.exc_info[1], _REFUSALS))
 
 
 class _HttpServer(_RefreshingServer):  # type: ignore[misc]
@@ -99,6 +122,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             enable_latency_logging=False,
         )
         self._door = door
+        logging.getLogger("kserve").addFilter(_is_trouble)
         self.dataplane = _DataPlane(model_registry=self.registered_models)
         self.model_repository_extension = _Repository(model_registry=self.registered_models)
         self._grpc = (

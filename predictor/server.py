@@ -16,6 +16,7 @@ import structlog
 from kserve.model_server import app
 from redis.asyncio import Redis
 
+from eventing import collector
 from eventing.clock import Clock, SystemClock
 from eventing.connection import connect
 from eventing.memory_store import MemoryStore
@@ -187,6 +188,7 @@ class Predictor:
 
     async def _start(self) -> bool:
         """True when the engine serves. Says on one line why it does not."""
+        _log.info("loading", action="start", model=self._settings.served_name)
         try:
             await asyncio.to_thread(self._prepare)
             await self._engine.start(self._heartbeat.enter)
@@ -197,6 +199,7 @@ class Predictor:
         for name in self._engine.model_names[1:]:  # LoRA adapters are models of their own
             self._server.register_model(self._model(name))
         self._heartbeat.device = self._engine.device
+        collector.spare()
         self._heartbeat.enter(ColdStartPhase.READY)
         self._admission.open()
         self._account.ready()

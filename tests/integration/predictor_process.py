@@ -108,6 +108,10 @@ class PredictorProcess:
             time.sleep(0.02)
         return self
 
+    def lines(self) -> list[dict[str, object]]:
+        """What it has logged."""
+        return [orjson.loads(line) for line in self.log.read_text().splitlines()]
+
     def is_ready(self) -> bool:
         return answers_ready(self.url, "seeded")
 

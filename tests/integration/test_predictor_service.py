@@ -304,12 +304,14 @@ async def test_grpc_names_a_bad_field_and_binds_loopback_alone(tmp_path: Path, p
         "shape": InferRequest("seeded", [torn]),
         "BYTES": InferRequest("seeded", [InferInput("x", [1], "INT64", [1])]),
     }
-    with predictors(tmp_path, 1, TORPOR_GRPC_PORT=str(port)):
+    with predictors(tmp_path, 1, TORPOR_GRPC_PORT=str(port)) as (predictor,):
         client = InferenceGRPCClient(f"127.0.0.1:{port}", use_ssl=False, timeout=5, retries=0)
         for word, request in refused.items():
             with pytest.raises(grpc.RpcError) as caught:
                 await client.infer(request)
-            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, (
+                predictor.log.read_text()
+            )
             assert word in str(caught.value.details())
         with pytest.raises(grpc.RpcError) as unknown:
             await client.infer(InferRequest("other", [prompts]))
@@ -348,6 +350,8 @@ def test_a_waking_predictor_answers_and_says_that_it_is_not_ready(tmp_path: Path
         assert waking["ready"] is False
         assert waking["phase"] in ("import", "weights")
         assert not started.is_ready()
+        assert [line["level"] for line in started.lines()] == ["info"] * len(started.lines())
+        assert [line["event"] for line in started.lines()].count("loading") == 1
         started.process.terminate()
         assert started.wait() == 0
     finally:
