@@ -28,7 +28,7 @@ from api.file_store import FileStore
 from api.front import Front
 from api.settings import ApiSettings
 from api.waiting import QueueWaiting
-from eventing import log, outbox, trace
+from eventing import collector, log, outbox, trace
 from eventing.broker.router import DirectPublisher
 from eventing.broker.trigger import load_triggers
 from eventing.clock import SystemClock
@@ -104,7 +104,8 @@ def build(settings: ApiSettings) -> FastAPI:
         async with asyncio.TaskGroup() as group:
             loops = {**_loops(parts, redis), **own_loops}
             running = [group.create_task(forever(name, loop)) for name, loop in loops.items()]
-            _spare_the_collector()
+            gc.collect()
+            collector.spare()
             yield
             for loop in running:
                 loop.cancel()
@@ -172,15 +173,6 @@ def _say_what_is_open(settings: ApiSettings) -> None:
         _log.warning("no model: every job will be refused", action="start")
     if said := openness(settings):
         _log.warning(said, action="start")
-
-
-def _spare_the_collector() -> None:
-    """What lives now lives for ever; the collector need not look through it again, and with
-    thousands of live readers it should look seldom.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
 
 
 def _publisher(settings: ApiSettings, redis: SharedRedis) -> DirectPublisher | HttpPublisher:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from eventing import collector
 from eventing.broker.dead_letter import Undertaker
 from eventing.broker.ingress import Ingress
 from eventing.broker.pump import Pump
@@ -113,6 +114,7 @@ async def serve(
 ) -> None:
     """Run until SIGTERM or SIGINT; then stop listening, give back what is in flight, end."""
     broker = Broker(settings, triggers)
+    collector.spare()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
