@@ -12,8 +12,9 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
-    BusyLoadingError,
+    ClusterCrossSlotError,
     ConnectionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -72,27 +73,43 @@ async def failures_named() -> AsyncIterator[None]:
         yield
         if task and task.cancelling() > asked_before:
             raise asyncio.CancelledError
-    except AuthenticationError as error:
-        raise StoreUnavailable("the store refused our password (TORPOR_REDIS_URL)", 5.0) from error
-    except (OutOfMemoryError, ReadOnlyError) as error:
-        raise StoreUnavailable(
-            "the store takes no writes now (memory, disk or a failover)", 2.0
-        ) from error
-    except (ConnectionError, TimeoutError, BusyLoadingError, OSError) as error:
-        raise StoreUnavailable("the store does not answer") from error
-    except ResponseError as error:
-        if str(error).startswith(_REFUSED_WRITE) or any(
-            word in str(error) for word in ("OOM", "MISCONF")
-        ):
-            raise StoreUnavailable(
-                "the store takes no writes now (memory, disk or a failover)", 2.0
-            ) from error
-        raise
-    except RedisError as error:
-        raise StoreUnavailable("the store failed") from error
-    except RuntimeError as error:
-        # uvloop's word for a connection that was reset between two steps of redis-py's greeting;
-        # asyncio's own loop says OSError. Unnamed, it ended the broker's process (F17).
-        if _CLOSED_BY_UVLOOP not in str(error):
+    except (RedisError, OSError, RuntimeError) as error:
+        named = _named(error)
+        if named is None:
             raise
-        raise StoreUnavailable("the store does not answer") from error
+        raise named from error
+
+
+def _named(error: Exception) -> StoreUnavailable | None:
+    """What a client's error is to our callers; None for a bug of ours."""
+    match error:
+        case AuthenticationError():
+            return StoreUnavailable("the store refused our password (TORPOR_REDIS_URL)", 5.0)
+        case AskError() | ClusterCrossSlotError():  # MOVED is an ASK to redis-py
+            return StoreUnavailable("the store is a Redis Cluster: give a single primary", 5.0)
+        case ResponseError() if _is_refused_write(error):
+            return StoreUnavailable(
+                "the store takes no writes now (memory, disk or a failover)", 2.0
+            )
+        case ResponseError():
+            return None
+        case ConnectionError() | TimeoutError() | OSError():
+            return StoreUnavailable("the store does not answer")
+        case RedisError():
+            return StoreUnavailable("the store failed")
+        case _:
+            # uvloop's word for a connection that was reset between two steps of redis-py's
+            # greeting; asyncio's own loop says OSError. Unnamed, it ended the broker (F17).
+            is_closed = _CLOSED_BY_UVLOOP in str(error)
+            return StoreUnavailable("the store does not answer") if is_closed else None
+
+
+def _is_refused_write(error: ResponseError) -> bool:
+    """Errors inside a script carry the word somewhere behind the script's name."""
+    text = str(error)
+    return (
+        isinstance(error, OutOfMemoryError | ReadOnlyError)
+        or text.startswith(_REFUSED_WRITE)
+        or "OOM" in text
+        or "MISCONF" in text
+    )

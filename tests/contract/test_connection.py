@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import pytest
 import uvloop
+from redis.exceptions import ClusterCrossSlotError, MovedError, ResponseError
 
 from eventing.connection import connect, failures_named
 from eventing.errors import StoreUnavailable
@@ -91,3 +92,12 @@ async def test_a_bug_of_ours_is_not_taken_for_a_store_that_is_away() -> None:
     with pytest.raises(RuntimeError, match="ours"):
         async with failures_named():
             raise RuntimeError("ours")
+
+
+@pytest.mark.parametrize(
+    "answer", [MovedError("1 10.0.0.1:6379"), ClusterCrossSlotError("two slots")]
+)
+async def test_a_cluster_of_several_nodes_is_said_to_be_one(answer: ResponseError) -> None:
+    with pytest.raises(StoreUnavailable, match="Redis Cluster"):
+        async with failures_named():
+            raise answer
