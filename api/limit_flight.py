@@ -5,6 +5,7 @@ result event arrives. A place whose job ended unheard (an event that was lost, a
 two) is found when the set is full: its oldest entries are held against the store.
 """
 
+import time
 from typing import Final
 
 from redis.asyncio import Redis
@@ -15,6 +16,8 @@ from eventing.job import JobId
 from eventing.store import Store
 
 _LOOK_AT: Final = 50
+_LOOK_EVERY_S: Final = 1.0
+"""Who is full and asks on must not cost fifty reads a call."""
 _YOUNG_MS: Final = 5_000
 """A place this young may belong to a job that is just being recorded."""
 _KEEP_S: Final = 31 * 24 * 3600
@@ -26,6 +29,7 @@ class Flight:
     def __init__(self, redis: Redis, store: Store) -> None:
         self._redis = redis
         self._store = store
+        self._looked_s: dict[str, float] = {}
 
     async def take(self, tenant: str, job_id: JobId, limit: int) -> bool:
         """Take a place; False when there is none."""
@@ -60,7 +64,13 @@ class Flight:
         return int(answers[1])
 
     async def _tidy(self, tenant: str) -> bool:
-        """Give back places of jobs that ended or never came to be; True when there were any."""
+        """Give back places of jobs that ended or never came to be; True when there were any. False
+        also just after a look.
+        """
+        now_s = time.monotonic()
+        if now_s - self._looked_s.get(tenant, float("-inf")) < _LOOK_EVERY_S:
+            return False
+        self._looked_s[tenant] = now_s
         key = _key(tenant)
         async with failures_named():
             seconds = (await self._redis.time())[0]

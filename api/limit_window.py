@@ -102,6 +102,8 @@ class Windows:
         Done once however often it is asked for, by whichever process; a process that dies before it
         leaves the charge as it was.
         """
-        where = [meter.charge(job_id), f"{meter.current}/-1", meter.current]
+        current = meter.current
+        where = [meter.charge(job_id), f"{current}/-1", current, f"{current}/late"]
+        how = [took, MINUTE_S * 1000, meter.limit]
         async with failures_named():
-            return int(await run(self._redis, "limit_settle", where, [took, MINUTE_S * 1000]))
+            return int(await run(self._redis, "limit_settle", where, how))

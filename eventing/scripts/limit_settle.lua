@@ -1,6 +1,6 @@
--- Correct a charge by what the job really took, once: the charge is gone afterwards. Less is given back to the window it was taken from, and is lost with that window; more is taken from this one.
--- KEYS  1 charge, 2 previous window, 3 current window (both as the library `limits` keeps them)
--- ARGV  1 tokens taken, 2 window_ms
+-- Correct a charge by what the job really took, once: the charge is gone afterwards. Less is given back to the window it was taken from; once that has faded, to this one and the last, as far as they go and at most a whole limit a window. More is taken from this one.
+-- KEYS  1 charge, 2 previous window, 3 current window (both as the library `limits` keeps them), 4 given back late in this window
+-- ARGV  1 tokens taken, 2 window_ms, 3 limit
 -- gives what was added (negative: given back); 0 when there was no charge
 local row = redis.call('GET', KEYS[1])
 if not row then return 0 end
@@ -24,10 +24,18 @@ if left <= 0 then return 0 end
 local t = redis.call('TIME')
 -- Times are whole milliseconds, rounded twice: a charge right at the start of its window must not look older than that.
 local started_ms = t[1] * 1000 + math.floor(t[2] / 1000) + left - 2 * window - 10
-local key = nil
-if tonumber(charged_ms) >= started_ms then key = KEYS[3]
-elseif tonumber(charged_ms) >= started_ms - window then key = KEYS[2] end
-local held = key and tonumber(redis.call('GET', key)) or 0
-local back = math.min(held, -owed)
-if back > 0 then redis.call('DECRBY', key, back) end
+local function give(key, most)
+  local back = math.min(tonumber(redis.call('GET', key)) or 0, most)
+  if back > 0 then redis.call('DECRBY', key, back) end
+  return math.max(back, 0)
+end
+if tonumber(charged_ms) >= started_ms then return -give(KEYS[3], -owed) end
+if tonumber(charged_ms) >= started_ms - window then return -give(KEYS[2], -owed) end
+local most = math.min(-owed, tonumber(ARGV[3]) - (tonumber(redis.call('GET', KEYS[4])) or 0))
+local back = give(KEYS[3], most)
+back = back + give(KEYS[2], most - back)
+if back > 0 then
+  redis.call('INCRBY', KEYS[4], back)
+  if redis.call('PTTL', KEYS[4]) < 0 then redis.call('PEXPIRE', KEYS[4], math.max(left - window, 1)) end
+end
 return -back

@@ -234,19 +234,44 @@ class TestTheWindow:
         window = await windows.look(METER)
         assert (back, window.previous, window.current) == (-400, previous, current)
 
-    async def test_what_has_faded_is_not_given_back_to_the_next_window(self, redis: Redis) -> None:
-        windows = await self.charged(redis, 500)
-        await self.pass_time(redis, 119_000)
-        await windows.look(METER)
-        await windows.take(METER, 300)
-        await self.pass_time(redis, 59_000)
-        await windows.look(METER)
-        await windows.take(METER, 50)
+    @staticmethod
+    async def three_minutes_later(redis: Redis, cost: int) -> Windows:
+        """A charge of `cost` has faded; the last minute took 300 and this one 50."""
+        windows = await TestTheWindow.charged(redis, cost)
+        for ms, more in ((119_000, 300), (59_000, 50)):
+            await TestTheWindow.pass_time(redis, ms)
+            await windows.look(METER)
+            await windows.take(METER, more)
+        return windows
 
-        back = await windows.settle(METER, JOB, 0)
+    @pytest.mark.parametrize(
+        ("took", "given", "previous", "current"),
+        [
+            pytest.param(470, 30, 300, 20, id="to this minute"),
+            pytest.param(350, 150, 200, 0, id="and to the last"),
+            pytest.param(0, 350, 0, 0, id="as far as they go"),
+        ],
+    )
+    async def test_what_has_faded_is_given_back_to_what_counts_now(
+        self, redis: Redis, took: int, given: int, previous: int, current: int
+    ) -> None:
+        windows = await self.three_minutes_later(redis, 500)
+
+        back = await windows.settle(METER, JOB, took)
 
         window = await windows.look(METER)
-        assert (back, window.previous, window.current) == (0, 300, 50)
+        assert (back, window.previous, window.current) == (-given, previous, current)
+
+    async def test_minutes_cannot_be_saved_up(self, redis: Redis) -> None:
+        windows = await self.three_minutes_later(redis, 900)
+        rows = {METER.charge(OTHER): await redis.get(METER.charge(JOB))}
+        await redis.mset(rows)
+        back = await windows.settle(METER, JOB, 0)
+        await windows.take(METER, 900)
+        back += await windows.settle(METER, OTHER, 0)
+
+        assert back == -METER.limit  # and not 350 and 900
+        assert 0 < await redis.ttl(f"{METER.current}/late") <= 60
 
     async def test_what_took_more_can_go_over_the_limit_and_is_waited_for(
         self, redis: Redis
