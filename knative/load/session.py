@@ -15,15 +15,17 @@ import aiohttp
 
 from knative.load.client import Clients
 from knative.load.run import Closed, Run
-from knative.load.sample import Sample
+from knative.load.sample import Outcome, Sample
 from knative.load.schedule import Shape, Shot, endless, shots
 from knative.load.summary import Setup, summarise
-from knative.load.watch import Look, Watch
+from knative.load.watch import Look, Watch, is_accounted
 from knative.simulator.load import Load
 from knative.simulator.workload import Lengths
 
 _GRACE_S: Final = 5.0
-"""Predictors post what they did this often; before that the cost is not whole."""
+"""Predictors post what they did this often, idle seconds too."""
+_POSTED_WITHIN_S: Final = 30.0
+"""A late post is waited for so long; then the report says that the cost is a lower bound."""
 
 Show = Callable[[Run, Watch], Coroutine[Any, Any, None]]
 """Shows a run that goes on, until cancelled."""
@@ -87,7 +89,7 @@ async def run_plan(plan: Plan, show: Show | None = None) -> Result:
         run = Run(clients, now)
         with suppress(NotImplementedError):
             loop.add_signal_handler(signal.SIGINT, run.stop)
-        await watch.look()
+        first = await watch.look()
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(watch.run())] if plan.is_watched else []
             if show is not None:
@@ -96,7 +98,7 @@ async def run_plan(plan: Plan, show: Show | None = None) -> Result:
             await asyncio.sleep(_GRACE_S)
             for task in beside:
                 task.cancel()
-        await watch.look()
+        await _last_look(watch, first, run, now)
     setup = Setup(
         title=plan.title,
         target=plan.addresses["api"],
@@ -107,6 +109,16 @@ async def run_plan(plan: Plan, show: Show | None = None) -> Result:
     )
     report = summarise(setup, run.samples, watch.looks)
     return Result(report, run.samples, watch.looks)
+
+
+async def _last_look(watch: Watch, first: Look, run: Run, now: Callable[[], float]) -> None:
+    """Look until the predictors have posted what this run made them do."""
+    jobs = sum(sample.outcome is Outcome.COMPLETED for sample in run.samples)
+    until_s = now() + _POSTED_WITHIN_S
+    last = await watch.look()
+    while not is_accounted(first, last, jobs) and now() < until_s:
+        await asyncio.sleep(1)
+        last = await watch.look()
 
 
 async def _drive(run: Run, plan: Plan) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from knative.load.growth import growth
 from knative.load.sample import Outcome, Sample
-from knative.load.watch import Look
+from knative.load.watch import Look, is_accounted
 
 _LATE_S: Final = 0.05
 """A generator later than this measures itself."""
@@ -38,7 +38,7 @@ def summarise(setup: Setup, samples: Sequence[Sample], looks: Sequence[Look]) ->
     tokens = sum(s.output_tokens for s in done)
     return {
         "setup": asdict(setup),
-        "notes": notes(setup, samples),
+        "notes": notes(setup, samples) + _cost_notes(looks, len(done)),
         "span_s": round(span_s, 2),
         "sent": len(samples),
         "outcomes": dict(Counter(str(s.outcome) for s in samples)),
@@ -107,6 +107,15 @@ def percentiles(
         for name, share in _SHARES.items()
     }
     return found | {"mean": round(sum(values) / len(values), 4), "count": len(values)}
+
+
+def _cost_notes(looks: Sequence[Look], jobs: int) -> list[str]:
+    if not looks or is_accounted(looks[0], looks[-1], jobs):
+        return []
+    return [
+        "The cost is a lower bound: attempts were charged more GPU-seconds than their predictors "
+        "have posted. One died with some, or is late."
+    ]
 
 
 def _cost(looks: Sequence[Look], tokens: int, jobs: int) -> dict[str, float | None]:

@@ -78,6 +78,8 @@ class Look:
     oldest_s: float | None
     in_flight: float | None
     gpu_s: float | None
+    busy_s: float | None
+    charged_s: float | None
     cost: float | None
     gpu_utilisation: float | None
     keys: float | None
@@ -135,6 +137,8 @@ def look_of(at_s: float, by_part: Mapping[str, Scrape], gpu: Scrape) -> Look:
         oldest_s=broker.highest("torpor_queue_oldest_age_seconds"),
         in_flight=broker.total("torpor_jobs_in_flight"),
         gpu_s=api.total("torpor_gpu_seconds_total"),
+        busy_s=api.total("torpor_gpu_seconds_total", state="busy"),
+        charged_s=api.total("torpor_gpu_work_seconds_total"),
         cost=api.total("torpor_gpu_cost_total"),
         gpu_utilisation=gpu.highest("DCGM_FI_DEV_GPU_UTIL"),
         keys=api.total("torpor_store_keys"),
@@ -142,3 +146,19 @@ def look_of(at_s: float, by_part: Mapping[str, Scrape], gpu: Scrape) -> Look:
         memory_bytes={name: value for name, value in memory.items() if value is not None},
         open_files={name: value for name, value in files.items() if value is not None},
     )
+
+
+def is_accounted(first: Look, last: Look, jobs: int) -> bool:
+    """Whether the GPU-seconds of `jobs` that ended since `first` are in what `last` shows.
+
+    An attempt is charged to its job when it ends, but a predictor posts its own seconds only every
+    few: until the last has, less was busy than was charged. True where the other side tells nothing
+    of it; false for good when a predictor died with seconds that it had not posted.
+    """
+    if first.busy_s is None or first.charged_s is None:
+        return True
+    if last.busy_s is None or last.charged_s is None:
+        return False
+    busy_s, charged_s = last.busy_s - first.busy_s, last.charged_s - first.charged_s
+    rounded_s = 0.01 * charged_s + 0.001 * jobs  # each charge is in whole milliseconds
+    return busy_s + rounded_s >= charged_s and (busy_s > 0 or not jobs)

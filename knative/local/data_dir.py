@@ -57,12 +57,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def record_addresses(folder: Path, addresses: Addresses | None) -> None:
-    """Say where the stack is reached; None takes the note away."""
+    """Say where the stack is reached; None takes the note away. Whoever reads meanwhile sees the
+    whole note or none.
+    """
     note = folder / _ADDRESSES
     if addresses is None:
         note.unlink(missing_ok=True)
     else:
-        note.write_bytes(orjson.dumps(asdict(addresses)))
+        draft = folder / f"{_ADDRESSES}.draft"
+        draft.write_bytes(orjson.dumps(asdict(addresses)))
+        draft.replace(note)
 
 
 def find_addresses(folder: Path) -> Addresses | None:

@@ -78,6 +78,7 @@ class Stack:
         """
         async with AsyncExitStack() as exits:
             exits.enter_context(locked(self._data))
+            record_addresses(self._data, None)  # one that was killed left its own
             try:
                 async with asyncio.TaskGroup() as group:
                     await self._start(group, exits)

@@ -92,7 +92,7 @@ class LocalStack:
         seen: dict[str, Any] = httpx.get(self.addresses["activator"] + "/status").json()
         return seen
 
-    def until(self, condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    def until(self, condition: Callable[[], bool], timeout_s: float = 45) -> None:
         self._wait(condition, timeout_s)
 
     def children(self) -> list[int]:

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 
 from tests.integration.stack import TORPOR, LocalStack
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def load(stack: LocalStack, folder: Path, *flags: str) -> tuple[dict[str, Any], 
         ],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
     )
     assert said.returncode == 0, said.stderr
     return json.loads((folder / "r.json").read_text()), (folder / "r.html").read_text()
@@ -120,7 +119,7 @@ def report_of(stack: LocalStack) -> dict[str, Any]:
         [TORPOR, "report", "--since", "1h", "--json", "--data-dir", str(stack.folder)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     usage: dict[str, Any] = json.loads(said.stdout)
     return usage
@@ -143,7 +142,7 @@ def test_top_shows_queue_replicas_and_cost(stack: LocalStack) -> None:
         [TORPOR, "top", "--once", "--every", "0.5", "--data-dir", str(stack.folder)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
 
     assert said.returncode == 0, said.stderr
@@ -153,11 +152,18 @@ def test_top_shows_queue_replicas_and_cost(stack: LocalStack) -> None:
 
 def test_a_job_shows_what_it_cost_as_a_hand_reckons_it(stack: LocalStack) -> None:
     job_id = stack.submit(max_tokens=20)
-    stack.job(job_id, wait_s=20)
-    time.sleep(5.5)  # predictors post every five seconds, and the api looks as often
+    stack.job(job_id, wait_s=55)
+
+    # Predictors post every five seconds, and the api looks as often: the two agree soon after.
+    def bears_its_part() -> bool:
+        cost, seconds = stack.job(job_id)["cost"], report_of(stack)["total"]["gpu_seconds"]
+        paid_s = seconds["waking"] + seconds["idle"] + seconds["busy"]
+        all_in = cost["cost"] * paid_s / seconds["kept"]
+        return bool(cost["cost_all_in"] == pytest.approx(all_in, rel=0.2))
+
+    stack.until(bears_its_part, 40)
     cost = stack.job(job_id)["cost"]
     total = report_of(stack)["total"]
-
     # 3.60 an hour is a thousandth a second.
     assert cost["cost"] == pytest.approx(cost["gpu_seconds"] / 1000, abs=1e-6)
     assert cost["cost_per_1k_output_tokens"] == pytest.approx(cost["cost"] * 50, rel=1e-3)
@@ -167,4 +173,3 @@ def test_a_job_shows_what_it_cost_as_a_hand_reckons_it(stack: LocalStack) -> Non
     assert total["cost"]["per_1k_output_tokens"] == pytest.approx(
         paid_s / total["output_tokens"], rel=1e-3
     )
-    assert cost["cost_all_in"] == pytest.approx(cost["cost"] * paid_s / seconds["kept"], rel=0.2)

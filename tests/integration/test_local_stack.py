@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.stack import MODEL, TORPOR, LocalStack, alive
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def torpor(stack: LocalStack, *arguments: str, stdin: str = "") -> subprocess.Co
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
 
 
@@ -49,7 +49,7 @@ def test_a_job_at_zero_wakes_a_predictor_and_after_the_window_it_sleeps_again(
 ) -> None:
     stack.until(lambda: stack.status()["replicas"]["ready"] == 0)
 
-    job = stack.job(stack.submit(max_tokens=5), wait_s=20)
+    job = stack.job(stack.submit(max_tokens=5), wait_s=50)
 
     assert job["state"] == "completed"
     assert stack.status()["replicas"]["ready"] == 1
@@ -78,7 +78,7 @@ def test_a_prompt_may_come_from_standard_input_and_the_job_as_json(stack: LocalS
 
 def test_jobs_and_status_list_what_is_there(stack: LocalStack) -> None:
     job_id = stack.submit(max_tokens=2)
-    stack.job(job_id, wait_s=20)
+    stack.job(job_id, wait_s=50)
 
     listed = json.loads(torpor(stack, "jobs", "--json").stdout)
     status = json.loads(torpor(stack, "status", "--json").stdout)
@@ -126,19 +126,19 @@ def test_a_job_that_always_fails_is_set_aside_and_an_edited_one_gets_a_second_li
     )
 
     assert redriven.stdout.split() == [job_id]
-    job = stack.job(job_id, wait_s=20)
+    job = stack.job(job_id, wait_s=50)
     assert job["state"] == "completed"
     assert job["attempt"] == 4
 
 
 def test_a_part_that_is_killed_is_started_again_and_the_job_ends(own_stack: LocalStack) -> None:
     broker = [p for p in own_stack.children() if "eventing.broker" in _command(p)]
-    own_stack.job(own_stack.submit(max_tokens=1), wait_s=20)
+    own_stack.job(own_stack.submit(max_tokens=1), wait_s=50)
 
     os.kill(broker[0], signal.SIGKILL)
     own_stack.until(lambda: _accepts(own_stack))
 
-    assert own_stack.job(own_stack.submit(max_tokens=3), wait_s=20)["state"] == "completed"
+    assert own_stack.job(own_stack.submit(max_tokens=3), wait_s=50)["state"] == "completed"
 
 
 def test_a_predictor_killed_in_mid_thought_costs_no_token(own_stack: LocalStack) -> None:
@@ -147,7 +147,7 @@ def test_a_predictor_killed_in_mid_thought_costs_no_token(own_stack: LocalStack)
 
     os.kill(own_stack.status()["replicas"]["list"][0]["pid"], signal.SIGKILL)
 
-    job = own_stack.job(job_id, wait_s=30)
+    job = own_stack.job(job_id, wait_s=55)
     assert job["state"] == "completed"
     assert job["usage"]["completion_tokens"] == 400
     assert job["attempts"][1]["resumed_from"] > 20
@@ -170,7 +170,7 @@ def test_it_ends_cleanly_in_the_middle_of_work_and_the_next_start_finishes_it(
     assert alive(below) == []
     second = LocalStack(tmp_path / "data", "--window", "6s").start()
     try:
-        job = second.job(job_id, wait_s=40)
+        job = second.job(job_id, wait_s=55)
         assert job["state"] == "completed"
         assert job["usage"]["completion_tokens"] == 1500
         assert job["attempts"][1]["resumed_from"] > 20
@@ -275,7 +275,7 @@ def test_kedas_policy_wakes_a_predictor_and_takes_the_last_one_away(tmp_path: Pa
         stack.until(lambda: stack.job(long)["token_count"] > 0)
 
         # 600 tokens take 3 s, thirty of KEDA's: five cooldowns with nothing but work in flight.
-        job = stack.job(long, wait_s=20)
+        job = stack.job(long, wait_s=50)
 
         assert job["state"] == "completed"
         assert job["attempt"] == 1

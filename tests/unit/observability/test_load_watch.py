@@ -1,10 +1,12 @@
 """The other side's figures, as the watch reads them."""
 
+import pytest
+
 from knative.load.page import page
 from knative.load.sample import Outcome, Sample
 from knative.load.schedule import ClientKind
 from knative.load.summary import Setup, summarise
-from knative.load.watch import Scrape, look_of, parse
+from knative.load.watch import Look, Scrape, is_accounted, look_of, parse
 
 PAGE = """
 # TYPE torpor_queue_depth gauge
@@ -47,3 +49,44 @@ def test_the_page_loads_nothing_and_escapes_what_it_shows() -> None:
     assert "<b>&" not in html
     assert "<script" not in html
     assert "src=" not in html
+
+
+def look(busy_s: float, charged_s: float) -> Look:
+    """What an api shows whose predictors posted and charged so much."""
+    lines = [
+        f'torpor_gpu_seconds_total{{model="m",state="busy"}} {busy_s}',
+        'torpor_gpu_seconds_total{model="m",state="idle"} 100',
+        f'torpor_gpu_work_seconds_total{{model="m",kind="kept"}} {charged_s}',
+    ]
+    return look_of(0.0, {"api": parse("\n".join(lines) + "\n")}, Scrape())
+
+
+@pytest.mark.parametrize(
+    ("last", "is_whole"),
+    [
+        pytest.param(look(10.0, 20.0), False, id="jobs charged, seconds not posted"),
+        pytest.param(look(10.0, 10.0), False, id="jobs ended, nothing posted or charged"),
+        pytest.param(look(15.0, 20.0), False, id="one of two predictors has posted"),
+        pytest.param(look(20.0, 20.0), True, id="all have posted"),
+        pytest.param(look(20.0, 20.01), True, id="charges rounded up"),
+        pytest.param(look_of(0.0, {}, Scrape()), False, id="the api did not answer"),
+    ],
+)
+def test_a_cost_is_whole_once_predictors_posted_what_their_jobs_were_charged(
+    last: Look, is_whole: bool
+) -> None:
+    assert is_accounted(look(10.0, 10.0), last, jobs=3) == is_whole
+
+
+def test_a_side_that_never_tells_its_seconds_is_not_waited_for() -> None:
+    silent = look_of(0.0, {}, Scrape())
+
+    assert is_accounted(silent, silent, jobs=3)
+
+
+def test_a_report_whose_cost_is_not_whole_says_so() -> None:
+    setup = Setup(title="t", target="u", model="m", is_open=True, seed=0, started_at="now")
+
+    report = summarise(setup, [], [look(10.0, 10.0), look(12.0, 20.0)])
+
+    assert "lower bound" in report["notes"][-1]

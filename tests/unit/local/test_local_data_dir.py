@@ -1,0 +1,22 @@
+"""The note that tells the command line where a stack is."""
+
+from pathlib import Path
+
+from knative.local.data_dir import Addresses, find_addresses, record_addresses
+
+
+def test_who_reads_the_note_while_it_is_written_again_sees_a_whole_one(tmp_path: Path) -> None:
+    record_addresses(tmp_path, Addresses(api="http://old"))
+    with (tmp_path / "addresses.json").open() as reader:
+        record_addresses(tmp_path, Addresses(api="http://new"))
+
+        assert "http://old" in reader.read()
+
+
+def test_a_note_is_found_until_it_is_taken_away(tmp_path: Path) -> None:
+    record_addresses(tmp_path, Addresses(api="http://here"))
+    assert find_addresses(tmp_path) == Addresses(api="http://here")
+
+    record_addresses(tmp_path, None)
+
+    assert find_addresses(tmp_path) is None
