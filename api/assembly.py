@@ -14,6 +14,7 @@ from api.front import Front
 from api.limit_gate import LimitGate
 from api.replay import Replay
 from api.result_feed import ResultFeed
+from api.waiting import WakingNotes
 from api.webhook_desk import build_webhooks
 from api.webhook_listener import WebhookListener
 
@@ -26,7 +27,8 @@ def furnish(front: Front, redis: Redis) -> tuple[Front, Mapping[str, Loop]]:
     gate = LimitGate(front.settings, redis, front.store, front.clock)
     results = ResultFeed(redis, front.store)
     webhooks = WebhookListener(desk.store, desk.sender.wake)
-    listeners = (*front.listeners, gate, webhooks, results)
+    past_waking = WakingNotes(redis, front.waiting, front.clock)
+    listeners = (*front.listeners, gate, webhooks, results, past_waking)
     complete = replace(
         front,
         authenticator=doorkeeper(front.settings, redis, front.clock),
@@ -35,6 +37,7 @@ def furnish(front: Front, redis: Redis) -> tuple[Front, Mapping[str, Loop]]:
         gate=gate,
         webhooks=desk,
         results=results,
+        past_waking=past_waking,
         replay=Replay(redis),
         listeners=listeners,
     )

@@ -75,6 +75,12 @@ class Waiting(Protocol):
         """The model's replicas, the oldest first."""
 
 
+class PastWaking(Protocol):
+    """Tells what a job that has ended waited for (`api.waiting.WakingNotes`)."""
+
+    async def of(self, job: Job) -> list[dict[str, Any]]: ...
+
+
 class Admission(Protocol):
     """The seam of limits and backpressure: asked once for every job before it is recorded."""
 
@@ -196,6 +202,7 @@ class Front:
     overview: Overview | None = None
     ledger: Ledger | None = None
     results: ResultFeed | None = None
+    past_waking: PastWaking | None = None
     replay: Replay | None = None
     files: FileStore = field(default_factory=lambda: FileStore("memory://torpor"))
     batches: Batches = field(default_factory=NoBatches)

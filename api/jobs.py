@@ -96,7 +96,8 @@ async def _timeline(front: Front, job: Job) -> dict[str, Any]:
         await front.webhooks.store.of(job.tenant, subject_of(job)) if front.webhooks else ()
     )
     replicas = await front.waiting.replicas(job.request.model)
-    return timeline(job, replicas, deliveries, front.clock.wall_ms())
+    kept = await front.past_waking.of(job) if front.past_waking else ()
+    return timeline(job, replicas, deliveries, front.clock.wall_ms(), kept)
 
 
 @operation(router, "GET", "/v1/jobs/{id}/events", scope=Scope.JOBS_READ, doc=docs.JOB_EVENTS)

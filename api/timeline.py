@@ -19,17 +19,21 @@ _OVER: Final = frozenset({"ready", "draining", "broken"})
 
 
 def timeline(
-    job: Job, replicas: Sequence[Replica], deliveries: Iterable[Delivery], now_ms: int
+    job: Job,
+    replicas: Sequence[Replica],
+    deliveries: Iterable[Delivery],
+    now_ms: int,
+    kept: Sequence[Step] = (),
 ) -> dict[str, Any]:
     """The steps in order of time. `at_ms` is store time; `duration_ms` counts up to `now_ms` for
     what goes on, and is null for what has none. `is_whole` once nothing more is to be expected but
-    a delivery that is tried again.
+    a delivery that is tried again. `kept` are the waking phases that were noted at the job's end.
     """
     told = sorted(deliveries, key=lambda delivery: delivery.created_ms)
     first_ms = job.started_ms or job.finished_ms
     steps: list[Step] = [{"step": "accepted", "at_ms": job.created_ms, "duration_ms": None}]
     steps.append(_span("queued", job.created_ms, first_ms, now_ms))
-    steps += _waking(job, replicas, first_ms or now_ms, now_ms)
+    steps += kept or waking_steps(job, replicas, now_ms)
     steps += _attempts(job, now_ms)
     if job.finished_ms:
         steps.append(_span(str(job.state), job.finished_ms, job.finished_ms, now_ms))
@@ -47,10 +51,14 @@ def _span(step: str, start_ms: int, end_ms: int, now_ms: int, **more: Any) -> St
     return {"step": step, "at_ms": start_ms, "duration_ms": duration_ms, **more}
 
 
-def _waking(job: Job, replicas: Sequence[Replica], until_ms: int, now_ms: int) -> Iterator[Step]:
+def waking_steps(job: Job, replicas: Sequence[Replica], now_ms: int) -> list[Step]:
     """Phases of the replica that took the job, or that may, as far as the job waited for them. A
-    replica that is gone has taken its phases with it.
+    replica that is gone has taken its phases with it: note them while it is there.
     """
+    return list(_waking(job, replicas, job.started_ms or job.finished_ms or now_ms, now_ms))
+
+
+def _waking(job: Job, replicas: Sequence[Replica], until_ms: int, now_ms: int) -> Iterator[Step]:
     owner = job.history[0].owner if job.history else ""
     chosen = next((r for r in replicas if not owner or r.id == owner), None)
     if chosen is None or (owner == "" and chosen.phase in _OVER):

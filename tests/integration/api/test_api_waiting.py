@@ -8,14 +8,14 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from api.waiting import QueueWaiting
+from api.waiting import QueueWaiting, WakingNotes
 from eventing.broker.queue import Queue
 from eventing.clock import SystemClock
 from eventing.event import Event
-from eventing.job import Lane
+from eventing.job import JobState, Lane
 from eventing.replica import ReplicaDirectory
 from tests.integration.api.conftest import Rig
-from tests.integration.api.fakes import sse_events
+from tests.integration.api.fakes import chat_result, sse_events
 
 
 @pytest.fixture
@@ -98,3 +98,29 @@ async def test_with_no_queue_to_look_at_only_replicas_are_known(rig: Rig, redis:
 
     assert outlook is not None
     assert (outlook.position, outlook.phase) == (None, "asleep")
+
+
+async def test_what_woke_for_a_job_is_told_when_it_is_long_gone(
+    rig: Rig, queue: Queue, redis: Redis
+) -> None:
+    notes = WakingNotes(redis, rig.front.waiting, SystemClock())
+    object.__setattr__(rig.front, "past_waking", notes)
+    job_id = await rig.submit()
+    predictor = await rig.predictor(job_id)
+    job = await rig.store.get(predictor.job_id)
+    assert job is not None
+    (attempt,) = job.history
+    directory = ReplicaDirectory(redis)
+    await directory.report("m", attempt.owner, "ready", {"import": 2.0, "weights": 1.5})
+    await predictor.finish(chat_result("x"))
+    ended = replace(job, created_ms=job.created_ms - 3_000)
+
+    await notes.ended(replace(job, started_ms=job.created_ms + 100))  # waited for nobody
+    assert await notes.of(replace(job, state=JobState.COMPLETED)) == []
+    await notes.ended(ended)
+    await directory.remove("m", attempt.owner)
+    await notes.ended(ended)  # told twice
+
+    told = (await rig.client.get(f"/v1/jobs/{job_id}?include=timeline")).json()["timeline"]
+    waking = [(s["phase"], s["duration_ms"]) for s in told["steps"] if s["step"] == "waking"]
+    assert waking == [("import", 2000), ("weights", 1500)]
