@@ -20,8 +20,6 @@ from knative.deploy.timeouts import rabbitmq_ack_s
 
 register = Register()
 _DURABLE = ("RabbitMQBroker", "Kafka", "KafkaNamespaced")
-_KNOWN = {"deadLetterSink", "retry", "backoffPolicy", "backoffDelay", "timeout", "retryAfterMax",
-          "format"}  # fmt: skip
 _ORDER = "kafka.eventing.knative.dev/delivery.order"
 
 

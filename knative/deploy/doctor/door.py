@@ -16,7 +16,6 @@ from knative.deploy.doctor.view import (
 )
 
 register = Register()
-register = Register()
 _KPA = "autoscaling.knative.dev/"
 _NGINX = "nginx.ingress.kubernetes.io/"
 _INGRESSES = kind("Ingress", "networking.k8s.io/")

@@ -1,4 +1,4 @@
-"""The common rule: a field of each resource of a sort must meet a demand.
+"""The common rules: a field of each resource of a sort must meet a demand, or each be readable.
 
 Used by the modules of rules. A rule that looks at two places at once is written as a function.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from knative.autoscaling.setting import RefusedSettingsError
 from knative.deploy.doctor.finding import Fault, Severity, fault
 from knative.deploy.doctor.view import View, annotation, dig, number
 from knative.deploy.emit import Resource
@@ -82,6 +83,24 @@ def field_rule(
                 value = place.read(resource)
                 if must_be := demand(view, value):
                     yield fault(resource, place.label, value, must_be, severity)
+
+    return check
+
+
+def readable_rule(
+    sort: Callable[[View], Iterable[Resource]], read: Callable[[Resource], object]
+) -> Check:
+    """Give the check that reads each resource of a sort as the simulator does, and reports what is
+    refused.
+    """
+
+    def check(view: View) -> Iterator[Fault]:
+        for resource in sort(view):
+            try:
+                read(resource)
+            except RefusedSettingsError as refused:
+                for refusal in refused.refusals:
+                    yield fault(resource, refusal.name, refusal.value, refusal.allowed)
 
     return check
 

@@ -17,7 +17,6 @@ from knative.deploy.doctor.view import (
 from knative.deploy.emit import Resource
 
 register = Register()
-register = Register()
 
 
 def _predictor_services(view: View) -> list[Resource]:

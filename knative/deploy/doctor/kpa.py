@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from knative.autoscaling.annotations import read_knative
-from knative.autoscaling.setting import RefusedSettingsError
-from knative.deploy.doctor.field import at, at_least, field_rule, note, one_of
-from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
+from knative.deploy.doctor.field import at, at_least, field_rule, note, one_of, readable_rule
+from knative.deploy.doctor.finding import Hop, Register, Severity
 from knative.deploy.doctor.view import (
     View,
     go_seconds,
 )
 
-register = Register()
 register = Register()
 _KPA = "autoscaling.knative.dev/"
 
@@ -34,19 +30,12 @@ register.rule(
 )
 
 
-@register.rule(
+register.rule(
     "knative-settings",
     Hop.SCALER,
     why="Knative's webhook refuses the value, or the name is not one that anything reads.",
     source="facts 3.3 (annotation_validation.go)",
-)
-def knative_settings(view: View) -> Iterator[Fault]:
-    for resource in [*view.in_knative_mode(), *view.knative_services]:
-        try:
-            read_knative(resource)
-        except RefusedSettingsError as refused:
-            for refusal in refused.refusals:
-                yield fault(resource, refusal.name, refusal.value, refusal.allowed)
+)(readable_rule(lambda view: [*view.in_knative_mode(), *view.knative_services], read_knative))
 
 
 register.rule(

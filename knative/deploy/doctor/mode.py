@@ -14,7 +14,6 @@ from knative.deploy.doctor.view import (
 )
 
 register = Register()
-register = Register()
 MODES = ("Knative", "Standard", "Serverless", "RawDeployment", "ModelMesh")
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from knative.autoscaling.scaledobject import read_scaled_object
-from knative.autoscaling.setting import RefusedSettingsError
-from knative.deploy.doctor.field import at, at_least, field_rule, note, one_of
+from knative.deploy.doctor.field import at, at_least, field_rule, note, one_of, readable_rule
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault, needed
 from knative.deploy.doctor.trigger import triggers
 from knative.deploy.doctor.view import View, dig, number
@@ -133,19 +132,12 @@ def keda_activation(view: View) -> Iterator[Fault]:
                 yield fault(scaled, field, own, "0")
 
 
-@register.rule(
+register.rule(
     "keda-settings",
     Hop.SCALER,
     why="KEDA's webhook or scaler refuses the value: the object is there and nothing scales.",
     source="facts 3.5, 3.6; KEDA 2.20.2 scalers",
-)
-def keda_settings(view: View) -> Iterator[Fault]:
-    for scaled in view.scaled_objects:
-        try:
-            read_scaled_object(scaled)
-        except RefusedSettingsError as refused:
-            for refusal in refused.refusals:
-                yield fault(scaled, refusal.name, refusal.value, refusal.allowed)
+)(readable_rule(_scaled, read_scaled_object))
 
 
 register.rule(
