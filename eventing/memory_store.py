@@ -145,6 +145,10 @@ class MemoryStore:
             return record.refuse(Hold.TERMINAL)
         if record.job.attempt != attempt or record.job.state is JobState.QUEUED:
             return record.refuse(Hold.FENCED)
+        if ending.rest is not None:
+            if record.job.token_count != ending.rest.index:
+                return Hold.GAP
+            record.append(ending.rest, self._now())
         self._end(record, ending, ending.error.code if ending.error else str(ending.state))
         return Hold.OK
 

@@ -144,17 +144,7 @@ class RedisStore:
 
     async def append_all(self, appends: Sequence[tuple[JobId, int, TokenBatch]]) -> list[Hold]:
         calls: list[Call] = [
-            (
-                "append",
-                _job_keys(job_id),
-                [
-                    attempt,
-                    batch.index,
-                    len(batch.token_ids),
-                    " ".join(map(str, batch.token_ids)),
-                    batch.delta,
-                ],
-            )
+            ("append", _job_keys(job_id), [attempt, *_batch_args(batch)])
             for job_id, attempt, batch in appends
         ]
         return [Hold(answer.decode()) for answer in await self._run_all(calls)]
@@ -167,12 +157,12 @@ class RedisStore:
     ) -> tuple[Hold, Job | None]:
         calls: list[Call] = [noted(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS)]
         if ending.is_dead_letter:
-            calls.append(
-                self._index.listed(keys.dead_letters_of(await self._tenant(job_id)), job_id)
-            )
+            tenant = await self._tenant(job_id)
+            calls.append(self._index.listed(keys.dead_letters_of(tenant), job_id))
         outcome = ending.error.code if ending.error else str(ending.state)
         dead = int(ending.is_dead_letter)
         args: list[Argument] = [attempt, ending.state, self._retention_s(ending), dead, outcome]
+        args += _batch_args(ending.rest) if ending.rest else ["", 0, "", ""]
         calls.append(("finish", _job_keys(job_id), [*args, *job_record.ending_fields(ending)]))
         async with failures_named():
             answers = await run_all(self._redis, calls, [("HGETALL", keys.job(job_id))])
@@ -323,3 +313,8 @@ class RedisStore:
 
 def _job_keys(job_id: JobId) -> list[str]:
     return [keys.job(job_id), keys.tokens(job_id)]
+
+
+def _batch_args(batch: TokenBatch) -> list[Argument]:
+    ids = " ".join(map(str, batch.token_ids))
+    return [batch.index, len(batch.token_ids), ids, batch.delta]

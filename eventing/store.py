@@ -89,13 +89,16 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How an attempt ended a job."""
+    """How an attempt ended a job. `rest` is what it had not yet checkpointed: written in the same
+    step as the end, or not at all.
+    """
 
     state: JobState
     result: Mapping[str, Any] | None = None
     usage: Mapping[str, Any] | None = None
     error: JobError | None = None
     is_dead_letter: bool = False
+    rest: TokenBatch | None = None
 
 
 class Release(StrEnum):
@@ -191,8 +194,9 @@ class Store(Protocol):
         """
 
     async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> Hold:
-        """End the job: state, result and the note that its result event is due, in that order of
-        recoverability.
+        """End the job: the tokens that were left, state, result and the note that its result event
+        is due, in that order of recoverability. `GAP`, and nothing is changed, when those tokens do
+        not go on from what is stored.
         """
 
     async def finish_and_get(

@@ -90,6 +90,7 @@ class CheckpointWriter:
         self._has_room.set()
         self._closing = asyncio.Event()
         self._is_abandoned = False
+        self._leaves_rest = False
 
     @property
     def pending_tokens(self) -> int:
@@ -114,8 +115,11 @@ class CheckpointWriter:
     async def wait_for_room(self) -> None:
         await self._has_room.wait()
 
-    def close(self) -> None:
-        """Nothing more comes: write what is left and end."""
+    def close(self, *, leaves_rest: bool = False) -> None:
+        """Nothing more comes: write what is left and end. With `leaves_rest`, what nobody has begun
+        to write is left for `take_rest`.
+        """
+        self._leaves_rest = leaves_rest
         self._closing.set()
         self._has_some.set()
 
@@ -124,11 +128,17 @@ class CheckpointWriter:
         self._is_abandoned = True
         self.close()
 
+    def take_rest(self) -> TokenBatch | None:
+        """What was left, for whoever writes the end: both go in one step."""
+        return self._take()
+
     async def run(self) -> None:
         """Write until closed."""
         while not self._is_abandoned:
             await self._has_some.wait()
             self._has_some.clear()
+            if self._leaves_rest and self._unsure is None:
+                return
             try:
                 await self._flush()
                 pause_s = self._appends.beat_s(self._flush_s)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from eventing.clock import Clock
 from eventing.errors import TorporError
 from eventing.job import JobId
-from eventing.store import Hold, Store
+from eventing.store import Hold, Store, TokenBatch
 from predictor import metrics
 from predictor.append_group import AppendGroup
 from predictor.assembly import Assembler
@@ -54,9 +54,12 @@ _REFUSALS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The whole answer, as the OpenAI call gives it when it does not stream."""
+    """The whole answer, as the OpenAI call gives it when it does not stream, and its last tokens if
+    they are still to be written.
+    """
 
     body: Mapping[str, Any]
+    rest: TokenBatch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +129,20 @@ class Generation:
 
     async def run(self) -> Result:
         """Generate until the end, a fault or an interruption; every token that may be written is
-        written when this returns.
+        written when this returns, or goes with the whole answer.
         """
         async with asyncio.TaskGroup() as group:
             self._writing = group.create_task(self._writer.run())
             self._decoding = group.create_task(self._decode())
             if self._stop is not None:
                 self._decoding.cancel()
+        result = self._result()
+        if not isinstance(result, Made):
+            # Perhaps told to stop when the engine had just ended: then the rest is still here.
+            self._writer.close()
+            await self._writer.run()
         metrics.TOKENS_LOST.inc(self._writer.pending_tokens)
-        if self._failure is not None:
-            return Broke(self._failure)
-        return self._stop or Made(self._answer.body())
+        return result
 
     def on_hold(self, hold: Hold) -> None:
         """What the store says of our lease."""
@@ -155,22 +161,29 @@ class Generation:
         if self._decoding is not None:
             self._decoding.cancel()
 
+    def _result(self) -> Result:
+        if self._failure is not None:
+            return Broke(self._failure)
+        return self._stop or Made(self._answer.body(), self._writer.take_rest())
+
     def _on_refused_write(self, hold: Hold) -> None:
         metrics.FENCED_WRITES.inc()
         self.on_hold(hold)
 
     async def _decode(self) -> None:
         prior = self._checkpoint.token_ids
+        is_whole = False
         try:
             async with aclosing(self._engine.run(self._request, prior)) as steps:
                 async for step in steps:
                     self._take(step)
                     if self._writer.is_full:
                         await self._writer.wait_for_room()
+            is_whole = True
         except TorporError as error:
             self._failure = error
         finally:
-            self._writer.close()
+            self._writer.close(leaves_rest=is_whole)
             self._observe_pace()
 
     def _take(self, step: Step) -> None:

@@ -51,8 +51,9 @@ class Settlement:
     ) -> tuple[Outcome, str]:
         """Record how the attempt ended; the outcome, and its word in the metrics."""
         match result:
-            case Made(body):
-                ending = Ending(state=JobState.COMPLETED, result=body, usage=body.get("usage"))
+            case Made(body, rest):
+                usage = body.get("usage")
+                ending = Ending(state=JobState.COMPLETED, result=body, usage=usage, rest=rest)
                 return await self._finish(attempt, ending), "completed"
             case Broke(BadRequest() as error):
                 return await self._finish(attempt, _dead(problem(error))), "invalid"
@@ -94,14 +95,22 @@ class Settlement:
         """Record the end. A store that is away is asked again while the lease may last: the answer
         is whole, and making it again would cost as much as it did.
         """
-        hold, job = await self._insist(
-            lambda: self._store.finish_and_get(attempt.job_id, attempt.number, ending)
-        )
+        try:
+            hold, job = await self._insist(
+                lambda: self._store.finish_and_get(attempt.job_id, attempt.number, ending)
+            )
+        except StoreUnavailable:
+            _count_lost(ending)
+            raise
+        if hold is not Hold.OK and not _was_ours(hold, job, ending):
+            _count_lost(ending)
         match hold:
             case Hold.OK | Hold.TERMINAL:
                 return _ended(job)
             case Hold.MISSING:
                 return Refused("the job's record is gone")
+            case Hold.GAP:
+                return await self.failed(attempt, Stop.OUT_OF_STEP)
             case _:
                 metrics.FENCED_WRITES.inc()
                 return Held(RETRY_SOON_S)
@@ -153,6 +162,16 @@ def _ended(job: Job | None) -> Outcome:
     if job is None or not job.state.is_terminal:
         return Refused("the job's record has changed")
     return Ended(job)
+
+
+def _was_ours(hold: Hold, job: Job | None, ending: Ending) -> bool:
+    """True when the end stands already because an answer of ours was lost."""
+    return hold is Hold.TERMINAL and job is not None and job.state is ending.state
+
+
+def _count_lost(ending: Ending) -> None:
+    if ending.rest is not None:
+        metrics.TOKENS_LOST.inc(len(ending.rest.token_ids))
 
 
 def problem(error: BadRequest) -> JobError:

@@ -482,6 +482,64 @@ class TestFinish:
         assert job is not None
         assert job.state is JobState.COMPLETED
 
+    async def test_the_last_tokens_come_with_the_end(self, rig: Rig) -> None:
+        attempt = await started(rig)
+        await rig.store.append(
+            job_id(), attempt, TokenBatch(index=0, token_ids=(1,), delta='["a"]')
+        )
+        rest = TokenBatch(index=1, token_ids=(2, 3), delta='["b"]')
+
+        assert await rig.store.finish(job_id(), attempt, replace(ANSWER, rest=rest)) is Hold.OK
+
+        *_, tokens, end = await rig.store.read_stream(job_id())
+        assert (tokens.kind, tokens.index, tokens.token_ids) == (EntryKind.TOKENS, 1, (2, 3))
+        assert (tokens.delta, end.kind) == ('["b"]', EntryKind.STATE)
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert job.token_count == 3
+
+    async def test_a_first_token_that_comes_with_the_end_has_its_time(self, rig: Rig) -> None:
+        attempt = await started(rig)
+        await rig.pass_time(5)
+
+        rest = TokenBatch(index=0, token_ids=(1,))
+        await rig.store.finish(job_id(), attempt, replace(ANSWER, rest=rest))
+
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert job.first_token_ms == job.finished_ms
+
+    async def test_text_alone_can_be_the_rest(self, rig: Rig) -> None:
+        attempt = await started(rig)
+        rest = TokenBatch(index=0, token_ids=(), delta='["late"]')
+
+        assert await rig.store.finish(job_id(), attempt, replace(ANSWER, rest=rest)) is Hold.OK
+
+        assert (await rig.store.read_stream(job_id()))[-2].delta == '["late"]'
+
+    @pytest.mark.parametrize("index", [0, 2])
+    async def test_an_end_whose_tokens_do_not_fit_changes_nothing(
+        self, rig: Rig, index: int
+    ) -> None:
+        attempt = await started(rig)
+        await rig.store.append(job_id(), attempt, TokenBatch(index=0, token_ids=(1,)))
+        before = await rig.store.read_stream(job_id()), await rig.store.get(job_id())
+
+        rest = TokenBatch(index=index, token_ids=(9,))
+        answer = await rig.store.finish(job_id(), attempt, replace(ANSWER, rest=rest))
+
+        assert answer is Hold.GAP
+        assert (await rig.store.read_stream(job_id()), await rig.store.get(job_id())) == before
+
+    async def test_an_end_told_twice_writes_its_tokens_once(self, rig: Rig) -> None:
+        attempt = await started(rig)
+        ending = replace(ANSWER, rest=TokenBatch(index=0, token_ids=(1,)))
+        await rig.store.finish(job_id(), attempt, ending)
+
+        assert await rig.store.finish(job_id(), attempt, ending) is Hold.TERMINAL
+
+        assert await rig.store.token_ids(job_id(), 9) == [1]
+
     @pytest.mark.parametrize("state", TERMINAL)
     async def test_state_and_result_come_together(self, rig: Rig, state: JobState) -> None:
         attempt = await started(rig)

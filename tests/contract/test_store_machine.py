@@ -148,9 +148,13 @@ class TwoStores(RuleBasedStateMachine):
             batch = replace(batch, index=job.token_count)
         self.both(lambda store: store.append(job_id(event), attempt, batch))
 
-    @rule(event=EVENTS, behind=ATTEMPTS, ending=ENDINGS)
-    def finish(self, event: str, behind: int, ending: Ending) -> None:
+    @rule(event=EVENTS, behind=ATTEMPTS, ending=ENDINGS, batch=BATCHES, has_rest=st.booleans())
+    def finish(
+        self, event: str, behind: int, ending: Ending, batch: TokenBatch, has_rest: bool
+    ) -> None:
         attempt = self.newest(event) + behind
+        if has_rest:
+            ending = replace(ending, rest=batch)
         self.both(lambda store: store.finish(job_id(event), attempt, ending))
 
     @rule(event=EVENTS, behind=ATTEMPTS, why=st.sampled_from(list(Release)))

@@ -45,6 +45,7 @@ class UnreliableStore(MemoryStore):
         self.is_away = False
         self.lost_answers = 0
         self.failing_ends = 0
+        self.has_foreign_token = False
         self.appended: list[TokenBatch] = []
 
     def _reach(self) -> None:
@@ -107,6 +108,8 @@ class UnreliableStore(MemoryStore):
         if self.failing_ends:
             self.failing_ends -= 1
             raise StoreUnavailable("the store does not answer")
+        if self.has_foreign_token:
+            self._records[job_id].append(TokenBatch(index=0, token_ids=(9,)), self._now())
         return await super().finish(job_id, attempt, ending)
 
     async def renew(self, leases: Any, *, extend: bool) -> list[Hold]:

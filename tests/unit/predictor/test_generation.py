@@ -1,7 +1,7 @@
 """One attempt, on an engine that plays what a test wrote down."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -14,9 +14,10 @@ from eventing.store import Hold
 from predictor.append_group import AppendGroup
 from predictor.checkpoint import Checkpoint
 from predictor.engine import EngineRequest, PhaseReporter, Step
+from predictor.errors import EngineRequestError
 from predictor.generation import Attempt, Broke, Generation, Made, Stop
 from predictor.shown import Shown, entries_of
-from tests.unit.predictor.desk import UnreliableStore, asking, read_text
+from tests.unit.predictor.desk import UnreliableStore, asking
 
 
 class ScriptedEngine:
@@ -29,6 +30,7 @@ class ScriptedEngine:
         self._steps = steps
         self.taken = 0
         self.is_closed = False
+        self.on_closing: Callable[[], object] = lambda: None
 
     async def start(self, report: PhaseReporter) -> None:
         """Nothing to load."""
@@ -57,6 +59,7 @@ class ScriptedEngine:
                 await asyncio.sleep(0)
         finally:
             self.is_closed = True
+            self.on_closing()
 
 
 def chunk(finish: str | None = None, **delta: Any) -> Mapping[str, Any]:
@@ -170,7 +173,27 @@ async def test_a_refused_write_is_counted_and_a_cancel_that_was_only_heard_of_is
 
 
 async def test_text_that_comes_after_the_last_token_is_shown() -> None:
-    made, store, _ = await generation([Step((1,), None), Step((), chunk(content="late"))])
-    await made.run()
+    made, _, _ = await generation([Step((1,), None), Step((), chunk(content="late"))])
 
-    assert read_text(await store.read_stream(made.attempt.job_id)) == "late"
+    result = await made.run()
+
+    assert isinstance(result, Made)
+    assert result.rest is not None
+    assert "late" in result.rest.delta
+
+
+async def test_what_an_engine_made_before_it_failed_is_written() -> None:
+    made, store, _ = await generation([Step((1,), None), EngineRequestError("it broke")])
+
+    assert isinstance(await made.run(), Broke)
+
+    assert await store.token_ids(made.attempt.job_id, 9) == [1]
+
+
+async def test_told_to_go_as_the_engine_ends_the_last_tokens_are_written() -> None:
+    made, store, engine = await generation([Step((1,), None)])
+    engine.on_closing = lambda: made.interrupt(Stop.HANDOVER)
+
+    assert await made.run() is Stop.HANDOVER
+
+    assert await store.token_ids(made.attempt.job_id, 9) == [1]

@@ -357,6 +357,17 @@ async def test_a_write_whose_answer_was_lost_is_not_written_twice() -> None:
         assert read_text(entries) == text_of(answer)
 
 
+async def test_an_answer_that_does_not_go_on_from_what_is_stored_does_not_end_its_job() -> None:
+    async with open_desk() as desk:
+        event = asking(seeded={"output_tokens": 1})
+        desk.store.has_foreign_token = True  # what no writer of ours does
+        answer = await desk.deliver(event)
+
+        job = await desk.store.get(job_id_of(event))
+        assert job is not None
+        assert (answer.status, job.state, job.result) == (500, JobState.QUEUED, None)
+
+
 async def test_a_store_away_for_longer_than_the_lease_stops_the_engine() -> None:
     async with open_desk(lease_s=0.5) as desk:
         event = asking(seeded=LONG)
