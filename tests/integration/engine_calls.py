@@ -1,11 +1,22 @@
-"""Calls to an engine and what comes of them, for the tests of the real one."""
+"""Calls to an engine and what comes of them, and the marks of the tests of the real one."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
+
+import pytest
 
 from predictor.assembly import assemble
 from predictor.engine import EngineRequest, Step
 
+REAL_ENGINE = [
+    # Not importorskip: torch must not be imported before the engine has set OMP_NUM_THREADS.
+    pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: pip install torpor[cpu]"),
+    pytest.mark.real_engine,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(120),
+    pytest.mark.filterwarnings("ignore"),  # torch's and transformers' own
+]
 CONTEXT = 2048
 CAPITAL = "What is the capital of France, and what is it known for?"
 

@@ -11,7 +11,6 @@ import textwrap
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from predictor.vllm_engine import VllmEngine, VllmSettings
 from predictor.weights import DEFAULT_MODEL, ensure_model
 from tests.integration.engine_calls import (
     CONTEXT,
+    REAL_ENGINE,
     all_steps,
     body_of,
     chat,
@@ -31,14 +31,7 @@ from tests.integration.engine_calls import (
     token_ids,
 )
 
-pytestmark = [
-    # Not importorskip: torch must not be imported before the engine has set OMP_NUM_THREADS.
-    pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: pip install torpor[cpu]"),
-    pytest.mark.real_engine,
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(120),
-    pytest.mark.filterwarnings("ignore"),  # torch's and transformers' own
-]
+pytestmark = REAL_ENGINE
 
 PARSER = """
     from vllm.reasoning import ReasoningParserManager

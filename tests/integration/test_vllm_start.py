@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,9 @@ from predictor.engine import ColdStartPhase, EngineRequest
 from predictor.errors import BadRequest, EngineDeadError, EngineStartError
 from predictor.vllm_engine import STOP_TIMEOUT_S, VllmEngine, VllmSettings
 from predictor.weights import DEFAULT_MODEL, ensure_model
-from tests.integration.engine_calls import all_steps, body_of, chat, completion
+from tests.integration.engine_calls import REAL_ENGINE, all_steps, body_of, chat, completion
 
-pytestmark = [
-    # Not importorskip: torch must not be imported before the engine has set OMP_NUM_THREADS.
-    pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: pip install torpor[cpu]"),
-    pytest.mark.real_engine,
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(120),
-    pytest.mark.filterwarnings("ignore"),  # torch's and transformers' own
-]
+pytestmark = REAL_ENGINE
 
 
 @pytest.fixture(scope="module")

@@ -3,37 +3,41 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from api.app import create_app
+from api.assembly import Loop
 from api.batch_store import BatchStore
 from api.catalog import Catalog
 from api.file_store import FileStore
 from api.front import Front
+from api.principal import Scope
 from api.settings import ApiSettings, ModelCard
+from eventing.api_key import RedisKeys, mint
 from eventing.end_bell import EndBell
 from eventing.redis_store import RedisStore
 from eventing.token_hub import TokenHub
 from tests.integration.api.fakes import FakeBroker, FakeEngine, FakePredictor, serving
 
+NOW_S = 1_764_000_000
+"""When keys are made: a time long gone, since nothing may hang on it."""
+
 
 @dataclass
-class Rig:
-    """One running api and what stands around it."""
+class Served:
+    """One running api, and what it stands on."""
 
     url: str
     client: httpx.AsyncClient
     front: Front
     store: RedisStore
     broker: FakeBroker
-    hub: TokenHub
 
     async def submit(self, text: str = "hi", **line: Any) -> str:
         """A chat job's id."""
@@ -41,6 +45,13 @@ class Rig:
         answer = await self.client.post("/v1/jobs", json=chat_line(text, **line), headers=headers)
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
+
+
+@dataclass
+class Rig(Served):
+    """Without doorkeepers and messengers; `tests.integration.api.furnished` has them."""
+
+    hub: TokenHub
 
     async def predictor(self, job_id: str) -> FakePredictor:
         return await FakePredictor(self.store, job_id).start()
@@ -67,38 +78,53 @@ def broker() -> FakeBroker:
     return FakeBroker()
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A front, and those of its parts that must run."""
+
+    front: Front
+    hub: TokenHub
+    bell: EndBell
+
+    @classmethod
+    def over(cls, settings: ApiSettings, store: RedisStore, broker: FakeBroker) -> "Parts":
+        hub = TokenHub(settings.redis_url.get_secret_value(), store, store.redis)
+        bell = EndBell(store.redis)
+        front = Front(
+            settings=settings,
+            store=store,
+            publisher=broker,
+            live=hub,
+            ends=bell,
+            catalog=Catalog(settings.models),
+            batches=BatchStore(store.redis),
+        )
+        return cls(front, hub, bell)
+
+    @asynccontextmanager
+    async def running(self, *loops: Loop) -> AsyncIterator[None]:
+        """They, and `loops`, while the block runs."""
+        async with asyncio.TaskGroup() as group:
+            every = (self.hub.run, self.bell.run, *loops)
+            tasks = [group.create_task(loop()) for loop in every]
+            yield
+            for task in tasks:
+                task.cancel()
+        await self.hub.close()
+
+
 @asynccontextmanager
 async def rig_over(
     settings: ApiSettings, store: RedisStore, broker: FakeBroker
 ) -> AsyncIterator[Rig]:
     """A rig; leaving it ends its api as a SIGTERM would."""
-    hub = TokenHub(settings.redis_url.get_secret_value(), store, store.redis)
-    bell = EndBell(store.redis)
-    front = Front(
-        settings=settings,
-        store=store,
-        publisher=broker,
-        live=hub,
-        ends=bell,
-        catalog=Catalog(settings.models),
-        files=FileStore(settings.files_url),
-        batches=BatchStore(store.redis),
-    )
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with asyncio.TaskGroup() as group:
-            loops = [group.create_task(hub.run()), group.create_task(bell.run())]
-            yield
-            for loop in loops:
-                loop.cancel()
-        await hub.close()
-
+    parts = Parts.over(settings, store, broker)
+    front = replace(parts.front, files=FileStore(settings.files_url))
     async with (
-        serving(create_app(front, lifespan)) as url,
+        serving(create_app(front, lambda _: parts.running())) as url,
         httpx.AsyncClient(base_url=url, timeout=5) as client,
     ):
-        yield Rig(url=url, client=client, front=front, store=store, broker=broker, hub=hub)
+        yield Rig(url, client, front, store, broker, parts.hub)
 
 
 @pytest.fixture
@@ -107,6 +133,26 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     async with rig_over(api_settings, store, broker) as made:
         yield made
+
+
+async def headers_of(redis: Redis, tenant: str, *scopes: str) -> dict[str, str]:
+    """Those of a request with a fresh key of the tenant; it may do everything that clients may,
+    unless `scopes` say what.
+    """
+    every = [str(scope) for scope in Scope if scope is not Scope.RESULTS_WRITE]
+    key, text = mint(tenant, now_s=NOW_S, scopes=scopes or every)
+    await RedisKeys(redis).put(key)
+    return {"authorization": f"Bearer {text}"}
+
+
+@pytest.fixture
+async def acme(redis: Redis) -> dict[str, str]:
+    return await headers_of(redis, "acme")
+
+
+@pytest.fixture
+async def other(redis: Redis) -> dict[str, str]:
+    return await headers_of(redis, "other")
 
 
 @pytest.fixture

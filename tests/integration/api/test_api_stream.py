@@ -25,6 +25,16 @@ async def following(
         yield sse_events(answer.aiter_lines())
 
 
+@asynccontextmanager
+async def following_a_start(rig: Rig) -> AsyncIterator[tuple[str, AsyncIterator[dict[str, str]]]]:
+    """A job that runs, and what its reader gets after having seen it start."""
+    job_id = await rig.submit()
+    await rig.predictor(job_id)
+    async with asyncio.timeout(3), following(rig, job_id) as events:
+        assert [(await anext(events))["event"] for _ in range(2)] == ["state", "attempt"]
+        yield job_id, events
+
+
 async def everything(rig: Rig, job_id: str, **headers: str) -> list[dict[str, str]]:
     async with following(rig, job_id, **headers) as events:
         return [event async for event in events]
@@ -159,11 +169,8 @@ async def test_a_reader_of_a_running_job_that_is_deleted_is_let_go(
 ) -> None:
     """Nothing is written to a stream that is gone, so the record is looked at now and then."""
     monkeypatch.setattr(live, "_LOOK_AGAIN_S", 0.1)
-    job_id = await rig.submit()
-    await rig.predictor(job_id)
 
-    async with asyncio.timeout(3), following(rig, job_id) as events:
-        assert [(await anext(events))["event"] for _ in range(2)] == ["state", "attempt"]
+    async with following_a_start(rig) as (job_id, events):
         await rig.store.redis.delete(keys.job(JobId(job_id)), keys.tokens(JobId(job_id)))
         rest = [event async for event in events]
 
@@ -174,11 +181,8 @@ async def test_an_end_that_the_stream_does_not_tell_is_found(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "_LOOK_AGAIN_S", 0.1)
-    job_id = await rig.submit()
-    await rig.predictor(job_id)
 
-    async with asyncio.timeout(3), following(rig, job_id) as events:
-        assert [(await anext(events))["event"] for _ in range(2)] == ["state", "attempt"]
+    async with following_a_start(rig) as (job_id, events):
         await rig.store.redis.hset(keys.job(JobId(job_id)), "state", "completed")
         rest = [event async for event in events if "event" in event]
 

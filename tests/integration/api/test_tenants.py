@@ -14,10 +14,9 @@ from websockets.exceptions import InvalidStatus
 from eventing.event import Event, build_binary
 from eventing.job_event import REQUESTED
 from eventing.redis_store import RedisStore
-from tests.integration.api.conftest import chat_line
+from tests.integration.api.conftest import chat_line, headers_of
 from tests.integration.api.fakes import FakePredictor
 from tests.integration.api.furnished import Furnished, furnished, settings_for
-from tests.integration.api.test_auth_http import headers_of
 
 LISTS = (
     "/v1/jobs",
@@ -63,16 +62,6 @@ async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[
     settings = settings_for(redis_url, keys_source="redis", delivery_token="b" * 24)
     async with furnished(settings, store) as made:
         yield made
-
-
-@pytest.fixture
-async def acme(redis: Redis) -> dict[str, str]:
-    return await headers_of(redis, "acme")
-
-
-@pytest.fixture
-async def other(redis: Redis) -> dict[str, str]:
-    return await headers_of(redis, "other")
 
 
 @pytest.fixture
