@@ -127,6 +127,7 @@ class _Parts:
 
     async def close(self) -> None:
         self.front.catalog.close()
+        await self.front.published.clear(self.store)
         await self.publisher.close()
         await self.hub.close()
         await self.store.close()
@@ -164,6 +165,7 @@ def _loops(parts: _Parts, redis: SharedRedis) -> dict[str, Loop]:
         "bell": parts.bell.run,
         "batches": lambda: batch_runner.run(parts.front, parts.batches),
         "metrics": LiveMetrics(redis, models, settings.price).run,
+        "published": lambda: parts.front.published.run(parts.store),
         "sweep": lambda: outbox.run(parts.store, parts.publisher, settings.sweep_every_s),
     }
 

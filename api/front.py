@@ -25,6 +25,7 @@ from eventing.clock import Clock, SystemClock
 from eventing.errors import NotFound, Unavailable
 from eventing.job import Job, JobId
 from eventing.metric_ledger import Ledger
+from eventing.published import PublishedJobs
 from eventing.publisher import Publisher
 from eventing.replica import Replica
 from eventing.store import NewJob, Store, StreamEntry
@@ -190,6 +191,7 @@ class Front:
     settings: ApiSettings
     store: Store
     publisher: Publisher
+    published: PublishedJobs = field(default_factory=PublishedJobs)
     live: Live
     ends: Ends = field(default_factory=NoBell)
     catalog: Catalog

@@ -123,7 +123,7 @@ async def _submit_new(
             except BrokerUnavailable:
                 await _left(front, job.tenant, job.id)
                 raise
-    _submitted.labels("accepted" if is_new else "repeated").inc()
+    labelled(_submitted, "accepted" if is_new else "repeated").inc()
     return job, is_new
 
 
@@ -208,7 +208,7 @@ async def _behind_withdrawn(front: Front, tenant: str, key: str) -> int:
 
 
 async def _hand_in(front: Front, job: Job, deadline_s: float) -> None:
-    """Publish the request event and clear it from the outbox.
+    """Publish the request event; its note in the outbox is cleared a moment later.
 
     Raises `BrokerUnavailable` unless the job is known to run, or to have run: then the broker had
     the event after all.
@@ -223,10 +223,7 @@ async def _hand_in(front: Front, job: Job, deadline_s: float) -> None:
             raise BrokerUnavailable("the broker does not take jobs now", 2.0) from error
         _log.warning("taken in silence", action="submit", job_id=job.id)
         return
-    try:
-        await front.store.mark_published(job.id)
-    except StoreUnavailable:
-        _log.warning("the sweep will publish again", action="submit", job_id=job.id)
+    front.published.add(job.id)
 
 
 async def _withdraw(front: Front, job_id: JobId) -> bool:

@@ -230,13 +230,14 @@ class MemoryStore:
     async def take_unannounced(self, limit: int) -> list[JobId]:
         return take_due(self._index.unannounced, limit, self._now())
 
-    async def mark_published(self, job_id: JobId, *, age_ms: int = 0) -> None:
+    async def mark_published(self, *job_ids: JobId, age_ms: int = 0) -> None:
         look_ms = self._now() + max(age_ms, self._settings.republish_after_s * 1000)
-        if age_ms:
-            self._index.awaited[job_id] = look_ms
-        else:
-            self._index.awaited.setdefault(job_id, look_ms)
-        self._index.unpublished.pop(job_id, None)
+        for job_id in job_ids:
+            if age_ms:
+                self._index.awaited[job_id] = look_ms
+            else:
+                self._index.awaited.setdefault(job_id, look_ms)
+            self._index.unpublished.pop(job_id, None)
 
     async def mark_announced(self, job_id: JobId) -> None:
         record = self._find(job_id)

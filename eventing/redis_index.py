@@ -25,9 +25,9 @@ _HOLD_BY_SWEEPER_MS: Final = 15_000
 _LIST_SCAN: Final = 100
 
 
-def noted(key: str, job_id: JobId, delay_ms: int, mode: str = "", keep_ms: int = 0) -> Call:
-    """The call that notes a job in an index for `delay_ms` from now; `NX` keeps an older note."""
-    return ("index", [key], [job_id, delay_ms, mode, keep_ms])
+def noted(index: str, *job_ids: JobId, after_ms: int, mode: str = "", keep_ms: int = 0) -> Call:
+    """The call that notes jobs in an index for `after_ms` from now; `NX` keeps an older note."""
+    return ("index", [index], [job_ids[0], after_ms, mode, keep_ms, *job_ids[1:]])
 
 
 class RedisIndex:
@@ -42,7 +42,7 @@ class RedisIndex:
         """The call that puts a job on a list. Lists are pruned by age as they grow, since only
         some are ever read to their end; twice the longest retention is longer than any job stays.
         """
-        return noted(index, job_id, 0, mode, self._keep_ms)
+        return noted(index, job_id, after_ms=0, mode=mode, keep_ms=self._keep_ms)
 
     async def unlist(self, job_id: JobId, tenant: str) -> None:
         """Take a job off its tenant's lists; its notes stay."""

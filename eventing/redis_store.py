@@ -50,7 +50,7 @@ class RedisStore:
         fields = job_record.new_fields(new, request)
         answers = await self._run_all(
             [
-                noted(keys.UNPUBLISHED, new.id, SWEEP_AFTER_MS),
+                noted(keys.UNPUBLISHED, new.id, after_ms=SWEEP_AFTER_MS),
                 self._index.listed(keys.jobs_of(new.tenant), new.id, "NX"),
                 (
                     "create",
@@ -77,7 +77,7 @@ class RedisStore:
         fields = [*job_record.new_fields(new, raw), "error", orjson.dumps(error.to_dict())]
         answers = await self._run_all(
             [
-                noted(keys.UNANNOUNCED, new.id, SWEEP_AFTER_MS),
+                noted(keys.UNANNOUNCED, new.id, after_ms=SWEEP_AFTER_MS),
                 self._index.listed(keys.jobs_of(new.tenant), new.id, "NX"),
                 self._index.listed(keys.dead_letters_of(new.tenant), new.id),
                 ("reject", _job_keys(new.id), [*args, *fields]),
@@ -117,7 +117,7 @@ class RedisStore:
             s.dead_letter_retention_s,
             int(is_alone),
         ]
-        note = noted(keys.AWAITED, job_id, 2 * s.lease_ms)
+        note = noted(keys.AWAITED, job_id, after_ms=2 * s.lease_ms)
         answer = (await self._run_all([note, ("acquire", _job_keys(job_id), args)]))[-1]
         status = AcquireStatus(answer[0].decode())
         match status:
@@ -155,7 +155,7 @@ class RedisStore:
     async def finish_and_get(
         self, job_id: JobId, attempt: int, ending: Ending
     ) -> tuple[Hold, Job | None]:
-        calls: list[Call] = [noted(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS)]
+        calls: list[Call] = [noted(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS)]
         if ending.is_dead_letter:
             tenant = await self._tenant(job_id)
             calls.append(self._index.listed(keys.dead_letters_of(tenant), job_id))
@@ -206,7 +206,7 @@ class RedisStore:
             ]
         answers = await self._run_all(
             [
-                noted(keys.UNPUBLISHED, job_id, SWEEP_AFTER_MS),
+                noted(keys.UNPUBLISHED, job_id, after_ms=SWEEP_AFTER_MS),
                 ("redrive", _job_keys(job_id), [int(request is not None), *edited]),
             ]
         )
@@ -252,11 +252,12 @@ class RedisStore:
     async def take_unannounced(self, limit: int) -> list[JobId]:
         return await self._index.take_due(keys.UNANNOUNCED, limit)
 
-    async def mark_published(self, job_id: JobId, *, age_ms: int = 0) -> None:
+    async def mark_published(self, *job_ids: JobId, age_ms: int = 0) -> None:
         look_after_ms = max(age_ms, self._settings.republish_after_s * 1000)
         # A job that has started meanwhile has a note of its own, which comes up sooner.
-        note = noted(keys.AWAITED, job_id, look_after_ms, "" if age_ms else "NX")
-        await self._run_all([note, ("unlist", [keys.UNPUBLISHED], [job_id])])
+        note = noted(keys.AWAITED, *job_ids, after_ms=look_after_ms, mode="" if age_ms else "NX")
+        async with failures_named():
+            await run_all(self._redis, [note], [("ZREM", keys.UNPUBLISHED, *job_ids)])
 
     async def mark_announced(self, job_id: JobId) -> None:
         async with failures_named():
@@ -273,7 +274,7 @@ class RedisStore:
     def _conclude_calls(
         self, job_id: JobId, tenant: str, ending: Ending, *, force: bool
     ) -> list[Call]:
-        calls: list[Call] = [noted(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS)]
+        calls: list[Call] = [noted(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS)]
         if ending.is_dead_letter:
             calls.append(self._index.listed(keys.dead_letters_of(tenant), job_id))
         args: list[Argument] = [
@@ -292,7 +293,7 @@ class RedisStore:
         tenant = await self._tenant(job_id)
         await self._run_all(
             [
-                noted(keys.UNANNOUNCED, job_id, SWEEP_AFTER_MS, mode),
+                noted(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS, mode=mode),
                 self._index.listed(keys.dead_letters_of(tenant), job_id, mode),
             ]
         )

@@ -246,8 +246,8 @@ class Store(Protocol):
     async def take_unannounced(self, limit: int) -> list[JobId]:
         """Ended jobs whose result event may not have gone out; taken likewise."""
 
-    async def mark_published(self, job_id: JobId, *, age_ms: int = 0) -> None:
-        """The broker confirmed the request event. With the job's age, it was a stranded one's: not
+    async def mark_published(self, *job_ids: JobId, age_ms: int = 0) -> None:
+        """The broker confirmed the request events. With a job's age, it was a stranded one's: not
         looked at again before the job is twice as old.
         """
 

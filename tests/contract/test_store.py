@@ -1112,6 +1112,17 @@ class TestOutbox:
         await rig.pass_time(LEASE_MS * 2 + 1)
         assert await rig.store.take_stranded(10) == [job_id()]
 
+    async def test_many_confirmations_are_told_at_once(self, rig: Rig) -> None:
+        for name in "abc":
+            await rig.store.create(new_job(name))
+
+        await rig.store.mark_published(job_id("a"), job_id("c"))
+
+        await rig.pass_time(10_001)
+        assert await rig.store.take_unpublished(10) == [job_id("b")]
+        await rig.pass_time(SETTINGS.republish_after_s * 1000)
+        assert sorted(await rig.store.take_stranded(10)) == sorted([job_id("a"), job_id("c")])
+
     async def test_a_conflict_does_not_forget_the_first_event(self, rig: Rig) -> None:
         await rig.store.create(new_job())
         with pytest.raises(IdempotencyConflict):

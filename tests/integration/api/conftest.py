@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ class Parts:
     async def running(self, *loops: Loop) -> AsyncIterator[None]:
         """They, and `loops`, while the block runs."""
         async with asyncio.TaskGroup() as group:
-            every = (self.hub.run, self.bell.run, *loops)
+            notes = partial(self.front.published.run, self.front.store)
+            every = (self.hub.run, self.bell.run, notes, *loops)
             tasks = [group.create_task(loop()) for loop in every]
             yield
             for task in tasks:
