@@ -81,15 +81,14 @@ class Price:
 class Spend:
     """Replica-seconds by what they were for, and what came out of them.
 
-    `kept_s` is the part of `busy_s` whose tokens were kept, `thrown_s` the part that attempts
-    reported as thrown away. What neither accounts for was lost with a predictor that died.
+    `kept_s` is the part of `busy_s` whose tokens were kept. The rest was thrown away by an attempt,
+    or lost with a predictor that died.
     """
 
     waking_s: float = 0.0
     idle_s: float = 0.0
     busy_s: float = 0.0
     kept_s: float = 0.0
-    thrown_s: float = 0.0
     jobs: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -182,7 +181,6 @@ def spend_of(measures: Mapping[str, int]) -> Spend:
         idle_s=seconds("idle_ms"),
         busy_s=seconds("busy_ms"),
         kept_s=seconds("kept_ms"),
-        thrown_s=seconds("thrown_ms"),
         jobs=measures.get("jobs", 0),
         input_tokens=measures.get("input_tokens", 0),
         output_tokens=measures.get("delivered_tokens", 0),

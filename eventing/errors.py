@@ -8,7 +8,6 @@
     │   └── IdempotencyConflict same key, other body                        409
     ├── NotFound                no such job, or not yours                   404
     ├── WrongState              the job is not in a state for this          409
-    ├── Fenced                  a write by an attempt that was overtaken    409
     └── Unavailable             store, broker or engine away: retry later   503
         ├── StoreUnavailable
         ├── BrokerUnavailable
@@ -85,13 +84,6 @@ class WrongState(TorporError):
 
     status = 409
     code = "wrong_state"
-
-
-class Fenced(TorporError):
-    """The store refused a write: a newer attempt runs, or the job has ended. Stop writing."""
-
-    status = 409
-    code = "fenced"
 
 
 class Unavailable(TorporError):

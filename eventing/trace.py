@@ -71,10 +71,6 @@ def close() -> None:
         _tracer.close()
 
 
-def is_on() -> bool:
-    return _tracer is not None
-
-
 def span(
     name: str,
     *,

@@ -5,7 +5,7 @@ can be checkpointed, and becomes a `chat.completion` or `text_completion` here. 
 two forms with vLLM's additions (`reasoning`, `stop_reason`, `token_ids`), and no engine.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 _FULL_NAME: Final = {
@@ -14,14 +14,6 @@ _FULL_NAME: Final = {
 }
 _TOP_LEVEL: Final = ("system_fingerprint", "service_tier", "usage", "prompt_token_ids", "metrics")
 """Fields of a chunk that belong to the whole answer; the last one that is set counts."""
-
-
-def assemble(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The whole body. Raises ValueError when there is no chunk."""
-    assembler = Assembler()
-    for chunk in chunks:
-        assembler.add(chunk)
-    return assembler.body()
 
 
 class Assembler:

@@ -97,8 +97,8 @@ class Engine(Protocol):
 
         Always streams, whatever `stream` says in the body. The last chunk has no choices and
         carries `usage`, asked for or not: callers that pass chunks on drop it unless
-        `stream_options.include_usage` was set. `predictor.assembly.assemble` makes the whole body
-        out of the chunks. The chunks of a continued run cover the whole answer again (so that
+        `stream_options.include_usage` was set. `predictor.assembly` makes the whole body out of
+        the chunks. The chunks of a continued run cover the whole answer again (so that
         parsers see it whole): the caller drops what was shown before.
 
         Raises `BadRequest` for this request's fault, `Overloaded` when the engine's own queue is

@@ -21,7 +21,6 @@ from knative.autoscaling.window import Aggregation
 
 GROUP = "autoscaling.knative.dev/"
 KPA_CLASS = "kpa.autoscaling.knative.dev"
-HPA_CLASS = "hpa.autoscaling.knative.dev"
 PROGRESS_DEADLINE = "serving.knative.dev/progress-deadline"
 
 # Names that older manifests use for the same annotation.

@@ -182,13 +182,6 @@ def excess_burst_capacity(spec: KpaSpec, ready_pods: int, panic_average: float) 
     return math.floor(ready_pods * spec.total - burst - panic_average)
 
 
-def first_decision(spec: KpaSpec, initial_scale: int) -> Decision:
-    """What holds before the first tick: an unknown scale, and the capacity of the initial one."""
-    burst = spec.target_burst_capacity
-    spare = int(burst) if burst <= 0 else math.trunc(initial_scale * spec.total - burst)
-    return Decision(UNKNOWN_SCALE, True, False, spare)
-
-
 def resolve_target(
     *,
     metric: ScaleMetric,

@@ -128,15 +128,6 @@ class Seen:
         return len(self.waits_s)
 
 
-@dataclass(frozen=True, slots=True)
-class WorkDecision:
-    """The replicas to ask for, and why: the lingering time chosen, the late jobs still allowed."""
-
-    replicas: int
-    linger_s: float
-    late_left: float
-
-
 def expected_output(spec: WorkSpec, state: WorkState, prompt_tokens: int) -> float:
     """The answer length to expect: the prompt class's mean, or that of all, or a guess."""
     count, mean = state.lengths[_class_of(prompt_tokens)]
@@ -185,9 +176,7 @@ def finished(
     return replace(state, idle_since=now)
 
 
-def decide(
-    spec: WorkSpec, state: WorkState, seen: Seen, now: float
-) -> tuple[WorkState, WorkDecision]:
+def decide(spec: WorkSpec, state: WorkState, seen: Seen, now: float) -> tuple[WorkState, int]:
     """The replicas to ask for at `now`, within the bounds."""
     linger = linger_s(spec, state)
     state = _decayed(state, now)
@@ -208,7 +197,7 @@ def decide(
     if wanted > seen.asked:
         state = replace(state, rose_at=now)
     state = replace(state, late=late, woken=0 if is_seen else wanted)
-    return state, WorkDecision(wanted, linger, late.left)
+    return state, wanted
 
 
 def linger_s(spec: WorkSpec, state: WorkState) -> float:

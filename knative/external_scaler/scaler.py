@@ -110,8 +110,7 @@ class Scaler:
         is_idle = not look.waiting and not look.running
         for done in look.finished:
             self._learn(done, now, is_last=is_idle)
-        self._state, decision = work.decide(spec, self._state, self._seen(look), now)
-        self.replicas = decision.replicas
+        self._state, self.replicas = work.decide(spec, self._state, self._seen(look), now)
         return self.replicas
 
     def _learn(self, done: Finished, now: float, *, is_last: bool) -> None:

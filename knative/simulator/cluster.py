@@ -44,7 +44,6 @@ class Node:
     launched: float
     available: float
     used: int = 0
-    empty_since: float | None = None
     ended: float | None = None
 
 
@@ -104,7 +103,6 @@ class Cluster:
         """A new predictor on a free GPU, or on a new node when there is none."""
         node = self._free_node() or self._launched_node(now)
         node.used += 1
-        node.empty_since = None
         start = now if is_ready else max(now, node.available) + self._start_s()
         self.launches += 1
         engine = Replica(
@@ -133,7 +131,6 @@ class Cluster:
         node.used -= 1
         if node.used or node.ended is not None:
             return None
-        node.empty_since = now
         return node
 
     def give_back(self, node: Node, now: float) -> None:

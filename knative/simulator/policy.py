@@ -73,7 +73,6 @@ class KpaPolicy:
     tick_s = float(kpa.SCRAPE_S)
 
     def __init__(self, scaling: KnativeScaling) -> None:
-        self._scaling = scaling
         self._state = kpa.start(scaling.spec, ready_pods=0, now=0)
         policy = scaling.policy
         if policy.initial_scale == 1 and policy.min_scale == 0:
@@ -240,8 +239,8 @@ class WorkPolicy:
 
     def step(self, view: View, now: float) -> int:
         """Decide on the work that waits."""
-        self._state, decision = work.decide(self._spec, self._state, self._seen(view, now), now)
-        return decision.replicas
+        self._state, replicas = work.decide(self._spec, self._state, self._seen(view, now), now)
+        return replicas
 
     def wake(self, view: View, now: float) -> int | None:
         """A first request is worth a look at once: its slack may be short."""

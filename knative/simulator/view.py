@@ -29,7 +29,6 @@ class View:
     slot_share: float
     p95_s: float | None
     queue: Sequence[Job]
-    running_tokens: int = 0
 
 
 class Autoscaler(Protocol):

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from predictor.assembly import assemble
-from predictor.engine import ColdStartPhase, EngineRequest, Step
+from predictor.engine import ColdStartPhase, EngineRequest
 from predictor.vllm_engine import VllmEngine, VllmSettings
+from tests.integration.engine_calls import all_steps, body_of, token_ids
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,16 +42,6 @@ async def engine() -> AsyncIterator[VllmEngine]:
     await engine.start(lambda phase: PHASES.append((phase, time.monotonic())))
     yield engine
     await engine.stop()
-
-
-async def all_steps(
-    engine: VllmEngine, request: EngineRequest, prior: Sequence[int] = ()
-) -> list[Step]:
-    return [step async for step in engine.run(request, prior)]
-
-
-def token_ids(steps: Sequence[Step]) -> list[int]:
-    return [token_id for step in steps for token_id in step.token_ids]
 
 
 async def test_a_greedy_answer_resumed_anywhere_is_the_uninterrupted_one(
@@ -114,5 +104,5 @@ async def seconds_to_first_token(
     request = EngineRequest("timed", "/v1/completions", body)
     began = time.monotonic()
     steps = await all_steps(engine, request, prior)
-    assert assemble(step.chunk for step in steps if step.chunk is not None)["choices"]
+    assert body_of(steps)["choices"]
     return time.monotonic() - began

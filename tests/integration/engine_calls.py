@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from predictor.assembly import assemble
+from predictor.assembly import Assembler
 from predictor.engine import EngineRequest, Step
 
 REAL_ENGINE = [
@@ -40,5 +40,11 @@ def token_ids(steps: Sequence[Step]) -> list[int]:
 
 
 def body_of(steps: Sequence[Step]) -> dict[str, Any]:
-    body = assemble(step.chunk for step in steps if step.chunk is not None)
-    return {name: value for name, value in body.items() if name not in ("created", "id")}
+    """The whole body that the chunks make, without what no two runs share."""
+    assembler = Assembler()
+    for step in steps:
+        if step.chunk is not None:
+            assembler.add(step.chunk)
+    return {
+        name: value for name, value in assembler.body().items() if name not in ("created", "id")
+    }

@@ -236,10 +236,6 @@ class View:
             if isinstance(spec := dig(resource, path), dict):
                 yield Pod(resource, spec, path)
 
-    def pod_of(self, owner: Resource) -> Resource:
-        """Give the pod spec of one of our workloads."""
-        return next((pod.spec for pod in self.pods if pod.owner is owner), {})
-
 
 # Namespaces of the platforms: a live cluster shows them, their pods are not ours to judge.
 _NOT_OURS = frozenset(

@@ -1,7 +1,5 @@
 """Replicas follow a decision carefully: up at once, to zero in two steps, never while in doubt."""
 
-from dataclasses import replace
-
 import pytest
 
 from knative.autoscaling import kpa, reconciler
@@ -115,9 +113,8 @@ def test_the_activator_leaves_only_when_a_burst_fits(want: int, spare: int, mode
 
 
 def test_a_restarted_autoscaler_keeps_what_sleeps_asleep() -> None:
-    decision = kpa.first_decision(kpa.KpaSpec(target=7, total=10), initial_scale=1)
-    state = replace(revision(Activity.INACTIVE, 0))
-    state, outcome = reconciler.reconcile(POLICY, state, decision, Pods(0, 0), 10)
+    unknown, state = wanted(kpa.UNKNOWN_SCALE), revision(Activity.INACTIVE, 0)
+    state, outcome = reconciler.reconcile(POLICY, state, unknown, Pods(0, 0), 10)
     assert (outcome.replicas, state.activity, outcome.mode) == (
         0,
         Activity.INACTIVE,

@@ -21,7 +21,7 @@ NOTHING = Seen((), 0.0, 0, 0, 0)
 
 
 def asked(seen: Seen, spec: WorkSpec = SPEC, state: WorkState | None = None) -> int:
-    return work.decide(spec, state or WorkState(), seen, now=0.0)[1].replicas
+    return work.decide(spec, state or WorkState(), seen, now=0.0)[1]
 
 
 def waiting(count: int, *, each_s: float = 0.3, oldest_s: float, replicas: int = 0) -> Seen:
@@ -64,11 +64,11 @@ def test_no_second_replica_is_woken_for_those_whom_the_first_takes_before_it_is_
 
 def test_who_was_called_is_not_sent_home_before_he_was_seen() -> None:
     """A node takes minutes to come and shows nothing; jobs that pay for lateness come meanwhile."""
-    state, decision = work.decide(SPEC, WorkState(), waiting(1, oldest_s=29), 0.0)
+    state, replicas = work.decide(SPEC, WorkState(), waiting(1, oldest_s=29), 0.0)
     for _ in range(100):
         state = work.arrived(SPEC, state, 100, 1.0)
     again = work.decide(SPEC, state, waiting(1, oldest_s=30), 1.0)[1]
-    assert (decision.replicas, again.replicas) == (1, 1)
+    assert (replicas, again) == (1, 1)
 
 
 def test_a_deadline_wakes_before_the_wait_is_used_up() -> None:
@@ -88,29 +88,29 @@ def test_arriving_work_that_cannot_be_put_off_keeps_replicas_up() -> None:
     assert asked(Seen((), 0, 0, 5, 5), state=state) == 5
     held = replace(state, less_since=-30.0, less_than=5)
     later = work.decide(SPEC, held, Seen((), 0, 0, 5, 5), 0.0)
-    assert later[1].replicas == 4  # 3.0 / 0.85
+    assert later[1] == 4  # 3.0 / 0.85
 
 
 def test_nobody_is_drained_for_want_of_places() -> None:
     busy = Seen((), 0.0, 17, 3, 3)
     held = WorkState(less_since=-1e6, less_than=3)
-    assert work.decide(SPEC, held, busy, 0.0)[1].replicas == 3
+    assert work.decide(SPEC, held, busy, 0.0)[1] == 3
 
 
 def test_it_goes_on_asking_for_less_until_somebody_follows() -> None:
     """Alternating answers met a poll of every other second only with "as many as there are"."""
     state, answers = WorkState(), []
     for second in range(6):
-        state, decision = work.decide(SPEC, state, Seen((), 0, 0, 1, 1), float(second))
-        answers.append(decision.replicas)
+        state, replicas = work.decide(SPEC, state, Seen((), 0, 0, 1, 1), float(second))
+        answers.append(replicas)
     assert answers == [0] * 6
 
 
 def test_the_last_replica_alone_lingers() -> None:
     strict, state = replace(SPEC, p95_wait_s=5), WorkState()
     for second in range(32):
-        state, decision = work.decide(strict, state, Seen((), 0, 0, 4, 4), float(second))
-    assert decision.replicas == 1
+        state, replicas = work.decide(strict, state, Seen((), 0, 0, 4, 4), float(second))
+    assert replicas == 1
 
 
 def test_the_bounds_hold() -> None:
@@ -174,5 +174,5 @@ def test_whatever_it_sees_it_stays_within_its_bounds(
 ) -> None:
     seen = Seen((oldest,) * queued, queued * each, running, replicas, replicas)
     spec = replace(SPEC, min_replicas=1, max_replicas=40)
-    _, decision = work.decide(spec, WorkState(work_rate=rate), seen, 10.0)
-    assert 1 <= decision.replicas <= 40
+    _, replicas = work.decide(spec, WorkState(work_rate=rate), seen, 10.0)
+    assert 1 <= replicas <= 40

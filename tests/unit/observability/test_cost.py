@@ -99,7 +99,7 @@ def test_nothing_delivered_has_no_price_each() -> None:
 
 
 def test_what_dead_predictors_did_is_wasted_though_nobody_reported_it() -> None:
-    assert Spend(busy_s=100, kept_s=70, thrown_s=10).wasted_s == 30
+    assert Spend(busy_s=100, kept_s=70).wasted_s == 30
 
 
 def test_a_kept_second_costs_as_many_as_were_paid_for_it() -> None:

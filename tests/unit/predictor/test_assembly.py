@@ -1,11 +1,11 @@
 """The body put together from chunks is the body of the call that did not stream."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
 
-from predictor.assembly import assemble
+from predictor.assembly import Assembler
 
 FRAME = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": "m"}
 
@@ -13,6 +13,13 @@ FRAME = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "m
 def delta(index: int = 0, reason: str | None = None, **fields: Any) -> Mapping[str, Any]:
     choice = {"index": index, "delta": fields, "logprobs": None, "finish_reason": reason}
     return {**FRAME, "choices": [choice]}
+
+
+def assemble(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    assembler = Assembler()
+    for chunk in chunks:
+        assembler.add(chunk)
+    return assembler.body()
 
 
 def text(part: str, reason: str | None = None, **fields: Any) -> Mapping[str, Any]:
