@@ -69,7 +69,13 @@ class Client:
         return None
 
     async def submit(
-        self, line: dict[str, Any], key: str, *, within_s: float = 30.0, **noted: Any
+        self,
+        line: dict[str, Any],
+        key: str,
+        *,
+        within_s: float = 30.0,
+        pause_s: float = 0.05,
+        **noted: Any,
     ) -> JobId:
         """Try until it is accepted. Raises `TimeoutError` when it never is."""
         deadline_s = time.monotonic() + within_s
@@ -77,7 +83,7 @@ class Client:
             job_id = await self.submit_once(line, key, **noted)
             if job_id is not None:
                 return job_id
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(pause_s)
         raise TimeoutError(f"{key} was never accepted")
 
     async def get(self, job_id: str, query: str = "") -> tuple[int, dict[str, Any]]:

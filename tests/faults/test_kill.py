@@ -160,7 +160,8 @@ async def test_f03_the_broker_dies_while_it_takes_or_delivers(
 async def test_f04_the_store_dies_and_comes_back(
     zygote: Zygote, tmp_path: Path, trials: int, judge: Judge, server_binary: Path
 ) -> None:
-    tuning = Tuning(binary=server_binary, tokens_per_s=100)
+    # Each kill may cost whatever runs an attempt: a lease of 1 s lapses on a busy machine.
+    tuning = Tuning(binary=server_binary, tokens_per_s=100, max_attempts=100)
     async with running(zygote, tmp_path, tuning) as system:
         await warm(system)
         steps = [
@@ -190,7 +191,8 @@ async def test_f04_the_store_dies_and_comes_back(
             jobs += await asyncio.gather(*(system.client.submit(line, key) for line, key in lines))
         await system.ended(jobs, within_s=60)
 
-        await judge(system, trials, Rules(may_lose_tail=True), of="kills")
+        rules = Rules(max_attempts=100, may_lose_tail=True)
+        await judge(system, trials, rules, of="kills")
 
 
 async def rewritten(system: System) -> None:
