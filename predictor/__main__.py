@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from predictor.engine import Engine
 from predictor.settings import EngineKind, PredictorSettings
+from predictor.uncollected import uncollected
 
 _FLAGS = {
     "--engine": "vllm (default) or seeded, the test engine",
@@ -71,7 +72,8 @@ def main(argv: list[str]) -> int:
         grpc_door.close()  # gRPC takes an address, not a socket
     engine, prepare = _build_engine(settings, engine_args)
 
-    from predictor.server import Predictor
+    with uncollected():
+        from predictor.server import Predictor
 
     exit_code = Predictor(settings, engine, door, started_s=started_s, prepare=prepare).run()
     trace.close()

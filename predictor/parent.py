@@ -13,7 +13,6 @@ is one loop over a selector. Ends with its owner; its children end with it. Know
 """
 
 import argparse
-import gc
 import importlib
 import json
 import os
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from predictor.death_signal import adopt_orphans, die_with_parent
+from predictor.uncollected import uncollected
 
 Entry = Callable[[list[str]], int | None]
 """What a forked child runs with its argv; its answer is the exit code."""
@@ -275,11 +275,10 @@ def _load(target: str) -> Any:
 def _preload(targets: Sequence[str]) -> float:
     """Call each `module:function=JSON`; gives the seconds it took. The rest is frozen for forks."""
     began = time.monotonic()
-    for target in targets:
-        name, _, argument = target.partition("=")
-        _load(name)(json.loads(argument or "{}"))
-    gc.collect()
-    gc.freeze()  # else the collector touches, and so copies, every shared page in each child
+    with uncollected():
+        for target in targets:
+            name, _, argument = target.partition("=")
+            _load(name)(json.loads(argument or "{}"))
     return time.monotonic() - began
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from predictor.engine import ColdStartPhase, EngineRequest, PhaseReporter, Step
 from predictor.errors import EngineDeadError, EngineStartError
+from predictor.uncollected import uncollected
 from predictor.vllm_phases import forward_only, heard
 from predictor.vllm_start import VllmSettings, build_llm, configure, prepare_environment
 
@@ -168,8 +169,9 @@ class VllmEngine:
 
 def _configure(settings: VllmSettings) -> tuple[Any, Any]:
     """In a thread: importing vLLM takes seconds."""
-    configuration = configure(settings)
-    import predictor.vllm_serving  # noqa: F401  (the rest of the imports, off the event loop)
+    with uncollected():
+        configuration = configure(settings)
+        import predictor.vllm_serving  # noqa: F401  (the rest of the imports, off the event loop)
 
     return configuration
 

@@ -1,0 +1,29 @@
+"""The collector keeps away from imports, and comes back."""
+
+import gc
+
+import pytest
+
+from predictor.uncollected import uncollected
+
+
+def test_what_is_made_meanwhile_is_never_looked_through() -> None:
+    frozen = gc.get_freeze_count()
+    try:
+        with uncollected():
+            assert not gc.isenabled()
+            kept = [[] for _ in range(1000)]  # type: ignore[var-annotated]
+
+        assert gc.get_freeze_count() >= frozen + len(kept)
+    finally:
+        gc.unfreeze()
+
+
+def test_the_collector_is_back_after_an_import_that_fails() -> None:
+    try:
+        with pytest.raises(ImportError), uncollected():
+            raise ImportError
+
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
