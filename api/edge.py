@@ -13,6 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.sse import RAW_SEND
+from eventing.metric_family import labelled
 from eventing.request_id import EXTENSION, checked, marks
 
 _requests = Counter(
@@ -67,8 +68,8 @@ def _count(scope: Scope, status: int, seconds: float) -> None:
     """The route's pattern, never the path: the label set stays bounded."""
     route = getattr(scope.get("route"), "path", "none")
     method = scope["method"] if scope["method"] in _METHODS else "other"
-    _requests.labels(method, route, status).inc()
-    _seconds.labels(route).observe(seconds)
+    labelled(_requests, method, route, status).inc()
+    labelled(_seconds, route).observe(seconds)
     if status >= 500:
         _log.warning(
             "answered with a failure",

@@ -37,6 +37,7 @@ from eventing.job import (
     parse_request,
 )
 from eventing.job_event import request_event
+from eventing.metric_family import labelled
 from eventing.request_id import KEPT, checked
 from eventing.store import Ending, Hold, NewJob
 

@@ -15,7 +15,7 @@ from prometheus_client import Counter, Histogram
 
 from eventing.errors import StoreUnavailable
 from eventing.job import Job, JobId, JobState, Lane
-from eventing.metric_family import DEAD_LETTERS
+from eventing.metric_family import DEAD_LETTERS, labelled
 from eventing.metric_ledger import Ledger
 
 _log = structlog.get_logger()
@@ -129,29 +129,31 @@ def start_at_zero(model: str) -> None:
 def observe(job: Job, model: str) -> None:
     """Count an ended job in this process."""
     lane = str(job.lane)
-    _ended.labels(model, lane, str(job.state)).inc()
+    labelled(_ended, model, lane, str(job.state)).inc()
     _observe_times(job, model, lane)
     for record in job.history:
         outcome = record.outcome if record.outcome in _OUTCOMES else "failed"
-        _attempts.labels(model, outcome).inc()
+        labelled(_attempts, model, outcome).inc()
         if record.outcome == "lost":
-            _lost.labels(model).inc()
-    _retries.labels(model).inc(max(len(job.history) - 1, 0))
-    _refused.labels(model).inc(job.refused_writes)
+            labelled(_lost, model).inc()
+    if len(job.history) > 1:
+        labelled(_retries, model).inc(len(job.history) - 1)
+    if job.refused_writes:
+        labelled(_refused, model).inc(job.refused_writes)
     if job.is_dead_letter:
-        DEAD_LETTERS.labels(f"requests-{model}").inc()
+        labelled(DEAD_LETTERS, f"requests-{model}").inc()
 
 
 def _observe_times(job: Job, model: str, lane: str) -> None:
     if job.started_ms:
-        _wait.labels(model, lane).observe((job.started_ms - job.created_ms) / 1000)
+        labelled(_wait, model, lane).observe((job.started_ms - job.created_ms) / 1000)
     if job.first_token_ms:
-        _first.labels(model, lane).observe((job.first_token_ms - job.created_ms) / 1000)
+        labelled(_first, model, lane).observe((job.first_token_ms - job.created_ms) / 1000)
         tokens = _usage(job, "completion_tokens")
         if tokens > 1:
             spent_s = (job.finished_ms - job.first_token_ms) / 1000
-            _pace.labels(model).observe(spent_s / (tokens - 1))
-    _total.labels(model, lane).observe((job.finished_ms - job.created_ms) / 1000)
+            labelled(_pace, model).observe(spent_s / (tokens - 1))
+    labelled(_total, model, lane).observe((job.finished_ms - job.created_ms) / 1000)
 
 
 def _usage(job: Job, name: str) -> int:

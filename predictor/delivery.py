@@ -25,6 +25,7 @@ from eventing.errors import (
 )
 from eventing.event import Event, parse_http
 from eventing.job import Job
+from eventing.metric_family import labelled
 from eventing.metric_ledger import GpuAccount
 from eventing.span import Span
 from eventing.store import AcquireStatus, NewJob, Release, Store
@@ -102,7 +103,7 @@ class Deliveries:
                 span.set(outcome=type(outcome).__name__.lower())
         except BadRequest as error:
             outcome = Malformed(error)
-        metrics.DELIVERIES.labels(type(outcome).__name__.lower()).inc()
+        labelled(metrics.DELIVERIES, type(outcome).__name__.lower()).inc()
         # Without a shared store nobody could fetch what was left out of the reply.
         inline_bytes = job_event.DATAREF_ABOVE_BYTES if self._is_store_shared else sys.maxsize
         return answer_for(outcome, inline_bytes=inline_bytes)
@@ -275,7 +276,7 @@ class Deliveries:
             # The outermost hand on this job: whatever went wrong counts, so that it ends.
             log.error("attempt broke", action="attempt", **where(error))
             outcome, word = await self._settlement.failed(attempt, "internal_error"), "bug"
-        metrics.ATTEMPTS.labels(word).inc()
+        labelled(metrics.ATTEMPTS, word).inc()
         span.set(outcome=word)
         duration_ms = int((self._clock.monotonic_s() - started_s) * 1000)
         log.info("attempt ends", action="attempt_end", outcome=word, duration_ms=duration_ms)

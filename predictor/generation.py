@@ -43,6 +43,10 @@ class Stop(StrEnum):
         return self in (Stop.EXPIRED, Stop.STALLED, Stop.HANDOVER, Stop.ENGINE_DEAD)
 
 
+_COUNT_EVERY_S: Final = 0.5
+"""Made tokens are counted on this beat: a step is milliseconds, and `/metrics` is read every few
+seconds.
+"""
 _REFUSALS: Final = {
     Hold.FENCED: Stop.FENCED,
     Hold.TERMINAL: Stop.ENDED,
@@ -111,6 +115,8 @@ class Generation:
         self._engine = engine
         self._clock = clock
         self._started_s = self.last_step_s
+        self._counted_tokens = 0
+        self._counted_s = self.last_step_s
         self._answer = Assembler()
         self._first_token_s = self.last_step_s
         self._failure: TorporError | None = None
@@ -184,7 +190,13 @@ class Generation:
             self._failure = error
         finally:
             self._writer.close(leaves_rest=is_whole)
+            self._count_made()
             self._observe_pace()
+
+    def _count_made(self) -> None:
+        metrics.TOKENS_MADE.inc(self.new_tokens - self._counted_tokens)
+        self._counted_tokens = self.new_tokens
+        self._counted_s = self.last_step_s
 
     def _take(self, step: Step) -> None:
         self.last_step_s = self._clock.monotonic_s()
@@ -193,7 +205,8 @@ class Generation:
                 metrics.FIRST_TOKEN.observe(self.last_step_s - self._started_s)
                 self._first_token_s = self.last_step_s
             self.new_tokens += len(step.token_ids)
-            metrics.TOKENS_MADE.inc(len(step.token_ids))
+            if self.last_step_s - self._counted_s > _COUNT_EVERY_S:
+                self._count_made()
         if step.chunk is None:
             self._writer.add(step.token_ids, ())
             return

@@ -33,6 +33,7 @@ from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
 from eventing.event import Event, build_binary, parse_http
 from eventing.job import JobId, derive_job_id
 from eventing.job_event import REQUESTED
+from eventing.metric_family import labelled
 from eventing.publisher import payload
 from eventing.span import Span
 
@@ -74,8 +75,9 @@ class Pump:
         self._headers = {"prefer": "reply"} | (
             {"authorization": f"Bearer {token}"} if token else {}
         )
-        self._in_flight = _in_flight.labels(trigger.name)
         self._in_hand: dict[str, asyncio.Task[None]] = {}
+        # Asked when somebody looks, instead of told in every turn.
+        _in_flight.labels(trigger.name).set_function(self._in_hand.__len__)
         self._orphans_due_s = 0.0
         self._freed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -115,7 +117,6 @@ class Pump:
             self._orphans_due_s = 0.0  # no new event had room beside the old: there may be more
         for each in claimed:
             self._in_hand[each.ticket] = group.create_task(self._handle(each))
-        self._in_flight.set(len(self._in_hand))
         if len(claimed) < want and not self._stopping.is_set():
             await self._queue.wait(_WAIT_MS)
 
@@ -201,7 +202,7 @@ class Pump:
                     await self._queue.send([self._queue.settle_call(claimed.ticket)])
                 else:
                     await self._queue.defer(claimed.ticket, CLAIM_IDLE_MS)
-        _deliveries.labels(self._trigger.name, type(decision).__name__).inc()
+        labelled(_deliveries, self._trigger.name, type(decision).__name__).inc()
 
     async def _deliver(self, event: Event) -> tuple[Answer, Event | None]:
         """POST the event; silence, a refused connection and a timeout are all status 0."""
