@@ -87,6 +87,7 @@ class MemoryRecord:
             job,
             state=ending.state,
             finished_ms=now_ms,
+            gpu_ms=job.gpu_ms + ending.gpu_ms,
             lease_owner="",
             lease_until_ms=0,
             result=_stored(ending.result, job.result),

@@ -9,7 +9,6 @@ at most that. Must not know prices.
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -20,7 +19,7 @@ from eventing.clock import Clock
 from eventing.connection import failures_named
 from eventing.cost import GpuState, Meter, advance, overhead, spend_of
 from eventing.errors import StoreUnavailable
-from eventing.job import Job, JobId
+from eventing.job import JobId
 from eventing.script import Call, run
 
 _log = structlog.get_logger()
@@ -29,6 +28,7 @@ SLICE_S: Final = 300
 """`since` is known to five minutes."""
 KEEP_SLICES_S: Final = 8 * 24 * 3600
 POST_EVERY_S: Final = 5.0
+_CHARGES_EVERY_S: Final = 1.0
 _TOTALS: Final = f"{keys.PREFIX}:{{ledger}}"
 
 Measures = dict[str, int]
@@ -65,19 +65,10 @@ class Ledger:
             for call in _post_calls(rows):
                 await run(self._redis, *call)
 
-    async def charge(
-        self,
-        job_id: JobId,
-        gpu_ms: int,
-        rows: Mapping[tuple[Scope, str], Mapping[str, int]] = MappingProxyType({}),
-    ) -> None:
-        """Note on the job what it used, then post `rows`. Raises `StoreUnavailable`."""
-        # Not as one pipeline: what adds must not be sent again because the server had forgotten
-        # the other script.
+    async def charge(self, job_id: JobId, gpu_ms: int) -> None:
+        """Note on the job what it used. Raises `StoreUnavailable`."""
         async with failures_named():
             await run(self._redis, "charge", [keys.job(job_id)], [gpu_ms])
-            for call in _post_calls(rows):
-                await run(self._redis, *call)
 
     async def totals(self) -> Rows:
         """Sums since the store began. Raises `StoreUnavailable`."""
@@ -118,6 +109,7 @@ class GpuAccount:
         self._meter = Meter(at_s=started_s)
         self._counters = counters
         self._posted: Measures = {}
+        self._charged: Rows = {}
 
     def load(self, in_flight: int) -> None:
         """So many jobs and calls hold a slot from now on."""
@@ -128,29 +120,32 @@ class GpuAccount:
         self._meter = advance(self._meter, self._clock.monotonic_s(), is_ready=True)
 
     def share_s(self) -> float:
-        """What an attempt notes at its start and gives to `charge`."""
+        """What an attempt notes at its start and gives to `take`."""
         self._meter = advance(self._meter, self._clock.monotonic_s())
         return self._meter.share_s
 
-    async def charge(self, job: Job, started_share_s: float, *, is_kept: bool) -> None:
-        """Put an attempt's part of the GPU on its job, its tenant and the model. Never fails the
-        attempt: a store that is away loses the charge, and it shows as wasted.
+    def take(self, tenant: str, started_share_s: float, *, is_kept: bool) -> int:
+        """An attempt's part of the GPU in milliseconds, for its job; on its tenant and the model it
+        is put with the next post.
+        """
+        if self._ledger is None:
+            return 0
+        gpu_ms = round((self.share_s() - started_share_s) * 1000)
+        measure = "kept_ms" if is_kept else "thrown_ms"
+        _add(self._charged, {("model", self._model): {measure: gpu_ms}})
+        _add(self._charged, {("tenant", tenant): {"gpu_ms": gpu_ms}})
+        return gpu_ms
+
+    async def charge(self, job_id: JobId, gpu_ms: int) -> None:
+        """Put it on a job whose end does not carry it. Never fails the attempt: a store that is
+        away loses the job's charge.
         """
         if self._ledger is None:
             return
-        gpu_ms = round((self.share_s() - started_share_s) * 1000)
-        measure = "kept_ms" if is_kept else "thrown_ms"
         try:
-            await self._ledger.charge(
-                job.id,
-                gpu_ms,
-                {
-                    ("model", self._model): {measure: gpu_ms},
-                    ("tenant", job.tenant): {"gpu_ms": gpu_ms},
-                },
-            )
+            await self._ledger.charge(job_id, gpu_ms)
         except StoreUnavailable as error:
-            _log.warning("not charged", action="charge", job_id=job.id, reason=error.code)
+            _log.warning("not charged", action="charge", job_id=job_id, reason=error.code)
 
     async def post(self) -> None:
         """Post what was added since the last time. What could not be posted stays due."""
@@ -158,17 +153,24 @@ class GpuAccount:
             return
         due = {name: amount for name, amount in self._so_far().items()}
         added = {name: amount - self._posted.get(name, 0) for name, amount in due.items()}
+        charged, self._charged = self._charged, {}
+        rows: Rows = {("model", self._model): added}
+        _add(rows, charged)
         try:
-            await self._ledger.post({("model", self._model): added})
+            await self._ledger.post(rows)
         except StoreUnavailable as error:
+            _add(self._charged, charged)
             _log.warning("not posted", action="ledger", reason=error.code)
             return
         self._posted = due
 
     async def run(self) -> None:
-        """Post until cancelled."""
+        """Post until cancelled: charges within a second, all else with them or every five."""
         while True:
-            await asyncio.sleep(POST_EVERY_S)
+            for _ in range(round(POST_EVERY_S / _CHARGES_EVERY_S)):
+                await asyncio.sleep(_CHARGES_EVERY_S)
+                if self._charged:
+                    break
             await self.post()
 
     def _so_far(self) -> Measures:
@@ -186,6 +188,13 @@ class GpuAccount:
 def by_name(rows: Rows, scope: Scope) -> dict[str, Measures]:
     """The measures of every model, or of every tenant."""
     return {name: measures for (kind, name), measures in rows.items() if kind == scope}
+
+
+def _add(rows: Rows, more: Rows) -> None:
+    for key, measures in more.items():
+        row = rows.setdefault(key, {})
+        for measure, amount in measures.items():
+            row[measure] = row.get(measure, 0) + amount
 
 
 def _post_calls(rows: Mapping[tuple[Scope, str], Mapping[str, int]]) -> list[Call]:

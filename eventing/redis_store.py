@@ -163,6 +163,7 @@ class RedisStore:
         dead = int(ending.is_dead_letter)
         args: list[Argument] = [attempt, ending.state, self._retention_s(ending), dead, outcome]
         args += _batch_args(ending.rest) if ending.rest else ["", 0, "", ""]
+        args.append(ending.gpu_ms)
         calls.append(("finish", _job_keys(job_id), [*args, *job_record.ending_fields(ending)]))
         async with failures_named():
             answers = await run_all(self._redis, calls, [("HGETALL", keys.job(job_id))])

@@ -89,8 +89,8 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How an attempt ended a job. `rest` is what it had not yet checkpointed: written in the same
-    step as the end, or not at all.
+    """How an attempt ended a job. `rest` is what it had not yet checkpointed and `gpu_ms` what its
+    job is charged: written in the same step as the end, or not at all.
     """
 
     state: JobState
@@ -99,6 +99,7 @@ class Ending:
     error: JobError | None = None
     is_dead_letter: bool = False
     rest: TokenBatch | None = None
+    gpu_ms: int = 0
 
 
 class Release(StrEnum):

@@ -260,16 +260,8 @@ class Deliveries:
                 with trace.span("generate", resumed_tokens=attempt.token_count) as inner:
                     result = await generation.run()
                     inner.set(new_tokens=generation.new_tokens)
-                charging = asyncio.ensure_future(
-                    self._account.charge(job, share_s, is_kept=_is_kept(result, attempt))
-                )
-                await asyncio.sleep(0)  # the charge goes out first, so the end is shown with it
-                try:
-                    outcome, word = await self._settlement.settle(
-                        attempt, result, new_tokens=generation.new_tokens
-                    )
-                finally:
-                    await charging  # it raises nothing
+                gpu_ms = self._account.take(job.tenant, share_s, is_kept=_is_kept(result, attempt))
+                outcome, word = await self._settle(attempt, result, generation, gpu_ms)
         except StoreUnavailable as error:
             outcome, word = Refused(error.message, error.retry_after_s), "store_unavailable"
         except Exception as error:
@@ -281,6 +273,19 @@ class Deliveries:
         duration_ms = int((self._clock.monotonic_s() - started_s) * 1000)
         log.info("attempt ends", action="attempt_end", outcome=word, duration_ms=duration_ms)
         return outcome
+
+    async def _settle(
+        self, attempt: Attempt, result: Result, generation: Generation, gpu_ms: int
+    ) -> tuple[Outcome, str]:
+        made = generation.new_tokens
+        if isinstance(result, Made):
+            return await self._settlement.settle(attempt, result, new_tokens=made, gpu_ms=gpu_ms)
+        charging = asyncio.ensure_future(self._account.charge(attempt.job_id, gpu_ms))
+        await asyncio.sleep(0)  # the charge goes out first, so the end is shown with it
+        try:
+            return await self._settlement.settle(attempt, result, new_tokens=made)
+        finally:
+            await charging  # it raises nothing
 
     async def _checkpoint(self, attempt: Attempt, job: Job) -> Checkpoint:
         if not attempt.token_count:

@@ -47,13 +47,17 @@ class Settlement:
         self._lease_s = lease_s
 
     async def settle(
-        self, attempt: Attempt, result: Result, *, new_tokens: int
+        self, attempt: Attempt, result: Result, *, new_tokens: int, gpu_ms: int = 0
     ) -> tuple[Outcome, str]:
-        """Record how the attempt ended; the outcome, and its word in the metrics."""
+        """Record how the attempt ended; the outcome, and its word in the metrics. A whole answer
+        is recorded with its charge, `gpu_ms`.
+        """
         match result:
             case Made(body, rest):
                 usage = body.get("usage")
-                ending = Ending(state=JobState.COMPLETED, result=body, usage=usage, rest=rest)
+                ending = Ending(
+                    state=JobState.COMPLETED, result=body, usage=usage, rest=rest, gpu_ms=gpu_ms
+                )
                 return await self._finish(attempt, ending), "completed"
             case Broke(BadRequest() as error):
                 return await self._finish(attempt, _dead(problem(error))), "invalid"

@@ -1,7 +1,7 @@
 -- End a running job: the last tokens, result and state in one step, by the newest attempt only. The first terminal state wins.
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 attempt, 2 state, 3 retention_s, 4 '1' for a dead letter, 5 outcome word for the history,
---       6..9 tokens as in `append` (6 '' for none), 10.. field, value pairs (result, usage, error)
+--       6..9 tokens as in `append` (6 '' for none), 10 milliseconds of GPU time to charge, 11.. field, value pairs (result, usage, error)
 -- gives {'ok', now_ms} | {'fenced'} | {'terminal'} | {'gap'} | {'missing'}
 local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'history', 'token_count')
 if not job[1] then return {'missing'} end
@@ -22,7 +22,8 @@ if #history > 0 then
   history[#history].ended_ms = now
 end
 redis.call('HSET', KEYS[1], 'state', ARGV[2], 'finished_ms', now, 'lease_owner', '', 'lease_until_ms', 0, 'dead', ARGV[4],
-  'history', cjson.encode(history), unpack(ARGV, 10))
+  'history', cjson.encode(history), unpack(ARGV, 11))
+if ARGV[10] ~= '0' then redis.call('HINCRBY', KEYS[1], 'gpu_ms', ARGV[10]) end
 if ARGV[6] ~= '' then
   redis.call('HSET', KEYS[1], 'token_count', ARGV[6] + ARGV[7])
   if ARGV[6] == '0' then redis.call('HSETNX', KEYS[1], 'first_token_ms', now) end

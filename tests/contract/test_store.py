@@ -531,14 +531,17 @@ class TestFinish:
         assert answer is Hold.GAP
         assert (await rig.store.read_stream(job_id()), await rig.store.get(job_id())) == before
 
-    async def test_an_end_told_twice_writes_its_tokens_once(self, rig: Rig) -> None:
+    async def test_an_end_told_twice_writes_its_tokens_and_its_charge_once(self, rig: Rig) -> None:
         attempt = await started(rig)
-        ending = replace(ANSWER, rest=TokenBatch(index=0, token_ids=(1,)))
+        ending = replace(ANSWER, rest=TokenBatch(index=0, token_ids=(1,)), gpu_ms=70)
         await rig.store.finish(job_id(), attempt, ending)
 
         assert await rig.store.finish(job_id(), attempt, ending) is Hold.TERMINAL
 
         assert await rig.store.token_ids(job_id(), 9) == [1]
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert job.gpu_ms == 70
 
     @pytest.mark.parametrize("state", TERMINAL)
     async def test_state_and_result_come_together(self, rig: Rig, state: JobState) -> None:

@@ -79,15 +79,20 @@ async def test_what_could_not_be_posted_is_posted_later(
     client = connect(server.url, timeout_s=0.3)
     account = GpuAccount(Ledger(client), clock, model=MODEL, started_s=100.0)
     clock.now_s = 104.0
+    account.load(1)
+    began = account.share_s()
+    clock.now_s = 105.0
+    account.take("acme", began, is_kept=True)
     server.kill()
     await account.post()
 
     server.start()
     await account.post()
 
-    measures = by_name(await Ledger(client).totals(), "model")[MODEL]
+    rows = await Ledger(client).totals()
     await client.aclose()
-    assert measures["waking_ms"] == 4000
+    assert by_name(rows, "model")[MODEL]["waking_ms"] == 5000
+    assert by_name(rows, "tenant")["acme"]["gpu_ms"] == 1000
 
 
 async def test_a_job_its_tenant_and_its_model_are_charged_its_share(
@@ -100,7 +105,8 @@ async def test_a_job_its_tenant_and_its_model_are_charged_its_share(
     began = account.share_s()
     clock.now_s = 110.0
 
-    await account.charge(job, began, is_kept=True)
+    await account.charge(job.id, account.take(job.tenant, began, is_kept=True))
+    await account.post()
 
     rows = await ledger.totals()
     found = await store.get(job.id)
@@ -108,6 +114,27 @@ async def test_a_job_its_tenant_and_its_model_are_charged_its_share(
     assert found.gpu_ms == 5000
     assert by_name(rows, "tenant")["acme"]["gpu_ms"] == 5000
     assert by_name(rows, "model")[MODEL]["kept_ms"] == 5000
+
+
+async def test_charges_wait_for_the_next_post_and_are_posted_once(
+    ledger: Ledger, clock: Clock
+) -> None:
+    account = GpuAccount(ledger, clock, model=MODEL, started_s=100.0)
+    account.ready()
+    account.load(1)
+    for _ in range(2):
+        began = account.share_s()
+        clock.now_s += 3.0
+        account.take("acme", began, is_kept=False)
+
+    before = await ledger.totals()
+    await account.post()
+    await account.post()
+
+    assert not by_name(before, "tenant")
+    rows = await ledger.totals()
+    assert by_name(rows, "tenant")["acme"]["gpu_ms"] == 6000
+    assert by_name(rows, "model")[MODEL]["thrown_ms"] == 6000
 
 
 async def test_a_job_that_is_gone_is_not_brought_back_by_its_charge(
@@ -142,7 +169,8 @@ async def test_without_a_shared_store_nothing_is_kept(clock: Clock) -> None:
         id=new_job_id(), state=JobState.QUEUED, request=JobRequest(url="", body={}), tenant="t"
     )
 
-    await account.charge(job, 0.0, is_kept=True)
+    assert account.take(job.tenant, 0.0, is_kept=True) == 0
+    await account.charge(job.id, 5)
     await account.post()
 
 
