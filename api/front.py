@@ -1,6 +1,7 @@
 """What every handler may use, put together once: the api's parts, injected.
 
-Called by `api.app` (builds it) and `api.route` (hands it to handlers). Must not know any route.
+Called by `api.__main__` (builds it) and `api.route` (hands it to handlers). Must not know any
+route.
 """
 
 import asyncio
@@ -80,6 +81,13 @@ class PastWaking(Protocol):
     """Tells what a job that has ended waited for (`api.waiting.WakingNotes`)."""
 
     async def of(self, job: Job) -> list[dict[str, Any]]: ...
+
+
+class Intake(Protocol):
+    """The short way in for a job that nobody can have sent before (`eventing.broker.intake`)."""
+
+    async def take(self, new: NewJob) -> Job:
+        """The job, recorded and on its way. When it raises `StoreUnavailable`, it may be either."""
 
 
 class Admission(Protocol):
@@ -191,6 +199,7 @@ class Front:
     settings: ApiSettings
     store: Store
     publisher: Publisher
+    intake: Intake | None = None
     published: PublishedJobs = field(default_factory=PublishedJobs)
     live: Live
     ends: Ends = field(default_factory=NoBell)

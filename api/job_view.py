@@ -19,13 +19,7 @@ def job_view(
     milliseconds since the epoch, null for «not yet».
     """
     view: dict[str, Any] = {
-        "id": job.id,
-        "object": "job",
-        "state": job.state,
-        "url": job.request.url,
-        "model": job.request.model,
-        "custom_id": job.request.custom_id,
-        "priority": job.lane,
+        **_heading(job),
         "attempt": job.attempt,
         "token_count": job.token_count,
         "created_ms": job.created_ms,
@@ -71,6 +65,17 @@ def cost_view(job: Job, price: Price, overhead: float | None = None) -> dict[str
 def accepted_view(job: Job) -> dict[str, Any]:
     """What a submit answers: enough to find the job again."""
     return {
+        **_heading(job),
+        "created_ms": job.created_ms,
+        "deadline_ms": job.deadline_ms or None,
+        "metadata": public_metadata(job),
+        "request_id": job.metadata.get(KEPT),
+        "links": {"self": f"/v1/jobs/{job.id}", "events": f"/v1/jobs/{job.id}/events"},
+    }
+
+
+def _heading(job: Job) -> dict[str, Any]:
+    return {
         "id": job.id,
         "object": "job",
         "state": job.state,
@@ -78,11 +83,6 @@ def accepted_view(job: Job) -> dict[str, Any]:
         "model": job.request.model,
         "custom_id": job.request.custom_id,
         "priority": job.lane,
-        "created_ms": job.created_ms,
-        "deadline_ms": job.deadline_ms or None,
-        "metadata": public_metadata(job),
-        "request_id": job.metadata.get(KEPT),
-        "links": {"self": f"/v1/jobs/{job.id}", "events": f"/v1/jobs/{job.id}/events"},
     }
 
 

@@ -1,9 +1,9 @@
 """What thinking costs: GPU-seconds that were busy, idle and waking, times a price. Pure.
 
-Called by the predictor (where its time goes), the api (a job's cost, `/v1/usage`) and `torpor
-report`. No I/O, no clock of its own. An hour that is paid for is paid for whatever it did, so the
-figure that counts is the one per 1,000 delivered tokens with everything in it: idle time, wakes and
-work that had to be done again.
+Called by the ledger and the live metrics (where time went) and by the api (a job's cost,
+`/v1/usage`). No I/O, no clock of its own. An hour that is paid for is paid for whatever it did, so
+the figure that counts is the one per 1,000 delivered tokens with everything in it: idle time, wakes
+and work that had to be done again.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """A job as fields of a Redis hash, and an entry of its token stream: the only place that knows
 those names.
 
-Called by `eventing.redis_store`. The Lua scripts write the fields that change with a transition;
-their names stand here and there.
+Called by both stores and `eventing.token_hub`. The Lua scripts write the fields that change with a
+transition; their names stand here and there.
 """
 
 import hashlib

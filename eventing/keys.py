@@ -1,7 +1,7 @@
 """The names of our keys. Everything of one job, and of one queue, shares a hash tag, so that its
 scripts run on a Redis Cluster.
 
-Called by the Redis store and the broker's queue only.
+Called by whoever keeps something in Redis. Must not know what is kept.
 """
 
 from typing import Final

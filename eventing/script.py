@@ -1,7 +1,7 @@
 """Named Lua scripts, loaded once by SHA and sent in full only when the server has forgotten them.
 
-Called by the Redis store and the broker's queue. Each script is a file of `eventing/scripts` with
-its keys, arguments and answers at its top.
+Called by whoever keeps something in Redis by more than one command. Each script is a file of
+`eventing/scripts` with its keys, arguments and answers at its top.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Stream chunks put together into the body of a call that did not stream.
 
-Called by `predictor.generation` and the OpenAI routes: every answer is made as a stream, so that it
-can be checkpointed, and becomes a `chat.completion` or `text_completion` here. Pure. Knows OpenAI's
-two forms with vLLM's additions (`reasoning`, `stop_reason`, `token_ids`), and no engine.
+Called by `predictor.generation` and `predictor.direct_call`: every answer is made as a stream, so
+that it can be checkpointed, and becomes a `chat.completion` or `text_completion` here. Pure. Knows
+OpenAI's two forms with vLLM's additions (`reasoning`, `stop_reason`, `token_ids`), and no engine.
 """
 
 from collections.abc import Mapping

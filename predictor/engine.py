@@ -1,6 +1,6 @@
 """What the predictor asks of an engine, and nothing about which engine it is.
 
-Called by `predictor.generation` (queued jobs) and `predictor.openai_routes` (direct calls).
+Called by `predictor.generation` (queued jobs) and `predictor.direct_call` (callers that wait).
 Implemented by `predictor.vllm_engine` (the real one) and `predictor.seeded_engine` (tokens from a
 seed, for tests). Must not know the store, events or HTTP.
 """

@@ -1,7 +1,7 @@
 """How vLLM is set up and started: arguments, environment, process start method.
 
-Called by `predictor.vllm_engine` and, for the shared part, by `predictor.parent`. The only place
-that writes vLLM's environment variables. Import is light; the functions import vLLM.
+Called by `predictor.vllm_engine` and, for the shared part, by `predictor.vllm_preload`. The only
+place that writes vLLM's environment variables. Import is light; the functions import vLLM.
 """
 
 import io

@@ -1,6 +1,6 @@
 """Reads how a Knative Service or a KServe InferenceService wants to be scaled.
 
-Called by the local stack, the simulator and `torpor plan`. It must not know what a policy does
+Called by the local stack, the simulator and the doctor. It must not know what a policy does
 with the settings. Rules: knative/serving `pkg/apis/autoscaling/annotation_validation.go`; KServe's
 Knative mode as in `pkg/controller/v1beta1/inferenceservice/reconcilers/knative`.
 """

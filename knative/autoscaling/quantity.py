@@ -1,6 +1,6 @@
 """Reads Kubernetes quantities: `500m`, `4`, `2Gi`.
 
-Called by the readers of HPA and ScaledObject. It must not know what is counted.
+Called by the readers of HPA and ScaledObject, and by the doctor. It must not know what is counted.
 """
 
 import re

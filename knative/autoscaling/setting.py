@@ -1,6 +1,7 @@
 """Reads settings out of manifests: each with its name and range, all refusals at once.
 
-Called by the manifest readers beside it. It must not know which object the settings come from.
+Called by the readers of manifests, here and in the external scaler; whoever calls those meets its
+error. It must not know which object the settings come from.
 """
 
 import math

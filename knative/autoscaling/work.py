@@ -1,8 +1,8 @@
 """A policy of our own: scales on the GPU-seconds of waiting work, and lets jobs wait as long as
 they may.
 
-Called by the external scaler (`external_scaler.py`) and the simulator. It must not know queues or
-pods.
+Called by the external scaler (`knative.external_scaler`) and the simulator. It must not know queues
+or pods.
 
 Four things that neither the KPA nor KEDA uses:
 * **work, not requests**: prompt tokens are known, answer lengths are learnt per prompt-length

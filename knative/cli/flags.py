@@ -1,7 +1,7 @@
 """Command-line flags out of a settings class, so that a setting is written down once.
 
-Called by `up` and `load`. Every field becomes a flag with its name, its docstring as help,
-its default, and its `TORPOR_*` variable; parsing and ranges stay pydantic's.
+Called by the commands with many options. Every field becomes a flag with its name, its docstring as
+help, its default, and its `TORPOR_*` variable; parsing and ranges stay pydantic's.
 """
 
 import inspect

@@ -1,7 +1,7 @@
 """The api in the cluster: a Deployment with its own autoscaling, and a Knative Service variant.
 
-Called by `tree`. A Deployment by default: a stream of tokens outlives queue-proxy's hard total
-(timeoutSeconds ends even a flowing answer), and a front door that sleeps wakes nobody.
+Called by `tree` and `component`. A Deployment by default: a stream of tokens outlives queue-proxy's
+hard total (timeoutSeconds ends even a flowing answer), and a front door that sleeps wakes nobody.
 """
 
 from __future__ import annotations

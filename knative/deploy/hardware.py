@@ -1,6 +1,6 @@
 """What the predictor sits on: NVIDIA GPUs, a few CPU cores, spot nodes, a cache of the model.
 
-Called by `tree`. Each is a component that changes the InferenceService of the base.
+Called by `component`. Each is a component that changes the InferenceService of the base.
 """
 
 from __future__ import annotations

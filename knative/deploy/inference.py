@@ -1,8 +1,8 @@
 """The predictor as a KServe InferenceService, and how each topology changes it.
 
-Called by `tree`. The base names no topology; the patches here are what makes it hold a delivery
-(`serverless`) or pull from the queue (`queue`). They never mix: answering early under the KPA would
-scale a busy pod to zero, and KEDA cannot see work that is held.
+Called by `tree` and `component`. The base names no topology; the patches here are what makes it
+hold a delivery (`serverless`) or pull from the queue (`queue`). They never mix: answering early
+under the KPA would scale a busy pod to zero, and KEDA cannot see work that is held.
 """
 
 from __future__ import annotations

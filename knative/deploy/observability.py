@@ -1,6 +1,6 @@
 """Who is scraped, and the alerts and dashboard of `knative.monitoring` as the cluster takes them.
 
-Called by `tree`. Whatever wakes a predictor or pages a person is measured at the api and the
+Called by `component`. Whatever wakes a predictor or pages a person is measured at the api and the
 broker: a predictor at zero has no metrics.
 """
 

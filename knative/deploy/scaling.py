@@ -1,7 +1,7 @@
 """KEDA for the queue topology: work waiting and work in flight, p95 and GPU as pressure.
 
-Called by `tree`; the simulator and the local stack read what is written here. Sources: facts 3.5,
-3.6 and the runs of 3.6b.
+Called by `component`; the simulator and the local stack read what is written here. Sources: facts
+3.5, 3.6 and the runs of 3.6b.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Does it grow? Memory, open files and keys over a run, and what a soak run says no to. Pure.
 
-Called by `summary`. Two things look like a leak and are none: what fills up once (caches, pools, an
-allocator's arenas), so the first half of a run does not count; and what comes and goes with the
-load (connections), so the trend is that of the least value in each stretch of time: what is given
-back lowers it again, what is leaked lifts it for good.
+Called by `summary` and `torpor load --soak`. Two things look like a leak and are none: what fills
+up once (caches, pools, an allocator's arenas), so the first half of a run does not count; and what
+comes and goes with the load (connections), so the trend is that of the least value in each stretch
+of time: what is given back lowers it again, what is leaked lifts it for good.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,6 +1,7 @@
 """The Grafana dashboard: what users wait for on top, what it costs at the bottom. Pure.
 
-Called by `python -m knative.monitoring` and by the test that asks a real Prometheus every query.
+Called by `python -m knative.monitoring`, by the renderer, and by the test that asks a real
+Prometheus every query.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,11 @@
 """The alerts: when each fires, how bad it is, and which run-book says what to do. Pure.
 
-Called by `python -m knative.monitoring` and the tests, which fire each with `promtool`.
+Called by `python -m knative.monitoring`, by the renderer, and by the tests, which fire each with
+`promtool`.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from knative.monitoring import query
@@ -27,17 +29,21 @@ class Alert:
     name: str
     expression: str
     lasting: str
-    severity: str
     summary: str
+    severity: str
 
     @property
     def run_book(self) -> str:
         return f"{RUN_BOOKS}/{self.name}.md"
 
 
+_page = partial(Alert, severity="page")
+_ticket = partial(Alert, severity="ticket")
+
+
 def alerts(objective: Objective) -> tuple[Alert, ...]:
     """Every alert, for what was promised."""
-    return (*_paging(objective), *_for_the_morning(objective))
+    return (*_paging(objective), *_late(objective), *_wasteful(objective))
 
 
 def _paging(objective: Objective) -> tuple[Alert, ...]:
@@ -45,96 +51,91 @@ def _paging(objective: Objective) -> tuple[Alert, ...]:
     tokens = query.once("torpor_tokens_total", "model", "10m", '{kind="output"}')
     wake_m = int(objective.wake_s // 60) + 5
     return (
-        Alert(
+        _page(
             "TorporApiDown",
             'absent(up{job="torpor-api"} == 1)',
             "2m",
-            "page",
             "No api answers: nothing is accepted.",
         ),
-        Alert(
+        _page(
             "TorporStoreDown",
             "min(torpor_store_up) == 0",
             "1m",
-            "page",
             "The store does not answer: submits get 503, running jobs wait for it.",
         ),
-        Alert(
+        _page(
             "TorporQueueOld",
             f"max by (model) ({query.OLDEST}) > {late_s:g}",
             "1m",
-            "page",
             f"A job has waited longer than the slowest wake and the objective ({late_s:g} s).",
         ),
-        Alert(
+        _page(
             "TorporStuckAtZero",
             f"sum by (model) ({query.WAITING}) > 0 and on (model) ({query.READY} == 0)",
             f"{wake_m}m",
-            "page",
             "Jobs wait and no predictor has become ready: no GPU, image, quota or scaler.",
         ),
-        Alert(
+        _page(
             "TorporNoProgress",
             f"({query.RUNNING} > 0) and on (model) ({tokens} == 0)",
             "5m",
-            "page",
             "Jobs run and no engine has made a token for ten minutes.",
         ),
     )
 
 
-def _for_the_morning(objective: Objective) -> tuple[Alert, ...]:
+def _late(objective: Objective) -> tuple[Alert, ...]:
+    """For the morning: what makes jobs wait, or keeps them from their end."""
     wait = query.quantile(0.95, "torpor_queue_wait_seconds", "model")
     wake = query.quantile(0.95, "torpor_wake_seconds", "model", "1h", '{phase="total"}')
-    cost = f"3600 * sum({query.once('torpor_gpu_cost_total', 'model, state', '1h')})"
     return (
-        Alert(
+        _ticket(
             "TorporWaitOverObjective",
             f"{wait} > {objective.p95_wait_s:g}",
             "15m",
-            "ticket",
             f"p95 of the wait is over {objective.p95_wait_s:g} s.",
         ),
-        Alert(
+        _ticket(
             "TorporDeadLetters",
             "sum by (trigger) (increase(torpor_dead_letters_total[15m])) > 0",
             "0m",
-            "ticket",
             "Jobs or events were set aside; look at them and redrive.",
         ),
-        Alert(
+        _ticket(
             "TorporRetrying",
             "max by (queue) (torpor_queue_retrying) > 0",
             "30m",
-            "ticket",
             "Deliveries of a queue have been failing for half an hour.",
         ),
-        Alert(
+        _ticket(
             "TorporLeaseLosses",
             "sum by (model) (increase(torpor_lease_losses_total[15m])) > 3",
             "0m",
-            "ticket",
             "Predictors die or freeze with jobs in hand.",
         ),
-        Alert(
+        _ticket(
             "TorporWakeSlow",
             f"{wake} > {objective.wake_s:g}",
             "0m",
-            "ticket",
             f"A wake took over {objective.wake_s:g} s, which every timeout is rendered from.",
         ),
-        Alert(
+    )
+
+
+def _wasteful(objective: Objective) -> tuple[Alert, ...]:
+    """For the morning: what costs more than it should."""
+    cost = f"3600 * sum({query.once('torpor_gpu_cost_total', 'model, state', '1h')})"
+    return (
+        _ticket(
             "TorporWaste",
             f"{query.wasted_share()} > 0.2",
             "1h",
-            "ticket",
             "Over a fifth of the busy GPU time made nothing that was kept.",
         ),
-        Alert(
+        _ticket(
             "TorporCostBurn",
             f"{cost} > {objective.budget_per_hour:g}",
             "2h",
-            "ticket",
             f"For two hours over the budget of {objective.budget_per_hour:g} an hour.",
         ),
     )

@@ -1,6 +1,6 @@
 """The real policies, seated in the simulated world.
 
-Called by the command line, `plan.py`, the benches and tests. It must not decide anything itself:
+Called by `candidate.py`, the Black-Friday story and tests. It must not decide anything itself:
 it turns a `View` into what a policy reads in a cluster, and asks the policy.
 """
 

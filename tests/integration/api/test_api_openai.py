@@ -134,6 +134,14 @@ async def _caught(client: AsyncOpenAI) -> openai.APIError:
     return caught.value
 
 
+async def lost_half_way(rig: Rig) -> str:
+    """The id of the only job, whose predictor said "He" and was never heard of again."""
+    job_id = await the_job(rig)
+    await (await rig.predictor(job_id)).chat("He")
+    await rig.store.redis.hset(f"torpor:{{{job_id}}}", "lease_until_ms", 1)
+    return job_id
+
+
 async def test_a_failure_half_way_is_an_error_in_the_stream(rig: Rig, client: AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
     predictor = await rig.predictor(await the_job(rig))
@@ -148,9 +156,7 @@ async def test_an_answer_that_starts_over_never_shows_text_twice(
     rig: Rig, client: AsyncOpenAI
 ) -> None:
     stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
-    job_id = await the_job(rig)
-    await (await rig.predictor(job_id)).chat("He")
-    await rig.store.redis.hset(f"torpor:{{{job_id}}}", "lease_until_ms", 1)
+    job_id = await lost_half_way(rig)
     await FakePredictor(rig.store, job_id).start(can_resume=False)
 
     with pytest.raises(openai.APIError, match="started over"):
@@ -161,9 +167,7 @@ async def test_an_answer_that_goes_on_elsewhere_is_one_answer(
     rig: Rig, client: AsyncOpenAI
 ) -> None:
     stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)
-    job_id = await the_job(rig)
-    await (await rig.predictor(job_id)).chat("He")
-    await rig.store.redis.hset(f"torpor:{{{job_id}}}", "lease_until_ms", 1)
+    job_id = await lost_half_way(rig)
     second = await rig.predictor(job_id)
     await second.chat("llo", "stop")
     await second.finish(chat_result("Hello"))
