@@ -7,6 +7,8 @@ touches a key it did not declare. So that every call in here is a test of the ke
 
 import time
 from collections.abc import Iterator
+from functools import cache
+from hashlib import sha1
 from typing import Final
 
 import pytest
@@ -17,6 +19,7 @@ from tests.contract.rig import MemoryRig, RedisRig, Rig
 from tests.redis_server import RedisServer, free_port
 
 _CLUSTER_WITHIN_S: Final = 20.0
+_as_it_is: Final = script.source
 
 
 @pytest.fixture(scope="session")
@@ -35,17 +38,23 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.kill()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def strict_scripts() -> Iterator[None]:
+@cache
+def _strict(name: str) -> str:
+    return "#!lua\n" + _as_it_is(name)
+
+
+@cache
+def _strict_digest(name: str) -> str:
+    return sha1(_strict(name).encode(), usedforsecurity=False).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def strict_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server looks at what a script touches beyond its KEYS only where the script begins with
     this line (without it, it trusts it as of old).
     """
-    as_they_are = script.source
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "source", lambda name: "#!lua\n" + as_they_are(name))
-        script._digest.cache_clear()
-        yield
-    script._digest.cache_clear()
+    monkeypatch.setattr(script, "source", _strict)
+    monkeypatch.setattr(script, "_digest", _strict_digest)
 
 
 @pytest.fixture(params=["memory", "redis"])
