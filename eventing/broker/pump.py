@@ -1,9 +1,9 @@
 """Delivers what waits in one queue to one subscriber, a bounded number at a time.
 
-Called by `eventing.broker` and `eventing.pump`. The loop is four named steps; what follows an
-answer is decided in `delivery`, what becomes of an undeliverable event in `dead_letter`. Nothing is
-settled before its outcome is stored: a pump that dies half-way leaves its events pending, and
-another claims them.
+Called by `eventing.broker` and `eventing.pump`. A round of the loop is `_turn`, an event's
+way `_handle`; what follows an answer is decided in `delivery`, what becomes of an undeliverable
+event in `dead_letter`. Nothing is settled before its outcome is stored: a pump that dies half-way
+leaves its events pending, and another claims them. Must not know what a job is but by its id.
 """
 
 import asyncio
@@ -99,10 +99,10 @@ class Pump:
         ):
             keeper = group.create_task(self._keep_in_hand())
             while not self._stopping.is_set():
-                with suppress(Unavailable):
+                try:
                     await self._turn(group)
-                    continue
-                await self._pause(_AFTER_TROUBLE_S)
+                except Unavailable:
+                    await self._pause(_AFTER_TROUBLE_S)
             await self._hand_back()
             keeper.cancel()
 
@@ -111,14 +111,21 @@ class Pump:
         work.
         """
         want = min(await self._free_hands(), _CLAIM_AT_ONCE)
-        idle_ms = self._idle_ms()
-        claimed = await self._queue.claim(want, claim_idle_ms=idle_ms) if want else []
-        if idle_ms and claimed and len(claimed) == want and claimed[-1].tries > 1:
-            self._orphans_due_s = 0.0  # no new event had room beside the old: there may be more
+        claimed = await self._claim(want)
         for each in claimed:
             self._in_hand[each.ticket] = group.create_task(self._handle(each))
         if len(claimed) < want and not self._stopping.is_set():
             await self._queue.wait(_WAIT_MS)
+
+    async def _claim(self, want: int) -> list[Claimed]:
+        """Up to `want` events: new ones, and now and then such as others left behind."""
+        if not want:
+            return []
+        idle_ms = self._idle_ms()
+        claimed = await self._queue.claim(want, claim_idle_ms=idle_ms)
+        if idle_ms and len(claimed) == want and claimed[-1].tries > 1:
+            self._orphans_due_s = 0.0  # no new event had room beside the old: there may be more
+        return claimed
 
     def _idle_ms(self) -> int:
         """How long others must have been silent for us to take their events; 0 in most rounds,
