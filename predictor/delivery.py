@@ -244,24 +244,8 @@ class Deliveries:
         log = _log.bind(job_id=attempt.job_id, attempt=attempt.number)
         log.info("attempt starts", action="attempt", resumed_tokens=attempt.token_count)
         started_s = self._clock.monotonic_s()
-        share_s = self._account.share_s()
         try:
-            generation = Generation(
-                attempt,
-                checkpoint,
-                _request(job, attempt.number),
-                engine=self._engine,
-                store=self._store,
-                appends=self._appends,
-                clock=self._clock,
-                flush_s=self._flush_s,
-            )
-            with self._keeper.watching(generation):
-                with trace.span("generate", resumed_tokens=attempt.token_count) as inner:
-                    result = await generation.run()
-                    inner.set(new_tokens=generation.new_tokens)
-                gpu_ms = self._account.take(job.tenant, share_s, is_kept=_is_kept(result, attempt))
-                outcome, word = await self._settle(attempt, result, generation, gpu_ms)
+            outcome, word = await self._generate_and_settle(attempt, checkpoint, job)
         except StoreUnavailable as error:
             outcome, word = Refused(error.message, error.retry_after_s), "store_unavailable"
         except Exception as error:
@@ -273,6 +257,28 @@ class Deliveries:
         duration_ms = int((self._clock.monotonic_s() - started_s) * 1000)
         log.info("attempt ends", action="attempt_end", outcome=word, duration_ms=duration_ms)
         return outcome
+
+    async def _generate_and_settle(
+        self, attempt: Attempt, checkpoint: Checkpoint, job: Job
+    ) -> tuple[Outcome, str]:
+        """The answer, its cost and its end, watched all the while by whoever keeps the lease."""
+        share_s = self._account.share_s()
+        generation = Generation(
+            attempt,
+            checkpoint,
+            _request(job, attempt.number),
+            engine=self._engine,
+            store=self._store,
+            appends=self._appends,
+            clock=self._clock,
+            flush_s=self._flush_s,
+        )
+        with self._keeper.watching(generation):
+            with trace.span("generate", resumed_tokens=attempt.token_count) as span:
+                result = await generation.run()
+                span.set(new_tokens=generation.new_tokens)
+            gpu_ms = self._account.take(job.tenant, share_s, is_kept=_is_kept(result, attempt))
+            return await self._settle(attempt, result, generation, gpu_ms)
 
     async def _settle(
         self, attempt: Attempt, result: Result, generation: Generation, gpu_ms: int
