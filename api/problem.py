@@ -50,8 +50,9 @@ def error_response(path: str, error: TorporError) -> Response:
     headers = {}
     if isinstance(error, Unavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-    if error.status in (408, 413) or error.code == "no_body_room":
-        headers["connection"] = "close"  # the rest of the body is still on its way
+    if error.status in (408, 413, 500) or error.code == "no_body_room":
+        # The rest of the body is still on its way; after a bug the server hangs up.
+        headers["connection"] = "close"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps(body), status_code=status, media_type=media_type, headers=headers)
@@ -78,7 +79,7 @@ def openai_error(error: TorporError) -> dict[str, Any]:
     field = error.field.removeprefix("body.") if isinstance(error, BadRequest) else ""
     return {
         "error": {
-            "message": error.message,
+            "message": error.message.removeprefix("body."),
             "type": _openai_type(error.status),
             "param": field or None,
             "code": error.code,

@@ -8,6 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from eventing.call_fields import (
+    FLAG,
+    NAME,
+    OBJECT,
+    SAMPLING,
+    TEXT,
+    TEXTS,
+    Rules,
+    check,
+    check_fields,
+    one_of,
+    whole,
+)
 from eventing.errors import InvalidJob
 
 Item = Mapping[str, Any]
@@ -36,6 +49,23 @@ _ECHOED: Final = (
 )
 """Fields of the call that the response object repeats."""
 
+_RULES: Final[Rules] = {
+    **SAMPLING,
+    "max_output_tokens": whole(1),
+    "max_tool_calls": whole(1),
+    "top_logprobs": whole(0, 20),
+    "parallel_tool_calls": FLAG,
+    "instructions": TEXT,
+    "truncation": one_of("auto", "disabled"),
+    "include": TEXTS,
+    "service_tier": TEXT,
+    "prompt_cache_key": TEXT,
+    "safety_identifier": TEXT,
+    "reasoning": OBJECT,
+    "text": OBJECT,
+}
+"""By the names that the caller used; what they become in chat is judged again there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
@@ -60,9 +90,8 @@ def parse_ask(call: Mapping[str, Any], history: Sequence[Message]) -> Ask:
     is_stored = flag(call, "store", default=True)
     if is_background and not is_stored:
         raise InvalidJob("background responses must be stored; leave store out", "store")
+    check_fields(call, _RULES)
     instructions = call.get("instructions")
-    if instructions is not None and not isinstance(instructions, str):
-        raise InvalidJob("instructions must be text", "instructions")
     items = input_items(call.get("input"))
     system = [{"role": "system", "content": instructions}] if instructions else []
     body: dict[str, Any] = {
@@ -195,24 +224,17 @@ def _options(call: Mapping[str, Any]) -> dict[str, Any]:
         options["max_completion_tokens"] = call["max_output_tokens"]
     if call.get("top_logprobs") is not None:
         options |= {"logprobs": True, "top_logprobs": call["top_logprobs"]}
-    if effort := _object(call, "reasoning").get("effort"):
+    if (effort := (call.get("reasoning") or {}).get("effort")) is not None:
+        check("reasoning.", effort, NAME, "effort")
         options["reasoning_effort"] = effort
-    if response_format := _response_format(_object(call, "text").get("format")):
+    if response_format := _response_format((call.get("text") or {}).get("format")):
         options["response_format"] = response_format
+    choice = _tool_choice(call.get("tool_choice"))
     if call.get("tools") is not None and (tools := _tools(call["tools"])):
         options["tools"] = tools
-        if (choice := call.get("tool_choice")) is not None:
-            options["tool_choice"] = _tool_choice(choice)
+        if choice is not None:
+            options["tool_choice"] = choice
     return options
-
-
-def _object(call: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = call.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise InvalidJob(f"{name} must be an object", name)
-    return value
 
 
 def _response_format(form: Any) -> dict[str, Any] | None:
@@ -223,6 +245,8 @@ def _response_format(form: Any) -> dict[str, Any] | None:
         case "json_object":
             return {"type": "json_object"}
         case "json_schema":
+            check("text.format.", form.get("name"), NAME, "name")
+            check("text.format.", form.get("schema"), OBJECT, "schema")
             names = ("name", "schema", "strict", "description")
             inner = {name: form[name] for name in names if form.get(name) is not None}
             return {"type": "json_schema", "json_schema": inner}
@@ -247,7 +271,7 @@ def _tools(tools: Any) -> list[dict[str, Any]]:
 
 
 def _tool_choice(choice: Any) -> Any:
-    if choice in ("auto", "none", "required"):
+    if choice is None or choice in ("auto", "none", "required"):
         return choice
     if isinstance(choice, Mapping) and choice.get("type") == "function":
         name = _text(choice, "name", "tool_choice")

@@ -14,6 +14,7 @@ from typing import Any, Final, NewType
 
 import orjson
 
+from eventing.call_fields import check_body
 from eventing.errors import InvalidJob
 
 JobId = NewType("JobId", str)
@@ -167,7 +168,7 @@ def parse_request(data: bytes | str | Mapping[str, Any]) -> JobRequest:
         raise InvalidJob(f"url must be one of {', '.join(RUNNABLE_URLS)}", "url")
     if not isinstance(body, Mapping):
         raise InvalidJob("body must be a JSON object", "body")
-    _check_body(url, body)
+    check_body(url, body)
     return JobRequest(url=url, body=body, custom_id=custom_id)
 
 
@@ -179,43 +180,3 @@ def _load_object(data: bytes | str) -> Mapping[str, Any]:
     if not isinstance(line, dict):
         raise InvalidJob("data must be a JSON object", "data")
     return line
-
-
-def _check_body(url: str, body: Mapping[str, Any]) -> None:
-    """What can be said without a tokenizer; the engine's own validation says the rest."""
-    if not isinstance(body.get("model"), str) or not body["model"]:
-        raise InvalidJob("body.model must be a non-empty string", "body.model")
-    match url:
-        case "/v1/chat/completions":
-            _check_messages(body.get("messages"))
-        case "/v1/completions":
-            _check_text(body.get("prompt"), "body.prompt")
-        case _:
-            _check_text(body.get("input"), "body.input")
-    for name in ("max_tokens", "max_completion_tokens"):
-        limit = body.get(name)
-        if limit is not None and (
-            not isinstance(limit, int) or isinstance(limit, bool) or limit < 1
-        ):
-            raise InvalidJob(f"body.{name} must be a whole number of at least 1", f"body.{name}")
-
-
-def _check_messages(messages: Any) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise InvalidJob("body.messages must be a non-empty list", "body.messages")
-    for index, message in enumerate(messages):
-        where = f"body.messages[{index}]"
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise InvalidJob(f"{where} must be an object with a role", where)
-        content = message.get("content")
-        if content is not None and not isinstance(content, str | list):
-            raise InvalidJob(f"{where}.content must be text or a list of parts", f"{where}.content")
-    last = messages[-1]
-    if last["role"] == "user" and not last.get("content"):
-        where = f"body.messages[{len(messages) - 1}].content"
-        raise InvalidJob(f"{where} must not be empty", where)
-
-
-def _check_text(value: Any, where: str) -> None:
-    if not isinstance(value, str | list) or not value:
-        raise InvalidJob(f"{where} must be non-empty text, or a non-empty list", where)

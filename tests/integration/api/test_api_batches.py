@@ -324,6 +324,7 @@ async def test_a_batch_that_can_never_run_names_its_parameter(
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
+@pytest.mark.timeout(30)
 async def test_five_hundred_lines_become_a_few_parts_and_a_bad_one_fails_alone(
     rig: Rig, client: AsyncOpenAI, runner: None
 ) -> None:

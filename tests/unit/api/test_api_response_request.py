@@ -137,3 +137,31 @@ def test_what_cannot_be_done_names_its_field(call: dict[str, Any], field: str) -
         parse_ask(CALL | call, [])
 
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        pytest.param({"max_output_tokens": 0}, "max_output_tokens", id="its own limit's name"),
+        pytest.param({"temperature": "hot"}, "temperature", id="temperature"),
+        pytest.param({"top_logprobs": 21}, "top_logprobs", id="logprobs"),
+        pytest.param({"truncation": "maybe"}, "truncation", id="truncation"),
+        pytest.param({"include": "all"}, "include", id="include"),
+        pytest.param({"max_tool_calls": "x"}, "max_tool_calls", id="tool calls"),
+        pytest.param({"reasoning": 7}, "reasoning", id="reasoning"),
+        pytest.param({"reasoning": {"effort": 7}}, "reasoning.effort", id="effort"),
+        pytest.param({"text": []}, "text", id="text"),
+        pytest.param({"tool_choice": "maybe"}, "tool_choice", id="a choice without tools"),
+        pytest.param({"text": {"format": {"type": "json_schema"}}}, "text.format.name", id="name"),
+        pytest.param(
+            {"text": {"format": {"type": "json_schema", "name": "s"}}},
+            "text.format.schema",
+            id="schema",
+        ),
+    ],
+)
+def test_a_mistake_is_named_as_its_caller_knows_it(call: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidJob) as refusal:
+        body(**call)
+
+    assert refusal.value.field == field
