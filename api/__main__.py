@@ -29,6 +29,7 @@ from api.front import Front
 from api.settings import ApiSettings
 from api.waiting import QueueWaiting
 from eventing import collector, log, outbox, trace
+from eventing.broker.intake import DirectIntake
 from eventing.broker.router import DirectPublisher
 from eventing.broker.trigger import load_triggers
 from eventing.clock import SystemClock
@@ -137,10 +138,14 @@ def _parts(settings: ApiSettings, redis: SharedRedis) -> _Parts:
     store, bell, batches = RedisStore(redis), EndBell(redis), BatchStore(redis)
     hub = TokenHub(settings.redis_url.get_secret_value(), store, redis)
     publisher, clock, ledger = _publisher(settings, redis), SystemClock(), Ledger(redis)
+    intake = None
+    if isinstance(publisher, DirectPublisher):
+        intake = DirectIntake(store, publisher, clock)
     front = Front(
         settings=settings,
         store=store,
         publisher=publisher,
+        intake=intake,
         live=hub,
         ends=bell,
         catalog=Catalog(settings.models),

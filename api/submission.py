@@ -13,7 +13,7 @@ from typing import Any, Final
 import structlog
 from prometheus_client import Counter
 
-from api.front import Front
+from api.front import Front, Intake
 from api.principal import Principal
 from api.webhook import BATCH, JOB_WEBHOOK, WEBHOOK_URL, webhook_wish
 from api.webhook_address import allow_list, check_url
@@ -37,6 +37,7 @@ from eventing.job import (
     parse_request,
 )
 from eventing.job_event import request_event
+from eventing.job_record import fresh
 from eventing.metric_family import labelled
 from eventing.request_id import KEPT, checked
 from eventing.store import Ending, Hold, NewJob
@@ -77,7 +78,8 @@ async def submit(
     record was written, the sweep hands the event in.
     """
     new = _new_job(front, principal, parse_request(line), wish)
-    return await submit_new(front, principal, new, idempotency_key=wish.idempotency_key)
+    key = wish.idempotency_key
+    return await submit_new(front, principal, new, idempotency_key=key, is_fresh=not key)
 
 
 async def submit_line(
@@ -91,12 +93,20 @@ async def submit_line(
 
 
 async def submit_new(
-    front: Front, principal: Principal, new: NewJob, *, idempotency_key: str = ""
+    front: Front,
+    principal: Principal,
+    new: NewJob,
+    *,
+    idempotency_key: str = "",
+    is_fresh: bool = False,
 ) -> tuple[Job, bool]:
-    """As `submit`, for a job whose identity is known. With a key, the id comes from that."""
-    with trace.span("submit", parent=new.traceparent) as span:
+    """As `submit`, for a job whose identity is known. With a key, the id comes from that; a job
+    that `is_fresh` has an id that nobody else can know.
+    """
+    with trace.span("submit", parent=new.traceparent, begins=True) as span:
         traced = replace(new, traceparent=span.traceparent)
-        job, is_new = await _submit_new(front, principal, traced, idempotency_key)
+        intake = front.intake if is_fresh else None
+        job, is_new = await _submit_new(front, principal, traced, idempotency_key, intake)
         span.set(job_id=job.id, is_new=is_new, model=job.request.model)
         # The one line that knows both the caller's request id and the job.
         _log.info("accepted", action="submit", job_id=job.id, is_new=is_new, lane=job.lane)
@@ -104,7 +114,7 @@ async def submit_new(
 
 
 async def _submit_new(
-    front: Front, principal: Principal, new: NewJob, idempotency_key: str
+    front: Front, principal: Principal, new: NewJob, key: str, intake: Intake | None
 ) -> tuple[Job, bool]:
     await front.catalog.check(new.request)
     if url := new.metadata.get(JOB_WEBHOOK):
@@ -112,19 +122,51 @@ async def _submit_new(
     deadline_s = front.clock.monotonic_s() + front.settings.submit_timeout_s
     async with front.turnstile.passing(front.settings.submit_timeout_s * _QUEUING_SHARE):
         await _admit(front, principal, new, deadline_s)
-        try:
-            job, is_new = await _record(front, new, idempotency_key, deadline_s)
-        except IdempotencyConflict:
-            await _left(front, new.tenant, new.id)
-            raise
-        await front.admission.took(new, job, is_new)
-        if is_new:
-            try:
-                await _hand_in(front, job, deadline_s)
-            except BrokerUnavailable:
-                await _left(front, job.tenant, job.id)
-                raise
+        if intake is not None:
+            job, is_new = await _take_in(front, intake, new, deadline_s), True
+            await front.admission.took(new, job, is_new)
+        else:
+            job, is_new = await _record_and_hand_in(front, new, key, deadline_s)
     labelled(_submitted, "accepted" if is_new else "repeated").inc()
+    return job, is_new
+
+
+async def _take_in(front: Front, intake: Intake, new: NewJob, deadline_s: float) -> Job:
+    """Record and event in one flight. What is not known to have arrived is withdrawn, and refused
+    unless it is known to run.
+    """
+    budget_s = deadline_s - front.clock.monotonic_s() - _WITHDRAW_S
+    try:
+        async with asyncio.timeout(max(budget_s, 0.0)):
+            job = await intake.take(new)
+    except (TimeoutError, StoreUnavailable) as error:
+        if await _withdraw(front, new.id):
+            labelled(_submitted, "store_unavailable").inc()
+            if isinstance(error, StoreUnavailable):
+                raise
+            raise StoreUnavailable("the store does not answer") from error
+        _log.warning("taken in silence", action="submit", job_id=new.id)
+        return fresh(new, front.clock.wall_ms())
+    front.published.add(job.id)
+    return job
+
+
+async def _record_and_hand_in(
+    front: Front, new: NewJob, key: str, deadline_s: float
+) -> tuple[Job, bool]:
+    """First the record, which may have been there before; a new one's event then."""
+    try:
+        job, is_new = await _record(front, new, key, deadline_s)
+    except IdempotencyConflict:
+        await _left(front, new.tenant, new.id)
+        raise
+    await front.admission.took(new, job, is_new)
+    if is_new:
+        try:
+            await _hand_in(front, job, deadline_s)
+        except BrokerUnavailable:
+            await _left(front, job.tenant, job.id)
+            raise
     return job, is_new
 
 

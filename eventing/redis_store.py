@@ -46,19 +46,7 @@ class RedisStore:
         return self._redis
 
     async def create(self, new: NewJob) -> tuple[Job, bool]:
-        request = new.request.to_json()
-        fields = job_record.new_fields(new, request)
-        answers = await self._run_all(
-            [
-                noted(keys.UNPUBLISHED, new.id, after_ms=SWEEP_AFTER_MS),
-                self._index.listed(keys.jobs_of(new.tenant), new.id, "NX"),
-                (
-                    "create",
-                    [keys.job(new.id)],
-                    [job_record.fingerprint(request, new.tenant), *fields],
-                ),
-            ]
-        )
+        answers = await self._run_all(self._create_calls(new))
         status, created_ms = answers[2][0].decode(), int(answers[2][1])
         if status == "conflict":
             raise IdempotencyConflict(
@@ -68,6 +56,13 @@ class RedisStore:
             return job_record.fresh(new, created_ms), True
         job = await self.get(new.id)
         return job or job_record.fresh(new, created_ms), False
+
+    async def create_with(self, new: NewJob, calls: Sequence[Call]) -> Job:
+        """Record a job whose id nobody knows yet, then run `calls`, in one round trip. When it
+        raises, any of it may have been done.
+        """
+        answers = await self._run_all([*self._create_calls(new), *calls])
+        return job_record.fresh(new, int(answers[2][1]))
 
     async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
         args: list[Argument] = [
@@ -271,6 +266,15 @@ class RedisStore:
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+    def _create_calls(self, new: NewJob) -> list[Call]:
+        request = new.request.to_json()
+        sha = job_record.fingerprint(request, new.tenant)
+        return [
+            noted(keys.UNPUBLISHED, new.id, after_ms=SWEEP_AFTER_MS),
+            self._index.listed(keys.jobs_of(new.tenant), new.id, "NX"),
+            ("create", [keys.job(new.id)], [sha, *job_record.new_fields(new, request)]),
+        ]
 
     def _conclude_calls(
         self, job_id: JobId, tenant: str, ending: Ending, *, force: bool

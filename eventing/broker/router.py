@@ -56,6 +56,10 @@ class DirectPublisher:
     def __init__(self, redis: SharedRedis, triggers: Sequence[Trigger]) -> None:
         self._router = Router([(each, Queue(redis, each.name, "")) for each in triggers])
 
+    def calls(self, event: Event) -> list[Call]:
+        """The calls that publish it, for somebody who has more to say in the same flight."""
+        return self._router.put_calls(event)
+
     async def publish(self, event: Event) -> None:
         parent = event.extensions.get("traceparent", "")
         with trace.span("enqueue", parent=parent, type=event.type):

@@ -1,6 +1,7 @@
 """Taking a job in, with the store in memory: what is promised whatever the broker does."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -118,6 +119,65 @@ async def test_a_job_that_runs_in_spite_of_the_brokers_silence_is_accepted() -> 
     assert is_new
     assert current is not None
     assert current.state is JobState.IN_PROGRESS
+
+
+class FakeIntake:
+    """Records; then fails as it is told."""
+
+    def __init__(self, store: MemoryStore, failure: Exception | None = None) -> None:
+        self._store = store
+        self._failure = failure
+
+    async def take(self, new: NewJob) -> Job:
+        job, _ = await self._store.create(new)
+        if self._failure is not None:
+            raise self._failure
+        return job
+
+
+async def test_a_job_without_a_key_goes_the_short_way() -> None:
+    store, broker = MemoryStore(), FakeBroker()
+    made = replace(front(broker, store), intake=FakeIntake(store))
+
+    job, is_new = await submit(made, TENANT, LINE, Wish())
+
+    assert is_new
+    assert await store.get(job.id) is not None
+    assert not broker.events
+
+
+async def test_a_job_with_a_key_does_not() -> None:
+    store, broker = MemoryStore(), FakeBroker()
+    made = replace(front(broker, store), intake=FakeIntake(store, AssertionError()))
+
+    job, _ = await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+
+    assert [event.subject for event in broker.events] == [job.id]
+
+
+@pytest.mark.parametrize("failure", [StoreUnavailable("full", 2.0), TimeoutError()], ids=repr)
+async def test_what_may_not_have_arrived_is_withdrawn(failure: Exception) -> None:
+    store = MemoryStore()
+    made = replace(front(FakeBroker(), store), intake=FakeIntake(store, failure))
+
+    with pytest.raises(StoreUnavailable):
+        await submit(made, TENANT, LINE, Wish())
+
+    (job,) = (await store.list_jobs("t")).jobs
+    assert job.state is JobState.CANCELLED
+
+
+async def test_what_runs_though_nobody_heard_that_it_arrived_is_accepted() -> None:
+    store = RacingStore()
+    away = StoreUnavailable("the answer was lost")
+    made = replace(front(FakeBroker(), store), intake=FakeIntake(store, away))
+
+    job, is_new = await submit(made, TENANT, LINE, Wish())
+
+    assert is_new
+    found = await store.get(job.id)
+    assert found is not None
+    assert found.state is JobState.IN_PROGRESS
 
 
 async def test_a_job_that_may_have_been_withdrawn_is_not_promised() -> None:
