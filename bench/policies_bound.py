@@ -14,10 +14,13 @@ least 95 of 100 requests keep:
   the largest counts.
 
 Real schedules batch at lower rates, so nobody reaches it. How far the bound itself is from what can
-be done is told by `Clairvoyant`, which plays the cheapest cut in the simulator.
+be done is told by `Clairvoyant`, which plays the cheapest cut in the simulator. With
+`Setting.is_earned_first` the cut may leave out a request only once so many have come that the kept
+share holds at that moment: what a policy that borrows nothing could do at best if it knew all.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +29,7 @@ from knative.simulator.view import View
 from knative.simulator.workload import Request
 
 _WEIGHTS = (0.0, 0.5, 0.6, 0.7, 0.8)
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Setting:
     start_s: float
     wait_s: float
     kept_share: float = 0.95
+    is_earned_first: bool = False
 
 
 def lower_bound_s(requests: Sequence[Request], setting: Setting) -> float:
@@ -87,6 +92,13 @@ class _Table:
         self._alone = [setting.engine.alone_s(r.prompt_tokens, r.output_tokens) for r in requests]
         late = count - math.ceil(setting.kept_share * count)
         self._late = range(late + 1)
+        self._most_late = [late] * count
+        if setting.is_earned_first:
+            ats = [r.at for r in requests]
+            share = 1 - setting.kept_share
+            self._most_late = [
+                math.floor(share * bisect_right(ats, at + setting.wait_s) + _ROUNDING) for at in ats
+            ]
         self._ended = [[math.inf] * (late + 1) for _ in range(count + 1)]
         self._costs = [[math.inf] * (late + 1) for _ in range(count + 1)]
         self._began = [[-1] * (late + 1) for _ in range(count + 1)]
@@ -97,7 +109,10 @@ class _Table:
         row = self._costs[p] = [
             min(pair) for pair in zip(self._costs[p], self._ended[p], strict=True)
         ]
-        self._costs[p + 1] = [math.inf, *row[:-1]]
+        passed = [math.inf, *row[:-1]]
+        self._costs[p + 1] = [
+            cost if k <= self._most_late[p] else math.inf for k, cost in enumerate(passed)
+        ]
 
     def stretch_from(self, p: int) -> None:
         """Try every stretch that begins with request p."""

@@ -3,14 +3,17 @@ bound.
 
     python -m bench.policies_table --trace ../shared/traces/azure_llm_2023_conv.csv
 
+    python -m bench.policies_table --seeds 10        # bursts only, as many of them
+
 "best" rows are the cheapest setting of a grid that keeps the target, chosen with hindsight on the
 very load they are judged by: a generous rival. "work" has no setting but the target itself.
 """
 
 import argparse
 import json
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.policies_bound import Clairvoyant, Setting, lower_bound_s, stretches
@@ -61,9 +64,13 @@ def loads(trace: Path) -> list[Load]:
     return [
         Load(Trace(trace, share=100)),
         Load(Trace(trace, share=400)),
-        Load(Profile(ProfileKind.BURST, 3600, 0.005, 2.0), seed=0),
+        bursts(seed=0),
         Load(Trace(trace, share=1)),
     ]
+
+
+def bursts(seed: int) -> Load:
+    return Load(Profile(ProfileKind.BURST, 3600, 0.005, 2.0), seed=seed)
 
 
 def candidates(scenario: Scenario, target: Target) -> list[tuple[str, list[Candidate]]]:
@@ -80,7 +87,8 @@ def candidates(scenario: Scenario, target: Target) -> list[tuple[str, list[Candi
     ]
 
 
-def rows_of(load: Load, start_s: float, target_s: float) -> list[Row]:
+def rows_of(load: Load, start_s: float, target_s: float, *, only: str = "") -> list[Row]:
+    """Bound, who knows, and the policies whose name begins with `only`."""
     target = Target(target_s)
     horizon_s = load.span_s + TAIL_S
     scenario = Scenario(GPU_ASSUMED, horizon_s, start_s=start_s, container_concurrency=SLOTS)
@@ -91,15 +99,31 @@ def rows_of(load: Load, start_s: float, target_s: float) -> list[Row]:
     if bound:
         found.append(Row(load.title, target_s, "bound", bound, 1.0))
     if bound and target_s >= start_s:
-        report = played(scenario, requests, setting)
-        found.append(row_of(load, target, "who knows all, played", report, bound))
+        found += known_rows(load, scenario, requests, setting, bound)
     for name, options in candidates(scenario, target):
+        if not name.startswith(only):
+            continue
         reports = [run(scenario, load, option, PRICE) for option in options]
         meeting = [one for one in reports if meets(one, target)]
         chosen = min(meeting or reports, key=lambda one: one.cost if meeting else one.wait_s.p95)
         label = name if len(options) == 1 else f"{name}: {chosen.policy.split(' ', 1)[1]}"
         found.append(row_of(load, target, label, chosen, bound))
     return found
+
+
+def known_rows(
+    load: Load, scenario: Scenario, requests: Sequence[Request], setting: Setting, bound: float
+) -> list[Row]:
+    """Who knows every arrival; the second spends a late job once it is earned, as ours must."""
+    players = {
+        "who knows all, played": setting,
+        "who knows all and borrows nothing": replace(setting, is_earned_first=True),
+    }
+    target = Target(setting.wait_s)
+    return [
+        row_of(load, target, name, played(scenario, requests, each), bound)
+        for name, each in players.items()
+    ]
 
 
 def played(scenario: Scenario, requests: Sequence[Request], setting: Setting) -> Report:
@@ -132,19 +156,39 @@ def meets(one: Report, target: Target) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trace", type=Path, required=True)
+    parser.add_argument("--trace", type=Path)
+    parser.add_argument("--seeds", type=int, default=0)
     parser.add_argument("--cold-start", type=float, default=30.0)
     parser.add_argument("--targets", type=float, nargs="+", default=[5, 30, 60, 120])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     found: list[Row] = []
-    for load in loads(arguments.trace):
+    for load in loads(arguments.trace) if arguments.trace else []:
         for target_s in arguments.targets:
             part = rows_of(load, arguments.cold_start, target_s)
             found += part
             show(part)
+    if arguments.seeds:
+        parts = [
+            rows_of(bursts(seed), arguments.cold_start, 60.0, only="work")
+            for seed in range(arguments.seeds)
+        ]
+        found += [row for part in parts for row in part]
+        show_seeds(parts)
     if arguments.json:
         arguments.json.write_text(json.dumps([vars(row) for row in found], indent=1))
+
+
+def show_seeds(parts: list[list[Row]]) -> None:
+    """Times the bound, a row a seed, and the mean."""
+    players = [[row for row in part if row.times_bound != 1.0] for part in parts]
+    print(f"\n| seed | {' | '.join(row.policy for row in players[0])} |")
+    print("|---" * (len(players[0]) + 1) + "|")
+    for seed, rows in enumerate(players):
+        cells = (f"{r.times_bound:.2f} ({r.cold_starts})" for r in rows)
+        print(f"| {seed} | {' | '.join(cells)} |")
+    means = (statistics.mean(r.times_bound for r in rows) for rows in zip(*players, strict=True))
+    print(f"| mean | {' | '.join(f'{mean:.2f}' for mean in means)} |", flush=True)
 
 
 def show(part: list[Row]) -> None:

@@ -1,6 +1,7 @@
 """No run of the simulator that serves everybody in time costs less than the lower bound."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -60,3 +61,26 @@ def test_two_that_are_near_share_a_cold_start_and_two_that_are_far_do_not() -> N
     near = lower_bound_s([Request(0.0, 1000, 101), Request(20.0, 1000, 101)], SETTING)
     far = lower_bound_s([Request(0.0, 1000, 101), Request(900.0, 1000, 101)], SETTING)
     assert near < 2 * START_S < far
+
+
+def test_who_borrows_nothing_serves_the_first_lonely_request_that_others_leave_for_the_burst() -> (
+    None
+):
+    lonely, burst = Request(0.0, 1000, 101), [Request(600.0, 1000, 101)] * 39
+    earned_first = replace(SETTING, is_earned_first=True)
+
+    ready_at = {
+        setting.is_earned_first: [each.ready_at for each in stretches([lonely, *burst], setting)]
+        for setting in (SETTING, earned_first)
+    }
+
+    assert ready_at == {False: [660.0], True: [60.0, 660.0]}
+
+
+def test_who_borrows_nothing_may_leave_a_request_behind_a_burst_that_earned_it() -> None:
+    burst, lonely = [Request(0.0, 1000, 101)] * 39, Request(200.0, 1000, 101)
+    last = Request(900.0, 1000, 101)
+
+    cut = stretches([*burst, lonely, last], replace(SETTING, is_earned_first=True))
+
+    assert [each.ready_at for each in cut] == [60.0, 960.0]
