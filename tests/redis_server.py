@@ -4,6 +4,7 @@ data in a folder of its own, gone when the tests are.
 Used by `tests/conftest.py` and the fault tests, which kill, stop and restart it.
 """
 
+import atexit
 import ctypes
 import secrets
 import shutil
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -34,18 +36,37 @@ def debian_redis() -> Path | None:
     return Path(found) if found else None
 
 
+_taken: Final[deque[socket.socket]] = deque()
+_HELD: Final = 200
+
+
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now. Below the ephemeral range: one from there
-    may be somebody's outgoing connection by the time it is bound.
+    """A port of the loopback that nobody listens on now, and that no other test run is given while
+    this one may not have bound it yet: a datagram socket of the same number marks it. Two of the
+    five systems of one fault test were once given the same, and one took the other's broker for its
+    own. Below the ephemeral range: one from there may be somebody's outgoing connection by the time
+    it is bound.
     """
     while True:
         port = secrets.randbelow(20_000) + 12_000
-        with socket.socket() as probe:
-            try:
+        mark = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            mark.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
                 probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+        except OSError:
+            mark.close()
+            continue
+        _taken.append(mark)
+        if len(_taken) > _HELD:
+            _taken.popleft().close()
+        return port
+
+
+@atexit.register
+def _give_back() -> None:
+    for mark in _taken:
+        mark.close()
 
 
 def die_with_parent() -> None:

@@ -310,6 +310,8 @@ async def running(
             for program in programs:
                 program.start()
             await asyncio.gather(*(program.ready() for program in programs))
+            for program in programs:
+                program.must_live()  # or somebody else is ready on its port
             yield system
         finally:
             for program in {*programs, *system.predictors}:
