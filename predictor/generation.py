@@ -140,6 +140,7 @@ class Generation:
         async with asyncio.TaskGroup() as group:
             self._writing = group.create_task(self._writer.run())
             self._decoding = group.create_task(self._decode())
+            self._decoding.add_done_callback(self._close_if_cancelled)
             if self._stop is not None:
                 self._decoding.cancel()
         result = self._result()
@@ -192,6 +193,11 @@ class Generation:
             self._writer.close(leaves_rest=is_whole)
             self._count_made()
             self._observe_pace()
+
+    def _close_if_cancelled(self, decoding: asyncio.Task[None]) -> None:
+        """One that is cancelled before its first step never gets to its `finally`."""
+        if decoding.cancelled():
+            self._writer.close()
 
     def _count_made(self) -> None:
         metrics.TOKENS_MADE.inc(self.new_tokens - self._counted_tokens)

@@ -166,14 +166,18 @@ async def open_desk(
     owner: str = "p1",
     is_open: bool = True,
     engine_type: type[SeededEngine] = SeededEngine,
+    running: Any = None,
 ) -> AsyncIterator[Desk]:
-    """A desk that serves; its lease keeper runs beside it."""
-    engine = engine_type(
+    """A desk that serves; its lease keeper runs beside it. `running` is an engine that does already
+    and goes on.
+    """
+    engine = running or engine_type(
         SeededSettings(
             tokens_per_s=tokens_per_s, prefill_tokens_per_s=0, max_concurrency=max_concurrency
         )
     )
-    await engine.start(lambda _: None)
+    if not running:
+        await engine.start(lambda _: None)
     store = store or UnreliableStore(
         LeaseSettings(lease_ms=int(lease_s * 1000), max_attempts=max_attempts)
     )
@@ -199,7 +203,8 @@ async def open_desk(
     finally:
         rounds.cancel()
         await asyncio.wait((rounds,))
-        await engine.stop()
+        if not running:
+            await engine.stop()
 
 
 def asking(

@@ -17,7 +17,7 @@ from predictor.engine import EngineRequest, PhaseReporter, Step
 from predictor.errors import EngineRequestError
 from predictor.generation import Attempt, Broke, Generation, Made, Stop
 from predictor.shown import Shown, entries_of
-from tests.unit.predictor.desk import UnreliableStore, asking
+from tests.unit.predictor.desk import UnreliableStore, asking, read_ids
 
 
 class ScriptedEngine:
@@ -78,7 +78,10 @@ def call(call_id: str, arguments: str) -> list[dict[str, Any]]:
 
 
 async def generation(
-    steps: Sequence[Step | Exception], checkpoint: Checkpoint | None = None
+    steps: Sequence[Step | Exception],
+    checkpoint: Checkpoint | None = None,
+    *,
+    flush_s: float = 0.001,
 ) -> tuple[Generation, UnreliableStore, ScriptedEngine]:
     store = UnreliableStore()
     job, _ = await store.create(job_of(asking()))
@@ -93,7 +96,7 @@ async def generation(
         store=store,
         appends=AppendGroup(store),
         clock=SystemClock(),
-        flush_s=0.001,
+        flush_s=flush_s,
     )
     return made, store, engine
 
@@ -153,6 +156,77 @@ async def test_the_first_reason_stands() -> None:
     made.interrupt(Stop.FENCED)
 
     assert await made.run() is Stop.HANDOVER
+
+
+async def test_one_that_is_told_to_go_before_its_engine_has_begun_goes() -> None:
+    """It used to wait for ever: a task that is cancelled so early never gets to its `finally`."""
+    made, _, engine = await generation([Step((1,), None)])
+    running = asyncio.ensure_future(made.run())
+    await asyncio.sleep(0)  # its tasks are there and have not begun
+    made.interrupt(Stop.HANDOVER)
+
+    assert await asyncio.wait_for(running, 5) is Stop.HANDOVER
+    assert engine.taken == 0
+
+
+@pytest.mark.parametrize("why", [why for why in Stop if why.is_ours])
+async def test_what_was_made_before_an_interruption_is_written_while_the_job_is_ours(
+    why: Stop,
+) -> None:
+    steps = [Step((i,), None) for i in range(100_000)]
+    made, store, engine = await generation(steps, flush_s=10)  # the first write, and the last
+    running = asyncio.ensure_future(made.run())
+    while engine.taken < 50:
+        await asyncio.sleep(0)
+    made.interrupt(why)
+    await running
+
+    assert made.new_tokens >= 49
+    assert read_ids(await store.read_stream(made.attempt.job_id)) == list(range(made.new_tokens))
+
+
+@pytest.mark.parametrize("why", [why for why in Stop if not why.is_ours])
+async def test_a_write_that_hangs_does_not_hold_up_who_has_lost_the_job(
+    why: Stop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, store, _ = await generation([Step((i,), None) for i in range(100_000)])
+    is_hanging = asyncio.Event()
+
+    async def hang(*_: object) -> Hold:
+        is_hanging.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(store, "append", hang)
+    running = asyncio.ensure_future(made.run())
+    await is_hanging.wait()
+    made.interrupt(why)
+
+    assert await asyncio.wait_for(running, 5) is why
+
+
+async def test_tokens_that_the_store_never_took_are_counted_as_lost() -> None:
+    def counted() -> float:
+        return REGISTRY.get_sample_value("torpor_tokens_lost_total") or 0
+
+    made, store, engine = await generation([Step((i,), None) for i in range(100_000)])
+    store.is_away = True
+    before = counted()
+    running = asyncio.ensure_future(made.run())
+    while engine.taken < 20:
+        await asyncio.sleep(0)
+    made.interrupt(Stop.STORE_LOST)
+    await running
+
+    assert counted() - before == made.new_tokens >= 19
+
+
+async def test_each_step_is_a_sign_of_life() -> None:
+    made, _, _ = await generation([Step((), chunk(content="a"))])
+    began_s = made.last_step_s
+    await made.run()
+
+    assert made.last_step_s > began_s
 
 
 async def test_a_refused_write_is_counted_and_a_cancel_that_was_only_heard_of_is_not() -> None:

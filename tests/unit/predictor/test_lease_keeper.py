@@ -1,13 +1,18 @@
 """What clocks and the store say of running attempts."""
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
 
-from predictor.generation import Stop
+from eventing.event import Event
+from eventing.job import JobId
+from eventing.store import Hold
+from predictor.generation import Attempt, Stop
 from predictor.lease_keeper import LeaseKeeper, verdict
-from tests.unit.predictor.desk import asking, job_id_of, open_desk
+from tests.unit.predictor.desk import Desk, asking, job_id_of, open_desk
 
 LONG = {"output_tokens": 2000, "tokens_per_s": 100}
 
@@ -41,6 +46,77 @@ async def test_a_lease_is_lengthened_for_as_long_as_the_job_runs() -> None:
         job = await desk.store.get(job_id_of(event))
         assert job is not None
         assert job.attempt == 1
+
+
+async def test_the_stores_lease_grows_while_the_job_runs() -> None:
+    async with open_desk(lease_s=0.5) as desk:
+        event = asking(seeded=LONG)
+        running = asyncio.ensure_future(desk.deliver(event))
+        await desk.wait_tokens(event, 1)
+        first = await lease_until(desk, event)
+        async with asyncio.timeout(8):
+            while await lease_until(desk, event) == first:
+                await asyncio.sleep(0.01)
+        running.cancel()
+
+
+async def lease_until(desk: Desk, event: Event) -> int | None:
+    job = await desk.store.get(job_id_of(event))
+    return job.lease_until_ms if job else None
+
+
+@pytest.mark.parametrize(
+    ("extended_s", "extend"),
+    [
+        pytest.param((100, 89.9), True, id="the-oldest-is-a-third-through"),
+        pytest.param((100, 90.1), False, id="all-are-young"),
+    ],
+)
+async def test_leases_are_lengthened_when_the_oldest_is_a_third_through(
+    extended_s: tuple[float, float], extend: bool
+) -> None:
+    asked = Asked()
+    keeper = LeaseKeeper(asked, asked, lease_s=30, watch_s=0.001, stall_s=99)  # type: ignore[arg-type]
+    running = [Watched(f"j{n}", at_s) for n, at_s in enumerate(extended_s)]
+    with ExitStack() as watched:
+        for each in running:
+            watched.enter_context(keeper.watching(each))  # type: ignore[arg-type]
+        rounds = asyncio.ensure_future(keeper.run())
+        while len(asked.extends) < 2:
+            await asyncio.sleep(0.001)
+        rounds.cancel()
+
+    assert asked.extends[:2] == [extend, False]
+    assert [each.extended_s for each in running] == ([100, 100] if extend else [*extended_s])
+
+
+class Asked:
+    """A store that holds every lease, and a clock that stands still."""
+
+    def __init__(self) -> None:
+        self.extends: list[bool] = []
+
+    def monotonic_s(self) -> float:
+        return 100.0
+
+    async def renew(self, leases: Sequence[object], *, extend: bool) -> list[Hold]:
+        self.extends.append(extend)
+        return [Hold.OK for _ in leases]
+
+
+class Watched:
+    """A running attempt, as far as the keeper knows one."""
+
+    last_step_s = 100.0
+
+    def __init__(self, job_id: str, extended_s: float) -> None:
+        self.attempt = Attempt(
+            job_id=JobId(job_id), number=1, acquired_s=0, token_count=0, can_resume=True
+        )
+        self.extended_s = extended_s
+
+    def on_hold(self, hold: Hold) -> None:
+        assert hold is Hold.OK
 
 
 async def test_all_jobs_are_asked_about_in_one_round_trip() -> None:
