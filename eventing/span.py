@@ -24,7 +24,13 @@ class Tracer(Protocol):
     """What opens spans."""
 
     def open(
-        self, name: str, parent: str, links: Sequence[str], attributes: Mapping[str, Any]
+        self,
+        name: str,
+        parent: str,
+        links: Sequence[str],
+        attributes: Mapping[str, Any],
+        *,
+        begins: bool,
     ) -> AbstractContextManager[Span]: ...
 
     def current(self) -> str: ...
@@ -51,6 +57,9 @@ class Unkept:
     def __exit__(self, *_: object) -> None:
         return None
 
+
+NO_SPAN: Final = Unkept("")
+"""Of no trace at all."""
 
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 

@@ -37,8 +37,7 @@ class TraceSettings(BaseSettings):
     """
     traces_share: float = Field(0.05, ge=0, le=1)
     """Share of the traces that begin here and are kept; one that a caller began keeps its flag. Of
-    small jobs, keeping all costs a fifth of the CPU, keeping one in twenty is lost in the noise
-    (docs/observability.md).
+    small jobs keeping all costs much, keeping one in twenty little (docs/observability.md).
     """
 
 
@@ -76,15 +75,17 @@ def span(
     *,
     parent: str = "",
     links: Sequence[str] = (),
+    begins: bool = False,
     **attributes: str | int | float | bool,
 ) -> AbstractContextManager[Span]:
     """A span for as long as the block lasts: under `parent` (a W3C traceparent) if one is given,
-    else under the span that is open here, else the first of a new trace. An exception marks it
-    failed, by its type only.
+    else under the span that is open here. With neither, and where it `begins` something, it is the
+    first of a new trace, if lots fall so; any other is none at all, and nothing is handed on. An
+    exception marks it failed, by its type only.
     """
     if _tracer is None:
         return Unkept(parent)
-    return _tracer.open(name, parent, links, attributes)
+    return _tracer.open(name, parent, links, attributes, begins=begins)
 
 
 def headers() -> dict[str, str]:
@@ -95,8 +96,8 @@ def headers() -> dict[str, str]:
 
 
 def mark_line(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: a line that is written inside a span carries its `trace_id`, be the
-    trace kept or not.
+    """A structlog processor: a line that is written inside a span of a trace, ours or a caller's,
+    carries its `trace_id`.
     """
     if _tracer is not None and (traceparent := _tracer.current()):
         line["trace_id"] = traceparent[3:35]

@@ -31,7 +31,7 @@ from eventing.broker.trigger import Trigger
 from eventing.clock import SystemClock
 from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
 from eventing.event import Event, build_binary, parse_http
-from eventing.job import JobId, derive_job_id
+from eventing.job import API_SOURCE, JobId, derive_job_id
 from eventing.job_event import REQUESTED
 from eventing.metric_family import labelled
 from eventing.publisher import payload
@@ -173,6 +173,8 @@ class Pump:
         return trace.span(
             "deliver",
             parent=event.extensions.get("traceparent", ""),
+            # Of a job of our api the submit has decided.
+            begins=event.type == REQUESTED and event.source != API_SOURCE,
             trigger=self._trigger.name,
             type=event.type,
             number=claimed.tries,

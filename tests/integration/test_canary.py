@@ -113,6 +113,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with outside() as there:
         env = {
             "TORPOR_TRACES": f"file:{folder / 'spans.jsonl'}",
+            "TORPOR_TRACES_SHARE": "1",  # every span is looked through
             "TORPOR_KEYS_SOURCE": str(keys),
             "TORPOR_OIDC_ISSUER": there.url,
             "TORPOR_OIDC_AUDIENCE": AUDIENCE,

@@ -51,7 +51,7 @@ def test_a_span_goes_under_the_parent_it_is_given(spans: Path) -> None:
 
 
 def test_a_span_inside_another_is_its_child(spans: Path) -> None:
-    with trace.span("outer"), trace.span("inner"):
+    with trace.span("outer", begins=True), trace.span("inner"):
         pass
 
     inner, outer = read(spans)
@@ -86,12 +86,31 @@ def test_a_share_of_nothing_keeps_nothing_of_what_begins_here(tmp_path: Path) ->
     path = tmp_path / "spans.jsonl"
     trace.use(OtelTracer("test", f"file:{path}", 0.0))
 
-    with trace.span("submit") as span, trace.span("inner"):
-        kept = is_sampled(span.traceparent)
+    with trace.span("submit", begins=True) as span, trace.span("inner"):
+        handed_on = span.traceparent, trace.headers(), trace.mark_line(None, "info", {})
     trace.use(None)
 
-    assert not kept
+    assert handed_on == ("", {}, {})
     assert read(path) == []
+
+
+def test_what_begins_nothing_begins_no_trace(spans: Path) -> None:
+    """Or every process that meets a job of an unkept trace would draw the lot again."""
+    with trace.span("deliver") as span:
+        assert span.traceparent == ""
+
+    assert read(spans) == []
+
+
+def test_a_later_span_links_to_the_one_it_is_given(spans: Path) -> None:
+    before = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+    tracer = OtelTracer("test", f"file:{spans}", 1.0)
+    trace.use(tracer)
+
+    with trace.span("deliver", parent=PARENT, links=[before, "nonsense"]):
+        tracer.link("00-" + "3" * 32 + "-" + "4" * 16 + "-01")
+
+    assert read(spans)[0]["links"] == ["2" * 16, "4" * 16]
 
 
 def test_a_failure_is_named_by_its_type_only(tmp_path: Path) -> None:
@@ -100,7 +119,7 @@ def test_a_failure_is_named_by_its_type_only(tmp_path: Path) -> None:
     tracer._provider.add_span_processor(SimpleSpanProcessor(sent))
     trace.use(tracer)
 
-    with pytest.raises(ValueError, match="secret"), trace.span("submit"):
+    with pytest.raises(ValueError, match="secret"), trace.span("submit", begins=True):
         raise ValueError("a secret prompt")
     trace.use(None)
 
@@ -125,7 +144,7 @@ def test_a_share_is_about_what_it_says(tmp_path: Path) -> None:
 
     kept = 0
     for _ in range(400):
-        with trace.span("submit") as span:
+        with trace.span("submit", begins=True) as span:
             kept += is_sampled(span.traceparent)
     trace.use(None)
 
@@ -133,7 +152,7 @@ def test_a_share_is_about_what_it_says(tmp_path: Path) -> None:
 
 
 def test_a_malformed_parent_begins_a_new_trace(spans: Path) -> None:
-    with trace.span("submit", parent="nonsense"):
+    with trace.span("submit", parent="nonsense", begins=True):
         pass
 
     assert read(spans)[0]["parent_id"] == ""
