@@ -145,6 +145,17 @@ async def test_a_job_that_ended_is_not_asked_about() -> None:
         assert desk.keeper.running == 0
 
 
+def test_an_attempt_that_was_overtaken_here_leaves_the_next_one_watched() -> None:
+    keeper = LeaseKeeper(None, None, lease_s=30, watch_s=1, stall_s=9)  # type: ignore[arg-type]
+    overtaken, newer = Watched("j", 1), Watched("j", 2)
+    with ExitStack() as first:
+        first.enter_context(keeper.watching(overtaken))  # type: ignore[arg-type]
+        with keeper.watching(newer):  # type: ignore[arg-type]
+            first.close()
+
+            assert keeper.running == 1
+
+
 def test_short_leases_are_watched_more_often() -> None:
     keeper = LeaseKeeper(None, None, lease_s=0.6, watch_s=0.5, stall_s=9)  # type: ignore[arg-type]
 

@@ -1,0 +1,55 @@
+"""What an ending costs a job, where somebody else has a say in it."""
+
+from eventing.clock import SystemClock
+from eventing.errors import BadRequest, Overloaded
+from eventing.job import Job
+from eventing.job_event import job_of
+from predictor.answer import Held, Refused
+from predictor.generation import Attempt, Broke, Stop
+from predictor.settlement import Settlement
+from tests.unit.predictor.desk import UnreliableStore, asking
+
+
+async def running_job() -> tuple[UnreliableStore, Settlement, Attempt]:
+    """A job whose first attempt is ours."""
+    store = UnreliableStore()
+    job, _ = await store.create(job_of(asking()))
+    await store.acquire(job.id, "p", can_resume=True)
+    attempt = Attempt(job_id=job.id, number=1, acquired_s=0, token_count=0, can_resume=True)
+    return store, Settlement(store, SystemClock(), lease_s=30), attempt
+
+
+async def job_of_attempt(store: UnreliableStore, attempt: Attempt) -> Job:
+    job = await store.get(attempt.job_id)
+    assert job is not None
+    return job
+
+
+async def test_an_end_that_comes_after_another_took_the_job_over_ends_nothing() -> None:
+    store, settlement, attempt = await running_job()
+    await store.acquire_again(attempt.job_id, restart=False)
+
+    outcome, _ = await settlement.settle(attempt, Stop.EXPIRED, new_tokens=3)
+
+    assert isinstance(outcome, Held)
+    job = await job_of_attempt(store, attempt)
+    assert (job.attempt, job.lease_owner) == (2, "another")
+
+
+async def test_an_engine_whose_own_queue_is_full_costs_no_attempt() -> None:
+    store, settlement, attempt = await running_job()
+
+    outcome, _ = await settlement.settle(attempt, Broke(Overloaded("full", 1.0)), new_tokens=0)
+
+    assert isinstance(outcome, Refused)
+    assert (await job_of_attempt(store, attempt)).history[0].outcome == "handover"
+
+
+async def test_a_refusal_ends_no_job_that_somebody_runs() -> None:
+    store, settlement, attempt = await running_job()
+    job = await job_of_attempt(store, attempt)
+
+    outcome = await settlement.refuse(job, BadRequest("no such model here", "model"))
+
+    assert isinstance(outcome, Held)
+    assert not (await job_of_attempt(store, attempt)).state.is_terminal
