@@ -1,7 +1,7 @@
 """Metric families that are read from the store when somebody looks, instead of being counted here.
 
-Called by `eventing.metric_queue` and `eventing.metric_live`. What could not be read is left out: a
-gap in a graph is true, a zero would not be. Must not know what the figures mean.
+Called by the broker's and the api's metrics. What could not be read is left out: a gap in a graph
+is true, a zero would not be. Must not know what the figures mean.
 """
 
 from collections import defaultdict

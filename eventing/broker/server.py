@@ -18,6 +18,7 @@ from starlette.routing import Route
 from eventing import collector
 from eventing.broker.dead_letter import Undertaker
 from eventing.broker.ingress import Ingress
+from eventing.broker.metric import QueueMetrics
 from eventing.broker.pump import Pump
 from eventing.broker.queue import Queue
 from eventing.broker.router import Router
@@ -26,7 +27,6 @@ from eventing.broker.trigger import Trigger
 from eventing.connection import connect
 from eventing.errors import Unavailable
 from eventing.http_server import listen
-from eventing.metric_queue import QueueMetrics
 from eventing.probe import alive, metrics_page, readiness
 from eventing.redis_store import RedisStore
 

@@ -26,7 +26,6 @@ class Party(StrEnum):
     EVENT_MESH = "event-mesh"  # ingress and dispatcher pods of the Knative RabbitMQ broker
     ANYONE = "anyone"
     INTERNET = "internet"  # public addresses only
-    DNS = "dns"
     KUBERNETES = "kubernetes api"
     KNATIVE_SERVING = "knative-serving"
     KNATIVE_EVENTING = "knative-eventing"

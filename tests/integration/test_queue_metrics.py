@@ -6,11 +6,11 @@ import pytest
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
+from eventing.broker.metric import QueueMetrics
 from eventing.broker.queue import Queue
 from eventing.event import Event
 from eventing.job import JobId, JobRequest, Lane, new_job_id
 from eventing.job_event import REQUESTED
-from eventing.metric_queue import QueueMetrics
 from eventing.redis_store import RedisStore
 from eventing.store import NewJob
 from tests.redis_server import RedisServer
