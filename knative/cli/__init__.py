@@ -5,6 +5,13 @@ HTTP, as any client would, and exit with 0 (done), 1 (the job or the stack faile
 or 130 (Ctrl-C).
 """
 
-from knative.cli.app import main
+import sys
 
-__all__ = ["main"]
+
+def main() -> None:
+    """The console script. Ctrl-C while it is still being imported ends it without a word."""
+    try:
+        from knative.cli import app
+    except KeyboardInterrupt:
+        sys.exit(130)
+    app.main()

@@ -1,56 +1,75 @@
-"""Puts the commands together. Called by the console script `torpor`."""
+"""Puts the commands together. Called by the console script `torpor`.
+
+A command's module is imported when it is asked for: all of them together take two seconds, most of
+it for the Kubernetes client, which `torpor submit` has no use for. Must not know what a command
+does.
+"""
 
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from typing import Final
 
 import typer
 
-from knative.cli import demo, deploy, jobs, load, report, simulate, status, top, up
-from knative.cli.dead_letters import dead_letters
 from knative.cli.errors import UserError
-from knative.cli.keys import keys
 from knative.cli.screen import stderr
 from knative.local.errors import StackError
 
-app = typer.Typer(
-    name="torpor",
-    help="Serverless, scale-to-zero inference for slow-thinking language models.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-app.command()(up.up)
-app.command()(demo.demo)
-app.command()(jobs.submit)
-app.command()(jobs.watch)
-app.command(name="jobs")(jobs.list_jobs)
-app.command()(jobs.cancel)
-app.command()(status.status)
-app.add_typer(dead_letters, name="dead-letters")
-app.add_typer(keys, name="keys")
-app.command()(top.top)
-app.command()(report.report)
-app.command()(load.load)
-app.command()(simulate.simulate)
-app.command()(simulate.plan)
-app.command(name="black-friday")(simulate.black_friday)
-for command in (
-    deploy.render,
-    deploy.doctor,
-    deploy.deploy,
-    deploy.logs,
-    deploy.scale,
-    deploy.promote,
-    deploy.rollback,
-    deploy.delete,
-):
-    app.command()(command)
+_COMMANDS: Final = {
+    "up": "up",
+    "demo": "demo",
+    "submit": "jobs",
+    "watch": "jobs",
+    "jobs": "jobs:list_jobs",
+    "cancel": "jobs",
+    "status": "status",
+    "dead-letters": "dead_letters",
+    "keys": "keys",
+    "top": "top",
+    "report": "report",
+    "load": "load",
+    "simulate": "simulate",
+    "plan": "simulate",
+    "black-friday": "simulate",
+    "render": "deploy",
+    "doctor": "deploy",
+    "deploy": "deploy",
+    "logs": "deploy",
+    "scale": "deploy",
+    "promote": "deploy",
+    "rollback": "deploy",
+    "delete": "deploy",
+}
+"""Where each command is, in the order of the help: its module here, and its function where that has
+another name.
+"""
+
+
+def assembled(asked: str = "") -> typer.Typer:
+    """The application with the command that was asked for; with all of them when that is none."""
+    app = typer.Typer(
+        name="torpor",
+        help="Serverless, scale-to-zero inference for slow-thinking language models.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_nothing)  # else an application of one command would take its name for a prompt
+    for name in (asked,) if asked in _COMMANDS else _COMMANDS:
+        module, _, function = _COMMANDS[name].partition(":")
+        command = getattr(import_module(f"knative.cli.{module}"), function or _identifier(name))
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name=name)(command)
+    return app
 
 
 def main() -> None:
     """Run a command; what a person can mend is one clear line, not a stack trace."""
     status = 0
     try:
-        app()
+        assembled(next(iter(sys.argv[1:]), ""))()
     except* (UserError, StackError, OSError) as group:
         for error in _flat(group):
             stderr.print(f"torpor: {_words(error)}", style="red", markup=False, highlight=False)
@@ -59,6 +78,14 @@ def main() -> None:
         status = 130
     if status:  # not above: an exit inside `except*` would itself be wrapped and shown
         sys.exit(status)
+
+
+def _nothing() -> None:
+    """No flag stands before a command."""
+
+
+def _identifier(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def _words(error: BaseException) -> str:

@@ -52,8 +52,14 @@ def demo(
 async def _run(stack: Stack, prompt: str, max_tokens: int) -> None:
     loop = asyncio.get_running_loop()
     interrupted = asyncio.Event()
+
+    def interrupt() -> None:
+        if interrupted.is_set():
+            stack.stop()  # the second time: at once
+        interrupted.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupted.set)
+        loop.add_signal_handler(number, interrupt)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(stack.run())
         told = group.create_task(interrupted.wait())

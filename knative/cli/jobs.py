@@ -59,9 +59,7 @@ def watch(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: Json = False,
 ) -> None:
-    """Show a job's life, from the start, as it goes on; then each step with its time, webhooks
-    included.
-    """
+    """Show a job's life as it goes on, then each step with its time, webhooks included."""
     job = asyncio.run(_watch(api_address(api, data_dir), job_id, as_json))
     _exit_like(job)
 
@@ -107,7 +105,11 @@ async def _submit(
             return job
         screen = JobScreen()
         screen.line(f"accepted {job['id']}")
-        return await screen.follow(api.events(job["id"]))
+        try:
+            return await screen.follow(api.events(job["id"]))
+        except asyncio.CancelledError:
+            screen.line(f"the job goes on: torpor watch {job['id']}, or torpor cancel {job['id']}")
+            raise
 
 
 async def submit_chat(

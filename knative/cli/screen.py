@@ -58,8 +58,13 @@ class JobScreen:
             words.append("next in line" if position == 0 else f"{position} ahead")
         if wait := data.get("expected_wait_s"):
             words.append(f"about {wait:.0f} s to wait")
-        if phase := data.get("phase"):
-            words.append(f"a predictor is waking: {phase}")
+        match data.get("phase"):
+            case None:
+                pass
+            case "asleep":
+                words.append("no predictor is awake")
+            case phase:
+                words.append(f"a predictor is waking: {phase}")
         text = ", ".join(words)
         if text and text != self._waking:
             self._waking = text

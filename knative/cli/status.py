@@ -7,7 +7,6 @@ import orjson
 import typer
 from rich.table import Table
 
-from knative.cli import deploy
 from knative.cli.client import connected
 from knative.cli.errors import UserError
 from knative.cli.jobs import DEFAULT_DATA_DIR, DataDir, Json
@@ -24,6 +23,8 @@ def status(
 ) -> None:
     """Show replicas, queue and addresses of the stack on this machine, or what a cluster has."""
     if cluster:
+        from knative.cli import deploy  # half a second that a look at this machine need not take
+
         deploy.status(namespace=cluster, as_json=as_json)
         return
     found = find_addresses(data_dir)

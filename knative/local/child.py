@@ -19,7 +19,8 @@ import structlog
 _log = structlog.get_logger()
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_LAST_LINES: Final = 12
+_LAST_LINES: Final = 5
+_LINE_CHARACTERS: Final = 300
 
 
 class Child:
@@ -90,7 +91,8 @@ class Child:
     def last_words(self) -> str:
         """The end of its log, for the message when it did not start."""
         with suppress(OSError):
-            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-_LAST_LINES:])
+            lines = self.log_path.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+            return "\n".join([*(line[:_LINE_CHARACTERS] for line in lines), f"see {self.log_path}"])
         return ""
 
 

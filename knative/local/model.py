@@ -15,6 +15,7 @@ from typing import Final
 
 import orjson
 
+from knative.local.child import die_with_parent
 from knative.local.errors import StackError
 
 _CONTEXT_ON_A_LAPTOP: Final = 2048
@@ -31,11 +32,32 @@ class Model:
 
 
 async def prepare_model(name: str, cache_dir: Path, report: Callable[[str], None]) -> Model:
-    """The model, converted if it must be; `report` gets each line of progress."""
+    """The model, converted if it must be; `report` gets each line of progress. The conversion ends
+    with whoever waits for it.
+    """
     argv = ["-m", "predictor.weights", "--model", name, "--cache-dir", str(cache_dir)]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        sys.executable,
+        *argv,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=die_with_parent,
+        start_new_session=True,  # Ctrl-C is for us; a traceback of its own would be all one saw
     )
+    try:
+        place, said = await _heard(process, report)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode != 0:
+        raise StackError(f"the model {name} cannot be had: {' '.join(said[-3:])}")
+    return _described(name, Path(place))
+
+
+async def _heard(
+    process: asyncio.subprocess.Process, report: Callable[[str], None]
+) -> tuple[str, list[str]]:
+    """What it printed, and what it said meanwhile, once it has ended."""
     assert process.stderr is not None  # noqa: S101
     assert process.stdout is not None  # noqa: S101
     said: list[str] = []
@@ -43,9 +65,8 @@ async def prepare_model(name: str, cache_dir: Path, report: Callable[[str], None
         said.append(line.decode(errors="replace").rstrip())
         report(said[-1])
     place = (await process.stdout.read()).decode().strip()
-    if await process.wait() != 0:
-        raise StackError(f"the model {name} cannot be had: {' '.join(said[-3:])}")
-    return _described(name, Path(place))
+    await process.wait()
+    return place, said
 
 
 def _described(name: str, folder: Path) -> Model:

@@ -63,13 +63,18 @@ class Stack:
         self._logs = settings.data_dir / "logs"
         self._token = secrets.token_hex(24)
         self._stopping = asyncio.Event()
+        self._hurried = asyncio.Event()
         self._drained = asyncio.Event()
         self.up = asyncio.Event()
         self.addresses = Addresses()
         self.fleet: Fleet | None = None
 
     def stop(self) -> None:
-        """End in order: drain the predictors, then the rest."""
+        """End in order: drain the predictors, then the rest. Told twice, it does not drain: what
+        the predictors hold then goes on from its last checkpoint, at the next start.
+        """
+        if self._stopping.is_set():
+            self._hurried.set()
         self._stopping.set()
 
     async def run(self) -> None:
@@ -81,10 +86,12 @@ class Stack:
             record_addresses(self._data, None)  # one that was killed left its own
             try:
                 async with asyncio.TaskGroup() as group:
-                    await self._start(group, exits)
-                    self.up.set()
+                    starting = group.create_task(self._start(group, exits))
                     await self._stopping.wait()
-                    await self._stop()
+                    starting.cancel()  # nobody waits half a minute for what is not wanted any more
+                    await asyncio.wait({starting})
+                    if self.up.is_set():
+                        await self._stop(group)
                     raise _Stopped
             except* _Stopped:
                 pass
@@ -106,6 +113,7 @@ class Stack:
         await self._start_predictors(group, exits, model, redis_url, ports.activator)
         record_addresses(self._data, self.addresses)
         exits.callback(record_addresses, self._data, None)
+        self.up.set()
 
     async def _start_store(self, group: asyncio.TaskGroup, exits: AsyncExitStack) -> str:
         if self.settings.redis_url is not None:
@@ -298,18 +306,23 @@ class Stack:
             await asyncio.sleep(0.2 * len(ends))
             await child.start()
 
-    async def _stop(self) -> None:
+    async def _stop(self, group: asyncio.TaskGroup) -> None:
         """Predictors first: what they hold is finished or handed over while store and broker still
         listen.
         """
         self._autoscaling.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._autoscaling
-        if self.fleet is not None:
-            self._report("draining the predictors")
-            await self._activator.turn_away()
-            await self.fleet.stop()
+        await asyncio.wait({self._autoscaling})
+        grace = f", up to {self.settings.drain_grace:g} s; Ctrl-C again does not wait"
+        self._report(f"draining the predictors{grace}" if self.replicas else "stopping")
+        draining = group.create_task(self._drain())
+        hurried = group.create_task(self._hurried.wait())
+        await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
         self._drained.set()
+
+    async def _drain(self) -> None:
+        assert self.fleet is not None  # noqa: S101
+        await self._activator.turn_away()
+        await self.fleet.stop()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from knative.cli.app import app
+from knative.cli.app import assembled
 from tests.faults.client import body
 from tests.faults.processes import System, Zygote, running
 
@@ -21,7 +21,7 @@ async def torpor(system: System, *words: str, stdin: str = "") -> str:
     """What the command prints; it must end well."""
     api = system.api.health.removesuffix("/healthz")
     line = ["dead-letters", *words, "--api", api]
-    done = await asyncio.to_thread(CliRunner().invoke, app, line, stdin)
+    done = await asyncio.to_thread(CliRunner().invoke, assembled(), line, stdin)
     assert done.exit_code == 0, done.output
     return done.stdout
 

@@ -178,6 +178,40 @@ def test_it_ends_cleanly_in_the_middle_of_work_and_the_next_start_finishes_it(
         second.stop()
 
 
+def test_a_second_signal_does_not_wait_for_the_thinkers_and_leaves_no_process(
+    tmp_path: Path,
+) -> None:
+    stack = LocalStack(tmp_path / "data", "--drain-grace", "10m").start()
+    job_id = stack.submit(max_tokens=1500, seeded={"output_tokens": 1500, "tokens_per_s": 1})
+    stack.until(lambda: stack.job(job_id)["token_count"] > 0)
+    below = stack.children()
+
+    stack.send(signal.SIGINT)
+    stack.until(lambda: "Ctrl-C again" in stack.said())
+    status = stack.stop(signal.SIGINT, timeout_s=60)
+
+    assert status == 0
+    assert "Traceback" not in stack.said()
+    stack.until(lambda: alive(below) == [])
+
+
+def test_a_start_that_is_interrupted_ends_without_going_on_to_the_next_part(tmp_path: Path) -> None:
+    command = [TORPOR, "up", "--engine", "seeded", "--port", "0", "--broker-port", "0"]
+    with subprocess.Popen(
+        [*command, "--data-dir", str(tmp_path)], stderr=subprocess.PIPE, text=True
+    ) as starting:
+        assert starting.stderr is not None
+        first = starting.stderr.readline()
+        starting.send_signal(signal.SIGINT)
+        _, rest = starting.communicate(timeout=60)
+
+    assert "starting the embedded Valkey" in first
+    assert starting.returncode == 0
+    assert rest.splitlines()[-1].startswith("stopped; state is kept")
+    assert "Torpor is up" not in rest
+    assert "Traceback" not in rest
+
+
 def test_kill_9_leaves_no_process_behind(tmp_path: Path) -> None:
     stack = LocalStack(tmp_path / "data").start()
     job_id = stack.submit(max_tokens=1500, seeded={"output_tokens": 1500})
