@@ -24,8 +24,8 @@ import psutil
 import uvloop
 
 from bench.api_load_stack import Ports, stack
-from bench.api_load_wire import Reader, Spent, Wire, delete, get, post, quantile, wires
-from bench.report import publish
+from bench.api_load_wire import Reader, Spent, Wire, delete, get, post, wires
+from bench.report import publish, quantile
 from bench.torpor_up import ROOT
 from eventing.connection import connect
 from eventing.job import JobId, new_job_id, parse_request

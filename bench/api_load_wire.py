@@ -108,8 +108,3 @@ class Spent:
     def _total_s(self) -> float:
         times = self._process.cpu_times()
         return float(times.user + times.system)
-
-
-def quantile(values: list[Any], share: float) -> float:
-    ordered = sorted(values)
-    return float(ordered[min(len(ordered) - 1, int(len(ordered) * share))]) if ordered else 0.0

@@ -34,7 +34,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from bench.report import publish
+from bench.report import publish, quantile
 from bench.torpor_up import Stack, torpor_up
 from knative.load.client import Clients
 from knative.load.run import Run
@@ -208,8 +208,7 @@ def latency(share: float) -> Callable[[Sequence[Round]], float]:
     """The percentile of the rounds' latencies taken together."""
 
     def of(rounds: Sequence[Round]) -> float:
-        values = sorted(value for each in rounds for value in each.totals_s)
-        return values[min(int(share * len(values)), len(values) - 1)]
+        return quantile((value for each in rounds for value in each.totals_s), share)
 
     return of
 

@@ -1,10 +1,11 @@
-"""How a figure leaves a bench: on the screen and in a file, with the machine it was measured on.
+"""How figures leave a bench: on the screen and in a file, with the machine they were measured on.
 
-Called by the benches at their end. It knows no figure.
+Called by the benches at their end. It knows no bench.
 """
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ from typing import Any
 def machine() -> dict[str, Any]:
     """What a figure was measured on."""
     return {"cpus": os.cpu_count(), "load_1m": round(os.getloadavg()[0], 1)}
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """The value that so large a share of them stays under; 0 of none."""
+    ordered = sorted(values)
+    return float(ordered[min(len(ordered) - 1, int(len(ordered) * share))]) if ordered else 0.0
 
 
 def publish(report: Any, path: Path | None) -> None:
