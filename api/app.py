@@ -85,10 +85,20 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 (registered for nothing else)
-    refusal = _NoRoute(error.detail, error.status_code)
+    refusal = _NoRoute(_advice(error), error.status_code)
     answer = error_response(request.url.path, refusal)
     answer.headers.update(error.headers or {})
     return answer
+
+
+def _advice(error: HTTPException) -> str:
+    match error.status_code:
+        case 404:
+            return "nothing is served at this path; /docs lists what is"
+        case 405:
+            return f"this path takes {(error.headers or {}).get('Allow', 'another method')}"
+        case _:
+            return error.detail
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

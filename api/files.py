@@ -145,5 +145,7 @@ async def _form(call: Call) -> FormData:
     try:
         # Starlette's parser keeps 1 MiB of a file in memory and the rest in a temporary file.
         return await MultiPartParser(request.headers, stream, max_files=1, max_fields=8).parse()
-    except (MultiPartException, KeyError, UnicodeError) as error:
+    except MultiPartException as error:
+        raise BadRequest(f"the form cannot be read: {error.message}", "body") from error
+    except (KeyError, UnicodeError) as error:
         raise BadRequest("the form cannot be read", "body") from error

@@ -14,15 +14,14 @@ from eventing.errors import BadRequest, TorporError, Unavailable, WrongState
 
 MEDIA_TYPE: Final = "application/problem+json"
 
-OPENAI_PREFIXES: Final = (
-    "/v1/chat/",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/models",
-    "/v1/responses",
-    "/v1/files",
-    "/v1/batches",
+_OURS: Final = (
+    "/v1/jobs",
+    "/v1/dead-letters",
+    "/v1/events",
+    "/v1/usage",
+    "/v1/webhook",
 )
+"""Whatever else is under `/v1/` is asked for by clients of OpenAI's, be it served here or not."""
 
 _TITLES: Final = {
     400: "The request cannot be read",
@@ -43,7 +42,7 @@ _TITLES: Final = {
 
 def error_response(path: str, error: TorporError) -> Response:
     """The answer that tells of `error`, in the form that callers of `path` expect."""
-    is_openai = path.startswith(OPENAI_PREFIXES)
+    is_openai = path.startswith("/v1/") and not path.startswith(_OURS)
     body = openai_error(error) if is_openai else problem(error)
     status = openai_status(error) if is_openai else error.status
     media_type = "application/json" if is_openai else MEDIA_TYPE

@@ -84,7 +84,10 @@ async def retrieve_response(call: Call) -> Response:
     """
     query = call.request.query_params
     job, record = await _own(call)
-    if query.get("stream", "false").lower() != "true":
+    is_stream = query.get("stream", "false").lower()
+    if is_stream not in ("true", "false"):
+        raise BadRequest("stream must be true or false", "stream")
+    if is_stream == "false":
         return json_response(response_view(job, record))
     if not (record["background"] and record["stream"]):
         reason = "background=true" if not record["background"] else "stream=true"

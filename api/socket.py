@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import orjson
 from starlette.websockets import WebSocket, WebSocketDisconnect
+from uvicorn.protocols.utils import ClientDisconnected
 
 from api.errors import Forbidden
 from api.front import Front, front_of
@@ -36,7 +37,8 @@ async def follow_job_socket(socket: WebSocket) -> None:
         job = await own_job(front, principal, socket.path_params["id"])
     except TorporError as error:
         await socket.send_denial_response(error_response(socket.url.path, error))
-        return
+        # To uvicorn a refusal that returns is a handshake that was forgotten: it logs an error.
+        raise ClientDisconnected from None
     await socket.accept()
     if text.endswith(END) and job.state.is_terminal:
         await socket.close(_NORMAL)

@@ -392,6 +392,38 @@ async def test_other_methods_are_refused(rig: Rig, method: str) -> None:
     assert answer.json()["code"] == "method_not_allowed"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("POST", "/v1/images/generations", 404, "nothing is served at this path; /docs lists what"),
+        ("GET", "/v1/fine_tuning/jobs", 404, "nothing is served at this path; /docs lists what"),
+        ("POST", "/v1/models", 405, "this path takes GET"),
+        ("GET", "/v1/chat/completions", 405, "this path takes POST"),
+    ],
+)
+async def test_what_openai_serves_and_we_do_not_is_refused_in_openais_form(
+    rig: Rig, method: str, path: str, status: int, message: str
+) -> None:
+    answer = await rig.client.request(method, path, json={} if method == "POST" else None)
+
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([("file", ("a", b"x")), ("file", ("b", b"y"))], "Too many files"),
+        ([("file", ("x" * 9_000, b"x"))], "Invalid multipart data"),
+    ],
+)
+async def test_a_form_that_cannot_be_read_says_why(rig: Rig, files: Any, message: str) -> None:
+    answer = await rig.client.post("/v1/files", files=files, data={"purpose": "batch"})
+
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+
+
 async def test_prompts_and_keys_are_never_logged(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,5 +1,6 @@
 """A job's events over a WebSocket."""
 
+import logging
 from typing import Any
 
 import orjson
@@ -56,11 +57,15 @@ async def test_a_live_socket_sees_tokens_as_they_come(rig: Rig) -> None:
     ]
 
 
-async def test_a_job_that_is_not_there_is_refused_before_the_socket_opens(rig: Rig) -> None:
+async def test_a_job_that_is_not_there_is_refused_before_the_socket_opens(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(InvalidStatus) as caught:
         await everything(rig, "job_" + "0" * 24)
 
     assert caught.value.response.status_code == 404
+    await everything(rig, await ended_job(rig))  # the refused call has ended by now
+    assert [line for line in caplog.records if line.levelno >= logging.ERROR] == []
 
 
 async def test_a_page_of_another_site_cannot_open_a_socket(rig: Rig) -> None:
