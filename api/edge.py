@@ -13,6 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.sse import RAW_SEND
+from eventing.log import Marked
 from eventing.metric_family import labelled
 from eventing.request_id import EXTENSION, checked, marks
 
@@ -51,7 +52,7 @@ class Edge:
                 _count(scope, message["status"], time.perf_counter() - started_s)
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(**marks(asked | {EXTENSION: request_id})):
+        with Marked(marks(asked | {EXTENSION: request_id})):
             await self._app(scope, receive, send_on)
 
 

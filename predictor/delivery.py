@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Mapping
 from typing import Final, assert_never
 
 import structlog
-from structlog.contextvars import bound_contextvars
 
 from eventing import job_event, request_id, trace
 from eventing.clock import Clock
@@ -25,6 +24,7 @@ from eventing.errors import (
 )
 from eventing.event import Event, parse_http
 from eventing.job import Job
+from eventing.log import Marked
 from eventing.metric_family import labelled
 from eventing.metric_ledger import GpuAccount
 from eventing.span import Span
@@ -96,7 +96,7 @@ class Deliveries:
             event = parse_http(headers, body)
             parent = headers.get("traceparent") or event.extensions.get("traceparent", "")
             with (
-                bound_contextvars(**request_id.marks(event.extensions)),
+                Marked(request_id.marks(event.extensions)),
                 trace.span("receive", parent=parent) as span,
             ):
                 outcome = await self.outcome_of(event)

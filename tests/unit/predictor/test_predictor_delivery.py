@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from structlog.contextvars import merge_contextvars
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from eventing.clock import SystemClock
@@ -13,6 +13,7 @@ from eventing.errors import BadRequest
 from eventing.event import Event
 from eventing.job import JobState
 from eventing.job_event import COMPLETED, FAILED, job_of, request_event
+from eventing.log import stamp
 from eventing.store import EntryKind, LeaseSettings, Release
 from predictor.answer import Ended
 from predictor.engine import EngineRequest
@@ -77,8 +78,11 @@ async def test_a_duplicate_of_a_running_job_is_told_to_come_again() -> None:
         running = asyncio.ensure_future(desk.deliver(event))
         await desk.wait_tokens(event, 1)
 
-        assert (await desk.deliver(event)).status == 409
+        answer = await desk.deliver(event)
         running.cancel()
+
+        assert answer.status == 409
+        assert answer.headers["retry-after"] == "5"  # not the 30 s of its lease: it may end sooner
 
 
 async def test_a_hundred_deliveries_at_once_make_one_run() -> None:
@@ -187,6 +191,17 @@ async def test_more_than_the_batch_holds_is_put_off() -> None:
         assert await desk.store.get(job_id_of(events[2])) is None
         for task in running:
             task.cancel()
+
+
+async def test_a_job_takes_a_slot_for_each_of_its_choices() -> None:
+    async with open_desk(max_concurrency=4) as desk:
+        wide, other = asking(event_id="wide", n=4, seeded=LONG), asking(event_id="other")
+        running = asyncio.ensure_future(desk.deliver(wide))
+        await desk.wait_tokens(wide, 1)
+        answer = await desk.deliver(other)
+        running.cancel()
+
+        assert answer.status == 503
 
 
 async def test_while_the_store_is_away_deliveries_are_put_off() -> None:
@@ -317,11 +332,17 @@ async def test_a_request_that_cannot_go_on_starts_over_and_says_so() -> None:
     async with open_desk(store=store, lease_s=0.5) as desk:
         await store.create_and_make(event, 10)
         await asyncio.sleep(0.25)
+        before = made_again()
         answer = await desk.deliver(event)
         entries = await desk.entries(event)
 
+    assert made_again() - before == 10
     assert [e.is_restart for e in entries if e.kind is EntryKind.ATTEMPT] == [False, True]
     assert read_text(entries) == text_of(answer)
+
+
+def made_again() -> float:
+    return REGISTRY.get_sample_value("torpor_tokens_regenerated_total") or 0
 
 
 async def test_the_recorded_request_counts_and_not_what_a_later_event_says() -> None:
@@ -465,7 +486,7 @@ async def test_every_line_about_a_job_names_the_request_and_the_trace_of_its_cal
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     }
     async with open_desk() as desk:
-        with capture_logs([merge_contextvars]) as lines:
+        with capture_logs([stamp]) as lines:
             await desk.deliver(asking(seeded=TEN, extensions=asked))
             await desk.deliver(asking(event_id="e2", seeded=TEN))
 
