@@ -5,7 +5,7 @@ Called by every way in: jobs, OpenAI's endpoints, batches. Must not know HTTP.
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -46,6 +46,7 @@ NEVER_ACCEPTED: Final = "never_accepted"
 """Error code of a job whose submit was answered 503: it was withdrawn and will never run."""
 
 _WITHDRAW_S: Final = 0.3
+_LOOKS: Final = 16
 _QUEUING_SHARE: Final = 0.5
 """Of the time a submit may take, how much of it may pass before its turn comes."""
 
@@ -230,23 +231,24 @@ async def _record(front: Front, new: NewJob, key: str, deadline_s: float) -> tup
 
 
 async def _behind_withdrawn(front: Front, tenant: str, key: str) -> int:
-    """The first try under a key that was not withdrawn; the very first is known to be. Doubling,
-    then halving: in an outage of an hour a patient client makes some 2,000 tries, and 22 looks.
+    """The first try under a key that was not withdrawn; the very first is known to be. Withdrawn
+    ones are contiguous, so sixteen looks at once, in one round trip, leave a sixteenth of where it
+    may be: an outage of an hour, with 2,000 tries of a patient client, costs four round trips.
     """
-
-    async def is_withdrawn(generation: int) -> bool:
-        job = await front.store.get(keyed_job_id(tenant, key, generation))
-        return job is not None and _is_withdrawn(job)
-
-    last, beyond = 0, 1
-    while await is_withdrawn(beyond):
-        last, beyond = beyond, 2 * beyond
-    while beyond - last > 1:
-        middle = (last + beyond) // 2
-        if await is_withdrawn(middle):
-            last = middle
+    last, beyond = 0, 0  # the latest that was withdrawn; the first that is known not to be
+    looked: Sequence[int] = [2**rung for rung in range(_LOOKS)]
+    while beyond - last != 1:
+        ids = [keyed_job_id(tenant, key, generation) for generation in looked]
+        jobs = await asyncio.gather(*map(front.store.get, ids))
+        for generation, job in zip(looked, jobs, strict=True):
+            if job is None or not _is_withdrawn(job):
+                beyond = generation
+                break
+            last = generation
+        if beyond:
+            looked = range(last + 1, beyond, max((beyond - last) // _LOOKS, 1))
         else:
-            beyond = middle
+            looked = [last * 2**rung for rung in range(1, _LOOKS)]
     return beyond
 
 
