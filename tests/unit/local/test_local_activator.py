@@ -13,6 +13,7 @@ from starlette.routing import Route
 from knative.local.activator import Activator
 from knative.local.replica import Replica, ReplicaState
 
+pytestmark = pytest.mark.timeout(60)
 READY = ReplicaState.READY
 
 
@@ -63,7 +64,7 @@ async def replicas() -> dict[str, Replica]:
 
 @pytest.fixture
 async def activator(replicas: dict[str, Replica], pokes: list[int]) -> AsyncIterator[Activator]:
-    made = Activator(replicas, concurrency=2, timeout_s=5, on_waiting=lambda: pokes.append(1))
+    made = Activator(replicas, concurrency=2, timeout_s=30, on_waiting=lambda: pokes.append(1))
     yield made
     await made.close()
 
@@ -77,7 +78,7 @@ async def client(activator: Activator) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
 
