@@ -80,6 +80,9 @@ def main() -> int:
         ws="websockets-sansio",
         server_header=False,
         backlog=2048,
+        # Longer than clients and balancers keep a line (5 to 60 s): one that we close first is
+        # reset under the call that they just sent on it.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
     )
     trace.close()
