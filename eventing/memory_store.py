@@ -87,13 +87,21 @@ class MemoryStore:
         return page(self._index.dead(tenant), self._job, is_wanted, limit, cursor)
 
     async def acquire(
-        self, job_id: JobId, owner: str, *, can_resume: bool, is_alone: bool = False
+        self,
+        job_id: JobId,
+        owner: str,
+        *,
+        can_resume: bool,
+        is_alone: bool = False,
+        told: NewJob | None = None,
     ) -> Acquired:
         now = self._now()
         self._index.awaited[job_id] = now + 2 * self._settings.lease_ms
         record = self._find(job_id)
         if record is None:
             return Acquired(status=AcquireStatus.MISSING)
+        if told and record.sha != fingerprint(told.request.to_json(), told.tenant):
+            return Acquired(status=AcquireStatus.OTHER)
         job = record.job
         if job.state.is_terminal:
             if job.is_dead_letter and not job.is_announced:
@@ -115,6 +123,7 @@ class MemoryStore:
             status=AcquireStatus.ACQUIRED,
             attempt=record.job.attempt,
             token_count=record.job.token_count,
+            void_count=job.token_count - record.job.token_count,
         )
 
     async def renew(self, leases: Sequence[tuple[JobId, int]], *, extend: bool) -> list[Hold]:

@@ -101,7 +101,13 @@ class RedisStore:
         return await self._index.page(keys.dead_letters_of(tenant), is_wanted, limit, cursor)
 
     async def acquire(
-        self, job_id: JobId, owner: str, *, can_resume: bool, is_alone: bool = False
+        self,
+        job_id: JobId,
+        owner: str,
+        *,
+        can_resume: bool,
+        is_alone: bool = False,
+        told: NewJob | None = None,
     ) -> Acquired:
         s = self._settings
         args: list[Argument] = [
@@ -111,13 +117,15 @@ class RedisStore:
             int(can_resume),
             s.dead_letter_retention_s,
             int(is_alone),
+            job_record.fingerprint(told.request.to_json(), told.tenant) if told else "",
         ]
         note = noted(keys.AWAITED, job_id, after_ms=2 * s.lease_ms)
         answer = (await self._run_all([note, ("acquire", _job_keys(job_id), args)]))[-1]
         status = AcquireStatus(answer[0].decode())
         match status:
             case AcquireStatus.ACQUIRED:
-                return Acquired(status=status, attempt=int(answer[1]), token_count=int(answer[2]))
+                attempt, tokens, void = (int(number) for number in answer[1:4])
+                return Acquired(status=status, attempt=attempt, token_count=tokens, void_count=void)
             case AcquireStatus.HELD:
                 return Acquired(status=status, lease_left_ms=int(answer[1]))
             case AcquireStatus.EXPIRED | AcquireStatus.EXHAUSTED:

@@ -37,18 +37,20 @@ class AcquireStatus(StrEnum):
     EXPIRED = "expired"  #: failed here: its deadline had passed
     EXHAUSTED = "exhausted"  #: failed here: no attempt left
     ALONE = "alone"  #: its last attempt after losses: only for who runs nothing else (ADR 0085)
+    OTHER = "other"  #: recorded with another request than the asker knows: unchanged
     MISSING = "missing"  #: no record; create it first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acquired:
     """The answer to `acquire`. `token_count` tokens of earlier attempts stand in the stream and are
-    to be continued.
+    to be continued; `void_count` tokens stood there and are not.
     """
 
     status: AcquireStatus
     attempt: int = 0
     token_count: int = 0
+    void_count: int = 0
     lease_left_ms: int = 0
 
 
@@ -173,9 +175,18 @@ class Store(Protocol):
         """Jobs of a tenant, newest first. Raises `BadRequest` for a cursor that is none of ours."""
 
     async def acquire(
-        self, job_id: JobId, owner: str, *, can_resume: bool, is_alone: bool = False
+        self,
+        job_id: JobId,
+        owner: str,
+        *,
+        can_resume: bool,
+        is_alone: bool = False,
+        told: NewJob | None = None,
     ) -> Acquired:
         """Start an attempt. A lapsed lease is taken over and costs the job one attempt.
+
+        With `told`, only if the record says the same of the job as the asker was told: its request
+        and its tenant. Who asks so need not read the record first.
 
         `is_alone` says that the owner runs nothing else until this attempt has ended; without it a
         job on its last attempt that has lost one before is refused with `ALONE`, unchanged.

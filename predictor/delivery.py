@@ -9,6 +9,7 @@ the next delivery goes on. A caller that goes away changes nothing: the next one
 import asyncio
 import sys
 from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from typing import Final, assert_never
 
 import structlog
@@ -24,6 +25,7 @@ from eventing.errors import (
 )
 from eventing.event import Event, parse_http
 from eventing.job import Job
+from eventing.job_record import fresh
 from eventing.log import Marked
 from eventing.metric_family import labelled
 from eventing.metric_ledger import GpuAccount
@@ -57,6 +59,10 @@ _HELD_AT_MOST_S: Final = 5.0
 
 class _OnlyAlone(Exception):
     """The job's last attempt, after losses, is for a predictor that runs nothing else."""
+
+
+class _NotAsTold(Exception):
+    """There is no record, or it says something else than the event."""
 
 
 class Deliveries:
@@ -148,6 +154,24 @@ class Deliveries:
             return await self._start(new, is_alone=True)
 
     async def _start(self, new: NewJob, *, is_alone: bool) -> Outcome:
+        """Most records say what the event says: then the lease is all that need be asked for."""
+        job = fresh(new, 0)
+        can_resume = self._can_resume_if_well(job)
+        if can_resume is not None:
+            with suppress(_NotAsTold):
+                return await self._acquire(job, can_resume=can_resume, is_alone=is_alone, told=new)
+        return await self._start_recorded(new, is_alone=is_alone)
+
+    def _can_resume_if_well(self, job: Job) -> bool | None:
+        """None where something is wrong with the request, which is for the record to answer for."""
+        try:
+            request = _request(job, 1)
+            self._engine.validate(request)
+            return self._engine.can_resume(request)
+        except Exception:
+            return None
+
+    async def _start_recorded(self, new: NewJob, *, is_alone: bool) -> Outcome:
         job = await self._record(new)
         try:
             request = _request(job, job.attempt + 1)
@@ -181,10 +205,15 @@ class Deliveries:
         )
         return await self._settlement.failed(attempt, "internal_error")
 
-    async def _acquire(self, job: Job, *, can_resume: bool, is_alone: bool) -> Outcome:
+    async def _acquire(
+        self, job: Job, *, can_resume: bool, is_alone: bool, told: NewJob | None = None
+    ) -> Outcome:
+        """Take the lease and go on. Raises `_NotAsTold`, with nothing done, where the record is not
+        what the event `told`.
+        """
         asked_s = self._clock.monotonic_s()
         acquired = await self._store.acquire(
-            job.id, self._owner, can_resume=can_resume, is_alone=is_alone
+            job.id, self._owner, can_resume=can_resume, is_alone=is_alone, told=told
         )
         match acquired.status:
             case AcquireStatus.ACQUIRED:
@@ -194,6 +223,7 @@ class Deliveries:
                     acquired_s=asked_s,
                     token_count=acquired.token_count,
                     can_resume=can_resume,
+                    void_count=acquired.void_count,
                 )
                 with trace.span("attempt", job_id=job.id, attempt=attempt.number) as span:
                     await self._links.follow(job.id, "attempt", span)
@@ -202,6 +232,10 @@ class Deliveries:
                 return Held(min(acquired.lease_left_ms / 1000, _HELD_AT_MOST_S))
             case AcquireStatus.ALONE:
                 raise _OnlyAlone
+            case AcquireStatus.OTHER:
+                raise _NotAsTold
+            case AcquireStatus.MISSING if told is not None:
+                raise _NotAsTold
             case AcquireStatus.MISSING:
                 return Refused("the job's record is gone")
             case AcquireStatus.TERMINAL | AcquireStatus.EXPIRED | AcquireStatus.EXHAUSTED:
@@ -229,7 +263,7 @@ class Deliveries:
         """Go on from the checkpoint. One that is not whole (its stream was evicted) is of no use:
         the job starts over.
         """
-        checkpoint = await self._checkpoint(attempt, job)
+        checkpoint = await self._checkpoint(attempt)
         if len(checkpoint.token_ids) == attempt.token_count:
             return await self._attempt(attempt, checkpoint, job, span)
         _log.warning("checkpoint not whole", action="restart", job_id=job.id)
@@ -293,9 +327,9 @@ class Deliveries:
         finally:
             await charging  # it raises nothing
 
-    async def _checkpoint(self, attempt: Attempt, job: Job) -> Checkpoint:
+    async def _checkpoint(self, attempt: Attempt) -> Checkpoint:
         if not attempt.token_count:
-            metrics.TOKENS_REGENERATED.inc(job.token_count)
+            metrics.TOKENS_REGENERATED.inc(attempt.void_count)
             return Checkpoint()
         checkpoint = await read_checkpoint(self._store, attempt.job_id, attempt.token_count)
         metrics.TOKENS_RESUMED.inc(len(checkpoint.token_ids))

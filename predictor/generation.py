@@ -78,7 +78,8 @@ Result = Made | Broke | Stop
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """Which job is ours, since when, and how many tokens of it are made already.
+    """Which job is ours, since when, and how many tokens of it are made already; `void_count` were
+    made and are made again.
 
     `acquired_s` is this host's clock when the lease was asked for: it lasts at least until
     `acquired_s + lease_s`.
@@ -89,6 +90,7 @@ class Attempt:
     acquired_s: float
     token_count: int
     can_resume: bool
+    void_count: int = 0
 
 
 class Generation:

@@ -1,12 +1,14 @@
 -- Take the lease of a job for a new attempt, or say why not. A job past its deadline or out of attempts is failed here.
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 owner, 2 lease_ms, 3 max_attempts, 4 '1' if tokens so far may be continued, 5 retention_s of a failed job,
---       6 '1' if the owner runs nothing else
--- gives {'acquired', attempt, token_count, now_ms} | {'held', lease_left_ms} | {'missing'} | {'terminal', 1 for a dead letter that nobody announced} | {'expired'} | {'exhausted'}
+--       6 '1' if the owner runs nothing else, 7 sha of the request that the owner was told, '' for any
+-- gives {'acquired', attempt, token_count, tokens that are void now} | {'held', lease_left_ms} | {'missing'} | {'terminal', 1 for a dead letter that nobody announced} | {'expired'} | {'exhausted'}
+--       | {'other'} (recorded with another request: unchanged)
 --       | {'alone'} (its last attempt, and it has lost one before: unchanged, for an owner that runs nothing else; docs/adr/0085)
-local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'failures', 'token_count', 'lease_until_ms', 'deadline_ms', 'history', 'dead', 'announced', 'restart')
+local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'failures', 'token_count', 'lease_until_ms', 'deadline_ms', 'history', 'dead', 'announced', 'restart', 'sha')
 local state = job[1]
 if not state then return {'missing'} end
+if ARGV[7] ~= '' and job[11] ~= ARGV[7] then return {'other'} end
 if state ~= 'queued' and state ~= 'in_progress' then
   return {'terminal', job[8] == '1' and job[9] ~= '1' and 1 or 0}
 end
@@ -43,11 +45,12 @@ if ARGV[6] ~= '1' and failures == ARGV[3] - 1 then
 end
 attempt = attempt + 1
 local restarted = job[10] == '1' or (tokens > 0 and ARGV[4] ~= '1')
-if restarted then tokens = 0 end
+local void = restarted and tokens or 0
+tokens = tokens - void
 history[#history + 1] = {attempt = attempt, owner = ARGV[1], started_ms = now, resumed_from = tokens}
 redis.call('HSET', KEYS[1], 'state', 'in_progress', 'attempt', attempt, 'failures', failures, 'token_count', tokens,
   'lease_owner', ARGV[1], 'lease_until_ms', now + tonumber(ARGV[2]), 'history', cjson.encode(history))
 redis.call('HSETNX', KEYS[1], 'started_ms', now)
 if job[10] then redis.call('HDEL', KEYS[1], 'restart') end
 redis.call('XADD', KEYS[2], '*', 'kind', 'attempt', 'attempt', attempt, 'index', tokens, 'restarted', restarted and 1 or 0, 'at_ms', now)
-return {'acquired', attempt, tokens, now}
+return {'acquired', attempt, tokens, void}

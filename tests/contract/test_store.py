@@ -8,6 +8,7 @@ import pytest
 from eventing.errors import BadRequest, IdempotencyConflict
 from eventing.job import JobError, JobRequest, JobState
 from eventing.store import (
+    Acquired,
     AcquireStatus,
     Ending,
     EntryKind,
@@ -316,6 +317,47 @@ class TestAcquire:
         entry = (await rig.store.read_stream(job_id()))[-1]
         assert (entry.kind, entry.attempt, entry.index) == (EntryKind.ATTEMPT, 2, 3)
         assert not entry.is_restart
+
+    async def test_who_was_told_what_the_record_says_need_not_read_it(self, rig: Rig) -> None:
+        await rig.store.create(new_job())
+
+        taken = await rig.store.acquire(job_id(), "w", can_resume=True, told=new_job())
+
+        assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, 1)
+
+    @pytest.mark.parametrize("other", [{"prompt": "other"}, {"tenant": "other"}], ids=str)
+    async def test_who_was_told_something_else_changes_nothing(
+        self, rig: Rig, other: dict[str, str]
+    ) -> None:
+        await rig.store.create(new_job())
+        before = await rig.store.get(job_id())
+
+        taken = await rig.store.acquire(job_id(), "w", can_resume=True, told=new_job(**other))
+
+        assert taken == Acquired(status=AcquireStatus.OTHER)
+        assert await rig.store.get(job_id()) == before
+
+    async def test_after_an_edited_redrive_the_first_event_tells_something_else(
+        self, rig: Rig
+    ) -> None:
+        await dead(rig)
+        await rig.store.redrive(job_id(), new_job(prompt="edited").request)
+
+        first = await rig.store.acquire(job_id(), "w", can_resume=True, told=new_job())
+        second = await rig.store.acquire(
+            job_id(), "w", can_resume=True, told=new_job(prompt="edited")
+        )
+
+        assert [first.status, second.status] == [AcquireStatus.OTHER, AcquireStatus.ACQUIRED]
+
+    async def test_who_starts_over_is_told_how_much_is_void(self, rig: Rig) -> None:
+        attempt = await started(rig)
+        await rig.store.append(job_id(), attempt, TokenBatch(index=0, token_ids=(1, 2)))
+        await rig.pass_time(LEASE_MS + 1)
+
+        taken = await rig.store.acquire(job_id(), "w", can_resume=False)
+
+        assert (taken.token_count, taken.void_count) == (0, 2)
 
     async def test_tokens_so_far_are_void_for_who_cannot_continue_them(self, rig: Rig) -> None:
         attempt = await started(rig)

@@ -127,11 +127,13 @@ class TwoStores(RuleBasedStateMachine):
         owner=st.sampled_from(["w1", "w2"]),
         can_resume=st.booleans(),
         is_alone=st.booleans(),
+        told=st.sampled_from(["", "why?", "how?"]),
     )
-    def acquire(self, event: str, owner: str, can_resume: bool, is_alone: bool) -> None:
+    def acquire(self, event: str, owner: str, can_resume: bool, is_alone: bool, told: str) -> None:
+        new = new_job(event, prompt=told) if told else None
         self.both(
             lambda store: store.acquire(
-                job_id(event), owner, can_resume=can_resume, is_alone=is_alone
+                job_id(event), owner, can_resume=can_resume, is_alone=is_alone, told=new
             )
         )
 
