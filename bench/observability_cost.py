@@ -1,26 +1,28 @@
 """What being seen costs a whole stack: CPU per job and latency, seen against unseen.
 
-    .venv/bin/python -m bench.observability_cost [--seen sampled|all|logs] [--blocks N] [--jobs N]
+    python -m bench.observability_cost [--seen sampled|all|logs|metrics|traces] [--blocks N]
 
-Two embedded stacks with the test engine stand side by side, one that nobody sees and one that is
-seen. Rounds of a fixed number of jobs go to one of them at a time, in blocks of unseen, seen, seen,
-unseen (ABBA), so that whatever else the machine does, and however it drifts, falls on both alike.
-What is compared is CPU seconds (user and system, of every process of the
-stack, the store included, from /proc) per job: another program that takes the cores away stretches
-the clock, but not that. A block gives one ratio; reported are the median of the ratios and a 95 %
-interval from a bootstrap over the blocks. The latencies of all rounds are pooled, and p50 and p99
-compared likewise.
+One embedded stack with the test engine, made seeing and blind again while it runs, by a signal to
+each of its processes (`_SWITCH`): no two stacks have the same luck with their memory, and what was
+measured as the cost of being seen used to hold the difference between two of them. Rounds of the
+same jobs come in blocks of unseen, seen, seen, unseen (ABBA), so that whatever else the machine
+does, and however it drifts, falls on both alike. What is compared is CPU seconds (of every process
+of the stack, the store included, as the kernel's clocks of processes have them) per job: another
+program that takes the cores away stretches the wall clock, but hardly that. A block gives one
+ratio; reported are the median of the ratios and a 95 % interval from a bootstrap over the blocks.
+The latencies of all rounds are pooled, and p50 and p99 compared likewise.
 
-*Unseen* is more than off: it logs errors only, traces nothing, nobody scrapes it, and its counters
-and histograms are made to do nothing (`_BLIND`). *Seen* logs at INFO, is scraped once in a block
-(some four seconds; Prometheus does every 15), and keeps the default share of its traces, with
-`--seen all` every one, with `--seen logs` none.
+*Unseen* is more than off: INFO is not logged, nothing is traced, and counters and histograms do
+nothing. *Seen* logs at INFO, counts, and keeps the default share of its traces; with `--seen all`
+every trace. Scrapes are measured by themselves, since they cost by the second and not by the job:
+what one of all pages takes, and what part of these jobs' CPU that is every 15 seconds.
 """
 
 import argparse
 import asyncio
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -28,13 +30,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 
-from bench.report import publish, quantile
+from bench.report import machine, publish, quantile
 from bench.torpor_up import Stack, torpor_up
 from knative.load.client import Clients
 from knative.load.run import Run
@@ -45,24 +46,45 @@ from knative.simulator.workload import Lengths
 MODEL: Final = "smollm2-135m-instruct"
 USERS: Final = 8
 LENGTHS: Final = Lengths(prompt_median=20, output_median=20)
-TICKS: Final = os.sysconf("SC_CLK_TCK")
-_BLIND: Final = """
-from prometheus_client import metrics
-for kind in (metrics.Counter, metrics.Gauge, metrics.Histogram):
-    for name in ("inc", "dec", "set", "observe"):
-        if hasattr(kind, name):
-            setattr(kind, name, lambda self, *given, **named: None)
-metrics.MetricWrapperBase.labels = lambda self, *given, **named: self
-"""
-"""Put before a stack's own code as `sitecustomize`: nothing is counted, not even looked up."""
+SCRAPE_EVERY_S: Final = 15.0
+_SCRAPES: Final = 60
+_LET_GO_S: Final = 0.05
+"""What a round leaves to be done (its last events are settled) is done before the next."""
 
-UNSEEN: Final = {"TORPOR_LOG_LEVEL": "ERROR"}
-_TRACED: Final = {"TORPOR_LOG_LEVEL": "INFO", "TORPOR_TRACES": "file:{folder}/spans.jsonl"}
+_SWITCH: Final = """
+import signal
+LOGS, METRICS, TRACES = 1, 2, 4
+kept = {}
+def switch(number, frame):
+    seen = number - signal.SIGRTMIN - 1
+    from prometheus_client import metrics
+    from structlog import _native
+    from eventing import trace
+    places = [(kind, name) for kind in (metrics.Counter, metrics.Gauge, metrics.Histogram)
+              for name in ("inc", "dec", "set", "observe") if hasattr(kind, name)]
+    if not kept:
+        kept.update({place: getattr(*place) for place in places})
+        kept["info"], kept["tracer"] = _native.BoundLoggerFilteringAtInfo.info, trace._tracer
+    nothing = lambda self, *given, **named: None
+    for place in places:
+        setattr(*place, kept[place] if seen & METRICS else nothing)
+    _native.BoundLoggerFilteringAtInfo.info = kept["info"] if seen & LOGS else nothing
+    trace.use(kept["tracer"] if seen & TRACES else None)
+for each in range(8):
+    signal.signal(signal.SIGRTMIN + 1 + each, switch)
+"""
+"""Put before a stack's own code as `sitecustomize`."""
+
+LOGS, METRICS, TRACES = 1, 2, 4
 SEEN: Final = {
-    "logs": {"TORPOR_LOG_LEVEL": "INFO"},
-    "sampled": _TRACED,
-    "all": _TRACED | {"TORPOR_TRACES_SHARE": "1"},
+    "logs": LOGS,
+    "metrics": METRICS,
+    "traces": TRACES,
+    "sampled": LOGS | METRICS | TRACES,
+    "all": LOGS | METRICS | TRACES,
+    "nothing": 0,
 }
+"""What is switched on; `nothing` measures the measuring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,76 +100,58 @@ class Round:
         return sum(self.cpu_ms.values()) / len(self.totals_s)
 
 
-def running(
-    folder: Path, variant: dict[str, str], *, is_blind: bool
-) -> AbstractContextManager[Stack]:
+Block = Sequence[Sequence[Round]]
+"""The rounds unseen, and those seen."""
+
+
+class Watched:
+    """A stack whose processes can be switched, and their CPU read."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._parts = {pid: part_of(pid) for pid in family(stack.pid)}
+
+    def switch(self, seen: int) -> None:
+        for pid, part in self._parts.items():
+            if part != "store":
+                os.kill(pid, signal.SIGRTMIN + 1 + seen)
+
+    def cpu_ms(self) -> dict[str, float]:
+        """Spent so far, by part, exact to the kernel's clock."""
+        spent: dict[str, float] = {}
+        for pid, part in self._parts.items():
+            clock = (~pid << 3) | 2  # CPU of all threads of that process: clock_getcpuclockid(3)
+            spent[part] = spent.get(part, 0.0) + 1000 * time.clock_gettime(clock)
+        return spent
+
+
+def running(folder: Path, *, share: str) -> AbstractContextManager[Stack]:
     """A stack on `folder` with one predictor that stays awake."""
-    env = {name: value.format(folder=folder) for name, value in variant.items()}
-    env["TORPOR_SEEDED_TOKENS_PER_S"] = "0"
-    if is_blind:
-        (folder / "sitecustomize.py").write_text(_BLIND)
-        env["PYTHONPATH"] = f"{folder}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
+    (folder / "sitecustomize.py").write_text(_SWITCH)
+    env = {
+        "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
+        "TORPOR_SEEDED_TOKENS_PER_S": "0",
+        "TORPOR_SUBMIT_TIMEOUT_S": "20",  # a full machine makes a job late, and loses none
+        "TORPOR_TRACES": f"file:{folder}/spans.jsonl",
+    }
+    if share:
+        env["TORPOR_TRACES_SHARE"] = share
     flags = ["--engine", "seeded", "--container-concurrency", str(USERS), "--min-replicas", "1"]
-    flags += ["--log-level", variant["TORPOR_LOG_LEVEL"]]
-    return torpor_up(folder / "data", *flags, env=env)
+    return torpor_up(folder / "data", *flags, "--log-level", "INFO", env=env)
 
 
-def cpu_s(root: int) -> dict[int, float]:
-    """CPU seconds so far of `root` and all below it, by process; of a child that has ended (the
-    store forks one to rewrite its log) its parent has them.
-    """
-    spent: dict[int, float] = {}
+def family(root: int) -> set[int]:
+    """`root` and all processes below it."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            words = path.read_text().rsplit(")", 1)[1].split()
+            parents[int(path.parent.name)] = int(path.read_text().rsplit(")", 1)[1].split()[1])
         except OSError:
             continue  # ended meanwhile
-        pid = int(path.parent.name)
-        parents[pid] = int(words[1])
-        spent[pid] = sum(map(int, words[11:15])) / TICKS
     ours = {root}
     while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
         ours |= more
-    return {pid: spent[pid] for pid in ours}
-
-
-async def one_round(stack: Stack, jobs: int, seeds: Iterator[int], *, is_scraped: bool) -> Round:
-    """So many jobs by `USERS` users, each of whom waits for its answer before it asks again."""
-    loop = asyncio.get_running_loop()
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, read_bufsize=1 << 20) as session:
-        zero = loop.time()
-        clients = Clients(
-            session,
-            stack.at.api,
-            MODEL,
-            now=lambda: loop.time() - zero,
-            patience_s=60,
-        )
-        left = iter(range(jobs))
-        run = Run(clients, lambda: loop.time() - zero)
-
-        async def user(shots: Iterator[Shot]) -> None:
-            for _ in left:
-                await run.shoot(next(shots))
-
-        before = cpu_s(stack.pid)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(USERS):
-                shape = Shape(mix=dict.fromkeys(ClientKind, 1), output_cap=32, seed=next(seeds))
-                group.create_task(user(endless(shape, LENGTHS, 0)))
-            if is_scraped:
-                group.create_task(scrape(session, stack))
-        spent_s = loop.time() - zero
-        after = cpu_s(stack.pid)
-    ended = {(s.outcome, s.status) for s in run.samples if s.outcome is not Outcome.COMPLETED}
-    assert not ended, ended
-    cpu_ms: dict[str, float] = {}
-    for pid, spent in after.items():
-        part = part_of(pid)
-        cpu_ms[part] = cpu_ms.get(part, 0.0) + 1000 * (spent - before.get(pid, 0.0))
-    return Round(cpu_ms, spent_s, [sample.total_s for sample in run.samples])
+    return ours
 
 
 def part_of(pid: int) -> str:
@@ -157,47 +161,92 @@ def part_of(pid: int) -> str:
     return next((part for word, part in words.items() if word in said), "predictor")
 
 
-async def scrape(session: aiohttp.ClientSession, stack: Stack) -> None:
-    """Fetch every page once, and drop it unread: parsing is not the stack's work."""
-    async with session.get(f"{stack.at.activator}/status") as answer:
-        (replica,) = (await answer.json())["replicas"]["list"]
-    predictor = "http://127.0.0.1:" + replica["id"].rsplit("-", 1)[1]
-    for address in (stack.at.api, stack.at.broker, stack.at.activator, predictor):
-        async with session.get(f"{address}/metrics") as answer:
-            await answer.read()
+async def one_round(
+    watched: Watched, session: aiohttp.ClientSession, address: str, jobs: int, seed: int
+) -> Round:
+    """So many jobs by `USERS` users, each of whom waits for its answer before it asks again. The
+    same seed is the same jobs.
+    """
+    loop = asyncio.get_running_loop()
+    zero = loop.time()
+    clients = Clients(session, address, MODEL, now=lambda: loop.time() - zero, patience_s=60)
+    left = iter(range(jobs))
+    run = Run(clients, lambda: loop.time() - zero)
+
+    async def user(shots: Iterator[Shot]) -> None:
+        for _ in left:
+            await run.shoot(next(shots))
+
+    before = watched.cpu_ms()
+    async with asyncio.TaskGroup() as group:
+        for number in range(USERS):
+            mix = dict.fromkeys(ClientKind, 1)
+            shape = Shape(mix=mix, output_cap=32, seed=seed * USERS + number)
+            group.create_task(user(endless(shape, LENGTHS, 0)))
+    spent_s = loop.time() - zero
+    await asyncio.sleep(_LET_GO_S)
+    after = watched.cpu_ms()
+    ended = {(s.outcome, s.status) for s in run.samples if s.outcome is not Outcome.COMPLETED}
+    assert not ended, ended
+    cpu_ms = {part: spent - before[part] for part, spent in after.items()}
+    return Round(cpu_ms, spent_s, [sample.total_s for sample in run.samples])
 
 
-async def awake(stack: Stack) -> None:
-    """Return once a predictor can serve."""
-    async with aiohttp.ClientSession() as session:
-        while True:
-            async with session.get(f"{stack.at.activator}/status") as answer:
-                if (await answer.json())["replicas"]["ready"]:
-                    return
-            await asyncio.sleep(0.1)
+async def awake(session: aiohttp.ClientSession, stack: Stack) -> str:
+    """The address of a predictor, once it can serve."""
+    while True:
+        async with session.get(f"{stack.at.activator}/status") as answer:
+            replicas = (await answer.json())["replicas"]
+        if replicas["ready"]:
+            return f"http://127.0.0.1:{replicas['list'][0]['id'].rsplit('-', 1)[1]}"
+        await asyncio.sleep(0.1)
 
 
-async def measure(unseen: Stack, seen: Stack, blocks: int, jobs: int) -> list[list[list[Round]]]:
-    """The rounds of every block: those unseen, and those seen."""
-    seeds = count()
-    for stack in (unseen, seen):
-        await awake(stack)
-        await one_round(stack, 2 * jobs, seeds, is_scraped=False)  # connections, caches
+async def scrape_ms(
+    watched: Watched, session: aiohttp.ClientSession, pages: Sequence[str]
+) -> float:
+    """CPU that the stack takes to have every page fetched once, above what it takes to stand by.
+    Every scrape is one second after the last: what is asked of the store is not asked twice in one.
+    """
+
+    async def spend(turns: int, pages: Sequence[str]) -> float:
+        before = sum(watched.cpu_ms().values())
+        for _ in range(turns):
+            for page in pages:
+                async with session.get(page) as answer:
+                    await answer.read()
+            await asyncio.sleep(1)
+        return (sum(watched.cpu_ms().values()) - before) / turns
+
+    turns = _SCRAPES // 4
+    found = [await spend(turns, given) for given in ((), pages, pages, ())]
+    return (found[1] + found[2] - found[0] - found[3]) / 2
+
+
+async def measure(
+    stack: Stack, seen: int, blocks: int, jobs: int
+) -> tuple[list[list[list[Round]]], float]:
+    """The rounds of every block, those unseen and those seen; and milliseconds of CPU a scrape."""
     found: list[list[list[Round]]] = []
-    for number in range(blocks):
-        first = number % 2  # ABBA and BAAB in turn
-        rounds: list[list[Round]] = [[], []]
-        for which in (first, 1 - first, 1 - first, first):
-            stack = (unseen, seen)[which]
-            is_scraped = which == 1 and not rounds[1]
-            rounds[which].append(await one_round(stack, jobs, seeds, is_scraped=is_scraped))
-        found.append(rounds)
-        ratio = ratio_of([rounds], cpu)
-        sys.stderr.write(f"block {number + 1} of {blocks}: CPU {100 * (ratio - 1):+.1f} %\n")
-    return found
-
-
-Block = Sequence[Sequence[Round]]
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, read_bufsize=1 << 20) as session:
+        predictor = await awake(session, stack)
+        watched = Watched(stack)
+        for side in (0, seen):
+            watched.switch(side)
+            await one_round(watched, session, stack.at.api, 4 * jobs, blocks)  # connections, caches
+        for number in range(blocks):
+            first = number % 2  # ABBA and BAAB in turn
+            rounds: list[list[Round]] = [[], []]
+            for which in (first, 1 - first, 1 - first, first):
+                watched.switch((0, seen)[which])
+                await asyncio.sleep(_LET_GO_S)
+                rounds[which].append(await one_round(watched, session, stack.at.api, jobs, number))
+            found.append(rounds)
+            sys.stderr.write(f"\rblock {number + 1} of {blocks}: {ratio_of(found, cpu) - 1:+.1%} ")
+        addresses = (stack.at.api, stack.at.broker, stack.at.activator, predictor)
+        scrape = await scrape_ms(watched, session, [f"{each}/metrics" for each in addresses])
+    return found, scrape
 
 
 def cpu(rounds: Sequence[Round]) -> float:
@@ -231,58 +280,60 @@ def interval(
 ) -> dict[str, float]:
     """Percent that being seen adds, with the middle 95 % of what resampled blocks say."""
     rng = random.Random(0)
-    resampled = sorted(over(rng.choices(blocks, k=len(blocks)), figure) for _ in range(1000))
-    shown = (over(blocks, figure), resampled[25], resampled[974])
+    times = 1000 if over is ratio_of else 200
+    resampled = sorted(over(rng.choices(blocks, k=len(blocks)), figure) for _ in range(times))
+    shown = (over(blocks, figure), resampled[times // 40], resampled[-1 - times // 40])
     names = ("percent", "from", "to")
     return {name: round(100 * (ratio - 1), 2) for name, ratio in zip(names, shown, strict=True)}
 
 
+def summary(name: str, side: Sequence[Round]) -> dict[str, Any]:
+    return {
+        "side": name,
+        "cpu_ms_per_job": round(statistics.median(each.cpu_ms_per_job for each in side), 3),
+        "by_part": {
+            part: round(statistics.median(r.cpu_ms[part] / len(r.totals_s) for r in side), 3)
+            for part in sorted(side[0].cpu_ms)
+        },
+        "jobs_per_s": round(statistics.median(len(r.totals_s) / r.seconds for r in side), 1),
+        "p50_s": round(latency(0.5)(side), 4),
+        "p99_s": round(latency(0.99)(side), 4),
+    }
+
+
 def main(seen: str, blocks: int, jobs: int) -> dict[str, Any]:
-    load_before = os.getloadavg()[0]
+    before = machine()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("unseen", "seen"):
-            (Path(folder) / name).mkdir()
-        with (
-            running(Path(folder) / "unseen", UNSEEN, is_blind=True) as off,
-            running(Path(folder) / "seen", SEEN[seen], is_blind=False) as on,
-        ):
-            found = asyncio.run(measure(off, on, blocks, jobs))
-    sides = [[each for block in found for each in block[side]] for side in (0, 1)]
+    share = "1" if seen == "all" else ""
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), share=share) as stack:
+        found, scrape = asyncio.run(measure(stack, SEEN[seen], blocks, jobs))
+    sides = [
+        summary(name, [each for block in found for each in block[side]])
+        for side, name in enumerate(("unseen", "seen"))
+    ]
+    busy_ms = SCRAPE_EVERY_S * sides[0]["jobs_per_s"] * sides[0]["cpu_ms_per_job"]
     return {
         "seen": seen,
         "blocks": blocks,
         "jobs_a_round": jobs,
         "users": USERS,
-        "cores": os.cpu_count(),
-        "load_before": round(load_before, 1),
+        "machine": before | {"load_after": round(os.getloadavg()[0], 1)},
         "took_s": round(time.monotonic() - began, 1),
         "added": {
             "cpu": interval(found, cpu, ratio_of),
             "p50": interval(found, latency(0.5), pooled),
             "p99": interval(found, latency(0.99), pooled),
         },
-        "medians": [
-            {
-                "side": name,
-                "cpu_ms_per_job": round(statistics.median(r.cpu_ms_per_job for r in side), 3),
-                "by_part": {
-                    part: round(statistics.median(r.cpu_ms[part] / jobs for r in side), 3)
-                    for part in sorted(side[0].cpu_ms)
-                },
-                "jobs_per_s": round(statistics.median(jobs / r.seconds for r in side), 1),
-                "p50_s": round(latency(0.5)(side), 4),
-                "p99_s": round(latency(0.99)(side), 4),
-            }
-            for name, side in zip(("unseen", "seen"), sides, strict=True)
-        ],
+        "scrape": {"cpu_ms": round(scrape, 2), "percent": round(100 * scrape / busy_ms, 3)},
+        "medians": sides,
     }
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seen", choices=sorted(SEEN), default="sampled")
-    parser.add_argument("--blocks", type=int, default=30)
-    parser.add_argument("--jobs", type=int, default=100)
+    parser.add_argument("--blocks", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=50)
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    publish(main(given.seen, given.blocks, given.jobs), None)
+    publish(main(given.seen, given.blocks, given.jobs), given.json)
