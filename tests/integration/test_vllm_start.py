@@ -13,13 +13,18 @@ from typing import Any
 
 import pytest
 
+from eventing.store import EntryKind
 from predictor.engine import ColdStartPhase, EngineRequest
 from predictor.errors import BadRequest, EngineDeadError, EngineStartError
+from predictor.generation import Stop
 from predictor.vllm_engine import STOP_TIMEOUT_S, VllmEngine, VllmSettings
 from predictor.weights import DEFAULT_MODEL, ensure_model
 from tests.integration.engine_calls import REAL_ENGINE, all_steps, body_of, chat, completion
+from tests.unit.predictor.desk import data_of, event_of, open_desk, read_text, text_of
 
 pytestmark = REAL_ENGINE
+
+SIXTEEN = {"max_tokens": 16, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +74,11 @@ async def test_lora_adapters_are_models_and_a_dead_engine_is_told_at_once(
     args = ("--max-model-len", "512", *flags)
     engine = VllmEngine(VllmSettings(model, "base", vllm_args=args))
     phases: list[ColdStartPhase] = []
-    ticks = asyncio.create_task(count_ticks())
+    ticks: list[None] = []
+    ticking = asyncio.create_task(tick(ticks))
     await engine.start(phases.append)
-    ticks.cancel()
+    ticking.cancel()
+    assert len(ticks) > 20, "the event loop stood still while the engine was loaded"
     assert phases == [
         ColdStartPhase.IMPORT,
         ColdStartPhase.WEIGHTS,
@@ -86,6 +93,7 @@ async def test_lora_adapters_are_models_and_a_dead_engine_is_told_at_once(
     ]
     assert answers[0]["choices"] != answers[1]["choices"]
     assert [answer["model"] for answer in answers] == ["base", "tuned"]
+    await check_that_an_adapter_thinks_on_for_a_job(engine)
 
     running = asyncio.ensure_future(
         all_steps(engine, completion("Count: 1", "dying", max_tokens=400, ignore_eos=True))
@@ -99,6 +107,28 @@ async def test_lora_adapters_are_models_and_a_dead_engine_is_told_at_once(
         await asyncio.sleep(0.01)
     assert time.monotonic() - began < 2
     await engine.stop()
+
+
+async def check_that_an_adapter_thinks_on_for_a_job(engine: VllmEngine) -> None:
+    """A job for the adapter, as an event, whose first attempt ended half-way: the same answer as in
+    one go, so the adapter was there on both sides of the seam.
+    """
+    body = {"model": "tuned", "prompt": "The sun is", "temperature": 0, **SIXTEEN}
+    once, cut = (event_of({"url": "/v1/completions", "body": body}, event_id=e) for e in "ab")
+    async with open_desk(running=engine) as desk:
+        whole = await desk.deliver(once)
+        first = asyncio.ensure_future(desk.deliver(cut))
+        await desk.wait_tokens(cut, 2)
+        desk.keeper.interrupt_all(Stop.HANDOVER)
+        assert (await first).status == 503
+        answer = await desk.deliver(cut)
+        entries = await desk.entries(cut)
+
+    starts = [entry.index for entry in entries if entry.kind is EntryKind.ATTEMPT]
+    assert len(starts) == 2
+    assert starts[1] >= 2
+    assert text_of(answer) == text_of(whole) == read_text(entries, "text")
+    assert data_of(answer)["response"]["model"] == "tuned"
 
 
 async def test_a_load_that_is_given_up_leaves_no_process(model: str) -> None:
@@ -122,12 +152,11 @@ async def test_a_load_that_is_given_up_leaves_no_process(model: str) -> None:
     assert all(other.is_alive() for other in others)
 
 
-async def count_ticks() -> None:
-    """Fails the test when the event loop stands still for a second while the model loads."""
+async def tick(ticks: list[None]) -> None:
+    """Twenty times a second, for as long as the event loop goes round."""
     while True:
-        began = time.monotonic()
         await asyncio.sleep(0.05)
-        assert time.monotonic() - began < 1.0
+        ticks.append(None)
 
 
 def engine_process(engine: VllmEngine) -> int:
