@@ -1,6 +1,7 @@
 """The life of a delivery, on the test engine and the store in memory."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +17,7 @@ from eventing.job_event import COMPLETED, FAILED, job_of, request_event
 from eventing.log import stamp
 from eventing.store import EntryKind, LeaseSettings, Release
 from predictor.answer import Ended
-from predictor.engine import EngineRequest
+from predictor.engine import EngineRequest, Step
 from predictor.generation import Attempt, Broke
 from predictor.seeded_engine import SeededEngine
 from predictor.settlement import Settlement, release_after_engine_death
@@ -551,3 +552,26 @@ async def test_a_bug_in_the_check_of_a_request_ends_in_the_dead_letters(
         assert answers[0].status == 500
         assert data_of(answers[1])["error"]["code"] == "internal_error"
         assert "canary-5d1e" not in caplog.text + capsys.readouterr().out
+
+
+class BrokenRun(SeededEngine):
+    """An engine with a bug in its running."""
+
+    async def run(
+        self, request: EngineRequest, prior_token_ids: Sequence[int]
+    ) -> AsyncGenerator[Step, None]:
+        async for step in super().run(request, prior_token_ids):
+            yield step
+            raise ZeroDivisionError(request.body["messages"][0]["content"])
+
+
+async def test_a_bug_in_an_attempt_counts_and_gives_the_job_back_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with open_desk(max_attempts=2, engine_type=BrokenRun) as desk:
+        answers = [await desk.deliver(asking("canary-8e2f")) for _ in range(2)]
+
+        assert answers[0].status == 500
+        assert data_of(answers[1])["error"]["code"] == "internal_error"
+        assert [a["outcome"] for a in data_of(answers[1])["attempts"]] == ["failure", "failure"]
+        assert "canary-8e2f" not in capsys.readouterr().out
