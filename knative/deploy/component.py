@@ -189,15 +189,20 @@ def _ingress(values: Values, times: Timeouts) -> Parts:
 
 def _api_knative(values: Values, times: Timeouts) -> Parts:
     gone = [
-        {"patch": _deletion(version, kind, values)}  # no target: «Service» is Knative's kind too
+        {"patch": _deletion(version, kind, values)}
         for version, kind in (
             ("apps/v1", "Deployment"),
             ("autoscaling/v2", "HorizontalPodAutoscaler"),
             ("policy/v1", "PodDisruptionBudget"),
-            ("v1", "Service"),
         )
     ]
-    return {"api": [front.knative_service(values, times)]}, gone
+    number = because(parts.API_PORT, "By number: Knative names the ports of its pods itself.")
+    direct = {"op": "replace", "path": "/spec/ports/0/targetPort", "value": number}
+    contents = {
+        "api": [front.knative_service(values, times)],
+        "network-policies": network.policies("api-knative", values),
+    }
+    return contents, [*gone, patch("Service", parts.API, [direct])]
 
 
 def _deletion(version: str, kind: str, values: Values) -> str:

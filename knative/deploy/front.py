@@ -195,7 +195,7 @@ def knative_service(values: Values, times: Timeouts) -> Resource:
     return {
         "apiVersion": "serving.knative.dev/v1",
         "kind": "Service",
-        "metadata": parts.metadata(parts.API, "api", values),
+        "metadata": parts.metadata(parts.DOOR, "api", values),
         "spec": {
             "template": {
                 "metadata": {"labels": parts.labels("api"), "annotations": annotations},

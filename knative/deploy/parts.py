@@ -14,6 +14,7 @@ from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 
 API = "torpor-api"
+DOOR = "torpor-door"  # the Knative Service; its own name, since Knative makes a Service of it
 BROKER = "torpor-broker"  # our ingress in the queue topology
 REDIS = "torpor-redis"
 SCALER = "torpor-scaler"  # our own policy, served to KEDA
