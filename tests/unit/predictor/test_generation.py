@@ -19,6 +19,9 @@ from predictor.generation import Attempt, Broke, Generation, Made, Stop
 from predictor.shown import Shown, entries_of
 from tests.unit.predictor.desk import UnreliableStore, asking, read_ids
 
+OURS = (Stop.EXPIRED, Stop.STALLED, Stop.HANDOVER, Stop.ENGINE_DEAD)
+"""Reasons that leave the job with us until it is settled."""
+
 
 class ScriptedEngine:
     """Plays steps; counts how many were taken, and whether the run was closed."""
@@ -169,7 +172,7 @@ async def test_one_that_is_told_to_go_before_its_engine_has_begun_goes() -> None
     assert engine.taken == 0
 
 
-@pytest.mark.parametrize("why", [why for why in Stop if why.is_ours])
+@pytest.mark.parametrize("why", OURS)
 async def test_what_was_made_before_an_interruption_is_written_while_the_job_is_ours(
     why: Stop,
 ) -> None:
@@ -185,7 +188,7 @@ async def test_what_was_made_before_an_interruption_is_written_while_the_job_is_
     assert read_ids(await store.read_stream(made.attempt.job_id)) == list(range(made.new_tokens))
 
 
-@pytest.mark.parametrize("why", [why for why in Stop if not why.is_ours])
+@pytest.mark.parametrize("why", [why for why in Stop if why not in OURS])
 async def test_a_write_that_hangs_does_not_hold_up_who_has_lost_the_job(
     why: Stop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
