@@ -331,6 +331,38 @@ def test_a_job_that_still_waits_for_a_predictor_does_not_disturb_a_clean_end(
     assert "Exception" not in stack.said()
 
 
+ENDS = 20 if int(os.environ.get("TORPOR_FAULT_TRIALS", "20")) >= 200 else 1
+"""Times that the last predictor goes; twenty make issue 6's 500 events."""
+
+
+@pytest.mark.timeout(150 * ENDS)
+def test_events_that_come_as_the_autoscaler_sends_the_last_predictor_away_are_all_served(
+    stack: LocalStack,
+) -> None:
+    for _ in range(ENDS):
+        stack.job(stack.submit(max_tokens=1), wait_s=50)
+        stack.until(lambda: stack.status()["replicas"]["wanted"] == 0)
+
+        jobs = asyncio.run(submits_while_it_goes(stack.addresses["api"]))
+
+        for job_id in jobs:
+            assert stack.job(job_id, wait_s=50)["state"] == "completed"
+
+
+async def submits_while_it_goes(address: str) -> list[str]:
+    """The ids of 25 short jobs, spread over the 0.2 s in which an idle predictor ends."""
+    line = {"url": "/v1/completions", "body": {"model": MODEL, "prompt": "x", "max_tokens": 1}}
+    async with httpx.AsyncClient(base_url=address, timeout=30) as client:
+
+        async def one(number: int) -> str:
+            await asyncio.sleep(number * 0.2 / 25)
+            answer = await client.post("/v1/jobs", json=line)
+            assert answer.status_code == 202, answer.text
+            return str(answer.json()["id"])
+
+        return await asyncio.gather(*(one(number) for number in range(25)))
+
+
 BURST = 10_000 if int(os.environ.get("TORPOR_FAULT_TRIALS", "20")) >= 200 else 150
 """Submits at once; the long form is F23's own number."""
 
