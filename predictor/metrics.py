@@ -7,7 +7,7 @@ job, a tenant or a text.
 from collections.abc import Mapping
 from typing import Final
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
@@ -52,13 +52,19 @@ FLUSH: Final = Histogram(
 ENGINE_UP: Final = Gauge("torpor_engine_up", "1 while the engine can serve.")
 
 _KEPT: Final = {
-    "torpor_tokens_generated_total": "output_tokens",
-    "torpor_tokens_resumed_total": "resumed_tokens",
-    "torpor_tokens_lost_total": "lost_tokens",
-    "torpor_tokens_regenerated_total": "regenerated_tokens",
+    "output_tokens": TOKENS_MADE,
+    "resumed_tokens": TOKENS_RESUMED,
+    "lost_tokens": TOKENS_LOST,
+    "regenerated_tokens": TOKENS_REGENERATED,
 }
 
 
 def kept_counters() -> Mapping[str, int]:
     """Counters of this process that the ledger keeps when it is gone, by their names there."""
-    return {name: int(REGISTRY.get_sample_value(ours) or 0) for ours, name in _KEPT.items()}
+    return {name: _value_of(counter) for name, counter in _KEPT.items()}
+
+
+def _value_of(counter: Counter) -> int:
+    """Asked of the counter: the registry would collect all families, vLLM's too, to name one."""
+    (family,) = counter.collect()
+    return int(family.samples[0].value)
