@@ -35,6 +35,7 @@ async def prepare_model(name: str, cache_dir: Path, report: Callable[[str], None
     """The model, converted if it must be; `report` gets each line of progress. The conversion ends
     with whoever waits for it.
     """
+    _require_folder(name)
     argv = ["-m", "predictor.weights", "--model", name, "--cache-dir", str(cache_dir)]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -52,6 +53,12 @@ async def prepare_model(name: str, cache_dir: Path, report: Callable[[str], None
     if process.returncode != 0:
         raise StackError(f"the model {name} cannot be had: {' '.join(said[-3:])}")
     return _described(name, Path(place))
+
+
+def _require_folder(name: str) -> None:
+    """Raises `StackError` for a path that leads nowhere; the engine would try it for ever."""
+    if name.startswith(("/", ".")) and not Path(name).is_dir():
+        raise StackError(f"there is no folder {name} with a model; name another with --model")
 
 
 async def _heard(

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from knative.local.errors import StackError
+from knative.local.model import prepare_model
 from tests.integration.stack import MODEL, TORPOR, LocalStack, alive
 
 pytestmark = pytest.mark.timeout(180)
@@ -251,6 +253,11 @@ def test_a_redis_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "TORPOR_REDIS_URL" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+async def test_a_model_folder_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="no folder /nowhere with a model"):
+        await prepare_model("/nowhere", tmp_path, print)
 
 
 def test_a_setting_out_of_range_is_named_with_its_range(tmp_path: Path) -> None:
