@@ -79,7 +79,7 @@ class StackSettings(BaseSettings):
     autoscaler: AutoscalerKind = AutoscalerKind.KPA
     """Whose policy runs: Knative's, or KEDA's with the HPA."""
     warm_parent: bool = True
-    """Keep a parent with vLLM imported, from which predictors fork (about 0.5 GB for a five times
+    """Keep a parent with vLLM imported, from which predictors fork (about 0.7 GB for a five times
     faster wake).
     """
     max_job_seconds: int = Field(900, ge=1, le=86_400)
