@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.sse import RAW_SEND
 from eventing.log import Marked
-from eventing.metric_family import labelled
+from eventing.metric_series import labelled
 from eventing.request_id import EXTENSION, checked, marks
 
 _requests = Counter(

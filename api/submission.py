@@ -38,7 +38,7 @@ from eventing.job import (
 )
 from eventing.job_event import request_event
 from eventing.job_record import fresh
-from eventing.metric_family import labelled
+from eventing.metric_series import labelled
 from eventing.request_id import KEPT, checked
 from eventing.store import Ending, Hold, NewJob
 

@@ -7,11 +7,10 @@ is true, a zero would not be. Must not know what the figures mean.
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from prometheus_client import REGISTRY, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -28,21 +27,6 @@ DEAD_LETTERS: Final = Counter(
     ["trigger"],
 )
 """Here since both rooms count it, and a process may hold both."""
-
-Wrapper = TypeVar("Wrapper", bound=MetricWrapperBase)
-_labelled: Final[dict[tuple[object, ...], Any]] = {}
-
-
-def labelled(family: Wrapper, *values: object) -> Wrapper:
-    """`family.labels(*values)`, looked up without its lock and its new strings: a job counts some
-    twenty times, and asking for the series cost more than counting. Kept for ever, as the series
-    themselves are.
-    """
-    key = (family, *values)
-    found: Wrapper | None = _labelled.get(key)
-    if found is None:
-        found = _labelled[key] = family.labels(*values)
-    return found
 
 
 @dataclass(frozen=True, slots=True)

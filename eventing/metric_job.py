@@ -15,8 +15,9 @@ from prometheus_client import Counter, Histogram
 
 from eventing.errors import StoreUnavailable
 from eventing.job import Job, JobId, JobState, Lane
-from eventing.metric_family import DEAD_LETTERS, labelled
+from eventing.metric_family import DEAD_LETTERS
 from eventing.metric_ledger import Ledger
+from eventing.metric_series import labelled
 
 _log = structlog.get_logger()
 

@@ -27,8 +27,8 @@ from eventing.event import Event, parse_http
 from eventing.job import Job
 from eventing.job_record import fresh
 from eventing.log import Marked
-from eventing.metric_family import labelled
 from eventing.metric_ledger import GpuAccount
+from eventing.metric_series import labelled
 from eventing.span import Span
 from eventing.store import AcquireStatus, NewJob, Release, Store
 from predictor import metrics

@@ -33,7 +33,7 @@ from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
 from eventing.event import Event, build_binary, parse_http
 from eventing.job import API_SOURCE, JobId, derive_job_id
 from eventing.job_event import REQUESTED
-from eventing.metric_family import labelled
+from eventing.metric_series import labelled
 from eventing.publisher import payload
 from eventing.span import Span
 

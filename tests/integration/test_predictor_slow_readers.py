@@ -51,6 +51,7 @@ class Api:
         made.settimeout(20)
         made.connect(("127.0.0.1", self.port))
         head = f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
+        head += "Connection: close\r\n"
         head += f"Last-Event-ID: {after}\r\n" if after else ""
         made.sendall(f"{head}\r\n".encode("ascii"))
         return made
