@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from knative.cli.client import Api, api_address, connected
 from knative.cli.errors import UserError
@@ -77,7 +77,8 @@ def list_jobs(
     if as_json:
         stdout.print(orjson.dumps(page).decode(), markup=False)
         return
-    table = Table("id", "state", "model", "tokens", "total", box=None)
+    whole = max((len(job["id"]) for job in page["data"]), default=0)  # half an id is none
+    table = Table(Column("id", min_width=whole), *("state", "model", "tokens", "total"), box=None)
     for job in page["data"]:
         total = (job.get("timings") or {}).get("total_ms")
         seconds = f"{total / 1000:.2f} s" if total else ""
