@@ -1,8 +1,8 @@
 """What the rooms ask of the job store, and the answers it gives.
 
 Implemented by `eventing.redis_store` (Redis or Valkey) and by its in-memory twin
-`eventing.memory_store`; one contract suite runs against both (`tests/contract/test_store.py`). Must
-not know who asks.
+`eventing.memory_store`; one contract suite runs against both (`tests/contract/test_store_*.py`).
+Must not know who asks.
 """
 
 from collections.abc import Mapping, Sequence

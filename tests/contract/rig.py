@@ -11,15 +11,19 @@ from typing import Final, Protocol
 from redis.asyncio import Redis
 
 from eventing import keys
-from eventing.job import JobId, JobRequest, Lane, derive_job_id
+from eventing.job import JobError, JobId, JobRequest, JobState, Lane, derive_job_id
 from eventing.memory_store import MemoryStore
 from eventing.redis_store import RedisStore
-from eventing.store import LeaseSettings, NewJob, Store
+from eventing.store import Ending, LeaseSettings, NewJob, Release, Store
 
 SOURCE: Final = "/tests/producer"
 SETTINGS: Final = LeaseSettings(
     lease_ms=30_000, max_attempts=3, retention_s=3600, dead_letter_retention_s=7200
 )
+FAULT = JobError(code="engine_error", message="the engine gave up")
+ANSWER = Ending(state=JobState.COMPLETED, result={"text": "because"}, usage={"total_tokens": 3})
+LEASE_MS = SETTINGS.lease_ms
+TERMINAL = [state for state in JobState if state.is_terminal]
 _TIMES: Final = (
     "created_ms",
     "started_ms",
@@ -119,3 +123,17 @@ def new_job(
 
 def job_id(event_id: str = "1") -> JobId:
     return derive_job_id(SOURCE, event_id)
+
+
+async def started(rig: Rig, event_id: str = "1", **arguments: object) -> int:
+    """Create a job and take its lease; the attempt."""
+    await rig.store.create(new_job(event_id, **arguments))  # type: ignore[arg-type]
+    return (await rig.store.acquire(job_id(event_id), "worker-1", can_resume=True)).attempt
+
+
+async def dead(rig: Rig, event_id: str = "1") -> None:
+    """Make a dead letter: a job that failed in each of its attempts."""
+    await rig.store.create(new_job(event_id))
+    for _ in range(SETTINGS.max_attempts):
+        taken = await rig.store.acquire(job_id(event_id), "worker-1", can_resume=True)
+        await rig.store.release(job_id(event_id), taken.attempt, Release.FAILURE, FAULT)

@@ -22,6 +22,7 @@ from tests.redis_server import free_port
 
 NAME = "requests-tiny"
 FAST = DeliverySpec(retry=3, backoff_delay_s=0.01, timeout_s=5)
+EVENT = Event(id="1", source="/s", type="t", datacontenttype="text/plain", data=b"hello")
 Answer = Callable[[web.Request, int], Awaitable[web.StreamResponse]]
 
 

@@ -25,6 +25,8 @@ from predictor.shown import coalesce, entries_of
 
 SOURCE = "/tests/producer"
 CHAT = "/v1/chat/completions"
+TEN = {"output_tokens": 10}
+LONG = {"output_tokens": 2000, "tokens_per_s": 100}
 
 
 class AdvancedClock(SystemClock):

@@ -1,0 +1,127 @@
+"""Where events go, and what becomes of those that a subscriber answers with."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from aiohttp import web
+from redis.asyncio import Redis
+
+from eventing.event import Event, build_binary, build_structured
+from eventing.job import Job, JobState, new_job_id
+from eventing.job_event import COMPLETED, REQUESTED, request_event, result_event
+from tests.contract.broker.stack import (
+    EVENT,
+    Answer,
+    Subscriber,
+    build,
+    pumping,
+    says,
+    trigger,
+    until,
+)
+from tests.contract.rig import new_job
+
+
+def replies(event: Event, status: int = 200, *, in_structured_mode: bool = False) -> Answer:
+    async def answer(_: web.Request, __: int) -> web.Response:
+        headers, body = (build_structured if in_structured_mode else build_binary)(event)
+        return web.Response(status=status, headers=headers, body=body)
+
+    return answer
+
+
+class TestReplies:
+    REPLY = Event(id="r", source="/r", type="answer", datacontenttype="text/plain", data=b"because")
+
+    @pytest.mark.parametrize("in_structured_mode", [False, True], ids=["binary", "structured"])
+    async def test_an_event_in_a_200_is_routed(
+        self, redis: Redis, in_structured_mode: bool
+    ) -> None:
+        first = replies(self.REPLY, in_structured_mode=in_structured_mode)
+        async with Subscriber([first, says(204)]).serving() as subscriber:
+            (stack,) = build(redis, trigger(subscriber.url))
+            async with pumping(stack):
+                await stack.send(EVENT)
+                await until(stack.is_drained)
+
+        assert subscriber.got == [EVENT, self.REPLY]
+
+    @pytest.mark.parametrize("status", [201, 202, 204])
+    async def test_an_event_in_another_2xx_is_not_routed(self, redis: Redis, status: int) -> None:
+        async with Subscriber([replies(self.REPLY, status), says(204)]).serving() as subscriber:
+            (stack,) = build(redis, trigger(subscriber.url))
+            async with pumping(stack):
+                await stack.send(EVENT)
+                await until(stack.is_drained)
+
+        assert subscriber.got == [EVENT]
+
+    @pytest.mark.parametrize("size", [70_000, 1_000_000, 5_000_000])
+    async def test_a_long_reply_is_routed_whole(self, redis: Redis, size: int) -> None:
+        # Reading «up to n bytes» gives what has come so far, which is the first 64 KiB or less.
+        body = bytes(n % 251 for n in range(size))
+        reply = Event(id="r", source="/r", type="answer", datacontenttype="x/y", data=body)
+
+        async def in_pieces(request: web.Request, _: int) -> web.StreamResponse:
+            headers, whole = build_binary(reply)
+            response = web.StreamResponse(headers=headers)
+            await response.prepare(request)
+            for start in range(0, len(whole), 60_000):
+                await response.write(whole[start : start + 60_000])
+                await asyncio.sleep(0)
+            return response
+
+        async with Subscriber([in_pieces, says(204)]).serving() as subscriber:
+            (stack,) = build(redis, trigger(subscriber.url))
+            async with pumping(stack):
+                await stack.send(EVENT)
+                await until(stack.is_drained)
+
+        assert len(subscriber.got) == 2
+        assert subscriber.got[1].data == body
+
+    async def test_a_body_that_is_no_event_is_no_reply(self, redis: Redis) -> None:
+        async def text(_: web.Request, __: int) -> web.Response:
+            return web.Response(text="thanks")
+
+        async with Subscriber([text]).serving() as subscriber:
+            (stack,) = build(redis, trigger(subscriber.url))
+            async with pumping(stack):
+                await stack.send(EVENT)
+                await until(stack.is_drained)
+
+        assert subscriber.got == [EVENT]
+
+    async def test_an_echo_does_not_run_in_circles(self, redis: Redis) -> None:
+        async with Subscriber([replies(EVENT)]).serving() as subscriber:
+            (stack,) = build(redis, trigger(subscriber.url))
+            async with pumping(stack):
+                await stack.send(EVENT)
+                await until(stack.is_drained)
+
+        assert subscriber.got == [EVENT]
+
+
+class TestRouting:
+    async def test_an_event_goes_to_every_trigger_that_wants_it(self, redis: Redis) -> None:
+        async with Subscriber().serving() as one, Subscriber().serving() as two:
+            wants_all = trigger(one.url)
+            wants_results = replace(
+                trigger(two.url), name="results", filters=({"exact": {"type": COMPLETED}},)
+            )
+            stacks = build(redis, wants_all, wants_results)
+            ended = Job(
+                id=new_job_id(),
+                state=JobState.COMPLETED,
+                request=new_job().request,
+                finished_ms=1_800_000_000_000,
+            )
+            async with pumping(*stacks):
+                assert await stacks[0].send(request_event(ended)) == 1
+                assert await stacks[0].send(result_event(ended)) == 2
+                await until(stacks[0].is_drained)
+                await until(stacks[1].is_drained)
+
+        assert [e.type for e in two.got] == [COMPLETED]
+        assert {e.type for e in one.got} == {REQUESTED, COMPLETED}

@@ -1,0 +1,212 @@
+"""An event's stay in the queue on a real server: order, waits, dead consumers, nothing lost."""
+
+from redis.asyncio import Redis
+
+from eventing import keys
+from eventing.broker.queue import Queue, QueueView, member_of
+from tests.contract.broker.queue_rig import (
+    IDLE_MS,
+    NAME,
+    TICKETS,
+    event,
+    ids,
+    make_due,
+    put,
+    settle,
+    silence,
+)
+
+
+class TestStay:
+    async def test_an_event_is_handed_out_whole(self, queue: Queue) -> None:
+        await put(queue, event(1))
+
+        (claimed,) = await queue.claim(5)
+
+        assert claimed.event == event(1)
+        assert claimed.tries == 1
+        assert claimed.enqueued_ms > 0
+
+    async def test_it_comes_in_the_order_it_was_put(self, queue: Queue) -> None:
+        await put(queue, *(event(n) for n in range(20)))
+
+        assert ids(await queue.claim(20)) == [str(n) for n in range(20)]
+
+    async def test_an_event_in_hand_is_not_handed_out_again(
+        self, queue: Queue, other: Queue
+    ) -> None:
+        await put(queue, event(1))
+        await queue.claim(5)
+
+        assert await other.claim(5, claim_idle_ms=IDLE_MS) == []
+
+    async def test_the_same_event_twice_is_one_event(self, queue: Queue) -> None:
+        assert await put(queue, event(1), event(1)) == [1, 0]
+
+        assert ids(await queue.claim(5)) == ["1"]
+
+    async def test_a_settled_event_leaves_nothing(self, queue: Queue, redis: Redis) -> None:
+        await put(queue, event(1))
+        await settle(queue, *await queue.claim(1))
+        await queue.tidy()
+
+        left = {key async for key in redis.scan_iter(match=f"torpor:{{{NAME}}}:*")}
+        assert left <= {TICKETS.encode(), keys.queue(NAME, "pace").encode()}
+        assert await redis.ttl(keys.queue(NAME, "pace")) > 0
+
+    async def test_a_settled_event_may_come_again(self, queue: Queue) -> None:
+        await put(queue, event(1))
+        await settle(queue, *await queue.claim(1))
+
+        assert await put(queue, event(1)) == [1]
+
+        assert ids(await queue.claim(1)) == ["1"]
+
+    async def test_settling_twice_does_nothing_more(self, queue: Queue) -> None:
+        await put(queue, event(1), event(2))
+        first, _ = await queue.claim(2)
+
+        await settle(queue, first, first)
+
+        assert (await QueueView(queue._redis).depth(NAME)).pending == 1
+
+    async def test_an_event_put_again_while_in_hand_is_delivered_again(self, queue: Queue) -> None:
+        # A dead letter that is redriven before its pump could settle it: the redrive's event is
+        # the same event, and its 202 was a promise.
+        await put(queue, event(1))
+        (claimed,) = await queue.claim(1)
+
+        await put(queue, event(1))
+        await settle(queue, claimed)
+
+        (again,) = await queue.claim(1)
+        assert (again.event.id, again.tries) == ("1", 1)
+        await settle(queue, again)
+        assert await queue.claim(1) == []
+
+    async def test_an_event_of_which_only_half_survived_can_be_put_again(
+        self, queue: Queue, redis: Redis
+    ) -> None:
+        # Redis 7.0 applies half a script when the power was cut inside it (test_power_cut.py); a
+        # name that is known and in no line would be taken for a duplicate for ever.
+        await redis.hset(keys.queue(NAME, "events"), member_of(event(1)), b"1 {}")
+
+        assert await put(queue, event(1)) == [1]
+
+        assert ids(await queue.claim(5)) == ["1"]
+
+    async def test_a_store_that_came_back_empty_is_set_up_again(
+        self, queue: Queue, redis: Redis
+    ) -> None:
+        await redis.flushall()
+
+        assert await queue.claim(1) == []
+        await put(queue, event(1))
+
+        assert ids(await queue.claim(1)) == ["1"]
+
+    async def test_waiting_ends_when_something_is_put(self, queue: Queue) -> None:
+        await queue.claim(1)
+        await put(queue, event(1))
+
+        await queue.wait(9_000)
+
+        assert ids(await queue.claim(1)) == ["1"]
+
+
+class TestDeferred:
+    async def test_a_deferred_event_waits_and_comes_again(self, queue: Queue, redis: Redis) -> None:
+        await put(queue, event(1))
+        (claimed,) = await queue.claim(1)
+        await queue.defer(claimed.ticket, 60_000)
+
+        assert await queue.claim(1, claim_idle_ms=IDLE_MS) == []
+        await make_due(redis)
+
+        (again,) = await queue.claim(1)
+        assert (again.event.id, again.tries) == ("1", 2)
+
+    async def test_anybody_may_take_what_is_due(
+        self, queue: Queue, other: Queue, redis: Redis
+    ) -> None:
+        await put(queue, event(1))
+        (claimed,) = await queue.claim(1)
+        await queue.defer(claimed.ticket, 0)
+
+        assert ids(await other.claim(1)) == ["1"]
+        assert await queue.claim(1) == []
+
+    async def test_a_settled_event_is_not_deferred(self, queue: Queue) -> None:
+        await put(queue, event(1))
+        (claimed,) = await queue.claim(1)
+        await settle(queue, claimed)
+
+        await queue.defer(claimed.ticket, 0)
+
+        assert await queue.claim(1) == []
+
+    async def test_a_deferred_event_is_not_taken_for_an_orphan(
+        self, queue: Queue, other: Queue, redis: Redis
+    ) -> None:
+        await put(queue, event(1))
+        claimed = await queue.claim(1)
+        await queue.defer(claimed[0].ticket, 3_600_000)
+        await silence(redis, claimed)
+
+        assert await other.claim(1, claim_idle_ms=IDLE_MS) == []
+
+
+class TestDeadConsumers:
+    async def test_what_a_dead_consumer_held_is_claimed(
+        self, queue: Queue, other: Queue, redis: Redis
+    ) -> None:
+        await put(queue, event(1))
+        await silence(redis, await queue.claim(1))
+
+        (orphan,) = await other.claim(1, claim_idle_ms=IDLE_MS)
+
+        assert (orphan.event.id, orphan.tries) == ("1", 2)
+
+    async def test_who_speaks_up_keeps_its_events(
+        self, queue: Queue, other: Queue, redis: Redis
+    ) -> None:
+        await put(queue, event(1))
+        claimed = await queue.claim(1)
+        await silence(redis, claimed)
+
+        await queue.keep([claimed[0].ticket])
+
+        assert await other.claim(1, claim_idle_ms=IDLE_MS) == []
+
+    async def test_an_orphan_behind_many_that_live_is_claimed_at_once(
+        self, queue: Queue, other: Queue, redis: Redis
+    ) -> None:
+        # XAUTOCLAIM looks at ten entries for each it may return, always from the first.
+        await put(queue, *(event(n) for n in range(40)))
+        claimed = await queue.claim(40)
+        await silence(redis, claimed[-1:])
+
+        assert ids(await other.claim(1, claim_idle_ms=IDLE_MS)) == ["39"]
+
+    async def test_an_orphan_behind_many_that_wait_is_claimed_at_once(
+        self, queue: Queue, other: Queue, redis: Redis
+    ) -> None:
+        await put(queue, *(event(n) for n in range(250)))
+        claimed = await queue.claim(250)
+        for each in claimed[:-1]:
+            await queue.defer(each.ticket, 3_600_000)
+        await silence(redis, claimed)
+
+        assert ids(await other.claim(1, claim_idle_ms=IDLE_MS)) == ["249"]
+
+    async def test_no_more_orphans_are_taken_than_asked_for(
+        self, queue: Queue, other: Queue, redis: Redis
+    ) -> None:
+        await put(queue, *(event(n) for n in range(10)))
+        await silence(redis, await queue.claim(10))
+
+        first = await other.claim(3, claim_idle_ms=IDLE_MS)
+        rest = await queue.claim(20, claim_idle_ms=IDLE_MS)
+
+        assert len(first) == 3
+        assert sorted(ids(first) + ids(rest)) == sorted(str(n) for n in range(10))

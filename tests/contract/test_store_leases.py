@@ -1,0 +1,355 @@
+"""Who may run a job, for how long, and at what price it is given back or lost."""
+
+import asyncio
+
+import pytest
+
+from eventing.job import JobError, JobState
+from eventing.store import (
+    Acquired,
+    AcquireStatus,
+    Ending,
+    EntryKind,
+    Hold,
+    Release,
+    TokenBatch,
+)
+from tests.contract.rig import (
+    ANSWER,
+    FAULT,
+    LEASE_MS,
+    SETTINGS,
+    TERMINAL,
+    Rig,
+    dead,
+    job_id,
+    new_job,
+    started,
+)
+
+
+class TestAcquire:
+    async def test_a_queued_job_is_started(self, rig: Rig) -> None:
+        await rig.store.create(new_job())
+
+        taken = await rig.store.acquire(job_id(), "worker-1", can_resume=True)
+
+        assert (taken.status, taken.attempt, taken.token_count) == (AcquireStatus.ACQUIRED, 1, 0)
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert (job.state, job.lease_owner) == (JobState.IN_PROGRESS, "worker-1")
+        assert job.lease_until_ms - job.started_ms == LEASE_MS
+        assert [(a.attempt, a.owner, a.outcome) for a in job.history] == [(1, "worker-1", "")]
+
+    async def test_a_running_job_is_held_and_says_for_how_long(self, rig: Rig) -> None:
+        await started(rig)
+        await rig.pass_time(10_000)
+
+        taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
+
+        assert taken.status is AcquireStatus.HELD
+        assert 0 < taken.lease_left_ms <= LEASE_MS - 10_000
+
+    async def test_of_many_who_ask_at_once_one_gets_the_lease(self, rig: Rig) -> None:
+        await rig.store.create(new_job())
+
+        answers = await asyncio.gather(
+            *(rig.store.acquire(job_id(), f"worker-{n}", can_resume=True) for n in range(20))
+        )
+
+        statuses = [answer.status for answer in answers]
+        assert statuses.count(AcquireStatus.ACQUIRED) == 1
+        assert statuses.count(AcquireStatus.HELD) == 19
+
+    async def test_a_lapsed_lease_is_taken_over_and_costs_an_attempt(self, rig: Rig) -> None:
+        await started(rig)
+        await rig.pass_time(LEASE_MS + 1)
+
+        taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
+
+        assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, 2)
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert [a.outcome for a in job.history] == ["lost", ""]
+        assert job.history[0].ended_ms > 0
+
+    async def test_a_job_whose_attempts_were_all_lost_is_a_dead_letter(self, rig: Rig) -> None:
+        await rig.store.create(new_job())
+        for number in range(1, SETTINGS.max_attempts + 1):
+            taken = await rig.store.acquire(job_id(), "worker", can_resume=True, is_alone=True)
+            assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, number)
+            await rig.pass_time(LEASE_MS + 1)
+
+        taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
+
+        assert taken.status is AcquireStatus.EXHAUSTED
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert (job.state, job.is_dead_letter) == (JobState.FAILED, True)
+        assert job.error is not None
+        assert job.error.code == "exhausted"
+        assert [a.outcome for a in job.history] == ["lost"] * 3
+        assert [j.id for j in (await rig.store.list_dead_letters("acme")).jobs] == [job_id()]
+
+    async def test_the_last_attempt_of_a_job_that_lost_one_is_for_who_runs_nothing_else(
+        self, rig: Rig
+    ) -> None:
+        await rig.store.create(new_job())
+        for _ in range(SETTINGS.max_attempts - 1):
+            await rig.store.acquire(job_id(), "worker", can_resume=True)
+            await rig.pass_time(LEASE_MS + 1)
+        before = await rig.store.get(job_id())
+
+        refused = await rig.store.acquire(job_id(), "busy", can_resume=True)
+        after = await rig.store.get(job_id())
+        taken = await rig.store.acquire(job_id(), "idle", can_resume=True, is_alone=True)
+
+        assert refused.status is AcquireStatus.ALONE
+        assert after == before
+        assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, SETTINGS.max_attempts)
+
+    async def test_a_job_that_lost_engines_has_its_last_attempt_alone_too(self, rig: Rig) -> None:
+        await rig.store.create(new_job())
+        for why in (Release.LOST, Release.FAILURE):
+            taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
+            await rig.store.release(job_id(), taken.attempt, why, FAULT)
+
+        taken = await rig.store.acquire(job_id(), "busy", can_resume=True)
+
+        assert taken.status is AcquireStatus.ALONE
+
+    async def test_a_job_that_only_fails_by_itself_needs_nobody_to_make_room(
+        self, rig: Rig
+    ) -> None:
+        await rig.store.create(new_job())
+        for _ in range(SETTINGS.max_attempts - 1):
+            taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
+            await rig.store.release(job_id(), taken.attempt, Release.FAILURE, FAULT)
+
+        taken = await rig.store.acquire(job_id(), "busy", can_resume=True)
+
+        assert taken.status is AcquireStatus.ACQUIRED
+
+    async def test_a_job_past_its_deadline_is_failed_and_not_started(self, rig: Rig) -> None:
+        await rig.store.create(new_job(deadline_ms=await rig.now_ms() + 60_000))
+        await rig.pass_time(60_001)
+
+        taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
+
+        assert taken.status is AcquireStatus.EXPIRED
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert job.error is not None
+        assert (job.state, job.error.code, job.attempt) == (JobState.FAILED, "expired", 0)
+        assert [j.id for j in (await rig.store.list_dead_letters("acme")).jobs] == [job_id()]
+
+    @pytest.mark.parametrize("state", TERMINAL)
+    async def test_an_ended_job_is_terminal(self, rig: Rig, state: JobState) -> None:
+        attempt = await started(rig)
+        await rig.store.finish(job_id(), attempt, Ending(state=state, error=FAULT))
+
+        taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
+
+        assert taken.status is AcquireStatus.TERMINAL
+
+    async def test_an_unknown_job_is_missing(self, rig: Rig) -> None:
+        taken = await rig.store.acquire(job_id("nobody"), "worker", can_resume=True)
+
+        assert taken.status is AcquireStatus.MISSING
+
+    async def test_tokens_so_far_are_continued_by_who_can(self, rig: Rig) -> None:
+        attempt = await started(rig)
+        await rig.store.append(job_id(), attempt, TokenBatch(index=0, token_ids=(5, 6, 7)))
+        await rig.pass_time(LEASE_MS + 1)
+
+        taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
+
+        assert taken.token_count == 3
+        assert await rig.store.token_ids(job_id(), 3) == [5, 6, 7]
+        entry = (await rig.store.read_stream(job_id()))[-1]
+        assert (entry.kind, entry.attempt, entry.index) == (EntryKind.ATTEMPT, 2, 3)
+        assert not entry.is_restart
+
+    async def test_who_was_told_what_the_record_says_need_not_read_it(self, rig: Rig) -> None:
+        await rig.store.create(new_job())
+
+        taken = await rig.store.acquire(job_id(), "w", can_resume=True, told=new_job())
+
+        assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, 1)
+
+    @pytest.mark.parametrize("other", [{"prompt": "other"}, {"tenant": "other"}], ids=str)
+    async def test_who_was_told_something_else_changes_nothing(
+        self, rig: Rig, other: dict[str, str]
+    ) -> None:
+        await rig.store.create(new_job())
+        before = await rig.store.get(job_id())
+
+        taken = await rig.store.acquire(job_id(), "w", can_resume=True, told=new_job(**other))
+
+        assert taken == Acquired(status=AcquireStatus.OTHER)
+        assert await rig.store.get(job_id()) == before
+
+    async def test_after_an_edited_redrive_the_first_event_tells_something_else(
+        self, rig: Rig
+    ) -> None:
+        await dead(rig)
+        await rig.store.redrive(job_id(), new_job(prompt="edited").request)
+
+        first = await rig.store.acquire(job_id(), "w", can_resume=True, told=new_job())
+        second = await rig.store.acquire(
+            job_id(), "w", can_resume=True, told=new_job(prompt="edited")
+        )
+
+        assert [first.status, second.status] == [AcquireStatus.OTHER, AcquireStatus.ACQUIRED]
+
+    async def test_who_starts_over_is_told_how_much_is_void(self, rig: Rig) -> None:
+        attempt = await started(rig)
+        await rig.store.append(job_id(), attempt, TokenBatch(index=0, token_ids=(1, 2)))
+        await rig.pass_time(LEASE_MS + 1)
+
+        taken = await rig.store.acquire(job_id(), "w", can_resume=False)
+
+        assert (taken.token_count, taken.void_count) == (0, 2)
+
+    async def test_tokens_so_far_are_void_for_who_cannot_continue_them(self, rig: Rig) -> None:
+        attempt = await started(rig)
+        await rig.store.append(job_id(), attempt, TokenBatch(index=0, token_ids=(5, 6, 7)))
+        await rig.pass_time(LEASE_MS + 1)
+
+        taken = await rig.store.acquire(job_id(), "worker-2", can_resume=False)
+        await rig.store.append(job_id(), taken.attempt, TokenBatch(index=0, token_ids=(8,)))
+
+        assert taken.token_count == 0
+        entry = (await rig.store.read_stream(job_id()))[-2]
+        assert (entry.kind, entry.index, entry.is_restart) == (EntryKind.ATTEMPT, 0, True)
+        assert await rig.store.token_ids(job_id(), 10) == [8]
+
+
+class TestRenew:
+    async def test_a_renewed_lease_lasts_longer(self, rig: Rig) -> None:
+        attempt = await started(rig)
+        await rig.pass_time(20_000)
+
+        assert await rig.store.renew([(job_id(), attempt)], extend=True) == [Hold.OK]
+
+        await rig.pass_time(20_000)
+        taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
+        assert taken.status is AcquireStatus.HELD
+
+    async def test_looking_does_not_lengthen_the_lease(self, rig: Rig) -> None:
+        attempt = await started(rig)
+        await rig.pass_time(20_000)
+
+        assert await rig.store.renew([(job_id(), attempt)], extend=False) == [Hold.OK]
+
+        await rig.pass_time(20_000)
+        taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
+        assert taken.status is AcquireStatus.ACQUIRED
+
+    async def test_a_lapsed_lease_that_nobody_took_is_still_ours(self, rig: Rig) -> None:
+        attempt = await started(rig)
+        await rig.pass_time(LEASE_MS * 2)
+
+        assert await rig.store.renew([(job_id(), attempt)], extend=True) == [Hold.OK]
+
+        taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
+        assert taken.status is AcquireStatus.HELD
+
+    async def test_each_lease_is_answered_in_order(self, rig: Rig) -> None:
+        await started(rig, "fine")
+        overtaken = await started(rig, "overtaken")
+        await rig.pass_time(LEASE_MS + 1)
+        await rig.store.renew([(job_id("fine"), 1)], extend=True)
+        await rig.store.acquire(job_id("overtaken"), "worker-2", can_resume=True)
+        cancelled = await started(rig, "cancelled")
+        await rig.store.cancel(job_id("cancelled"))
+        late = await started(rig, "late", deadline_ms=await rig.now_ms() + 1000)
+        given_back = await started(rig, "given back")
+        await rig.store.release(job_id("given back"), given_back, Release.HANDOVER, FAULT)
+        await rig.pass_time(1001)
+
+        answers = await rig.store.renew(
+            [
+                (job_id("fine"), 1),
+                (job_id("overtaken"), overtaken),
+                (job_id("cancelled"), cancelled),
+                (job_id("late"), late),
+                (job_id("given back"), given_back),
+                (job_id("nobody"), 1),
+            ],
+            extend=True,
+        )
+
+        assert answers == [
+            Hold.OK,
+            Hold.FENCED,
+            Hold.TERMINAL,
+            Hold.EXPIRED,
+            Hold.FENCED,
+            Hold.MISSING,
+        ]
+
+    async def test_no_leases_need_no_answer(self, rig: Rig) -> None:
+        assert await rig.store.renew([], extend=True) == []
+
+
+class TestRelease:
+    async def test_a_job_given_back_starts_again_at_once(self, rig: Rig) -> None:
+        attempt = await started(rig)
+
+        assert await rig.store.release(job_id(), attempt, Release.HANDOVER, FAULT)
+
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert (job.state, job.lease_owner) == (JobState.QUEUED, "")
+        taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
+        assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, 2)
+
+    async def test_a_hand_over_costs_no_attempt(self, rig: Rig) -> None:
+        await rig.store.create(new_job())
+        for _ in range(SETTINGS.max_attempts * 3):
+            taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
+            assert await rig.store.release(job_id(), taken.attempt, Release.HANDOVER, FAULT)
+
+        taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
+
+        assert taken.status is AcquireStatus.ACQUIRED
+
+    async def test_failures_use_the_attempts_up_and_the_last_reason_stays(self, rig: Rig) -> None:
+        await rig.store.create(new_job())
+        kept = []
+        for number in range(SETTINGS.max_attempts):
+            taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
+            reason = JobError(code="engine_error", message=f"failure {number}")
+            kept.append(await rig.store.release(job_id(), taken.attempt, Release.FAILURE, reason))
+
+        assert kept == [True, True, False]
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert (job.state, job.is_dead_letter) == (JobState.FAILED, True)
+        assert job.error == JobError(code="engine_error", message="failure 2")
+        assert [a.outcome for a in job.history] == ["failure"] * 3
+        assert [j.id for j in (await rig.store.list_dead_letters("acme")).jobs] == [job_id()]
+
+    async def test_what_is_not_ours_is_not_given_back_and_counted(self, rig: Rig) -> None:
+        zombie = await started(rig)
+        await rig.pass_time(LEASE_MS + 1)
+        await rig.store.acquire(job_id(), "worker-2", can_resume=True)
+
+        assert not await rig.store.release(job_id(), zombie, Release.HANDOVER, FAULT)
+
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert (job.state, job.lease_owner) == (JobState.IN_PROGRESS, "worker-2")
+        assert job.refused_writes == 1
+
+    async def test_an_ended_or_unknown_job_is_not_given_back(self, rig: Rig) -> None:
+        attempt = await started(rig)
+        await rig.store.finish(job_id(), attempt, ANSWER)
+
+        assert not await rig.store.release(job_id(), attempt, Release.FAILURE, FAULT)
+        assert not await rig.store.release(job_id("nobody"), 1, Release.FAILURE, FAULT)
+
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert job.state is JobState.COMPLETED

@@ -1,0 +1,209 @@
+"""Requests that are refused, fail, or are ended before they are done."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from eventing.clock import SystemClock
+from eventing.errors import BadRequest
+from eventing.job import JobState
+from eventing.job_event import FAILED, job_of
+from predictor.answer import Ended
+from predictor.engine import EngineRequest, Step
+from predictor.generation import Attempt, Broke
+from predictor.seeded_engine import SeededEngine
+from predictor.settlement import Settlement
+from tests.unit.predictor.desk import (
+    LONG,
+    asking,
+    data_of,
+    event_of,
+    job_id_of,
+    open_desk,
+)
+
+
+async def test_what_is_no_event_is_refused() -> None:
+    async with open_desk() as desk:
+        answer = await desk.deliveries.handle({"content-type": "application/json"}, b"{}")
+
+        assert answer.status == 400
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        pytest.param(b"no json", "data", id="not-json"),
+        pytest.param({"url": "/v1/images", "body": {}}, "url", id="unknown-url"),
+        pytest.param({"url": "/v1/completions", "body": {"prompt": "x"}}, "body.model", id="model"),
+    ],
+)
+async def test_an_invalid_job_is_recorded_as_failed_with_a_dead_letter(
+    data: object, field: str
+) -> None:
+    async with open_desk() as desk:
+        event = event_of(data)
+        answer = await desk.deliver(event)
+
+        assert (answer.status, answer.event) == (202, None)
+        job = await desk.store.get(job_id_of(event))
+        assert job is not None
+        assert job.is_dead_letter
+        assert job.error is not None
+        assert job.error.field == field
+
+
+async def test_without_a_shared_store_an_invalid_job_is_told_in_the_reply() -> None:
+    async with open_desk(is_store_shared=False) as desk:
+        answer = await desk.deliver(event_of(b"no json"))
+
+        assert answer.status == 200
+        assert answer.event is not None
+        assert answer.event.type == FAILED
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        pytest.param({"model": "other"}, "model", id="a-model-of-somebody-else"),
+        pytest.param({"seeded": {"heat": 1}}, "seeded", id="refused-fields"),
+        pytest.param({"text": "word " * 5000}, "messages", id="longer-than-the-context"),
+    ],
+)
+async def test_what_the_engine_can_never_serve_is_a_dead_letter_that_names_the_field(
+    body: dict[str, Any], field: str
+) -> None:
+    async with open_desk() as desk:
+        answer = await desk.deliver(asking(**body))
+
+        assert answer.status == 200
+        assert data_of(answer)["state"] == JobState.FAILED
+        assert data_of(answer)["error"]["field"] == field
+        job = await desk.store.get(job_id_of(asking()))
+        assert job is not None
+        assert job.is_dead_letter
+
+
+async def test_a_job_past_its_deadline_is_failed_without_a_run() -> None:
+    past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    async with open_desk() as desk:
+        answer = await desk.deliver(asking(extensions={"expirytime": past}))
+
+        assert data_of(answer)["error"]["code"] == "expired"
+        assert data_of(answer)["attempts"] == []
+
+
+async def test_a_deadline_ends_a_running_job() -> None:
+    soon = (datetime.now(UTC) + timedelta(milliseconds=300)).isoformat()
+    async with open_desk() as desk:
+        event = asking(seeded=LONG, extensions={"expirytime": soon})
+        answer = await desk.deliver(event)
+
+        assert data_of(answer)["error"]["code"] == "expired"
+        assert desk.engine.running == frozenset()
+
+
+async def test_a_cancelled_job_frees_its_slot_and_is_told_as_cancelled() -> None:
+    async with open_desk() as desk:
+        event = asking(seeded=LONG)
+        running = asyncio.ensure_future(desk.deliver(event))
+        await desk.wait_tokens(event, 1)
+        await desk.store.cancel(job_id_of(event))
+        answer = await asyncio.wait_for(running, 1)
+
+        assert data_of(answer)["state"] == JobState.CANCELLED
+        assert desk.engine.running == frozenset()
+
+
+async def test_a_request_that_the_engine_fails_is_tried_again_and_then_set_aside() -> None:
+    async with open_desk(max_attempts=2) as desk:
+        event = asking(seeded={"fail_at": 3})
+        first = await desk.deliver(event)
+        second = await desk.deliver(event)
+
+        assert first.status == 500
+        assert data_of(second)["error"]["code"] == "engine_request_failed"
+        assert [a["outcome"] for a in data_of(second)["attempts"]] == ["failure", "failure"]
+
+
+async def test_a_stalled_request_is_aborted_and_counted() -> None:
+    async with open_desk(stall_s=0.1, max_attempts=1) as desk:
+        answer = await desk.deliver(asking(seeded={"stall_at": 3}))
+
+        assert data_of(answer)["error"]["code"] == "stalled"
+        assert desk.engine.running == frozenset()
+
+
+async def test_an_invalid_event_cannot_end_a_job_that_has_its_identity() -> None:
+    async with open_desk() as desk:
+        event = asking(seeded=LONG)
+        running = asyncio.ensure_future(desk.deliver(event))
+        await desk.wait_tokens(event, 1)
+        answer = await desk.deliver(event_of(b"no json"))
+        job = await desk.store.get(job_id_of(event))
+        running.cancel()
+
+        assert (answer.status, answer.event) == (202, None)
+        assert job is not None
+        assert job.state is JobState.IN_PROGRESS
+
+
+async def test_what_only_a_run_finds_out_is_a_dead_letter_too() -> None:
+    async with open_desk() as desk:
+        attempt = Attempt(
+            job_id=job_id_of(asking()), number=1, acquired_s=0, token_count=0, can_resume=True
+        )
+        await desk.store.create(job_of(asking()))
+        await desk.store.acquire(attempt.job_id, "p", can_resume=True)
+        settlement = Settlement(desk.store, SystemClock(), lease_s=30)
+        fault = Broke(BadRequest("longer than the context", "messages"))
+        outcome, _ = await settlement.settle(attempt, fault, new_tokens=0)
+
+        assert isinstance(outcome, Ended)
+        assert outcome.job.is_dead_letter
+        assert outcome.job.error is not None
+        assert outcome.job.error.field == "messages"
+
+
+class BrokenCheck(SeededEngine):
+    """An engine with a bug in the check of requests."""
+
+    def validate(self, request: EngineRequest) -> None:
+        raise ZeroDivisionError(request.body["messages"][0]["content"])
+
+
+async def test_a_bug_in_the_check_of_a_request_ends_in_the_dead_letters(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with open_desk(max_attempts=2, engine_type=BrokenCheck) as desk:
+        answers = [await desk.deliver(asking("canary-5d1e")) for _ in range(2)]
+
+        assert answers[0].status == 500
+        assert data_of(answers[1])["error"]["code"] == "internal_error"
+        assert "canary-5d1e" not in caplog.text + capsys.readouterr().out
+
+
+class BrokenRun(SeededEngine):
+    """An engine with a bug in its running."""
+
+    async def run(
+        self, request: EngineRequest, prior_token_ids: Sequence[int]
+    ) -> AsyncGenerator[Step, None]:
+        async for step in super().run(request, prior_token_ids):
+            yield step
+            raise ZeroDivisionError(request.body["messages"][0]["content"])
+
+
+async def test_a_bug_in_an_attempt_counts_and_gives_the_job_back_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with open_desk(max_attempts=2, engine_type=BrokenRun) as desk:
+        answers = [await desk.deliver(asking("canary-8e2f")) for _ in range(2)]
+
+        assert answers[0].status == 500
+        assert data_of(answers[1])["error"]["code"] == "internal_error"
+        assert [a["outcome"] for a in data_of(answers[1])["attempts"]] == ["failure", "failure"]
+        assert "canary-8e2f" not in capsys.readouterr().out
