@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer
 
-from api.errors import ContextExceeded, ModelNotFound
+from api.errors import ModelNotFound
 from api.settings import ModelCard
+from eventing.errors import ContextExceeded
 from eventing.job import JobRequest
 
 _PIECE_CHARS: Final = 32 * 1024

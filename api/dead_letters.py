@@ -145,6 +145,8 @@ async def _redrive(call: Call, job: Job, request: JobRequest | None) -> bool:
     """
     front = call.front
     await front.admission.admit(call.principal, _again(job, request))
+    # A note of its first life that is yet to be cleared must not take that of the second along.
+    await front.published.clear(front.store)
     if not await front.store.redrive(job.id, request):
         await front.admission.left(job.tenant, job.id)
         return False

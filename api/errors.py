@@ -41,13 +41,6 @@ class ModelNotFound(BadRequest):
     code = "model_not_found"
 
 
-class ContextExceeded(BadRequest):
-    """The prompt alone is longer than the model's context."""
-
-    status = 422
-    code = "context_length_exceeded"
-
-
 class Unauthorized(TorporError):
     """No credential, or one that we do not know."""
 

@@ -5,6 +5,7 @@
     │   ├── NotACloudEvent      not an event at all                         400
     │   ├── UnsupportedMode     batched events                              415
     │   ├── InvalidJob          an event, but not a job we can run          422
+    │   ├── ContextExceeded     the prompt alone is longer than the context 422
     │   └── IdempotencyConflict same key, other body                        409
     ├── NotFound                no such job, or not yours                   404
     ├── WrongState              the job is not in a state for this          409
@@ -63,6 +64,13 @@ class InvalidJob(BadRequest):
 
     status = 422
     code = "invalid_job"
+
+
+class ContextExceeded(BadRequest):
+    """The prompt alone is longer than the model's context."""
+
+    status = 422
+    code = "context_length_exceeded"
 
 
 class IdempotencyConflict(BadRequest):

@@ -2,6 +2,7 @@
 
     TorporError (eventing.errors)
     ├── BadRequest           this request can never be served; `field` names what to change
+    │   └── ContextExceeded  the prompt alone is longer than the model's context
     ├── EngineRequestError   this request failed, others go on: counts as an attempt
     ├── Unavailable
     │   ├── Overloaded       the engine's queue is full
@@ -17,10 +18,11 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from eventing.errors import BadRequest, Overloaded, TorporError, Unavailable
+from eventing.errors import BadRequest, ContextExceeded, Overloaded, TorporError, Unavailable
 
 __all__ = [
     "BadRequest",
+    "ContextExceeded",
     "EngineDeadError",
     "EngineRequestError",
     "EngineStartError",

@@ -114,9 +114,14 @@ def _failure(error: TorporError) -> Response:
     headers = {}
     if isinstance(error, Unavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-    is_unknown_model = isinstance(error, BadRequest) and error.field == "model"
-    status = HTTPStatus.NOT_FOUND if is_unknown_model else error.status
-    return _json({"error": _problem(error)}, status, headers)
+    return _json({"error": _problem(error)}, _status(error), headers)
+
+
+def _status(error: TorporError) -> int:
+    """OpenAI has no 422, and its clients know an unknown model by its 404."""
+    if not isinstance(error, BadRequest):
+        return error.status
+    return HTTPStatus.NOT_FOUND if error.field == "model" else HTTPStatus.BAD_REQUEST
 
 
 def _problem(error: TorporError) -> Mapping[str, Any]:

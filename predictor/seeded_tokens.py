@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from predictor.engine import EngineRequest
-from predictor.errors import BadRequest
+from predictor.errors import BadRequest, ContextExceeded
 
 CHAT_URL: Final = "/v1/chat/completions"
 COMPLETION_URL: Final = "/v1/completions"
@@ -95,7 +95,7 @@ def output_limit(request: SeededRequest, max_model_len: int) -> int:
     """How many tokens the answer may have. Raises `BadRequest` when the context is too short."""
     room = max_model_len - request.prompt_tokens
     if room < 1:
-        raise BadRequest(
+        raise ContextExceeded(
             f"the prompt has {request.prompt_tokens} tokens and the context {max_model_len}",
             field=request.prompt_field,
         )

@@ -10,6 +10,7 @@ from typing import Any, Final
 from predictor.engine import EngineRequest
 from predictor.errors import (
     BadRequest,
+    ContextExceeded,
     EngineDeadError,
     EngineRequestError,
     EngineStartError,
@@ -83,7 +84,7 @@ def start_failure(error: BaseException, detail: str = "") -> EngineStartError:
 
 def _bad_request(message: str, parameter: str | None, request: EngineRequest) -> BadRequest:
     if parameter in _TOO_LONG:
-        return BadRequest(message, field=INPUT_FIELD[request.url])
+        return ContextExceeded(message, field=INPUT_FIELD[request.url])
     return BadRequest(message, field=parameter or _named_field(message, request))
 
 

@@ -81,7 +81,7 @@ def load(**given: Any) -> None:
     try:
         plan = _plan(options)
         result = asyncio.run(run_plan(plan, lambda run, watch: _show(run, watch, plan.title)))
-    except (ValueError, TraceError, OSError) as error:
+    except (ValueError, TraceError) as error:
         raise UserError(str(error)) from error
     _write(options, result)
     _draw(result.report)

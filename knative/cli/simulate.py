@@ -130,7 +130,7 @@ def simulate(**given: Any) -> None:
     )
     try:
         load, scenario, reports = command.simulate_all(settings)
-    except (RefusedSettingsError, TraceError, OSError) as error:
+    except (RefusedSettingsError, TraceError) as error:
         raise UserError(str(error)) from error
     notes = command.notes(load, scenario, settings)
     if options.json_file == Path("-"):
@@ -157,7 +157,7 @@ def plan(**given: Any) -> None:
                 options.warm_start,
                 lambda one: status.update(f"tried {one.candidate.name}"),
             )
-    except (RefusedSettingsError, TraceError, OSError) as error:
+    except (RefusedSettingsError, TraceError) as error:
         raise UserError(str(error)) from error
     place = Place(options.model, options.namespace)
     _print_plan(tried, Target(settings.p95_wait_s), place)

@@ -9,8 +9,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from api.catalog import Catalog
-from api.errors import ContextExceeded, ModelNotFound
+from api.errors import ModelNotFound
 from api.settings import ModelCard
+from eventing.errors import ContextExceeded
 from eventing.job import JobRequest
 
 CHAT = "/v1/chat/completions"

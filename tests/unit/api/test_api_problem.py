@@ -3,11 +3,12 @@
 import orjson
 import pytest
 
-from api.errors import BodyTooLarge, ContextExceeded, ModelNotFound, Unauthorized
+from api.errors import BodyTooLarge, ModelNotFound, Unauthorized
 from api.problem import error_response
 from api.settings import ApiSettings, ModelCard
 from eventing.errors import (
     BrokerUnavailable,
+    ContextExceeded,
     InvalidJob,
     NotFound,
     StoreUnavailable,

@@ -117,3 +117,9 @@ def test_too_little_memory_says_what_to_lower(text: str) -> None:
 def test_another_failure_to_start_says_why_in_one_line() -> None:
     message = str(start_failure(RuntimeError("no\n such file")))
     assert message == "the engine did not start: RuntimeError: no such file"
+
+
+def test_a_prompt_longer_than_the_context_has_the_code_that_clients_look_for() -> None:
+    refusal = from_response(error("too long", "input_tokens"), chat())
+    assert isinstance(refusal, BadRequest)
+    assert refusal.code == "context_length_exceeded"
