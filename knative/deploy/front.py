@@ -138,7 +138,9 @@ def autoscaler(values: Values) -> Resource:
 
 def budget(values: Values) -> Resource:
     """Give the api's disruption budget."""
-    return parts.disruption_budget(parts.API, "api", values, {"minAvailable": 1})
+    return parts.disruption_budget(
+        parts.API, "api", values, {"maxUnavailable": parts.ONE_AT_A_TIME}
+    )
 
 
 def ingress(values: Values, times: Timeouts) -> Resource:

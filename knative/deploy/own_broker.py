@@ -136,7 +136,9 @@ def own_broker(values: Values, trigger: str) -> list[Resource]:
     return [
         deployment,
         parts.service(parts.BROKER, "broker", values, http=parts.BROKER_PORT),
-        parts.disruption_budget(parts.BROKER, "broker", values, {"minAvailable": 1}),
+        parts.disruption_budget(
+            parts.BROKER, "broker", values, {"maxUnavailable": parts.ONE_AT_A_TIME}
+        ),
     ]
 
 

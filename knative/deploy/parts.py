@@ -34,6 +34,9 @@ USER_ID = 10001  # the images' user; OpenShift picks its own (component openshif
 NO_SERVICE_LINKS = because(
     False, "A Service torpor-api would inject TORPOR_API_PORT=tcp://... into our settings' prefix."
 )
+ONE_AT_A_TIME = because(
+    1, "`minAvailable: 1` would keep the node of a single replica for ever, and let nine of ten go."
+)
 GROUP = "torpor"  # consumer group of every trigger stream
 REQUESTED = "dev.torpor.inference.requested.v1"
 RESULTS = tuple(
