@@ -18,6 +18,7 @@ _OURS: Final = (
     "/v1/jobs",
     "/v1/dead-letters",
     "/v1/events",
+    "/v1/overview",
     "/v1/usage",
     "/v1/webhook",
 )

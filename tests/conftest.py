@@ -8,12 +8,18 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import hypothesis
 import pytest
 from redis.asyncio import Redis
 
 from eventing.connection import connect
 from eventing.redis_store import RedisStore
 from tests.redis_server import RedisServer, free_port
+
+# How long an example takes says more of the machine than of the property; pytest-timeout bounds it.
+_SLOW_IS_FINE = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("torpor", deadline=None, suppress_health_check=_SLOW_IS_FINE)
+hypothesis.settings.load_profile("torpor")
 
 
 @pytest.fixture(scope="session")

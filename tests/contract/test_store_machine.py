@@ -261,7 +261,6 @@ def test_both_stores_give_the_same_answers_to_any_history(redis_url: str) -> Non
         settings=settings(
             max_examples=int(os.environ.get("TORPOR_TEST_EXAMPLES", "40")),
             stateful_step_count=25,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -64,7 +64,6 @@ class TestKeda:
 
     @settings(
         max_examples=40,
-        deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
     @given(st.data())
