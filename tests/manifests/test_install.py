@@ -58,9 +58,31 @@ def plain(rule: dict[str, Any]) -> tuple[list[str], list[str], list[str]]:
 def is_at_home(resources: Resources) -> Iterator[str]:
     """All is in the one namespace."""
     for r in resources:
+        if r["kind"] == "Namespace" and r["metadata"]["name"] != values().namespace:
+            yield f"another namespace, {r['metadata']['name']}"
         home = None if r["kind"] in CLUSTER_WIDE else values().namespace
         if r["metadata"].get("namespace") != home:
             yield f"{r['kind']}/{r['metadata']['name']} in {r['metadata'].get('namespace')}"
+
+
+def thinks_as_the_values_say(resources: Resources) -> Iterator[str]:
+    """The engine's model, batch and GPUs, and the taint of the nodes that have them."""
+    given = values()
+    for r in named(resources, "InferenceService"):
+        spec = r["spec"]["predictor"]
+        box = spec["containers"][0]
+        env = {entry["name"]: entry.get("value") for entry in box["env"]}
+        if {r["metadata"]["name"], env.get("TORPOR_MODEL_NAME")} != {given.model.name}:
+            yield "another name"
+        gpus = box["resources"]["limits"].get("nvidia.com/gpu")
+        if env.get("STORAGE_URI") not in (given.model.uri, "" if gpus else given.model.cpu_uri):
+            yield "another model"
+        args = {f"--max-num-seqs={given.model.concurrency}"}
+        args |= {f"--tensor-parallel-size={given.gpu.count}"} if gpus else set()
+        yield from (f"without {arg}" for arg in args - set(box["args"]))
+        taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        if gpus and (gpus != str(given.gpu.count) or taint not in spec["tolerations"]):
+            yield "no node for it"
 
 
 def is_found_at_its_host(resources: Resources) -> Iterator[str]:
@@ -119,7 +141,8 @@ def most(resources: Resources) -> int:
 
 
 RULES: tuple[Rule, ...] = (
-    has_no_more_rights, is_at_home, is_found_at_its_host, follows_from_one_number,
+    has_no_more_rights, is_at_home, thinks_as_the_values_say, is_found_at_its_host,
+    follows_from_one_number,
 )  # fmt: skip
 
 
@@ -131,6 +154,7 @@ def test_an_overlay_is_what_the_values_say(
     assert set(rule(overlays[overlay])) == set()
 
 
+ENGINE, BOX = "InferenceService/thinker", "spec>predictor>containers>0"
 FIRST, DEPLOYER = "torpor-first-secrets", "Role/torpor-deployer"
 INGRESS, SETTINGS, KEDA = "Ingress/torpor-api", "ConfigMap/torpor-settings", "ScaledObject/thinker"
 BREAKS = [
@@ -143,6 +167,12 @@ BREAKS = [
     (has_no_more_rights, DEPLOYER, "rules>0>resources", ["pods", "secrets"], "torpor-deployer: secrets"),
     (has_no_more_rights, "Role/torpor-viewer", "rules>0>verbs", ["get", "delete"], "torpor-viewer: delete"),
     (is_at_home, "Deployment/torpor-api", "metadata>namespace", "default", "torpor-api in default"),
+    (is_at_home, "Namespace/torpor", "metadata>name", "torpid", "another namespace"),
+    (thinks_as_the_values_say, ENGINE, "metadata>name", "other", "another name"),
+    (thinks_as_the_values_say, ENGINE, f"{BOX}>env>0>value", "hf://other/model", "another model"),
+    (thinks_as_the_values_say, ENGINE, f"{BOX}>args>2", "--max-num-seqs=256", "without --max-num-seqs=16"),
+    (thinks_as_the_values_say, ENGINE, f"{BOX}>args>4", "--tensor-parallel-size=2", "without --tensor"),
+    (thinks_as_the_values_say, ENGINE, "spec>predictor>tolerations>0>key", "gpu", "no node"),
     (is_found_at_its_host, INGRESS, "spec>rules>0>host", "example.com", "rule for example.com"),
     (is_found_at_its_host, INGRESS, "spec>rules>0>http>paths>0>path", "/v1", "only"),
     (is_found_at_its_host, INGRESS, "spec>rules>0>http>paths>0>pathType", "Exact", "only"),

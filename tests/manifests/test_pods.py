@@ -22,7 +22,7 @@ from knative.external_scaler import server as scaler_server
 from predictor.admission import Admission
 from predictor.http_routes import add_probes
 from tests.manifests.conftest import ROOT, Resources
-from tests.manifests.objects import OVERLAYS, Pod, named, planted, pods, services
+from tests.manifests.objects import OVERLAYS, Pod, named, planted, pods, services, takes
 
 Rule = Callable[[Resources], Iterator[str]]
 KUBERNETES_GRACE_S = 30  # what a pod has that says nothing
@@ -66,6 +66,11 @@ def asks_what_is_served(resources: Resources) -> Iterator[str]:
     for monitor in named(resources, "ServiceMonitor", "PodMonitor"):
         ends = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
         yield from (f"metrics at {end['path']}" for end in ends if end["path"] != "/metrics")
+    for monitor in named(resources, "PodMonitor"):
+        asked = {end["portNumber"] for end in monitor["spec"]["podMetricsEndpoints"]}
+        for pod in pods(resources):
+            if takes(monitor["spec"]["selector"]["matchLabels"], pod.labels):
+                yield from (f"nobody counts at {port}" for port in {*pod.ports.values()} - asked)
 
 
 def is_not_ended_for_what_is_away(resources: Resources) -> Iterator[str]:
@@ -196,6 +201,7 @@ BREAKS = [
     (asks_what_is_served, "InferenceService/thinker", f"{PUMP}>livenessProbe>httpGet>port", 8080, "livenessProbe at 8080"),
     (asks_what_is_served, STORE, f"{BOX}>readinessProbe>tcpSocket>port", 6380, "readinessProbe at 6380"),
     (asks_what_is_served, "PodMonitor/torpor-predictor", "spec>podMetricsEndpoints>0>path", "/stats", "metrics at /stats"),
+    (asks_what_is_served, "PodMonitor/torpor-predictor", "spec>podMetricsEndpoints>1", None, "nobody counts at 8082"),
     (is_not_ended_for_what_is_away, API, f"{BOX}>livenessProbe>httpGet>path", "/readyz", "readiness taken for life"),
     (is_not_ended_for_what_is_away, BROKER, f"{BOX}>readinessProbe>httpGet>path", "/healthz", "life taken for readiness"),
     (is_not_ended_for_what_is_away, STORE, f"{BOX}>livenessProbe>failureThreshold", 1, "ended after less"),

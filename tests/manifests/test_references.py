@@ -64,7 +64,7 @@ def by_name(resource: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def data_named(key: str, value: Any) -> Iterator[tuple[str, str]]:
     """The Secrets, with the keys in them, and the ConfigMaps that a field names."""
     match key, value:
-        case "secretKeyRef", {"name": name, "key": entry}:
+        case "secretKeyRef" | "credentials", {"name": name, "key": entry}:
             yield "Secret", f"{name}/{entry}"
         case "secret", {"secretName": name}:
             yield "Secret", name
@@ -83,6 +83,8 @@ def selectors(resource: dict[str, Any]) -> Iterator[dict[str, str]]:
             yield spec["selector"]
         case "Deployment" | "StatefulSet" | "PodDisruptionBudget" | "PodMonitor":
             yield spec["selector"]["matchLabels"]
+            apart = spec.get("template", {}).get("spec", {}).get("topologySpreadConstraints", [])
+            yield from (one["labelSelector"]["matchLabels"] for one in apart)
         case "NetworkPolicy":
             peers = [spec] + [
                 peer
@@ -171,6 +173,8 @@ BREAKS = [
     ("PodDisruptionBudget/torpor-api", "spec>selector>matchLabels>app.kubernetes.io/component", "x", "no pod"),
     ("ScaledObject/thinker", "spec>scaleTargetRef>name", "thinker", "Deployment thinker"),
     ("TriggerAuthentication/torpor-redis", "spec>secretTargetRef>0>key", "user", "Secret torpor-redis/user"),
+    ("ServiceMonitor/torpor-api", "spec>endpoints>0>authorization>credentials>key", "key", "Secret torpor-api-keys/key"),
+    ("Deployment/torpor-api", "spec>template>spec>topologySpreadConstraints>0>labelSelector>matchLabels>app.kubernetes.io/component", "x", "no pod"),
     ("ServiceMonitor/torpor-api", "spec>endpoints>0>port", "metrics", "no port metrics"),
     ("Ingress/torpor-api", "spec>rules>0>http>paths>0>backend>service>name", "api", "Ingress"),
     ("InferenceService/thinker", "spec>predictor>containers>0>env>0>valueFrom", {"secretKeyRef": {"name": "torpor-redis", "key": "uri"}}, "Secret torpor-redis/uri"),
