@@ -30,7 +30,7 @@ from tests.manifests.objects import (
     texts,
 )
 
-Way = tuple[str, str, int]  # who calls, who is called, the pod's port
+Way = tuple[str, str, int | str]  # who calls, who is called, the pod's port; 53/UDP when not TCP
 ANYONE = "anyone"
 QUEUE_PROXY = {8012, 8013, 8022, 9090}
 BROKER_PODS = {"http": 8080, "https": 8443}  # Knative's ingress, whatever its Service's port
@@ -61,7 +61,7 @@ def parties(peers: list[dict[str, Any]] | None, running: list[Pod]) -> set[str]:
 
 
 def permitted(resources: Resources) -> tuple[set[Way], set[Way]]:
-    """What may arrive and what may leave, over TCP, all policies together."""
+    """What may arrive and what may leave, all policies together."""
     running = pods(resources)
     arrives: set[Way] = set()
     leaves: set[Way] = set()
@@ -75,7 +75,10 @@ def permitted(resources: Resources) -> tuple[set[Way], set[Way]]:
             for rule in spec.get(way.lower()) or []
         ]
         for way, rule, others in rules:
-            ports = [p["port"] for p in rule["ports"] if p["protocol"] == "TCP"]
+            ports = [
+                p["port"] if p["protocol"] == "TCP" else f"{p['port']}/{p['protocol']}"
+                for p in rule["ports"]
+            ]
             for pod, other, port in product(ours, others, ports):
                 if way == "Ingress":
                     arrives.add((other, pod, port))
@@ -110,7 +113,7 @@ def needed(resources: Resources) -> set[Way]:
             found |= {("knative-serving", pod.name, port) for port in (8012, 9090)}
             found |= {("kourier-system", pod.name, 8012), (pod.name, "knative-serving", 8080)}
         if pod.boxes:
-            found.add((pod.name, "kube-system", 53))
+            found |= {(pod.name, "kube-system", port) for port in (53, "53/UDP")}
         if pod.spec.get("automountServiceAccountToken"):
             found |= {(pod.name, ANYONE, 443), (pod.name, ANYONE, 6443)}
     for r in named(resources, "ScaledObject"):
@@ -221,6 +224,7 @@ BREAKS = [
     ("queue", "base-redis", "ingress>1>from", None, "torpor-redis is open to all"),
     ("queue", "base-first-secrets", "egress>0>ports>1", None, "torpor-first-secrets is not let out to anyone at 6443"),
     ("queue", "names-for-all", "egress>0>ports>1>port", 54, "torpor-api is not let out to kube-system at 53"),
+    ("queue", "names-for-all", "egress>0>ports>0", None, "thinker is not let out to kube-system at 53/UDP"),
     ("queue", "keda-redis", "ingress>0>ports>0>port", 6380, "torpor-redis does not let keda in at 6379"),
     ("queue", "keda-redis", "ingress>0>from>0>namespaceSelector>matchLabels>kubernetes.io/metadata.name", "keda-system", "torpor-redis does not let keda in at 6379"),
     ("queue", "monitoring-broker", "ingress>0>ports>0>port", 8080, "torpor-broker does not let monitoring in at 8081"),
