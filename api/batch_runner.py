@@ -30,7 +30,7 @@ from api.file_store import FileCard, FileStore
 from api.front import Front
 from api.principal import Principal
 from api.submission import submit_line
-from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable
+from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable, first_of
 from eventing.job import JobId, Lane
 
 WINDOW: Final = 200
@@ -382,5 +382,5 @@ def _one_failure() -> Iterator[None]:
     """Several submits that found the store away are one failure."""
     try:
         yield
-    except* Unavailable as failures:
-        raise failures.exceptions[0] from None
+    except ExceptionGroup as failures:
+        raise first_of(failures) from None

@@ -27,7 +27,7 @@ from api.problem import openai_error
 from api.route import Call, new_router, operation
 from api.sse import Stream, comment, data_frame
 from api.submission import submit, wish_of
-from eventing.errors import InvalidJob, NotFound, TorporError, Unavailable
+from eventing.errors import InvalidJob, NotFound, TorporError, Unavailable, first_of
 from eventing.job import Job, Lane
 from eventing.store import StreamEntry
 
@@ -187,8 +187,8 @@ async def answer_or_cancel(
             watch = group.create_task(_when_left(request, gone))
             ended = await wait_for_end(front, job, front.settings.sync_timeout_s)
             watch.cancel()
-    except* TorporError as errors:
-        raise errors.exceptions[0] from None
+    except ExceptionGroup as errors:
+        raise first_of(errors) from None
     if not ended.state.is_terminal:
         raise still_running(job)
     return ended

@@ -48,6 +48,7 @@ _REFUSED: Final[tuple[Network, ...]] = tuple(
         "240.0.0.0/4",  # reserved, broadcast
         "2001::/23",  # IETF protocols, Teredo among them
         "2001:db8::/32",
+        "2002::/16",  # 6to4, whose relays are gone (RFC 7526); some Pythons call it private
         "3fff::/20",
     )
 )
@@ -202,11 +203,11 @@ def _is_number(host: str) -> bool:
 
 
 def _embedded(address: Address) -> Iterator[IPv4Address]:
-    """IPv4 addresses that a gateway would take out of an IPv6 one (Teredo is refused whole)."""
+    """IPv4 addresses that a gateway would take out of an IPv6 one (Teredo and 6to4 are refused
+    whole).
+    """
     if not isinstance(address, IPv6Address):
         return
-    if address.sixtofour is not None:
-        yield address.sixtofour
     low = int(address) & 0xFFFFFFFF
     if address in _NAT64 or (int(address) >> 32) & 0xFFFFFFFF in _ISATAP:
         yield IPv4Address(low)

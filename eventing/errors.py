@@ -122,3 +122,15 @@ class Overloaded(Unavailable):
     """A bounded queue is full."""
 
     code = "overloaded"
+
+
+def first_of(error: BaseException) -> BaseException:
+    """The first error in a group of groups, for a caller who is owed one; any other is itself.
+
+    Raise it in an `except ExceptionGroup`: what is raised in an `except*` comes out in a group
+    again before Python 3.11.4 (python/cpython#103590).
+    """
+    first = error
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

@@ -17,7 +17,7 @@ from typing import Any
 from kserve import InferOutput, InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
 
-from eventing.errors import TorporError
+from eventing.errors import first_of
 from predictor.direct_call import DirectCalls
 
 Body = dict[str, Any]
@@ -116,10 +116,10 @@ class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(in_turn(call)) for call in calls]
-        except* (TorporError, InvalidInput) as failures:
+        except ExceptionGroup as failures:
             for call in calls:
                 call.close()  # those that never began
-            raise _first(failures) from None
+            raise first_of(failures) from None
         return [task.result() for task in tasks]
 
 
@@ -129,13 +129,6 @@ def _prompts(tensor: Any) -> list[str]:
         return [_text(value) for value in tensor.as_numpy().flatten()]
     except (ValueError, TypeError, struct.error, IndexError) as error:
         raise InvalidInput("the tensor's data do not fit its shape and datatype") from error
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    first: BaseException = failures
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
 
 
 def _plain(value: Any) -> Any:

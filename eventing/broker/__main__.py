@@ -9,7 +9,7 @@ from eventing import log, trace
 from eventing.broker.server import serve
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import load_triggers
-from eventing.errors import BadRequest
+from eventing.errors import BadRequest, first_of
 
 
 def main(*, with_ingress: bool = True) -> int:
@@ -24,10 +24,13 @@ def main(*, with_ingress: bool = True) -> int:
     trace.configure("broker" if with_ingress else "pump")
     try:
         uvloop.run(serve(settings, triggers, with_ingress=with_ingress))
-    except* OSError as group:
+    except (OSError, ExceptionGroup) as failure:
+        cause = first_of(failure)
+        if not isinstance(cause, OSError):
+            raise
         address = f"{settings.host}:{settings.port}"
-        sys.stderr.write(f"torpor broker: cannot listen on {address}: {group.exceptions[0]}\n")
-        sys.exit(1)
+        sys.stderr.write(f"torpor broker: cannot listen on {address}: {cause}\n")
+        return 1
     trace.close()
     return 0
 

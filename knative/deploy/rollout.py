@@ -15,6 +15,7 @@ from typing import Protocol
 
 import yaml
 
+from eventing.errors import first_of
 from knative.deploy import release as history
 from knative.deploy.client import Cluster, Ref, ref_of
 from knative.deploy.emit import Resource
@@ -203,8 +204,8 @@ async def wait(
     watched = [_Watched(ref_of(r)) for r in in_order(resources) if waits_for(r)]
     try:
         await _wait_for_all(cluster, watched, terms, screen)
-    except* DeployError as failed:
-        raise failed.exceptions[0] from None
+    except ExceptionGroup as failed:
+        raise first_of(failed) from None
 
 
 async def _wait_for_all(
