@@ -5,8 +5,8 @@
 One embedded stack with the test engine, made seeing and blind again while it runs, by a signal to
 each of its processes (`_SWITCH`): no two stacks have the same luck with their memory, and what was
 measured as the cost of being seen used to hold the difference between two of them. Rounds of the
-same jobs come in blocks of unseen, seen, seen, unseen (ABBA), so that whatever else the machine
-does, and however it drifts, falls on both alike. What is compared is CPU seconds (of every process
+same jobs come in blocks of eight (`_ORDER`), so that whatever else the machine does, and however it
+drifts, falls on both alike. What is compared is CPU seconds (of every process
 of the stack, the store included, as the kernel's clocks of processes have them) per job: another
 program that takes the cores away stretches the wall clock, but hardly that. A block gives one
 ratio; reported are the median of the ratios and a 95 % interval from a bootstrap over the blocks.
@@ -48,6 +48,10 @@ USERS: Final = 8
 LENGTHS: Final = Lengths(prompt_median=20, output_median=20)
 SCRAPE_EVERY_S: Final = 15.0
 _SCRAPES: Final = 60
+_ORDER: Final = (0, 1, 1, 0, 1, 0, 0, 1)
+"""Unseen and seen within a block, so that early and late falls on both alike. Of ABBA and BAAB in
+turn the median fell on whichever kind it met once more.
+"""
 _LET_GO_S: Final = 0.05
 """What a round leaves to be done (its last events are settled) is done before the next."""
 
@@ -236,9 +240,8 @@ async def measure(
             watched.switch(side)
             await one_round(watched, session, stack.at.api, 4 * jobs, blocks)  # connections, caches
         for number in range(blocks):
-            first = number % 2  # ABBA and BAAB in turn
             rounds: list[list[Round]] = [[], []]
-            for which in (first, 1 - first, 1 - first, first):
+            for which in _ORDER:
                 watched.switch((0, seen)[which])
                 await asyncio.sleep(_LET_GO_S)
                 rounds[which].append(await one_round(watched, session, stack.at.api, jobs, number))
@@ -332,7 +335,7 @@ def main(seen: str, blocks: int, jobs: int) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seen", choices=sorted(SEEN), default="sampled")
-    parser.add_argument("--blocks", type=int, default=100)
+    parser.add_argument("--blocks", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=50)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
