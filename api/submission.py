@@ -142,6 +142,7 @@ async def _take_in(front: Front, intake: Intake, new: NewJob, deadline_s: float)
             job = await intake.take(new)
     except (TimeoutError, StoreUnavailable) as error:
         if await _withdraw(front, new.id):
+            await _left(front, new.tenant, new.id)
             labelled(_submitted, "store_unavailable").inc()
             if isinstance(error, StoreUnavailable):
                 raise

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from api.catalog import Catalog
-from api.front import Front
+from api.front import AdmitAll, Front
 from api.principal import Principal
 from api.settings import ApiSettings, ModelCard
 from api.submission import NEVER_ACCEPTED, Wish, keyed_job_id, submit, wish_of
@@ -135,6 +135,16 @@ class FakeIntake:
         return job
 
 
+class Places(AdmitAll):
+    """Limits that remember who gave a place back."""
+
+    def __init__(self) -> None:
+        self.given_back: list[JobId] = []
+
+    async def left(self, tenant: str, job_id: JobId) -> None:
+        self.given_back.append(job_id)
+
+
 async def test_a_job_without_a_key_goes_the_short_way() -> None:
     store, broker = MemoryStore(), FakeBroker()
     made = replace(front(broker, store), intake=FakeIntake(store))
@@ -165,6 +175,18 @@ async def test_what_may_not_have_arrived_is_withdrawn(failure: Exception) -> Non
 
     (job,) = (await store.list_jobs("t")).jobs
     assert job.state is JobState.CANCELLED
+
+
+async def test_what_was_withdrawn_gives_its_place_among_the_tenants_jobs_back() -> None:
+    store, places = MemoryStore(), Places()
+    intake = FakeIntake(store, StoreUnavailable("full", 2.0))
+    made = replace(front(FakeBroker(), store), intake=intake, admission=places)
+
+    with pytest.raises(StoreUnavailable):
+        await submit(made, TENANT, LINE, Wish())
+
+    (job,) = (await store.list_jobs("t")).jobs
+    assert places.given_back == [job.id]
 
 
 async def test_what_runs_though_nobody_heard_that_it_arrived_is_accepted() -> None:
