@@ -70,8 +70,8 @@ class Forked:
         return await deliver(self.url, event, timeout_s=60)
 
     async def deliver_until_taken(self, event: Event) -> Answered:
-        """As a broker does: again after a 409."""
-        while (answer := await self.deliver(event)).status == 409:
+        """As a broker does: again after a 409 or a 503."""
+        while (answer := await self.deliver(event)).status in (409, 503):
             await asyncio.sleep(0.02)
         return answer
 
