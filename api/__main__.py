@@ -28,21 +28,23 @@ from api.file_store import FileStore
 from api.front import Front
 from api.settings import ApiSettings
 from api.waiting import QueueWaiting
-from eventing import collector, log, outbox, trace
+from eventing.process import gc as collector
+from eventing.telemetry import log, trace
+from eventing.outbox import outbox
 from eventing.broker.intake import DirectIntake
 from eventing.broker.router import DirectPublisher
 from eventing.broker.trigger import load_triggers
 from eventing.clock import SystemClock
-from eventing.connection import connect
-from eventing.end_bell import EndBell
+from eventing.redis.connection import connect
+from eventing.live.completion_notifier import EndBell
 from eventing.errors import BadRequest
-from eventing.line import SharedRedis
-from eventing.metric_job import JobMetrics
-from eventing.metric_ledger import Ledger
-from eventing.metric_live import LiveMetrics
-from eventing.publisher import HttpPublisher
-from eventing.redis_store import RedisStore
-from eventing.token_hub import TokenHub
+from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.telemetry.metric.job import JobMetrics
+from eventing.telemetry.metric.ledger import Ledger
+from eventing.telemetry.metric.live import LiveMetrics
+from eventing.cloudevent.publisher import HttpPublisher
+from eventing.store.redis_store import RedisStore
+from eventing.live.stream_multiplexer import TokenHub
 
 _log = structlog.get_logger()
 

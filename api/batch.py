@@ -13,7 +13,7 @@ import orjson
 from api.outcome import answer_of, failure_of
 from api.problem import openai_error, openai_status
 from eventing.errors import BadRequest, InvalidJob
-from eventing.job import RUNNABLE_URLS, Job
+from eventing.job.job import RUNNABLE_URLS, Job
 
 LINE_LIMIT: Final = 50_000
 WINDOW_S: Final = 24 * 3600

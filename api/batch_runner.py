@@ -31,7 +31,7 @@ from api.front import Front
 from api.principal import Principal
 from api.submission import submit_line
 from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable, first_of
-from eventing.job import JobId, Lane
+from eventing.job.job import JobId, Lane
 
 WINDOW: Final = 200
 """Lines of one batch in flight: enough to fill some predictors, few enough to poll each second."""

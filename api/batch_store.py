@@ -11,10 +11,10 @@ from typing import Final
 from redis.asyncio import Redis
 
 from api.batch import Batch, parse_batch
-from eventing.connection import failures_named
+from eventing.redis.connection import failures_named
 from eventing.errors import NotFound
-from eventing.keys import PREFIX
-from eventing.script import run
+from eventing.redis.keys import PREFIX
+from eventing.redis.script import run
 
 HOLD_MS: Final = 15_000
 """How long a runner that fell silent keeps a batch from the others."""

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from api.errors import ModelNotFound
 from api.settings import ModelCard
 from eventing.errors import ContextExceeded
-from eventing.job import JobRequest
+from eventing.job.job import JobRequest
 
 _PIECE_CHARS: Final = 32 * 1024
 """A long text is counted in pieces, so that a far too long one is refused after the first."""

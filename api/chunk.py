@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 
 from api.outcome import CallFailed, answer_id
-from eventing.job import Job
-from eventing.store import EntryKind, StreamEntry
+from eventing.job.job import Job
+from eventing.job.store import EntryKind, StreamEntry
 
 
 class Restarted(CallFailed):

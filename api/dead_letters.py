@@ -23,9 +23,9 @@ from eventing.errors import (
     Unavailable,
     WrongState,
 )
-from eventing.job import Job, JobId, JobRequest, parse_request
-from eventing.job_event import request_event
-from eventing.store import NewJob
+from eventing.job.job import Job, JobId, JobRequest, parse_request
+from eventing.cloudevent.job_event import request_event
+from eventing.job.store import NewJob
 
 router = new_router()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from api import doc_examples as examples
 from api.route import KEY, Doc
-from eventing.job import RUNNABLE_URLS, JobState, Lane
+from eventing.job.job import RUNNABLE_URLS, JobState, Lane
 
 Schema = dict[str, Any]
 

@@ -22,11 +22,12 @@ from api.route import Call, new_router, operation
 from api.sse import Stream, comment, frame
 from api.stream import parse_cursor
 from api.submission import submit_new
-from eventing import request_id, trace
+from eventing.cloudevent import request_id
+from eventing.telemetry import trace
 from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable
-from eventing.event import Event, build_binary, build_structured, parse_http
-from eventing.job import JobError, JobId, is_job_id
-from eventing.job_event import (
+from eventing.cloudevent.event import Event, build_binary, build_structured, parse_http
+from eventing.job.job import JobError, JobId, is_job_id
+from eventing.cloudevent.job_event import (
     REQUESTED,
     RESULT_TYPES,
     ending_of,
@@ -34,8 +35,8 @@ from eventing.job_event import (
     result_event,
     unreadable_job,
 )
-from eventing.store import Hold
-from eventing.token_hub import order_of
+from eventing.job.store import Hold
+from eventing.live.stream_multiplexer import order_of
 
 router = new_router()
 _log = structlog.get_logger()

@@ -24,17 +24,17 @@ from api.turnstile import Turnstile
 from api.webhook_desk import WebhookDesk
 from eventing.clock import Clock, SystemClock
 from eventing.errors import NotFound, Unavailable
-from eventing.job import Job, JobId
-from eventing.metric_ledger import Ledger
-from eventing.published import PublishedJobs
-from eventing.publisher import Publisher
-from eventing.replica import Replica
-from eventing.store import NewJob, Store, StreamEntry
-from eventing.token_hub import Tap
+from eventing.job.job import Job, JobId
+from eventing.telemetry.metric.ledger import Ledger
+from eventing.outbox.published import PublishedJobs
+from eventing.cloudevent.publisher import Publisher
+from eventing.live.replica import Replica
+from eventing.job.store import NewJob, Store, StreamEntry
+from eventing.live.stream_multiplexer import Tap
 
 
 class LiveReader(Protocol):
-    """A follower of one job's token stream (`eventing.token_hub.Reader`)."""
+    """A follower of one job's token stream (`eventing.live.stream_multiplexer.Reader`)."""
 
     cursor: str
 
@@ -42,7 +42,7 @@ class LiveReader(Protocol):
 
 
 class Live(Protocol):
-    """Where token streams are followed (`eventing.token_hub.TokenHub`)."""
+    """Where token streams are followed (`eventing.live.stream_multiplexer.TokenHub`)."""
 
     def follow(
         self, job_id: JobId, after: str = "", tap: Tap | None = None
@@ -50,7 +50,7 @@ class Live(Protocol):
 
 
 class Ends(Protocol):
-    """Where ends of jobs are heard of (`eventing.end_bell.EndBell`)."""
+    """Where ends of jobs are heard of (`eventing.live.completion_notifier.EndBell`)."""
 
     def expecting(self, job_id: JobId) -> AbstractContextManager[asyncio.Event]:
         """An event that is set when the job's record should be looked at."""

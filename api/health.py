@@ -10,7 +10,7 @@ from starlette.responses import Response
 from api.auth_address import is_loopback
 from api.front import front_of
 from api.principal import Scope
-from eventing.probe import alive, metrics_page, readiness
+from eventing.process.probe import alive, metrics_page, readiness
 
 router = APIRouter(include_in_schema=False)
 

@@ -24,7 +24,7 @@ from api.submission import submit, wish_of
 from api.timeline import timeline
 from api.webhook import subject_of
 from eventing.errors import BadRequest, NotFound
-from eventing.job import Job, JobId, JobState, is_job_id
+from eventing.job.job import Job, JobId, JobState, is_job_id
 
 router = new_router()
 

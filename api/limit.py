@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from api.settings import ApiSettings
 from eventing.errors import BadRequest, Unavailable
-from eventing.job import Job, JobRequest
+from eventing.job.job import Job, JobRequest
 
 MINUTE_S: Final = 60
 _BYTES_PER_TOKEN: Final = 4

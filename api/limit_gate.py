@@ -34,8 +34,8 @@ from api.settings import ApiSettings
 from eventing.broker.queue import Depth, QueueView, expected_wait_s
 from eventing.clock import Clock
 from eventing.errors import Overloaded, StoreUnavailable, TorporError
-from eventing.job import Job, JobId, Lane
-from eventing.store import NewJob, Store
+from eventing.job.job import Job, JobId, Lane
+from eventing.job.store import NewJob, Store
 
 _FRESH_S: Final = 0.5
 _NO_PACE_S: Final = 5.0

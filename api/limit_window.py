@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from api.limit import MINUTE_S, Window
-from eventing import keys
-from eventing.connection import failures_named
-from eventing.job import JobId
-from eventing.script import run
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
+from eventing.job.job import JobId
+from eventing.redis.script import run
 
 _PREFIX: Final = f"{keys.PREFIX}:limits"
 _KEEP_S: Final = 31 * 24 * 3600

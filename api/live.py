@@ -12,9 +12,9 @@ from typing import Final
 from api.door import Wire
 from api.front import Front, LiveReader, Outlook
 from eventing.errors import NotFound, StoreUnavailable
-from eventing.job import Job, JobId, JobState
-from eventing.store import EntryKind, StreamEntry
-from eventing.token_hub import Tap
+from eventing.job.job import Job, JobId, JobState
+from eventing.job.store import EntryKind, StreamEntry
+from eventing.live.stream_multiplexer import Tap
 
 _OUTLOOK_EVERY_S: Final = 1.0
 _FIRST_OUTLOOK_S: Final = 0.05

@@ -28,8 +28,8 @@ from api.route import Call, new_router, operation
 from api.sse import Stream, comment, data_frame
 from api.submission import submit, wish_of
 from eventing.errors import InvalidJob, NotFound, TorporError, Unavailable, first_of
-from eventing.job import Job, Lane
-from eventing.store import StreamEntry
+from eventing.job.job import Job, Lane
+from eventing.job.store import StreamEntry
 
 router = new_router()
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from eventing.errors import BadRequest, TorporError
-from eventing.job import Job, JobState
+from eventing.job.job import Job, JobState
 
 _CALLERS_FAULT: Final = frozenset(
     {"bad_request", "invalid_job", "invalid_request", "context_length_exceeded", "model_not_found"}

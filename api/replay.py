@@ -13,9 +13,9 @@ import orjson
 from redis.asyncio import Redis
 from starlette.responses import Response
 
-from eventing.connection import failures_named
+from eventing.redis.connection import failures_named
 from eventing.errors import IdempotencyConflict, InvalidJob, Overloaded
-from eventing.keys import PREFIX
+from eventing.redis.keys import PREFIX
 
 _KEPT_S: Final = 24 * 3600
 _UNDER_WAY_S: Final = 60

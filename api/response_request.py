@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from eventing.call_fields import (
+from eventing.job.call_fields import (
     FLAG,
     NAME,
     OBJECT,

@@ -18,8 +18,8 @@ from api.response_view import (
     status_of,
     text_part,
 )
-from eventing.job import Job, JobState
-from eventing.store import EntryKind, StreamEntry
+from eventing.job.job import Job, JobState
+from eventing.job.store import EntryKind, StreamEntry
 
 Event = dict[str, Any]
 

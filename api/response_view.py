@@ -10,7 +10,7 @@ import orjson
 
 from api.job_view import public_metadata
 from eventing.errors import NotFound
-from eventing.job import Job, JobId, JobState
+from eventing.job.job import Job, JobId, JobState
 
 RECORD: Final = "torpor.response"
 """The metadata entry of a job that is a response: how it was asked for."""

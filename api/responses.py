@@ -35,8 +35,8 @@ from api.route import Call, new_router, operation
 from api.sse import comment, frame
 from api.submission import submit, wish_of
 from eventing.errors import BadRequest, InvalidJob, NotFound, TorporError, WrongState
-from eventing.job import Job, JobState, Lane
-from eventing.store import StreamEntry
+from eventing.job.job import Job, JobState, Lane
+from eventing.job.store import StreamEntry
 
 router = new_router()
 

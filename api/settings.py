@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.webhook_address import allow_list
 from api.webhook_schedule import SCHEDULE_S
-from eventing.cost import Price
+from eventing.telemetry.cost import Price
 
 
 class ModelCard(BaseModel):

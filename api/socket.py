@@ -18,7 +18,7 @@ from api.principal import Scope
 from api.problem import error_response
 from api.stream import END, job_events, parse_cursor
 from eventing.errors import TorporError
-from eventing.job import Job
+from eventing.job.job import Job
 
 PATH = "/v1/jobs/{id}/ws"
 

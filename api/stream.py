@@ -15,9 +15,9 @@ from api.job_view import job_view, outlook_view
 from api.live import Moment, moments, tap_into
 from api.sse import comment, frame
 from eventing.errors import BadRequest, NotFound
-from eventing.job import Job, JobState
-from eventing.store import EntryKind, StreamEntry
-from eventing.token_hub import ReaderCutOff, Tap
+from eventing.job.job import Job, JobState
+from eventing.job.store import EntryKind, StreamEntry
+from eventing.live.stream_multiplexer import ReaderCutOff, Tap
 
 END: Final = ".end"
 """What the id of the last event ends with; a reader that resumes there has seen everything."""

@@ -17,14 +17,14 @@ from api.front import Front, Intake
 from api.principal import Principal
 from api.webhook import BATCH, JOB_WEBHOOK, WEBHOOK_URL, webhook_wish
 from api.webhook_address import allow_list, check_url
-from eventing import trace
+from eventing.telemetry import trace
 from eventing.errors import (
     BrokerUnavailable,
     IdempotencyConflict,
     InvalidJob,
     StoreUnavailable,
 )
-from eventing.job import (
+from eventing.job.job import (
     API_SOURCE,
     Job,
     JobError,
@@ -36,11 +36,11 @@ from eventing.job import (
     new_job_id,
     parse_request,
 )
-from eventing.job_event import request_event
-from eventing.job_record import fresh
-from eventing.metric_series import labelled
-from eventing.request_id import KEPT, checked
-from eventing.store import Ending, Hold, NewJob
+from eventing.cloudevent.job_event import request_event
+from eventing.store.job_record import fresh
+from eventing.telemetry.metric.series import labelled
+from eventing.cloudevent.request_id import KEPT, checked
+from eventing.job.store import Ending, Hold, NewJob
 
 NEVER_ACCEPTED: Final = "never_accepted"
 """Error code of a job whose submit was answered 503: it was withdrawn and will never run."""

@@ -10,8 +10,8 @@ from typing import Any, Final
 from yarl import URL
 
 from api.webhook import Delivery
-from eventing.job import Job
-from eventing.replica import Replica
+from eventing.job.job import Job
+from eventing.live.replica import Replica
 
 Step = dict[str, Any]
 _OVER: Final = frozenset({"ready", "draining", "broken"})

@@ -15,9 +15,9 @@ from api.doc_examples import USAGE
 from api.jobs import json_response, whole_number
 from api.principal import Scope
 from api.route import Call, Doc, new_router, operation
-from eventing.cost import Price, bill, overhead, spend_of
+from eventing.telemetry.cost import Price, bill, overhead, spend_of
 from eventing.errors import NotFound
-from eventing.metric_ledger import KEEP_SLICES_S, SLICE_S, Rows, by_name
+from eventing.telemetry.metric.ledger import KEEP_SLICES_S, SLICE_S, Rows, by_name
 
 router = new_router()
 

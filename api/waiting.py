@@ -14,15 +14,15 @@ from redis.asyncio import Redis
 
 from api.front import Outlook, Waiting
 from api.timeline import Step, waking_steps
-from eventing import keys
+from eventing.redis import keys
 from eventing.broker.queue import QueueView, member_of
 from eventing.clock import Clock
-from eventing.connection import failures_named
+from eventing.redis.connection import failures_named
 from eventing.errors import StoreUnavailable
-from eventing.job import Job
-from eventing.job_event import request_event
-from eventing.replica import Replica, ReplicaDirectory
-from eventing.script import run
+from eventing.job.job import Job
+from eventing.cloudevent.job_event import request_event
+from eventing.live.replica import Replica, ReplicaDirectory
+from eventing.redis.script import run
 
 _FRESH_S: Final = 0.1
 _NOTED_MS: Final = 500

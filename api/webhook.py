@@ -18,7 +18,7 @@ from standardwebhooks import Webhook
 
 from api.webhook_schedule import Verdict
 from eventing.errors import InvalidJob
-from eventing.job import Job
+from eventing.job.job import Job
 
 PER_JOB: Final = "we_jobs"
 """The endpoint that signs what jobs with a `webhook` of their own send; it has no URL."""

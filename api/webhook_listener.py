@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from api.webhook import PER_JOB, Message, delivery_of, message_of
 from api.webhook_store import WebhookStore
-from eventing.job import Job
+from eventing.job.job import Job
 
 
 class WebhookListener:

@@ -23,9 +23,9 @@ from api.webhook_lane import Lane, Lanes
 from api.webhook_resolver import GuardedResolver, TargetRefused
 from api.webhook_schedule import SCHEDULE_S, Decision, Outcome, Verdict, decide
 from api.webhook_store import WebhookStore
-from eventing import trace
+from eventing.telemetry import trace
 from eventing.errors import BadRequest, NotFound, StoreUnavailable
-from eventing.job import JobId
+from eventing.job.job import JobId
 
 _TAKE: Final = 100
 _LOOK_EVERY_S: Final = 0.25

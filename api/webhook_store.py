@@ -15,11 +15,11 @@ from redis.exceptions import WatchError
 
 from api.webhook import PER_JOB, Delivery, Endpoint, Secret, Try, new_secret
 from api.webhook_schedule import Verdict
-from eventing import keys
-from eventing.connection import failures_named
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
 from eventing.errors import NotFound, StoreUnavailable
-from eventing.script import run
-from eventing.trace import SpanLinks
+from eventing.redis.script import run
+from eventing.telemetry.trace import SpanLinks
 
 KEEP_S: Final = 7 * 24 * 3600
 """How long a delivery is kept after its last try; longer than the longest pause between tries."""

@@ -16,10 +16,10 @@ import structlog
 from prometheus_client import REGISTRY, generate_latest
 
 from api.edge import _count
-from eventing import log, trace
-from eventing.job import AttemptRecord, Job, JobRequest, JobState, new_job_id
-from eventing.metric_job import observe
-from eventing.trace_export import OtelTracer
+from eventing.telemetry import log, trace
+from eventing.job.job import AttemptRecord, Job, JobRequest, JobState, new_job_id
+from eventing.telemetry.metric.job import observe
+from eventing.telemetry.trace_export import OtelTracer
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 PER_JOB = {"log line": 3, "job counted": 1, "call counted": 2.7, "span": 8}

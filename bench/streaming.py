@@ -26,7 +26,7 @@ import psutil
 
 from bench.live_rig import Child, bench_or_predictor, running
 from bench.report import machine, publish
-from eventing.event import Event
+from eventing.cloudevent.event import Event
 from tests.integration.predictor_process import deliver
 from tests.unit.predictor.desk import asking, job_id_of
 

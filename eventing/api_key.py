@@ -19,8 +19,8 @@ from typing import Any, Final, Protocol
 import orjson
 from redis.asyncio import Redis
 
-from eventing import keys
-from eventing.connection import failures_named
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
 from eventing.errors import BadRequest, NotFound
 
 SCOPES: Final = (

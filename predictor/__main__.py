@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         _say(settings.model_dump_json(indent=1))
         return 0
 
-    from eventing import log, trace
+    from eventing.telemetry import log, trace
 
     log.configure("predictor", level=settings.log_level)
     trace.configure("predictor")

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
-from eventing import job_event
+from eventing.cloudevent import job_event
 from eventing.errors import BadRequest
-from eventing.event import Event
-from eventing.job import Job
-from eventing.job_event import DATAREF_ABOVE_BYTES
+from eventing.cloudevent.event import Event
+from eventing.job.job import Job
+from eventing.cloudevent.job_event import DATAREF_ABOVE_BYTES
 
 RETRY_SOON_S: Final = 1.0
 """When nothing better is known about when to come again."""

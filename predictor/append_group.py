@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from eventing.errors import StoreUnavailable
-from eventing.job import JobId
-from eventing.store import Hold, Store, TokenBatch
+from eventing.job.job import JobId
+from eventing.job.store import Hold, Store, TokenBatch
 
 _GATHER_TURNS: Final = 2
 """What is due on the same beat comes within a turn or two of the event loop. Not a sleep of a

@@ -15,8 +15,8 @@ from typing import Final
 import orjson
 
 from eventing.errors import StoreUnavailable
-from eventing.job import JobId
-from eventing.store import EntryKind, Hold, Store, TokenBatch
+from eventing.job.job import JobId
+from eventing.job.store import EntryKind, Hold, Store, TokenBatch
 from predictor import metrics
 from predictor.append_group import AppendGroup
 from predictor.shown import Entry, Shown, coalesce

@@ -14,7 +14,8 @@ from typing import Final, assert_never
 
 import structlog
 
-from eventing import job_event, request_id, trace
+from eventing.cloudevent import job_event, request_id
+from eventing.telemetry import trace
 from eventing.clock import Clock
 from eventing.errors import (
     BadRequest,
@@ -23,14 +24,14 @@ from eventing.errors import (
     TorporError,
     Unavailable,
 )
-from eventing.event import Event, parse_http
-from eventing.job import Job
-from eventing.job_record import fresh
-from eventing.log import Marked
-from eventing.metric_ledger import GpuAccount
-from eventing.metric_series import labelled
-from eventing.span import Span
-from eventing.store import AcquireStatus, NewJob, Release, Store
+from eventing.cloudevent.event import Event, parse_http
+from eventing.job.job import Job
+from eventing.store.job_record import fresh
+from eventing.telemetry.log import Marked
+from eventing.telemetry.metric.ledger import GpuAccount
+from eventing.telemetry.metric.series import labelled
+from eventing.telemetry.span import Span
+from eventing.job.store import AcquireStatus, NewJob, Release, Store
 from predictor import metrics
 from predictor.admission import Admission, sequences
 from predictor.answer import (

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from eventing.clock import Clock
 from eventing.errors import TorporError
-from eventing.job import JobId
-from eventing.store import Hold, Store, TokenBatch
+from eventing.job.job import JobId
+from eventing.job.store import Hold, Store, TokenBatch
 from predictor import metrics
 from predictor.append_group import AppendGroup
 from predictor.assembly import Assembler

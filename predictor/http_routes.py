@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eventing.errors import TorporError, Unavailable
-from eventing.event import build_binary
+from eventing.cloudevent.event import build_binary
 from predictor.admission import Admission, Phase
 from predictor.answer import Answer
 from predictor.delivery import Deliveries

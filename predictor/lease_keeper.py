@@ -14,7 +14,7 @@ import structlog
 
 from eventing.clock import Clock
 from eventing.errors import StoreUnavailable
-from eventing.store import Store
+from eventing.job.store import Store
 from predictor.generation import Generation, Stop
 
 _log = structlog.get_logger()

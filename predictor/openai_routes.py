@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from eventing.errors import BadRequest, TorporError, Unavailable
-from eventing.job import RUNNABLE_URLS
+from eventing.job.job import RUNNABLE_URLS
 from predictor.direct_call import Chunk, DirectCalls
 
 _PREFIXES: Final = ("/openai/v1", "/v1")

@@ -16,15 +16,15 @@ import structlog
 from kserve.model_server import app
 from redis.asyncio import Redis
 
-from eventing import collector
+from eventing.process import gc as collector
 from eventing.clock import Clock, SystemClock
-from eventing.connection import connect
-from eventing.memory_store import MemoryStore
-from eventing.metric_ledger import GpuAccount, Ledger
-from eventing.redis_store import RedisStore
-from eventing.replica import ReplicaDirectory
-from eventing.store import Store
-from eventing.trace import SpanLinks
+from eventing.redis.connection import connect
+from eventing.store.memory_store import MemoryStore
+from eventing.telemetry.metric.ledger import GpuAccount, Ledger
+from eventing.store.redis_store import RedisStore
+from eventing.live.replica import ReplicaDirectory
+from eventing.job.store import Store
+from eventing.telemetry.trace import SpanLinks
 from predictor import metrics
 from predictor.abort_when_gone import AbortWhenGone
 from predictor.admission import Admission, Phase

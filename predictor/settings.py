@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from eventing.store import LeaseSettings
+from eventing.job.store import LeaseSettings
 
 
 class EngineKind(StrEnum):

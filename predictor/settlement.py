@@ -10,8 +10,8 @@ from typing import Final, TypeVar, assert_never
 
 from eventing.clock import Clock
 from eventing.errors import BadRequest, StoreUnavailable, Unavailable
-from eventing.job import Job, JobError, JobId, JobState
-from eventing.store import Ending, Hold, Release, Store
+from eventing.job.job import Job, JobError, JobId, JobState
+from eventing.job.store import Ending, Hold, Release, Store
 from predictor import metrics
 from predictor.answer import RETRY_SOON_S, AttemptFailed, Ended, Held, Outcome, Refused
 from predictor.errors import EngineDeadError

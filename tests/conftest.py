@@ -12,8 +12,8 @@ import hypothesis
 import pytest
 from redis.asyncio import Redis
 
-from eventing.connection import connect
-from eventing.redis_store import RedisStore
+from eventing.redis.connection import connect
+from eventing.store.redis_store import RedisStore
 from tests.redis_server import RedisServer, free_port
 
 # How long an example takes says more of the machine than of the property; pytest-timeout bounds it.

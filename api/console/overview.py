@@ -20,7 +20,7 @@ from api.route import Call, Doc, new_router, operation
 from eventing.broker.queue import QueueView, expected_wait_s
 from eventing.clock import Clock
 from eventing.errors import NotFound
-from eventing.replica import ReplicaDirectory
+from eventing.live.replica import ReplicaDirectory
 
 router = new_router()
 

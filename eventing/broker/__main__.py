@@ -5,7 +5,7 @@ import sys
 import uvloop
 from pydantic import ValidationError
 
-from eventing import log, trace
+from eventing.telemetry import log, trace
 from eventing.broker.server import serve
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import load_triggers

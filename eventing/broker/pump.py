@@ -15,7 +15,7 @@ import aiohttp
 import structlog
 from prometheus_client import Counter, Gauge
 
-from eventing import trace
+from eventing.telemetry import trace
 from eventing.broker.dead_letter import Undertaker
 from eventing.broker.delivery import (
     Answer,
@@ -30,12 +30,12 @@ from eventing.broker.router import Router
 from eventing.broker.trigger import Trigger
 from eventing.clock import SystemClock
 from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
-from eventing.event import Event, build_binary, parse_http
-from eventing.job import API_SOURCE, JobId, derive_job_id
-from eventing.job_event import REQUESTED
-from eventing.metric_series import labelled
-from eventing.publisher import payload
-from eventing.span import Span
+from eventing.cloudevent.event import Event, build_binary, parse_http
+from eventing.job.job import API_SOURCE, JobId, derive_job_id
+from eventing.cloudevent.job_event import REQUESTED
+from eventing.telemetry.metric.series import labelled
+from eventing.cloudevent.publisher import payload
+from eventing.telemetry.span import Span
 
 _log = structlog.get_logger()
 _deliveries = Counter(

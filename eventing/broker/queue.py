@@ -15,12 +15,12 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from eventing import keys
-from eventing.connection import failures_named
-from eventing.event import Event, from_record, to_record
-from eventing.job import Lane
-from eventing.line import SharedRedis
-from eventing.script import Argument, Call, run, run_all
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
+from eventing.cloudevent.event import Event, from_record, to_record
+from eventing.job.job import Lane
+from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.redis.script import Argument, Call, run, run_all
 
 LANE_WEIGHTS: Final = {Lane.INTERACTIVE: 16, Lane.DEFAULT: 4, Lane.BATCH: 1}
 """Chances in the draw for the next event, among lanes that have one: batch gets at least 1 in 21,
@@ -123,7 +123,7 @@ class Queue:
 
     def put_call(self, event: Event, *, lane: Lane, tenant: str, is_reply: bool = False) -> Call:
         """The call that puts `event`; safe to send twice while it is in the queue. Send it with
-        `eventing.script.run_all`.
+        `eventing.redis.script.run_all`.
 
         An event that is being delivered is delivered once more, unless it is its own reply.
         """

@@ -7,14 +7,14 @@ HTTP.
 
 from collections.abc import Sequence
 
-from eventing import trace
+from eventing.telemetry import trace
 from eventing.broker.queue import Queue
 from eventing.broker.trigger import Trigger
 from eventing.errors import BrokerUnavailable, StoreUnavailable
-from eventing.event import Event
-from eventing.job import Lane
-from eventing.line import SharedRedis
-from eventing.script import Call
+from eventing.cloudevent.event import Event
+from eventing.job.job import Lane
+from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.redis.script import Call
 
 
 class Router:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from eventing.broker.delivery import BackoffPolicy, DeliverySpec
 from eventing.errors import BadRequest
-from eventing.event import Event
+from eventing.cloudevent.event import Event
 
 PARALLELISM: Final = "torpor.dev/parallelism"
 _DURATION: Final = TypeAdapter(timedelta)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eventing import log
+from eventing.telemetry import log
 from knative.cli.client import connected
 from knative.cli.errors import UserError
 from knative.cli.flags import build

@@ -27,7 +27,7 @@ from eventing.api_key import (
     parse_key,
     rotate,
 )
-from eventing.connection import connect
+from eventing.redis.connection import connect
 from eventing.errors import TorporError
 from knative.cli.errors import UserError
 from knative.cli.screen import stderr, stdout

@@ -4,7 +4,7 @@ import asyncio
 import signal
 from typing import Any
 
-from eventing import log, trace
+from eventing.telemetry import log, trace
 from knative.cli.flags import build, with_flags
 from knative.cli.screen import stderr
 from knative.local.settings import StackSettings

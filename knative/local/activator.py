@@ -15,7 +15,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
-from eventing import trace
+from eventing.telemetry import trace
 from eventing.errors import Overloaded
 from knative.local.replica import Replica, ReplicaState, least_busy
 

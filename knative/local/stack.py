@@ -22,10 +22,10 @@ import structlog
 import yaml
 
 from eventing.broker.queue import QueueView
-from eventing.connection import connect
+from eventing.redis.connection import connect
 from eventing.errors import Unavailable
-from eventing.http_server import listen
-from eventing.redis_store import RedisStore
+from eventing.process.http_server import listen
+from eventing.store.redis_store import RedisStore
 from knative.autoscaling.annotations import read_knative
 from knative.autoscaling.autoscaler_config import read_autoscaler_config
 from knative.autoscaling.scaledobject import read_scaled_object

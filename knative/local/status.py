@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from eventing.broker.queue import QueueView
-from eventing.probe import metrics_page
+from eventing.process.probe import metrics_page
 from knative.local.activator import Activator
 from knative.local.data_dir import Addresses
 from knative.local.fleet import Fleet

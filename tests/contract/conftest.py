@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 import redis as redis_client
 
-from eventing import script
+from eventing.redis import script
 from tests.contract.rig import MemoryRig, RedisRig, Rig
 from tests.redis_server import RedisServer, free_port
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
-from eventing.connection import connect
-from eventing.line import SharedRedis
+from eventing.redis.connection import connect
+from eventing.redis.multiplexed_connection import SharedRedis
 from tests.redis_server import RedisServer
 
 

@@ -6,11 +6,11 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-import eventing.scripts
-from eventing import keys
-from eventing.job import JobError, JobState
-from eventing.redis_store import RedisStore
-from eventing.store import AcquireStatus, Ending, Hold, Release, TokenBatch
+import eventing.redis.scripts
+from eventing.redis import keys
+from eventing.job.job import JobError, JobState
+from eventing.store.redis_store import RedisStore
+from eventing.job.store import AcquireStatus, Ending, Hold, Release, TokenBatch
 from tests.contract.rig import SETTINGS, RedisRig, job_id, new_job
 
 FAULT = JobError(code="engine_error", message="the engine gave up")

@@ -5,14 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from eventing.job import JobState
-from eventing.store import (
-    Ending,
-    EntryKind,
-    Hold,
-    Release,
-    TokenBatch,
-)
+from eventing.job.job import JobState
+from eventing.job.store import Ending, EntryKind, Hold, Release, TokenBatch
 from tests.contract.rig import (
     ANSWER,
     FAULT,

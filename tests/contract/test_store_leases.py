@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from eventing.job import JobError, JobState
-from eventing.store import (
+from eventing.job.job import JobError, JobState
+from eventing.job.store import (
     Acquired,
     AcquireStatus,
     Ending,

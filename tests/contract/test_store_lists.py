@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from eventing.errors import BadRequest
-from eventing.job import JobState
+from eventing.job.job import JobState
 from tests.contract.rig import Rig, dead, job_id, new_job, started
 
 

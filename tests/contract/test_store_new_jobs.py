@@ -6,10 +6,8 @@ from dataclasses import replace
 import pytest
 
 from eventing.errors import IdempotencyConflict
-from eventing.job import JobError, JobRequest, JobState
-from eventing.store import (
-    Hold,
-)
+from eventing.job.job import JobError, JobRequest, JobState
+from eventing.job.store import Hold
 from tests.contract.rig import ANSWER, LEASE_MS, Rig, job_id, new_job, started
 
 

@@ -1,12 +1,7 @@
 """Dead letters get a second life."""
 
-from eventing.job import JobState
-from eventing.store import (
-    AcquireStatus,
-    Ending,
-    Release,
-    TokenBatch,
-)
+from eventing.job.job import JobState
+from eventing.job.store import AcquireStatus, Ending, Release, TokenBatch
 from tests.contract.rig import FAULT, SETTINGS, Rig, dead, job_id, new_job, started
 
 

@@ -5,9 +5,7 @@ import asyncio
 import pytest
 
 from eventing.errors import IdempotencyConflict
-from eventing.store import (
-    Release,
-)
+from eventing.job.store import Release
 from tests.contract.rig import (
     ANSWER,
     FAULT,

@@ -2,12 +2,7 @@
 
 import pytest
 
-from eventing.store import (
-    EntryKind,
-    Hold,
-    Release,
-    TokenBatch,
-)
+from eventing.job.store import EntryKind, Hold, Release, TokenBatch
 from tests.contract.rig import FAULT, LEASE_MS, Rig, job_id, started
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from eventing.job import JobId
-from eventing.store import EntryKind
+from eventing.job.job import JobId
+from eventing.job.store import EntryKind
 from tests.faults.dump import JobDump, StoreDump, shown_text
 from tests.faults.history import Kind, Line
 

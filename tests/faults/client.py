@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from eventing.job import JobId
+from eventing.job.job import JobId
 from tests.faults.history import History, Kind
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
-from eventing.job import JobId, JobState
-from eventing.store import EntryKind, StreamEntry
+from eventing.job.job import JobId, JobState
+from eventing.job.store import EntryKind, StreamEntry
 from tests.faults.checker import Rules, check
 from tests.faults.dump import JobDump, StoreDump
 from tests.faults.history import History, Kind, Line, read

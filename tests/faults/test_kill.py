@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eventing import keys, script
+from eventing.redis import keys, script
 from tests.faults.checker import Rules
 from tests.faults.client import body
 from tests.faults.conftest import Judge

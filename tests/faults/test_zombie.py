@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eventing.job import JobId
+from eventing.job.job import JobId
 from tests.faults.checker import Rules
 from tests.faults.client import body
 from tests.faults.conftest import Judge, rounds

@@ -12,7 +12,7 @@ from typing import Final
 
 import aiohttp
 
-from eventing.event import Event, build_binary
+from eventing.cloudevent.event import Event, build_binary
 
 _RETRIED: Final = frozenset({404, 408, 409, 429})
 

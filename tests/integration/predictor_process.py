@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import aiohttp
 import orjson
 
-from eventing.event import Event, build_binary, parse_http
+from eventing.cloudevent.event import Event, build_binary, parse_http
 from tests.redis_server import die_with_parent, free_port
 
 START_TIMEOUT_S = 40.0  # on a machine that is busy with four other things

@@ -6,12 +6,12 @@ import pytest
 from redis.asyncio import Redis
 
 from api.usage import usage_view
-from eventing import keys
-from eventing.cost import Price
-from eventing.job import Job, JobId, JobRequest, JobState, new_job_id
-from eventing.metric_ledger import GpuAccount, Ledger, by_name
-from eventing.redis_store import RedisStore
-from eventing.store import NewJob
+from eventing.redis import keys
+from eventing.telemetry.cost import Price
+from eventing.job.job import Job, JobId, JobRequest, JobState, new_job_id
+from eventing.telemetry.metric.ledger import GpuAccount, Ledger, by_name
+from eventing.store.redis_store import RedisStore
+from eventing.job.store import NewJob
 from tests.redis_server import RedisServer
 
 MODEL = "m|odel:7b"  # names may hold anything
@@ -72,7 +72,7 @@ async def test_only_what_was_added_is_posted(ledger: Ledger, clock: Clock) -> No
 async def test_what_could_not_be_posted_is_posted_later(
     redis_server: Callable[[], RedisServer], clock: Clock
 ) -> None:
-    from eventing.connection import connect
+    from eventing.redis.connection import connect
 
     server = redis_server()
     server.start()

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from eventing.event import Event
-from eventing.job import Job, JobState
-from eventing.redis_store import RedisStore
-from eventing.store import EntryKind
+from eventing.cloudevent.event import Event
+from eventing.job.job import Job, JobState
+from eventing.store.redis_store import RedisStore
+from eventing.job.store import EntryKind
 from tests.integration.predictor_process import LEASE_S, predictors
 from tests.redis_server import RedisServer
 from tests.unit.predictor.desk import asking, job_id_of, open_desk, read_ids, read_text, text_of

@@ -18,9 +18,9 @@ import pytest_asyncio
 from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from redis.asyncio import Redis
 
-from eventing.event import build_structured
-from eventing.job import JobState
-from eventing.replica import ReplicaDirectory
+from eventing.cloudevent.event import build_structured
+from eventing.job.job import JobState
+from eventing.live.replica import ReplicaDirectory
 from tests.integration.predictor_process import Answered, PredictorProcess, predictors
 from tests.unit.predictor.desk import asking, event_of
 

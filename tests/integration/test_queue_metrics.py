@@ -8,11 +8,11 @@ from redis.asyncio import Redis
 
 from eventing.broker.metric import QueueMetrics
 from eventing.broker.queue import Queue
-from eventing.event import Event
-from eventing.job import JobId, JobRequest, Lane, new_job_id
-from eventing.job_event import REQUESTED
-from eventing.redis_store import RedisStore
-from eventing.store import NewJob
+from eventing.cloudevent.event import Event
+from eventing.job.job import JobId, JobRequest, Lane, new_job_id
+from eventing.cloudevent.job_event import REQUESTED
+from eventing.store.redis_store import RedisStore
+from eventing.job.store import NewJob
 from tests.redis_server import RedisServer
 
 MODEL = "m"
@@ -133,7 +133,7 @@ async def test_where_nobody_waits_nobody_is_told_to(redis: Redis) -> None:
 async def test_a_store_that_is_away_leaves_a_gap_and_not_a_zero(
     redis_server: Callable[[], RedisServer],
 ) -> None:
-    from eventing.connection import connect
+    from eventing.redis.connection import connect
 
     server = redis_server()
     server.start()

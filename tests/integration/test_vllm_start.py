@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from eventing.store import EntryKind
+from eventing.job.store import EntryKind
 from predictor.engine import ColdStartPhase, EngineRequest
 from predictor.errors import BadRequest, EngineDeadError, EngineStartError
 from predictor.generation import Stop

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventing.broker.trigger import parse_trigger
-from eventing.event import Event
-from eventing.job import new_job_id
+from eventing.cloudevent.event import Event
+from eventing.job.job import new_job_id
 from knative.deploy.canary import (
     CanaryError,
     Change,

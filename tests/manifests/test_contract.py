@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from api.settings import ApiSettings
-from eventing import keys
+from eventing.redis import keys
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import parse_trigger
-from eventing.event import Event
+from eventing.cloudevent.event import Event
 from knative.autoscaling.annotations import read_knative
 from knative.autoscaling.scaledobject import read_scaled_object
 from knative.deploy import network, parts

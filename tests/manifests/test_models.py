@@ -12,7 +12,7 @@ import yaml
 
 from api.settings import ApiSettings
 from eventing.broker.trigger import parse_trigger
-from eventing.event import Event
+from eventing.cloudevent.event import Event
 from knative.deploy import parts
 from knative.deploy.canary import Change, with_canary
 from knative.deploy.doctor import Severity, examine

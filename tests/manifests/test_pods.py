@@ -16,7 +16,7 @@ from starlette.routing import Route
 from api import health
 from eventing.broker.server import Broker
 from eventing.broker.settings import BrokerSettings
-from eventing.http_server import listen
+from eventing.process.http_server import listen
 from knative.deploy import parts
 from knative.external_scaler import server as scaler_server
 from predictor.admission import Admission

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from eventing.broker.queue import QueueView
 from eventing.broker.server import Broker
 from eventing.broker.settings import BrokerSettings
-from eventing.event import STRUCTURED
+from eventing.cloudevent.event import STRUCTURED
 from tests.contract.broker.stack import NAME, trigger
 
 HEADERS = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "t"}

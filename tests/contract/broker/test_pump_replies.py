@@ -7,9 +7,9 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from eventing.event import Event, build_binary, build_structured
-from eventing.job import Job, JobState, new_job_id
-from eventing.job_event import COMPLETED, REQUESTED, request_event, result_event
+from eventing.cloudevent.event import Event, build_binary, build_structured
+from eventing.job.job import Job, JobState, new_job_id
+from eventing.cloudevent.job_event import COMPLETED, REQUESTED, request_event, result_event
 from tests.contract.broker.stack import (
     EVENT,
     Answer,

@@ -2,7 +2,7 @@
 
 from redis.asyncio import Redis
 
-from eventing import keys
+from eventing.redis import keys
 from eventing.broker.queue import Queue, QueueView, member_of
 from tests.contract.broker.queue_rig import (
     IDLE_MS,

@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.broker.queue import LANE_WEIGHTS, Queue, QueueView, member_of
-from eventing.job import Lane
+from eventing.job.job import Lane
 from tests.contract.broker.queue_rig import NAME, event, ids, put, settle
 
 

@@ -21,9 +21,9 @@ from api.front import Front
 from api.principal import Scope
 from api.settings import ApiSettings, ModelCard
 from eventing.api_key import RedisKeys, mint
-from eventing.end_bell import EndBell
-from eventing.redis_store import RedisStore
-from eventing.token_hub import TokenHub
+from eventing.live.completion_notifier import EndBell
+from eventing.store.redis_store import RedisStore
+from eventing.live.stream_multiplexer import TokenHub
 from tests.integration.api.fakes import FakeBroker, FakeEngine, FakePredictor, serving
 
 NOW_S = 1_764_000_000

@@ -16,9 +16,9 @@ from fastapi import FastAPI
 
 from api.door import Door, door_for
 from eventing.errors import BrokerUnavailable
-from eventing.event import Event
-from eventing.job import Job, JobError, JobId, JobState
-from eventing.store import Ending, Store, TokenBatch
+from eventing.cloudevent.event import Event
+from eventing.job.job import Job, JobError, JobId, JobState
+from eventing.job.store import Ending, Store, TokenBatch
 
 OWNER = "fake-predictor"
 

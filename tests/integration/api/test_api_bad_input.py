@@ -14,8 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from api.body_room import HELD_BYTES
-from eventing.job import JobId
-from eventing.redis_store import RedisStore
+from eventing.job.job import JobId
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import Rig, chat_line
 from tests.integration.api.corpora import JSON_INVALID, JSON_NOT_AN_OBJECT, JSON_ODD, NAUGHTY
 from tests.integration.api.furnished import furnished, settings_for

@@ -17,10 +17,10 @@ from api import batch_runner
 from api.batch import Batch
 from api.batch_store import BatchStore
 from api.submission import keyed_job_id
-from eventing import keys
+from eventing.redis import keys
 from eventing.clock import SystemClock
-from eventing.job import JobId
-from eventing.outbox import sweep_once
+from eventing.job.job import JobId
+from eventing.outbox.outbox import sweep_once
 from tests.integration.api.conftest import Rig, chat_line
 from tests.integration.api.fakes import FakeEngine, chat_result
 

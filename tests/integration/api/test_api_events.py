@@ -6,9 +6,9 @@ from typing import Any
 import orjson
 import pytest
 
-from eventing.event import Event, build_binary, build_structured
-from eventing.job import JobError, JobId, JobState
-from eventing.job_event import REQUESTED, result_event
+from eventing.cloudevent.event import Event, build_binary, build_structured
+from eventing.job.job import JobError, JobId, JobState
+from eventing.cloudevent.job_event import REQUESTED, result_event
 from tests.integration.api.conftest import Rig, chat_line
 from tests.integration.api.fakes import chat_result
 

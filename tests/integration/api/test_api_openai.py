@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from eventing.job import JobState
+from eventing.job.job import JobState
 from tests.integration.api.conftest import Rig
 from tests.integration.api.fakes import FakeEngine, FakePredictor, chat_result
 

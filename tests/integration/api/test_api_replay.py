@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from api.replay import Replay
 from eventing.errors import Overloaded
-from eventing.redis_store import RedisStore
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import FakePredictor
 from tests.integration.api.furnished import Furnished, furnished, settings_for
 

@@ -10,8 +10,8 @@ from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
 from api.settings import ApiSettings
-from eventing import keys
-from eventing.redis_store import RedisStore
+from eventing.redis import keys
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import Rig, rig_over
 from tests.integration.api.fakes import FakeBroker, FakeEngine, FakePredictor, chat_result
 

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from api import result_feed
-from eventing.job import JobId
-from eventing.redis_store import RedisStore
+from eventing.job.job import JobId
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import sse_events
 from tests.integration.api.furnished import Furnished, furnished, settings_for
 

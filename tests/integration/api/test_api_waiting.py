@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 from api.waiting import QueueWaiting, WakingNotes
 from eventing.broker.queue import Queue
 from eventing.clock import SystemClock
-from eventing.event import Event
-from eventing.job import JobState, Lane
-from eventing.replica import ReplicaDirectory
+from eventing.cloudevent.event import Event
+from eventing.job.job import JobState, Lane
+from eventing.live.replica import ReplicaDirectory
 from tests.integration.api.conftest import Rig
 from tests.integration.api.fakes import chat_result, sse_events
 

@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from eventing.api_key import FileKeys, RedisKeys, mint
-from eventing.connection import connect
+from eventing.redis.connection import connect
 from eventing.errors import BadRequest
-from eventing.redis_store import RedisStore
+from eventing.store.redis_store import RedisStore
 from knative.cli.app import assembled
 from tests.integration.api.conftest import NOW_S, chat_line, headers_of
 from tests.integration.api.fakes import FakePredictor

@@ -12,9 +12,9 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.api_key import RedisKeys, mint
-from eventing.job import JobId
-from eventing.redis_store import RedisStore
-from eventing.replica import ReplicaDirectory
+from eventing.job.job import JobId
+from eventing.store.redis_store import RedisStore
+from eventing.live.replica import ReplicaDirectory
 from tests.integration.api.fakes import FakePredictor, chat_result
 from tests.integration.api.furnished import Furnished, furnished, settings_for
 from tests.integration.api.receiver import receiving

@@ -10,8 +10,8 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from api.limit_window import Meter, Windows
-from eventing.job import JobId, JobState
-from eventing.redis_store import RedisStore
+from eventing.job.job import JobId, JobState
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor, chat_result
 from tests.integration.api.furnished import Furnished, furnished, settings_for

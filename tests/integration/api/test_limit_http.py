@@ -12,12 +12,12 @@ from redis.asyncio import Redis
 
 from api.limit_flight import Flight
 from api.limit_window import Meter, Windows
-from eventing import keys
+from eventing.redis import keys
 from eventing.broker.queue import Queue
-from eventing.connection import connect
-from eventing.event import Event
-from eventing.job import Lane
-from eventing.redis_store import RedisStore
+from eventing.redis.connection import connect
+from eventing.cloudevent.event import Event
+from eventing.job.job import Lane
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor
 from tests.integration.api.furnished import Furnished, furnished, settings_for

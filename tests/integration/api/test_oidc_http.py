@@ -17,7 +17,7 @@ from jwt.algorithms import ECAlgorithm
 
 from api.auth_oidc import OidcRules, OidcVerifier, ProviderAway
 from eventing.clock import SystemClock
-from eventing.redis_store import RedisStore
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.furnished import furnished, settings_for
 from tests.redis_server import free_port
 

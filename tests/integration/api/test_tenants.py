@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from eventing.event import Event, build_binary
-from eventing.job_event import REQUESTED
-from eventing.redis_store import RedisStore
+from eventing.cloudevent.event import Event, build_binary
+from eventing.cloudevent.job_event import REQUESTED
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import chat_line, headers_of
 from tests.integration.api.fakes import FakePredictor
 from tests.integration.api.furnished import Furnished, furnished, settings_for

@@ -15,7 +15,7 @@ from aiohttp import web
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
-from eventing.redis_store import RedisStore
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.furnished import Furnished, furnished, settings_for
 from tests.integration.api.receiver import Receiver, receiving

@@ -10,8 +10,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from eventing.errors import BrokerUnavailable
-from eventing.event import Event
-from eventing.publisher import HttpPublisher
+from eventing.cloudevent.event import Event
+from eventing.cloudevent.publisher import HttpPublisher
 from tests.integration.deploy.certificate import certificate, serving
 
 EVENT = Event(id="job_1", source="/torpor/api", type="dev.torpor.inference.requested.v1")

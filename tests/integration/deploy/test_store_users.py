@@ -13,9 +13,9 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError
 
-from eventing import keys
-from eventing.event import Event, to_record
-from eventing.redis_store import RedisStore
+from eventing.redis import keys
+from eventing.cloudevent.event import Event, to_record
+from eventing.store.redis_store import RedisStore
 from knative.deploy import parts, store
 from knative.deploy.first_secrets import redis_secret
 from knative.deploy.values import Values

@@ -6,12 +6,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from api import background
-from eventing import outbox
+from eventing.outbox import outbox
 from eventing.errors import BrokerUnavailable
-from eventing.event import Event
-from eventing.job import JobId, parse_request
-from eventing.memory_store import MemoryStore
-from eventing.store import NewJob
+from eventing.cloudevent.event import Event
+from eventing.job.job import JobId, parse_request
+from eventing.store.memory_store import MemoryStore
+from eventing.job.store import NewJob
 
 
 class Clock:

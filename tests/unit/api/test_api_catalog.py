@@ -12,7 +12,7 @@ from api.catalog import Catalog
 from api.errors import ModelNotFound
 from api.settings import ModelCard
 from eventing.errors import ContextExceeded
-from eventing.job import JobRequest
+from eventing.job.job import JobRequest
 
 CHAT = "/v1/chat/completions"
 

@@ -8,7 +8,7 @@ from api.app import create_app
 from api.catalog import Catalog
 from api.front import Front
 from api.settings import ApiSettings
-from eventing.memory_store import MemoryStore
+from eventing.store.memory_store import MemoryStore
 from tests.integration.api.fakes import FakeBroker
 
 

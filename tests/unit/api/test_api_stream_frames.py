@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from api.sse import frame
 from api.stream import entry_event, parse_cursor, token_frame
 from eventing.errors import BadRequest
-from eventing.job_record import parse_entry, parse_flat_entry
-from eventing.store import EntryKind, StreamEntry
+from eventing.store.job_record import parse_entry, parse_flat_entry
+from eventing.job.store import EntryKind, StreamEntry
 
 numbers = st.integers(0, 10**9)
 

@@ -11,10 +11,10 @@ from api.principal import Principal
 from api.settings import ApiSettings, ModelCard
 from api.submission import NEVER_ACCEPTED, Wish, keyed_job_id, submit, wish_of
 from eventing.errors import BrokerUnavailable, IdempotencyConflict, InvalidJob, StoreUnavailable
-from eventing.event import Event
-from eventing.job import Job, JobError, JobId, JobState, Lane
-from eventing.memory_store import MemoryStore
-from eventing.store import Ending, NewJob
+from eventing.cloudevent.event import Event
+from eventing.job.job import Job, JobError, JobId, JobState, Lane
+from eventing.store.memory_store import MemoryStore
+from eventing.job.store import Ending, NewJob
 
 TENANT = Principal(tenant="t")
 LINE = {

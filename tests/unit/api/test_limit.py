@@ -16,7 +16,7 @@ from api.limit import (
     tokens_asked,
 )
 from api.settings import ApiSettings
-from eventing.job import JobRequest
+from eventing.job.job import JobRequest
 
 
 @st.composite

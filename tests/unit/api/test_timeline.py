@@ -8,8 +8,8 @@ import pytest
 from api.timeline import timeline
 from api.webhook import Delivery, Try
 from api.webhook_schedule import Verdict
-from eventing.job import AttemptRecord, Job, JobId, JobRequest, JobState
-from eventing.replica import Replica
+from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
+from eventing.live.replica import Replica
 
 ATTEMPT = AttemptRecord(attempt=1, owner="p-1", started_ms=5000, ended_ms=8000, outcome="completed")
 ENDED = Job(

@@ -19,7 +19,7 @@ from api.webhook import (
     webhook_wish,
 )
 from eventing.errors import InvalidJob
-from eventing.job import Job, JobId, JobRequest, JobState
+from eventing.job.job import Job, JobId, JobRequest, JobState
 
 JOB = JobId("job_0123456789abcdef01234567")
 BODY = b'{"id":"evt_1","data":{"id":"x"}}'

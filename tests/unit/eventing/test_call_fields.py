@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from eventing.call_fields import check_body
+from eventing.job.call_fields import check_body
 from eventing.errors import InvalidJob
 
 CHAT, TEXT, VECTORS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventing.errors import BadRequest, NotACloudEvent, UnsupportedMode
-from eventing.event import (
+from eventing.cloudevent.event import (
     STRUCTURED,
     Event,
     build_binary,

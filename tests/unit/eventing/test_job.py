@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventing.errors import InvalidJob
-from eventing.job import (
+from eventing.job.job import (
     API_SOURCE,
     RUNNABLE_URLS,
     JobRequest,

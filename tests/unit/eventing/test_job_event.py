@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventing.errors import InvalidJob
-from eventing.event import Event, build_structured, parse_http
-from eventing.job import (
+from eventing.cloudevent.event import Event, build_structured, parse_http
+from eventing.job.job import (
     API_SOURCE,
     AttemptRecord,
     Job,
@@ -22,7 +22,7 @@ from eventing.job import (
     derive_job_id,
     new_job_id,
 )
-from eventing.job_event import (
+from eventing.cloudevent.job_event import (
     CANCELLED,
     COMPLETED,
     DATAREF_ABOVE_BYTES,
@@ -36,7 +36,7 @@ from eventing.job_event import (
     tenant_of,
     timings,
 )
-from eventing.request_id import EXTENSION, KEPT
+from eventing.cloudevent.request_id import EXTENSION, KEPT
 
 SCHEMAS = Path(__file__).parents[3] / "docs" / "schemas"
 REQUEST = JobRequest(

@@ -4,9 +4,9 @@ import asyncio
 from contextlib import suppress
 
 from eventing.errors import StoreUnavailable
-from eventing.job import JobId
-from eventing.memory_store import MemoryStore
-from eventing.published import PublishedJobs
+from eventing.job.job import JobId
+from eventing.store.memory_store import MemoryStore
+from eventing.outbox.published import PublishedJobs
 
 
 class HeardStore(MemoryStore):

@@ -4,8 +4,8 @@ import pytest
 
 from eventing.broker.delivery import span_s
 from eventing.broker.trigger import Trigger, parse_trigger
-from eventing.event import Event
-from eventing.job_event import COMPLETED, REQUESTED
+from eventing.cloudevent.event import Event
+from eventing.cloudevent.job_event import COMPLETED, REQUESTED
 from knative.autoscaling.annotations import read_knative
 from knative.autoscaling.autoscaler_config import read_autoscaler_config
 from knative.autoscaling.scaledobject import read_scaled_object

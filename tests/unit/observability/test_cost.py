@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventing.cost import (
+from eventing.telemetry.cost import (
     GpuState,
     Meter,
     Price,

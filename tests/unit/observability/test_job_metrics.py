@@ -3,8 +3,8 @@
 import pytest
 from prometheus_client import REGISTRY
 
-from eventing.job import AttemptRecord, Job, JobId, JobRequest, JobState
-from eventing.metric_job import JobMetrics
+from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
+from eventing.telemetry.metric.job import JobMetrics
 
 MODEL = "counted-model"
 

@@ -12,7 +12,7 @@ import orjson
 import pytest
 import structlog
 
-from eventing import log
+from eventing.telemetry import log
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import ValidationError
 
-from eventing import trace
-from eventing.span import is_sampled
-from eventing.trace_export import OtelTracer
+from eventing.telemetry import trace
+from eventing.telemetry.span import is_sampled
+from eventing.telemetry.trace_export import OtelTracer
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 UNSAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
@@ -167,7 +167,7 @@ def test_a_target_that_cannot_be_is_refused(target: str) -> None:
 def test_without_a_target_no_exporter_is_imported() -> None:
 
     code = "import sys; from eventing import trace; trace.configure('x'); "
-    code += "print('eventing.trace_export' in sys.modules)"
+    code += "print('eventing.telemetry.trace_export' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert said.stdout.strip() == "False"

@@ -10,11 +10,11 @@ import orjson
 
 from eventing.clock import SystemClock
 from eventing.errors import StoreUnavailable
-from eventing.event import Event, build_binary
-from eventing.job import JobId, derive_job_id
-from eventing.job_event import REQUESTED, job_of
-from eventing.memory_store import MemoryStore
-from eventing.store import Ending, EntryKind, Hold, LeaseSettings, StreamEntry, TokenBatch
+from eventing.cloudevent.event import Event, build_binary
+from eventing.job.job import JobId, derive_job_id
+from eventing.cloudevent.job_event import REQUESTED, job_of
+from eventing.store.memory_store import MemoryStore
+from eventing.job.store import Ending, EntryKind, Hold, LeaseSettings, StreamEntry, TokenBatch
 from predictor.admission import Admission
 from predictor.answer import Answer
 from predictor.delivery import Deliveries

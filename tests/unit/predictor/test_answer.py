@@ -3,7 +3,7 @@
 import pytest
 
 from eventing.errors import NotACloudEvent, UnsupportedMode
-from eventing.job import Job, JobError, JobId, JobRequest, JobState
+from eventing.job.job import Job, JobError, JobId, JobRequest, JobState
 from predictor.answer import (
     AttemptFailed,
     Ended,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from eventing.errors import StoreUnavailable
-from eventing.job import JobId
-from eventing.job_event import job_of
-from eventing.store import Hold, TokenBatch
+from eventing.job.job import JobId
+from eventing.cloudevent.job_event import job_of
+from eventing.job.store import Hold, TokenBatch
 from predictor.append_group import AppendGroup, beat_s
 from tests.unit.predictor.desk import UnreliableStore, asking
 

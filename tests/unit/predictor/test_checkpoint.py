@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from eventing.job import JobId
-from eventing.job_event import job_of
-from eventing.store import Hold, TokenBatch
+from eventing.job.job import JobId
+from eventing.cloudevent.job_event import job_of
+from eventing.job.store import Hold, TokenBatch
 from predictor.append_group import AppendGroup
 from predictor.checkpoint import CheckpointWriter, read_checkpoint
 from tests.unit.predictor.desk import UnreliableStore, asking, read_ids, read_text

@@ -9,8 +9,8 @@ from prometheus_client import REGISTRY
 
 from eventing.clock import SystemClock
 from eventing.errors import BadRequest
-from eventing.job_event import job_of
-from eventing.store import Hold
+from eventing.cloudevent.job_event import job_of
+from eventing.job.store import Hold
 from predictor.append_group import AppendGroup
 from predictor.checkpoint import Checkpoint
 from predictor.engine import EngineRequest, PhaseReporter, Step

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from eventing.event import Event
-from eventing.job import JobId
-from eventing.store import Hold
+from eventing.cloudevent.event import Event
+from eventing.job.job import JobId
+from eventing.job.store import Hold
 from predictor.generation import Attempt, Stop
 from predictor.lease_keeper import LeaseKeeper, verdict
 from tests.unit.predictor.desk import Desk, asking, job_id_of, open_desk

@@ -2,10 +2,10 @@
 
 from structlog.testing import capture_logs
 
-from eventing.event import Event
-from eventing.job import JobState
-from eventing.job_event import COMPLETED, request_event
-from eventing.log import stamp
+from eventing.cloudevent.event import Event
+from eventing.job.job import JobState
+from eventing.cloudevent.job_event import COMPLETED, request_event
+from eventing.telemetry.log import stamp
 from tests.unit.predictor.desk import (
     TEN,
     asking,

@@ -9,8 +9,8 @@ import pytest
 
 from eventing.clock import SystemClock
 from eventing.errors import BadRequest
-from eventing.job import JobState
-from eventing.job_event import FAILED, job_of
+from eventing.job.job import JobState
+from eventing.cloudevent.job_event import FAILED, job_of
 from predictor.answer import Ended
 from predictor.engine import EngineRequest, Step
 from predictor.generation import Attempt, Broke

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from prometheus_client import REGISTRY
 
-from eventing.job import JobState
-from eventing.store import EntryKind, LeaseSettings, Release
+from eventing.job.job import JobState
+from eventing.job.store import EntryKind, LeaseSettings, Release
 from predictor.settlement import release_after_engine_death
 from tests.unit.predictor.desk import (
     LONG,

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from eventing.job import JobState
+from eventing.job.job import JobState
 from predictor.drain import Drain, handover_after_s
 from predictor.generation import Stop
 from tests.unit.predictor.desk import asking, job_id_of, open_desk, read_ids, text_of

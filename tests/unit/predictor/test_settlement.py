@@ -2,8 +2,8 @@
 
 from eventing.clock import SystemClock
 from eventing.errors import BadRequest, Overloaded
-from eventing.job import Job
-from eventing.job_event import job_of
+from eventing.job.job import Job
+from eventing.cloudevent.job_event import job_of
 from predictor.answer import Held, Refused
 from predictor.generation import Attempt, Broke, Stop
 from predictor.settlement import Settlement

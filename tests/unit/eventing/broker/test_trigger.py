@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from eventing.broker.delivery import BackoffPolicy
 from eventing.broker.trigger import matches, parse_delivery, parse_trigger
 from eventing.errors import BadRequest
-from eventing.event import Event
+from eventing.cloudevent.event import Event
 
 EVENT = Event(
     id="1",

@@ -1,0 +1,216 @@
+"""Between events and jobs: what asks for a job, and what tells how one ended.
+
+Called by the api and the outbox (request events), the predictor (reads requests, replies with
+results) and the api again (reads results). Types are the public contract, so they carry a version;
+JSON Schemas stand in `docs/schemas`. Pure: no I/O.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+
+from eventing.cloudevent import request_id
+from eventing.errors import InvalidJob
+from eventing.cloudevent.event import Event
+from eventing.job.job import (
+    Job,
+    JobError,
+    JobId,
+    JobRequest,
+    JobState,
+    Lane,
+    derive_job_id,
+    parse_request,
+)
+from eventing.job.store import Ending, NewJob
+
+REQUESTED: Final = "dev.torpor.inference.requested.v1"
+COMPLETED: Final = "dev.torpor.inference.completed.v1"
+FAILED: Final = "dev.torpor.inference.failed.v1"
+CANCELLED: Final = "dev.torpor.inference.cancelled.v1"
+RESULT_TYPES: Final = (COMPLETED, FAILED, CANCELLED)
+
+RESULT_SOURCE: Final = "/torpor/jobs"
+DATAREF_ABOVE_BYTES: Final = 64 * 1024
+"""Events stay thin: a larger result travels as `dataref` (Kafka's broker caps an event at 1 MiB).
+"""
+
+_TENANT_BYTES: Final = 64
+
+
+def request_event(job: Job) -> Event:
+    """The event that asks for `job`. The same job always gives the same identity, so a second one
+    is a duplicate.
+    """
+    optional = _carried(job) | {"expirytime": _rfc3339(job.deadline_ms)}
+    return Event(
+        id=job.event_id or job.id,
+        source=job.source,
+        type=REQUESTED,
+        subject=job.id,
+        time=_rfc3339(job.created_ms),
+        datacontenttype="application/json",
+        extensions={"tenant": job.tenant, "priority": job.lane, "model": job.request.model}
+        | {name: value for name, value in optional.items() if value},
+        data=job.request.to_json(),
+    )
+
+
+def job_of(event: Event) -> NewJob:
+    """The job that a request event asks for. Raises `InvalidJob` naming the field."""
+    request = parse_request(event.data)
+    asked_as = request_id.checked(event.extensions.get(request_id.EXTENSION, ""))
+    lane = event.extensions.get("priority", Lane.DEFAULT)
+    if lane not in list(Lane):
+        raise InvalidJob(f"priority must be one of {', '.join(Lane)}", "priority")
+    return NewJob(
+        id=derive_job_id(event.source, event.id),
+        request=request,
+        source=event.source,
+        event_id=event.id,
+        tenant=tenant_of(event),
+        lane=Lane(lane),
+        deadline_ms=_deadline_ms(event.extensions.get("expirytime", "")),
+        traceparent=event.extensions.get("traceparent", ""),
+        metadata={request_id.KEPT: asked_as} if asked_as else {},
+    )
+
+
+def unreadable_job(event: Event) -> NewJob:
+    """The record of a request event that is no job: found under the derived id, owned by whom it
+    names.
+    """
+    try:
+        tenant = tenant_of(event)
+    except InvalidJob:
+        tenant = "default"
+    return NewJob(
+        id=derive_job_id(event.source, event.id),
+        request=JobRequest(url="", body={}),
+        source=event.source,
+        event_id=event.id,
+        tenant=tenant,
+    )
+
+
+def tenant_of(event: Event) -> str:
+    """Whose event it is. Raises `InvalidJob` when the name could not be a key of ours."""
+    tenant = event.extensions.get("tenant", "default")
+    if not tenant or len(tenant.encode()) > _TENANT_BYTES or not tenant.isprintable():
+        raise InvalidJob(f"tenant must be 1 to {_TENANT_BYTES} printable bytes", "tenant")
+    return tenant
+
+
+def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
+    """The event that tells how an ended `job` ended; the same ending always gives the same
+    identity.
+
+    Data: `{id, state, attempt, model, custom_id, response, usage, error, timings, attempts}`;
+    `response` is left out above `inline_bytes` and `dataref` says where it is.
+    """
+    data: dict[str, Any] = {
+        "id": job.id,
+        "state": job.state,
+        "attempt": job.attempt,
+        "model": job.request.model,
+        "custom_id": job.request.custom_id,
+        "response": job.result,
+        "usage": job.usage,
+        "error": job.error.to_dict() if job.error else None,
+        "timings": timings(job),
+        "attempts": [
+            {
+                "attempt": a.attempt,
+                "outcome": a.outcome,
+                "started_ms": a.started_ms,
+                "ended_ms": a.ended_ms,
+            }
+            for a in job.history
+        ],
+    }
+    extensions = {"tenant": job.tenant, "model": job.request.model, "attempt": str(job.attempt)}
+    extensions |= {name: value for name, value in _carried(job).items() if value}
+    encoded = orjson.dumps(data)
+    if len(encoded) > inline_bytes:
+        extensions["dataref"] = f"/v1/jobs/{job.id}"
+        encoded = orjson.dumps(data | {"response": None})
+    return Event(
+        id=f"{job.id}:{job.state}:{job.attempt}",
+        source=RESULT_SOURCE,
+        type=_RESULT_TYPE[job.state],
+        subject=job.id,
+        time=_rfc3339(job.finished_ms),
+        datacontenttype="application/json",
+        extensions=extensions,
+        data=encoded,
+    )
+
+
+def _carried(job: Job) -> dict[str, str]:
+    """What goes with a job's events from the first to the last, where there is any."""
+    return {
+        "traceparent": job.traceparent,
+        request_id.EXTENSION: job.metadata.get(request_id.KEPT, ""),
+    }
+
+
+def ending_of(event: Event) -> tuple[JobId, Ending]:
+    """The job and the ending that a result event tells of. Raises `InvalidJob` when it tells of
+    none.
+    """
+    try:
+        data = orjson.loads(event.data)
+        state = JobState(data["state"])
+        error = JobError(**data["error"]) if data.get("error") else None
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as cause:
+        raise InvalidJob("not a result event: data needs id and state", "data") from cause
+    ending = Ending(state=state, result=data.get("response"), usage=data.get("usage"), error=error)
+    return JobId(event.subject), ending
+
+
+def timings(job: Job) -> Mapping[str, int]:
+    """How long each part took so far, in milliseconds of store time."""
+    spans = {
+        "queued_ms": (job.created_ms, job.started_ms),
+        "first_token_ms": (job.created_ms, job.first_token_ms),
+        "total_ms": (job.created_ms, job.finished_ms),
+    }
+    return {name: end - start for name, (start, end) in spans.items() if end}
+
+
+_RESULT_TYPE: Final = {
+    JobState.COMPLETED: COMPLETED,
+    JobState.INCOMPLETE: COMPLETED,
+    JobState.FAILED: FAILED,
+    JobState.CANCELLED: CANCELLED,
+}
+
+
+def _rfc3339(epoch_ms: int) -> str:
+    if not epoch_ms:
+        return ""
+    return (
+        datetime.fromtimestamp(epoch_ms / 1000, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
+
+
+def _deadline_ms(expirytime: str) -> int:
+    if not expirytime:
+        return 0
+    try:
+        moment = datetime.fromisoformat(expirytime)
+    except ValueError as error:
+        raise InvalidJob("expirytime must be an RFC 3339 time", "expirytime") from error
+    if moment.tzinfo is None:
+        raise InvalidJob("expirytime must carry a time zone", "expirytime")
+    try:
+        epoch_ms = int(moment.astimezone(UTC).timestamp() * 1000)
+    except OverflowError as error:  # within a day of the years 1 or 9999
+        raise InvalidJob(
+            "expirytime must be a time between the years 1 and 9999", "expirytime"
+        ) from error
+    return max(epoch_ms, 1)  # 0 is «none»

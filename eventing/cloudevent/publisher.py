@@ -1,0 +1,88 @@
+"""Sends an event to a broker and knows whether it was taken.
+
+Called by the api (submit, cancel) and the outbox sweep. The broker is any ingress that keeps the
+Knative data-plane contract: ours, or a Knative Broker. Nothing is retried here: an event that was
+not confirmed stays in the outbox.
+"""
+
+import ssl
+from io import BytesIO
+from pathlib import Path
+from typing import Final, Protocol
+
+import aiohttp
+
+from eventing.errors import BrokerUnavailable
+from eventing.cloudevent.event import Event, build_binary
+
+_LARGE_BYTES: Final = 2**20
+
+
+class Publisher(Protocol):
+    """Where events go."""
+
+    async def publish(self, event: Event) -> None:
+        """Return once the broker holds the event durably. Raises `BrokerUnavailable` in every other
+        case.
+        """
+
+
+def payload(body: bytes) -> bytes | BytesIO:
+    """The body as aiohttp wants it: a large one in pieces, so that sending does not block the
+    loop.
+    """
+    return BytesIO(body) if len(body) > _LARGE_BYTES else body
+
+
+class HttpPublisher:
+    """A `Publisher` over HTTP in binary mode; one session, kept alive.
+
+    `token_file` wins over `token`: Kubernetes writes a new token into it before the old one ends.
+    With `ca_file` an https broker is checked against those authorities and no others.
+    """
+
+    def __init__(
+        self,
+        broker_url: str,
+        *,
+        timeout_s: float = 1.5,
+        token: str = "",
+        token_file: Path | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
+        self._url = broker_url
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._token = token
+        self._token_file = token_file
+        self._ca_file = ca_file
+        self._session: aiohttp.ClientSession | None = None
+
+    async def publish(self, event: Event) -> None:
+        headers, body = build_binary(event)
+        try:
+            async with self._open().post(
+                self._url, data=payload(body), headers=headers | self._authorization()
+            ) as answer:
+                status = answer.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise BrokerUnavailable("the broker does not answer") from error
+        if not 200 <= status < 300:
+            raise BrokerUnavailable(f"the broker answered {status}")
+
+    def _authorization(self) -> dict[str, str]:
+        """Read anew each time: a projected token is a kilobyte in memory, and rotates."""
+        token = self._token_file.read_text().strip() if self._token_file else self._token
+        return {"authorization": f"Bearer {token}"} if token else {}
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        """Opened on first use, inside the running loop."""
+        if self._session is None:
+            trust = ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True
+            self._session = aiohttp.ClientSession(
+                timeout=self._timeout, connector=aiohttp.TCPConnector(limit=64, ssl=trust)
+            )
+        return self._session

@@ -1,0 +1,228 @@
+"""The fields of an OpenAI call that can be judged without a model: their types and plain bounds.
+
+Called by `eventing.job.job` for every request, and by the api for calls of another form, so that a
+mistake is answered at the door and wakes nobody. What is not named here is the engine's to judge:
+engines know more fields than OpenAI, and more values. Pure.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from eventing.errors import InvalidJob
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a value must be, in words and as a test. A field that is null is left out."""
+
+    must_be: str
+    is_kept_by: Callable[[Any], bool]
+
+
+Rules = Mapping[str, Rule]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def whole(least: int, most: int | None = None) -> Rule:
+    """A whole number in these bounds."""
+    words = f"a whole number of at least {least}" + ("" if most is None else f" and at most {most}")
+    return Rule(words, lambda v: _is_whole(v) and v >= least and (most is None or v <= most))
+
+
+def number(least: float, most: float | None = None) -> Rule:
+    """Any number in these bounds."""
+    words = f"a number of at least {least:g}" + ("" if most is None else f" and at most {most:g}")
+    return Rule(words, lambda v: _is_number(v) and v >= least and (most is None or v <= most))
+
+
+def one_of(*words: str) -> Rule:
+    """One of a few words."""
+    return Rule(f"one of {', '.join(words)}", lambda v: isinstance(v, str) and v in words)
+
+
+TEXT: Final = Rule("text", lambda v: isinstance(v, str))
+NAME: Final = Rule("text that is not empty", lambda v: isinstance(v, str) and bool(v))
+FLAG: Final = Rule("true or false", lambda v: isinstance(v, bool))
+OBJECT: Final = Rule("an object", lambda v: isinstance(v, Mapping))
+TEXTS: Final = Rule(
+    "a list of texts", lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v)
+)
+_STOP: Final = Rule("text or a list of texts", lambda v: isinstance(v, str) or TEXTS.is_kept_by(v))
+_BIAS: Final = Rule(
+    "an object of numbers",
+    lambda v: isinstance(v, Mapping) and all(_is_number(one) for one in v.values()),
+)
+_TOOL_CHOICE: Final = Rule(
+    "none, auto, required or an object",
+    lambda v: isinstance(v, Mapping) or v in ("none", "auto", "required"),
+)
+_INT64: Final = 2**63
+
+SAMPLING: Final[Rules] = {
+    "temperature": number(0),
+    "top_p": number(0, 1),
+    "user": TEXT,
+    "seed": whole(-_INT64, _INT64 - 1),
+}
+_GENERATING: Final[Rules] = {
+    **SAMPLING,
+    "n": whole(1, 128),
+    "presence_penalty": number(-2, 2),
+    "frequency_penalty": number(-2, 2),
+    "stop": _STOP,
+    "logit_bias": _BIAS,
+    "max_tokens": whole(1),
+}
+_CHAT: Final[Rules] = {
+    **_GENERATING,
+    "max_completion_tokens": whole(1),
+    "logprobs": FLAG,
+    "top_logprobs": whole(-1),
+    "parallel_tool_calls": FLAG,
+    "reasoning_effort": TEXT,
+    "tool_choice": _TOOL_CHOICE,
+}
+_COMPLETION: Final[Rules] = {
+    **_GENERATING,
+    "logprobs": whole(-1),
+    "best_of": whole(1, 128),
+    "suffix": TEXT,
+    "echo": FLAG,
+}
+_EMBEDDING: Final[Rules] = {
+    "dimensions": whole(1),
+    "encoding_format": one_of("float", "base64", "bytes", "bytes_only"),
+    "user": TEXT,
+}
+
+
+def check_body(url: str, body: Mapping[str, Any]) -> None:
+    """Raises `InvalidJob` naming the first thing in `body` that `url` can never run."""
+    check("body.", body.get("model") or "", NAME, "model")
+    match url:
+        case "/v1/chat/completions":
+            _check_messages(body.get("messages"))
+            check_fields(body, _CHAT, "body.")
+            _check_tools(body.get("tools"))
+            _check_format(body.get("response_format"))
+        case "/v1/completions":
+            _check_prompt(body.get("prompt"), "body.prompt")
+            check_fields(body, _COMPLETION, "body.")
+        case _:
+            _check_prompt(body.get("input"), "body.input")
+            check_fields(body, _EMBEDDING, "body.")
+
+
+def check_fields(body: Mapping[str, Any], rules: Rules, where: str = "") -> None:
+    """Raises `InvalidJob` for the first field that breaks its rule."""
+    for name, value in body.items():
+        if value is not None and (rule := rules.get(name)) is not None:
+            check(where, value, rule, name)
+
+
+def check(where: str, value: Any, rule: Rule, name: str) -> None:
+    """Raises `InvalidJob` naming `where` and `name` when the value breaks the rule."""
+    if not rule.is_kept_by(value):
+        raise InvalidJob(f"{where}{name} must be {rule.must_be}", f"{where}{name}")
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise InvalidJob("body.messages must be a non-empty list", "body.messages")
+    for index, message in enumerate(messages):
+        where = f"body.messages[{index}]"
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise InvalidJob(f"{where} must be an object with a role", where)
+        _check_content(message.get("content"), f"{where}.content")
+        _check_calls(message.get("tool_calls"), f"{where}.tool_calls")
+    last = messages[-1]
+    if last["role"] == "user" and not last.get("content"):
+        where = f"body.messages[{len(messages) - 1}].content"
+        raise InvalidJob(f"{where} must not be empty", where)
+
+
+def _check_content(content: Any, where: str) -> None:
+    if content is None or isinstance(content, str):
+        return
+    if not isinstance(content, list):
+        raise InvalidJob(f"{where} must be text or a list of parts", where)
+    for index, part in enumerate(content):
+        if isinstance(part, str):
+            continue  # engines take it, though OpenAI does not
+        part_where = f"{where}[{index}]"
+        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+            raise InvalidJob(f"{part_where} must be an object with a type", part_where)
+        if part["type"] == "text":
+            check(f"{part_where}.", part.get("text"), TEXT, "text")
+
+
+def _check_calls(calls: Any, where: str) -> None:
+    for call_where, call in _objects(calls, where):
+        _check_function(call, call_where)
+
+
+def _check_tools(tools: Any) -> None:
+    for where, tool in _objects(tools, "body.tools"):
+        check(f"{where}.", tool.get("type"), TEXT, "type")
+        if tool["type"] == "function":
+            _check_function(tool, where)
+
+
+def _objects(value: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The objects of a list, each with its place."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise InvalidJob(f"{where} must be a list", where)
+    found = []
+    for index, item in enumerate(value):
+        check("", item, OBJECT, f"{where}[{index}]")
+        found.append((f"{where}[{index}]", item))
+    return found
+
+
+def _check_function(holder: Mapping[str, Any], where: str) -> None:
+    function = _inner(holder, "function", where)
+    check(f"{where}.function.", function.get("name"), NAME, "name")
+
+
+def _inner(holder: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    """An object inside an object."""
+    check(f"{where}.", holder.get(name), OBJECT, name)
+    inner: Mapping[str, Any] = holder[name]
+    return inner
+
+
+def _check_format(form: Any) -> None:
+    if form is None:
+        return
+    where = "body.response_format"
+    check("body.", form, OBJECT, "response_format")
+    check(f"{where}.", form.get("type"), TEXT, "type")
+    if form["type"] == "json_schema":
+        inner = _inner(form, "json_schema", where)
+        check(f"{where}.json_schema.", inner.get("name"), NAME, "name")
+        if inner.get("schema") is not None:
+            check(f"{where}.json_schema.", inner["schema"], OBJECT, "schema")
+
+
+def _check_prompt(value: Any, where: str) -> None:
+    """Text, token ids, or a list of either."""
+    if not isinstance(value, str | list) or not value:
+        raise InvalidJob(f"{where} must be non-empty text, or a non-empty list", where)
+    if isinstance(value, str) or TEXTS.is_kept_by(value) or _are_ids(value):
+        return
+    if not all(_are_ids(one) for one in value):
+        raise InvalidJob(f"{where} must hold texts, or token ids, or lists of token ids", where)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(_is_whole(v) and v >= 0 for v in value)

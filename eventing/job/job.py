@@ -1,0 +1,182 @@
+"""The job: its identity, its request, its states and what may follow what.
+
+Called by every room. Pure values and decisions: no I/O, no clock of its own. The same transition
+rules stand in the Lua scripts of `eventing/redis/scripts`, where they are enforced; `tests/contract`
+holds the two together.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, NewType
+
+import orjson
+
+from eventing.job.call_fields import check_body
+from eventing.errors import InvalidJob
+
+JobId = NewType("JobId", str)
+
+API_SOURCE: Final = "/torpor/api"
+"""`source` of request events whose `id` is already a job id."""
+
+RUNNABLE_URLS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+"""Calls a predictor can serve, by the path of an OpenAI Batch line."""
+
+
+class JobState(StrEnum):
+    """OpenAI's statuses of background work."""
+
+    QUEUED = "queued"  #: accepted; waits for a predictor
+    IN_PROGRESS = "in_progress"  #: an attempt holds, or held, a lease
+    COMPLETED = "completed"  #: the answer is whole
+    FAILED = "failed"  #: it will not be answered; `error` says why
+    CANCELLED = "cancelled"  #: somebody who may, asked to stop
+    INCOMPLETE = "incomplete"  #: an answer, cut by a limit the caller set
+
+    @property
+    def is_terminal(self) -> bool:
+        return self not in (JobState.QUEUED, JobState.IN_PROGRESS)
+
+
+class Lane(StrEnum):
+    """Priority of a job; lanes share the predictors by weighted draw, so none starves."""
+
+    INTERACTIVE = "interactive"  #: somebody is looking at the screen
+    DEFAULT = "default"  #: everything that did not say
+    BATCH = "batch"  #: whenever there is room
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """One line of an OpenAI Batch file: every OpenAI-style call in one form."""
+
+    url: str
+    body: Mapping[str, Any]
+    custom_id: str | None = None
+    method: str = "POST"
+
+    def to_json(self) -> bytes:
+        line = {"custom_id": self.custom_id, "method": self.method, "url": self.url}
+        return orjson.dumps({k: v for k, v in line.items() if v is not None} | {"body": self.body})
+
+    @property
+    def model(self) -> str:
+        return str(self.body.get("model", ""))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobError:
+    """Why a job failed, fit to be shown: `code` is stable, `message` is for people."""
+
+    code: str
+    message: str
+    field: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        return {"code": self.code, "message": self.message, "field": self.field}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRecord:
+    """One attempt in a job's history. Times are store time in milliseconds; `outcome` is empty
+    while it runs.
+    """
+
+    attempt: int
+    owner: str
+    started_ms: int
+    ended_ms: int = 0
+    outcome: str = ""
+    resumed_from: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as the store holds it. All times are store time in milliseconds since the epoch, 0 for
+    «not yet».
+    """
+
+    id: JobId
+    state: JobState
+    request: JobRequest
+    tenant: str = "default"
+    lane: Lane = Lane.DEFAULT
+    source: str = API_SOURCE
+    event_id: str = ""
+    traceparent: str = ""
+    attempt: int = 0
+    token_count: int = 0
+    created_ms: int = 0
+    started_ms: int = 0
+    first_token_ms: int = 0
+    finished_ms: int = 0
+    deadline_ms: int = 0
+    lease_owner: str = ""
+    lease_until_ms: int = 0
+    result: Mapping[str, Any] | None = None
+    usage: Mapping[str, Any] | None = None
+    error: JobError | None = None
+    is_dead_letter: bool = False
+    is_announced: bool = False
+    refused_writes: int = 0
+    gpu_ms: int = 0
+    history: tuple[AttemptRecord, ...] = field(default=())
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def new_job_id() -> JobId:
+    """A fresh id; 96 random bits, so that a guess finds nothing."""
+    return JobId(f"job_{secrets.token_hex(12)}")
+
+
+def derive_job_id(source: str, event_id: str) -> JobId:
+    """The id of the job that the event (`source`, `event_id`) asks for: the same event always names
+    the same job.
+    """
+    if source == API_SOURCE and is_job_id(event_id):
+        return JobId(event_id)
+    digest = hashlib.sha256(f"{source}\0{event_id}".encode()).hexdigest()
+    return JobId(f"job_{digest[:24]}")
+
+
+def is_job_id(text: str) -> bool:
+    """True for the form that `new_job_id` and `derive_job_id` make; anything else is no key of
+    ours.
+    """
+    tail = text.removeprefix("job_")
+    return len(tail) == 24 and tail != text and all(c in "0123456789abcdef" for c in tail)
+
+
+def parse_request(data: bytes | str | Mapping[str, Any]) -> JobRequest:
+    """The job request in `data`. Raises `InvalidJob` naming the field of the first thing that can
+    never run.
+    """
+    line = data if isinstance(data, Mapping) else _load_object(data)
+    match line.get("method", "POST"):
+        case "POST":
+            pass
+        case other:
+            raise InvalidJob(f"method must be POST, not {other!r:.40}", "method")
+    custom_id = line.get("custom_id")
+    if custom_id is not None and not isinstance(custom_id, str):
+        raise InvalidJob("custom_id must be a string", "custom_id")
+    url, body = line.get("url"), line.get("body")
+    if not isinstance(url, str) or url not in RUNNABLE_URLS:
+        raise InvalidJob(f"url must be one of {', '.join(RUNNABLE_URLS)}", "url")
+    if not isinstance(body, Mapping):
+        raise InvalidJob("body must be a JSON object", "body")
+    check_body(url, body)
+    return JobRequest(url=url, body=body, custom_id=custom_id)
+
+
+def _load_object(data: bytes | str) -> Mapping[str, Any]:
+    try:
+        line = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise InvalidJob(f"data is not JSON: {error.msg} at {error.pos}", "data") from error
+    if not isinstance(line, dict):
+        raise InvalidJob("data must be a JSON object", "data")
+    return line

@@ -1,0 +1,275 @@
+"""What the rooms ask of the job store, and the answers it gives.
+
+Implemented by `eventing.store.redis_store` (Redis or Valkey) and by its in-memory twin
+`eventing.store.memory_store`; one contract suite runs against both (`tests/contract/test_store_*.py`).
+Must not know who asks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
+
+from eventing.job.job import Job, JobError, JobId, JobRequest, JobState, Lane
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to record. `deadline_ms` is epoch milliseconds, 0 for none."""
+
+    id: JobId
+    request: JobRequest
+    source: str
+    event_id: str
+    tenant: str = "default"
+    lane: Lane = Lane.DEFAULT
+    deadline_ms: int = 0
+    traceparent: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class AcquireStatus(StrEnum):
+    """What came of asking for a job's lease."""
+
+    ACQUIRED = "acquired"  #: ours; generate
+    HELD = "held"  #: runs elsewhere under a live lease
+    TERMINAL = "terminal"  #: has ended before: a duplicate delivery
+    EXPIRED = "expired"  #: failed here: its deadline had passed
+    EXHAUSTED = "exhausted"  #: failed here: no attempt left
+    ALONE = "alone"  #: its last attempt after losses: only for who runs nothing else (ADR 0085)
+    OTHER = "other"  #: recorded with another request than the asker knows: unchanged
+    MISSING = "missing"  #: no record; create it first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acquired:
+    """The answer to `acquire`. `token_count` tokens of earlier attempts stand in the stream and are
+    to be continued; `void_count` tokens stood there and are not.
+    """
+
+    status: AcquireStatus
+    attempt: int = 0
+    token_count: int = 0
+    void_count: int = 0
+    lease_left_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseSettings:
+    """How long a lease lasts, how many attempts may fail, how long a job whose event was taken may
+    wait for its start before it is published again, and how long ended jobs are kept.
+    """
+
+    lease_ms: int = 30_000
+    max_attempts: int = 3
+    republish_after_s: int = 900
+    retention_s: int = 24 * 3600
+    dead_letter_retention_s: int = 14 * 24 * 3600
+
+
+class Hold(StrEnum):
+    """What a lease holder is told when it renews or writes."""
+
+    OK = "ok"  #: still ours
+    FENCED = "fenced"  #: a newer attempt runs, or the job was given back
+    TERMINAL = "terminal"  #: the job has ended (cancelled, say)
+    EXPIRED = "expired"  #: the job's deadline has passed: end it
+    MISSING = "missing"  #: the record is gone
+    GAP = "gap"  #: tokens out of order; the writer is wrong
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """Tokens that go on from `index`; `delta` is what readers are shown for them (JSON text, may be
+    empty).
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    delta: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an attempt ended a job. `rest` is what it had not yet checkpointed and `gpu_ms` what its
+    job is charged: written in the same step as the end, or not at all.
+    """
+
+    state: JobState
+    result: Mapping[str, Any] | None = None
+    usage: Mapping[str, Any] | None = None
+    error: JobError | None = None
+    is_dead_letter: bool = False
+    rest: TokenBatch | None = None
+    gpu_ms: int = 0
+
+
+class Release(StrEnum):
+    """Why a job is given back unfinished."""
+
+    HANDOVER = "handover"  #: drain, preemption: the job is fine, costs no attempt
+    FAILURE = "failure"  #: the attempt went wrong, costs one
+    LOST = "lost"  #: the engine died under it and others: costs one, like a process that died
+
+
+class EntryKind(StrEnum):
+    """What an entry of a token stream says."""
+
+    ATTEMPT = "attempt"  #: a new attempt starts at `index` (0 when it had to start over)
+    TOKENS = "tokens"  #: tokens from `index` on
+    STATE = "state"  #: the job changed state
+
+
+class StreamEntry(NamedTuple):
+    """One entry of a job's token stream. `cursor` orders entries and is what a reader resumes
+    after. A tuple, since one is made for each live token, and a frozen dataclass takes four times
+    as long.
+    """
+
+    cursor: str
+    kind: EntryKind
+    attempt: int
+    index: int = 0  # type: ignore[assignment]  # hides tuple.index, which nobody asks for
+    token_ids: tuple[int, ...] = ()
+    delta: str = ""
+    state: JobState | None = None
+    is_restart: bool = False
+    at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A page of jobs, newest first; `next_cursor` is empty on the last one."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str = ""
+
+
+class Store(Protocol):
+    """The record of every job. Every method raises `StoreUnavailable` when the store does not
+    answer in time.
+
+    A method either did all it says or nothing: a caller that dies half-way leaves no half
+    transition behind.
+    """
+
+    async def create(self, new: NewJob) -> tuple[Job, bool]:
+        """Record the job and note that its event is unpublished; True when it is new.
+
+        Raises `IdempotencyConflict` when the id exists with another request.
+        """
+
+    async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
+        """Record an event that can never be a job: failed, a dead letter, with its raw data.
+
+        Idempotent. False when a job of another request has this identity: that one is left alone,
+        since whoever knows a job's identity must not be able to end it.
+        """
+
+    async def get(self, job_id: JobId) -> Job | None:
+        """The job, or None."""
+
+    async def list_jobs(
+        self, tenant: str, *, states: Sequence[JobState] = (), limit: int = 20, cursor: str = ""
+    ) -> Page:
+        """Jobs of a tenant, newest first. Raises `BadRequest` for a cursor that is none of ours."""
+
+    async def acquire(
+        self,
+        job_id: JobId,
+        owner: str,
+        *,
+        can_resume: bool,
+        is_alone: bool = False,
+        told: NewJob | None = None,
+    ) -> Acquired:
+        """Start an attempt. A lapsed lease is taken over and costs the job one attempt.
+
+        With `told`, only if the record says the same of the job as the asker was told: its request
+        and its tenant. Who asks so need not read the record first.
+
+        `is_alone` says that the owner runs nothing else until this attempt has ended; without it a
+        job on its last attempt that has lost one before is refused with `ALONE`, unchanged.
+        """
+
+    async def renew(self, leases: Sequence[tuple[JobId, int]], *, extend: bool) -> list[Hold]:
+        """Where each (job, attempt) stands, in order; `extend` lengthens the leases too. One round
+        trip.
+        """
+
+    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> Hold:
+        """Checkpoint tokens."""
+
+    async def append_all(self, appends: Sequence[tuple[JobId, int, TokenBatch]]) -> list[Hold]:
+        """`append` for many (job, attempt, tokens) in one round trip; each answer by itself, in
+        order. When it raises, any of them may have been written.
+        """
+
+    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> Hold:
+        """End the job: the tokens that were left, state, result and the note that its result event
+        is due, in that order of recoverability. `GAP`, and nothing is changed, when those tokens do
+        not go on from what is stored.
+        """
+
+    async def finish_and_get(
+        self, job_id: JobId, attempt: int, ending: Ending
+    ) -> tuple[Hold, Job | None]:
+        """As `finish`, and the job as it then stands, in one round trip."""
+
+    async def release(self, job_id: JobId, attempt: int, why: Release, error: JobError) -> bool:
+        """Give the job back; False when that ended it (attempts used up: now a dead letter with
+        `error`) or it was not ours.
+        """
+
+    async def cancel(self, job_id: JobId) -> Job | None:
+        """End the job as cancelled unless it has ended; the job as it then is."""
+
+    async def conclude(self, job_id: JobId, ending: Ending) -> Hold:
+        """End a job that nobody holds a live lease of; `FENCED` when somebody does."""
+
+    async def redrive(self, job_id: JobId, request: JobRequest | None) -> bool:
+        """Queue a dead letter again, with an edited request if given; False when it is none."""
+
+    async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
+        """Failed jobs that were set aside, newest first."""
+
+    async def delete(self, job_id: JobId) -> bool:
+        """Forget an ended job and its tokens; False when there is none or it has not ended."""
+
+    async def read_stream(
+        self, job_id: JobId, after: str = "", limit: int = 1000
+    ) -> list[StreamEntry]:
+        """Entries of the job's token stream after a cursor, in order."""
+
+    async def token_ids(self, job_id: JobId, count: int) -> list[int]:
+        """The first `count` token ids that are to be continued."""
+
+    async def take_unpublished(self, limit: int) -> list[JobId]:
+        """Jobs whose request event may not have reached the broker; taken for 15 s, so that
+        sweepers share them.
+        """
+
+    async def take_stranded(self, limit: int) -> list[JobId]:
+        """Jobs whose event the broker took and may have lost: never started within
+        `republish_after_s`, or started and held by nobody for a lease (docs/adr/0052, 0086); taken
+        likewise.
+        """
+
+    async def take_unannounced(self, limit: int) -> list[JobId]:
+        """Ended jobs whose result event may not have gone out; taken likewise."""
+
+    async def mark_published(self, *job_ids: JobId, age_ms: int = 0) -> None:
+        """The broker confirmed the request events. With a job's age, it was a stranded one's: not
+        looked at again before the job is twice as old.
+        """
+
+    async def mark_announced(self, job_id: JobId) -> None:
+        """The result event has arrived, or was confirmed by the broker. A job that has not ended
+        keeps its note: its end is still to be announced.
+        """
+
+    async def ping(self) -> None:
+        """Return when the store can take writes."""
+
+    async def close(self) -> None:
+        """Let go of every connection."""

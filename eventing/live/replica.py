@@ -1,0 +1,96 @@
+"""Which predictors of a model are waking or serving, and how far each has come.
+
+Written by each predictor every few seconds; read by the api (progress of a waking predictor) and
+the local stack. A hint, not a truth: a replica that died is forgotten because it fell silent. All
+times are store time, since the readers sit on other hosts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+from redis.asyncio import Redis
+
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
+
+SILENT_AFTER_MS: Final = 15_000
+"""A replica unheard of for this long is taken for dead; it speaks every 5 s."""
+_FORGOTTEN_AFTER_S: Final = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One predictor. `phases` are the seconds that each ended phase of its start took; `device` is
+    what it thinks on, once that is known.
+    """
+
+    id: str
+    phase: str
+    since_ms: int
+    seen_ms: int
+    phases: Mapping[str, float] = field(default_factory=dict)
+    device: str = ""
+
+
+class ReplicaDirectory:
+    """The replicas of every model, on one Redis client that it does not own."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def report(
+        self,
+        model: str,
+        replica_id: str,
+        phase: str,
+        phases: Mapping[str, float],
+        age_ms: int = 0,
+        *,
+        device: str = "",
+    ) -> None:
+        """Say that we live, and in which `phase` since `age_ms`. Raises `StoreUnavailable`."""
+        key = keys.replicas(model)
+        async with failures_named():
+            now = await self._now_ms()
+            entry = {
+                "phase": str(phase),
+                "since_ms": now - age_ms,
+                "seen_ms": now,
+                "phases": {str(name): seconds for name, seconds in phases.items()},
+                "device": device,
+            }
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.hset(key, replica_id, orjson.dumps(entry))
+                pipe.expire(key, _FORGOTTEN_AFTER_S)
+                await pipe.execute()
+
+    async def list(self, model: str) -> tuple[Replica, ...]:
+        """Replicas heard of lately, oldest phase first. Raises `StoreUnavailable`."""
+        async with failures_named():
+            now = await self._now_ms()
+            entries: dict[bytes, bytes] = await self._redis.hgetall(keys.replicas(model))
+        known = [_parse(name.decode(), orjson.loads(entry)) for name, entry in entries.items()]
+        alive = [replica for replica in known if now - replica.seen_ms <= SILENT_AFTER_MS]
+        return tuple(sorted(alive, key=lambda replica: (replica.since_ms, replica.id)))
+
+    async def remove(self, model: str, replica_id: str) -> None:
+        """We end. Raises `StoreUnavailable`; then silence says it."""
+        async with failures_named():
+            await self._redis.hdel(keys.replicas(model), replica_id)
+
+    async def _now_ms(self) -> int:
+        seconds, microseconds = await self._redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _parse(replica_id: str, entry: dict[str, Any]) -> Replica:
+    return Replica(
+        id=replica_id,
+        phase=str(entry["phase"]),
+        since_ms=int(entry["since_ms"]),
+        seen_ms=int(entry["seen_ms"]),
+        phases=entry.get("phases", {}),
+        device=str(entry.get("device", "")),
+    )

@@ -1,0 +1,115 @@
+"""Connections to Redis or Valkey, and their failures in our own words.
+
+Called by whoever opens a store or a queue. Every command has a timeout; nothing is retried here,
+because the callers know what may be sent twice.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis.asyncio import BlockingConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterCrossSlotError,
+    ConnectionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+
+from eventing.errors import StoreUnavailable
+from eventing.redis.multiplexed_connection import SharedRedis
+
+_REFUSED_WRITE = (
+    "OOM ",
+    "MISCONF ",
+    "READONLY ",
+    "NOREPLICAS ",
+    "CLUSTERDOWN ",
+    "LOADING ",
+    "MASTERDOWN ",
+)
+_CLOSED_BY_UVLOOP = "the handler is closed"
+
+
+def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> SharedRedis:
+    """A client for `url`; it opens connections when they are first used.
+
+    Plain commands share one connection (`eventing.redis.multiplexed_connection`). Of those that need one of their own, one
+    beyond `max_connections` waits its turn for `timeout_s`. (The plain pool of redis-py raises at
+    once, which would make a burst of requests look like a store that is away.)
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        timeout=timeout_s,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        max_connections=max_connections,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+        protocol=2,
+    )
+    shared: SharedRedis = SharedRedis.from_pool(pool)
+    return shared
+
+
+@asynccontextmanager
+async def failures_named() -> AsyncIterator[None]:
+    """Turn what a Redis client raises into `StoreUnavailable`; a bug of ours stays what it is.
+
+    A cancel that came meanwhile is raised here if nobody did: redis-py sends under
+    `asyncio.wait_for`, which until Python 3.12 swallows a cancel that comes as the bytes are gone,
+    and a loop that is never told to end keeps its process alive for ever (F31).
+    """
+    task = asyncio.current_task()
+    asked_before = task.cancelling() if task else 0
+    try:
+        yield
+        if task and task.cancelling() > asked_before:
+            raise asyncio.CancelledError
+    except (RedisError, OSError, RuntimeError) as error:
+        named = _named(error)
+        if named is None:
+            raise
+        raise named from error
+
+
+def _named(error: Exception) -> StoreUnavailable | None:
+    """What a client's error is to our callers; None for a bug of ours."""
+    match error:
+        case AuthenticationError():
+            return StoreUnavailable("the store refused our password (TORPOR_REDIS_URL)", 5.0)
+        case AskError() | ClusterCrossSlotError():  # MOVED is an ASK to redis-py
+            return StoreUnavailable("the store is a Redis Cluster: give a single primary", 5.0)
+        case ResponseError() if _is_refused_write(error):
+            return StoreUnavailable(
+                "the store takes no writes now (memory, disk or a failover)", 2.0
+            )
+        case ResponseError():
+            return None
+        case ConnectionError() | TimeoutError() | OSError():
+            return StoreUnavailable("the store does not answer")
+        case RedisError():
+            return StoreUnavailable("the store failed")
+        case _:
+            # uvloop's word for a connection that was reset between two steps of redis-py's
+            # greeting; asyncio's own loop says OSError. Unnamed, it ended the broker (F17).
+            is_closed = _CLOSED_BY_UVLOOP in str(error)
+            return StoreUnavailable("the store does not answer") if is_closed else None
+
+
+def _is_refused_write(error: ResponseError) -> bool:
+    """Errors inside a script carry the word somewhere behind the script's name."""
+    text = str(error)
+    return (
+        isinstance(error, OutOfMemoryError | ReadOnlyError)
+        or text.startswith(_REFUSED_WRITE)
+        or "OOM" in text
+        or "MISCONF" in text
+    )

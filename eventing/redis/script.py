@@ -1,0 +1,67 @@
+"""Named Lua scripts, loaded once by SHA and sent in full only when the server has forgotten them.
+
+Called by whoever keeps something in Redis by more than one command. Each script is a file of
+`eventing/redis/scripts` with its keys, arguments and answers at its top.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from eventing.redis.multiplexed_connection import Command, SharedRedis
+
+Argument = str | bytes | int
+Call = tuple[str, Sequence[str], Sequence[Argument]]
+"""A script by name, its keys and its arguments."""
+
+
+@cache
+def source(name: str) -> str:
+    """The text of the script `name`."""
+    return files("eventing.redis.scripts").joinpath(f"{name}.lua").read_text(encoding="utf-8")
+
+
+@cache
+def _digest(name: str) -> str:
+    return sha1(source(name).encode(), usedforsecurity=False).hexdigest()
+
+
+async def run(redis: Redis, name: str, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+    """One script, one round trip."""
+    return (await run_all(redis, [(name, keys, args)]))[0]
+
+
+async def run_all(redis: Redis, calls: Sequence[Call], then: Sequence[Command] = ()) -> list[Any]:
+    """Scripts in this order and the reads in `then`, in one round trip. Not a transaction: a crash
+    may cut it after any of them.
+    """
+    commands = [*map(_command, calls), *then]
+    try:
+        return await send(redis, commands)
+    except NoScriptError:
+        for name in {name for name, _, _ in calls}:
+            await redis.script_load(source(name))
+        # Every script is safe to run again, so those that did run before the missing one do no
+        # harm.
+        return await send(redis, commands)
+
+
+async def send(redis: Redis, commands: Sequence[Command]) -> list[Any]:
+    """Raw answers to any commands, in one round trip; the first error is raised."""
+    if isinstance(redis, SharedRedis):
+        return await redis.send(commands)
+    async with redis.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        answers: list[Any] = await pipe.execute()
+        return answers
+
+
+def _command(call: Call) -> Command:
+    name, keys, args = call
+    return ("EVALSHA", _digest(name), len(keys), *keys, *args)

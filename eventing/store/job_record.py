@@ -1,0 +1,181 @@
+"""A job as fields of a Redis hash, and an entry of its token stream: the only place that knows
+those names.
+
+Called by both stores and `eventing.live.stream_multiplexer`. The Lua scripts write the fields that change with a
+transition; their names stand here and there.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import orjson
+
+from eventing.job.job import AttemptRecord, Job, JobError, JobId, JobRequest, JobState, Lane
+from eventing.job.store import Ending, EntryKind, NewJob, StreamEntry
+
+Field = str | bytes | int
+
+
+def new_fields(new: NewJob, request: bytes) -> list[Field]:
+    """Field, value pairs of a job that is being recorded."""
+    pairs: dict[str, Field] = {
+        "request": request,
+        "model": new.request.model,
+        "tenant": new.tenant,
+        "lane": new.lane,
+        "source": new.source,
+        "event_id": new.event_id,
+        "deadline_ms": new.deadline_ms,
+    }
+    if new.traceparent:
+        pairs["traceparent"] = new.traceparent
+    if new.metadata:
+        pairs["metadata"] = orjson.dumps(dict(new.metadata))
+    return [item for pair in pairs.items() for item in pair]
+
+
+def fingerprint(request: bytes, tenant: str) -> str:
+    """What makes it the same request again. The order of keys does not."""
+    try:
+        canonical = orjson.dumps(orjson.loads(request), option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONDecodeError:
+        canonical = request
+    return hashlib.sha256(tenant.encode() + b"\0" + canonical).hexdigest()
+
+
+def ending_fields(ending: Ending) -> list[Field]:
+    """Field, value pairs of how a job ended; never empty, since HSET wants at least one pair."""
+    pairs: dict[str, Field] = {"announced": 0}
+    if ending.result is not None:
+        pairs["result"] = orjson.dumps(ending.result)
+    if ending.usage is not None:
+        pairs["usage"] = orjson.dumps(ending.usage)
+    if ending.error is not None:
+        pairs["error"] = orjson.dumps(ending.error.to_dict())
+    return [item for pair in pairs.items() for item in pair]
+
+
+def fresh(new: NewJob, created_ms: int) -> Job:
+    """The job just recorded, without reading it back."""
+    return Job(
+        id=new.id,
+        state=JobState.QUEUED,
+        request=new.request,
+        tenant=new.tenant,
+        lane=new.lane,
+        source=new.source,
+        event_id=new.event_id,
+        traceparent=new.traceparent,
+        created_ms=created_ms,
+        deadline_ms=new.deadline_ms,
+        metadata=new.metadata,
+    )
+
+
+def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
+    """The job in a hash; None when it is empty or the remains of an expired job."""
+    if b"state" not in record:
+        return None
+    text = {name.decode(): value.decode("utf-8", "replace") for name, value in record.items()}
+
+    def number(name: str) -> int:
+        return int(text.get(name) or 0)
+
+    return Job(
+        id=job_id,
+        state=JobState(text["state"]),
+        request=request_of(record[b"request"]),
+        tenant=text["tenant"],
+        lane=Lane(text["lane"]),
+        source=text["source"],
+        event_id=text["event_id"],
+        traceparent=text.get("traceparent", ""),
+        attempt=number("attempt"),
+        token_count=number("token_count"),
+        created_ms=number("created_ms"),
+        started_ms=number("started_ms"),
+        first_token_ms=number("first_token_ms"),
+        finished_ms=number("finished_ms"),
+        deadline_ms=number("deadline_ms"),
+        lease_owner=text.get("lease_owner", ""),
+        lease_until_ms=number("lease_until_ms"),
+        result=orjson.loads(text["result"]) if "result" in text else None,
+        usage=orjson.loads(text["usage"]) if "usage" in text else None,
+        error=JobError(**orjson.loads(text["error"])) if "error" in text else None,
+        is_dead_letter=text.get("dead") == "1",
+        is_announced=text.get("announced") == "1",
+        refused_writes=number("fenced"),
+        gpu_ms=number("gpu_ms"),
+        history=_history(text.get("history", "[]")),
+        metadata=orjson.loads(text["metadata"]) if "metadata" in text else {},
+    )
+
+
+_TOKENS_LAYOUT: Final = [b"kind", b"attempt", b"index", b"ids", b"delta"]
+"""The names of a token entry in the order in which `append.lua` writes them."""
+
+
+def parse_flat_entry(cursor: bytes, flat: Sequence[bytes]) -> StreamEntry:
+    """As `parse_entry`, from names and values in turn, as Redis sends them. Every live token passes
+    here.
+    """
+    if flat[::2] != _TOKENS_LAYOUT:
+        return parse_entry(cursor, dict(zip(flat[::2], flat[1::2], strict=True)))
+    _, _, _, attempt, _, index, _, ids, _, delta = flat
+    return StreamEntry(
+        cursor.decode(),
+        EntryKind.TOKENS,
+        int(attempt),
+        int(index),
+        tuple(map(int, ids.split())),
+        delta.decode(),
+    )
+
+
+def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
+    """One entry of a token stream."""
+    kind = fields[b"kind"]
+    attempt = int(fields.get(b"attempt", 0))
+    if kind == b"tokens":
+        return StreamEntry(
+            cursor=cursor.decode(),
+            kind=EntryKind.TOKENS,
+            attempt=attempt,
+            index=int(fields.get(b"index", 0)),
+            token_ids=tuple(map(int, fields.get(b"ids", b"").split())),
+            delta=fields.get(b"delta", b"").decode(),
+        )
+    return StreamEntry(
+        cursor=cursor.decode(),
+        kind=EntryKind(kind.decode()),
+        attempt=attempt,
+        index=int(fields.get(b"index", 0)),
+        state=JobState(fields[b"state"].decode()) if b"state" in fields else None,
+        is_restart=fields.get(b"restarted") == b"1",
+        at_ms=int(fields.get(b"at_ms", 0)),
+    )
+
+
+def request_of(raw: bytes) -> JobRequest:
+    """The request as recorded; one that never was a job (a dead letter) is shown as far as it can
+    be read.
+    """
+    try:
+        line = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return JobRequest(url="", body={"raw": raw.decode("utf-8", "replace")})
+    if not isinstance(line, dict) or not isinstance(line.get("body"), dict):
+        return JobRequest(url="", body={"raw": line})
+    return JobRequest(
+        url=str(line.get("url", "")), body=line["body"], custom_id=line.get("custom_id")
+    )
+
+
+def _history(text: str) -> tuple[AttemptRecord, ...]:
+    attempts = orjson.loads(text)
+    return (
+        tuple(AttemptRecord(**attempt) for attempt in attempts)
+        if isinstance(attempts, list)
+        else ()
+    )

@@ -1,0 +1,154 @@
+"""What the in-memory store keeps of one job, and the changes that can come over it.
+
+Called by `eventing.store.memory_store` only, which decides; here is done what was decided, and written
+to the job's stream. It knows neither other jobs nor a clock.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from eventing.job.job import AttemptRecord, Job, JobRequest, JobState
+from eventing.job.store import Ending, EntryKind, Hold, StreamEntry, TokenBatch
+
+
+@dataclass(slots=True)
+class MemoryRecord:
+    """What Redis keeps under one hash tag: the job, its token stream, and what is nobody's
+    business.
+    """
+
+    job: Job
+    sha: str
+    failures: int = 0
+    expires_ms: int = 0
+    is_rejected: bool = False
+    must_restart: bool = False
+    entries: list[StreamEntry] = field(default_factory=list)
+
+    def refuse(self, answer: Hold) -> Hold:
+        """Count a write that was refused; the answer to it."""
+        self.job = replace(self.job, refused_writes=self.job.refused_writes + 1)
+        return answer
+
+    def start_attempt(self, owner: str, can_resume: bool, lease_until_ms: int, now_ms: int) -> None:
+        """A new attempt holds the job. It goes on from the tokens there are, if it can."""
+        job = self.job
+        is_restart = self.must_restart or (job.token_count > 0 and not can_resume)
+        tokens = 0 if is_restart else job.token_count
+        attempt = job.attempt + 1
+        started = AttemptRecord(
+            attempt=attempt, owner=owner, started_ms=now_ms, resumed_from=tokens
+        )
+        self.must_restart = False
+        self.job = replace(
+            job,
+            state=JobState.IN_PROGRESS,
+            attempt=attempt,
+            token_count=tokens,
+            lease_owner=owner,
+            lease_until_ms=lease_until_ms,
+            started_ms=job.started_ms or now_ms,
+            history=(*job.history, started),
+        )
+        self._write(now_ms, EntryKind.ATTEMPT, index=tokens, is_restart=is_restart, at_ms=now_ms)
+
+    def append(self, batch: TokenBatch, now_ms: int) -> None:
+        """Tokens come after those there are."""
+        first_ms = self.job.first_token_ms or (0 if batch.index else now_ms)
+        count = batch.index + len(batch.token_ids)
+        self.job = replace(self.job, token_count=count, first_token_ms=first_ms)
+        self._write(
+            now_ms,
+            EntryKind.TOKENS,
+            index=batch.index,
+            token_ids=batch.token_ids,
+            delta=batch.delta,
+        )
+
+    def give_back(self, outcome: str, now_ms: int) -> None:
+        """The running attempt is over and the job waits for another."""
+        self.job = replace(
+            self.job,
+            state=JobState.QUEUED,
+            lease_owner="",
+            lease_until_ms=0,
+            history=closed(self.job.history, outcome, now_ms),
+        )
+        self._write_state(now_ms)
+
+    def end(self, ending: Ending, outcome: str, keep_ms: int, now_ms: int) -> None:
+        """The one way into a terminal state; a running attempt is closed with `outcome`."""
+        job = self.job
+        is_closing = job.state is JobState.IN_PROGRESS and outcome
+        self.job = replace(
+            job,
+            state=ending.state,
+            finished_ms=now_ms,
+            gpu_ms=job.gpu_ms + ending.gpu_ms,
+            lease_owner="",
+            lease_until_ms=0,
+            result=_stored(ending.result, job.result),
+            usage=_stored(ending.usage, job.usage),
+            error=ending.error or job.error,
+            is_dead_letter=ending.is_dead_letter,
+            is_announced=False,
+            history=closed(job.history, outcome, now_ms) if is_closing else job.history,
+        )
+        self.expires_ms = now_ms + keep_ms
+        self._write_state(now_ms)
+
+    def queue_again(self, request: JobRequest | None, sha: str, now_ms: int) -> None:
+        """An ended job starts anew, with all its attempts; with another `request` and its `sha`,
+        from the first token.
+        """
+        self.job = replace(
+            self.job,
+            state=JobState.QUEUED,
+            is_dead_letter=False,
+            is_announced=False,
+            finished_ms=0,
+            deadline_ms=0,
+            error=None,
+            result=None,
+            usage=None,
+        )
+        if request is not None:
+            self.sha, self.is_rejected = sha, False
+            self.must_restart = self.job.token_count > 0
+            self.job = replace(self.job, request=request, token_count=0)
+        self.failures, self.expires_ms = 0, 0
+        self._write_state(now_ms)
+
+    def _write_state(self, now_ms: int) -> None:
+        self._write(now_ms, EntryKind.STATE, state=self.job.state, at_ms=now_ms)
+
+    def _write(self, now_ms: int, kind: EntryKind, **fields: Any) -> None:
+        last = entry_order(self.entries[-1].cursor) if self.entries else (0, 0)
+        at_ms, sequence = max((now_ms, 0), (last[0], last[1] + 1))
+        cursor = f"{at_ms}-{sequence}"
+        self.entries.append(
+            StreamEntry(cursor=cursor, kind=kind, attempt=self.job.attempt, **fields)
+        )
+
+
+def closed(
+    history: tuple[AttemptRecord, ...], outcome: str, now_ms: int
+) -> tuple[AttemptRecord, ...]:
+    """The history with its last attempt ended."""
+    if not history:
+        return ()
+    return (*history[:-1], replace(history[-1], outcome=outcome, ended_ms=now_ms))
+
+
+def entry_order(cursor: str) -> tuple[int, int]:
+    """The order of stream entries; their cursors do not sort as text."""
+    milliseconds, _, sequence = cursor.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
+def _stored(value: Mapping[str, Any] | None, before: Any) -> Any:
+    """What a reader gets back: JSON as the real store keeps it, or what stood there before."""
+    return before if value is None else orjson.loads(orjson.dumps(value))

@@ -1,0 +1,335 @@
+"""The job store on Redis or Valkey: one Lua script a transition, compare-and-set on (state,
+attempt).
+
+Called by api, predictor and broker through the `Store` protocol. What lists jobs, or notes that
+something is due, is in `eventing.store.redis_index` and written before the record.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from eventing.store import job_record
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
+from eventing.errors import IdempotencyConflict
+from eventing.job.job import Job, JobError, JobId, JobRequest, JobState
+from eventing.store.redis_index import SWEEP_AFTER_MS, RedisIndex, noted
+from eventing.redis.script import Argument, Call, run, run_all
+from eventing.job.store import (
+    Acquired,
+    AcquireStatus,
+    Ending,
+    EntryKind,
+    Hold,
+    LeaseSettings,
+    NewJob,
+    Page,
+    Release,
+    StreamEntry,
+    TokenBatch,
+)
+
+
+class RedisStore:
+    """A `Store` over one Redis client, which it owns."""
+
+    def __init__(self, redis: Redis, settings: LeaseSettings | None = None) -> None:
+        self._redis = redis
+        self._settings = settings or LeaseSettings()
+        self._index = RedisIndex(redis, self._settings)
+
+    @property
+    def redis(self) -> Redis:
+        """The client, for the token hub and the queue that share it."""
+        return self._redis
+
+    async def create(self, new: NewJob) -> tuple[Job, bool]:
+        answers = await self._run_all(self._create_calls(new))
+        status, created_ms = answers[2][0].decode(), int(answers[2][1])
+        if status == "conflict":
+            raise IdempotencyConflict(
+                "the same identity was used before with another request", "body"
+            )
+        if status == "created":
+            return job_record.fresh(new, created_ms), True
+        job = await self.get(new.id)
+        return job or job_record.fresh(new, created_ms), False
+
+    async def create_with(self, new: NewJob, calls: Sequence[Call]) -> Job:
+        """Record a job whose id nobody knows yet, then run `calls`, in one round trip. When it
+        raises, any of it may have been done.
+        """
+        answers = await self._run_all([*self._create_calls(new), *calls])
+        return job_record.fresh(new, int(answers[2][1]))
+
+    async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
+        args: list[Argument] = [
+            job_record.fingerprint(raw, new.tenant),
+            self._settings.dead_letter_retention_s,
+        ]
+        fields = [*job_record.new_fields(new, raw), "error", orjson.dumps(error.to_dict())]
+        answers = await self._run_all(
+            [
+                noted(keys.UNANNOUNCED, new.id, after_ms=SWEEP_AFTER_MS),
+                self._index.listed(keys.jobs_of(new.tenant), new.id, "NX"),
+                self._index.listed(keys.dead_letters_of(new.tenant), new.id),
+                ("reject", _job_keys(new.id), [*args, *fields]),
+            ]
+        )
+        return bool(answers[-1] != b"conflict")
+
+    async def get(self, job_id: JobId) -> Job | None:
+        async with failures_named():
+            record = await self._redis.hgetall(keys.job(job_id))
+        return job_record.parse(job_id, record)
+
+    async def list_jobs(
+        self, tenant: str, *, states: Sequence[JobState] = (), limit: int = 20, cursor: str = ""
+    ) -> Page:
+        def is_wanted(job: Job) -> bool:
+            # A conflicting event of another tenant leaves the id in that tenant's index.
+            return job.tenant == tenant and (not states or job.state in states)
+
+        return await self._index.page(keys.jobs_of(tenant), is_wanted, limit, cursor)
+
+    async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
+        def is_wanted(job: Job) -> bool:
+            return job.tenant == tenant and job.is_dead_letter
+
+        return await self._index.page(keys.dead_letters_of(tenant), is_wanted, limit, cursor)
+
+    async def acquire(
+        self,
+        job_id: JobId,
+        owner: str,
+        *,
+        can_resume: bool,
+        is_alone: bool = False,
+        told: NewJob | None = None,
+    ) -> Acquired:
+        s = self._settings
+        args: list[Argument] = [
+            owner,
+            s.lease_ms,
+            s.max_attempts,
+            int(can_resume),
+            s.dead_letter_retention_s,
+            int(is_alone),
+            job_record.fingerprint(told.request.to_json(), told.tenant) if told else "",
+        ]
+        note = noted(keys.AWAITED, job_id, after_ms=2 * s.lease_ms)
+        answer = (await self._run_all([note, ("acquire", _job_keys(job_id), args)]))[-1]
+        status = AcquireStatus(answer[0].decode())
+        match status:
+            case AcquireStatus.ACQUIRED:
+                attempt, tokens, void = (int(number) for number in answer[1:4])
+                return Acquired(status=status, attempt=attempt, token_count=tokens, void_count=void)
+            case AcquireStatus.HELD:
+                return Acquired(status=status, lease_left_ms=int(answer[1]))
+            case AcquireStatus.EXPIRED | AcquireStatus.EXHAUSTED:
+                await self._note_dead(job_id)
+            case AcquireStatus.TERMINAL if answer[1] == 1:
+                # Whoever failed it died before it could note so, and this is the next delivery.
+                await self._note_dead(job_id, "NX")
+        return Acquired(status=status)
+
+    async def renew(self, leases: Sequence[tuple[JobId, int]], *, extend: bool) -> list[Hold]:
+        lease_ms = self._settings.lease_ms if extend else 0
+        calls: list[Call] = [
+            ("renew", [keys.job(job_id)], [attempt, lease_ms]) for job_id, attempt in leases
+        ]
+        return [Hold(answer.decode()) for answer in await self._run_all(calls)]
+
+    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> Hold:
+        return (await self.append_all([(job_id, attempt, batch)]))[0]
+
+    async def append_all(self, appends: Sequence[tuple[JobId, int, TokenBatch]]) -> list[Hold]:
+        calls: list[Call] = [
+            ("append", _job_keys(job_id), [attempt, *_batch_args(batch)])
+            for job_id, attempt, batch in appends
+        ]
+        return [Hold(answer.decode()) for answer in await self._run_all(calls)]
+
+    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> Hold:
+        return (await self.finish_and_get(job_id, attempt, ending))[0]
+
+    async def finish_and_get(
+        self, job_id: JobId, attempt: int, ending: Ending
+    ) -> tuple[Hold, Job | None]:
+        calls: list[Call] = [noted(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS)]
+        if ending.is_dead_letter:
+            tenant = await self._tenant(job_id)
+            calls.append(self._index.listed(keys.dead_letters_of(tenant), job_id))
+        outcome = ending.error.code if ending.error else str(ending.state)
+        dead = int(ending.is_dead_letter)
+        args: list[Argument] = [attempt, ending.state, self._retention_s(ending), dead, outcome]
+        args += _batch_args(ending.rest) if ending.rest else ["", 0, "", ""]
+        args.append(ending.gpu_ms)
+        calls.append(("finish", _job_keys(job_id), [*args, *job_record.ending_fields(ending)]))
+        async with failures_named():
+            answers = await run_all(self._redis, calls, [("HGETALL", keys.job(job_id))])
+        flat = answers[-1]
+        record = dict(zip(flat[::2], flat[1::2], strict=True))
+        return Hold(answers[-2][0].decode()), job_record.parse(job_id, record)
+
+    async def release(self, job_id: JobId, attempt: int, why: Release, error: JobError) -> bool:
+        s = self._settings
+        text = orjson.dumps(error.to_dict())
+        args: list[Argument] = [attempt, why, s.max_attempts, s.dead_letter_retention_s, text]
+        async with failures_named():
+            answer = (await run(self._redis, "release", _job_keys(job_id), args)).decode()
+        if answer == "exhausted":
+            await self._note_dead(job_id)
+        return bool(answer == "queued")
+
+    async def cancel(self, job_id: JobId) -> Job | None:
+        ending = Ending(state=JobState.CANCELLED)
+        await self._run_all(self._conclude_calls(job_id, "", ending, force=True))
+        return await self.get(job_id)
+
+    async def conclude(self, job_id: JobId, ending: Ending) -> Hold:
+        tenant = await self._tenant(job_id) if ending.is_dead_letter else ""
+        answers = await self._run_all(self._conclude_calls(job_id, tenant, ending, force=False))
+        word = answers[-1][0].decode()
+        return Hold.FENCED if word == "held" else Hold(word)
+
+    async def redrive(self, job_id: JobId, request: JobRequest | None) -> bool:
+        tenant = await self._tenant(job_id)
+        edited: list[str | bytes] = []
+        if request is not None:
+            text = request.to_json()
+            edited = [
+                "request",
+                text,
+                "sha",
+                job_record.fingerprint(text, tenant),
+                "model",
+                request.model,
+            ]
+        answers = await self._run_all(
+            [
+                noted(keys.UNPUBLISHED, job_id, after_ms=SWEEP_AFTER_MS),
+                ("redrive", _job_keys(job_id), [int(request is not None), *edited]),
+            ]
+        )
+        return bool(answers[1] == b"queued")
+
+    async def delete(self, job_id: JobId) -> bool:
+        tenant = await self._tenant(job_id)
+        async with failures_named():
+            if not await run(self._redis, "delete", _job_keys(job_id), []):
+                return False
+            # If we die here, whoever lists them next drops what leads nowhere.
+            await self._index.unlist(job_id, tenant)
+        return True
+
+    async def read_stream(
+        self, job_id: JobId, after: str = "", limit: int = 1000
+    ) -> list[StreamEntry]:
+        start = f"({after}" if after else "-"
+        async with failures_named():
+            entries = await self._redis.xrange(keys.tokens(job_id), min=start, max="+", count=limit)
+        return [job_record.parse_entry(cursor, fields) for cursor, fields in entries]
+
+    async def token_ids(self, job_id: JobId, count: int) -> list[int]:
+        """Reads the whole stream: an attempt that starts at an index voids what stood from there
+        on.
+        """
+        ids: list[int] = []
+        after = ""
+        while entries := await self.read_stream(job_id, after):
+            for entry in entries:
+                if entry.kind is EntryKind.ATTEMPT:
+                    del ids[entry.index :]
+                ids.extend(entry.token_ids)
+            after = entries[-1].cursor
+        return ids[:count]
+
+    async def take_unpublished(self, limit: int) -> list[JobId]:
+        return await self._index.take_due(keys.UNPUBLISHED, limit)
+
+    async def take_stranded(self, limit: int) -> list[JobId]:
+        return await self._index.take_stranded(limit)
+
+    async def take_unannounced(self, limit: int) -> list[JobId]:
+        return await self._index.take_due(keys.UNANNOUNCED, limit)
+
+    async def mark_published(self, *job_ids: JobId, age_ms: int = 0) -> None:
+        look_after_ms = max(age_ms, self._settings.republish_after_s * 1000)
+        # A job that has started meanwhile has a note of its own, which comes up sooner.
+        note = noted(keys.AWAITED, *job_ids, after_ms=look_after_ms, mode="" if age_ms else "NX")
+        async with failures_named():
+            await run_all(self._redis, [note], [("ZREM", keys.UNPUBLISHED, *job_ids)])
+
+    async def mark_announced(self, job_id: JobId) -> None:
+        async with failures_named():
+            if await run(self._redis, "announce", [keys.job(job_id)], []):
+                await self._redis.zrem(keys.UNANNOUNCED, job_id)
+
+    async def ping(self) -> None:
+        async with failures_named():
+            await self._redis.set(f"{keys.PREFIX}:ping", b"1", ex=60)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    def _create_calls(self, new: NewJob) -> list[Call]:
+        request = new.request.to_json()
+        sha = job_record.fingerprint(request, new.tenant)
+        return [
+            noted(keys.UNPUBLISHED, new.id, after_ms=SWEEP_AFTER_MS),
+            self._index.listed(keys.jobs_of(new.tenant), new.id, "NX"),
+            ("create", [keys.job(new.id)], [sha, *job_record.new_fields(new, request)]),
+        ]
+
+    def _conclude_calls(
+        self, job_id: JobId, tenant: str, ending: Ending, *, force: bool
+    ) -> list[Call]:
+        calls: list[Call] = [noted(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS)]
+        if ending.is_dead_letter:
+            calls.append(self._index.listed(keys.dead_letters_of(tenant), job_id))
+        args: list[Argument] = [
+            ending.state,
+            self._retention_s(ending),
+            int(ending.is_dead_letter),
+            int(force),
+        ]
+        calls.append(("conclude", _job_keys(job_id), [*args, *job_record.ending_fields(ending)]))
+        return calls
+
+    async def _note_dead(self, job_id: JobId, mode: str = "") -> None:
+        """Index a job that a script has just failed. If we die before this, the job's own next
+        delivery notes it (`acquire`).
+        """
+        tenant = await self._tenant(job_id)
+        await self._run_all(
+            [
+                noted(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS, mode=mode),
+                self._index.listed(keys.dead_letters_of(tenant), job_id, mode),
+            ]
+        )
+
+    async def _tenant(self, job_id: JobId) -> str:
+        async with failures_named():
+            tenant = await self._redis.hget(keys.job(job_id), "tenant")
+        return tenant.decode() if tenant else "default"
+
+    async def _run_all(self, calls: Sequence[Call]) -> list[Any]:
+        async with failures_named():
+            return await run_all(self._redis, calls)
+
+    def _retention_s(self, ending: Ending) -> int:
+        s = self._settings
+        return s.dead_letter_retention_s if ending.is_dead_letter else s.retention_s
+
+
+def _job_keys(job_id: JobId) -> list[str]:
+    return [keys.job(job_id), keys.tokens(job_id)]
+
+
+def _batch_args(batch: TokenBatch) -> list[Argument]:
+    ids = " ".join(map(str, batch.token_ids))
+    return [batch.index, len(batch.token_ids), ids, batch.delta]

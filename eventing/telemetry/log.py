@@ -1,0 +1,93 @@
+"""Logs of every Torpor process: one event a line, JSON for machines, colours on a terminal.
+
+Called once by each `__main__`; `Marked` by whoever takes a call or a delivery. Lines carry `action`
+and, where they apply, `job_id`, `attempt`, `duration_ms`; never a prompt, an output, a query string
+or a secret.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from contextvars import ContextVar, Token
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Final, Self
+
+import orjson
+import structlog
+
+from eventing.telemetry.trace import mark_line
+
+# Without local variables: those hold prompts, headers and passwords.
+_TRACEBACKS: Final = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+_AS_TEXT: Final = structlog.processors.JSONRenderer()
+_service = ""
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+_marks: Final[ContextVar[Mapping[str, str]]] = ContextVar("torpor_log_marks", default=_NONE)
+
+
+class Marked:
+    """Lines that are written within the block carry `marks`. One variable of ours: structlog's way
+    walks all context variables at each line and at each block.
+    """
+
+    __slots__ = ("_given", "_token")
+    _token: Token[Mapping[str, str]]
+
+    def __init__(self, marks: Mapping[str, str]) -> None:
+        self._given = marks
+
+    def __enter__(self) -> Self:
+        self._token = _marks.set(self._given)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _marks.reset(self._token)
+
+
+def stamp(_: Any, level: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor: what every line carries. One instead of structlog's three, at a third
+    of their price.
+    """
+    for name, value in _marks.get().items():
+        line.setdefault(name, value)
+    mark_line(_, level, line)
+    line["service"] = _service
+    line["level"] = level
+    line["timestamp"] = datetime.now(UTC).isoformat()[:-6] + "Z"
+    return line
+
+
+def _as_bytes(logger: Any, level: str, line: MutableMapping[str, Any]) -> bytes:
+    """The line as JSON, at half the price of one that the standard library writes as text."""
+    if "exc_info" in line:
+        _TRACEBACKS(logger, level, line)
+    return orjson.dumps(line, default=repr)
+
+
+def configure(service: str, *, level: str = "INFO") -> None:
+    """Send structlog, and the standard library's loggers through it, to standard error."""
+    global _service
+    _service = service  # not bound: a forked predictor has its parent's loggers
+    is_read_by_people = sys.stderr.isatty()
+    text = [structlog.dev.ConsoleRenderer()] if is_read_by_people else [_TRACEBACKS, _AS_TEXT]
+    structlog.configure(
+        processors=[stamp, *(text if is_read_by_people else [_as_bytes])],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
+        logger_factory=(
+            structlog.PrintLoggerFactory(sys.stderr)
+            if is_read_by_people
+            else structlog.BytesLoggerFactory(sys.stderr.buffer)
+        ),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[stamp, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *text],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

@@ -1,0 +1,162 @@
+"""What became of jobs, for Prometheus: waits, time to the first token, tokens, attempts, the dead.
+
+Called by the api, which is told of every ended job (`api.front.ResultListener`), wherever the
+predictor was that made it and whether it still lives. Everything here is counted once a job, from
+the job's own record in store time. Labels are models, lanes, states and our own words; never a
+tenant, a job or a text.
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection
+from typing import Final
+
+import structlog
+from prometheus_client import Counter, Histogram
+
+from eventing.errors import StoreUnavailable
+from eventing.job.job import Job, JobId, JobState, Lane
+from eventing.telemetry.metric.family import DEAD_LETTERS
+from eventing.telemetry.metric.ledger import Ledger
+from eventing.telemetry.metric.series import labelled
+
+_log = structlog.get_logger()
+
+_WAITS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 14400)
+_PACES: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
+
+_ended = Counter("torpor_jobs_ended_total", "Jobs that ended.", ["model", "lane", "state"])
+_wait = Histogram(
+    "torpor_queue_wait_seconds",
+    "From the submit to the start of the first attempt, of ended jobs.",
+    ["model", "lane"],
+    buckets=_WAITS,
+)
+_first = Histogram(
+    "torpor_ttft_seconds",
+    "From the submit to the first token, of ended jobs.",
+    ["model", "lane"],
+    buckets=_WAITS,
+)
+_pace = Histogram(
+    "torpor_job_time_per_output_token_seconds",
+    "Mean time between output tokens, from the first to the end of the job.",
+    ["model"],
+    buckets=_PACES,
+)
+_total = Histogram(
+    "torpor_job_seconds",
+    "From the submit to the end, of ended jobs.",
+    ["model", "lane"],
+    buckets=_WAITS,
+)
+_attempts = Counter(
+    "torpor_job_attempts_total",
+    "Attempts of ended jobs, by how they ended; `lost` is a lease that lapsed.",
+    ["model", "outcome"],
+)
+_retries = Counter(
+    "torpor_job_retries_total", "Attempts after the first, of ended jobs.", ["model"]
+)
+_lost = Counter(
+    "torpor_lease_losses_total", "Leases that lapsed with their job unfinished.", ["model"]
+)
+_refused = Counter(
+    "torpor_refused_writes_total",
+    "Writes of outdated attempts that the store refused (fencing), of ended jobs.",
+    ["model"],
+)
+
+_OUTCOMES: Final = frozenset(
+    {"completed", "incomplete", "cancelled", "handover", "failure", "lost", "invalid", "expired"}
+)
+"""What the history of a job may say; error codes are `failed` here, since an engine could make up
+any number of them.
+"""
+_REMEMBERED: Final = 1024
+
+
+class JobMetrics:
+    """Told of ended jobs, at least once; counts each once."""
+
+    def __init__(self, models: Collection[str], ledger: Ledger | None = None) -> None:
+        self._models = frozenset(models)
+        self._ledger = ledger
+        self._seen: OrderedDict[tuple[JobId, int, int], None] = OrderedDict()
+        for model in self._models:
+            start_at_zero(model)
+
+    async def ended(self, job: Job) -> None:
+        """Count it. Never holds up the result: a store that is away loses one row of the ledger."""
+        key = (job.id, job.attempt, job.finished_ms)
+        if job.is_announced or key in self._seen:
+            return
+        self._seen[key] = None
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        # Anybody may send an event that names a model; only ours may become labels.
+        model = job.request.model if job.request.model in self._models else "other"
+        observe(job, model)
+        if self._ledger is not None:
+            await self._post(self._ledger, job, model)
+
+    async def _post(self, ledger: Ledger, job: Job, model: str) -> None:
+        measures = {
+            "jobs": 1,
+            "input_tokens": _usage(job, "prompt_tokens"),
+            "delivered_tokens": _usage(job, "completion_tokens"),
+        }
+        try:
+            await ledger.post({("model", model): measures, ("tenant", job.tenant): measures})
+        except StoreUnavailable as error:
+            _log.warning("not posted", action="ledger", job_id=job.id, reason=error.code)
+
+
+def start_at_zero(model: str) -> None:
+    """Show what there is to count before it counts: Prometheus takes the first sample of a series
+    for its start, and would never see the first dead letter, nor the first wake's wait.
+    """
+    DEAD_LETTERS.labels(f"requests-{model}")
+    for counter in (_retries, _lost, _refused):
+        counter.labels(model)
+    for lane in Lane:
+        for state in JobState:
+            if state.is_terminal:
+                _ended.labels(model, lane, str(state))
+        for times in (_wait, _first, _total):
+            times.labels(model, lane)
+    _pace.labels(model)
+
+
+def observe(job: Job, model: str) -> None:
+    """Count an ended job in this process."""
+    lane = str(job.lane)
+    labelled(_ended, model, lane, str(job.state)).inc()
+    _observe_times(job, model, lane)
+    for record in job.history:
+        outcome = record.outcome if record.outcome in _OUTCOMES else "failed"
+        labelled(_attempts, model, outcome).inc()
+        if record.outcome == "lost":
+            labelled(_lost, model).inc()
+    if len(job.history) > 1:
+        labelled(_retries, model).inc(len(job.history) - 1)
+    if job.refused_writes:
+        labelled(_refused, model).inc(job.refused_writes)
+    if job.is_dead_letter:
+        labelled(DEAD_LETTERS, f"requests-{model}").inc()
+
+
+def _observe_times(job: Job, model: str, lane: str) -> None:
+    if job.started_ms:
+        labelled(_wait, model, lane).observe((job.started_ms - job.created_ms) / 1000)
+    if job.first_token_ms:
+        labelled(_first, model, lane).observe((job.first_token_ms - job.created_ms) / 1000)
+        tokens = _usage(job, "completion_tokens")
+        if tokens > 1:
+            spent_s = (job.finished_ms - job.first_token_ms) / 1000
+            labelled(_pace, model).observe(spent_s / (tokens - 1))
+    labelled(_total, model, lane).observe((job.finished_ms - job.created_ms) / 1000)
+
+
+def _usage(job: Job, name: str) -> int:
+    value = (job.usage or {}).get(name)
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,191 @@
+"""Spans by OpenTelemetry: the only module that imports it. Loaded when tracing is on.
+
+Called by `eventing.telemetry.trace`. Spans go to an OTLP collector in batches, from a thread of the SDK's
+own, or to a file one by one, so that a killed process loses none that had ended.
+"""
+
+import os
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
+from pathlib import Path
+from typing import Any, Final, Self
+
+import orjson
+from opentelemetry import trace as api
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    SimpleSpanProcessor,
+    SpanExporter,
+    SpanExportResult,
+)
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
+from eventing.telemetry.span import NO_SPAN, Span, Unkept, is_sampled, is_well_formed
+
+_CLOSE_MS: Final = 3000
+_ROOT: Final = Context()
+_within: Final[ContextVar[tuple[str, api.Span | None]]] = ContextVar(
+    "torpor_span", default=("", None)
+)
+"""The innermost span that is open here: its `traceparent`, and itself if it is kept."""
+
+
+class FileExporter(SpanExporter):
+    """Appends each span as one line of JSON; lines of several processes do not mix."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        for span in spans:
+            os.write(self._file, orjson.dumps(plain(span)) + b"\n")
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        os.close(self._file)
+
+
+def plain(span: ReadableSpan) -> dict[str, Any]:
+    """A span as plain data: ids in hex, times in nanoseconds since the epoch."""
+    context = span.get_span_context()
+    assert context is not None  # noqa: S101 (a span that was recorded has one)
+    return {
+        "name": span.name,
+        "service": span.resource.attributes.get("service.name", ""),
+        "trace_id": f"{context.trace_id:032x}",
+        "span_id": f"{context.span_id:016x}",
+        "parent_id": f"{span.parent.span_id:016x}" if span.parent else "",
+        "start_ns": span.start_time,
+        "end_ns": span.end_time,
+        "status": span.status.status_code.name,
+        "attributes": dict(span.attributes or {}),
+        "links": [f"{link.context.span_id:016x}" for link in span.links],
+    }
+
+
+class _Open:
+    """A recording span, open while the block lasts. Neither OpenTelemetry's current context nor its
+    propagators take part: with them a span cost twice as much.
+    """
+
+    __slots__ = ("_span", "_token", "traceparent")
+    _token: Token[tuple[str, api.Span | None]]
+
+    def __init__(self, span: api.Span) -> None:
+        self._span = span
+        self.traceparent = _traceparent(span.get_span_context())
+
+    def set(self, **attributes: str | int | float | bool) -> None:
+        self._span.set_attributes(_named(attributes))
+
+    def __enter__(self) -> Self:
+        self._token = _within.set((self.traceparent, self._span))
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        _within.reset(self._token)
+        if isinstance(error, Exception):  # its message could hold what a user wrote
+            self._span.set_status(api.StatusCode.ERROR, type(error).__name__)
+        self._span.end()
+
+
+class _Within(Unkept):
+    """A span of a caller's trace that nobody keeps: hands its context on to spans within."""
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> Self:
+        self._token = _within.set((self.traceparent, None))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _within.reset(self._token)
+
+
+class OtelTracer:
+    """A tracer of one process."""
+
+    def __init__(self, service: str, target: str, share: float) -> None:
+        self._provider = TracerProvider(
+            resource=Resource.create({"service.name": f"torpor-{service}"}),
+            sampler=ALWAYS_ON,  # what is not kept never gets there
+            shutdown_on_exit=False,
+        )
+        self._share = share
+        self._rng = random.SystemRandom()  # no seed that forked predictors would share
+        self._provider.add_span_processor(_processor(target))
+        self._tracer = self._provider.get_tracer("torpor")
+
+    def open(
+        self,
+        name: str,
+        parent: str,
+        links: Sequence[str],
+        attributes: Mapping[str, Any],
+        *,
+        begins: bool,
+    ) -> AbstractContextManager[Span]:
+        within = parent if parent and is_well_formed(parent) else _within.get()[0]
+        if not within:
+            if not begins or self._rng.random() >= self._share:
+                return NO_SPAN
+        elif not is_sampled(within):
+            return _Within(within)
+        return _Open(
+            self._tracer.start_span(
+                name,
+                context=_under(within) if within else _ROOT,
+                links=[api.Link(_context(text)) for text in links if is_well_formed(text)],
+                attributes=_named(attributes),
+            )
+        )
+
+    def current(self) -> str:
+        return _within.get()[0]
+
+    def link(self, traceparent: str) -> None:
+        """Link the open span to another."""
+        _, span = _within.get()
+        if span is not None and is_well_formed(traceparent):
+            span.add_link(_context(traceparent))
+
+    def close(self) -> None:
+        self._provider.force_flush(_CLOSE_MS)
+        self._provider.shutdown()
+
+
+def _processor(target: str) -> SimpleSpanProcessor | BatchSpanProcessor:
+    kind, _, path = target.partition(":")
+    if kind == "file":
+        return SimpleSpanProcessor(FileExporter(Path(path)))
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return BatchSpanProcessor(OTLPSpanExporter())
+
+
+def _named(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Under our own prefix: `job_id` is `torpor.job_id`."""
+    return {f"torpor.{name}": value for name, value in attributes.items()}
+
+
+def _context(traceparent: str) -> api.SpanContext:
+    """What a well-formed `traceparent` names."""
+    flags = api.TraceFlags(int(traceparent[53:], 16))
+    return api.SpanContext(int(traceparent[3:35], 16), int(traceparent[36:52], 16), True, flags)
+
+
+def _under(traceparent: str) -> Context:
+    return api.set_span_in_context(api.NonRecordingSpan(_context(traceparent)), _ROOT)
+
+
+def _traceparent(context: api.SpanContext) -> str:
+    if not context.is_valid:
+        return ""
+    flags = int(context.trace_flags)
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}"
