@@ -16,18 +16,18 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from api import batch_runner
+from api.batch import runner as batch_runner
 from api.app import create_app
 from api.assembly import Loop, furnish
-from api.auth_rules import openness, why_not_start
-from api.background import forever
-from api.batch_store import BatchStore
-from api.catalog import Catalog
-from api.door import door_for
-from api.file_store import FileStore
+from api.auth.rules import openness, why_not_start
+from api.http.background import forever
+from api.batch.store import BatchStore
+from api.job.catalog import Catalog
+from api.http.protocol import door_for
+from api.batch.file_store import FileStore
 from api.front import Front
 from api.settings import ApiSettings
-from api.waiting import QueueWaiting
+from api.job.waiting import QueueWaiting
 from eventing.process import gc as collector
 from eventing.telemetry import log, trace
 from eventing.outbox import outbox

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import WebSocketRoute
 
-from api import (
+from api.routes import (
     batches,
     dead_letters,
     events,
@@ -25,13 +25,13 @@ from api import (
     responses,
     socket,
     usage,
-    webhook_routes,
+    webhooks as webhook_routes,
 )
 from api.console import overview, page
-from api.edge import Edge
+from api.http.middleware import Edge
 from api.front import Front
-from api.limit_gate import RateHeaders
-from api.problem import error_response
+from api.limit.gate import RateHeaders
+from api.http.problem import error_response
 from eventing.errors import TorporError
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]

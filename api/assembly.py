@@ -8,15 +8,15 @@ from dataclasses import replace
 
 from redis.asyncio import Redis
 
-from api.auth_rules import doorkeeper
+from api.auth.rules import doorkeeper
 from api.console.overview import RedisOverview
 from api.front import Front
-from api.limit_gate import LimitGate
-from api.replay import Replay
-from api.result_feed import ResultFeed
-from api.waiting import WakingNotes
-from api.webhook_desk import build_webhooks
-from api.webhook_listener import WebhookListener
+from api.limit.gate import LimitGate
+from api.job.idempotency import Replay
+from api.job.result_feed import ResultFeed
+from api.job.waiting import WakingNotes
+from api.webhook.service import build_webhooks
+from api.webhook.listener import WebhookListener
 
 Loop = Callable[[], Awaitable[None]]
 

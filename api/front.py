@@ -1,6 +1,6 @@
 """What every handler may use, put together once: the api's parts, injected.
 
-Called by `api.__main__` (builds it) and `api.route` (hands it to handlers). Must not know any
+Called by `api.__main__` (builds it) and `api.routes.route` (hands it to handlers). Must not know any
 route.
 """
 
@@ -12,16 +12,16 @@ from typing import Any, Protocol
 
 from starlette.requests import HTTPConnection
 
-from api.batch import Batch
-from api.body_room import BodyRoom
-from api.catalog import Catalog
-from api.file_store import FileStore
-from api.principal import Authenticator, EverybodyIsDefault, Principal
-from api.replay import Replay
-from api.result_feed import ResultFeed
+from api.batch.batch import Batch
+from api.http.body_limiter import BodyRoom
+from api.job.catalog import Catalog
+from api.batch.file_store import FileStore
+from api.auth.principal import Authenticator, EverybodyIsDefault, Principal
+from api.job.idempotency import Replay
+from api.job.result_feed import ResultFeed
 from api.settings import ApiSettings
-from api.turnstile import Turnstile
-from api.webhook_desk import WebhookDesk
+from api.job.concurrency_limiter import Turnstile
+from api.webhook.service import WebhookDesk
 from eventing.clock import Clock, SystemClock
 from eventing.errors import NotFound, Unavailable
 from eventing.job.job import Job, JobId
@@ -78,7 +78,7 @@ class Waiting(Protocol):
 
 
 class PastWaking(Protocol):
-    """Tells what a job that has ended waited for (`api.waiting.WakingNotes`)."""
+    """Tells what a job that has ended waited for (`api.job.waiting.WakingNotes`)."""
 
     async def of(self, job: Job) -> list[dict[str, Any]]: ...
 
@@ -125,7 +125,7 @@ class ResultListener(Protocol):
 
 
 class Batches(Protocol):
-    """Where batches are recorded (`api.batch_store.BatchStore`)."""
+    """Where batches are recorded (`api.batch.store.BatchStore`)."""
 
     async def create(self, batch: Batch) -> Batch: ...
 

@@ -10,8 +10,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from api.webhook_address import allow_list
-from api.webhook_schedule import SCHEDULE_S
+from api.webhook.address import allow_list
+from api.webhook.schedule import SCHEDULE_S
 from eventing.telemetry.cost import Price
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 from prometheus_client import REGISTRY, generate_latest
 
-from api.edge import _count
+from api.http.middleware import _count
 from eventing.telemetry import log, trace
 from eventing.job.job import AttemptRecord, Job, JobRequest, JobState, new_job_id
 from eventing.telemetry.metric.job import observe

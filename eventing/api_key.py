@@ -31,7 +31,7 @@ SCOPES: Final = (
     "metrics:read",
     "admin",
 )
-"""What a key can be good for; `api.principal.Scope` says each in words."""
+"""What a key can be good for; `api.auth.principal.Scope` says each in words."""
 DEFAULT_SCOPES: Final = ("jobs:read", "jobs:write", "jobs:cancel", "events:write")
 PREFIX: Final = "torpor"
 _FORM: Final = re.compile(r"torpor_([0-9a-f]{16})_([A-Za-z0-9_-]{43})\Z")

@@ -12,11 +12,11 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from starlette.responses import Response
 
-from api.doc_examples import OVERVIEW
-from api.docs import answer, problems
-from api.jobs import json_response
-from api.principal import Scope
-from api.route import Call, Doc, new_router, operation
+from api.openapi.examples import OVERVIEW
+from api.openapi.operation import answer, problems
+from api.routes.jobs import json_response
+from api.auth.principal import Scope
+from api.routes.route import Call, Doc, new_router, operation
 from eventing.broker.queue import QueueView, expected_wait_s
 from eventing.clock import Clock
 from eventing.errors import NotFound

@@ -1,6 +1,6 @@
 """The id under which a caller knows a request: taken as it comes, if it can stand in a log line.
 
-Called by `api.edge` for each call, by whoever makes a job of one, and by `eventing.cloudevent.job_event`: as
+Called by `api.http.middleware` for each call, by whoever makes a job of one, and by `eventing.cloudevent.job_event`: as
 CloudEvents' `correlationid` it goes with the job's events to every process that works for it.
 """
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from redis.asyncio import Redis
 
-from api.usage import usage_view
+from api.routes.usage import usage_view
 from eventing.redis import keys
 from eventing.telemetry.cost import Price
 from eventing.job.job import Job, JobId, JobRequest, JobState, new_job_id

@@ -13,7 +13,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from api import health
+from api.routes import health
 from eventing.broker.server import Broker
 from eventing.broker.settings import BrokerSettings
 from eventing.process.http_server import listen

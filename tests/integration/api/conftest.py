@@ -14,11 +14,11 @@ from redis.asyncio import Redis
 
 from api.app import create_app
 from api.assembly import Loop
-from api.batch_store import BatchStore
-from api.catalog import Catalog
-from api.file_store import FileStore
+from api.batch.store import BatchStore
+from api.job.catalog import Catalog
+from api.batch.file_store import FileStore
 from api.front import Front
-from api.principal import Scope
+from api.auth.principal import Scope
 from api.settings import ApiSettings, ModelCard
 from eventing.api_key import RedisKeys, mint
 from eventing.live.completion_notifier import EndBell

@@ -14,7 +14,7 @@ import orjson
 import uvicorn
 from fastapi import FastAPI
 
-from api.door import Door, door_for
+from api.http.protocol import Door, door_for
 from eventing.errors import BrokerUnavailable
 from eventing.cloudevent.event import Event
 from eventing.job.job import Job, JobError, JobId, JobState

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
-from api.body_room import HELD_BYTES
+from api.http.body_limiter import HELD_BYTES
 from eventing.job.job import JobId
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import Rig, chat_line

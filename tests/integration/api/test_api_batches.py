@@ -13,10 +13,10 @@ import orjson
 import pytest
 from openai import AsyncOpenAI
 
-from api import batch_runner
-from api.batch import Batch
-from api.batch_store import BatchStore
-from api.submission import keyed_job_id
+from api.batch import runner as batch_runner
+from api.batch.batch import Batch
+from api.batch.store import BatchStore
+from api.job.submission import keyed_job_id
 from eventing.redis import keys
 from eventing.clock import SystemClock
 from eventing.job.job import JobId

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from api.door import HEAD_LIMIT_BYTES, Door, Wire, wire_of
-from api.sse import Stream
+from api.http.protocol import HEAD_LIMIT_BYTES, Door, Wire, wire_of
+from api.http.sse import Stream
 from tests.integration.api.fakes import serving
 
 
@@ -120,7 +120,7 @@ async def test_a_refusal_is_read_by_one_who_sends_all_before_it_listens(port: in
 async def test_who_sends_on_after_a_refusal_is_cut_off(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.door.PART_S", 0.1)
+    monkeypatch.setattr("api.http.protocol.PART_S", 0.1)
     async with line(port) as (_, writer):
         writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n")
         async with asyncio.timeout(3):

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import orjson
 import pytest
 
-from api import result_feed
+from api.job import result_feed
 from eventing.job.job import JobId
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import sse_events

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import orjson
 import pytest
 
-from api import live
+from api.job import live
 from eventing.redis import keys
 from eventing.errors import Unavailable
 from eventing.job.job import JobId

@@ -8,7 +8,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from api.waiting import QueueWaiting, WakingNotes
+from api.job.waiting import QueueWaiting, WakingNotes
 from eventing.broker.queue import Queue
 from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event

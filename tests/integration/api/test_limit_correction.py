@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
-from api.limit_window import Meter, Windows
+from api.limit.window import Meter, Windows
 from eventing.job.job import JobId, JobState
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import chat_line

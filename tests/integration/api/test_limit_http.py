@@ -10,8 +10,8 @@ import pytest
 from openai import AsyncOpenAI, RateLimitError
 from redis.asyncio import Redis
 
-from api.limit_flight import Flight
-from api.limit_window import Meter, Windows
+from api.limit.in_flight import Flight
+from api.limit.window import Meter, Windows
 from eventing.redis import keys
 from eventing.broker.queue import Queue
 from eventing.redis.connection import connect

@@ -15,7 +15,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
-from api.auth_oidc import OidcRules, OidcVerifier, ProviderAway
+from api.auth.oidc import OidcRules, OidcVerifier, ProviderAway
 from eventing.clock import SystemClock
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.furnished import furnished, settings_for

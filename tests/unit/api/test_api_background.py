@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from api import background
+from api.http import background
 from eventing.outbox import outbox
 from eventing.errors import BrokerUnavailable
 from eventing.cloudevent.event import Event

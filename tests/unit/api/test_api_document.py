@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from api.app import create_app
-from api.catalog import Catalog
+from api.job.catalog import Catalog
 from api.front import Front
 from api.settings import ApiSettings
 from eventing.store.memory_store import MemoryStore

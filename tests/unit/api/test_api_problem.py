@@ -3,8 +3,8 @@
 import orjson
 import pytest
 
-from api.errors import BodyTooLarge, ModelNotFound, Unauthorized
-from api.problem import error_response
+from api.http.errors import BodyTooLarge, ModelNotFound, Unauthorized
+from api.http.problem import error_response
 from api.settings import ApiSettings, ModelCard
 from eventing.errors import (
     BrokerUnavailable,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from api.response_request import input_items, messages_of, parse_ask
+from api.job.response_request import input_items, messages_of, parse_ask
 from eventing.errors import InvalidJob
 
 CALL = {"model": "m", "input": "hi"}

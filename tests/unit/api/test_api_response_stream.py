@@ -6,7 +6,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.response_stream import Translator
+from api.view.response_stream import Translator
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.store import EntryKind, StreamEntry
 

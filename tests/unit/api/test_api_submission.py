@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from api.catalog import Catalog
+from api.job.catalog import Catalog
 from api.front import AdmitAll, Front
-from api.principal import Principal
+from api.auth.principal import Principal
 from api.settings import ApiSettings, ModelCard
-from api.submission import NEVER_ACCEPTED, Wish, keyed_job_id, submit, wish_of
+from api.job.submission import NEVER_ACCEPTED, Wish, keyed_job_id, submit, wish_of
 from eventing.errors import BrokerUnavailable, IdempotencyConflict, InvalidJob, StoreUnavailable
 from eventing.cloudevent.event import Event
 from eventing.job.job import Job, JobError, JobId, JobState, Lane

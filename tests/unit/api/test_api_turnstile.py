@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from api.turnstile import Turnstile
+from api.job.concurrency_limiter import Turnstile
 from eventing.errors import Overloaded
 
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import pytest
 from starlette.requests import HTTPConnection
 
-from api.auth import Credentials, Doorkeeper, RememberedKeys, bearer
-from api.auth_rules import openness, why_not_start
-from api.errors import Forbidden, Unauthorized
-from api.principal import Scope
+from api.auth.authenticator import Credentials, Doorkeeper, RememberedKeys, bearer
+from api.auth.rules import openness, why_not_start
+from api.http.errors import Forbidden, Unauthorized
+from api.auth.principal import Scope
 from api.settings import ApiSettings
 from eventing.api_key import SCOPES, ApiKey, key_id_of, mint
 

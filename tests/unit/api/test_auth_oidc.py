@@ -11,8 +11,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from api.auth_oidc import OidcRules, OidcVerifier, ProviderAway
-from api.principal import Scope
+from api.auth.oidc import OidcRules, OidcVerifier, ProviderAway
+from api.auth.principal import Scope
 
 ISSUER, AUDIENCE = "https://id.example.com", "torpor"
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.limit import (
+from api.limit.limit import (
     DeadlineOutOfReach,
     Window,
     check_deadline,

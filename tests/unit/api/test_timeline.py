@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from api.timeline import timeline
-from api.webhook import Delivery, Try
-from api.webhook_schedule import Verdict
+from api.view.timeline import timeline
+from api.webhook.webhook import Delivery, Try
+from api.webhook.schedule import Verdict
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
 from eventing.live.replica import Replica
 

@@ -8,7 +8,7 @@ import pytest
 from openai import InvalidWebhookSignatureError, OpenAI
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from api.webhook import (
+from api.webhook.webhook import (
     PER_JOB,
     Endpoint,
     Secret,

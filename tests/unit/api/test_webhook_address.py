@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.webhook_address import AllowList, check_url, may_dial, refusal
+from api.webhook.address import AllowList, check_url, may_dial, refusal
 from eventing.errors import InvalidJob
 
 NOTHING = AllowList()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.webhook_schedule import (
+from api.webhook.schedule import (
     JITTER,
     LONGEST_RETRY_AFTER_S,
     SCHEDULE_S,

@@ -1,0 +1,155 @@
+"""Tells who calls: by API key, by a bearer token of an identity provider, or by the broker's token.
+
+Called by `api.routes.route` before every handler. Every refusal looks the same, so that nothing can be
+learned from it. Must not know any route.
+"""
+
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from starlette.requests import HTTPConnection
+
+from api.auth.address import is_loopback
+from api.http.errors import Forbidden, Unauthorized
+from api.auth.principal import Principal, Scope
+from eventing.api_key import ApiKey, KeySource, key_id_of
+
+_REFUSED: Final = "send a key that we know, as «Authorization: Bearer ...»"
+_REMEMBER_S: Final = 5.0
+_REMEMBERED: Final = 10_000
+_NOBODY: Final = ApiKey(id="", tenant="nobody", scopes=(), digest="0" * 64)
+"""Compared with when there is no such key, so that a wrong id takes as long as a wrong key."""
+
+
+class TokenVerifier(Protocol):
+    """Who a signed token speaks for (`api.auth.oidc`)."""
+
+    async def verify(self, token: str) -> Principal | None:
+        """The caller; None for a token that is not good. Raises `Unavailable`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What is accepted. Without keys and verifier everybody is the tenant `default`; the broker's
+    token, when there is one, is asked for all the same.
+    """
+
+    keys: KeySource | None = None
+    verifier: TokenVerifier | None = None
+    delivery_token: str = ""
+    is_local: bool = False
+    """We listen on loopback only, so an honest caller names us by a loopback address."""
+
+    @property
+    def is_open(self) -> bool:
+        return self.keys is None and self.verifier is None
+
+
+class Doorkeeper:
+    """An `Authenticator`."""
+
+    def __init__(self, credentials: Credentials, wall_s: Callable[[], float] = time.time) -> None:
+        self._credentials = credentials
+        self._wall_s = wall_s
+        everything = frozenset(Scope)
+        if credentials.delivery_token:
+            everything -= {Scope.RESULTS_WRITE}
+        self._anybody = Principal(scopes=everything)
+        self._broker = Principal(
+            tenant="", scopes=frozenset({Scope.RESULTS_WRITE}), key_id="broker"
+        )
+
+    async def principal_of(self, connection: HTTPConnection) -> Principal:
+        token = bearer(connection.headers.get("authorization", ""))
+        if token and self._is_broker(token):
+            return self._broker
+        if self._credentials.is_open:
+            if self._credentials.delivery_token and _is_internal(connection):
+                raise Unauthorized(_REFUSED)
+            _check_page(connection, is_local=self._credentials.is_local)
+            return self._anybody
+        principal = await self._known(token) if token else None
+        if principal is None:
+            raise Unauthorized(_REFUSED)
+        return principal
+
+    def _is_broker(self, token: str) -> bool:
+        ours = self._credentials.delivery_token
+        return bool(ours) and hmac.compare_digest(_bytes(token), _bytes(ours))
+
+    async def _known(self, token: str) -> Principal | None:
+        keys, verifier = self._credentials.keys, self._credentials.verifier
+        if keys is not None and (key_id := key_id_of(token)):
+            key = await keys.find(key_id) or _NOBODY
+            return _principal(key) if key.opens(token, self._wall_s()) else None
+        if verifier is not None and token.count(".") == 2:
+            return await verifier.verify(token)
+        return None
+
+
+class RememberedKeys:
+    """A `KeySource` that asks another one at most once in 5 s for each id, known or not."""
+
+    def __init__(self, source: KeySource, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._source = source
+        self._now_s = now_s
+        self._seen: OrderedDict[str, tuple[float, ApiKey | None]] = OrderedDict()
+
+    async def find(self, key_id: str) -> ApiKey | None:
+        at_s, key = self._seen.get(key_id, (float("-inf"), None))
+        if self._now_s() - at_s < _REMEMBER_S:
+            return key
+        key = await self._source.find(key_id)
+        self._seen[key_id] = (self._now_s(), key)
+        self._seen.move_to_end(key_id)
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return key
+
+
+def bearer(header: str) -> str:
+    """The token of an Authorization header; empty when it is none."""
+    scheme, _, token = header.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def scopes_of(names: tuple[str, ...]) -> frozenset[Scope]:
+    """The scopes among `names`; results are the broker's alone."""
+    known = {str(scope): scope for scope in Scope if scope is not Scope.RESULTS_WRITE}
+    return frozenset(known[name] for name in names if name in known)
+
+
+def _principal(key: ApiKey) -> Principal:
+    return Principal(tenant=key.tenant, scopes=scopes_of(key.scopes), key_id=key.id)
+
+
+def _check_page(connection: HTTPConnection, *, is_local: bool) -> None:
+    """Where everybody may do everything, a web page of somebody else's must not speak through its
+    reader's browser: neither from its own origin, nor by a name of its own that it points at us
+    (DNS rebinding). Raises `Forbidden`.
+    """
+    host = connection.headers.get("host", "")
+    origin = connection.headers.get("origin")
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        raise Forbidden("without keys, pages of other origins may not call")
+    if is_local and host and not is_loopback(_host_name(host)):
+        raise Forbidden("without keys, call a loopback address by its own name")
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without the port."""
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host
+    return name if host.startswith("[") else name.rpartition(":")[0] or name
+
+
+def _is_internal(connection: HTTPConnection) -> bool:
+    """A call that only the broker may make; in the open mode it alone asks for a token."""
+    return connection.url.path.startswith("/internal/")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -1,0 +1,78 @@
+"""Which credentials this process asks for, and whether it may start so. Pure but for reading files.
+
+Called by `api.__main__` (may it start?) and `api.assembly` (builds the doorkeeper).
+"""
+
+from pathlib import Path
+from typing import Final
+
+from redis.asyncio import Redis
+
+from api.auth.authenticator import Credentials, Doorkeeper, RememberedKeys
+from api.auth.address import is_loopback
+from api.auth.oidc import OidcRules, OidcVerifier
+from api.settings import ApiSettings
+from eventing.api_key import FileKeys, KeySource, RedisKeys
+from eventing.clock import Clock
+from eventing.errors import BadRequest
+
+IN_REDIS: Final = "redis"
+
+
+def why_not_start(settings: ApiSettings) -> str:
+    """Why the process must not start with these settings; empty when it may.
+
+    Without keys everybody is everybody, so that is for loopback only, unless somebody said that he
+    wants it.
+    """
+    if settings.oidc_issuer and not settings.oidc_audience:
+        return "TORPOR_OIDC_AUDIENCE must be set beside TORPOR_OIDC_ISSUER"
+    try:
+        if settings.keys_source not in ("", IN_REDIS):
+            FileKeys(Path(settings.keys_source))
+    except BadRequest as error:
+        return error.message
+    if settings.keys_source or settings.oidc_issuer or settings.allow_anonymous:
+        return ""
+    if is_loopback(settings.host):
+        return ""
+    return (
+        f"TORPOR_HOST is {settings.host}, which others can reach, and no keys are set: set "
+        "TORPOR_KEYS_SOURCE (redis, or a file) or TORPOR_OIDC_ISSUER, or say "
+        "TORPOR_ALLOW_ANONYMOUS=true"
+    )
+
+
+def openness(settings: ApiSettings) -> str:
+    """What is to be said at start of who may call; empty when credentials are asked for."""
+    if settings.keys_source or settings.oidc_issuer:
+        return ""
+    where = "on loopback" if is_loopback(settings.host) else f"on {settings.host}"
+    return f"no keys: everybody who reaches us {where} may do everything as tenant default"
+
+
+def doorkeeper(settings: ApiSettings, redis: Redis, clock: Clock) -> Doorkeeper:
+    """The doorkeeper these settings ask for. Raises `BadRequest` for a key file that is none."""
+    verifier = None
+    if settings.oidc_issuer:
+        rules = OidcRules(
+            issuer=settings.oidc_issuer,
+            audience=settings.oidc_audience,
+            jwks_url=settings.oidc_jwks_url,
+            tenant_claim=settings.oidc_tenant_claim,
+            scope_claim=settings.oidc_scope_claim,
+        )
+        verifier = OidcVerifier(rules, clock)
+    credentials = Credentials(
+        keys=_keys(settings.keys_source, redis),
+        verifier=verifier,
+        delivery_token=settings.delivery_token.get_secret_value(),
+        is_local=is_loopback(settings.host),
+    )
+    return Doorkeeper(credentials)
+
+
+def _keys(source: str, redis: Redis) -> KeySource | None:
+    if not source:
+        return None
+    return RememberedKeys(RedisKeys(redis)) if source == IN_REDIS else FileKeys(Path(source))

@@ -1,0 +1,207 @@
+"""A batch: its record, its lines, and the lines of its result. Pure.
+
+Called by `/v1/batches` and the runner. A bad line fails alone, under its number.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Final
+
+import orjson
+
+from api.view.outcome import answer_of, failure_of
+from api.http.problem import openai_error, openai_status
+from eventing.errors import BadRequest, InvalidJob
+from eventing.job.job import RUNNABLE_URLS, Job
+
+LINE_LIMIT: Final = 50_000
+WINDOW_S: Final = 24 * 3600
+
+
+class BatchStatus(StrEnum):
+    """OpenAI's statuses of a batch."""
+
+    VALIDATING = "validating"  #: its lines are being counted
+    FAILED = "failed"  #: the file as a whole cannot be a batch
+    IN_PROGRESS = "in_progress"  #: lines are being run
+    FINALIZING = "finalizing"  #: all lines are done; result files are being closed
+    COMPLETED = "completed"  #: result files are there
+    EXPIRED = "expired"  #: the window closed first; what was done is kept
+    CANCELLING = "cancelling"  #: running lines are being stopped
+    CANCELLED = "cancelled"  #: stopped; what was done is kept
+
+    @property
+    def is_final(self) -> bool:
+        return self in _FINAL
+
+
+_FINAL: Final = frozenset(
+    {BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A line whose job has not been collected."""
+
+    number: int
+    custom_id: str
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The durable record. `offset` and `line` say how far the input was submitted; `*_parts` name
+    the pieces of result that count.
+    """
+
+    id: str
+    tenant: str
+    endpoint: str
+    input_file_id: str
+    output_file_id: str
+    error_file_id: str
+    created_at: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    status: BatchStatus = BatchStatus.VALIDATING
+    times: Mapping[str, int] = field(default_factory=dict)
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    offset: int = 0
+    line: int = 0
+    running: tuple[Running, ...] = ()
+    output_parts: tuple[str, ...] = ()
+    error_parts: tuple[str, ...] = ()
+    output_bytes: int = 0
+    error_bytes: int = 0
+    errors: tuple[Mapping[str, Any], ...] = ()
+
+    def in_status(self, status: BatchStatus, now_s: int) -> "Batch":
+        """The same in another status, with when that was."""
+        return replace(self, status=status, times={**self.times, f"{status}_at": now_s})
+
+    def asks_the_same_as(self, other: "Batch") -> bool:
+        """Whether both come from the same request."""
+        asked = (self.endpoint, self.input_file_id, dict(self.metadata))
+        return asked == (other.endpoint, other.input_file_id, dict(other.metadata))
+
+    @property
+    def expires_at(self) -> int:
+        return self.created_at + WINDOW_S
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+    def view(self) -> dict[str, Any]:
+        """OpenAI's batch object."""
+        has_ended = self.status.is_final
+        moments = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling")
+        times = {f"{name}_at": self.times.get(f"{name}_at") for name in (*moments, "cancelled")}
+        return {
+            "id": self.id,
+            "object": "batch",
+            "endpoint": self.endpoint,
+            "errors": {"object": "list", "data": list(self.errors)} if self.errors else None,
+            "input_file_id": self.input_file_id,
+            "completion_window": "24h",
+            "status": self.status,
+            "output_file_id": self.output_file_id if has_ended and self.output_parts else None,
+            "error_file_id": self.error_file_id if has_ended and self.error_parts else None,
+            "created_at": self.created_at,
+            "expires_at": self.expires_at,
+            **times,
+            "request_counts": {
+                "total": self.total,
+                "completed": self.completed,
+                "failed": self.failed,
+            },
+            "metadata": dict(self.metadata) or None,
+        }
+
+
+def parse_batch(raw: bytes) -> Batch:
+    """The batch that `to_json` wrote."""
+    fields = orjson.loads(raw)
+    fields["status"] = BatchStatus(fields["status"])
+    fields["running"] = tuple(Running(**one) for one in fields["running"])
+    for name in ("output_parts", "error_parts", "errors"):
+        fields[name] = tuple(fields[name])
+    return Batch(**fields)
+
+
+def parse_line(raw: bytes, endpoint: str) -> dict[str, Any]:
+    """A line as a job line. Raises `InvalidJob` saying what is wrong with it."""
+    try:
+        line = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidJob(f"not JSON: {error.msg} at {error.pos}", "") from error
+    if not isinstance(line, dict):
+        raise InvalidJob("a line must be a JSON object", "")
+    custom_id = line.get("custom_id")
+    if not isinstance(custom_id, str) or not custom_id or len(custom_id) > 512:
+        raise InvalidJob("custom_id must be a text of 1 to 512 characters", "custom_id")
+    if line.get("url") != endpoint:
+        raise InvalidJob(f"url must be the batch's endpoint, {endpoint}", "url")
+    body = line.get("body")
+    if isinstance(body, dict):
+        if body.get("stream"):
+            raise InvalidJob("a line of a batch cannot stream", "body.stream")
+        line["body"] = {k: v for k, v in body.items() if k not in ("stream", "stream_options")}
+    return {name: line[name] for name in ("custom_id", "method", "url", "body") if name in line}
+
+
+def custom_id_of(raw: bytes) -> str | None:
+    """The line's own name, where it can be read at all."""
+    try:
+        line = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    value = line.get("custom_id") if isinstance(line, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def check_endpoint(endpoint: Any) -> str:
+    """Raises `BadRequest` for what no predictor serves."""
+    if endpoint not in RUNNABLE_URLS:
+        raise BadRequest(f"endpoint must be one of {', '.join(RUNNABLE_URLS)}", "endpoint")
+    return str(endpoint)
+
+
+def refused_entry(batch: Batch, number: int, custom_id: str | None, error: BadRequest) -> bytes:
+    """The error file's line for an input line that could never run."""
+    field = f" ({error.field})" if error.field else ""
+    reason = {
+        "code": error.code,
+        "message": f"line {number}: {error.message}{field}",
+        "param": error.field or None,
+        "line": number,
+    }
+    return _entry(batch, number, custom_id, response=None, error=reason)
+
+
+def unrun_entry(batch: Batch, number: int, custom_id: str | None, code: str) -> bytes:
+    """The error file's line for an input line that was not run to its end."""
+    reason = {"code": code, "message": f"line {number} was not run", "line": number}
+    return _entry(batch, number, custom_id, response=None, error=reason)
+
+
+def ended_entry(batch: Batch, running: Running, job: Job) -> tuple[bytes, bool]:
+    """The result line of an ended job, and whether it is an answer."""
+    failure = failure_of(job)
+    if failure is None:
+        response = {"status_code": 200, "request_id": job.id, "body": answer_of(job)}
+    else:
+        response = {
+            "status_code": openai_status(failure),
+            "request_id": job.id,
+            "body": openai_error(failure),
+        }
+    entry = _entry(batch, running.number, running.custom_id, response=response, error=None)
+    return entry, failure is None
+
+
+def _entry(batch: Batch, number: int, custom_id: str | None, **fields: Any) -> bytes:
+    name = f"batch_req_{batch.id.removeprefix('batch_')}_{number}"
+    return orjson.dumps({"id": name, "custom_id": custom_id, **fields}) + b"\n"

@@ -1,0 +1,81 @@
+"""The outermost layer of every request: its id, its metrics, and the 500 that must not happen.
+
+Called by `api.app` as ASGI middleware. Must not know any handler.
+"""
+
+import secrets
+import time
+from typing import Final
+
+import structlog
+from prometheus_client import Counter, Histogram
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http.sse import RAW_SEND
+from eventing.telemetry.log import Marked
+from eventing.telemetry.metric.series import labelled
+from eventing.cloudevent.request_id import EXTENSION, checked, marks
+
+_requests = Counter(
+    "torpor_api_requests_total", "Requests answered.", ["method", "route", "status"]
+)
+_seconds = Histogram(
+    "torpor_api_response_start_seconds",
+    "Time to the first byte of an answer.",
+    ["route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 30),
+)
+_METHODS: Final = frozenset({"GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"})
+_log = structlog.get_logger()
+
+
+class Edge:
+    """ASGI middleware; adds `x-request-id` to every answer, the caller's own if it sent one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        asked = _ids(scope)
+        request_id = checked(asked.get("x-request-id", "")) or f"req_{secrets.token_hex(12)}"
+        scope["torpor.request_id"] = request_id
+        scope[RAW_SEND] = send
+        started_s = time.perf_counter()
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+                _count(scope, message["status"], time.perf_counter() - started_s)
+            await send(message)
+
+        with Marked(marks(asked | {EXTENSION: request_id})):
+            await self._app(scope, receive, send_on)
+
+
+def _ids(scope: Scope) -> dict[str, str]:
+    """What the caller knows this call by."""
+    return {
+        name.decode(): value.decode("latin-1")
+        for name, value in scope["headers"]
+        if name in (b"x-request-id", b"traceparent")
+    }
+
+
+def _count(scope: Scope, status: int, seconds: float) -> None:
+    """The route's pattern, never the path: the label set stays bounded."""
+    route = getattr(scope.get("route"), "path", "none")
+    method = scope["method"] if scope["method"] in _METHODS else "other"
+    labelled(_requests, method, route, status).inc()
+    labelled(_seconds, route).observe(seconds)
+    if status >= 500:
+        _log.warning(
+            "answered with a failure",
+            action="answer",
+            route=route,
+            status=status,
+            request_id=scope["torpor.request_id"],
+        )

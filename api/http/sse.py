@@ -1,0 +1,86 @@
+"""Server-sent events: frames, and the response that sends them.
+
+Called by every stream. The response is sse-starlette's, with its per-event costs taken out
+(docs/adr/0042). Must not know jobs.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Final
+
+import orjson
+from sse_starlette import EventSourceResponse
+from starlette.types import Message, Receive, Scope, Send
+
+
+def frame(event: str, data: Any, *, cursor: str = "") -> bytes:
+    """One event. `data` becomes one line of JSON, so nothing in it can break the frame."""
+    head = f"id: {cursor}\nevent: {event}\n" if cursor else f"event: {event}\n"
+    return head.encode() + b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+def data_frame(data: bytes) -> bytes:
+    """A nameless event, as OpenAI's streams have them. `data` is one line."""
+    return b"data: " + data + b"\n\n"
+
+
+def comment(text: str) -> bytes:
+    """A line that readers skip. `text` must not hold line breaks.
+
+    No empty line follows: OpenAI's client takes that for an event once any event had an id, and
+    fails on its missing data.
+    """
+    return f": {text}\n".encode()
+
+
+RAW_SEND: Final = "torpor.send"
+"""Where `api.http.middleware` leaves the server's own `send` in the scope."""
+_STUCK_S: Final = 30.0
+_KEEP_ALIVE: Final = comment("keep-alive")
+
+
+class Stream(EventSourceResponse):
+    """A stream of ready-made frames. Several frames that are there at once go out in one write.
+
+    A client that stops reading is noticed by the keep-alive, which may take `_STUCK_S`.
+    """
+
+    def __init__(
+        self,
+        frames: AsyncGenerator[bytes, None],
+        *,
+        keep_alive_s: float,
+        on_disconnect: Callable[[Message], Awaitable[None]] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        self._frames = frames
+        super().__init__(
+            frames,
+            headers=headers,
+            ping=keep_alive_s,
+            # sse-starlette takes bytes as they are; its annotation only knows its own event.
+            ping_message_factory=lambda: _KEEP_ALIVE,  # type: ignore[arg-type, return-value]
+            send_timeout=_STUCK_S,
+            client_close_handler_callable=on_disconnect,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._wire = scope.get(RAW_SEND, send)
+        await super().__call__(scope, receive, send)
+
+    async def _stream_response(self, send: Send) -> None:
+        """Write frames as they come.
+
+        What sse-starlette does here for each event (a timeout's scope, a log record) costs as much
+        as the rest of an event's way, and so do the layers between us and the server; for tokens
+        both are passed by (docs/adr/0042).
+        """
+        head = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **head})
+        wire = self._wire
+        async with aclosing(self._frames) as frames:
+            async for data in frames:
+                await wire({"type": "http.response.body", "body": data, "more_body": True})
+        async with self._send_lock:
+            self.active = False
+            await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,141 @@
+"""The models served here, and whether a request fits one.
+
+Called by `api.job.submission` for every job, and by `/v1/models`. Must not know HTTP or the store.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from tokenizers import Tokenizer
+
+from api.http.errors import ModelNotFound
+from api.settings import ModelCard
+from eventing.errors import ContextExceeded
+from eventing.job.job import JobRequest
+
+_PIECE_CHARS: Final = 32 * 1024
+"""A long text is counted in pieces, so that a far too long one is refused after the first."""
+
+
+class Catalog:
+    """Model cards by name, with their tokenizers, loaded when first needed."""
+
+    def __init__(self, cards: Iterable[ModelCard]) -> None:
+        self._cards = {card.name: card for card in cards}
+        self._tokenizers: dict[str, Tokenizer] = {}
+        # One thread: the counting itself is Rust; two would only fight over a small machine.
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="token-count")
+
+    @property
+    def cards(self) -> tuple[ModelCard, ...]:
+        return tuple(self._cards.values())
+
+    def card(self, name: str) -> ModelCard | None:
+        """The card of a model, or None."""
+        return self._cards.get(name)
+
+    async def check(self, request: JobRequest) -> None:
+        """Raises `ModelNotFound` (`body.model`) or `ContextExceeded` naming the field that is too
+        long.
+
+        Counts content only, not what a chat template adds: a refusal here is always right, the
+        last few tokens are the engine's to judge.
+        """
+        card = self._cards.get(request.model)
+        if card is None:
+            known = ", ".join(self._cards) or "none"
+            raise ModelNotFound(f"no such model here; known: {known}", "body.model")
+        where, prompts = _prompts(request)
+        for prompt in prompts:
+            if _floor_bytes(prompt) <= card.context_tokens:
+                continue  # a token is at least a byte, so this fits: the usual case costs nothing
+            if isinstance(prompt, int):
+                raise _too_long(card, where)
+            if card.tokenizer_file is not None and await self._is_over(card, prompt):
+                raise _too_long(card, where)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _is_over(self, card: ModelCard, texts: list[str]) -> bool:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._count_is_over, card, texts)
+
+    def _count_is_over(self, card: ModelCard, texts: list[str]) -> bool:
+        """Runs in the counting thread."""
+        tokenizer = self._tokenizers.get(card.name)
+        if tokenizer is None:
+            tokenizer = Tokenizer.from_file(str(card.tokenizer_file))
+            tokenizer.no_truncation()
+            self._tokenizers[card.name] = tokenizer
+        return _count_is_over(tokenizer, texts, card.context_tokens)
+
+
+def _count_is_over(tokenizer: Tokenizer, texts: list[str], limit: int) -> bool:
+    """Whether `texts` hold more than `limit` tokens.
+
+    Cutting a text adds at most a token a cut, so pieces decide the clear cases; only a close call
+    is counted whole.
+    """
+    count = cuts = 0
+    for text in texts:
+        for start in range(0, len(text), _PIECE_CHARS):
+            piece = text[start : start + _PIECE_CHARS]
+            count += len(tokenizer.encode(piece, add_special_tokens=False).ids)
+            cuts += start > 0
+            if count - 4 * cuts > limit:
+                return True
+    if count <= limit or not cuts:
+        return count > limit
+    whole = sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
+    return whole > limit
+
+
+def _too_long(card: ModelCard, where: str) -> ContextExceeded:
+    return ContextExceeded(
+        f"{where} is longer than the context of {card.name} ({card.context_tokens} tokens)", where
+    )
+
+
+def _prompts(request: JobRequest) -> tuple[str, list[list[str] | int]]:
+    """The field that holds the prompt, and each prompt as texts, or as a number of token ids."""
+    match request.url:
+        case "/v1/chat/completions":
+            return "body.messages", [list(_texts(request.body.get("messages", [])))]
+        case "/v1/completions":
+            return "body.prompt", _plain(request.body.get("prompt"))
+        case _:
+            return "body.input", _plain(request.body.get("input"))
+
+
+def _texts(messages: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            yield content
+        elif isinstance(content, list):
+            for part in content:
+                if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+                    yield part["text"]
+
+
+def _plain(value: Any) -> list[list[str] | int]:
+    if isinstance(value, str):
+        return [[value]]
+    if not isinstance(value, list):
+        return []
+    if value and all(isinstance(item, int) for item in value):
+        return [len(value)]
+    several: list[list[str] | int] = []
+    for item in value:
+        if isinstance(item, str):
+            several.append([item])
+        elif isinstance(item, list):
+            several.append(len(item))
+    return several
+
+
+def _floor_bytes(prompt: list[str] | int) -> int:
+    return prompt if isinstance(prompt, int) else sum(len(text.encode()) for text in prompt)

@@ -1,0 +1,50 @@
+"""How many submits may be on their way into store and broker at once.
+
+Called by `api.job.submission`. In a burst beyond what they take, everybody going at once would make
+everybody too late, and each submit that is given up half-way costs a withdrawal on top. So some go,
+some wait a moment, and the rest is told to come back while it is still cheap.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from eventing.errors import Overloaded
+
+_ABREAST: Final = 64
+_WAITING: Final = 1_000
+_RETRY_AFTER_S: Final = 2.0
+
+
+class Turnstile:
+    """Lets `abreast` through at a time, first come first served."""
+
+    def __init__(self, abreast: int = _ABREAST, waiting: int = _WAITING) -> None:
+        self._slots = asyncio.Semaphore(abreast)
+        self._room = waiting
+        self._waiting = 0
+
+    @asynccontextmanager
+    async def passing(self, timeout_s: float) -> AsyncIterator[None]:
+        """Raises `Overloaded` when too many wait already, or the wait was too long."""
+        if self._waiting >= self._room:
+            raise Overloaded("too many submits at once", _RETRY_AFTER_S)
+        if self._slots.locked():
+            await self._wait(timeout_s)
+        else:
+            await self._slots.acquire()  # at once: nobody waits, so no timer is set
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    async def _wait(self, timeout_s: float) -> None:
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise Overloaded("too many submits at once", _RETRY_AFTER_S) from error
+        finally:
+            self._waiting -= 1

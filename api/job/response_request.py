@@ -1,0 +1,279 @@
+"""OpenAI Responses calls as chat completions. Pure.
+
+Called by `api.routes.responses`. A response is a chat job that remembers how it was asked for; what the
+engine cannot do (hosted tools, files) is refused by name instead of being ignored.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from eventing.job.call_fields import (
+    FLAG,
+    NAME,
+    OBJECT,
+    SAMPLING,
+    TEXT,
+    TEXTS,
+    Rules,
+    check,
+    check_fields,
+    one_of,
+    whole,
+)
+from eventing.errors import InvalidJob
+
+Item = Mapping[str, Any]
+Message = dict[str, Any]
+
+_SAME: Final = ("temperature", "top_p", "parallel_tool_calls", "user", "seed")
+_UNSUPPORTED: Final = ("conversation", "prompt", "context_management")
+_ECHOED: Final = (
+    "instructions",
+    "max_output_tokens",
+    "max_tool_calls",
+    "previous_response_id",
+    "prompt_cache_key",
+    "reasoning",
+    "safety_identifier",
+    "service_tier",
+    "temperature",
+    "text",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "top_p",
+    "truncation",
+    "user",
+    "parallel_tool_calls",
+)
+"""Fields of the call that the response object repeats."""
+
+_RULES: Final[Rules] = {
+    **SAMPLING,
+    "max_output_tokens": whole(1),
+    "max_tool_calls": whole(1),
+    "top_logprobs": whole(0, 20),
+    "parallel_tool_calls": FLAG,
+    "instructions": TEXT,
+    "truncation": one_of("auto", "disabled"),
+    "include": TEXTS,
+    "service_tier": TEXT,
+    "prompt_cache_key": TEXT,
+    "safety_identifier": TEXT,
+    "reasoning": OBJECT,
+    "text": OBJECT,
+}
+"""By the names that the caller used; what they become in chat is judged again there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A parsed call: the chat body that does it, and what the response object will say of it."""
+
+    body: dict[str, Any]
+    record: dict[str, Any]
+    is_background: bool
+    is_stream: bool
+    is_stored: bool
+
+
+def parse_ask(call: Mapping[str, Any], history: Sequence[Message]) -> Ask:
+    """The chat job that `call` asks for, after the messages of earlier responses.
+
+    Raises `InvalidJob` naming the field of the call.
+    """
+    for name in _UNSUPPORTED:
+        if call.get(name) is not None:
+            raise InvalidJob(f"{name} is not supported here", name)
+    is_background, is_stream = flag(call, "background"), flag(call, "stream")
+    is_stored = flag(call, "store", default=True)
+    if is_background and not is_stored:
+        raise InvalidJob("background responses must be stored; leave store out", "store")
+    check_fields(call, _RULES)
+    instructions = call.get("instructions")
+    items = input_items(call.get("input"))
+    system = [{"role": "system", "content": instructions}] if instructions else []
+    body: dict[str, Any] = {
+        "model": call.get("model"),
+        "messages": [*system, *history, *messages_of(items)],
+    }
+    body |= {name: call[name] for name in _SAME if call.get(name) is not None}
+    body |= _options(call)
+    record = {name: call[name] for name in _ECHOED if call.get(name) is not None}
+    record |= {"input": items, "background": is_background, "stream": is_stream, "store": is_stored}
+    return Ask(
+        body=body,
+        record=record,
+        is_background=is_background,
+        is_stream=is_stream,
+        is_stored=is_stored,
+    )
+
+
+def flag(call: Mapping[str, Any], name: str, *, default: bool = False) -> bool:
+    """A boolean of the call. Raises `InvalidJob` naming it."""
+    value = call.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise InvalidJob(f"{name} must be true or false", name)
+    return value
+
+
+def input_items(value: Any) -> list[dict[str, Any]]:
+    """`input` as a list of items, whichever short form it came in."""
+    if isinstance(value, str) and value:
+        content = [{"type": "input_text", "text": value}]
+        return [{"type": "message", "role": "user", "content": content}]
+    if not isinstance(value, list) or not value:
+        raise InvalidJob("input must be non-empty text or a non-empty list of items", "input")
+    items = []
+    for index, item in enumerate(value):
+        if not isinstance(item, dict):
+            raise InvalidJob(f"input[{index}] must be an object", f"input[{index}]")
+        items.append({"type": "message", **item} if "role" in item else item)
+    return items
+
+
+def messages_of(items: Iterable[Item], where: str = "input") -> list[Message]:
+    """Chat messages that say what the items say. Raises `InvalidJob` naming the item."""
+    messages: list[Message] = []
+    for index, item in enumerate(items):
+        _add(messages, item, f"{where}[{index}]")
+    return messages
+
+
+def _add(messages: list[Message], item: Item, where: str) -> None:
+    match item.get("type"):
+        case "message":
+            messages.append(
+                {"role": _role(item, where), "content": _content(item.get("content"), where)}
+            )
+        case "function_call":
+            _add_call(messages, item, where)
+        case "function_call_output":
+            content = _content(item.get("output"), where, name="output")
+            call_id = _text(item, "call_id", where)
+            messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+        case "reasoning":
+            pass  # a thought that was had; models are not shown their old ones
+        case other:
+            raise InvalidJob(f"{where}.type {other!r:.40} is not supported", f"{where}.type")
+
+
+def _add_call(messages: list[Message], item: Item, where: str) -> None:
+    """A call of a function goes with the assistant's message before it, as chat has it."""
+    function = {
+        "name": _text(item, "name", where),
+        "arguments": _text(item, "arguments", where, may_be_empty=True),
+    }
+    call = {"id": _text(item, "call_id", where), "type": "function", "function": function}
+    if messages and messages[-1]["role"] == "assistant":
+        messages[-1].setdefault("tool_calls", []).append(call)
+    else:
+        messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+
+
+def _role(item: Item, where: str) -> str:
+    role = item.get("role")
+    if role == "developer":
+        return "system"  # OpenAI's newer word; chat templates know the older one
+    if role not in ("user", "assistant", "system"):
+        raise InvalidJob(f"{where}.role must be user, assistant, system or developer", where)
+    return str(role)
+
+
+def _content(value: Any, where: str, *, name: str = "content") -> Any:
+    field = f"{where}.{name}"
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise InvalidJob(f"{field} must be text or a list of parts", field)
+    parts = [_part(part, f"{field}[{index}]") for index, part in enumerate(value)]
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+def _part(part: Any, where: str) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    match kind:
+        case "input_text" | "output_text" | "text":
+            return {"type": "text", "text": _text(part, "text", where, may_be_empty=True)}
+        case "refusal":
+            return {"type": "text", "text": _text(part, "refusal", where, may_be_empty=True)}
+        case "input_image":
+            url = {"url": _text(part, "image_url", where)}
+            return {"type": "image_url", "image_url": url}
+        case _:
+            raise InvalidJob(f"{where}.type {kind!r:.40} is not supported", f"{where}.type")
+
+
+def _text(item: Item, name: str, where: str, *, may_be_empty: bool = False) -> str:
+    value = item.get(name)
+    if not isinstance(value, str) or not (value or may_be_empty):
+        raise InvalidJob(f"{where}.{name} must be text", f"{where}.{name}")
+    return value
+
+
+def _options(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that chat completions have under another name or in another form."""
+    options: dict[str, Any] = {}
+    if call.get("max_output_tokens") is not None:
+        options["max_completion_tokens"] = call["max_output_tokens"]
+    if call.get("top_logprobs") is not None:
+        options |= {"logprobs": True, "top_logprobs": call["top_logprobs"]}
+    if (effort := (call.get("reasoning") or {}).get("effort")) is not None:
+        check("reasoning.", effort, NAME, "effort")
+        options["reasoning_effort"] = effort
+    if response_format := _response_format((call.get("text") or {}).get("format")):
+        options["response_format"] = response_format
+    choice = _tool_choice(call.get("tool_choice"))
+    if call.get("tools") is not None and (tools := _tools(call["tools"])):
+        options["tools"] = tools
+        if choice is not None:
+            options["tool_choice"] = choice
+    return options
+
+
+def _response_format(form: Any) -> dict[str, Any] | None:
+    kind = form.get("type") if isinstance(form, Mapping) else form
+    match kind:
+        case None | "text":
+            return None
+        case "json_object":
+            return {"type": "json_object"}
+        case "json_schema":
+            check("text.format.", form.get("name"), NAME, "name")
+            check("text.format.", form.get("schema"), OBJECT, "schema")
+            names = ("name", "schema", "strict", "description")
+            inner = {name: form[name] for name in names if form.get(name) is not None}
+            return {"type": "json_schema", "json_schema": inner}
+        case _:
+            message = "text.format.type must be text, json_object or json_schema"
+            raise InvalidJob(message, "text.format.type")
+
+
+def _tools(tools: Any) -> list[dict[str, Any]]:
+    if not isinstance(tools, list):
+        raise InvalidJob("tools must be a list", "tools")
+    found = []
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}]"
+        if not isinstance(tool, Mapping) or tool.get("type") != "function":
+            raise InvalidJob(f"{where}: only functions of your own are supported", f"{where}.type")
+        names = ("description", "parameters", "strict")
+        function = {name: tool[name] for name in names if tool.get(name) is not None}
+        function["name"] = _text(tool, "name", where)
+        found.append({"type": "function", "function": function})
+    return found
+
+
+def _tool_choice(choice: Any) -> Any:
+    if choice is None or choice in ("auto", "none", "required"):
+        return choice
+    if isinstance(choice, Mapping) and choice.get("type") == "function":
+        name = _text(choice, "name", "tool_choice")
+        return {"type": "function", "function": {"name": name}}
+    raise InvalidJob("tool_choice must be auto, none, required or a function", "tool_choice")

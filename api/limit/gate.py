@@ -1,0 +1,232 @@
+"""Holds callers to their limits: calls at the gate, jobs at the admission.
+
+Called by `api.routes.route` (every call), `api.job.submission` and `api.routes.dead_letters` (every job) and
+`api.routes.events` (every end). With no limit set it asks the store nothing.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import Final
+
+from prometheus_client import Counter
+from redis.asyncio import Redis
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.limit.limit import (
+    Limit,
+    Limits,
+    RateLimited,
+    TooLargeForLimit,
+    Window,
+    check_deadline,
+    headers_of,
+    limits_of,
+    tokens_asked,
+    tokens_taken,
+)
+from api.limit.in_flight import Flight
+from api.limit.window import Meter, Windows
+from api.auth.principal import Principal
+from api.settings import ApiSettings
+from eventing.broker.queue import Depth, QueueView, expected_wait_s
+from eventing.clock import Clock
+from eventing.errors import Overloaded, StoreUnavailable, TorporError
+from eventing.job.job import Job, JobId, Lane
+from eventing.job.store import NewJob, Store
+
+_FRESH_S: Final = 0.5
+_NO_PACE_S: Final = 5.0
+_FULL_S: Final = 5.0
+_refused = Counter("torpor_api_limited_total", "Calls and jobs refused by a limit.", ["limit"])
+_metered = Counter(
+    "torpor_api_metered_tokens_total", "Tokens counted against limits a minute.", ["kind"]
+)
+_told: ContextVar[dict[str, str] | None] = ContextVar("torpor_rate_headers", default=None)
+
+
+class LimitGate:
+    """The `Gate`, the `Admission`, and a `ResultListener`: a place is given back at the end."""
+
+    def __init__(self, settings: ApiSettings, redis: Redis, store: Store, clock: Clock) -> None:
+        self._settings = settings
+        self._windows = Windows(redis)
+        self._flight = Flight(redis, store)
+        self._queues = QueueView(redis)
+        self._clock = clock
+        self._depths: dict[str, tuple[float, Depth]] = {}
+        self._asking = asyncio.Lock()
+
+    async def enter(self, principal: Principal, method: str) -> None:
+        """Raises `RateLimited`. Looking costs nothing: only what changes something is counted."""
+        limit = self._limits(principal.tenant).requests_per_minute
+        if not limit or method == "GET" or not principal.tenant:
+            return
+        meter = Meter(name="requests", tenant=principal.tenant, limit=limit)
+        is_taken, window = await self._windows.take(meter, 1)
+        _tell(headers_of("requests", window))
+        if not is_taken:
+            with _counted(Limit.REQUESTS_PER_MINUTE):
+                raise _over("requests", window, 1)
+
+    async def admit(self, principal: Principal, new: NewJob) -> None:
+        """Raises `RateLimited`, `TooLargeForLimit`, `DeadlineOutOfReach` or `Overloaded`. Tokens
+        are taken last: headers told of them must not be undone by another refusal.
+        """
+        await self._check_queue(new)
+        limit = self._limits(new.tenant).jobs_in_flight
+        if limit and not await self._flight.take(new.tenant, new.id, limit):
+            with _counted(Limit.JOBS_IN_FLIGHT):
+                raise RateLimited(f"{limit} jobs of this tenant have not ended", _FULL_S)
+        try:
+            await self._take_tokens(new)
+        except TorporError:
+            with suppress(StoreUnavailable):
+                await self._leave(new.tenant, new.id)
+            raise
+
+    async def took(self, new: NewJob, job: Job, is_new: bool) -> None:
+        """The job was recorded, or was there already. It is promised by now, so a store that goes
+        away here must not make it a refusal; the count mends itself.
+        """
+        with suppress(StoreUnavailable):
+            if not is_new:
+                await self.left(new.tenant, new.id)
+                if meter := self._tokens(new.tenant):
+                    _tell(headers_of("tokens", await self._windows.look(meter)))
+            elif job.id != new.id:
+                await self._rename(new.tenant, new.id, job.id)
+
+    async def left(self, tenant: str, job_id: JobId) -> None:
+        """Nothing came of what was let in: it gives its place and its tokens back."""
+        await self._settle(tenant, job_id, 0)
+        await self._leave(tenant, job_id)
+
+    async def ended(self, job: Job) -> None:
+        """The job's tokens are known now: the estimate is corrected, once, however often this is
+        told.
+        """
+        await self._settle(job.tenant, job.id, tokens_taken(job))
+        await self._leave(job.tenant, job.id)
+
+    def _limits(self, tenant: str) -> Limits:
+        return limits_of(self._settings, tenant)
+
+    def _tokens(self, tenant: str) -> Meter | None:
+        limit = self._limits(tenant).tokens_per_minute
+        return Meter(name="tokens", tenant=tenant, limit=limit) if limit else None
+
+    async def _take_tokens(self, new: NewJob) -> None:
+        meter = self._tokens(new.tenant)
+        if meter is None:
+            return
+        cost = tokens_asked(new.request)
+        if cost > meter.limit:
+            with _counted(Limit.TOKENS_OF_ONE_CALL):
+                raise TooLargeForLimit(
+                    f"about {cost} tokens, and the limit is {meter.limit} a minute",
+                    "body.max_tokens",
+                )
+        is_taken, window = await self._windows.take(meter, cost)
+        _tell(headers_of("tokens", window))
+        if not is_taken:
+            with _counted(Limit.TOKENS_PER_MINUTE):
+                raise _over("tokens", window, cost)
+        await self._windows.charge(meter, new.id, cost)
+        _metered.labels("asked").inc(cost)
+
+    async def _settle(self, tenant: str, job_id: JobId, took: int) -> None:
+        if meter := self._tokens(tenant):
+            added = await self._windows.settle(meter, job_id, took)
+            _metered.labels("added" if added > 0 else "given_back").inc(abs(added))
+
+    async def _leave(self, tenant: str, job_id: JobId) -> None:
+        if self._limits(tenant).jobs_in_flight:
+            await self._flight.leave(tenant, job_id)
+
+    async def _rename(self, tenant: str, old: JobId, new: JobId) -> None:
+        if meter := self._tokens(tenant):
+            await self._windows.rename(meter, old, new)
+        if self._limits(tenant).jobs_in_flight:
+            await self._flight.rename(tenant, old, new)
+
+    async def _check_queue(self, new: NewJob) -> None:
+        most = self._settings.limit_queue_depth
+        if not most and not new.deadline_ms:
+            return
+        depth = await self._depth(new.request.model)
+        if most and depth.total_waiting >= most:
+            over = depth.total_waiting - most
+            wait_s = expected_wait_s(over, depth.settled_per_minute) or _NO_PACE_S
+            with _counted(Limit.QUEUE_DEPTH):
+                raise Overloaded(f"{depth.total_waiting} jobs wait for {new.request.model}", wait_s)
+        if new.deadline_ms:
+            now_ms = self._clock.wall_ms()
+            head_age_s = (now_ms - depth.oldest_ms) / 1000 if depth.oldest_ms else 0.0
+            left_s = (new.deadline_ms - now_ms) / 1000
+            with _counted(Limit.DEADLINE):
+                check_deadline(_wait_s(depth, new.lane), head_age_s, left_s)
+
+    async def _depth(self, model: str) -> Depth:
+        """The model's queue as it was half a second ago at most."""
+        async with self._asking:
+            at_s, depth = self._depths.get(model, (float("-inf"), None))
+            now_s = self._clock.monotonic_s()
+            if depth is None or now_s - at_s > _FRESH_S:
+                depth = await self._queues.depth(f"requests-{model}")
+                self._depths[model] = (now_s, depth)
+            return depth
+
+
+class RateHeaders:
+    """ASGI middleware: puts what the gate found onto the answer, whatever the answer is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] == "GET":
+            await self._app(scope, receive, send)
+            return
+        told: dict[str, str] = {}
+        token = _told.set(told)
+
+        async def send_on(message: Message) -> None:
+            if told and message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(told)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        finally:
+            _told.reset(token)
+
+
+def _tell(headers: Mapping[str, str]) -> None:
+    told = _told.get()
+    if told is not None:  # a batch's lines have no answer to put headers on
+        told.update(headers)
+
+
+@contextmanager
+def _counted(limit: Limit) -> Iterator[None]:
+    """Count what is refused inside."""
+    try:
+        yield
+    except TorporError:
+        _refused.labels(limit).inc()
+        raise
+
+
+def _over(what: str, window: Window, cost: int) -> RateLimited:
+    wait_s = window.wait_s(cost)
+    return RateLimited(f"over {window.limit} {what} a minute; room again in {wait_s:.1f} s", wait_s)
+
+
+def _wait_s(depth: Depth, lane: Lane) -> float | None:
+    """How long a job that joins `lane` now would wait, at the pace of late."""
+    lanes = list(Lane)
+    ahead = sum(depth.waiting.get(other, 0) for other in lanes[: lanes.index(lane) + 1])
+    return expected_wait_s(ahead, depth.settled_per_minute)

@@ -1,0 +1,92 @@
+"""How many jobs of a tenant have not ended. Called by `api.limit.gate`.
+
+A set of job ids a tenant: a place is taken before the job is recorded and given back when its
+result event arrives. A place whose job ended unheard (an event that was lost, a crash between the
+two) is found when the set is full: its oldest entries are held against the store.
+"""
+
+import time
+from typing import Final
+
+from redis.asyncio import Redis
+
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
+from eventing.job.job import JobId
+from eventing.job.store import Store
+
+_LOOK_AT: Final = 50
+_LOOK_EVERY_S: Final = 1.0
+"""Who is full and asks on must not cost fifty reads a call."""
+_YOUNG_MS: Final = 5_000
+"""A place this young may belong to a job that is just being recorded."""
+_KEEP_S: Final = 31 * 24 * 3600
+
+
+class Flight:
+    """Places of every tenant. Every method raises `StoreUnavailable`."""
+
+    def __init__(self, redis: Redis, store: Store) -> None:
+        self._redis = redis
+        self._store = store
+        self._looked_s: dict[str, float] = {}
+
+    async def take(self, tenant: str, job_id: JobId, limit: int) -> bool:
+        """Take a place; False when there is none."""
+        if await self._add(tenant, job_id) <= limit:
+            return True
+        if await self._tidy(tenant) and await self._add(tenant, job_id) <= limit:
+            return True
+        await self.leave(tenant, job_id)
+        return False
+
+    async def rename(self, tenant: str, old: JobId, new: JobId) -> None:
+        """The job got another id than it was announced with (an Idempotency-Key)."""
+        await self._add(tenant, new)
+        await self.leave(tenant, old)
+
+    async def leave(self, tenant: str, job_id: JobId) -> None:
+        """Give a place back; idempotent."""
+        async with failures_named():
+            await self._redis.zrem(_key(tenant), job_id)
+
+    async def _add(self, tenant: str, job_id: JobId) -> int:
+        """How many places are taken, this one included."""
+        key = _key(tenant)
+        async with failures_named():
+            seconds, microseconds = await self._redis.time()
+            now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.zadd(key, {job_id: now_ms}, nx=True)
+                pipe.zcard(key)
+                pipe.expire(key, _KEEP_S)
+                answers = await pipe.execute()
+        return int(answers[1])
+
+    async def _tidy(self, tenant: str) -> bool:
+        """Give back places of jobs that ended or never came to be; True when there were any. False
+        also just after a look.
+        """
+        now_s = time.monotonic()
+        if now_s - self._looked_s.get(tenant, float("-inf")) < _LOOK_EVERY_S:
+            return False
+        self._looked_s[tenant] = now_s
+        key = _key(tenant)
+        async with failures_named():
+            seconds = (await self._redis.time())[0]
+            oldest = await self._redis.zrange(key, 0, _LOOK_AT - 1, withscores=True)
+        gone: list[JobId] = []
+        for member, at_ms in oldest:
+            job_id = JobId(member.decode())
+            job = await self._store.get(job_id)
+            is_missing = job is None and seconds * 1000 - at_ms > _YOUNG_MS
+            if is_missing or (job is not None and job.state.is_terminal):
+                gone.append(job_id)
+        if gone:
+            async with failures_named():
+                await self._redis.zrem(key, *gone)
+        return bool(gone)
+
+
+def _key(tenant: str) -> str:
+    return f"{keys.PREFIX}:flight:{tenant}"

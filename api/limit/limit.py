@@ -1,0 +1,187 @@
+"""What a tenant may ask for, what a call costs, and how long to wait when it was too much. Pure.
+
+Called by the gate and the admission (`api.limit.gate`). Must not know Redis or HTTP.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from api.settings import ApiSettings
+from eventing.errors import BadRequest, Unavailable
+from eventing.job.job import Job, JobRequest
+
+MINUTE_S: Final = 60
+_BYTES_PER_TOKEN: Final = 4
+"""OpenAI's rule of thumb; the estimate is for the meter, never for a bill."""
+
+
+class Limit(StrEnum):
+    """What a caller can be refused for, by the name that metrics show."""
+
+    REQUESTS_PER_MINUTE = "requests_per_minute"  #: calls but GET
+    TOKENS_PER_MINUTE = "tokens_per_minute"  #: tokens of jobs, as asked for
+    TOKENS_OF_ONE_CALL = "tokens_of_one_call"  #: more at once than a whole minute has
+    JOBS_IN_FLIGHT = "jobs_in_flight"  #: jobs that have not ended
+    QUEUE_DEPTH = "queue_depth"  #: jobs of everybody that wait for a model
+    DEADLINE = "deadline"  #: the wait would be longer than the caller has
+
+
+class RateLimited(Unavailable):
+    """Over a limit of the tenant's; nothing was accepted."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+
+class DeadlineOutOfReach(Unavailable):
+    """The job would still wait when its deadline passes."""
+
+    code = "deadline_unreachable"
+
+
+class TooLargeForLimit(BadRequest):
+    """One call that is more than a whole minute's limit: waiting does not help."""
+
+    status = 422
+    code = "request_too_large_for_limit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a tenant may; 0 is no limit."""
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    jobs_in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A sliding window as the store counts it: what the last whole window took, and this one.
+
+    The last one fades out evenly over `previous_left_s`; then this one, which has `current_left_s`
+    to go, becomes the last.
+    """
+
+    limit: int
+    previous: int = 0
+    previous_left_s: float = 0.0
+    current: int = 0
+    current_left_s: float = 0.0
+
+    @property
+    def used(self) -> int:
+        return math.floor(self.previous * self.previous_left_s / MINUTE_S) + self.current
+
+    @property
+    def remaining(self) -> int:
+        return max(0, self.limit - self.used)
+
+    def wait_s(self, cost: int) -> float:
+        """Seconds until `cost`, which must be within the limit, fits if nothing else is taken."""
+        if self.used + cost <= self.limit:
+            return 0.0
+        room = self.limit - cost
+        if self.current <= room:
+            share = (room - self.current) * MINUTE_S / max(self.previous, 1)
+            return max(0.0, self.previous_left_s - share)
+        fade_s = MINUTE_S * (1 - room / self.current)
+        return self.current_left_s + fade_s
+
+    @property
+    def reset_s(self) -> float:
+        """Seconds until nothing is used any more."""
+        if self.current:
+            return self.current_left_s + MINUTE_S
+        return self.previous_left_s if self.previous else 0.0
+
+
+def limits_of(settings: ApiSettings, tenant: str) -> Limits:
+    """What `tenant` may: its own limits where it has some, everybody's where not."""
+    own = settings.tenant_limits.get(tenant)
+    requests = own.requests_per_minute if own else None
+    tokens = own.tokens_per_minute if own else None
+    jobs = own.jobs_in_flight if own else None
+    return Limits(
+        requests_per_minute=(settings.limit_requests_per_minute if requests is None else requests),
+        tokens_per_minute=settings.limit_tokens_per_minute if tokens is None else tokens,
+        jobs_in_flight=settings.limit_jobs_in_flight if jobs is None else jobs,
+    )
+
+
+def tokens_asked(request: JobRequest) -> int:
+    """About how many tokens a request will take: its prompt at four bytes a token, and as many as
+    it lets the answer have.
+    """
+    body = request.body
+    answer = body.get("max_completion_tokens") or body.get("max_tokens") or 0
+    choices = body.get("n")
+    times = choices if isinstance(choices, int) and not isinstance(choices, bool) else 1
+    return max(1, prompt_tokens(request) + int(answer) * max(1, times))
+
+
+def tokens_taken(job: Job) -> int:
+    """How many tokens an ended job took, by the engine's own count where there is one. One that
+    never ran took none.
+    """
+    counted = (job.usage or {}).get("total_tokens")
+    if isinstance(counted, int):
+        return max(0, counted)
+    return prompt_tokens(job.request) + job.token_count if job.attempt else 0
+
+
+def prompt_tokens(request: JobRequest) -> int:
+    """About how many tokens the prompt has."""
+    body = request.body
+    return math.ceil(sum(_tokens(body.get("messages") or body.get("prompt") or body.get("input"))))
+
+
+def _tokens(value: Any) -> Iterable[float]:
+    """The sizes of every text in a prompt; a number is a token id."""
+    if isinstance(value, str):
+        yield len(value.encode("utf-8", "surrogatepass")) / _BYTES_PER_TOKEN
+    elif isinstance(value, int):
+        yield 1
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _tokens(inner)
+    elif isinstance(value, Mapping):
+        yield from _tokens(value.get("content") or value.get("text") or "")
+
+
+def headers_of(name: str, window: Window) -> dict[str, str]:
+    """OpenAI's headers for `requests` or `tokens`."""
+    return {
+        f"x-ratelimit-limit-{name}": str(window.limit),
+        f"x-ratelimit-remaining-{name}": str(window.remaining),
+        f"x-ratelimit-reset-{name}": duration(window.reset_s),
+    }
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it: `6m0s`, `1.25s`, `120ms`."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(seconds, 60)
+    text = f"{rest:.2f}".rstrip("0").rstrip(".")
+    return f"{int(minutes)}m{text}s" if minutes else f"{text}s"
+
+
+def check_deadline(
+    wait_s: float | None, head_age_s: float, left_s: float, *, standing_s: float = 30.0
+) -> None:
+    """Raises `DeadlineOutOfReach` when a job with `left_s` to its deadline would wait longer.
+
+    The wait comes from the pace of late, which says what was asked for, not what is possible,
+    unless the queue has stood for a while; so nothing is refused before its head has waited
+    `standing_s`.
+    """
+    if wait_s is None or wait_s <= left_s or head_age_s < standing_s:
+        return
+    raise DeadlineOutOfReach(
+        f"expected wait is {wait_s:.0f} s, and the deadline is in {max(left_s, 0):.0f} s",
+        wait_s - left_s,
+    )

@@ -1,0 +1,109 @@
+"""Sliding windows on Redis, counted by the `limits` library, and what jobs were charged of them.
+
+Called by `api.limit.gate`. Must not know what a job is worth.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from api.limit.limit import MINUTE_S, Window
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
+from eventing.job.job import JobId
+from eventing.redis.script import run
+
+_PREFIX: Final = f"{keys.PREFIX}:limits"
+_KEEP_S: Final = 31 * 24 * 3600
+"""A charge outlives the longest job (deadlines are 30 days at most)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meter:
+    """What is counted: `name` of a tenant, up to `limit` a minute."""
+
+    name: str
+    tenant: str
+    limit: int
+
+    @property
+    def item(self) -> RateLimitItemPerMinute:
+        return RateLimitItemPerMinute(self.limit)
+
+    @property
+    def whose(self) -> tuple[str, str]:
+        return self.name, self.tenant
+
+    @property
+    def current(self) -> str:
+        """The window's key as the library writes it; a charge shares its hash slot."""
+        return f"{_PREFIX}:{{{self.item.key_for(*self.whose)}}}"
+
+    def charge(self, job_id: JobId) -> str:
+        return f"{self.current}:charge:{job_id}"
+
+
+class Windows:
+    """Counters of every tenant, on the connections of a Redis client that it does not own. Every
+    method raises `StoreUnavailable`.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        # The address is not used: the pool knows it, and the password.
+        self._storage = RedisStorage(
+            "async+redis://pool:6379",
+            implementation="redispy",
+            key_prefix=_PREFIX,
+            connection_pool=redis.connection_pool,
+        )
+        self._limiter = SlidingWindowCounterRateLimiter(self._storage)
+
+    async def take(self, meter: Meter, cost: int) -> tuple[bool, Window]:
+        """Take `cost` if it fits, all or nothing; and the window as it is after that."""
+        async with failures_named():
+            is_taken = await self._limiter.hit(meter.item, *meter.whose, cost=cost)
+        return is_taken, await self.look(meter)
+
+    async def look(self, meter: Meter) -> Window:
+        """The window as it is now."""
+        async with failures_named():
+            row = await self._storage.get_sliding_window(meter.item.key_for(*meter.whose), MINUTE_S)
+        previous, previous_left_s, current, current_kept_s = row
+        return Window(
+            limit=meter.limit,
+            previous=previous,
+            previous_left_s=previous_left_s,
+            current=current,
+            current_left_s=max(0.0, current_kept_s - MINUTE_S),  # kept for one more, as the last
+        )
+
+    async def charge(self, meter: Meter, job_id: JobId, cost: int) -> None:
+        """Remember that the job was charged `cost`, which was taken just now."""
+        async with failures_named():
+            await run(self._redis, "limit_charge", [meter.charge(job_id)], [cost, _KEEP_S])
+
+    async def rename(self, meter: Meter, old: JobId, new: JobId) -> None:
+        """The job got another id than it was charged under."""
+        try:
+            async with failures_named():
+                await self._redis.rename(meter.charge(old), meter.charge(new))
+        except ResponseError:
+            return  # no charge of that id: there is nothing to correct
+
+    async def settle(self, meter: Meter, job_id: JobId, took: int) -> int:
+        """Correct the job's charge to what it `took`; what was added, negative when given back.
+
+        Done once however often it is asked for, by whichever process; a process that dies before it
+        leaves the charge as it was.
+        """
+        current = meter.current
+        where = [meter.charge(job_id), f"{current}/-1", current, f"{current}/late"]
+        how = [took, MINUTE_S * 1000, meter.limit]
+        async with failures_named():
+            return int(await run(self._redis, "limit_settle", where, how))

@@ -1,0 +1,89 @@
+"""OpenAI's batches: create, look, list, cancel. The runner does the work.
+
+Called by `api.app`.
+"""
+
+from starlette.responses import Response
+
+from api.openapi import files as docs
+from api.batch.batch import Batch, check_endpoint
+from api.http.body import read_object
+from api.batch.file_store import new_file_id
+from api.routes.files import keyed_hex, page_of
+from api.routes.jobs import json_response, whole_number
+from api.auth.principal import Scope
+from api.routes.route import Call, new_router, operation
+from api.job.submission import check_metadata
+from eventing.errors import BadRequest, IdempotencyConflict, NotFound
+
+router = new_router()
+
+
+@operation(router, "POST", "/v1/batches", scope=Scope.JOBS_WRITE, doc=docs.CREATE_BATCH)
+async def create_batch(call: Call) -> Response:
+    """Run an uploaded file of requests.
+
+    A bad line fails alone: it stands in the error file under its number.
+    """
+    settings = call.front.settings
+    body = await read_object(
+        call.request, limit=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
+    )
+    if body.get("completion_window") != "24h":
+        raise BadRequest("completion_window must be 24h", "completion_window")
+    endpoint = check_endpoint(body.get("endpoint"))
+    metadata = check_metadata(body.get("metadata"), "metadata")
+    try:
+        card = await call.front.files.card(
+            call.principal.tenant, str(body.get("input_file_id", ""))
+        )
+    except NotFound as error:
+        raise BadRequest("input_file_id names no file of yours", "input_file_id") from error
+    if card.purpose != "batch":
+        raise BadRequest("the file was not uploaded with the purpose batch", "input_file_id")
+    wanted = Batch(
+        id=f"batch_{keyed_hex(call)}",
+        tenant=call.principal.tenant,
+        endpoint=endpoint,
+        input_file_id=card.id,
+        output_file_id=new_file_id(),
+        error_file_id=new_file_id(),
+        created_at=call.front.clock.wall_ms() // 1000,
+        metadata=metadata,
+    )
+    batch = await call.front.batches.create(wanted)
+    if not batch.asks_the_same_as(wanted):
+        raise IdempotencyConflict("the same key was used before with another body", "body")
+    return json_response(batch.view())
+
+
+@operation(router, "GET", "/v1/batches", scope=Scope.JOBS_READ, doc=docs.LIST_BATCHES)
+async def list_batches(call: Call) -> Response:
+    """List batches, newest first."""
+    query = call.request.query_params
+    limit = whole_number(query, "limit", default=20, least=1, most=100)
+    batches = await call.front.batches.list(call.principal.tenant)
+    return json_response(page_of([batch.view() for batch in batches], query.get("after"), limit))
+
+
+@operation(router, "GET", "/v1/batches/{id}", scope=Scope.JOBS_READ, doc=docs.GET_BATCH)
+async def retrieve_batch(call: Call) -> Response:
+    """Look at a batch."""
+    return json_response((await _own(call)).view())
+
+
+@operation(router, "POST", "/v1/batches/{id}/cancel", scope=Scope.JOBS_WRITE, doc=docs.CANCEL_BATCH)
+async def cancel_batch(call: Call) -> Response:
+    """Cancel a batch. What is done is kept; the runner stops the rest at its next turn."""
+    batch = await _own(call)
+    if not batch.status.is_final:
+        await call.front.batches.ask_to_cancel(batch.id)
+        batch = await _own(call)
+    view = batch.view()
+    if not batch.status.is_final:
+        view["status"] = "cancelling"
+    return json_response(view)
+
+
+async def _own(call: Call) -> Batch:
+    return await call.front.batches.get(call.request.path_params["id"], call.principal.tenant)

@@ -1,0 +1,178 @@
+"""CloudEvents in: results from the broker, and requests from producers that cannot reach it. And
+out, as server-sent events: their results.
+
+Called by `api.app`. Answers by the Knative data-plane contract: 2xx only once the store has it.
+"""
+
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Final
+
+import orjson
+import structlog
+from starlette.responses import Response
+
+from api.openapi import operation as docs
+from api.http.body import read_bytes
+from api.front import Front
+from api.routes.jobs import accepted
+from api.auth.principal import Scope
+from api.job.result_feed import ResultFeed
+from api.routes.route import Call, new_router, operation
+from api.http.sse import Stream, comment, frame
+from api.routes.stream import parse_cursor
+from api.job.submission import submit_new
+from eventing.cloudevent import request_id
+from eventing.telemetry import trace
+from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable
+from eventing.cloudevent.event import Event, build_binary, build_structured, parse_http
+from eventing.job.job import JobError, JobId, is_job_id
+from eventing.cloudevent.job_event import (
+    REQUESTED,
+    RESULT_TYPES,
+    ending_of,
+    job_of,
+    result_event,
+    unreadable_job,
+)
+from eventing.job.store import Hold
+from eventing.live.stream_multiplexer import order_of
+
+router = new_router()
+_log = structlog.get_logger()
+
+_OUR_SOURCES: Final = "/torpor/"
+
+
+@operation(router, "POST", "/v1/events", scope=Scope.EVENTS_WRITE, doc=docs.TAKE_EVENT)
+async def take_event(call: Call) -> Response:
+    """Hand in a CloudEvent that asks for a job.
+
+    Binary or structured mode. The same `source` and `id` is the same job. The tenant is the
+    caller's, whatever the event says. `correlationid`, or else `X-Request-Id`, is the id under
+    which you know it.
+    """
+    event = await _read_event(call)
+    if event.type != REQUESTED:
+        raise InvalidJob(f"type must be {REQUESTED}", "type")
+    if event.source.startswith(_OUR_SOURCES):
+        raise InvalidJob("this source is reserved; use your own", "source")
+    asked_as = {request_id.EXTENSION: call.request.headers.get("x-request-id", "")}
+    tenant = {"tenant": call.principal.tenant}
+    new = job_of(replace(event, extensions={**asked_as, **event.extensions, **tenant}))
+    job, _ = await submit_new(call.front, call.principal, new)
+    return accepted(job)
+
+
+@operation(router, "GET", "/v1/events", scope=Scope.JOBS_READ, doc=docs.FOLLOW_EVENTS)
+async def follow_events(call: Call) -> Response:
+    """Follow how your jobs end (server-sent events).
+
+    Each is a CloudEvent in structured mode, named by its type. From now on, or after
+    `Last-Event-ID` (or `?after=`; `0-0` for all that is kept). An event can come twice; its `id` is
+    the same then.
+    """
+    feed, tenant = call.front.results, call.principal.tenant
+    if feed is None:
+        raise NotFound("this api keeps no feed of results")
+    feed.check_room(tenant)
+    request = call.request
+    text = request.headers.get("last-event-id") or request.query_params.get("after", "")
+    after = parse_cursor(text)
+    is_behind = bool(after) and order_of(after) > (0, 0) and await feed.has_forgotten(tenant, after)
+    frames = _result_frames(feed, tenant, after or await feed.newest(tenant), is_behind=is_behind)
+    return Stream(frames, keep_alive_s=call.front.settings.keep_alive_s)
+
+
+async def _result_frames(
+    feed: ResultFeed, tenant: str, after: str, *, is_behind: bool
+) -> AsyncGenerator[bytes, None]:
+    """Results after a cursor, for as long as the reader stays."""
+    if is_behind:
+        yield frame("gap", {"after": after})
+    try:
+        async with feed.reading(tenant):
+            yield comment("reading")
+            while True:
+                ends = await feed.page(tenant, after)
+                for ended in ends:
+                    after = ended.cursor
+                    if ended.job is not None:
+                        event = result_event(ended.job)
+                        data = orjson.Fragment(build_structured(event)[1])
+                        yield frame(event.type, data, cursor=after)
+                if not ends:
+                    await feed.grew(tenant, after)
+    except Unavailable as error:
+        yield comment(error.message)  # it comes back with its last id
+
+
+@operation(router, "POST", "/internal/events", scope=Scope.RESULTS_WRITE, doc=docs.TAKE_RESULT)
+async def take_result(call: Call) -> Response:
+    """Deliver a result event (the broker's trigger).
+
+    Any 2xx means that the store has it. A job that has ended in the store already, as it has when
+    the predictor has a store, is left as it is: the first terminal state wins.
+    """
+    event = await _read_event(call)
+    parent = call.request.headers.get("traceparent") or event.extensions.get("traceparent", "")
+    with trace.span("result", parent=parent, job_id=event.subject, type=event.type):
+        return await _take_result(call.front, event)
+
+
+async def _take_result(front: Front, event: Event) -> Response:
+    if event.type == REQUESTED:
+        return await _take_stray(front, event)
+    if event.type not in RESULT_TYPES:
+        return Response(status_code=202)  # a trigger without a filter; nothing to do
+    job_id, ending = ending_of(event)
+    if not is_job_id(job_id):
+        raise InvalidJob("subject must be a job id", "subject")
+    hold = await front.store.conclude(job_id, ending)
+    if hold is Hold.FENCED:
+        # An attempt with a live lease owns the end of this job, and will tell of it itself.
+        _log.warning("result of a job that still runs", action="result", job_id=job_id)
+        return Response(status_code=202)
+    await _tell(front, job_id)
+    await front.store.mark_announced(job_id)
+    return Response(status_code=202)
+
+
+async def _take_stray(front: Front, event: Event) -> Response:
+    """A request that no model's trigger wanted: its `model` attribute is missing or unknown.
+
+    When its body names a model we serve, the reply is the same event with the attribute filled in,
+    and the broker routes it on. Otherwise the job is recorded as failed, so that nothing is lost
+    silently.
+    """
+    try:
+        new = job_of(event)
+        await front.catalog.check(new.request)
+    except BadRequest as error:
+        reason = JobError(code=error.code, message=error.message, field=error.field)
+        await front.store.reject(unreadable_job(event), reason, event.data)
+        return Response(status_code=202)
+    extensions = {**event.extensions, "model": new.request.model}
+    headers, body = build_binary(replace(event, extensions=extensions))
+    return Response(body, headers=headers)
+
+
+async def _tell(front: Front, job_id: JobId) -> None:
+    """Tell whoever wants to know that the job has ended; before it is marked, so that a crash makes
+    the broker deliver again.
+    """
+    if not front.listeners:
+        return
+    job = await front.store.get(job_id)
+    if job is None or not job.state.is_terminal:
+        return
+    for listener in front.listeners:
+        await listener.ended(job)
+
+
+async def _read_event(call: Call) -> Event:
+    settings = call.front.settings
+    body = await read_bytes(
+        call.request, limit=settings.event_limit_bytes, timeout_s=settings.body_timeout_s
+    )
+    return parse_http(call.request.headers, body)

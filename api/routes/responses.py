@@ -1,0 +1,258 @@
+"""OpenAI's Responses: background, streamed, both or neither; look, go on, cancel, forget.
+
+Called by `api.app`. A response is a chat job (`resp_x` is `job_x`); its stream is derived from the
+job's token stream, so it outlives this process.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import Any, Final
+
+import orjson
+from starlette.responses import Response
+
+from api.openapi import openai as docs
+from api.http.body import read_object
+from api.http.protocol import wire_of
+from api.front import Front
+from api.view.job import outlook_view
+from api.routes.jobs import cancelled, json_response, own_job, whole_number
+from api.job.live import moments, tap_into
+from api.routes.openai import answer_or_cancel, cancelling, prefers_async, stream_of
+from api.auth.principal import Principal, Scope
+from api.http.problem import openai_error
+from api.job.response_request import Ask, Message, messages_of, parse_ask
+from api.view.response_stream import Translator
+from api.view.response import (
+    RECORD,
+    job_id_of,
+    output_items,
+    record_of,
+    response_id,
+    response_view,
+)
+from api.routes.route import Call, new_router, operation
+from api.http.sse import comment, frame
+from api.job.submission import submit, wish_of
+from eventing.errors import BadRequest, InvalidJob, NotFound, TorporError, WrongState
+from eventing.job.job import Job, JobState, Lane
+from eventing.job.store import StreamEntry
+
+router = new_router()
+
+_CHAIN_LIMIT: Final = 100
+
+
+@operation(router, "POST", "/v1/responses", scope=Scope.JOBS_WRITE, doc=docs.CREATE_RESPONSE)
+async def create_response(call: Call) -> Response:
+    """Create a response.
+
+    As OpenAI's. `background: true` answers at once with a queued response; `stream: true` sends
+    events, which a background response's reader can take up again after any break.
+    """
+    settings = call.front.settings
+    body = await read_object(
+        call.request, limit=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
+    )
+    is_async = prefers_async(call.request)
+    if is_async:
+        body["background"] = True
+    history = await _history(call.front, call.principal, body.get("previous_response_id"))
+    ask = parse_ask(body, history)
+    job = await _submit(call, body, ask)
+    if ask.is_stream and not is_async:
+        gone = None if ask.is_background else cancelling(call.front, job)
+        frames = _frames(call, job, ask.record, after=-1)
+        return stream_of(call.front, job, frames, gone)
+    if ask.is_background:
+        status = 202 if is_async else 200
+        headers = {"location": f"/v1/responses/{response_id(job.id)}"}
+        if is_async:
+            headers["preference-applied"] = "respond-async"
+        return json_response(response_view(job, ask.record), status=status, headers=headers)
+    gone = None if call.request.headers.get("idempotency-key") else cancelling(call.front, job)
+    ended = await answer_or_cancel(call.request, call.front, job, gone)
+    return json_response(response_view(ended, ask.record), headers={"torpor-job-id": job.id})
+
+
+@operation(router, "GET", "/v1/responses/{id}", scope=Scope.JOBS_READ, doc=docs.GET_RESPONSE)
+async def retrieve_response(call: Call) -> Response:
+    """Look at a response, or go on with its stream.
+
+    `stream=true&starting_after=N` sends the events after number N, of a response that was created
+    with `background` and `stream`.
+    """
+    query = call.request.query_params
+    job, record = await _own(call)
+    is_stream = query.get("stream", "false").lower()
+    if is_stream not in ("true", "false"):
+        raise BadRequest("stream must be true or false", "stream")
+    if is_stream == "false":
+        return json_response(response_view(job, record))
+    if not (record["background"] and record["stream"]):
+        reason = "background=true" if not record["background"] else "stream=true"
+        raise BadRequest(
+            f"This response cannot be streamed because it was not created with {reason}.", "stream"
+        )
+    last = whole_number(query, "starting_after", default=-1, least=0, most=999_999_999)
+    return stream_of(call.front, job, _frames(call, job, record, after=last), None)
+
+
+@operation(
+    router, "POST", "/v1/responses/{id}/cancel", scope=Scope.JOBS_CANCEL, doc=docs.CANCEL_RESPONSE
+)
+async def cancel_response(call: Call) -> Response:
+    """Cancel a background response. Idempotent: the answer is the response as it is."""
+    job, record = await _own(call)
+    if not record["background"]:
+        raise WrongState("only a response that was created with background=true can be cancelled")
+    return json_response(response_view(await cancelled(call.front, job), record))
+
+
+@operation(router, "DELETE", "/v1/responses/{id}", scope=Scope.JOBS_WRITE, doc=docs.DELETE_RESPONSE)
+async def delete_response(call: Call) -> Response:
+    """Forget a response, cancelling it first if it runs."""
+    job, _ = await _own(call)
+    await cancelled(call.front, job)
+    await call.front.store.delete(job.id)
+    return json_response({"id": response_id(job.id), "object": "response", "deleted": True})
+
+
+@operation(
+    router, "GET", "/v1/responses/{id}/input_items", scope=Scope.JOBS_READ, doc=docs.INPUT_ITEMS
+)
+async def list_input_items(call: Call) -> Response:
+    """List what a response was given, earlier responses of its conversation included."""
+    query = call.request.query_params
+    limit = whole_number(query, "limit", default=20, least=1, most=100)
+    order = query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise BadRequest("order must be asc or desc", "order")
+    items = await _all_items(call)
+    if order == "desc":
+        items.reverse()
+    if after := query.get("after"):
+        places = [place for place, item in enumerate(items) if item["id"] == after]
+        if not places:
+            raise BadRequest("after must be the id of an item of this response", "after")
+        items = items[places[0] + 1 :]
+    page = items[:limit]
+    return json_response(
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": len(items) > limit,
+        }
+    )
+
+
+async def _submit(call: Call, body: Mapping[str, Any], ask: Ask) -> Job:
+    """The job, its refusals told in the words of the call."""
+    lane = Lane.DEFAULT if ask.is_background else Lane.INTERACTIVE
+    wish = wish_of({"metadata": body.get("metadata")}, call.request.headers, lane=lane)
+    own = {RECORD: orjson.dumps(ask.record).decode()}
+    wish = wish.with_metadata(own)
+    line = {"url": "/v1/chat/completions", "body": ask.body}
+    try:
+        job, _ = await submit(call.front, call.principal, line, wish)
+    except BadRequest as error:
+        error.field = _field_of_call(error.field)
+        raise
+    return job
+
+
+def _field_of_call(field: str) -> str:
+    if field.startswith("body.messages"):
+        return "input"
+    return "max_output_tokens" if field == "body.max_completion_tokens" else field
+
+
+async def _own(call: Call) -> tuple[Job, dict[str, Any]]:
+    """The tenant's response of that id. Raises `NotFound`."""
+    return await _response(call.front, call.principal, call.request.path_params["id"])
+
+
+async def _response(
+    front: Front, principal: Principal, response: str
+) -> tuple[Job, dict[str, Any]]:
+    try:
+        job = await own_job(front, principal, job_id_of(response))
+        return job, record_of(job)
+    except NotFound as error:
+        raise NotFound(f"Response with id '{response:.64}' not found.") from error
+
+
+async def _history(front: Front, principal: Principal, previous: Any) -> list[Message]:
+    """What was said up to and including an earlier response, its instructions left out."""
+    if previous is None:
+        return []
+    if not isinstance(previous, str):
+        raise InvalidJob("previous_response_id must be text", "previous_response_id")
+    try:
+        job, record = await _response(front, principal, previous)
+    except NotFound as error:
+        raise InvalidJob(
+            f"Previous response with id '{previous:.64}' not found.", "previous_response_id"
+        ) from error
+    if job.state not in (JobState.COMPLETED, JobState.INCOMPLETE):
+        raise InvalidJob(
+            f"the previous response is {job.state}; only a completed one can be gone on from",
+            "previous_response_id",
+        )
+    said = list(job.request.body["messages"])
+    if record.get("instructions"):
+        said = said[1:]
+    return [*said, *messages_of(output_items(job))]
+
+
+async def _all_items(call: Call) -> list[dict[str, Any]]:
+    """Oldest first. A conversation whose beginning was forgotten starts where it is remembered."""
+    job, record = await _own(call)
+    turns: list[list[dict[str, Any]]] = [_named_items(job, record)]
+    while (previous := record.get("previous_response_id")) and len(turns) < _CHAIN_LIMIT:
+        try:
+            job, record = await _response(call.front, call.principal, previous)
+        except NotFound:
+            break
+        turns.append([*_named_items(job, record), *output_items(job)])
+    return [item for turn in reversed(turns) for item in turn]
+
+
+def _named_items(job: Job, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    tail = job.id.removeprefix("job_")
+    return [{"id": f"item_{tail}_{n}", **item} for n, item in enumerate(record["input"])]
+
+
+async def _frames(
+    call: Call, job: Job, record: Mapping[str, Any], *, after: int
+) -> AsyncGenerator[bytes, None]:
+    """Events numbered above `after`. The whole stream is read each time; only numbers tell what a
+    reader has seen.
+    """
+    translator = Translator(job, record)
+
+    def render(entry: StreamEntry) -> bytes:
+        return _dump(translator.feed(entry), after)
+
+    tap = tap_into(wire_of(call.request.scope), render)
+    yield comment(f"accepted {job.id}")
+    yield _dump(translator.begin(), after)
+    try:
+        async for moment in moments(call.front, job, "", tap):
+            if moment.outlook is not None:
+                yield comment("waiting " + orjson.dumps(outlook_view(moment.outlook)).decode())
+            frames = b"".join(map(render, moment.entries))
+            if moment.job is not None:
+                frames += _dump(translator.end(moment.job), after)
+            if frames:
+                yield frames
+            await asyncio.sleep(0)  # a long stream that is read again must not hold up the others
+    except TorporError as error:
+        yield frame("error", {"type": "error", **openai_error(error)["error"]})
+
+
+def _dump(events: Iterable[dict[str, Any]], after: int) -> bytes:
+    numbered = ((event["sequence_number"], event) for event in events)
+    return b"".join(frame(e["type"], e, cursor=str(n)) for n, e in numbered if n > after)

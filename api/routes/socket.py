@@ -1,0 +1,77 @@
+"""A job's events over a WebSocket: the same as over SSE, for clients that cannot have that.
+
+Called by `api.app`. Each message is one JSON object `{event, id, data}`; `?after=` takes the id of
+the last one seen. Must not know how tokens are made.
+"""
+
+import asyncio
+from urllib.parse import urlsplit
+
+import orjson
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from uvicorn.protocols.utils import ClientDisconnected
+
+from api.http.errors import Forbidden
+from api.front import Front, front_of
+from api.routes.jobs import own_job
+from api.auth.principal import Scope
+from api.http.problem import error_response
+from api.routes.stream import END, job_events, parse_cursor
+from eventing.errors import TorporError
+from eventing.job.job import Job
+
+PATH = "/v1/jobs/{id}/ws"
+
+_NORMAL = 1000
+
+
+async def follow_job_socket(socket: WebSocket) -> None:
+    """Send the job's events and close; what a client sends is not looked at."""
+    front = front_of(socket)
+    text = socket.query_params.get("after", "")
+    try:
+        _check_origin(socket)
+        principal = await front.authenticator.principal_of(socket)
+        principal.require(Scope.JOBS_READ)
+        after = parse_cursor(text)
+        job = await own_job(front, principal, socket.path_params["id"])
+    except TorporError as error:
+        await socket.send_denial_response(error_response(socket.url.path, error))
+        # To uvicorn a refusal that returns is a handshake that was forgotten: it logs an error.
+        raise ClientDisconnected from None
+    await socket.accept()
+    if text.endswith(END) and job.state.is_terminal:
+        await socket.close(_NORMAL)
+        return
+    async with asyncio.TaskGroup() as group:
+        sending = group.create_task(_send(socket, front, job, after))
+        listening = group.create_task(_listen(socket))
+        await asyncio.wait({sending, listening}, return_when=asyncio.FIRST_COMPLETED)
+        sending.cancel()
+        listening.cancel()
+
+
+async def _send(socket: WebSocket, front: Front, job: Job, after: str) -> None:
+    try:
+        async for name, data, cursor in job_events(front, job, after):
+            if name:
+                message = {"event": name, "id": cursor or None, "data": data}
+                await socket.send_text(orjson.dumps(message).decode())
+        await socket.close(_NORMAL)
+    except (WebSocketDisconnect, RuntimeError):
+        return  # it left in the middle of a message
+
+
+async def _listen(socket: WebSocket) -> None:
+    """Returns when the client has left."""
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        continue
+
+
+def _check_origin(socket: WebSocket) -> None:
+    """A browser tells whose page opens the socket; another site's page must not read along where
+    no key is asked for.
+    """
+    origin = socket.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
+        raise Forbidden("pages of another site may not open this socket")

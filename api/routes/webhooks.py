@@ -1,0 +1,336 @@
+"""`/v1/webhook_endpoints` as OpenAI's client knows it, and the log of what was delivered.
+
+Called by `api.app`. Must not know how deliveries are sent.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from starlette.responses import Response
+
+from api.openapi import webhooks as docs
+from api.http.body import parse_object, read_bytes, read_object
+from api.routes.jobs import json_response, whole_number
+from api.auth.principal import Scope
+from api.routes.route import Call, new_router, operation
+from api.webhook.webhook import (
+    OVERLAP_S,
+    PER_JOB,
+    Delivery,
+    Endpoint,
+    EventType,
+    Message,
+    Secret,
+    delivery_of,
+    new_endpoint_id,
+    new_secret,
+)
+from api.webhook.address import allow_list, check_url
+from api.webhook.service import WebhookDesk
+from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable, WrongState
+
+router = new_router()
+
+_MOST_ENDPOINTS: Final = 50
+_LONGEST_NAME: Final = 256
+
+
+@operation(
+    router,
+    "POST",
+    "/v1/webhook_endpoints",
+    scope=Scope.ADMIN,
+    doc=docs.CREATE_ENDPOINT,
+    replays=True,
+)
+async def create_webhook_endpoint(call: Call) -> Response:
+    """Register a receiver.
+
+    The signing secret is shown in this answer only.
+    """
+    store, body = _desk(call).store, await _body(call)
+    if len(await store.endpoints(call.principal.tenant)) >= _MOST_ENDPOINTS:
+        raise WrongState(f"a tenant has at most {_MOST_ENDPOINTS} endpoints")
+    now_s = await store.now_ms() // 1000
+    endpoint = Endpoint(
+        id=new_endpoint_id(),
+        tenant=call.principal.tenant,
+        url=_url(call, body.get("url")),
+        name=_name(body.get("name", "")),
+        event_types=_event_types(body.get("event_types")),
+        secrets=(Secret(text=new_secret()),),
+        created_s=now_s,
+        updated_s=now_s,
+    )
+    await store.add(endpoint)
+    return json_response(_with_secret(endpoint))
+
+
+@operation(router, "GET", "/v1/webhook_endpoints", scope=Scope.JOBS_READ, doc=docs.LIST_ENDPOINTS)
+async def list_webhook_endpoints(call: Call) -> Response:
+    """List the tenant's receivers, oldest first."""
+    query = call.request.query_params
+    limit = whole_number(query, "limit", default=20, least=1, most=100)
+    endpoints = await _desk(call).store.endpoints(call.principal.tenant)
+    if after := query.get("after"):
+        places = [place for place, endpoint in enumerate(endpoints) if endpoint.id == after]
+        if not places:
+            raise BadRequest("after must be the id of an endpoint", "after")
+        endpoints = endpoints[places[0] + 1 :]
+    page = endpoints[:limit]
+    return json_response(
+        {
+            "object": "list",
+            "data": [_view(endpoint) for endpoint in page],
+            "first_id": page[0].id if page else None,
+            "last_id": page[-1].id if page else None,
+            "has_more": len(endpoints) > limit,
+        }
+    )
+
+
+@operation(
+    router, "GET", "/v1/webhook_endpoints/{id}", scope=Scope.JOBS_READ, doc=docs.GET_ENDPOINT
+)
+async def retrieve_webhook_endpoint(call: Call) -> Response:
+    """Look at a receiver. `we_jobs` is what signs the webhooks that jobs bring themselves."""
+    return json_response(_view(await _endpoint(call)))
+
+
+@operation(
+    router,
+    "POST",
+    "/v1/webhook_endpoints/{id}",
+    scope=Scope.ADMIN,
+    doc=docs.UPDATE_ENDPOINT,
+    replays=True,
+)
+async def update_webhook_endpoint(call: Call) -> Response:
+    """Change a receiver; a change switches it on again if a 410 had switched it off."""
+    body, current = await _body(call), await _endpoint(call)
+    if current.id == PER_JOB:
+        raise WrongState("this endpoint has nothing to change but its secret")
+    now_s = await _desk(call).store.now_ms() // 1000
+    fields: dict[str, Any] = {"updated_s": now_s, "switched_off": ""}
+    if "url" in body:
+        fields["url"] = _url(call, body["url"])
+    if "name" in body:
+        fields["name"] = _name(body["name"])
+    if "event_types" in body:
+        fields["event_types"] = _event_types(body["event_types"])
+    changed = await _desk(call).store.change(
+        call.principal.tenant, current.id, lambda endpoint: replace(endpoint, **fields)
+    )
+    return json_response(_view(changed))
+
+
+@operation(
+    router, "DELETE", "/v1/webhook_endpoints/{id}", scope=Scope.ADMIN, doc=docs.DELETE_ENDPOINT
+)
+async def delete_webhook_endpoint(call: Call) -> Response:
+    """Forget a receiver; what is on its way to it is dropped."""
+    endpoint_id = call.request.path_params["id"]
+    if endpoint_id == PER_JOB or not await _desk(call).store.remove(
+        call.principal.tenant, endpoint_id
+    ):
+        raise NotFound("no such webhook endpoint")
+    return json_response({"id": endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True})
+
+
+@operation(
+    router,
+    "POST",
+    "/v1/webhook_endpoints/{id}/rotate_secret",
+    scope=Scope.ADMIN,
+    doc=docs.ROTATE_SECRET,
+    replays=True,
+)
+async def rotate_webhook_secret(call: Call) -> Response:
+    """Make a new signing secret.
+
+    With `keep_old_secret_active_for_24_hours` every delivery carries two signatures for a day, so
+    that a receiver can change over at any time in it.
+    """
+    body = await _optional_body(call)
+    keep = body.get("keep_old_secret_active_for_24_hours", False)
+    if not isinstance(keep, bool):
+        field = "keep_old_secret_active_for_24_hours"
+        raise InvalidJob(f"{field} must be true or false", field)
+    store, endpoint = _desk(call).store, await _endpoint(call)
+    now_s = await store.now_ms() // 1000
+    secret = new_secret()
+    rotated = await store.change(
+        call.principal.tenant,
+        endpoint.id,
+        lambda current: current.rotated(secret, now_s, OVERLAP_S if keep else 0),
+    )
+    return json_response(_with_secret(rotated))
+
+
+@operation(
+    router,
+    "POST",
+    "/v1/webhook_endpoints/{id}/test",
+    scope=Scope.ADMIN,
+    doc=docs.TEST_ENDPOINT,
+    replays=True,
+)
+async def test_webhook_endpoint(call: Call) -> Response:
+    """Send a sample event now, once, and tell what the receiver answered."""
+    body, endpoint = await _body(call), await _endpoint(call)
+    (event_type,) = _event_types([body.get("event_type")], "event_type")
+    if endpoint.id == PER_JOB:
+        raise WrongState("this endpoint has no URL of its own")
+    now_ms = await _desk(call).store.now_ms()
+    message = Message(
+        tenant=endpoint.tenant,
+        type=event_type,
+        subject="resp_test",
+        key=f"test:{now_ms}",
+        created_s=now_ms // 1000,
+    )
+    delivery = delivery_of(message, endpoint.id, endpoint.url)
+    outcome = await _desk(call).sender.try_once(endpoint, delivery)
+    if not outcome.status:
+        raise Unavailable(f"the receiver did not answer: {outcome.error}", 5.0)
+    return json_response(
+        {
+            "object": "webhook_endpoint.test",
+            "event_type": event_type,
+            "status_code": outcome.status,
+            "success": True,
+            "webhook_endpoint_id": endpoint.id,
+        }
+    )
+
+
+@operation(router, "GET", "/v1/webhook_event_types", scope=Scope.JOBS_READ, doc=docs.EVENT_TYPES)
+async def list_webhook_event_types(call: Call) -> Response:
+    """List the event types there are."""
+    return json_response({"object": "list", "data": list(EventType)})
+
+
+@operation(router, "GET", "/v1/webhook_deliveries", scope=Scope.JOBS_READ, doc=docs.LIST_DELIVERIES)
+async def list_webhook_deliveries(call: Call) -> Response:
+    """Read the delivery log, newest first: every try, what it was answered, when the next is."""
+    query = call.request.query_params
+    limit = whole_number(query, "limit", default=20, least=1, most=100)
+    before_ms = whole_number(query, "before", default=0, least=1, most=10**15)
+    found = await _desk(call).store.log(call.principal.tenant, limit, before_ms)
+    next_before = found[-1].created_ms if len(found) == limit else None
+    return json_response(
+        {
+            "object": "list",
+            "data": [_delivery_view(delivery) for delivery in found],
+            "next_before": next_before,
+        }
+    )
+
+
+@operation(
+    router, "GET", "/v1/webhook_deliveries/{id}", scope=Scope.JOBS_READ, doc=docs.GET_DELIVERY
+)
+async def retrieve_webhook_delivery(call: Call) -> Response:
+    """Look at one delivery. Its id is the `webhook-id` that the receiver saw."""
+    delivery = await _desk(call).store.delivery(
+        call.principal.tenant, call.request.path_params["id"]
+    )
+    if delivery is None:
+        raise NotFound("no such delivery")
+    return json_response(_delivery_view(delivery))
+
+
+def _desk(call: Call) -> WebhookDesk:
+    desk = call.front.webhooks
+    if desk is None:
+        raise NotFound("this api keeps no webhooks")
+    return desk
+
+
+async def _body(call: Call) -> Mapping[str, Any]:
+    settings = call.front.settings
+    return await read_object(
+        call.request, limit=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
+    )
+
+
+async def _optional_body(call: Call) -> Mapping[str, Any]:
+    """The body, or nothing: OpenAI's client sends none for a plain rotation."""
+    settings = call.front.settings
+    raw = await read_bytes(
+        call.request, limit=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
+    )
+    return parse_object(raw) if raw else {}
+
+
+async def _endpoint(call: Call) -> Endpoint:
+    endpoint_id, tenant = call.request.path_params["id"], call.principal.tenant
+    store = _desk(call).store
+    if endpoint_id == PER_JOB:
+        return await store.per_job(tenant)
+    endpoint = await store.endpoint(tenant, endpoint_id)
+    if endpoint is None:
+        raise NotFound("no such webhook endpoint")
+    return endpoint
+
+
+def _url(call: Call, value: Any) -> str:
+    check_url(value, allow_list(call.front.settings.webhook_allow), "url")
+    return str(value)
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
+        raise InvalidJob(f"name must be text of at most {_LONGEST_NAME} characters", "name")
+    return value
+
+
+def _event_types(value: Any, where: str = "event_types") -> tuple[str, ...]:
+    if value is None:
+        return tuple(EventType)
+    if not isinstance(value, list) or not value or any(v not in list(EventType) for v in value):
+        raise InvalidJob(f"{where} must be of: {', '.join(EventType)}", where)
+    return tuple(dict.fromkeys(value))
+
+
+def _view(endpoint: Endpoint) -> dict[str, Any]:
+    newest = endpoint.secrets[0].text
+    return {
+        "id": endpoint.id,
+        "object": "webhook_endpoint",
+        "url": endpoint.url,
+        "name": endpoint.name,
+        "event_types": list(endpoint.event_types),
+        "created_at": endpoint.created_s,
+        "updated_at": endpoint.updated_s,
+        "signing_secret_hint": f"whsec_...{newest[-4:]}",
+        "switched_off": endpoint.switched_off or None,
+    }
+
+
+def _with_secret(endpoint: Endpoint) -> dict[str, Any]:
+    return _view(endpoint) | {"signing_secret": endpoint.secrets[0].text}
+
+
+def _delivery_view(delivery: Delivery) -> dict[str, Any]:
+    return {
+        "id": delivery.id,
+        "object": "webhook_delivery",
+        "endpoint": delivery.endpoint,
+        "url": delivery.url.split("?", 1)[0],
+        "type": delivery.type,
+        "data": {"id": delivery.subject},
+        "state": delivery.state,
+        "created_ms": delivery.created_ms,
+        "tries": [
+            {
+                "at_ms": entry.at_ms,
+                "status": entry.status or None,
+                "error": entry.error or None,
+                "duration_ms": entry.duration_ms,
+                "next_ms": entry.next_ms or None,
+            }
+            for entry in delivery.log
+        ],
+    }

@@ -1,0 +1,60 @@
+"""OpenAI stream chunks out of a job's token stream. Pure.
+
+Called by the streaming forms of chat completions and completions. The same stream always gives the
+same chunks.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from api.view.outcome import CallFailed, answer_id
+from eventing.job.job import Job
+from eventing.job.store import EntryKind, StreamEntry
+
+
+class Restarted(CallFailed):
+    """A new attempt had to start over after text was shown; a stream cannot take text back."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the answer had to be started over; ask the job for its result", 500, "restarted"
+        )
+
+
+class Chunker:
+    """One stream of one job."""
+
+    def __init__(self, job: Job) -> None:
+        self._is_chat = job.request.url == "/v1/chat/completions"
+        self._base = {
+            "id": answer_id(job),
+            "object": "chat.completion.chunk" if self._is_chat else "text_completion",
+            "created": job.created_ms // 1000,
+            "model": job.request.model,
+        }
+        self._spoken: set[int] = set()
+
+    def chunks(self, entry: StreamEntry) -> Iterator[bytes]:
+        """The chunks that an entry of the stream is. Raises `Restarted`."""
+        if entry.kind is EntryKind.ATTEMPT and entry.is_restart and self._spoken:
+            raise Restarted
+        if entry.kind is not EntryKind.TOKENS or not entry.delta:
+            return
+        for choice in orjson.loads(entry.delta):
+            yield self._dump([self._whole(choice)])
+
+    def usage(self, usage: Mapping[str, Any] | None) -> bytes:
+        """The last chunk of a stream that asked for usage."""
+        return self._dump([], usage=usage)
+
+    def _whole(self, choice: dict[str, Any]) -> dict[str, Any]:
+        index = choice.get("index", 0)
+        if self._is_chat and index not in self._spoken:
+            choice["delta"] = {"role": "assistant", **choice.get("delta", {})}
+        self._spoken.add(index)
+        return {"finish_reason": None, "logprobs": None, **choice}
+
+    def _dump(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
+        return orjson.dumps({**self._base, "choices": choices, **extra})

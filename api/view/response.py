@@ -1,0 +1,180 @@
+"""The response object of OpenAI's Responses, out of a job. Pure.
+
+Called by `api.routes.responses` and `api.view.response_stream`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+
+from api.view.job import public_metadata
+from eventing.errors import NotFound
+from eventing.job.job import Job, JobId, JobState
+
+RECORD: Final = "torpor.response"
+"""The metadata entry of a job that is a response: how it was asked for."""
+
+Item = dict[str, Any]
+
+
+def response_id(job_id: JobId) -> str:
+    return f"resp_{job_id.removeprefix('job_')}"
+
+
+def job_id_of(response: str) -> JobId:
+    """The job behind a response's id. What is no such id gives one that no job has."""
+    return JobId(f"job_{response.removeprefix('resp_')}" if response.startswith("resp_") else "")
+
+
+def record_of(job: Job) -> dict[str, Any]:
+    """How the response was asked for. Raises `NotFound` for a job that is none, or was not to be
+    stored.
+    """
+    record: dict[str, Any] = orjson.loads(job.metadata.get(RECORD, "{}"))
+    if not record.get("store"):
+        raise NotFound("no such response")
+    return record
+
+
+def response_view(
+    job: Job, record: Mapping[str, Any], *, output: Sequence[Item] | None = None
+) -> dict[str, Any]:
+    """The response object as the job is now; `output` where the caller knows better."""
+    status = status_of(job)
+    error = None
+    if job.state is JobState.FAILED:
+        reason = job.error
+        message = reason.message if reason else "the job failed"
+        error = {"code": reason.code if reason else "server_error", "message": message}
+    return {
+        "id": response_id(job.id),
+        "object": "response",
+        "created_at": job.created_ms // 1000,
+        "completed_at": job.finished_ms // 1000 if status == "completed" else None,
+        "status": status,
+        "background": record["background"],
+        "error": error,
+        "incomplete_details": _incomplete_details(job),
+        "instructions": record.get("instructions"),
+        "max_output_tokens": record.get("max_output_tokens"),
+        "max_tool_calls": record.get("max_tool_calls"),
+        "model": job.request.model,
+        "output": list(output_items(job) if output is None else output),
+        "parallel_tool_calls": record.get("parallel_tool_calls", True),
+        "previous_response_id": record.get("previous_response_id"),
+        "prompt_cache_key": record.get("prompt_cache_key"),
+        "reasoning": {"effort": None, "summary": None} | record.get("reasoning", {}),
+        "safety_identifier": record.get("safety_identifier"),
+        "service_tier": record.get("service_tier", "default"),
+        "store": record["store"],
+        "temperature": record.get("temperature", 1.0),
+        "text": {"format": {"type": "text"}} | record.get("text", {}),
+        "tool_choice": record.get("tool_choice", "auto"),
+        "tools": record.get("tools", []),
+        "top_logprobs": record.get("top_logprobs", 0),
+        "top_p": record.get("top_p", 1.0),
+        "truncation": record.get("truncation", "disabled"),
+        "usage": _usage(job),
+        "user": record.get("user"),
+        "metadata": public_metadata(job),
+    }
+
+
+def status_of(job: Job) -> str:
+    """OpenAI's status. An answer cut by a limit is incomplete, whatever the engine called its
+    end.
+    """
+    if job.state is JobState.COMPLETED and _incomplete_details(job) is not None:
+        return "incomplete"
+    return str(job.state)
+
+
+def output_items(job: Job) -> list[Item]:
+    """What the model gave: reasoning, message, function calls, in this order."""
+    message = _choice(job).get("message") or {}
+    tail = job.id.removeprefix("job_")
+    is_cut = _incomplete_details(job) is not None
+    status = "incomplete" if is_cut else "completed"
+    items: list[Item] = []
+    if thought := message.get("reasoning") or message.get("reasoning_content"):
+        items.append(reasoning_item(f"rs_{tail}", thought, "completed"))
+    if message.get("content"):
+        items.append(message_item(f"msg_{tail}", message["content"], status))
+    for index, call in enumerate(message.get("tool_calls") or ()):
+        items.append(call_item(f"fc_{tail}_{index}", call, "completed"))
+    return items
+
+
+def reasoning_item(item_id: str, text: str, status: str) -> Item:
+    content = [{"type": "reasoning_text", "text": text}] if text else []
+    return {
+        "id": item_id,
+        "type": "reasoning",
+        "summary": [],
+        "content": content,
+        "status": status,
+    }
+
+
+def message_item(item_id: str, text: str | None, status: str) -> Item:
+    content = [] if text is None else [text_part(text)]
+    return {
+        "id": item_id,
+        "type": "message",
+        "role": "assistant",
+        "status": status,
+        "content": content,
+    }
+
+
+def text_part(text: str) -> Item:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def call_item(item_id: str, call: Mapping[str, Any], status: str) -> Item:
+    function = call.get("function") or {}
+    return {
+        "id": item_id,
+        "type": "function_call",
+        "call_id": call.get("id") or item_id,
+        "name": function.get("name") or "",
+        "arguments": function.get("arguments") or "",
+        "status": status,
+    }
+
+
+def _choice(job: Job) -> Mapping[str, Any]:
+    choices = (job.result or {}).get("choices") or [{}]
+    first: Mapping[str, Any] = choices[0]
+    return first
+
+
+def _incomplete_details(job: Job) -> dict[str, str] | None:
+    match _choice(job).get("finish_reason"):
+        case "length":
+            return {"reason": "max_output_tokens"}
+        case "content_filter":
+            return {"reason": "content_filter"}
+        case _ if job.state is JobState.INCOMPLETE:
+            return {"reason": "max_output_tokens"}
+        case _:
+            return None
+
+
+def _usage(job: Job) -> dict[str, Any] | None:
+    usage = job.usage or (job.result or {}).get("usage")
+    if not usage:
+        return None
+    prompt = usage.get("prompt_tokens_details") or {}
+    completion = usage.get("completion_tokens_details") or {}
+    return {
+        "input_tokens": usage.get("prompt_tokens", 0),
+        "input_tokens_details": {
+            "cached_tokens": prompt.get("cached_tokens") or 0,
+            "cache_write_tokens": 0,
+        },
+        "output_tokens": usage.get("completion_tokens", 0),
+        "output_tokens_details": {"reasoning_tokens": completion.get("reasoning_tokens") or 0},
+        "total_tokens": usage.get("total_tokens", 0),
+    }

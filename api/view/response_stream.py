@@ -1,0 +1,197 @@
+"""A job's token stream as the events of OpenAI's Responses. Pure.
+
+Called by `api.routes.responses`. The same stream always gives the same events under the same sequence
+numbers, so a reader may go on at another api process, or after this one was restarted.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from api.view.response import (
+    Item,
+    call_item,
+    message_item,
+    reasoning_item,
+    response_view,
+    status_of,
+    text_part,
+)
+from eventing.job.job import Job, JobState
+from eventing.job.store import EntryKind, StreamEntry
+
+Event = dict[str, Any]
+
+
+class _Open:
+    """The output item that is growing."""
+
+    def __init__(
+        self, kind: str, name: str, item_id: str, index: int, call: Mapping[str, Any]
+    ) -> None:
+        self.kind = kind
+        self.name = name
+        self.item_id = item_id
+        self.index = index
+        self.call = call
+        self.text: list[str] = []
+
+    def item(self, status: str) -> Item:
+        """The item as it is now; an item in progress shows nothing yet, as OpenAI has it."""
+        text = "" if status == "in_progress" else "".join(self.text)
+        match self.kind:
+            case "reasoning":
+                return reasoning_item(self.item_id, text, status)
+            case "message":
+                shown = None if status == "in_progress" else text
+                return message_item(self.item_id, shown, status)
+            case _:
+                function = {"name": (self.call.get("function") or {}).get("name")}
+                call = {"id": self.call.get("id"), "function": function | {"arguments": text}}
+                return call_item(self.item_id, call, status)
+
+    def part(self, text: str) -> Item:
+        if self.kind == "reasoning":
+            return {"type": "reasoning_text", "text": text}
+        return text_part(text)
+
+    def place(self) -> dict[str, Any]:
+        place: dict[str, Any] = {"item_id": self.item_id, "output_index": self.index}
+        return place if self.kind == "function_call" else place | {"content_index": 0}
+
+
+class Translator:
+    """Turns one job's stream into events. Feed it from the beginning, always."""
+
+    def __init__(self, job: Job, record: Mapping[str, Any]) -> None:
+        self._job = job
+        self._record = record
+        self._tail = job.id.removeprefix("job_")
+        self._sequence = 0
+        self._attempt = 0
+        self._done: list[Item] = []
+        self._names: list[str] = []
+        self._open: _Open | None = None
+
+    def begin(self) -> Iterator[Event]:
+        """What stands before the first entry."""
+        state = "queued" if self._record["background"] else "in_progress"
+        yield self._response_event("response.created", state)
+        if self._record["background"]:
+            yield self._response_event("response.queued", state)
+
+    def feed(self, entry: StreamEntry) -> Iterator[Event]:
+        """The events that an entry of the stream is."""
+        match entry.kind:
+            case EntryKind.ATTEMPT:
+                if self._attempt == 0:
+                    yield self._response_event("response.in_progress", "in_progress")
+                self._attempt = entry.attempt
+                if entry.is_restart:
+                    yield from self._start_over()
+            case EntryKind.TOKENS if entry.delta:
+                for choice in orjson.loads(entry.delta):
+                    yield from self._choice(choice)
+
+    def end(self, job: Job) -> Iterator[Event]:
+        """What stands after the last entry, once the job has ended."""
+        status = status_of(job)
+        yield from self._close("completed" if status == "completed" else "incomplete")
+        # The items as they were streamed; a stream that was never fed has the stored ones.
+        output = self._done if self._done else None
+        view = response_view(job, self._record, output=output)
+        yield self._event(f"response.{status}", response=view)
+
+    def _choice(self, choice: Mapping[str, Any]) -> Iterator[Event]:
+        delta = choice.get("delta") or {}
+        if thought := delta.get("reasoning_content") or delta.get("reasoning"):
+            yield from self._switch("reasoning", "rs")
+            yield self._delta("response.reasoning_text.delta", thought)
+        if text := delta.get("content") or delta.get("refusal"):
+            yield from self._switch("message", "msg")
+            yield self._delta("response.output_text.delta", text, logprobs=[])
+        for call in delta.get("tool_calls") or ():
+            yield from self._call(call)
+
+    def _call(self, call: Mapping[str, Any]) -> Iterator[Event]:
+        name = f"fc_{self._tail}_{call.get('index', 0)}"
+        if self._open is None or self._open.name != name:
+            yield from self._close("completed")
+            yield from self._begin_item("function_call", name, call)
+        if arguments := (call.get("function") or {}).get("arguments"):
+            yield self._delta("response.function_call_arguments.delta", arguments)
+
+    def _switch(self, kind: str, prefix: str) -> Iterator[Event]:
+        """Make the open item one of `kind`."""
+        if self._open is not None and self._open.kind == kind:
+            return
+        yield from self._close("completed")
+        yield from self._begin_item(kind, f"{prefix}_{self._tail}", {})
+
+    def _begin_item(self, kind: str, name: str, call: Mapping[str, Any]) -> Iterator[Event]:
+        """The first item of a name has the id that the stored response gives it; one that comes
+        again, after another or after a restart, needs an id of its own.
+        """
+        again = self._names.count(name)
+        item_id = f"{name}_again{again}" if again else name
+        self._open = _Open(kind, name, item_id, len(self._names), call)
+        self._names.append(name)
+        yield self._event(
+            "response.output_item.added",
+            output_index=self._open.index,
+            item=self._open.item("in_progress"),
+        )
+        if kind != "function_call":
+            place, part = self._open.place(), self._open.part("")
+            yield self._event("response.content_part.added", **place, part=part)
+
+    def _delta(self, kind: str, text: str, **extra: Any) -> Event:
+        assert self._open is not None  # noqa: S101 (opened by the caller)
+        self._open.text.append(text)
+        return self._event(kind, **self._open.place(), delta=text, **extra)
+
+    def _close(self, status: str) -> Iterator[Event]:
+        """End the open item, if there is one."""
+        item, self._open = self._open, None
+        if item is None:
+            return
+        text, place = "".join(item.text), item.place()
+        match item.kind:
+            case "reasoning":
+                yield self._event("response.reasoning_text.done", **place, text=text)
+            case "message":
+                yield self._event("response.output_text.done", **place, text=text, logprobs=[])
+            case _:
+                name = (item.call.get("function") or {}).get("name") or ""
+                yield self._event(
+                    "response.function_call_arguments.done", **place, arguments=text, name=name
+                )
+        if item.kind != "function_call":
+            yield self._event("response.content_part.done", **place, part=item.part(text))
+        whole = item.item(status)
+        self._done.append(whole)
+        yield self._event("response.output_item.done", output_index=item.index, item=whole)
+
+    def _start_over(self) -> Iterator[Event]:
+        """What was shown is void: its item ends incomplete, and new items follow it."""
+        yield from self._close("incomplete")
+        for item in self._done:
+            if "status" in item:
+                item["status"] = "incomplete"
+
+    def _response_event(self, kind: str, state: str) -> Event:
+        """A snapshot that does not depend on when it is asked for."""
+        bare = Job(
+            id=self._job.id,
+            state=JobState(state),
+            request=self._job.request,
+            created_ms=self._job.created_ms,
+            metadata=self._job.metadata,
+        )
+        return self._event(kind, response=response_view(bare, self._record))
+
+    def _event(self, kind: str, **fields: Any) -> Event:
+        event = {"type": kind, "sequence_number": self._sequence, **fields}
+        self._sequence += 1
+        return event

@@ -1,0 +1,116 @@
+"""One job's life as steps with times: accepted, queued, waking, attempts, tokens, end, deliveries.
+
+Called by `GET /v1/jobs/{id}?include=timeline`; `torpor watch` and the console draw it. Pure: what
+is known comes in, what is shown goes out. Must not know HTTP.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from yarl import URL
+
+from api.webhook.webhook import Delivery
+from eventing.job.job import Job
+from eventing.live.replica import Replica
+
+Step = dict[str, Any]
+_OVER: Final = frozenset({"ready", "draining", "broken"})
+"""Phases of a replica that is not waking any more."""
+
+
+def timeline(
+    job: Job,
+    replicas: Sequence[Replica],
+    deliveries: Iterable[Delivery],
+    now_ms: int,
+    kept: Sequence[Step] = (),
+) -> dict[str, Any]:
+    """The steps in order of time. `at_ms` is store time; `duration_ms` counts up to `now_ms` for
+    what goes on, and is null for what has none. `is_whole` once nothing more is to be expected but
+    a delivery that is tried again. `kept` are the waking phases that were noted at the job's end.
+    """
+    told = sorted(deliveries, key=lambda delivery: delivery.created_ms)
+    first_ms = job.started_ms or job.finished_ms
+    steps: list[Step] = [{"step": "accepted", "at_ms": job.created_ms, "duration_ms": None}]
+    steps.append(_span("queued", job.created_ms, first_ms, now_ms))
+    steps += kept or waking_steps(job, replicas, now_ms)
+    steps += _attempts(job, now_ms)
+    if job.finished_ms:
+        steps.append(_span(str(job.state), job.finished_ms, job.finished_ms, now_ms))
+        steps[-1]["duration_ms"] = job.finished_ms - job.created_ms
+    steps += [step for delivery in told for step in _tries(delivery)]
+    return {
+        "steps": sorted(steps, key=lambda step: int(step["at_ms"])),
+        "is_whole": bool(job.finished_ms and job.is_announced)
+        and all(delivery.tries or delivery.state.is_settled for delivery in told),
+    }
+
+
+def _span(step: str, start_ms: int, end_ms: int, now_ms: int, **more: Any) -> Step:
+    duration_ms = max(0, (end_ms or now_ms) - start_ms)
+    return {"step": step, "at_ms": start_ms, "duration_ms": duration_ms, **more}
+
+
+def waking_steps(job: Job, replicas: Sequence[Replica], now_ms: int) -> list[Step]:
+    """Phases of the replica that took the job, or that may, as far as the job waited for them. A
+    replica that is gone has taken its phases with it: note them while it is there.
+    """
+    return list(_waking(job, replicas, job.started_ms or job.finished_ms or now_ms, now_ms))
+
+
+def _waking(job: Job, replicas: Sequence[Replica], until_ms: int, now_ms: int) -> Iterator[Step]:
+    owner = job.history[0].owner if job.history else ""
+    chosen = next((r for r in replicas if not owner or r.id == owner), None)
+    if chosen is None or (owner == "" and chosen.phase in _OVER):
+        return
+    start_ms = chosen.since_ms - int(1000 * sum(chosen.phases.values()))
+    spans = [(name, int(1000 * seconds)) for name, seconds in chosen.phases.items()]
+    if chosen.phase not in _OVER:
+        spans.append((chosen.phase, max(0, now_ms - chosen.since_ms)))
+    for name, duration_ms in spans:
+        if job.created_ms < start_ms + duration_ms and start_ms < until_ms:
+            yield {
+                "step": "waking",
+                "phase": name,
+                "at_ms": max(start_ms, job.created_ms),
+                "duration_ms": duration_ms,
+            }
+        start_ms += duration_ms
+
+
+def _attempts(job: Job, now_ms: int) -> Iterator[Step]:
+    for attempt in job.history:
+        yield _span(
+            "attempt",
+            attempt.started_ms,
+            attempt.ended_ms,
+            now_ms,
+            attempt=attempt.attempt,
+            outcome=attempt.outcome or None,
+            resumed_from=attempt.resumed_from,
+        )
+    if job.first_token_ms:
+        yield _span("tokens", job.first_token_ms, job.finished_ms, now_ms, count=job.token_count)
+
+
+def _tries(delivery: Delivery) -> Iterator[Step]:
+    """A step a try; one without a duration for a delivery that has not been tried."""
+    told = {
+        "step": "delivery",
+        "delivery": delivery.id,
+        "endpoint": delivery.endpoint,
+        "host": URL(delivery.url).host or "",
+        "type": delivery.type,
+        "state": delivery.state,
+    }
+    if not delivery.log:
+        yield told | {"at_ms": delivery.created_ms, "duration_ms": None, "try": 0}
+    for number, entry in enumerate(delivery.log, start=1):
+        yield told | {
+            "at_ms": entry.at_ms,
+            "duration_ms": entry.duration_ms,
+            "try": number,
+            "status": entry.status or None,
+            "error": entry.error or None,
+            "next_ms": entry.next_ms or None,
+        }

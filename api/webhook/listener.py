@@ -1,0 +1,38 @@
+"""Turns an ending into deliveries: one for each receiver that wants it.
+
+Called where result events arrive (`api.routes.events`) and by whoever ends a batch. Idempotent: the same
+ending gives the same deliveries. Must not know how they are sent.
+"""
+
+from collections.abc import Callable
+
+from api.webhook.webhook import PER_JOB, Message, delivery_of, message_of
+from api.webhook.store import WebhookStore
+from eventing.job.job import Job
+
+
+class WebhookListener:
+    """A `ResultListener`. `wake` is called when something is due at once."""
+
+    def __init__(self, store: WebhookStore, wake: Callable[[], None]) -> None:
+        self._store = store
+        self._wake = wake
+
+    async def ended(self, job: Job) -> None:
+        """Return once every delivery is recorded. Raises `StoreUnavailable`; tell again then."""
+        message = message_of(job)
+        if message is not None:
+            await self.tell(message)
+
+    async def tell(self, message: Message) -> None:
+        """As `ended`, for anything that has a message: a batch, say."""
+        wanted = [
+            (endpoint.id, endpoint.url)
+            for endpoint in await self._store.endpoints(message.tenant)
+            if endpoint.wants(message.type)
+        ]
+        if message.url:
+            wanted.append((PER_JOB, message.url))
+        if wanted:
+            await self._store.put([delivery_of(message, *receiver) for receiver in wanted])
+            self._wake()

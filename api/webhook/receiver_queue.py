@@ -1,0 +1,95 @@
+"""Who may be spoken to now: few tries at once a receiver and a tenant, so that one that hangs makes
+nobody else late.
+
+Called by the sender. Pure but for what it counts; holds nothing that would be lost with it.
+"""
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from api.webhook.webhook import Delivery
+
+PER_RECEIVER: Final = 4
+PER_TENANT: Final = 32
+WAITING_PER_TENANT: Final = 512
+"""What a tenant may have taken and waiting; the rest stays in the store."""
+
+Lane = tuple[str, str]
+"""A tenant and a host: what shares its tries."""
+
+
+@dataclass(slots=True)
+class _Tenant:
+    running: int = 0
+    waiting: int = 0
+
+
+@dataclass(slots=True)
+class _Receiver:
+    running: int = 0
+    not_before_s: float = 0.0
+    waiting: deque[tuple[Delivery, float]] = field(default_factory=deque)
+
+
+class Lanes:
+    """Deliveries that were taken, by receiver. Times are seconds of one monotonic clock."""
+
+    def __init__(self) -> None:
+        self._receivers: defaultdict[Lane, _Receiver] = defaultdict(_Receiver)
+        self._tenants: defaultdict[str, _Tenant] = defaultdict(_Tenant)
+
+    def join(self, lane: Lane, delivery: Delivery, good_until_s: float) -> bool:
+        """Queue a delivery that is ours until `good_until_s`; False when the tenant has too
+        many.
+        """
+        tenant = self._tenants[lane[0]]
+        if tenant.waiting >= WAITING_PER_TENANT:
+            return False
+        tenant.waiting += 1
+        self._receivers[lane].waiting.append((delivery, good_until_s))
+        return True
+
+    def start(self, now_s: float) -> list[tuple[Lane, Delivery]]:
+        """What may be tried now. What is ours no longer is forgotten: it is due again by itself."""
+        started: list[tuple[Lane, Delivery]] = []
+        for lane, receiver in list(self._receivers.items()):
+            tenant = self._tenants[lane[0]]
+            while receiver.waiting and self._is_free(receiver, tenant, now_s):
+                delivery, good_until_s = receiver.waiting.popleft()
+                tenant.waiting -= 1
+                if now_s < good_until_s:
+                    receiver.running += 1
+                    tenant.running += 1
+                    started.append((lane, delivery))
+            self._forget(lane, now_s)
+        return started
+
+    def done(self, lane: Lane, now_s: float, pause_s: float = 0.0) -> None:
+        """A try ended; the receiver is left alone for `pause_s`."""
+        receiver = self._receivers[lane]
+        receiver.running -= 1
+        receiver.not_before_s = max(receiver.not_before_s, now_s + pause_s)
+        self._tenants[lane[0]].running -= 1
+        self._forget(lane, now_s)
+
+    def pause_left_s(self, lane: Lane, now_s: float) -> float:
+        """How long the receiver asked to be left alone still."""
+        receiver = self._receivers.get(lane)
+        return max(0.0, receiver.not_before_s - now_s) if receiver else 0.0
+
+    @staticmethod
+    def _is_free(receiver: _Receiver, tenant: _Tenant, now_s: float) -> bool:
+        return (
+            receiver.running < PER_RECEIVER
+            and tenant.running < PER_TENANT
+            and receiver.not_before_s <= now_s
+        )
+
+    def _forget(self, lane: Lane, now_s: float) -> None:
+        receiver = self._receivers[lane]
+        if not receiver.running and not receiver.waiting and receiver.not_before_s <= now_s:
+            del self._receivers[lane]
+        tenant = self._tenants[lane[0]]
+        if not tenant.running and not tenant.waiting:
+            del self._tenants[lane[0]]

@@ -1,0 +1,46 @@
+"""What the handlers of webhooks need, put together once. Called by `api.assembly`."""
+
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from api.settings import ApiSettings
+from api.webhook.webhook import Message
+from api.webhook.address import allow_list
+from api.webhook.listener import WebhookListener
+from api.webhook.sender import SenderSettings, WebhookSender
+from api.webhook.store import WebhookStore
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookDesk:
+    """Where webhooks are kept, and a sender for tests of an endpoint."""
+
+    store: WebhookStore
+    sender: WebhookSender
+
+    async def tell(self, message: Message) -> None:
+        """Record a delivery for each receiver that wants it. Raises `StoreUnavailable`."""
+        await WebhookListener(self.store, self.sender.wake).tell(message)
+
+    async def tell_batch(self, tenant: str, batch_id: str, status: str, now_s: int) -> None:
+        """That a batch has ended; told again, it is the same message."""
+        message = Message(
+            tenant=tenant,
+            type=f"batch.{status}",
+            subject=batch_id,
+            key=f"{batch_id}:{status}",
+            created_s=now_s,
+        )
+        await self.tell(message)
+
+
+def build_webhooks(settings: ApiSettings, redis: Redis) -> WebhookDesk:
+    """The desk on a Redis client that it does not own."""
+    store = WebhookStore(redis)
+    how = SenderSettings(
+        timeout_s=settings.webhook_timeout_s,
+        schedule_s=settings.webhook_schedule_s,
+        allowed=allow_list(settings.webhook_allow),
+    )
+    return WebhookDesk(store, WebhookSender(store, how))

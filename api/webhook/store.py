@@ -1,0 +1,253 @@
+"""Where webhooks are kept: endpoints and deliveries, on Redis, so that no process owes any.
+
+Called by the listener (put), the sender (take, note) and the handlers. A delivery is written
+together with its place in the due index; a sender that takes one pushes it out of the way of the
+others for a while, so what a dead sender held is due again by itself. All keys share one hash tag:
+record and index change in one step also on a cluster. Must not know HTTP.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import orjson
+from redis.asyncio import Redis
+from redis.exceptions import WatchError
+
+from api.webhook.webhook import PER_JOB, Delivery, Endpoint, Secret, Try, new_secret
+from api.webhook.schedule import Verdict
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
+from eventing.errors import NotFound, StoreUnavailable
+from eventing.redis.script import run
+from eventing.telemetry.trace import SpanLinks
+
+KEEP_S: Final = 7 * 24 * 3600
+"""How long a delivery is kept after its last try; longer than the longest pause between tries."""
+_TAG: Final = f"{keys.PREFIX}:{{webhooks}}"
+_DUE: Final = f"{_TAG}:due"
+_WRITES: Final = 8
+
+
+class WebhookStore:
+    """Endpoints and deliveries, on a Redis client that it does not own. Every method raises
+    `StoreUnavailable`.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self.links = SpanLinks(redis)
+
+    async def endpoints(self, tenant: str) -> list[Endpoint]:
+        """The tenant's endpoints, oldest first."""
+        async with failures_named():
+            rows: dict[bytes, bytes] = await self._redis.hgetall(_endpoints(tenant))
+        found = [_endpoint(tenant, raw) for raw in rows.values()]
+        ours = [endpoint for endpoint in found if endpoint.id != PER_JOB]
+        return sorted(ours, key=lambda e: (e.created_s, e.id))
+
+    async def endpoint(self, tenant: str, endpoint_id: str) -> Endpoint | None:
+        async with failures_named():
+            raw = await self._redis.hget(_endpoints(tenant), endpoint_id)
+        return _endpoint(tenant, raw) if raw else None
+
+    async def per_job(self, tenant: str) -> Endpoint:
+        """What signs the tenant's per-job webhooks; made when first asked for."""
+        key = _endpoints(tenant)
+        async with failures_named():
+            now_s = int((await self._redis.time())[0])
+            fresh = Endpoint(
+                id=PER_JOB,
+                tenant=tenant,
+                url="",
+                name="jobs with a webhook of their own",
+                secrets=(Secret(text=new_secret()),),
+                created_s=now_s,
+                updated_s=now_s,
+            )
+            await self._redis.hsetnx(key, PER_JOB, _dump(fresh))
+            return _endpoint(tenant, await self._redis.hget(key, PER_JOB))
+
+    async def add(self, endpoint: Endpoint) -> None:
+        async with failures_named():
+            await self._redis.hset(_endpoints(endpoint.tenant), endpoint.id, _dump(endpoint))
+
+    async def change(
+        self, tenant: str, endpoint_id: str, edit: Callable[[Endpoint], Endpoint]
+    ) -> Endpoint:
+        """The endpoint after `edit`, which sees no half of another's change. Raises `NotFound`."""
+        key = _endpoints(tenant)
+        async with failures_named(), self._redis.pipeline(transaction=True) as pipe:
+            for _ in range(_WRITES):
+                await pipe.watch(key)
+                raw = await pipe.hget(key, endpoint_id)
+                if raw is None:
+                    raise NotFound("no such webhook endpoint")
+                edited = edit(_endpoint(tenant, raw))
+                pipe.multi()
+                pipe.hset(key, endpoint_id, _dump(edited))
+                try:
+                    await pipe.execute()
+                except WatchError:
+                    continue
+                return edited
+        raise StoreUnavailable("too many changes of this tenant's endpoints at once")
+
+    async def remove(self, tenant: str, endpoint_id: str) -> bool:
+        """False when there was none. What is on its way to it is dropped when it is due."""
+        async with failures_named():
+            return bool(await self._redis.hdel(_endpoints(tenant), endpoint_id))
+
+    async def put(self, deliveries: list[Delivery]) -> None:
+        """Record deliveries, due at once. One that is known is left alone, so this may be done
+        twice.
+        """
+        async with failures_named():
+            now_ms = await self.now_ms()
+            async with self._redis.pipeline(transaction=True) as pipe:
+                for delivery in deliveries:
+                    self._put(pipe, delivery, now_ms)
+                await pipe.execute()
+
+    def _put(self, pipe: Any, delivery: Delivery, now_ms: int) -> None:
+        key = _delivery(delivery.id)
+        fields = {
+            "tenant": delivery.tenant,
+            "endpoint": delivery.endpoint,
+            "url": delivery.url,
+            "type": delivery.type,
+            "subject": delivery.subject,
+            "body": delivery.body,
+            "created_ms": now_ms,
+            "state": Verdict.PENDING,
+            "tries": 0,
+        }
+        for name, value in fields.items():
+            pipe.hsetnx(key, name, value)
+        pipe.expire(key, KEEP_S)
+        # NX: a delivery that waits keeps its time; one that is settled is dropped when it is taken
+        pipe.zadd(_DUE, {delivery.id: now_ms}, nx=True)
+        pipe.zadd(_log(delivery.tenant), {delivery.id: now_ms}, nx=True)
+        pipe.zremrangebyscore(_log(delivery.tenant), "-inf", now_ms - KEEP_S * 1000)
+        pipe.expire(_log(delivery.tenant), KEEP_S)
+        pipe.sadd(_of(delivery.tenant, delivery.subject), delivery.id)
+        pipe.expire(_of(delivery.tenant, delivery.subject), KEEP_S)
+
+    async def take(self, limit: int, hold_ms: int) -> list[Delivery]:
+        """Deliveries that are due, ours for `hold_ms`; what is settled or gone leaves the index."""
+        async with failures_named():
+            due: list[bytes] = await run(self._redis, "take_due", [_DUE], [limit, hold_ms])
+            found = await self._read([member.decode() for member in due])
+            over = [
+                member
+                for member, delivery in zip(due, found, strict=True)
+                if delivery is None or delivery.state.is_settled
+            ]
+            if over:
+                await self._redis.zrem(_DUE, *over)
+        return [d for d in found if d is not None and not d.state.is_settled]
+
+    async def note(
+        self, delivery: Delivery, state: Verdict, *, delay_ms: int = 0, entry: Try | None = None
+    ) -> bool:
+        """Record a try (or, without one, the end). False when another sender did so first."""
+        text = orjson.dumps(entry) if entry is not None else b""
+        number = delivery.tries + 1 if entry is not None else 0
+        async with failures_named():
+            answer = await run(
+                self._redis,
+                "webhook_note",
+                [_delivery(delivery.id), _DUE],
+                [delivery.id, number, state, delay_ms, text, KEEP_S],
+            )
+        return bool(answer == b"ok")
+
+    async def postpone(self, delivery: Delivery, delay_ms: int) -> None:
+        """Have it due after `delay_ms` instead, without a try."""
+        async with failures_named():
+            at_ms = await self.now_ms() + delay_ms
+            await self._redis.zadd(_DUE, {delivery.id: at_ms}, xx=True)
+
+    async def delivery(self, tenant: str, delivery_id: str) -> Delivery | None:
+        """The tenant's delivery of that id, with its tries."""
+        async with failures_named():
+            (found,) = await self._read([delivery_id])
+        return found if found is not None and found.tenant == tenant else None
+
+    async def log(self, tenant: str, limit: int, before_ms: int = 0) -> list[Delivery]:
+        """The tenant's deliveries, newest first."""
+        top = f"({before_ms}" if before_ms else "+inf"
+        async with failures_named():
+            ids = await self._redis.zrange(
+                _log(tenant), top, "-inf", desc=True, byscore=True, offset=0, num=limit
+            )
+            found = await self._read([member.decode() for member in ids])
+        return [delivery for delivery in found if delivery is not None]
+
+    async def of(self, tenant: str, subject: str) -> list[Delivery]:
+        """What was told of one job or batch, in no order."""
+        async with failures_named():
+            ids = await self._redis.smembers(_of(tenant, subject))
+            found = await self._read([member.decode() for member in ids])
+        return [delivery for delivery in found if delivery is not None]
+
+    async def now_ms(self) -> int:
+        """Store time: pauses are counted by it, whoever counts."""
+        async with failures_named():
+            seconds, microseconds = await self._redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    async def _read(self, ids: list[str]) -> list[Delivery | None]:
+        if not ids:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for delivery_id in ids:
+                pipe.hgetall(_delivery(delivery_id))
+            rows = await pipe.execute()
+        return [_parse(i, row) for i, row in zip(ids, rows, strict=True)]
+
+
+def _endpoints(tenant: str) -> str:
+    return f"{_TAG}:endpoints:{tenant}"
+
+
+def _delivery(delivery_id: str) -> str:
+    return f"{_TAG}:delivery:{delivery_id}"
+
+
+def _log(tenant: str) -> str:
+    return f"{_TAG}:log:{tenant}"
+
+
+def _of(tenant: str, subject: str) -> str:
+    return f"{_TAG}:of:{tenant}:{subject}"
+
+
+def _dump(endpoint: Endpoint) -> bytes:
+    return orjson.dumps(endpoint)
+
+
+def _endpoint(tenant: str, raw: bytes) -> Endpoint:
+    fields = orjson.loads(raw)
+    fields["secrets"] = tuple(Secret(**secret) for secret in fields["secrets"])
+    fields["event_types"] = tuple(fields["event_types"])
+    return Endpoint(**fields | {"tenant": tenant})
+
+
+def _parse(delivery_id: str, row: dict[bytes, bytes]) -> Delivery | None:
+    """None when there is no whole record."""
+    if b"state" not in row or b"tries" not in row:
+        return None
+    tries = int(row[b"tries"])
+    return Delivery(
+        id=delivery_id,
+        tenant=row[b"tenant"].decode(),
+        endpoint=row[b"endpoint"].decode(),
+        url=row[b"url"].decode(),
+        type=row[b"type"].decode(),
+        subject=row[b"subject"].decode(),
+        body=row[b"body"],
+        created_ms=int(row[b"created_ms"]),
+        state=Verdict(row[b"state"].decode()),
+        tries=tries,
+        log=tuple(Try(**orjson.loads(row[b"try:%d" % n])) for n in range(1, tries + 1)),
+    )

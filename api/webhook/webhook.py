@@ -1,0 +1,220 @@
+"""The values of webhooks: endpoints, their signing secrets, messages and deliveries. Pure.
+
+Called by the store, the sender and the handlers of webhooks. Bodies are thin and events are named
+as OpenAI names them; signatures are Standard Webhooks'.
+"""
+
+import hashlib
+import secrets
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final
+
+import orjson
+from standardwebhooks import Webhook
+
+from api.webhook.schedule import Verdict
+from eventing.errors import InvalidJob
+from eventing.job.job import Job
+
+PER_JOB: Final = "we_jobs"
+"""The endpoint that signs what jobs with a `webhook` of their own send; it has no URL."""
+JOB_WEBHOOK: Final = "torpor.webhook"
+"""Name in a job's metadata of the URL it wants told."""
+_RESPONSE: Final = "torpor.response"
+BATCH: Final = "torpor.batch"
+"""Name in a job's metadata of the batch that it is a line of."""
+WEBHOOK_URL: Final = "webhook.url"
+"""The field that a refusal of such a URL names."""
+OVERLAP_S: Final = 24 * 3600
+"""How long the old secret signs beside the new one after a rotation."""
+
+
+class EventType(StrEnum):
+    """What may be told, by OpenAI's names."""
+
+    RESPONSE_COMPLETED = "response.completed"  #: the answer is whole
+    RESPONSE_FAILED = "response.failed"  #: there will be no answer
+    RESPONSE_CANCELLED = "response.cancelled"  #: somebody who may, stopped it
+    RESPONSE_INCOMPLETE = "response.incomplete"  #: an answer, cut by a limit
+    BATCH_COMPLETED = "batch.completed"  #: every line has ended
+    BATCH_FAILED = "batch.failed"  #: the batch was not valid
+    BATCH_CANCELLED = "batch.cancelled"  #: somebody stopped it; what ended is kept
+    BATCH_EXPIRED = "batch.expired"  #: its window closed; what ended is kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secret:
+    """A signing secret, `whsec_` and base64; good until `until_s` (0 for ever)."""
+
+    text: str
+    until_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A receiver of a tenant's events. The newest secret stands first. `switched_off` says why
+    nothing is sent, and is empty while it is.
+    """
+
+    id: str
+    tenant: str
+    url: str
+    name: str = ""
+    event_types: tuple[str, ...] = ()
+    secrets: tuple[Secret, ...] = ()
+    created_s: int = 0
+    updated_s: int = 0
+    switched_off: str = ""
+
+    def wants(self, event_type: str) -> bool:
+        return not self.switched_off and bool(self.url) and event_type in self.event_types
+
+    def signing(self, now_s: float) -> tuple[str, ...]:
+        """The secrets that sign now: two during a rotation."""
+        return tuple(s.text for s in self.secrets if not s.until_s or s.until_s > now_s)
+
+    def rotated(self, secret: str, now_s: int, overlap_s: int) -> "Endpoint":
+        """The endpoint with a new secret; the old one goes on signing for `overlap_s`."""
+        old = (replace(self.secrets[0], until_s=now_s + overlap_s),) if overlap_s else ()
+        return replace(self, secrets=(Secret(text=secret), *old), updated_s=now_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One event to tell a tenant's receivers. `key` says which ending it is: the same one always
+    gives the same ids.
+    """
+
+    tenant: str
+    type: str
+    subject: str
+    key: str
+    created_s: int
+    url: str = ""
+
+    @property
+    def event_id(self) -> str:
+        return "evt_" + _digest(self.tenant, self.key)
+
+    def body(self) -> bytes:
+        """OpenAI's thin body: what happened to which id; the receiver fetches the rest."""
+        return orjson.dumps(
+            {
+                "id": self.event_id,
+                "object": "event",
+                "created_at": self.created_s,
+                "type": self.type,
+                "data": {"id": self.subject},
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Try:
+    """One try at a delivery, for the log."""
+
+    at_ms: int
+    status: int
+    error: str
+    duration_ms: int
+    next_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A message on its way to one receiver. `id` is the `webhook-id`: the same on every try."""
+
+    id: str
+    tenant: str
+    endpoint: str
+    url: str
+    type: str
+    subject: str
+    body: bytes
+    created_ms: int = 0
+    state: Verdict = Verdict.PENDING
+    tries: int = 0
+    log: tuple[Try, ...] = ()
+
+
+def delivery_of(message: Message, endpoint_id: str, url: str) -> Delivery:
+    """The delivery of `message` to an endpoint; the same two always give the same id."""
+    return Delivery(
+        id="wh_" + _digest(endpoint_id, url if endpoint_id == PER_JOB else "", message.event_id),
+        tenant=message.tenant,
+        endpoint=endpoint_id,
+        url=url,
+        type=message.type,
+        subject=message.subject,
+        body=message.body(),
+    )
+
+
+def message_of(job: Job) -> Message | None:
+    """What is told of an ended job; None for a line of a batch, whose batch is told of. A job that
+    is redriven and ends again is told of again.
+    """
+    if BATCH in job.metadata:
+        return None
+    return Message(
+        tenant=job.tenant,
+        type=f"response.{job.state}",
+        subject=subject_of(job),
+        key=f"{job.id}:{job.state}:{job.attempt}",
+        created_s=job.finished_ms // 1000,
+        url=job.metadata.get(JOB_WEBHOOK, ""),
+    )
+
+
+def subject_of(job: Job) -> str:
+    """What receivers know the job by: the id it came in under."""
+    return f"resp_{job.id.removeprefix('job_')}" if _RESPONSE in job.metadata else job.id
+
+
+def webhook_wish(line: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:
+    """What a submit asks of webhooks, for the job's metadata: `webhook: {url}` beside url and body,
+    or the header `Torpor-Webhook`. Raises `InvalidJob`; where it points is checked at the door.
+    """
+    webhook = line.get("webhook")
+    if webhook is None:
+        url = headers.get("torpor-webhook", "")
+        return {JOB_WEBHOOK: url} if url else {}
+    if not isinstance(webhook, Mapping) or not isinstance(webhook.get("url"), str):
+        raise InvalidJob("webhook must be an object with a url", "webhook")
+    if unknown := sorted(map(str, webhook.keys() - {"url"})):
+        raise InvalidJob(f"webhook takes url only, not {unknown[0]:.40}", "webhook")
+    if not webhook["url"]:
+        raise InvalidJob("webhook.url must not be empty", WEBHOOK_URL)
+    return {JOB_WEBHOOK: webhook["url"]}
+
+
+def signed_headers(
+    delivery_id: str, body: bytes, signing: tuple[str, ...], now_s: float
+) -> Mapping[str, str]:
+    """Headers of one try: the id, this try's time, a signature for each secret."""
+    at = datetime.fromtimestamp(int(now_s), UTC)
+    signatures = [Webhook(secret).sign(delivery_id, at, body.decode()) for secret in signing]
+    return {
+        "content-type": "application/json",
+        "user-agent": "Torpor-Webhooks/1",
+        "webhook-id": delivery_id,
+        "webhook-timestamp": str(int(now_s)),
+        "webhook-signature": " ".join(signatures),
+    }
+
+
+def new_secret() -> str:
+    """A fresh secret of 32 bytes (the standard asks for 24 to 64)."""
+    return "whsec_" + b64encode(secrets.token_bytes(32)).decode()
+
+
+def new_endpoint_id() -> str:
+    return f"we_{secrets.token_hex(12)}"
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
