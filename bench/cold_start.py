@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--convert", action="store_true", help="time the model's conversion, too")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from predictor.weights import ensure_model
+    from predictor.model_files.weights import ensure_model
 
     model = ensure_model(NAME, args.model_dir.resolve(), lambda line: print(line, file=sys.stderr))
     weights = Path(model, "model.safetensors")
@@ -118,9 +118,9 @@ def forking_parent(model: str) -> Iterator[tuple[Callable[[str], Start], dict[st
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder, "parent.sock"), Path(folder, "child.log")
         options = {"model": model, "served_model_name": NAME, "vllm_args": ENGINE_ARGS}
-        command = [sys.executable, "-m", "predictor.parent", "--socket", str(path)]
+        command = [sys.executable, "-m", "predictor.process.parent", "--socket", str(path)]
         command += ["--entry", "cold_start:forked_main"]
-        command += ["--preload", f"predictor.vllm_preload:preload={json.dumps(options)}"]
+        command += ["--preload", f"predictor.engine.vllm.preload:preload={json.dumps(options)}"]
         search = os.pathsep.join([str(ROOT), str(ROOT / "bench")])
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": search})
         connection = connect(path)
@@ -182,7 +182,7 @@ def evicted(file: Path, start: Callable[[], Start]) -> Start:
 
 def conversion_s() -> float:
     """Seconds to turn the packaged model into the files that vLLM reads."""
-    from predictor.weights import ensure_model
+    from predictor.model_files.weights import ensure_model
 
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
@@ -231,8 +231,8 @@ async def bare(model: str) -> None:
 
 
 async def ours(model: str, engine_args: tuple[str, ...] = ENGINE_ARGS) -> None:
-    from predictor.engine import EngineRequest
-    from predictor.vllm_engine import VllmEngine, VllmSettings
+    from predictor.engine.engine import EngineRequest
+    from predictor.engine.vllm.engine import VllmEngine, VllmSettings
 
     marks: list[tuple[str, float]] = []
     engine = VllmEngine(VllmSettings(model, NAME, vllm_args=engine_args))

@@ -84,8 +84,8 @@ async def warm(stack: Stack) -> list[float]:
 
 async def direct(model: str) -> list[float]:
     """The engine called in its own process, same prompt, warm."""
-    from predictor.engine import EngineRequest
-    from predictor.vllm_engine import VllmEngine, VllmSettings
+    from predictor.engine.engine import EngineRequest
+    from predictor.engine.vllm.engine import VllmEngine, VllmSettings
 
     engine = VllmEngine(VllmSettings(model, cold_start.NAME, vllm_args=cold_start.ENGINE_ARGS))
     await engine.start(lambda _: None)
@@ -159,7 +159,7 @@ def main() -> None:
     if args.direct:
         print(json.dumps(asyncio.run(direct(args.direct))))
         return
-    from predictor.weights import ensure_model
+    from predictor.model_files.weights import ensure_model
 
     model = ensure_model(cold_start.NAME, (ROOT / ".torpor/models").resolve(), say)
     report = measure(args.runs, model, args.data_dir)

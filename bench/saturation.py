@@ -133,7 +133,7 @@ async def one_job(session: aiohttp.ClientSession, prompt: str, tokens: int, salt
 
 
 def measure(jobs: int, tokens: int, rounds: int) -> dict[str, Any]:
-    from predictor.weights import ensure_model
+    from predictor.model_files.weights import ensure_model
 
     model = ensure_model(NAME, (ROOT / ".torpor/models").resolve(), print)
     path, alone, cpu_s = [], [], {"offline": 0.0, "path": 0.0}

@@ -62,7 +62,7 @@ class Stream:
 
 def predict(argv: list[str]) -> int:
     """The predictor, with a clock at the place where the engine hands a token over."""
-    from predictor import generation
+    from predictor.generation import generation
     from predictor.__main__ import main as predictor_main
 
     made: dict[str, list[float]] = {}

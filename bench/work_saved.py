@@ -36,7 +36,7 @@ LEASE_S: Final = 2.0
 
 def predict(argv: list[str]) -> int:
     """The predictor, with each token counted where a kill cannot take the count back."""
-    from predictor import generation
+    from predictor.generation import generation
     from predictor.__main__ import main as predictor_main
 
     with Path(os.environ[COUNTER]).open("r+b") as file:

@@ -1,6 +1,6 @@
 """`python -m predictor [--engine vllm|seeded] [vLLM's own arguments]`: one predictor process.
 
-Also called as `main(argv)` in a child that a pre-imported parent has forked (`predictor.parent`),
+Also called as `main(argv)` in a child that a pre-imported parent has forked (`predictor.process.parent`),
 so importing this module does nothing, and the event loop is made inside `main`. Needs `TORPOR_*`
 variables for everything that is not a flag (`predictor.settings`).
 """
@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from predictor.engine import Engine
+from predictor.engine.engine import Engine
 from predictor.settings import EngineKind, PredictorSettings
-from predictor.uncollected import uncollected
+from predictor.process.gc import uncollected
 
 _FLAGS = {
     "--engine": "vllm (default) or seeded, the test engine",
@@ -103,7 +103,7 @@ def _build_engine(
     """The engine, not started, and what must be done before it can start."""
     match settings.engine:
         case EngineKind.SEEDED:
-            from predictor.seeded_engine import SeededEngine, SeededSettings
+            from predictor.engine.seeded_engine import SeededEngine, SeededSettings
 
             engine = SeededEngine(
                 SeededSettings(
@@ -117,8 +117,8 @@ def _build_engine(
             )
             return engine, lambda: None
         case EngineKind.VLLM:
-            from predictor.vllm_engine import VllmEngine, VllmSettings
-            from predictor.weights import PACKAGED, ensure_model
+            from predictor.engine.vllm.engine import VllmEngine, VllmSettings
+            from predictor.model_files.weights import PACKAGED, ensure_model
 
             is_packaged = settings.model in PACKAGED
             place = str(settings.models_dir / settings.model) if is_packaged else settings.model

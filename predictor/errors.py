@@ -10,7 +10,7 @@
     └── EngineStartError     the engine could not start; the message says what to change
         └── ModelError       the model's files could not be had
 
-Raised by the engines and by `predictor.weights`; read by `predictor.generation` and the HTTP
+Raised by the engines and by `predictor.model_files.weights`; read by `predictor.generation.generation` and the HTTP
 routes. Messages never carry a prompt or an output.
 """
 

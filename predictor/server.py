@@ -26,20 +26,20 @@ from eventing.live.replica import ReplicaDirectory
 from eventing.job.store import Store
 from eventing.telemetry.trace import SpanLinks
 from predictor import metrics
-from predictor.abort_when_gone import AbortWhenGone
-from predictor.admission import Admission, Phase
-from predictor.delivery import Deliveries
-from predictor.direct_call import DirectCalls
-from predictor.drain import Drain
-from predictor.engine import ColdStartPhase, Engine
+from predictor.serving.abort_when_gone import AbortWhenGone
+from predictor.delivery.admission import Admission, Phase
+from predictor.delivery.delivery import Deliveries
+from predictor.serving.direct_call import DirectCalls
+from predictor.delivery.drain import Drain
+from predictor.engine.engine import ColdStartPhase, Engine
 from predictor.errors import EngineStartError
-from predictor.generation import Stop
-from predictor.heartbeat import Heartbeat
-from predictor.http_routes import EventDoor, add_error_handler, add_probes
-from predictor.kserve_server import PredictorServer
-from predictor.lease_keeper import LeaseKeeper
-from predictor.model import PredictorModel
-from predictor.openai_routes import add_openai_routes
+from predictor.generation.generation import Stop
+from predictor.process.heartbeat import Heartbeat
+from predictor.serving.event_routes import EventDoor, add_error_handler, add_probes
+from predictor.serving.kserve_server import PredictorServer
+from predictor.delivery.lease import LeaseKeeper
+from predictor.serving.model import PredictorModel
+from predictor.serving.openai_routes import add_openai_routes
 from predictor.settings import PredictorSettings
 
 _log = structlog.get_logger()

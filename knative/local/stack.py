@@ -244,8 +244,8 @@ class Stack:
             "vllm_args": self._predictor_argv(),
         }
         argv = ["--socket", str(socket_path), "--preload"]
-        argv.append("predictor.vllm_preload:preload=" + orjson.dumps(preload).decode())
-        module = [sys.executable, "-m", "predictor.parent"]
+        argv.append("predictor.engine.vllm.preload:preload=" + orjson.dumps(preload).decode())
+        module = [sys.executable, "-m", "predictor.process.parent"]
         parent = Child("parent", [*module, *argv], env=self._base_env, log_dir=self._logs)
         return ForkLauncher(parent, socket_path, self._logs)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from predictor.engine import ColdStartPhase, EngineRequest
-from predictor.vllm_engine import VllmEngine, VllmSettings
+from predictor.engine.engine import ColdStartPhase, EngineRequest
+from predictor.engine.vllm.engine import VllmEngine, VllmSettings
 from tests.integration.engine_calls import all_steps, body_of, token_ids
 
 pytestmark = [

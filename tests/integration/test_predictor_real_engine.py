@@ -30,7 +30,7 @@ from eventing.cloudevent.event import Event
 from eventing.job.job import JobError, JobState
 from eventing.store.redis_store import RedisStore
 from eventing.job.store import AcquireStatus, EntryKind, Release
-from predictor.weights import DEFAULT_MODEL, ensure_model
+from predictor.model_files.weights import DEFAULT_MODEL, ensure_model
 from tests.integration.predictor_process import (
     FAST,
     Answered,
@@ -77,7 +77,7 @@ class Forked:
 
 
 class Parent:
-    """`python -m predictor.parent`, and what it says."""
+    """`python -m predictor.process.parent`, and what it says."""
 
     def __init__(self, folder: Path, redis_url: str) -> None:
         place = ensure_model(DEFAULT_MODEL, Path(".torpor/models"), print)
@@ -95,8 +95,8 @@ class Parent:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "predictor.parent", "--socket", str(path)),
-                    *("--preload", f"predictor.vllm_preload:preload={json.dumps(shared)}"),
+                    *(sys.executable, "-m", "predictor.process.parent", "--socket", str(path)),
+                    *("--preload", f"predictor.engine.vllm.preload:preload={json.dumps(shared)}"),
                 ],
                 env=dict(os.environ) | environment,
                 stdout=log,

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from predictor.engine import EngineRequest, Step
+from predictor.engine.engine import EngineRequest, Step
 from predictor.errors import BadRequest
-from predictor.vllm_engine import VllmEngine, VllmSettings
-from predictor.weights import DEFAULT_MODEL, ensure_model
+from predictor.engine.vllm.engine import VllmEngine, VllmSettings
+from predictor.model_files.weights import DEFAULT_MODEL, ensure_model
 from tests.integration.engine_calls import (
     CONTEXT,
     REAL_ENGINE,
@@ -158,8 +158,8 @@ async def serving_with_parser(engine: VllmEngine, folder: Path) -> Any:
 
 async def serving_with(engine: VllmEngine, flags: tuple[str, ...], llm: Any) -> Any:
     """A serving layer of its own over the running engine."""
-    from predictor.vllm_serving import build_serving
-    from predictor.vllm_start import parse_arguments
+    from predictor.engine.vllm.serving import build_serving
+    from predictor.engine.vllm.start import parse_arguments
 
     model = engine._settings.model
     args = parse_arguments(VllmSettings(model, DEFAULT_MODEL, vllm_args=flags))
@@ -186,7 +186,7 @@ async def test_a_seam_anywhere_in_a_tool_call_does_not_show(engine: VllmEngine) 
 
 
 def without_ids(body: dict[str, Any]) -> dict[str, Any]:
-    """Parsers draw the ids of calls anew each time; readers keep the first (`predictor.shown`)."""
+    """Parsers draw the ids of calls anew each time; readers keep the first (`predictor.generation.replay_filter`)."""
     for choice in body["choices"]:
         for call in choice["message"].get("tool_calls") or ():
             call.pop("id")
@@ -208,7 +208,7 @@ class Scripted:
     async def generate(
         self, prompt: Any, params: Any, request_id: str, **_: Any
     ) -> AsyncIterator[Any]:
-        from predictor.vllm_resume import Answer
+        from predictor.engine.vllm.resume import Answer
 
         ids = prompt["prompt_token_ids"]
         self._prompt_length = self._prompt_length or len(ids)  # the first run has nothing before it

@@ -19,8 +19,8 @@ from eventing.broker.settings import BrokerSettings
 from eventing.process.http_server import listen
 from knative.deploy import parts
 from knative.external_scaler import server as scaler_server
-from predictor.admission import Admission
-from predictor.http_routes import add_probes
+from predictor.delivery.admission import Admission
+from predictor.serving.event_routes import add_probes
 from tests.manifests.conftest import ROOT, Resources
 from tests.manifests.objects import OVERLAYS, Pod, named, planted, pods, services, takes
 

@@ -15,13 +15,13 @@ from eventing.job.job import JobId, derive_job_id
 from eventing.cloudevent.job_event import REQUESTED, job_of
 from eventing.store.memory_store import MemoryStore
 from eventing.job.store import Ending, EntryKind, Hold, LeaseSettings, StreamEntry, TokenBatch
-from predictor.admission import Admission
-from predictor.answer import Answer
-from predictor.delivery import Deliveries
-from predictor.engine import EngineRequest
-from predictor.lease_keeper import LeaseKeeper
-from predictor.seeded_engine import SeededEngine, SeededSettings
-from predictor.shown import coalesce, entries_of
+from predictor.delivery.admission import Admission
+from predictor.delivery.answer import Answer
+from predictor.delivery.delivery import Deliveries
+from predictor.engine.engine import EngineRequest
+from predictor.delivery.lease import LeaseKeeper
+from predictor.engine.seeded_engine import SeededEngine, SeededSettings
+from predictor.generation.replay_filter import coalesce, entries_of
 
 SOURCE = "/tests/producer"
 CHAT = "/v1/chat/completions"

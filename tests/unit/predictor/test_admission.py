@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 
 from eventing.errors import Overloaded, Unavailable
-from predictor.admission import Admission, Phase, sequences
-from predictor.seeded_engine import SeededEngine, SeededSettings
+from predictor.delivery.admission import Admission, Phase, sequences
+from predictor.engine.seeded_engine import SeededEngine, SeededSettings
 
 
 @pytest_asyncio.fixture

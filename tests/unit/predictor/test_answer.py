@@ -4,7 +4,7 @@ import pytest
 
 from eventing.errors import NotACloudEvent, UnsupportedMode
 from eventing.job.job import Job, JobError, JobId, JobRequest, JobState
-from predictor.answer import (
+from predictor.delivery.answer import (
     AttemptFailed,
     Ended,
     Held,

@@ -9,7 +9,7 @@ from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
 from eventing.cloudevent.job_event import job_of
 from eventing.job.store import Hold, TokenBatch
-from predictor.append_group import AppendGroup, beat_s
+from predictor.generation.append_batcher import AppendGroup, beat_s
 from tests.unit.predictor.desk import UnreliableStore, asking
 
 ONE = TokenBatch(index=0, token_ids=(1,))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from predictor.assembly import Assembler
+from predictor.generation.assembly import Assembler
 
 FRAME = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": "m"}
 

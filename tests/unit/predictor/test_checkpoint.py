@@ -9,8 +9,8 @@ import pytest_asyncio
 from eventing.job.job import JobId
 from eventing.cloudevent.job_event import job_of
 from eventing.job.store import Hold, TokenBatch
-from predictor.append_group import AppendGroup
-from predictor.checkpoint import CheckpointWriter, read_checkpoint
+from predictor.generation.append_batcher import AppendGroup
+from predictor.generation.checkpoint import CheckpointWriter, read_checkpoint
 from tests.unit.predictor.desk import UnreliableStore, asking, read_ids, read_text
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from predictor.parent import ForkRequest, listen
+from predictor.process.parent import ForkRequest, listen
 
 ENTRY = textwrap.dedent(
     """
@@ -88,7 +88,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def start_parent(*flags: str) -> tuple[subprocess.Popen[bytes], Path]:
         path = tmp_path / "parent.sock"
-        command = [sys.executable, "-m", "predictor.parent", "--socket", str(path)]
+        command = [sys.executable, "-m", "predictor.process.parent", "--socket", str(path)]
         command += ["--entry", "light_entry:main", "--preload", 'light_entry:preload={"a": 1}']
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
         parents.append(subprocess.Popen([*command, *flags], env=env))
@@ -155,7 +155,7 @@ def test_a_parent_has_no_path_before_it_can_be_reached(
             super().listen(backlog)
 
     path.touch()  # an earlier life's
-    monkeypatch.setattr("predictor.parent.socket.socket", Watched)
+    monkeypatch.setattr("predictor.process.parent.socket.socket", Watched)
     with listen(path):
         with socket.socket(socket.AF_UNIX) as caller:
             caller.connect(str(path))
@@ -285,7 +285,7 @@ def test_the_parent_ends_with_its_owner(tmp_path: Path, connect: Connect) -> Non
             sys.executable,
             "-c",
             "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(60)",
-            *(sys.executable, "-m", "predictor.parent", "--socket", str(path)),
+            *(sys.executable, "-m", "predictor.process.parent", "--socket", str(path)),
             *("--entry", "light_entry:main"),
         ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},

@@ -11,11 +11,11 @@ from eventing.clock import SystemClock
 from eventing.errors import BadRequest
 from eventing.job.job import JobState
 from eventing.cloudevent.job_event import FAILED, job_of
-from predictor.answer import Ended
-from predictor.engine import EngineRequest, Step
-from predictor.generation import Attempt, Broke
-from predictor.seeded_engine import SeededEngine
-from predictor.settlement import Settlement
+from predictor.delivery.answer import Ended
+from predictor.engine.engine import EngineRequest, Step
+from predictor.generation.generation import Attempt, Broke
+from predictor.engine.seeded_engine import SeededEngine
+from predictor.delivery.settlement import Settlement
 from tests.unit.predictor.desk import (
     LONG,
     asking,

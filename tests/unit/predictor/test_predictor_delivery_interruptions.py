@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY
 
 from eventing.job.job import JobState
 from eventing.job.store import EntryKind, LeaseSettings, Release
-from predictor.settlement import release_after_engine_death
+from predictor.delivery.settlement import release_after_engine_death
 from tests.unit.predictor.desk import (
     LONG,
     TEN,

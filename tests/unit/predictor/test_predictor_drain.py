@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from eventing.job.job import JobState
-from predictor.drain import Drain, handover_after_s
-from predictor.generation import Stop
+from predictor.delivery.drain import Drain, handover_after_s
+from predictor.generation.generation import Stop
 from tests.unit.predictor.desk import asking, job_id_of, open_desk, read_ids, text_of
 
 LONG = {"output_tokens": 2000, "tokens_per_s": 100}

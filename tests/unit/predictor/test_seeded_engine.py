@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from predictor.engine import ColdStartPhase, EngineRequest, Step
+from predictor.engine.engine import ColdStartPhase, EngineRequest, Step
 from predictor.errors import BadRequest, EngineDeadError, EngineRequestError, EngineStartError
-from predictor.seeded_engine import SeededEngine, SeededSettings
+from predictor.engine.seeded_engine import SeededEngine, SeededSettings
 
 FAST = SeededSettings(tokens_per_s=0, prefill_tokens_per_s=0)
 
@@ -209,7 +209,7 @@ async def test_a_start_passes_through_its_phases() -> None:
 
 def test_it_imports_no_model_library() -> None:
     code = (
-        "import sys, predictor.seeded_engine as e; "
+        "import sys, predictor.engine.seeded_engine as e; "
         "heavy = {'torch', 'vllm', 'kserve', 'transformers', 'pydantic'} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -4,9 +4,9 @@ from eventing.clock import SystemClock
 from eventing.errors import BadRequest, Overloaded
 from eventing.job.job import Job
 from eventing.cloudevent.job_event import job_of
-from predictor.answer import Held, Refused
-from predictor.generation import Attempt, Broke, Stop
-from predictor.settlement import Settlement
+from predictor.delivery.answer import Held, Refused
+from predictor.generation.generation import Attempt, Broke, Stop
+from predictor.delivery.settlement import Settlement
 from tests.unit.predictor.desk import UnreliableStore, asking
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.shown import Entry, Shown, coalesce, entries_of
+from predictor.generation.replay_filter import Entry, Shown, coalesce, entries_of
 
 
 def chat(index: int = 0, finish: str | None = None, **delta: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from predictor.uncollected import uncollected
+from predictor.process.gc import uncollected
 
 
 def test_what_is_made_meanwhile_is_never_looked_through() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from predictor.engine import EngineRequest
+from predictor.engine.engine import EngineRequest
 from predictor.errors import BadRequest, EngineRequestError
-from predictor.vllm_errors import bad_fields, from_response, start_failure
+from predictor.engine.vllm.errors import bad_fields, from_response, start_failure
 
 
 class Message(BaseModel):

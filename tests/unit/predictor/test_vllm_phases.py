@@ -3,8 +3,8 @@
 import asyncio
 from importlib import import_module
 
-from predictor.engine import ColdStartPhase
-from predictor.vllm_phases import forward_only, heard, timed
+from predictor.engine.engine import ColdStartPhase
+from predictor.engine.vllm.phases import forward_only, heard, timed
 
 
 class Worker:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from predictor import weights
+from predictor.model_files import weights
 from predictor.errors import ModelError
-from predictor.weights import PackagedModel, Progress, ensure_model, verify_hashes
+from predictor.model_files.weights import PackagedModel, Progress, ensure_model, verify_hashes
 
 CONTENT = b"a model"
 
@@ -134,7 +134,7 @@ def test_verification_names_the_broken_file(ensure: Ensure) -> None:
 
 
 def test_rows_come_back_from_llama_cpp_order() -> None:
-    conversion = pytest.importorskip("predictor.gguf_conversion")
+    conversion = pytest.importorskip("predictor.model_files.gguf_conversion")
     heads, size, hidden = 3, 8, 5
     original = np.arange(heads * size * hidden, dtype=np.float32).reshape(heads * size, hidden)
     # llama.cpp, convert_hf_to_gguf.py, LlamaModel.permute
@@ -152,11 +152,11 @@ def test_rows_come_back_from_llama_cpp_order() -> None:
     ],
 )
 def test_tensors_get_their_hugging_face_names(gguf: str, expected: str) -> None:
-    conversion = pytest.importorskip("predictor.gguf_conversion")
+    conversion = pytest.importorskip("predictor.model_files.gguf_conversion")
     assert conversion.hugging_face_name(gguf) == expected
 
 
 def test_an_unknown_tensor_is_refused() -> None:
-    conversion = pytest.importorskip("predictor.gguf_conversion")
+    conversion = pytest.importorskip("predictor.model_files.gguf_conversion")
     with pytest.raises(ValueError, match="unknown tensor"):
         conversion.hugging_face_name("blk.0.ssm_a.weight")

@@ -1,0 +1,114 @@
+"""What can come of a delivery, and what each outcome is answered with. Pure.
+
+Called by `predictor.delivery.delivery`. The table is the design's («What the predictor answers to a
+delivery»); docs/adr/0015 says where the data plane made it say more.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from eventing.cloudevent import job_event
+from eventing.errors import BadRequest
+from eventing.cloudevent.event import Event
+from eventing.job.job import Job
+from eventing.cloudevent.job_event import DATAREF_ABOVE_BYTES
+
+RETRY_SOON_S: Final = 1.0
+"""When nothing better is known about when to come again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back: a status, its headers, and an event where there is one to tell."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    event: Event | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """Not a CloudEvent that we can read."""
+
+    error: BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """An event of a type that asks for nothing. Answered without an event: with one, a Trigger that
+    lacks its filter would send events round for ever.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An event that can never be a job: recorded as failed, with a dead letter."""
+
+    job: Job | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The job has ended, here and now or some time before."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The job runs elsewhere under a live lease."""
+
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Nothing was done, or everything was given back: come again. Costs no attempt."""
+
+    reason: str
+    retry_after_s: float = RETRY_SOON_S
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """This attempt went wrong and is counted; the job waits for the next one."""
+
+    reason: str
+
+
+Outcome = Malformed | Ignored | Rejected | Ended | Held | Refused | AttemptFailed
+
+
+def answer_for(outcome: Outcome, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Answer:
+    """The table of what a delivery is answered with. An event can only ride on a 200: the data
+    plane takes no reply from a 202. Results above `inline_bytes` stay in the store.
+    """
+    match outcome:
+        case Malformed(error):
+            return Answer(error.status, problem=error.message)
+        case Ignored():
+            return Answer(202)
+        case Rejected(job):
+            return Answer(202) if job is None else _told(job, inline_bytes)
+        case Ended(job):
+            return _told(job, inline_bytes)
+        case Held(retry_after_s):
+            return Answer(409, _retry_after(retry_after_s), problem="the job runs elsewhere")
+        case Refused(reason, retry_after_s):
+            return Answer(503, _retry_after(retry_after_s), problem=reason)
+        case AttemptFailed(reason):
+            return Answer(500, _retry_after(RETRY_SOON_S), problem=reason)
+        case _:
+            assert_never(outcome)
+
+
+def _told(job: Job, inline_bytes: int) -> Answer:
+    return Answer(200, event=job_event.result_event(job, inline_bytes=inline_bytes))
+
+
+def _retry_after(seconds: float) -> Mapping[str, str]:
+    """HTTP's `Retry-After` knows whole seconds only."""
+    return {"retry-after": str(max(1, math.ceil(seconds)))}

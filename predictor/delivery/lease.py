@@ -1,0 +1,103 @@
+"""Keeps the leases of all running jobs, and stops those that should not run any more.
+
+One per process, run by `predictor.server`. Each round is one round trip whatever the number of
+jobs: it asks how each stands (so that a cancel frees its slot within a second, in prefill too), and
+at a third of the lease it lengthens it. What follows from clocks alone is decided here as well: an
+engine that stalls, a store that is silent for as long as the lease.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from eventing.clock import Clock
+from eventing.errors import StoreUnavailable
+from eventing.job.store import Store
+from predictor.generation.generation import Generation, Stop
+
+_log = structlog.get_logger()
+
+
+class LeaseKeeper:
+    """The rounds. If they stop (a frozen process), the leases lapse and others take the jobs."""
+
+    def __init__(
+        self, store: Store, clock: Clock, *, lease_s: float, watch_s: float, stall_s: float
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._lease_s = lease_s
+        self.watch_s = min(watch_s, lease_s / 6)
+        self._stall_s = stall_s
+        self._running: dict[str, Generation] = {}
+
+    @property
+    def running(self) -> int:
+        """Attempts whose leases are kept."""
+        return len(self._running)
+
+    @contextmanager
+    def watching(self, generation: Generation) -> Iterator[None]:
+        """Keep its lease for as long as this lasts."""
+        key = generation.attempt.job_id
+        self._running[key] = generation
+        try:
+            yield
+        finally:
+            if self._running.get(key) is generation:
+                del self._running[key]
+
+    def interrupt_all(self, why: Stop) -> None:
+        """End every running attempt."""
+        for generation in list(self._running.values()):
+            generation.interrupt(why)
+
+    async def run(self) -> None:
+        """Rounds without end; the store's and the clock's go on beside each other, since the store
+        may be slow.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep())
+            group.create_task(self._watch())
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(self.watch_s)
+            if self._running:
+                await self._renew(list(self._running.values()))
+
+    async def _renew(self, generations: list[Generation]) -> None:
+        now = self._clock.monotonic_s()
+        oldest = min(generation.extended_s for generation in generations)
+        extend = now - oldest >= self._lease_s / 3
+        leases = [(g.attempt.job_id, g.attempt.number) for g in generations]
+        try:
+            holds = await self._store.renew(leases, extend=extend)
+        except StoreUnavailable as error:
+            _log.warning("leases not renewed", action="renew", reason=error.message)
+            return
+        for generation, hold in zip(generations, holds, strict=True):
+            if extend:
+                generation.extended_s = now
+            generation.on_hold(hold)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self.watch_s)
+            now = self._clock.monotonic_s()
+            for generation in list(self._running.values()):
+                # One round early: at the next one the lease might be over.
+                safe_s = self._lease_s - self.watch_s
+                if why := verdict(generation, now, lease_s=safe_s, stall_s=self._stall_s):
+                    generation.interrupt(why)
+
+
+def verdict(generation: Generation, now: float, *, lease_s: float, stall_s: float) -> Stop | None:
+    """What the clock alone says of a running attempt."""
+    if now - generation.extended_s >= lease_s:
+        return Stop.STORE_LOST
+    if now - generation.last_step_s >= stall_s:
+        return Stop.STALLED
+    return None

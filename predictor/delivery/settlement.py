@@ -1,0 +1,187 @@
+"""How an attempt's result is recorded, and what the delivery is told for it.
+
+Called by `predictor.delivery.delivery`. What each ending costs a job is decided here (docs/adr/0018). If the
+process dies in here, the record either has the end or it has not; then the lease lapses.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar, assert_never
+
+from eventing.clock import Clock
+from eventing.errors import BadRequest, StoreUnavailable, Unavailable
+from eventing.job.job import Job, JobError, JobId, JobState
+from eventing.job.store import Ending, Hold, Release, Store
+from predictor import metrics
+from predictor.delivery.answer import RETRY_SOON_S, AttemptFailed, Ended, Held, Outcome, Refused
+from predictor.errors import EngineDeadError
+from predictor.generation.generation import Attempt, Broke, Made, Result, Stop
+
+_T = TypeVar("_T")
+
+_PAUSE_S: Final = 0.2
+_MESSAGES: Final = {
+    "stalled": "the engine gave no token for too long",
+    "out_of_step": "the store holds other tokens than were written",
+    "engine_dead": "the engine died",
+    "engine_request_failed": "the engine failed this request",
+    "handover": "this predictor ends; the job goes on elsewhere",
+    "internal_error": "the predictor failed",
+}
+"""Code of a given-back attempt to what people read; kept free of what the engine said."""
+
+
+def release_after_engine_death(*, new_tokens: int, can_resume: bool) -> Release:
+    """What a job pays when the engine dies under it. One that got further is fine and pays nothing;
+    one that did not, or that starts over each time, may be what kills engines, and must end.
+    """
+    return Release.HANDOVER if new_tokens and can_resume else Release.LOST
+
+
+class Settlement:
+    """Writes endings, and gives jobs back."""
+
+    def __init__(self, store: Store, clock: Clock, *, lease_s: float) -> None:
+        self._store = store
+        self._clock = clock
+        self._lease_s = lease_s
+
+    async def settle(
+        self, attempt: Attempt, result: Result, *, new_tokens: int, gpu_ms: int = 0
+    ) -> tuple[Outcome, str]:
+        """Record how the attempt ended; the outcome, and its word in the metrics. A whole answer
+        is recorded with its charge, `gpu_ms`.
+        """
+        match result:
+            case Made(body, rest):
+                usage = body.get("usage")
+                ending = Ending(
+                    state=JobState.COMPLETED, result=body, usage=usage, rest=rest, gpu_ms=gpu_ms
+                )
+                return await self._finish(attempt, ending), "completed"
+            case Broke(BadRequest() as error):
+                return await self._finish(attempt, _dead(problem(error))), "invalid"
+            case Broke(EngineDeadError()) | Stop.ENGINE_DEAD:
+                why = release_after_engine_death(
+                    new_tokens=new_tokens, can_resume=attempt.can_resume
+                )
+                return await self.give_back(attempt, why, "engine_dead"), "engine_dead"
+            case Broke(Unavailable() as error):
+                return await self.give_back(attempt, Release.HANDOVER, error.code), error.code
+            case Broke(error):
+                return await self.failed(attempt, error.code), error.code
+            case Stop():
+                return await self._stopped(attempt, result), result
+            case _:
+                assert_never(result)
+
+    async def _stopped(self, attempt: Attempt, stop: Stop) -> Outcome:
+        match stop:
+            case Stop.FENCED:
+                return Held(RETRY_SOON_S)
+            case Stop.ENDED:
+                return await self.ended(attempt.job_id)
+            case Stop.EXPIRED:
+                error = JobError(code="expired", message="the deadline passed before the job ended")
+                return await self._finish(attempt, _dead(error))
+            case Stop.GONE:
+                return Refused("the job's record is gone")
+            case Stop.STORE_LOST:
+                return Refused("the store was away for longer than the lease")
+            case Stop.HANDOVER:
+                return await self.give_back(attempt, Release.HANDOVER, "handover")
+            case Stop.STALLED | Stop.OUT_OF_STEP | Stop.ENGINE_DEAD:
+                return await self.failed(attempt, str(stop))
+            case _:
+                assert_never(stop)
+
+    async def _finish(self, attempt: Attempt, ending: Ending) -> Outcome:
+        """Record the end. A store that is away is asked again while the lease may last: the answer
+        is whole, and making it again would cost as much as it did.
+        """
+        try:
+            hold, job = await self._insist(
+                lambda: self._store.finish_and_get(attempt.job_id, attempt.number, ending)
+            )
+        except StoreUnavailable:
+            _count_lost(ending)
+            raise
+        if hold is not Hold.OK and not _was_ours(hold, job, ending):
+            _count_lost(ending)
+        match hold:
+            case Hold.OK | Hold.TERMINAL:
+                return _ended(job)
+            case Hold.MISSING:
+                return Refused("the job's record is gone")
+            case Hold.GAP:
+                return await self.failed(attempt, Stop.OUT_OF_STEP)
+            case _:
+                metrics.FENCED_WRITES.inc()
+                return Held(RETRY_SOON_S)
+
+    async def failed(self, attempt: Attempt, code: str) -> Outcome:
+        """The attempt went wrong and counts."""
+        return await self.give_back(attempt, Release.FAILURE, code)
+
+    async def give_back(self, attempt: Attempt, why: Release, code: str) -> Outcome:
+        """Let the next attempt start at once. Raises `StoreUnavailable`; then the lease lapses."""
+        error = JobError(code=code, message=_MESSAGES.get(code, "the attempt failed"))
+        is_queued = await self._store.release(attempt.job_id, attempt.number, why, error)
+        if not is_queued:
+            job = await self._store.get(attempt.job_id)
+            if job is not None and job.state.is_terminal:
+                return Ended(job)
+        if why is Release.HANDOVER:
+            return Refused(error.message)
+        return AttemptFailed(error.message)
+
+    async def ended(self, job_id: JobId) -> Outcome:
+        """The job as it ended; one that has gone, or was redriven meanwhile, comes again."""
+        return _ended(await self._store.get(job_id))
+
+    async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask again while the store is away, for as long as the lease may still be ours."""
+        give_up_s = self._clock.monotonic_s() + self._lease_s
+        while True:
+            try:
+                return await call()
+            except StoreUnavailable:
+                if self._clock.monotonic_s() >= give_up_s:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
+
+    async def refuse(self, job: Job, error: BadRequest) -> Outcome:
+        """End a job that this engine can never serve, unless somebody runs it."""
+        ending = _dead(problem(error))
+        match await self._store.conclude(job.id, ending):
+            case Hold.OK | Hold.TERMINAL:
+                return await self.ended(job.id)
+            case Hold.MISSING:
+                return Refused("the job's record is gone")
+            case _:
+                return Held(RETRY_SOON_S)
+
+
+def _ended(job: Job | None) -> Outcome:
+    if job is None or not job.state.is_terminal:
+        return Refused("the job's record has changed")
+    return Ended(job)
+
+
+def _was_ours(hold: Hold, job: Job | None, ending: Ending) -> bool:
+    """True when the end stands already because an answer of ours was lost."""
+    return hold is Hold.TERMINAL and job is not None and job.state is ending.state
+
+
+def _count_lost(ending: Ending) -> None:
+    if ending.rest is not None:
+        metrics.TOKENS_LOST.inc(len(ending.rest.token_ids))
+
+
+def problem(error: BadRequest) -> JobError:
+    """What a job's record says of a request that can never be served."""
+    return JobError(code=error.code, message=error.message, field=error.field)
+
+
+def _dead(error: JobError) -> Ending:
+    return Ending(state=JobState.FAILED, error=error, is_dead_letter=True)

@@ -1,0 +1,191 @@
+"""What the test engine says: a request read strictly, and tokens that follow from prompt and seed.
+
+Called by `predictor.engine.seeded_engine` only. Pure: no clock, no randomness, no I/O.
+
+Every token depends on all the tokens before it, as a model's do: a run that goes on from wrong or
+missing ids says something else, so a test that compares texts sees a bad checkpoint.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from predictor.engine.engine import EngineRequest
+from predictor.errors import BadRequest, ContextExceeded
+
+CHAT_URL: Final = "/v1/chat/completions"
+COMPLETION_URL: Final = "/v1/completions"
+EMBEDDING_URL: Final = "/v1/embeddings"
+
+EOS: Final = 0
+_TEXT: Final = """
+the one some of in at with light night bird hummingbird torpor sleep wake heart slow quick leaf
+flower nectar wing cold warm sun rain tree branch nest day hour breath blood feather über naïve 日本
+ключ 🐦 rests hovers drinks waits turns falls climbs dreams counts burns saves and so then but while
+until because still . , ; : ? !
+"""
+WORDS: Final = tuple(_TEXT.split())
+EMBEDDING_DIMENSIONS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """What a body's `seeded` object may ask of the test engine; counts are output token indices."""
+
+    output_tokens: int | None = None  #: length of the answer; else drawn from the seed
+    reasoning_tokens: int = 0  #: how many of them are thought, not answer
+    tokens_per_s: float | None = None  #: instead of the engine's
+    stall_at: int | None = None  #: never make this token
+    fail_at: int | None = None  #: raise EngineRequestError instead of this token
+    engine_dies_at: int | None = None  #: raise EngineDeadError, for everybody, for ever
+    process_dies_at: int | None = None  #: SIGKILL to our own process before this token
+    resumable: bool = True  #: what `can_resume` says
+
+
+@dataclass(frozen=True, slots=True)
+class SeededRequest:
+    """A request as the test engine understands it."""
+
+    url: str
+    model: str | None
+    prompt: tuple[str, ...]
+    prompt_field: str
+    max_tokens: int | None
+    n: int
+    seed: int
+    knobs: Knobs
+
+    @property
+    def prompt_tokens(self) -> int:
+        """One a word, and four for each message's frame."""
+        return sum(len(part.split()) + 4 for part in self.prompt)
+
+    @property
+    def is_chat(self) -> bool:
+        return self.url == CHAT_URL
+
+
+def parse(request: EngineRequest) -> SeededRequest:
+    """Read a body. Raises `BadRequest` naming the first field that is wrong."""
+    body = request.body
+    match request.url:
+        case "/v1/chat/completions":
+            prompt, field = _messages(body.get("messages")), "messages"
+        case "/v1/completions":
+            prompt, field = _texts(body.get("prompt"), "prompt"), "prompt"
+        case "/v1/embeddings":
+            prompt, field = _texts(body.get("input"), "input"), "input"
+        case _:
+            raise BadRequest(f"{request.url} is not served here", field="url")
+    limit = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
+    return SeededRequest(
+        url=request.url,
+        model=_typed(body, "model", str, None),
+        prompt=prompt,
+        prompt_field=field,
+        max_tokens=_at_least_one(_typed(body, limit, int, None), limit),
+        n=_at_least_one(_typed(body, "n", int, 1), "n") or 1,
+        seed=_typed(body, "seed", int, 0),
+        knobs=_knobs(_typed(body, "seeded", dict, {})),
+    )
+
+
+def output_limit(request: SeededRequest, max_model_len: int) -> int:
+    """How many tokens the answer may have. Raises `BadRequest` when the context is too short."""
+    room = max_model_len - request.prompt_tokens
+    if room < 1:
+        raise ContextExceeded(
+            f"the prompt has {request.prompt_tokens} tokens and the context {max_model_len}",
+            field=request.prompt_field,
+        )
+    if request.max_tokens is not None and request.max_tokens > room:
+        raise BadRequest(
+            f"max_tokens is {request.max_tokens}, but {request.prompt_tokens} prompt tokens leave "
+            f"{room} of the context of {max_model_len}",
+            field="max_tokens",
+        )
+    return request.max_tokens or room
+
+
+def tokens(request: SeededRequest, choice: int, prior: Sequence[int]) -> Iterator[int]:
+    """The ids that follow `prior`, without end but for `EOS`."""
+    state = _digest(f"{request.seed}|{choice}|{request.model}|{request.prompt}".encode())
+    length = request.knobs.output_tokens or 16 + int.from_bytes(state[:2], "big") % 112
+    for token_id in prior:
+        state = _digest(state + bytes([token_id]))
+    position = len(prior)
+    while True:
+        token_id = EOS if position >= length else 1 + state[0] % len(WORDS)
+        yield token_id
+        state = _digest(state + bytes([token_id]))
+        position += 1
+
+
+def text_of(token_id: int, is_first: bool) -> str:
+    """A token as text: words come with the space before them, but for the first."""
+    if token_id == EOS:
+        return ""
+    word = WORDS[token_id - 1]
+    return word if is_first else f" {word}"
+
+
+def embedding(text: str) -> list[float]:
+    """Eight numbers between -1 and 1 that follow from the text."""
+    return [byte / 127.5 - 1 for byte in _digest(text.encode())[:EMBEDDING_DIMENSIONS]]
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _knobs(given: Mapping[str, Any]) -> Knobs:
+    known = {field.name for field in fields(Knobs)}
+    if unknown := sorted(given.keys() - known):
+        raise BadRequest(f"seeded.{unknown[0]} is not a knob of the test engine", field="seeded")
+    return Knobs(**given)
+
+
+def _messages(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise BadRequest("messages must be a list with at least one message", field="messages")
+    return tuple(_message(message, f"messages.{i}") for i, message in enumerate(value))
+
+
+def _message(message: object, field: str) -> str:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise BadRequest(f"{field} must be an object with a role", field=field)
+    match message.get("content"):
+        case str(content):
+            return content
+        case list(parts):
+            return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+        case None if message["role"] == "assistant":
+            return ""
+        case _:
+            raise BadRequest(f"{field}.content must be a text", field=f"{field}.content")
+
+
+def _texts(value: object, field: str) -> tuple[str, ...]:
+    match value:
+        case str(text) if text:
+            return (text,)
+        case [*items] if items and all(isinstance(item, str) and item for item in items):
+            return tuple(str(item) for item in items)
+        case _:
+            raise BadRequest(f"{field} must be a text that is not empty", field=field)
+
+
+def _typed(body: Mapping[str, Any], field: str, kind: type, default: Any) -> Any:
+    value = body.get(field)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise BadRequest(f"{field} must be of type {kind.__name__}", field=field)
+    return value
+
+
+def _at_least_one(value: int | None, field: str) -> int | None:
+    if value is not None and value < 1:
+        raise BadRequest(f"{field} must be at least 1", field=field)
+    return value

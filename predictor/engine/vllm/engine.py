@@ -1,0 +1,194 @@
+"""The real engine: vLLM, started without blocking the event loop, with answers that can go on.
+
+Called by `python -m predictor`. Importing this module is light; vLLM itself is imported by `start`,
+in a thread, so that the process answers its probes meanwhile. Must not know HTTP, events, store.
+"""
+
+import asyncio
+import multiprocessing
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from predictor.engine.engine import ColdStartPhase, EngineRequest, PhaseReporter, Step
+from predictor.errors import EngineDeadError, EngineStartError
+from predictor.process.gc import uncollected
+from predictor.engine.vllm.phases import forward_only, heard
+from predictor.engine.vllm.start import VllmSettings, build_llm, configure, prepare_environment
+
+if TYPE_CHECKING:
+    from predictor.engine.vllm.serving import VllmServing
+
+__all__ = ["VllmEngine", "VllmSettings"]
+
+T = TypeVar("T")
+
+STOP_TIMEOUT_S: Final = 10.0
+"""vLLM's own grace for its core process before it is killed."""
+
+_NOT_RESUMABLE: Final = (
+    "response_format",
+    "structured_outputs",
+    "logprobs",
+    "top_logprobs",
+    "prompt_logprobs",
+    "logprob_token_ids",
+    "echo",
+    "use_beam_search",
+    "presence_penalty",
+    "frequency_penalty",
+    "bad_words",
+    "thinking_token_budget",
+    "repetition_detection",
+    "vllm_xargs",
+    "logits_processors",
+    "prompt_embeds",
+    "return_token_ids",
+)
+"""Body fields under which the rest of an answer depends on more than its token ids so far."""
+
+
+class VllmEngine:
+    """An `Engine` around one `AsyncLLM`."""
+
+    def __init__(self, settings: VllmSettings) -> None:
+        prepare_environment(settings)  # before anybody imports torch: KServe does, too
+        self._settings = settings
+        self._llm: Any = None
+        self._serving: VllmServing | None = None
+        self._building: asyncio.Future[Any] | None = None
+        self._strangers: set[int | None] = set()  #: child processes that are not the engine's
+        # vLLM's process dies with the thread that forked it (`death_signal`): one that we keep.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm-engine")
+
+    @property
+    def model_names(self) -> Sequence[str]:
+        if self._serving is None:
+            return (self._settings.served_model_name,)
+        return self._serving.model_names
+
+    @property
+    def device(self) -> str:
+        """`CPU`, or `GPU` and its name."""
+        from vllm.platforms import current_platform
+
+        name = current_platform.get_device_name()
+        return "CPU" if current_platform.device_type == "cpu" else f"GPU {name}"
+
+    @property
+    def max_concurrency(self) -> int:
+        """vLLM's `max_num_seqs`; nothing is useful before the start."""
+        if self._llm is None:
+            return 0
+        return int(self._llm.vllm_config.scheduler_config.max_num_seqs)
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens that prompt and answer may have together; 0 before the start."""
+        return 0 if self._llm is None else int(self._llm.model_config.max_model_len)
+
+    async def start(self, report: PhaseReporter) -> None:
+        """Import, load, compile, warm up; what vLLM does inside its one loading call its worker
+        tells. Raises `EngineStartError`; nothing is left running then.
+        """
+        if self._llm is not None:
+            raise EngineStartError("the engine has been started already")
+        report = forward_only(report)
+        report(ColdStartPhase.IMPORT)
+        args, config = await self._in_thread(_configure, self._settings)
+        self._strangers = {process.pid for process in multiprocessing.active_children()}
+        with heard(report):
+            self._building = self._in_thread(build_llm, args, config)
+            self._llm = await asyncio.shield(self._building)
+        report(ColdStartPhase.WARM_UP)
+        try:
+            from predictor.engine.vllm.serving import build_serving
+
+            self._serving = await build_serving(
+                args, self._llm, model=self._settings.model, names=_names(args, self._settings)
+            )
+        except (ValueError, OSError) as error:  # a chat template or an adapter that does not load
+            await self.stop()
+            raise EngineStartError(f"the engine did not start: {error}") from error
+        report(ColdStartPhase.READY)
+
+    async def stop(self) -> None:
+        llm, self._llm, self._serving = self._llm or await self._give_up_building(), None, None
+        if llm is not None:
+            await self._in_thread(llm.shutdown, STOP_TIMEOUT_S)
+        self._thread.shutdown(wait=False)
+
+    async def _give_up_building(self) -> Any:
+        """End a load that is under way; gives the engine if it was quicker than we."""
+        building, self._building = self._building, None
+        if building is None:
+            return None
+        if not building.done():
+            for process in multiprocessing.active_children():
+                if process.pid not in self._strangers:
+                    process.kill()  # vLLM heeds SIGTERM only once loaded; nothing is lost yet
+        try:
+            return await asyncio.wait_for(asyncio.shield(building), STOP_TIMEOUT_S)
+        except (EngineStartError, TimeoutError):
+            return None
+
+    def _in_thread(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def is_healthy(self) -> bool:
+        return self._serving is not None and not self._llm.errored
+
+    def validate(self, request: EngineRequest) -> None:
+        self._running().parse(request)
+
+    def can_resume(self, request: EngineRequest) -> bool:
+        body = request.body
+        if request.url == "/v1/embeddings" or body.get("n") not in (None, 1):
+            return False
+        if any(body.get(field) for field in _NOT_RESUMABLE) or _has_grammar_tools(body):
+            return False
+        prompt = body.get("prompt")
+        return not isinstance(prompt, list) or all(isinstance(item, int) for item in prompt)
+
+    async def run(
+        self, request: EngineRequest, prior_token_ids: Sequence[int]
+    ) -> AsyncGenerator[Step, None]:
+        """See `Engine.run`."""
+        steps = self._running().steps(request, prior_token_ids)
+        try:
+            async for step in steps:
+                yield step
+        finally:
+            await steps.aclose()
+
+    def _running(self) -> "VllmServing":
+        if self._serving is None or self._llm.errored:
+            raise EngineDeadError("the engine is not running")
+        return self._serving
+
+
+def _configure(settings: VllmSettings) -> tuple[Any, Any]:
+    """In a thread: importing vLLM takes seconds."""
+    with uncollected():
+        configuration = configure(settings)
+        import predictor.engine.vllm.serving  # noqa: F401  (the rest of the imports, off the event loop)
+
+    return configuration
+
+
+def _names(args: Any, settings: VllmSettings) -> Sequence[str]:
+    return list(args.served_model_name or (settings.served_model_name,))
+
+
+def _has_grammar_tools(body: Any) -> bool:
+    """Tools that vLLM enforces with a grammar: a named or required one, or a strict schema."""
+    choice = body.get("tool_choice")
+    if choice not in (None, "none", "auto"):
+        return True
+    tools = body.get("tools") or ()
+    return choice != "none" and any(_is_strict(tool) for tool in tools)
+
+
+def _is_strict(tool: Any) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return isinstance(function, dict) and bool(function.get("strict"))

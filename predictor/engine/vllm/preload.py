@@ -1,0 +1,48 @@
+"""What a pre-imported parent prepares for its forks: vLLM, KServe, and the model's configuration.
+
+Called by `python -m predictor.process.parent --preload predictor.engine.vllm.preload:preload=JSON`, where the JSON
+holds fields of `VllmSettings`, or is empty to import only. Must leave no thread behind.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from predictor.errors import EngineStartError
+from predictor.engine.vllm.start import (
+    VllmSettings,
+    is_cpu_build,
+    prepare_environment,
+    share_configuration,
+)
+
+
+def preload(options: Mapping[str, Any]) -> None:
+    """Import everything a predictor needs; with a model's settings, make its configuration too.
+
+    Raises `EngineStartError` on a GPU build: what has touched CUDA must not be forked.
+    """
+    if not is_cpu_build():
+        raise EngineStartError("a forking parent is for CPU only: set TORPOR_WARM_PARENT=false")
+    settings = VllmSettings(
+        **{
+            "model": "",
+            "served_model_name": "",
+            **options,
+            "vllm_args": tuple(options.get("vllm_args", ())),
+        }
+    )
+    prepare_environment(settings)
+    _import_all()
+    if settings.model:
+        share_configuration(settings)
+
+
+def _import_all() -> None:
+    # The order matters: vLLM's modules import each other in circles unless this one comes first.
+    import vllm.engine.arg_utils
+    import vllm.v1.engine.async_llm
+    import vllm.v1.engine.core
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+
+    import predictor.server
+    import predictor.engine.vllm.serving  # noqa: F401

@@ -1,0 +1,226 @@
+"""A half-finished answer, handed to vLLM's serving layer as if nothing had happened.
+
+Called by `predictor.engine.vllm.serving`. `ResumingClient` stands between vLLM's OpenAI serving classes
+and `AsyncLLM`: it reports every sampled id to the run's `Tape`, and where the tape holds ids of an
+earlier attempt it replays those first and lets the engine go on after them. The serving layer sees
+one answer from its first token, so its reasoning parsers, tool parsers and usage counts are right
+across the seam without knowing of it. Imports vLLM: load it only where vLLM is wanted.
+
+Text is made by vLLM's own incremental detokenizer over prompt, replayed and new ids in one go, so
+a multi-byte character or a stop string that straddles the seam comes out as without it.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: F401  (first: vLLM's circular imports)
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+from predictor.errors import EngineRequestError
+
+_BREATHE_EVERY: Final = 256
+"""Replayed tokens after which other tasks run; a token takes 20 microseconds."""
+
+
+class Tape:
+    """The token ids of one run: those of earlier attempts, and a hole for the new ones."""
+
+    def __init__(self, prior: Sequence[int], record: Callable[[tuple[int, ...]], None]) -> None:
+        self.prior: Final = tuple(prior)
+        self.record: Final = record
+        self.failure: Exception | None = None  #: what the engine raised, before it became JSON
+
+
+CURRENT_TAPE: ContextVar[Tape] = ContextVar("current_tape")
+"""Set around each call of the serving layer; its `generate` runs in that context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why an answer is over, in vLLM's words."""
+
+    finish_reason: str
+    stop_reason: int | str | None = None
+
+
+class ResumingClient:
+    """An `EngineClient` that is its inner `AsyncLLM` but for `generate`."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
+    ) -> AsyncGenerator[Any, None]:
+        """As `EngineClient.generate`, with the current tape's ids first."""
+        tape = CURRENT_TAPE.get(None)
+        if tape is None:
+            plain: AsyncGenerator[Any, None] = self._inner.generate(
+                prompt, sampling_params, request_id, **options
+            )
+            return plain
+        return self._taped(tape, prompt, sampling_params, request_id, options)
+
+    async def _taped(
+        self,
+        tape: Tape,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        options: Mapping[str, Any],
+    ) -> AsyncGenerator[Any, None]:
+        try:
+            if tape.prior:
+                source = self._resumed(tape, prompt, params, request_id, options)
+            else:
+                source = self._inner.generate(prompt, params, request_id, **options)
+            try:
+                async for output in source:
+                    yield output if tape.prior else _recorded(tape, output)
+            finally:
+                await source.aclose()  # aborts in the engine when we are closed early
+        except Exception as error:
+            tape.failure = error
+            raise
+
+    async def _resumed(
+        self,
+        tape: Tape,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        options: Mapping[str, Any],
+    ) -> AsyncGenerator[Any, None]:
+        if params.n != 1 or params.output_kind is not RequestOutputKind.DELTA:
+            raise EngineRequestError("only one streamed answer can be continued")
+        answer = Answer(self._inner, prompt, params, request_id)
+        ending: Ending | None = None
+        for position, token_id in enumerate(tape.prior):
+            if position % _BREATHE_EVERY == 0:
+                await asyncio.sleep(0)
+            ending = answer.ending_at(token_id)
+            yield answer.add([token_id], ending)
+            if ending is not None or answer.is_over:
+                return  # the earlier attempt died between its last token and its result
+        inner = self._inner.generate(
+            {**prompt, "prompt_token_ids": [*answer.prompt_token_ids, *tape.prior]},
+            _remaining(params, len(tape.prior)),
+            request_id,
+            **options,
+        )
+        try:
+            async for output in inner:
+                completion = output.outputs[0]
+                tape.record(tuple(completion.token_ids))
+                yield answer.add(completion.token_ids, _ending_of(completion), output)
+                if answer.is_over:
+                    return
+        finally:
+            await inner.aclose()
+
+
+class Answer:
+    """One answer as text, token by token, whoever made the tokens."""
+
+    def __init__(self, llm: Any, prompt: Any, params: SamplingParams, request_id: str) -> None:
+        self.prompt_token_ids: Final[list[int]] = list(prompt["prompt_token_ids"])
+        self.is_over = False
+        self._request_id = request_id
+        self._prompt_text: str | None = prompt.get("prompt")
+        self._max_tokens: int = params.max_tokens or 0
+        # A copy, because the engine fills in the model's own end tokens, and only on its own copy.
+        self._params = params.clone()
+        self._params.update_from_generation_config(
+            llm.input_processor.generation_config_fields, llm.renderer.get_eos_token_id()
+        )
+        request = EngineCoreRequest(
+            request_id=request_id,
+            prompt_token_ids=self.prompt_token_ids,
+            mm_features=None,
+            sampling_params=self._params,
+            pooling_params=None,
+            arrival_time=0.0,
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+        self._text = IncrementalDetokenizer.from_new_request(llm.renderer.tokenizer, request)
+
+    def ending_at(self, token_id: int) -> Ending | None:
+        """Whether the engine would have stopped at this next token (vLLM's `check_stop`)."""
+        if token_id == self._params.eos_token_id:
+            return Ending("stop")
+        if token_id in (self._params.stop_token_ids or ()):
+            return Ending("stop", token_id)
+        if self._text.num_output_tokens() + 1 >= self._max_tokens:
+            return Ending("length")
+        return None
+
+    def add(
+        self, token_ids: Sequence[int], ending: Ending | None, source: Any = None
+    ) -> RequestOutput:
+        """Take new ids; gives the output the serving layer would have had from the engine."""
+        before = self._text.num_output_tokens()
+        is_stop_token = ending is not None and ending.finish_reason == "stop"
+        stop_string = self._text.update(list(token_ids), is_stop_token)
+        if stop_string is not None:
+            ending = Ending("stop", stop_string)
+        self.is_over = ending is not None
+        completion = CompletionOutput(
+            index=0,
+            text=self._text.get_next_output_text(self.is_over, True),
+            token_ids=self._text.output_token_ids[before:],
+            cumulative_logprob=None,
+            logprobs=None,
+            finish_reason=ending.finish_reason if ending else None,
+            stop_reason=ending.stop_reason if ending else None,
+        )
+        return RequestOutput(
+            request_id=self._request_id,
+            prompt=self._prompt_text,
+            prompt_token_ids=self.prompt_token_ids,
+            prompt_logprobs=None,
+            outputs=[completion],
+            finished=self.is_over,
+            metrics=getattr(source, "metrics", None),
+            num_cached_tokens=getattr(source, "num_cached_tokens", None),
+        )
+
+
+def _recorded(tape: Tape, output: Any) -> Any:
+    for completion in output.outputs:
+        if completion.token_ids:
+            tape.record(tuple(completion.token_ids))
+    return output
+
+
+def _remaining(params: SamplingParams, made: int) -> SamplingParams:
+    """What is left to ask of the engine after `made` tokens.
+
+    Text and stop strings are ours (they may straddle the seam). A seed moves on with the tokens, so
+    that the noise of the first tokens is not drawn twice; the same seam gives the same rest.
+    """
+    rest = params.clone()
+    rest.max_tokens = (params.max_tokens or made + 1) - made
+    rest.min_tokens = max(0, params.min_tokens - made)
+    rest.detokenize = False
+    rest.stop = []
+    rest.output_text_buffer_length = 0
+    if params.seed is not None:
+        rest.seed = (params.seed + made) % (1 << 63)
+    return rest
+
+
+def _ending_of(completion: Any) -> Ending | None:
+    if completion.finish_reason is None:
+        return None
+    return Ending(completion.finish_reason, completion.stop_reason)

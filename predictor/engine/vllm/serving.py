@@ -1,0 +1,248 @@
+"""vLLM's own OpenAI layer, fed with Batch lines and read as plain stream chunks.
+
+Called by `predictor.engine.vllm.engine`. Request types, chat templates, reasoning and tool parsers,
+structured output, logprobs and LoRA names are vLLM's; nothing of it is parsed a second time here.
+Imports vLLM: load it only where vLLM is wanted. Must not know HTTP, events or the store.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: F401  (first: vLLM's circular imports)
+from vllm.entrypoints.launchers.cli_args import resolve_default_chat_template_kwargs
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import process_lora_modules
+from vllm.exceptions import VLLMClientError
+from vllm.renderers.chat_utils import load_chat_template
+from vllm.renderers.online_renderer import OnlineRenderer
+
+from predictor.engine.engine import EngineRequest, Step
+from predictor.errors import BadRequest
+from predictor.engine.vllm.errors import (
+    CHAT_URL,
+    COMPLETION_URL,
+    EMBEDDING_URL,
+    bad_fields,
+    from_response,
+    translate,
+)
+from predictor.engine.vllm.resume import CURRENT_TAPE, ResumingClient, Tape
+
+_UNREADABLE: Final = (AttributeError, IndexError, KeyError, TypeError)
+"""What vLLM's validators raise where they read a field before its type is checked
+(`structured_outputs: true`, `messages: null`): the sender's fault, not ours.
+"""
+
+
+class VllmServing:
+    """The endpoints of one engine."""
+
+    def __init__(self, args: Any, client: Any, models: Any, tasks: Sequence[str]) -> None:
+        self._models = models
+        self._calls: dict[str, Callable[[Any], Any]] = {}
+        self._types: dict[str, Any] = {}
+        if "generate" in tasks:
+            chat, completion = _generation(args, client, models)
+            self._calls[CHAT_URL] = chat.create_chat_completion
+            self._calls[COMPLETION_URL] = completion.create_completion
+            self._types[CHAT_URL] = TypeAdapter(ChatCompletionRequest)
+            self._types[COMPLETION_URL] = TypeAdapter(CompletionRequest)
+        if "embed" in tasks:
+            self._calls[EMBEDDING_URL], self._types[EMBEDDING_URL] = _embedding(
+                args, client, models, tasks
+            )
+
+    @property
+    def model_names(self) -> Sequence[str]:
+        """The served names, then those of the LoRA adapters."""
+        served = [path.name for path in self._models.base_model_paths]
+        return [*served, *self._models.lora_requests]
+
+    def parse(self, request: EngineRequest) -> Any:
+        """vLLM's own request object. Raises `BadRequest` naming the field."""
+        if request.url not in self._types:
+            offered = ", ".join(self._types)
+            raise BadRequest(f"this model does not serve {request.url}, only {offered}", "url")
+        body: dict[str, Any] = {**request.body, "request_id": request.request_id}
+        if request.url != EMBEDDING_URL:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        try:
+            parsed = self._types[request.url].validate_python(body)
+        except ValidationError as error:
+            raise bad_fields(error) from error
+        except VLLMClientError as error:
+            raise translate(error, request) from error
+        except _UNREADABLE as error:
+            field = _culprit(self._types[request.url], body)
+            raise BadRequest(f"{field or 'a field'} has the wrong type", field) from error
+        self._check_model(parsed.model)
+        return parsed
+
+    def _check_model(self, model: str | None) -> None:
+        if model and model not in self.model_names:
+            names = ", ".join(self.model_names)
+            raise BadRequest(f"no model {model!r} here; there is: {names}", "model")
+
+    async def steps(
+        self, request: EngineRequest, prior: Sequence[int]
+    ) -> AsyncGenerator[Step, None]:
+        """See `Engine.run`."""
+        parsed = self.parse(request)
+        queue: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
+        tape = Tape(prior, lambda ids: queue.put_nowait(Step(ids, None)))
+        task = asyncio.create_task(self._pump(request, parsed, tape, queue))
+        try:
+            while (step := await queue.get()) is not None:
+                if isinstance(step, BaseException):
+                    raise step
+                yield _with_chunk(step, queue)
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task  # the abort has reached the engine when this returns
+
+    async def _pump(
+        self,
+        request: EngineRequest,
+        parsed: Any,
+        tape: Tape,
+        queue: asyncio.Queue[Step | BaseException | None],
+    ) -> None:
+        """Run the serving layer to its end. A task of its own, so that ids flow while it parses."""
+        CURRENT_TAPE.set(tape)
+        try:
+            async for chunk in self._chunks(request, parsed):
+                queue.put_nowait(Step((), chunk))
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(translate(tape.failure or error, request))
+
+    async def _chunks(
+        self, request: EngineRequest, parsed: Any
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        answer = await self._calls[request.url](parsed)
+        if isinstance(answer, ErrorResponse):
+            raise from_response(answer.error.model_dump(), request)
+        if request.url == EMBEDDING_URL:
+            yield orjson.loads(answer.body)
+            return
+        try:
+            async for line in answer:
+                data = line.removeprefix("data: ").strip()
+                if data == "[DONE]":
+                    return
+                chunk = orjson.loads(data)
+                if error := chunk.get("error"):
+                    raise from_response(error, request)
+                yield chunk
+        finally:
+            await answer.aclose()
+
+
+def _culprit(kind: Any, body: Mapping[str, Any]) -> str:
+    """The field without which vLLM's validators no longer break; empty when there is none."""
+    for field in body:
+        try:
+            kind.validate_python({name: value for name, value in body.items() if name != field})
+        except _UNREADABLE:
+            continue
+        except (ValidationError, VLLMClientError):
+            return field
+        return field
+    return ""
+
+
+def _with_chunk(step: Step, queue: asyncio.Queue[Step | BaseException | None]) -> Step:
+    """One step of an id and its chunk, where the chunk is there already (it mostly is)."""
+    while step.chunk is None and not queue.empty():
+        following = queue.get_nowait()
+        if not isinstance(following, Step):
+            queue.put_nowait(following)  # the end; nothing comes after it
+            break
+        step = Step(step.token_ids + following.token_ids, following.chunk)
+    return step
+
+
+async def build_serving(args: Any, llm: Any, *, model: str, names: Sequence[str]) -> VllmServing:
+    """Set the serving layer up over a running `AsyncLLM`, LoRA adapters and template included."""
+    for name in (OpenAIServingChat.__module__, OpenAIServingCompletion.__module__):
+        # They log a traceback for each refused request, values included; we raise it instead.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    client = ResumingClient(llm)
+    models = OpenAIServingModels(
+        engine_client=client,
+        base_model_paths=[BaseModelPath(name=name, model_path=model) for name in names],
+        lora_modules=process_lora_modules(args.lora_modules, {}),
+    )
+    await models.init_static_loras()
+    return VllmServing(args, client, models, await llm.get_supported_tasks())
+
+
+def _generation(args: Any, client: Any, models: Any) -> tuple[Any, Any]:
+    chat_template = load_chat_template(args.chat_template)
+    template_kwargs = resolve_default_chat_template_kwargs(args)
+    reasoning_parser = args.reasoning_parser or args.structured_outputs_config.reasoning_parser
+    shared = {
+        "request_logger": None,  # it logs prompts
+        "chat_template": chat_template,
+        "chat_template_content_format": args.chat_template_content_format,
+        "trust_request_chat_template": args.trust_request_chat_template,
+        "enable_auto_tools": args.enable_auto_tool_choice,
+        "exclude_tools_when_tool_choice_none": args.exclude_tools_when_tool_choice_none,
+        "tool_parser": args.tool_call_parser,
+        "tool_strict_level": args.tool_strict_level,
+        "reasoning_parser": reasoning_parser,
+        "default_chat_template_kwargs": template_kwargs,
+    }
+    renderer = OnlineRenderer(client.model_config, client.renderer, **shared)
+    renderer.warmup()
+    chat = OpenAIServingChat(
+        client,
+        models,
+        args.response_role,
+        online_renderer=renderer,
+        return_tokens_as_token_ids=args.return_tokens_as_token_ids,
+        enable_prompt_tokens_details=args.enable_prompt_tokens_details,
+        enable_per_request_metrics=args.enable_per_request_metrics,
+        **shared,
+    )
+    completion = OpenAIServingCompletion(
+        client,
+        models,
+        online_renderer=renderer,
+        request_logger=None,
+        return_tokens_as_token_ids=args.return_tokens_as_token_ids,
+        enable_prompt_tokens_details=args.enable_prompt_tokens_details,
+        enable_per_request_metrics=args.enable_per_request_metrics,
+    )
+    return chat, completion
+
+
+def _embedding(args: Any, client: Any, models: Any, tasks: Sequence[str]) -> tuple[Any, Any]:
+    # Imported only for models that embed: it costs every other cold start some tenths of a second.
+    from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
+    from vllm.entrypoints.pooling.embed.serving import ServingEmbedding
+    from vllm.renderers.chat_utils import ChatTemplateConfig
+
+    serving = ServingEmbedding(
+        client,
+        models,
+        request_logger=None,
+        chat_template_config=ChatTemplateConfig(
+            chat_template=load_chat_template(args.chat_template),
+            chat_template_content_format=args.chat_template_content_format,
+            trust_request_chat_template=args.trust_request_chat_template,
+        ),
+    )
+    return serving, TypeAdapter(EmbeddingRequest)

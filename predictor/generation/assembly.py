@@ -1,0 +1,128 @@
+"""Stream chunks put together into the body of a call that did not stream.
+
+Called by `predictor.generation.generation` and `predictor.serving.direct_call`: every answer is made as a stream, so
+that it can be checkpointed, and becomes a `chat.completion` or `text_completion` here. Pure. Knows
+OpenAI's two forms with vLLM's additions (`reasoning`, `stop_reason`, `token_ids`), and no engine.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+_FULL_NAME: Final = {
+    "chat.completion.chunk": "chat.completion",
+    "text_completion": "text_completion",
+}
+_TOP_LEVEL: Final = ("system_fingerprint", "service_tier", "usage", "prompt_token_ids", "metrics")
+"""Fields of a chunk that belong to the whole answer; the last one that is set counts."""
+
+
+class Assembler:
+    """The body so far, for callers that see one chunk at a time and keep none."""
+
+    def __init__(self) -> None:
+        self._body: dict[str, Any] | None = None
+        self._choices: dict[int, _Choice] = {}
+        self._is_chat = False
+
+    def add(self, chunk: Mapping[str, Any]) -> None:
+        """Take the next chunk. A body that is no chunk (`embeddings`) is the answer as it is."""
+        if self._body is None:
+            self._body = self._frame(chunk)
+        if chunk.get("object") not in _FULL_NAME:
+            return
+        self._body |= {name: chunk[name] for name in _TOP_LEVEL if chunk.get(name) is not None}
+        for part in chunk["choices"]:
+            choice = self._choices.setdefault(part["index"], _Choice())
+            choice.add(part)
+
+    def body(self) -> dict[str, Any]:
+        """What was added, as one body. Raises ValueError when nothing was."""
+        if self._body is None:
+            raise ValueError("no chunk to assemble")
+        if not self._choices:
+            return dict(self._body)
+        choices = [
+            {"index": index, **(choice.as_chat() if self._is_chat else choice.as_text())}
+            for index, choice in sorted(self._choices.items())
+        ]
+        return {**self._body, "choices": choices}
+
+    def _frame(self, chunk: Mapping[str, Any]) -> dict[str, Any]:
+        kind = str(chunk.get("object"))
+        if kind not in _FULL_NAME:
+            return dict(chunk)
+        self._is_chat = kind == "chat.completion.chunk"
+        return {
+            "id": chunk["id"],
+            "object": _FULL_NAME[kind],
+            "created": chunk["created"],
+            "model": chunk["model"],
+            "choices": [],
+            "usage": None,
+        }
+
+
+class _Choice:
+    """One of the `n` answers, growing."""
+
+    def __init__(self) -> None:
+        self._role = "assistant"
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._tool_calls: dict[int, dict[str, Any]] = {}
+        self._logprobs: dict[str, list[Any]] | None = None
+        self._token_ids: list[int] | None = None
+        self._ending: dict[str, Any] = {"finish_reason": None}
+
+    def add(self, part: Mapping[str, Any]) -> None:
+        delta = part.get("delta") or {}
+        self._role = delta.get("role") or self._role
+        self._content.append(delta.get("content") or part.get("text") or "")
+        self._reasoning.append(delta.get("reasoning") or delta.get("reasoning_content") or "")
+        for call in delta.get("tool_calls") or ():
+            self._add_tool_call(call)
+        if (logprobs := part.get("logprobs")) is not None:
+            self._logprobs = _joined(self._logprobs or {}, logprobs)
+        if (token_ids := part.get("token_ids")) is not None:
+            self._token_ids = [*(self._token_ids or ()), *token_ids]
+        if part.get("finish_reason") is not None:
+            self._ending = {"finish_reason": part["finish_reason"]}
+            if "stop_reason" in part:
+                self._ending["stop_reason"] = part["stop_reason"]
+
+    def _add_tool_call(self, call: Mapping[str, Any]) -> None:
+        known = self._tool_calls.setdefault(
+            call.get("index", 0),
+            {"id": None, "type": "function", "function": {"name": "", "arguments": ""}},
+        )
+        known["id"] = call.get("id") or known["id"]
+        known["type"] = call.get("type") or known["type"]
+        function = call.get("function") or {}
+        known["function"]["name"] += function.get("name") or ""
+        known["function"]["arguments"] += function.get("arguments") or ""
+
+    def as_chat(self) -> dict[str, Any]:
+        content, reasoning = "".join(self._content), "".join(self._reasoning)
+        is_only_other = not content and (reasoning or self._tool_calls)
+        message: dict[str, Any] = {
+            "role": self._role,
+            "content": None if is_only_other else content,
+        }
+        if reasoning:
+            message["reasoning"] = reasoning
+        if self._tool_calls:
+            message["tool_calls"] = [call for _, call in sorted(self._tool_calls.items())]
+        return {"message": message, **self._rest()}
+
+    def as_text(self) -> dict[str, Any]:
+        return {"text": "".join(self._content), **self._rest()}
+
+    def _rest(self) -> dict[str, Any]:
+        ids = {} if self._token_ids is None else {"token_ids": self._token_ids}
+        return {"logprobs": self._logprobs, **self._ending, **ids}
+
+
+def _joined(so_far: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Both forms of logprobs are objects of lists that run along the tokens."""
+    names = so_far.keys() | more.keys()
+    return {name: [*(so_far.get(name) or ()), *(more.get(name) or ())] for name in names}

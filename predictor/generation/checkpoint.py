@@ -1,0 +1,212 @@
+"""The checkpoints of one attempt: read what earlier ones left, write what this one makes.
+
+Called by `predictor.delivery.delivery` and `predictor.generation.generation`. Writing never waits on the decode path:
+tokens are put into a buffer, and a task of its own carries them to the store, the first at once and
+then on a beat of `flush_s` or, where the store is quick, a part of it. If the process dies, what is
+lost is what the buffer held.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import orjson
+
+from eventing.errors import StoreUnavailable
+from eventing.job.job import JobId
+from eventing.job.store import EntryKind, Hold, Store, TokenBatch
+from predictor import metrics
+from predictor.generation.append_batcher import AppendGroup
+from predictor.generation.replay_filter import Entry, Shown, coalesce
+
+_BUFFER_TOKENS: Final = 16_384
+"""More than a lease's worth of tokens at 500 a second: a store away for longer ends the attempt
+before the buffer is full.
+"""
+_AFTER_TROUBLE_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What earlier attempts left: ids to go on from, and what readers were shown of them."""
+
+    token_ids: tuple[int, ...] = ()
+    shown: Shown = field(default_factory=Shown)
+
+
+async def read_checkpoint(store: Store, job_id: JobId, count: int) -> Checkpoint:
+    """The first `count` tokens of the job's stream. Raises `StoreUnavailable`.
+
+    An attempt that starts at an index voids what stood from there on.
+    """
+    ids: list[int] = []
+    shown = Shown()
+    after = ""
+    while entries := await store.read_stream(job_id, after):
+        for entry in entries:
+            match entry.kind:
+                case EntryKind.ATTEMPT:
+                    del ids[entry.index :]
+                    if entry.index == 0:
+                        shown.clear()
+                case EntryKind.TOKENS:
+                    ids.extend(entry.token_ids)
+                    if entry.delta:
+                        shown.note(orjson.loads(entry.delta))
+        after = entries[-1].cursor
+    return Checkpoint(tuple(ids[:count]), shown)
+
+
+class CheckpointWriter:
+    """Carries one attempt's tokens to the store. `on_refusal` is told once, when the store says
+    that the job is no longer ours; nothing is written after it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        appends: AppendGroup,
+        job_id: JobId,
+        attempt: int,
+        *,
+        index: int,
+        flush_s: float,
+        on_refusal: Callable[[Hold], None],
+    ) -> None:
+        self._store = store
+        self._appends = appends
+        self._job_id = job_id
+        self._attempt = attempt
+        self._index = index
+        self._flush_s = flush_s
+        self._on_refusal = on_refusal
+        self._token_ids: list[int] = []
+        self._entries: list[Entry] = []
+        self._unsure: TokenBatch | None = None
+        self._has_some = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._closing = asyncio.Event()
+        self._is_abandoned = False
+        self._leaves_rest = False
+
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens that the store has not confirmed."""
+        unsure = len(self._unsure.token_ids) if self._unsure else 0
+        return len(self._token_ids) + unsure
+
+    def add(self, token_ids: Sequence[int], entries: Sequence[Entry]) -> None:
+        """Take tokens and what readers are to be shown. Returns at once."""
+        self._token_ids += token_ids
+        self._entries += entries
+        if token_ids or entries:
+            self._has_some.set()
+        if len(self._token_ids) > _BUFFER_TOKENS:
+            self._has_room.clear()
+
+    @property
+    def is_full(self) -> bool:
+        """True when the engine must wait for the store."""
+        return not self._has_room.is_set()
+
+    async def wait_for_room(self) -> None:
+        await self._has_room.wait()
+
+    def close(self, *, leaves_rest: bool = False) -> None:
+        """Nothing more comes: write what is left and end. With `leaves_rest`, what nobody has begun
+        to write is left for `take_rest`.
+        """
+        self._leaves_rest = leaves_rest
+        self._closing.set()
+        self._has_some.set()
+
+    def abandon(self) -> None:
+        """The job is not ours any more: end without writing."""
+        self._is_abandoned = True
+        self.close()
+
+    def take_rest(self) -> TokenBatch | None:
+        """What was left, for whoever writes the end: both go in one step."""
+        return self._take()
+
+    async def run(self) -> None:
+        """Write until closed."""
+        while not self._is_abandoned:
+            await self._has_some.wait()
+            self._has_some.clear()
+            if self._leaves_rest and self._unsure is None:
+                return
+            try:
+                await self._flush()
+                pause_s = self._appends.beat_s(self._flush_s)
+            except StoreUnavailable:
+                pause_s = _AFTER_TROUBLE_S
+                self._has_some.set()
+                if self._closing.is_set():
+                    await asyncio.sleep(pause_s)
+                    continue
+            if self._closing.is_set() and not self._has_some.is_set():
+                return
+            await self._pause(pause_s)
+
+    async def _flush(self) -> None:
+        """One write of everything that waits; first whatever the store may or may not have got."""
+        if self._unsure is not None:
+            arrived = await self._has_arrived(self._unsure)
+            self._conclude(self._unsure, Hold.OK if arrived else await self._append(self._unsure))
+        if not self._is_abandoned and (batch := self._take()):
+            self._unsure = batch
+            self._conclude(batch, await self._append(batch))
+
+    def _conclude(self, batch: TokenBatch, hold: Hold) -> None:
+        if hold is not Hold.OK:
+            self.abandon()
+            self._on_refusal(hold)
+            return
+        self._unsure = None
+        self._index = batch.index + len(batch.token_ids)
+        self._has_room.set()
+
+    def _take(self) -> TokenBatch | None:
+        """What waits, as one batch. Text without a token goes along with the next token, and at the
+        end alone.
+        """
+        if not self._token_ids and not (self._entries and self._closing.is_set()):
+            return None
+        entries = coalesce(self._entries)
+        delta = orjson.dumps(entries).decode() if entries else ""
+        batch = TokenBatch(index=self._index, token_ids=tuple(self._token_ids), delta=delta)
+        self._token_ids = []
+        self._entries = []
+        return batch
+
+    async def _append(self, batch: TokenBatch) -> Hold:
+        with metrics.FLUSH.time():
+            hold = await self._appends.append(self._job_id, self._attempt, batch)
+        # A server that forgot its scripts half-way through a pipeline has some of it done twice.
+        return Hold.OK if hold is Hold.GAP and await self._has_arrived(batch) else hold
+
+    async def _has_arrived(self, batch: TokenBatch) -> bool:
+        """True when a write whose answer was lost had been done: nobody else writes this attempt.
+
+        A rare look at the whole stream, since text without a token moves no counter.
+        """
+        after = ""
+        last: tuple[str, tuple[int, ...]] = ("", ())
+        while entries := await self._store.read_stream(self._job_id, after):
+            after = entries[-1].cursor
+            last = next(
+                ((e.delta, e.token_ids) for e in reversed(entries) if e.attempt == self._attempt),
+                last,
+            )
+        return last == (batch.delta, batch.token_ids)
+
+    async def _pause(self, beat_s: float) -> None:
+        """Wait for the next beat, which is the same for all writers, or until closing."""
+        wait_s = beat_s - asyncio.get_running_loop().time() % beat_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._closing.wait()

@@ -1,0 +1,229 @@
+"""One attempt at one job's answer: runs the engine, checkpoints what it gives, stops when told.
+
+Called by `predictor.delivery.delivery`; watched by `predictor.delivery.lease`. Must not know events, HTTP or
+how a job ends in the store. If the process dies in here, the checkpoints stand and the next attempt
+goes on from them.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from eventing.clock import Clock
+from eventing.errors import TorporError
+from eventing.job.job import JobId
+from eventing.job.store import Hold, Store, TokenBatch
+from predictor import metrics
+from predictor.generation.append_batcher import AppendGroup
+from predictor.generation.assembly import Assembler
+from predictor.generation.checkpoint import Checkpoint, CheckpointWriter
+from predictor.engine.engine import Engine, EngineRequest, Step
+from predictor.generation.replay_filter import entries_of
+
+
+class Stop(StrEnum):
+    """Why an attempt was ended from outside."""
+
+    FENCED = "fenced"  #: a newer attempt runs
+    ENDED = "ended"  #: the job has ended: cancelled, mostly
+    EXPIRED = "expired"  #: its deadline passed
+    GONE = "gone"  #: its record is no more
+    OUT_OF_STEP = "out_of_step"  #: the store holds other tokens than we think; a bug
+    STALLED = "stalled"  #: the engine gave nothing for too long
+    HANDOVER = "handover"  #: this process ends
+    STORE_LOST = "store_lost"  #: no word from the store for as long as the lease
+    ENGINE_DEAD = "engine_dead"  #: the engine died under it
+
+    @property
+    def is_ours(self) -> bool:
+        """True while the job is still ours, so that what was made may be written."""
+        return self in (Stop.EXPIRED, Stop.STALLED, Stop.HANDOVER, Stop.ENGINE_DEAD)
+
+
+_COUNT_EVERY_S: Final = 0.5
+"""Made tokens are counted on this beat: a step is milliseconds, and `/metrics` is read every few
+seconds.
+"""
+_REFUSALS: Final = {
+    Hold.FENCED: Stop.FENCED,
+    Hold.TERMINAL: Stop.ENDED,
+    Hold.EXPIRED: Stop.EXPIRED,
+    Hold.MISSING: Stop.GONE,
+    Hold.GAP: Stop.OUT_OF_STEP,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The whole answer, as the OpenAI call gives it when it does not stream, and its last tokens if
+    they are still to be written.
+    """
+
+    body: Mapping[str, Any]
+    rest: TokenBatch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Broke:
+    """The engine refused the request, or failed it."""
+
+    error: TorporError
+
+
+Result = Made | Broke | Stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """Which job is ours, since when, and how many tokens of it are made already; `void_count` were
+    made and are made again.
+
+    `acquired_s` is this host's clock when the lease was asked for: it lasts at least until
+    `acquired_s + lease_s`.
+    """
+
+    job_id: JobId
+    number: int
+    acquired_s: float
+    token_count: int
+    can_resume: bool
+    void_count: int = 0
+
+
+class Generation:
+    """Runs once. `interrupt` may be called at any time, by anybody; the first reason stands."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        checkpoint: Checkpoint,
+        request: EngineRequest,
+        *,
+        engine: Engine,
+        store: Store,
+        appends: AppendGroup,
+        clock: Clock,
+        flush_s: float,
+    ) -> None:
+        self.attempt: Final = attempt
+        self.extended_s = attempt.acquired_s  #: when the lease was last known to be lengthened
+        self.last_step_s = clock.monotonic_s()
+        self.new_tokens = 0
+        self._checkpoint = checkpoint
+        self._request = request
+        self._engine = engine
+        self._clock = clock
+        self._started_s = self.last_step_s
+        self._counted_tokens = 0
+        self._counted_s = self.last_step_s
+        self._answer = Assembler()
+        self._first_token_s = self.last_step_s
+        self._failure: TorporError | None = None
+        self._stop: Stop | None = None
+        self._decoding: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._writer = CheckpointWriter(
+            store,
+            appends,
+            attempt.job_id,
+            attempt.number,
+            index=attempt.token_count,
+            flush_s=flush_s,
+            on_refusal=self._on_refused_write,
+        )
+
+    async def run(self) -> Result:
+        """Generate until the end, a fault or an interruption; every token that may be written is
+        written when this returns, or goes with the whole answer.
+        """
+        async with asyncio.TaskGroup() as group:
+            self._writing = group.create_task(self._writer.run())
+            self._decoding = group.create_task(self._decode())
+            self._decoding.add_done_callback(self._close_if_cancelled)
+            if self._stop is not None:
+                self._decoding.cancel()
+        result = self._result()
+        if not isinstance(result, Made):
+            # Perhaps told to stop when the engine had just ended: then the rest is still here.
+            self._writer.close()
+            await self._writer.run()
+        metrics.TOKENS_LOST.inc(self._writer.pending_tokens)
+        return result
+
+    def on_hold(self, hold: Hold) -> None:
+        """What the store says of our lease."""
+        if hold in _REFUSALS:
+            self.interrupt(_REFUSALS[hold])
+
+    def interrupt(self, why: Stop) -> None:
+        """Abort the request in the engine, now."""
+        if not why.is_ours:
+            self._writer.abandon()
+            if self._writing is not None:
+                self._writing.cancel()  # a write that hangs must not hold us up
+        if self._stop is not None:
+            return
+        self._stop = why
+        if self._decoding is not None:
+            self._decoding.cancel()
+
+    def _result(self) -> Result:
+        if self._failure is not None:
+            return Broke(self._failure)
+        return self._stop or Made(self._answer.body(), self._writer.take_rest())
+
+    def _on_refused_write(self, hold: Hold) -> None:
+        metrics.FENCED_WRITES.inc()
+        self.on_hold(hold)
+
+    async def _decode(self) -> None:
+        prior = self._checkpoint.token_ids
+        is_whole = False
+        try:
+            async with aclosing(self._engine.run(self._request, prior)) as steps:
+                async for step in steps:
+                    self._take(step)
+                    if self._writer.is_full:
+                        await self._writer.wait_for_room()
+            is_whole = True
+        except TorporError as error:
+            self._failure = error
+        finally:
+            self._writer.close(leaves_rest=is_whole)
+            self._count_made()
+            self._observe_pace()
+
+    def _close_if_cancelled(self, decoding: asyncio.Task[None]) -> None:
+        """One that is cancelled before its first step never gets to its `finally`."""
+        if decoding.cancelled():
+            self._writer.close()
+
+    def _count_made(self) -> None:
+        metrics.TOKENS_MADE.inc(self.new_tokens - self._counted_tokens)
+        self._counted_tokens = self.new_tokens
+        self._counted_s = self.last_step_s
+
+    def _take(self, step: Step) -> None:
+        self.last_step_s = self._clock.monotonic_s()
+        if step.token_ids:
+            if self.new_tokens == 0:
+                metrics.FIRST_TOKEN.observe(self.last_step_s - self._started_s)
+                self._first_token_s = self.last_step_s
+            self.new_tokens += len(step.token_ids)
+            if self.last_step_s - self._counted_s > _COUNT_EVERY_S:
+                self._count_made()
+        if step.chunk is None:
+            self._writer.add(step.token_ids, ())
+            return
+        shown = self._checkpoint.shown
+        chunk = shown.rename(step.chunk)
+        self._answer.add(chunk)
+        self._writer.add(step.token_ids, list(shown.unseen(entries_of(chunk))))
+
+    def _observe_pace(self) -> None:
+        if self.new_tokens > 1:
+            span_s = self.last_step_s - self._first_token_s
+            metrics.PER_TOKEN.observe(span_s / (self.new_tokens - 1))

@@ -1,0 +1,101 @@
+"""How far this predictor's start has come, told to Prometheus and to whoever waits for it.
+
+Called by `predictor.server`. A store that is away costs nothing but news: the next beat tells it.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from eventing.clock import Clock
+from eventing.errors import StoreUnavailable
+from eventing.live.replica import ReplicaDirectory
+from predictor import metrics
+from predictor.engine.engine import ColdStartPhase
+
+_log = structlog.get_logger()
+
+_EVERY_S: Final = 5.0
+"""A third of what makes a replica silent (`eventing.live.replica`)."""
+
+
+class Heartbeat:
+    """The phases of one start, and the beat that tells of them."""
+
+    def __init__(
+        self,
+        directory: ReplicaDirectory | None,
+        clock: Clock,
+        *,
+        model: str,
+        replica_id: str,
+        started_s: float,
+    ) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._model = model
+        self._replica_id = replica_id
+        self.device = ""
+        self._phase: str = ColdStartPhase.IMPORT
+        self._since_s = started_s
+        self._seconds: dict[str, float] = {}
+        self._news = asyncio.Event()
+
+    @property
+    def phase(self) -> str:
+        """Where the start is."""
+        return self._phase
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Seconds of each phase that has ended."""
+        return self._seconds
+
+    def enter(self, phase: str) -> None:
+        """The next phase begins; a phase that is named again goes on."""
+        now = self._clock.monotonic_s()
+        if phase == self._phase:
+            return
+        if self._phase != ColdStartPhase.READY:
+            took_s = round(now - self._since_s, 3)
+            self._seconds[self._phase] = took_s
+            metrics.COLD_START.labels(self._phase).set(took_s)
+            _log.info("phase ends", action="cold_start", phase=self._phase, seconds=took_s)
+        self._phase, self._since_s = phase, now
+        self._news.set()
+
+    async def run(self) -> None:
+        """Beat every few seconds, and at once when there is news."""
+        while True:
+            self._news.clear()
+            await self._tell()
+            # Not wait_for: until Python 3.12 it swallows a cancel that comes with the news, and a
+            # predictor told to go just after it was ready never ended (F31).
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_EVERY_S):
+                    await self._news.wait()
+
+    async def end(self) -> None:
+        """Take ourselves off the list."""
+        if self._directory is not None:
+            with suppress(StoreUnavailable):
+                await self._directory.remove(self._model, self._replica_id)
+
+    async def _tell(self) -> None:
+        if self._directory is None:
+            return
+        age_ms = int((self._clock.monotonic_s() - self._since_s) * 1000)
+        try:
+            await self._directory.report(
+                self._model,
+                self._replica_id,
+                self._phase,
+                self._seconds,
+                age_ms,
+                device=self.device,
+            )
+        except StoreUnavailable as error:
+            _log.warning("no heartbeat", action="heartbeat", reason=error.message)

@@ -1,0 +1,328 @@
+"""A parent that has imported everything once and forks predictors: a cold start without imports.
+
+Started by the local stack: `python -m predictor.process.parent --socket PATH
+--preload predictor.engine.vllm.preload:preload=JSON`. Speaks JSON lines on a unix socket:
+
+    <- {"ready": true, "preload_s": 8.1, "pid": 11}                 on connect, once preloaded
+    -> {"argv": ["--port", "0"], "env": {"A": "b"}, "log_path": "/x.log"}
+    <- {"pid": 12}                                                  or {"error": "..."}
+    <- {"pid": 12, "exit_code": 0}                                  when it ends; -9 for SIGKILL
+
+It stays single-threaded (a fork copies only one thread, and with it the locks of the others), so it
+is one loop over a selector. Ends with its owner; its children end with it. Knows no model.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from predictor.process.death_signal import adopt_orphans, die_with_parent
+from predictor.process.gc import uncollected
+
+Entry = Callable[[list[str]], int | None]
+"""What a forked child runs with its argv; its answer is the exit code."""
+
+LINE_LIMIT: Final = 1 << 20
+"""Bytes of one request; an environment is some KiB."""
+
+_OURS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+"""The signals that the parent has handlers for, and a child has not."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForkRequest:
+    """A predictor to start. `env` is laid over the parent's environment."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    log_path: str = os.devnull
+
+    @classmethod
+    def parse(cls, line: bytes) -> "ForkRequest":
+        """Raises ValueError saying what is wrong."""
+        data = json.loads(line)
+        if not isinstance(data, dict) or not _is_texts(data.get("argv")):
+            raise ValueError("argv must be a list of texts")
+        env = data.get("env", {})
+        if not isinstance(env, dict) or not _is_texts([*env, *env.values()]):
+            raise ValueError("env must map texts to texts")
+        return cls(tuple(data["argv"]), env, str(data.get("log_path", os.devnull)))
+
+
+class Parent:
+    """The loop: connections, forks, the ends of children, and our own end."""
+
+    def __init__(
+        self, listener: socket.socket, entry: Entry, hello: Mapping[str, Any], grace_s: float
+    ) -> None:
+        self._listener = listener
+        self._entry = entry
+        self._hello = hello
+        self._grace_s = grace_s
+        self._selector = selectors.DefaultSelector()
+        self._lines: dict[socket.socket, bytes] = {}
+        self._children: dict[int, socket.socket] = {}
+        self._is_ending = False
+
+    def serve(self) -> None:
+        """Run until SIGTERM or SIGINT; every child has ended when this returns."""
+        wake = _wake_on_signals(self._end)
+        self._selector.register(wake, selectors.EVENT_READ, self._drain_wake)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        while not self._is_ending:
+            self._turn(None)
+        for pid in self._children:
+            _signal(pid, signal.SIGTERM)
+        deadline = time.monotonic() + self._grace_s
+        while self._children and (left := deadline - time.monotonic()) > 0:
+            self._turn(left)
+        for pid in self._children:
+            _signal(pid, signal.SIGKILL)
+        while self._children:
+            self._turn(0.05)
+
+    def _end(self) -> None:
+        self._is_ending = True
+
+    def _turn(self, timeout_s: float | None) -> None:
+        for key, _ in self._selector.select(timeout_s):
+            key.data(key.fileobj)
+        self._reap()
+
+    def _drain_wake(self, wake: socket.socket) -> None:
+        with suppress(BlockingIOError):
+            wake.recv(4096)
+
+    def _accept(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.setblocking(False)
+        self._lines[connection] = b""
+        self._selector.register(connection, selectors.EVENT_READ, self._read)
+        self._tell(connection, self._hello)
+
+    def _read(self, connection: socket.socket) -> None:
+        try:
+            data = connection.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._forget(connection)
+            return
+        *lines, rest = (self._lines[connection] + data).split(b"\n")
+        self._lines[connection] = rest
+        for line in lines:
+            self._answer(connection, line)
+        if len(rest) > LINE_LIMIT:
+            self._forget(connection)
+
+    def _answer(self, connection: socket.socket, line: bytes) -> None:
+        try:
+            pid = self._fork(ForkRequest.parse(line))
+        except (ValueError, OSError) as error:
+            self._tell(connection, {"error": str(error)})
+            return
+        self._children[pid] = connection
+        self._tell(connection, {"pid": pid})
+
+    def _fork(self, request: ForkRequest) -> int:
+        if self._is_ending:
+            raise OSError("the parent is ending")
+        log = os.open(request.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        parent_pid = os.getpid()
+        # A signal that came before the child has let go of our handlers would be lost on it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid:  # here, or there is no child
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+                os.close(log)
+        if pid:
+            return pid
+        code = 1
+        try:
+            self._let_go()
+            _become_child(request, log, parent_pid)
+            code = _run(self._entry, list(request.argv))
+        except BaseException:  # nothing may climb into the parent's loop in a second process
+            traceback.print_exc()
+        finally:
+            _flush()
+            os._exit(code)
+
+    def _let_go(self) -> None:
+        """In the child: none of the parent's sockets and signals."""
+        signal.set_wakeup_fd(-1)
+        for number in _OURS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+        for open_socket in (self._listener, *self._lines):
+            open_socket.close()
+        self._selector.close()
+
+    def _reap(self) -> None:
+        """Take the ends of children; what they left behind has become ours, and ends too."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            connection = self._children.pop(pid, None)
+            if connection is not None:
+                exit_code = os.waitstatus_to_exitcode(status)
+                self._tell(connection, {"pid": pid, "exit_code": exit_code})
+        for orphan in _children_of(os.getpid()) - self._children.keys():
+            _signal(orphan, signal.SIGKILL)
+
+    def _tell(self, connection: socket.socket, message: Mapping[str, Any]) -> None:
+        if connection not in self._lines:
+            return
+        try:
+            connection.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:  # gone, or does not read: it must not stop the others
+            self._forget(connection)
+
+    def _forget(self, connection: socket.socket) -> None:
+        """A client that goes leaves its children running: another may not know of them."""
+        if self._lines.pop(connection, None) is not None:
+            self._selector.unregister(connection)
+            connection.close()
+
+
+def _become_child(request: ForkRequest, log: int, parent_pid: int) -> None:
+    os.setsid()  # a Ctrl-C in the terminal is for the stack's main process alone
+    die_with_parent(parent_pid)
+    _flush()
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(log)
+    os.environ.update(request.env)
+    sys.argv = [sys.argv[0], *request.argv]
+
+
+def _run(entry: Entry, argv: list[str]) -> int:
+    try:
+        return entry(argv) or 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+            return 1
+        return end.code or 0
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _wake_on_signals(on_end: Callable[[], None]) -> socket.socket:
+    """Signals make the selector return: SIGCHLD to reap, SIGTERM and SIGINT to end."""
+    receiver, sender = socket.socketpair()
+    receiver.setblocking(False)
+    sender.setblocking(False)
+    signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: on_end())
+    return receiver
+
+
+def _children_of(pid: int) -> set[int]:
+    """Process ids of our direct children (Linux: `/proc/PID/task/TID/children`)."""
+    try:
+        return {int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    except OSError:
+        return set()
+
+
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _load(target: str) -> Any:
+    """`package.module:attribute`, imported. Raises ValueError when it is not of that form."""
+    module, separator, name = target.partition(":")
+    if not separator:
+        raise ValueError(f"{target!r} is not of the form module:attribute")
+    return getattr(importlib.import_module(module), name)
+
+
+def _preload(targets: Sequence[str]) -> float:
+    """Call each `module:function=JSON`; gives the seconds it took. The rest is frozen for forks."""
+    began = time.monotonic()
+    with uncollected():
+        for target in targets:
+            name, _, argument = target.partition("=")
+            _load(name)(json.loads(argument or "{}"))
+    return time.monotonic() - began
+
+
+def listen(path: Path) -> socket.socket:
+    """A unix socket at `path`, readable by its owner alone; replaces what an earlier life left.
+
+    Whoever sees the path can connect: a socket that is bound and does not listen yet refuses, so it
+    gets its name last.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unnamed = path.with_name(f"{path.name}~")
+    for earlier in (path, unnamed):
+        earlier.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(unnamed))
+    unnamed.chmod(0o600)
+    listener.listen()
+    unnamed.rename(path)
+    return listener
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m predictor.process.parent`: listen, preload, then fork until told to end."""
+    parser = argparse.ArgumentParser(prog="python -m predictor.process.parent", description=main.__doc__)
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--entry", default="predictor.__main__:main", help="module:function(argv)")
+    parser.add_argument("--preload", action="append", default=[], metavar="MODULE:FUNCTION[=JSON]")
+    parser.add_argument("--grace-s", type=float, default=30.0, help="for children, after SIGTERM")
+    args = parser.parse_args(argv)
+    die_with_parent(os.getppid(), signal.SIGTERM)
+    adopt_orphans()
+    listener = listen(args.socket)
+    preload_s = _preload(args.preload)
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        sys.stderr.write(f"predictor.process.parent: {threads} threads after preloading; forks unsafe\n")
+        return 1
+    hello = {"ready": True, "preload_s": round(preload_s, 3), "pid": os.getpid()}
+    try:
+        Parent(listener, _load(args.entry), hello, args.grace_s).serve()
+    finally:
+        args.socket.unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

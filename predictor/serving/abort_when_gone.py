@@ -1,0 +1,50 @@
+"""A caller that hangs up stops what it asked for: ASGI middleware for the calls whose caller waits.
+
+Used by `predictor.server`. Deliveries never come here (`predictor.serving.event_routes.EventDoor` stands
+before it): a pump that dies must not cost the thought it waited for; the next delivery finds it
+running, or its result. KServe's own routes go on generating
+for a caller that has gone, hence a middleware and not a route's matter.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+class AbortWhenGone:
+    """Cancels the handler of a POST whose connection closes."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        messages: asyncio.Queue[Message] = asyncio.Queue()
+        listening = asyncio.ensure_future(_pass_on(receive, messages))
+        handling = asyncio.ensure_future(self._app(scope, messages.get, send))
+        try:
+            await asyncio.wait((handling, listening), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            listening.cancel()
+            if not handling.done():
+                handling.cancel()
+            # Only now is the engine's slot free again; the handler's own failure goes on.
+            await asyncio.wait((handling, listening))
+        if not handling.cancelled():
+            handling.result()
+
+
+async def _pass_on(receive: Receive, messages: asyncio.Queue[Message]) -> None:
+    """Hand the request's parts to the handler; return when the caller has gone."""
+    while True:
+        message = await receive()
+        messages.put_nowait(message)
+        if message["type"] == "http.disconnect":
+            return

@@ -1,0 +1,60 @@
+"""Calls whose caller waits: OpenAI routes and KServe's predict. No job, no store, no resumption.
+
+Called by `predictor.serving.openai_routes` and `predictor.serving.model`. They share the engine's batch with the
+queued jobs, through the same door. A caller that goes away closes the generator, which aborts.
+"""
+
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import structlog
+
+from eventing.errors import TorporError
+from predictor.delivery.admission import Admission, sequences
+from predictor.generation.assembly import Assembler
+from predictor.engine.engine import Engine, EngineRequest
+from predictor.errors import EngineRequestError, where
+
+_log = structlog.get_logger()
+
+Chunk = Mapping[str, Any]
+
+
+class DirectCalls:
+    """Runs calls straight on the engine."""
+
+    def __init__(self, engine: Engine, admission: Admission) -> None:
+        self._engine = engine
+        self._admission = admission
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    async def answer(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The whole body. Raises what `stream` raises."""
+        assembler = Assembler()
+        async with aclosing(self.stream(url, body)) as chunks:
+            async for chunk in chunks:
+                assembler.add(chunk)
+        return assembler.body()
+
+    async def stream(self, url: str, body: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
+        """The chunks, the one with `usage` last. Raises `BadRequest`, `Unavailable` when there is
+        no room or the engine is gone, `EngineRequestError`.
+        """
+        request = EngineRequest(f"direct-{secrets.token_hex(8)}", url, body)
+        with self._admission.slot(sequences(body)):
+            try:
+                async with aclosing(self._engine.run(request, ())) as steps:
+                    async for step in steps:
+                        if step.chunk is not None:
+                            yield step.chunk
+            except TorporError:
+                raise
+            except Exception as error:
+                # The outermost hand on this call; what goes further up is logged with its words.
+                _log.error("call broke", action="call", **where(error))
+                raise EngineRequestError("the predictor failed") from None

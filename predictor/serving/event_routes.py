@@ -1,0 +1,100 @@
+"""Routes of our own on KServe's application: deliveries and probes.
+
+Called by `predictor.server`. Only HTTP stands here; what a delivery is answered with is
+`predictor.delivery.delivery`'s.
+"""
+
+import hmac
+import math
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from eventing.errors import TorporError, Unavailable
+from eventing.cloudevent.event import build_binary
+from predictor.delivery.admission import Admission, Phase
+from predictor.delivery.answer import Answer
+from predictor.delivery.delivery import Deliveries
+
+_EVENT_PATHS: Final = frozenset({"/events", "/"})
+"""The second for Triggers that name no path."""
+
+
+class EventDoor:
+    """ASGI middleware around everything: `POST /events` takes one CloudEvent and is held until its
+    job has ended. As a route it would stand behind KServe's twenty and FastAPI's layers, and every
+    job would pay for them.
+    """
+
+    def __init__(self, app: ASGIApp, *, deliveries: Deliveries, token: str) -> None:
+        self._app = app
+        self._deliveries = deliveries
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _EVENT_PATHS:
+            answer = await self._take(Request(scope, receive))
+            await answer(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _take(self, request: Request) -> Response:
+        headers = {
+            name.decode("latin-1"): v.decode("latin-1") for name, v in request.scope["headers"]
+        }
+        if self._token and not _is_authorized(headers, self._token):
+            return _problem(401, "deliveries need the bearer token of TORPOR_DELIVERY_TOKEN")
+        return _response(await self._deliveries.handle(headers, await request.body()))
+
+
+def add_probes(app: Starlette, admission: Admission, phase: Callable[[], str]) -> None:
+    """`GET /healthz`: the process answers. `GET /readyz`: it can serve, else 503 and the phase."""
+
+    async def alive(_: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def ready(_: Request) -> Response:
+        is_ready = admission.phase is Phase.SERVING
+        body = {"ready": is_ready, "state": admission.phase, "phase": phase()}
+        return JSONResponse(body, status_code=200 if is_ready else 503)
+
+    app.add_route("/healthz", alive, methods=["GET"])
+    app.add_route("/readyz", ready, methods=["GET"])
+
+
+def add_error_handler(app: Starlette) -> None:
+    """Errors of ours in KServe's own routes, in KServe's form."""
+
+    async def explain(_: Request, error: Exception) -> Response:
+        if not isinstance(error, TorporError):
+            raise error
+        headers = {}
+        if isinstance(error, Unavailable):
+            headers["retry-after"] = str(math.ceil(error.retry_after_s))
+        return JSONResponse({"error": error.message}, error.status, headers)
+
+    app.add_exception_handler(TorporError, explain)
+
+
+def _is_authorized(headers: Mapping[str, str], token: str) -> bool:
+    given = headers.get("authorization", "").encode()
+    return hmac.compare_digest(given, f"Bearer {token}".encode())
+
+
+def _response(answer: Answer) -> Response:
+    if answer.event is not None:
+        headers, body = build_binary(answer.event)
+        return Response(body, answer.status, headers={**answer.headers, **headers})
+    if answer.problem:
+        return _problem(answer.status, answer.problem, dict(answer.headers))
+    return Response(status_code=answer.status, headers=dict(answer.headers))
+
+
+def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    """RFC 9457."""
+    body = {"type": "about:blank", "status": status, "detail": detail}
+    return JSONResponse(body, status, headers, media_type="application/problem+json")

@@ -1,0 +1,156 @@
+"""KServe's `ModelServer`, with four things taken over from it.
+
+Called by `predictor.server`. Signals: uvicorn would stop listening at SIGTERM; a draining predictor
+goes on answering 503 and fails its probes until its jobs are settled. The address: KServe binds
+0.0.0.0 always, and a taken port is noticed before the model is loaded. OpenAI routes: KServe's need
+another vLLM than ours, and trying to register them imports vLLM and torch (9 s) even for the test
+engine; ours stand in `predictor.serving.openai_routes`. Loading and unloading models: whoever reached the
+port could put the predictor to sleep for everybody.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import uvloop
+from fastapi import FastAPI
+from fastapi.routing import APIRouter
+from kserve import ModelServer
+from kserve.errors import (
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
+    ServerNotReady,
+    UnsupportedProtocol,
+)
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from kserve.protocol.rest.server import (
+    RESTServer,
+    _RefreshingServer,
+    metrics_handler,
+)
+from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
+from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
+
+from predictor.serving.grpc_server import GrpcServer
+from predictor.serving.model import PredictorModel
+
+_LEFTOVERS_S = 2
+"""When the drain is over, nothing worth waiting for is open."""
+_REFUSALS: Final = (
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
+    NotImplementedError,
+    ServerNotReady,
+    UnsupportedProtocol,
+)
+
+
+def _is_trouble(record: logging.LogRecord) -> bool:
+    """False for what the caller is told anyway. KServe logs an error with its traceback for every
+    probe of a predictor that loads: a cold start looked like a crash.
+    """
+    return not (record.exc_info and isinstance(record.exc_info[1], _REFUSALS))
+
+
+class _HttpServer(_RefreshingServer):  # type: ignore[misc]
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """The process has one owner of signals, and it is not the HTTP server."""
+        yield
+
+
+class _RestServer(RESTServer):  # type: ignore[misc]
+    def __init__(self, door: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._door = door
+        self.config.access_log = False
+        self.config.proxy_headers = False  # nobody here asks who calls
+        self._server = _HttpServer(self.config)
+
+    def _register_endpoints(self, app: FastAPI) -> None:
+        root = APIRouter()
+        root.add_api_route("/", self.dataplane.live)
+        root.add_api_route("/metrics", metrics_handler, methods=["GET"])
+        app.include_router(root)
+        register_v1_endpoints(app, self.dataplane, self.model_repository_extension)
+        register_v2_endpoints(app, self.dataplane, self.model_repository_extension)
+
+    def _add_middlewares(self, app: FastAPI) -> None:
+        """None of KServe's: its timing middleware logs two lines a request."""
+
+    async def start(self) -> None:
+        self.create_application()
+        await self._server.serve(sockets=[self._door])
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+
+
+class _DataPlane(DataPlane):  # type: ignore[misc]
+    """`/v2/health/ready` tells the truth; KServe's says always true."""
+
+    async def ready(self) -> bool:
+        models = self.model_registry.get_models().values()
+        return bool(models) and all([await model.healthy() for model in models])
+
+
+class _Repository(ModelRepositoryExtension):  # type: ignore[misc]
+    """A predictor has the models it was started with, for its whole life."""
+
+    async def load(self, model_name: str) -> None:
+        raise NotImplementedError("models are not loaded on request")
+
+    async def unload(self, model_name: str) -> None:
+        raise NotImplementedError("models are not unloaded on request")
+
+
+class PredictorServer(ModelServer):  # type: ignore[misc]
+    """Serves until `stop_serving`."""
+
+    def __init__(self, door: socket.socket, *, grpc_address: str) -> None:
+        """`grpc_address` is HOST:PORT; empty leaves gRPC off."""
+        super().__init__(
+            http_port=door.getsockname()[1],
+            enable_grpc=False,  # KServe's binds all addresses; ours stands beside it
+            grace_period=_LEFTOVERS_S,
+            enable_latency_logging=False,
+        )
+        self._door = door
+        logging.getLogger("kserve").addFilter(_is_trouble)
+        self.dataplane = _DataPlane(model_registry=self.registered_models)
+        self.model_repository_extension = _Repository(model_registry=self.registered_models)
+        self._grpc = (
+            GrpcServer(grpc_address, self.dataplane, self.model_repository_extension)
+            if grpc_address
+            else None
+        )
+
+    def start(self, models: list[PredictorModel]) -> None:
+        """Serve `models`; their `start_engine` runs beside the HTTP server. Blocks."""
+        self._register_and_check_atleast_one_model_is_ready(models)
+        self._rest_server = _RestServer(
+            self._door,
+            "kserve.model_server:app",
+            self.dataplane,
+            self.model_repository_extension,
+            self.http_port,
+            grace_period=self.grace_period,
+            timeout_keep_alive=self.timeout_keep_alive,
+        )
+        self.servers.append(self._rest_server.start())
+        if self._grpc is not None:
+            self.servers.append(self._grpc.run())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve())
+
+    async def stop_serving(self) -> None:
+        """Close what is open."""
+        self._rest_server.stop()
+        if self._grpc is not None:
+            await self._grpc.stop()

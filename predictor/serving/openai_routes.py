@@ -1,0 +1,146 @@
+"""The OpenAI-compatible routes of the predictor, for callers that wait: chat, completions,
+embeddings, models.
+
+Called by `predictor.server`, under `/openai/v1` (KServe's prefix) and `/v1`. What a body may hold
+is the engine's to say: nothing is parsed here but `stream`. Must not know jobs or events.
+"""
+
+import math
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from eventing.errors import BadRequest, TorporError, Unavailable
+from eventing.job.job import RUNNABLE_URLS
+from predictor.serving.direct_call import Chunk, DirectCalls
+
+_PREFIXES: Final = ("/openai/v1", "/v1")
+
+
+def add_openai_routes(app: Starlette, calls: DirectCalls) -> None:
+    """Before KServe's own, whose `GET /v1/models` is answered here for both."""
+    routes = OpenAiRoutes(calls)
+    for prefix in _PREFIXES:
+        for url in RUNNABLE_URLS:
+            app.add_route(prefix + url.removeprefix("/v1"), routes.call(url), methods=["POST"])
+        app.add_route(f"{prefix}/models", routes.list_models, methods=["GET"])
+    # KServe answers /v1/models/NAME with its readiness; the OpenAI form is under its own prefix.
+    app.add_route("/openai/v1/models/{name:path}", routes.get_model, methods=["GET"])
+
+
+class OpenAiRoutes:
+    """Handlers over one engine."""
+
+    def __init__(self, calls: DirectCalls) -> None:
+        self._calls = calls
+
+    def call(self, url: str) -> Any:
+        """The handler of one kind of call."""
+
+        async def handle(request: Request) -> Response:
+            try:
+                body = _parse(await request.body())
+                if body.get("stream"):
+                    return await self._stream(url, body)
+                return _json(await self._calls.answer(url, body))
+            except TorporError as error:
+                return _failure(error)
+
+        return handle
+
+    async def list_models(self, request: Request) -> Response:
+        """OpenAI's list; `models` beside it is what KServe's v1 clients read."""
+        names = self._calls.engine.model_names
+        return _json(
+            {"object": "list", "data": [_card(name) for name in names], "models": list(names)}
+        )
+
+    async def get_model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self._calls.engine.model_names:
+            return _failure(_unknown_model(name))
+        return _json(_card(name))
+
+    async def _stream(self, url: str, body: Mapping[str, Any]) -> Response:
+        """Starts the answer before it is sent, so that a refusal still has its own status."""
+        chunks = self._calls.stream(url, body)
+        try:
+            first = await anext(chunks)
+        except BaseException:
+            await chunks.aclose()
+            raise
+        wants_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        lines = _server_sent(first, chunks, wants_usage=wants_usage)
+        return StreamingResponse(lines, media_type="text/event-stream")
+
+
+async def _server_sent(
+    first: Chunk, rest: AsyncGenerator[Chunk, None], *, wants_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(rest):
+        try:
+            yield _line(first)
+            async for chunk in rest:
+                if chunk.get("choices") or wants_usage:
+                    yield _line(chunk)
+        except TorporError as error:
+            yield _line({"error": _problem(error)})
+        yield b"data: [DONE]\n\n"
+
+
+def _parse(raw: bytes) -> Mapping[str, Any]:
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not JSON: {error.msg} at {error.pos}") from error
+    if not isinstance(body, dict):
+        raise BadRequest("the body must be a JSON object")
+    if not isinstance(body.get("stream_options") or {}, dict):
+        raise BadRequest("stream_options must be an object", "stream_options")
+    return body
+
+
+def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+
+
+def _failure(error: TorporError) -> Response:
+    headers = {}
+    if isinstance(error, Unavailable):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    return _json({"error": _problem(error)}, _status(error), headers)
+
+
+def _status(error: TorporError) -> int:
+    """OpenAI has no 422, and its clients know an unknown model by its 404."""
+    if not isinstance(error, BadRequest):
+        return error.status
+    return HTTPStatus.NOT_FOUND if error.field == "model" else HTTPStatus.BAD_REQUEST
+
+
+def _problem(error: TorporError) -> Mapping[str, Any]:
+    is_callers = isinstance(error, BadRequest)
+    return {
+        "message": error.message,
+        "type": "invalid_request_error" if is_callers else "server_error",
+        "param": (error.field or None) if isinstance(error, BadRequest) else None,
+        "code": error.code,
+    }
+
+
+def _unknown_model(name: str) -> BadRequest:
+    return BadRequest(f"no model {name!r:.100} here", "model")
+
+
+def _card(name: str) -> Mapping[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "torpor"}
+
+
+def _line(data: Mapping[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(data) + b"\n\n"
