@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from knative.deploy.doctor import RULES, examine
-from knative.deploy.tree import OVERLAYS, files
+from knative.deploy.render.tree import OVERLAYS, files
 from knative.deploy.values import load_values
 from tests.manifests.test_doctor import BREAKS
 from tests.manifests.test_schemas import NEGATIVES

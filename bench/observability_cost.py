@@ -37,11 +37,11 @@ import aiohttp
 
 from bench.report import machine, publish, quantile
 from bench.torpor_up import Stack, torpor_up
-from knative.load.client import Clients
-from knative.load.run import Run
-from knative.load.sample import Outcome
-from knative.load.schedule import ClientKind, Shape, Shot, endless
-from knative.simulator.workload import Lengths
+from torpor.load.client import Clients
+from torpor.load.run import Run
+from torpor.load.sample import Outcome
+from torpor.load.schedule import ClientKind, Shape, Shot, endless
+from torpor.simulator.workload import Lengths
 
 MODEL: Final = "smollm2-135m-instruct"
 USERS: Final = 8

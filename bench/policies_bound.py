@@ -24,9 +24,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from knative.simulator.engine import EngineModel
-from knative.simulator.view import View
-from knative.simulator.workload import Request
+from torpor.simulator.engine import EngineModel
+from torpor.simulator.view import View
+from torpor.simulator.workload import Request
 
 _WEIGHTS = (0.0, 0.5, 0.6, 0.7, 0.8)
 _ROUNDING = 1e-9

@@ -17,20 +17,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.policies_bound import Clairvoyant, Setting, lower_bound_s, stretches
-from knative.simulator.candidate import (
+from torpor.simulator.candidate import (
     Candidate,
     keda_candidate,
     kpa_candidate,
     work_candidate,
     work_over_keda_candidate,
 )
-from knative.simulator.engine import GPU_ASSUMED
-from knative.simulator.load import Load
-from knative.simulator.plan import Target, grid, run
-from knative.simulator.report import Report, report
-from knative.simulator.trace import Trace
-from knative.simulator.workload import Profile, ProfileKind, Request
-from knative.simulator.world import Scenario, simulate
+from torpor.simulator.engine import GPU_ASSUMED
+from torpor.simulator.load import Load
+from torpor.simulator.plan import Target, grid, run
+from torpor.simulator.report.report import Report, report
+from torpor.simulator.trace import Trace
+from torpor.simulator.workload import Profile, ProfileKind, Request
+from torpor.simulator.world import Scenario, simulate
 
 SLOTS = 16
 PRICE = 4.5

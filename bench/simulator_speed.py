@@ -11,13 +11,13 @@ import sys
 import time
 from pathlib import Path
 
-from knative.simulator.candidate import Candidate, keda_candidate, kpa_candidate, work_candidate
-from knative.simulator.engine import GPU_ASSUMED
-from knative.simulator.load import Load
-from knative.simulator.plan import run
-from knative.simulator.report import as_json
-from knative.simulator.trace import Trace
-from knative.simulator.world import Scenario
+from torpor.simulator.candidate import Candidate, keda_candidate, kpa_candidate, work_candidate
+from torpor.simulator.engine import GPU_ASSUMED
+from torpor.simulator.load import Load
+from torpor.simulator.plan import run
+from torpor.simulator.report.report import as_json
+from torpor.simulator.trace import Trace
+from torpor.simulator.world import Scenario
 
 SLOTS = 16
 POLICIES = ("kpa", "keda", "work")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from knative.local.data_dir import Addresses, find_addresses
+from torpor.local.data_dir import Addresses, find_addresses
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _START_WITHIN_S: Final = 120.0

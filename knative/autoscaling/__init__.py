@@ -3,7 +3,7 @@
 The KPA in an autoscaler loop (every `kpa.TICK_S`, at zero also on the first request):
 
     from knative.autoscaling import kpa, reconciler
-    from knative.autoscaling.annotations import read_knative
+    from knative.autoscaling.kpa.annotations import read_knative
 
     scaling = read_knative(manifest)                     # Knative Service or InferenceService
     state = kpa.start(scaling.spec, ready_pods=0, now=now)

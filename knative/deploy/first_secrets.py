@@ -22,8 +22,8 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventing.api_key import SCOPES, mint
-from knative.deploy import parts
-from knative.deploy.client import Cluster, Ref, connected
+from knative.deploy.render import parts
+from knative.deploy.rollout.client import Cluster, Ref, connected
 from knative.deploy.emit import Resource
 from knative.deploy.faults import Conflict, DeployError
 

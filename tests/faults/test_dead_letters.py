@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from knative.cli.app import assembled
+from torpor.cli.app import assembled
 from tests.faults.client import body
 from tests.faults.processes import System, Zygote, running
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from knative.local.errors import StackError
-from knative.local.model import prepare_model
+from torpor.local.errors import StackError
+from torpor.local.model import prepare_model
 from tests.integration.stack import MODEL, TORPOR, LocalStack, alive
 
 pytestmark = pytest.mark.timeout(180)

@@ -15,16 +15,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from knative.autoscaling.annotations import read_knative
-from knative.autoscaling.autoscaler_config import read_autoscaler_config
-from knative.autoscaling.scaledobject import read_scaled_object
-from knative.local import manifest
-from knative.local.settings import StackSettings
-from knative.simulator.engine import EngineModel
-from knative.simulator.policy import KedaPolicy, KpaPolicy
-from knative.simulator.view import Autoscaler
-from knative.simulator.workload import Request
-from knative.simulator.world import Outcome, Scenario, simulate
+from knative.autoscaling.kpa.annotations import read_knative
+from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
+from knative.autoscaling.keda.scaledobject import read_scaled_object
+from torpor.local import manifest
+from torpor.local.settings import StackSettings
+from torpor.simulator.engine import EngineModel
+from torpor.simulator.policy import KedaPolicy, KpaPolicy
+from torpor.simulator.view import Autoscaler
+from torpor.simulator.workload import Request
+from torpor.simulator.world import Outcome, Scenario, simulate
 from tests.integration.stack import LocalStack
 
 pytestmark = pytest.mark.timeout(150)

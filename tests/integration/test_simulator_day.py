@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from knative.simulator.candidate import kpa_candidate
-from knative.simulator.engine import GPU_ASSUMED
-from knative.simulator.load import Load
-from knative.simulator.plan import run
-from knative.simulator.report import as_json
-from knative.simulator.trace import Trace
-from knative.simulator.world import Scenario
+from torpor.simulator.candidate import kpa_candidate
+from torpor.simulator.engine import GPU_ASSUMED
+from torpor.simulator.load import Load
+from torpor.simulator.plan import run
+from torpor.simulator.report.report import as_json
+from torpor.simulator.trace import Trace
+from torpor.simulator.world import Scenario
 
 TRACE = Path(__file__).parents[3] / "shared" / "traces" / "azure_llm_2023_conv.csv"
 

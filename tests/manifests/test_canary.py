@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from eventing.broker.trigger import parse_trigger
 from eventing.cloudevent.event import Event
 from eventing.job.job import new_job_id
-from knative.deploy.canary import (
+from knative.deploy.rollout.canary import (
     CanaryError,
     Change,
     is_canary,

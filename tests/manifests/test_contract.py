@@ -13,12 +13,12 @@ from eventing.redis import keys
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import parse_trigger
 from eventing.cloudevent.event import Event
-from knative.autoscaling.annotations import read_knative
-from knative.autoscaling.scaledobject import read_scaled_object
-from knative.deploy import network, parts
+from knative.autoscaling.kpa.annotations import read_knative
+from knative.autoscaling.keda.scaledobject import read_scaled_object
+from knative.deploy.render import network, parts
 from knative.deploy.first_secrets import FirstSecretsSettings
 from knative.deploy.timeouts import derive, explain
-from knative.deploy.tree import files
+from knative.deploy.render.tree import files
 from knative.deploy.values import Values
 from knative.external_scaler.scaler import read_metadata
 from knative.external_scaler.settings import ExternalScalerSettings

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from knative.deploy import parts
+from knative.deploy.render import parts
 from knative.deploy.values import Values, load_values
 from tests.manifests.conftest import MANIFESTS, Resources
 from tests.manifests.objects import OVERLAYS, named, planted, secrets

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from knative.deploy import parts
+from knative.deploy.render import parts
 from tests.manifests.conftest import Resources
 from tests.manifests.objects import OVERLAYS, Pod, named, planted, pods, texts
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from knative.autoscaling.annotations import read_knative
-from knative.autoscaling.scaledobject import read_scaled_object
+from knative.autoscaling.kpa.annotations import read_knative
+from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.deploy.doctor import Severity, examine
 from knative.deploy.values import Values
-from knative.simulator.candidate import Candidate, Place
-from knative.simulator.engine import GPU_ASSUMED
-from knative.simulator.plan import Target, grid
-from knative.simulator.world import Scenario
+from torpor.simulator.candidate import Candidate, Place
+from torpor.simulator.engine import GPU_ASSUMED
+from torpor.simulator.plan import Target, grid
+from torpor.simulator.world import Scenario
 from tests.manifests.conftest import MANIFESTS, Resources, kustomize
 
 VALUES = Values()

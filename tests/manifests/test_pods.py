@@ -17,7 +17,7 @@ from api.routes import health
 from eventing.broker.server import Broker
 from eventing.broker.settings import BrokerSettings
 from eventing.process.http_server import listen
-from knative.deploy import parts
+from knative.deploy.render import parts
 from knative.external_scaler import server as scaler_server
 from predictor.delivery.admission import Admission
 from predictor.serving.event_routes import add_probes

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from knative.deploy import parts
+from knative.deploy.render import parts
 from tests.manifests.conftest import Resources
 from tests.manifests.objects import (
     OVERLAYS,

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from knative.deploy.emit import because, document, plain
-from knative.deploy.render import differences, write
-from knative.deploy.tree import files
+from knative.deploy.render.render import differences, write
+from knative.deploy.render.tree import files
 from knative.deploy.values import Values, ValuesError, load_values
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from knative.deploy.doctor import Severity, examine
-from knative.deploy.render import write
+from knative.deploy.render.render import write
 from knative.deploy.values import Values
 from tests.manifests.conftest import CRDS, kustomize
 from tests.manifests.crd import Crds

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from yaml import YAMLError
 
-from knative.deploy.doctor import (
+from knative.deploy.doctor.rules import (
     broker,
     delivery,
     door,

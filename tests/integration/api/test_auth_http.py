@@ -16,7 +16,7 @@ from eventing.api_key import FileKeys, RedisKeys, mint
 from eventing.redis.connection import connect
 from eventing.errors import BadRequest
 from eventing.store.redis_store import RedisStore
-from knative.cli.app import assembled
+from torpor.cli.app import assembled
 from tests.integration.api.conftest import NOW_S, chat_line, headers_of
 from tests.integration.api.fakes import FakePredictor
 from tests.integration.api.furnished import Furnished, furnished, settings_for

@@ -13,8 +13,8 @@ from click.testing import Result
 from kubernetes.aio import client as kubernetes_client
 from typer.testing import CliRunner
 
-from knative.cli.deploy import app
-from knative.deploy.client import Cluster
+from torpor.cli.deploy import app
+from knative.deploy.rollout.client import Cluster
 from tests.integration.deploy.api_server import ApiServer
 from tests.manifests.conftest import MANIFESTS, kustomize
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from knative.deploy.client import Ref
-from knative.deploy.readiness import Readiness
-from knative.deploy.rollout import Step, Terms
+from knative.deploy.rollout.client import Ref
+from knative.deploy.rollout.readiness import Readiness
+from knative.deploy.rollout.rollout import Step, Terms
 
 TERMS = Terms("torpor", timeout_s=2)
 SETTINGS = Ref("v1", "ConfigMap", "settings", "torpor")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from knative.deploy.client import Cluster, Ref, connected
+from knative.deploy.rollout.client import Cluster, Ref, connected
 from knative.deploy.faults import (
     Conflict,
     Forbidden,

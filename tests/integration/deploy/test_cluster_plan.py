@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from knative.deploy import rollout
-from knative.deploy.client import Cluster
+from knative.deploy.rollout import rollout
+from knative.deploy.rollout.client import Cluster
 from knative.deploy.faults import (
     Conflict,
 )

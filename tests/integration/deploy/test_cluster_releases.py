@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from knative.deploy import release, rollout
-from knative.deploy.client import Cluster
+from knative.deploy.rollout import release, rollout
+from knative.deploy.rollout.client import Cluster
 from knative.deploy.faults import (
     NotReady,
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from knative.deploy import cluster_view
-from knative.deploy.client import Cluster
+from knative.deploy.rollout import cluster_view
+from knative.deploy.rollout.client import Cluster
 from knative.deploy.faults import (
     NotFound,
 )

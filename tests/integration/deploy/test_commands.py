@@ -10,8 +10,8 @@ import pytest
 import yaml
 from click.testing import Result
 
-from knative.cli.errors import UserError
-from knative.deploy.release import to_config_map
+from torpor.cli.errors import UserError
+from knative.deploy.rollout.release import to_config_map
 from tests.integration.deploy.api_server import ApiServer, Object
 from tests.integration.deploy.conftest import Run
 
@@ -211,7 +211,7 @@ async def test_a_wrong_source_is_one_clear_line(run: Run, source: str, words: st
 
 
 def test_a_release_of_a_whole_overlay_fits_a_config_map(overlay: Path) -> None:
-    from knative.deploy.release import Release
+    from knative.deploy.rollout.release import Release
 
     resources = tuple(yaml.safe_load_all(overlay.read_text()))
 

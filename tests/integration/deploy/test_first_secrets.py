@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eventing.api_key import FileKeys, key_id_of
 from knative.deploy import first_secrets
-from knative.deploy.client import Cluster
+from knative.deploy.rollout.client import Cluster
 from tests.integration.deploy.api_server import ApiServer
 
 

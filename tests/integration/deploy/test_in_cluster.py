@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from knative.deploy.client import Ref, connected
+from knative.deploy.rollout.client import Ref, connected
 from knative.deploy.faults import Unreachable
 from tests.integration.deploy.api_server import ApiServer
 from tests.integration.deploy.certificate import certificate, serving

@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionE
 from eventing.redis import keys
 from eventing.cloudevent.event import Event, to_record
 from eventing.store.redis_store import RedisStore
-from knative.deploy import parts, store
+from knative.deploy.render import parts, store
 from knative.deploy.first_secrets import redis_secret
 from knative.deploy.values import Values
 from knative.external_scaler.queue_source import QueueSource

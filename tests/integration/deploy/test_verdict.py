@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from knative.deploy.faults import Unreachable
-from knative.deploy.verdict import FAULTS, measure, queries
+from knative.deploy.rollout.verdict import FAULTS, measure, queries
 from tests.manifests.conftest import ROOT
 
 ANSWERS = {"increase(torpor_attempts_total": "100", "histogram_quantile": "0.05"}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from knative.autoscaling.annotations import read_knative
-from knative.autoscaling.autoscaler_config import AutoscalerConfig, read_autoscaler_config
+from knative.autoscaling.kpa.annotations import read_knative
+from knative.autoscaling.kpa.autoscaler_config import AutoscalerConfig, read_autoscaler_config
 from knative.autoscaling.setting import RefusedSettingsError, duration_s
 
 

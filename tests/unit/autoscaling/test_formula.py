@@ -2,7 +2,7 @@
 
 import pytest
 
-from knative.autoscaling.formula import FormulaError, parse
+from knative.autoscaling.keda.formula import FormulaError, parse
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,16 @@
 
 import pytest
 
-from knative.autoscaling import hpa
-from knative.autoscaling.hpa import HpaReading, HpaSpec, HpaState
-from knative.autoscaling.hpa_behavior import (
+from knative.autoscaling.hpa import hpa
+from knative.autoscaling.hpa.hpa import HpaReading, HpaSpec, HpaState
+from knative.autoscaling.hpa.behavior import (
     Behavior,
     PolicyType,
     RatePolicy,
     ScalingRules,
     SelectPolicy,
 )
-from knative.autoscaling.hpa_metric import Metric, PodSample, Replicas, TargetType
+from knative.autoscaling.hpa.metric import Metric, PodSample, Replicas, TargetType
 
 QUEUE = Metric("queue", target=4)
 CPU = Metric("cpu", target=70, target_type=TargetType.UTILIZATION)

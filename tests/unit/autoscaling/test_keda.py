@@ -4,12 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from knative.autoscaling import keda
-from knative.autoscaling.formula import parse
-from knative.autoscaling.hpa_behavior import Behavior, PolicyType, RatePolicy, ScalingRules
-from knative.autoscaling.hpa_metric import Replicas
-from knative.autoscaling.keda import Fallback, KedaSpec, KedaState, Modifiers, Pause, Readiness
-from knative.autoscaling.trigger import Prometheus, RedisStreams, StreamMode, Trigger
+from knative.autoscaling.keda import keda
+from knative.autoscaling.keda.formula import parse
+from knative.autoscaling.hpa.behavior import Behavior, PolicyType, RatePolicy, ScalingRules
+from knative.autoscaling.hpa.metric import Replicas
+from knative.autoscaling.keda.keda import (
+    Fallback,
+    KedaSpec,
+    KedaState,
+    Modifiers,
+    Pause,
+    Readiness,
+)
+from knative.autoscaling.keda.trigger import Prometheus, RedisStreams, StreamMode, Trigger
 
 LAG = Trigger("lag", RedisStreams(StreamMode.LAG), target=4)
 PENDING = Trigger("pend", RedisStreams(StreamMode.PENDING), target=4)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from knative.autoscaling import activator, kpa, reconciler
-from knative.autoscaling.window import Aggregation
+from knative.autoscaling.kpa import activator, kpa, reconciler
+from knative.autoscaling.kpa.window import Aggregation
 
 VECTORS: dict[str, Any] = json.loads(
     (Path(__file__).parent / "data" / "kpa_vectors.json").read_text()

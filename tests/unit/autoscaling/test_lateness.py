@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knative.autoscaling import lateness
-from knative.autoscaling.lateness import Account, Patience
+from knative.autoscaling.work import lateness
+from knative.autoscaling.work.lateness import Account, Patience
 
 HOUR_S = 3600.0
 PATIENCE = Patience(allowed_s=60, longest_s=600, late_share=0.05, lead_s=31)

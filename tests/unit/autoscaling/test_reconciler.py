@@ -2,10 +2,10 @@
 
 import pytest
 
-from knative.autoscaling import kpa, reconciler
-from knative.autoscaling.activator import PathMode, path_mode
-from knative.autoscaling.kpa import Decision
-from knative.autoscaling.reconciler import Activity, Pods, RevisionState, ScalePolicy
+from knative.autoscaling.kpa import kpa, reconciler
+from knative.autoscaling.kpa.activator import PathMode, path_mode
+from knative.autoscaling.kpa.kpa import Decision
+from knative.autoscaling.kpa.reconciler import Activity, Pods, RevisionState, ScalePolicy
 
 POLICY = ScalePolicy()
 

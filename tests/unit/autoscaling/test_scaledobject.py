@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import yaml
 
-from knative.autoscaling.hpa_behavior import PolicyType, RatePolicy, SelectPolicy
-from knative.autoscaling.hpa_metric import Metric, TargetType
-from knative.autoscaling.hpa_spec import read_hpa
+from knative.autoscaling.hpa.behavior import PolicyType, RatePolicy, SelectPolicy
+from knative.autoscaling.hpa.metric import Metric, TargetType
+from knative.autoscaling.hpa.spec import read_hpa
 from knative.autoscaling.quantity import quantity
-from knative.autoscaling.scaledobject import read_scaled_object
+from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.autoscaling.setting import RefusedSettingsError
-from knative.autoscaling.trigger import RabbitMq, RedisStreams, Resource, StreamMode
+from knative.autoscaling.keda.trigger import RabbitMq, RedisStreams, Resource, StreamMode
 
 COMPOSITE = """
 apiVersion: keda.sh/v1alpha1

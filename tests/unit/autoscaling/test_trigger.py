@@ -2,7 +2,7 @@
 
 import pytest
 
-from knative.autoscaling.trigger import (
+from knative.autoscaling.keda.trigger import (
     Backlog,
     External,
     Kafka,

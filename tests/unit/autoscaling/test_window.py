@@ -2,8 +2,8 @@
 
 import pytest
 
-from knative.autoscaling import window as w
-from knative.autoscaling.window import Aggregation
+from knative.autoscaling.kpa import window as w
+from knative.autoscaling.kpa.window import Aggregation
 
 
 def filled(size: int, *values: tuple[float, float]) -> w.Window:

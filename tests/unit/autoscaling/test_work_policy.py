@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knative.autoscaling import work
-from knative.autoscaling.work import Seen, WorkSpec, WorkState
+from knative.autoscaling.work import work
+from knative.autoscaling.work.work import Seen, WorkSpec, WorkState
 
 SPEC = WorkSpec(
     prefill_tokens_per_s=10_000,

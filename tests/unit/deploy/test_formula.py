@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from knative.autoscaling.formula import FormulaError, parse
-from knative.deploy.scaling import WORK, pressure_formula
+from knative.autoscaling.keda.formula import FormulaError, parse
+from knative.deploy.render.scaling import WORK, pressure_formula
 from knative.deploy.values import Values
 
 RECORDED = json.loads((Path(__file__).parent / "expr_results.json").read_text())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from knative.autoscaling.formula import parse
-from knative.deploy.scaling import WORK, pressure_formula
+from knative.autoscaling.keda.formula import parse
+from knative.deploy.render.scaling import WORK, pressure_formula
 from knative.deploy.values import Values
 
 

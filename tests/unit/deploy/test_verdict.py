@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from knative.deploy.verdict import Decision, Limits, Sample, judge, lower_bound, queries
+from knative.deploy.rollout.verdict import Decision, Limits, Sample, judge, lower_bound, queries
 
 GOOD = Sample(1000, 10, 20.0)
 

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from knative.autoscaling.annotations import read_knative
-from knative.autoscaling.autoscaler_config import read_autoscaler_config
-from knative.local import manifest
-from knative.local.autoscaler import KpaLoop, PolicyClock
-from knative.local.settings import StackSettings
+from knative.autoscaling.kpa.annotations import read_knative
+from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
+from torpor.local import manifest
+from torpor.local.autoscaler import KpaLoop, PolicyClock
+from torpor.local.settings import StackSettings
 
 FAST = 100.0
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from knative.local.data_dir import Addresses, find_addresses, record_addresses
+from torpor.local.data_dir import Addresses, find_addresses, record_addresses
 
 
 def test_who_reads_the_note_while_it_is_written_again_sees_a_whole_one(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from eventing.broker.delivery import span_s
 from eventing.broker.trigger import Trigger, parse_trigger
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import COMPLETED, REQUESTED
-from knative.autoscaling.annotations import read_knative
-from knative.autoscaling.autoscaler_config import read_autoscaler_config
-from knative.autoscaling.scaledobject import read_scaled_object
-from knative.local import manifest
-from knative.local.settings import StackSettings
+from knative.autoscaling.kpa.annotations import read_knative
+from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
+from knative.autoscaling.keda.scaledobject import read_scaled_object
+from torpor.local import manifest
+from torpor.local.settings import StackSettings
 
 SETTINGS = StackSettings(max_replicas=3, container_concurrency=4, window=12, max_job_seconds=600)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from knative.cli.life import life_lines, whole_life
+from torpor.cli.view.life import life_lines, whole_life
 
 DELIVERY: dict[str, Any] = {
     "step": "delivery",

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from knative.load.growth import growing, trend
+from torpor.load.growth import growing, trend
 
 SPAN_S = 1800
 

@@ -6,10 +6,10 @@ from itertools import repeat
 
 import pytest
 
-from knative.load.run import Closed, Run
-from knative.load.sample import Outcome, Sample
-from knative.load.schedule import ClientKind, Shot
-from knative.load.summary import Setup, notes, summarise
+from torpor.load.run import Closed, Run
+from torpor.load.sample import Outcome, Sample
+from torpor.load.schedule import ClientKind, Shot
+from torpor.load.summary import Setup, notes, summarise
 
 
 class StalledSystem:

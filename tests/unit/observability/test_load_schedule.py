@@ -4,9 +4,9 @@ from itertools import islice
 
 import pytest
 
-from knative.load.schedule import ClientKind, Shape, endless, parse_mix, prompt_of, shots
-from knative.simulator.load import Load
-from knative.simulator.workload import Lengths, Profile, ProfileKind
+from torpor.load.schedule import ClientKind, Shape, endless, parse_mix, prompt_of, shots
+from torpor.simulator.load import Load
+from torpor.simulator.workload import Lengths, Profile, ProfileKind
 
 STEADY = Load(Profile(ProfileKind.STEADY, 60, 5, 5), seed=3)
 

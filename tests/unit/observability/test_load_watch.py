@@ -2,11 +2,11 @@
 
 import pytest
 
-from knative.load.page import page
-from knative.load.sample import Outcome, Sample
-from knative.load.schedule import ClientKind
-from knative.load.summary import Setup, summarise
-from knative.load.watch import Look, Scrape, is_accounted, look_of, parse
+from torpor.load.page import page
+from torpor.load.sample import Outcome, Sample
+from torpor.load.schedule import ClientKind
+from torpor.load.summary import Setup, summarise
+from torpor.load.watch import Look, Scrape, is_accounted, look_of, parse
 
 PAGE = """
 # TYPE torpor_queue_depth gauge

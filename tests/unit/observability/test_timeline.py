@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from knative.cli.screen import attempt_lines
+from torpor.cli.view.screen import attempt_lines
 
 
 def attempt(number: int, **changes: Any) -> dict[str, Any]:

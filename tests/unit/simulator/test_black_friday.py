@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from knative.simulator.black_friday import Chapter, tell
+from torpor.simulator.black_friday import Chapter, tell
 
 PAGE = Path(__file__).parents[3] / "docs" / "black-friday.md"
 pytestmark = pytest.mark.timeout(30)

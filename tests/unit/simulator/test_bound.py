@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from bench.policies_bound import Clairvoyant, Setting, lower_bound_s, stretches
-from knative.simulator.candidate import Candidate, fixed_candidate, kpa_candidate, work_candidate
-from knative.simulator.engine import GPU_ASSUMED
-from knative.simulator.load import Load
-from knative.simulator.plan import Target, Tried, run
-from knative.simulator.workload import Profile, ProfileKind, Request
-from knative.simulator.world import Scenario, simulate
+from torpor.simulator.candidate import Candidate, fixed_candidate, kpa_candidate, work_candidate
+from torpor.simulator.engine import GPU_ASSUMED
+from torpor.simulator.load import Load
+from torpor.simulator.plan import Target, Tried, run
+from torpor.simulator.workload import Profile, ProfileKind, Request
+from torpor.simulator.world import Scenario, simulate
 
 START_S, WAIT_S, SLOTS = 30.0, 60.0, 4
 SETTING = Setting(GPU_ASSUMED, SLOTS, START_S, WAIT_S)

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from knative.autoscaling.scaledobject import read_scaled_object
-from knative.cli.errors import UserError
-from knative.cli.simulate import app
+from knative.autoscaling.keda.scaledobject import read_scaled_object
+from torpor.cli.errors import UserError
+from torpor.cli.simulate import app
 
 # Thirty seconds of three long answers a second: more than three replicas can take at once.
 IMPOSSIBLE = ["plan", "--profile", "steady", "--minutes", "0.5", "--base-rate", "3"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from knative.simulator.engine import EngineModel, Job, Replica, rates_of
+from torpor.simulator.engine import EngineModel, Job, Replica, rates_of
 
 MODEL = EngineModel(1000.0, ((1, 10.0), (4, 40.0), (8, 60.0)), max_batch=8)
 

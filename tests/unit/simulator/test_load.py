@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from knative.simulator.load import Load
-from knative.simulator.trace import Trace, TraceError, read_trace, span_s
-from knative.simulator.workload import Profile, ProfileKind, Request, arrivals
+from torpor.simulator.load import Load
+from torpor.simulator.trace import Trace, TraceError, read_trace, span_s
+from torpor.simulator.workload import Profile, ProfileKind, Request, arrivals
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"
 ROWS = AZURE + "2023-11-16 18:15:46.6805900,374,44\r\n2023-11-16 18:15:50.9951690,396,109"

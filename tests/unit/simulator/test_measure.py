@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from knative.simulator.measure import Recent, Series, Sketch
+from torpor.simulator.measure import Recent, Series, Sketch
 
 
 @pytest.mark.parametrize("share", [0.5, 0.95, 0.99])

@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from knative.autoscaling.annotations import read_knative
-from knative.autoscaling.scaledobject import read_scaled_object
+from knative.autoscaling.kpa.annotations import read_knative
+from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.autoscaling.setting import RefusedSettingsError
-from knative.simulator.candidate import Candidate, Place, manifest_candidates
-from knative.simulator.engine import EngineModel
-from knative.simulator.engine_file import read_engine
-from knative.simulator.load import Load
-from knative.simulator.page import page
-from knative.simulator.plan import Target, Tried, best, grid, search
-from knative.simulator.workload import Profile, ProfileKind
-from knative.simulator.world import Scenario
+from torpor.simulator.candidate import Candidate, Place, manifest_candidates
+from torpor.simulator.engine import EngineModel
+from torpor.simulator.engine_file import read_engine
+from torpor.simulator.load import Load
+from torpor.simulator.report.page import page
+from torpor.simulator.plan import Target, Tried, best, grid, search
+from torpor.simulator.workload import Profile, ProfileKind
+from torpor.simulator.world import Scenario
 
 ENGINE = EngineModel(20_000.0, ((1, 100.0), (8, 700.0)), max_batch=8)
 LOAD = Load(Profile(ProfileKind.STEADY, 400, 0.03, 0.03), seed=1)

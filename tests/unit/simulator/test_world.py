@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from knative.autoscaling.annotations import read_knative
-from knative.simulator.candidate import keda_candidate, kpa_candidate
-from knative.simulator.cluster import NodeModel
-from knative.simulator.engine import EngineModel
-from knative.simulator.policy import FixedPolicy, KpaPolicy
-from knative.simulator.report import as_json, report
-from knative.simulator.view import Autoscaler, View
-from knative.simulator.workload import Profile, ProfileKind, Request, arrivals
-from knative.simulator.world import Scenario, simulate
+from knative.autoscaling.kpa.annotations import read_knative
+from torpor.simulator.candidate import keda_candidate, kpa_candidate
+from torpor.simulator.cluster import NodeModel
+from torpor.simulator.engine import EngineModel
+from torpor.simulator.policy import FixedPolicy, KpaPolicy
+from torpor.simulator.report.report import as_json, report
+from torpor.simulator.view import Autoscaler, View
+from torpor.simulator.workload import Profile, ProfileKind, Request, arrivals
+from torpor.simulator.world import Scenario, simulate
 
 # One token a second and place: a request of 11 tokens takes 10 s.
 ENGINE = EngineModel(1e9, ((1, 1.0), (100, 100.0)), max_batch=100, decode_during_prefill=1.0)

@@ -1,0 +1,239 @@
+"""Who may talk to whom, as data; NetworkPolicies and the table in docs/security.md come from it.
+
+Called by `tree` and by the test that holds the docs and the policies to this matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from knative.deploy.render import parts
+from knative.deploy.emit import Resource
+from knative.deploy.values import Values
+
+
+class Party(StrEnum):
+    """Somebody who sends or is sent to."""
+
+    API = "api"
+    BROKER = "broker"
+    PREDICTOR = "predictor"
+    REDIS = "redis"
+    FIRST_SECRETS = "first-secrets"
+    SCALER = "scaler"
+    RABBITMQ = "rabbitmq"
+    EVENT_MESH = "event-mesh"  # ingress and dispatcher pods of the Knative RabbitMQ broker
+    ANYONE = "anyone"
+    INTERNET = "internet"  # public addresses only
+    KUBERNETES = "kubernetes api"
+    KNATIVE_SERVING = "knative-serving"
+    KNATIVE_EVENTING = "knative-eventing"
+    KOURIER = "kourier-system"
+    KEDA = "keda"
+    MONITORING = "monitoring"
+    RABBITMQ_SYSTEM = "rabbitmq-system"
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One permitted connection and its reason. `part` is the folder whose manifests hold it."""
+
+    source: Party
+    target: Party
+    ports: tuple[int, ...]
+    reason: str
+    part: str = "base"
+
+
+OURS = frozenset(
+    {
+        Party.API,
+        Party.BROKER,
+        Party.PREDICTOR,
+        Party.REDIS,
+        Party.FIRST_SECRETS,
+        Party.SCALER,
+        Party.RABBITMQ,
+        Party.EVENT_MESH,
+    }
+)
+_NAMESPACES = frozenset(
+    {
+        Party.KNATIVE_SERVING,
+        Party.KNATIVE_EVENTING,
+        Party.KOURIER,
+        Party.KEDA,
+        Party.MONITORING,
+        Party.RABBITMQ_SYSTEM,
+    }
+)
+# Never reached as «the internet»: private, carrier, loopback and link-local (metadata) ranges. A
+# second wall behind the api's own check of webhook addresses.
+NOT_PUBLIC = (
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+)
+
+FLOWS: tuple[Flow, ...] = (
+    Flow(Party.ANYONE, Party.API, (8000,), "clients; keys and tokens are checked inside"),
+    Flow(Party.API, Party.REDIS, (6379,), "jobs, token streams, limits"),
+    Flow(Party.API, Party.INTERNET, (443,), "webhooks, OIDC keys"),
+    Flow(Party.PREDICTOR, Party.REDIS, (6379,), "leases, tokens, results"),
+    Flow(Party.PREDICTOR, Party.INTERNET, (443,), "the model's files, once a pod"),
+    Flow(Party.FIRST_SECRETS, Party.KUBERNETES, (443, 6443), "makes the Secrets that are missing"),
+    Flow(Party.API, Party.BROKER, (8081,), "request and cancel events", "queue"),
+    Flow(Party.BROKER, Party.REDIS, (6379,), "the durable log", "queue"),
+    Flow(Party.BROKER, Party.API, (8000,), "result events", "queue"),
+    Flow(Party.KEDA, Party.REDIS, (6379,), "queue lengths, as a user that may see no more", "keda"),
+    Flow(Party.KEDA, Party.SCALER, (9090,), "how many replicas", "work-scaler"),
+    Flow(
+        Party.SCALER, Party.REDIS, (6379,), "the queue, as a user that may only read", "work-scaler"
+    ),
+    Flow(Party.BROKER, Party.REDIS, (6379,), "the relay's log", "serverless"),
+    Flow(Party.BROKER, Party.API, (8000,), "result events, with our token", "serverless"),
+    Flow(
+        Party.KNATIVE_SERVING,
+        Party.PREDICTOR,
+        (8012, 8013, 8022, 9090),
+        "activator and autoscaler to queue-proxy",
+        "serverless",
+    ),
+    Flow(Party.KOURIER, Party.PREDICTOR, (8012, 8013), "the ingress once awake", "serverless"),
+    Flow(
+        Party.PREDICTOR,
+        Party.KNATIVE_SERVING,
+        (8080,),
+        "queue-proxy to the autoscaler",
+        "serverless",
+    ),
+    Flow(Party.KOURIER, Party.API, (8012, 8013), "callers, by queue-proxy", "api-knative"),
+    Flow(
+        Party.KNATIVE_SERVING,
+        Party.API,
+        (8012, 8013, 8022, 9090),
+        "activator and autoscaler to queue-proxy",
+        "api-knative",
+    ),
+    Flow(Party.API, Party.KNATIVE_SERVING, (8080,), "queue-proxy to the autoscaler", "api-knative"),
+    Flow(Party.API, Party.EVENT_MESH, (8080,), "request events", "broker-rabbitmq"),
+    Flow(Party.EVENT_MESH, Party.RABBITMQ, (5672, 15672), "publish and consume", "broker-rabbitmq"),
+    Flow(Party.EVENT_MESH, Party.EVENT_MESH, (8080,), "replies go back in", "broker-rabbitmq"),
+    Flow(Party.EVENT_MESH, Party.BROKER, (8081,), "results, to the relay", "broker-rabbitmq"),
+    Flow(Party.EVENT_MESH, Party.KOURIER, (8081, 8444), "to the predictor", "broker-rabbitmq"),
+    Flow(
+        Party.EVENT_MESH,
+        Party.KNATIVE_SERVING,
+        (8012, 8013),
+        "to the predictor asleep",
+        "broker-rabbitmq",
+    ),
+    Flow(Party.KNATIVE_EVENTING, Party.EVENT_MESH, (8080, 9090), "readiness", "broker-rabbitmq"),
+    Flow(
+        Party.RABBITMQ, Party.RABBITMQ, (4369, 5672, 15672, 25672), "its cluster", "broker-rabbitmq"
+    ),
+    Flow(Party.RABBITMQ, Party.KUBERNETES, (443, 6443), "peer discovery", "broker-rabbitmq"),
+    Flow(Party.RABBITMQ_SYSTEM, Party.RABBITMQ, (15671, 15672), "its operators", "broker-rabbitmq"),
+    Flow(Party.API, Party.KNATIVE_EVENTING, (8080,), "request events", "broker-kafka"),
+    Flow(Party.KNATIVE_EVENTING, Party.BROKER, (8081,), "results, to the relay", "broker-kafka"),
+    Flow(Party.API, Party.KNATIVE_EVENTING, (8443,), "request events, over TLS", "eventing-tls"),
+    Flow(Party.MONITORING, Party.API, (8000,), "metrics", "monitoring"),
+    Flow(Party.MONITORING, Party.BROKER, (8081,), "metrics", "monitoring"),
+    Flow(Party.MONITORING, Party.PREDICTOR, (8080, 8082), "metrics", "monitoring"),
+)
+
+
+def policies(part: str, values: Values) -> list[Resource]:
+    """Give one part's policies: for each of our pods what this part lets in and out."""
+    flows = [flow for flow in FLOWS if flow.part == part]
+    found = [_policy(part, party, flows, values) for party in Party if party in OURS]
+    shut = _shut(values) if part == "base" else []
+    return [*shut, *(policy for policy in found if policy)]
+
+
+def _shut(values: Values) -> list[Resource]:
+    """Give the two policies that all else adds to: nothing in, and out only to ask for names."""
+    dns = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
+    everything: Resource = {"podSelector": {}}
+    return [
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": parts.metadata("nothing-by-default", "network", values),
+            "spec": {**everything, "policyTypes": ["Ingress", "Egress"]},
+        },
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": parts.metadata("names-for-all", "network", values),
+            "spec": {
+                **everything,
+                "policyTypes": ["Egress"],
+                "egress": [{"to": [_namespace_peer("kube-system")], "ports": dns}],
+            },
+        },
+    ]
+
+
+def _policy(part: str, party: Party, flows: list[Flow], values: Values) -> Resource | None:
+    arrives = [_rule("from", flow.source, flow) for flow in flows if flow.target == party]
+    leaves = [_rule("to", flow.target, flow) for flow in flows if flow.source == party]
+    if not arrives and not leaves:
+        return None
+    spec: Resource = {"podSelector": _selector(party), "policyTypes": []}
+    if arrives:
+        spec["policyTypes"].append("Ingress")
+        spec["ingress"] = arrives
+    if leaves:
+        spec["policyTypes"].append("Egress")
+        spec["egress"] = leaves
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": parts.metadata(f"{part}-{party}", "network", values),
+        "spec": spec,
+    }
+
+
+def _rule(direction: str, other: Party, flow: Flow) -> Resource:
+    ports = [{"protocol": "TCP", "port": port} for port in flow.ports]
+    peers = _peers(other)
+    return {direction: peers, "ports": ports} if peers else {"ports": ports}
+
+
+def _peers(party: Party) -> list[Resource]:
+    """Give a party as peers of a rule; none means everybody."""
+    if party is Party.INTERNET:
+        return [{"ipBlock": {"cidr": "0.0.0.0/0", "except": list(NOT_PUBLIC)}}]
+    if party in _NAMESPACES:
+        return [_namespace_peer(party.value)]
+    if party in OURS:
+        return [{"podSelector": _selector(party)}]
+    return []  # anyone; and the Kubernetes API, whose address no policy can know
+
+
+def _namespace_peer(name: str) -> Resource:
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+
+def _selector(party: Party) -> Resource:
+    match party:
+        case Party.RABBITMQ:
+            return {"matchLabels": {"app.kubernetes.io/name": "torpor-rabbitmq"}}
+        case Party.EVENT_MESH:
+            return {"matchLabels": {"eventing.knative.dev/broker": parts.EVENTS}}
+        case _:
+            return {"matchLabels": parts.labels(party.value)}
+
+
+def matrix() -> str:
+    """Give the flows as a Markdown table, for docs/security.md."""
+    lines = ["| from | to | ports | why | part |", "|---|---|---|---|---|"]
+    for flow in FLOWS:
+        ports = ", ".join(map(str, flow.ports))
+        lines.append(f"| {flow.source} | {flow.target} | {ports} | {flow.reason} | {flow.part} |")
+    return "\n".join(lines) + "\n"

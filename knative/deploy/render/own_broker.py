@@ -1,0 +1,185 @@
+"""Our own broker on Redis: its triggers, its Deployment, and its part as a relay beside Knative's.
+
+Called by `component`. Sources: facts 3.1, 3.2; the three traps of the design.
+"""
+
+from __future__ import annotations
+
+from knative.deploy.render import parts
+from knative.deploy.emit import Patch, Resource, because
+from knative.deploy.render.events import delivery, trigger
+from knative.deploy.timeouts import Timeouts
+from knative.deploy.values import Values
+
+OWN_PARALLELISM = "torpor.dev/parallelism"
+TRIGGERS = "torpor-triggers"
+TRIGGERS_FOLDER = "/etc/torpor/triggers"
+RESULTS = "results"
+GIVEN_UP = "given-up"
+RESULT_PATH = "/internal/events"
+
+
+def own_triggers(values: Values, times: Timeouts) -> list[Resource]:
+    """Give the same Triggers for our own broker, which reads them from a file.
+
+    One for all results: each broker process pumps that, each predictor's sidecar its model's.
+    """
+    spec = {key: value for key, value in delivery(values, times).items() if key != "deadLetterSink"}
+    # Requests that name no model of ours: the api fills in the attribute, or records a failure.
+    others = [{"not": {"exact": {"model": each.model.name}}} for each in values.each()]
+    strays = {"all": [{"exact": {"type": parts.REQUESTED}}, *others]}
+    return [
+        *(_own_requests_trigger(each, spec) for each in values.each()),
+        _results_trigger(values, spec, strays),
+    ]
+
+
+def _own_requests_trigger(values: Values, spec: Resource) -> Resource:
+    """Give our broker's trigger of one model's requests, for the pump beside its predictors."""
+    requests = {
+        "filter": {"attributes": {"type": parts.REQUESTED, "model": values.model.name}},
+        "subscriber": {"uri": f"http://localhost:{parts.PULL_PORT}/events"},
+        "delivery": spec,
+    }
+    one = because(str(values.model.concurrency), "Claims no more than one engine can think about.")
+    return trigger(parts.trigger_name(values.model.name), values, requests, {OWN_PARALLELISM: one})
+
+
+def _results_trigger(values: Values, spec: Resource, *more: Resource) -> Resource:
+    """Give our broker's trigger that takes results to the api."""
+    wanted = {
+        "filters": [{"any": [*({"exact": {"type": kind}} for kind in parts.RESULTS), *more]}],
+        "subscriber": {"uri": parts.service_url(parts.API, parts.API_PORT, values) + RESULT_PATH},
+        "delivery": {**spec, "timeout": "PT60S"},
+    }
+    return trigger(RESULTS, values, wanted, {OWN_PARALLELISM: "16"})
+
+
+def relay_triggers(values: Values, times: Timeouts) -> list[Resource]:
+    """Give the triggers of our broker where Knative's does the rest: results, and what it gave up.
+
+    It stands between because Knative's brokers carry no token of ours, and because its pump knows
+    what to do with a request that was given up: record the dead letter, unless the job runs well.
+    """
+    spec = {k: v for k, v in delivery(values, times).items() if k != "deadLetterSink"}
+    given_up = {
+        "filter": {"attributes": {"type": parts.REQUESTED}},
+        "subscriber": {
+            "uri": because(
+                parts.service_url(parts.API, parts.API_PORT, values) + "/healthz",
+                "Takes no events: 405 is never retried, so each is recorded at once.",
+            )
+        },
+        "delivery": {"retry": 0, "timeout": "PT10S"},
+    }
+    return [
+        _results_trigger(values, spec),
+        trigger(GIVEN_UP, values, given_up, {OWN_PARALLELISM: "4"}),
+    ]
+
+
+def triggers_env(trigger: str) -> list[Resource]:
+    """Give the variables of a process that pumps one trigger."""
+    return [
+        {"name": "TORPOR_TRIGGERS_FILE", "value": f"{TRIGGERS_FOLDER}/triggers.yaml"},
+        {"name": "TORPOR_TRIGGER", "value": trigger},
+        parts.secret_env("TORPOR_DELIVERY_TOKEN", parts.INTERNAL_SECRET, "token"),
+    ]
+
+
+def triggers_mount() -> Resource:
+    """Give the mount of the triggers' file."""
+    return {"name": "triggers", "mountPath": TRIGGERS_FOLDER, "readOnly": True}
+
+
+def triggers_volume() -> Resource:
+    """Give the volume of the triggers' file."""
+    return {"name": "triggers", "configMap": {"name": TRIGGERS}}
+
+
+def api_puts_patch() -> Patch:
+    """Give the api the triggers' file: it shares our broker's Redis, and so puts events into the
+    queues itself (docs/adr/0081).
+    """
+    container = "/spec/template/spec/containers/0"
+    path = because(
+        f"{TRIGGERS_FOLDER}/triggers.yaml",
+        "Submits need no hop through the broker, and go on while it restarts.",
+    )
+    env = {"name": "TORPOR_QUEUE_TRIGGERS_FILE", "value": path}
+    return [
+        {"op": "add", "path": f"{container}/env/-", "value": env},
+        {"op": "add", "path": f"{container}/volumeMounts/-", "value": triggers_mount()},
+        {"op": "add", "path": "/spec/template/spec/volumes/-", "value": triggers_volume()},
+    ]
+
+
+def own_broker(values: Values, trigger: str) -> list[Resource]:
+    """Give our own broker: stateless, so two of them share the work with no leader.
+
+    `trigger` is the one that it pumps; empty for all in its file.
+    """
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": parts.metadata(parts.BROKER, "broker", values),
+        "spec": {
+            "replicas": 2,
+            "selector": {"matchLabels": parts.labels("broker")},
+            "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {
+                "metadata": {"labels": parts.labels("broker")},
+                "spec": _pod(_container(values, trigger)),
+            },
+        },
+    }
+    return [
+        deployment,
+        parts.service(parts.BROKER, "broker", values, http=parts.BROKER_PORT),
+        parts.disruption_budget(
+            parts.BROKER, "broker", values, {"maxUnavailable": parts.ONE_AT_A_TIME}
+        ),
+    ]
+
+
+def _container(values: Values, trigger: str) -> Resource:
+    return {
+        "name": "broker",
+        "image": values.images.reference("broker"),
+        "args": ["eventing.broker"],
+        "ports": [{"name": "http", "containerPort": parts.BROKER_PORT}],
+        "envFrom": parts.settings_from(),
+        "env": [
+            parts.redis_url_env(),
+            *triggers_env(trigger),
+            {"name": "TORPOR_HOST", "value": "0.0.0.0"},  # noqa: S104  inside its own pod
+            {"name": "TORPOR_PORT", "value": str(parts.BROKER_PORT)},
+        ],
+        "startupProbe": parts.http_get(
+            "/healthz", parts.BROKER_PORT, periodSeconds=2, failureThreshold=60
+        ),
+        "readinessProbe": parts.http_get("/readyz", parts.BROKER_PORT, periodSeconds=5),
+        "livenessProbe": parts.http_get(
+            "/healthz", parts.BROKER_PORT, periodSeconds=10, failureThreshold=6
+        ),
+        "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
+        "resources": parts.resources("250m", "256Mi"),
+        "securityContext": parts.hardened(),
+        "volumeMounts": [
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  the container's own
+            triggers_mount(),
+        ],
+    }
+
+
+def _pod(container: Resource) -> Resource:
+    return {
+        "serviceAccountName": parts.BROKER,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": parts.NO_SERVICE_LINKS,
+        "terminationGracePeriodSeconds": 60,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "topologySpreadConstraints": parts.spread("broker"),
+        "containers": [container],
+        "volumes": [parts.scratch("tmp", "256Mi"), triggers_volume()],
+    }

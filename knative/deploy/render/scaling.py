@@ -1,0 +1,185 @@
+"""KEDA for the queue topology: work waiting and work in flight, p95 and GPU as pressure.
+
+Called by `component`; the simulator and the local stack read what is written here. Sources: facts
+3.5, 3.6 and the runs of 3.6b.
+"""
+
+from __future__ import annotations
+
+from knative.deploy.render import parts
+from knative.deploy.emit import Patch, Resource, because
+from knative.deploy.timeouts import Timeouts
+from knative.deploy.values import Values
+
+WORK = "(lag > 0 ? lag : 0) + pend"
+REDIS_AUTH = "torpor-redis"
+
+
+def pressure_formula(values: Values) -> str:
+    """Give the formula with p95 and GPU: they raise what the work asks for, and nothing alone.
+
+    With no work the product is zero, so a stale series cannot keep a GPU awake; `??` keeps a
+    failed Prometheus from taking the formula down. `float` because KEDA wants one, and a choice
+    between two numbers is of no type that its expression language will vouch for (keda-docs#1246).
+    """
+    p95 = f"((p95 ?? 0) > {values.p95_wait_seconds} ? 1.5 : 1.0)"
+    return f"float(({WORK}) * {p95} * ((gpu ?? 0) > 90 ? 1.25 : 1.0))"
+
+
+def authentication(values: Values) -> Resource:
+    """Give KEDA's way to Redis: a user that may look at queue lengths and nothing else."""
+    targets = [
+        {"parameter": parameter, "name": parts.REDIS_SECRET, "key": f"keda-{parameter}"}
+        for parameter in ("username", "password")
+    ]
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "TriggerAuthentication",
+        "metadata": parts.metadata(REDIS_AUTH, "scaling", values),
+        "spec": {"secretTargetRef": targets},
+    }
+
+
+def _stream_trigger(name: str, values: Values, counts: Resource) -> Resource:
+    address = f"{parts.REDIS}.{values.namespace}.svc.cluster.local:{parts.REDIS_PORT}"
+    return {
+        "type": "redis-streams",
+        "name": name,
+        "metadata": {
+            "address": address,
+            "stream": parts.stream_key(values.model.name),
+            "consumerGroup": parts.GROUP,
+            **counts,
+        },
+        "authenticationRef": {"name": REDIS_AUTH},
+    }
+
+
+def scaled_object(values: Values, times: Timeouts) -> Resource:
+    """Give the ScaledObject on the Deployment that KServe makes."""
+    target = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "name": f"{values.model.name}-predictor",
+    }
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": parts.metadata(values.model.name, "scaling", values),
+        "spec": {
+            "scaleTargetRef": target,
+            "minReplicaCount": 0,
+            "maxReplicaCount": values.max_replicas,
+            "pollingInterval": because(times.polling, "Added to every wake from zero."),
+            "cooldownPeriod": because(times.cooldown, "Longer than the worst wake (facts #11)."),
+            "initialCooldownPeriod": because(
+                times.initial_cooldown, "lastActiveTime is nil at first: 0 would end a loading pod."
+            ),
+            "advanced": because(
+                {
+                    "scalingModifiers": _modifiers(values),
+                    "horizontalPodAutoscalerConfig": {"behavior": _behavior(values, times)},
+                },
+                "No `fallback`: on an error KEDA then leaves the replicas as they are, and that is "
+                "what a store that is down for a minute deserves.",
+            ),
+            "triggers": _work_triggers(values),
+        },
+    }
+
+
+def _modifiers(values: Values) -> Resource:
+    return {
+        "formula": because(
+            WORK,
+            "Waiting plus in flight. Lag alone is 0 while a job runs: the pod was seen to be "
+            "ended within 9 s (facts 3.6b).",
+        ),
+        "target": because(str(values.model.concurrency), "Jobs that one replica does at once."),
+        "activationTarget": because("0", "Strictly greater: one job wakes. Needs KEDA 2.17."),
+        "metricType": "AverageValue",
+    }
+
+
+def _behavior(values: Values, times: Timeouts) -> Resource:
+    return {
+        "scaleUp": because(
+            {
+                "stabilizationWindowSeconds": 0,
+                "policies": [{"type": "Pods", "value": values.max_replicas, "periodSeconds": 15}],
+            },
+            "Without it the HPA may only go to max(2n, 4) a sync: 30 s instead of 10 s (3.6b).",
+        ),
+        "scaleDown": {
+            "stabilizationWindowSeconds": because(
+                times.scale_down_window, "It picks its victim blindly: wait as long as a wake."
+            ),
+            "policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}],
+        },
+    }
+
+
+def _work_triggers(values: Values) -> list[Resource]:
+    target = str(values.model.concurrency)
+    return [
+        because(
+            _stream_trigger("lag", values, {"lagCount": target, "activationLagCount": "0"}),
+            "Wakes: entries that nobody has taken.",
+        ),
+        because(
+            _stream_trigger("pend", values, {"pendingEntriesCount": target}),
+            "Stays: entries taken and not yet acknowledged.",
+        ),
+    ]
+
+
+def pressure_patch(values: Values) -> Patch:
+    """Give what adds p95 of the wait (Prometheus) and GPU utilisation (DCGM) to the formula."""
+    model, namespace = values.model.name, values.namespace
+    wait = (
+        "(histogram_quantile(0.95, sum by (le) "
+        f'(rate(torpor_queue_wait_seconds_bucket{{model="{model}"}}[2m]))) > 0) or vector(0)'
+    )
+    # dcgm-exporter's own labels are `exported_` unless it is scraped with honorLabels.
+    here, there = (
+        f'DCGM_FI_DEV_GPU_UTIL{{{prefix}namespace="{namespace}",{prefix}pod=~"{model}-predictor-.*"}}'
+        for prefix in ("exported_", "")
+    )
+    gpu = f"avg({here} or {there}) or vector(0)"
+    return [
+        {
+            "op": "replace",
+            "path": "/spec/advanced/scalingModifiers/formula",
+            "value": pressure_formula(values),
+        },
+        {
+            "op": "add",
+            "path": "/spec/triggers/-",
+            "value": because(
+                _prometheus("p95", values, wait, str(values.p95_wait_seconds)),
+                "From the api's and broker's histogram: a predictor at zero has no metrics. "
+                "`> 0` drops NaN of an empty window, `or vector(0)` an absent series.",
+            ),
+        },
+        {
+            "op": "add",
+            "path": "/spec/triggers/-",
+            "value": because(
+                _prometheus("gpu", values, gpu, "90"),
+                "dcgm-exporter; scraped with or without honorLabels.",
+            ),
+        },
+    ]
+
+
+def _prometheus(name: str, values: Values, query: str, threshold: str) -> Resource:
+    return {
+        "type": "prometheus",
+        "name": name,
+        "metadata": {
+            "serverAddress": values.platform.prometheus_url,
+            "query": query,
+            "threshold": threshold,
+            "ignoreNullValues": "true",
+        },
+    }

@@ -1,0 +1,209 @@
+"""What a live cluster shows: for the doctor, for `status`, and the logs.
+
+Called by the commands. Reads only, but for `set_bounds`. Kinds that are not installed are passed
+over; rights that are missing narrow the view and are not an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from knative.deploy.rollout.client import Cluster, Ref, ref_of
+from knative.deploy.emit import Resource
+from knative.deploy.faults import DeployError, Forbidden, MissingKind, NotFound
+from knative.deploy.rollout.readiness import Readiness, readiness
+from knative.deploy.rollout.rollout import stuck_reasons
+
+OURS = "app.kubernetes.io/part-of=torpor"
+_EXAMINED = (
+    ("v1", "ConfigMap"),
+    ("v1", "Service"),
+    ("apps/v1", "Deployment"),
+    ("apps/v1", "StatefulSet"),
+    ("autoscaling/v2", "HorizontalPodAutoscaler"),
+    ("policy/v1", "PodDisruptionBudget"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
+    ("networking.k8s.io/v1", "Ingress"),
+    ("serving.kserve.io/v1beta1", "InferenceService"),
+    ("serving.knative.dev/v1", "Service"),
+    ("eventing.knative.dev/v1", "Broker"),
+    ("eventing.knative.dev/v1", "Trigger"),
+    ("eventing.knative.dev/v1alpha1", "RabbitmqBrokerConfig"),
+    ("rabbitmq.com/v1beta1", "RabbitmqCluster"),
+    ("keda.sh/v1alpha1", "ScaledObject"),
+)
+_PLATFORM = (
+    Ref("v1", "ConfigMap", "config-defaults", "knative-serving"),
+    Ref("v1", "ConfigMap", "config-features", "knative-serving"),
+    Ref("v1", "ConfigMap", "config-autoscaler", "knative-serving"),
+    Ref("apps/v1", "Deployment", "activator", "knative-serving"),
+    Ref("apps/v1", "Deployment", "keda-operator", "keda"),
+    Ref("apps/v1", "Deployment", "kserve-controller-manager", "kserve"),
+    Ref("apps/v1", "Deployment", "cluster-autoscaler", "kube-system"),
+)
+_SHOWN = ("Deployment", "StatefulSet", "InferenceService", "Broker", "Trigger", "ScaledObject")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One object in `status`."""
+
+    ref: Ref
+    replicas: str
+    state: Readiness
+    stuck: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """Give the row for `--json`."""
+        return {
+            "kind": self.ref.kind,
+            "name": self.ref.name,
+            "replicas": self.replicas,
+            "ready": self.state.is_ready,
+            "reason": self.state.reason,
+            "stuck": list(self.stuck),
+        }
+
+
+async def _listed(
+    cluster: Cluster, api_version: str, kind: str, namespace: str, **selectors: str
+) -> list[Resource]:
+    try:
+        found, _ = await cluster.list(api_version, kind, namespace, **selectors)
+    except (MissingKind, Forbidden, NotFound):
+        return []
+    return found
+
+
+async def snapshot(cluster: Cluster, namespace: str) -> list[Resource]:
+    """Give all that the doctor reads of a live cluster, ours and the platforms' settings."""
+    lists = await asyncio.gather(*(_listed(cluster, v, k, namespace) for v, k in _EXAMINED))
+    own = [resource for found in lists for resource in found if not _is_by_controller(resource)]
+    platform = await asyncio.gather(*(_got(cluster, ref) for ref in _PLATFORM))
+    return [*own, *(resource for resource in platform if resource)]
+
+
+async def _got(cluster: Cluster, ref: Ref) -> Resource | None:
+    try:
+        return await cluster.get(ref)
+    except (MissingKind, Forbidden):
+        return None
+
+
+def _is_by_controller(resource: Resource) -> bool:
+    """What KServe, Knative or KEDA made out of ours is theirs; Knative Services tell timeouts."""
+    owned = bool(resource["metadata"].get("ownerReferences"))
+    is_knative = str(resource["apiVersion"]).startswith("serving.knative.dev/")
+    return owned and not is_knative
+
+
+async def rows(cluster: Cluster, namespace: str) -> list[Row]:
+    """Give what is deployed and how it is, with reasons for what is not ready."""
+    kinds = [(version, kind) for version, kind in _EXAMINED if kind in _SHOWN]
+    lists = await asyncio.gather(
+        *(_listed(cluster, v, k, namespace, labelSelector=OURS) for v, k in kinds)
+    )
+    return [await _row(cluster, resource) for found in lists for resource in found]
+
+
+async def _row(cluster: Cluster, resource: Resource) -> Row:
+    ref = ref_of(resource)
+    state = readiness(resource)
+    stuck = () if state.is_ready else tuple(await stuck_reasons(cluster, ref))
+    return Row(ref, _replicas(resource), state, stuck)
+
+
+def _replicas(resource: Resource) -> str:
+    spec, status = resource.get("spec") or {}, resource.get("status") or {}
+    match resource["kind"]:
+        case "Deployment" | "StatefulSet":
+            return f"{status.get('readyReplicas', 0)}/{spec.get('replicas', 1)}"
+        case "InferenceService":
+            bounds = spec.get("predictor") or {}
+            return f"{bounds.get('minReplicas', 1)}..{bounds.get('maxReplicas', 1)}"
+        case "ScaledObject":
+            return f"{spec.get('minReplicaCount', 0)}..{spec.get('maxReplicaCount', 100)}"
+        case _:
+            return ""
+
+
+async def set_bounds(
+    cluster: Cluster, namespace: str, model: str, least: int | None, most: int | None
+) -> list[str]:
+    """Set a model's bounds on its InferenceService and, where there is one, its ScaledObject.
+
+    Give one line an object. Raises NotFound when there is no such model.
+    """
+    service = Ref("serving.kserve.io/v1beta1", "InferenceService", model, namespace)
+    scaled = Ref("keda.sh/v1alpha1", "ScaledObject", model, namespace)
+    changes: dict[Ref, Resource] = {
+        service: {"spec": {"predictor": _given(minReplicas=least, maxReplicas=most)}},
+        scaled: {"spec": _given(minReplicaCount=least, maxReplicaCount=most)},
+    }
+    lines = []
+    for ref, change in changes.items():
+        try:
+            await cluster.patch(ref, change)
+        except (MissingKind, NotFound):
+            if ref is service:
+                raise
+            continue
+        lines.append(f"{ref}: min {_or_same(least)}, max {_or_same(most)}")
+    return lines
+
+
+def _given(**fields: int | None) -> dict[str, int]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _or_same(value: int | None) -> str:
+    return "as it was" if value is None else str(value)
+
+
+async def log_lines(
+    cluster: Cluster, namespace: str, component: str, *, follows: bool, tail: int
+) -> AsyncIterator[tuple[str, str]]:
+    """Give (pod, line) of all pods of a component as they come.
+
+    Raises NotFound when there is no such pod.
+    """
+    selector = f"app.kubernetes.io/name=torpor,app.kubernetes.io/component={component}"
+    pods, _ = await cluster.list("v1", "Pod", namespace, labelSelector=selector)
+    if not pods:
+        raise NotFound(f"no pod of component {component} in {namespace} (asleep?)", 404)
+    lines: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue(maxsize=1000)
+    async with asyncio.TaskGroup() as group:
+        readers = [
+            group.create_task(_read_pod(cluster, pod, lines, follows=follows, tail=tail))
+            for pod in pods
+        ]
+        for _ in range(len(readers)):
+            while (item := await lines.get()) is not None:
+                yield item
+
+
+async def _read_pod(
+    cluster: Cluster,
+    pod: Resource,
+    lines: asyncio.Queue[tuple[str, str] | None],
+    *,
+    follows: bool,
+    tail: int,
+) -> None:
+    """Put a pod's lines into the queue, then None. A pod that goes away just ends."""
+    data = pod["metadata"]
+    boxes: Sequence[Resource] = pod["spec"]["containers"]
+    name = "kserve-container" if len(boxes) > 1 else boxes[0]["name"]
+    names = [box["name"] for box in boxes]
+    container = name if name in names else names[0]
+    try:
+        async for line in cluster.logs(
+            data["namespace"], data["name"], container=container, follows=follows, tail=tail
+        ):
+            await lines.put((data["name"], line))
+    except DeployError as error:
+        await lines.put((data["name"], f"(no logs: {error})"))
+    finally:
+        await lines.put(None)

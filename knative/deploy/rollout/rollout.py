@@ -1,0 +1,313 @@
+"""Brings resources into a cluster: look first, apply in order, wait, say why it is stuck.
+
+Called by the commands. What a person sees is reported through `Screen`; nothing is printed here. If
+the process dies half-way, the same deploy again finishes the work: every step is an apply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import yaml
+
+from eventing.errors import first_of
+from knative.deploy.rollout import release as history
+from knative.deploy.rollout.client import Cluster, Ref, ref_of
+from knative.deploy.emit import Resource
+from knative.deploy.faults import Conflict, DeployError, Forbidden, Invalid, MissingKind, NotFound
+from knative.deploy.faults import NotReady as NotReadyError
+from knative.deploy.rollout.readiness import READY, Readiness, readiness, waits_for, why_stuck
+from knative.deploy.rollout.release import Release
+
+# Applied in this order; everything that others refer to comes first.
+_ORDER = ("Namespace", "ServiceAccount", "Role", "RoleBinding", "Secret", "ConfigMap",
+          "PersistentVolumeClaim", "NetworkPolicy", "Service", "TriggerAuthentication",
+          "RabbitmqCluster", "RabbitmqBrokerConfig", "Job", "StatefulSet", "Broker", "Deployment",
+          "InferenceService", "Trigger", "ScaledObject")  # fmt: skip
+# Made once by whoever installs; a deployer without the right to touch them leaves them as they are.
+_BY_INSTALLER = frozenset({"Namespace", "Role", "RoleBinding", "ServiceAccount", "NodePool",
+                           "LocalModelCache", "LocalModelNodeGroup"})  # fmt: skip
+_NOISE = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp", "selfLink")
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+STUCK_AFTER_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What applying one object would do: `create`, `change`, `same`, or `leave` (no right)."""
+
+    ref: Ref
+    action: str
+    difference: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a deploy would do, from a dry run on the server."""
+
+    steps: tuple[Step, ...]
+    prune: tuple[Ref, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.prune and all(step.action in ("same", "leave") for step in self.steps)
+
+
+class Screen(Protocol):
+    """Who watches."""
+
+    def applied(self, step: Step) -> None: ...
+    def waiting(self, ref: Ref, state: Readiness, stuck: Sequence[str]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How to deploy."""
+
+    namespace: str
+    takes_over: bool = False
+    timeout_s: float = 900.0
+    note: str = ""
+
+
+@dataclass
+class _Watched:
+    ref: Ref
+    state: Readiness = field(default_factory=lambda: Readiness(False, "not looked at yet"))
+
+
+def in_order(resources: Iterable[Resource]) -> list[Resource]:
+    """Give the resources in the order in which they may be applied."""
+
+    def rank(resource: Resource) -> int:
+        kind = resource["kind"]
+        return _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
+
+    return sorted(resources, key=rank)
+
+
+async def missing_kinds(cluster: Cluster, resources: Iterable[Resource]) -> list[MissingKind]:
+    """Give every kind that the cluster does not know, each with how to install it."""
+    wanted = dict.fromkeys((r["apiVersion"], r["kind"]) for r in resources)
+    found = []
+    for api_version, kind in wanted:
+        try:
+            await cluster.kind(api_version, kind)
+        except MissingKind as missing:
+            found.append(missing)
+    return found
+
+
+async def plan(cluster: Cluster, resources: Sequence[Resource], terms: Terms) -> Plan:
+    """Give what a deploy would do, by a dry run of every apply.
+
+    Raises what the server would refuse: Conflict, Invalid, Forbidden.
+    """
+    steps = [await _look(cluster, resource, terms) for resource in in_order(resources)]
+    known = await _known_releases(cluster, terms.namespace)
+    pruned = history.to_prune(known[-1] if known else None, list(resources))
+    return Plan(tuple(steps), tuple(pruned))
+
+
+async def _known_releases(cluster: Cluster, namespace: str) -> list[Release]:
+    try:
+        return await history.releases(cluster, namespace)
+    except NotFound:
+        return []
+
+
+async def _look(cluster: Cluster, resource: Resource, terms: Terms) -> Step:
+    ref = ref_of(resource)
+    try:
+        live = await cluster.get(ref)
+    except Forbidden:
+        if ref.kind in _BY_INSTALLER:
+            return Step(ref, "leave")
+        raise
+    try:
+        made = await cluster.apply(resource, is_dry_run=True, takes_over=terms.takes_over)
+    except NotFound:  # its namespace will only be there after the real apply
+        return Step(ref, "create", _shown({}, resource, ref))
+    except Forbidden:
+        if live is not None and ref.kind in _BY_INSTALLER:
+            return Step(ref, "leave")
+        raise
+    except Conflict as conflict:
+        raise _told(conflict, ref) from conflict
+    except Invalid as refused:
+        raise Invalid(f"{ref} is refused: {refused}", refused.status) from refused
+    difference = _shown(live or {}, made, ref)
+    if live is None:
+        return Step(ref, "create", difference)
+    return Step(ref, "change" if difference else "same", difference)
+
+
+def _told(conflict: Conflict, ref: Ref) -> Conflict:
+    causes = "; ".join(conflict.causes) or str(conflict)
+    return Conflict(
+        f"{ref}: somebody else manages what we want to set: {causes}. --take-over makes it ours",
+        409,
+        causes=conflict.causes,
+    )
+
+
+def _shown(before: Resource, after: Resource, ref: Ref) -> str:
+    """Give a unified diff of two states, without what the server adds."""
+    left, right = (
+        yaml.safe_dump(_bare(state), sort_keys=True).splitlines() if state else []
+        for state in (before, after)
+    )
+    return "\n".join(difflib.unified_diff(left, right, f"live/{ref}", f"new/{ref}", lineterm=""))
+
+
+def _bare(state: Resource) -> Resource:
+    made = {key: value for key, value in state.items() if key != "status"}
+    data = {key: value for key, value in state["metadata"].items() if key not in _NOISE}
+    notes = {k: v for k, v in (data.pop("annotations", None) or {}).items() if k != _LAST_APPLIED}
+    made["metadata"] = {**data, "annotations": notes} if notes else data
+    return made
+
+
+async def deploy(
+    cluster: Cluster, resources: Sequence[Resource], terms: Terms, screen: Screen
+) -> Release:
+    """Apply everything, prune what the last release had, record this one.
+
+    Waiting is `wait`'s; a release that never comes up is still one that can be rolled back.
+    """
+    made = await plan(cluster, resources, terms)
+    by_ref = {step.ref: step for step in made.steps}
+    for resource in in_order(resources):
+        step = by_ref[ref_of(resource)]
+        if step.action != "leave":
+            await cluster.apply(resource, takes_over=terms.takes_over)
+        screen.applied(step)
+    for ref in made.prune:
+        await cluster.delete(ref)
+        screen.applied(Step(ref, "prune"))
+    return await history.record(cluster, terms.namespace, list(resources), terms.note)
+
+
+async def wait(
+    cluster: Cluster, resources: Sequence[Resource], terms: Terms, screen: Screen
+) -> None:
+    """Wait until everything is ready, reporting each change of state and why it is stuck.
+
+    Raises NotReady with all that is missing after `timeout_s`, or at once when an object that was
+    applied is deleted meanwhile.
+    """
+    watched = [_Watched(ref_of(r)) for r in in_order(resources) if waits_for(r)]
+    try:
+        await _wait_for_all(cluster, watched, terms, screen)
+    except ExceptionGroup as failed:
+        raise first_of(failed) from None
+
+
+async def _wait_for_all(
+    cluster: Cluster, watched: Sequence[_Watched], terms: Terms, screen: Screen
+) -> None:
+    try:
+        async with asyncio.timeout(terms.timeout_s), asyncio.TaskGroup() as group:
+            for each in watched:
+                group.create_task(_wait_for(cluster, each, screen))
+    except TimeoutError as error:
+        raise NotReadyError(await _what_is_missing(cluster, watched, terms)) from error
+
+
+async def _wait_for(cluster: Cluster, each: _Watched, screen: Screen) -> None:
+    """Follow one object until it is ready; say why it hangs whenever nothing came for a while."""
+    was_there = False
+    while True:
+        try:
+            async with asyncio.timeout(STUCK_AFTER_S), aclosing(cluster.follow(each.ref)) as states:
+                async for live in states:
+                    if live is None and was_there:
+                        raise NotReadyError(f"{each.ref} was deleted while we waited for it")
+                    was_there = was_there or live is not None
+                    if _is_ready_now(each, live, screen):
+                        return
+        except TimeoutError:
+            screen.waiting(each.ref, each.state, await stuck_reasons(cluster, each.ref))
+
+
+def _is_ready_now(each: _Watched, live: Resource | None, screen: Screen) -> bool:
+    state = readiness(live) if live else Readiness(False, "not there yet")
+    if state != each.state:
+        each.state = state
+        screen.waiting(each.ref, state, ())
+    return state == READY
+
+
+async def _what_is_missing(cluster: Cluster, watched: Sequence[_Watched], terms: Terms) -> str:
+    lines = [f"not ready after {terms.timeout_s:.0f} s:"]
+    for each in watched:
+        if not each.state.is_ready:
+            lines.append(f"  {each.ref}: {each.state.reason}")
+            lines += [f"    {reason}" for reason in await stuck_reasons(cluster, each.ref)]
+    return "\n".join(lines)
+
+
+async def stuck_reasons(cluster: Cluster, ref: Ref) -> list[str]:
+    """Give why an object's pods do not come up, from the pods and the namespace's warnings."""
+    try:
+        pods, _ = await cluster.list("v1", "Pod", ref.namespace)
+        events, _ = await cluster.list("v1", "Event", ref.namespace, fieldSelector="type=Warning")
+    except DeployError as error:
+        return [f"(cannot look into pods: {error})"]
+    mine = [pod for pod in pods if pod["metadata"]["name"].startswith(f"{ref.name}-")]
+    about = [
+        event
+        for event in events
+        if str((event.get("involvedObject") or {}).get("name", "")).startswith(ref.name)
+    ]
+    return why_stuck(mine, about)
+
+
+async def roll_back(
+    cluster: Cluster, terms: Terms, screen: Screen, *, to: int | None = None
+) -> Release:
+    """Deploy an earlier release again: the one before the newest, or the one named.
+
+    Raises NotReady when there is none.
+    """
+    known = await history.releases(cluster, terms.namespace)
+    earlier = [r for r in known if (r.number == to if to else r.number < known[-1].number)]
+    if not earlier:
+        numbers = ", ".join(str(r.number) for r in known) or "none"
+        raise NotReadyError(f"there is no release to go back to (kept: {numbers})")
+    chosen = earlier[-1]
+    note = f"back to {chosen.number}"
+    return await deploy(
+        cluster,
+        chosen.resources,
+        Terms(terms.namespace, terms.takes_over, terms.timeout_s, note),
+        screen,
+    )
+
+
+async def remove(
+    cluster: Cluster, terms: Terms, screen: Screen, *, with_data: bool = False
+) -> list[Ref]:
+    """Delete what the newest release applied, in reverse order, and forget all releases.
+
+    Namespace, disks and Secrets stay unless `with_data`. Give what was kept.
+    """
+    known = await history.releases(cluster, terms.namespace)
+    resources = list(known[-1].resources) if known else []
+    kept = []
+    for resource in reversed(in_order(resources)):
+        ref = ref_of(resource)
+        if ref.kind in ("Namespace", "PersistentVolumeClaim", "Secret") and not with_data:
+            kept.append(ref)
+            continue
+        await cluster.delete(ref)
+        screen.applied(Step(ref, "delete"))
+    for old in known:
+        name = f"torpor-release-{old.number:06d}"
+        await cluster.delete(Ref("v1", "ConfigMap", name, terms.namespace))
+    return kept

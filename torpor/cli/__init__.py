@@ -1,0 +1,17 @@
+"""The `torpor` command: a stack on this machine, jobs, and what they do.
+
+Each module holds the commands of one topic; `app` puts them together. Commands talk to the api over
+HTTP, as any client would, and exit with 0 (done), 1 (the job or the stack failed), 2 (wrong usage)
+or 130 (Ctrl-C).
+"""
+
+import sys
+
+
+def main() -> None:
+    """The console script. Ctrl-C while it is still being imported ends it without a word."""
+    try:
+        from torpor.cli import app
+    except KeyboardInterrupt:
+        sys.exit(130)
+    app.main()

@@ -1,0 +1,138 @@
+"""`torpor demo`: one real job from zero to an answer and back to zero, shown as it happens."""
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eventing.telemetry import log
+from torpor.cli.client import connected
+from torpor.cli.errors import UserError
+from torpor.cli.flags import build
+from torpor.cli.jobs import DEFAULT_DATA_DIR, DataDir, submit_chat
+from torpor.cli.view.life import life_lines, whole_life
+from torpor.cli.view.screen import JobScreen, stderr
+from torpor.local.settings import EngineKind, StackSettings
+from torpor.local.stack import Stack
+
+_BACK_TO_ZERO_S = 60.0
+
+
+def demo(
+    prompt: Annotated[
+        str, typer.Option(help="What to ask.")
+    ] = "Why do hummingbirds fall into torpor at night?",
+    max_tokens: Annotated[int, typer.Option(min=1)] = 96,
+    engine: Annotated[EngineKind, typer.Option(help="vllm, or the test engine.")] = EngineKind.VLLM,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Start the stack with no predictor, ask, watch it wake, answer and fall asleep again."""
+    if not prompt.strip():
+        raise UserError("the prompt is empty")
+    # Knative's real policy with its clock ten times as fast: the default window of 60 s passes in
+    # 6.
+    settings = build(
+        StackSettings,
+        port=0,
+        broker_port=0,
+        data_dir=Path(data_dir) / "demo",
+        engine=engine,
+        time_scale=10,
+        log_level="WARNING",
+    )
+    log.configure("stack", level=settings.log_level)
+    asyncio.run(
+        _run(Stack(settings, lambda line: stderr.print(f"[dim]·[/dim] {line}")), prompt, max_tokens)
+    )
+
+
+async def _run(stack: Stack, prompt: str, max_tokens: int) -> None:
+    loop = asyncio.get_running_loop()
+    interrupted = asyncio.Event()
+
+    def interrupt() -> None:
+        if interrupted.is_set():
+            stack.stop()  # the second time: at once
+        interrupted.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(stack.run())
+        told = group.create_task(interrupted.wait())
+        story = group.create_task(_story(stack, prompt, max_tokens))
+        await asyncio.wait({running, told, story}, return_when=asyncio.FIRST_COMPLETED)
+        # The story ends before the stack does: an api that goes away is no news to tell then.
+        for task in (story, told):
+            task.cancel()
+        stack.stop()
+    where = stack.settings.data_dir
+    if interrupted.is_set():
+        stderr.print(f"stopped: no process is left; what was asked is kept in {where}")
+        raise typer.Exit(130)
+    stderr.print(f"[green]done[/green]: no process is left; the model and the data stay in {where}")
+
+
+async def _story(stack: Stack, prompt: str, max_tokens: int) -> None:
+    """The job, from the moment that the stack is up, with the replicas counted beside it."""
+    await stack.up.wait()
+    seen = _Replicas(stack)
+    counting = asyncio.create_task(seen.count())
+    try:
+        seen.say("nothing to do, nothing awake")
+        async with connected(stack.addresses.api) as api:
+            job = await submit_chat(api, prompt, max_tokens=max_tokens, temperature=0)
+            screen = JobScreen()
+            screen.line(f"202 accepted, {job['id']}")
+            end = await screen.follow(api.events(job["id"]))
+            screen.life(life_lines(await whole_life(api, job["id"])))
+        _require_completed(end)
+        stderr.print(
+            "[dim]·[/dim] waiting for the stable window to pass (at ten times Knative's speed)"
+        )
+        await seen.wait_for_zero()
+    finally:
+        counting.cancel()
+
+
+def _require_completed(job: dict[str, Any]) -> None:
+    if job.get("state") != "completed":
+        reason = (job.get("error") or {}).get("message", "no reason given")
+        raise UserError(f"the job ended as {job.get('state')}: {reason}")
+
+
+class _Replicas:
+    """Says when the number of ready predictors changes."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._last = 0
+        self._was_awake = False
+
+    @property
+    def ready(self) -> int:
+        return self._stack.fleet.ready if self._stack.fleet else 0
+
+    def say(self, why: str) -> None:
+        stderr.print(f"[bold]replicas: {self.ready}[/bold]  {why}")
+
+    async def count(self) -> None:
+        while True:
+            if self.ready != self._last:
+                self._last = self.ready
+                self._was_awake = self._was_awake or self.ready > 0
+                self.say("awake" if self.ready else "asleep again")
+            await asyncio.sleep(0.05)
+
+    async def wait_for_zero(self) -> None:
+        deadline = time.monotonic() + _BACK_TO_ZERO_S
+        while self._stack.replicas:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"still {self.ready} predictors after {_BACK_TO_ZERO_S:.0f} s; see the logs"
+                )
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)  # let the counter say it

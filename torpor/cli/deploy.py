@@ -1,0 +1,372 @@
+"""`torpor render`, `doctor`, `deploy` and what follows a deploy: Torpor on a cluster.
+
+Mounted by the `torpor` application, each function as a command; `app` holds all of them as a group.
+It parses and prints; decisions are in `knative.deploy`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from torpor.cli.errors import UserError
+from torpor.cli.view.screen import stderr, stdout
+from knative.deploy.rollout import canary as split
+from knative.deploy.rollout import cluster_view, rollout, verdict
+from knative.deploy.doctor import report as doctor_view
+from knative.deploy import timeouts
+from knative.deploy.rollout import release as history
+from knative.deploy.build import load
+from knative.deploy.rollout.client import Cluster, Ref, connected
+from knative.deploy.doctor import Severity, examine
+from knative.deploy.emit import Resource
+from knative.deploy.faults import DeployError, NotReady, Refused
+from knative.deploy.rollout.readiness import Readiness
+from knative.deploy.render.render import differences, write
+from knative.deploy.rollout.rollout import Plan, Step, Terms
+from knative.deploy.values import Values, ValuesError, load_values
+
+app = typer.Typer(name="cluster", help="Torpor on a Kubernetes cluster.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Option(help="The manifests folder.")]
+Source = Annotated[str, typer.Argument(help="A kustomize folder, a YAML file, or - .")]
+Context = Annotated[str | None, typer.Option(help="The kubeconfig context; in-cluster without.")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Where Torpor lives.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait until all is ready.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+TakeOver = Annotated[bool, typer.Option(help="Take fields that another manager owns.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+Model = Annotated[str, typer.Argument(help="The model: the InferenceService's name.")]
+
+T = TypeVar("T")
+
+DEFAULT_FOLDER = Path("manifests")
+DEFAULT_SOURCE = "manifests/overlays/queue"
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    try:
+        return asyncio.run(work())
+    except DeployError as error:
+        raise UserError(str(error)) from error
+
+
+def _values(folder: Path) -> Values:
+    try:
+        return load_values(folder / "values.yaml")
+    except ValuesError as error:
+        raise UserError(str(error)) from error
+
+
+class _Lines:
+    """Shows a deploy as lines: one an object, one a change of state."""
+
+    def applied(self, step: Step) -> None:
+        stderr.print(f"  {step.action:<7} {step.ref}", markup=False)
+
+    def waiting(self, ref: Ref, state: Readiness, stuck: Sequence[str]) -> None:
+        word = "[green]ready[/]" if state.is_ready else f"waits: {escape(state.reason)}"
+        stderr.print(f"  {ref}: {word}")
+        for reason in stuck:
+            stderr.print(f"      {escape(reason)}", style="yellow")
+
+
+@app.command()
+def render(
+    folder: Folder = DEFAULT_FOLDER,
+    check: Annotated[bool, typer.Option(help="Change nothing; fail on a difference.")] = False,
+    explain: Annotated[bool, typer.Option(help="Show every derived number and why.")] = False,
+) -> None:
+    """Write the manifests from values.yaml: every timeout follows from max_job_seconds."""
+    values = _values(folder)
+    if explain:
+        _explain(values)
+        return
+    found = differences(folder, values) if check else write(folder, values)
+    for difference in found:
+        stdout.print(f"{difference.kind:<8} {difference.path}", markup=False)
+    if check and found:
+        raise UserError(f"{len(found)} files differ from the values: run `torpor render`")
+    stderr.print(f"{folder}: {'as rendered' if not found else f'{len(found)} files written'}")
+
+
+def _explain(values: Values) -> None:
+    table = Table("what", "seconds", "from", "why", "source")
+    for name, seconds, why in timeouts.explain(timeouts.derive(values)):
+        table.add_row(name, str(seconds), why.formula, why.reason, why.source)
+    stdout.print(table)
+
+
+@app.command()
+def doctor(
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Folders and files, examined together.")
+    ] = None,
+    live: Annotated[bool, typer.Option(help="Examine the cluster instead.")] = False,
+    max_job_seconds: Annotated[int | None, typer.Option(min=1, help="Instead of the set.")] = None,
+    cold_start_seconds: Annotated[int | None, typer.Option(min=1, help="The worst wake.")] = None,
+    strict: Annotated[bool, typer.Option(help="Fail on warnings and open demands too.")] = False,
+    context: Context = None,
+    namespace: Namespace = "torpor",
+    as_json: AsJson = False,
+) -> None:
+    """Find what would cut, lose or double a job, kill a busy pod, or keep it from waking."""
+
+    async def gather() -> list[Resource]:
+        found = [r for source in sources or [] for r in await load(source)]
+        if live:
+            async with connected(context) as cluster:
+                found += await cluster_view.snapshot(cluster, namespace)
+        return found
+
+    if not sources and not live:
+        sources = [DEFAULT_SOURCE]
+    report = examine(_run(gather), job_s=max_job_seconds, cold_start_s=cold_start_seconds)
+    if as_json:
+        stdout.print_json(json.dumps([finding.as_dict() for finding in report.findings]))
+    else:
+        doctor_view.show(report, stdout)
+    raise typer.Exit(report.exit_status(is_strict=strict))
+
+
+@app.command()
+def deploy(
+    source: Source = DEFAULT_SOURCE,
+    context: Context = None,
+    namespace: Namespace = "torpor",
+    dry_run: Annotated[bool, typer.Option(help="Show the difference and end.")] = False,
+    yes: Yes = False,
+    take_over: TakeOver = False,
+    timeout: Timeout = 900,
+    wait: Annotated[bool, typer.Option(help="Wait until everything is ready.")] = True,
+    force: Annotated[bool, typer.Option(help="Deploy in spite of the doctor's errors.")] = False,
+    canary: Annotated[
+        float | None, typer.Option(min=0.4, max=99.6, help="Percent of jobs for a new version.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="The model that the canary is of.")] = "thinker",
+    image: Annotated[str | None, typer.Option(help="The canary's image.")] = None,
+    model_uri: Annotated[str | None, typer.Option(help="The canary's weights.")] = None,
+    traffic: Annotated[
+        int | None, typer.Option(min=0, max=100, help="Percent of direct calls, by KServe.")
+    ] = None,
+) -> None:
+    """Apply manifests: doctor, dry run, difference, apply, wait."""
+
+    async def work() -> None:
+        resources = await load(source)
+        if canary is not None:
+            change = split.Change(image=image, model_uri=model_uri)
+            resources = split.with_canary(resources, model, canary, change)
+        if traffic is not None:
+            resources = split.with_traffic(resources, model, traffic)
+        _refuse_errors(resources, force=force)
+        terms = Terms(namespace, take_over, timeout, f"deploy of {source}")
+        async with connected(context) as cluster:
+            await _deploy(cluster, resources, terms, dry_run=dry_run, yes=yes, wait=wait)
+
+    _run(work)
+
+
+def _refuse_errors(resources: list[Resource], *, force: bool) -> None:
+    report = examine(resources)
+    if report.of(Severity.ERROR) and not force:
+        doctor_view.show(report, stderr)
+        raise Refused("the doctor found errors; nothing was applied (--force applies all the same)")
+
+
+async def _deploy(
+    cluster: Cluster,
+    resources: list[Resource],
+    terms: Terms,
+    *,
+    dry_run: bool,
+    yes: bool,
+    wait: bool,
+) -> None:
+    if missing := await rollout.missing_kinds(cluster, resources):
+        raise Refused("\n".join(str(each) for each in missing))
+    made = await rollout.plan(cluster, resources, terms)
+    _show_plan(made)
+    if dry_run or made.is_empty:
+        stderr.print("nothing to do" if made.is_empty else "dry run: nothing was applied")
+        return
+    if not yes and not await asyncio.to_thread(typer.confirm, "apply?"):
+        raise typer.Exit(1)
+    made_release = await rollout.deploy(cluster, resources, terms, _Lines())
+    stderr.print(f"release {made_release.number} applied")
+    if wait:
+        await rollout.wait(cluster, resources, terms, _Lines())
+        stderr.print("everything is ready", style="green")
+
+
+def _show_plan(made: Plan) -> None:
+    for step in made.steps:
+        if step.difference:
+            stdout.print(step.difference, markup=False)
+        elif step.action == "leave":
+            stderr.print(f"left to the installer: {step.ref}", markup=False)
+    for ref in made.prune:
+        stdout.print(f"- {ref} (was in the last release)", markup=False)
+
+
+@app.command()
+def status(
+    context: Context = None, namespace: Namespace = "torpor", as_json: AsJson = False
+) -> None:
+    """Show what is deployed, whether it is ready, and if not, why."""
+
+    async def work() -> list[cluster_view.Row]:
+        async with connected(context) as cluster:
+            return await cluster_view.rows(cluster, namespace)
+
+    found = _run(work)
+    if as_json:
+        stdout.print_json(json.dumps([row.as_dict() for row in found]))
+        return
+    table = Table("what", "replicas", "state")
+    for row in found:
+        state = "[green]ready[/]" if row.state.is_ready else escape(row.state.reason)
+        table.add_row(str(row.ref), row.replicas, "\n".join([state, *map(escape, row.stuck)]))
+    stdout.print(table if found else f"nothing of Torpor's in namespace {namespace}")
+
+
+@app.command()
+def logs(
+    component: Annotated[str, typer.Argument(help="api, broker, predictor or redis.")],
+    context: Context = None,
+    namespace: Namespace = "torpor",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
+    tail: Annotated[int, typer.Option(min=0, help="Lines to begin with.")] = 100,
+) -> None:
+    """Show the logs of all pods of a component."""
+
+    async def work() -> None:
+        async with connected(context) as cluster:
+            async for pod, line in cluster_view.log_lines(
+                cluster, namespace, component, follows=follow, tail=tail
+            ):
+                stdout.print(f"{pod} {line}", markup=False)
+
+    _run(work)
+
+
+@app.command()
+def scale(
+    model: Model,
+    least: Annotated[int | None, typer.Option("--min", min=0)] = None,
+    most: Annotated[int | None, typer.Option("--max", min=1)] = None,
+    context: Context = None,
+    namespace: Namespace = "torpor",
+) -> None:
+    """Set the bounds of a model's replicas until the next deploy; values.yaml is for good."""
+    if least is None and most is None:
+        raise UserError("give --min, --max or both")
+    if least is not None and most is not None and least > most:
+        raise UserError(f"--min {least} is over --max {most}")
+
+    async def work() -> list[str]:
+        async with connected(context) as cluster:
+            return await cluster_view.set_bounds(cluster, namespace, model, least, most)
+
+    for line in _run(work):
+        stdout.print(line, markup=False)
+
+
+@app.command()
+def promote(
+    model: Model,
+    context: Context = None,
+    namespace: Namespace = "torpor",
+    prometheus: Annotated[
+        str, typer.Option(help="Where Prometheus answers from here.")
+    ] = "http://127.0.0.1:9090",
+    window: Annotated[str, typer.Option(help="How far back to look.")] = "15m",
+    min_requests: Annotated[int, typer.Option(min=1, help="Fewer tell nothing.")] = 50,
+    error_rise: Annotated[float, typer.Option(min=0, max=1)] = 0.02,
+    latency_ratio: Annotated[float, typer.Option(min=1)] = 1.25,
+    now: Annotated[bool, typer.Option(help="Without looking at the figures.")] = False,
+    take_over: TakeOver = False,
+    timeout: Timeout = 900,
+) -> None:
+    """Make the canary the model, if its errors and latency allow; withdraw it if they are worse."""
+    limits = verdict.Limits(min_requests, error_rise, latency_ratio)
+
+    async def work() -> None:
+        async with connected(context) as cluster:
+            known = await history.releases(cluster, namespace)
+            current = list(known[-1].resources) if known else []
+            better = split.promoted(current, model)
+            decision = verdict.Decision.PROMOTE
+            if not now:
+                decision = await _judge(prometheus, model, window, limits)
+            if decision is verdict.Decision.WAIT:
+                raise NotReady("too early to tell; try again later, or --now")
+            is_better = decision is verdict.Decision.PROMOTE
+            resources = better if is_better else split.without_canary(current, model)
+            note = f"{decision} of the canary of {model}"
+            terms = Terms(namespace, take_over, timeout, note)
+            await rollout.deploy(cluster, resources, terms, _Lines())
+            await rollout.wait(cluster, resources, terms, _Lines())
+            if not is_better:
+                raise NotReady("the canary was withdrawn")
+
+    _run(work)
+
+
+async def _judge(
+    prometheus: str, model: str, window: str, limits: verdict.Limits
+) -> verdict.Decision:
+    stable, fresh = await asyncio.gather(
+        verdict.measure(prometheus, model, window),
+        verdict.measure(prometheus, split.canary_name(model), window),
+    )
+    found = verdict.judge(stable, fresh, limits)
+    stderr.print(f"{found.decision}: {found.reason}", markup=False)
+    return found.decision
+
+
+@app.command()
+def rollback(
+    to: Annotated[int | None, typer.Option(min=1, help="A release's number.")] = None,
+    context: Context = None,
+    namespace: Namespace = "torpor",
+    take_over: TakeOver = False,
+    timeout: Timeout = 900,
+) -> None:
+    """Deploy the release before this one again; a canary is withdrawn by it."""
+
+    async def work() -> None:
+        terms = Terms(namespace, take_over, timeout)
+        async with connected(context) as cluster:
+            made = await rollout.roll_back(cluster, terms, _Lines(), to=to)
+            await rollout.wait(cluster, list(made.resources), terms, _Lines())
+            stderr.print(f"release {made.number}: {made.note}", style="green")
+
+    _run(work)
+
+
+@app.command()
+def delete(
+    context: Context = None,
+    namespace: Namespace = "torpor",
+    data: Annotated[bool, typer.Option(help="The disks, Secrets and namespace too.")] = False,
+    yes: Yes = False,
+) -> None:
+    """Delete what was deployed; disks and Secrets stay unless --data."""
+    what = "everything, with all jobs and keys" if data else "all but disks and Secrets"
+    if not yes and not typer.confirm(f"delete {what} in namespace {namespace}?"):
+        raise typer.Exit(1)
+
+    async def work() -> list[Ref]:
+        async with connected(context) as cluster:
+            return await rollout.remove(cluster, Terms(namespace), _Lines(), with_data=data)
+
+    for ref in _run(work):
+        stderr.print(f"  kept    {ref}", markup=False)

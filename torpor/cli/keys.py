@@ -1,0 +1,190 @@
+"""`torpor keys`: make, list, rotate and revoke API keys.
+
+Keys lie in Redis (`TORPOR_REDIS_URL`; the api then runs with `TORPOR_KEYS_SOURCE=redis`) or in a
+file (`--file`; `TORPOR_KEYS_SOURCE` names it). The text of a key is shown once and kept nowhere.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Protocol, TypeVar
+
+import orjson
+import typer
+from rich.table import Table
+
+from eventing.api_key import (
+    DEFAULT_SCOPES,
+    SCOPES,
+    ApiKey,
+    KeyShelf,
+    RedisKeys,
+    mint,
+    parse_key,
+    rotate,
+)
+from eventing.redis.connection import connect
+from eventing.errors import TorporError
+from torpor.cli.errors import UserError
+from torpor.cli.view.screen import stderr, stdout
+
+keys = typer.Typer(help="Make, list, rotate and revoke API keys.", no_args_is_help=True)
+
+RedisUrl = Annotated[
+    str, typer.Option(envvar="TORPOR_REDIS_URL", help="The Redis that keeps the keys.")
+]
+File = Annotated[Path | None, typer.Option("--file", help="A JSON file that keeps them instead.")]
+_DAY_S = 24 * 3600
+_T = TypeVar("_T")
+
+
+class _Shelf(KeyShelf, Protocol):
+    async def list(self, tenant: str = "") -> list[ApiKey]: ...
+
+    async def remove(self, key_id: str) -> bool: ...
+
+
+@keys.command()
+def create(
+    tenant: str,
+    scope: Annotated[
+        list[str] | None, typer.Option(help=f"May be given often; of {', '.join(SCOPES)}.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="A name for people.")] = "",
+    days: Annotated[int, typer.Option(min=0, help="Days until it expires; 0 for never.")] = 0,
+    redis_url: RedisUrl = "",
+    file: File = None,
+) -> None:
+    """Make a key for TENANT and print it, this once."""
+
+    async def run(shelf: _Shelf) -> str:
+        now_s = int(time.time())
+        key, text = mint(
+            tenant,
+            now_s=now_s,
+            scopes=scope or DEFAULT_SCOPES,
+            name=name,
+            expires_s=now_s + days * _DAY_S if days else 0,
+        )
+        await shelf.put(key)
+        return text
+
+    _print_key(_with(redis_url, file, run))
+
+
+@keys.command(name="list")
+def list_keys(
+    tenant: Annotated[str, typer.Option(help="Only this tenant's.")] = "",
+    redis_url: RedisUrl = "",
+    file: File = None,
+) -> None:
+    """List keys: whose they are and what they may, never what they are."""
+    found = _with(redis_url, file, lambda shelf: shelf.list(tenant))
+    table = Table("id", "tenant", "scopes", "name", "expires", box=None)
+    for key in found:
+        table.add_row(key.id, key.tenant, " ".join(key.scopes), key.name, _day(key.expires_s))
+    stdout.print(table)
+
+
+@keys.command(name="rotate")
+def rotate_key(
+    key_id: str,
+    overlap_hours: Annotated[int, typer.Option(min=0, help="The old key stays good so long.")] = 24,
+    redis_url: RedisUrl = "",
+    file: File = None,
+) -> None:
+    """Make a new key like KEY_ID and let the old one expire."""
+
+    async def run(shelf: _Shelf) -> str:
+        now_s, overlap_s = int(time.time()), overlap_hours * 3600
+        _, text = await rotate(shelf, key_id, now_s=now_s, overlap_s=overlap_s)
+        return text
+
+    _print_key(_with(redis_url, file, run))
+
+
+@keys.command()
+def revoke(key_id: str, redis_url: RedisUrl = "", file: File = None) -> None:
+    """End a key now; an api that has just seen it forgets it within 5 s."""
+    if not _with(redis_url, file, lambda shelf: shelf.remove(key_id)):
+        raise UserError(f"no key {key_id}")
+    stderr.print(f"revoked {key_id}")
+
+
+class FileShelf:
+    """Keys in a JSON file that only its owner may read. One writer at a time, as a person is."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def find(self, key_id: str) -> ApiKey | None:
+        return self._read().get(key_id)
+
+    async def list(self, tenant: str = "") -> list[ApiKey]:
+        return [key for key in self._read().values() if tenant in ("", key.tenant)]
+
+    async def put(self, key: ApiKey) -> None:
+        self._write(self._read() | {key.id: key})
+
+    async def remove(self, key_id: str) -> bool:
+        kept = self._read()
+        if found := kept.pop(key_id, None):
+            self._write(kept)
+        return found is not None
+
+    def _read(self) -> dict[str, ApiKey]:
+        if not self._path.exists():
+            return {}
+        try:
+            return {key.id: key for key in map(parse_key, orjson.loads(self._path.read_bytes()))}
+        except (OSError, orjson.JSONDecodeError, TypeError) as error:
+            raise UserError(f"cannot read keys from {self._path}: {error}") from error
+
+    def _write(self, kept: dict[str, ApiKey]) -> None:
+        """All or nothing: a reader sees the file before or after, never a half."""
+        text = orjson.dumps([asdict(key) for key in kept.values()], option=orjson.OPT_INDENT_2)
+        draft = self._path.with_suffix(".new")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(text)
+        draft.replace(self._path)
+
+
+def _with(redis_url: str, file: Path | None, run: Callable[[_Shelf], Awaitable[_T]]) -> _T:
+    """What `run` gives on the shelf that was named; its refusals as one clear line."""
+
+    async def work() -> _T:
+        async with _shelf(redis_url, file) as shelf:
+            return await run(shelf)
+
+    try:
+        return asyncio.run(work())
+    except TorporError as error:
+        raise UserError(error.message) from error
+
+
+@asynccontextmanager
+async def _shelf(redis_url: str, file: Path | None) -> AsyncIterator[_Shelf]:
+    if file is not None:
+        yield FileShelf(file)
+        return
+    if not redis_url:
+        raise UserError("say where keys are kept: --redis-url (TORPOR_REDIS_URL), or --file")
+    redis = connect(redis_url)
+    try:
+        yield RedisKeys(redis)
+    finally:
+        await redis.aclose()
+
+
+def _print_key(text: str) -> None:
+    stdout.print(text, markup=False)
+    stderr.print("shown this once; send it as «Authorization: Bearer ...»")
+
+
+def _day(at_s: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at_s)) if at_s else "never"

@@ -1,0 +1,201 @@
+"""`torpor simulate` and `torpor plan`: try a scaling policy before anyone pays for a GPU.
+
+Mounted by the `torpor` application. It must not know how the model works: it parses and prints.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from knative.autoscaling.setting import RefusedSettingsError, duration_s
+from torpor.cli.errors import UserError
+from torpor.cli.flags import with_options
+from torpor.cli.view.screen import stderr, stdout
+from torpor.simulator import command
+from torpor.simulator.black_friday import write_story
+from torpor.simulator.candidate import Place
+from torpor.simulator.command import Settings
+from torpor.simulator.report.page import page
+from torpor.simulator.plan import Target, Tried, best
+from torpor.simulator.report.report import as_json, as_table, seconds
+from torpor.simulator.trace import TraceError
+from torpor.simulator.workload import ProfileKind
+
+app = typer.Typer(help="Simulate scaling policies.", no_args_is_help=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldOptions:
+    """What both commands ask for: the load, the engine and the cluster."""
+
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="A CSV with time, prompt and output tokens, one request a row."),
+    ] = None
+    profile: Annotated[ProfileKind | None, typer.Option(help="A made load instead of a trace.")] = (
+        None
+    )
+    share: Annotated[int, typer.Option(min=1, help="Keep one row in so many, at random.")] = 1
+    hours: Annotated[float | None, typer.Option(min=0.01, help="Repeat the trace for so long.")] = (
+        None
+    )
+    seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long the profile lasts.")] = 60
+    base_rate: Annotated[float, typer.Option(min=0, help="Requests a second, at rest.")] = 0.1
+    peak_rate: Annotated[float, typer.Option(min=0, help="Requests a second, at the peak.")] = 2.0
+    engine: Annotated[
+        str, typer.Option(help="cpu-small, gpu-assumed, or a YAML file of speeds.")
+    ] = "gpu-assumed"
+    concurrency: Annotated[int, typer.Option(min=0, help="Requests at once per replica.")] = 16
+    cold_start: Annotated[float, typer.Option(min=0, help="Seconds from asked to ready.")] = 30
+    provision: Annotated[float, typer.Option(min=0, help="Seconds until a new node is there.")] = 0
+    warm_nodes: Annotated[
+        int, typer.Option(min=0, help="Nodes that are always there, and paid.")
+    ] = 0
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Replicas a node holds.")] = 1
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds that a client waits.")] = (
+        None
+    )
+    preemptions: Annotated[float, typer.Option(min=0, help="Lost nodes per replica and hour.")] = 0
+    tail: Annotated[float, typer.Option(min=0, help="Idle seconds after the last request.")] = 600
+    gpu_price: Annotated[float, typer.Option(min=0, help="Price of a GPU for an hour.")] = 4.5
+    p95_wait: Annotated[str, typer.Option(help="The p95 wait to keep, such as 30s.")] = "60s"
+
+    def settings(self, **more: Any) -> Settings:
+        """The parsed settings. Raises `UserError` for a wait that is no duration."""
+        return Settings(
+            trace=self.trace,
+            profile=self.profile,
+            minutes=self.minutes,
+            base_per_s=self.base_rate,
+            peak_per_s=self.peak_rate,
+            share=self.share,
+            hours=self.hours,
+            seed=self.seed,
+            engine=self.engine,
+            concurrency=self.concurrency,
+            cold_start_s=self.cold_start,
+            provision_s=self.provision,
+            warm_nodes=self.warm_nodes,
+            gpus_per_node=self.gpus_per_node,
+            timeout_s=self.timeout,
+            preemptions_per_hour=self.preemptions,
+            tail_s=self.tail,
+            gpu_price=self.gpu_price,
+            p95_wait_s=_duration(self.p95_wait),
+            **more,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulateOptions(WorldOptions):
+    """What `torpor simulate` asks for besides."""
+
+    policy: Annotated[
+        list[str] | None, typer.Option(help="kpa, keda, work or fixed:N; may be repeated.")
+    ] = None
+    manifest: Annotated[
+        list[Path] | None, typer.Option(help="A manifest with scaling in it; may be repeated.")
+    ] = None
+    compare: Annotated[bool, typer.Option(help="kpa, keda and work side by side.")] = False
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report as JSON; - is the screen.")
+    ] = None
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with plots.")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions(WorldOptions):
+    """What `torpor plan` asks for besides."""
+
+    p95_wait: Annotated[str, typer.Option(help="The p95 wait to keep, such as 30s.")] = "30s"
+    warm_start: Annotated[
+        float | None, typer.Option(min=0, help="Cold start with a warm parent; tried as well.")
+    ] = None
+    model: Annotated[str, typer.Option(help="The model that the patch is for.")] = Place().model
+    namespace: Annotated[str, typer.Option(help="Where its objects are.")] = Place().namespace
+
+
+@with_options(SimulateOptions)
+def simulate(**given: Any) -> None:
+    """Run a load through scaling policies and say what it costs and who waits."""
+    options = SimulateOptions(**given)
+    settings = options.settings(
+        policies=command.POLICIES if options.compare else tuple(options.policy or ("kpa",)),
+        manifests=tuple(options.manifest or ()),
+    )
+    try:
+        load, scenario, reports = command.simulate_all(settings)
+    except (RefusedSettingsError, TraceError) as error:
+        raise UserError(str(error)) from error
+    notes = command.notes(load, scenario, settings)
+    if options.json_file == Path("-"):
+        stdout.print(as_json(reports), markup=False, end="")
+        return
+    stdout.print(as_table(reports, title=load.title))
+    for note in notes[1:]:
+        stderr.print(note, style="dim", markup=False)
+    if options.json_file is not None:
+        options.json_file.write_text(as_json(reports), encoding="utf-8")
+    if options.html_file is not None:
+        options.html_file.write_text(page(load.title, notes, reports), encoding="utf-8")
+
+
+@with_options(PlanOptions)
+def plan(**given: Any) -> None:
+    """Search for the cheapest scaling that keeps a p95 wait, and print the manifest for it."""
+    options = PlanOptions(**given)
+    settings = options.settings()
+    try:
+        with stderr.status("trying policies") as status:
+            tried = command.plan_all(
+                settings,
+                options.warm_start,
+                lambda one: status.update(f"tried {one.candidate.name}"),
+            )
+    except (RefusedSettingsError, TraceError) as error:
+        raise UserError(str(error)) from error
+    place = Place(options.model, options.namespace)
+    _print_plan(tried, Target(settings.p95_wait_s), place)
+
+
+def black_friday(
+    folder: Annotated[Path, typer.Argument(help="Where the plots go.")] = Path("docs/images"),
+) -> None:
+    """Replay a retail peak: an HPA on CPU beside KEDA on queue depth and p95, with plots."""
+    stdout.print(write_story(folder))
+
+
+app.command()(simulate)
+app.command()(plan)
+app.command(name="black-friday")(black_friday)
+
+
+def _print_plan(tried: list[Tried], target: Target, place: Place) -> None:
+    chosen = best(tried, target)
+    if chosen is None:
+        closest = min(tried, key=lambda one: one.report.wait_s.p95)
+        raise UserError(
+            f"none of {len(tried)} settings keeps a p95 wait of {target.p95_wait_s:g} s; the "
+            f"closest is {closest.candidate.name} with {seconds(closest.report.wait_s.p95)}"
+        )
+    meeting = [one for one in tried if one.meets(target)]
+    title = f"{len(meeting)} of {len(tried)} settings keep p95 wait {target.p95_wait_s:g} s"
+    stdout.print(as_table([one.report for one in meeting[:4]], title=title))
+    stderr.print(f"cheapest: {chosen.candidate.name}, cost {chosen.report.cost:.3f}")
+    for remark in chosen.candidate.remarks:
+        stderr.print(remark, markup=False)
+    if text := chosen.candidate.patch_text(place):
+        stderr.print("merge it into the rendered manifests: kustomize `patches: [{path: FILE}]`")
+        stdout.print(text, markup=False, end="")
+
+
+def _duration(text: str) -> float:
+    try:
+        return duration_s(text)
+    except ValueError as error:
+        raise UserError(f"{text!r} is no duration; write it as 30s, 2m or 1h") from error

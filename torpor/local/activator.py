@@ -1,0 +1,157 @@
+"""Holds requests while no predictor can take them, and sends each to the least busy one that can.
+
+Called by the broker's pump over HTTP, as Knative's activator is. It never sends to a draining
+replica, never more than the container concurrency to one, and holds a bounded number; it reports
+what it holds and what is in flight as concurrency. Nothing here is durable, nor needs to be: the
+pump keeps the event until an answer comes. After knative/serving `pkg/activator`.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import aiohttp
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+
+from eventing.telemetry import trace
+from eventing.errors import Overloaded
+from torpor.local.replica import Replica, ReplicaState, least_busy
+
+_log = structlog.get_logger()
+QUEUE_LIMIT: Final = 10_000
+"""Knative's activator queue depth."""
+_TRIES: Final = 3
+"""Replicas a request is offered to when one turns out to be gone or full."""
+_PASSED_ON: Final = frozenset(
+    {"authorization", "content-type", "prefer", "retry-after", "traceparent", "tracestate"}
+)
+
+
+class Activator:
+    """The one place that knows what is in flight."""
+
+    def __init__(
+        self,
+        replicas: Mapping[str, Replica],
+        *,
+        concurrency: int,
+        timeout_s: float,
+        on_waiting: Callable[[], None],
+    ) -> None:
+        self._replicas = replicas
+        self._concurrency = concurrency
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=2)
+        self._on_waiting = on_waiting
+        self._room = asyncio.Condition()
+        self._session: aiohttp.ClientSession | None = None
+        self._is_closing = False
+        self.waiting = 0
+        self.in_flight = 0
+
+    @property
+    def concurrency(self) -> int:
+        """What the autoscaler measures: requests that are held and requests in replicas."""
+        return self.waiting + self.in_flight
+
+    async def handle(self, request: Request) -> Response:
+        """Forward one delivery. 503 with Retry-After when the hold is full or the wait is over."""
+        body = await request.body()
+        for _ in range(_TRIES):
+            try:
+                replica = await asyncio.wait_for(self._woken(request), self._timeout.total)
+            except (Overloaded, TimeoutError):
+                return Response(status_code=503, headers={"retry-after": "1"})
+            try:
+                answer = await self._forward(replica, request, body)
+            finally:
+                await self._release(replica)
+            if answer is not None:
+                return answer
+        return Response(status_code=503, headers={"retry-after": "1"})
+
+    async def changed(self) -> None:
+        """Tell waiting requests that a replica became ready or free."""
+        async with self._room:
+            self._room.notify_all()
+
+    async def turn_away(self) -> None:
+        """Hold nothing any more: whoever waits is asked to come again, to the next stack."""
+        self._is_closing = True
+        await self.changed()
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def _woken(self, request: Request) -> Replica:
+        """As `_reserve`; where nothing is ready, the wait shows in the job's trace."""
+        if any(replica.state is ReplicaState.READY for replica in self._replicas.values()):
+            return await self._reserve()
+        with trace.span("wake", parent=request.headers.get("traceparent", "")) as span:
+            replica = await self._reserve()
+            span.set(replica=replica.id)
+            return replica
+
+    async def _reserve(self) -> Replica:
+        """A replica with room, its place taken. Waits for one; wakes the autoscaler when there is
+        none.
+        """
+        async with self._room:
+            if self.waiting >= QUEUE_LIMIT:
+                raise Overloaded("the activator holds all it may")
+            self.waiting += 1
+            try:
+                while (
+                    replica := least_busy(self._replicas.values(), concurrency=self._concurrency)
+                ) is None:
+                    if self._is_closing:
+                        raise Overloaded("the stack is ending")
+                    self._on_waiting()
+                    await self._room.wait()
+            finally:
+                self.waiting -= 1
+            replica.in_flight += 1
+            self.in_flight += 1
+            return replica
+
+    async def _release(self, replica: Replica) -> None:
+        replica.in_flight -= 1
+        self.in_flight -= 1
+        await self.changed()
+
+    async def _forward(self, replica: Replica, request: Request, body: bytes) -> Response | None:
+        """The replica's answer; None when it did not take the request, so that another may."""
+        headers = {
+            k: v for k, v in request.headers.items() if k.startswith("ce-") or k in _PASSED_ON
+        }
+        url = replica.url + request.url.path
+        try:
+            async with self._open().post(url, data=body, headers=headers) as answer:
+                content = await answer.read()
+        except aiohttp.ClientConnectorError:
+            replica.state = (
+                ReplicaState.DRAINING
+            )  # it went away between two looks; the fleet will see it end
+            return None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            # It may have taken the job: only the broker may try again, and the lease decides.
+            _log.info(
+                "replica lost", action="activate", replica=replica.id, reason=type(error).__name__
+            )
+            return Response(status_code=502)
+        if answer.status == 503 and replica.state is not ReplicaState.READY:
+            return None
+        kept = {
+            k.lower(): v
+            for k, v in answer.headers.items()
+            if k.lower().startswith("ce-") or k.lower() in _PASSED_ON
+        }
+        return Response(content, status_code=answer.status, headers=kept)
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, force_close=False)
+            self._session = aiohttp.ClientSession(timeout=self._timeout, connector=connector)
+        return self._session

@@ -1,0 +1,76 @@
+"""The folder that a stack owns: one stack at a time, and where others find it.
+
+Called by the stack (writes) and the command line (reads).
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from torpor.local.errors import StackError
+
+_ADDRESSES: Final = "addresses.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Base URLs of a running stack."""
+
+    api: str = ""
+    broker: str = ""
+    activator: str = ""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for one stack. The kernel lets go of it when we die, so a crash never locks
+    anybody out.
+
+    Raises `StackError` when another stack has it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a+")
+    except OSError as error:
+        raise StackError(
+            f"cannot write to {folder}: {error.strerror}; choose another --data-dir"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            raise StackError(
+                f"a stack runs on {folder} already (process {owner}); stop it or use --data-dir"
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def record_addresses(folder: Path, addresses: Addresses | None) -> None:
+    """Say where the stack is reached; None takes the note away. Whoever reads meanwhile sees the
+    whole note or none.
+    """
+    note = folder / _ADDRESSES
+    if addresses is None:
+        note.unlink(missing_ok=True)
+    else:
+        draft = folder / f"{_ADDRESSES}.draft"
+        draft.write_bytes(orjson.dumps(asdict(addresses)))
+        draft.replace(note)
+
+
+def find_addresses(folder: Path) -> Addresses | None:
+    """Where the stack of this folder is reached; None when none runs."""
+    with suppress(OSError, orjson.JSONDecodeError, TypeError):
+        return Addresses(**orjson.loads((folder / _ADDRESSES).read_bytes()))
+    return None

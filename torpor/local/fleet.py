@@ -1,0 +1,160 @@
+"""Keeps as many predictors as it is told to: starts them, watches them become ready, drains them,
+notices that they died.
+
+Called by the autoscaler loop (`scale_to`) and the stack (`stop`). Must not know why a number is
+wanted.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+import structlog
+
+from torpor.local.child import free_port
+from torpor.local.launcher import Launcher, Running
+from torpor.local.replica import Replica, ReplicaState, to_drain
+
+_log = structlog.get_logger()
+_PROBE_EVERY_S: Final = 0.05
+_PROBE_TIMEOUT: Final = aiohttp.ClientTimeout(total=1)
+_KILL_AFTER_GRACE_S: Final = 5.0
+_CRASH_PAUSE_S: Final = 1.0
+"""A predictor that died while waking is not started again faster than this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictorSpec:
+    """How to start one predictor. `ready_path` answers 200 when it can serve."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    ready_path: str
+    drain_grace_s: float
+
+
+class Fleet:
+    """The predictors of one model."""
+
+    def __init__(
+        self,
+        spec: PredictorSpec,
+        launcher: Launcher,
+        replicas: dict[str, Replica],
+        *,
+        on_change: Callable[[], Awaitable[None]],
+        group: asyncio.TaskGroup,
+    ) -> None:
+        self._spec = spec
+        self._launcher = launcher
+        self._replicas = replicas
+        self._on_change = on_change
+        self._group = group
+        self._numbers = itertools.count(1)
+        self._lives: dict[str, asyncio.Task[None]] = {}
+        self._drains: dict[str, asyncio.Event] = {}
+        self._may_start_at = 0.0
+        self.wanted = 0
+        self.crashes = 0
+        self.last_failure = ""
+
+    @property
+    def ready(self) -> int:
+        return sum(r.state is ReplicaState.READY for r in self._replicas.values())
+
+    @property
+    def alive(self) -> int:
+        """Waking and ready ones: what counts as the present scale."""
+        return sum(r.is_wanted for r in self._replicas.values())
+
+    def scale_to(self, wanted: int) -> None:
+        """Start or drain until `wanted` predictors live; call it again after every change."""
+        if wanted != self.wanted:
+            _log.info("scaled", action="scale", wanted=wanted, ready=self.ready)
+        self.wanted = wanted
+        for replica in to_drain(self._replicas.values(), self.alive - wanted):
+            replica.state = ReplicaState.DRAINING
+            self._drains[replica.id].set()
+        now = asyncio.get_running_loop().time()
+        while self.alive < wanted and now >= self._may_start_at:
+            self._start(now)
+
+    async def stop(self) -> None:
+        """Drain all and wait for their end."""
+        self.scale_to(0)
+        await asyncio.gather(*self._lives.values(), return_exceptions=True)
+
+    def _start(self, now: float) -> None:
+        port = free_port()
+        replica_id = f"predictor-{next(self._numbers)}-{port}"
+        replica = Replica(id=replica_id, url=f"http://127.0.0.1:{port}", started_s=now)
+        self._replicas[replica_id] = replica
+        self._drains[replica_id] = asyncio.Event()
+        self._lives[replica_id] = self._group.create_task(self._live(replica, port))
+
+    async def _live(self, replica: Replica, port: int) -> None:
+        """One predictor from its start to its end."""
+        own = {"TORPOR_REPLICA_ID": replica.id, "TORPOR_PREDICTOR_PORT": str(port)}
+        try:
+            running = await self._launcher.launch(
+                replica.id, self._spec.argv, {**self._spec.env, **own}
+            )
+            replica.pid = running.pid
+            await self._until_end(replica, running)
+        except OSError as error:
+            self._note_crash(replica, f"cannot start: {error}")
+        finally:
+            replica.state = ReplicaState.ENDED
+            for table in (self._replicas, self._drains, self._lives):
+                table.pop(replica.id, None)
+            await self._on_change()
+
+    async def _until_end(self, replica: Replica, running: Running) -> None:
+        ended = asyncio.create_task(running.wait())
+        drain = asyncio.create_task(self._drains[replica.id].wait())
+        ready = asyncio.create_task(self._watch_ready(replica))
+        try:
+            await asyncio.wait({ended, drain}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                self._note_crash(replica, f"ended by itself with status {ended.result()}")
+            else:
+                await running.stop(self._spec.drain_grace_s + _KILL_AFTER_GRACE_S)
+        finally:
+            for task in (ready, drain, ended):
+                task.cancel()
+
+    async def _watch_ready(self, replica: Replica) -> None:
+        """Mark the replica ready once it says so, and no longer ready when it says it is not."""
+        loop = asyncio.get_running_loop()
+        async with aiohttp.ClientSession(timeout=_PROBE_TIMEOUT) as session:
+            while True:
+                is_ready = await _answers(session, replica.url + self._spec.ready_path)
+                if is_ready and replica.state is ReplicaState.WAKING:
+                    replica.state = ReplicaState.READY
+                    replica.ready_after_s = loop.time() - replica.started_s
+                    _log.info(
+                        "ready",
+                        action="replica_ready",
+                        replica=replica.id,
+                        after_s=round(replica.ready_after_s, 2),
+                    )
+                    await self._on_change()
+                waking = replica.state is ReplicaState.WAKING
+                await asyncio.sleep(_PROBE_EVERY_S if waking else 20 * _PROBE_EVERY_S)
+
+    def _note_crash(self, replica: Replica, reason: str) -> None:
+        self.crashes += 1
+        self.last_failure = f"{replica.id} {reason}"
+        _log.warning("predictor lost", action="replica_lost", replica=replica.id, reason=reason)
+        self._may_start_at = asyncio.get_running_loop().time() + _CRASH_PAUSE_S
+
+
+async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+    with suppress(aiohttp.ClientError, TimeoutError, OSError):
+        async with session.get(url) as answer:
+            return answer.status == 200
+    return False

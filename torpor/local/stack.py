@@ -1,0 +1,378 @@
+"""The whole stack on one machine, from `up` to the last process gone.
+
+Called by `torpor up` and `torpor demo`. Starts store, model, broker, api, activator and autoscaler
+in this order and stops them in reverse. What a part needs to know it gets as `TORPOR_*` variables,
+as on a cluster. A part that crashes is started again; one that keeps crashing ends the stack.
+"""
+
+import asyncio
+import os
+import secrets
+import shlex
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+import orjson
+import structlog
+import yaml
+
+from eventing.broker.queue import QueueView
+from eventing.redis.connection import connect
+from eventing.errors import Unavailable
+from eventing.process.http_server import listen
+from eventing.store.redis_store import RedisStore
+from knative.autoscaling.kpa.annotations import read_knative
+from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
+from knative.autoscaling.keda.scaledobject import read_scaled_object
+from torpor.local import manifest
+from torpor.local.activator import Activator
+from torpor.local.autoscaler import KedaLoop, KpaLoop, PolicyClock
+from torpor.local.child import Child, free_port
+from torpor.local.data_dir import Addresses, locked, record_addresses
+from torpor.local.embedded_store import embedded_store
+from torpor.local.errors import StackError
+from torpor.local.fleet import Fleet, PredictorSpec
+from torpor.local.launcher import ForkLauncher, Launcher, SpawnLauncher
+from torpor.local.model import Model, prepare_model
+from torpor.local.replica import Replica
+from torpor.local.settings import AutoscalerKind, EngineKind, StackSettings
+from torpor.local.status import status_app
+
+_log = structlog.get_logger()
+_START_TIMEOUT_S: Final = 20.0
+_STOP_GRACE_S: Final = 5.0
+_CRASHES_ALLOWED: Final = 5
+_CRASH_WINDOW_S: Final = 60.0
+_ENGINE_DEFAULTS: Final = ("--max-model-len", "2048")
+"""A laptop's context; `--engine-args` may say otherwise."""
+
+
+class Stack:
+    """One embedded stack. `report` is told each step in words."""
+
+    def __init__(self, settings: StackSettings, report: Callable[[str], None]) -> None:
+        self.settings = settings
+        self.replicas: dict[str, Replica] = {}
+        self._report = report
+        self._data = settings.data_dir
+        self._logs = settings.data_dir / "logs"
+        self._token = secrets.token_hex(24)
+        self._stopping = asyncio.Event()
+        self._hurried = asyncio.Event()
+        self._drained = asyncio.Event()
+        self.up = asyncio.Event()
+        self.addresses = Addresses()
+        self.fleet: Fleet | None = None
+
+    def stop(self) -> None:
+        """End in order: drain the predictors, then the rest. Told twice, it does not drain: what
+        the predictors hold then goes on from its last checkpoint, at the next start.
+        """
+        if self._stopping.is_set():
+            self._hurried.set()
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Run until `stop`. Raises `StackError` when a part cannot be had; every process is gone
+        either way.
+        """
+        async with AsyncExitStack() as exits:
+            exits.enter_context(locked(self._data))
+            record_addresses(self._data, None)  # one that was killed left its own
+            try:
+                async with asyncio.TaskGroup() as group:
+                    starting = group.create_task(self._start(group, exits))
+                    await self._stopping.wait()
+                    starting.cancel()  # nobody waits half a minute for what is not wanted any more
+                    await asyncio.wait({starting})
+                    if self.up.is_set():
+                        await self._stop(group)
+                    raise _Stopped
+            except* _Stopped:
+                pass
+
+    async def _start(self, group: asyncio.TaskGroup, exits: AsyncExitStack) -> None:
+        s = self.settings
+        redis_url = await self._start_store(group, exits)
+        model = await self._prepare_model()
+        ports = self._choose_ports()
+        self.addresses = Addresses(
+            api=f"http://{s.host}:{ports.api}",
+            broker=f"http://{s.host}:{ports.broker}",
+            activator=f"http://127.0.0.1:{ports.activator}",
+        )
+        self._base_env = self._environment(redis_url, model)
+        self._write_triggers(model.name)
+        await self._start_part(group, exits, "broker", "eventing.broker", ports.broker)
+        await self._start_part(group, exits, "api", "api", ports.api)
+        await self._start_predictors(group, exits, model, redis_url, ports.activator)
+        record_addresses(self._data, self.addresses)
+        exits.callback(record_addresses, self._data, None)
+        self.up.set()
+
+    async def _start_store(self, group: asyncio.TaskGroup, exits: AsyncExitStack) -> str:
+        if self.settings.redis_url is not None:
+            url = self.settings.redis_url.get_secret_value()
+            await _reachable(url, "cannot reach the Redis of TORPOR_REDIS_URL")
+            return url
+        self._report("starting the embedded Valkey")
+        child, url = embedded_store(self._data / "store", dict(os.environ), self._logs)
+        await child.start()
+        exits.push_async_callback(child.stop, _STOP_GRACE_S)
+        await _reachable(url, "the embedded Valkey did not start", child)
+        group.create_task(self._supervise(child))
+        return url
+
+    async def _prepare_model(self) -> Model:
+        if self.settings.engine is EngineKind.SEEDED:
+            return Model(name=self.settings.model)
+        return await prepare_model(self.settings.model, self.settings.models_dir, self._report)
+
+    def _choose_ports(self) -> "_Ports":
+        s = self.settings
+        return _Ports(
+            api=s.port or free_port(), broker=s.broker_port or free_port(), activator=free_port()
+        )
+
+    def _environment(self, redis_url: str, model: Model) -> dict[str, str]:
+        """What every part of the stack is told; `os.environ` keeps proxies, paths and the user's
+        own `TORPOR_*`.
+        """
+        s = self.settings
+        cards = [{"name": model.name, "context_tokens": model.context_tokens}]
+        if model.tokenizer_file:
+            cards[0]["tokenizer_file"] = str(model.tokenizer_file)
+        return dict(os.environ) | {
+            "TORPOR_HOST": s.host,
+            "TORPOR_REDIS_URL": redis_url,
+            "TORPOR_BROKER_URL": self.addresses.broker + "/",
+            "TORPOR_TRIGGERS_FILE": str(self._data / "triggers.yaml"),
+            "TORPOR_QUEUE_TRIGGERS_FILE": str(self._data / "triggers.yaml"),
+            "TORPOR_DELIVERY_TOKEN": self._token,
+            "TORPOR_MODELS": orjson.dumps(cards).decode(),
+            "TORPOR_FILES_URL": (self._data / "files").resolve().as_uri(),
+            "TORPOR_ENGINE": s.engine,
+            "TORPOR_MODEL": str(model.folder or model.name),
+            "TORPOR_MODEL_NAME": model.name,
+            "TORPOR_PREDICTOR_HOST": "127.0.0.1",
+            "TORPOR_SEEDED_MAX_CONCURRENCY": str(s.container_concurrency),
+            "TORPOR_LEASE_S": str(s.lease),
+            "TORPOR_DRAIN_GRACE_S": str(s.drain_grace),
+            "TORPOR_LOG_LEVEL": s.log_level,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
+
+    def _write_triggers(self, model: str) -> None:
+        documents = manifest.triggers(
+            self.settings,
+            model,
+            activator_url=self.addresses.activator + "/events",
+            api_url=self.addresses.api + "/internal/events",
+        )
+        (self._data / "triggers.yaml").write_text(yaml.safe_dump_all(documents, sort_keys=False))
+
+    async def _start_part(
+        self, group: asyncio.TaskGroup, exits: AsyncExitStack, name: str, module: str, port: int
+    ) -> None:
+        """Start a part that serves HTTP and wait until it answers."""
+        self._report(f"starting the {name}")
+        _require_free(self.settings.host, port, name)
+        env = self._base_env | {"TORPOR_PORT": str(port)}
+        child = Child(name, [sys.executable, "-m", module], env=env, log_dir=self._logs)
+        await child.start()
+        exits.push_async_callback(child.stop, _STOP_GRACE_S)
+        await _answers(f"http://{self.settings.host}:{port}/healthz", child)
+        group.create_task(self._supervise(child))
+
+    async def _start_predictors(
+        self,
+        group: asyncio.TaskGroup,
+        exits: AsyncExitStack,
+        model: Model,
+        redis_url: str,
+        port: int,
+    ) -> None:
+        """Activator, autoscaler and a fleet of none."""
+        s = self.settings
+        redis = connect(redis_url)
+        exits.push_async_callback(redis.aclose)
+        launcher = await self._launcher(group, exits, model)
+        activator = Activator(
+            self.replicas,
+            concurrency=s.container_concurrency,
+            timeout_s=s.max_job_seconds + 30,
+            on_waiting=lambda: loop.poke(),
+        )
+        self._activator = activator
+        exits.push_async_callback(activator.close)
+        self.fleet = Fleet(
+            self._predictor_spec(model),
+            launcher,
+            self.replicas,
+            on_change=activator.changed,
+            group=group,
+        )
+        view = QueueView(redis)
+        loop = self._autoscaler(model, activator, view)
+        self._autoscaling = group.create_task(loop.run())
+        app = status_app(self, activator, view, manifest.requests_queue(model.name))
+        serving = listen(app, host="127.0.0.1", port=port, stopping=self._drained, grace_s=1)
+        group.create_task(serving)
+
+    async def _launcher(
+        self, group: asyncio.TaskGroup, exits: AsyncExitStack, model: Model
+    ) -> Launcher:
+        if self.settings.engine is EngineKind.SEEDED or not self.settings.warm_parent:
+            return SpawnLauncher(self._logs)
+        self._report("warming the parent: importing vLLM once, predictors will fork from it")
+        launcher = self._fork_launcher(model)
+        group.create_task(launcher.run())
+        exits.push_async_callback(launcher.stop, _STOP_GRACE_S)
+        await launcher.warm.wait()
+        return launcher
+
+    def _fork_launcher(self, model: Model) -> ForkLauncher:
+        socket_path = self._data / "parent.sock"
+        preload = {
+            "model": str(model.folder or model.name),
+            "served_model_name": model.name,
+            "vllm_args": self._predictor_argv(),
+        }
+        argv = ["--socket", str(socket_path), "--preload"]
+        argv.append("predictor.engine.vllm.preload:preload=" + orjson.dumps(preload).decode())
+        module = [sys.executable, "-m", "predictor.process.parent"]
+        parent = Child("parent", [*module, *argv], env=self._base_env, log_dir=self._logs)
+        return ForkLauncher(parent, socket_path, self._logs)
+
+    def _predictor_argv(self) -> list[str]:
+        """vLLM's arguments; ours travel as variables."""
+        s = self.settings
+        if s.engine is EngineKind.SEEDED:
+            return []
+        batch = ("--max-num-seqs", str(s.container_concurrency))
+        return [*_ENGINE_DEFAULTS, *batch, *shlex.split(s.engine_args)]
+
+    def _predictor_spec(self, model: Model) -> PredictorSpec:
+        return PredictorSpec(
+            argv=self._predictor_argv(),
+            env=self._base_env,
+            ready_path=f"/v2/models/{model.name}/ready",
+            drain_grace_s=self.settings.drain_grace,
+        )
+
+    def _autoscaler(
+        self, model: Model, activator: Activator, view: QueueView
+    ) -> KpaLoop | KedaLoop:
+        s = self.settings
+        assert self.fleet is not None  # noqa: S101
+        clock = PolicyClock(s.time_scale)
+        match s.autoscaler:
+            case AutoscalerKind.KPA:
+                config = read_autoscaler_config(manifest.config_autoscaler(s))
+                scaling = read_knative(manifest.service(s, model.name), config)
+                return KpaLoop(
+                    scaling.spec,
+                    scaling.policy,
+                    scale=self.fleet,
+                    concurrency=lambda: activator.concurrency,
+                    clock=clock,
+                )
+            case AutoscalerKind.KEDA:
+                spec = read_scaled_object(manifest.scaled_object(s, model.name))
+                queue = manifest.requests_queue(model.name)
+                return KedaLoop(spec, scale=self.fleet, view=view, queue=queue, clock=clock)
+
+    async def _supervise(self, child: Child) -> None:
+        """Start the part again when it ends by itself; give up on one that keeps ending."""
+        ends: list[float] = []
+        loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
+            status = await child.wait()
+            if self._stopping.is_set():
+                return
+            ends = [t for t in ends if loop.time() - t < _CRASH_WINDOW_S] + [loop.time()]
+            if len(ends) >= _CRASHES_ALLOWED:
+                raise StackError(
+                    f"the {child.name} keeps ending (status {status})\n{child.last_words()}"
+                )
+            _log.warning(
+                "part ended, starting it again", action="restart", child=child.name, status=status
+            )
+            await asyncio.sleep(0.2 * len(ends))
+            await child.start()
+
+    async def _stop(self, group: asyncio.TaskGroup) -> None:
+        """Predictors first: what they hold is finished or handed over while store and broker still
+        listen.
+        """
+        self._autoscaling.cancel()
+        await asyncio.wait({self._autoscaling})
+        grace = f", up to {self.settings.drain_grace:g} s; Ctrl-C again does not wait"
+        self._report(f"draining the predictors{grace}" if self.replicas else "stopping")
+        draining = group.create_task(self._drain())
+        hurried = group.create_task(self._hurried.wait())
+        await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        self._drained.set()
+
+    async def _drain(self) -> None:
+        assert self.fleet is not None  # noqa: S101
+        await self._activator.turn_away()
+        await self.fleet.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ports:
+    api: int
+    broker: int
+    activator: int
+
+
+class _Stopped(Exception):
+    """Leaves the task group: its other tasks have no end of their own."""
+
+
+async def _reachable(redis_url: str, message: str, child: Child | None = None) -> None:
+    """Return once the store takes writes."""
+    store = RedisStore(connect(redis_url, timeout_s=1.0))
+    deadline = asyncio.get_running_loop().time() + (_START_TIMEOUT_S if child else 3.0)
+    try:
+        while True:
+            try:
+                await store.ping()
+            except Unavailable as error:
+                is_over = asyncio.get_running_loop().time() > deadline
+                if is_over or (child is not None and not child.is_running):
+                    words = child.last_words() if child else ""
+                    raise StackError(f"{message}: {error}\n{words}".strip()) from error
+                await asyncio.sleep(0.05)
+            else:
+                return
+    finally:
+        await store.close()
+
+
+async def _answers(url: str, child: Child) -> None:
+    """Return once `url` answers 200."""
+    deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1)) as session:
+        while child.is_running and asyncio.get_running_loop().time() < deadline:
+            with suppress(aiohttp.ClientError, TimeoutError, OSError):
+                async with session.get(url) as answer:
+                    if answer.status == 200:
+                        return
+            await asyncio.sleep(0.05)
+    raise StackError(f"the {child.name} did not start\n{child.last_words()}")
+
+
+def _require_free(host: str, port: int, name: str) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        flag = {"api": "--port", "broker": "--broker-port"}[name]
+        reason = f"{host}:{port} cannot be had for the {name} ({error.strerror})"
+        raise StackError(f"{reason}; choose another with {flag}") from error

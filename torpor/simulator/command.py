@@ -1,0 +1,154 @@
+"""What `torpor simulate` and `torpor plan` do, as plain functions.
+
+Called by `torpor/cli/simulate.py`. It must not know the command line's library.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from knative.autoscaling.setting import Refusal, RefusedSettingsError
+from torpor.simulator.candidate import (
+    Candidate,
+    fixed_candidate,
+    keda_candidate,
+    kpa_candidate,
+    manifest_candidates,
+    work_candidate,
+)
+from torpor.simulator.cluster import NodeModel
+from torpor.simulator.engine_file import read_engine
+from torpor.simulator.load import Load
+from torpor.simulator.plan import Target, Tried, grid, run, search
+from torpor.simulator.report.report import Report
+from torpor.simulator.trace import Trace
+from torpor.simulator.workload import Profile, ProfileKind
+from torpor.simulator.world import Scenario
+
+POLICIES = ("kpa", "keda", "work")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that both commands ask for, already parsed; times in seconds.
+
+    Of `trace` and `profile` exactly one is set.
+    """
+
+    trace: Path | None = None
+    profile: ProfileKind | None = None
+    minutes: float = 60.0
+    base_per_s: float = 0.1
+    peak_per_s: float = 2.0
+    share: int = 1
+    hours: float | None = None
+    seed: int = 0
+    engine: str = "gpu-assumed"
+    concurrency: int = 16
+    cold_start_s: float = 30.0
+    provision_s: float = 0.0
+    warm_nodes: int = 0
+    gpus_per_node: int = 1
+    timeout_s: float | None = None
+    preemptions_per_hour: float = 0.0
+    tail_s: float = 600.0
+    gpu_price: float = 4.5
+    p95_wait_s: float = 60.0
+    policies: tuple[str, ...] = field(default=("kpa",))
+    manifests: tuple[Path, ...] = ()
+
+
+def load_of(settings: Settings) -> Load:
+    """The requests that the settings name; raises RefusedSettingsError unless it is exactly one."""
+    if (settings.trace is None) == (settings.profile is None):
+        refusal = Refusal("--trace, --profile", "both or none", "exactly one of them")
+        raise RefusedSettingsError((refusal,))
+    if settings.trace is not None:
+        trace = Trace(settings.trace, settings.share, settings.seed, settings.hours)
+        return Load(trace, settings.seed)
+    profile = Profile(
+        ProfileKind(settings.profile or ProfileKind.STEADY),
+        settings.minutes * 60,
+        settings.base_per_s,
+        settings.peak_per_s,
+    )
+    return Load(profile, settings.seed)
+
+
+def scenario_of(settings: Settings, load: Load) -> Scenario:
+    """The world that the settings describe."""
+    return Scenario(
+        engine=read_engine(settings.engine),
+        horizon_s=load.span_s + settings.tail_s,
+        start_s=settings.cold_start_s,
+        nodes=NodeModel(
+            provision_s=settings.provision_s,
+            gpus_per_node=settings.gpus_per_node,
+            warm_nodes=settings.warm_nodes,
+        ),
+        container_concurrency=settings.concurrency,
+        timeout_s=settings.timeout_s,
+        preemptions_per_hour=settings.preemptions_per_hour,
+        seed=settings.seed,
+    )
+
+
+def candidates_of(settings: Settings, scenario: Scenario) -> list[Candidate]:
+    """The manifests' policies, else the named ones with their defaults."""
+    if settings.manifests:
+        return manifest_candidates(settings.manifests)
+    return [_named(name, settings, scenario) for name in settings.policies]
+
+
+def simulate_all(settings: Settings) -> tuple[Load, Scenario, list[Report]]:
+    """One report per policy over the same requests."""
+    load = load_of(settings)
+    scenario = scenario_of(settings, load)
+    candidates = candidates_of(settings, scenario)
+    reports = [run(scenario, load, candidate, settings.gpu_price) for candidate in candidates]
+    return load, scenario, reports
+
+
+def plan_all(
+    settings: Settings,
+    warm_start_s: float | None,
+    on_progress: Callable[[Tried], None] | None = None,
+) -> list[Tried]:
+    """Every setting worth trying, the cheapest first."""
+    load = load_of(settings)
+    scenario = scenario_of(settings, load)
+    target = Target(settings.p95_wait_s)
+    candidates = grid(scenario, target, warm_start_s=warm_start_s, is_safe=True)
+    return search(scenario, load, candidates, settings.gpu_price, on_progress=on_progress)
+
+
+def notes(load: Load, scenario: Scenario, settings: Settings) -> Sequence[str]:
+    """What was assumed, for the page and the table."""
+    engine = scenario.engine
+    return (
+        f"Load: {load.title}",
+        f"Engine: {settings.engine} ({engine.source or 'as given'}), {scenario.slots} at once",
+        f"Cold start {scenario.start_s:g} s, node {scenario.nodes.provision_s:g} s, "
+        f"price {settings.gpu_price:g} per GPU-hour",
+        "Quantiles are right within half a percent; the activator is always in the path.",
+    )
+
+
+def _named(name: str, settings: Settings, scenario: Scenario) -> Candidate:
+    slots = scenario.slots
+    if name == "kpa":
+        return kpa_candidate("kpa, defaults", {}, settings.concurrency)
+    if name == "keda":
+        return keda_candidate("keda, defaults", {}, slots)
+    if name == "work":
+        return work_candidate(
+            "work",
+            scenario.engine,
+            slots,
+            start_s=scenario.start_s,
+            p95_wait_s=settings.p95_wait_s,
+        )
+    if name.startswith("fixed:") and name.removeprefix("fixed:").isdigit():
+        return fixed_candidate(int(name.removeprefix("fixed:")))
+    allowed = f"{', '.join(POLICIES)}, fixed:N, or --manifest FILE"
+    raise RefusedSettingsError((Refusal("--policy", name, allowed),))

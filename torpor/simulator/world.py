@@ -1,0 +1,391 @@
+"""The event loop of the model: arrivals, queue, dispatch, completion, scaling, loss.
+
+Called by the command line, the benches and tests. It must not know which policy decides. The same
+scenario and the same requests always give the same report, byte by byte.
+"""
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from torpor.simulator.cluster import Cluster, GpuSeconds, Node, NodeModel, Phase, Predictor
+from torpor.simulator.engine import NEVER, EngineModel, Job
+from torpor.simulator.measure import Recent, Series, Sketch
+from torpor.simulator.view import Autoscaler, Learner, View
+from torpor.simulator.workload import Request
+
+_LATENCY_WINDOW_S = 60.0
+# A run that cannot serve its queue ends this long after its horizon; what is left counts as
+# unserved.
+_LONGEST_OVERTIME_S = 3600.0
+_NAMES = ("asked", "ready", "queued", "running", "p95_s", "slot_percent", "arrivals_per_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Everything but the requests and the policy; times in seconds.
+
+    `container_concurrency` 0 lets a replica take as much as its engine batches. `timeout_s` is how
+    long a client waits in all (None: for ever). `grace_s` is how long a draining replica may go on
+    before it hands its work over; `does_resume` keeps the tokens made so far. `queue_limit` 0
+    means no limit. `delivery_limit` is how many requests a broker holds out at once (0: all of
+    them); an autoscaler on concurrency sees no more than these. `seen_starts_s` are cold starts
+    that were measured, used in order instead of `start_s`.
+    """
+
+    engine: EngineModel
+    horizon_s: float
+    start_s: float = 30.0
+    seen_starts_s: tuple[float, ...] = ()
+    nodes: NodeModel = field(default_factory=NodeModel)
+    container_concurrency: int = 0
+    initial_replicas: int = 0
+    timeout_s: float | None = None
+    queue_limit: int = 0
+    grace_s: float = 3600.0
+    does_resume: bool = True
+    delivery_limit: int = 0
+    preemptions_per_hour: float = 0.0
+    notice_s: float = 30.0
+    seed: int = 0
+
+    @property
+    def slots(self) -> int:
+        """How many jobs one replica takes at once."""
+        if self.container_concurrency == 0:
+            return self.engine.max_batch
+        return min(self.container_concurrency, self.engine.max_batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run gave; durations are distributions over served requests, in seconds."""
+
+    requests: int
+    served: int
+    timed_out: int
+    refused: int
+    unserved: int
+    output_tokens: int
+    wait: Sketch
+    first_token: Sketch
+    total: Sketch
+    gpu: GpuSeconds
+    cold_starts: int
+    node_launches: int
+    handed_over: int
+    most_replicas: int
+    end_s: float
+    series: Series
+
+
+class _Kind(IntEnum):
+    """What an event is about; at the same instant the order of insertion decides."""
+
+    ARRIVAL = 0
+    ENGINE = 1
+    READY = 2
+    TICK = 3
+    NODE_IDLE = 4
+    DRAIN_END = 5
+    PREEMPTION = 6
+
+
+def simulate(scenario: Scenario, requests: Iterable[Request], policy: Autoscaler) -> Outcome:
+    """Run `requests` through the scenario under `policy`."""
+    return _World(scenario, policy).run(requests)
+
+
+class _World:
+    """One run: the clock, the queue and everything that happens."""
+
+    def __init__(self, scenario: Scenario, policy: Autoscaler) -> None:
+        self._scenario = scenario
+        self._policy = policy
+        self._learner = policy if isinstance(policy, Learner) else None
+        self._cluster = Cluster(
+            scenario.engine,
+            scenario.slots,
+            scenario.start_s,
+            scenario.nodes,
+            scenario.seen_starts_s,
+        )
+        self._rng = random.Random(scenario.seed)  # noqa: S311 - a model, no secret
+        self._events: list[tuple[float, int, int, object, int]] = []
+        self._count = 0
+        self._queue: deque[Job] = deque()
+        self._running = 0
+        self._now = 0.0
+        self._asked = 0
+        self._limit = scenario.delivery_limit or 10**9
+        self._requests = self._served = self._timed_out = self._refused = 0
+        self._tokens = self._handed_over = self._most = 0
+        self._wait, self._first, self._total = Sketch(), Sketch(), Sketch()
+        self._recent = Recent(_LATENCY_WINDOW_S)
+        self._series = Series(_NAMES)
+        self._in_flight_area = self._slot_area = self._used_area = 0.0
+        self._ready_slots = 0
+        self._last_tick = 0.0
+        self._arrivals_before = 0
+        self._series_since = 0.0
+
+    def run(self, requests: Iterable[Request]) -> Outcome:
+        stream = iter(requests)
+        self._set_scale(self._scenario.initial_replicas, is_ready=True)
+        self._next_arrival(stream)
+        self._push(0.0, _Kind.TICK, None)
+        horizon = self._scenario.horizon_s
+        while self._events:
+            at, _, kind, subject, version = heapq.heappop(self._events)
+            is_done = self._pending is None and not self._queue and not self._running
+            if at > horizon and (is_done or at > horizon + _LONGEST_OVERTIME_S):
+                break
+            self._pass_time(at)
+            if kind == _Kind.ARRIVAL:
+                self._arrive()
+                self._next_arrival(stream)
+            elif kind == _Kind.ENGINE:
+                assert isinstance(subject, Predictor)  # noqa: S101 - what `_plan` pushed
+                if subject.engine.version == version:
+                    self._progress(subject)
+            elif kind == _Kind.TICK:
+                self._tick()
+            else:
+                self._change_cluster(kind, subject)
+        return self._outcome(max(horizon, self._now))
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def _next_arrival(self, stream: Iterable[Request]) -> None:
+        self._pending = next(iter(stream), None)
+        if self._pending is not None:
+            self._push(self._pending.at, _Kind.ARRIVAL, None)
+
+    def _arrive(self) -> None:
+        request = self._pending
+        if request is None:
+            return
+        self._requests += 1
+        output = max(1, request.output_tokens)
+        job = Job(self._requests, self._now, request.prompt_tokens, output, remaining=output)
+        limit = self._scenario.queue_limit
+        if limit and len(self._queue) >= limit:
+            self._refused += 1
+            return
+        self._queue.append(job)
+        if self._learner is not None:
+            self._learner.arrived(job, self._now)
+        self._dispatch()
+        if self._asked == 0:
+            wanted = self._policy.wake(self._view(), self._now)
+            if wanted is not None:
+                self._set_scale(wanted)
+
+    def _dispatch(self) -> None:
+        """Hand the queue's head to the least busy replica, as long as one has a free place."""
+        self._drop_expired()
+        while self._queue:
+            predictor = self._least_busy()
+            if predictor is None:
+                return
+            job = self._queue.popleft()
+            predictor.engine.advance(self._now)
+            if job.started is None:
+                job.started = self._now
+                self._wait.add(self._now - job.arrived)
+            job.attempts += 1
+            self._running += 1
+            predictor.engine.take(job, self._now)
+            self._plan(predictor)
+
+    def _least_busy(self) -> Predictor | None:
+        best: Predictor | None = None
+        least = self._scenario.slots
+        for predictor in self._cluster.predictors:
+            if predictor.phase is Phase.READY and predictor.engine.running < least:
+                best, least = predictor, predictor.engine.running
+                if least == 0:
+                    break
+        return best
+
+    def _drop_expired(self) -> None:
+        timeout = self._scenario.timeout_s
+        if timeout is None:
+            return
+        while self._queue and self._now - self._queue[0].arrived > timeout:
+            self._queue.popleft()
+            self._timed_out += 1
+            self._recent.add(timeout, self._now)
+
+    def _progress(self, predictor: Predictor) -> None:
+        predictor.engine.advance(self._now)
+        ended = predictor.engine.settle(self._now)
+        for job in ended:
+            self._finish(job)
+        if predictor.phase is Phase.DRAINING and not predictor.engine.running:
+            self._end(predictor)
+        else:
+            self._plan(predictor)
+        if ended:
+            self._dispatch()
+
+    def _finish(self, job: Job) -> None:
+        self._running -= 1
+        total = self._now - job.arrived
+        self._recent.add(total, self._now)
+        timeout = self._scenario.timeout_s
+        if timeout is not None and total > timeout:
+            self._timed_out += 1
+            return
+        self._served += 1
+        self._tokens += job.output_tokens
+        self._total.add(total)
+        if job.first_token is not None:
+            self._first.add(job.first_token - job.arrived)
+        if self._learner is not None:
+            self._learner.finished(job, self._now)
+
+    def _plan(self, predictor: Predictor) -> None:
+        """Await the engine's next change; what was awaited before is void."""
+        engine = predictor.engine
+        engine.version += 1
+        at = engine.next_change()
+        if at < NEVER:
+            self._push(at, _Kind.ENGINE, predictor, engine.version)
+
+    # --- scale --------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self._drop_expired()
+        self._set_scale(self._policy.step(self._view(), self._now))
+        if self._series.is_due(self._now):
+            self._sample()
+        self._forget_areas()
+        self._push(self._now + self._policy.tick_s, _Kind.TICK, None)
+
+    def _view(self) -> View:
+        passed = self._now - self._last_tick
+        in_flight = min(len(self._queue) + self._running, self._limit)
+        average = self._in_flight_area / passed if passed > 0 else float(in_flight)
+        share = self._used_area / self._slot_area if self._slot_area > 0 else 0.0
+        return View(
+            queued=len(self._queue),
+            running=self._running,
+            asked=self._asked,
+            existing=self._cluster.existing,
+            ready=self._cluster.count(Phase.READY),
+            in_flight_average=average,
+            slot_share=share,
+            p95_s=self._recent.quantile(0.95, self._now),
+            queue=self._queue,
+        )
+
+    def _set_scale(self, wanted: int, *, is_ready: bool = False) -> None:
+        self._asked = wanted
+        missing = wanted - self._cluster.existing
+        for _ in range(missing):
+            predictor = self._cluster.launch(self._now, is_ready=is_ready)
+            self._push(predictor.ready_at, _Kind.READY, predictor)
+            if self._scenario.preemptions_per_hour > 0:
+                wait = self._rng.expovariate(self._scenario.preemptions_per_hour / 3600)
+                self._push(self._now + wait, _Kind.PREEMPTION, predictor)
+        for predictor in self._cluster.victims(max(0, -missing)):
+            self._drain(predictor, self._scenario.grace_s)
+        self._most = max(self._most, wanted)
+
+    def _drain(self, predictor: Predictor, grace_s: float) -> None:
+        self._ready_slots -= self._scenario.slots if predictor.phase is Phase.READY else 0
+        predictor.phase = Phase.DRAINING
+        if not predictor.engine.running:
+            self._end(predictor)
+        else:
+            self._push(self._now + grace_s, _Kind.DRAIN_END, predictor)
+
+    def _change_cluster(self, kind: int, subject: object) -> None:
+        if isinstance(subject, Node):
+            self._cluster.give_back(subject, self._now)
+            return
+        assert isinstance(subject, Predictor)  # noqa: S101 - what was pushed with these kinds
+        if kind == _Kind.READY and subject.phase is Phase.WAKING:
+            self._cluster.make_ready(subject, self._now)
+            self._ready_slots += self._scenario.slots
+            self._dispatch()
+        elif kind == _Kind.DRAIN_END and subject.phase is Phase.DRAINING:
+            self._hand_over(subject)
+        elif kind == _Kind.PREEMPTION and subject.phase is not Phase.GONE:
+            # The provider takes the node; the cluster asks for a replacement at once.
+            self._drain(subject, self._scenario.notice_s)
+            self._set_scale(self._asked)
+
+    def _hand_over(self, predictor: Predictor) -> None:
+        predictor.engine.advance(self._now)
+        jobs = predictor.engine.hand_over(does_resume=self._scenario.does_resume)
+        self._running -= len(jobs)
+        self._handed_over += len(jobs)
+        self._queue.extendleft(reversed(jobs))
+        self._end(predictor)
+        self._dispatch()
+
+    def _end(self, predictor: Predictor) -> None:
+        predictor.engine.version += 1
+        node = self._cluster.end(predictor, self._now)
+        if node is not None:
+            self._push(self._now + self._scenario.nodes.idle_s, _Kind.NODE_IDLE, node)
+
+    # --- measures -----------------------------------------------------------------------------
+
+    def _pass_time(self, at: float) -> None:
+        passed = at - self._now
+        if passed > 0:
+            in_flight = min(len(self._queue) + self._running, self._limit)
+            self._in_flight_area += passed * in_flight
+            self._used_area += passed * self._running
+            self._slot_area += passed * self._ready_slots
+            self._now = at
+
+    def _forget_areas(self) -> None:
+        self._last_tick = self._now
+        self._in_flight_area = self._used_area = self._slot_area = 0.0
+
+    def _sample(self) -> None:
+        passed = self._now - self._series_since
+        share = self._used_area / self._slot_area if self._slot_area > 0 else 0.0
+        self._series.add(
+            self._now,
+            self._asked,
+            self._cluster.count(Phase.READY),
+            len(self._queue),
+            self._running,
+            self._recent.quantile(0.95, self._now) or 0.0,
+            100 * share,
+            (self._requests - self._arrivals_before) / passed if passed > 0 else 0.0,
+        )
+        self._series_since = self._now
+        self._arrivals_before = self._requests
+
+    def _push(self, at: float, kind: _Kind, subject: object, version: int = 0) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (at, self._count, int(kind), subject, version))
+
+    def _outcome(self, end: float) -> Outcome:
+        return Outcome(
+            requests=self._requests,
+            served=self._served,
+            timed_out=self._timed_out,
+            refused=self._refused,
+            unserved=len(self._queue) + self._running,
+            output_tokens=self._tokens,
+            wait=self._wait,
+            first_token=self._first,
+            total=self._total,
+            gpu=self._cluster.gpu_seconds(end),
+            cold_starts=self._cluster.launches - self._scenario.initial_replicas,
+            node_launches=self._cluster.node_launches,
+            handed_over=self._handed_over,
+            most_replicas=self._most,
+            end_s=end,
+            series=self._series,
+        )
