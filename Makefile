@@ -68,7 +68,7 @@ bench: install ## One job's path: cold start, warm overhead, idle memory
 	@$(BIN)/python -m bench.one_job
 
 bench-peers: install ## The plumbing against Celery, RQ, arq, taskiq and dramatiq
-	@$(BIN)/python -m bench.peers
+	@$(BIN)/python -m bench.peers.peers
 
 ##@ On a cluster
 

@@ -1,6 +1,6 @@
 """`torpor up` as a process of its own, as a user starts it, for benches that measure a whole stack.
 
-Called by `bench.api_batch`, `bench.observability_cost`, `bench.one_job` and `bench.saturation`. It
+Called by `bench.api.batch`, `bench.observability.cost`, `bench.one_job` and `bench.saturation`. It
 sets nothing that a bench may want to say itself, and knows no figure.
 """
 

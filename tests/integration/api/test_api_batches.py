@@ -328,7 +328,7 @@ async def test_a_batch_that_can_never_run_names_its_parameter(
 async def test_five_hundred_lines_become_a_few_parts_and_a_bad_one_fails_alone(
     rig: Rig, client: AsyncOpenAI, runner: None
 ) -> None:
-    """50,000 in `bench/api_batch.py`."""
+    """50,000 in `bench/api/batch.py`."""
     content = lines(500)
     content[249] = b'{"custom_id": "c250", "url": "/v1/chat/completions", "body": {"model": "m"}}'
     batch = await final(client, (await start(client, content)).id)

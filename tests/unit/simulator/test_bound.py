@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.policies_bound import Clairvoyant, Setting, lower_bound_s, stretches
+from bench.policies.bound import Clairvoyant, Setting, lower_bound_s, stretches
 from torpor.simulator.candidate import Candidate, fixed_candidate, kpa_candidate, work_candidate
 from torpor.simulator.engine import GPU_ASSUMED
 from torpor.simulator.load import Load

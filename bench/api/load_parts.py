@@ -1,4 +1,4 @@
-"""What `bench.api_load` runs as processes of their own: a broker that confirms at once, and a
+"""What `bench.api.load` runs as processes of their own: a broker that confirms at once, and a
 writer of tokens. They know nothing of ours: what is measured must not wait for them.
 """
 

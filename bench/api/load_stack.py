@@ -1,4 +1,4 @@
-"""Valkey, a broker and one api as processes on cores of their own, for `bench.api_load`.
+"""Valkey, a broker and one api as processes on cores of their own, for `bench.api.load`.
 
 The api alone has core 0; on a 2-core machine all the rest shares the other.
 """
@@ -55,7 +55,7 @@ def stack(real_broker: bool) -> Iterator[Ports]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as ended:
         env = _settings(ports, folder)
         valkey = [str(VALKEY), "--port", str(ports.redis), "--dir", folder]
-        broker = [sys.executable, "-m", "bench.api_load_parts", "broker", str(ports.broker)]
+        broker = [sys.executable, "-m", "bench.api.load_parts", "broker", str(ports.broker)]
         if real_broker:
             broker = [sys.executable, "-m", "eventing.broker"]
         for name, cores, port, command in (

@@ -1,8 +1,8 @@
 """The same echo job behind FastAPI on five task queues, one module, run in a venv of its own.
 
-    python bench/peer_app.py <celery|rq|arq|taskiq|dramatiq> <serve|work>
+    python bench/peers/app.py <celery|rq|arq|taskiq|dramatiq> <serve|work>
 
-Called by `bench.peers`. `POST /echo` hands the job to the queue and answers with its result, which
+Called by `bench.peers.peers`. `POST /echo` hands the job to the queue and answers with its result, which
 it gets by the library's own means; where that polls, it polls every 2 ms (arq's and taskiq's
 defaults are slower). Settings: `PEER_REDIS` (URL) and `PEER_PORT`. Must not import ours.
 """

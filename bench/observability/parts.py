@@ -1,6 +1,6 @@
 """What one log line, one metric, one span and one scrape cost, and so what a job pays to be seen.
 
-    .venv/bin/python bench/observability_parts.py
+    .venv/bin/python bench/observability/parts.py
 
 Each is the fastest of many repeats in one process, so that what else the machine does is left out.
 How often a job does each was counted on the embedded stack (`PER_JOB`). Writes JSON.

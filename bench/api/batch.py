@@ -1,6 +1,6 @@
 """A batch from its upload to its result files, through the whole stack: rate, and the api's memory.
 
-`python -m bench.api_batch --lines 50000 --json api_batch.json`. The engine is the seeded one, which
+`python -m bench.api.batch --lines 50000 --json api_batch.json`. The engine is the seeded one, which
 costs next to nothing, so this is what Torpor itself takes for a line. One line in a thousand is
 bad. Ends with status 1 when a line is missing, doubled, or failed under another number than its
 own.

@@ -1,6 +1,6 @@
 """One api process on one core: submits a second, polls a second, and the delay of live tokens.
 
-`python -m bench.api_load all --json api_load.json` (or `submits`, `polls`, `readers`, `burst`). The
+`python -m bench.api.load all --json api_load.json` (or `submits`, `polls`, `readers`, `burst`). The
 api is pinned to core 0; Valkey (AOF as in production, fsync each second), a broker that confirms at
 once, the token writer and the clients share the other cores, so on a 2-core machine all of those
 share one. Clients speak HTTP over bare sockets: a client library would be what is measured. A delay
@@ -23,8 +23,8 @@ from typing import Any, Final
 import psutil
 import uvloop
 
-from bench.api_load_stack import Ports, stack
-from bench.api_load_wire import Reader, Spent, Wire, delete, get, post, wires
+from bench.api.load_stack import Ports, stack
+from bench.api.load_wire import Reader, Spent, Wire, delete, get, post, wires
 from bench.report import publish, quantile
 from bench.torpor_up import ROOT
 from eventing.redis.connection import connect
@@ -206,7 +206,7 @@ def start_writer(
     ports: Ports, args: argparse.Namespace, job_ids: Sequence[JobId]
 ) -> subprocess.Popen[str]:
     """The process that writes tokens of all jobs, on its way."""
-    part = [sys.executable, "-m", "bench.api_load_parts", "writer"]
+    part = [sys.executable, "-m", "bench.api.load_parts", "writer"]
     numbers = [ports.redis, args.tokens_per_second, args.seconds + 2]
     writer = subprocess.Popen(
         [*part, *map(str, numbers)],

@@ -1,6 +1,6 @@
 """What being seen costs a whole stack: CPU per job and latency, seen against unseen.
 
-    python -m bench.observability_cost [--seen sampled|all|logs|metrics|traces] [--blocks N]
+    python -m bench.observability.cost [--seen sampled|all|logs|metrics|traces] [--blocks N]
 
 One embedded stack with the test engine, made seeing and blind again while it runs, by a signal to
 each of its processes (`_SWITCH`): no two stacks have the same luck with their memory, and what was

@@ -1,6 +1,6 @@
 """The live stack's autoscaler against its settings: how fast it wakes, and how long it stays.
 
-    python -m bench.policies_live
+    python -m bench.policies.live
 
 Starts `torpor up --engine seeded` on a clock ten times as fast. Follows a job at zero from a new
 connection over its record (the api's clock) to the autoscaler's decision (its own log line), and

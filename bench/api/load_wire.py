@@ -1,4 +1,4 @@
-"""HTTP over bare sockets, and what it costs the api: for `bench.api_load`.
+"""HTTP over bare sockets, and what it costs the api: for `bench.api.load`.
 
 A client library would be what is measured.
 """

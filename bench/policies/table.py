@@ -1,9 +1,9 @@
 """Policies side by side on the trace and on bursts: who waits, who pays, and how far from the
 bound.
 
-    python -m bench.policies_table --trace ../shared/traces/azure_llm_2023_conv.csv
+    python -m bench.policies.table --trace ../shared/traces/azure_llm_2023_conv.csv
 
-    python -m bench.policies_table --seeds 10        # bursts only, as many of them
+    python -m bench.policies.table --seeds 10        # bursts only, as many of them
 
 "best" rows are the cheapest setting of a grid that keeps the target, chosen with hindsight on the
 very load they are judged by: a generous rival. "work" has no setting but the target itself.
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.policies_bound import Clairvoyant, Setting, lower_bound_s, stretches
+from bench.policies.bound import Clairvoyant, Setting, lower_bound_s, stretches
 from torpor.simulator.candidate import (
     Candidate,
     keda_candidate,

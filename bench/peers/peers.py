@@ -1,8 +1,8 @@
 """The plumbing of Torpor against what a user would pick instead: the same echo job, the same Redis.
 
-    python -m bench.peers [--seconds 8] [--only torpor,taskiq] [--ahead]
+    python -m bench.peers.peers [--seconds 8] [--only torpor,taskiq] [--ahead]
 
-FastAPI with Celery, RQ, arq, taskiq and dramatiq (`bench/peer_app.py`, in the venv that
+FastAPI with Celery, RQ, arq, taskiq and dramatiq (`bench/peers/app.py`, in the venv that
 `make bench-peers` makes) and Torpor: one HTTP process, one worker, the same server (AOF everysec),
 the same closed loop of 1 and of 64 clients, one after the other in one run. A client asks and waits
 for its result, then asks again. Torpor's job is an OpenAI completion of one token by the test
