@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := eventing predictor api knative tests bench
+SOURCES := eventing predictor api knative torpor tests bench
 # Tests wait for processes more than they compute, so three workers suit two cores; more would load too many engines at once.
 WORKERS ?= 3
 PROMPT ?= Why do hummingbirds fall into torpor at night? Answer in two sentences.
@@ -46,7 +46,7 @@ lint: install ## Style, spelling and the direction of imports
 	@$(BIN)/ruff format -q --check $(SOURCES) scripts
 	@$(BIN)/ruff check -q $(SOURCES) scripts
 	@$(BIN)/lint-imports
-	@$(BIN)/codespell eventing predictor api knative docs README.md CHANGELOG.md
+	@$(BIN)/codespell eventing predictor api knative torpor docs README.md CHANGELOG.md
 
 types: install ## mypy, strict
 	@$(BIN)/mypy

@@ -16,35 +16,35 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from api.batch import runner as batch_runner
 from api.app import create_app
 from api.assembly import Loop, furnish
 from api.auth.rules import openness, why_not_start
-from api.http.background import forever
-from api.batch.store import BatchStore
-from api.job.catalog import Catalog
-from api.http.protocol import door_for
+from api.batch import runner as batch_runner
 from api.batch.file_store import FileStore
+from api.batch.store import BatchStore
 from api.front import Front
-from api.settings import ApiSettings
+from api.http.background import forever
+from api.http.protocol import door_for
+from api.job.catalog import Catalog
 from api.job.waiting import QueueWaiting
-from eventing.process import gc as collector
-from eventing.telemetry import log, trace
-from eventing.outbox import outbox
+from api.settings import ApiSettings
 from eventing.broker.intake import DirectIntake
 from eventing.broker.router import DirectPublisher
 from eventing.broker.trigger import load_triggers
 from eventing.clock import SystemClock
-from eventing.redis.connection import connect
-from eventing.live.completion_notifier import EndBell
+from eventing.cloudevent.publisher import HttpPublisher
 from eventing.errors import BadRequest
+from eventing.live.completion_notifier import EndBell
+from eventing.live.stream_multiplexer import TokenHub
+from eventing.outbox import outbox
+from eventing.process import gc as collector
+from eventing.redis.connection import connect
 from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.store.redis_store import RedisStore
+from eventing.telemetry import log, trace
 from eventing.telemetry.metric.job import JobMetrics
 from eventing.telemetry.metric.ledger import Ledger
 from eventing.telemetry.metric.live import LiveMetrics
-from eventing.cloudevent.publisher import HttpPublisher
-from eventing.store.redis_store import RedisStore
-from eventing.live.stream_multiplexer import TokenHub
 
 _log = structlog.get_logger()
 

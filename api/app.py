@@ -14,6 +14,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import WebSocketRoute
 
+from api.console import overview, page
+from api.front import Front
+from api.http.middleware import Edge
+from api.http.problem import error_response
+from api.limit.gate import RateHeaders
 from api.routes import (
     batches,
     dead_letters,
@@ -25,13 +30,10 @@ from api.routes import (
     responses,
     socket,
     usage,
+)
+from api.routes import (
     webhooks as webhook_routes,
 )
-from api.console import overview, page
-from api.http.middleware import Edge
-from api.front import Front
-from api.limit.gate import RateHeaders
-from api.http.problem import error_response
 from eventing.errors import TorporError
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]

@@ -11,12 +11,12 @@ from redis.asyncio import Redis
 from api.auth.rules import doorkeeper
 from api.console.overview import RedisOverview
 from api.front import Front
-from api.limit.gate import LimitGate
 from api.job.idempotency import Replay
 from api.job.result_feed import ResultFeed
 from api.job.waiting import WakingNotes
-from api.webhook.service import build_webhooks
+from api.limit.gate import LimitGate
 from api.webhook.listener import WebhookListener
+from api.webhook.service import build_webhooks
 
 Loop = Callable[[], Awaitable[None]]
 

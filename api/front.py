@@ -12,25 +12,25 @@ from typing import Any, Protocol
 
 from starlette.requests import HTTPConnection
 
+from api.auth.principal import Authenticator, EverybodyIsDefault, Principal
 from api.batch.batch import Batch
+from api.batch.file_store import FileStore
 from api.http.body_limiter import BodyRoom
 from api.job.catalog import Catalog
-from api.batch.file_store import FileStore
-from api.auth.principal import Authenticator, EverybodyIsDefault, Principal
+from api.job.concurrency_limiter import Turnstile
 from api.job.idempotency import Replay
 from api.job.result_feed import ResultFeed
 from api.settings import ApiSettings
-from api.job.concurrency_limiter import Turnstile
 from api.webhook.service import WebhookDesk
 from eventing.clock import Clock, SystemClock
+from eventing.cloudevent.publisher import Publisher
 from eventing.errors import NotFound, Unavailable
 from eventing.job.job import Job, JobId
-from eventing.telemetry.metric.ledger import Ledger
-from eventing.outbox.published import PublishedJobs
-from eventing.cloudevent.publisher import Publisher
-from eventing.live.replica import Replica
 from eventing.job.store import NewJob, Store, StreamEntry
+from eventing.live.replica import Replica
 from eventing.live.stream_multiplexer import Tap
+from eventing.outbox.published import PublishedJobs
+from eventing.telemetry.metric.ledger import Ledger
 
 
 class LiveReader(Protocol):

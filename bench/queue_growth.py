@@ -20,12 +20,12 @@ import orjson
 from redis.asyncio import Redis
 
 from eventing.broker.queue import Queue, QueueView, member_of
-from eventing.redis.connection import connect
 from eventing.cloudevent.event import to_record
-from eventing.job.job import API_SOURCE, JobRequest, Lane, new_job_id
 from eventing.cloudevent.job_event import request_event
-from eventing.store.redis_store import RedisStore
+from eventing.job.job import API_SOURCE, JobRequest, Lane, new_job_id
 from eventing.job.store import NewJob
+from eventing.redis.connection import connect
+from eventing.store.redis_store import RedisStore
 from tests.redis_server import VALKEY, RedisServer, debian_redis
 
 _SAMPLE = 500

@@ -62,8 +62,8 @@ class Stream:
 
 def predict(argv: list[str]) -> int:
     """The predictor, with a clock at the place where the engine hands a token over."""
-    from predictor.generation import generation
     from predictor.__main__ import main as predictor_main
+    from predictor.generation import generation
 
     made: dict[str, list[float]] = {}
     take = generation.Generation._take

@@ -36,8 +36,8 @@ LEASE_S: Final = 2.0
 
 def predict(argv: list[str]) -> int:
     """The predictor, with each token counted where a kill cannot take the count back."""
-    from predictor.generation import generation
     from predictor.__main__ import main as predictor_main
+    from predictor.generation import generation
 
     with Path(os.environ[COUNTER]).open("r+b") as file:
         shared = mmap.mmap(file.fileno(), 8)

@@ -19,9 +19,9 @@ from typing import Any, Final, Protocol
 import orjson
 from redis.asyncio import Redis
 
+from eventing.errors import BadRequest, NotFound
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.errors import BadRequest, NotFound
 
 SCOPES: Final = (
     "jobs:read",

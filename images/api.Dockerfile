@@ -12,6 +12,7 @@ RUN mkdir api eventing knative predictor \
     && /opt/torpor/bin/pip install -c images/constraints.txt ".[api,traces]"
 COPY eventing eventing
 COPY knative knative
+COPY torpor torpor
 COPY predictor predictor
 COPY api api
 RUN /opt/torpor/bin/pip install --no-deps --force-reinstall .

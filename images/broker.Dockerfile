@@ -13,6 +13,7 @@ RUN mkdir api eventing knative predictor \
     && /opt/torpor/bin/pip install -c images/constraints.txt ".[deploy,scaler,traces]"
 COPY eventing eventing
 COPY knative knative
+COPY torpor torpor
 COPY predictor predictor
 COPY api api
 RUN /opt/torpor/bin/pip install --no-deps --force-reinstall .

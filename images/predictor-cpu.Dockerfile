@@ -16,6 +16,7 @@ RUN mkdir api eventing knative predictor \
     && /opt/torpor/bin/pip uninstall -y torchvision torchaudio torchcodec
 COPY eventing eventing
 COPY knative knative
+COPY torpor torpor
 COPY api api
 COPY predictor predictor
 RUN /opt/torpor/bin/pip install --no-deps --force-reinstall .

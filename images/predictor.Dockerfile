@@ -7,6 +7,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY eventing eventing
 COPY knative knative
+COPY torpor torpor
 COPY predictor predictor
 COPY api api
 # What the base image has stays as it is: its versions are the constraints of what we add.

@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from predictor.engine.engine import Engine
-from predictor.settings import EngineKind, PredictorSettings
 from predictor.process.gc import uncollected
+from predictor.settings import EngineKind, PredictorSettings
 
 _FLAGS = {
     "--engine": "vllm (default) or seeded, the test engine",

@@ -16,28 +16,28 @@ import structlog
 from kserve.model_server import app
 from redis.asyncio import Redis
 
-from eventing.process import gc as collector
 from eventing.clock import Clock, SystemClock
+from eventing.job.store import Store
+from eventing.live.replica import ReplicaDirectory
+from eventing.process import gc as collector
 from eventing.redis.connection import connect
 from eventing.store.memory_store import MemoryStore
-from eventing.telemetry.metric.ledger import GpuAccount, Ledger
 from eventing.store.redis_store import RedisStore
-from eventing.live.replica import ReplicaDirectory
-from eventing.job.store import Store
+from eventing.telemetry.metric.ledger import GpuAccount, Ledger
 from eventing.telemetry.trace import SpanLinks
 from predictor import metrics
-from predictor.serving.abort_when_gone import AbortWhenGone
 from predictor.delivery.admission import Admission, Phase
 from predictor.delivery.delivery import Deliveries
-from predictor.serving.direct_call import DirectCalls
 from predictor.delivery.drain import Drain
+from predictor.delivery.lease import LeaseKeeper
 from predictor.engine.engine import ColdStartPhase, Engine
 from predictor.errors import EngineStartError
 from predictor.generation.generation import Stop
 from predictor.process.heartbeat import Heartbeat
+from predictor.serving.abort_when_gone import AbortWhenGone
+from predictor.serving.direct_call import DirectCalls
 from predictor.serving.event_routes import EventDoor, add_error_handler, add_probes
 from predictor.serving.kserve_server import PredictorServer
-from predictor.delivery.lease import LeaseKeeper
 from predictor.serving.model import PredictorModel
 from predictor.serving.openai_routes import add_openai_routes
 from predictor.settings import PredictorSettings

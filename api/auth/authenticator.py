@@ -14,8 +14,8 @@ from typing import Final, Protocol
 from starlette.requests import HTTPConnection
 
 from api.auth.address import is_loopback
-from api.http.errors import Forbidden, Unauthorized
 from api.auth.principal import Principal, Scope
+from api.http.errors import Forbidden, Unauthorized
 from eventing.api_key import ApiKey, KeySource, key_id_of
 
 _REFUSED: Final = "send a key that we know, as «Authorization: Bearer ...»"

@@ -8,8 +8,8 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from api.auth.authenticator import Credentials, Doorkeeper, RememberedKeys
 from api.auth.address import is_loopback
+from api.auth.authenticator import Credentials, Doorkeeper, RememberedKeys
 from api.auth.oidc import OidcRules, OidcVerifier
 from api.settings import ApiSettings
 from eventing.api_key import FileKeys, KeySource, RedisKeys

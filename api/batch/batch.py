@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import orjson
 
-from api.view.outcome import answer_of, failure_of
 from api.http.problem import openai_error, openai_status
+from api.view.outcome import answer_of, failure_of
 from eventing.errors import BadRequest, InvalidJob
 from eventing.job.job import RUNNABLE_URLS, Job
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import structlog
 
+from api.auth.principal import Principal
 from api.batch.batch import (
     LINE_LIMIT,
     Batch,
@@ -24,11 +25,10 @@ from api.batch.batch import (
     refused_entry,
     unrun_entry,
 )
-from api.batch.store import BatchStore
-from api.http.errors import BodyTooLarge
 from api.batch.file_store import FileCard, FileStore
+from api.batch.store import BatchStore
 from api.front import Front
-from api.auth.principal import Principal
+from api.http.errors import BodyTooLarge
 from api.job.submission import submit_line
 from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable, first_of
 from eventing.job.job import JobId, Lane

@@ -11,8 +11,8 @@ from typing import Final
 from redis.asyncio import Redis
 
 from api.batch.batch import Batch, parse_batch
-from eventing.redis.connection import failures_named
 from eventing.errors import NotFound
+from eventing.redis.connection import failures_named
 from eventing.redis.keys import PREFIX
 from eventing.redis.script import run
 

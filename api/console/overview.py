@@ -12,10 +12,10 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from starlette.responses import Response
 
+from api.auth.principal import Scope
 from api.openapi.examples import OVERVIEW
 from api.openapi.operation import answer, problems
 from api.routes.jobs import json_response
-from api.auth.principal import Scope
 from api.routes.route import Call, Doc, new_router, operation
 from eventing.broker.queue import QueueView, expected_wait_s
 from eventing.clock import Clock

@@ -10,8 +10,8 @@ from typing import Any, Final
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
-from api.http.errors import BodyTooLarge, BodyTooSlow, UnsupportedMedia
 from api.front import front_of
+from api.http.errors import BodyTooLarge, BodyTooSlow, UnsupportedMedia
 from eventing.errors import BadRequest
 
 

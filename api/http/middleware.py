@@ -13,9 +13,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.sse import RAW_SEND
+from eventing.cloudevent.request_id import EXTENSION, checked, marks
 from eventing.telemetry.log import Marked
 from eventing.telemetry.metric.series import labelled
-from eventing.cloudevent.request_id import EXTENSION, checked, marks
 
 _requests = Counter(
     "torpor_api_requests_total", "Requests answered.", ["method", "route", "status"]

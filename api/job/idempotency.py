@@ -13,8 +13,8 @@ import orjson
 from redis.asyncio import Redis
 from starlette.responses import Response
 
-from eventing.redis.connection import failures_named
 from eventing.errors import IdempotencyConflict, InvalidJob, Overloaded
+from eventing.redis.connection import failures_named
 from eventing.redis.keys import PREFIX
 
 _KEPT_S: Final = 24 * 3600

@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
-from api.http.protocol import Wire
 from api.front import Front, LiveReader, Outlook
+from api.http.protocol import Wire
 from eventing.errors import NotFound, StoreUnavailable
 from eventing.job.job import Job, JobId, JobState
 from eventing.job.store import EntryKind, StreamEntry

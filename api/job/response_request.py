@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from eventing.errors import InvalidJob
 from eventing.job.call_fields import (
     FLAG,
     NAME,
@@ -21,7 +22,6 @@ from eventing.job.call_fields import (
     one_of,
     whole,
 )
-from eventing.errors import InvalidJob
 
 Item = Mapping[str, Any]
 Message = dict[str, Any]

@@ -14,12 +14,12 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from eventing.redis.connection import failures_named
 from eventing.errors import Overloaded, StoreUnavailable
 from eventing.job.job import Job, JobId
-from eventing.redis.keys import PREFIX
 from eventing.job.store import Store
 from eventing.live.stream_multiplexer import order_of
+from eventing.redis.connection import failures_named
+from eventing.redis.keys import PREFIX
 
 KEPT: Final = 10_000
 """Ends a tenant can go back, or a few more: the store trims in strides."""

@@ -13,11 +13,12 @@ from typing import Any, Final
 import structlog
 from prometheus_client import Counter
 
-from api.front import Front, Intake
 from api.auth.principal import Principal
-from api.webhook.webhook import BATCH, JOB_WEBHOOK, WEBHOOK_URL, webhook_wish
+from api.front import Front, Intake
 from api.webhook.address import allow_list, check_url
-from eventing.telemetry import trace
+from api.webhook.webhook import BATCH, JOB_WEBHOOK, WEBHOOK_URL, webhook_wish
+from eventing.cloudevent.job_event import request_event
+from eventing.cloudevent.request_id import KEPT, checked
 from eventing.errors import (
     BrokerUnavailable,
     IdempotencyConflict,
@@ -36,11 +37,10 @@ from eventing.job.job import (
     new_job_id,
     parse_request,
 )
-from eventing.cloudevent.job_event import request_event
-from eventing.store.job_record import fresh
-from eventing.telemetry.metric.series import labelled
-from eventing.cloudevent.request_id import KEPT, checked
 from eventing.job.store import Ending, Hold, NewJob
+from eventing.store.job_record import fresh
+from eventing.telemetry import trace
+from eventing.telemetry.metric.series import labelled
 
 NEVER_ACCEPTED: Final = "never_accepted"
 """Error code of a job whose submit was answered 503: it was withdrawn and will never run."""

@@ -14,14 +14,14 @@ from redis.asyncio import Redis
 
 from api.front import Outlook, Waiting
 from api.view.timeline import Step, waking_steps
-from eventing.redis import keys
 from eventing.broker.queue import QueueView, member_of
 from eventing.clock import Clock
-from eventing.redis.connection import failures_named
+from eventing.cloudevent.job_event import request_event
 from eventing.errors import StoreUnavailable
 from eventing.job.job import Job
-from eventing.cloudevent.job_event import request_event
 from eventing.live.replica import Replica, ReplicaDirectory
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
 from eventing.redis.script import run
 
 _FRESH_S: Final = 0.1

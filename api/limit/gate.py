@@ -15,6 +15,8 @@ from redis.asyncio import Redis
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.auth.principal import Principal
+from api.limit.in_flight import Flight
 from api.limit.limit import (
     Limit,
     Limits,
@@ -27,9 +29,7 @@ from api.limit.limit import (
     tokens_asked,
     tokens_taken,
 )
-from api.limit.in_flight import Flight
 from api.limit.window import Meter, Windows
-from api.auth.principal import Principal
 from api.settings import ApiSettings
 from eventing.broker.queue import Depth, QueueView, expected_wait_s
 from eventing.clock import Clock

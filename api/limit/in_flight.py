@@ -10,10 +10,10 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from eventing.redis import keys
-from eventing.redis.connection import failures_named
 from eventing.job.job import JobId
 from eventing.job.store import Store
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
 
 _LOOK_AT: Final = 50
 _LOOK_EVERY_S: Final = 1.0

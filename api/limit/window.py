@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from api.limit.limit import MINUTE_S, Window
+from eventing.job.job import JobId
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.job.job import JobId
 from eventing.redis.script import run
 
 _PREFIX: Final = f"{keys.PREFIX}:limits"

@@ -4,8 +4,8 @@ Called by `api.routes.files` and `api.routes.batches`.
 """
 
 from api.openapi import examples
-from api.openapi.operation import Schema, answer, body, parameter
 from api.openapi.openai import errors
+from api.openapi.operation import Schema, answer, body, parameter
 from api.routes.route import KEY, Doc
 
 _FILE: Schema = {

@@ -5,15 +5,15 @@ Called by `api.app`.
 
 from starlette.responses import Response
 
-from api.openapi import files as docs
+from api.auth.principal import Scope
 from api.batch.batch import Batch, check_endpoint
-from api.http.body import read_object
 from api.batch.file_store import new_file_id
+from api.http.body import read_object
+from api.job.submission import check_metadata
+from api.openapi import files as docs
 from api.routes.files import keyed_hex, page_of
 from api.routes.jobs import json_response, whole_number
-from api.auth.principal import Scope
 from api.routes.route import Call, new_router, operation
-from api.job.submission import check_metadata
 from eventing.errors import BadRequest, IdempotencyConflict, NotFound
 
 router = new_router()

@@ -10,12 +10,13 @@ from typing import Any, Final
 import structlog
 from starlette.responses import Response
 
-from api.openapi import dead_letters as docs
-from api.http.body import parse_object, read_bytes
-from api.view.job import job_view
-from api.routes.jobs import json_response, own_job, whole_number
 from api.auth.principal import Scope
+from api.http.body import parse_object, read_bytes
+from api.openapi import dead_letters as docs
+from api.routes.jobs import json_response, own_job, whole_number
 from api.routes.route import Call, new_router, operation
+from api.view.job import job_view
+from eventing.cloudevent.job_event import request_event
 from eventing.errors import (
     BrokerUnavailable,
     NotFound,
@@ -24,7 +25,6 @@ from eventing.errors import (
     WrongState,
 )
 from eventing.job.job import Job, JobId, JobRequest, parse_request
-from eventing.cloudevent.job_event import request_event
 from eventing.job.store import NewJob
 
 router = new_router()

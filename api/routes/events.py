@@ -12,21 +12,18 @@ import orjson
 import structlog
 from starlette.responses import Response
 
-from api.openapi import operation as docs
-from api.http.body import read_bytes
-from api.front import Front
-from api.routes.jobs import accepted
 from api.auth.principal import Scope
-from api.job.result_feed import ResultFeed
-from api.routes.route import Call, new_router, operation
+from api.front import Front
+from api.http.body import read_bytes
 from api.http.sse import Stream, comment, frame
-from api.routes.stream import parse_cursor
+from api.job.result_feed import ResultFeed
 from api.job.submission import submit_new
+from api.openapi import operation as docs
+from api.routes.jobs import accepted
+from api.routes.route import Call, new_router, operation
+from api.routes.stream import parse_cursor
 from eventing.cloudevent import request_id
-from eventing.telemetry import trace
-from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable
 from eventing.cloudevent.event import Event, build_binary, build_structured, parse_http
-from eventing.job.job import JobError, JobId, is_job_id
 from eventing.cloudevent.job_event import (
     REQUESTED,
     RESULT_TYPES,
@@ -35,8 +32,11 @@ from eventing.cloudevent.job_event import (
     result_event,
     unreadable_job,
 )
+from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable
+from eventing.job.job import JobError, JobId, is_job_id
 from eventing.job.store import Hold
 from eventing.live.stream_multiplexer import order_of
+from eventing.telemetry import trace
 
 router = new_router()
 _log = structlog.get_logger()

@@ -14,12 +14,12 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from api.openapi import files as docs
+from api.auth.principal import Scope
+from api.batch.file_store import FileCard, new_card
 from api.http.body import stream_bytes
 from api.http.errors import UnsupportedMedia
-from api.batch.file_store import FileCard, new_card
+from api.openapi import files as docs
 from api.routes.jobs import json_response, whole_number
-from api.auth.principal import Scope
 from api.routes.route import Call, new_router, operation
 from eventing.errors import BadRequest, IdempotencyConflict, NotFound
 

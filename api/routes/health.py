@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auth.address import is_loopback
-from api.front import front_of
 from api.auth.principal import Scope
+from api.front import front_of
 from eventing.process.probe import alive, metrics_page, readiness
 
 router = APIRouter(include_in_schema=False)

@@ -10,17 +10,17 @@ import orjson
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
-from api.openapi import operation as docs
+from api.auth.principal import Principal, Scope
+from api.front import Front
 from api.http.body import read_object
 from api.http.protocol import wire_of
-from api.front import Front
-from api.view.job import accepted_view, cost_view, job_view
-from api.job.live import outlook_of, wait_for_end
-from api.auth.principal import Principal, Scope
-from api.routes.route import Call, new_router, operation
 from api.http.sse import Stream
-from api.routes.stream import END, job_frames, parse_cursor
+from api.job.live import outlook_of, wait_for_end
 from api.job.submission import submit, wish_of
+from api.openapi import operation as docs
+from api.routes.route import Call, new_router, operation
+from api.routes.stream import END, job_frames, parse_cursor
+from api.view.job import accepted_view, cost_view, job_view
 from api.view.timeline import timeline
 from api.webhook.webhook import subject_of
 from eventing.errors import BadRequest, NotFound

@@ -13,20 +13,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from api.openapi import openai as docs
-from api.http.body import read_object
-from api.view.chunk import Chunker
-from api.http.protocol import Wire, wire_of
-from api.front import Front
-from api.view.job import outlook_view
-from api.routes.jobs import accepted, cancelled, json_response
-from api.job.live import moments, tap_into, wait_for_end
-from api.view.outcome import CallFailed, answer_of, failure_of, still_running
 from api.auth.principal import Scope
+from api.front import Front
+from api.http.body import read_object
 from api.http.problem import openai_error
-from api.routes.route import Call, new_router, operation
+from api.http.protocol import Wire, wire_of
 from api.http.sse import Stream, comment, data_frame
+from api.job.live import moments, tap_into, wait_for_end
 from api.job.submission import submit, wish_of
+from api.openapi import openai as docs
+from api.routes.jobs import accepted, cancelled, json_response
+from api.routes.route import Call, new_router, operation
+from api.view.chunk import Chunker
+from api.view.job import outlook_view
+from api.view.outcome import CallFailed, answer_of, failure_of, still_running
 from eventing.errors import InvalidJob, NotFound, TorporError, Unavailable, first_of
 from eventing.job.job import Job, Lane
 from eventing.job.store import StreamEntry

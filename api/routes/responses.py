@@ -11,18 +11,20 @@ from typing import Any, Final
 import orjson
 from starlette.responses import Response
 
-from api.openapi import openai as docs
-from api.http.body import read_object
-from api.http.protocol import wire_of
-from api.front import Front
-from api.view.job import outlook_view
-from api.routes.jobs import cancelled, json_response, own_job, whole_number
-from api.job.live import moments, tap_into
-from api.routes.openai import answer_or_cancel, cancelling, prefers_async, stream_of
 from api.auth.principal import Principal, Scope
+from api.front import Front
+from api.http.body import read_object
 from api.http.problem import openai_error
+from api.http.protocol import wire_of
+from api.http.sse import comment, frame
+from api.job.live import moments, tap_into
 from api.job.response_request import Ask, Message, messages_of, parse_ask
-from api.view.response_stream import Translator
+from api.job.submission import submit, wish_of
+from api.openapi import openai as docs
+from api.routes.jobs import cancelled, json_response, own_job, whole_number
+from api.routes.openai import answer_or_cancel, cancelling, prefers_async, stream_of
+from api.routes.route import Call, new_router, operation
+from api.view.job import outlook_view
 from api.view.response import (
     RECORD,
     job_id_of,
@@ -31,9 +33,7 @@ from api.view.response import (
     response_id,
     response_view,
 )
-from api.routes.route import Call, new_router, operation
-from api.http.sse import comment, frame
-from api.job.submission import submit, wish_of
+from api.view.response_stream import Translator
 from eventing.errors import BadRequest, InvalidJob, NotFound, TorporError, WrongState
 from eventing.job.job import Job, JobState, Lane
 from eventing.job.store import StreamEntry

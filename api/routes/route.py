@@ -16,9 +16,9 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
-from api.http.body import read_bytes
-from api.front import Front, front_of
 from api.auth.principal import Principal, Scope
+from api.front import Front, front_of
+from api.http.body import read_bytes
 
 
 @dataclass(frozen=True, slots=True)

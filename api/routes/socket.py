@@ -11,11 +11,11 @@ import orjson
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
-from api.http.errors import Forbidden
-from api.front import Front, front_of
-from api.routes.jobs import own_job
 from api.auth.principal import Scope
+from api.front import Front, front_of
+from api.http.errors import Forbidden
 from api.http.problem import error_response
+from api.routes.jobs import own_job
 from api.routes.stream import END, job_events, parse_cursor
 from eventing.errors import TorporError
 from eventing.job.job import Job

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import orjson
 
-from api.http.protocol import Wire
 from api.front import Front
-from api.view.job import job_view, outlook_view
-from api.job.live import Moment, moments, tap_into
+from api.http.protocol import Wire
 from api.http.sse import comment, frame
+from api.job.live import Moment, moments, tap_into
+from api.view.job import job_view, outlook_view
 from eventing.errors import BadRequest, NotFound
 from eventing.job.job import Job, JobState
 from eventing.job.store import EntryKind, StreamEntry

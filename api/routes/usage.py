@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
+from api.auth.principal import Scope
 from api.openapi import operation as docs
 from api.openapi.examples import USAGE
 from api.routes.jobs import json_response, whole_number
-from api.auth.principal import Scope
 from api.routes.route import Call, Doc, new_router, operation
-from eventing.telemetry.cost import Price, bill, overhead, spend_of
 from eventing.errors import NotFound
+from eventing.telemetry.cost import Price, bill, overhead, spend_of
 from eventing.telemetry.metric.ledger import KEEP_SLICES_S, SLICE_S, Rows, by_name
 
 router = new_router()

@@ -9,11 +9,13 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from api.openapi import webhooks as docs
-from api.http.body import parse_object, read_bytes, read_object
-from api.routes.jobs import json_response, whole_number
 from api.auth.principal import Scope
+from api.http.body import parse_object, read_bytes, read_object
+from api.openapi import webhooks as docs
+from api.routes.jobs import json_response, whole_number
 from api.routes.route import Call, new_router, operation
+from api.webhook.address import allow_list, check_url
+from api.webhook.service import WebhookDesk
 from api.webhook.webhook import (
     OVERLAP_S,
     PER_JOB,
@@ -26,8 +28,6 @@ from api.webhook.webhook import (
     new_endpoint_id,
     new_secret,
 )
-from api.webhook.address import allow_list, check_url
-from api.webhook.service import WebhookDesk
 from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable, WrongState
 
 router = new_router()

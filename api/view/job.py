@@ -6,10 +6,10 @@ Called by the jobs' handlers, their streams and the WebSocket. Must not know HTT
 from typing import Any
 
 from api.front import Outlook
-from eventing.telemetry.cost import Price, job_cost
-from eventing.job.job import Job
 from eventing.cloudevent.job_event import timings
 from eventing.cloudevent.request_id import KEPT
+from eventing.job.job import Job
+from eventing.telemetry.cost import Price, job_cost
 
 
 def job_view(

@@ -6,8 +6,8 @@ ending gives the same deliveries. Must not know how they are sent.
 
 from collections.abc import Callable
 
-from api.webhook.webhook import PER_JOB, Message, delivery_of, message_of
 from api.webhook.store import WebhookStore
+from api.webhook.webhook import PER_JOB, Message, delivery_of, message_of
 from eventing.job.job import Job
 
 

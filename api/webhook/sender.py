@@ -17,15 +17,15 @@ import structlog
 from aiohttp.abc import AbstractResolver
 from prometheus_client import Counter, Histogram
 
-from api.webhook.webhook import PER_JOB, Delivery, Endpoint, Try, signed_headers
 from api.webhook.address import AllowList, check_url
 from api.webhook.receiver_queue import Lane, Lanes
 from api.webhook.resolver import GuardedResolver, TargetRefused
 from api.webhook.schedule import SCHEDULE_S, Decision, Outcome, Verdict, decide
 from api.webhook.store import WebhookStore
-from eventing.telemetry import trace
+from api.webhook.webhook import PER_JOB, Delivery, Endpoint, Try, signed_headers
 from eventing.errors import BadRequest, NotFound, StoreUnavailable
 from eventing.job.job import JobId
+from eventing.telemetry import trace
 
 _TAKE: Final = 100
 _LOOK_EVERY_S: Final = 0.25

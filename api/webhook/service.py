@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from api.settings import ApiSettings
-from api.webhook.webhook import Message
 from api.webhook.address import allow_list
 from api.webhook.listener import WebhookListener
 from api.webhook.sender import SenderSettings, WebhookSender
 from api.webhook.store import WebhookStore
+from api.webhook.webhook import Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from api.webhook.webhook import PER_JOB, Delivery, Endpoint, Secret, Try, new_secret
 from api.webhook.schedule import Verdict
+from api.webhook.webhook import PER_JOB, Delivery, Endpoint, Secret, Try, new_secret
+from eventing.errors import NotFound, StoreUnavailable
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.errors import NotFound, StoreUnavailable
 from eventing.redis.script import run
 from eventing.telemetry.trace import SpanLinks
 

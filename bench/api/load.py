@@ -27,10 +27,10 @@ from bench.api.load_stack import Ports, stack
 from bench.api.load_wire import Reader, Spent, Wire, delete, get, post, wires
 from bench.report import publish, quantile
 from bench.torpor_up import ROOT
-from eventing.redis.connection import connect
 from eventing.job.job import JobId, new_job_id, parse_request
-from eventing.store.redis_store import RedisStore
 from eventing.job.store import NewJob
+from eventing.redis.connection import connect
+from eventing.store.redis_store import RedisStore
 
 BODY: Final = json.dumps(
     {

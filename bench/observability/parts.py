@@ -16,8 +16,8 @@ import structlog
 from prometheus_client import REGISTRY, generate_latest
 
 from api.http.middleware import _count
-from eventing.telemetry import log, trace
 from eventing.job.job import AttemptRecord, Job, JobRequest, JobState, new_job_id
+from eventing.telemetry import log, trace
 from eventing.telemetry.metric.job import observe
 from eventing.telemetry.trace_export import OtelTracer
 

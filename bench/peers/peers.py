@@ -33,7 +33,7 @@ import redis
 
 from tests.redis_server import RedisServer, die_with_parent, free_port
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 PEERS: Final = ROOT / ".torpor"
 NAMES: Final = ("torpor", "taskiq", "dramatiq", "arq", "celery", "rq")
 

@@ -5,11 +5,11 @@ import sys
 import uvloop
 from pydantic import ValidationError
 
-from eventing.telemetry import log, trace
 from eventing.broker.server import serve
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import load_triggers
 from eventing.errors import BadRequest, first_of
+from eventing.telemetry import log, trace
 
 
 def main(*, with_ingress: bool = True) -> int:

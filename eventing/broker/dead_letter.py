@@ -14,17 +14,17 @@ import orjson
 import structlog
 from redis.asyncio import Redis
 
-from eventing.redis import keys
 from eventing.broker.queue import Claimed, member_of
 from eventing.broker.trigger import Trigger
-from eventing.redis.connection import failures_named
-from eventing.errors import BadRequest, IdempotencyConflict
 from eventing.cloudevent.event import Event, build_binary, to_record
-from eventing.job.job import JobError, JobState
 from eventing.cloudevent.job_event import REQUESTED, job_of, unreadable_job
-from eventing.telemetry.metric.family import DEAD_LETTERS
 from eventing.cloudevent.publisher import payload
+from eventing.errors import BadRequest, IdempotencyConflict
+from eventing.job.job import JobError, JobState
 from eventing.job.store import Ending, Hold, Store
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
+from eventing.telemetry.metric.family import DEAD_LETTERS
 
 _log = structlog.get_logger()
 _SINK_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)

@@ -12,10 +12,10 @@ from prometheus_client import Counter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from eventing.telemetry import trace
 from eventing.broker.router import Router
-from eventing.errors import BadRequest, Unavailable
 from eventing.cloudevent.event import parse_http
+from eventing.errors import BadRequest, Unavailable
+from eventing.telemetry import trace
 
 _log = structlog.get_logger()
 _offered = Counter(

@@ -6,14 +6,14 @@ for. The order stays note, record, event. If the process dies, what the store ha
 record without an event is found by the sweep.
 """
 
-from eventing.telemetry import trace
 from eventing.broker.router import DirectPublisher
 from eventing.clock import Clock
-from eventing.job.job import Job
 from eventing.cloudevent.job_event import request_event
+from eventing.job.job import Job
+from eventing.job.store import NewJob
 from eventing.store.job_record import fresh
 from eventing.store.redis_store import RedisStore
-from eventing.job.store import NewJob
+from eventing.telemetry import trace
 
 
 class DirectIntake:

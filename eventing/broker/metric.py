@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from eventing.redis import keys
 from eventing.broker.queue import expected_wait_s, pace_per_minute
-from eventing.redis.connection import failures_named
 from eventing.job.job import JobId, JobState, Lane, derive_job_id
-from eventing.telemetry.metric.family import DEAD_LETTERS, Family, Latest, Samples, Series
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
 from eventing.redis.script import run
+from eventing.telemetry.metric.family import DEAD_LETTERS, Family, Latest, Samples, Series
 
 REQUESTS: Final = "requests-"
 """Queues of request events are named `requests-<model>`."""

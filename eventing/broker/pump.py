@@ -15,7 +15,6 @@ import aiohttp
 import structlog
 from prometheus_client import Counter, Gauge
 
-from eventing.telemetry import trace
 from eventing.broker.dead_letter import Undertaker
 from eventing.broker.delivery import (
     Answer,
@@ -29,12 +28,13 @@ from eventing.broker.queue import Claimed, Queue
 from eventing.broker.router import Router
 from eventing.broker.trigger import Trigger
 from eventing.clock import SystemClock
-from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
 from eventing.cloudevent.event import Event, build_binary, parse_http
-from eventing.job.job import API_SOURCE, JobId, derive_job_id
 from eventing.cloudevent.job_event import REQUESTED
-from eventing.telemetry.metric.series import labelled
 from eventing.cloudevent.publisher import payload
+from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
+from eventing.job.job import API_SOURCE, JobId, derive_job_id
+from eventing.telemetry import trace
+from eventing.telemetry.metric.series import labelled
 from eventing.telemetry.span import Span
 
 _log = structlog.get_logger()

@@ -15,10 +15,10 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from eventing.redis import keys
-from eventing.redis.connection import failures_named
 from eventing.cloudevent.event import Event, from_record, to_record
 from eventing.job.job import Lane
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.redis.script import Argument, Call, run, run_all
 

@@ -7,14 +7,14 @@ HTTP.
 
 from collections.abc import Sequence
 
-from eventing.telemetry import trace
 from eventing.broker.queue import Queue
 from eventing.broker.trigger import Trigger
-from eventing.errors import BrokerUnavailable, StoreUnavailable
 from eventing.cloudevent.event import Event
+from eventing.errors import BrokerUnavailable, StoreUnavailable
 from eventing.job.job import Lane
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.redis.script import Call
+from eventing.telemetry import trace
 
 
 class Router:

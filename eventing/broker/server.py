@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from eventing.process import gc as collector
 from eventing.broker.dead_letter import Undertaker
 from eventing.broker.ingress import Ingress
 from eventing.broker.metric import QueueMetrics
@@ -24,10 +23,11 @@ from eventing.broker.queue import Queue
 from eventing.broker.router import Router
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import Trigger
-from eventing.redis.connection import connect
 from eventing.errors import Unavailable
+from eventing.process import gc as collector
 from eventing.process.http_server import listen
 from eventing.process.probe import alive, metrics_page, readiness
+from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
 
 _log = structlog.get_logger()

@@ -15,8 +15,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from eventing.broker.delivery import BackoffPolicy, DeliverySpec
-from eventing.errors import BadRequest
 from eventing.cloudevent.event import Event
+from eventing.errors import BadRequest
 
 PARALLELISM: Final = "torpor.dev/parallelism"
 _DURATION: Final = TypeAdapter(timedelta)

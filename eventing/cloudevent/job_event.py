@@ -12,8 +12,8 @@ from typing import Any, Final
 import orjson
 
 from eventing.cloudevent import request_id
-from eventing.errors import InvalidJob
 from eventing.cloudevent.event import Event
+from eventing.errors import InvalidJob
 from eventing.job.job import (
     Job,
     JobError,

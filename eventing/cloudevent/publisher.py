@@ -12,8 +12,8 @@ from typing import Final, Protocol
 
 import aiohttp
 
-from eventing.errors import BrokerUnavailable
 from eventing.cloudevent.event import Event, build_binary
+from eventing.errors import BrokerUnavailable
 
 _LARGE_BYTES: Final = 2**20
 

@@ -14,8 +14,8 @@ from typing import Any, Final, NewType
 
 import orjson
 
-from eventing.job.call_fields import check_body
 from eventing.errors import InvalidJob
+from eventing.job.call_fields import check_body
 
 JobId = NewType("JobId", str)
 

@@ -13,10 +13,10 @@ from typing import Final
 
 import structlog
 
-from eventing.redis import keys
-from eventing.redis.connection import failures_named
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import SharedRedis
 
 _PING_EVERY_S: Final = 1.0

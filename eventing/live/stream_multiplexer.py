@@ -18,12 +18,12 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
-from eventing.redis import keys
-from eventing.redis.connection import connect, failures_named
 from eventing.errors import StoreUnavailable, TorporError
 from eventing.job.job import JobId
-from eventing.store.job_record import parse_flat_entry
 from eventing.job.store import EntryKind, Store, StreamEntry
+from eventing.redis import keys
+from eventing.redis.connection import connect, failures_named
+from eventing.store.job_record import parse_flat_entry
 
 _BLOCK_MS: Final = 1_000
 """Must stay below the socket timeout, or an idle hub would look like a dead store."""

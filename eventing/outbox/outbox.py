@@ -17,11 +17,11 @@ import structlog
 from prometheus_client import Counter
 
 from eventing.clock import SystemClock
-from eventing.errors import Unavailable
 from eventing.cloudevent.event import Event
-from eventing.job.job import Job, JobId, JobState
 from eventing.cloudevent.job_event import request_event, result_event
 from eventing.cloudevent.publisher import Publisher
+from eventing.errors import Unavailable
+from eventing.job.job import Job, JobId, JobState
 from eventing.job.store import Store
 
 _BATCH: Final = 100

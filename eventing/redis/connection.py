@@ -41,7 +41,8 @@ _CLOSED_BY_UVLOOP = "the handler is closed"
 def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> SharedRedis:
     """A client for `url`; it opens connections when they are first used.
 
-    Plain commands share one connection (`eventing.redis.multiplexed_connection`). Of those that need one of their own, one
+    Plain commands share one connection (`eventing.redis.multiplexed_connection`). Of those that
+    need one of their own, one
     beyond `max_connections` waits its turn for `timeout_s`. (The plain pool of redis-py raises at
     once, which would make a burst of requests look like a store that is away.)
     """

@@ -12,9 +12,6 @@ from dataclasses import replace
 from eventing.clock import Clock, SystemClock
 from eventing.errors import IdempotencyConflict
 from eventing.job.job import AttemptRecord, Job, JobError, JobId, JobRequest, JobState
-from eventing.store.job_record import fingerprint, fresh, request_of
-from eventing.store.memory_index import SWEEP_AFTER_MS, MemoryIndex, page, take_due
-from eventing.store.memory_record import MemoryRecord, closed, entry_order
 from eventing.job.store import (
     Acquired,
     AcquireStatus,
@@ -28,6 +25,9 @@ from eventing.job.store import (
     StreamEntry,
     TokenBatch,
 )
+from eventing.store.job_record import fingerprint, fresh, request_of
+from eventing.store.memory_index import SWEEP_AFTER_MS, MemoryIndex, page, take_due
+from eventing.store.memory_record import MemoryRecord, closed, entry_order
 
 
 class MemoryStore:

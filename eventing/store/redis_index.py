@@ -10,13 +10,13 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from eventing.store import job_record
-from eventing.redis import keys
-from eventing.redis.connection import failures_named
 from eventing.job.job import Job, JobId
 from eventing.job.list_cursor import ListCursor
-from eventing.redis.script import Call, run
 from eventing.job.store import LeaseSettings, Page
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
+from eventing.redis.script import Call, run
+from eventing.store import job_record
 
 SWEEP_AFTER_MS: Final = 10_000
 """An outbox entry this old was not cleared by its writer; the sweep looks at it. Found and sent

@@ -11,13 +11,8 @@ from typing import Any
 import orjson
 from redis.asyncio import Redis
 
-from eventing.store import job_record
-from eventing.redis import keys
-from eventing.redis.connection import failures_named
 from eventing.errors import IdempotencyConflict
 from eventing.job.job import Job, JobError, JobId, JobRequest, JobState
-from eventing.store.redis_index import SWEEP_AFTER_MS, RedisIndex, noted
-from eventing.redis.script import Argument, Call, run, run_all
 from eventing.job.store import (
     Acquired,
     AcquireStatus,
@@ -31,6 +26,11 @@ from eventing.job.store import (
     StreamEntry,
     TokenBatch,
 )
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
+from eventing.redis.script import Argument, Call, run, run_all
+from eventing.store import job_record
+from eventing.store.redis_index import SWEEP_AFTER_MS, RedisIndex, noted
 
 
 class RedisStore:

@@ -16,10 +16,10 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.asyncio import Redis
 
-from eventing.redis import keys
-from eventing.redis.connection import failures_named
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
 from eventing.redis.script import run
 from eventing.telemetry.span import Span, Tracer, Unkept, is_sampled
 

@@ -22,10 +22,10 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventing.api_key import SCOPES, mint
-from knative.deploy.render import parts
-from knative.deploy.rollout.client import Cluster, Ref, connected
 from knative.deploy.emit import Resource
 from knative.deploy.faults import Conflict, DeployError
+from knative.deploy.render import parts
+from knative.deploy.rollout.client import Cluster, Ref, connected
 
 Random = Callable[[int], str]
 # What the external scaler sends: a greeting, and reads of one key at a time.

@@ -6,10 +6,10 @@ import sys
 import structlog
 from pydantic import ValidationError
 
-from eventing.telemetry import log
 from eventing.clock import SystemClock
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
+from eventing.telemetry import log
 from knative.external_scaler.queue_source import QueueSource
 from knative.external_scaler.server import ScalerServer
 from knative.external_scaler.settings import ExternalScalerSettings

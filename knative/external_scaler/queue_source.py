@@ -12,13 +12,13 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from eventing.redis import keys
 from eventing.broker.queue import QueueView
-from eventing.redis.connection import failures_named
 from eventing.cloudevent.event import from_record
 from eventing.job.job import derive_job_id
-from eventing.live.replica import ReplicaDirectory
 from eventing.job.store import Store
+from eventing.live.replica import ReplicaDirectory
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
 from knative.external_scaler.scaler import Finished, Look, Waiting
 
 _BYTES_PER_TOKEN: Final = 4

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from knative.autoscaling.work import work
 from knative.autoscaling.setting import SettingReader
+from knative.autoscaling.work import work
 from knative.autoscaling.work.work import Seen, WorkSpec, WorkState
 
 METRIC = "torpor-replicas"

@@ -1,6 +1,6 @@
 """Who may start: no more than the engine's useful batch, and nobody while it cannot serve.
 
-Called by `predictor.delivery.delivery`, `predictor.serving.direct_call` and `predictor.delivery.drain`, so that queued jobs
+Called by `predictor.delivery.delivery`, `.drain` and `predictor.serving.direct_call`, so that queued jobs
 and direct calls share one limit. There is no queue in here: who does not fit is told to come back,
 and waits where waiting is durable. Must not know jobs or HTTP.
 """

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from eventing.cloudevent import job_event
-from eventing.errors import BadRequest
 from eventing.cloudevent.event import Event
-from eventing.job.job import Job
 from eventing.cloudevent.job_event import DATAREF_ABOVE_BYTES
+from eventing.errors import BadRequest
+from eventing.job.job import Job
 
 RETRY_SOON_S: Final = 1.0
 """When nothing better is known about when to come again."""

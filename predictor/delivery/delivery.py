@@ -14,9 +14,9 @@ from typing import Final, assert_never
 
 import structlog
 
-from eventing.cloudevent import job_event, request_id
-from eventing.telemetry import trace
 from eventing.clock import Clock
+from eventing.cloudevent import job_event, request_id
+from eventing.cloudevent.event import Event, parse_http
 from eventing.errors import (
     BadRequest,
     IdempotencyConflict,
@@ -24,14 +24,14 @@ from eventing.errors import (
     TorporError,
     Unavailable,
 )
-from eventing.cloudevent.event import Event, parse_http
 from eventing.job.job import Job
+from eventing.job.store import AcquireStatus, NewJob, Release, Store
 from eventing.store.job_record import fresh
+from eventing.telemetry import trace
 from eventing.telemetry.log import Marked
 from eventing.telemetry.metric.ledger import GpuAccount
 from eventing.telemetry.metric.series import labelled
 from eventing.telemetry.span import Span
-from eventing.job.store import AcquireStatus, NewJob, Release, Store
 from predictor import metrics
 from predictor.delivery.admission import Admission, sequences
 from predictor.delivery.answer import (
@@ -45,13 +45,13 @@ from predictor.delivery.answer import (
     Rejected,
     answer_for,
 )
-from predictor.generation.append_batcher import AppendGroup
-from predictor.generation.checkpoint import Checkpoint, read_checkpoint
-from predictor.engine.engine import Engine, EngineRequest
-from predictor.errors import where
-from predictor.generation.generation import Attempt, Generation, Made, Result, Stop
 from predictor.delivery.lease import LeaseKeeper
 from predictor.delivery.settlement import Settlement, problem
+from predictor.engine.engine import Engine, EngineRequest
+from predictor.errors import where
+from predictor.generation.append_batcher import AppendGroup
+from predictor.generation.checkpoint import Checkpoint, read_checkpoint
+from predictor.generation.generation import Attempt, Generation, Made, Result, Stop
 
 _log = structlog.get_logger()
 

@@ -12,8 +12,8 @@ from typing import Final
 import structlog
 
 from predictor.delivery.admission import Admission
-from predictor.generation.generation import Stop
 from predictor.delivery.lease import LeaseKeeper
+from predictor.generation.generation import Stop
 
 _log = structlog.get_logger()
 

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from predictor.engine import seeded_tokens
 from predictor.engine.engine import ColdStartPhase, EngineRequest, PhaseReporter, Step
-from predictor.errors import BadRequest, EngineDeadError, EngineRequestError, EngineStartError
 from predictor.engine.seeded_tokens import EMBEDDING_URL, EOS, SeededRequest
+from predictor.errors import BadRequest, EngineDeadError, EngineRequestError, EngineStartError
 
 _BREATHE_EVERY: Final = 32
 """Tokens after which an engine without a speed lets other tasks run."""

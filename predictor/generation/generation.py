@@ -17,10 +17,10 @@ from eventing.errors import TorporError
 from eventing.job.job import JobId
 from eventing.job.store import Hold, Store, TokenBatch
 from predictor import metrics
+from predictor.engine.engine import Engine, EngineRequest, Step
 from predictor.generation.append_batcher import AppendGroup
 from predictor.generation.assembly import Assembler
 from predictor.generation.checkpoint import Checkpoint, CheckpointWriter
-from predictor.engine.engine import Engine, EngineRequest, Step
 from predictor.generation.replay_filter import entries_of
 
 

@@ -208,7 +208,9 @@ def _disk_message(error: OSError, cache_dir: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """`python -m predictor.model_files.weights`: convert, with a line a step; prints the folder."""
-    parser = argparse.ArgumentParser(prog="python -m predictor.model_files.weights", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m predictor.model_files.weights", description=main.__doc__
+    )
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--cache-dir", type=Path, default=Path(".torpor/models"))
     parser.add_argument("--verify", action="store_true", help="hash every file, the large ones too")

@@ -302,7 +302,9 @@ def listen(path: Path) -> socket.socket:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m predictor.process.parent`: listen, preload, then fork until told to end."""
-    parser = argparse.ArgumentParser(prog="python -m predictor.process.parent", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m predictor.process.parent", description=main.__doc__
+    )
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--entry", default="predictor.__main__:main", help="module:function(argv)")
     parser.add_argument("--preload", action="append", default=[], metavar="MODULE:FUNCTION[=JSON]")
@@ -314,7 +316,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     preload_s = _preload(args.preload)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
-        sys.stderr.write(f"predictor.process.parent: {threads} threads after preloading; forks unsafe\n")
+        sys.stderr.write(
+            f"predictor.process.parent: {threads} threads after preloading; forks unsafe\n"
+        )
         return 1
     hello = {"ready": True, "preload_s": round(preload_s, 3), "pid": os.getpid()}
     try:

@@ -13,9 +13,9 @@ import structlog
 
 from eventing.errors import TorporError
 from predictor.delivery.admission import Admission, sequences
-from predictor.generation.assembly import Assembler
 from predictor.engine.engine import Engine, EngineRequest
 from predictor.errors import EngineRequestError, where
+from predictor.generation.assembly import Assembler
 
 _log = structlog.get_logger()
 

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from eventing.errors import TorporError, Unavailable
 from eventing.cloudevent.event import build_binary
+from eventing.errors import TorporError, Unavailable
 from predictor.delivery.admission import Admission, Phase
 from predictor.delivery.answer import Answer
 from predictor.delivery.delivery import Deliveries

@@ -10,11 +10,11 @@ from typing import Final, Protocol
 
 from redis.asyncio import Redis
 
-from eventing.redis import keys
 from eventing.job.job import JobError, JobId, JobRequest, JobState, Lane, derive_job_id
+from eventing.job.store import Ending, LeaseSettings, NewJob, Release, Store
+from eventing.redis import keys
 from eventing.store.memory_store import MemoryStore
 from eventing.store.redis_store import RedisStore
-from eventing.job.store import Ending, LeaseSettings, NewJob, Release, Store
 
 SOURCE: Final = "/tests/producer"
 SETTINGS: Final = LeaseSettings(

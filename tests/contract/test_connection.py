@@ -7,8 +7,8 @@ import pytest
 import uvloop
 from redis.exceptions import ClusterCrossSlotError, MovedError, ResponseError
 
-from eventing.redis.connection import connect, failures_named
 from eventing.errors import StoreUnavailable
+from eventing.redis.connection import connect, failures_named
 from eventing.store.redis_store import RedisStore
 from tests.contract.rig import new_job
 

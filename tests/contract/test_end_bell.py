@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from eventing.job.job import Job, JobError, JobState
+from eventing.job.store import Ending, LeaseSettings, Release
+from eventing.live.completion_notifier import EndBell
 from eventing.redis import keys
 from eventing.redis.connection import connect
-from eventing.live.completion_notifier import EndBell
-from eventing.job.job import Job, JobError, JobState
 from eventing.store.redis_store import RedisStore
-from eventing.job.store import Ending, LeaseSettings, Release
 from tests.contract.rig import new_job
 from tests.redis_server import RedisServer
 

@@ -7,14 +7,14 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 import eventing.redis.scripts
-from eventing.redis import keys
 from eventing.job.job import JobError, JobState
-from eventing.store.redis_store import RedisStore
 from eventing.job.store import AcquireStatus, Ending, Hold, Release, TokenBatch
+from eventing.redis import keys
+from eventing.store.redis_store import RedisStore
 from tests.contract.rig import SETTINGS, RedisRig, job_id, new_job
 
 FAULT = JobError(code="engine_error", message="the engine gave up")
-SCRIPTS = sorted(path.stem for path in Path(eventing.scripts.__file__).parent.glob("*.lua"))
+SCRIPTS = sorted(path.stem for path in Path(eventing.redis.scripts.__file__).parent.glob("*.lua"))
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ async def test_a_write_to_an_expired_job_does_not_bring_half_of_it_back(rig: Red
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_states_its_keys(name: str) -> None:
-    text = Path(eventing.scripts.__file__).with_name(f"{name}.lua").read_text()
+    text = Path(eventing.redis.scripts.__file__).with_name(f"{name}.lua").read_text()
 
     assert text.startswith("-- ")
     assert "-- KEYS" in text

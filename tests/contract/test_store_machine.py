@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from eventing.redis.connection import connect
 from eventing.errors import IdempotencyConflict
 from eventing.job.job import Job, JobError, JobId, JobState
 from eventing.job.store import Acquired, Ending, Page, Release, Store, StreamEntry, TokenBatch
+from eventing.redis.connection import connect
 from tests.contract.rig import SETTINGS, MemoryRig, RedisRig, job_id, new_job
 
 EVENTS = st.sampled_from(["a", "b", "c"])

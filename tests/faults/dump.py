@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 import orjson
 from redis.asyncio import Redis
 
-from eventing.redis import keys
 from eventing.broker.queue import QueueView
 from eventing.job.job import Job, JobId, is_job_id
-from eventing.store.redis_store import RedisStore
 from eventing.job.store import EntryKind, StreamEntry
+from eventing.redis import keys
+from eventing.store.redis_store import RedisStore
 
 _LISTED = ("jobs:", "dead:", "outbox:", "replicas:", "webhooks", "ping")
 """Keys that live without a TTL, by what follows the prefix: indexes, which their readers prune."""

@@ -18,12 +18,12 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
-from eventing.redis import keys
 from eventing.broker.queue import QueueView
-from eventing.redis.connection import connect
 from eventing.job.job import JobId
-from eventing.store.redis_store import RedisStore
 from eventing.job.store import LeaseSettings
+from eventing.redis import keys
+from eventing.redis.connection import connect
+from eventing.store.redis_store import RedisStore
 from tests.faults.client import Client
 from tests.faults.dump import StoreDump, dump
 from tests.faults.history import History, Kind

@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 
 from eventing.cloudevent.event import Event
-from eventing.job.job import Job, JobState, derive_job_id
 from eventing.cloudevent.job_event import REQUESTED
+from eventing.job.job import Job, JobState, derive_job_id
 from tests.faults.client import body
 from tests.faults.processes import System, Zygote, port_of, running
 from tests.faults.trap_broker import KAFKA, MT, RABBITMQ, REDIS_STREAM_SOURCE, Rules, TrapBroker

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from torpor.cli.app import assembled
 from tests.faults.client import body
 from tests.faults.processes import System, Zygote, running
+from torpor.cli.app import assembled
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -14,8 +14,8 @@ import orjson
 import pytest
 
 from eventing.cloudevent.event import Event, build_binary
-from eventing.job.job import derive_job_id
 from eventing.cloudevent.job_event import REQUESTED
+from eventing.job.job import derive_job_id
 from tests.faults.client import body
 from tests.faults.conftest import Judge, rounds
 from tests.faults.history import Kind

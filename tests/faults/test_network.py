@@ -9,8 +9,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from eventing.redis import keys
 from eventing.job.job import JobId
+from eventing.redis import keys
 from tests.faults.checker import Rules
 from tests.faults.client import body
 from tests.faults.conftest import Judge, rounds

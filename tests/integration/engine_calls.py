@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from predictor.generation.assembly import Assembler
 from predictor.engine.engine import EngineRequest, Step
+from predictor.generation.assembly import Assembler
 
 REAL_ENGINE = [
     # Not importorskip: torch must not be imported before the engine has set OMP_NUM_THREADS.

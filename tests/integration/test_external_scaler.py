@@ -15,11 +15,11 @@ from redis.exceptions import NoPermissionError
 
 from eventing.broker.queue import Queue
 from eventing.clock import SystemClock
-from eventing.errors import StoreUnavailable
 from eventing.cloudevent.event import Event
+from eventing.errors import StoreUnavailable
 from eventing.job.job import Lane
-from eventing.store.redis_store import RedisStore
 from eventing.live.replica import ReplicaDirectory
+from eventing.store.redis_store import RedisStore
 from knative.deploy.first_secrets import SCALER_MAY
 from knative.external_scaler import protocol
 from knative.external_scaler.queue_source import QueueSource

@@ -6,12 +6,12 @@ import pytest
 from redis.asyncio import Redis
 
 from api.routes.usage import usage_view
-from eventing.redis import keys
-from eventing.telemetry.cost import Price
 from eventing.job.job import Job, JobId, JobRequest, JobState, new_job_id
-from eventing.telemetry.metric.ledger import GpuAccount, Ledger, by_name
-from eventing.store.redis_store import RedisStore
 from eventing.job.store import NewJob
+from eventing.redis import keys
+from eventing.store.redis_store import RedisStore
+from eventing.telemetry.cost import Price
+from eventing.telemetry.metric.ledger import GpuAccount, Ledger, by_name
 from tests.redis_server import RedisServer
 
 MODEL = "m|odel:7b"  # names may hold anything

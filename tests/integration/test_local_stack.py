@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.integration.stack import MODEL, TORPOR, LocalStack, alive
 from torpor.local.errors import StackError
 from torpor.local.model import prepare_model
-from tests.integration.stack import MODEL, TORPOR, LocalStack, alive
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -14,8 +14,8 @@ import pytest
 
 from eventing.cloudevent.event import Event
 from eventing.job.job import Job, JobState
-from eventing.store.redis_store import RedisStore
 from eventing.job.store import EntryKind
+from eventing.store.redis_store import RedisStore
 from tests.integration.predictor_process import LEASE_S, predictors
 from tests.redis_server import RedisServer
 from tests.unit.predictor.desk import asking, job_id_of, open_desk, read_ids, read_text, text_of

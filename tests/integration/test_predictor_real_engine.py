@@ -24,12 +24,12 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from eventing.redis import keys
-from eventing.redis.connection import connect
 from eventing.cloudevent.event import Event
 from eventing.job.job import JobError, JobState
-from eventing.store.redis_store import RedisStore
 from eventing.job.store import AcquireStatus, EntryKind, Release
+from eventing.redis import keys
+from eventing.redis.connection import connect
+from eventing.store.redis_store import RedisStore
 from predictor.model_files.weights import DEFAULT_MODEL, ensure_model
 from tests.integration.predictor_process import (
     FAST,

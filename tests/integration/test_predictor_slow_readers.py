@@ -18,10 +18,10 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from redis.asyncio import Redis
 
-from eventing.job.job import JobId
 from eventing.cloudevent.job_event import job_of
-from eventing.store.redis_store import RedisStore
+from eventing.job.job import JobId
 from eventing.job.store import TokenBatch
+from eventing.store.redis_store import RedisStore
 from tests.integration.predictor_process import PredictorProcess, predictors
 from tests.redis_server import die_with_parent, free_port
 from tests.unit.predictor.desk import asking, job_id_of

@@ -9,10 +9,10 @@ from redis.asyncio import Redis
 from eventing.broker.metric import QueueMetrics
 from eventing.broker.queue import Queue
 from eventing.cloudevent.event import Event
-from eventing.job.job import JobId, JobRequest, Lane, new_job_id
 from eventing.cloudevent.job_event import REQUESTED
-from eventing.store.redis_store import RedisStore
+from eventing.job.job import JobId, JobRequest, Lane, new_job_id
 from eventing.job.store import NewJob
+from eventing.store.redis_store import RedisStore
 from tests.redis_server import RedisServer
 
 MODEL = "m"

@@ -15,9 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.autoscaling.kpa.annotations import read_knative
 from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
-from knative.autoscaling.keda.scaledobject import read_scaled_object
+from tests.integration.stack import LocalStack
 from torpor.local import manifest
 from torpor.local.settings import StackSettings
 from torpor.simulator.engine import EngineModel
@@ -25,7 +26,6 @@ from torpor.simulator.policy import KedaPolicy, KpaPolicy
 from torpor.simulator.view import Autoscaler
 from torpor.simulator.workload import Request
 from torpor.simulator.world import Outcome, Scenario, simulate
-from tests.integration.stack import LocalStack
 
 pytestmark = pytest.mark.timeout(150)
 

@@ -18,8 +18,8 @@ import pytest
 import pytest_asyncio
 
 from predictor.engine.engine import EngineRequest, Step
-from predictor.errors import BadRequest
 from predictor.engine.vllm.engine import VllmEngine, VllmSettings
+from predictor.errors import BadRequest
 from predictor.model_files.weights import DEFAULT_MODEL, ensure_model
 from tests.integration.engine_calls import (
     CONTEXT,

@@ -15,9 +15,9 @@ import pytest
 
 from eventing.job.store import EntryKind
 from predictor.engine.engine import ColdStartPhase, EngineRequest
+from predictor.engine.vllm.engine import STOP_TIMEOUT_S, VllmEngine, VllmSettings
 from predictor.errors import BadRequest, EngineDeadError, EngineStartError
 from predictor.generation.generation import Stop
-from predictor.engine.vllm.engine import STOP_TIMEOUT_S, VllmEngine, VllmSettings
 from predictor.model_files.weights import DEFAULT_MODEL, ensure_model
 from tests.integration.engine_calls import REAL_ENGINE, all_steps, body_of, chat, completion
 from tests.unit.predictor.desk import data_of, event_of, open_desk, read_text, text_of

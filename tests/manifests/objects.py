@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from knative.deploy.render import parts
 from knative.deploy.first_secrets import internal_secret, keys_secret, redis_secret
+from knative.deploy.render import parts
 from tests.manifests.conftest import Resources
 
 OVERLAYS = (

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from eventing.broker.trigger import parse_trigger
 from eventing.cloudevent.event import Event
 from eventing.job.job import new_job_id
+from knative.deploy.doctor import Severity, examine
 from knative.deploy.rollout.canary import (
     CanaryError,
     Change,
@@ -23,7 +24,6 @@ from knative.deploy.rollout.canary import (
     with_traffic,
     without_canary,
 )
-from knative.deploy.doctor import Severity, examine
 from tests.manifests.conftest import Resources
 from tests.manifests.crd import Crds
 

@@ -9,16 +9,16 @@ import pytest
 import yaml
 
 from api.settings import ApiSettings
-from eventing.redis import keys
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import parse_trigger
 from eventing.cloudevent.event import Event
-from knative.autoscaling.kpa.annotations import read_knative
+from eventing.redis import keys
 from knative.autoscaling.keda.scaledobject import read_scaled_object
-from knative.deploy.render import network, parts
+from knative.autoscaling.kpa.annotations import read_knative
 from knative.deploy.first_secrets import FirstSecretsSettings
-from knative.deploy.timeouts import derive, explain
+from knative.deploy.render import network, parts
 from knative.deploy.render.tree import files
+from knative.deploy.timeouts import derive, explain
 from knative.deploy.values import Values
 from knative.external_scaler.scaler import read_metadata
 from knative.external_scaler.settings import ExternalScalerSettings

@@ -1,7 +1,5 @@
 """Rights, namespace, address and seconds are those of the values, and no wider."""
 
-# ruff: noqa: E501  a table of mistakes is read by row
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

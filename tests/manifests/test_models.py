@@ -13,11 +13,11 @@ import yaml
 from api.settings import ApiSettings
 from eventing.broker.trigger import parse_trigger
 from eventing.cloudevent.event import Event
-from knative.deploy.render import parts
-from knative.deploy.rollout.canary import Change, with_canary
 from knative.deploy.doctor import Severity, examine
+from knative.deploy.render import parts
 from knative.deploy.render.render import write
 from knative.deploy.render.tree import files
+from knative.deploy.rollout.canary import Change, with_canary
 from knative.deploy.values import Values, ValuesError, load_values
 from tests.manifests.conftest import Resources, kustomize
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from knative.autoscaling.kpa.annotations import read_knative
 from knative.autoscaling.keda.scaledobject import read_scaled_object
+from knative.autoscaling.kpa.annotations import read_knative
 from knative.deploy.doctor import Severity, examine
 from knative.deploy.values import Values
+from tests.manifests.conftest import MANIFESTS, Resources, kustomize
 from torpor.simulator.candidate import Candidate, Place
 from torpor.simulator.engine import GPU_ASSUMED
 from torpor.simulator.plan import Target, grid
 from torpor.simulator.world import Scenario
-from tests.manifests.conftest import MANIFESTS, Resources, kustomize
 
 VALUES = Values()
 PLACE = Place(VALUES.model.name, VALUES.namespace)

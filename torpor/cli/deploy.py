@@ -16,22 +16,22 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from torpor.cli.errors import UserError
-from torpor.cli.view.screen import stderr, stdout
-from knative.deploy.rollout import canary as split
-from knative.deploy.rollout import cluster_view, rollout, verdict
-from knative.deploy.doctor import report as doctor_view
 from knative.deploy import timeouts
-from knative.deploy.rollout import release as history
 from knative.deploy.build import load
-from knative.deploy.rollout.client import Cluster, Ref, connected
 from knative.deploy.doctor import Severity, examine
+from knative.deploy.doctor import report as doctor_view
 from knative.deploy.emit import Resource
 from knative.deploy.faults import DeployError, NotReady, Refused
-from knative.deploy.rollout.readiness import Readiness
 from knative.deploy.render.render import differences, write
+from knative.deploy.rollout import canary as split
+from knative.deploy.rollout import cluster_view, rollout, verdict
+from knative.deploy.rollout import release as history
+from knative.deploy.rollout.client import Cluster, Ref, connected
+from knative.deploy.rollout.readiness import Readiness
 from knative.deploy.rollout.rollout import Plan, Step, Terms
 from knative.deploy.values import Values, ValuesError, load_values
+from torpor.cli.errors import UserError
+from torpor.cli.view.screen import stderr, stdout
 
 app = typer.Typer(name="cluster", help="Torpor on a Kubernetes cluster.", no_args_is_help=True)
 

@@ -27,8 +27,8 @@ from eventing.api_key import (
     parse_key,
     rotate,
 )
-from eventing.redis.connection import connect
 from eventing.errors import TorporError
+from eventing.redis.connection import connect
 from torpor.cli.errors import UserError
 from torpor.cli.view.screen import stderr, stdout
 

@@ -17,8 +17,8 @@ from torpor.simulator import command
 from torpor.simulator.black_friday import write_story
 from torpor.simulator.candidate import Place
 from torpor.simulator.command import Settings
-from torpor.simulator.report.page import page
 from torpor.simulator.plan import Target, Tried, best
+from torpor.simulator.report.page import page
 from torpor.simulator.report.report import as_json, as_table, seconds
 from torpor.simulator.trace import TraceError
 from torpor.simulator.workload import ProfileKind

@@ -15,8 +15,8 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
-from eventing.telemetry import trace
 from eventing.errors import Overloaded
+from eventing.telemetry import trace
 from torpor.local.replica import Replica, ReplicaState, least_busy
 
 _log = structlog.get_logger()

@@ -12,10 +12,10 @@ from typing import Protocol
 
 from eventing.broker.queue import QueueView
 from eventing.errors import Unavailable
-from knative.autoscaling.keda import keda
-from knative.autoscaling.kpa import kpa, reconciler
 from knative.autoscaling.hpa.metric import Replicas
+from knative.autoscaling.keda import keda
 from knative.autoscaling.keda.keda import KedaSpec
+from knative.autoscaling.kpa import kpa, reconciler
 from knative.autoscaling.kpa.kpa import KpaSpec
 from knative.autoscaling.kpa.reconciler import Pods, ScalePolicy
 

@@ -8,9 +8,9 @@ Called by the stack, which hands them to the very readers that read a user's YAM
 from collections.abc import Mapping
 from typing import Any, Final
 
-from eventing.redis import keys
 from eventing.broker.trigger import PARALLELISM
 from eventing.cloudevent.job_event import REQUESTED, RESULT_TYPES
+from eventing.redis import keys
 from torpor.local.settings import StackSettings
 
 RESULTS: Final = "results"

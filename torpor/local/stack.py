@@ -22,13 +22,13 @@ import structlog
 import yaml
 
 from eventing.broker.queue import QueueView
-from eventing.redis.connection import connect
 from eventing.errors import Unavailable
 from eventing.process.http_server import listen
+from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
+from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.autoscaling.kpa.annotations import read_knative
 from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
-from knative.autoscaling.keda.scaledobject import read_scaled_object
 from torpor.local import manifest
 from torpor.local.activator import Activator
 from torpor.local.autoscaler import KedaLoop, KpaLoop, PolicyClock

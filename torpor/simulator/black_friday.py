@@ -20,8 +20,8 @@ from knative.autoscaling.hpa.spec import read_hpa
 from knative.autoscaling.keda.scaledobject import read_scaled_object
 from torpor.simulator.engine import EngineModel
 from torpor.simulator.load import Load
-from torpor.simulator.report.page import plot
 from torpor.simulator.policy import CpuModel, HpaPolicy, KedaPolicy
+from torpor.simulator.report.page import plot
 from torpor.simulator.report.report import Report, as_table, report
 from torpor.simulator.workload import Lengths, Profile, ProfileKind
 from torpor.simulator.world import Scenario, simulate

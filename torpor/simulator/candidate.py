@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from knative.autoscaling.kpa.annotations import GROUP, read_knative
 from knative.autoscaling.hpa.spec import read_hpa
 from knative.autoscaling.keda.scaledobject import read_scaled_object
+from knative.autoscaling.kpa.annotations import GROUP, read_knative
 from knative.autoscaling.setting import Refusal, RefusedSettingsError
 from knative.autoscaling.work.work import WorkSpec
 from torpor.simulator.engine import EngineModel

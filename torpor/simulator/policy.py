@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from knative.autoscaling.hpa import hpa
-from knative.autoscaling.keda import keda
-from knative.autoscaling.kpa import kpa, reconciler
-from knative.autoscaling.work import work
-from knative.autoscaling.kpa.annotations import KnativeScaling
 from knative.autoscaling.hpa.metric import PodSample, Replicas
+from knative.autoscaling.keda import keda
 from knative.autoscaling.keda.keda import KedaSpec
-from knative.autoscaling.setting import Refusal, RefusedSettingsError
 from knative.autoscaling.keda.trigger import Backlog, Prometheus, Resource, measured
+from knative.autoscaling.kpa import kpa, reconciler
+from knative.autoscaling.kpa.annotations import KnativeScaling
+from knative.autoscaling.setting import Refusal, RefusedSettingsError
+from knative.autoscaling.work import work
 from knative.autoscaling.work.work import WorkSpec
 from torpor.simulator.engine import Job
 from torpor.simulator.view import View

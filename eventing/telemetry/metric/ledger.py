@@ -14,13 +14,13 @@ from typing import Final
 import structlog
 from redis.asyncio import Redis
 
-from eventing.redis import keys
 from eventing.clock import Clock
-from eventing.redis.connection import failures_named
-from eventing.telemetry.cost import GpuState, Meter, advance, overhead, spend_of
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
 from eventing.redis.script import Call, run
+from eventing.telemetry.cost import GpuState, Meter, advance, overhead, spend_of
 
 _log = structlog.get_logger()
 

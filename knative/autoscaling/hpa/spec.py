@@ -7,7 +7,6 @@ Ranges as in Kubernetes' validation (`pkg/apis/autoscaling/validation`).
 from collections.abc import Mapping
 from typing import Any
 
-from knative.autoscaling.hpa.hpa import HpaSpec
 from knative.autoscaling.hpa.behavior import (
     DEFAULT_DOWN,
     DEFAULT_UP,
@@ -17,6 +16,7 @@ from knative.autoscaling.hpa.behavior import (
     ScalingRules,
     SelectPolicy,
 )
+from knative.autoscaling.hpa.hpa import HpaSpec
 from knative.autoscaling.hpa.metric import Metric, TargetType
 from knative.autoscaling.quantity import quantity
 from knative.autoscaling.setting import RefusedSettingsError, SettingReader

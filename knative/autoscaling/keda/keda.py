@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from knative.autoscaling.hpa import hpa
-from knative.autoscaling.keda.formula import Formula, FormulaError
-from knative.autoscaling.hpa.hpa import HpaReading, HpaSpec, HpaState
 from knative.autoscaling.hpa.behavior import Behavior, SelectPolicy
+from knative.autoscaling.hpa.hpa import HpaReading, HpaSpec, HpaState
 from knative.autoscaling.hpa.metric import Metric, PodSample, Replicas, TargetType
+from knative.autoscaling.keda.formula import Formula, FormulaError
 from knative.autoscaling.keda.trigger import Resource, Trigger
 
 # The one metric that a formula makes of all triggers.

@@ -8,14 +8,14 @@ own parser.
 from collections.abc import Mapping
 from typing import Any
 
-from knative.autoscaling.keda import trigger_spec
-from knative.autoscaling.keda.formula import Formula, FormulaError, parse
 from knative.autoscaling.hpa.metric import TargetType
 from knative.autoscaling.hpa.spec import read_behavior
+from knative.autoscaling.keda import trigger_spec
+from knative.autoscaling.keda.formula import Formula, FormulaError, parse
 from knative.autoscaling.keda.keda import Fallback, FallbackBehavior, KedaSpec, Modifiers, Pause
+from knative.autoscaling.keda.trigger import Trigger
 from knative.autoscaling.quantity import quantity
 from knative.autoscaling.setting import RefusedSettingsError, SettingReader
-from knative.autoscaling.keda.trigger import Trigger
 
 _ANNOTATION = "autoscaling.keda.sh/"
 _AVERAGE_OR_VALUE = (TargetType.AVERAGE_VALUE.value, TargetType.VALUE.value)

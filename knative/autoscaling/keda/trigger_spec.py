@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from knative.autoscaling.hpa.metric import TargetType
-from knative.autoscaling.setting import SettingReader
 from knative.autoscaling.keda.trigger import (
     External,
     Kafka,
@@ -21,6 +20,7 @@ from knative.autoscaling.keda.trigger import (
     StreamMode,
     Trigger,
 )
+from knative.autoscaling.setting import SettingReader
 
 # Where and how to connect: allowed, and no matter for the number.
 _CONNECTION = (

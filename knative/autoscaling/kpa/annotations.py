@@ -16,8 +16,8 @@ from knative.autoscaling.kpa.autoscaler_config import (
 )
 from knative.autoscaling.kpa.kpa import KpaSpec, ScaleMetric, panic_window_s, resolve_target
 from knative.autoscaling.kpa.reconciler import ScalePolicy
-from knative.autoscaling.setting import SettingReader
 from knative.autoscaling.kpa.window import Aggregation
+from knative.autoscaling.setting import SettingReader
 
 GROUP = "autoscaling.knative.dev/"
 KPA_CLASS = "kpa.autoscaling.knative.dev"

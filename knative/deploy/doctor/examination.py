@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from yaml import YAMLError
 
+from knative.deploy.doctor.finding import Fault, Finding, Hop, Rule, Severity
 from knative.deploy.doctor.rules import (
     broker,
     delivery,
@@ -23,7 +24,6 @@ from knative.deploy.doctor.rules import (
     security,
     trigger,
 )
-from knative.deploy.doctor.finding import Fault, Finding, Hop, Rule, Severity
 from knative.deploy.doctor.view import View
 from knative.deploy.emit import Resource
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from knative.deploy.render import parts
 from knative.deploy.emit import Resource
+from knative.deploy.render import parts
 from knative.deploy.render.own_broker import RESULT_PATH
 from knative.deploy.timeouts import exponential_span, linear_span
 

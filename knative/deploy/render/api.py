@@ -6,8 +6,8 @@ hard total (timeoutSeconds ends even a flowing answer), and a front door that sl
 
 from __future__ import annotations
 
-from knative.deploy.render import parts
 from knative.deploy.emit import Resource, because
+from knative.deploy.render import parts
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from knative.deploy.emit import Patch, Resource, because, document
+from knative.deploy.render import (
+    api as front,
+)
 from knative.deploy.render import (
     events,
-    api as front,
     hardware,
     inference,
     network,
@@ -22,7 +25,6 @@ from knative.deploy.render import (
     tls,
     work_scaler,
 )
-from knative.deploy.emit import Patch, Resource, because, document
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 

@@ -6,8 +6,8 @@ to create Secrets and to read none but its own three.
 
 from __future__ import annotations
 
-from knative.deploy.render import parts
 from knative.deploy.emit import Resource, because
+from knative.deploy.render import parts
 from knative.deploy.values import Values
 
 FIRST_SECRETS = "torpor-first-secrets"

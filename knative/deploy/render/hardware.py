@@ -5,8 +5,8 @@ Called by `component`. Each is a component that changes the InferenceService of 
 
 from __future__ import annotations
 
-from knative.deploy.render import parts
 from knative.deploy.emit import Patch, Resource, because
+from knative.deploy.render import parts
 from knative.deploy.render.inference import engine_args, engine_resources
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values

@@ -7,8 +7,8 @@ under the KPA would scale a busy pod to zero, and KEDA cannot see work that is h
 
 from __future__ import annotations
 
-from knative.deploy.render import own_broker, parts
 from knative.deploy.emit import Patch, Resource, because
+from knative.deploy.render import own_broker, parts
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from knative.deploy.render import parts
 from knative.deploy.emit import Resource
+from knative.deploy.render import parts
 from knative.deploy.values import Values
 
 

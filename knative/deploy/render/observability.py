@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 
-from knative.deploy.render import parts
 from knative.deploy.emit import Resource, because
+from knative.deploy.render import parts
 from knative.deploy.values import Values
 from knative.monitoring.dashboard import dashboard
 from knative.monitoring.rule import Objective, rules

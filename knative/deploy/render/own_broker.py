@@ -5,8 +5,8 @@ Called by `component`. Sources: facts 3.1, 3.2; the three traps of the design.
 
 from __future__ import annotations
 
-from knative.deploy.render import parts
 from knative.deploy.emit import Patch, Resource, because
+from knative.deploy.render import parts
 from knative.deploy.render.events import delivery, trigger
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values

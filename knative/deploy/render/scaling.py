@@ -6,8 +6,8 @@ Called by `component`; the simulator and the local stack read what is written he
 
 from __future__ import annotations
 
-from knative.deploy.render import parts
 from knative.deploy.emit import Patch, Resource, because
+from knative.deploy.render import parts
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 

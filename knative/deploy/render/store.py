@@ -6,8 +6,8 @@ torpor-redis at it and delete these objects (docs/operations.md).
 
 from __future__ import annotations
 
-from knative.deploy.render import parts
 from knative.deploy.emit import Resource, because
+from knative.deploy.render import parts
 from knative.deploy.values import Values
 
 MEMORY_MIB = 2048

@@ -6,8 +6,8 @@ is on; the RabbitMQ class has no https ingress. Source: Knative, Transport Encry
 
 from __future__ import annotations
 
-from knative.deploy.render import events
 from knative.deploy.emit import Patch, because
+from knative.deploy.render import events
 from knative.deploy.values import Values
 
 AUTHORITY = "torpor-eventing-ca"

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from knative.deploy.rollout import cluster
+from knative.deploy.emit import Resource, document
+from knative.deploy.render import (
+    api as front,
+)
 from knative.deploy.render import (
     events,
     foundation,
-    api as front,
     inference,
     network,
     parts,
@@ -25,7 +27,7 @@ from knative.deploy.render.component import (
     patch,
     stamped,
 )
-from knative.deploy.emit import Resource, document
+from knative.deploy.rollout import cluster
 from knative.deploy.timeouts import Timeouts, derive
 from knative.deploy.values import Values
 

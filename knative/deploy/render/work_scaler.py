@@ -6,8 +6,8 @@ queue cannot be read, and an error never scales to zero (ADR 23).
 
 from __future__ import annotations
 
-from knative.deploy.render import parts
 from knative.deploy.emit import Patch, Resource, because
+from knative.deploy.render import parts
 from knative.deploy.values import Values
 
 

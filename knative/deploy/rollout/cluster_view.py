@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from knative.deploy.rollout.client import Cluster, Ref, ref_of
 from knative.deploy.emit import Resource
 from knative.deploy.faults import DeployError, Forbidden, MissingKind, NotFound
+from knative.deploy.rollout.client import Cluster, Ref, ref_of
 from knative.deploy.rollout.readiness import Readiness, readiness
 from knative.deploy.rollout.rollout import stuck_reasons
 

@@ -11,8 +11,8 @@ import gzip
 import json
 from dataclasses import dataclass
 
-from knative.deploy.rollout.client import Cluster, Ref, ref_of
 from knative.deploy.emit import Resource
+from knative.deploy.rollout.client import Cluster, Ref, ref_of
 
 LABEL = "torpor.dev/release"
 KEPT = 10

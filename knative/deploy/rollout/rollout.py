@@ -16,11 +16,11 @@ from typing import Protocol
 import yaml
 
 from eventing.errors import first_of
-from knative.deploy.rollout import release as history
-from knative.deploy.rollout.client import Cluster, Ref, ref_of
 from knative.deploy.emit import Resource
 from knative.deploy.faults import Conflict, DeployError, Forbidden, Invalid, MissingKind, NotFound
 from knative.deploy.faults import NotReady as NotReadyError
+from knative.deploy.rollout import release as history
+from knative.deploy.rollout.client import Cluster, Ref, ref_of
 from knative.deploy.rollout.readiness import READY, Readiness, readiness, waits_for, why_stuck
 from knative.deploy.rollout.release import Release
 

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from predictor.engine.engine import ColdStartPhase, EngineRequest, PhaseReporter, Step
-from predictor.errors import EngineDeadError, EngineStartError
-from predictor.process.gc import uncollected
 from predictor.engine.vllm.phases import forward_only, heard
 from predictor.engine.vllm.start import VllmSettings, build_llm, configure, prepare_environment
+from predictor.errors import EngineDeadError, EngineStartError
+from predictor.process.gc import uncollected
 
 if TYPE_CHECKING:
     from predictor.engine.vllm.serving import VllmServing

@@ -7,13 +7,13 @@ holds fields of `VllmSettings`, or is empty to import only. Must leave no thread
 from collections.abc import Mapping
 from typing import Any
 
-from predictor.errors import EngineStartError
 from predictor.engine.vllm.start import (
     VllmSettings,
     is_cpu_build,
     prepare_environment,
     share_configuration,
 )
+from predictor.errors import EngineStartError
 
 
 def preload(options: Mapping[str, Any]) -> None:
@@ -43,6 +43,3 @@ def _import_all() -> None:
     import vllm.v1.engine.async_llm
     import vllm.v1.engine.core
     import vllm.v1.worker.cpu_worker  # noqa: F401
-
-    import predictor.server
-    import predictor.engine.vllm.serving  # noqa: F401

@@ -28,7 +28,6 @@ from vllm.renderers.chat_utils import load_chat_template
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from predictor.engine.engine import EngineRequest, Step
-from predictor.errors import BadRequest
 from predictor.engine.vllm.errors import (
     CHAT_URL,
     COMPLETION_URL,
@@ -38,6 +37,7 @@ from predictor.engine.vllm.errors import (
     translate,
 )
 from predictor.engine.vllm.resume import CURRENT_TAPE, ResumingClient, Tape
+from predictor.errors import BadRequest
 
 _UNREADABLE: Final = (AttributeError, IndexError, KeyError, TypeError)
 """What vLLM's validators raise where they read a field before its type is checked

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from predictor.process.death_signal import die_with_parent
-from predictor.errors import EngineStartError
 from predictor.engine.vllm.errors import start_failure
 from predictor.engine.vllm.phases import timed
+from predictor.errors import EngineStartError
+from predictor.process.death_signal import die_with_parent
 
 DEFAULT_KV_CACHE_BYTES: Final = 400 << 20
 """On CPU only. 9,100 tokens of the packaged model, its context of 8,192 and some. All of it is

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
-from eventing.redis import keys
 from eventing.broker.queue import Claimed, Queue
 from eventing.cloudevent.event import Event
 from eventing.job.job import Lane
+from eventing.redis import keys
 
 NAME = "requests-tiny"
 TICKETS = keys.queue(NAME, "tickets")

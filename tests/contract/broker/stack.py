@@ -9,7 +9,6 @@ from typing import Self
 from aiohttp import web
 from redis.asyncio import Redis
 
-from eventing.redis import keys
 from eventing.broker.dead_letter import Undertaker
 from eventing.broker.delivery import DeliverySpec
 from eventing.broker.pump import Pump
@@ -17,6 +16,7 @@ from eventing.broker.queue import Queue, QueueView
 from eventing.broker.router import Router
 from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event, parse_http
+from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from tests.redis_server import free_port
 

@@ -7,9 +7,9 @@ from eventing.broker.intake import DirectIntake
 from eventing.broker.queue import QueueView
 from eventing.broker.router import DirectPublisher
 from eventing.clock import SystemClock
-from eventing.redis.connection import connect
-from eventing.errors import StoreUnavailable
 from eventing.cloudevent.job_event import REQUESTED, request_event
+from eventing.errors import StoreUnavailable
+from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
 from tests.contract.broker.stack import trigger
 from tests.contract.rig import new_job

@@ -6,12 +6,12 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from eventing.redis import keys
 from eventing.broker.delivery import DeliverySpec
 from eventing.cloudevent.event import Event
-from eventing.job.job import JobError, JobState, derive_job_id
 from eventing.cloudevent.job_event import REQUESTED
+from eventing.job.job import JobError, JobState, derive_job_id
 from eventing.job.store import Ending
+from eventing.redis import keys
 from tests.contract.broker.stack import (
     EVENT,
     FAST,

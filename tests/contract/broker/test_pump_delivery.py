@@ -8,10 +8,10 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from eventing.redis import keys
 from eventing.broker.delivery import BackoffPolicy, DeliverySpec
 from eventing.broker.queue import Queue
 from eventing.cloudevent.event import Event
+from eventing.redis import keys
 from tests.contract.broker.stack import (
     EVENT,
     FAST,

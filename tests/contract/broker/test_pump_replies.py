@@ -8,8 +8,8 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from eventing.cloudevent.event import Event, build_binary, build_structured
-from eventing.job.job import Job, JobState, new_job_id
 from eventing.cloudevent.job_event import COMPLETED, REQUESTED, request_event, result_event
+from eventing.job.job import Job, JobState, new_job_id
 from tests.contract.broker.stack import (
     EVENT,
     Answer,

@@ -2,8 +2,8 @@
 
 from redis.asyncio import Redis
 
-from eventing.redis import keys
 from eventing.broker.queue import Queue, QueueView, member_of
+from eventing.redis import keys
 from tests.contract.broker.queue_rig import (
     IDLE_MS,
     NAME,

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from eventing.redis import keys
 from eventing.broker.queue import Claimed, Queue, QueueView
 from eventing.job.job import Lane
+from eventing.redis import keys
 from tests.contract.broker.queue_rig import (
     IDLE_MS,
     NAME,

@@ -8,9 +8,9 @@ from redis.asyncio import Redis
 from eventing.broker.queue import QueueView
 from eventing.broker.router import DirectPublisher
 from eventing.broker.trigger import Trigger
-from eventing.redis.connection import connect
-from eventing.errors import BrokerUnavailable
 from eventing.cloudevent.event import Event
+from eventing.errors import BrokerUnavailable
+from eventing.redis.connection import connect
 from tests.contract.broker.stack import Subscriber, build, pumping, trigger, until
 
 EVENT = Event(id="1", source="/s", type="wanted", data=b"{}")

@@ -14,16 +14,16 @@ from redis.asyncio import Redis
 
 from api.app import create_app
 from api.assembly import Loop
-from api.batch.store import BatchStore
-from api.job.catalog import Catalog
-from api.batch.file_store import FileStore
-from api.front import Front
 from api.auth.principal import Scope
+from api.batch.file_store import FileStore
+from api.batch.store import BatchStore
+from api.front import Front
+from api.job.catalog import Catalog
 from api.settings import ApiSettings, ModelCard
 from eventing.api_key import RedisKeys, mint
 from eventing.live.completion_notifier import EndBell
-from eventing.store.redis_store import RedisStore
 from eventing.live.stream_multiplexer import TokenHub
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import FakeBroker, FakeEngine, FakePredictor, serving
 
 NOW_S = 1_764_000_000

@@ -15,8 +15,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.http.protocol import Door, door_for
-from eventing.errors import BrokerUnavailable
 from eventing.cloudevent.event import Event
+from eventing.errors import BrokerUnavailable
 from eventing.job.job import Job, JobError, JobId, JobState
 from eventing.job.store import Ending, Store, TokenBatch
 

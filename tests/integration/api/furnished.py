@@ -12,8 +12,8 @@ from api.app import create_app
 from api.assembly import furnish
 from api.settings import ApiSettings, ModelCard
 from eventing.cloudevent.event import build_binary
-from eventing.job.job import JobId
 from eventing.cloudevent.job_event import result_event
+from eventing.job.job import JobId
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import Parts, Served
 from tests.integration.api.fakes import FakeBroker, FakePredictor, chat_result, serving

@@ -17,10 +17,10 @@ from api.batch import runner as batch_runner
 from api.batch.batch import Batch
 from api.batch.store import BatchStore
 from api.job.submission import keyed_job_id
-from eventing.redis import keys
 from eventing.clock import SystemClock
 from eventing.job.job import JobId
 from eventing.outbox.outbox import sweep_once
+from eventing.redis import keys
 from tests.integration.api.conftest import Rig, chat_line
 from tests.integration.api.fakes import FakeEngine, chat_result
 

@@ -7,8 +7,8 @@ import orjson
 import pytest
 
 from eventing.cloudevent.event import Event, build_binary, build_structured
-from eventing.job.job import JobError, JobId, JobState
 from eventing.cloudevent.job_event import REQUESTED, result_event
+from eventing.job.job import JobError, JobId, JobState
 from tests.integration.api.conftest import Rig, chat_line
 from tests.integration.api.fakes import chat_result
 

@@ -7,11 +7,11 @@ import pytest
 from redis.asyncio import Redis
 
 from api.settings import ApiSettings
+from eventing.cloudevent.job_event import REQUESTED
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
-from eventing.cloudevent.job_event import REQUESTED
-from eventing.store.redis_store import RedisStore
 from eventing.job.store import Ending, Hold
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import Rig, chat_line, rig_over
 from tests.integration.api.fakes import FakeBroker, chat_result
 

@@ -5,12 +5,12 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from eventing.redis import keys
 from eventing.errors import BrokerUnavailable
 from eventing.job.job import JobId, new_job_id, parse_request
-from eventing.outbox.outbox import Swept, sweep_once
-from eventing.store.redis_store import RedisStore
 from eventing.job.store import NewJob
+from eventing.outbox.outbox import Swept, sweep_once
+from eventing.redis import keys
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakeBroker, FakePredictor, chat_result
 

@@ -8,9 +8,9 @@ import orjson
 import pytest
 
 from api.job import live
-from eventing.redis import keys
 from eventing.errors import Unavailable
 from eventing.job.job import JobId
+from eventing.redis import keys
 from tests.integration.api.conftest import Rig
 from tests.integration.api.fakes import chat_result, names_of, sse_events
 

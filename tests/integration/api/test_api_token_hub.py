@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from redis.asyncio import Redis
 
-from eventing.live import stream_multiplexer as token_hub
 from eventing.job.job import JobId, new_job_id, parse_request
-from eventing.store.redis_store import RedisStore
 from eventing.job.store import EntryKind, NewJob, StreamEntry
+from eventing.live import stream_multiplexer as token_hub
 from eventing.live.stream_multiplexer import Reader, ReaderCutOff, TokenHub
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor, chat_result
 

@@ -13,13 +13,13 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from eventing.api_key import FileKeys, RedisKeys, mint
-from eventing.redis.connection import connect
 from eventing.errors import BadRequest
+from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
-from torpor.cli.app import assembled
 from tests.integration.api.conftest import NOW_S, chat_line, headers_of
 from tests.integration.api.fakes import FakePredictor
 from tests.integration.api.furnished import Furnished, furnished, settings_for
+from torpor.cli.app import assembled
 
 TOKEN = "broker-token-of-24-bytes"
 

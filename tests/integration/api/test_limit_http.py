@@ -12,11 +12,11 @@ from redis.asyncio import Redis
 
 from api.limit.in_flight import Flight
 from api.limit.window import Meter, Windows
-from eventing.redis import keys
 from eventing.broker.queue import Queue
-from eventing.redis.connection import connect
 from eventing.cloudevent.event import Event
 from eventing.job.job import Lane
+from eventing.redis import keys
+from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 import pytest
 from redis.asyncio import Redis
 
-from api.webhook.webhook import Delivery
 from api.webhook.schedule import JITTER, SCHEDULE_S, Verdict
 from api.webhook.store import WebhookStore
+from api.webhook.webhook import Delivery
 from tests.integration.api.receiver import receiving
 from tests.integration.api.test_webhook_sender import add, message, sending, settings, settled, tell
 

@@ -14,6 +14,11 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from redis.asyncio import Redis
 from standardwebhooks import Webhook
 
+from api.webhook.address import AllowList
+from api.webhook.listener import WebhookListener
+from api.webhook.schedule import Verdict
+from api.webhook.sender import SenderSettings, WebhookSender
+from api.webhook.store import WebhookStore
 from api.webhook.webhook import (
     PER_JOB,
     Delivery,
@@ -23,11 +28,6 @@ from api.webhook.webhook import (
     Secret,
     new_secret,
 )
-from api.webhook.address import AllowList
-from api.webhook.listener import WebhookListener
-from api.webhook.schedule import Verdict
-from api.webhook.sender import SenderSettings, WebhookSender
-from api.webhook.store import WebhookStore
 from tests.integration.api.receiver import Receiver, receiving
 from tests.unit.api.test_webhook_address import INSIDE
 

@@ -13,10 +13,10 @@ from click.testing import Result
 from kubernetes.aio import client as kubernetes_client
 from typer.testing import CliRunner
 
-from torpor.cli.deploy import app
 from knative.deploy.rollout.client import Cluster
 from tests.integration.deploy.api_server import ApiServer
 from tests.manifests.conftest import MANIFESTS, kustomize
+from torpor.cli.deploy import app
 
 Run = Callable[..., Awaitable[Result]]
 

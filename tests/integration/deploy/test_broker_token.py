@@ -8,9 +8,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from eventing.errors import BrokerUnavailable
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.publisher import HttpPublisher
+from eventing.errors import BrokerUnavailable
 
 EVENT = Event(id="job_1", source="/torpor/api", type="dev.torpor.inference.requested.v1")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from knative.deploy.rollout.client import Cluster, Ref, connected
 from knative.deploy.faults import (
     Conflict,
     Forbidden,
@@ -16,6 +15,7 @@ from knative.deploy.faults import (
     MissingKind,
     Unreachable,
 )
+from knative.deploy.rollout.client import Cluster, Ref, connected
 from tests.integration.deploy.api_server import ApiServer
 from tests.integration.deploy.objects import SETTINGS, config
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from knative.deploy.rollout import rollout
-from knative.deploy.rollout.client import Cluster
 from knative.deploy.faults import (
     Conflict,
 )
+from knative.deploy.rollout import rollout
+from knative.deploy.rollout.client import Cluster
 from tests.integration.deploy.api_server import ApiServer
 from tests.integration.deploy.objects import TERMS, Notes, config
 

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from knative.deploy.rollout import rollout
-from knative.deploy.rollout.client import Cluster
 from knative.deploy.faults import (
     NotReady,
 )
+from knative.deploy.rollout import rollout
+from knative.deploy.rollout.client import Cluster
 from knative.deploy.rollout.rollout import Terms
 from tests.integration.deploy.api_server import ApiServer
 from tests.integration.deploy.objects import TERMS, UP, Notes, deployment

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from click.testing import Result
 
-from torpor.cli.errors import UserError
 from knative.deploy.rollout.release import to_config_map
 from tests.integration.deploy.api_server import ApiServer, Object
 from tests.integration.deploy.conftest import Run
+from torpor.cli.errors import UserError
 
 
 def said(result: Result) -> str:

@@ -13,11 +13,11 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError
 
-from eventing.redis import keys
 from eventing.cloudevent.event import Event, to_record
+from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
-from knative.deploy.render import parts, store
 from knative.deploy.first_secrets import redis_secret
+from knative.deploy.render import parts, store
 from knative.deploy.values import Values
 from knative.external_scaler.queue_source import QueueSource
 from tests.redis_server import RedisServer

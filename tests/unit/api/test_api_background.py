@@ -6,12 +6,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from api.http import background
-from eventing.outbox import outbox
-from eventing.errors import BrokerUnavailable
 from eventing.cloudevent.event import Event
+from eventing.errors import BrokerUnavailable
 from eventing.job.job import JobId, parse_request
-from eventing.store.memory_store import MemoryStore
 from eventing.job.store import NewJob
+from eventing.outbox import outbox
+from eventing.store.memory_store import MemoryStore
 
 
 class Clock:

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from api.job.catalog import Catalog
 from api.http.errors import ModelNotFound
+from api.job.catalog import Catalog
 from api.settings import ModelCard
 from eventing.errors import ContextExceeded
 from eventing.job.job import JobRequest

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from api.app import create_app
-from api.job.catalog import Catalog
 from api.front import Front
+from api.job.catalog import Catalog
 from api.settings import ApiSettings
 from eventing.store.memory_store import MemoryStore
 from tests.integration.api.fakes import FakeBroker

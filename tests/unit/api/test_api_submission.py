@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from api.job.catalog import Catalog
-from api.front import AdmitAll, Front
 from api.auth.principal import Principal
-from api.settings import ApiSettings, ModelCard
+from api.front import AdmitAll, Front
+from api.job.catalog import Catalog
 from api.job.submission import NEVER_ACCEPTED, Wish, keyed_job_id, submit, wish_of
-from eventing.errors import BrokerUnavailable, IdempotencyConflict, InvalidJob, StoreUnavailable
+from api.settings import ApiSettings, ModelCard
 from eventing.cloudevent.event import Event
+from eventing.errors import BrokerUnavailable, IdempotencyConflict, InvalidJob, StoreUnavailable
 from eventing.job.job import Job, JobError, JobId, JobState, Lane
-from eventing.store.memory_store import MemoryStore
 from eventing.job.store import Ending, NewJob
+from eventing.store.memory_store import MemoryStore
 
 TENANT = Principal(tenant="t")
 LINE = {

@@ -6,9 +6,9 @@ import pytest
 from starlette.requests import HTTPConnection
 
 from api.auth.authenticator import Credentials, Doorkeeper, RememberedKeys, bearer
+from api.auth.principal import Scope
 from api.auth.rules import openness, why_not_start
 from api.http.errors import Forbidden, Unauthorized
-from api.auth.principal import Scope
 from api.settings import ApiSettings
 from eventing.api_key import SCOPES, ApiKey, key_id_of, mint
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from api.view.timeline import timeline
-from api.webhook.webhook import Delivery, Try
 from api.webhook.schedule import Verdict
+from api.webhook.webhook import Delivery, Try
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
 from eventing.live.replica import Replica
 

@@ -3,7 +3,6 @@
 import pytest
 
 from knative.autoscaling.hpa import hpa
-from knative.autoscaling.hpa.hpa import HpaReading, HpaSpec, HpaState
 from knative.autoscaling.hpa.behavior import (
     Behavior,
     PolicyType,
@@ -11,6 +10,7 @@ from knative.autoscaling.hpa.behavior import (
     ScalingRules,
     SelectPolicy,
 )
+from knative.autoscaling.hpa.hpa import HpaReading, HpaSpec, HpaState
 from knative.autoscaling.hpa.metric import Metric, PodSample, Replicas, TargetType
 
 QUEUE = Metric("queue", target=4)

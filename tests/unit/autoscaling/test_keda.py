@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from knative.autoscaling.keda import keda
-from knative.autoscaling.keda.formula import parse
 from knative.autoscaling.hpa.behavior import Behavior, PolicyType, RatePolicy, ScalingRules
 from knative.autoscaling.hpa.metric import Replicas
+from knative.autoscaling.keda import keda
+from knative.autoscaling.keda.formula import parse
 from knative.autoscaling.keda.keda import (
     Fallback,
     KedaSpec,

@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knative.autoscaling.hpa import hpa
-from knative.autoscaling.keda import keda
-from knative.autoscaling.kpa import kpa, reconciler
-from knative.autoscaling.hpa.hpa import HpaReading, HpaSpec, HpaState
 from knative.autoscaling.hpa.behavior import Behavior
+from knative.autoscaling.hpa.hpa import HpaReading, HpaSpec, HpaState
 from knative.autoscaling.hpa.metric import Metric, Replicas
+from knative.autoscaling.keda import keda
 from knative.autoscaling.keda.trigger import RedisStreams, StreamMode, Trigger
+from knative.autoscaling.kpa import kpa, reconciler
 
 loads = st.lists(st.floats(0, 500), min_size=1, max_size=120)
 bounds = st.tuples(st.integers(0, 5), st.integers(0, 20)).map(lambda b: (b[0], b[0] + b[1] + 1))

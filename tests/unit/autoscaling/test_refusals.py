@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from knative.autoscaling.kpa.annotations import GROUP, read_knative
 from knative.autoscaling.hpa.spec import read_hpa
 from knative.autoscaling.keda.scaledobject import read_scaled_object
+from knative.autoscaling.kpa.annotations import GROUP, read_knative
 from knative.autoscaling.setting import RefusedSettingsError
 
 Manifest = dict[str, Any]

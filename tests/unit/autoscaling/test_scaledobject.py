@@ -8,10 +8,10 @@ import yaml
 from knative.autoscaling.hpa.behavior import PolicyType, RatePolicy, SelectPolicy
 from knative.autoscaling.hpa.metric import Metric, TargetType
 from knative.autoscaling.hpa.spec import read_hpa
-from knative.autoscaling.quantity import quantity
 from knative.autoscaling.keda.scaledobject import read_scaled_object
-from knative.autoscaling.setting import RefusedSettingsError
 from knative.autoscaling.keda.trigger import RabbitMq, RedisStreams, Resource, StreamMode
+from knative.autoscaling.quantity import quantity
+from knative.autoscaling.setting import RefusedSettingsError
 
 COMPOSITE = """
 apiVersion: keda.sh/v1alpha1

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventing.errors import BadRequest, NotACloudEvent, UnsupportedMode
 from eventing.cloudevent.event import (
     STRUCTURED,
     Event,
@@ -23,6 +22,7 @@ from eventing.cloudevent.event import (
     parse_http,
     to_record,
 )
+from eventing.errors import BadRequest, NotACloudEvent, UnsupportedMode
 
 REQUIRED = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "t"}
 ENVELOPE = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}

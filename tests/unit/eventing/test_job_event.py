@@ -9,19 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventing.errors import InvalidJob
 from eventing.cloudevent.event import Event, build_structured, parse_http
-from eventing.job.job import (
-    API_SOURCE,
-    AttemptRecord,
-    Job,
-    JobError,
-    JobRequest,
-    JobState,
-    Lane,
-    derive_job_id,
-    new_job_id,
-)
 from eventing.cloudevent.job_event import (
     CANCELLED,
     COMPLETED,
@@ -37,6 +25,18 @@ from eventing.cloudevent.job_event import (
     timings,
 )
 from eventing.cloudevent.request_id import EXTENSION, KEPT
+from eventing.errors import InvalidJob
+from eventing.job.job import (
+    API_SOURCE,
+    AttemptRecord,
+    Job,
+    JobError,
+    JobRequest,
+    JobState,
+    Lane,
+    derive_job_id,
+    new_job_id,
+)
 
 SCHEMAS = Path(__file__).parents[3] / "docs" / "schemas"
 REQUEST = JobRequest(

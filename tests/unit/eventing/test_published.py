@@ -5,8 +5,8 @@ from contextlib import suppress
 
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
-from eventing.store.memory_store import MemoryStore
 from eventing.outbox.published import PublishedJobs
+from eventing.store.memory_store import MemoryStore
 
 
 class HeardStore(MemoryStore):

@@ -6,9 +6,9 @@ from eventing.broker.delivery import span_s
 from eventing.broker.trigger import Trigger, parse_trigger
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import COMPLETED, REQUESTED
+from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.autoscaling.kpa.annotations import read_knative
 from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
-from knative.autoscaling.keda.scaledobject import read_scaled_object
 from torpor.local import manifest
 from torpor.local.settings import StackSettings
 

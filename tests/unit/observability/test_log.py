@@ -84,7 +84,9 @@ def test_a_traceback_shows_no_local_variable(said: Path) -> None:
 
 
 def test_a_line_below_the_level_is_not_written() -> None:
-    code = "import structlog; from eventing import log; log.configure('x', level='ERROR'); "
+    code = (
+        "import structlog; from eventing.telemetry import log; log.configure('x', level='ERROR'); "
+    )
     code += "structlog.get_logger().info('x'); structlog.get_logger().error('y', action='try')"
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

@@ -166,7 +166,7 @@ def test_a_target_that_cannot_be_is_refused(target: str) -> None:
 
 def test_without_a_target_no_exporter_is_imported() -> None:
 
-    code = "import sys; from eventing import trace; trace.configure('x'); "
+    code = "import sys; from eventing.telemetry import trace; trace.configure('x'); "
     code += "print('eventing.telemetry.trace_export' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -9,17 +9,17 @@ from typing import Any
 import orjson
 
 from eventing.clock import SystemClock
-from eventing.errors import StoreUnavailable
 from eventing.cloudevent.event import Event, build_binary
-from eventing.job.job import JobId, derive_job_id
 from eventing.cloudevent.job_event import REQUESTED, job_of
-from eventing.store.memory_store import MemoryStore
+from eventing.errors import StoreUnavailable
+from eventing.job.job import JobId, derive_job_id
 from eventing.job.store import Ending, EntryKind, Hold, LeaseSettings, StreamEntry, TokenBatch
+from eventing.store.memory_store import MemoryStore
 from predictor.delivery.admission import Admission
 from predictor.delivery.answer import Answer
 from predictor.delivery.delivery import Deliveries
-from predictor.engine.engine import EngineRequest
 from predictor.delivery.lease import LeaseKeeper
+from predictor.engine.engine import EngineRequest
 from predictor.engine.seeded_engine import SeededEngine, SeededSettings
 from predictor.generation.replay_filter import coalesce, entries_of
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from eventing.cloudevent.job_event import job_of
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
-from eventing.cloudevent.job_event import job_of
 from eventing.job.store import Hold, TokenBatch
 from predictor.generation.append_batcher import AppendGroup, beat_s
 from tests.unit.predictor.desk import UnreliableStore, asking

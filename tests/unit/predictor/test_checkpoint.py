@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from eventing.job.job import JobId
 from eventing.cloudevent.job_event import job_of
+from eventing.job.job import JobId
 from eventing.job.store import Hold, TokenBatch
 from predictor.generation.append_batcher import AppendGroup
 from predictor.generation.checkpoint import CheckpointWriter, read_checkpoint

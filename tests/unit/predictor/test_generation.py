@@ -8,13 +8,13 @@ import pytest
 from prometheus_client import REGISTRY
 
 from eventing.clock import SystemClock
-from eventing.errors import BadRequest
 from eventing.cloudevent.job_event import job_of
+from eventing.errors import BadRequest
 from eventing.job.store import Hold
-from predictor.generation.append_batcher import AppendGroup
-from predictor.generation.checkpoint import Checkpoint
 from predictor.engine.engine import EngineRequest, PhaseReporter, Step
 from predictor.errors import EngineRequestError
+from predictor.generation.append_batcher import AppendGroup
+from predictor.generation.checkpoint import Checkpoint
 from predictor.generation.generation import Attempt, Broke, Generation, Made, Stop
 from predictor.generation.replay_filter import Shown, entries_of
 from tests.unit.predictor.desk import UnreliableStore, asking, read_ids

@@ -10,8 +10,8 @@ import pytest
 from eventing.cloudevent.event import Event
 from eventing.job.job import JobId
 from eventing.job.store import Hold
-from predictor.generation.generation import Attempt, Stop
 from predictor.delivery.lease import LeaseKeeper, verdict
+from predictor.generation.generation import Attempt, Stop
 from tests.unit.predictor.desk import Desk, asking, job_id_of, open_desk
 
 LONG = {"output_tokens": 2000, "tokens_per_s": 100}

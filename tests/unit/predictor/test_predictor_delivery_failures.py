@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from eventing.clock import SystemClock
+from eventing.cloudevent.job_event import FAILED, job_of
 from eventing.errors import BadRequest
 from eventing.job.job import JobState
-from eventing.cloudevent.job_event import FAILED, job_of
 from predictor.delivery.answer import Ended
-from predictor.engine.engine import EngineRequest, Step
-from predictor.generation.generation import Attempt, Broke
-from predictor.engine.seeded_engine import SeededEngine
 from predictor.delivery.settlement import Settlement
+from predictor.engine.engine import EngineRequest, Step
+from predictor.engine.seeded_engine import SeededEngine
+from predictor.generation.generation import Attempt, Broke
 from tests.unit.predictor.desk import (
     LONG,
     asking,

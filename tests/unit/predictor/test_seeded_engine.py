@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 
 from predictor.engine.engine import ColdStartPhase, EngineRequest, Step
-from predictor.errors import BadRequest, EngineDeadError, EngineRequestError, EngineStartError
 from predictor.engine.seeded_engine import SeededEngine, SeededSettings
+from predictor.errors import BadRequest, EngineDeadError, EngineRequestError, EngineStartError
 
 FAST = SeededSettings(tokens_per_s=0, prefill_tokens_per_s=0)
 

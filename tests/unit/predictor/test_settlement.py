@@ -1,12 +1,12 @@
 """What an ending costs a job, where somebody else has a say in it."""
 
 from eventing.clock import SystemClock
+from eventing.cloudevent.job_event import job_of
 from eventing.errors import BadRequest, Overloaded
 from eventing.job.job import Job
-from eventing.cloudevent.job_event import job_of
 from predictor.delivery.answer import Held, Refused
-from predictor.generation.generation import Attempt, Broke, Stop
 from predictor.delivery.settlement import Settlement
+from predictor.generation.generation import Attempt, Broke, Stop
 from tests.unit.predictor.desk import UnreliableStore, asking
 
 

@@ -7,8 +7,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from predictor.engine.engine import EngineRequest
-from predictor.errors import BadRequest, EngineRequestError
 from predictor.engine.vllm.errors import bad_fields, from_response, start_failure
+from predictor.errors import BadRequest, EngineRequestError
 
 
 class Message(BaseModel):

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from predictor.model_files import weights
 from predictor.errors import ModelError
+from predictor.model_files import weights
 from predictor.model_files.weights import PackagedModel, Progress, ensure_model, verify_hashes
 
 CONTENT = b"a model"

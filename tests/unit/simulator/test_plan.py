@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from knative.autoscaling.kpa.annotations import read_knative
 from knative.autoscaling.keda.scaledobject import read_scaled_object
+from knative.autoscaling.kpa.annotations import read_knative
 from knative.autoscaling.setting import RefusedSettingsError
 from torpor.simulator.candidate import Candidate, Place, manifest_candidates
 from torpor.simulator.engine import EngineModel
 from torpor.simulator.engine_file import read_engine
 from torpor.simulator.load import Load
-from torpor.simulator.report.page import page
 from torpor.simulator.plan import Target, Tried, best, grid, search
+from torpor.simulator.report.page import page
 from torpor.simulator.workload import Profile, ProfileKind
 from torpor.simulator.world import Scenario
 

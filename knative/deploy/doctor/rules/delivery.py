@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from knative.deploy.render import own_broker, parts
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import (
     View,
@@ -18,6 +17,7 @@ from knative.deploy.doctor.view import (
     variable,
 )
 from knative.deploy.emit import Resource
+from knative.deploy.render import own_broker, parts
 
 register = Register()
 _KNOWN = {"deadLetterSink", "retry", "backoffPolicy", "backoffDelay", "timeout", "retryAfterMax",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from knative.deploy.render import parts
 from knative.deploy.doctor.field import at_least, field_rule, kind, note, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import (
@@ -14,6 +13,7 @@ from knative.deploy.doctor.view import (
     is_canary,
     number,
 )
+from knative.deploy.render import parts
 
 register = Register()
 _KPA = "autoscaling.knative.dev/"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from knative.autoscaling.setting import RefusedSettingsError
-from knative.deploy.render import parts
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import View, dig
 from knative.deploy.emit import Resource
+from knative.deploy.render import parts
 from knative.external_scaler.scaler import read_metadata
 
 register = Register()

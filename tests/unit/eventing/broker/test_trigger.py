@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from eventing.broker.delivery import BackoffPolicy
 from eventing.broker.trigger import matches, parse_delivery, parse_trigger
-from eventing.errors import BadRequest
 from eventing.cloudevent.event import Event
+from eventing.errors import BadRequest
 
 EVENT = Event(
     id="1",
