@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from api.app import create_app
 from api.assembly import Loop, furnish
-from api.auth.rules import openness, why_not_start
+from api.auth.rules import anonymous_access_warning, startup_error
 from api.batch import runner as batch_runner
 from api.batch.file_store import FileStore
 from api.batch.store import BatchStore
@@ -34,8 +34,8 @@ from eventing.broker.trigger import load_triggers
 from eventing.clock import SystemClock
 from eventing.cloudevent.publisher import HttpPublisher
 from eventing.errors import BadRequest
-from eventing.live.completion_notifier import EndBell
-from eventing.live.stream_multiplexer import TokenHub
+from eventing.live.completion_notifier import CompletionNotifier
+from eventing.live.stream_multiplexer import StreamMultiplexer
 from eventing.outbox import outbox
 from eventing.process import gc as collector
 from eventing.redis.connection import connect
@@ -58,7 +58,7 @@ def main() -> int:
             name = "_".join(str(part) for part in problem["loc"]).upper()
             sys.stderr.write(f"torpor api: TORPOR_{name}: {problem['msg']}\n")
         return 2
-    if why := why_not_start(settings):
+    if why := startup_error(settings):
         sys.stderr.write(f"torpor api: {why}\n")
         return 2
     if "--print-settings" in sys.argv[1:]:
@@ -111,7 +111,7 @@ def build(settings: ApiSettings) -> FastAPI:
             loops = {**_loops(parts, redis), **own_loops}
             running = [group.create_task(forever(name, loop)) for name, loop in loops.items()]
             gc.collect()
-            collector.spare()
+            collector.freeze_gc_after_startup()
             yield
             for loop in running:
                 loop.cancel()
@@ -127,8 +127,8 @@ class _Parts:
     front: Front
     store: RedisStore
     publisher: DirectPublisher | HttpPublisher
-    hub: TokenHub
-    bell: EndBell
+    hub: StreamMultiplexer
+    bell: CompletionNotifier
     batches: BatchStore
 
     async def close(self) -> None:
@@ -140,8 +140,8 @@ class _Parts:
 
 
 def _parts(settings: ApiSettings, redis: SharedRedis) -> _Parts:
-    store, bell, batches = RedisStore(redis), EndBell(redis), BatchStore(redis)
-    hub = TokenHub(settings.redis_url.get_secret_value(), store, redis)
+    store, bell, batches = RedisStore(redis), CompletionNotifier(redis), BatchStore(redis)
+    hub = StreamMultiplexer(settings.redis_url.get_secret_value(), store, redis)
     publisher, clock, ledger = _publisher(settings, redis), SystemClock(), Ledger(redis)
     intake = None
     if isinstance(publisher, DirectPublisher):
@@ -183,7 +183,7 @@ def _loops(parts: _Parts, redis: SharedRedis) -> dict[str, Loop]:
 def _say_what_is_open(settings: ApiSettings) -> None:
     if not settings.models:
         _log.warning("no model: every job will be refused", action="start")
-    if said := openness(settings):
+    if said := anonymous_access_warning(settings):
         _log.warning(said, action="start")
 
 

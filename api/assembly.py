@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from redis.asyncio import Redis
 
-from api.auth.rules import doorkeeper
+from api.auth.rules import credential_authenticator
 from api.console.overview import RedisOverview
 from api.front import Front
 from api.job.idempotency import Replay
@@ -31,7 +31,7 @@ def furnish(front: Front, redis: Redis) -> tuple[Front, Mapping[str, Loop]]:
     listeners = (*front.listeners, gate, webhooks, results, past_waking)
     complete = replace(
         front,
-        authenticator=doorkeeper(front.settings, redis, front.clock),
+        authenticator=credential_authenticator(front.settings, redis, front.clock),
         overview=RedisOverview(redis, [card.name for card in front.settings.models], front.clock),
         admission=gate,
         gate=gate,

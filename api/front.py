@@ -12,23 +12,23 @@ from typing import Any, Protocol
 
 from starlette.requests import HTTPConnection
 
-from api.auth.principal import Authenticator, EverybodyIsDefault, Principal
+from api.auth.principal import AnonymousAuthenticator, Authenticator, Principal
 from api.batch.batch import Batch
 from api.batch.file_store import FileStore
 from api.http.body_limiter import BodyRoom
 from api.job.catalog import Catalog
-from api.job.concurrency_limiter import Turnstile
+from api.job.concurrency_limiter import ConcurrencyLimiter
 from api.job.idempotency import Replay
 from api.job.result_feed import ResultFeed
 from api.settings import ApiSettings
-from api.webhook.service import WebhookDesk
+from api.webhook.service import WebhookService
 from eventing.clock import Clock, SystemClock
 from eventing.cloudevent.publisher import Publisher
 from eventing.errors import NotFound, Unavailable
 from eventing.job.job import Job, JobId
 from eventing.job.store import NewJob, Store, StreamEntry
 from eventing.live.replica import Replica
-from eventing.live.stream_multiplexer import Tap
+from eventing.live.stream_multiplexer import TokenCallback
 from eventing.outbox.published import PublishedJobs
 from eventing.telemetry.metric.ledger import Ledger
 
@@ -42,15 +42,15 @@ class LiveReader(Protocol):
 
 
 class Live(Protocol):
-    """Where token streams are followed (`eventing.live.stream_multiplexer.TokenHub`)."""
+    """Where token streams are followed (`eventing.live.stream_multiplexer.StreamMultiplexer`)."""
 
     def follow(
-        self, job_id: JobId, after: str = "", tap: Tap | None = None
+        self, job_id: JobId, after: str = "", tap: TokenCallback | None = None
     ) -> AbstractAsyncContextManager[LiveReader]: ...
 
 
 class Ends(Protocol):
-    """Where ends of jobs are heard of (`eventing.live.completion_notifier.EndBell`)."""
+    """Where ends of jobs are heard of (`eventing.live.completion_notifier.CompletionNotifier`)."""
 
     def expecting(self, job_id: JobId) -> AbstractContextManager[asyncio.Event]:
         """An event that is set when the job's record should be looked at."""
@@ -96,10 +96,10 @@ class Admission(Protocol):
     async def admit(self, principal: Principal, new: NewJob) -> None:
         """Return to let it in; raise what should be answered instead."""
 
-    async def took(self, new: NewJob, job: Job, is_new: bool) -> None:
+    async def on_admitted(self, new: NewJob, job: Job, is_new: bool) -> None:
         """It was let in and is recorded as `job`; not `is_new` for one that was there before."""
 
-    async def left(self, tenant: str, job_id: JobId) -> None:
+    async def on_rejected(self, tenant: str, job_id: JobId) -> None:
         """It was let in, and nothing came of it."""
 
 
@@ -136,7 +136,7 @@ class Batches(Protocol):
     async def ask_to_cancel(self, batch_id: str) -> None: ...
 
 
-class NoBell:
+class PollingNotifier:
     """`Ends` where nobody listens: a look is due at once, and then now and then."""
 
     @contextmanager
@@ -185,10 +185,10 @@ class AdmitAll:
     async def admit(self, principal: Principal, new: NewJob) -> None:
         return None
 
-    async def took(self, new: NewJob, job: Job, is_new: bool) -> None:
+    async def on_admitted(self, new: NewJob, job: Job, is_new: bool) -> None:
         return None
 
-    async def left(self, tenant: str, job_id: JobId) -> None:
+    async def on_rejected(self, tenant: str, job_id: JobId) -> None:
         return None
 
 
@@ -202,14 +202,14 @@ class Front:
     intake: Intake | None = None
     published: PublishedJobs = field(default_factory=PublishedJobs)
     live: Live
-    ends: Ends = field(default_factory=NoBell)
+    ends: Ends = field(default_factory=PollingNotifier)
     catalog: Catalog
     waiting: Waiting = field(default_factory=NobodyKnows)
-    authenticator: Authenticator = field(default_factory=EverybodyIsDefault)
+    authenticator: Authenticator = field(default_factory=AnonymousAuthenticator)
     admission: Admission = field(default_factory=AdmitAll)
     gate: Gate = field(default_factory=OpenGate)
     listeners: tuple[ResultListener, ...] = ()
-    webhooks: WebhookDesk | None = None
+    webhooks: WebhookService | None = None
     overview: Overview | None = None
     ledger: Ledger | None = None
     results: ResultFeed | None = None
@@ -217,7 +217,7 @@ class Front:
     replay: Replay | None = None
     files: FileStore = field(default_factory=lambda: FileStore("memory://torpor"))
     batches: Batches = field(default_factory=NoBatches)
-    turnstile: Turnstile = field(default_factory=Turnstile)
+    turnstile: ConcurrencyLimiter = field(default_factory=ConcurrencyLimiter)
     body_room: BodyRoom = field(default_factory=BodyRoom)
     clock: Clock = field(default_factory=SystemClock)
 

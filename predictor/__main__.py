@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from predictor.engine.engine import Engine
-from predictor.process.gc import uncollected
+from predictor.process.gc import gc_disabled
 from predictor.settings import EngineKind, PredictorSettings
 
 _FLAGS = {
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
         grpc_door.close()  # gRPC takes an address, not a socket
     engine, prepare = _build_engine(settings, engine_args)
 
-    with uncollected():
+    with gc_disabled():
         from predictor.server import Predictor
 
     exit_code = Predictor(settings, engine, door, started_s=started_s, prepare=prepare).run()

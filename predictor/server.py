@@ -32,11 +32,11 @@ from predictor.delivery.drain import Drain
 from predictor.delivery.lease import LeaseKeeper
 from predictor.engine.engine import ColdStartPhase, Engine
 from predictor.errors import EngineStartError
-from predictor.generation.generation import Stop
+from predictor.generation.generation import Interrupted
 from predictor.process.heartbeat import Heartbeat
 from predictor.serving.abort_when_gone import AbortWhenGone
 from predictor.serving.direct_call import DirectCalls
-from predictor.serving.event_routes import EventDoor, add_error_handler, add_probes
+from predictor.serving.event_routes import EventMiddleware, add_error_handler, add_probes
 from predictor.serving.kserve_server import PredictorServer
 from predictor.serving.model import PredictorModel
 from predictor.serving.openai_routes import add_openai_routes
@@ -115,7 +115,7 @@ class Predictor:
             name,
             self._calls,
             is_ready=lambda: self._admission.phase is Phase.SERVING,
-            live=self._live,
+            live=self._run_replica,
         )
 
     def _add_routes(self, clock: Clock) -> None:
@@ -139,13 +139,13 @@ class Predictor:
         add_error_handler(app)
         app.add_middleware(AbortWhenGone)
         token = settings.delivery_token.get_secret_value()
-        app.add_middleware(EventDoor, deliveries=deliveries, token=token)
+        app.add_middleware(EventMiddleware, deliveries=deliveries, token=token)
 
     def _note_load(self, in_flight: int) -> None:
         metrics.IN_FLIGHT.set(in_flight)
         self._account.load(in_flight)
 
-    async def _live(self) -> None:
+    async def _run_replica(self) -> None:
         """Start the engine, serve, drain, end. The HTTP server answers from before the engine is
         there until after the last job is settled.
         """
@@ -199,7 +199,7 @@ class Predictor:
         for name in self._engine.model_names[1:]:  # LoRA adapters are models of their own
             self._server.register_model(self._model(name))
         self._heartbeat.device = self._engine.device
-        collector.spare()
+        collector.freeze_gc_after_startup()
         self._heartbeat.enter(ColdStartPhase.READY)
         self._admission.open()
         self._account.ready()
@@ -214,7 +214,7 @@ class Predictor:
             died = group.create_task(self._engine_death())
             await asyncio.wait((drained, died), return_when=asyncio.FIRST_COMPLETED)
             if died.done():
-                await self._bury_engine()
+                await self._shutdown_after_engine_failure()
             for task in (drained, died):
                 task.cancel()
 
@@ -222,12 +222,12 @@ class Predictor:
         while self._engine.is_healthy():  # noqa: ASYNC110 (an engine has no event to await)
             await asyncio.sleep(_HEALTH_EVERY_S)
 
-    async def _bury_engine(self) -> None:
+    async def _shutdown_after_engine_failure(self) -> None:
         """Give its jobs back and end with an error; `healthy` says no since it died."""
         _log.error("the engine died", action="engine_death", in_flight=self._admission.in_flight)
         metrics.ENGINE_UP.set(0)
         self._exit_code = 1
-        self._keeper.interrupt_all(Stop.ENGINE_DEAD)
+        self._keeper.interrupt_all(Interrupted.ENGINE_DEAD)
         await asyncio.wait(
             (asyncio.ensure_future(self._admission.wait_idle()),), timeout=_SETTLE_AFTER_DEATH_S
         )

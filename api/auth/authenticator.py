@@ -49,7 +49,7 @@ class Credentials:
         return self.keys is None and self.verifier is None
 
 
-class Doorkeeper:
+class CredentialAuthenticator:
     """An `Authenticator`."""
 
     def __init__(self, credentials: Credentials, wall_s: Callable[[], float] = time.time) -> None:

@@ -45,7 +45,7 @@ class Authenticator(Protocol):
         """The caller. Raises `Unauthorized` when there is none that we know."""
 
 
-class EverybodyIsDefault:
+class AnonymousAuthenticator:
     """No keys: every caller is the tenant `default` with all scopes. For loopback only."""
 
     def __init__(self) -> None:

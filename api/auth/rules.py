@@ -9,7 +9,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from api.auth.address import is_loopback
-from api.auth.authenticator import Credentials, Doorkeeper, RememberedKeys
+from api.auth.authenticator import CredentialAuthenticator, Credentials, RememberedKeys
 from api.auth.oidc import OidcRules, OidcVerifier
 from api.settings import ApiSettings
 from eventing.api_key import FileKeys, KeySource, RedisKeys
@@ -19,7 +19,7 @@ from eventing.errors import BadRequest
 IN_REDIS: Final = "redis"
 
 
-def why_not_start(settings: ApiSettings) -> str:
+def startup_error(settings: ApiSettings) -> str:
     """Why the process must not start with these settings; empty when it may.
 
     Without keys everybody is everybody, so that is for loopback only, unless somebody said that he
@@ -43,7 +43,7 @@ def why_not_start(settings: ApiSettings) -> str:
     )
 
 
-def openness(settings: ApiSettings) -> str:
+def anonymous_access_warning(settings: ApiSettings) -> str:
     """What is to be said at start of who may call; empty when credentials are asked for."""
     if settings.keys_source or settings.oidc_issuer:
         return ""
@@ -51,7 +51,9 @@ def openness(settings: ApiSettings) -> str:
     return f"no keys: everybody who reaches us {where} may do everything as tenant default"
 
 
-def doorkeeper(settings: ApiSettings, redis: Redis, clock: Clock) -> Doorkeeper:
+def credential_authenticator(
+    settings: ApiSettings, redis: Redis, clock: Clock
+) -> CredentialAuthenticator:
     """The doorkeeper these settings ask for. Raises `BadRequest` for a key file that is none."""
     verifier = None
     if settings.oidc_issuer:
@@ -69,7 +71,7 @@ def doorkeeper(settings: ApiSettings, redis: Redis, clock: Clock) -> Doorkeeper:
         delivery_token=settings.delivery_token.get_secret_value(),
         is_local=is_loopback(settings.host),
     )
-    return Doorkeeper(credentials)
+    return CredentialAuthenticator(credentials)
 
 
 def _keys(source: str, redis: Redis) -> KeySource | None:

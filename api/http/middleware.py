@@ -13,8 +13,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.sse import RAW_SEND
-from eventing.cloudevent.request_id import EXTENSION, checked, marks
-from eventing.telemetry.log import Marked
+from eventing.cloudevent.request_id import EXTENSION, checked, context_fields
+from eventing.telemetry.log import log_context
 from eventing.telemetry.metric.series import labelled
 
 _requests = Counter(
@@ -52,7 +52,7 @@ class Edge:
                 _count(scope, message["status"], time.perf_counter() - started_s)
             await send(message)
 
-        with Marked(marks(asked | {EXTENSION: request_id})):
+        with log_context(context_fields(asked | {EXTENSION: request_id})):
             await self._app(scope, receive, send_on)
 
 

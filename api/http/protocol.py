@@ -34,7 +34,7 @@ _LONG: Final = ("431 Request Header Fields Too Large", "the headers are too long
 _FULL: Final = ("503 Service Unavailable", "too many connections")
 
 
-class Door(HttpToolsProtocol):
+class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection."""
 
     connections_limit: ClassVar[int] = CONNECTIONS
@@ -49,7 +49,7 @@ class Door(HttpToolsProtocol):
         super().connection_made(transport)
         self._bound_unsent(transport)
         if len(self.connections) > self.connections_limit:
-            self._turn_away(*_FULL, "retry-after: 1\r\n")
+            self._reject(*_FULL, "retry-after: 1\r\n")
             return
         self._await_head()
 
@@ -68,7 +68,7 @@ class Door(HttpToolsProtocol):
         if not self._is_in_head or self.transport.is_closing():
             return
         if self._head_bytes > HEAD_LIMIT_BYTES:
-            self._turn_away(*_LONG)
+            self._reject(*_LONG)
         elif self._head_timer is None:
             self._await_head()
 
@@ -81,9 +81,9 @@ class Door(HttpToolsProtocol):
         super().on_headers_complete()
         self.scope[_CYCLE] = self.cycle  # type: ignore[typeddict-unknown-key]
         if self.cycle is not None and self.scope["method"] not in _WITHOUT_BODY:
-            self.cycle.transport = _Parting(self, self.cycle)  # type: ignore[assignment]
+            self.cycle.transport = _LingeringClose(self, self.cycle)  # type: ignore[assignment]
 
-    def part(self) -> None:
+    def lingering_close(self) -> None:
         """Close once the other side has had time to read what we said. Closing with unread bytes
         makes the kernel reset the connection, and many clients send all before they listen.
         """
@@ -99,7 +99,7 @@ class Door(HttpToolsProtocol):
             door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
     def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(self.head_timeout_s, self._turn_away, *_SLOW)
+        self._head_timer = self.loop.call_later(self.head_timeout_s, self._reject, *_SLOW)
 
     def _head_came(self) -> None:
         self._is_in_head = False
@@ -108,7 +108,7 @@ class Door(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _turn_away(self, status: str, reason: str, extra: str = "") -> None:
+    def _reject(self, status: str, reason: str, extra: str = "") -> None:
         """Say why, unless an answer is under way, and hang up."""
         self._head_came()
         is_silent = self.cycle is None or self.cycle.response_complete
@@ -118,19 +118,19 @@ class Door(HttpToolsProtocol):
                 f"{head}content-length: {len(reason)}\r\n\r\n{reason}".encode("ascii")
             )
         if is_silent and status != _FULL[0]:
-            self.part()
+            self.lingering_close()
         else:  # what is too much as it is must not stay any longer
             self.transport.close()
 
 
-class _Parting:
+class _LingeringClose:
     """The transport as a call with a body sees it: closing before all of the body came is a
     parting.
     """
 
     __slots__ = ("_cycle", "_door", "is_closing", "write")
 
-    def __init__(self, door: Door, cycle: RequestResponseCycle) -> None:
+    def __init__(self, door: BoundedHttpProtocol, cycle: RequestResponseCycle) -> None:
         self._door = door
         self._cycle = cycle
         self.write = door.transport.write
@@ -138,12 +138,12 @@ class _Parting:
 
     def close(self) -> None:
         if self._cycle.more_body:
-            self._door.part()
+            self._door.lingering_close()
         else:
             self._door.transport.close()
 
 
-class Wire:
+class ResponseWriter:
     """Where one streamed answer goes to."""
 
     __slots__ = ("_cycle",)
@@ -164,12 +164,12 @@ class Wire:
         return True
 
 
-def wire_of(scope: Mapping[str, Any]) -> Wire | None:
+def wire_of(scope: Mapping[str, Any]) -> ResponseWriter | None:
     """The wire of a call; None under a server that is not ours."""
     cycle = scope.get(_CYCLE)
-    return Wire(cycle) if cycle is not None else None
+    return ResponseWriter(cycle) if cycle is not None else None
 
 
-def door_for(connections: int) -> type[Door]:
+def door_for(connections: int) -> type[BoundedHttpProtocol]:
     """The class for uvicorn, with the settings of this process."""
-    return type("Door", (Door,), {"connections_limit": connections})
+    return type("Door", (BoundedHttpProtocol,), {"connections_limit": connections})

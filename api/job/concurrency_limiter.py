@@ -17,16 +17,16 @@ _WAITING: Final = 1_000
 _RETRY_AFTER_S: Final = 2.0
 
 
-class Turnstile:
-    """Lets `abreast` through at a time, first come first served."""
+class ConcurrencyLimiter:
+    """Lets `max_concurrent` through at a time, first come first served."""
 
-    def __init__(self, abreast: int = _ABREAST, waiting: int = _WAITING) -> None:
-        self._slots = asyncio.Semaphore(abreast)
+    def __init__(self, max_concurrent: int = _ABREAST, waiting: int = _WAITING) -> None:
+        self._slots = asyncio.Semaphore(max_concurrent)
         self._room = waiting
         self._waiting = 0
 
     @asynccontextmanager
-    async def passing(self, timeout_s: float) -> AsyncIterator[None]:
+    async def acquire(self, timeout_s: float) -> AsyncIterator[None]:
         """Raises `Overloaded` when too many wait already, or the wait was too long."""
         if self._waiting >= self._room:
             raise Overloaded("too many submits at once", _RETRY_AFTER_S)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from api.front import Front, LiveReader, Outlook
-from api.http.protocol import Wire
+from api.http.protocol import ResponseWriter
 from eventing.errors import NotFound, StoreUnavailable
 from eventing.job.job import Job, JobId, JobState
 from eventing.job.store import EntryKind, StreamEntry
-from eventing.live.stream_multiplexer import Tap
+from eventing.live.stream_multiplexer import TokenCallback
 
 _OUTLOOK_EVERY_S: Final = 1.0
 _FIRST_OUTLOOK_S: Final = 0.05
@@ -34,7 +34,7 @@ class Moment:
 
 
 async def moments(
-    front: Front, job: Job, after: str, tap: Tap | None = None
+    front: Front, job: Job, after: str, tap: TokenCallback | None = None
 ) -> AsyncGenerator[Moment, None]:
     """What happens to `job` after a cursor, until it has ended; the last moment carries the ended
     job. Tokens that `tap` takes are in no moment; it is called while the caller waits for one.
@@ -124,7 +124,9 @@ async def _next(reader: LiveReader, timeout_s: float) -> list[StreamEntry]:
         return []
 
 
-def tap_into(wire: Wire | None, render: Callable[[StreamEntry], bytes]) -> Tap | None:
+def write_directly(
+    wire: ResponseWriter | None, render: Callable[[StreamEntry], bytes]
+) -> TokenCallback | None:
     """A tap that writes tokens out as they come."""
     if wire is None:
         return None

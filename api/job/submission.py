@@ -16,7 +16,7 @@ from prometheus_client import Counter
 from api.auth.principal import Principal
 from api.front import Front, Intake
 from api.webhook.address import allow_list, check_url
-from api.webhook.webhook import BATCH, JOB_WEBHOOK, WEBHOOK_URL, webhook_wish
+from api.webhook.webhook import BATCH, JOB_WEBHOOK, WEBHOOK_URL, parse_webhook_options
 from eventing.cloudevent.job_event import request_event
 from eventing.cloudevent.request_id import KEPT, checked
 from eventing.errors import (
@@ -37,7 +37,7 @@ from eventing.job.job import (
     new_job_id,
     parse_request,
 )
-from eventing.job.store import Ending, Hold, NewJob
+from eventing.job.store import Ending, LeaseStatus, NewJob
 from eventing.store.job_record import fresh
 from eventing.telemetry import trace
 from eventing.telemetry.metric.series import labelled
@@ -55,7 +55,7 @@ _submitted = Counter("torpor_api_submits_total", "Submits, by what became of the
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class SubmitOptions:
     """How a job is to be taken in, beyond what it asks."""
 
     idempotency_key: str = ""
@@ -64,13 +64,13 @@ class Wish:
     traceparent: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
-    def with_metadata(self, own: Mapping[str, str]) -> "Wish":
+    def with_metadata(self, own: Mapping[str, str]) -> "SubmitOptions":
         """The same, with entries of ours beside the caller's."""
         return replace(self, metadata={**self.metadata, **own})
 
 
 async def submit(
-    front: Front, principal: Principal, line: Mapping[str, Any], wish: Wish
+    front: Front, principal: Principal, line: Mapping[str, Any], wish: SubmitOptions
 ) -> tuple[Job, bool]:
     """The job that `line` asks for, recorded and on its way; True when it is new.
 
@@ -88,7 +88,7 @@ async def submit_line(
 ) -> Job:
     """The job of a batch's line; the same key is the same job, however often it is submitted."""
     own = {BATCH: key.partition(":")[0]}
-    wish = Wish(idempotency_key=f"batch:{key}", lane=lane, metadata=own)
+    wish = SubmitOptions(idempotency_key=f"batch:{key}", lane=lane, metadata=own)
     job, _ = await submit(front, principal, line, wish)
     return job
 
@@ -121,11 +121,11 @@ async def _submit_new(
     if url := new.metadata.get(JOB_WEBHOOK):
         check_url(url, allow_list(front.settings.webhook_allow), WEBHOOK_URL)
     deadline_s = front.clock.monotonic_s() + front.settings.submit_timeout_s
-    async with front.turnstile.passing(front.settings.submit_timeout_s * _QUEUING_SHARE):
+    async with front.turnstile.acquire(front.settings.submit_timeout_s * _QUEUING_SHARE):
         await _admit(front, principal, new, deadline_s)
         if intake is not None:
             job, is_new = await _take_in(front, intake, new, deadline_s), True
-            await front.admission.took(new, job, is_new)
+            await front.admission.on_admitted(new, job, is_new)
         else:
             job, is_new = await _record_and_hand_in(front, new, key, deadline_s)
     labelled(_submitted, "accepted" if is_new else "repeated").inc()
@@ -162,10 +162,10 @@ async def _record_and_hand_in(
     except IdempotencyConflict:
         await _left(front, new.tenant, new.id)
         raise
-    await front.admission.took(new, job, is_new)
+    await front.admission.on_admitted(new, job, is_new)
     if is_new:
         try:
-            await _hand_in(front, job, deadline_s)
+            await _publish_request(front, job, deadline_s)
         except BrokerUnavailable:
             await _left(front, job.tenant, job.id)
             raise
@@ -176,7 +176,7 @@ async def _left(front: Front, tenant: str, job_id: JobId) -> None:
     """What was let in did not become a job. Limits mend themselves when this fails."""
     with suppress(StoreUnavailable, TimeoutError):
         async with asyncio.timeout(_WITHDRAW_S):
-            await front.admission.left(tenant, job_id)
+            await front.admission.on_rejected(tenant, job_id)
 
 
 async def _admit(front: Front, principal: Principal, new: NewJob, deadline_s: float) -> None:
@@ -189,7 +189,9 @@ async def _admit(front: Front, principal: Principal, new: NewJob, deadline_s: fl
         raise StoreUnavailable("the store does not answer") from error
 
 
-def _new_job(front: Front, principal: Principal, request: JobRequest, wish: Wish) -> NewJob:
+def _new_job(
+    front: Front, principal: Principal, request: JobRequest, wish: SubmitOptions
+) -> NewJob:
     job_id = new_job_id()
     deadline_ms = 0
     if wish.expires_after_s:
@@ -253,7 +255,7 @@ async def _behind_withdrawn(front: Front, tenant: str, key: str) -> int:
     return beyond
 
 
-async def _hand_in(front: Front, job: Job, deadline_s: float) -> None:
+async def _publish_request(front: Front, job: Job, deadline_s: float) -> None:
     """Publish the request event; its note in the outbox is cleared a moment later.
 
     Raises `BrokerUnavailable` unless the job is known to run, or to have run: then the broker had
@@ -282,13 +284,13 @@ async def _withdraw(front: Front, job_id: JobId) -> bool:
     error = JobError(
         code=NEVER_ACCEPTED, message="the broker was away; the submit was answered 503"
     )
-    hold = Hold.OK
+    hold = LeaseStatus.OK
     with suppress(TimeoutError, StoreUnavailable):
         async with asyncio.timeout(_WITHDRAW_S):
             hold = await front.store.conclude(job_id, Ending(state=JobState.CANCELLED, error=error))
-            if hold is Hold.OK:
+            if hold is LeaseStatus.OK:
                 await front.store.mark_announced(job_id)  # nobody was promised a result event
-    return hold in (Hold.OK, Hold.MISSING)
+    return hold in (LeaseStatus.OK, LeaseStatus.MISSING)
 
 
 def keyed_job_id(tenant: str, key: str, generation: int = 0) -> JobId:
@@ -301,9 +303,9 @@ def _is_withdrawn(job: Job) -> bool:
     return job.error is not None and job.error.code == NEVER_ACCEPTED
 
 
-def wish_of(
+def parse_submit_options(
     line: Mapping[str, Any], headers: Mapping[str, str], *, lane: Lane = Lane.DEFAULT
-) -> Wish:
+) -> SubmitOptions:
     """What a call asks beyond its body: headers, and the job line's own `priority`,
     `expires_after` and `metadata`.
 
@@ -312,10 +314,12 @@ def wish_of(
     key = headers.get("idempotency-key", "")
     if len(key) > 255:
         raise InvalidJob("Idempotency-Key may have 255 characters", "Idempotency-Key")
-    metadata = check_metadata(line.get("metadata"), "metadata") | webhook_wish(line, headers)
+    metadata = check_metadata(line.get("metadata"), "metadata") | parse_webhook_options(
+        line, headers
+    )
     if request_id := checked(headers.get("x-request-id", "")):
         metadata[KEPT] = request_id
-    return Wish(
+    return SubmitOptions(
         idempotency_key=key,
         lane=_lane(line.get("priority"), lane),
         expires_after_s=_expires_after_s(line, headers),

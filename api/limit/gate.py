@@ -16,7 +16,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth.principal import Principal
-from api.limit.in_flight import Flight
+from api.limit.in_flight import InFlightJobs
 from api.limit.limit import (
     Limit,
     Limits,
@@ -53,7 +53,7 @@ class LimitGate:
     def __init__(self, settings: ApiSettings, redis: Redis, store: Store, clock: Clock) -> None:
         self._settings = settings
         self._windows = Windows(redis)
-        self._flight = Flight(redis, store)
+        self._flight = InFlightJobs(redis, store)
         self._queues = QueueView(redis)
         self._clock = clock
         self._depths: dict[str, tuple[float, Depth]] = {}
@@ -87,19 +87,19 @@ class LimitGate:
                 await self._leave(new.tenant, new.id)
             raise
 
-    async def took(self, new: NewJob, job: Job, is_new: bool) -> None:
+    async def on_admitted(self, new: NewJob, job: Job, is_new: bool) -> None:
         """The job was recorded, or was there already. It is promised by now, so a store that goes
         away here must not make it a refusal; the count mends itself.
         """
         with suppress(StoreUnavailable):
             if not is_new:
-                await self.left(new.tenant, new.id)
+                await self.on_rejected(new.tenant, new.id)
                 if meter := self._tokens(new.tenant):
                     _tell(headers_of("tokens", await self._windows.look(meter)))
             elif job.id != new.id:
                 await self._rename(new.tenant, new.id, job.id)
 
-    async def left(self, tenant: str, job_id: JobId) -> None:
+    async def on_rejected(self, tenant: str, job_id: JobId) -> None:
         """Nothing came of what was let in: it gives its place and its tokens back."""
         await self._settle(tenant, job_id, 0)
         await self._leave(tenant, job_id)
@@ -137,9 +137,9 @@ class LimitGate:
         await self._windows.charge(meter, new.id, cost)
         _metered.labels("asked").inc(cost)
 
-    async def _settle(self, tenant: str, job_id: JobId, took: int) -> None:
+    async def _settle(self, tenant: str, job_id: JobId, used: int) -> None:
         if meter := self._tokens(tenant):
-            added = await self._windows.settle(meter, job_id, took)
+            added = await self._windows.settle(meter, job_id, used)
             _metered.labels("added" if added > 0 else "given_back").inc(abs(added))
 
     async def _leave(self, tenant: str, job_id: JobId) -> None:

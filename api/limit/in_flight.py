@@ -23,7 +23,7 @@ _YOUNG_MS: Final = 5_000
 _KEEP_S: Final = 31 * 24 * 3600
 
 
-class Flight:
+class InFlightJobs:
     """Places of every tenant. Every method raises `StoreUnavailable`."""
 
     def __init__(self, redis: Redis, store: Store) -> None:

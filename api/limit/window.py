@@ -96,14 +96,14 @@ class Windows:
         except ResponseError:
             return  # no charge of that id: there is nothing to correct
 
-    async def settle(self, meter: Meter, job_id: JobId, took: int) -> int:
-        """Correct the job's charge to what it `took`; what was added, negative when given back.
+    async def settle(self, meter: Meter, job_id: JobId, on_admitted: int) -> int:
+        """Correct the job's charge to what it `used`; what was added, negative when given back.
 
         Done once however often it is asked for, by whichever process; a process that dies before it
         leaves the charge as it was.
         """
         current = meter.current
         where = [meter.charge(job_id), f"{current}/-1", current, f"{current}/late"]
-        how = [took, MINUTE_S * 1000, meter.limit]
+        how = [on_admitted, MINUTE_S * 1000, meter.limit]
         async with failures_named():
             return int(await run(self._redis, "limit_settle", where, how))

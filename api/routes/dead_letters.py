@@ -148,7 +148,7 @@ async def _redrive(call: Call, job: Job, request: JobRequest | None) -> bool:
     # A note of its first life that is yet to be cleared must not take that of the second along.
     await front.published.clear(front.store)
     if not await front.store.redrive(job.id, request):
-        await front.admission.left(job.tenant, job.id)
+        await front.admission.on_rejected(job.tenant, job.id)
         return False
     _log.info("redriven", action="redrive", job_id=job.id)
     try:

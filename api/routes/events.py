@@ -34,7 +34,7 @@ from eventing.cloudevent.job_event import (
 )
 from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable
 from eventing.job.job import JobError, JobId, is_job_id
-from eventing.job.store import Hold
+from eventing.job.store import LeaseStatus
 from eventing.live.stream_multiplexer import order_of
 from eventing.telemetry import trace
 
@@ -129,7 +129,7 @@ async def _take_result(front: Front, event: Event) -> Response:
     if not is_job_id(job_id):
         raise InvalidJob("subject must be a job id", "subject")
     hold = await front.store.conclude(job_id, ending)
-    if hold is Hold.FENCED:
+    if hold is LeaseStatus.FENCED:
         # An attempt with a live lease owns the end of this job, and will tell of it itself.
         _log.warning("result of a job that still runs", action="result", job_id=job_id)
         return Response(status_code=202)

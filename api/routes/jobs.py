@@ -16,7 +16,7 @@ from api.http.body import read_object
 from api.http.protocol import wire_of
 from api.http.sse import Stream
 from api.job.live import outlook_of, wait_for_end
-from api.job.submission import submit, wish_of
+from api.job.submission import parse_submit_options, submit
 from api.openapi import operation as docs
 from api.routes.route import Call, new_router, operation
 from api.routes.stream import END, job_frames, parse_cursor
@@ -42,7 +42,7 @@ async def submit_job(call: Call) -> Response:
     line = await read_object(
         call.request, limit=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
     )
-    wish = wish_of(line, call.request.headers)
+    wish = parse_submit_options(line, call.request.headers)
     job, _ = await submit(call.front, call.principal, line, wish)
     return accepted(job)
 

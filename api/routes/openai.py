@@ -17,10 +17,10 @@ from api.auth.principal import Scope
 from api.front import Front
 from api.http.body import read_object
 from api.http.problem import openai_error
-from api.http.protocol import Wire, wire_of
+from api.http.protocol import ResponseWriter, wire_of
 from api.http.sse import Stream, comment, data_frame
-from api.job.live import moments, tap_into, wait_for_end
-from api.job.submission import submit, wish_of
+from api.job.live import moments, wait_for_end, write_directly
+from api.job.submission import parse_submit_options, submit
 from api.openapi import openai as docs
 from api.routes.jobs import accepted, cancelled, json_response
 from api.routes.route import Call, new_router, operation
@@ -97,7 +97,7 @@ async def _serve(call: Call, url: str) -> Response:
     is_async = prefers_async(call.request)
     line = {"url": url, "body": {k: v for k, v in body.items() if k not in _OURS}}
     lane = Lane.DEFAULT if is_async else Lane.INTERACTIVE
-    wish = wish_of({"metadata": body.get("metadata")}, call.request.headers, lane=lane)
+    wish = parse_submit_options({"metadata": body.get("metadata")}, call.request.headers, lane=lane)
     job, _ = await submit(call.front, call.principal, line, wish)
     if is_async:
         return accepted_async(job)
@@ -139,7 +139,7 @@ def stream_of(
 
 
 async def _frames(
-    front: Front, job: Job, wire: Wire | None, *, has_usage: bool
+    front: Front, job: Job, wire: ResponseWriter | None, *, has_usage: bool
 ) -> AsyncGenerator[bytes, None]:
     """Chunks until the end; a failure half-way is an error in the stream, as OpenAI does it."""
     chunker = Chunker(job)
@@ -149,7 +149,7 @@ async def _frames(
 
     yield comment(f"accepted {job.id}")
     try:
-        async for moment in moments(front, job, "", tap_into(wire, render)):
+        async for moment in moments(front, job, "", write_directly(wire, render)):
             if moment.outlook is not None:
                 yield comment("waiting " + orjson.dumps(outlook_view(moment.outlook)).decode())
             if frames := b"".join(map(render, moment.entries)):

@@ -17,9 +17,9 @@ from api.http.body import read_object
 from api.http.problem import openai_error
 from api.http.protocol import wire_of
 from api.http.sse import comment, frame
-from api.job.live import moments, tap_into
+from api.job.live import moments, write_directly
 from api.job.response_request import Ask, Message, messages_of, parse_ask
-from api.job.submission import submit, wish_of
+from api.job.submission import parse_submit_options, submit
 from api.openapi import openai as docs
 from api.routes.jobs import cancelled, json_response, own_job, whole_number
 from api.routes.openai import answer_or_cancel, cancelling, prefers_async, stream_of
@@ -151,7 +151,7 @@ async def list_input_items(call: Call) -> Response:
 async def _submit(call: Call, body: Mapping[str, Any], ask: Ask) -> Job:
     """The job, its refusals told in the words of the call."""
     lane = Lane.DEFAULT if ask.is_background else Lane.INTERACTIVE
-    wish = wish_of({"metadata": body.get("metadata")}, call.request.headers, lane=lane)
+    wish = parse_submit_options({"metadata": body.get("metadata")}, call.request.headers, lane=lane)
     own = {RECORD: orjson.dumps(ask.record).decode()}
     wish = wish.with_metadata(own)
     line = {"url": "/v1/chat/completions", "body": ask.body}
@@ -236,7 +236,7 @@ async def _frames(
     def render(entry: StreamEntry) -> bytes:
         return _dump(translator.feed(entry), after)
 
-    tap = tap_into(wire_of(call.request.scope), render)
+    tap = write_directly(wire_of(call.request.scope), render)
     yield comment(f"accepted {job.id}")
     yield _dump(translator.begin(), after)
     try:

@@ -10,14 +10,14 @@ from typing import Any, Final
 import orjson
 
 from api.front import Front
-from api.http.protocol import Wire
+from api.http.protocol import ResponseWriter
 from api.http.sse import comment, frame
-from api.job.live import Moment, moments, tap_into
+from api.job.live import Moment, moments, write_directly
 from api.view.job import job_view, outlook_view
 from eventing.errors import BadRequest, NotFound
 from eventing.job.job import Job, JobState
 from eventing.job.store import EntryKind, StreamEntry
-from eventing.live.stream_multiplexer import ReaderCutOff, Tap
+from eventing.live.stream_multiplexer import ReaderCutOff, TokenCallback
 
 END: Final = ".end"
 """What the id of the last event ends with; a reader that resumes there has seen everything."""
@@ -36,12 +36,12 @@ def parse_cursor(text: str) -> str:
 
 
 async def job_frames(
-    front: Front, job: Job, after: str, wire: Wire | None
+    front: Front, job: Job, after: str, wire: ResponseWriter | None
 ) -> AsyncGenerator[bytes, None]:
     """Frames of the job's life after a cursor, ending with `result`. Tokens that come while nobody
     asks for the next frame go to `wire` at once.
     """
-    tap = tap_into(wire, token_frame)
+    tap = write_directly(wire, token_frame)
     async for name, data, cursor in job_events(front, job, after, tap):
         yield frame(name, data, cursor=cursor) if name else comment(str(data))
 
@@ -58,7 +58,7 @@ def token_frame(entry: StreamEntry) -> bytes:
 
 
 async def job_events(
-    front: Front, job: Job, after: str, tap: Tap | None = None
+    front: Front, job: Job, after: str, tap: TokenCallback | None = None
 ) -> AsyncGenerator[tuple[str, Any, str], None]:
     """Name, data and cursor of each event; the name is empty for a remark. What `tap` takes is not
     among them.

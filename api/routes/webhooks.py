@@ -15,7 +15,7 @@ from api.openapi import webhooks as docs
 from api.routes.jobs import json_response, whole_number
 from api.routes.route import Call, new_router, operation
 from api.webhook.address import allow_list, check_url
-from api.webhook.service import WebhookDesk
+from api.webhook.service import WebhookService
 from api.webhook.webhook import (
     OVERLAP_S,
     PER_JOB,
@@ -241,7 +241,7 @@ async def retrieve_webhook_delivery(call: Call) -> Response:
     return json_response(_delivery_view(delivery))
 
 
-def _desk(call: Call) -> WebhookDesk:
+def _desk(call: Call) -> WebhookService:
     desk = call.front.webhooks
     if desk is None:
         raise NotFound("this api keeps no webhooks")

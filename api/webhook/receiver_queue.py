@@ -32,7 +32,7 @@ class _Receiver:
     waiting: deque[tuple[Delivery, float]] = field(default_factory=deque)
 
 
-class Lanes:
+class ReceiverQueues:
     """Deliveries that were taken, by receiver. Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractResolver
 from prometheus_client import Counter, Histogram
 
 from api.webhook.address import AllowList, check_url
-from api.webhook.receiver_queue import Lane, Lanes
+from api.webhook.receiver_queue import Lane, ReceiverQueues
 from api.webhook.resolver import GuardedResolver, TargetRefused
 from api.webhook.schedule import SCHEDULE_S, Decision, Outcome, Verdict, decide
 from api.webhook.store import WebhookStore
@@ -69,7 +69,7 @@ class WebhookSender:
         self._settings = settings
         self._draw = draw or random.Random()  # noqa: S311 (jitter, not a secret)
         self._resolver = resolver
-        self._lanes = Lanes()
+        self._lanes = ReceiverQueues()
         self._due = asyncio.Event()
 
     def wake(self) -> None:

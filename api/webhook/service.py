@@ -13,7 +13,7 @@ from api.webhook.webhook import Message
 
 
 @dataclass(frozen=True, slots=True)
-class WebhookDesk:
+class WebhookService:
     """Where webhooks are kept, and a sender for tests of an endpoint."""
 
     store: WebhookStore
@@ -35,7 +35,7 @@ class WebhookDesk:
         await self.tell(message)
 
 
-def build_webhooks(settings: ApiSettings, redis: Redis) -> WebhookDesk:
+def build_webhooks(settings: ApiSettings, redis: Redis) -> WebhookService:
     """The desk on a Redis client that it does not own."""
     store = WebhookStore(redis)
     how = SenderSettings(
@@ -43,4 +43,4 @@ def build_webhooks(settings: ApiSettings, redis: Redis) -> WebhookDesk:
         schedule_s=settings.webhook_schedule_s,
         allowed=allow_list(settings.webhook_allow),
     )
-    return WebhookDesk(store, WebhookSender(store, how))
+    return WebhookService(store, WebhookSender(store, how))

@@ -175,7 +175,7 @@ def subject_of(job: Job) -> str:
     return f"resp_{job.id.removeprefix('job_')}" if _RESPONSE in job.metadata else job.id
 
 
-def webhook_wish(line: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:
+def parse_webhook_options(line: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:
     """What a submit asks of webhooks, for the job's metadata: `webhook: {url}` beside url and body,
     or the header `Torpor-Webhook`. Raises `InvalidJob`; where it points is checked at the door.
     """

@@ -21,7 +21,7 @@ from eventing.cloudevent.job_event import REQUESTED, job_of, unreadable_job
 from eventing.cloudevent.publisher import payload
 from eventing.errors import BadRequest, IdempotencyConflict
 from eventing.job.job import JobError, JobState
-from eventing.job.store import Ending, Hold, Store
+from eventing.job.store import Ending, LeaseStatus, Store
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.telemetry.metric.family import DEAD_LETTERS
@@ -31,14 +31,14 @@ _SINK_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 _KEEP_DEAD_S: Final = 14 * 24 * 3600
 
 
-class Undertaker:
+class DeadLetterHandler:
     """Records undeliverable events."""
 
     def __init__(self, redis: Redis, store: Store) -> None:
         self._redis = redis
         self._store = store
 
-    async def bury(self, trigger: Trigger, claimed: Claimed, reason: str, status: int) -> bool:
+    async def record(self, trigger: Trigger, claimed: Claimed, reason: str, status: int) -> bool:
         """Record the event; False when it must stay, because its job runs well under a live lease.
 
         Raises `StoreUnavailable` when nothing could be recorded: then nothing may be settled
@@ -70,7 +70,7 @@ class Undertaker:
             await self._store.reject(unreadable_job(event), refusal, event.data)
             return True
         ending = Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
-        return await self._store.conclude(job.id, ending) is not Hold.FENCED
+        return await self._store.conclude(job.id, ending) is not LeaseStatus.FENCED
 
     async def _keep(self, trigger: Trigger, claimed: Claimed, reason: str) -> None:
         key = keys.queue(trigger.name, "dead")

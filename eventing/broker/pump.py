@@ -15,7 +15,7 @@ import aiohttp
 import structlog
 from prometheus_client import Counter, Gauge
 
-from eventing.broker.dead_letter import Undertaker
+from eventing.broker.dead_letter import DeadLetterHandler
 from eventing.broker.delivery import (
     Answer,
     Delivered,
@@ -63,21 +63,21 @@ class Pump:
         trigger: Trigger,
         queue: Queue,
         router: Router,
-        undertaker: Undertaker,
+        undertaker: DeadLetterHandler,
         *,
         token: str = "",
     ) -> None:
         self._trigger = trigger
         self._queue = queue
         self._router = router
-        self._undertaker = undertaker
+        self._dead_letters = undertaker
         self._links = trace.SpanLinks(queue.redis)
         self._headers = {"prefer": "reply"} | (
             {"authorization": f"Bearer {token}"} if token else {}
         )
-        self._in_hand: dict[str, asyncio.Task[None]] = {}
+        self._in_flight: dict[str, asyncio.Task[None]] = {}
         # Asked when somebody looks, instead of told in every turn.
-        _in_flight.labels(trigger.name).set_function(self._in_hand.__len__)
+        _in_flight.labels(trigger.name).set_function(self._in_flight.__len__)
         self._orphans_due_s = 0.0
         self._freed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -97,23 +97,23 @@ class Pump:
             ) as self._session,
             asyncio.TaskGroup() as group,
         ):
-            keeper = group.create_task(self._keep_in_hand())
+            keeper = group.create_task(self._renew_claims())
             while not self._stopping.is_set():
                 try:
                     await self._turn(group)
                 except Unavailable:
                     await self._pause(_AFTER_TROUBLE_S)
-            await self._hand_back()
+            await self._nack_in_flight()
             keeper.cancel()
 
     async def _turn(self, group: asyncio.TaskGroup) -> None:
         """One round: wait for a free hand, claim, deliver; when that was all there is, wait for
         work.
         """
-        want = min(await self._free_hands(), _CLAIM_AT_ONCE)
+        want = min(await self._wait_for_capacity(), _CLAIM_AT_ONCE)
         claimed = await self._claim(want)
         for each in claimed:
-            self._in_hand[each.ticket] = group.create_task(self._handle(each))
+            self._in_flight[each.ticket] = group.create_task(self._handle(each))
         if len(claimed) < want and not self._stopping.is_set():
             await self._queue.wait(_WAIT_MS)
 
@@ -137,10 +137,10 @@ class Pump:
         self._orphans_due_s = now_s + CLAIM_IDLE_MS / 3000
         return CLAIM_IDLE_MS
 
-    async def _free_hands(self) -> int:
+    async def _wait_for_capacity(self) -> int:
         """How many more may be delivered now; 0 only when stopping."""
         while not self._stopping.is_set():
-            if free := self._trigger.parallelism - len(self._in_hand):
+            if free := self._trigger.parallelism - len(self._in_flight):
                 return free
             self._freed.clear()
             await self._freed.wait()
@@ -155,7 +155,7 @@ class Pump:
                 await self._links.follow(_job_id(claimed.event), self._trigger.name, span)
                 answer, reply = await self._deliver(claimed.event)
                 span.set(status=answer.status)
-            await self._insist(claimed, answer, reply)
+            await self._retry_while_store_unavailable(claimed, answer, reply)
         except Unavailable as error:
             _log.warning("delivery left pending", action="deliver", reason=error.code)
         except Exception as error:
@@ -165,7 +165,7 @@ class Pump:
             with suppress(Unavailable):
                 await self._conclude(claimed, Answer(status=0), None)
         finally:
-            self._in_hand.pop(claimed.ticket, None)
+            self._in_flight.pop(claimed.ticket, None)
             self._freed.set()
 
     def _span(self, claimed: Claimed) -> AbstractContextManager[Span]:
@@ -180,7 +180,9 @@ class Pump:
             number=claimed.tries,
         )
 
-    async def _insist(self, claimed: Claimed, answer: Answer, reply: Event | None) -> None:
+    async def _retry_while_store_unavailable(
+        self, claimed: Claimed, answer: Answer, reply: Event | None
+    ) -> None:
         """Store what an answer means, again while the store is away: left pending, the event would
         lie there until somebody takes its pump for dead. By then it may be in other hands.
         """
@@ -207,7 +209,7 @@ class Pump:
             case TryAgain(delay_s):
                 await self._queue.defer(claimed.ticket, int(delay_s * 1000))
             case SetAside(reason):
-                if await self._undertaker.bury(self._trigger, claimed, reason, answer.status):
+                if await self._dead_letters.record(self._trigger, claimed, reason, answer.status):
                     await self._queue.send([self._queue.settle_call(claimed.ticket)])
                 else:
                     await self._queue.defer(claimed.ticket, CLAIM_IDLE_MS)
@@ -241,7 +243,7 @@ class Pump:
             _log.warning("cannot be sent", action="deliver", reason=str(error)[:80])
             return Answer(status=400), None
 
-    async def _keep_in_hand(self) -> None:
+    async def _renew_claims(self) -> None:
         """Speak up for what is in flight, so that no other pump takes it; the same rhythm trims the
         queue.
         """
@@ -250,16 +252,16 @@ class Pump:
         while True:
             await asyncio.sleep(CLAIM_IDLE_MS / 3000)
             with suppress(Unavailable):
-                await self._queue.keep(list(self._in_hand))
+                await self._queue.keep(list(self._in_flight))
                 if loop.time() - tidied > _TIDY_EVERY_S:
                     await self._queue.tidy()
                     tidied = loop.time()
 
-    async def _hand_back(self) -> None:
+    async def _nack_in_flight(self) -> None:
         """Stop waiting for answers and give the events back: who holds the job's lease goes on with
         it, and the next delivery finds its result.
         """
-        for ticket, task in list(self._in_hand.items()):
+        for ticket, task in list(self._in_flight.items()):
             task.cancel()
             with suppress(Unavailable):
                 await self._queue.defer(ticket, 0)

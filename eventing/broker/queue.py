@@ -77,7 +77,7 @@ class Queue:
         self._draw = draw or random.Random()  # noqa: S311 (a lottery among lanes, not a secret)
         self._key = {part: keys.queue(name, part) for part in _PARTS}
         self._last_ticket = "0-0"
-        self._bell = redis.own_line()
+        self._tail_connection = redis.dedicated_connection()
 
     @property
     def redis(self) -> SharedRedis:
@@ -119,7 +119,7 @@ class Queue:
         async with failures_named():
             key = self._key["tickets"]
             words = ("XREAD", "COUNT", 1, "BLOCK", timeout_ms, "STREAMS", key, self._last_ticket)
-            await self._bell.send([words])
+            await self._tail_connection.send([words])
 
     def put_call(self, event: Event, *, lane: Lane, tenant: str, is_reply: bool = False) -> Call:
         """The call that puts `event`; safe to send twice while it is in the queue. Send it with

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from eventing.broker.dead_letter import Undertaker
+from eventing.broker.dead_letter import DeadLetterHandler
 from eventing.broker.ingress import Ingress
 from eventing.broker.metric import QueueMetrics
 from eventing.broker.pump import Pump
@@ -48,7 +48,7 @@ class Broker:
         ]
         self._router = Router(self._routes)
         self._queue_metrics = QueueMetrics(self._redis, [trigger.name for trigger in triggers])
-        undertaker = Undertaker(self._redis, self._store)
+        undertaker = DeadLetterHandler(self._redis, self._store)
         self._pumps = [
             Pump(
                 trigger,
@@ -114,7 +114,7 @@ async def serve(
 ) -> None:
     """Run until SIGTERM or SIGINT; then stop listening, give back what is in flight, end."""
     broker = Broker(settings, triggers)
-    collector.spare()
+    collector.freeze_gc_after_startup()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)

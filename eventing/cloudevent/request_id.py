@@ -21,7 +21,7 @@ def checked(text: str) -> str:
     return text if _ID.match(text) else ""
 
 
-def marks(extensions: Mapping[str, str]) -> dict[str, str]:
+def context_fields(extensions: Mapping[str, str]) -> dict[str, str]:
     """What an event's log lines carry of its caller: the request's id, and the trace's (a tracer of
     ours writes the same).
     """

@@ -67,7 +67,7 @@ class LeaseSettings:
     dead_letter_retention_s: int = 14 * 24 * 3600
 
 
-class Hold(StrEnum):
+class LeaseStatus(StrEnum):
     """What a lease holder is told when it renews or writes."""
 
     OK = "ok"  #: still ours
@@ -91,7 +91,7 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How an attempt ended a job. `rest` is what it had not yet checkpointed and `gpu_ms` what its
+    """How an attempt ended a job. `final_batch` is what it had not yet checkpointed and `gpu_ms` what its
     job is charged: written in the same step as the end, or not at all.
     """
 
@@ -100,7 +100,7 @@ class Ending:
     usage: Mapping[str, Any] | None = None
     error: JobError | None = None
     is_dead_letter: bool = False
-    rest: TokenBatch | None = None
+    final_batch: TokenBatch | None = None
     gpu_ms: int = 0
 
 
@@ -180,32 +180,36 @@ class Store(Protocol):
         owner: str,
         *,
         can_resume: bool,
-        is_alone: bool = False,
-        told: NewJob | None = None,
+        is_exclusive: bool = False,
+        expected: NewJob | None = None,
     ) -> Acquired:
         """Start an attempt. A lapsed lease is taken over and costs the job one attempt.
 
-        With `told`, only if the record says the same of the job as the asker was told: its request
+        With `expected`, only if the record says the same of the job as the asker was told: its request
         and its tenant. Who asks so need not read the record first.
 
-        `is_alone` says that the owner runs nothing else until this attempt has ended; without it a
+        `is_exclusive` says that the owner runs nothing else until this attempt has ended; without it a
         job on its last attempt that has lost one before is refused with `ALONE`, unchanged.
         """
 
-    async def renew(self, leases: Sequence[tuple[JobId, int]], *, extend: bool) -> list[Hold]:
+    async def renew(
+        self, leases: Sequence[tuple[JobId, int]], *, extend: bool
+    ) -> list[LeaseStatus]:
         """Where each (job, attempt) stands, in order; `extend` lengthens the leases too. One round
         trip.
         """
 
-    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> Hold:
+    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> LeaseStatus:
         """Checkpoint tokens."""
 
-    async def append_all(self, appends: Sequence[tuple[JobId, int, TokenBatch]]) -> list[Hold]:
+    async def append_all(
+        self, appends: Sequence[tuple[JobId, int, TokenBatch]]
+    ) -> list[LeaseStatus]:
         """`append` for many (job, attempt, tokens) in one round trip; each answer by itself, in
         order. When it raises, any of them may have been written.
         """
 
-    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> Hold:
+    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> LeaseStatus:
         """End the job: the tokens that were left, state, result and the note that its result event
         is due, in that order of recoverability. `GAP`, and nothing is changed, when those tokens do
         not go on from what is stored.
@@ -213,7 +217,7 @@ class Store(Protocol):
 
     async def finish_and_get(
         self, job_id: JobId, attempt: int, ending: Ending
-    ) -> tuple[Hold, Job | None]:
+    ) -> tuple[LeaseStatus, Job | None]:
         """As `finish`, and the job as it then stands, in one round trip."""
 
     async def release(self, job_id: JobId, attempt: int, why: Release, error: JobError) -> bool:
@@ -224,7 +228,7 @@ class Store(Protocol):
     async def cancel(self, job_id: JobId) -> Job | None:
         """End the job as cancelled unless it has ended; the job as it then is."""
 
-    async def conclude(self, job_id: JobId, ending: Ending) -> Hold:
+    async def conclude(self, job_id: JobId, ending: Ending) -> LeaseStatus:
         """End a job that nobody holds a live lease of; `FENCED` when somebody does."""
 
     async def redrive(self, job_id: JobId, request: JobRequest | None) -> bool:
@@ -249,7 +253,7 @@ class Store(Protocol):
         sweepers share them.
         """
 
-    async def take_stranded(self, limit: int) -> list[JobId]:
+    async def claim_unstarted(self, limit: int) -> list[JobId]:
         """Jobs whose event the broker took and may have lost: never started within
         `republish_after_s`, or started and held by nobody for a lease (docs/adr/0052, 0086); taken
         likewise.

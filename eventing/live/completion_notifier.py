@@ -27,11 +27,11 @@ _REMEMBERED: Final = 4_096
 _log = structlog.get_logger()
 
 
-class EndBell:
+class CompletionNotifier:
     """Run `run` in a task of the process."""
 
     def __init__(self, redis: SharedRedis) -> None:
-        self._line = redis.own_line(self._ring)
+        self._line = redis.dedicated_connection(self._notify)
         self._waiting: dict[bytes, list[asyncio.Event]] = {}
         self._ended: dict[bytes, None] = {}
         self.is_listening = False  #: ends are heard of now
@@ -78,7 +78,7 @@ class EndBell:
         (pong,) = await self._line.send([("PING",)])
         return isinstance(pong, list)
 
-    def _ring(self, key: bytes) -> None:
+    def _notify(self, key: bytes) -> None:
         self._ended[key] = None
         if len(self._ended) > _REMEMBERED:
             del self._ended[next(iter(self._ended))]

@@ -57,7 +57,7 @@ class ReaderCutOff(TorporError):
 _Entry = tuple[bytes, list[bytes]]
 """Cursor, and names and values in turn."""
 
-Tap = Callable[[Sequence[StreamEntry]], bool]
+TokenCallback = Callable[[Sequence[StreamEntry]], bool]
 """Takes tokens the moment they are read; False when it cannot now. Called in the hub's own loop, so
 it must not wait for anything.
 """
@@ -87,7 +87,7 @@ class Reader:
         job_id: JobId,
         after: str,
         join: Callable[["Reader"], bool],
-        tap: Tap | None,
+        tap: TokenCallback | None,
     ) -> None:
         self.cursor = after
         self.job_id = job_id
@@ -131,7 +131,7 @@ class Reader:
             raise self._failure
         return self._drain()
 
-    def offer(self, entries: Sequence[StreamEntry]) -> None:
+    def push(self, entries: Sequence[StreamEntry]) -> None:
         """Called by the hub only. A reader that leaves too much untaken is cut off; one read of the
         hub is never too much for a reader that had taken everything.
         """
@@ -193,7 +193,7 @@ class _Stream:
         self.readers: set[Reader] = set()
 
 
-class TokenHub:
+class StreamMultiplexer:
     """The one connection, and who follows what. Run `run` in a task of the process."""
 
     def __init__(self, redis_url: str, store: Store, control: Redis) -> None:
@@ -215,7 +215,7 @@ class TokenHub:
 
     @asynccontextmanager
     async def follow(
-        self, job_id: JobId, after: str = "", tap: Tap | None = None
+        self, job_id: JobId, after: str = "", tap: TokenCallback | None = None
     ) -> AsyncIterator[Reader]:
         """A reader of the job's stream after a cursor; it is let go when the block ends. What `tap`
         takes, the reader does not give.
@@ -248,7 +248,7 @@ class TokenHub:
     async def run(self) -> None:
         """Read until cancelled. A store that is away is waited for; no position is lost."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._nudge())
+            group.create_task(self._unblock_read())
             while True:
                 try:
                     await self._read_until_failure()
@@ -313,9 +313,9 @@ class TokenHub:
             entries = [parse_flat_entry(cursor, flat) for cursor, flat in raw]
             stream.position = raw[-1][0]
             for reader in tuple(stream.readers):
-                reader.offer(entries)
+                reader.push(entries)
 
-    async def _nudge(self) -> None:
+    async def _unblock_read(self) -> None:
         """Wake the read when the set of streams has grown, until it reads the grown set.
 
         Repeated, since a nudge that comes between two reads wakes nobody.

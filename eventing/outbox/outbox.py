@@ -75,7 +75,7 @@ async def _sweep_stranded(store: Store, publisher: Publisher) -> int:
     """
     sent = 0
     for _ in range(_STRANDED_BATCHES):
-        job_ids = await store.take_stranded(_BATCH)
+        job_ids = await store.claim_unstarted(_BATCH)
         for job_id in job_ids:
             job = await store.get(job_id)
             if job is not None and (event := _owed_request(job)):

@@ -6,7 +6,7 @@ Called once by each process that serves, when it has started.
 import gc
 
 
-def spare() -> None:
+def freeze_gc_after_startup() -> None:
     """What lives now lives for ever: the collector need not look through it again, and should look
     seldom. What a job leaves behind is freed by its reference count; the collector's walks over
     hundreds of thousands of imported things were a seventh of a predictor's CPU.

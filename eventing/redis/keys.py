@@ -10,7 +10,7 @@ from eventing.job.job import JobId
 
 PREFIX: Final = "torpor"
 UNPUBLISHED: Final = f"{PREFIX}:outbox:requests"
-AWAITED: Final = f"{PREFIX}:outbox:awaited"
+UNSTARTED: Final = f"{PREFIX}:outbox:awaited"
 UNANNOUNCED: Final = f"{PREFIX}:outbox:results"
 ENDED: Final = f"{PREFIX}:ended"
 """Channel on which the scripts that end a job say its key. They know the name themselves."""

@@ -26,7 +26,7 @@ _pack: Final[Callable[[tuple[Any, ...]], bytes]] = hiredis.pack_command
 _CLOSED: Final = "the connection was closed"
 
 
-class _Asked:
+class _PendingReplies:
     """Commands sent together, and the answers that have come."""
 
     __slots__ = ("answered", "answers", "count", "due_s")
@@ -38,7 +38,7 @@ class _Asked:
         self.answered = answered
 
 
-class _Wire(asyncio.Protocol):
+class _Protocol(asyncio.Protocol):
     """An open connection. Answers come in the order of the commands. One that is late closes it: so
     are all behind it, and a server that hangs is as good as gone.
     """
@@ -51,7 +51,7 @@ class _Wire(asyncio.Protocol):
         self._transport: Final = stream.transport
         self._timeout_s = timeout_s
         self._on_message = on_message
-        self._asked: deque[_Asked] = deque()
+        self._asked: deque[_PendingReplies] = deque()
         self._unsent: list[bytes] = []
         self._watch: asyncio.TimerHandle | None = None
         self._reader = hiredis.Reader(
@@ -65,7 +65,7 @@ class _Wire(asyncio.Protocol):
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """Send the commands; the future has their answers, errors of single commands among them."""
         now_s = self.loop.time()
-        asked = _Asked(len(commands), now_s + self._timeout_s, self.loop.create_future())
+        asked = _PendingReplies(len(commands), now_s + self._timeout_s, self.loop.create_future())
         self._asked.append(asked)
         if not self._unsent:
             self.loop.call_soon(self._flush)
@@ -126,7 +126,7 @@ class _Wire(asyncio.Protocol):
             self._watch = self.loop.call_at(due_s, self._look)
 
 
-class Line:
+class MultiplexedConnection:
     """The shared connection: opened when first used, and again after it was lost. Nothing is sent
     twice. If the process dies, what was sent may have been done.
     """
@@ -138,8 +138,8 @@ class Line:
         self._pool = pool
         self._timeout_s = timeout_s
         self._on_message = on_message
-        self._wire: _Wire | None = None
-        self._opening: asyncio.Future[_Wire] | None = None
+        self._wire: _Protocol | None = None
+        self._opening: asyncio.Future[_Protocol] | None = None
 
     async def ask(self, commands: Sequence[Command]) -> list[Any]:
         """Answers to the commands, in order. Raises the client's `ConnectionError` and
@@ -168,7 +168,7 @@ class Line:
         if wire is not None:
             wire.close(ConnectionError(_CLOSED))
 
-    async def _open(self) -> _Wire:
+    async def _open(self) -> _Protocol:
         """Whoever comes while it is being opened waits for the same try, and fails with it."""
         opening = self._opening
         if opening is None or opening.get_loop() is not asyncio.get_running_loop():
@@ -176,19 +176,19 @@ class Line:
             opening.add_done_callback(self._opened)
         return await asyncio.shield(opening)
 
-    def _opened(self, opening: asyncio.Future[_Wire]) -> None:
+    def _opened(self, opening: asyncio.Future[_Protocol]) -> None:
         if self._opening is opening:
             self._opening = None
         if not opening.cancelled():
             opening.exception()  # those who wait raise it; if none is left, it is nobody's
 
-    async def _connect(self) -> _Wire:
+    async def _connect(self) -> _Protocol:
         """The stock client greets the server (TLS, password, database); then the line is ours."""
         connection = self._pool.connection_class(**self._pool.connection_kwargs)
         async with asyncio.timeout(self._timeout_s):
             await connection.connect()
         stream, connection._writer, connection._reader = connection._writer, None, None
-        wire = self._wire = _Wire(stream, self._timeout_s, self._on_message)
+        wire = self._wire = _Protocol(stream, self._timeout_s, self._on_message)
         stream.transport.set_protocol(wire)
         return wire
 
@@ -200,16 +200,18 @@ class SharedRedis(Redis):  # type: ignore[misc]  # redis is untyped to us
         super().__init__(*args, **options)
         timeout_s = self.connection_pool.connection_kwargs.get("socket_timeout") or 5.0
         self._timeout_s = timeout_s
-        self._line = Line(self.connection_pool, timeout_s)
-        self._own_lines: list[Line] = []
+        self._line = MultiplexedConnection(self.connection_pool, timeout_s)
+        self._own_lines: list[MultiplexedConnection] = []
 
-    def own_line(self, on_message: OnMessage | None = None) -> Line:
+    def dedicated_connection(self, on_message: OnMessage | None = None) -> MultiplexedConnection:
         """One more connection, for somebody who blocks it or listens; closed with the client."""
-        self._own_lines.append(Line(self.connection_pool, self._timeout_s, on_message))
+        self._own_lines.append(
+            MultiplexedConnection(self.connection_pool, self._timeout_s, on_message)
+        )
         return self._own_lines[-1]
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
-        """As `Line.send`, over the line of all."""
+        """As `MultiplexedConnection.send`, over the line of all."""
         return await self._line.send(commands)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:

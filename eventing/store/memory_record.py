@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from eventing.job.job import AttemptRecord, Job, JobRequest, JobState
-from eventing.job.store import Ending, EntryKind, Hold, StreamEntry, TokenBatch
+from eventing.job.store import Ending, EntryKind, LeaseStatus, StreamEntry, TokenBatch
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class MemoryRecord:
     must_restart: bool = False
     entries: list[StreamEntry] = field(default_factory=list)
 
-    def refuse(self, answer: Hold) -> Hold:
+    def refuse(self, answer: LeaseStatus) -> LeaseStatus:
         """Count a write that was refused; the answer to it."""
         self.job = replace(self.job, refused_writes=self.job.refused_writes + 1)
         return answer

@@ -17,8 +17,8 @@ from eventing.job.store import (
     AcquireStatus,
     Ending,
     EntryKind,
-    Hold,
     LeaseSettings,
+    LeaseStatus,
     NewJob,
     Page,
     Release,
@@ -92,15 +92,15 @@ class MemoryStore:
         owner: str,
         *,
         can_resume: bool,
-        is_alone: bool = False,
-        told: NewJob | None = None,
+        is_exclusive: bool = False,
+        expected: NewJob | None = None,
     ) -> Acquired:
         now = self._now()
         self._index.awaited[job_id] = now + 2 * self._settings.lease_ms
         record = self._find(job_id)
         if record is None:
             return Acquired(status=AcquireStatus.MISSING)
-        if told and record.sha != fingerprint(told.request.to_json(), told.tenant):
+        if expected and record.sha != fingerprint(expected.request.to_json(), expected.tenant):
             return Acquired(status=AcquireStatus.OTHER)
         job = record.job
         if job.state.is_terminal:
@@ -113,7 +113,7 @@ class MemoryStore:
                 return Acquired(status=AcquireStatus.HELD, lease_left_ms=job.lease_until_ms - now)
             failures, history = failures + 1, closed(history, "lost", now)
         reason = self._why_over(job, failures, now)
-        if not reason and not is_alone and self._is_suspect(failures, history):
+        if not reason and not is_exclusive and self._is_suspect(failures, history):
             return Acquired(status=AcquireStatus.ALONE)
         record.failures, record.job = failures, replace(job, history=history)
         if reason:
@@ -126,44 +126,48 @@ class MemoryStore:
             void_count=job.token_count - record.job.token_count,
         )
 
-    async def renew(self, leases: Sequence[tuple[JobId, int]], *, extend: bool) -> list[Hold]:
+    async def renew(
+        self, leases: Sequence[tuple[JobId, int]], *, extend: bool
+    ) -> list[LeaseStatus]:
         return [self._renew(job_id, attempt, extend) for job_id, attempt in leases]
 
-    async def append_all(self, appends: Sequence[tuple[JobId, int, TokenBatch]]) -> list[Hold]:
+    async def append_all(
+        self, appends: Sequence[tuple[JobId, int, TokenBatch]]
+    ) -> list[LeaseStatus]:
         return [await self.append(job_id, attempt, batch) for job_id, attempt, batch in appends]
 
-    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> Hold:
+    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> LeaseStatus:
         record = self._find(job_id)
         if record is None:
-            return Hold.MISSING
+            return LeaseStatus.MISSING
         job = record.job
         if job.attempt != attempt or job.state is JobState.QUEUED:
-            return record.refuse(Hold.FENCED)
+            return record.refuse(LeaseStatus.FENCED)
         if job.state is not JobState.IN_PROGRESS:
-            return record.refuse(Hold.TERMINAL)
+            return record.refuse(LeaseStatus.TERMINAL)
         if job.token_count != batch.index:
-            return Hold.GAP
+            return LeaseStatus.GAP
         record.append(batch, self._now())
-        return Hold.OK
+        return LeaseStatus.OK
 
-    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> Hold:
+    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> LeaseStatus:
         record = self._find_to_end(job_id, ending)
         if record is None:
-            return Hold.MISSING
+            return LeaseStatus.MISSING
         if record.job.state.is_terminal:
-            return record.refuse(Hold.TERMINAL)
+            return record.refuse(LeaseStatus.TERMINAL)
         if record.job.attempt != attempt or record.job.state is JobState.QUEUED:
-            return record.refuse(Hold.FENCED)
-        if ending.rest is not None:
-            if record.job.token_count != ending.rest.index:
-                return Hold.GAP
-            record.append(ending.rest, self._now())
+            return record.refuse(LeaseStatus.FENCED)
+        if ending.final_batch is not None:
+            if record.job.token_count != ending.final_batch.index:
+                return LeaseStatus.GAP
+            record.append(ending.final_batch, self._now())
         self._end(record, ending, ending.error.code if ending.error else str(ending.state))
-        return Hold.OK
+        return LeaseStatus.OK
 
     async def finish_and_get(
         self, job_id: JobId, attempt: int, ending: Ending
-    ) -> tuple[Hold, Job | None]:
+    ) -> tuple[LeaseStatus, Job | None]:
         return await self.finish(job_id, attempt, ending), await self.get(job_id)
 
     async def release(self, job_id: JobId, attempt: int, why: Release, error: JobError) -> bool:
@@ -172,7 +176,7 @@ class MemoryStore:
             return False
         job, now = record.job, self._now()
         if job.state is not JobState.IN_PROGRESS or job.attempt != attempt:
-            record.refuse(Hold.FENCED)
+            record.refuse(LeaseStatus.FENCED)
             return False
         record.failures += why is not Release.HANDOVER
         if record.failures >= self._settings.max_attempts:
@@ -186,7 +190,7 @@ class MemoryStore:
         self._conclude(job_id, Ending(state=JobState.CANCELLED), is_forced=True)
         return await self.get(job_id)
 
-    async def conclude(self, job_id: JobId, ending: Ending) -> Hold:
+    async def conclude(self, job_id: JobId, ending: Ending) -> LeaseStatus:
         return self._conclude(job_id, ending, is_forced=False)
 
     async def redrive(self, job_id: JobId, request: JobRequest | None) -> bool:
@@ -226,7 +230,7 @@ class MemoryStore:
     async def take_unpublished(self, limit: int) -> list[JobId]:
         return take_due(self._index.unpublished, limit, self._now())
 
-    async def take_stranded(self, limit: int) -> list[JobId]:
+    async def claim_unstarted(self, limit: int) -> list[JobId]:
         stranded, now = [], self._now()
         for job_id in take_due(self._index.awaited, limit, now):
             job = self._job(job_id)
@@ -309,32 +313,32 @@ class MemoryStore:
         self._index.note_end(record.job.id, record.job.tenant, self._now())
         return Acquired(status=AcquireStatus(reason.code))
 
-    def _renew(self, job_id: JobId, attempt: int, extend: bool) -> Hold:
+    def _renew(self, job_id: JobId, attempt: int, extend: bool) -> LeaseStatus:
         record = self._find(job_id)
         if record is None:
-            return Hold.MISSING
+            return LeaseStatus.MISSING
         job, now = record.job, self._now()
         if job.attempt != attempt or job.state is JobState.QUEUED:
-            return Hold.FENCED
+            return LeaseStatus.FENCED
         if job.state.is_terminal:
-            return Hold.TERMINAL
+            return LeaseStatus.TERMINAL
         if 0 < job.deadline_ms <= now:
-            return Hold.EXPIRED
+            return LeaseStatus.EXPIRED
         if extend:
             record.job = replace(job, lease_until_ms=now + self._settings.lease_ms)
-        return Hold.OK
+        return LeaseStatus.OK
 
-    def _conclude(self, job_id: JobId, ending: Ending, *, is_forced: bool) -> Hold:
+    def _conclude(self, job_id: JobId, ending: Ending, *, is_forced: bool) -> LeaseStatus:
         record = self._find_to_end(job_id, ending)
         if record is None:
-            return Hold.MISSING
+            return LeaseStatus.MISSING
         job = record.job
         if job.state.is_terminal:
-            return Hold.TERMINAL
+            return LeaseStatus.TERMINAL
         if job.lease_until_ms > self._now() and not is_forced:
-            return Hold.FENCED
+            return LeaseStatus.FENCED
         self._end(record, ending, str(ending.state))
-        return Hold.OK
+        return LeaseStatus.OK
 
     def _end(self, record: MemoryRecord, ending: Ending, outcome: str) -> None:
         s = self._settings

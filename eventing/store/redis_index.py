@@ -26,7 +26,9 @@ _HOLD_BY_SWEEPER_MS: Final = 15_000
 _LIST_SCAN: Final = 100
 
 
-def noted(index: str, *job_ids: JobId, after_ms: int, mode: str = "", keep_ms: int = 0) -> Call:
+def schedule_check(
+    index: str, *job_ids: JobId, after_ms: int, mode: str = "", keep_ms: int = 0
+) -> Call:
     """The call that notes jobs in an index for `after_ms` from now; `NX` keeps an older note."""
     return ("index", [index], [job_ids[0], after_ms, mode, keep_ms, *job_ids[1:]])
 
@@ -43,7 +45,7 @@ class RedisIndex:
         """The call that puts a job on a list. Lists are pruned by age as they grow, since only
         some are ever read to their end; twice the longest retention is longer than any job stays.
         """
-        return noted(index, job_id, after_ms=0, mode=mode, keep_ms=self._keep_ms)
+        return schedule_check(index, job_id, after_ms=0, mode=mode, keep_ms=self._keep_ms)
 
     async def unlist(self, job_id: JobId, tenant: str) -> None:
         """Take a job off its tenant's lists; its notes stay."""
@@ -56,11 +58,11 @@ class RedisIndex:
             due = await run(self._redis, "take_due", [index], [limit, _HOLD_BY_SWEEPER_MS])
         return [JobId(member.decode()) for member in due]
 
-    async def take_stranded(self, limit: int) -> list[JobId]:
+    async def claim_unstarted(self, limit: int) -> list[JobId]:
         """Of those whose look is due, who runs nowhere; notes of jobs that have ended are dropped
         on the way.
         """
-        due = await self.take_due(keys.AWAITED, limit)
+        due = await self.take_due(keys.UNSTARTED, limit)
         if not due:
             return []
         async with failures_named():
@@ -68,7 +70,7 @@ class RedisIndex:
             seconds, microseconds = await self._redis.time()
             ended = [job_id for job_id, job in jobs.items() if job is None or job.state.is_terminal]
             if ended:
-                await self._redis.zrem(keys.AWAITED, *ended)
+                await self._redis.zrem(keys.UNSTARTED, *ended)
         now_ms = int(seconds) * 1000 + int(microseconds) // 1000
         return [
             job_id

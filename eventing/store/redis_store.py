@@ -18,8 +18,8 @@ from eventing.job.store import (
     AcquireStatus,
     Ending,
     EntryKind,
-    Hold,
     LeaseSettings,
+    LeaseStatus,
     NewJob,
     Page,
     Release,
@@ -30,7 +30,7 @@ from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, Call, run, run_all
 from eventing.store import job_record
-from eventing.store.redis_index import SWEEP_AFTER_MS, RedisIndex, noted
+from eventing.store.redis_index import SWEEP_AFTER_MS, RedisIndex, schedule_check
 
 
 class RedisStore:
@@ -73,7 +73,7 @@ class RedisStore:
         fields = [*job_record.new_fields(new, raw), "error", orjson.dumps(error.to_dict())]
         answers = await self._run_all(
             [
-                noted(keys.UNANNOUNCED, new.id, after_ms=SWEEP_AFTER_MS),
+                schedule_check(keys.UNANNOUNCED, new.id, after_ms=SWEEP_AFTER_MS),
                 self._index.listed(keys.jobs_of(new.tenant), new.id, "NX"),
                 self._index.listed(keys.dead_letters_of(new.tenant), new.id),
                 ("reject", _job_keys(new.id), [*args, *fields]),
@@ -107,8 +107,8 @@ class RedisStore:
         owner: str,
         *,
         can_resume: bool,
-        is_alone: bool = False,
-        told: NewJob | None = None,
+        is_exclusive: bool = False,
+        expected: NewJob | None = None,
     ) -> Acquired:
         s = self._settings
         args: list[Argument] = [
@@ -117,10 +117,10 @@ class RedisStore:
             s.max_attempts,
             int(can_resume),
             s.dead_letter_retention_s,
-            int(is_alone),
-            job_record.fingerprint(told.request.to_json(), told.tenant) if told else "",
+            int(is_exclusive),
+            job_record.fingerprint(expected.request.to_json(), expected.tenant) if expected else "",
         ]
-        note = noted(keys.AWAITED, job_id, after_ms=2 * s.lease_ms)
+        note = schedule_check(keys.UNSTARTED, job_id, after_ms=2 * s.lease_ms)
         answer = (await self._run_all([note, ("acquire", _job_keys(job_id), args)]))[-1]
         status = AcquireStatus(answer[0].decode())
         match status:
@@ -136,44 +136,48 @@ class RedisStore:
                 await self._note_dead(job_id, "NX")
         return Acquired(status=status)
 
-    async def renew(self, leases: Sequence[tuple[JobId, int]], *, extend: bool) -> list[Hold]:
+    async def renew(
+        self, leases: Sequence[tuple[JobId, int]], *, extend: bool
+    ) -> list[LeaseStatus]:
         lease_ms = self._settings.lease_ms if extend else 0
         calls: list[Call] = [
             ("renew", [keys.job(job_id)], [attempt, lease_ms]) for job_id, attempt in leases
         ]
-        return [Hold(answer.decode()) for answer in await self._run_all(calls)]
+        return [LeaseStatus(answer.decode()) for answer in await self._run_all(calls)]
 
-    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> Hold:
+    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> LeaseStatus:
         return (await self.append_all([(job_id, attempt, batch)]))[0]
 
-    async def append_all(self, appends: Sequence[tuple[JobId, int, TokenBatch]]) -> list[Hold]:
+    async def append_all(
+        self, appends: Sequence[tuple[JobId, int, TokenBatch]]
+    ) -> list[LeaseStatus]:
         calls: list[Call] = [
             ("append", _job_keys(job_id), [attempt, *_batch_args(batch)])
             for job_id, attempt, batch in appends
         ]
-        return [Hold(answer.decode()) for answer in await self._run_all(calls)]
+        return [LeaseStatus(answer.decode()) for answer in await self._run_all(calls)]
 
-    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> Hold:
+    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> LeaseStatus:
         return (await self.finish_and_get(job_id, attempt, ending))[0]
 
     async def finish_and_get(
         self, job_id: JobId, attempt: int, ending: Ending
-    ) -> tuple[Hold, Job | None]:
-        calls: list[Call] = [noted(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS)]
+    ) -> tuple[LeaseStatus, Job | None]:
+        calls: list[Call] = [schedule_check(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS)]
         if ending.is_dead_letter:
             tenant = await self._tenant(job_id)
             calls.append(self._index.listed(keys.dead_letters_of(tenant), job_id))
         outcome = ending.error.code if ending.error else str(ending.state)
         dead = int(ending.is_dead_letter)
         args: list[Argument] = [attempt, ending.state, self._retention_s(ending), dead, outcome]
-        args += _batch_args(ending.rest) if ending.rest else ["", 0, "", ""]
+        args += _batch_args(ending.final_batch) if ending.final_batch else ["", 0, "", ""]
         args.append(ending.gpu_ms)
         calls.append(("finish", _job_keys(job_id), [*args, *job_record.ending_fields(ending)]))
         async with failures_named():
             answers = await run_all(self._redis, calls, [("HGETALL", keys.job(job_id))])
         flat = answers[-1]
         record = dict(zip(flat[::2], flat[1::2], strict=True))
-        return Hold(answers[-2][0].decode()), job_record.parse(job_id, record)
+        return LeaseStatus(answers[-2][0].decode()), job_record.parse(job_id, record)
 
     async def release(self, job_id: JobId, attempt: int, why: Release, error: JobError) -> bool:
         s = self._settings
@@ -190,11 +194,11 @@ class RedisStore:
         await self._run_all(self._conclude_calls(job_id, "", ending, force=True))
         return await self.get(job_id)
 
-    async def conclude(self, job_id: JobId, ending: Ending) -> Hold:
+    async def conclude(self, job_id: JobId, ending: Ending) -> LeaseStatus:
         tenant = await self._tenant(job_id) if ending.is_dead_letter else ""
         answers = await self._run_all(self._conclude_calls(job_id, tenant, ending, force=False))
         word = answers[-1][0].decode()
-        return Hold.FENCED if word == "held" else Hold(word)
+        return LeaseStatus.FENCED if word == "held" else LeaseStatus(word)
 
     async def redrive(self, job_id: JobId, request: JobRequest | None) -> bool:
         tenant = await self._tenant(job_id)
@@ -211,7 +215,7 @@ class RedisStore:
             ]
         answers = await self._run_all(
             [
-                noted(keys.UNPUBLISHED, job_id, after_ms=SWEEP_AFTER_MS),
+                schedule_check(keys.UNPUBLISHED, job_id, after_ms=SWEEP_AFTER_MS),
                 ("redrive", _job_keys(job_id), [int(request is not None), *edited]),
             ]
         )
@@ -251,8 +255,8 @@ class RedisStore:
     async def take_unpublished(self, limit: int) -> list[JobId]:
         return await self._index.take_due(keys.UNPUBLISHED, limit)
 
-    async def take_stranded(self, limit: int) -> list[JobId]:
-        return await self._index.take_stranded(limit)
+    async def claim_unstarted(self, limit: int) -> list[JobId]:
+        return await self._index.claim_unstarted(limit)
 
     async def take_unannounced(self, limit: int) -> list[JobId]:
         return await self._index.take_due(keys.UNANNOUNCED, limit)
@@ -260,7 +264,9 @@ class RedisStore:
     async def mark_published(self, *job_ids: JobId, age_ms: int = 0) -> None:
         look_after_ms = max(age_ms, self._settings.republish_after_s * 1000)
         # A job that has started meanwhile has a note of its own, which comes up sooner.
-        note = noted(keys.AWAITED, *job_ids, after_ms=look_after_ms, mode="" if age_ms else "NX")
+        note = schedule_check(
+            keys.UNSTARTED, *job_ids, after_ms=look_after_ms, mode="" if age_ms else "NX"
+        )
         async with failures_named():
             await run_all(self._redis, [note], [("ZREM", keys.UNPUBLISHED, *job_ids)])
 
@@ -280,7 +286,7 @@ class RedisStore:
         request = new.request.to_json()
         sha = job_record.fingerprint(request, new.tenant)
         return [
-            noted(keys.UNPUBLISHED, new.id, after_ms=SWEEP_AFTER_MS),
+            schedule_check(keys.UNPUBLISHED, new.id, after_ms=SWEEP_AFTER_MS),
             self._index.listed(keys.jobs_of(new.tenant), new.id, "NX"),
             ("create", [keys.job(new.id)], [sha, *job_record.new_fields(new, request)]),
         ]
@@ -288,7 +294,7 @@ class RedisStore:
     def _conclude_calls(
         self, job_id: JobId, tenant: str, ending: Ending, *, force: bool
     ) -> list[Call]:
-        calls: list[Call] = [noted(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS)]
+        calls: list[Call] = [schedule_check(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS)]
         if ending.is_dead_letter:
             calls.append(self._index.listed(keys.dead_letters_of(tenant), job_id))
         args: list[Argument] = [
@@ -307,7 +313,7 @@ class RedisStore:
         tenant = await self._tenant(job_id)
         await self._run_all(
             [
-                noted(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS, mode=mode),
+                schedule_check(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS, mode=mode),
                 self._index.listed(keys.dead_letters_of(tenant), job_id, mode),
             ]
         )

@@ -1,6 +1,6 @@
 """Logs of every Torpor process: one event a line, JSON for machines, colours on a terminal.
 
-Called once by each `__main__`; `Marked` by whoever takes a call or a delivery. Lines carry `action`
+Called once by each `__main__`; `log_context` by whoever takes a call or a delivery. Lines carry `action`
 and, where they apply, `job_id`, `attempt`, `duration_ms`; never a prompt, an output, a query string
 or a secret.
 """
@@ -28,7 +28,7 @@ _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 _marks: Final[ContextVar[Mapping[str, str]]] = ContextVar("torpor_log_marks", default=_NONE)
 
 
-class Marked:
+class log_context:
     """Lines that are written within the block carry `marks`. One variable of ours: structlog's way
     walks all context variables at each line and at each block.
     """

@@ -28,7 +28,7 @@ from eventing.job.job import Job
 from eventing.job.store import AcquireStatus, NewJob, Release, Store
 from eventing.store.job_record import fresh
 from eventing.telemetry import trace
-from eventing.telemetry.log import Marked
+from eventing.telemetry.log import log_context
 from eventing.telemetry.metric.ledger import GpuAccount
 from eventing.telemetry.metric.series import labelled
 from eventing.telemetry.span import Span
@@ -49,9 +49,9 @@ from predictor.delivery.lease import LeaseKeeper
 from predictor.delivery.settlement import Settlement, problem
 from predictor.engine.engine import Engine, EngineRequest
 from predictor.errors import where
-from predictor.generation.append_batcher import AppendGroup
+from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import Checkpoint, read_checkpoint
-from predictor.generation.generation import Attempt, Generation, Made, Result, Stop
+from predictor.generation.generation import Attempt, Completed, Generation, Interrupted, Result
 
 _log = structlog.get_logger()
 
@@ -87,7 +87,7 @@ class Deliveries:
         self._links = links
         self._engine = engine
         self._store = store
-        self._appends = AppendGroup(store)
+        self._appends = AppendBatcher(store)
         self._admission = admission
         self._keeper = keeper
         self._clock = clock
@@ -103,7 +103,7 @@ class Deliveries:
             event = parse_http(headers, body)
             parent = headers.get("traceparent") or event.extensions.get("traceparent", "")
             with (
-                Marked(request_id.marks(event.extensions)),
+                log_context(request_id.context_fields(event.extensions)),
                 trace.span("receive", parent=parent) as span,
             ):
                 outcome = await self.outcome_of(event)
@@ -148,20 +148,22 @@ class Deliveries:
         """
         try:
             with self._admission.slot(sequences(new.request.body)):
-                return await self._start(new, is_alone=False)
+                return await self._start(new, is_exclusive=False)
         except _OnlyAlone:
             _log.warning("waits to run alone", action="alone", job_id=new.id)
         async with self._admission.alone():
-            return await self._start(new, is_alone=True)
+            return await self._start(new, is_exclusive=True)
 
-    async def _start(self, new: NewJob, *, is_alone: bool) -> Outcome:
+    async def _start(self, new: NewJob, *, is_exclusive: bool) -> Outcome:
         """Most records say what the event says: then the lease is all that need be asked for."""
         job = fresh(new, 0)
         can_resume = self._can_resume_if_well(job)
         if can_resume is not None:
             with suppress(_NotAsTold):
-                return await self._acquire(job, can_resume=can_resume, is_alone=is_alone, told=new)
-        return await self._start_recorded(new, is_alone=is_alone)
+                return await self._acquire(
+                    job, can_resume=can_resume, is_exclusive=is_exclusive, expected=new
+                )
+        return await self._start_recorded(new, is_exclusive=is_exclusive)
 
     def _can_resume_if_well(self, job: Job) -> bool | None:
         """None where something is wrong with the request, which is for the record to answer for."""
@@ -172,7 +174,7 @@ class Deliveries:
         except Exception:
             return None
 
-    async def _start_recorded(self, new: NewJob, *, is_alone: bool) -> Outcome:
+    async def _start_recorded(self, new: NewJob, *, is_exclusive: bool) -> Outcome:
         job = await self._record(new)
         try:
             request = _request(job, job.attempt + 1)
@@ -183,15 +185,17 @@ class Deliveries:
         except TorporError:
             raise
         except Exception as error:
-            return await self._blame(job, error)
-        return await self._acquire(job, can_resume=can_resume, is_alone=is_alone)
+            return await self._fail_attempt_on_validation_bug(job, error)
+        return await self._acquire(job, can_resume=can_resume, is_exclusive=is_exclusive)
 
-    async def _blame(self, job: Job, error: Exception) -> Outcome:
+    async def _fail_attempt_on_validation_bug(self, job: Job, error: Exception) -> Outcome:
         """A request that breaks the very check of it costs an attempt too, or it would come for
         ever.
         """
         # It never gets as far as the engine, so it is as good as alone.
-        acquired = await self._store.acquire(job.id, self._owner, can_resume=True, is_alone=True)
+        acquired = await self._store.acquire(
+            job.id, self._owner, can_resume=True, is_exclusive=True
+        )
         if acquired.status is AcquireStatus.HELD:
             return Held(RETRY_SOON_S)
         if acquired.status is not AcquireStatus.ACQUIRED:
@@ -207,14 +211,14 @@ class Deliveries:
         return await self._settlement.failed(attempt, "internal_error")
 
     async def _acquire(
-        self, job: Job, *, can_resume: bool, is_alone: bool, told: NewJob | None = None
+        self, job: Job, *, can_resume: bool, is_exclusive: bool, expected: NewJob | None = None
     ) -> Outcome:
         """Take the lease and go on. Raises `_NotAsTold`, with nothing done, where the record is not
-        what the event `told`.
+        what the event `expected`.
         """
         asked_s = self._clock.monotonic_s()
         acquired = await self._store.acquire(
-            job.id, self._owner, can_resume=can_resume, is_alone=is_alone, told=told
+            job.id, self._owner, can_resume=can_resume, is_exclusive=is_exclusive, expected=expected
         )
         match acquired.status:
             case AcquireStatus.ACQUIRED:
@@ -235,7 +239,7 @@ class Deliveries:
                 raise _OnlyAlone
             case AcquireStatus.OTHER:
                 raise _NotAsTold
-            case AcquireStatus.MISSING if told is not None:
+            case AcquireStatus.MISSING if expected is not None:
                 raise _NotAsTold
             case AcquireStatus.MISSING:
                 return Refused("the job's record is gone")
@@ -270,7 +274,7 @@ class Deliveries:
         _log.warning("checkpoint not whole", action="restart", job_id=job.id)
         await self._settlement.give_back(attempt, Release.HANDOVER, "handover")
         # Who may run it was asked a moment ago, and nothing was lost since.
-        return await self._acquire(job, can_resume=False, is_alone=True)
+        return await self._acquire(job, can_resume=False, is_exclusive=True)
 
     async def _attempt(
         self, attempt: Attempt, checkpoint: Checkpoint, job: Job, span: Span
@@ -319,7 +323,7 @@ class Deliveries:
         self, attempt: Attempt, result: Result, generation: Generation, gpu_ms: int
     ) -> tuple[Outcome, str]:
         made = generation.new_tokens
-        if isinstance(result, Made):
+        if isinstance(result, Completed):
             return await self._settlement.settle(attempt, result, new_tokens=made, gpu_ms=gpu_ms)
         charging = asyncio.ensure_future(self._account.charge(attempt.job_id, gpu_ms))
         await asyncio.sleep(0)  # the charge goes out first, so the end is shown with it
@@ -344,4 +348,4 @@ def _request(job: Job, attempt: int) -> EngineRequest:
 
 def _is_kept(result: Result, attempt: Attempt) -> bool:
     """True when somebody goes on with what this attempt made, or has it all."""
-    return isinstance(result, Made) or (attempt.can_resume and result is not Stop.ENDED)
+    return isinstance(result, Completed) or (attempt.can_resume and result is not Interrupted.ENDED)

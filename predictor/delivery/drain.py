@@ -13,7 +13,7 @@ import structlog
 
 from predictor.delivery.admission import Admission
 from predictor.delivery.lease import LeaseKeeper
-from predictor.generation.generation import Stop
+from predictor.generation.generation import Interrupted
 
 _log = structlog.get_logger()
 
@@ -52,7 +52,7 @@ class Drain:
         ends_by_itself_s = handover_after_s(self._grace_s)
         if not await self._idle_within(ends_by_itself_s):
             _log.info("handing over", action="handover", in_flight=self._admission.in_flight)
-            self._keeper.interrupt_all(Stop.HANDOVER)
+            self._keeper.interrupt_all(Interrupted.HANDOVER)
             await self._idle_within((self._grace_s - ends_by_itself_s) / 2)
 
     async def _idle_within(self, seconds: float) -> bool:

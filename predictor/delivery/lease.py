@@ -15,7 +15,7 @@ import structlog
 from eventing.clock import Clock
 from eventing.errors import StoreUnavailable
 from eventing.job.store import Store
-from predictor.generation.generation import Generation, Stop
+from predictor.generation.generation import Generation, Interrupted
 
 _log = structlog.get_logger()
 
@@ -49,7 +49,7 @@ class LeaseKeeper:
             if self._running.get(key) is generation:
                 del self._running[key]
 
-    def interrupt_all(self, why: Stop) -> None:
+    def interrupt_all(self, why: Interrupted) -> None:
         """End every running attempt."""
         for generation in list(self._running.values()):
             generation.interrupt(why)
@@ -94,10 +94,12 @@ class LeaseKeeper:
                     generation.interrupt(why)
 
 
-def verdict(generation: Generation, now: float, *, lease_s: float, stall_s: float) -> Stop | None:
+def verdict(
+    generation: Generation, now: float, *, lease_s: float, stall_s: float
+) -> Interrupted | None:
     """What the clock alone says of a running attempt."""
     if now - generation.extended_s >= lease_s:
-        return Stop.STORE_LOST
+        return Interrupted.STORE_LOST
     if now - generation.last_step_s >= stall_s:
-        return Stop.STALLED
+        return Interrupted.STALLED
     return None

@@ -11,11 +11,11 @@ from typing import Final, TypeVar, assert_never
 from eventing.clock import Clock
 from eventing.errors import BadRequest, StoreUnavailable, Unavailable
 from eventing.job.job import Job, JobError, JobId, JobState
-from eventing.job.store import Ending, Hold, Release, Store
+from eventing.job.store import Ending, LeaseStatus, Release, Store
 from predictor import metrics
 from predictor.delivery.answer import RETRY_SOON_S, AttemptFailed, Ended, Held, Outcome, Refused
 from predictor.errors import EngineDeadError
-from predictor.generation.generation import Attempt, Broke, Made, Result, Stop
+from predictor.generation.generation import Attempt, Completed, EngineFailed, Interrupted, Result
 
 _T = TypeVar("_T")
 
@@ -53,44 +53,48 @@ class Settlement:
         is recorded with its charge, `gpu_ms`.
         """
         match result:
-            case Made(body, rest):
+            case Completed(body, final_batch):
                 usage = body.get("usage")
                 ending = Ending(
-                    state=JobState.COMPLETED, result=body, usage=usage, rest=rest, gpu_ms=gpu_ms
+                    state=JobState.COMPLETED,
+                    result=body,
+                    usage=usage,
+                    final_batch=final_batch,
+                    gpu_ms=gpu_ms,
                 )
                 return await self._finish(attempt, ending), "completed"
-            case Broke(BadRequest() as error):
+            case EngineFailed(BadRequest() as error):
                 return await self._finish(attempt, _dead(problem(error))), "invalid"
-            case Broke(EngineDeadError()) | Stop.ENGINE_DEAD:
+            case EngineFailed(EngineDeadError()) | Interrupted.ENGINE_DEAD:
                 why = release_after_engine_death(
                     new_tokens=new_tokens, can_resume=attempt.can_resume
                 )
                 return await self.give_back(attempt, why, "engine_dead"), "engine_dead"
-            case Broke(Unavailable() as error):
+            case EngineFailed(Unavailable() as error):
                 return await self.give_back(attempt, Release.HANDOVER, error.code), error.code
-            case Broke(error):
+            case EngineFailed(error):
                 return await self.failed(attempt, error.code), error.code
-            case Stop():
+            case Interrupted():
                 return await self._stopped(attempt, result), result
             case _:
                 assert_never(result)
 
-    async def _stopped(self, attempt: Attempt, stop: Stop) -> Outcome:
+    async def _stopped(self, attempt: Attempt, stop: Interrupted) -> Outcome:
         match stop:
-            case Stop.FENCED:
+            case Interrupted.FENCED:
                 return Held(RETRY_SOON_S)
-            case Stop.ENDED:
+            case Interrupted.ENDED:
                 return await self.ended(attempt.job_id)
-            case Stop.EXPIRED:
+            case Interrupted.EXPIRED:
                 error = JobError(code="expired", message="the deadline passed before the job ended")
                 return await self._finish(attempt, _dead(error))
-            case Stop.GONE:
+            case Interrupted.GONE:
                 return Refused("the job's record is gone")
-            case Stop.STORE_LOST:
+            case Interrupted.STORE_LOST:
                 return Refused("the store was away for longer than the lease")
-            case Stop.HANDOVER:
+            case Interrupted.HANDOVER:
                 return await self.give_back(attempt, Release.HANDOVER, "handover")
-            case Stop.STALLED | Stop.OUT_OF_STEP | Stop.ENGINE_DEAD:
+            case Interrupted.STALLED | Interrupted.OUT_OF_STEP | Interrupted.ENGINE_DEAD:
                 return await self.failed(attempt, str(stop))
             case _:
                 assert_never(stop)
@@ -100,21 +104,21 @@ class Settlement:
         is whole, and making it again would cost as much as it did.
         """
         try:
-            hold, job = await self._insist(
+            hold, job = await self._retry_while_store_unavailable(
                 lambda: self._store.finish_and_get(attempt.job_id, attempt.number, ending)
             )
         except StoreUnavailable:
             _count_lost(ending)
             raise
-        if hold is not Hold.OK and not _was_ours(hold, job, ending):
+        if hold is not LeaseStatus.OK and not _was_ours(hold, job, ending):
             _count_lost(ending)
         match hold:
-            case Hold.OK | Hold.TERMINAL:
+            case LeaseStatus.OK | LeaseStatus.TERMINAL:
                 return _ended(job)
-            case Hold.MISSING:
+            case LeaseStatus.MISSING:
                 return Refused("the job's record is gone")
-            case Hold.GAP:
-                return await self.failed(attempt, Stop.OUT_OF_STEP)
+            case LeaseStatus.GAP:
+                return await self.failed(attempt, Interrupted.OUT_OF_STEP)
             case _:
                 metrics.FENCED_WRITES.inc()
                 return Held(RETRY_SOON_S)
@@ -139,7 +143,7 @@ class Settlement:
         """The job as it ended; one that has gone, or was redriven meanwhile, comes again."""
         return _ended(await self._store.get(job_id))
 
-    async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
+    async def _retry_while_store_unavailable(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Ask again while the store is away, for as long as the lease may still be ours."""
         give_up_s = self._clock.monotonic_s() + self._lease_s
         while True:
@@ -154,9 +158,9 @@ class Settlement:
         """End a job that this engine can never serve, unless somebody runs it."""
         ending = _dead(problem(error))
         match await self._store.conclude(job.id, ending):
-            case Hold.OK | Hold.TERMINAL:
+            case LeaseStatus.OK | LeaseStatus.TERMINAL:
                 return await self.ended(job.id)
-            case Hold.MISSING:
+            case LeaseStatus.MISSING:
                 return Refused("the job's record is gone")
             case _:
                 return Held(RETRY_SOON_S)
@@ -168,14 +172,14 @@ def _ended(job: Job | None) -> Outcome:
     return Ended(job)
 
 
-def _was_ours(hold: Hold, job: Job | None, ending: Ending) -> bool:
+def _was_ours(hold: LeaseStatus, job: Job | None, ending: Ending) -> bool:
     """True when the end stands already because an answer of ours was lost."""
-    return hold is Hold.TERMINAL and job is not None and job.state is ending.state
+    return hold is LeaseStatus.TERMINAL and job is not None and job.state is ending.state
 
 
 def _count_lost(ending: Ending) -> None:
-    if ending.rest is not None:
-        metrics.TOKENS_LOST.inc(len(ending.rest.token_ids))
+    if ending.final_batch is not None:
+        metrics.TOKENS_LOST.inc(len(ending.final_batch.token_ids))
 
 
 def problem(error: BadRequest) -> JobError:

@@ -4,7 +4,7 @@ Used wherever everything but the thinking is to be exercised (`--engine seeded`)
 form of vLLM's stream chunks and keeps `predictor.engine.engine.Engine` to the letter, resumption included.
 Starts in some tens of milliseconds: must not import vLLM, torch or KServe.
 
-The body's `seeded` object sets what one request shall do (`predictor.engine.seeded_tokens.Knobs`).
+The body's `seeded` object sets what one request shall do (`predictor.engine.seeded_tokens.SeededParams`).
 """
 
 import asyncio

@@ -30,7 +30,7 @@ EMBEDDING_DIMENSIONS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Knobs:
+class SeededParams:
     """What a body's `seeded` object may ask of the test engine; counts are output token indices."""
 
     output_tokens: int | None = None  #: length of the answer; else drawn from the seed
@@ -54,7 +54,7 @@ class SeededRequest:
     max_tokens: int | None
     n: int
     seed: int
-    knobs: Knobs
+    knobs: SeededParams
 
     @property
     def prompt_tokens(self) -> int:
@@ -139,11 +139,11 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def _knobs(given: Mapping[str, Any]) -> Knobs:
-    known = {field.name for field in fields(Knobs)}
+def _knobs(given: Mapping[str, Any]) -> SeededParams:
+    known = {field.name for field in fields(SeededParams)}
     if unknown := sorted(given.keys() - known):
         raise BadRequest(f"seeded.{unknown[0]} is not a knob of the test engine", field="seeded")
-    return Knobs(**given)
+    return SeededParams(**given)
 
 
 def _messages(value: object) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Final
 
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
-from eventing.job.store import Hold, Store, TokenBatch
+from eventing.job.store import LeaseStatus, Store, TokenBatch
 
 _GATHER_TURNS: Final = 2
 """What is due on the same beat comes within a turn or two of the event loop. Not a sleep of a
@@ -23,10 +23,10 @@ _REST: Final = 4
 _SHORTEST: Final = 16
 """The beat is never shorter than this part of the longest."""
 
-_Waiting = tuple[JobId, int, TokenBatch, asyncio.Future[Hold]]
+_Waiting = tuple[JobId, int, TokenBatch, asyncio.Future[LeaseStatus]]
 
 
-class AppendGroup:
+class AppendBatcher:
     """Joins appends. Who comes first carries those along that come in the same turn."""
 
     def __init__(self, store: Store) -> None:
@@ -38,17 +38,17 @@ class AppendGroup:
         """How far apart writes should be, now."""
         return longest_s if self._took_s is None else beat_s(longest_s, self._took_s)
 
-    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> Hold:
+    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> LeaseStatus:
         """As `Store.append`. Raises `StoreUnavailable` too when the carrier was stopped half-way:
         the write may have been done.
         """
-        answer: asyncio.Future[Hold] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[LeaseStatus] = asyncio.get_running_loop().create_future()
         self._waiting.append((job_id, attempt, batch, answer))
         if len(self._waiting) == 1:
-            await self._carry()
+            await self._flush()
         return await answer
 
-    async def _carry(self) -> None:
+    async def _flush(self) -> None:
         group = self._waiting
         try:
             for _ in range(_GATHER_TURNS):
@@ -91,7 +91,7 @@ def _fail(group: Sequence[_Waiting], error: StoreUnavailable) -> None:
             answer.set_exception(error)
 
 
-def _tell(group: Sequence[_Waiting], holds: Sequence[Hold]) -> None:
+def _tell(group: Sequence[_Waiting], holds: Sequence[LeaseStatus]) -> None:
     for (*_, answer), hold in zip(group, holds, strict=True):
         if not answer.done():
             answer.set_result(hold)

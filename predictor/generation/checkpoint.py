@@ -16,10 +16,10 @@ import orjson
 
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
-from eventing.job.store import EntryKind, Hold, Store, TokenBatch
+from eventing.job.store import EntryKind, LeaseStatus, Store, TokenBatch
 from predictor import metrics
-from predictor.generation.append_batcher import AppendGroup
-from predictor.generation.replay_filter import Entry, Shown, coalesce
+from predictor.generation.append_batcher import AppendBatcher
+from predictor.generation.replay_filter import Entry, ReplayFilter, coalesce
 
 _BUFFER_TOKENS: Final = 16_384
 """More than a lease's worth of tokens at 500 a second: a store away for longer ends the attempt
@@ -33,7 +33,7 @@ class Checkpoint:
     """What earlier attempts left: ids to go on from, and what readers were shown of them."""
 
     token_ids: tuple[int, ...] = ()
-    shown: Shown = field(default_factory=Shown)
+    shown: ReplayFilter = field(default_factory=ReplayFilter)
 
 
 async def read_checkpoint(store: Store, job_id: JobId, count: int) -> Checkpoint:
@@ -42,7 +42,7 @@ async def read_checkpoint(store: Store, job_id: JobId, count: int) -> Checkpoint
     An attempt that starts at an index voids what stood from there on.
     """
     ids: list[int] = []
-    shown = Shown()
+    shown = ReplayFilter()
     after = ""
     while entries := await store.read_stream(job_id, after):
         for entry in entries:
@@ -67,13 +67,13 @@ class CheckpointWriter:
     def __init__(
         self,
         store: Store,
-        appends: AppendGroup,
+        appends: AppendBatcher,
         job_id: JobId,
         attempt: int,
         *,
         index: int,
         flush_s: float,
-        on_refusal: Callable[[Hold], None],
+        on_refusal: Callable[[LeaseStatus], None],
     ) -> None:
         self._store = store
         self._appends = appends
@@ -117,7 +117,7 @@ class CheckpointWriter:
 
     def close(self, *, leaves_rest: bool = False) -> None:
         """Nothing more comes: write what is left and end. With `leaves_rest`, what nobody has begun
-        to write is left for `take_rest`.
+        to write is left for `pop_final_batch`.
         """
         self._leaves_rest = leaves_rest
         self._closing.set()
@@ -128,7 +128,7 @@ class CheckpointWriter:
         self._is_abandoned = True
         self.close()
 
-    def take_rest(self) -> TokenBatch | None:
+    def pop_final_batch(self) -> TokenBatch | None:
         """What was left, for whoever writes the end: both go in one step."""
         return self._take()
 
@@ -156,13 +156,15 @@ class CheckpointWriter:
         """One write of everything that waits; first whatever the store may or may not have got."""
         if self._unsure is not None:
             arrived = await self._has_arrived(self._unsure)
-            self._conclude(self._unsure, Hold.OK if arrived else await self._append(self._unsure))
+            self._conclude(
+                self._unsure, LeaseStatus.OK if arrived else await self._append(self._unsure)
+            )
         if not self._is_abandoned and (batch := self._take()):
             self._unsure = batch
             self._conclude(batch, await self._append(batch))
 
-    def _conclude(self, batch: TokenBatch, hold: Hold) -> None:
-        if hold is not Hold.OK:
+    def _conclude(self, batch: TokenBatch, hold: LeaseStatus) -> None:
+        if hold is not LeaseStatus.OK:
             self.abandon()
             self._on_refusal(hold)
             return
@@ -183,11 +185,13 @@ class CheckpointWriter:
         self._entries = []
         return batch
 
-    async def _append(self, batch: TokenBatch) -> Hold:
+    async def _append(self, batch: TokenBatch) -> LeaseStatus:
         with metrics.FLUSH.time():
             hold = await self._appends.append(self._job_id, self._attempt, batch)
         # A server that forgot its scripts half-way through a pipeline has some of it done twice.
-        return Hold.OK if hold is Hold.GAP and await self._has_arrived(batch) else hold
+        return (
+            LeaseStatus.OK if hold is LeaseStatus.GAP and await self._has_arrived(batch) else hold
+        )
 
     async def _has_arrived(self, batch: TokenBatch) -> bool:
         """True when a write whose answer was lost had been done: nobody else writes this attempt.

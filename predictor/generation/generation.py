@@ -15,16 +15,16 @@ from typing import Any, Final
 from eventing.clock import Clock
 from eventing.errors import TorporError
 from eventing.job.job import JobId
-from eventing.job.store import Hold, Store, TokenBatch
+from eventing.job.store import LeaseStatus, Store, TokenBatch
 from predictor import metrics
 from predictor.engine.engine import Engine, EngineRequest, Step
-from predictor.generation.append_batcher import AppendGroup
+from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.assembly import Assembler
 from predictor.generation.checkpoint import Checkpoint, CheckpointWriter
 from predictor.generation.replay_filter import entries_of
 
 
-class Stop(StrEnum):
+class Interrupted(StrEnum):
     """Why an attempt was ended from outside."""
 
     FENCED = "fenced"  #: a newer attempt runs
@@ -40,7 +40,12 @@ class Stop(StrEnum):
     @property
     def is_ours(self) -> bool:
         """True while the job is still ours, so that what was made may be written."""
-        return self in (Stop.EXPIRED, Stop.STALLED, Stop.HANDOVER, Stop.ENGINE_DEAD)
+        return self in (
+            Interrupted.EXPIRED,
+            Interrupted.STALLED,
+            Interrupted.HANDOVER,
+            Interrupted.ENGINE_DEAD,
+        )
 
 
 _COUNT_EVERY_S: Final = 0.5
@@ -48,32 +53,32 @@ _COUNT_EVERY_S: Final = 0.5
 seconds.
 """
 _REFUSALS: Final = {
-    Hold.FENCED: Stop.FENCED,
-    Hold.TERMINAL: Stop.ENDED,
-    Hold.EXPIRED: Stop.EXPIRED,
-    Hold.MISSING: Stop.GONE,
-    Hold.GAP: Stop.OUT_OF_STEP,
+    LeaseStatus.FENCED: Interrupted.FENCED,
+    LeaseStatus.TERMINAL: Interrupted.ENDED,
+    LeaseStatus.EXPIRED: Interrupted.EXPIRED,
+    LeaseStatus.MISSING: Interrupted.GONE,
+    LeaseStatus.GAP: Interrupted.OUT_OF_STEP,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Completed:
     """The whole answer, as the OpenAI call gives it when it does not stream, and its last tokens if
     they are still to be written.
     """
 
     body: Mapping[str, Any]
-    rest: TokenBatch | None = None
+    final_batch: TokenBatch | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Broke:
+class EngineFailed:
     """The engine refused the request, or failed it."""
 
     error: TorporError
 
 
-Result = Made | Broke | Stop
+Result = Completed | EngineFailed | Interrupted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +109,7 @@ class Generation:
         *,
         engine: Engine,
         store: Store,
-        appends: AppendGroup,
+        appends: AppendBatcher,
         clock: Clock,
         flush_s: float,
     ) -> None:
@@ -122,7 +127,7 @@ class Generation:
         self._answer = Assembler()
         self._first_token_s = self.last_step_s
         self._failure: TorporError | None = None
-        self._stop: Stop | None = None
+        self._stop: Interrupted | None = None
         self._decoding: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._writer = CheckpointWriter(
@@ -146,19 +151,19 @@ class Generation:
             if self._stop is not None:
                 self._decoding.cancel()
         result = self._result()
-        if not isinstance(result, Made):
+        if not isinstance(result, Completed):
             # Perhaps told to stop when the engine had just ended: then the rest is still here.
             self._writer.close()
             await self._writer.run()
         metrics.TOKENS_LOST.inc(self._writer.pending_tokens)
         return result
 
-    def on_hold(self, hold: Hold) -> None:
+    def on_hold(self, hold: LeaseStatus) -> None:
         """What the store says of our lease."""
         if hold in _REFUSALS:
             self.interrupt(_REFUSALS[hold])
 
-    def interrupt(self, why: Stop) -> None:
+    def interrupt(self, why: Interrupted) -> None:
         """Abort the request in the engine, now."""
         if not why.is_ours:
             self._writer.abandon()
@@ -172,10 +177,10 @@ class Generation:
 
     def _result(self) -> Result:
         if self._failure is not None:
-            return Broke(self._failure)
-        return self._stop or Made(self._answer.body(), self._writer.take_rest())
+            return EngineFailed(self._failure)
+        return self._stop or Completed(self._answer.body(), self._writer.pop_final_batch())
 
-    def _on_refused_write(self, hold: Hold) -> None:
+    def _on_refused_write(self, hold: LeaseStatus) -> None:
         metrics.FENCED_WRITES.inc()
         self.on_hold(hold)
 
@@ -221,7 +226,7 @@ class Generation:
         shown = self._checkpoint.shown
         chunk = shown.rename(step.chunk)
         self._answer.add(chunk)
-        self._writer.add(step.token_ids, list(shown.unseen(entries_of(chunk))))
+        self._writer.add(step.token_ids, list(shown.new_deltas(entries_of(chunk))))
 
     def _observe_pace(self) -> None:
         if self.new_tokens > 1:

@@ -49,7 +49,7 @@ def coalesce(entries: Iterable[Entry]) -> list[Entry]:
     return merged
 
 
-class Shown:
+class ReplayFilter:
     """How much of an answer was shown, and which ids its tool calls were shown under."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Shown:
                     call["id"] = known
         return chunk
 
-    def unseen(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+    def new_deltas(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         """The rest of the entries once what was shown is taken off; call it with each, in order."""
         if not (self._counts or self._tool_ids or self._finished):
             yield from entries  # a first attempt: nothing was shown

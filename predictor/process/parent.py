@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from predictor.process.death_signal import adopt_orphans, die_with_parent
-from predictor.process.gc import uncollected
+from predictor.process.gc import gc_disabled
 
 Entry = Callable[[list[str]], int | None]
 """What a forked child runs with its argv; its answer is the exit code."""
@@ -275,7 +275,7 @@ def _load(target: str) -> Any:
 def _preload(targets: Sequence[str]) -> float:
     """Call each `module:function=JSON`; gives the seconds it took. The rest is frozen for forks."""
     began = time.monotonic()
-    with uncollected():
+    with gc_disabled():
         for target in targets:
             name, _, argument = target.partition("=")
             _load(name)(json.loads(argument or "{}"))

@@ -24,7 +24,7 @@ _EVENT_PATHS: Final = frozenset({"/events", "/"})
 """The second for Triggers that name no path."""
 
 
-class EventDoor:
+class EventMiddleware:
     """ASGI middleware around everything: `POST /events` takes one CloudEvent and is held until its
     job has ended. As a route it would stand behind KServe's twenty and FastAPI's layers, and every
     job would pay for them.

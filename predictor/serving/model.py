@@ -39,7 +39,7 @@ class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
         self.ready = True  # KServe refuses to start without; the truth is in `healthy`
         self._calls = calls
         self._is_ready = is_ready
-        self._live = live
+        self._run_replica = live
 
     async def healthy(self) -> bool:
         """What the probes are told: true while the engine can serve and nobody said to go."""
@@ -47,7 +47,7 @@ class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
 
     async def start_engine(self) -> None:
         """KServe runs this beside its HTTP server; it is the predictor's whole life."""
-        await self._live()
+        await self._run_replica()
 
     async def predict(
         self,

@@ -9,7 +9,7 @@ import pytest
 
 from eventing.job.job import Job, JobError, JobState
 from eventing.job.store import Ending, LeaseSettings, Release
-from eventing.live.completion_notifier import EndBell
+from eventing.live.completion_notifier import CompletionNotifier
 from eventing.redis import keys
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
@@ -21,9 +21,9 @@ WRONG = JobError(code="c", message="m")
 
 
 @asynccontextmanager
-async def ringing(store: RedisStore) -> AsyncIterator[EndBell]:
+async def ringing(store: RedisStore) -> AsyncIterator[CompletionNotifier]:
     """A bell that listens."""
-    bell = EndBell(store.redis)
+    bell = CompletionNotifier(store.redis)
     listening = asyncio.ensure_future(bell.run())
     async with asyncio.timeout(5):
         while not bell.is_listening:

@@ -8,7 +8,7 @@ from redis.exceptions import ResponseError
 
 import eventing.redis.scripts
 from eventing.job.job import JobError, JobState
-from eventing.job.store import AcquireStatus, Ending, Hold, Release, TokenBatch
+from eventing.job.store import AcquireStatus, Ending, LeaseStatus, Release, TokenBatch
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from tests.contract.rig import SETTINGS, RedisRig, job_id, new_job
@@ -85,7 +85,7 @@ async def test_a_server_that_forgot_the_scripts_is_told_them_again(rig: RedisRig
     answers = await rig.store.renew([(job_id(), 1), (job_id(), 2)], extend=True)
 
     assert taken.status is AcquireStatus.ACQUIRED
-    assert answers == [Hold.OK, Hold.FENCED]
+    assert answers == [LeaseStatus.OK, LeaseStatus.FENCED]
 
 
 async def test_all_keys_of_a_job_share_a_hash_tag(rig: RedisRig) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from eventing.job.job import JobState
-from eventing.job.store import Ending, EntryKind, Hold, Release, TokenBatch
+from eventing.job.store import Ending, EntryKind, LeaseStatus, Release, TokenBatch
 from tests.contract.rig import (
     ANSWER,
     FAULT,
@@ -27,7 +27,7 @@ class TestFinish:
 
         hold, job = await rig.store.finish_and_get(job_id(), attempt, ANSWER)
 
-        assert hold is Hold.OK
+        assert hold is LeaseStatus.OK
         assert job == await rig.store.get(job_id())
         assert job is not None
         assert job.state is JobState.COMPLETED
@@ -37,9 +37,12 @@ class TestFinish:
         await rig.store.append(
             job_id(), attempt, TokenBatch(index=0, token_ids=(1,), delta='["a"]')
         )
-        rest = TokenBatch(index=1, token_ids=(2, 3), delta='["b"]')
+        final_batch = TokenBatch(index=1, token_ids=(2, 3), delta='["b"]')
 
-        assert await rig.store.finish(job_id(), attempt, replace(ANSWER, rest=rest)) is Hold.OK
+        assert (
+            await rig.store.finish(job_id(), attempt, replace(ANSWER, final_batch=final_batch))
+            is LeaseStatus.OK
+        )
 
         *_, tokens, end = await rig.store.read_stream(job_id())
         assert (tokens.kind, tokens.index, tokens.token_ids) == (EntryKind.TOKENS, 1, (2, 3))
@@ -52,8 +55,8 @@ class TestFinish:
         attempt = await started(rig)
         await rig.pass_time(5)
 
-        rest = TokenBatch(index=0, token_ids=(1,))
-        await rig.store.finish(job_id(), attempt, replace(ANSWER, rest=rest))
+        final_batch = TokenBatch(index=0, token_ids=(1,))
+        await rig.store.finish(job_id(), attempt, replace(ANSWER, final_batch=final_batch))
 
         job = await rig.store.get(job_id())
         assert job is not None
@@ -61,9 +64,12 @@ class TestFinish:
 
     async def test_text_alone_can_be_the_rest(self, rig: Rig) -> None:
         attempt = await started(rig)
-        rest = TokenBatch(index=0, token_ids=(), delta='["late"]')
+        final_batch = TokenBatch(index=0, token_ids=(), delta='["late"]')
 
-        assert await rig.store.finish(job_id(), attempt, replace(ANSWER, rest=rest)) is Hold.OK
+        assert (
+            await rig.store.finish(job_id(), attempt, replace(ANSWER, final_batch=final_batch))
+            is LeaseStatus.OK
+        )
 
         assert (await rig.store.read_stream(job_id()))[-2].delta == '["late"]'
 
@@ -75,18 +81,18 @@ class TestFinish:
         await rig.store.append(job_id(), attempt, TokenBatch(index=0, token_ids=(1,)))
         before = await rig.store.read_stream(job_id()), await rig.store.get(job_id())
 
-        rest = TokenBatch(index=index, token_ids=(9,))
-        answer = await rig.store.finish(job_id(), attempt, replace(ANSWER, rest=rest))
+        final_batch = TokenBatch(index=index, token_ids=(9,))
+        answer = await rig.store.finish(job_id(), attempt, replace(ANSWER, final_batch=final_batch))
 
-        assert answer is Hold.GAP
+        assert answer is LeaseStatus.GAP
         assert (await rig.store.read_stream(job_id()), await rig.store.get(job_id())) == before
 
     async def test_an_end_told_twice_writes_its_tokens_and_its_charge_once(self, rig: Rig) -> None:
         attempt = await started(rig)
-        ending = replace(ANSWER, rest=TokenBatch(index=0, token_ids=(1,)), gpu_ms=70)
+        ending = replace(ANSWER, final_batch=TokenBatch(index=0, token_ids=(1,)), gpu_ms=70)
         await rig.store.finish(job_id(), attempt, ending)
 
-        assert await rig.store.finish(job_id(), attempt, ending) is Hold.TERMINAL
+        assert await rig.store.finish(job_id(), attempt, ending) is LeaseStatus.TERMINAL
 
         assert await rig.store.token_ids(job_id(), 9) == [1]
         job = await rig.store.get(job_id())
@@ -98,7 +104,7 @@ class TestFinish:
         attempt = await started(rig)
         ending = Ending(state=state, result={"text": "☃"}, usage={"total_tokens": 1}, error=FAULT)
 
-        assert await rig.store.finish(job_id(), attempt, ending) is Hold.OK
+        assert await rig.store.finish(job_id(), attempt, ending) is LeaseStatus.OK
 
         job = await rig.store.get(job_id())
         assert job is not None
@@ -123,7 +129,7 @@ class TestFinish:
 
         answer = await rig.store.finish(job_id(), attempt, Ending(state=second, result={"n": 2}))
 
-        assert answer is Hold.TERMINAL
+        assert answer is LeaseStatus.TERMINAL
         job = await rig.store.get(job_id())
         assert job is not None
         assert (job.state, job.result) == (first, {"n": 1})
@@ -134,9 +140,9 @@ class TestFinish:
         await rig.pass_time(LEASE_MS + 1)
         heir = (await rig.store.acquire(job_id(), "worker-2", can_resume=True)).attempt
 
-        assert await rig.store.finish(job_id(), zombie, ANSWER) is Hold.FENCED
+        assert await rig.store.finish(job_id(), zombie, ANSWER) is LeaseStatus.FENCED
 
-        assert await rig.store.renew([(job_id(), heir)], extend=False) == [Hold.OK]
+        assert await rig.store.renew([(job_id(), heir)], extend=False) == [LeaseStatus.OK]
         job = await rig.store.get(job_id())
         assert job is not None
         assert (job.result, job.refused_writes) == (None, 1)
@@ -145,10 +151,10 @@ class TestFinish:
         attempt = await started(rig)
         await rig.store.release(job_id(), attempt, Release.HANDOVER, FAULT)
 
-        assert await rig.store.finish(job_id(), attempt, ANSWER) is Hold.FENCED
+        assert await rig.store.finish(job_id(), attempt, ANSWER) is LeaseStatus.FENCED
 
     async def test_an_unknown_job_is_missing(self, rig: Rig) -> None:
-        assert await rig.store.finish(job_id("nobody"), 1, ANSWER) is Hold.MISSING
+        assert await rig.store.finish(job_id("nobody"), 1, ANSWER) is LeaseStatus.MISSING
 
     async def test_a_dead_letter_is_listed_as_one(self, rig: Rig) -> None:
         attempt = await started(rig)
@@ -203,7 +209,7 @@ class TestCancelAndConclude:
 
         assert job is not None
         assert (job.state, job.history[-1].outcome) == (JobState.CANCELLED, "cancelled")
-        assert await rig.store.finish(job_id(), attempt, ANSWER) is Hold.TERMINAL
+        assert await rig.store.finish(job_id(), attempt, ANSWER) is LeaseStatus.TERMINAL
 
     async def test_cancelling_an_ended_job_shows_how_it_ended(self, rig: Rig) -> None:
         attempt = await started(rig)
@@ -227,13 +233,13 @@ class TestCancelAndConclude:
             )
 
             assert cancelled is not None
-            won = finished is Hold.OK
+            won = finished is LeaseStatus.OK
             assert cancelled.state is (JobState.COMPLETED if won else JobState.CANCELLED)
 
     async def test_a_job_that_somebody_runs_is_not_concluded(self, rig: Rig) -> None:
         await started(rig)
 
-        assert await rig.store.conclude(job_id(), ANSWER) is Hold.FENCED
+        assert await rig.store.conclude(job_id(), ANSWER) is LeaseStatus.FENCED
 
         job = await rig.store.get(job_id())
         assert job is not None
@@ -244,8 +250,8 @@ class TestCancelAndConclude:
         await started(rig, "lapsed")
         await rig.pass_time(LEASE_MS + 1)
 
-        assert await rig.store.conclude(job_id("queued"), ANSWER) is Hold.OK
-        assert await rig.store.conclude(job_id("lapsed"), ANSWER) is Hold.OK
+        assert await rig.store.conclude(job_id("queued"), ANSWER) is LeaseStatus.OK
+        assert await rig.store.conclude(job_id("lapsed"), ANSWER) is LeaseStatus.OK
 
         job = await rig.store.get(job_id("lapsed"))
         assert job is not None
@@ -256,8 +262,8 @@ class TestCancelAndConclude:
         await rig.store.create(new_job())
         await rig.store.cancel(job_id())
 
-        assert await rig.store.conclude(job_id(), ANSWER) is Hold.TERMINAL
-        assert await rig.store.conclude(job_id("nobody"), ANSWER) is Hold.MISSING
+        assert await rig.store.conclude(job_id(), ANSWER) is LeaseStatus.TERMINAL
+        assert await rig.store.conclude(job_id("nobody"), ANSWER) is LeaseStatus.MISSING
 
 
 class TestDelete:

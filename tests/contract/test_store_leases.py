@@ -10,7 +10,7 @@ from eventing.job.store import (
     AcquireStatus,
     Ending,
     EntryKind,
-    Hold,
+    LeaseStatus,
     Release,
     TokenBatch,
 )
@@ -76,7 +76,7 @@ class TestAcquire:
     async def test_a_job_whose_attempts_were_all_lost_is_a_dead_letter(self, rig: Rig) -> None:
         await rig.store.create(new_job())
         for number in range(1, SETTINGS.max_attempts + 1):
-            taken = await rig.store.acquire(job_id(), "worker", can_resume=True, is_alone=True)
+            taken = await rig.store.acquire(job_id(), "worker", can_resume=True, is_exclusive=True)
             assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, number)
             await rig.pass_time(LEASE_MS + 1)
 
@@ -102,7 +102,7 @@ class TestAcquire:
 
         refused = await rig.store.acquire(job_id(), "busy", can_resume=True)
         after = await rig.store.get(job_id())
-        taken = await rig.store.acquire(job_id(), "idle", can_resume=True, is_alone=True)
+        taken = await rig.store.acquire(job_id(), "idle", can_resume=True, is_exclusive=True)
 
         assert refused.status is AcquireStatus.ALONE
         assert after == before
@@ -173,7 +173,7 @@ class TestAcquire:
     async def test_who_was_told_what_the_record_says_need_not_read_it(self, rig: Rig) -> None:
         await rig.store.create(new_job())
 
-        taken = await rig.store.acquire(job_id(), "w", can_resume=True, told=new_job())
+        taken = await rig.store.acquire(job_id(), "w", can_resume=True, expected=new_job())
 
         assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, 1)
 
@@ -184,7 +184,7 @@ class TestAcquire:
         await rig.store.create(new_job())
         before = await rig.store.get(job_id())
 
-        taken = await rig.store.acquire(job_id(), "w", can_resume=True, told=new_job(**other))
+        taken = await rig.store.acquire(job_id(), "w", can_resume=True, expected=new_job(**other))
 
         assert taken == Acquired(status=AcquireStatus.OTHER)
         assert await rig.store.get(job_id()) == before
@@ -195,9 +195,9 @@ class TestAcquire:
         await dead(rig)
         await rig.store.redrive(job_id(), new_job(prompt="edited").request)
 
-        first = await rig.store.acquire(job_id(), "w", can_resume=True, told=new_job())
+        first = await rig.store.acquire(job_id(), "w", can_resume=True, expected=new_job())
         second = await rig.store.acquire(
-            job_id(), "w", can_resume=True, told=new_job(prompt="edited")
+            job_id(), "w", can_resume=True, expected=new_job(prompt="edited")
         )
 
         assert [first.status, second.status] == [AcquireStatus.OTHER, AcquireStatus.ACQUIRED]
@@ -230,7 +230,7 @@ class TestRenew:
         attempt = await started(rig)
         await rig.pass_time(20_000)
 
-        assert await rig.store.renew([(job_id(), attempt)], extend=True) == [Hold.OK]
+        assert await rig.store.renew([(job_id(), attempt)], extend=True) == [LeaseStatus.OK]
 
         await rig.pass_time(20_000)
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
@@ -240,7 +240,7 @@ class TestRenew:
         attempt = await started(rig)
         await rig.pass_time(20_000)
 
-        assert await rig.store.renew([(job_id(), attempt)], extend=False) == [Hold.OK]
+        assert await rig.store.renew([(job_id(), attempt)], extend=False) == [LeaseStatus.OK]
 
         await rig.pass_time(20_000)
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
@@ -250,7 +250,7 @@ class TestRenew:
         attempt = await started(rig)
         await rig.pass_time(LEASE_MS * 2)
 
-        assert await rig.store.renew([(job_id(), attempt)], extend=True) == [Hold.OK]
+        assert await rig.store.renew([(job_id(), attempt)], extend=True) == [LeaseStatus.OK]
 
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
         assert taken.status is AcquireStatus.HELD
@@ -281,12 +281,12 @@ class TestRenew:
         )
 
         assert answers == [
-            Hold.OK,
-            Hold.FENCED,
-            Hold.TERMINAL,
-            Hold.EXPIRED,
-            Hold.FENCED,
-            Hold.MISSING,
+            LeaseStatus.OK,
+            LeaseStatus.FENCED,
+            LeaseStatus.TERMINAL,
+            LeaseStatus.EXPIRED,
+            LeaseStatus.FENCED,
+            LeaseStatus.MISSING,
         ]
 
     async def test_no_leases_need_no_answer(self, rig: Rig) -> None:

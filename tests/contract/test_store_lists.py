@@ -83,10 +83,10 @@ class TestLists:
             await dead(rig, str(number))
 
         first = await rig.store.list_dead_letters("acme", limit=3)
-        rest = await rig.store.list_dead_letters("acme", limit=3, cursor=first.next_cursor)
+        final_batch = await rig.store.list_dead_letters("acme", limit=3, cursor=first.next_cursor)
 
         assert len(first.jobs) == 3
-        ids = [job.event_id for job in (*first.jobs, *rest.jobs)]
+        ids = [job.event_id for job in (*first.jobs, *final_batch.jobs)]
         assert sorted(ids) == ["0", "1", "2", "3", "4"]
 
 

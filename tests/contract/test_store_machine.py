@@ -126,14 +126,16 @@ class TwoStores(RuleBasedStateMachine):
         event=EVENTS,
         owner=st.sampled_from(["w1", "w2"]),
         can_resume=st.booleans(),
-        is_alone=st.booleans(),
-        told=st.sampled_from(["", "why?", "how?"]),
+        is_exclusive=st.booleans(),
+        expected=st.sampled_from(["", "why?", "how?"]),
     )
-    def acquire(self, event: str, owner: str, can_resume: bool, is_alone: bool, told: str) -> None:
+    def acquire(
+        self, event: str, owner: str, can_resume: bool, is_exclusive: bool, told: str
+    ) -> None:
         new = new_job(event, prompt=told) if told else None
         self.both(
             lambda store: store.acquire(
-                job_id(event), owner, can_resume=can_resume, is_alone=is_alone, told=new
+                job_id(event), owner, can_resume=can_resume, is_exclusive=is_exclusive, expected=new
             )
         )
 
@@ -156,7 +158,7 @@ class TwoStores(RuleBasedStateMachine):
     ) -> None:
         attempt = self.newest(event) + behind
         if has_rest:
-            ending = replace(ending, rest=batch)
+            ending = replace(ending, final_batch=batch)
         self.both(lambda store: store.finish(job_id(event), attempt, ending))
 
     @rule(event=EVENTS, behind=ATTEMPTS, why=st.sampled_from(list(Release)))
@@ -195,7 +197,7 @@ class TwoStores(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 3))
     def take(self, limit: int) -> None:
         self.both(lambda store: store.take_unpublished(limit))
-        self.both(lambda store: store.take_stranded(limit))
+        self.both(lambda store: store.claim_unstarted(limit))
         self.both(lambda store: store.take_unannounced(limit))
 
     @rule(milliseconds=st.sampled_from([5_000, SETTINGS.lease_ms + 1_000, 3_700_000]))
@@ -210,8 +212,10 @@ class TwoStores(RuleBasedStateMachine):
     def read_lists(self, tenant: str, limit: int) -> None:
         async def pages(store: Store) -> Any:
             first = await store.list_jobs(tenant, limit=limit)
-            rest = await store.list_jobs(tenant, cursor=first.next_cursor)
-            return timeless([first, rest, await store.list_dead_letters(tenant, limit=limit)])
+            final_batch = await store.list_jobs(tenant, cursor=first.next_cursor)
+            return timeless(
+                [first, final_batch, await store.list_dead_letters(tenant, limit=limit)]
+            )
 
         self.both(pages)
 

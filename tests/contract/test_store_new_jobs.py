@@ -7,7 +7,7 @@ import pytest
 
 from eventing.errors import IdempotencyConflict
 from eventing.job.job import JobError, JobRequest, JobState
-from eventing.job.store import Hold
+from eventing.job.store import LeaseStatus
 from tests.contract.rig import ANSWER, LEASE_MS, Rig, job_id, new_job, started
 
 
@@ -132,7 +132,7 @@ class TestReject:
 
         await rig.store.reject(new_job(), self.REFUSAL, self.RAW)
 
-        assert await rig.store.finish(job_id(), attempt, ANSWER) is Hold.OK
+        assert await rig.store.finish(job_id(), attempt, ANSWER) is LeaseStatus.OK
 
     async def test_a_redriven_reject_that_is_still_bad_is_a_dead_letter_again(
         self, rig: Rig

@@ -63,11 +63,11 @@ class TestOutbox:
         await started(rig)
         await rig.store.mark_published(job_id())
         await rig.pass_time(LEASE_MS - 1000)
-        assert await rig.store.take_stranded(10) == []
+        assert await rig.store.claim_unstarted(10) == []
 
         await rig.pass_time(LEASE_MS + 1001)
 
-        assert await rig.store.take_stranded(10) == [job_id()]
+        assert await rig.store.claim_unstarted(10) == [job_id()]
 
     async def test_a_started_job_that_is_held_or_has_ended_is_not_due(self, rig: Rig) -> None:
         held = await started(rig, "held")
@@ -78,18 +78,18 @@ class TestOutbox:
         await rig.pass_time(LEASE_MS * 2 + 1)
         await rig.store.renew([(job_id("held"), held)], extend=True)
 
-        assert await rig.store.take_stranded(10) == []
+        assert await rig.store.claim_unstarted(10) == []
 
     async def test_a_published_job_that_nobody_starts_is_due_again(self, rig: Rig) -> None:
         # The broker that took its event may have lost it (docs/adr/0086).
         await rig.store.create(new_job())
         await rig.store.mark_published(job_id())
         await rig.pass_time(SETTINGS.republish_after_s * 1000 - 1000)
-        assert await rig.store.take_stranded(10) == []
+        assert await rig.store.claim_unstarted(10) == []
 
         await rig.pass_time(1001)
 
-        assert await rig.store.take_stranded(10) == [job_id()]
+        assert await rig.store.claim_unstarted(10) == [job_id()]
 
     async def test_a_job_that_was_published_again_is_due_when_it_is_twice_as_old(
         self, rig: Rig
@@ -97,13 +97,13 @@ class TestOutbox:
         await rig.store.create(new_job())
         await rig.store.mark_published(job_id())
         await rig.pass_time(3_600_000)
-        await rig.store.take_stranded(10)
+        await rig.store.claim_unstarted(10)
         await rig.store.mark_published(job_id(), age_ms=3_600_000)
 
         await rig.pass_time(3_599_000)
-        assert await rig.store.take_stranded(10) == []
+        assert await rig.store.claim_unstarted(10) == []
         await rig.pass_time(1001)
-        assert await rig.store.take_stranded(10) == [job_id()]
+        assert await rig.store.claim_unstarted(10) == [job_id()]
 
     async def test_a_confirmation_that_comes_after_the_start_does_not_hide_the_job(
         self, rig: Rig
@@ -113,7 +113,7 @@ class TestOutbox:
         await rig.store.mark_published(job_id())
 
         await rig.pass_time(LEASE_MS * 2 + 1)
-        assert await rig.store.take_stranded(10) == [job_id()]
+        assert await rig.store.claim_unstarted(10) == [job_id()]
 
     async def test_many_confirmations_are_told_at_once(self, rig: Rig) -> None:
         for name in "abc":
@@ -124,7 +124,7 @@ class TestOutbox:
         await rig.pass_time(10_001)
         assert await rig.store.take_unpublished(10) == [job_id("b")]
         await rig.pass_time(SETTINGS.republish_after_s * 1000)
-        assert sorted(await rig.store.take_stranded(10)) == sorted([job_id("a"), job_id("c")])
+        assert sorted(await rig.store.claim_unstarted(10)) == sorted([job_id("a"), job_id("c")])
 
     async def test_a_conflict_does_not_forget_the_first_event(self, rig: Rig) -> None:
         await rig.store.create(new_job())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eventing.job.store import EntryKind, Hold, Release, TokenBatch
+from eventing.job.store import EntryKind, LeaseStatus, Release, TokenBatch
 from tests.contract.rig import FAULT, LEASE_MS, Rig, job_id, started
 
 
@@ -12,7 +12,7 @@ class TestAppend:
 
         for index, ids in ((0, (1, 2)), (2, (3,)), (3, (4, 5, 6))):
             batch = TokenBatch(index=index, token_ids=ids, delta=f'["{index} ☃"]')
-            assert await rig.store.append(job_id(), attempt, batch) is Hold.OK
+            assert await rig.store.append(job_id(), attempt, batch) is LeaseStatus.OK
 
         tokens = [e for e in await rig.store.read_stream(job_id()) if e.kind is EntryKind.TOKENS]
         assert [(e.index, e.token_ids, e.delta, e.attempt) for e in tokens] == [
@@ -33,7 +33,7 @@ class TestAppend:
 
         answer = await rig.store.append(job_id(), attempt, TokenBatch(index=index, token_ids=(9,)))
 
-        assert answer is Hold.GAP
+        assert answer is LeaseStatus.GAP
         assert await rig.store.read_stream(job_id()) == before
 
     async def test_an_overtaken_attempt_is_fenced_counted_and_leaves_no_trace(
@@ -46,7 +46,7 @@ class TestAppend:
 
         answer = await rig.store.append(job_id(), zombie, TokenBatch(index=0, token_ids=(9,)))
 
-        assert answer is Hold.FENCED
+        assert answer is LeaseStatus.FENCED
         assert await rig.store.read_stream(job_id()) == before
         job = await rig.store.get(job_id())
         assert job is not None
@@ -58,7 +58,7 @@ class TestAppend:
 
         answer = await rig.store.append(job_id(), attempt, TokenBatch(index=0, token_ids=(9,)))
 
-        assert answer is Hold.FENCED
+        assert answer is LeaseStatus.FENCED
 
     async def test_after_the_end_nothing_is_appended(self, rig: Rig) -> None:
         attempt = await started(rig)
@@ -66,13 +66,13 @@ class TestAppend:
 
         answer = await rig.store.append(job_id(), attempt, TokenBatch(index=0, token_ids=(9,)))
 
-        assert answer is Hold.TERMINAL
+        assert answer is LeaseStatus.TERMINAL
         assert await rig.store.token_ids(job_id(), 10) == []
 
     async def test_a_job_that_is_gone_is_missing_and_stays_gone(self, rig: Rig) -> None:
         batch = TokenBatch(index=0, token_ids=(9,))
 
-        assert await rig.store.append(job_id(), 1, batch) is Hold.MISSING
+        assert await rig.store.append(job_id(), 1, batch) is LeaseStatus.MISSING
 
         assert await rig.store.get(job_id()) is None
         assert await rig.store.read_stream(job_id()) == []
@@ -87,8 +87,8 @@ class TestStreams:
 
         entries = await rig.store.read_stream(job_id())
         for position, entry in enumerate(entries):
-            rest = await rig.store.read_stream(job_id(), after=entry.cursor)
-            assert rest == entries[position + 1 :]
+            final_batch = await rig.store.read_stream(job_id(), after=entry.cursor)
+            assert final_batch == entries[position + 1 :]
 
     async def test_a_read_is_limited(self, rig: Rig) -> None:
         attempt = await started(rig)

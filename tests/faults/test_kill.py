@@ -18,7 +18,7 @@ from tests.faults.client import body
 from tests.faults.conftest import Judge
 from tests.faults.history import Kind
 from tests.faults.processes import Program, System, Tuning, Zygote, running
-from tests.faults.proxy import Hold, Proxy, Way
+from tests.faults.proxy import LeaseStatus, Proxy, Way
 from tests.redis_server import VALKEY
 
 pytestmark = pytest.mark.timeout(1800)
@@ -36,7 +36,7 @@ async def warm(system: System) -> None:
     await system.ended([job_id], within_s=20)
 
 
-async def kill_at(hold: Hold, program: Program, *, within_s: float = 20.0) -> bool:
+async def kill_at(hold: LeaseStatus, program: Program, *, within_s: float = 20.0) -> bool:
     """Kill when the step is reached; False when it was not."""
     try:
         async with asyncio.timeout(within_s):
@@ -210,10 +210,10 @@ async def a_quarter_of_an_hour_later(system: System) -> int:
     """Let the sweep look now for jobs that nobody started (docs/adr/0086): a store that was back at
     once, and forgot an event, may yet have been told that the event is out. How many there were.
     """
-    noted = await system.redis.zrange(keys.AWAITED, 0, -1, withscores=True)
+    noted = await system.redis.zrange(keys.UNSTARTED, 0, -1, withscores=True)
     jobs = (await system.dumped()).jobs
     for member, at_ms in noted:
-        await system.redis.zadd(keys.AWAITED, {member: at_ms - 900_000})
+        await system.redis.zadd(keys.UNSTARTED, {member: at_ms - 900_000})
     return sum(job.state in ("queued", "in_progress") for job in jobs.values())
 
 

@@ -17,7 +17,7 @@ from eventing.job.store import EntryKind
 from predictor.engine.engine import ColdStartPhase, EngineRequest
 from predictor.engine.vllm.engine import STOP_TIMEOUT_S, VllmEngine, VllmSettings
 from predictor.errors import BadRequest, EngineDeadError, EngineStartError
-from predictor.generation.generation import Stop
+from predictor.generation.generation import Interrupted
 from predictor.model_files.weights import DEFAULT_MODEL, ensure_model
 from tests.integration.engine_calls import REAL_ENGINE, all_steps, body_of, chat, completion
 from tests.unit.predictor.desk import data_of, event_of, open_desk, read_text, text_of
@@ -119,7 +119,7 @@ async def check_that_an_adapter_thinks_on_for_a_job(engine: VllmEngine) -> None:
         whole = await desk.deliver(once)
         first = asyncio.ensure_future(desk.deliver(cut))
         await desk.wait_tokens(cut, 2)
-        desk.keeper.interrupt_all(Stop.HANDOVER)
+        desk.keeper.interrupt_all(Interrupted.HANDOVER)
         assert (await first).status == 503
         answer = await desk.deliver(cut)
         entries = await desk.entries(cut)

@@ -161,7 +161,7 @@ def test_a_pump_is_scraped_where_it_serves_its_metrics(
     assert any(
         port in f.ports
         for f in network.FLOWS
-        if (f.source, f.target) == (network.Party.MONITORING, network.Party.PREDICTOR)
+        if (f.source, f.target) == (network.Peer.MONITORING, network.Peer.PREDICTOR)
     )
 
 
@@ -226,9 +226,9 @@ def egress(policy: dict[str, Any]) -> set[int]:
 
 
 def test_only_the_first_secrets_job_and_rabbitmq_reach_the_api_server() -> None:
-    senders = {f.source for f in network.FLOWS if f.target is network.Party.KUBERNETES}
+    senders = {f.source for f in network.FLOWS if f.target is network.Peer.KUBERNETES}
 
-    assert senders == {network.Party.FIRST_SECRETS, network.Party.RABBITMQ}
+    assert senders == {network.Peer.FIRST_SECRETS, network.Peer.RABBITMQ}
 
 
 def test_nothing_private_counts_as_the_internet(overlays: dict[str, Resources]) -> None:
@@ -252,14 +252,14 @@ def test_every_policy_is_in_the_matrix_of_the_docs() -> None:
 
 
 def test_the_store_is_reached_by_nobody_but_its_users(overlays: dict[str, Resources]) -> None:
-    sources = {f.source for f in network.FLOWS if f.target is network.Party.REDIS}
+    sources = {f.source for f in network.FLOWS if f.target is network.Peer.REDIS}
 
     assert sources == {
-        network.Party.API,
-        network.Party.PREDICTOR,
-        network.Party.BROKER,
-        network.Party.KEDA,
-        network.Party.SCALER,
+        network.Peer.API,
+        network.Peer.PREDICTOR,
+        network.Peer.BROKER,
+        network.Peer.KEDA,
+        network.Peer.SCALER,
     }
     assert not any(
         6379 in egress(r) and "broker-rabbitmq" in r["metadata"]["name"]

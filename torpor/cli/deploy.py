@@ -28,7 +28,7 @@ from knative.deploy.rollout import cluster_view, rollout, verdict
 from knative.deploy.rollout import release as history
 from knative.deploy.rollout.client import Cluster, Ref, connected
 from knative.deploy.rollout.readiness import Readiness
-from knative.deploy.rollout.rollout import Plan, Step, Terms
+from knative.deploy.rollout.rollout import Plan, RolloutOptions, Step
 from knative.deploy.values import Values, ValuesError, load_values
 from torpor.cli.errors import UserError
 from torpor.cli.view.screen import stderr, stdout
@@ -167,7 +167,7 @@ def deploy(
         if traffic is not None:
             resources = split.with_traffic(resources, model, traffic)
         _refuse_errors(resources, force=force)
-        terms = Terms(namespace, take_over, timeout, f"deploy of {source}")
+        terms = RolloutOptions(namespace, take_over, timeout, f"deploy of {source}")
         async with connected(context) as cluster:
             await _deploy(cluster, resources, terms, dry_run=dry_run, yes=yes, wait=wait)
 
@@ -184,7 +184,7 @@ def _refuse_errors(resources: list[Resource], *, force: bool) -> None:
 async def _deploy(
     cluster: Cluster,
     resources: list[Resource],
-    terms: Terms,
+    terms: RolloutOptions,
     *,
     dry_run: bool,
     yes: bool,
@@ -311,7 +311,7 @@ def promote(
             is_better = decision is verdict.Decision.PROMOTE
             resources = better if is_better else split.without_canary(current, model)
             note = f"{decision} of the canary of {model}"
-            terms = Terms(namespace, take_over, timeout, note)
+            terms = RolloutOptions(namespace, take_over, timeout, note)
             await rollout.deploy(cluster, resources, terms, _Lines())
             await rollout.wait(cluster, resources, terms, _Lines())
             if not is_better:
@@ -343,7 +343,7 @@ def rollback(
     """Deploy the release before this one again; a canary is withdrawn by it."""
 
     async def work() -> None:
-        terms = Terms(namespace, take_over, timeout)
+        terms = RolloutOptions(namespace, take_over, timeout)
         async with connected(context) as cluster:
             made = await rollout.roll_back(cluster, terms, _Lines(), to=to)
             await rollout.wait(cluster, list(made.resources), terms, _Lines())
@@ -366,7 +366,9 @@ def delete(
 
     async def work() -> list[Ref]:
         async with connected(context) as cluster:
-            return await rollout.remove(cluster, Terms(namespace), _Lines(), with_data=data)
+            return await rollout.remove(
+                cluster, RolloutOptions(namespace), _Lines(), with_data=data
+            )
 
     for ref in _run(work):
         stderr.print(f"  kept    {ref}", markup=False)

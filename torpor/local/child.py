@@ -88,7 +88,7 @@ class Child:
                 self._process.kill()
             return await self._process.wait()
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         """The end of its log, for the message when it did not start."""
         with suppress(OSError):
             lines = self.log_path.read_text(errors="replace").splitlines()[-_LAST_LINES:]

@@ -94,9 +94,9 @@ class Fleet:
         replica = Replica(id=replica_id, url=f"http://127.0.0.1:{port}", started_s=now)
         self._replicas[replica_id] = replica
         self._drains[replica_id] = asyncio.Event()
-        self._lives[replica_id] = self._group.create_task(self._live(replica, port))
+        self._lives[replica_id] = self._group.create_task(self._run_replica(replica, port))
 
-    async def _live(self, replica: Replica, port: int) -> None:
+    async def _run_replica(self, replica: Replica, port: int) -> None:
         """One predictor from its start to its end."""
         own = {"TORPOR_REPLICA_ID": replica.id, "TORPOR_PREDICTOR_PORT": str(port)}
         try:

@@ -141,7 +141,7 @@ class ForkLauncher:
             with suppress(OSError):
                 return await asyncio.open_unix_connection(str(self._socket_path), limit=1 << 20)
             await asyncio.sleep(0.05)
-        raise StackError(f"the warm parent did not start\n{self._parent.last_words()}")
+        raise StackError(f"the warm parent did not start\n{self._parent.log_tail()}")
 
 
 class _Forked:

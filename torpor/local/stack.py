@@ -298,7 +298,7 @@ class Stack:
             ends = [t for t in ends if loop.time() - t < _CRASH_WINDOW_S] + [loop.time()]
             if len(ends) >= _CRASHES_ALLOWED:
                 raise StackError(
-                    f"the {child.name} keeps ending (status {status})\n{child.last_words()}"
+                    f"the {child.name} keeps ending (status {status})\n{child.log_tail()}"
                 )
             _log.warning(
                 "part ended, starting it again", action="restart", child=child.name, status=status
@@ -347,7 +347,7 @@ async def _reachable(redis_url: str, message: str, child: Child | None = None) -
             except Unavailable as error:
                 is_over = asyncio.get_running_loop().time() > deadline
                 if is_over or (child is not None and not child.is_running):
-                    words = child.last_words() if child else ""
+                    words = child.log_tail() if child else ""
                     raise StackError(f"{message}: {error}\n{words}".strip()) from error
                 await asyncio.sleep(0.05)
             else:
@@ -366,7 +366,7 @@ async def _answers(url: str, child: Child) -> None:
                     if answer.status == 200:
                         return
             await asyncio.sleep(0.05)
-    raise StackError(f"the {child.name} did not start\n{child.last_words()}")
+    raise StackError(f"the {child.name} did not start\n{child.log_tail()}")
 
 
 def _require_free(host: str, port: int, name: str) -> None:

@@ -46,7 +46,7 @@ _QUIET = (0.05, 0.2)
 
 
 @dataclass(frozen=True, slots=True)
-class Chapter:
+class LoadPhase:
     """What one policy made of the day."""
 
     report: Report
@@ -57,7 +57,7 @@ class Chapter:
     cpu_most_percent: float
 
 
-def tell() -> tuple[Chapter, Chapter]:
+def tell() -> tuple[LoadPhase, LoadPhase]:
     """The day under the HPA on CPU, and under KEDA on queue depth and p95."""
     load = Load(PROFILE, SEED)
     scenario = Scenario(ENGINE, DURATION_S, start_s=5.0, initial_replicas=PODS, timeout_s=TIMEOUT_S)
@@ -85,7 +85,7 @@ def write_story(folder: Path) -> Table:
     return _table(chapters)
 
 
-def _table(chapters: tuple[Chapter, Chapter]) -> Table:
+def _table(chapters: tuple[LoadPhase, LoadPhase]) -> Table:
     table = as_table([chapter.report for chapter in chapters], title="Black Friday")
     table.add_row("mean queue, quiet", *(f"{c.queue_quiet:.1f}" for c in chapters))
     table.add_row("mean queue, plateau", *(f"{c.queue_peak:.1f}" for c in chapters))
@@ -95,8 +95,8 @@ def _table(chapters: tuple[Chapter, Chapter]) -> Table:
     return table
 
 
-def _chapter(one: Report) -> Chapter:
-    return Chapter(
+def _chapter(one: Report) -> LoadPhase:
+    return LoadPhase(
         report=one,
         queue_quiet=_mean(one, "queued", _QUIET),
         queue_peak=_mean(one, "queued", _PLATEAU),

@@ -15,7 +15,7 @@ _MOST_POINTS = 1200
 
 
 @dataclass(slots=True)
-class Sketch:
+class QuantileSketch:
     """A distribution of durations in buckets of one percent; mean and maximum are exact."""
 
     count: int = 0
@@ -58,8 +58,8 @@ class Recent:
     """The quantile of the last `window_s` seconds, for policies that scale on latency."""
 
     window_s: float
-    _older: Sketch = field(default_factory=Sketch)
-    _newer: Sketch = field(default_factory=Sketch)
+    _older: QuantileSketch = field(default_factory=QuantileSketch)
+    _newer: QuantileSketch = field(default_factory=QuantileSketch)
     _turned: float = 0.0
 
     def add(self, value: float, now: float) -> None:
@@ -78,10 +78,10 @@ class Recent:
         while now - self._turned >= half:
             if now - self._turned >= 2 * self.window_s:
                 self._turned = now
-                self._newer = Sketch()
+                self._newer = QuantileSketch()
             else:
                 self._turned += half
-            self._older, self._newer = self._newer, Sketch()
+            self._older, self._newer = self._newer, QuantileSketch()
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from enum import IntEnum
 
 from torpor.simulator.cluster import Cluster, GpuSeconds, Node, NodeModel, Phase, Predictor
 from torpor.simulator.engine import NEVER, EngineModel, Job
-from torpor.simulator.measure import Recent, Series, Sketch
+from torpor.simulator.measure import QuantileSketch, Recent, Series
 from torpor.simulator.view import Autoscaler, Learner, View
 from torpor.simulator.workload import Request
 
@@ -70,9 +70,9 @@ class Outcome:
     refused: int
     unserved: int
     output_tokens: int
-    wait: Sketch
-    first_token: Sketch
-    total: Sketch
+    wait: QuantileSketch
+    first_token: QuantileSketch
+    total: QuantileSketch
     gpu: GpuSeconds
     cold_starts: int
     node_launches: int
@@ -123,7 +123,7 @@ class _World:
         self._limit = scenario.delivery_limit or 10**9
         self._requests = self._served = self._timed_out = self._refused = 0
         self._tokens = self._handed_over = self._most = 0
-        self._wait, self._first, self._total = Sketch(), Sketch(), Sketch()
+        self._wait, self._first, self._total = QuantileSketch(), QuantileSketch(), QuantileSketch()
         self._recent = Recent(_LATENCY_WINDOW_S)
         self._series = Series(_NAMES)
         self._in_flight_area = self._slot_area = self._used_area = 0.0

@@ -55,8 +55,8 @@ def trigger(name: str, values: Values, spec: Resource, annotations: Resource) ->
 
 def triggers(values: Values, times: Timeouts) -> list[Resource]:
     """Give the Triggers: requests to each predictor, each kind of result to the api."""
-    is_alone = not values.more_models
-    requests = [_requests_trigger(each, times, is_alone=is_alone) for each in values.each()]
+    is_only = not values.more_models
+    requests = [_requests_trigger(each, times, is_only=is_only) for each in values.each()]
     results = [
         trigger(
             f"results-{kind.split('.')[3]}",
@@ -73,14 +73,14 @@ def triggers(values: Values, times: Timeouts) -> list[Resource]:
     return [*requests, *results]
 
 
-def _requests_trigger(values: Values, times: Timeouts, *, is_alone: bool) -> Resource:
+def _requests_trigger(values: Values, times: Timeouts, *, is_only: bool) -> Resource:
     """Give the Trigger of one model's requests; alone it takes those that name no model too."""
     model = values.model.name
-    wanted = {"type": parts.REQUESTED} if is_alone else {"type": parts.REQUESTED, "model": model}
+    wanted = {"type": parts.REQUESTED} if is_only else {"type": parts.REQUESTED, "model": model}
     reason = (
         "Not by `model`: one predictor here, and a request without that attribute must not fall "
         "between the triggers. With more_models it is added to each."
-        if is_alone
+        if is_only
         else "By `model`. The api always sets it; another producer must, or no trigger takes it."
     )
     predictor = {

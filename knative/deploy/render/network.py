@@ -13,7 +13,7 @@ from knative.deploy.render import parts
 from knative.deploy.values import Values
 
 
-class Party(StrEnum):
+class Peer(StrEnum):
     """Somebody who sends or is sent to."""
 
     API = "api"
@@ -39,8 +39,8 @@ class Party(StrEnum):
 class Flow:
     """One permitted connection and its reason. `part` is the folder whose manifests hold it."""
 
-    source: Party
-    target: Party
+    source: Peer
+    target: Peer
     ports: tuple[int, ...]
     reason: str
     part: str = "base"
@@ -48,24 +48,24 @@ class Flow:
 
 OURS = frozenset(
     {
-        Party.API,
-        Party.BROKER,
-        Party.PREDICTOR,
-        Party.REDIS,
-        Party.FIRST_SECRETS,
-        Party.SCALER,
-        Party.RABBITMQ,
-        Party.EVENT_MESH,
+        Peer.API,
+        Peer.BROKER,
+        Peer.PREDICTOR,
+        Peer.REDIS,
+        Peer.FIRST_SECRETS,
+        Peer.SCALER,
+        Peer.RABBITMQ,
+        Peer.EVENT_MESH,
     }
 )
 _NAMESPACES = frozenset(
     {
-        Party.KNATIVE_SERVING,
-        Party.KNATIVE_EVENTING,
-        Party.KOURIER,
-        Party.KEDA,
-        Party.MONITORING,
-        Party.RABBITMQ_SYSTEM,
+        Peer.KNATIVE_SERVING,
+        Peer.KNATIVE_EVENTING,
+        Peer.KOURIER,
+        Peer.KEDA,
+        Peer.MONITORING,
+        Peer.RABBITMQ_SYSTEM,
     }
 )
 # Never reached as «the internet»: private, carrier, loopback and link-local (metadata) ranges. A
@@ -80,77 +80,77 @@ NOT_PUBLIC = (
 )
 
 FLOWS: tuple[Flow, ...] = (
-    Flow(Party.ANYONE, Party.API, (8000,), "clients; keys and tokens are checked inside"),
-    Flow(Party.API, Party.REDIS, (6379,), "jobs, token streams, limits"),
-    Flow(Party.API, Party.INTERNET, (443,), "webhooks, OIDC keys"),
-    Flow(Party.PREDICTOR, Party.REDIS, (6379,), "leases, tokens, results"),
-    Flow(Party.PREDICTOR, Party.INTERNET, (443,), "the model's files, once a pod"),
-    Flow(Party.FIRST_SECRETS, Party.KUBERNETES, (443, 6443), "makes the Secrets that are missing"),
-    Flow(Party.API, Party.BROKER, (8081,), "request and cancel events", "queue"),
-    Flow(Party.BROKER, Party.REDIS, (6379,), "the durable log", "queue"),
-    Flow(Party.BROKER, Party.API, (8000,), "result events", "queue"),
-    Flow(Party.KEDA, Party.REDIS, (6379,), "queue lengths, as a user that may see no more", "keda"),
-    Flow(Party.KEDA, Party.SCALER, (9090,), "how many replicas", "work-scaler"),
+    Flow(Peer.ANYONE, Peer.API, (8000,), "clients; keys and tokens are checked inside"),
+    Flow(Peer.API, Peer.REDIS, (6379,), "jobs, token streams, limits"),
+    Flow(Peer.API, Peer.INTERNET, (443,), "webhooks, OIDC keys"),
+    Flow(Peer.PREDICTOR, Peer.REDIS, (6379,), "leases, tokens, results"),
+    Flow(Peer.PREDICTOR, Peer.INTERNET, (443,), "the model's files, once a pod"),
+    Flow(Peer.FIRST_SECRETS, Peer.KUBERNETES, (443, 6443), "makes the Secrets that are missing"),
+    Flow(Peer.API, Peer.BROKER, (8081,), "request and cancel events", "queue"),
+    Flow(Peer.BROKER, Peer.REDIS, (6379,), "the durable log", "queue"),
+    Flow(Peer.BROKER, Peer.API, (8000,), "result events", "queue"),
+    Flow(Peer.KEDA, Peer.REDIS, (6379,), "queue lengths, as a user that may see no more", "keda"),
+    Flow(Peer.KEDA, Peer.SCALER, (9090,), "how many replicas", "work-scaler"),
     Flow(
-        Party.SCALER, Party.REDIS, (6379,), "the queue, as a user that may only read", "work-scaler"
+        Peer.SCALER, Peer.REDIS, (6379,), "the queue, as a user that may only read", "work-scaler"
     ),
-    Flow(Party.BROKER, Party.REDIS, (6379,), "the relay's log", "serverless"),
-    Flow(Party.BROKER, Party.API, (8000,), "result events, with our token", "serverless"),
+    Flow(Peer.BROKER, Peer.REDIS, (6379,), "the relay's log", "serverless"),
+    Flow(Peer.BROKER, Peer.API, (8000,), "result events, with our token", "serverless"),
     Flow(
-        Party.KNATIVE_SERVING,
-        Party.PREDICTOR,
+        Peer.KNATIVE_SERVING,
+        Peer.PREDICTOR,
         (8012, 8013, 8022, 9090),
         "activator and autoscaler to queue-proxy",
         "serverless",
     ),
-    Flow(Party.KOURIER, Party.PREDICTOR, (8012, 8013), "the ingress once awake", "serverless"),
+    Flow(Peer.KOURIER, Peer.PREDICTOR, (8012, 8013), "the ingress once awake", "serverless"),
     Flow(
-        Party.PREDICTOR,
-        Party.KNATIVE_SERVING,
+        Peer.PREDICTOR,
+        Peer.KNATIVE_SERVING,
         (8080,),
         "queue-proxy to the autoscaler",
         "serverless",
     ),
-    Flow(Party.KOURIER, Party.API, (8012, 8013), "callers, by queue-proxy", "api-knative"),
+    Flow(Peer.KOURIER, Peer.API, (8012, 8013), "callers, by queue-proxy", "api-knative"),
     Flow(
-        Party.KNATIVE_SERVING,
-        Party.API,
+        Peer.KNATIVE_SERVING,
+        Peer.API,
         (8012, 8013, 8022, 9090),
         "activator and autoscaler to queue-proxy",
         "api-knative",
     ),
-    Flow(Party.API, Party.KNATIVE_SERVING, (8080,), "queue-proxy to the autoscaler", "api-knative"),
-    Flow(Party.API, Party.EVENT_MESH, (8080,), "request events", "broker-rabbitmq"),
-    Flow(Party.EVENT_MESH, Party.RABBITMQ, (5672, 15672), "publish and consume", "broker-rabbitmq"),
-    Flow(Party.EVENT_MESH, Party.EVENT_MESH, (8080,), "replies go back in", "broker-rabbitmq"),
-    Flow(Party.EVENT_MESH, Party.BROKER, (8081,), "results, to the relay", "broker-rabbitmq"),
-    Flow(Party.EVENT_MESH, Party.KOURIER, (8081, 8444), "to the predictor", "broker-rabbitmq"),
+    Flow(Peer.API, Peer.KNATIVE_SERVING, (8080,), "queue-proxy to the autoscaler", "api-knative"),
+    Flow(Peer.API, Peer.EVENT_MESH, (8080,), "request events", "broker-rabbitmq"),
+    Flow(Peer.EVENT_MESH, Peer.RABBITMQ, (5672, 15672), "publish and consume", "broker-rabbitmq"),
+    Flow(Peer.EVENT_MESH, Peer.EVENT_MESH, (8080,), "replies go back in", "broker-rabbitmq"),
+    Flow(Peer.EVENT_MESH, Peer.BROKER, (8081,), "results, to the relay", "broker-rabbitmq"),
+    Flow(Peer.EVENT_MESH, Peer.KOURIER, (8081, 8444), "to the predictor", "broker-rabbitmq"),
     Flow(
-        Party.EVENT_MESH,
-        Party.KNATIVE_SERVING,
+        Peer.EVENT_MESH,
+        Peer.KNATIVE_SERVING,
         (8012, 8013),
         "to the predictor asleep",
         "broker-rabbitmq",
     ),
-    Flow(Party.KNATIVE_EVENTING, Party.EVENT_MESH, (8080, 9090), "readiness", "broker-rabbitmq"),
+    Flow(Peer.KNATIVE_EVENTING, Peer.EVENT_MESH, (8080, 9090), "readiness", "broker-rabbitmq"),
     Flow(
-        Party.RABBITMQ, Party.RABBITMQ, (4369, 5672, 15672, 25672), "its cluster", "broker-rabbitmq"
+        Peer.RABBITMQ, Peer.RABBITMQ, (4369, 5672, 15672, 25672), "its cluster", "broker-rabbitmq"
     ),
-    Flow(Party.RABBITMQ, Party.KUBERNETES, (443, 6443), "peer discovery", "broker-rabbitmq"),
-    Flow(Party.RABBITMQ_SYSTEM, Party.RABBITMQ, (15671, 15672), "its operators", "broker-rabbitmq"),
-    Flow(Party.API, Party.KNATIVE_EVENTING, (8080,), "request events", "broker-kafka"),
-    Flow(Party.KNATIVE_EVENTING, Party.BROKER, (8081,), "results, to the relay", "broker-kafka"),
-    Flow(Party.API, Party.KNATIVE_EVENTING, (8443,), "request events, over TLS", "eventing-tls"),
-    Flow(Party.MONITORING, Party.API, (8000,), "metrics", "monitoring"),
-    Flow(Party.MONITORING, Party.BROKER, (8081,), "metrics", "monitoring"),
-    Flow(Party.MONITORING, Party.PREDICTOR, (8080, 8082), "metrics", "monitoring"),
+    Flow(Peer.RABBITMQ, Peer.KUBERNETES, (443, 6443), "peer discovery", "broker-rabbitmq"),
+    Flow(Peer.RABBITMQ_SYSTEM, Peer.RABBITMQ, (15671, 15672), "its operators", "broker-rabbitmq"),
+    Flow(Peer.API, Peer.KNATIVE_EVENTING, (8080,), "request events", "broker-kafka"),
+    Flow(Peer.KNATIVE_EVENTING, Peer.BROKER, (8081,), "results, to the relay", "broker-kafka"),
+    Flow(Peer.API, Peer.KNATIVE_EVENTING, (8443,), "request events, over TLS", "eventing-tls"),
+    Flow(Peer.MONITORING, Peer.API, (8000,), "metrics", "monitoring"),
+    Flow(Peer.MONITORING, Peer.BROKER, (8081,), "metrics", "monitoring"),
+    Flow(Peer.MONITORING, Peer.PREDICTOR, (8080, 8082), "metrics", "monitoring"),
 )
 
 
 def policies(part: str, values: Values) -> list[Resource]:
     """Give one part's policies: for each of our pods what this part lets in and out."""
     flows = [flow for flow in FLOWS if flow.part == part]
-    found = [_policy(part, party, flows, values) for party in Party if party in OURS]
+    found = [_policy(part, party, flows, values) for party in Peer if party in OURS]
     shut = _shut(values) if part == "base" else []
     return [*shut, *(policy for policy in found if policy)]
 
@@ -179,7 +179,7 @@ def _shut(values: Values) -> list[Resource]:
     ]
 
 
-def _policy(part: str, party: Party, flows: list[Flow], values: Values) -> Resource | None:
+def _policy(part: str, party: Peer, flows: list[Flow], values: Values) -> Resource | None:
     arrives = [_rule("from", flow.source, flow) for flow in flows if flow.target == party]
     leaves = [_rule("to", flow.target, flow) for flow in flows if flow.source == party]
     if not arrives and not leaves:
@@ -199,15 +199,15 @@ def _policy(part: str, party: Party, flows: list[Flow], values: Values) -> Resou
     }
 
 
-def _rule(direction: str, other: Party, flow: Flow) -> Resource:
+def _rule(direction: str, other: Peer, flow: Flow) -> Resource:
     ports = [{"protocol": "TCP", "port": port} for port in flow.ports]
     peers = _peers(other)
     return {direction: peers, "ports": ports} if peers else {"ports": ports}
 
 
-def _peers(party: Party) -> list[Resource]:
+def _peers(party: Peer) -> list[Resource]:
     """Give a party as peers of a rule; none means everybody."""
-    if party is Party.INTERNET:
+    if party is Peer.INTERNET:
         return [{"ipBlock": {"cidr": "0.0.0.0/0", "except": list(NOT_PUBLIC)}}]
     if party in _NAMESPACES:
         return [_namespace_peer(party.value)]
@@ -220,11 +220,11 @@ def _namespace_peer(name: str) -> Resource:
     return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
 
-def _selector(party: Party) -> Resource:
+def _selector(party: Peer) -> Resource:
     match party:
-        case Party.RABBITMQ:
+        case Peer.RABBITMQ:
             return {"matchLabels": {"app.kubernetes.io/name": "torpor-rabbitmq"}}
-        case Party.EVENT_MESH:
+        case Peer.EVENT_MESH:
             return {"matchLabels": {"eventing.knative.dev/broker": parts.EVENTS}}
         case _:
             return {"matchLabels": parts.labels(party.value)}

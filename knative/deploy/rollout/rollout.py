@@ -66,7 +66,7 @@ class Screen(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class RolloutOptions:
     """How to deploy."""
 
     namespace: str
@@ -103,7 +103,7 @@ async def missing_kinds(cluster: Cluster, resources: Iterable[Resource]) -> list
     return found
 
 
-async def plan(cluster: Cluster, resources: Sequence[Resource], terms: Terms) -> Plan:
+async def plan(cluster: Cluster, resources: Sequence[Resource], terms: RolloutOptions) -> Plan:
     """Give what a deploy would do, by a dry run of every apply.
 
     Raises what the server would refuse: Conflict, Invalid, Forbidden.
@@ -121,7 +121,7 @@ async def _known_releases(cluster: Cluster, namespace: str) -> list[Release]:
         return []
 
 
-async def _look(cluster: Cluster, resource: Resource, terms: Terms) -> Step:
+async def _look(cluster: Cluster, resource: Resource, terms: RolloutOptions) -> Step:
     ref = ref_of(resource)
     try:
         live = await cluster.get(ref)
@@ -174,7 +174,7 @@ def _bare(state: Resource) -> Resource:
 
 
 async def deploy(
-    cluster: Cluster, resources: Sequence[Resource], terms: Terms, screen: Screen
+    cluster: Cluster, resources: Sequence[Resource], terms: RolloutOptions, screen: Screen
 ) -> Release:
     """Apply everything, prune what the last release had, record this one.
 
@@ -194,7 +194,7 @@ async def deploy(
 
 
 async def wait(
-    cluster: Cluster, resources: Sequence[Resource], terms: Terms, screen: Screen
+    cluster: Cluster, resources: Sequence[Resource], terms: RolloutOptions, screen: Screen
 ) -> None:
     """Wait until everything is ready, reporting each change of state and why it is stuck.
 
@@ -209,7 +209,7 @@ async def wait(
 
 
 async def _wait_for_all(
-    cluster: Cluster, watched: Sequence[_Watched], terms: Terms, screen: Screen
+    cluster: Cluster, watched: Sequence[_Watched], terms: RolloutOptions, screen: Screen
 ) -> None:
     try:
         async with asyncio.timeout(terms.timeout_s), asyncio.TaskGroup() as group:
@@ -243,7 +243,9 @@ def _is_ready_now(each: _Watched, live: Resource | None, screen: Screen) -> bool
     return state == READY
 
 
-async def _what_is_missing(cluster: Cluster, watched: Sequence[_Watched], terms: Terms) -> str:
+async def _what_is_missing(
+    cluster: Cluster, watched: Sequence[_Watched], terms: RolloutOptions
+) -> str:
     lines = [f"not ready after {terms.timeout_s:.0f} s:"]
     for each in watched:
         if not each.state.is_ready:
@@ -269,7 +271,7 @@ async def stuck_reasons(cluster: Cluster, ref: Ref) -> list[str]:
 
 
 async def roll_back(
-    cluster: Cluster, terms: Terms, screen: Screen, *, to: int | None = None
+    cluster: Cluster, terms: RolloutOptions, screen: Screen, *, to: int | None = None
 ) -> Release:
     """Deploy an earlier release again: the one before the newest, or the one named.
 
@@ -285,13 +287,13 @@ async def roll_back(
     return await deploy(
         cluster,
         chosen.resources,
-        Terms(terms.namespace, terms.takes_over, terms.timeout_s, note),
+        RolloutOptions(terms.namespace, terms.takes_over, terms.timeout_s, note),
         screen,
     )
 
 
 async def remove(
-    cluster: Cluster, terms: Terms, screen: Screen, *, with_data: bool = False
+    cluster: Cluster, terms: RolloutOptions, screen: Screen, *, with_data: bool = False
 ) -> list[Ref]:
     """Delete what the newest release applied, in reverse order, and forget all releases.
 

@@ -14,7 +14,7 @@ from predictor.engine.engine import ColdStartPhase, EngineRequest, PhaseReporter
 from predictor.engine.vllm.phases import forward_only, heard
 from predictor.engine.vllm.start import VllmSettings, build_llm, configure, prepare_environment
 from predictor.errors import EngineDeadError, EngineStartError
-from predictor.process.gc import uncollected
+from predictor.process.gc import gc_disabled
 
 if TYPE_CHECKING:
     from predictor.engine.vllm.serving import VllmServing
@@ -169,7 +169,7 @@ class VllmEngine:
 
 def _configure(settings: VllmSettings) -> tuple[Any, Any]:
     """In a thread: importing vLLM takes seconds."""
-    with uncollected():
+    with gc_disabled():
         configuration = configure(settings)
         import predictor.engine.vllm.serving  # noqa: F401  (the rest of the imports, off the event loop)
 

@@ -1,7 +1,7 @@
 """A half-finished answer, handed to vLLM's serving layer as if nothing had happened.
 
 Called by `predictor.engine.vllm.serving`. `ResumingClient` stands between vLLM's OpenAI serving classes
-and `AsyncLLM`: it reports every sampled id to the run's `Tape`, and where the tape holds ids of an
+and `AsyncLLM`: it reports every sampled id to the run's `ResumeBuffer`, and where the tape holds ids of an
 earlier attempt it replays those first and lets the engine go on after them. The serving layer sees
 one answer from its first token, so its reasoning parsers, tool parsers and usage counts are right
 across the seam without knowing of it. Imports vLLM: load it only where vLLM is wanted.
@@ -28,7 +28,7 @@ _BREATHE_EVERY: Final = 256
 """Replayed tokens after which other tasks run; a token takes 20 microseconds."""
 
 
-class Tape:
+class ResumeBuffer:
     """The token ids of one run: those of earlier attempts, and a hole for the new ones."""
 
     def __init__(self, prior: Sequence[int], record: Callable[[tuple[int, ...]], None]) -> None:
@@ -37,7 +37,7 @@ class Tape:
         self.failure: Exception | None = None  #: what the engine raised, before it became JSON
 
 
-CURRENT_TAPE: ContextVar[Tape] = ContextVar("current_tape")
+CURRENT_TAPE: ContextVar[ResumeBuffer] = ContextVar("current_tape")
 """Set around each call of the serving layer; its `generate` runs in that context."""
 
 
@@ -72,7 +72,7 @@ class ResumingClient:
 
     async def _taped(
         self,
-        tape: Tape,
+        tape: ResumeBuffer,
         prompt: Any,
         params: SamplingParams,
         request_id: str,
@@ -94,7 +94,7 @@ class ResumingClient:
 
     async def _resumed(
         self,
-        tape: Tape,
+        tape: ResumeBuffer,
         prompt: Any,
         params: SamplingParams,
         request_id: str,
@@ -196,7 +196,7 @@ class Answer:
         )
 
 
-def _recorded(tape: Tape, output: Any) -> Any:
+def _recorded(tape: ResumeBuffer, output: Any) -> Any:
     for completion in output.outputs:
         if completion.token_ids:
             tape.record(tuple(completion.token_ids))

@@ -36,7 +36,7 @@ from predictor.engine.vllm.errors import (
     from_response,
     translate,
 )
-from predictor.engine.vllm.resume import CURRENT_TAPE, ResumingClient, Tape
+from predictor.engine.vllm.resume import CURRENT_TAPE, ResumeBuffer, ResumingClient
 from predictor.errors import BadRequest
 
 _UNREADABLE: Final = (AttributeError, IndexError, KeyError, TypeError)
@@ -100,7 +100,7 @@ class VllmServing:
         """See `Engine.run`."""
         parsed = self.parse(request)
         queue: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
-        tape = Tape(prior, lambda ids: queue.put_nowait(Step(ids, None)))
+        tape = ResumeBuffer(prior, lambda ids: queue.put_nowait(Step(ids, None)))
         task = asyncio.create_task(self._pump(request, parsed, tape, queue))
         try:
             while (step := await queue.get()) is not None:
@@ -116,7 +116,7 @@ class VllmServing:
         self,
         request: EngineRequest,
         parsed: Any,
-        tape: Tape,
+        tape: ResumeBuffer,
         queue: asyncio.Queue[Step | BaseException | None],
     ) -> None:
         """Run the serving layer to its end. A task of its own, so that ids flow while it parses."""

@@ -9,7 +9,7 @@ from typing import Self
 from aiohttp import web
 from redis.asyncio import Redis
 
-from eventing.broker.dead_letter import Undertaker
+from eventing.broker.dead_letter import DeadLetterHandler
 from eventing.broker.delivery import DeliverySpec
 from eventing.broker.pump import Pump
 from eventing.broker.queue import Queue, QueueView
@@ -113,7 +113,7 @@ def build(redis: Redis, *triggers: Trigger, token: str = "") -> list[Stack]:
         Stack(
             redis,
             each,
-            Pump(each, queue, router, Undertaker(redis, store), token=token),
+            Pump(each, queue, router, DeadLetterHandler(redis, store), token=token),
             queue,
             store,
             router,

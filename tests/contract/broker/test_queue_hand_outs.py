@@ -206,7 +206,7 @@ class TestDeadConsumers:
         await silence(redis, await queue.claim(10))
 
         first = await other.claim(3, claim_idle_ms=IDLE_MS)
-        rest = await queue.claim(20, claim_idle_ms=IDLE_MS)
+        final_batch = await queue.claim(20, claim_idle_ms=IDLE_MS)
 
         assert len(first) == 3
-        assert sorted(ids(first) + ids(rest)) == sorted(str(n) for n in range(10))
+        assert sorted(ids(first) + ids(final_batch)) == sorted(str(n) for n in range(10))

@@ -21,8 +21,8 @@ from api.front import Front
 from api.job.catalog import Catalog
 from api.settings import ApiSettings, ModelCard
 from eventing.api_key import RedisKeys, mint
-from eventing.live.completion_notifier import EndBell
-from eventing.live.stream_multiplexer import TokenHub
+from eventing.live.completion_notifier import CompletionNotifier
+from eventing.live.stream_multiplexer import StreamMultiplexer
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import FakeBroker, FakeEngine, FakePredictor, serving
 
@@ -52,7 +52,7 @@ class Served:
 class Rig(Served):
     """Without doorkeepers and messengers; `tests.integration.api.furnished` has them."""
 
-    hub: TokenHub
+    hub: StreamMultiplexer
 
     async def predictor(self, job_id: str) -> FakePredictor:
         return await FakePredictor(self.store, job_id).start()
@@ -84,13 +84,13 @@ class Parts:
     """A front, and those of its parts that must run."""
 
     front: Front
-    hub: TokenHub
-    bell: EndBell
+    hub: StreamMultiplexer
+    bell: CompletionNotifier
 
     @classmethod
     def over(cls, settings: ApiSettings, store: RedisStore, broker: FakeBroker) -> "Parts":
-        hub = TokenHub(settings.redis_url.get_secret_value(), store, store.redis)
-        bell = EndBell(store.redis)
+        hub = StreamMultiplexer(settings.redis_url.get_secret_value(), store, store.redis)
+        bell = CompletionNotifier(store.redis)
         front = Front(
             settings=settings,
             store=store,

@@ -14,7 +14,7 @@ import orjson
 import uvicorn
 from fastapi import FastAPI
 
-from api.http.protocol import Door, door_for
+from api.http.protocol import BoundedHttpProtocol, door_for
 from eventing.cloudevent.event import Event
 from eventing.errors import BrokerUnavailable
 from eventing.job.job import Job, JobError, JobId, JobState
@@ -157,7 +157,9 @@ def _embedding_result(texts: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def serving(app: FastAPI, door: type[Door] | None = None) -> AsyncIterator[str]:
+async def serving(
+    app: FastAPI, door: type[BoundedHttpProtocol] | None = None
+) -> AsyncIterator[str]:
     """The application behind a real uvicorn on a free loopback port; gives its base URL."""
     listening = socket.create_server(("127.0.0.1", 0))
     # asyncio sets it for sockets that it makes itself; without, an answer waits 40 ms for an ACK.

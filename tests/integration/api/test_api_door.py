@@ -11,12 +11,12 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from api.http.protocol import HEAD_LIMIT_BYTES, Door, Wire, wire_of
+from api.http.protocol import HEAD_LIMIT_BYTES, BoundedHttpProtocol, ResponseWriter, wire_of
 from api.http.sse import Stream
 from tests.integration.api.fakes import serving
 
 
-class HastyDoor(Door):
+class HastyDoor(BoundedHttpProtocol):
     """Patience of tests, and room for three."""
 
     head_timeout_s = 0.2
@@ -27,7 +27,7 @@ class Desk:
     """An application with one stream that says when it has begun."""
 
     def __init__(self) -> None:
-        self.wire: Wire | None = None
+        self.wire: ResponseWriter | None = None
         self.go_on = asyncio.Event()
         self.app = FastAPI()
         self.app.add_api_route("/", self.hello)

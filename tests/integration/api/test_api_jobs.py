@@ -10,7 +10,7 @@ from api.settings import ApiSettings
 from eventing.cloudevent.job_event import REQUESTED
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
-from eventing.job.store import Ending, Hold
+from eventing.job.store import Ending, LeaseStatus
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import Rig, chat_line, rig_over
 from tests.integration.api.fakes import FakeBroker, chat_result
@@ -208,7 +208,7 @@ async def test_a_key_whose_submit_was_answered_503_works_once_the_broker_is_back
 class StoreLostHalfWay(RedisStore):
     """Records, and is away when the record is to be withdrawn."""
 
-    async def conclude(self, job_id: JobId, ending: Ending) -> Hold:
+    async def conclude(self, job_id: JobId, ending: Ending) -> LeaseStatus:
         raise StoreUnavailable("away")
 
 

@@ -45,7 +45,7 @@ async def test_a_job_whose_event_a_broker_took_and_lost_is_published_again(
 ) -> None:
     job_id = await recorded(store)
     await store.mark_published(job_id)
-    await make_due(redis, keys.AWAITED)
+    await make_due(redis, keys.UNSTARTED)
 
     assert await sweep_once(store, broker) == Swept(stranded=1)
     assert await sweep_once(store, broker) == Swept()
@@ -57,7 +57,7 @@ async def test_a_long_backlog_is_not_published_again_at_one_go(
 ) -> None:
     for _ in range(501):
         await store.mark_published(await recorded(store))
-    await make_due(redis, keys.AWAITED)
+    await make_due(redis, keys.UNSTARTED)
 
     assert await sweep_once(store, broker) == Swept(stranded=500)
     assert await sweep_once(store, broker) == Swept(stranded=1)

@@ -9,15 +9,15 @@ from redis.asyncio import Redis
 from eventing.job.job import JobId, new_job_id, parse_request
 from eventing.job.store import EntryKind, NewJob, StreamEntry
 from eventing.live import stream_multiplexer as token_hub
-from eventing.live.stream_multiplexer import Reader, ReaderCutOff, TokenHub
+from eventing.live.stream_multiplexer import Reader, ReaderCutOff, StreamMultiplexer
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor, chat_result
 
 
 @pytest.fixture
-async def hub(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[TokenHub]:
-    made = TokenHub(redis_url, store, redis)
+async def hub(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[StreamMultiplexer]:
+    made = StreamMultiplexer(redis_url, store, redis)
     async with asyncio.TaskGroup() as group:
         reading = group.create_task(made.run())
         yield made
@@ -49,7 +49,7 @@ async def caught_up(reader: Reader) -> None:
 
 
 async def test_a_reader_sees_each_token_once_whenever_it_joins(
-    hub: TokenHub, store: RedisStore
+    hub: StreamMultiplexer, store: RedisStore
 ) -> None:
     predictor = await running(store)
 
@@ -70,7 +70,7 @@ async def test_a_reader_sees_each_token_once_whenever_it_joins(
 
 
 async def test_a_reader_with_a_cursor_sees_only_what_comes_after(
-    hub: TokenHub, store: RedisStore
+    hub: StreamMultiplexer, store: RedisStore
 ) -> None:
     predictor = await running(store)
     for _ in range(5):
@@ -82,7 +82,7 @@ async def test_a_reader_with_a_cursor_sees_only_what_comes_after(
 
 
 async def test_a_new_stream_is_heard_at_once_while_others_are_silent(
-    hub: TokenHub, store: RedisStore
+    hub: StreamMultiplexer, store: RedisStore
 ) -> None:
     silent, busy = await running(store), await running(store)
     async with hub.follow(silent.job_id) as sleeper:
@@ -97,7 +97,7 @@ async def test_a_new_stream_is_heard_at_once_while_others_are_silent(
 
 
 async def test_a_reader_that_does_not_keep_up_is_cut_off_and_slows_nobody(
-    hub: TokenHub, store: RedisStore
+    hub: StreamMultiplexer, store: RedisStore
 ) -> None:
     predictor = await running(store)
     async with hub.follow(predictor.job_id) as slow, hub.follow(predictor.job_id) as quick:
@@ -117,7 +117,7 @@ async def test_a_reader_that_does_not_keep_up_is_cut_off_and_slows_nobody(
 
 
 async def test_all_readers_share_one_connection(
-    hub: TokenHub, store: RedisStore, redis: Redis
+    hub: StreamMultiplexer, store: RedisStore, redis: Redis
 ) -> None:
     predictors = [await running(store) for _ in range(30)]
     async with asyncio.TaskGroup() as group:
@@ -137,7 +137,7 @@ async def test_all_readers_share_one_connection(
     assert len(blocked) == 1
 
 
-async def test_an_idle_hub_asks_the_store_for_nothing(hub: TokenHub, redis: Redis) -> None:
+async def test_an_idle_hub_asks_the_store_for_nothing(hub: StreamMultiplexer, redis: Redis) -> None:
     await redis.config_resetstat()
     await asyncio.sleep(0.3)
 
@@ -161,7 +161,7 @@ class Bucket:
 
 
 async def test_a_tap_takes_tokens_while_the_reader_waits_and_no_other_entry(
-    hub: TokenHub, store: RedisStore
+    hub: StreamMultiplexer, store: RedisStore
 ) -> None:
     predictor, bucket = await running(store), Bucket()
     async with hub.follow(predictor.job_id, tap=bucket) as reader, asyncio.timeout(5):
@@ -178,7 +178,9 @@ async def test_a_tap_takes_tokens_while_the_reader_waits_and_no_other_entry(
     assert bucket.tokens == list(range(5))
 
 
-async def test_what_a_shut_tap_leaves_is_given_in_order(hub: TokenHub, store: RedisStore) -> None:
+async def test_what_a_shut_tap_leaves_is_given_in_order(
+    hub: StreamMultiplexer, store: RedisStore
+) -> None:
     predictor, bucket = await running(store), Bucket()
     async with hub.follow(predictor.job_id, tap=bucket) as reader:
         await reader.next(1.0)
@@ -197,7 +199,7 @@ async def test_what_a_shut_tap_leaves_is_given_in_order(hub: TokenHub, store: Re
 
 
 async def test_a_tap_that_breaks_is_its_own_readers_affair(
-    hub: TokenHub, store: RedisStore
+    hub: StreamMultiplexer, store: RedisStore
 ) -> None:
     def broken(entries: Sequence[StreamEntry]) -> bool:
         raise ZeroDivisionError
@@ -219,7 +221,7 @@ async def test_a_tap_that_breaks_is_its_own_readers_affair(
 
 
 async def test_more_streams_than_one_read_holds_are_all_heard(
-    hub: TokenHub, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+    hub: StreamMultiplexer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_hub, "_STREAMS_PER_READ", 2)
     predictors = [await running(store) for _ in range(5)]

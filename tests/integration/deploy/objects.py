@@ -7,9 +7,9 @@ from typing import Any
 
 from knative.deploy.rollout.client import Ref
 from knative.deploy.rollout.readiness import Readiness
-from knative.deploy.rollout.rollout import Step, Terms
+from knative.deploy.rollout.rollout import RolloutOptions, Step
 
-TERMS = Terms("torpor", timeout_s=2)
+TERMS = RolloutOptions("torpor", timeout_s=2)
 SETTINGS = Ref("v1", "ConfigMap", "settings", "torpor")
 
 

@@ -11,7 +11,7 @@ from knative.deploy.faults import (
 )
 from knative.deploy.rollout import rollout
 from knative.deploy.rollout.client import Cluster
-from knative.deploy.rollout.rollout import Terms
+from knative.deploy.rollout.rollout import RolloutOptions
 from tests.integration.deploy.api_server import ApiServer
 from tests.integration.deploy.objects import TERMS, UP, Notes, deployment
 
@@ -76,7 +76,9 @@ async def test_what_never_comes_up_says_why(cluster: Cluster, server: ApiServer)
     )
 
     with pytest.raises(NotReady, match=r"image cannot be pulled \(not found\)"):
-        await rollout.wait(cluster, [deployment()], Terms("torpor", timeout_s=0.4), Notes())
+        await rollout.wait(
+            cluster, [deployment()], RolloutOptions("torpor", timeout_s=0.4), Notes()
+        )
 
 
 async def test_why_it_hangs_is_told_while_waiting(
@@ -97,6 +99,6 @@ async def test_why_it_hangs_is_told_while_waiting(
     notes = Notes()
 
     with pytest.raises(NotReady):
-        await rollout.wait(cluster, [deployment()], Terms("torpor", timeout_s=0.5), notes)
+        await rollout.wait(cluster, [deployment()], RolloutOptions("torpor", timeout_s=0.5), notes)
 
     assert any("quota is used up" in reason for reason in notes.stuck)

@@ -8,7 +8,13 @@ import pytest
 from api.auth.principal import Principal
 from api.front import AdmitAll, Front
 from api.job.catalog import Catalog
-from api.job.submission import NEVER_ACCEPTED, Wish, keyed_job_id, submit, wish_of
+from api.job.submission import (
+    NEVER_ACCEPTED,
+    SubmitOptions,
+    keyed_job_id,
+    parse_submit_options,
+    submit,
+)
 from api.settings import ApiSettings, ModelCard
 from eventing.cloudevent.event import Event
 from eventing.errors import BrokerUnavailable, IdempotencyConflict, InvalidJob, StoreUnavailable
@@ -75,7 +81,7 @@ def front(broker: FakeBroker, store: MemoryStore | None = None, timeout_s: float
 
 async def test_a_job_is_recorded_and_published() -> None:
     broker = FakeBroker()
-    job, is_new = await submit(front(broker), TENANT, LINE, Wish())
+    job, is_new = await submit(front(broker), TENANT, LINE, SubmitOptions())
 
     assert is_new
     assert job.state is JobState.QUEUED
@@ -86,7 +92,7 @@ async def test_a_broker_that_is_down_is_a_refusal_and_the_job_never_runs() -> No
     made = front(FakeBroker(is_down=True))
 
     with pytest.raises(BrokerUnavailable):
-        await submit(made, TENANT, LINE, Wish())
+        await submit(made, TENANT, LINE, SubmitOptions())
 
     (job,) = (await made.store.list_jobs("t")).jobs
     assert job.state is JobState.CANCELLED
@@ -96,7 +102,7 @@ async def test_a_broker_that_never_answers_is_given_up_in_time() -> None:
     started_s = asyncio.get_running_loop().time()
 
     with pytest.raises(BrokerUnavailable):
-        await submit(front(FakeBroker(is_mute=True)), TENANT, LINE, Wish())
+        await submit(front(FakeBroker(is_mute=True)), TENANT, LINE, SubmitOptions())
 
     assert asyncio.get_running_loop().time() - started_s < 0.6
 
@@ -105,7 +111,7 @@ async def test_a_store_that_never_answers_is_given_up_in_time() -> None:
     started_s = asyncio.get_running_loop().time()
 
     with pytest.raises(StoreUnavailable):
-        await submit(front(FakeBroker(), MuteStore()), TENANT, LINE, Wish())
+        await submit(front(FakeBroker(), MuteStore()), TENANT, LINE, SubmitOptions())
 
     assert asyncio.get_running_loop().time() - started_s < 0.6
 
@@ -113,7 +119,7 @@ async def test_a_store_that_never_answers_is_given_up_in_time() -> None:
 async def test_a_job_that_runs_in_spite_of_the_brokers_silence_is_accepted() -> None:
     made = front(FakeBroker(is_down=True), RacingStore())
 
-    job, is_new = await submit(made, TENANT, LINE, Wish())
+    job, is_new = await submit(made, TENANT, LINE, SubmitOptions())
 
     current = await made.store.get(job.id)
     assert is_new
@@ -141,7 +147,7 @@ class Places(AdmitAll):
     def __init__(self) -> None:
         self.given_back: list[JobId] = []
 
-    async def left(self, tenant: str, job_id: JobId) -> None:
+    async def on_rejected(self, tenant: str, job_id: JobId) -> None:
         self.given_back.append(job_id)
 
 
@@ -149,7 +155,7 @@ async def test_a_job_without_a_key_goes_the_short_way() -> None:
     store, broker = MemoryStore(), FakeBroker()
     made = replace(front(broker, store), intake=FakeIntake(store))
 
-    job, is_new = await submit(made, TENANT, LINE, Wish())
+    job, is_new = await submit(made, TENANT, LINE, SubmitOptions())
 
     assert is_new
     assert await store.get(job.id) is not None
@@ -160,7 +166,7 @@ async def test_a_job_with_a_key_does_not() -> None:
     store, broker = MemoryStore(), FakeBroker()
     made = replace(front(broker, store), intake=FakeIntake(store, AssertionError()))
 
-    job, _ = await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+    job, _ = await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
 
     assert [event.subject for event in broker.events] == [job.id]
 
@@ -171,7 +177,7 @@ async def test_what_may_not_have_arrived_is_withdrawn(failure: Exception) -> Non
     made = replace(front(FakeBroker(), store), intake=FakeIntake(store, failure))
 
     with pytest.raises(StoreUnavailable):
-        await submit(made, TENANT, LINE, Wish())
+        await submit(made, TENANT, LINE, SubmitOptions())
 
     (job,) = (await store.list_jobs("t")).jobs
     assert job.state is JobState.CANCELLED
@@ -183,7 +189,7 @@ async def test_what_was_withdrawn_gives_its_place_among_the_tenants_jobs_back() 
     made = replace(front(FakeBroker(), store), intake=intake, admission=places)
 
     with pytest.raises(StoreUnavailable):
-        await submit(made, TENANT, LINE, Wish())
+        await submit(made, TENANT, LINE, SubmitOptions())
 
     (job,) = (await store.list_jobs("t")).jobs
     assert places.given_back == [job.id]
@@ -194,7 +200,7 @@ async def test_what_runs_though_nobody_heard_that_it_arrived_is_accepted() -> No
     away = StoreUnavailable("the answer was lost")
     made = replace(front(FakeBroker(), store), intake=FakeIntake(store, away))
 
-    job, is_new = await submit(made, TENANT, LINE, Wish())
+    job, is_new = await submit(made, TENANT, LINE, SubmitOptions())
 
     assert is_new
     found = await store.get(job.id)
@@ -207,10 +213,10 @@ async def test_a_job_that_may_have_been_withdrawn_is_not_promised() -> None:
     broker = FakeBroker(is_down=True)
     made = front(broker, SilentStore())
     with pytest.raises(BrokerUnavailable):
-        await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+        await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
     broker.is_down = False
 
-    job, is_new = await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+    job, is_new = await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
 
     assert is_new
     assert (job.state, job.id) == (JobState.QUEUED, keyed_job_id("t", "k", 1))
@@ -220,11 +226,11 @@ async def test_a_key_goes_on_behind_a_withdrawn_try() -> None:
     broker = FakeBroker(is_down=True)
     made = front(broker)
     with pytest.raises(BrokerUnavailable):
-        await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+        await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
     broker.is_down = False
 
-    first, _ = await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
-    again, is_new = await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+    first, _ = await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
+    again, is_new = await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
 
     assert first.id == again.id == keyed_job_id("t", "k", 1)
     assert not is_new
@@ -236,11 +242,11 @@ async def test_a_key_outlives_any_number_of_refused_tries() -> None:
     made = front(broker)
     for _ in range(37):
         with pytest.raises(BrokerUnavailable):
-            await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+            await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
     broker.is_down = False
 
-    job, is_new = await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
-    again, _ = await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+    job, is_new = await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
+    again, _ = await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
 
     assert is_new
     assert job.id == again.id == keyed_job_id("t", "k", 37)
@@ -278,12 +284,14 @@ async def test_a_key_is_found_behind_many_refused_tries_in_few_round_trips(tries
     store = CountingStore()
     with pytest.raises(BrokerUnavailable):
         await submit(
-            front(FakeBroker(is_down=True), store), TENANT, LINE, Wish(idempotency_key="k")
+            front(FakeBroker(is_down=True), store), TENANT, LINE, SubmitOptions(idempotency_key="k")
         )
     await store.refuse("k", range(1, tries))
     store.reads = store.round_trips = 0
 
-    job, _ = await submit(front(FakeBroker(), store), TENANT, LINE, Wish(idempotency_key="k"))
+    job, _ = await submit(
+        front(FakeBroker(), store), TENANT, LINE, SubmitOptions(idempotency_key="k")
+    )
 
     assert job.id == keyed_job_id("t", "k", tries)
     assert store.round_trips <= 4
@@ -293,18 +301,18 @@ async def test_a_key_is_found_behind_many_refused_tries_in_few_round_trips(tries
 async def test_a_key_belongs_to_its_tenant() -> None:
     made = front(FakeBroker())
 
-    mine, _ = await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
-    yours, _ = await submit(made, Principal(tenant="u"), LINE, Wish(idempotency_key="k"))
+    mine, _ = await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
+    yours, _ = await submit(made, Principal(tenant="u"), LINE, SubmitOptions(idempotency_key="k"))
 
     assert mine.id != yours.id
 
 
 async def test_a_key_with_another_body_is_a_conflict() -> None:
     made = front(FakeBroker())
-    await submit(made, TENANT, LINE, Wish(idempotency_key="k"))
+    await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
 
     with pytest.raises(IdempotencyConflict):
-        await submit(made, TENANT, LINE | {"custom_id": "x"}, Wish(idempotency_key="k"))
+        await submit(made, TENANT, LINE | {"custom_id": "x"}, SubmitOptions(idempotency_key="k"))
 
 
 @pytest.mark.parametrize(
@@ -317,17 +325,17 @@ async def test_a_key_with_another_body_is_a_conflict() -> None:
     ],
 )
 def test_a_malformed_traceparent_is_dropped(text: str, kept: bool) -> None:
-    assert wish_of({}, {"traceparent": text}).traceparent == (text if kept else "")
+    assert parse_submit_options({}, {"traceparent": text}).traceparent == (text if kept else "")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "99999999", "soon", "²"])
 def test_an_expiry_that_is_no_time_names_its_header(value: str) -> None:
     with pytest.raises(InvalidJob) as caught:
-        wish_of({}, {"torpor-expires-after": value})
+        parse_submit_options({}, {"torpor-expires-after": value})
 
     assert caught.value.field == "Torpor-Expires-After"
 
 
 def test_the_lane_is_the_calls_unless_the_line_says() -> None:
-    assert wish_of({}, {}, lane=Lane.INTERACTIVE).lane is Lane.INTERACTIVE
-    assert wish_of({"priority": "batch"}, {}, lane=Lane.INTERACTIVE).lane is Lane.BATCH
+    assert parse_submit_options({}, {}, lane=Lane.INTERACTIVE).lane is Lane.INTERACTIVE
+    assert parse_submit_options({"priority": "batch"}, {}, lane=Lane.INTERACTIVE).lane is Lane.BATCH

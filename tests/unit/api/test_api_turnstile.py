@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
-from api.job.concurrency_limiter import Turnstile
+from api.job.concurrency_limiter import ConcurrencyLimiter
 from eventing.errors import Overloaded
 
 
-async def go(turnstile: Turnstile, done: asyncio.Event, timeout_s: float = 1.0) -> str:
+async def go(turnstile: ConcurrencyLimiter, done: asyncio.Event, timeout_s: float = 1.0) -> str:
     try:
-        async with turnstile.passing(timeout_s):
+        async with turnstile.acquire(timeout_s):
             await done.wait()
         return "went"
     except Overloaded:
@@ -18,7 +18,7 @@ async def go(turnstile: Turnstile, done: asyncio.Event, timeout_s: float = 1.0) 
 
 
 async def test_those_beyond_the_room_are_sent_away_at_once() -> None:
-    turnstile, done = Turnstile(abreast=2, waiting=3), asyncio.Event()
+    turnstile, done = ConcurrencyLimiter(max_concurrent=2, waiting=3), asyncio.Event()
     tasks = [asyncio.create_task(go(turnstile, done)) for _ in range(8)]
     await asyncio.sleep(0.01)
 
@@ -28,7 +28,7 @@ async def test_those_beyond_the_room_are_sent_away_at_once() -> None:
 
 
 async def test_a_wait_that_is_too_long_ends() -> None:
-    turnstile, done = Turnstile(abreast=1, waiting=3), asyncio.Event()
+    turnstile, done = ConcurrencyLimiter(max_concurrent=1, waiting=3), asyncio.Event()
     first = asyncio.create_task(go(turnstile, done))
     await asyncio.sleep(0)
 
@@ -39,9 +39,9 @@ async def test_a_wait_that_is_too_long_ends() -> None:
 
 
 async def test_a_slot_comes_free_however_its_holder_ends() -> None:
-    turnstile = Turnstile(abreast=1, waiting=1)
+    turnstile = ConcurrencyLimiter(max_concurrent=1, waiting=1)
     with pytest.raises(ValueError, match="broke"):
-        async with turnstile.passing(1.0):
+        async with turnstile.acquire(1.0):
             raise ValueError("broke")
 
     done = asyncio.Event()

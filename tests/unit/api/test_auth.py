@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import pytest
 from starlette.requests import HTTPConnection
 
-from api.auth.authenticator import Credentials, Doorkeeper, RememberedKeys, bearer
+from api.auth.authenticator import CredentialAuthenticator, Credentials, RememberedKeys, bearer
 from api.auth.principal import Scope
-from api.auth.rules import openness, why_not_start
+from api.auth.rules import anonymous_access_warning, startup_error
 from api.http.errors import Forbidden, Unauthorized
 from api.settings import ApiSettings
 from eventing.api_key import SCOPES, ApiKey, key_id_of, mint
@@ -34,9 +34,9 @@ def calling(token: str = "", path: str = "/v1/jobs", **headers: str) -> HTTPConn
     return HTTPConnection({"type": "http", "path": path, "headers": raw, "query_string": b""})
 
 
-def door(*kept: ApiKey, token: str = BROKER, now_s: float = NOW_S) -> Doorkeeper:
+def door(*kept: ApiKey, token: str = BROKER, now_s: float = NOW_S) -> CredentialAuthenticator:
     credentials = Credentials(keys=Shelf(*kept), delivery_token=token)
-    return Doorkeeper(credentials, wall_s=lambda: now_s)
+    return CredentialAuthenticator(credentials, wall_s=lambda: now_s)
 
 
 KEY, TEXT = mint("acme", now_s=NOW_S, scopes=("jobs:read", "jobs:write"))
@@ -112,7 +112,7 @@ def test_keys_can_be_good_for_every_scope_but_the_brokers() -> None:
 
 
 class TestWithoutKeys:
-    OPEN = Doorkeeper(Credentials(delivery_token=BROKER))
+    OPEN = CredentialAuthenticator(Credentials(delivery_token=BROKER))
 
     @pytest.mark.parametrize("token", ["", "sk-anything"])
     async def test_everybody_is_the_default_tenant(self, token: str) -> None:
@@ -132,7 +132,9 @@ class TestWithoutKeys:
         assert Scope.RESULTS_WRITE in principal.scopes
 
     async def test_without_a_token_set_none_is_asked_for(self) -> None:
-        principal = await Doorkeeper(Credentials()).principal_of(calling("", "/internal/events"))
+        principal = await CredentialAuthenticator(Credentials()).principal_of(
+            calling("", "/internal/events")
+        )
 
         assert Scope.RESULTS_WRITE in principal.scopes
 
@@ -140,7 +142,7 @@ class TestWithoutKeys:
 class TestPagesOfOthers:
     """A browser must not be made to call an open api for a page that is not the api's own."""
 
-    OPEN = Doorkeeper(Credentials(is_local=True))
+    OPEN = CredentialAuthenticator(Credentials(is_local=True))
 
     @pytest.mark.parametrize(
         "headers",
@@ -243,7 +245,7 @@ def test_a_bearer_header_is_read(header: str, token: str) -> None:
     ],
 )
 def test_an_open_door_is_for_loopback_only(fields: dict[str, object], may: bool) -> None:
-    assert (why_not_start(ApiSettings(**fields)) == "") is may
+    assert (startup_error(ApiSettings(**fields)) == "") is may
 
 
 @pytest.mark.parametrize(
@@ -255,4 +257,4 @@ def test_an_open_door_is_for_loopback_only(fields: dict[str, object], may: bool)
     ],
 )
 def test_an_open_door_is_said_at_start(fields: dict[str, object], says: bool) -> None:
-    assert bool(openness(ApiSettings(**fields))) is says
+    assert bool(anonymous_access_warning(ApiSettings(**fields))) is says

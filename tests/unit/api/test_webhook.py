@@ -15,8 +15,8 @@ from api.webhook.webhook import (
     delivery_of,
     message_of,
     new_secret,
+    parse_webhook_options,
     signed_headers,
-    webhook_wish,
 )
 from eventing.errors import InvalidJob
 from eventing.job.job import Job, JobId, JobRequest, JobState
@@ -177,8 +177,8 @@ class TestRotation:
 def test_a_job_may_bring_its_own_webhook() -> None:
     line = {"webhook": {"url": "https://a.example/"}}
 
-    assert webhook_wish(line, {}) == {"torpor.webhook": "https://a.example/"}
-    assert webhook_wish({}, {"torpor-webhook": "https://b.example/"}) == {
+    assert parse_webhook_options(line, {}) == {"torpor.webhook": "https://a.example/"}
+    assert parse_webhook_options({}, {"torpor-webhook": "https://b.example/"}) == {
         "torpor.webhook": "https://b.example/"
     }
 
@@ -190,7 +190,7 @@ def test_a_job_may_bring_its_own_webhook() -> None:
 )
 def test_a_webhook_that_is_none_is_named(webhook: object) -> None:
     with pytest.raises(InvalidJob) as refused:
-        webhook_wish({"webhook": webhook}, {})
+        parse_webhook_options({"webhook": webhook}, {})
 
     assert refused.value.field.startswith("webhook")
 

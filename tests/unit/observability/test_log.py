@@ -53,7 +53,7 @@ def test_a_line_says_when_where_and_how_grave(said: Path) -> None:
 def test_lines_within_a_block_carry_its_marks_and_later_ones_do_not(said: Path) -> None:
     logger = structlog.get_logger()
 
-    with log.Marked({"request_id": "order-17"}):
+    with log.log_context({"request_id": "order-17"}):
         logger.info("within", action="try")
         within = last_line(said)
     logger.info("after", action="try")
@@ -63,7 +63,7 @@ def test_lines_within_a_block_carry_its_marks_and_later_ones_do_not(said: Path) 
 
 
 def test_a_line_of_the_standard_library_is_stamped_as_ours(said: Path) -> None:
-    with log.Marked({"request_id": "order-17"}):
+    with log.log_context({"request_id": "order-17"}):
         logging.getLogger("somebody").warning("said %s", "so")
 
     line = last_line(said)

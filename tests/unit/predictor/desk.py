@@ -13,7 +13,14 @@ from eventing.cloudevent.event import Event, build_binary
 from eventing.cloudevent.job_event import REQUESTED, job_of
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId, derive_job_id
-from eventing.job.store import Ending, EntryKind, Hold, LeaseSettings, StreamEntry, TokenBatch
+from eventing.job.store import (
+    Ending,
+    EntryKind,
+    LeaseSettings,
+    LeaseStatus,
+    StreamEntry,
+    TokenBatch,
+)
 from eventing.store.memory_store import MemoryStore
 from predictor.delivery.admission import Admission
 from predictor.delivery.answer import Answer
@@ -54,7 +61,7 @@ class UnreliableStore(MemoryStore):
         if self.is_away:
             raise StoreUnavailable("the store does not answer")
 
-    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> Hold:
+    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> LeaseStatus:
         self._reach()
         hold = await super().append(job_id, attempt, batch)
         self.appended.append(batch)
@@ -105,7 +112,7 @@ class UnreliableStore(MemoryStore):
         """Let the lease lapse and give the job to somebody else."""
         await self.acquire_again(job_id_of(event), restart=False)
 
-    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> Hold:
+    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> LeaseStatus:
         self._reach()
         if self.failing_ends:
             self.failing_ends -= 1
@@ -114,7 +121,7 @@ class UnreliableStore(MemoryStore):
             self._records[job_id].append(TokenBatch(index=0, token_ids=(9,)), self._now())
         return await super().finish(job_id, attempt, ending)
 
-    async def renew(self, leases: Any, *, extend: bool) -> list[Hold]:
+    async def renew(self, leases: Any, *, extend: bool) -> list[LeaseStatus]:
         self._reach()
         return await super().renew(leases, extend=extend)
 

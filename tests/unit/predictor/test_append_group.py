@@ -8,8 +8,8 @@ import pytest
 from eventing.cloudevent.job_event import job_of
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
-from eventing.job.store import Hold, TokenBatch
-from predictor.generation.append_batcher import AppendGroup, beat_s
+from eventing.job.store import LeaseStatus, TokenBatch
+from predictor.generation.append_batcher import AppendBatcher, beat_s
 from tests.unit.predictor.desk import UnreliableStore, asking
 
 ONE = TokenBatch(index=0, token_ids=(1,))
@@ -24,7 +24,9 @@ class CountingStore(UnreliableStore):
         self.must_wait = False
         self.delay_s = 0.0
 
-    async def append_all(self, appends: Sequence[tuple[JobId, int, TokenBatch]]) -> list[Hold]:
+    async def append_all(
+        self, appends: Sequence[tuple[JobId, int, TokenBatch]]
+    ) -> list[LeaseStatus]:
         self.trips.append(len(appends))
         await asyncio.sleep(60 if self.must_wait else self.delay_s)
         return await super().append_all(appends)
@@ -38,29 +40,29 @@ class CountingStore(UnreliableStore):
 
 async def test_what_is_due_together_is_written_in_one_round_trip() -> None:
     store = CountingStore()
-    group = AppendGroup(store)
+    group = AppendBatcher(store)
     jobs = await store.running(16)
 
     holds = await asyncio.gather(*[group.append(job, 1, ONE) for job in jobs])
 
-    assert holds == [Hold.OK] * 16
+    assert holds == [LeaseStatus.OK] * 16
     assert store.trips == [16]
 
 
 async def test_each_gets_its_own_answer() -> None:
     store = CountingStore()
-    group = AppendGroup(store)
+    group = AppendBatcher(store)
     fine, cancelled = await store.running(2)
     await store.cancel(cancelled)
 
     holds = await asyncio.gather(*[group.append(job, 1, ONE) for job in (cancelled, fine)])
 
-    assert holds == [Hold.TERMINAL, Hold.OK]
+    assert holds == [LeaseStatus.TERMINAL, LeaseStatus.OK]
 
 
 async def test_a_store_that_is_away_is_everybodys_trouble() -> None:
     store = CountingStore()
-    group = AppendGroup(store)
+    group = AppendBatcher(store)
     jobs = await store.running(3)
     store.is_away = True
 
@@ -75,7 +77,7 @@ async def test_a_store_that_is_away_is_everybodys_trouble() -> None:
 async def test_stopping_the_first_does_not_strand_the_others(must_wait: bool) -> None:
     store = CountingStore()
     store.must_wait = must_wait
-    group = AppendGroup(store)
+    group = AppendBatcher(store)
     jobs = await store.running(2)
     first, second = (asyncio.ensure_future(group.append(job, 1, ONE)) for job in jobs)
     await asyncio.sleep(0.02 if must_wait else 0)
@@ -84,7 +86,7 @@ async def test_stopping_the_first_does_not_strand_the_others(must_wait: bool) ->
     with pytest.raises(StoreUnavailable):
         await asyncio.wait_for(second, 1)
     store.must_wait = False
-    assert await group.append(jobs[1], 1, ONE) is Hold.OK
+    assert await group.append(jobs[1], 1, ONE) is LeaseStatus.OK
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_the_beat_is_as_short_as_the_store_is_quick(took_s: float, beat: float) 
 
 async def test_a_slow_store_is_asked_less_often() -> None:
     store = CountingStore()
-    group = AppendGroup(store)
+    group = AppendBatcher(store)
     (job,) = await store.running(1)
     before = group.beat_s(0.05)
     await group.append(job, 1, ONE)

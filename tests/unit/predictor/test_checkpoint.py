@@ -8,8 +8,8 @@ import pytest_asyncio
 
 from eventing.cloudevent.job_event import job_of
 from eventing.job.job import JobId
-from eventing.job.store import Hold, TokenBatch
-from predictor.generation.append_batcher import AppendGroup
+from eventing.job.store import LeaseStatus, TokenBatch
+from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import CheckpointWriter, read_checkpoint
 from tests.unit.predictor.desk import UnreliableStore, asking, read_ids, read_text
 
@@ -24,10 +24,10 @@ class Rig:
     def __init__(self, store: UnreliableStore, job_id: JobId, flush_s: float) -> None:
         self.store = store
         self.job_id = job_id
-        self.refusals: list[Hold] = []
+        self.refusals: list[LeaseStatus] = []
         self.writer = CheckpointWriter(
             store,
-            AppendGroup(store),
+            AppendBatcher(store),
             job_id,
             1,
             index=0,
@@ -126,7 +126,7 @@ async def test_a_refusal_is_told_once_and_ends_the_writing() -> None:
     made.writer.add([1], [word("a")])
     await asyncio.wait_for(made.writer.run(), 1)
 
-    assert made.refusals == [Hold.TERMINAL]
+    assert made.refusals == [LeaseStatus.TERMINAL]
     assert made.writer.pending_tokens == 1
 
 
@@ -170,4 +170,4 @@ async def test_what_an_edited_request_left_behind_is_not_gone_on_from() -> None:
     checkpoint = await read_checkpoint(made.store, made.job_id, 0)
 
     assert checkpoint.token_ids == ()
-    assert list(checkpoint.shown.unseen([word("old")])) == [word("old")]
+    assert list(checkpoint.shown.new_deltas([word("old")])) == [word("old")]

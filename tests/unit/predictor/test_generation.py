@@ -10,16 +10,22 @@ from prometheus_client import REGISTRY
 from eventing.clock import SystemClock
 from eventing.cloudevent.job_event import job_of
 from eventing.errors import BadRequest
-from eventing.job.store import Hold
+from eventing.job.store import LeaseStatus
 from predictor.engine.engine import EngineRequest, PhaseReporter, Step
 from predictor.errors import EngineRequestError
-from predictor.generation.append_batcher import AppendGroup
+from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import Checkpoint
-from predictor.generation.generation import Attempt, Broke, Generation, Made, Stop
-from predictor.generation.replay_filter import Shown, entries_of
+from predictor.generation.generation import (
+    Attempt,
+    Completed,
+    EngineFailed,
+    Generation,
+    Interrupted,
+)
+from predictor.generation.replay_filter import ReplayFilter, entries_of
 from tests.unit.predictor.desk import UnreliableStore, asking, read_ids
 
-OURS = (Stop.EXPIRED, Stop.STALLED, Stop.HANDOVER, Stop.ENGINE_DEAD)
+OURS = (Interrupted.EXPIRED, Interrupted.STALLED, Interrupted.HANDOVER, Interrupted.ENGINE_DEAD)
 """Reasons that leave the job with us until it is settled."""
 
 
@@ -97,7 +103,7 @@ async def generation(
         EngineRequest("r", job.request.url, job.request.body),
         engine=engine,
         store=store,
-        appends=AppendGroup(store),
+        appends=AppendBatcher(store),
         clock=SystemClock(),
         flush_s=flush_s,
     )
@@ -105,7 +111,7 @@ async def generation(
 
 
 async def test_a_tool_call_has_one_id_in_the_stream_and_in_the_result() -> None:
-    shown = Shown()
+    shown = ReplayFilter()
     shown.note(entries_of(chunk(tool_calls=call("call_first", '{"a"'))))
     steps = [
         Step((), chunk(tool_calls=call("call_again", '{"a": 1}'))),
@@ -114,7 +120,7 @@ async def test_a_tool_call_has_one_id_in_the_stream_and_in_the_result() -> None:
     made, _, _ = await generation(steps, Checkpoint((1,), shown))
     result = await made.run()
 
-    assert isinstance(result, Made)
+    assert isinstance(result, Completed)
     assert result.body["choices"][0]["message"]["tool_calls"][0]["id"] == "call_first"
 
 
@@ -127,9 +133,9 @@ async def test_an_engine_far_ahead_of_a_silent_store_is_held_back() -> None:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     held_at = engine.taken
-    made.interrupt(Stop.STORE_LOST)
+    made.interrupt(Interrupted.STORE_LOST)
 
-    assert await running is Stop.STORE_LOST
+    assert await running is Interrupted.STORE_LOST
     assert held_at < 17_000
 
 
@@ -137,12 +143,12 @@ async def test_what_the_engine_finds_wrong_while_it_runs_is_the_requests_fault()
     made, _, _ = await generation([BadRequest("too long", "messages")])
     result = await made.run()
 
-    assert isinstance(result, Broke)
+    assert isinstance(result, EngineFailed)
     assert isinstance(result.error, BadRequest)
 
 
-@pytest.mark.parametrize("why", list(Stop))
-async def test_an_interruption_closes_the_run_whatever_the_reason(why: Stop) -> None:
+@pytest.mark.parametrize("why", list(Interrupted))
+async def test_an_interruption_closes_the_run_whatever_the_reason(why: Interrupted) -> None:
     made, _, engine = await generation([Step((i,), None) for i in range(100_000)])
     running = asyncio.ensure_future(made.run())
     while not engine.taken:
@@ -155,10 +161,10 @@ async def test_an_interruption_closes_the_run_whatever_the_reason(why: Stop) -> 
 
 async def test_the_first_reason_stands() -> None:
     made, _, _ = await generation([Step((1,), None)])
-    made.interrupt(Stop.HANDOVER)
-    made.interrupt(Stop.FENCED)
+    made.interrupt(Interrupted.HANDOVER)
+    made.interrupt(Interrupted.FENCED)
 
-    assert await made.run() is Stop.HANDOVER
+    assert await made.run() is Interrupted.HANDOVER
 
 
 async def test_one_that_is_told_to_go_before_its_engine_has_begun_goes() -> None:
@@ -166,15 +172,15 @@ async def test_one_that_is_told_to_go_before_its_engine_has_begun_goes() -> None
     made, _, engine = await generation([Step((1,), None)])
     running = asyncio.ensure_future(made.run())
     await asyncio.sleep(0)  # its tasks are there and have not begun
-    made.interrupt(Stop.HANDOVER)
+    made.interrupt(Interrupted.HANDOVER)
 
-    assert await asyncio.wait_for(running, 5) is Stop.HANDOVER
+    assert await asyncio.wait_for(running, 5) is Interrupted.HANDOVER
     assert engine.taken == 0
 
 
 @pytest.mark.parametrize("why", OURS)
 async def test_what_was_made_before_an_interruption_is_written_while_the_job_is_ours(
-    why: Stop,
+    why: Interrupted,
 ) -> None:
     steps = [Step((i,), None) for i in range(100_000)]
     made, store, engine = await generation(steps, flush_s=10)  # the first write, and the last
@@ -188,14 +194,14 @@ async def test_what_was_made_before_an_interruption_is_written_while_the_job_is_
     assert read_ids(await store.read_stream(made.attempt.job_id)) == list(range(made.new_tokens))
 
 
-@pytest.mark.parametrize("why", [why for why in Stop if why not in OURS])
+@pytest.mark.parametrize("why", [why for why in Interrupted if why not in OURS])
 async def test_a_write_that_hangs_does_not_hold_up_who_has_lost_the_job(
-    why: Stop, monkeypatch: pytest.MonkeyPatch
+    why: Interrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, store, _ = await generation([Step((i,), None) for i in range(100_000)])
     is_hanging = asyncio.Event()
 
-    async def hang(*_: object) -> Hold:
+    async def hang(*_: object) -> LeaseStatus:
         is_hanging.set()
         await asyncio.Event().wait()
         raise AssertionError
@@ -218,7 +224,7 @@ async def test_tokens_that_the_store_never_took_are_counted_as_lost() -> None:
     running = asyncio.ensure_future(made.run())
     while engine.taken < 20:
         await asyncio.sleep(0)
-    made.interrupt(Stop.STORE_LOST)
+    made.interrupt(Interrupted.STORE_LOST)
     await running
 
     assert counted() - before == made.new_tokens >= 19
@@ -240,12 +246,12 @@ async def test_a_refused_write_is_counted_and_a_cancel_that_was_only_heard_of_is
     running = asyncio.ensure_future(made.run())
     await store.cancel(made.attempt.job_id)
     before = counted()
-    assert await running is Stop.ENDED
+    assert await running is Interrupted.ENDED
     assert counted() == before + 1
 
     made, _, _ = await generation([Step((1,), None)])
-    made.on_hold(Hold.TERMINAL)
-    assert await made.run() is Stop.ENDED
+    made.on_hold(LeaseStatus.TERMINAL)
+    assert await made.run() is Interrupted.ENDED
     assert counted() == before + 1
 
 
@@ -254,7 +260,7 @@ async def test_text_that_comes_after_the_last_token_is_shown() -> None:
 
     result = await made.run()
 
-    assert isinstance(result, Made)
+    assert isinstance(result, Completed)
     assert result.rest is not None
     assert "late" in result.rest.delta
 
@@ -262,15 +268,15 @@ async def test_text_that_comes_after_the_last_token_is_shown() -> None:
 async def test_what_an_engine_made_before_it_failed_is_written() -> None:
     made, store, _ = await generation([Step((1,), None), EngineRequestError("it broke")])
 
-    assert isinstance(await made.run(), Broke)
+    assert isinstance(await made.run(), EngineFailed)
 
     assert await store.token_ids(made.attempt.job_id, 9) == [1]
 
 
 async def test_told_to_go_as_the_engine_ends_the_last_tokens_are_written() -> None:
     made, store, engine = await generation([Step((1,), None)])
-    engine.on_closing = lambda: made.interrupt(Stop.HANDOVER)
+    engine.on_closing = lambda: made.interrupt(Interrupted.HANDOVER)
 
-    assert await made.run() is Stop.HANDOVER
+    assert await made.run() is Interrupted.HANDOVER
 
     assert await store.token_ids(made.attempt.job_id, 9) == [1]

@@ -9,9 +9,9 @@ import pytest
 
 from eventing.cloudevent.event import Event
 from eventing.job.job import JobId
-from eventing.job.store import Hold
+from eventing.job.store import LeaseStatus
 from predictor.delivery.lease import LeaseKeeper, verdict
-from predictor.generation.generation import Attempt, Stop
+from predictor.generation.generation import Attempt, Interrupted
 from tests.unit.predictor.desk import Desk, asking, job_id_of, open_desk
 
 LONG = {"output_tokens": 2000, "tokens_per_s": 100}
@@ -27,13 +27,15 @@ class Running:
     ("running", "expected"),
     [
         pytest.param(Running(95, 95), None, id="all-is-well"),
-        pytest.param(Running(70, 100), Stop.STORE_LOST, id="lease-not-lengthened-for-its-length"),
+        pytest.param(
+            Running(70, 100), Interrupted.STORE_LOST, id="lease-not-lengthened-for-its-length"
+        ),
         pytest.param(Running(70.1, 100), None, id="lease-almost-over"),
-        pytest.param(Running(100, 88), Stop.STALLED, id="no-token-for-the-stall-time"),
+        pytest.param(Running(100, 88), Interrupted.STALLED, id="no-token-for-the-stall-time"),
         pytest.param(Running(100, 88.1), None, id="a-slow-token"),
     ],
 )
-def test_a_verdict_follows_from_the_clock(running: Running, expected: Stop | None) -> None:
+def test_a_verdict_follows_from_the_clock(running: Running, expected: Interrupted | None) -> None:
     assert verdict(running, 100, lease_s=30, stall_s=12) is expected  # type: ignore[arg-type]
 
 
@@ -99,9 +101,9 @@ class Asked:
     def monotonic_s(self) -> float:
         return 100.0
 
-    async def renew(self, leases: Sequence[object], *, extend: bool) -> list[Hold]:
+    async def renew(self, leases: Sequence[object], *, extend: bool) -> list[LeaseStatus]:
         self.extends.append(extend)
-        return [Hold.OK for _ in leases]
+        return [LeaseStatus.OK for _ in leases]
 
 
 class Watched:
@@ -115,8 +117,8 @@ class Watched:
         )
         self.extended_s = extended_s
 
-    def on_hold(self, hold: Hold) -> None:
-        assert hold is Hold.OK
+    def on_hold(self, hold: LeaseStatus) -> None:
+        assert hold is LeaseStatus.OK
 
 
 async def test_all_jobs_are_asked_about_in_one_round_trip() -> None:

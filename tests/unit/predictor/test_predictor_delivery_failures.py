@@ -15,7 +15,7 @@ from predictor.delivery.answer import Ended
 from predictor.delivery.settlement import Settlement
 from predictor.engine.engine import EngineRequest, Step
 from predictor.engine.seeded_engine import SeededEngine
-from predictor.generation.generation import Attempt, Broke
+from predictor.generation.generation import Attempt, EngineFailed
 from tests.unit.predictor.desk import (
     LONG,
     asking,
@@ -159,7 +159,7 @@ async def test_what_only_a_run_finds_out_is_a_dead_letter_too() -> None:
         await desk.store.create(job_of(asking()))
         await desk.store.acquire(attempt.job_id, "p", can_resume=True)
         settlement = Settlement(desk.store, SystemClock(), lease_s=30)
-        fault = Broke(BadRequest("longer than the context", "messages"))
+        fault = EngineFailed(BadRequest("longer than the context", "messages"))
         outcome, _ = await settlement.settle(attempt, fault, new_tokens=0)
 
         assert isinstance(outcome, Ended)

@@ -6,7 +6,7 @@ import pytest
 
 from eventing.job.job import JobState
 from predictor.delivery.drain import Drain, handover_after_s
-from predictor.generation.generation import Stop
+from predictor.generation.generation import Interrupted
 from tests.unit.predictor.desk import asking, job_id_of, open_desk, read_ids, text_of
 
 LONG = {"output_tokens": 2000, "tokens_per_s": 100}
@@ -91,6 +91,6 @@ async def test_a_store_that_is_away_holds_no_handover_up_for_longer_than_the_lea
         running = asyncio.ensure_future(desk.deliver(event))
         await desk.wait_tokens(event, 1)
         desk.store.is_away = True
-        desk.keeper.interrupt_all(Stop.HANDOVER)
+        desk.keeper.interrupt_all(Interrupted.HANDOVER)
 
         assert (await asyncio.wait_for(running, 1)).status == 503

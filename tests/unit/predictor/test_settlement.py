@@ -6,7 +6,7 @@ from eventing.errors import BadRequest, Overloaded
 from eventing.job.job import Job
 from predictor.delivery.answer import Held, Refused
 from predictor.delivery.settlement import Settlement
-from predictor.generation.generation import Attempt, Broke, Stop
+from predictor.generation.generation import Attempt, EngineFailed, Interrupted
 from tests.unit.predictor.desk import UnreliableStore, asking
 
 
@@ -29,7 +29,7 @@ async def test_an_end_that_comes_after_another_took_the_job_over_ends_nothing() 
     store, settlement, attempt = await running_job()
     await store.acquire_again(attempt.job_id, restart=False)
 
-    outcome, _ = await settlement.settle(attempt, Stop.EXPIRED, new_tokens=3)
+    outcome, _ = await settlement.settle(attempt, Interrupted.EXPIRED, new_tokens=3)
 
     assert isinstance(outcome, Held)
     job = await job_of_attempt(store, attempt)
@@ -39,7 +39,9 @@ async def test_an_end_that_comes_after_another_took_the_job_over_ends_nothing() 
 async def test_an_engine_whose_own_queue_is_full_costs_no_attempt() -> None:
     store, settlement, attempt = await running_job()
 
-    outcome, _ = await settlement.settle(attempt, Broke(Overloaded("full", 1.0)), new_tokens=0)
+    outcome, _ = await settlement.settle(
+        attempt, EngineFailed(Overloaded("full", 1.0)), new_tokens=0
+    )
 
     assert isinstance(outcome, Refused)
     assert (await job_of_attempt(store, attempt)).history[0].outcome == "handover"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.generation.replay_filter import Entry, Shown, coalesce, entries_of
+from predictor.generation.replay_filter import Entry, ReplayFilter, coalesce, entries_of
 
 
 def chat(index: int = 0, finish: str | None = None, **delta: Any) -> dict[str, Any]:
@@ -29,10 +29,10 @@ def entries(chunks: Sequence[dict[str, Any]]) -> list[Entry]:
 
 def rest(shown: Sequence[dict[str, Any]], replay: Sequence[dict[str, Any]]) -> list[Entry]:
     """What is still to be shown of `replay` to who has seen `shown`."""
-    seen = Shown()
+    seen = ReplayFilter()
     seen.note(coalesce(entries(shown)))
     return coalesce(
-        entry for chunk in replay for entry in seen.unseen(entries_of(dict(seen.rename(chunk))))
+        entry for chunk in replay for entry in seen.new_deltas(entries_of(dict(seen.rename(chunk))))
     )
 
 
@@ -82,7 +82,7 @@ def test_choices_are_counted_apart() -> None:
 
 
 def test_a_tool_call_keeps_the_id_it_was_shown_under() -> None:
-    seen = Shown()
+    seen = ReplayFilter()
     seen.note(entries([chat(tool_calls=[call(0, '{"a"', id="call_1", name="f")])]))
 
     renamed = seen.rename(chat(tool_calls=[call(0, '{"a": 1}', id="call_2", name="f")]))
@@ -140,11 +140,11 @@ def test_an_end_that_was_not_shown_is_shown_without_text() -> None:
 
 
 def test_readers_who_were_told_to_forget_see_all_again() -> None:
-    seen = Shown()
+    seen = ReplayFilter()
     seen.note(entries([chat(content="hi")]))
     seen.clear()
 
-    assert list(seen.unseen(entries([chat(content="hi")]))) == entries([chat(content="hi")])
+    assert list(seen.new_deltas(entries([chat(content="hi")]))) == entries([chat(content="hi")])
 
 
 def test_completions_are_counted_too() -> None:
@@ -214,9 +214,9 @@ def test_joining_changes_no_entry_it_was_given() -> None:
 def test_tokens_whose_text_is_held_back_keep_their_logprobs() -> None:
     chunk = chat(content="")
     chunk["choices"][0]["logprobs"] = {"content": [{"token": "x"}]}
-    seen = Shown()
+    seen = ReplayFilter()
     seen.note(entries([chat(content="a")]))
 
-    assert list(seen.unseen(entries([chunk]))) == [
+    assert list(seen.new_deltas(entries([chunk]))) == [
         {"index": 0, "delta": {}, "logprobs": {"content": [{"token": "x"}]}}
     ]

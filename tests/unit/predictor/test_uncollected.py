@@ -4,13 +4,13 @@ import gc
 
 import pytest
 
-from predictor.process.gc import uncollected
+from predictor.process.gc import gc_disabled
 
 
 def test_what_is_made_meanwhile_is_never_looked_through() -> None:
     frozen = gc.get_freeze_count()
     try:
-        with uncollected():
+        with gc_disabled():
             assert not gc.isenabled()
             kept = [[] for _ in range(1000)]  # type: ignore[var-annotated]
 
@@ -21,7 +21,7 @@ def test_what_is_made_meanwhile_is_never_looked_through() -> None:
 
 def test_the_collector_is_back_after_an_import_that_fails() -> None:
     try:
-        with pytest.raises(ImportError), uncollected():
+        with pytest.raises(ImportError), gc_disabled():
             raise ImportError
 
         assert gc.isenabled()

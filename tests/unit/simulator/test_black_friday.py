@@ -4,24 +4,26 @@ from pathlib import Path
 
 import pytest
 
-from torpor.simulator.black_friday import Chapter, tell
+from torpor.simulator.black_friday import LoadPhase, tell
 
 PAGE = Path(__file__).parents[3] / "docs" / "black-friday.md"
 pytestmark = pytest.mark.timeout(30)
 
 
 @pytest.fixture(scope="module")
-def day() -> tuple[Chapter, Chapter]:
+def day() -> tuple[LoadPhase, LoadPhase]:
     return tell()
 
 
-def test_cpu_sits_at_55_percent_and_nothing_scales(day: tuple[Chapter, Chapter]) -> None:
+def test_cpu_sits_at_55_percent_and_nothing_scales(day: tuple[LoadPhase, LoadPhase]) -> None:
     cpu, _ = day
     assert cpu.cpu_most_percent == pytest.approx(55, abs=1)
     assert cpu.report.most_replicas == 3
 
 
-def test_meanwhile_the_queue_grows_and_one_in_eight_leaves(day: tuple[Chapter, Chapter]) -> None:
+def test_meanwhile_the_queue_grows_and_one_in_eight_leaves(
+    day: tuple[LoadPhase, LoadPhase],
+) -> None:
     cpu, _ = day
     assert cpu.queue_quiet < 5
     assert cpu.queue_peak == pytest.approx(48, rel=0.1)
@@ -30,7 +32,7 @@ def test_meanwhile_the_queue_grows_and_one_in_eight_leaves(day: tuple[Chapter, C
     assert cpu.report.timed_out_percent == pytest.approx(12, abs=1.5)
 
 
-def test_queue_depth_and_p95_keep_everybody(day: tuple[Chapter, Chapter]) -> None:
+def test_queue_depth_and_p95_keep_everybody(day: tuple[LoadPhase, LoadPhase]) -> None:
     _, keda = day
     assert keda.report.timed_out_percent == 0
     assert keda.report.total_s.p95 < 0.35
@@ -41,7 +43,7 @@ def seconds(value: float) -> str:
     return f"{value:.1f} s" if value >= 1 else f"{value * 1000:.0f} ms"
 
 
-def test_the_page_says_what_a_run_gives(day: tuple[Chapter, Chapter]) -> None:
+def test_the_page_says_what_a_run_gives(day: tuple[LoadPhase, LoadPhase]) -> None:
     rows = {
         cells[0]: tuple(cell.replace("**", "") for cell in cells[1:])
         for line in PAGE.read_text("utf-8").splitlines()

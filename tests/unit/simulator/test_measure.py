@@ -4,14 +4,14 @@ import random
 
 import pytest
 
-from torpor.simulator.measure import Recent, Series, Sketch
+from torpor.simulator.measure import QuantileSketch, Recent, Series
 
 
 @pytest.mark.parametrize("share", [0.5, 0.95, 0.99])
 def test_a_quantile_is_right_within_one_percent(share: float) -> None:
     rng = random.Random(1)
     values = sorted(rng.lognormvariate(0, 2) for _ in range(10_000))
-    sketch = Sketch()
+    sketch = QuantileSketch()
     for value in values:
         sketch.add(value)
     exact = values[int(share * len(values)) - 1]
@@ -19,7 +19,7 @@ def test_a_quantile_is_right_within_one_percent(share: float) -> None:
 
 
 def test_no_wait_counts_as_none() -> None:
-    sketch = Sketch()
+    sketch = QuantileSketch()
     for value in (0.0, 0.0, 5.0):
         sketch.add(value)
     assert (sketch.quantile(0.5), sketch.largest, sketch.mean) == (0.0, 5.0, pytest.approx(5 / 3))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
-from torpor.simulator.measure import Sketch
+from torpor.simulator.measure import QuantileSketch
 from torpor.simulator.world import Outcome
 
 
@@ -141,7 +141,7 @@ def _money(value: float | None) -> str:
     return "-" if value is None else f"{value:.5f}"
 
 
-def _spread(sketch: Sketch) -> Spread:
+def _spread(sketch: QuantileSketch) -> Spread:
     return Spread(
         p50=_round(sketch.quantile(0.5)),
         p95=_round(sketch.quantile(0.95)),
