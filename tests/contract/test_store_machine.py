@@ -69,7 +69,7 @@ def timeless(value: Any) -> Any:
 
 
 class TwoStores(RuleBasedStateMachine):
-    """The same history, told to memory and to Redis."""
+    """The same history, expected to memory and to Redis."""
 
     redis_url: ClassVar[str]
 
@@ -88,7 +88,7 @@ class TwoStores(RuleBasedStateMachine):
     def both(self, ask: Callable[[Store], Awaitable[Any]]) -> Any:
         """The answer, once both have given the same."""
 
-        async def told(store: Store) -> Any:
+        async def expected(store: Store) -> Any:
             try:
                 return timeless(await ask(store))
             except IdempotencyConflict as error:
@@ -98,7 +98,7 @@ class TwoStores(RuleBasedStateMachine):
             # A millisecond of its own for each call, so that the order of jobs is the same too.
             self.memory.clock.now_ms += 2
             await asyncio.sleep(0.0015)
-            return await told(self.memory.store), await told(self.redis.store)
+            return await expected(self.memory.store), await expected(self.redis.store)
 
         in_memory, in_redis = self.runner.run(all_told())
         assert in_memory == in_redis
@@ -130,9 +130,9 @@ class TwoStores(RuleBasedStateMachine):
         expected=st.sampled_from(["", "why?", "how?"]),
     )
     def acquire(
-        self, event: str, owner: str, can_resume: bool, is_exclusive: bool, told: str
+        self, event: str, owner: str, can_resume: bool, is_exclusive: bool, expected: str
     ) -> None:
-        new = new_job(event, prompt=told) if told else None
+        new = new_job(event, prompt=expected) if expected else None
         self.both(
             lambda store: store.acquire(
                 job_id(event), owner, can_resume=can_resume, is_exclusive=is_exclusive, expected=new

@@ -10,7 +10,7 @@ import pytest
 from openai import AsyncOpenAI, RateLimitError
 from redis.asyncio import Redis
 
-from api.limit.in_flight import Flight
+from api.limit.in_flight import InFlightJobs
 from api.limit.window import Meter, Windows
 from eventing.broker.queue import Queue
 from eventing.cloudevent.event import Event
@@ -125,7 +125,7 @@ async def test_a_job_whose_end_was_never_heard_of_gives_its_place_back(api_with:
 async def test_a_burst_at_once_never_gets_more_places_than_there_are(
     redis: Redis, store: RedisStore
 ) -> None:
-    flight = Flight(redis, store)
+    flight = InFlightJobs(redis, store)
 
     taken = await asyncio.gather(*(flight.take("t", f"job_{n:024x}", 10) for n in range(50)))  # type: ignore[arg-type]
 

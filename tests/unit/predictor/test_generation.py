@@ -261,8 +261,8 @@ async def test_text_that_comes_after_the_last_token_is_shown() -> None:
     result = await made.run()
 
     assert isinstance(result, Completed)
-    assert result.rest is not None
-    assert "late" in result.rest.delta
+    assert result.final_batch is not None
+    assert "late" in result.final_batch.delta
 
 
 async def test_what_an_engine_made_before_it_failed_is_written() -> None:
