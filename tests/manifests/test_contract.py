@@ -291,7 +291,7 @@ def test_the_scaler_asks_for_a_metric_that_the_api_exports(
 ) -> None:
     (scaled,) = [r for r in overlays["queue"] if r["kind"] == "ScaledObject"]
     queries = [t["metadata"].get("query", "") for t in scaled["spec"]["triggers"]]
-    source = "".join(path.read_text() for path in (ROOT / "eventing").glob("metric_*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "eventing" / "telemetry").rglob("*.py"))
 
     for name in re.findall(r"torpor_[a-z_]+?_seconds", " ".join(queries)):
         assert f'"{name}"' in source
