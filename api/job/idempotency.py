@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 from starlette.responses import Response
 
 from eventing.errors import IdempotencyConflict, InvalidJob, Overloaded
+from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.redis.keys import PREFIX
 
 _KEPT_S: Final = 24 * 3600
 _UNDER_WAY_S: Final = 60
@@ -42,7 +42,7 @@ class Replay:
         if len(key) > 255:
             raise InvalidJob("Idempotency-Key may have 255 characters", "Idempotency-Key")
         digest = hashlib.sha256(f"{scope}\0{key}".encode("utf-8", "surrogateescape")).hexdigest()
-        name, asked_hash = f"{PREFIX}:replay:{digest}", hashlib.sha256(asked).hexdigest()
+        name, asked_hash = keys.replay(digest), hashlib.sha256(asked).hexdigest()
         mark = orjson.dumps({"asked": asked_hash})
         async with failures_named():
             known = await self._redis.set(name, mark, nx=True, ex=_UNDER_WAY_S, get=True)

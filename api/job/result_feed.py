@@ -18,8 +18,8 @@ from eventing.errors import Overloaded, StoreUnavailable
 from eventing.job.job import Job, JobId
 from eventing.job.store import Store
 from eventing.live.stream_multiplexer import order_of
+from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.redis.keys import PREFIX
 
 KEPT: Final = 10_000
 """Ends a tenant can go back, or a few more: the store trims in strides."""
@@ -63,7 +63,7 @@ class ResultFeed:
         """Note the end. A crash before it is marked as announced notes it twice."""
         if job.is_announced:
             return
-        key = _key(job.tenant)
+        key = keys.results_of(job.tenant)
         async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
             pipe.xadd(key, {"job": job.id, "attempt": job.attempt}, maxlen=KEPT)
             pipe.expire(key, _KEPT_S)
@@ -72,21 +72,23 @@ class ResultFeed:
     async def newest(self, tenant: str) -> str:
         """The cursor to read on from when only what comes is wanted."""
         async with failures_named():
-            rows = await self._redis.xrevrange(_key(tenant), count=1)
+            rows = await self._redis.xrevrange(keys.results_of(tenant), count=1)
         return rows[0][0].decode() if rows else "0-0"
 
     async def has_forgotten(self, tenant: str, after: str) -> bool:
         """Whether ends right after that cursor may be gone."""
         async with failures_named():
-            rows = await self._redis.xrange(_key(tenant), count=1)
+            rows = await self._redis.xrange(keys.results_of(tenant), count=1)
             if not rows or order_of(rows[0][0].decode()) <= order_of(after):
                 return not rows
-            return not await self._redis.xrange(_key(tenant), min=after, max=after, count=1)
+            return not await self._redis.xrange(
+                keys.results_of(tenant), min=after, max=after, count=1
+            )
 
     async def page(self, tenant: str, after: str) -> Sequence[Ended]:
         """The next ends after a cursor, the oldest first."""
         async with failures_named():
-            rows = await self._redis.xrange(_key(tenant), min=f"({after}", count=_PAGE)
+            rows = await self._redis.xrange(keys.results_of(tenant), min=f"({after}", count=_PAGE)
         return [await self._read(tenant, cursor.decode(), fields) for cursor, fields in rows]
 
     def check_room(self, tenant: str) -> None:
@@ -128,7 +130,7 @@ class ResultFeed:
         tenants = list(self._lines)
         async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
             for tenant in tenants:
-                pipe.xrevrange(_key(tenant), count=1)
+                pipe.xrevrange(keys.results_of(tenant), count=1)
             newest = await pipe.execute()
         for tenant, rows in zip(tenants, newest, strict=True):
             line = self._lines.get(tenant)
@@ -145,7 +147,3 @@ class ResultFeed:
             and job.attempt == int(fields[b"attempt"])
         )
         return Ended(cursor, job if is_it else None)
-
-
-def _key(tenant: str) -> str:
-    return f"{PREFIX}:results:{tenant}"

@@ -48,11 +48,11 @@ class InFlightJobs:
     async def leave(self, tenant: str, job_id: JobId) -> None:
         """Give a place back; idempotent."""
         async with failures_named():
-            await self._redis.zrem(_key(tenant), job_id)
+            await self._redis.zrem(keys.jobs_in_flight_of(tenant), job_id)
 
     async def _add(self, tenant: str, job_id: JobId) -> int:
         """How many places are taken, this one included."""
-        key = _key(tenant)
+        key = keys.jobs_in_flight_of(tenant)
         async with failures_named():
             seconds, microseconds = await self._redis.time()
             now_ms = int(seconds) * 1000 + int(microseconds) // 1000
@@ -71,7 +71,7 @@ class InFlightJobs:
         if now_s - self._looked_s.get(tenant, float("-inf")) < _LOOK_EVERY_S:
             return False
         self._looked_s[tenant] = now_s
-        key = _key(tenant)
+        key = keys.jobs_in_flight_of(tenant)
         async with failures_named():
             seconds = (await self._redis.time())[0]
             oldest = await self._redis.zrange(key, 0, _LOOK_AT - 1, withscores=True)
@@ -86,7 +86,3 @@ class InFlightJobs:
             async with failures_named():
                 await self._redis.zrem(key, *gone)
         return bool(gone)
-
-
-def _key(tenant: str) -> str:
-    return f"{keys.PREFIX}:flight:{tenant}"

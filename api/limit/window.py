@@ -18,7 +18,6 @@ from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import run
 
-_PREFIX: Final = f"{keys.PREFIX}:limits"
 _KEEP_S: Final = 31 * 24 * 3600
 """A charge outlives the longest job (deadlines are 30 days at most)."""
 
@@ -37,12 +36,12 @@ class Meter:
 
     @property
     def whose(self) -> tuple[str, str]:
-        return self.name, self.tenant
+        return self.name, keys.escape(self.tenant)
 
     @property
     def current(self) -> str:
         """The window's key as the library writes it; a charge shares its hash slot."""
-        return f"{_PREFIX}:{{{self.item.key_for(*self.whose)}}}"
+        return f"{keys.LIMITS}:{{{self.item.key_for(*self.whose)}}}"
 
     def charge(self, job_id: JobId) -> str:
         return f"{self.current}:charge:{job_id}"
@@ -59,7 +58,7 @@ class Windows:
         self._storage = RedisStorage(
             "async+redis://pool:6379",
             implementation="redispy",
-            key_prefix=_PREFIX,
+            key_prefix=keys.LIMITS,
             connection_pool=redis.connection_pool,
         )
         self._limiter = SlidingWindowCounterRateLimiter(self._storage)

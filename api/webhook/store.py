@@ -23,8 +23,6 @@ from eventing.telemetry.trace import SpanLinks
 
 KEEP_S: Final = 7 * 24 * 3600
 """How long a delivery is kept after its last try; longer than the longest pause between tries."""
-_TAG: Final = f"{keys.PREFIX}:{{webhooks}}"
-_DUE: Final = f"{_TAG}:due"
 _WRITES: Final = 8
 
 
@@ -40,19 +38,19 @@ class WebhookStore:
     async def endpoints(self, tenant: str) -> list[Endpoint]:
         """The tenant's endpoints, oldest first."""
         async with failures_named():
-            rows: dict[bytes, bytes] = await self._redis.hgetall(_endpoints(tenant))
+            rows: dict[bytes, bytes] = await self._redis.hgetall(keys.webhook_endpoints_of(tenant))
         found = [_endpoint(tenant, raw) for raw in rows.values()]
         ours = [endpoint for endpoint in found if endpoint.id != PER_JOB]
         return sorted(ours, key=lambda e: (e.created_s, e.id))
 
     async def endpoint(self, tenant: str, endpoint_id: str) -> Endpoint | None:
         async with failures_named():
-            raw = await self._redis.hget(_endpoints(tenant), endpoint_id)
+            raw = await self._redis.hget(keys.webhook_endpoints_of(tenant), endpoint_id)
         return _endpoint(tenant, raw) if raw else None
 
     async def per_job(self, tenant: str) -> Endpoint:
         """What signs the tenant's per-job webhooks; made when first asked for."""
-        key = _endpoints(tenant)
+        key = keys.webhook_endpoints_of(tenant)
         async with failures_named():
             now_s = int((await self._redis.time())[0])
             fresh = Endpoint(
@@ -69,13 +67,15 @@ class WebhookStore:
 
     async def add(self, endpoint: Endpoint) -> None:
         async with failures_named():
-            await self._redis.hset(_endpoints(endpoint.tenant), endpoint.id, _dump(endpoint))
+            await self._redis.hset(
+                keys.webhook_endpoints_of(endpoint.tenant), endpoint.id, _dump(endpoint)
+            )
 
     async def change(
         self, tenant: str, endpoint_id: str, edit: Callable[[Endpoint], Endpoint]
     ) -> Endpoint:
         """The endpoint after `edit`, which sees no half of another's change. Raises `NotFound`."""
-        key = _endpoints(tenant)
+        key = keys.webhook_endpoints_of(tenant)
         async with failures_named(), self._redis.pipeline(transaction=True) as pipe:
             for _ in range(_WRITES):
                 await pipe.watch(key)
@@ -95,7 +95,7 @@ class WebhookStore:
     async def remove(self, tenant: str, endpoint_id: str) -> bool:
         """False when there was none. What is on its way to it is dropped when it is due."""
         async with failures_named():
-            return bool(await self._redis.hdel(_endpoints(tenant), endpoint_id))
+            return bool(await self._redis.hdel(keys.webhook_endpoints_of(tenant), endpoint_id))
 
     async def put(self, deliveries: list[Delivery]) -> None:
         """Record deliveries, due at once. One that is known is left alone, so this may be done
@@ -109,7 +109,7 @@ class WebhookStore:
                 await pipe.execute()
 
     def _put(self, pipe: Any, delivery: Delivery, now_ms: int) -> None:
-        key = _delivery(delivery.id)
+        key = keys.webhook_delivery(delivery.id)
         fields = {
             "tenant": delivery.tenant,
             "endpoint": delivery.endpoint,
@@ -125,17 +125,20 @@ class WebhookStore:
             pipe.hsetnx(key, name, value)
         pipe.expire(key, KEEP_S)
         # NX: a delivery that waits keeps its time; one that is settled is dropped when it is taken
-        pipe.zadd(_DUE, {delivery.id: now_ms}, nx=True)
-        pipe.zadd(_log(delivery.tenant), {delivery.id: now_ms}, nx=True)
-        pipe.zremrangebyscore(_log(delivery.tenant), "-inf", now_ms - KEEP_S * 1000)
-        pipe.expire(_log(delivery.tenant), KEEP_S)
-        pipe.sadd(_of(delivery.tenant, delivery.subject), delivery.id)
-        pipe.expire(_of(delivery.tenant, delivery.subject), KEEP_S)
+        pipe.zadd(keys.DUE_WEBHOOKS, {delivery.id: now_ms}, nx=True)
+        pipe.zadd(keys.webhook_log_of(delivery.tenant), {delivery.id: now_ms}, nx=True)
+        pipe.zremrangebyscore(keys.webhook_log_of(delivery.tenant), "-inf", now_ms - KEEP_S * 1000)
+        pipe.expire(keys.webhook_log_of(delivery.tenant), KEEP_S)
+        about = keys.webhooks_about(delivery.tenant, delivery.subject)
+        pipe.sadd(about, delivery.id)
+        pipe.expire(about, KEEP_S)
 
     async def take(self, limit: int, hold_ms: int) -> list[Delivery]:
         """Deliveries that are due, ours for `hold_ms`; what is settled or gone leaves the index."""
         async with failures_named():
-            due: list[bytes] = await run(self._redis, "take_due", [_DUE], [limit, hold_ms])
+            due: list[bytes] = await run(
+                self._redis, "take_due", [keys.DUE_WEBHOOKS], [limit, hold_ms]
+            )
             found = await self._read([member.decode() for member in due])
             over = [
                 member
@@ -143,7 +146,7 @@ class WebhookStore:
                 if delivery is None or delivery.state.is_settled
             ]
             if over:
-                await self._redis.zrem(_DUE, *over)
+                await self._redis.zrem(keys.DUE_WEBHOOKS, *over)
         return [d for d in found if d is not None and not d.state.is_settled]
 
     async def note(
@@ -156,7 +159,7 @@ class WebhookStore:
             answer = await run(
                 self._redis,
                 "webhook_note",
-                [_delivery(delivery.id), _DUE],
+                [keys.webhook_delivery(delivery.id), keys.DUE_WEBHOOKS],
                 [delivery.id, number, state, delay_ms, text, KEEP_S],
             )
         return bool(answer == b"ok")
@@ -165,7 +168,7 @@ class WebhookStore:
         """Have it due after `delay_ms` instead, without a try."""
         async with failures_named():
             at_ms = await self.now_ms() + delay_ms
-            await self._redis.zadd(_DUE, {delivery.id: at_ms}, xx=True)
+            await self._redis.zadd(keys.DUE_WEBHOOKS, {delivery.id: at_ms}, xx=True)
 
     async def delivery(self, tenant: str, delivery_id: str) -> Delivery | None:
         """The tenant's delivery of that id, with its tries."""
@@ -178,7 +181,13 @@ class WebhookStore:
         top = f"({before_ms}" if before_ms else "+inf"
         async with failures_named():
             ids = await self._redis.zrange(
-                _log(tenant), top, "-inf", desc=True, byscore=True, offset=0, num=limit
+                keys.webhook_log_of(tenant),
+                top,
+                "-inf",
+                desc=True,
+                byscore=True,
+                offset=0,
+                num=limit,
             )
             found = await self._read([member.decode() for member in ids])
         return [delivery for delivery in found if delivery is not None]
@@ -186,7 +195,7 @@ class WebhookStore:
     async def of(self, tenant: str, subject: str) -> list[Delivery]:
         """What was told of one job or batch, in no order."""
         async with failures_named():
-            ids = await self._redis.smembers(_of(tenant, subject))
+            ids = await self._redis.smembers(keys.webhooks_about(tenant, subject))
             found = await self._read([member.decode() for member in ids])
         return [delivery for delivery in found if delivery is not None]
 
@@ -201,25 +210,9 @@ class WebhookStore:
             return []
         async with self._redis.pipeline(transaction=False) as pipe:
             for delivery_id in ids:
-                pipe.hgetall(_delivery(delivery_id))
+                pipe.hgetall(keys.webhook_delivery(delivery_id))
             rows = await pipe.execute()
         return [_parse(i, row) for i, row in zip(ids, rows, strict=True)]
-
-
-def _endpoints(tenant: str) -> str:
-    return f"{_TAG}:endpoints:{tenant}"
-
-
-def _delivery(delivery_id: str) -> str:
-    return f"{_TAG}:delivery:{delivery_id}"
-
-
-def _log(tenant: str) -> str:
-    return f"{_TAG}:log:{tenant}"
-
-
-def _of(tenant: str, subject: str) -> str:
-    return f"{_TAG}:of:{tenant}:{subject}"
 
 
 def _dump(endpoint: Endpoint) -> bytes:

@@ -155,6 +155,14 @@ async def test_a_list_holds_only_ones_own(
     assert theirs == []
 
 
+async def test_a_tenant_called_as_an_index_of_ours_sees_nobodys_batches(
+    api: Furnished, owned: Owned, redis: Redis
+) -> None:
+    active = await headers_of(redis, "active")
+
+    assert (await api.client.get("/v1/batches", headers=active)).json()["data"] == []
+
+
 async def test_a_socket_on_anothers_job_is_a_404(
     api: Furnished, owned: Owned, other: dict[str, str]
 ) -> None:
