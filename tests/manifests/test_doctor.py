@@ -68,6 +68,49 @@ def config(name: str, namespace: str = "knative-serving", **data: str) -> dict[s
     }
 
 
+def storage_container(**context: Any) -> dict[str, Any]:
+    """KServe's own of the file kserve.yaml: without a security context unless one is given."""
+    return {
+        "apiVersion": "serving.kserve.io/v1alpha1",
+        "kind": "ClusterStorageContainer",
+        "metadata": {"name": "default"},
+        "spec": {
+            "container": {"name": "storage-initializer", "image": "kserve/storage-initializer:v0.20.0", **context},
+            "supportedUriFormats": [{"prefix": "gs://"}, {"prefix": "hf://"}],
+        },
+    }  # fmt: skip
+
+
+REFUSED = (
+    'pods "thinker-predictor-6f9b7c-x2x5q" is forbidden: violates PodSecurity "restricted:latest": '
+    'seccompProfile (pod or container "storage-initializer" must set '
+    "securityContext.seccompProfile.type to RuntimeDefault or Localhost)"
+)
+
+
+def replica_set() -> dict[str, Any]:
+    """A ReplicaSet as the API server showed it while admission refused its pods."""
+    failure = {
+        "type": "ReplicaFailure",
+        "status": "True",
+        "reason": "FailedCreate",
+        "message": REFUSED,
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "metadata": {"name": "thinker-predictor-6f9b7c", "namespace": "torpor"},
+        "spec": {"replicas": 1},
+        "status": {"replicas": 0, "conditions": [failure]},
+    }  # fmt: skip
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    """A predictor's pod that does not come up."""
+    data = {"name": "thinker-predictor-6f9b7c-x2x5q", "namespace": "torpor"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": data, "status": status}
+
+
 ISVC = "InferenceService"
 P = "spec>predictor"
 BOX = f"{P}>containers>0"
@@ -213,6 +256,12 @@ BREAKS = [
     # security
     Break("restricted-pod", "queue", "Deployment", f"{CB}>securityContext>capabilities", GONE, "torpor-api"),
     Break("restricted-pod", "queue", ISVC, f"{P}>containers>1>securityContext>runAsUser", 0),
+    Break("restricted-pod", "queue", ISVC, f"{P}>securityContext"),
+    Break("restricted-pod", "serverless-kafka", ISVC, f"{P}>securityContext"),
+    Break("restricted-pod", "queue", add=storage_container()),
+    Break("pods-refused", "queue", add=replica_set()),
+    Break("pods-stuck", "queue", add=pod(conditions=[{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient cpu."}])),
+    Break("pods-stuck", "queue", add=pod(containerStatuses=[{"name": "kserve-container", "state": {"waiting": {"reason": "ImagePullBackOff"}}}])),
     Break("restricted-pod", "queue", "StatefulSet", f"{CB}>securityContext>readOnlyRootFilesystem"),
     Break("object-form", "queue", add={"kind": "Role", "metadata": None}),
     Break("host-access", "queue", "Deployment", f"{POD}>hostNetwork", True, "torpor-api"),
@@ -343,7 +392,7 @@ def test_what_a_folder_cannot_show_is_asked_for_and_not_failed(
 def test_a_cluster_with_the_rendered_settings_needs_nothing_more(
     overlays: dict[str, Resources],
 ) -> None:
-    flags = ("nodeselector", "tolerations")
+    flags = ("nodeselector", "tolerations", "securitycontext")
     cluster = [
         config("config-defaults", **{"max-revision-timeout-seconds": "2460"}),
         config("config-features", **{f"kubernetes.podspec-{f}": "enabled" for f in flags}),

@@ -20,6 +20,7 @@ from knative.deploy.doctor.rules import (
     mode,
     node,
     pod,
+    running,
     scaler,
     security,
     trigger,
@@ -29,7 +30,20 @@ from knative.deploy.emit import Resource
 
 RULES: tuple[Rule, ...] = tuple(
     rule
-    for module in (door, hold, kpa, mode, broker, delivery, scaler, trigger, pod, node, security)
+    for module in (
+        door,
+        hold,
+        kpa,
+        mode,
+        broker,
+        delivery,
+        scaler,
+        trigger,
+        pod,
+        node,
+        running,
+        security,
+    )
     for rule in module.register.rules
 )
 _ORDER = list(Hop)

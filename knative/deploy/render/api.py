@@ -86,12 +86,9 @@ def deployment(values: Values) -> Resource:
         "terminationGracePeriodSeconds": because(
             GRACE_S, "Readers of a stream reconnect with Last-Event-ID and miss nothing."
         ),
-        "securityContext": {
-            "fsGroup": parts.USER_ID,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "runAsNonRoot": True,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": parts.hardened_pod(
+            fsGroup=parts.USER_ID, fsGroupChangePolicy="OnRootMismatch"
+        ),
         "topologySpreadConstraints": parts.spread("api"),
         "containers": [box],
         "volumes": volumes(),

@@ -154,7 +154,7 @@ def first_secrets_job(values: Values) -> Resource:
             ),
             "enableServiceLinks": parts.NO_SERVICE_LINKS,
             "restartPolicy": "OnFailure",
-            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": parts.hardened_pod(),
             "containers": [container],
         },
     }

@@ -222,13 +222,5 @@ def compile_cache_patch() -> Patch:
             "path": "/spec/predictor/volumes/1",
             "value": {"name": "cache", "persistentVolumeClaim": {"claimName": CACHE_CLAIM}},
         },
-        {
-            "op": "add",
-            "path": "/spec/predictor/securityContext",
-            "value": {
-                "fsGroup": parts.USER_ID,
-                "runAsNonRoot": True,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-        },
+        {"op": "add", "path": "/spec/predictor/securityContext/fsGroup", "value": parts.USER_ID},
     ]

@@ -72,6 +72,11 @@ def service(values: Values, times: Timeouts) -> Resource:
                 "serviceAccountName": parts.PREDICTOR,
                 "automountServiceAccountToken": False,
                 "enableServiceLinks": parts.NO_SERVICE_LINKS,
+                "securityContext": because(
+                    parts.hardened_pod(),
+                    "KServe's storage-initializer sets no seccomp profile of its own: without the "
+                    "pod's our namespace refuses every predictor.",
+                ),
                 "containers": [_container(values, times)],
                 "volumes": [
                     parts.scratch("tmp", "4Gi"),

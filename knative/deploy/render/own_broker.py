@@ -178,7 +178,7 @@ def _pod(container: Resource) -> Resource:
         "automountServiceAccountToken": False,
         "enableServiceLinks": parts.NO_SERVICE_LINKS,
         "terminationGracePeriodSeconds": 60,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": parts.hardened_pod(),
         "topologySpreadConstraints": parts.spread("broker"),
         "containers": [container],
         "volumes": [parts.scratch("tmp", "256Mi"), triggers_volume()],

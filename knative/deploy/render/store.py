@@ -66,12 +66,9 @@ def _stateful_set(values: Values) -> Resource:
         "automountServiceAccountToken": False,
         "enableServiceLinks": parts.NO_SERVICE_LINKS,
         "terminationGracePeriodSeconds": 60,
-        "securityContext": {
-            "fsGroup": parts.USER_ID,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "runAsNonRoot": True,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": parts.hardened_pod(
+            fsGroup=parts.USER_ID, fsGroupChangePolicy="OnRootMismatch"
+        ),
         "containers": [_container(values)],
         "volumes": [
             {"name": "config", "configMap": {"name": parts.REDIS}},

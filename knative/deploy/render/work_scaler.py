@@ -18,7 +18,7 @@ def scaler(values: Values) -> tuple[Resource, Resource]:
         "automountServiceAccountToken": False,
         "enableServiceLinks": parts.NO_SERVICE_LINKS,
         "terminationGracePeriodSeconds": 10,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": parts.hardened_pod(),
         "containers": [_container(values)],
         "volumes": [parts.scratch("tmp", "64Mi")],
     }

@@ -16,7 +16,7 @@ FEATURES = {
     "kubernetes.podspec-tolerations": "GPU nodes are tainted.",
     "kubernetes.podspec-persistent-volume-claim": "The compile cache, with that component.",
     "kubernetes.podspec-persistent-volume-write": "The same, and it is written.",
-    "kubernetes.podspec-securitycontext": "fsGroup of that claim.",
+    "kubernetes.podspec-securitycontext": "Seccomp profile of KServe's storage-initializer; fsGroup of that claim.",
 }
 
 

@@ -26,7 +26,10 @@ _EXAMINED = (
     ("policy/v1", "PodDisruptionBudget"),
     ("networking.k8s.io/v1", "NetworkPolicy"),
     ("networking.k8s.io/v1", "Ingress"),
+    ("apps/v1", "ReplicaSet"),
+    ("v1", "Pod"),
     ("serving.kserve.io/v1beta1", "InferenceService"),
+    ("serving.kserve.io/v1alpha1", "ClusterStorageContainer"),
     ("serving.knative.dev/v1", "Service"),
     ("eventing.knative.dev/v1", "Broker"),
     ("eventing.knative.dev/v1", "Trigger"),
@@ -82,7 +85,8 @@ async def snapshot(cluster: Cluster, namespace: str) -> list[Resource]:
     lists = await asyncio.gather(*(_listed(cluster, v, k, namespace) for v, k in _EXAMINED))
     own = [resource for found in lists for resource in found if not _is_by_controller(resource)]
     platform = await asyncio.gather(*(_got(cluster, ref) for ref in _PLATFORM))
-    return [*own, *(resource for resource in platform if resource)]
+    refused = await _listed(cluster, "v1", "Event", namespace, fieldSelector="reason=FailedCreate")
+    return [*own, *(resource for resource in platform if resource), *refused]
 
 
 async def _got(cluster: Cluster, ref: Ref) -> Resource | None:
@@ -93,10 +97,12 @@ async def _got(cluster: Cluster, ref: Ref) -> Resource | None:
 
 
 def _is_by_controller(resource: Resource) -> bool:
-    """What KServe, Knative or KEDA made out of ours is theirs; Knative Services tell timeouts."""
+    """What KServe, Knative or KEDA made out of ours is theirs; Knative Services tell timeouts, and
+    ReplicaSets and Pods what became of all of it.
+    """
     owned = bool(resource["metadata"].get("ownerReferences"))
     is_knative = str(resource["apiVersion"]).startswith("serving.knative.dev/")
-    return owned and not is_knative
+    return owned and not is_knative and resource["kind"] not in ("ReplicaSet", "Pod")
 
 
 async def rows(cluster: Cluster, namespace: str) -> list[Row]:

@@ -5,6 +5,7 @@ Called by the waiting in `rollout`. Reads only documented status fields and cond
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -119,36 +120,52 @@ _WAITING = {
 }
 
 
+_POD_NAME = re.compile(r'\bpods? "[^"]*"')
+
+
+def nameless(message: str) -> str:
+    """Give a message without the name of the pod: each try of one refusal names another."""
+    return _POD_NAME.sub("pods", message)
+
+
 def why_stuck(pods: Iterable[Resource], events: Iterable[Resource]) -> list[str]:
     """Give the reasons that pods and events tell, each once, the plainest first."""
-    found = [reason for pod in pods for reason in _pod_reasons(pod)]
-    found += [reason for event in events if (reason := _event_reason(event))]
+    told: dict[str, list[str]] = {}  # a reason, and the pods that it is told of
+    for pod in pods:
+        for place, reason in _pod_reasons(pod):
+            told.setdefault(reason, []).append(f"{pod['metadata']['name']}{place}")
+    found = [f"{_first_of_several(names)}: {reason}" for reason, names in told.items()]
+    found += [said for event in events if (said := _event_reason(event))]
     return list(dict.fromkeys(found))
 
 
-def _pod_reasons(pod: Resource) -> Iterable[str]:
-    name = pod["metadata"]["name"]
+def _first_of_several(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _pod_reasons(pod: Resource) -> Iterable[tuple[str, str]]:
+    """Give where in a pod something is stuck ("" for all of it), and why."""
     status = pod.get("status") or {}
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            yield f"{name}: {_scheduling(str(condition.get('message')))}"
+            yield "", _scheduling(str(condition.get("message")))
     boxes = [
         *(status.get("initContainerStatuses") or []),
         *(status.get("containerStatuses") or []),
     ]
     for box in boxes:
-        yield from _container_reasons(name, box)
+        yield from _container_reasons(box)
 
 
-def _container_reasons(pod: str, box: dict[str, Any]) -> Iterable[str]:
+def _container_reasons(box: dict[str, Any]) -> Iterable[tuple[str, str]]:
     state = box.get("state") or {}
     reason = (state.get("waiting") or {}).get("reason", "")
     if reason in _WAITING:
         said = (state["waiting"].get("message") or "").strip()
-        yield f"{pod}/{box['name']}: {_WAITING[reason]}" + (f" ({said[:200]})" if said else "")
+        yield f"/{box['name']}", _WAITING[reason] + (f" ({said[:200]})" if said else "")
     last = (box.get("lastState") or {}).get("terminated") or {}
     if last.get("reason") == "OOMKilled":
-        yield f"{pod}/{box['name']}: killed for memory; raise its limit or lower --max-model-len"
+        yield f"/{box['name']}", "killed for memory; raise its limit or lower --max-model-len"
 
 
 def _scheduling(message: str) -> str:
@@ -164,7 +181,7 @@ def _scheduling(message: str) -> str:
 
 
 def _event_reason(event: Resource) -> str | None:
-    message = str(event.get("message", ""))
+    message = nameless(str(event.get("message", "")))
     if event.get("type") != "Warning":
         return None
     about = (event.get("involvedObject") or {}).get("name", "?")

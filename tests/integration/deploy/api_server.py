@@ -30,7 +30,11 @@ KINDS: dict[str, dict[str, tuple[str, bool]]] = {
         "Pod": ("pods", True),
         "Event": ("events", True),
     },
-    "apps/v1": {"Deployment": ("deployments", True), "StatefulSet": ("statefulsets", True)},
+    "apps/v1": {
+        "Deployment": ("deployments", True),
+        "StatefulSet": ("statefulsets", True),
+        "ReplicaSet": ("replicasets", True),
+    },
     "batch/v1": {"Job": ("jobs", True)},
     "autoscaling/v2": {"HorizontalPodAutoscaler": ("horizontalpodautoscalers", True)},
     "policy/v1": {"PodDisruptionBudget": ("poddisruptionbudgets", True)},
@@ -43,6 +47,7 @@ KINDS: dict[str, dict[str, tuple[str, bool]]] = {
         "RoleBinding": ("rolebindings", True),
     },
     "serving.kserve.io/v1beta1": {"InferenceService": ("inferenceservices", True)},
+    "serving.kserve.io/v1alpha1": {"ClusterStorageContainer": ("clusterstoragecontainers", False)},
     "keda.sh/v1alpha1": {
         "ScaledObject": ("scaledobjects", True),
         "TriggerAuthentication": ("triggerauthentications", True),

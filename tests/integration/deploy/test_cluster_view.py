@@ -48,6 +48,35 @@ async def test_a_snapshot_passes_over_what_is_not_installed_or_not_allowed(
     assert [r["metadata"]["name"] for r in found] == ["torpor-api"]
 
 
+async def test_a_snapshot_has_what_tells_why_pods_are_not_made(
+    cluster: Cluster, server: ApiServer
+) -> None:
+    owned = {"ownerReferences": [{"kind": "Deployment", "name": "thinker-predictor"}]}
+    made = ({"apiVersion": "apps/v1", "kind": "ReplicaSet"}, {"apiVersion": "v1", "kind": "Pod"})
+    for each in made:
+        server.put({**each, "metadata": {"name": "p", "namespace": "torpor", **owned}})
+    server.put(
+        {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": "e", "namespace": "torpor"},
+            "reason": "FailedCreate",
+        }
+    )
+    server.put(
+        {
+            "apiVersion": "serving.kserve.io/v1alpha1",
+            "kind": "ClusterStorageContainer",
+            "metadata": {"name": "default"},
+        }
+    )
+
+    found = await cluster_view.snapshot(cluster, "torpor")
+
+    kinds = {resource["kind"] for resource in found}
+    assert kinds == {"ReplicaSet", "Pod", "Event", "ClusterStorageContainer"}
+
+
 async def test_scale_sets_both_objects(cluster: Cluster, server: ApiServer) -> None:
     server.put(
         {

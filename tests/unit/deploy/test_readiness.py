@@ -130,5 +130,21 @@ def test_events_tell_what_no_pod_can(message: str, words: str) -> None:
     assert words in reason
 
 
+def test_a_refusal_is_told_once_whatever_the_pod_was_to_be_called() -> None:
+    refused = 'pods "thinker-{}" is forbidden: violates PodSecurity "restricted"'
+    events = [
+        {
+            "type": "Warning",
+            "message": refused.format(each),
+            "involvedObject": {"name": "thinker-predictor-6f9b7c"},
+        }
+        for each in ("x2x5q", "9kd2f", "pp8sz")
+    ]
+
+    (reason,) = why_stuck([], events)
+
+    assert reason.startswith("thinker-predictor-6f9b7c: ")
+
+
 def test_a_healthy_pod_gives_no_reason() -> None:
     assert why_stuck([box(state={"running": {}})], [{"type": "Normal", "message": "quota"}]) == []

@@ -8,6 +8,7 @@ from typing import Any
 
 from knative.deploy.doctor.field import Place, field_rule, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
+from knative.deploy.doctor.kserve import storage_initializer
 from knative.deploy.doctor.view import Pod, View, dig, variable
 from knative.deploy.emit import Resource
 
@@ -27,12 +28,29 @@ _PASSWORD_IN_URL = re.compile(r"\w+://[^/@\s]*:[^/@\s]+@")
 def restricted_pod(view: View) -> Iterator[Fault]:
     for pod in view.pods:
         for box in pod.containers:
-            for field, must in _lacks(pod, box):
+            for field, must in [*_refused_for(pod, box), *_writable(box)]:
                 yield fault(pod.owner, f"{box.get('name')}: {field}", None, must)
+        if pod.owner.get("kind") != "InferenceService":
+            continue
+        if (added := storage_initializer(view, pod.owner)) is not None:
+            for field, must in _refused_for(pod, added):
+                place = f"{added['name']} (KServe's): {field}"
+                yield fault(pod.owner, place, None, f"{must}; {_FOR_INITIALIZER[field]}")
 
 
-def _lacks(pod: Pod, box: Resource) -> Iterator[tuple[str, str]]:
-    """Give what a container's security context lacks; the pod's counts where it may."""
+_AT_POD = "in spec.predictor.securityContext"
+_AT_KSERVE = "in KServe's ClusterStorageContainer: install KServe with its Helm chart, or patch it"
+_FOR_INITIALIZER = {
+    "allowPrivilegeEscalation": _AT_KSERVE,
+    "capabilities.drop": _AT_KSERVE,
+    "runAsNonRoot": _AT_POD,
+    "seccompProfile.type": _AT_POD,
+    "privileged or runAsUser": _AT_KSERVE,
+}
+
+
+def _refused_for(pod: Pod, box: Resource) -> Iterator[tuple[str, str]]:
+    """Give what a container lacks for the restricted standard; the pod's counts where it may."""
     own = box.get("securityContext") or {}
     shared = pod.spec.get("securityContext") or {}
     if own.get("allowPrivilegeEscalation") is not False:
@@ -44,10 +62,14 @@ def _lacks(pod: Pod, box: Resource) -> Iterator[tuple[str, str]]:
     profile = own.get("seccompProfile") or shared.get("seccompProfile") or {}
     if profile.get("type") not in ("RuntimeDefault", "Localhost"):
         yield "seccompProfile.type", "RuntimeDefault"
-    if own.get("readOnlyRootFilesystem") is not True:
-        yield "readOnlyRootFilesystem", "true"
     if own.get("privileged") or own.get("runAsUser") == 0:
         yield "privileged or runAsUser", "neither privileged nor root"
+
+
+def _writable(box: Resource) -> Iterator[tuple[str, str]]:
+    """Give our own demand beyond the standard, for containers that are ours."""
+    if (box.get("securityContext") or {}).get("readOnlyRootFilesystem") is not True:
+        yield "readOnlyRootFilesystem", "true"
 
 
 @register.rule(
