@@ -23,10 +23,13 @@ MODEL = "smollm2-135m-instruct"
 class LocalStack:
     """`torpor up` on a folder; free ports, a fast clock."""
 
-    def __init__(self, folder: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *flags: str, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
         self.folder = folder
         self._flags = flags
         self._env = os.environ | {"TORPOR_SEEDED_TOKENS_PER_S": "200"} | (env or {})
+        self._cwd = cwd
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "LocalStack":
@@ -35,7 +38,9 @@ class LocalStack:
         base += ["--drain-grace", "1s"]
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._said_path.open("w") as said:
-            self._process = subprocess.Popen([*base, *self._flags], env=self._env, stderr=said)
+            self._process = subprocess.Popen(
+                [*base, *self._flags], env=self._env, stderr=said, cwd=self._cwd
+            )
         try:
             self._wait(lambda: (self.folder / "addresses.json").exists() or self._ended, 60)
         except TimeoutError:

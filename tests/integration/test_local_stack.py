@@ -428,3 +428,52 @@ async def burst(address: str) -> list[httpx.Response]:
                 return await client.post("/v1/jobs", json=line)
 
         return await asyncio.gather(*(one() for _ in range(BURST)))
+
+
+@pytest.mark.parametrize("name", ["api", "eventing", "predictor"])
+def test_a_folder_that_is_named_like_a_part_is_not_run(tmp_path: Path, name: str) -> None:
+    for folder in ("eventing", "api", "predictor"):
+        (tmp_path / folder).mkdir()
+        for file in ("__init__", "__main__"):
+            ran = f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+            (tmp_path / folder / f"{file}.py").write_text(ran if folder == name else "")
+
+    stack = LocalStack(tmp_path / "data", cwd=tmp_path).start()
+    try:
+        job = stack.job(stack.submit(max_tokens=2), wait_s=50)
+    finally:
+        stack.stop()
+
+    assert job["state"] == "completed"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_data_of_a_stack_is_for_its_owner_only(own_stack: LocalStack) -> None:
+    own_stack.job(own_stack.submit(max_tokens=2), wait_s=50)
+
+    ours = [own_stack.folder, *own_stack.folder.rglob("*")]
+    open_to_others = [path for path in ours if path.lstat().st_mode & 0o077]
+
+    assert [p.name for p in open_to_others if p.name not in ("data", "said.log")] == []
+
+
+def test_a_hostile_dead_letter_is_listed_and_never_obeyed(stack: LocalStack) -> None:
+    evil = "[/] [red]x \x1b]52;c;ZXZpbA==\x07 \x1b]8;;http://evil.example\x1b\\"
+    headers = {
+        "ce-specversion": "1.0",
+        "ce-id": "evil",
+        "ce-source": "/shop",
+        "ce-type": "dev.torpor.inference.requested.v1",
+        "ce-model": MODEL,
+        "content-type": "application/json",
+    }
+    line = {"url": "/v1/completions", "body": {"model": evil, "prompt": "hi"}}
+    httpx.post(stack.addresses["broker"] + "/", json=line, headers=headers)
+    stack.until(lambda: "evil" in torpor(stack, "dead-letters", "list", "--json").stdout)
+
+    listed = torpor(stack, "dead-letters", "list")
+
+    assert listed.returncode == 0
+    assert "Traceback" not in listed.stderr
+    assert "[/] [red]x" in listed.stdout
+    assert "\x1b" not in listed.stdout

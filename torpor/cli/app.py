@@ -72,7 +72,7 @@ def main() -> None:
         assembled(next(iter(sys.argv[1:]), ""))()
     except* (UserError, StackError, OSError) as group:
         for error in _flat(group):
-            stderr.print(f"torpor: {_words(error)}", style="red", markup=False, highlight=False)
+            stderr.print(f"torpor: {_words(error)}", style="red")
         status = 1
     except* KeyboardInterrupt:
         status = 130

@@ -34,7 +34,7 @@ def list_dead_letters(
     query = {"limit": str(limit)}
     page = _with_api(api, data_dir, lambda a: a.call("GET", "/v1/dead-letters", query=query))
     if as_json:
-        stdout.print(orjson.dumps(page).decode(), markup=False)
+        stdout.print(orjson.dumps(page).decode())
         return
     table = Table("id", "reason", "attempts", "model", box=None)
     for job in page["data"]:
@@ -48,7 +48,7 @@ def show(job_id: str, api: ApiOption = "", data_dir: DataDir = DEFAULT_DATA_DIR)
     """Show one as JSON: reason, attempts and the original request."""
     path = f"/v1/dead-letters/{job_id}"
     found = _with_api(api, data_dir, lambda a: a.call("GET", path))
-    stdout.print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode(), markup=False)
+    stdout.print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
 
 
 @dead_letters.command()
@@ -69,7 +69,7 @@ def redrive(
         raise UserError("--request replaces the request of exactly one dead letter")
     work = _redrive_all if everything else _redrive_each(job_ids or [], edited)
     for job_id in _with_api(api, data_dir, work):
-        stdout.print(job_id, markup=False)
+        stdout.print(job_id)
 
 
 @dead_letters.command()
@@ -79,7 +79,7 @@ def discard(job_ids: JobIds, api: ApiOption = "", data_dir: DataDir = DEFAULT_DA
     async def work(client: Api) -> None:
         for job_id in job_ids:
             await client.call("DELETE", f"/v1/dead-letters/{job_id}")
-            stdout.print(f"discarded {job_id}", markup=False)
+            stdout.print(f"discarded {job_id}")
 
     _with_api(api, data_dir, work)
 

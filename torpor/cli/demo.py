@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from eventing.telemetry import log
 from torpor.cli.client import connected
@@ -14,7 +15,7 @@ from torpor.cli.errors import UserError
 from torpor.cli.flags import build
 from torpor.cli.jobs import DEFAULT_DATA_DIR, DataDir, submit_chat
 from torpor.cli.view.life import life_lines, whole_life
-from torpor.cli.view.screen import JobScreen, stderr
+from torpor.cli.view.screen import JobScreen, stderr, step
 from torpor.local.settings import EngineKind, StackSettings
 from torpor.local.stack import Stack
 
@@ -44,9 +45,7 @@ def demo(
         log_level="WARNING",
     )
     log.configure("stack", level=settings.log_level)
-    asyncio.run(
-        _run(Stack(settings, lambda line: stderr.print(f"[dim]·[/dim] {line}")), prompt, max_tokens)
-    )
+    asyncio.run(_run(Stack(settings, step), prompt, max_tokens))
 
 
 async def _run(stack: Stack, prompt: str, max_tokens: int) -> None:
@@ -73,7 +72,8 @@ async def _run(stack: Stack, prompt: str, max_tokens: int) -> None:
     if interrupted.is_set():
         stderr.print(f"stopped: no process is left; what was asked is kept in {where}")
         raise typer.Exit(130)
-    stderr.print(f"[green]done[/green]: no process is left; the model and the data stay in {where}")
+    words = f": no process is left; the model and the data stay in {where}"
+    stderr.print(Text.assemble(("done", "green"), words))
 
 
 async def _story(stack: Stack, prompt: str, max_tokens: int) -> None:
@@ -90,9 +90,7 @@ async def _story(stack: Stack, prompt: str, max_tokens: int) -> None:
             end = await screen.follow(api.events(job["id"]))
             screen.life(life_lines(await whole_life(api, job["id"])))
         _require_completed(end)
-        stderr.print(
-            "[dim]·[/dim] waiting for the stable window to pass (at ten times Knative's speed)"
-        )
+        step("waiting for the stable window to pass (at ten times Knative's speed)")
         await seen.wait_for_zero()
     finally:
         counting.cancel()
@@ -117,7 +115,7 @@ class _Replicas:
         return self._stack.fleet.ready if self._stack.fleet else 0
 
     def say(self, why: str) -> None:
-        stderr.print(f"[bold]replicas: {self.ready}[/bold]  {why}")
+        stderr.print(Text.assemble((f"replicas: {self.ready}", "bold"), f"  {why}"))
 
     async def count(self) -> None:
         while True:

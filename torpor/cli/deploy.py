@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from knative.deploy import timeouts
 from knative.deploy.build import load
@@ -69,13 +69,13 @@ class _Lines:
     """Shows a deploy as lines: one an object, one a change of state."""
 
     def applied(self, step: Step) -> None:
-        stderr.print(f"  {step.action:<7} {step.ref}", markup=False)
+        stderr.print(f"  {step.action:<7} {step.ref}")
 
     def waiting(self, ref: Ref, state: Readiness, stuck: Sequence[str]) -> None:
-        word = "[green]ready[/]" if state.is_ready else f"waits: {escape(state.reason)}"
-        stderr.print(f"  {ref}: {word}")
+        word = ("ready", "green") if state.is_ready else f"waits: {state.reason}"
+        stderr.print(Text.assemble(f"  {ref}: ", word))
         for reason in stuck:
-            stderr.print(f"      {escape(reason)}", style="yellow")
+            stderr.print(f"      {reason}", style="yellow")
 
 
 @app.command()
@@ -91,7 +91,7 @@ def render(
         return
     found = differences(folder, values) if check else write(folder, values)
     for difference in found:
-        stdout.print(f"{difference.kind:<8} {difference.path}", markup=False)
+        stdout.print(f"{difference.kind:<8} {difference.path}")
     if check and found:
         raise UserError(f"{len(found)} files differ from the values: run `torpor render`")
     stderr.print(f"{folder}: {'as rendered' if not found else f'{len(found)} files written'}")
@@ -209,11 +209,11 @@ async def _deploy(
 def _show_plan(made: Plan) -> None:
     for step in made.steps:
         if step.difference:
-            stdout.print(step.difference, markup=False)
+            stdout.print(step.difference)
         elif step.action == "leave":
-            stderr.print(f"left to the installer: {step.ref}", markup=False)
+            stderr.print(f"left to the installer: {step.ref}")
     for ref in made.prune:
-        stdout.print(f"- {ref} (was in the last release)", markup=False)
+        stdout.print(f"- {ref} (was in the last release)")
 
 
 @app.command()
@@ -232,8 +232,9 @@ def status(
         return
     table = Table("what", "replicas", "state")
     for row in found:
-        state = "[green]ready[/]" if row.state.is_ready else escape(row.state.reason)
-        table.add_row(str(row.ref), row.replicas, "\n".join([state, *map(escape, row.stuck)]))
+        state = ("ready", "green") if row.state.is_ready else row.state.reason
+        lines = Text("\n").join([Text.assemble(state), *map(Text, row.stuck)])
+        table.add_row(str(row.ref), row.replicas, lines)
     stdout.print(table if found else f"nothing of Torpor's in namespace {namespace}")
 
 
@@ -252,7 +253,7 @@ def logs(
             async for pod, line in cluster_view.log_lines(
                 cluster, namespace, component, follows=follow, tail=tail
             ):
-                stdout.print(f"{pod} {line}", markup=False)
+                stdout.print(f"{pod} {line}")
 
     _run(work)
 
@@ -276,7 +277,7 @@ def scale(
             return await cluster_view.set_bounds(cluster, namespace, model, least, most)
 
     for line in _run(work):
-        stdout.print(line, markup=False)
+        stdout.print(line)
 
 
 @app.command()
@@ -328,7 +329,7 @@ async def _judge(
         verdict.measure(prometheus, split.canary_name(model), window),
     )
     found = verdict.judge(stable, fresh, limits)
-    stderr.print(f"{found.decision}: {found.reason}", markup=False)
+    stderr.print(f"{found.decision}: {found.reason}")
     return found.decision
 
 
@@ -371,4 +372,4 @@ def delete(
             )
 
     for ref in _run(work):
-        stderr.print(f"  kept    {ref}", markup=False)
+        stderr.print(f"  kept    {ref}")

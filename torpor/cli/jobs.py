@@ -47,7 +47,7 @@ def submit(
     if as_json and wait:
         job = asyncio.run(_until_end(api_address(api, data_dir), job["id"]))
     if as_json:
-        stdout.print(orjson.dumps(job).decode(), markup=False)
+        stdout.print(orjson.dumps(job).decode())
     elif not wait:
         stdout.print(job["id"])
     _exit_like(job)
@@ -75,7 +75,7 @@ def list_jobs(
     query = {"limit": str(limit)} | ({"state": state} if state else {})
     page = asyncio.run(_call(api_address(api, data_dir), "GET", "/v1/jobs", query))
     if as_json:
-        stdout.print(orjson.dumps(page).decode(), markup=False)
+        stdout.print(orjson.dumps(page).decode())
         return
     whole = max((len(job["id"]) for job in page["data"]), default=0)  # half an id is none
     table = Table(Column("id", min_width=whole), *("state", "model", "tokens", "total"), box=None)
@@ -94,7 +94,7 @@ def cancel(
 ) -> None:
     """Cancel a job; one that has ended stays as it is."""
     job = asyncio.run(_call(api_address(api, data_dir), "DELETE", f"/v1/jobs/{job_id}"))
-    stdout.print(orjson.dumps(job).decode() if as_json else job["state"], markup=False)
+    stdout.print(orjson.dumps(job).decode() if as_json else job["state"])
 
 
 async def _submit(
@@ -138,7 +138,7 @@ async def _watch(address: str, job_id: str, as_json: bool) -> dict[str, Any]:
             return ended
         last: dict[str, Any] = {}
         async for name, data in api.events(job_id):
-            stdout.print(orjson.dumps({"event": name, "data": data}).decode(), markup=False)
+            stdout.print(orjson.dumps({"event": name, "data": data}).decode())
             last = data if name == "result" else last
         return last
 

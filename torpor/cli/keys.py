@@ -182,7 +182,7 @@ async def _shelf(redis_url: str, file: Path | None) -> AsyncIterator[_Shelf]:
 
 
 def _print_key(text: str) -> None:
-    stdout.print(text, markup=False)
+    stdout.print(text)
     stderr.print("shown this once; send it as «Authorization: Bearer ...»")
 
 

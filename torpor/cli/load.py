@@ -87,7 +87,7 @@ def load(**given: Any) -> None:
     _draw(result.report)
     grew = growing(result.report) if options.soak else []
     for line in grew:
-        stderr.print(f"grows: {line}", markup=False)
+        stderr.print(f"grows: {line}")
     if result.report["lost"] or grew:
         raise typer.Exit(1)
 
@@ -202,7 +202,7 @@ def _draw(report: dict[str, Any]) -> None:
         f"{_number(cost['gpu_seconds'])} GPU-s, {_number(cost['per_1k_output_tokens'])} per 1,000"
     )
     for note in report["notes"]:
-        stderr.print(note, style="dim", markup=False)
+        stderr.print(note, style="dim")
 
 
 def _number(value: float | None) -> str:

@@ -27,7 +27,7 @@ def report(
         raise UserError(f"{since!r} is no duration; write it as 90m or 24h") from error
     usage = asyncio.run(_ask(api_address(api, data_dir), span_s))
     if as_json:
-        stdout.print(orjson.dumps(usage).decode(), markup=False)
+        stdout.print(orjson.dumps(usage).decode())
     else:
         _draw(usage, since)
 

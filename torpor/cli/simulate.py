@@ -134,11 +134,11 @@ def simulate(**given: Any) -> None:
         raise UserError(str(error)) from error
     notes = command.notes(load, scenario, settings)
     if options.json_file == Path("-"):
-        stdout.print(as_json(reports), markup=False, end="")
+        stdout.print(as_json(reports), end="")
         return
     stdout.print(as_table(reports, title=load.title))
     for note in notes[1:]:
-        stderr.print(note, style="dim", markup=False)
+        stderr.print(note, style="dim")
     if options.json_file is not None:
         options.json_file.write_text(as_json(reports), encoding="utf-8")
     if options.html_file is not None:
@@ -188,10 +188,10 @@ def _print_plan(tried: list[Tried], target: Target, place: Place) -> None:
     stdout.print(as_table([one.report for one in meeting[:4]], title=title))
     stderr.print(f"cheapest: {chosen.candidate.name}, cost {chosen.report.cost:.3f}")
     for remark in chosen.candidate.remarks:
-        stderr.print(remark, markup=False)
+        stderr.print(remark)
     if text := chosen.candidate.patch_text(place):
         stderr.print("merge it into the rendered manifests: kustomize `patches: [{path: FILE}]`")
-        stdout.print(text, markup=False, end="")
+        stdout.print(text, end="")
 
 
 def _duration(text: str) -> float:

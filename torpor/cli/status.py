@@ -34,7 +34,7 @@ def status(
         )
     seen = asyncio.run(_ask(found.activator))
     if as_json:
-        stdout.print(orjson.dumps(seen).decode(), markup=False)
+        stdout.print(orjson.dumps(seen).decode())
     else:
         _draw(seen)
 
@@ -55,7 +55,7 @@ def _draw(seen: dict[str, Any]) -> None:
     stdout.print(f"activator  holds {activator['waiting']}, in predictors {activator['in_flight']}")
     stdout.print(f"replicas {replicas['ready']} ready of {replicas['wanted']} wanted")
     if replicas["last_failure"]:
-        stdout.print(f"last failure: {replicas['last_failure']}", markup=False)
+        stdout.print(f"last failure: {replicas['last_failure']}")
     table = Table("replica", "state", "in flight", "woke in", box=None)
     for r in replicas["list"]:
         table.add_row(

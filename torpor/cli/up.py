@@ -4,9 +4,11 @@ import asyncio
 import signal
 from typing import Any
 
+from rich.text import Text
+
 from eventing.telemetry import log, trace
 from torpor.cli.flags import build, with_flags
-from torpor.cli.view.screen import stderr
+from torpor.cli.view.screen import stderr, step
 from torpor.local.settings import StackSettings
 from torpor.local.stack import Stack
 
@@ -22,7 +24,7 @@ def up(**flags: Any) -> None:
 
 
 async def _run(settings: StackSettings) -> None:
-    stack = Stack(settings, lambda line: stderr.print(f"[dim]·[/dim] {line}"))
+    stack = Stack(settings, step)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stack.stop)
@@ -38,7 +40,7 @@ async def _run(settings: StackSettings) -> None:
 
 def _announce(stack: Stack) -> None:
     at, most = stack.addresses, stack.settings.max_replicas
-    stderr.print(f"[bold green]Torpor is up[/bold green], 0 of {most} predictors awake")
+    stderr.print(Text.assemble(("Torpor is up", "bold green"), f", 0 of {most} predictors awake"))
     stderr.print(f"  api     {at.api}     (docs at {at.api}/docs)")
     stderr.print(f"  broker  {at.broker}/    (CloudEvents in)")
     stderr.print('  try     torpor submit --wait "Why is the sky blue?"')

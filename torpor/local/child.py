@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import signal
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,20 @@ _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _LAST_LINES: Final = 5
 _LINE_CHARACTERS: Final = 300
+_SAFE_PATH: Final = {"PYTHONSAFEPATH": "1"}
+"""`python -m api` must run our `api`, never a folder of that name where the user happens to be."""
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of ours with this interpreter."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def child_env(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a part: `env`, and nothing of the current folder is imported, by its own
+    children neither.
+    """
+    return {**env, **_SAFE_PATH}
 
 
 class Child:
@@ -60,7 +75,7 @@ class Child:
                 stdin=asyncio.subprocess.PIPE if self._stdin else asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=dict(self._env),
+                env=child_env(self._env),
                 preexec_fn=die_with_parent,
                 start_new_session=True,  # Ctrl-C is for us; we stop our parts in order
             )

@@ -16,6 +16,7 @@ import orjson
 from torpor.local.errors import StackError
 
 _ADDRESSES: Final = "addresses.json"
+_PRIVATE: Final = ("store", "logs", "files")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises `StackError` when another stack has it, or it cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_private(folder)
         lock = (folder / "lock").open("a+")
     except OSError as error:
         raise StackError(
@@ -54,6 +55,30 @@ def locked(folder: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """What is written within the block, by us and by the processes that we start, is for its owner
+    only: prompts and answers lie in it.
+    """
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _make_private(folder: Path) -> None:
+    """Make the folder for its owner only. One that was there and is not a stack's keeps its mode;
+    what is ours in it does not.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (folder / "lock").exists():
+        folder.chmod(0o700)
+    for name in _PRIVATE:
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name).chmod(0o700)
 
 
 def record_addresses(folder: Path, addresses: Addresses | None) -> None:

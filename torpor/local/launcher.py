@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from torpor.local.child import Child
+from torpor.local.child import Child, child_env, python_module
 from torpor.local.errors import StackError
 
 _log = structlog.get_logger()
@@ -52,9 +51,7 @@ class SpawnLauncher:
         self._log_dir = log_dir
 
     async def launch(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> Running:
-        child = Child(
-            name, [sys.executable, "-m", "predictor", *argv], env=env, log_dir=self._log_dir
-        )
+        child = Child(name, python_module("predictor", *argv), env=env, log_dir=self._log_dir)
         await child.start()
         return child
 
@@ -95,7 +92,7 @@ class ForkLauncher:
     async def launch(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> Running:
         await asyncio.wait_for(self.warm.wait(), _PARENT_START_S)
         log_path = str((self._log_dir / f"{name}.log").resolve())
-        request = {"argv": list(argv), "env": dict(env), "log_path": log_path}
+        request = {"argv": list(argv), "env": child_env(env), "log_path": log_path}
         async with self._one_at_a_time:
             if self._writer is None:
                 raise OSError("the warm parent is gone")

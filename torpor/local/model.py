@@ -6,7 +6,7 @@ nothing of vLLM is imported here.
 """
 
 import asyncio
-import sys
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from typing import Final
 
 import orjson
 
-from torpor.local.child import die_with_parent
+from torpor.local.child import child_env, die_with_parent, python_module
 from torpor.local.errors import StackError
 
 _CONTEXT_ON_A_LAPTOP: Final = 2048
@@ -36,10 +36,12 @@ async def prepare_model(name: str, cache_dir: Path, report: Callable[[str], None
     with whoever waits for it.
     """
     _require_folder(name)
-    argv = ["-m", "predictor.model_files.weights", "--model", name, "--cache-dir", str(cache_dir)]
+    argv = python_module(
+        "predictor.model_files.weights", "--model", name, "--cache-dir", str(cache_dir)
+    )
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
         *argv,
+        env=child_env(os.environ),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         preexec_fn=die_with_parent,

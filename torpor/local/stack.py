@@ -10,7 +10,6 @@ import os
 import secrets
 import shlex
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -32,8 +31,8 @@ from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
 from torpor.local import manifest
 from torpor.local.activator import Activator
 from torpor.local.autoscaler import KedaLoop, KpaLoop, PolicyClock
-from torpor.local.child import Child, free_port
-from torpor.local.data_dir import Addresses, locked, record_addresses
+from torpor.local.child import Child, free_port, python_module
+from torpor.local.data_dir import Addresses, locked, private_files, record_addresses
 from torpor.local.embedded_store import embedded_store
 from torpor.local.errors import StackError
 from torpor.local.fleet import Fleet, PredictorSpec
@@ -82,6 +81,7 @@ class Stack:
         either way.
         """
         async with AsyncExitStack() as exits:
+            exits.enter_context(private_files())
             exits.enter_context(locked(self._data))
             record_addresses(self._data, None)  # one that was killed left its own
             try:
@@ -183,7 +183,7 @@ class Stack:
         self._report(f"starting the {name}")
         _require_free(self.settings.host, port, name)
         env = self._base_env | {"TORPOR_PORT": str(port)}
-        child = Child(name, [sys.executable, "-m", module], env=env, log_dir=self._logs)
+        child = Child(name, python_module(module), env=env, log_dir=self._logs)
         await child.start()
         exits.push_async_callback(child.stop, _STOP_GRACE_S)
         await _answers(f"http://{self.settings.host}:{port}/healthz", child)
@@ -245,8 +245,8 @@ class Stack:
         }
         argv = ["--socket", str(socket_path), "--preload"]
         argv.append("predictor.engine.vllm.preload:preload=" + orjson.dumps(preload).decode())
-        module = [sys.executable, "-m", "predictor.process.parent"]
-        parent = Child("parent", [*module, *argv], env=self._base_env, log_dir=self._logs)
+        command = python_module("predictor.process.parent", *argv)
+        parent = Child("parent", command, env=self._base_env, log_dir=self._logs)
         return ForkLauncher(parent, socket_path, self._logs)
 
     def _predictor_argv(self) -> list[str]:

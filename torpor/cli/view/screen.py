@@ -8,11 +8,18 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
-stdout = Console(highlight=False, soft_wrap=True)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+from torpor.cli.view.terminal import Terminal
+
+stdout = Terminal()
+stderr = Terminal(stderr=True)
+
+
+def step(text: str) -> None:
+    """A line that says what is being done."""
+    stderr.print(Text.assemble(("·", "dim"), " ", text))
 
 
 class JobScreen:
@@ -46,7 +53,7 @@ class JobScreen:
                 self.line(f"in_progress, attempt {data['attempt']}{since}{again}")
             case "tokens":
                 self._quiet()
-                stdout.print(text_of(data["delta"]), end="", markup=False)
+                stdout.print(text_of(data["delta"]), end="")
                 self._is_mid_line = True
             case "result":
                 self.result = data
@@ -89,17 +96,18 @@ class JobScreen:
         if self._is_mid_line:
             stdout.print()
             self._is_mid_line = False
-        stderr.print(f"[dim]{time.monotonic() - self._started:6.2f} s[/dim]  {text}")
+        since = f"{time.monotonic() - self._started:6.2f} s"
+        stderr.print(Text.assemble((since, "dim"), "  ", text))
 
     def life(self, lines: list[str]) -> None:
         """The whole life, once it is over."""
         self._quiet()
         for line in lines:
-            stderr.print(f"[dim]{line}[/dim]", markup=True)
+            stderr.print(line, style="dim")
 
     def _spin(self, text: str) -> None:
         if stderr.is_terminal:
-            self._status = stderr.status(text)
+            self._status = stderr.status(Text(text))
             self._status.start()
 
     def _quiet(self) -> None:
