@@ -3,6 +3,10 @@
 Called by the pump. A request event fails its job, which *is* the dead letter (list and redrive
 stand on the store). Any other event is kept in the queue's own `dead` hash. Only then is a
 `deadLetterSink` told; that it is down loses nothing.
+
+A request that another broker gave up (a trigger with `retry_span_s`) fails its job only when that
+broker can have spent its retries: RabbitMQ's dispatcher gives up all it holds when it is told to
+end. Else the job is put back among those to be published (docs/adr/0170).
 """
 
 import base64
@@ -20,15 +24,20 @@ from eventing.cloudevent.event import Event, build_binary, to_record
 from eventing.cloudevent.job_event import REQUESTED, job_of, unreadable_job
 from eventing.cloudevent.publisher import payload
 from eventing.errors import BadRequest, IdempotencyConflict
-from eventing.job.job import JobError, JobState
+from eventing.job.job import API_SOURCE, JobError, JobState
 from eventing.job.store import Ending, LeaseStatus, Store
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
+from eventing.redis.script import Argument, run
 from eventing.telemetry.metric.family import DEAD_LETTERS
 
 _log = structlog.get_logger()
 _SINK_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 _KEEP_DEAD_S: Final = 14 * 24 * 3600
+_UNANSWERED: Final = ("-1", "0")
+"""What Knative's brokers put into `knativeerrorcode` when the last try had no HTTP answer."""
+_LONGEST_MS: Final = 900_000
+"""Longest pause before a request that was given up is published again; the first has none."""
 
 
 class DeadLetterHandler:
@@ -45,12 +54,23 @@ class DeadLetterHandler:
         either.
         """
         event = claimed.event
+        if event.type == REQUESTED and trigger.retry_span_s:
+            match await self._requeue(event, trigger.retry_span_s):
+                case "held":
+                    return False
+                case "requeued":
+                    _log.info("to be published again", action="requeue", trigger=trigger.name)
+                    return True
+                case "spent":
+                    reason = f"given up by its broker after {_last_answer(event)}"
+                case _:
+                    return True  # it has ended, or was deleted: nobody waits for this event
         if event.type == REQUESTED:
-            if not await self._fail_job(event, reason):
-                return False
+            hold = await self._fail_job(event, reason)
+            if hold is not LeaseStatus.OK:
+                return hold is not LeaseStatus.FENCED
         else:
             await self._keep(trigger, claimed, reason)
-        if event.type != REQUESTED:
             DEAD_LETTERS.labels(trigger.name).inc()
         _log.warning("set aside", action="dead_letter", trigger=trigger.name, status=status)
         if trigger.delivery.dead_letter_sink:
@@ -59,18 +79,39 @@ class DeadLetterHandler:
             )
         return True
 
-    async def _fail_job(self, event: Event, reason: str) -> bool:
+    async def _fail_job(self, event: Event, reason: str) -> LeaseStatus:
+        """`OK` when the job failed by this; else why it did not."""
         error = JobError(code="undeliverable", message=reason)
         try:
             job, _ = await self._store.create(job_of(event))
         except IdempotencyConflict:
-            return True  # another request owns this identity; its job tells its own end
+            return LeaseStatus.MISSING  # another request owns this identity and tells its own end
         except BadRequest as cause:
             refusal = JobError(code=cause.code, message=cause.message, field=cause.field)
-            await self._store.reject(unreadable_job(event), refusal, event.data)
-            return True
+            is_ours = await self._store.reject(unreadable_job(event), refusal, event.data)
+            return LeaseStatus.OK if is_ours else LeaseStatus.MISSING
         ending = Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
-        return await self._store.conclude(job.id, ending) is not LeaseStatus.FENCED
+        return await self._store.conclude(job.id, ending)
+
+    async def _requeue(self, event: Event, retry_span_s: float) -> str:
+        """What `requeue.lua` says of the job; `spent` for an event that can never be one."""
+        try:
+            new = job_of(event)
+            if event.source != API_SOURCE:  # the api records its own before it publishes them
+                await self._store.create(new)
+        except IdempotencyConflict:
+            return "missing"
+        except BadRequest:
+            return "spent"
+        is_answered = event.extensions.get("knativeerrorcode", "") not in _UNANSWERED
+        args: list[Argument] = [int(retry_span_s * 1000), int(is_answered), _LONGEST_MS]
+        async with failures_named():
+            answer, *delay_ms = await run(self._redis, "requeue", [keys.job(new.id)], args)
+            if delay_ms:
+                # If we die before this, the event is delivered again.
+                note = [new.id, delay_ms[0], "", 0]
+                await run(self._redis, "index", [keys.UNPUBLISHED], note)
+        return str(answer.decode())
 
     async def _keep(self, trigger: Trigger, claimed: Claimed, reason: str) -> None:
         key = keys.queue(trigger.name, "dead")
@@ -82,6 +123,11 @@ class DeadLetterHandler:
         async with failures_named():
             await self._redis.hset(key, member_of(claimed.event), orjson.dumps(note))
             await self._redis.expire(key, _KEEP_DEAD_S)
+
+
+def _last_answer(event: Event) -> str:
+    code = event.extensions.get("knativeerrorcode", "")
+    return "no answer" if code in ("", *_UNANSWERED) else f"an answer of {code:.20}"
 
 
 def _explained(event: Event, trigger: Trigger, reason: str, status: int) -> Event:

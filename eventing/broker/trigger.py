@@ -19,18 +19,24 @@ from eventing.cloudevent.event import Event
 from eventing.errors import BadRequest
 
 PARALLELISM: Final = "torpor.dev/parallelism"
+RETRY_SPAN: Final = "torpor.dev/retry-span"
+"""Marks a trigger whose events another broker gave up: how long its retries last in all."""
 _DURATION: Final = TypeAdapter(timedelta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trigger:
-    """A subscription. `queue` names its queue; an event goes into it when `filters` all match."""
+    """A subscription; an event goes into its queue when `filters` all match.
+
+    With a `retry_span_s` its events are what another broker gave up after at most so many seconds.
+    """
 
     name: str
     subscriber: str
     delivery: DeliverySpec
     filters: tuple[Mapping[str, Any], ...] = field(default=())
     parallelism: int = 1
+    retry_span_s: float = 0.0
 
     def matches(self, event: Event) -> bool:
         return all(matches(expression, event) for expression in self.filters)
@@ -71,6 +77,9 @@ def parse_trigger(manifest: Mapping[str, Any]) -> Trigger:
         filters=_filters(spec),
         parallelism=_whole(
             "metadata.annotations." + PARALLELISM, annotations.get(PARALLELISM, 1), 1
+        ),
+        retry_span_s=_seconds(
+            "metadata.annotations." + RETRY_SPAN, annotations.get(RETRY_SPAN, "PT0S")
         ),
     )
 

@@ -6,6 +6,7 @@ broker's dead letters or on its patience. One system serves all tests; each has 
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import orjson
@@ -14,10 +15,17 @@ import pytest_asyncio
 
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import REQUESTED
+from eventing.cloudevent.job_event import job_of as job_of_event
+from eventing.cloudevent.publisher import HttpPublisher
 from eventing.job.job import Job, JobState, derive_job_id
+from knative.deploy.emit import document
+from knative.deploy.render import own_broker
+from knative.deploy.timeouts import derive
+from knative.deploy.values import Values
 from tests.faults.client import body
-from tests.faults.processes import System, Zygote, port_of, running
+from tests.faults.processes import Program, System, Zygote, port_of, running
 from tests.faults.trap_broker import KAFKA, MT, RABBITMQ, REDIS_STREAM_SOURCE, Rules, TrapBroker
+from tests.redis_server import free_port
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 BROKERS = [MT, KAFKA, RABBITMQ]
@@ -125,7 +133,11 @@ async def test_trap_3_the_default_retries_end_long_before_a_job_does_and_do_it_n
 
     assert again == [409] * 11
     assert sum(waited) == pytest.approx(409.4)  # 0.2 x (2^11 - 1); the last wait ends in no try
-    assert broker.dead_letters == [event]  # the broker gave up; the job did not
+    (dead,) = broker.dead_letters
+    assert (dead.identity, dead.data) == (
+        event.identity,
+        event.data,
+    )  # the broker gave up; the job did not
     assert await first == [200]
     assert await state_of(system, source) is JobState.COMPLETED
 
@@ -159,3 +171,70 @@ async def test_a_store_that_is_away_is_retried_by_brokers_that_retry(
 
     assert set(statuses[:-1]) <= {503}
     assert statuses[-1] == 200
+
+
+@asynccontextmanager
+async def a_sleeping_predictor() -> AsyncIterator[str]:
+    """The address of somebody who takes a delivery and does not answer, as the activator does."""
+    held: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: held.append(writer), "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    finally:
+        for writer in held:
+            writer.close()
+        server.close()
+
+
+@asynccontextmanager
+async def a_relay(system: System) -> AsyncIterator[str]:
+    """Our broker where Knative's dead letters arrive, with the trigger that is rendered for it."""
+    port = free_port()
+    rendered = own_broker.relay_triggers(Values(), derive(Values()))[1]
+    rendered["spec"]["subscriber"]["uri"] = system.api.health
+    triggers = system.folder / "relay.yaml"
+    triggers.write_text(document(rendered))
+    env = {
+        "TORPOR_PORT": str(port),
+        "TORPOR_REDIS_URL": system.server.url,
+        "TORPOR_TRIGGERS_FILE": str(triggers),
+    }
+    relay = Program(
+        system.zygote,
+        "eventing.broker.__main__",
+        "relay",
+        system.folder,
+        env,
+        f"http://127.0.0.1:{port}/readyz",
+    )
+    relay.start()
+    await relay.ready()
+    try:
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        await relay.kill()
+
+
+async def test_trap_4_a_consumer_that_is_told_to_end_fails_no_job_that_waits(
+    system: System, source: str
+) -> None:
+    data = orjson.dumps(body(1))
+    events = [replace(request_of(source, data), id=str(number)) for number in range(4)]
+    job_ids = [derive_job_id(source, event.id) for event in events]
+    async with a_sleeping_predictor() as activator, a_relay(system) as relay:
+        broker = TrapBroker(RABBITMQ, activator)
+        for event in events:
+            await system.store.create(job_of_event(event))
+            await system.store.mark_published(derive_job_id(source, event.id))
+            broker.hold(event)
+        await broker.end()
+        assert [dead.extensions["knativeerrorcode"] for dead in broker.dead_letters] == ["-1"] * 4
+        publisher = HttpPublisher(relay, timeout_s=5)
+        for dead in broker.dead_letters:
+            await publisher.publish(dead)
+
+        await system.ended(job_ids, within_s=15)
+        await publisher.close()
+
+    jobs = [await system.store.get(job_id) for job_id in job_ids]
+    assert [(job.state, job.attempt) for job in jobs if job] == [(JobState.COMPLETED, 1)] * 4

@@ -7,7 +7,7 @@ broker), knative-extensions/eventing-rabbitmq `pkg/dispatcher/dispatcher.go`, ev
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import aiohttp
@@ -28,6 +28,10 @@ class Rules:
     """Trap 1 (RabbitMQ): acks on the last failure, then publishes the dead letter: lost if its
     sink is away.
     """
+    dead_letters_held_at_end: bool = False
+    """Trap 4 (RabbitMQ): told to end, its dispatcher acks what it holds and dead-letters it, tried
+    or not, with `knativeerrorcode` -1.
+    """
     acks_failed_sends: bool = False
     """Trap 2 (RedisStreamSource): a failed send is acknowledged."""
     retry: int = 10
@@ -44,7 +48,11 @@ class Rules:
 MT: Final = Rules(name="mt")
 KAFKA: Final = Rules(name="kafka")
 RABBITMQ: Final = Rules(
-    name="rabbitmq", is_4xx_delivered=True, acks_before_dead_letter=True, retry=5
+    name="rabbitmq",
+    is_4xx_delivered=True,
+    acks_before_dead_letter=True,
+    dead_letters_held_at_end=True,
+    retry=5,
 )
 REDIS_STREAM_SOURCE: Final = Rules(name="redis-stream-source", acks_failed_sends=True)
 
@@ -63,6 +71,21 @@ class TrapBroker:
     dead_letters: list[Event] = field(default_factory=list)
     replies: int = 0
     lost: list[Event] = field(default_factory=list)
+    _held: dict[asyncio.Task[list[int]], Event] = field(default_factory=dict)
+
+    def hold(self, event: Event) -> None:
+        """Deliver it in a task of its own, which `end` cuts off."""
+        self._held[asyncio.ensure_future(self.deliver(event))] = event
+
+    async def end(self) -> None:
+        """What a consumer that is told to end does with what it holds."""
+        cut = {task: event for task, event in self._held.items() if not task.done()}
+        for task in cut:
+            task.cancel()
+        await asyncio.gather(*self._held, return_exceptions=True)
+        self._held.clear()
+        if self.rules.dead_letters_held_at_end:
+            self.dead_letters += [_explained(event, self.subscriber, -1) for event in cut.values()]
 
     async def deliver(self, event: Event) -> list[int]:
         """The answers to every try, in order."""
@@ -82,7 +105,7 @@ class TrapBroker:
         if rules.acks_failed_sends or (rules.is_4xx_delivered and 400 <= status < 500):
             self.lost.append(event)
         elif self.is_sink_up:
-            self.dead_letters.append(event)
+            self.dead_letters.append(_explained(event, self.subscriber, status or -1))
         elif rules.acks_before_dead_letter:
             self.lost.append(event)
 
@@ -98,3 +121,8 @@ class TrapBroker:
                 return answer.status
         except (aiohttp.ClientError, OSError):
             return 0
+
+
+def _explained(event: Event, subscriber: str, code: int) -> Event:
+    why = {"knativeerrordest": subscriber, "knativeerrorcode": str(code)}
+    return replace(event, extensions={**event.extensions, **why})

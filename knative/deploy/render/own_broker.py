@@ -12,6 +12,7 @@ from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 
 OWN_PARALLELISM = "torpor.dev/parallelism"
+RETRY_SPAN = "torpor.dev/retry-span"
 TRIGGERS = "torpor-triggers"
 TRIGGERS_FOLDER = "/etc/torpor/triggers"
 RESULTS = "results"
@@ -59,7 +60,8 @@ def relay_triggers(values: Values, times: Timeouts) -> list[Resource]:
     """Give the triggers of our broker where Knative's does the rest: results, and what it gave up.
 
     It stands between because Knative's brokers carry no token of ours, and because its pump knows
-    what to do with a request that was given up: record the dead letter, unless the job runs well.
+    what to do with a request that was given up: have it published again, or record the dead letter
+    when Knative can have spent its retries and the job does not run.
     """
     spec = {k: v for k, v in delivery(values, times).items() if k != "deadLetterSink"}
     given_up = {
@@ -74,7 +76,19 @@ def relay_triggers(values: Values, times: Timeouts) -> list[Resource]:
     }
     return [
         _results_trigger(values, spec),
-        trigger(GIVEN_UP, values, given_up, {OWN_PARALLELISM: "4"}),
+        trigger(
+            GIVEN_UP,
+            values,
+            given_up,
+            {
+                OWN_PARALLELISM: "4",
+                RETRY_SPAN: because(
+                    f"PT{times.retry_span}S",
+                    "Given up sooner than this, a request was not tried long enough (RabbitMQ's "
+                    "dispatcher gives up what it holds when it is told to end): published again.",
+                ),
+            },
+        ),
     ]
 
 
