@@ -48,6 +48,12 @@ lint: install ## Style, spelling and the direction of imports
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell eventing predictor api knative torpor docs README.md CHANGELOG.md
 
+docs: install ## The documentation as a site in .site (links are checked)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
+
+reference: install ## Write docs/reference from the code
+	@PYTHONPATH=. $(BIN)/python scripts/reference.py
+
 types: install ## mypy, strict
 	@$(BIN)/mypy
 
@@ -60,7 +66,7 @@ test-faults: install ## Kill, cut and freeze real processes; TRIALS=200 for the 
 test-gpu: install ## Tests that need an NVIDIA GPU; they skip themselves without one
 	@$(BIN)/pytest -q -m gpu tests/gpu
 
-check: lint types test ## What CI runs
+check: lint types docs test ## What CI runs
 
 ##@ Figures (bench/README.md)
 
@@ -98,7 +104,7 @@ images-push: ## Push what `make images` built
 	@for image in $(IMAGES); do $(or $(ENGINE),docker) push $(REPOSITORY)/$$image:$(TAG) || exit 1; done
 
 clean: ## Remove what was made, but not the state in .torpor
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) .site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up test install format lint types test-unit test-faults test-gpu check clean \
+.PHONY: help demo up test install format lint docs reference types test-unit test-faults test-gpu check clean \
   bench bench-peers manifests manifests-lint images-lint images images-push

@@ -135,6 +135,7 @@ class ApiSettings(BaseSettings):
     gpus_per_replica: int = Field(1, ge=1, le=64)
     """GPUs of one predictor."""
     log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
 
     @property
     def price(self) -> Price:

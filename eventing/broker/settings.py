@@ -32,3 +32,4 @@ class BrokerSettings(BaseSettings):
     shows them on its own port.
     """
     log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
