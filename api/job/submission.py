@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import orjson
 import structlog
 from prometheus_client import Counter
 
@@ -63,6 +64,15 @@ class SubmitOptions:
     expires_after_s: float = 0.0
     traceparent: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sha(self) -> str:
+        """Tells these options from others. Who traces the call, and under which request id, is no
+        part of what it asks.
+        """
+        metadata = {name: text for name, text in self.metadata.items() if name != KEPT}
+        asked = [self.lane, self.expires_after_s, metadata]
+        return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def with_metadata(self, own: Mapping[str, str]) -> "SubmitOptions":
         """The same, with entries of ours beside the caller's."""
@@ -206,6 +216,7 @@ def _new_job(
         deadline_ms=deadline_ms,
         traceparent=wish.traceparent,
         metadata=wish.metadata,
+        options_sha=wish.sha if wish.idempotency_key else "",
     )
 
 

@@ -15,7 +15,9 @@ from eventing.job.job import Job, JobError, JobId, JobRequest, JobState, Lane
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
-    """A job to record. `deadline_ms` is epoch milliseconds, 0 for none."""
+    """A job to record. `deadline_ms` is epoch milliseconds, 0 for none; `options_sha` tells what its
+    call asked beyond the request, and is empty where nobody can ask again.
+    """
 
     id: JobId
     request: JobRequest
@@ -26,6 +28,7 @@ class NewJob:
     deadline_ms: int = 0
     traceparent: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    options_sha: str = ""
 
 
 class AcquireStatus(StrEnum):
@@ -156,7 +159,8 @@ class Store(Protocol):
     async def create(self, new: NewJob) -> tuple[Job, bool]:
         """Record the job and note that its event is unpublished; True when it is new.
 
-        Raises `IdempotencyConflict` when the id exists with another request.
+        Raises `IdempotencyConflict` when the id exists with another request, or was asked for with
+        other options.
         """
 
     async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:

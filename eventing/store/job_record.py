@@ -28,6 +28,8 @@ def new_fields(new: NewJob, request: bytes) -> list[Field]:
         "event_id": new.event_id,
         "deadline_ms": new.deadline_ms,
     }
+    if new.options_sha:
+        pairs["options_sha"] = new.options_sha
     if new.traceparent:
         pairs["traceparent"] = new.traceparent
     if new.metadata:

@@ -22,6 +22,7 @@ class MemoryRecord:
 
     job: Job
     sha: str
+    options_sha: str = ""
     failures: int = 0
     expires_ms: int = 0
     is_rejected: bool = False

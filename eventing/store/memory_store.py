@@ -47,11 +47,12 @@ class MemoryStore:
         record = self._find(new.id)
         if record is None:
             job = replace(fresh(new, now), request=request_of(new.request.to_json()))
-            self._records[new.id] = MemoryRecord(job, sha)
+            self._records[new.id] = MemoryRecord(job, sha, options_sha=new.options_sha)
             return job, True
-        if record.sha != sha:
+        options = {record.options_sha, new.options_sha} - {""}
+        if record.sha != sha or len(options) > 1:
             raise IdempotencyConflict(
-                "the same identity was used before with another request", "body"
+                "the same identity was used before with another request or other options", "body"
             )
         return record.job, False
 

@@ -51,7 +51,7 @@ class RedisStore:
         status, created_ms = answers[2][0].decode(), int(answers[2][1])
         if status == "conflict":
             raise IdempotencyConflict(
-                "the same identity was used before with another request", "body"
+                "the same identity was used before with another request or other options", "body"
             )
         if status == "created":
             return job_record.fresh(new, created_ms), True
@@ -288,7 +288,11 @@ class RedisStore:
         return [
             schedule_check(keys.UNPUBLISHED, new.id, after_ms=SWEEP_AFTER_MS),
             self._index.listed(keys.jobs_of(new.tenant), new.id, "NX"),
-            ("create", [keys.job(new.id)], [sha, *job_record.new_fields(new, request)]),
+            (
+                "create",
+                [keys.job(new.id)],
+                [sha, new.options_sha, *job_record.new_fields(new, request)],
+            ),
         ]
 
     def _conclude_calls(

@@ -53,6 +53,25 @@ class TestCreate:
 
         assert await rig.store.get(first.id) == first
 
+    async def test_other_options_under_the_same_identity_are_a_conflict(self, rig: Rig) -> None:
+        first, _ = await rig.store.create(replace(new_job(), options_sha="a"))
+
+        again = await rig.store.create(replace(new_job(), options_sha="a"))
+        with pytest.raises(IdempotencyConflict):
+            await rig.store.create(replace(new_job(), options_sha="b"))
+
+        assert again == (first, False)
+
+    @pytest.mark.parametrize(("known", "asked"), [("", "a"), ("a", "")])
+    async def test_options_that_nobody_knows_are_no_others(
+        self, rig: Rig, known: str, asked: str
+    ) -> None:
+        await rig.store.create(replace(new_job(), options_sha=known))
+
+        _, is_new = await rig.store.create(replace(new_job(), options_sha=asked))
+
+        assert not is_new
+
     async def test_another_tenant_under_the_same_identity_is_a_conflict(self, rig: Rig) -> None:
         await rig.store.create(new_job(tenant="acme"))
 

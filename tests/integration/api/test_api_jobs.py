@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -89,6 +90,39 @@ async def test_the_same_key_with_another_body_is_a_conflict(rig: Rig) -> None:
 
     assert answer.status_code == 409
     assert answer.json()["code"] == "idempotency_conflict"
+
+
+CALL = {
+    "priority": "batch",
+    "expires_after": 60,
+    "metadata": {"a": "1"},
+    "webhook": {"url": "https://example.com/a"},
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers"),
+    [
+        pytest.param({"priority": "default"}, {}, id="priority"),
+        pytest.param({"expires_after": 61}, {}, id="deadline"),
+        pytest.param({"expires_after": None}, {"torpor-expires-after": "59"}, id="its header"),
+        pytest.param({"metadata": {"a": "2"}}, {}, id="metadata"),
+        pytest.param({"metadata": None}, {}, id="no metadata"),
+        pytest.param({"webhook": {"url": "https://example.com/b"}}, {}, id="webhook"),
+        pytest.param({"webhook": None}, {"torpor-webhook": "https://example.com/c"}, id="header"),
+    ],
+)
+async def test_the_same_key_with_another_wish_is_a_conflict(
+    rig: Rig, fields: dict[str, Any], headers: dict[str, str]
+) -> None:
+    key = {"idempotency-key": "k"}
+    line = chat_line() | CALL
+    first = await rig.client.post("/v1/jobs", json=line, headers=key | {"x-request-id": "one"})
+    same = await rig.client.post("/v1/jobs", json=line, headers=key | {"x-request-id": "two"})
+    other = await rig.client.post("/v1/jobs", json=line | fields, headers=key | headers)
+
+    assert (first.status_code, same.status_code, other.status_code) == (202, 202, 409)
+    assert first.json()["id"] == same.json()["id"]
 
 
 async def test_without_a_key_each_submit_is_a_job(rig: Rig) -> None:

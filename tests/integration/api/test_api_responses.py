@@ -428,3 +428,21 @@ async def test_respond_async_makes_it_a_background_response(rig: Rig) -> None:
 
     assert answer.status_code == 202
     assert answer.headers["location"] == f"/v1/responses/{answer.json()['id']}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"metadata": {"a": "2"}}, {"instructions": "be kind"}, {"background": False, "stream": True}],
+    ids=["metadata", "instructions", "in the foreground"],
+)
+async def test_the_same_key_with_another_wish_is_a_conflict(
+    rig: Rig, change: dict[str, Any]
+) -> None:
+    key = {"idempotency-key": "k"}
+    body = {"model": "m", "input": "x", "background": True, "metadata": {"a": "1"}}
+    first = await rig.client.post("/v1/responses", json=body, headers=key)
+    same = await rig.client.post("/v1/responses", json=body, headers=key)
+    other = await rig.client.post("/v1/responses", json=body | change, headers=key)
+
+    assert (first.status_code, same.status_code, other.status_code) == (200, 200, 409)
+    assert first.json()["id"] == same.json()["id"]
