@@ -1,14 +1,17 @@
-"""What to do after a delivery: settle, try again later, or set aside. Pure.
+"""What to do after a delivery: settle, try again later, give back, or set aside. Pure.
 
 Called by the pump. The rules are Knative's (knative/eventing `pkg/kncloudevents/retries.go`
 SelectiveRetry and `backoff`; data-plane specification): a 2xx is success, no answer and 404, 408,
-409, 429 and 5xx are tried again, everything else is not.
+409, 429 and 5xx are tried again, everything else is not. A delivery that was never accepted (no
+connection, or 503) is not counted among the tries: it goes back to the queue, for whose subscriber is
+ready, and is given up when nobody accepted it for as long as its retries would have lasted.
 """
 
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from http import HTTPStatus
 from typing import Final
 
 _RETRIED: Final = frozenset({404, 408, 409, 429})
@@ -39,10 +42,18 @@ class DeliverySpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a subscriber answered; `status` is 0 when it did not."""
+    """What a subscriber answered; `status` is 0 when it did not. `is_unreached` when there was no
+    connection that could have carried the event.
+    """
 
     status: int
     retry_after_s: float | None = None
+    is_unreached: bool = False
+
+    @property
+    def is_refusal(self) -> bool:
+        """True when the event was not accepted: nothing was done with it."""
+        return self.is_unreached or self.status == HTTPStatus.SERVICE_UNAVAILABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,11 @@ class TryAgain:
     """Deliver again after `delay_s`."""
 
     delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """It was not accepted: back to the queue, untried (as AMQP's `basic.nack` with requeue)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +94,15 @@ def decide(spec: DeliverySpec, answer: Answer, tries: int) -> Delivered | TryAga
     if answer.retry_after_s is not None and answer.status in _OBEYS_RETRY_AFTER:
         delay_s = max(delay_s, min(answer.retry_after_s, spec.retry_after_max_s))
     return TryAgain(delay_s)
+
+
+def decide_refused(spec: DeliverySpec, refusals: int, refused_s: float) -> Nack | SetAside:
+    """What follows when the event was not accepted: after `refusals` earlier ones, while nobody has
+    accepted it for `refused_s`.
+    """
+    if refusals >= spec.retry and refused_s >= span_s(spec):
+        return SetAside(f"not accepted in {refusals + 1} deliveries")
+    return Nack()
 
 
 def is_retried(status: int) -> bool:

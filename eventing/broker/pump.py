@@ -1,9 +1,10 @@
 """Delivers what waits in one queue to one subscriber, a bounded number at a time.
 
 Called by `eventing.broker` and `eventing.pump`. A round of the loop is `_turn`, an event's
-way `_handle`; what follows an answer is decided in `delivery`, what becomes of an undeliverable
-event in `dead_letter`. Nothing is settled before its outcome is stored: a pump that dies half-way
-leaves its events pending, and another claims them. Must not know what a job is but by its id.
+way `_handle`; what follows an answer is decided in `delivery`, whether anything may be claimed in
+`readiness`, what becomes of an undeliverable event in `dead_letter`. Nothing is settled before its
+outcome is stored: a pump that dies half-way leaves its events pending, and another claims them. Must
+not know what a job is but by its id.
 """
 
 import asyncio
@@ -19,13 +20,17 @@ from eventing.broker.dead_letter import DeadLetterHandler
 from eventing.broker.delivery import (
     Answer,
     Delivered,
+    Nack,
     SetAside,
     TryAgain,
     decide,
+    decide_refused,
     retry_after_s,
+    span_s,
 )
 from eventing.broker.queue import Claimed, Queue
-from eventing.broker.router import Router
+from eventing.broker.readiness import Readiness
+from eventing.broker.router import Router, lane_of
 from eventing.broker.trigger import Trigger
 from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event, build_binary, parse_http
@@ -51,6 +56,8 @@ _CLAIM_AT_ONCE: Final = 16
 _TIDY_EVERY_S: Final = 5.0
 _AFTER_TROUBLE_S: Final = 0.5
 _REPLY_LIMIT_BYTES: Final = 8 * 1024 * 1024
+_UNREACHED: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+"""There was no connection, so nobody has the event."""
 
 
 class Pump:
@@ -76,6 +83,7 @@ class Pump:
             {"authorization": f"Bearer {token}"} if token else {}
         )
         self._in_flight: dict[str, asyncio.Task[None]] = {}
+        self._readiness = Readiness(trigger.name, trigger.subscriber)
         # Asked when somebody looks, instead of told in every turn.
         _in_flight.labels(trigger.name).set_function(self._in_flight.__len__)
         self._orphans_due_s = 0.0
@@ -107,15 +115,32 @@ class Pump:
             keeper.cancel()
 
     async def _turn(self, group: asyncio.TaskGroup) -> None:
-        """One round: wait for a free hand, claim, deliver; when that was all there is, wait for
-        work.
+        """One round: wait until one more may be delivered and the subscriber is ready, claim,
+        deliver; when that was all there is, wait for work.
         """
-        want = min(await self._wait_for_capacity(), _CLAIM_AT_ONCE)
+        free = await self._wait_for_capacity()
+        want = min(free, _CLAIM_AT_ONCE, await self._claimable())
         claimed = await self._claim(want)
         for each in claimed:
             self._in_flight[each.ticket] = group.create_task(self._handle(each))
         if len(claimed) < want and not self._stopping.is_set():
             await self._queue.wait(_WAIT_MS)
+
+    async def _claimable(self) -> int:
+        """How many events the subscriber may be offered: any number while it is ready. One at a time
+        when it is away for longer than an event's retries last: somebody must find out which events
+        nobody will ever accept.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._readiness.is_ready:
+            await self._pause(self._readiness.next_probe_s(loop.time()))
+            if self._stopping.is_set():
+                return 0
+            await self._readiness.probe(self._session)
+        if self._readiness.is_ready:
+            return _CLAIM_AT_ONCE
+        is_given_up = self._readiness.away_s(loop.time()) >= span_s(self._trigger.delivery)
+        return 1 if is_given_up else 0
 
     async def _claim(self, want: int) -> list[Claimed]:
         """Up to `want` events: new ones, and now and then such as others left behind."""
@@ -200,7 +225,7 @@ class Pump:
         """Store what an answer means. A reply is queued before its cause is settled, in one round
         trip.
         """
-        decision = decide(self._trigger.delivery, answer, claimed.tries)
+        decision = self._decide(claimed, answer)
         match decision:
             case Delivered():
                 reply = reply if decision.may_reply else None
@@ -208,12 +233,26 @@ class Pump:
                 await self._queue.send([*calls, self._queue.settle_call(claimed.ticket)])
             case TryAgain(delay_s):
                 await self._queue.defer(claimed.ticket, int(delay_s * 1000))
+            case Nack():
+                await self._queue.nack(claimed.ticket, lane_of(claimed.event))
             case SetAside(reason):
                 if await self._dead_letters.record(self._trigger, claimed, reason, answer.status):
                     await self._queue.send([self._queue.settle_call(claimed.ticket)])
                 else:
                     await self._queue.defer(claimed.ticket, CLAIM_IDLE_MS)
         labelled(_deliveries, self._trigger.name, type(decision).__name__).inc()
+
+    def _decide(self, claimed: Claimed, answer: Answer) -> Delivered | TryAgain | Nack | SetAside:
+        """What follows from an answer, for the event and for the claims to come."""
+        spec, now_s = self._trigger.delivery, asyncio.get_running_loop().time()
+        if not answer.is_refusal:
+            if answer.status:
+                self._readiness.on_answer()
+            return decide(spec, answer, claimed.tries)
+        refused_s = max(claimed.refused_ms / 1000, self._readiness.away_s(now_s))
+        asked_s = min(answer.retry_after_s or 0.0, spec.retry_after_max_s)
+        self._readiness.on_refusal(now_s, asked_s)
+        return decide_refused(spec, claimed.refusals, refused_s)
 
     async def _deliver(self, event: Event) -> tuple[Answer, Event | None]:
         """POST the event; silence, a refused connection and a timeout are all status 0."""
@@ -238,7 +277,7 @@ class Pump:
                 trigger=self._trigger.name,
                 reason=type(error).__name__,
             )
-            return Answer(status=0), None
+            return Answer(status=0, is_unreached=isinstance(error, _UNREACHED)), None
         except ValueError as error:  # a header that aiohttp will not send; no later try would
             _log.warning("cannot be sent", action="deliver", reason=str(error)[:80])
             return Answer(status=400), None

@@ -30,12 +30,16 @@ so it never starves.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
-    """An event in a consumer's hands. `tries` counts deliveries, this one included."""
+    """A claimed event. `tries` counts deliveries that may have been accepted, this one included;
+    `refusals` those that its subscriber did not accept, the first of them `refused_ms` ago.
+    """
 
     ticket: str
     event: Event
     tries: int
     enqueued_ms: int
+    refusals: int = 0
+    refused_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +155,14 @@ class Queue:
                 self._redis, "defer", [self._key["held"], self._key["retry"]], [ticket, delay_ms]
             )
 
+    async def nack(self, ticket: str, lane: Lane) -> None:
+        """Give back an event that was not accepted: untried, and the next of its lane for whoever
+        claims.
+        """
+        names = ("tickets", "events", "held", "retry", "tries", f"ready:{lane}", f"fair:{lane}")
+        async with failures_named():
+            await run(self._redis, "nack", [self._key[n] for n in names], [keys.GROUP, ticket])
+
     async def keep(self, tickets: Sequence[str]) -> None:
         """Say that these are still in our hands, so that nobody claims them."""
         if not tickets:
@@ -250,7 +262,12 @@ def expected_wait_s(ahead: int, per_minute: float) -> float | None:
 def _claimed(row: Sequence[Any]) -> Claimed:
     stamp, record = row[2].split(b" ", 1)
     return Claimed(
-        ticket=row[0].decode(), event=from_record(record), tries=int(row[3]), enqueued_ms=int(stamp)
+        ticket=row[0].decode(),
+        event=from_record(record),
+        tries=int(row[3]),
+        enqueued_ms=int(stamp),
+        refusals=int(row[4]),
+        refused_ms=int(row[5]),
     )
 
 

@@ -2,7 +2,7 @@
 -- Every ticket that is handed out stands for exactly one event, so the stream's lag and pending are right at every step.
 -- KEYS  1 tickets, 2 events, 3 held hash (ticket to member), 4 retry set, 5 tries hash, 6..8 ready sets, 9..11 fair-share hashes
 -- ARGV  1 group, 2 consumer, 3 count, 4 claim_idle_ms (0: leave other consumers' events alone), 5..7 lane weights, 8.. one number in [0,1) an event
--- gives {last ticket id, {ticket, member, '<enqueued_ms> <record>', tries}...}
+-- gives {last ticket id, {ticket, member, '<enqueued_ms> <record>', tries, refusals, ms since the first refusal}...}
 local group, consumer, count, idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -15,7 +15,9 @@ local function hand(ticket)
     redis.call('HDEL', KEYS[3], ticket)
     return
   end
-  out[#out + 1] = {ticket, member, record, redis.call('HINCRBY', KEYS[5], member, 1)}
+  local refused = redis.call('HMGET', KEYS[5], 'refused:' .. member, 'refused_ms:' .. member)
+  local tries = redis.call('HINCRBY', KEYS[5], member, 1)
+  out[#out + 1] = {ticket, member, record, tries, tonumber(refused[1] or 0), refused[2] and now - tonumber(refused[2]) or 0}
 end
 
 for _, ticket in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, count)) do

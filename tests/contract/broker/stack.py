@@ -46,13 +46,16 @@ def says(status: int, **headers: str) -> Answer:
 
 @dataclass
 class Subscriber:
-    """Takes deliveries; answers the n-th as `answers[n]`, and all after the last like the last."""
+    """Takes deliveries; answers the n-th as `answers[n]`, and all after the last like the last. A
+    probe is answered with the status that `readiness` gives.
+    """
 
     answers: list[Answer] = field(default_factory=lambda: [says(204)])
     got: list[Event] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     at_s: list[float] = field(default_factory=list)
     port: int = field(default_factory=free_port)
+    readiness: Callable[[], int] = lambda: 200
 
     @property
     def url(self) -> str:
@@ -71,6 +74,8 @@ class Subscriber:
             await runner.cleanup()
 
     async def _take(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/readyz":
+            return web.Response(status=self.readiness())
         number = len(self.got)
         self.got.append(parse_http(request.headers, await request.read()))
         self.headers.append({k.lower(): v for k, v in request.headers.items()})
