@@ -8,7 +8,7 @@ Must not know who asks.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from eventing.job.job import Job, JobError, JobId, JobRequest, JobState, Lane
 
@@ -44,6 +44,21 @@ class AcquireStatus(StrEnum):
     MISSING = "missing"  #: no record; create it first
 
 
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write one attempt of a job. `id` is random, since a store that failed over to a
+    lagging replica can hand out an attempt number twice.
+    """
+
+    job_id: JobId
+    attempt: int
+    id: str
+
+
+NO_LEASE: Final = Lease(JobId(""), 0, "")
+"""What somebody holds who was given none; every write with it is refused."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acquired:
     """The answer to `acquire`. `token_count` tokens of earlier attempts stand in the stream and are
@@ -51,7 +66,7 @@ class Acquired:
     """
 
     status: AcquireStatus
-    attempt: int = 0
+    lease: Lease = NO_LEASE
     token_count: int = 0
     void_count: int = 0
     lease_left_ms: int = 0
@@ -196,35 +211,27 @@ class Store(Protocol):
         job on its last attempt that has lost one before is refused with `ALONE`, unchanged.
         """
 
-    async def renew(
-        self, leases: Sequence[tuple[JobId, int]], *, extend: bool
-    ) -> list[LeaseStatus]:
-        """Where each (job, attempt) stands, in order; `extend` lengthens the leases too. One round
-        trip.
-        """
+    async def renew(self, leases: Sequence[Lease], *, extend: bool) -> list[LeaseStatus]:
+        """Where each stands, in order; `extend` lengthens the leases too. One round trip."""
 
-    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> LeaseStatus:
+    async def append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
         """Checkpoint tokens."""
 
-    async def append_all(
-        self, appends: Sequence[tuple[JobId, int, TokenBatch]]
-    ) -> list[LeaseStatus]:
-        """`append` for many (job, attempt, tokens) in one round trip; each answer by itself, in
-        order. When it raises, any of them may have been written.
+    async def append_all(self, appends: Sequence[tuple[Lease, TokenBatch]]) -> list[LeaseStatus]:
+        """`append` for many in one round trip; each answer by itself, in order. When it raises, any
+        of them may have been written.
         """
 
-    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> LeaseStatus:
+    async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
         """End the job: the tokens that were left, state, result and the note that its result event
         is due, in that order of recoverability. `GAP`, and nothing is changed, when those tokens do
         not go on from what is stored.
         """
 
-    async def finish_and_get(
-        self, job_id: JobId, attempt: int, ending: Ending
-    ) -> tuple[LeaseStatus, Job | None]:
+    async def finish_and_get(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
         """As `finish`, and the job as it then stands, in one round trip."""
 
-    async def release(self, job_id: JobId, attempt: int, why: Release, error: JobError) -> bool:
+    async def release(self, lease: Lease, why: Release, error: JobError) -> bool:
         """Give the job back; False when that ended it (attempts used up: now a dead letter with
         `error`) or it was not ours.
         """

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from eventing.job.job import AttemptRecord, Job, JobRequest, JobState
-from eventing.job.store import Ending, EntryKind, LeaseStatus, StreamEntry, TokenBatch
+from eventing.job.store import Ending, EntryKind, Lease, LeaseStatus, StreamEntry, TokenBatch
 
 
 @dataclass(slots=True)
@@ -23,11 +23,16 @@ class MemoryRecord:
     job: Job
     sha: str
     options_sha: str = ""
+    lease_id: str = ""
     failures: int = 0
     expires_ms: int = 0
     is_rejected: bool = False
     must_restart: bool = False
     entries: list[StreamEntry] = field(default_factory=list)
+
+    def is_leased_as(self, lease: Lease) -> bool:
+        """True when `lease` is the newest that was given."""
+        return (self.job.attempt, self.lease_id) == (lease.attempt, lease.id)
 
     def refuse(self, answer: LeaseStatus) -> LeaseStatus:
         """Count a write that was refused; the answer to it."""

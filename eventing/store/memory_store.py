@@ -6,6 +6,7 @@ listed or due is in `eventing.store.memory_index`, what changes in a job in `eve
 must not be used for anything that has to survive its process.
 """
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from eventing.job.store import (
     AcquireStatus,
     Ending,
     EntryKind,
+    Lease,
     LeaseSettings,
     LeaseStatus,
     NewJob,
@@ -120,29 +122,26 @@ class MemoryStore:
         if reason:
             return self._give_up(record, reason)
         record.start_attempt(owner, can_resume, now + self._settings.lease_ms, now)
+        record.lease_id = secrets.token_hex(8)
         return Acquired(
             status=AcquireStatus.ACQUIRED,
-            attempt=record.job.attempt,
+            lease=Lease(job_id, record.job.attempt, record.lease_id),
             token_count=record.job.token_count,
             void_count=job.token_count - record.job.token_count,
         )
 
-    async def renew(
-        self, leases: Sequence[tuple[JobId, int]], *, extend: bool
-    ) -> list[LeaseStatus]:
-        return [self._renew(job_id, attempt, extend) for job_id, attempt in leases]
+    async def renew(self, leases: Sequence[Lease], *, extend: bool) -> list[LeaseStatus]:
+        return [self._renew(lease, extend) for lease in leases]
 
-    async def append_all(
-        self, appends: Sequence[tuple[JobId, int, TokenBatch]]
-    ) -> list[LeaseStatus]:
-        return [await self.append(job_id, attempt, batch) for job_id, attempt, batch in appends]
+    async def append_all(self, appends: Sequence[tuple[Lease, TokenBatch]]) -> list[LeaseStatus]:
+        return [await self.append(lease, batch) for lease, batch in appends]
 
-    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> LeaseStatus:
-        record = self._find(job_id)
+    async def append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
+        record = self._find(lease.job_id)
         if record is None:
             return LeaseStatus.MISSING
         job = record.job
-        if job.attempt != attempt or job.state is JobState.QUEUED:
+        if not record.is_leased_as(lease) or job.state is JobState.QUEUED:
             return record.refuse(LeaseStatus.FENCED)
         if job.state is not JobState.IN_PROGRESS:
             return record.refuse(LeaseStatus.TERMINAL)
@@ -151,13 +150,13 @@ class MemoryStore:
         record.append(batch, self._now())
         return LeaseStatus.OK
 
-    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> LeaseStatus:
-        record = self._find_to_end(job_id, ending)
+    async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
+        record = self._find_to_end(lease.job_id, ending)
         if record is None:
             return LeaseStatus.MISSING
         if record.job.state.is_terminal:
             return record.refuse(LeaseStatus.TERMINAL)
-        if record.job.attempt != attempt or record.job.state is JobState.QUEUED:
+        if not record.is_leased_as(lease) or record.job.state is JobState.QUEUED:
             return record.refuse(LeaseStatus.FENCED)
         if ending.final_batch is not None:
             if record.job.token_count != ending.final_batch.index:
@@ -166,23 +165,21 @@ class MemoryStore:
         self._end(record, ending, ending.error.code if ending.error else str(ending.state))
         return LeaseStatus.OK
 
-    async def finish_and_get(
-        self, job_id: JobId, attempt: int, ending: Ending
-    ) -> tuple[LeaseStatus, Job | None]:
-        return await self.finish(job_id, attempt, ending), await self.get(job_id)
+    async def finish_and_get(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
+        return await self.finish(lease, ending), await self.get(lease.job_id)
 
-    async def release(self, job_id: JobId, attempt: int, why: Release, error: JobError) -> bool:
-        record = self._find(job_id)
+    async def release(self, lease: Lease, why: Release, error: JobError) -> bool:
+        record = self._find(lease.job_id)
         if record is None:
             return False
         job, now = record.job, self._now()
-        if job.state is not JobState.IN_PROGRESS or job.attempt != attempt:
+        if job.state is not JobState.IN_PROGRESS or not record.is_leased_as(lease):
             record.refuse(LeaseStatus.FENCED)
             return False
         record.failures += why is not Release.HANDOVER
         if record.failures >= self._settings.max_attempts:
             self._end(record, _dead_letter(error), str(why))
-            self._index.note_end(job_id, job.tenant, now)
+            self._index.note_end(job.id, job.tenant, now)
             return False
         record.give_back(str(why), now)
         return True
@@ -314,12 +311,12 @@ class MemoryStore:
         self._index.note_end(record.job.id, record.job.tenant, self._now())
         return Acquired(status=AcquireStatus(reason.code))
 
-    def _renew(self, job_id: JobId, attempt: int, extend: bool) -> LeaseStatus:
-        record = self._find(job_id)
+    def _renew(self, lease: Lease, extend: bool) -> LeaseStatus:
+        record = self._find(lease.job_id)
         if record is None:
             return LeaseStatus.MISSING
         job, now = record.job, self._now()
-        if job.attempt != attempt or job.state is JobState.QUEUED:
+        if not record.is_leased_as(lease) or job.state is JobState.QUEUED:
             return LeaseStatus.FENCED
         if job.state.is_terminal:
             return LeaseStatus.TERMINAL

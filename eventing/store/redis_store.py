@@ -5,6 +5,7 @@ Called by api, predictor and broker through the `Store` protocol. What lists job
 something is due, is in `eventing.store.redis_index` and written before the record.
 """
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from eventing.job.store import (
     AcquireStatus,
     Ending,
     EntryKind,
+    Lease,
     LeaseSettings,
     LeaseStatus,
     NewJob,
@@ -119,6 +121,7 @@ class RedisStore:
             s.dead_letter_retention_s,
             int(is_exclusive),
             job_record.fingerprint(expected.request.to_json(), expected.tenant) if expected else "",
+            lease_id := secrets.token_hex(8),
         ]
         note = schedule_check(keys.UNSTARTED, job_id, after_ms=2 * s.lease_ms)
         answer = (await self._run_all([note, ("acquire", _job_keys(job_id), args)]))[-1]
@@ -126,7 +129,8 @@ class RedisStore:
         match status:
             case AcquireStatus.ACQUIRED:
                 attempt, tokens, void = (int(number) for number in answer[1:4])
-                return Acquired(status=status, attempt=attempt, token_count=tokens, void_count=void)
+                lease = Lease(job_id, attempt, lease_id)
+                return Acquired(status=status, lease=lease, token_count=tokens, void_count=void)
             case AcquireStatus.HELD:
                 return Acquired(status=status, lease_left_ms=int(answer[1]))
             case AcquireStatus.EXPIRED | AcquireStatus.EXHAUSTED:
@@ -136,40 +140,37 @@ class RedisStore:
                 await self._note_dead(job_id, "NX")
         return Acquired(status=status)
 
-    async def renew(
-        self, leases: Sequence[tuple[JobId, int]], *, extend: bool
-    ) -> list[LeaseStatus]:
+    async def renew(self, leases: Sequence[Lease], *, extend: bool) -> list[LeaseStatus]:
         lease_ms = self._settings.lease_ms if extend else 0
         calls: list[Call] = [
-            ("renew", [keys.job(job_id)], [attempt, lease_ms]) for job_id, attempt in leases
+            ("renew", [keys.job(lease.job_id)], [lease.attempt, lease.id, lease_ms])
+            for lease in leases
         ]
         return [LeaseStatus(answer.decode()) for answer in await self._run_all(calls)]
 
-    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> LeaseStatus:
-        return (await self.append_all([(job_id, attempt, batch)]))[0]
+    async def append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
+        return (await self.append_all([(lease, batch)]))[0]
 
-    async def append_all(
-        self, appends: Sequence[tuple[JobId, int, TokenBatch]]
-    ) -> list[LeaseStatus]:
+    async def append_all(self, appends: Sequence[tuple[Lease, TokenBatch]]) -> list[LeaseStatus]:
         calls: list[Call] = [
-            ("append", _job_keys(job_id), [attempt, *_batch_args(batch)])
-            for job_id, attempt, batch in appends
+            ("append", _job_keys(lease.job_id), [lease.attempt, lease.id, *_batch_args(batch)])
+            for lease, batch in appends
         ]
         return [LeaseStatus(answer.decode()) for answer in await self._run_all(calls)]
 
-    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> LeaseStatus:
-        return (await self.finish_and_get(job_id, attempt, ending))[0]
+    async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
+        return (await self.finish_and_get(lease, ending))[0]
 
-    async def finish_and_get(
-        self, job_id: JobId, attempt: int, ending: Ending
-    ) -> tuple[LeaseStatus, Job | None]:
+    async def finish_and_get(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
+        job_id = lease.job_id
         calls: list[Call] = [schedule_check(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS)]
         if ending.is_dead_letter:
             tenant = await self._tenant(job_id)
             calls.append(self._index.listed(keys.dead_letters_of(tenant), job_id))
         outcome = ending.error.code if ending.error else str(ending.state)
         dead = int(ending.is_dead_letter)
-        args: list[Argument] = [attempt, ending.state, self._retention_s(ending), dead, outcome]
+        args: list[Argument] = [lease.attempt, lease.id, ending.state]
+        args += [self._retention_s(ending), dead, outcome]
         args += _batch_args(ending.final_batch) if ending.final_batch else ["", 0, "", ""]
         args.append(ending.gpu_ms)
         calls.append(("finish", _job_keys(job_id), [*args, *job_record.ending_fields(ending)]))
@@ -179,10 +180,11 @@ class RedisStore:
         record = dict(zip(flat[::2], flat[1::2], strict=True))
         return LeaseStatus(answers[-2][0].decode()), job_record.parse(job_id, record)
 
-    async def release(self, job_id: JobId, attempt: int, why: Release, error: JobError) -> bool:
-        s = self._settings
+    async def release(self, lease: Lease, why: Release, error: JobError) -> bool:
+        s, job_id = self._settings, lease.job_id
         text = orjson.dumps(error.to_dict())
-        args: list[Argument] = [attempt, why, s.max_attempts, s.dead_letter_retention_s, text]
+        args: list[Argument] = [lease.attempt, lease.id, why, s.max_attempts]
+        args += [s.dead_letter_retention_s, text]
         async with failures_named():
             answer = (await run(self._redis, "release", _job_keys(job_id), args)).decode()
         if answer == "exhausted":

@@ -202,8 +202,7 @@ class Deliveries:
             return await self._settlement.ended(job.id)
         _log.error("check broke", action="validate", job_id=job.id, **where(error))
         attempt = Attempt(
-            job_id=job.id,
-            number=acquired.attempt,
+            lease=acquired.lease,
             acquired_s=self._clock.monotonic_s(),
             token_count=acquired.token_count,
             can_resume=True,
@@ -223,8 +222,7 @@ class Deliveries:
         match acquired.status:
             case AcquireStatus.ACQUIRED:
                 attempt = Attempt(
-                    job_id=job.id,
-                    number=acquired.attempt,
+                    lease=acquired.lease,
                     acquired_s=asked_s,
                     token_count=acquired.token_count,
                     can_resume=can_resume,

@@ -72,7 +72,7 @@ class LeaseKeeper:
         now = self._clock.monotonic_s()
         oldest = min(generation.extended_s for generation in generations)
         extend = now - oldest >= self._lease_s / 3
-        leases = [(g.attempt.job_id, g.attempt.number) for g in generations]
+        leases = [generation.attempt.lease for generation in generations]
         try:
             holds = await self._store.renew(leases, extend=extend)
         except StoreUnavailable as error:

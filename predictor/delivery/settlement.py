@@ -105,7 +105,7 @@ class Settlement:
         """
         try:
             hold, job = await self._retry_while_store_unavailable(
-                lambda: self._store.finish_and_get(attempt.job_id, attempt.number, ending)
+                lambda: self._store.finish_and_get(attempt.lease, ending)
             )
         except StoreUnavailable:
             _count_lost(ending)
@@ -130,7 +130,7 @@ class Settlement:
     async def give_back(self, attempt: Attempt, why: Release, code: str) -> Outcome:
         """Let the next attempt start at once. Raises `StoreUnavailable`; then the lease lapses."""
         error = JobError(code=code, message=_MESSAGES.get(code, "the attempt failed"))
-        is_queued = await self._store.release(attempt.job_id, attempt.number, why, error)
+        is_queued = await self._store.release(attempt.lease, why, error)
         if not is_queued:
             job = await self._store.get(attempt.job_id)
             if job is not None and job.state.is_terminal:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from eventing.errors import StoreUnavailable
-from eventing.job.job import JobId
-from eventing.job.store import LeaseStatus, Store, TokenBatch
+from eventing.job.store import Lease, LeaseStatus, Store, TokenBatch
 
 _GATHER_TURNS: Final = 2
 """What is due on the same beat comes within a turn or two of the event loop. Not a sleep of a
@@ -23,7 +22,7 @@ _REST: Final = 4
 _SHORTEST: Final = 16
 """The beat is never shorter than this part of the longest."""
 
-_Waiting = tuple[JobId, int, TokenBatch, asyncio.Future[LeaseStatus]]
+_Waiting = tuple[Lease, TokenBatch, asyncio.Future[LeaseStatus]]
 
 
 class AppendBatcher:
@@ -38,12 +37,12 @@ class AppendBatcher:
         """How far apart writes should be, now."""
         return longest_s if self._took_s is None else beat_s(longest_s, self._took_s)
 
-    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> LeaseStatus:
+    async def append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
         """As `Store.append`. Raises `StoreUnavailable` too when the carrier was stopped half-way:
         the write may have been done.
         """
         answer: asyncio.Future[LeaseStatus] = asyncio.get_running_loop().create_future()
-        self._waiting.append((job_id, attempt, batch, answer))
+        self._waiting.append((lease, batch, answer))
         if len(self._waiting) == 1:
             await self._flush()
         return await answer
@@ -55,7 +54,7 @@ class AppendBatcher:
                 await asyncio.sleep(0)
             self._waiting = []
             began_s = asyncio.get_running_loop().time()
-            holds = await self._store.append_all([(job, n, batch) for job, n, batch, _ in group])
+            holds = await self._store.append_all([(lease, batch) for lease, batch, _ in group])
             self._note(asyncio.get_running_loop().time() - began_s)
         except StoreUnavailable as error:
             _fail(group, error)
@@ -63,7 +62,7 @@ class AppendBatcher:
             # Our own job was stopped; the passengers' were not, and must not wait for ever.
             if self._waiting is group:
                 self._waiting = []
-            group[0][3].cancel()  # ours; nobody will ask
+            group[0][2].cancel()  # ours; nobody will ask
             _fail(group, StoreUnavailable("the write was stopped"))
             raise
         else:

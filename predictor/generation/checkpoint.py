@@ -16,7 +16,7 @@ import orjson
 
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
-from eventing.job.store import EntryKind, LeaseStatus, Store, TokenBatch
+from eventing.job.store import EntryKind, Lease, LeaseStatus, Store, TokenBatch
 from predictor import metrics
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.replay_filter import Entry, ReplayFilter, coalesce
@@ -68,8 +68,7 @@ class CheckpointWriter:
         self,
         store: Store,
         appends: AppendBatcher,
-        job_id: JobId,
-        attempt: int,
+        lease: Lease,
         *,
         index: int,
         flush_s: float,
@@ -77,8 +76,7 @@ class CheckpointWriter:
     ) -> None:
         self._store = store
         self._appends = appends
-        self._job_id = job_id
-        self._attempt = attempt
+        self._lease = lease
         self._index = index
         self._flush_s = flush_s
         self._on_refusal = on_refusal
@@ -187,7 +185,7 @@ class CheckpointWriter:
 
     async def _append(self, batch: TokenBatch) -> LeaseStatus:
         with metrics.FLUSH.time():
-            hold = await self._appends.append(self._job_id, self._attempt, batch)
+            hold = await self._appends.append(self._lease, batch)
         # A server that forgot its scripts half-way through a pipeline has some of it done twice.
         return (
             LeaseStatus.OK if hold is LeaseStatus.GAP and await self._has_arrived(batch) else hold
@@ -200,10 +198,14 @@ class CheckpointWriter:
         """
         after = ""
         last: tuple[str, tuple[int, ...]] = ("", ())
-        while entries := await self._store.read_stream(self._job_id, after):
+        while entries := await self._store.read_stream(self._lease.job_id, after):
             after = entries[-1].cursor
             last = next(
-                ((e.delta, e.token_ids) for e in reversed(entries) if e.attempt == self._attempt),
+                (
+                    (e.delta, e.token_ids)
+                    for e in reversed(entries)
+                    if e.attempt == self._lease.attempt
+                ),
                 last,
             )
         return last == (batch.delta, batch.token_ids)

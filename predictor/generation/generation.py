@@ -15,7 +15,7 @@ from typing import Any, Final
 from eventing.clock import Clock
 from eventing.errors import TorporError
 from eventing.job.job import JobId
-from eventing.job.store import LeaseStatus, Store, TokenBatch
+from eventing.job.store import Lease, LeaseStatus, Store, TokenBatch
 from predictor import metrics
 from predictor.engine.engine import Engine, EngineRequest, Step
 from predictor.generation.append_batcher import AppendBatcher
@@ -90,12 +90,19 @@ class Attempt:
     `acquired_s + lease_s`.
     """
 
-    job_id: JobId
-    number: int
+    lease: Lease
     acquired_s: float
     token_count: int
     can_resume: bool
     void_count: int = 0
+
+    @property
+    def job_id(self) -> JobId:
+        return self.lease.job_id
+
+    @property
+    def number(self) -> int:
+        return self.lease.attempt
 
 
 class Generation:
@@ -133,8 +140,7 @@ class Generation:
         self._writer = CheckpointWriter(
             store,
             appends,
-            attempt.job_id,
-            attempt.number,
+            attempt.lease,
             index=attempt.token_count,
             flush_s=flush_s,
             on_refusal=self._on_refused_write,

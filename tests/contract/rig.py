@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from redis.asyncio import Redis
 
 from eventing.job.job import JobError, JobId, JobRequest, JobState, Lane, derive_job_id
-from eventing.job.store import Ending, LeaseSettings, NewJob, Release, Store
+from eventing.job.store import Ending, Lease, LeaseSettings, NewJob, Release, Store
 from eventing.redis import keys
 from eventing.store.memory_store import MemoryStore
 from eventing.store.redis_store import RedisStore
@@ -23,6 +23,8 @@ SETTINGS: Final = LeaseSettings(
 FAULT = JobError(code="engine_error", message="the engine gave up")
 ANSWER = Ending(state=JobState.COMPLETED, result={"text": "because"}, usage={"total_tokens": 3})
 LEASE_MS = SETTINGS.lease_ms
+NOBODYS: Final = Lease(derive_job_id(SOURCE, "nobody"), 1, "a")
+"""A lease of a job that is not recorded."""
 TERMINAL = [state for state in JobState if state.is_terminal]
 _TIMES: Final = (
     "created_ms",
@@ -125,10 +127,10 @@ def job_id(event_id: str = "1") -> JobId:
     return derive_job_id(SOURCE, event_id)
 
 
-async def started(rig: Rig, event_id: str = "1", **arguments: object) -> int:
-    """Create a job and take its lease; the attempt."""
+async def started(rig: Rig, event_id: str = "1", **arguments: object) -> Lease:
+    """Create a job and take its lease."""
     await rig.store.create(new_job(event_id, **arguments))  # type: ignore[arg-type]
-    return (await rig.store.acquire(job_id(event_id), "worker-1", can_resume=True)).attempt
+    return (await rig.store.acquire(job_id(event_id), "worker-1", can_resume=True)).lease
 
 
 async def dead(rig: Rig, event_id: str = "1") -> None:
@@ -136,4 +138,4 @@ async def dead(rig: Rig, event_id: str = "1") -> None:
     await rig.store.create(new_job(event_id))
     for _ in range(SETTINGS.max_attempts):
         taken = await rig.store.acquire(job_id(event_id), "worker-1", can_resume=True)
-        await rig.store.release(job_id(event_id), taken.attempt, Release.FAILURE, FAULT)
+        await rig.store.release(taken.lease, Release.FAILURE, FAULT)

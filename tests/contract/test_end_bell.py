@@ -44,8 +44,8 @@ async def store(redis_url: str) -> AsyncIterator[RedisStore]:
 
 
 async def finished(store: RedisStore, job: Job) -> None:
-    await store.acquire(job.id, "w", can_resume=True)
-    await store.finish(job.id, 1, DONE)
+    taken = await store.acquire(job.id, "w", can_resume=True)
+    await store.finish(taken.lease, DONE)
 
 
 async def cancelled(store: RedisStore, job: Job) -> None:
@@ -53,8 +53,8 @@ async def cancelled(store: RedisStore, job: Job) -> None:
 
 
 async def exhausted(store: RedisStore, job: Job) -> None:
-    await store.acquire(job.id, "w", can_resume=True)
-    await store.release(job.id, 1, Release.FAILURE, WRONG)
+    taken = await store.acquire(job.id, "w", can_resume=True)
+    await store.release(taken.lease, Release.FAILURE, WRONG)
 
 
 @pytest.mark.parametrize("end", [finished, cancelled, exhausted])

@@ -8,7 +8,7 @@ from redis.exceptions import ResponseError
 
 import eventing.redis.scripts
 from eventing.job.job import JobError, JobState
-from eventing.job.store import AcquireStatus, Ending, LeaseStatus, Release, TokenBatch
+from eventing.job.store import AcquireStatus, Ending, Lease, LeaseStatus, Release, TokenBatch
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from tests.contract.rig import SETTINGS, RedisRig, job_id, new_job
@@ -27,7 +27,7 @@ async def exhausted_by_one_who_died(rig: RedisRig) -> None:
     await rig.store.create(new_job())
     for _ in range(SETTINGS.max_attempts):
         taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-        await rig.store.release(job_id(), taken.attempt, Release.FAILURE, FAULT)
+        await rig.store.release(taken.lease, Release.FAILURE, FAULT)
     await rig.redis.delete(keys.UNANNOUNCED)
     await rig.redis.delete(keys.dead_letters_of("acme"))
 
@@ -82,7 +82,7 @@ async def test_a_server_that_forgot_the_scripts_is_told_them_again(rig: RedisRig
 
     taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
     await rig.redis.script_flush()
-    answers = await rig.store.renew([(job_id(), 1), (job_id(), 2)], extend=True)
+    answers = await rig.store.renew([taken.lease, Lease(job_id(), 2, "b")], extend=True)
 
     assert taken.status is AcquireStatus.ACQUIRED
     assert answers == [LeaseStatus.OK, LeaseStatus.FENCED]
@@ -116,10 +116,10 @@ async def test_the_server_of_these_tests_refuses_keys_of_two_slots(rig: RedisRig
 async def test_everything_of_an_ended_job_has_a_time_to_live(rig: RedisRig) -> None:
     await rig.store.create(new_job())
     taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-    await rig.store.append(job_id(), taken.attempt, TokenBatch(index=0, token_ids=(1,)))
-    await rig.store.finish(job_id(), taken.attempt, Ending(state=JobState.COMPLETED, result={}))
-    await rig.store.append(job_id(), taken.attempt, TokenBatch(index=1, token_ids=(1,)))
-    await rig.store.release(job_id(), taken.attempt, Release.HANDOVER, FAULT)
+    await rig.store.append(taken.lease, TokenBatch(index=0, token_ids=(1,)))
+    await rig.store.finish(taken.lease, Ending(state=JobState.COMPLETED, result={}))
+    await rig.store.append(taken.lease, TokenBatch(index=1, token_ids=(1,)))
+    await rig.store.release(taken.lease, Release.HANDOVER, FAULT)
     await rig.store.mark_announced(job_id())
 
     for key in (keys.job(job_id()), keys.tokens(job_id())):
@@ -129,13 +129,13 @@ async def test_everything_of_an_ended_job_has_a_time_to_live(rig: RedisRig) -> N
 async def test_a_write_to_an_expired_job_does_not_bring_half_of_it_back(rig: RedisRig) -> None:
     await rig.store.create(new_job())
     taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-    await rig.store.finish(job_id(), taken.attempt, Ending(state=JobState.COMPLETED))
+    await rig.store.finish(taken.lease, Ending(state=JobState.COMPLETED))
     await rig.pass_time(SETTINGS.retention_s * 1000 + 1000)
 
-    await rig.store.append(job_id(), 1, TokenBatch(index=0, token_ids=(1,)))
-    await rig.store.finish(job_id(), 1, Ending(state=JobState.COMPLETED))
-    await rig.store.release(job_id(), 1, Release.FAILURE, FAULT)
-    await rig.store.renew([(job_id(), 1)], extend=True)
+    await rig.store.append(taken.lease, TokenBatch(index=0, token_ids=(1,)))
+    await rig.store.finish(taken.lease, Ending(state=JobState.COMPLETED))
+    await rig.store.release(taken.lease, Release.FAILURE, FAULT)
+    await rig.store.renew([taken.lease], extend=True)
     await rig.store.mark_announced(job_id())
 
     assert await rig.redis.exists(keys.job(job_id()), keys.tokens(job_id())) == 0

@@ -11,6 +11,7 @@ from tests.contract.rig import (
     ANSWER,
     FAULT,
     LEASE_MS,
+    NOBODYS,
     SETTINGS,
     TERMINAL,
     Rig,
@@ -23,9 +24,9 @@ from tests.contract.rig import (
 
 class TestFinish:
     async def test_the_job_can_be_had_with_its_end(self, rig: Rig) -> None:
-        attempt = await started(rig)
+        lease = await started(rig)
 
-        hold, job = await rig.store.finish_and_get(job_id(), attempt, ANSWER)
+        hold, job = await rig.store.finish_and_get(lease, ANSWER)
 
         assert hold is LeaseStatus.OK
         assert job == await rig.store.get(job_id())
@@ -33,14 +34,12 @@ class TestFinish:
         assert job.state is JobState.COMPLETED
 
     async def test_the_last_tokens_come_with_the_end(self, rig: Rig) -> None:
-        attempt = await started(rig)
-        await rig.store.append(
-            job_id(), attempt, TokenBatch(index=0, token_ids=(1,), delta='["a"]')
-        )
+        lease = await started(rig)
+        await rig.store.append(lease, TokenBatch(index=0, token_ids=(1,), delta='["a"]'))
         final_batch = TokenBatch(index=1, token_ids=(2, 3), delta='["b"]')
 
         assert (
-            await rig.store.finish(job_id(), attempt, replace(ANSWER, final_batch=final_batch))
+            await rig.store.finish(lease, replace(ANSWER, final_batch=final_batch))
             is LeaseStatus.OK
         )
 
@@ -52,22 +51,22 @@ class TestFinish:
         assert job.token_count == 3
 
     async def test_a_first_token_that_comes_with_the_end_has_its_time(self, rig: Rig) -> None:
-        attempt = await started(rig)
+        lease = await started(rig)
         await rig.pass_time(5)
 
         final_batch = TokenBatch(index=0, token_ids=(1,))
-        await rig.store.finish(job_id(), attempt, replace(ANSWER, final_batch=final_batch))
+        await rig.store.finish(lease, replace(ANSWER, final_batch=final_batch))
 
         job = await rig.store.get(job_id())
         assert job is not None
         assert job.first_token_ms == job.finished_ms
 
     async def test_text_alone_can_be_the_rest(self, rig: Rig) -> None:
-        attempt = await started(rig)
+        lease = await started(rig)
         final_batch = TokenBatch(index=0, token_ids=(), delta='["late"]')
 
         assert (
-            await rig.store.finish(job_id(), attempt, replace(ANSWER, final_batch=final_batch))
+            await rig.store.finish(lease, replace(ANSWER, final_batch=final_batch))
             is LeaseStatus.OK
         )
 
@@ -77,22 +76,22 @@ class TestFinish:
     async def test_an_end_whose_tokens_do_not_fit_changes_nothing(
         self, rig: Rig, index: int
     ) -> None:
-        attempt = await started(rig)
-        await rig.store.append(job_id(), attempt, TokenBatch(index=0, token_ids=(1,)))
+        lease = await started(rig)
+        await rig.store.append(lease, TokenBatch(index=0, token_ids=(1,)))
         before = await rig.store.read_stream(job_id()), await rig.store.get(job_id())
 
         final_batch = TokenBatch(index=index, token_ids=(9,))
-        answer = await rig.store.finish(job_id(), attempt, replace(ANSWER, final_batch=final_batch))
+        answer = await rig.store.finish(lease, replace(ANSWER, final_batch=final_batch))
 
         assert answer is LeaseStatus.GAP
         assert (await rig.store.read_stream(job_id()), await rig.store.get(job_id())) == before
 
     async def test_an_end_told_twice_writes_its_tokens_and_its_charge_once(self, rig: Rig) -> None:
-        attempt = await started(rig)
+        lease = await started(rig)
         ending = replace(ANSWER, final_batch=TokenBatch(index=0, token_ids=(1,)), gpu_ms=70)
-        await rig.store.finish(job_id(), attempt, ending)
+        await rig.store.finish(lease, ending)
 
-        assert await rig.store.finish(job_id(), attempt, ending) is LeaseStatus.TERMINAL
+        assert await rig.store.finish(lease, ending) is LeaseStatus.TERMINAL
 
         assert await rig.store.token_ids(job_id(), 9) == [1]
         job = await rig.store.get(job_id())
@@ -101,10 +100,10 @@ class TestFinish:
 
     @pytest.mark.parametrize("state", TERMINAL)
     async def test_state_and_result_come_together(self, rig: Rig, state: JobState) -> None:
-        attempt = await started(rig)
+        lease = await started(rig)
         ending = Ending(state=state, result={"text": "☃"}, usage={"total_tokens": 1}, error=FAULT)
 
-        assert await rig.store.finish(job_id(), attempt, ending) is LeaseStatus.OK
+        assert await rig.store.finish(lease, ending) is LeaseStatus.OK
 
         job = await rig.store.get(job_id())
         assert job is not None
@@ -124,10 +123,10 @@ class TestFinish:
     async def test_the_first_terminal_state_wins(
         self, rig: Rig, first: JobState, second: JobState
     ) -> None:
-        attempt = await started(rig)
-        await rig.store.finish(job_id(), attempt, Ending(state=first, result={"n": 1}))
+        lease = await started(rig)
+        await rig.store.finish(lease, Ending(state=first, result={"n": 1}))
 
-        answer = await rig.store.finish(job_id(), attempt, Ending(state=second, result={"n": 2}))
+        answer = await rig.store.finish(lease, Ending(state=second, result={"n": 2}))
 
         assert answer is LeaseStatus.TERMINAL
         job = await rig.store.get(job_id())
@@ -138,35 +137,35 @@ class TestFinish:
     async def test_a_zombie_cannot_finish_what_another_runs(self, rig: Rig) -> None:
         zombie = await started(rig)
         await rig.pass_time(LEASE_MS + 1)
-        heir = (await rig.store.acquire(job_id(), "worker-2", can_resume=True)).attempt
+        heir = (await rig.store.acquire(job_id(), "worker-2", can_resume=True)).lease
 
-        assert await rig.store.finish(job_id(), zombie, ANSWER) is LeaseStatus.FENCED
+        assert await rig.store.finish(zombie, ANSWER) is LeaseStatus.FENCED
 
-        assert await rig.store.renew([(job_id(), heir)], extend=False) == [LeaseStatus.OK]
+        assert await rig.store.renew([heir], extend=False) == [LeaseStatus.OK]
         job = await rig.store.get(job_id())
         assert job is not None
         assert (job.result, job.refused_writes) == (None, 1)
 
     async def test_a_job_given_back_cannot_be_finished_by_the_giver(self, rig: Rig) -> None:
-        attempt = await started(rig)
-        await rig.store.release(job_id(), attempt, Release.HANDOVER, FAULT)
+        lease = await started(rig)
+        await rig.store.release(lease, Release.HANDOVER, FAULT)
 
-        assert await rig.store.finish(job_id(), attempt, ANSWER) is LeaseStatus.FENCED
+        assert await rig.store.finish(lease, ANSWER) is LeaseStatus.FENCED
 
     async def test_an_unknown_job_is_missing(self, rig: Rig) -> None:
-        assert await rig.store.finish(job_id("nobody"), 1, ANSWER) is LeaseStatus.MISSING
+        assert await rig.store.finish(NOBODYS, ANSWER) is LeaseStatus.MISSING
 
     async def test_a_dead_letter_is_listed_as_one(self, rig: Rig) -> None:
-        attempt = await started(rig)
+        lease = await started(rig)
         ending = Ending(state=JobState.FAILED, error=FAULT, is_dead_letter=True)
 
-        await rig.store.finish(job_id(), attempt, ending)
+        await rig.store.finish(lease, ending)
 
         assert [j.id for j in (await rig.store.list_dead_letters("acme")).jobs] == [job_id()]
 
     async def test_an_ended_job_is_forgotten_after_its_retention(self, rig: Rig) -> None:
-        attempt = await started(rig)
-        await rig.store.finish(job_id(), attempt, ANSWER)
+        lease = await started(rig)
+        await rig.store.finish(lease, ANSWER)
 
         await rig.pass_time(SETTINGS.retention_s * 1000 - 1000)
         assert await rig.store.get(job_id()) is not None
@@ -203,17 +202,17 @@ class TestCancelAndConclude:
         assert job.state is JobState.CANCELLED
 
     async def test_a_running_job_is_cancelled_under_its_lease(self, rig: Rig) -> None:
-        attempt = await started(rig)
+        lease = await started(rig)
 
         job = await rig.store.cancel(job_id())
 
         assert job is not None
         assert (job.state, job.history[-1].outcome) == (JobState.CANCELLED, "cancelled")
-        assert await rig.store.finish(job_id(), attempt, ANSWER) is LeaseStatus.TERMINAL
+        assert await rig.store.finish(lease, ANSWER) is LeaseStatus.TERMINAL
 
     async def test_cancelling_an_ended_job_shows_how_it_ended(self, rig: Rig) -> None:
-        attempt = await started(rig)
-        await rig.store.finish(job_id(), attempt, ANSWER)
+        lease = await started(rig)
+        await rig.store.finish(lease, ANSWER)
 
         job = await rig.store.cancel(job_id())
 
@@ -225,10 +224,10 @@ class TestCancelAndConclude:
 
     async def test_cancel_and_finish_at_once_agree_on_one_end(self, rig: Rig) -> None:
         for number in range(50):
-            attempt = await started(rig, str(number))
+            lease = await started(rig, str(number))
 
             finished, cancelled = await asyncio.gather(
-                rig.store.finish(job_id(str(number)), attempt, ANSWER),
+                rig.store.finish(lease, ANSWER),
                 rig.store.cancel(job_id(str(number))),
             )
 

@@ -1,6 +1,7 @@
 """Who may run a job, for how long, and at what price it is given back or lost."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.contract.rig import (
     ANSWER,
     FAULT,
     LEASE_MS,
+    NOBODYS,
     SETTINGS,
     TERMINAL,
     Rig,
@@ -28,13 +30,47 @@ from tests.contract.rig import (
 )
 
 
+class TestLease:
+    async def test_a_lease_with_the_same_attempt_and_another_id_writes_nothing(
+        self, rig: Rig
+    ) -> None:
+        # After a failover to a lagging replica two workers hold the same attempt number (B11).
+        lease = await started(rig)
+        twin = replace(lease, id="another")
+
+        batch = TokenBatch(index=0, token_ids=(1,))
+        assert await rig.store.append(twin, batch) is LeaseStatus.FENCED
+        assert await rig.store.renew([twin], extend=True) == [LeaseStatus.FENCED]
+        assert not await rig.store.release(twin, Release.HANDOVER, FAULT)
+        assert await rig.store.finish(twin, ANSWER) is LeaseStatus.FENCED
+
+        assert await rig.store.append(lease, batch) is LeaseStatus.OK
+        assert await rig.store.finish(lease, ANSWER) is LeaseStatus.OK
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert job.refused_writes == 3
+
+    async def test_each_attempt_gets_a_lease_id_of_its_own(self, rig: Rig) -> None:
+        first = await started(rig)
+        await rig.pass_time(LEASE_MS + 1)
+
+        second = (await rig.store.acquire(job_id(), "worker-2", can_resume=True)).lease
+
+        assert second.attempt == 2
+        assert second.id not in (first.id, "")
+
+
 class TestAcquire:
     async def test_a_queued_job_is_started(self, rig: Rig) -> None:
         await rig.store.create(new_job())
 
         taken = await rig.store.acquire(job_id(), "worker-1", can_resume=True)
 
-        assert (taken.status, taken.attempt, taken.token_count) == (AcquireStatus.ACQUIRED, 1, 0)
+        assert (taken.status, taken.lease.attempt, taken.token_count) == (
+            AcquireStatus.ACQUIRED,
+            1,
+            0,
+        )
         job = await rig.store.get(job_id())
         assert job is not None
         assert (job.state, job.lease_owner) == (JobState.IN_PROGRESS, "worker-1")
@@ -67,7 +103,7 @@ class TestAcquire:
 
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
 
-        assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, 2)
+        assert (taken.status, taken.lease.attempt) == (AcquireStatus.ACQUIRED, 2)
         job = await rig.store.get(job_id())
         assert job is not None
         assert [a.outcome for a in job.history] == ["lost", ""]
@@ -77,7 +113,7 @@ class TestAcquire:
         await rig.store.create(new_job())
         for number in range(1, SETTINGS.max_attempts + 1):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True, is_exclusive=True)
-            assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, number)
+            assert (taken.status, taken.lease.attempt) == (AcquireStatus.ACQUIRED, number)
             await rig.pass_time(LEASE_MS + 1)
 
         taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
@@ -106,13 +142,16 @@ class TestAcquire:
 
         assert refused.status is AcquireStatus.ALONE
         assert after == before
-        assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, SETTINGS.max_attempts)
+        assert (taken.status, taken.lease.attempt) == (
+            AcquireStatus.ACQUIRED,
+            SETTINGS.max_attempts,
+        )
 
     async def test_a_job_that_lost_engines_has_its_last_attempt_alone_too(self, rig: Rig) -> None:
         await rig.store.create(new_job())
         for why in (Release.LOST, Release.FAILURE):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-            await rig.store.release(job_id(), taken.attempt, why, FAULT)
+            await rig.store.release(taken.lease, why, FAULT)
 
         taken = await rig.store.acquire(job_id(), "busy", can_resume=True)
 
@@ -124,7 +163,7 @@ class TestAcquire:
         await rig.store.create(new_job())
         for _ in range(SETTINGS.max_attempts - 1):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-            await rig.store.release(job_id(), taken.attempt, Release.FAILURE, FAULT)
+            await rig.store.release(taken.lease, Release.FAILURE, FAULT)
 
         taken = await rig.store.acquire(job_id(), "busy", can_resume=True)
 
@@ -145,8 +184,8 @@ class TestAcquire:
 
     @pytest.mark.parametrize("state", TERMINAL)
     async def test_an_ended_job_is_terminal(self, rig: Rig, state: JobState) -> None:
-        attempt = await started(rig)
-        await rig.store.finish(job_id(), attempt, Ending(state=state, error=FAULT))
+        lease = await started(rig)
+        await rig.store.finish(lease, Ending(state=state, error=FAULT))
 
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
 
@@ -158,8 +197,8 @@ class TestAcquire:
         assert taken.status is AcquireStatus.MISSING
 
     async def test_tokens_so_far_are_continued_by_who_can(self, rig: Rig) -> None:
-        attempt = await started(rig)
-        await rig.store.append(job_id(), attempt, TokenBatch(index=0, token_ids=(5, 6, 7)))
+        lease = await started(rig)
+        await rig.store.append(lease, TokenBatch(index=0, token_ids=(5, 6, 7)))
         await rig.pass_time(LEASE_MS + 1)
 
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
@@ -175,7 +214,7 @@ class TestAcquire:
 
         taken = await rig.store.acquire(job_id(), "w", can_resume=True, expected=new_job())
 
-        assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, 1)
+        assert (taken.status, taken.lease.attempt) == (AcquireStatus.ACQUIRED, 1)
 
     @pytest.mark.parametrize("other", [{"prompt": "other"}, {"tenant": "other"}], ids=str)
     async def test_who_was_told_something_else_changes_nothing(
@@ -203,8 +242,8 @@ class TestAcquire:
         assert [first.status, second.status] == [AcquireStatus.OTHER, AcquireStatus.ACQUIRED]
 
     async def test_who_starts_over_is_told_how_much_is_void(self, rig: Rig) -> None:
-        attempt = await started(rig)
-        await rig.store.append(job_id(), attempt, TokenBatch(index=0, token_ids=(1, 2)))
+        lease = await started(rig)
+        await rig.store.append(lease, TokenBatch(index=0, token_ids=(1, 2)))
         await rig.pass_time(LEASE_MS + 1)
 
         taken = await rig.store.acquire(job_id(), "w", can_resume=False)
@@ -212,12 +251,12 @@ class TestAcquire:
         assert (taken.token_count, taken.void_count) == (0, 2)
 
     async def test_tokens_so_far_are_void_for_who_cannot_continue_them(self, rig: Rig) -> None:
-        attempt = await started(rig)
-        await rig.store.append(job_id(), attempt, TokenBatch(index=0, token_ids=(5, 6, 7)))
+        lease = await started(rig)
+        await rig.store.append(lease, TokenBatch(index=0, token_ids=(5, 6, 7)))
         await rig.pass_time(LEASE_MS + 1)
 
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=False)
-        await rig.store.append(job_id(), taken.attempt, TokenBatch(index=0, token_ids=(8,)))
+        await rig.store.append(taken.lease, TokenBatch(index=0, token_ids=(8,)))
 
         assert taken.token_count == 0
         entry = (await rig.store.read_stream(job_id()))[-2]
@@ -227,57 +266,49 @@ class TestAcquire:
 
 class TestRenew:
     async def test_a_renewed_lease_lasts_longer(self, rig: Rig) -> None:
-        attempt = await started(rig)
+        lease = await started(rig)
         await rig.pass_time(20_000)
 
-        assert await rig.store.renew([(job_id(), attempt)], extend=True) == [LeaseStatus.OK]
+        assert await rig.store.renew([lease], extend=True) == [LeaseStatus.OK]
 
         await rig.pass_time(20_000)
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
         assert taken.status is AcquireStatus.HELD
 
     async def test_looking_does_not_lengthen_the_lease(self, rig: Rig) -> None:
-        attempt = await started(rig)
+        lease = await started(rig)
         await rig.pass_time(20_000)
 
-        assert await rig.store.renew([(job_id(), attempt)], extend=False) == [LeaseStatus.OK]
+        assert await rig.store.renew([lease], extend=False) == [LeaseStatus.OK]
 
         await rig.pass_time(20_000)
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
         assert taken.status is AcquireStatus.ACQUIRED
 
     async def test_a_lapsed_lease_that_nobody_took_is_still_ours(self, rig: Rig) -> None:
-        attempt = await started(rig)
+        lease = await started(rig)
         await rig.pass_time(LEASE_MS * 2)
 
-        assert await rig.store.renew([(job_id(), attempt)], extend=True) == [LeaseStatus.OK]
+        assert await rig.store.renew([lease], extend=True) == [LeaseStatus.OK]
 
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
         assert taken.status is AcquireStatus.HELD
 
     async def test_each_lease_is_answered_in_order(self, rig: Rig) -> None:
-        await started(rig, "fine")
+        fine = await started(rig, "fine")
         overtaken = await started(rig, "overtaken")
         await rig.pass_time(LEASE_MS + 1)
-        await rig.store.renew([(job_id("fine"), 1)], extend=True)
+        await rig.store.renew([fine], extend=True)
         await rig.store.acquire(job_id("overtaken"), "worker-2", can_resume=True)
         cancelled = await started(rig, "cancelled")
         await rig.store.cancel(job_id("cancelled"))
         late = await started(rig, "late", deadline_ms=await rig.now_ms() + 1000)
         given_back = await started(rig, "given back")
-        await rig.store.release(job_id("given back"), given_back, Release.HANDOVER, FAULT)
+        await rig.store.release(given_back, Release.HANDOVER, FAULT)
         await rig.pass_time(1001)
 
         answers = await rig.store.renew(
-            [
-                (job_id("fine"), 1),
-                (job_id("overtaken"), overtaken),
-                (job_id("cancelled"), cancelled),
-                (job_id("late"), late),
-                (job_id("given back"), given_back),
-                (job_id("nobody"), 1),
-            ],
-            extend=True,
+            [fine, overtaken, cancelled, late, given_back, NOBODYS], extend=True
         )
 
         assert answers == [
@@ -295,21 +326,21 @@ class TestRenew:
 
 class TestRelease:
     async def test_a_job_given_back_starts_again_at_once(self, rig: Rig) -> None:
-        attempt = await started(rig)
+        lease = await started(rig)
 
-        assert await rig.store.release(job_id(), attempt, Release.HANDOVER, FAULT)
+        assert await rig.store.release(lease, Release.HANDOVER, FAULT)
 
         job = await rig.store.get(job_id())
         assert job is not None
         assert (job.state, job.lease_owner) == (JobState.QUEUED, "")
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
-        assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, 2)
+        assert (taken.status, taken.lease.attempt) == (AcquireStatus.ACQUIRED, 2)
 
     async def test_a_hand_over_costs_no_attempt(self, rig: Rig) -> None:
         await rig.store.create(new_job())
         for _ in range(SETTINGS.max_attempts * 3):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-            assert await rig.store.release(job_id(), taken.attempt, Release.HANDOVER, FAULT)
+            assert await rig.store.release(taken.lease, Release.HANDOVER, FAULT)
 
         taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
 
@@ -321,7 +352,7 @@ class TestRelease:
         for number in range(SETTINGS.max_attempts):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
             reason = JobError(code="engine_error", message=f"failure {number}")
-            kept.append(await rig.store.release(job_id(), taken.attempt, Release.FAILURE, reason))
+            kept.append(await rig.store.release(taken.lease, Release.FAILURE, reason))
 
         assert kept == [True, True, False]
         job = await rig.store.get(job_id())
@@ -336,7 +367,7 @@ class TestRelease:
         await rig.pass_time(LEASE_MS + 1)
         await rig.store.acquire(job_id(), "worker-2", can_resume=True)
 
-        assert not await rig.store.release(job_id(), zombie, Release.HANDOVER, FAULT)
+        assert not await rig.store.release(zombie, Release.HANDOVER, FAULT)
 
         job = await rig.store.get(job_id())
         assert job is not None
@@ -344,11 +375,11 @@ class TestRelease:
         assert job.refused_writes == 1
 
     async def test_an_ended_or_unknown_job_is_not_given_back(self, rig: Rig) -> None:
-        attempt = await started(rig)
-        await rig.store.finish(job_id(), attempt, ANSWER)
+        lease = await started(rig)
+        await rig.store.finish(lease, ANSWER)
 
-        assert not await rig.store.release(job_id(), attempt, Release.FAILURE, FAULT)
-        assert not await rig.store.release(job_id("nobody"), 1, Release.FAILURE, FAULT)
+        assert not await rig.store.release(lease, Release.FAILURE, FAULT)
+        assert not await rig.store.release(NOBODYS, Release.FAILURE, FAULT)
 
         job = await rig.store.get(job_id())
         assert job is not None

@@ -16,15 +16,24 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from eventing.errors import IdempotencyConflict
 from eventing.job.job import Job, JobError, JobId, JobState
-from eventing.job.store import Acquired, Ending, Page, Release, Store, StreamEntry, TokenBatch
+from eventing.job.store import (
+    Acquired,
+    Ending,
+    Lease,
+    Page,
+    Release,
+    Store,
+    StreamEntry,
+    TokenBatch,
+)
 from eventing.redis.connection import connect
 from tests.contract.rig import SETTINGS, MemoryRig, RedisRig, job_id, new_job
 
 EVENTS = st.sampled_from(["a", "b", "c"])
 TENANTS = st.sampled_from(["acme", "other"])
 PROMPTS = st.sampled_from(["why?", "how?"])
-ATTEMPTS = st.integers(-2, 1)
-"""Relative to the newest attempt: zombies, the holder, and one that never was."""
+BEHIND = st.integers(0, 2)
+"""Which lease: the newest, and zombies' before it; one that never was, where there are fewer."""
 FAULT = JobError(code="engine_error", message="the engine gave up")
 ENDINGS = st.builds(
     Ending,
@@ -59,7 +68,8 @@ def timeless(value: Any) -> Any:
         case StreamEntry():
             return value._replace(cursor="", at_ms=bool(value.at_ms))
         case Acquired():
-            return replace(value, lease_left_ms=bool(value.lease_left_ms))
+            lease = replace(value.lease, id="")
+            return replace(value, lease=lease, lease_left_ms=bool(value.lease_left_ms))
         case Page():
             return ([timeless(job) for job in value.jobs], bool(value.next_cursor))
         case list() | tuple():
@@ -80,6 +90,7 @@ class TwoStores(RuleBasedStateMachine):
         self.redis = RedisRig(connect(self.redis_url))
         self.runner.run(self.redis.redis.flushall())
         self.ends: dict[JobId, JobState] = {}
+        self.leases: dict[tuple[int, str], list[Lease]] = {}
 
     def teardown(self) -> None:
         self.runner.run(self.redis.store.close())
@@ -104,9 +115,10 @@ class TwoStores(RuleBasedStateMachine):
         assert in_memory == in_redis
         return in_redis
 
-    def newest(self, event: str) -> int:
-        job = self.runner.run(self.memory.store.get(job_id(event)))
-        return job.attempt if job else 0
+    def lease(self, store: Store, event: str, behind: int) -> Lease:
+        """One of those that this store gave for the event's job."""
+        given = self.leases.get((id(store), event), [])
+        return given[-1 - behind] if behind < len(given) else Lease(job_id(event), behind, "x")
 
     @rule(event=EVENTS, tenant=TENANTS, prompt=PROMPTS, has_deadline=st.booleans())
     def create(self, event: str, tenant: str, prompt: str, has_deadline: bool) -> None:
@@ -133,38 +145,39 @@ class TwoStores(RuleBasedStateMachine):
         self, event: str, owner: str, can_resume: bool, is_exclusive: bool, expected: str
     ) -> None:
         new = new_job(event, prompt=expected) if expected else None
-        self.both(
-            lambda store: store.acquire(
+
+        async def ask(store: Store) -> Acquired:
+            taken = await store.acquire(
                 job_id(event), owner, can_resume=can_resume, is_exclusive=is_exclusive, expected=new
             )
-        )
+            if taken.lease.id:
+                self.leases.setdefault((id(store), event), []).append(taken.lease)
+            return taken
 
-    @rule(event=EVENTS, behind=ATTEMPTS, extend=st.booleans())
+        self.both(ask)
+
+    @rule(event=EVENTS, behind=BEHIND, extend=st.booleans())
     def renew(self, event: str, behind: int, extend: bool) -> None:
-        lease = (job_id(event), self.newest(event) + behind)
-        self.both(lambda store: store.renew([lease], extend=extend))
+        self.both(lambda store: store.renew([self.lease(store, event, behind)], extend=extend))
 
-    @rule(event=EVENTS, behind=ATTEMPTS, batch=BATCHES, is_next=st.booleans())
+    @rule(event=EVENTS, behind=BEHIND, batch=BATCHES, is_next=st.booleans())
     def append(self, event: str, behind: int, batch: TokenBatch, is_next: bool) -> None:
-        attempt = self.newest(event) + behind
         job = self.runner.run(self.memory.store.get(job_id(event)))
         if is_next and job:
             batch = replace(batch, index=job.token_count)
-        self.both(lambda store: store.append(job_id(event), attempt, batch))
+        self.both(lambda store: store.append(self.lease(store, event, behind), batch))
 
-    @rule(event=EVENTS, behind=ATTEMPTS, ending=ENDINGS, batch=BATCHES, has_rest=st.booleans())
+    @rule(event=EVENTS, behind=BEHIND, ending=ENDINGS, batch=BATCHES, has_rest=st.booleans())
     def finish(
         self, event: str, behind: int, ending: Ending, batch: TokenBatch, has_rest: bool
     ) -> None:
-        attempt = self.newest(event) + behind
         if has_rest:
             ending = replace(ending, final_batch=batch)
-        self.both(lambda store: store.finish(job_id(event), attempt, ending))
+        self.both(lambda store: store.finish(self.lease(store, event, behind), ending))
 
-    @rule(event=EVENTS, behind=ATTEMPTS, why=st.sampled_from(list(Release)))
+    @rule(event=EVENTS, behind=BEHIND, why=st.sampled_from(list(Release)))
     def release(self, event: str, behind: int, why: Release) -> None:
-        attempt = self.newest(event) + behind
-        self.both(lambda store: store.release(job_id(event), attempt, why, FAULT))
+        self.both(lambda store: store.release(self.lease(store, event, behind), why, FAULT))
 
     @rule(event=EVENTS)
     def cancel(self, event: str) -> None:

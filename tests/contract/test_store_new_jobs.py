@@ -146,12 +146,12 @@ class TestReject:
     async def test_a_bad_event_cannot_end_a_running_job_of_the_same_identity(
         self, rig: Rig
     ) -> None:
-        attempt = await started(rig)
+        lease = await started(rig)
         await rig.pass_time(LEASE_MS + 1)
 
         await rig.store.reject(new_job(), self.REFUSAL, self.RAW)
 
-        assert await rig.store.finish(job_id(), attempt, ANSWER) is LeaseStatus.OK
+        assert await rig.store.finish(lease, ANSWER) is LeaseStatus.OK
 
     async def test_a_redriven_reject_that_is_still_bad_is_a_dead_letter_again(
         self, rig: Rig

@@ -15,7 +15,7 @@ class TestRedrive:
         assert job is not None
         assert (job.state, job.error, job.is_dead_letter) == (JobState.QUEUED, None, False)
         taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-        assert (taken.status, taken.attempt) == (AcquireStatus.ACQUIRED, 4)
+        assert (taken.status, taken.lease.attempt) == (AcquireStatus.ACQUIRED, 4)
 
     async def test_a_redriven_job_has_its_attempts_back(self, rig: Rig) -> None:
         await dead(rig)
@@ -23,7 +23,7 @@ class TestRedrive:
 
         for _ in range(SETTINGS.max_attempts - 1):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-            assert await rig.store.release(job_id(), taken.attempt, Release.FAILURE, FAULT)
+            assert await rig.store.release(taken.lease, Release.FAILURE, FAULT)
 
     async def test_a_redriven_job_is_no_longer_listed_as_dead(self, rig: Rig) -> None:
         await dead(rig)
@@ -63,10 +63,10 @@ class TestRedrive:
     async def test_an_edited_request_starts_from_nothing_and_says_so(self, rig: Rig) -> None:
         # The stream still holds the tokens of the first request; a third attempt must not take
         # them for its own.
-        attempt = await started(rig)
-        await rig.store.append(job_id(), attempt, TokenBatch(index=0, token_ids=(1, 2, 3)))
+        lease = await started(rig)
+        await rig.store.append(lease, TokenBatch(index=0, token_ids=(1, 2, 3)))
         ending = Ending(state=JobState.FAILED, error=FAULT, is_dead_letter=True)
-        await rig.store.finish(job_id(), attempt, ending)
+        await rig.store.finish(lease, ending)
         edited = new_job(prompt="how?").request
 
         assert await rig.store.redrive(job_id(), edited)
@@ -74,8 +74,8 @@ class TestRedrive:
         second = await rig.store.acquire(job_id(), "worker", can_resume=True)
         assert second.token_count == 0
         assert (await rig.store.read_stream(job_id()))[-1].is_restart
-        await rig.store.append(job_id(), second.attempt, TokenBatch(index=0, token_ids=(7, 8)))
-        await rig.store.release(job_id(), second.attempt, Release.HANDOVER, FAULT)
+        await rig.store.append(second.lease, TokenBatch(index=0, token_ids=(7, 8)))
+        await rig.store.release(second.lease, Release.HANDOVER, FAULT)
         third = await rig.store.acquire(job_id(), "worker", can_resume=True)
         assert third.token_count == 2
         assert await rig.store.token_ids(job_id(), third.token_count) == [7, 8]
@@ -84,7 +84,7 @@ class TestRedrive:
         assert job.request == edited
 
     async def test_a_redriven_job_shows_no_result_of_its_first_life(self, rig: Rig) -> None:
-        attempt = await started(rig)
+        lease = await started(rig)
         ending = Ending(
             state=JobState.FAILED,
             result={"text": "half"},
@@ -92,7 +92,7 @@ class TestRedrive:
             error=FAULT,
             is_dead_letter=True,
         )
-        await rig.store.finish(job_id(), attempt, ending)
+        await rig.store.finish(lease, ending)
 
         await rig.store.redrive(job_id(), None)
 
@@ -103,7 +103,7 @@ class TestRedrive:
     async def test_only_dead_letters_are_redriven(self, rig: Rig) -> None:
         await rig.store.create(new_job("queued"))
         failed = await started(rig, "failed")
-        await rig.store.finish(job_id("failed"), failed, Ending(state=JobState.FAILED, error=FAULT))
+        await rig.store.finish(failed, Ending(state=JobState.FAILED, error=FAULT))
 
         assert not await rig.store.redrive(job_id("queued"), None)
         assert not await rig.store.redrive(job_id("failed"), None)

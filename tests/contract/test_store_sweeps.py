@@ -1,6 +1,7 @@
 """What a sweep finds: jobs whose event, or whose end, nobody has told."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -74,9 +75,9 @@ class TestOutbox:
         ended = await started(rig, "ended")
         for event_id in ("held", "ended"):
             await rig.store.mark_published(job_id(event_id))
-        await rig.store.finish(job_id("ended"), ended, ANSWER)
+        await rig.store.finish(ended, ANSWER)
         await rig.pass_time(LEASE_MS * 2 + 1)
-        await rig.store.renew([(job_id("held"), held)], extend=True)
+        await rig.store.renew([held], extend=True)
 
         assert await rig.store.claim_unstarted(10) == []
 
@@ -141,7 +142,7 @@ class TestOutbox:
     ) -> None:
         match how:
             case "finish":
-                await rig.store.finish(job_id(), await started(rig), ANSWER)
+                await rig.store.finish(await started(rig), ANSWER)
             case "cancel":
                 await rig.store.create(new_job())
                 await rig.store.cancel(job_id())
@@ -168,7 +169,7 @@ class TestOutbox:
         assert job.is_announced
 
     async def test_an_end_is_unannounced_until_marked(self, rig: Rig) -> None:
-        await rig.store.finish(job_id(), await started(rig), ANSWER)
+        await rig.store.finish(await started(rig), ANSWER)
 
         job = await rig.store.get(job_id())
 
@@ -181,7 +182,7 @@ class TestOutbox:
         await rig.store.redrive(job_id(), None)
         for _ in range(SETTINGS.max_attempts):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-            await rig.store.release(job_id(), taken.attempt, Release.FAILURE, FAULT)
+            await rig.store.release(taken.lease, Release.FAILURE, FAULT)
 
         job = await rig.store.get(job_id())
 
@@ -190,8 +191,8 @@ class TestOutbox:
 
     async def test_a_job_that_has_not_ended_keeps_its_note(self, rig: Rig) -> None:
         # A sweep that read the job as running, and marks it after it ended, must not lose its end.
-        attempt = await started(rig)
-        await rig.store.finish(job_id(), attempt + 1, ANSWER)
+        lease = await started(rig)
+        await rig.store.finish(replace(lease, attempt=2), ANSWER)
 
         await rig.store.mark_announced(job_id())
 

@@ -209,7 +209,7 @@ async def cut_off(valkey: Redis, jobs: RedisStore, event: Event) -> None:
     taken = await jobs.acquire(job_id, "thief", can_resume=True)
     if taken.status is AcquireStatus.ACQUIRED:
         error = JobError(code="test", message="handed on")
-        await jobs.release(job_id, taken.attempt, Release.HANDOVER, error)
+        await jobs.release(taken.lease, Release.HANDOVER, error)
         await valkey.hset(keys.job(job_id), "failures", 0)
 
 

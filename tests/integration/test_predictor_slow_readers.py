@@ -121,7 +121,7 @@ async def test_a_reader_that_stops_costs_little_is_cut_off_and_can_go_on(
     api: Api, redis: Redis, store: RedisStore
 ) -> None:
     job, _ = await store.create(job_of(asking(event_id="flood")))
-    attempt = (await store.acquire(job.id, "p", can_resume=True)).attempt
+    lease = (await store.acquire(job.id, "p", can_resume=True)).lease
     with ExitStack() as stack:
         readers = [stack.enter_context(closing(api.reader(job.id))) for _ in range(READERS)]
         for reader in readers:
@@ -130,9 +130,7 @@ async def test_a_reader_that_stops_costs_little_is_cut_off_and_can_go_on(
         await asyncio.sleep(1)  # nothing tells that they have gone over to the live tail
         before_mib = api.rss_mib
         for index in range(ENTRIES):
-            await store.append(
-                job.id, attempt, TokenBatch(index=index, token_ids=(1,), delta=ENTRY)
-            )
+            await store.append(lease, TokenBatch(index=index, token_ids=(1,), delta=ENTRY))
         cost_mib = (api.rss_mib - before_mib) / READERS
         seen = await received(stuck)  # until the api has hung up
     last = seen.rsplit(b"\nid: ", 1)[1].split(b"\n")[0].decode()

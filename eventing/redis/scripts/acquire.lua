@@ -1,7 +1,8 @@
 -- Take the lease of a job for a new attempt, or say why not. A job past its deadline or out of attempts is failed here.
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 owner, 2 lease_ms, 3 max_attempts, 4 '1' if tokens so far may be continued, 5 retention_s of a failed job,
---       6 '1' if the owner runs nothing else, 7 sha of the request that the owner was told, '' for any
+--       6 '1' if the owner runs nothing else, 7 sha of the request that the owner was told, '' for any,
+--       8 a random id for the lease
 -- gives {'acquired', attempt, token_count, tokens that are void now} | {'held', lease_left_ms} | {'missing'} | {'terminal', 1 for a dead letter that nobody announced} | {'expired'} | {'exhausted'}
 --       | {'other'} (recorded with another request: unchanged)
 --       | {'alone'} (its last attempt, and it has lost one before: unchanged, for an owner that runs nothing else; docs/adr/0085)
@@ -49,7 +50,7 @@ local void = restarted and tokens or 0
 tokens = tokens - void
 history[#history + 1] = {attempt = attempt, owner = ARGV[1], started_ms = now, resumed_from = tokens}
 redis.call('HSET', KEYS[1], 'state', 'in_progress', 'attempt', attempt, 'failures', failures, 'token_count', tokens,
-  'lease_owner', ARGV[1], 'lease_until_ms', now + tonumber(ARGV[2]), 'history', cjson.encode(history))
+  'lease_owner', ARGV[1], 'lease_id', ARGV[8], 'lease_until_ms', now + tonumber(ARGV[2]), 'history', cjson.encode(history))
 redis.call('HSETNX', KEYS[1], 'started_ms', now)
 if job[10] then redis.call('HDEL', KEYS[1], 'restart') end
 redis.call('XADD', KEYS[2], '*', 'kind', 'attempt', 'attempt', attempt, 'index', tokens, 'restarted', restarted and 1 or 0, 'at_ms', now)

@@ -87,7 +87,7 @@ class TestDeadLetters:
         assert (await stack.store.list_dead_letters("acme")).jobs == ()
         assert not await stack.is_drained()
         ending = Ending(state=JobState.COMPLETED)
-        assert await stack.store.finish(new.id, taken.attempt, ending) == "ok"
+        assert await stack.store.finish(taken.lease, ending) == "ok"
 
     async def test_the_sink_is_told_with_knatives_extensions(self, redis: Redis) -> None:
         async with Subscriber([says(400)]).serving() as one, Subscriber().serving() as sink:

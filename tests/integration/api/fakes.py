@@ -18,7 +18,7 @@ from api.http.protocol import BoundedHttpProtocol, door_for
 from eventing.cloudevent.event import Event
 from eventing.errors import BrokerUnavailable
 from eventing.job.job import Job, JobError, JobId, JobState
-from eventing.job.store import Ending, Store, TokenBatch
+from eventing.job.store import NO_LEASE, Ending, Store, TokenBatch
 
 OWNER = "fake-predictor"
 
@@ -47,12 +47,12 @@ class FakePredictor:
     def __init__(self, store: Store, job_id: str) -> None:
         self._store = store
         self.job_id = JobId(job_id)
-        self.attempt = 0
+        self.lease = NO_LEASE
         self.index = 0
 
     async def start(self, *, can_resume: bool = True) -> "FakePredictor":
         acquired = await self._store.acquire(self.job_id, OWNER, can_resume=can_resume)
-        self.attempt, self.index = acquired.attempt, acquired.token_count
+        self.lease, self.index = acquired.lease, acquired.token_count
         return self
 
     async def say(self, *choices: dict[str, Any], tokens: int = 1) -> None:
@@ -60,7 +60,7 @@ class FakePredictor:
         ids = tuple(range(self.index, self.index + tokens))
         delta = orjson.dumps(choices).decode()
         await self._store.append(
-            self.job_id, self.attempt, TokenBatch(index=self.index, token_ids=ids, delta=delta)
+            self.lease, TokenBatch(index=self.index, token_ids=ids, delta=delta)
         )
         self.index += tokens
 
@@ -72,7 +72,7 @@ class FakePredictor:
         state = fields.pop("state", JobState.COMPLETED)
         usage = (result or {}).get("usage")
         ending = Ending(state=state, result=result, usage=usage, **fields)
-        await self._store.finish(self.job_id, self.attempt, ending)
+        await self._store.finish(self.lease, ending)
 
     async def fail(self, code: str, message: str = "it broke", field: str = "") -> None:
         error = JobError(code=code, message=message, field=field)

@@ -16,6 +16,7 @@ from eventing.job.job import JobId, derive_job_id
 from eventing.job.store import (
     Ending,
     EntryKind,
+    Lease,
     LeaseSettings,
     LeaseStatus,
     StreamEntry,
@@ -61,9 +62,9 @@ class UnreliableStore(MemoryStore):
         if self.is_away:
             raise StoreUnavailable("the store does not answer")
 
-    async def append(self, job_id: JobId, attempt: int, batch: TokenBatch) -> LeaseStatus:
+    async def append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
         self._reach()
-        hold = await super().append(job_id, attempt, batch)
+        hold = await super().append(lease, batch)
         self.appended.append(batch)
         if self.lost_answers:
             self.lost_answers -= 1
@@ -86,15 +87,15 @@ class UnreliableStore(MemoryStore):
                 assert step.chunk is not None
                 shown = orjson.dumps(coalesce(entries_of(step.chunk))).decode()
                 batch = TokenBatch(index=index, token_ids=step.token_ids, delta=shown)
-                await self.append(job.id, acquired.attempt, batch)
+                await self.append(acquired.lease, batch)
                 index += 1
                 if index == count:
                     break
 
-    async def acquire_again(self, job_id: JobId, *, restart: bool) -> None:
+    async def acquire_again(self, job_id: JobId, *, restart: bool) -> Lease:
         """The next attempt of a job whose lease has lapsed."""
         self._lapse(job_id)
-        await self.acquire(job_id, "another", can_resume=not restart)
+        return (await self.acquire(job_id, "another", can_resume=not restart)).lease
 
     def lapse(self, event: Event) -> None:
         """Whoever held the job has been silent for a lease."""
@@ -112,14 +113,14 @@ class UnreliableStore(MemoryStore):
         """Let the lease lapse and give the job to somebody else."""
         await self.acquire_again(job_id_of(event), restart=False)
 
-    async def finish(self, job_id: JobId, attempt: int, ending: Ending) -> LeaseStatus:
+    async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
         self._reach()
         if self.failing_ends:
             self.failing_ends -= 1
             raise StoreUnavailable("the store does not answer")
         if self.has_foreign_token:
-            self._records[job_id].append(TokenBatch(index=0, token_ids=(9,)), self._now())
-        return await super().finish(job_id, attempt, ending)
+            self._records[lease.job_id].append(TokenBatch(index=0, token_ids=(9,)), self._now())
+        return await super().finish(lease, ending)
 
     async def renew(self, leases: Any, *, extend: bool) -> list[LeaseStatus]:
         self._reach()

@@ -7,8 +7,7 @@ import pytest
 
 from eventing.cloudevent.job_event import job_of
 from eventing.errors import StoreUnavailable
-from eventing.job.job import JobId
-from eventing.job.store import LeaseStatus, TokenBatch
+from eventing.job.store import Lease, LeaseStatus, TokenBatch
 from predictor.generation.append_batcher import AppendBatcher, beat_s
 from tests.unit.predictor.desk import UnreliableStore, asking
 
@@ -24,18 +23,14 @@ class CountingStore(UnreliableStore):
         self.must_wait = False
         self.delay_s = 0.0
 
-    async def append_all(
-        self, appends: Sequence[tuple[JobId, int, TokenBatch]]
-    ) -> list[LeaseStatus]:
+    async def append_all(self, appends: Sequence[tuple[Lease, TokenBatch]]) -> list[LeaseStatus]:
         self.trips.append(len(appends))
         await asyncio.sleep(60 if self.must_wait else self.delay_s)
         return await super().append_all(appends)
 
-    async def running(self, count: int) -> list[JobId]:
+    async def running(self, count: int) -> list[Lease]:
         jobs = [(await self.create(job_of(asking(event_id=f"e{i}"))))[0] for i in range(count)]
-        for job in jobs:
-            await self.acquire(job.id, "p", can_resume=True)
-        return [job.id for job in jobs]
+        return [(await self.acquire(job.id, "p", can_resume=True)).lease for job in jobs]
 
 
 async def test_what_is_due_together_is_written_in_one_round_trip() -> None:
@@ -43,7 +38,7 @@ async def test_what_is_due_together_is_written_in_one_round_trip() -> None:
     group = AppendBatcher(store)
     jobs = await store.running(16)
 
-    holds = await asyncio.gather(*[group.append(job, 1, ONE) for job in jobs])
+    holds = await asyncio.gather(*[group.append(job, ONE) for job in jobs])
 
     assert holds == [LeaseStatus.OK] * 16
     assert store.trips == [16]
@@ -53,9 +48,9 @@ async def test_each_gets_its_own_answer() -> None:
     store = CountingStore()
     group = AppendBatcher(store)
     fine, cancelled = await store.running(2)
-    await store.cancel(cancelled)
+    await store.cancel(cancelled.job_id)
 
-    holds = await asyncio.gather(*[group.append(job, 1, ONE) for job in (cancelled, fine)])
+    holds = await asyncio.gather(*[group.append(job, ONE) for job in (cancelled, fine)])
 
     assert holds == [LeaseStatus.TERMINAL, LeaseStatus.OK]
 
@@ -67,7 +62,7 @@ async def test_a_store_that_is_away_is_everybodys_trouble() -> None:
     store.is_away = True
 
     answers = await asyncio.gather(
-        *[group.append(job, 1, ONE) for job in jobs], return_exceptions=True
+        *[group.append(job, ONE) for job in jobs], return_exceptions=True
     )
 
     assert [type(answer) for answer in answers] == [StoreUnavailable] * 3
@@ -79,14 +74,14 @@ async def test_stopping_the_first_does_not_strand_the_others(must_wait: bool) ->
     store.must_wait = must_wait
     group = AppendBatcher(store)
     jobs = await store.running(2)
-    first, second = (asyncio.ensure_future(group.append(job, 1, ONE)) for job in jobs)
+    first, second = (asyncio.ensure_future(group.append(job, ONE)) for job in jobs)
     await asyncio.sleep(0.02 if must_wait else 0)
     first.cancel()
 
     with pytest.raises(StoreUnavailable):
         await asyncio.wait_for(second, 1)
     store.must_wait = False
-    assert await group.append(jobs[1], 1, ONE) is LeaseStatus.OK
+    assert await group.append(jobs[1], ONE) is LeaseStatus.OK
 
 
 @pytest.mark.parametrize(
@@ -107,10 +102,10 @@ async def test_a_slow_store_is_asked_less_often() -> None:
     group = AppendBatcher(store)
     (job,) = await store.running(1)
     before = group.beat_s(0.05)
-    await group.append(job, 1, ONE)
+    await group.append(job, ONE)
     quick = group.beat_s(0.05)
     store.delay_s = 0.03
-    await group.append(job, 1, TokenBatch(index=1, token_ids=(2,)))
+    await group.append(job, TokenBatch(index=1, token_ids=(2,)))
 
     assert before == 0.05  # nothing is known yet
     assert quick < 0.01

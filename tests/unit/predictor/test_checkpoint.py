@@ -7,8 +7,7 @@ import pytest
 import pytest_asyncio
 
 from eventing.cloudevent.job_event import job_of
-from eventing.job.job import JobId
-from eventing.job.store import LeaseStatus, TokenBatch
+from eventing.job.store import Lease, LeaseStatus, TokenBatch
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import CheckpointWriter, read_checkpoint
 from tests.unit.predictor.desk import UnreliableStore, asking, read_ids, read_text
@@ -21,15 +20,14 @@ def word(text: str) -> dict[str, object]:
 class Rig:
     """A writer of the first attempt at one job."""
 
-    def __init__(self, store: UnreliableStore, job_id: JobId, flush_s: float) -> None:
+    def __init__(self, store: UnreliableStore, lease: Lease, flush_s: float) -> None:
         self.store = store
-        self.job_id = job_id
+        self.job_id = lease.job_id
         self.refusals: list[LeaseStatus] = []
         self.writer = CheckpointWriter(
             store,
             AppendBatcher(store),
-            job_id,
-            1,
+            lease,
             index=0,
             flush_s=flush_s,
             on_refusal=self.refusals.append,
@@ -43,8 +41,8 @@ class Rig:
 async def rig(flush_s: float) -> Rig:
     store = UnreliableStore()
     job, _ = await store.create(job_of(asking()))
-    await store.acquire(job.id, "p", can_resume=True)
-    return Rig(store, job.id, flush_s)
+    taken = await store.acquire(job.id, "p", can_resume=True)
+    return Rig(store, taken.lease, flush_s)
 
 
 @pytest_asyncio.fixture
@@ -154,8 +152,8 @@ async def test_only_the_newest_run_from_the_start_is_gone_on_from() -> None:
     made.writer.add([1, 2, 3], [word("old")])
     made.writer.close()
     await made.writer.run()
-    await made.store.acquire_again(made.job_id, restart=True)
-    await made.store.append(made.job_id, 2, TokenBatch(index=0, token_ids=(7,)))
+    lease = await made.store.acquire_again(made.job_id, restart=True)
+    await made.store.append(lease, TokenBatch(index=0, token_ids=(7,)))
 
     assert (await read_checkpoint(made.store, made.job_id, 1)).token_ids == (7,)
 

@@ -94,9 +94,9 @@ async def generation(
 ) -> tuple[Generation, UnreliableStore, ScriptedEngine]:
     store = UnreliableStore()
     job, _ = await store.create(job_of(asking()))
-    await store.acquire(job.id, "p", can_resume=True)
+    taken = await store.acquire(job.id, "p", can_resume=True)
     engine = ScriptedEngine(steps)
-    attempt = Attempt(job_id=job.id, number=1, acquired_s=0, token_count=0, can_resume=True)
+    attempt = Attempt(lease=taken.lease, acquired_s=0, token_count=0, can_resume=True)
     made = Generation(
         attempt,
         checkpoint or Checkpoint(),

@@ -9,7 +9,7 @@ import pytest
 
 from eventing.cloudevent.event import Event
 from eventing.job.job import JobId
-from eventing.job.store import LeaseStatus
+from eventing.job.store import Lease, LeaseStatus
 from predictor.delivery.lease import LeaseKeeper, verdict
 from predictor.generation.generation import Attempt, Interrupted
 from tests.unit.predictor.desk import Desk, asking, job_id_of, open_desk
@@ -113,7 +113,7 @@ class Watched:
 
     def __init__(self, job_id: str, extended_s: float) -> None:
         self.attempt = Attempt(
-            job_id=JobId(job_id), number=1, acquired_s=0, token_count=0, can_resume=True
+            lease=Lease(JobId(job_id), 1, "a"), acquired_s=0, token_count=0, can_resume=True
         )
         self.extended_s = extended_s
 

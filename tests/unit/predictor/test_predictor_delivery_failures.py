@@ -153,11 +153,9 @@ async def test_an_invalid_event_cannot_end_a_job_that_has_its_identity() -> None
 
 async def test_what_only_a_run_finds_out_is_a_dead_letter_too() -> None:
     async with open_desk() as desk:
-        attempt = Attempt(
-            job_id=job_id_of(asking()), number=1, acquired_s=0, token_count=0, can_resume=True
-        )
         await desk.store.create(job_of(asking()))
-        await desk.store.acquire(attempt.job_id, "p", can_resume=True)
+        taken = await desk.store.acquire(job_id_of(asking()), "p", can_resume=True)
+        attempt = Attempt(lease=taken.lease, acquired_s=0, token_count=0, can_resume=True)
         settlement = Settlement(desk.store, SystemClock(), lease_s=30)
         fault = EngineFailed(BadRequest("longer than the context", "messages"))
         outcome, _ = await settlement.settle(attempt, fault, new_tokens=0)

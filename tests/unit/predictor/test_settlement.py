@@ -14,8 +14,8 @@ async def running_job() -> tuple[UnreliableStore, Settlement, Attempt]:
     """A job whose first attempt is ours."""
     store = UnreliableStore()
     job, _ = await store.create(job_of(asking()))
-    await store.acquire(job.id, "p", can_resume=True)
-    attempt = Attempt(job_id=job.id, number=1, acquired_s=0, token_count=0, can_resume=True)
+    taken = await store.acquire(job.id, "p", can_resume=True)
+    attempt = Attempt(lease=taken.lease, acquired_s=0, token_count=0, can_resume=True)
     return store, Settlement(store, SystemClock(), lease_s=30), attempt
 
 
