@@ -2,8 +2,8 @@
 
     python -m bench.peers.peers [--seconds 8] [--only torpor,taskiq] [--ahead]
 
-FastAPI with Celery, RQ, arq, taskiq and dramatiq (`bench/peers/app.py`, in the venv that
-`make bench-peers` makes) and Torpor: one HTTP process, one worker, the same server (AOF everysec),
+FastAPI with Celery, RQ, arq, taskiq and dramatiq (`bench/peers/app.py`, each in an environment that the
+first run makes) and Torpor: one HTTP process, one worker, the same server (AOF everysec),
 the same closed loop of 1 and of 64 clients, one after the other in one run. A client asks and waits
 for its result, then asks again. Torpor's job is an OpenAI completion of one token by the test
 engine: event, queue, lease, token stream, result and result event included, which the others have
@@ -34,8 +34,16 @@ import redis
 from tests.redis_server import RedisServer, die_with_parent, free_port
 
 ROOT: Final = Path(__file__).parents[2]
-PEERS: Final = ROOT / ".torpor"
-NAMES: Final = ("torpor", "taskiq", "dramatiq", "arq", "celery", "rq")
+VENVS: Final = ROOT / ".torpor"
+PACKAGES: Final = {
+    "taskiq": ("taskiq", "taskiq-redis"),
+    "dramatiq": ("dramatiq[redis]",),
+    "arq": ("arq",),
+    "celery": ("celery[redis]",),
+    "rq": ("rq",),
+}
+"""Each peer has an environment of its own: arq wants another redis-py than Celery."""
+NAMES: Final = ("torpor", *PACKAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +80,29 @@ def process(*command: str | Path, env: dict[str, str], log: Path) -> Iterator[in
             child.wait()
 
 
+def python_of(name: str) -> Path:
+    """The Python of a task queue's own environment, made when it is first asked for."""
+    folder = VENVS / f"bench-{name}"
+    python = folder / "bin" / "python"
+    if not (folder / ".installed").exists():
+        sys.stderr.write(f"setting up {name} in {folder} ...\n")
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+        subprocess.run(
+            [*pip, "fastapi", "uvicorn", "uvloop", "httptools", *PACKAGES[name]], check=True
+        )
+        (folder / ".installed").touch()
+    return python
+
+
 @contextmanager
 def peer(name: str, redis_url: str, folder: Path) -> Iterator[Contestant]:
     """FastAPI and one worker of a task queue."""
     port = free_port()
-    env = {"PEER_REDIS": redis_url, "PEER_PORT": str(port), "PYTHONPATH": str(ROOT / "bench")}
-    app = ROOT / "bench" / "peer_app.py"
-    # arq wants another redis-py than Celery, so it has a venv of its own.
-    python = PEERS / ("bench-peers-arq" if name == "arq" else "bench-peers") / "bin" / "python"
+    folder_of_app = Path(__file__).parent
+    env = {"PEER_REDIS": redis_url, "PEER_PORT": str(port), "PYTHONPATH": str(folder_of_app)}
+    app = folder_of_app / "app.py"
+    python = python_of(name)
     with ExitStack() as stack:
         pids = {}
         for role in ("work", "serve"):
