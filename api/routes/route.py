@@ -131,7 +131,9 @@ async def _once(call: Call, handler: Handler) -> Response:
 
     read = replace(call, request=Request(request.scope, again))
     scope = f"{call.principal.tenant}\0{request.url.path}"
-    return await replay.once(scope, key, raw, lambda: handler(read))
+    query = request.url.query.encode()
+    asked = raw + b"\0" + query if query else raw
+    return await replay.once(scope, key, asked, lambda: handler(read))
 
 
 def new_router() -> APIRouter:
