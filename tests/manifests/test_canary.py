@@ -186,3 +186,16 @@ def test_traffic_is_split_by_kserve_in_knative_mode_only(overlays: dict[str, Res
     assert service["spec"]["predictor"]["canaryTrafficPercent"] == 10
     with pytest.raises(CanaryError, match="Knative mode"):
         with_traffic(overlays["queue"], "thinker", 10)
+
+
+@pytest.mark.parametrize("overlay", ["queue", "queue-cpu", "queue+work"])
+def test_a_canarys_queue_has_a_pump_and_a_scaler_of_its_own(
+    overlays: dict[str, Resources], overlay: str
+) -> None:
+    split = with_canary(overlays[overlay], "thinker", 50, CHANGE)
+
+    assert examine(split).of(Severity.ERROR) == ()
+    scaled = str(named(split, "ScaledObject", "thinker-canary")["spec"])
+    assert "requests-thinker-canary" in scaled
+    assert "requests-thinker}" not in scaled
+    assert "thinker-predictor-" not in scaled

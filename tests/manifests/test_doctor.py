@@ -111,6 +111,23 @@ def pod(**status: Any) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": data, "status": status}
 
 
+def late_config() -> list[dict[str, Any]]:
+    """An api's pod, and the triggers changed after it started, as both were recorded."""
+    told = {"manager": "torpor", "time": "2026-11-29T12:00:00Z", "fieldsV1": {"f:data": {}}}
+    triggers = config("torpor-triggers", "torpor", **{"triggers.yaml": ""})
+    triggers["metadata"]["managedFields"] = [told]
+    api = pod(startTime="2026-11-29T11:00:00Z")
+    api["metadata"]["labels"] = {"app.kubernetes.io/component": "api"}
+    api["spec"] = {"volumes": [{"name": "t", "configMap": {"name": "torpor-triggers"}}]}
+    return [triggers, api]
+
+
+STRANDED = """\
+metadata: {name: requests-thinker-canary}
+spec:
+  filter: {attributes: {type: dev.torpor.inference.requested.v1, model: thinker}}
+  subscriber: {uri: "http://localhost:8080/events"}
+"""
 ISVC = "InferenceService"
 P = "spec>predictor"
 BOX = f"{P}>containers>0"
@@ -259,6 +276,10 @@ BREAKS = [
     Break("restricted-pod", "queue", ISVC, f"{P}>securityContext"),
     Break("restricted-pod", "serverless-kafka", ISVC, f"{P}>securityContext"),
     Break("restricted-pod", "queue", add=storage_container()),
+    Break("queue-served", "queue", ISVC, f"{P}>containers>1>env>2>value", "requests-other"),
+    Break("queue-served", "queue", "ConfigMap", "data>triggers.yaml", STRANDED, "torpor-triggers"),
+    Break("queue-served", "queue", SO, "spec>triggers", []),
+    Break("config-followed", "queue", add=late_config()),
     Break("pods-refused", "queue", add=replica_set()),
     Break("pods-stuck", "queue", add=pod(conditions=[{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient cpu."}])),
     Break("pods-stuck", "queue", add=pod(containerStatuses=[{"name": "kserve-container", "state": {"waiting": {"reason": "ImagePullBackOff"}}}])),
@@ -285,7 +306,8 @@ def broken(resources: Resources, mistake: Break) -> Resources:
     """Give a copy of the resources with the mistake in it."""
     made = copy.deepcopy(resources)
     if mistake.add is not None:
-        return [*made, mistake.add]
+        added = mistake.add if isinstance(mistake.add, list) else [mistake.add]
+        return [*made, *added]
     if mistake.kind == "Trigger" and not any(r["kind"] == "Trigger" for r in made):
         _break_own_trigger(made, mistake)
         return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import yaml
 from api.settings import ApiSettings
 from eventing.broker.trigger import parse_trigger
 from eventing.cloudevent.event import Event
+from knative.deploy.config_hash import with_config_hash
 from knative.deploy.doctor import Severity, examine
 from knative.deploy.render import parts
 from knative.deploy.render.render import write
-from knative.deploy.render.tree import files
+from knative.deploy.render.tree import built, files
 from knative.deploy.rollout.canary import Change, with_canary
 from knative.deploy.values import Values, ValuesError, load_values
 from tests.manifests.conftest import Resources, kustomize
@@ -139,15 +139,12 @@ def test_a_canary_of_one_leaves_the_other_alone(overlays: dict[str, Resources]) 
 
 
 def test_a_second_model_rolls_no_pod_of_the_first() -> None:
-    """Only the api needs to know of it."""
-    stamp = re.compile(r"torpor.dev/values: (\w+)")
-    alone, both = files(Values()), files(VALUES)
+    """Api and broker need to know of it."""
+    alone, both = (with_config_hash(built("queue", values)) for values in (Values(), VALUES))
 
-    assert (
-        stamp.findall(both["base/predictor.yaml"])[0]
-        == (stamp.findall(alone["base/predictor.yaml"])[0])
-    )
-    assert stamp.findall(both["base/api.yaml"]) != stamp.findall(alone["base/api.yaml"])
+    assert of(both, "InferenceService")["thinker"] == of(alone, "InferenceService")["thinker"]
+    for name in ("torpor-api", "torpor-broker"):
+        assert of(both, "Deployment")[name] != of(alone, "Deployment")[name]
 
 
 def test_the_budget_counts_every_models_replicas() -> None:

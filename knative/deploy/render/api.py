@@ -100,7 +100,7 @@ def deployment(values: Values) -> Resource:
         "spec": {
             "selector": {"matchLabels": parts.labels("api")},
             "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": {"metadata": {"labels": parts.labels("api")}, "spec": pod},
+            "template": {"metadata": parts.pod_metadata("api"), "spec": pod},
         },
     }
 
@@ -197,7 +197,7 @@ def knative_service(values: Values, times: Timeouts) -> Resource:
         "metadata": parts.metadata(parts.DOOR, "api", values),
         "spec": {
             "template": {
-                "metadata": {"labels": parts.labels("api"), "annotations": annotations},
+                "metadata": parts.pod_metadata("api", **annotations),
                 "spec": {
                     "serviceAccountName": parts.API,
                     "automountServiceAccountToken": False,

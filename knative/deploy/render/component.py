@@ -6,7 +6,6 @@ gets its own of whatever carries a model's name.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 from knative.deploy.emit import Patch, Resource, because, document
@@ -28,22 +27,8 @@ from knative.deploy.render import (
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 
-VALUES_ANNOTATION = "torpor.dev/values"
 Parts = tuple[dict[str, list[Resource]], list[Resource]]
 _SERVICE = "InferenceService"
-
-
-def fingerprint(values: Values) -> str:
-    """Give a short hash of the values: pods that carry it roll when a value changes."""
-    return hashlib.sha256(values.model_dump_json().encode()).hexdigest()[:12]
-
-
-def stamped(workload: Resource, values: Values) -> Resource:
-    """Give a workload whose pods roll when a value changes."""
-    workload["spec"]["template"]["metadata"]["annotations"] = {
-        VALUES_ANNOTATION: fingerprint(values)
-    }
-    return workload
 
 
 def patch(kind: str, name: str, operations: Patch) -> Resource:
@@ -70,7 +55,7 @@ def _serverless(values: Values, times: Timeouts) -> Parts:
         "triggers": events.triggers(values, times),
         "relay": [
             _triggers_file(values, own_broker.relay_triggers(values, times)),
-            stamped(deployment, values),
+            deployment,
             *rest,
         ],
         "network-policies": policies,
@@ -87,7 +72,7 @@ def _queue(values: Values, times: Timeouts) -> Parts:
     triggers = _triggers_file(values, own_broker.own_triggers(values, times))
     deployment, *rest = own_broker.own_broker(values, own_broker.RESULTS)
     contents = {
-        "broker": [stamped(deployment, values), *rest],
+        "broker": [deployment, *rest],
         "triggers": [triggers],
         "network-policies": network.policies("queue", values),
     }

@@ -96,12 +96,10 @@ def spot_patch(values: Values) -> Patch:
         },
         {
             "op": "add",
-            "path": "/spec/predictor/annotations",
-            "value": {
-                "karpenter.sh/do-not-disrupt": because(
-                    "true", "No consolidation under a thinking pod; idle ones go to zero anyway."
-                )
-            },
+            "path": "/spec/predictor/annotations/karpenter.sh~1do-not-disrupt",
+            "value": because(
+                "true", "No consolidation under a thinking pod; idle ones go to zero anyway."
+            ),
         },
     ]
 

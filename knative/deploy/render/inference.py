@@ -66,7 +66,7 @@ def service(values: Values, times: Timeouts) -> Resource:
         ),
         "spec": {
             "predictor": {
-                "labels": parts.labels("predictor"),
+                **parts.pod_metadata("predictor"),
                 "minReplicas": because(0, "Hardware that sleeps when nobody asks."),
                 "maxReplicas": values.max_replicas,
                 "serviceAccountName": parts.PREDICTOR,

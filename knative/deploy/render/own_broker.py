@@ -142,7 +142,7 @@ def own_broker(values: Values, trigger: str) -> list[Resource]:
             "selector": {"matchLabels": parts.labels("broker")},
             "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "template": {
-                "metadata": {"labels": parts.labels("broker")},
+                "metadata": parts.pod_metadata("broker"),
                 "spec": _pod(_container(values, trigger)),
             },
         },

@@ -67,6 +67,20 @@ def labels(component: str) -> dict[str, str]:
     }
 
 
+CONFIG_HASH = "torpor.dev/config"
+
+
+def pod_metadata(component: str, **annotations: str) -> Resource:
+    """Give a pod template's metadata. An overlay, or `torpor deploy`, fills the hash in."""
+    return {
+        "labels": labels(component),
+        "annotations": {**annotations, CONFIG_HASH: _UNFILLED},
+    }
+
+
+_UNFILLED = because("", "The hash of the ConfigMaps that these pods read at start.")
+
+
 def metadata(name: str, component: str, values: Values, **more: Any) -> Resource:
     """Give an object's metadata in our namespace."""
     return {

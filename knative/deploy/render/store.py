@@ -89,7 +89,7 @@ def _stateful_set(values: Values) -> Resource:
             "serviceName": parts.REDIS,
             "replicas": 1,
             "selector": {"matchLabels": parts.labels("redis")},
-            "template": {"metadata": {"labels": parts.labels("redis")}, "spec": pod},
+            "template": {"metadata": parts.pod_metadata("redis"), "spec": pod},
             "volumeClaimTemplates": [claim],
         },
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from knative.deploy.config_hash import config_hash, pod_template
 from knative.deploy.emit import Resource, document
 from knative.deploy.render import (
     api as front,
@@ -17,16 +18,11 @@ from knative.deploy.render import (
     foundation,
     inference,
     network,
+    overlay,
     parts,
     store,
 )
-from knative.deploy.render.component import (
-    COMPONENTS,
-    VALUES_ANNOTATION,
-    fingerprint,
-    patch,
-    stamped,
-)
+from knative.deploy.render.component import COMPONENTS, patch
 from knative.deploy.rollout import cluster
 from knative.deploy.timeouts import Timeouts, derive
 from knative.deploy.values import Values
@@ -52,12 +48,44 @@ WHAT_FOR: Mapping[str, str] = {
 def files(values: Values) -> dict[str, str]:
     """Give every file under manifests/ by its path, values.yaml and images aside."""
     times = derive(values)
-    found = _base(values, times)
+    base = _base(values, times)
+    found = {f"base/{name}.yaml": document(*r, header=HEADER) for name, r in base.items()}
+    listed = [f"{name}.yaml" for name in base]
+    found["base/kustomization.yaml"] = _kustomization("Kustomization", resources=listed)
     for name, make in COMPONENTS.items():
         found |= _component(name, *make(values, times))
     for name in OVERLAYS:
-        found |= _overlay(name, values)
+        hashes = _hash_patches(built(name, values))
+        found |= _overlay(name, [*_small_patches(name, values), *hashes])
     return found | cluster.files(values, times)
+
+
+def built(name: str, values: Values) -> list[Resource]:
+    """Give an overlay's objects as kustomize builds them, all but the hashes of ConfigMaps."""
+    times = derive(values)
+    return overlay.assemble(
+        (resource for listed in _base(values, times).values() for resource in listed),
+        (COMPONENTS[component](values, times) for component in OVERLAYS[name]),
+        _small_patches(name, values),
+    )
+
+
+def _hash_patches(resources: Sequence[Resource]) -> list[Resource]:
+    """Give what makes pods roll when a ConfigMap that they read at start is another."""
+    return [
+        patch(
+            resource["kind"], resource["metadata"]["name"], [_hash_operation(resource, resources)]
+        )
+        for resource in resources
+        if pod_template(resource) is not None
+    ]
+
+
+def _hash_operation(resource: Resource, resources: Sequence[Resource]) -> Resource:
+    place = "predictor" if resource["kind"] == "InferenceService" else "template/metadata"
+    key = parts.CONFIG_HASH.replace("/", "~1")
+    value = config_hash(resource, resources)
+    return {"op": "replace", "path": f"/spec/{place}/annotations/{key}", "value": value}
 
 
 def _kustomization(kind: str, **fields: Any) -> str:
@@ -66,8 +94,8 @@ def _kustomization(kind: str, **fields: Any) -> str:
     return document({**head, **{k: v for k, v in fields.items() if v}}, header=HEADER)
 
 
-def _base(values: Values, times: Timeouts) -> dict[str, str]:
-    contents: dict[str, list[Resource]] = {
+def _base(values: Values, times: Timeouts) -> dict[str, list[Resource]]:
+    return {
         "namespace": [foundation.namespace(values)],
         "service-accounts": foundation.service_accounts(values),
         "rbac": foundation.rights(values),
@@ -76,28 +104,17 @@ def _base(values: Values, times: Timeouts) -> dict[str, str]:
         "redis": store.redis(values),
         "api": [
             front.files_claim(values),
-            stamped(front.deployment(values), values),
+            front.deployment(values),
             parts.service(parts.API, "api", values, http=parts.API_PORT),
             front.autoscaler(values),
             front.budget(values),
         ],
         "predictor": [
-            *(_predictor(each, times) for each in values.each()),
+            *(inference.service(each, times) for each in values.each()),
             inference.predictor_budget(values),
         ],
         "network-policies": network.policies("base", values),
     }
-    found = {f"base/{n}.yaml": document(*r, header=HEADER) for n, r in contents.items()}
-    names = [f"{name}.yaml" for name in contents]
-    found["base/kustomization.yaml"] = _kustomization("Kustomization", resources=names)
-    return found
-
-
-def _predictor(values: Values, times: Timeouts) -> Resource:
-    """Give one model's service; its pods roll when a value of its own changes."""
-    made = inference.service(values, times)
-    made["spec"]["predictor"]["annotations"] = {VALUES_ANNOTATION: fingerprint(values)}
-    return made
 
 
 def _component(
@@ -111,10 +128,7 @@ def _component(
     return found
 
 
-def _overlay(name: str, values: Values) -> dict[str, str]:
-    patches: list[Resource] = []
-    if name.endswith("-cpu"):
-        patches = _small_patches(name, values)
+def _overlay(name: str, patches: Sequence[Resource]) -> dict[str, str]:
     text = _kustomization(
         "Kustomization",
         resources=["../../base"],
@@ -127,6 +141,8 @@ def _overlay(name: str, values: Values) -> dict[str, str]:
 
 def _small_patches(name: str, values: Values) -> list[Resource]:
     """Give what a one-node cluster cannot hold three of."""
+    if not name.endswith("-cpu"):
+        return []
     one = {"op": "replace", "path": "/spec/replicas", "value": 1}
     if name.startswith("serverless"):
         return [

@@ -170,8 +170,11 @@ def _renamed(scaled: Resource, model: str) -> Resource:
     made["spec"]["scaleTargetRef"]["name"] = f"{name}-predictor"
     for trigger in made["spec"]["triggers"]:
         data = trigger["metadata"]
-        if "stream" in data:
-            data["stream"] = data["stream"].replace(trigger_name(model), trigger_name(name))
+        for field in ("stream", "queue"):
+            if field in data:
+                data[field] = data[field].replace(trigger_name(model), trigger_name(name))
+        if "query" in data:  # of the pods' own load
+            data["query"] = data["query"].replace(f"{model}-predictor-", f"{name}-predictor-")
     return made
 
 

@@ -16,6 +16,7 @@ from typing import Protocol
 import yaml
 
 from eventing.errors import first_of
+from knative.deploy.config_hash import with_config_hash
 from knative.deploy.emit import Resource
 from knative.deploy.faults import Conflict, DeployError, Forbidden, Invalid, MissingKind, NotFound
 from knative.deploy.faults import NotReady as NotReadyError
@@ -108,6 +109,7 @@ async def plan(cluster: Cluster, resources: Sequence[Resource], terms: RolloutOp
 
     Raises what the server would refuse: Conflict, Invalid, Forbidden.
     """
+    resources = with_config_hash(resources)
     steps = [await _look(cluster, resource, terms) for resource in in_order(resources)]
     known = await _known_releases(cluster, terms.namespace)
     pruned = history.to_prune(known[-1] if known else None, list(resources))
@@ -180,6 +182,7 @@ async def deploy(
 
     Waiting is `wait`'s; a release that never comes up is still one that can be rolled back.
     """
+    resources = with_config_hash(resources)
     made = await plan(cluster, resources, terms)
     by_ref = {step.ref: step for step in made.steps}
     for resource in in_order(resources):

@@ -76,3 +76,23 @@ async def test_delete_keeps_disks_unless_told(
     assert server.names("Deployment") == set()
     assert server.names("PersistentVolumeClaim") == left
     assert await release.releases(cluster, "torpor") == []
+
+
+async def test_a_deploy_that_only_changes_a_config_map_rolls_who_reads_it(
+    cluster: Cluster, server: ApiServer
+) -> None:
+    api = deployment()
+    pod = api["spec"]["template"]["spec"]
+    pod["volumes"] = [{"name": "triggers", "configMap": {"name": "torpor-triggers"}}]
+
+    async def applied_template(triggers: str) -> object:
+        text = {"triggers.yaml": triggers}
+        await rollout.deploy(cluster, [config("torpor-triggers", **text), api], TERMS, Notes())
+        return server.find("Deployment", "torpor-api")["spec"]["template"]
+
+    before = await applied_template("metadata: {name: requests-thinker}")
+    same = await applied_template("metadata: {name: requests-thinker}")
+    after = await applied_template("metadata: {name: requests-thinker-canary}")
+
+    assert before == same
+    assert before != after

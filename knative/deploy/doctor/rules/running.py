@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from knative.deploy.config_hash import config_names
 from knative.deploy.doctor.finding import Fault, Hop, Register, fault
 from knative.deploy.doctor.view import View, dig
+from knative.deploy.emit import Resource
 from knative.deploy.rollout.readiness import nameless, why_stuck
 
 register = Register()
@@ -29,7 +31,7 @@ def pods_refused(view: View) -> Iterator[Fault]:
             yield fault(maker, "pods", f"{there} of {wanted}", f"not refused: {reason}")
 
 
-def _refusals(view: View, name: str, maker: dict[str, object]) -> Iterator[str]:
+def _refusals(view: View, name: str, maker: Resource) -> Iterator[str]:
     for condition in dig(maker, "status.conditions") or []:
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
             yield nameless(str(condition.get("message")))
@@ -37,6 +39,39 @@ def _refusals(view: View, name: str, maker: dict[str, object]) -> Iterator[str]:
         is_about = dig(event, "involvedObject.name") == name
         if is_about and event.get("reason") == "FailedCreate":
             yield nameless(str(event.get("message")))
+
+
+@register.rule(
+    "config-followed",
+    Hop.FRONT,
+    why="Settings and triggers are read once, at start: a pod older than they are puts jobs where "
+    "nobody looks any more, and gives a canary none.",
+    source="ADR 165",
+)
+def config_followed(view: View) -> Iterator[Fault]:
+    changed = {
+        str(config["metadata"]["name"]): max(times)
+        for config in view.of("ConfigMap", "v1")
+        if (times := _times_of_change(config))
+    }
+    for pod in view.of("Pod", "v1"):
+        started = str(dig(pod, "status.startTime") or "")
+        if not started or _component(pod) not in ("api", "broker"):
+            continue
+        for name in dict.fromkeys(config_names(pod.get("spec") or {})):
+            if changed.get(name, "") > started:
+                must = f"after ConfigMap/{name} was changed ({changed[name]}): `torpor deploy`"
+                yield fault(pod, "status.startTime", started, must)
+
+
+def _times_of_change(config: Resource) -> list[str]:
+    """Give when somebody changed the data; RFC 3339 in UTC, so texts compare as times do."""
+    listed = dig(config, "metadata.managedFields") or []
+    return [str(e["time"]) for e in listed if "time" in e and "f:data" in (e.get("fieldsV1") or {})]
+
+
+def _component(pod: Resource) -> str:
+    return str((dig(pod, "metadata.labels") or {}).get("app.kubernetes.io/component"))
 
 
 @register.rule(

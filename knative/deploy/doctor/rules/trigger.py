@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from knative.autoscaling.setting import RefusedSettingsError
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
-from knative.deploy.doctor.view import View, dig
+from knative.deploy.doctor.view import View, dig, variable
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
 from knative.external_scaler.scaler import read_metadata
@@ -86,6 +86,45 @@ def keda_stream(view: View) -> Iterator[Fault]:
                 yield fault(
                     scaled, f"{field}.consumerGroup", data.get("consumerGroup"), parts.GROUP
                 )
+
+
+@register.rule(
+    "queue-served",
+    Hop.SCALER,
+    why="A queue of our broker without a pump, or at zero without a scaler that reads it, takes "
+    "jobs that nobody ever runs.",
+    source="docs/operations.md, Canary",
+)
+def queue_served(view: View) -> Iterator[Fault]:
+    pumped = {
+        str(variable(box, "TORPOR_TRIGGER")): predictor
+        for predictor in view.predictors
+        for box in dig(predictor, "spec.predictor.containers") or []
+        if box.get("args") == ["eventing.pump"]
+    }
+    scaled = {
+        str(read)
+        for scaled_object in view.scaled_objects
+        for trigger in dig(scaled_object, "spec.triggers") or []
+        for read in _queues_read(trigger.get("metadata") or {})
+    }
+    for trigger in view.request_triggers():
+        if trigger not in view.own_triggers:
+            continue
+        name = str(trigger["metadata"]["name"])
+        if (predictor := pumped.get(name)) is None:
+            yield fault(trigger, "pump", None, f"a predictor whose pump has TORPOR_TRIGGER {name}")
+        elif not dig(predictor, "spec.predictor.minReplicas") and name not in scaled:
+            yield fault(trigger, "scaler", None, f"a ScaledObject that reads {name}")
+
+
+def _queues_read(metadata: Resource) -> Iterator[str]:
+    """Give the queues that a scaler's trigger counts: of a stream's key, or by name."""
+    stream = str(metadata.get("stream") or "")
+    if stream.startswith("torpor:{"):
+        yield stream.removeprefix("torpor:{").partition("}")[0]
+    if "queue" in metadata:
+        yield str(metadata["queue"])
 
 
 @register.rule(
