@@ -33,7 +33,7 @@ from predictor.delivery.lease import LeaseKeeper
 from predictor.engine.engine import ColdStartPhase, Engine
 from predictor.errors import EngineStartError
 from predictor.generation.generation import Interrupted
-from predictor.process.heartbeat import Heartbeat
+from predictor.heartbeat import Heartbeat
 from predictor.serving.abort_when_gone import AbortWhenGone
 from predictor.serving.direct_call import DirectCalls
 from predictor.serving.event_routes import EventMiddleware, add_error_handler, add_probes
