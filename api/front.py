@@ -40,6 +40,8 @@ class LiveReader(Protocol):
 
     async def next(self, timeout_s: float) -> list[StreamEntry]: ...
 
+    async def catch_up(self) -> list[StreamEntry]: ...
+
 
 class Live(Protocol):
     """Where token streams are followed (`eventing.live.stream_multiplexer.StreamMultiplexer`)."""

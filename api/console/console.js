@@ -302,6 +302,9 @@ function onEvent(name, data) {
       setState("in_progress");
       note(`attempt ${data.attempt}` + (data.is_restart ? ", starts over" : data.index ? `, goes on after ${data.index} tokens` : ""));
       break;
+    case "gap":
+      note("tokens are missing here; the result has the whole answer");
+      break;
     case "tokens":
       for (const choice of data.delta) showDelta(choice);
       break;

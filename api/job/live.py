@@ -4,17 +4,19 @@ Called by the jobs' streams and OpenAI's. Must not know the wire form.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from api.front import Front, LiveReader, Outlook
 from api.http.protocol import ResponseWriter
+from api.job.stream_position import StreamFault, StreamPosition, before
 from eventing.errors import NotFound, StoreUnavailable
 from eventing.job.job import Job, JobId, JobState
 from eventing.job.store import EntryKind, StreamEntry
-from eventing.live.stream_multiplexer import TokenCallback
+from eventing.live.stream_multiplexer import TokenCallback, order_of
 
 _OUTLOOK_EVERY_S: Final = 1.0
 _FIRST_OUTLOOK_S: Final = 0.05
@@ -23,12 +25,17 @@ _LOOK_AGAIN_S: Final = 15.0
 _LOOK_UNASKED_S: Final = 2.0
 """A message that was lost costs who waits for the end as much."""
 
+_Read = TypeVar("_Read")
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One thing that happened: entries of the stream, news of the wait, or the end (`job`)."""
+    """One thing that happened: entries of the stream, that they do not go on from what came before (`fault`), news of
+    the wait, or the end (`job`).
+    """
 
     entries: tuple[StreamEntry, ...] = ()
+    fault: StreamFault | None = None
     outlook: Outlook | None = None
     job: Job | None = None
 
@@ -36,44 +43,139 @@ class Moment:
 async def moments(
     front: Front, job: Job, after: str, tap: TokenCallback | None = None
 ) -> AsyncGenerator[Moment, None]:
-    """What happens to `job` after a cursor, until it has ended; the last moment carries the ended
-    job. Tokens that `tap` takes are in no moment; it is called while the caller waits for one.
+    """What happens to `job` after a cursor, until it has ended and nothing is left in its stream; the last moment
+    carries the ended job. Tokens that `tap` takes are in no moment; it is called while the caller waits for one.
 
     Raises `ReaderCutOff` when the caller takes moments too slowly; it may come again with its last
     cursor. Raises `NotFound` when the job is deleted. A store that goes away for a while only makes
-    a pause.
+    a pause; one that goes away at the very end raises `StoreUnavailable`.
     """
-    known: Outlook | None = None
-    is_waiting = job.state is JobState.QUEUED
-    pause_s = _FIRST_OUTLOOK_S  # waking has most to tell in its first second
-    async with front.live.follow(job.id, after, tap) as reader:
+    position = await _position_at(front, job.id, after)
+    if position is None:
+        yield Moment(fault=StreamFault.REWOUND)
+        position = StreamPosition(is_start=False)
+    follower = _Follower(front, job, position)
+    async with front.live.follow(job.id, after, _in_order(position, tap)) as reader:
         while True:
-            is_running = not (is_waiting or job.state.is_terminal)
-            entries = await _next(reader, _LOOK_AGAIN_S if is_running else pause_s)
-            pause_s = min(2 * pause_s, _OUTLOOK_EVERY_S)
+            async with aclosing(follower.moments(reader)) as living:
+                async for moment in living:
+                    yield moment
+            if follower.job.state.is_terminal:
+                break
+    if (fault := position.fault_at_end(follower.job)) is not None:
+        yield Moment(fault=fault)
+    yield Moment(job=follower.job)
+
+
+class _Follower:
+    """One reader's view of one job; `job` is the record as it was last read."""
+
+    def __init__(self, front: Front, job: Job, position: StreamPosition) -> None:
+        self.job = job
+        self._front = front
+        self._position = position
+        self._outlook: Outlook | None = None
+        self._is_waiting = job.state is JobState.QUEUED
+        self._heard_s = time.monotonic()
+        self._pause_s = _FIRST_OUTLOOK_S  # waking has most to tell in its first second
+
+    async def moments(self, reader: LiveReader) -> AsyncGenerator[Moment, None]:
+        """What happens until the stream says that the job has ended, or the record does and nothing is left in the
+        stream.
+        """
+        while True:
+            is_running = not (self._is_waiting or self.job.state.is_terminal)
+            entries = await _next(reader, _LOOK_AGAIN_S if is_running else self._pause_s)
+            self._pause_s = min(2 * self._pause_s, _OUTLOOK_EVERY_S)
+            if not entries and self._is_due():
+                self.job = await _as_it_is(self._front, self.job)
+                self._heard_s = time.monotonic()
+                if self._is_behind():
+                    entries = await _retry_for_a_moment(reader.catch_up)
+                if not entries and self.job.state.is_terminal and await self._has_ended():
+                    return
             if entries:
-                yield Moment(entries=tuple(entries))
+                self._heard_s = time.monotonic()
+                for moment in _checked(entries, self._position):
+                    yield moment
                 state = last_state(entries)
-                is_waiting = state is JobState.QUEUED
-                if state is not None and state.is_terminal:
-                    job = await _ended(front, job.id)
-                    if job.state.is_terminal:  # it may have been redriven since
-                        yield Moment(job=job)
-                        return
-                continue
-            if job.state.is_terminal:
-                yield Moment(job=job)
-                return
-            if is_running:
-                job = await _as_it_is(front, job)
-            elif is_waiting:
-                job = replace(job, state=JobState.QUEUED)
-                outlook = await outlook_of(front, job)
-                if outlook is not None and outlook != known:
-                    if known is None or outlook.phase != known.phase:
-                        pause_s = _FIRST_OUTLOOK_S  # the next phase may be a short one
-                    known = outlook
-                    yield Moment(outlook=outlook)
+                self._is_waiting = state is JobState.QUEUED
+                if state is not None and state.is_terminal and await self._has_ended():
+                    return
+            elif self._is_waiting and (outlook := await self._news()) is not None:
+                yield Moment(outlook=outlook)
+
+    def _is_due(self) -> bool:
+        """Whether the record is to be looked at: it says that the job has ended, or nothing was heard for long."""
+        is_silent = time.monotonic() - self._heard_s >= _LOOK_AGAIN_S
+        return is_silent or self.job.state.is_terminal
+
+    def _is_behind(self) -> bool:
+        """Whether the record tells of more than the live tail has brought: this process may have stood still."""
+        if self._is_waiting:
+            return self.job.state is not JobState.QUEUED
+        place = self._position.place
+        return self.job.state.is_terminal or place is None or place[0] != self.job.token_count
+
+    async def _has_ended(self) -> bool:
+        """Whether the record says so too: the job may have been redriven since."""
+        self.job = await _ended(self._front, self.job.id)
+        self._is_waiting = self.job.state is JobState.QUEUED
+        return self.job.state.is_terminal
+
+    async def _news(self) -> Outlook | None:
+        """Where the job stands in its queue, if that has changed."""
+        self.job = replace(self.job, state=JobState.QUEUED)
+        now, known = await outlook_of(self._front, self.job), self._outlook
+        if now is None or now == known:
+            return None
+        if known is None or now.phase != known.phase:
+            self._pause_s = _FIRST_OUTLOOK_S  # the next phase may be a short one
+        self._outlook = now
+        return now
+
+
+def _checked(entries: Sequence[StreamEntry], position: StreamPosition) -> Iterator[Moment]:
+    """The entries as moments, with each fault where it is."""
+    good: list[StreamEntry] = []
+    for entry in entries:
+        if (fault := position.fault_of(entry)) is not None:
+            if good:
+                yield Moment(entries=tuple(good))
+                good = []
+            yield Moment(fault=fault)
+        position.advance(entry)
+        good.append(entry)
+    yield Moment(entries=tuple(good))
+
+
+def _in_order(position: StreamPosition, tap: TokenCallback | None) -> TokenCallback | None:
+    """The tap, for tokens that go on from where the reader stands; it leaves others to be looked at."""
+    if tap is None:
+        return None
+
+    def take(entries: Sequence[StreamEntry]) -> bool:
+        place = position.place
+        if position.accepts(entries) and tap(entries):
+            return True
+        position.place = place
+        return False
+
+    return take
+
+
+async def _position_at(front: Front, job_id: JobId, after: str) -> StreamPosition | None:
+    """Where a reader stands that has seen everything up to a cursor; None when what it saw last is not in the stream
+    any more.
+    """
+    if not after or order_of(after) == (0, 0):
+        return StreamPosition(is_start=True)
+    seen = await _retry_for_a_moment(lambda: front.store.read_stream(job_id, before(after), 1))
+    if not seen or seen[0].cursor != after:
+        return None
+    position = StreamPosition(is_start=False)
+    position.advance(seen[0])
+    return position
 
 
 async def wait_for_end(front: Front, job: Job, timeout_s: float) -> Job:
@@ -94,7 +196,7 @@ async def wait_for_end(front: Front, job: Job, timeout_s: float) -> Job:
     return job
 
 
-def last_state(entries: list[StreamEntry]) -> JobState | None:
+def last_state(entries: Sequence[StreamEntry]) -> JobState | None:
     """The state that the newest of `entries` with a say speaks of."""
     for entry in reversed(entries):
         match entry.kind:
@@ -150,14 +252,20 @@ async def _as_it_is(front: Front, job: Job) -> Job:
 
 
 async def _ended(front: Front, job_id: JobId) -> Job:
-    """The ended job; its record changed in the same step as the stream said so."""
-    async with asyncio.timeout(_AFTER_END_S):
-        while True:
-            try:
-                job = await front.store.get(job_id)
-                break
-            except StoreUnavailable:
-                await asyncio.sleep(0.1)
+    """The record; it changed in the same step as the stream said that the job has ended."""
+    job = await _retry_for_a_moment(lambda: front.store.get(job_id))
     if job is None:
         raise NotFound("the job is gone")
     return job
+
+
+async def _retry_for_a_moment(read: Callable[[], Awaitable[_Read]]) -> _Read:
+    """What `read` gives, tried again for two seconds. Raises `StoreUnavailable`."""
+    give_up_s = time.monotonic() + _AFTER_END_S
+    while True:
+        try:
+            return await read()
+        except StoreUnavailable:
+            if time.monotonic() > give_up_s:
+                raise
+            await asyncio.sleep(0.1)

@@ -20,6 +20,7 @@ from api.http.problem import openai_error
 from api.http.protocol import ResponseWriter, wire_of
 from api.http.sse import Stream, comment, data_frame
 from api.job.live import moments, wait_for_end, write_directly
+from api.job.stream_position import StreamBroken
 from api.job.submission import parse_submit_options, submit
 from api.openapi import openai as docs
 from api.routes.jobs import accepted, cancelled, json_response
@@ -150,19 +151,27 @@ async def _frames(
     yield comment(f"accepted {job.id}")
     try:
         async for moment in moments(front, job, "", write_directly(wire, render)):
+            if moment.fault is not None:
+                raise StreamBroken(moment.fault, job)
             if moment.outlook is not None:
                 yield comment("waiting " + orjson.dumps(outlook_view(moment.outlook)).decode())
             if frames := b"".join(map(render, moment.entries)):
                 yield frames
             if moment.job is not None:
-                if failure := failure_of(moment.job):
-                    raise failure
-                if has_usage:
-                    yield data_frame(chunker.usage(moment.job.usage or _usage_of(moment.job)))
+                yield _last_frames(chunker, moment.job, has_usage=has_usage)
+                return
     except TorporError as error:
         yield data_frame(orjson.dumps(openai_error(error)))
-        return
-    yield DONE
+
+
+def _last_frames(chunker: Chunker, job: Job, *, has_usage: bool) -> bytes:
+    """What the end of `job` adds to its stream. Raises why there is no answer."""
+    if failure := failure_of(job):
+        raise failure
+    chunks = list(chunker.unshown(job))
+    if has_usage:
+        chunks.append(chunker.usage(job.usage or _usage_of(job)))
+    return b"".join(map(data_frame, chunks)) + DONE
 
 
 def cancelling(front: Front, job: Job) -> Callable[[], Awaitable[None]]:

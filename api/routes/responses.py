@@ -19,6 +19,7 @@ from api.http.protocol import wire_of
 from api.http.sse import comment, frame
 from api.job.live import moments, write_directly
 from api.job.response_request import Ask, Message, messages_of, parse_ask
+from api.job.stream_position import StreamBroken
 from api.job.submission import parse_submit_options, submit
 from api.openapi import openai as docs
 from api.routes.jobs import cancelled, json_response, own_job, whole_number
@@ -241,6 +242,8 @@ async def _frames(
     yield _dump(translator.begin(), after)
     try:
         async for moment in moments(call.front, job, "", tap):
+            if moment.fault is not None:
+                raise StreamBroken(moment.fault, job)
             if moment.outlook is not None:
                 yield comment("waiting " + orjson.dumps(outlook_view(moment.outlook)).decode())
             frames = b"".join(map(render, moment.entries))

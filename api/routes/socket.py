@@ -5,6 +5,7 @@ the last one seen. Must not know how tokens are made.
 """
 
 import asyncio
+from typing import Final
 from urllib.parse import urlsplit
 
 import orjson
@@ -17,12 +18,16 @@ from api.http.errors import Forbidden
 from api.http.problem import error_response
 from api.routes.jobs import own_job
 from api.routes.stream import END, job_events, parse_cursor
-from eventing.errors import TorporError
+from eventing.errors import NotFound, StoreUnavailable, TorporError
 from eventing.job.job import Job
+from eventing.live.stream_multiplexer import ReaderCutOff
 
 PATH = "/v1/jobs/{id}/ws"
 
-_NORMAL = 1000
+_NORMAL: Final = 1000
+"""The last message was the end of the job; any other code says that it was not."""
+_TRY_AGAIN_LATER: Final = 1013
+_GONE: Final = 4404
 
 
 async def follow_job_socket(socket: WebSocket) -> None:
@@ -53,11 +58,16 @@ async def follow_job_socket(socket: WebSocket) -> None:
 
 async def _send(socket: WebSocket, front: Front, job: Job, after: str) -> None:
     try:
-        async for name, data, cursor in job_events(front, job, after):
-            if name:
+        try:
+            async for name, data, cursor in job_events(front, job, after):
                 message = {"event": name, "id": cursor or None, "data": data}
                 await socket.send_text(orjson.dumps(message).decode())
-        await socket.close(_NORMAL)
+        except NotFound:
+            await socket.close(_GONE, "the job was deleted")
+        except (ReaderCutOff, StoreUnavailable) as error:
+            await socket.close(_TRY_AGAIN_LATER, error.message)
+        else:
+            await socket.close(_NORMAL)
     except (WebSocketDisconnect, RuntimeError):
         return  # it left in the middle of a message
 

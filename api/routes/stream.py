@@ -5,6 +5,7 @@ resumes exactly. Must not know how tokens are made.
 """
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Final
 
 import orjson
@@ -13,8 +14,9 @@ from api.front import Front
 from api.http.protocol import ResponseWriter
 from api.http.sse import comment, frame
 from api.job.live import Moment, moments, write_directly
+from api.job.stream_position import StreamFault
 from api.view.job import job_view, outlook_view
-from eventing.errors import BadRequest, NotFound
+from eventing.errors import BadRequest, NotFound, StoreUnavailable
 from eventing.job.job import Job, JobState
 from eventing.job.store import EntryKind, StreamEntry
 from eventing.live.stream_multiplexer import ReaderCutOff, TokenCallback
@@ -42,8 +44,15 @@ async def job_frames(
     asks for the next frame go to `wire` at once.
     """
     tap = write_directly(wire, token_frame)
-    async for name, data, cursor in job_events(front, job, after, tap):
-        yield frame(name, data, cursor=cursor) if name else comment(str(data))
+    try:
+        async for name, data, cursor in job_events(front, job, after, tap):
+            yield frame(name, data, cursor=cursor)
+    except ReaderCutOff as error:
+        yield comment(error.message)
+    except NotFound:
+        yield comment("the job was deleted")
+    except StoreUnavailable as error:
+        yield comment(error.message)  # it comes back with its last id
 
 
 def token_frame(entry: StreamEntry) -> bytes:
@@ -60,21 +69,31 @@ def token_frame(entry: StreamEntry) -> bytes:
 async def job_events(
     front: Front, job: Job, after: str, tap: TokenCallback | None = None
 ) -> AsyncGenerator[tuple[str, Any, str], None]:
-    """Name, data and cursor of each event; the name is empty for a remark. What `tap` takes is not
-    among them.
+    """Name, data and cursor of each event. What `tap` takes is not among them.
+
+    When the store has lost what was shown, the reader is told to start over and is given everything anew. Raises as
+    `moments` does.
     """
     cursor = after
     if not after:
         yield "state", {"state": job.state, "id": job.id}, ""
-    try:
-        async for moment in moments(front, job, after, tap):
-            for event in _events_of(moment, cursor):
-                cursor = event[2] or cursor
-                yield event
-    except ReaderCutOff as error:
-        yield "", error.message, ""
-    except NotFound:
-        yield "", "the job was deleted", ""
+    is_anew = False
+    while True:
+        async with aclosing(moments(front, job, cursor, tap)) as life:
+            async for moment in life:
+                if moment.fault is StreamFault.REWOUND and not is_anew:
+                    break
+                for event in _events_of(moment, cursor):
+                    cursor = event[2] or cursor
+                    yield event
+            else:
+                return
+        yield (
+            "attempt",
+            {"attempt": job.attempt, "index": 0, "is_restart": True, "state": job.state},
+            "",
+        )
+        cursor, is_anew = "", True
 
 
 def _events_of(moment: Moment, cursor: str) -> list[tuple[str, Any, str]]:
@@ -82,6 +101,8 @@ def _events_of(moment: Moment, cursor: str) -> list[tuple[str, Any, str]]:
         return [("result", job_view(moment.job), f"{cursor or '0-0'}{END}")]
     if moment.outlook is not None:
         return [("waking", outlook_view(moment.outlook), "")]
+    if moment.fault is not None:
+        return [("gap", {"reason": moment.fault}, "")]
     return [entry_event(entry) for entry in moment.entries]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from api.view.outcome import CallFailed, answer_id
+from api.view.outcome import CallFailed, answer_id, answer_of
 from eventing.job.job import Job
 from eventing.job.store import EntryKind, StreamEntry
 
@@ -45,6 +45,18 @@ class Chunker:
         for choice in orjson.loads(entry.delta):
             yield self._dump([self._whole(choice)])
 
+    def unshown(self, job: Job) -> Iterator[bytes]:
+        """The answer of the ended `job` in a chunk a choice, when nothing was shown of it: its tokens are not kept any
+        more, or its predictor streams none.
+        """
+        if self._spoken:
+            return
+        for choice in answer_of(job).get("choices") or ():
+            kept = {"index": 0, **choice}
+            if self._is_chat:
+                kept["delta"] = delta_of(kept.pop("message", None) or {})
+            yield self._dump([self._whole(kept)])
+
     def usage(self, usage: Mapping[str, Any] | None) -> bytes:
         """The last chunk of a stream that asked for usage."""
         return self._dump([], usage=usage)
@@ -58,3 +70,10 @@ class Chunker:
 
     def _dump(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
         return orjson.dumps({**self._base, "choices": choices, **extra})
+
+
+def delta_of(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole message as one delta: there, tool calls are numbered."""
+    calls = message.get("tool_calls")
+    numbered = [{"index": index, **call} for index, call in enumerate(calls or ())]
+    return {**message, "tool_calls": numbered} if calls else dict(message)

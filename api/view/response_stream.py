@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from api.view.chunk import delta_of
 from api.view.response import (
     Item,
     call_item,
@@ -97,8 +98,13 @@ class Translator:
     def end(self, job: Job) -> Iterator[Event]:
         """What stands after the last entry, once the job has ended."""
         status = status_of(job)
+        choices = (job.result or {}).get("choices")
+        if (
+            not self._names and choices
+        ):  # its tokens are not kept any more, or its predictor streams none
+            yield from self._choice({"delta": delta_of(choices[0].get("message") or {})})
         yield from self._close("completed" if status == "completed" else "incomplete")
-        # The items as they were streamed; a stream that was never fed has the stored ones.
+        # The items as they were streamed.
         output = self._done if self._done else None
         view = response_view(job, self._record, output=output)
         yield self._event(f"response.{status}", response=view)

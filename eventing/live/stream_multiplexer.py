@@ -110,13 +110,12 @@ class Reader:
         the tail: that outlives a store's restart.
         """
         if not self._is_live:
-            entries = await self._store.read_stream(self.job_id, self.cursor)
+            entries = await self.catch_up()
             if not entries:
                 self._is_live = True
                 if self._join(self):  # the tail is ahead of us: fetch what lies between
-                    entries = await self._store.read_stream(self.job_id, self.cursor)
+                    entries = await self.catch_up()
             if entries:
-                self.cursor = entries[-1].cursor
                 return entries
         if not self._arrived.is_set():
             self._is_listening = True
@@ -130,6 +129,16 @@ class Reader:
         if self._failure is not None:
             raise self._failure
         return self._drain()
+
+    async def catch_up(self) -> list[StreamEntry]:
+        """What stands in the store after the cursor, whether the tail has brought it or not. Raises
+        `StoreUnavailable`.
+        """
+        entries = await self._store.read_stream(self.job_id, self.cursor)
+        if entries:
+            self.cursor = entries[-1].cursor
+            self._is_ahead = False  # the tail may bring them again
+        return entries
 
     def push(self, entries: Sequence[StreamEntry]) -> None:
         """Called by the hub only. A reader that leaves too much untaken is cut off; one read of the

@@ -55,6 +55,8 @@ class JobScreen:
                 self._quiet()
                 stdout.print(text_of(data["delta"]), end="")
                 self._is_mid_line = True
+            case "gap":
+                self.line("tokens are missing here; the result has the whole answer")
             case "result":
                 self.result = data
                 self._draw_result(data)

@@ -1,0 +1,81 @@
+"""Where a reader of a job's token stream stands, and whether what comes goes on from there. Pure.
+
+Called by `api.job.live`. Tokens are numbered, so a reader that missed some, or was shown some that the store has lost
+since (a failover, a power cut), can be told so, instead of being given an end that looks whole.
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from eventing.errors import TorporError
+from eventing.job.job import Job, JobState
+from eventing.job.store import EntryKind, StreamEntry
+
+
+class StreamFault(StrEnum):
+    """How a stream does not go on from where its reader stands."""
+
+    GAP = "stream_gap"  #: tokens are missing
+    REWOUND = "stream_rewound"  #: tokens that were shown are not the job's any more
+
+
+class StreamBroken(TorporError):
+    """Text was shown that cannot be gone on with, and a stream cannot take text back."""
+
+    def __init__(self, fault: StreamFault, job: Job) -> None:
+        what = (
+            "a part of the answer is missing here"
+            if fault is StreamFault.GAP
+            else "the answer went back"
+        )
+        super().__init__(f"{what}; ask /v1/jobs/{job.id} for the whole")
+        self.code = fault  # type: ignore[misc]
+
+
+class StreamPosition:
+    """The place of one reader: the number of the next token, and the attempt that gave the last. It is not known
+    (None) to a reader that resumed behind an entry that does not tell it.
+    """
+
+    __slots__ = ("place",)
+
+    def __init__(self, *, is_start: bool) -> None:
+        self.place: tuple[int, int] | None = (0, 0) if is_start else None
+
+    def fault_of(self, entry: StreamEntry) -> StreamFault | None:
+        """What is wrong with `entry` coming next."""
+        if entry.kind is EntryKind.STATE or entry.is_restart or self.place is None:
+            return None
+        index, attempt = self.place
+        if entry.index < index:
+            return StreamFault.REWOUND
+        is_known = entry.kind is EntryKind.ATTEMPT or entry.attempt == attempt
+        return None if is_known and entry.index == index else StreamFault.GAP
+
+    def advance(self, entry: StreamEntry) -> None:
+        """Stand behind `entry`, whatever came before it."""
+        if entry.kind is not EntryKind.STATE:
+            self.place = (entry.index + len(entry.token_ids), entry.attempt)
+
+    def accepts(self, entries: Iterable[StreamEntry]) -> bool:
+        """Stand behind `entries` if all of them go on from here. False, and somewhere among them, when not."""
+        for entry in entries:
+            if self.fault_of(entry) is not None:
+                return False
+            self.advance(entry)
+        return True
+
+    def fault_at_end(self, job: Job) -> StreamFault | None:
+        """What is wrong with the stream of the ended `job` ending here; nothing for a job without an answer."""
+        has_answer = job.state in (JobState.COMPLETED, JobState.INCOMPLETE)
+        if not has_answer or self.place is None or self.place[0] == job.token_count:
+            return None
+        return StreamFault.GAP if self.place[0] < job.token_count else StreamFault.REWOUND
+
+
+def before(cursor: str) -> str:
+    """The greatest cursor that is less than `cursor`: what stands at `cursor` comes next after it."""
+    milliseconds, _, sequence = cursor.partition("-")
+    if int(sequence or 0):
+        return f"{milliseconds}-{int(sequence) - 1}"
+    return f"{int(milliseconds) - 1}-{2**64 - 1}"

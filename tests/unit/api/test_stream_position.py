@@ -1,0 +1,55 @@
+"""Where the reader of a token stream stands."""
+
+import pytest
+
+from api.job.stream_position import StreamFault, StreamPosition, before
+from eventing.job.store import EntryKind, StreamEntry
+from eventing.live.stream_multiplexer import order_of
+
+
+def tokens(index: int, count: int, attempt: int = 1) -> StreamEntry:
+    return StreamEntry("1-1", EntryKind.TOKENS, attempt, index, tuple(range(count)))
+
+
+def attempt(number: int, index: int = 0, *, is_restart: bool = False) -> StreamEntry:
+    return StreamEntry("1-1", EntryKind.ATTEMPT, number, index, is_restart=is_restart)
+
+
+def behind(*entries: StreamEntry) -> StreamPosition:
+    position = StreamPosition(is_start=True)
+    assert position.accepts(entries)
+    return position
+
+
+@pytest.mark.parametrize(
+    ("entry", "fault"),
+    [
+        (tokens(3, 1), None),
+        (tokens(4, 1), StreamFault.GAP),
+        (tokens(2, 1), StreamFault.REWOUND),
+        (tokens(3, 1, attempt=2), StreamFault.GAP),
+        (attempt(2, 3), None),
+        (attempt(2, 5), StreamFault.GAP),
+        (attempt(2, 1), StreamFault.REWOUND),
+        (attempt(2, 0, is_restart=True), None),
+        (StreamEntry("1-1", EntryKind.STATE, 1), None),
+    ],
+)
+def test_what_comes_must_go_on_from_the_last_token(
+    entry: StreamEntry, fault: StreamFault | None
+) -> None:
+    assert behind(attempt(1), tokens(0, 2), tokens(2, 1)).fault_of(entry) is fault
+
+
+def test_a_reader_that_resumed_at_a_state_takes_the_next_entry_as_it_is() -> None:
+    position = StreamPosition(is_start=False)
+
+    assert position.fault_of(tokens(7, 1)) is None
+
+
+@pytest.mark.parametrize("cursor", ["5-3", "5-1", "5-0", "1764000000000-0"])
+def test_nothing_fits_between_a_cursor_and_the_one_before_it(cursor: str) -> None:
+    milliseconds, sequence = order_of(before(cursor))
+
+    following = (milliseconds, sequence + 1) if sequence < 2**64 - 1 else (milliseconds + 1, 0)
+    assert following == order_of(cursor)
