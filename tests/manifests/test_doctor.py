@@ -42,9 +42,36 @@ def ksvc(name: str, **spec: Any) -> dict[str, Any]:
     return {
         "apiVersion": KSVC,
         "kind": "Service",
-        "metadata": {"name": name, "labels": {"serving.kserve.io/inferenceservice": "thinker"}},
+        "metadata": {
+            "name": name,
+            "labels": {
+                "serving.kserve.io/inferenceservice": "thinker",
+                "networking.knative.dev/visibility": "cluster-local",
+            },
+        },
         "spec": {"template": {"spec": {"timeoutSeconds": 2460, **spec}}},
     }
+
+
+def published(name: str) -> dict[str, Any]:
+    """A predictor's Knative Service as it was seen on the external gateway."""
+    made = ksvc(name, responseStartTimeoutSeconds=2460)
+    del made["metadata"]["labels"]["networking.knative.dev/visibility"]
+    made["status"] = {"url": f"http://{name}.torpor.example.com"}
+    return made
+
+
+def rejected() -> dict[str, Any]:
+    """What KServe's manager said that was started before Knative was installed."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": "thinker.18a0", "namespace": "torpor"},
+        "type": "Warning",
+        "reason": "ServerlessModeRejected",
+        "involvedObject": {"kind": "InferenceService", "name": "thinker", "namespace": "torpor"},
+        "message": "It is not possible to use Knative deployment mode when Knative Services are not available",
+    }  # fmt: skip
 
 
 def deployment(name: str, namespace: str, **box: Any) -> dict[str, Any]:
@@ -171,6 +198,17 @@ BREAKS = [
     Break("hold-and-claim", "queue", ISVC, "metadata>annotations>serving.kserve.io/deploymentMode", "Knative"),
     Break("hold-and-claim", "serverless", ISVC, "metadata>annotations>serving.kserve.io/deploymentMode", "Standard"),
     Break("hold-mode-length", "serverless", "ConfigMap", "data>TORPOR_MAX_JOB_SECONDS", "1801", "torpor-settings"),
+    Break("predictor-visibility", "serverless", ISVC, "metadata>labels>networking.knative.dev/visibility"),
+    Break("predictor-visibility", "serverless-kafka", ISVC, "metadata>labels>networking.knative.dev/visibility", "external"),
+    Break("predictor-visibility", "serverless", add=published("thinker-predictor")),
+    Break("knative-before-kserve", "serverless", add=rejected()),
+    Break("knative-before-kserve", "serverless", ISVC, "metadata>uid", "0b64b3a5"),
+    Break("initial-scale", "serverless", ISVC, f"metadata>annotations>{A}initial-scale"),
+    Break("initial-scale", "serverless", add=config("config-autoscaler", **{"enable-scale-to-zero": "true"})),
+    Break("istio-virtual-host", "serverless", add=[
+        config("config-network", **{"ingress-class": "kourier.ingress.networking.knative.dev"}),
+        config("inferenceservice-config", "kserve", ingress='{"disableIstioVirtualHost": false}'),
+    ]),
     # the broker
     Break("broker-class", "serverless", "Broker", "metadata>annotations>eventing.knative.dev/broker.class", "MTChannelBasedBroker"),
     Break("broker-class", "serverless", "Broker", "metadata>annotations>eventing.knative.dev/broker.class"),
@@ -342,6 +380,28 @@ def _set(node: Any, path: str, value: Any) -> None:
         del node[key]
     else:
         node[key] = value
+
+
+def test_without_istio_kserve_is_told_to_make_no_virtual_service(
+    overlays: dict[str, Resources],
+) -> None:
+    kourier = config(
+        "config-network", **{"ingress-class": "kourier.ingress.networking.knative.dev"}
+    )
+    default = config(
+        "inferenceservice-config", "kserve", ingress='{"disableIstioVirtualHost": false}'
+    )
+    told = config("inferenceservice-config", "kserve", ingress='{"disableIstioVirtualHost": true}')
+
+    def found(*added: dict[str, Any]) -> list[str]:
+        return [
+            f.fault.field
+            for f in examine([*overlays["serverless"], *added]).findings
+            if f.rule.name == "istio-virtual-host"
+        ]
+
+    assert len(found(kourier, default)) == 1
+    assert found(kourier, told) == found(default) == found() == []
 
 
 @pytest.mark.parametrize("mistake", BREAKS, ids=str)

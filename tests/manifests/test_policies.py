@@ -32,7 +32,7 @@ from tests.manifests.objects import (
 
 Way = tuple[str, str, int | str]  # who calls, who is called, the pod's port; 53/UDP when not TCP
 ANYONE = "anyone"
-QUEUE_PROXY = {8012, 8013, 8022, 9090}
+QUEUE_PROXY = {8012, 8013, 8022, 8112, 9090}
 BROKER_PODS = {"http": 8080, "https": 8443}  # Knative's ingress, whatever its Service's port
 # A pump's port; the policy is the same in both topologies and the sidecar is in one.
 ONLY_IN_QUEUE = {("monitoring", 8082)}

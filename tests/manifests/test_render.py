@@ -69,7 +69,6 @@ def test_changing_the_one_number_changes_every_hop() -> None:
 
     assert {path for path in usual if usual[path] != longer[path]} >= {
         "base/settings.yaml",
-        "base/predictor.yaml",
         "components/serverless/kustomization.yaml",
         "components/serverless/triggers.yaml",
         "components/queue/kustomization.yaml",

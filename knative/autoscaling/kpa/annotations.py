@@ -40,6 +40,7 @@ _ALIASES = {
 # The InferenceService fields that KServe turns into annotations.
 _ISVC_FIELDS = {"scaleTarget": "target", "scaleMetric": "metric"}
 _ISVC_MIN_REPLICAS = 1
+_NO_INITIAL_SCALE = (GROUP + "initial-scale", "0")
 _MAX_CONTAINER_CONCURRENCY = 1000
 
 
@@ -63,9 +64,13 @@ def read_knative(
 
     Raises RefusedSettingsError naming every unknown or out-of-range annotation, with its range.
     """
+    config = config or AutoscalerConfig()
     annotations, concurrency, reader = _sources(manifest)
+    if manifest.get("kind") == "InferenceService" and not config.allow_zero_initial_scale:
+        # KServe drops it, and Knative's default of 1 holds (ValidateInitialScaleAnnotation).
+        annotations = {k: v for k, v in annotations.items() if (k, str(v)) != _NO_INITIAL_SCALE}
     name = str(manifest.get("metadata", {}).get("name", ""))
-    scaling = _read(name, annotations, concurrency, config or AutoscalerConfig())
+    scaling = _read(name, annotations, concurrency, config)
     reader.finish()
     return scaling
 

@@ -23,6 +23,7 @@ from knative.deploy.doctor.rules import (
     running,
     scaler,
     security,
+    serving,
     trigger,
 )
 from knative.deploy.doctor.view import View
@@ -42,6 +43,7 @@ RULES: tuple[Rule, ...] = tuple(
         pod,
         node,
         running,
+        serving,
         security,
     )
     for rule in module.register.rules

@@ -14,6 +14,9 @@ from knative.deploy.values import Values
 
 PROBE_PERIOD_S = 5
 CACHE = "/var/cache/torpor"
+VISIBILITY = "networking.knative.dev/visibility"
+CLUSTER_LOCAL = "cluster-local"
+INITIAL_SCALE = "autoscaling.knative.dev/initial-scale"
 
 
 def deployment_mode(values: Values, *, knative: bool) -> str:
@@ -152,6 +155,11 @@ def hold_patch(values: Values, times: Timeouts) -> Patch:
         "autoscaling.knative.dev/target-burst-capacity": because(
             "-1", "The activator queues; it never puts a request on a pod whose batch is full."
         ),
+        INITIAL_SCALE: because(
+            "0",
+            "A changed predictor does not load a model to be ready. KServe drops this where "
+            "config-autoscaler does not allow it.",
+        ),
         "serving.knative.dev/progress-deadline": because(
             f"{times.progress_deadline}s", "The global 600 s would give up a slow load."
         ),
@@ -161,6 +169,8 @@ def hold_patch(values: Values, times: Timeouts) -> Patch:
         for key, value in annotations.items()
         if value is not None
     ]
+    private = because(CLUSTER_LOCAL, "Else Knative publishes it on the external gateway, keyless.")
+    adds.append({"op": "add", "path": f"/metadata/labels/{_escape(VISIBILITY)}", "value": private})
     fields = {
         "timeout": because(
             times.request, "KServe copies it to timeoutSeconds and responseStartTimeoutSeconds."

@@ -79,6 +79,10 @@ NOT_PUBLIC = (
     "192.168.0.0/16",
 )
 
+# http, h2c, and https with Knative's `system-internal-tls`; then admin and metrics.
+KNATIVE_HTTP = (8012, 8013, 8112)
+QUEUE_PROXY = (8012, 8013, 8022, 8112, 9090)
+
 FLOWS: tuple[Flow, ...] = (
     Flow(Peer.ANYONE, Peer.API, (8000,), "clients; keys and tokens are checked inside"),
     Flow(Peer.API, Peer.REDIS, (6379,), "jobs, token streams, limits"),
@@ -99,11 +103,11 @@ FLOWS: tuple[Flow, ...] = (
     Flow(
         Peer.KNATIVE_SERVING,
         Peer.PREDICTOR,
-        (8012, 8013, 8022, 9090),
+        QUEUE_PROXY,
         "activator and autoscaler to queue-proxy",
         "serverless",
     ),
-    Flow(Peer.KOURIER, Peer.PREDICTOR, (8012, 8013), "the ingress once awake", "serverless"),
+    Flow(Peer.KOURIER, Peer.PREDICTOR, KNATIVE_HTTP, "the ingress once awake", "serverless"),
     Flow(
         Peer.PREDICTOR,
         Peer.KNATIVE_SERVING,
@@ -111,11 +115,11 @@ FLOWS: tuple[Flow, ...] = (
         "queue-proxy to the autoscaler",
         "serverless",
     ),
-    Flow(Peer.KOURIER, Peer.API, (8012, 8013), "callers, by queue-proxy", "api-knative"),
+    Flow(Peer.KOURIER, Peer.API, KNATIVE_HTTP, "callers, by queue-proxy", "api-knative"),
     Flow(
         Peer.KNATIVE_SERVING,
         Peer.API,
-        (8012, 8013, 8022, 9090),
+        QUEUE_PROXY,
         "activator and autoscaler to queue-proxy",
         "api-knative",
     ),
@@ -128,7 +132,7 @@ FLOWS: tuple[Flow, ...] = (
     Flow(
         Peer.EVENT_MESH,
         Peer.KNATIVE_SERVING,
-        (8012, 8013),
+        KNATIVE_HTTP,
         "to the predictor asleep",
         "broker-rabbitmq",
     ),

@@ -87,6 +87,14 @@ def _serving(times: Timeouts) -> dict[str, str]:
             )
         },
     )
+    autoscaler = _knative_config(
+        "config-autoscaler",
+        {
+            "allow-zero-initial-scale": because(
+                "true", "A new revision of a predictor does not load its model to be ready."
+            )
+        },
+    )
     features = _knative_config(
         "config-features", {name: because("enabled", why) for name, why in FEATURES.items()}
     )
@@ -104,11 +112,12 @@ def _serving(times: Timeouts) -> dict[str, str]:
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": ["config-defaults.yaml", "config-features.yaml"],
+        "resources": ["config-autoscaler.yaml", "config-defaults.yaml", "config-features.yaml"],
     }
     folder = "cluster/knative-serving"
     return {
         f"{folder}/kustomization.yaml": document(kustomization, header=header),
+        f"{folder}/config-autoscaler.yaml": document(autoscaler, header=header.splitlines()[0]),
         f"{folder}/config-defaults.yaml": document(defaults, header=header.splitlines()[0]),
         f"{folder}/config-features.yaml": document(features, header=header.splitlines()[0]),
         f"{folder}/activator-grace.yaml": document(grace, header=header.splitlines()[0]),

@@ -41,11 +41,15 @@ _PLATFORM = (
     Ref("v1", "ConfigMap", "config-defaults", "knative-serving"),
     Ref("v1", "ConfigMap", "config-features", "knative-serving"),
     Ref("v1", "ConfigMap", "config-autoscaler", "knative-serving"),
+    Ref("v1", "ConfigMap", "config-network", "knative-serving"),
+    Ref("v1", "ConfigMap", "inferenceservice-config", "kserve"),
     Ref("apps/v1", "Deployment", "activator", "knative-serving"),
     Ref("apps/v1", "Deployment", "keda-operator", "keda"),
     Ref("apps/v1", "Deployment", "kserve-controller-manager", "kserve"),
     Ref("apps/v1", "Deployment", "cluster-autoscaler", "kube-system"),
 )
+# Events that say what no object does: admission refused a pod, KServe a deployment mode.
+_TELLING = ("FailedCreate", "ServerlessModeRejected")
 _SHOWN = ("Deployment", "StatefulSet", "InferenceService", "Broker", "Trigger", "ScaledObject")
 
 
@@ -85,8 +89,13 @@ async def snapshot(cluster: Cluster, namespace: str) -> list[Resource]:
     lists = await asyncio.gather(*(_listed(cluster, v, k, namespace) for v, k in _EXAMINED))
     own = [resource for found in lists for resource in found if not _is_by_controller(resource)]
     platform = await asyncio.gather(*(_got(cluster, ref) for ref in _PLATFORM))
-    refused = await _listed(cluster, "v1", "Event", namespace, fieldSelector="reason=FailedCreate")
-    return [*own, *(resource for resource in platform if resource), *refused]
+    told = await asyncio.gather(
+        *(
+            _listed(cluster, "v1", "Event", namespace, fieldSelector=f"reason={reason}")
+            for reason in _TELLING
+        )
+    )
+    return [*own, *(r for r in platform if r), *(event for events in told for event in events)]
 
 
 async def _got(cluster: Cluster, ref: Ref) -> Resource | None:

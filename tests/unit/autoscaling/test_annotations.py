@@ -90,6 +90,19 @@ def test_an_inference_service_becomes_what_kserve_would_write() -> None:
     assert scaling.container_concurrency == 8
 
 
+def test_kserve_drops_an_initial_scale_of_zero_where_the_cluster_does_not_allow_it() -> None:
+    annotations = {"autoscaling.knative.dev/initial-scale": "0"}
+    isvc = {
+        "kind": "InferenceService",
+        "metadata": {"name": "a", "annotations": annotations},
+        "spec": {"predictor": {"minReplicas": 0}},
+    }
+    allowed = AutoscalerConfig(allow_zero_initial_scale=True)
+
+    assert read_knative(isvc).policy.initial_scale == 1
+    assert read_knative(isvc, allowed).policy.initial_scale == 0
+
+
 def test_an_inference_service_keeps_one_replica_unless_told_otherwise() -> None:
     isvc = {"kind": "InferenceService", "metadata": {"name": "a"}, "spec": {"predictor": {}}}
     assert read_knative(isvc).policy.min_scale == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from knative.autoscaling.kpa.annotations import read_knative
+from knative.autoscaling.kpa.autoscaler_config import AutoscalerConfig
 from knative.deploy.doctor.field import at, at_least, field_rule, note, one_of, readable_rule
 from knative.deploy.doctor.finding import Hop, Register, Severity
 from knative.deploy.doctor.view import (
@@ -35,7 +36,13 @@ register.rule(
     Hop.SCALER,
     why="Knative's webhook refuses the value, or the name is not one that anything reads.",
     source="facts 3.3 (annotation_validation.go)",
-)(readable_rule(lambda view: [*view.in_knative_mode(), *view.knative_services], read_knative))
+)(
+    readable_rule(
+        lambda view: [*view.in_knative_mode(), *view.knative_services],
+        # Whether the cluster allows it is a rule of its own (`initial-scale`).
+        lambda found: read_knative(found, AutoscalerConfig(allow_zero_initial_scale=True)),
+    )
+)
 
 
 register.rule(
