@@ -4,6 +4,13 @@
 for a taken port, 2 for settings that cannot work.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # Before the imports, which take a second: as PID 1 a process ignores what it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
 import asyncio
 import gc
 import sys

@@ -1,5 +1,12 @@
 """`python -m eventing.pump`: pumps without an ingress, beside a predictor."""
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # Before the imports, which take a second: as PID 1 a process ignores what it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
 import sys
 
 from eventing.broker.__main__ import main

@@ -5,9 +5,14 @@ so importing this module does nothing, and the event loop is made inside `main`.
 variables for everything that is not a flag (`predictor.settings`).
 """
 
-import argparse
 import os
 import signal
+
+if __name__ == "__main__":
+    # Before the imports, which take a second: as PID 1 a process ignores what it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+import argparse
 import socket
 import sys
 import time
@@ -149,8 +154,8 @@ def _age_s() -> float:
 
 
 def _leave_early(*_: object) -> None:
-    """SIGTERM before there is anything to drain."""
-    sys.exit(0)
+    """SIGTERM before there is anything to drain, or to take down."""
+    os._exit(0)
 
 
 def _explain(error: ValidationError) -> str:

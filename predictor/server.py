@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -52,6 +53,7 @@ _KEPT_IN_MEMORY_S: Final = 900
 _TIDY_EVERY_S: Final = 10.0
 _CONNECTIONS: Final = 1024
 """Opened as needed; a batch of 256 may flush all at once."""
+_SIGN_OFF_S: Final = 1.0
 _ENGINE_STOP_S: Final = 1.5
 """vLLM's core takes 2 to 5 s to take itself apart on two cores; being killed hurts nobody."""
 
@@ -180,11 +182,20 @@ class Predictor:
             if starting.done() and starting.result() and not told_to_go.done():
                 await self._serve()
             else:
-                # A load under way cannot be taken back, only outlived.
-                await asyncio.wait((starting,), timeout=self._settings.drain_grace_s)
                 if not starting.done():
-                    os._exit(0)
+                    await self._exit_while_loading()
             told_to_go.cancel()
+
+    async def _exit_while_loading(self) -> None:
+        """A load under way cannot be taken back, and holds nobody's work: sign off and exit."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SIGN_OFF_S):
+                await self._heartbeat.end()
+                await self._account.post()
+        for child in multiprocessing.active_children():
+            child.kill()
+        _log.info("ended while loading", action="end", exit_code=0)
+        os._exit(0)
 
     async def _start(self) -> bool:
         """True when the engine serves. Says on one line why it does not."""

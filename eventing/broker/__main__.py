@@ -1,5 +1,12 @@
 """`python -m eventing.broker`: the ingress and the pumps of every trigger in one process."""
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # Before the imports, which take a second: as PID 1 a process ignores what it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
 import sys
 
 import uvloop
