@@ -36,6 +36,7 @@ from predictor.errors import EngineStartError
 from predictor.generation.generation import Interrupted
 from predictor.heartbeat import Heartbeat
 from predictor.serving.abort_when_gone import AbortWhenGone
+from predictor.serving.direct_access import DirectAccess, DirectRules
 from predictor.serving.direct_call import DirectCalls
 from predictor.serving.event_routes import EventMiddleware, add_error_handler, add_probes
 from predictor.serving.kserve_server import PredictorServer
@@ -104,7 +105,11 @@ class Predictor:
             replica_id=settings.replica_id,
             started_s=started_s,
         )
-        self._server = PredictorServer(door, grpc_address=settings.grpc_address)
+        self._server = PredictorServer(
+            door,
+            grpc_address=settings.grpc_address if settings.serves_direct_routes else "",
+            token=settings.direct_token.get_secret_value(),
+        )
         self._add_routes(clock)
 
     def run(self) -> int:
@@ -140,6 +145,12 @@ class Predictor:
         add_probes(app, self._admission, lambda: self._heartbeat.phase)
         add_error_handler(app)
         app.add_middleware(AbortWhenGone)
+        rules = DirectRules(
+            token=settings.direct_token.get_secret_value(),
+            is_on=settings.serves_direct_routes,
+            body_limit_bytes=settings.direct_body_limit_bytes,
+        )
+        app.add_middleware(DirectAccess, rules=rules)
         token = settings.delivery_token.get_secret_value()
         app.add_middleware(EventMiddleware, deliveries=deliveries, token=token)
 

@@ -55,6 +55,17 @@ class PredictorSettings(BaseSettings):
     delivery_token: SecretStr = SecretStr("")
     """Bearer token that deliveries must carry; empty takes any."""
 
+    direct_token: SecretStr = SecretStr("")
+    """Bearer token that direct routes ask for: OpenAI's calls, predict, infer, models, `/metrics`, gRPC.
+    Empty asks for none.
+    """
+    direct_routes: bool | None = None
+    """Whether direct routes are served. Unset: they are, but not on Knative Serving without a
+    `direct_token`, where a gateway may lead to this process.
+    """
+    direct_body_limit_bytes: int = Field(8 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    """Largest body of a direct call."""
+
     redis_url: SecretStr = SecretStr("")
     """Redis or Valkey that holds the jobs; empty keeps them in memory: no live tokens for others,
     no resumption after a crash, still correct.
@@ -105,6 +116,13 @@ class PredictorSettings(BaseSettings):
         """HOST:PORT of gRPC; empty when it is off."""
         host = f"[{self.grpc_host}]" if ":" in self.grpc_host else self.grpc_host
         return f"{host}:{self.grpc_port}" if self.grpc_port else ""
+
+    @property
+    def serves_direct_routes(self) -> bool:
+        """As set, or by where we run: Knative tells its containers by `K_SERVICE`."""
+        if self.direct_routes is not None:
+            return self.direct_routes
+        return bool(self.direct_token.get_secret_value()) or "K_SERVICE" not in os.environ
 
     @property
     def lease(self) -> LeaseSettings:

@@ -64,6 +64,14 @@ class Engine(Protocol):
         """The useful batch: more requests than this gain nothing."""
 
     @property
+    def max_model_len(self) -> int:
+        """Tokens that prompt and answer may have together; 0 before `start`."""
+
+    @property
+    def version(self) -> str:
+        """The engine's own, for people and `GET /version`."""
+
+    @property
     def device(self) -> str:
         """What it thinks on, for people; asked after `start`."""
 

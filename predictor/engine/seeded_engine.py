@@ -60,6 +60,14 @@ class SeededEngine:
         return self._settings.max_concurrency
 
     @property
+    def max_model_len(self) -> int:
+        return self._settings.max_model_len
+
+    @property
+    def version(self) -> str:
+        return "seeded"
+
+    @property
     def running(self) -> frozenset[str]:
         """Ids of the requests that hold a slot, for tests that check that slots are freed."""
         return frozenset(self._running)

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from eventing.errors import TorporError
-from predictor.delivery.admission import Admission, sequences
+from predictor.delivery.admission import Admission, Phase, sequences
 from predictor.engine.engine import Engine, EngineRequest
 from predictor.errors import EngineRequestError, where
 from predictor.generation.assembly import Assembler
@@ -32,6 +32,11 @@ class DirectCalls:
     @property
     def engine(self) -> Engine:
         return self._engine
+
+    @property
+    def is_ready(self) -> bool:
+        """True while calls are taken."""
+        return self._admission.phase is Phase.SERVING
 
     async def answer(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The whole body. Raises what `stream` raises."""

@@ -4,9 +4,8 @@ Called by `predictor.server`. Only HTTP stands here; what a delivery is answered
 `predictor.delivery.delivery`'s.
 """
 
-import hmac
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from starlette.applications import Starlette
@@ -19,6 +18,7 @@ from eventing.errors import TorporError, Unavailable
 from predictor.delivery.admission import Admission, Phase
 from predictor.delivery.answer import Answer
 from predictor.delivery.delivery import Deliveries
+from predictor.serving.direct_access import carries
 
 _EVENT_PATHS: Final = frozenset({"/events", "/"})
 """The second for Triggers that name no path."""
@@ -46,13 +46,15 @@ class EventMiddleware:
         headers = {
             name.decode("latin-1"): v.decode("latin-1") for name, v in request.scope["headers"]
         }
-        if self._token and not _is_authorized(headers, self._token):
+        if self._token and not carries(headers.get("authorization", ""), self._token):
             return _problem(401, "deliveries need the bearer token of TORPOR_DELIVERY_TOKEN")
         return _response(await self._deliveries.handle(headers, await request.body()))
 
 
 def add_probes(app: Starlette, admission: Admission, phase: Callable[[], str]) -> None:
-    """`GET /healthz`: the process answers. `GET /readyz`: it can serve, else 503 and the phase."""
+    """`GET /healthz`: the process answers. `GET /readyz`: it can serve, else 503 and the phase; the same
+    as `/health` (vLLM's) and `/ping` (SageMaker's).
+    """
 
     async def alive(_: Request) -> Response:
         return JSONResponse({"status": "alive"})
@@ -64,6 +66,8 @@ def add_probes(app: Starlette, admission: Admission, phase: Callable[[], str]) -
 
     app.add_route("/healthz", alive, methods=["GET"])
     app.add_route("/readyz", ready, methods=["GET"])
+    app.add_route("/health", ready, methods=["GET"])
+    app.add_route("/ping", ready, methods=["GET", "POST"])
 
 
 def add_error_handler(app: Starlette) -> None:
@@ -78,11 +82,6 @@ def add_error_handler(app: Starlette) -> None:
         return JSONResponse({"error": error.message}, error.status, headers)
 
     app.add_exception_handler(TorporError, explain)
-
-
-def _is_authorized(headers: Mapping[str, str], token: str) -> bool:
-    given = headers.get("authorization", "").encode()
-    return hmac.compare_digest(given, f"Bearer {token}".encode())
 
 
 def _response(answer: Answer) -> Response:

@@ -19,6 +19,7 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from eventing.errors import BadRequest, Overloaded, Unavailable
 from predictor.errors import where
+from predictor.serving.direct_access import carries
 
 _log = structlog.get_logger()
 
@@ -27,6 +28,8 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_LENGTH),
     ("grpc.so_reuseport", 0),  # a taken port is an error, not a share of somebody's calls
 )
+
+_PROBES: Final = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
@@ -54,15 +57,21 @@ class GrpcServer:
     """Serves until `stop`."""
 
     def __init__(
-        self, address: str, dataplane: DataPlane, repository: ModelRepositoryExtension
+        self,
+        address: str,
+        dataplane: DataPlane,
+        repository: ModelRepositoryExtension,
+        token: str = "",
     ) -> None:
+        """`token` is what calls must carry as `authorization: Bearer TOKEN`; empty asks for none."""
         self._address = address
+        self._token = token
         self._servicer = InferenceServicer(dataplane, repository)
         self._server: Any = None
 
     async def run(self) -> None:
         """Raises `RuntimeError` when the address is taken."""
-        self._server = grpc.aio.server(interceptors=(_Statuses(),), options=_OPTIONS)
+        self._server = grpc.aio.server(interceptors=(_Statuses(self._token),), options=_OPTIONS)
         grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             self._servicer, self._server
         )
@@ -78,7 +87,10 @@ class GrpcServer:
 
 
 class _Statuses(AsyncServerInterceptor):
-    """The outermost hand on a call. Logs nothing but an unexpected error's kind and place."""
+    """The outermost part of a call. Logs nothing but an unexpected error's kind and place."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
 
     async def intercept(
         self,
@@ -87,6 +99,8 @@ class _Statuses(AsyncServerInterceptor):
         context: Any,
         method_name: str,
     ) -> Any:
+        if not self._may(context, method_name):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "calls need TORPOR_DIRECT_TOKEN")
         try:
             return await method(request_or_iterator, context)
         except Exception as error:
@@ -94,3 +108,9 @@ class _Statuses(AsyncServerInterceptor):
             if code is grpc.StatusCode.INTERNAL:
                 _log.error("call broke", action="grpc", method=method_name, **where(error))
         await context.abort(code, words)
+
+    def _may(self, context: Any, method_name: str) -> bool:
+        if not self._token or method_name.rsplit("/", 1)[-1] in _PROBES:
+            return True
+        given = dict(context.invocation_metadata() or ()).get("authorization", "")
+        return carries(str(given), self._token)

@@ -15,6 +15,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import orjson
 import uvloop
 from fastapi import FastAPI
 from fastapi.routing import APIRouter
@@ -36,11 +37,13 @@ from kserve.protocol.rest.server import (
 from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
 from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
 
+from eventing.cloudevent.event import parse_http
 from predictor.serving.grpc_server import GrpcServer
 from predictor.serving.model import PredictorModel
 
 _LEFTOVERS_S = 2
 """When the drain is over, nothing worth waiting for is open."""
+_STRUCTURED: Final = "application/cloudevents+json"
 _REFUSALS: Final = (
     InvalidInput,
     ModelNotFound,
@@ -93,11 +96,36 @@ class _RestServer(RESTServer):  # type: ignore[misc]
 
 
 class _DataPlane(DataPlane):  # type: ignore[misc]
-    """`/v2/health/ready` tells the truth; KServe's says always true."""
+    """KServe's with four corrections: `/v2/health/ready` tells the truth, an extension that is not
+    served is not announced, a content type may have parameters, and a structured CloudEvent need
+    have neither `time` nor plain `data` (CloudEvents 1.0, 3.1 and JSON format 3.1).
+    """
 
     async def ready(self) -> bool:
         models = self.model_registry.get_models().values()
         return bool(models) and all([await model.healthy() for model in models])
+
+    def metadata(self) -> dict[str, Any]:
+        return {**super().metadata(), "extensions": []}
+
+    def decode(
+        self, body: Any, headers: dict[str, str], *args: Any, **options: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """`headers` are the request's own, and `encode` goes by them."""
+        if "content-type" in headers:
+            headers["content-type"] = headers["content-type"].partition(";")[0].strip().lower()
+        if headers.get("content-type") == _STRUCTURED and isinstance(body, bytes):
+            event = parse_http(headers, body)
+            attributes = {"id": event.id, "source": event.source, "type": event.type}
+            return _json(event.data), {**attributes, "specversion": "1.0", "time": event.time}
+        return super().decode(body, headers, *args, **options)  # type: ignore[no-any-return]
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"the event's data is not JSON: {error.msg}") from error
 
 
 class _Repository(ModelRepositoryExtension):  # type: ignore[misc]
@@ -113,8 +141,8 @@ class _Repository(ModelRepositoryExtension):  # type: ignore[misc]
 class PredictorServer(ModelServer):  # type: ignore[misc]
     """Serves until `stop_serving`."""
 
-    def __init__(self, door: socket.socket, *, grpc_address: str) -> None:
-        """`grpc_address` is HOST:PORT; empty leaves gRPC off."""
+    def __init__(self, door: socket.socket, *, grpc_address: str, token: str = "") -> None:
+        """`grpc_address` is HOST:PORT; empty leaves gRPC off. `token` is what gRPC calls need."""
         super().__init__(
             http_port=door.getsockname()[1],
             enable_grpc=False,  # KServe's binds all addresses; ours stands beside it
@@ -126,7 +154,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self.dataplane = _DataPlane(model_registry=self.registered_models)
         self.model_repository_extension = _Repository(model_registry=self.registered_models)
         self._grpc = (
-            GrpcServer(grpc_address, self.dataplane, self.model_repository_extension)
+            GrpcServer(grpc_address, self.dataplane, self.model_repository_extension, token)
             if grpc_address
             else None
         )

