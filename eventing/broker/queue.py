@@ -77,6 +77,7 @@ class Queue:
         self, redis: SharedRedis, name: str, consumer: str, *, draw: random.Random | None = None
     ) -> None:
         self._redis = redis
+        self._name = name
         self._consumer = consumer
         self._draw = draw or random.Random()  # noqa: S311 (a lottery among lanes, not a secret)
         self._key = {part: keys.queue(name, part) for part in _PARTS}
@@ -91,6 +92,7 @@ class Queue:
     async def ensure(self) -> None:
         """Create stream and group, so that KEDA's triggers read a number from the first second."""
         async with failures_named():
+            await self._redis.sadd(keys.QUEUES, self._name)
             try:
                 await self._redis.xgroup_create(
                     self._key["tickets"], keys.GROUP, id="0", mkstream=True

@@ -15,10 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from eventing.broker.abandoned import AbandonedQueues
 from eventing.broker.dead_letter import DeadLetterHandler
 from eventing.broker.ingress import Ingress
 from eventing.broker.metric import QueueMetrics
-from eventing.broker.pump import Pump
+from eventing.broker.pump import CLAIM_IDLE_MS, Pump
 from eventing.broker.queue import Queue
 from eventing.broker.router import Router
 from eventing.broker.settings import BrokerSettings
@@ -48,6 +49,13 @@ class Broker:
         ]
         self._router = Router(self._routes)
         self._queue_metrics = QueueMetrics(self._redis, [trigger.name for trigger in triggers])
+        self.abandoned = AbandonedQueues(
+            self._redis,
+            self._router,
+            [trigger.name for trigger in triggers],
+            consumer=consumer,
+            claim_idle_ms=CLAIM_IDLE_MS,
+        )
         undertaker = DeadLetterHandler(self._redis, self._store)
         self._pumps = [
             Pump(
@@ -121,6 +129,7 @@ async def serve(
     async with asyncio.TaskGroup() as group:
         group.create_task(broker.pump(stopping))
         if with_ingress:
+            group.create_task(broker.abandoned.run(stopping))
             app = broker.app()
             group.create_task(
                 listen(app, host=settings.host, port=settings.port, stopping=stopping)

@@ -108,6 +108,12 @@ def _late(objective: Objective) -> tuple[Alert, ...]:
             "Deliveries of a queue have been failing for half an hour.",
         ),
         _ticket(
+            "TorporQueueAbandoned",
+            "max by (queue) (torpor_queue_abandoned_events) > 0",
+            "15m",
+            "Jobs wait in a queue that no trigger names, and no other queue wants them.",
+        ),
+        _ticket(
             "TorporLeaseLosses",
             "sum by (model) (increase(torpor_lease_losses_total[15m])) > 3",
             "0m",

@@ -18,6 +18,7 @@ UNITS = ("_seconds", "_total", "_bytes", "_per_minute")
 COUNTS = {
     # Gauges that count things carry the thing's name.
     "torpor_queue_depth",
+    "torpor_queue_abandoned_events",
     "torpor_queue_events",
     "torpor_queue_retrying",
     "torpor_jobs_in_flight",

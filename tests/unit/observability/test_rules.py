@@ -83,6 +83,11 @@ CASES: dict[str, tuple[dict[str, str], str, dict[str, str]]] = {
         "45m",
         {'torpor_queue_retrying{queue="results"}': "1x10 0x50"},
     ),
+    "TorporQueueAbandoned": (
+        {'torpor_queue_abandoned_events{queue="requests-gone"}': "3x40"},
+        "30m",
+        {'torpor_queue_abandoned_events{queue="requests-gone"}': "3x10 0x30"},
+    ),
     "TorporLeaseLosses": (
         {f"torpor_lease_losses_total{{{M}}}": "0+1x40"},
         "20m",
