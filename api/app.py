@@ -1,39 +1,21 @@
-"""Puts the front door together: parts in, an ASGI application out.
+"""The ASGI application around the routers: how errors become answers, and what is outermost.
 
-Called by `api.__main__` and by tests, which inject their own parts.
+Called by `api.__main__` and by tests. Must not know any route.
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 
 import structlog
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import WebSocketRoute
 
-from api.console import overview, page
-from api.front import Front
 from api.http.middleware import Edge
 from api.http.problem import error_response
 from api.limit.gate import RateHeaders
-from api.routes import (
-    batches,
-    dead_letters,
-    events,
-    files,
-    health,
-    jobs,
-    openai,
-    responses,
-    socket,
-    usage,
-)
-from api.routes import (
-    webhooks as webhook_routes,
-)
 from eventing.errors import TorporError
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -41,34 +23,25 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 _log = structlog.get_logger()
 
 
-def create_app(front: Front, lifespan: Lifespan | None = None) -> FastAPI:
-    """The application over `front`. `lifespan` owns the background loops; tests may do without."""
+def create_app(routers: Iterable[APIRouter], lifespan: Lifespan) -> FastAPI:
+    """The application of `routers`. `lifespan` owns the background loops."""
     app = FastAPIOffline(
         title="Torpor",
         version="1",
         description="Answers that may take long, from hardware that sleeps when nobody asks.",
-        lifespan=lifespan or _nothing,
+        lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
         static_url="/docs/static",
     )
-    app.state.front = front
-    for module in (jobs, openai, responses, files, batches, webhook_routes, usage, events, health):
-        app.include_router(module.router)
-    for module in (dead_letters, overview, page):
-        app.include_router(module.router)
-    app.router.routes.append(WebSocketRoute(socket.PATH, socket.follow_job_socket))
+    for router in routers:
+        app.include_router(router)
     app.add_exception_handler(TorporError, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
     app.add_middleware(RateHeaders)
     app.add_middleware(Edge)
     return app
-
-
-@asynccontextmanager
-async def _nothing(_: FastAPI) -> AsyncIterator[None]:
-    yield
 
 
 class _NoRoute(TorporError):

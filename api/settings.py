@@ -3,6 +3,7 @@
 Called by `api.__main__` and by tests, which pass fields as arguments.
 """
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from api.webhook.address import allow_list
 from api.webhook.schedule import SCHEDULE_S
 from eventing.telemetry.cost import Price
+
+
+class AnonymousAccess(StrEnum):
+    """Whether callers without a credential are served, where none is configured."""
+
+    OFF = "off"  #: never
+    LOOPBACK = "loopback"  #: while only this machine can reach us
+    ANYWHERE = "anywhere"  #: whoever can reach us
 
 
 class ModelCard(BaseModel):
@@ -46,7 +55,7 @@ class ApiSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TORPOR_", frozen=True, extra="ignore")
 
     host: str = "127.0.0.1"
-    """Address to bind; loopback unless told otherwise, since without keys everybody may."""
+    """Address to bind; loopback unless told otherwise."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to bind."""
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
@@ -106,8 +115,10 @@ class ApiSettings(BaseSettings):
     """The claim that names the tenant."""
     oidc_scope_claim: str = "scope"
     """The claim that lists scopes, as text or a list."""
-    allow_anonymous: bool = False
-    """Start without keys although others can reach us."""
+    anonymous_access: AnonymousAccess = AnonymousAccess.OFF
+    """Serve callers without a credential, where neither `keys_source` nor `oidc_issuer` is set:
+    `loopback` while `host` is an address of this machine alone, `anywhere` on every address.
+    """
     delivery_token: SecretStr = SecretStr("")
     """Bearer token that the broker's deliveries must carry; empty asks for none on loopback."""
     metrics_open: bool = False

@@ -69,6 +69,7 @@ class Rig:
         port = free_port()
         env = {
             "TORPOR_PORT": str(port),
+            "TORPOR_ANONYMOUS_ACCESS": "loopback",
             "TORPOR_REDIS_URL": self.redis_url,
             "TORPOR_BROKER_URL": "http://127.0.0.1:9/",
             "TORPOR_MODELS": json.dumps([{"name": self.model, "context_tokens": 4096}]),

@@ -34,19 +34,20 @@ class TokenVerifier(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What is accepted. Without keys and verifier everybody is the tenant `default`; the broker's
-    token, when there is one, is asked for all the same.
+    """What is accepted. Without keys and verifier nobody is, unless `is_anonymous`: then everybody is
+    the tenant `default`; the broker's token, when there is one, is asked for all the same.
     """
 
     keys: KeySource | None = None
     verifier: TokenVerifier | None = None
     delivery_token: str = ""
+    is_anonymous: bool = False
     is_local: bool = False
     """We listen on loopback only, so an honest caller names us by a loopback address."""
 
     @property
     def is_open(self) -> bool:
-        return self.keys is None and self.verifier is None
+        return self.is_anonymous and self.keys is None and self.verifier is None
 
 
 class CredentialAuthenticator:

@@ -43,13 +43,3 @@ class Authenticator(Protocol):
 
     async def principal_of(self, connection: HTTPConnection) -> Principal:
         """The caller. Raises `Unauthorized` when there is none that we know."""
-
-
-class AnonymousAuthenticator:
-    """No keys: every caller is the tenant `default` with all scopes. For loopback only."""
-
-    def __init__(self) -> None:
-        self._everybody = Principal()
-
-    async def principal_of(self, connection: HTTPConnection) -> Principal:
-        return self._everybody

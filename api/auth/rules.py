@@ -1,6 +1,6 @@
 """Which credentials this process asks for, and whether it may start so. Pure but for reading files.
 
-Called by `api.__main__` (may it start?) and `api.assembly` (builds the doorkeeper).
+Called by `api.__main__` (may it start?) and `api.wiring` (builds the authenticator).
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from api.auth.address import is_loopback
 from api.auth.authenticator import CredentialAuthenticator, Credentials, RememberedKeys
 from api.auth.oidc import OidcRules, OidcVerifier
-from api.settings import ApiSettings
+from api.settings import AnonymousAccess, ApiSettings
 from eventing.api_key import FileKeys, KeySource, RedisKeys
 from eventing.clock import Clock
 from eventing.errors import BadRequest
@@ -22,8 +22,8 @@ IN_REDIS: Final = "redis"
 def startup_error(settings: ApiSettings) -> str:
     """Why the process must not start with these settings; empty when it may.
 
-    Without keys everybody is everybody, so that is for loopback only, unless somebody said that he
-    wants it.
+    Without credentials everybody may do everything, so that must be asked for by name, and a second
+    time for an address that others can reach.
     """
     if settings.oidc_issuer and not settings.oidc_audience:
         return "TORPOR_OIDC_AUDIENCE must be set beside TORPOR_OIDC_ISSUER"
@@ -32,14 +32,21 @@ def startup_error(settings: ApiSettings) -> str:
             FileKeys(Path(settings.keys_source))
     except BadRequest as error:
         return error.message
-    if settings.keys_source or settings.oidc_issuer or settings.allow_anonymous:
+    if settings.keys_source or settings.oidc_issuer:
         return ""
-    if is_loopback(settings.host):
-        return ""
+    match settings.anonymous_access:
+        case AnonymousAccess.ANYWHERE:
+            return ""
+        case AnonymousAccess.LOOPBACK if is_loopback(settings.host):
+            return ""
+        case AnonymousAccess.LOOPBACK:
+            why = f"TORPOR_HOST is {settings.host}, which others can reach, and no keys are set"
+            value = AnonymousAccess.ANYWHERE
+        case AnonymousAccess.OFF:
+            why, value = "no keys are set", AnonymousAccess.LOOPBACK
     return (
-        f"TORPOR_HOST is {settings.host}, which others can reach, and no keys are set: set "
-        "TORPOR_KEYS_SOURCE (redis, or a file) or TORPOR_OIDC_ISSUER, or say "
-        "TORPOR_ALLOW_ANONYMOUS=true"
+        f"{why}: set TORPOR_KEYS_SOURCE (redis, or a file) or TORPOR_OIDC_ISSUER, or serve everybody "
+        f"with TORPOR_ANONYMOUS_ACCESS={value}"
     )
 
 
@@ -51,10 +58,8 @@ def anonymous_access_warning(settings: ApiSettings) -> str:
     return f"no keys: everybody who reaches us {where} may do everything as tenant default"
 
 
-def credential_authenticator(
-    settings: ApiSettings, redis: Redis, clock: Clock
-) -> CredentialAuthenticator:
-    """The doorkeeper these settings ask for. Raises `BadRequest` for a key file that is none."""
+def authenticator_for(settings: ApiSettings, redis: Redis, clock: Clock) -> CredentialAuthenticator:
+    """The authenticator these settings ask for. Raises `BadRequest` for a key file that is none."""
     verifier = None
     if settings.oidc_issuer:
         rules = OidcRules(
@@ -69,6 +74,7 @@ def credential_authenticator(
         keys=_keys(settings.keys_source, redis),
         verifier=verifier,
         delivery_token=settings.delivery_token.get_secret_value(),
+        is_anonymous=settings.anonymous_access is not AnonymousAccess.OFF,
         is_local=is_loopback(settings.host),
     )
     return CredentialAuthenticator(credentials)

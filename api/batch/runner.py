@@ -8,7 +8,7 @@ lost or run twice. Must not know HTTP.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
@@ -27,11 +27,13 @@ from api.batch.batch import (
 )
 from api.batch.file_store import FileCard, FileStore
 from api.batch.store import BatchStore
-from api.front import Front
 from api.http.errors import BodyTooLarge
-from api.job.submission import submit_line
+from api.job.submission import SubmitDeps, submit_line
+from api.webhook.service import WebhookService
+from eventing.clock import Clock
 from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable, first_of
 from eventing.job.job import JobId, Lane
+from eventing.job.store import Store
 
 WINDOW: Final = 200
 """Lines of one batch in flight: enough to fill some predictors, few enough to poll each second."""
@@ -46,18 +48,31 @@ _ABREAST: Final = 16
 _log = structlog.get_logger()
 
 
-async def run(front: Front, batches: BatchStore, *, turn_s: float = _TURN_S) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerDeps:
+    """What running batches needs."""
+
+    batches: BatchStore
+    files: FileStore
+    store: Store
+    submission: SubmitDeps
+    webhooks: WebhookService
+    clock: Clock
+    line_limit_bytes: int
+
+
+async def run(deps: RunnerDeps, *, turn_s: float = _TURN_S) -> None:
     """Take batches and run them until cancelled."""
     room = asyncio.Semaphore(_BATCHES_AT_ONCE)
     async with asyncio.TaskGroup() as group:
         while True:
             await room.acquire()
-            taken = await _take(batches)
+            taken = await _take(deps.batches)
             if taken is None:
                 room.release()
                 await asyncio.sleep(turn_s)
                 continue
-            task = group.create_task(_run_one(front, batches, *taken, turn_s))
+            task = group.create_task(_run_one(deps, *taken, turn_s))
             task.add_done_callback(lambda _: room.release())
 
 
@@ -68,18 +83,16 @@ async def _take(batches: BatchStore) -> tuple[str, int] | None:
         return None
 
 
-async def _run_one(
-    front: Front, batches: BatchStore, batch_id: str, epoch: int, turn_s: float
-) -> None:
+async def _run_one(deps: RunnerDeps, batch_id: str, epoch: int, turn_s: float) -> None:
     try:
-        batch = await batches.get(batch_id)
+        batch = await deps.batches.get(batch_id)
     except NotFound:
-        await batches.drop(batch_id)
+        await deps.batches.drop(batch_id)
         return
     except Unavailable:
         return  # due again when our hold lapses
     try:
-        await BatchRun(front, batches, batch, epoch, turn_s=turn_s).run()
+        await BatchRun(deps, batch, epoch, turn_s=turn_s).run()
     except Unavailable as error:
         _log.warning("a batch waits", action="batch", batch_id=batch_id, reason=error.code)
     except Overtaken:
@@ -93,12 +106,10 @@ class Overtaken(Exception):
 class BatchRun:
     """One runner's work on one batch."""
 
-    def __init__(
-        self, front: Front, batches: BatchStore, batch: Batch, epoch: int, *, turn_s: float
-    ) -> None:
-        self._front = front
-        self._files: FileStore = front.files
-        self._batches = batches
+    def __init__(self, deps: RunnerDeps, batch: Batch, epoch: int, *, turn_s: float) -> None:
+        self._deps = deps
+        self._files = deps.files
+        self._batches = deps.batches
         self._batch = batch
         self._epoch = epoch
         self._turn_s = turn_s
@@ -170,7 +181,7 @@ class BatchRun:
     async def _why_stop(self) -> BatchStatus | None:
         if await self._batches.is_cancel_asked(self._batch.id):
             return BatchStatus.CANCELLED
-        if self._front.clock.wall_ms() / 1000 > self._batch.expires_at:
+        if self._deps.clock.wall_ms() / 1000 > self._batch.expires_at:
             return BatchStatus.EXPIRED
         return None
 
@@ -198,7 +209,9 @@ class BatchRun:
         try:
             line = self._checked(raw)
             key = f"{self._batch.id}:{number}"
-            job = await submit_line(self._front, self._principal, line, key=key, lane=Lane.BATCH)
+            job = await submit_line(
+                self._deps.submission, self._principal, line, key=key, lane=Lane.BATCH
+            )
         except BadRequest as error:
             self._refuse(refused_entry(self._batch, number, custom_id_of(raw), error))
             return
@@ -206,7 +219,7 @@ class BatchRun:
 
     def _checked(self, raw: bytes) -> dict[str, Any]:
         """The line, its name remembered. Raises `BadRequest` and its kin."""
-        if len(raw) > self._front.settings.body_limit_bytes:
+        if len(raw) > self._deps.line_limit_bytes:
             raise BodyTooLarge("the line is over the limit of a call's body", "body")
         line = parse_line(raw, self._batch.endpoint)
         if line["custom_id"] in self._seen:
@@ -217,7 +230,7 @@ class BatchRun:
     async def _collect(self) -> int:
         """Take the answers of jobs that have ended; how many there were."""
         waiting = list(self._running.values())
-        jobs = await asyncio.gather(*(self._front.store.get(JobId(one.job_id)) for one in waiting))
+        jobs = await asyncio.gather(*(self._deps.store.get(JobId(one.job_id)) for one in waiting))
         for one, job in zip(waiting, jobs, strict=True):
             if job is None:
                 del self._running[one.number]
@@ -243,7 +256,7 @@ class BatchRun:
         if end is BatchStatus.CANCELLED:
             await self._enter(BatchStatus.CANCELLING)
         for one in self._running.values():
-            await self._front.store.cancel(JobId(one.job_id))
+            await self._deps.store.cancel(JobId(one.job_id))
         await self._collect()
         if end is BatchStatus.EXPIRED:
             async for number, _, raw in lines:
@@ -287,10 +300,10 @@ class BatchRun:
 
     async def _enter(self, status: BatchStatus) -> None:
         self._batch = self._batch.in_status(status, self._now_s())
-        if status.is_final and self._front.webhooks is not None:
+        if status.is_final:
             # Before the record: told twice is told once, not told at all would be for ever.
             batch = self._batch
-            await self._front.webhooks.tell_batch(batch.tenant, batch.id, status, self._now_s())
+            await self._deps.webhooks.tell_batch(batch.tenant, batch.id, status, self._now_s())
         await self._save()
 
     async def _save(self) -> None:
@@ -343,7 +356,7 @@ class BatchRun:
 
         Raises `InvalidJob` for a line over the limit of a call's body, which would not fit in.
         """
-        longest = self._front.settings.body_limit_bytes
+        longest = self._deps.line_limit_bytes
         rest = b""
         position = offset
         while True:
@@ -362,7 +375,7 @@ class BatchRun:
                 return
 
     def _now_s(self) -> int:
-        return self._front.clock.wall_ms() // 1000
+        return self._deps.clock.wall_ms() // 1000
 
 
 Line = tuple[int, int, bytes]

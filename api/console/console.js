@@ -424,18 +424,8 @@ async function redrive(id) {
 }
 
 async function redriveAll() {
-  const skipped = [];
-  try {
-    let page;
-    do {
-      const cursor = page?.next_cursor ? `?cursor=${page.next_cursor}` : "";
-      page = await call("POST", `/v1/dead-letters/redrive${cursor}`);
-      skipped.push(...page.skipped);
-    } while (page.has_more);
-  } finally {
-    await Promise.all([loadDead(), loadJobs()]);
-  }
-  if (skipped.length) throw new Error(`${skipped.length} not redriven; ${skipped[0].id}: ${skipped[0].reason}`);
+  while ((await call("POST", "/v1/dead-letters/redrive")).has_more);
+  await Promise.all([loadDead(), loadJobs()]);
 }
 
 async function discard(id) {

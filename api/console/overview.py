@@ -1,28 +1,36 @@
 """What a console shows beyond jobs: each model's queue, and its replicas with how far they are.
 
-Called by `api.app` and `api.assembly`. Reads the broker's queue and the replicas' own
+Called by `api.wiring`. Reads the broker's queue and the replicas' own
 announcements; with a Knative Broker there is no queue to look at, and only replicas are told of.
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from redis.asyncio import Redis
 from starlette.responses import Response
 
 from api.auth.principal import Scope
+from api.openapi.doc import Doc
 from api.openapi.examples import OVERVIEW
 from api.openapi.operation import answer, problems
 from api.routes.jobs import json_response
-from api.routes.route import Call, Doc, new_router, operation
+from api.routes.route import Call, Routes
 from eventing.broker.queue import QueueView, expected_wait_s
 from eventing.clock import Clock
-from eventing.errors import NotFound
 from eventing.live.replica import ReplicaDirectory
 
-router = new_router()
+
+class Overview(Protocol):
+    """Tells what a console shows: queues and replicas."""
+
+    async def look(self) -> dict[str, Any]:
+        """Queues and replicas of every model, as JSON."""
+
+
+routes: Routes[Overview] = Routes()
 
 _FRESH_S: Final = 0.5
 _DOC: Final = Doc(
@@ -34,13 +42,10 @@ _DOC: Final = Doc(
 )
 
 
-@operation(router, "GET", "/v1/overview", scope=Scope.JOBS_READ, doc=_DOC)
-async def get_overview(call: Call) -> Response:
+@routes.operation("GET", "/v1/overview", scope=Scope.JOBS_READ, doc=_DOC)
+async def get_overview(call: Call[Overview]) -> Response:
     """Look at queues and replicas: how much waits, who wakes, how long each phase took."""
-    overview = call.front.overview
-    if overview is None:
-        raise NotFound("this api has no overview")
-    return json_response(await overview.look())
+    return json_response(await call.deps.look())
 
 
 class RedisOverview:

@@ -10,66 +10,76 @@ from typing import Any, Final
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
-from api.front import front_of
+from api.http.body_limiter import BodyRoom
 from api.http.errors import BodyTooLarge, BodyTooSlow, UnsupportedMedia
 from eventing.errors import BadRequest
 
 
-async def read_bytes(request: Request, *, limit: int, timeout_s: float) -> bytes:
-    """The body. Raises `BodyTooLarge` before more than `limit` bytes are held, `BodyTooSlow` when
-    it comes more slowly than anybody means it to, `NoBodyRoom` when too much is held for others.
+class BodyReader:
+    """Bodies of calls of at most `limit_bytes`, out of the room that all readers of a process share.
+    Each may take `timeout_s`, and what its size takes at the slowest pace that is still a sender's
+    and not an attack's.
     """
-    room = front_of(request).body_room
-    body = bytearray()
-    try:
-        async for chunk in stream_bytes(request, limit=limit, timeout_s=timeout_s):
-            room.take(len(chunk))
-            body += chunk
-        return bytes(body)
-    finally:
-        room.give(len(body))
 
+    def __init__(self, room: BodyRoom, *, limit_bytes: int, timeout_s: float) -> None:
+        self._room = room
+        self._limit_bytes = limit_bytes
+        self._timeout_s = timeout_s
 
-async def stream_bytes(
-    request: Request, *, limit: int, timeout_s: float
-) -> AsyncGenerator[bytes, None]:
-    """The body piece by piece, with the same refusals as `read_bytes`. It may take `timeout_s`, and
-    what its size takes at the slowest pace that is still a sender's and not an attack's.
-    """
-    declared = request.headers.get("content-length", "")
-    chunks = request.stream()
-    if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
-        raise BodyTooLarge(f"the body is over {limit} bytes", "body")
-    seen = 0
-    started_s = asyncio.get_running_loop().time()
-    while True:
+    def limited_to(self, limit_bytes: int) -> "BodyReader":
+        """A reader with another limit, out of the same room."""
+        return BodyReader(self._room, limit_bytes=limit_bytes, timeout_s=self._timeout_s)
+
+    async def read(self, request: Request) -> bytes:
+        """The body. Raises `BodyTooLarge` before more than the limit is held, `BodyTooSlow` when it
+        comes too slowly, `NoBodyRoom` when too much is held for others.
+        """
+        body = bytearray()
         try:
-            async with asyncio.timeout_at(started_s + timeout_s + seen / SLOWEST_BYTES_PER_S):
-                chunk = await anext(chunks, None)
-        except TimeoutError as error:
-            raise BodyTooSlow("the body comes too slowly", "body") from error
-        except ClientDisconnect as error:
-            raise BadRequest("the body ended early", "body") from error
-        if chunk is None:
-            return
-        seen += len(chunk)
-        if seen > limit:
+            async for chunk in self.stream(request):
+                self._room.take(len(chunk))
+                body += chunk
+            return bytes(body)
+        finally:
+            self._room.give(len(body))
+
+    async def read_object(self, request: Request) -> dict[str, Any]:
+        """The body as a JSON object.
+
+        Raises `UnsupportedMedia` when the content type is not JSON (so a web page cannot post here
+        without asking first), `BadRequest` when it is no JSON object.
+        """
+        kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+        if kind != "application/json" and not (
+            kind.startswith("application/") and kind[-5:] == "+json"
+        ):
+            raise UnsupportedMedia("send content-type: application/json", "content-type")
+        return parse_object(await self.read(request))
+
+    async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
+        """The body piece by piece, none of them held, with the refusals of `read`."""
+        limit = self._limit_bytes
+        declared = request.headers.get("content-length", "")
+        chunks = request.stream()
+        if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
             raise BodyTooLarge(f"the body is over {limit} bytes", "body")
-        yield chunk
-
-
-async def read_object(request: Request, *, limit: int, timeout_s: float) -> dict[str, Any]:
-    """The body as a JSON object.
-
-    Raises `UnsupportedMedia` when the content type is not JSON (so a web page cannot post here
-    without asking first), `BadRequest` when it is no JSON object.
-    """
-    kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
-    if kind != "application/json" and not (
-        kind.startswith("application/") and kind[-5:] == "+json"
-    ):
-        raise UnsupportedMedia("send content-type: application/json", "content-type")
-    return parse_object(await read_bytes(request, limit=limit, timeout_s=timeout_s))
+        seen = 0
+        started_s = asyncio.get_running_loop().time()
+        while True:
+            allowed_s = self._timeout_s + seen / SLOWEST_BYTES_PER_S
+            try:
+                async with asyncio.timeout_at(started_s + allowed_s):
+                    chunk = await anext(chunks, None)
+            except TimeoutError as error:
+                raise BodyTooSlow("the body comes too slowly", "body") from error
+            except ClientDisconnect as error:
+                raise BadRequest("the body ended early", "body") from error
+            if chunk is None:
+                return
+            seen += len(chunk)
+            if seen > limit:
+                raise BodyTooLarge(f"the body is over {limit} bytes", "body")
+            yield chunk
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:

@@ -6,16 +6,18 @@ Called by the jobs' streams and OpenAI's. Must not know the wire form.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from api.front import Front, LiveReader, Outlook
 from api.http.protocol import ResponseWriter
 from api.job.stream_position import StreamFault, StreamPosition, before
+from api.view.outlook import Outlook
+from eventing.clock import Clock
 from eventing.errors import NotFound, StoreUnavailable
 from eventing.job.job import Job, JobId, JobState
-from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.store import EntryKind, Store, StreamEntry
+from eventing.live.replica import Replica
 from eventing.live.stream_multiplexer import TokenCallback, order_of
 
 _OUTLOOK_EVERY_S: Final = 1.0
@@ -26,6 +28,53 @@ _LOOK_UNASKED_S: Final = 2.0
 """A message that was lost costs who waits for the end as much."""
 
 _Read = TypeVar("_Read")
+
+
+class LiveReader(Protocol):
+    """A follower of one job's token stream (`eventing.live.stream_multiplexer.Reader`)."""
+
+    cursor: str
+
+    async def next(self, timeout_s: float) -> list[StreamEntry]: ...
+
+    async def catch_up(self) -> list[StreamEntry]: ...
+
+
+class Live(Protocol):
+    """Where token streams are followed (`eventing.live.stream_multiplexer.StreamMultiplexer`)."""
+
+    def follow(
+        self, job_id: JobId, after: str = "", tap: TokenCallback | None = None
+    ) -> AbstractAsyncContextManager[LiveReader]: ...
+
+
+class Ends(Protocol):
+    """Where ends of jobs are heard of (`eventing.live.completion_notifier.CompletionNotifier`)."""
+
+    def expecting(self, job_id: JobId) -> AbstractContextManager[asyncio.Event]:
+        """An event that is set when the job's record should be looked at."""
+
+
+class Waiting(Protocol):
+    """Tells where a queued job stands (`api.job.waiting.QueueWaiting`)."""
+
+    async def outlook(self, job: Job) -> Outlook | None:
+        """What is known now; None when nothing is, or the job does not wait."""
+
+    async def replicas(self, model: str) -> Sequence[Replica]:
+        """The model's replicas, the oldest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveDeps:
+    """What following a job needs."""
+
+    store: Store
+    live: Live
+    ends: Ends
+    waiting: Waiting
+    clock: Clock
+    store_timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +90,7 @@ class Moment:
 
 
 async def moments(
-    front: Front, job: Job, after: str, tap: TokenCallback | None = None
+    deps: LiveDeps, job: Job, after: str, tap: TokenCallback | None = None
 ) -> AsyncGenerator[Moment, None]:
     """What happens to `job` after a cursor, until it has ended and nothing is left in its stream; the last moment
     carries the ended job. Tokens that `tap` takes are in no moment; it is called while the caller waits for one.
@@ -50,12 +99,12 @@ async def moments(
     cursor. Raises `NotFound` when the job is deleted. A store that goes away for a while only makes
     a pause; one that goes away at the very end raises `StoreUnavailable`.
     """
-    position = await _position_at(front, job.id, after)
+    position = await _position_at(deps, job.id, after)
     if position is None:
         yield Moment(fault=StreamFault.REWOUND)
         position = StreamPosition(is_start=False)
-    follower = _Follower(front, job, position)
-    async with front.live.follow(job.id, after, _in_order(position, tap)) as reader:
+    follower = _Follower(deps, job, position)
+    async with deps.live.follow(job.id, after, _in_order(position, tap)) as reader:
         while True:
             async with aclosing(follower.moments(reader)) as living:
                 async for moment in living:
@@ -70,9 +119,9 @@ async def moments(
 class _Follower:
     """One reader's view of one job; `job` is the record as it was last read."""
 
-    def __init__(self, front: Front, job: Job, position: StreamPosition) -> None:
+    def __init__(self, deps: LiveDeps, job: Job, position: StreamPosition) -> None:
         self.job = job
-        self._front = front
+        self._deps = deps
         self._position = position
         self._outlook: Outlook | None = None
         self._is_waiting = job.state is JobState.QUEUED
@@ -88,7 +137,7 @@ class _Follower:
             entries = await _next(reader, _LOOK_AGAIN_S if is_running else self._pause_s)
             self._pause_s = min(2 * self._pause_s, _OUTLOOK_EVERY_S)
             if not entries and self._is_due():
-                self.job = await _as_it_is(self._front, self.job)
+                self.job = await _as_it_is(self._deps, self.job)
                 self._heard_s = time.monotonic()
                 if self._is_behind():
                     entries = await _retry_for_a_moment(reader.catch_up)
@@ -119,14 +168,14 @@ class _Follower:
 
     async def _has_ended(self) -> bool:
         """Whether the record says so too: the job may have been redriven since."""
-        self.job = await _ended(self._front, self.job.id)
+        self.job = await _ended(self._deps, self.job.id)
         self._is_waiting = self.job.state is JobState.QUEUED
         return self.job.state.is_terminal
 
     async def _news(self) -> Outlook | None:
         """Where the job stands in its queue, if that has changed."""
         self.job = replace(self.job, state=JobState.QUEUED)
-        now, known = await outlook_of(self._front, self.job), self._outlook
+        now, known = await outlook_of(self._deps, self.job), self._outlook
         if now is None or now == known:
             return None
         if known is None or now.phase != known.phase:
@@ -164,13 +213,13 @@ def _in_order(position: StreamPosition, tap: TokenCallback | None) -> TokenCallb
     return take
 
 
-async def _position_at(front: Front, job_id: JobId, after: str) -> StreamPosition | None:
+async def _position_at(deps: LiveDeps, job_id: JobId, after: str) -> StreamPosition | None:
     """Where a reader stands that has seen everything up to a cursor; None when what it saw last is not in the stream
     any more.
     """
     if not after or order_of(after) == (0, 0):
         return StreamPosition(is_start=True)
-    seen = await _retry_for_a_moment(lambda: front.store.read_stream(job_id, before(after), 1))
+    seen = await _retry_for_a_moment(lambda: deps.store.read_stream(job_id, before(after), 1))
     if not seen or seen[0].cursor != after:
         return None
     position = StreamPosition(is_start=False)
@@ -178,21 +227,21 @@ async def _position_at(front: Front, job_id: JobId, after: str) -> StreamPositio
     return position
 
 
-async def wait_for_end(front: Front, job: Job, timeout_s: float) -> Job:
+async def wait_for_end(deps: LiveDeps, job: Job, timeout_s: float) -> Job:
     """The job once it has ended, or as it is after `timeout_s`."""
     if job.state.is_terminal:
         return job
-    give_up_s = front.clock.monotonic_s() + timeout_s
-    with front.ends.expecting(job.id) as news:
+    give_up_s = deps.clock.monotonic_s() + timeout_s
+    with deps.ends.expecting(job.id) as news:
         while not job.state.is_terminal:
-            left_s = give_up_s - front.clock.monotonic_s()
+            left_s = give_up_s - deps.clock.monotonic_s()
             if left_s <= 0:
                 return job
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(left_s, _LOOK_UNASKED_S)):
                     await news.wait()
             news.clear()
-            job = await _as_it_is(front, job)
+            job = await _as_it_is(deps, job)
     return job
 
 
@@ -207,13 +256,13 @@ def last_state(entries: Sequence[StreamEntry]) -> JobState | None:
     return None
 
 
-async def outlook_of(front: Front, job: Job) -> Outlook | None:
+async def outlook_of(deps: LiveDeps, job: Job) -> Outlook | None:
     """Where a queued job stands; None when nobody can tell now."""
     if job.state is not JobState.QUEUED:
         return None
     try:
-        async with asyncio.timeout(front.settings.store_timeout_s):
-            return await front.waiting.outlook(job)
+        async with asyncio.timeout(deps.store_timeout_s):
+            return await deps.waiting.outlook(job)
     except (StoreUnavailable, TimeoutError):
         return None
 
@@ -239,11 +288,11 @@ def write_directly(
     return tap
 
 
-async def _as_it_is(front: Front, job: Job) -> Job:
+async def _as_it_is(deps: LiveDeps, job: Job) -> Job:
     """The record of a job that has long been silent: one that was deleted says nothing more."""
     try:
-        async with asyncio.timeout(front.settings.store_timeout_s):
-            now = await front.store.get(job.id)
+        async with asyncio.timeout(deps.store_timeout_s):
+            now = await deps.store.get(job.id)
     except (StoreUnavailable, TimeoutError):
         return job
     if now is None:
@@ -251,9 +300,9 @@ async def _as_it_is(front: Front, job: Job) -> Job:
     return now
 
 
-async def _ended(front: Front, job_id: JobId) -> Job:
+async def _ended(deps: LiveDeps, job_id: JobId) -> Job:
     """The record; it changed in the same step as the stream said that the job has ended."""
-    job = await _retry_for_a_moment(lambda: front.store.get(job_id))
+    job = await _retry_for_a_moment(lambda: deps.store.get(job_id))
     if job is None:
         raise NotFound("the job is gone")
     return job

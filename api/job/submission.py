@@ -8,17 +8,20 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import orjson
 import structlog
 from prometheus_client import Counter
 
 from api.auth.principal import Principal
-from api.front import Front, Intake
-from api.webhook.address import allow_list, check_url
+from api.job.catalog import Catalog
+from api.job.concurrency_limiter import ConcurrencyLimiter
+from api.webhook.address import AllowList, check_url
 from api.webhook.webhook import BATCH, JOB_WEBHOOK, WEBHOOK_URL, parse_webhook_options
+from eventing.clock import Clock
 from eventing.cloudevent.job_event import request_event
+from eventing.cloudevent.publisher import Publisher
 from eventing.cloudevent.request_id import KEPT, checked
 from eventing.errors import (
     BrokerUnavailable,
@@ -38,7 +41,8 @@ from eventing.job.job import (
     new_job_id,
     parse_request,
 )
-from eventing.job.store import Ending, LeaseStatus, NewJob
+from eventing.job.store import Ending, LeaseStatus, NewJob, Store
+from eventing.outbox.published import PublishedJobs
 from eventing.store.job_record import fresh
 from eventing.telemetry import trace
 from eventing.telemetry.metric.series import labelled
@@ -79,8 +83,44 @@ class SubmitOptions:
         return replace(self, metadata={**self.metadata, **own})
 
 
+class Intake(Protocol):
+    """Records and queues at once a job that nobody can have sent before (`eventing.broker.intake`)."""
+
+    async def take(self, new: NewJob) -> Job:
+        """The job, recorded and on its way. When it raises `StoreUnavailable`, it may be either."""
+
+
+class Admission(Protocol):
+    """The limits on jobs: asked once for every job before it is recorded."""
+
+    async def admit(self, principal: Principal, new: NewJob) -> None:
+        """Return to let it in; raise what should be answered instead."""
+
+    async def on_admitted(self, new: NewJob, job: Job, is_new: bool) -> None:
+        """It was let in and is recorded as `job`; not `is_new` for one that was there before."""
+
+    async def on_rejected(self, tenant: str, job_id: JobId) -> None:
+        """It was let in, and nothing came of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitDeps:
+    """What a submit needs. Without an `intake`, record and event go one after the other."""
+
+    catalog: Catalog
+    store: Store
+    publisher: Publisher
+    intake: Intake | None
+    published: PublishedJobs
+    admission: Admission
+    limiter: ConcurrencyLimiter
+    clock: Clock
+    webhook_allow: AllowList
+    submit_timeout_s: float
+
+
 async def submit(
-    front: Front, principal: Principal, line: Mapping[str, Any], wish: SubmitOptions
+    deps: SubmitDeps, principal: Principal, line: Mapping[str, Any], wish: SubmitOptions
 ) -> tuple[Job, bool]:
     """The job that `line` asks for, recorded and on its way; True when it is new.
 
@@ -88,23 +128,23 @@ async def submit(
     with another body, `Unavailable` when nothing was accepted. If the process dies after the
     record was written, the sweep hands the event in.
     """
-    new = _new_job(front, principal, parse_request(line), wish)
+    new = _new_job(deps, principal, parse_request(line), wish)
     key = wish.idempotency_key
-    return await submit_new(front, principal, new, idempotency_key=key, is_fresh=not key)
+    return await submit_new(deps, principal, new, idempotency_key=key, is_fresh=not key)
 
 
 async def submit_line(
-    front: Front, principal: Principal, line: Mapping[str, Any], *, key: str, lane: Lane
+    deps: SubmitDeps, principal: Principal, line: Mapping[str, Any], *, key: str, lane: Lane
 ) -> Job:
     """The job of a batch's line; the same key is the same job, however often it is submitted."""
     own = {BATCH: key.partition(":")[0]}
     wish = SubmitOptions(idempotency_key=f"batch:{key}", lane=lane, metadata=own)
-    job, _ = await submit(front, principal, line, wish)
+    job, _ = await submit(deps, principal, line, wish)
     return job
 
 
 async def submit_new(
-    front: Front,
+    deps: SubmitDeps,
     principal: Principal,
     new: NewJob,
     *,
@@ -116,8 +156,8 @@ async def submit_new(
     """
     with trace.span("submit", parent=new.traceparent, begins=True) as span:
         traced = replace(new, traceparent=span.traceparent)
-        intake = front.intake if is_fresh else None
-        job, is_new = await _submit_new(front, principal, traced, idempotency_key, intake)
+        intake = deps.intake if is_fresh else None
+        job, is_new = await _submit_new(deps, principal, traced, idempotency_key, intake)
         span.set(job_id=job.id, is_new=is_new, model=job.request.model)
         # The one line that knows both the caller's request id and the job.
         _log.info("accepted", action="submit", job_id=job.id, is_new=is_new, lane=job.lane)
@@ -125,87 +165,87 @@ async def submit_new(
 
 
 async def _submit_new(
-    front: Front, principal: Principal, new: NewJob, key: str, intake: Intake | None
+    deps: SubmitDeps, principal: Principal, new: NewJob, key: str, intake: Intake | None
 ) -> tuple[Job, bool]:
-    await front.catalog.check(new.request)
+    await deps.catalog.check(new.request)
     if url := new.metadata.get(JOB_WEBHOOK):
-        check_url(url, allow_list(front.settings.webhook_allow), WEBHOOK_URL)
-    deadline_s = front.clock.monotonic_s() + front.settings.submit_timeout_s
-    async with front.turnstile.acquire(front.settings.submit_timeout_s * _QUEUING_SHARE):
-        await _admit(front, principal, new, deadline_s)
+        check_url(url, deps.webhook_allow, WEBHOOK_URL)
+    deadline_s = deps.clock.monotonic_s() + deps.submit_timeout_s
+    async with deps.limiter.acquire(deps.submit_timeout_s * _QUEUING_SHARE):
+        await _admit(deps, principal, new, deadline_s)
         if intake is not None:
-            job, is_new = await _take_in(front, intake, new, deadline_s), True
-            await front.admission.on_admitted(new, job, is_new)
+            job, is_new = await _take_in(deps, intake, new, deadline_s), True
+            await deps.admission.on_admitted(new, job, is_new)
         else:
-            job, is_new = await _record_and_hand_in(front, new, key, deadline_s)
+            job, is_new = await _record_and_hand_in(deps, new, key, deadline_s)
     labelled(_submitted, "accepted" if is_new else "repeated").inc()
     return job, is_new
 
 
-async def _take_in(front: Front, intake: Intake, new: NewJob, deadline_s: float) -> Job:
+async def _take_in(deps: SubmitDeps, intake: Intake, new: NewJob, deadline_s: float) -> Job:
     """Record and event in one flight. What is not known to have arrived is withdrawn, and refused
     unless it is known to run.
     """
-    budget_s = deadline_s - front.clock.monotonic_s() - _WITHDRAW_S
+    budget_s = deadline_s - deps.clock.monotonic_s() - _WITHDRAW_S
     try:
         async with asyncio.timeout(max(budget_s, 0.0)):
             job = await intake.take(new)
     except (TimeoutError, StoreUnavailable) as error:
-        if await _withdraw(front, new.id):
-            await _left(front, new.tenant, new.id)
+        if await _withdraw(deps, new.id):
+            await _left(deps, new.tenant, new.id)
             labelled(_submitted, "store_unavailable").inc()
             if isinstance(error, StoreUnavailable):
                 raise
             raise StoreUnavailable("the store does not answer") from error
         _log.warning("taken in silence", action="submit", job_id=new.id)
-        return fresh(new, front.clock.wall_ms())
-    front.published.add(job.id)
+        return fresh(new, deps.clock.wall_ms())
+    deps.published.add(job.id)
     return job
 
 
 async def _record_and_hand_in(
-    front: Front, new: NewJob, key: str, deadline_s: float
+    deps: SubmitDeps, new: NewJob, key: str, deadline_s: float
 ) -> tuple[Job, bool]:
     """First the record, which may have been there before; a new one's event then."""
     try:
-        job, is_new = await _record(front, new, key, deadline_s)
+        job, is_new = await _record(deps, new, key, deadline_s)
     except IdempotencyConflict:
-        await _left(front, new.tenant, new.id)
+        await _left(deps, new.tenant, new.id)
         raise
-    await front.admission.on_admitted(new, job, is_new)
+    await deps.admission.on_admitted(new, job, is_new)
     if is_new:
         try:
-            await _publish_request(front, job, deadline_s)
+            await _publish_request(deps, job, deadline_s)
         except BrokerUnavailable:
-            await _left(front, job.tenant, job.id)
+            await _left(deps, job.tenant, job.id)
             raise
     return job, is_new
 
 
-async def _left(front: Front, tenant: str, job_id: JobId) -> None:
+async def _left(deps: SubmitDeps, tenant: str, job_id: JobId) -> None:
     """What was let in did not become a job. Limits mend themselves when this fails."""
     with suppress(StoreUnavailable, TimeoutError):
         async with asyncio.timeout(_WITHDRAW_S):
-            await front.admission.on_rejected(tenant, job_id)
+            await deps.admission.on_rejected(tenant, job_id)
 
 
-async def _admit(front: Front, principal: Principal, new: NewJob, deadline_s: float) -> None:
+async def _admit(deps: SubmitDeps, principal: Principal, new: NewJob, deadline_s: float) -> None:
     """Limits are kept in the store too; one that does not answer must not eat the others' time."""
-    budget_s = deadline_s - front.clock.monotonic_s() - 2 * _WITHDRAW_S
+    budget_s = deadline_s - deps.clock.monotonic_s() - 2 * _WITHDRAW_S
     try:
         async with asyncio.timeout(max(budget_s, 0.0)):
-            await front.admission.admit(principal, new)
+            await deps.admission.admit(principal, new)
     except TimeoutError as error:
         raise StoreUnavailable("the store does not answer") from error
 
 
 def _new_job(
-    front: Front, principal: Principal, request: JobRequest, wish: SubmitOptions
+    deps: SubmitDeps, principal: Principal, request: JobRequest, wish: SubmitOptions
 ) -> NewJob:
     job_id = new_job_id()
     deadline_ms = 0
     if wish.expires_after_s:
-        deadline_ms = front.clock.wall_ms() + int(wish.expires_after_s * 1000)
+        deadline_ms = deps.clock.wall_ms() + int(wish.expires_after_s * 1000)
     return NewJob(
         id=job_id,
         request=request,
@@ -220,22 +260,22 @@ def _new_job(
     )
 
 
-async def _record(front: Front, new: NewJob, key: str, deadline_s: float) -> tuple[Job, bool]:
+async def _record(deps: SubmitDeps, new: NewJob, key: str, deadline_s: float) -> tuple[Job, bool]:
     """The record. The same key gives the same job, but one that was withdrawn makes way for the
     next: its tombstone stays, so that a stray event of it still finds it ended.
     """
-    budget_s = deadline_s - front.clock.monotonic_s() - _WITHDRAW_S
+    budget_s = deadline_s - deps.clock.monotonic_s() - _WITHDRAW_S
     try:
         async with asyncio.timeout(max(budget_s, 0.0)):
             if not key:
-                return await front.store.create(new)
+                return await deps.store.create(new)
             generation = 0
             while True:
                 job_id = keyed_job_id(new.tenant, key, generation)
-                job, is_new = await front.store.create(replace(new, id=job_id, event_id=job_id))
+                job, is_new = await deps.store.create(replace(new, id=job_id, event_id=job_id))
                 if is_new or not _is_withdrawn(job):
                     return job, is_new
-                generation = await _behind_withdrawn(front, new.tenant, key)
+                generation = await _behind_withdrawn(deps, new.tenant, key)
     except TimeoutError as error:
         _submitted.labels("store_unavailable").inc()
         raise StoreUnavailable("the store does not answer") from error
@@ -244,7 +284,7 @@ async def _record(front: Front, new: NewJob, key: str, deadline_s: float) -> tup
         raise
 
 
-async def _behind_withdrawn(front: Front, tenant: str, key: str) -> int:
+async def _behind_withdrawn(deps: SubmitDeps, tenant: str, key: str) -> int:
     """The first try under a key that was not withdrawn; the very first is known to be. Withdrawn
     ones are contiguous, so sixteen looks at once, in one round trip, leave a sixteenth of where it
     may be: an outage of an hour, with 2,000 tries of a patient client, costs four round trips.
@@ -253,7 +293,7 @@ async def _behind_withdrawn(front: Front, tenant: str, key: str) -> int:
     looked: Sequence[int] = [2**rung for rung in range(_LOOKS)]
     while beyond - last != 1:
         ids = [keyed_job_id(tenant, key, generation) for generation in looked]
-        jobs = await asyncio.gather(*map(front.store.get, ids))
+        jobs = await asyncio.gather(*map(deps.store.get, ids))
         for generation, job in zip(looked, jobs, strict=True):
             if job is None or not _is_withdrawn(job):
                 beyond = generation
@@ -266,26 +306,26 @@ async def _behind_withdrawn(front: Front, tenant: str, key: str) -> int:
     return beyond
 
 
-async def _publish_request(front: Front, job: Job, deadline_s: float) -> None:
+async def _publish_request(deps: SubmitDeps, job: Job, deadline_s: float) -> None:
     """Publish the request event; its note in the outbox is cleared a moment later.
 
     Raises `BrokerUnavailable` unless the job is known to run, or to have run: then the broker had
     the event after all.
     """
-    budget_s = deadline_s - front.clock.monotonic_s() - _WITHDRAW_S
+    budget_s = deadline_s - deps.clock.monotonic_s() - _WITHDRAW_S
     try:
         async with asyncio.timeout(max(budget_s, 0.0)):
-            await front.publisher.publish(request_event(job))
+            await deps.publisher.publish(request_event(job))
     except (TimeoutError, BrokerUnavailable) as error:
-        if await _withdraw(front, job.id):
+        if await _withdraw(deps, job.id):
             _submitted.labels("broker_unavailable").inc()
             raise BrokerUnavailable("the broker does not take jobs now", 2.0) from error
         _log.warning("taken in silence", action="submit", job_id=job.id)
         return
-    front.published.add(job.id)
+    deps.published.add(job.id)
 
 
-async def _withdraw(front: Front, job_id: JobId) -> bool:
+async def _withdraw(deps: SubmitDeps, job_id: JobId) -> bool:
     """False when the job runs already, or has ended.
 
     True also when the store did not say: it may have ended the job all the same, and a 202 for a
@@ -298,9 +338,9 @@ async def _withdraw(front: Front, job_id: JobId) -> bool:
     hold = LeaseStatus.OK
     with suppress(TimeoutError, StoreUnavailable):
         async with asyncio.timeout(_WITHDRAW_S):
-            hold = await front.store.conclude(job_id, Ending(state=JobState.CANCELLED, error=error))
+            hold = await deps.store.conclude(job_id, Ending(state=JobState.CANCELLED, error=error))
             if hold is LeaseStatus.OK:
-                await front.store.mark_announced(job_id)  # nobody was promised a result event
+                await deps.store.mark_announced(job_id)  # nobody was promised a result event
     return hold in (LeaseStatus.OK, LeaseStatus.MISSING)
 
 

@@ -1,7 +1,7 @@
 """Where a queued job stands: its place, the expected wait, and what is waking for it; and what was
 waking for a job that has ended.
 
-Implements `api.front.Waiting` on the broker's queue and the replicas' own announcements. With a
+Implements `api.job.live.Waiting` on the broker's queue and the replicas' own announcements. With a
 Knative Broker there is no queue to look at; then only the replicas are known.
 """
 
@@ -12,7 +12,8 @@ from typing import Final
 import orjson
 from redis.asyncio import Redis
 
-from api.front import Outlook, Waiting
+from api.job.live import Waiting
+from api.view.outlook import Outlook
 from api.view.timeline import Step, waking_steps
 from eventing.broker.queue import QueueView, member_of
 from eventing.clock import Clock

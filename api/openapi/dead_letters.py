@@ -3,8 +3,8 @@
 from typing import Final
 
 from api.openapi import examples
+from api.openapi.doc import Doc
 from api.openapi.operation import JOB, LINE, answer, body, parameter, problems
-from api.routes.route import Doc
 
 _ID: Final = parameter("id", {"type": "string"}, "Id of the job", where="path", required=True)
 _LETTER: Final = {
@@ -19,12 +19,7 @@ _EDITED: Final = {
     },
 }
 
-_REDRIVEN = {
-    "redriven": [examples.ACCEPTED["id"]],
-    "skipped": [],
-    "has_more": False,
-    "next_cursor": None,
-}
+_REDRIVEN = {"redriven": [examples.ACCEPTED["id"]], "has_more": False}
 
 LIST: Final = Doc(
     tag="dead letters",
@@ -56,10 +51,9 @@ REDRIVE: Final = Doc(
 )
 REDRIVE_ALL: Final = Doc(
     tag="dead letters",
-    parameters=(parameter("cursor", {"type": "string"}, "`next_cursor` of the call before"),),
     answers={
-        202: answer("Jobs that were queued again, and those that were not", None, _REDRIVEN),
-        **problems(400, 401, 403, 429, 503),
+        202: answer("Ids of the jobs that were queued again", None, _REDRIVEN),
+        **problems(400, 401, 403, 408, 409, 413, 422, 429, 503),
     },
 )
 DISCARD: Final = Doc(

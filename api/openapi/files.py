@@ -4,9 +4,9 @@ Called by `api.routes.files` and `api.routes.batches`.
 """
 
 from api.openapi import examples
+from api.openapi.doc import IDEMPOTENCY_KEY, Doc
 from api.openapi.openai import errors
 from api.openapi.operation import Schema, answer, body, parameter
-from api.routes.route import KEY, Doc
 
 _FILE: Schema = {
     "type": "object",
@@ -25,7 +25,7 @@ _LINE = (
 )
 CREATE_FILE = Doc(
     tag="files",
-    parameters=(KEY,),
+    parameters=(IDEMPOTENCY_KEY,),
     body={
         "required": True,
         "content": {
@@ -94,7 +94,7 @@ _BATCH: Schema = {
 _BATCH_ID = parameter("id", {"type": "string"}, "Id of the batch", where="path", required=True)
 CREATE_BATCH = Doc(
     tag="batches",
-    parameters=(KEY,),
+    parameters=(IDEMPOTENCY_KEY,),
     body=body(
         {
             "type": "object",

@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 
 from api.openapi import examples
+from api.openapi.doc import IDEMPOTENCY_KEY, Doc
 from api.openapi.examples import Example
 from api.openapi.operation import Schema, answer, body, come_back, parameter
-from api.routes.route import KEY, Doc
 
 OPENAI_ERROR: Schema = {
     "type": "object",
@@ -43,7 +43,7 @@ def errors(*statuses: int) -> dict[int, Schema]:
 _FAILURES = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 _HEADERS = (
     parameter("Prefer", {"type": "string"}, "`respond-async`: 202 and the job", where="header"),
-    KEY,
+    IDEMPOTENCY_KEY,
 )
 
 

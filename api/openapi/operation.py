@@ -6,7 +6,7 @@ Called by the modules with handlers. `tests/integration/api` holds it against wh
 from typing import Any
 
 from api.openapi import examples
-from api.routes.route import KEY, Doc
+from api.openapi.doc import IDEMPOTENCY_KEY, Doc
 from eventing.job.job import RUNNABLE_URLS, JobState, Lane
 
 Schema = dict[str, Any]
@@ -159,7 +159,7 @@ _EVENTS_EXAMPLE = (
 
 SUBMIT_JOB = Doc(
     tag="jobs",
-    parameters=(KEY, _EXPIRES),
+    parameters=(IDEMPOTENCY_KEY, _EXPIRES),
     body=body(LINE, chat=_EXAMPLE_LINE),
     answers={
         200: answer("The key's job, which has ended already", JOB, examples.JOB),

@@ -3,8 +3,8 @@
 from typing import Final
 
 from api.openapi import examples
+from api.openapi.doc import Doc
 from api.openapi.operation import Schema, answer, body, parameter, problems
-from api.routes.route import Doc
 from api.webhook.webhook import EventType
 
 _ID: Final = parameter("id", {"type": "string"}, "Id", where="path", required=True)

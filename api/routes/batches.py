@@ -1,42 +1,50 @@
 """OpenAI's batches: create, look, list, cancel. The runner does the work.
 
-Called by `api.app`.
+Called by `api.wiring`.
 """
+
+from dataclasses import dataclass
 
 from starlette.responses import Response
 
 from api.auth.principal import Scope
 from api.batch.batch import Batch, check_endpoint
-from api.batch.file_store import new_file_id
-from api.http.body import read_object
+from api.batch.file_store import FileStore, new_file_id
+from api.batch.store import BatchStore
 from api.job.submission import check_metadata
 from api.openapi import files as docs
 from api.routes.files import keyed_hex, page_of
 from api.routes.jobs import json_response, whole_number
-from api.routes.route import Call, new_router, operation
+from api.routes.route import Call, Routes
+from eventing.clock import Clock
 from eventing.errors import BadRequest, IdempotencyConflict, NotFound
 
-router = new_router()
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchDeps:
+    """What `/v1/batches` needs."""
+
+    batches: BatchStore
+    files: FileStore
+    clock: Clock
 
 
-@operation(router, "POST", "/v1/batches", scope=Scope.JOBS_WRITE, doc=docs.CREATE_BATCH)
-async def create_batch(call: Call) -> Response:
+routes: Routes[BatchDeps] = Routes()
+
+
+@routes.operation("POST", "/v1/batches", scope=Scope.JOBS_WRITE, doc=docs.CREATE_BATCH)
+async def create_batch(call: Call[BatchDeps]) -> Response:
     """Run an uploaded file of requests.
 
     A bad line fails alone: it stands in the error file under its number.
     """
-    settings = call.front.settings
-    body = await read_object(
-        call.request, limit=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
-    )
+    body = await call.read_object()
     if body.get("completion_window") != "24h":
         raise BadRequest("completion_window must be 24h", "completion_window")
     endpoint = check_endpoint(body.get("endpoint"))
     metadata = check_metadata(body.get("metadata"), "metadata")
     try:
-        card = await call.front.files.card(
-            call.principal.tenant, str(body.get("input_file_id", ""))
-        )
+        card = await call.deps.files.card(call.principal.tenant, str(body.get("input_file_id", "")))
     except NotFound as error:
         raise BadRequest("input_file_id names no file of yours", "input_file_id") from error
     if card.purpose != "batch":
@@ -48,36 +56,36 @@ async def create_batch(call: Call) -> Response:
         input_file_id=card.id,
         output_file_id=new_file_id(),
         error_file_id=new_file_id(),
-        created_at=call.front.clock.wall_ms() // 1000,
+        created_at=call.deps.clock.wall_ms() // 1000,
         metadata=metadata,
     )
-    batch = await call.front.batches.create(wanted)
+    batch = await call.deps.batches.create(wanted)
     if not batch.asks_the_same_as(wanted):
         raise IdempotencyConflict("the same key was used before with another body", "body")
     return json_response(batch.view())
 
 
-@operation(router, "GET", "/v1/batches", scope=Scope.JOBS_READ, doc=docs.LIST_BATCHES)
-async def list_batches(call: Call) -> Response:
+@routes.operation("GET", "/v1/batches", scope=Scope.JOBS_READ, doc=docs.LIST_BATCHES)
+async def list_batches(call: Call[BatchDeps]) -> Response:
     """List batches, newest first."""
     query = call.request.query_params
     limit = whole_number(query, "limit", default=20, least=1, most=100)
-    batches = await call.front.batches.list(call.principal.tenant)
+    batches = await call.deps.batches.list(call.principal.tenant)
     return json_response(page_of([batch.view() for batch in batches], query.get("after"), limit))
 
 
-@operation(router, "GET", "/v1/batches/{id}", scope=Scope.JOBS_READ, doc=docs.GET_BATCH)
-async def retrieve_batch(call: Call) -> Response:
+@routes.operation("GET", "/v1/batches/{id}", scope=Scope.JOBS_READ, doc=docs.GET_BATCH)
+async def retrieve_batch(call: Call[BatchDeps]) -> Response:
     """Look at a batch."""
     return json_response((await _own(call)).view())
 
 
-@operation(router, "POST", "/v1/batches/{id}/cancel", scope=Scope.JOBS_WRITE, doc=docs.CANCEL_BATCH)
-async def cancel_batch(call: Call) -> Response:
+@routes.operation("POST", "/v1/batches/{id}/cancel", scope=Scope.JOBS_WRITE, doc=docs.CANCEL_BATCH)
+async def cancel_batch(call: Call[BatchDeps]) -> Response:
     """Cancel a batch. What is done is kept; the runner stops the rest at its next turn."""
     batch = await _own(call)
     if not batch.status.is_final:
-        await call.front.batches.ask_to_cancel(batch.id)
+        await call.deps.batches.ask_to_cancel(batch.id)
         batch = await _own(call)
     view = batch.view()
     if not batch.status.is_final:
@@ -85,5 +93,5 @@ async def cancel_batch(call: Call) -> Response:
     return json_response(view)
 
 
-async def _own(call: Call) -> Batch:
-    return await call.front.batches.get(call.request.path_params["id"], call.principal.tenant)
+async def _own(call: Call[BatchDeps]) -> Batch:
+    return await call.deps.batches.get(call.request.path_params["id"], call.principal.tenant)

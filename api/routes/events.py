@@ -1,26 +1,26 @@
 """CloudEvents in: results from the broker, and requests from producers that cannot reach it. And
 out, as server-sent events: their results.
 
-Called by `api.app`. Answers by the Knative data-plane contract: 2xx only once the store has it.
+Called by `api.wiring`. Answers by the Knative data-plane contract: 2xx only once the store has it.
 """
 
 from collections.abc import AsyncGenerator
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
 import orjson
 import structlog
 from starlette.responses import Response
 
 from api.auth.principal import Scope
-from api.front import Front
-from api.http.body import read_bytes
+from api.http.body import BodyReader
 from api.http.sse import Stream, comment, frame
+from api.job.catalog import Catalog
 from api.job.result_feed import ResultFeed
-from api.job.submission import submit_new
+from api.job.submission import SubmitDeps, submit_new
 from api.openapi import operation as docs
 from api.routes.jobs import accepted
-from api.routes.route import Call, new_router, operation
+from api.routes.route import Call, Routes
 from api.routes.stream import parse_cursor
 from eventing.cloudevent import request_id
 from eventing.cloudevent.event import Event, build_binary, build_structured, parse_http
@@ -32,20 +32,41 @@ from eventing.cloudevent.job_event import (
     result_event,
     unreadable_job,
 )
-from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable
-from eventing.job.job import JobError, JobId, is_job_id
-from eventing.job.store import LeaseStatus
+from eventing.errors import BadRequest, InvalidJob, Unavailable
+from eventing.job.job import Job, JobError, JobId, is_job_id
+from eventing.job.store import LeaseStatus, Store
 from eventing.live.stream_multiplexer import order_of
 from eventing.telemetry import trace
 
-router = new_router()
+
+class ResultListener(Protocol):
+    """Who is told of every ended job, at least once: webhooks, limits, metrics."""
+
+    async def ended(self, job: Job) -> None:
+        """Return once it cannot be forgotten; raise `Unavailable` to be told again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventDeps:
+    """What `/v1/events` and `/internal/events` need."""
+
+    submission: SubmitDeps
+    store: Store
+    catalog: Catalog
+    results: ResultFeed
+    listeners: tuple[ResultListener, ...]
+    events: BodyReader
+    keep_alive_s: float
+
+
+routes: Routes[EventDeps] = Routes()
 _log = structlog.get_logger()
 
 _OUR_SOURCES: Final = "/torpor/"
 
 
-@operation(router, "POST", "/v1/events", scope=Scope.EVENTS_WRITE, doc=docs.TAKE_EVENT)
-async def take_event(call: Call) -> Response:
+@routes.operation("POST", "/v1/events", scope=Scope.EVENTS_WRITE, doc=docs.TAKE_EVENT)
+async def take_event(call: Call[EventDeps]) -> Response:
     """Hand in a CloudEvent that asks for a job.
 
     Binary or structured mode. The same `source` and `id` is the same job. The tenant is the
@@ -60,28 +81,26 @@ async def take_event(call: Call) -> Response:
     asked_as = {request_id.EXTENSION: call.request.headers.get("x-request-id", "")}
     tenant = {"tenant": call.principal.tenant}
     new = job_of(replace(event, extensions={**asked_as, **event.extensions, **tenant}))
-    job, _ = await submit_new(call.front, call.principal, new)
+    job, _ = await submit_new(call.deps.submission, call.principal, new)
     return accepted(job)
 
 
-@operation(router, "GET", "/v1/events", scope=Scope.JOBS_READ, doc=docs.FOLLOW_EVENTS)
-async def follow_events(call: Call) -> Response:
+@routes.operation("GET", "/v1/events", scope=Scope.JOBS_READ, doc=docs.FOLLOW_EVENTS)
+async def follow_events(call: Call[EventDeps]) -> Response:
     """Follow how your jobs end (server-sent events).
 
     Each is a CloudEvent in structured mode, named by its type. From now on, or after
     `Last-Event-ID` (or `?after=`; `0-0` for all that is kept). An event can come twice; its `id` is
     the same then.
     """
-    feed, tenant = call.front.results, call.principal.tenant
-    if feed is None:
-        raise NotFound("this api keeps no feed of results")
+    feed, tenant = call.deps.results, call.principal.tenant
     feed.check_room(tenant)
     request = call.request
     text = request.headers.get("last-event-id") or request.query_params.get("after", "")
     after = parse_cursor(text)
     is_behind = bool(after) and order_of(after) > (0, 0) and await feed.has_forgotten(tenant, after)
     frames = _result_frames(feed, tenant, after or await feed.newest(tenant), is_behind=is_behind)
-    return Stream(frames, keep_alive_s=call.front.settings.keep_alive_s)
+    return Stream(frames, keep_alive_s=call.deps.keep_alive_s)
 
 
 async def _result_frames(
@@ -107,8 +126,8 @@ async def _result_frames(
         yield comment(error.message)  # it comes back with its last id
 
 
-@operation(router, "POST", "/internal/events", scope=Scope.RESULTS_WRITE, doc=docs.TAKE_RESULT)
-async def take_result(call: Call) -> Response:
+@routes.operation("POST", "/internal/events", scope=Scope.RESULTS_WRITE, doc=docs.TAKE_RESULT)
+async def take_result(call: Call[EventDeps]) -> Response:
     """Deliver a result event (the broker's trigger).
 
     Any 2xx means that the store has it. A job that has ended in the store already, as it has when
@@ -117,28 +136,28 @@ async def take_result(call: Call) -> Response:
     event = await _read_event(call)
     parent = call.request.headers.get("traceparent") or event.extensions.get("traceparent", "")
     with trace.span("result", parent=parent, job_id=event.subject, type=event.type):
-        return await _take_result(call.front, event)
+        return await _take_result(call.deps, event)
 
 
-async def _take_result(front: Front, event: Event) -> Response:
+async def _take_result(deps: EventDeps, event: Event) -> Response:
     if event.type == REQUESTED:
-        return await _take_stray(front, event)
+        return await _take_stray(deps, event)
     if event.type not in RESULT_TYPES:
         return Response(status_code=202)  # a trigger without a filter; nothing to do
     job_id, ending = ending_of(event)
     if not is_job_id(job_id):
         raise InvalidJob("subject must be a job id", "subject")
-    hold = await front.store.conclude(job_id, ending)
+    hold = await deps.store.conclude(job_id, ending)
     if hold is LeaseStatus.FENCED:
         # An attempt with a live lease owns the end of this job, and will tell of it itself.
         _log.warning("result of a job that still runs", action="result", job_id=job_id)
         return Response(status_code=202)
-    await _tell(front, job_id)
-    await front.store.mark_announced(job_id)
+    await _tell(deps, job_id)
+    await deps.store.mark_announced(job_id)
     return Response(status_code=202)
 
 
-async def _take_stray(front: Front, event: Event) -> Response:
+async def _take_stray(deps: EventDeps, event: Event) -> Response:
     """A request that no model's trigger wanted: its `model` attribute is missing or unknown.
 
     When its body names a model we serve, the reply is the same event with the attribute filled in,
@@ -147,32 +166,26 @@ async def _take_stray(front: Front, event: Event) -> Response:
     """
     try:
         new = job_of(event)
-        await front.catalog.check(new.request)
+        await deps.catalog.check(new.request)
     except BadRequest as error:
         reason = JobError(code=error.code, message=error.message, field=error.field)
-        await front.store.reject(unreadable_job(event), reason, event.data)
+        await deps.store.reject(unreadable_job(event), reason, event.data)
         return Response(status_code=202)
     extensions = {**event.extensions, "model": new.request.model}
     headers, body = build_binary(replace(event, extensions=extensions))
     return Response(body, headers=headers)
 
 
-async def _tell(front: Front, job_id: JobId) -> None:
+async def _tell(deps: EventDeps, job_id: JobId) -> None:
     """Tell whoever wants to know that the job has ended; before it is marked, so that a crash makes
     the broker deliver again.
     """
-    if not front.listeners:
-        return
-    job = await front.store.get(job_id)
+    job = await deps.store.get(job_id)
     if job is None or not job.state.is_terminal:
         return
-    for listener in front.listeners:
+    for listener in deps.listeners:
         await listener.ended(job)
 
 
-async def _read_event(call: Call) -> Event:
-    settings = call.front.settings
-    body = await read_bytes(
-        call.request, limit=settings.event_limit_bytes, timeout_s=settings.body_timeout_s
-    )
-    return parse_http(call.request.headers, body)
+async def _read_event(call: Call[EventDeps]) -> Event:
+    return parse_http(call.request.headers, await call.deps.events.read(call.request))

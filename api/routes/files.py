@@ -1,12 +1,13 @@
 """OpenAI's files: upload, list, read, forget. They carry batches in and their results out.
 
-Called by `api.app`. An upload goes to disk as it comes in.
+Called by `api.wiring`. An upload goes to disk as it comes in.
 """
 
 import hashlib
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.datastructures import FormData, UploadFile
@@ -15,21 +16,30 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from api.auth.principal import Scope
-from api.batch.file_store import FileCard, new_card
-from api.http.body import stream_bytes
+from api.batch.file_store import FileCard, FileStore, new_card
+from api.http.body import BodyReader
 from api.http.errors import UnsupportedMedia
 from api.openapi import files as docs
 from api.routes.jobs import json_response, whole_number
-from api.routes.route import Call, new_router, operation
+from api.routes.route import Call, Routes
 from eventing.errors import BadRequest, IdempotencyConflict, NotFound
 
-router = new_router()
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileDeps:
+    """What `/v1/files` needs."""
+
+    files: FileStore
+    uploads: BodyReader
+
+
+routes: Routes[FileDeps] = Routes()
 
 PURPOSES: Final = ("batch", "user_data", "assistants", "evals", "fine-tune", "vision")
 
 
-@operation(router, "POST", "/v1/files", scope=Scope.JOBS_WRITE, doc=docs.CREATE_FILE)
-async def create_file(call: Call) -> Response:
+@routes.operation("POST", "/v1/files", scope=Scope.JOBS_WRITE, doc=docs.CREATE_FILE)
+async def create_file(call: Call[FileDeps]) -> Response:
     """Upload a file.
 
     Multipart, as OpenAI's; a batch's lines have the purpose `batch`.
@@ -49,15 +59,15 @@ async def create_file(call: Call) -> Response:
     return json_response(card.view())
 
 
-@operation(router, "GET", "/v1/files", scope=Scope.JOBS_READ, doc=docs.LIST_FILES)
-async def list_files(call: Call) -> Response:
+@routes.operation("GET", "/v1/files", scope=Scope.JOBS_READ, doc=docs.LIST_FILES)
+async def list_files(call: Call[FileDeps]) -> Response:
     """List files, newest first."""
     query = call.request.query_params
     limit = whole_number(query, "limit", default=10_000, least=1, most=10_000)
     order = query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise BadRequest("order must be asc or desc", "order")
-    cards = await call.front.files.cards(call.principal.tenant)
+    cards = await call.deps.files.cards(call.principal.tenant)
     if purpose := query.get("purpose"):
         cards = [card for card in cards if card.purpose == purpose]
     if order == "asc":
@@ -65,37 +75,37 @@ async def list_files(call: Call) -> Response:
     return json_response(page_of([card.view() for card in cards], query.get("after"), limit))
 
 
-@operation(router, "GET", "/v1/files/{id}", scope=Scope.JOBS_READ, doc=docs.GET_FILE)
-async def retrieve_file(call: Call) -> Response:
+@routes.operation("GET", "/v1/files/{id}", scope=Scope.JOBS_READ, doc=docs.GET_FILE)
+async def retrieve_file(call: Call[FileDeps]) -> Response:
     """Look at a file's card."""
-    card = await call.front.files.card(call.principal.tenant, call.request.path_params["id"])
+    card = await call.deps.files.card(call.principal.tenant, call.request.path_params["id"])
     return json_response(card.view())
 
 
-@operation(router, "GET", "/v1/files/{id}/content", scope=Scope.JOBS_READ, doc=docs.FILE_CONTENT)
-async def read_file(call: Call) -> Response:
+@routes.operation("GET", "/v1/files/{id}/content", scope=Scope.JOBS_READ, doc=docs.FILE_CONTENT)
+async def read_file(call: Call[FileDeps]) -> Response:
     """Read a file's content."""
-    card = await call.front.files.card(call.principal.tenant, call.request.path_params["id"])
+    card = await call.deps.files.card(call.principal.tenant, call.request.path_params["id"])
     return StreamingResponse(
-        call.front.files.pieces(card),
+        call.deps.files.pieces(card),
         media_type="application/octet-stream",
         headers={"content-length": str(card.bytes)},
     )
 
 
-@operation(router, "DELETE", "/v1/files/{id}", scope=Scope.JOBS_WRITE, doc=docs.DELETE_FILE)
-async def delete_file(call: Call) -> Response:
+@routes.operation("DELETE", "/v1/files/{id}", scope=Scope.JOBS_WRITE, doc=docs.DELETE_FILE)
+async def delete_file(call: Call[FileDeps]) -> Response:
     """Forget a file."""
-    card = await call.front.files.card(call.principal.tenant, call.request.path_params["id"])
-    await call.front.files.delete(card)
+    card = await call.deps.files.card(call.principal.tenant, call.request.path_params["id"])
+    await call.deps.files.delete(card)
     return json_response({"id": card.id, "object": "file", "deleted": True})
 
 
-async def _saved(call: Call, card: FileCard, upload: UploadFile) -> FileCard:
+async def _saved(call: Call[FileDeps], card: FileCard, upload: UploadFile) -> FileCard:
     """The file, or the one that this key's first upload made. Contents are told apart by size."""
     if "idempotency-key" in call.request.headers:
         with suppress(NotFound):
-            known = await call.front.files.card(card.tenant, card.id)
+            known = await call.deps.files.card(card.tenant, card.id)
             if (known.filename, known.purpose, known.bytes) != (
                 card.filename,
                 card.purpose,
@@ -103,10 +113,10 @@ async def _saved(call: Call, card: FileCard, upload: UploadFile) -> FileCard:
             ):
                 raise IdempotencyConflict("the same key was used before with another file", "file")
             return known
-    return await call.front.files.save(card, upload.file)
+    return await call.deps.files.save(card, upload.file)
 
 
-def keyed_hex(call: Call) -> str:
+def keyed_hex(call: Call[Any]) -> str:
     """24 hex digits: of the call's Idempotency-Key among the tenant's, or random ones."""
     key = call.request.headers.get("idempotency-key", "")
     if not key:
@@ -132,16 +142,13 @@ def page_of(views: Sequence[dict[str, Any]], after: str | None, limit: int) -> d
     }
 
 
-async def _form(call: Call) -> FormData:
+async def _form(call: Call[FileDeps]) -> FormData:
     """The multipart form, its file on disk. Raises `BadRequest` and its kin."""
     request: Request = call.request
-    settings = call.front.settings
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("multipart/form-data"):
         raise UnsupportedMedia("send multipart/form-data with file and purpose", "content-type")
-    stream = stream_bytes(
-        request, limit=settings.file_limit_bytes, timeout_s=settings.body_timeout_s
-    )
+    stream = call.deps.uploads.stream(request)
     try:
         # Starlette's parser keeps 1 MiB of a file in memory and the rest in a temporary file.
         return await MultiPartParser(request.headers, stream, max_files=1, max_fields=8).parse()

@@ -8,36 +8,37 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auth.address import is_loopback
-from api.auth.principal import Scope
-from api.front import front_of
-from eventing.process.probe import alive, metrics_page, readiness
-
-router = APIRouter(include_in_schema=False)
+from api.auth.principal import Authenticator, Scope
+from eventing.process.probe import Pinged, alive, metrics_page, readiness
 
 
-@router.get("/healthz")
-async def healthz(request: Request) -> Response:
-    """The process turns."""
-    return await alive(request)
+def router(
+    authenticator: Authenticator, store: Pinged, *, store_timeout_s: float, is_metrics_open: bool
+) -> APIRouter:
+    """The routes that a platform asks."""
+    made = APIRouter(include_in_schema=False)
 
+    @made.get("/healthz")
+    async def healthz(request: Request) -> Response:
+        """The process turns."""
+        return await alive(request)
 
-@router.get("/health")
-@router.get("/readyz")
-async def readyz(request: Request) -> Response:
-    """The store takes writes. (A broker that is away does not make us unready: polls and streams
-    still work, and submits say so themselves.) `/health` is where clients of vLLM ask before they
-    begin: nobody needs to be awake for the answer to be yes.
-    """
-    front = front_of(request)
-    return await readiness(front.store, timeout_s=front.settings.store_timeout_s)
+    @made.get("/health")
+    @made.get("/readyz")
+    async def readyz(request: Request) -> Response:
+        """The store takes writes. (A broker that is away does not make us unready: polls and
+        streams still work, and submits say so themselves.) `/health` is where clients of vLLM ask
+        before they begin: nobody needs to be awake for the answer to be yes.
+        """
+        return await readiness(store, timeout_s=store_timeout_s)
 
+    @made.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        """Prometheus text; from elsewhere than this machine for those who may."""
+        client = request.client.host if request.client else ""
+        if not is_metrics_open and not is_loopback(client):
+            principal = await authenticator.principal_of(request)
+            principal.require(Scope.METRICS_READ)
+        return metrics_page()
 
-@router.get("/metrics")
-async def metrics(request: Request) -> Response:
-    """Prometheus text; from elsewhere than this machine for those who may."""
-    front = front_of(request)
-    client = request.client.host if request.client else ""
-    if not front.settings.metrics_open and not is_loopback(client):
-        principal = await front.authenticator.principal_of(request)
-        principal.require(Scope.METRICS_READ)
-    return metrics_page()
+    return made

@@ -1,59 +1,89 @@
 """`/v1/jobs`: submit, look, list, follow, cancel.
 
-Called by `api.app`. A job is one line of an OpenAI Batch file; everything else the api offers ends
+Called by `api.wiring`. A job is one line of an OpenAI Batch file; everything else the api offers ends
 up as one.
 """
 
-from typing import Any, Final
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import orjson
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from api.auth.principal import Principal, Scope
-from api.front import Front
-from api.http.body import read_object
 from api.http.protocol import wire_of
 from api.http.sse import Stream
-from api.job.live import outlook_of, wait_for_end
-from api.job.submission import parse_submit_options, submit
+from api.job.live import LiveDeps, outlook_of, wait_for_end
+from api.job.submission import SubmitDeps, parse_submit_options, submit
 from api.openapi import operation as docs
-from api.routes.route import Call, new_router, operation
+from api.routes.route import Call, Routes
 from api.routes.stream import END, job_frames, parse_cursor
 from api.view.job import accepted_view, cost_view, job_view
 from api.view.timeline import timeline
-from api.webhook.webhook import subject_of
+from api.webhook.webhook import Delivery, subject_of
+from eventing.clock import Clock
 from eventing.errors import BadRequest, NotFound
 from eventing.job.job import Job, JobId, JobState, is_job_id
+from eventing.job.store import Store
+from eventing.telemetry.cost import Price
+from eventing.telemetry.metric.ledger import Ledger
 
-router = new_router()
+
+class Deliveries(Protocol):
+    """The webhooks that were sent of a job (`api.webhook.store.WebhookStore`)."""
+
+    async def of(self, tenant: str, subject: str) -> Sequence[Delivery]: ...
+
+
+class PastWaking(Protocol):
+    """Tells what a job that has ended waited for (`api.job.waiting.WakingNotes`)."""
+
+    async def of(self, job: Job) -> list[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobDeps:
+    """What `/v1/jobs` needs."""
+
+    store: Store
+    submission: SubmitDeps
+    live: LiveDeps
+    deliveries: Deliveries
+    past_waking: PastWaking
+    ledger: Ledger
+    price: Price
+    clock: Clock
+    keep_alive_s: float
+    max_wait_s: float
+
+
+routes: Routes[JobDeps] = Routes()
 
 _LIST_LIMIT: Final = 100
 
 
-@operation(router, "POST", "/v1/jobs", scope=Scope.JOBS_WRITE, doc=docs.SUBMIT_JOB)
-async def submit_job(call: Call) -> Response:
+@routes.operation("POST", "/v1/jobs", scope=Scope.JOBS_WRITE, doc=docs.SUBMIT_JOB)
+async def submit_job(call: Call[JobDeps]) -> Response:
     """Hand in a job and get its id.
 
     The job is recorded before the answer: a 202 is a promise. With an `Idempotency-Key`, the same
     body gives the same job again (200 once it has ended), another body 409.
     """
-    settings = call.front.settings
-    line = await read_object(
-        call.request, limit=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
-    )
+    line = await call.read_object()
     wish = parse_submit_options(line, call.request.headers)
-    job, _ = await submit(call.front, call.principal, line, wish)
+    job, _ = await submit(call.deps.submission, call.principal, line, wish)
     return accepted(job)
 
 
-@operation(router, "GET", "/v1/jobs", scope=Scope.JOBS_READ, doc=docs.LIST_JOBS)
-async def list_jobs(call: Call) -> Response:
+@routes.operation("GET", "/v1/jobs", scope=Scope.JOBS_READ, doc=docs.LIST_JOBS)
+async def list_jobs(call: Call[JobDeps]) -> Response:
     """List jobs, newest first."""
     query = call.request.query_params
     states = _states(query)
     cursor = query.get("cursor", "")
-    page = await call.front.store.list_jobs(
+    page = await call.deps.store.list_jobs(
         call.principal.tenant,
         states=states,
         limit=whole_number(query, "limit", default=20, least=1, most=_LIST_LIMIT),
@@ -68,8 +98,8 @@ async def list_jobs(call: Call) -> Response:
     )
 
 
-@operation(router, "GET", "/v1/jobs/{id}", scope=Scope.JOBS_READ, doc=docs.GET_JOB)
-async def get_job(call: Call) -> Response:
+@routes.operation("GET", "/v1/jobs/{id}", scope=Scope.JOBS_READ, doc=docs.GET_JOB)
+async def get_job(call: Call[JobDeps]) -> Response:
     """Look at a job.
 
     With `wait`, the answer comes when the job has ended, or after that many seconds. While it is
@@ -77,31 +107,28 @@ async def get_job(call: Call) -> Response:
     its whole life with durations, webhooks included.
     """
     query = call.request.query_params
-    wait_s = seconds(query, "wait", most=call.front.settings.max_wait_s)
-    job = await own_job(call.front, call.principal, call.request.path_params["id"])
+    wait_s = seconds(query, "wait", most=call.deps.max_wait_s)
+    job = await own_job(call.deps.store, call.principal, call.request.path_params["id"])
     if wait_s:
-        job = await wait_for_end(call.front, job, wait_s)
-    outlook = await outlook_of(call.front, job)
+        job = await wait_for_end(call.deps.live, job, wait_s)
+    outlook = await outlook_of(call.deps.live, job)
     wanted = query.get("include", "").split(",")
     view = job_view(job, outlook, with_request="request" in wanted)
     if "timeline" in wanted:
-        view["timeline"] = await _timeline(call.front, job)
-    ledger = call.front.ledger
-    overhead = await ledger.overhead(job.request.model) if ledger else None
-    return json_response(view | {"cost": cost_view(job, call.front.settings.price, overhead)})
+        view["timeline"] = await _timeline(call.deps, job)
+    overhead = await call.deps.ledger.overhead(job.request.model)
+    return json_response(view | {"cost": cost_view(job, call.deps.price, overhead)})
 
 
-async def _timeline(front: Front, job: Job) -> dict[str, Any]:
-    deliveries = (
-        await front.webhooks.store.of(job.tenant, subject_of(job)) if front.webhooks else ()
-    )
-    replicas = await front.waiting.replicas(job.request.model)
-    kept = await front.past_waking.of(job) if front.past_waking else ()
-    return timeline(job, replicas, deliveries, front.clock.wall_ms(), kept)
+async def _timeline(deps: JobDeps, job: Job) -> dict[str, Any]:
+    deliveries = await deps.deliveries.of(job.tenant, subject_of(job))
+    replicas = await deps.live.waiting.replicas(job.request.model)
+    kept = await deps.past_waking.of(job)
+    return timeline(job, replicas, deliveries, deps.clock.wall_ms(), kept)
 
 
-@operation(router, "GET", "/v1/jobs/{id}/events", scope=Scope.JOBS_READ, doc=docs.JOB_EVENTS)
-async def follow_job(call: Call) -> Response:
+@routes.operation("GET", "/v1/jobs/{id}/events", scope=Scope.JOBS_READ, doc=docs.JOB_EVENTS)
+async def follow_job(call: Call[JobDeps]) -> Response:
     """Follow a job live (server-sent events).
 
     `state`, `waking` (no id), `attempt`, `tokens`, and last `result`. `Last-Event-ID` (or
@@ -109,37 +136,37 @@ async def follow_job(call: Call) -> Response:
     """
     text = call.request.headers.get("last-event-id") or call.request.query_params.get("after", "")
     after = parse_cursor(text)
-    job = await own_job(call.front, call.principal, call.request.path_params["id"])
+    job = await own_job(call.deps.store, call.principal, call.request.path_params["id"])
     if text.endswith(END) and job.state.is_terminal:
         return Response(status_code=204)  # tells a browser's EventSource to stop coming back
-    frames = job_frames(call.front, job, after, wire_of(call.request.scope))
-    return Stream(frames, keep_alive_s=call.front.settings.keep_alive_s)
+    frames = job_frames(call.deps.live, job, after, wire_of(call.request.scope))
+    return Stream(frames, keep_alive_s=call.deps.keep_alive_s)
 
 
-@operation(router, "DELETE", "/v1/jobs/{id}", scope=Scope.JOBS_CANCEL, doc=docs.CANCEL_JOB)
-async def cancel_job(call: Call) -> Response:
+@routes.operation("DELETE", "/v1/jobs/{id}", scope=Scope.JOBS_CANCEL, doc=docs.CANCEL_JOB)
+async def cancel_job(call: Call[JobDeps]) -> Response:
     """Cancel a job.
 
     Idempotent; the answer is the job as it then is, so a job that ended just before stays
     `completed` and says so.
     """
-    job = await own_job(call.front, call.principal, call.request.path_params["id"])
-    return json_response(job_view(await cancelled(call.front, job)))
+    job = await own_job(call.deps.store, call.principal, call.request.path_params["id"])
+    return json_response(job_view(await cancelled(call.deps.store, job)))
 
 
-async def cancelled(front: Front, job: Job) -> Job:
+async def cancelled(store: Store, job: Job) -> Job:
     """The job after a cancel. The first terminal state wins."""
     if job.state.is_terminal:
         return job
-    after = await front.store.cancel(job.id)
+    after = await store.cancel(job.id)
     if after is None:
         raise NotFound("no such job")
     return after
 
 
-async def own_job(front: Front, principal: Principal, job_id: str) -> Job:
+async def own_job(store: Store, principal: Principal, job_id: str) -> Job:
     """The tenant's job of that id. Raises `NotFound`, also for another tenant's."""
-    job = await front.store.get(JobId(job_id)) if is_job_id(job_id) else None
+    job = await store.get(JobId(job_id)) if is_job_id(job_id) else None
     if job is None or job.tenant != principal.tenant:
         raise NotFound("no such job")
     return job

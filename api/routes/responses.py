@@ -1,31 +1,30 @@
 """OpenAI's Responses: background, streamed, both or neither; look, go on, cancel, forget.
 
-Called by `api.app`. A response is a chat job (`resp_x` is `job_x`); its stream is derived from the
+Called by `api.wiring`. A response is a chat job (`resp_x` is `job_x`); its stream is derived from the
 job's token stream, so it outlives this process.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 from starlette.responses import Response
 
 from api.auth.principal import Principal, Scope
-from api.front import Front
-from api.http.body import read_object
 from api.http.problem import openai_error
 from api.http.protocol import wire_of
 from api.http.sse import comment, frame
-from api.job.live import moments, write_directly
+from api.job.live import LiveDeps, moments, write_directly
 from api.job.response_request import Ask, Message, messages_of, parse_ask
 from api.job.stream_position import StreamBroken
-from api.job.submission import parse_submit_options, submit
+from api.job.submission import SubmitDeps, parse_submit_options, submit
 from api.openapi import openai as docs
 from api.routes.jobs import cancelled, json_response, own_job, whole_number
 from api.routes.openai import answer_or_cancel, cancelling, prefers_async, stream_of
-from api.routes.route import Call, new_router, operation
-from api.view.job import outlook_view
+from api.routes.route import Call, Routes
+from api.view.outlook import outlook_view
 from api.view.response import (
     RECORD,
     job_id_of,
@@ -37,47 +36,58 @@ from api.view.response import (
 from api.view.response_stream import Translator
 from eventing.errors import BadRequest, InvalidJob, NotFound, TorporError, WrongState
 from eventing.job.job import Job, JobState, Lane
-from eventing.job.store import StreamEntry
+from eventing.job.store import Store, StreamEntry
 
-router = new_router()
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseDeps:
+    """What `/v1/responses` needs."""
+
+    submission: SubmitDeps
+    live: LiveDeps
+    store: Store
+    keep_alive_s: float
+    sync_timeout_s: float
+
+
+routes: Routes[ResponseDeps] = Routes()
 
 _CHAIN_LIMIT: Final = 100
 
 
-@operation(router, "POST", "/v1/responses", scope=Scope.JOBS_WRITE, doc=docs.CREATE_RESPONSE)
-async def create_response(call: Call) -> Response:
+@routes.operation("POST", "/v1/responses", scope=Scope.JOBS_WRITE, doc=docs.CREATE_RESPONSE)
+async def create_response(call: Call[ResponseDeps]) -> Response:
     """Create a response.
 
     As OpenAI's. `background: true` answers at once with a queued response; `stream: true` sends
     events, which a background response's reader can take up again after any break.
     """
-    settings = call.front.settings
-    body = await read_object(
-        call.request, limit=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
-    )
+    body = await call.read_object()
     is_async = prefers_async(call.request)
     if is_async:
         body["background"] = True
-    history = await _history(call.front, call.principal, body.get("previous_response_id"))
+    history = await _history(call.deps.store, call.principal, body.get("previous_response_id"))
     ask = parse_ask(body, history)
     job = await _submit(call, body, ask)
     if ask.is_stream and not is_async:
-        gone = None if ask.is_background else cancelling(call.front, job)
+        gone = None if ask.is_background else cancelling(call.deps.store, job)
         frames = _frames(call, job, ask.record, after=-1)
-        return stream_of(call.front, job, frames, gone)
+        return stream_of(job, frames, gone, keep_alive_s=call.deps.keep_alive_s)
     if ask.is_background:
         status = 202 if is_async else 200
         headers = {"location": f"/v1/responses/{response_id(job.id)}"}
         if is_async:
             headers["preference-applied"] = "respond-async"
         return json_response(response_view(job, ask.record), status=status, headers=headers)
-    gone = None if call.request.headers.get("idempotency-key") else cancelling(call.front, job)
-    ended = await answer_or_cancel(call.request, call.front, job, gone)
+    gone = None if call.request.headers.get("idempotency-key") else cancelling(call.deps.store, job)
+    ended = await answer_or_cancel(
+        call.request, call.deps.live, job, gone, call.deps.sync_timeout_s
+    )
     return json_response(response_view(ended, ask.record), headers={"torpor-job-id": job.id})
 
 
-@operation(router, "GET", "/v1/responses/{id}", scope=Scope.JOBS_READ, doc=docs.GET_RESPONSE)
-async def retrieve_response(call: Call) -> Response:
+@routes.operation("GET", "/v1/responses/{id}", scope=Scope.JOBS_READ, doc=docs.GET_RESPONSE)
+async def retrieve_response(call: Call[ResponseDeps]) -> Response:
     """Look at a response, or go on with its stream.
 
     `stream=true&starting_after=N` sends the events after number N, of a response that was created
@@ -96,33 +106,34 @@ async def retrieve_response(call: Call) -> Response:
             f"This response cannot be streamed because it was not created with {reason}.", "stream"
         )
     last = whole_number(query, "starting_after", default=-1, least=0, most=999_999_999)
-    return stream_of(call.front, job, _frames(call, job, record, after=last), None)
+    frames = _frames(call, job, record, after=last)
+    return stream_of(job, frames, None, keep_alive_s=call.deps.keep_alive_s)
 
 
-@operation(
-    router, "POST", "/v1/responses/{id}/cancel", scope=Scope.JOBS_CANCEL, doc=docs.CANCEL_RESPONSE
+@routes.operation(
+    "POST", "/v1/responses/{id}/cancel", scope=Scope.JOBS_CANCEL, doc=docs.CANCEL_RESPONSE
 )
-async def cancel_response(call: Call) -> Response:
+async def cancel_response(call: Call[ResponseDeps]) -> Response:
     """Cancel a background response. Idempotent: the answer is the response as it is."""
     job, record = await _own(call)
     if not record["background"]:
         raise WrongState("only a response that was created with background=true can be cancelled")
-    return json_response(response_view(await cancelled(call.front, job), record))
+    return json_response(response_view(await cancelled(call.deps.store, job), record))
 
 
-@operation(router, "DELETE", "/v1/responses/{id}", scope=Scope.JOBS_WRITE, doc=docs.DELETE_RESPONSE)
-async def delete_response(call: Call) -> Response:
+@routes.operation("DELETE", "/v1/responses/{id}", scope=Scope.JOBS_WRITE, doc=docs.DELETE_RESPONSE)
+async def delete_response(call: Call[ResponseDeps]) -> Response:
     """Forget a response, cancelling it first if it runs."""
     job, _ = await _own(call)
-    await cancelled(call.front, job)
-    await call.front.store.delete(job.id)
+    await cancelled(call.deps.store, job)
+    await call.deps.store.delete(job.id)
     return json_response({"id": response_id(job.id), "object": "response", "deleted": True})
 
 
-@operation(
-    router, "GET", "/v1/responses/{id}/input_items", scope=Scope.JOBS_READ, doc=docs.INPUT_ITEMS
+@routes.operation(
+    "GET", "/v1/responses/{id}/input_items", scope=Scope.JOBS_READ, doc=docs.INPUT_ITEMS
 )
-async def list_input_items(call: Call) -> Response:
+async def list_input_items(call: Call[ResponseDeps]) -> Response:
     """List what a response was given, earlier responses of its conversation included."""
     query = call.request.query_params
     limit = whole_number(query, "limit", default=20, least=1, most=100)
@@ -149,7 +160,7 @@ async def list_input_items(call: Call) -> Response:
     )
 
 
-async def _submit(call: Call, body: Mapping[str, Any], ask: Ask) -> Job:
+async def _submit(call: Call[ResponseDeps], body: Mapping[str, Any], ask: Ask) -> Job:
     """The job, its refusals told in the words of the call."""
     lane = Lane.DEFAULT if ask.is_background else Lane.INTERACTIVE
     wish = parse_submit_options({"metadata": body.get("metadata")}, call.request.headers, lane=lane)
@@ -157,7 +168,7 @@ async def _submit(call: Call, body: Mapping[str, Any], ask: Ask) -> Job:
     wish = wish.with_metadata(own)
     line = {"url": "/v1/chat/completions", "body": ask.body}
     try:
-        job, _ = await submit(call.front, call.principal, line, wish)
+        job, _ = await submit(call.deps.submission, call.principal, line, wish)
     except BadRequest as error:
         error.field = _field_of_call(error.field)
         raise
@@ -170,29 +181,29 @@ def _field_of_call(field: str) -> str:
     return "max_output_tokens" if field == "body.max_completion_tokens" else field
 
 
-async def _own(call: Call) -> tuple[Job, dict[str, Any]]:
+async def _own(call: Call[ResponseDeps]) -> tuple[Job, dict[str, Any]]:
     """The tenant's response of that id. Raises `NotFound`."""
-    return await _response(call.front, call.principal, call.request.path_params["id"])
+    return await _response(call.deps.store, call.principal, call.request.path_params["id"])
 
 
 async def _response(
-    front: Front, principal: Principal, response: str
+    store: Store, principal: Principal, response: str
 ) -> tuple[Job, dict[str, Any]]:
     try:
-        job = await own_job(front, principal, job_id_of(response))
+        job = await own_job(store, principal, job_id_of(response))
         return job, record_of(job)
     except NotFound as error:
         raise NotFound(f"Response with id '{response:.64}' not found.") from error
 
 
-async def _history(front: Front, principal: Principal, previous: Any) -> list[Message]:
+async def _history(store: Store, principal: Principal, previous: Any) -> list[Message]:
     """What was said up to and including an earlier response, its instructions left out."""
     if previous is None:
         return []
     if not isinstance(previous, str):
         raise InvalidJob("previous_response_id must be text", "previous_response_id")
     try:
-        job, record = await _response(front, principal, previous)
+        job, record = await _response(store, principal, previous)
     except NotFound as error:
         raise InvalidJob(
             f"Previous response with id '{previous:.64}' not found.", "previous_response_id"
@@ -208,13 +219,13 @@ async def _history(front: Front, principal: Principal, previous: Any) -> list[Me
     return [*said, *messages_of(output_items(job))]
 
 
-async def _all_items(call: Call) -> list[dict[str, Any]]:
+async def _all_items(call: Call[ResponseDeps]) -> list[dict[str, Any]]:
     """Oldest first. A conversation whose beginning was forgotten starts where it is remembered."""
     job, record = await _own(call)
     turns: list[list[dict[str, Any]]] = [_named_items(job, record)]
     while (previous := record.get("previous_response_id")) and len(turns) < _CHAIN_LIMIT:
         try:
-            job, record = await _response(call.front, call.principal, previous)
+            job, record = await _response(call.deps.store, call.principal, previous)
         except NotFound:
             break
         turns.append([*_named_items(job, record), *output_items(job)])
@@ -227,7 +238,7 @@ def _named_items(job: Job, record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 async def _frames(
-    call: Call, job: Job, record: Mapping[str, Any], *, after: int
+    call: Call[ResponseDeps], job: Job, record: Mapping[str, Any], *, after: int
 ) -> AsyncGenerator[bytes, None]:
     """Events numbered above `after`. The whole stream is read each time; only numbers tell what a
     reader has seen.
@@ -241,7 +252,7 @@ async def _frames(
     yield comment(f"accepted {job.id}")
     yield _dump(translator.begin(), after)
     try:
-        async for moment in moments(call.front, job, "", tap):
+        async for moment in moments(call.deps.live, job, "", tap):
             if moment.fault is not None:
                 raise StreamBroken(moment.fault, job)
             if moment.outlook is not None:

@@ -1,13 +1,14 @@
 """How a handler becomes a route: who calls is settled first, what it takes is in the OpenAPI
 document, and nothing else stands between the server and the handler.
 
-Called by every module with handlers. FastAPI's own argument parsing is left out: it costs more than
-the whole submit, and its 422 bodies are not ours.
+Called by every module with handlers, which names what its handlers need (`D`), and by `api.wiring`,
+which gives it to them. FastAPI's own argument parsing is left out: it costs more than the whole
+submit, and its 422 bodies are not ours.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -16,46 +17,106 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
-from api.auth.principal import Principal, Scope
-from api.front import Front, front_of
-from api.http.body import read_bytes
+from api.auth.principal import Authenticator, Principal, Scope
+from api.http.body import BodyReader
+from api.job.idempotency import Replay
+from api.openapi.doc import Doc
+
+D = TypeVar("D")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One authenticated call."""
+class Gate(Protocol):
+    """The limits on calls: asked for every call, once it is known who calls."""
 
-    request: Request
-    front: Front
-    principal: Principal
-
-
-KEY: Final[dict[str, Any]] = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "schema": {"type": "string", "maxLength": 255},
-    "description": "The same key with the same body is the same call, and has the same answer",
-}
+    async def enter(self, principal: Principal, method: str) -> None:
+        """Return to let the call in; raise what should be answered instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Doc:
-    """What the OpenAPI document says of a call beyond its docstring."""
+class Access:
+    """What stands before every handler. Nothing here has a default: a route without an
+    authenticator cannot be made.
+    """
 
-    tag: str
-    parameters: tuple[dict[str, Any], ...] = ()
-    body: dict[str, Any] | None = None
-    answers: dict[int, dict[str, Any]] = field(default_factory=dict)
+    authenticator: Authenticator
+    gate: Gate
+    replay: Replay
+    bodies: BodyReader
 
-    def extra(self) -> dict[str, Any]:
-        """The `openapi_extra` of FastAPI."""
-        extra: dict[str, Any] = {}
-        if self.parameters:
-            extra["parameters"] = list(self.parameters)
-        if self.body is not None:
-            extra["requestBody"] = self.body
-        return extra
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[D]):
+    """One authenticated call, and what its handler needs."""
+
+    request: Request
+    principal: Principal
+    bodies: BodyReader
+    deps: D
+
+    async def read(self) -> bytes:
+        """The body. Raises `BadRequest` and its kin."""
+        return await self.bodies.read(self.request)
+
+    async def read_object(self) -> dict[str, Any]:
+        """The body as a JSON object. Raises `BadRequest` and its kin."""
+        return await self.bodies.read_object(self.request)
+
+
+Handler = Callable[[Call[D]], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Operation(Generic[D]):
+    method: str
+    path: str
+    scope: Scope
+    doc: Doc
+    replays: bool
+    handler: Handler[D]
+
+
+class Routes(Generic[D]):
+    """The operations of one module, whose handlers need `D`."""
+
+    def __init__(self) -> None:
+        self._operations: list[_Operation[D]] = []
+
+    def operation(
+        self, method: str, path: str, *, scope: Scope, doc: Doc, replays: bool = False
+    ) -> Callable[[Handler[D]], Handler[D]]:
+        """Registers the decorated handler for callers who have `scope`. With `replays`, an
+        Idempotency-Key is kept beside its answer; without, it is the handler's own affair.
+        """
+
+        def register(handler: Handler[D]) -> Handler[D]:
+            operation = _Operation(
+                method=method, path=path, scope=scope, doc=doc, replays=replays, handler=handler
+            )
+            self._operations.append(operation)
+            return handler
+
+        return register
+
+    def router(self, access: Access, deps: D) -> APIRouter:
+        """The operations as FastAPI's router, with what they need."""
+        router = APIRouter(route_class=PlainRoute)
+        for operation in self._operations:
+            doc, handler = operation.doc, operation.handler
+            router.add_api_route(
+                operation.path,
+                _endpoint(operation, access, deps),
+                methods=[operation.method],
+                name=handler.__name__,
+                operation_id=handler.__name__,
+                summary=(handler.__doc__ or "").split("\n")[0].rstrip("."),
+                description="\n".join((handler.__doc__ or "").split("\n")[1:]).strip(),
+                tags=[doc.tag],
+                responses=dict(doc.answers.items()),
+                status_code=min(doc.answers, default=200),
+                openapi_extra=(doc.with_idempotency_key() if operation.replays else doc).extra(),
+                response_class=Response,
+            )
+        return router
 
 
 class PlainRoute(APIRoute):
@@ -72,74 +133,34 @@ class PlainRoute(APIRoute):
         await response(scope, receive, send)
 
 
-Handler = Callable[[Call], Awaitable[Response]]
+def _endpoint(
+    operation: _Operation[D], access: Access, deps: D
+) -> Callable[[Request], Awaitable[Response]]:
+    handler = operation.handler
 
-
-def operation(
-    router: APIRouter, method: str, path: str, *, scope: Scope, doc: Doc, replays: bool = False
-) -> Callable[[Handler], Handler]:
-    """Registers the decorated handler for callers who have `scope`. With `replays`, an
-    Idempotency-Key is kept beside its answer; without, it is the handler's own affair.
-    """
-
-    def register(handler: Handler) -> Handler:
-        async def endpoint(request: Request) -> Response:
-            front = front_of(request)
-            principal = await front.authenticator.principal_of(request)
-            principal.require(scope)
-            await front.gate.enter(principal, method)
-            call = Call(request, front, principal)
-            return await (_once(call, handler) if replays else handler(call))
-
-        router.add_api_route(
-            path,
-            endpoint,
-            methods=[method],
-            name=handler.__name__,
-            operation_id=handler.__name__,
-            summary=(handler.__doc__ or "").split("\n")[0].rstrip("."),
-            description=_description(handler),
-            tags=[doc.tag],
-            responses=dict(doc.answers.items()),
-            status_code=min(doc.answers, default=200),
-            openapi_extra=(doc_with_key(doc) if replays else doc).extra(),
-            response_class=Response,
-        )
-        return handler
-
-    return register
-
-
-def doc_with_key(doc: Doc) -> Doc:
-    """The same, with the header that makes a call safe to make again."""
-    return replace(doc, parameters=(*doc.parameters, KEY))
-
-
-async def _once(call: Call, handler: Handler) -> Response:
-    """The handler's answer, or the one it gave to the same key."""
-    request, replay = call.request, call.front.replay
-    key = request.headers.get("idempotency-key", "")
-    if not key or replay is None:
+    async def endpoint(request: Request) -> Response:
+        principal = await access.authenticator.principal_of(request)
+        principal.require(operation.scope)
+        await access.gate.enter(principal, operation.method)
+        call = Call(request, principal, access.bodies, deps)
+        if operation.replays:
+            return await _once(access.replay, call, handler)
         return await handler(call)
-    settings = call.front.settings
-    raw = await read_bytes(
-        request, limit=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
-    )
+
+    return endpoint
+
+
+async def _once(replay: Replay, call: Call[D], handler: Handler[D]) -> Response:
+    """The handler's answer, or the one it gave to the same key."""
+    request = call.request
+    key = request.headers.get("idempotency-key", "")
+    if not key:
+        return await handler(call)
+    raw = await call.read()
 
     async def again() -> Message:
         return {"type": "http.request", "body": raw, "more_body": False}
 
     read = replace(call, request=Request(request.scope, again))
     scope = f"{call.principal.tenant}\0{request.url.path}"
-    query = request.url.query.encode()
-    asked = raw + b"\0" + query if query else raw
-    return await replay.once(scope, key, asked, lambda: handler(read))
-
-
-def new_router() -> APIRouter:
-    """An empty router of plain routes."""
-    return APIRouter(route_class=PlainRoute)
-
-
-def _description(handler: Handler) -> str:
-    return "\n".join((handler.__doc__ or "").split("\n")[1:]).strip()
+    return await replay.once(scope, key, raw, lambda: handler(read))

@@ -1,25 +1,29 @@
 """A job's events over a WebSocket: the same as over SSE, for clients that cannot have that.
 
-Called by `api.app`. Each message is one JSON object `{event, id, data}`; `?after=` takes the id of
+Called by `api.wiring`. Each message is one JSON object `{event, id, data}`; `?after=` takes the id of
 the last one seen. Must not know how tokens are made.
 """
 
 import asyncio
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
 import orjson
+from fastapi import APIRouter
+from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
-from api.auth.principal import Scope
-from api.front import Front, front_of
+from api.auth.principal import Authenticator, Scope
 from api.http.errors import Forbidden
 from api.http.problem import error_response
+from api.job.live import LiveDeps
 from api.routes.jobs import own_job
 from api.routes.stream import END, job_events, parse_cursor
 from eventing.errors import NotFound, StoreUnavailable, TorporError
 from eventing.job.job import Job
+from eventing.job.store import Store
 from eventing.live.stream_multiplexer import ReaderCutOff
 
 PATH = "/v1/jobs/{id}/ws"
@@ -30,16 +34,33 @@ _TRY_AGAIN_LATER: Final = 1013
 _GONE: Final = 4404
 
 
-async def follow_job_socket(socket: WebSocket) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketDeps:
+    """What a job's WebSocket needs."""
+
+    authenticator: Authenticator
+    store: Store
+    live: LiveDeps
+
+
+def router(deps: SocketDeps) -> APIRouter:
+    """The WebSocket's route."""
+
+    async def follow(socket: WebSocket) -> None:
+        await follow_job_socket(deps, socket)
+
+    return APIRouter(routes=[WebSocketRoute(PATH, follow)])
+
+
+async def follow_job_socket(deps: SocketDeps, socket: WebSocket) -> None:
     """Send the job's events and close; what a client sends is not looked at."""
-    front = front_of(socket)
     text = socket.query_params.get("after", "")
     try:
         _check_origin(socket)
-        principal = await front.authenticator.principal_of(socket)
+        principal = await deps.authenticator.principal_of(socket)
         principal.require(Scope.JOBS_READ)
         after = parse_cursor(text)
-        job = await own_job(front, principal, socket.path_params["id"])
+        job = await own_job(deps.store, principal, socket.path_params["id"])
     except TorporError as error:
         await socket.send_denial_response(error_response(socket.url.path, error))
         # To uvicorn a refusal that returns is a handshake that was forgotten: it logs an error.
@@ -49,17 +70,17 @@ async def follow_job_socket(socket: WebSocket) -> None:
         await socket.close(_NORMAL)
         return
     async with asyncio.TaskGroup() as group:
-        sending = group.create_task(_send(socket, front, job, after))
+        sending = group.create_task(_send(socket, deps.live, job, after))
         listening = group.create_task(_listen(socket))
         await asyncio.wait({sending, listening}, return_when=asyncio.FIRST_COMPLETED)
         sending.cancel()
         listening.cancel()
 
 
-async def _send(socket: WebSocket, front: Front, job: Job, after: str) -> None:
+async def _send(socket: WebSocket, deps: LiveDeps, job: Job, after: str) -> None:
     try:
         try:
-            async for name, data, cursor in job_events(front, job, after):
+            async for name, data, cursor in job_events(deps, job, after):
                 message = {"event": name, "id": cursor or None, "data": data}
                 await socket.send_text(orjson.dumps(message).decode())
         except NotFound:

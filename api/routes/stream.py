@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import orjson
 
-from api.front import Front
 from api.http.protocol import ResponseWriter
 from api.http.sse import comment, frame
-from api.job.live import Moment, moments, write_directly
+from api.job.live import LiveDeps, Moment, moments, write_directly
 from api.job.stream_position import StreamFault
-from api.view.job import job_view, outlook_view
+from api.view.job import job_view
+from api.view.outlook import outlook_view
 from eventing.errors import BadRequest, NotFound, StoreUnavailable
 from eventing.job.job import Job, JobState
 from eventing.job.store import EntryKind, StreamEntry
@@ -38,14 +38,14 @@ def parse_cursor(text: str) -> str:
 
 
 async def job_frames(
-    front: Front, job: Job, after: str, wire: ResponseWriter | None
+    deps: LiveDeps, job: Job, after: str, wire: ResponseWriter | None
 ) -> AsyncGenerator[bytes, None]:
     """Frames of the job's life after a cursor, ending with `result`. Tokens that come while nobody
     asks for the next frame go to `wire` at once.
     """
     tap = write_directly(wire, token_frame)
     try:
-        async for name, data, cursor in job_events(front, job, after, tap):
+        async for name, data, cursor in job_events(deps, job, after, tap):
             yield frame(name, data, cursor=cursor)
     except ReaderCutOff as error:
         yield comment(error.message)
@@ -67,7 +67,7 @@ def token_frame(entry: StreamEntry) -> bytes:
 
 
 async def job_events(
-    front: Front, job: Job, after: str, tap: TokenCallback | None = None
+    deps: LiveDeps, job: Job, after: str, tap: TokenCallback | None = None
 ) -> AsyncGenerator[tuple[str, Any, str], None]:
     """Name, data and cursor of each event. What `tap` takes is not among them.
 
@@ -79,7 +79,7 @@ async def job_events(
         yield "state", {"state": job.state, "id": job.id}, ""
     is_anew = False
     while True:
-        async with aclosing(moments(front, job, cursor, tap)) as life:
+        async with aclosing(moments(deps, job, cursor, tap)) as life:
             async for moment in life:
                 if moment.fault is StreamFault.REWOUND and not is_anew:
                     break

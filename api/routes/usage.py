@@ -1,25 +1,35 @@
 """`/v1/usage`: what a span of time cost, by model and by tenant.
 
-Called by `api.app` and `torpor report`. It shows every tenant, so it is for those who read metrics,
+Called by `api.wiring` and `torpor report`. It shows every tenant, so it is for those who read metrics,
 not for a tenant's own admin; the figures come from the ledger that predictors keep. Must not know
 how time was measured.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.responses import Response
 
 from api.auth.principal import Scope
 from api.openapi import operation as docs
+from api.openapi.doc import Doc
 from api.openapi.examples import USAGE
 from api.routes.jobs import json_response, whole_number
-from api.routes.route import Call, Doc, new_router, operation
-from eventing.errors import NotFound
+from api.routes.route import Call, Routes
 from eventing.telemetry.cost import Price, bill, overhead, spend_of
-from eventing.telemetry.metric.ledger import KEEP_SLICES_S, SLICE_S, Rows, by_name
+from eventing.telemetry.metric.ledger import KEEP_SLICES_S, SLICE_S, Ledger, Rows, by_name
 
-router = new_router()
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageDeps:
+    """What `/v1/usage` needs."""
+
+    ledger: Ledger
+    price: Price
+
+
+routes: Routes[UsageDeps] = Routes()
 
 _DAY_S: Final = 24 * 3600
 _USAGE: Final = Doc(
@@ -33,25 +43,22 @@ _USAGE: Final = Doc(
     ),
     answers={
         200: docs.answer("seconds, tokens and cost by model and by tenant", None, USAGE),
-        **docs.problems(401, 403, 404, 503),
+        **docs.problems(400, 401, 403, 503),
     },
 )
 
 
-@operation(router, "GET", "/v1/usage", scope=Scope.METRICS_READ, doc=_USAGE)
-async def usage(call: Call) -> Response:
+@routes.operation("GET", "/v1/usage", scope=Scope.METRICS_READ, doc=_USAGE)
+async def usage(call: Call[UsageDeps]) -> Response:
     """See what a span of time cost.
 
     Cost per 1,000 delivered tokens is given with everything in it: idle time, wakes and work that
     was thrown away. A tenant's `cost_all_in` is its own GPU time times what all GPU time cost.
     """
-    ledger = call.front.ledger
-    if ledger is None:
-        raise NotFound("no ledger is kept here")
     query = call.request.query_params
     span_s = whole_number(query, "since_s", default=_DAY_S, least=SLICE_S, most=KEEP_SLICES_S)
-    rows = await ledger.since(span_s)
-    view = usage_view(rows, call.front.settings.price)
+    rows = await call.deps.ledger.since(span_s)
+    view = usage_view(rows, call.deps.price)
     return json_response({"object": "usage", "since_s": span_s, **view})
 
 

@@ -1,20 +1,20 @@
 """`/v1/webhook_endpoints` as OpenAI's client knows it, and the log of what was delivered.
 
-Called by `api.app`. Must not know how deliveries are sent.
+Called by `api.wiring`. Must not know how deliveries are sent.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from starlette.responses import Response
 
 from api.auth.principal import Scope
-from api.http.body import parse_object, read_bytes, read_object
+from api.http.body import parse_object
 from api.openapi import webhooks as docs
 from api.routes.jobs import json_response, whole_number
-from api.routes.route import Call, new_router, operation
-from api.webhook.address import allow_list, check_url
+from api.routes.route import Call, Routes
+from api.webhook.address import AllowList, check_url
 from api.webhook.service import WebhookService
 from api.webhook.webhook import (
     OVERLAP_S,
@@ -30,26 +30,34 @@ from api.webhook.webhook import (
 )
 from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable, WrongState
 
-router = new_router()
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookDeps:
+    """What `/v1/webhook_endpoints` and its kin need."""
+
+    webhooks: WebhookService
+    allowed: AllowList
+
+
+routes: Routes[WebhookDeps] = Routes()
 
 _MOST_ENDPOINTS: Final = 50
 _LONGEST_NAME: Final = 256
 
 
-@operation(
-    router,
+@routes.operation(
     "POST",
     "/v1/webhook_endpoints",
     scope=Scope.ADMIN,
     doc=docs.CREATE_ENDPOINT,
     replays=True,
 )
-async def create_webhook_endpoint(call: Call) -> Response:
+async def create_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
     """Register a receiver.
 
     The signing secret is shown in this answer only.
     """
-    store, body = _desk(call).store, await _body(call)
+    store, body = call.deps.webhooks.store, await call.read_object()
     if len(await store.endpoints(call.principal.tenant)) >= _MOST_ENDPOINTS:
         raise WrongState(f"a tenant has at most {_MOST_ENDPOINTS} endpoints")
     now_s = await store.now_ms() // 1000
@@ -67,12 +75,12 @@ async def create_webhook_endpoint(call: Call) -> Response:
     return json_response(_with_secret(endpoint))
 
 
-@operation(router, "GET", "/v1/webhook_endpoints", scope=Scope.JOBS_READ, doc=docs.LIST_ENDPOINTS)
-async def list_webhook_endpoints(call: Call) -> Response:
+@routes.operation("GET", "/v1/webhook_endpoints", scope=Scope.JOBS_READ, doc=docs.LIST_ENDPOINTS)
+async def list_webhook_endpoints(call: Call[WebhookDeps]) -> Response:
     """List the tenant's receivers, oldest first."""
     query = call.request.query_params
     limit = whole_number(query, "limit", default=20, least=1, most=100)
-    endpoints = await _desk(call).store.endpoints(call.principal.tenant)
+    endpoints = await call.deps.webhooks.store.endpoints(call.principal.tenant)
     if after := query.get("after"):
         places = [place for place, endpoint in enumerate(endpoints) if endpoint.id == after]
         if not places:
@@ -90,28 +98,25 @@ async def list_webhook_endpoints(call: Call) -> Response:
     )
 
 
-@operation(
-    router, "GET", "/v1/webhook_endpoints/{id}", scope=Scope.JOBS_READ, doc=docs.GET_ENDPOINT
-)
-async def retrieve_webhook_endpoint(call: Call) -> Response:
+@routes.operation("GET", "/v1/webhook_endpoints/{id}", scope=Scope.JOBS_READ, doc=docs.GET_ENDPOINT)
+async def retrieve_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
     """Look at a receiver. `we_jobs` is what signs the webhooks that jobs bring themselves."""
     return json_response(_view(await _endpoint(call)))
 
 
-@operation(
-    router,
+@routes.operation(
     "POST",
     "/v1/webhook_endpoints/{id}",
     scope=Scope.ADMIN,
     doc=docs.UPDATE_ENDPOINT,
     replays=True,
 )
-async def update_webhook_endpoint(call: Call) -> Response:
+async def update_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
     """Change a receiver; a change switches it on again if a 410 had switched it off."""
-    body, current = await _body(call), await _endpoint(call)
+    body, current = await call.read_object(), await _endpoint(call)
     if current.id == PER_JOB:
         raise WrongState("this endpoint has nothing to change but its secret")
-    now_s = await _desk(call).store.now_ms() // 1000
+    now_s = await call.deps.webhooks.store.now_ms() // 1000
     fields: dict[str, Any] = {"updated_s": now_s, "switched_off": ""}
     if "url" in body:
         fields["url"] = _url(call, body["url"])
@@ -119,34 +124,33 @@ async def update_webhook_endpoint(call: Call) -> Response:
         fields["name"] = _name(body["name"])
     if "event_types" in body:
         fields["event_types"] = _event_types(body["event_types"])
-    changed = await _desk(call).store.change(
+    changed = await call.deps.webhooks.store.change(
         call.principal.tenant, current.id, lambda endpoint: replace(endpoint, **fields)
     )
     return json_response(_view(changed))
 
 
-@operation(
-    router, "DELETE", "/v1/webhook_endpoints/{id}", scope=Scope.ADMIN, doc=docs.DELETE_ENDPOINT
+@routes.operation(
+    "DELETE", "/v1/webhook_endpoints/{id}", scope=Scope.ADMIN, doc=docs.DELETE_ENDPOINT
 )
-async def delete_webhook_endpoint(call: Call) -> Response:
+async def delete_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
     """Forget a receiver; what is on its way to it is dropped."""
     endpoint_id = call.request.path_params["id"]
-    if endpoint_id == PER_JOB or not await _desk(call).store.remove(
+    if endpoint_id == PER_JOB or not await call.deps.webhooks.store.remove(
         call.principal.tenant, endpoint_id
     ):
         raise NotFound("no such webhook endpoint")
     return json_response({"id": endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True})
 
 
-@operation(
-    router,
+@routes.operation(
     "POST",
     "/v1/webhook_endpoints/{id}/rotate_secret",
     scope=Scope.ADMIN,
     doc=docs.ROTATE_SECRET,
     replays=True,
 )
-async def rotate_webhook_secret(call: Call) -> Response:
+async def rotate_webhook_secret(call: Call[WebhookDeps]) -> Response:
     """Make a new signing secret.
 
     With `keep_old_secret_active_for_24_hours` every delivery carries two signatures for a day, so
@@ -157,7 +161,7 @@ async def rotate_webhook_secret(call: Call) -> Response:
     if not isinstance(keep, bool):
         field = "keep_old_secret_active_for_24_hours"
         raise InvalidJob(f"{field} must be true or false", field)
-    store, endpoint = _desk(call).store, await _endpoint(call)
+    store, endpoint = call.deps.webhooks.store, await _endpoint(call)
     now_s = await store.now_ms() // 1000
     secret = new_secret()
     rotated = await store.change(
@@ -168,21 +172,20 @@ async def rotate_webhook_secret(call: Call) -> Response:
     return json_response(_with_secret(rotated))
 
 
-@operation(
-    router,
+@routes.operation(
     "POST",
     "/v1/webhook_endpoints/{id}/test",
     scope=Scope.ADMIN,
     doc=docs.TEST_ENDPOINT,
     replays=True,
 )
-async def test_webhook_endpoint(call: Call) -> Response:
+async def test_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
     """Send a sample event now, once, and tell what the receiver answered."""
-    body, endpoint = await _body(call), await _endpoint(call)
+    body, endpoint = await call.read_object(), await _endpoint(call)
     (event_type,) = _event_types([body.get("event_type")], "event_type")
     if endpoint.id == PER_JOB:
         raise WrongState("this endpoint has no URL of its own")
-    now_ms = await _desk(call).store.now_ms()
+    now_ms = await call.deps.webhooks.store.now_ms()
     message = Message(
         tenant=endpoint.tenant,
         type=event_type,
@@ -191,7 +194,7 @@ async def test_webhook_endpoint(call: Call) -> Response:
         created_s=now_ms // 1000,
     )
     delivery = delivery_of(message, endpoint.id, endpoint.url)
-    outcome = await _desk(call).sender.try_once(endpoint, delivery)
+    outcome = await call.deps.webhooks.sender.try_once(endpoint, delivery)
     if not outcome.status:
         raise Unavailable(f"the receiver did not answer: {outcome.error}", 5.0)
     return json_response(
@@ -205,19 +208,19 @@ async def test_webhook_endpoint(call: Call) -> Response:
     )
 
 
-@operation(router, "GET", "/v1/webhook_event_types", scope=Scope.JOBS_READ, doc=docs.EVENT_TYPES)
-async def list_webhook_event_types(call: Call) -> Response:
+@routes.operation("GET", "/v1/webhook_event_types", scope=Scope.JOBS_READ, doc=docs.EVENT_TYPES)
+async def list_webhook_event_types(call: Call[WebhookDeps]) -> Response:
     """List the event types there are."""
     return json_response({"object": "list", "data": list(EventType)})
 
 
-@operation(router, "GET", "/v1/webhook_deliveries", scope=Scope.JOBS_READ, doc=docs.LIST_DELIVERIES)
-async def list_webhook_deliveries(call: Call) -> Response:
+@routes.operation("GET", "/v1/webhook_deliveries", scope=Scope.JOBS_READ, doc=docs.LIST_DELIVERIES)
+async def list_webhook_deliveries(call: Call[WebhookDeps]) -> Response:
     """Read the delivery log, newest first: every try, what it was answered, when the next is."""
     query = call.request.query_params
     limit = whole_number(query, "limit", default=20, least=1, most=100)
     before_ms = whole_number(query, "before", default=0, least=1, most=10**15)
-    found = await _desk(call).store.log(call.principal.tenant, limit, before_ms)
+    found = await call.deps.webhooks.store.log(call.principal.tenant, limit, before_ms)
     next_before = found[-1].created_ms if len(found) == limit else None
     return json_response(
         {
@@ -228,12 +231,12 @@ async def list_webhook_deliveries(call: Call) -> Response:
     )
 
 
-@operation(
-    router, "GET", "/v1/webhook_deliveries/{id}", scope=Scope.JOBS_READ, doc=docs.GET_DELIVERY
+@routes.operation(
+    "GET", "/v1/webhook_deliveries/{id}", scope=Scope.JOBS_READ, doc=docs.GET_DELIVERY
 )
-async def retrieve_webhook_delivery(call: Call) -> Response:
+async def retrieve_webhook_delivery(call: Call[WebhookDeps]) -> Response:
     """Look at one delivery. Its id is the `webhook-id` that the receiver saw."""
-    delivery = await _desk(call).store.delivery(
+    delivery = await call.deps.webhooks.store.delivery(
         call.principal.tenant, call.request.path_params["id"]
     )
     if delivery is None:
@@ -241,32 +244,15 @@ async def retrieve_webhook_delivery(call: Call) -> Response:
     return json_response(_delivery_view(delivery))
 
 
-def _desk(call: Call) -> WebhookService:
-    desk = call.front.webhooks
-    if desk is None:
-        raise NotFound("this api keeps no webhooks")
-    return desk
-
-
-async def _body(call: Call) -> Mapping[str, Any]:
-    settings = call.front.settings
-    return await read_object(
-        call.request, limit=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
-    )
-
-
-async def _optional_body(call: Call) -> Mapping[str, Any]:
+async def _optional_body(call: Call[WebhookDeps]) -> Mapping[str, Any]:
     """The body, or nothing: OpenAI's client sends none for a plain rotation."""
-    settings = call.front.settings
-    raw = await read_bytes(
-        call.request, limit=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
-    )
+    raw = await call.read()
     return parse_object(raw) if raw else {}
 
 
-async def _endpoint(call: Call) -> Endpoint:
+async def _endpoint(call: Call[WebhookDeps]) -> Endpoint:
     endpoint_id, tenant = call.request.path_params["id"], call.principal.tenant
-    store = _desk(call).store
+    store = call.deps.webhooks.store
     if endpoint_id == PER_JOB:
         return await store.per_job(tenant)
     endpoint = await store.endpoint(tenant, endpoint_id)
@@ -275,8 +261,8 @@ async def _endpoint(call: Call) -> Endpoint:
     return endpoint
 
 
-def _url(call: Call, value: Any) -> str:
-    check_url(value, allow_list(call.front.settings.webhook_allow), "url")
+def _url(call: Call[WebhookDeps], value: Any) -> str:
+    check_url(value, call.deps.allowed, "url")
     return str(value)
 
 

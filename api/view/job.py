@@ -5,7 +5,7 @@ Called by the jobs' handlers, their streams and the WebSocket. Must not know HTT
 
 from typing import Any
 
-from api.front import Outlook
+from api.view.outlook import Outlook, outlook_view
 from eventing.cloudevent.job_event import timings
 from eventing.cloudevent.request_id import KEPT
 from eventing.job.job import Job
@@ -84,18 +84,6 @@ def _heading(job: Job) -> dict[str, Any]:
         "custom_id": job.request.custom_id,
         "priority": job.lane,
     }
-
-
-def outlook_view(outlook: Outlook) -> dict[str, Any]:
-    """What is known of a wait; unknown fields are left out."""
-    fields = {
-        "position": outlook.position,
-        "expected_wait_s": outlook.expected_wait_s,
-        "phase": outlook.phase or None,
-        "phase_since_ms": outlook.phase_since_ms or None,
-        "replicas": outlook.replicas,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def public_metadata(job: Job) -> dict[str, str]:

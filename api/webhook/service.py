@@ -1,13 +1,9 @@
-"""What the handlers of webhooks need, put together once. Called by `api.assembly`."""
+"""What the handlers of webhooks need, put together once. Called by `api.wiring`."""
 
 from dataclasses import dataclass
 
-from redis.asyncio import Redis
-
-from api.settings import ApiSettings
-from api.webhook.address import allow_list
 from api.webhook.listener import WebhookListener
-from api.webhook.sender import SenderSettings, WebhookSender
+from api.webhook.sender import WebhookSender
 from api.webhook.store import WebhookStore
 from api.webhook.webhook import Message
 
@@ -33,14 +29,3 @@ class WebhookService:
             created_s=now_s,
         )
         await self.tell(message)
-
-
-def build_webhooks(settings: ApiSettings, redis: Redis) -> WebhookService:
-    """The desk on a Redis client that it does not own."""
-    store = WebhookStore(redis)
-    how = SenderSettings(
-        timeout_s=settings.webhook_timeout_s,
-        schedule_s=settings.webhook_schedule_s,
-        allowed=allow_list(settings.webhook_allow),
-    )
-    return WebhookService(store, WebhookSender(store, how))

@@ -128,6 +128,7 @@ def torpor(redis_url: str, folder: Path) -> Iterator[Contestant]:
     }
     (folder / "triggers.yaml").write_bytes(orjson.dumps(trigger))
     env = {
+        "TORPOR_ANONYMOUS_ACCESS": "loopback",
         "TORPOR_REDIS_URL": redis_url,
         "TORPOR_TRIGGERS_FILE": str(folder / "triggers.yaml"),
         "TORPOR_QUEUE_TRIGGERS_FILE": str(folder / "triggers.yaml"),

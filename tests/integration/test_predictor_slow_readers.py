@@ -63,6 +63,7 @@ def api(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Ap
     port = free_port()
     environment = {
         "TORPOR_PORT": str(port),
+        "TORPOR_ANONYMOUS_ACCESS": "loopback",
         "TORPOR_REDIS_URL": redis_url,
         "TORPOR_BROKER_URL": "http://127.0.0.1:9/",
         "TORPOR_MODELS": '[{"name": "seeded", "context_tokens": 4096}]',

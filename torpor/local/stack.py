@@ -154,6 +154,7 @@ class Stack:
             "TORPOR_TRIGGERS_FILE": str(self._data / "triggers.yaml"),
             "TORPOR_QUEUE_TRIGGERS_FILE": str(self._data / "triggers.yaml"),
             "TORPOR_DELIVERY_TOKEN": self._token,
+            "TORPOR_ANONYMOUS_ACCESS": os.environ.get("TORPOR_ANONYMOUS_ACCESS", "loopback"),
             "TORPOR_MODELS": orjson.dumps(cards).decode(),
             "TORPOR_FILES_URL": (self._data / "files").resolve().as_uri(),
             "TORPOR_ENGINE": s.engine,

@@ -1,6 +1,6 @@
 """What became of jobs, for Prometheus: waits, time to the first token, tokens, attempts, the dead.
 
-Called by the api, which is told of every ended job (`api.front.ResultListener`), wherever the
+Called by the api, which is told of every ended job (`api.routes.events.ResultListener`), wherever the
 predictor was that made it and whether it still lives. Everything here is counted once a job, from
 the job's own record in store time. Labels are models, lanes, states and our own words; never a
 tenant, a job or a text.

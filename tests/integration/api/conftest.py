@@ -3,26 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from redis.asyncio import Redis
 
+from api import wiring
 from api.app import create_app
-from api.assembly import Loop
 from api.auth.principal import Scope
-from api.batch.file_store import FileStore
-from api.batch.store import BatchStore
-from api.front import Front
-from api.job.catalog import Catalog
-from api.settings import ApiSettings, ModelCard
+from api.settings import AnonymousAccess, ApiSettings, ModelCard
+from api.wiring import Parts
 from eventing.api_key import RedisKeys, mint
-from eventing.live.completion_notifier import CompletionNotifier
-from eventing.live.stream_multiplexer import StreamMultiplexer
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import FakeBroker, FakeEngine, FakePredictor, serving
 
@@ -36,7 +31,7 @@ class Served:
 
     url: str
     client: httpx.AsyncClient
-    front: Front
+    parts: Parts
     store: RedisStore
     broker: FakeBroker
 
@@ -50,9 +45,7 @@ class Served:
 
 @dataclass
 class Rig(Served):
-    """Without doorkeepers and messengers; `tests.integration.api.furnished` has them."""
-
-    hub: StreamMultiplexer
+    """For everybody who reaches it."""
 
     async def predictor(self, job_id: str) -> FakePredictor:
         return await FakePredictor(self.store, job_id).start()
@@ -68,6 +61,7 @@ def api_settings(redis_url: str, tmp_path: Path) -> ApiSettings:
     return ApiSettings(
         redis_url=redis_url,
         models=(ModelCard(name="m", context_tokens=64),),
+        anonymous_access=AnonymousAccess.LOOPBACK,
         body_timeout_s=0.5,
         keep_alive_s=0.2,
         files_url=f"file://{tmp_path}/files",
@@ -79,40 +73,24 @@ def broker() -> FakeBroker:
     return FakeBroker()
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A front, and those of its parts that must run."""
+UNASKED = ("batches", "metrics", "sweep")
+"""Loops that a test runs itself when it wants them: they change what it looks at by the clock."""
 
-    front: Front
-    hub: StreamMultiplexer
-    bell: CompletionNotifier
 
-    @classmethod
-    def over(cls, settings: ApiSettings, store: RedisStore, broker: FakeBroker) -> "Parts":
-        hub = StreamMultiplexer(settings.redis_url.get_secret_value(), store, store.redis)
-        bell = CompletionNotifier(store.redis)
-        front = Front(
-            settings=settings,
-            store=store,
-            publisher=broker,
-            live=hub,
-            ends=bell,
-            catalog=Catalog(settings.models),
-            batches=BatchStore(store.redis),
-        )
-        return cls(front, hub, bell)
+@asynccontextmanager
+async def running(parts: Parts) -> AsyncIterator[None]:
+    """The other loops of the api, while the block runs."""
+    async with asyncio.TaskGroup() as group:
+        named = wiring.loops(parts).items()
+        tasks = [group.create_task(loop()) for name, loop in named if name not in UNASKED]
+        yield
+        for task in tasks:
+            task.cancel()
+    await parts.streams.close()
 
-    @asynccontextmanager
-    async def running(self, *loops: Loop) -> AsyncIterator[None]:
-        """They, and `loops`, while the block runs."""
-        async with asyncio.TaskGroup() as group:
-            notes = partial(self.front.published.run, self.front.store)
-            every = (self.hub.run, self.bell.run, notes, *loops)
-            tasks = [group.create_task(loop()) for loop in every]
-            yield
-            for task in tasks:
-                task.cancel()
-        await self.hub.close()
+
+def app_over(parts: Parts) -> FastAPI:
+    return create_app(wiring.routers(parts), lambda _: running(parts))
 
 
 @asynccontextmanager
@@ -120,13 +98,12 @@ async def rig_over(
     settings: ApiSettings, store: RedisStore, broker: FakeBroker
 ) -> AsyncIterator[Rig]:
     """A rig; leaving it ends its api as a SIGTERM would."""
-    parts = Parts.over(settings, store, broker)
-    front = replace(parts.front, files=FileStore(settings.files_url))
+    parts = wiring.make_parts(settings, store.redis, store, broker)
     async with (
-        serving(create_app(front, lambda _: parts.running())) as url,
+        serving(app_over(parts)) as url,
         httpx.AsyncClient(base_url=url, timeout=5) as client,
     ):
-        yield Rig(url, client, front, store, broker, parts.hub)
+        yield Rig(url, client, parts, store, broker)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""An api with its doorkeepers and messengers (`api.assembly`) over a real Valkey and socket."""
+"""An api whose jobs a test can end as predictor and broker do, over a real Valkey and socket."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,20 +8,19 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from api.app import create_app
-from api.assembly import furnish
-from api.settings import ApiSettings, ModelCard
+from api import wiring
+from api.settings import AnonymousAccess, ApiSettings, ModelCard
 from eventing.cloudevent.event import build_binary
 from eventing.cloudevent.job_event import result_event
 from eventing.job.job import JobId
 from eventing.store.redis_store import RedisStore
-from tests.integration.api.conftest import Parts, Served
+from tests.integration.api.conftest import Served, app_over
 from tests.integration.api.fakes import FakeBroker, FakePredictor, chat_result, serving
 
 
 @dataclass
 class Furnished(Served):
-    """One running api, with all that `api.assembly` puts on it."""
+    """One running api."""
 
     app: FastAPI | None = None
 
@@ -44,6 +43,7 @@ def settings_for(redis_url: str, **fields: Any) -> ApiSettings:
     defaults: dict[str, Any] = {
         "redis_url": redis_url,
         "models": (ModelCard(name="m", context_tokens=64),),
+        "anonymous_access": AnonymousAccess.LOOPBACK,
         "webhook_allow": ("127.0.0.0/8",),
         "webhook_timeout_s": 1.0,
     }
@@ -54,11 +54,10 @@ def settings_for(redis_url: str, **fields: Any) -> ApiSettings:
 async def furnished(settings: ApiSettings, store: RedisStore) -> AsyncIterator[Furnished]:
     """The api while the block runs."""
     broker = FakeBroker()
-    parts = Parts.over(settings, store, broker)
-    front, loops = furnish(parts.front, store.redis)
-    app = create_app(front, lambda _: parts.running(*loops.values()))
+    parts = wiring.make_parts(settings, store.redis, store, broker)
+    app = app_over(parts)
     async with (
         serving(app) as url,
         httpx.AsyncClient(base_url=url, timeout=5) as client,
     ):
-        yield Furnished(url, client, front, store, broker, app)
+        yield Furnished(url, client, parts, store, broker, app)

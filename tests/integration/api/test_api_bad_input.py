@@ -322,7 +322,7 @@ async def raw(rig: Rig, request: bytes, *, eof: bool = False, timeout_s: float =
     return answer
 
 
-HEAD = b"POST /v1/jobs HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+HEAD = b"POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
 async def test_a_body_that_stops_half_way_is_given_up(rig: Rig) -> None:
@@ -346,11 +346,11 @@ async def test_a_body_that_drips_is_given_up_as_well(rig: Rig) -> None:
 
 
 async def test_bodies_that_are_not_whole_have_a_limit_together(rig: Rig) -> None:
-    rig.front.body_room.take(HELD_BYTES - 100_000)  # others hold the rest
+    rig.parts.body_room.take(HELD_BYTES - 100_000)  # others hold the rest
     part = HEAD + b"content-length: 1000000\r\n\r\n" + b" " * 200_000
 
     assert (await raw(rig, part)).startswith(b"HTTP/1.1 503")
-    rig.front.body_room.take(100_000)  # and what it held is free again
+    rig.parts.body_room.take(100_000)  # and what it held is free again
 
 
 async def test_a_connection_that_is_half_closed_does_not_hang(rig: Rig) -> None:

@@ -17,12 +17,14 @@ from api.batch import runner as batch_runner
 from api.batch.batch import Batch
 from api.batch.store import BatchStore
 from api.job.submission import keyed_job_id
-from eventing.clock import SystemClock
+from api.settings import ApiSettings
+from eventing.clock import Clock, SystemClock
 from eventing.job.job import JobId
 from eventing.outbox.outbox import sweep_once
 from eventing.redis import keys
-from tests.integration.api.conftest import Rig, chat_line
-from tests.integration.api.fakes import FakeEngine, chat_result
+from eventing.store.redis_store import RedisStore
+from tests.integration.api.conftest import Rig, chat_line, rig_over
+from tests.integration.api.fakes import FakeBroker, FakeEngine, chat_result
 
 URL = "/v1/chat/completions"
 
@@ -34,11 +36,11 @@ async def client(rig: Rig) -> AsyncIterator[AsyncOpenAI]:
 
 
 @asynccontextmanager
-async def running(rig: Rig) -> AsyncIterator[None]:
+async def running(rig: Rig, clock: Clock | None = None) -> AsyncIterator[None]:
     """One runner, until the block ends; ended as a crash would end it."""
-    batches = BatchStore(rig.store.redis)
+    deps = replace(rig.parts.batches, clock=clock or rig.parts.clock)
     async with asyncio.TaskGroup() as group:
-        runner = group.create_task(batch_runner.run(rig.front, batches, turn_s=0.05))
+        runner = group.create_task(batch_runner.run(deps, turn_s=0.05))
         try:
             yield
         finally:
@@ -117,12 +119,14 @@ async def test_an_id_that_is_no_file_is_not_found(rig: Rig, file_id: str) -> Non
     assert (await rig.client.get(f"/v1/files/{file_id}/content")).status_code == 404
 
 
-async def test_an_upload_over_the_limit_is_refused(rig: Rig) -> None:
+async def test_an_upload_over_the_limit_is_refused(
+    api_settings: ApiSettings, store: RedisStore, broker: FakeBroker
+) -> None:
     files = {"file": ("x", b"x" * 2000), "purpose": (None, "batch")}
-    small = rig.front.settings.model_copy(update={"file_limit_bytes": 1024})
-    object.__setattr__(rig.front, "settings", small)
+    small = api_settings.model_copy(update={"file_limit_bytes": 1024})
 
-    assert (await rig.client.post("/v1/files", files=files)).status_code == 413
+    async with rig_over(small, store, broker) as rig:
+        assert (await rig.client.post("/v1/files", files=files)).status_code == 413
 
 
 async def test_every_line_of_a_batch_is_answered(
@@ -236,8 +240,7 @@ async def test_a_batch_whose_window_closed_says_what_was_not_run(
     rig: Rig, client: AsyncOpenAI
 ) -> None:
     batch = await start(client, lines(3))
-    object.__setattr__(rig.front, "clock", LateClock())
-    async with running(rig):
+    async with running(rig, LateClock()):
         ended = await final(client, batch.id)
 
     errors = await content(client, ended.error_file_id)
@@ -339,9 +342,9 @@ async def test_five_hundred_lines_become_a_few_parts_and_a_bad_one_fails_alone(
         f"c{n}" for n in range(1, 501) if n != 250
     }
     assert [orjson.loads(line)["error"]["line"] for line in errors] == [250]
-    card = await rig.front.files.card("default", batch.output_file_id)
+    card = await rig.parts.batches.files.card("default", batch.output_file_id)
     assert len(card.parts) <= 3
-    folder = rig.front.settings.files_url.removeprefix("file://")
+    folder = rig.parts.settings.files_url.removeprefix("file://")
     on_disk = {path.name for path in Path(folder).glob(f"*/{batch.output_file_id}/part-*")}
     assert on_disk == set(card.parts)
 

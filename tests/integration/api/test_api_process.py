@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.__main__ import build, main
-from api.settings import ApiSettings, ModelCard
+from api.settings import AnonymousAccess, ApiSettings, ModelCard
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import serving
 
@@ -32,6 +32,7 @@ async def test_the_parts_fit_together(
         broker_url="http://127.0.0.1:9/",
         files_url=f"file://{tmp_path}",
         models=(ModelCard(name="m"),),
+        anonymous_access=AnonymousAccess.LOOPBACK,
     )
     async with serving(build(settings)) as url, httpx.AsyncClient(base_url=url) as client:
         assert (await client.get("/readyz")).status_code == 200
@@ -65,6 +66,7 @@ def test_settings_are_shown_with_secrets_masked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORPOR_REDIS_URL", "redis://:canary-7f3a@127.0.0.1:1/0")
+    monkeypatch.setenv("TORPOR_ANONYMOUS_ACCESS", "loopback")
     monkeypatch.setattr(sys, "argv", ["api", "--print-settings"])
 
     assert main() == 0

@@ -27,6 +27,8 @@ async def test_the_document_is_what_the_api_does(
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{rig.url}/openapi.json"),
         *("--checks", ",".join(CHECKS), "--max-examples", "3", "--seed", "1"),
+        # That a receiver did not answer is told as a 503, and nobody listens at an invented address.
+        *("--exclude-operation-id", "test_webhook_endpoint"),
         *("--phases", "examples,coverage,fuzzing", "--request-timeout", "5", "--no-color"),
         cwd=tmp_path,  # it keeps a cache where it runs
         stdout=asyncio.subprocess.PIPE,

@@ -94,9 +94,8 @@ async def test_a_silent_stream_is_kept_open_with_comments(rig: Rig) -> None:
     job_id = await rig.submit()
 
     async with following(rig, job_id) as events:
-        await anext(events)
-
-        assert "comment" in await anext(events)
+        while "comment" not in await anext(events):
+            continue
 
 
 async def test_a_new_attempt_is_announced_with_where_it_goes_on(rig: Rig) -> None:
@@ -145,7 +144,7 @@ async def test_readers_that_leave_are_let_go(rig: Rig) -> None:
         await anext(events)
 
     async with asyncio.timeout(3):
-        while rig.hub.reader_count:
+        while rig.parts.streams.reader_count:
             await asyncio.sleep(0.02)
 
 

@@ -26,7 +26,7 @@ def late(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing_yet(*_: Any) -> None:
         await asyncio.sleep(3600)
 
-    monkeypatch.setattr(rig.hub, "_read", nothing_yet)
+    monkeypatch.setattr(rig.parts.streams, "_read", nothing_yet)
     monkeypatch.setattr(live, "_LOOK_AGAIN_S", 0.1)
 
 

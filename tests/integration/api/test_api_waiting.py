@@ -8,7 +8,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from api.job.waiting import QueueWaiting, WakingNotes
+from api.job.waiting import QueueWaiting
 from eventing.broker.queue import Queue
 from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event
@@ -23,7 +23,6 @@ async def queue(rig: Rig, redis: Redis) -> AsyncIterator[Queue]:
     """The model's queue; whatever the rig publishes stands in it."""
     made = Queue(redis, "requests-m", "test")
     await made.ensure()
-    object.__setattr__(rig.front, "waiting", QueueWaiting(redis, SystemClock()))
 
     async with asyncio.TaskGroup() as group:
 
@@ -107,8 +106,7 @@ async def test_with_no_queue_to_look_at_only_replicas_are_known(rig: Rig, redis:
 async def test_what_woke_for_a_job_is_told_when_it_is_long_gone(
     rig: Rig, queue: Queue, redis: Redis
 ) -> None:
-    notes = WakingNotes(redis, rig.front.waiting, SystemClock())
-    object.__setattr__(rig.front, "past_waking", notes)
+    notes = rig.parts.past_waking
     job_id = await rig.submit()
     predictor = await rig.predictor(job_id)
     job = await rig.store.get(predictor.job_id)

@@ -189,14 +189,18 @@ def test_a_key_file_that_is_none_stops_the_start(tmp_path: Path, content: str) -
 
 @pytest.mark.timeout(60)  # imports, on a machine that does other things
 def test_the_process_refuses_to_start_open_to_others() -> None:
-    environment = os.environ | {"TORPOR_HOST": "0.0.0.0", "TORPOR_PORT": "0"}
+    environment = os.environ | {
+        "TORPOR_HOST": "0.0.0.0",
+        "TORPOR_PORT": "0",
+        "TORPOR_ANONYMOUS_ACCESS": "loopback",
+    }
 
     ended = subprocess.run(
         [sys.executable, "-m", "api"], env=environment, capture_output=True, timeout=55
     )
 
     assert ended.returncode == 2
-    assert b"TORPOR_ALLOW_ANONYMOUS" in ended.stderr
+    assert b"TORPOR_ANONYMOUS_ACCESS=anywhere" in ended.stderr
 
 
 async def test_metrics_are_for_this_machine_or_a_scope(

@@ -225,6 +225,7 @@ async def test_a_delivery_survives_a_kill_of_its_sender(
     receiver.answer = lambda n: web.Response(status=503 if n == 1 else 200)
     async with receiving() as broker:
         environment = os.environ | {
+            "TORPOR_ANONYMOUS_ACCESS": "loopback",
             "TORPOR_REDIS_URL": redis_url,
             "TORPOR_BROKER_URL": broker.url,
             "TORPOR_MODELS": '[{"name":"m","context_tokens":64}]',

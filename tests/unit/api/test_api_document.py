@@ -1,28 +1,25 @@
 """The OpenAPI document: complete in what schemathesis does not ask about."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
+from api import wiring
 from api.app import create_app
-from api.front import Front
-from api.job.catalog import Catalog
 from api.settings import ApiSettings
-from eventing.store.memory_store import MemoryStore
+from eventing.redis.connection import connect
+from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import FakeBroker
 
 
 @pytest.fixture(scope="module")
 def operations() -> dict[str, dict[str, Any]]:
     """By method and path."""
-    front = Front(
-        settings=ApiSettings(),
-        store=MemoryStore(),
-        publisher=FakeBroker(),
-        live=None,  # type: ignore[arg-type]
-        catalog=Catalog(()),
-    )
-    paths = create_app(front).openapi()["paths"]
+    settings = ApiSettings()
+    redis = connect(settings.redis_url.get_secret_value(), timeout_s=1.0, max_connections=2)
+    parts = wiring.make_parts(settings, redis, RedisStore(redis), FakeBroker())
+    paths = create_app(wiring.routers(parts), lambda _: nullcontext()).openapi()["paths"]
     return {f"{m.upper()} {path}": op for path, ms in paths.items() for m, op in ms.items()}
 
 

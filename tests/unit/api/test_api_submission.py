@@ -6,20 +6,24 @@ from dataclasses import replace
 import pytest
 
 from api.auth.principal import Principal
-from api.front import AdmitAll, Front
 from api.job.catalog import Catalog
+from api.job.concurrency_limiter import ConcurrencyLimiter
 from api.job.submission import (
     NEVER_ACCEPTED,
+    SubmitDeps,
     SubmitOptions,
     keyed_job_id,
     parse_submit_options,
     submit,
 )
-from api.settings import ApiSettings, ModelCard
+from api.settings import ModelCard
+from api.webhook.address import AllowList
+from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event
 from eventing.errors import BrokerUnavailable, IdempotencyConflict, InvalidJob, StoreUnavailable
 from eventing.job.job import Job, JobError, JobId, JobState, Lane
 from eventing.job.store import Ending, NewJob
+from eventing.outbox.published import PublishedJobs
 from eventing.store.memory_store import MemoryStore
 
 TENANT = Principal(tenant="t")
@@ -68,20 +72,37 @@ class SilentStore(MemoryStore):
         return None
 
 
-def front(broker: FakeBroker, store: MemoryStore | None = None, timeout_s: float = 0.5) -> Front:
-    settings = ApiSettings(models=(ModelCard(name="m"),), submit_timeout_s=timeout_s)
-    return Front(
-        settings=settings,
+class AdmitAll:
+    """No limits."""
+
+    async def admit(self, principal: Principal, new: NewJob) -> None:
+        return None
+
+    async def on_admitted(self, new: NewJob, job: Job, is_new: bool) -> None:
+        return None
+
+    async def on_rejected(self, tenant: str, job_id: JobId) -> None:
+        return None
+
+
+def deps(broker: FakeBroker, store: MemoryStore | None = None) -> SubmitDeps:
+    return SubmitDeps(
+        catalog=Catalog((ModelCard(name="m"),)),
         store=store or MemoryStore(),
         publisher=broker,
-        live=None,  # type: ignore[arg-type]
-        catalog=Catalog(settings.models),
+        intake=None,
+        published=PublishedJobs(),
+        admission=AdmitAll(),
+        limiter=ConcurrencyLimiter(),
+        clock=SystemClock(),
+        webhook_allow=AllowList(),
+        submit_timeout_s=0.5,
     )
 
 
 async def test_a_job_is_recorded_and_published() -> None:
     broker = FakeBroker()
-    job, is_new = await submit(front(broker), TENANT, LINE, SubmitOptions())
+    job, is_new = await submit(deps(broker), TENANT, LINE, SubmitOptions())
 
     assert is_new
     assert job.state is JobState.QUEUED
@@ -89,7 +110,7 @@ async def test_a_job_is_recorded_and_published() -> None:
 
 
 async def test_a_broker_that_is_down_is_a_refusal_and_the_job_never_runs() -> None:
-    made = front(FakeBroker(is_down=True))
+    made = deps(FakeBroker(is_down=True))
 
     with pytest.raises(BrokerUnavailable):
         await submit(made, TENANT, LINE, SubmitOptions())
@@ -102,7 +123,7 @@ async def test_a_broker_that_never_answers_is_given_up_in_time() -> None:
     started_s = asyncio.get_running_loop().time()
 
     with pytest.raises(BrokerUnavailable):
-        await submit(front(FakeBroker(is_mute=True)), TENANT, LINE, SubmitOptions())
+        await submit(deps(FakeBroker(is_mute=True)), TENANT, LINE, SubmitOptions())
 
     assert asyncio.get_running_loop().time() - started_s < 0.6
 
@@ -111,13 +132,13 @@ async def test_a_store_that_never_answers_is_given_up_in_time() -> None:
     started_s = asyncio.get_running_loop().time()
 
     with pytest.raises(StoreUnavailable):
-        await submit(front(FakeBroker(), MuteStore()), TENANT, LINE, SubmitOptions())
+        await submit(deps(FakeBroker(), MuteStore()), TENANT, LINE, SubmitOptions())
 
     assert asyncio.get_running_loop().time() - started_s < 0.6
 
 
 async def test_a_job_that_runs_in_spite_of_the_brokers_silence_is_accepted() -> None:
-    made = front(FakeBroker(is_down=True), RacingStore())
+    made = deps(FakeBroker(is_down=True), RacingStore())
 
     job, is_new = await submit(made, TENANT, LINE, SubmitOptions())
 
@@ -153,7 +174,7 @@ class Places(AdmitAll):
 
 async def test_a_job_without_a_key_goes_the_short_way() -> None:
     store, broker = MemoryStore(), FakeBroker()
-    made = replace(front(broker, store), intake=FakeIntake(store))
+    made = replace(deps(broker, store), intake=FakeIntake(store))
 
     job, is_new = await submit(made, TENANT, LINE, SubmitOptions())
 
@@ -164,7 +185,7 @@ async def test_a_job_without_a_key_goes_the_short_way() -> None:
 
 async def test_a_job_with_a_key_does_not() -> None:
     store, broker = MemoryStore(), FakeBroker()
-    made = replace(front(broker, store), intake=FakeIntake(store, AssertionError()))
+    made = replace(deps(broker, store), intake=FakeIntake(store, AssertionError()))
 
     job, _ = await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
 
@@ -174,7 +195,7 @@ async def test_a_job_with_a_key_does_not() -> None:
 @pytest.mark.parametrize("failure", [StoreUnavailable("full", 2.0), TimeoutError()], ids=repr)
 async def test_what_may_not_have_arrived_is_withdrawn(failure: Exception) -> None:
     store = MemoryStore()
-    made = replace(front(FakeBroker(), store), intake=FakeIntake(store, failure))
+    made = replace(deps(FakeBroker(), store), intake=FakeIntake(store, failure))
 
     with pytest.raises(StoreUnavailable):
         await submit(made, TENANT, LINE, SubmitOptions())
@@ -186,7 +207,7 @@ async def test_what_may_not_have_arrived_is_withdrawn(failure: Exception) -> Non
 async def test_what_was_withdrawn_gives_its_place_among_the_tenants_jobs_back() -> None:
     store, places = MemoryStore(), Places()
     intake = FakeIntake(store, StoreUnavailable("full", 2.0))
-    made = replace(front(FakeBroker(), store), intake=intake, admission=places)
+    made = replace(deps(FakeBroker(), store), intake=intake, admission=places)
 
     with pytest.raises(StoreUnavailable):
         await submit(made, TENANT, LINE, SubmitOptions())
@@ -198,7 +219,7 @@ async def test_what_was_withdrawn_gives_its_place_among_the_tenants_jobs_back() 
 async def test_what_runs_though_nobody_heard_that_it_arrived_is_accepted() -> None:
     store = RacingStore()
     away = StoreUnavailable("the answer was lost")
-    made = replace(front(FakeBroker(), store), intake=FakeIntake(store, away))
+    made = replace(deps(FakeBroker(), store), intake=FakeIntake(store, away))
 
     job, is_new = await submit(made, TENANT, LINE, SubmitOptions())
 
@@ -211,7 +232,7 @@ async def test_what_runs_though_nobody_heard_that_it_arrived_is_accepted() -> No
 async def test_a_job_that_may_have_been_withdrawn_is_not_promised() -> None:
     # 200 submits at once on a busy machine found it: 202 for jobs that ended as never accepted.
     broker = FakeBroker(is_down=True)
-    made = front(broker, SilentStore())
+    made = deps(broker, SilentStore())
     with pytest.raises(BrokerUnavailable):
         await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
     broker.is_down = False
@@ -224,7 +245,7 @@ async def test_a_job_that_may_have_been_withdrawn_is_not_promised() -> None:
 
 async def test_a_key_goes_on_behind_a_withdrawn_try() -> None:
     broker = FakeBroker(is_down=True)
-    made = front(broker)
+    made = deps(broker)
     with pytest.raises(BrokerUnavailable):
         await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
     broker.is_down = False
@@ -239,7 +260,7 @@ async def test_a_key_goes_on_behind_a_withdrawn_try() -> None:
 async def test_a_key_outlives_any_number_of_refused_tries() -> None:
     # A client that asks every 2 s, as it is told to, had used its key up after half a minute.
     broker = FakeBroker(is_down=True)
-    made = front(broker)
+    made = deps(broker)
     for _ in range(37):
         with pytest.raises(BrokerUnavailable):
             await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
@@ -284,13 +305,13 @@ async def test_a_key_is_found_behind_many_refused_tries_in_few_round_trips(tries
     store = CountingStore()
     with pytest.raises(BrokerUnavailable):
         await submit(
-            front(FakeBroker(is_down=True), store), TENANT, LINE, SubmitOptions(idempotency_key="k")
+            deps(FakeBroker(is_down=True), store), TENANT, LINE, SubmitOptions(idempotency_key="k")
         )
     await store.refuse("k", range(1, tries))
     store.reads = store.round_trips = 0
 
     job, _ = await submit(
-        front(FakeBroker(), store), TENANT, LINE, SubmitOptions(idempotency_key="k")
+        deps(FakeBroker(), store), TENANT, LINE, SubmitOptions(idempotency_key="k")
     )
 
     assert job.id == keyed_job_id("t", "k", tries)
@@ -299,7 +320,7 @@ async def test_a_key_is_found_behind_many_refused_tries_in_few_round_trips(tries
 
 
 async def test_a_key_belongs_to_its_tenant() -> None:
-    made = front(FakeBroker())
+    made = deps(FakeBroker())
 
     mine, _ = await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
     yours, _ = await submit(made, Principal(tenant="u"), LINE, SubmitOptions(idempotency_key="k"))
@@ -308,7 +329,7 @@ async def test_a_key_belongs_to_its_tenant() -> None:
 
 
 async def test_a_key_with_another_body_is_a_conflict() -> None:
-    made = front(FakeBroker())
+    made = deps(FakeBroker())
     await submit(made, TENANT, LINE, SubmitOptions(idempotency_key="k"))
 
     with pytest.raises(IdempotencyConflict):

@@ -112,7 +112,7 @@ def test_keys_can_be_good_for_every_scope_but_the_brokers() -> None:
 
 
 class TestWithoutKeys:
-    OPEN = CredentialAuthenticator(Credentials(delivery_token=BROKER))
+    OPEN = CredentialAuthenticator(Credentials(is_anonymous=True, delivery_token=BROKER))
 
     @pytest.mark.parametrize("token", ["", "sk-anything"])
     async def test_everybody_is_the_default_tenant(self, token: str) -> None:
@@ -132,17 +132,22 @@ class TestWithoutKeys:
         assert Scope.RESULTS_WRITE in principal.scopes
 
     async def test_without_a_token_set_none_is_asked_for(self) -> None:
-        principal = await CredentialAuthenticator(Credentials()).principal_of(
+        principal = await CredentialAuthenticator(Credentials(is_anonymous=True)).principal_of(
             calling("", "/internal/events")
         )
 
         assert Scope.RESULTS_WRITE in principal.scopes
 
 
+async def test_without_keys_nobody_is_served_unless_anonymous_access_was_asked_for() -> None:
+    with pytest.raises(Unauthorized):
+        await CredentialAuthenticator(Credentials()).principal_of(calling())
+
+
 class TestPagesOfOthers:
     """A browser must not be made to call an open api for a page that is not the api's own."""
 
-    OPEN = CredentialAuthenticator(Credentials(is_local=True))
+    OPEN = CredentialAuthenticator(Credentials(is_anonymous=True, is_local=True))
 
     @pytest.mark.parametrize(
         "headers",
@@ -225,14 +230,17 @@ def test_a_bearer_header_is_read(header: str, token: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "may"),
     [
-        pytest.param({"host": "127.0.0.1"}, True, id="loopback"),
-        pytest.param({"host": "::1"}, True, id="loopback 6"),
-        pytest.param({"host": "localhost"}, True, id="localhost"),
-        pytest.param({"host": "0.0.0.0"}, False, id="everywhere"),
-        pytest.param({"host": "::"}, False, id="everywhere 6"),
-        pytest.param({"host": "10.0.0.5"}, False, id="a private network"),
+        pytest.param({}, False, id="nothing said"),
+        pytest.param({"anonymous_access": "loopback"}, True, id="loopback"),
+        pytest.param({"host": "::1", "anonymous_access": "loopback"}, True, id="loopback 6"),
+        pytest.param({"host": "localhost", "anonymous_access": "loopback"}, True, id="localhost"),
+        pytest.param({"host": "0.0.0.0", "anonymous_access": "loopback"}, False, id="everywhere"),
+        pytest.param({"host": "::", "anonymous_access": "loopback"}, False, id="everywhere 6"),
+        pytest.param(
+            {"host": "10.0.0.5", "anonymous_access": "loopback"}, False, id="a private network"
+        ),
         pytest.param({"host": "0.0.0.0", "keys_source": "redis"}, True, id="with keys"),
-        pytest.param({"host": "0.0.0.0", "allow_anonymous": True}, True, id="said so"),
+        pytest.param({"host": "0.0.0.0", "anonymous_access": "anywhere"}, True, id="said so"),
         pytest.param(
             {"host": "0.0.0.0", "oidc_issuer": "https://i", "oidc_audience": "a"},
             True,
@@ -244,17 +252,17 @@ def test_a_bearer_header_is_read(header: str, token: str) -> None:
         ),
     ],
 )
-def test_an_open_door_is_for_loopback_only(fields: dict[str, object], may: bool) -> None:
+def test_anonymous_access_must_be_asked_for_by_name(fields: dict[str, object], may: bool) -> None:
     assert (startup_error(ApiSettings(**fields)) == "") is may
 
 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({}, True),
-        ({"host": "0.0.0.0", "allow_anonymous": True}, True),
+        ({"anonymous_access": "loopback"}, True),
+        ({"host": "0.0.0.0", "anonymous_access": "anywhere"}, True),
         ({"keys_source": "redis"}, False),
     ],
 )
-def test_an_open_door_is_said_at_start(fields: dict[str, object], says: bool) -> None:
+def test_anonymous_access_is_said_at_start(fields: dict[str, object], says: bool) -> None:
     assert bool(anonymous_access_warning(ApiSettings(**fields))) is says

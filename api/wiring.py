@@ -1,0 +1,318 @@
+"""The one place that knows all parts of the api: makes them, and gives each router what it needs.
+
+Called by `api.__main__` and by tests, which hand in a broker of their own. Nothing here decides anything.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+
+from api.auth.rules import authenticator_for
+from api.batch import runner as batch_runner
+from api.batch.file_store import FileStore
+from api.batch.runner import RunnerDeps
+from api.batch.store import BatchStore
+from api.console import overview, page
+from api.http.body import BodyReader
+from api.http.body_limiter import BodyRoom
+from api.job.catalog import Catalog
+from api.job.concurrency_limiter import ConcurrencyLimiter
+from api.job.idempotency import Replay
+from api.job.live import LiveDeps
+from api.job.result_feed import ResultFeed
+from api.job.submission import SubmitDeps
+from api.job.waiting import QueueWaiting, WakingNotes
+from api.limit.gate import LimitGate
+from api.routes import (
+    batches,
+    dead_letters,
+    events,
+    files,
+    health,
+    jobs,
+    openai,
+    responses,
+    socket,
+    usage,
+    webhooks,
+)
+from api.routes.route import Access
+from api.settings import ApiSettings
+from api.webhook.address import allow_list
+from api.webhook.listener import WebhookListener
+from api.webhook.sender import SenderSettings, WebhookSender
+from api.webhook.service import WebhookService
+from api.webhook.store import WebhookStore
+from eventing.broker.intake import DirectIntake
+from eventing.broker.router import DirectPublisher
+from eventing.broker.trigger import load_triggers
+from eventing.clock import Clock, SystemClock
+from eventing.cloudevent.publisher import HttpPublisher, Publisher
+from eventing.live.completion_notifier import CompletionNotifier
+from eventing.live.stream_multiplexer import StreamMultiplexer
+from eventing.outbox import outbox
+from eventing.outbox.published import PublishedJobs
+from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.store.redis_store import RedisStore
+from eventing.telemetry.metric.job import JobMetrics
+from eventing.telemetry.metric.ledger import Ledger
+from eventing.telemetry.metric.live import LiveMetrics
+
+Loop = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The parts of one api process. Only this module takes it as a whole."""
+
+    settings: ApiSettings
+    redis: SharedRedis
+    store: RedisStore
+    publisher: Publisher
+    clock: Clock
+    streams: StreamMultiplexer
+    ends: CompletionNotifier
+    ledger: Ledger
+    gate: LimitGate
+    webhooks: WebhookService
+    results: ResultFeed
+    past_waking: WakingNotes
+    access: Access
+    body_room: BodyRoom
+    live: LiveDeps
+    submission: SubmitDeps
+    batches: RunnerDeps
+
+    async def close(self) -> None:
+        self.submission.catalog.close()
+        await self.submission.published.clear(self.store)
+        if isinstance(self.publisher, DirectPublisher | HttpPublisher):
+            await self.publisher.close()
+        await self.streams.close()
+        await self.store.close()
+
+
+def make_parts(
+    settings: ApiSettings,
+    redis: SharedRedis,
+    store: RedisStore,
+    publisher: Publisher | None = None,
+) -> Parts:
+    """The parts over a store and the Redis client that it uses; connections open when first used.
+    Raises `BadRequest` when the triggers or the keys cannot be read.
+    """
+    clock, body_room = SystemClock(), BodyRoom()
+    publisher = publisher or _publisher(settings, redis)
+    gate = LimitGate(settings, redis, store, clock)
+    bodies = BodyReader(
+        body_room, limit_bytes=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
+    )
+    live = LiveDeps(
+        store=store,
+        live=(streams := StreamMultiplexer(settings.redis_url.get_secret_value(), store, redis)),
+        ends=(ends := CompletionNotifier(redis)),
+        waiting=(waiting := QueueWaiting(redis, clock)),
+        clock=clock,
+        store_timeout_s=settings.store_timeout_s,
+    )
+    submission = SubmitDeps(
+        catalog=Catalog(settings.models),
+        store=store,
+        publisher=publisher,
+        intake=_intake(store, publisher, clock),
+        published=PublishedJobs(),
+        admission=gate,
+        limiter=ConcurrencyLimiter(),
+        clock=clock,
+        webhook_allow=allow_list(settings.webhook_allow),
+        submit_timeout_s=settings.submit_timeout_s,
+    )
+    webhook_service = _webhooks(settings, redis)
+    return Parts(
+        settings=settings,
+        redis=redis,
+        store=store,
+        publisher=publisher,
+        clock=clock,
+        streams=streams,
+        ends=ends,
+        ledger=Ledger(redis),
+        gate=gate,
+        webhooks=webhook_service,
+        results=ResultFeed(redis, store),
+        past_waking=WakingNotes(redis, waiting, clock),
+        access=Access(
+            authenticator=authenticator_for(settings, redis, clock),
+            gate=gate,
+            replay=Replay(redis),
+            bodies=bodies,
+        ),
+        body_room=body_room,
+        live=live,
+        submission=submission,
+        batches=RunnerDeps(
+            batches=BatchStore(redis),
+            files=FileStore(settings.files_url),
+            store=store,
+            submission=submission,
+            webhooks=webhook_service,
+            clock=clock,
+            line_limit_bytes=settings.body_limit_bytes,
+        ),
+    )
+
+
+def routers(parts: Parts) -> list[APIRouter]:
+    """Every route, over what it needs."""
+    settings = parts.settings
+    return [
+        *_job_routers(parts),
+        *_call_routers(parts),
+        health.router(
+            parts.access.authenticator,
+            parts.store,
+            store_timeout_s=settings.store_timeout_s,
+            is_metrics_open=settings.metrics_open,
+        ),
+        overview.routes.router(
+            parts.access,
+            overview.RedisOverview(
+                parts.redis, [card.name for card in settings.models], parts.clock
+            ),
+        ),
+        page.router,
+    ]
+
+
+def _job_routers(parts: Parts) -> list[APIRouter]:
+    """Jobs by their own name: submitted, listed, followed, ended, set aside, paid for."""
+    settings, access, submission = parts.settings, parts.access, parts.submission
+    job_deps = jobs.JobDeps(
+        store=parts.store,
+        submission=submission,
+        live=parts.live,
+        deliveries=parts.webhooks.store,
+        past_waking=parts.past_waking,
+        ledger=parts.ledger,
+        price=settings.price,
+        clock=parts.clock,
+        keep_alive_s=settings.keep_alive_s,
+        max_wait_s=settings.max_wait_s,
+    )
+    dead_letter_deps = dead_letters.DeadLetterDeps(
+        store=parts.store,
+        catalog=submission.catalog,
+        publisher=parts.publisher,
+        published=submission.published,
+        admission=submission.admission,
+        submit_timeout_s=settings.submit_timeout_s,
+    )
+    event_deps = events.EventDeps(
+        submission=submission,
+        store=parts.store,
+        catalog=submission.catalog,
+        results=parts.results,
+        listeners=_listeners(parts),
+        events=access.bodies.limited_to(settings.event_limit_bytes),
+        keep_alive_s=settings.keep_alive_s,
+    )
+    job_socket = socket.SocketDeps(
+        authenticator=access.authenticator, store=parts.store, live=parts.live
+    )
+    return [
+        jobs.routes.router(access, job_deps),
+        socket.router(job_socket),
+        dead_letters.routes.router(access, dead_letter_deps),
+        events.routes.router(access, event_deps),
+        usage.routes.router(access, usage.UsageDeps(ledger=parts.ledger, price=settings.price)),
+    ]
+
+
+def _call_routers(parts: Parts) -> list[APIRouter]:
+    """Calls as OpenAI's clients know them."""
+    settings, access, submission = parts.settings, parts.access, parts.submission
+    openai_deps = openai.OpenAIDeps(
+        submission=submission,
+        live=parts.live,
+        store=parts.store,
+        catalog=submission.catalog,
+        keep_alive_s=settings.keep_alive_s,
+        sync_timeout_s=settings.sync_timeout_s,
+    )
+    response_deps = responses.ResponseDeps(
+        submission=submission,
+        live=parts.live,
+        store=parts.store,
+        keep_alive_s=settings.keep_alive_s,
+        sync_timeout_s=settings.sync_timeout_s,
+    )
+    file_deps = files.FileDeps(
+        files=parts.batches.files, uploads=access.bodies.limited_to(settings.file_limit_bytes)
+    )
+    batch_deps = batches.BatchDeps(
+        batches=parts.batches.batches, files=parts.batches.files, clock=parts.clock
+    )
+    webhook_deps = webhooks.WebhookDeps(webhooks=parts.webhooks, allowed=submission.webhook_allow)
+    return [
+        openai.routes.router(access, openai_deps),
+        responses.routes.router(access, response_deps),
+        files.routes.router(access, file_deps),
+        batches.routes.router(access, batch_deps),
+        webhooks.routes.router(access, webhook_deps),
+    ]
+
+
+def loops(parts: Parts) -> Mapping[str, Loop]:
+    """What must run for the parts, by name."""
+    settings, published = parts.settings, parts.submission.published
+    models = [card.name for card in settings.models]
+    return {
+        "streams": parts.streams.run,
+        "ends": parts.ends.run,
+        "batches": lambda: batch_runner.run(parts.batches),
+        "metrics": LiveMetrics(parts.redis, models, settings.price).run,
+        "published": lambda: published.run(parts.store),
+        "sweep": lambda: outbox.run(parts.store, parts.publisher, settings.sweep_every_s),
+        "webhooks": parts.webhooks.sender.run,
+        "results": parts.results.run,
+    }
+
+
+def _listeners(parts: Parts) -> tuple[events.ResultListener, ...]:
+    """Who is told of every end."""
+    return (
+        JobMetrics([card.name for card in parts.settings.models], parts.ledger),
+        parts.gate,
+        WebhookListener(parts.webhooks.store, parts.webhooks.sender.wake),
+        parts.results,
+        parts.past_waking,
+    )
+
+
+def _webhooks(settings: ApiSettings, redis: SharedRedis) -> WebhookService:
+    store = WebhookStore(redis)
+    how = SenderSettings(
+        timeout_s=settings.webhook_timeout_s,
+        schedule_s=settings.webhook_schedule_s,
+        allowed=allow_list(settings.webhook_allow),
+    )
+    return WebhookService(store, WebhookSender(store, how))
+
+
+def _publisher(settings: ApiSettings, redis: SharedRedis) -> DirectPublisher | HttpPublisher:
+    """The way to the broker. Raises `BadRequest` when the triggers cannot be read."""
+    if settings.queue_triggers_file is not None:
+        return DirectPublisher(redis, load_triggers(settings.queue_triggers_file))
+    return HttpPublisher(
+        settings.broker_url,
+        timeout_s=settings.submit_timeout_s,
+        token=settings.broker_token.get_secret_value(),
+        token_file=settings.broker_token_file,
+        ca_file=settings.broker_ca_file,
+    )
+
+
+def _intake(store: RedisStore, publisher: Publisher, clock: Clock) -> DirectIntake | None:
+    """One flight for record and event, where the broker's queues lie beside the store."""
+    return DirectIntake(store, publisher, clock) if isinstance(publisher, DirectPublisher) else None
