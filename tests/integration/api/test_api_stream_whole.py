@@ -181,7 +181,7 @@ async def test_a_cursor_that_the_store_has_lost_starts_over(rig: Rig) -> None:
 
 async def with_a_hole(rig: Rig) -> str:
     """A job that has ended, of whose three tokens the stream has the first and the last."""
-    job_id = await rig.submit(headers={"idempotency-key": "k"})
+    job_id = await rig.submit(headers={"idempotency-key": "k"}, priority="interactive")
     predictor = await rig.predictor(job_id)
     for word in ("one ", "two ", "three"):
         await predictor.chat(word)
@@ -240,7 +240,7 @@ async def test_missing_last_tokens_are_a_gap_before_the_end(rig: Rig) -> None:
 
 
 async def test_an_answer_whose_tokens_are_not_kept_any_more_comes_in_one_chunk(rig: Rig) -> None:
-    job_id = await rig.submit(headers={"idempotency-key": "k"})
+    job_id = await rig.submit(headers={"idempotency-key": "k"}, priority="interactive")
     await (await rig.predictor(job_id)).finish(chat_result("four"))
 
     lines = await chat_again(rig)
