@@ -12,7 +12,9 @@ import socket
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from eventing.process.http_protocol import HttpProtocol
 
 HEAD_TIMEOUT_S: Final = 5.0
 """From the first moment of a connection, or the first byte of a later request, to the end of its
@@ -34,7 +36,7 @@ _LONG: Final = ("431 Request Header Fields Too Large", "the headers are too long
 _FULL: Final = ("503 Service Unavailable", "too many connections")
 
 
-class BoundedHttpProtocol(HttpToolsProtocol):
+class BoundedHttpProtocol(HttpProtocol):
     """One connection."""
 
     connections_limit: ClassVar[int] = CONNECTIONS
@@ -76,9 +78,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._is_in_head = True
         super().on_message_begin()
 
-    def on_headers_complete(self) -> None:
+    def on_request(self) -> None:
         self._head_came()
-        super().on_headers_complete()
+        super().on_request()
         self.scope[_CYCLE] = self.cycle  # type: ignore[typeddict-unknown-key]
         if self.cycle is not None and self.scope["method"] not in _WITHOUT_BODY:
             self.cycle.transport = _LingeringClose(self, self.cycle)  # type: ignore[assignment]

@@ -11,6 +11,8 @@ from typing import Any
 
 import uvicorn
 
+from eventing.process.http_protocol import HttpProtocol
+
 
 class _QuietServer(uvicorn.Server):
     @contextmanager
@@ -32,6 +34,7 @@ async def listen(
         port=port,
         access_log=False,
         log_config=None,
+        http=HttpProtocol,
         lifespan="off",
         proxy_headers=False,  # nobody here asks who calls
         timeout_graceful_shutdown=grace_s,

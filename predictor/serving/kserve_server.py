@@ -38,6 +38,7 @@ from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
 from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
 
 from eventing.cloudevent.event import parse_http
+from eventing.process.http_protocol import HttpProtocol
 from predictor.serving.grpc_server import GrpcServer
 from predictor.serving.model import PredictorModel
 
@@ -73,6 +74,7 @@ class _RestServer(RESTServer):  # type: ignore[misc]
         super().__init__(*args, **options)
         self._door = door
         self.config.access_log = False
+        self.config.http = HttpProtocol
         self.config.proxy_headers = False  # nobody here asks who calls
         self._server = _HttpServer(self.config)
 

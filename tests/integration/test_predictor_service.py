@@ -402,3 +402,16 @@ def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
         timeout=40,
         check=False,
     )
+
+
+async def test_an_offer_of_http2_is_ignored_and_the_body_read(predictor: PredictorProcess) -> None:
+    """As `curl --http2` and stock Java clients make it."""
+    body = orjson.dumps({"model": "seeded", "prompt": "a", "max_tokens": 2})
+    curl = await asyncio.create_subprocess_exec(
+        *("curl", "-sS", "--http2", "-H", "content-type: application/json", "-d", body),
+        f"{predictor.url}/openai/v1/completions",
+        stdout=asyncio.subprocess.PIPE,
+    )
+    answer, _ = await curl.communicate()
+
+    assert orjson.loads(answer)["object"] == "text_completion"
