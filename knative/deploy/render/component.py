@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from knative.deploy import tls
 from knative.deploy.emit import Patch, Resource, because, document
 from knative.deploy.render import (
     api as front,
@@ -21,7 +22,6 @@ from knative.deploy.render import (
     own_broker,
     parts,
     scaling,
-    tls,
     work_scaler,
 )
 from knative.deploy.timeouts import Timeouts

@@ -6,8 +6,8 @@ rights again.
 
 from __future__ import annotations
 
+from knative.deploy import tls
 from knative.deploy.emit import Resource, because, document
-from knative.deploy.render import tls
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 

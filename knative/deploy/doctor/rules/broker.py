@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from knative.deploy import tls
 from knative.deploy.doctor.field import field_rule, note, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault, needed
 from knative.deploy.doctor.view import (
@@ -15,7 +16,7 @@ from knative.deploy.doctor.view import (
     number,
     variable,
 )
-from knative.deploy.render import events, parts, tls
+from knative.deploy.render import events, parts
 from knative.deploy.timeouts import rabbitmq_ack_s
 
 register = Register()
