@@ -13,10 +13,10 @@ from typing import Final, Protocol
 
 from starlette.requests import HTTPConnection
 
-from api.auth.address import is_loopback
 from api.auth.principal import Principal, Scope
 from api.http.errors import Forbidden, Unauthorized
 from eventing.api_key import ApiKey, KeySource, key_id_of
+from eventing.process.page import page_refusal
 
 _REFUSED: Final = "send a key that we know, as «Authorization: Bearer ...»"
 _REMEMBER_S: Final = 5.0
@@ -129,22 +129,11 @@ def _principal(key: ApiKey) -> Principal:
 
 
 def _check_page(connection: HTTPConnection, *, is_local: bool) -> None:
-    """Where everybody may do everything, a web page of somebody else's must not speak through its
-    reader's browser: neither from its own origin, nor by a name of its own that it points at us
-    (DNS rebinding). Raises `Forbidden`.
+    """Where everybody may do everything, a web page of somebody else's may do nothing. Raises
+    `Forbidden`.
     """
-    host = connection.headers.get("host", "")
-    origin = connection.headers.get("origin")
-    if origin is not None and origin.partition("://")[2].lower() != host.lower():
-        raise Forbidden("without keys, pages of other origins may not call")
-    if is_local and host and not is_loopback(_host_name(host)):
-        raise Forbidden("without keys, call a loopback address by its own name")
-
-
-def _host_name(host: str) -> str:
-    """The name in a Host header, without the port."""
-    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host
-    return name if host.startswith("[") else name.rpartition(":")[0] or name
+    if refusal := page_refusal(connection.headers, is_local=is_local):
+        raise Forbidden(refusal)
 
 
 def _is_internal(connection: HTTPConnection) -> bool:

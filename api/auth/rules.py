@@ -8,13 +8,13 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from api.auth.address import is_loopback
 from api.auth.authenticator import CredentialAuthenticator, Credentials, RememberedKeys
 from api.auth.oidc import OidcRules, OidcVerifier
 from api.settings import AnonymousAccess, ApiSettings
 from eventing.api_key import FileKeys, KeySource, RedisKeys
 from eventing.clock import Clock
 from eventing.errors import BadRequest
+from eventing.process.address import is_loopback
 
 IN_REDIS: Final = "redis"
 

@@ -7,8 +7,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.auth.address import is_loopback
 from api.auth.principal import Authenticator, Scope
+from eventing.process.address import is_loopback
 from eventing.process.probe import Pinged, alive, metrics_page, readiness
 
 

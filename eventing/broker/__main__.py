@@ -12,6 +12,7 @@ import sys
 import uvloop
 from pydantic import ValidationError
 
+from eventing.broker.access import startup_error
 from eventing.broker.server import serve
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import load_triggers
@@ -26,6 +27,9 @@ def main(*, with_ingress: bool = True) -> int:
         triggers = load_triggers(settings.triggers_file)
     except (ValidationError, BadRequest) as error:
         sys.stderr.write(f"torpor broker: {error}\n")
+        return 2
+    if with_ingress and (why := startup_error(settings)):
+        sys.stderr.write(f"torpor broker: {why}\n")
         return 2
     log.configure("broker" if with_ingress else "pump", level=settings.log_level)
     trace.configure("broker" if with_ingress else "pump")

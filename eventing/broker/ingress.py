@@ -12,6 +12,7 @@ from prometheus_client import Counter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from eventing.broker.access import Forbidden, IngressAccess, Unauthorized
 from eventing.broker.router import Router
 from eventing.cloudevent.event import parse_http
 from eventing.errors import BadRequest, Unavailable
@@ -28,19 +29,23 @@ _offered = Counter(
 class Ingress:
     """The HTTP endpoint over a `Router`."""
 
-    def __init__(self, router: Router, *, body_limit_bytes: int) -> None:
+    def __init__(self, router: Router, access: IngressAccess, *, body_limit_bytes: int) -> None:
         self._router = router
+        self._access = access
         self._limit = body_limit_bytes
 
     async def take(self, request: Request) -> Response:
         """Answer one POST."""
         try:
+            is_trusted = self._access.is_trusted(request.headers)
             body = await read_body(request, self._limit)
             event = parse_http(request.headers, body)
+            if not is_trusted:
+                self._access.check(event)
             parent = event.extensions.get("traceparent", "")
             with trace.span("enqueue", parent=parent, type=event.type):
                 queues = await self._router.route(event)
-        except BadRequest as error:
+        except (BadRequest, Unauthorized, Forbidden) as error:
             _offered.labels("refused").inc()
             return _refusal(error.status, error.code, error.message)
         except Unavailable as error:

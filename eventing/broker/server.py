@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from eventing.broker.abandoned import AbandonedQueues
+from eventing.broker.access import access_of
 from eventing.broker.dead_letter import DeadLetterHandler
 from eventing.broker.ingress import Ingress
 from eventing.broker.metric import QueueMetrics
@@ -71,7 +72,8 @@ class Broker:
 
     def app(self) -> Starlette:
         """The ASGI application: `/` and Knative's `/{namespace}/{broker}` take events."""
-        ingress = Ingress(self._router, body_limit_bytes=self._settings.body_limit_bytes)
+        access, limit = access_of(self._settings), self._settings.body_limit_bytes
+        ingress = Ingress(self._router, access, body_limit_bytes=limit)
         return Starlette(
             routes=[
                 *self._shown(),

@@ -25,6 +25,12 @@ class BrokerSettings(BaseSettings):
     """Largest event taken."""
     delivery_token: SecretStr = SecretStr("")
     """Bearer token on deliveries, so that subscribers know who calls; empty sends none."""
+    ingress_token: SecretStr = SecretStr("")
+    """Bearer token for events that end jobs, that come from our own sources, or that name a tenant;
+    empty asks for none, on loopback.
+    """
+    ingress_open: bool = False
+    """Start without that token although others can reach us: a relay behind a network policy."""
     redis_timeout_s: float = Field(1.5, gt=1, le=30)
     """Longest wait for Redis; over 1 s, since waiting for work blocks that long."""
     metrics_port: int = Field(0, ge=0, le=65535)

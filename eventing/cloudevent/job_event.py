@@ -22,6 +22,7 @@ from eventing.job.job import (
     JobState,
     Lane,
     derive_job_id,
+    is_job_id,
     parse_request,
 )
 from eventing.job.store import Ending, NewJob
@@ -38,6 +39,9 @@ DATAREF_ABOVE_BYTES: Final = 64 * 1024
 """
 
 _TENANT_BYTES: Final = 64
+_TOKEN_COUNTS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
+_MOST_TOKENS: Final = 2**40
+"""More than any job, and exact in every reader of JSON."""
 
 
 def request_event(job: Job) -> Event:
@@ -157,17 +161,65 @@ def _carried(job: Job) -> dict[str, str]:
 
 
 def ending_of(event: Event) -> tuple[JobId, Ending]:
-    """The job and the ending that a result event tells of. Raises `InvalidJob` when it tells of
-    none.
+    """The job and the ending that a result event tells of. Raises `InvalidJob` naming the first
+    field that tells of none: what is stored of it is read for as long as the job is kept.
     """
+    if not is_job_id(event.subject):
+        raise InvalidJob("subject must be a job id", "subject")
     try:
         data = orjson.loads(event.data)
-        state = JobState(data["state"])
-        error = JobError(**data["error"]) if data.get("error") else None
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as cause:
-        raise InvalidJob("not a result event: data needs id and state", "data") from cause
-    ending = Ending(state=state, result=data.get("response"), usage=data.get("usage"), error=error)
+    except orjson.JSONDecodeError as cause:
+        raise InvalidJob(f"data is not JSON: {cause.msg} at {cause.pos}", "data") from cause
+    if not isinstance(data, dict):
+        raise InvalidJob("data must be a JSON object", "data")
+    if data.get("id", event.subject) != event.subject:
+        raise InvalidJob("data.id must be the subject", "data.id")
+    state = _ended_state(event.type, data.get("state"))
+    ending = Ending(
+        state=state,
+        result=_object_or_none(data, "response"),
+        usage=_usage(data),
+        error=_error(data, is_needed=state is JobState.FAILED),
+    )
     return JobId(event.subject), ending
+
+
+def _ended_state(type_: str, state: Any) -> JobState:
+    ends = [str(each) for each, told_by in _RESULT_TYPE.items() if told_by == type_]
+    if state not in ends:
+        raise InvalidJob(f"data.state must be {' or '.join(ends)} with this type", "data.state")
+    return JobState(state)
+
+
+def _object_or_none(data: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    value = data.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise InvalidJob(f"data.{name} must be an object or null", f"data.{name}")
+    return value
+
+
+def _usage(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    usage = _object_or_none(data, "usage")
+    for name in _TOKEN_COUNTS:
+        count = (usage or {}).get(name, 0)
+        if type(count) is not int or not 0 <= count <= _MOST_TOKENS:
+            raise InvalidJob(f"data.usage.{name} must be a number of tokens", f"data.usage.{name}")
+    return usage
+
+
+def _error(data: Mapping[str, Any], *, is_needed: bool) -> JobError | None:
+    error = _object_or_none(data, "error")
+    if error is None:
+        if is_needed:
+            raise InvalidJob("data.error must say why it failed", "data.error")
+        return None
+    told = {name: error.get(name, "") for name in ("code", "message", "field")}
+    for name, value in told.items():
+        if not isinstance(value, str):
+            raise InvalidJob(f"data.error.{name} must be a string", f"data.error.{name}")
+    if not told["code"]:
+        raise InvalidJob("data.error.code must not be empty", "data.error.code")
+    return JobError(**told)
 
 
 def timings(job: Job) -> Mapping[str, int]:

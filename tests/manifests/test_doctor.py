@@ -216,6 +216,8 @@ BREAKS = [
     Break("broker-address", "queue", "ConfigMap", "data>TORPOR_BROKER_URL", GONE, "torpor-settings"),
     Break("broker-tls", "serverless+oidc", "Deployment", f"{CB}>env>6", {"name": "X", "value": "y"}, "torpor-api"),
     Break("broker-tls", "serverless+oidc", "ConfigMap", "data>TORPOR_BROKER_URL", "http://kafka-broker-ingress.x", "torpor-settings"),
+    Break("ingress-token", "queue", "Deployment", f"{CB}>env>4", {"name": "X", "value": "y"}, "torpor-broker"),
+    Break("ingress-token", "serverless", "Deployment", f"{CB}>env>4", {"name": "X", "value": "y"}, "torpor-broker"),
     Break("rabbitmq-quorum", "serverless", "RabbitmqBrokerConfig", "spec>queueType", "classic"),
     Break("rabbitmq-quorum", "serverless", "RabbitmqCluster", "spec>replicas", 2),
     Break("rabbitmq-ack-timer", "serverless", "RabbitmqCluster", "spec>rabbitmq>additionalConfig", "queue_leader_locator = balanced"),

@@ -37,7 +37,10 @@ def served(box: dict[str, Any]) -> set[str]:
     """The paths of a container's process that a probe or Prometheus may ask."""
     match box["name"]:
         case "api":
-            return paths(health.router.routes)
+            made = health.router(
+                cast("Any", None), cast("Any", None), store_timeout_s=1, is_metrics_open=False
+            )
+            return paths(made.routes)
         case "broker" | "pump":
             return paths(Broker(BrokerSettings(), []).side_app().routes)
         case "kserve-container":

@@ -144,6 +144,7 @@ class Stack:
         own `TORPOR_*`.
         """
         s = self.settings
+        broker_token = os.environ.get("TORPOR_BROKER_TOKEN") or self._token
         cards = [{"name": model.name, "context_tokens": model.context_tokens}]
         if model.tokenizer_file:
             cards[0]["tokenizer_file"] = str(model.tokenizer_file)
@@ -155,6 +156,8 @@ class Stack:
             "TORPOR_QUEUE_TRIGGERS_FILE": str(self._data / "triggers.yaml"),
             "TORPOR_DELIVERY_TOKEN": self._token,
             "TORPOR_ANONYMOUS_ACCESS": os.environ.get("TORPOR_ANONYMOUS_ACCESS", "loopback"),
+            "TORPOR_INGRESS_TOKEN": broker_token,
+            "TORPOR_BROKER_TOKEN": broker_token,
             "TORPOR_MODELS": orjson.dumps(cards).decode(),
             "TORPOR_FILES_URL": (self._data / "files").resolve().as_uri(),
             "TORPOR_ENGINE": s.engine,

@@ -50,7 +50,7 @@ def _broker_url(kind: str, values: Values) -> Resource:
 def _serverless(values: Values, times: Timeouts) -> Parts:
     policies = network.policies("serverless", values)
     hold = _for_each_model(_SERVICE, values, lambda each: inference.hold_patch(each, times))
-    deployment, *rest = own_broker.own_broker(values, "")
+    deployment, *rest = own_broker.own_broker(values, "", is_relay=True)
     contents = {
         "triggers": events.triggers(values, times),
         "relay": [

@@ -123,15 +123,21 @@ def api_puts_patch() -> Patch:
     env = {"name": "TORPOR_QUEUE_TRIGGERS_FILE", "value": path}
     return [
         {"op": "add", "path": f"{container}/env/-", "value": env},
+        {"op": "add", "path": f"{container}/env/-", "value": _broker_token()},
         {"op": "add", "path": f"{container}/volumeMounts/-", "value": triggers_mount()},
         {"op": "add", "path": "/spec/template/spec/volumes/-", "value": triggers_volume()},
     ]
 
 
-def own_broker(values: Values, trigger: str) -> list[Resource]:
+def _broker_token() -> Resource:
+    return parts.secret_env("TORPOR_BROKER_TOKEN", parts.INTERNAL_SECRET, "token")
+
+
+def own_broker(values: Values, trigger: str, *, is_relay: bool = False) -> list[Resource]:
     """Give our own broker: stateless, so two of them share the work with no leader.
 
-    `trigger` is the one that it pumps; empty for all in its file.
+    `trigger` is the one that it pumps; empty for all in its file. A relay takes events of a broker
+    that carries no token of ours.
     """
     deployment = {
         "apiVersion": "apps/v1",
@@ -143,7 +149,7 @@ def own_broker(values: Values, trigger: str) -> list[Resource]:
             "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "template": {
                 "metadata": parts.pod_metadata("broker"),
-                "spec": _pod(_container(values, trigger)),
+                "spec": _pod(_container(values, trigger, is_relay=is_relay)),
             },
         },
     }
@@ -156,7 +162,14 @@ def own_broker(values: Values, trigger: str) -> list[Resource]:
     ]
 
 
-def _container(values: Values, trigger: str) -> Resource:
+def _ingress_env(*, is_relay: bool) -> Resource:
+    if not is_relay:
+        return parts.secret_env("TORPOR_INGRESS_TOKEN", parts.INTERNAL_SECRET, "token")
+    why = "Knative's brokers carry no token; network policies let only the event mesh in."
+    return {"name": "TORPOR_INGRESS_OPEN", "value": because("true", why)}
+
+
+def _container(values: Values, trigger: str, *, is_relay: bool) -> Resource:
     return {
         "name": "broker",
         "image": values.images.reference("broker"),
@@ -166,6 +179,7 @@ def _container(values: Values, trigger: str) -> Resource:
         "env": [
             parts.redis_url_env(),
             *triggers_env(trigger),
+            _ingress_env(is_relay=is_relay),
             {"name": "TORPOR_HOST", "value": "0.0.0.0"},  # noqa: S104  inside its own pod
             {"name": "TORPOR_PORT", "value": str(parts.BROKER_PORT)},
         ],

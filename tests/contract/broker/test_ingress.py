@@ -29,7 +29,7 @@ def settings(redis_url: str, **changes: object) -> BrokerSettings:
 async def client(redis_url: str, redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
     broker = Broker(settings(redis_url), [trigger("http://127.0.0.1:1/")])
     transport = httpx.ASGITransport(app=broker.app())
-    async with httpx.AsyncClient(transport=transport, base_url="http://broker") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         yield http
     await broker.close()
 
@@ -158,7 +158,7 @@ class TestUnavailable:
         transport = httpx.ASGITransport(app=broker.app())
         began = time.monotonic()
 
-        async with httpx.AsyncClient(transport=transport, base_url="http://broker") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             answer = await client.post("/", headers=HEADERS)
             ready = await client.get("/readyz")
 

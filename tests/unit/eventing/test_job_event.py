@@ -293,13 +293,63 @@ class TestResultEvents:
         assert len(event.data) == DATAREF_ABOVE_BYTES
         assert "dataref" not in event.extensions
 
-    @pytest.mark.parametrize(
-        "data",
-        [b"", b"[]", b"{}", b'{"state": "done"}', b'{"state": "failed", "error": {"x": 1}}'],
-    )
-    def test_what_tells_of_no_end_is_refused(self, data: bytes) -> None:
+    @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"[" * 5000, b"\xff"])
+    def test_what_is_no_object_is_refused(self, data: bytes) -> None:
         with pytest.raises(InvalidJob):
-            ending_of(Event(id="1", source="/s", type=COMPLETED, data=data))
+            ending_of(Event(id="1", source="/s", type=COMPLETED, subject=JOB.id, data=data))
+
+    @pytest.mark.parametrize(
+        ("type_", "changes", "field"),
+        [
+            *((kind, {"state": "queued"}, "data.state") for kind in RESULT_TYPES),
+            *((kind, {"state": "in_progress"}, "data.state") for kind in RESULT_TYPES),
+            (COMPLETED, {"state": "failed", "error": {"code": "x"}}, "data.state"),
+            (FAILED, {"state": "completed"}, "data.state"),
+            (CANCELLED, {"state": "failed"}, "data.state"),
+            (COMPLETED, {"state": ["completed"]}, "data.state"),
+            (COMPLETED, {"state": None}, "data.state"),
+            (COMPLETED, {"id": "job_" + "1" * 24}, "data.id"),
+            (COMPLETED, {"usage": [1]}, "data.usage"),
+            (COMPLETED, {"usage": "many"}, "data.usage"),
+            (COMPLETED, {"usage": {"total_tokens": "3"}}, "data.usage.total_tokens"),
+            (COMPLETED, {"usage": {"prompt_tokens": -1}}, "data.usage.prompt_tokens"),
+            (COMPLETED, {"usage": {"completion_tokens": 1.5}}, "data.usage.completion_tokens"),
+            (COMPLETED, {"usage": {"completion_tokens": True}}, "data.usage.completion_tokens"),
+            (COMPLETED, {"usage": {"total_tokens": 2**63}}, "data.usage.total_tokens"),
+            (COMPLETED, {"response": [1]}, "data.response"),
+            (COMPLETED, {"response": "text"}, "data.response"),
+            (COMPLETED, {"error": 1}, "data.error"),
+            (FAILED, {"state": "failed"}, "data.error"),
+            (FAILED, {"state": "failed", "error": {"x": 1}}, "data.error.code"),
+            (FAILED, {"state": "failed", "error": {"code": 1}}, "data.error.code"),
+            (FAILED, {"state": "failed", "error": {"code": "x", "message": {}}}, "data.error.message"),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_every_field_of_an_ending_is_judged(
+        self, type_: str, changes: dict[str, object], field: str
+    ) -> None:
+        data = orjson.dumps({"id": JOB.id, "state": "completed"} | changes)
+
+        with pytest.raises(InvalidJob) as refused:
+            ending_of(Event(id="1", source="/s", type=type_, subject=JOB.id, data=data))
+
+        assert refused.value.field == field
+
+    @pytest.mark.parametrize("subject", ["", "job_1", "torpor:jobs", "JOB_" + "A" * 24])
+    def test_an_ending_is_of_a_job(self, subject: str) -> None:
+        data = orjson.dumps({"state": "completed"})
+
+        with pytest.raises(InvalidJob, match="subject"):
+            ending_of(Event(id="1", source="/s", type=COMPLETED, subject=subject, data=data))
+
+    def test_fields_of_a_newer_version_are_passed_over(self) -> None:
+        error = {"code": "x", "message": "y", "field": "", "hint": "newer"}
+        data = orjson.dumps({"state": "failed", "error": error, "newer": [1]})
+
+        _, ending = ending_of(Event(id="1", source="/s", type=FAILED, subject=JOB.id, data=data))
+
+        assert ending.error == JobError(code="x", message="y")
 
     def test_it_survives_the_wire_in_structured_mode(self) -> None:
         event = result_event(ENDED)

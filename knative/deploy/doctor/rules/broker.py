@@ -86,6 +86,23 @@ def broker_tls(view: View) -> Iterator[Fault]:
 
 
 @register.rule(
+    "ingress-token",
+    Hop.BROKER,
+    why="Whoever reaches the broker's ingress could end jobs and spend other tenants' shares; "
+    "without the token it does not start on an address that others reach.",
+    source="eventing.broker.access",
+)
+def ingress_token(view: View) -> Iterator[Fault]:
+    names = ("TORPOR_INGRESS_TOKEN", "TORPOR_INGRESS_OPEN")
+    for pod in view.pods:
+        for box in pod.containers:
+            if "eventing.broker" not in (box.get("args") or []):
+                continue
+            if not {entry.get("name") for entry in box.get("env") or []} & set(names):
+                yield fault(pod.owner, f"{box.get('name')}: env {names[0]}", None, "the token")
+
+
+@register.rule(
     "rabbitmq-quorum",
     Hop.BROKER,
     why="A classic queue is on one node: with it go the jobs that it held.",

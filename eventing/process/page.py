@@ -1,0 +1,30 @@
+"""Whether a call without a credential comes from a web page of somebody else. Pure but for the
+resolver of `localhost`.
+
+Called by the api and the broker's ingress, where whoever reaches them may do something. Such a page
+must not speak through its reader's browser: neither from its own origin, nor by a name of its own
+that it points at us (DNS rebinding).
+"""
+
+from collections.abc import Mapping
+
+from eventing.process.address import is_loopback
+
+
+def page_refusal(headers: Mapping[str, str], *, is_local: bool) -> str:
+    """Why the call is refused; empty when it is not. `is_local`: we listen on loopback only, so an
+    honest caller names us by a loopback address.
+    """
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        return "without a credential, pages of other origins may not call"
+    if is_local and host and not is_loopback(_host_name(host)):
+        return "without a credential, call a loopback address by its own name"
+    return ""
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without the port."""
+    if host.startswith("["):
+        return host.partition("]")[0].removeprefix("[")
+    return host.rpartition(":")[0] or host
