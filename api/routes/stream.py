@@ -18,6 +18,7 @@ from api.view.job import job_view
 from api.view.outlook import outlook_view
 from eventing.errors import BadRequest, NotFound, StoreUnavailable
 from eventing.job.job import Job, JobState
+from eventing.job.reasoning import entries_with_both_names
 from eventing.job.store import EntryKind, StreamEntry
 from eventing.live.stream_multiplexer import ReaderCutOff, TokenCallback
 
@@ -62,7 +63,7 @@ def token_frame(entry: StreamEntry) -> bytes:
     return (
         f"id: {entry.cursor}\nevent: tokens\n"
         f'data: {{"attempt":{entry.attempt},"index":{entry.index},"count":{len(entry.token_ids)},'
-        f'"delta":{entry.delta or "[]"}}}\n\n'
+        f'"delta":{entries_with_both_names(entry.delta) or "[]"}}}\n\n'
     ).encode()
 
 
@@ -121,7 +122,7 @@ def entry_event(entry: StreamEntry) -> tuple[str, Any, str]:
                 "attempt": entry.attempt,
                 "index": entry.index,
                 "count": len(entry.token_ids),
-                "delta": orjson.Fragment(entry.delta) if entry.delta else [],
+                "delta": orjson.Fragment(entries_with_both_names(entry.delta) or "[]"),
             }
         case EntryKind.STATE:
             data = {"state": entry.state, "attempt": entry.attempt}

@@ -11,6 +11,7 @@ import orjson
 
 from api.view.outcome import CallFailed, answer_id, answer_of
 from eventing.job.job import Job
+from eventing.job.reasoning import choice_with_both_names
 from eventing.job.store import EntryKind, StreamEntry
 
 
@@ -43,7 +44,11 @@ class Chunker:
         if entry.kind is not EntryKind.TOKENS or not entry.delta:
             return
         for choice in orjson.loads(entry.delta):
-            yield self._dump([self._whole(choice)])
+            prompt = (
+                {"prompt_token_ids": choice.pop("prompt_token_ids", None)} if self._is_chat else {}
+            )
+            extra = {name: value for name, value in prompt.items() if value is not None}
+            yield self._dump([self._whole(choice)], **extra)
 
     def unshown(self, job: Job) -> Iterator[bytes]:
         """The answer of the ended `job` in a chunk a choice, when nothing was shown of it: its tokens are not kept any
@@ -66,7 +71,7 @@ class Chunker:
         if self._is_chat and index not in self._spoken:
             choice["delta"] = {"role": "assistant", **choice.get("delta", {})}
         self._spoken.add(index)
-        return {"finish_reason": None, "logprobs": None, **choice}
+        return {"finish_reason": None, "logprobs": None, **choice_with_both_names(choice)}
 
     def _dump(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
         return orjson.dumps({**self._base, "choices": choices, **extra})

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from eventing.errors import BadRequest, TorporError
 from eventing.job.job import Job, JobState
+from eventing.job.reasoning import choice_with_both_names
 
 _CALLERS_FAULT: Final = frozenset(
     {"bad_request", "invalid_job", "invalid_request", "context_length_exceeded", "model_not_found"}
@@ -59,7 +60,7 @@ def answer_of(job: Job) -> Mapping[str, Any]:
         return body | {"model": job.request.model}
     own = {"id": answer_id(job), "created": job.created_ms // 1000, "model": job.request.model}
     if isinstance(choices := body.get("choices"), list):
-        body["choices"] = [_with_reasoning(choice) for choice in choices]
+        body["choices"] = [choice_with_both_names(each) for each in choices]
     return body | own
 
 
@@ -67,13 +68,3 @@ def answer_id(job: Job) -> str:
     """OpenAI's kind of id for the job's answer."""
     prefix = "chatcmpl" if job.request.url == "/v1/chat/completions" else "cmpl"
     return f"{prefix}-{job.id.removeprefix('job_')}"
-
-
-def _with_reasoning(choice: Any) -> Any:
-    """vLLM names it `reasoning`; streams and most clients say `reasoning_content`. Both are
-    given.
-    """
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict) or not message.get("reasoning"):
-        return choice
-    return choice | {"message": message | {"reasoning_content": message["reasoning"]}}

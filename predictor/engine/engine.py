@@ -50,6 +50,7 @@ class EngineRequest:
     request_id: str
     url: str
     body: Mapping[str, Any]
+    wants_chunks: bool = True  #: False where only the whole body is of use
 
 
 class Engine(Protocol):
@@ -103,7 +104,9 @@ class Engine(Protocol):
     ) -> AsyncGenerator[Step, None]:
         """Generate; with `prior_token_ids` go on after them, counted as output already made.
 
-        Always streams, whatever `stream` says in the body. The last chunk has no choices and
+        Streams, whatever `stream` says in the body, but for what the engine cannot stream (vLLM:
+        `prompt_logprobs`, beam search) and where the caller wants no chunks: then one step may hold
+        the whole body. The last chunk of a stream has no choices and
         carries `usage`, asked for or not: callers that pass chunks on drop it unless
         `stream_options.include_usage` was set. `predictor.generation.assembly` makes the whole body out of
         the chunks. The chunks of a continued run cover the whole answer again (so that

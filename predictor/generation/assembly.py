@@ -2,18 +2,32 @@
 
 Called by `predictor.generation.generation` and `predictor.serving.direct_call`: every answer is made as a stream, so
 that it can be checkpointed, and becomes a `chat.completion` or `text_completion` here. Pure. Knows
-OpenAI's two forms with vLLM's additions (`reasoning`, `stop_reason`, `token_ids`), and no engine.
+OpenAI's two forms with vLLM's additions (`reasoning`, `stop_reason`, `token_ids`), and no engine. A
+body that came whole, because the engine cannot stream it, passes through.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from eventing.job.reasoning import choice_with_both_names, with_both_names
+
 _FULL_NAME: Final = {
     "chat.completion.chunk": "chat.completion",
     "text_completion": "text_completion",
 }
-_TOP_LEVEL: Final = ("system_fingerprint", "service_tier", "usage", "prompt_token_ids", "metrics")
+_TOP_LEVEL: Final = (
+    "system_fingerprint",
+    "service_tier",
+    "usage",
+    "prompt_token_ids",
+    "prompt_text",
+    "metrics",
+    "kv_transfer_params",
+    "ec_transfer_params",
+)
 """Fields of a chunk that belong to the whole answer; the last one that is set counts."""
+_OF_CHOICE: Final = ("prompt_token_ids", "prompt_logprobs", "routed_experts")
+"""Fields of a choice that come once."""
 
 
 class Assembler:
@@ -40,12 +54,19 @@ class Assembler:
         if self._body is None:
             raise ValueError("no chunk to assemble")
         if not self._choices:
-            return dict(self._body)
+            return self._as_is()
         choices = [
             {"index": index, **(choice.as_chat() if self._is_chat else choice.as_text())}
             for index, choice in sorted(self._choices.items())
         ]
         return {**self._body, "choices": choices}
+
+    def _as_is(self) -> dict[str, Any]:
+        """A body that was no chunk."""
+        body = dict(self._body or {})
+        if body.get("object") == "chat.completion":
+            body["choices"] = [choice_with_both_names(each) for each in body["choices"]]
+        return body
 
     def _frame(self, chunk: Mapping[str, Any]) -> dict[str, Any]:
         kind = str(chunk.get("object"))
@@ -72,6 +93,7 @@ class _Choice:
         self._tool_calls: dict[int, dict[str, Any]] = {}
         self._logprobs: dict[str, list[Any]] | None = None
         self._token_ids: list[int] | None = None
+        self._once: dict[str, Any] = {}
         self._ending: dict[str, Any] = {"finish_reason": None}
 
     def add(self, part: Mapping[str, Any]) -> None:
@@ -85,6 +107,7 @@ class _Choice:
             self._logprobs = _joined(self._logprobs or {}, logprobs)
         if (token_ids := part.get("token_ids")) is not None:
             self._token_ids = [*(self._token_ids or ()), *token_ids]
+        self._once |= {name: part[name] for name in _OF_CHOICE if part.get(name) is not None}
         if part.get("finish_reason") is not None:
             self._ending = {"finish_reason": part["finish_reason"]}
             if "stop_reason" in part:
@@ -109,7 +132,7 @@ class _Choice:
             "content": None if is_only_other else content,
         }
         if reasoning:
-            message["reasoning"] = reasoning
+            message |= with_both_names({"reasoning": reasoning})
         if self._tool_calls:
             message["tool_calls"] = [call for _, call in sorted(self._tool_calls.items())]
         return {"message": message, **self._rest()}
@@ -119,7 +142,7 @@ class _Choice:
 
     def _rest(self) -> dict[str, Any]:
         ids = {} if self._token_ids is None else {"token_ids": self._token_ids}
-        return {"logprobs": self._logprobs, **self._ending, **ids}
+        return {"logprobs": self._logprobs, **self._ending, **ids, **self._once}
 
 
 def _joined(so_far: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, list[Any]]:

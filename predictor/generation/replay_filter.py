@@ -17,6 +17,9 @@ Entry = dict[str, Any]
 _Channel = tuple[int, str]
 
 _REASONING: Final = "reasoning_content"
+_EXTRAS: Final = ("logprobs", "token_ids", "prompt_token_ids", "finish_reason", "stop_reason")
+_BY_TOKEN: Final = frozenset({"logprobs", "token_ids"})
+"""What runs along the tokens of one entry."""
 _SPELLINGS: Final = {"reasoning": _REASONING}
 """vLLM renamed the field that most clients know under its older name."""
 
@@ -27,12 +30,10 @@ def entries_of(chunk: Mapping[str, Any]) -> Iterator[Entry]:
     """
     for choice in chunk.get("choices", ()):
         index = choice["index"]
+        if chunk.get("prompt_token_ids") and "delta" in choice:  # chat has them beside its choices
+            choice = {**choice, "prompt_token_ids": chunk["prompt_token_ids"]}
         parts = list(_parts(index, choice))
-        extras = {
-            name: choice[name]
-            for name in ("logprobs", "finish_reason", "stop_reason")
-            if choice.get(name) is not None
-        }
+        extras = {name: choice[name] for name in _EXTRAS if choice.get(name) is not None}
         if extras:
             if not parts:
                 parts = [_blank(index, choice)]
@@ -126,7 +127,7 @@ class ReplayFilter:
 def _parts(index: int, choice: Mapping[str, Any]) -> Iterator[Entry]:
     if text := choice.get("text"):
         yield {"index": index, "text": text}
-    delta = choice.get("delta") or {}
+    delta = choice.get("delta") or _as_delta(choice.get("message") or {})
     for name in ("reasoning", _REASONING, "content", "refusal"):
         if text := delta.get(name):
             yield {"index": index, "delta": {_SPELLINGS.get(name, name): text}}
@@ -134,6 +135,13 @@ def _parts(index: int, choice: Mapping[str, Any]) -> Iterator[Entry]:
         kept = {k: v for k, v in call.items() if v is not None}
         kept["function"] = {k: v for k, v in (call.get("function") or {}).items() if v is not None}
         yield {"index": index, "delta": {"tool_calls": [kept]}}
+
+
+def _as_delta(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A whole message as one delta, where tool calls are numbered."""
+    calls = message.get("tool_calls") or ()
+    numbered = [{"index": number, **call} for number, call in enumerate(calls)]
+    return {**message, "tool_calls": numbered}
 
 
 def _blank(index: int, choice: Mapping[str, Any]) -> Entry:
@@ -168,7 +176,9 @@ def _tool(call: Mapping[str, Any]) -> str:
 
 def _join(before: Entry, entry: Entry) -> bool:
     """Add `entry` to the one before it where that keeps their order; False when it does not."""
-    if before["index"] != entry["index"] or before.get("finish_reason") or "logprobs" in before:
+    if before["index"] != entry["index"] or before.get("finish_reason"):
+        return False
+    if not _BY_TOKEN.isdisjoint(before) or not _BY_TOKEN.isdisjoint(entry):
         return False
     if "text" in before:
         before["text"] += entry["text"]

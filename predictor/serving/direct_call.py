@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from eventing.errors import TorporError
+from eventing.job.reasoning import choice_with_both_names
 from predictor.delivery.admission import Admission, Phase, sequences
 from predictor.engine.engine import Engine, EngineRequest
 from predictor.errors import EngineRequestError, where
@@ -41,7 +42,7 @@ class DirectCalls:
     async def answer(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The whole body. Raises what `stream` raises."""
         assembler = Assembler()
-        async with aclosing(self.stream(url, body)) as chunks:
+        async with aclosing(self._run(url, body, wants_chunks=False)) as chunks:
             async for chunk in chunks:
                 assembler.add(chunk)
         return assembler.body()
@@ -50,7 +51,16 @@ class DirectCalls:
         """The chunks, the one with `usage` last. Raises `BadRequest`, `Unavailable` when there is
         no room or the engine is gone, `EngineRequestError`.
         """
-        request = EngineRequest(f"direct-{secrets.token_hex(8)}", url, body)
+        async with aclosing(self._run(url, body, wants_chunks=True)) as chunks:
+            async for chunk in chunks:
+                choices = [choice_with_both_names(each) for each in chunk.get("choices", ())]
+                yield {**chunk, "choices": choices} if choices else chunk
+
+    async def _run(
+        self, url: str, body: Mapping[str, Any], *, wants_chunks: bool
+    ) -> AsyncGenerator[Chunk, None]:
+        id_ = f"direct-{secrets.token_hex(8)}"
+        request = EngineRequest(id_, url, body, wants_chunks=wants_chunks)
         with self._admission.slot(sequences(body)):
             try:
                 async with aclosing(self._engine.run(request, ())) as steps:

@@ -8,10 +8,12 @@ import asyncio
 import multiprocessing
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from predictor.engine.engine import ColdStartPhase, EngineRequest, PhaseReporter, Step
+from predictor.engine.vllm.errors import COMPLETION_URL
 from predictor.engine.vllm.phases import forward_only, heard
 from predictor.engine.vllm.start import (
     VllmSettings,
@@ -118,10 +120,25 @@ class VllmEngine:
             self._serving = await build_serving(
                 args, self._llm, model=self._settings.model, names=_names(args, self._settings)
             )
+            if not is_cpu_build():
+                await self.warm_up()
         except (ValueError, OSError) as error:  # a chat template or an adapter that does not load
             await self.stop()
             raise EngineStartError(f"the engine did not start: {error}") from error
         report(ColdStartPhase.READY)
+
+    async def warm_up(self) -> None:
+        """Make one token with logprobs: their kernel is compiled at its first use (seconds, on a GPU),
+        and all other calls would wait for it.
+        """
+        serving = self._running()
+        if COMPLETION_URL in serving.urls:
+            body = {"prompt": "1", "max_tokens": 1, "logprobs": 1}
+            async with aclosing(
+                self.run(EngineRequest("warm-up", COMPLETION_URL, body), ())
+            ) as steps:
+                async for _ in steps:
+                    pass
 
     async def stop(self) -> None:
         llm, self._llm, self._serving = self._llm or await self._give_up_building(), None, None

@@ -36,6 +36,7 @@ from predictor.engine.vllm.errors import (
     from_response,
     translate,
 )
+from predictor.engine.vllm.media import check_media
 from predictor.engine.vllm.resume import CURRENT_TAPE, ResumeBuffer, ResumingClient
 from predictor.errors import BadRequest
 
@@ -50,6 +51,10 @@ class VllmServing:
 
     def __init__(self, args: Any, client: Any, models: Any, tasks: Sequence[str]) -> None:
         self._models = models
+        self._allowed_media = {
+            "domains": bool(args.allowed_media_domains),
+            "local_path": bool(args.allowed_local_media_path),
+        }
         self._calls: dict[str, Callable[[Any], Any]] = {}
         self._types: dict[str, Any] = {}
         if "generate" in tasks:
@@ -64,6 +69,11 @@ class VllmServing:
             )
 
     @property
+    def urls(self) -> Sequence[str]:
+        """What the model serves."""
+        return list(self._types)
+
+    @property
     def model_names(self) -> Sequence[str]:
         """The served names, then those of the LoRA adapters."""
         served = [path.name for path in self._models.base_model_paths]
@@ -74,9 +84,10 @@ class VllmServing:
         if request.url not in self._types:
             offered = ", ".join(self._types)
             raise BadRequest(f"this model does not serve {request.url}, only {offered}", "url")
+        check_media(request.body, **self._allowed_media)
         body: dict[str, Any] = {**request.body, "request_id": request.request_id}
         if request.url != EMBEDDING_URL:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            body |= _stream_fields(request)
         try:
             parsed = self._types[request.url].validate_python(body)
         except ValidationError as error:
@@ -120,7 +131,8 @@ class VllmServing:
         queue: asyncio.Queue[Step | BaseException | None],
     ) -> None:
         """Run the serving layer to its end. A task of its own, so that ids flow while it parses."""
-        CURRENT_TAPE.set(tape)
+        if not getattr(parsed, "use_beam_search", False):  # its steps are not the answer's tokens
+            CURRENT_TAPE.set(tape)
         try:
             async for chunk in self._chunks(request, parsed):
                 queue.put_nowait(Step((), chunk))
@@ -137,6 +149,9 @@ class VllmServing:
         if request.url == EMBEDDING_URL:
             yield orjson.loads(answer.body)
             return
+        if not parsed.stream:
+            yield orjson.loads(answer.model_dump_json())
+            return
         try:
             async for line in answer:
                 data = line.removeprefix("data: ").strip()
@@ -145,9 +160,37 @@ class VllmServing:
                 chunk = orjson.loads(data)
                 if error := chunk.get("error"):
                     raise from_response(error, request)
+                if not request.body.get("return_token_ids"):
+                    # With `echo`, vLLM's stream has them unasked, and its whole body has not.
+                    for choice in chunk["choices"]:
+                        choice.pop("prompt_token_ids", None)
                 yield chunk
         finally:
             await answer.aclose()
+
+
+def _stream_fields(request: EngineRequest) -> Mapping[str, Any]:
+    """How vLLM is asked. Jobs stream, so that they can be read and continued, unless vLLM has no
+    stream of what they ask for; a direct call is asked as its caller asked.
+    """
+    body = request.body
+    if request.wants_chunks and (body.get("stream") or not _is_unstreamable(body)):
+        return {"stream": True, "stream_options": _stream_options(body.get("stream_options"))}
+    return {"stream": False, "stream_options": None}
+
+
+def _is_unstreamable(body: Mapping[str, Any]) -> bool:
+    """True for what vLLM refuses to stream, or streams without a part (`echo`: prompt logprobs)."""
+    return body.get("prompt_logprobs") is not None or any(
+        body.get(name) for name in ("use_beam_search", "echo")
+    )
+
+
+def _stream_options(asked: Any) -> Mapping[str, Any]:
+    """The caller's, and always the usage at the end."""
+    if not isinstance(asked, Mapping) or not asked.get("include_usage"):
+        return {"include_usage": True}
+    return {**asked, "include_usage": True}
 
 
 def _culprit(kind: Any, body: Mapping[str, Any]) -> str:

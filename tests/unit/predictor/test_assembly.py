@@ -55,6 +55,7 @@ def test_a_thought_is_kept_apart_from_the_answer() -> None:
         "role": "assistant",
         "content": "4",
         "reasoning": "hmm",
+        "reasoning_content": "hmm",
     }
 
 
@@ -133,3 +134,21 @@ def test_a_whole_body_stays_as_it_is() -> None:
 def test_nothing_makes_no_body() -> None:
     with pytest.raises(ValueError, match="no chunk"):
         assemble([])
+
+
+def test_a_whole_answer_passes_through_with_its_thought_under_both_names() -> None:
+    message = {"role": "assistant", "content": "4", "reasoning": "hmm", "refusal": None}
+    whole = {**FRAME, "object": "chat.completion", "choices": [{"index": 0, "message": message}]}
+    whole |= {"prompt_logprobs": [None, {"1": {"logprob": -0.5}}]}
+
+    body = assemble([whole])
+
+    assert body["prompt_logprobs"] == whole["prompt_logprobs"]
+    assert body["choices"][0]["message"] == {**message, "reasoning_content": "hmm"}
+
+
+def test_a_whole_completion_keeps_what_no_chunk_has() -> None:
+    body = assemble([text("x", "stop", prompt_logprobs=[None], prompt_token_ids=[1, 2])])
+
+    assert body["choices"][0]["prompt_logprobs"] == [None]
+    assert body["choices"][0]["prompt_token_ids"] == [1, 2]
