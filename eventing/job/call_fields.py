@@ -92,6 +92,7 @@ _CHAT: Final[Rules] = {
 }
 _COMPLETION: Final[Rules] = {
     **_GENERATING,
+    "max_tokens": whole(0),  # with `echo`: the prompt's logprobs alone
     "logprobs": whole(-1),
     "best_of": whole(1, 128),
     "suffix": TEXT,

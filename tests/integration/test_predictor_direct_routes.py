@@ -1,5 +1,6 @@
 """The predictor's direct routes: who may use them, how large a call may be, KServe's protocols to the letter."""
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -196,3 +197,21 @@ async def _grpc_asks_for_the_token(port: int) -> None:
         key = (("authorization", "Bearer s3cret"),)
         known = await stub.ModelMetadata(ModelMetadataRequest(name="seeded"), metadata=key)
         assert known.name == "seeded"
+
+
+async def test_a_thought_has_both_names_in_a_stream_and_in_a_whole_answer(
+    client: httpx.AsyncClient,
+) -> None:
+    body = {**CHAT, "max_tokens": 6, "seeded": {"reasoning_tokens": 3}}
+    message = (await client.post("/v1/chat/completions", json=body)).json()["choices"][0]["message"]
+    streamed = await client.post("/v1/chat/completions", json={**body, "stream": True})
+    deltas = [
+        choice["delta"]
+        for line in streamed.text.splitlines()
+        if line.startswith("data: {")
+        for choice in json.loads(line[6:])["choices"]
+    ]
+
+    assert message["reasoning"] == message["reasoning_content"] != ""
+    for name in ("reasoning", "reasoning_content"):
+        assert "".join(delta.get(name, "") for delta in deltas) == message["reasoning"]
