@@ -126,15 +126,8 @@ function drawModels(overview) {
 
 async function loadJobs() {
   const state = el("filter").value;
-  const found = [];
-  let cursor = "";
-  for (let calls = 0; calls < 5 && found.length < 50; calls += 1) { // a page may be short before the end
-    const query = new URLSearchParams({ limit: 50 - found.length, ...(state && { state }), ...(cursor && { cursor }) });
-    const page = await call("GET", `/v1/jobs?${query}`);
-    found.push(...page.data);
-    if (!(cursor = page.next_cursor)) break;
-  }
-  seen.jobs = found;
+  const page = await call("GET", `/v1/jobs?limit=50${state ? `&state=${state}` : ""}`);
+  seen.jobs = page.data;
   drawJobs();
 }
 
@@ -431,8 +424,18 @@ async function redrive(id) {
 }
 
 async function redriveAll() {
-  while ((await call("POST", "/v1/dead-letters/redrive")).has_more);
-  await Promise.all([loadDead(), loadJobs()]);
+  const skipped = [];
+  try {
+    let page;
+    do {
+      const cursor = page?.next_cursor ? `?cursor=${page.next_cursor}` : "";
+      page = await call("POST", `/v1/dead-letters/redrive${cursor}`);
+      skipped.push(...page.skipped);
+    } while (page.has_more);
+  } finally {
+    await Promise.all([loadDead(), loadJobs()]);
+  }
+  if (skipped.length) throw new Error(`${skipped.length} not redriven; ${skipped[0].id}: ${skipped[0].reason}`);
 }
 
 async function discard(id) {

@@ -19,7 +19,12 @@ _EDITED: Final = {
     },
 }
 
-_REDRIVEN = {"redriven": [examples.ACCEPTED["id"]], "has_more": False}
+_REDRIVEN = {
+    "redriven": [examples.ACCEPTED["id"]],
+    "skipped": [],
+    "has_more": False,
+    "next_cursor": None,
+}
 
 LIST: Final = Doc(
     tag="dead letters",
@@ -51,8 +56,9 @@ REDRIVE: Final = Doc(
 )
 REDRIVE_ALL: Final = Doc(
     tag="dead letters",
+    parameters=(parameter("cursor", {"type": "string"}, "`next_cursor` of the call before"),),
     answers={
-        202: answer("Ids of the jobs that were queued again", None, _REDRIVEN),
+        202: answer("Jobs that were queued again, and those that were not", None, _REDRIVEN),
         **problems(400, 401, 403, 408, 409, 413, 422, 429, 503),
     },
 )

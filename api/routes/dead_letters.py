@@ -25,6 +25,7 @@ from eventing.errors import (
     BrokerUnavailable,
     NotFound,
     StoreUnavailable,
+    TorporError,
     Unavailable,
     WrongState,
 )
@@ -48,7 +49,11 @@ class DeadLetterDeps:
 routes: Routes[DeadLetterDeps] = Routes()
 
 _AT_ONCE: Final = 100
-"""Most jobs that one call redrives; it says when there are more."""
+"""Dead letters that one call looks at; it says when there are more."""
+_CHUNK: Final = 10
+"""They are read so many at a time: where a limit ends the call, the cursor is that near."""
+_NEVER_A_JOB: Final = "it never was a job; send a request to redrive it with"
+_NO_LONGER_DEAD: Final = "it is a dead letter no longer"
 _log = structlog.get_logger()
 
 
@@ -92,9 +97,9 @@ async def redrive_dead_letter(call: Call[DeadLetterDeps]) -> Response:
     job = await _own(call)
     request = await _edited(call)
     if request is None and not job.request.url:
-        raise WrongState("it never was a job; send a request to redrive it with")
+        raise WrongState(_NEVER_A_JOB)
     if not await _redrive(call, job, request):
-        raise WrongState("it is a dead letter no longer")
+        raise WrongState(_NO_LONGER_DEAD)
     after = await call.deps.store.get(job.id)
     return json_response(job_view(after or job), status=202)
 
@@ -107,22 +112,55 @@ async def redrive_dead_letter(call: Call[DeadLetterDeps]) -> Response:
     replays=True,
 )
 async def redrive_dead_letters(call: Call[DeadLetterDeps]) -> Response:
-    """Redrive up to 100 of the tenant's dead letters, newest first; `has_more` says whether to
-    call again. Those that never were jobs are skipped. A limit on the way ends it: refused
-    when none was redriven, else the list as far as it came.
+    """Redrive the tenant's dead letters, newest first: up to 100 are looked at in a call.
+
+    `skipped` names those that were left and why. While `has_more` is true, call again with
+    `?cursor=` the `next_cursor`, where there is one. A limit on the way ends the call: refused
+    when none was redriven, else with what was.
     """
-    page = await call.deps.store.list_dead_letters(call.principal.tenant, limit=_AT_ONCE)
+    cursor = call.request.query_params.get("cursor", "")
     redriven: list[JobId] = []
-    for job in (job for job in page.jobs if job.request.url):
+    skipped: list[dict[str, str]] = []
+    has_more, is_refused = True, False
+    while has_more and not is_refused and len(redriven) + len(skipped) < _AT_ONCE:
+        page = await call.deps.store.list_dead_letters(
+            call.principal.tenant, limit=_CHUNK, cursor=cursor
+        )
         try:
-            if await _redrive(call, job, None):
-                redriven.append(job.id)
+            for job in page.jobs:
+                await _redrive_or_skip(call, job, redriven, skipped)
         except Unavailable:
             if not redriven:
                 raise
-            return json_response({"redriven": redriven, "has_more": True}, status=202)
-    has_more = bool(page.next_cursor)
-    return json_response({"redriven": redriven, "has_more": has_more}, status=202)
+            is_refused = True
+        else:
+            cursor, has_more = page.next_cursor, bool(page.next_cursor)
+    return json_response(
+        {
+            "redriven": redriven,
+            "skipped": skipped,
+            "has_more": has_more,
+            "next_cursor": cursor or None,
+        },
+        status=202,
+    )
+
+
+async def _redrive_or_skip(
+    call: Call[DeadLetterDeps], job: Job, redriven: list[JobId], skipped: list[dict[str, str]]
+) -> None:
+    """Raises `Unavailable` when a limit or the store says no."""
+    try:
+        if not job.request.url:
+            raise WrongState(_NEVER_A_JOB)
+        if not await _redrive(call, job, None):
+            raise WrongState(_NO_LONGER_DEAD)
+    except Unavailable:
+        raise
+    except TorporError as error:
+        skipped.append({"id": job.id, "code": error.code, "reason": error.message})
+    else:
+        redriven.append(job.id)
 
 
 @routes.operation("DELETE", "/v1/dead-letters/{id}", scope=Scope.ADMIN, doc=docs.DISCARD)
@@ -130,7 +168,7 @@ async def discard_dead_letter(call: Call[DeadLetterDeps]) -> Response:
     """Forget a dead letter, its tokens included."""
     job = await _own(call)
     if not await call.deps.store.delete(job.id):
-        raise WrongState("it is a dead letter no longer")
+        raise WrongState(_NO_LONGER_DEAD)
     _log.info("discarded", action="discard", job_id=job.id)
     return json_response({"id": job.id, "object": "job", "deleted": True})
 

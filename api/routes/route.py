@@ -163,4 +163,6 @@ async def _once(replay: Replay, call: Call[D], handler: Handler[D]) -> Response:
 
     read = replace(call, request=Request(request.scope, again))
     scope = f"{call.principal.tenant}\0{request.url.path}"
-    return await replay.once(scope, key, raw, lambda: handler(read))
+    query = request.url.query.encode()
+    asked = raw + b"\0" + query if query else raw
+    return await replay.once(scope, key, asked, lambda: handler(read))

@@ -68,8 +68,7 @@ def redrive(
     if edited is not None and len(job_ids or []) != 1:
         raise UserError("--request replaces the request of exactly one dead letter")
     work = _redrive_all if everything else _redrive_each(job_ids or [], edited)
-    for job_id in _with_api(api, data_dir, work):
-        stdout.print(job_id)
+    _with_api(api, data_dir, work)
 
 
 @dead_letters.command()
@@ -84,24 +83,37 @@ def discard(job_ids: JobIds, api: ApiOption = "", data_dir: DataDir = DEFAULT_DA
     _with_api(api, data_dir, work)
 
 
-def _redrive_each(job_ids: list[str], edited: Any) -> Callable[[Api], Awaitable[list[str]]]:
-    async def work(client: Api) -> list[str]:
+def _redrive_each(job_ids: list[str], edited: Any) -> Callable[[Api], Awaitable[None]]:
+    async def work(client: Api) -> None:
         for job_id in job_ids:
             await client.call("POST", f"/v1/dead-letters/{job_id}/redrive", body=edited)
-        return job_ids
+            stdout.print(job_id)
 
     return work
 
 
-async def _redrive_all(client: Api) -> list[str]:
-    """Page after page; one that fails again at once is not taken twice."""
-    done: list[str] = []
+async def _redrive_all(client: Api) -> None:
+    """Call after call by the server's cursor. Raises `UserError` when some were left, after the ids
+    of those that were redriven.
+    """
+    count = 0
+    skipped: list[dict[str, str]] = []
+    query: dict[str, str] = {}
     while True:
-        answer = await client.call("POST", "/v1/dead-letters/redrive")
-        new = [job_id for job_id in answer["redriven"] if job_id not in done]
-        done += new
-        if not answer["has_more"] or not new:
-            return done
+        try:
+            answer = await client.call("POST", "/v1/dead-letters/redrive", query=query)
+        except UserError as error:
+            raise UserError(f"stopped after {count} redriven: {error}") from error
+        for job_id in answer["redriven"]:
+            stdout.print(job_id)
+        count += len(answer["redriven"])
+        skipped += answer["skipped"]
+        if not answer["has_more"]:
+            break
+        query = {"cursor": answer["next_cursor"]} if answer["next_cursor"] else {}
+    if skipped:
+        left = "".join(f"\n  {each['id']}: {each['reason']}" for each in skipped)
+        raise UserError(f"{len(skipped)} were not redriven:{left}")
 
 
 def _read(source: str) -> Any:

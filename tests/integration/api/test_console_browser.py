@@ -18,6 +18,7 @@ from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import FakePredictor, chat_result
 from tests.integration.api.furnished import Furnished, furnished, settings_for
 from tests.integration.api.receiver import receiving
+from tests.integration.api.test_console_files import rejected
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
@@ -199,6 +200,18 @@ async def test_a_dead_letter_is_redriven(api: Furnished, page: Page) -> None:
 
     await expect(page.locator("#dead-none")).to_be_visible()
     await expect(page.locator("#detail-state")).to_have_text("queued")
+    assert [event.subject for event in api.broker.events] == [job_id, job_id]
+
+
+async def test_redriving_all_ends_and_says_what_was_left(api: Furnished, page: Page) -> None:
+    job_id = await api.submit("poison")
+    await (await FakePredictor(api.store, job_id).start()).fail("boom")
+    for n in range(101):
+        await rejected(api, n)
+
+    await page.locator("#redrive-all").click(timeout=8000)
+
+    await expect(page.locator("#alert")).to_contain_text("101 not redriven")
     assert [event.subject for event in api.broker.events] == [job_id, job_id]
 
 

@@ -1,14 +1,18 @@
 """The console's files and the calls behind it: dead letters, and the overview."""
 
 import asyncio
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
 
+from eventing.job.job import JobError, JobRequest, derive_job_id
+from eventing.job.store import NewJob
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import FakePredictor
 from tests.integration.api.furnished import Furnished, furnished, settings_for
+from tests.integration.stack import TORPOR
 
 
 @pytest.fixture
@@ -51,6 +55,15 @@ async def test_no_other_file_is_served(api: Furnished, name: str) -> None:
 async def dead(api: Furnished, text: str = "poison") -> str:
     job_id = await api.submit(text)
     await (await FakePredictor(api.store, job_id).start()).fail("boom", "it broke")
+    return job_id
+
+
+async def rejected(api: Furnished, number: int) -> str:
+    """An event that never was a job."""
+    job_id = derive_job_id("/stranger", str(number))
+    nothing = JobRequest(url="", body={})
+    new = NewJob(id=job_id, request=nothing, source="/stranger", event_id=str(number))
+    await api.store.reject(new, JobError(code="bad_request", message="no"), b"{}")
     return job_id
 
 
@@ -106,6 +119,49 @@ class TestDeadLetters:
 
         assert sorted(answer.json()["redriven"]) == sorted(jobs)
         assert answer.json()["has_more"] is False
+
+    async def test_those_under_a_hundred_rejects_are_redriven_and_the_rest_is_named(
+        self, api: Furnished
+    ) -> None:
+        jobs = [await dead(api, str(n)) for n in range(2)]
+        rejects = [await rejected(api, n) for n in range(105)]
+        redriven, skipped, query = [], [], {}
+        for _ in range(3):
+            answer = await api.client.post("/v1/dead-letters/redrive", params=query)
+            redriven += answer.json()["redriven"]
+            skipped += [each["id"] for each in answer.json()["skipped"]]
+            if not answer.json()["has_more"]:
+                break
+            query = {"cursor": answer.json()["next_cursor"]}
+
+        assert sorted(redriven) == sorted(jobs)
+        assert sorted(skipped) == sorted(rejects)
+
+    async def test_the_command_line_redrives_all_and_says_what_it_left(
+        self, api: Furnished
+    ) -> None:
+        job_id = await dead(api)
+        rejects = [await rejected(api, n) for n in range(101)]
+
+        process = await asyncio.create_subprocess_exec(
+            TORPOR, "dead-letters", "redrive", "--all", "--api", api.url, stdout=PIPE, stderr=PIPE
+        )
+        said, complaint = await process.communicate()
+
+        assert said.decode().split() == [job_id]
+        assert process.returncode == 1
+        assert "101 were not redriven" in complaint.decode()
+        assert rejects[0] in complaint.decode()
+
+    async def test_a_key_stands_for_its_cursor_too(self, api: Furnished) -> None:
+        for n in range(101):
+            await rejected(api, n)
+        key = {"idempotency-key": "k"}
+        first = await api.client.post("/v1/dead-letters/redrive", headers=key)
+        cursor = {"cursor": first.json()["next_cursor"]}
+        other = await api.client.post("/v1/dead-letters/redrive", headers=key, params=cursor)
+
+        assert (first.status_code, other.status_code) == (202, 409)
 
     async def test_a_discarded_one_is_gone(self, api: Furnished) -> None:
         job_id = await dead(api)
