@@ -47,6 +47,7 @@ class TenantLimits(BaseModel):
     requests_per_minute: int | None = Field(None, ge=0)
     tokens_per_minute: int | None = Field(None, ge=0)
     jobs_in_flight: int | None = Field(None, ge=0)
+    file_bytes: int | None = Field(None, ge=0)
 
 
 class ApiSettings(BaseSettings):
@@ -129,6 +130,8 @@ class ApiSettings(BaseSettings):
     """Tokens a tenant may ask for a minute: an estimate of the prompt, and `max_tokens`."""
     limit_jobs_in_flight: int = Field(0, ge=0)
     """Jobs of a tenant that have not ended."""
+    limit_file_bytes: int = Field(10 * 1024 * 1024 * 1024, ge=0)
+    """Bytes that a tenant's files may take, results of batches among them; 0 for no limit."""
     limit_queue_depth: int = Field(0, ge=0)
     """Jobs that may wait for a model, of all tenants."""
     tenant_limits: dict[str, TenantLimits] = Field(default_factory=dict)

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from api.auth.rules import authenticator_for
 from api.batch import runner as batch_runner
 from api.batch.file_store import FileStore
-from api.batch.runner import RunnerDeps
+from api.batch.run import RunnerDeps
 from api.batch.store import BatchStore
 from api.console import overview, page
 from api.http.body import BodyReader
@@ -24,6 +24,7 @@ from api.job.result_feed import ResultFeed
 from api.job.submission import SubmitDeps
 from api.job.waiting import QueueWaiting, WakingNotes
 from api.limit.gate import LimitGate
+from api.limit.limit import limits_of
 from api.routes import (
     batches,
     dead_letters,
@@ -248,7 +249,11 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
         sync_timeout_s=settings.sync_timeout_s,
     )
     file_deps = files.FileDeps(
-        files=parts.batches.files, uploads=access.bodies.limited_to(settings.file_limit_bytes)
+        files=parts.batches.files,
+        uploads=access.bodies.limited_to(settings.file_limit_bytes),
+        largest_bytes=settings.file_limit_bytes,
+        longest_line=settings.body_limit_bytes,
+        quota_of=lambda tenant: limits_of(settings, tenant).file_bytes,
     )
     batch_deps = batches.BatchDeps(
         batches=parts.batches.batches, files=parts.batches.files, clock=parts.clock
@@ -271,6 +276,7 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
         "streams": parts.streams.run,
         "ends": parts.ends.run,
         "batches": lambda: batch_runner.run(parts.batches),
+        "files": lambda: batch_runner.sweep_files(parts.batches.files),
         "metrics": LiveMetrics(parts.redis, models, settings.price).run,
         "published": lambda: published.run(parts.store),
         "sweep": lambda: outbox.run(parts.store, parts.publisher, settings.sweep_every_s),

@@ -4,7 +4,7 @@ Called by `/v1/batches` and the runner. A bad line fails alone, under its number
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -12,11 +12,13 @@ import orjson
 
 from api.http.problem import openai_error, openai_status
 from api.view.outcome import answer_of, failure_of
-from eventing.errors import BadRequest, InvalidJob
+from eventing.errors import BadRequest, InvalidJob, TorporError
 from eventing.job.job import RUNNABLE_URLS, Job
 
 LINE_LIMIT: Final = 50_000
 WINDOW_S: Final = 24 * 3600
+_SHOWN: Final = 20
+"""Errors that the object of a batch with nothing but broken lines shows; all are in its error file."""
 
 
 class BatchStatus(StrEnum):
@@ -53,7 +55,8 @@ class Running:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """The durable record. `offset` and `line` say how far the input was submitted; `*_parts` name
-    the pieces of result that count.
+    the pieces of result that count. `refused` of the `failed` lines could never run, `refusals`
+    tells why of the first; of `models` two are enough to know that there is no one.
     """
 
     id: str
@@ -77,6 +80,11 @@ class Batch:
     output_bytes: int = 0
     error_bytes: int = 0
     errors: tuple[Mapping[str, Any], ...] = ()
+    refused: int = 0
+    refusals: tuple[Mapping[str, Any], ...] = ()
+    models: tuple[str, ...] = ()
+    usage: Mapping[str, int] = field(default_factory=dict)
+    output_kept_s: int = 0
 
     def in_status(self, status: BatchStatus, now_s: int) -> "Batch":
         """The same in another status, with when that was."""
@@ -84,8 +92,26 @@ class Batch:
 
     def asks_the_same_as(self, other: "Batch") -> bool:
         """Whether both come from the same request."""
-        asked = (self.endpoint, self.input_file_id, dict(self.metadata))
-        return asked == (other.endpoint, other.input_file_id, dict(other.metadata))
+        mine, theirs = (
+            (each.endpoint, each.input_file_id, dict(each.metadata), each.output_kept_s)
+            for each in (self, other)
+        )
+        return mine == theirs
+
+    def with_refusal(self, reason: Mapping[str, Any]) -> "Batch":
+        """The same with one line more that can never run."""
+        kept = self.refusals if len(self.refusals) >= _SHOWN else (*self.refusals, reason)
+        return replace(self, failed=self.failed + 1, refused=self.refused + 1, refusals=kept)
+
+    def with_answer(self, job: Job) -> "Batch":
+        """The same with one line more that was answered."""
+        return replace(self, completed=self.completed + 1, usage=_sum(self.usage, job.usage or {}))
+
+    def with_model(self, model: str) -> "Batch":
+        """The same with a line for `model` in it."""
+        if model in self.models or len(self.models) > 1:
+            return self
+        return replace(self, models=(*self.models, model))
 
     @property
     def expires_at(self) -> int:
@@ -112,6 +138,8 @@ class Batch:
             "created_at": self.created_at,
             "expires_at": self.expires_at,
             **times,
+            "model": self.models[0] if len(self.models) == 1 else None,
+            "usage": _usage_view(self.usage),
             "request_counts": {
                 "total": self.total,
                 "completed": self.completed,
@@ -122,13 +150,43 @@ class Batch:
 
 
 def parse_batch(raw: bytes) -> Batch:
-    """The batch that `to_json` wrote."""
-    fields = orjson.loads(raw)
-    fields["status"] = BatchStatus(fields["status"])
-    fields["running"] = tuple(Running(**one) for one in fields["running"])
-    for name in ("output_parts", "error_parts", "errors"):
-        fields[name] = tuple(fields[name])
-    return Batch(**fields)
+    """The batch that `to_json` wrote, in this version or another."""
+    found = _known(Batch, orjson.loads(raw))
+    found["status"] = BatchStatus(found["status"])
+    found["running"] = tuple(Running(**_known(Running, one)) for one in found["running"])
+    for name in ("output_parts", "error_parts", "errors", "refusals", "models"):
+        found[name] = tuple(found.get(name, ()))
+    return Batch(**found)
+
+
+def _known(kind: type[Batch | Running], record: Mapping[str, Any]) -> dict[str, Any]:
+    names = {each.name for each in fields(kind)}
+    return {name: value for name, value in record.items() if name in names}
+
+
+def _sum(usage: Mapping[str, int], more: Mapping[str, Any]) -> dict[str, int]:
+    """Tokens so far and those of one more answer, by the names of a batch's usage."""
+    read = {
+        "input_tokens": more.get("prompt_tokens"),
+        "cached_tokens": (more.get("prompt_tokens_details") or {}).get("cached_tokens"),
+        "output_tokens": more.get("completion_tokens"),
+        "reasoning_tokens": (more.get("completion_tokens_details") or {}).get("reasoning_tokens"),
+        "total_tokens": more.get("total_tokens"),
+    }
+    return {
+        name: usage.get(name, 0) + (value if isinstance(value, int) else 0)
+        for name, value in read.items()
+    }
+
+
+def _usage_view(usage: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.get("input_tokens", 0),
+        "input_tokens_details": {"cached_tokens": usage.get("cached_tokens", 0)},
+        "output_tokens": usage.get("output_tokens", 0),
+        "output_tokens_details": {"reasoning_tokens": usage.get("reasoning_tokens", 0)},
+        "total_tokens": usage.get("total_tokens", 0),
+    }
 
 
 def parse_line(raw: bytes, endpoint: str) -> dict[str, Any]:
@@ -169,15 +227,22 @@ def check_endpoint(endpoint: Any) -> str:
     return str(endpoint)
 
 
-def refused_entry(batch: Batch, number: int, custom_id: str | None, error: BadRequest) -> bytes:
-    """The error file's line for an input line that could never run."""
-    field = f" ({error.field})" if error.field else ""
-    reason = {
+def refusal_of(number: int, error: TorporError) -> Mapping[str, Any]:
+    """Why an input line could never run."""
+    where = getattr(error, "field", "")
+    field = f" ({where})" if where else ""
+    return {
         "code": error.code,
         "message": f"line {number}: {error.message}{field}",
-        "param": error.field or None,
+        "param": where or None,
         "line": number,
     }
+
+
+def refused_entry(
+    batch: Batch, number: int, custom_id: str | None, reason: Mapping[str, Any]
+) -> bytes:
+    """The error file's line for an input line that could never run."""
     return _entry(batch, number, custom_id, response=None, error=reason)
 
 

@@ -2,25 +2,32 @@
 
 Called by `/v1/files` and the batch runner. A file is some parts and one small `meta.json` that
 names them, written last: a file is there whole or not at all. Nothing is held in memory but one
-piece. Must not know HTTP.
+piece. A file past its `expires_at` is gone; `sweep` removes what is left of it. Must not know HTTP.
 """
 
 import asyncio
 import hashlib
+import os
 import re
 import secrets
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from typing import IO, Any, Final, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC
+from typing import IO, Any, Final, Protocol, TypeVar
 
 import fsspec  # type: ignore[import-untyped]
 import orjson
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from eventing.errors import NotFound, Unavailable
+from eventing.clock import Clock, SystemClock
+from eventing.errors import IdempotencyConflict, NotFound, Unavailable
 
 PIECE_BYTES: Final = 256 * 1024
+BATCH_FILE_KEPT_S: Final = 30 * 24 * 3600
+"""Files of batches expire after this, unless told otherwise; others stay, as at OpenAI."""
+_ABANDONED_S: Final = 3 * 24 * 3600
+"""Parts this old without a card belong to an upload or a batch that died: a batch runs for a day."""
 _ID: Final = re.compile(r"file-[0-9a-f]{24}\Z")
 _T = TypeVar("_T")
 
@@ -42,6 +49,22 @@ class FileCard:
     bytes: int
     created_at: int
     parts: tuple[str, ...] = ()
+    sha256: str = ""
+    expires_at: int = 0
+
+    def is_as_asked(self, other: "FileCard") -> bool:
+        """Whether both come from the same upload. Cards of older versions have no digest."""
+        if self.sha256 and other.sha256 and self.sha256 != other.sha256:
+            return False
+        mine, theirs = (
+            (card.filename, card.purpose, card.bytes, card.expires_at and card.kept_s)
+            for card in (self, other)
+        )
+        return mine == theirs
+
+    @property
+    def kept_s(self) -> int:
+        return self.expires_at - self.created_at
 
     def view(self) -> dict[str, Any]:
         """OpenAI's file object."""
@@ -53,7 +76,16 @@ class FileCard:
             "filename": self.filename,
             "purpose": self.purpose,
             "status": "processed",
+            "expires_at": self.expires_at or None,
         }
+
+
+class Check(Protocol):
+    """Judges an upload on its way (`api.batch.jsonl.JsonlCheck`); raises what to answer instead."""
+
+    def feed(self, piece: bytes) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 def new_file_id() -> str:
@@ -63,23 +95,104 @@ def new_file_id() -> str:
 class FileStore:
     """Files below one fsspec URL; each call runs in a thread, since fsspec blocks."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, clock: Clock | None = None) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._clock = clock or SystemClock()
+        self._sizes: dict[str, dict[str, tuple[int, int]]] = {}
+        self._arriving: dict[str, int] = {}
 
-    async def save(self, card: FileCard, source: IO[bytes]) -> FileCard:
-        """Copy an upload. Raises `FilesUnavailable`; then nothing is left but a nameless part."""
+    def new_card(
+        self, tenant: str, filename: str, purpose: str, file_id: str, *, kept_s: int = 0
+    ) -> FileCard:
+        """A card for a file that is about to be written; it expires after `kept_s`, if that is set."""
+        now_s = self._now_s()
+        return FileCard(
+            id=file_id,
+            tenant=tenant,
+            filename=filename,
+            purpose=purpose,
+            bytes=0,
+            created_at=now_s,
+            expires_at=now_s + kept_s if kept_s else 0,
+        )
+
+    async def save(self, card: FileCard, source: IO[bytes], check: Check | None = None) -> FileCard:
+        """Copy an upload; the file of that id, which the same upload may have made before.
+
+        Raises `IdempotencyConflict` when another upload made it, `FilesUnavailable`, and what
+        `check` raises; then nothing is left but, at worst, a nameless part.
+        """
 
         def copy() -> FileCard:
-            size = 0
-            with self._open(self._path(card, "part-0"), "wb") as target:
-                while piece := source.read(PIECE_BYTES):
-                    target.write(piece)
-                    size += len(piece)
-            whole = replace(card, bytes=size, parts=("part-0",))
-            self._write_card(whole)
-            return whole
+            part = f"part-{secrets.token_hex(4)}"  # of two uploads under one key, each has its own
+            path, size, digest = self._path(card, part), 0, hashlib.sha256()
+            try:
+                with self._open(path, "wb") as target:
+                    while piece := source.read(PIECE_BYTES):
+                        if check is not None:
+                            check.feed(piece)
+                        target.write(piece)
+                        digest.update(piece)
+                        size += len(piece)
+                if check is not None:
+                    check.finish()
+                whole = replace(card, bytes=size, parts=(part,), sha256=digest.hexdigest())
+                known = self._create_card(whole)
+            except BaseException:
+                self._remove(path)
+                raise
+            if known is not whole:
+                self._remove(path)
+                if not known.is_as_asked(whole):
+                    message = "the same key was used before with another file"
+                    raise IdempotencyConflict(message, "file")
+            return known
 
         return await self._run(copy)
+
+    async def used_bytes(self, tenant: str) -> int:
+        """What the tenant's files take, with what is arriving here and now."""
+
+        def add_up() -> int:
+            known = self._sizes.setdefault(tenant, {})
+            names = self._names(self._tenant_folder(tenant))
+            for gone in known.keys() - names:
+                del known[gone]
+            for name in names - known.keys():
+                with suppress(NotFound):
+                    card = self._read_card(tenant, name)
+                    known[name] = (card.bytes, card.expires_at)
+            now_s = self._now_s()
+            return sum(size for size, until_s in known.values() if not until_s or until_s > now_s)
+
+        return await self._run(add_up) + self._arriving.get(tenant, 0)
+
+    @contextmanager
+    def arriving(self, tenant: str, size: int) -> Iterator[None]:
+        """While an upload of at most `size` bytes is under way."""
+        self._arriving[tenant] = self._arriving.get(tenant, 0) + size
+        try:
+            yield
+        finally:
+            self._arriving[tenant] -= size
+            if not self._arriving[tenant]:
+                del self._arriving[tenant]
+
+    async def sweep(self) -> int:
+        """Remove files that have expired and parts that nobody will name; how many there were."""
+
+        def remove() -> int:
+            removed = 0
+            for tenant_folder in self._names(self._root):
+                for name in self._names(f"{self._root}/{tenant_folder}"):
+                    folder = f"{self._root}/{tenant_folder}/{name}"
+                    if self._is_over(folder):
+                        self._remove(f"{folder}/meta.json")
+                        self._remove(folder)
+                        removed += 1
+            return removed
+
+        return await self._run(remove)
 
     async def write_part(self, tenant: str, file_id: str, part: str, data: bytes) -> None:
         """A part of a file that has no card yet. Writing it again replaces it."""
@@ -95,7 +208,7 @@ class FileStore:
         file.
         """
         with suppress(FilesUnavailable):
-            await self._run(lambda: self._fs.rm(f"{self._folder(tenant, file_id)}/{part}"))
+            await self._run(lambda: self._remove(f"{self._folder(tenant, file_id)}/{part}"))
 
     async def publish(self, card: FileCard) -> None:
         """Make the parts that `card` names a file."""
@@ -111,13 +224,10 @@ class FileStore:
         """All files of a tenant, newest first."""
 
         def read() -> list[FileCard]:
-            folder = self._tenant_folder(tenant)
-            if not self._fs.exists(folder):
-                return []
             found = []
-            for path in self._fs.ls(folder, detail=False):
+            for name in self._names(self._tenant_folder(tenant)):
                 try:
-                    found.append(self._read_card(tenant, str(path).rsplit("/", 1)[-1]))
+                    found.append(self._read_card(tenant, name))
                 except NotFound:
                     continue  # parts of a file that is still being written
             return sorted(found, key=lambda card: (card.created_at, card.id), reverse=True)
@@ -128,8 +238,8 @@ class FileStore:
         """Forget it, card first."""
 
         def remove() -> None:
-            self._fs.rm(self._path(card, "meta.json"))
-            self._fs.rm(self._folder(card.tenant, card.id), recursive=True)
+            self._remove(self._path(card, "meta.json"))
+            self._remove(self._folder(card.tenant, card.id))
 
         await self._run(remove)
 
@@ -165,13 +275,74 @@ class FileStore:
             target.write(orjson.dumps(asdict(card)))
         self._fs.mv(f"{path}.new", path)
 
-    def _read_card(self, tenant: str, file_id: str) -> FileCard:
+    def _create_card(self, card: FileCard) -> FileCard:
+        """The card, unless there is one already: then that one."""
+        path, data = self._path(card, "meta.json"), orjson.dumps(asdict(card))
         try:
-            raw = self._fs.cat_file(f"{self._folder(tenant, file_id)}/meta.json")
+            if isinstance(self._fs, LocalFileSystem):
+                self._link(path, data)
+            else:
+                self._fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            try:
+                return self._read_card(card.tenant, card.id)
+            except NotFound:  # it has expired
+                self._write_card(card)
+        return card
+
+    def _link(self, path: str, data: bytes) -> None:
+        """A local file that appears whole, and only if there is none."""
+        written = f"{path}.{secrets.token_hex(4)}"
+        with self._open(written, "wb") as target:
+            target.write(data)
+        try:
+            os.link(written, path)
+        finally:
+            os.unlink(written)
+
+    def _read_card(self, tenant: str, file_id: str) -> FileCard:
+        card = parse_card(self._card_bytes(self._folder(tenant, file_id)))
+        if card.expires_at and card.expires_at <= self._now_s():
+            raise NotFound("no such file")
+        return card
+
+    def _card_bytes(self, folder: str) -> bytes:
+        try:
+            raw: bytes = self._fs.cat_file(f"{folder}/meta.json")
         except FileNotFoundError as error:
             raise NotFound("no such file") from error
-        fields = orjson.loads(raw)
-        return FileCard(**{**fields, "parts": tuple(fields["parts"])})
+        return raw
+
+    def _is_over(self, folder: str) -> bool:
+        """Whether nobody will read what is in this folder any more."""
+        try:
+            card = parse_card(self._card_bytes(folder))
+        except NotFound:
+            parts = [f"{folder}/{name}" for name in self._names(folder)]
+            return all(self._age_s(part) > _ABANDONED_S for part in parts or [folder])
+        return 0 < card.expires_at <= self._now_s()
+
+    def _age_s(self, path: str) -> float:
+        try:
+            changed = self._fs.modified(path)
+        except FileNotFoundError:
+            return 0.0
+        return float(self._now_s() - changed.replace(tzinfo=changed.tzinfo or UTC).timestamp())
+
+    def _names(self, folder: str) -> set[str]:
+        try:
+            listed = self._fs.ls(folder, detail=False, refresh=True)
+        except FileNotFoundError:
+            return set()
+        return {str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed}
+
+    def _remove(self, path: str) -> None:
+        """Whatever is there, if it is there."""
+        with suppress(FileNotFoundError):
+            self._fs.rm(path, recursive=True)
+
+    def _now_s(self) -> int:
+        return self._clock.wall_ms() // 1000
 
     def _path(self, card: FileCard, name: str) -> str:
         return f"{self._folder(card.tenant, card.id)}/{name}"
@@ -190,13 +361,8 @@ class FileStore:
             raise FilesUnavailable("the place for files does not work now", 5.0) from error
 
 
-def new_card(tenant: str, filename: str, purpose: str, file_id: str) -> FileCard:
-    """A card for a file that is about to be written."""
-    return FileCard(
-        id=file_id,
-        tenant=tenant,
-        filename=filename,
-        purpose=purpose,
-        bytes=0,
-        created_at=int(time.time()),
-    )
+def parse_card(raw: bytes) -> FileCard:
+    """The card that was written, by this version or another."""
+    known = {field.name for field in fields(FileCard)}
+    found = {name: value for name, value in orjson.loads(raw).items() if name in known}
+    return FileCard(**found | {"parts": tuple(found["parts"])})

@@ -1,7 +1,8 @@
 """The durable records of batches, and which of them want a runner.
 
-Called by `/v1/batches` and the runner. A runner holds a batch for as long as it keeps renewing; one
-that stalls is overtaken, and what it then writes is refused by its epoch.
+Called by `/v1/batches` and the runner. A runner claims a batch and renews its claim; one that
+stalls is overtaken, and what it then writes is refused by its epoch. Record, list and index change
+in one script.
 """
 
 import re
@@ -10,15 +11,17 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from api.batch.batch import Batch, parse_batch
+from api.batch.batch import WINDOW_S, Batch, parse_batch
 from eventing.errors import NotFound
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import run
 
-HOLD_MS: Final = 15_000
+CLAIM_MS: Final = 15_000
 """How long a runner that fell silent keeps a batch from the others."""
 _RETENTION_S: Final = 30 * 24 * 3600
+_LISTED_S: Final = _RETENTION_S + 2 * WINDOW_S
+"""A record is kept from its last change on, which comes a window after its creation at the latest."""
 _ID: Final = re.compile(r"batch_[0-9a-f]{24}\Z")
 
 
@@ -31,18 +34,17 @@ class BatchStore:
         self._redis = redis
 
     async def create(self, batch: Batch) -> Batch:
-        """Record it and have it run; the batch of that id, which may have been there before.
-
-        The index comes first: an entry without a batch is dropped, a batch without an entry would
-        wait for ever.
-        """
+        """Record it and have it run; the batch of that id, which may have been there before."""
+        where = [*_keys(batch.id), keys.batches_of(batch.tenant)]
+        what: Sequence[str | bytes | int] = [
+            batch.id,
+            batch.to_json(),
+            batch.created_at,
+            _RETENTION_S,
+            _LISTED_S,
+        ]
         async with failures_named():
-            await run(self._redis, "index", [keys.ACTIVE_BATCHES], [batch.id, 0, "NX", 0])
-            await self._redis.zadd(
-                keys.batches_of(batch.tenant), {batch.id: batch.created_at}, nx=True
-            )
-            await self._redis.hsetnx(keys.batch(batch.id), "record", batch.to_json())
-        return await self.get(batch.id)
+            return parse_batch(await run(self._redis, "batch_create", where, what))
 
     async def get(self, batch_id: str, tenant: str | None = None) -> Batch:
         """Raises `NotFound`, also for another tenant's."""
@@ -56,51 +58,57 @@ class BatchStore:
         return batch
 
     async def list(self, tenant: str) -> Sequence[Batch]:
-        """Newest first; at most 1,000."""
+        """Newest first; at most 1,000. Places of records that are gone are dropped on the way."""
+        index = keys.batches_of(tenant)
         async with failures_named():
-            names = await self._redis.zrange(keys.batches_of(tenant), 0, 999, desc=True)
+            names = await self._redis.zrange(index, 0, 999, desc=True)
             async with self._redis.pipeline(transaction=False) as pipe:
                 for name in names:
                     pipe.hget(keys.batch(name.decode()), "record")
                 records = await pipe.execute()
+            if gone := [name for name, raw in zip(names, records, strict=True) if not raw]:
+                await self._redis.zrem(index, *gone)
         return [parse_batch(raw) for raw in records if raw]
 
     async def ask_to_cancel(self, batch_id: str) -> None:
         """The runner will see it at its next turn."""
         async with failures_named():
-            await self._redis.hset(keys.batch(batch_id), "cancel", 1)
-            await run(self._redis, "index", [keys.ACTIVE_BATCHES], [batch_id, 0, "NX", 0])
+            await run(self._redis, "batch_cancel", _keys(batch_id), [batch_id])
 
     async def is_cancel_asked(self, batch_id: str) -> bool:
         async with failures_named():
             return bool(await self._redis.hexists(keys.batch(batch_id), "cancel"))
 
-    async def take(self, limit: int) -> Sequence[tuple[str, int]]:
-        """Batches that nobody runs, each with the epoch to write under."""
+    async def claim(self, limit: int) -> Sequence[tuple[str, int]]:
+        """Batches that nobody runs, now ours, each with the epoch to write under."""
+        claimed = []
         async with failures_named():
-            names = await run(self._redis, "take_due", [keys.ACTIVE_BATCHES], [limit, HOLD_MS])
-            return [
-                (
-                    name.decode(),
-                    int(await self._redis.hincrby(keys.batch(name.decode()), "epoch", 1)),
-                )
-                for name in names
-            ]
+            due = await run(self._redis, "take_due", [keys.ACTIVE_BATCHES], [limit, CLAIM_MS])
+            for name in (member.decode() for member in due):
+                epoch = int(await run(self._redis, "batch_claim", _keys(name), [name]))
+                if epoch:
+                    claimed.append((name, epoch))
+        return claimed
+
+    async def renew(self, batch_id: str, epoch: int, claim_ms: int = CLAIM_MS) -> bool:
+        """Keep the claim for `claim_ms` more; False when another runner has overtaken us."""
+        async with failures_named():
+            args: Sequence[str | int] = (epoch, batch_id, claim_ms, "", 0)
+            return bool(await run(self._redis, "batch_save", _keys(batch_id), args))
 
     async def save(self, batch: Batch, epoch: int) -> bool:
-        """Write the record and hold on to it; False when another runner has overtaken us."""
+        """Write the record and renew the claim; False when another runner has overtaken us."""
+        claim_ms = 0 if batch.status.is_final else CLAIM_MS
+        args: Sequence[str | bytes | int] = (
+            epoch,
+            batch.id,
+            claim_ms,
+            batch.to_json(),
+            _RETENTION_S,
+        )
         async with failures_named():
-            args: Sequence[str | bytes | int] = (epoch, batch.to_json(), _RETENTION_S)
-            if not await run(self._redis, "batch_save", [keys.batch(batch.id)], args):
-                return False
-            if batch.status.is_final:
-                await self._redis.zrem(keys.ACTIVE_BATCHES, batch.id)
-            else:
-                await run(self._redis, "index", [keys.ACTIVE_BATCHES], [batch.id, HOLD_MS, "", 0])
-        return True
+            return bool(await run(self._redis, "batch_save", _keys(batch.id), args))
 
-    async def drop(self, batch_id: str) -> None:
-        """Forget an entry that has no batch."""
-        async with failures_named():
-            await self._redis.zrem(keys.ACTIVE_BATCHES, batch_id)
-            await self._redis.delete(keys.batch(batch_id))
+
+def _keys(batch_id: str) -> list[str]:
+    return [keys.batch(batch_id), keys.ACTIVE_BATCHES]

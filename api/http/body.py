@@ -17,8 +17,8 @@ from eventing.errors import BadRequest
 
 class BodyReader:
     """Bodies of calls of at most `limit_bytes`, out of the room that all readers of a process share.
-    Each may take `timeout_s`, and what its size takes at the slowest pace that is still a sender's
-    and not an attack's.
+    A piece may take `timeout_s`; a body that, and what its size takes at the slowest pace that is
+    still a sender's and not an attack's.
     """
 
     def __init__(self, room: BodyRoom, *, limit_bytes: int, timeout_s: float) -> None:
@@ -64,11 +64,13 @@ class BodyReader:
         if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
             raise BodyTooLarge(f"the body is over {limit} bytes", "body")
         seen = 0
-        started_s = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop()
+        started_s = clock.time()
         while True:
-            allowed_s = self._timeout_s + seen / SLOWEST_BYTES_PER_S
+            whole_s = started_s + self._timeout_s + seen / SLOWEST_BYTES_PER_S
+            # What came fast is no time in hand: an upload could stand still for hours with it.
             try:
-                async with asyncio.timeout_at(started_s + allowed_s):
+                async with asyncio.timeout_at(min(whole_s, clock.time() + self._timeout_s)):
                     chunk = await anext(chunks, None)
             except TimeoutError as error:
                 raise BodyTooSlow("the body comes too slowly", "body") from error

@@ -2,6 +2,7 @@
 
 BadRequest
 ├── BodyTooLarge       over the limit; was not read to its end       413
+├── FileQuotaExceeded  the tenant's files take all they may          413
 ├── UnsupportedMedia   not JSON by its own content type              415
 └── BodyTooSlow        the body did not arrive in time               408
 TorporError
@@ -18,6 +19,13 @@ class BodyTooLarge(BadRequest):
 
     status = 413
     code = "body_too_large"
+
+
+class FileQuotaExceeded(BadRequest):
+    """The tenant's files take as much as they may; nothing was kept."""
+
+    status = 413
+    code = "file_quota_exceeded"
 
 
 class UnsupportedMedia(BadRequest):

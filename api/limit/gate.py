@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Final
 
 from prometheus_client import Counter
@@ -31,6 +32,7 @@ from api.limit.limit import (
 )
 from api.limit.window import Meter, Windows
 from api.settings import ApiSettings
+from api.webhook.webhook import BATCH
 from eventing.broker.queue import Depth, QueueView, expected_wait_s
 from eventing.clock import Clock
 from eventing.errors import Overloaded, StoreUnavailable, TorporError
@@ -53,11 +55,13 @@ class LimitGate:
     def __init__(self, settings: ApiSettings, redis: Redis, store: Store, clock: Clock) -> None:
         self._settings = settings
         self._windows = Windows(redis)
-        self._flight = InFlightJobs(redis)
+        self._flight = InFlightJobs(redis, store)
         self._queues = QueueView(redis)
         self._clock = clock
         self._depths: dict[str, tuple[float, Depth]] = {}
         self._asking = asyncio.Lock()
+        self._batch_turn = asyncio.Lock()
+        self._undoing: set[asyncio.Future[None]] = set()
 
     async def enter(self, principal: Principal, method: str) -> None:
         """Raises `RateLimited`. Looking costs nothing: only what changes something is counted."""
@@ -76,16 +80,36 @@ class LimitGate:
         are taken last: headers told of them must not be undone by another refusal.
         """
         await self._check_queue(new)
+        limits = self._limits(new.tenant)
+        if not limits.jobs_in_flight and not limits.tokens_per_minute:
+            return
+        taking = asyncio.ensure_future(self._take(new))
+        try:
+            await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            # What was half taken could not be given back: it is taken whole, and then given back.
+            undoing = asyncio.ensure_future(self._undo(taking, new))
+            self._undoing.add(undoing)
+            undoing.add_done_callback(self._undoing.discard)
+            raise
+
+    async def _take(self, new: NewJob) -> None:
         limit = self._limits(new.tenant).jobs_in_flight
-        if limit and not await self._flight.take(new.tenant, new.id, limit):
-            with _counted(Limit.JOBS_IN_FLIGHT):
-                raise RateLimited(f"{limit} jobs of this tenant have not ended", _FULL_S)
+        most = _share(limit) if BATCH in new.metadata else limit
+        if limit and not await self._flight.take(new.tenant, new.id, most):
+            with _counted(Limit.JOBS_IN_FLIGHT, new):
+                raise RateLimited(f"{most} jobs of this tenant have not ended", _FULL_S)
         try:
             await self._take_tokens(new)
         except TorporError:
             with suppress(StoreUnavailable):
                 await self._leave(new.tenant, new.id)
             raise
+
+    async def _undo(self, taking: "asyncio.Future[None]", new: NewJob) -> None:
+        with suppress(TorporError):
+            await taking
+            await self.on_rejected(new.tenant, new.id)
 
     async def on_admitted(self, new: NewJob, job: Job, is_new: bool) -> None:
         """The job was recorded, or was there already. It is promised by now, so a store that goes
@@ -129,13 +153,26 @@ class LimitGate:
                     f"about {cost} tokens, and the limit is {meter.limit} a minute",
                     "body.max_tokens",
                 )
-        is_taken, window = await self._windows.take(meter, cost)
+        if BATCH in new.metadata:
+            async with self._batch_turn:  # two that look at once would both see the same room
+                await self._check_share(meter, cost)
+                is_taken, window = await self._windows.take(meter, cost)
+        else:
+            is_taken, window = await self._windows.take(meter, cost)
         _tell(headers_of("tokens", window))
         if not is_taken:
-            with _counted(Limit.TOKENS_PER_MINUTE):
+            with _counted(Limit.TOKENS_PER_MINUTE, new):
                 raise _over("tokens", window, cost)
         await self._windows.charge(meter, new.id, cost)
         _metered.labels("asked").inc(cost)
+
+    async def _check_share(self, meter: Meter, cost: int) -> None:
+        """Batches leave half of the minute to calls, but for a line that is more than half itself."""
+        share = _share(meter.limit)
+        room = share if cost <= share else meter.limit
+        window = await self._windows.look(meter)
+        if window.used + cost > room:
+            raise _over("tokens", replace(window, limit=room), cost)
 
     async def _settle(self, tenant: str, job_id: JobId, used: int) -> None:
         if meter := self._tokens(tenant):
@@ -211,13 +248,19 @@ def _tell(headers: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _counted(limit: Limit) -> Iterator[None]:
-    """Count what is refused inside."""
+def _counted(limit: Limit, new: NewJob | None = None) -> Iterator[None]:
+    """Count what is refused inside. A batch's line that waits for its turn is refused to nobody."""
     try:
         yield
     except TorporError:
-        _refused.labels(limit).inc()
+        if new is None or BATCH not in new.metadata:
+            _refused.labels(limit).inc()
         raise
+
+
+def _share(limit: int) -> int:
+    """What batches may take of a tenant's limit: calls get through beside them."""
+    return max(1, limit // 2)
 
 
 def _over(what: str, window: Window, cost: int) -> RateLimited:

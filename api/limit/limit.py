@@ -56,6 +56,7 @@ class Limits:
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
     jobs_in_flight: int = 0
+    file_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +106,12 @@ def limits_of(settings: ApiSettings, tenant: str) -> Limits:
     requests = own.requests_per_minute if own else None
     tokens = own.tokens_per_minute if own else None
     jobs = own.jobs_in_flight if own else None
+    files = own.file_bytes if own else None
     return Limits(
         requests_per_minute=(settings.limit_requests_per_minute if requests is None else requests),
         tokens_per_minute=settings.limit_tokens_per_minute if tokens is None else tokens,
         jobs_in_flight=settings.limit_jobs_in_flight if jobs is None else jobs,
+        file_bytes=settings.limit_file_bytes if files is None else files,
     )
 
 

@@ -66,7 +66,6 @@ JOB: Final[Example] = {
         }
     ],
 }
-LISTED_JOB: Final[Example] = {name: value for name, value in JOB.items() if name != "result"}
 DEAD_LETTER: Final[Example] = {
     **JOB,
     "state": "failed",

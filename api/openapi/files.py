@@ -36,6 +36,12 @@ CREATE_FILE = Doc(
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
                         "purpose": {"enum": ["batch"]},
+                        "expires_after[anchor]": {"const": "created_at"},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": 3600,
+                            "maximum": 2592000,
+                        },
                     },
                     "example": {"file": _LINE, "purpose": "batch"},
                 }
@@ -44,7 +50,7 @@ CREATE_FILE = Doc(
     },
     answers={
         200: answer("The file", _FILE, examples.FILE),
-        **errors(400, 401, 403, 408, 413, 415, 503),
+        **errors(400, 401, 403, 408, 409, 413, 415, 503),
     },
 )
 LIST_FILES = Doc(
@@ -104,6 +110,13 @@ CREATE_BATCH = Doc(
                 "endpoint": {"type": "string"},
                 "completion_window": {"const": "24h"},
                 "metadata": {"type": ["object", "null"]},
+                "output_expires_after": {
+                    "type": ["object", "null"],
+                    "properties": {
+                        "anchor": {"const": "created_at"},
+                        "seconds": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+                    },
+                },
             },
         },
         batch={
@@ -114,7 +127,7 @@ CREATE_BATCH = Doc(
     ),
     answers={
         200: answer("The batch", _BATCH, examples.BATCH),
-        **errors(400, 401, 403, 408, 413, 415, 503),
+        **errors(400, 401, 403, 408, 409, 413, 415, 503),
     },
 )
 LIST_BATCHES = Doc(

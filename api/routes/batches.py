@@ -4,6 +4,7 @@ Called by `api.wiring`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.responses import Response
 
@@ -13,7 +14,7 @@ from api.batch.file_store import FileStore, new_file_id
 from api.batch.store import BatchStore
 from api.job.submission import check_metadata
 from api.openapi import files as docs
-from api.routes.files import keyed_hex, page_of
+from api.routes.files import check_expires_after, keyed_hex, page_of
 from api.routes.jobs import json_response, whole_number
 from api.routes.route import Call, Routes
 from eventing.clock import Clock
@@ -43,6 +44,7 @@ async def create_batch(call: Call[BatchDeps]) -> Response:
         raise BadRequest("completion_window must be 24h", "completion_window")
     endpoint = check_endpoint(body.get("endpoint"))
     metadata = check_metadata(body.get("metadata"), "metadata")
+    kept_s = _output_kept_s(body.get("output_expires_after"))
     try:
         card = await call.deps.files.card(call.principal.tenant, str(body.get("input_file_id", "")))
     except NotFound as error:
@@ -58,6 +60,7 @@ async def create_batch(call: Call[BatchDeps]) -> Response:
         error_file_id=new_file_id(),
         created_at=call.deps.clock.wall_ms() // 1000,
         metadata=metadata,
+        output_kept_s=kept_s,
     )
     batch = await call.deps.batches.create(wanted)
     if not batch.asks_the_same_as(wanted):
@@ -91,6 +94,16 @@ async def cancel_batch(call: Call[BatchDeps]) -> Response:
     if not batch.status.is_final:
         view["status"] = "cancelling"
     return json_response(view)
+
+
+def _output_kept_s(wish: Any) -> int:
+    """0 where nothing is said. Raises `BadRequest`."""
+    name = "output_expires_after"
+    if wish is None:
+        return 0
+    if not isinstance(wish, dict):
+        raise BadRequest(f"{name} must be an object of anchor and seconds", name)
+    return check_expires_after(wish.get("anchor"), wish.get("seconds"), name)
 
 
 async def _own(call: Call[BatchDeps]) -> Batch:

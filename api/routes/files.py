@@ -5,36 +5,42 @@ Called by `api.wiring`. An upload goes to disk as it comes in.
 
 import hashlib
 import secrets
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from api.auth.principal import Scope
-from api.batch.file_store import FileCard, FileStore, new_card
+from api.batch.file_store import BATCH_FILE_KEPT_S, FileCard, FileStore
+from api.batch.jsonl import JsonlCheck
 from api.http.body import BodyReader
-from api.http.errors import UnsupportedMedia
+from api.http.errors import FileQuotaExceeded, UnsupportedMedia
+from api.http.multipart import NamedFileParser
 from api.openapi import files as docs
 from api.routes.jobs import json_response, whole_number
 from api.routes.route import Call, Routes
-from eventing.errors import BadRequest, IdempotencyConflict, NotFound
+from eventing.errors import BadRequest, InvalidJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileDeps:
-    """What `/v1/files` needs."""
+    """What `/v1/files` needs. A quota of 0 bytes is none."""
 
     files: FileStore
     uploads: BodyReader
+    largest_bytes: int
+    longest_line: int
+    quota_of: Callable[[str], int]
 
 
 routes: Routes[FileDeps] = Routes()
 
+_SHORTEST_S: Final = 3600
+_LONGEST_S: Final = 30 * 24 * 3600
 PURPOSES: Final = ("batch", "user_data", "assistants", "evals", "fine-tune", "vision")
 
 
@@ -42,21 +48,79 @@ PURPOSES: Final = ("batch", "user_data", "assistants", "evals", "fine-tune", "vi
 async def create_file(call: Call[FileDeps]) -> Response:
     """Upload a file.
 
-    Multipart, as OpenAI's; a batch's lines have the purpose `batch`.
+    Multipart, as OpenAI's; a batch's lines have the purpose `batch`. With an `Idempotency-Key`, the
+    same upload gives the same file again, another one 409.
     """
-    form = await _form(call)
+    tenant, files = call.principal.tenant, call.deps.files
+    quota = call.deps.quota_of(tenant)
+    largest = _largest(call)
+    if quota:
+        _check_quota(await files.used_bytes(tenant), min(largest, _declared(call)), quota)
+    with files.arriving(tenant, largest if quota else 0):
+        form = await _form(call)
+        try:
+            return json_response((await _save(call, form, quota)).view())
+        finally:
+            await form.close()
+
+
+async def _save(call: Call[FileDeps], form: FormData, quota: int) -> FileCard:
+    """The file that `form` holds. Raises `BadRequest` and its kin."""
+    files, tenant = call.deps.files, call.principal.tenant
+    upload, purpose = form.get("file"), form.get("purpose")
+    if not isinstance(upload, UploadFile):
+        raise BadRequest("file must be a file", "file")
+    if not isinstance(purpose, str) or purpose not in PURPOSES:
+        raise BadRequest(f"purpose must be one of {', '.join(PURPOSES)}", "purpose")
+    is_batch = purpose == "batch"
+    kept_s = _kept_s(form) or (BATCH_FILE_KEPT_S if is_batch else 0)
+    if quota:
+        used = await files.used_bytes(tenant) - _largest(call)  # that is this one, on its way
+        _check_quota(used, upload.size or 0, quota)
+    name = (upload.filename or "upload")[:255]
+    card = files.new_card(tenant, name, purpose, f"file-{keyed_hex(call)}", kept_s=kept_s)
+    check = JsonlCheck(call.deps.longest_line) if is_batch else None
     try:
-        upload, purpose = form.get("file"), form.get("purpose")
-        if not isinstance(upload, UploadFile):
-            raise BadRequest("file must be a file", "file")
-        if not isinstance(purpose, str) or purpose not in PURPOSES:
-            raise BadRequest(f"purpose must be one of {', '.join(PURPOSES)}", "purpose")
-        name = (upload.filename or "upload")[:255]
-        card = new_card(call.principal.tenant, name, purpose, f"file-{keyed_hex(call)}")
-        card = await _saved(call, card, upload)
-    finally:
-        await form.close()
-    return json_response(card.view())
+        return await files.save(card, upload.file, check)
+    except InvalidJob as error:  # to an upload it is what a bad form is
+        raise BadRequest(error.message, error.field) from error
+
+
+def _kept_s(form: FormData) -> int:
+    """`expires_after[anchor]` and `expires_after[seconds]`; 0 where nothing is said."""
+    anchor, seconds = form.get("expires_after[anchor]"), form.get("expires_after[seconds]")
+    return 0 if anchor is None and seconds is None else check_expires_after(anchor, seconds)
+
+
+def check_expires_after(anchor: Any, seconds: Any, where: str = "expires_after") -> int:
+    """The seconds that a file is to be kept, as OpenAI has them. Raises `BadRequest`."""
+    if anchor != "created_at":
+        raise BadRequest(f"{where}.anchor must be created_at", f"{where}.anchor")
+    text = str(seconds)
+    is_number = not isinstance(seconds, bool) and text.isascii() and text.isdigit()
+    if not is_number or len(text) > 9 or not _SHORTEST_S <= int(text) <= _LONGEST_S:
+        message = f"{where}.seconds must be a whole number from {_SHORTEST_S} to {_LONGEST_S}"
+        raise BadRequest(message, f"{where}.seconds")
+    return int(text)
+
+
+def _largest(call: Call[FileDeps]) -> int:
+    """Bytes that this upload takes at most, while it arrives."""
+    limit = call.deps.largest_bytes
+    return min(_declared(call) or limit, limit)
+
+
+def _declared(call: Call[FileDeps]) -> int:
+    text = call.request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
+
+
+def _check_quota(used: int, more: int, quota: int) -> None:
+    if used + more > quota:
+        message = (
+            f"files of this tenant take {used} of {quota} bytes; delete some, or let them expire"
+        )
+        raise FileQuotaExceeded(message, "file")
 
 
 @routes.operation("GET", "/v1/files", scope=Scope.JOBS_READ, doc=docs.LIST_FILES)
@@ -101,21 +165,6 @@ async def delete_file(call: Call[FileDeps]) -> Response:
     return json_response({"id": card.id, "object": "file", "deleted": True})
 
 
-async def _saved(call: Call[FileDeps], card: FileCard, upload: UploadFile) -> FileCard:
-    """The file, or the one that this key's first upload made. Contents are told apart by size."""
-    if "idempotency-key" in call.request.headers:
-        with suppress(NotFound):
-            known = await call.deps.files.card(card.tenant, card.id)
-            if (known.filename, known.purpose, known.bytes) != (
-                card.filename,
-                card.purpose,
-                upload.size,
-            ):
-                raise IdempotencyConflict("the same key was used before with another file", "file")
-            return known
-    return await call.deps.files.save(card, upload.file)
-
-
 def keyed_hex(call: Call[Any]) -> str:
     """24 hex digits: of the call's Idempotency-Key among the tenant's, or random ones."""
     key = call.request.headers.get("idempotency-key", "")
@@ -150,8 +199,7 @@ async def _form(call: Call[FileDeps]) -> FormData:
         raise UnsupportedMedia("send multipart/form-data with file and purpose", "content-type")
     stream = call.deps.uploads.stream(request)
     try:
-        # Starlette's parser keeps 1 MiB of a file in memory and the rest in a temporary file.
-        return await MultiPartParser(request.headers, stream, max_files=1, max_fields=8).parse()
+        return await NamedFileParser(request.headers, stream, max_files=1, max_fields=8).parse()
     except MultiPartException as error:
         raise BadRequest(f"the form cannot be read: {error.message}", "body") from error
     except (KeyError, UnicodeError) as error:

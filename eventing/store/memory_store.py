@@ -7,7 +7,7 @@ must not be used for anything that has to survive its process.
 """
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from eventing.clock import Clock, SystemClock
@@ -21,7 +21,6 @@ from eventing.job.store import (
     Lease,
     LeaseSettings,
     LeaseStatus,
-    ListField,
     NewJob,
     Page,
     Release,
@@ -77,25 +76,18 @@ class MemoryStore:
         return self._job(job_id)
 
     async def list_jobs(
-        self,
-        tenant: str,
-        *,
-        states: Sequence[JobState] = (),
-        limit: int = 20,
-        cursor: str = "",
-        include: Collection[ListField] = (),
+        self, tenant: str, *, states: Sequence[JobState] = (), limit: int = 20, cursor: str = ""
     ) -> Page:
         def is_wanted(job: Job) -> bool:
             return job.tenant == tenant and (not states or job.state in states)
 
-        return page(self._index.jobs(tenant), self._job, is_wanted, limit, cursor, include)
+        return page(self._index.jobs(tenant), self._job, is_wanted, limit, cursor)
 
     async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
         def is_wanted(job: Job) -> bool:
             return job.tenant == tenant and job.is_dead_letter
 
-        include = [ListField.REQUEST]
-        return page(self._index.dead(tenant), self._job, is_wanted, limit, cursor, include)
+        return page(self._index.dead(tenant), self._job, is_wanted, limit, cursor)
 
     async def acquire(
         self,

@@ -6,8 +6,7 @@ something is due, is in `eventing.store.redis_index` and written before the reco
 """
 
 import secrets
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -23,7 +22,6 @@ from eventing.job.store import (
     Lease,
     LeaseSettings,
     LeaseStatus,
-    ListField,
     NewJob,
     Page,
     Release,
@@ -35,7 +33,6 @@ from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, Call, run, run_all
 from eventing.store import job_record
 from eventing.store.redis_index import SWEEP_AFTER_MS, RedisIndex, schedule_check
-from eventing.store.redis_list import Marks, RedisList
 
 
 class RedisStore:
@@ -75,8 +72,7 @@ class RedisStore:
             job_record.fingerprint(raw, new.tenant),
             self._settings.dead_letter_retention_s,
         ]
-        shown = replace(new, request=job_record.request_of(raw))
-        fields = [*job_record.new_fields(shown, raw), "error", orjson.dumps(error.to_dict())]
+        fields = [*job_record.new_fields(new, raw), "error", orjson.dumps(error.to_dict())]
         answers = await self._run_all(
             [
                 schedule_check(keys.UNANNOUNCED, new.id, after_ms=SWEEP_AFTER_MS),
@@ -93,27 +89,19 @@ class RedisStore:
         return job_record.parse(job_id, record)
 
     async def list_jobs(
-        self,
-        tenant: str,
-        *,
-        states: Sequence[JobState] = (),
-        limit: int = 20,
-        cursor: str = "",
-        include: Collection[ListField] = (),
+        self, tenant: str, *, states: Sequence[JobState] = (), limit: int = 20, cursor: str = ""
     ) -> Page:
-        def is_wanted(marks: Marks) -> bool:
+        def is_wanted(job: Job) -> bool:
             # A conflicting event of another tenant leaves the id in that tenant's index.
-            return marks["tenant"] == tenant and (not states or marks["state"] in states)
+            return job.tenant == tenant and (not states or job.state in states)
 
-        jobs = RedisList(self._redis, keys.jobs_of(tenant))
-        return await jobs.page(is_wanted, limit, cursor, include)
+        return await self._index.page(keys.jobs_of(tenant), is_wanted, limit, cursor)
 
     async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
-        def is_wanted(marks: Marks) -> bool:
-            return marks["tenant"] == tenant and marks["dead"] == "1"
+        def is_wanted(job: Job) -> bool:
+            return job.tenant == tenant and job.is_dead_letter
 
-        dead = RedisList(self._redis, keys.dead_letters_of(tenant))
-        return await dead.page(is_wanted, limit, cursor, [ListField.REQUEST])
+        return await self._index.page(keys.dead_letters_of(tenant), is_wanted, limit, cursor)
 
     async def acquire(
         self,
@@ -224,7 +212,8 @@ class RedisStore:
                 text,
                 "sha",
                 job_record.fingerprint(text, tenant),
-                *(part for pair in job_record.shown_fields(request).items() for part in pair),
+                "model",
+                request.model,
             ]
         answers = await self._run_all(
             [

@@ -72,7 +72,8 @@ def list_jobs(
     as_json: Json = False,
 ) -> None:
     """List jobs, newest first."""
-    page = asyncio.run(_list(api_address(api, data_dir), state, limit))
+    query = {"limit": str(limit)} | ({"state": state} if state else {})
+    page = asyncio.run(_call(api_address(api, data_dir), "GET", "/v1/jobs", query))
     if as_json:
         stdout.print(orjson.dumps(page).decode())
         return
@@ -94,21 +95,6 @@ def cancel(
     """Cancel a job; one that has ended stays as it is."""
     job = asyncio.run(_call(api_address(api, data_dir), "DELETE", f"/v1/jobs/{job_id}"))
     stdout.print(orjson.dumps(job).decode() if as_json else job["state"])
-
-
-async def _list(address: str, state: str, limit: int) -> dict[str, Any]:
-    """The newest jobs; the api gives short pages where few are in the state asked for."""
-    found: list[dict[str, Any]] = []
-    cursor = ""
-    async with connected(address) as api:
-        while True:
-            wanted = {"limit": str(limit - len(found)), "state": state, "cursor": cursor}
-            query = {name: text for name, text in wanted.items() if text}
-            page: dict[str, Any] = await api.call("GET", "/v1/jobs", query=query)
-            found += page["data"]
-            cursor = page["next_cursor"] or ""
-            if not cursor or len(found) >= limit:
-                return page | {"data": found}
 
 
 async def _submit(

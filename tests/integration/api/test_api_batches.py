@@ -13,6 +13,7 @@ import orjson
 import pytest
 from openai import AsyncOpenAI
 
+from api.batch import run as batch_run
 from api.batch import runner as batch_runner
 from api.batch.batch import Batch
 from api.batch.store import BatchStore
@@ -252,9 +253,9 @@ async def test_a_batch_whose_window_closed_says_what_was_not_run(
 async def test_an_overtaken_runner_writes_nothing_more(rig: Rig, client: AsyncOpenAI) -> None:
     batches = BatchStore(rig.store.redis)
     batch = await start(client, lines(1))
-    ((batch_id, epoch),) = await batches.take(1)
+    ((batch_id, epoch),) = await batches.claim(1)
     await time_passes(rig, "torpor:batches:active")
-    ((_, newer),) = await batches.take(1)
+    ((_, newer),) = await batches.claim(1)
     record = await batches.get(batch_id)
 
     assert not await batches.save(replace(record, total=7), epoch)
@@ -353,7 +354,7 @@ async def test_a_file_of_bad_lines_only_is_written_as_it_is_read(
     rig: Rig, client: AsyncOpenAI, runner: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They used to pile up until the last was read, and the hold ran out meanwhile."""
-    monkeypatch.setattr(batch_runner, "WINDOW", 32)
+    monkeypatch.setattr(batch_run, "WINDOW", 32)
     saved: list[int] = []
     save = BatchStore.save
 

@@ -1,0 +1,34 @@
+"""The lines of a batch's input file, read a piece at a time. Called by the runner."""
+
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from api.batch.batch import LINE_LIMIT
+from api.batch.file_store import FileCard, FileStore
+from api.batch.jsonl import Line, LineSplitter
+from eventing.errors import InvalidJob
+
+_READ_BYTES: Final = 256 * 1024
+_WITH_BLANK: Final = 10 * LINE_LIMIT
+
+
+async def read_lines(
+    files: FileStore, card: FileCard, offset: int, number: int, *, longest: int
+) -> AsyncGenerator[Line, None]:
+    """The lines after `offset`, where line `number` ends.
+
+    Raises `InvalidJob` for one that is much over `longest` bytes, which would not fit in, and for
+    a file of blank lines.
+    """
+    splitter, position = LineSplitter(offset, number), offset
+    while True:
+        piece = await files.read(card, position, _READ_BYTES)
+        position += len(piece)
+        for line in splitter.feed(piece, is_last=not piece):
+            yield line
+        if splitter.rest > longest + _READ_BYTES:
+            raise InvalidJob(f"line {splitter.number + 1} is over {longest} bytes")
+        if splitter.number > _WITH_BLANK:
+            raise InvalidJob(f"the input file has over {_WITH_BLANK} lines, most of them blank")
+        if not piece:
+            return

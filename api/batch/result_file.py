@@ -1,0 +1,76 @@
+"""A result file of a batch, as one runner writes it: in parts, since object storage cannot append.
+
+Called by the runner. A part that no record names is nothing: parts are written first, and the
+record that names them after.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+from api.batch.batch import Batch
+from api.batch.file_store import BATCH_FILE_KEPT_S, FileStore
+
+_PART_BYTES: Final = 256 * 1024
+"""A result grows in parts of this size: 50,000 answers are some 120 of them."""
+
+
+class ResultFile:
+    """The output or the error file of a batch. `parts` and `size` are what the record is to name."""
+
+    def __init__(self, files: FileStore, batch: Batch, epoch: int, *, is_output: bool) -> None:
+        self._files = files
+        self._tenant = batch.tenant
+        self._id = batch.output_file_id if is_output else batch.error_file_id
+        self._name = f"{batch.id}_{'output' if is_output else 'error'}.jsonl"
+        self._kept_s = batch.output_kept_s or BATCH_FILE_KEPT_S
+        self._epoch = epoch
+        self._written = 0
+        self._entries: list[bytes] = []
+        self._last = b""
+        self._merged: list[str] = []
+        self.parts = batch.output_parts if is_output else batch.error_parts
+        self.size = batch.output_bytes if is_output else batch.error_bytes
+
+    @property
+    def pending(self) -> int:
+        """Entries that are in no part yet."""
+        return len(self._entries)
+
+    def add(self, entry: bytes) -> None:
+        """One line more."""
+        self._entries.append(entry)
+
+    async def write(self) -> None:
+        """Put what is pending into a part. A small last part of ours is written anew with it: a
+        part each half second would be thousands. It has a new name; the old one goes once the
+        record names it no more.
+        """
+        if not self._entries:
+            return
+        data, self._entries = b"".join(self._entries), []
+        is_small = bool(self._last) and len(self._last) + len(data) <= _PART_BYTES
+        whole = self._last + data if is_small else data
+        self._written += 1
+        part = f"part-{self._epoch}-{self._written}"  # no other runner has our epoch
+        await self._files.write_part(self._tenant, self._id, part, whole)
+        self._last = whole
+        self.size += len(data)
+        if is_small:
+            self._merged.append(self.parts[-1])
+            self.parts = (*self.parts[:-1], part)
+        else:
+            self.parts = (*self.parts, part)
+
+    async def drop_merged(self) -> None:
+        """Forget parts that the saved record names no more."""
+        for part in self._merged:
+            await self._files.drop_part(self._tenant, self._id, part)
+        self._merged.clear()
+
+    async def publish(self) -> None:
+        """Make the parts a file, if there are any."""
+        if self.parts:
+            card = self._files.new_card(
+                self._tenant, self._name, "batch_output", self._id, kept_s=self._kept_s
+            )
+            await self._files.publish(replace(card, bytes=self.size, parts=self.parts))

@@ -1,0 +1,410 @@
+"""One runner's work on one batch: lines in as jobs, answers out as lines, a window at a time.
+
+Called by `api.batch.runner`. Everything that counts is in the batch's record, and job ids come from
+batch and line number: a runner may die anywhere, and the next one goes on without a line lost, run
+or told twice. Lines are submitted in rounds; a round is in the record once each of its lines was
+accepted or refused, and no answer of its is written before. Must not know HTTP.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from api.auth.principal import Principal
+from api.batch.batch import (
+    LINE_LIMIT,
+    Batch,
+    BatchStatus,
+    Running,
+    custom_id_of,
+    ended_entry,
+    parse_line,
+    refusal_of,
+    refused_entry,
+    unrun_entry,
+)
+from api.batch.file_store import FileCard, FileStore
+from api.batch.input_file import read_lines
+from api.batch.jsonl import Line
+from api.batch.result_file import ResultFile
+from api.batch.store import BatchStore
+from api.http.errors import BodyTooLarge
+from api.job.submission import NEVER_ACCEPTED, SubmitDeps, keyed_job_id, submit_line
+from api.webhook.service import WebhookService
+from eventing.clock import Clock
+from eventing.errors import InvalidJob, NotFound, TorporError, Unavailable
+from eventing.job.job import JobId, JobState, Lane
+from eventing.job.store import Store
+
+WINDOW: Final = 200
+"""Lines of one batch in flight: enough to fill some predictors, few enough to poll each second."""
+_ROUND: Final = 16
+"""Most submits of one batch under way at once; calls of people share the door."""
+_LONGEST_WAIT_S: Final = 5.0
+"""A limit that says to come back later is asked again after this: others may have left room."""
+_CODE: Final = {
+    BatchStatus.CANCELLED: "batch_cancelled",
+    BatchStatus.EXPIRED: "batch_expired",
+    BatchStatus.FAILED: "batch_failed",
+}
+"""What the error file says of lines that were not run, by the batch's end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerDeps:
+    """What running batches needs."""
+
+    batches: BatchStore
+    files: FileStore
+    store: Store
+    submission: SubmitDeps
+    webhooks: WebhookService
+    clock: Clock
+    line_limit_bytes: int
+
+
+class Overtaken(Exception):
+    """Another runner has the batch now; what we have not saved is void."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A line that may be submitted."""
+
+    number: int
+    custom_id: str
+    call: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Round:
+    """Lines that were read together, up to the line `end`; over when none is `waiting`."""
+
+    end: int = 0
+    offset: int = 0
+    waiting: list[Ready] = field(default_factory=list)
+    accepted: list[Running] = field(default_factory=list)
+    refused: list[tuple[int, str | None, TorporError]] = field(default_factory=list)
+
+
+class BatchRun:
+    """The work of one claim."""
+
+    def __init__(self, deps: RunnerDeps, batch: Batch, epoch: int, *, turn_s: float) -> None:
+        self._deps = deps
+        self._batches = deps.batches
+        self._batch = batch
+        self._epoch = epoch
+        self._turn_s = turn_s
+        self._principal = Principal(tenant=batch.tenant)
+        self._running = {one.number: one for one in batch.running}
+        self._output = ResultFile(deps.files, batch, epoch, is_output=True)
+        self._errors = ResultFile(deps.files, batch, epoch, is_output=False)
+        self._seen: set[str] = set()
+        self._round = Round()
+        self._done = 0
+        self._looked_up = WINDOW if epoch > 1 else 0
+        self._is_limited = False
+        self._not_before_s = 0.0
+        self._is_read = False
+
+    async def run(self) -> None:
+        """To the batch's end. Raises `Overtaken`, or `Unavailable` to be gone on with later."""
+        if self._batch.status.is_final:  # asked for again, or cancelled too late
+            await self._save()
+            return
+        try:
+            card = await self._deps.files.card(self._batch.tenant, self._batch.input_file_id)
+        except NotFound:
+            await self._fail("the input file is gone")
+            return
+        try:
+            end = await self._validate(card)
+            await self._remember_names(card)
+            async with aclosing(self._lines(card, self._batch.offset, self._batch.line)) as lines:
+                if end is None:
+                    end = await self._run_lines(lines)
+                if end is not BatchStatus.COMPLETED:
+                    await self._stop(end, lines)
+        except InvalidJob as error:
+            await self._fail(error.message)
+            return
+        await self._close(end)
+
+    async def _validate(self, card: FileCard) -> BatchStatus | None:
+        """Count the lines; why to stop, if there is a reason. Raises `InvalidJob`."""
+        if self._batch.status is not BatchStatus.VALIDATING:
+            return None
+        total = 0
+        async with aclosing(self._lines(card, 0, 0)) as lines:
+            async for _ in lines:
+                total += 1
+                if total > LINE_LIMIT:
+                    raise InvalidJob(f"a batch may have {LINE_LIMIT} lines")
+                if total % 1_000 == 0 and (end := await self._why_stop()):
+                    return end
+        if not total:
+            raise InvalidJob("the input file has no lines")
+        self._batch = replace(self._batch, total=total)
+        await self._enter(BatchStatus.IN_PROGRESS)
+        return None
+
+    async def _remember_names(self, card: FileCard) -> None:
+        """Names of the lines before ours, to tell a second use of one."""
+        if self._batch.line:
+            async with aclosing(self._lines(card, 0, 0)) as lines:
+                async for line in lines:
+                    if line.number > self._batch.line:
+                        break
+                    self._seen.add(custom_id_of(line.raw) or "")
+
+    async def _run_lines(self, lines: AsyncGenerator[Line, None]) -> BatchStatus:
+        """Submit and collect until there is a reason to stop; the end that the batch comes to."""
+        while (end := await self._why_stop()) is None:
+            await self._fill(lines)
+            ended = await self._collect()
+            await self._save()
+            if ended:
+                self._not_before_s = 0.0  # that may have left room under a limit
+            is_submitted = self._is_read and not self._round.waiting
+            if is_submitted and not self._running:
+                return BatchStatus.COMPLETED
+            if is_submitted or self._must_wait or len(self._running) >= WINDOW:
+                # Lines that end by the dozen are worth looking again at once.
+                await asyncio.sleep(self._turn_s / (10 if ended > WINDOW // 4 else 1))
+        return end
+
+    async def _why_stop(self) -> BatchStatus | None:
+        if await self._batches.is_cancel_asked(self._batch.id):
+            return BatchStatus.CANCELLED
+        if self._deps.clock.wall_ms() / 1000 > self._batch.expires_at:
+            return BatchStatus.EXPIRED
+        return None
+
+    @property
+    def _must_wait(self) -> bool:
+        return asyncio.get_running_loop().time() < self._not_before_s
+
+    async def _fill(self, lines: AsyncGenerator[Line, None]) -> None:
+        """Submit lines until the window is full, a limit says to wait, or there are no more. At
+        most a window of lines: what was refused must be written, however many are bad.
+        """
+        for _ in range(WINDOW):
+            if not self._round.waiting:
+                room = WINDOW - max(len(self._running), self._errors.pending)
+                if self._is_read or room <= 0:
+                    return
+                # No more lines are read ahead than were just done with.
+                await self._read_round(lines, min(max(self._done, 1), _ROUND, room))
+            if self._round.waiting:
+                if self._must_wait:
+                    return
+                await self._submit_round()
+            if not self._round.waiting:
+                is_due = bool(self._round.accepted)
+                self._commit_round()
+                if is_due:
+                    await self._save()
+
+    async def _read_round(self, lines: AsyncGenerator[Line, None], count: int) -> None:
+        """The next lines, each judged. One that a dead runner may have submitted is looked up: what
+        was accepted needs no second admission.
+        """
+        self._round = Round(end=self._batch.line, offset=self._batch.offset)
+        for _ in range(count):
+            line = await anext(lines, None)
+            if line is None:
+                self._is_read = True
+                return
+            self._round.end, self._round.offset = line.number, line.end
+            try:
+                ready = self._judged(line)
+            except TorporError as error:
+                self._round.refused.append((line.number, custom_id_of(line.raw), error))
+                continue
+            if await self._was_submitted(line.number):
+                self._accept(ready, self._job_id(line.number))
+            else:
+                self._round.waiting.append(ready)
+
+    async def _was_submitted(self, number: int) -> bool:
+        """Whether a runner that died submitted the line and could not say so."""
+        if not self._looked_up:
+            return False
+        self._looked_up -= 1
+        job = await self._deps.store.get(self._job_id(number))
+        return job is not None and (job.error is None or job.error.code != NEVER_ACCEPTED)
+
+    def _job_id(self, number: int) -> JobId:
+        return keyed_job_id(self._batch.tenant, f"batch:{self._batch.id}:{number}")
+
+    def _judged(self, line: Line) -> Ready:
+        """The line, its name remembered. Raises `BadRequest` and its kin."""
+        if len(line.raw) > self._deps.line_limit_bytes:
+            raise BodyTooLarge("the line is over the limit of a call's body", "body")
+        call = parse_line(line.raw, self._batch.endpoint)
+        if call["custom_id"] in self._seen:
+            raise InvalidJob("custom_id was used before in this file", "custom_id")
+        self._seen.add(call["custom_id"])
+        return Ready(line.number, call["custom_id"], call)
+
+    async def _submit_round(self) -> None:
+        """Submit what waits. After a limit's no, one line asks for all."""
+        asking = self._round.waiting[: 1 if self._is_limited else None]
+        left = await asyncio.gather(*map(self._submit, asking))
+        refusals = [refusal for refusal in left if refusal is not None]
+        still = [ready for ready, refusal in zip(asking, left, strict=True) if refusal]
+        self._round.waiting = still + self._round.waiting[len(asking) :]
+        if refusals:
+            self._is_limited, self._done = True, 0
+            wait_s = min(max(each.retry_after_s for each in refusals), _LONGEST_WAIT_S)
+            self._not_before_s = asyncio.get_running_loop().time() + wait_s
+        else:
+            self._is_limited = False
+
+    async def _submit(self, ready: Ready) -> Unavailable | None:
+        """Submit one line; what to wait for, when it was neither accepted nor refused for good."""
+        try:
+            key = f"{self._batch.id}:{ready.number}"
+            job = await submit_line(
+                self._deps.submission, self._principal, ready.call, key=key, lane=Lane.BATCH
+            )
+        except Unavailable as error:
+            return error
+        except TorporError as error:
+            self._round.refused.append((ready.number, ready.custom_id, error))
+        else:
+            self._accept(ready, job.id)
+        return None
+
+    def _accept(self, ready: Ready, job_id: JobId) -> None:
+        running = Running(number=ready.number, custom_id=ready.custom_id, job_id=job_id)
+        self._round.accepted.append(running)
+        self._batch = self._batch.with_model(str(ready.call["body"].get("model", "")))
+
+    def _commit_round(self) -> None:
+        """Every line of the round was accepted or refused: the record may say so."""
+        for number, custom_id, error in sorted(self._round.refused, key=lambda each: each[0]):
+            reason = refusal_of(number, error)
+            self._errors.add(refused_entry(self._batch, number, custom_id, reason))
+            self._batch = self._batch.with_refusal(reason)
+        self._running |= {one.number: one for one in self._round.accepted}
+        self._done += len(self._round.accepted) + len(self._round.refused)
+        self._batch = replace(self._batch, line=self._round.end, offset=self._round.offset)
+        self._round = Round(end=self._round.end, offset=self._round.offset)
+
+    async def _collect(self, stopped: BatchStatus | None = None) -> int:
+        """Take the answers of jobs that have ended; how many there were."""
+        waiting = list(self._running.values())
+        jobs = await asyncio.gather(*(self._deps.store.get(JobId(one.job_id)) for one in waiting))
+        for one, job in zip(waiting, jobs, strict=True):
+            if job is not None and not job.state.is_terminal:
+                continue
+            del self._running[one.number]
+            if job is None:
+                self._leave_out(one.number, one.custom_id, "result_expired")
+            elif stopped is not None and job.state is JobState.CANCELLED:
+                self._leave_out(one.number, one.custom_id, _CODE[stopped])
+            else:
+                entry, is_answer = ended_entry(self._batch, one, job)
+                if is_answer:
+                    self._output.add(entry)
+                    self._batch = self._batch.with_answer(job)
+                else:
+                    self._errors.add(entry)
+                    self._batch = replace(self._batch, failed=self._batch.failed + 1)
+        return len(waiting) - len(self._running)
+
+    def _leave_out(self, number: int, custom_id: str | None, code: str) -> None:
+        """Say of a line that it was not run to its end."""
+        self._errors.add(unrun_entry(self._batch, number, custom_id, code))
+        self._batch = replace(self._batch, failed=self._batch.failed + 1)
+
+    async def _stop(self, end: BatchStatus, lines: AsyncGenerator[Line, None]) -> None:
+        """Cancel what runs, keep what is done, and say of the rest that it was not run. A runner
+        that died may have submitted lines behind the record's: they are looked up and cancelled.
+        """
+        if end is BatchStatus.CANCELLED and self._batch.status is not BatchStatus.CANCELLING:
+            await self._enter(BatchStatus.CANCELLING)
+        not_run = [(each.number, each.custom_id) for each in self._round.waiting]
+        self._commit_round()
+        for one in self._running.values():
+            await self._deps.store.cancel(JobId(one.job_id))
+        await self._collect(end)
+        for number, custom_id in not_run:
+            self._leave_out(number, custom_id, _CODE[end])
+        await self._save()
+        async for line in lines:
+            await self._stop_line(end, line)
+            self._batch = replace(self._batch, line=line.number, offset=line.end)
+            if self._errors.pending >= WINDOW:
+                await self._save()
+
+    async def _stop_line(self, end: BatchStatus, line: Line) -> None:
+        """A line behind the record's, with what a dead runner made of it."""
+        job_id, custom_id = self._job_id(line.number), custom_id_of(line.raw)
+        if await self._was_submitted(line.number):
+            await self._deps.store.cancel(job_id)
+            one = Running(number=line.number, custom_id=custom_id or "", job_id=job_id)
+            self._running[line.number] = one
+            await self._collect(end)
+        else:
+            self._leave_out(line.number, custom_id, _CODE[end])
+
+    async def _close(self, end: BatchStatus) -> None:
+        """Make the parts files, then say so. A file of which no line could ever run has failed."""
+        batch = self._batch
+        if end is BatchStatus.COMPLETED:
+            if batch.refused == batch.total:
+                end, self._batch = BatchStatus.FAILED, replace(batch, errors=batch.refusals)
+            else:
+                await self._enter(BatchStatus.FINALIZING)
+        else:
+            self._batch = replace(batch, total=batch.total or batch.completed + batch.failed)
+        await self._output.write()
+        await self._errors.write()
+        await self._output.publish()
+        await self._errors.publish()
+        await self._enter(end)
+
+    async def _fail(self, message: str) -> None:
+        """The file as a whole is no good. What ran of it stops; what was answered is kept."""
+        error = {"code": "invalid_input_file", "message": message, "line": None, "param": None}
+        self._commit_round()
+        for one in self._running.values():
+            await self._deps.store.cancel(JobId(one.job_id))
+        await self._collect(BatchStatus.FAILED)
+        self._batch = replace(self._batch, errors=(error,))
+        await self._close(BatchStatus.FAILED)
+
+    async def _enter(self, status: BatchStatus) -> None:
+        now_s = self._deps.clock.wall_ms() // 1000
+        self._batch = self._batch.in_status(status, now_s)
+        if status.is_final:
+            # Before the record: told twice is told once, not told at all would be for ever.
+            batch = self._batch
+            await self._deps.webhooks.tell_batch(batch.tenant, batch.id, status, now_s)
+        await self._save()
+
+    async def _save(self) -> None:
+        """Parts first, then the record that names them: a part that no record names is nothing."""
+        await self._output.write()
+        await self._errors.write()
+        self._batch = replace(
+            self._batch,
+            running=tuple(self._running[number] for number in sorted(self._running)),
+            output_parts=self._output.parts,
+            output_bytes=self._output.size,
+            error_parts=self._errors.parts,
+            error_bytes=self._errors.size,
+        )
+        if not await self._batches.save(self._batch, self._epoch):
+            raise Overtaken
+        await self._output.drop_merged()
+        await self._errors.drop_merged()
+
+    def _lines(self, card: FileCard, offset: int, number: int) -> AsyncGenerator[Line, None]:
+        longest = self._deps.line_limit_bytes
+        return read_lines(self._deps.files, card, offset, number, longest=longest)
