@@ -16,6 +16,8 @@ DeployError
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 
 class DeployError(Exception):
     """Something that a person at the terminal must know; the text is one clear message."""
@@ -38,10 +40,23 @@ class NotFound(ApiFault):
     """It is not there."""
 
 
+@dataclass(frozen=True, slots=True)
+class FieldConflict:
+    """A field that another manager set to another value."""
+
+    manager: str
+    field: str
+
+    def __str__(self) -> str:
+        return f"{self.field} (of {self.manager})"
+
+
 class Conflict(ApiFault):
     """Other field managers own what we want to set."""
 
-    def __init__(self, message: str, status: int, *, causes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, message: str, status: int, *, causes: tuple[FieldConflict, ...] = ()
+    ) -> None:
         super().__init__(message, status)
         self.causes = causes
 

@@ -194,8 +194,12 @@ async def _deploy(
         raise Refused("\n".join(str(each) for each in missing))
     made = await rollout.plan(cluster, resources, terms)
     _show_plan(made)
-    if dry_run or made.is_empty:
+    if dry_run or (made.is_empty and not made.takes_over):
         stderr.print("nothing to do" if made.is_empty else "dry run: nothing was applied")
+        return
+    if made.is_empty:
+        await rollout.deploy(cluster, resources, terms, _Lines())
+        stderr.print("nothing to do but to take over fields that others had set, as they are")
         return
     if not yes and not await asyncio.to_thread(typer.confirm, "apply?"):
         raise typer.Exit(1)

@@ -108,7 +108,7 @@ def _container(values: Values) -> Resource:
         ),
         "readinessProbe": dict(ping),
         "livenessProbe": {**ping, "failureThreshold": 6},
-        "resources": parts.resources("250m", f"{MEMORY_MIB}Mi"),
+        "resources": parts.resources("250m", f"{MEMORY_MIB // 1024}Gi"),
         "securityContext": parts.hardened(),
         "volumeMounts": [
             {"name": "data", "mountPath": "/data"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from knative.deploy.emit import Resource
 from knative.deploy.faults import (
     ApiFault,
     Conflict,
+    FieldConflict,
     Forbidden,
     Gone,
     Invalid,
@@ -34,6 +36,7 @@ FIELD_MANAGER = "torpor"
 REQUEST_TIMEOUT_S = 30.0
 WATCH_S = 60  # the server ends a watch after this; then it is listed again
 TRIES = 5
+_MANAGER = re.compile(r'conflict with "([^"]*)"')
 _BUSY = (429, 502, 503, 504)
 
 
@@ -303,13 +306,18 @@ async def _fault(method: str, path: str, response: aiohttp.ClientResponse) -> Ap
             return NotFound(f"{path}: {message}", 404)
         case 409:
             causes = (status.get("details") or {}).get("causes") or []
-            return Conflict(message, 409, causes=tuple(c.get("message", "") for c in causes))
+            return Conflict(message, 409, causes=tuple(map(_cause, causes)))
         case 410:
             return Gone(message)
         case 400 | 422:
             return Invalid(message, response.status)
         case code:
             return ApiFault(f"{method} {path}: {code} {message}", code, retry_after_s=after)
+
+
+def _cause(cause: Mapping[str, Any]) -> FieldConflict:
+    named = _MANAGER.search(str(cause.get("message")))
+    return FieldConflict(named[1] if named else "?", str(cause.get("field", "")))
 
 
 @asynccontextmanager

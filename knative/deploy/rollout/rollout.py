@@ -21,7 +21,7 @@ from knative.deploy.emit import Resource
 from knative.deploy.faults import Conflict, DeployError, Forbidden, Invalid, MissingKind, NotFound
 from knative.deploy.faults import NotReady as NotReadyError
 from knative.deploy.rollout import release as history
-from knative.deploy.rollout.client import Cluster, Ref, ref_of
+from knative.deploy.rollout.client import FIELD_MANAGER, Cluster, Ref, ref_of
 from knative.deploy.rollout.readiness import READY, Readiness, readiness, waits_for, why_stuck
 from knative.deploy.rollout.release import Release
 
@@ -40,11 +40,14 @@ STUCK_AFTER_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What applying one object would do: `create`, `change`, `same`, or `leave` (no right)."""
+    """What applying one object would do: `create`, `change`, `same`, `leave` (no right), or `done`
+    (a Job that ended and was cleaned up). `takes_over`: another manager's fields become ours.
+    """
 
     ref: Ref
     action: str
     difference: str = ""
+    takes_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,14 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        return not self.prune and all(step.action in ("same", "leave") for step in self.steps)
+        """Whether nothing in the cluster would be another; fields may still change hands."""
+        return not self.prune and all(
+            step.action in ("same", "leave", "done") for step in self.steps
+        )
+
+    @property
+    def takes_over(self) -> bool:
+        return any(step.takes_over for step in self.steps)
 
 
 class Screen(Protocol):
@@ -110,10 +120,11 @@ async def plan(cluster: Cluster, resources: Sequence[Resource], terms: RolloutOp
     Raises what the server would refuse: Conflict, Invalid, Forbidden.
     """
     resources = with_config_hash(resources)
-    steps = [await _look(cluster, resource, terms) for resource in in_order(resources)]
     known = await _known_releases(cluster, terms.namespace)
-    pruned = history.to_prune(known[-1] if known else None, list(resources))
-    return Plan(tuple(steps), tuple(pruned))
+    before = known[-1] if known else None
+    done = [r for r in before.resources if r["kind"] == "Job"] if before else []
+    steps = [await _look(cluster, resource, terms, done) for resource in in_order(resources)]
+    return Plan(tuple(steps), tuple(history.to_prune(before, list(resources))))
 
 
 async def _known_releases(cluster: Cluster, namespace: str) -> list[Release]:
@@ -123,7 +134,9 @@ async def _known_releases(cluster: Cluster, namespace: str) -> list[Release]:
         return []
 
 
-async def _look(cluster: Cluster, resource: Resource, terms: RolloutOptions) -> Step:
+async def _look(
+    cluster: Cluster, resource: Resource, terms: RolloutOptions, done: Sequence[Resource]
+) -> Step:
     ref = ref_of(resource)
     try:
         live = await cluster.get(ref)
@@ -131,8 +144,10 @@ async def _look(cluster: Cluster, resource: Resource, terms: RolloutOptions) -> 
         if ref.kind in _BY_INSTALLER:
             return Step(ref, "leave")
         raise
+    if ref.kind == "Job" and (readiness(live) == READY if live else resource in done):
+        return Step(ref, "done")  # a Job's template cannot be changed, and its work is done
     try:
-        made = await cluster.apply(resource, is_dry_run=True, takes_over=terms.takes_over)
+        made, takes_over = await _try(cluster, resource, live, terms)
     except NotFound:  # its namespace will only be there after the real apply
         return Step(ref, "create", _shown({}, resource, ref))
     except Forbidden:
@@ -146,11 +161,30 @@ async def _look(cluster: Cluster, resource: Resource, terms: RolloutOptions) -> 
     difference = _shown(live or {}, made, ref)
     if live is None:
         return Step(ref, "create", difference)
-    return Step(ref, "change" if difference else "same", difference)
+    return Step(ref, "change" if difference else "same", difference, takes_over)
+
+
+async def _try(
+    cluster: Cluster, resource: Resource, live: Resource | None, terms: RolloutOptions
+) -> tuple[Resource, bool]:
+    """Give what the server would make of an apply, and whether fields change hands by it.
+
+    What we set ourselves in another way (`scale`) is ours. What somebody else set is taken over
+    where it stays as it is, defaults of the server included: then nobody loses anything.
+    """
+    try:
+        return await cluster.apply(resource, is_dry_run=True), False
+    except Conflict as conflict:
+        made = await cluster.apply(resource, is_dry_run=True, takes_over=True)
+        is_ours = all(cause.manager == FIELD_MANAGER for cause in conflict.causes)
+        is_same = _bare(made) == _bare(live or {})
+        if terms.takes_over or is_same or (is_ours and conflict.causes):
+            return made, True
+        raise
 
 
 def _told(conflict: Conflict, ref: Ref) -> Conflict:
-    causes = "; ".join(conflict.causes) or str(conflict)
+    causes = "; ".join(map(str, conflict.causes)) or str(conflict)
     return Conflict(
         f"{ref}: somebody else manages what we want to set: {causes}. --take-over makes it ours",
         409,
@@ -178,7 +212,8 @@ def _bare(state: Resource) -> Resource:
 async def deploy(
     cluster: Cluster, resources: Sequence[Resource], terms: RolloutOptions, screen: Screen
 ) -> Release:
-    """Apply everything, prune what the last release had, record this one.
+    """Apply everything, prune what the last release had, record this one; give the last one where
+    nothing has changed.
 
     Waiting is `wait`'s; a release that never comes up is still one that can be rolled back.
     """
@@ -187,12 +222,15 @@ async def deploy(
     by_ref = {step.ref: step for step in made.steps}
     for resource in in_order(resources):
         step = by_ref[ref_of(resource)]
-        if step.action != "leave":
-            await cluster.apply(resource, takes_over=terms.takes_over)
+        if step.action not in ("leave", "done"):
+            await cluster.apply(resource, takes_over=step.takes_over)
         screen.applied(step)
     for ref in made.prune:
         await cluster.delete(ref)
         screen.applied(Step(ref, "prune"))
+    known = await history.releases(cluster, terms.namespace)
+    if made.is_empty and known:  # who owns a field is no release to go back to
+        return known[-1]
     return await history.record(cluster, terms.namespace, list(resources), terms.note)
 
 
@@ -229,6 +267,8 @@ async def _wait_for(cluster: Cluster, each: _Watched, screen: Screen) -> None:
         try:
             async with asyncio.timeout(STUCK_AFTER_S), aclosing(cluster.follow(each.ref)) as states:
                 async for live in states:
+                    if live is None and each.ref.kind == "Job":
+                        return  # it ended, and was cleaned up: one that was never made is refused
                     if live is None and was_there:
                         raise NotReadyError(f"{each.ref} was deleted while we waited for it")
                     was_there = was_there or live is not None

@@ -69,6 +69,10 @@ class ApiServer:
     logs: dict[str, list[str]] = field(default_factory=dict)
     watch_breaks: int = 0  # so many watches break off after their first event
     version: int = 1
+    defaults: Callable[[Object], None] | None = None  # what the server adds to an object
+    owners: dict[Key, dict[str, tuple[str, str]]] = field(default_factory=lambda: defaultdict(dict))
+    """Who set each field last, and how (`Apply` or `Update`): a field is a path of names; lists are
+    one field, as atomic ones are."""
     _history: list[tuple[int, tuple[str, str], Object]] = field(default_factory=list)
     _watchers: dict[tuple[str, str], list[asyncio.Queue[Object | None]]] = field(
         default_factory=lambda: defaultdict(list)
@@ -83,7 +87,7 @@ class ApiServer:
 
     def put(self, item: Object) -> Object:
         """Set an object as a controller would, and tell watchers."""
-        key = self._key(item)
+        key = self.key(item)
         self.version += 1
         kind = "MODIFIED" if key in self.objects else "ADDED"
         item["metadata"]["resourceVersion"] = str(self.version)
@@ -99,7 +103,7 @@ class ApiServer:
 
     def remove(self, kind: str, name: str) -> None:
         item = self.find(kind, name)
-        key = self._key(item)
+        key = self.key(item)
         self.version += 1
         del self.objects[key]
         self._tell(key, "DELETED", item)
@@ -120,7 +124,7 @@ class ApiServer:
 
     # the API
 
-    def _key(self, item: Object) -> Key:
+    def key(self, item: Object) -> Key:
         plural, is_namespaced = self.kinds[item["apiVersion"]][item["kind"]]
         namespace = item["metadata"].get("namespace", "") if is_namespaced else ""
         return item["apiVersion"], plural, namespace, item["metadata"]["name"]
@@ -248,22 +252,50 @@ class ApiServer:
             return _status(404, f'namespaces "{key[2]}" not found')
         if not is_apply and live is None:
             return _status(404, f"{key[3]} not found")
+        us = (request.query["fieldManager"], "Apply" if is_apply else "Update")
         if is_apply and live and request.query.get("force") != "true":
-            owner = live["metadata"].get("x-owner", request.query["fieldManager"])
-            if owner != request.query["fieldManager"]:
-                return _conflict(owner)
+            theirs = self._owned_by_others(key, body, live, us)
+            if theirs:
+                return _conflict(theirs)
         made = copy.deepcopy(live or {})
         _merge(made, body)
+        if self.defaults is not None:
+            self.defaults(made)
         if live is not None and {**made, "metadata": 0} != {**live, "metadata": 0}:
             made["metadata"]["generation"] = made["metadata"].get("generation", 1) + 1
         if request.query.get("dryRun") == "All":
             return web.json_response(made)
         self.put(made)
+        self.owners[key].update({path: us for path in field_paths(body)})
         if self.on_apply is not None:
             again = self.on_apply(made)
             if again is not None:
                 await again
         return web.json_response(self.objects[key])
+
+    def _owned_by_others(
+        self, key: Key, wanted: Object, live: Object, us: tuple[str, str]
+    ) -> dict[str, str]:
+        """The fields that somebody else set to another value, each with who that is."""
+        has = field_paths(live)
+        whole = live["metadata"].get("x-owner")
+        found = {}
+        for path, value in field_paths(wanted).items():
+            owner = (whole, "Update") if whole else self.owners[key].get(path, us)
+            if owner != us and path in has and has[path] != value:
+                found[path] = str(owner[0])
+        return found
+
+
+def field_paths(item: Object, at: str = "") -> dict[str, Any]:
+    """Every field that can be owned, by its path."""
+    found: dict[str, Any] = {}
+    for name, value in item.items():
+        path = f"{at}.{name}"
+        if path in (".apiVersion", ".kind", ".metadata.name", ".metadata.namespace"):
+            continue
+        found |= field_paths(value, path) if isinstance(value, dict) and value else {path: value}
+    return found
 
 
 def _merge(target: Object, change: Object) -> None:
@@ -283,17 +315,16 @@ def _status(code: int, body: Object | str) -> web.Response:
     return web.json_response(body, status=code, headers=headers)
 
 
-def _conflict(owner: str) -> web.Response:
-    cause = {
-        "reason": "FieldManagerConflict",
-        "message": f'conflict with "{owner}"',
-        "field": ".spec",
-    }
+def _conflict(theirs: dict[str, str]) -> web.Response:
+    causes = [
+        {"reason": "FieldManagerConflict", "message": f'conflict with "{owner}"', "field": path}
+        for path, owner in theirs.items()
+    ]
     body = {
         "kind": "Status",
         "code": 409,
         "reason": "Conflict",
-        "message": f'Apply failed with 1 conflict: conflict with "{owner}": .spec',
-        "details": {"causes": [cause]},
+        "message": f"Apply failed with {len(causes)} conflicts",
+        "details": {"causes": causes},
     }
     return web.json_response(body, status=409)

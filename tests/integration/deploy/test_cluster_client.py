@@ -10,6 +10,7 @@ import pytest
 
 from knative.deploy.faults import (
     Conflict,
+    FieldConflict,
     Forbidden,
     Invalid,
     MissingKind,
@@ -44,7 +45,7 @@ async def test_a_conflict_names_the_other_manager(cluster: Cluster, server: ApiS
     with pytest.raises(Conflict) as caught:
         await cluster.apply(config(a="2"))
 
-    assert caught.value.causes == ('conflict with "argocd"',)
+    assert caught.value.causes == (FieldConflict("argocd", ".data.a"),)
     taken = await cluster.apply(config(a="2"), takes_over=True)
     assert taken["data"] == {"a": "2"}
 

@@ -64,9 +64,9 @@ async def test_a_deployer_without_rights_on_roles_leaves_them_to_the_installer(
 async def test_a_conflict_in_the_dry_run_stops_before_anything_is_applied(
     cluster: Cluster, server: ApiServer
 ) -> None:
-    server.put(config("b") | {"metadata": {**config("b")["metadata"], "x-owner": "helm"}})
+    server.put(config("b", x="2") | {"metadata": {**config("b")["metadata"], "x-owner": "helm"}})
 
-    with pytest.raises(Conflict, match=r"ConfigMap/b.*helm.*--take-over"):
+    with pytest.raises(Conflict, match=r"ConfigMap/b.*\.data\.x \(of helm\).*--take-over"):
         await rollout.deploy(cluster, [config("a"), config("b", x="1")], TERMS, Notes())
 
     assert "a" not in server.names("ConfigMap")
