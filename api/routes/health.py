@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from api.auth.principal import Authenticator, Scope
 from eventing.process.address import is_loopback
-from eventing.process.probe import Pinged, alive, metrics_page, readiness
+from eventing.process.probe import Pinged, ReadyOnceStarted, alive, metrics_page, readiness
 
 
 def router(
@@ -23,12 +23,17 @@ def router(
         """The process turns."""
         return await alive(request)
 
-    @made.get("/health")
+    started = ReadyOnceStarted(store, timeout_s=store_timeout_s)
+
     @made.get("/readyz")
     async def readyz(request: Request) -> Response:
-        """The store takes writes. (A broker that is away does not make us unready: polls and
-        streams still work, and submits say so themselves.) `/health` is where clients of vLLM ask
-        before they begin: nobody needs to be awake for the answer to be yes.
+        """Calls are answered, with a 503 and when to come back while the store or broker is away."""
+        return await started.answer()
+
+    @made.get("/health")
+    async def health(request: Request) -> Response:
+        """The store takes writes. Where clients of vLLM ask before they begin: nobody needs to be
+        awake for the answer to be yes.
         """
         return await readiness(store, timeout_s=store_timeout_s)
 

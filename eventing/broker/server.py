@@ -28,7 +28,7 @@ from eventing.broker.trigger import Trigger
 from eventing.errors import Unavailable
 from eventing.process import gc as collector
 from eventing.process.http_server import listen
-from eventing.process.probe import alive, metrics_page, readiness
+from eventing.process.probe import ReadyOnceStarted, alive, metrics_page
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
 
@@ -44,6 +44,7 @@ class Broker:
             settings.redis_url.get_secret_value(), timeout_s=settings.redis_timeout_s
         )
         self._store = RedisStore(self._redis)
+        self._started = ReadyOnceStarted(self._store, timeout_s=settings.redis_timeout_s)
         consumer = f"{socket.gethostname()}-{id(self):x}"
         self._routes = [
             (trigger, Queue(self._redis, trigger.name, consumer)) for trigger in triggers
@@ -116,7 +117,7 @@ class Broker:
         return metrics_page()
 
     async def _ready(self, _: Request) -> Response:
-        return await readiness(self._store, timeout_s=self._settings.redis_timeout_s)
+        return await self._started.answer()
 
 
 async def serve(

@@ -37,6 +37,26 @@ async def readiness(store: Pinged, *, timeout_s: float) -> Response:
     return PlainTextResponse("ready")
 
 
+class ReadyOnceStarted:
+    """Readiness of a process that answers 503 with Retry-After by itself while the store is away.
+
+    Ready once the store has been there. To leave the Service then would only turn our 503 into a
+    refused connection, of all replicas at once (docs/adr/0166).
+    """
+
+    def __init__(self, store: Pinged, *, timeout_s: float) -> None:
+        self._store = store
+        self._timeout_s = timeout_s
+        self._has_started = False
+
+    async def answer(self) -> Response:
+        if self._has_started:
+            return PlainTextResponse("ready")
+        first = await readiness(self._store, timeout_s=self._timeout_s)
+        self._has_started = first.status_code == 200
+        return first
+
+
 def metrics_page() -> Response:
     """What this process has counted, as Prometheus reads it."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

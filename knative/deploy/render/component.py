@@ -151,7 +151,11 @@ def _cpu(values: Values, _: Timeouts) -> Parts:
     return {}, [
         *_for_each_model(_SERVICE, values, hardware.cpu_patch),
         patch("ConfigMap", parts.SETTINGS, hardware.no_price_patch()),
-        patch("HorizontalPodAutoscaler", parts.API, hardware.small_api_patch()),
+        {"patch": _deletion("autoscaling/v2", "HorizontalPodAutoscaler", values)},
+        patch("Deployment", parts.API, hardware.single_patch()),
+        patch("Deployment", parts.API, hardware.small_requests_patch("256Mi", "512Mi")),
+        patch("Deployment", parts.BROKER, hardware.small_requests_patch("128Mi", "256Mi")),
+        patch("StatefulSet", parts.REDIS, hardware.small_requests_patch("256Mi", "2Gi")),
         patch("PersistentVolumeClaim", front.FILES_CLAIM, hardware.one_node_patch()),
     ]
 

@@ -53,7 +53,14 @@ def cpu_patch(values: Values) -> Patch:
         {
             "op": "replace",
             "path": f"{_BOX}/resources",
-            "value": engine_resources("1500m", "4", "6Gi"),
+            "value": because(
+                {
+                    "requests": {"cpu": "500m", "memory": "2Gi"},
+                    "limits": {"cpu": "4", "memory": "4Gi"},
+                },
+                "Asks for what it holds when ready, 0.9 GiB and 1 of KV cache, and takes the cores "
+                "that nobody else wants.",
+            ),
         },
         {"op": "test", "path": f"{_BOX}/env/0/name", "value": "STORAGE_URI"},
         {"op": "replace", "path": f"{_BOX}/env/0/value", "value": values.model.cpu_uri},
@@ -66,9 +73,16 @@ def cpu_patch(values: Values) -> Patch:
     ]
 
 
-def small_api_patch() -> Patch:
-    """Give one api replica instead of two, for a cluster of one node."""
-    return [{"op": "replace", "path": "/spec/minReplicas", "value": 1}]
+def single_patch() -> Patch:
+    """Give one replica to what has an autoscaler elsewhere; without it no metrics-server either."""
+    return [{"op": "add", "path": "/spec/replicas", "value": 1}]
+
+
+def small_requests_patch(memory: str, limit: str) -> Patch:
+    """Give what a process of ours asks for on a node of four cores that everybody shares."""
+    asked = {"requests": {"cpu": "100m", "memory": memory}, "limits": {"memory": limit}}
+    path = "/spec/template/spec/containers/0/resources"
+    return [{"op": "replace", "path": path, "value": asked}]
 
 
 def no_price_patch() -> Patch:

@@ -14,6 +14,7 @@ from eventing.broker.server import Broker
 from eventing.broker.settings import BrokerSettings
 from eventing.cloudevent.event import STRUCTURED
 from tests.contract.broker.stack import NAME, trigger
+from tests.redis_server import RedisServer
 
 HEADERS = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "t"}
 LIMIT = 2048
@@ -166,6 +167,23 @@ class TestUnavailable:
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
         assert ready.status_code == 503
+        await broker.close()
+
+    async def test_a_broker_that_has_started_stays_ready_without_its_store(
+        self, tmp_path: Path
+    ) -> None:
+        server = RedisServer(tmp_path)
+        server.start()
+        broker = Broker(settings(server.url), [trigger("http://127.0.0.1:1/")])
+        transport = httpx.ASGITransport(app=broker.app())
+
+        async with httpx.AsyncClient(transport=transport, base_url="http://broker") as client:
+            assert (await client.get("/readyz")).status_code == 200
+            server.kill()
+            answer = await client.post("/", headers=HEADERS)
+            ready = await client.get("/readyz")
+
+        assert (answer.status_code, ready.status_code) == (503, 200)
         await broker.close()
 
     async def test_alive_ready_and_metrics_answer(self, client: httpx.AsyncClient) -> None:
