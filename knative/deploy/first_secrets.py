@@ -49,7 +49,7 @@ def redis_secret(namespace: str, token: Random) -> dict[str, str]:
     external scaler may read queues and records.
     """
     password, keda, scaler = token(32), token(32), token(32)
-    host = f"{parts.REDIS}.{namespace}.svc.cluster.local:{parts.REDIS_PORT}"
+    host = f"{parts.STORE}.{namespace}.svc.cluster.local:{parts.REDIS_PORT}"
     # What KEDA's redis-streams scaler sends: its client's greeting, and the counts.
     may = "+hello +auth +ping +select +client +info +xinfo +xpending +xlen"
     users = (

@@ -146,11 +146,18 @@ def wrong_hosts(resources: Resources) -> set[str]:
         s["metadata"]["name"]: {port["port"] for port in s["spec"]["ports"]}
         for s in services(resources)
     }
+    headless = {
+        s["metadata"]["name"] for s in services(resources) if s["spec"].get("clusterIP") == "None"
+    }
+    said = {f"{r['kind']}/{r['metadata']['name']}": texts(r) for r in resources}
+    said |= {f"Secret/{name}": texts(data) for name, data in secrets().items()}
     found = set()
-    for r in resources:
-        for host, port in OWN_HOST.findall(texts(r)):
+    for who, text in said.items():
+        for host, port in OWN_HOST.findall(text):
             if ("Service", host) not in there or (port and int(port) not in ports.get(host, ())):
-                found.add(f"{r['kind']}/{r['metadata']['name']}: nobody answers at {host}:{port}")
+                found.add(f"{who}: nobody answers at {host}:{port}")
+            if host in headless:
+                found.add(f"{who}: {host} is headless, gone from DNS while its pod is away")
     return found
 
 
@@ -169,7 +176,8 @@ BREAKS = [
     ("Deployment/torpor-api", "spec>template>spec>containers>0>ports>0>name", "web", "no port http"),
     ("StatefulSet/torpor-redis", "spec>template>spec>containers>0>ports>0>name", "tcp", "no port redis"),
     ("Service/torpor-broker", "spec>ports>0>port", 8082, "nobody answers at torpor-broker:8081"),
-    ("Service/torpor-redis", "metadata>name", "torpor-store", "nobody answers at torpor-redis:6379"),
+    ("Service/torpor-store", "metadata>name", "torpor-redis2", "nobody answers at torpor-store:6379"),
+    ("Service/torpor-store", "spec>clusterIP", "None", "torpor-store is headless"),
     ("PodDisruptionBudget/torpor-api", "spec>selector>matchLabels>app.kubernetes.io/component", "x", "no pod"),
     ("ScaledObject/thinker", "spec>scaleTargetRef>name", "thinker", "Deployment thinker"),
     ("TriggerAuthentication/torpor-redis", "spec>secretTargetRef>0>key", "user", "Secret torpor-redis/user"),

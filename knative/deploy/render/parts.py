@@ -17,6 +17,7 @@ API = "torpor-api"
 DOOR = "torpor-door"  # the Knative Service; its own name, since Knative makes a Service of it
 BROKER = "torpor-broker"  # our ingress in the queue topology
 REDIS = "torpor-redis"
+STORE = "torpor-store"  # the Service that clients of Redis use
 SCALER = "torpor-scaler"  # our own policy, served to KEDA
 PREDICTOR = "torpor-predictor"  # service account; the InferenceService carries the model's name
 EVENTS = "torpor"  # the Knative Broker in the serverless topology

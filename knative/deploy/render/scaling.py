@@ -41,7 +41,7 @@ def authentication(values: Values) -> Resource:
 
 
 def _stream_trigger(name: str, values: Values, counts: Resource) -> Resource:
-    address = f"{parts.REDIS}.{values.namespace}.svc.cluster.local:{parts.REDIS_PORT}"
+    address = f"{parts.STORE}.{values.namespace}.svc.cluster.local:{parts.REDIS_PORT}"
     return {
         "type": "redis-streams",
         "name": name,

@@ -6,6 +6,8 @@ torpor-redis at it and delete these objects (docs/operations.md).
 
 from __future__ import annotations
 
+from typing import Any
+
 from knative.deploy.emit import Resource, because
 from knative.deploy.render import parts
 from knative.deploy.values import Values
@@ -35,20 +37,29 @@ def redis(values: Values) -> list[Resource]:
     disk brings all back within seconds.
     """
     config = CONFIG.format(limit=MEMORY_MIB * 3 // 4)
+    headless = because(
+        "None", "The StatefulSet's. Its name is gone from DNS, and stays so for 30 s, while the "
+        "pod is away: clients use the Service below, whose address stays."
+    )  # fmt: skip
     return [
         parts.config_map(parts.REDIS, "redis", values, {"valkey.conf": config}),
-        {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": parts.metadata(parts.REDIS, "redis", values),
-            "spec": {
-                "clusterIP": "None",
-                "selector": parts.labels("redis"),
-                "ports": [{"name": "redis", "port": parts.REDIS_PORT, "targetPort": "redis"}],
-            },
-        },
+        _service(parts.REDIS, values, clusterIP=headless),
+        _service(parts.STORE, values),
         _stateful_set(values),
     ]
+
+
+def _service(name: str, values: Values, **more: Any) -> Resource:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": parts.metadata(name, "redis", values),
+        "spec": {
+            **more,
+            "selector": parts.labels("redis"),
+            "ports": [{"name": "redis", "port": parts.REDIS_PORT, "targetPort": "redis"}],
+        },
+    }
 
 
 def _stateful_set(values: Values) -> Resource:
