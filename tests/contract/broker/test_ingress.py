@@ -177,7 +177,7 @@ class TestUnavailable:
         broker = Broker(settings(server.url), [trigger("http://127.0.0.1:1/")])
         transport = httpx.ASGITransport(app=broker.app())
 
-        async with httpx.AsyncClient(transport=transport, base_url="http://broker") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             assert (await client.get("/readyz")).status_code == 200
             server.kill()
             answer = await client.post("/", headers=HEADERS)
