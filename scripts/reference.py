@@ -104,10 +104,19 @@ def cli_page() -> str:
         "# Command line",
         "",
         "Written by `make reference` from the code. `torpor COMMAND --help` says the same.",
+        "",
+        "Exit codes, of every command: **0** done; **1** failed (the job, the stack, a check; nobody answers); **2**",
+        "called wrongly (a flag, an argument, a `TORPOR_` variable); **130** interrupted. What is wrong is one line on",
+        "standard error; answers, tables and JSON go to standard output, everything else to standard error.",
+        "",
+        "A command asks the api of `--api` (`TORPOR_API_URL`), else the stack of `--data-dir` (`TORPOR_DATA_DIR`),",
+        "else the stack of `.torpor` in this folder, else `http://127.0.0.1:8000`.",
     ]
     root = typer.main.get_command(assembled())
     for path, command in _commands(root, "torpor"):
         lines += ["", f"## `{path}`", "", _plain(command.help), ""]
+        if examples := [line for line in (command.epilog or "").split("\n\n")[1:] if line]:
+            lines += ["```bash", *(line.strip() for line in examples), "```", ""]
         options = [
             each
             for each in command.params
@@ -124,6 +133,8 @@ def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
     if not hasattr(command, "commands"):
         yield path, command
         return
+    if command.invoke_without_command and path != "torpor":
+        yield path, command
     for name, found in sorted(command.commands.items()):
         if not found.hidden:
             yield from _commands(found, f"{path} {name}")

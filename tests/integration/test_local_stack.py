@@ -263,7 +263,7 @@ async def test_a_model_folder_that_is_not_there_is_one_clear_line(tmp_path: Path
 def test_a_setting_out_of_range_is_named_with_its_range(tmp_path: Path) -> None:
     refused = _up(tmp_path / "data", "--window", "2s", "--max-replicas", "0")
 
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "--window" in refused.stderr
     assert "--max-replicas" in refused.stderr
 

@@ -1,8 +1,7 @@
 """The `torpor` command: a stack on this machine, jobs, and what they do.
 
-Each module holds the commands of one topic; `app` puts them together. Commands talk to the api over
-HTTP, as any client would, and exit with 0 (done), 1 (the job or the stack failed), 2 (wrong usage)
-or 130 (Ctrl-C).
+Each module holds the commands of one topic; `app` puts them together from `catalog`. Commands talk
+to the api over HTTP, as any client would.
 """
 
 import sys

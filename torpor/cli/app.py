@@ -1,67 +1,54 @@
 """Puts the commands together. Called by the console script `torpor`.
 
 A command's module is imported when it is asked for: all of them together take two seconds, most of
-it for the Kubernetes client, which `torpor submit` has no use for. Must not know what a command
-does.
+it for the Kubernetes client, which `torpor submit` has no use for. Exit codes, for every command: 0
+done, 1 failed, 2 called wrongly, 130 interrupted (docs/reference/cli.md). Must not know what a command does.
 """
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import Final
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, Final
 
 import typer
 
-from torpor.cli.errors import UserError
-from torpor.cli.view.screen import stderr
-from torpor.local.errors import StackError
+from torpor.cli.catalog import COMMANDS, Entry, epilog
+from torpor.cli.errors import UsageError, UserError
 
-_COMMANDS: Final = {
-    "up": "up",
-    "demo": "demo",
-    "submit": "jobs",
-    "watch": "jobs",
-    "jobs": "jobs:list_jobs",
-    "cancel": "jobs",
-    "status": "status",
-    "dead-letters": "dead_letters",
-    "keys": "keys",
-    "top": "top",
-    "report": "report",
-    "load": "load",
-    "simulate": "simulate",
-    "plan": "simulate",
-    "black-friday": "simulate",
-    "render": "deploy",
-    "doctor": "deploy",
-    "deploy": "deploy",
-    "logs": "deploy",
-    "scale": "deploy",
-    "promote": "deploy",
-    "rollback": "deploy",
-    "delete": "deploy",
+_FAILED: Final = 1
+_WRONG_USAGE: Final = 2
+_INTERRUPTED: Final = 130
+_MISSING: Final = "this command needs {name}, which is not installed: {how}"
+_HOW: Final = {
+    "kubernetes": "pip install 'torpor[deploy]'",
+    "grpc": "pip install 'torpor[scaler]'",
 }
-"""Where each command is, in the order of the help: its module here, and its function where that has
-another name.
-"""
 
 
 def assembled(asked: str = "") -> typer.Typer:
-    """The application with the command that was asked for; with all of them when that is none."""
+    """The application with the command that was asked for, and the names of the others; with all of
+    them when none is asked for.
+    """
     app = typer.Typer(
         name="torpor",
         help="Serverless, scale-to-zero inference for slow-thinking language models.",
+        epilog=epilog('torpor up --detach && torpor submit --wait "Why is the sky blue?"'),
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_nothing)  # else an application of one command would take its name for a prompt
-    for name in (asked,) if asked in _COMMANDS else _COMMANDS:
-        module, _, function = _COMMANDS[name].partition(":")
-        command = getattr(import_module(f"torpor.cli.{module}"), function or _identifier(name))
+    app.callback()(_root)
+    for name, entry in COMMANDS.items():
+        command = _loaded(entry) if asked in ("", name) else _named_only(entry)
+        group, foot = entry.group, epilog(*entry.examples)
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
+            app.add_typer(
+                command, name=name, help=entry.summary, epilog=foot, rich_help_panel=group
+            )
         else:
-            app.command(name=name)(command)
+            app.command(name=name, epilog=foot, rich_help_panel=group)(command)
     return app
 
 
@@ -69,23 +56,107 @@ def main() -> None:
     """Run a command; what a person can mend is one clear line, not a stack trace."""
     status = 0
     try:
-        assembled(next(iter(sys.argv[1:]), ""))()
-    except* (UserError, StackError, OSError) as group:
-        for error in _flat(group):
-            stderr.print(f"torpor: {_words(error)}", style="red")
-        status = 1
+        status = _run(_asked(sys.argv, os.environ))
     except* KeyboardInterrupt:
-        status = 130
+        status = _INTERRUPTED
+    except* Exception as group:
+        for error in _flat(group):
+            status = max(status, _tell(error))
     if status:  # not above: an exit inside `except*` would itself be wrapped and shown
         sys.exit(status)
 
 
-def _nothing() -> None:
-    """No flag stands before a command."""
+def _run(asked: str) -> int:
+    """The exit code of a command that ended as it meant to."""
+    command = typer.main.get_command(assembled(asked or "-"))
+    ended = command.main(prog_name="torpor", standalone_mode=False)
+    return ended if isinstance(ended, int) else 0
 
 
-def _identifier(name: str) -> str:
-    return name.replace("-", "_")
+def _tell(error: BaseException) -> int:
+    """One line for a person, and the exit code; what is a fault of ours keeps its stack trace."""
+    from pydantic import ValidationError
+
+    match error:
+        case UsageError():
+            return _say(str(error), _WRONG_USAGE)
+        case _ if hasattr(error, "format_message"):  # typer's own: it knows which command it was
+            return _say(_usage(error), _WRONG_USAGE)
+        case _ if type(error).__name__ == "Abort":
+            return _INTERRUPTED
+        case ModuleNotFoundError() if (name := (error.name or "").partition(".")[0]) in _HOW:
+            return _say(_MISSING.format(name=name, how=_HOW[name]), _FAILED)
+        case ValidationError():
+            wrong = (f"TORPOR_{e['loc'][0]}".upper() + f": {e['msg']}" for e in error.errors())
+            return _say("; ".join(wrong), _WRONG_USAGE)
+        case _ if isinstance(error, (UserError, OSError)) or _is_stack_error(error):
+            return _say(_words(error), _FAILED)
+    raise error
+
+
+def _is_stack_error(error: BaseException) -> bool:
+    from torpor.local.errors import StackError
+
+    return isinstance(error, StackError)
+
+
+def _say(text: str, status: int) -> int:
+    from torpor.cli.view.screen import stderr
+
+    stderr.print(f"torpor: {text.strip()}", style="red")
+    return status
+
+
+def _usage(error: Any) -> str:
+    """What typer says, in one line, with where to read on."""
+    context = getattr(error, "ctx", None)
+    if not (text := " ".join(error.format_message().split())):  # no arguments: it shows the help
+        return context.get_help() if context else ""
+    where = context.command_path if context else "torpor"
+    return f"{text.rstrip('.')} (see {where} --help)"
+
+
+def _show_version(is_asked: bool) -> None:
+    if not is_asked:
+        return
+    try:
+        typer.echo(f"torpor {version('torpor')}")
+    except PackageNotFoundError:
+        typer.echo("torpor, not installed: run from its source")
+    raise typer.Exit
+
+
+def _root(
+    is_version_asked: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and end.", is_eager=True, callback=_show_version
+        ),
+    ] = False,
+) -> None:
+    """The options that stand before a command."""
+
+
+def _asked(argv: list[str], environ: Any) -> str:
+    """The command's name on the command line, or on the one that a shell wants completed."""
+    words = environ.get("_TYPER_COMPLETE_ARGS") or environ.get("COMP_WORDS") or ""
+    given = words.split() if "_TORPOR_COMPLETE" in environ else argv
+    return next((word for word in given[1:] if word in COMMANDS), "")
+
+
+def _loaded(entry: Entry) -> Any:
+    module, _, function = entry.target.partition(":")
+    return getattr(import_module(f"torpor.cli.{module}"), function)
+
+
+def _named_only(entry: Entry) -> Callable[[], None]:
+    """Stands in the list of commands; it is never the one that runs."""
+
+    def command() -> None:
+        raise AssertionError("a command that was not asked for ran")
+
+    command.__doc__ = entry.summary
+    return command
 
 
 def _words(error: BaseException) -> str:

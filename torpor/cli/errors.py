@@ -1,5 +1,9 @@
-"""What a person at the terminal can mend."""
+"""What ends a command with one line and no stack trace."""
 
 
 class UserError(Exception):
-    """One clear line: what was wrong and what to do."""
+    """Something failed: exit 1. The message says what, and what to do about it."""
+
+
+class UsageError(UserError):
+    """The command was called wrongly: exit 2."""

@@ -5,29 +5,32 @@ help, its default, and its `TORPOR_*` variable; parsing and ranges stay pydantic
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
-from pydantic import ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings
 
-from torpor.cli.errors import UserError
+from torpor.cli.errors import UsageError
 
-S = TypeVar("S", bound=BaseSettings)
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+    from pydantic_settings import BaseSettings
+
+S = TypeVar("S", bound="BaseSettings")
 
 
 def with_flags(
-    settings: type[BaseSettings],
+    settings: "type[BaseSettings]", *, switches: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give the decorated `command(**flags)` one optional flag a field; only those that were given
-    are passed.
+    """Give the decorated `command(**flags)` one optional flag a field; those that were not given
+    are passed as None. `switches` are more flags, off unless given, each with its help.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = [_parameter(name, field) for name, field in settings.model_fields.items()]
+        parameters += [_switch(name, text) for name, text in switches.items()]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return command
 
@@ -56,25 +59,40 @@ def with_options(options: type) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def build(settings: type[S], **flags: Any) -> S:
-    """Settings from flags, then variables, then defaults. Raises `UserError` naming every wrong
+    """Settings from flags, then variables, then defaults. Raises `UsageError` naming every wrong
     one, with its range.
     """
+    from pydantic import ValidationError
+
     try:
         return settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        wrong = [
-            f"{_flag(str(e['loc'][0]))}: {e['msg']} (got {e['input']!r})" for e in error.errors()
-        ]
-        raise UserError("; ".join(wrong)) from error
+        raise UsageError("; ".join(map(_wrong, error.errors()))) from error
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def _wrong(error: Any) -> str:
+    """One mistake; what several fields say together names them itself."""
+    text = str(error["msg"]).removeprefix("Value error, ")
+    return (
+        f"{_flag(str(error['loc'][0]))}: {text} (got {error['input']!r})" if error["loc"] else text
+    )
+
+
+def _switch(name: str, text: str) -> inspect.Parameter:
+    option = typer.Option(False, _flag(name), help=text)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=bool)
+
+
+def _parameter(name: str, field: "FieldInfo") -> inspect.Parameter:
     is_switch = field.annotation is bool
-    default = "" if field.default is None else str(field.default)
+    is_shown = field.default_factory is None and field.default is not None
+    default = str(field.default) if is_shown else ""
     option = typer.Option(
         None,
         f"{_flag(name)}/--no-{_flag(name)[2:]}" if is_switch else _flag(name),
+        *_extra(field).get("flags", ()),
         help=f"{field.description or ''} [TORPOR_{name.upper()}]",
+        rich_help_panel=_extra(field).get("panel"),
         show_default=default or False,
         metavar=None if is_switch else _metavar(field),
     )
@@ -82,11 +100,17 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
 
 
+def _extra(field: "FieldInfo") -> dict[str, Any]:
+    """What a setting says of its flag: other names, and the panel of the help it stands in."""
+    extra = field.json_schema_extra
+    return dict(extra) if isinstance(extra, Mapping) else {}
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _metavar(field: FieldInfo) -> str:
+def _metavar(field: "FieldInfo") -> str:
     members = getattr(field.annotation, "__members__", None)
     if members:
         return "|".join(member.value for member in members.values())

@@ -7,7 +7,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,8 @@ class Addresses:
     api: str = ""
     broker: str = ""
     activator: str = ""
+    redis: str = ""
+    """The store, password included: the note is for its owner only."""
 
 
 @contextmanager
@@ -96,6 +98,18 @@ def record_addresses(folder: Path, addresses: Addresses | None) -> None:
 
 def find_addresses(folder: Path) -> Addresses | None:
     """Where the stack of this folder is reached; None when none runs."""
-    with suppress(OSError, orjson.JSONDecodeError, TypeError):
-        return Addresses(**orjson.loads((folder / _ADDRESSES).read_bytes()))
+    with suppress(OSError, orjson.JSONDecodeError, TypeError, AttributeError):
+        noted = orjson.loads((folder / _ADDRESSES).read_bytes())
+        known = {each.name for each in fields(Addresses)}
+        return Addresses(**{name: text for name, text in noted.items() if name in known})
     return None
+
+
+def owner_of(folder: Path) -> int:
+    """The process id of the stack that holds the folder; 0 when none does."""
+    with suppress(OSError, ValueError), (folder / "lock").open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(lock.read())
+    return 0

@@ -18,22 +18,34 @@ import orjson
 from torpor.local.child import child_env, die_with_parent, python_module
 from torpor.local.errors import StackError
 
-_CONTEXT_ON_A_LAPTOP: Final = 2048
+CONTEXT_TOKENS: Final = 2048
+"""A laptop's context, unless the user says otherwise."""
+_WEIGHTS: Final = ("*.safetensors", "*.bin", "*.gguf", "*.pt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model by the name in requests; `folder` is None for one the engine finds itself."""
+    """A model by the name in requests; `folder` is None for one the engine finds itself, by its
+    `source`.
+    """
 
     name: str
+    source: str = ""
     folder: Path | None = None
     tokenizer_file: Path | None = None
-    context_tokens: int = _CONTEXT_ON_A_LAPTOP
+    context_tokens: int = CONTEXT_TOKENS
+
+    @property
+    def location(self) -> str:
+        """What the engine loads."""
+        return str(self.folder or self.source or self.name)
 
 
-async def prepare_model(name: str, cache_dir: Path, report: Callable[[str], None]) -> Model:
+async def prepare_model(
+    name: str, cache_dir: Path, report: Callable[[str], None], *, context_tokens: int | None = None
+) -> Model:
     """The model, converted if it must be; `report` gets each line of progress. The conversion ends
-    with whoever waits for it.
+    with whoever waits for it. Raises `StackError` for one that no engine could start with.
     """
     _require_folder(name)
     argv = python_module(
@@ -54,13 +66,20 @@ async def prepare_model(name: str, cache_dir: Path, report: Callable[[str], None
             process.kill()
     if process.returncode != 0:
         raise StackError(f"the model {name} cannot be had: {' '.join(said[-3:])}")
-    return _described(name, Path(place))
+    return _described(name, Path(place), context_tokens)
 
 
 def _require_folder(name: str) -> None:
-    """Raises `StackError` for a path that leads nowhere; the engine would try it for ever."""
-    if name.startswith(("/", ".")) and not Path(name).is_dir():
+    """Raises `StackError` for a path that leads nowhere, or to no model."""
+    folder = Path(name)
+    if name.startswith(("/", ".")) and not folder.exists():
         raise StackError(f"there is no folder {name} with a model; name another with --model")
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        raise StackError(f"the folder {name} holds no model: it has no config.json")
+    if not any(found for form in _WEIGHTS for found in folder.glob(form)):
+        raise StackError(f"the folder {name} holds no weights ({', '.join(_WEIGHTS)})")
 
 
 async def _heard(
@@ -78,14 +97,19 @@ async def _heard(
     return place, said
 
 
-def _described(name: str, folder: Path) -> Model:
-    """What the folder says of itself; a name that is no folder is the engine's to find."""
+def _described(name: str, folder: Path, wanted: int | None) -> Model:
+    """What the folder says of itself; a name that is no folder is the engine's to find. Raises
+    `StackError` when more context is wanted than the model has.
+    """
+    context = wanted or CONTEXT_TOKENS
     if not folder.is_dir():
-        return Model(name=name)
-    context = _CONTEXT_ON_A_LAPTOP
-    with suppress(OSError, orjson.JSONDecodeError, KeyError):
+        return Model(name=name, source=name, context_tokens=context)
+    with suppress(OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         config = orjson.loads((folder / "config.json").read_bytes())
-        context = min(int(config["max_position_embeddings"]), _CONTEXT_ON_A_LAPTOP)
+        most = int(config["max_position_embeddings"])
+        if wanted is not None and wanted > most:
+            raise StackError(f"--max-model-len {wanted} is over the {most} tokens of {name}")
+        context = min(context, most)
     tokenizer = folder / "tokenizer.json"
     return Model(
         name=name if "/" not in name else folder.name,

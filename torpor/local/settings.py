@@ -3,12 +3,17 @@ variables.
 """
 
 import re
+import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic.config import JsonDict
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from torpor.local.engine_kind import EngineKind
+from torpor.local.install import models_folder
 
 _UNITS_S: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
@@ -27,18 +32,39 @@ Seconds = Annotated[float, BeforeValidator(duration)]
 WholeSeconds = Annotated[int, BeforeValidator(duration)]
 
 
-class EngineKind(StrEnum):
-    """What makes the tokens."""
-
-    VLLM = "vllm"  #: the real engine
-    SEEDED = "seeded"  #: the test engine: tokens from a seed, no model
-
-
 class AutoscalerKind(StrEnum):
     """Whose policy decides the number of replicas."""
 
     KPA = "kpa"  #: Knative's, on concurrency at the activator
     KEDA = "keda"  #: KEDA's and the HPA's, on lag and pending of the queue
+
+
+_PLACE: Final[JsonDict] = {"panel": "Addresses and places"}
+_ENGINE: Final[JsonDict] = {"panel": "Model and engine"}
+_SCALE: Final[JsonDict] = {"panel": "Scaling"}
+_NAME: Final[JsonDict] = {**_ENGINE, "flags": ["--served-model-name"]}
+_RESERVED: Final = {
+    "--model": "--model",
+    "--served-model-name": "--model-name",
+    "--port": "--port",
+    "--host": "--host",
+    "--api-key": "`torpor keys`",
+    "--max-num-seqs": "--container-concurrency",
+}
+"""Engine arguments that are Torpor's to give, and what says the same here."""
+
+
+class LogLevel(StrEnum):
+    """Least severity of a line in the log."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
 
 
 class StackSettings(BaseSettings):
@@ -48,47 +74,80 @@ class StackSettings(BaseSettings):
         env_prefix="TORPOR_", frozen=True, extra="ignore", use_attribute_docstrings=True
     )
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", json_schema_extra=_PLACE)
     """Address of the api and the broker; loopback unless told otherwise."""
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(8000, ge=0, le=65535, json_schema_extra=_PLACE)
     """Port of the api; 0 takes a free one."""
-    broker_port: int = Field(8081, ge=0, le=65535)
+    broker_port: int = Field(8081, ge=0, le=65535, json_schema_extra=_PLACE)
     """Port of the broker's ingress; 0 takes a free one."""
-    data_dir: Path = Path(".torpor")
+    data_dir: Path = Field(Path(".torpor"), json_schema_extra=_PLACE)
     """Where state, models and logs live; survives restarts."""
-    redis_url: SecretStr | None = None
+    redis_url: SecretStr | None = Field(None, json_schema_extra=_PLACE)
     """A Redis or Valkey of your own instead of the embedded one."""
-    models_dir: Path = Path(".torpor/models")
-    """Where converted models are kept, for every stack of this checkout."""
-    engine: EngineKind = EngineKind.VLLM
-    """What thinks: the real engine, or the test engine that makes tokens from a seed."""
-    model: str = "smollm2-135m-instruct"
+    models_dir: Path = Field(default_factory=models_folder, json_schema_extra=_PLACE)
+    """Where converted models are kept, for every stack: `.torpor/models` where it is there, else the user's cache."""
+    engine: EngineKind = Field(EngineKind.VLLM, json_schema_extra=_ENGINE)
+    """What makes the tokens: the real engine, or the test engine, from a seed."""
+    model: str = Field("smollm2-135m-instruct", min_length=1, json_schema_extra=_ENGINE)
     """A packaged model by name, a folder, or (with network) a hub id."""
-    max_replicas: int = Field(1, ge=1, le=64)
-    """Most predictors at once; each real one takes about 2.4 GB with the default model."""
-    min_replicas: int = Field(0, ge=0, le=64)
-    """Predictors that never go."""
-    container_concurrency: int = Field(4, ge=1, le=1000)
-    """Jobs one predictor thinks about at once (its batch)."""
-    window: WholeSeconds = Field(60, ge=6, le=3600)
-    """Knative's stable window: so long without work before the last predictor may go."""
-    grace: WholeSeconds = Field(30, ge=6, le=3600)
-    """Knative's scale-to-zero grace, after the window."""
-    time_scale: float = Field(1.0, ge=0.1, le=100)
-    """The autoscaler's clock runs this many times faster; for demos and tests."""
-    autoscaler: AutoscalerKind = AutoscalerKind.KPA
-    """Whose policy runs: Knative's, or KEDA's with the HPA."""
-    warm_parent: bool = True
+    model_name: str = Field("", pattern=r"^[A-Za-z0-9._:/@-]{0,128}$", json_schema_extra=_NAME)
+    """What callers put into `model`; the model's own name when empty."""
+    max_model_len: int | None = Field(None, ge=1, json_schema_extra=_ENGINE)
+    """Longest prompt plus answer, in tokens; 2,048 unless the model has less."""
+    engine_args: str = Field("", json_schema_extra=_ENGINE)
+    """More arguments for the engine, as vLLM names them, in one string."""
+    warm_parent: bool = Field(True, json_schema_extra=_ENGINE)
     """Keep a parent with vLLM imported, from which predictors fork (about 0.7 GB for a five times
     faster wake).
     """
+    max_replicas: int = Field(1, ge=1, le=64, json_schema_extra=_SCALE)
+    """Most predictors at once; each real one takes about 2.4 GB with the default model."""
+    min_replicas: int = Field(0, ge=0, le=64, json_schema_extra=_SCALE)
+    """Predictors that never go."""
+    container_concurrency: int = Field(4, ge=1, le=1000, json_schema_extra=_SCALE)
+    """Jobs one predictor runs at once (its batch)."""
+    window: WholeSeconds = Field(60, ge=6, le=3600, json_schema_extra=_SCALE)
+    """Knative's stable window: so long without work before the last predictor may go."""
+    grace: WholeSeconds = Field(30, ge=6, le=3600, json_schema_extra=_SCALE)
+    """Knative's scale-to-zero grace, after the window."""
+    time_scale: float = Field(1.0, ge=0.1, le=100, json_schema_extra=_SCALE)
+    """The autoscaler's clock runs this many times faster; for demos and tests."""
+    autoscaler: AutoscalerKind = Field(AutoscalerKind.KPA, json_schema_extra=_SCALE)
+    """Whose policy runs: Knative's, or KEDA's with the HPA."""
     max_job_seconds: int = Field(900, ge=1, le=86_400)
     """The one number: no job runs longer, and every timeout on the path is above it."""
     lease: Seconds = Field(30, ge=1, le=600)
     """A predictor that is silent for this long has lost its job."""
     drain_grace: Seconds = Field(10, ge=0.5, le=3600)
     """A predictor told to end may finish what ends within this time; the rest is handed over."""
-    engine_args: str = ""
-    """More arguments for the engine, as vLLM names them, in one string."""
-    log_level: str = "WARNING"
+    log_level: Annotated[LogLevel, BeforeValidator(_upper)] = LogLevel.WARNING
     """DEBUG, INFO, WARNING or ERROR."""
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The longest prompt plus answer that was asked for; None when nothing was."""
+        found = re.search(r"--max[-_]model[-_]len[= ](\d+)(?!\S)", self.engine_args)
+        return int(found[1]) if found else self.max_model_len
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """Raises ValueError, in the words of the flags."""
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"--min-replicas {self.min_replicas} is over --max-replicas {self.max_replicas}"
+            )
+        try:
+            words = shlex.split(self.engine_args)
+        except ValueError as error:
+            raise ValueError(f"--engine-args: {error}") from error
+        for word in words:
+            flag = word.partition("=")[0].replace("_", "-")
+            if ours := _RESERVED.get(flag):
+                raise ValueError(f"--engine-args: {flag} is Torpor's own; use {ours}")
+        if self.redis_url is not None and not _is_redis(self.redis_url.get_secret_value()):
+            raise ValueError("--redis-url: write it as redis://[:PASSWORD@]HOST[:PORT][/DB]")
+        return self
+
+
+def _is_redis(url: str) -> bool:
+    return url.startswith(("redis://", "rediss://", "unix://"))

@@ -12,7 +12,7 @@ import shlex
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import aiohttp
@@ -29,17 +29,18 @@ from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.autoscaling.kpa.annotations import read_knative
 from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
 from torpor.local import manifest
-from torpor.local.activator import Activator
-from torpor.local.autoscaler import KedaLoop, KpaLoop, PolicyClock
 from torpor.local.child import Child, free_port, python_module
 from torpor.local.data_dir import Addresses, locked, private_files, record_addresses
 from torpor.local.embedded_store import embedded_store
+from torpor.local.engine_kind import EngineKind
 from torpor.local.errors import StackError
-from torpor.local.fleet import Fleet, PredictorSpec
-from torpor.local.launcher import ForkLauncher, Launcher, SpawnLauncher
-from torpor.local.model import Model, prepare_model
-from torpor.local.replica import Replica
-from torpor.local.settings import AutoscalerKind, EngineKind, StackSettings
+from torpor.local.model import CONTEXT_TOKENS, Model, prepare_model
+from torpor.local.predictors.activator import Activator
+from torpor.local.predictors.autoscaler import KedaLoop, KpaLoop, PolicyClock
+from torpor.local.predictors.fleet import Fleet, PredictorSpec
+from torpor.local.predictors.launcher import ForkLauncher, Launcher, SpawnLauncher
+from torpor.local.predictors.replica import Replica
+from torpor.local.settings import AutoscalerKind, StackSettings
 from torpor.local.status import status_app
 
 _log = structlog.get_logger()
@@ -47,8 +48,6 @@ _START_TIMEOUT_S: Final = 20.0
 _STOP_GRACE_S: Final = 5.0
 _CRASHES_ALLOWED: Final = 5
 _CRASH_WINDOW_S: Final = 60.0
-_ENGINE_DEFAULTS: Final = ("--max-model-len", "2048")
-"""A laptop's context; `--engine-args` may say otherwise."""
 
 
 class Stack:
@@ -105,6 +104,7 @@ class Stack:
             api=f"http://{s.host}:{ports.api}",
             broker=f"http://{s.host}:{ports.broker}",
             activator=f"http://127.0.0.1:{ports.activator}",
+            redis=redis_url,
         )
         self._base_env = self._environment(redis_url, model)
         self._write_triggers(model.name)
@@ -129,9 +129,14 @@ class Stack:
         return url
 
     async def _prepare_model(self) -> Model:
-        if self.settings.engine is EngineKind.SEEDED:
-            return Model(name=self.settings.model)
-        return await prepare_model(self.settings.model, self.settings.models_dir, self._report)
+        s = self.settings
+        if s.engine is EngineKind.SEEDED:
+            made = Model(name=s.model, context_tokens=s.context_tokens or CONTEXT_TOKENS)
+        else:
+            made = await prepare_model(
+                s.model, s.models_dir, self._report, context_tokens=s.context_tokens
+            )
+        return replace(made, name=s.model_name or made.name)
 
     def _choose_ports(self) -> "_Ports":
         s = self.settings
@@ -161,7 +166,7 @@ class Stack:
             "TORPOR_MODELS": orjson.dumps(cards).decode(),
             "TORPOR_FILES_URL": (self._data / "files").resolve().as_uri(),
             "TORPOR_ENGINE": s.engine,
-            "TORPOR_MODEL": str(model.folder or model.name),
+            "TORPOR_MODEL": model.location,
             "TORPOR_MODEL_NAME": model.name,
             "TORPOR_PREDICTOR_HOST": "127.0.0.1",
             "TORPOR_SEEDED_MAX_CONCURRENCY": str(s.container_concurrency),
@@ -243,9 +248,9 @@ class Stack:
     def _fork_launcher(self, model: Model) -> ForkLauncher:
         socket_path = self._data / "parent.sock"
         preload = {
-            "model": str(model.folder or model.name),
+            "model": model.location,
             "served_model_name": model.name,
-            "vllm_args": self._predictor_argv(),
+            "vllm_args": self._predictor_argv(model),
         }
         argv = ["--socket", str(socket_path), "--preload"]
         argv.append("predictor.engine.vllm.preload:preload=" + orjson.dumps(preload).decode())
@@ -253,17 +258,18 @@ class Stack:
         parent = Child("parent", command, env=self._base_env, log_dir=self._logs)
         return ForkLauncher(parent, socket_path, self._logs)
 
-    def _predictor_argv(self) -> list[str]:
+    def _predictor_argv(self, model: Model) -> list[str]:
         """vLLM's arguments; ours travel as variables."""
         s = self.settings
         if s.engine is EngineKind.SEEDED:
             return []
+        limits = ("--max-model-len", str(model.context_tokens))
         batch = ("--max-num-seqs", str(s.container_concurrency))
-        return [*_ENGINE_DEFAULTS, *batch, *shlex.split(s.engine_args)]
+        return [*limits, *batch, *shlex.split(s.engine_args)]
 
     def _predictor_spec(self, model: Model) -> PredictorSpec:
         return PredictorSpec(
-            argv=self._predictor_argv(),
+            argv=self._predictor_argv(model),
             env=self._base_env,
             ready_path=f"/v2/models/{model.name}/ready",
             drain_grace_s=self.settings.drain_grace,

@@ -13,10 +13,10 @@ from starlette.routing import Route
 
 from eventing.broker.queue import QueueView
 from eventing.process.probe import metrics_page
-from torpor.local.activator import Activator
 from torpor.local.data_dir import Addresses
-from torpor.local.fleet import Fleet
-from torpor.local.replica import Replica
+from torpor.local.predictors.activator import Activator
+from torpor.local.predictors.fleet import Fleet
+from torpor.local.predictors.replica import Replica
 
 _replicas = Gauge(
     "torpor_replicas", "Predictors, by state; `wanted` is what the autoscaler asks for.", ["state"]

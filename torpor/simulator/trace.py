@@ -1,24 +1,34 @@
-"""Reads a published request trace: any CSV with a time, prompt tokens and output tokens.
+"""Reads a published request trace: any CSV or JSON lines with a time, prompt tokens and output
+tokens.
 
 Called by the command line, the benches and tests. It must not know what becomes of a request.
-Azure's LLM inference traces are read as they are published; other files name their columns in the
-first line.
+Azure's LLM inference traces (2023, 2024), BurstGPT and Mooncake are read as they are published; other
+files name their columns in the first line.
 """
 
 import csv
+import json
+import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TextIO
 
 from torpor.simulator.workload import Request
 
-_TIME = ("timestamp", "time", "arrived_at", "arrival_time", "at", "t", "time_s")
-_PROMPT = ("contexttokens", "prompt_tokens", "input_tokens", "prompt", "input_length")
-_OUTPUT = ("generatedtokens", "output_tokens", "completion_tokens", "output", "output_length")
-# Microseconds are all that `fromisoformat` reads; Azure writes seven digits.
-_LONGEST_TIME = len("2023-11-16 18:15:46.680590")
+_TIME = ("timestamp", "time", "arrived_at", "arrival_time", "at", "t", "time_s", "timestamp_ms")
+_PROMPT = (
+    "contexttokens", "prompt_tokens", "input_tokens", "request tokens", "prompt", "input_length",
+)  # fmt: skip
+_OUTPUT = (
+    "generatedtokens", "output_tokens", "completion_tokens", "response tokens", "output",
+    "output_length",
+)  # fmt: skip
+_DELIMITERS = ",;\t|"
+_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+_NOT_TEXT = {b"PK\x03\x04": "an Excel file or an archive", b"\x1f\x8b": "compressed by gzip"}
 
 
 class TraceError(ValueError):
@@ -42,7 +52,8 @@ class Trace:
 def read_trace(trace: Trace) -> Iterator[Request]:
     """The trace's requests in order, times in seconds from the first row of the file.
 
-    Raises TraceError for a file without the three columns, a bad number, or times that go back.
+    Raises TraceError for a file that cannot be read or lacks the three columns, a bad number, or
+    times that go back.
     """
     if trace.hours is None:
         yield from _thinned(trace)
@@ -81,52 +92,116 @@ def _thinned(trace: Trace) -> Iterator[Request]:
 
 
 def _rows(path: Path) -> Iterator[Request]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.reader(file)
-        header = next(rows, None)
-        if header is None:
-            raise TraceError(f"{path}: empty file")
-        columns = _columns(path, header)
-        start: float | None = None
-        before = 0.0
-        for number, row in enumerate(rows, start=2):
-            if not row:
-                continue
-            seconds, prompt, output = _row(path, number, row, columns)
-            start = seconds if start is None else start
-            at = seconds - start
-            if at < before:
-                raise TraceError(f"{path}:{number}: time goes back by {before - at:g} s")
-            before = at
-            yield Request(at, prompt, output)
+    start: float | None = None
+    before = 0.0
+    for number, (time, prompt, output) in _cells(path):
+        try:
+            seconds = _seconds(time)
+            request = Request(seconds, _tokens(prompt), max(1, _tokens(output)))
+        except (ValueError, TypeError) as error:
+            raise TraceError(f"{path}:{number}: {error}") from error
+        start = seconds if start is None else start
+        at = seconds - start
+        if at < before:
+            raise TraceError(f"{path}:{number}: time goes back by {before - at:g} s")
+        before = at
+        yield Request(at, request.prompt_tokens, request.output_tokens)
 
 
-def _columns(path: Path, header: Sequence[str]) -> tuple[int, int, int]:
-    names = [name.strip().lower() for name in header]
+def _cells(path: Path) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
+    """Number of the line, and its three values as they stand there."""
+    try:
+        with path.open(newline="", encoding=_encoding(path)) as file:
+            first = file.readline()
+            if not first.strip():
+                raise TraceError(f"{path}: empty file")
+            file.seek(0)
+            yield from (
+                _json_lines(path, file)
+                if first.lstrip().startswith("{")
+                else _csv(path, file, first)
+            )
+    except OSError as error:
+        raise TraceError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TraceError(f"{path}: not text in UTF-8 or UTF-16 ({error.reason})") from error
 
-    def found(known: tuple[str, ...]) -> int:
+
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(4)
+    for mark, what in _NOT_TEXT.items():
+        if head.startswith(mark):
+            raise TraceError(f"{path}: {what}; save it as CSV")
+    return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
+
+
+def _csv(path: Path, file: TextIO, first: str) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
+    delimiter = max(_DELIMITERS, key=first.count)
+    rows = csv.reader(file, delimiter=delimiter)
+    header = [name.strip() for name in next(rows)]
+    columns = [header.index(name) for name in _names(path, header)]
+    for number, row in enumerate(rows, start=2):
+        if not row:
+            continue
+        if len(row) <= max(columns):
+            raise TraceError(f"{path}:{number}: {len(row)} cells, {len(header)} in the first line")
+        time, prompt, output = (row[column] for column in columns)
+        yield number, (time, prompt, output)
+
+
+def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
+    """Mooncake's form: one object a line, its time in milliseconds."""
+    names: tuple[str, str, str] | None = None
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row: Mapping[str, Any] = json.loads(line)
+            names = names or _names(path, list(row))
+            time, prompt, output = (row[name] for name in names)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise TraceError(f"{path}:{number}: {error}") from error
+        is_ms = names[0].lower() in ("timestamp", "timestamp_ms") and not isinstance(time, str)
+        yield number, (time / 1000 if is_ms else time, prompt, output)
+
+
+def _names(path: Path, header: list[str]) -> tuple[str, str, str]:
+    """Which of the columns are time, prompt and output tokens."""
+    by_word = {name.lower(): name for name in reversed(header)}
+
+    def found(known: tuple[str, ...]) -> str:
         for name in known:
-            if name in names:
-                return names.index(name)
-        raise TraceError(f"{path}:1: no column named one of {', '.join(known)}")
+            if name in by_word:
+                return by_word[name]
+        raise TraceError(
+            f"{path}:1: no column named one of {', '.join(known)}; found {', '.join(header)[:200]}"
+        )
 
     return found(_TIME), found(_PROMPT), found(_OUTPUT)
 
 
-def _row(
-    path: Path, number: int, row: Sequence[str], columns: tuple[int, int, int]
-) -> tuple[float, int, int]:
-    try:
-        time, prompt, output = (row[column] for column in columns)
-        return _seconds(time.strip()), int(float(prompt)), max(1, int(float(output)))
-    except (ValueError, IndexError) as error:
-        raise TraceError(f"{path}:{number}: {error}") from error
+def _tokens(value: Any) -> int:
+    number = float(value)
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{value!r} is no number of tokens")
+    return int(number)
 
 
-def _seconds(text: str) -> float:
+def _seconds(value: Any) -> float:
     try:
-        return float(text)
+        number = float(value)
     except ValueError:
-        moment = datetime.fromisoformat(text[:_LONGEST_TIME])
+        moment = datetime.fromisoformat(_shortened(value.strip()))
         # Only differences count: a zone that changes its clocks must not change them.
         return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is no time")
+    return number
+
+
+def _shortened(text: str) -> str:
+    """Microseconds are all that `fromisoformat` reads; Azure writes seven digits."""
+    whole, point, rest = text.partition(".")
+    digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+    return f"{whole}{point}{digits[:6]}{rest[len(digits) :]}"

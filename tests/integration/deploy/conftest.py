@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from knative.deploy.rollout.client import Cluster
 from tests.integration.deploy.api_server import ApiServer
 from tests.manifests.conftest import MANIFESTS, kustomize
-from torpor.cli.deploy import app
+from torpor.cli.cluster.commands import app
 
 Run = Callable[..., Awaitable[Result]]
 

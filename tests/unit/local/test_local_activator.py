@@ -10,8 +10,8 @@ from aiohttp import web
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from torpor.local.activator import Activator
-from torpor.local.replica import Replica, ReplicaState
+from torpor.local.predictors.activator import Activator
+from torpor.local.predictors.replica import Replica, ReplicaState
 
 pytestmark = pytest.mark.timeout(60)
 READY = ReplicaState.READY
@@ -164,7 +164,7 @@ async def test_nothing_is_sent_to_a_draining_replica_however_long_the_queue(
 async def test_a_full_hold_asks_the_broker_to_come_again(
     client: httpx.AsyncClient, activator: Activator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torpor.local.activator.QUEUE_LIMIT", 3)
+    monkeypatch.setattr("torpor.local.predictors.activator.QUEUE_LIMIT", 3)
     held = [asyncio.create_task(client.post("/events")) for _ in range(3)]
     await until(lambda: activator.waiting == 3)
 

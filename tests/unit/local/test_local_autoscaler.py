@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from knative.autoscaling.kpa.annotations import read_knative
 from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
 from torpor.local import manifest
-from torpor.local.autoscaler import KpaLoop, PolicyClock
+from torpor.local.predictors.autoscaler import KpaLoop, PolicyClock
 from torpor.local.settings import StackSettings
 
 FAST = 100.0

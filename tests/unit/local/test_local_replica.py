@@ -2,7 +2,7 @@
 
 import pytest
 
-from torpor.local.replica import Replica, ReplicaState, least_busy, to_drain
+from torpor.local.predictors.replica import Replica, ReplicaState, least_busy, to_drain
 
 READY, WAKING, DRAINING = ReplicaState.READY, ReplicaState.WAKING, ReplicaState.DRAINING
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from knative.autoscaling.keda.scaledobject import read_scaled_object
 from torpor.cli.errors import UserError
-from torpor.cli.simulate import app
+from torpor.cli.measure.simulate import app
 
 # Thirty seconds of three long answers a second: more than three replicas can take at once.
 IMPOSSIBLE = ["plan", "--profile", "steady", "--minutes", "0.5", "--base-rate", "3"]

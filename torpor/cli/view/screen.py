@@ -1,25 +1,34 @@
 """How a job looks on a terminal: its states, what wakes for it, its tokens as they come, its end.
 
-Called by `submit --wait`, `watch` and `demo`. Output that is meant to be piped (answers, JSON) goes
-to standard output, everything else to standard error.
+Called by `submit --wait`, `watch`, `chat` and `demo`. Output that is meant to be piped (answers, JSON)
+goes to standard output, everything else to standard error.
 """
 
+import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 from rich.status import Status
 from rich.text import Text
 
+from torpor.cli.view.table import state
 from torpor.cli.view.terminal import Terminal
+from torpor.client import Event
 
 stdout = Terminal()
 stderr = Terminal(stderr=True)
+_ENDED: Final = ("completed", "failed", "cancelled")
 
 
 def step(text: str) -> None:
     """A line that says what is being done."""
     stderr.print(Text.assemble(("·", "dim"), " ", text))
+
+
+def print_json(value: Any, *, indent: int | None = None) -> None:
+    """JSON on standard output, on one line unless it is for reading."""
+    stdout.print(json.dumps(value, ensure_ascii=False, indent=indent))
 
 
 class JobScreen:
@@ -31,18 +40,21 @@ class JobScreen:
         self._status: Status | None = None
         self._waking = ""
         self._is_mid_line = False
+        self._held: list[Text] = []
 
-    async def follow(self, events: AsyncIterator[tuple[str, Any]]) -> dict[str, Any]:
+    async def follow(self, events: AsyncIterator[Event]) -> dict[str, Any]:
         """Draw until the end; the job as it ended."""
         try:
-            async for name, data in events:
-                self._draw(name, data)
+            async for event in events:
+                self._draw(event.name, event.data)
         finally:
             self._quiet()
         return self.result
 
     def _draw(self, name: str, data: Any) -> None:
         match name:
+            case "state" if data["state"] in _ENDED:
+                pass  # one that had ended before: its story comes first, the result says the end
             case "state":
                 self.line(data["state"])
             case "waking":
@@ -62,19 +74,7 @@ class JobScreen:
                 self._draw_result(data)
 
     def _draw_waking(self, data: dict[str, Any]) -> None:
-        words = []
-        if (position := data.get("position")) is not None:
-            words.append("next in line" if position == 0 else f"{position} ahead")
-        if wait := data.get("expected_wait_s"):
-            words.append(f"about {wait:.0f} s to wait")
-        match data.get("phase"):
-            case None:
-                pass
-            case "asleep":
-                words.append("no predictor is awake")
-            case phase:
-                words.append(f"a predictor is waking: {phase}")
-        text = ", ".join(words)
+        text = waking_words(data)
         if text and text != self._waking:
             self._waking = text
             self.line(f"queued: {text}")
@@ -88,16 +88,29 @@ class JobScreen:
         for line in attempt_lines(job):
             self.line(line)
         reason = f": {job['error']['message']}" if job.get("error") else ""
-        self.line(
-            f"{job['state']}{reason} ({', '.join(facts)})" if facts else f"{job['state']}{reason}"
-        )
+        more = f" ({', '.join(facts)})" if facts else ""
+        self._print(Text.assemble(state(job["state"]), reason, more))
 
     def line(self, text: str) -> None:
         """A line of progress with the time since the start."""
+        self._print(Text(text))
+
+    def remark(self, text: Text) -> None:
+        """A line that can wait until the answer's own line is over."""
+        if self._is_mid_line:
+            self._held.append(text)
+        else:
+            self._quiet()
+            stderr.print(text)
+
+    def _print(self, text: Text) -> None:
         self._quiet()
         if self._is_mid_line:
             stdout.print()
             self._is_mid_line = False
+        for held in self._held:
+            stderr.print(held)
+        self._held = []
         since = f"{time.monotonic() - self._started:6.2f} s"
         stderr.print(Text.assemble((since, "dim"), "  ", text))
 
@@ -118,6 +131,27 @@ class JobScreen:
             self._status = None
 
 
+def waking_words(data: dict[str, Any]) -> str:
+    """What a job waits for, in words."""
+    words = []
+    if (position := data.get("position")) is not None:
+        words.append("next in line" if position == 0 else f"{position} ahead")
+    if wait := data.get("expected_wait_s"):
+        words.append(f"about {wait:.0f} s to wait")
+    match data.get("phase"):
+        case None:
+            pass
+        case "asleep":
+            words.append("no predictor is awake")
+        case "failed":
+            words.append("no predictor starts")
+        case phase:
+            words.append(f"a predictor is waking: {phase}")
+    if reason := data.get("reason"):
+        words.append(str(reason))
+    return ", ".join(words)
+
+
 def attempt_lines(job: dict[str, Any]) -> list[str]:
     """What became of each attempt, in words; empty for a job whose first one did it."""
     attempts = job.get("attempts") or []
@@ -136,5 +170,6 @@ def text_of(delta: Any) -> str:
     parts = []
     for choice in delta or []:
         inner = choice.get("delta") or {}
-        parts += [inner.get("reasoning_content"), inner.get("content"), choice.get("text")]
+        thought = inner.get("reasoning_content") or inner.get("reasoning")
+        parts += [thought, inner.get("content"), choice.get("text")]
     return "".join(part for part in parts if part)

@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from torpor.cli.client import DEFAULT_API
+from torpor.cli.client import api_address, checked_url
 from torpor.cli.errors import UserError
-from torpor.cli.jobs import DEFAULT_DATA_DIR, ApiOption, DataDir
+from torpor.cli.options import DEFAULT_DATA_DIR, ApiOption, DataDir
 from torpor.cli.view.screen import stdout
 from torpor.load.watch import Scrape, scrape
 from torpor.local.data_dir import find_addresses
@@ -37,13 +37,15 @@ def top(
     broker: Annotated[str, typer.Option(help="Address of the broker.")] = "",
     every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Show two looks apart and end.")] = False,
-    data_dir: DataDir = DEFAULT_DATA_DIR,
+    data_dir: DataDir = None,
 ) -> None:
     """Watch a Torpor: what waits, what runs, what it costs. Ctrl-C ends it."""
-    found = find_addresses(data_dir)
+    found = find_addresses(data_dir or DEFAULT_DATA_DIR)
     parts = {
-        "api": api or (found.api if found else DEFAULT_API),
-        "broker": broker or (found.broker if found and not api else ""),
+        "api": api_address(api, data_dir),
+        "broker": checked_url(broker, "--broker")
+        if broker
+        else (found.broker if found and not api else ""),
         "activator": found.activator if found and not api else "",
     }
     try:

@@ -16,8 +16,8 @@ import aiohttp
 import structlog
 
 from torpor.local.child import free_port
-from torpor.local.launcher import Launcher, Running
-from torpor.local.replica import Replica, ReplicaState, to_drain
+from torpor.local.predictors.launcher import Launcher, Running
+from torpor.local.predictors.replica import Replica, ReplicaState, to_drain
 
 _log = structlog.get_logger()
 _PROBE_EVERY_S: Final = 0.05

@@ -1,7 +1,8 @@
 """`torpor keys`: make, list, rotate and revoke API keys.
 
-Keys lie in Redis (`TORPOR_REDIS_URL`; the api then runs with `TORPOR_KEYS_SOURCE=redis`) or in a
-file (`--file`; `TORPOR_KEYS_SOURCE` names it). The text of a key is shown once and kept nowhere.
+Keys lie in Redis (`TORPOR_REDIS_URL`, or the store of the stack on this machine; the api then runs
+with `TORPOR_KEYS_SOURCE=redis`) or in a file (`--file`; `TORPOR_KEYS_SOURCE` names it). The text of a
+key is shown once and kept nowhere.
 """
 
 import asyncio
@@ -11,11 +12,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, NamedTuple, Protocol, TypeVar
 
 import orjson
 import typer
-from rich.table import Table
 
 from eventing.api_key import (
     DEFAULT_SCOPES,
@@ -29,15 +29,27 @@ from eventing.api_key import (
 )
 from eventing.errors import TorporError
 from eventing.redis.connection import connect
-from torpor.cli.errors import UserError
-from torpor.cli.view.screen import stderr, stdout
+from torpor.cli.catalog import epilog
+from torpor.cli.errors import UsageError, UserError
+from torpor.cli.options import DEFAULT_DATA_DIR, WHERE, DataDir, Json
+from torpor.cli.view.screen import print_json, stderr, stdout
+from torpor.cli.view.table import table
+from torpor.local.data_dir import find_addresses
 
-keys = typer.Typer(help="Make, list, rotate and revoke API keys.", no_args_is_help=True)
+keys = typer.Typer(no_args_is_help=True)
+Tenant = Annotated[str, typer.Argument(help="Whose key it is.")]
+KeyId = Annotated[str, typer.Argument(help="The key's id.")]
 
 RedisUrl = Annotated[
-    str, typer.Option(envvar="TORPOR_REDIS_URL", help="The Redis that keeps the keys.")
+    str,
+    typer.Option(
+        envvar="TORPOR_REDIS_URL", help="The Redis that keeps the keys.", rich_help_panel=WHERE
+    ),
 ]
-File = Annotated[Path | None, typer.Option("--file", help="A JSON file that keeps them instead.")]
+File = Annotated[
+    Path | None,
+    typer.Option("--file", help="A JSON file that keeps them instead.", rich_help_panel=WHERE),
+]
 _DAY_S = 24 * 3600
 _T = TypeVar("_T")
 
@@ -48,9 +60,11 @@ class _Shelf(KeyShelf, Protocol):
     async def remove(self, key_id: str) -> bool: ...
 
 
-@keys.command()
+@keys.command(
+    epilog=epilog("torpor keys create acme", "torpor keys create acme --scope jobs:read --days 30")
+)
 def create(
-    tenant: str,
+    tenant: Tenant,
     scope: Annotated[
         list[str] | None, typer.Option(help=f"May be given often; of {', '.join(SCOPES)}.")
     ] = None,
@@ -58,6 +72,7 @@ def create(
     days: Annotated[int, typer.Option(min=0, help="Days until it expires; 0 for never.")] = 0,
     redis_url: RedisUrl = "",
     file: File = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Make a key for TENANT and print it, this once."""
 
@@ -73,29 +88,38 @@ def create(
         await shelf.put(key)
         return text
 
-    _print_key(_with(redis_url, file, run))
+    _print_key(_with(_Place(redis_url, file, data_dir), run))
 
 
-@keys.command(name="list")
+@keys.command(name="list", epilog=epilog("torpor keys list --tenant acme"))
 def list_keys(
     tenant: Annotated[str, typer.Option(help="Only this tenant's.")] = "",
     redis_url: RedisUrl = "",
     file: File = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
 ) -> None:
     """List keys: whose they are and what they may, never what they are."""
-    found = _with(redis_url, file, lambda shelf: shelf.list(tenant))
-    table = Table("id", "tenant", "scopes", "name", "expires", box=None)
+    found = _with(_Place(redis_url, file, data_dir), lambda shelf: shelf.list(tenant))
+    if as_json:
+        shown = [asdict(key) for key in found]
+        print_json([{k: v for k, v in each.items() if k != "digest"} for each in shown])
+        return
+    rows = table("id", "tenant", "scopes", "name", "expires")
     for key in found:
-        table.add_row(key.id, key.tenant, " ".join(key.scopes), key.name, _day(key.expires_s))
-    stdout.print(table)
+        rows.add_row(key.id, key.tenant, " ".join(key.scopes), key.name, _day(key.expires_s))
+    stdout.print(rows)
 
 
-@keys.command(name="rotate")
+@keys.command(
+    name="rotate", epilog=epilog("torpor keys rotate 0123456789abcdef --overlap-hours 48")
+)
 def rotate_key(
-    key_id: str,
+    key_id: KeyId,
     overlap_hours: Annotated[int, typer.Option(min=0, help="The old key stays good so long.")] = 24,
     redis_url: RedisUrl = "",
     file: File = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Make a new key like KEY_ID and let the old one expire."""
 
@@ -104,13 +128,15 @@ def rotate_key(
         _, text = await rotate(shelf, key_id, now_s=now_s, overlap_s=overlap_s)
         return text
 
-    _print_key(_with(redis_url, file, run))
+    _print_key(_with(_Place(redis_url, file, data_dir), run))
 
 
-@keys.command()
-def revoke(key_id: str, redis_url: RedisUrl = "", file: File = None) -> None:
+@keys.command(epilog=epilog("torpor keys revoke 0123456789abcdef"))
+def revoke(
+    key_id: KeyId, redis_url: RedisUrl = "", file: File = None, data_dir: DataDir = None
+) -> None:
     """End a key now; an api that has just seen it forgets it within 5 s."""
-    if not _with(redis_url, file, lambda shelf: shelf.remove(key_id)):
+    if not _with(_Place(redis_url, file, data_dir), lambda shelf: shelf.remove(key_id)):
         raise UserError(f"no key {key_id}")
     stderr.print(f"revoked {key_id}")
 
@@ -154,11 +180,19 @@ class FileShelf:
         draft.replace(self._path)
 
 
-def _with(redis_url: str, file: Path | None, run: Callable[[_Shelf], Awaitable[_T]]) -> _T:
+class _Place(NamedTuple):
+    """Where keys lie, as far as it was said."""
+
+    redis_url: str
+    file: Path | None
+    data_dir: Path | None
+
+
+def _with(place: _Place, run: Callable[[_Shelf], Awaitable[_T]]) -> _T:
     """What `run` gives on the shelf that was named; its refusals as one clear line."""
 
     async def work() -> _T:
-        async with _shelf(redis_url, file) as shelf:
+        async with _shelf(place) as shelf:
             return await run(shelf)
 
     try:
@@ -168,17 +202,30 @@ def _with(redis_url: str, file: Path | None, run: Callable[[_Shelf], Awaitable[_
 
 
 @asynccontextmanager
-async def _shelf(redis_url: str, file: Path | None) -> AsyncIterator[_Shelf]:
-    if file is not None:
-        yield FileShelf(file)
+async def _shelf(place: _Place) -> AsyncIterator[_Shelf]:
+    if place.file is not None:
+        yield FileShelf(place.file)
         return
-    if not redis_url:
-        raise UserError("say where keys are kept: --redis-url (TORPOR_REDIS_URL), or --file")
-    redis = connect(redis_url)
+    url = place.redis_url or _embedded(place.data_dir)
+    try:
+        redis = connect(url)
+    except ValueError as error:
+        raise UsageError(f"--redis-url: {error}") from error
     try:
         yield RedisKeys(redis)
     finally:
         await redis.aclose()
+
+
+def _embedded(data_dir: Path | None) -> str:
+    """The store of the stack on this machine. Raises `UserError` when none runs."""
+    found = find_addresses(data_dir or DEFAULT_DATA_DIR)
+    if found is None or not found.redis:
+        raise UserError(
+            f"no stack runs on {data_dir or DEFAULT_DATA_DIR} to keep keys in; name its --data-dir, a "
+            "Redis with --redis-url (TORPOR_REDIS_URL), or a --file"
+        )
+    return found.redis
 
 
 def _print_key(text: str) -> None:

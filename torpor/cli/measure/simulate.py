@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from knative.autoscaling.setting import RefusedSettingsError, duration_s
-from torpor.cli.errors import UserError
+from torpor.cli.errors import UsageError, UserError
 from torpor.cli.flags import with_options
 from torpor.cli.view.screen import stderr, stdout
 from torpor.simulator import command
@@ -131,7 +131,7 @@ def simulate(**given: Any) -> None:
     try:
         load, scenario, reports = command.simulate_all(settings)
     except (RefusedSettingsError, TraceError) as error:
-        raise UserError(str(error)) from error
+        raise UsageError(str(error)) from error
     notes = command.notes(load, scenario, settings)
     if options.json_file == Path("-"):
         stdout.print(as_json(reports), end="")
@@ -158,7 +158,7 @@ def plan(**given: Any) -> None:
                 lambda one: status.update(f"tried {one.candidate.name}"),
             )
     except (RefusedSettingsError, TraceError) as error:
-        raise UserError(str(error)) from error
+        raise UsageError(str(error)) from error
     place = Place(options.model, options.namespace)
     _print_plan(tried, Target(settings.p95_wait_s), place)
 
@@ -198,4 +198,4 @@ def _duration(text: str) -> float:
     try:
         return duration_s(text)
     except ValueError as error:
-        raise UserError(f"{text!r} is no duration; write it as 30s, 2m or 1h") from error
+        raise UsageError(f"{text!r} is no duration; write it as 30s, 2m or 1h") from error

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from eventing.errors import Overloaded
 from eventing.telemetry import trace
-from torpor.local.replica import Replica, ReplicaState, least_busy
+from torpor.local.predictors.replica import Replica, ReplicaState, least_busy
 
 _log = structlog.get_logger()
 QUEUE_LIMIT: Final = 10_000

@@ -10,11 +10,12 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from torpor.cli.client import DEFAULT_API, connected
-from torpor.cli.errors import UserError
+from torpor.cli.client import api_address, asked, checked_url
+from torpor.cli.errors import UsageError, UserError
 from torpor.cli.flags import with_options
-from torpor.cli.jobs import DEFAULT_DATA_DIR, ApiOption, DataDir
+from torpor.cli.options import DEFAULT_DATA_DIR, ApiOption, DataDir
 from torpor.cli.view.screen import stderr, stdout
+from torpor.cli.view.table import number, table
 from torpor.load.growth import growing
 from torpor.load.page import page
 from torpor.load.run import Closed, Run
@@ -71,7 +72,7 @@ class LoadOptions:
     key: Annotated[str, typer.Option(envvar="TORPOR_API_KEY", help="API key.")] = ""
     api: ApiOption = ""
     broker: Annotated[str, typer.Option(help="Address of the broker, for its metrics.")] = ""
-    data_dir: DataDir = DEFAULT_DATA_DIR
+    data_dir: DataDir = None
 
 
 @with_options(LoadOptions)
@@ -82,7 +83,7 @@ def load(**given: Any) -> None:
         plan = _plan(options)
         result = asyncio.run(run_plan(plan, lambda run, watch: _show(run, watch, plan.title)))
     except (ValueError, TraceError) as error:
-        raise UserError(str(error)) from error
+        raise UsageError(str(error)) from error
     _write(options, result)
     _draw(result.report)
     grew = growing(result.report) if options.soak else []
@@ -94,17 +95,21 @@ def load(**given: Any) -> None:
 
 def _plan(options: LoadOptions) -> Plan:
     """What to run. Raises ValueError, TraceError or OSError for what cannot be."""
-    addresses = _addresses(options.api, options.broker, options.data_dir)
+    mix = parse_mix(options.clients)
     lengths = Lengths(prompt_median=options.prompt_median, output_median=options.output_median)
+    load = Load(_source(options, lengths), options.seed)
+    if options.trace is not None:
+        next(load.requests(), None)  # what is wrong with it is known before anything is sent
+    addresses = _addresses(options.api, options.broker, options.data_dir)
     closed = Closed(users=options.users, duration_s=options.minutes * 60, think_s=options.think)
     return Plan(
         addresses=addresses,
         model=options.model or asyncio.run(_first_model(addresses["api"], options.key)),
         key=options.key,
-        load=Load(_source(options, lengths), options.seed),
+        load=load,
         lengths=lengths,
         shape=Shape(
-            mix=parse_mix(options.clients),
+            mix=mix,
             speed=options.speed,
             prompt_cap=options.prompt_cap,
             output_cap=options.output_cap,
@@ -135,21 +140,19 @@ def _write(options: LoadOptions, result: Result) -> None:
         options.html_file.write_text(text, encoding="utf-8")
 
 
-def _addresses(api: str, broker: str, data_dir: Path) -> dict[str, str]:
+def _addresses(api: str, broker: str, data_dir: Path | None) -> dict[str, str]:
     """Where to send and what to look at. A stack of the folder counts only if no api is named."""
-    if api:
-        return {"api": api.rstrip("/"), "broker": broker.rstrip("/")}
-    found = find_addresses(data_dir)
+    found = None if api else find_addresses(data_dir or DEFAULT_DATA_DIR)
     if found is None:
-        return {"api": DEFAULT_API, "broker": broker.rstrip("/")}
+        named = checked_url(broker, "--broker") if broker else ""
+        return {"api": api_address(api, data_dir), "broker": named}
     return {"api": found.api, "broker": found.broker, "activator": found.activator}
 
 
 async def _first_model(address: str, key: str) -> str:
     if key:
-        raise UserError("name the --model")
-    async with connected(address) as api:
-        served = (await api.call("GET", "/v1/models"))["data"]
+        raise UsageError("name the --model: with a --key the list is not asked for")
+    served = (await asked(address, lambda api: api.call("GET", "/v1/models")))["data"]
     if not served:
         raise UserError(f"no model is served at {address}")
     return str(served[0]["id"])
@@ -171,31 +174,32 @@ async def _show(run: Run, watch: Watch, title: str) -> None:
 def _progress(samples: list[Sample], watch: Watch, title: str) -> Table:
     done = [s for s in samples if s.outcome is Outcome.COMPLETED]
     ended = [s for s in samples if s.ended_s]
-    table = Table(title=title, box=None, show_header=False)
-    table.add_row("sent", str(len(samples)))
-    table.add_row("open", str(len(samples) - len(ended)))
-    table.add_row("completed", str(len(done)))
-    table.add_row("anything else", str(len(ended) - len(done)))
+    shown = Table(title=title, box=None, show_header=False)
+    shown.add_row("sent", str(len(samples)))
+    shown.add_row("open", str(len(samples) - len(ended)))
+    shown.add_row("completed", str(len(done)))
+    shown.add_row("anything else", str(len(ended) - len(done)))
     if found := percentiles(done[-200:], lambda s: s.total_s):
         text = f"p50 {found['p50']:.2f} s, p95 {found['p95']:.2f} s"
-        table.add_row("total of the last 200", text)
+        shown.add_row("total of the last 200", text)
     if watch.looks:
         look = watch.looks[-1]
-        table.add_row("replicas ready", _number(look.ready))
-        table.add_row("waiting / in flight", f"{_number(look.depth)} / {_number(look.in_flight)}")
-    return table
+        shown.add_row("replicas ready", _number(look.ready))
+        shown.add_row("waiting / in flight", f"{_number(look.depth)} / {_number(look.in_flight)}")
+    return shown
 
 
 def _draw(report: dict[str, Any]) -> None:
-    table = Table("seconds", "p50", "p95", "p99", "max", "count", box=None)
+    columns = ("p50", "p95", "p99", "max", "count")
+    rows = table("seconds", *columns, numbers=columns)
     for name, values in report["seconds"].items():
         if values:
-            row = (f"{values[column]:.3f}" for column in ("p50", "p95", "p99", "max"))
-            table.add_row(name, *row, str(values["count"]))
+            row = (number(values[column], 3) for column in columns[:-1])
+            rows.add_row(name, *row, number(values["count"]))
     stdout.print(f"{report['setup']['title']}: {report['sent']} sent in {report['span_s']} s")
     outcomes = ", ".join(f"{n} {name}" for name, n in sorted(report["outcomes"].items()))
     stdout.print(f"{outcomes}; {report['lost']} lost")
-    stdout.print(table)
+    stdout.print(rows)
     rates, cost = report["throughput"], report["cost"]
     stdout.print(
         f"{rates['completed_per_s']} completed/s, {rates['output_tokens_per_s']} tokens/s; "

@@ -1,45 +1,35 @@
-"""`torpor demo`: one real job from zero to an answer and back to zero, shown as it happens."""
+"""What `torpor demo` does: the stack, one job, and the replicas counted beside it."""
 
 import asyncio
 import signal
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Final
 
 import typer
 from rich.text import Text
 
 from eventing.telemetry import log
-from torpor.cli.client import connected
 from torpor.cli.errors import UserError
 from torpor.cli.flags import build
-from torpor.cli.jobs import DEFAULT_DATA_DIR, DataDir, submit_chat
 from torpor.cli.view.life import life_lines, whole_life
 from torpor.cli.view.screen import JobScreen, stderr, step
-from torpor.local.settings import EngineKind, StackSettings
+from torpor.client import AsyncClient
+from torpor.local.engine_kind import EngineKind
+from torpor.local.settings import StackSettings
 from torpor.local.stack import Stack
 
-_BACK_TO_ZERO_S = 60.0
+_BACK_TO_ZERO_S: Final = 60.0
 
 
-def demo(
-    prompt: Annotated[
-        str, typer.Option(help="What to ask.")
-    ] = "Why do hummingbirds fall into torpor at night?",
-    max_tokens: Annotated[int, typer.Option(min=1)] = 96,
-    engine: Annotated[EngineKind, typer.Option(help="vllm, or the test engine.")] = EngineKind.VLLM,
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-) -> None:
-    """Start the stack with no predictor, ask, watch it wake, answer and fall asleep again."""
-    if not prompt.strip():
-        raise UserError("the prompt is empty")
-    # Knative's real policy with its clock ten times as fast: the default window of 60 s passes in
-    # 6.
+def show(prompt: str, max_tokens: int, engine: EngineKind, folder: Path) -> None:
+    """Run it on a folder of its own. Raises `UserError` when the job does not complete."""
+    # Knative's real policy, its clock ten times as fast: the default window of 60 s passes in 6.
     settings = build(
         StackSettings,
         port=0,
         broker_port=0,
-        data_dir=Path(data_dir) / "demo",
+        data_dir=folder,
         engine=engine,
         time_scale=10,
         log_level="WARNING",
@@ -79,16 +69,17 @@ async def _run(stack: Stack, prompt: str, max_tokens: int) -> None:
 async def _story(stack: Stack, prompt: str, max_tokens: int) -> None:
     """The job, from the moment that the stack is up, with the replicas counted beside it."""
     await stack.up.wait()
-    seen = _Replicas(stack)
+    screen = JobScreen()
+    seen = _Replicas(stack, screen)
     counting = asyncio.create_task(seen.count())
     try:
         seen.say("nothing to do, nothing awake")
-        async with connected(stack.addresses.api) as api:
-            job = await submit_chat(api, prompt, max_tokens=max_tokens, temperature=0)
-            screen = JobScreen()
-            screen.line(f"202 accepted, {job['id']}")
-            end = await screen.follow(api.events(job["id"]))
-            screen.life(life_lines(await whole_life(api, job["id"])))
+        async with AsyncClient(stack.addresses.api) as api:
+            body = {"max_tokens": max_tokens, "temperature": 0}
+            job = await api.submit(prompt, body=body)
+            screen.line(f"202 accepted, {job.id}")
+            end = await screen.follow(api.stream(job.id))
+            screen.life(life_lines(await whole_life(api, job.id)))
         _require_completed(end)
         step("waiting for the stable window to pass (at ten times Knative's speed)")
         await seen.wait_for_zero()
@@ -105,8 +96,9 @@ def _require_completed(job: dict[str, Any]) -> None:
 class _Replicas:
     """Says when the number of ready predictors changes."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, screen: JobScreen) -> None:
         self._stack = stack
+        self._screen = screen
         self._last = 0
         self._was_awake = False
 
@@ -115,7 +107,7 @@ class _Replicas:
         return self._stack.fleet.ready if self._stack.fleet else 0
 
     def say(self, why: str) -> None:
-        stderr.print(Text.assemble((f"replicas: {self.ready}", "bold"), f"  {why}"))
+        self._screen.remark(Text.assemble((f"replicas: {self.ready}", "bold"), f"  {why}"))
 
     async def count(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""`torpor render`, `doctor`, `deploy` and what follows a deploy: Torpor on a cluster.
+"""`torpor deploy` and what follows a deploy: Torpor on a cluster.
 
 Mounted by the `torpor` application, each function as a command; `app` holds all of them as a group.
 It parses and prints; decisions are in `knative.deploy`.
@@ -8,61 +8,47 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Final
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from knative.deploy import timeouts
 from knative.deploy.build import load
 from knative.deploy.doctor import Severity, examine
 from knative.deploy.doctor import report as doctor_view
 from knative.deploy.emit import Resource
-from knative.deploy.faults import DeployError, NotReady, Refused
-from knative.deploy.render.render import differences, write
+from knative.deploy.faults import NotReady, Refused
 from knative.deploy.rollout import canary as split
 from knative.deploy.rollout import cluster_view, rollout, verdict
 from knative.deploy.rollout import release as history
 from knative.deploy.rollout.client import Cluster, Ref, connected
 from knative.deploy.rollout.readiness import Readiness
 from knative.deploy.rollout.rollout import Plan, RolloutOptions, Step
-from knative.deploy.values import Values, ValuesError, load_values
-from torpor.cli.errors import UserError
+from torpor.cli.cluster.manifests import (
+    DEFAULT_SOURCE,
+    AsJson,
+    Context,
+    Namespace,
+    doctor,
+    render,
+    run,
+)
+from torpor.cli.errors import UsageError
 from torpor.cli.view.screen import stderr, stdout
+from torpor.cli.view.table import table
 
-app = typer.Typer(name="cluster", help="Torpor on a Kubernetes cluster.", no_args_is_help=True)
+app: Final = typer.Typer(
+    name="cluster", help="Torpor on a Kubernetes cluster.", no_args_is_help=True
+)
+app.command()(render)
+app.command()(doctor)
 
-Folder = Annotated[Path, typer.Option(help="The manifests folder.")]
 Source = Annotated[str, typer.Argument(help="A kustomize folder, a YAML file, or - .")]
-Context = Annotated[str | None, typer.Option(help="The kubeconfig context; in-cluster without.")]
-Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Where Torpor lives.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait until all is ready.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 TakeOver = Annotated[bool, typer.Option(help="Take fields that another manager owns.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 Model = Annotated[str, typer.Argument(help="The model: the InferenceService's name.")]
-
-T = TypeVar("T")
-
-DEFAULT_FOLDER = Path("manifests")
-DEFAULT_SOURCE = "manifests/overlays/queue"
-
-
-def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    try:
-        return asyncio.run(work())
-    except DeployError as error:
-        raise UserError(str(error)) from error
-
-
-def _values(folder: Path) -> Values:
-    try:
-        return load_values(folder / "values.yaml")
-    except ValuesError as error:
-        raise UserError(str(error)) from error
 
 
 class _Lines:
@@ -76,64 +62,6 @@ class _Lines:
         stderr.print(Text.assemble(f"  {ref}: ", word))
         for reason in stuck:
             stderr.print(f"      {reason}", style="yellow")
-
-
-@app.command()
-def render(
-    folder: Folder = DEFAULT_FOLDER,
-    check: Annotated[bool, typer.Option(help="Change nothing; fail on a difference.")] = False,
-    explain: Annotated[bool, typer.Option(help="Show every derived number and why.")] = False,
-) -> None:
-    """Write the manifests from values.yaml: every timeout follows from max_job_seconds."""
-    values = _values(folder)
-    if explain:
-        _explain(values)
-        return
-    found = differences(folder, values) if check else write(folder, values)
-    for difference in found:
-        stdout.print(f"{difference.kind:<8} {difference.path}")
-    if check and found:
-        raise UserError(f"{len(found)} files differ from the values: run `torpor render`")
-    stderr.print(f"{folder}: {'as rendered' if not found else f'{len(found)} files written'}")
-
-
-def _explain(values: Values) -> None:
-    table = Table("what", "seconds", "from", "why", "source")
-    for name, seconds, why in timeouts.explain(timeouts.derive(values)):
-        table.add_row(name, str(seconds), why.formula, why.reason, why.source)
-    stdout.print(table)
-
-
-@app.command()
-def doctor(
-    sources: Annotated[
-        list[str] | None, typer.Argument(help="Folders and files, examined together.")
-    ] = None,
-    live: Annotated[bool, typer.Option(help="Examine the cluster instead.")] = False,
-    max_job_seconds: Annotated[int | None, typer.Option(min=1, help="Instead of the set.")] = None,
-    cold_start_seconds: Annotated[int | None, typer.Option(min=1, help="The worst wake.")] = None,
-    strict: Annotated[bool, typer.Option(help="Fail on warnings and open demands too.")] = False,
-    context: Context = None,
-    namespace: Namespace = "torpor",
-    as_json: AsJson = False,
-) -> None:
-    """Find what would cut, lose or double a job, kill a busy pod, or keep it from waking."""
-
-    async def gather() -> list[Resource]:
-        found = [r for source in sources or [] for r in await load(source)]
-        if live:
-            async with connected(context) as cluster:
-                found += await cluster_view.snapshot(cluster, namespace)
-        return found
-
-    if not sources and not live:
-        sources = [DEFAULT_SOURCE]
-    report = examine(_run(gather), job_s=max_job_seconds, cold_start_s=cold_start_seconds)
-    if as_json:
-        stdout.print_json(json.dumps([finding.as_dict() for finding in report.findings]))
-    else:
-        doctor_view.show(report, stdout)
-    raise typer.Exit(report.exit_status(is_strict=strict))
 
 
 @app.command()
@@ -171,7 +99,7 @@ def deploy(
         async with connected(context) as cluster:
             await _deploy(cluster, resources, terms, dry_run=dry_run, yes=yes, wait=wait)
 
-    _run(work)
+    run(work)
 
 
 def _refuse_errors(resources: list[Resource], *, force: bool) -> None:
@@ -230,16 +158,16 @@ def status(
         async with connected(context) as cluster:
             return await cluster_view.rows(cluster, namespace)
 
-    found = _run(work)
+    found = run(work)
     if as_json:
         stdout.print_json(json.dumps([row.as_dict() for row in found]))
         return
-    table = Table("what", "replicas", "state")
+    shown = table("what", "replicas", "state")
     for row in found:
         state = ("ready", "green") if row.state.is_ready else row.state.reason
         lines = Text("\n").join([Text.assemble(state), *map(Text, row.stuck)])
-        table.add_row(str(row.ref), row.replicas, lines)
-    stdout.print(table if found else f"nothing of Torpor's in namespace {namespace}")
+        shown.add_row(str(row.ref), row.replicas, lines)
+    stdout.print(shown if found else f"nothing of Torpor's in namespace {namespace}")
 
 
 @app.command()
@@ -259,7 +187,7 @@ def logs(
             ):
                 stdout.print(f"{pod} {line}")
 
-    _run(work)
+    run(work)
 
 
 @app.command()
@@ -272,15 +200,15 @@ def scale(
 ) -> None:
     """Set the bounds of a model's replicas until the next deploy; values.yaml is for good."""
     if least is None and most is None:
-        raise UserError("give --min, --max or both")
+        raise UsageError("give --min, --max or both")
     if least is not None and most is not None and least > most:
-        raise UserError(f"--min {least} is over --max {most}")
+        raise UsageError(f"--min {least} is over --max {most}")
 
     async def work() -> list[str]:
         async with connected(context) as cluster:
             return await cluster_view.set_bounds(cluster, namespace, model, least, most)
 
-    for line in _run(work):
+    for line in run(work):
         stdout.print(line)
 
 
@@ -322,7 +250,7 @@ def promote(
             if not is_better:
                 raise NotReady("the canary was withdrawn")
 
-    _run(work)
+    run(work)
 
 
 async def _judge(
@@ -354,7 +282,7 @@ def rollback(
             await rollout.wait(cluster, list(made.resources), terms, _Lines())
             stderr.print(f"release {made.number}: {made.note}", style="green")
 
-    _run(work)
+    run(work)
 
 
 @app.command()
@@ -375,5 +303,5 @@ def delete(
                 cluster, RolloutOptions(namespace), _Lines(), with_data=data
             )
 
-    for ref in _run(work):
+    for ref in run(work):
         stderr.print(f"  kept    {ref}")

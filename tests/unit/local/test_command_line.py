@@ -1,0 +1,211 @@
+"""`torpor` as a person types it: help, completion, and what is wrong said in one line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from torpor.cli import app
+from torpor.cli.catalog import COMMANDS
+from torpor.local.settings import StackSettings
+
+TORPOR = str(Path(sys.executable).parent / "torpor")
+HEAVY = ("aiohttp", "pydantic_settings", "kubernetes", "redis", "fastapi", "uvicorn", "yaml")
+TEXTS = {
+    "--api": "http://[",
+    "--broker": "::/",
+    "--priority": "soon",
+    "--state": "asleep",
+    "--since": "soon",
+    "--expires-after": "-5s",
+    "--p95-wait": "soon",
+    "--json-body": "{",
+    "--image": "words.txt",
+    "--metadata": "no pair",
+    "--redis-url": "foo://x",
+    "--policy": "guess",
+    "--clients": "deaf:1",
+    "--trace": "/nowhere/trace.csv",
+    "--request": "/nowhere/line.json",
+    "--engine": "steam",
+    "--manifest": "/nowhere/manifest.yaml",
+}
+"""A wrong value for each option whose values are not numbers and not a fixed choice."""
+FREE = {
+    "--model", "--system", "--webhook", "--idempotency-key", "--search", "--cursor", "--data-dir",
+    "--name", "--scope", "--file", "--tenant", "--purpose", "--output", "--endpoint", "--event",
+    "--cluster", "--namespace", "--context", "--key", "--gpu-metrics", "--json", "--html", "--prompt",
+    "--image", "--model-uri", "--prometheus", "--window", "--folder", "--host", "--models-dir",
+}  # fmt: skip
+SETTINGS_OF_TEXT = {"--served-model-name", "--engine-args"}
+"""Options that take any text: what is wrong with it only the api, or a cluster, can say."""
+
+
+def leaves() -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that does something, by the words that call it."""
+    root = typer.main.get_command(app.assembled())
+    todo = [((), root)]
+    while todo:
+        words, command = todo.pop()
+        inner = getattr(command, "commands", {})
+        todo += [((*words, name), each) for name, each in inner.items()]
+        if not inner or words == ("jobs",):
+            yield words, command
+
+
+def wrong_values() -> Iterator[tuple[str, ...]]:
+    """A command line for every option that can be wrong."""
+    for words, command in leaves():
+        needed = ["x" for p in command.params if p.param_type_name == "argument" and p.required]
+        for option in command.params:
+            flag = max(option.opts, key=len)
+            if option.param_type_name == "argument" or getattr(option, "is_flag", False):
+                continue
+            kind = option.type_descriptor.annotation
+            is_typed = kind in (int, float) or (isinstance(kind, type) and issubclass(kind, Enum))
+            is_setting = words == ("up",) and flag not in FREE | SETTINGS_OF_TEXT
+            if words == ("deploy",) and flag == "--image":
+                continue  # an image of containers: only the cluster can say
+            if is_typed or is_setting or flag in TEXTS:
+                value = "steam" if is_typed or is_setting else TEXTS[flag]
+                yield (*words, *needed, flag, TEXTS.get(flag, value) if not is_typed else value)
+            else:
+                assert flag in FREE | SETTINGS_OF_TEXT, (
+                    f"{' '.join(words)} {flag}: say what is wrong for it"
+                )
+
+
+def said(monkeypatch: pytest.MonkeyPatch, capsys: Any, *words: str) -> tuple[int, str]:
+    """Exit code and standard error of a command line."""
+    monkeypatch.setattr(sys, "argv", ["torpor", *words])
+    code = 0
+    try:
+        app.main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", list(wrong_values()), ids=" ".join)
+def test_a_wrong_value_is_one_line_and_exit_2(
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    code, line = said(monkeypatch, capsys, *words)
+
+    assert code == 2, line
+    assert line.startswith("torpor: ")
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, f in StackSettings.model_fields.items() if f.annotation not in (str, Path)],
+)
+def test_a_wrong_variable_is_one_line_that_names_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(f"TORPOR_{name.upper()}", "steam")
+
+    code, line = said(monkeypatch, capsys, "up", "--data-dir", "/proc/nowhere")
+
+    assert code == 2, line
+    assert line.count("\n") == 1
+    assert f"--{name.replace('_', '-')}" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["sbmit"], "submit"),
+        (["submit", "--max-token", "3"], "--max-tokens"),
+        (["up", "--min-replicas", "3", "--max-replicas", "1"], "--max-replicas 1"),
+        (["up", "--engine-args", "--port 9"], "--port"),
+        (["up", "--engine-args", "'"], "--engine-args"),
+        (["scale", "thinker"], "--min"),
+        (["dead-letters", "redrive"], "--all"),
+        (["simulate"], "--profile"),
+    ],
+)
+def test_what_does_not_fit_together_names_what_was_meant(
+    words: list[str],
+    meant: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, line = said(monkeypatch, capsys, *words)
+
+    assert code == 2, line
+    assert line.count("\n") == 1
+    assert meant in line
+
+
+def test_a_folder_without_a_stack_is_never_answered_by_another_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for words in (["jobs"], ["submit", "hi"], ["top", "--once"], ["models"], ["status"]):
+        code, line = said(monkeypatch, capsys, *words, "--data-dir", str(tmp_path))
+
+        assert code == 1, words
+        assert f"no stack runs on {tmp_path}" in line
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_the_line_in_the_list_is_the_commands_own(name: str) -> None:
+    command = app._loaded(COMMANDS[name])
+    if isinstance(command, typer.Typer):
+        return  # a group has no function of its own
+    assert (command.__doc__ or "").split("\n\n")[0].split() == COMMANDS[name].summary.split()
+
+
+@pytest.mark.parametrize(("words", "command"), list(leaves()), ids=lambda each: str(each)[:40])
+def test_every_help_shows_how_it_is_used(words: tuple[str, ...], command: Any) -> None:
+    assert f"torpor {' '.join(words)}" in command.epilog
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["submit"], ["jobs"], ["watch"], ["chat"], ["status"], ["logs"], ["down"], ["batch"]],
+    ids=" ".join,
+)
+def test_help_imports_nothing_that_takes_long(words: list[str]) -> None:
+    code = (
+        "import sys; from torpor.cli import main; sys.argv = ['torpor', *sys.argv[1:], '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        f"print('heavy:', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+
+    shown = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+
+    assert "Usage: torpor" in shown.stdout
+    assert shown.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_tab_completes_commands_and_the_options_of_one() -> None:
+    def completed(line: str) -> list[str]:
+        words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+        env = os.environ | {"_TORPOR_COMPLETE": "complete_bash"} | words
+        shown = subprocess.run([TORPOR], capture_output=True, text=True, env=env)
+        return shown.stdout.split()
+
+    assert completed("torpor dead") == ["dead-letters"]
+    assert "--max-tokens" in completed("torpor submit --max")
+    assert completed("torpor keys ro") == ["rotate"]
+
+
+def test_the_version_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["torpor", "--version"])
+
+    app.main()
+
+    assert capsys.readouterr().out.startswith("torpor")

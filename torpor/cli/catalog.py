@@ -1,0 +1,242 @@
+"""Every command: where it is, what it does in a line, and how it is used.
+
+Called by `app`. It imports no command, so that the help and the shell's completion come at once; a
+test holds each line to its command's own docstring.
+"""
+
+from typing import Final, NamedTuple
+
+JOBS: Final = "Jobs"
+STACK: Final = "A stack on this machine"
+SERVICE: Final = "What an api keeps"
+MEASURE: Final = "Figures"
+CLUSTER: Final = "On a cluster"
+
+
+class Entry(NamedTuple):
+    """One command. `target` is `module:function` below `torpor.cli`."""
+
+    target: str
+    group: str
+    summary: str
+    examples: tuple[str, ...]
+
+
+COMMANDS: Final = {
+    "setup": Entry(
+        "stack.setup:setup",
+        STACK,
+        "Install the engine and the embedded store into this Python's environment.",
+        ("torpor setup cpu", "torpor setup gpu"),
+    ),
+    "demo": Entry(
+        "stack.demo:demo",
+        STACK,
+        "Start the stack with no predictor, ask, watch it wake, answer and fall asleep again.",
+        ("torpor demo", 'torpor demo --prompt "What is the capital of France?"'),
+    ),
+    "up": Entry(
+        "stack.up:up",
+        STACK,
+        "Run api, broker, store and predictors (from zero) on this machine until Ctrl-C.",
+        (
+            "torpor up",
+            "torpor up --detach",
+            "torpor up --model ./my-model --max-model-len 8192 --max-replicas 2",
+        ),
+    ),
+    "down": Entry(
+        "stack.down:down",
+        STACK,
+        "End the stack of this machine; its state stays.",
+        ("torpor down", "torpor down --data-dir /srv/torpor"),
+    ),
+    "status": Entry(
+        "stack.status:status",
+        STACK,
+        "Show replicas, queue and addresses of the stack on this machine, or what a cluster has.",
+        ("torpor status", "torpor status --json", "torpor status --cluster torpor"),
+    ),
+    "logs": Entry(
+        "stack.logs:logs",
+        STACK,
+        "Show the logs of a part of the stack on this machine, or of a cluster.",
+        ("torpor logs", "torpor logs api -f", "torpor logs predictor --cluster torpor"),
+    ),
+    "submit": Entry(
+        "job.submit:submit",
+        JOBS,
+        "Hand over a prompt; prints the job's id, or with --wait the answer.",
+        (
+            'torpor submit --wait "Why is the sky blue?"',
+            "torpor submit --system 'Answer in French.' --max-tokens 64 < question.txt",
+            "torpor submit --image cat.png --webhook https://example.com/hook 'What is this?'",
+            "torpor submit --json-body request.json --idempotency-key order-17",
+        ),
+    ),
+    "chat": Entry(
+        "job.chat:chat",
+        JOBS,
+        "Talk with a model, turn by turn; an empty line or Ctrl-D ends it.",
+        ("torpor chat", "torpor chat --system 'You are a tutor.' --model smollm2-135m-instruct"),
+    ),
+    "watch": Entry(
+        "job.watch:watch",
+        JOBS,
+        "Show a job's life as it goes on, then each step with its time, webhooks included.",
+        ("torpor watch job_0123", "torpor watch job_0123 --json"),
+    ),
+    "jobs": Entry(
+        "job.listing:jobs",
+        JOBS,
+        "List jobs, newest first.",
+        (
+            "torpor jobs",
+            "torpor jobs --state failed,queued --limit 50",
+            "torpor jobs --search 'blue sky'",
+            "torpor jobs retry job_0123",
+        ),
+    ),
+    "cancel": Entry(
+        "job.listing:cancel",
+        JOBS,
+        "Cancel a job; one that has ended stays as it is.",
+        ("torpor cancel job_0123",),
+    ),
+    "retry": Entry(
+        "job.listing:retry",
+        JOBS,
+        "Ask again what a job asked: a dead letter under its id, any other as a new job.",
+        ("torpor retry job_0123",),
+    ),
+    "dead-letters": Entry(
+        "job.dead_letters:dead_letters",
+        JOBS,
+        "Jobs that were set aside: look, redrive, discard.",
+        ("torpor dead-letters list", "torpor dead-letters redrive --all"),
+    ),
+    "keys": Entry(
+        "service.keys:keys",
+        SERVICE,
+        "Make, list, rotate and revoke API keys.",
+        ("torpor keys create acme --name laptop", "torpor keys list"),
+    ),
+    "models": Entry(
+        "service.models:models",
+        SERVICE,
+        "List the models that are served.",
+        ("torpor models", "torpor models --json"),
+    ),
+    "files": Entry(
+        "service.files:files",
+        SERVICE,
+        "Files at the api: upload, list, read, delete.",
+        ("torpor files upload requests.jsonl", "torpor files read file-0123 -o answers.jsonl"),
+    ),
+    "batch": Entry(
+        "service.batch:batch",
+        SERVICE,
+        "Many requests as one file: submit, watch, fetch the answers.",
+        ("torpor batch submit requests.jsonl --wait -o answers.jsonl", "torpor batch list"),
+    ),
+    "webhooks": Entry(
+        "service.webhooks:webhooks",
+        SERVICE,
+        "Receivers of webhooks: register, list, test, rotate, look at deliveries.",
+        ("torpor webhooks add https://example.com/hook", "torpor webhooks deliveries"),
+    ),
+    "usage": Entry(
+        "service.usage:report",
+        SERVICE,
+        "Show GPU time, tokens and cost by model and tenant; per 1,000 tokens with everything in.",
+        ("torpor usage --since 24h", "torpor usage --json"),
+    ),
+    "report": Entry(
+        "service.usage:report",
+        SERVICE,
+        "Show GPU time, tokens and cost by model and tenant; per 1,000 tokens with everything in.",
+        ("torpor report --since 24h",),
+    ),
+    "top": Entry(
+        "measure.top:top",
+        MEASURE,
+        "Watch a Torpor: what waits, what runs, what it costs. Ctrl-C ends it.",
+        ("torpor top", "torpor top --once"),
+    ),
+    "load": Entry(
+        "measure.load:load",
+        MEASURE,
+        "Put a load on a Torpor and report what its clients saw. Exits 1 when a job was lost.",
+        ("torpor load --profile burst --minutes 2", "torpor load --trace trace.csv --speed 10"),
+    ),
+    "simulate": Entry(
+        "measure.simulate:simulate",
+        MEASURE,
+        "Run a load through scaling policies and say what it costs and who waits.",
+        (
+            "torpor simulate --profile step --compare",
+            "torpor simulate --trace azure.csv --policy keda --html report.html",
+            "torpor simulate --profile burst --manifest manifests/overlays/queue",
+        ),
+    ),
+    "plan": Entry(
+        "measure.simulate:plan",
+        MEASURE,
+        "Search for the cheapest scaling that keeps a p95 wait, and print the manifest for it.",
+        ("torpor plan --profile step --p95-wait 30s > patch.yaml",),
+    ),
+    "black-friday": Entry(
+        "measure.simulate:black_friday",
+        MEASURE,
+        "Replay a retail peak: an HPA on CPU beside KEDA on queue depth and p95, with plots.",
+        ("torpor black-friday plots/",),
+    ),
+    "render": Entry(
+        "cluster.manifests:render",
+        CLUSTER,
+        "Write the manifests from values.yaml: every timeout follows from max_job_seconds.",
+        ("torpor render", "torpor render --explain"),
+    ),
+    "doctor": Entry(
+        "cluster.manifests:doctor",
+        CLUSTER,
+        "Find what would cut, lose or double a job, kill a busy pod, or keep it from waking.",
+        ("torpor doctor manifests/overlays/queue", "torpor doctor --live -n torpor"),
+    ),
+    "deploy": Entry(
+        "cluster.commands:deploy",
+        CLUSTER,
+        "Apply manifests: doctor, dry run, difference, apply, wait.",
+        ("torpor deploy manifests/overlays/queue --dry-run", "torpor deploy --canary 10"),
+    ),
+    "scale": Entry(
+        "cluster.commands:scale",
+        CLUSTER,
+        "Set the bounds of a model's replicas until the next deploy; values.yaml is for good.",
+        ("torpor scale thinker --min 1 --max 4",),
+    ),
+    "promote": Entry(
+        "cluster.commands:promote",
+        CLUSTER,
+        "Make the canary the model, if its errors and latency allow; withdraw it if they are worse.",
+        ("torpor promote thinker", "torpor promote thinker --now"),
+    ),
+    "rollback": Entry(
+        "cluster.commands:rollback",
+        CLUSTER,
+        "Deploy the release before this one again; a canary is withdrawn by it.",
+        ("torpor rollback", "torpor rollback --to 3"),
+    ),
+    "delete": Entry(
+        "cluster.commands:delete",
+        CLUSTER,
+        "Delete what was deployed; disks and Secrets stay unless --data.",
+        ("torpor delete", "torpor delete --data --yes"),
+    ),
+}
+"""In the order of the help."""
+
+
+def epilog(*examples: str) -> str:
+    """Examples as the foot of a help; an empty line keeps each on its own."""
+    return "\n\n".join(["Examples:", *(f"  {each}" for each in examples)])

@@ -1,0 +1,1 @@
+"""Commands on a cluster: render, examine, deploy, and what follows."""

@@ -1,0 +1,34 @@
+"""`torpor watch`: one job's life."""
+
+from typing import TYPE_CHECKING, Any
+
+from torpor.cli.job.submit import exit_like
+from torpor.cli.options import ApiOption, DataDir, JobId, Json
+
+if TYPE_CHECKING:
+    from torpor.client import AsyncClient
+
+
+def watch(
+    job_id: JobId, api: ApiOption = "", data_dir: DataDir = None, as_json: Json = False
+) -> None:
+    """Show a job's life as it goes on, then each step with its time, webhooks included."""
+    from torpor.cli.client import ask
+
+    exit_like(ask(api, data_dir, lambda client: _watch(client, job_id, as_json)))
+
+
+async def _watch(api: "AsyncClient", job_id: str, as_json: bool) -> dict[str, Any]:
+    from torpor.cli.view.life import life_lines, whole_life
+    from torpor.cli.view.screen import JobScreen, print_json
+
+    if not as_json:
+        screen = JobScreen()
+        ended = await screen.follow(api.stream(job_id))
+        screen.life(life_lines(await whole_life(api, job_id)))
+        return ended
+    last: dict[str, Any] = {}
+    async for event in api.stream(job_id):
+        print_json({"event": event.name, "data": event.data})
+        last = dict(event.data) if event.name == "result" else last
+    return last

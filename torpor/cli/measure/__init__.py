@@ -1,0 +1,1 @@
+"""Commands that measure: a real load, a simulated one, and a live view."""

@@ -1,0 +1,1 @@
+"""Commands on what an api keeps beside jobs: keys, webhooks, files, batches, models, usage."""

@@ -1,0 +1,1 @@
+"""Commands on the stack of this machine: set up, start, look, end."""

@@ -1,0 +1,10 @@
+"""Which engine a stack runs: light, for the help of the commands."""
+
+from enum import StrEnum
+
+
+class EngineKind(StrEnum):
+    """What makes the tokens."""
+
+    VLLM = "vllm"  #: the real engine
+    SEEDED = "seeded"  #: the test engine: tokens from a seed, no model

@@ -1,0 +1,1 @@
+"""The predictors of a stack: started, watched, scaled, and what is sent to them."""
