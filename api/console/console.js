@@ -126,8 +126,15 @@ function drawModels(overview) {
 
 async function loadJobs() {
   const state = el("filter").value;
-  const page = await call("GET", `/v1/jobs?limit=50${state ? `&state=${state}` : ""}`);
-  seen.jobs = page.data;
+  const found = [];
+  let cursor = "";
+  for (let calls = 0; calls < 5 && found.length < 50; calls += 1) { // a page may be short before the end
+    const query = new URLSearchParams({ limit: 50 - found.length, ...(state && { state }), ...(cursor && { cursor }) });
+    const page = await call("GET", `/v1/jobs?${query}`);
+    found.push(...page.data);
+    if (!(cursor = page.next_cursor)) break;
+  }
+  seen.jobs = found;
   drawJobs();
 }
 

@@ -55,7 +55,7 @@ class LimitGate:
     def __init__(self, settings: ApiSettings, redis: Redis, store: Store, clock: Clock) -> None:
         self._settings = settings
         self._windows = Windows(redis)
-        self._flight = InFlightJobs(redis, store)
+        self._flight = InFlightJobs(redis)
         self._queues = QueueView(redis)
         self._clock = clock
         self._depths: dict[str, tuple[float, Depth]] = {}

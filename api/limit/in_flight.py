@@ -10,8 +10,7 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from eventing.job.job import JobId
-from eventing.job.store import Store
+from eventing.job.job import JobId, JobState
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 
@@ -26,9 +25,8 @@ _KEEP_S: Final = 31 * 24 * 3600
 class InFlightJobs:
     """Places of every tenant. Every method raises `StoreUnavailable`."""
 
-    def __init__(self, redis: Redis, store: Store) -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._store = store
         self._looked_s: dict[str, float] = {}
 
     async def take(self, tenant: str, job_id: JobId, limit: int) -> bool:
@@ -75,13 +73,18 @@ class InFlightJobs:
         async with failures_named():
             seconds = (await self._redis.time())[0]
             oldest = await self._redis.zrange(key, 0, _LOOK_AT - 1, withscores=True)
-        gone: list[JobId] = []
-        for member, at_ms in oldest:
-            job_id = JobId(member.decode())
-            job = await self._store.get(job_id)
-            is_missing = job is None and seconds * 1000 - at_ms > _YOUNG_MS
-            if is_missing or (job is not None and job.state.is_terminal):
-                gone.append(job_id)
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for member, _ in oldest:
+                    pipe.hget(
+                        keys.job(JobId(member.decode())), "state"
+                    )  # not the megabytes beside it
+                states = await pipe.execute() if oldest else []
+        old_ms = seconds * 1000 - _YOUNG_MS
+        gone = [
+            member
+            for (member, at_ms), state in zip(oldest, states, strict=True)
+            if (at_ms < old_ms if state is None else JobState(state.decode()).is_terminal)
+        ]
         if gone:
             async with failures_named():
                 await self._redis.zrem(key, *gone)

@@ -66,6 +66,7 @@ JOB: Final[Example] = {
         }
     ],
 }
+LISTED_JOB: Final[Example] = {name: value for name, value in JOB.items() if name != "result"}
 DEAD_LETTER: Final[Example] = {
     **JOB,
     "state": "failed",

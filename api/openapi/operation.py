@@ -8,6 +8,7 @@ from typing import Any
 from api.openapi import examples
 from api.openapi.doc import IDEMPOTENCY_KEY, Doc
 from eventing.job.job import RUNNABLE_URLS, JobState, Lane
+from eventing.job.store import ListField
 
 Schema = dict[str, Any]
 
@@ -177,9 +178,14 @@ LIST_JOBS = Doc(
         ),
         parameter("limit", {"type": "integer", "minimum": 1, "maximum": 100}, "Jobs a page"),
         parameter("cursor", {"type": "string"}, "`next_cursor` of the page before"),
+        parameter(
+            "include",
+            {"type": "array", "items": {"enum": [str(name) for name in ListField]}},
+            "Show what was asked or answered, too; a page then ends after 4 MiB",
+        ),
     ),
     answers={
-        200: answer("A page of jobs, newest first", None, examples.paged(examples.JOB)),
+        200: answer("A page of jobs, newest first", None, examples.paged(examples.LISTED_JOB)),
         **problems(400, 401, 403, 503),
     },
 )

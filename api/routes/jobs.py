@@ -26,7 +26,7 @@ from api.webhook.webhook import Delivery, subject_of
 from eventing.clock import Clock
 from eventing.errors import BadRequest, NotFound
 from eventing.job.job import Job, JobId, JobState, is_job_id
-from eventing.job.store import Store
+from eventing.job.store import ListField, Store
 from eventing.telemetry.cost import Price
 from eventing.telemetry.metric.ledger import Ledger
 
@@ -79,20 +79,29 @@ async def submit_job(call: Call[JobDeps]) -> Response:
 
 @routes.operation("GET", "/v1/jobs", scope=Scope.JOBS_READ, doc=docs.LIST_JOBS)
 async def list_jobs(call: Call[JobDeps]) -> Response:
-    """List jobs, newest first."""
+    """List jobs, newest first.
+
+    Without their results, unless `include=result` asks for them. A page looks at a bounded number
+    of jobs, so it may hold fewer than `limit`, or none: while there is a `next_cursor`, there may
+    be more.
+    """
     query = call.request.query_params
-    states = _states(query)
-    cursor = query.get("cursor", "")
+    include = _included(query)
     page = await call.deps.store.list_jobs(
         call.principal.tenant,
-        states=states,
+        states=_states(query),
         limit=whole_number(query, "limit", default=20, least=1, most=_LIST_LIMIT),
-        cursor=cursor,
+        cursor=query.get("cursor", ""),
+        include=include,
     )
+    has_result = ListField.RESULT in include
     return json_response(
         {
             "object": "list",
-            "data": [job_view(job) for job in page.jobs],
+            "data": [
+                job_view(job, with_request=ListField.REQUEST in include, with_result=has_result)
+                for job in page.jobs
+            ],
             "next_cursor": page.next_cursor or None,
         }
     )
@@ -218,3 +227,11 @@ def _states(query: QueryParams) -> list[JobState]:
         if state not in list(JobState):
             raise BadRequest(f"state must be one of {', '.join(JobState)}", "state")
     return [JobState(state) for state in named]
+
+
+def _included(query: QueryParams) -> list[ListField]:
+    named = [name for text in query.getlist("include") for name in text.split(",") if name]
+    for name in named:
+        if name not in list(ListField):
+            raise BadRequest(f"include must be one of {', '.join(ListField)}", "include")
+    return [ListField(name) for name in named]

@@ -13,7 +13,11 @@ from eventing.telemetry.cost import Price, job_cost
 
 
 def job_view(
-    job: Job, outlook: Outlook | None = None, *, with_request: bool = False
+    job: Job,
+    outlook: Outlook | None = None,
+    *,
+    with_request: bool = False,
+    with_result: bool = True,
 ) -> dict[str, Any]:
     """The job; `waiting` stands in it while something is known of the wait. Times are store time in
     milliseconds since the epoch, null for «not yet».
@@ -30,7 +34,7 @@ def job_view(
         "timings": dict(timings(job)),
         "metadata": public_metadata(job),
         "request_id": job.metadata.get(KEPT),
-        "result": job.result,
+        **({"result": job.result} if with_result else {}),
         "usage": job.usage,
         "error": job.error.to_dict() if job.error else None,
         "is_dead_letter": job.is_dead_letter,

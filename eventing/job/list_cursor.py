@@ -1,10 +1,11 @@
-"""A place in a list of jobs: what a page ends with and the next one starts after.
+"""A place in a list of jobs: what a page ends with and the next one starts after; and how much one page may cost.
 
 Called by both stores. Lists are ordered by store time and, within a millisecond, by job id; a
 cursor names both, so that no job that shares its millisecond with others is skipped or shown twice.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -12,6 +13,22 @@ from eventing.errors import BadRequest
 from eventing.job.job import JobId
 
 _FORM: Final = re.compile(r"([0-9]{1,15})-(job_[0-9a-f]{24})\Z")
+
+
+LIST_LOOKS: Final = 1_000
+"""Jobs that one call looks at, however few of them are wanted."""
+LIST_BYTES: Final = 4 * 1024 * 1024
+"""Requests and results that one page holds; the first job's are always among them."""
+
+
+def fitting(sizes: Sequence[int]) -> int:
+    """How many jobs with requests and results of these sizes one page holds."""
+    total = 0
+    for count, size in enumerate(sizes):
+        total += size
+        if total > LIST_BYTES and count:
+            return count
+    return len(sizes)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -5,7 +5,7 @@ Implemented by `eventing.store.redis_store` (Redis or Valkey) and by its in-memo
 Must not know who asks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol
@@ -155,6 +155,13 @@ class StreamEntry(NamedTuple):
     at_ms: int = 0
 
 
+class ListField(StrEnum):
+    """What a list shows of its jobs only when asked to."""
+
+    REQUEST = "request"  #: without it, a listed job's body holds its model only
+    RESULT = "result"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """A page of jobs, newest first; `next_cursor` is empty on the last one."""
@@ -189,9 +196,18 @@ class Store(Protocol):
         """The job, or None."""
 
     async def list_jobs(
-        self, tenant: str, *, states: Sequence[JobState] = (), limit: int = 20, cursor: str = ""
+        self,
+        tenant: str,
+        *,
+        states: Sequence[JobState] = (),
+        limit: int = 20,
+        cursor: str = "",
+        include: Collection[ListField] = (),
     ) -> Page:
-        """Jobs of a tenant, newest first. Raises `BadRequest` for a cursor that is none of ours."""
+        """Jobs of a tenant, newest first, without what is not in `include`. A page looks at a bounded
+        number of jobs and holds a bounded number of bytes, so it may be short, and even empty,
+        before the last. Raises `BadRequest` for a cursor that is none of ours.
+        """
 
     async def acquire(
         self,
@@ -246,7 +262,7 @@ class Store(Protocol):
         """Queue a dead letter again, with an edited request if given; False when it is none."""
 
     async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
-        """Failed jobs that were set aside, newest first."""
+        """Failed jobs that were set aside, newest first, with their requests; else as `list_jobs`."""
 
     async def delete(self, job_id: JobId) -> bool:
         """Forget an ended job and its tokens; False when there is none or it has not ended."""

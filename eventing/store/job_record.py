@@ -6,22 +6,52 @@ transition; their names stand here and there.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import orjson
 
 from eventing.job.job import AttemptRecord, Job, JobError, JobId, JobRequest, JobState, Lane
-from eventing.job.store import Ending, EntryKind, NewJob, StreamEntry
+from eventing.job.store import Ending, EntryKind, ListField, NewJob, StreamEntry
 
 Field = str | bytes | int
+
+
+LIST_FIELDS: Final = (
+    "state",
+    "tenant",
+    "lane",
+    "model",
+    "url",
+    "custom_id",
+    "source",
+    "event_id",
+    "attempt",
+    "token_count",
+    "created_ms",
+    "started_ms",
+    "first_token_ms",
+    "finished_ms",
+    "deadline_ms",
+    "usage",
+    "error",
+    "dead",
+    "gpu_ms",
+    "history",
+    "labels",
+)
+"""What lists read of a job: no prompt, no answer."""
+LABELS_BYTES: Final = 16 * 1024
+"""Metadata of more than this hold a prompt (a response's); their short entries are kept beside them, for lists."""
+_LABEL_CHARS: Final = 512
 
 
 def new_fields(new: NewJob, request: bytes) -> list[Field]:
     """Field, value pairs of a job that is being recorded."""
     pairs: dict[str, Field] = {
         "request": request,
-        "model": new.request.model,
+        **shown_fields(new.request),
         "tenant": new.tenant,
         "lane": new.lane,
         "source": new.source,
@@ -33,8 +63,16 @@ def new_fields(new: NewJob, request: bytes) -> list[Field]:
     if new.traceparent:
         pairs["traceparent"] = new.traceparent
     if new.metadata:
-        pairs["metadata"] = orjson.dumps(dict(new.metadata))
+        pairs["metadata"] = metadata = orjson.dumps(dict(new.metadata))
+        if len(metadata) > LABELS_BYTES:
+            short = {n: text for n, text in new.metadata.items() if len(text) <= _LABEL_CHARS}
+            pairs["labels"] = orjson.dumps(short)
     return [item for pair in pairs.items() for item in pair]
+
+
+def shown_fields(request: JobRequest) -> dict[str, str]:
+    """What lists show of a request, which they do not read."""
+    return {"model": request.model, "url": request.url, "custom_id": request.custom_id or ""}
 
 
 def fingerprint(request: bytes, tenant: str) -> str:
@@ -87,7 +125,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
     return Job(
         id=job_id,
         state=JobState(text["state"]),
-        request=request_of(record[b"request"]),
+        request=request_of(record[b"request"]) if b"request" in record else _listed_request(text),
         tenant=text["tenant"],
         lane=Lane(text["lane"]),
         source=text["source"],
@@ -110,8 +148,25 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         refused_writes=number("fenced"),
         gpu_ms=number("gpu_ms"),
         history=_history(text.get("history", "[]")),
-        metadata=orjson.loads(text["metadata"]) if "metadata" in text else {},
+        metadata=orjson.loads(text.get("metadata") or text.get("labels") or "{}"),
     )
+
+
+def listed(job: Job, include: Collection[ListField]) -> Job:
+    """The job as a list gives it: without what is not in `include`."""
+    request = JobRequest(
+        url=job.request.url, body={"model": job.request.model}, custom_id=job.request.custom_id
+    )
+    return replace(
+        job,
+        request=job.request if ListField.REQUEST in include else request,
+        result=job.result if ListField.RESULT in include else None,
+    )
+
+
+def _listed_request(text: Mapping[str, str]) -> JobRequest:
+    body = {"model": text.get("model", "")}
+    return JobRequest(url=text.get("url", ""), body=body, custom_id=text.get("custom_id") or None)
 
 
 _TOKENS_LAYOUT: Final = [b"kind", b"attempt", b"index", b"ids", b"delta"]

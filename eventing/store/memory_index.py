@@ -5,12 +5,15 @@ exists, its caller says.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
+import orjson
+
 from eventing.job.job import Job, JobId
-from eventing.job.list_cursor import ListCursor
-from eventing.job.store import Page
+from eventing.job.list_cursor import LIST_LOOKS, ListCursor, fitting
+from eventing.job.store import ListField, Page
+from eventing.store.job_record import listed
 
 SWEEP_AFTER_MS: Final = 10_000
 _HOLD_BY_SWEEPER_MS: Final = 15_000
@@ -77,25 +80,29 @@ def page(
     is_wanted: Callable[[Job], bool],
     limit: int,
     cursor: str,
+    include: Collection[ListField],
 ) -> Page:
     """A page of the listed jobs that still exist and are wanted, newest first. Raises `BadRequest`
     for a cursor that is none of ours.
     """
-    found: list[tuple[Job, ListCursor]] = []
-    for place in _newest_first(index, ListCursor.parse(cursor)):
-        job = find(place.job_id)
-        if job is None or not is_wanted(job):
-            continue
-        if len(found) == limit:
-            return Page(jobs=_jobs_of(found), next_cursor=str(found[-1][1]))
-        found.append((job, place))
-    return Page(jobs=_jobs_of(found))
+    places = list(_newest_first(index, ListCursor.parse(cursor)))
+    looked = places[:LIST_LOOKS]
+    pairs = [(place, job) for place in looked if (job := find(place.job_id)) and is_wanted(job)]
+    place = looked[-1] if len(places) > len(looked) else None
+    fit = fitting([_size(job, include) for _, job in pairs[:limit]])
+    if len(pairs) > fit:
+        place = pairs[fit - 1][0]
+    jobs = tuple(listed(job, include) for _, job in pairs[:fit])
+    return Page(jobs=jobs, next_cursor=str(place or ""))
+
+
+def _size(job: Job, include: Collection[ListField]) -> int:
+    """Bytes of what a list shows only when asked to."""
+    request = len(job.request.to_json()) if ListField.REQUEST in include else 0
+    has_result = ListField.RESULT in include and job.result is not None
+    return request + (len(orjson.dumps(job.result)) if has_result else 0)
 
 
 def _newest_first(index: Index, after: ListCursor | None) -> Iterator[ListCursor]:
     places = sorted((ListCursor(at_ms, job_id) for job_id, at_ms in index.items()), reverse=True)
     return (place for place in places if after is None or place < after)
-
-
-def _jobs_of(found: Iterable[tuple[Job, ListCursor]]) -> tuple[Job, ...]:
-    return tuple(job for job, _ in found)

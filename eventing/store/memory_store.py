@@ -7,7 +7,7 @@ must not be used for anything that has to survive its process.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from eventing.clock import Clock, SystemClock
@@ -21,6 +21,7 @@ from eventing.job.store import (
     Lease,
     LeaseSettings,
     LeaseStatus,
+    ListField,
     NewJob,
     Page,
     Release,
@@ -76,18 +77,25 @@ class MemoryStore:
         return self._job(job_id)
 
     async def list_jobs(
-        self, tenant: str, *, states: Sequence[JobState] = (), limit: int = 20, cursor: str = ""
+        self,
+        tenant: str,
+        *,
+        states: Sequence[JobState] = (),
+        limit: int = 20,
+        cursor: str = "",
+        include: Collection[ListField] = (),
     ) -> Page:
         def is_wanted(job: Job) -> bool:
             return job.tenant == tenant and (not states or job.state in states)
 
-        return page(self._index.jobs(tenant), self._job, is_wanted, limit, cursor)
+        return page(self._index.jobs(tenant), self._job, is_wanted, limit, cursor, include)
 
     async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
         def is_wanted(job: Job) -> bool:
             return job.tenant == tenant and job.is_dead_letter
 
-        return page(self._index.dead(tenant), self._job, is_wanted, limit, cursor)
+        include = [ListField.REQUEST]
+        return page(self._index.dead(tenant), self._job, is_wanted, limit, cursor, include)
 
     async def acquire(
         self,

@@ -5,25 +5,22 @@ written *before* the record: a crash in between leaves an entry without a job, w
 it next drops, and never a job that no index knows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from redis.asyncio import Redis
 
-from eventing.job.job import Job, JobId
-from eventing.job.list_cursor import ListCursor
-from eventing.job.store import LeaseSettings, Page
+from eventing.job.job import JobId, JobState
+from eventing.job.store import LeaseSettings
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Call, run
-from eventing.store import job_record
 
 SWEEP_AFTER_MS: Final = 10_000
 """An outbox entry this old was not cleared by its writer; the sweep looks at it. Found and sent
 again in 30 s.
 """
 _HOLD_BY_SWEEPER_MS: Final = 15_000
-_LIST_SCAN: Final = 100
 
 
 def schedule_check(
@@ -66,63 +63,22 @@ class RedisIndex:
         if not due:
             return []
         async with failures_named():
-            jobs = dict(zip(due, await self._get_many(due), strict=True))
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in due:
+                    pipe.hmget(keys.job(job_id), ["state", "lease_until_ms"])
+                rows = dict(zip(due, await pipe.execute(), strict=True))
             seconds, microseconds = await self._redis.time()
-            ended = [job_id for job_id, job in jobs.items() if job is None or job.state.is_terminal]
+            ended = [job_id for job_id, row in rows.items() if _has_ended(row)]
             if ended:
                 await self._redis.zrem(keys.UNSTARTED, *ended)
         now_ms = int(seconds) * 1000 + int(microseconds) // 1000
         return [
             job_id
-            for job_id, job in jobs.items()
-            if job and not job.state.is_terminal and job.lease_until_ms <= now_ms
+            for job_id, row in rows.items()
+            if not _has_ended(row) and int(row[1] or 0) <= now_ms
         ]
 
-    async def page(
-        self, index: str, is_wanted: Callable[[Job], bool], limit: int, cursor: str
-    ) -> Page:
-        """Walk a list from its newest end; entries of expired jobs are dropped on the way."""
-        place = ListCursor.parse(cursor)
-        found: list[tuple[Job, ListCursor]] = []
-        while places := await self._places(index, place):
-            async with failures_named():
-                jobs = await self._get_many([place.job_id for place in places])
-                if gone := [p.job_id for p, job in zip(places, jobs, strict=True) if job is None]:
-                    await self._redis.zrem(index, *gone)
-            for place, job in zip(places, jobs, strict=True):
-                if job is None or not is_wanted(job):
-                    continue
-                if len(found) == limit:
-                    return Page(jobs=tuple(j for j, _ in found), next_cursor=str(found[-1][1]))
-                found.append((job, place))
-        return Page(jobs=tuple(job for job, _ in found))
 
-    async def _places(self, index: str, after: ListCursor | None) -> list[ListCursor]:
-        """The next places of a list, newest first; empty at its end. Those that share their
-        millisecond with `after` are read again and skipped, since Redis knows no cursor in a score.
-        """
-        top, offset = str(after.at_ms) if after else "+inf", 0
-        while True:
-            async with failures_named():
-                rows = await self._redis.zrange(
-                    index,
-                    top,
-                    "-inf",
-                    desc=True,
-                    byscore=True,
-                    offset=offset,
-                    num=_LIST_SCAN,
-                    withscores=True,
-                )
-            places = [ListCursor(int(score), JobId(member.decode())) for member, score in rows]
-            fresh = [place for place in places if after is None or place < after]
-            if fresh or len(rows) < _LIST_SCAN:
-                return fresh
-            offset += _LIST_SCAN
-
-    async def _get_many(self, job_ids: Sequence[JobId]) -> list[Job | None]:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.hgetall(keys.job(job_id))
-            records = await pipe.execute()
-        return [job_record.parse(job_id, r) for job_id, r in zip(job_ids, records, strict=True)]
+def _has_ended(row: Sequence[bytes | None]) -> bool:
+    """Of `state` first; a job that is gone has ended, too."""
+    return row[0] is None or JobState(row[0].decode()).is_terminal

@@ -6,7 +6,7 @@ something is due, is in `eventing.store.redis_index` and written before the reco
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import orjson
@@ -22,6 +22,7 @@ from eventing.job.store import (
     Lease,
     LeaseSettings,
     LeaseStatus,
+    ListField,
     NewJob,
     Page,
     Release,
@@ -33,6 +34,7 @@ from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, Call, run, run_all
 from eventing.store import job_record
 from eventing.store.redis_index import SWEEP_AFTER_MS, RedisIndex, schedule_check
+from eventing.store.redis_list import Marks, RedisList
 
 
 class RedisStore:
@@ -89,19 +91,27 @@ class RedisStore:
         return job_record.parse(job_id, record)
 
     async def list_jobs(
-        self, tenant: str, *, states: Sequence[JobState] = (), limit: int = 20, cursor: str = ""
+        self,
+        tenant: str,
+        *,
+        states: Sequence[JobState] = (),
+        limit: int = 20,
+        cursor: str = "",
+        include: Collection[ListField] = (),
     ) -> Page:
-        def is_wanted(job: Job) -> bool:
+        def is_wanted(marks: Marks) -> bool:
             # A conflicting event of another tenant leaves the id in that tenant's index.
-            return job.tenant == tenant and (not states or job.state in states)
+            return marks["tenant"] == tenant and (not states or marks["state"] in states)
 
-        return await self._index.page(keys.jobs_of(tenant), is_wanted, limit, cursor)
+        jobs = RedisList(self._redis, keys.jobs_of(tenant))
+        return await jobs.page(is_wanted, limit, cursor, include)
 
     async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
-        def is_wanted(job: Job) -> bool:
-            return job.tenant == tenant and job.is_dead_letter
+        def is_wanted(marks: Marks) -> bool:
+            return marks["tenant"] == tenant and marks["dead"] == "1"
 
-        return await self._index.page(keys.dead_letters_of(tenant), is_wanted, limit, cursor)
+        dead = RedisList(self._redis, keys.dead_letters_of(tenant))
+        return await dead.page(is_wanted, limit, cursor, [ListField.REQUEST])
 
     async def acquire(
         self,
@@ -212,8 +222,7 @@ class RedisStore:
                 text,
                 "sha",
                 job_record.fingerprint(text, tenant),
-                "model",
-                request.model,
+                *(part for pair in job_record.shown_fields(request).items() for part in pair),
             ]
         answers = await self._run_all(
             [
