@@ -7,6 +7,7 @@ something is due, is in `eventing.store.redis_index` and written before the reco
 
 import secrets
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -74,7 +75,8 @@ class RedisStore:
             job_record.fingerprint(raw, new.tenant),
             self._settings.dead_letter_retention_s,
         ]
-        fields = [*job_record.new_fields(new, raw), "error", orjson.dumps(error.to_dict())]
+        shown = replace(new, request=job_record.request_of(raw))
+        fields = [*job_record.new_fields(shown, raw), "error", orjson.dumps(error.to_dict())]
         answers = await self._run_all(
             [
                 schedule_check(keys.UNANNOUNCED, new.id, after_ms=SWEEP_AFTER_MS),

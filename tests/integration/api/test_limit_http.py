@@ -122,10 +122,8 @@ async def test_a_job_whose_end_was_never_heard_of_gives_its_place_back(api_with:
     assert accepted.status_code == 202
 
 
-async def test_a_burst_at_once_never_gets_more_places_than_there_are(
-    redis: Redis, store: RedisStore
-) -> None:
-    flight = InFlightJobs(redis, store)
+async def test_a_burst_at_once_never_gets_more_places_than_there_are(redis: Redis) -> None:
+    flight = InFlightJobs(redis)
 
     taken = await asyncio.gather(*(flight.take("t", f"job_{n:024x}", 10) for n in range(50)))  # type: ignore[arg-type]
 
