@@ -20,6 +20,7 @@ import orjson
 from redis.asyncio import Redis
 
 from eventing.errors import BadRequest, NotFound
+from eventing.known_fields import known_fields
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 
@@ -129,13 +130,13 @@ class RedisKeys:
     async def find(self, key_id: str) -> ApiKey | None:
         async with failures_named():
             raw = await self._redis.hget(_HASH, key_id)
-        return parse_key(orjson.loads(raw)) if raw else None
+        return _stored_key(raw) if raw else None
 
     async def list(self, tenant: str = "") -> list[ApiKey]:
         """All keys, or a tenant's, oldest first."""
         async with failures_named():
             rows = await self._redis.hvals(_HASH)
-        found = [parse_key(orjson.loads(raw)) for raw in rows]
+        found = [_stored_key(raw) for raw in rows]
         return sorted(
             (key for key in found if tenant in ("", key.tenant)), key=lambda k: (k.created_s, k.id)
         )
@@ -186,12 +187,20 @@ class FileKeys:
 def parse_key(record: Mapping[str, Any]) -> ApiKey:
     """The key that a record tells of. Raises `BadRequest` for one that is none."""
     try:
-        key = ApiKey(**{**record, "scopes": tuple(record["scopes"])})
+        fields = known_fields(ApiKey, record)
+        key = ApiKey(**{**fields, "scopes": tuple(record["scopes"])})
     except (TypeError, KeyError) as error:
         raise BadRequest(f"not a key record: {error}", "keys") from error
     check_tenant(key.tenant)
     _check_scopes(key.scopes)
     return key
+
+
+def _stored_key(raw: bytes) -> ApiKey:
+    """A key that this version or another put into the store; scopes that we do not know, we do not grant."""
+    record = orjson.loads(raw)
+    scopes = tuple(scope for scope in record["scopes"] if scope in SCOPES)
+    return ApiKey(**known_fields(ApiKey, record) | {"scopes": scopes})
 
 
 def _check_scopes(scopes: Iterable[str]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@
     └── Unavailable             store, broker or engine away: retry later   503
         ├── StoreUnavailable
         ├── BrokerUnavailable
+        ├── NewerRecord         written by a newer version: upgrade us
         └── Overloaded          a bounded queue is full
 
 Each class fixes what a caller may do: `status` (HTTP), `code` (public, stable), `is_retryable`.
@@ -116,6 +117,12 @@ class BrokerUnavailable(Unavailable):
     """The broker did not confirm an event."""
 
     code = "broker_unavailable"
+
+
+class NewerRecord(Unavailable):
+    """A record was written by a newer version, which means something else by it than this one would."""
+
+    code = "newer_record"
 
 
 class Overloaded(Unavailable):

@@ -4,7 +4,7 @@ Called by `/v1/batches` and the runner. A bad line fails alone, under its number
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from api.http.problem import openai_error, openai_status
 from api.view.outcome import answer_of, failure_of
 from eventing.errors import BadRequest, InvalidJob, TorporError
 from eventing.job.job import RUNNABLE_URLS, Job
+from eventing.known_fields import known_fields, known_value
 
 LINE_LIMIT: Final = 50_000
 WINDOW_S: Final = 24 * 3600
@@ -151,17 +152,12 @@ class Batch:
 
 def parse_batch(raw: bytes) -> Batch:
     """The batch that `to_json` wrote, in this version or another."""
-    found = _known(Batch, orjson.loads(raw))
-    found["status"] = BatchStatus(found["status"])
-    found["running"] = tuple(Running(**_known(Running, one)) for one in found["running"])
+    found = known_fields(Batch, orjson.loads(raw))
+    found["status"] = known_value(BatchStatus, found["status"])
+    found["running"] = tuple(Running(**known_fields(Running, one)) for one in found["running"])
     for name in ("output_parts", "error_parts", "errors", "refusals", "models"):
         found[name] = tuple(found.get(name, ()))
     return Batch(**found)
-
-
-def _known(kind: type[Batch | Running], record: Mapping[str, Any]) -> dict[str, Any]:
-    names = {each.name for each in fields(kind)}
-    return {name: value for name, value in record.items() if name in names}
 
 
 def _sum(usage: Mapping[str, int], more: Mapping[str, Any]) -> dict[str, int]:

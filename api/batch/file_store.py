@@ -12,7 +12,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC
 from typing import IO, Any, Final, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 
 from eventing.clock import Clock, SystemClock
 from eventing.errors import IdempotencyConflict, NotFound, Unavailable
+from eventing.known_fields import known_fields
 
 PIECE_BYTES: Final = 256 * 1024
 BATCH_FILE_KEPT_S: Final = 30 * 24 * 3600
@@ -363,6 +364,5 @@ class FileStore:
 
 def parse_card(raw: bytes) -> FileCard:
     """The card that was written, by this version or another."""
-    known = {field.name for field in fields(FileCard)}
-    found = {name: value for name, value in orjson.loads(raw).items() if name in known}
+    found = known_fields(FileCard, orjson.loads(raw))
     return FileCard(**found | {"parts": tuple(found["parts"])})

@@ -6,10 +6,13 @@ since (a failover, a power cut), can be told so, instead of being given an end t
 
 from collections.abc import Iterable
 from enum import StrEnum
+from typing import Final
 
 from eventing.errors import TorporError
 from eventing.job.job import Job, JobState
 from eventing.job.store import EntryKind, StreamEntry
+
+_NUMBERED: Final = (EntryKind.ATTEMPT, EntryKind.TOKENS)
 
 
 class StreamFault(StrEnum):
@@ -44,7 +47,7 @@ class StreamPosition:
 
     def fault_of(self, entry: StreamEntry) -> StreamFault | None:
         """What is wrong with `entry` coming next."""
-        if entry.kind is EntryKind.STATE or entry.is_restart or self.place is None:
+        if entry.kind not in _NUMBERED or entry.is_restart or self.place is None:
             return None
         index, attempt = self.place
         if entry.index < index:
@@ -54,7 +57,7 @@ class StreamPosition:
 
     def advance(self, entry: StreamEntry) -> None:
         """Stand behind `entry`, whatever came before it."""
-        if entry.kind is not EntryKind.STATE:
+        if entry.kind in _NUMBERED:
             self.place = (entry.index + len(entry.token_ids), entry.attempt)
 
     def accepts(self, entries: Iterable[StreamEntry]) -> bool:

@@ -104,7 +104,7 @@ def _events_of(moment: Moment, cursor: str) -> list[tuple[str, Any, str]]:
         return [("waking", outlook_view(moment.outlook), "")]
     if moment.fault is not None:
         return [("gap", {"reason": moment.fault}, "")]
-    return [entry_event(entry) for entry in moment.entries]
+    return [entry_event(entry) for entry in moment.entries if entry.kind is not EntryKind.OTHER]
 
 
 def entry_event(entry: StreamEntry) -> tuple[str, Any, str]:
@@ -124,6 +124,6 @@ def entry_event(entry: StreamEntry) -> tuple[str, Any, str]:
                 "count": len(entry.token_ids),
                 "delta": orjson.Fragment(entries_with_both_names(entry.delta) or "[]"),
             }
-        case EntryKind.STATE:
+        case EntryKind.STATE | EntryKind.OTHER:
             data = {"state": entry.state, "attempt": entry.attempt}
     return str(entry.kind), data, entry.cursor

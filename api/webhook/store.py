@@ -16,6 +16,7 @@ from redis.exceptions import WatchError
 from api.webhook.schedule import Verdict
 from api.webhook.webhook import PER_JOB, Delivery, Endpoint, Secret, Try, new_secret
 from eventing.errors import NotFound, StoreUnavailable
+from eventing.known_fields import known_fields, known_value
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import run
@@ -221,9 +222,11 @@ def _dump(endpoint: Endpoint) -> bytes:
 
 def _endpoint(tenant: str, raw: bytes) -> Endpoint:
     fields = orjson.loads(raw)
-    fields["secrets"] = tuple(Secret(**secret) for secret in fields["secrets"])
+    fields["secrets"] = tuple(
+        Secret(**known_fields(Secret, secret)) for secret in fields["secrets"]
+    )
     fields["event_types"] = tuple(fields["event_types"])
-    return Endpoint(**fields | {"tenant": tenant})
+    return Endpoint(**known_fields(Endpoint, fields) | {"tenant": tenant})
 
 
 def _parse(delivery_id: str, row: dict[bytes, bytes]) -> Delivery | None:
@@ -240,7 +243,11 @@ def _parse(delivery_id: str, row: dict[bytes, bytes]) -> Delivery | None:
         subject=row[b"subject"].decode(),
         body=row[b"body"],
         created_ms=int(row[b"created_ms"]),
-        state=Verdict(row[b"state"].decode()),
+        state=known_value(Verdict, row[b"state"].decode()),
         tries=tries,
-        log=tuple(Try(**orjson.loads(row[b"try:%d" % n])) for n in range(1, tries + 1)),
+        log=tuple(_try(row[b"try:%d" % n]) for n in range(1, tries + 1)),
     )
+
+
+def _try(raw: bytes) -> Try:
+    return Try(**known_fields(Try, orjson.loads(raw)))

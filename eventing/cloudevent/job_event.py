@@ -16,7 +16,6 @@ from eventing.cloudevent.event import Event
 from eventing.errors import InvalidJob
 from eventing.job.job import (
     Job,
-    JobError,
     JobId,
     JobRequest,
     JobState,

@@ -16,6 +16,7 @@ import orjson
 
 from eventing.errors import InvalidJob
 from eventing.job.call_fields import check_body
+from eventing.known_fields import known_fields
 
 JobId = NewType("JobId", str)
 
@@ -77,6 +78,11 @@ class JobError:
 
     def to_dict(self) -> dict[str, str]:
         return {"code": self.code, "message": self.message, "field": self.field}
+
+
+def error_of(record: Mapping[str, Any]) -> JobError:
+    """The error that `to_dict` wrote, by this version or another."""
+    return JobError(**known_fields(JobError, record))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,6 +136,7 @@ class EntryKind(StrEnum):
     ATTEMPT = "attempt"  #: a new attempt starts at `index` (0 when it had to start over)
     TOKENS = "tokens"  #: tokens from `index` on
     STATE = "state"  #: the job changed state
+    OTHER = "other"  #: of a newer version; says nothing to this one
 
 
 class StreamEntry(NamedTuple):

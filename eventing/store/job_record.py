@@ -12,8 +12,9 @@ from typing import Final
 
 import orjson
 
-from eventing.job.job import AttemptRecord, Job, JobError, JobId, JobRequest, JobState, Lane
+from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState, Lane, error_of
 from eventing.job.store import Ending, EntryKind, ListField, NewJob, StreamEntry
+from eventing.known_fields import check_version, known_fields, known_value
 
 Field = str | bytes | int
 
@@ -40,6 +41,11 @@ LIST_FIELDS: Final = (
     "gpu_ms",
     "history",
     "labels",
+    "traceparent",
+    "lease_owner",
+    "lease_until_ms",
+    "announced",
+    "fenced",
 )
 """What lists read of a job: no prompt, no answer."""
 LABELS_BYTES: Final = 16 * 1024
@@ -117,6 +123,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
     """The job in a hash; None when it is empty or the remains of an expired job."""
     if b"state" not in record:
         return None
+    check_version(record.get(b"v"))
     text = {name.decode(): value.decode("utf-8", "replace") for name, value in record.items()}
 
     def number(name: str) -> int:
@@ -124,10 +131,10 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
 
     return Job(
         id=job_id,
-        state=JobState(text["state"]),
+        state=known_value(JobState, text["state"]),
         request=request_of(record[b"request"]) if b"request" in record else _listed_request(text),
         tenant=text["tenant"],
-        lane=Lane(text["lane"]),
+        lane=Lane(text["lane"]) if text["lane"] in list(Lane) else Lane.DEFAULT,
         source=text["source"],
         event_id=text["event_id"],
         traceparent=text.get("traceparent", ""),
@@ -142,7 +149,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         lease_until_ms=number("lease_until_ms"),
         result=orjson.loads(text["result"]) if "result" in text else None,
         usage=orjson.loads(text["usage"]) if "usage" in text else None,
-        error=JobError(**orjson.loads(text["error"])) if "error" in text else None,
+        error=error_of(orjson.loads(text["error"])) if "error" in text else None,
         is_dead_letter=text.get("dead") == "1",
         is_announced=text.get("announced") == "1",
         refused_writes=number("fenced"),
@@ -190,6 +197,10 @@ def parse_flat_entry(cursor: bytes, flat: Sequence[bytes]) -> StreamEntry:
     )
 
 
+_KINDS: Final = frozenset(str(kind).encode() for kind in EntryKind)
+_STATES: Final = frozenset(str(state) for state in JobState)
+
+
 def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
     """One entry of a token stream."""
     kind = fields[b"kind"]
@@ -205,10 +216,10 @@ def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
         )
     return StreamEntry(
         cursor=cursor.decode(),
-        kind=EntryKind(kind.decode()),
+        kind=EntryKind(kind.decode()) if kind in _KINDS else EntryKind.OTHER,
         attempt=attempt,
         index=int(fields.get(b"index", 0)),
-        state=JobState(fields[b"state"].decode()) if b"state" in fields else None,
+        state=JobState(state) if (state := fields.get(b"state", b"").decode()) in _STATES else None,
         is_restart=fields.get(b"restarted") == b"1",
         at_ms=int(fields.get(b"at_ms", 0)),
     )
@@ -232,7 +243,7 @@ def request_of(raw: bytes) -> JobRequest:
 def _history(text: str) -> tuple[AttemptRecord, ...]:
     attempts = orjson.loads(text)
     return (
-        tuple(AttemptRecord(**attempt) for attempt in attempts)
+        tuple(AttemptRecord(**known_fields(AttemptRecord, attempt)) for attempt in attempts)
         if isinstance(attempts, list)
         else ()
     )
