@@ -16,6 +16,7 @@ from eventing.cloudevent.event import Event
 from eventing.errors import InvalidJob
 from eventing.job.job import (
     Job,
+    JobError,
     JobId,
     JobRequest,
     JobState,
