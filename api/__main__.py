@@ -15,7 +15,7 @@ import asyncio
 import gc
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 import uvicorn
@@ -27,6 +27,7 @@ from api.app import create_app
 from api.auth.rules import anonymous_access_warning, startup_error
 from api.http.background import forever
 from api.http.protocol import door_for
+from api.http.shutdown import Shutdown, ShutdownServer
 from api.settings import ApiSettings
 from eventing.errors import BadRequest
 from eventing.process import gc as collector
@@ -55,11 +56,11 @@ def main() -> int:
     log.configure("api", level=settings.log_level)
     trace.configure("api")
     try:
-        app = build(settings)
+        app, shutdown = build(settings)
     except BadRequest as error:
         sys.stderr.write(f"torpor api: {error}\n")
         return 2
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -75,13 +76,16 @@ def main() -> int:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
     )
+    server = ShutdownServer(config, shutdown)
+    with suppress(KeyboardInterrupt):
+        server.run()
     trace.close()
-    return 0
+    return 0 if server.started else 1
 
 
-def build(settings: ApiSettings) -> FastAPI:
-    """The application with its real parts. Raises `BadRequest` when triggers or keys cannot be
-    read.
+def build(settings: ApiSettings) -> tuple[FastAPI, Shutdown]:
+    """The application with its real parts, and what tells them of the end. Raises `BadRequest` when
+    triggers or keys cannot be read.
     """
     redis = connect(
         settings.redis_url.get_secret_value(),
@@ -103,7 +107,7 @@ def build(settings: ApiSettings) -> FastAPI:
                 loop.cancel()
         await parts.close()
 
-    return create_app(wiring.routers(parts), lifespan)
+    return create_app(wiring.routers(parts), lifespan), parts.shutdown
 
 
 def _say_what_is_open(settings: ApiSettings) -> None:

@@ -16,8 +16,10 @@ from api.batch.store import BatchStore
 from api.console import overview, page
 from api.http.body import BodyReader
 from api.http.body_limiter import BodyRoom
+from api.http.shutdown import Shutdown
 from api.job.catalog import Catalog
 from api.job.concurrency_limiter import ConcurrencyLimiter
+from api.job.cut_off import CutOffCalls
 from api.job.idempotency import Replay
 from api.job.live import LiveDeps
 from api.job.result_feed import ResultFeed
@@ -38,6 +40,7 @@ from api.routes import (
     usage,
     webhooks,
 )
+from api.routes.held import HeldDeps
 from api.routes.route import Access
 from api.settings import ApiSettings
 from api.webhook.address import allow_list
@@ -81,6 +84,7 @@ class Parts:
     past_waking: WakingNotes
     access: Access
     body_room: BodyRoom
+    shutdown: Shutdown
     live: LiveDeps
     submission: SubmitDeps
     batches: RunnerDeps
@@ -150,6 +154,7 @@ def make_parts(
             bodies=bodies,
         ),
         body_room=body_room,
+        shutdown=Shutdown(),
         live=live,
         submission=submission,
         batches=RunnerDeps(
@@ -198,6 +203,7 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
         ledger=parts.ledger,
         price=settings.price,
         clock=parts.clock,
+        shutdown=parts.shutdown,
         keep_alive_s=settings.keep_alive_s,
         max_wait_s=settings.max_wait_s,
     )
@@ -216,6 +222,7 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
         results=parts.results,
         listeners=_listeners(parts),
         events=access.bodies.limited_to(settings.event_limit_bytes),
+        shutdown=parts.shutdown,
         keep_alive_s=settings.keep_alive_s,
     )
     job_socket = socket.SocketDeps(
@@ -233,21 +240,16 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
 def _call_routers(parts: Parts) -> list[APIRouter]:
     """Calls as OpenAI's clients know them."""
     settings, access, submission = parts.settings, parts.access, parts.submission
-    openai_deps = openai.OpenAIDeps(
-        submission=submission,
-        live=parts.live,
+    held = HeldDeps(
         store=parts.store,
-        catalog=submission.catalog,
+        live=parts.live,
+        cut_off=CutOffCalls(parts.redis),
+        shutdown=parts.shutdown,
         keep_alive_s=settings.keep_alive_s,
         sync_timeout_s=settings.sync_timeout_s,
     )
-    response_deps = responses.ResponseDeps(
-        submission=submission,
-        live=parts.live,
-        store=parts.store,
-        keep_alive_s=settings.keep_alive_s,
-        sync_timeout_s=settings.sync_timeout_s,
-    )
+    openai_deps = openai.OpenAIDeps(submission=submission, held=held, catalog=submission.catalog)
+    response_deps = responses.ResponseDeps(submission=submission, held=held)
     file_deps = files.FileDeps(
         files=parts.batches.files,
         uploads=access.bodies.limited_to(settings.file_limit_bytes),

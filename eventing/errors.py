@@ -29,6 +29,9 @@ class TorporError(Exception):
     code: ClassVar[str] = "internal_error"
     is_retryable: ClassVar[bool] = False
 
+    job_id: str = ""
+    """The job that the refused call has made; empty for none."""
+
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message

@@ -53,6 +53,8 @@ def error_response(path: str, error: TorporError) -> Response:
     if error.status in (408, 413, 500) or error.code == "no_body_room":
         # The rest of the body is still on its way; after a bug the server hangs up.
         headers["connection"] = "close"
+    if error.job_id:
+        headers["torpor-job-id"] = error.job_id
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps(body), status_code=status, media_type=media_type, headers=headers)

@@ -4,6 +4,7 @@ Called by every stream. The response is sse-starlette's, with its per-event cost
 (docs/adr/0042). Must not know jobs.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final
@@ -11,6 +12,8 @@ from typing import Any, Final
 import orjson
 from sse_starlette import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
+
+from api.http.shutdown import Shutdown
 
 
 def frame(event: str, data: Any, *, cursor: str = "") -> bytes:
@@ -42,7 +45,8 @@ _KEEP_ALIVE: Final = comment("keep-alive")
 class Stream(EventSourceResponse):
     """A stream of ready-made frames. Several frames that are there at once go out in one write.
 
-    A client that stops reading is noticed by the keep-alive, which may take `_STUCK_S`.
+    A client that stops reading is noticed by the keep-alive, which may take `_STUCK_S`. `farewell`
+    is the last frame of a stream that the end of the process cuts off.
     """
 
     def __init__(
@@ -50,10 +54,15 @@ class Stream(EventSourceResponse):
         frames: AsyncGenerator[bytes, None],
         *,
         keep_alive_s: float,
+        shutdown: Shutdown,
+        farewell: bytes = b"",
         on_disconnect: Callable[[Message], Awaitable[None]] | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         self._frames = frames
+        self._shutdown = shutdown
+        self._farewell = farewell
+        self._has_begun = asyncio.Event()
         super().__init__(
             frames,
             headers=headers,
@@ -77,10 +86,20 @@ class Stream(EventSourceResponse):
         """
         head = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **head})
+        self._has_begun.set()
         wire = self._wire
         async with aclosing(self._frames) as frames:
             async for data in frames:
                 await wire({"type": "http.response.body", "body": data, "more_body": True})
+        await self._end(b"")
+
+    async def _end(self, last: bytes) -> None:
         async with self._send_lock:
             self.active = False
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._wire({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _listen_for_exit_signal_with_grace(self) -> None:
+        """End the stream with the farewell when the process ends. Returning ends the response."""
+        await self._shutdown.wait()
+        await self._has_begun.wait()
+        await self._end(self._farewell)

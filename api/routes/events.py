@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from api.auth.principal import Scope
 from api.http.body import BodyReader
+from api.http.shutdown import Shutdown
 from api.http.sse import Stream, comment, frame
 from api.job.catalog import Catalog
 from api.job.result_feed import ResultFeed
@@ -56,6 +57,7 @@ class EventDeps:
     results: ResultFeed
     listeners: tuple[ResultListener, ...]
     events: BodyReader
+    shutdown: Shutdown
     keep_alive_s: float
 
 
@@ -100,7 +102,7 @@ async def follow_events(call: Call[EventDeps]) -> Response:
     after = parse_cursor(text)
     is_behind = bool(after) and order_of(after) > (0, 0) and await feed.has_forgotten(tenant, after)
     frames = _result_frames(feed, tenant, after or await feed.newest(tenant), is_behind=is_behind)
-    return Stream(frames, keep_alive_s=call.deps.keep_alive_s)
+    return Stream(frames, keep_alive_s=call.deps.keep_alive_s, shutdown=call.deps.shutdown)
 
 
 async def _result_frames(

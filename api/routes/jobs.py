@@ -4,7 +4,8 @@ Called by `api.wiring`. A job is one line of an OpenAI Batch file; everything el
 up as one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -14,6 +15,7 @@ from starlette.responses import Response
 
 from api.auth.principal import Principal, Scope
 from api.http.protocol import wire_of
+from api.http.shutdown import Shutdown
 from api.http.sse import Stream
 from api.job.live import LiveDeps, outlook_of, wait_for_end
 from api.job.submission import SubmitDeps, parse_submit_options, submit
@@ -24,7 +26,7 @@ from api.view.job import accepted_view, cost_view, job_view
 from api.view.timeline import timeline
 from api.webhook.webhook import Delivery, subject_of
 from eventing.clock import Clock
-from eventing.errors import BadRequest, NotFound
+from eventing.errors import BadRequest, NotFound, TorporError
 from eventing.job.job import Job, JobId, JobState, is_job_id
 from eventing.job.store import ListField, Store
 from eventing.telemetry.cost import Price
@@ -55,6 +57,7 @@ class JobDeps:
     ledger: Ledger
     price: Price
     clock: Clock
+    shutdown: Shutdown
     keep_alive_s: float
     max_wait_s: float
 
@@ -119,7 +122,9 @@ async def get_job(call: Call[JobDeps]) -> Response:
     wait_s = seconds(query, "wait", most=call.deps.max_wait_s)
     job = await own_job(call.deps.store, call.principal, call.request.path_params["id"])
     if wait_s:
-        job = await wait_for_end(call.deps.live, job, wait_s)
+        with naming(job):
+            held = wait_for_end(call.deps.live, job, wait_s)
+            job = await call.deps.shutdown.cut_off(held)
     outlook = await outlook_of(call.deps.live, job)
     wanted = query.get("include", "").split(",")
     view = job_view(job, outlook, with_request="request" in wanted)
@@ -149,7 +154,7 @@ async def follow_job(call: Call[JobDeps]) -> Response:
     if text.endswith(END) and job.state.is_terminal:
         return Response(status_code=204)  # tells a browser's EventSource to stop coming back
     frames = job_frames(call.deps.live, job, after, wire_of(call.request.scope))
-    return Stream(frames, keep_alive_s=call.deps.keep_alive_s)
+    return Stream(frames, keep_alive_s=call.deps.keep_alive_s, shutdown=call.deps.shutdown)
 
 
 @routes.operation("DELETE", "/v1/jobs/{id}", scope=Scope.JOBS_CANCEL, doc=docs.CANCEL_JOB)
@@ -161,6 +166,16 @@ async def cancel_job(call: Call[JobDeps]) -> Response:
     """
     job = await own_job(call.deps.store, call.principal, call.request.path_params["id"])
     return json_response(job_view(await cancelled(call.deps.store, job)))
+
+
+@contextmanager
+def naming(job: Job) -> Iterator[None]:
+    """A refusal of the call inside names the job that it has."""
+    try:
+        yield
+    except TorporError as error:
+        error.job_id = job.id
+        raise
 
 
 async def cancelled(store: Store, job: Job) -> Job:

@@ -4,33 +4,38 @@ Called by `api.wiring`. A call is a job; it works from zero replicas, since the 
 client that goes away cancels its job, unless an Idempotency-Key lets it come back.
 """
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Message
 
 from api.auth.principal import Scope
 from api.http.problem import openai_error
 from api.http.protocol import ResponseWriter, wire_of
-from api.http.sse import Stream, comment, data_frame
+from api.http.sse import comment, data_frame
 from api.job.catalog import Catalog
-from api.job.live import LiveDeps, moments, wait_for_end, write_directly
+from api.job.live import LiveDeps, moments, write_directly
 from api.job.stream_position import StreamBroken
 from api.job.submission import SubmitDeps, parse_submit_options, submit
 from api.openapi import openai as docs
-from api.routes.jobs import accepted, cancelled, json_response
+from api.routes.held import (
+    HeldDeps,
+    cancel_when_left,
+    ended_job,
+    job_of_repeat,
+    stream_of,
+)
+from api.routes.jobs import accepted, json_response, naming
 from api.routes.route import Call, Routes
 from api.view.chunk import Chunker
-from api.view.outcome import CallFailed, answer_of, failure_of, still_running
+from api.view.outcome import answer_of, failure_of
 from api.view.outlook import outlook_view
-from eventing.errors import InvalidJob, NotFound, TorporError, Unavailable, first_of
+from eventing.errors import InvalidJob, NotFound, TorporError
 from eventing.job.job import Job, Lane
-from eventing.job.store import Store, StreamEntry
+from eventing.job.store import StreamEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +43,13 @@ class OpenAIDeps:
     """What OpenAI's calls need."""
 
     submission: SubmitDeps
-    live: LiveDeps
-    store: Store
+    held: HeldDeps
     catalog: Catalog
-    keep_alive_s: float
-    sync_timeout_s: float
 
 
 routes: Routes[OpenAIDeps] = Routes()
 
 DONE: Final = data_frame(b"[DONE]")
-_CANCEL_S: Final = 2.0
 
 
 @routes.operation("POST", "/v1/chat/completions", scope=Scope.JOBS_WRITE, doc=docs.CHAT_COMPLETIONS)
@@ -107,47 +108,25 @@ async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
     line = {"url": url, "body": {k: v for k, v in body.items() if k not in _OURS}}
     lane = Lane.DEFAULT if is_async else Lane.INTERACTIVE
     wish = parse_submit_options({"metadata": body.get("metadata")}, call.request.headers, lane=lane)
-    job, _ = await submit(call.deps.submission, call.principal, line, wish)
+    held = call.deps.held
+    job = None if is_async or is_stream else await job_of_repeat(held, call, body)
+    if job is None:
+        job, _ = await submit(call.deps.submission, call.principal, line, wish)
     if is_async:
         return accepted_async(job)
-    gone = None if wish.idempotency_key else cancelling(call.deps.store, job)
     if is_stream and url != "/v1/embeddings":
-        wire = wire_of(call.request.scope)
-        frames = _frames(call.deps.live, job, wire, has_usage=has_usage)
-        return stream_of(job, frames, gone, keep_alive_s=call.deps.keep_alive_s)
-    ended = await answer_or_cancel(
-        call.request, call.deps.live, job, gone, call.deps.sync_timeout_s
-    )
-    if failure := failure_of(ended):
-        raise failure
+        frames = _frames(held.live, job, wire_of(call.request.scope), has_usage=has_usage)
+        gone = cancel_when_left(held, call, job)
+        return stream_of(held, job, frames, gone=gone, error_frame=_error_frame)
+    with naming(job):
+        ended = await ended_job(held, call, body, job)
+        if failure := failure_of(ended):
+            raise failure
     return json_response(answer_of(ended), headers={"torpor-job-id": job.id})
 
 
 _OURS: Final = ("stream", "stream_options")
 """How the answer travels is between the client and us; the job is the same."""
-
-
-def stream_of(
-    job: Job,
-    frames: AsyncGenerator[bytes, None],
-    gone: Callable[[], Awaitable[None]] | None,
-    *,
-    keep_alive_s: float,
-) -> Stream:
-    """The response that streams `frames`; `gone` is called when the client leaves before its
-    end.
-    """
-
-    async def on_disconnect(_: Message) -> None:
-        if gone is not None:
-            await gone()
-
-    return Stream(
-        frames,
-        keep_alive_s=keep_alive_s,
-        on_disconnect=on_disconnect,
-        headers={"torpor-job-id": job.id},
-    )
 
 
 async def _frames(
@@ -172,7 +151,11 @@ async def _frames(
                 yield _last_frames(chunker, moment.job, has_usage=has_usage)
                 return
     except TorporError as error:
-        yield data_frame(orjson.dumps(openai_error(error)))
+        yield _error_frame(error)
+
+
+def _error_frame(error: TorporError) -> bytes:
+    return data_frame(orjson.dumps(openai_error(error)))
 
 
 def _last_frames(chunker: Chunker, job: Job, *, has_usage: bool) -> bytes:
@@ -183,48 +166,6 @@ def _last_frames(chunker: Chunker, job: Job, *, has_usage: bool) -> bytes:
     if has_usage:
         chunks.append(chunker.usage(job.usage or _usage_of(job)))
     return b"".join(map(data_frame, chunks)) + DONE
-
-
-def cancelling(store: Store, job: Job) -> Callable[[], Awaitable[None]]:
-    """What to do when the client of a held call goes away: nobody else waits for the answer."""
-
-    async def cancel() -> None:
-        try:
-            async with asyncio.timeout(_CANCEL_S):
-                await cancelled(store, job)
-        except (TimeoutError, Unavailable, NotFound):
-            return  # its deadline, or its end, will do
-
-    return cancel
-
-
-async def answer_or_cancel(
-    request: Request,
-    deps: LiveDeps,
-    job: Job,
-    gone: Callable[[], Awaitable[None]] | None,
-    timeout_s: float,
-) -> Job:
-    """The ended job. Raises `CallFailed` when it has not ended in the time a call may be held."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            watch = group.create_task(_when_left(request, gone))
-            ended = await wait_for_end(deps, job, timeout_s)
-            watch.cancel()
-    except ExceptionGroup as errors:
-        raise first_of(errors) from None
-    if not ended.state.is_terminal:
-        raise still_running(job)
-    return ended
-
-
-async def _when_left(request: Request, gone: Callable[[], Awaitable[None]] | None) -> None:
-    """Raises `CallFailed` once the client has left; nobody reads that, but the wait ends."""
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
-    if gone is not None:
-        await gone()
-    raise CallFailed("the client left", 499, "client_left")
 
 
 def prefers_async(request: Request) -> bool:

@@ -16,13 +16,20 @@ from api.auth.principal import Principal, Scope
 from api.http.problem import openai_error
 from api.http.protocol import wire_of
 from api.http.sse import comment, frame
-from api.job.live import LiveDeps, moments, write_directly
+from api.job.live import moments, write_directly
 from api.job.response_request import Ask, Message, messages_of, parse_ask
 from api.job.stream_position import StreamBroken
 from api.job.submission import SubmitDeps, parse_submit_options, submit
 from api.openapi import openai as docs
-from api.routes.jobs import cancelled, json_response, own_job, whole_number
-from api.routes.openai import answer_or_cancel, cancelling, prefers_async, stream_of
+from api.routes.held import (
+    HeldDeps,
+    cancel_when_left,
+    ended_job,
+    job_of_repeat,
+    stream_of,
+)
+from api.routes.jobs import cancelled, json_response, naming, own_job, whole_number
+from api.routes.openai import prefers_async
 from api.routes.route import Call, Routes
 from api.view.outlook import outlook_view
 from api.view.response import (
@@ -44,10 +51,7 @@ class ResponseDeps:
     """What `/v1/responses` needs."""
 
     submission: SubmitDeps
-    live: LiveDeps
-    store: Store
-    keep_alive_s: float
-    sync_timeout_s: float
+    held: HeldDeps
 
 
 routes: Routes[ResponseDeps] = Routes()
@@ -66,23 +70,23 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
     is_async = prefers_async(call.request)
     if is_async:
         body["background"] = True
-    history = await _history(call.deps.store, call.principal, body.get("previous_response_id"))
+    history = await _history(call.deps.held.store, call.principal, body.get("previous_response_id"))
     ask = parse_ask(body, history)
-    job = await _submit(call, body, ask)
+    held, is_held = call.deps.held, not (ask.is_stream or ask.is_background)
+    job = await job_of_repeat(held, call, body) if is_held else None
+    job = job or await _submit(call, body, ask)
     if ask.is_stream and not is_async:
-        gone = None if ask.is_background else cancelling(call.deps.store, job)
+        gone = None if ask.is_background else cancel_when_left(held, call, job)
         frames = _frames(call, job, ask.record, after=-1)
-        return stream_of(job, frames, gone, keep_alive_s=call.deps.keep_alive_s)
+        return stream_of(held, job, frames, gone=gone, error_frame=_error_frame)
     if ask.is_background:
         status = 202 if is_async else 200
         headers = {"location": f"/v1/responses/{response_id(job.id)}"}
         if is_async:
             headers["preference-applied"] = "respond-async"
         return json_response(response_view(job, ask.record), status=status, headers=headers)
-    gone = None if call.request.headers.get("idempotency-key") else cancelling(call.deps.store, job)
-    ended = await answer_or_cancel(
-        call.request, call.deps.live, job, gone, call.deps.sync_timeout_s
-    )
+    with naming(job):
+        ended = await ended_job(held, call, body, job)
     return json_response(response_view(ended, ask.record), headers={"torpor-job-id": job.id})
 
 
@@ -107,7 +111,7 @@ async def retrieve_response(call: Call[ResponseDeps]) -> Response:
         )
     last = whole_number(query, "starting_after", default=-1, least=0, most=999_999_999)
     frames = _frames(call, job, record, after=last)
-    return stream_of(job, frames, None, keep_alive_s=call.deps.keep_alive_s)
+    return stream_of(call.deps.held, job, frames, gone=None, error_frame=_error_frame)
 
 
 @routes.operation(
@@ -118,15 +122,15 @@ async def cancel_response(call: Call[ResponseDeps]) -> Response:
     job, record = await _own(call)
     if not record["background"]:
         raise WrongState("only a response that was created with background=true can be cancelled")
-    return json_response(response_view(await cancelled(call.deps.store, job), record))
+    return json_response(response_view(await cancelled(call.deps.held.store, job), record))
 
 
 @routes.operation("DELETE", "/v1/responses/{id}", scope=Scope.JOBS_WRITE, doc=docs.DELETE_RESPONSE)
 async def delete_response(call: Call[ResponseDeps]) -> Response:
     """Forget a response, cancelling it first if it runs."""
     job, _ = await _own(call)
-    await cancelled(call.deps.store, job)
-    await call.deps.store.delete(job.id)
+    await cancelled(call.deps.held.store, job)
+    await call.deps.held.store.delete(job.id)
     return json_response({"id": response_id(job.id), "object": "response", "deleted": True})
 
 
@@ -183,7 +187,7 @@ def _field_of_call(field: str) -> str:
 
 async def _own(call: Call[ResponseDeps]) -> tuple[Job, dict[str, Any]]:
     """The tenant's response of that id. Raises `NotFound`."""
-    return await _response(call.deps.store, call.principal, call.request.path_params["id"])
+    return await _response(call.deps.held.store, call.principal, call.request.path_params["id"])
 
 
 async def _response(
@@ -225,7 +229,7 @@ async def _all_items(call: Call[ResponseDeps]) -> list[dict[str, Any]]:
     turns: list[list[dict[str, Any]]] = [_named_items(job, record)]
     while (previous := record.get("previous_response_id")) and len(turns) < _CHAIN_LIMIT:
         try:
-            job, record = await _response(call.deps.store, call.principal, previous)
+            job, record = await _response(call.deps.held.store, call.principal, previous)
         except NotFound:
             break
         turns.append([*_named_items(job, record), *output_items(job)])
@@ -252,7 +256,7 @@ async def _frames(
     yield comment(f"accepted {job.id}")
     yield _dump(translator.begin(), after)
     try:
-        async for moment in moments(call.deps.live, job, "", tap):
+        async for moment in moments(call.deps.held.live, job, "", tap):
             if moment.fault is not None:
                 raise StreamBroken(moment.fault, job)
             if moment.outlook is not None:
@@ -264,7 +268,11 @@ async def _frames(
                 yield frames
             await asyncio.sleep(0)  # a long stream that is read again must not hold up the others
     except TorporError as error:
-        yield frame("error", {"type": "error", **openai_error(error)["error"]})
+        yield _error_frame(error)
+
+
+def _error_frame(error: TorporError) -> bytes:
+    return frame("error", {"type": "error", **openai_error(error)["error"]})
 
 
 def _dump(events: Iterable[dict[str, Any]], after: int) -> bytes:

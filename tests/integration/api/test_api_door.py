@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from api.http.protocol import HEAD_LIMIT_BYTES, BoundedHttpProtocol, ResponseWriter, wire_of
+from api.http.shutdown import Shutdown
 from api.http.sse import Stream
 from tests.integration.api.fakes import serving
 
@@ -42,7 +43,7 @@ class Desk:
 
     async def stream(self, request: Request) -> Response:
         self.wire = wire_of(request.scope)
-        return Stream(self._frames(), keep_alive_s=10)
+        return Stream(self._frames(), keep_alive_s=10, shutdown=Shutdown())
 
     async def _frames(self) -> AsyncGenerator[bytes, None]:
         yield b"first\n"

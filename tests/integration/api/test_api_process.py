@@ -34,7 +34,7 @@ async def test_the_parts_fit_together(
         models=(ModelCard(name="m"),),
         anonymous_access=AnonymousAccess.LOOPBACK,
     )
-    async with serving(build(settings)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(build(settings)[0]) as url, httpx.AsyncClient(base_url=url) as client:
         assert (await client.get("/readyz")).status_code == 200
         assert (await client.get("/v1/models")).json()["data"][0]["id"] == "m"
         assert (await client.post("/v1/jobs", json=chat_line())).status_code == 503

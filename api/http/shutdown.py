@@ -1,0 +1,63 @@
+"""The end of the process, for those who hold a call open: they answer before the server hangs up.
+
+Called by `api.__main__`, which runs the server, and by every handler that waits. Must not know jobs.
+"""
+
+import asyncio
+import socket
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import uvicorn
+
+from eventing.errors import Unavailable
+
+_T = TypeVar("_T")
+_RETRY_AFTER_S = 1.0
+
+
+class ShuttingDown(Unavailable):
+    """This process ends; another one answers."""
+
+    code = "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("this process is shutting down; call again", _RETRY_AFTER_S)
+
+
+class Shutdown:
+    """Whether the process is ending."""
+
+    def __init__(self) -> None:
+        self._begun = asyncio.Event()
+
+    def begin(self) -> None:
+        self._begun.set()
+
+    async def wait(self) -> None:
+        """Return once the process is ending."""
+        await self._begun.wait()
+
+    async def cut_off(self, held: Coroutine[Any, Any, _T]) -> _T:
+        """What `held` gives. Raises `ShuttingDown` when the process ends before."""
+        answer, ending = asyncio.create_task(held), asyncio.create_task(self.wait())
+        try:
+            await asyncio.wait({answer, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ShuttingDown
+            return answer.result()
+        finally:
+            answer.cancel()
+            ending.cancel()
+
+
+class ShutdownServer(uvicorn.Server):
+    """uvicorn's server; it tells of its end before it waits for open calls."""
+
+    def __init__(self, config: uvicorn.Config, shutdown: Shutdown) -> None:
+        super().__init__(config)
+        self._shutdown = shutdown
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._shutdown.begin()
+        await super().shutdown(sockets)

@@ -1,0 +1,206 @@
+"""SIGTERM: who is held open is answered, told of the job, and finds it again."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import orjson
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from eventing.store.redis_store import RedisStore
+from tests.integration.api.fakes import FakePredictor, chat_result, sse_events
+from tests.redis_server import die_with_parent, free_port
+
+pytestmark = pytest.mark.timeout(60)
+
+BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+CHAT = "/v1/chat/completions"
+
+
+@dataclass
+class Process:
+    url: str
+    client: httpx.AsyncClient
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    def terminate(self) -> None:
+        self.popen.send_signal(signal.SIGTERM)
+
+
+@pytest.fixture
+def environment(redis_url: str, tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "triggers.yaml").write_text("")
+    return os.environ | {
+        "TORPOR_ANONYMOUS_ACCESS": "loopback",
+        "TORPOR_REDIS_URL": redis_url,
+        "TORPOR_QUEUE_TRIGGERS_FILE": str(tmp_path / "triggers.yaml"),
+        "TORPOR_MODELS": '[{"name": "m"}]',
+        "TORPOR_FILES_URL": f"file://{tmp_path}/files",
+    }
+
+
+@asynccontextmanager
+async def started(environment: dict[str, str], folder: Path) -> AsyncIterator[Process]:
+    """A `python -m api` that answers."""
+    port = free_port()
+    log = folder / f"api-{port}.log"
+    with log.open("wb") as out:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "api"],
+            env=environment | {"TORPOR_PORT": str(port)},
+            stdout=out,
+            stderr=out,
+            preexec_fn=die_with_parent,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            async with asyncio.timeout(40):
+                while True:
+                    try:
+                        await client.get("/healthz")
+                        break
+                    except httpx.TransportError:
+                        assert popen.poll() is None, log.read_text()
+                        await asyncio.sleep(0.05)
+            yield Process(url, client, popen, log)
+    finally:
+        popen.kill()
+        popen.wait()
+
+
+@pytest_asyncio.fixture
+async def api(environment: dict[str, str], tmp_path: Path, redis: Redis) -> AsyncIterator[Process]:
+    async with started(environment, tmp_path) as made:
+        yield made
+
+
+async def job_ids(store: RedisStore, count: int = 1) -> list[str]:
+    async with asyncio.timeout(10):
+        while True:
+            page = await store.list_jobs("default")
+            if len(page.jobs) >= count:
+                return [job.id for job in page.jobs]
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [(CHAT, BODY), ("/v1/responses", {"model": "m", "input": "hi"})],
+    ids=["chat", "response"],
+)
+async def test_a_held_call_is_answered_503_with_its_job_and_when_to_come_again(
+    api: Process, store: RedisStore, path: str, body: dict[str, Any]
+) -> None:
+    held = asyncio.create_task(api.client.post(path, json=body))
+    (job_id,) = await job_ids(store)
+    api.terminate()
+    answer = await asyncio.wait_for(held, 4)
+
+    assert answer.status_code == 503
+    assert answer.headers["torpor-job-id"] == job_id
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["error"]["code"] == "shutting_down"
+    assert "Traceback" not in api.log.read_text()
+
+
+async def test_a_held_poll_is_answered_503_with_its_job(api: Process, store: RedisStore) -> None:
+    line = {"url": CHAT, "body": BODY}
+    job_id = (await api.client.post("/v1/jobs", json=line)).json()["id"]
+    held = asyncio.create_task(api.client.get(f"/v1/jobs/{job_id}?wait=30"))
+    await asyncio.sleep(0.3)
+    api.terminate()
+    answer = await asyncio.wait_for(held, 4)
+
+    assert (answer.status_code, answer.headers["torpor-job-id"]) == (503, job_id)
+
+
+async def test_a_stream_that_is_cut_off_ends_in_an_error(api: Process, store: RedisStore) -> None:
+    body = BODY | {"stream": True}
+    async with api.client.stream("POST", CHAT, json=body) as answer:
+        lines = answer.aiter_lines()
+        await anext(lines)
+        api.terminate()
+        async with asyncio.timeout(4):
+            seen = [line async for line in lines]
+
+    error = orjson.loads([line for line in seen if line.startswith("data: ")][-1][6:])
+    assert error["error"]["code"] == "shutting_down"
+
+
+async def test_the_events_of_a_job_end_and_go_on_elsewhere(
+    api: Process, store: RedisStore, environment: dict[str, str], tmp_path: Path
+) -> None:
+    line = {"url": CHAT, "body": BODY}
+    job_id = (await api.client.post("/v1/jobs", json=line)).json()["id"]
+    predictor = await FakePredictor(store, job_id).start()
+    await predictor.chat("one ")
+    cursor = ""
+    async with api.client.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
+        events = sse_events(answer.aiter_lines())
+        async with asyncio.timeout(6):
+            while (event := await anext(events)).get("event") != "tokens":
+                continue
+            cursor = event["id"]
+            api.terminate()
+            assert [event async for event in events if event.get("event") == "result"] == []
+    await predictor.finish(chat_result("one "))
+    async with started(environment, tmp_path) as other:
+        answer = await other.client.get(
+            f"/v1/jobs/{job_id}/events", headers={"last-event-id": cursor}
+        )
+
+    assert "event: result" in answer.text
+
+
+async def test_the_repeat_of_an_sdk_finds_the_job_of_the_call_that_was_cut_off(
+    api: Process, store: RedisStore, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """By the official client, unmodified: it calls again by itself, another process answers."""
+    async with started(environment, tmp_path) as other:
+        door = api.url
+
+        async def route(request: httpx.Request) -> None:
+            request.url = request.url.copy_with(port=httpx.URL(door).port)
+
+        async with (
+            httpx.AsyncClient(event_hooks={"request": [route]}) as http,
+            openai.AsyncOpenAI(base_url=f"{api.url}/v1", api_key="none", http_client=http) as sdk,
+        ):
+            call = asyncio.create_task(sdk.chat.completions.create(**BODY))
+            (job_id,) = await job_ids(store)
+            door = other.url
+            api.terminate()
+            predictor = await FakePredictor(store, job_id).start()
+            await asyncio.sleep(1)
+            await predictor.finish(chat_result("four"))
+            completion = await asyncio.wait_for(call, 20)
+
+    assert completion.choices[0].message.content == "four"
+    assert await job_ids(store) == [job_id]
+
+
+async def test_the_repeat_of_somebody_who_was_not_cut_off_is_a_new_job(
+    api: Process, store: RedisStore
+) -> None:
+    again = {"x-stainless-retry-count": "1"}
+    calls = [
+        asyncio.create_task(api.client.post(CHAT, json=BODY, headers=headers))
+        for headers in ({}, again)
+    ]
+
+    assert len(set(await job_ids(store, 2))) == 2
+    for call in calls:
+        call.cancel()
