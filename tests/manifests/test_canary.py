@@ -18,6 +18,7 @@ from knative.deploy.rollout.canary import (
     CanaryError,
     Change,
     is_canary,
+    is_traffic_split,
     promoted,
     suffixes,
     with_canary,
@@ -180,12 +181,37 @@ def test_a_canary_of_an_unknown_model_is_refused(overlays: dict[str, Resources])
 
 
 def test_traffic_is_split_by_kserve_in_knative_mode_only(overlays: dict[str, Resources]) -> None:
-    made = with_traffic(overlays["serverless"], "thinker", 10)
+    before = overlays["serverless"]
+    made = with_traffic(before, "thinker", 10, Change(image="new:2"), before)
 
-    service = named(made, "InferenceService", "thinker")
-    assert service["spec"]["predictor"]["canaryTrafficPercent"] == 10
+    predictor = named(made, "InferenceService", "thinker")["spec"]["predictor"]
+    assert predictor["canaryTrafficPercent"] == 10
+    assert predictor["containers"][0]["image"] == "new:2"
     with pytest.raises(CanaryError, match="Knative mode"):
-        with_traffic(overlays["queue"], "thinker", 10)
+        with_traffic(overlays["queue"], "thinker", 10, Change(image="new:2"), overlays["queue"])
+
+
+def test_a_split_of_what_has_not_changed_is_refused(overlays: dict[str, Resources]) -> None:
+    before = overlays["serverless"]
+    split = with_traffic(before, "thinker", 10, Change(image="new:2"), before)
+    new = promoted(split, "thinker")
+
+    for last, now in ((before, before), (split, new), ([], before)):
+        with pytest.raises(CanaryError, match="nothing is new"):
+            with_traffic(now, "thinker", 20, Change(), last)
+
+
+def test_promote_gives_the_newer_half_of_a_split_all_calls(overlays: dict[str, Resources]) -> None:
+    before = overlays["serverless"]
+    split = with_traffic(before, "thinker", 10, Change(image="new:2"), before)
+
+    predictor = named(promoted(split, "thinker"), "InferenceService", "thinker")["spec"][
+        "predictor"
+    ]
+
+    assert is_traffic_split(split)
+    assert "canaryTrafficPercent" not in predictor
+    assert predictor["containers"][0]["image"] == "new:2"
 
 
 @pytest.mark.parametrize("overlay", ["queue", "queue-cpu", "queue+work"])

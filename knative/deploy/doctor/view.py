@@ -70,6 +70,12 @@ def annotation(resource: Resource, key: str) -> Any:
     return (resource.get("metadata", {}).get("annotations") or {}).get(key)
 
 
+def is_in_knative_mode(resource: Resource) -> bool:
+    """Say whether a resource is a predictor whose deliveries Knative Serving holds."""
+    is_predictor = resource.get("kind") == "InferenceService"
+    return is_predictor and annotation(resource, MODE) in ("Knative", "Serverless")
+
+
 @dataclass(frozen=True, slots=True)
 class Pod:
     """A pod that a resource makes: its spec, where the spec stands, and its own annotations."""
@@ -162,7 +168,7 @@ class View:
 
     def in_knative_mode(self) -> list[Resource]:
         """Give the predictors whose deliveries are held by Knative Serving."""
-        return [p for p in self.predictors if annotation(p, MODE) in ("Knative", "Serverless")]
+        return [p for p in self.predictors if is_in_knative_mode(p)]
 
     @cached_property
     def knative_services(self) -> list[Resource]:

@@ -87,7 +87,11 @@ def _deployer_rules() -> list[Resource]:
     return [
         _rule([""], ["pods", "pods/log", "events"], _READ),
         _rule(["apps"], ["replicasets"], _READ),
-        _rule(["serving.knative.dev"], ["revisions", "routes"], _READ),
+        _rule(["serving.knative.dev"], ["routes"], _READ),
+        because(
+            _rule(["serving.knative.dev"], ["revisions"], [*_READ, "delete"]),
+            "Superseded before they came up: Knative goes on trying them.",
+        ),
         _rule([""], ["configmaps", "services", "persistentvolumeclaims"], _WRITE),
         _rule(["apps"], ["deployments", "statefulsets"], _WRITE),
         _rule(["autoscaling"], ["horizontalpodautoscalers"], _WRITE),

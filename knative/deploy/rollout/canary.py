@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 
-from knative.deploy.doctor.view import CANARY_OF, MODE
+from knative.deploy.doctor.view import CANARY_OF, is_in_knative_mode
 from knative.deploy.emit import Resource
 from knative.deploy.faults import DeployError
 from knative.deploy.render.own_broker import TRIGGERS
 from knative.deploy.render.parts import trigger_name
 
-TRAFFIC = "canaryTrafficPercent"  # KServe's own, for callers of the predictor's route
+TRAFFIC = "canaryTrafficPercent"  # KServe's own: of all calls of the predictor's route, jobs too
 
 
 class CanaryError(DeployError):
@@ -77,20 +77,47 @@ def with_canary(
     return [split for resource in found for split in _split(resource, model, endings)]
 
 
-def with_traffic(resources: Sequence[Resource], model: str, percent: int) -> list[Resource]:
-    """Give the resources with a share of direct calls to the newest revision, by KServe.
+def with_traffic(
+    resources: Sequence[Resource],
+    model: str,
+    percent: int,
+    change: Change,
+    before: Sequence[Resource],
+) -> list[Resource]:
+    """Give the resources with a share of all calls, jobs too, for the newest revision, by KServe.
 
-    For callers of the predictor's own route in Knative mode; jobs from the queue are split by id.
+    Raises CanaryError when the predictor is as it was `before` (the last release): then there is no
+    newer revision, and the split would be with some older one.
     """
     found = copy.deepcopy(list(resources))
     stable = _named(found, "InferenceService", model)
     if stable is None:
         raise CanaryError(f"there is no InferenceService/{model}")
-    mode = (stable["metadata"].get("annotations") or {}).get(MODE)
-    if mode not in ("Knative", "Serverless"):
+    if not is_in_knative_mode(stable):
         raise CanaryError("KServe splits traffic only in Knative mode; use --canary here")
+    _change(stable["spec"]["predictor"]["containers"][0], change)
+    last = _named(before, "InferenceService", model)
+    if last is None or _unsplit(last["spec"]) == _unsplit(stable["spec"]):
+        raise CanaryError(
+            f"nothing is new in {model}: give --image or --model-uri with --traffic, or change the "
+            "manifests"
+        )
     stable["spec"]["predictor"][TRAFFIC] = percent
     return found
+
+
+def _unsplit(spec: Mapping[str, Any]) -> Resource:
+    """Give an InferenceService's spec without the split of its traffic."""
+    predictor = {k: v for k, v in spec["predictor"].items() if k != TRAFFIC}
+    return {**spec, "predictor": predictor}
+
+
+def is_traffic_split(resources: Sequence[Resource]) -> bool:
+    """Say whether some predictor's calls go to two revisions."""
+    return any(
+        r["kind"] == "InferenceService" and r["spec"]["predictor"].get(TRAFFIC, 100) != 100
+        for r in resources
+    )
 
 
 def without_canary(resources: Sequence[Resource], model: str) -> list[Resource]:
@@ -111,6 +138,10 @@ def promoted(resources: Sequence[Resource], model: str) -> list[Resource]:
     Raises CanaryError when there is no canary.
     """
     canary = _named(resources, "InferenceService", canary_name(model))
+    split = _named(resources, "InferenceService", model)
+    if canary is None and split is not None and is_traffic_split([split]):
+        whole = {**split, "spec": _unsplit(split["spec"])}
+        return [whole if resource is split else resource for resource in resources]
     if canary is None:
         raise CanaryError(f"there is no canary of {model}: `torpor deploy --canary` makes one")
     found = without_canary(resources, model)
@@ -137,18 +168,21 @@ def _service(stable: Resource, model: str, percent: float, change: Change) -> Re
     made["metadata"].setdefault("labels", {})[CANARY_OF] = model
     predictor = made["spec"]["predictor"]
     predictor["maxReplicas"] = max(1, ceil(predictor.get("maxReplicas", 1) * percent / 100))
-    box = predictor["containers"][0]
+    _change(predictor["containers"][0], change)
+    for other in predictor["containers"]:
+        for entry in other.get("env") or []:
+            if entry["name"] == "TORPOR_TRIGGER":
+                entry["value"] = trigger_name(canary_name(model))
+    return made
+
+
+def _change(box: Resource, change: Change) -> None:
     if change.image:
         box["image"] = change.image
     if change.args is not None:
         box["args"] = list(change.args)
     if change.model_uri:
         _set_uri(box, change.model_uri)
-    for other in predictor["containers"]:
-        for entry in other.get("env") or []:
-            if entry["name"] == "TORPOR_TRIGGER":
-                entry["value"] = trigger_name(canary_name(model))
-    return made
 
 
 def _uri(box: Mapping[str, Any]) -> str | None:

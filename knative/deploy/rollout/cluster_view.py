@@ -10,8 +10,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from knative.deploy.doctor.view import is_in_knative_mode
 from knative.deploy.emit import Resource
 from knative.deploy.faults import DeployError, Forbidden, MissingKind, NotFound
+from knative.deploy.rollout import knative_service
 from knative.deploy.rollout.client import Cluster, Ref, ref_of
 from knative.deploy.rollout.readiness import Readiness, readiness
 from knative.deploy.rollout.rollout import stuck_reasons
@@ -98,6 +100,18 @@ async def snapshot(cluster: Cluster, namespace: str) -> list[Resource]:
     return [*own, *(r for r in platform if r), *(event for events in told for event in events)]
 
 
+def over(seen: Sequence[Resource], planned: Sequence[Resource]) -> list[Resource]:
+    """Give one whole: what the cluster has, and of what is planned only what is not in it yet."""
+
+    def address(resource: Resource) -> tuple[object, ...]:
+        data = resource.get("metadata") or {}
+        version, kind = resource.get("apiVersion"), resource.get("kind")
+        return version, kind, data.get("namespace"), data.get("name")
+
+    known = {address(resource) for resource in seen}
+    return [*seen, *(resource for resource in planned if address(resource) not in known)]
+
+
 async def _got(cluster: Cluster, ref: Ref) -> Resource | None:
     try:
         return await cluster.get(ref)
@@ -125,8 +139,13 @@ async def rows(cluster: Cluster, namespace: str) -> list[Row]:
 
 async def _row(cluster: Cluster, resource: Resource) -> Row:
     ref = ref_of(resource)
-    state = readiness(resource)
-    stuck = () if state.is_ready else tuple(await stuck_reasons(cluster, ref))
+    is_knative = is_in_knative_mode(resource)
+    state = (
+        await knative_service.readiness_of(cluster, resource) if is_knative else readiness(resource)
+    )
+    # A predictor that sleeps is ready, and so is one whose only pod ends again and again.
+    is_quiet = state.is_ready and ref.kind != "InferenceService"
+    stuck = () if is_quiet else tuple(await stuck_reasons(cluster, ref))
     return Row(ref, _replicas(resource), state, stuck)
 
 

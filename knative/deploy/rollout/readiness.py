@@ -191,4 +191,11 @@ def _event_reason(event: Resource) -> str | None:
         return f"{about}: the namespace's pod standard refuses it ({message[:200]})"
     if event.get("reason") in ("FailedMount", "FailedAttachVolume"):
         return f"{about}: a volume cannot be mounted ({message[:200]})"
+    if event.get("reason") == "ServerlessModeRejected":
+        return (
+            f"{about}: KServe started before Knative was installed: `kubectl -n kserve rollout "
+            "restart deployment kserve-controller-manager`"
+        )
+    if (event.get("involvedObject") or {}).get("kind") == "InferenceService":
+        return f"{about}: {event.get('reason')}: {message[:200]}"
     return None

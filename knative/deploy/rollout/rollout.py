@@ -16,11 +16,13 @@ from typing import Protocol
 import yaml
 
 from eventing.errors import first_of
-from knative.deploy.config_hash import with_config_hash
+from knative.deploy.doctor.view import annotation, is_in_knative_mode
 from knative.deploy.emit import Resource
 from knative.deploy.faults import Conflict, DeployError, Forbidden, Invalid, MissingKind, NotFound
 from knative.deploy.faults import NotReady as NotReadyError
+from knative.deploy.rollout import knative_service
 from knative.deploy.rollout import release as history
+from knative.deploy.rollout.canary import is_traffic_split
 from knative.deploy.rollout.client import FIELD_MANAGER, Cluster, Ref, ref_of
 from knative.deploy.rollout.readiness import READY, Readiness, readiness, waits_for, why_stuck
 from knative.deploy.rollout.release import Release
@@ -88,8 +90,23 @@ class RolloutOptions:
 
 @dataclass
 class _Watched:
+    """An object that is waited for. Of a predictor in Knative mode the Knative Service is followed,
+    until it serves what carries the hash.
+    """
+
     ref: Ref
+    follows: Ref
+    hash: str | None = None
     state: Readiness = field(default_factory=lambda: Readiness(False, "not looked at yet"))
+    told: list[str] = field(default_factory=list)
+
+
+def _watched(resource: Resource) -> _Watched:
+    ref = ref_of(resource)
+    if is_in_knative_mode(resource):
+        follows = knative_service.service_of(resource)
+        return _Watched(ref, follows, annotation(resource, knative_service.HASH))
+    return _Watched(ref, ref)
 
 
 def in_order(resources: Iterable[Resource]) -> list[Resource]:
@@ -102,9 +119,11 @@ def in_order(resources: Iterable[Resource]) -> list[Resource]:
     return sorted(resources, key=rank)
 
 
-async def missing_kinds(cluster: Cluster, resources: Iterable[Resource]) -> list[MissingKind]:
+async def missing_kinds(cluster: Cluster, resources: Sequence[Resource]) -> list[MissingKind]:
     """Give every kind that the cluster does not know, each with how to install it."""
     wanted = dict.fromkeys((r["apiVersion"], r["kind"]) for r in resources)
+    if any(is_in_knative_mode(r) for r in resources):  # no object of ours is of this kind
+        wanted[knative_service.API_VERSION, "Service"] = None
     found = []
     for api_version, kind in wanted:
         try:
@@ -119,7 +138,7 @@ async def plan(cluster: Cluster, resources: Sequence[Resource], terms: RolloutOp
 
     Raises what the server would refuse: Conflict, Invalid, Forbidden.
     """
-    resources = with_config_hash(resources)
+    resources = knative_service.with_hashes(resources)
     known = await _known_releases(cluster, terms.namespace)
     before = known[-1] if known else None
     done = [r for r in before.resources if r["kind"] == "Job"] if before else []
@@ -217,7 +236,7 @@ async def deploy(
 
     Waiting is `wait`'s; a release that never comes up is still one that can be rolled back.
     """
-    resources = with_config_hash(resources)
+    resources = knative_service.with_hashes(resources)
     made = await plan(cluster, resources, terms)
     by_ref = {step.ref: step for step in made.steps}
     for resource in in_order(resources):
@@ -242,7 +261,9 @@ async def wait(
     Raises NotReady with all that is missing after `timeout_s`, or at once when an object that was
     applied is deleted meanwhile.
     """
-    watched = [_Watched(ref_of(r)) for r in in_order(resources) if waits_for(r)]
+    watched = [
+        _watched(r) for r in in_order(knative_service.with_hashes(resources)) if waits_for(r)
+    ]
     try:
         await _wait_for_all(cluster, watched, terms, screen)
     except ExceptionGroup as failed:
@@ -265,7 +286,10 @@ async def _wait_for(cluster: Cluster, each: _Watched, screen: Screen) -> None:
     was_there = False
     while True:
         try:
-            async with asyncio.timeout(STUCK_AFTER_S), aclosing(cluster.follow(each.ref)) as states:
+            async with (
+                asyncio.timeout(STUCK_AFTER_S),
+                aclosing(cluster.follow(each.follows)) as states,
+            ):
                 async for live in states:
                     if live is None and each.ref.kind == "Job":
                         return  # it ended, and was cleaned up: one that was never made is refused
@@ -273,13 +297,28 @@ async def _wait_for(cluster: Cluster, each: _Watched, screen: Screen) -> None:
                         raise NotReadyError(f"{each.ref} was deleted while we waited for it")
                     was_there = was_there or live is not None
                     if _is_ready_now(each, live, screen):
+                        await _drop_superseded(cluster, each, live, screen)
                         return
         except TimeoutError:
-            screen.waiting(each.ref, each.state, await stuck_reasons(cluster, each.ref))
+            reasons = await stuck_reasons(cluster, each.ref)
+            if reasons != each.told:  # a reason that stays is said once
+                screen.waiting(each.ref, each.state, reasons)
+            each.told = reasons
+
+
+async def _drop_superseded(
+    cluster: Cluster, each: _Watched, live: Resource | None, screen: Screen
+) -> None:
+    if live is not None and each.follows != each.ref:
+        for ref in await knative_service.drop_never_ready(cluster, live):
+            screen.applied(Step(ref, "prune"))
 
 
 def _is_ready_now(each: _Watched, live: Resource | None, screen: Screen) -> bool:
-    state = readiness(live) if live else Readiness(False, "not there yet")
+    if each.follows != each.ref:
+        state = knative_service.service_readiness(live, each.hash)
+    else:
+        state = readiness(live) if live else Readiness(False, "not there yet")
     if state != each.state:
         each.state = state
         screen.waiting(each.ref, state, ())
@@ -322,6 +361,10 @@ async def roll_back(
     """
     known = await history.releases(cluster, terms.namespace)
     earlier = [r for r in known if (r.number == to if to else r.number < known[-1].number)]
+    if to is None:
+        earlier = [r for r in earlier if not is_traffic_split(r.resources)]
+    elif earlier and is_traffic_split(earlier[0].resources):
+        raise NotReadyError(f"release {to} split the traffic with the one before it; name another")
     if not earlier:
         numbers = ", ".join(str(r.number) for r in known) or "none"
         raise NotReadyError(f"there is no release to go back to (kept: {numbers})")

@@ -47,6 +47,10 @@ KINDS: dict[str, dict[str, tuple[str, bool]]] = {
         "RoleBinding": ("rolebindings", True),
     },
     "serving.kserve.io/v1beta1": {"InferenceService": ("inferenceservices", True)},
+    "serving.knative.dev/v1": {
+        "Service": ("services", True),
+        "Revision": ("revisions", True),
+    },
     "serving.kserve.io/v1alpha1": {"ClusterStorageContainer": ("clusterstoragecontainers", False)},
     "keda.sh/v1alpha1": {
         "ScaledObject": ("scaledobjects", True),

@@ -120,7 +120,7 @@ async def test_a_rollback_withdraws_a_canary(run: Run, server: ApiServer, overla
     await run("deploy", overlay, "--yes", "--no-wait")
     await run("deploy", overlay, "--yes", "--canary", "10", "--image", "new:2", "--no-wait")
 
-    result = await run("rollback", "--timeout", "5")
+    result = await run("rollback", "--yes", "--timeout", "5")
 
     assert result.exit_code == 0, said(result)
     assert "thinker-canary" not in server.names("InferenceService")

@@ -79,24 +79,31 @@ def deploy(
         float | None, typer.Option(min=0.4, max=99.6, help="Percent of jobs for a new version.")
     ] = None,
     model: Annotated[str, typer.Option(help="The model that the canary is of.")] = "thinker",
-    image: Annotated[str | None, typer.Option(help="The canary's image.")] = None,
-    model_uri: Annotated[str | None, typer.Option(help="The canary's weights.")] = None,
+    image: Annotated[str | None, typer.Option(help="The new version's image.")] = None,
+    model_uri: Annotated[str | None, typer.Option(help="The new version's weights.")] = None,
     traffic: Annotated[
-        int | None, typer.Option(min=0, max=100, help="Percent of direct calls, by KServe.")
+        int | None,
+        typer.Option(min=0, max=100, help="Percent of all calls for the new version, by KServe."),
     ] = None,
 ) -> None:
     """Apply manifests: doctor, dry run, difference, apply, wait."""
+    if (image or model_uri) and canary is None and traffic is None:
+        raise UsageError("--image and --model-uri are of a new version: add --canary or --traffic")
+    if canary is not None and traffic is not None:
+        raise UsageError("give --canary or --traffic, not both")
 
     async def work() -> None:
         resources = await load(source)
+        change = split.Change(image=image, model_uri=model_uri)
         if canary is not None:
-            change = split.Change(image=image, model_uri=model_uri)
             resources = split.with_canary(resources, model, canary, change)
-        if traffic is not None:
-            resources = split.with_traffic(resources, model, traffic)
-        _refuse_errors(resources, force=force)
         terms = RolloutOptions(namespace, take_over, timeout, f"deploy of {source}")
         async with connected(context) as cluster:
+            if traffic is not None:
+                known = await history.releases(cluster, namespace)
+                before = known[-1].resources if known else ()
+                resources = split.with_traffic(resources, model, traffic, change, before)
+            _refuse_errors(resources, force=force)
             await _deploy(cluster, resources, terms, dry_run=dry_run, yes=yes, wait=wait)
 
     run(work)
@@ -237,6 +244,8 @@ def promote(
             current = list(known[-1].resources) if known else []
             better = split.promoted(current, model)
             decision = verdict.Decision.PROMOTE
+            if not now and split.is_traffic_split(current):
+                raise NotReady("no figures tell the halves of a traffic split apart; use --now")
             if not now:
                 decision = await _judge(prometheus, model, window, limits)
             if decision is verdict.Decision.WAIT:
@@ -272,8 +281,13 @@ def rollback(
     namespace: Namespace = "torpor",
     take_over: TakeOver = False,
     timeout: Timeout = 900,
+    yes: Yes = False,
 ) -> None:
-    """Deploy the release before this one again; a canary is withdrawn by it."""
+    """Deploy the release before this one again; a canary or a split is withdrawn by it."""
+    if not yes and not typer.confirm(
+        f"go back to {f'release {to}' if to else 'the last release'}?"
+    ):
+        raise typer.Exit(1)
 
     async def work() -> None:
         terms = RolloutOptions(namespace, take_over, timeout)

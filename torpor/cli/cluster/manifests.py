@@ -80,7 +80,9 @@ def doctor(
     sources: Annotated[
         list[str] | None, typer.Argument(help="Folders and files, examined together.")
     ] = None,
-    live: Annotated[bool, typer.Option(help="Examine the cluster instead.")] = False,
+    live: Annotated[
+        bool, typer.Option(help="Examine the cluster; of SOURCE only what is not in it yet.")
+    ] = False,
     max_job_seconds: Annotated[int | None, typer.Option(min=1, help="Instead of the set.")] = None,
     cold_start_seconds: Annotated[int | None, typer.Option(min=1, help="The worst wake.")] = None,
     strict: Annotated[bool, typer.Option(help="Fail on warnings and open demands too.")] = False,
@@ -94,7 +96,8 @@ def doctor(
         found = [r for source in sources or [] for r in await load(source)]
         if live:
             async with connected(context) as cluster:
-                found += await cluster_view.snapshot(cluster, namespace)
+                seen = await cluster_view.snapshot(cluster, namespace)
+            found = cluster_view.over(seen, found)
         return found
 
     if live:
