@@ -24,9 +24,11 @@ from api.limit.limit import (
     RateLimited,
     TooLargeForLimit,
     Window,
+    answer_tokens,
     check_deadline,
     headers_of,
     limits_of,
+    prompt_tokens,
     tokens_asked,
     tokens_taken,
 )
@@ -58,6 +60,7 @@ class LimitGate:
         self._flight = InFlightJobs(redis)
         self._queues = QueueView(redis)
         self._clock = clock
+        self._context_tokens = {card.name: card.context_tokens for card in settings.models}
         self._depths: dict[str, tuple[float, Depth]] = {}
         self._asking = asyncio.Lock()
         self._batch_turn = asyncio.Lock()
@@ -146,7 +149,10 @@ class LimitGate:
         meter = self._tokens(new.tenant)
         if meter is None:
             return
-        cost = tokens_asked(new.request)
+        cost = tokens_asked(new.request, self._context_tokens.get(new.request.model, 0))
+        if answer_tokens(new.request) is None:
+            # A whole minute at most, or it could never be asked for; what it took is settled later.
+            cost = min(cost, max(meter.limit, prompt_tokens(new.request)))
         if cost > meter.limit:
             with _counted(Limit.TOKENS_OF_ONE_CALL):
                 raise TooLargeForLimit(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from api.settings import ApiSettings
 from eventing.errors import BadRequest, Unavailable
@@ -115,15 +115,34 @@ def limits_of(settings: ApiSettings, tenant: str) -> Limits:
     )
 
 
-def tokens_asked(request: JobRequest) -> int:
-    """About how many tokens a request will take: its prompt at four bytes a token, and as many as
-    it lets the answer have.
+def tokens_asked(request: JobRequest, context_tokens: int) -> int:
+    """About how many tokens a request will take at most: its prompts at four bytes a token, and for each of them and
+    each choice as many as it lets the answer have, or, where it says nothing, as the context leaves.
     """
+    prompts = _prompt_sizes(request)
+    if request.url == "/v1/embeddings":
+        return max(1, sum(prompts))
+    named = answer_tokens(request)
+    answers = [max(context_tokens - size, 0) if named is None else named for size in prompts]
+    return max(1, sum(prompts) + sum(answers) * _choices(request))
+
+
+def answer_tokens(request: JobRequest) -> int | None:
+    """How many tokens a request lets each answer have; None when it does not say."""
     body = request.body
-    answer = body.get("max_completion_tokens") or body.get("max_tokens") or 0
-    choices = body.get("n")
-    times = choices if isinstance(choices, int) and not isinstance(choices, bool) else 1
-    return max(1, prompt_tokens(request) + int(answer) * max(1, times))
+    named = body.get("max_completion_tokens")
+    named = body.get("max_tokens") if named is None else named
+    return named if _is_count(named) else None
+
+
+def _choices(request: JobRequest) -> int:
+    """How many answers to each prompt are generated, which may be more than are given."""
+    asked = (request.body.get(name) for name in ("n", "best_of"))
+    return max((count for count in asked if _is_count(count)), default=1)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def tokens_taken(job: Job) -> int:
@@ -137,9 +156,21 @@ def tokens_taken(job: Job) -> int:
 
 
 def prompt_tokens(request: JobRequest) -> int:
-    """About how many tokens the prompt has."""
+    """About how many tokens the prompts have."""
+    return sum(_prompt_sizes(request))
+
+
+def _prompt_sizes(request: JobRequest) -> list[int]:
+    """About how many tokens each prompt has; a chat is one."""
     body = request.body
-    return math.ceil(sum(_tokens(body.get("messages") or body.get("prompt") or body.get("input"))))
+    prompts: list[Any]
+    if request.url == "/v1/chat/completions":
+        prompts = [body.get("messages")]
+    else:
+        given = body.get("prompt") or body.get("input")
+        is_list = isinstance(given, list) and not all(isinstance(item, int) for item in given)
+        prompts = list(given or ()) if is_list else [given]
+    return [math.ceil(sum(_tokens(prompt))) for prompt in prompts]
 
 
 def _tokens(value: Any) -> Iterable[float]:

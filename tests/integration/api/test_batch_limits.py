@@ -36,7 +36,7 @@ def lines(count: int, max_tokens: int = 96) -> bytes:
     return b"\n".join(made)
 
 
-COST = tokens_asked(JobRequest(url=URL, body=orjson.loads(lines(1))["body"]))
+COST = tokens_asked(JobRequest(url=URL, body=orjson.loads(lines(1))["body"]), 64)
 
 
 @asynccontextmanager

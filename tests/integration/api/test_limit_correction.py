@@ -46,8 +46,8 @@ def chat(max_tokens: int | None) -> dict[str, Any]:
 
 async def used(api: Furnished) -> int:
     """Tokens of the tenant that the window holds now, as a caller is told."""
-    answer = await api.client.post("/v1/jobs", json=chat(None))
-    return 1000 - int(answer.headers["x-ratelimit-remaining-tokens"]) - 1
+    answer = await api.client.post("/v1/jobs", json=chat(1))
+    return 1000 - int(answer.headers["x-ratelimit-remaining-tokens"]) - 2
 
 
 async def submit(api: Furnished, line: dict[str, Any], **headers: str) -> httpx.Response:
@@ -58,7 +58,7 @@ async def submit(api: Furnished, line: dict[str, Any], **headers: str) -> httpx.
     ("max_tokens", "took"),
     [
         pytest.param(40, 10, id="less than asked: given back"),
-        pytest.param(None, 10, id="no limit asked: what it took is added"),
+        pytest.param(None, 10, id="no limit asked: what it took of the context"),
     ],
 )
 async def test_an_end_corrects_the_estimate(
@@ -120,7 +120,7 @@ async def test_a_submit_that_was_refused_is_not_charged(api_with: Any) -> None:
         api.broker.is_down = False
 
         assert (clash.status_code, refused.status_code) == (409, 503)
-        assert await used(api) == before + 1  # the look itself
+        assert await used(api) == before + 2  # the look itself
 
 
 async def test_a_place_is_given_back_by_a_submit_that_was_refused(api_with: Any) -> None:
@@ -319,3 +319,25 @@ async def test_a_predictor_that_counts_no_usage_is_charged_what_it_streamed(api_
         await api.deliver(job_id)
 
         assert await used(api) == 6
+
+
+async def test_a_call_that_names_no_bound_is_charged_what_the_context_leaves(api_with: Any) -> None:
+    async with api_with() as api:
+        answer = await submit(api, chat(None))
+
+    assert answer.headers["x-ratelimit-remaining-tokens"] == str(1000 - 64)
+
+
+async def test_calls_without_a_bound_cannot_pass_a_limit_under_the_context(
+    redis_url: str, store: RedisStore, redis: Redis
+) -> None:
+    """The first takes the whole minute; what it leaves is given back at its end."""
+    settings = settings_for(redis_url, limit_tokens_per_minute=50)
+    async with furnished(settings, store) as api:
+        answers = [await submit(api, chat(None)) for _ in range(4)]
+        await api.answer(answers[0].json()["id"])
+        after = await submit(api, chat(None))
+        small = await submit(api, chat(5))
+
+    assert [answer.status_code for answer in answers] == [202, 429, 429, 429]
+    assert (after.status_code, small.status_code) == (429, 202)

@@ -258,7 +258,7 @@ async def test_with_the_store_away_nobody_gets_past_a_limit(
     server.start()
     away = RedisStore(connect(server.url, timeout_s=0.5))
     settings = settings_for(
-        server.url, limit_requests_per_minute=3, limit_tokens_per_minute=100, store_timeout_s=0.5
+        server.url, limit_requests_per_minute=3, limit_tokens_per_minute=1000, store_timeout_s=0.5
     )
     async with furnished(settings, away) as api:
         first = await api.client.post("/v1/jobs", json=chat_line())

@@ -93,45 +93,62 @@ def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None
     assert duration(seconds) == text
 
 
-def asked(url: str = "/v1/chat/completions", **body: Any) -> int:
-    return tokens_asked(JobRequest(url=url, body={"model": "m"} | body))
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+CONTEXT = 100
+FORTY = [{"role": "user", "content": "a" * 40}]
+
+
+def asked(url: str, **body: Any) -> int:
+    return tokens_asked(JobRequest(url=url, body={"model": "m"} | body), CONTEXT)
 
 
 @pytest.mark.parametrize(
-    ("body", "tokens"),
+    ("url", "body", "tokens"),
     [
-        pytest.param({"messages": [{"role": "user", "content": "a" * 40}]}, 10, id="a message"),
+        pytest.param(CHAT, {"messages": FORTY, "max_tokens": 50}, 60, id="bounded"),
+        pytest.param(CHAT, {"messages": FORTY}, CONTEXT, id="as much as the context leaves"),
         pytest.param(
-            {"messages": [{"role": "user", "content": "a" * 40}], "max_tokens": 50},
-            60,
-            id="bounded",
+            CHAT, {"messages": FORTY, "max_tokens": None}, CONTEXT, id="null is not a bound"
+        ),
+        pytest.param(CHAT, {"messages": FORTY, "n": 3}, 10 + 3 * 90, id="for each choice"),
+        pytest.param(
+            CHAT, {"messages": FORTY, "max_completion_tokens": 5, "n": 3}, 25, id="three choices"
         ),
         pytest.param(
+            CHAT,
             {
-                "messages": [{"role": "user", "content": "a" * 4}],
-                "max_completion_tokens": 5,
-                "n": 3,
+                "messages": [{"role": "user", "content": [{"type": "text", "text": "a" * 8}]}],
+                "max_tokens": 1,
             },
-            16,
-            id="three choices",
-        ),
-        pytest.param(
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a" * 8}]}]},
-            2,
+            3,
             id="parts",
         ),
-        pytest.param({"prompt": ["a" * 8, "b" * 8]}, 4, id="two prompts"),
-        pytest.param({"prompt": [1, 2, 3]}, 3, id="token ids"),
-        pytest.param({"prompt": [[1, 2], [3]]}, 3, id="lists of token ids"),
-        pytest.param({"input": "é" * 4}, 2, id="bytes, not letters"),
-        pytest.param({"messages": [{"role": "user", "content": None}]}, 1, id="nothing"),
-        pytest.param({"prompt": "a", "n": "many"}, 1, id="a strange n"),
+        pytest.param(
+            CHAT,
+            {"messages": [{"role": "user", "content": None}], "max_tokens": 1},
+            1,
+            id="nothing",
+        ),
+        pytest.param(
+            TEXT, {"prompt": ["a" * 8, "b" * 8], "max_tokens": 7}, 18, id="for each prompt"
+        ),
+        pytest.param(TEXT, {"prompt": ["a" * 8, "b" * 8]}, 200, id="for each prompt, unbounded"),
+        pytest.param(TEXT, {"prompt": [1, 2, 3], "max_tokens": 1}, 4, id="token ids"),
+        pytest.param(TEXT, {"prompt": [[1, 2], [3]], "max_tokens": 1}, 5, id="lists of token ids"),
+        pytest.param(TEXT, {"prompt": "aaaa", "max_tokens": 0, "echo": True}, 1, id="no answer"),
+        pytest.param(
+            TEXT, {"prompt": "aaaa", "max_tokens": 5, "best_of": 4}, 21, id="generated, not given"
+        ),
+        pytest.param(TEXT, {"prompt": "a", "n": "many", "max_tokens": 1}, 2, id="a strange n"),
+        pytest.param(TEXT, {"prompt": "a" * 800}, 200, id="over the context"),
+        pytest.param("/v1/embeddings", {"input": "é" * 4}, 2, id="bytes, not letters; no answer"),
     ],
 )
 def test_a_call_costs_its_prompt_and_what_it_lets_the_answer_have(
-    body: dict[str, Any], tokens: int
+    url: str, body: dict[str, Any], tokens: int
 ) -> None:
-    assert asked(**body) == tokens
+    assert asked(url, **body) == tokens
 
 
 def test_a_tenant_has_its_own_limits_where_it_has_some() -> None:
