@@ -1,8 +1,10 @@
 """Who may start: no more than the engine's useful batch, and nobody while it cannot serve.
 
 Called by `predictor.delivery.delivery`, `.drain` and `predictor.serving.direct_call`, so that queued jobs
-and direct calls share one limit. There is no queue in here: who does not fit is told to come back,
-and waits where waiting is durable. Must not know jobs or HTTP.
+and direct calls share one limit. There is no queue in here: a call of one sequence that does not fit is
+told to come back, and waits where waiting is durable. A larger delivery would come back for ever while
+small ones take each slot that frees, so one at a time may reserve what it needs: nobody else is admitted
+until it has it. Must not know jobs or HTTP.
 """
 
 import asyncio
@@ -38,8 +40,38 @@ def sequences(body: Mapping[str, Any]) -> int:
     return max(1, count) * (choices if isinstance(choices, int) and choices > 0 else 1)
 
 
+class Slot:
+    """The part of the batch that one delivery holds."""
+
+    def __init__(self, admission: "Admission") -> None:
+        self._admission = admission
+        self._size = 0
+        self._is_exclusive = False
+
+    async def take(self, size: int) -> None:
+        """Hold `size` sequences, all of the batch for a request larger than it. One that does not fit
+        at once reserves them and waits, unless it is a single sequence. Raises `Unavailable` when that
+        may not be.
+        """
+        self.release()
+        await self._admission.wait_for(size)
+        self._size = self._admission.add(size)
+
+    async def take_all(self) -> None:
+        """Hold the whole batch, alone: nobody may even wait here until it is released."""
+        await self.take(self._admission.capacity)
+        self._is_exclusive = self._admission.is_reserved = True
+
+    def release(self) -> None:
+        """Hold nothing."""
+        self._admission.remove(self._size)
+        self._size = 0
+        if self._is_exclusive:
+            self._is_exclusive = self._admission.is_reserved = False
+
+
 class Admission:
-    """The predictor's one door. Not ready is a matter of this process, not of the store."""
+    """Who may start. Not ready is a matter of this process, not of the store."""
 
     def __init__(self, engine: Engine, on_change: Callable[[int], None] = lambda _: None) -> None:
         self._engine = engine
@@ -47,9 +79,15 @@ class Admission:
         self._in_flight = 0
         self._is_open = False
         self._is_draining = False
-        self._is_kept_for_one = False
+        self.is_reserved = False  #: nobody else is admitted, nor may wait
+        self._freed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def capacity(self) -> int:
+        """The useful batch."""
+        return max(1, self._engine.max_concurrency)
 
     @property
     def phase(self) -> Phase:
@@ -71,6 +109,7 @@ class Admission:
     def drain(self) -> None:
         """Take nothing new, for ever."""
         self._is_draining = True
+        self._freed.set()
 
     async def wait_idle(self) -> None:
         """Return when nothing is in flight."""
@@ -78,42 +117,62 @@ class Admission:
 
     @contextmanager
     def slot(self, size: int = 1) -> Iterator[None]:
-        """Hold `size` slots of the batch (all of them, for a request larger than it). Raises
+        """Hold `size` sequences of the batch (all of them, for a request larger than it). Raises
         `Unavailable` at once when they are not free.
         """
-        size = min(size, max(1, self._engine.max_concurrency))
         self._check(size)
-        self._change(+size)
+        taken = self.add(size)
         try:
             yield
         finally:
-            self._change(-size)
+            self.remove(taken)
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """Hold the whole batch. The door is shut from now on, for as long as it takes until what
-        runs has ended and this one too. Raises `Unavailable` when another waits for it already, or
-        this predictor has been told to go meanwhile.
-        """
-        if self._is_kept_for_one:
-            raise Overloaded("this predictor is kept for one job", _RETRY_FULL_S)
-        self._is_kept_for_one = True
+    async def reserve(self, size: int = 1) -> AsyncIterator[Slot]:
+        """A slot of `size` sequences, held for as long as this lasts. Raises what `Slot.take` raises."""
+        slot = Slot(self)
         try:
-            await self.wait_idle()
-            self._check_phase()
-            self._change(+self._engine.max_concurrency)
-            try:
-                yield
-            finally:
-                self._change(-self._engine.max_concurrency)
+            await slot.take(size)
+            yield slot
         finally:
-            self._is_kept_for_one = False
+            slot.release()
+
+    async def wait_for(self, size: int) -> None:
+        """Return when `size` sequences are free. Raises `Unavailable` when they are not and this is
+        one sequence, another waits already, or this predictor has been told to go meanwhile.
+        """
+        if size == 1 or self._fits(size) or self.is_reserved:
+            self._check(size)
+            return
+        self._check_phase()
+        self.is_reserved = True
+        try:
+            while not self._fits(size):
+                self._freed.clear()
+                await self._freed.wait()
+                self._check_phase()
+        finally:
+            self.is_reserved = False
+
+    def add(self, size: int) -> int:
+        """Take `size` sequences, no more than all; gives how many that are."""
+        taken = min(size, self.capacity)
+        self._change(+taken)
+        return taken
+
+    def remove(self, taken: int) -> None:
+        """Give back what `add` took."""
+        if taken:
+            self._change(-taken)
+
+    def _fits(self, size: int) -> bool:
+        return self._in_flight + min(size, self.capacity) <= self.capacity
 
     def _check(self, size: int) -> None:
         self._check_phase()
-        if self._is_kept_for_one:
-            raise Overloaded("this predictor is kept for one job", _RETRY_FULL_S)
-        if self._in_flight + size > self._engine.max_concurrency:
+        if self.is_reserved:
+            raise Overloaded("the next free slots are reserved for a larger job", _RETRY_FULL_S)
+        if not self._fits(size):
             raise Overloaded("every slot of the engine's batch is taken", _RETRY_FULL_S)
 
     def _check_phase(self) -> None:
@@ -127,6 +186,7 @@ class Admission:
 
     def _change(self, by: int) -> None:
         self._in_flight += by
+        self._freed.set()
         if self._in_flight:
             self._idle.clear()
         else:

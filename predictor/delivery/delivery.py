@@ -1,6 +1,6 @@
 """The life of one delivery: from an HTTP message to the answer that the broker goes by.
 
-Called by the event route of `predictor.server`. The steps stand in `Deliveries.outcome_of`, in
+Called by the event route of `predictor.server`. The steps stand in `Deliveries._run`, in
 order; what each outcome is answered with is the table of `answer_for` (docs/adr/0015). Nothing is
 answered 2xx that the store does not hold; if the process dies in here, the job's lease lapses and
 the next delivery goes on. A caller that goes away changes nothing: the next one finds the result.
@@ -9,8 +9,8 @@ the next delivery goes on. A caller that goes away changes nothing: the next one
 import asyncio
 import sys
 from collections.abc import Awaitable, Mapping
-from contextlib import suppress
-from typing import Final, assert_never
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import structlog
 
@@ -21,11 +21,10 @@ from eventing.errors import (
     BadRequest,
     IdempotencyConflict,
     StoreUnavailable,
-    TorporError,
     Unavailable,
 )
-from eventing.job.job import Job
-from eventing.job.store import AcquireStatus, NewJob, Release, Store
+from eventing.job.job import API_SOURCE, Job
+from eventing.job.store import Acquired, AcquireStatus, NewJob, Release, Store
 from eventing.store.job_record import fresh
 from eventing.telemetry import trace
 from eventing.telemetry.log import log_context
@@ -33,9 +32,8 @@ from eventing.telemetry.metric.ledger import GpuAccount
 from eventing.telemetry.metric.series import labelled
 from eventing.telemetry.span import Span
 from predictor import metrics
-from predictor.delivery.admission import Admission, sequences
+from predictor.delivery.admission import Admission, Slot, sequences
 from predictor.delivery.answer import (
-    RETRY_SOON_S,
     Answer,
     Held,
     Ignored,
@@ -56,14 +54,6 @@ from predictor.generation.generation import Attempt, Completed, Generation, Inte
 _log = structlog.get_logger()
 
 _HELD_AT_MOST_S: Final = 5.0
-
-
-class _OnlyAlone(Exception):
-    """The job's last attempt, after losses, is for a predictor that runs nothing else."""
-
-
-class _NotAsTold(Exception):
-    """There is no record, or it says something else than the event."""
 
 
 class Deliveries:
@@ -143,108 +133,78 @@ class Deliveries:
         return Rejected(None if self._is_store_shared else await self._store.get(new.id))
 
     async def _run(self, new: NewJob) -> Outcome:
-        """Beside others; a job that may be what kills predictors gets one for itself at the end
-        (docs/adr/0085).
+        """Five steps: slot, lease, checkpoint, generate, settle. Each gives what the next one needs, or
+        the outcome. A job that may be what kills predictors gets one for itself (docs/adr/0085).
         """
-        try:
-            with self._admission.slot(sequences(new.request.body)):
-                return await self._start(new, is_exclusive=False)
-        except _OnlyAlone:
-            _log.warning("waits to run alone", action="alone", job_id=new.id)
-        async with self._admission.alone():
-            return await self._start(new, is_exclusive=True)
+        async with self._admission.reserve(sequences(new.request.body)) as slot:
+            leased = await self._lease(new, slot)
+            if not isinstance(leased, Leased):
+                return leased
+            attempt = leased.attempt
+            with trace.span("attempt", job_id=attempt.job_id, attempt=attempt.number) as span:
+                await self._links.follow(attempt.job_id, "attempt", span)
+                whole = await self._checkpoint(leased)
+                if not isinstance(whole, Leased):
+                    return whole
+                return await self._attempt(whole, span)
 
-    async def _start(self, new: NewJob, *, is_exclusive: bool) -> Outcome:
-        """Most records say what the event says: then the lease is all that need be asked for."""
-        job = fresh(new, 0)
-        can_resume = self._can_resume_if_well(job)
-        if can_resume is not None:
-            with suppress(_NotAsTold):
-                return await self._acquire(
-                    job, can_resume=can_resume, is_exclusive=is_exclusive, expected=new
-                )
-        return await self._start_recorded(new, is_exclusive=is_exclusive)
-
-    def _can_resume_if_well(self, job: Job) -> bool | None:
-        """None where something is wrong with the request, which is for the record to answer for."""
-        try:
-            request = _request(job, 1)
-            self._engine.validate(request)
-            return self._engine.can_resume(request)
-        except Exception:
-            return None
-
-    async def _start_recorded(self, new: NewJob, *, is_exclusive: bool) -> Outcome:
-        job = await self._record(new)
+    def _validate(self, job: Job) -> bool | Exception:
+        """Whether the answer may be continued, or what is wrong with the request. An error that is no
+        `BadRequest` is a bug of the check.
+        """
         try:
             request = _request(job, job.attempt + 1)
             self._engine.validate(request)
-            can_resume = self._engine.can_resume(request)
-        except BadRequest as error:
-            return await self._settlement.refuse(job, error)
-        except TorporError:
-            raise
+            return self._engine.can_resume(request)
         except Exception as error:
-            return await self._fail_attempt_on_validation_bug(job, error)
-        return await self._acquire(job, can_resume=can_resume, is_exclusive=is_exclusive)
+            return error
 
-    async def _fail_attempt_on_validation_bug(self, job: Job, error: Exception) -> Outcome:
-        """A request that breaks the very check of it costs an attempt too, or it would come for
-        ever.
+    async def _lease(self, new: NewJob, slot: Slot) -> "Leased | Outcome":
+        """The job's lease. Most records say what the event says: then it is all that need be asked for.
+        Where they differ, or the event's request is wrong, the record decides.
         """
-        # It never gets as far as the engine, so it is as good as alone.
-        acquired = await self._store.acquire(
-            job.id, self._owner, can_resume=True, is_exclusive=True
-        )
-        if acquired.status is AcquireStatus.HELD:
-            return Held(RETRY_SOON_S)
-        if acquired.status is not AcquireStatus.ACQUIRED:
-            return await self._settlement.ended(job.id)
-        _log.error("check broke", action="validate", job_id=job.id, **where(error))
-        attempt = Attempt(
-            lease=acquired.lease,
-            acquired_s=self._clock.monotonic_s(),
-            token_count=acquired.token_count,
-            can_resume=True,
-        )
-        return await self._settlement.failed(attempt, "internal_error")
+        job, expected = fresh(new, 0), True
+        checked = self._validate(job)
+        is_exclusive = False
+        while True:
+            if isinstance(checked, Exception) and expected:
+                job, expected = await self._record(new), False
+                checked = self._validate(job)
+            if isinstance(checked, BadRequest):
+                return await self._settlement.refuse(job, checked)
+            if isinstance(checked, Unavailable):
+                raise checked
+            asked_s = self._clock.monotonic_s()
+            acquired = await self._store.acquire(
+                job.id,
+                self._owner,
+                can_resume=checked is not False,
+                # What fails before it gets to the engine is as good as alone.
+                is_exclusive=is_exclusive or isinstance(checked, Exception),
+                expected=new if expected else None,
+            )
+            match acquired.status:
+                case AcquireStatus.ACQUIRED:
+                    return Leased.of(job, acquired, checked, asked_s)
+                case AcquireStatus.ALONE:
+                    _log.warning("waits to run alone", action="alone", job_id=job.id)
+                    is_exclusive = True
+                    await slot.take_all()
+                case AcquireStatus.OTHER | AcquireStatus.MISSING if expected:
+                    job, expected = await self._record(new), False
+                    checked = self._validate(job)
+                case _:
+                    return await self._not_ours(job, acquired)
 
-    async def _acquire(
-        self, job: Job, *, can_resume: bool, is_exclusive: bool, expected: NewJob | None = None
-    ) -> Outcome:
-        """Take the lease and go on. Raises `_NotAsTold`, with nothing done, where the record is not
-        what the event `expected`.
-        """
-        asked_s = self._clock.monotonic_s()
-        acquired = await self._store.acquire(
-            job.id, self._owner, can_resume=can_resume, is_exclusive=is_exclusive, expected=expected
-        )
+    async def _not_ours(self, job: Job, acquired: Acquired) -> Outcome:
+        """What the delivery is told when there is no lease to be had."""
         match acquired.status:
-            case AcquireStatus.ACQUIRED:
-                attempt = Attempt(
-                    lease=acquired.lease,
-                    acquired_s=asked_s,
-                    token_count=acquired.token_count,
-                    can_resume=can_resume,
-                    void_count=acquired.void_count,
-                )
-                with trace.span("attempt", job_id=job.id, attempt=attempt.number) as span:
-                    await self._links.follow(job.id, "attempt", span)
-                    return await self._continue(attempt, job, span)
             case AcquireStatus.HELD:
                 return Held(min(acquired.lease_left_ms / 1000, _HELD_AT_MOST_S))
-            case AcquireStatus.ALONE:
-                raise _OnlyAlone
-            case AcquireStatus.OTHER:
-                raise _NotAsTold
-            case AcquireStatus.MISSING if expected is not None:
-                raise _NotAsTold
-            case AcquireStatus.MISSING:
+            case AcquireStatus.MISSING | AcquireStatus.OTHER:
                 return Refused("the job's record is gone")
-            case AcquireStatus.TERMINAL | AcquireStatus.EXPIRED | AcquireStatus.EXHAUSTED:
-                return await self._settlement.ended(job.id)
             case _:
-                assert_never(acquired.status)
+                return await self._settlement.ended(job.id)
 
     async def _record(self, new: NewJob) -> Job:
         """The job as recorded: what stands in the record is what was promised, whatever a later
@@ -262,31 +222,44 @@ class Deliveries:
             await self._store.mark_published(job.id)  # it has just arrived
         return job
 
-    async def _continue(self, attempt: Attempt, job: Job, span: Span) -> Outcome:
-        """Go on from the checkpoint. One that is not whole (its stream was evicted) is of no use:
-        the job starts over.
+    async def _checkpoint(self, leased: "Leased") -> "Leased | Outcome":
+        """What earlier attempts left. A checkpoint that is not whole (its stream was evicted) is of no
+        use: the job starts over, under a lease that says so.
         """
-        checkpoint = await self._checkpoint(attempt)
+        attempt = leased.attempt
+        if not attempt.token_count:
+            metrics.TOKENS_REGENERATED.inc(attempt.void_count)
+            return leased
+        checkpoint = await read_checkpoint(self._store, attempt.job_id, attempt.token_count)
+        metrics.TOKENS_RESUMED.inc(len(checkpoint.token_ids))
         if len(checkpoint.token_ids) == attempt.token_count:
-            return await self._attempt(attempt, checkpoint, job, span)
-        _log.warning("checkpoint not whole", action="restart", job_id=job.id)
+            return replace(leased, checkpoint=checkpoint)
+        _log.warning("checkpoint not whole", action="restart", job_id=attempt.job_id)
         await self._settlement.give_back(attempt, Release.HANDOVER, "handover")
+        asked_s = self._clock.monotonic_s()
         # Who may run it was asked a moment ago, and nothing was lost since.
-        return await self._acquire(job, can_resume=False, is_exclusive=True)
+        acquired = await self._store.acquire(
+            attempt.job_id, self._owner, can_resume=False, is_exclusive=True
+        )
+        if acquired.status is not AcquireStatus.ACQUIRED:
+            return await self._not_ours(leased.job, acquired)
+        metrics.TOKENS_REGENERATED.inc(acquired.void_count)
+        return Leased.of(leased.job, acquired, False, asked_s)
 
-    async def _attempt(
-        self, attempt: Attempt, checkpoint: Checkpoint, job: Job, span: Span
-    ) -> Outcome:
-        """Everything that happens under a lease."""
+    async def _attempt(self, leased: "Leased", span: Span) -> Outcome:
+        """Generate and settle, whatever goes wrong."""
+        attempt = leased.attempt
         log = _log.bind(job_id=attempt.job_id, attempt=attempt.number)
         log.info("attempt starts", action="attempt", resumed_tokens=attempt.token_count)
         started_s = self._clock.monotonic_s()
         try:
-            outcome, word = await self._generate_and_settle(attempt, checkpoint, job)
+            if leased.bug is not None:
+                raise leased.bug
+            outcome, word = await self._generate_and_settle(leased)
         except StoreUnavailable as error:
             outcome, word = Refused(error.message, error.retry_after_s), "store_unavailable"
         except Exception as error:
-            # The outermost hand on this job: whatever went wrong counts, so that it ends.
+            # The outermost handler of this job: whatever went wrong counts, so that it ends.
             log.error("attempt broke", action="attempt", **where(error))
             outcome, word = await self._settlement.failed(attempt, "internal_error"), "bug"
         labelled(metrics.ATTEMPTS, word).inc()
@@ -295,15 +268,12 @@ class Deliveries:
         log.info("attempt ends", action="attempt_end", outcome=word, duration_ms=duration_ms)
         return outcome
 
-    async def _generate_and_settle(
-        self, attempt: Attempt, checkpoint: Checkpoint, job: Job
-    ) -> tuple[Outcome, str]:
-        """The answer, its cost and its end, watched all the while by whoever keeps the lease."""
-        share_s = self._account.share_s()
+    async def _generate_and_settle(self, leased: "Leased") -> tuple[Outcome, str]:
+        """Both under the eyes of whoever keeps the lease."""
         generation = Generation(
-            attempt,
-            checkpoint,
-            _request(job, attempt.number),
+            leased.attempt,
+            leased.checkpoint,
+            _request(leased.job, leased.attempt.number),
             engine=self._engine,
             store=self._store,
             appends=self._appends,
@@ -311,11 +281,18 @@ class Deliveries:
             flush_s=self._flush_s,
         )
         with self._keeper.watching(generation):
-            with trace.span("generate", resumed_tokens=attempt.token_count) as span:
-                result = await generation.run()
-                span.set(new_tokens=generation.new_tokens)
-            gpu_ms = self._account.take(job.tenant, share_s, is_kept=_is_kept(result, attempt))
-            return await self._settle(attempt, result, generation, gpu_ms)
+            result, gpu_ms = await self._generate(generation, leased)
+            return await self._settle(leased.attempt, result, generation, gpu_ms)
+
+    async def _generate(self, generation: Generation, leased: "Leased") -> tuple[Result, int]:
+        """The answer, or why there is none, and its GPU milliseconds."""
+        share_s = self._account.share_s()
+        attempt = leased.attempt
+        with trace.span("generate", resumed_tokens=attempt.token_count) as span:
+            result = await generation.run()
+            span.set(new_tokens=generation.new_tokens)
+        is_kept = _is_kept(result, attempt)
+        return result, self._account.take(leased.job.tenant, share_s, is_kept=is_kept)
 
     async def _settle(
         self, attempt: Attempt, result: Result, generation: Generation, gpu_ms: int
@@ -330,13 +307,34 @@ class Deliveries:
         finally:
             await charging  # it raises nothing
 
-    async def _checkpoint(self, attempt: Attempt) -> Checkpoint:
-        if not attempt.token_count:
-            metrics.TOKENS_REGENERATED.inc(attempt.void_count)
-            return Checkpoint()
-        checkpoint = await read_checkpoint(self._store, attempt.job_id, attempt.token_count)
-        metrics.TOKENS_RESUMED.inc(len(checkpoint.token_ids))
-        return checkpoint
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leased:
+    """A job that is ours, and what its attempt starts with. `bug` is what the check of its request
+    raised.
+    """
+
+    job: Job
+    attempt: Attempt
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    bug: Exception | None = None
+
+    @classmethod
+    def of(
+        cls, job: Job, acquired: Acquired, checked: bool | Exception, asked_s: float
+    ) -> "Leased":
+        """From the store's answer to a request of `asked_s`."""
+        attempt = Attempt(
+            lease=acquired.lease,
+            acquired_s=asked_s,
+            token_count=acquired.token_count,
+            can_resume=checked is not False,
+            void_count=acquired.void_count,
+            is_told=job.source == API_SOURCE,
+        )
+        return cls(
+            job=job, attempt=attempt, bug=checked if isinstance(checked, Exception) else None
+        )
 
 
 def _request(job: Job, attempt: int) -> EngineRequest:

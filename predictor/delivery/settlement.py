@@ -10,7 +10,7 @@ from typing import Final, TypeVar, assert_never
 
 from eventing.clock import Clock
 from eventing.errors import BadRequest, StoreUnavailable, Unavailable
-from eventing.job.job import Job, JobError, JobId, JobState
+from eventing.job.job import API_SOURCE, Job, JobError, JobId, JobState
 from eventing.job.store import Ending, LeaseStatus, Release, Store
 from predictor import metrics
 from predictor.delivery.answer import RETRY_SOON_S, AttemptFailed, Ended, Held, Outcome, Refused
@@ -64,7 +64,8 @@ class Settlement:
                 )
                 return await self._finish(attempt, ending), "completed"
             case EngineFailed(BadRequest() as error):
-                return await self._finish(attempt, _dead(problem(error))), "invalid"
+                refusal = _refused(error, is_told=attempt.is_told)
+                return await self._finish(attempt, refusal), "invalid"
             case EngineFailed(EngineDeadError()) | Interrupted.ENGINE_DEAD:
                 why = release_after_engine_death(
                     new_tokens=new_tokens, can_resume=attempt.can_resume
@@ -156,7 +157,7 @@ class Settlement:
 
     async def refuse(self, job: Job, error: BadRequest) -> Outcome:
         """End a job that this engine can never serve, unless somebody runs it."""
-        ending = _dead(problem(error))
+        ending = _refused(error, is_told=job.source == API_SOURCE)
         match await self._store.conclude(job.id, ending):
             case LeaseStatus.OK | LeaseStatus.TERMINAL:
                 return await self.ended(job.id)
@@ -189,3 +190,10 @@ def problem(error: BadRequest) -> JobError:
 
 def _dead(error: JobError) -> Ending:
     return Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
+
+
+def _refused(error: BadRequest, *, is_told: bool) -> Ending:
+    """The end of a request that can never be served. A caller of our api is told why; an event of
+    somebody else is for the operator to look at.
+    """
+    return Ending(state=JobState.FAILED, error=problem(error), is_dead_letter=not is_told)

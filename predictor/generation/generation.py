@@ -95,6 +95,7 @@ class Attempt:
     token_count: int
     can_resume: bool
     void_count: int = 0
+    is_told: bool = False  #: our api tells the caller why his call was refused
 
     @property
     def job_id(self) -> JobId:

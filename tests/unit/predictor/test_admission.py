@@ -1,4 +1,4 @@
-"""The predictor's one door."""
+"""Who may start, and who waits for how much of the batch."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -109,7 +109,8 @@ def test_a_call_that_does_not_fit_beside_the_others_waits(admission: Admission) 
 
 async def entered(admission: Admission, running: asyncio.Event, end: asyncio.Event) -> None:
     """Somebody who runs alone until `end`."""
-    async with admission.alone():
+    async with admission.reserve() as slot:
+        await slot.take_all()
         running.set()
         await end.wait()
 
@@ -160,3 +161,52 @@ async def test_who_waits_to_run_alone_is_sent_away_by_a_drain(admission: Admissi
 
     with pytest.raises(Unavailable, match="draining"):
         await alone
+
+
+async def test_a_large_delivery_is_not_passed_by_small_ones_for_ever(admission: Admission) -> None:
+    """Each slot that freed went to a delivery of one sequence: 117 s at 6 of 16."""
+    running = asyncio.Event()
+
+    async def large() -> None:
+        async with admission.reserve(2):
+            running.set()
+
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(admission.slot())
+        second.enter_context(admission.slot())
+        waiting = asyncio.create_task(large())
+        await asyncio.sleep(0)
+        first.close()
+        with pytest.raises(Overloaded, match="reserved"):
+            second.enter_context(admission.slot())
+        assert not running.is_set()
+    await waiting
+    with admission.slot():
+        assert admission.in_flight == 1
+
+
+async def test_a_small_delivery_never_waits_here(admission: Admission) -> None:
+    with admission.slot(2), pytest.raises(Overloaded):
+        async with admission.reserve(1):
+            pass
+
+
+async def test_a_slot_grows_to_the_whole_batch(admission: Admission) -> None:
+    async with admission.reserve(1) as slot:
+        await slot.take_all()
+        assert admission.in_flight == 2
+    assert admission.in_flight == 0
+
+
+async def test_a_reservation_ends_with_whoever_gave_it_up(admission: Admission) -> None:
+    async def large() -> None:
+        async with admission.reserve(2):
+            pass
+
+    with admission.slot():
+        waiting = asyncio.create_task(large())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        with admission.slot():
+            assert admission.in_flight == 2

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from eventing.clock import SystemClock
 from eventing.cloudevent.job_event import FAILED, job_of
 from eventing.errors import BadRequest
-from eventing.job.job import JobState
+from eventing.job.job import API_SOURCE, JobState
 from predictor.delivery.answer import Ended
 from predictor.delivery.settlement import Settlement
 from predictor.engine.engine import EngineRequest, Step
@@ -87,6 +88,21 @@ async def test_what_the_engine_can_never_serve_is_a_dead_letter_that_names_the_f
         assert job.is_dead_letter
 
 
+@pytest.mark.parametrize("body", [{"model": "other"}, {"seeded": {"heat": 1}}])
+async def test_a_refusal_that_our_api_tells_its_caller_is_no_dead_letter(
+    body: dict[str, Any],
+) -> None:
+    """The caller has his 400; an operator need not look at it, nor be alerted."""
+    async with open_desk(is_store_shared=False) as desk:
+        event = replace(asking(**body), source=API_SOURCE)
+        answer = await desk.deliver(event)
+
+        job = await desk.store.get(job_id_of(event))
+        assert job is not None
+        assert (job.state, job.is_dead_letter) == (JobState.FAILED, False)
+        assert data_of(answer)["error"]["field"] in body
+
+
 async def test_a_job_past_its_deadline_is_failed_without_a_run() -> None:
     past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
     async with open_desk() as desk:
@@ -151,17 +167,22 @@ async def test_an_invalid_event_cannot_end_a_job_that_has_its_identity() -> None
         assert job.state is JobState.IN_PROGRESS
 
 
-async def test_what_only_a_run_finds_out_is_a_dead_letter_too() -> None:
+@pytest.mark.parametrize("is_told", [False, True])
+async def test_what_only_a_run_finds_out_is_a_dead_letter_unless_its_caller_is_told(
+    is_told: bool,
+) -> None:
     async with open_desk() as desk:
         await desk.store.create(job_of(asking()))
         taken = await desk.store.acquire(job_id_of(asking()), "p", can_resume=True)
-        attempt = Attempt(lease=taken.lease, acquired_s=0, token_count=0, can_resume=True)
+        attempt = Attempt(
+            lease=taken.lease, acquired_s=0, token_count=0, can_resume=True, is_told=is_told
+        )
         settlement = Settlement(desk.store, SystemClock(), lease_s=30)
         fault = EngineFailed(BadRequest("longer than the context", "messages"))
         outcome, _ = await settlement.settle(attempt, fault, new_tokens=0)
 
         assert isinstance(outcome, Ended)
-        assert outcome.job.is_dead_letter
+        assert outcome.job.is_dead_letter is not is_told
         assert outcome.job.error is not None
         assert outcome.job.error.field == "messages"
 

@@ -53,6 +53,31 @@ async def test_while_draining_deliveries_are_put_off() -> None:
         assert (await desk.deliver(asking())).status == 503
 
 
+async def test_a_job_of_many_sequences_runs_though_small_ones_never_stop_coming() -> None:
+    """It found each freed slot taken, and never ran."""
+    async with open_desk(max_concurrency=4) as desk:
+        seeded = {"output_tokens": 20, "tokens_per_s": 200}
+        is_over = asyncio.Event()
+
+        async def keep_coming(lane: int) -> None:
+            number = 0
+            while not is_over.is_set():
+                number += 1
+                event = asking(event_id=f"small-{lane}-{number}", seeded=seeded)
+                if (await desk.deliver(event)).status == 503:
+                    await asyncio.sleep(0.01)
+
+        async with asyncio.TaskGroup() as group:
+            for lane in range(4):
+                group.create_task(keep_coming(lane))
+            await asyncio.sleep(0.05)
+            answer = await desk.deliver(asking(event_id="large", seeded=seeded, n=4))
+            is_over.set()
+
+        assert answer.status == 200
+        assert len(data_of(answer)["response"]["choices"]) == 4
+
+
 async def test_more_than_the_batch_holds_is_put_off() -> None:
     async with open_desk(max_concurrency=2) as desk:
         events = [asking(event_id=f"e{i}", seeded=LONG) for i in range(3)]
