@@ -78,6 +78,12 @@ class Heartbeat:
                 async with asyncio.timeout(_EVERY_S):
                     await self._news.wait()
 
+    async def failed(self, reason: str) -> None:
+        """Say why the engine did not start."""
+        if self._directory is not None:
+            with suppress(StoreUnavailable):
+                await self._directory.report_failure(self._model, reason)
+
     async def end(self) -> None:
         """Take ourselves off the list."""
         if self._directory is not None:

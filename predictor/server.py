@@ -216,6 +216,7 @@ class Predictor:
             await self._engine.start(self._heartbeat.enter)
         except EngineStartError as error:
             _log.error("the engine did not start", action="start", reason=error.message)
+            await self._heartbeat.failed(error.message)
             self._exit_code = 1
             return False
         for name in self._engine.model_names[1:]:  # LoRA adapters are models of their own

@@ -341,6 +341,7 @@ function wakingWords(data) {
   if (data.position !== undefined) words.push(data.position ? `${data.position} ahead` : "next in line");
   if (data.expected_wait_s) words.push(`about ${data.expected_wait_s} s to wait`);
   if (data.phase) words.push(data.phase === "asleep" ? "nobody is awake yet" : `a predictor: ${data.phase}`);
+  if (data.reason) words.push(data.reason);
   return words.join(", ") || "waiting";
 }
 

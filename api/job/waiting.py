@@ -20,7 +20,7 @@ from eventing.clock import Clock
 from eventing.cloudevent.job_event import request_event
 from eventing.errors import StoreUnavailable
 from eventing.job.job import Job
-from eventing.live.replica import Replica, ReplicaDirectory
+from eventing.live.replica import READY, Replica, ReplicaDirectory
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import run
@@ -53,7 +53,14 @@ class QueueWaiting:
             phase=replicas[0].phase if replicas else ASLEEP,
             phase_since_ms=replicas[0].since_ms if replicas else 0,
             replicas=len(replicas),
+            reason=await self._failure(job.request.model, replicas),
         )
+
+    async def _failure(self, model: str, replicas: tuple[Replica, ...]) -> str:
+        """Why none starts, where none is ready."""
+        if any(replica.phase == READY for replica in replicas):
+            return ""
+        return await self._directory.failure(model)
 
     async def replicas(self, model: str) -> tuple[Replica, ...]:
         """The oldest first: the one that is furthest. Kept for a moment, so that a thousand waiting

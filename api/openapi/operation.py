@@ -116,6 +116,7 @@ JOB: Schema = {
                 "position": {"type": "integer"},
                 "expected_wait_s": {"type": "number"},
                 "phase": {"type": "string"},
+                "reason": {"type": "string", "description": "why no replica starts"},
             },
         },
         "links": {"type": "object"},

@@ -16,6 +16,8 @@ class Outlook:
     phase: str = ""
     phase_since_ms: int = 0
     replicas: int | None = None
+    reason: str = ""
+    """Why no replica starts."""
 
 
 def outlook_view(outlook: Outlook) -> dict[str, Any]:
@@ -26,5 +28,6 @@ def outlook_view(outlook: Outlook) -> dict[str, Any]:
         "phase": outlook.phase or None,
         "phase_since_ms": outlook.phase_since_ms or None,
         "replicas": outlook.replicas,
+        "reason": outlook.reason or None,
     }
     return {name: value for name, value in fields.items() if value is not None}

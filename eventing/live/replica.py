@@ -18,6 +18,12 @@ from eventing.redis.connection import failures_named
 SILENT_AFTER_MS: Final = 15_000
 """A replica unheard of for this long is taken for dead; it speaks every 5 s."""
 _FORGOTTEN_AFTER_S: Final = 3600
+_FAILURE: Final = "start-failure"
+"""Field of the last start that failed, beside the replicas: `seen_ms` is 0, so that nobody takes it
+for one.
+"""
+_FAILURE_KNOWN_MS: Final = 600_000
+READY: Final = "ready"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +69,8 @@ class ReplicaDirectory:
             }
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.hset(key, replica_id, orjson.dumps(entry))
+                if entry["phase"] == READY:
+                    pipe.hdel(key, _FAILURE)
                 pipe.expire(key, _FORGOTTEN_AFTER_S)
                 await pipe.execute()
 
@@ -74,6 +82,27 @@ class ReplicaDirectory:
         known = [_parse(name.decode(), orjson.loads(entry)) for name, entry in entries.items()]
         alive = [replica for replica in known if now - replica.seen_ms <= SILENT_AFTER_MS]
         return tuple(sorted(alive, key=lambda replica: (replica.since_ms, replica.id)))
+
+    async def report_failure(self, model: str, reason: str) -> None:
+        """Say why a replica of the model did not start. Raises `StoreUnavailable`."""
+        key = keys.replicas(model)
+        async with failures_named():
+            entry = {"phase": "failed", "since_ms": await self._now_ms(), "seen_ms": 0}
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.hset(key, _FAILURE, orjson.dumps({**entry, "reason": reason}))
+                pipe.expire(key, _FORGOTTEN_AFTER_S)
+                await pipe.execute()
+
+    async def failure(self, model: str) -> str:
+        """Why the last start failed, until one succeeds; empty when none did lately. Raises
+        `StoreUnavailable`.
+        """
+        async with failures_named():
+            entry = await self._redis.hget(keys.replicas(model), _FAILURE)
+            now = await self._now_ms() if entry else 0
+        found = orjson.loads(entry) if entry else {}
+        is_recent = now - int(found.get("since_ms", 0)) <= _FAILURE_KNOWN_MS
+        return str(found.get("reason", "")) if is_recent else ""
 
     async def remove(self, model: str, replica_id: str) -> None:
         """We end. Raises `StoreUnavailable`; then silence says it."""

@@ -300,6 +300,13 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
+def _say_why(reason: str) -> None:
+    """Log why we do not start, in the form of every process of ours (`torpor.local.failure`)."""
+    line = {"service": "parent", "level": "error", "action": "start", "reason": reason}
+    sys.stderr.write(f"{json.dumps(line)}\n")
+    sys.stderr.flush()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m predictor.process.parent`: listen, preload, then fork until told to end."""
     parser = argparse.ArgumentParser(
@@ -313,12 +320,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     die_with_parent(os.getppid(), signal.SIGTERM)
     adopt_orphans()
     listener = listen(args.socket)
-    preload_s = _preload(args.preload)
+    try:
+        preload_s = _preload(args.preload)
+    except Exception as error:
+        traceback.print_exc()
+        _say_why(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+        return 1
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
-        sys.stderr.write(
-            f"predictor.process.parent: {threads} threads after preloading; forks unsafe\n"
-        )
+        _say_why(f"{threads} threads after preloading; forks unsafe")
         return 1
     hello = {"ready": True, "preload_s": round(preload_s, 3), "pid": os.getpid()}
     try:

@@ -278,10 +278,13 @@ def test_an_unreachable_api_is_one_clear_line(tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
-def _up(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+def _up(folder: Path, *flags: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
     base = [TORPOR, "up", "--engine", "seeded", "--port", "0", "--broker-port", "0"]
     return subprocess.run(
-        [*base, "--data-dir", str(folder), *flags], capture_output=True, text=True, timeout=30
+        [*base, "--data-dir", str(folder), *flags],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
     )
 
 
@@ -477,3 +480,46 @@ def test_a_hostile_dead_letter_is_listed_and_never_obeyed(stack: LocalStack) -> 
     assert "Traceback" not in listed.stderr
     assert "[/] [red]x" in listed.stdout
     assert "\x1b" not in listed.stdout
+
+
+def test_a_predictor_that_cannot_start_says_why_in_status_and_to_who_waits(tmp_path: Path) -> None:
+    wrong = {"TORPOR_SEEDED_PREFILL_TOKENS_PER_S": "steam"}
+    stack = LocalStack(tmp_path / "data", env=wrong).start()
+    try:
+        job_id = stack.submit(max_tokens=2)
+        stack.until(lambda: "will not start" in stack.status()["replicas"]["last_failure"])
+        shown = torpor(stack, "status").stdout
+        waiting = stack.job(job_id)["waiting"]
+    finally:
+        stack.stop()
+
+    assert "TORPOR_SEEDED_PREFILL_TOKENS_PER_S='steam'" in shown
+    assert "(see " in shown
+    assert waiting["reason"].startswith("will not start: TORPOR_SEEDED_PREFILL_TOKENS_PER_S")
+
+
+@pytest.mark.real_engine
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--engine-args", "--bogus-flag"], "unrecognized arguments: --bogus-flag"),
+        (["--max-model-len", "9999999"], "--max-model-len 9999999 is over the 8192 tokens"),
+    ],
+)
+def test_what_no_engine_starts_with_ends_the_start_in_one_line(
+    tmp_path: Path, flags: list[str], said: str
+) -> None:
+    refused = _up(tmp_path / "data", "--engine", "vllm", *flags, timeout_s=120)
+
+    assert refused.returncode == 1, refused.stderr
+    assert said in refused.stderr.splitlines()[-1]
+    assert "Traceback" not in refused.stderr
+
+
+def test_an_empty_model_folder_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+
+    refused = _up(tmp_path / "data", "--engine", "vllm", "--model", str(tmp_path / "model"))
+
+    assert refused.returncode == 1
+    assert "holds no model" in refused.stderr.splitlines()[-1]

@@ -17,10 +17,13 @@ from typing import Final
 
 import structlog
 
+from torpor.local.failure import reason_in
+
 _log = structlog.get_logger()
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _LAST_LINES: Final = 5
+_TAIL_CHARACTERS: Final = 64 * 1024
 _LINE_CHARACTERS: Final = 300
 _SAFE_PATH: Final = {"PYTHONSAFEPATH": "1"}
 """`python -m api` must run our `api`, never a folder of that name where the user happens to be."""
@@ -102,6 +105,13 @@ class Child:
             with suppress(ProcessLookupError):
                 self._process.kill()
             return await self._process.wait()
+
+    def failure(self) -> str:
+        """Why it did not start, and where to read more."""
+        with suppress(OSError):
+            text = self.log_path.read_text(errors="replace")[-_TAIL_CHARACTERS:]
+            return f"{reason_in(text) or 'it says no reason'} (see {self.log_path})"
+        return "it left no log"
 
     def log_tail(self) -> str:
         """The end of its log, for the message when it did not start."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final
 
 _ERROR: Final = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Failure)): (.+)")
-_OURS: Final = re.compile(r"^torpor: (.+)")
+_OURS: Final = re.compile(r"^(?:torpor: )(.+)|^(TORPOR_\w+=.+|cannot listen on .+)")
 _LONGEST: Final = 300
 
 
@@ -18,8 +18,14 @@ def reason_in(text: str) -> str:
     """The last reason in a log; empty when there is none."""
     for line in reversed(text.splitlines()):
         if reason := _logged(line) or _said(line):
-            return " ".join(reason.split())[:_LONGEST]
+            return _short(reason)
     return ""
+
+
+def _short(reason: str) -> str:
+    """On one line, without the names of the errors that it passed through."""
+    line = " ".join(reason.split()).removeprefix("EngineStartError: ")
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
 def _logged(line: str) -> str:
@@ -33,6 +39,6 @@ def _logged(line: str) -> str:
 
 def _said(line: str) -> str:
     if found := _OURS.match(line):
-        return found[1]
+        return found[1] or found[2]
     found = _ERROR.match(line)
     return f"{found[1]}: {found[2]}" if found else ""

@@ -22,6 +22,7 @@ import yaml
 
 from eventing.broker.queue import QueueView
 from eventing.errors import Unavailable
+from eventing.live.replica import ReplicaDirectory
 from eventing.process.http_server import listen
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
@@ -210,6 +211,7 @@ class Stack:
         s = self.settings
         redis = connect(redis_url)
         exits.push_async_callback(redis.aclose)
+        directory = ReplicaDirectory(redis)
         launcher = await self._launcher(group, exits, model)
         activator = Activator(
             self.replicas,
@@ -224,6 +226,7 @@ class Stack:
             launcher,
             self.replicas,
             on_change=activator.changed,
+            on_failure=lambda reason: _tell_failure(directory, model.name, reason),
             group=group,
         )
         view = QueueView(redis)
@@ -273,6 +276,7 @@ class Stack:
             env=self._base_env,
             ready_path=f"/v2/models/{model.name}/ready",
             drain_grace_s=self.settings.drain_grace,
+            log_dir=self._logs,
         )
 
     def _autoscaler(
@@ -346,6 +350,12 @@ class _Stopped(Exception):
     """Leaves the task group: its other tasks have no end of their own."""
 
 
+async def _tell_failure(directory: ReplicaDirectory, model: str, reason: str) -> None:
+    """Let whoever waits for the model know. A store that is away costs the news only."""
+    with suppress(Unavailable):
+        await directory.report_failure(model, reason)
+
+
 async def _reachable(redis_url: str, message: str, child: Child | None = None) -> None:
     """Return once the store takes writes."""
     store = RedisStore(connect(redis_url, timeout_s=1.0))
@@ -376,7 +386,7 @@ async def _answers(url: str, child: Child) -> None:
                     if answer.status == 200:
                         return
             await asyncio.sleep(0.05)
-    raise StackError(f"the {child.name} did not start\n{child.log_tail()}")
+    raise StackError(f"the {child.name} did not start: {child.failure()}")
 
 
 def _require_free(host: str, port: int, name: str) -> None:

@@ -66,6 +66,22 @@ async def test_the_phase_is_the_one_of_the_replica_that_is_furthest(
     assert (waiting["phase"], waiting["replicas"]) == ("weights", 2)
 
 
+async def test_who_waits_is_told_why_no_replica_starts_until_one_does(
+    rig: Rig, queue: Queue, redis: Redis
+) -> None:
+    directory = ReplicaDirectory(redis)
+    await directory.report_failure("m", "no such model")
+
+    failed = await look(rig, await rig.submit())
+    await directory.report("m", "other", "weights", {})
+    waking = await look(rig, await rig.submit())
+    await directory.report("m", "other", "ready", {})
+
+    assert (failed["reason"], failed["replicas"], failed["phase"]) == ("no such model", 0, "asleep")
+    assert waking["reason"] == "no such model"
+    assert await directory.failure("m") == ""
+
+
 async def test_a_stream_tells_of_each_new_phase(rig: Rig, queue: Queue, redis: Redis) -> None:
     job_id = await rig.submit()
     directory = ReplicaDirectory(redis)

@@ -10,12 +10,14 @@ import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import aiohttp
 import structlog
 
 from torpor.local.child import free_port
+from torpor.local.failure import reason_in
 from torpor.local.predictors.launcher import Launcher, Running
 from torpor.local.predictors.replica import Replica, ReplicaState, to_drain
 
@@ -25,6 +27,10 @@ _PROBE_TIMEOUT: Final = aiohttp.ClientTimeout(total=1)
 _KILL_AFTER_GRACE_S: Final = 5.0
 _CRASH_PAUSE_S: Final = 1.0
 """A predictor that died while waking is not started again faster than this."""
+_SAME_FAILURES: Final = 3
+_HOPELESS_PAUSE_S: Final = 60.0
+"""And not faster than this once it has failed so often in a row for the same reason."""
+_TAIL_CHARACTERS: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +41,7 @@ class PredictorSpec:
     env: Mapping[str, str]
     ready_path: str
     drain_grace_s: float
+    log_dir: Path
 
 
 class Fleet:
@@ -47,17 +54,20 @@ class Fleet:
         replicas: dict[str, Replica],
         *,
         on_change: Callable[[], Awaitable[None]],
+        on_failure: Callable[[str], Awaitable[None]],
         group: asyncio.TaskGroup,
     ) -> None:
         self._spec = spec
         self._launcher = launcher
         self._replicas = replicas
         self._on_change = on_change
+        self._on_failure = on_failure
         self._group = group
         self._numbers = itertools.count(1)
         self._lives: dict[str, asyncio.Task[None]] = {}
         self._drains: dict[str, asyncio.Event] = {}
         self._may_start_at = 0.0
+        self._failures: list[str] = []
         self.wanted = 0
         self.crashes = 0
         self.last_failure = ""
@@ -106,7 +116,7 @@ class Fleet:
             replica.pid = running.pid
             await self._until_end(replica, running)
         except OSError as error:
-            self._note_crash(replica, f"cannot start: {error}")
+            await self._note_crash(replica, f"cannot start: {error}")
         finally:
             replica.state = ReplicaState.ENDED
             for table in (self._replicas, self._drains, self._lives):
@@ -120,7 +130,7 @@ class Fleet:
         try:
             await asyncio.wait({ended, drain}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
-                self._note_crash(replica, f"ended by itself with status {ended.result()}")
+                await self._note_crash(replica, self._why(replica, ended.result()))
             else:
                 await running.stop(self._spec.drain_grace_s + _KILL_AFTER_GRACE_S)
         finally:
@@ -135,6 +145,7 @@ class Fleet:
                 is_ready = await _answers(session, replica.url + self._spec.ready_path)
                 if is_ready and replica.state is ReplicaState.WAKING:
                     replica.state = ReplicaState.READY
+                    self._failures.clear()
                     replica.ready_after_s = loop.time() - replica.started_s
                     _log.info(
                         "ready",
@@ -146,11 +157,34 @@ class Fleet:
                 waking = replica.state is ReplicaState.WAKING
                 await asyncio.sleep(_PROBE_EVERY_S if waking else 20 * _PROBE_EVERY_S)
 
-    def _note_crash(self, replica: Replica, reason: str) -> None:
+    async def _note_crash(self, replica: Replica, reason: str) -> None:
+        """Remember why; one that was ready has lost its process, one that was not did not start."""
         self.crashes += 1
-        self.last_failure = f"{replica.id} {reason}"
         _log.warning("predictor lost", action="replica_lost", replica=replica.id, reason=reason)
-        self._may_start_at = asyncio.get_running_loop().time() + _CRASH_PAUSE_S
+        has_started = replica.state is not ReplicaState.WAKING
+        self._failures = [] if has_started else [*self._failures, reason][-_SAME_FAILURES:]
+        is_hopeless = self._failures == [reason] * _SAME_FAILURES
+        pause_s = _HOPELESS_PAUSE_S if is_hopeless else _CRASH_PAUSE_S
+        self._may_start_at = asyncio.get_running_loop().time() + pause_s
+        see = f"(see {self._log_of(replica)})"
+        self.last_failure = (
+            f"will not start: {reason} {see}" if is_hopeless else f"{replica.id}: {reason} {see}"
+        )
+        if not has_started:
+            await self._on_failure(f"will not start: {reason}" if is_hopeless else reason)
+
+    def _why(self, replica: Replica, status: int) -> str:
+        """What its log says, else how it ended."""
+        ended = f"ended by itself with status {status}"
+        if replica.state is not ReplicaState.WAKING:
+            return ended
+        with suppress(OSError):
+            text = self._log_of(replica).read_text(errors="replace")[-_TAIL_CHARACTERS:]
+            return reason_in(text) or ended
+        return ended
+
+    def _log_of(self, replica: Replica) -> Path:
+        return self._spec.log_dir / f"{replica.id}.log"
 
 
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:

@@ -21,6 +21,10 @@ from torpor.local.errors import StackError
 _log = structlog.get_logger()
 _PARENT_START_S: Final = 180.0
 _FORK_TIMEOUT_S: Final = 10.0
+_COLD_ENDS_ALLOWED: Final = 3
+"""Ends of the parent in a row before it was warm. The first start has one only: what is wrong with it
+was wrong when the user typed it.
+"""
 
 
 class Running(Protocol):
@@ -76,16 +80,24 @@ class ForkLauncher:
         self.warm = asyncio.Event()
 
     async def run(self) -> None:
-        """Keep a warm parent until cancelled."""
+        """Keep a warm parent until cancelled. Raises `StackError` with the reason when it can not be
+        had.
+        """
+        cold_ends, allowed = 0, 1
         while True:
             await self._parent.start()
             try:
                 await self._converse()
             finally:
+                was_warm = self.warm.is_set()
                 self.warm.clear()
                 for forked in self._running.values():
                     forked.end(-signal.SIGKILL)  # children die with their parent
                 self._running.clear()
+            await self._parent.wait()
+            cold_ends, allowed = (0, _COLD_ENDS_ALLOWED) if was_warm else (cold_ends + 1, allowed)
+            if cold_ends >= allowed:
+                raise StackError(f"the engine does not start: {self._parent.failure()}")
             _log.warning("the warm parent ended", action="parent_lost")
             await asyncio.sleep(1)
 
@@ -108,12 +120,15 @@ class ForkLauncher:
 
     async def _converse(self) -> None:
         """Read what the parent says until it ends."""
-        reader, self._writer = await self._connect()
+        with suppress(ConnectionError):
+            reader, self._writer = await self._connect()
+            await self._read(reader)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        assert self._writer is not None  # noqa: S101
         try:
             while line := await reader.readline():
                 self._hear(json.loads(line))
-        except ConnectionError:
-            pass
         finally:
             self._writer.close()
             self._writer = None
@@ -138,7 +153,7 @@ class ForkLauncher:
             with suppress(OSError):
                 return await asyncio.open_unix_connection(str(self._socket_path), limit=1 << 20)
             await asyncio.sleep(0.05)
-        raise StackError(f"the warm parent did not start\n{self._parent.log_tail()}")
+        raise ConnectionError("the parent ended before it listened")
 
 
 class _Forked:
