@@ -16,7 +16,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 
 import aiohttp
@@ -185,6 +185,8 @@ class AsyncClient:
             try:
                 async for event in self._events(job_id, cursor):
                     cursor, since = event.cursor or cursor, _now()
+                    if result := event.data.get("links", {}).get("result"):  # too long for an event
+                        event = replace(event, data=await self.call("GET", result))
                     yield event
                     if event.name == "result":
                         return

@@ -27,19 +27,25 @@ def data_frame(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
-def comment(text: str) -> bytes:
-    """A line that readers skip. `text` must not hold line breaks.
+def last_comment(text: str) -> bytes:
+    """Why a stream ends here, for people who look. `text` must not hold line breaks.
 
-    No empty line follows: OpenAI's client takes that for an event once any event had an id, and
-    fails on its missing data.
+    Only as the end of a stream: a reader that splits at empty lines takes a comment for the
+    beginning of the next event, and drops both.
     """
     return f": {text}\n".encode()
 
 
+KEEP_ALIVE: Final = b" \n"
+"""Keeps a silent stream open. A line of one blank is a field without a name, which is ignored; it is
+no comment (see `last_comment`), and no empty line, which OpenAI's client takes for an event once any
+event had an id.
+"""
+LINE_LIMIT_BYTES: Final = 96 * 1024
+"""Longest line of a stream, where we can help it: default readers take 128 KiB (aiohttp)."""
 RAW_SEND: Final = "torpor.send"
 """Where `api.http.middleware` leaves the server's own `send` in the scope."""
 _STUCK_S: Final = 30.0
-_KEEP_ALIVE: Final = comment("keep-alive")
 
 
 class Stream(EventSourceResponse):
@@ -68,7 +74,7 @@ class Stream(EventSourceResponse):
             headers=headers,
             ping=keep_alive_s,
             # sse-starlette takes bytes as they are; its annotation only knows its own event.
-            ping_message_factory=lambda: _KEEP_ALIVE,  # type: ignore[arg-type, return-value]
+            ping_message_factory=lambda: KEEP_ALIVE,  # type: ignore[arg-type, return-value]
             send_timeout=_STUCK_S,
             client_close_handler_callable=on_disconnect,
         )

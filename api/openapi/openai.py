@@ -52,7 +52,7 @@ def _call(
 ) -> Doc:
     done = answer("The answer", None, shown)
     if chunk is not None:
-        stream = f": accepted\ndata: {orjson.dumps(chunk).decode()}\n\ndata: [DONE]\n\n"
+        stream = f"data: {orjson.dumps(chunk).decode()}\n\ndata: [DONE]\n\n"
         done["content"]["text/event-stream"] = {"schema": {"type": "string"}, "example": stream}
     return Doc(
         tag="openai",

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from api.auth.principal import Scope
 from api.http.body import BodyReader
 from api.http.shutdown import Shutdown
-from api.http.sse import Stream, comment, frame
+from api.http.sse import KEEP_ALIVE, LINE_LIMIT_BYTES, Stream, frame, last_comment
 from api.job.catalog import Catalog
 from api.job.result_feed import ResultFeed
 from api.job.submission import SubmitDeps, submit_new
@@ -113,19 +113,19 @@ async def _result_frames(
         yield frame("gap", {"after": after})
     try:
         async with feed.reading(tenant):
-            yield comment("reading")
+            yield KEEP_ALIVE  # the head goes out with it
             while True:
                 ends = await feed.page(tenant, after)
                 for ended in ends:
                     after = ended.cursor
                     if ended.job is not None:
-                        event = result_event(ended.job)
+                        event = result_event(ended.job, inline_bytes=LINE_LIMIT_BYTES)
                         data = orjson.Fragment(build_structured(event)[1])
                         yield frame(event.type, data, cursor=after)
                 if not ends:
                     await feed.grew(tenant, after)
     except Unavailable as error:
-        yield comment(error.message)  # it comes back with its last id
+        yield last_comment(error.message)  # it comes back with its last id
 
 
 @routes.operation("POST", "/internal/events", scope=Scope.RESULTS_WRITE, doc=docs.TAKE_RESULT)

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from api.auth.principal import Scope
 from api.http.problem import openai_error
 from api.http.protocol import ResponseWriter, wire_of
-from api.http.sse import comment, data_frame
+from api.http.sse import KEEP_ALIVE, data_frame
 from api.job.catalog import Catalog
 from api.job.live import LiveDeps, moments, write_directly
 from api.job.stream_position import StreamBroken
@@ -32,7 +32,6 @@ from api.routes.jobs import accepted, json_response, naming
 from api.routes.route import Call, Routes
 from api.view.chunk import Chunker
 from api.view.outcome import answer_of, failure_of
-from api.view.outlook import outlook_view
 from eventing.errors import InvalidJob, NotFound, TorporError
 from eventing.job.job import Job, Lane
 from eventing.job.store import StreamEntry
@@ -56,7 +55,7 @@ DONE: Final = data_frame(b"[DONE]")
 async def create_chat_completion(call: Call[OpenAIDeps]) -> Response:
     """Answer a conversation.
 
-    As OpenAI's. `stream: true` sends chunks, with comments while a predictor wakes; `Prefer:
+    As OpenAI's. `stream: true` sends chunks, and blank lines while a predictor wakes; `Prefer:
     respond-async` answers 202 and the job at once.
     """
     return await _serve(call, "/v1/chat/completions")
@@ -138,13 +137,11 @@ async def _frames(
     def render(entry: StreamEntry) -> bytes:
         return b"".join(map(data_frame, chunker.chunks(entry)))
 
-    yield comment(f"accepted {job.id}")
+    yield KEEP_ALIVE  # the head goes out with it
     try:
         async for moment in moments(deps, job, "", write_directly(wire, render)):
             if moment.fault is not None:
                 raise StreamBroken(moment.fault, job)
-            if moment.outlook is not None:
-                yield comment("waiting " + orjson.dumps(outlook_view(moment.outlook)).decode())
             if frames := b"".join(map(render, moment.entries)):
                 yield frames
             if moment.job is not None:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from api.auth.principal import Principal, Scope
 from api.http.problem import openai_error
 from api.http.protocol import wire_of
-from api.http.sse import comment, frame
+from api.http.sse import LINE_LIMIT_BYTES, frame
 from api.job.live import moments, write_directly
 from api.job.response_request import Ask, Message, messages_of, parse_ask
 from api.job.stream_position import StreamBroken
@@ -31,7 +31,6 @@ from api.routes.held import (
 from api.routes.jobs import cancelled, json_response, naming, own_job, whole_number
 from api.routes.openai import prefers_async
 from api.routes.route import Call, Routes
-from api.view.outlook import outlook_view
 from api.view.response import (
     RECORD,
     job_id_of,
@@ -253,14 +252,11 @@ async def _frames(
         return _dump(translator.feed(entry), after)
 
     tap = write_directly(wire_of(call.request.scope), render)
-    yield comment(f"accepted {job.id}")
     yield _dump(translator.begin(), after)
     try:
         async for moment in moments(call.deps.held.live, job, "", tap):
             if moment.fault is not None:
                 raise StreamBroken(moment.fault, job)
-            if moment.outlook is not None:
-                yield comment("waiting " + orjson.dumps(outlook_view(moment.outlook)).decode())
             frames = b"".join(map(render, moment.entries))
             if moment.job is not None:
                 frames += _dump(translator.end(moment.job), after)
@@ -277,4 +273,14 @@ def _error_frame(error: TorporError) -> bytes:
 
 def _dump(events: Iterable[dict[str, Any]], after: int) -> bytes:
     numbered = ((event["sequence_number"], event) for event in events)
-    return b"".join(frame(e["type"], e, cursor=str(n)) for n, e in numbered if n > after)
+    return b"".join(_event_frame(event, n) for n, event in numbered if n > after)
+
+
+def _event_frame(event: dict[str, Any], number: int) -> bytes:
+    """The event; one that is too long for a line leaves out what only repeats the request."""
+    made = frame(event["type"], event, cursor=str(number))
+    if len(made) > LINE_LIMIT_BYTES and "response" in event:
+        asked: dict[str, Any] = {"instructions": None, "tools": []}
+        event = event | {"response": event["response"] | asked}
+        made = frame(event["type"], event, cursor=str(number))
+    return made

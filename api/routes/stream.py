@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 
 from api.http.protocol import ResponseWriter
-from api.http.sse import comment, frame
+from api.http.sse import LINE_LIMIT_BYTES, frame, last_comment
 from api.job.live import LiveDeps, Moment, moments, write_directly
 from api.job.stream_position import StreamFault
 from api.view.job import job_view
@@ -49,11 +49,11 @@ async def job_frames(
         async for name, data, cursor in job_events(deps, job, after, tap):
             yield frame(name, data, cursor=cursor)
     except ReaderCutOff as error:
-        yield comment(error.message)
+        yield last_comment(error.message)
     except NotFound:
-        yield comment("the job was deleted")
+        yield last_comment("the job was deleted")
     except StoreUnavailable as error:
-        yield comment(error.message)  # it comes back with its last id
+        yield last_comment(error.message)  # it comes back with its last id
 
 
 def token_frame(entry: StreamEntry) -> bytes:
@@ -99,12 +99,22 @@ async def job_events(
 
 def _events_of(moment: Moment, cursor: str) -> list[tuple[str, Any, str]]:
     if moment.job is not None:
-        return [("result", job_view(moment.job), f"{cursor or '0-0'}{END}")]
+        return [("result", _ended_view(moment.job), f"{cursor or '0-0'}{END}")]
     if moment.outlook is not None:
         return [("waking", outlook_view(moment.outlook), "")]
     if moment.fault is not None:
         return [("gap", {"reason": moment.fault}, "")]
     return [entry_event(entry) for entry in moment.entries if entry.kind is not EntryKind.OTHER]
+
+
+def _ended_view(job: Job) -> dict[str, Any]:
+    """The ended job. A result that is too long for a line of a stream is left out, and
+    `links.result` says where it is.
+    """
+    view = job_view(job)
+    if len(orjson.dumps(view)) > LINE_LIMIT_BYTES:
+        view |= {"result": None, "links": view["links"] | {"result": view["links"]["self"]}}
+    return view
 
 
 def entry_event(entry: StreamEntry) -> tuple[str, Any, str]:

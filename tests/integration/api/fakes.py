@@ -187,13 +187,16 @@ async def serving(
 
 
 async def sse_events(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, str]]:
-    """The events of an SSE stream as dicts of their fields; comments are under `comment`."""
+    """The events of an SSE stream as dicts of their fields; comments are under `comment`, blank lines under `blank`."""
     event: dict[str, str] = {}
     async for line in lines:
         if not line:
             if event:
                 yield event
             event = {}
+            continue
+        if line == " ":
+            yield {"blank": ""}
             continue
         name, _, value = line.partition(": ")
         if name:

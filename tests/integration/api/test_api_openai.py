@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import openai
+import orjson
 import pytest
 from openai import AsyncOpenAI
 
@@ -245,13 +246,33 @@ async def test_every_call_of_openais_can_be_answered_later(
     assert (await rig.client.get(answer.headers["location"])).status_code == 200
 
 
-async def test_a_waiting_stream_is_kept_open_with_comments(rig: Rig) -> None:
+async def test_a_waiting_stream_is_kept_open_with_lines_of_one_blank(rig: Rig) -> None:
     body = {"model": "m", "messages": MESSAGES, "stream": True}
     async with rig.client.stream("POST", "/v1/chat/completions", json=body) as answer:
         lines = answer.aiter_lines()
-        assert (await anext(lines)).startswith(": accepted job_")
-        while await anext(lines) != ": keep-alive":
-            continue
+
+        assert [await anext(lines) for _ in range(3)] == [" ", " ", " "]
+
+
+async def test_a_reader_that_splits_a_stream_at_empty_lines_loses_nothing(rig: Rig) -> None:
+    """As `vllm bench serve` and Dify read: what begins with a colon is skipped, to the empty line."""
+    body = {"model": "m", "messages": MESSAGES, "stream": True}
+    async with rig.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        pieces = answer.aiter_bytes()
+        raw = await anext(pieces)
+        await asyncio.sleep(0.5)  # two keep-alives
+        predictor = await rig.predictor(answer.headers["torpor-job-id"])
+        await predictor.chat("He")
+        await predictor.chat("llo", "stop")
+        await predictor.finish(chat_result("Hello"))
+        async for piece in pieces:
+            raw += piece
+
+    messages = [message.strip() for message in raw.split(b"\n\n") if message.strip()]
+    assert all(message.startswith(b"data: ") for message in messages)
+    assert messages[-1] == b"data: [DONE]"
+    chunks = [orjson.loads(message.removeprefix(b"data: ")) for message in messages[:-1]]
+    assert "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks) == "Hello"
 
 
 async def test_a_batch_waits_behind_people(rig: Rig, client: AsyncOpenAI) -> None:

@@ -93,13 +93,13 @@ async def test_the_stream_helper_of_the_client_assembles_the_answer(
     assert final.output_text == engine.answer
 
 
-async def test_comments_between_numbered_events_do_not_break_the_client(
+async def test_what_keeps_a_stream_open_between_numbered_events_does_not_break_the_client(
     rig: Rig, client: AsyncOpenAI
 ) -> None:
-    """Its decoder takes an empty line after a comment for an event once it has seen an id."""
+    """Its decoder takes an empty line for an event once it has seen an id."""
     stream = await client.responses.create(model="m", input="hi", background=True, stream=True)
     created = await anext(stream)
-    await asyncio.sleep(0.5)  # two keep-alive comments
+    await asyncio.sleep(0.5)  # two keep-alives
     await (await rig.predictor(job_of(created.response))).finish(chat_result("x"))  # type: ignore[union-attr]
 
     assert [event.type async for event in stream][-1] == "response.completed"

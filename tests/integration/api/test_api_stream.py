@@ -4,15 +4,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import aiohttp
 import orjson
 import pytest
 
 from api.job import live
+from api.settings import ApiSettings, ModelCard
 from eventing.errors import Unavailable
 from eventing.job.job import JobId
 from eventing.redis import keys
-from tests.integration.api.conftest import Rig
-from tests.integration.api.fakes import chat_result, names_of, sse_events
+from eventing.store.redis_store import RedisStore
+from tests.integration.api.conftest import Rig, rig_over
+from tests.integration.api.fakes import FakeBroker, chat_result, names_of, sse_events
+from torpor.client import AsyncClient
 
 
 @asynccontextmanager
@@ -90,11 +94,11 @@ async def test_a_reader_that_has_seen_the_end_is_told_to_stop(rig: Rig) -> None:
     assert answer.status_code == 204
 
 
-async def test_a_silent_stream_is_kept_open_with_comments(rig: Rig) -> None:
+async def test_a_silent_stream_is_kept_open_with_lines_of_one_blank(rig: Rig) -> None:
     job_id = await rig.submit()
 
     async with following(rig, job_id) as events:
-        while "comment" not in await anext(events):
+        while "blank" not in await anext(events):
             continue
 
 
@@ -206,3 +210,50 @@ async def _drop_every_connection(rig: Rig) -> None:
         except Unavailable:
             continue
         break
+
+
+LONG = "x" * 1_000_000
+
+
+async def test_no_line_of_a_stream_is_too_long_for_a_default_reader(rig: Rig) -> None:
+    """aiohttp refuses lines of 128 KiB; a result that is longer stands behind a link."""
+    job_id = await rig.submit()
+    await (await rig.predictor(job_id)).finish(chat_result(LONG))
+    async with aiohttp.ClientSession(rig.url) as session:
+        async with session.get(f"/v1/jobs/{job_id}/events") as answer:
+            lines = [line async for line in answer.content]
+        ended = orjson.loads([line for line in lines if line.startswith(b"data: ")][-1][6:])
+        async with session.get(ended["links"]["result"]) as answer:
+            job = await answer.json()
+
+    assert ended["result"] is None
+    assert job["result"]["choices"][0]["message"]["content"] == LONG
+
+
+async def test_our_own_client_follows_the_link_to_a_long_result(rig: Rig) -> None:
+    job_id = await rig.submit()
+    await (await rig.predictor(job_id)).finish(chat_result(LONG))
+    async with AsyncClient(rig.url) as torpor:
+        events = [event async for event in torpor.stream(job_id)]
+
+    assert events[-1].data["result"]["choices"][0]["message"]["content"] == LONG
+
+
+async def test_long_instructions_are_not_repeated_in_the_events_of_a_response(
+    api_settings: ApiSettings, store: RedisStore, broker: FakeBroker
+) -> None:
+    wide = api_settings.model_copy(
+        update={"models": (ModelCard(name="m", context_tokens=1_000_000),)}
+    )
+    body = {"model": "m", "input": "hi", "stream": True, "instructions": "x" * 150_000}
+    async with (
+        rig_over(wide, store, broker) as rig,
+        aiohttp.ClientSession(rig.url) as session,
+        session.post("/v1/responses", json=body) as answer,
+    ):
+        predictor = await rig.predictor(answer.headers["torpor-job-id"])
+        await predictor.chat("Hello", "stop")
+        await predictor.finish(chat_result("Hello"))
+        lines = [line async for line in answer.content]
+
+    assert orjson.loads(lines[-2][6:])["type"] == "response.completed"
