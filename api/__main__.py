@@ -96,6 +96,7 @@ def build(settings: ApiSettings) -> tuple[FastAPI, Shutdown]:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        _log.info("started", action="start", host=settings.host, port=settings.port)
         _say_what_is_open(settings)
         async with asyncio.TaskGroup() as group:
             loops = wiring.loops(parts)

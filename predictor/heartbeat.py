@@ -104,4 +104,4 @@ class Heartbeat:
                 device=self.device,
             )
         except StoreUnavailable as error:
-            _log.warning("no heartbeat", action="heartbeat", reason=error.message)
+            _log.debug("no heartbeat", action="heartbeat", reason=error.message)

@@ -49,7 +49,7 @@ async def sweep_files(files: FileStore) -> None:
             if removed:
                 _log.info("files removed", action="sweep", count=removed)
         except Unavailable as error:
-            _log.warning("files not swept", action="sweep", reason=error.code)
+            _log.debug("files not swept", action="sweep", reason=error.code)
         await asyncio.sleep(_SWEEP_EVERY_S)
 
 

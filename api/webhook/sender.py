@@ -84,7 +84,7 @@ class WebhookSender:
                 try:
                     await self._take()
                 except StoreUnavailable as error:
-                    _log.warning("will look again", action="webhook", reason=error.code)
+                    _log.debug("will look again", action="webhook", reason=error.code)
                 for lane, delivery in self._lanes.start(time.monotonic()):
                     group.create_task(self._deliver(session, lane, delivery))
                 try:
@@ -136,7 +136,7 @@ class WebhookSender:
         try:
             pause_s = await self._attempt(session, delivery)
         except StoreUnavailable as error:
-            _log.warning("due again by itself", action="webhook", reason=error.code)
+            _log.debug("due again by itself", action="webhook", reason=error.code)
         except Exception as error:  # a bug must cost one try, not the sender of all the others
             _log.error("a bug", action="webhook", error=type(error).__name__, exc_info=True)
         finally:

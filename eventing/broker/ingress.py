@@ -50,7 +50,7 @@ class Ingress:
             return _refusal(error.status, error.code, error.message)
         except Unavailable as error:
             _offered.labels("unavailable").inc()
-            _log.warning("event not taken", action="ingress", reason=error.code)
+            _log.debug("event not taken", action="ingress", reason=error.code)
             refusal = _refusal(error.status, error.code, error.message)
             refusal.headers["retry-after"] = f"{error.retry_after_s:.0f}"
             return refusal

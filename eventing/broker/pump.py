@@ -182,7 +182,7 @@ class Pump:
                 span.set(status=answer.status)
             await self._retry_while_store_unavailable(claimed, answer, reply)
         except Unavailable as error:
-            _log.warning("delivery left pending", action="deliver", reason=error.code)
+            _log.debug("delivery left pending", action="deliver", reason=error.code)
         except Exception as error:
             # The outermost loop of one delivery: a pump that dies of an event dies of it again
             # after each restart, with all its queue. It counts as a try, so it ends.

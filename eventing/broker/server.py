@@ -129,6 +129,9 @@ async def serve(
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    served = settings.trigger or "all"
+    where = {"host": settings.host, "port": settings.port} if with_ingress else {}
+    _log.info("started", action="start", triggers=len(triggers), pumps=served, **where)
     async with asyncio.TaskGroup() as group:
         group.create_task(broker.pump(stopping))
         if with_ingress:

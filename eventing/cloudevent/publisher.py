@@ -14,6 +14,7 @@ import aiohttp
 
 from eventing.cloudevent.event import Event, build_binary
 from eventing.errors import BrokerUnavailable
+from eventing.telemetry.dependency import Dependency
 
 _LARGE_BYTES: Final = 2**20
 
@@ -56,6 +57,7 @@ class HttpPublisher:
         self._token_file = token_file
         self._ca_file = ca_file
         self._session: aiohttp.ClientSession | None = None
+        self._broker = Dependency("broker")
 
     async def publish(self, event: Event) -> None:
         headers, body = build_binary(event)
@@ -65,9 +67,15 @@ class HttpPublisher:
             ) as answer:
                 status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise BrokerUnavailable("the broker does not answer") from error
+            raise self._away("the broker does not answer") from error
         if not 200 <= status < 300:
-            raise BrokerUnavailable(f"the broker answered {status}")
+            raise self._away(f"the broker answered {status}")
+        if self._broker.is_away:
+            self._broker.answered()
+
+    def _away(self, why: str) -> BrokerUnavailable:
+        self._broker.failed(why)
+        return BrokerUnavailable(why)
 
     def _authorization(self) -> dict[str, str]:
         """Read anew each time: a projected token is a kilobyte in memory, and rotates."""

@@ -59,7 +59,7 @@ class CompletionNotifier:
                 async with failures_named():
                     await self._listen()
             except StoreUnavailable as error:
-                _log.warning("waits for the store", action="bell", reason=error.code)
+                _log.debug("waits for the store", action="bell", reason=error.code)
                 await asyncio.sleep(_BACKOFF_S)
             finally:
                 self.is_listening = False

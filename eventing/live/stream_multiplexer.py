@@ -263,7 +263,7 @@ class StreamMultiplexer:
                     await self._read_until_failure()
                 except StoreUnavailable as error:
                     self._connection_id = 0
-                    _log.warning("live readers wait for the store", action="hub", reason=error.code)
+                    _log.debug("live readers wait for the store", action="hub", reason=error.code)
                     await asyncio.sleep(_BACKOFF_S)
 
     async def close(self) -> None:

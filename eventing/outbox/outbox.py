@@ -48,7 +48,7 @@ async def run(store: Store, publisher: Publisher, every_s: float) -> None:
             if swept != Swept():
                 _log.info("sent again", action="sweep", **_counts(swept))
         except Unavailable as error:
-            _log.warning("will look again", action="sweep", reason=error.code)
+            _log.debug("will look again", action="sweep", reason=error.code)
         await asyncio.sleep(every_s)
 
 

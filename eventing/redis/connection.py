@@ -25,7 +25,9 @@ from redis.exceptions import (
 
 from eventing.errors import StoreUnavailable
 from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.telemetry.dependency import Dependency
 
+_store = Dependency("store")
 _REFUSED_WRITE = (
     "OOM ",
     "MISCONF ",
@@ -72,12 +74,15 @@ async def failures_named() -> AsyncIterator[None]:
     asked_before = task.cancelling() if task else 0
     try:
         yield
+        if _store.is_away:
+            _store.answered()
         if task and task.cancelling() > asked_before:
             raise asyncio.CancelledError
     except (RedisError, OSError, RuntimeError) as error:
         named = _named(error)
         if named is None:
             raise
+        _store.failed(named.message)
         raise named from error
 
 

@@ -1,7 +1,15 @@
 """`python -m knative.external_scaler`: serve the work-aware policy to KEDA."""
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # Before the imports, which take a second: as PID 1 a process ignores what it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
 import asyncio
 import sys
+from contextlib import suppress
 
 import structlog
 from pydantic import ValidationError
@@ -23,10 +31,7 @@ def main() -> int:
         sys.stderr.write(f"torpor external scaler: {error}\n")
         return 2
     log.configure("external-scaler", level=settings.log_level)
-    try:
-        asyncio.run(_serve(settings))
-    except KeyboardInterrupt:
-        return 0
+    asyncio.run(_serve(settings))
     return 0
 
 
@@ -40,10 +45,12 @@ async def _serve(settings: ExternalScalerSettings) -> None:
     def say(port: int) -> None:
         structlog.get_logger().info("listening", action="listen", port=port)
 
-    try:
-        await server.run(f"{settings.host}:{settings.port}", say)
-    finally:
-        await redis.aclose()
+    serving = asyncio.ensure_future(server.run(f"{settings.host}:{settings.port}", say))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+    with suppress(asyncio.CancelledError):
+        await serving
+    await redis.aclose()
 
 
 if __name__ == "__main__":

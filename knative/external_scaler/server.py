@@ -72,7 +72,7 @@ class ScalerServer:
                 look = await self._source.look(settings.queue, settings.model)
         except (Unavailable, TimeoutError) as error:
             self._failed[key] = f"cannot read the queue: {type(error).__name__}"
-            _log.warning("look_failed", action="look", queue=settings.queue, error=str(error))
+            _log.debug("look_failed", action="look", queue=settings.queue, error=str(error))
             return
         self._failed.pop(key, None)
         before = scaler.replicas

@@ -76,7 +76,7 @@ class LeaseKeeper:
         try:
             holds = await self._store.renew(leases, extend=extend)
         except StoreUnavailable as error:
-            _log.warning("leases not renewed", action="renew", reason=error.message)
+            _log.debug("leases not renewed", action="renew", reason=error.message)
             return
         for generation, hold in zip(generations, holds, strict=True):
             if extend:

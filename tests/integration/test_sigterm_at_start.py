@@ -37,6 +37,7 @@ def environment(tmp_path: Path, redis_url: str) -> Mapping[str, str]:
         "TORPOR_REDIS_URL": redis_url,
         "TORPOR_TRIGGERS_FILE": str(tmp_path / "triggers.yaml"),
         "TORPOR_METRICS_PORT": "0",
+        "TORPOR_ANONYMOUS_ACCESS": "loopback",
         "TORPOR_FILES_URL": f"file://{tmp_path}",
         "TORPOR_PREDICTOR_HOST": "127.0.0.1",
         "TORPOR_SEEDED_START_UP_S": "60",

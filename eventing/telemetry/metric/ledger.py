@@ -160,7 +160,7 @@ class GpuAccount:
             await self._ledger.post(rows)
         except StoreUnavailable as error:
             _add(self._charged, charged)
-            _log.warning("not posted", action="ledger", reason=error.code)
+            _log.debug("not posted", action="ledger", reason=error.code)
             return
         self._posted = due
 

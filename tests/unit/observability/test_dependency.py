@@ -1,0 +1,49 @@
+"""What is said of a store or broker that goes and comes back, by a clock of our own."""
+
+import pytest
+import structlog
+
+from eventing.telemetry.dependency import Dependency
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_it_is_said_once_that_it_is_away_and_once_that_it_is_back(clock: Clock) -> None:
+    store = Dependency("store", clock)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(100):
+            store.failed("no answer")
+        clock.now_s = 8.0
+        for _ in range(100):
+            store.answered()
+
+    said = [(line["event"], line.get("reason"), line.get("away_s")) for line in lines]
+    assert said == [("store is away", "no answer", None), ("store is back", None, 8.0)]
+
+
+def test_reads_that_succeed_between_refused_writes_are_not_its_return(clock: Clock) -> None:
+    store = Dependency("store", clock)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(50):
+            store.failed("takes no writes")
+            clock.now_s += 0.5
+            store.answered()
+
+    assert len(lines) == 1
+
+
+def test_one_that_never_failed_says_nothing() -> None:
+    with structlog.testing.capture_logs() as lines:
+        Dependency("store").answered()
+
+    assert lines == []
