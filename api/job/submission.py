@@ -386,11 +386,15 @@ def check_metadata(value: Any, where: str) -> dict[str, str]:
     if not isinstance(value, Mapping) or len(value) > 16:
         raise InvalidJob(f"{where} must be an object of at most 16 texts", where)
     for name, text in value.items():
-        if not isinstance(text, str) or len(text) > 512 or len(name) > 64:
-            message = f"{where} takes names of up to 64 and texts of up to 512 characters"
-            raise InvalidJob(message, where)
+        pair = f"{where}.{name[:64]}"
+        if len(name) > 64:
+            raise InvalidJob(f"{pair}...: a name may have 64 characters, not {len(name)}", pair)
+        if not isinstance(text, str):
+            raise InvalidJob(f"{pair} must be text", pair)
+        if len(text) > 512:
+            raise InvalidJob(f"{pair} may have 512 characters, not {len(text)}", pair)
         if name.startswith("torpor."):
-            raise InvalidJob(f"{where} names that start with torpor. are reserved", where)
+            raise InvalidJob(f"{pair}: names that start with torpor. are reserved", pair)
     return dict(value)
 
 

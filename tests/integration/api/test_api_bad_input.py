@@ -243,8 +243,10 @@ def in_a_header(text: str) -> bytes:
         pytest.param({"priority": "now"}, "priority", id="unknown priority"),
         pytest.param({"expires_after": -1}, "expires_after", id="in the past"),
         pytest.param({"expires_after": True}, "expires_after", id="a boolean for seconds"),
-        pytest.param({"metadata": {"torpor.response": "x"}}, "metadata", id="a name of ours"),
-        pytest.param({"metadata": {"a": 1}}, "metadata", id="a number in metadata"),
+        pytest.param(
+            {"metadata": {"torpor.response": "x"}}, "metadata.torpor.response", id="a name of ours"
+        ),
+        pytest.param({"metadata": {"a": 1}}, "metadata.a", id="a number in metadata"),
     ],
 )
 async def test_what_can_never_run_names_its_field(
