@@ -67,6 +67,12 @@ class ApiSettings(BaseSettings):
     """The Trigger manifests of our own broker, where its queues lie in `redis_url`: the api then
     puts events into them itself, by the same triggers, and `broker_url` is not asked.
     """
+    broker_timeout_s: float = Field(5.0, gt=0.1, le=60)
+    """Longest wait until a broker that is not ours has taken an event; no submit waits for it."""
+    broker_event_limit_bytes: int = Field(0, ge=0)
+    """Largest event that such a broker takes, for a 413 at the submit; 0 when it is not known."""
+    max_unpublished: int = Field(10_000, ge=1)
+    """Jobs whose event such a broker has yet to take, above which submits are answered 503."""
     broker_token: SecretStr = SecretStr("")
     """Bearer token for the broker; empty sends none."""
     broker_token_file: Path | None = None

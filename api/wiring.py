@@ -48,15 +48,16 @@ from api.webhook.listener import WebhookListener
 from api.webhook.sender import SenderSettings, WebhookSender
 from api.webhook.service import WebhookService
 from api.webhook.store import WebhookStore
-from eventing.broker.intake import DirectIntake
+from eventing.broker.intake import Intake
 from eventing.broker.router import DirectPublisher
 from eventing.broker.trigger import load_triggers
 from eventing.clock import Clock, SystemClock
 from eventing.cloudevent.publisher import HttpPublisher, Publisher
 from eventing.live.completion_notifier import CompletionNotifier
+from eventing.live.ended import EndedConsumer, EndListener
 from eventing.live.stream_multiplexer import StreamMultiplexer
 from eventing.outbox import outbox
-from eventing.outbox.published import PublishedJobs
+from eventing.outbox.publisher import OutboxPublisher
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.store.redis_store import RedisStore
 from eventing.telemetry.metric.job import JobMetrics
@@ -73,7 +74,7 @@ class Parts:
     settings: ApiSettings
     redis: SharedRedis
     store: RedisStore
-    publisher: Publisher
+    route: DirectPublisher | OutboxPublisher
     clock: Clock
     streams: StreamMultiplexer
     ends: CompletionNotifier
@@ -91,9 +92,7 @@ class Parts:
 
     async def close(self) -> None:
         self.submission.catalog.close()
-        await self.submission.published.clear(self.store)
-        if isinstance(self.publisher, DirectPublisher | HttpPublisher):
-            await self.publisher.close()
+        await self.route.close()
         await self.streams.close()
         await self.store.close()
 
@@ -108,7 +107,8 @@ def make_parts(
     Raises `BadRequest` when the triggers or the keys cannot be read.
     """
     clock, body_room = SystemClock(), BodyRoom()
-    publisher = publisher or _publisher(settings, redis)
+    route = _route(settings, redis, publisher)
+    intake = Intake(store, route, clock)
     gate = LimitGate(settings, redis, store, clock)
     bodies = BodyReader(
         body_room, limit_bytes=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
@@ -123,10 +123,7 @@ def make_parts(
     )
     submission = SubmitDeps(
         catalog=Catalog(settings.models),
-        store=store,
-        publisher=publisher,
-        intake=_intake(store, publisher, clock),
-        published=PublishedJobs(),
+        intake=intake,
         admission=gate,
         limiter=ConcurrencyLimiter(),
         clock=clock,
@@ -138,7 +135,7 @@ def make_parts(
         settings=settings,
         redis=redis,
         store=store,
-        publisher=publisher,
+        route=route,
         clock=clock,
         streams=streams,
         ends=ends,
@@ -210,17 +207,14 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
     dead_letter_deps = dead_letters.DeadLetterDeps(
         store=parts.store,
         catalog=submission.catalog,
-        publisher=parts.publisher,
-        published=submission.published,
+        intake=submission.intake,
         admission=submission.admission,
-        submit_timeout_s=settings.submit_timeout_s,
     )
     event_deps = events.EventDeps(
         submission=submission,
         store=parts.store,
         catalog=submission.catalog,
         results=parts.results,
-        listeners=_listeners(parts),
         events=access.bodies.limited_to(settings.event_limit_bytes),
         shutdown=parts.shutdown,
         keep_alive_s=settings.keep_alive_s,
@@ -272,28 +266,32 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
 
 def loops(parts: Parts) -> Mapping[str, Loop]:
     """What must run for the parts, by name."""
-    settings, published = parts.settings, parts.submission.published
+    settings, route = parts.settings, parts.route
     models = [card.name for card in settings.models]
-    return {
+    named: dict[str, Loop] = {
         "streams": parts.streams.run,
         "ends": parts.ends.run,
         "batches": lambda: batch_runner.run(parts.batches),
         "files": lambda: batch_runner.sweep_files(parts.batches.files),
         "metrics": LiveMetrics(parts.redis, models, settings.price).run,
-        "published": lambda: published.run(parts.store),
-        "sweep": lambda: outbox.run(parts.store, parts.publisher, settings.sweep_every_s),
+        "ended": EndedConsumer(parts.redis, parts.store, _listeners(parts)).run,
+        "sweep": lambda: outbox.run(parts.store, route, settings.sweep_every_s),
+        "deadlines": lambda: outbox.run_deadlines(parts.store),
         "webhooks": parts.webhooks.sender.run,
         "results": parts.results.run,
     }
+    if isinstance(route, OutboxPublisher):
+        named["publish"] = lambda: route.run(parts.store)
+    return named
 
 
-def _listeners(parts: Parts) -> tuple[events.ResultListener, ...]:
+def _listeners(parts: Parts) -> tuple[EndListener, ...]:
     """Who is told of every end."""
     return (
+        parts.results,  # first: it writes them down in their order
         JobMetrics([card.name for card in parts.settings.models], parts.ledger),
         parts.gate,
         WebhookListener(parts.webhooks.store, parts.webhooks.sender.wake),
-        parts.results,
         parts.past_waking,
     )
 
@@ -308,19 +306,21 @@ def _webhooks(settings: ApiSettings, redis: SharedRedis) -> WebhookService:
     return WebhookService(store, WebhookSender(store, how))
 
 
-def _publisher(settings: ApiSettings, redis: SharedRedis) -> DirectPublisher | HttpPublisher:
+def _route(
+    settings: ApiSettings, redis: SharedRedis, publisher: Publisher | None
+) -> DirectPublisher | OutboxPublisher:
     """The way to the broker. Raises `BadRequest` when the triggers cannot be read."""
-    if settings.queue_triggers_file is not None:
+    if publisher is None and settings.queue_triggers_file is not None:
         return DirectPublisher(redis, load_triggers(settings.queue_triggers_file))
-    return HttpPublisher(
+    over_http = HttpPublisher(
         settings.broker_url,
-        timeout_s=settings.submit_timeout_s,
+        timeout_s=settings.broker_timeout_s,
         token=settings.broker_token.get_secret_value(),
         token_file=settings.broker_token_file,
         ca_file=settings.broker_ca_file,
     )
-
-
-def _intake(store: RedisStore, publisher: Publisher, clock: Clock) -> DirectIntake | None:
-    """One flight for record and event, where the broker's queues lie beside the store."""
-    return DirectIntake(store, publisher, clock) if isinstance(publisher, DirectPublisher) else None
+    return OutboxPublisher(
+        publisher or over_http,
+        max_unpublished=settings.max_unpublished,
+        event_limit_bytes=settings.broker_event_limit_bytes,
+    )

@@ -23,8 +23,9 @@ from eventing.broker.queue import Queue, QueueView, member_of
 from eventing.cloudevent.event import to_record
 from eventing.cloudevent.job_event import request_event
 from eventing.job.job import API_SOURCE, JobRequest, Lane, new_job_id
-from eventing.job.store import NewJob
+from eventing.job.store import NewJob, Publication
 from eventing.redis.connection import connect
+from eventing.store.job_record import fresh
 from eventing.store.redis_store import RedisStore
 from tests.redis_server import VALKEY, RedisServer, debian_redis
 
@@ -49,10 +50,8 @@ def new_job(number: int) -> NewJob:
 
 async def submit(store: RedisStore, queue: Queue, new: NewJob) -> int:
     """Record and queue one job; the bytes of its payload, which are stored twice."""
-    job, _ = await store.create(new)
-    event = request_event(job)
-    await queue.send([queue.put_call(event, lane=new.lane, tenant=new.tenant)])
-    await store.mark_published(job.id)
+    event = request_event(fresh(new, 0))
+    await store.submit(new, Publication(queues=(queue.prefix,), event=to_record(event)))
     return len(new.request.to_json()) + len(to_record(event)) + len(member_of(event))
 
 

@@ -6,7 +6,10 @@
     │   ├── UnsupportedMode     batched events                              415
     │   ├── InvalidJob          an event, but not a job we can run          422
     │   ├── ContextExceeded     the prompt alone is longer than the context 422
-    │   └── IdempotencyConflict same key, other body                        409
+    │   ├── IdempotencyConflict same key, other body                        409
+    │   │   └── JobDeleted      same key, and its job was deleted           409
+    │   ├── EventTooLarge       over what the broker takes                  413
+    │   └── EventRefused        the broker will never take this event       400
     ├── NotFound                no such job, or not yours                   404
     ├── WrongState              the job is not in a state for this          409
     └── Unavailable             store, broker or engine away: retry later   503
@@ -82,6 +85,25 @@ class IdempotencyConflict(BadRequest):
 
     status = 409
     code = "idempotency_conflict"
+
+
+class JobDeleted(IdempotencyConflict):
+    """The job of this identity was deleted; its id is not used again."""
+
+    code = "job_deleted"
+
+
+class EventTooLarge(BadRequest):
+    """The job's event is over what the broker takes."""
+
+    status = 413
+    code = "event_too_large"
+
+
+class EventRefused(BadRequest):
+    """The broker refused an event for good: it would refuse it again."""
+
+    code = "refused_by_broker"
 
 
 class NotFound(TorporError):

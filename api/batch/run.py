@@ -31,12 +31,12 @@ from api.batch.jsonl import Line
 from api.batch.result_file import ResultFile
 from api.batch.store import BatchStore
 from api.http.errors import BodyTooLarge
-from api.job.submission import NEVER_ACCEPTED, SubmitDeps, keyed_job_id, submit_line
+from api.job.submission import SubmitDeps, keyed_job_id, submit_line
 from api.webhook.service import WebhookService
 from eventing.clock import Clock
 from eventing.errors import InvalidJob, NotFound, TorporError, Unavailable
 from eventing.job.job import JobId, JobState, Lane
-from eventing.job.store import Store
+from eventing.job.store import JobIntake
 
 WINDOW: Final = 200
 """Lines of one batch in flight: enough to fill some predictors, few enough to poll each second."""
@@ -58,7 +58,7 @@ class RunnerDeps:
 
     batches: BatchStore
     files: FileStore
-    store: Store
+    store: JobIntake
     submission: SubmitDeps
     webhooks: WebhookService
     clock: Clock
@@ -234,8 +234,7 @@ class BatchRun:
         if not self._looked_up:
             return False
         self._looked_up -= 1
-        job = await self._deps.store.get(self._job_id(number))
-        return job is not None and (job.error is None or job.error.code != NEVER_ACCEPTED)
+        return await self._deps.store.get(self._job_id(number)) is not None
 
     def _job_id(self, number: int) -> JobId:
         return keyed_job_id(self._batch.tenant, f"batch:{self._batch.id}:{number}")

@@ -16,7 +16,7 @@ from api.view.outlook import Outlook
 from eventing.clock import Clock
 from eventing.errors import NotFound, StoreUnavailable
 from eventing.job.job import Job, JobId, JobState
-from eventing.job.store import EntryKind, Store, StreamEntry
+from eventing.job.store import EntryKind, JobReader, StreamEntry
 from eventing.live.replica import Replica
 from eventing.live.stream_multiplexer import TokenCallback, order_of
 
@@ -69,7 +69,7 @@ class Waiting(Protocol):
 class LiveDeps:
     """What following a job needs."""
 
-    store: Store
+    store: JobReader
     live: Live
     ends: Ends
     waiting: Waiting

@@ -1,7 +1,7 @@
 """The ended jobs of a tenant, one after the other: what a producer reads that the broker cannot
 reach.
 
-Called by `api.routes.events`, which writes it at each result and reads it for `GET /v1/events`. It holds
+Told of each end by `eventing.live.ended`, read by `api.routes.events` for `GET /v1/events`. It holds
 job ids, not results: what a reader sees is the job as it is. One loop a process looks for all
 readers (docs/adr/0095). Must not know HTTP.
 """
@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from eventing.errors import Overloaded, StoreUnavailable
 from eventing.job.job import Job, JobId
-from eventing.job.store import Store
+from eventing.job.store import JobReader
 from eventing.live.stream_multiplexer import order_of
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
@@ -49,20 +49,18 @@ class _Line:
 
 
 class ResultFeed:
-    """Feeds on one Redis client that it does not own; also a `ResultListener`. Run `run` in a task.
+    """Feeds on one Redis client that it does not own; also an `EndListener`. Run `run` in a task.
     Every method may raise `StoreUnavailable`.
     """
 
-    def __init__(self, redis: Redis, store: Store) -> None:
+    def __init__(self, redis: Redis, store: JobReader) -> None:
         self._redis = redis
         self._store = store
         self._lines: dict[str, _Line] = {}
         self._is_read = asyncio.Event()
 
     async def ended(self, job: Job) -> None:
-        """Note the end. A crash before it is marked as announced notes it twice."""
-        if job.is_announced:
-            return
+        """Note the end. Told twice, it notes it twice."""
         key = keys.results_of(job.tenant)
         async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
             pipe.xadd(key, {"job": job.id, "attempt": job.attempt}, maxlen=KEPT)

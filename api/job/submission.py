@@ -1,11 +1,11 @@
-"""Takes a job in: checked, recorded, handed to the broker, in this order (docs/adr/0040).
+"""Takes a job in: checked, admitted, recorded together with its event (docs/adr/0140).
 
 Called by every way in: jobs, OpenAI's endpoints, batches. Must not know HTTP.
 """
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
@@ -19,39 +19,30 @@ from api.job.catalog import Catalog
 from api.job.concurrency_limiter import ConcurrencyLimiter
 from api.webhook.address import AllowList, check_url
 from api.webhook.webhook import BATCH, JOB_WEBHOOK, WEBHOOK_URL, parse_webhook_options
+from eventing.broker.intake import Intake
 from eventing.clock import Clock
-from eventing.cloudevent.job_event import request_event
-from eventing.cloudevent.publisher import Publisher
 from eventing.cloudevent.request_id import KEPT, checked
 from eventing.errors import (
+    BadRequest,
     BrokerUnavailable,
-    IdempotencyConflict,
     InvalidJob,
     StoreUnavailable,
 )
 from eventing.job.job import (
     API_SOURCE,
     Job,
-    JobError,
     JobId,
     JobRequest,
-    JobState,
     Lane,
     derive_job_id,
     new_job_id,
     parse_request,
 )
-from eventing.job.store import Ending, LeaseStatus, NewJob, Store
-from eventing.outbox.published import PublishedJobs
-from eventing.store.job_record import fresh
+from eventing.job.store import NewJob
 from eventing.telemetry import trace
 from eventing.telemetry.metric.series import labelled
 
-NEVER_ACCEPTED: Final = "never_accepted"
-"""Error code of a job whose submit was answered 503: it was withdrawn and will never run."""
-
-_WITHDRAW_S: Final = 0.3
-_LOOKS: Final = 16
+_GIVE_BACK_S: Final = 0.3
 _QUEUING_SHARE: Final = 0.5
 """Of the time a submit may take, how much of it may pass before its turn comes."""
 
@@ -83,13 +74,6 @@ class SubmitOptions:
         return replace(self, metadata={**self.metadata, **own})
 
 
-class Intake(Protocol):
-    """Records and queues at once a job that nobody can have sent before (`eventing.broker.intake`)."""
-
-    async def take(self, new: NewJob) -> Job:
-        """The job, recorded and on its way. When it raises `StoreUnavailable`, it may be either."""
-
-
 class Admission(Protocol):
     """The limits on jobs: asked once for every job before it is recorded."""
 
@@ -105,13 +89,10 @@ class Admission(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitDeps:
-    """What a submit needs. Without an `intake`, record and event go one after the other."""
+    """What a submit needs."""
 
     catalog: Catalog
-    store: Store
-    publisher: Publisher
-    intake: Intake | None
-    published: PublishedJobs
+    intake: Intake
     admission: Admission
     limiter: ConcurrencyLimiter
     clock: Clock
@@ -125,12 +106,12 @@ async def submit(
     """The job that `line` asks for, recorded and on its way; True when it is new.
 
     Raises `InvalidJob` and its kin for what can never run, `IdempotencyConflict` for a key used
-    with another body, `Unavailable` when nothing was accepted. If the process dies after the
-    record was written, the sweep hands the event in.
+    with another body, `Unavailable` when nothing was promised. If the process dies before it
+    answers, the same key finds the job or makes it.
     """
     new = _new_job(deps, principal, parse_request(line), wish)
     key = wish.idempotency_key
-    return await submit_new(deps, principal, new, idempotency_key=key, is_fresh=not key)
+    return await submit_new(deps, principal, new, idempotency_key=key)
 
 
 async def submit_line(
@@ -144,20 +125,12 @@ async def submit_line(
 
 
 async def submit_new(
-    deps: SubmitDeps,
-    principal: Principal,
-    new: NewJob,
-    *,
-    idempotency_key: str = "",
-    is_fresh: bool = False,
+    deps: SubmitDeps, principal: Principal, new: NewJob, *, idempotency_key: str = ""
 ) -> tuple[Job, bool]:
-    """As `submit`, for a job whose identity is known. With a key, the id comes from that; a job
-    that `is_fresh` has an id that nobody else can know.
-    """
+    """As `submit`, for a job whose identity is known. With a key, the id comes from that."""
     with trace.span("submit", parent=new.traceparent, begins=True) as span:
         traced = replace(new, traceparent=span.traceparent)
-        intake = deps.intake if is_fresh else None
-        job, is_new = await _submit_new(deps, principal, traced, idempotency_key, intake)
+        job, is_new = await _submit_new(deps, principal, traced, idempotency_key)
         span.set(job_id=job.id, is_new=is_new, model=job.request.model)
         # The one line that knows both the caller's request id and the job.
         _log.info("accepted", action="submit", job_id=job.id, is_new=is_new, lane=job.lane)
@@ -165,7 +138,7 @@ async def submit_new(
 
 
 async def _submit_new(
-    deps: SubmitDeps, principal: Principal, new: NewJob, key: str, intake: Intake | None
+    deps: SubmitDeps, principal: Principal, new: NewJob, key: str
 ) -> tuple[Job, bool]:
     await deps.catalog.check(new.request)
     if url := new.metadata.get(JOB_WEBHOOK):
@@ -173,65 +146,46 @@ async def _submit_new(
     deadline_s = deps.clock.monotonic_s() + deps.submit_timeout_s
     async with deps.limiter.acquire(deps.submit_timeout_s * _QUEUING_SHARE):
         await _admit(deps, principal, new, deadline_s)
-        if intake is not None:
-            job, is_new = await _take_in(deps, intake, new, deadline_s), True
-            await deps.admission.on_admitted(new, job, is_new)
-        else:
-            job, is_new = await _record_and_hand_in(deps, new, key, deadline_s)
+        try:
+            job, is_new = await _take(deps, new, key, deadline_s)
+        except (BadRequest, BrokerUnavailable):
+            await _left(deps, new.tenant, new.id)
+            raise
+        await deps.admission.on_admitted(new, job, is_new)
     labelled(_submitted, "accepted" if is_new else "repeated").inc()
     return job, is_new
 
 
-async def _take_in(deps: SubmitDeps, intake: Intake, new: NewJob, deadline_s: float) -> Job:
-    """Record and event in one flight. What is not known to have arrived is withdrawn, and refused
-    unless it is known to run.
+async def _take(deps: SubmitDeps, new: NewJob, key: str, deadline_s: float) -> tuple[Job, bool]:
+    """The record and its event, in one step. A store that was not heard of in time may have taken
+    both: the caller is told 503, and finds the job under the same key (docs/adr/0140).
     """
-    budget_s = deadline_s - deps.clock.monotonic_s() - _WITHDRAW_S
+    if key:
+        job_id = keyed_job_id(new.tenant, key)
+        new = replace(new, id=job_id, event_id=job_id)
     try:
-        async with asyncio.timeout(max(budget_s, 0.0)):
-            job = await intake.take(new)
-    except (TimeoutError, StoreUnavailable) as error:
-        if await _withdraw(deps, new.id):
-            await _left(deps, new.tenant, new.id)
-            labelled(_submitted, "store_unavailable").inc()
-            if isinstance(error, StoreUnavailable):
-                raise
-            raise StoreUnavailable("the store does not answer") from error
-        _log.warning("taken in silence", action="submit", job_id=new.id)
-        return fresh(new, deps.clock.wall_ms())
-    deps.published.add(job.id)
-    return job
-
-
-async def _record_and_hand_in(
-    deps: SubmitDeps, new: NewJob, key: str, deadline_s: float
-) -> tuple[Job, bool]:
-    """First the record, which may have been there before; a new one's event then."""
-    try:
-        job, is_new = await _record(deps, new, key, deadline_s)
-    except IdempotencyConflict:
-        await _left(deps, new.tenant, new.id)
+        async with asyncio.timeout(max(deadline_s - deps.clock.monotonic_s(), 0.0)):
+            return await deps.intake.submit(new)
+    except BrokerUnavailable:
+        labelled(_submitted, "broker_unavailable").inc()
         raise
-    await deps.admission.on_admitted(new, job, is_new)
-    if is_new:
-        try:
-            await _publish_request(deps, job, deadline_s)
-        except BrokerUnavailable:
-            await _left(deps, job.tenant, job.id)
+    except (TimeoutError, StoreUnavailable) as error:
+        labelled(_submitted, "store_unavailable").inc()
+        if isinstance(error, StoreUnavailable):
             raise
-    return job, is_new
+        raise StoreUnavailable("the store does not answer") from error
 
 
 async def _left(deps: SubmitDeps, tenant: str, job_id: JobId) -> None:
     """What was let in did not become a job. Limits mend themselves when this fails."""
     with suppress(StoreUnavailable, TimeoutError):
-        async with asyncio.timeout(_WITHDRAW_S):
+        async with asyncio.timeout(_GIVE_BACK_S):
             await deps.admission.on_rejected(tenant, job_id)
 
 
 async def _admit(deps: SubmitDeps, principal: Principal, new: NewJob, deadline_s: float) -> None:
     """Limits are kept in the store too; one that does not answer must not eat the others' time."""
-    budget_s = deadline_s - deps.clock.monotonic_s() - 2 * _WITHDRAW_S
+    budget_s = deadline_s - deps.clock.monotonic_s() - _GIVE_BACK_S
     try:
         async with asyncio.timeout(max(budget_s, 0.0)):
             await deps.admission.admit(principal, new)
@@ -260,98 +214,10 @@ def _new_job(
     )
 
 
-async def _record(deps: SubmitDeps, new: NewJob, key: str, deadline_s: float) -> tuple[Job, bool]:
-    """The record. The same key gives the same job, but one that was withdrawn makes way for the
-    next: its tombstone stays, so that a stray event of it still finds it ended.
-    """
-    budget_s = deadline_s - deps.clock.monotonic_s() - _WITHDRAW_S
-    try:
-        async with asyncio.timeout(max(budget_s, 0.0)):
-            if not key:
-                return await deps.store.create(new)
-            generation = 0
-            while True:
-                job_id = keyed_job_id(new.tenant, key, generation)
-                job, is_new = await deps.store.create(replace(new, id=job_id, event_id=job_id))
-                if is_new or not _is_withdrawn(job):
-                    return job, is_new
-                generation = await _behind_withdrawn(deps, new.tenant, key)
-    except TimeoutError as error:
-        _submitted.labels("store_unavailable").inc()
-        raise StoreUnavailable("the store does not answer") from error
-    except StoreUnavailable:
-        _submitted.labels("store_unavailable").inc()
-        raise
-
-
-async def _behind_withdrawn(deps: SubmitDeps, tenant: str, key: str) -> int:
-    """The first try under a key that was not withdrawn; the very first is known to be. Withdrawn
-    ones are contiguous, so sixteen looks at once, in one round trip, leave a sixteenth of where it
-    may be: an outage of an hour, with 2,000 tries of a patient client, costs four round trips.
-    """
-    last, beyond = 0, 0  # the latest that was withdrawn; the first that is known not to be
-    looked: Sequence[int] = [2**rung for rung in range(_LOOKS)]
-    while beyond - last != 1:
-        ids = [keyed_job_id(tenant, key, generation) for generation in looked]
-        jobs = await asyncio.gather(*map(deps.store.get, ids))
-        for generation, job in zip(looked, jobs, strict=True):
-            if job is None or not _is_withdrawn(job):
-                beyond = generation
-                break
-            last = generation
-        if beyond:
-            looked = range(last + 1, beyond, max((beyond - last) // _LOOKS, 1))
-        else:
-            looked = [last * 2**rung for rung in range(1, _LOOKS)]
-    return beyond
-
-
-async def _publish_request(deps: SubmitDeps, job: Job, deadline_s: float) -> None:
-    """Publish the request event; its note in the outbox is cleared a moment later.
-
-    Raises `BrokerUnavailable` unless the job is known to run, or to have run: then the broker had
-    the event after all.
-    """
-    budget_s = deadline_s - deps.clock.monotonic_s() - _WITHDRAW_S
-    try:
-        async with asyncio.timeout(max(budget_s, 0.0)):
-            await deps.publisher.publish(request_event(job))
-    except (TimeoutError, BrokerUnavailable) as error:
-        if await _withdraw(deps, job.id):
-            _submitted.labels("broker_unavailable").inc()
-            raise BrokerUnavailable("the broker does not take jobs now", 2.0) from error
-        _log.warning("taken in silence", action="submit", job_id=job.id)
-        return
-    deps.published.add(job.id)
-
-
-async def _withdraw(deps: SubmitDeps, job_id: JobId) -> bool:
-    """False when the job runs already, or has ended.
-
-    True also when the store did not say: it may have ended the job all the same, and a 202 for a
-    job that was withdrawn is a promise broken, where a 503 for one that stands is a try that a key
-    makes harmless (docs/adr/0087).
-    """
-    error = JobError(
-        code=NEVER_ACCEPTED, message="the broker was away; the submit was answered 503"
-    )
-    hold = LeaseStatus.OK
-    with suppress(TimeoutError, StoreUnavailable):
-        async with asyncio.timeout(_WITHDRAW_S):
-            hold = await deps.store.conclude(job_id, Ending(state=JobState.CANCELLED, error=error))
-            if hold is LeaseStatus.OK:
-                await deps.store.mark_announced(job_id)  # nobody was promised a result event
-    return hold in (LeaseStatus.OK, LeaseStatus.MISSING)
-
-
-def keyed_job_id(tenant: str, key: str, generation: int = 0) -> JobId:
+def keyed_job_id(tenant: str, key: str) -> JobId:
     """The id that an Idempotency-Key stands for, among a tenant's jobs."""
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
-    return derive_job_id(f"{API_SOURCE}/idempotency/{tenant}", f"{digest}:{generation}")
-
-
-def _is_withdrawn(job: Job) -> bool:
-    return job.error is not None and job.error.code == NEVER_ACCEPTED
+    return derive_job_id(f"{API_SOURCE}/idempotency/{tenant}", f"{digest}:0")
 
 
 def parse_submit_options(

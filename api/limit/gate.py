@@ -39,7 +39,7 @@ from eventing.broker.queue import Depth, QueueView, expected_wait_s
 from eventing.clock import Clock
 from eventing.errors import Overloaded, StoreUnavailable, TorporError
 from eventing.job.job import Job, JobId, Lane
-from eventing.job.store import NewJob, Store
+from eventing.job.store import JobReader, NewJob
 
 _FRESH_S: Final = 0.5
 _NO_PACE_S: Final = 5.0
@@ -54,7 +54,7 @@ _told: ContextVar[dict[str, str] | None] = ContextVar("torpor_rate_headers", def
 class LimitGate:
     """The `Gate`, the `Admission`, and a `ResultListener`: a place is given back at the end."""
 
-    def __init__(self, settings: ApiSettings, redis: Redis, store: Store, clock: Clock) -> None:
+    def __init__(self, settings: ApiSettings, redis: Redis, store: JobReader, clock: Clock) -> None:
         self._settings = settings
         self._windows = Windows(redis)
         self._flight = InFlightJobs(redis)

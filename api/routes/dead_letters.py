@@ -4,7 +4,6 @@ Called by `api.wiring`. A dead letter is the failed job itself, so it has the jo
 tenant. Must not know why it failed.
 """
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,31 +18,25 @@ from api.openapi import dead_letters as docs
 from api.routes.jobs import json_response, own_job, whole_number
 from api.routes.route import Call, Routes
 from api.view.job import job_view
-from eventing.cloudevent.job_event import request_event
-from eventing.cloudevent.publisher import Publisher
+from eventing.broker.intake import Intake
 from eventing.errors import (
-    BrokerUnavailable,
     NotFound,
-    StoreUnavailable,
     TorporError,
     Unavailable,
     WrongState,
 )
 from eventing.job.job import Job, JobId, JobRequest, parse_request
-from eventing.job.store import NewJob, Store
-from eventing.outbox.published import PublishedJobs
+from eventing.job.store import JobIntake, NewJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterDeps:
     """What `/v1/dead-letters` needs."""
 
-    store: Store
+    store: JobIntake
     catalog: Catalog
-    publisher: Publisher
-    published: PublishedJobs
+    intake: Intake
     admission: Admission
-    submit_timeout_s: float
 
 
 routes: Routes[DeadLetterDeps] = Routes()
@@ -191,25 +184,13 @@ async def _edited(call: Call[DeadLetterDeps]) -> JobRequest | None:
 
 
 async def _redrive(call: Call[DeadLetterDeps], job: Job, request: JobRequest | None) -> bool:
-    """The store queues it and notes that its event is owed; the event goes out now if it can, and
-    with the sweep if not. Limits hold for it as for a new job.
-    """
+    """It waits again, and its event with it. Limits hold for it as for a new job."""
     deps = call.deps
     await deps.admission.admit(call.principal, _again(job, request))
-    # A note of its first life that is yet to be cleared must not take that of the second along.
-    await deps.published.clear(deps.store)
-    if not await deps.store.redrive(job.id, request):
+    if not await deps.intake.redrive(job, request):
         await deps.admission.on_rejected(job.tenant, job.id)
         return False
     _log.info("redriven", action="redrive", job_id=job.id)
-    try:
-        async with asyncio.timeout(deps.submit_timeout_s):
-            queued = await deps.store.get(job.id)
-            if queued is not None:
-                await deps.publisher.publish(request_event(queued))
-                await deps.store.mark_published(job.id)
-    except (TimeoutError, BrokerUnavailable, StoreUnavailable):
-        _log.warning("left to the sweep", action="redrive", job_id=job.id)
     return True
 
 

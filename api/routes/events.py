@@ -6,7 +6,7 @@ Called by `api.wiring`. Answers by the Knative data-plane contract: 2xx only onc
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 import orjson
 import structlog
@@ -28,23 +28,17 @@ from eventing.cloudevent.event import Event, build_binary, build_structured, par
 from eventing.cloudevent.job_event import (
     REQUESTED,
     RESULT_TYPES,
+    attempt_of,
     ending_of,
     job_of,
     result_event,
     unreadable_job,
 )
 from eventing.errors import BadRequest, InvalidJob, Unavailable
-from eventing.job.job import Job, JobError, JobId
-from eventing.job.store import LeaseStatus, Store
+from eventing.job.job import API_SOURCE, JobError, JobState, derive_job_id
+from eventing.job.store import Ending, JobIntake, LeaseStatus
 from eventing.live.stream_multiplexer import order_of
 from eventing.telemetry import trace
-
-
-class ResultListener(Protocol):
-    """Who is told of every ended job, at least once: webhooks, limits, metrics."""
-
-    async def ended(self, job: Job) -> None:
-        """Return once it cannot be forgotten; raise `Unavailable` to be told again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +46,9 @@ class EventDeps:
     """What `/v1/events` and `/internal/events` need."""
 
     submission: SubmitDeps
-    store: Store
+    store: JobIntake
     catalog: Catalog
     results: ResultFeed
-    listeners: tuple[ResultListener, ...]
     events: BodyReader
     shutdown: Shutdown
     keep_alive_s: float
@@ -147,13 +140,10 @@ async def _take_result(deps: EventDeps, event: Event) -> Response:
     if event.type not in RESULT_TYPES:
         return Response(status_code=202)  # a trigger without a filter; nothing to do
     job_id, ending = ending_of(event)
-    hold = await deps.store.conclude(job_id, ending)
-    if hold is LeaseStatus.FENCED:
-        # An attempt with a live lease owns the end of this job, and will tell of it itself.
-        _log.warning("result of a job that still runs", action="result", job_id=job_id)
-        return Response(status_code=202)
-    await _tell(deps, job_id)
-    await deps.store.mark_announced(job_id)
+    hold = await deps.store.conclude(job_id, ending, attempt=attempt_of(event))
+    if hold in (LeaseStatus.HELD, LeaseStatus.FENCED):
+        # An attempt with a live lease owns the end of this job; one that is over owns nothing.
+        _log.warning("result of another attempt", action="result", job_id=job_id, hold=hold)
     return Response(status_code=202)
 
 
@@ -169,22 +159,15 @@ async def _take_stray(deps: EventDeps, event: Event) -> Response:
         await deps.catalog.check(new.request)
     except BadRequest as error:
         reason = JobError(code=error.code, message=error.message, field=error.field)
+        if event.source == API_SOURCE:  # recorded before it was sent, or not ours
+            ending = Ending(state=JobState.FAILED, error=reason, is_dead_letter=True)
+            await deps.store.conclude(derive_job_id(event.source, event.id), ending)
+            return Response(status_code=202)
         await deps.store.reject(unreadable_job(event), reason, event.data)
         return Response(status_code=202)
     extensions = {**event.extensions, "model": new.request.model}
     headers, body = build_binary(replace(event, extensions=extensions))
     return Response(body, headers=headers)
-
-
-async def _tell(deps: EventDeps, job_id: JobId) -> None:
-    """Tell whoever wants to know that the job has ended; before it is marked, so that a crash makes
-    the broker deliver again.
-    """
-    job = await deps.store.get(job_id)
-    if job is None or not job.state.is_terminal:
-        return
-    for listener in deps.listeners:
-        await listener.ended(job)
 
 
 async def _read_event(call: Call[EventDeps]) -> Event:

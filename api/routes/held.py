@@ -22,7 +22,7 @@ from api.routes.route import Call
 from api.view.outcome import CallFailed, still_running
 from eventing.errors import NotFound, StoreUnavailable, TorporError, Unavailable, first_of
 from eventing.job.job import Job, JobState
-from eventing.job.store import Store
+from eventing.job.store import JobIntake
 
 _CANCEL_S: Final = 2.0
 _NOTE_S: Final = 0.5
@@ -32,7 +32,7 @@ _NOTE_S: Final = 0.5
 class HeldDeps:
     """What holding a call needs."""
 
-    store: Store
+    store: JobIntake
     live: LiveDeps
     cut_off: CutOffCalls
     shutdown: Shutdown

@@ -28,7 +28,7 @@ from api.webhook.webhook import Delivery, subject_of
 from eventing.clock import Clock
 from eventing.errors import BadRequest, NotFound, TorporError
 from eventing.job.job import Job, JobId, JobState, is_job_id
-from eventing.job.store import ListField, Store
+from eventing.job.store import JobIntake, JobReader, ListField
 from eventing.telemetry.cost import Price
 from eventing.telemetry.metric.ledger import Ledger
 
@@ -49,7 +49,7 @@ class PastWaking(Protocol):
 class JobDeps:
     """What `/v1/jobs` needs."""
 
-    store: Store
+    store: JobIntake
     submission: SubmitDeps
     live: LiveDeps
     deliveries: Deliveries
@@ -178,7 +178,7 @@ def naming(job: Job) -> Iterator[None]:
         raise
 
 
-async def cancelled(store: Store, job: Job) -> Job:
+async def cancelled(store: JobIntake, job: Job) -> Job:
     """The job after a cancel. The first terminal state wins."""
     if job.state.is_terminal:
         return job
@@ -188,7 +188,7 @@ async def cancelled(store: Store, job: Job) -> Job:
     return after
 
 
-async def own_job(store: Store, principal: Principal, job_id: str) -> Job:
+async def own_job(store: JobReader, principal: Principal, job_id: str) -> Job:
     """The tenant's job of that id. Raises `NotFound`, also for another tenant's."""
     job = await store.get(JobId(job_id)) if is_job_id(job_id) else None
     if job is None or job.tenant != principal.tenant:

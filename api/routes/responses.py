@@ -42,7 +42,7 @@ from api.view.response import (
 from api.view.response_stream import Translator
 from eventing.errors import BadRequest, InvalidJob, NotFound, TorporError, WrongState
 from eventing.job.job import Job, JobState, Lane
-from eventing.job.store import Store, StreamEntry
+from eventing.job.store import JobIntake, StreamEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +190,7 @@ async def _own(call: Call[ResponseDeps]) -> tuple[Job, dict[str, Any]]:
 
 
 async def _response(
-    store: Store, principal: Principal, response: str
+    store: JobIntake, principal: Principal, response: str
 ) -> tuple[Job, dict[str, Any]]:
     try:
         job = await own_job(store, principal, job_id_of(response))
@@ -199,7 +199,7 @@ async def _response(
         raise NotFound(f"Response with id '{response:.64}' not found.") from error
 
 
-async def _history(store: Store, principal: Principal, previous: Any) -> list[Message]:
+async def _history(store: JobIntake, principal: Principal, previous: Any) -> list[Message]:
     """What was said up to and including an earlier response, its instructions left out."""
     if previous is None:
         return []

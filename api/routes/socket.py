@@ -23,7 +23,7 @@ from api.routes.jobs import own_job
 from api.routes.stream import END, job_events, parse_cursor
 from eventing.errors import NotFound, StoreUnavailable, TorporError
 from eventing.job.job import Job
-from eventing.job.store import Store
+from eventing.job.store import JobReader
 from eventing.live.stream_multiplexer import ReaderCutOff
 
 PATH = "/v1/jobs/{id}/ws"
@@ -39,7 +39,7 @@ class SocketDeps:
     """What a job's WebSocket needs."""
 
     authenticator: Authenticator
-    store: Store
+    store: JobReader
     live: LiveDeps
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from yarl import URL
 
-from api.webhook.webhook import Delivery
+from api.webhook.webhook import JOB_WEBHOOK, Delivery
 from eventing.job.job import Job
 from eventing.live.replica import Replica
 
@@ -41,7 +41,8 @@ def timeline(
     steps += [step for delivery in told for step in _tries(delivery)]
     return {
         "steps": sorted(steps, key=lambda step: int(step["at_ms"])),
-        "is_whole": bool(job.finished_ms and job.is_announced)
+        "is_whole": bool(job.finished_ms)
+        and bool(told or JOB_WEBHOOK not in job.metadata)
         and all(delivery.tries or delivery.state.is_settled for delivery in told),
     }
 

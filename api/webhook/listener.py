@@ -1,6 +1,6 @@
 """Turns an ending into deliveries: one for each receiver that wants it.
 
-Called where result events arrive (`api.routes.events`) and by whoever ends a batch. Idempotent: the same
+Told of each end by `eventing.live.ended`, and called by whoever ends a batch. Idempotent: the same
 ending gives the same deliveries. Must not know how they are sent.
 """
 
@@ -12,7 +12,7 @@ from eventing.job.job import Job
 
 
 class WebhookListener:
-    """A `ResultListener`. `wake` is called when something is due at once."""
+    """An `EndListener`. `wake` is called when something is due at once."""
 
     def __init__(self, store: WebhookStore, wake: Callable[[], None]) -> None:
         self._store = store

@@ -226,8 +226,7 @@ def start_writer(
 async def running_job(store: RedisStore) -> JobId:
     job_id = new_job_id()
     request = parse_request(BODY)
-    await store.create(NewJob(id=job_id, request=request, source="/torpor/api", event_id=job_id))
-    await store.mark_published(job_id)
+    await store.submit(NewJob(id=job_id, request=request, source="/torpor/api", event_id=job_id))
     await store.acquire(job_id, "bench", can_resume=True)
     return job_id
 

@@ -25,7 +25,7 @@ from eventing.cloudevent.job_event import REQUESTED, job_of, unreadable_job
 from eventing.cloudevent.publisher import payload
 from eventing.errors import BadRequest, IdempotencyConflict
 from eventing.job.job import API_SOURCE, JobError, JobState
-from eventing.job.store import Ending, LeaseStatus, Store
+from eventing.job.store import Ending, JobIntake, LeaseStatus
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run
@@ -43,7 +43,7 @@ _LONGEST_MS: Final = 900_000
 class DeadLetterHandler:
     """Records undeliverable events."""
 
-    def __init__(self, redis: Redis, store: Store) -> None:
+    def __init__(self, redis: Redis, store: JobIntake) -> None:
         self._redis = redis
         self._store = store
 
@@ -68,7 +68,7 @@ class DeadLetterHandler:
         if event.type == REQUESTED:
             hold = await self._fail_job(event, reason)
             if hold is not LeaseStatus.OK:
-                return hold is not LeaseStatus.FENCED
+                return hold is not LeaseStatus.HELD
         else:
             await self._keep(trigger, claimed, reason)
             DEAD_LETTERS.labels(trigger.name).inc()
@@ -83,22 +83,26 @@ class DeadLetterHandler:
         """`OK` when the job failed by this; else why it did not."""
         error = JobError(code="undeliverable", message=reason)
         try:
-            job, _ = await self._store.create(job_of(event))
+            new = job_of(event)
+            if event.source != API_SOURCE:  # the api records its own before it publishes them
+                await self._store.submit(new)
         except IdempotencyConflict:
             return LeaseStatus.MISSING  # another request owns this identity and tells its own end
         except BadRequest as cause:
+            if event.source == API_SOURCE:
+                return LeaseStatus.MISSING  # not from the api, whatever it says
             refusal = JobError(code=cause.code, message=cause.message, field=cause.field)
             is_ours = await self._store.reject(unreadable_job(event), refusal, event.data)
             return LeaseStatus.OK if is_ours else LeaseStatus.MISSING
         ending = Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
-        return await self._store.conclude(job.id, ending)
+        return await self._store.conclude(new.id, ending)
 
     async def _requeue(self, event: Event, retry_span_s: float) -> str:
         """What `requeue.lua` says of the job; `spent` for an event that can never be one."""
         try:
             new = job_of(event)
             if event.source != API_SOURCE:  # the api records its own before it publishes them
-                await self._store.create(new)
+                await self._store.submit(new)
         except IdempotencyConflict:
             return "missing"
         except BadRequest:
@@ -106,12 +110,8 @@ class DeadLetterHandler:
         is_answered = event.extensions.get("knativeerrorcode", "") not in _UNANSWERED
         args: list[Argument] = [int(retry_span_s * 1000), int(is_answered), _LONGEST_MS]
         async with failures_named():
-            answer, *delay_ms = await run(self._redis, "requeue", [keys.job(new.id)], args)
-            if delay_ms:
-                # If we die before this, the event is delivered again.
-                note = [new.id, delay_ms[0], "", 0]
-                await run(self._redis, "index", [keys.UNPUBLISHED], note)
-        return str(answer.decode())
+            answer: bytes = await run(self._redis, "requeue", [keys.job(new.id)], args)
+        return answer.decode()
 
     async def _keep(self, trigger: Trigger, claimed: Claimed, reason: str) -> None:
         key = keys.queue(trigger.name, "dead")

@@ -13,9 +13,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from eventing.broker.access import Forbidden, IngressAccess, Unauthorized
+from eventing.broker.intake import Intake
 from eventing.broker.router import Router
-from eventing.cloudevent.event import parse_http
-from eventing.errors import BadRequest, Unavailable
+from eventing.cloudevent.event import Event, parse_http
+from eventing.cloudevent.job_event import REQUESTED, job_of, unreadable_job
+from eventing.errors import BadRequest, IdempotencyConflict, JobDeleted, Unavailable
+from eventing.job.job import API_SOURCE, JobError
+from eventing.job.store import JobIntake
 from eventing.telemetry import trace
 
 _log = structlog.get_logger()
@@ -29,8 +33,12 @@ _offered = Counter(
 class Ingress:
     """The HTTP endpoint over a `Router`."""
 
-    def __init__(self, router: Router, access: IngressAccess, *, body_limit_bytes: int) -> None:
+    def __init__(
+        self, router: Router, store: JobIntake, access: IngressAccess, *, body_limit_bytes: int
+    ) -> None:
         self._router = router
+        self._store = store
+        self._intake = Intake(store, router)
         self._access = access
         self._limit = body_limit_bytes
 
@@ -43,8 +51,14 @@ class Ingress:
             if not is_trusted:
                 self._access.check(event)
             parent = event.extensions.get("traceparent", "")
-            with trace.span("enqueue", parent=parent, type=event.type):
-                queues = await self._router.route(event)
+            if self._is_job(event):
+                outcome = await self._take_job(event)
+            else:
+                with trace.span("enqueue", parent=parent, type=event.type):
+                    outcome = "queued" if await self._router.route(event) else "unwanted"
+        except JobDeleted as error:
+            _log.info("event of a deleted job", action="ingress", reason=error.code)
+            outcome = "unwanted"
         except (BadRequest, Unauthorized, Forbidden) as error:
             _offered.labels("refused").inc()
             return _refusal(error.status, error.code, error.message)
@@ -54,8 +68,27 @@ class Ingress:
             refusal = _refusal(error.status, error.code, error.message)
             refusal.headers["retry-after"] = f"{error.retry_after_s:.0f}"
             return refusal
-        _offered.labels("queued" if queues else "unwanted").inc()
+        _offered.labels(outcome).inc()
         return Response(status_code=202)
+
+    def _is_job(self, event: Event) -> bool:
+        """Whether another producer asks for a job: our api records its own before it sends them."""
+        is_request = event.type == REQUESTED and event.source != API_SOURCE
+        return is_request and not self._router.is_relay
+
+    async def _take_job(self, event: Event) -> str:
+        """A producer's request: its job is recorded with its event in the queues, so that it is
+        listed while it waits. What can never be a job is recorded as failed, and nobody is woken.
+        """
+        try:
+            _, is_new = await self._intake.submit(job_of(event), event)
+        except IdempotencyConflict:
+            raise
+        except BadRequest as error:
+            reason = JobError(code=error.code, message=error.message, field=error.field)
+            await self._store.reject(unreadable_job(event), reason, event.data)
+            return "rejected"
+        return "queued" if is_new else "repeated"
 
 
 class BodyTooLarge(BadRequest):

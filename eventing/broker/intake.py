@@ -1,34 +1,63 @@
-"""Records a fresh job and puts its event into our broker's queues, in one flight.
+"""Takes jobs in: one script writes the record, its place in the lists and its event, or says why not
+(docs/adr/0140).
 
-Called by the api where it shares the broker's Redis (docs/adr/0081, 0117). Only for jobs whose id
-was made a moment ago: nobody can have sent them before, so what the record says need not be waited
-for. The order stays note, record, event. If the process dies, what the store has heard stands: a
-record without an event is found by the sweep.
+Called by the api for every job, with an Idempotency-Key or without, and by our broker's ingress for
+those of other producers. If the process dies before it hears the answer, the job stands, or nothing
+does. Must not know HTTP.
 """
 
-from eventing.broker.router import DirectPublisher
-from eventing.clock import Clock
+from dataclasses import replace
+from typing import Protocol
+
+from eventing.clock import Clock, SystemClock
+from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import request_event
-from eventing.job.job import Job
-from eventing.job.store import NewJob
+from eventing.job.job import Job, JobId, JobRequest
+from eventing.job.store import JobIntake, NewJob, Publication
 from eventing.store.job_record import fresh
-from eventing.store.redis_store import RedisStore
 from eventing.telemetry import trace
 
 
-class DirectIntake:
-    """Store and queues over one connection."""
+class Route(Protocol):
+    """The way of request events to their broker: `eventing.broker.router.DirectPublisher` or
+    `eventing.outbox.publisher.OutboxPublisher`.
+    """
 
-    def __init__(self, store: RedisStore, publisher: DirectPublisher, clock: Clock) -> None:
+    def publication(self, event: Event) -> Publication:
+        """What the store is to do with the event as it records the job. Raises `EventTooLarge` for
+        one that the broker would not take.
+        """
+
+    def recorded(self, job_id: JobId, event: Event) -> None:
+        """The store has the job."""
+
+
+class Intake:
+    """The one way in, on a store and a route that it does not own."""
+
+    def __init__(self, store: JobIntake, route: Route, clock: Clock | None = None) -> None:
         self._store = store
-        self._publisher = publisher
-        self._clock = clock
+        self._route = route
+        self._clock = clock or SystemClock()
 
-    async def take(self, new: NewJob) -> Job:
-        """The job, recorded and waiting in every queue that wants it. Raises `StoreUnavailable`;
-        then some of it may have been done.
+    async def submit(self, new: NewJob, event: Event | None = None) -> tuple[Job, bool]:
+        """As `JobIntake.submit`, and the job's event is on its way: `event`, if that is what asked
+        for the job.
         """
         # The event tells this host's time; the record's is not known yet.
-        event = request_event(fresh(new, self._clock.wall_ms()))
+        event = event or request_event(fresh(new, self._clock.wall_ms()))
+        publication = self._route.publication(event)
         with trace.span("enqueue", parent=new.traceparent, type=event.type):
-            return await self._store.create_with(new, self._publisher.calls(event))
+            job, is_new = await self._store.submit(new, publication)
+        if is_new:
+            self._route.recorded(job.id, event)
+        return job, is_new
+
+    async def redrive(self, job: Job, request: JobRequest | None) -> bool:
+        """As `JobIntake.redrive`, and the event of the new life is on its way."""
+        again = replace(job, request=request or job.request, attempt=job.attempt + 1, deadline_ms=0)
+        event = request_event(again)
+        is_queued = await self._store.redrive(job, request, self._route.publication(event))
+        if is_queued:
+            self._route.recorded(job.id, event)
+        return is_queued

@@ -1,7 +1,7 @@
 """One durable queue on Redis: who is next, who has what, what is due again.
 
 Called by the ingress (put), the pump (claim, settle, defer, keep) and whoever shows queues
-(`QueueView`). One queue a trigger, all its keys in one hash slot. A *ticket* stream with a consumer
+(`QueueView`). One queue a trigger. A *ticket* stream with a consumer
 group counts the work (KEDA's redis-streams scaler reads its lag and pending); a sorted set a lane
 decides which event the next ticket stands for (docs/adr/0003). Must not know HTTP, triggers or
 jobs.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
@@ -21,6 +22,8 @@ from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.redis.script import Argument, Call, run, run_all
+
+_log = structlog.get_logger()
 
 LANE_WEIGHTS: Final = {Lane.INTERACTIVE: 16, Lane.DEFAULT: 4, Lane.BATCH: 1}
 """Chances in the draw for the next event, among lanes that have one: batch gets at least 1 in 21,
@@ -81,6 +84,7 @@ class Queue:
         self._consumer = consumer
         self._draw = draw or random.Random()  # noqa: S311 (a lottery among lanes, not a secret)
         self._key = {part: keys.queue(name, part) for part in _PARTS}
+        self.prefix: Final = keys.queue(name, "")  #: what its keys begin with
         self._last_ticket = "0-0"
         self._tail_connection = redis.dedicated_connection()
 
@@ -113,9 +117,7 @@ class Queue:
             try:
                 answer = await run(self._redis, "claim", [self._key[n] for n in names], args)
             except ResponseError as error:
-                if "NOGROUP" not in str(error):
-                    raise
-                await self.ensure()  # the store came back empty
+                await self._make_again(error)
                 return []
         self._last_ticket = answer[0].decode() or self._last_ticket
         return [_claimed(row) for row in answer[1:]]
@@ -133,12 +135,8 @@ class Queue:
 
         An event that is being delivered is delivered once more, unless it is its own reply.
         """
-        lane_keys = [self._key[f"ready:{lane}"], self._key[f"fair:{lane}"]]
-        return (
-            "enqueue",
-            [self._key["tickets"], self._key["events"], *lane_keys, self._key["tries"]],
-            [member_of(event), to_record(event), tenant, "" if is_reply else "1"],
-        )
+        words = (self.prefix, lane, member_of(event), to_record(event), tenant, int(is_reply))
+        return ("enqueue", [self._key["tickets"]], words)
 
     def settle_call(self, ticket: str) -> Call:
         """The call that ends an event's stay."""
@@ -170,14 +168,30 @@ class Queue:
         if not tickets:
             return
         async with failures_named():
-            await self._redis.xclaim(
-                self._key["tickets"], keys.GROUP, self._consumer, 0, list(tickets), justid=True
-            )
+            try:
+                await self._redis.xclaim(
+                    self._key["tickets"], keys.GROUP, self._consumer, 0, list(tickets), justid=True
+                )
+            except ResponseError as error:
+                await self._make_again(error)
 
     async def tidy(self) -> None:
         """Trim what every consumer is done with."""
         async with failures_named():
-            await run(self._redis, "tidy", [self._key["tickets"]], [keys.GROUP])
+            try:
+                await run(self._redis, "tidy", [self._key["tickets"]], [keys.GROUP])
+            except ResponseError as error:
+                await self._make_again(error)
+
+    async def _make_again(self, error: ResponseError) -> None:
+        """The store came back without this queue. Jobs that it still holds were in there: the sweep
+        looks at them at once. Raises any other error.
+        """
+        if "NOGROUP" not in str(error):
+            raise error
+        _log.warning("the store came back without this queue", action="queue")
+        await self.ensure()
+        await self._redis.zunionstore(keys.UNSTARTED, {keys.UNSTARTED: 0})
 
 
 class QueueView:

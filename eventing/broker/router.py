@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from eventing.broker.queue import Queue
 from eventing.broker.trigger import Trigger
-from eventing.cloudevent.event import Event
-from eventing.errors import BrokerUnavailable, StoreUnavailable
-from eventing.job.job import Lane
+from eventing.cloudevent.event import Event, to_record
+from eventing.errors import BrokerUnavailable, InvalidJob, StoreUnavailable
+from eventing.job.job import JobId, Lane
+from eventing.job.store import Publication
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.redis.script import Call
 from eventing.telemetry import trace
@@ -22,6 +23,11 @@ class Router:
 
     def __init__(self, routes: Sequence[tuple[Trigger, Queue]]) -> None:
         self._routes = routes
+
+    @property
+    def is_relay(self) -> bool:
+        """True beside another broker, where requests that come here are those it gave up."""
+        return any(trigger.retry_span_s for trigger, _ in self._routes)
 
     def put_calls(self, event: Event, *, is_reply: bool = False) -> list[Call]:
         """The calls that put the event into every queue that wants it; safe to send twice."""
@@ -36,6 +42,18 @@ class Router:
             if trigger.matches(event)
         ]
 
+    def publication(self, event: Event) -> Publication:
+        """The event in every queue that wants it, for the step that records its job. Raises
+        `InvalidJob` when none does: the job would wait for ever.
+        """
+        wanted = [queue.prefix for trigger, queue in self._routes if trigger.matches(event)]
+        if not wanted:
+            raise InvalidJob("no trigger takes jobs of this model", "body.model")
+        return Publication(queues=tuple(wanted), event=to_record(event))
+
+    def recorded(self, job_id: JobId, event: Event) -> None:
+        """Nothing is left to do."""
+
     async def route(self, event: Event) -> int:
         """How many queues hold the event now.
 
@@ -49,16 +67,20 @@ class Router:
 
 
 class DirectPublisher:
-    """A `Publisher` into the queues of our own broker, without its ingress (docs/adr/0081). It
+    """A `Publisher` and a `Route` into the queues of our own broker, without its ingress
+    (docs/adr/0081). It
     promises what the ingress does: every queue that wants the event has it.
     """
 
     def __init__(self, redis: SharedRedis, triggers: Sequence[Trigger]) -> None:
         self._router = Router([(each, Queue(redis, each.name, "")) for each in triggers])
 
-    def calls(self, event: Event) -> list[Call]:
-        """The calls that publish it, for somebody who has more to say in the same flight."""
-        return self._router.put_calls(event)
+    def publication(self, event: Event) -> Publication:
+        """As `Router.publication`."""
+        return self._router.publication(event)
+
+    def recorded(self, job_id: JobId, event: Event) -> None:
+        """Nothing is left to do."""
 
     async def publish(self, event: Event) -> None:
         parent = event.extensions.get("traceparent", "")

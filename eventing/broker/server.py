@@ -74,7 +74,7 @@ class Broker:
     def app(self) -> Starlette:
         """The ASGI application: `/` and Knative's `/{namespace}/{broker}` take events."""
         access, limit = access_of(self._settings), self._settings.body_limit_bytes
-        ingress = Ingress(self._router, access, body_limit_bytes=limit)
+        ingress = Ingress(self._router, self._store, access, body_limit_bytes=limit)
         return Starlette(
             routes=[
                 *self._shown(),

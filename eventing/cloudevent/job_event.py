@@ -49,6 +49,10 @@ def request_event(job: Job) -> Event:
     is a duplicate.
     """
     optional = _carried(job) | {"expirytime": _rfc3339(job.deadline_ms)}
+    if (
+        job.attempt
+    ):  # for a predictor that does not share our store, and would take it for a duplicate
+        optional["attempt"] = str(job.attempt)
     return Event(
         id=job.event_id or job.id,
         source=job.source,
@@ -79,7 +83,14 @@ def job_of(event: Event) -> NewJob:
         deadline_ms=_deadline_ms(event.extensions.get("expirytime", "")),
         traceparent=event.extensions.get("traceparent", ""),
         metadata={request_id.KEPT: asked_as} if asked_as else {},
+        attempt=attempt_of(event) or 0,
     )
+
+
+def attempt_of(event: Event) -> int | None:
+    """The attempt that an event tells of; None where it does not say."""
+    text = event.extensions.get("attempt", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 7 else None
 
 
 def unreadable_job(event: Event) -> NewJob:

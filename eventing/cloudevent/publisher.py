@@ -13,19 +13,24 @@ from typing import Final, Protocol
 import aiohttp
 
 from eventing.cloudevent.event import Event, build_binary
-from eventing.errors import BrokerUnavailable
+from eventing.errors import BrokerUnavailable, EventRefused
 from eventing.telemetry.dependency import Dependency
 
 _LARGE_BYTES: Final = 2**20
+_REFUSED: Final = frozenset({400, 413, 415, 422, 431})
+"""Answers that are about the event, and would be the same again. Not 401 or 403: those are about us."""
 
 
 class Publisher(Protocol):
     """Where events go."""
 
     async def publish(self, event: Event) -> None:
-        """Return once the broker holds the event durably. Raises `BrokerUnavailable` in every other
-        case.
+        """Return once the broker holds the event durably. Raises `EventRefused` when it never will,
+        and `BrokerUnavailable` in every other case.
         """
+
+    async def close(self) -> None:
+        """Let go of what is held open."""
 
 
 def payload(body: bytes) -> bytes | BytesIO:
@@ -68,6 +73,8 @@ class HttpPublisher:
                 status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._away("the broker does not answer") from error
+        if status in _REFUSED:
+            raise EventRefused(f"the broker refused the event with {status}")
         if not 200 <= status < 300:
             raise self._away(f"the broker answered {status}")
         if self._broker.is_away:

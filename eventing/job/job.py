@@ -126,7 +126,6 @@ class Job:
     usage: Mapping[str, Any] | None = None
     error: JobError | None = None
     is_dead_letter: bool = False
-    is_announced: bool = False
     refused_writes: int = 0
     gpu_ms: int = 0
     history: tuple[AttemptRecord, ...] = field(default=())

@@ -1,4 +1,6 @@
-"""What the rooms ask of the job store, and the answers it gives.
+"""What the rooms ask of the job store, and the answers it gives. One Protocol for each kind of
+consumer; every method raises `StoreUnavailable` when the store does not answer in time, and either
+did all it says or nothing: a caller that dies half-way leaves no half transition behind.
 
 Implemented by `eventing.store.redis_store` (Redis or Valkey) and by its in-memory twin
 `eventing.store.memory_store`; one contract suite runs against both (`tests/contract/test_store_*.py`).
@@ -29,6 +31,26 @@ class NewJob:
     traceparent: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     options_sha: str = ""
+    attempt: int = (
+        0  #: what another store has counted so far (of a redriven job), for one that is not shared
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """How the request event of a job gets to its broker, in the step that records the job: into
+    `queues` of our own broker (prefixes of their keys, `eventing.redis.keys.queue`), or by a note
+    that it is to be published on another's, refused above `max_unpublished` notes. Neither, where
+    the event has just come from the broker.
+    """
+
+    queues: tuple[str, ...] = ()
+    event: bytes = b""  #: as it stands in a queue (`eventing.cloudevent.event.to_record`)
+    max_unpublished: int | None = None
+
+
+ARRIVED: Final = Publication()
+"""Nothing is to be published: the event came from the broker."""
 
 
 class AcquireStatus(StrEnum):
@@ -90,6 +112,7 @@ class LeaseStatus(StrEnum):
 
     OK = "ok"  #: still ours
     FENCED = "fenced"  #: a newer attempt runs, or the job was given back
+    HELD = "held"  #: somebody else runs it
     TERMINAL = "terminal"  #: the job has ended (cancelled, say)
     EXPIRED = "expired"  #: the job's deadline has passed: end it
     MISSING = "missing"  #: the record is gone
@@ -171,27 +194,8 @@ class Page:
     next_cursor: str = ""
 
 
-class Store(Protocol):
-    """The record of every job. Every method raises `StoreUnavailable` when the store does not
-    answer in time.
-
-    A method either did all it says or nothing: a caller that dies half-way leaves no half
-    transition behind.
-    """
-
-    async def create(self, new: NewJob) -> tuple[Job, bool]:
-        """Record the job and note that its event is unpublished; True when it is new.
-
-        Raises `IdempotencyConflict` when the id exists with another request, or was asked for with
-        other options.
-        """
-
-    async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
-        """Record an event that can never be a job: failed, a dead letter, with its raw data.
-
-        Idempotent. False when a job of another request has this identity: that one is left alone,
-        since whoever knows a job's identity must not be able to end it.
-        """
+class JobReader(Protocol):
+    """What those ask who show jobs."""
 
     async def get(self, job_id: JobId) -> Job | None:
         """The job, or None."""
@@ -209,6 +213,63 @@ class Store(Protocol):
         number of jobs and holds a bounded number of bytes, so it may be short, and even empty,
         before the last. Raises `BadRequest` for a cursor that is none of ours.
         """
+
+    async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
+        """Failed jobs that were set aside, newest first, with their requests; else as `list_jobs`."""
+
+    async def read_stream(
+        self, job_id: JobId, after: str = "", limit: int = 1000
+    ) -> list[StreamEntry]:
+        """Entries of the job's token stream after a cursor, in order."""
+
+    async def ping(self) -> None:
+        """Return when the store can take writes."""
+
+
+class JobIntake(JobReader, Protocol):
+    """What those ask who take jobs in, and change them from outside."""
+
+    async def submit(self, new: NewJob, publication: Publication = ARRIVED) -> tuple[Job, bool]:
+        """Record the job, and its event with it; True when it is new. When it raises
+        `StoreUnavailable`, all of that may have been done.
+
+        Raises `IdempotencyConflict` when the id exists with another request, or was asked for with
+        other options, or was deleted (`JobDeleted`); `BrokerUnavailable` above the most unpublished
+        notes.
+        """
+
+    async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
+        """Record an event that can never be a job: failed, a dead letter, with its raw data.
+
+        Idempotent. False when a job of another request has this identity: that one is left alone,
+        since whoever knows a job's identity must not be able to end it.
+        """
+
+    async def cancel(self, job_id: JobId) -> Job | None:
+        """End the job as cancelled unless it has ended; the job as it then is."""
+
+    async def conclude(
+        self, job_id: JobId, ending: Ending, *, attempt: int | None = None
+    ) -> LeaseStatus:
+        """End a job that nobody holds a live lease of; `HELD` when somebody does. With the `attempt`
+        that the ending is of, `FENCED` when the job has come further.
+        """
+
+    async def redrive(
+        self, job: Job, request: JobRequest | None, publication: Publication = ARRIVED
+    ) -> bool:
+        """Queue a dead letter again, with an edited request if given; False when it is none any
+        more. Its attempt number is raised, so that what still comes of the old life is refused.
+        """
+
+    async def delete(self, job_id: JobId) -> bool:
+        """Forget an ended job and its tokens; False when there is none or it has not ended. For as
+        long as ended jobs are kept, no event makes a job of that id again.
+        """
+
+
+class JobWorker(JobIntake, Protocol):
+    """What those ask who run jobs."""
 
     async def acquire(
         self,
@@ -231,77 +292,55 @@ class Store(Protocol):
     async def renew(self, leases: Sequence[Lease], *, extend: bool) -> list[LeaseStatus]:
         """Where each stands, in order; `extend` lengthens the leases too. One round trip."""
 
-    async def append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
-        """Checkpoint tokens."""
-
     async def append_all(self, appends: Sequence[tuple[Lease, TokenBatch]]) -> list[LeaseStatus]:
-        """`append` for many in one round trip; each answer by itself, in order. When it raises, any
-        of them may have been written.
+        """Checkpoint tokens of any number of jobs in one round trip; each answer by itself, in
+        order. When it raises, any of them may have been written.
         """
 
-    async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
-        """End the job: the tokens that were left, state, result and the note that its result event
-        is due, in that order of recoverability. `GAP`, and nothing is changed, when those tokens do
-        not go on from what is stored.
+    async def finish(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
+        """End the job: the tokens that were left, result and state; the job as it then stands.
+        `GAP`, and nothing is changed, when those tokens do not go on from what is stored.
         """
-
-    async def finish_and_get(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
-        """As `finish`, and the job as it then stands, in one round trip."""
 
     async def release(self, lease: Lease, why: Release, error: JobError) -> bool:
         """Give the job back; False when that ended it (attempts used up: now a dead letter with
         `error`) or it was not ours.
         """
 
-    async def cancel(self, job_id: JobId) -> Job | None:
-        """End the job as cancelled unless it has ended; the job as it then is."""
 
-    async def conclude(self, job_id: JobId, ending: Ending) -> LeaseStatus:
-        """End a job that nobody holds a live lease of; `FENCED` when somebody does."""
+class JobSweeper(Protocol):
+    """What those ask who find jobs that are not on their way any more. What is taken is taken for
+    15 s, so that sweepers share it.
+    """
 
-    async def redrive(self, job_id: JobId, request: JobRequest | None) -> bool:
-        """Queue a dead letter again, with an edited request if given; False when it is none."""
-
-    async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
-        """Failed jobs that were set aside, newest first, with their requests; else as `list_jobs`."""
-
-    async def delete(self, job_id: JobId) -> bool:
-        """Forget an ended job and its tokens; False when there is none or it has not ended."""
-
-    async def read_stream(
-        self, job_id: JobId, after: str = "", limit: int = 1000
-    ) -> list[StreamEntry]:
-        """Entries of the job's token stream after a cursor, in order."""
-
-    async def token_ids(self, job_id: JobId, count: int) -> list[int]:
-        """The first `count` token ids that are to be continued."""
+    async def get(self, job_id: JobId) -> Job | None:
+        """The job, or None."""
 
     async def take_unpublished(self, limit: int) -> list[JobId]:
-        """Jobs whose request event may not have reached the broker; taken for 15 s, so that
-        sweepers share them.
-        """
+        """Jobs whose request event may not have reached a broker that is not ours."""
+
+    async def mark_published(self, *job_ids: JobId) -> None:
+        """The broker confirmed the request events."""
 
     async def claim_unstarted(self, limit: int) -> list[JobId]:
         """Jobs whose event the broker took and may have lost: never started within
-        `republish_after_s`, or started and held by nobody for a lease (docs/adr/0052, 0086); taken
-        likewise.
+        `republish_after_s`, or started and held by nobody for a lease (docs/adr/0052, 0086).
         """
 
-    async def take_unannounced(self, limit: int) -> list[JobId]:
-        """Ended jobs whose result event may not have gone out; taken likewise."""
+    async def look_later(self, job_id: JobId, after_ms: int) -> None:
+        """The event went out again: leave the job alone for so long, and `republish_after_s`."""
 
-    async def mark_published(self, *job_ids: JobId, age_ms: int = 0) -> None:
-        """The broker confirmed the request events. With a job's age, it was a stranded one's: not
-        looked at again before the job is twice as old.
-        """
+    async def expire(self, limit: int) -> list[JobId]:
+        """Fail jobs whose deadline has passed and that nobody runs; those that were failed."""
 
-    async def mark_announced(self, job_id: JobId) -> None:
-        """The result event has arrived, or was confirmed by the broker. A job that has not ended
-        keeps its note: its end is still to be announced.
-        """
+    async def conclude(
+        self, job_id: JobId, ending: Ending, *, attempt: int | None = None
+    ) -> LeaseStatus:
+        """As `JobIntake.conclude`."""
 
-    async def ping(self) -> None:
-        """Return when the store can take writes."""
+
+class Store(JobWorker, JobSweeper, Protocol):
+    """The record of every job."""
 
     async def close(self) -> None:
         """Let go of every connection."""

@@ -1,9 +1,9 @@
-"""Tells who waits for a job's end that it has come: one message a job, however many tokens it made.
+"""Tells who waits for a job's end that it has come: one entry a job, however many tokens it made.
 
-Called by the api for held calls and long polls. The scripts that end a job publish its key
-(`eventing.redis.keys.ENDED`); one connection of the process listens. A message is a hint: the record
-says how the job ended. Messages can be lost with the connection, so everybody looks at the record
-when it is back, and those who wait look now and then anyway. Must not know HTTP.
+Called by the api for held calls and long polls. One connection of the process reads the tail of the
+stream of ends (`eventing.redis.keys.ENDED`), on from where it was when the connection was lost. An
+entry is a hint: the record says how the job ended. Those who wait look at it now and then anyway.
+Must not know HTTP.
 """
 
 import asyncio
@@ -19,7 +19,6 @@ from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import SharedRedis
 
-_PING_EVERY_S: Final = 1.0
 _BACKOFF_S: Final = 0.5
 _REMEMBERED: Final = 4_096
 """Ends of the last seconds, for those who begin to wait just after."""
@@ -31,18 +30,20 @@ class CompletionNotifier:
     """Run `run` in a task of the process."""
 
     def __init__(self, redis: SharedRedis) -> None:
-        self._line = redis.dedicated_connection(self._notify)
+        self._redis = redis
+        self._tail = redis.dedicated_connection()
+        self._cursor = b""
         self._waiting: dict[bytes, list[asyncio.Event]] = {}
         self._ended: dict[bytes, None] = {}
-        self.is_listening = False  #: ends are heard of now
+        self.is_reading = False  #: ends are heard of now
 
     @contextmanager
     def expecting(self, job_id: JobId) -> Iterator[asyncio.Event]:
         """An event that is set when the job's record should be looked at: it has ended, or it may
-        have while nobody listened.
+        have while nobody read.
         """
-        key, news = keys.job(job_id).encode(), asyncio.Event()
-        if key in self._ended or not self.is_listening:
+        key, news = job_id.encode(), asyncio.Event()
+        if key in self._ended or not self.is_reading:
             news.set()
         self._waiting.setdefault(key, []).append(news)
         try:
@@ -53,34 +54,40 @@ class CompletionNotifier:
                 del self._waiting[key]
 
     async def run(self) -> None:
-        """Listen until cancelled; a store that is away is waited for."""
+        """Read until cancelled; a store that is away is waited for."""
         while True:
             try:
                 async with failures_named():
-                    await self._listen()
+                    await self._start()
+                    while True:
+                        await self._read()
             except StoreUnavailable as error:
-                _log.debug("waits for the store", action="bell", reason=error.code)
+                _log.debug("waits for the store", action="tail", reason=error.code)
                 await asyncio.sleep(_BACKOFF_S)
             finally:
-                self.is_listening = False
+                self.is_reading = False
 
-    async def _listen(self) -> None:
-        """Returns when the line was opened anew and nobody has subscribed on it."""
-        await self._line.send([("SUBSCRIBE", keys.ENDED)])
-        self.is_listening = True
+    async def _start(self) -> None:
+        """From the newest entry on; everybody who waits already looks for themselves. Not from the
+        last cursor: a store that came back with an older stream would be silent until then.
+        """
+        newest = await self._redis.xrevrange(keys.ENDED, count=1)
+        self._cursor = newest[0][0] if newest else b"0-0"
+        self.is_reading = True
         for news in [event for events in self._waiting.values() for event in events]:
             news.set()
-        while await self._is_subscribed():  # noqa: ASYNC110 (a connection has no event to await)
-            await asyncio.sleep(_PING_EVERY_S)
 
-    async def _is_subscribed(self) -> bool:
-        """A server answers a subscriber's ping with a list, anybody else's with a word."""
-        (pong,) = await self._line.send([("PING",)])
-        return isinstance(pong, list)
+    async def _read(self) -> None:
+        block_ms = self._redis.longest_block_ms
+        command = ("XREAD", "COUNT", 1000, "BLOCK", block_ms, "STREAMS", keys.ENDED, self._cursor)
+        (found,) = await self._tail.send([command])
+        for cursor, flat in found[0][1] if found else ():
+            self._cursor = cursor
+            self._notify(flat[flat.index(b"job") + 1])
 
-    def _notify(self, key: bytes) -> None:
-        self._ended[key] = None
+    def _notify(self, job_id: bytes) -> None:
+        self._ended[job_id] = None
         if len(self._ended) > _REMEMBERED:
             del self._ended[next(iter(self._ended))]
-        for news in self._waiting.get(key, ()):
+        for news in self._waiting.get(job_id, ()):
             news.set()

@@ -20,7 +20,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from eventing.errors import StoreUnavailable, TorporError
 from eventing.job.job import JobId
-from eventing.job.store import EntryKind, Store, StreamEntry
+from eventing.job.store import EntryKind, JobReader, StreamEntry
 from eventing.redis import keys
 from eventing.redis.connection import connect, failures_named
 from eventing.store.job_record import parse_flat_entry
@@ -83,7 +83,7 @@ class Reader:
 
     def __init__(
         self,
-        store: Store,
+        store: JobReader,
         job_id: JobId,
         after: str,
         join: Callable[["Reader"], bool],
@@ -205,7 +205,7 @@ class _Stream:
 class StreamMultiplexer:
     """The one connection, and who follows what. Run `run` in a task of the process."""
 
-    def __init__(self, redis_url: str, store: Store, control: Redis) -> None:
+    def __init__(self, redis_url: str, store: JobReader, control: Redis) -> None:
         """`control` is a client with connections of its own; it wakes ours out of its blocking
         read.
         """

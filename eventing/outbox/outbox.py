@@ -1,15 +1,14 @@
-"""Finds what was recorded but perhaps not told, and tells it.
+"""Finds jobs that are not on their way any more, and sends them on or ends them.
 
-Called by the api, in a loop; any number of sweepers share the work. A job whose request event may
-not have reached the broker is published again (the broker knows it by its identity), and an ended
-job whose result event may not have gone out is announced. Found within 30 s of the crash that left
-it: 10 s until it is due, 15 s in the hands of a sweeper that died, 5 s between two looks. A job
-whose event a broker took, and that nobody has started for long, is published again too: whoever has
-it already answers for the second (docs/adr/0086).
+Called by the api, in loops; any number of sweepers share the work. On a broker that is not ours, a
+job whose event was recorded and perhaps not published is published: found within 30 s of the crash
+that left it (10 s until it is due, 15 s in the hands of a sweeper that died, 5 s between two looks).
+On any broker, a job that nobody has started for long, or whose attempt died unheard, is published
+again: whoever has it already answers for the second (docs/adr/0086). A job whose deadline passes
+while it waits is failed within a second, and nobody is woken for it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,16 +16,19 @@ import structlog
 from prometheus_client import Counter
 
 from eventing.clock import SystemClock
-from eventing.cloudevent.event import Event
-from eventing.cloudevent.job_event import request_event, result_event
+from eventing.cloudevent.job_event import request_event
 from eventing.cloudevent.publisher import Publisher
-from eventing.errors import Unavailable
-from eventing.job.job import Job, JobId, JobState
-from eventing.job.store import Store
+from eventing.errors import BrokerUnavailable, Unavailable
+from eventing.job.job import Job, JobState
+from eventing.job.store import JobSweeper
+from eventing.outbox.publisher import publish_recorded
 
 _BATCH: Final = 100
 _STRANDED_BATCHES: Final = 5
 """In one look: a backlog that is merely long comes up here too, and must not keep the api busy."""
+_FAILURES_IN_A_ROW: Final = 3
+"""So many, and the broker is away; fewer, and it is the events."""
+_DEADLINES_EVERY_S: Final = 0.5
 _swept = Counter("torpor_outbox_swept_total", "Events sent by the outbox sweep.", ["kind"])
 _log = structlog.get_logger()
 
@@ -37,39 +39,63 @@ class Swept:
 
     requests: int = 0
     stranded: int = 0
-    results: int = 0
 
 
-async def run(store: Store, publisher: Publisher, every_s: float) -> None:
+async def run(store: JobSweeper, publisher: Publisher, every_s: float) -> None:
     """Sweep until cancelled; store or broker away is logged and tried again at the next look."""
     while True:
         try:
             swept = await sweep_once(store, publisher)
             if swept != Swept():
-                _log.info("sent again", action="sweep", **_counts(swept))
+                counts = {"requests": swept.requests, "stranded": swept.stranded}
+                _log.info("sent again", action="sweep", **counts)
         except Unavailable as error:
             _log.debug("will look again", action="sweep", reason=error.code)
         await asyncio.sleep(every_s)
 
 
-async def sweep_once(store: Store, publisher: Publisher) -> Swept:
-    """Send what is due. Raises `Unavailable` at the first thing that cannot be sent; what was not
-    marked is due again in 15 s, so a crash in here only repeats an event.
+async def run_deadlines(store: JobSweeper) -> None:
+    """Fail what is late, until cancelled."""
+    while True:
+        try:
+            while late := await store.expire(_BATCH):
+                _log.info("late", action="expire", jobs=len(late))
+        except Unavailable as error:
+            _log.warning("will look again", action="expire", reason=error.code)
+        await asyncio.sleep(_DEADLINES_EVERY_S)
+
+
+async def sweep_once(store: JobSweeper, publisher: Publisher) -> Swept:
+    """Send what is due. Raises `Unavailable` when store or broker is away; what was not sent is due
+    again in 15 s, so a crash in here only repeats an event.
     """
-    requests = await _sweep(
-        store, publisher, store.take_unpublished, _owed_request, store.mark_published
-    )
-    again = await _sweep_stranded(store, publisher)
-    results = await _sweep(
-        store, publisher, store.take_unannounced, _owed_result, store.mark_announced
-    )
+    requests = await _sweep_unpublished(store, publisher)
     _swept.labels("request").inc(requests)
-    _swept.labels("stranded").inc(again)
-    _swept.labels("result").inc(results)
-    return Swept(requests=requests, stranded=again, results=results)
+    stranded = await _sweep_unstarted(store, publisher)
+    _swept.labels("stranded").inc(stranded)
+    return Swept(requests=requests, stranded=stranded)
 
 
-async def _sweep_stranded(store: Store, publisher: Publisher) -> int:
+async def _sweep_unpublished(store: JobSweeper, publisher: Publisher) -> int:
+    """One event that fails does not stop those behind it."""
+    sent = failures = 0
+    while job_ids := await store.take_unpublished(_BATCH):
+        for job_id in job_ids:
+            job = await store.get(job_id)
+            if job is None or not _is_owed(job):
+                await store.mark_published(job_id)
+                continue
+            try:
+                await publish_recorded(store, publisher, job_id, request_event(job))
+                sent, failures = sent + 1, 0
+            except BrokerUnavailable:
+                failures += 1
+                if failures == _FAILURES_IN_A_ROW:
+                    raise
+    return sent
+
+
+async def _sweep_unstarted(store: JobSweeper, publisher: Publisher) -> int:
     """A broker that does not know events by their identity gets one more each time a job's age
     has doubled, not one each look.
     """
@@ -78,54 +104,18 @@ async def _sweep_stranded(store: Store, publisher: Publisher) -> int:
         job_ids = await store.claim_unstarted(_BATCH)
         for job_id in job_ids:
             job = await store.get(job_id)
-            if job is not None and (event := _owed_request(job)):
-                await publisher.publish(event)
-                age_ms = max(SystemClock().wall_ms() - job.created_ms, 1)
-                await store.mark_published(job_id, age_ms=age_ms)
+            if job is not None and _is_owed(job):
+                await publish_recorded(store, publisher, job_id, request_event(job))
+                await store.look_later(job_id, max(SystemClock().wall_ms() - job.created_ms, 1))
                 sent += 1
         if len(job_ids) < _BATCH:
             break
     return sent
 
 
-async def _sweep(
-    store: Store,
-    publisher: Publisher,
-    take: Callable[[int], Awaitable[list[JobId]]],
-    owed: Callable[[Job], Event | None],
-    mark: Callable[[JobId], Awaitable[None]],
-) -> int:
-    sent = 0
-    while job_ids := await take(_BATCH):
-        for job_id in job_ids:
-            job = await store.get(job_id)
-            event = owed(job) if job is not None else None
-            if event is not None:
-                await publisher.publish(event)
-                sent += 1
-            await mark(job_id)
-    return sent
-
-
-def _owed_request(job: Job) -> Event | None:
+def _is_owed(job: Job) -> bool:
     """A queued job, or a started one whose lease is over (docs/adr/0052). The lease is judged by
     this host's clock: a wrong one costs a duplicate or a delay, no more.
     """
     is_lapsed = job.lease_until_ms <= SystemClock().wall_ms()
-    is_stranded = job.state is JobState.IN_PROGRESS and is_lapsed
-    return request_event(job) if job.state is JobState.QUEUED or is_stranded else None
-
-
-def _owed_result(job: Job) -> Event | None:
-    """Entries are written before the end they announce; one whose job goes on is dropped, and comes
-    again with its end.
-    """
-    return result_event(job) if job.state.is_terminal and not job.is_announced else None
-
-
-def _counts(swept: Swept) -> dict[str, int]:
-    return {
-        "requests": swept.requests,
-        "stranded": swept.stranded,
-        "results": swept.results,
-    }
+    return job.state is JobState.QUEUED or (job.state is JobState.IN_PROGRESS and is_lapsed)

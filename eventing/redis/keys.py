@@ -1,5 +1,4 @@
-"""The names of our keys. Everything of one job, and of one queue, shares a hash tag, so that its
-scripts run on a Redis Cluster.
+"""The names of our keys. Scripts that find a key by themselves (`scripts/_lib.lua`) know it too.
 
 Called by whoever keeps something in Redis. Must not know what is kept.
 """
@@ -11,10 +10,13 @@ from eventing.job.job import JobId
 
 PREFIX: Final = "torpor"
 UNPUBLISHED: Final = f"{PREFIX}:outbox:requests"
+"""Jobs whose event a broker that is not ours may not have, by when the sweep looks at them."""
 UNSTARTED: Final = f"{PREFIX}:outbox:awaited"
-UNANNOUNCED: Final = f"{PREFIX}:outbox:results"
+"""Jobs that have not ended, by when somebody looks whether they are still on their way."""
+DEADLINES: Final = f"{PREFIX}:deadlines"
+"""Jobs that have not ended, by their deadline."""
 ENDED: Final = f"{PREFIX}:ended"
-"""Channel on which the scripts that end a job say its key. They know the name themselves."""
+"""Stream of ends, one entry each, written by the scripts that end a job."""
 QUEUES: Final = f"{PREFIX}:queues"
 """Set of the names of all queues that ever were: so those that no trigger names are found."""
 GROUP: Final = "torpor"

@@ -18,7 +18,6 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError
 
 Command = Sequence[str | bytes | int | float]
-OnMessage = Callable[[bytes], None]
 
 _BLOCKING: Final = frozenset({"XREAD", "XREADGROUP", "BLPOP", "BRPOP", "BLMOVE", "BZPOPMIN"})
 _ODD_OPTIONS: Final = frozenset({"NEVER_DECODE", "EMPTY_RESPONSE"})
@@ -43,14 +42,11 @@ class _Protocol(asyncio.Protocol):
     are all behind it, and a server that hangs is as good as gone.
     """
 
-    def __init__(
-        self, stream: asyncio.StreamWriter, timeout_s: float, on_message: OnMessage | None
-    ) -> None:
+    def __init__(self, stream: asyncio.StreamWriter, timeout_s: float) -> None:
         self.loop: Final = asyncio.get_running_loop()
         self._stream: Final = stream  # it would close the connection when it is collected
         self._transport: Final = stream.transport
         self._timeout_s = timeout_s
-        self._on_message = on_message
         self._asked: deque[_PendingReplies] = deque()
         self._unsent: list[bytes] = []
         self._watch: asyncio.TimerHandle | None = None
@@ -104,9 +100,6 @@ class _Protocol(asyncio.Protocol):
         self.close(ConnectionError(_CLOSED))
 
     def _take(self, answer: Any) -> None:
-        if self._on_message and isinstance(answer, list) and answer[0] == b"message":
-            self._on_message(answer[2])
-            return
         head = self._asked[0]
         head.answers.append(answer)
         if len(head.answers) == head.count:
@@ -131,13 +124,9 @@ class MultiplexedConnection:
     twice. If the process dies, what was sent may have been done.
     """
 
-    def __init__(
-        self, pool: ConnectionPool, timeout_s: float, on_message: OnMessage | None = None
-    ) -> None:
-        """`on_message` is told what comes on channels that were subscribed to over this line."""
+    def __init__(self, pool: ConnectionPool, timeout_s: float) -> None:
         self._pool = pool
         self._timeout_s = timeout_s
-        self._on_message = on_message
         self._wire: _Protocol | None = None
         self._opening: asyncio.Future[_Protocol] | None = None
 
@@ -188,7 +177,7 @@ class MultiplexedConnection:
         async with asyncio.timeout(self._timeout_s):
             await connection.connect()
         stream, connection._writer, connection._reader = connection._writer, None, None
-        wire = self._wire = _Protocol(stream, self._timeout_s, self._on_message)
+        wire = self._wire = _Protocol(stream, self._timeout_s)
         stream.transport.set_protocol(wire)
         return wire
 
@@ -203,12 +192,15 @@ class SharedRedis(Redis):  # type: ignore[misc]  # redis is untyped to us
         self._line = MultiplexedConnection(self.connection_pool, timeout_s)
         self._own_lines: list[MultiplexedConnection] = []
 
-    def dedicated_connection(self, on_message: OnMessage | None = None) -> MultiplexedConnection:
-        """One more connection, for somebody who blocks it or listens; closed with the client."""
-        self._own_lines.append(
-            MultiplexedConnection(self.connection_pool, self._timeout_s, on_message)
-        )
+    def dedicated_connection(self) -> MultiplexedConnection:
+        """One more connection, for somebody who blocks it; closed with the client."""
+        self._own_lines.append(MultiplexedConnection(self.connection_pool, self._timeout_s))
         return self._own_lines[-1]
+
+    @property
+    def longest_block_ms(self) -> int:
+        """How long a command may block a dedicated connection before its answer would be late."""
+        return int(min(1.0, self._timeout_s / 2) * 1000)
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """As `MultiplexedConnection.send`, over the line of all."""

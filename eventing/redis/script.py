@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any
+from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from eventing.redis.multiplexed_connection import Command, SharedRedis
+
+_USES_LIB: Final = "-- USES _lib\n"
 
 Argument = str | bytes | int
 Call = tuple[str, Sequence[str], Sequence[Argument]]
@@ -22,7 +24,12 @@ Call = tuple[str, Sequence[str], Sequence[Argument]]
 
 @cache
 def source(name: str) -> str:
-    """The text of the script `name`."""
+    """The text of the script `name`, behind what it shares with others if it says so."""
+    text = _read(name)
+    return _read("_lib") + text if _USES_LIB in text else text
+
+
+def _read(name: str) -> str:
     return files("eventing.redis.scripts").joinpath(f"{name}.lua").read_text(encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ import orjson
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState, Lane, error_of
 from eventing.job.store import Ending, EntryKind, ListField, NewJob, StreamEntry
 from eventing.known_fields import check_version, known_fields, known_value
+from eventing.redis import keys
 
 Field = str | bytes | int
 
@@ -64,6 +65,8 @@ def new_fields(new: NewJob, request: bytes) -> list[Field]:
         "event_id": new.event_id,
         "deadline_ms": new.deadline_ms,
     }
+    if (name := keys.escape(new.tenant)) != new.tenant:
+        pairs["tenant_key"] = name
     if new.options_sha:
         pairs["options_sha"] = new.options_sha
     if new.traceparent:
@@ -91,8 +94,8 @@ def fingerprint(request: bytes, tenant: str) -> str:
 
 
 def ending_fields(ending: Ending) -> list[Field]:
-    """Field, value pairs of how a job ended; never empty, since HSET wants at least one pair."""
-    pairs: dict[str, Field] = {"announced": 0}
+    """Field, value pairs of how a job ended."""
+    pairs: dict[str, Field] = {}
     if ending.result is not None:
         pairs["result"] = orjson.dumps(ending.result)
     if ending.usage is not None:
@@ -151,7 +154,6 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         usage=orjson.loads(text["usage"]) if "usage" in text else None,
         error=error_of(orjson.loads(text["error"])) if "error" in text else None,
         is_dead_letter=text.get("dead") == "1",
-        is_announced=text.get("announced") == "1",
         refused_writes=number("fenced"),
         gpu_ms=number("gpu_ms"),
         history=_history(text.get("history", "[]")),

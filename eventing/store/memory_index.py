@@ -12,7 +12,7 @@ import orjson
 
 from eventing.job.job import Job, JobId
 from eventing.job.list_cursor import LIST_LOOKS, ListCursor, fitting
-from eventing.job.store import ListField, Page
+from eventing.job.store import ListField, NewJob, Page
 from eventing.store.job_record import listed
 
 SWEEP_AFTER_MS: Final = 10_000
@@ -29,8 +29,8 @@ class MemoryIndex:
         self._jobs: defaultdict[str, Index] = defaultdict(dict)
         self._dead: defaultdict[str, Index] = defaultdict(dict)
         self.unpublished: Index = {}
-        self.awaited: Index = {}
-        self.unannounced: Index = {}
+        self.unstarted: Index = {}
+        self.deadlines: Index = {}
 
     def jobs(self, tenant: str) -> Index:
         """All jobs of a tenant."""
@@ -40,16 +40,19 @@ class MemoryIndex:
         """Those of a tenant that were set aside."""
         return self._dead[tenant]
 
-    def note_end(self, job_id: JobId, dead_of: str | None, now_ms: int) -> None:
-        """An end is to be announced; as a dead letter of the tenant `dead_of`, if one is given."""
-        self.unannounced[job_id] = now_ms + SWEEP_AFTER_MS
-        if dead_of is not None:
-            self._dead[dead_of][job_id] = now_ms
+    def note_new(self, new: NewJob, look_ms: int, now_ms: int) -> None:
+        """A job is recorded; `look_ms` is when somebody looks whether it is on its way."""
+        self._jobs[new.tenant][new.id] = now_ms
+        self.unstarted[new.id] = look_ms
+        if new.deadline_ms:
+            self.deadlines[new.id] = new.deadline_ms
 
-    def note_end_again(self, job_id: JobId, dead_of: str, now_ms: int) -> None:
-        """As `note_end`, but what is noted already keeps its time."""
-        self.unannounced.setdefault(job_id, now_ms + SWEEP_AFTER_MS)
-        self._dead[dead_of].setdefault(job_id, now_ms)
+    def note_end(self, job: Job, now_ms: int) -> None:
+        """A job has ended: nothing of it is due any more."""
+        for index in (self.unpublished, self.unstarted, self.deadlines):
+            index.pop(job.id, None)
+        if job.is_dead_letter:
+            self._dead[job.tenant][job.id] = now_ms
 
     def unlist(self, job_id: JobId, tenant: str) -> None:
         """Take a job off its tenant's lists; its notes stay."""
@@ -59,7 +62,7 @@ class MemoryIndex:
     def keep_only(self, job_ids: Collection[JobId]) -> None:
         """Drop all that is said of any other job."""
         by_tenant = (*self._jobs.values(), *self._dead.values())
-        for index in (self.unpublished, self.awaited, self.unannounced, *by_tenant):
+        for index in (self.unpublished, self.unstarted, self.deadlines, *by_tenant):
             for job_id in index.keys() - job_ids:
                 del index[job_id]
 
@@ -68,10 +71,16 @@ def take_due(index: Index, limit: int, now_ms: int) -> list[JobId]:
     """The members whose time has come, oldest first; each is put off, so that no other sweeper
     takes it meanwhile.
     """
-    due = sorted((at_ms, job_id) for job_id, at_ms in index.items() if at_ms <= now_ms)[:limit]
-    for _, job_id in due:
+    taken = due(index, limit, now_ms)
+    for job_id in taken:
         index[job_id] = now_ms + _HOLD_BY_SWEEPER_MS
-    return [job_id for _, job_id in due]
+    return taken
+
+
+def due(index: Index, limit: int, now_ms: int) -> list[JobId]:
+    """The members whose time has come, oldest first."""
+    found = sorted((at_ms, job_id) for job_id, at_ms in index.items() if at_ms <= now_ms)
+    return [job_id for _, job_id in found[:limit]]
 
 
 def page(

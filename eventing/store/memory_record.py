@@ -16,9 +16,7 @@ from eventing.job.store import Ending, EntryKind, Lease, LeaseStatus, StreamEntr
 
 @dataclass(slots=True)
 class MemoryRecord:
-    """What Redis keeps under one hash tag: the job, its token stream, and what is nobody's
-    business.
-    """
+    """What Redis keeps of a job: the job, its token stream, and what is nobody's business."""
 
     job: Job
     sha: str
@@ -100,21 +98,20 @@ class MemoryRecord:
             usage=_stored(ending.usage, job.usage),
             error=ending.error or job.error,
             is_dead_letter=ending.is_dead_letter,
-            is_announced=False,
             history=closed(job.history, outcome, now_ms) if is_closing else job.history,
         )
         self.expires_ms = now_ms + keep_ms
         self._write_state(now_ms)
 
     def queue_again(self, request: JobRequest | None, sha: str, now_ms: int) -> None:
-        """An ended job starts anew, with all its attempts; with another `request` and its `sha`,
-        from the first token.
+        """An ended job starts anew, under an attempt number that none of its attempts had; with
+        another `request` and its `sha`, from the first token.
         """
         self.job = replace(
             self.job,
             state=JobState.QUEUED,
+            attempt=self.job.attempt + 1,
             is_dead_letter=False,
-            is_announced=False,
             finished_ms=0,
             deadline_ms=0,
             error=None,

@@ -9,27 +9,29 @@ must not be used for anything that has to survive its process.
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Final
 
 from eventing.clock import Clock, SystemClock
-from eventing.errors import IdempotencyConflict
+from eventing.errors import BrokerUnavailable, IdempotencyConflict, JobDeleted
 from eventing.job.job import AttemptRecord, Job, JobError, JobId, JobRequest, JobState
 from eventing.job.store import (
+    ARRIVED,
     Acquired,
     AcquireStatus,
     Ending,
-    EntryKind,
     Lease,
     LeaseSettings,
     LeaseStatus,
     ListField,
     NewJob,
     Page,
+    Publication,
     Release,
     StreamEntry,
     TokenBatch,
 )
 from eventing.store.job_record import fingerprint, fresh, request_of
-from eventing.store.memory_index import SWEEP_AFTER_MS, MemoryIndex, page, take_due
+from eventing.store.memory_index import SWEEP_AFTER_MS, MemoryIndex, due, page, take_due
 from eventing.store.memory_record import MemoryRecord, closed, entry_order
 
 
@@ -40,18 +42,16 @@ class MemoryStore:
         self._settings = settings or LeaseSettings()
         self._clock = clock or SystemClock()
         self._records: dict[JobId, MemoryRecord] = {}
+        self._deleted: dict[JobId, int] = {}
         self._index = MemoryIndex()
 
-    async def create(self, new: NewJob) -> tuple[Job, bool]:
-        now = self._now()
-        self._index.unpublished[new.id] = now + SWEEP_AFTER_MS
-        self._index.jobs(new.tenant).setdefault(new.id, now)
+    async def submit(self, new: NewJob, publication: Publication = ARRIVED) -> tuple[Job, bool]:
+        if self._is_deleted(new.id):
+            raise JobDeleted("the job of this identity was deleted")
         sha = fingerprint(new.request.to_json(), new.tenant)
         record = self._find(new.id)
-        if record is None:
-            job = replace(fresh(new, now), request=request_of(new.request.to_json()))
-            self._records[new.id] = MemoryRecord(job, sha, options_sha=new.options_sha)
-            return job, True
+        if record is None or self._is_redriven(record.job, new):
+            return self._record(new, publication, sha), True
         options = {record.options_sha, new.options_sha} - {""}
         if record.sha != sha or len(options) > 1:
             raise IdempotencyConflict(
@@ -59,17 +59,35 @@ class MemoryStore:
             )
         return record.job, False
 
+    def _is_redriven(self, job: Job, new: NewJob) -> bool:
+        """True when another store, which counts on, gave the job a new life."""
+        return job.state.is_terminal and job.attempt < new.attempt
+
+    def _record(self, new: NewJob, publication: Publication, sha: str) -> Job:
+        now, most = self._now(), publication.max_unpublished
+        if most is not None:
+            if len(self._index.unpublished) >= most:
+                raise BrokerUnavailable(f"the broker has yet to take {most} jobs", 2.0)
+            self._index.unpublished[new.id] = now + SWEEP_AFTER_MS
+        self._index.note_new(new, now + self._settings.republish_after_s * 1000, now)
+        request = request_of(new.request.to_json())
+        job = replace(fresh(new, now), request=request, attempt=new.attempt)
+        self._records[new.id] = MemoryRecord(job, sha, options_sha=new.options_sha)
+        return job
+
     async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
         now, sha = self._now(), fingerprint(raw, new.tenant)
-        self._index.jobs(new.tenant).setdefault(new.id, now)
-        self._index.note_end(new.id, new.tenant, now)
+        if self._is_deleted(new.id):
+            return False
         record = self._find(new.id)
         if record is None:
+            self._index.jobs(new.tenant).setdefault(new.id, now)
             job = replace(fresh(new, now), request=request_of(raw))
             record = self._records[new.id] = MemoryRecord(job, sha, is_rejected=True)
         elif record.sha != sha and not record.is_rejected:
             return False
         if record.job.state is JobState.QUEUED:
+            record.is_rejected = True
             self._end(record, _dead_letter(error), outcome="")
         return True
 
@@ -107,7 +125,6 @@ class MemoryStore:
         expected: NewJob | None = None,
     ) -> Acquired:
         now = self._now()
-        self._index.awaited[job_id] = now + 2 * self._settings.lease_ms
         record = self._find(job_id)
         if record is None:
             return Acquired(status=AcquireStatus.MISSING)
@@ -115,8 +132,6 @@ class MemoryStore:
             return Acquired(status=AcquireStatus.OTHER)
         job = record.job
         if job.state.is_terminal:
-            if job.is_dead_letter and not job.is_announced:
-                self._index.note_end_again(job_id, job.tenant, now)
             return Acquired(status=AcquireStatus.TERMINAL)
         failures, history = record.failures, job.history
         if job.state is JobState.IN_PROGRESS:
@@ -126,11 +141,14 @@ class MemoryStore:
         reason = self._why_over(job, failures, now)
         if not reason and not is_exclusive and self._is_suspect(failures, history):
             return Acquired(status=AcquireStatus.ALONE)
-        record.failures, record.job = failures, replace(job, history=history)
+        record.failures = failures
         if reason:
-            return self._give_up(record, reason)
+            self._end(record, _dead_letter(reason), outcome="lost")
+            return Acquired(status=AcquireStatus(reason.code))
+        record.job = replace(job, history=history)
         record.start_attempt(owner, can_resume, now + self._settings.lease_ms, now)
         record.lease_id = secrets.token_hex(8)
+        self._index.unstarted[job_id] = now + 2 * self._settings.lease_ms
         return Acquired(
             status=AcquireStatus.ACQUIRED,
             lease=Lease(job_id, record.job.attempt, record.lease_id),
@@ -142,9 +160,9 @@ class MemoryStore:
         return [self._renew(lease, extend) for lease in leases]
 
     async def append_all(self, appends: Sequence[tuple[Lease, TokenBatch]]) -> list[LeaseStatus]:
-        return [await self.append(lease, batch) for lease, batch in appends]
+        return [self._append(lease, batch) for lease, batch in appends]
 
-    async def append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
+    def _append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
         record = self._find(lease.job_id)
         if record is None:
             return LeaseStatus.MISSING
@@ -158,8 +176,11 @@ class MemoryStore:
         record.append(batch, self._now())
         return LeaseStatus.OK
 
-    async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
-        record = self._find_to_end(lease.job_id, ending)
+    async def finish(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
+        return self._finish(lease, ending), self._job(lease.job_id)
+
+    def _finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
+        record = self._find(lease.job_id)
         if record is None:
             return LeaseStatus.MISSING
         if record.job.state.is_terminal:
@@ -173,9 +194,6 @@ class MemoryStore:
         self._end(record, ending, ending.error.code if ending.error else str(ending.state))
         return LeaseStatus.OK
 
-    async def finish_and_get(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
-        return await self.finish(lease, ending), await self.get(lease.job_id)
-
     async def release(self, lease: Lease, why: Release, error: JobError) -> bool:
         record = self._find(lease.job_id)
         if record is None:
@@ -187,24 +205,30 @@ class MemoryStore:
         record.failures += why is not Release.HANDOVER
         if record.failures >= self._settings.max_attempts:
             self._end(record, _dead_letter(error), str(why))
-            self._index.note_end(job.id, job.tenant, now)
             return False
         record.give_back(str(why), now)
         return True
 
     async def cancel(self, job_id: JobId) -> Job | None:
-        self._conclude(job_id, Ending(state=JobState.CANCELLED), is_forced=True)
+        self._conclude(job_id, Ending(state=JobState.CANCELLED), None, is_forced=True)
         return await self.get(job_id)
 
-    async def conclude(self, job_id: JobId, ending: Ending) -> LeaseStatus:
-        return self._conclude(job_id, ending, is_forced=False)
+    async def conclude(
+        self, job_id: JobId, ending: Ending, *, attempt: int | None = None
+    ) -> LeaseStatus:
+        return self._conclude(job_id, ending, attempt, is_forced=False)
 
-    async def redrive(self, job_id: JobId, request: JobRequest | None) -> bool:
-        now = self._now()
-        self._index.unpublished[job_id] = now + SWEEP_AFTER_MS
-        record = self._find(job_id)
+    async def redrive(
+        self, job: Job, request: JobRequest | None, publication: Publication = ARRIVED
+    ) -> bool:
+        now, record = self._now(), self._find(job.id)
         if record is None or not record.job.is_dead_letter or record.job.state != JobState.FAILED:
             return False
+        if record.job.attempt != job.attempt:
+            return False
+        self._index.unstarted[job.id] = now + self._settings.republish_after_s * 1000
+        if publication.max_unpublished is not None:
+            self._index.unpublished[job.id] = now + SWEEP_AFTER_MS
         sha = fingerprint(request.to_json(), record.job.tenant) if request else record.sha
         record.queue_again(request, sha, now)
         return True
@@ -215,6 +239,7 @@ class MemoryStore:
             return False
         del self._records[job_id]
         self._index.unlist(job_id, record.job.tenant)
+        self._deleted[job_id] = self._now() + self._settings.retention_s * 1000
         return True
 
     async def read_stream(
@@ -225,46 +250,40 @@ class MemoryStore:
         start = entry_order(after) if after else (-1, -1)
         return [entry for entry in entries if entry_order(entry.cursor) > start][:limit]
 
-    async def token_ids(self, job_id: JobId, count: int) -> list[int]:
-        ids: list[int] = []
-        for entry in await self.read_stream(job_id, limit=1 << 30):
-            if entry.kind is EntryKind.ATTEMPT:
-                del ids[entry.index :]
-            ids.extend(entry.token_ids)
-        return ids[:count]
-
     async def take_unpublished(self, limit: int) -> list[JobId]:
         return take_due(self._index.unpublished, limit, self._now())
 
+    async def mark_published(self, *job_ids: JobId) -> None:
+        for job_id in job_ids:
+            self._index.unpublished.pop(job_id, None)
+
     async def claim_unstarted(self, limit: int) -> list[JobId]:
         stranded, now = [], self._now()
-        for job_id in take_due(self._index.awaited, limit, now):
+        for job_id in take_due(self._index.unstarted, limit, now):
             job = self._job(job_id)
             if job is None or job.state.is_terminal:
-                del self._index.awaited[job_id]
+                del self._index.unstarted[job_id]
             elif job.lease_until_ms <= now:
                 stranded.append(job_id)
         return stranded
 
-    async def take_unannounced(self, limit: int) -> list[JobId]:
-        return take_due(self._index.unannounced, limit, self._now())
+    async def look_later(self, job_id: JobId, after_ms: int) -> None:
+        if job_id in self._index.unstarted:
+            after_ms = max(after_ms, self._settings.republish_after_s * 1000)
+            self._index.unstarted[job_id] = self._now() + after_ms
 
-    async def mark_published(self, *job_ids: JobId, age_ms: int = 0) -> None:
-        look_ms = self._now() + max(age_ms, self._settings.republish_after_s * 1000)
-        for job_id in job_ids:
-            if age_ms:
-                self._index.awaited[job_id] = look_ms
+    async def expire(self, limit: int) -> list[JobId]:
+        now, failed = self._now(), []
+        for job_id in due(self._index.deadlines, limit, now):
+            record = self._find(job_id)
+            if record is None:
+                del self._index.deadlines[job_id]
+            elif record.job.lease_until_ms > now:
+                self._index.deadlines[job_id] = record.job.lease_until_ms
             else:
-                self._index.awaited.setdefault(job_id, look_ms)
-            self._index.unpublished.pop(job_id, None)
-
-    async def mark_announced(self, job_id: JobId) -> None:
-        record = self._find(job_id)
-        if record and not record.job.state.is_terminal:
-            return
-        self._index.unannounced.pop(job_id, None)
-        if record:
-            record.job = replace(record.job, is_announced=True)
+                self._end(record, _dead_letter(_LATE), outcome="lost")
+                failed.append(job_id)
+        return failed
 
     async def ping(self) -> None:
         """Memory always takes writes."""
@@ -276,10 +295,18 @@ class MemoryStore:
         """Drop what Redis would have dropped by itself; for a process that lives long."""
         for job_id in list(self._records):
             self._find(job_id)
+        for job_id in list(self._deleted):
+            self._is_deleted(job_id)
         self._index.keep_only(self._records.keys())
 
     def _now(self) -> int:
         return self._clock.wall_ms()
+
+    def _is_deleted(self, job_id: JobId) -> bool:
+        if self._deleted.get(job_id, 0) > self._now():
+            return True
+        self._deleted.pop(job_id, None)
+        return False
 
     def _find(self, job_id: JobId) -> MemoryRecord | None:
         record = self._records.get(job_id)
@@ -292,32 +319,18 @@ class MemoryStore:
         record = self._find(job_id)
         return record.job if record else None
 
-    def _find_to_end(self, job_id: JobId, ending: Ending) -> MemoryRecord | None:
-        """The record of a job that is about to end. That it did is noted first, whatever comes of
-        it: a note too many costs a look, one too few the announcement.
-        """
-        record = self._find(job_id)
-        tenant = record.job.tenant if record else "default"
-        self._index.note_end(job_id, tenant if ending.is_dead_letter else None, self._now())
-        return record
-
     def _is_suspect(self, failures: int, history: tuple[AttemptRecord, ...]) -> bool:
         is_last = failures == self._settings.max_attempts - 1
         return is_last and any(attempt.outcome == "lost" for attempt in history)
 
     def _why_over(self, job: Job, failures: int, now: int) -> JobError | None:
         if 0 < job.deadline_ms <= now:
-            return JobError(code="expired", message="the deadline passed before the job ended")
+            return _LATE
         limit = self._settings.max_attempts
         if failures >= limit:
             lost = f"every attempt was lost ({failures} of {limit})"
             return JobError(code="exhausted", message=lost)
         return None
-
-    def _give_up(self, record: MemoryRecord, reason: JobError) -> Acquired:
-        self._end(record, _dead_letter(reason), outcome="")
-        self._index.note_end(record.job.id, record.job.tenant, self._now())
-        return Acquired(status=AcquireStatus(reason.code))
 
     def _renew(self, lease: Lease, extend: bool) -> LeaseStatus:
         record = self._find(lease.job_id)
@@ -334,15 +347,21 @@ class MemoryStore:
             record.job = replace(job, lease_until_ms=now + self._settings.lease_ms)
         return LeaseStatus.OK
 
-    def _conclude(self, job_id: JobId, ending: Ending, *, is_forced: bool) -> LeaseStatus:
-        record = self._find_to_end(job_id, ending)
+    def _conclude(
+        self, job_id: JobId, ending: Ending, attempt: int | None, *, is_forced: bool
+    ) -> LeaseStatus:
+        record = self._find(job_id)
         if record is None:
             return LeaseStatus.MISSING
         job = record.job
         if job.state.is_terminal:
             return LeaseStatus.TERMINAL
         if job.lease_until_ms > self._now() and not is_forced:
-            return LeaseStatus.FENCED
+            return LeaseStatus.HELD
+        if attempt is not None:
+            if attempt < job.attempt:
+                return record.refuse(LeaseStatus.FENCED)
+            record.job = replace(job, attempt=attempt)
         self._end(record, ending, str(ending.state))
         return LeaseStatus.OK
 
@@ -350,6 +369,10 @@ class MemoryStore:
         s = self._settings
         keep_s = s.dead_letter_retention_s if ending.is_dead_letter else s.retention_s
         record.end(ending, outcome, keep_s * 1000, self._now())
+        self._index.note_end(record.job, self._now())
+
+
+_LATE: Final = JobError(code="expired", message="the deadline passed before the job ended")
 
 
 def _dead_letter(error: JobError) -> Ending:

@@ -1,8 +1,7 @@
 """Who is listed where, and which job is due for which sweep: sorted sets over all jobs.
 
-Called by `eventing.store.redis_store` only. These keys lie in other slots than the jobs, so they are
-written *before* the record: a crash in between leaves an entry without a job, which whoever reads
-it next drops, and never a job that no index knows.
+Called by `eventing.store.redis_store` only. The scripts write them together with the record; an
+entry whose job has expired since is dropped by whoever reads it next.
 """
 
 from collections.abc import Sequence
@@ -14,20 +13,9 @@ from eventing.job.job import JobId, JobState
 from eventing.job.store import LeaseSettings
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.redis.script import Call, run
+from eventing.redis.script import run
 
-SWEEP_AFTER_MS: Final = 10_000
-"""An outbox entry this old was not cleared by its writer; the sweep looks at it. Found and sent
-again in 30 s.
-"""
 _HOLD_BY_SWEEPER_MS: Final = 15_000
-
-
-def schedule_check(
-    index: str, *job_ids: JobId, after_ms: int, mode: str = "", keep_ms: int = 0
-) -> Call:
-    """The call that notes jobs in an index for `after_ms` from now; `NX` keeps an older note."""
-    return ("index", [index], [job_ids[0], after_ms, mode, keep_ms, *job_ids[1:]])
 
 
 class RedisIndex:
@@ -36,18 +24,9 @@ class RedisIndex:
     def __init__(self, redis: Redis, settings: LeaseSettings) -> None:
         self._redis = redis
         longest_s = max(settings.retention_s, settings.dead_letter_retention_s)
-        self._keep_ms = 2000 * longest_s
-
-    def listed(self, index: str, job_id: JobId, mode: str = "") -> Call:
-        """The call that puts a job on a list. Lists are pruned by age as they grow, since only
-        some are ever read to their end; twice the longest retention is longer than any job stays.
-        """
-        return schedule_check(index, job_id, after_ms=0, mode=mode, keep_ms=self._keep_ms)
-
-    async def unlist(self, job_id: JobId, tenant: str) -> None:
-        """Take a job off its tenant's lists; its notes stay."""
-        await self._redis.zrem(keys.jobs_of(tenant), job_id)
-        await self._redis.zrem(keys.dead_letters_of(tenant), job_id)
+        self.keep_ms: Final = (
+            2000 * longest_s
+        )  #: lists are pruned by age: longer than any job stays
 
     async def take_due(self, index: str, limit: int) -> list[JobId]:
         """Members that are due, taken for 15 s, so that sweepers share them."""
@@ -77,6 +56,11 @@ class RedisIndex:
             for job_id, row in rows.items()
             if not _has_ended(row) and int(row[1] or 0) <= now_ms
         ]
+
+    async def look_later(self, job_id: JobId, after_ms: int) -> None:
+        """Leave a job that has not ended alone for so long."""
+        async with failures_named():
+            await run(self._redis, "look_later", [keys.UNSTARTED], [job_id, after_ms])
 
 
 def _has_ended(row: Sequence[bytes | None]) -> bool:

@@ -1,8 +1,8 @@
-"""The job store on Redis or Valkey: one Lua script a transition, compare-and-set on (state,
-attempt).
+"""The job store on Redis or Valkey: one Lua script a transition, compare-and-set on (state, attempt,
+lease id).
 
-Called by api, predictor and broker through the `Store` protocol. What lists jobs, or notes that
-something is due, is in `eventing.store.redis_index` and written before the record.
+Called by api, predictor and broker through the protocols of `eventing.job.store`. What is read from
+lists and indexes is in `eventing.store.redis_index`; the scripts write them in the same step.
 """
 
 import secrets
@@ -13,28 +13,29 @@ from typing import Any
 import orjson
 from redis.asyncio import Redis
 
-from eventing.errors import IdempotencyConflict
+from eventing.errors import BrokerUnavailable, IdempotencyConflict, JobDeleted
 from eventing.job.job import Job, JobError, JobId, JobRequest, JobState
 from eventing.job.store import (
+    ARRIVED,
     Acquired,
     AcquireStatus,
     Ending,
-    EntryKind,
     Lease,
     LeaseSettings,
     LeaseStatus,
     ListField,
     NewJob,
     Page,
+    Publication,
     Release,
     StreamEntry,
     TokenBatch,
 )
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.redis.script import Argument, Call, run, run_all
+from eventing.redis.script import Argument, Call, run_all
 from eventing.store import job_record
-from eventing.store.redis_index import SWEEP_AFTER_MS, RedisIndex, schedule_check
+from eventing.store.redis_index import RedisIndex
 from eventing.store.redis_list import Marks, RedisList
 
 
@@ -51,41 +52,52 @@ class RedisStore:
         """The client, for the token hub and the queue that share it."""
         return self._redis
 
-    async def create(self, new: NewJob) -> tuple[Job, bool]:
-        answers = await self._run_all(self._create_calls(new))
-        status, created_ms = answers[2][0].decode(), int(answers[2][1])
-        if status == "conflict":
-            raise IdempotencyConflict(
-                "the same identity was used before with another request or other options", "body"
-            )
-        if status == "created":
-            return job_record.fresh(new, created_ms), True
-        job = await self.get(new.id)
-        return job or job_record.fresh(new, created_ms), False
-
-    async def create_with(self, new: NewJob, calls: Sequence[Call]) -> Job:
-        """Record a job whose id nobody knows yet, then run `calls`, in one round trip. When it
-        raises, any of it may have been done.
-        """
-        answers = await self._run_all([*self._create_calls(new), *calls])
-        return job_record.fresh(new, int(answers[2][1]))
+    async def submit(self, new: NewJob, publication: Publication = ARRIVED) -> tuple[Job, bool]:
+        request = new.request.to_json()
+        most = publication.max_unpublished
+        args: list[Argument] = [
+            new.id,
+            job_record.fingerprint(request, new.tenant),
+            new.options_sha,
+            new.deadline_ms,
+            self._index.keep_ms,
+            self._settings.republish_after_s * 1000,
+            "" if most is None else most,
+            new.lane,
+            new.tenant,
+            f"{new.source}\0{new.event_id}",
+            *_publication_args(publication),
+            *job_record.new_fields(new, request),
+        ]
+        job_keys = [keys.job(new.id), keys.jobs_of(new.tenant)]
+        ((status, created_ms),) = await self._run_all([("submit", job_keys, args)])
+        match status:
+            case b"created":
+                return job_record.fresh(new, int(created_ms)), True
+            case b"exists":
+                job = await self.get(new.id)
+                return job or job_record.fresh(new, int(created_ms)), False
+            case b"deleted":
+                raise JobDeleted("the job of this identity was deleted")
+            case b"full":
+                raise BrokerUnavailable(f"the broker has yet to take {most} jobs", 2.0)
+            case _:
+                raise IdempotencyConflict(
+                    "the same identity was used before with another request or other options",
+                    "body",
+                )
 
     async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
         args: list[Argument] = [
             job_record.fingerprint(raw, new.tenant),
             self._settings.dead_letter_retention_s,
+            self._index.keep_ms,
+            orjson.dumps(error.to_dict()),
+            *job_record.new_fields(replace(new, request=job_record.request_of(raw)), raw),
         ]
-        shown = replace(new, request=job_record.request_of(raw))
-        fields = [*job_record.new_fields(shown, raw), "error", orjson.dumps(error.to_dict())]
-        answers = await self._run_all(
-            [
-                schedule_check(keys.UNANNOUNCED, new.id, after_ms=SWEEP_AFTER_MS),
-                self._index.listed(keys.jobs_of(new.tenant), new.id, "NX"),
-                self._index.listed(keys.dead_letters_of(new.tenant), new.id),
-                ("reject", _job_keys(new.id), [*args, *fields]),
-            ]
-        )
-        return bool(answers[-1] != b"conflict")
+        job_keys = [keys.job(new.id), keys.jobs_of(new.tenant)]
+        (answer,) = await self._run_all([("reject", job_keys, args)])
+        return answer not in (b"conflict", b"deleted")
 
     async def get(self, job_id: JobId) -> Job | None:
         async with failures_named():
@@ -134,9 +146,9 @@ class RedisStore:
             int(is_exclusive),
             job_record.fingerprint(expected.request.to_json(), expected.tenant) if expected else "",
             lease_id := secrets.token_hex(8),
+            job_id,
         ]
-        note = schedule_check(keys.UNSTARTED, job_id, after_ms=2 * s.lease_ms)
-        answer = (await self._run_all([note, ("acquire", _job_keys(job_id), args)]))[-1]
+        (answer,) = await self._run_all([("acquire", _job_keys(job_id), args)])
         status = AcquireStatus(answer[0].decode())
         match status:
             case AcquireStatus.ACQUIRED:
@@ -145,12 +157,8 @@ class RedisStore:
                 return Acquired(status=status, lease=lease, token_count=tokens, void_count=void)
             case AcquireStatus.HELD:
                 return Acquired(status=status, lease_left_ms=int(answer[1]))
-            case AcquireStatus.EXPIRED | AcquireStatus.EXHAUSTED:
-                await self._note_dead(job_id)
-            case AcquireStatus.TERMINAL if answer[1] == 1:
-                # Whoever failed it died before it could note so, and this is the next delivery.
-                await self._note_dead(job_id, "NX")
-        return Acquired(status=status)
+            case _:
+                return Acquired(status=status)
 
     async def renew(self, leases: Sequence[Lease], *, extend: bool) -> list[LeaseStatus]:
         lease_ms = self._settings.lease_ms if extend else 0
@@ -160,9 +168,6 @@ class RedisStore:
         ]
         return [LeaseStatus(answer.decode()) for answer in await self._run_all(calls)]
 
-    async def append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
-        return (await self.append_all([(lease, batch)]))[0]
-
     async def append_all(self, appends: Sequence[tuple[Lease, TokenBatch]]) -> list[LeaseStatus]:
         calls: list[Call] = [
             ("append", _job_keys(lease.job_id), [lease.attempt, lease.id, *_batch_args(batch)])
@@ -170,78 +175,73 @@ class RedisStore:
         ]
         return [LeaseStatus(answer.decode()) for answer in await self._run_all(calls)]
 
-    async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
-        return (await self.finish_and_get(lease, ending))[0]
-
-    async def finish_and_get(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
-        job_id = lease.job_id
-        calls: list[Call] = [schedule_check(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS)]
-        if ending.is_dead_letter:
-            tenant = await self._tenant(job_id)
-            calls.append(self._index.listed(keys.dead_letters_of(tenant), job_id))
-        outcome = ending.error.code if ending.error else str(ending.state)
-        dead = int(ending.is_dead_letter)
-        args: list[Argument] = [lease.attempt, lease.id, ending.state]
-        args += [self._retention_s(ending), dead, outcome]
-        args += _batch_args(ending.final_batch) if ending.final_batch else ["", 0, "", ""]
-        args.append(ending.gpu_ms)
-        calls.append(("finish", _job_keys(job_id), [*args, *job_record.ending_fields(ending)]))
+    async def finish(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
+        args: list[Argument] = [
+            lease.attempt,
+            lease.id,
+            *self._ending_args(ending),
+            ending.error.code if ending.error else str(ending.state),
+            *(_batch_args(ending.final_batch) if ending.final_batch else ["", 0, "", ""]),
+            ending.gpu_ms,
+            *job_record.ending_fields(ending),
+        ]
+        calls: list[Call] = [("finish", _job_keys(lease.job_id), args)]
         async with failures_named():
-            answers = await run_all(self._redis, calls, [("HGETALL", keys.job(job_id))])
-        flat = answers[-1]
+            status, flat = await run_all(self._redis, calls, [("HGETALL", keys.job(lease.job_id))])
         record = dict(zip(flat[::2], flat[1::2], strict=True))
-        return LeaseStatus(answers[-2][0].decode()), job_record.parse(job_id, record)
+        return LeaseStatus(status.decode()), job_record.parse(lease.job_id, record)
 
     async def release(self, lease: Lease, why: Release, error: JobError) -> bool:
-        s, job_id = self._settings, lease.job_id
-        text = orjson.dumps(error.to_dict())
+        s = self._settings
         args: list[Argument] = [lease.attempt, lease.id, why, s.max_attempts]
-        args += [s.dead_letter_retention_s, text]
-        async with failures_named():
-            answer = (await run(self._redis, "release", _job_keys(job_id), args)).decode()
-        if answer == "exhausted":
-            await self._note_dead(job_id)
-        return bool(answer == "queued")
+        args += [s.dead_letter_retention_s, orjson.dumps(error.to_dict())]
+        (answer,) = await self._run_all([("release", _job_keys(lease.job_id), args)])
+        return bool(answer == b"queued")
 
     async def cancel(self, job_id: JobId) -> Job | None:
-        ending = Ending(state=JobState.CANCELLED)
-        await self._run_all(self._conclude_calls(job_id, "", ending, force=True))
+        await self._conclude(job_id, Ending(state=JobState.CANCELLED), None, is_forced=True)
         return await self.get(job_id)
 
-    async def conclude(self, job_id: JobId, ending: Ending) -> LeaseStatus:
-        tenant = await self._tenant(job_id) if ending.is_dead_letter else ""
-        answers = await self._run_all(self._conclude_calls(job_id, tenant, ending, force=False))
-        word = answers[-1][0].decode()
-        return LeaseStatus.FENCED if word == "held" else LeaseStatus(word)
+    async def conclude(
+        self, job_id: JobId, ending: Ending, *, attempt: int | None = None
+    ) -> LeaseStatus:
+        return await self._conclude(job_id, ending, attempt, is_forced=False)
 
-    async def redrive(self, job_id: JobId, request: JobRequest | None) -> bool:
-        tenant = await self._tenant(job_id)
-        edited: list[str | bytes] = []
+    async def _conclude(
+        self, job_id: JobId, ending: Ending, attempt: int | None, *, is_forced: bool
+    ) -> LeaseStatus:
+        args: list[Argument] = [*self._ending_args(ending), int(is_forced)]
+        args += ["" if attempt is None else attempt, *job_record.ending_fields(ending)]
+        (answer,) = await self._run_all([("conclude", [keys.job(job_id)], args)])
+        return LeaseStatus(answer.decode())
+
+    async def redrive(
+        self, job: Job, request: JobRequest | None, publication: Publication = ARRIVED
+    ) -> bool:
+        args: list[Argument] = [
+            int(request is not None),
+            job.attempt,
+            self._settings.republish_after_s * 1000,
+            int(publication.max_unpublished is not None),
+            *_publication_args(publication),
+        ]
         if request is not None:
             text = request.to_json()
-            edited = [
-                "request",
-                text,
-                "sha",
-                job_record.fingerprint(text, tenant),
-                *(part for pair in job_record.shown_fields(request).items() for part in pair),
-            ]
-        answers = await self._run_all(
-            [
-                schedule_check(keys.UNPUBLISHED, job_id, after_ms=SWEEP_AFTER_MS),
-                ("redrive", _job_keys(job_id), [int(request is not None), *edited]),
-            ]
-        )
-        return bool(answers[1] == b"queued")
+            sha = job_record.fingerprint(text, job.tenant)
+            shown = job_record.shown_fields(request).items()
+            args += ["request", text, "sha", sha, *(part for pair in shown for part in pair)]
+        (answer,) = await self._run_all([("redrive", _job_keys(job.id), args)])
+        return bool(answer == b"queued")
 
     async def delete(self, job_id: JobId) -> bool:
-        tenant = await self._tenant(job_id)
         async with failures_named():
-            if not await run(self._redis, "delete", _job_keys(job_id), []):
-                return False
-            # If we die here, whoever lists them next drops what leads nowhere.
-            await self._index.unlist(job_id, tenant)
-        return True
+            tenant = await self._redis.hget(keys.job(job_id), "tenant")
+        if tenant is None:
+            return False
+        name = tenant.decode()
+        names = [*_job_keys(job_id), keys.jobs_of(name), keys.dead_letters_of(name)]
+        (answer,) = await self._run_all([("delete", names, [job_id, self._settings.retention_s])])
+        return bool(answer)
 
     async def read_stream(
         self, job_id: JobId, after: str = "", limit: int = 1000
@@ -251,42 +251,23 @@ class RedisStore:
             entries = await self._redis.xrange(keys.tokens(job_id), min=start, max="+", count=limit)
         return [job_record.parse_entry(cursor, fields) for cursor, fields in entries]
 
-    async def token_ids(self, job_id: JobId, count: int) -> list[int]:
-        """Reads the whole stream: an attempt that starts at an index voids what stood from there
-        on.
-        """
-        ids: list[int] = []
-        after = ""
-        while entries := await self.read_stream(job_id, after):
-            for entry in entries:
-                if entry.kind is EntryKind.ATTEMPT:
-                    del ids[entry.index :]
-                ids.extend(entry.token_ids)
-            after = entries[-1].cursor
-        return ids[:count]
-
     async def take_unpublished(self, limit: int) -> list[JobId]:
         return await self._index.take_due(keys.UNPUBLISHED, limit)
+
+    async def mark_published(self, *job_ids: JobId) -> None:
+        async with failures_named():
+            await self._redis.zrem(keys.UNPUBLISHED, *job_ids)
 
     async def claim_unstarted(self, limit: int) -> list[JobId]:
         return await self._index.claim_unstarted(limit)
 
-    async def take_unannounced(self, limit: int) -> list[JobId]:
-        return await self._index.take_due(keys.UNANNOUNCED, limit)
+    async def look_later(self, job_id: JobId, after_ms: int) -> None:
+        await self._index.look_later(job_id, max(after_ms, self._settings.republish_after_s * 1000))
 
-    async def mark_published(self, *job_ids: JobId, age_ms: int = 0) -> None:
-        look_after_ms = max(age_ms, self._settings.republish_after_s * 1000)
-        # A job that has started meanwhile has a note of its own, which comes up sooner.
-        note = schedule_check(
-            keys.UNSTARTED, *job_ids, after_ms=look_after_ms, mode="" if age_ms else "NX"
-        )
-        async with failures_named():
-            await run_all(self._redis, [note], [("ZREM", keys.UNPUBLISHED, *job_ids)])
-
-    async def mark_announced(self, job_id: JobId) -> None:
-        async with failures_named():
-            if await run(self._redis, "announce", [keys.job(job_id)], []):
-                await self._redis.zrem(keys.UNANNOUNCED, job_id)
+    async def expire(self, limit: int) -> list[JobId]:
+        args: list[Argument] = [limit, self._settings.dead_letter_retention_s]
+        (failed,) = await self._run_all([("expire", [keys.DEADLINES], args)])
+        return [JobId(member.decode()) for member in failed]
 
     async def ping(self) -> None:
         async with failures_named():
@@ -295,58 +276,14 @@ class RedisStore:
     async def close(self) -> None:
         await self._redis.aclose()
 
-    def _create_calls(self, new: NewJob) -> list[Call]:
-        request = new.request.to_json()
-        sha = job_record.fingerprint(request, new.tenant)
-        return [
-            schedule_check(keys.UNPUBLISHED, new.id, after_ms=SWEEP_AFTER_MS),
-            self._index.listed(keys.jobs_of(new.tenant), new.id, "NX"),
-            (
-                "create",
-                [keys.job(new.id)],
-                [sha, new.options_sha, *job_record.new_fields(new, request)],
-            ),
-        ]
-
-    def _conclude_calls(
-        self, job_id: JobId, tenant: str, ending: Ending, *, force: bool
-    ) -> list[Call]:
-        calls: list[Call] = [schedule_check(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS)]
-        if ending.is_dead_letter:
-            calls.append(self._index.listed(keys.dead_letters_of(tenant), job_id))
-        args: list[Argument] = [
-            ending.state,
-            self._retention_s(ending),
-            int(ending.is_dead_letter),
-            int(force),
-        ]
-        calls.append(("conclude", _job_keys(job_id), [*args, *job_record.ending_fields(ending)]))
-        return calls
-
-    async def _note_dead(self, job_id: JobId, mode: str = "") -> None:
-        """Index a job that a script has just failed. If we die before this, the job's own next
-        delivery notes it (`acquire`).
-        """
-        tenant = await self._tenant(job_id)
-        await self._run_all(
-            [
-                schedule_check(keys.UNANNOUNCED, job_id, after_ms=SWEEP_AFTER_MS, mode=mode),
-                self._index.listed(keys.dead_letters_of(tenant), job_id, mode),
-            ]
-        )
-
-    async def _tenant(self, job_id: JobId) -> str:
-        async with failures_named():
-            tenant = await self._redis.hget(keys.job(job_id), "tenant")
-        return tenant.decode() if tenant else "default"
-
     async def _run_all(self, calls: Sequence[Call]) -> list[Any]:
         async with failures_named():
             return await run_all(self._redis, calls)
 
-    def _retention_s(self, ending: Ending) -> int:
+    def _ending_args(self, ending: Ending) -> list[Argument]:
         s = self._settings
-        return s.dead_letter_retention_s if ending.is_dead_letter else s.retention_s
+        retention_s = s.dead_letter_retention_s if ending.is_dead_letter else s.retention_s
+        return [ending.state, retention_s, int(ending.is_dead_letter)]
 
 
 def _job_keys(job_id: JobId) -> list[str]:
@@ -356,3 +293,7 @@ def _job_keys(job_id: JobId) -> list[str]:
 def _batch_args(batch: TokenBatch) -> list[Argument]:
     ids = " ".join(map(str, batch.token_ids))
     return [batch.index, len(batch.token_ids), ids, batch.delta]
+
+
+def _publication_args(publication: Publication) -> list[Argument]:
+    return [publication.event, len(publication.queues), *publication.queues]

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from eventing.broker.queue import QueueView
 from eventing.cloudevent.event import from_record
 from eventing.job.job import derive_job_id
-from eventing.job.store import Store
+from eventing.job.store import JobReader
 from eventing.live.replica import ReplicaDirectory
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
@@ -41,7 +41,7 @@ class _Known:
 class QueueSource:
     """Remembers, per queue, the jobs of the last look."""
 
-    def __init__(self, redis: Redis, store: Store) -> None:
+    def __init__(self, redis: Redis, store: JobReader) -> None:
         self._redis = redis
         self._store = store
         self._view = QueueView(redis)

@@ -20,11 +20,12 @@ from eventing.cloudevent.event import Event, parse_http
 from eventing.errors import (
     BadRequest,
     IdempotencyConflict,
+    JobDeleted,
     StoreUnavailable,
     Unavailable,
 )
 from eventing.job.job import API_SOURCE, Job
-from eventing.job.store import Acquired, AcquireStatus, NewJob, Release, Store
+from eventing.job.store import Acquired, AcquireStatus, JobWorker, NewJob, Release
 from eventing.store.job_record import fresh
 from eventing.telemetry import trace
 from eventing.telemetry.log import log_context
@@ -63,7 +64,7 @@ class Deliveries:
         self,
         *,
         engine: Engine,
-        store: Store,
+        store: JobWorker,
         admission: Admission,
         keeper: LeaseKeeper,
         clock: Clock,
@@ -114,7 +115,10 @@ class Deliveries:
             new = job_event.job_of(event)
         except BadRequest as error:
             return await self._refusable(self._reject(event, error))
-        return await self._refusable(self._run(new))
+        try:
+            return await self._refusable(self._run(new))
+        except JobDeleted:
+            return self._ignore_strange(new.id)
 
     async def _refusable(self, step: Awaitable[Outcome]) -> Outcome:
         """The step's outcome; where something it needs is away, nothing was done."""
@@ -124,12 +128,14 @@ class Deliveries:
             return Refused(error.message, error.retry_after_s)
 
     async def _reject(self, event: Event, error: BadRequest) -> Outcome:
+        if self._is_strange(event.source):
+            return self._ignore_strange(event.subject)
         new = job_event.unreadable_job(event)
         if not await self._store.reject(new, problem(error), event.data):
             # Somebody else's job has this identity; whoever knows it must not be able to end it.
             _log.warning("invalid event of a known job", action="reject", job_id=new.id)
             return Rejected(None)
-        # A shared store's sweep announces it; nobody sweeps a store of our own.
+        # A shared store tells of it itself; nobody reads one of our own.
         return Rejected(None if self._is_store_shared else await self._store.get(new.id))
 
     async def _run(self, new: NewJob) -> Outcome:
@@ -209,18 +215,31 @@ class Deliveries:
     async def _record(self, new: NewJob) -> Job:
         """The job as recorded: what stands in the record is what was promised, whatever a later
         event of the same identity says (a redriven job may have been edited). Our api's jobs are
-        there already; only those of other producers are recorded here.
+        there already; only those of other producers are recorded here. Raises `JobDeleted`, also
+        for one that says it is our api's and is not.
         """
         recorded = await self._store.get(new.id)
         if recorded is not None:
             return recorded
+        if self._is_strange(new.source):
+            raise JobDeleted("our api has no such job")
         try:
-            job, is_new = await self._store.create(new)
+            job, _ = await self._store.submit(new)
+        except JobDeleted:
+            raise
         except IdempotencyConflict:
             raise Unavailable("another request took this identity just now") from None
-        if is_new:
-            await self._store.mark_published(job.id)  # it has just arrived
         return job
+
+    def _is_strange(self, source: str) -> bool:
+        """Whether a job of that source must be in the store already: our api records before it
+        sends. (Without a shared store, nothing is.)
+        """
+        return self._is_store_shared and source == API_SOURCE
+
+    def _ignore_strange(self, job_id: str) -> Outcome:
+        _log.warning("event of a job that is not recorded", action="ignore", job_id=job_id[:100])
+        return Ignored()
 
     async def _checkpoint(self, leased: "Leased") -> "Leased | Outcome":
         """What earlier attempts left. A checkpoint that is not whole (its stream was evicted) is of no

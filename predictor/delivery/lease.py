@@ -14,7 +14,7 @@ import structlog
 
 from eventing.clock import Clock
 from eventing.errors import StoreUnavailable
-from eventing.job.store import Store
+from eventing.job.store import JobWorker
 from predictor.generation.generation import Generation, Interrupted
 
 _log = structlog.get_logger()
@@ -24,7 +24,7 @@ class LeaseKeeper:
     """The rounds. If they stop (a frozen process), the leases lapse and others take the jobs."""
 
     def __init__(
-        self, store: Store, clock: Clock, *, lease_s: float, watch_s: float, stall_s: float
+        self, store: JobWorker, clock: Clock, *, lease_s: float, watch_s: float, stall_s: float
     ) -> None:
         self._store = store
         self._clock = clock

@@ -11,7 +11,7 @@ from typing import Final, TypeVar, assert_never
 from eventing.clock import Clock
 from eventing.errors import BadRequest, StoreUnavailable, Unavailable
 from eventing.job.job import API_SOURCE, Job, JobError, JobId, JobState
-from eventing.job.store import Ending, LeaseStatus, Release, Store
+from eventing.job.store import Ending, JobWorker, LeaseStatus, Release
 from predictor import metrics
 from predictor.delivery.answer import RETRY_SOON_S, AttemptFailed, Ended, Held, Outcome, Refused
 from predictor.errors import EngineDeadError
@@ -41,7 +41,7 @@ def release_after_engine_death(*, new_tokens: int, can_resume: bool) -> Release:
 class Settlement:
     """Writes endings, and gives jobs back."""
 
-    def __init__(self, store: Store, clock: Clock, *, lease_s: float) -> None:
+    def __init__(self, store: JobWorker, clock: Clock, *, lease_s: float) -> None:
         self._store = store
         self._clock = clock
         self._lease_s = lease_s
@@ -106,7 +106,7 @@ class Settlement:
         """
         try:
             hold, job = await self._retry_while_store_unavailable(
-                lambda: self._store.finish_and_get(attempt.lease, ending)
+                lambda: self._store.finish(attempt.lease, ending)
             )
         except StoreUnavailable:
             _count_lost(ending)

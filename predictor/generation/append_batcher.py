@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from eventing.errors import StoreUnavailable
-from eventing.job.store import Lease, LeaseStatus, Store, TokenBatch
+from eventing.job.store import JobWorker, Lease, LeaseStatus, TokenBatch
 
 _GATHER_TURNS: Final = 2
 """What is due on the same beat comes within a turn or two of the event loop. Not a sleep of a
@@ -28,7 +28,7 @@ _Waiting = tuple[Lease, TokenBatch, asyncio.Future[LeaseStatus]]
 class AppendBatcher:
     """Joins appends. Who comes first carries those along that come in the same turn."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: JobWorker) -> None:
         self._store = store
         self._waiting: list[_Waiting] = []
         self._took_s: float | None = None
@@ -38,7 +38,7 @@ class AppendBatcher:
         return longest_s if self._took_s is None else beat_s(longest_s, self._took_s)
 
     async def append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
-        """As `Store.append`. Raises `StoreUnavailable` too when the carrier was stopped half-way:
+        """As `JobWorker.append`. Raises `StoreUnavailable` too when the carrier was stopped half-way:
         the write may have been done.
         """
         answer: asyncio.Future[LeaseStatus] = asyncio.get_running_loop().create_future()

@@ -16,7 +16,7 @@ import orjson
 
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
-from eventing.job.store import EntryKind, Lease, LeaseStatus, Store, TokenBatch
+from eventing.job.store import EntryKind, JobWorker, Lease, LeaseStatus, TokenBatch
 from predictor import metrics
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.replay_filter import Entry, ReplayFilter, coalesce
@@ -36,7 +36,7 @@ class Checkpoint:
     shown: ReplayFilter = field(default_factory=ReplayFilter)
 
 
-async def read_checkpoint(store: Store, job_id: JobId, count: int) -> Checkpoint:
+async def read_checkpoint(store: JobWorker, job_id: JobId, count: int) -> Checkpoint:
     """The first `count` tokens of the job's stream. Raises `StoreUnavailable`.
 
     An attempt that starts at an index voids what stood from there on.
@@ -66,7 +66,7 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        store: Store,
+        store: JobWorker,
         appends: AppendBatcher,
         lease: Lease,
         *,

@@ -15,7 +15,7 @@ from typing import Any, Final
 from eventing.clock import Clock
 from eventing.errors import TorporError
 from eventing.job.job import JobId
-from eventing.job.store import Lease, LeaseStatus, Store, TokenBatch
+from eventing.job.store import JobWorker, Lease, LeaseStatus, TokenBatch
 from predictor import metrics
 from predictor.engine.engine import Engine, EngineRequest, Step
 from predictor.generation.append_batcher import AppendBatcher
@@ -116,7 +116,7 @@ class Generation:
         request: EngineRequest,
         *,
         engine: Engine,
-        store: Store,
+        store: JobWorker,
         appends: AppendBatcher,
         clock: Clock,
         flush_s: float,

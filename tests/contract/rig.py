@@ -11,7 +11,21 @@ from typing import Final, Protocol
 from redis.asyncio import Redis
 
 from eventing.job.job import JobError, JobId, JobRequest, JobState, Lane, derive_job_id
-from eventing.job.store import Ending, Lease, LeaseSettings, NewJob, Release, Store
+from eventing.job.store import (
+    ARRIVED,
+    Ending,
+    EntryKind,
+    JobReader,
+    JobWorker,
+    Lease,
+    LeaseSettings,
+    LeaseStatus,
+    NewJob,
+    Publication,
+    Release,
+    Store,
+    TokenBatch,
+)
 from eventing.redis import keys
 from eventing.store.memory_store import MemoryStore
 from eventing.store.redis_store import RedisStore
@@ -129,13 +143,47 @@ def job_id(event_id: str = "1") -> JobId:
 
 async def started(rig: Rig, event_id: str = "1", **arguments: object) -> Lease:
     """Create a job and take its lease."""
-    await rig.store.create(new_job(event_id, **arguments))  # type: ignore[arg-type]
+    await rig.store.submit(new_job(event_id, **arguments))  # type: ignore[arg-type]
     return (await rig.store.acquire(job_id(event_id), "worker-1", can_resume=True)).lease
+
+
+async def append(store: JobWorker, lease: Lease, batch: TokenBatch) -> LeaseStatus:
+    """Checkpoint tokens of one job."""
+    return (await store.append_all([(lease, batch)]))[0]
+
+
+async def finish(store: JobWorker, lease: Lease, ending: Ending) -> LeaseStatus:
+    """End a job; what the store says of it."""
+    return (await store.finish(lease, ending))[0]
+
+
+async def redrive(
+    rig: Rig,
+    event_id: str = "1",
+    request: JobRequest | None = None,
+    publication: Publication = ARRIVED,
+) -> bool:
+    """Redrive a job as it is now; False when that was refused."""
+    job = await rig.store.get(job_id(event_id))
+    return job is not None and await rig.store.redrive(job, request, publication)
+
+
+async def ids_of(store: JobReader, of: JobId, count: int) -> list[int]:
+    """The first `count` token ids that are to be continued, from the job's stream."""
+    ids: list[int] = []
+    after = ""
+    while entries := await store.read_stream(of, after):
+        for entry in entries:
+            if entry.kind is EntryKind.ATTEMPT:
+                del ids[entry.index :]
+            ids.extend(entry.token_ids)
+        after = entries[-1].cursor
+    return ids[:count]
 
 
 async def dead(rig: Rig, event_id: str = "1") -> None:
     """Make a dead letter: a job that failed in each of its attempts."""
-    await rig.store.create(new_job(event_id))
+    await rig.store.submit(new_job(event_id))
     for _ in range(SETTINGS.max_attempts):
         taken = await rig.store.acquire(job_id(event_id), "worker-1", can_resume=True)
         await rig.store.release(taken.lease, Release.FAILURE, FAULT)

@@ -13,7 +13,7 @@ from eventing.live.completion_notifier import CompletionNotifier
 from eventing.redis import keys
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
-from tests.contract.rig import new_job
+from tests.contract.rig import finish, new_job
 from tests.redis_server import RedisServer
 
 DONE = Ending(state=JobState.COMPLETED, result={"a": 1})
@@ -26,7 +26,7 @@ async def ringing(store: RedisStore) -> AsyncIterator[CompletionNotifier]:
     bell = CompletionNotifier(store.redis)
     listening = asyncio.ensure_future(bell.run())
     async with asyncio.timeout(5):
-        while not bell.is_listening:
+        while not bell.is_reading:
             await asyncio.sleep(0.005)
     try:
         yield bell
@@ -45,7 +45,7 @@ async def store(redis_url: str) -> AsyncIterator[RedisStore]:
 
 async def finished(store: RedisStore, job: Job) -> None:
     taken = await store.acquire(job.id, "w", can_resume=True)
-    await store.finish(taken.lease, DONE)
+    await finish(store, taken.lease, DONE)
 
 
 async def cancelled(store: RedisStore, job: Job) -> None:
@@ -61,7 +61,7 @@ async def exhausted(store: RedisStore, job: Job) -> None:
 async def test_an_end_is_heard_of(
     store: RedisStore, end: Callable[[RedisStore, Job], Awaitable[None]]
 ) -> None:
-    job, _ = await store.create(new_job(f"bell {end.__name__}"))
+    job, _ = await store.submit(new_job(f"bell {end.__name__}"))
 
     async with ringing(store) as bell:
         with bell.expecting(job.id) as news:
@@ -72,7 +72,7 @@ async def test_an_end_is_heard_of(
 
 
 async def test_tokens_ring_no_bell(store: RedisStore) -> None:
-    job, _ = await store.create(new_job("bell silent"))
+    job, _ = await store.submit(new_job("bell silent"))
 
     async with ringing(store) as bell:
         with bell.expecting(job.id) as news:
@@ -83,7 +83,7 @@ async def test_tokens_ring_no_bell(store: RedisStore) -> None:
 
 
 async def test_who_comes_just_after_the_end_hears_of_it(store: RedisStore) -> None:
-    job, _ = await store.create(new_job("bell late"))
+    job, _ = await store.submit(new_job("bell late"))
 
     async with ringing(store) as bell:
         with bell.expecting(job.id) as news:
@@ -99,7 +99,7 @@ async def test_an_end_that_nobody_heard_is_looked_for_when_the_store_is_back(
     server = RedisServer(tmp_path / "own", options=["--appendonly", "yes"])
     server.start()
     store = RedisStore(connect(server.url, timeout_s=0.3))
-    job, _ = await store.create(new_job("bell away"))
+    job, _ = await store.submit(new_job("bell away"))
 
     async with ringing(store) as bell:
         with bell.expecting(job.id) as news:

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from eventing.errors import JobDeleted
 from eventing.job.job import JobState
-from eventing.job.store import Ending, EntryKind, LeaseStatus, Release, TokenBatch
+from eventing.job.store import AcquireStatus, Ending, EntryKind, LeaseStatus, Release, TokenBatch
 from tests.contract.rig import (
     ANSWER,
     FAULT,
@@ -15,9 +16,13 @@ from tests.contract.rig import (
     SETTINGS,
     TERMINAL,
     Rig,
+    append,
     dead,
+    finish,
+    ids_of,
     job_id,
     new_job,
+    redrive,
     started,
 )
 
@@ -26,7 +31,7 @@ class TestFinish:
     async def test_the_job_can_be_had_with_its_end(self, rig: Rig) -> None:
         lease = await started(rig)
 
-        hold, job = await rig.store.finish_and_get(lease, ANSWER)
+        hold, job = await rig.store.finish(lease, ANSWER)
 
         assert hold is LeaseStatus.OK
         assert job == await rig.store.get(job_id())
@@ -35,11 +40,11 @@ class TestFinish:
 
     async def test_the_last_tokens_come_with_the_end(self, rig: Rig) -> None:
         lease = await started(rig)
-        await rig.store.append(lease, TokenBatch(index=0, token_ids=(1,), delta='["a"]'))
+        await append(rig.store, lease, TokenBatch(index=0, token_ids=(1,), delta='["a"]'))
         final_batch = TokenBatch(index=1, token_ids=(2, 3), delta='["b"]')
 
         assert (
-            await rig.store.finish(lease, replace(ANSWER, final_batch=final_batch))
+            await finish(rig.store, lease, replace(ANSWER, final_batch=final_batch))
             is LeaseStatus.OK
         )
 
@@ -55,7 +60,7 @@ class TestFinish:
         await rig.pass_time(5)
 
         final_batch = TokenBatch(index=0, token_ids=(1,))
-        await rig.store.finish(lease, replace(ANSWER, final_batch=final_batch))
+        await finish(rig.store, lease, replace(ANSWER, final_batch=final_batch))
 
         job = await rig.store.get(job_id())
         assert job is not None
@@ -66,7 +71,7 @@ class TestFinish:
         final_batch = TokenBatch(index=0, token_ids=(), delta='["late"]')
 
         assert (
-            await rig.store.finish(lease, replace(ANSWER, final_batch=final_batch))
+            await finish(rig.store, lease, replace(ANSWER, final_batch=final_batch))
             is LeaseStatus.OK
         )
 
@@ -77,11 +82,11 @@ class TestFinish:
         self, rig: Rig, index: int
     ) -> None:
         lease = await started(rig)
-        await rig.store.append(lease, TokenBatch(index=0, token_ids=(1,)))
+        await append(rig.store, lease, TokenBatch(index=0, token_ids=(1,)))
         before = await rig.store.read_stream(job_id()), await rig.store.get(job_id())
 
         final_batch = TokenBatch(index=index, token_ids=(9,))
-        answer = await rig.store.finish(lease, replace(ANSWER, final_batch=final_batch))
+        answer = await finish(rig.store, lease, replace(ANSWER, final_batch=final_batch))
 
         assert answer is LeaseStatus.GAP
         assert (await rig.store.read_stream(job_id()), await rig.store.get(job_id())) == before
@@ -89,11 +94,11 @@ class TestFinish:
     async def test_an_end_told_twice_writes_its_tokens_and_its_charge_once(self, rig: Rig) -> None:
         lease = await started(rig)
         ending = replace(ANSWER, final_batch=TokenBatch(index=0, token_ids=(1,)), gpu_ms=70)
-        await rig.store.finish(lease, ending)
+        await finish(rig.store, lease, ending)
 
-        assert await rig.store.finish(lease, ending) is LeaseStatus.TERMINAL
+        assert await finish(rig.store, lease, ending) is LeaseStatus.TERMINAL
 
-        assert await rig.store.token_ids(job_id(), 9) == [1]
+        assert await ids_of(rig.store, job_id(), 9) == [1]
         job = await rig.store.get(job_id())
         assert job is not None
         assert job.gpu_ms == 70
@@ -103,7 +108,7 @@ class TestFinish:
         lease = await started(rig)
         ending = Ending(state=state, result={"text": "☃"}, usage={"total_tokens": 1}, error=FAULT)
 
-        assert await rig.store.finish(lease, ending) is LeaseStatus.OK
+        assert await finish(rig.store, lease, ending) is LeaseStatus.OK
 
         job = await rig.store.get(job_id())
         assert job is not None
@@ -124,9 +129,9 @@ class TestFinish:
         self, rig: Rig, first: JobState, second: JobState
     ) -> None:
         lease = await started(rig)
-        await rig.store.finish(lease, Ending(state=first, result={"n": 1}))
+        await finish(rig.store, lease, Ending(state=first, result={"n": 1}))
 
-        answer = await rig.store.finish(lease, Ending(state=second, result={"n": 2}))
+        answer = await finish(rig.store, lease, Ending(state=second, result={"n": 2}))
 
         assert answer is LeaseStatus.TERMINAL
         job = await rig.store.get(job_id())
@@ -139,7 +144,7 @@ class TestFinish:
         await rig.pass_time(LEASE_MS + 1)
         heir = (await rig.store.acquire(job_id(), "worker-2", can_resume=True)).lease
 
-        assert await rig.store.finish(zombie, ANSWER) is LeaseStatus.FENCED
+        assert await finish(rig.store, zombie, ANSWER) is LeaseStatus.FENCED
 
         assert await rig.store.renew([heir], extend=False) == [LeaseStatus.OK]
         job = await rig.store.get(job_id())
@@ -150,22 +155,22 @@ class TestFinish:
         lease = await started(rig)
         await rig.store.release(lease, Release.HANDOVER, FAULT)
 
-        assert await rig.store.finish(lease, ANSWER) is LeaseStatus.FENCED
+        assert await finish(rig.store, lease, ANSWER) is LeaseStatus.FENCED
 
     async def test_an_unknown_job_is_missing(self, rig: Rig) -> None:
-        assert await rig.store.finish(NOBODYS, ANSWER) is LeaseStatus.MISSING
+        assert await finish(rig.store, NOBODYS, ANSWER) is LeaseStatus.MISSING
 
     async def test_a_dead_letter_is_listed_as_one(self, rig: Rig) -> None:
         lease = await started(rig)
         ending = Ending(state=JobState.FAILED, error=FAULT, is_dead_letter=True)
 
-        await rig.store.finish(lease, ending)
+        await finish(rig.store, lease, ending)
 
         assert [j.id for j in (await rig.store.list_dead_letters("acme")).jobs] == [job_id()]
 
     async def test_an_ended_job_is_forgotten_after_its_retention(self, rig: Rig) -> None:
         lease = await started(rig)
-        await rig.store.finish(lease, ANSWER)
+        await finish(rig.store, lease, ANSWER)
 
         await rig.pass_time(SETTINGS.retention_s * 1000 - 1000)
         assert await rig.store.get(job_id()) is not None
@@ -194,7 +199,7 @@ class TestFinish:
 
 class TestCancelAndConclude:
     async def test_a_queued_job_is_cancelled(self, rig: Rig) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job())
 
         job = await rig.store.cancel(job_id())
 
@@ -208,11 +213,11 @@ class TestCancelAndConclude:
 
         assert job is not None
         assert (job.state, job.history[-1].outcome) == (JobState.CANCELLED, "cancelled")
-        assert await rig.store.finish(lease, ANSWER) is LeaseStatus.TERMINAL
+        assert await finish(rig.store, lease, ANSWER) is LeaseStatus.TERMINAL
 
     async def test_cancelling_an_ended_job_shows_how_it_ended(self, rig: Rig) -> None:
         lease = await started(rig)
-        await rig.store.finish(lease, ANSWER)
+        await finish(rig.store, lease, ANSWER)
 
         job = await rig.store.cancel(job_id())
 
@@ -227,7 +232,7 @@ class TestCancelAndConclude:
             lease = await started(rig, str(number))
 
             finished, cancelled = await asyncio.gather(
-                rig.store.finish(lease, ANSWER),
+                finish(rig.store, lease, ANSWER),
                 rig.store.cancel(job_id(str(number))),
             )
 
@@ -238,14 +243,14 @@ class TestCancelAndConclude:
     async def test_a_job_that_somebody_runs_is_not_concluded(self, rig: Rig) -> None:
         await started(rig)
 
-        assert await rig.store.conclude(job_id(), ANSWER) is LeaseStatus.FENCED
+        assert await rig.store.conclude(job_id(), ANSWER) is LeaseStatus.HELD
 
         job = await rig.store.get(job_id())
         assert job is not None
         assert job.state is JobState.IN_PROGRESS
 
     async def test_a_job_that_nobody_runs_is_concluded(self, rig: Rig) -> None:
-        await rig.store.create(new_job("queued"))
+        await rig.store.submit(new_job("queued"))
         await started(rig, "lapsed")
         await rig.pass_time(LEASE_MS + 1)
 
@@ -258,7 +263,7 @@ class TestCancelAndConclude:
         assert job.history[-1].outcome == "completed"
 
     async def test_an_ended_or_unknown_job_is_not_concluded(self, rig: Rig) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job())
         await rig.store.cancel(job_id())
 
         assert await rig.store.conclude(job_id(), ANSWER) is LeaseStatus.TERMINAL
@@ -276,8 +281,36 @@ class TestDelete:
         assert (await rig.store.list_jobs("acme")).jobs == ()
         assert (await rig.store.list_dead_letters("acme")).jobs == ()
 
+    async def test_an_event_of_a_deleted_job_makes_no_new_one(self, rig: Rig) -> None:
+        # It was cancelled and deleted while its event waited: the prompt came back with the event
+        # and was run (B3).
+        await rig.store.submit(new_job())
+        await rig.store.cancel(job_id())
+        assert await rig.store.delete(job_id())
+
+        with pytest.raises(JobDeleted):
+            await rig.store.submit(new_job())
+        assert not await rig.store.reject(new_job(), FAULT, b"no job")
+
+        assert await rig.store.get(job_id()) is None
+        taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
+        assert taken.status is AcquireStatus.MISSING
+        assert not await rig.store.delete(job_id())
+
+    async def test_the_id_of_a_deleted_job_is_free_once_ended_jobs_are_not_kept(
+        self, rig: Rig
+    ) -> None:
+        await rig.store.submit(new_job())
+        await rig.store.cancel(job_id())
+        await rig.store.delete(job_id())
+
+        await rig.pass_time(SETTINGS.retention_s * 1000 + 1000)
+
+        _, is_new = await rig.store.submit(new_job())
+        assert is_new
+
     async def test_a_job_that_has_not_ended_is_not_deleted(self, rig: Rig) -> None:
-        await rig.store.create(new_job("queued"))
+        await rig.store.submit(new_job("queued"))
         await started(rig, "running")
 
         assert not await rig.store.delete(job_id("queued"))
@@ -291,7 +324,7 @@ class TestDelete:
             target = job_id(str(number))
 
             deleted, redriven = await asyncio.gather(
-                rig.store.delete(target), rig.store.redrive(target, None)
+                rig.store.delete(target), redrive(rig, str(number))
             )
 
             assert deleted != redriven

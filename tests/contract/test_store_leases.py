@@ -23,9 +23,13 @@ from tests.contract.rig import (
     SETTINGS,
     TERMINAL,
     Rig,
+    append,
     dead,
+    finish,
+    ids_of,
     job_id,
     new_job,
+    redrive,
     started,
 )
 
@@ -39,13 +43,13 @@ class TestLease:
         twin = replace(lease, id="another")
 
         batch = TokenBatch(index=0, token_ids=(1,))
-        assert await rig.store.append(twin, batch) is LeaseStatus.FENCED
+        assert await append(rig.store, twin, batch) is LeaseStatus.FENCED
         assert await rig.store.renew([twin], extend=True) == [LeaseStatus.FENCED]
         assert not await rig.store.release(twin, Release.HANDOVER, FAULT)
-        assert await rig.store.finish(twin, ANSWER) is LeaseStatus.FENCED
+        assert await finish(rig.store, twin, ANSWER) is LeaseStatus.FENCED
 
-        assert await rig.store.append(lease, batch) is LeaseStatus.OK
-        assert await rig.store.finish(lease, ANSWER) is LeaseStatus.OK
+        assert await append(rig.store, lease, batch) is LeaseStatus.OK
+        assert await finish(rig.store, lease, ANSWER) is LeaseStatus.OK
         job = await rig.store.get(job_id())
         assert job is not None
         assert job.refused_writes == 3
@@ -62,7 +66,7 @@ class TestLease:
 
 class TestAcquire:
     async def test_a_queued_job_is_started(self, rig: Rig) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job())
 
         taken = await rig.store.acquire(job_id(), "worker-1", can_resume=True)
 
@@ -87,7 +91,7 @@ class TestAcquire:
         assert 0 < taken.lease_left_ms <= LEASE_MS - 10_000
 
     async def test_of_many_who_ask_at_once_one_gets_the_lease(self, rig: Rig) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job())
 
         answers = await asyncio.gather(
             *(rig.store.acquire(job_id(), f"worker-{n}", can_resume=True) for n in range(20))
@@ -110,7 +114,7 @@ class TestAcquire:
         assert job.history[0].ended_ms > 0
 
     async def test_a_job_whose_attempts_were_all_lost_is_a_dead_letter(self, rig: Rig) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job())
         for number in range(1, SETTINGS.max_attempts + 1):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True, is_exclusive=True)
             assert (taken.status, taken.lease.attempt) == (AcquireStatus.ACQUIRED, number)
@@ -130,7 +134,7 @@ class TestAcquire:
     async def test_the_last_attempt_of_a_job_that_lost_one_is_for_who_runs_nothing_else(
         self, rig: Rig
     ) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job())
         for _ in range(SETTINGS.max_attempts - 1):
             await rig.store.acquire(job_id(), "worker", can_resume=True)
             await rig.pass_time(LEASE_MS + 1)
@@ -148,7 +152,7 @@ class TestAcquire:
         )
 
     async def test_a_job_that_lost_engines_has_its_last_attempt_alone_too(self, rig: Rig) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job())
         for why in (Release.LOST, Release.FAILURE):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
             await rig.store.release(taken.lease, why, FAULT)
@@ -160,7 +164,7 @@ class TestAcquire:
     async def test_a_job_that_only_fails_by_itself_needs_nobody_to_make_room(
         self, rig: Rig
     ) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job())
         for _ in range(SETTINGS.max_attempts - 1):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
             await rig.store.release(taken.lease, Release.FAILURE, FAULT)
@@ -170,7 +174,7 @@ class TestAcquire:
         assert taken.status is AcquireStatus.ACQUIRED
 
     async def test_a_job_past_its_deadline_is_failed_and_not_started(self, rig: Rig) -> None:
-        await rig.store.create(new_job(deadline_ms=await rig.now_ms() + 60_000))
+        await rig.store.submit(new_job(deadline_ms=await rig.now_ms() + 60_000))
         await rig.pass_time(60_001)
 
         taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
@@ -185,7 +189,7 @@ class TestAcquire:
     @pytest.mark.parametrize("state", TERMINAL)
     async def test_an_ended_job_is_terminal(self, rig: Rig, state: JobState) -> None:
         lease = await started(rig)
-        await rig.store.finish(lease, Ending(state=state, error=FAULT))
+        await finish(rig.store, lease, Ending(state=state, error=FAULT))
 
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
 
@@ -198,19 +202,19 @@ class TestAcquire:
 
     async def test_tokens_so_far_are_continued_by_who_can(self, rig: Rig) -> None:
         lease = await started(rig)
-        await rig.store.append(lease, TokenBatch(index=0, token_ids=(5, 6, 7)))
+        await append(rig.store, lease, TokenBatch(index=0, token_ids=(5, 6, 7)))
         await rig.pass_time(LEASE_MS + 1)
 
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
 
         assert taken.token_count == 3
-        assert await rig.store.token_ids(job_id(), 3) == [5, 6, 7]
+        assert await ids_of(rig.store, job_id(), 3) == [5, 6, 7]
         entry = (await rig.store.read_stream(job_id()))[-1]
         assert (entry.kind, entry.attempt, entry.index) == (EntryKind.ATTEMPT, 2, 3)
         assert not entry.is_restart
 
     async def test_who_was_told_what_the_record_says_need_not_read_it(self, rig: Rig) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job())
 
         taken = await rig.store.acquire(job_id(), "w", can_resume=True, expected=new_job())
 
@@ -220,7 +224,7 @@ class TestAcquire:
     async def test_who_was_told_something_else_changes_nothing(
         self, rig: Rig, other: dict[str, str]
     ) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job())
         before = await rig.store.get(job_id())
 
         taken = await rig.store.acquire(job_id(), "w", can_resume=True, expected=new_job(**other))
@@ -232,7 +236,7 @@ class TestAcquire:
         self, rig: Rig
     ) -> None:
         await dead(rig)
-        await rig.store.redrive(job_id(), new_job(prompt="edited").request)
+        await redrive(rig, request=new_job(prompt="edited").request)
 
         first = await rig.store.acquire(job_id(), "w", can_resume=True, expected=new_job())
         second = await rig.store.acquire(
@@ -243,7 +247,7 @@ class TestAcquire:
 
     async def test_who_starts_over_is_told_how_much_is_void(self, rig: Rig) -> None:
         lease = await started(rig)
-        await rig.store.append(lease, TokenBatch(index=0, token_ids=(1, 2)))
+        await append(rig.store, lease, TokenBatch(index=0, token_ids=(1, 2)))
         await rig.pass_time(LEASE_MS + 1)
 
         taken = await rig.store.acquire(job_id(), "w", can_resume=False)
@@ -252,16 +256,16 @@ class TestAcquire:
 
     async def test_tokens_so_far_are_void_for_who_cannot_continue_them(self, rig: Rig) -> None:
         lease = await started(rig)
-        await rig.store.append(lease, TokenBatch(index=0, token_ids=(5, 6, 7)))
+        await append(rig.store, lease, TokenBatch(index=0, token_ids=(5, 6, 7)))
         await rig.pass_time(LEASE_MS + 1)
 
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=False)
-        await rig.store.append(taken.lease, TokenBatch(index=0, token_ids=(8,)))
+        await append(rig.store, taken.lease, TokenBatch(index=0, token_ids=(8,)))
 
         assert taken.token_count == 0
         entry = (await rig.store.read_stream(job_id()))[-2]
         assert (entry.kind, entry.index, entry.is_restart) == (EntryKind.ATTEMPT, 0, True)
-        assert await rig.store.token_ids(job_id(), 10) == [8]
+        assert await ids_of(rig.store, job_id(), 10) == [8]
 
 
 class TestRenew:
@@ -337,7 +341,7 @@ class TestRelease:
         assert (taken.status, taken.lease.attempt) == (AcquireStatus.ACQUIRED, 2)
 
     async def test_a_hand_over_costs_no_attempt(self, rig: Rig) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job())
         for _ in range(SETTINGS.max_attempts * 3):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
             assert await rig.store.release(taken.lease, Release.HANDOVER, FAULT)
@@ -347,7 +351,7 @@ class TestRelease:
         assert taken.status is AcquireStatus.ACQUIRED
 
     async def test_failures_use_the_attempts_up_and_the_last_reason_stays(self, rig: Rig) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job())
         kept = []
         for number in range(SETTINGS.max_attempts):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
@@ -376,7 +380,7 @@ class TestRelease:
 
     async def test_an_ended_or_unknown_job_is_not_given_back(self, rig: Rig) -> None:
         lease = await started(rig)
-        await rig.store.finish(lease, ANSWER)
+        await finish(rig.store, lease, ANSWER)
 
         assert not await rig.store.release(lease, Release.FAILURE, FAULT)
         assert not await rig.store.release(NOBODYS, Release.FAILURE, FAULT)

@@ -9,18 +9,18 @@ import pytest
 from eventing.job.job import JobRequest, JobState
 from eventing.job.list_cursor import LIST_LOOKS
 from eventing.job.store import Ending, ListField, NewJob
-from tests.contract.rig import RedisRig, Rig, dead, job_id, new_job, started
+from tests.contract.rig import RedisRig, Rig, dead, finish, job_id, new_job, started
 
 MEGABYTE = 1024 * 1024
 
 
 async def ended(rig: Rig, name: str, *, size: int = 10, **fields: Any) -> None:
     new = replace(new_job(name, prompt="p" * size), **fields)
-    await rig.store.create(new)
+    await rig.store.submit(new)
     lease = (await rig.store.acquire(new.id, "worker-1", can_resume=True)).lease
     assert lease is not None
     result = {"text": "r" * size}
-    await rig.store.finish(lease, Ending(state=JobState.COMPLETED, result=result))
+    await finish(rig.store, lease, Ending(state=JobState.COMPLETED, result=result))
 
 
 async def test_a_list_shows_neither_prompts_nor_results(rig: Rig) -> None:
@@ -77,7 +77,7 @@ async def test_dead_letters_come_with_their_requests_as_many_as_fit(rig: Rig) ->
 async def test_a_call_for_a_state_that_few_jobs_are_in_looks_at_a_bounded_number(rig: Rig) -> None:
     await started(rig, "oldest")
     await rig.pass_time(5)
-    await asyncio.gather(*(rig.store.create(new_job(str(n))) for n in range(LIST_LOOKS + 100)))
+    await asyncio.gather(*(rig.store.submit(new_job(str(n))) for n in range(LIST_LOOKS + 100)))
 
     first = await rig.store.list_jobs("acme", states=[JobState.IN_PROGRESS])
     second = await rig.store.list_jobs(
@@ -126,7 +126,7 @@ async def test_lists_of_large_jobs_cost_the_store_next_to_nothing(redis_rig: Red
 async def test_a_record_of_an_older_version_is_listed(redis_rig: RedisRig) -> None:
     """It has no fields of its own for what a list shows of the request."""
     new: NewJob = new_job("1")
-    await redis_rig.store.create(new)
+    await redis_rig.store.submit(new)
     await redis_rig.redis.hdel(f"torpor:{{{new.id}}}", "url", "custom_id")
 
     (job,) = (await redis_rig.store.list_jobs("acme")).jobs

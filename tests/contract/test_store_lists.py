@@ -12,7 +12,7 @@ from tests.contract.rig import Rig, dead, job_id, new_job, started
 class TestLists:
     async def test_jobs_come_newest_first(self, rig: Rig) -> None:
         for number in range(5):
-            await rig.store.create(new_job(str(number)))
+            await rig.store.submit(new_job(str(number)))
             await rig.pass_time(2)
 
         page = await rig.store.list_jobs("acme")
@@ -25,7 +25,7 @@ class TestLists:
         self, rig: Rig, limit: int
     ) -> None:
         # A regression: a cursor of the time alone skipped the rest of its millisecond.
-        await asyncio.gather(*(rig.store.create(new_job(str(n))) for n in range(250)))
+        await asyncio.gather(*(rig.store.submit(new_job(str(n))) for n in range(250)))
         if hasattr(rig, "redis"):
             members = await rig.redis.zrange("torpor:jobs:acme", 0, -1)
             await rig.redis.zadd("torpor:jobs:acme", dict.fromkeys(members, 1_800_000_000_000))
@@ -44,7 +44,7 @@ class TestLists:
 
     async def test_a_full_last_page_has_no_next(self, rig: Rig) -> None:
         for number in range(4):
-            await rig.store.create(new_job(str(number)))
+            await rig.store.submit(new_job(str(number)))
 
         page = await rig.store.list_jobs("acme", limit=4)
 
@@ -53,8 +53,8 @@ class TestLists:
 
     async def test_a_list_can_ask_for_states(self, rig: Rig) -> None:
         await started(rig, "running")
-        await rig.store.create(new_job("queued"))
-        await rig.store.create(new_job("cancelled"))
+        await rig.store.submit(new_job("queued"))
+        await rig.store.submit(new_job("cancelled"))
         await rig.store.cancel(job_id("cancelled"))
 
         page = await rig.store.list_jobs("acme", states=[JobState.QUEUED, JobState.CANCELLED])
@@ -62,8 +62,8 @@ class TestLists:
         assert {job.event_id for job in page.jobs} == {"queued", "cancelled"}
 
     async def test_tenants_do_not_see_each_other(self, rig: Rig) -> None:
-        await rig.store.create(new_job("1", tenant="acme"))
-        await rig.store.create(new_job("2", tenant="other"))
+        await rig.store.submit(new_job("1", tenant="acme"))
+        await rig.store.submit(new_job("2", tenant="other"))
 
         page = await rig.store.list_jobs("acme")
 

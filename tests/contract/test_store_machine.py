@@ -14,20 +14,30 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from eventing.errors import IdempotencyConflict
+from eventing.errors import BrokerUnavailable, IdempotencyConflict
 from eventing.job.job import Job, JobError, JobId, JobState
 from eventing.job.store import (
     Acquired,
     Ending,
     Lease,
     Page,
+    Publication,
     Release,
     Store,
     StreamEntry,
     TokenBatch,
 )
 from eventing.redis.connection import connect
-from tests.contract.rig import SETTINGS, MemoryRig, RedisRig, job_id, new_job
+from tests.contract.rig import (
+    SETTINGS,
+    MemoryRig,
+    RedisRig,
+    append,
+    finish,
+    ids_of,
+    job_id,
+    new_job,
+)
 
 EVENTS = st.sampled_from(["a", "b", "c"])
 TENANTS = st.sampled_from(["acme", "other"])
@@ -102,7 +112,7 @@ class TwoStores(RuleBasedStateMachine):
         async def expected(store: Store) -> Any:
             try:
                 return timeless(await ask(store))
-            except IdempotencyConflict as error:
+            except (IdempotencyConflict, BrokerUnavailable) as error:
                 return type(error)
 
         async def all_told() -> tuple[Any, Any]:
@@ -120,13 +130,21 @@ class TwoStores(RuleBasedStateMachine):
         given = self.leases.get((id(store), event), [])
         return given[-1 - behind] if behind < len(given) else Lease(job_id(event), behind, "x")
 
-    @rule(event=EVENTS, tenant=TENANTS, prompt=PROMPTS, has_deadline=st.booleans())
-    def create(self, event: str, tenant: str, prompt: str, has_deadline: bool) -> None:
+    @rule(
+        event=EVENTS,
+        tenant=TENANTS,
+        prompt=PROMPTS,
+        has_deadline=st.booleans(),
+        most=st.sampled_from([None, 2]),
+    )
+    def submit(
+        self, event: str, tenant: str, prompt: str, has_deadline: bool, most: int | None
+    ) -> None:
         async def ask(store: Store) -> Any:
             rig = self.memory if store is self.memory.store else self.redis
             deadline_ms = await rig.now_ms() + 45_000 if has_deadline else 0
             new = new_job(event, tenant=tenant, prompt=prompt, deadline_ms=deadline_ms)
-            return await store.create(new)
+            return await store.submit(new, Publication(max_unpublished=most))
 
         self.both(ask)
 
@@ -165,7 +183,7 @@ class TwoStores(RuleBasedStateMachine):
         job = self.runner.run(self.memory.store.get(job_id(event)))
         if is_next and job:
             batch = replace(batch, index=job.token_count)
-        self.both(lambda store: store.append(self.lease(store, event, behind), batch))
+        self.both(lambda store: append(store, self.lease(store, event, behind), batch))
 
     @rule(event=EVENTS, behind=BEHIND, ending=ENDINGS, batch=BATCHES, has_rest=st.booleans())
     def finish(
@@ -173,7 +191,7 @@ class TwoStores(RuleBasedStateMachine):
     ) -> None:
         if has_rest:
             ending = replace(ending, final_batch=batch)
-        self.both(lambda store: store.finish(self.lease(store, event, behind), ending))
+        self.both(lambda store: finish(store, self.lease(store, event, behind), ending))
 
     @rule(event=EVENTS, behind=BEHIND, why=st.sampled_from(list(Release)))
     def release(self, event: str, behind: int, why: Release) -> None:
@@ -183,14 +201,24 @@ class TwoStores(RuleBasedStateMachine):
     def cancel(self, event: str) -> None:
         self.both(lambda store: store.cancel(job_id(event)))
 
-    @rule(event=EVENTS, ending=ENDINGS)
-    def conclude(self, event: str, ending: Ending) -> None:
-        self.both(lambda store: store.conclude(job_id(event), ending))
+    @rule(event=EVENTS, ending=ENDINGS, behind=st.sampled_from([None, -1, 0, 1]))
+    def conclude(self, event: str, ending: Ending, behind: int | None) -> None:
+        job = self.runner.run(self.memory.store.get(job_id(event)))
+        attempt = None if behind is None else max((job.attempt if job else 0) - behind, 0)
+        self.both(lambda store: store.conclude(job_id(event), ending, attempt=attempt))
 
-    @rule(event=EVENTS, prompt=st.sampled_from(["", "why?", "how?"]))
-    def redrive(self, event: str, prompt: str) -> None:
+    @rule(
+        event=EVENTS, prompt=st.sampled_from(["", "why?", "how?"]), most=st.sampled_from([None, 2])
+    )
+    def redrive(self, event: str, prompt: str, most: int | None) -> None:
         edited = new_job(event, prompt=prompt).request if prompt else None
-        if self.both(lambda store: store.redrive(job_id(event), edited)):
+
+        async def ask(store: Store) -> bool:
+            job = await store.get(job_id(event))
+            publication = Publication(max_unpublished=most)
+            return job is not None and await store.redrive(job, edited, publication)
+
+        if self.both(ask):
             del self.ends[job_id(event)]
 
     @rule(event=EVENTS)
@@ -198,20 +226,21 @@ class TwoStores(RuleBasedStateMachine):
         if self.both(lambda store: store.delete(job_id(event))):
             self.ends.pop(job_id(event), None)
 
-    @rule(event=EVENTS, published=st.booleans(), age_ms=st.sampled_from([0, 1_000_000]))
-    def mark(self, event: str, published: bool, age_ms: int) -> None:
-        def ask(store: Store) -> Awaitable[None]:
-            if published:
-                return store.mark_published(job_id(event), age_ms=age_ms)
-            return store.mark_announced(job_id(event))
-
-        self.both(ask)
+    @rule(event=EVENTS, later_ms=st.sampled_from([0, 1, 1_000_000]))
+    def mark(self, event: str, later_ms: int) -> None:
+        if later_ms:
+            self.both(lambda store: store.look_later(job_id(event), later_ms))
+        else:
+            self.both(lambda store: store.mark_published(job_id(event)))
 
     @rule(limit=st.integers(1, 3))
     def take(self, limit: int) -> None:
         self.both(lambda store: store.take_unpublished(limit))
         self.both(lambda store: store.claim_unstarted(limit))
-        self.both(lambda store: store.take_unannounced(limit))
+
+    @rule(limit=st.integers(1, 3))
+    def expire(self, limit: int) -> None:
+        self.both(lambda store: store.expire(limit))
 
     @rule(milliseconds=st.sampled_from([5_000, SETTINGS.lease_ms + 1_000, 3_700_000]))
     def pass_time(self, milliseconds: int) -> None:
@@ -239,7 +268,7 @@ class TwoStores(RuleBasedStateMachine):
             for event in "abc":
                 job = await store.get(job_id(event))
                 entries = await store.read_stream(job_id(event))
-                ids = await store.token_ids(job_id(event), job.token_count if job else 0)
+                ids = await ids_of(store, job_id(event), job.token_count if job else 0)
                 found.append([timeless(job), timeless(entries), ids])
             return found
 
@@ -258,7 +287,8 @@ class TwoStores(RuleBasedStateMachine):
             assert job.finished_ms
         assert bool(job.lease_owner) == (job.state is JobState.IN_PROGRESS)
         assert len(ids) == job.token_count
-        assert job.attempt == len(job.history)
+        assert [one.attempt for one in job.history] == sorted({a.attempt for a in job.history})
+        assert all(one.attempt <= job.attempt for one in job.history)
         shown = 0
         for entry in entries:
             if entry.token_ids:

@@ -8,14 +8,14 @@ import pytest
 from eventing.errors import IdempotencyConflict
 from eventing.job.job import JobError, JobRequest, JobState
 from eventing.job.store import LeaseStatus
-from tests.contract.rig import ANSWER, LEASE_MS, Rig, job_id, new_job, started
+from tests.contract.rig import ANSWER, LEASE_MS, Rig, finish, job_id, new_job, redrive, started
 
 
 class TestCreate:
     async def test_a_new_job_is_queued_and_can_be_read_back(self, rig: Rig) -> None:
         before = await rig.now_ms()
 
-        job, is_new = await rig.store.create(new_job())
+        job, is_new = await rig.store.submit(new_job())
 
         assert is_new
         stored = await rig.store.get(job.id)
@@ -26,39 +26,39 @@ class TestCreate:
         assert before <= stored.created_ms <= await rig.now_ms()
 
     async def test_the_same_request_again_is_the_same_job(self, rig: Rig) -> None:
-        first, _ = await rig.store.create(new_job())
+        first, _ = await rig.store.submit(new_job())
 
-        second, is_new = await rig.store.create(new_job())
+        second, is_new = await rig.store.submit(new_job())
 
         assert (second, is_new) == (first, False)
 
     async def test_the_order_of_keys_makes_no_other_request(self, rig: Rig) -> None:
         new = new_job()
-        await rig.store.create(new)
+        await rig.store.submit(new)
         turned = JobRequest(
             url=new.request.url,
             body=dict(reversed(list(new.request.body.items()))),
             custom_id=new.request.custom_id,
         )
 
-        _, is_new = await rig.store.create(replace(new, request=turned))
+        _, is_new = await rig.store.submit(replace(new, request=turned))
 
         assert not is_new
 
     async def test_another_request_under_the_same_identity_is_a_conflict(self, rig: Rig) -> None:
-        first, _ = await rig.store.create(new_job(prompt="why?"))
+        first, _ = await rig.store.submit(new_job(prompt="why?"))
 
         with pytest.raises(IdempotencyConflict):
-            await rig.store.create(new_job(prompt="how?"))
+            await rig.store.submit(new_job(prompt="how?"))
 
         assert await rig.store.get(first.id) == first
 
     async def test_other_options_under_the_same_identity_are_a_conflict(self, rig: Rig) -> None:
-        first, _ = await rig.store.create(replace(new_job(), options_sha="a"))
+        first, _ = await rig.store.submit(replace(new_job(), options_sha="a"))
 
-        again = await rig.store.create(replace(new_job(), options_sha="a"))
+        again = await rig.store.submit(replace(new_job(), options_sha="a"))
         with pytest.raises(IdempotencyConflict):
-            await rig.store.create(replace(new_job(), options_sha="b"))
+            await rig.store.submit(replace(new_job(), options_sha="b"))
 
         assert again == (first, False)
 
@@ -66,29 +66,29 @@ class TestCreate:
     async def test_options_that_nobody_knows_are_no_others(
         self, rig: Rig, known: str, asked: str
     ) -> None:
-        await rig.store.create(replace(new_job(), options_sha=known))
+        await rig.store.submit(replace(new_job(), options_sha=known))
 
-        _, is_new = await rig.store.create(replace(new_job(), options_sha=asked))
+        _, is_new = await rig.store.submit(replace(new_job(), options_sha=asked))
 
         assert not is_new
 
     async def test_another_tenant_under_the_same_identity_is_a_conflict(self, rig: Rig) -> None:
-        await rig.store.create(new_job(tenant="acme"))
+        await rig.store.submit(new_job(tenant="acme"))
 
         with pytest.raises(IdempotencyConflict):
-            await rig.store.create(new_job(tenant="mallory"))
+            await rig.store.submit(new_job(tenant="mallory"))
 
     async def test_a_conflict_does_not_show_the_job_to_the_other_tenant(self, rig: Rig) -> None:
-        await rig.store.create(new_job(tenant="acme"))
+        await rig.store.submit(new_job(tenant="acme"))
         with pytest.raises(IdempotencyConflict):
-            await rig.store.create(new_job(tenant="mallory"))
+            await rig.store.submit(new_job(tenant="mallory"))
 
         page = await rig.store.list_jobs("mallory")
 
         assert page.jobs == ()
 
     async def test_many_creators_at_once_make_one_job(self, rig: Rig) -> None:
-        answers = await asyncio.gather(*(rig.store.create(new_job()) for _ in range(20)))
+        answers = await asyncio.gather(*(rig.store.submit(new_job()) for _ in range(20)))
 
         assert sum(is_new for _, is_new in answers) == 1
         assert len({job.created_ms for job, _ in answers}) == 1
@@ -135,7 +135,7 @@ class TestReject:
         self, rig: Rig
     ) -> None:
         # Whoever knows (or guesses) source and id could otherwise fail somebody else's job.
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job())
 
         assert not await rig.store.reject(new_job(tenant="mallory"), self.REFUSAL, self.RAW)
 
@@ -151,13 +151,13 @@ class TestReject:
 
         await rig.store.reject(new_job(), self.REFUSAL, self.RAW)
 
-        assert await rig.store.finish(lease, ANSWER) is LeaseStatus.OK
+        assert await finish(rig.store, lease, ANSWER) is LeaseStatus.OK
 
     async def test_a_redriven_reject_that_is_still_bad_is_a_dead_letter_again(
         self, rig: Rig
     ) -> None:
         await rig.store.reject(new_job(), self.REFUSAL, self.RAW)
-        assert await rig.store.redrive(job_id(), None)
+        assert await redrive(rig)
         job = await rig.store.get(job_id())
         assert job is not None
 

@@ -1,28 +1,32 @@
-"""What a sweep finds: jobs whose event, or whose end, nobody has told."""
+"""What a sweep finds: jobs whose event nobody has, or whose deadline has passed."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
-from eventing.errors import IdempotencyConflict
-from eventing.job.store import Release
+from eventing.errors import BrokerUnavailable, IdempotencyConflict
+from eventing.job.job import JobState
+from eventing.job.store import AcquireStatus, LeaseStatus, Publication
 from tests.contract.rig import (
     ANSWER,
-    FAULT,
     LEASE_MS,
     SETTINGS,
     Rig,
     dead,
+    finish,
     job_id,
     new_job,
+    redrive,
     started,
 )
+
+NOTED = Publication(max_unpublished=100)
+"""The event is to be published on a broker that is not ours."""
 
 
 class TestOutbox:
     async def test_an_unpublished_job_is_due_after_ten_seconds(self, rig: Rig) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job(), NOTED)
 
         assert await rig.store.take_unpublished(10) == []
         await rig.pass_time(10_001)
@@ -30,17 +34,38 @@ class TestOutbox:
         assert await rig.store.take_unpublished(10) == [job_id()]
 
     async def test_a_published_job_is_not_due(self, rig: Rig) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job(), NOTED)
         await rig.store.mark_published(job_id())
 
         await rig.pass_time(60_000)
 
         assert await rig.store.take_unpublished(10) == []
 
+    async def test_a_job_whose_event_came_from_the_broker_is_not_due(self, rig: Rig) -> None:
+        await rig.store.submit(new_job())
+
+        await rig.pass_time(60_000)
+
+        assert await rig.store.take_unpublished(10) == []
+
+    async def test_above_the_most_unpublished_notes_nothing_is_taken(self, rig: Rig) -> None:
+        full = Publication(max_unpublished=2)
+        await rig.store.submit(new_job("a"), full)
+        await rig.store.submit(new_job("b"), full)
+
+        with pytest.raises(BrokerUnavailable):
+            await rig.store.submit(new_job("c"), full)
+
+        assert await rig.store.get(job_id("c")) is None
+        _, is_new = await rig.store.submit(new_job("a"), full)  # taken before, and a promise
+        assert not is_new
+        await rig.store.mark_published(job_id("a"))
+        await rig.store.submit(new_job("c"), full)
+
     async def test_what_one_sweeper_took_no_other_gets_until_it_is_due_again(
         self, rig: Rig
     ) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job(), NOTED)
         await rig.pass_time(10_001)
 
         assert await rig.store.take_unpublished(10) == [job_id()]
@@ -51,7 +76,7 @@ class TestOutbox:
 
     async def test_many_sweepers_share_the_work(self, rig: Rig) -> None:
         for number in range(40):
-            await rig.store.create(new_job(str(number)))
+            await rig.store.submit(new_job(str(number)), NOTED)
         await rig.pass_time(10_001)
 
         shares = await asyncio.gather(*(rig.store.take_unpublished(7) for _ in range(8)))
@@ -62,7 +87,6 @@ class TestOutbox:
     async def test_a_started_job_that_nobody_holds_is_due_again(self, rig: Rig) -> None:
         # Its event may be gone: settled by a pump whose store forgot the end (docs/adr/0052).
         await started(rig)
-        await rig.store.mark_published(job_id())
         await rig.pass_time(LEASE_MS - 1000)
         assert await rig.store.claim_unstarted(10) == []
 
@@ -73,18 +97,15 @@ class TestOutbox:
     async def test_a_started_job_that_is_held_or_has_ended_is_not_due(self, rig: Rig) -> None:
         held = await started(rig, "held")
         ended = await started(rig, "ended")
-        for event_id in ("held", "ended"):
-            await rig.store.mark_published(job_id(event_id))
-        await rig.store.finish(ended, ANSWER)
+        await finish(rig.store, ended, ANSWER)
         await rig.pass_time(LEASE_MS * 2 + 1)
         await rig.store.renew([held], extend=True)
 
         assert await rig.store.claim_unstarted(10) == []
 
-    async def test_a_published_job_that_nobody_starts_is_due_again(self, rig: Rig) -> None:
+    async def test_a_job_that_nobody_starts_is_due_again(self, rig: Rig) -> None:
         # The broker that took its event may have lost it (docs/adr/0086).
-        await rig.store.create(new_job())
-        await rig.store.mark_published(job_id())
+        await rig.store.submit(new_job())
         await rig.pass_time(SETTINGS.republish_after_s * 1000 - 1000)
         assert await rig.store.claim_unstarted(10) == []
 
@@ -95,16 +116,24 @@ class TestOutbox:
     async def test_a_job_that_was_published_again_is_due_when_it_is_twice_as_old(
         self, rig: Rig
     ) -> None:
-        await rig.store.create(new_job())
-        await rig.store.mark_published(job_id())
+        await rig.store.submit(new_job())
         await rig.pass_time(3_600_000)
         await rig.store.claim_unstarted(10)
-        await rig.store.mark_published(job_id(), age_ms=3_600_000)
+        await rig.store.look_later(job_id(), 3_600_000)
 
         await rig.pass_time(3_599_000)
         assert await rig.store.claim_unstarted(10) == []
         await rig.pass_time(1001)
         assert await rig.store.claim_unstarted(10) == [job_id()]
+
+    async def test_a_job_that_ended_meanwhile_is_not_looked_at_later(self, rig: Rig) -> None:
+        await rig.store.submit(new_job())
+        await rig.store.cancel(job_id())
+
+        await rig.store.look_later(job_id(), 1)
+
+        await rig.pass_time(SETTINGS.republish_after_s * 1000 + 1)
+        assert await rig.store.claim_unstarted(10) == []
 
     async def test_a_confirmation_that_comes_after_the_start_does_not_hide_the_job(
         self, rig: Rig
@@ -118,97 +147,98 @@ class TestOutbox:
 
     async def test_many_confirmations_are_told_at_once(self, rig: Rig) -> None:
         for name in "abc":
-            await rig.store.create(new_job(name))
+            await rig.store.submit(new_job(name), NOTED)
 
         await rig.store.mark_published(job_id("a"), job_id("c"))
 
         await rig.pass_time(10_001)
         assert await rig.store.take_unpublished(10) == [job_id("b")]
-        await rig.pass_time(SETTINGS.republish_after_s * 1000)
-        assert sorted(await rig.store.claim_unstarted(10)) == sorted([job_id("a"), job_id("c")])
 
     async def test_a_conflict_does_not_forget_the_first_event(self, rig: Rig) -> None:
-        await rig.store.create(new_job())
+        await rig.store.submit(new_job(), NOTED)
         with pytest.raises(IdempotencyConflict):
-            await rig.store.create(new_job(prompt="other"))
+            await rig.store.submit(new_job(prompt="other"), NOTED)
 
         await rig.pass_time(10_001)
 
         assert await rig.store.take_unpublished(10) == [job_id()]
 
-    @pytest.mark.parametrize("how", ["finish", "cancel", "conclude", "exhaust", "expire", "reject"])
-    async def test_every_end_is_due_for_announcement_until_it_is_marked(
-        self, rig: Rig, how: str
-    ) -> None:
-        match how:
-            case "finish":
-                await rig.store.finish(await started(rig), ANSWER)
-            case "cancel":
-                await rig.store.create(new_job())
-                await rig.store.cancel(job_id())
-            case "conclude":
-                await rig.store.create(new_job())
-                await rig.store.conclude(job_id(), ANSWER)
-            case "exhaust":
-                await dead(rig)
-            case "expire":
-                await rig.store.create(new_job(deadline_ms=await rig.now_ms() + 1))
-                await rig.pass_time(2)
-                await rig.store.acquire(job_id(), "worker", can_resume=True)
-            case "reject":
-                await rig.store.reject(new_job(), FAULT, b"no job")
+    async def test_an_end_takes_its_notes_along(self, rig: Rig) -> None:
+        await rig.store.submit(new_job(), NOTED)
+        await rig.store.cancel(job_id())
 
-        await rig.pass_time(10_001)
-        assert await rig.store.take_unannounced(10) == [job_id()]
-        await rig.store.mark_announced(job_id())
-        await rig.pass_time(60_000)
+        await rig.pass_time(SETTINGS.republish_after_s * 1000 + 1)
 
-        assert await rig.store.take_unannounced(10) == []
-        job = await rig.store.get(job_id())
-        assert job is not None
-        assert job.is_announced
+        assert await rig.store.take_unpublished(10) == []
+        assert await rig.store.claim_unstarted(10) == []
 
-    async def test_an_end_is_unannounced_until_marked(self, rig: Rig) -> None:
-        await rig.store.finish(await started(rig), ANSWER)
-
-        job = await rig.store.get(job_id())
-
-        assert job is not None
-        assert not job.is_announced
-
-    async def test_a_redriven_job_announces_its_second_end(self, rig: Rig) -> None:
+    async def test_a_redriven_job_is_due_for_publication(self, rig: Rig) -> None:
         await dead(rig)
-        await rig.store.mark_announced(job_id())
-        await rig.store.redrive(job_id(), None)
-        for _ in range(SETTINGS.max_attempts):
-            taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-            await rig.store.release(taken.lease, Release.FAILURE, FAULT)
 
-        job = await rig.store.get(job_id())
-
-        assert job is not None
-        assert not job.is_announced
-
-    async def test_a_job_that_has_not_ended_keeps_its_note(self, rig: Rig) -> None:
-        # A sweep that read the job as running, and marks it after it ended, must not lose its end.
-        lease = await started(rig)
-        await rig.store.finish(replace(lease, attempt=2), ANSWER)
-
-        await rig.store.mark_announced(job_id())
+        await redrive(rig, publication=NOTED)
 
         await rig.pass_time(10_001)
-        assert await rig.store.take_unannounced(10) == [job_id()]
-
-    async def test_the_note_of_a_job_that_is_gone_can_be_dropped(self, rig: Rig) -> None:
-        await rig.store.cancel(job_id("nobody"))
-
-        await rig.store.mark_announced(job_id("nobody"))
-
-        await rig.pass_time(10_001)
-        assert await rig.store.take_unannounced(10) == []
+        assert await rig.store.take_unpublished(10) == [job_id()]
 
     async def test_marking_an_unknown_job_leaves_nothing_behind(self, rig: Rig) -> None:
-        await rig.store.mark_announced(job_id("nobody"))
         await rig.store.mark_published(job_id("nobody"))
 
         assert await rig.store.get(job_id("nobody")) is None
+
+
+class TestDeadlines:
+    async def test_a_waiting_job_past_its_deadline_is_failed_by_the_sweep(self, rig: Rig) -> None:
+        await rig.store.submit(new_job("late", deadline_ms=await rig.now_ms() + 1000))
+        await rig.store.submit(new_job("patient", deadline_ms=await rig.now_ms() + 60_000))
+        await rig.store.submit(new_job("without"))
+        assert await rig.store.expire(10) == []
+        await rig.pass_time(1001)
+
+        assert await rig.store.expire(10) == [job_id("late")]
+
+        job = await rig.store.get(job_id("late"))
+        assert job is not None
+        assert job.error is not None
+        assert (job.state, job.error.code, job.is_dead_letter) == (JobState.FAILED, "expired", True)
+        assert await rig.store.expire(10) == []
+
+    async def test_a_job_that_somebody_runs_is_left_to_who_runs_it(self, rig: Rig) -> None:
+        lease = await started(rig, deadline_ms=await rig.now_ms() + 1000)
+        await rig.pass_time(1001)
+
+        assert await rig.store.expire(10) == []
+
+        assert await rig.store.renew([lease], extend=False) == [LeaseStatus.EXPIRED]
+        await rig.pass_time(LEASE_MS)
+        assert await rig.store.expire(10) == [job_id()]  # who ran it is gone
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert [attempt.outcome for attempt in job.history] == ["lost"]
+
+    async def test_a_job_that_has_ended_is_not_failed(self, rig: Rig) -> None:
+        lease = await started(rig, deadline_ms=await rig.now_ms() + 1000)
+        await finish(rig.store, lease, ANSWER)
+        await rig.pass_time(1001)
+
+        assert await rig.store.expire(10) == []
+
+    async def test_a_job_given_back_past_its_deadline_is_failed_by_the_sweep(
+        self, rig: Rig
+    ) -> None:
+        await rig.store.submit(new_job(deadline_ms=await rig.now_ms() + 1000))
+        await rig.pass_time(1001)
+        await rig.store.expire(10)
+
+        taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
+
+        assert taken.status is AcquireStatus.TERMINAL
+
+    async def test_a_redriven_job_has_no_deadline(self, rig: Rig) -> None:
+        await rig.store.submit(new_job(deadline_ms=await rig.now_ms() + 1000))
+        await rig.pass_time(1001)
+        await rig.store.expire(10)
+
+        assert await redrive(rig)
+
+        await rig.pass_time(60_000)
+        assert await rig.store.expire(10) == []

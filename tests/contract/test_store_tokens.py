@@ -3,7 +3,7 @@
 import pytest
 
 from eventing.job.store import EntryKind, LeaseStatus, Release, TokenBatch
-from tests.contract.rig import FAULT, LEASE_MS, NOBODYS, Rig, job_id, started
+from tests.contract.rig import FAULT, LEASE_MS, NOBODYS, Rig, append, ids_of, job_id, started
 
 
 class TestAppend:
@@ -12,7 +12,7 @@ class TestAppend:
 
         for index, ids in ((0, (1, 2)), (2, (3,)), (3, (4, 5, 6))):
             batch = TokenBatch(index=index, token_ids=ids, delta=f'["{index} ☃"]')
-            assert await rig.store.append(lease, batch) is LeaseStatus.OK
+            assert await append(rig.store, lease, batch) is LeaseStatus.OK
 
         tokens = [e for e in await rig.store.read_stream(job_id()) if e.kind is EntryKind.TOKENS]
         assert [(e.index, e.token_ids, e.delta, e.attempt) for e in tokens] == [
@@ -28,10 +28,10 @@ class TestAppend:
     @pytest.mark.parametrize("index", [0, 1, 3, 7])
     async def test_a_gap_or_a_repeat_is_refused_without_a_trace(self, rig: Rig, index: int) -> None:
         lease = await started(rig)
-        await rig.store.append(lease, TokenBatch(index=0, token_ids=(1, 2)))
+        await append(rig.store, lease, TokenBatch(index=0, token_ids=(1, 2)))
         before = await rig.store.read_stream(job_id())
 
-        answer = await rig.store.append(lease, TokenBatch(index=index, token_ids=(9,)))
+        answer = await append(rig.store, lease, TokenBatch(index=index, token_ids=(9,)))
 
         assert answer is LeaseStatus.GAP
         assert await rig.store.read_stream(job_id()) == before
@@ -44,7 +44,7 @@ class TestAppend:
         await rig.store.acquire(job_id(), "worker-2", can_resume=True)
         before = await rig.store.read_stream(job_id())
 
-        answer = await rig.store.append(zombie, TokenBatch(index=0, token_ids=(9,)))
+        answer = await append(rig.store, zombie, TokenBatch(index=0, token_ids=(9,)))
 
         assert answer is LeaseStatus.FENCED
         assert await rig.store.read_stream(job_id()) == before
@@ -56,7 +56,7 @@ class TestAppend:
         lease = await started(rig)
         await rig.store.release(lease, Release.HANDOVER, FAULT)
 
-        answer = await rig.store.append(lease, TokenBatch(index=0, token_ids=(9,)))
+        answer = await append(rig.store, lease, TokenBatch(index=0, token_ids=(9,)))
 
         assert answer is LeaseStatus.FENCED
 
@@ -64,15 +64,15 @@ class TestAppend:
         lease = await started(rig)
         await rig.store.cancel(job_id())
 
-        answer = await rig.store.append(lease, TokenBatch(index=0, token_ids=(9,)))
+        answer = await append(rig.store, lease, TokenBatch(index=0, token_ids=(9,)))
 
         assert answer is LeaseStatus.TERMINAL
-        assert await rig.store.token_ids(job_id(), 10) == []
+        assert await ids_of(rig.store, job_id(), 10) == []
 
     async def test_a_job_that_is_gone_is_missing_and_stays_gone(self, rig: Rig) -> None:
         batch = TokenBatch(index=0, token_ids=(9,))
 
-        assert await rig.store.append(NOBODYS, batch) is LeaseStatus.MISSING
+        assert await append(rig.store, NOBODYS, batch) is LeaseStatus.MISSING
 
         assert await rig.store.get(job_id()) is None
         assert await rig.store.read_stream(job_id()) == []
@@ -83,7 +83,7 @@ class TestStreams:
         lease = await started(rig)
         for index in range(10):
             batch = TokenBatch(index=index, token_ids=(index,))
-            await rig.store.append(lease, batch)
+            await append(rig.store, lease, batch)
 
         entries = await rig.store.read_stream(job_id())
         for position, entry in enumerate(entries):
@@ -93,14 +93,14 @@ class TestStreams:
     async def test_a_read_is_limited(self, rig: Rig) -> None:
         lease = await started(rig)
         for index in range(5):
-            await rig.store.append(lease, TokenBatch(index=index, token_ids=(1,)))
+            await append(rig.store, lease, TokenBatch(index=index, token_ids=(1,)))
 
         assert len(await rig.store.read_stream(job_id(), limit=3)) == 3
 
     async def test_token_ids_of_a_long_stream_are_whole(self, rig: Rig) -> None:
         lease = await started(rig)
         for index in range(1100):
-            await rig.store.append(lease, TokenBatch(index=index, token_ids=(index,)))
+            await append(rig.store, lease, TokenBatch(index=index, token_ids=(index,)))
 
-        assert await rig.store.token_ids(job_id(), 1100) == list(range(1100))
-        assert await rig.store.token_ids(job_id(), 7) == list(range(7))
+        assert await ids_of(rig.store, job_id(), 1100) == list(range(1100))
+        assert await ids_of(rig.store, job_id(), 7) == list(range(7))

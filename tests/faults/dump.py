@@ -11,8 +11,19 @@ from eventing.job.store import EntryKind, StreamEntry
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 
-_LISTED = ("jobs:", "dead:", "outbox:", "replicas:", "webhooks", "ping")
-"""Keys that live without a TTL, by what follows the prefix: indexes, which their readers prune."""
+_LISTED = (
+    "jobs:",
+    "dead:",
+    "outbox:",
+    "deadlines",
+    "ended",
+    "queues",
+    "replicas:",
+    "webhooks",
+    "ping",
+)
+"""Keys that live without a TTL, by what follows the prefix: indexes, which their readers prune, and streams of
+a bounded length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

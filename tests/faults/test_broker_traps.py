@@ -224,7 +224,7 @@ async def test_trap_4_a_consumer_that_is_told_to_end_fails_no_job_that_waits(
     async with a_sleeping_predictor() as activator, a_relay(system) as relay:
         broker = TrapBroker(RABBITMQ, activator)
         for event in events:
-            await system.store.create(job_of_event(event))
+            await system.store.submit(job_of_event(event))
             await system.store.mark_published(derive_job_id(source, event.id))
             broker.hold(event)
         await broker.end()

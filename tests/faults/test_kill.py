@@ -73,12 +73,12 @@ async def test_f01_the_api_dies_while_it_takes_a_job(
 ) -> None:
     async with running(zygote, tmp_path) as system:
         await warm(system)
-        create = called("create")
+        submit = called("submit")
         jobs = await hurt_with(
             system,
             [
-                (system.api_redis, create, Way.UP, False),
-                (system.api_redis, create, Way.UP, True),
+                (system.api_redis, submit, Way.UP, False),
+                (system.api_redis, submit, Way.UP, True),
                 (system.api_broker, b"POST ", Way.UP, False),
                 (system.api_broker, b"HTTP/1.1 202", Way.DOWN, False),
             ],
@@ -97,8 +97,7 @@ async def test_f01_the_api_dies_while_it_puts_an_event_itself(
     async with running(zygote, tmp_path, Tuning(puts_itself=True)) as system:
         await warm(system)
         steps = [
-            (system.api_redis, called(name), Way.UP, is_forwarded)
-            for name in ("create", "enqueue")
+            (system.api_redis, called("submit"), Way.UP, is_forwarded)
             for is_forwarded in (False, True)
         ]
         jobs = await hurt_with(system, steps, system.api, trials)
@@ -165,7 +164,7 @@ async def test_f04_the_store_dies_and_comes_back(
     async with running(zygote, tmp_path, tuning) as system:
         await warm(system)
         steps = [
-            (system.api_redis, called("create")),
+            (system.api_redis, called("submit")),
             (system.predictor_redis, called("acquire")),
             (system.predictor_redis, called("append")),
             (system.predictor_redis, called("finish")),

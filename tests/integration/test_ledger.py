@@ -42,7 +42,7 @@ async def a_job(store: RedisStore) -> Job:
     job_id = new_job_id()
     request = JobRequest(url="/v1/completions", body={"model": MODEL, "prompt": "x"})
     new = NewJob(id=job_id, request=request, source="/s", event_id=job_id, tenant="acme")
-    job, _ = await store.create(new)
+    job, _ = await store.submit(new)
     return job
 
 

@@ -22,6 +22,7 @@ from eventing.cloudevent.job_event import job_of
 from eventing.job.job import JobId
 from eventing.job.store import TokenBatch
 from eventing.store.redis_store import RedisStore
+from tests.contract.rig import append
 from tests.integration.predictor_process import PredictorProcess, predictors
 from tests.redis_server import die_with_parent, free_port
 from tests.unit.predictor.desk import asking, job_id_of
@@ -121,7 +122,7 @@ async def seconds_of(predictor: PredictorProcess, name: str, api: Api, *, reader
 async def test_a_reader_that_stops_costs_little_is_cut_off_and_can_go_on(
     api: Api, redis: Redis, store: RedisStore
 ) -> None:
-    job, _ = await store.create(job_of(asking(event_id="flood")))
+    job, _ = await store.submit(job_of(asking(event_id="flood")))
     lease = (await store.acquire(job.id, "p", can_resume=True)).lease
     with ExitStack() as stack:
         readers = [stack.enter_context(closing(api.reader(job.id))) for _ in range(READERS)]
@@ -131,7 +132,7 @@ async def test_a_reader_that_stops_costs_little_is_cut_off_and_can_go_on(
         await asyncio.sleep(1)  # nothing tells that they have gone over to the live tail
         before_mib = api.rss_mib
         for index in range(ENTRIES):
-            await store.append(lease, TokenBatch(index=index, token_ids=(1,), delta=ENTRY))
+            await append(store, lease, TokenBatch(index=index, token_ids=(1,), delta=ENTRY))
         cost_mib = (api.rss_mib - before_mib) / READERS
         seen = await received(stuck)  # until the api has hung up
     last = seen.rsplit(b"\nid: ", 1)[1].split(b"\n")[0].decode()

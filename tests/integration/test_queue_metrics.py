@@ -38,7 +38,7 @@ async def record(store: RedisStore, lane: Lane = Lane.DEFAULT) -> JobId:
     job_id = new_job_id()
     request = JobRequest(url="/v1/completions", body={"model": MODEL, "prompt": "x"})
     source = "/torpor/api"
-    await store.create(
+    await store.submit(
         NewJob(id=job_id, request=request, source=source, event_id=job_id, lane=lane)
     )
     return job_id

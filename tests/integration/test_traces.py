@@ -83,9 +83,9 @@ def orphans(spans: list[Span]) -> list[Span]:
 
 
 def is_told(spans: list[Span]) -> bool:
-    """The predictor has ended the job, the api took the result, and the broker has heard so."""
+    """The predictor has ended the job, the broker has heard so, and the api has told who listens."""
     triggers = {span["attributes"]["torpor.trigger"] for span in named(spans, "deliver")}
-    is_delivered = "results" in triggers and any(name.startswith("requests-") for name in triggers)
+    is_delivered = any(name.startswith("requests-") for name in triggers)
     parts = ("enqueue", "generate", "result")
     return is_delivered and all(named(spans, name) for name in parts)
 

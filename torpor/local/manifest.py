@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from eventing.broker.trigger import PARALLELISM
-from eventing.cloudevent.job_event import REQUESTED, RESULT_TYPES
+from eventing.cloudevent.job_event import REQUESTED
 from eventing.redis import keys
 from torpor.local.settings import StackSettings
 
-RESULTS: Final = "results"
 STRAYS: Final = "strays"
 Manifest = Mapping[str, Any]
 
@@ -21,8 +20,8 @@ Manifest = Mapping[str, Any]
 def triggers(
     settings: StackSettings, model: str, *, activator_url: str, api_url: str
 ) -> list[Manifest]:
-    """Requests for the model go to the activator; results, and requests that name no model we know,
-    to the api.
+    """Requests for the model go to the activator, those that name no model we know to the api. Results
+    go to nobody: the predictor has ended the job in the store, and the api reads its end there.
     """
     wanted = {"type": REQUESTED, "model": model}
     longest_s = settings.max_job_seconds + 60
@@ -36,13 +35,6 @@ def triggers(
             subscriber=activator_url,
             delivery=patient,
             parallelism=settings.max_replicas * settings.container_concurrency,
-        ),
-        _trigger(
-            RESULTS,
-            filters=[{"any": [{"exact": {"type": kind}} for kind in RESULT_TYPES]}],
-            subscriber=api_url,
-            delivery=_delivery(retry=200, backoff_s=0.5, timeout_s=10),
-            parallelism=16,
         ),
         _trigger(
             STRAYS,

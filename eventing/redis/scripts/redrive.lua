@@ -1,19 +1,28 @@
--- Give a dead letter a new life under the same id: attempts go on counting, the budget starts anew.
+-- Give a dead letter a new life under the same id: it waits again, for its first attempt of a fresh budget. Its attempt number is raised,
+-- so that whatever still comes of the old life is known by its number.
+-- USES _lib
 -- KEYS  1 job hash, 2 token stream
--- ARGV  1 '1' if the request was edited (then tokens so far are void, and the next attempt says so), 2.. field, value pairs (request, sha, model)
--- gives 'queued' | 'not_dead' | 'missing'
-local job = redis.call('HMGET', KEYS[1], 'state', 'dead', 'attempt', 'token_count')
+-- ARGV  1 '1' if the request was edited (then tokens so far are void, and the next attempt says so), 2 attempt of the dead letter,
+--       3 recheck_ms, 4 '1' to note that its event is unpublished, 5 event record, 6 number n of queues that want it,
+--       7..6+n prefixes of their keys, 7+n.. field, value pairs (request, sha, model)
+-- gives 'queued' | 'not_dead' (or redriven meanwhile) | 'missing'
+local job = redis.call('HMGET', KEYS[1], 'state', 'dead', 'attempt', 'token_count', 'tenant', 'lane', 'source', 'event_id')
 if not job[1] then return 'missing' end
-if job[1] ~= 'failed' or job[2] ~= '1' then return 'not_dead' end
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-redis.call('HSET', KEYS[1], 'state', 'queued', 'dead', 0, 'failures', 0, 'announced', 0, 'finished_ms', 0, 'deadline_ms', 0, 'redriven_ms', now)
+if job[1] ~= 'failed' or job[2] ~= '1' or job[3] ~= ARGV[2] then return 'not_dead' end
+local now, job_id = now_ms(), string.match(KEYS[1], '{(.*)}')
+local attempt, n = job[3] + 1, tonumber(ARGV[6])
+redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', attempt, 'dead', 0, 'failures', 0, 'finished_ms', 0, 'deadline_ms', 0, 'redriven_ms', now)
 redis.call('HDEL', KEYS[1], 'error', 'result', 'usage')
 if ARGV[1] == '1' then
   redis.call('HDEL', KEYS[1], 'rejected')
-  redis.call('HSET', KEYS[1], 'token_count', 0, 'restart', job[4] ~= '0' and 1 or 0, unpack(ARGV, 2))
+  redis.call('HSET', KEYS[1], 'token_count', 0, 'restart', job[4] ~= '0' and 1 or 0, unpack(ARGV, 7 + n))
 end
 redis.call('PERSIST', KEYS[1])
 redis.call('PERSIST', KEYS[2])
-redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', 'queued', 'attempt', job[3], 'at_ms', now)
+redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', 'queued', 'attempt', attempt, 'at_ms', now)
+redis.call('ZADD', UNSTARTED, now + ARGV[3], job_id)
+if ARGV[4] == '1' then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, job_id) end
+local queues = {unpack(ARGV, 7, 6 + n)}
+if n > 0 then redis.call('HSET', KEYS[1], 'queues', cjson.encode(queues)) end
+for _, prefix in ipairs(queues) do enqueue(prefix, job[6], job[7] .. '\0' .. job[8], ARGV[5], job[5], false, now) end
 return 'queued'

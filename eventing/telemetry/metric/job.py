@@ -1,6 +1,6 @@
 """What became of jobs, for Prometheus: waits, time to the first token, tokens, attempts, the dead.
 
-Called by the api, which is told of every ended job (`api.routes.events.ResultListener`), wherever the
+Called by the api, which is told of every ended job (`eventing.live.ended`), wherever the
 predictor was that made it and whether it still lives. Everything here is counted once a job, from
 the job's own record in store time. Labels are models, lanes, states and our own words; never a
 tenant, a job or a text.
@@ -88,7 +88,7 @@ class JobMetrics:
     async def ended(self, job: Job) -> None:
         """Count it. Never holds up the result: a store that is away loses one row of the ledger."""
         key = (job.id, job.attempt, job.finished_ms)
-        if job.is_announced or key in self._seen:
+        if key in self._seen:
             return
         self._seen[key] = None
         if len(self._seen) > _REMEMBERED:

@@ -14,6 +14,7 @@ from eventing.cloudevent.event import STRUCTURED
 from eventing.cloudevent.job_event import REQUESTED, RESULT_TYPES
 from tests.contract.broker.stack import NAME, trigger
 from tests.contract.broker.test_ingress import settings
+from tests.contract.rig import new_job
 
 TOKEN = "b7c1"
 WITH_TOKEN = {"authorization": f"Bearer {TOKEN}"}
@@ -68,7 +69,8 @@ async def test_the_same_in_structured_mode(
 async def test_the_token_opens_all(
     client: httpx.AsyncClient, redis: Redis, changes: dict[str, str]
 ) -> None:
-    answer = await client.post("/", headers=ASKS | changes | WITH_TOKEN)
+    line = new_job().request.to_json()
+    answer = await client.post("/", headers=ASKS | changes | WITH_TOKEN, content=line)
 
     assert answer.status_code == 202
     assert await queued(redis) == 1

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
@@ -13,7 +14,12 @@ from eventing.broker.queue import QueueView
 from eventing.broker.server import Broker
 from eventing.broker.settings import BrokerSettings
 from eventing.cloudevent.event import STRUCTURED
+from eventing.cloudevent.job_event import REQUESTED
+from eventing.errors import StoreUnavailable
+from eventing.job.job import Job, JobState, derive_job_id
+from eventing.store.redis_store import RedisStore
 from tests.contract.broker.stack import NAME, trigger
+from tests.contract.rig import new_job
 from tests.redis_server import RedisServer
 
 HEADERS = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "t"}
@@ -70,6 +76,86 @@ class TestTaken:
         for _ in range(3):
             assert (await client.post("/", headers=HEADERS)).status_code == 202
 
+        assert await queued(redis) == 1
+
+
+class TestJobs:
+    """Requests of other producers: their jobs are recorded as they are queued."""
+
+    ASKS = HEADERS | {"ce-type": REQUESTED, "ce-id": "7", "content-type": "application/json"}
+    LINE = new_job("7").request.to_json()
+    JOB_ID = derive_job_id("/s", "7")
+
+    async def test_a_job_is_listed_while_it_waits(
+        self, client: httpx.AsyncClient, store: RedisStore, redis: Redis
+    ) -> None:
+        for _ in range(2):
+            answer = await client.post("/", headers=self.ASKS, content=self.LINE)
+            assert answer.status_code == 202
+
+        (job,) = (await store.list_jobs("default")).jobs
+        assert (job.id, job.state, job.event_id) == (self.JOB_ID, JobState.QUEUED, "7")
+        assert await queued(redis) == 1
+
+    async def test_an_event_that_was_answered_503_is_taken_when_it_comes_again(
+        self,
+        client: httpx.AsyncClient,
+        redis: Redis,
+        store: RedisStore,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # Its job had been withdrawn, so the second POST was answered as a duplicate of a job that
+        # would never run (B2).
+        submit, heard = RedisStore.submit, iter([False])
+
+        async def unheard(*args: Any) -> tuple[Job, bool]:
+            answer = await submit(*args)
+            if next(heard, True):
+                return answer
+            raise StoreUnavailable("the answer was lost")
+
+        monkeypatch.setattr(RedisStore, "submit", unheard)
+        first = await client.post("/", headers=self.ASKS, content=self.LINE)
+        second = await client.post("/", headers=self.ASKS, content=self.LINE)
+
+        assert (first.status_code, second.status_code) == (503, 202)
+        job = await store.get(self.JOB_ID)
+        assert job is not None
+        assert job.state is JobState.QUEUED
+        assert await queued(redis) == 1
+
+    async def test_what_can_never_be_a_job_is_a_dead_letter_and_wakes_nobody(
+        self, client: httpx.AsyncClient, store: RedisStore, redis: Redis
+    ) -> None:
+        answer = await client.post("/", headers=self.ASKS, content=b"{no")
+
+        assert answer.status_code == 202
+        (dead,) = (await store.list_dead_letters("default")).jobs
+        assert dead.id == self.JOB_ID
+        assert await queued(redis) == 0
+
+    async def test_an_event_of_a_deleted_job_is_dropped(
+        self, client: httpx.AsyncClient, store: RedisStore, redis: Redis
+    ) -> None:
+        await client.post("/", headers=self.ASKS, content=self.LINE)
+        await store.cancel(self.JOB_ID)
+        await store.delete(self.JOB_ID)
+
+        answer = await client.post("/", headers=self.ASKS, content=self.LINE)
+
+        assert answer.status_code == 202
+        assert await store.get(self.JOB_ID) is None
+        assert await queued(redis) == 0
+
+    async def test_another_request_under_the_same_identity_is_refused(
+        self, client: httpx.AsyncClient, redis: Redis
+    ) -> None:
+        await client.post("/", headers=self.ASKS, content=self.LINE)
+
+        other = new_job("7", prompt="how?").request.to_json()
+        answer = await client.post("/", headers=self.ASKS, content=other)
+
+        assert answer.status_code == 409
         assert await queued(redis) == 1
 
 

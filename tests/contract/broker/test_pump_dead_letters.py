@@ -22,7 +22,7 @@ from tests.contract.broker.stack import (
     trigger,
     until,
 )
-from tests.contract.rig import new_job
+from tests.contract.rig import finish, new_job
 
 
 def job_request(event_id: str = "7") -> Event:
@@ -73,7 +73,7 @@ class TestDeadLetters:
             (stack,) = build(redis, trigger(subscriber.url))
             event = job_request()
             new = new_job("7")
-            await stack.store.create(new)
+            await stack.store.submit(new)
             taken = await stack.store.acquire(new.id, "worker", can_resume=True)
             async with pumping(stack):
                 await stack.send(event)
@@ -87,7 +87,7 @@ class TestDeadLetters:
         assert (await stack.store.list_dead_letters("acme")).jobs == ()
         assert not await stack.is_drained()
         ending = Ending(state=JobState.COMPLETED)
-        assert await stack.store.finish(taken.lease, ending) == "ok"
+        assert await finish(stack.store, taken.lease, ending) == "ok"
 
     async def test_the_sink_is_told_with_knatives_extensions(self, redis: Redis) -> None:
         async with Subscriber([says(400)]).serving() as one, Subscriber().serving() as sink:
@@ -120,7 +120,7 @@ class TestDeadLetters:
         # The redrive's event comes while the first delivery is still being settled.
         event = job_request()
         (stack,) = build(redis, trigger("http://127.0.0.1:1/"))
-        job, _ = await stack.store.create(new_job("7"))
+        job, _ = await stack.store.submit(new_job("7"))
         redriven = asyncio.Event()
 
         async def fails_the_job(_: web.Request, number: int) -> web.Response:
@@ -128,7 +128,7 @@ class TestDeadLetters:
                 error = JobError(code="engine_error", message="x")
                 dead = Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
                 await stack.store.conclude(job.id, dead)
-                assert await stack.store.redrive(job.id, None)
+                assert await stack.store.redrive(job, None)
                 await stack.send(event)
                 redriven.set()
             return web.Response(status=204)

@@ -37,8 +37,7 @@ def stack(redis: Redis) -> Stack:
 
 async def published(stack: Stack, number: str = "7") -> Job:
     """A job whose event a broker has taken."""
-    job, _ = await stack.store.create(new_job(number))
-    await stack.store.mark_published(job.id)
+    job, _ = await stack.store.submit(new_job(number))
     return job
 
 
@@ -133,7 +132,7 @@ async def test_a_redriven_job_has_its_whole_span_again(stack: Stack) -> None:
     dead = Ending(state=JobState.FAILED, error=FAULT, is_dead_letter=True)
     await stack.store.conclude(job.id, dead)
     await passes(stack, job.id, 10 * SPAN_S)
-    await stack.store.redrive(job.id, None)
+    assert await stack.store.redrive(job, None)
 
     await given_up(stack, request_event(job), ANSWERED)
 
@@ -144,7 +143,7 @@ async def test_a_job_handed_over_a_moment_ago_has_its_whole_span_again(stack: St
     job = await published(stack)
     await passes(stack, job.id, 10 * SPAN_S)
     taken = await stack.store.acquire(job.id, "worker", can_resume=True)
-    await stack.store.release(job.id, taken.attempt, Release.HANDOVER, FAULT)
+    await stack.store.release(taken.lease, Release.HANDOVER, FAULT)
 
     await given_up(stack, request_event(job), ANSWERED)
 
@@ -164,14 +163,14 @@ async def test_a_job_that_has_ended_is_no_dead_letter(stack: Stack) -> None:
 
 async def test_a_deleted_job_of_the_api_is_not_made_anew(stack: Stack) -> None:
     new = replace(new_job("8"), source=API_SOURCE, id=JobId("job_" + "0" * 32), event_id="")
-    job, _ = await stack.store.create(new)
+    job, _ = await stack.store.submit(new)
     await stack.store.cancel(job.id)
     await stack.store.delete(job.id)
 
     await given_up(stack, request_event(job), ANSWERED)
 
     assert await stack.store.get(job.id) is None
-    assert not await stack.redis.exists(keys.job(job.id))
+    assert await stack.redis.hgetall(keys.job(job.id)) == {b"deleted": b"1"}
 
 
 async def test_a_producers_request_that_nobody_recorded_yet_is_recorded_and_published_again(

@@ -40,7 +40,10 @@ class Served:
         headers = line.pop("headers", {})
         answer = await self.client.post("/v1/jobs", json=chat_line(text, **line), headers=headers)
         assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
+        job_id = str(answer.json()["id"])
+        if self.broker is not None:
+            await self.broker.until_asked_for(job_id)
+        return job_id
 
 
 @dataclass
@@ -64,6 +67,7 @@ def api_settings(redis_url: str, tmp_path: Path) -> ApiSettings:
         anonymous_access=AnonymousAccess.LOOPBACK,
         body_timeout_s=0.5,
         keep_alive_s=0.2,
+        max_unpublished=100,
         files_url=f"file://{tmp_path}/files",
     )
 
@@ -73,7 +77,7 @@ def broker() -> FakeBroker:
     return FakeBroker()
 
 
-UNASKED = ("batches", "metrics", "sweep")
+UNASKED = ("batches", "metrics", "sweep", "deadlines")
 """Loops that a test runs itself when it wants them: they change what it looks at by the clock."""
 
 

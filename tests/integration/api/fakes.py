@@ -19,6 +19,7 @@ from eventing.cloudevent.event import Event
 from eventing.errors import BrokerUnavailable
 from eventing.job.job import Job, JobError, JobId, JobState
 from eventing.job.store import NO_LEASE, Ending, Store, TokenBatch
+from tests.contract.rig import append
 
 OWNER = "fake-predictor"
 
@@ -40,6 +41,17 @@ class FakeBroker:
         self.events.append(event)
         self.on_event(event)
 
+    async def until_asked_for(self, job_id: str) -> None:
+        """Return once the job's event is here, as it will be soon after its 202."""
+        async with asyncio.timeout(5):
+            while not (self.is_down or self.is_mute) and not any(
+                event.subject == job_id for event in self.events
+            ):
+                await asyncio.sleep(0.001)
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
 
 class FakePredictor:
     """Plays one attempt at one job, step by step."""
@@ -59,8 +71,8 @@ class FakePredictor:
         """Checkpoint `tokens` tokens that show `choices`."""
         ids = tuple(range(self.index, self.index + tokens))
         delta = orjson.dumps(choices).decode()
-        await self._store.append(
-            self.lease, TokenBatch(index=self.index, token_ids=ids, delta=delta)
+        await append(
+            self._store, self.lease, TokenBatch(index=self.index, token_ids=ids, delta=delta)
         )
         self.index += tokens
 

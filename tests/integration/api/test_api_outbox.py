@@ -5,21 +5,25 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from eventing.errors import BrokerUnavailable
-from eventing.job.job import JobId, new_job_id, parse_request
-from eventing.job.store import NewJob
+from eventing.cloudevent.event import Event
+from eventing.errors import BrokerUnavailable, EventRefused
+from eventing.job.job import JobId, JobState, new_job_id, parse_request
+from eventing.job.store import NewJob, Publication
 from eventing.outbox.outbox import Swept, sweep_once
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import chat_line
-from tests.integration.api.fakes import FakeBroker, FakePredictor, chat_result
+from tests.integration.api.fakes import FakeBroker, FakePredictor
 
 
 async def recorded(store: RedisStore) -> JobId:
     """A job whose api died right after the record."""
     job_id = new_job_id()
-    await store.create(
-        NewJob(id=job_id, request=parse_request(chat_line()), source="/torpor/api", event_id=job_id)
+    await store.submit(
+        NewJob(
+            id=job_id, request=parse_request(chat_line()), source="/torpor/api", event_id=job_id
+        ),
+        Publication(max_unpublished=1000),
     )
     return job_id
 
@@ -91,29 +95,62 @@ async def test_a_job_that_runs_needs_no_second_event(
     assert await sweep_once(store, broker) == Swept()
 
 
-async def test_an_end_that_nobody_told_is_announced(
-    store: RedisStore, redis: Redis, broker: FakeBroker
-) -> None:
-    predictor = await FakePredictor(store, await recorded(store)).start()
-    await predictor.finish(chat_result("four"))
-    await store.mark_published(predictor.job_id)
-    await make_due(redis, keys.UNANNOUNCED)
-
-    assert await sweep_once(store, broker) == Swept(results=1)
-    assert broker.events[0].type.endswith("completed.v1")
-
-
 async def test_with_the_broker_away_nothing_is_marked(
     store: RedisStore, redis: Redis, broker: FakeBroker
 ) -> None:
-    await recorded(store)
+    for _ in range(5):
+        await recorded(store)
     await make_due(redis, keys.UNPUBLISHED)
     broker.is_down = True
 
     with pytest.raises(BrokerUnavailable):
         await sweep_once(store, broker)
 
-    assert await redis.zcard(keys.UNPUBLISHED) == 1
+    assert await redis.zcard(keys.UNPUBLISHED) == 5
+
+
+class ChoosyBroker(FakeBroker):
+    """Fails events of some jobs."""
+
+    def __init__(self, failing: JobId, failure: Exception) -> None:
+        super().__init__()
+        self._failing = failing
+        self._failure = failure
+
+    async def publish(self, event: Event) -> None:
+        if event.subject == self._failing:
+            raise self._failure
+        await super().publish(event)
+
+
+async def test_an_event_that_fails_does_not_stop_those_behind_it(
+    store: RedisStore, redis: Redis
+) -> None:
+    # One refused event stopped the outbox behind it for ever (B14).
+    failing, *others = [await recorded(store) for _ in range(5)]
+    await make_due(redis, keys.UNPUBLISHED)
+    broker = ChoosyBroker(failing, BrokerUnavailable("500"))
+
+    assert await sweep_once(store, broker) == Swept(requests=4)
+
+    assert {event.subject for event in broker.events} == set(others)
+    assert await redis.zrange(keys.UNPUBLISHED, 0, -1) == [failing.encode()]
+
+
+async def test_a_job_whose_event_the_broker_refuses_for_good_has_failed(
+    store: RedisStore, redis: Redis
+) -> None:
+    refused = await recorded(store)
+    await make_due(redis, keys.UNPUBLISHED)
+
+    await sweep_once(store, ChoosyBroker(refused, EventRefused("refused with 413")))
+
+    job = await store.get(refused)
+    assert job is not None
+    assert job.error is not None
+    assert (job.state, job.is_dead_letter) == (JobState.FAILED, True)
+    assert (job.error.code, job.error.message) == ("refused_by_broker", "refused with 413")
+    assert await redis.zcard(keys.UNPUBLISHED) == 0
 
 
 async def test_two_sweepers_share_the_work(

@@ -29,7 +29,7 @@ async def running(store: RedisStore) -> FakePredictor:
     """A job that has just been taken."""
     job_id = new_job_id()
     request = parse_request(chat_line())
-    await store.create(NewJob(id=job_id, request=request, source="/torpor/api", event_id=job_id))
+    await store.submit(NewJob(id=job_id, request=request, source="/torpor/api", event_id=job_id))
     return await FakePredictor(store, job_id).start()
 
 

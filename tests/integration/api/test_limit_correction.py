@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from api.limit.window import Meter, Windows
 from eventing.job.job import JobId, JobState
+from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor, chat_result
@@ -115,9 +116,8 @@ async def test_a_submit_that_was_refused_is_not_charged(api_with: Any) -> None:
         await submit(api, chat(None), **{"idempotency-key": "k"})
         before = await used(api)
         clash = await submit(api, chat(40), **{"idempotency-key": "k"})
-        api.broker.is_down = True
+        await fill_the_outbox(api)
         refused = await submit(api, chat(40))
-        api.broker.is_down = False
 
         assert (clash.status_code, refused.status_code) == (409, 503)
         assert await used(api) == before + 2  # the look itself
@@ -125,11 +125,16 @@ async def test_a_submit_that_was_refused_is_not_charged(api_with: Any) -> None:
 
 async def test_a_place_is_given_back_by_a_submit_that_was_refused(api_with: Any) -> None:
     async with api_with(limit_jobs_in_flight=1) as api:
-        api.broker.is_down = True
-        await submit(api, chat(None))
-        api.broker.is_down = False
+        await fill_the_outbox(api)
+        assert (await submit(api, chat(None))).status_code == 503
+        await api.store.redis.delete(keys.UNPUBLISHED)
 
         assert (await submit(api, chat(None))).status_code == 202
+
+
+async def fill_the_outbox(api: Furnished) -> None:
+    """More jobs than the broker may owe: every submit is refused."""
+    await api.store.redis.zadd(keys.UNPUBLISHED, {f"job_{n}": 9e12 for n in range(100)})
 
 
 async def dead_letter(api: Furnished) -> str:

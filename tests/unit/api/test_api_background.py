@@ -67,7 +67,7 @@ async def test_the_sweep_goes_on_after_a_broker_that_was_away() -> None:
     job_id = JobId("job_" + "a" * 24)
     line = {"url": "/v1/completions", "body": {"model": "m", "prompt": "x"}}
     request = parse_request(line)
-    await store.create(NewJob(id=job_id, request=request, source="/torpor/api", event_id=job_id))
+    await store.submit(NewJob(id=job_id, request=request, source="/torpor/api", event_id=job_id))
 
     task = asyncio.create_task(outbox.run(store, broker, 0.001))
     async with asyncio.timeout(2):

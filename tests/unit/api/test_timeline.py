@@ -7,7 +7,7 @@ import pytest
 
 from api.view.timeline import timeline
 from api.webhook.schedule import Verdict
-from api.webhook.webhook import Delivery, Try
+from api.webhook.webhook import JOB_WEBHOOK, Delivery, Try
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
 from eventing.live.replica import Replica
 
@@ -22,7 +22,6 @@ ENDED = Job(
     started_ms=5000,
     first_token_ms=5500,
     finished_ms=8000,
-    is_announced=True,
     history=(ATTEMPT,),
 )
 WAITING = replace(
@@ -113,7 +112,9 @@ def test_every_try_of_a_delivery_is_a_step_and_its_url_stays_hidden() -> None:
 @pytest.mark.parametrize(
     ("job", "delivery"),
     [
-        pytest.param(replace(ENDED, is_announced=False), None, id="its end was not told yet"),
+        pytest.param(
+            replace(ENDED, metadata={JOB_WEBHOOK: "http://x/"}), None, id="its end was not told yet"
+        ),
         pytest.param(
             ENDED, replace(DELIVERY, state=Verdict.PENDING, tries=0, log=()), id="not tried yet"
         ),

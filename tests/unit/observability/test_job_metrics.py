@@ -56,15 +56,6 @@ async def test_a_job_that_is_told_of_twice_counts_once() -> None:
     assert after - before == 1
 
 
-async def test_a_job_that_was_announced_before_is_not_counted() -> None:
-    before = value("torpor_jobs_ended_total", model=MODEL, lane="default", state="completed")
-
-    await JobMetrics([MODEL]).ended(a_job(3, is_announced=True))
-
-    after = value("torpor_jobs_ended_total", model=MODEL, lane="default", state="completed")
-    assert after == before
-
-
 async def test_a_redriven_job_counts_again_when_it_ends_again() -> None:
     metrics = JobMetrics([MODEL])
     before = value("torpor_jobs_ended_total", model=MODEL, lane="default", state="completed")

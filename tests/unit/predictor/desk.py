@@ -1,7 +1,7 @@
 """A predictor's delivery desk on the test engine and the store in memory, for unit tests."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +12,15 @@ from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event, build_binary
 from eventing.cloudevent.job_event import REQUESTED, job_of
 from eventing.errors import StoreUnavailable
-from eventing.job.job import JobId, derive_job_id
+from eventing.job.job import Job, JobId, derive_job_id
 from eventing.job.store import (
+    ARRIVED,
     Ending,
     EntryKind,
     Lease,
     LeaseSettings,
     LeaseStatus,
+    Publication,
     StreamEntry,
     TokenBatch,
 )
@@ -62,10 +64,10 @@ class UnreliableStore(MemoryStore):
         if self.is_away:
             raise StoreUnavailable("the store does not answer")
 
-    async def append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
+    async def append_all(self, appends: Sequence[tuple[Lease, TokenBatch]]) -> list[LeaseStatus]:
         self._reach()
-        hold = await super().append(lease, batch)
-        self.appended.append(batch)
+        hold = await super().append_all(appends)
+        self.appended += [batch for _, batch in appends]
         if self.lost_answers:
             self.lost_answers -= 1
             raise StoreUnavailable("the answer was lost")
@@ -76,7 +78,7 @@ class UnreliableStore(MemoryStore):
         engine = SeededEngine(SeededSettings(tokens_per_s=0, prefill_tokens_per_s=0))
         await engine.start(lambda _: None)
         new = job_of(event)
-        job, _ = await self.create(new)
+        job, _ = await self.submit(new)
         acquired = await self.acquire(job.id, "dead", can_resume=True)
         request = EngineRequest("r", job.request.url, job.request.body)
         index = 0
@@ -87,7 +89,7 @@ class UnreliableStore(MemoryStore):
                 assert step.chunk is not None
                 shown = orjson.dumps(coalesce(entries_of(step.chunk))).decode()
                 batch = TokenBatch(index=index, token_ids=step.token_ids, delta=shown)
-                await self.append(acquired.lease, batch)
+                await self.append_all([(acquired.lease, batch)])
                 index += 1
                 if index == count:
                     break
@@ -113,7 +115,7 @@ class UnreliableStore(MemoryStore):
         """Let the lease lapse and give the job to somebody else."""
         await self.acquire_again(job_id_of(event), restart=False)
 
-    async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
+    async def finish(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
         self._reach()
         if self.failing_ends:
             self.failing_ends -= 1
@@ -126,9 +128,9 @@ class UnreliableStore(MemoryStore):
         self._reach()
         return await super().renew(leases, extend=extend)
 
-    async def create(self, new: Any) -> Any:
+    async def submit(self, new: Any, publication: Publication = ARRIVED) -> Any:
         self._reach()
-        return await super().create(new)
+        return await super().submit(new, publication)
 
     async def reject(self, new: Any, error: Any, raw: bytes) -> bool:
         self._reach()

@@ -29,7 +29,7 @@ class CountingStore(UnreliableStore):
         return await super().append_all(appends)
 
     async def running(self, count: int) -> list[Lease]:
-        jobs = [(await self.create(job_of(asking(event_id=f"e{i}"))))[0] for i in range(count)]
+        jobs = [(await self.submit(job_of(asking(event_id=f"e{i}"))))[0] for i in range(count)]
         return [(await self.acquire(job.id, "p", can_resume=True)).lease for job in jobs]
 
 

@@ -10,6 +10,7 @@ from eventing.cloudevent.job_event import job_of
 from eventing.job.store import Lease, LeaseStatus, TokenBatch
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import CheckpointWriter, read_checkpoint
+from tests.contract.rig import append
 from tests.unit.predictor.desk import UnreliableStore, asking, read_ids, read_text
 
 
@@ -40,7 +41,7 @@ class Rig:
 
 async def rig(flush_s: float) -> Rig:
     store = UnreliableStore()
-    job, _ = await store.create(job_of(asking()))
+    job, _ = await store.submit(job_of(asking()))
     taken = await store.acquire(job.id, "p", can_resume=True)
     return Rig(store, taken.lease, flush_s)
 
@@ -153,7 +154,7 @@ async def test_only_the_newest_run_from_the_start_is_gone_on_from() -> None:
     made.writer.close()
     await made.writer.run()
     lease = await made.store.acquire_again(made.job_id, restart=True)
-    await made.store.append(lease, TokenBatch(index=0, token_ids=(7,)))
+    await append(made.store, lease, TokenBatch(index=0, token_ids=(7,)))
 
     assert (await read_checkpoint(made.store, made.job_id, 1)).token_ids == (7,)
 

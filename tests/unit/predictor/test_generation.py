@@ -23,6 +23,7 @@ from predictor.generation.generation import (
     Interrupted,
 )
 from predictor.generation.replay_filter import ReplayFilter, entries_of
+from tests.contract.rig import ids_of
 from tests.unit.predictor.desk import UnreliableStore, asking, read_ids
 
 OURS = (Interrupted.EXPIRED, Interrupted.STALLED, Interrupted.HANDOVER, Interrupted.ENGINE_DEAD)
@@ -93,7 +94,7 @@ async def generation(
     flush_s: float = 0.001,
 ) -> tuple[Generation, UnreliableStore, ScriptedEngine]:
     store = UnreliableStore()
-    job, _ = await store.create(job_of(asking()))
+    job, _ = await store.submit(job_of(asking()))
     taken = await store.acquire(job.id, "p", can_resume=True)
     engine = ScriptedEngine(steps)
     attempt = Attempt(lease=taken.lease, acquired_s=0, token_count=0, can_resume=True)
@@ -206,7 +207,7 @@ async def test_a_write_that_hangs_does_not_hold_up_who_has_lost_the_job(
         await asyncio.Event().wait()
         raise AssertionError
 
-    monkeypatch.setattr(store, "append", hang)
+    monkeypatch.setattr(store, "append_all", hang)
     running = asyncio.ensure_future(made.run())
     await is_hanging.wait()
     made.interrupt(why)
@@ -270,7 +271,7 @@ async def test_what_an_engine_made_before_it_failed_is_written() -> None:
 
     assert isinstance(await made.run(), EngineFailed)
 
-    assert await store.token_ids(made.attempt.job_id, 9) == [1]
+    assert await ids_of(store, made.attempt.job_id, 9) == [1]
 
 
 async def test_told_to_go_as_the_engine_ends_the_last_tokens_are_written() -> None:
@@ -279,4 +280,4 @@ async def test_told_to_go_as_the_engine_ends_the_last_tokens_are_written() -> No
 
     assert await made.run() is Interrupted.HANDOVER
 
-    assert await store.token_ids(made.attempt.job_id, 9) == [1]
+    assert await ids_of(store, made.attempt.job_id, 9) == [1]

@@ -172,7 +172,7 @@ async def test_what_only_a_run_finds_out_is_a_dead_letter_unless_its_caller_is_t
     is_told: bool,
 ) -> None:
     async with open_desk() as desk:
-        await desk.store.create(job_of(asking()))
+        await desk.store.submit(job_of(asking()))
         taken = await desk.store.acquire(job_id_of(asking()), "p", can_resume=True)
         attempt = Attempt(
             lease=taken.lease, acquired_s=0, token_count=0, can_resume=True, is_told=is_told

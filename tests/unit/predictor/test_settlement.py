@@ -13,7 +13,7 @@ from tests.unit.predictor.desk import UnreliableStore, asking
 async def running_job() -> tuple[UnreliableStore, Settlement, Attempt]:
     """A job whose first attempt is ours."""
     store = UnreliableStore()
-    job, _ = await store.create(job_of(asking()))
+    job, _ = await store.submit(job_of(asking()))
     taken = await store.acquire(job.id, "p", can_resume=True)
     attempt = Attempt(lease=taken.lease, acquired_s=0, token_count=0, can_resume=True)
     return store, Settlement(store, SystemClock(), lease_s=30), attempt

@@ -1,0 +1,169 @@
+"""Ends of jobs, as the scripts that end them write them down: one entry of a stream each.
+
+Called by the api. `EndedConsumer` reads them for those who must not miss one (webhooks, metrics,
+limits, feeds): each entry goes to one process of the group, at least once, also those that a process
+which died had taken. Who only waits for one job reads the stream's tail
+(`eventing.live.completion_notifier`). Must not know what is done with an end.
+"""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, Protocol
+
+import structlog
+from redis.exceptions import ResponseError
+
+from eventing.errors import StoreUnavailable, Unavailable
+from eventing.job.job import Job, JobId, JobRequest, JobState, Lane
+from eventing.job.store import JobReader
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
+from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.telemetry import trace
+
+_GROUP: Final = "api"
+_BATCH: Final = 100
+_TAKEN_OVER_AFTER_MS: Final = 15_000
+"""An entry that was taken so long ago and not done with is anybody's."""
+_TAKE_OVER_EVERY_S: Final = 5.0
+_FORGOTTEN_AFTER_MS: Final = 3_600_000
+_BACKOFF_S: Final = 0.5
+
+_log = structlog.get_logger()
+_Row = tuple[bytes, list[bytes]]
+
+
+class EndListener(Protocol):
+    """Told of every ended job, at least once."""
+
+    async def ended(self, job: Job) -> None:
+        """Return once it cannot be forgotten; raise `Unavailable` to be told again."""
+
+
+class EndedConsumer:
+    """One process of the group. Run `run` in a task."""
+
+    def __init__(
+        self, redis: SharedRedis, store: JobReader, listeners: Sequence[EndListener]
+    ) -> None:
+        self._redis = redis
+        self._tail = redis.dedicated_connection()
+        self._store = store
+        self._listeners = listeners
+        self._name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        self._take_over_due_s = 0.0
+
+    async def run(self) -> None:
+        """Tell until cancelled; a store that is away is waited for."""
+        while True:
+            try:
+                async with failures_named():
+                    await self._turn()
+            except StoreUnavailable as error:
+                _log.warning("waits for the store", action="ended", reason=error.code)
+                await asyncio.sleep(_BACKOFF_S)
+
+    async def _turn(self) -> None:
+        try:
+            now_s = asyncio.get_running_loop().time()
+            if now_s >= self._take_over_due_s:
+                await self._tell(await self._take_over())
+                self._take_over_due_s = now_s + _TAKE_OVER_EVERY_S
+            await self._tell(await self._next())
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await self._make_group()
+
+    async def _next(self) -> Sequence[_Row]:
+        wait = ("COUNT", _BATCH, "BLOCK", self._redis.longest_block_ms)
+        read = ("XREADGROUP", "GROUP", _GROUP, self._name, *wait, "STREAMS", keys.ENDED, ">")
+        (found,) = await self._tail.send([read])
+        return found[0][1] if found else ()
+
+    async def _take_over(self) -> Sequence[_Row]:
+        """What somebody took and did not get done, ourselves included; who is long gone is struck
+        off.
+        """
+        claim = ("XAUTOCLAIM", keys.ENDED, _GROUP, self._name, _TAKEN_OVER_AFTER_MS, "0-0")
+        ((_, rows, *_),) = await self._redis.send([(*claim, "COUNT", _BATCH)])
+        for consumer in await self._redis.xinfo_consumers(keys.ENDED, _GROUP):
+            if consumer["idle"] > _FORGOTTEN_AFTER_MS and not consumer["pending"]:
+                await self._redis.xgroup_delconsumer(keys.ENDED, _GROUP, consumer["name"])
+        return [row for row in rows if row[1]]
+
+    async def _make_group(self) -> None:
+        """From the first entry that is kept: a store that came back without the group may hold ends
+        that nobody was told of, and being told twice does no harm.
+        """
+        try:
+            await self._redis.xgroup_create(keys.ENDED, _GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    async def _tell(self, rows: Sequence[_Row]) -> None:
+        if not rows:
+            return
+        found = await asyncio.gather(*(self._job(_fields(flat)) for _, flat in rows))
+        is_done = await asyncio.gather(*(self._tell_all(job) for job in found))
+        done = [cursor for (cursor, _), is_one in zip(rows, is_done, strict=True) if is_one]
+        if done:
+            await self._redis.xack(keys.ENDED, _GROUP, *done)
+
+    async def _tell_all(self, job: Job | None) -> bool:
+        """False when a listener is to be told again. The first one hears of ends in their order."""
+        if job is None:
+            return True
+        is_done = True
+        with trace.span("result", parent=job.traceparent, job_id=job.id, state=job.state):
+            for listener in self._listeners:
+                is_done &= await _told(listener.ended, job)
+        return is_done
+
+    async def _job(self, entry: Mapping[str, str]) -> Job | None:
+        """The job as it ended, also where its record has gone or has a new life since. None when it
+        has not ended: a power cut took the second half of the script.
+        """
+        job = await self._store.get(JobId(entry["job"]))
+        attempt, state = int(entry["attempt"]), JobState(entry["state"])
+        if job is not None and job.attempt == attempt:
+            return job if job.state is state else None
+        at_ms = int(entry["at_ms"])
+        known = job or Job(
+            id=JobId(entry["job"]),
+            state=state,
+            request=JobRequest(url="", body={"model": entry["model"]}),
+            tenant=entry["tenant"],
+            lane=Lane(entry["lane"]),
+            created_ms=at_ms,
+        )
+        return replace(
+            known,
+            state=state,
+            attempt=attempt,
+            finished_ms=at_ms,
+            is_dead_letter=entry["dead"] == "1",
+            result=None,
+            usage=None,
+            error=None,
+        )
+
+
+async def _told(tell: Callable[[Job], Awaitable[None]], job: Job) -> bool:
+    """False when the listener is to be told again. A bug of one must not keep the others from it."""
+    try:
+        await tell(job)
+    except Unavailable:
+        return False
+    except Exception as error:
+        _log.error("listener broke", action="ended", job_id=job.id, reason=type(error).__name__)
+    return True
+
+
+def _fields(flat: Sequence[bytes]) -> Mapping[str, str]:
+    text = [item.decode() for item in flat]
+    return dict(zip(text[::2], text[1::2], strict=True))

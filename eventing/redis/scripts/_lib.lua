@@ -1,0 +1,105 @@
+-- What several scripts share. `eventing.redis.script` puts it in front of each script that says `-- USES _lib`.
+-- The names stand in `eventing.redis.keys` too; `tests/contract/test_scripts.py` holds the two together.
+local ENDED, ENDED_KEPT = 'torpor:ended', 100000
+local DEADLINES, UNSTARTED, UNPUBLISHED = 'torpor:deadlines', 'torpor:outbox:awaited', 'torpor:outbox:requests'
+local GROUP = 'torpor'
+local SWEEP_AFTER_MS = 10000 -- a note this old was not cleared by its writer
+
+-- Store time in milliseconds.
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- A job's history, from and to JSON. An empty one is always '[]': cjson knows no empty list.
+local function history_of(text) return cjson.decode(text or '[]') end
+local function history_json(history) return #history > 0 and cjson.encode(history) or '[]' end
+
+-- Close the last attempt of a history.
+local function close_attempt(history, outcome, now)
+  if #history > 0 then
+    history[#history].outcome = outcome
+    history[#history].ended_ms = now
+  end
+end
+
+-- Put a member into a tenant's list, which is pruned by age as it grows: few lists are ever read to their end.
+local function list_job(list, job_id, now, keep_ms, mode)
+  if mode == 'NX' then redis.call('ZADD', list, 'NX', now, job_id) else redis.call('ZADD', list, now, job_id) end
+  redis.call('ZREMRANGEBYSCORE', list, '-inf', now - keep_ms)
+  redis.call('PEXPIRE', list, keep_ms)
+end
+
+-- Put an event into a queue, unless the same event is still in it (docs/adr/0003): a ticket stream counts, a sorted set a lane orders.
+-- One that is in somebody's hands is delivered once more when those are done with it, unless it `is_reply`: what they do may have been
+-- decided before this event was sent (a dead letter redriven before it was settled). Gives 1 when it was added, 0 for a duplicate.
+local function enqueue(prefix, lane, member, record, tenant, is_reply, now)
+  local events, ready, fair, tries = prefix .. 'events', prefix .. 'ready:' .. lane, prefix .. 'fair:' .. lane, prefix .. 'tries'
+  local stamped = string.format('%d ', now) .. record
+  if redis.call('HSETNX', events, member, stamped) == 0 then
+    local is_in_hand = redis.call('HEXISTS', tries, member) == 1
+    if is_in_hand and not is_reply then redis.call('HSET', tries, 'again:' .. member, 1) end
+    if is_in_hand or redis.call('ZSCORE', ready, member) then return 0 end
+    -- Known, but neither waiting nor in hand: half of an earlier put survived a power cut (Redis 7.0 can do that). Put it again.
+    redis.call('HSET', events, member, stamped)
+  end
+  redis.call('XADD', prefix .. 'tickets', '*', 't', '1')
+  -- Start-time fair queuing (Goyal 1996): a tenant's next event starts one step after its last, never before the lane's own clock.
+  local clock = tonumber(redis.call('HGET', fair, 'clock') or 0)
+  local last = tonumber(redis.call('HGET', fair, 'last:' .. tenant) or 0)
+  local start = math.max(clock, last)
+  redis.call('HSET', fair, 'last:' .. tenant, string.format('%.17g', start + 1))
+  redis.call('ZADD', ready, string.format('%.17g', start), member)
+  return 1
+end
+
+-- Take an event out of a queue where nobody has it in hand, with its ticket: nobody is to be woken for it.
+local function void_entry(prefix, lane, member)
+  local tickets, held, retry = prefix .. 'tickets', prefix .. 'held', prefix .. 'retry'
+  local ticket
+  if redis.call('ZREM', prefix .. 'ready:' .. lane, member) == 1 then
+    if redis.call('EXISTS', prefix .. 'ready:' .. lane) == 0 then redis.call('DEL', prefix .. 'fair:' .. lane) end
+    -- Tickets that nobody claimed are alike: the next one is given up. Deleting it would make KEDA's lag unknown.
+    local read = redis.pcall('XREADGROUP', 'GROUP', GROUP, 'void', 'COUNT', 1, 'STREAMS', tickets, '>')
+    if read and not read.err and read[1] then ticket = read[1][2][1][1] end
+  elseif redis.call('HEXISTS', prefix .. 'tries', member) == 1 then
+    local pairs_held = redis.call('HGETALL', held)
+    for i = 1, #pairs_held, 2 do
+      if pairs_held[i + 1] == member and redis.call('ZREM', retry, pairs_held[i]) == 1 then ticket = pairs_held[i] end
+    end
+    if not ticket then return end -- in somebody's hands, who will learn that the job has ended
+    redis.call('HDEL', held, ticket)
+  end
+  if ticket then redis.call('XACK', tickets, GROUP, ticket) end
+  redis.call('HDEL', prefix .. 'events', member)
+  redis.call('HDEL', prefix .. 'tries', member, 'again:' .. member, 'refused:' .. member, 'refused_ms:' .. member)
+end
+
+-- The one way into a terminal state: record, stream, lists, queues, and the entry that tells everybody (docs/adr/0140).
+-- `outcome` closes a running attempt; `fields` are field, value pairs (result, usage, error).
+local function end_job(key, state, now, retention_s, dead, outcome, fields)
+  local job = redis.call('HMGET', key, 'state', 'attempt', 'history', 'tenant', 'tenant_key', 'model', 'queues', 'lane', 'source', 'event_id')
+  local job_id = string.match(key, '{(.*)}')
+  local history = history_of(job[3])
+  if job[1] == 'in_progress' then close_attempt(history, outcome, now) end
+  -- First: Redis 7.0 can apply the first half of a script after a power cut. An end that is told and did not come is seen by the record.
+  redis.call('XADD', ENDED, 'MAXLEN', '~', ENDED_KEPT, '*', 'job', job_id, 'tenant', job[4], 'model', job[6] or '', 'lane', job[8],
+    'attempt', job[2], 'state', state, 'dead', dead, 'at_ms', now)
+  redis.call('HSET', key, 'state', state, 'finished_ms', now, 'lease_owner', '', 'lease_until_ms', 0, 'dead', dead,
+    'history', history_json(history))
+  if #fields > 0 then redis.call('HSET', key, unpack(fields)) end
+  redis.call('XADD', key .. ':tokens', '*', 'kind', 'state', 'state', state, 'attempt', job[2], 'at_ms', now)
+  redis.call('EXPIRE', key, retention_s)
+  redis.call('EXPIRE', key .. ':tokens', retention_s)
+  if dead == '1' then list_job('torpor:dead:' .. (job[5] or job[4]), job_id, now, 2000 * retention_s) end
+  redis.call('ZREM', DEADLINES, job_id)
+  redis.call('ZREM', UNSTARTED, job_id)
+  redis.call('ZREM', UNPUBLISHED, job_id)
+  if job[1] == 'queued' and job[7] then
+    for _, prefix in ipairs(cjson.decode(job[7])) do void_entry(prefix, job[8], job[9] .. '\0' .. job[10]) end
+  end
+end
+
+-- The error of a job, as JSON.
+local function error_json(code, message) return cjson.encode({code = code, message = message, field = ''}) end
+local LATE = error_json('expired', 'the deadline passed before the job ended')
