@@ -92,7 +92,7 @@ def build(settings: ApiSettings) -> tuple[FastAPI, Shutdown]:
         timeout_s=settings.store_timeout_s,
         max_connections=settings.max_connections,
     )
-    parts = wiring.make_parts(settings, redis, RedisStore(redis))
+    parts = wiring.make_parts(settings, redis, RedisStore(redis, settings.lease))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

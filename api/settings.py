@@ -9,10 +9,10 @@ from typing import Annotated
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.webhook.address import allow_list
 from api.webhook.schedule import SCHEDULE_S
+from eventing.settings import StoreSettings
 from eventing.telemetry.cost import Price
 
 
@@ -50,10 +50,8 @@ class TenantLimits(BaseModel):
     file_bytes: int | None = Field(None, ge=0)
 
 
-class ApiSettings(BaseSettings):
+class ApiSettings(StoreSettings):
     """One process of the api. Every field is a variable: `redis_url` is `TORPOR_REDIS_URL`."""
-
-    model_config = SettingsConfigDict(env_prefix="TORPOR_", frozen=True, extra="ignore")
 
     host: str = "127.0.0.1"
     """Address to bind; loopback unless told otherwise."""
@@ -97,7 +95,7 @@ class ApiSettings(BaseSettings):
     submit_timeout_s: float = Field(1.8, gt=0.1, le=30)
     """Longest a submit takes with store or broker down before it is answered 503 (promise: 2 s)."""
     store_timeout_s: float = Field(1.0, gt=0.1, le=30)
-    """Longest wait for one answer of the store."""
+    """Longest wait for one answer of the store; shorter here, since a caller waits for the api."""
     keep_alive_s: float = Field(10.0, gt=0.01, le=300)
     """A comment goes out on a silent stream this often, so that proxies keep it open."""
     sync_timeout_s: float = Field(3600.0, gt=0, le=7 * 24 * 3600)

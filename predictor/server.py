@@ -279,7 +279,7 @@ def _connect(settings: PredictorSettings) -> Redis | None:
     url = settings.redis_url.get_secret_value()
     if not url:
         return None
-    return connect(url, timeout_s=settings.store_timeout_s, max_connections=_CONNECTIONS)
+    return connect(url, timeout_s=settings.store_wait_s, max_connections=_CONNECTIONS)
 
 
 def _open_store(redis: Redis | None, settings: PredictorSettings) -> Store:

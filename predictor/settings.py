@@ -11,9 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from eventing.job.store import LeaseSettings
+from eventing.settings import StoreSettings
 
 
 class EngineKind(StrEnum):
@@ -28,10 +27,8 @@ def _default_replica_id() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-class PredictorSettings(BaseSettings):
+class PredictorSettings(StoreSettings):
     """One predictor. Every field is a variable: `lease_s` is `TORPOR_LEASE_S`."""
-
-    model_config = SettingsConfigDict(env_prefix="TORPOR_", frozen=True, extra="ignore")
 
     engine: EngineKind = EngineKind.VLLM
     """The engine; `seeded` needs no model."""
@@ -70,16 +67,6 @@ class PredictorSettings(BaseSettings):
     """Redis or Valkey that holds the jobs; empty keeps them in memory: no live tokens for others,
     no resumption after a crash, still correct.
     """
-    redis_timeout_s: float = Field(1.5, ge=0.05, le=30)
-    """Longest wait for one answer of Redis; a lease never waits longer than a third of itself."""
-    lease_s: float = Field(30.0, ge=0.5, le=3600)
-    """How long a job stays ours without a sign of life; renewed at a third of it."""
-    max_attempts: int = Field(3, ge=1, le=100)
-    """Lost or failed attempts after which a job becomes a dead letter."""
-    retention_s: int = Field(24 * 3600, ge=60)
-    """How long ended jobs are kept."""
-    dead_letter_retention_s: int = Field(14 * 24 * 3600, ge=60)
-    """How long dead letters are kept."""
 
     flush_ms: int = Field(50, ge=1, le=100)
     """Tokens are checkpointed at most this long after they were made; a crash costs no more."""
@@ -125,16 +112,6 @@ class PredictorSettings(BaseSettings):
         return bool(self.direct_token.get_secret_value()) or "K_SERVICE" not in os.environ
 
     @property
-    def lease(self) -> LeaseSettings:
-        """The store's part."""
-        return LeaseSettings(
-            lease_ms=int(self.lease_s * 1000),
-            max_attempts=self.max_attempts,
-            retention_s=self.retention_s,
-            dead_letter_retention_s=self.dead_letter_retention_s,
-        )
-
-    @property
-    def store_timeout_s(self) -> float:
-        """Three tries must fit into a lease."""
-        return min(self.redis_timeout_s, self.lease_s / 3)
+    def store_wait_s(self) -> float:
+        """Longest wait for one answer of the store: three tries must fit into a lease."""
+        return min(self.store_timeout_s, self.lease_s / 3)

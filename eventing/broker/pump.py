@@ -51,6 +51,8 @@ _in_flight = Gauge("torpor_deliveries_in_flight", "Deliveries under way.", ["tri
 CLAIM_IDLE_MS: Final = 15_000
 """An event whose pump was silent for this long is anybody's; pumps speak up at a third of it."""
 _WAIT_MS: Final = 1000
+LONGEST_BLOCK_S: Final = _WAIT_MS / 1000
+"""How long a command of a pump may block the store's connection."""
 _CLAIM_AT_ONCE: Final = 16
 """More in one script would keep the store from others, and first things first."""
 _TIDY_EVERY_S: Final = 5.0

@@ -20,7 +20,7 @@ from eventing.broker.access import access_of
 from eventing.broker.dead_letter import DeadLetterHandler
 from eventing.broker.ingress import Ingress
 from eventing.broker.metric import QueueMetrics
-from eventing.broker.pump import CLAIM_IDLE_MS, Pump
+from eventing.broker.pump import CLAIM_IDLE_MS, LONGEST_BLOCK_S, Pump
 from eventing.broker.queue import Queue
 from eventing.broker.router import Router
 from eventing.broker.settings import BrokerSettings
@@ -33,6 +33,8 @@ from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
 
 _log = structlog.get_logger()
+_ANSWER_S = 0.5
+"""For the answer to a command that blocks."""
 
 
 class Broker:
@@ -41,10 +43,11 @@ class Broker:
     def __init__(self, settings: BrokerSettings, triggers: Sequence[Trigger]) -> None:
         self._settings = settings
         self._redis = connect(
-            settings.redis_url.get_secret_value(), timeout_s=settings.redis_timeout_s
+            settings.redis_url.get_secret_value(),
+            timeout_s=max(settings.store_timeout_s, LONGEST_BLOCK_S + _ANSWER_S),
         )
-        self._store = RedisStore(self._redis)
-        self._started = ReadyOnceStarted(self._store, timeout_s=settings.redis_timeout_s)
+        self._store = RedisStore(self._redis, settings.lease)
+        self._started = ReadyOnceStarted(self._store, timeout_s=settings.store_timeout_s)
         consumer = f"{socket.gethostname()}-{id(self):x}"
         self._routes = [
             (trigger, Queue(self._redis, trigger.name, consumer)) for trigger in triggers

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from eventing.settings import StoreSettings
 
 
-class BrokerSettings(BaseSettings):
+class BrokerSettings(StoreSettings):
     """One process of the broker. Every field is a variable: `redis_url` is `TORPOR_REDIS_URL`."""
-
-    model_config = SettingsConfigDict(env_prefix="TORPOR_", frozen=True, extra="ignore")
 
     host: str = "127.0.0.1"
     """Address the ingress binds; loopback unless told otherwise."""
@@ -31,8 +30,6 @@ class BrokerSettings(BaseSettings):
     """
     ingress_open: bool = False
     """Start without that token although others can reach us: a relay behind a network policy."""
-    redis_timeout_s: float = Field(1.5, gt=1, le=30)
-    """Longest wait for Redis; over 1 s, since waiting for work blocks that long."""
     metrics_port: int = Field(0, ge=0, le=65535)
     """Port of a pump's own `/healthz` and `/metrics`, on all addresses; 0 serves none. The ingress
     shows them on its own port.

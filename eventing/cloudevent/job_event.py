@@ -26,6 +26,7 @@ from eventing.job.job import (
     parse_request,
 )
 from eventing.job.store import Ending, NewJob
+from eventing.telemetry.span import is_well_formed
 
 REQUESTED: Final = "dev.torpor.inference.requested.v1"
 COMPLETED: Final = "dev.torpor.inference.completed.v1"
@@ -38,6 +39,7 @@ DATAREF_ABOVE_BYTES: Final = 64 * 1024
 """Events stay thin: a larger result travels as `dataref` (Kafka's broker caps an event at 1 MiB).
 """
 
+_EXTENSION_BYTES: Final = 1024
 _TENANT_BYTES: Final = 64
 _TOKEN_COUNTS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 _MOST_TOKENS: Final = 2**40
@@ -60,8 +62,8 @@ def request_event(job: Job) -> Event:
         subject=job.id,
         time=_rfc3339(job.created_ms),
         datacontenttype="application/json",
-        extensions={"tenant": job.tenant, "priority": job.lane, "model": job.request.model}
-        | {name: value for name, value in optional.items() if value},
+        extensions={"tenant": job.tenant, "priority": job.lane}
+        | _sendable({"model": job.request.model} | optional),
         data=job.request.to_json(),
     )
 
@@ -81,7 +83,7 @@ def job_of(event: Event) -> NewJob:
         tenant=tenant_of(event),
         lane=Lane(lane),
         deadline_ms=_deadline_ms(event.extensions.get("expirytime", "")),
-        traceparent=event.extensions.get("traceparent", ""),
+        traceparent=_well_formed(event.extensions.get("traceparent", "")),
         metadata={request_id.KEPT: asked_as} if asked_as else {},
         attempt=attempt_of(event) or 0,
     )
@@ -145,8 +147,8 @@ def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
             for a in job.history
         ],
     }
-    extensions = {"tenant": job.tenant, "model": job.request.model, "attempt": str(job.attempt)}
-    extensions |= {name: value for name, value in _carried(job).items() if value}
+    extensions = {"tenant": job.tenant, "attempt": str(job.attempt)}
+    extensions |= _sendable({"model": job.request.model} | _carried(job))
     encoded = orjson.dumps(data)
     if len(encoded) > inline_bytes:
         extensions["dataref"] = f"/v1/jobs/{job.id}"
@@ -166,7 +168,7 @@ def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
 def _carried(job: Job) -> dict[str, str]:
     """What goes with a job's events from the first to the last, where there is any."""
     return {
-        "traceparent": job.traceparent,
+        "traceparent": _well_formed(job.traceparent),
         request_id.EXTENSION: job.metadata.get(request_id.KEPT, ""),
     }
 
@@ -277,3 +279,13 @@ def _deadline_ms(expirytime: str) -> int:
             "expirytime must be a time between the years 1 and 9999", "expirytime"
         ) from error
     return max(epoch_ms, 1)  # 0 is «none»
+
+
+def _well_formed(traceparent: str) -> str:
+    """A trace that can be followed; any other text is no trace, and may be too long for a header."""
+    return traceparent if is_well_formed(traceparent) else ""
+
+
+def _sendable(extensions: Mapping[str, str]) -> dict[str, str]:
+    """Those that have a value that fits into a header. Data says the model as well."""
+    return {k: v for k, v in extensions.items() if v and len(v.encode()) <= _EXTENSION_BYTES}

@@ -36,7 +36,7 @@ def main() -> int:
 
 
 async def _serve(settings: ExternalScalerSettings) -> None:
-    redis = connect(settings.redis_url.get_secret_value(), timeout_s=settings.redis_timeout_s)
+    redis = connect(settings.redis_url.get_secret_value(), timeout_s=settings.store_timeout_s)
     source = QueueSource(redis, RedisStore(redis))
     server = ScalerServer(
         source, SystemClock(), queue=settings.queue, model=settings.model, tick_s=settings.tick_s

@@ -15,8 +15,8 @@ class ExternalScalerSettings(BaseSettings):
     """Port of the gRPC server."""
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     """Redis or Valkey that holds queues and jobs; may carry a password."""
-    redis_timeout_s: float = Field(1.5, gt=0, le=30)
-    """Longest wait for Redis."""
+    store_timeout_s: float = Field(1.5, gt=0, le=30)
+    """Longest wait for one answer of the store."""
     queue: str = "predictor"
     """The queue to look at: the name of the Trigger that predictors serve."""
     model: str = "model"

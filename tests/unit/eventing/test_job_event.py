@@ -367,3 +367,22 @@ class TestTimings:
 
     def test_what_has_not_happened_has_no_time(self) -> None:
         assert timings(JOB) == {}
+
+
+@pytest.mark.parametrize("trace", ["x" * 30_000, "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "00"])
+def test_what_is_no_trace_goes_no_further(trace: str) -> None:
+    """A result with a header of 30,000 letters was never taken by anybody."""
+    asked = request_event(replace(JOB, traceparent=TRACE))
+    told = job_of(replace(asked, extensions={**asked.extensions, "traceparent": trace}))
+
+    assert told.traceparent == ""
+    for event in (request_event, result_event):
+        assert "traceparent" not in event(replace(ENDED, traceparent=trace)).extensions
+
+
+def test_a_model_name_that_fits_into_no_header_stays_in_the_data() -> None:
+    long = replace(ENDED, request=replace(REQUEST, body={**REQUEST.body, "model": "m" * 30_000}))
+    event = result_event(long)
+
+    assert "model" not in event.extensions
+    assert orjson.loads(event.data)["model"] == "m" * 30_000
