@@ -85,8 +85,9 @@ class LocalStack:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
-    def job(self, job_id: str, wait_s: float = 0) -> dict[str, Any]:
+    def job(self, job_id: str, wait_s: float = 0, include: str = "") -> dict[str, Any]:
         query = {"wait": str(wait_s)} if wait_s else {}
+        query |= {"include": include} if include else {}
         answer = httpx.get(
             f"{self.addresses['api']}/v1/jobs/{job_id}", params=query, timeout=wait_s + 5
         )

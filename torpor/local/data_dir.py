@@ -38,7 +38,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises `StackError` when another stack has it, or it cannot be written.
     """
     try:
-        _make_private(folder)
+        make_private(folder)
         lock = (folder / "lock").open("a+")
     except OSError as error:
         raise StackError(
@@ -71,7 +71,7 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
-def _make_private(folder: Path) -> None:
+def make_private(folder: Path) -> None:
     """Make the folder for its owner only. One that was there and is not a stack's keeps its mode;
     what is ours in it does not.
     """

@@ -87,11 +87,12 @@ def draw(before: View, now: View, *, silent_s: float = 0.0) -> RenderableType:
     return Group(*parts)
 
 
-def _table(*columns: str) -> Table:
+def _table(first: str, *columns: str) -> Table:
     """Rows stay one line each, however narrow the terminal, so that the last ones stay in sight."""
     table = Table(box=None, header_style="bold")
+    table.add_column(first, no_wrap=True)
     for column in columns:
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=True, justify="right")
     return table
 
 

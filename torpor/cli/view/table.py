@@ -4,9 +4,13 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 from rich.text import Text
 
+_UNBOUNDED: Final = 10_000
+_LAST_COLUMN: Final = 24
+"""Cells that the last column keeps on a narrow terminal."""
 _COLOURS: Final = {
     "completed": "green",
     "ready": "green",
@@ -20,14 +24,34 @@ _COLOURS: Final = {
 }
 
 
+class WholeTable(Table):
+    """A table whose cells are never cut: on a narrow terminal its last column wraps, and its lines
+    do when that is not enough; elsewhere it is as wide as it must be.
+    """
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        whole = self.__rich_measure__(console, options.update(width=_UNBOUNDED)).maximum
+        width = whole
+        if console.is_terminal and self.columns:
+            cells = [str(cell) for cell in self.columns[-1].cells]
+            last = max((len(cell) for cell in cells), default=0)
+            width = min(whole, max(options.max_width, whole - last + min(last, _LAST_COLUMN)))
+        yield from super().__rich_console__(console, options.update(width=width))
+
+
 def table(*columns: str, numbers: Iterable[str] = (), title: str = "") -> Table:
     """An empty table; the columns of `numbers` stand right, and no cell is cut."""
     right = set(numbers)
     made = (
-        Column(name, justify="right" if name in right else "left", no_wrap=True, overflow="fold")
+        Column(
+            name,
+            justify="right" if name in right else "left",
+            no_wrap=name != columns[-1],
+            overflow="fold",
+        )
         for name in columns
     )
-    return Table(*made, box=None, title=title or None, header_style="bold")
+    return WholeTable(*made, box=None, title=title or None, header_style="bold")
 
 
 def number(value: float | None, digits: int = 0) -> str:
