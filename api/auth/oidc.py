@@ -33,6 +33,11 @@ _LONGEST_TOKEN: Final = 16 * 1024
 _LARGEST_DOCUMENT: Final = 1024 * 1024
 _NONSENSE: Final = (AttributeError, KeyError, TypeError, ValueError)
 """What PyJWT lets through for a key set whose keys lack what they must have."""
+_REQUIRED: Final = ["exp", "iss", "aud"]
+_ASKING_S: Final = 5.0
+"""For discovery and keys together."""
+_GLANCE_S: Final = 0.2
+"""Whose call finds our keys old waits this long, so that a quick provider's word on a withdrawn key counts at once."""
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
 _log = structlog.get_logger()
 
@@ -73,7 +78,7 @@ async def fetch_json(url: str) -> Mapping[str, Any]:
 
 
 class OidcVerifier:
-    """A `TokenVerifier`; keeps the provider's keys for ten minutes, and while it is away."""
+    """A `TokenVerifier`; asks for the provider's keys again after ten minutes, and has the old ones serve meanwhile."""
 
     def __init__(self, rules: OidcRules, clock: Clock, fetch: Fetch = fetch_json) -> None:
         self._rules = rules
@@ -82,14 +87,14 @@ class OidcVerifier:
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched_s = float("-inf")
         self._asked_s = float("-inf")
-        self._fetching = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def verify(self, token: str) -> Principal | None:
         if len(token) > _LONGEST_TOKEN:
             return None
         try:
             key_id = str(jwt.get_unverified_header(token).get("kid", ""))
-            key = await self._key(key_id)
+            key = await self._key(key_id, token)
             claims = self._claims(token, key) if key is not None else None
         except jwt.PyJWTError:
             return None
@@ -103,7 +108,7 @@ class OidcVerifier:
             audience=self._rules.audience,
             issuer=self._rules.issuer,
             leeway=_LEEWAY_S,
-            options={"require": ["exp", "iss", "aud"]},
+            options={"require": _REQUIRED},
         )
         return claims
 
@@ -119,30 +124,65 @@ class OidcVerifier:
         scopes = scopes_of(tuple(str(name) for name in names))
         return Principal(tenant=tenant, scopes=scopes, key_id=str(claims.get("sub", "")))
 
-    async def _key(self, key_id: str) -> jwt.PyJWK | None:
-        async with self._fetching:  # one question for all who wait
-            now_s = self._clock.monotonic_s()
-            is_wanting = now_s - self._fetched_s > _FRESH_S or key_id not in self._keys
-            pause_s = _AGAIN_S if self._keys else _AT_FIRST_S
-            if is_wanting and now_s - self._asked_s > pause_s:
-                self._asked_s = now_s
-                await self._refresh()
-            elif not self._keys:
-                raise ProviderAway("the identity provider did not answer", pause_s)
+    async def _key(self, key_id: str, token: str) -> jwt.PyJWK | None:
+        """The provider's key of that id. Keys that we have serve while they are asked for anew; only a token whose key
+        we lack waits for that, and only one that claims to be for us makes us ask.
+        """
+        now_s = self._clock.monotonic_s()
+        if (key := self._known(key_id)) is not None:
+            is_stale = now_s - self._fetched_s > _FRESH_S
+            if is_stale and (asking := self._start_refresh(now_s)) is not None:
+                await asyncio.wait({asking}, timeout=_GLANCE_S)
+                return self._known(key_id)
+            return key
+        self._check_claims(token)
+        self._start_refresh(now_s)
+        if self._refreshing is not None:
+            await asyncio.shield(self._refreshing)
+        if not self._keys:
+            raise ProviderAway("the identity provider does not answer", _AT_FIRST_S)
+        return self._known(key_id)
+
+    def _known(self, key_id: str) -> jwt.PyJWK | None:
         if not key_id and len(self._keys) == 1:
             return next(iter(self._keys.values()))
         return self._keys.get(key_id)
 
+    def _check_claims(self, token: str) -> None:
+        """Raises `PyJWTError` for a token that is not for us whoever signed it: junk must not make us ask."""
+        jwt.decode(
+            token,
+            audience=self._rules.audience,
+            issuer=self._rules.issuer,
+            leeway=_LEEWAY_S,
+            options={
+                "require": _REQUIRED,
+                "verify_signature": False,
+                "verify_exp": True,
+                "verify_iss": True,
+                "verify_aud": True,
+            },
+        )
+
+    def _start_refresh(self, now_s: float) -> asyncio.Task[None] | None:
+        """Ask the provider beside the calls, one question at a time and not too often; the question if it is new."""
+        if self._refreshing is not None and not self._refreshing.done():
+            return None
+        self._refreshing = None
+        if now_s - self._asked_s > (_AGAIN_S if self._keys else _AT_FIRST_S):
+            self._asked_s = now_s
+            self._refreshing = asyncio.create_task(self._refresh())  # ends within `_ASKING_S`
+        return self._refreshing
+
     async def _refresh(self) -> None:
         try:
-            url = self._rules.jwks_url or await self._discovered()
-            found = jwt.PyJWKSet.from_dict(dict(await self._fetch(url)))
-            self._keys = {str(key.key_id or ""): key for key in found.keys}
-        except (ProviderAway, jwt.PyJWTError, *_NONSENSE) as error:
-            if not self._keys:
-                raise ProviderAway("the identity provider does not answer", 5.0) from error
+            async with asyncio.timeout(_ASKING_S):
+                url = self._rules.jwks_url or await self._discovered()
+                found = jwt.PyJWKSet.from_dict(dict(await self._fetch(url)))
+        except (ProviderAway, jwt.PyJWTError, TimeoutError, *_NONSENSE) as error:
             _log.warning("keeping older keys", action="oidc", error=type(error).__name__)
             return
+        self._keys = {str(key.key_id or ""): key for key in found.keys}
         self._fetched_s = self._clock.monotonic_s()
 
     async def _discovered(self) -> str:

@@ -1,5 +1,6 @@
 """Bearer tokens of an identity provider."""
 
+import asyncio
 import base64
 import json
 import time
@@ -226,3 +227,75 @@ async def test_a_configuration_of_another_issuer_is_not_believed(clock: Time) ->
 
     with pytest.raises(ProviderAway):
         await verifier.verify(token())
+
+
+class Hanging(Provider):
+    """Answers until `is_hanging`, and then never."""
+
+    is_hanging = False
+
+    async def fetch(self, url: str) -> Mapping[str, Any]:
+        if self.is_hanging:
+            self.asked.append(url)
+            await asyncio.sleep(3600)
+        return await super().fetch(url)
+
+
+@pytest.fixture
+def hanging() -> Hanging:
+    return Hanging()
+
+
+@pytest.fixture
+def hung(hanging: Hanging, clock: Time) -> OidcVerifier:
+    return OidcVerifier(OidcRules(issuer=ISSUER, audience=AUDIENCE), clock, hanging.fetch)
+
+
+async def test_old_keys_serve_while_the_provider_hangs(
+    hung: OidcVerifier, hanging: Hanging, clock: Time
+) -> None:
+    await hung.verify(token())
+    hanging.is_hanging = True
+    clock.now_s += 700
+    asked = len(hanging.asked)
+
+    async with asyncio.timeout(2):  # the question itself is given up after five seconds
+        seen = [await hung.verify(token()) for _ in range(20)]
+
+    assert all(principal is not None for principal in seen)
+    assert len(hanging.asked) == asked + 1
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        pytest.param(token(STRANGER, "two", iss="https://evil.example.com"), id="another issuer"),
+        pytest.param(token(STRANGER, "two", aud="other"), id="another audience"),
+        pytest.param(token(STRANGER, "two", exp=int(time.time()) - 60), id="expired"),
+        pytest.param(token(STRANGER, "two", iss=None), id="no issuer"),
+    ],
+)
+async def test_a_strangers_token_does_not_make_us_ask(
+    verifier: OidcVerifier, provider: Provider, clock: Time, junk: str
+) -> None:
+    await verifier.verify(token())
+    clock.now_s += 60
+    asked = len(provider.asked)
+
+    assert await verifier.verify(junk) is None
+    assert len(provider.asked) == asked
+
+
+async def test_a_token_of_an_unknown_key_holds_up_no_other(
+    hung: OidcVerifier, hanging: Hanging, clock: Time
+) -> None:
+    await hung.verify(token())
+    hanging.is_hanging = True
+    clock.now_s += 60
+    unknown = asyncio.create_task(hung.verify(token(STRANGER, "two")))
+    while len(hanging.asked) < 3:
+        await asyncio.sleep(0)
+
+    assert await hung.verify(token()) is not None
+    assert not unknown.done()
+    unknown.cancel()
