@@ -96,9 +96,9 @@ manifests-lint: install ## checkov on every built overlay, in its own environmen
 images-lint: install ## hadolint on the Dockerfiles
 	@$(BIN)/hadolint images/*.Dockerfile
 
-images: ## Build all images (needs a container engine; REPOSITORY=... TAG=... ENGINE=docker)
+images: ## Build all images (needs a container engine; REPOSITORY=... TAG=... ENGINE=docker BUILD_FLAGS=...)
 	@for image in $(IMAGES); do \
-	  $(or $(ENGINE),docker) build -f images/$$image.Dockerfile -t $(REPOSITORY)/$$image:$(TAG) . || exit 1; done
+	  $(or $(ENGINE),docker) build $(BUILD_FLAGS) -f images/$$image.Dockerfile -t $(REPOSITORY)/$$image:$(TAG) . || exit 1; done
 
 images-push: ## Push what `make images` built
 	@for image in $(IMAGES); do $(or $(ENGINE),docker) push $(REPOSITORY)/$$image:$(TAG) || exit 1; done

@@ -8,15 +8,17 @@ RUN python -m venv /opt/torpor
 COPY images/constraints.txt images/constraints.txt
 # Dependencies before the source: a change of ours rebuilds the last layer only.
 COPY pyproject.toml README.md LICENSE ./
-RUN mkdir api eventing knative predictor \
-    && touch api/__init__.py eventing/__init__.py knative/__init__.py predictor/__init__.py \
+RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
+    for package in api eventing knative predictor torpor; do \
+        mkdir "$package" && touch "$package/__init__.py"; done \
     && /opt/torpor/bin/pip install -c images/constraints.txt ".[deploy,scaler,traces]"
 COPY eventing eventing
 COPY knative knative
 COPY torpor torpor
 COPY predictor predictor
 COPY api api
-RUN /opt/torpor/bin/pip install --no-deps --force-reinstall .
+RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
+    /opt/torpor/bin/pip install --no-deps --force-reinstall .
 
 FROM docker.io/library/python:3.11.14-slim-bookworm
 RUN groupadd --gid 10001 torpor \

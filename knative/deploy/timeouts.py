@@ -18,6 +18,7 @@ from knative.deploy.values import Values
 
 MAX_ATTEMPTS = 3  # of one job, by our own counter; after that it is a dead letter
 HOP_MARGIN_S = 30  # by how much a hop outlasts the one inside it
+INITIAL_COOLDOWN_S = 30  # until the first pod, which nobody asked for, is ended
 RABBITMQ_PREFETCH = 100  # fixed in eventing-rabbitmq, whatever the parallelism (facts 3.2)
 
 
@@ -127,7 +128,7 @@ def derive(values: Values) -> Timeouts:
         startup_probe=cold + 60,
         polling=5,
         cooldown=cooldown,
-        initial_cooldown=cold + 60,
+        initial_cooldown=INITIAL_COOLDOWN_S,
         scale_down_window=_clamp(cold, 300, 3600),
         stream=request,
         node_grace=pod_grace + HOP_MARGIN_S,
@@ -216,9 +217,10 @@ EXPLANATIONS: dict[str, Why] = {
         "facts 3.5, #11",
     ),
     "initial_cooldown": Why(
-        "cold start + 60",
-        "lastActiveTime is nil after creation: without it the first pod is ended while loading.",
-        "facts 3.5",
+        "30",
+        "KServe's new Deployment has one pod that nobody asked for: it ends after this. One that a "
+        "job woke is held by that job, and then by the cooldown.",
+        "facts 3.5; ADR 167",
     ),
     "scale_down_window": Why(
         "cold start, within 300..3600",

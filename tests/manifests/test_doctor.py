@@ -268,7 +268,7 @@ BREAKS = [
     Break("keda-settings", "queue", SO, f"{RED}>lagCount", "many"),
     Break("keda-settings", "queue", SO, f"{RED}>consumergroup", "torpor"),
     Break("keda-cooldown", "queue", SO, "spec>cooldownPeriod", 60),
-    Break("keda-initial-cooldown", "queue", SO, "spec>initialCooldownPeriod"),
+    Break("keda-initial-cooldown", "queue", SO, "spec>initialCooldownPeriod", 660),
     Break("keda-stream", "queue", SO, f"{RED}>stream", "torpor:requests:tickets"),
     Break("keda-stream", "queue", SO, f"{RED}>consumerGroup", "pumps"),
     Break("keda-scale-up", "queue", SO, f"{BEH}>scaleUp"),

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,28 @@ def test_the_process_is_not_root_and_gets_the_signal_itself(dockerfile: str) -> 
 def test_no_image_holds_a_secret_or_the_tests(dockerfile: str) -> None:
     assert not re.search(r"(?i)(password|token|secret)=", dockerfile)
     assert "COPY . " not in dockerfile
+
+
+def test_every_package_of_the_wheel_is_in_every_image(dockerfile: str) -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        wheel = tomllib.load(file)["tool"]["hatch"]["build"]["targets"]["wheel"]
+
+    copied = set(re.findall(r"^COPY (\w+) \1$", dockerfile, re.MULTILINE))
+
+    assert copied == set(wheel["packages"])
+
+
+def test_what_asks_a_package_index_may_be_told_of_a_mirror_and_its_authority(
+    dockerfile: str,
+) -> None:
+    """As secrets, so that neither the address nor a password in it is in a layer."""
+    steps = [s for s in re.split(r"\n(?=[A-Z]+ )", dockerfile) if "pip install" in s]
+
+    assert steps
+    for step in steps:
+        assert "--mount=type=secret,id=pipconf,target=/etc/pip.conf" in step
+        assert "--mount=type=secret,id=ca" in step
+        assert "--index-url http" not in step
 
 
 def test_every_image_of_the_manifests_has_a_dockerfile(overlays: dict[str, Resources]) -> None:

@@ -125,8 +125,8 @@ def follows_from_one_number(resources: Resources) -> Iterator[str]:
         counts = [t for t in spec["triggers"] if t["type"] != "external-push"]
         if counts and not cold < spec.get("cooldownPeriod", 300) <= cold + job:
             yield "cools down before the worst wake, or after a whole job"
-        if spec.get("initialCooldownPeriod", 0) <= cold:
-            yield "ends the first pod as it loads"
+        if spec.get("initialCooldownPeriod", 0) > 30:
+            yield "keeps a pod that nobody asked for"
         if (spec.get("minReplicaCount", 0), spec.get("maxReplicaCount")) != (0, most(resources)):
             yield "other limits"
 
@@ -181,7 +181,7 @@ BREAKS = [
     (follows_from_one_number, SETTINGS, "data>TORPOR_DRAIN_GRACE_S", "60", "DRAIN_GRACE_S 60"),
     (follows_from_one_number, KEDA, "spec>pollingInterval", 30, "asks too seldom"),
     (follows_from_one_number, KEDA, "spec>cooldownPeriod", 86_400, "cools down"),
-    (follows_from_one_number, KEDA, "spec>initialCooldownPeriod", 60, "as it loads"),
+    (follows_from_one_number, KEDA, "spec>initialCooldownPeriod", 660, "nobody asked"),
     (follows_from_one_number, KEDA, "spec>minReplicaCount", 1, "other limits"),
 ]  # fmt: skip
 

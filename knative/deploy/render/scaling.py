@@ -73,7 +73,9 @@ def scaled_object(values: Values, times: Timeouts) -> Resource:
             "pollingInterval": because(times.polling, "Added to every wake from zero."),
             "cooldownPeriod": because(times.cooldown, "Longer than the worst wake (facts #11)."),
             "initialCooldownPeriod": because(
-                times.initial_cooldown, "lastActiveTime is nil at first: 0 would end a loading pod."
+                times.initial_cooldown,
+                "KServe's new Deployment starts a pod that nobody asked for. One that a job woke "
+                "is held by the job, and then by cooldownPeriod.",
             ),
             "advanced": because(
                 {

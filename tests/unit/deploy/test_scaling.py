@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from knative.autoscaling.keda import keda
 from knative.autoscaling.keda.formula import parse
-from knative.deploy.render.scaling import WORK, pressure_formula
+from knative.autoscaling.keda.scaledobject import read_scaled_object
+from knative.deploy.emit import plain
+from knative.deploy.render.scaling import WORK, pressure_formula, scaled_object
+from knative.deploy.timeouts import derive
 from knative.deploy.values import Values
 
 
@@ -46,3 +50,26 @@ def test_pressure_without_work_keeps_nothing_awake() -> None:
     formula = parse(pressure_formula(Values()))
 
     assert formula.value({"lag": 0, "pend": 0, "p95": 999.0, "gpu": 100.0}) == 0
+
+
+def replicas_after_install(job_from_s: int, job_until_s: int, until_s: int) -> list[int]:
+    """The replicas at each look of KEDA's, from KServe's one pod on; a job waits or runs between."""
+    values = Values()
+    spec = read_scaled_object(plain(scaled_object(values, derive(values))))
+    state, count, seen = keda.start(spec, now=0.0), 1, []
+    for now_s in range(0, until_s, 5):
+        work = float(job_from_s <= now_s < job_until_s)
+        state, decision = keda.poll(spec, state, {"lag": work, "pend": 0.0}, count, float(now_s))
+        count = decision.replicas
+        seen.append(count)
+    return seen
+
+
+def test_a_pod_that_nobody_asked_for_is_gone_within_a_minute_of_the_install() -> None:
+    assert replicas_after_install(0, 0, 60)[-1] == 0
+
+
+def test_a_job_that_comes_with_the_install_keeps_its_loading_pod_through_the_worst_wake() -> None:
+    cold_s = Values().cold_start_seconds
+
+    assert set(replicas_after_install(10, 10 + cold_s, cold_s + 300)) == {1}

@@ -188,11 +188,15 @@ def logs(
     """Show the logs of all pods of a component."""
 
     async def work() -> None:
+        count = 0
         async with connected(context) as cluster:
             async for pod, line in cluster_view.log_lines(
                 cluster, namespace, component, follows=follow, tail=tail
             ):
+                count += 1
                 stdout.print(f"{pod} {line}")
+        if not count:
+            stderr.print(f"the pods of {component} have written no line")
 
     run(work)
 

@@ -18,6 +18,9 @@ def status(
             rich_help_panel=WHERE,
         ),
     ] = "",
+    context: Annotated[
+        str | None, typer.Option(help="The kubeconfig context.", rich_help_panel=WHERE)
+    ] = None,
 ) -> None:
     """Show replicas, queue and addresses of the stack on this machine, or what a cluster has."""
     import asyncio
@@ -26,10 +29,11 @@ def status(
     from torpor.cli.view.screen import print_json
     from torpor.local.data_dir import find_addresses
 
-    if cluster:
+    where = cluster or ("torpor" if context else "")
+    if where:
         from torpor.cli.cluster import commands
 
-        commands.status(namespace=cluster, as_json=as_json)
+        commands.status(context=context, namespace=where, as_json=as_json)
         return
     folder = data_dir or DEFAULT_DATA_DIR
     found = find_addresses(folder)

@@ -156,11 +156,15 @@ register.rule(
 register.rule(
     "keda-initial-cooldown",
     Hop.SCALER,
-    why="lastActiveTime is nil after creation; with 0 the first pod is ended while it loads.",
-    source="facts 3.5 scale_scaledobjects.go",
+    why="KServe's new Deployment has a pod that nobody asked for, and it keeps its GPU for so long "
+    "after each install.",
+    source="facts 3.5 scale_scaledobjects.go; ADR 167",
 )(
     field_rule(
-        _scaled, at("spec.initialCooldownPeriod"), at_least(lambda view: view.cold_start_s, unset=0)
+        _scaled,
+        at("spec.initialCooldownPeriod"),
+        lambda _, value: None if (number(value) or 0) <= 60 else "at most 60",
+        Severity.WARNING,
     )
 )
 
