@@ -12,14 +12,14 @@ import structlog
 
 from eventing.clock import Clock
 from eventing.errors import StoreUnavailable
-from eventing.live.replica import ReplicaDirectory
+from eventing.replica import ReplicaDirectory
 from predictor import metrics
 from predictor.engine.engine import ColdStartPhase
 
 _log = structlog.get_logger()
 
 _EVERY_S: Final = 5.0
-"""A third of what makes a replica silent (`eventing.live.replica`)."""
+"""A third of what makes a replica silent (`eventing.replica`)."""
 
 
 class Heartbeat:

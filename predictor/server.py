@@ -19,9 +19,9 @@ from redis.asyncio import Redis
 
 from eventing.clock import Clock, SystemClock
 from eventing.job.store import Store
-from eventing.live.replica import ReplicaDirectory
 from eventing.process import gc as collector
 from eventing.redis.connection import connect
+from eventing.replica import ReplicaDirectory
 from eventing.store.memory_store import MemoryStore
 from eventing.store.redis_store import RedisStore
 from eventing.telemetry.metric.ledger import GpuAccount, Ledger

@@ -20,7 +20,7 @@ from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
 from eventing.broker.queue import QueueView, expected_wait_s
 from eventing.clock import Clock
-from eventing.live.replica import ReplicaDirectory
+from eventing.replica import ReplicaDirectory
 
 
 class Overview(Protocol):

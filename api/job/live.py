@@ -17,8 +17,8 @@ from eventing.clock import Clock
 from eventing.errors import NotFound, StoreUnavailable
 from eventing.job.job import Job, JobId, JobState
 from eventing.job.store import EntryKind, JobReader, StreamEntry
-from eventing.live.replica import Replica
 from eventing.live.stream_multiplexer import TokenCallback, order_of
+from eventing.replica import Replica
 
 _OUTLOOK_EVERY_S: Final = 1.0
 _FIRST_OUTLOOK_S: Final = 0.05

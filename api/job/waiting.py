@@ -20,10 +20,10 @@ from eventing.clock import Clock
 from eventing.cloudevent.job_event import request_event
 from eventing.errors import StoreUnavailable
 from eventing.job.job import Job
-from eventing.live.replica import READY, Replica, ReplicaDirectory
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import run
+from eventing.replica import READY, Replica, ReplicaDirectory
 
 _FRESH_S: Final = 0.1
 _NOTED_MS: Final = 500

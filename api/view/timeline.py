@@ -11,7 +11,7 @@ from yarl import URL
 
 from api.webhook.webhook import JOB_WEBHOOK, Delivery
 from eventing.job.job import Job
-from eventing.live.replica import Replica
+from eventing.replica import Replica
 
 Step = dict[str, Any]
 _OVER: Final = frozenset({"ready", "draining", "broken"})

@@ -23,9 +23,9 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+from eventing.dependency import Dependency
 from eventing.errors import StoreUnavailable
 from eventing.redis.multiplexed_connection import SharedRedis
-from eventing.telemetry.dependency import Dependency
 
 _store = Dependency("store")
 _REFUSED_WRITE = (

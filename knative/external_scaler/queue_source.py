@@ -16,9 +16,9 @@ from eventing.broker.queue import QueueView
 from eventing.cloudevent.event import from_record
 from eventing.job.job import derive_job_id
 from eventing.job.store import JobReader
-from eventing.live.replica import ReplicaDirectory
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
+from eventing.replica import ReplicaDirectory
 from knative.external_scaler.scaler import Finished, Look, Waiting
 
 _BYTES_PER_TOKEN: Final = 4

@@ -18,7 +18,7 @@ from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event
 from eventing.errors import StoreUnavailable
 from eventing.job.job import Lane
-from eventing.live.replica import ReplicaDirectory
+from eventing.replica import ReplicaDirectory
 from eventing.store.redis_store import RedisStore
 from knative.deploy.first_secrets import SCALER_MAY
 from knative.external_scaler import protocol

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from eventing.cloudevent.event import build_structured
 from eventing.job.job import JobState
-from eventing.live.replica import ReplicaDirectory
+from eventing.replica import ReplicaDirectory
 from tests.integration.predictor_process import Answered, PredictorProcess, predictors
 from tests.unit.predictor.desk import asking, event_of
 

@@ -224,7 +224,7 @@ COMMANDS: Final = {
     "rollback": Entry(
         "cluster.commands:rollback",
         CLUSTER,
-        "Deploy the release before this one again; a canary is withdrawn by it.",
+        "Deploy the release before this one again; a canary or a split is withdrawn by it.",
         ("torpor rollback", "torpor rollback --to 3"),
     ),
     "delete": Entry(

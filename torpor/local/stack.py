@@ -22,9 +22,9 @@ import yaml
 
 from eventing.broker.queue import QueueView
 from eventing.errors import Unavailable
-from eventing.live.replica import ReplicaDirectory
 from eventing.process.http_server import listen
 from eventing.redis.connection import connect
+from eventing.replica import ReplicaDirectory
 from eventing.store.redis_store import RedisStore
 from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.autoscaling.kpa.annotations import read_knative

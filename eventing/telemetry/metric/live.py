@@ -12,8 +12,8 @@ from prometheus_client import Histogram
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from eventing.live.replica import Replica, ReplicaDirectory
 from eventing.redis.connection import failures_named
+from eventing.replica import Replica, ReplicaDirectory
 from eventing.telemetry.cost import GpuState, Price
 from eventing.telemetry.metric.family import Family, Latest, Samples, Series
 from eventing.telemetry.metric.ledger import Ledger, Measures, by_name

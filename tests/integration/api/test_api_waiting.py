@@ -13,7 +13,7 @@ from eventing.broker.queue import Queue
 from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event
 from eventing.job.job import JobState, Lane
-from eventing.live.replica import ReplicaDirectory
+from eventing.replica import ReplicaDirectory
 from tests.integration.api.conftest import Rig
 from tests.integration.api.fakes import chat_result, sse_events
 

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from eventing.api_key import RedisKeys, mint
 from eventing.job.job import JobId
-from eventing.live.replica import ReplicaDirectory
+from eventing.replica import ReplicaDirectory
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import FakePredictor, chat_result
 from tests.integration.api.furnished import Furnished, furnished, settings_for

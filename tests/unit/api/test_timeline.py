@@ -9,7 +9,7 @@ from api.view.timeline import timeline
 from api.webhook.schedule import Verdict
 from api.webhook.webhook import JOB_WEBHOOK, Delivery, Try
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
-from eventing.live.replica import Replica
+from eventing.replica import Replica
 
 ATTEMPT = AttemptRecord(attempt=1, owner="p-1", started_ms=5000, ended_ms=8000, outcome="completed")
 ENDED = Job(

@@ -3,7 +3,7 @@
 import pytest
 import structlog
 
-from eventing.telemetry.dependency import Dependency
+from eventing.dependency import Dependency
 
 
 class Clock:

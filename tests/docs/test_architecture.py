@@ -1,0 +1,55 @@
+"""The pages that name code name what is there."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMED = re.compile(
+    r"`((?:api|eventing|predictor|knative|torpor|tests)/[\w./-]+\.(?:py|lua))(?::([\w.]+))?`"
+)
+PAGES = ["docs/architecture.md", "docs/reference/redis.md", "CONTRIBUTING.md", "docs/predictor.md"]
+
+
+def defines(path: Path, name: str) -> bool:
+    """Whether the module has the function or class, or the class has the method."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        found = [node for node in body if isinstance(node, kinds) and node.name == part]
+        if not found:
+            return False
+        body = found[0].body
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_is_there(page: str) -> None:
+    named = NAMED.findall((ROOT / page).read_text(encoding="utf-8"))
+    gone = [
+        f"{path}:{name}"
+        for path, name in named
+        if not (ROOT / path).is_file() or (name and not defines(ROOT / path, name))
+    ]
+
+    assert gone == []
+
+
+def test_one_job_is_followed_in_at_most_twelve_hops() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    walk = page.partition("## One job")[2].partition("\n## ")[0]
+    hops = re.findall(r"^\d+\. (.*)$", walk, re.MULTILINE)
+
+    assert 6 < len(hops) <= 12
+    assert [hop for hop in hops if not NAMED.search(hop)] == []
+
+
+def test_every_key_of_the_store_is_in_the_data_model() -> None:
+    source = (ROOT / "eventing" / "redis" / "keys.py").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "redis.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"\{PREFIX\}:(\{\{)?([a-z:-]+)", source))
+
+    assert len(names) > 8
+    assert [name for _, name in names if name.strip(":") and name.strip(":") not in page] == []
