@@ -85,6 +85,8 @@ class Pump:
             {"authorization": f"Bearer {token}"} if token else {}
         )
         self._in_flight: dict[str, asyncio.Task[None]] = {}
+        self._requests: dict[str, Event] = {}  #: those in flight that ask for a job, by ticket
+        self._cancelled: set[JobId] = set()
         self._readiness = Readiness(trigger.name, trigger.subscriber)
         # Asked when somebody looks, instead of told in every turn.
         _in_flight.labels(trigger.name).set_function(self._in_flight.__len__)
@@ -124,6 +126,8 @@ class Pump:
         want = min(free, _CLAIM_AT_ONCE, await self._claimable())
         claimed = await self._claim(want)
         for each in claimed:
+            if each.event.type == REQUESTED:
+                self._requests[each.ticket] = each.event
             self._in_flight[each.ticket] = group.create_task(self._handle(each))
         if len(claimed) < want and not self._stopping.is_set():
             await self._queue.wait(_WAIT_MS)
@@ -193,6 +197,7 @@ class Pump:
                 await self._conclude(claimed, Answer(status=0), None)
         finally:
             self._in_flight.pop(claimed.ticket, None)
+            self._requests.pop(claimed.ticket, None)
             self._freed.set()
 
     def _span(self, claimed: Claimed) -> AbstractContextManager[Span]:
@@ -294,9 +299,23 @@ class Pump:
             await asyncio.sleep(CLAIM_IDLE_MS / 3000)
             with suppress(Unavailable):
                 await self._queue.keep(list(self._in_flight))
+                await self._drop_cancelled()
                 if loop.time() - tidied > _TIDY_EVERY_S:
                     await self._queue.tidy()
                     tidied = loop.time()
+
+    async def _drop_cancelled(self) -> None:
+        """Stop deliveries whose job was cancelled two looks ago: a predictor that has it answers by
+        itself within a second, but an activator would hold it, and wake a predictor for nobody.
+        """
+        jobs = {ticket: _job_id(event) for ticket, event in self._requests.items()}
+        gone = set(await self._queue.cancelled(list(set(jobs.values()))))
+        for ticket, job_id in jobs.items():
+            if job_id in gone & self._cancelled and (task := self._in_flight.get(ticket)):
+                _log.info("job was cancelled", action="deliver", job_id=job_id)
+                task.cancel()
+                await self._queue.send([self._queue.settle_call(ticket)])
+        self._cancelled = gone
 
     async def _nack_in_flight(self) -> None:
         """Stop waiting for answers and give the events back: who holds the job's lease goes on with

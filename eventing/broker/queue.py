@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from eventing.cloudevent.event import Event, from_record, to_record
-from eventing.job.job import Lane
+from eventing.job.job import JobId, Lane
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import SharedRedis
@@ -174,6 +174,17 @@ class Queue:
                 )
             except ResponseError as error:
                 await self._make_again(error)
+
+    async def cancelled(self, job_ids: Sequence[JobId]) -> list[JobId]:
+        """Those of the jobs that were cancelled."""
+        if not job_ids:
+            return []
+        async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(keys.job(job_id), "state")
+            states = await pipe.execute()
+        # An event of another producer has no record before a predictor has it.
+        return [id_ for id_, state in zip(job_ids, states, strict=True) if state == b"cancelled"]
 
     async def tidy(self) -> None:
         """Trim what every consumer is done with."""

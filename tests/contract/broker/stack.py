@@ -56,6 +56,7 @@ class Subscriber:
     at_s: list[float] = field(default_factory=list)
     port: int = field(default_factory=free_port)
     readiness: Callable[[], int] = lambda: 200
+    handler_cancellation: bool = False
 
     @property
     def url(self) -> str:
@@ -65,7 +66,9 @@ class Subscriber:
     async def serving(self) -> AsyncIterator[Self]:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_route("*", "/{rest:.*}", self._take)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        runner = web.AppRunner(
+            app, shutdown_timeout=0.1, handler_cancellation=self.handler_cancellation
+        )
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", self.port).start()
         try:

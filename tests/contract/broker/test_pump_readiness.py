@@ -2,12 +2,15 @@
 
 import asyncio
 
+import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
+from eventing.broker import pump
 from eventing.broker.delivery import BackoffPolicy, DeliverySpec
 from eventing.broker.queue import Queue, QueueView
 from eventing.cloudevent.event import Event
+from eventing.cloudevent.job_event import request_event
 from eventing.job.job import Lane
 from tests.contract.broker.queue_rig import event, ids, put, settle
 from tests.contract.broker.stack import (
@@ -20,6 +23,7 @@ from tests.contract.broker.stack import (
     trigger,
     until,
 )
+from tests.contract.rig import new_job
 
 PATIENT = DeliverySpec(
     retry=50, backoff_policy=BackoffPolicy.LINEAR, backoff_delay_s=2, timeout_s=60
@@ -185,3 +189,31 @@ def ids_of(subscriber: Subscriber) -> list[str]:
 
 async def _has(subscriber: Subscriber, count: int) -> bool:
     return len(subscriber.got) >= count
+
+
+class TestCancelled:
+    async def test_a_held_delivery_ends_when_its_job_is_cancelled(
+        self, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An activator that holds it would wake a predictor for nobody."""
+        monkeypatch.setattr(pump, "CLAIM_IDLE_MS", 300)  # the beat is a third of it
+        left = asyncio.Event()
+
+        async def hold(request: web.Request, _: int) -> web.Response:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                left.set()
+                raise
+            return web.Response()
+
+        async with Subscriber([hold], handler_cancellation=True).serving() as subscriber:
+            (stack,) = build(redis, trigger(subscriber.url, PATIENT))
+            job, _ = await stack.store.submit(new_job("7"))
+            async with pumping(stack):
+                await stack.send(request_event(job))
+                await until(lambda: _has(subscriber, 1))
+                await stack.store.cancel(job.id)
+                await until(stack.is_drained)
+                await left.wait()
+                assert not await stack.is_pending()

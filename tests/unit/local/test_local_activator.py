@@ -8,6 +8,7 @@ import httpx
 import pytest
 from aiohttp import web
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.routing import Route
 
 from torpor.local.predictors.activator import Activator
@@ -239,3 +240,25 @@ async def test_the_delivery_token_reaches_the_predictor(
 
     assert predictor.seen_headers["Authorization"] == "Bearer t"
     assert "Cookie" not in predictor.seen_headers
+
+
+async def test_a_caller_that_leaves_before_there_is_a_replica_wakes_nothing() -> None:
+    activator = Activator({}, concurrency=1, timeout_s=30, on_waiting=lambda: None)
+    parts = [{"type": "http.request", "body": b"", "more_body": False}]
+    left = asyncio.Event()
+
+    async def receive() -> dict[str, object]:
+        if parts:
+            return parts.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "POST", "path": "/events", "headers": []}
+    held = asyncio.create_task(activator.handle(Request(scope, receive)))
+    async with asyncio.timeout(5):
+        while not activator.waiting:
+            await asyncio.sleep(0.001)
+    left.set()
+
+    assert (await held).status_code == 499
+    assert activator.concurrency == 0

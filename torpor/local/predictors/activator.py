@@ -60,9 +60,11 @@ class Activator:
         body = await request.body()
         for _ in range(_TRIES):
             try:
-                replica = await asyncio.wait_for(self._woken(request), self._timeout.total)
+                replica = await self._unless_left(request)
             except (Overloaded, TimeoutError):
                 return Response(status_code=503, headers={"retry-after": "1"})
+            if replica is None:
+                return Response(status_code=499)
             try:
                 answer = await self._forward(replica, request, body)
             finally:
@@ -84,6 +86,25 @@ class Activator:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+    async def _unless_left(self, request: Request) -> Replica | None:
+        """A replica for the request; None when its caller leaves before there is one: nothing is woken
+        for him. Once a replica has the request, a caller that leaves changes nothing.
+        """
+        held = asyncio.ensure_future(asyncio.wait_for(self._woken(request), self._timeout.total))
+        left = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait((held, left), return_when=asyncio.FIRST_COMPLETED)
+            if held.done():
+                return held.result()
+            return None
+        finally:
+            left.cancel()
+            if not held.done():
+                held.cancel()
+                await asyncio.wait((held,))
+                if not held.cancelled() and held.exception() is None:
+                    await self._release(held.result())  # it came in the same moment
 
     async def _woken(self, request: Request) -> Replica:
         """As `_reserve`; where nothing is ready, the wait shows in the job's trace."""
@@ -155,3 +176,9 @@ class Activator:
             connector = aiohttp.TCPConnector(limit=0, force_close=False)
             self._session = aiohttp.ClientSession(timeout=self._timeout, connector=connector)
         return self._session
+
+
+async def _left(request: Request) -> None:
+    """Return when the caller has gone; the body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
