@@ -12,11 +12,13 @@ import orjson
 
 from api.http.problem import openai_error, openai_status
 from api.view.outcome import answer_of, failure_of
+from api.view.response import RECORD, response_view
 from eventing.errors import BadRequest, InvalidJob, TorporError
 from eventing.job.job import RUNNABLE_URLS, Job
 from eventing.known_fields import known_fields, known_value
 
 LINE_LIMIT: Final = 50_000
+RESPONSES: Final = "/v1/responses"
 WINDOW_S: Final = 24 * 3600
 _SHOWN: Final = 20
 """Errors that the object of a batch with nothing but broken lines shows; all are in its error file."""
@@ -218,8 +220,9 @@ def custom_id_of(raw: bytes) -> str | None:
 
 def check_endpoint(endpoint: Any) -> str:
     """Raises `BadRequest` for what no predictor serves."""
-    if endpoint not in RUNNABLE_URLS:
-        raise BadRequest(f"endpoint must be one of {', '.join(RUNNABLE_URLS)}", "endpoint")
+    if endpoint not in (*RUNNABLE_URLS, RESPONSES):
+        served = ", ".join((*RUNNABLE_URLS, RESPONSES))
+        raise BadRequest(f"endpoint must be one of {served}", "endpoint")
     return str(endpoint)
 
 
@@ -252,7 +255,7 @@ def ended_entry(batch: Batch, running: Running, job: Job) -> tuple[bytes, bool]:
     """The result line of an ended job, and whether it is an answer."""
     failure = failure_of(job)
     if failure is None:
-        response = {"status_code": 200, "request_id": job.id, "body": answer_of(job)}
+        response = {"status_code": 200, "request_id": job.id, "body": _answer_of(job)}
     else:
         response = {
             "status_code": openai_status(failure),
@@ -261,6 +264,12 @@ def ended_entry(batch: Batch, running: Running, job: Job) -> tuple[bytes, bool]:
         }
     entry = _entry(batch, running.number, running.custom_id, response=response, error=None)
     return entry, failure is None
+
+
+def _answer_of(job: Job) -> Mapping[str, Any]:
+    """In the form of the endpoint that was asked: a response is a chat job that remembers it."""
+    record = job.metadata.get(RECORD)
+    return response_view(job, orjson.loads(record)) if record else answer_of(job)
 
 
 def _entry(batch: Batch, number: int, custom_id: str | None, **fields: Any) -> bytes:

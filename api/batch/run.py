@@ -9,8 +9,8 @@ accepted or refused, and no answer of its is written before. Must not know HTTP.
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
 from api.auth.principal import Principal
 from api.batch.batch import (
@@ -29,13 +29,18 @@ from api.batch.file_store import FileCard, FileStore
 from api.batch.input_file import read_lines
 from api.batch.jsonl import Line
 from api.batch.result_file import ResultFile
+from api.batch.round import Ready, Round, in_words_of, job_line
 from api.batch.store import BatchStore
 from api.http.errors import BodyTooLarge
-from api.job.submission import SubmitDeps, keyed_job_id, submit_line
+from api.job.submission import (
+    SubmitDeps,
+    keyed_job_id,
+    submit_line,
+)
 from api.webhook.service import WebhookService
 from eventing.clock import Clock
 from eventing.errors import InvalidJob, NotFound, TorporError, Unavailable
-from eventing.job.job import JobId, JobState, Lane
+from eventing.job.job import JobId, JobState
 from eventing.job.store import JobIntake
 
 WINDOW: Final = 200
@@ -67,26 +72,6 @@ class RunnerDeps:
 
 class Overtaken(Exception):
     """Another runner has the batch now; what we have not saved is void."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A line that may be submitted."""
-
-    number: int
-    custom_id: str
-    call: dict[str, Any]
-
-
-@dataclass(slots=True)
-class Round:
-    """Lines that were read together, up to the line `end`; over when none is `waiting`."""
-
-    end: int = 0
-    offset: int = 0
-    waiting: list[Ready] = field(default_factory=list)
-    accepted: list[Running] = field(default_factory=list)
-    refused: list[tuple[int, str | None, TorporError]] = field(default_factory=list)
 
 
 class BatchRun:
@@ -265,15 +250,19 @@ class BatchRun:
 
     async def _submit(self, ready: Ready) -> Unavailable | None:
         """Submit one line; what to wait for, when it was neither accepted nor refused for good."""
+        key = f"{self._batch.id}:{ready.number}"
         try:
-            key = f"{self._batch.id}:{ready.number}"
+            line, metadata = await job_line(
+                self._batch.endpoint, ready, self._deps.store, self._principal
+            )
             job = await submit_line(
-                self._deps.submission, self._principal, ready.call, key=key, lane=Lane.BATCH
+                self._deps.submission, self._principal, line, key=key, metadata=metadata
             )
         except Unavailable as error:
             return error
         except TorporError as error:
-            self._round.refused.append((ready.number, ready.custom_id, error))
+            told = in_words_of(self._batch.endpoint, error)
+            self._round.refused.append((ready.number, ready.custom_id, told))
         else:
             self._accept(ready, job.id)
         return None
@@ -281,7 +270,7 @@ class BatchRun:
     def _accept(self, ready: Ready, job_id: JobId) -> None:
         running = Running(number=ready.number, custom_id=ready.custom_id, job_id=job_id)
         self._round.accepted.append(running)
-        self._batch = self._batch.with_model(str(ready.call["body"].get("model", "")))
+        self._batch = self._batch.with_model(str((ready.call.get("body") or {}).get("model", "")))
 
     def _commit_round(self) -> None:
         """Every line of the round was accepted or refused: the record may say so."""

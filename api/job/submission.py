@@ -115,11 +115,16 @@ async def submit(
 
 
 async def submit_line(
-    deps: SubmitDeps, principal: Principal, line: Mapping[str, Any], *, key: str, lane: Lane
+    deps: SubmitDeps,
+    principal: Principal,
+    line: Mapping[str, Any],
+    *,
+    key: str,
+    metadata: Mapping[str, str],
 ) -> Job:
     """The job of a batch's line; the same key is the same job, however often it is submitted."""
-    own = {BATCH: key.partition(":")[0]}
-    wish = SubmitOptions(idempotency_key=f"batch:{key}", lane=lane, metadata=own)
+    own = {**metadata, BATCH: key.partition(":")[0]}
+    wish = SubmitOptions(idempotency_key=f"batch:{key}", lane=Lane.BATCH, metadata=own)
     job, _ = await submit(deps, principal, line, wish)
     return job
 

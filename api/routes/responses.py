@@ -9,15 +9,21 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
 from starlette.responses import Response
 
-from api.auth.principal import Principal, Scope
+from api.auth.principal import Scope
 from api.http.problem import openai_error
 from api.http.protocol import wire_of
 from api.http.sse import LINE_LIMIT_BYTES, frame
+from api.job.conversation import (
+    chat_line,
+    field_of_call,
+    history_of,
+    record_metadata,
+    stored_response,
+)
 from api.job.live import moments, write_directly
-from api.job.response_request import Ask, Message, messages_of, parse_ask
+from api.job.response_request import Ask, parse_ask
 from api.job.stream_position import StreamBroken
 from api.job.submission import SubmitDeps, parse_submit_options, submit
 from api.openapi import openai as docs
@@ -28,21 +34,18 @@ from api.routes.held import (
     job_of_repeat,
     stream_of,
 )
-from api.routes.jobs import cancelled, json_response, naming, own_job, whole_number
+from api.routes.jobs import cancelled, json_response, naming, whole_number
 from api.routes.openai import prefers_async
 from api.routes.route import Call, Routes
 from api.view.response import (
-    RECORD,
-    job_id_of,
     output_items,
-    record_of,
     response_id,
     response_view,
 )
 from api.view.response_stream import Translator
-from eventing.errors import BadRequest, InvalidJob, NotFound, TorporError, WrongState
-from eventing.job.job import Job, JobState, Lane
-from eventing.job.store import JobIntake, StreamEntry
+from eventing.errors import BadRequest, NotFound, TorporError, WrongState
+from eventing.job.job import Job, Lane
+from eventing.job.store import StreamEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,9 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
     is_async = prefers_async(call.request)
     if is_async:
         body["background"] = True
-    history = await _history(call.deps.held.store, call.principal, body.get("previous_response_id"))
+    history = await history_of(
+        call.deps.held.store, call.principal, body.get("previous_response_id")
+    )
     ask = parse_ask(body, history)
     held, is_held = call.deps.held, not (ask.is_stream or ask.is_background)
     job = await job_of_repeat(held, call, body) if is_held else None
@@ -167,59 +172,20 @@ async def _submit(call: Call[ResponseDeps], body: Mapping[str, Any], ask: Ask) -
     """The job, its refusals told in the words of the call."""
     lane = Lane.DEFAULT if ask.is_background else Lane.INTERACTIVE
     wish = parse_submit_options({"metadata": body.get("metadata")}, call.request.headers, lane=lane)
-    own = {RECORD: orjson.dumps(ask.record).decode()}
-    wish = wish.with_metadata(own)
-    line = {"url": "/v1/chat/completions", "body": ask.body}
+    wish = wish.with_metadata(record_metadata(ask))
     try:
-        job, _ = await submit(call.deps.submission, call.principal, line, wish)
+        job, _ = await submit(call.deps.submission, call.principal, chat_line(ask), wish)
     except BadRequest as error:
-        error.field = _field_of_call(error.field)
+        error.field = field_of_call(error.field)
         raise
     return job
 
 
-def _field_of_call(field: str) -> str:
-    if field.startswith("body.messages"):
-        return "input"
-    return "max_output_tokens" if field == "body.max_completion_tokens" else field
-
-
 async def _own(call: Call[ResponseDeps]) -> tuple[Job, dict[str, Any]]:
     """The tenant's response of that id. Raises `NotFound`."""
-    return await _response(call.deps.held.store, call.principal, call.request.path_params["id"])
-
-
-async def _response(
-    store: JobIntake, principal: Principal, response: str
-) -> tuple[Job, dict[str, Any]]:
-    try:
-        job = await own_job(store, principal, job_id_of(response))
-        return job, record_of(job)
-    except NotFound as error:
-        raise NotFound(f"Response with id '{response:.64}' not found.") from error
-
-
-async def _history(store: JobIntake, principal: Principal, previous: Any) -> list[Message]:
-    """What was said up to and including an earlier response, its instructions left out."""
-    if previous is None:
-        return []
-    if not isinstance(previous, str):
-        raise InvalidJob("previous_response_id must be text", "previous_response_id")
-    try:
-        job, record = await _response(store, principal, previous)
-    except NotFound as error:
-        raise InvalidJob(
-            f"Previous response with id '{previous:.64}' not found.", "previous_response_id"
-        ) from error
-    if job.state not in (JobState.COMPLETED, JobState.INCOMPLETE):
-        raise InvalidJob(
-            f"the previous response is {job.state}; only a completed one can be gone on from",
-            "previous_response_id",
-        )
-    said = list(job.request.body["messages"])
-    if record.get("instructions"):
-        said = said[1:]
-    return [*said, *messages_of(output_items(job))]
+    return await stored_response(
+        call.deps.held.store, call.principal, call.request.path_params["id"]
+    )
 
 
 async def _all_items(call: Call[ResponseDeps]) -> list[dict[str, Any]]:
@@ -228,7 +194,7 @@ async def _all_items(call: Call[ResponseDeps]) -> list[dict[str, Any]]:
     turns: list[list[dict[str, Any]]] = [_named_items(job, record)]
     while (previous := record.get("previous_response_id")) and len(turns) < _CHAIN_LIMIT:
         try:
-            job, record = await _response(call.deps.held.store, call.principal, previous)
+            job, record = await stored_response(call.deps.held.store, call.principal, previous)
         except NotFound:
             break
         turns.append([*_named_items(job, record), *output_items(job)])

@@ -426,3 +426,60 @@ async def test_a_call_that_can_never_run_names_what_is_wrong(
     answer: httpx.Response = await rig.client.post("/v1/batches", json=call | change)
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def responses(*bodies: dict[str, Any]) -> bytes:
+    return b"\n".join(
+        orjson.dumps({"custom_id": f"c{n}", "url": "/v1/responses", "body": {"model": "m"} | body})
+        for n, body in enumerate(bodies, 1)
+    )
+
+
+async def test_a_batch_of_responses_gives_response_objects(rig: Rig, engine: FakeEngine) -> None:
+    wanted = {"input": "hi", "instructions": "be brief", "metadata": {"a": "1"}}
+    batch_id = await start(rig, responses(wanted, {"input": "ho"}), endpoint="/v1/responses")
+    async with running(rig):
+        batch = await ended(rig, batch_id)
+
+    bodies = {
+        entry["custom_id"]: entry["response"]["body"]
+        for entry in await entries(rig, batch["output_file_id"])
+    }
+    first = bodies["c1"]
+    assert (batch["status"], batch["model"], len(bodies)) == ("completed", "m", 2)
+    assert (first["object"], first["status"], first["instructions"]) == (
+        "response",
+        "completed",
+        "be brief",
+    )
+    assert first["metadata"] == {"a": "1"}
+    assert first["output"][-1]["content"][0]["text"] == engine.answer
+    assert (await rig.client.get(f"/v1/responses/{first['id']}")).json() == first
+
+
+async def test_a_batchs_response_goes_on_from_an_earlier_one(rig: Rig, engine: FakeEngine) -> None:
+    earlier = await rig.client.post("/v1/responses", json={"model": "m", "input": "one"})
+    body = responses({"input": "two", "previous_response_id": earlier.json()["id"]})
+    batch_id = await start(rig, body, endpoint="/v1/responses")
+    async with running(rig):
+        await ended(rig, batch_id)
+
+    said = [message["content"] for message in engine.played[-1].request.body["messages"]]
+    assert said == ["one", engine.answer, "two"]
+
+
+async def test_a_response_that_can_never_run_names_the_field_of_its_line(
+    rig: Rig, engine: FakeEngine
+) -> None:
+    unknown = {"input": "x", "previous_response_id": "resp_" + "0" * 24}
+    body = responses({"input": "ok"}, {"input": 7}, unknown, {"input": "x", "metadata": {"a": 1}})
+    batch_id = await start(rig, body, endpoint="/v1/responses")
+    async with running(rig):
+        batch = await ended(rig, batch_id)
+
+    refused = await entries(rig, batch["error_file_id"])
+    assert {entry["custom_id"]: entry["error"]["param"] for entry in refused} == {
+        "c2": "body.input",
+        "c3": "body.previous_response_id",
+        "c4": "body.metadata.a",
+    }

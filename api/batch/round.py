@@ -1,0 +1,59 @@
+"""Lines of a batch that are submitted together, and each as the job that does it.
+
+Called by `api.batch.run`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from api.auth.principal import Principal
+from api.batch.batch import RESPONSES, Running
+from api.job.conversation import chat_line, field_of_call, history_of, record_metadata
+from api.job.response_request import parse_ask
+from api.job.submission import check_metadata
+from eventing.errors import BadRequest, InvalidJob, TorporError
+from eventing.job.store import JobIntake
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A line that may be submitted."""
+
+    number: int
+    custom_id: str
+    call: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Round:
+    """Lines that were read together, up to the line `end`; over when none is `waiting`."""
+
+    end: int = 0
+    offset: int = 0
+    waiting: list[Ready] = field(default_factory=list)
+    accepted: list[Running] = field(default_factory=list)
+    refused: list[tuple[int, str | None, TorporError]] = field(default_factory=list)
+
+
+async def job_line(
+    endpoint: str, ready: Ready, store: JobIntake, principal: Principal
+) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """The line as a job's, and what the job is to remember. Raises `InvalidJob`."""
+    if endpoint != RESPONSES:
+        return ready.call, {}
+    body = ready.call.get("body")
+    if not isinstance(body, dict):
+        raise InvalidJob("body must be a JSON object", "body")
+    history = await history_of(store, principal, body.get("previous_response_id"))
+    ask = parse_ask(body, history)
+    own = check_metadata(body.get("metadata"), "metadata")
+    line = chat_line(ask) | {"custom_id": ready.custom_id}
+    return line, {**own, **record_metadata(ask)}
+
+
+def in_words_of(endpoint: str, error: TorporError) -> TorporError:
+    """The refusal, its field named as the line has it."""
+    if endpoint == RESPONSES and isinstance(error, BadRequest) and error.field not in ("", "body"):
+        error.field = f"body.{field_of_call(error.field).removeprefix('body.')}"
+    return error
