@@ -13,8 +13,8 @@ from typing import Final, Protocol
 import aiohttp
 
 from eventing.cloudevent.event import Event, build_binary
-from eventing.dependency import Dependency
 from eventing.errors import BrokerUnavailable, EventRefused
+from eventing.process.dependency import Dependency
 
 _LARGE_BYTES: Final = 2**20
 _REFUSED: Final = frozenset({400, 413, 415, 422, 431})

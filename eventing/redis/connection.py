@@ -23,8 +23,8 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from eventing.dependency import Dependency
 from eventing.errors import StoreUnavailable
+from eventing.process.dependency import Dependency
 from eventing.redis.multiplexed_connection import SharedRedis
 
 _store = Dependency("store")

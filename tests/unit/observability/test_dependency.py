@@ -3,7 +3,7 @@
 import pytest
 import structlog
 
-from eventing.dependency import Dependency
+from eventing.process.dependency import Dependency
 
 
 class Clock:
