@@ -198,6 +198,18 @@ class RedisStore:
         (answer,) = await self._run_all([("release", _job_keys(lease.job_id), args)])
         return bool(answer == b"queued")
 
+    async def lease_of(self, job_id: JobId, owner: str) -> Lease | None:
+        """The lease that `owner` holds on a job, for who knows that it is dead; None when another
+        or nobody does.
+        """
+        async with failures_named():
+            held, attempt, lease_id = await self._redis.hmget(
+                keys.job(job_id), "lease_owner", "attempt", "lease_id"
+            )
+        if held is None or held.decode() != owner or not lease_id:
+            return None
+        return Lease(job_id, int(attempt), lease_id.decode())
+
     async def cancel(self, job_id: JobId) -> Job | None:
         await self._conclude(job_id, Ending(state=JobState.CANCELLED), None, is_forced=True)
         return await self.get(job_id)

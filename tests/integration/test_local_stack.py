@@ -523,3 +523,17 @@ def test_an_empty_model_folder_is_one_clear_line(tmp_path: Path) -> None:
 
     assert refused.returncode == 1
     assert "holds no model" in refused.stderr.splitlines()[-1]
+
+
+def test_a_predictor_that_died_gives_its_lease_back_at_once(tmp_path: Path) -> None:
+    stack = LocalStack(tmp_path / "data", "--lease", "10m").start()
+    try:
+        job_id = stack.submit(max_tokens=300, seeded={"output_tokens": 300})
+        stack.until(lambda: stack.job(job_id)["token_count"] > 20)
+        os.kill(stack.status()["replicas"]["list"][0]["pid"], signal.SIGKILL)
+        job = stack.job(job_id, wait_s=50)
+    finally:
+        stack.stop()
+
+    assert job["state"] == "completed"
+    assert [each["outcome"] for each in job["attempts"]] == ["lost", "completed"]

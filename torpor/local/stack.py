@@ -40,6 +40,7 @@ from torpor.local.predictors.activator import Activator
 from torpor.local.predictors.autoscaler import KedaLoop, KpaLoop, PolicyClock
 from torpor.local.predictors.fleet import Fleet, PredictorSpec
 from torpor.local.predictors.launcher import ForkLauncher, Launcher, SpawnLauncher
+from torpor.local.predictors.lost import LostLeases
 from torpor.local.predictors.replica import Replica
 from torpor.local.settings import AutoscalerKind, StackSettings
 from torpor.local.status import status_app
@@ -218,6 +219,7 @@ class Stack:
             concurrency=s.container_concurrency,
             timeout_s=s.max_job_seconds + 30,
             on_waiting=lambda: loop.poke(),
+            on_lost=LostLeases(RedisStore(redis)).release,
         )
         self._activator = activator
         exits.push_async_callback(activator.close)

@@ -262,3 +262,35 @@ async def test_a_caller_that_leaves_before_there_is_a_replica_wakes_nothing() ->
 
     assert (await held).status_code == 499
     assert activator.concurrency == 0
+
+
+async def test_a_replica_that_died_with_a_request_is_told_once_its_end_is_seen(
+    replicas: dict[str, Replica],
+) -> None:
+    told: list[tuple[str, bytes]] = []
+
+    async def lost(replica_id: str, _: object, body: bytes) -> None:
+        told.append((replica_id, body))
+
+    async def die(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.close()
+        return web.Response()
+
+    made = Activator(replicas, concurrency=2, timeout_s=30, on_waiting=lambda: None, on_lost=lost)
+    predictor = Predictor()
+    predictor.handle = die  # type: ignore[method-assign]
+    app = Starlette(routes=[Route("/events", made.handle, methods=["POST"])])
+    async with serving(predictor) as url:
+        replicas["a"] = replica = Replica(id="a", url=url, state=READY)
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://activator") as client:
+            asking = asyncio.create_task(client.post("/events", content=b"x"))
+            await until(lambda: replica.in_flight == 1)
+            replica.state = ReplicaState.ENDED
+            await made.changed()
+            answer = await asking
+    await made.close()
+
+    assert answer.status_code == 502
+    assert told == [("a", b"x")]

@@ -7,7 +7,8 @@ pump keeps the event until an answer comes. After knative/serving `pkg/activator
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 import aiohttp
@@ -24,6 +25,10 @@ QUEUE_LIMIT: Final = 10_000
 """Knative's activator queue depth."""
 _TRIES: Final = 3
 """Replicas a request is offered to when one turns out to be gone or full."""
+_DEATH_KNOWN_S: Final = 2.0
+"""A process whose connections broke is seen to end within this, or it has not ended."""
+OnLost = Callable[[str, Mapping[str, str], bytes], Awaitable[None]]
+"""Told of a replica that died with a request: its id, and the request."""
 _PASSED_ON: Final = frozenset(
     {"authorization", "content-type", "prefer", "retry-after", "traceparent", "tracestate"}
 )
@@ -39,11 +44,13 @@ class Activator:
         concurrency: int,
         timeout_s: float,
         on_waiting: Callable[[], None],
+        on_lost: OnLost | None = None,
     ) -> None:
         self._replicas = replicas
         self._concurrency = concurrency
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=2)
         self._on_waiting = on_waiting
+        self._on_lost = on_lost
         self._room = asyncio.Condition()
         self._session: aiohttp.ClientSession | None = None
         self._is_closing = False
@@ -161,6 +168,7 @@ class Activator:
             _log.info(
                 "replica lost", action="activate", replica=replica.id, reason=type(error).__name__
             )
+            await self._tell_lost(replica, headers, body)
             return Response(status_code=502)
         if answer.status == 503 and replica.state is not ReplicaState.READY:
             return None
@@ -170,6 +178,16 @@ class Activator:
             if k.lower().startswith("ce-") or k.lower() in _PASSED_ON
         }
         return Response(content, status_code=answer.status, headers=kept)
+
+    async def _tell_lost(self, replica: Replica, headers: Mapping[str, str], body: bytes) -> None:
+        """Once the replica's process is seen to have ended; one that lives may still answer."""
+        if self._on_lost is None:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DEATH_KNOWN_S), self._room:
+                await self._room.wait_for(lambda: replica.state is ReplicaState.ENDED)
+        if replica.state is ReplicaState.ENDED:
+            await self._on_lost(replica.id, headers, body)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
