@@ -165,6 +165,10 @@ class ResponseWriter:
             cycle.transport.write(framed)
         return True
 
+    def abort(self) -> None:
+        """Hang up on a client that takes nothing: what is unsent is dropped."""
+        self._cycle.transport.abort()
+
 
 def wire_of(scope: Mapping[str, Any]) -> ResponseWriter | None:
     """The wire of a call; None under a server that is not ours."""

@@ -10,10 +10,14 @@ from contextlib import aclosing
 from typing import Any, Final
 
 import orjson
+import structlog
 from sse_starlette import EventSourceResponse
+from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
+from api.http.protocol import wire_of
 from api.http.shutdown import Shutdown
+from eventing.errors import first_of
 
 
 def frame(event: str, data: Any, *, cursor: str = "") -> bytes:
@@ -46,6 +50,7 @@ LINE_LIMIT_BYTES: Final = 96 * 1024
 RAW_SEND: Final = "torpor.send"
 """Where `api.http.middleware` leaves the server's own `send` in the scope."""
 _STUCK_S: Final = 30.0
+_log = structlog.get_logger()
 
 
 class Stream(EventSourceResponse):
@@ -81,7 +86,15 @@ class Stream(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._wire = scope.get(RAW_SEND, send)
-        await super().__call__(scope, receive, send)
+        try:
+            await super().__call__(scope, receive, send)
+        except (SendTimeoutError, ExceptionGroup) as error:
+            if not isinstance(first_of(error), SendTimeoutError):
+                raise
+            _log.info("a reader took nothing", action="stream", for_s=_STUCK_S)
+            if (wire := wire_of(scope)) is not None:
+                wire.abort()
+                await asyncio.sleep(0)  # the server hears of it before we return
 
     async def _stream_response(self, send: Send) -> None:
         """Write frames as they come.
