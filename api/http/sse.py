@@ -66,7 +66,7 @@ class Stream(EventSourceResponse):
         *,
         keep_alive_s: float,
         shutdown: Shutdown,
-        farewell: bytes = b"",
+        farewell: Callable[[], bytes] = lambda: b"",
         on_disconnect: Callable[[Message], Awaitable[None]] | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
@@ -121,4 +121,4 @@ class Stream(EventSourceResponse):
         """End the stream with the farewell when the process ends. Returning ends the response."""
         await self._shutdown.wait()
         await self._has_begun.wait()
-        await self._end(self._farewell)
+        await self._end(self._farewell())

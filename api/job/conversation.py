@@ -3,8 +3,10 @@
 Called by `api.routes.responses` and the batch runner. Must not know HTTP.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 import orjson
 
@@ -14,6 +16,21 @@ from api.view.response import RECORD, job_id_of, output_items, record_of
 from eventing.errors import InvalidJob, NotFound
 from eventing.job.job import Job, JobState, is_job_id
 from eventing.job.store import JobIntake
+
+
+class PreviousNotFound(InvalidJob):
+    """The response to go on from is not there."""
+
+    code = "previous_response_not_found"
+
+
+class ItemNotFound(InvalidJob):
+    """An `item_reference` names no item of a stored response."""
+
+    code = "item_not_found"
+
+
+_ITEM_ID: Final = re.compile(r"(?:msg|rs|fc|item)_([0-9a-f]{24})(?:_[0-9]+)?\Z")
 
 
 async def stored_response(
@@ -39,7 +56,7 @@ async def history_of(store: JobIntake, principal: Principal, previous: Any) -> S
     try:
         job, record = await stored_response(store, principal, previous)
     except NotFound as error:
-        raise InvalidJob(
+        raise PreviousNotFound(
             f"Previous response with id '{previous:.64}' not found.", "previous_response_id"
         ) from error
     if job.state not in (JobState.COMPLETED, JobState.INCOMPLETE):
@@ -51,6 +68,39 @@ async def history_of(store: JobIntake, principal: Principal, previous: Any) -> S
     if record.get("instructions"):
         said = said[1:]
     return [*said, *messages_of(output_items(job))]
+
+
+async def with_stored_items(store: JobIntake, principal: Principal, given: Any) -> Any:
+    """The input with each `item_reference` replaced by the item of a stored response that it names. Raises
+    `ItemNotFound`.
+    """
+    if not isinstance(given, list):
+        return given
+    return [
+        await _stored_item(store, principal, item.get("id"), f"input[{index}].id")
+        if isinstance(item, dict) and item.get("type") == "item_reference"
+        else item
+        for index, item in enumerate(given)
+    ]
+
+
+async def _stored_item(
+    store: JobIntake, principal: Principal, item_id: Any, where: str
+) -> Mapping[str, Any]:
+    found = _ITEM_ID.match(item_id) if isinstance(item_id, str) else None
+    if found is not None:
+        with suppress(NotFound):
+            job, record = await stored_response(store, principal, f"resp_{found[1]}")
+            for item in [*named_items(job, record), *output_items(job)]:
+                if item["id"] == item_id:
+                    return item
+    raise ItemNotFound(f"Item with id '{item_id!s:.64}' not found.", where)
+
+
+def named_items(job: Job, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a response was given, each item with an id."""
+    tail = job.id.removeprefix("job_")
+    return [{"id": f"item_{tail}_{n}", **item} for n, item in enumerate(record["input"])]
 
 
 def chat_line(ask: Ask) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from eventing.job.call_fields import (
     FLAG,
     NAME,
     OBJECT,
+    PENALTIES,
     SAMPLING,
+    SHAPING,
     TEXT,
     TEXTS,
     Rules,
@@ -26,7 +28,16 @@ from eventing.job.call_fields import (
 Item = Mapping[str, Any]
 Message = dict[str, Any]
 
-_SAME: Final = ("temperature", "top_p", "parallel_tool_calls", "user", "seed")
+_SAME: Final = (
+    *("temperature", "top_p", "parallel_tool_calls", "user", "seed"),
+    *("presence_penalty", "frequency_penalty", "stop", "logit_bias"),
+    *("top_k", "min_p", "repetition_penalty"),
+)
+"""Fields that a chat completion has under the same name; the last are vLLM's."""
+_LOGPROBS: Final = "message.output_text.logprobs"
+_INCLUDED: Final = (_LOGPROBS, "reasoning.encrypted_content")
+"""What `include` may ask for. A thought is never encrypted here: it stands in the open, and its encrypted form is null.
+"""
 _UNSUPPORTED: Final = ("conversation", "prompt", "context_management")
 _ECHOED: Final = (
     "instructions",
@@ -46,11 +57,15 @@ _ECHOED: Final = (
     "truncation",
     "user",
     "parallel_tool_calls",
+    "presence_penalty",
+    "frequency_penalty",
 )
 """Fields of the call that the response object repeats."""
 
 _RULES: Final[Rules] = {
     **SAMPLING,
+    **PENALTIES,
+    **SHAPING,
     "max_output_tokens": whole(1),
     "max_tool_calls": whole(1),
     "top_logprobs": whole(0, 20),
@@ -91,6 +106,7 @@ def parse_ask(call: Mapping[str, Any], history: Sequence[Message]) -> Ask:
     if is_background and not is_stored:
         raise InvalidJob("background responses must be stored; leave store out", "store")
     check_fields(call, _RULES)
+    _check_include(call.get("include") or ())
     instructions = call.get("instructions")
     items = input_items(call.get("input"))
     system = [{"role": "system", "content": instructions}] if instructions else []
@@ -101,6 +117,8 @@ def parse_ask(call: Mapping[str, Any], history: Sequence[Message]) -> Ask:
     body |= {name: call[name] for name in _SAME if call.get(name) is not None}
     body |= _options(call)
     record = {name: call[name] for name in _ECHOED if call.get(name) is not None}
+    if record.get("tools") is not None:
+        record["tools"] = [_TOOL | tool for tool in record["tools"]]
     record |= {"input": items, "background": is_background, "stream": is_stream, "store": is_stored}
     return Ask(
         body=body,
@@ -222,15 +240,20 @@ def _options(call: Mapping[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if call.get("max_output_tokens") is not None:
         options["max_completion_tokens"] = call["max_output_tokens"]
-    if call.get("top_logprobs") is not None:
-        options |= {"logprobs": True, "top_logprobs": call["top_logprobs"]}
+    top = call.get("top_logprobs")
+    if top is not None or _LOGPROBS in (call.get("include") or ()):
+        options |= {"logprobs": True, "top_logprobs": top or 0}
     if (effort := (call.get("reasoning") or {}).get("effort")) is not None:
         check("reasoning.", effort, NAME, "effort")
         options["reasoning_effort"] = effort
     if response_format := _response_format((call.get("text") or {}).get("format")):
         options["response_format"] = response_format
-    choice = _tool_choice(call.get("tool_choice"))
-    if call.get("tools") is not None and (tools := _tools(call["tools"])):
+    choice = call.get("tool_choice")
+    tools = _tools(call["tools"]) if call.get("tools") is not None else []
+    if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+        tools, choice = _allowed(tools, choice)
+    choice = _tool_choice(choice)
+    if tools:
         options["tools"] = tools
         if choice is not None:
             options["tool_choice"] = choice
@@ -268,6 +291,36 @@ def _tools(tools: Any) -> list[dict[str, Any]]:
         function["name"] = _text(tool, "name", where)
         found.append({"type": "function", "function": function})
     return found
+
+
+_TOOL: Final = {"description": None, "parameters": None, "strict": None}
+"""What the response object says of a tool that the call left it out of."""
+
+
+def _allowed(tools: list[dict[str, Any]], choice: Item) -> tuple[list[dict[str, Any]], Any]:
+    """The tools that `choice` allows, and the choice among them."""
+    check("tool_choice.", choice.get("mode", "auto"), one_of("auto", "required"), "mode")
+    named = choice.get("tools")
+    if not isinstance(named, list) or not named:
+        raise InvalidJob("tool_choice.tools must be a non-empty list", "tool_choice.tools")
+    known = {tool["function"]["name"]: tool for tool in tools}
+    allowed = []
+    for index, one in enumerate(named):
+        where = f"tool_choice.tools[{index}]"
+        name = _text(one if isinstance(one, Mapping) else {}, "name", where)
+        if name not in known:
+            raise InvalidJob(f"{where}.name is none of tools", f"{where}.name")
+        allowed.append(known[name])
+    return allowed, choice.get("mode", "auto")
+
+
+def _check_include(include: Iterable[str]) -> None:
+    for index, name in enumerate(include):
+        if name not in _INCLUDED:
+            message = (
+                f"include[{index}] {name!r:.60} is not served; it may be {', '.join(_INCLUDED)}"
+            )
+            raise InvalidJob(message, f"include[{index}]")
 
 
 def _tool_choice(choice: Any) -> Any:

@@ -91,7 +91,7 @@ def stream_of(
         frames,
         keep_alive_s=deps.keep_alive_s,
         shutdown=deps.shutdown,
-        farewell=error_frame(ShuttingDown()),
+        farewell=lambda: error_frame(ShuttingDown()),
         on_disconnect=on_disconnect,
         headers={"torpor-job-id": job.id},
     )

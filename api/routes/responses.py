@@ -5,7 +5,7 @@ job's token stream, so it outlives this process.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,8 +19,10 @@ from api.job.conversation import (
     chat_line,
     field_of_call,
     history_of,
+    named_items,
     record_metadata,
     stored_response,
+    with_stored_items,
 )
 from api.job.live import moments, write_directly
 from api.job.response_request import Ask, parse_ask
@@ -37,6 +39,7 @@ from api.routes.held import (
 from api.routes.jobs import cancelled, json_response, naming, whole_number
 from api.routes.openai import prefers_async
 from api.routes.route import Call, Routes
+from api.view.outcome import CallRefused, failure_of
 from api.view.response import (
     output_items,
     response_id,
@@ -75,14 +78,14 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
     history = await history_of(
         call.deps.held.store, call.principal, body.get("previous_response_id")
     )
+    body["input"] = await with_stored_items(call.deps.held.store, call.principal, body.get("input"))
     ask = parse_ask(body, history)
     held, is_held = call.deps.held, not (ask.is_stream or ask.is_background)
     job = await job_of_repeat(held, call, body) if is_held else None
     job = job or await _submit(call, body, ask)
     if ask.is_stream and not is_async:
         gone = None if ask.is_background else cancel_when_left(held, call, job)
-        frames = _frames(call, job, ask.record, after=-1)
-        return stream_of(held, job, frames, gone=gone, error_frame=_error_frame)
+        return _stream(call, job, ask.record, after=-1, gone=gone)
     if ask.is_background:
         status = 202 if is_async else 200
         headers = {"location": f"/v1/responses/{response_id(job.id)}"}
@@ -91,6 +94,8 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
         return json_response(response_view(job, ask.record), status=status, headers=headers)
     with naming(job):
         ended = await ended_job(held, call, body, job)
+        if isinstance(failure := failure_of(ended), CallRefused):
+            raise failure
     return json_response(response_view(ended, ask.record), headers={"torpor-job-id": job.id})
 
 
@@ -114,8 +119,7 @@ async def retrieve_response(call: Call[ResponseDeps]) -> Response:
             f"This response cannot be streamed because it was not created with {reason}.", "stream"
         )
     last = whole_number(query, "starting_after", default=-1, least=0, most=999_999_999)
-    frames = _frames(call, job, record, after=last)
-    return stream_of(call.deps.held, job, frames, gone=None, error_frame=_error_frame)
+    return _stream(call, job, record, after=last, gone=None)
 
 
 @routes.operation(
@@ -191,28 +195,39 @@ async def _own(call: Call[ResponseDeps]) -> tuple[Job, dict[str, Any]]:
 async def _all_items(call: Call[ResponseDeps]) -> list[dict[str, Any]]:
     """Oldest first. A conversation whose beginning was forgotten starts where it is remembered."""
     job, record = await _own(call)
-    turns: list[list[dict[str, Any]]] = [_named_items(job, record)]
+    turns: list[list[dict[str, Any]]] = [named_items(job, record)]
     while (previous := record.get("previous_response_id")) and len(turns) < _CHAIN_LIMIT:
         try:
             job, record = await stored_response(call.deps.held.store, call.principal, previous)
         except NotFound:
             break
-        turns.append([*_named_items(job, record), *output_items(job)])
+        turns.append([*named_items(job, record), *output_items(job)])
     return [item for turn in reversed(turns) for item in turn]
 
 
-def _named_items(job: Job, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    tail = job.id.removeprefix("job_")
-    return [{"id": f"item_{tail}_{n}", **item} for n, item in enumerate(record["input"])]
+def _stream(
+    call: Call[ResponseDeps],
+    job: Job,
+    record: Mapping[str, Any],
+    *,
+    after: int,
+    gone: Callable[[], Awaitable[None]] | None,
+) -> Response:
+    translator = Translator(job, record)
+    frames = _frames(call, job, translator, after=after)
+
+    def error_frame(error: TorporError) -> bytes:
+        return _error_frame(translator, error)
+
+    return stream_of(call.deps.held, job, frames, gone=gone, error_frame=error_frame)
 
 
 async def _frames(
-    call: Call[ResponseDeps], job: Job, record: Mapping[str, Any], *, after: int
+    call: Call[ResponseDeps], job: Job, translator: Translator, *, after: int
 ) -> AsyncGenerator[bytes, None]:
     """Events numbered above `after`. The whole stream is read each time; only numbers tell what a
     reader has seen.
     """
-    translator = Translator(job, record)
 
     def render(entry: StreamEntry) -> bytes:
         return _dump(translator.feed(entry), after)
@@ -230,11 +245,11 @@ async def _frames(
                 yield frames
             await asyncio.sleep(0)  # a long stream that is read again must not hold up the others
     except TorporError as error:
-        yield _error_frame(error)
+        yield _error_frame(translator, error)
 
 
-def _error_frame(error: TorporError) -> bytes:
-    return frame("error", {"type": "error", **openai_error(error)["error"]})
+def _error_frame(translator: Translator, error: TorporError) -> bytes:
+    return _dump([translator.error(openai_error(error)["error"])], -1)
 
 
 def _dump(events: Iterable[dict[str, Any]], after: int) -> bytes:

@@ -60,8 +60,14 @@ def answer_of(job: Job) -> Mapping[str, Any]:
         return body | {"model": job.request.model}
     own = {"id": answer_id(job), "created": job.created_ms // 1000, "model": job.request.model}
     if isinstance(choices := body.get("choices"), list):
-        body["choices"] = [choice_with_both_names(each) for each in choices]
+        body["choices"] = [_whole(choice_with_both_names(each)) for each in choices]
     return body | own
+
+
+def _whole(choice: Any) -> Any:
+    """OpenAI's message says of each answer whether it is a refusal."""
+    message = choice.get("message") if isinstance(choice, dict) else None
+    return choice | {"message": {"refusal": None, **message}} if message else choice
 
 
 def answer_id(job: Job) -> str:

@@ -63,6 +63,8 @@ def response_view(
         "output": list(output_items(job) if output is None else output),
         "parallel_tool_calls": record.get("parallel_tool_calls", True),
         "previous_response_id": record.get("previous_response_id"),
+        "presence_penalty": record.get("presence_penalty", 0.0),
+        "frequency_penalty": record.get("frequency_penalty", 0.0),
         "prompt_cache_key": record.get("prompt_cache_key"),
         "reasoning": {"effort": None, "summary": None} | record.get("reasoning", {}),
         "safety_identifier": record.get("safety_identifier"),
@@ -100,7 +102,8 @@ def output_items(job: Job) -> list[Item]:
     if thought := message.get("reasoning") or message.get("reasoning_content"):
         items.append(reasoning_item(f"rs_{tail}", thought, "completed"))
     if message.get("content"):
-        items.append(message_item(f"msg_{tail}", message["content"], status))
+        logprobs = logprobs_of(_choice(job))
+        items.append(message_item(f"msg_{tail}", message["content"], status, logprobs))
     for index, call in enumerate(message.get("tool_calls") or ()):
         items.append(call_item(f"fc_{tail}_{index}", call, "completed"))
     return items
@@ -117,8 +120,10 @@ def reasoning_item(item_id: str, text: str, status: str) -> Item:
     }
 
 
-def message_item(item_id: str, text: str | None, status: str) -> Item:
-    content = [] if text is None else [text_part(text)]
+def message_item(
+    item_id: str, text: str | None, status: str, logprobs: Sequence[Item] = ()
+) -> Item:
+    content = [] if text is None else [text_part(text, logprobs)]
     return {
         "id": item_id,
         "type": "message",
@@ -128,8 +133,13 @@ def message_item(item_id: str, text: str | None, status: str) -> Item:
     }
 
 
-def text_part(text: str) -> Item:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def text_part(text: str, logprobs: Sequence[Item] = ()) -> Item:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+
+
+def logprobs_of(choice: Mapping[str, Any]) -> list[Item]:
+    """The log probabilities of a choice's tokens, or of a delta's; none where none were asked for."""
+    return list((choice.get("logprobs") or {}).get("content") or ())
 
 
 def call_item(item_id: str, call: Mapping[str, Any], status: str) -> Item:

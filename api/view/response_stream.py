@@ -13,6 +13,7 @@ from api.view.chunk import delta_of
 from api.view.response import (
     Item,
     call_item,
+    logprobs_of,
     message_item,
     reasoning_item,
     response_view,
@@ -37,6 +38,7 @@ class _Open:
         self.index = index
         self.call = call
         self.text: list[str] = []
+        self.logprobs: list[Item] = []
 
     def item(self, status: str) -> Item:
         """The item as it is now; an item in progress shows nothing yet, as OpenAI has it."""
@@ -46,7 +48,7 @@ class _Open:
                 return reasoning_item(self.item_id, text, status)
             case "message":
                 shown = None if status == "in_progress" else text
-                return message_item(self.item_id, shown, status)
+                return message_item(self.item_id, shown, status, self.logprobs)
             case _:
                 function = {"name": (self.call.get("function") or {}).get("name")}
                 call = {"id": self.call.get("id"), "function": function | {"arguments": text}}
@@ -55,7 +57,7 @@ class _Open:
     def part(self, text: str) -> Item:
         if self.kind == "reasoning":
             return {"type": "reasoning_text", "text": text}
-        return text_part(text)
+        return text_part(text, self.logprobs if text else ())
 
     def place(self) -> dict[str, Any]:
         place: dict[str, Any] = {"item_id": self.item_id, "output_index": self.index}
@@ -102,12 +104,19 @@ class Translator:
         if (
             not self._names and choices
         ):  # its tokens are not kept any more, or its predictor streams none
-            yield from self._choice({"delta": delta_of(choices[0].get("message") or {})})
+            yield from self._choice(
+                {**choices[0], "delta": delta_of(choices[0].get("message") or {})}
+            )
         yield from self._close("completed" if status == "completed" else "incomplete")
         # The items as they were streamed.
         output = self._done if self._done else None
         view = response_view(job, self._record, output=output)
         yield self._event(f"response.{status}", response=view)
+
+    def error(self, error: Mapping[str, Any]) -> Event:
+        """The last event of a stream that broke: OpenAI's fields, and Open Responses' object."""
+        told = {name: error.get(name) for name in ("code", "message", "param")}
+        return self._event("error", **told, error=dict(error))
 
     def _choice(self, choice: Mapping[str, Any]) -> Iterator[Event]:
         delta = choice.get("delta") or {}
@@ -116,7 +125,10 @@ class Translator:
             yield self._delta("response.reasoning_text.delta", thought)
         if text := delta.get("content") or delta.get("refusal"):
             yield from self._switch("message", "msg")
-            yield self._delta("response.output_text.delta", text, logprobs=[])
+            logprobs = logprobs_of(choice)
+            assert self._open is not None  # noqa: S101 (just opened)
+            self._open.logprobs += logprobs
+            yield self._delta("response.output_text.delta", text, logprobs=logprobs)
         for call in delta.get("tool_calls") or ():
             yield from self._call(call)
 
@@ -167,7 +179,8 @@ class Translator:
             case "reasoning":
                 yield self._event("response.reasoning_text.done", **place, text=text)
             case "message":
-                yield self._event("response.output_text.done", **place, text=text, logprobs=[])
+                done = {"text": text, "logprobs": item.logprobs}
+                yield self._event("response.output_text.done", **place, **done)
             case _:
                 name = (item.call.get("function") or {}).get("name") or ""
                 yield self._event(

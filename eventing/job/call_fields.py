@@ -72,13 +72,16 @@ SAMPLING: Final[Rules] = {
     "user": TEXT,
     "seed": whole(-_INT64, _INT64 - 1),
 }
+SHAPING: Final[Rules] = {"stop": _STOP, "logit_bias": _BIAS}
+PENALTIES: Final[Rules] = {
+    "presence_penalty": number(-2, 2),
+    "frequency_penalty": number(-2, 2),
+}
 _GENERATING: Final[Rules] = {
     **SAMPLING,
     "n": whole(1, 128),
-    "presence_penalty": number(-2, 2),
-    "frequency_penalty": number(-2, 2),
-    "stop": _STOP,
-    "logit_bias": _BIAS,
+    **PENALTIES,
+    **SHAPING,
     "max_tokens": whole(1),
 }
 _CHAT: Final[Rules] = {

@@ -19,7 +19,9 @@ async def deaf(rig: Rig, job_id: str) -> AsyncIterator[asyncio.StreamReader]:
     address = urlsplit(rig.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=1024)
     writer.transport.pause_reading()  # type: ignore[attr-defined]
-    writer.write(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nhost: {address.netloc}\r\n\r\n".encode())
+    writer.write(
+        f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nhost: {address.netloc}\r\n\r\n".encode()
+    )
     try:
         yield reader
     finally:
