@@ -288,7 +288,6 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
 def _listeners(parts: Parts) -> tuple[EndListener, ...]:
     """Who is told of every end."""
     return (
-        parts.results,  # first: it writes them down in their order
         JobMetrics([card.name for card in parts.settings.models], parts.ledger),
         parts.gate,
         WebhookListener(parts.webhooks.store, parts.webhooks.sender.wake),

@@ -1,9 +1,10 @@
 """The ended jobs of a tenant, one after the other: what a producer reads that the broker cannot
 reach.
 
-Told of each end by `eventing.live.ended`, read by `api.routes.events` for `GET /v1/events`. It holds
-job ids, not results: what a reader sees is the job as it is. One loop a process looks for all
-readers (docs/adr/0095). Must not know HTTP.
+The scripts that end a job write it (`eventing/redis/scripts/_lib.lua`), some 10,000 ends for three
+days; `api.routes.events` reads it for `GET /v1/events`. It holds job ids, not results: what a reader
+sees is the job as it is. One loop a process looks for all readers (docs/adr/0095). Must not know
+HTTP.
 """
 
 import asyncio
@@ -21,9 +22,6 @@ from eventing.live.stream_multiplexer import order_of
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 
-KEPT: Final = 10_000
-"""Ends a tenant can go back, or a few more: the store trims in strides."""
-_KEPT_S: Final = 3 * 24 * 3600
 _LOOK_EVERY_S: Final = 0.2
 READERS: Final = 64
 """Readers a tenant may have at one api process."""
@@ -49,7 +47,7 @@ class _Line:
 
 
 class ResultFeed:
-    """Feeds on one Redis client that it does not own; also an `EndListener`. Run `run` in a task.
+    """Feeds on one Redis client that it does not own. Run `run` in a task.
     Every method may raise `StoreUnavailable`.
     """
 
@@ -58,14 +56,6 @@ class ResultFeed:
         self._store = store
         self._lines: dict[str, _Line] = {}
         self._is_read = asyncio.Event()
-
-    async def ended(self, job: Job) -> None:
-        """Note the end. Told twice, it notes it twice."""
-        key = keys.results_of(job.tenant)
-        async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
-            pipe.xadd(key, {"job": job.id, "attempt": job.attempt}, maxlen=KEPT)
-            pipe.expire(key, _KEPT_S)
-            await pipe.execute()
 
     async def newest(self, tenant: str) -> str:
         """The cursor to read on from when only what comes is wanted."""

@@ -1,7 +1,7 @@
 """Ends of jobs, as the scripts that end them write them down: one entry of a stream each.
 
 Called by the api. `EndedConsumer` reads them for those who must not miss one (webhooks, metrics,
-limits, feeds): each entry goes to one process of the group, at least once, also those that a process
+limits): each entry goes to one process of the group, at least once, also those that a process
 which died had taken. Who only waits for one job reads the stream's tail
 (`eventing.live.completion_notifier`). Must not know what is done with an end.
 """
@@ -115,7 +115,7 @@ class EndedConsumer:
             await self._redis.xack(keys.ENDED, _GROUP, *done)
 
     async def _tell_all(self, job: Job | None) -> bool:
-        """False when a listener is to be told again. The first one hears of ends in their order."""
+        """False when a listener is to be told again."""
         if job is None:
             return True
         is_done = True

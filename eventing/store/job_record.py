@@ -54,8 +54,8 @@ LABELS_BYTES: Final = 16 * 1024
 _LABEL_CHARS: Final = 512
 
 
-def new_fields(new: NewJob, request: bytes) -> list[Field]:
-    """Field, value pairs of a job that is being recorded."""
+def new_fields(new: NewJob, request: bytes, queues: Sequence[str] = ()) -> list[Field]:
+    """Field, value pairs of a job that is being recorded, with its event in `queues`."""
     pairs: dict[str, Field] = {
         "request": request,
         **shown_fields(new.request),
@@ -67,6 +67,8 @@ def new_fields(new: NewJob, request: bytes) -> list[Field]:
     }
     if (name := keys.escape(new.tenant)) != new.tenant:
         pairs["tenant_key"] = name
+    if queues:
+        pairs["queues"] = orjson.dumps(queues)
     if new.options_sha:
         pairs["options_sha"] = new.options_sha
     if new.traceparent:

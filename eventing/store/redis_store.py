@@ -67,7 +67,7 @@ class RedisStore:
             new.tenant,
             f"{new.source}\0{new.event_id}",
             *_publication_args(publication),
-            *job_record.new_fields(new, request),
+            *job_record.new_fields(new, request, publication.queues),
         ]
         job_keys = [keys.job(new.id), keys.jobs_of(new.tenant)]
         ((status, created_ms),) = await self._run_all([("submit", job_keys, args)])

@@ -325,6 +325,7 @@ def _api(
 ) -> Program:
     port = free_port()
     env = {
+        "TORPOR_ANONYMOUS_ACCESS": "loopback",
         "TORPOR_PORT": str(port),
         "TORPOR_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
         "TORPOR_BROKER_URL": f"http://127.0.0.1:{broker_port}/",

@@ -18,7 +18,7 @@ from tests.faults.client import body
 from tests.faults.conftest import Judge
 from tests.faults.history import Kind
 from tests.faults.processes import Program, System, Tuning, Zygote, running
-from tests.faults.proxy import LeaseStatus, Proxy, Way
+from tests.faults.proxy import Hold, Proxy, Way
 from tests.redis_server import VALKEY
 
 pytestmark = pytest.mark.timeout(1800)
@@ -36,7 +36,7 @@ async def warm(system: System) -> None:
     await system.ended([job_id], within_s=20)
 
 
-async def kill_at(hold: LeaseStatus, program: Program, *, within_s: float = 20.0) -> bool:
+async def kill_at(hold: Hold, program: Program, *, within_s: float = 20.0) -> bool:
     """Kill when the step is reached; False when it was not."""
     try:
         async with asyncio.timeout(within_s):

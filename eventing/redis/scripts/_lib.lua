@@ -1,6 +1,7 @@
 -- What several scripts share. `eventing.redis.script` puts it in front of each script that says `-- USES _lib`.
 -- The names stand in `eventing.redis.keys` too; `tests/contract/test_scripts.py` holds the two together.
 local ENDED, ENDED_KEPT = 'torpor:ended', 100000
+local FEED_KEPT, FEED_KEPT_S = 10000, 3 * 24 * 3600 -- of a tenant's own ends
 local DEADLINES, UNSTARTED, UNPUBLISHED = 'torpor:deadlines', 'torpor:outbox:awaited', 'torpor:outbox:requests'
 local GROUP = 'torpor'
 local SWEEP_AFTER_MS = 10000 -- a note this old was not cleared by its writer
@@ -45,9 +46,8 @@ local function enqueue(prefix, lane, member, record, tenant, is_reply, now)
   end
   redis.call('XADD', prefix .. 'tickets', '*', 't', '1')
   -- Start-time fair queuing (Goyal 1996): a tenant's next event starts one step after its last, never before the lane's own clock.
-  local clock = tonumber(redis.call('HGET', fair, 'clock') or 0)
-  local last = tonumber(redis.call('HGET', fair, 'last:' .. tenant) or 0)
-  local start = math.max(clock, last)
+  local tags = redis.call('HMGET', fair, 'clock', 'last:' .. tenant)
+  local start = math.max(tonumber(tags[1] or 0), tonumber(tags[2] or 0))
   redis.call('HSET', fair, 'last:' .. tenant, string.format('%.17g', start + 1))
   redis.call('ZADD', ready, string.format('%.17g', start), member)
   return 1
@@ -78,23 +78,25 @@ end
 -- The one way into a terminal state: record, stream, lists, queues, and the entry that tells everybody (docs/adr/0140).
 -- `outcome` closes a running attempt; `fields` are field, value pairs (result, usage, error).
 local function end_job(key, state, now, retention_s, dead, outcome, fields)
-  local job = redis.call('HMGET', key, 'state', 'attempt', 'history', 'tenant', 'tenant_key', 'model', 'queues', 'lane', 'source', 'event_id')
+  local job = redis.call('HMGET', key, 'state', 'attempt', 'history', 'tenant', 'tenant_key', 'model', 'queues', 'lane', 'source', 'event_id', 'deadline_ms')
   local job_id = string.match(key, '{(.*)}')
   local history = history_of(job[3])
   if job[1] == 'in_progress' then close_attempt(history, outcome, now) end
   -- First: Redis 7.0 can apply the first half of a script after a power cut. An end that is told and did not come is seen by the record.
   redis.call('XADD', ENDED, 'MAXLEN', '~', ENDED_KEPT, '*', 'job', job_id, 'tenant', job[4], 'model', job[6] or '', 'lane', job[8],
     'attempt', job[2], 'state', state, 'dead', dead, 'at_ms', now)
+  local feed = 'torpor:results:' .. (job[5] or job[4])
+  redis.call('XADD', feed, 'MAXLEN', '~', FEED_KEPT, '*', 'job', job_id, 'attempt', job[2])
+  redis.call('EXPIRE', feed, FEED_KEPT_S)
   redis.call('HSET', key, 'state', state, 'finished_ms', now, 'lease_owner', '', 'lease_until_ms', 0, 'dead', dead,
-    'history', history_json(history))
-  if #fields > 0 then redis.call('HSET', key, unpack(fields)) end
+    'history', history_json(history), unpack(fields))
   redis.call('XADD', key .. ':tokens', '*', 'kind', 'state', 'state', state, 'attempt', job[2], 'at_ms', now)
   redis.call('EXPIRE', key, retention_s)
   redis.call('EXPIRE', key .. ':tokens', retention_s)
   if dead == '1' then list_job('torpor:dead:' .. (job[5] or job[4]), job_id, now, 2000 * retention_s) end
-  redis.call('ZREM', DEADLINES, job_id)
+  if job[11] and job[11] ~= '0' then redis.call('ZREM', DEADLINES, job_id) end
   redis.call('ZREM', UNSTARTED, job_id)
-  redis.call('ZREM', UNPUBLISHED, job_id)
+  if not job[7] then redis.call('ZREM', UNPUBLISHED, job_id) end
   if job[1] == 'queued' and job[7] then
     for _, prefix in ipairs(cjson.decode(job[7])) do void_entry(prefix, job[8], job[9] .. '\0' .. job[10]) end
   end

@@ -15,7 +15,8 @@ redis.call('HDEL', KEYS[2], member)
 redis.call('HDEL', KEYS[5], member, 'refused:' .. member, 'refused_ms:' .. member)
 redis.call('ZREM', KEYS[4], ARGV[2])
 local minute = math.floor(redis.call('TIME')[1] / 60)
-redis.call('HINCRBY', KEYS[6], minute, 1)
-redis.call('HDEL', KEYS[6], minute - 6)
-redis.call('EXPIRE', KEYS[6], 600)
+if redis.call('HINCRBY', KEYS[6], minute, 1) == 1 then
+  redis.call('HDEL', KEYS[6], minute - 6)
+  redis.call('EXPIRE', KEYS[6], 600)
+end
 return 1

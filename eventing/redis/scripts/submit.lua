@@ -22,7 +22,5 @@ redis.call('HSET', KEYS[1], 'sha', ARGV[2], 'state', 'queued', 'attempt', 0, 'fa
   'created_ms', now, unpack(ARGV, 13 + n))
 list_job(KEYS[2], ARGV[1], now, ARGV[5])
 if ARGV[4] ~= '0' then redis.call('ZADD', DEADLINES, ARGV[4], ARGV[1]) end
-local queues = {unpack(ARGV, 13, 12 + n)}
-if n > 0 then redis.call('HSET', KEYS[1], 'queues', cjson.encode(queues)) end
-for _, prefix in ipairs(queues) do enqueue(prefix, ARGV[8], ARGV[10], ARGV[11], ARGV[9], false, now) end
+for _, prefix in ipairs({unpack(ARGV, 13, 12 + n)}) do enqueue(prefix, ARGV[8], ARGV[10], ARGV[11], ARGV[9], false, now) end
 return {'created', now}

@@ -29,6 +29,8 @@ SLICE_S: Final = 300
 KEEP_SLICES_S: Final = 8 * 24 * 3600
 POST_EVERY_S: Final = 5.0
 _CHARGES_EVERY_S: Final = 1.0
+_GATHER_TURNS: Final = 2
+"""A batch of ends is told within these turns of the event loop: one post for all of them."""
 _TOTALS: Final = f"{keys.PREFIX}:{{ledger}}"
 
 Measures = dict[str, int]
@@ -46,6 +48,8 @@ class Ledger:
         self._redis = redis
         self._overheads: Mapping[str, float | None] = {}
         self._asked_s = float("-inf")
+        self._due: Rows = {}
+        self._posting: asyncio.Future[None] | None = None
 
     async def overhead(self, model: str) -> float | None:
         """Seconds that were paid for each second of a model's that was kept, since ever and as
@@ -60,9 +64,20 @@ class Ledger:
         return self._overheads.get(model)
 
     async def post(self, rows: Mapping[tuple[Scope, str], Mapping[str, int]]) -> None:
-        """Add these. All or nothing. Raises `StoreUnavailable`."""
+        """Add these. All or nothing; those who post in the same turns of the loop do so together.
+        Raises `StoreUnavailable`.
+        """
+        _add(self._due, rows)
+        if self._posting is None:
+            self._posting = asyncio.ensure_future(self._post_due())
+        await asyncio.shield(self._posting)
+
+    async def _post_due(self) -> None:
+        for _ in range(_GATHER_TURNS):
+            await asyncio.sleep(0)
+        due, self._due, self._posting = self._due, {}, None
         async with failures_named():
-            for call in _post_calls(rows):
+            for call in _post_calls(due):
                 await run(self._redis, *call)
 
     async def charge(self, job_id: JobId, gpu_ms: int) -> None:
@@ -190,7 +205,7 @@ def by_name(rows: Rows, scope: Scope) -> dict[str, Measures]:
     return {name: measures for (kind, name), measures in rows.items() if kind == scope}
 
 
-def _add(rows: Rows, more: Rows) -> None:
+def _add(rows: Rows, more: Mapping[tuple[Scope, str], Mapping[str, int]]) -> None:
     for key, measures in more.items():
         row = rows.setdefault(key, {})
         for measure, amount in measures.items():
