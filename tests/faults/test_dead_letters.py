@@ -55,7 +55,7 @@ async def test_they_are_listed_shown_redriven_edited_and_discarded(
         assert (await torpor(system, "redrive", again, other)).split() == [again, other]
         await system.ended(bad, within_s=20)
         _, well = await system.client.get(mended)
-        assert (well["state"], well["attempt"]) == ("completed", 4)
+        assert (well["state"], well["attempt"]) == ("completed", 5)
         found = await listed(system)
         assert set(found) == {again, other, unwanted}
         assert found[again]["attempt"] == 6
