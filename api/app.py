@@ -6,7 +6,6 @@ Called by `api.__main__` and by tests. Must not know any route.
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 
-import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -19,8 +18,6 @@ from api.limit.gate import RateHeaders
 from eventing.errors import TorporError
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
-
-_log = structlog.get_logger()
 
 
 def create_app(routers: Iterable[APIRouter], lifespan: Lifespan) -> FastAPI:
@@ -38,7 +35,6 @@ def create_app(routers: Iterable[APIRouter], lifespan: Lifespan) -> FastAPI:
         app.include_router(router)
     app.add_exception_handler(TorporError, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_bug)
     app.add_middleware(RateHeaders)
     app.add_middleware(Edge)
     return app
@@ -74,9 +70,3 @@ def _advice(error: HTTPException) -> str:
             return f"this path takes {(error.headers or {}).get('Allow', 'another method')}"
         case _:
             return error.detail
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    """The type only: a message could hold a piece of a prompt."""
-    _log.error("a bug", action="answer", error=type(error).__name__)
-    return error_response(request.url.path, TorporError("something broke; it is our fault"))

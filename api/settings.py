@@ -82,7 +82,7 @@ class ApiSettings(StoreSettings):
     models: tuple[ModelCard, ...] = ()
     """JSON list of model cards; a model that is not listed is unknown here."""
     body_limit_bytes: int = Field(1024 * 1024, ge=1024, le=256 * 1024 * 1024)
-    """Largest body of a call. A file upload has its own limit."""
+    """Largest body of a call, as sent and as decoded. A file upload has its own limit."""
     body_timeout_s: float = Field(5.0, gt=0, le=300)
     """Longest time for a body, and a second more for each 16 KiB of it; a slower sender gets 408.
     """

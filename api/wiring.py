@@ -14,8 +14,6 @@ from api.batch.file_store import FileStore
 from api.batch.run import RunnerDeps
 from api.batch.store import BatchStore
 from api.console import overview, page
-from api.http.body import BodyReader
-from api.http.body_limiter import BodyRoom
 from api.http.shutdown import Shutdown
 from api.job.catalog import Catalog
 from api.job.concurrency_limiter import ConcurrencyLimiter
@@ -58,6 +56,7 @@ from eventing.live.ended import EndedConsumer, EndListener
 from eventing.live.stream_multiplexer import StreamMultiplexer
 from eventing.outbox import outbox
 from eventing.outbox.publisher import OutboxPublisher
+from eventing.process.body import BodyReader, BodyRoom
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.store.redis_store import RedisStore
 from eventing.telemetry.metric.job import JobMetrics

@@ -22,6 +22,7 @@ Each class fixes what a caller may do: `status` (HTTP), `code` (public, stable),
 Messages are safe to show: they never hold a prompt, an output or a secret.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -32,8 +33,8 @@ class TorporError(Exception):
     code: ClassVar[str] = "internal_error"
     is_retryable: ClassVar[bool] = False
 
-    job_id: str = ""
-    """The job that the refused call has made; empty for none."""
+    headers: Mapping[str, str] = {}
+    """What a refusal over HTTP says in its headers."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

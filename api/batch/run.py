@@ -31,17 +31,13 @@ from api.batch.jsonl import Line
 from api.batch.result_file import ResultFile
 from api.batch.round import Ready, Round, in_words_of, job_line
 from api.batch.store import BatchStore
-from api.http.errors import BodyTooLarge
-from api.job.submission import (
-    SubmitDeps,
-    keyed_job_id,
-    submit_line,
-)
+from api.job.submission import SubmitDeps, keyed_job_id, submit_line
 from api.webhook.service import WebhookService
 from eventing.clock import Clock
 from eventing.errors import InvalidJob, NotFound, TorporError, Unavailable
 from eventing.job.job import JobId, JobState
 from eventing.job.store import JobIntake
+from eventing.process.body import BodyTooLarge
 
 WINDOW: Final = 200
 """Lines of one batch in flight: enough to fill some predictors, few enough to poll each second."""

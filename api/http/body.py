@@ -1,87 +1,30 @@
-"""Reads request bodies: bounded in size and time, and JSON or refused.
+"""Bodies that are JSON objects, or refused.
 
-Called by every handler that takes a body. Must not know what the body is about.
+Called by every handler that takes one. Must not know what the body is about.
 """
 
-import asyncio
-from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 import orjson
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from api.http.body_limiter import BodyRoom
-from api.http.errors import BodyTooLarge, BodyTooSlow, UnsupportedMedia
+from api.http.errors import UnsupportedMedia
 from eventing.errors import BadRequest
+from eventing.process.body import BodyReader
 
 
-class BodyReader:
-    """Bodies of calls of at most `limit_bytes`, out of the room that all readers of a process share.
-    A piece may take `timeout_s`; a body that, and what its size takes at the slowest pace that is
-    still a sender's and not an attack's.
+async def read_object(bodies: BodyReader, request: Request) -> dict[str, Any]:
+    """The body as a JSON object.
+
+    Raises `UnsupportedMedia` when the content type is not JSON (so a web page cannot post here
+    without asking first), `BadRequest` when it is no JSON object.
     """
-
-    def __init__(self, room: BodyRoom, *, limit_bytes: int, timeout_s: float) -> None:
-        self._room = room
-        self._limit_bytes = limit_bytes
-        self._timeout_s = timeout_s
-
-    def limited_to(self, limit_bytes: int) -> "BodyReader":
-        """A reader with another limit, out of the same room."""
-        return BodyReader(self._room, limit_bytes=limit_bytes, timeout_s=self._timeout_s)
-
-    async def read(self, request: Request) -> bytes:
-        """The body. Raises `BodyTooLarge` before more than the limit is held, `BodyTooSlow` when it
-        comes too slowly, `NoBodyRoom` when too much is held for others.
-        """
-        body = bytearray()
-        try:
-            async for chunk in self.stream(request):
-                self._room.take(len(chunk))
-                body += chunk
-            return bytes(body)
-        finally:
-            self._room.give(len(body))
-
-    async def read_object(self, request: Request) -> dict[str, Any]:
-        """The body as a JSON object.
-
-        Raises `UnsupportedMedia` when the content type is not JSON (so a web page cannot post here
-        without asking first), `BadRequest` when it is no JSON object.
-        """
-        kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
-        if kind != "application/json" and not (
-            kind.startswith("application/") and kind[-5:] == "+json"
-        ):
-            raise UnsupportedMedia("send content-type: application/json", "content-type")
-        return parse_object(await self.read(request))
-
-    async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
-        """The body piece by piece, none of them held, with the refusals of `read`."""
-        limit = self._limit_bytes
-        declared = request.headers.get("content-length", "")
-        chunks = request.stream()
-        if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
-            raise BodyTooLarge(f"the body is over {limit} bytes", "body")
-        seen = 0
-        clock = asyncio.get_running_loop()
-        started_s = clock.time()
-        while True:
-            whole_s = started_s + self._timeout_s + seen / SLOWEST_BYTES_PER_S
-            # What came fast is no time in hand: an upload could stand still for hours with it.
-            try:
-                async with asyncio.timeout_at(min(whole_s, clock.time() + self._timeout_s)):
-                    chunk = await anext(chunks, None)
-            except TimeoutError as error:
-                raise BodyTooSlow("the body comes too slowly", "body") from error
-            except ClientDisconnect as error:
-                raise BadRequest("the body ended early", "body") from error
-            if chunk is None:
-                return
-            seen += len(chunk)
-            if seen > limit:
-                raise BodyTooLarge(f"the body is over {limit} bytes", "body")
-            yield chunk
+    kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind[-5:] == "+json"
+    ):
+        raise UnsupportedMedia("send content-type: application/json", "content-type")
+    return parse_object(await bodies.read(request))
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -117,4 +60,3 @@ def check_depth(value: Any) -> None:
 
 
 _DEPTH_LIMIT: Final = 200
-SLOWEST_BYTES_PER_S: Final = 16 * 1024

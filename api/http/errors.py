@@ -1,10 +1,8 @@
 """Refusals that only an HTTP front door can give; they extend the tree of `eventing.errors`.
 
 BadRequest
-├── BodyTooLarge       over the limit; was not read to its end       413
 ├── FileQuotaExceeded  the tenant's files take all they may          413
-├── UnsupportedMedia   not JSON by its own content type              415
-└── BodyTooSlow        the body did not arrive in time               408
+└── UnsupportedMedia   not JSON by its own content type              415
 TorporError
 ├── Unauthorized       no key, or one that is not ours               401
 ├── Forbidden          a key without the scope                       403
@@ -12,13 +10,6 @@ TorporError
 """
 
 from eventing.errors import BadRequest, TorporError
-
-
-class BodyTooLarge(BadRequest):
-    """The body is over the limit; reading stopped where that became clear."""
-
-    status = 413
-    code = "body_too_large"
 
 
 class FileQuotaExceeded(BadRequest):
@@ -33,13 +24,6 @@ class UnsupportedMedia(BadRequest):
 
     status = 415
     code = "unsupported_media_type"
-
-
-class BodyTooSlow(BadRequest):
-    """The body stopped arriving."""
-
-    status = 408
-    code = "body_too_slow"
 
 
 class ModelNotFound(BadRequest):

@@ -5,6 +5,7 @@ Called by `api.app` as ASGI middleware. Must not know any handler.
 
 import secrets
 import time
+import traceback
 from typing import Final
 
 import structlog
@@ -12,8 +13,10 @@ from prometheus_client import Counter, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.problem import error_response
 from api.http.sse import RAW_SEND
 from eventing.cloudevent.request_id import EXTENSION, checked, context_fields
+from eventing.errors import TorporError
 from eventing.telemetry.log import log_context
 from eventing.telemetry.metric.series import labelled
 
@@ -46,14 +49,33 @@ class Edge:
         scope[RAW_SEND] = send
         started_s = time.perf_counter()
 
+        is_begun = False
+
         async def send_on(message: Message) -> None:
+            nonlocal is_begun
             if message["type"] == "http.response.start":
+                is_begun = True
                 MutableHeaders(scope=message)["x-request-id"] = request_id
                 _count(scope, message["status"], time.perf_counter() - started_s)
             await send(message)
 
         with log_context(context_fields(asked | {EXTENSION: request_id})):
-            await self._app(scope, receive, send_on)
+            try:
+                await self._app(scope, receive, send_on)
+            except Exception as error:
+                _log_internal_error(error)
+                if is_begun:
+                    raise  # the server hangs up: nothing else tells that the answer is not whole
+                words = f"internal error; report request id {request_id}"
+                answer = error_response(scope["path"], TorporError(words))
+                await answer(scope, receive, send_on)
+
+
+def _log_internal_error(error: Exception) -> None:
+    """Type and place only: a message could hold a piece of a prompt."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    _log.error("internal error", action="answer", error=type(error).__name__, place=place)
 
 
 def _ids(scope: Scope) -> dict[str, str]:

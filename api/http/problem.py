@@ -5,6 +5,7 @@ route but by its prefix.
 """
 
 import math
+from http import HTTPStatus
 from typing import Any, Final
 
 import orjson
@@ -24,22 +25,6 @@ _OURS: Final = (
 )
 """Whatever else is under `/v1/` is asked for by clients of OpenAI's, be it served here or not."""
 
-_TITLES: Final = {
-    400: "The request cannot be read",
-    401: "Who are you?",
-    403: "Not allowed",
-    404: "No such thing",
-    405: "Not that way",
-    408: "The request came too slowly",
-    409: "Not in this state",
-    413: "Too large",
-    415: "Not this kind of body",
-    422: "The request can never run as it is",
-    429: "Too many requests",
-    500: "A bug of ours",
-    503: "Not now; come back",
-}
-
 
 def error_response(path: str, error: TorporError) -> Response:
     """The answer that tells of `error`, in the form that callers of `path` expect."""
@@ -47,14 +32,12 @@ def error_response(path: str, error: TorporError) -> Response:
     body = openai_error(error) if is_openai else problem(error)
     status = openai_status(error) if is_openai else error.status
     media_type = "application/json" if is_openai else MEDIA_TYPE
-    headers = {}
+    headers = dict(error.headers)
     if isinstance(error, Unavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status in (408, 413, 500) or error.code == "no_body_room":
         # The rest of the body is still on its way; after a bug the server hangs up.
         headers["connection"] = "close"
-    if error.job_id:
-        headers["torpor-job-id"] = error.job_id
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps(body), status_code=status, media_type=media_type, headers=headers)
@@ -66,7 +49,7 @@ def problem(error: TorporError) -> dict[str, Any]:
     """
     details: dict[str, Any] = {
         "type": f"urn:torpor:problem:{error.code}",
-        "title": _TITLES.get(error.status, "It did not work"),
+        "title": _title(error.status),
         "status": error.status,
         "detail": error.message,
         "code": error.code,
@@ -74,6 +57,13 @@ def problem(error: TorporError) -> dict[str, Any]:
     if isinstance(error, BadRequest):
         details["field"] = error.field
     return details
+
+
+def _title(status: int) -> str:
+    """The reason phrase of RFC 9110; Python has the older ones of two."""
+    newer = {413: "Content Too Large", 422: "Unprocessable Content"}
+    known = {each.value: each.phrase for each in HTTPStatus}
+    return newer.get(status) or known.get(status, "Client Closed Request")
 
 
 def openai_error(error: TorporError) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import structlog
 from starlette.responses import Response
 
 from api.auth.principal import Scope
-from api.http.body import BodyReader
 from api.http.shutdown import Shutdown
 from api.http.sse import KEEP_ALIVE, LINE_LIMIT_BYTES, Stream, frame, last_comment
 from api.job.catalog import Catalog
@@ -38,6 +37,7 @@ from eventing.errors import BadRequest, InvalidJob, Unavailable
 from eventing.job.job import API_SOURCE, JobError, JobState, derive_job_id
 from eventing.job.store import Ending, JobIntake, LeaseStatus
 from eventing.live.stream_multiplexer import order_of
+from eventing.process.body import BodyReader
 from eventing.telemetry import trace
 
 

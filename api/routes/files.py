@@ -17,13 +17,13 @@ from starlette.responses import Response, StreamingResponse
 from api.auth.principal import Scope
 from api.batch.file_store import BATCH_FILE_KEPT_S, FileCard, FileStore
 from api.batch.jsonl import JsonlCheck
-from api.http.body import BodyReader
 from api.http.errors import FileQuotaExceeded, UnsupportedMedia
 from api.http.multipart import NamedFileParser
 from api.openapi import files as docs
 from api.routes.jobs import json_response, whole_number
 from api.routes.route import Call, Routes
 from eventing.errors import BadRequest, InvalidJob
+from eventing.process.body import BodyReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -174,7 +174,7 @@ def naming(job: Job) -> Iterator[None]:
     try:
         yield
     except TorporError as error:
-        error.job_id = job.id
+        error.headers = {**error.headers, "torpor-job-id": job.id}
         raise
 
 

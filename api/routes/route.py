@@ -18,9 +18,10 @@ from starlette.types import Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from api.auth.principal import Authenticator, Principal, Scope
-from api.http.body import BodyReader
+from api.http.body import read_object
 from api.job.idempotency import Replay
 from api.openapi.doc import Doc
+from eventing.process.body import BodyReader
 
 D = TypeVar("D")
 
@@ -59,7 +60,7 @@ class Call(Generic[D]):
 
     async def read_object(self) -> dict[str, Any]:
         """The body as a JSON object. Raises `BadRequest` and its kin."""
-        return await self.bodies.read_object(self.request)
+        return await read_object(self.bodies, self.request)
 
 
 Handler = Callable[[Call[D]], Awaitable[Response]]

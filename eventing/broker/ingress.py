@@ -7,6 +7,8 @@ not durable is 503 and the sender tries again. An event that no trigger wants is
 as Knative does.
 """
 
+import math
+
 import structlog
 from prometheus_client import Counter
 from starlette.requests import Request
@@ -17,9 +19,10 @@ from eventing.broker.intake import Intake
 from eventing.broker.router import Router
 from eventing.cloudevent.event import Event, parse_http
 from eventing.cloudevent.job_event import REQUESTED, job_of, unreadable_job
-from eventing.errors import BadRequest, IdempotencyConflict, JobDeleted, Unavailable
+from eventing.errors import BadRequest, IdempotencyConflict, JobDeleted, TorporError, Unavailable
 from eventing.job.job import API_SOURCE, JobError
 from eventing.job.store import JobIntake
+from eventing.process.body import BodyReader
 from eventing.telemetry import trace
 
 _log = structlog.get_logger()
@@ -34,19 +37,19 @@ class Ingress:
     """The HTTP endpoint over a `Router`."""
 
     def __init__(
-        self, router: Router, store: JobIntake, access: IngressAccess, *, body_limit_bytes: int
+        self, router: Router, store: JobIntake, access: IngressAccess, bodies: BodyReader
     ) -> None:
         self._router = router
         self._store = store
         self._intake = Intake(store, router)
         self._access = access
-        self._limit = body_limit_bytes
+        self._bodies = bodies
 
     async def take(self, request: Request) -> Response:
         """Answer one POST."""
         try:
             is_trusted = self._access.is_trusted(request.headers)
-            body = await read_body(request, self._limit)
+            body = await self._bodies.read(request)
             event = parse_http(request.headers, body)
             if not is_trusted:
                 self._access.check(event)
@@ -61,12 +64,12 @@ class Ingress:
             outcome = "unwanted"
         except (BadRequest, Unauthorized, Forbidden) as error:
             _offered.labels("refused").inc()
-            return _refusal(error.status, error.code, error.message)
+            return _refusal(error)
         except Unavailable as error:
             _offered.labels("unavailable").inc()
             _log.debug("event not taken", action="ingress", reason=error.code)
-            refusal = _refusal(error.status, error.code, error.message)
-            refusal.headers["retry-after"] = f"{error.retry_after_s:.0f}"
+            refusal = _refusal(error)
+            refusal.headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
             return refusal
         _offered.labels(outcome).inc()
         return Response(status_code=202)
@@ -91,25 +94,6 @@ class Ingress:
         return "queued" if is_new else "repeated"
 
 
-class BodyTooLarge(BadRequest):
-    """The body is over the limit; it was not read to its end."""
-
-    status = 413
-    code = "body_too_large"
-
-
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The request's body. Raises `BodyTooLarge` as soon as it is known to be over the limit."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit_bytes:
-        raise BodyTooLarge(f"the body is over {limit_bytes} bytes", "body")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit_bytes:
-            raise BodyTooLarge(f"the body is over {limit_bytes} bytes", "body")
-    return bytes(body)
-
-
-def _refusal(status: int, code: str, message: str) -> JSONResponse:
-    return JSONResponse({"code": code, "message": message}, status_code=status)
+def _refusal(error: TorporError) -> JSONResponse:
+    body = {"code": error.code, "message": error.message}
+    return JSONResponse(body, status_code=error.status, headers=dict(error.headers))

@@ -27,6 +27,7 @@ from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import Trigger
 from eventing.errors import Unavailable
 from eventing.process import gc as collector
+from eventing.process.body import BodyReader, BodyRoom
 from eventing.process.http_server import listen
 from eventing.process.probe import ReadyOnceStarted, alive, metrics_page
 from eventing.redis.connection import connect
@@ -76,8 +77,12 @@ class Broker:
 
     def app(self) -> Starlette:
         """The ASGI application: `/` and Knative's `/{namespace}/{broker}` take events."""
-        access, limit = access_of(self._settings), self._settings.body_limit_bytes
-        ingress = Ingress(self._router, self._store, access, body_limit_bytes=limit)
+        bodies = BodyReader(
+            BodyRoom(),
+            limit_bytes=self._settings.event_limit_bytes,
+            timeout_s=self._settings.body_timeout_s,
+        )
+        ingress = Ingress(self._router, self._store, access_of(self._settings), bodies)
         return Starlette(
             routes=[
                 *self._shown(),

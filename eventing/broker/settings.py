@@ -20,8 +20,11 @@ class BrokerSettings(StoreSettings):
     """Knative Trigger manifests, one YAML document each."""
     trigger: str = ""
     """The one trigger a pump serves; empty serves all."""
-    body_limit_bytes: int = Field(8 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
-    """Largest event taken."""
+    event_limit_bytes: int = Field(8 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    """Largest CloudEvent taken, as sent and as decoded."""
+    body_timeout_s: float = Field(5.0, gt=0, le=300)
+    """Longest time for an event, and a second more for each 16 KiB of it; a slower sender gets 408.
+    """
     delivery_token: SecretStr = SecretStr("")
     """Bearer token on deliveries, so that subscribers know who calls; empty sends none."""
     ingress_token: SecretStr = SecretStr("")

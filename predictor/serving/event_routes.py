@@ -78,7 +78,7 @@ def add_error_handler(app: Starlette) -> None:
             raise error
         headers = {}
         if isinstance(error, Unavailable):
-            headers["retry-after"] = str(math.ceil(error.retry_after_s))
+            headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         return JSONResponse({"error": error.message}, error.status, headers)
 
     app.add_exception_handler(TorporError, explain)

@@ -1,13 +1,19 @@
 """The broker's front, a sentence of Knative's data-plane contract a test."""
 
+import asyncio
+import base64
+import gzip
 import time
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import brotli
 import httpx
 import orjson
 import pytest
+import zstandard
 from redis.asyncio import Redis
 
 from eventing.broker.queue import QueueView
@@ -24,11 +30,18 @@ from tests.redis_server import RedisServer
 
 HEADERS = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "t"}
 LIMIT = 2048
+CODINGS = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "br": brotli.compress,
+    "zstd": zstandard.ZstdCompressor().compress,
+}
 
 
 def settings(redis_url: str, **changes: object) -> BrokerSettings:
     return BrokerSettings.model_validate(
-        {"redis_url": redis_url, "body_limit_bytes": LIMIT, "triggers_file": Path("none")} | changes
+        {"redis_url": redis_url, "event_limit_bytes": LIMIT, "triggers_file": Path("none")}
+        | changes
     )
 
 
@@ -276,3 +289,86 @@ class TestUnavailable:
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.get("/readyz")).status_code == 200
         assert "torpor_broker_events_total" in (await client.get("/metrics")).text
+
+
+async def everything_in(redis: Redis) -> bytes:
+    """All that stands in hashes and streams."""
+    found: list[bytes] = []
+    async for key in redis.scan_iter():
+        match await redis.type(key):
+            case b"hash":
+                found += (await redis.hgetall(key)).values()
+            case b"stream":
+                found += [v for _, fields in await redis.xrange(key) for v in fields.values()]
+    return b"".join(found)
+
+
+class TestEncoded:
+    """A body that is encoded is what it says, or is refused; it never becomes an event of noise."""
+
+    @pytest.mark.parametrize("encoding", CODINGS)
+    async def test_an_encoded_event_is_the_event(
+        self, client: httpx.AsyncClient, redis: Redis, encoding: str
+    ) -> None:
+        body = CODINGS[encoding](orjson.dumps({"text": "hi"}))
+        headers = HEADERS | {"content-encoding": encoding, "content-type": "application/json"}
+
+        assert (await client.post("/", headers=headers, content=body)).status_code == 202
+        assert base64.b64encode(b'{"text":"hi"}') in await everything_in(redis)
+
+    async def test_a_coding_that_is_not_decoded_is_415_and_names_those_that_are(
+        self, client: httpx.AsyncClient, redis: Redis
+    ) -> None:
+        headers = HEADERS | {"content-encoding": "compress"}
+        answer = await client.post("/", headers=headers, content=b"x")
+
+        assert answer.status_code == 415
+        assert answer.headers["accept-encoding"] == "gzip, deflate, br, zstd"
+        assert await queued(redis) == 0
+
+    @pytest.mark.parametrize("encoding", CODINGS)
+    async def test_what_is_too_large_when_decoded_is_413(
+        self, client: httpx.AsyncClient, redis: Redis, encoding: str
+    ) -> None:
+        body = CODINGS[encoding](bytes(1024 * 1024))
+        headers = HEADERS | {"content-encoding": encoding}
+
+        assert (await client.post("/", headers=headers, content=body)).status_code == 413
+        assert await queued(redis) == 0
+
+    @pytest.mark.parametrize("encoding", CODINGS)
+    async def test_a_body_that_is_cut_is_400(
+        self, client: httpx.AsyncClient, redis: Redis, encoding: str
+    ) -> None:
+        headers = HEADERS | {"content-encoding": encoding}
+        answer = await client.post("/", headers=headers, content=CODINGS[encoding](b"hello")[:-4])
+
+        assert answer.status_code == 400
+        assert await queued(redis) == 0
+
+
+async def test_an_event_whose_body_is_not_what_its_length_said_is_400(
+    client: httpx.AsyncClient, redis: Redis
+) -> None:
+    headers = HEADERS | {"content-length": "5"}
+
+    answer = await client.post("/", headers=headers, content=b"")
+
+    assert answer.status_code == 400
+    assert await queued(redis) == 0
+
+
+async def test_an_event_that_comes_too_slowly_is_408(redis_url: str, redis: Redis) -> None:
+    broker = Broker(settings(redis_url, body_timeout_s=0.1), [trigger("http://127.0.0.1:1/")])
+
+    async def dripping() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(3600)
+
+    transport = httpx.ASGITransport(app=broker.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        answer = await http.post("/", headers=HEADERS, content=dripping())
+    await broker.close()
+
+    assert answer.status_code == 408
+    assert await queued(redis) == 0

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
-from api.http.body_limiter import HELD_BYTES
 from eventing.job.job import JobId
+from eventing.process.body import HELD_BYTES
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import Rig, chat_line
 from tests.integration.api.corpora import JSON_INVALID, JSON_NOT_AN_OBJECT, JSON_ODD, NAUGHTY

@@ -1,10 +1,15 @@
 """Errors as answers: one tree, two forms."""
 
+import httpx
 import orjson
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Route
 
-from api.http.errors import BodyTooLarge, ModelNotFound, Unauthorized
-from api.http.problem import error_response
+from api.http.errors import ModelNotFound, Unauthorized
+from api.http.middleware import Edge
+from api.http.problem import error_response, problem
 from api.settings import ApiSettings, ModelCard
 from eventing.errors import (
     BrokerUnavailable,
@@ -15,6 +20,7 @@ from eventing.errors import (
     TorporError,
     WrongState,
 )
+from eventing.process.body import BodyTooLarge
 
 OPENAI = "/v1/chat/completions"
 
@@ -78,3 +84,35 @@ def test_printed_settings_hide_secrets() -> None:
     )
 
     assert b"hunter2" not in settings.masked()
+
+
+@pytest.mark.parametrize(
+    ("error", "title"),
+    [
+        (Unauthorized("x"), "Unauthorized"),
+        (BodyTooLarge("x", "body"), "Content Too Large"),
+        (InvalidJob("x", "f"), "Unprocessable Content"),
+        (StoreUnavailable("x"), "Service Unavailable"),
+        (TorporError("x"), "Internal Server Error"),
+    ],
+)
+def test_the_title_of_a_problem_is_the_reason_phrase_of_rfc_9110(
+    error: TorporError, title: str
+) -> None:
+    assert problem(error)["title"] == title
+
+
+async def test_an_internal_error_names_the_request_and_nothing_of_the_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def broken(_: object) -> None:
+        raise ValueError("a piece of a prompt")
+
+    app = Starlette(routes=[Route("/v1/jobs", broken)], middleware=[Middleware(Edge)])
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+        answer = await http.get("/v1/jobs", headers={"x-request-id": "req-7"})
+
+    assert answer.status_code == 500
+    assert answer.json()["detail"] == "internal error; report request id req-7"
+    assert "prompt" not in capsys.readouterr().out
