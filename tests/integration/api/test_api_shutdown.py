@@ -26,6 +26,12 @@ pytestmark = pytest.mark.timeout(60)
 
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 CHAT = "/v1/chat/completions"
+TRIGGER = """
+metadata: {name: requests-m}
+spec:
+  filters: [{exact: {type: dev.torpor.inference.requested.v1}}]
+  subscriber: {uri: "http://127.0.0.1:9/"}
+"""
 
 
 @dataclass
@@ -41,7 +47,7 @@ class Process:
 
 @pytest.fixture
 def environment(redis_url: str, tmp_path: Path) -> dict[str, str]:
-    (tmp_path / "triggers.yaml").write_text("")
+    (tmp_path / "triggers.yaml").write_text(TRIGGER)
     return os.environ | {
         "TORPOR_ANONYMOUS_ACCESS": "loopback",
         "TORPOR_REDIS_URL": redis_url,
