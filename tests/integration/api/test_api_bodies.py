@@ -49,7 +49,7 @@ async def test_an_encoded_upload_is_the_file(rig: Rig, encoding: str) -> None:
         ("compress", b"{}", 415),
         ("gzip, br", b"{}", 415),
         ("gzip", b"{}", 400),
-        ("br", brotli.compress(bytes(64 * 1024 * 1024)), 413),
+        ("br", brotli.compress(bytes(64 * 1024 * 1024), quality=1), 413),
         ("zstd", zstandard.ZstdCompressor().compress(bytes(64 * 1024 * 1024)), 413),
         ("gzip", gzip.compress(bytes(64 * 1024 * 1024)), 413),
     ],
