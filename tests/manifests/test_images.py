@@ -72,6 +72,15 @@ def test_every_package_of_the_wheel_is_in_every_image(dockerfile: str) -> None:
     assert copied == set(wheel["packages"])
 
 
+def test_what_an_image_copies_is_let_into_the_build(dockerfile: str) -> None:
+    """A package that `.dockerignore` keeps out fails the build, and no Dockerfile says so."""
+    listed = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    let_in = {line.removeprefix("!") for line in listed if line.startswith("!")}
+
+    for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE):
+        assert set(sources.split()) <= let_in
+
+
 def test_what_asks_a_package_index_may_be_told_of_a_mirror_and_its_authority(
     dockerfile: str,
 ) -> None:
