@@ -68,19 +68,19 @@ def main(argv: list[str]) -> int:
     log.configure("predictor", level=settings.log_level)
     trace.configure("predictor")
     warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's
-    door = _bind(settings.predictor_host, settings.predictor_port, "--http_port")
-    if door is None:
+    listener = _bind(settings.predictor_host, settings.predictor_port, "--http_port")
+    if listener is None:
         return 1
     if settings.grpc_port:
-        if (grpc_door := _bind(settings.grpc_host, settings.grpc_port, "--grpc_port")) is None:
+        if (grpc_listener := _bind(settings.grpc_host, settings.grpc_port, "--grpc_port")) is None:
             return 1
-        grpc_door.close()  # gRPC takes an address, not a socket
+        grpc_listener.close()  # gRPC takes an address, not a socket
     engine, prepare = _build_engine(settings, engine_args)
 
     with gc_disabled():
         from predictor.server import Predictor
 
-    exit_code = Predictor(settings, engine, door, started_s=started_s, prepare=prepare).run()
+    exit_code = Predictor(settings, engine, listener, started_s=started_s, prepare=prepare).run()
     trace.close()
     return exit_code
 

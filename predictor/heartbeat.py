@@ -1,6 +1,6 @@
 """How far this predictor's start has come, told to Prometheus and to whoever waits for it.
 
-Called by `predictor.server`. A store that is away costs nothing but news: the next beat tells it.
+Called by `predictor.server`. A store that is away costs nothing but news: the next heartbeat tells it.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _EVERY_S: Final = 5.0
 
 
 class Heartbeat:
-    """The phases of one start, and the beat that tells of them."""
+    """The phases of one start, and the heartbeat that tells of them."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Heartbeat:
         self._news.set()
 
     async def run(self) -> None:
-        """Beat every few seconds, and at once when there is news."""
+        """Report every few seconds, and at once when something changed."""
         while True:
             self._news.clear()
             await self._tell()

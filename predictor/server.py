@@ -1,4 +1,4 @@
-"""A predictor process from its first breath to its last: what runs beside what, and in which order.
+"""A predictor process from start to exit: what runs concurrently, and in which order.
 
 Called by `python -m predictor`. Puts the parts together; decides nothing about jobs.
 """
@@ -66,7 +66,7 @@ class Predictor:
         self,
         settings: PredictorSettings,
         engine: Engine,
-        door: socket.socket,
+        listener: socket.socket,
         *,
         started_s: float,
         prepare: Callable[[], object] = lambda: None,
@@ -106,7 +106,7 @@ class Predictor:
             started_s=started_s,
         )
         self._server = PredictorServer(
-            door,
+            listener,
             grpc_address=settings.grpc_address if settings.serves_direct_routes else "",
             token=settings.direct_token.get_secret_value(),
         )

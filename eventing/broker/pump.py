@@ -49,7 +49,7 @@ _deliveries = Counter(
 _in_flight = Gauge("torpor_deliveries_in_flight", "Deliveries under way.", ["trigger"])
 
 CLAIM_IDLE_MS: Final = 15_000
-"""An event whose pump was silent for this long is anybody's; pumps speak up at a third of it."""
+"""An event whose pump was silent for this long may be claimed by any other; claims are renewed at a third of it."""
 _WAIT_MS: Final = 1000
 LONGEST_BLOCK_S: Final = _WAIT_MS / 1000
 """How long a command of a pump may block the store's connection."""
@@ -72,14 +72,14 @@ class Pump:
         trigger: Trigger,
         queue: Queue,
         router: Router,
-        undertaker: DeadLetterHandler,
+        dead_letters: DeadLetterHandler,
         *,
         token: str = "",
     ) -> None:
         self._trigger = trigger
         self._queue = queue
         self._router = router
-        self._dead_letters = undertaker
+        self._dead_letters = dead_letters
         self._links = trace.SpanLinks(queue.redis)
         self._headers = {"prefer": "reply"} | (
             {"authorization": f"Bearer {token}"} if token else {}
@@ -155,7 +155,7 @@ class Pump:
         idle_ms = self._idle_ms()
         claimed = await self._queue.claim(want, claim_idle_ms=idle_ms)
         if idle_ms and len(claimed) == want and claimed[-1].tries > 1:
-            self._orphans_due_s = 0.0  # no new event had room beside the old: there may be more
+            self._orphans_due_s = 0.0  # retries and orphans filled the claim: there may be more
         return claimed
 
     def _idle_ms(self) -> int:
@@ -290,9 +290,7 @@ class Pump:
             return Answer(status=400), None
 
     async def _renew_claims(self) -> None:
-        """Speak up for what is in flight, so that no other pump takes it; the same rhythm trims the
-        queue.
-        """
+        """Renew the claims of what is in flight, so that no other pump takes it, and trim the queue."""
         loop = asyncio.get_running_loop()
         tidied = loop.time()
         while True:

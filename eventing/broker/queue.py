@@ -164,7 +164,7 @@ class Queue:
             await run(self._redis, "nack", [self._key[n] for n in names], [keys.GROUP, ticket])
 
     async def keep(self, tickets: Sequence[str]) -> None:
-        """Say that these are still in our hands, so that nobody claims them."""
+        """Renew the claims of these, so that no other consumer takes them."""
         if not tickets:
             return
         async with failures_named():

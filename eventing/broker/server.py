@@ -62,13 +62,13 @@ class Broker:
             consumer=consumer,
             claim_idle_ms=CLAIM_IDLE_MS,
         )
-        undertaker = DeadLetterHandler(self._redis, self._store)
+        dead_letters = DeadLetterHandler(self._redis, self._store)
         self._pumps = [
             Pump(
                 trigger,
                 queue,
                 self._router,
-                undertaker,
+                dead_letters,
                 token=settings.delivery_token.get_secret_value(),
             )
             for trigger, queue in self._routes

@@ -107,7 +107,7 @@ class Deliveries:
         return answer_for(outcome, inline_bytes=inline_bytes)
 
     async def outcome_of(self, event: Event) -> Outcome:
-        """Is it a job; is there room; record it; take the lease; generate; record the end."""
+        """What came of the event: a job that ran, or why none did."""
         if event.type != job_event.REQUESTED:
             _log.warning("event of another type", action="ignore", type=event.type[:100])
             return Ignored()
@@ -185,7 +185,7 @@ class Deliveries:
                 job.id,
                 self._owner,
                 can_resume=checked is not False,
-                # What fails before it gets to the engine is as good as alone.
+                # What fails before it gets to the engine is as good as exclusive.
                 is_exclusive=is_exclusive or isinstance(checked, Exception),
                 expected=new if expected else None,
             )
@@ -193,7 +193,7 @@ class Deliveries:
                 case AcquireStatus.ACQUIRED:
                     return Leased.of(job, acquired, checked, asked_s)
                 case AcquireStatus.ALONE:
-                    _log.warning("waits to run alone", action="alone", job_id=job.id)
+                    _log.warning("waits for exclusive use", action="exclusive", job_id=job.id)
                     is_exclusive = True
                     await slot.take_all()
                 case AcquireStatus.OTHER | AcquireStatus.MISSING if expected:
@@ -254,7 +254,7 @@ class Deliveries:
         if len(checkpoint.token_ids) == attempt.token_count:
             return replace(leased, checkpoint=checkpoint)
         _log.warning("checkpoint not whole", action="restart", job_id=attempt.job_id)
-        await self._settlement.give_back(attempt, Release.HANDOVER, "handover")
+        await self._settlement.release(attempt, Release.HANDOVER, "handover")
         asked_s = self._clock.monotonic_s()
         # Who may run it was asked a moment ago, and nothing was lost since.
         acquired = await self._store.acquire(

@@ -36,7 +36,7 @@ class Drain:
         self._begun = asyncio.Event()
 
     def begin(self, reason: str) -> None:
-        """Close the door, now. A second call changes nothing: nobody gets less grace."""
+        """Admit nothing new, from now on. A second call changes nothing: nobody gets less grace."""
         if not self._begun.is_set():
             in_flight = self._admission.in_flight
             _log.info("draining", action="drain", reason=reason, in_flight=in_flight)

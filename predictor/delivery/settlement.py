@@ -28,7 +28,7 @@ _MESSAGES: Final = {
     "handover": "this predictor ends; the job goes on elsewhere",
     "internal_error": "the predictor failed",
 }
-"""Code of a given-back attempt to what people read; kept free of what the engine said."""
+"""Code of a released attempt to what people read; kept free of what the engine said."""
 
 
 def release_after_engine_death(*, new_tokens: int, can_resume: bool) -> Release:
@@ -39,7 +39,7 @@ def release_after_engine_death(*, new_tokens: int, can_resume: bool) -> Release:
 
 
 class Settlement:
-    """Writes endings, and gives jobs back."""
+    """Records endings, and releases leases."""
 
     def __init__(self, store: JobWorker, clock: Clock, *, lease_s: float) -> None:
         self._store = store
@@ -70,9 +70,9 @@ class Settlement:
                 why = release_after_engine_death(
                     new_tokens=new_tokens, can_resume=attempt.can_resume
                 )
-                return await self.give_back(attempt, why, "engine_dead"), "engine_dead"
+                return await self.release(attempt, why, "engine_dead"), "engine_dead"
             case EngineFailed(Unavailable() as error):
-                return await self.give_back(attempt, Release.HANDOVER, error.code), error.code
+                return await self.release(attempt, Release.HANDOVER, error.code), error.code
             case EngineFailed(error):
                 return await self.failed(attempt, error.code), error.code
             case Interrupted():
@@ -94,7 +94,7 @@ class Settlement:
             case Interrupted.STORE_LOST:
                 return Refused("the store was away for longer than the lease")
             case Interrupted.HANDOVER:
-                return await self.give_back(attempt, Release.HANDOVER, "handover")
+                return await self.release(attempt, Release.HANDOVER, "handover")
             case Interrupted.STALLED | Interrupted.OUT_OF_STEP | Interrupted.ENGINE_DEAD:
                 return await self.failed(attempt, str(stop))
             case _:
@@ -126,9 +126,9 @@ class Settlement:
 
     async def failed(self, attempt: Attempt, code: str) -> Outcome:
         """The attempt went wrong and counts."""
-        return await self.give_back(attempt, Release.FAILURE, code)
+        return await self.release(attempt, Release.FAILURE, code)
 
-    async def give_back(self, attempt: Attempt, why: Release, code: str) -> Outcome:
+    async def release(self, attempt: Attempt, why: Release, code: str) -> Outcome:
         """Let the next attempt start at once. Raises `StoreUnavailable`; then the lease lapses."""
         error = JobError(code=code, message=_MESSAGES.get(code, "the attempt failed"))
         is_queued = await self._store.release(attempt.lease, why, error)

@@ -21,7 +21,7 @@ from predictor.engine.engine import ColdStartPhase, EngineRequest, PhaseReporter
 from predictor.engine.seeded_tokens import EMBEDDING_URL, EOS, SeededRequest
 from predictor.errors import BadRequest, EngineDeadError, EngineRequestError, EngineStartError
 
-_BREATHE_EVERY: Final = 32
+_YIELD_EVERY: Final = 32
 """Tokens after which an engine without a speed lets other tasks run."""
 
 
@@ -141,7 +141,7 @@ class SeededEngine:
             while not is_finished:
                 due += _seconds(1, self._speed(request))
                 await self._pause_until(due, position)
-                await self._suffer(request, position)
+                await self._inject_faults(request, position)
                 token_id = next(source)
                 is_finished = _is_last(position, token_id, limit)
                 yield Step((token_id,), chunks.token(choice, position, token_id, is_finished))
@@ -160,7 +160,7 @@ class SeededEngine:
     async def _pause_until(self, due: float, position: int) -> None:
         """Keep the pace against the clock, so that late wake-ups do not add up."""
         wait_s = due - asyncio.get_running_loop().time()
-        if wait_s > 0 or position % _BREATHE_EVERY == 0:
+        if wait_s > 0 or position % _YIELD_EVERY == 0:
             await self._pause(wait_s)
         elif self._dead.is_set():
             raise EngineDeadError("the test engine died")
@@ -175,7 +175,7 @@ class SeededEngine:
         if self._dead.is_set():
             raise EngineDeadError("the test engine died")
 
-    async def _suffer(self, request: SeededRequest, position: int) -> None:
+    async def _inject_faults(self, request: SeededRequest, position: int) -> None:
         """Whatever fault the request's knobs ask for at this token."""
         knobs = request.knobs
         if position == knobs.stall_at:

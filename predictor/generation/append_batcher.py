@@ -1,8 +1,8 @@
 """Checkpoints of all running jobs that fall due together, written in one round trip.
 
-Called by `predictor.generation.checkpoint`, whose writers flush on one common beat. Sixteen jobs that each
+Called by `predictor.generation.checkpoint`, whose writers flush at the same moments. Sixteen jobs that each
 wrote for themselves cost the process 200 us a token; a script call in a pipeline costs a fraction
-of that. The beat is as short as the store is quick (docs/adr/0090), so that a reader of a lone
+of that. The flush interval is as short as the store is quick (docs/adr/0090), so that a reader of a lone
 stream sees each token at once and a crowd's tokens still go together.
 """
 
@@ -14,13 +14,13 @@ from eventing.errors import StoreUnavailable
 from eventing.job.store import JobWorker, Lease, LeaseStatus, TokenBatch
 
 _GATHER_TURNS: Final = 2
-"""What is due on the same beat comes within a turn or two of the event loop. Not a sleep of a
+"""What is due at the same moment comes within a turn or two of the event loop. Not a sleep of a
 millisecond: a lone job's first token and its end would each wait for it.
 """
 _REST: Final = 4
 """Times the length of a write that passes before the next: writing takes a fifth of the time."""
 _SHORTEST: Final = 16
-"""The beat is never shorter than this part of the longest."""
+"""The flush interval is never shorter than this part of the longest."""
 
 _Waiting = tuple[Lease, TokenBatch, asyncio.Future[LeaseStatus]]
 
@@ -33,9 +33,9 @@ class AppendBatcher:
         self._waiting: list[_Waiting] = []
         self._took_s: float | None = None
 
-    def beat_s(self, longest_s: float) -> float:
+    def flush_interval_s(self, longest_s: float) -> float:
         """How far apart writes should be, now."""
-        return longest_s if self._took_s is None else beat_s(longest_s, self._took_s)
+        return longest_s if self._took_s is None else flush_interval_s(longest_s, self._took_s)
 
     async def append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
         """As `JobWorker.append`. Raises `StoreUnavailable` too when the carrier was stopped half-way:
@@ -73,15 +73,15 @@ class AppendBatcher:
         self._took_s = took_s if self._took_s is None else (self._took_s + took_s) / 2
 
 
-def beat_s(longest_s: float, took_s: float) -> float:
+def flush_interval_s(longest_s: float, took_s: float) -> float:
     """`longest_s`, halved as long as a write that takes `took_s` leaves the store and us in peace.
     Halves, since writers on one of them meet on every longer one too.
     """
     shortest_s = max(_REST * took_s, longest_s / _SHORTEST)
-    beat = longest_s
-    while beat / 2 >= shortest_s:
-        beat /= 2
-    return beat
+    interval_s = longest_s
+    while interval_s / 2 >= shortest_s:
+        interval_s /= 2
+    return interval_s
 
 
 def _fail(group: Sequence[_Waiting], error: StoreUnavailable) -> None:

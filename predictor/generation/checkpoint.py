@@ -2,7 +2,7 @@
 
 Called by `predictor.delivery.delivery` and `predictor.generation.generation`. Writing never waits on the decode path:
 tokens are put into a buffer, and a task of its own carries them to the store, the first at once and
-then on a beat of `flush_s` or, where the store is quick, a part of it. If the process dies, what is
+then each `flush_s` or, where the store is quick, a part of it. If the process dies, what is
 lost is what the buffer held.
 """
 
@@ -139,7 +139,7 @@ class CheckpointWriter:
                 return
             try:
                 await self._flush()
-                pause_s = self._appends.beat_s(self._flush_s)
+                pause_s = self._appends.flush_interval_s(self._flush_s)
             except StoreUnavailable:
                 pause_s = _AFTER_TROUBLE_S
                 self._has_some.set()
@@ -210,9 +210,9 @@ class CheckpointWriter:
             )
         return last == (batch.delta, batch.token_ids)
 
-    async def _pause(self, beat_s: float) -> None:
-        """Wait for the next beat, which is the same for all writers, or until closing."""
-        wait_s = beat_s - asyncio.get_running_loop().time() % beat_s
+    async def _pause(self, flush_interval_s: float) -> None:
+        """Wait until the next flush, at the same moment for all writers, or until closing."""
+        wait_s = flush_interval_s - asyncio.get_running_loop().time() % flush_interval_s
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._closing.wait()

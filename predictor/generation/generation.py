@@ -49,7 +49,7 @@ class Interrupted(StrEnum):
 
 
 _COUNT_EVERY_S: Final = 0.5
-"""Made tokens are counted on this beat: a step is milliseconds, and `/metrics` is read every few
+"""Made tokens are counted this often: a step is milliseconds, and `/metrics` is read every few
 seconds.
 """
 _REFUSALS: Final = {

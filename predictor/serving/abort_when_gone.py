@@ -1,7 +1,7 @@
 """A caller that hangs up stops what it asked for: ASGI middleware for the calls whose caller waits.
 
 Used by `predictor.server`. Deliveries never come here (`predictor.serving.event_routes.EventMiddleware` stands
-before it): a pump that dies must not cost the thought it waited for; the next delivery finds it
+before it): a pump that dies must not cost the answer it waited for; the next delivery finds it
 running, or its result. KServe's own routes go on generating
 for a caller that has gone, hence a middleware and not a route's matter.
 """

@@ -1,7 +1,7 @@
 """Calls whose caller waits: OpenAI routes and KServe's predict. No job, no store, no resumption.
 
 Called by `predictor.serving.openai_routes` and `predictor.serving.model`. They share the engine's batch with the
-queued jobs, through the same door. A caller that goes away closes the generator, which aborts.
+queued jobs, by the same admission. A caller that goes away closes the generator, which aborts.
 """
 
 import secrets
@@ -70,6 +70,6 @@ class DirectCalls:
             except TorporError:
                 raise
             except Exception as error:
-                # The outermost hand on this call; what goes further up is logged with its words.
+                # The outermost handler of this call; what goes further up is logged with its words.
                 _log.error("call broke", action="call", **where(error))
                 raise EngineRequestError("the predictor failed") from None

@@ -70,9 +70,9 @@ class _HttpServer(_RefreshingServer):  # type: ignore[misc]
 
 
 class _RestServer(RESTServer):  # type: ignore[misc]
-    def __init__(self, door: socket.socket, *args: Any, **options: Any) -> None:
+    def __init__(self, listener: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._door = door
+        self._listener = listener
         self.config.access_log = False
         self.config.http = HttpProtocol
         self.config.proxy_headers = False  # nobody here asks who calls
@@ -91,7 +91,7 @@ class _RestServer(RESTServer):  # type: ignore[misc]
 
     async def start(self) -> None:
         self.create_application()
-        await self._server.serve(sockets=[self._door])
+        await self._server.serve(sockets=[self._listener])
 
     def stop(self) -> None:
         self._server.should_exit = True
@@ -143,15 +143,15 @@ class _Repository(ModelRepositoryExtension):  # type: ignore[misc]
 class PredictorServer(ModelServer):  # type: ignore[misc]
     """Serves until `stop_serving`."""
 
-    def __init__(self, door: socket.socket, *, grpc_address: str, token: str = "") -> None:
+    def __init__(self, listener: socket.socket, *, grpc_address: str, token: str = "") -> None:
         """`grpc_address` is HOST:PORT; empty leaves gRPC off. `token` is what gRPC calls need."""
         super().__init__(
-            http_port=door.getsockname()[1],
+            http_port=listener.getsockname()[1],
             enable_grpc=False,  # KServe's binds all addresses; ours stands beside it
             grace_period=_LEFTOVERS_S,
             enable_latency_logging=False,
         )
-        self._door = door
+        self._listener = listener
         logging.getLogger("kserve").addFilter(_is_trouble)
         self.dataplane = _DataPlane(model_registry=self.registered_models)
         self.model_repository_extension = _Repository(model_registry=self.registered_models)
@@ -165,7 +165,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         """Serve `models`; their `start_engine` runs beside the HTTP server. Blocks."""
         self._register_and_check_atleast_one_model_is_ready(models)
         self._rest_server = _RestServer(
-            self._door,
+            self._listener,
             "kserve.model_server:app",
             self.dataplane,
             self.model_repository_extension,

@@ -66,7 +66,7 @@ class VllmEngine:
         self._llm: Any = None
         self._serving: VllmServing | None = None
         self._building: asyncio.Future[Any] | None = None
-        self._strangers: set[int | None] = set()  #: child processes that are not the engine's
+        self._other_processes: set[int | None] = set()  #: child processes that are not the engine's
         # vLLM's process dies with the thread that forked it (`death_signal`): one that we keep.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm-engine")
 
@@ -109,7 +109,7 @@ class VllmEngine:
         report = forward_only(report)
         report(ColdStartPhase.IMPORT)
         args, config = await self._in_thread(_configure, self._settings)
-        self._strangers = {process.pid for process in multiprocessing.active_children()}
+        self._other_processes = {process.pid for process in multiprocessing.active_children()}
         with heard(report):
             self._building = self._in_thread(build_llm, args, config)
             self._llm = await asyncio.shield(self._building)
@@ -153,7 +153,7 @@ class VllmEngine:
             return None
         if not building.done():
             for process in multiprocessing.active_children():
-                if process.pid not in self._strangers:
+                if process.pid not in self._other_processes:
                     process.kill()  # vLLM heeds SIGTERM only once loaded; nothing is lost yet
         try:
             return await asyncio.wait_for(asyncio.shield(building), STOP_TIMEOUT_S)

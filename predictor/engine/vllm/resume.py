@@ -1,7 +1,7 @@
 """A half-finished answer, handed to vLLM's serving layer as if nothing had happened.
 
 Called by `predictor.engine.vllm.serving`. `ResumingClient` stands between vLLM's OpenAI serving classes
-and `AsyncLLM`: it reports every sampled id to the run's `ResumeBuffer`, and where the tape holds ids of an
+and `AsyncLLM`: it reports every sampled id to the run's `ResumeBuffer`, and where the buffer holds ids of an
 earlier attempt it replays those first and lets the engine go on after them. The serving layer sees
 one answer from its first token, so its reasoning parsers, tool parsers and usage counts are right
 across the seam without knowing of it. Imports vLLM: load it only where vLLM is wanted.
@@ -24,7 +24,7 @@ from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
 from predictor.errors import EngineRequestError
 
-_BREATHE_EVERY: Final = 256
+_YIELD_EVERY: Final = 256
 """Replayed tokens after which other tasks run; a token takes 20 microseconds."""
 
 
@@ -37,7 +37,7 @@ class ResumeBuffer:
         self.failure: Exception | None = None  #: what the engine raised, before it became JSON
 
 
-CURRENT_TAPE: ContextVar[ResumeBuffer] = ContextVar("current_tape")
+CURRENT_BUFFER: ContextVar[ResumeBuffer] = ContextVar("current_buffer")
 """Set around each call of the serving layer; its `generate` runs in that context."""
 
 
@@ -61,40 +61,40 @@ class ResumingClient:
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
     ) -> AsyncGenerator[Any, None]:
-        """As `EngineClient.generate`, with the current tape's ids first."""
-        tape = CURRENT_TAPE.get(None)
-        if tape is None:
+        """As `EngineClient.generate`, with the current buffer's ids first."""
+        buffer = CURRENT_BUFFER.get(None)
+        if buffer is None:
             plain: AsyncGenerator[Any, None] = self._inner.generate(
                 prompt, sampling_params, request_id, **options
             )
             return plain
-        return self._taped(tape, prompt, sampling_params, request_id, options)
+        return self._buffered(buffer, prompt, sampling_params, request_id, options)
 
-    async def _taped(
+    async def _buffered(
         self,
-        tape: ResumeBuffer,
+        buffer: ResumeBuffer,
         prompt: Any,
         params: SamplingParams,
         request_id: str,
         options: Mapping[str, Any],
     ) -> AsyncGenerator[Any, None]:
         try:
-            if tape.prior:
-                source = self._resumed(tape, prompt, params, request_id, options)
+            if buffer.prior:
+                source = self._resumed(buffer, prompt, params, request_id, options)
             else:
                 source = self._inner.generate(prompt, params, request_id, **options)
             try:
                 async for output in source:
-                    yield output if tape.prior else _recorded(tape, output)
+                    yield output if buffer.prior else _recorded(buffer, output)
             finally:
                 await source.aclose()  # aborts in the engine when we are closed early
         except Exception as error:
-            tape.failure = error
+            buffer.failure = error
             raise
 
     async def _resumed(
         self,
-        tape: ResumeBuffer,
+        buffer: ResumeBuffer,
         prompt: Any,
         params: SamplingParams,
         request_id: str,
@@ -104,23 +104,23 @@ class ResumingClient:
             raise EngineRequestError("only one streamed answer can be continued")
         answer = Answer(self._inner, prompt, params, request_id)
         ending: Ending | None = None
-        for position, token_id in enumerate(tape.prior):
-            if position % _BREATHE_EVERY == 0:
+        for position, token_id in enumerate(buffer.prior):
+            if position % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
             ending = answer.ending_at(token_id)
             yield answer.add([token_id], ending)
             if ending is not None or answer.is_over:
                 return  # the earlier attempt died between its last token and its result
         inner = self._inner.generate(
-            {**prompt, "prompt_token_ids": [*answer.prompt_token_ids, *tape.prior]},
-            _remaining(params, len(tape.prior)),
+            {**prompt, "prompt_token_ids": [*answer.prompt_token_ids, *buffer.prior]},
+            _remaining(params, len(buffer.prior)),
             request_id,
             **options,
         )
         try:
             async for output in inner:
                 completion = output.outputs[0]
-                tape.record(tuple(completion.token_ids))
+                buffer.record(tuple(completion.token_ids))
                 yield answer.add(completion.token_ids, _ending_of(completion), output)
                 if answer.is_over:
                     return
@@ -196,10 +196,10 @@ class Answer:
         )
 
 
-def _recorded(tape: ResumeBuffer, output: Any) -> Any:
+def _recorded(buffer: ResumeBuffer, output: Any) -> Any:
     for completion in output.outputs:
         if completion.token_ids:
-            tape.record(tuple(completion.token_ids))
+            buffer.record(tuple(completion.token_ids))
     return output
 
 

@@ -37,7 +37,7 @@ from predictor.engine.vllm.errors import (
     translate,
 )
 from predictor.engine.vllm.media import check_media
-from predictor.engine.vllm.resume import CURRENT_TAPE, ResumeBuffer, ResumingClient
+from predictor.engine.vllm.resume import CURRENT_BUFFER, ResumeBuffer, ResumingClient
 from predictor.errors import BadRequest
 
 _UNREADABLE: Final = (AttributeError, IndexError, KeyError, TypeError)
@@ -111,8 +111,8 @@ class VllmServing:
         """See `Engine.run`."""
         parsed = self.parse(request)
         queue: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
-        tape = ResumeBuffer(prior, lambda ids: queue.put_nowait(Step(ids, None)))
-        task = asyncio.create_task(self._pump(request, parsed, tape, queue))
+        buffer = ResumeBuffer(prior, lambda ids: queue.put_nowait(Step(ids, None)))
+        task = asyncio.create_task(self._pump(request, parsed, buffer, queue))
         try:
             while (step := await queue.get()) is not None:
                 if isinstance(step, BaseException):
@@ -127,18 +127,18 @@ class VllmServing:
         self,
         request: EngineRequest,
         parsed: Any,
-        tape: ResumeBuffer,
+        buffer: ResumeBuffer,
         queue: asyncio.Queue[Step | BaseException | None],
     ) -> None:
         """Run the serving layer to its end. A task of its own, so that ids flow while it parses."""
         if not getattr(parsed, "use_beam_search", False):  # its steps are not the answer's tokens
-            CURRENT_TAPE.set(tape)
+            CURRENT_BUFFER.set(buffer)
         try:
             async for chunk in self._chunks(request, parsed):
                 queue.put_nowait(Step((), chunk))
             queue.put_nowait(None)
         except Exception as error:
-            queue.put_nowait(translate(tape.failure or error, request))
+            queue.put_nowait(translate(buffer.failure or error, request))
 
     async def _chunks(
         self, request: EngineRequest, parsed: Any

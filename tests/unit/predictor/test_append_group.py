@@ -8,7 +8,7 @@ import pytest
 from eventing.cloudevent.job_event import job_of
 from eventing.errors import StoreUnavailable
 from eventing.job.store import Lease, LeaseStatus, TokenBatch
-from predictor.generation.append_batcher import AppendBatcher, beat_s
+from predictor.generation.append_batcher import AppendBatcher, flush_interval_s
 from tests.unit.predictor.desk import UnreliableStore, asking
 
 ONE = TokenBatch(index=0, token_ids=(1,))
@@ -85,7 +85,7 @@ async def test_stopping_the_first_does_not_strand_the_others(must_wait: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("took_s", "beat"),
+    ("took_s", "interval_s"),
     [
         pytest.param(0.0001, 0.05 / 16, id="never shorter than a sixteenth"),
         pytest.param(0.001, 0.00625, id="four times a write, at least"),
@@ -93,20 +93,22 @@ async def test_stopping_the_first_does_not_strand_the_others(must_wait: bool) ->
         pytest.param(0.02, 0.05, id="never longer than was set"),
     ],
 )
-def test_the_beat_is_as_short_as_the_store_is_quick(took_s: float, beat: float) -> None:
-    assert beat_s(0.05, took_s) == pytest.approx(beat)
+def test_the_flush_interval_is_as_short_as_the_store_is_quick(
+    took_s: float, interval_s: float
+) -> None:
+    assert flush_interval_s(0.05, took_s) == pytest.approx(interval_s)
 
 
 async def test_a_slow_store_is_asked_less_often() -> None:
     store = CountingStore()
     group = AppendBatcher(store)
     (job,) = await store.running(1)
-    before = group.beat_s(0.05)
+    before = group.flush_interval_s(0.05)
     await group.append(job, ONE)
-    quick = group.beat_s(0.05)
+    quick = group.flush_interval_s(0.05)
     store.delay_s = 0.03
     await group.append(job, TokenBatch(index=1, token_ids=(2,)))
 
     assert before == 0.05  # nothing is known yet
     assert quick < 0.01
-    assert group.beat_s(0.05) > quick
+    assert group.flush_interval_s(0.05) > quick
