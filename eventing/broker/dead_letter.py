@@ -9,7 +9,9 @@ broker can have spent its retries: RabbitMQ's dispatcher gives up all it holds w
 end. Else the job is put back among those to be published (docs/adr/0170).
 """
 
+import asyncio
 import base64
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -18,6 +20,7 @@ import orjson
 import structlog
 from redis.asyncio import Redis
 
+from eventing.broker.delivery import Answer, DeliverySpec, backoff_s, is_retried
 from eventing.broker.queue import Claimed, member_of
 from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event, build_binary, to_record
@@ -47,7 +50,7 @@ class DeadLetterHandler:
         self._redis = redis
         self._store = store
 
-    async def record(self, trigger: Trigger, claimed: Claimed, reason: str, status: int) -> bool:
+    async def record(self, trigger: Trigger, claimed: Claimed, reason: str, answer: Answer) -> bool:
         """Record the event; False when it must stay, because its job runs well under a live lease.
 
         Raises `StoreUnavailable` when nothing could be recorded: then nothing may be settled
@@ -72,11 +75,9 @@ class DeadLetterHandler:
         else:
             await self._keep(trigger, claimed, reason)
             DEAD_LETTERS.labels(trigger.name).inc()
-        _log.warning("set aside", action="dead_letter", trigger=trigger.name, status=status)
+        _log.warning("set aside", action="dead_letter", trigger=trigger.name, status=answer.status)
         if trigger.delivery.dead_letter_sink:
-            await _tell(
-                trigger.delivery.dead_letter_sink, _explained(event, trigger, reason, status)
-            )
+            await _tell(trigger.delivery, _explained(event, trigger, reason, answer))
         return True
 
     async def _fail_job(self, event: Event, reason: str) -> LeaseStatus:
@@ -130,27 +131,40 @@ def _last_answer(event: Event) -> str:
     return "no answer" if code in ("", *_UNANSWERED) else f"an answer of {code:.20}"
 
 
-def _explained(event: Event, trigger: Trigger, reason: str, status: int) -> Event:
+def _explained(event: Event, trigger: Trigger, reason: str, answer: Answer) -> Event:
     """The event with Knative's dead-letter extensions."""
     why = {
         "knativeerrordest": trigger.subscriber,
-        "knativeerrorcode": str(status or -1),
-        "knativeerrordata": base64.b64encode(reason.encode()).decode(),
+        "knativeerrorcode": str(answer.status or -1),
+        "knativeerrordata": base64.b64encode(answer.body or reason.encode()).decode(),
     }
     return replace(event, extensions=dict(event.extensions) | why)
 
 
-async def _tell(sink: str, event: Event) -> None:
-    """Best effort: the record that counts is written."""
+async def _tell(spec: DeliverySpec, event: Event) -> None:
+    """Best effort, as often as `retry` says: the record that counts is written."""
     headers, body = build_binary(event)
+    async with aiohttp.ClientSession(timeout=_SINK_TIMEOUT) as session:
+        for tries in range(1, spec.retry + 2):
+            status = await _post(session, spec.dead_letter_sink, headers, body)
+            if 200 <= status < 300:
+                return
+            _log.warning("dead-letter sink took nothing", action="dead_letter", status=status)
+            if not is_retried(status) or tries > spec.retry:
+                return
+            await asyncio.sleep(backoff_s(spec, tries))
+
+
+async def _post(
+    session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], body: bytes
+) -> int:
+    """The status; 0 when nobody answers, 400 for an address that is none."""
     try:
-        async with (
-            aiohttp.ClientSession(timeout=_SINK_TIMEOUT) as session,
-            session.post(sink, data=payload(body), headers=headers) as response,
-        ):
-            if response.status >= 300:
-                _log.warning(
-                    "dead-letter sink refused", action="dead_letter", status=response.status
-                )
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        _log.warning("dead-letter sink is away", action="dead_letter", reason=type(error).__name__)
+        async with session.post(
+            url, data=payload(body), headers=headers, skip_auto_headers=("content-type",)
+        ) as response:
+            return response.status
+    except ValueError:
+        return 400
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return 0

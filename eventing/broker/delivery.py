@@ -43,12 +43,13 @@ class DeliverySpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What a subscriber answered; `status` is 0 when it did not. `is_unreached` when there was no
-    connection that could have carried the event.
+    connection that could have carried the event. `body` is the beginning of a refusal's.
     """
 
     status: int
     retry_after_s: float | None = None
     is_unreached: bool = False
+    body: bytes = b""
 
     @property
     def is_refusal(self) -> bool:

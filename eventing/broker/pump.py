@@ -8,7 +8,6 @@ not know what a job is but by its id.
 """
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Final
 
@@ -58,6 +57,9 @@ _CLAIM_AT_ONCE: Final = 16
 _TIDY_EVERY_S: Final = 5.0
 _AFTER_TROUBLE_S: Final = 0.5
 _REPLY_LIMIT_BYTES: Final = 8 * 1024 * 1024
+_ERROR_BODY_BYTES: Final = 1024
+"""Of a subscriber's answer, for `knativeerrordata`; Knative's limit."""
+_MALFORMED_REPLY: Final = 502
 _UNREACHED: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 """There was no connection, so nobody has the event."""
 
@@ -243,7 +245,7 @@ class Pump:
             case Nack():
                 await self._queue.nack(claimed.ticket, lane_of(claimed.event))
             case SetAside(reason):
-                if await self._dead_letters.record(self._trigger, claimed, reason, answer.status):
+                if await self._dead_letters.record(self._trigger, claimed, reason, answer):
                     await self._queue.send([self._queue.settle_call(claimed.ticket)])
                 else:
                     await self._queue.defer(claimed.ticket, CLAIM_IDLE_MS)
@@ -270,13 +272,9 @@ class Pump:
                 data=payload(body),
                 headers=headers | self._headers | trace.headers(),
                 allow_redirects=False,
+                skip_auto_headers=("content-type",),  # an event without data has none
             ) as response:
-                content = await _whole(response)
-                now_s = SystemClock().wall_ms() / 1000
-                asked_s = retry_after_s(response.headers.get("retry-after", ""), now_s)
-                return Answer(status=response.status, retry_after_s=asked_s), _reply(
-                    response.status, response.headers, content
-                )
+                return await _answer_of(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             _log.info(
                 "no answer",
@@ -329,27 +327,45 @@ class Pump:
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
 
-async def _whole(response: aiohttp.ClientResponse) -> bytes:
-    """The body to its end; empty when it is over the limit, since half an event is none."""
+async def _answer_of(response: aiohttp.ClientResponse) -> tuple[Answer, Event | None]:
+    """What the subscriber said, and the event in it. A reply that claims to be an event and is none
+    is no success: it is asked for again, as Knative does.
+    """
+    content = await _whole(response)
+    try:
+        reply = _reply(response, content)
+    except (NotACloudEvent, UnsupportedMode) as error:
+        _log.warning("malformed reply", action="deliver", reason=error.message)
+        return Answer(status=_MALFORMED_REPLY, body=(content or b"")[:_ERROR_BODY_BYTES]), None
+    now_s = SystemClock().wall_ms() / 1000
+    asked_s = retry_after_s(response.headers.get("retry-after", ""), now_s)
+    body = b"" if response.ok else (content or b"")[:_ERROR_BODY_BYTES]
+    return Answer(status=response.status, retry_after_s=asked_s, body=body), reply
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes | None:
+    """The body to its end; None when it is over the limit, since half an event is none."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > _REPLY_LIMIT_BYTES:
-            _log.warning("reply too long", action="deliver", limit_bytes=_REPLY_LIMIT_BYTES)
-            return b""
+            return None
     return bytes(body)
 
 
-def _reply(status: int, headers: Mapping[str, str], content: bytes) -> Event | None:
+def _reply(response: aiohttp.ClientResponse, content: bytes | None) -> Event | None:
     """The event in a 200 answer, if there is one (data-plane specification: a 202 body is no
-    reply).
+    reply). Raises `NotACloudEvent` for one that is broken.
     """
-    if status != 200 or (not content and "ce-id" not in headers):
+    # As servers hand headers on: `parse_http` tells raw UTF-8 from what is not.
+    headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.raw_headers}
+    kind = headers.get("content-type", "").lower()
+    is_event = kind.startswith("application/cloudevents") or "ce-specversion" in headers
+    if response.status != 200 or not (is_event or "ce-id" in headers):
         return None
-    try:
-        return parse_http(headers, content)
-    except (NotACloudEvent, UnsupportedMode):
-        return None
+    if content is None:
+        raise NotACloudEvent(f"the reply is over {_REPLY_LIMIT_BYTES} bytes", "body")
+    return parse_http(headers, content)
 
 
 def _job_id(event: Event) -> JobId:

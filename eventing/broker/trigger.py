@@ -5,6 +5,7 @@ names and meanings are those of `eventing.knative.dev/v1` Trigger; what we canno
 name.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,6 +22,7 @@ from eventing.errors import BadRequest
 PARALLELISM: Final = "torpor.dev/parallelism"
 RETRY_SPAN: Final = "torpor.dev/retry-span"
 """Marks a trigger whose events another broker gave up: how long its retries last in all."""
+_ATTRIBUTE: Final = re.compile(r"[a-z][a-z0-9]*\Z")
 _DURATION: Final = TypeAdapter(timedelta)
 
 
@@ -118,21 +120,22 @@ def _filters(spec: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
 
 
 def _check(expression: Any) -> None:
-    if not isinstance(expression, Mapping) or not expression:
+    """Raise for a filter that Knative's webhook refuses, or whose dialect we cannot evaluate."""
+    if not isinstance(expression, Mapping) or len(expression) != 1:
         raise BadRequest("a filter must be an object with one dialect", "spec.filters")
-    for dialect, operand in expression.items():
-        if dialect not in _DIALECT:
-            raise BadRequest(f"filter dialect {dialect!r} is not supported", "spec.filters")
-        for inner in _nested(dialect, operand):
-            _check(inner)
-        if dialect in _ON_ATTRIBUTES and not _is_attributes(operand):
-            raise BadRequest(f"filter {dialect} wants attribute names and texts", "spec.filters")
+    ((dialect, operand),) = expression.items()
+    if dialect not in _DIALECT:
+        raise BadRequest(f"filter dialect {dialect!r} is not supported", "spec.filters")
+    for inner in _nested(dialect, operand):
+        _check(inner)
+    if dialect in _ON_ATTRIBUTES:
+        _check_attributes(dialect, operand)
 
 
 def _nested(dialect: str, operand: Any) -> Sequence[Any]:
     match dialect:
         case "all" | "any":
-            if not isinstance(operand, list):
+            if not isinstance(operand, list) or not operand:
                 raise BadRequest(f"filter {dialect} wants a list of filters", "spec.filters")
             return operand
         case "not":
@@ -141,10 +144,15 @@ def _nested(dialect: str, operand: Any) -> Sequence[Any]:
             return []
 
 
-def _is_attributes(operand: Any) -> bool:
-    return isinstance(operand, Mapping) and all(
-        isinstance(name, str) and isinstance(value, str) for name, value in operand.items()
-    )
+def _check_attributes(dialect: str, operand: Any) -> None:
+    is_text = isinstance(operand, Mapping) and all(isinstance(v, str) for v in operand.values())
+    if not operand or not is_text:
+        raise BadRequest(f"filter {dialect} wants attribute names and texts", "spec.filters")
+    for name, value in operand.items():
+        if not isinstance(name, str) or not _ATTRIBUTE.match(name):
+            raise BadRequest(f"{name!r:.40} is no attribute: a-z, then a-z and 0-9", "spec.filters")
+        if not value and dialect != "exact":
+            raise BadRequest(f"filter {dialect} of {name} wants a text", "spec.filters")
 
 
 def _sink(destination: Any) -> str:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Final
 from urllib.parse import quote, unquote_to_bytes
 
@@ -27,6 +28,14 @@ _KNOWN: Final = frozenset({*_REQUIRED, "subject", "time", "datacontenttype", "da
 _NOT_FROM_HEADERS: Final = frozenset({"ce-datacontenttype", "ce-data"})
 """The one travels as Content-Type, and only so (3.1.1); the other is no attribute."""
 _EXTENSION_NAME: Final = re.compile(r"[a-z0-9]+\Z")
+_FORBIDDEN: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+"""What no attribute may hold (type system: control characters, surrogates, noncharacters)."""
+_NEVER_EMPTY: Final = ("subject", "time", "datacontenttype", "dataschema")
+_TIME: Final = re.compile(
+    r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:)(\d\d)(?:\.\d+)?(?:([Zz])|([+-]\d\d:\d\d))\Z", re.ASCII
+)
+_ABSOLUTE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+\Z")
+_INT32: Final = range(-(2**31), 2**31)
 _HEADER_SAFE: Final = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
 _ALL_SAFE: Final = re.compile(f"[{re.escape(_HEADER_SAFE)}]*\\Z")
 
@@ -127,6 +136,7 @@ def _parse_binary(headers: Mapping[str, str], body: bytes) -> Event:
     }
     if content_type := headers.get("content-type", ""):
         attributes["datacontenttype"] = _checked(content_type)
+    _check_values(attributes)
     return _from_attributes(attributes, body)
 
 
@@ -144,8 +154,13 @@ def _parse_structured(content_type: str, body: bytes) -> Event:
     ]
     if missing:
         raise NotACloudEvent(f"missing or empty attribute {', '.join(missing)}", missing[0])
+    if "data" in envelope and "data_base64" in envelope:
+        raise NotACloudEvent("data and data_base64 are both there", "data_base64")
+    named = {k: v for k, v in envelope.items() if k not in ("data", "data_base64")}
+    _check_values({k: _text(k, v) for k, v in named.items() if v is not None})
     event = _from_sdk({"content-type": STRUCTURED}, body, is_json_default="data" in envelope)
-    return event if "time" in envelope else replace(event, time="")  # the SDK stamps its own
+    # A null is an attribute that is not there (JSON format 2.2); the SDK stamps a time of its own.
+    return event if envelope.get("time") is not None else replace(event, time="")
 
 
 def _from_sdk(headers: Mapping[str, str], body: bytes, *, is_json_default: bool = False) -> Event:
@@ -192,12 +207,41 @@ def _text(name: str, value: Any) -> str:
             return value
         case bool():
             return str(value).lower()
-        case int():
+        case int() if value in _INT32:
             return str(value)
         case _:
             raise NotACloudEvent(
-                f"attribute {name} must be a string, a boolean or an integer", name
+                f"attribute {name} must be a string, a boolean or an integer of 32 bits", name
             )
+
+
+def _check_values(attributes: Mapping[str, str]) -> None:
+    """Raise for the first attribute whose value its type does not allow."""
+    for name, value in attributes.items():
+        if _FORBIDDEN.search(value):
+            raise NotACloudEvent(f"attribute {name} holds a control character", name)
+        if not value and name in _NEVER_EMPTY:
+            raise NotACloudEvent(f"attribute {name} must not be empty", name)
+    if (source := attributes.get("source", "")) and re.search(r"\s", source):
+        raise NotACloudEvent("source must be a URI reference", "source")
+    if (schema := attributes.get("dataschema")) and not _ABSOLUTE.match(schema):
+        raise NotACloudEvent("dataschema must be an absolute URI", "dataschema")
+    if (time := attributes.get("time")) and not _is_time(time):
+        raise NotACloudEvent("time must be an RFC 3339 timestamp", "time")
+
+
+def _is_time(text: str) -> bool:
+    match = _TIME.match(text)
+    if match is None:
+        return False
+    begin, seconds, _, offset = match.groups()
+    try:  # a leap second is one (RFC 3339 5.7), and no datetime
+        datetime.fromisoformat(
+            begin.upper() + ("59" if seconds == "60" else seconds) + (offset or "")
+        )
+    except ValueError:
+        return False
+    return True
 
 
 def _keep(data: Any) -> Any:
@@ -221,9 +265,15 @@ def _encode_header(value: str) -> str:
 
 
 def _decode_header(name: str, value: str) -> str:
-    """One round of percent-decoding; legacy double quotes are taken off first. Raises on bytes that
-    are not UTF-8.
+    """One round of percent-decoding; legacy double quotes are taken off first. A header comes as
+    latin-1: UTF-8 that was sent as it is, as some SDKs do, is the same value as its percent-encoded
+    form. Raises on bytes that are not UTF-8.
     """
+    if not value.isascii():
+        try:
+            value = value.encode("latin-1").decode("utf-8")
+        except UnicodeError as error:
+            raise NotACloudEvent(f"header {name} is not UTF-8; percent-encode it", name) from error
     if len(value) >= 2 and value[0] == value[-1] == '"':
         value = value[1:-1].replace('\\"', '"').replace("\\\\", "\\")
     if "%" not in value:

@@ -1,6 +1,8 @@
 """What cannot be delivered is set aside, and its job is failed first."""
 
 import asyncio
+import base64
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
@@ -102,6 +104,32 @@ class TestDeadLetters:
         assert told.extensions["knativeerrordest"] == one.url
         assert told.extensions["knativeerrorcode"] == "400"
         assert told.extensions["knativeerrordata"]
+
+    async def test_the_sink_is_told_what_the_subscriber_answered(self, redis: Redis) -> None:
+        async def refuses(_: web.Request, __: int) -> web.Response:
+            return web.Response(status=400, body=b"no such shelf " + b"x" * 2000)
+
+        async with Subscriber([refuses]).serving() as one, Subscriber().serving() as sink:
+            spec = DeliverySpec(retry=0, dead_letter_sink=sink.url)
+            (stack,) = build(redis, trigger(one.url, spec))
+            async with pumping(stack):
+                await stack.send(EVENT)
+                await until(stack.is_drained)
+
+        said = base64.b64decode(sink.got[0].extensions["knativeerrordata"])
+        assert said.startswith(b"no such shelf")
+        assert len(said) == 1024
+
+    async def test_the_sink_is_tried_as_often_as_retry_says(self, redis: Redis) -> None:
+        busy = Subscriber([says(503), says(503), says(204)])
+        async with Subscriber([says(400)]).serving() as one, busy.serving() as sink:
+            spec = replace(FAST, retry=2, dead_letter_sink=sink.url)
+            (stack,) = build(redis, trigger(one.url, spec))
+            async with pumping(stack):
+                await stack.send(EVENT)
+                await until(stack.is_drained)
+
+        assert len(sink.got) == 3
 
     @pytest.mark.parametrize("sink", ["http://127.0.0.1:1/", "not a url"])
     async def test_a_sink_that_is_away_loses_nothing(self, redis: Redis, sink: str) -> None:

@@ -81,6 +81,43 @@ class TestReplies:
         assert len(subscriber.got) == 2
         assert subscriber.got[1].data == body
 
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"ce-specversion": "1.0", "ce-id": "r"},
+            {"ce-specversion": "2.0", "ce-id": "r", "ce-source": "/r", "ce-type": "a"},
+            {"ce-id": "r"},
+            {"content-type": "application/cloudevents+json"},
+            {"content-type": "application/cloudevents-batch+json"},
+        ],
+        ids=str,
+    )
+    async def test_a_malformed_reply_is_no_success_and_is_asked_for_again(
+        self, redis: Redis, headers: dict[str, str]
+    ) -> None:
+        async def malformed(_: web.Request, __: int) -> web.Response:
+            return web.Response(headers=headers, body=b"{no")
+
+        async with Subscriber([malformed, replies(self.REPLY), says(204)]).serving() as subscriber:
+            (stack,) = build(redis, trigger(subscriber.url))
+            async with pumping(stack):
+                await stack.send(EVENT)
+                await until(stack.is_drained)
+
+        assert subscriber.got == [EVENT, EVENT, self.REPLY]
+
+    async def test_an_event_without_data_is_delivered_without_a_content_type(
+        self, redis: Redis
+    ) -> None:
+        async with Subscriber().serving() as subscriber:
+            (stack,) = build(redis, trigger(subscriber.url))
+            async with pumping(stack):
+                await stack.send(Event(id="1", source="/s", type="t"))
+                await until(stack.is_drained)
+
+        assert subscriber.got[0].datacontenttype == ""
+        assert "content-type" not in subscriber.headers[0]
+
     async def test_a_body_that_is_no_event_is_no_reply(self, redis: Redis) -> None:
         async def text(_: web.Request, __: int) -> web.Response:
             return web.Response(text="thanks")

@@ -5,8 +5,10 @@ binding.md`) and the SDKs' common feature files, written anew here.
 """
 
 import base64
+import re
 from contextlib import suppress
 from dataclasses import replace
+from urllib.parse import quote
 
 import orjson
 import pytest
@@ -281,11 +283,12 @@ NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=12)
         )
     )
 )
-TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1)
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn")), min_size=1)
+SOURCES = TEXT.filter(lambda text: not re.search(r"\s", text))
 EVENTS = st.builds(
     Event,
     id=TEXT,
-    source=TEXT,
+    source=SOURCES,
     type=TEXT,
     subject=st.one_of(st.just(""), TEXT),
     time=st.sampled_from(["", "2026-11-21T03:00:00Z", "2026-11-21T03:00:00.123456789+01:00"]),
@@ -378,3 +381,88 @@ class TestAttributes:
 
         assert self.EVENT.identity == other.identity
         assert self.EVENT.identity != Event(id="/s1", source="", type="t").identity
+
+
+BINARY = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "t"}
+INVALID = [
+    ("time", "yesterday"),
+    ("time", "2026-11-29"),
+    ("time", "2026-11-29T20:00:00"),
+    ("time", "2026-13-29T20:00:00Z"),
+    ("time", "2026-02-30T20:00:00Z"),
+    ("time", "2026-11-29T25:00:00Z"),
+    ("time", "2026-11-29 20:00:00Z"),
+    ("time", "1764446400"),
+    ("time", ""),
+    ("subject", ""),
+    ("subject", "a\x00b"),
+    ("id", "a\nb"),
+    ("type", "t\x7f"),
+    ("source", "/s\x85"),
+    ("source", "/two words"),
+    ("subject", "a\ufffe"),
+    ("dataschema", ""),
+    ("dataschema", "schema.json"),
+    ("tenant", "a\x1bb"),
+]
+
+
+class TestWhatNoEventMayHold:
+    @pytest.mark.parametrize(("name", "value"), INVALID)
+    def test_in_structured_mode(self, name: str, value: str) -> None:
+        envelope = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t", name: value}
+
+        with pytest.raises(NotACloudEvent) as refused:
+            parse_http({"content-type": STRUCTURED}, orjson.dumps(envelope))
+
+        assert refused.value.field == name
+
+    @pytest.mark.parametrize(("name", "value"), INVALID)
+    def test_in_binary_mode_percent_encoded(self, name: str, value: str) -> None:
+        with pytest.raises(NotACloudEvent) as refused:
+            parse_http(BINARY | {f"ce-{name}": quote(value, safe="/:")}, b"")
+
+        assert refused.value.field == name
+
+    @pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 1.5, [], {}])
+    def test_extensions_are_texts_booleans_and_integers_of_32_bits(self, value: object) -> None:
+        envelope = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t", "many": value}
+
+        with pytest.raises(NotACloudEvent, match="many"):
+            parse_http({"content-type": STRUCTURED}, orjson.dumps(envelope))
+
+    def test_data_comes_in_one_form(self) -> None:
+        envelope = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}
+        both = envelope | {"data": 1, "data_base64": "MQ=="}
+
+        with pytest.raises(NotACloudEvent, match="data_base64"):
+            parse_http({"content-type": STRUCTURED}, orjson.dumps(both))
+
+    @pytest.mark.parametrize("time", ["2016-12-31T23:59:60Z", "2026-11-29t20:00:00.123456789z"])
+    def test_a_leap_second_and_small_letters_are_a_time(self, time: str) -> None:
+        assert parse_http(BINARY | {"ce-time": time}, b"").time == time
+
+    def test_a_time_of_null_is_none(self) -> None:
+        envelope = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t", "time": None}
+
+        event = parse_http({"content-type": STRUCTURED}, orjson.dumps(envelope))
+
+        assert event.time == ""
+
+
+class TestRawUtf8:
+    @pytest.mark.parametrize("text", ["/läden", "/店", "/a☃b"])
+    def test_it_is_the_same_identity_as_percent_encoded(self, text: str) -> None:
+        raw = text.encode().decode("latin-1")  # as a server hands headers on
+
+        plain = parse_http(BINARY | {"ce-source": raw, "ce-tenant": raw}, b"")
+
+        assert plain == parse_http(
+            BINARY | {"ce-source": quote(text), "ce-tenant": quote(text)}, b""
+        )
+        assert plain.source == plain.extensions["tenant"] == text
+
+    @pytest.mark.parametrize("raw", [b"/l\xe4den", b"/\xff", b"/\xc3"])
+    def test_bytes_that_are_not_utf8_are_refused_by_name(self, raw: bytes) -> None:
+        with pytest.raises(NotACloudEvent, match="ce-source"):
+            parse_http(BINARY | {"ce-source": raw.decode("latin-1")}, b"")

@@ -85,6 +85,32 @@ class TestFilters:
 
         assert trigger.matches(EVENT)
 
+    @pytest.mark.parametrize(
+        "expression",
+        [
+            {},
+            {"exact": {}},
+            {"exact": {"Type": "t"}},
+            {"exact": {"my-id": "t"}},
+            {"exact": {"1id": "t"}},
+            {"exact": {"": "t"}},
+            {"prefix": {"type": ""}},
+            {"suffix": {"type": ""}},
+            {"all": []},
+            {"any": []},
+            {"not": {}},
+            {"exact": {"type": "t"}, "prefix": {"type": "t"}},
+            {"cesql": "type = 't'"},
+            {"any": [{"exact": {"type": "t"}}, {"exact": {"UP": "t"}}]},
+        ],
+        ids=str,
+    )
+    def test_a_filter_that_knatives_webhook_refuses_is_refused(self, expression: Any) -> None:
+        with pytest.raises(BadRequest) as refused:
+            parse_trigger(manifest(filters=[expression]))
+
+        assert refused.value.field == "spec.filters"
+
     @given(
         st.recursive(
             st.one_of(
