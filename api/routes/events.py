@@ -151,19 +151,21 @@ async def _take_stray(deps: EventDeps, event: Event) -> Response:
     """A request that no model's trigger wanted: its `model` attribute is missing or unknown.
 
     When its body names a model we serve, the reply is the same event with the attribute filled in,
-    and the broker routes it on. Otherwise the job is recorded as failed, so that nothing is lost
-    silently.
+    and the broker routes it on; not when it was there already, which would come back for ever.
+    Otherwise the job is recorded as failed, so that nothing is lost silently.
     """
     try:
         new = job_of(event)
         await deps.catalog.check(new.request)
+        if event.extensions.get("model") == new.request.model:
+            raise InvalidJob("no trigger takes jobs of this model", "body.model")
     except BadRequest as error:
         reason = JobError(code=error.code, message=error.message, field=error.field)
-        if event.source == API_SOURCE:  # recorded before it was sent, or not ours
+        if event.source == API_SOURCE or not await deps.store.reject(
+            unreadable_job(event), reason, event.data
+        ):  # recorded before it came here: by our api, or by the broker's ingress
             ending = Ending(state=JobState.FAILED, error=reason, is_dead_letter=True)
             await deps.store.conclude(derive_job_id(event.source, event.id), ending)
-            return Response(status_code=202)
-        await deps.store.reject(unreadable_job(event), reason, event.data)
         return Response(status_code=202)
     extensions = {**event.extensions, "model": new.request.model}
     headers, body = build_binary(replace(event, extensions=extensions))

@@ -20,7 +20,7 @@ from eventing.broker.router import Router
 from eventing.cloudevent.event import Event, parse_http
 from eventing.cloudevent.job_event import REQUESTED, job_of, unreadable_job
 from eventing.errors import BadRequest, IdempotencyConflict, JobDeleted, TorporError, Unavailable
-from eventing.job.job import API_SOURCE, JobError
+from eventing.job.job import API_SOURCE, JobError, derive_job_id
 from eventing.job.store import JobIntake
 from eventing.process.body import BodyReader
 from eventing.telemetry import trace
@@ -72,7 +72,9 @@ class Ingress:
             refusal.headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
             return refusal
         _offered.labels(outcome).inc()
-        return Response(status_code=202)
+        if outcome == "unwanted":
+            _log.info("no trigger wants the event", action="ingress", type=event.type[:80])
+        return _accepted(event)
 
     def _is_job(self, event: Event) -> bool:
         """Whether another producer asks for a job: our api records its own before it sends them."""
@@ -92,6 +94,14 @@ class Ingress:
             await self._store.reject(unreadable_job(event), reason, event.data)
             return "rejected"
         return "queued" if is_new else "repeated"
+
+
+def _accepted(event: Event) -> Response:
+    """202; that of a request names its job, which is derived from the event's identity."""
+    if event.type != REQUESTED:
+        return Response(status_code=202)
+    job_id = derive_job_id(event.source, event.id)
+    return JSONResponse({"id": job_id}, status_code=202, headers={"torpor-job-id": job_id})
 
 
 def _refusal(error: TorporError) -> JSONResponse:

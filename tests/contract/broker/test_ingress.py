@@ -171,6 +171,19 @@ class TestJobs:
         assert answer.status_code == 409
         assert await queued(redis) == 1
 
+    async def test_the_202_of_a_request_names_its_job(
+        self, client: httpx.AsyncClient, redis: Redis
+    ) -> None:
+        line = {"url": "/v1/completions", "body": {"model": "m", "prompt": "why?"}}
+        asks = HEADERS | {"ce-type": REQUESTED, "content-type": "application/json"}
+
+        answer = await client.post("/", headers=asks, content=orjson.dumps(line))
+
+        job_id = derive_job_id("/s", "1")
+        assert answer.status_code == 202
+        assert answer.headers["torpor-job-id"] == answer.json()["id"] == job_id
+        assert await RedisStore(redis).get(job_id) is not None
+
 
 class TestRefused:
     @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])

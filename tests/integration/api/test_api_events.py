@@ -7,8 +7,8 @@ import orjson
 import pytest
 
 from eventing.cloudevent.event import Event, build_binary, build_structured
-from eventing.cloudevent.job_event import REQUESTED, result_event
-from eventing.job.job import JobError, JobId, JobState
+from eventing.cloudevent.job_event import REQUESTED, job_of, result_event
+from eventing.job.job import JobError, JobId, JobState, derive_job_id
 from tests.integration.api.conftest import Rig, chat_line
 from tests.integration.api.fakes import chat_result
 
@@ -159,3 +159,30 @@ async def test_a_request_that_no_model_wants_is_a_failed_job_and_not_lost(rig: R
     assert answer.status_code == 202
     (job,) = (await rig.client.get("/v1/jobs")).json()["data"]
     assert (job["state"], job["error"]["code"]) == ("failed", "model_not_found")
+
+
+async def test_a_request_that_came_round_with_its_model_is_failed_and_not_sent_round_again(
+    rig: Rig,
+) -> None:
+    # The catalog knows the model, and no trigger takes its requests.
+    await send(rig, "/v1/events", wanted())
+    model = chat_line()["body"]["model"]
+
+    answer = await send(rig, "/internal/events", wanted(model=model))
+
+    job = await rig.store.get(derive_job_id("/my/shop", "order-17"))
+    assert (answer.status_code, answer.content) == (202, b"")
+    assert job is not None
+    assert job.error is not None
+    assert (job.state, job.error.field) == (JobState.FAILED, "body.model")
+
+
+async def test_a_recorded_request_for_a_model_that_nobody_knows_is_failed(rig: Rig) -> None:
+    event = wanted(line=chat_line(model="nobody"))
+    await rig.store.submit(job_of(event))
+
+    await send(rig, "/internal/events", event)
+
+    job = await rig.store.get(derive_job_id("/my/shop", "order-17"))
+    assert job is not None
+    assert job.state is JobState.FAILED
