@@ -60,6 +60,21 @@ def test_the_install_page_has_the_sums(overlays: dict[str, Resources]) -> None:
     assert rows["**together, with one api more while it rolls**"] == (total.cpu_m, total.memory_mib)
 
 
+def test_the_serverless_page_has_the_sums(overlays: dict[str, Resources]) -> None:
+    page = (ROOT / "docs" / "tutorials" / "serverless.md").read_text(encoding="utf-8")
+    rows = {r[0]: int(r[1]) for r in re.findall(r"\| (.+?) \| (\d+)m \|", page)}
+    ours = awake(overlays["serverless-cpu"])
+    (rabbit,) = (r for r in overlays["serverless-cpu"] if r["kind"] == "RabbitmqCluster")
+    total = rows.pop("**together, with one api more while it rolls**")
+
+    assert rows["Torpor, everything awake"] == ours.cpu_m
+    assert rows["RabbitMQ, one node"] == 1000 * quantity(
+        rabbit["spec"]["resources"]["requests"]["cpu"]
+    )
+    assert total == sum(rows.values()) + named(overlays["serverless-cpu"], *API).cpu_m
+    assert LAPTOP.cpu_m < total < 6000  # not the laptop of the queue topology; the one it names
+
+
 def test_a_single_api_needs_no_metrics_server(overlays: dict[str, Resources]) -> None:
     kinds = {r["kind"] for r in overlays["queue-cpu"]}
 
