@@ -27,14 +27,14 @@ def load(stack: LocalStack, folder: Path, *flags: str) -> tuple[dict[str, Any], 
     said = subprocess.run(
         [
             *(TORPOR, "load", "--data-dir", str(stack.folder), "--minutes", "0.1"),
-            *("--json", str(folder / "r.json"), "--html", str(folder / "r.html"), *flags),
+            *("--json", "--html", str(folder / "r.html"), *flags),
         ],
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert said.returncode == 0, said.stderr
-    return json.loads((folder / "r.json").read_text()), (folder / "r.html").read_text()
+    return json.loads(said.stdout), (folder / "r.html").read_text()
 
 
 @pytest.fixture(scope="module")

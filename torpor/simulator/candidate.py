@@ -4,6 +4,7 @@ so.
 Called by the command line, `plan.py` and the benches. It must not run anything.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.autoscaling.kpa.annotations import GROUP, read_knative
 from knative.autoscaling.setting import Refusal, RefusedSettingsError
 from knative.autoscaling.work.work import WorkSpec
+from knative.deploy.build import load
+from knative.deploy.emit import Resource
 from torpor.simulator.engine import EngineModel
 from torpor.simulator.policy import (
     FixedPolicy,
@@ -199,20 +202,23 @@ def fixed_candidate(replicas: int) -> Candidate:
 
 
 def manifest_candidates(paths: Iterable[Path]) -> list[Candidate]:
-    """A candidate for every scaled object in these YAML files.
+    """A candidate for every scaled object in these YAML files and folders; a folder is built with
+    kustomize where that is how it is meant, else every YAML file in it is read.
 
     Raises RefusedSettingsError for settings that the cluster would refuse, or when nothing is
-    scaled.
+    scaled, and BuildError for what can not be read.
     """
-    found: list[Candidate] = []
-    for path in paths:
-        for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
-            if isinstance(document, dict) and _is_scaled(document):
-                found.append(_from_manifest(document))
+    found = [_from_manifest(each) for path in paths for each in _objects(path) if _is_scaled(each)]
     if not found:
         names = ", ".join(str(path) for path in paths)
         raise RefusedSettingsError((Refusal("manifest", names, f"one of {_SCALING_KINDS}"),))
     return found
+
+
+def _objects(path: Path) -> list[Resource]:
+    is_plain = path.is_dir() and not (path / "kustomization.yaml").is_file()
+    sources = sorted(path.rglob("*.y*ml")) if is_plain else [path]
+    return [each for source in sources for each in asyncio.run(load(str(source)))]
 
 
 def _is_scaled(document: Mapping[str, Any]) -> bool:

@@ -26,6 +26,12 @@ class Target:
     p95_wait_s: float
     timed_out_percent: float = 0.0
 
+    def is_met_by(self, report: Report) -> bool:
+        """Whether the target held and everything was served."""
+        kept = report.unserved + report.refused == 0
+        in_time = report.timed_out_percent <= self.timed_out_percent
+        return kept and in_time and report.wait_s.p95 <= self.p95_wait_s
+
 
 @dataclass(frozen=True, slots=True)
 class Tried:
@@ -36,9 +42,7 @@ class Tried:
 
     def meets(self, target: Target) -> bool:
         """Whether the target held and everything was served."""
-        kept = self.report.unserved + self.report.refused == 0
-        in_time = self.report.timed_out_percent <= target.timed_out_percent
-        return kept and in_time and self.report.wait_s.p95 <= target.p95_wait_s
+        return target.is_met_by(self.report)
 
 
 def run(scenario: Scenario, load: Load, candidate: Candidate, price_per_gpu_hour: float) -> Report:

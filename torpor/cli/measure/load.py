@@ -13,7 +13,7 @@ from rich.table import Table
 from torpor.cli.client import api_address, asked, checked_url
 from torpor.cli.errors import UsageError, UserError
 from torpor.cli.flags import with_options
-from torpor.cli.options import DEFAULT_DATA_DIR, ApiOption, DataDir
+from torpor.cli.options import DEFAULT_DATA_DIR, ApiOption, DataDir, Json
 from torpor.cli.view.screen import stderr, stdout
 from torpor.cli.view.table import number, table
 from torpor.load.growth import growing
@@ -66,7 +66,7 @@ class LoadOptions:
     soak: Annotated[
         bool, typer.Option("--soak", help="Fail when memory, files or keys grow; see the report.")
     ] = False
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None
+    as_json: Json = False
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a page here.")] = None
     gpu_metrics: Annotated[str, typer.Option(help="Address of a dcgm-exporter.")] = ""
     key: Annotated[str, typer.Option(envvar="TORPOR_API_KEY", help="API key.")] = ""
@@ -85,7 +85,10 @@ def load(**given: Any) -> None:
     except (ValueError, TraceError) as error:
         raise UsageError(str(error)) from error
     _write(options, result)
-    _draw(result.report)
+    if options.as_json:
+        stdout.print(orjson.dumps(result.report, option=_JSON).decode())
+    else:
+        _draw(result.report)
     grew = growing(result.report) if options.soak else []
     for line in grew:
         stderr.print(f"grows: {line}")
@@ -133,8 +136,6 @@ def _source(options: LoadOptions, lengths: Lengths) -> Trace | Profile:
 
 def _write(options: LoadOptions, result: Result) -> None:
     """The report, where it was asked for."""
-    if options.json_file is not None:
-        options.json_file.write_bytes(orjson.dumps(result.report, option=_JSON))
     if options.html_file is not None:
         text = page(result.report, result.samples, result.looks)
         options.html_file.write_text(text, encoding="utf-8")

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from knative.autoscaling.setting import RefusedSettingsError, duration_s
+from knative.deploy.faults import BuildError
 from torpor.cli.errors import UsageError, UserError
 from torpor.cli.flags import with_options
+from torpor.cli.options import Json
 from torpor.cli.view.screen import stderr, stdout
 from torpor.simulator import command
 from torpor.simulator.black_friday import write_story
@@ -19,7 +21,7 @@ from torpor.simulator.candidate import Place
 from torpor.simulator.command import Settings
 from torpor.simulator.plan import Target, Tried, best
 from torpor.simulator.report.page import page
-from torpor.simulator.report.report import as_json, as_table, seconds
+from torpor.simulator.report.report import Report, as_json, as_table, seconds
 from torpor.simulator.trace import TraceError
 from torpor.simulator.workload import ProfileKind
 
@@ -97,12 +99,10 @@ class SimulateOptions(WorldOptions):
         list[str] | None, typer.Option(help="kpa, keda, work or fixed:N; may be repeated.")
     ] = None
     manifest: Annotated[
-        list[Path] | None, typer.Option(help="A manifest with scaling in it; may be repeated.")
+        list[Path] | None, typer.Option(help="A manifest, or a folder of them; may be repeated.")
     ] = None
     compare: Annotated[bool, typer.Option(help="kpa, keda and work side by side.")] = False
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the report as JSON; - is the screen.")
-    ] = None
+    as_json: Json = False
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with plots.")] = (
         None
     )
@@ -130,17 +130,17 @@ def simulate(**given: Any) -> None:
     )
     try:
         load, scenario, reports = command.simulate_all(settings)
-    except (RefusedSettingsError, TraceError) as error:
+    except (RefusedSettingsError, TraceError, BuildError) as error:
         raise UsageError(str(error)) from error
     notes = command.notes(load, scenario, settings)
-    if options.json_file == Path("-"):
+    if options.as_json:
         stdout.print(as_json(reports), end="")
-        return
-    stdout.print(as_table(reports, title=load.title))
-    for note in notes[1:]:
-        stderr.print(note, style="dim")
-    if options.json_file is not None:
-        options.json_file.write_text(as_json(reports), encoding="utf-8")
+    else:
+        stdout.print(as_table(reports, title=load.title))
+        for note in notes[1:]:
+            stderr.print(note, style="dim")
+        if len(reports) > 1:
+            stderr.print(_who_keeps(reports, Target(settings.p95_wait_s)))
     if options.html_file is not None:
         options.html_file.write_text(page(load.title, notes, reports), encoding="utf-8")
 
@@ -157,7 +157,7 @@ def plan(**given: Any) -> None:
                 options.warm_start,
                 lambda one: status.update(f"tried {one.candidate.name}"),
             )
-    except (RefusedSettingsError, TraceError) as error:
+    except (RefusedSettingsError, TraceError, BuildError) as error:
         raise UsageError(str(error)) from error
     place = Place(options.model, options.namespace)
     _print_plan(tried, Target(settings.p95_wait_s), place)
@@ -175,6 +175,16 @@ app.command()(plan)
 app.command(name="black-friday")(black_friday)
 
 
+def _who_keeps(reports: list[Report], target: Target) -> str:
+    """The target, and which policy keeps it at the least cost."""
+    keeping = [one for one in reports if target.is_met_by(one)]
+    words = f"target: p95 wait of at most {target.p95_wait_s:g} s; "
+    if not keeping:
+        return f"{words}none keeps it"
+    cheapest = min(keeping, key=lambda one: one.cost)
+    return f"{words}the cheapest that keeps it: {cheapest.policy}, cost {cheapest.cost:,.3f}"
+
+
 def _print_plan(tried: list[Tried], target: Target, place: Place) -> None:
     chosen = best(tried, target)
     if chosen is None:
@@ -185,7 +195,7 @@ def _print_plan(tried: list[Tried], target: Target, place: Place) -> None:
         )
     meeting = [one for one in tried if one.meets(target)]
     title = f"{len(meeting)} of {len(tried)} settings keep p95 wait {target.p95_wait_s:g} s"
-    stdout.print(as_table([one.report for one in meeting[:4]], title=title))
+    stderr.print(as_table([one.report for one in meeting[:4]], title=title))
     stderr.print(f"cheapest: {chosen.candidate.name}, cost {chosen.report.cost:.3f}")
     for remark in chosen.candidate.remarks:
         stderr.print(remark)

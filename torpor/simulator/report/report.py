@@ -96,9 +96,9 @@ def as_json(reports: Sequence[Report]) -> str:
 def as_table(reports: Sequence[Report], *, title: str) -> Table:
     """The reports side by side."""
     table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for one in reports:
-        table.add_column(one.policy, justify="right")
+        table.add_column(one.policy, justify="right", overflow="fold")
     for name, values in rows(reports):
         table.add_row(name, *values)
     return table
@@ -107,22 +107,22 @@ def as_table(reports: Sequence[Report], *, title: str) -> Table:
 def rows(reports: Sequence[Report]) -> list[tuple[str, list[str]]]:
     """The lines of the comparison: a name and one text per report."""
     return [
-        ("requests", [f"{r.requests}" for r in reports]),
-        ("served", [f"{r.served}" for r in reports]),
+        ("requests", [f"{r.requests:,}" for r in reports]),
+        ("served", [f"{r.served:,}" for r in reports]),
         ("timed out", [f"{r.timed_out_percent:.1f} %" for r in reports]),
-        ("unserved or refused", [f"{r.unserved + r.refused}" for r in reports]),
+        ("unserved or refused", [f"{r.unserved + r.refused:,}" for r in reports]),
         ("wait p50 / p95 / p99", [_line(r.wait_s) for r in reports]),
         ("first token p50 / p95 / p99", [_line(r.first_token_s) for r in reports]),
         ("total p50 / p95 / p99", [_line(r.total_s) for r in reports]),
-        ("most replicas", [f"{r.most_replicas}" for r in reports]),
-        ("cold starts", [f"{r.cold_starts}" for r in reports]),
-        ("GPU-seconds billed", [f"{r.gpu_billed_s:.0f}" for r in reports]),
-        ("  busy", [f"{r.gpu_busy_s:.0f}" for r in reports]),
-        ("  idle", [f"{r.gpu_idle_s:.0f}" for r in reports]),
-        ("  waking", [f"{r.gpu_waking_s:.0f}" for r in reports]),
-        ("  empty node", [f"{r.gpu_empty_s:.0f}" for r in reports]),
-        ("cost", [f"{r.cost:.3f}" for r in reports]),
-        ("cost per 1k tokens", [_money(r.cost_per_1k_tokens) for r in reports]),
+        ("most replicas", [f"{r.most_replicas:,}" for r in reports]),
+        ("cold starts", [f"{r.cold_starts:,}" for r in reports]),
+        ("GPU-seconds billed", [f"{r.gpu_billed_s:,.0f}" for r in reports]),
+        ("  busy", [f"{r.gpu_busy_s:,.0f}" for r in reports]),
+        ("  idle", [f"{r.gpu_idle_s:,.0f}" for r in reports]),
+        ("  waking", [f"{r.gpu_waking_s:,.0f}" for r in reports]),
+        ("  empty node", [f"{r.gpu_empty_s:,.0f}" for r in reports]),
+        ("cost", [f"{r.cost:,.3f}" for r in reports]),
+        ("cost per 1,000 tokens", [_money(r.cost_per_1k_tokens) for r in reports]),
     ]
 
 
