@@ -86,7 +86,11 @@ class Ingress:
         listed while it waits. What can never be a job is recorded as failed, and nobody is woken.
         """
         try:
-            _, is_new = await self._intake.submit(job_of(event), event)
+            job, is_new = await self._intake.submit(job_of(event), event)
+            if not is_new and not job.state.is_terminal:
+                # Recorded by an api that publishes over us, or sent again by a sweep: a queue that has
+                # it knows it by its identity.
+                await self._router.route(event)
         except IdempotencyConflict:
             raise
         except BadRequest as error:

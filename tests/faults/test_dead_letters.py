@@ -58,10 +58,10 @@ async def test_they_are_listed_shown_redriven_edited_and_discarded(
         assert (well["state"], well["attempt"]) == ("completed", 5)
         found = await listed(system)
         assert set(found) == {again, other, unwanted}
-        assert found[again]["attempt"] == 6
+        assert found[again]["attempt"] == 7
 
         await torpor(system, "discard", unwanted)
         assert (await system.client.get(unwanted))[0] == 404
         assert set((await torpor(system, "redrive", "--all")).split()) == {again, other}
         await system.ended([again, other], within_s=20)
-        assert {job["attempt"] for job in (await listed(system)).values()} == {9}
+        assert {job["attempt"] for job in (await listed(system)).values()} == {11}

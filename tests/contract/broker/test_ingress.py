@@ -6,6 +6,7 @@ import gzip
 import time
 import zlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from eventing.cloudevent.event import STRUCTURED
 from eventing.cloudevent.job_event import REQUESTED
 from eventing.errors import StoreUnavailable
 from eventing.job.job import Job, JobState, derive_job_id
+from eventing.job.store import Publication
 from eventing.store.redis_store import RedisStore
 from tests.contract.broker.stack import NAME, trigger
 from tests.contract.rig import new_job
@@ -135,6 +137,18 @@ class TestJobs:
         job = await store.get(self.JOB_ID)
         assert job is not None
         assert job.state is JobState.QUEUED
+        assert await queued(redis) == 1
+
+    async def test_an_event_whose_job_another_process_recorded_is_queued(
+        self, client: httpx.AsyncClient, store: RedisStore, redis: Redis
+    ) -> None:
+        # An api that publishes over HTTP records first, also the jobs of other producers.
+        new = replace(new_job("7", tenant="default"), id=self.JOB_ID, source="/s")
+        await store.submit(new, Publication(max_unpublished=9))
+
+        for _ in range(2):
+            await client.post("/", headers=self.ASKS, content=self.LINE)
+
         assert await queued(redis) == 1
 
     async def test_what_can_never_be_a_job_is_a_dead_letter_and_wakes_nobody(
