@@ -127,7 +127,7 @@ class ApiSettings(StoreSettings):
     delivery_token: SecretStr = SecretStr("")
     """Bearer token that the broker's deliveries must carry; empty asks for none on loopback."""
     metrics_open: bool = False
-    """Let everybody read /metrics; else loopback, or a key with the scope metrics:read."""
+    """Let everybody read /metrics; else a key with the scope metrics:read, or who is on loopback where `host` is."""
     limit_requests_per_minute: int = Field(0, ge=0)
     """Calls but GET a tenant may make a minute; 0 for no limit, as in the next ones."""
     limit_tokens_per_minute: int = Field(0, ge=0)

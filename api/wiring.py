@@ -56,6 +56,7 @@ from eventing.live.ended import EndedConsumer, EndListener
 from eventing.live.stream_multiplexer import StreamMultiplexer
 from eventing.outbox import outbox
 from eventing.outbox.publisher import OutboxPublisher
+from eventing.process.address import is_loopback
 from eventing.process.body import BodyReader, BodyRoom
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.store.redis_store import RedisStore
@@ -176,6 +177,7 @@ def routers(parts: Parts) -> list[APIRouter]:
             parts.store,
             store_timeout_s=settings.store_timeout_s,
             is_metrics_open=settings.metrics_open,
+            is_local=is_loopback(settings.host),
         ),
         overview.routes.router(
             parts.access,

@@ -8,7 +8,7 @@ HTTP.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -73,11 +73,14 @@ class ResultFeed:
                 keys.results_of(tenant), min=after, max=after, count=1
             )
 
-    async def page(self, tenant: str, after: str) -> Sequence[Ended]:
-        """The next ends after a cursor, the oldest first."""
+    async def page(self, tenant: str, after: str) -> AsyncGenerator[Ended, None]:
+        """The next ends after a cursor, the oldest first. A job is read when its turn comes: a hundred
+        answers of a megabyte each are not held for a reader that takes one at a time.
+        """
         async with failures_named():
             rows = await self._redis.xrange(keys.results_of(tenant), min=f"({after}", count=_PAGE)
-        return [await self._read(tenant, cursor.decode(), fields) for cursor, fields in rows]
+        for cursor, fields in rows:
+            yield await self._read(tenant, cursor.decode(), fields)
 
     def check_room(self, tenant: str) -> None:
         """Raises `Overloaded` when the tenant has as many readers here as it may."""

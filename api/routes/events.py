@@ -108,14 +108,14 @@ async def _result_frames(
         async with feed.reading(tenant):
             yield KEEP_ALIVE  # the head goes out with it
             while True:
-                ends = await feed.page(tenant, after)
-                for ended in ends:
+                seen = after
+                async for ended in feed.page(tenant, after):
                     after = ended.cursor
                     if ended.job is not None:
                         event = result_event(ended.job, inline_bytes=LINE_LIMIT_BYTES)
                         data = orjson.Fragment(build_structured(event)[1])
                         yield frame(event.type, data, cursor=after)
-                if not ends:
+                if after == seen:
                     await feed.grew(tenant, after)
     except Unavailable as error:
         yield last_comment(error.message)  # it comes back with its last id

@@ -13,9 +13,16 @@ from eventing.process.probe import Pinged, ReadyOnceStarted, alive, metrics_page
 
 
 def router(
-    authenticator: Authenticator, store: Pinged, *, store_timeout_s: float, is_metrics_open: bool
+    authenticator: Authenticator,
+    store: Pinged,
+    *,
+    store_timeout_s: float,
+    is_metrics_open: bool,
+    is_local: bool,
 ) -> APIRouter:
-    """The routes that a platform asks."""
+    """The routes that a platform asks. `is_local`: we listen on loopback only. Where we do not, a caller
+    there may be a sidecar (queue-proxy, a mesh) that hands on everybody's calls.
+    """
     made = APIRouter(include_in_schema=False)
 
     @made.get("/healthz")
@@ -39,9 +46,9 @@ def router(
 
     @made.get("/metrics")
     async def metrics(request: Request) -> Response:
-        """Prometheus text; from elsewhere than this machine for those who may."""
+        """Prometheus text; for those who may; for this machine where no other can call."""
         client = request.client.host if request.client else ""
-        if not is_metrics_open and not is_loopback(client):
+        if not is_metrics_open and not (is_local and is_loopback(client)):
             principal = await authenticator.principal_of(request)
             principal.require(Scope.METRICS_READ)
         return metrics_page()

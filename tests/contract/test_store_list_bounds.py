@@ -132,3 +132,27 @@ async def test_a_record_of_an_older_version_is_listed(redis_rig: RedisRig) -> No
     (job,) = (await redis_rig.store.list_jobs("acme")).jobs
 
     assert (job.state, job.request.model) == (JobState.QUEUED, "m")
+
+
+async def test_the_id_of_a_job_leaves_the_lists_with_its_record(redis_rig: RedisRig) -> None:
+    """Few lists are read to their end, so reading alone would keep ids for weeks."""
+    await ended(redis_rig, "old")
+    await dead(redis_rig, "dead")
+    await redis_rig.pass_time(3_601_000)
+
+    await redis_rig.store.submit(new_job("new"))
+
+    left = await redis_rig.redis.zrange("torpor:jobs:acme", 0, -1)
+    assert set(left) == {job_id("new").encode(), job_id("dead").encode()}
+
+
+async def test_a_job_that_was_redriven_stays_listed(redis_rig: RedisRig) -> None:
+    await dead(redis_rig, "1")
+    job = await redis_rig.store.get(job_id("1"))
+    assert job is not None
+    await redis_rig.store.redrive(job, None)
+    await redis_rig.pass_time(7_201_000)
+
+    await redis_rig.store.submit(new_job("new"))
+
+    assert job_id("1").encode() in await redis_rig.redis.zrange("torpor:jobs:acme", 0, -1)

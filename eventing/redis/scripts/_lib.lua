@@ -4,6 +4,7 @@ local ENDED, ENDED_KEPT = 'torpor:ended', 100000
 local FEED_KEPT, FEED_KEPT_S = 10000, 3 * 24 * 3600 -- of a tenant's own ends
 local DEADLINES, UNSTARTED, UNPUBLISHED = 'torpor:deadlines', 'torpor:outbox:awaited', 'torpor:outbox:requests'
 local GROUP = 'torpor'
+local LEAVING = 'torpor:leaving:' -- and the name of a list: its jobs that have ended, by when their records expire
 local SWEEP_AFTER_MS = 10000 -- a note this old was not cleared by its writer
 
 -- Store time in milliseconds.
@@ -24,8 +25,14 @@ local function close_attempt(history, outcome, now)
   end
 end
 
--- Put a member into a tenant's list, which is pruned by age as it grows: few lists are ever read to their end.
+-- Put a member into a tenant's list, which is pruned as it grows, since few lists are ever read to their end: by age, and of jobs whose
+-- record has expired (`end_job` notes when that will be).
 local function list_job(list, job_id, now, keep_ms, mode)
+  local gone = redis.call('ZRANGEBYSCORE', LEAVING .. list, '-inf', now, 'LIMIT', 0, 100)
+  if #gone > 0 then
+    redis.call('ZREM', list, unpack(gone))
+    redis.call('ZREM', LEAVING .. list, unpack(gone))
+  end
   if mode == 'NX' then redis.call('ZADD', list, 'NX', now, job_id) else redis.call('ZADD', list, now, job_id) end
   redis.call('ZREMRANGEBYSCORE', list, '-inf', now - keep_ms)
   redis.call('PEXPIRE', list, keep_ms)
@@ -93,6 +100,13 @@ local function end_job(key, state, now, retention_s, dead, outcome, fields)
   redis.call('XADD', key .. ':tokens', '*', 'kind', 'state', 'state', state, 'attempt', job[2], 'at_ms', now)
   redis.call('EXPIRE', key, retention_s)
   redis.call('EXPIRE', key .. ':tokens', retention_s)
+  for _, kind in ipairs({'jobs', 'dead'}) do
+    local leaving = LEAVING .. 'torpor:' .. kind .. ':' .. (job[5] or job[4])
+    if kind == 'jobs' or dead == '1' then
+      redis.call('ZADD', leaving, now + 1000 * retention_s, job_id)
+      redis.call('PEXPIRE', leaving, 2000 * retention_s)
+    end
+  end
   if dead == '1' then list_job('torpor:dead:' .. (job[5] or job[4]), job_id, now, 2000 * retention_s) end
   if job[11] and job[11] ~= '0' then redis.call('ZREM', DEADLINES, job_id) end
   redis.call('ZREM', UNSTARTED, job_id)

@@ -203,6 +203,19 @@ def test_the_process_refuses_to_start_open_to_others() -> None:
     assert b"TORPOR_ANONYMOUS_ACCESS=anywhere" in ended.stderr
 
 
+async def test_behind_a_sidecar_nobody_reads_metrics_for_being_on_loopback(
+    redis_url: str, store: RedisStore, redis: Redis
+) -> None:
+    """A sidecar hands on everybody's calls, and all of them come from loopback."""
+    settings = settings_for(redis_url, keys_source="redis", host="0.0.0.0")
+    reader = await headers_of(redis, "acme", "metrics:read")
+    async with furnished(settings, store) as api:
+        anybody = await api.client.get("/metrics")
+        known = await api.client.get("/metrics", headers=reader)
+
+    assert (anybody.status_code, known.status_code) == (401, 200)
+
+
 async def test_metrics_are_for_this_machine_or_a_scope(
     api: Furnished, redis: Redis, acme: dict[str, str]
 ) -> None:
