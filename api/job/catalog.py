@@ -47,6 +47,7 @@ class Catalog:
         if card is None:
             known = ", ".join(self._cards) or "none"
             raise ModelNotFound(f"no such model here; known: {known}", "body.model")
+        _check_answer_fits(card, request)
         where, prompts = _prompts(request)
         for prompt in prompts:
             if _floor_bytes(prompt) <= card.context_tokens:
@@ -91,6 +92,18 @@ def _count_is_over(tokenizer: Tokenizer, texts: list[str], limit: int) -> bool:
         return count > limit
     whole = sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
     return whole > limit
+
+
+def _check_answer_fits(card: ModelCard, request: JobRequest) -> None:
+    """A prompt has a token at least, so an answer as long as the context never fits."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        asked = request.body.get(name)
+        if isinstance(asked, int) and asked >= card.context_tokens:
+            raise ContextExceeded(
+                f"body.{name} is {asked}, and the context of {card.name} has {card.context_tokens} "
+                "tokens for prompt and answer",
+                f"body.{name}",
+            )
 
 
 def _too_long(card: ModelCard, where: str) -> ContextExceeded:

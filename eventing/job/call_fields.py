@@ -64,6 +64,14 @@ _TOOL_CHOICE: Final = Rule(
     "none, auto, required or an object",
     lambda v: isinstance(v, Mapping) or v in ("none", "auto", "required"),
 )
+_ROLE: Final = one_of("system", "developer", "user", "assistant", "tool", "function", "ipython")
+_PART: Final = one_of(
+    *("text", "refusal", "thinking", "file"),
+    *("image_url", "image_embeds", "image_pil", "input_image"),
+    *("input_audio", "audio_url", "audio_embeds", "video_url", "video_embeds"),
+    *("input_text", "prompt_embeds", "tool_reference"),
+)
+"""Parts of a message that OpenAI or an engine of ours knows; `output_text` is a response's, not a chat's."""
 _INT64: Final = 2**63
 
 SAMPLING: Final[Rules] = {
@@ -145,6 +153,7 @@ def _check_messages(messages: Any) -> None:
         where = f"body.messages[{index}]"
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InvalidJob(f"{where} must be an object with a role", where)
+        check(f"{where}.", message["role"], _ROLE, "role")
         _check_content(message.get("content"), f"{where}.content")
         _check_calls(message.get("tool_calls"), f"{where}.tool_calls")
     last = messages[-1]
@@ -164,6 +173,7 @@ def _check_content(content: Any, where: str) -> None:
         part_where = f"{where}[{index}]"
         if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
             raise InvalidJob(f"{part_where} must be an object with a type", part_where)
+        check(f"{part_where}.", part["type"], _PART, "type")
         if part["type"] == "text":
             check(f"{part_where}.", part.get("text"), TEXT, "text")
 
@@ -174,6 +184,8 @@ def _check_calls(calls: Any, where: str) -> None:
 
 
 def _check_tools(tools: Any) -> None:
+    if tools == []:
+        raise InvalidJob("body.tools must not be empty; leave it out", "body.tools")
     for where, tool in _objects(tools, "body.tools"):
         check(f"{where}.", tool.get("type"), TEXT, "type")
         if tool["type"] == "function":

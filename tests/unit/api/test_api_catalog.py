@@ -102,3 +102,15 @@ async def test_completion_prompts_name_their_field(
     with pytest.raises(ContextExceeded) as caught:
         await catalog(tokenizer_file).check(request)
     assert caught.value.field == "body.prompt"
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_an_answer_that_fills_the_context_leaves_no_room_for_a_prompt(name: str) -> None:
+    catalog = Catalog([ModelCard(name="m", context_tokens=64)])
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+    with pytest.raises(ContextExceeded) as caught:
+        await catalog.check(JobRequest(url="/v1/chat/completions", body=body | {name: 64}))
+
+    assert caught.value.field == f"body.{name}"
+    await catalog.check(JobRequest(url="/v1/chat/completions", body=body | {name: 63}))
