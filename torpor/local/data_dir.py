@@ -3,8 +3,8 @@
 Called by the stack (writes) and the command line (reads).
 """
 
-import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -35,8 +35,11 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for one stack. The kernel lets go of it when we die, so a crash never locks
     anybody out.
 
-    Raises `StackError` when another stack has it, or it cannot be written.
+    Raises `StackError` when another stack has it, it cannot be written, or this is no Linux.
     """
+    require_linux()
+    import fcntl  # only here: who asks a stack of elsewhere may do so on Windows
+
     try:
         make_private(folder)
         lock = (folder / "lock").open("a+")
@@ -57,6 +60,15 @@ def locked(folder: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def require_linux() -> None:
+    """Raises `StackError` where a stack cannot run: its parts end with it by a call of Linux."""
+    if sys.platform != "linux":
+        raise StackError(
+            "a stack runs on Linux only; on Windows or macOS use WSL 2 or a Linux VM, or name a "
+            "Torpor elsewhere with --api"
+        )
 
 
 @contextmanager
@@ -107,6 +119,9 @@ def find_addresses(folder: Path) -> Addresses | None:
 
 def owner_of(folder: Path) -> int:
     """The process id of the stack that holds the folder; 0 when none does."""
+    require_linux()
+    import fcntl
+
     with suppress(OSError, ValueError), (folder / "lock").open("r") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

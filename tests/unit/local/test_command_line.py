@@ -209,3 +209,25 @@ def test_the_version_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -
     app.main()
 
     assert capsys.readouterr().out.startswith("torpor")
+
+
+@pytest.mark.parametrize("words", [["up"], ["down"], ["up", "--detach"]], ids=" ".join)
+def test_elsewhere_than_on_linux_a_stack_is_refused_in_one_line(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+
+    code, line = said(monkeypatch, capsys, *words)
+
+    assert code == 1
+    assert line.count("\n") == 1
+    assert "WSL 2 or a Linux VM" in line
+
+
+def test_the_clients_commands_need_nothing_of_linux() -> None:
+    code = (
+        "import sys; sys.modules['fcntl'] = None; sys.modules['resource'] = None\n"
+        "import torpor.client, torpor.cli.client, torpor.cli.job.submit, torpor.cli.service.batch"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -32,7 +32,7 @@ def show(prompt: str, max_tokens: int, engine: EngineKind, folder: Path) -> None
         data_dir=folder,
         engine=engine,
         time_scale=10,
-        log_level="WARNING",
+        log_level="ERROR",
     )
     log.configure("stack", level=settings.log_level)
     asyncio.run(_run(Stack(settings, step), prompt, max_tokens))

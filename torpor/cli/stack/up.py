@@ -22,8 +22,10 @@ _SWITCH: Final = {"detach": "Start it behind this terminal, and return once it i
 def up(*, detach: bool = False, **flags: Any) -> None:
     """Run api, broker, store and predictors (from zero) on this machine until Ctrl-C."""
     from eventing.telemetry import log, trace
+    from torpor.local.data_dir import require_linux
 
     settings = build(StackSettings, **flags)
+    require_linux()
     if detach:
         _detach(settings)
         return
