@@ -167,6 +167,7 @@ class Tuning:
     flush_ms: int = 20
     puts_itself: bool = False
     """The api puts events into the queues itself, not through the broker (docs/adr/0081)."""
+    api_env: tuple[tuple[str, str], ...] = ()
     binary: Path = VALKEY
     redis_options: tuple[str, ...] = ("--appendonly", "yes", "--appendfsync", "everysec")
 
@@ -210,6 +211,12 @@ class System:
         )
         self.predictors.append(made)
         return made
+
+    def new_api(self, name: str) -> Program:
+        """Another api, not started, on the same links. Whoever makes it, ends it."""
+        return _api(
+            self.zygote, self.folder, self.tuning, self.api_redis.port, self.api_broker.port, name
+        )
 
     def deliver_to(self, predictor: Program) -> None:
         self.delivery.target = port_of(predictor)
@@ -321,7 +328,12 @@ async def running(
 
 
 def _api(
-    zygote: Zygote, folder: Path, tuning: Tuning, redis_port: int, broker_port: int
+    zygote: Zygote,
+    folder: Path,
+    tuning: Tuning,
+    redis_port: int,
+    broker_port: int,
+    name: str = "api",
 ) -> Program:
     port = free_port()
     env = {
@@ -332,10 +344,11 @@ def _api(
         "TORPOR_MODELS": '[{"name": "seeded", "context_tokens": 4096}]',
         "TORPOR_FILES_URL": f"file://{folder}/files",
         "TORPOR_SWEEP_EVERY_S": "1",
-    }
+        "TORPOR_ANONYMOUS_ACCESS": "loopback",
+    } | dict(tuning.api_env)
     if tuning.puts_itself:
         env["TORPOR_QUEUE_TRIGGERS_FILE"] = str(folder / "triggers.yaml")
-    return Program(zygote, "api.__main__", "api", folder, env, f"http://127.0.0.1:{port}/healthz")
+    return Program(zygote, "api.__main__", name, folder, env, f"http://127.0.0.1:{port}/healthz")
 
 
 def _broker(
