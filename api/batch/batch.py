@@ -46,6 +46,14 @@ _FINAL: Final = frozenset(
 )
 
 
+NOT_RUN_CODE: Final = {
+    BatchStatus.CANCELLED: "batch_cancelled",
+    BatchStatus.EXPIRED: "batch_expired",
+    BatchStatus.FAILED: "batch_failed",
+}
+"""What the error file says of lines that were not run, by the batch's end."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
     """A line whose job has not been collected."""
@@ -59,7 +67,8 @@ class Running:
 class Batch:
     """The durable record. `offset` and `line` say how far the input was submitted; `*_parts` name
     the pieces of result that count. `refused` of the `failed` lines could never run, `refusals`
-    tells why of the first; of `models` two are enough to know that there is no one.
+    tells why of the first; of `models` two are enough to know that there is no one. With an
+    `ending` nothing is added any more.
     """
 
     id: str
@@ -88,6 +97,7 @@ class Batch:
     models: tuple[str, ...] = ()
     usage: Mapping[str, int] = field(default_factory=dict)
     output_kept_s: int = 0
+    ending: BatchStatus | None = None
 
     def in_status(self, status: BatchStatus, now_s: int) -> "Batch":
         """The same in another status, with when that was."""
@@ -157,6 +167,8 @@ def parse_batch(raw: bytes) -> Batch:
     found = known_fields(Batch, orjson.loads(raw))
     found["status"] = known_value(BatchStatus, found["status"])
     found["running"] = tuple(Running(**known_fields(Running, one)) for one in found["running"])
+    if found.get("ending"):
+        found["ending"] = known_value(BatchStatus, found["ending"])
     for name in ("output_parts", "error_parts", "errors", "refusals", "models"):
         found[name] = tuple(found.get(name, ()))
     return Batch(**found)

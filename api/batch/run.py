@@ -15,6 +15,7 @@ from typing import Final
 from api.auth.principal import Principal
 from api.batch.batch import (
     LINE_LIMIT,
+    NOT_RUN_CODE,
     Batch,
     BatchStatus,
     Running,
@@ -45,12 +46,6 @@ _ROUND: Final = 16
 """Most submits of one batch under way at once; calls of people share the door."""
 _LONGEST_WAIT_S: Final = 5.0
 """A limit that says to come back later is asked again after this: others may have left room."""
-_CODE: Final = {
-    BatchStatus.CANCELLED: "batch_cancelled",
-    BatchStatus.EXPIRED: "batch_expired",
-    BatchStatus.FAILED: "batch_failed",
-}
-"""What the error file says of lines that were not run, by the batch's end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +79,7 @@ class BatchRun:
         self._output = ResultFile(deps.files, batch, epoch, is_output=True)
         self._errors = ResultFile(deps.files, batch, epoch, is_output=False)
         self._seen: set[str] = set()
-        self._round = Round()
+        self._round = Round(end=batch.line, offset=batch.offset)
         self._done = 0
         self._looked_up = WINDOW if epoch > 1 else 0
         self._is_limited = False
@@ -95,6 +90,9 @@ class BatchRun:
         """To the batch's end. Raises `Overtaken`, or `Unavailable` to be gone on with later."""
         if self._batch.status.is_final:  # asked for again, or cancelled too late
             await self._save()
+            return
+        if self._batch.ending is not None:
+            await self._end(self._batch.ending)
             return
         try:
             card = await self._deps.files.card(self._batch.tenant, self._batch.input_file_id)
@@ -290,7 +288,7 @@ class BatchRun:
             if job is None:
                 self._leave_out(one.number, one.custom_id, "result_expired")
             elif stopped is not None and job.state is JobState.CANCELLED:
-                self._leave_out(one.number, one.custom_id, _CODE[stopped])
+                self._leave_out(one.number, one.custom_id, NOT_RUN_CODE[stopped])
             else:
                 entry, is_answer = ended_entry(self._batch, one, job)
                 if is_answer:
@@ -318,7 +316,7 @@ class BatchRun:
             await self._deps.store.cancel(JobId(one.job_id))
         await self._collect(end)
         for number, custom_id in not_run:
-            self._leave_out(number, custom_id, _CODE[end])
+            self._leave_out(number, custom_id, NOT_RUN_CODE[end])
         await self._save()
         async for line in lines:
             await self._stop_line(end, line)
@@ -335,22 +333,29 @@ class BatchRun:
             self._running[line.number] = one
             await self._collect(end)
         else:
-            self._leave_out(line.number, custom_id, _CODE[end])
+            self._leave_out(line.number, custom_id, NOT_RUN_CODE[end])
 
     async def _close(self, end: BatchStatus) -> None:
-        """Make the parts files, then say so. A file of which no line could ever run has failed."""
+        """Seal the record: nothing is added any more. A file of which no line could run failed."""
         batch = self._batch
+        if end is BatchStatus.COMPLETED and batch.refused == batch.total:
+            end, batch = BatchStatus.FAILED, replace(batch, errors=batch.refusals)
+        total = batch.total or batch.completed + batch.failed
+        self._batch = replace(batch, ending=end, total=total)
         if end is BatchStatus.COMPLETED:
-            if batch.refused == batch.total:
-                end, self._batch = BatchStatus.FAILED, replace(batch, errors=batch.refusals)
-            else:
-                await self._enter(BatchStatus.FINALIZING)
+            await self._enter(BatchStatus.FINALIZING)
         else:
-            self._batch = replace(batch, total=batch.total or batch.completed + batch.failed)
-        await self._output.write()
-        await self._errors.write()
+            await self._save()
+        await self._end(end)
+
+    async def _end(self, end: BatchStatus) -> None:
+        """Make the parts of the sealed record files, tell it, and say so. Whoever does it again, or
+        late, after it was overtaken, makes the same files and tells the same.
+        """
         await self._output.publish()
         await self._errors.publish()
+        batch, now_s = self._batch, self._now_s()
+        await self._deps.webhooks.tell_batch(batch.tenant, batch.id, end, now_s)
         await self._enter(end)
 
     async def _fail(self, message: str) -> None:
@@ -364,13 +369,11 @@ class BatchRun:
         await self._close(BatchStatus.FAILED)
 
     async def _enter(self, status: BatchStatus) -> None:
-        now_s = self._deps.clock.wall_ms() // 1000
-        self._batch = self._batch.in_status(status, now_s)
-        if status.is_final:
-            # Before the record: told twice is told once, not told at all would be for ever.
-            batch = self._batch
-            await self._deps.webhooks.tell_batch(batch.tenant, batch.id, status, now_s)
+        self._batch = self._batch.in_status(status, self._now_s())
         await self._save()
+
+    def _now_s(self) -> int:
+        return self._deps.clock.wall_ms() // 1000
 
     async def _save(self) -> None:
         """Parts first, then the record that names them: a part that no record names is nothing."""
@@ -390,5 +393,5 @@ class BatchRun:
         await self._errors.drop_merged()
 
     def _lines(self, card: FileCard, offset: int, number: int) -> AsyncGenerator[Line, None]:
-        longest = self._deps.line_limit_bytes
-        return read_lines(self._deps.files, card, offset, number, longest=longest)
+        deps = self._deps
+        return read_lines(deps.files, card, offset, number, longest=deps.line_limit_bytes)

@@ -344,7 +344,6 @@ def _api(
         "TORPOR_MODELS": '[{"name": "seeded", "context_tokens": 4096}]',
         "TORPOR_FILES_URL": f"file://{folder}/files",
         "TORPOR_SWEEP_EVERY_S": "1",
-        "TORPOR_ANONYMOUS_ACCESS": "loopback",
     } | dict(tuning.api_env)
     if tuning.puts_itself:
         env["TORPOR_QUEUE_TRIGGERS_FILE"] = str(folder / "triggers.yaml")

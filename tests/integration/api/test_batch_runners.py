@@ -12,13 +12,14 @@ import httpx
 import orjson
 import pytest
 
+from api.auth.principal import Principal
 from api.batch import run as batch_run
 from api.batch import runner as batch_runner
 from api.batch import store as batch_store
 from api.batch.batch import Batch, BatchStatus, parse_batch
 from api.batch.file_store import FileCard, FileStore, new_file_id
 from api.batch.store import BatchStore
-from api.job.submission import keyed_job_id
+from api.job.submission import keyed_job_id, submit_line
 from eventing.clock import Clock, SystemClock
 from eventing.redis import keys
 from tests.integration.api.conftest import Rig, chat_line
@@ -171,6 +172,66 @@ async def test_a_cancelled_batch_says_of_each_line_what_became_of_it(rig: Rig) -
     assert [entry["custom_id"] for entry in output] == ["c1"]
     codes = {e["custom_id"]: e["error"] and e["error"]["code"] for e in errors}
     assert codes == {"c2": None} | dict.fromkeys(("c3", "c4", "c5"), "batch_cancelled")
+
+
+@pytest.mark.timeout(30)
+async def test_a_runner_that_was_overtaken_at_the_very_end_changes_no_file(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stalls before its files are there. Meanwhile one that stalled longer submits a line, and
+    that is answered; the next runner must not tell of it what the files of the first do not.
+    """
+    stalled, go_on, publish = asyncio.Event(), asyncio.Event(), FileStore.publish
+
+    async def stalls(self: FileStore, card: FileCard) -> None:
+        if not stalled.is_set():
+            stalled.set()
+            await go_on.wait()
+        await publish(self, card)
+
+    monkeypatch.setattr(FileStore, "publish", stalls)
+    batch_id = await start(rig, lines(3))
+    await rig.client.post(f"/v1/batches/{batch_id}/cancel")
+    async with running(rig):
+        async with asyncio.timeout(5):
+            await stalled.wait()
+        late = orjson.loads(lines(2).splitlines()[1])
+        job = await submit_line(
+            rig.parts.submission,
+            Principal(tenant="default"),
+            late,
+            key=f"{batch_id}:2",
+            metadata={},
+        )
+        await (await rig.predictor(job.id)).finish(chat_result("late"))
+        await time_passes(rig)
+        async with running(rig):
+            batch = await ended(rig, batch_id)
+        go_on.set()
+        await asyncio.sleep(0.2)  # the first one writes what it can
+
+    assert batch["status"] == "cancelled"
+    assert await told(rig, batch) == Counter(["c1", "c2", "c3"])
+    assert batch["request_counts"] == {"total": 3, "completed": 0, "failed": 3}
+
+
+async def test_a_runner_that_stops_at_once_goes_on_behind_the_record(rig: Rig) -> None:
+    """A second runner, of a batch that has run out of its time with two lines told before."""
+    batch_id = await start(rig, lines(5))
+    batches = rig.parts.batches.batches
+    ((_, epoch),) = await batches.claim(1)
+    record = await batches.get(batch_id)
+    end = len(b"\n".join(lines(5).splitlines()[:2])) + 1
+    await batches.save(
+        replace(record, status=BatchStatus.IN_PROGRESS, line=2, offset=end, total=5, failed=2),
+        epoch,
+    )
+    await time_passes(rig)
+    async with running(rig, LateClock()):
+        batch = await ended(rig, batch_id)
+
+    assert await told(rig, batch) == Counter(["c3", "c4", "c5"])
+    assert batch["request_counts"]["failed"] == 5
 
 
 @pytest.mark.timeout(60)
