@@ -118,7 +118,7 @@ def test_the_trace_of_a_job_that_wakes_a_predictor(traced: Traced) -> None:
         ("receive", "deliver"),
         ("attempt", "receive"),
         ("generate", "attempt"),
-        ("result", "deliver"),
+        ("result", "submit"),
     }
 
 
