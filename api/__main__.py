@@ -108,7 +108,7 @@ def build(settings: ApiSettings) -> tuple[FastAPI, Shutdown]:
                 loop.cancel()
         await parts.close()
 
-    return create_app(wiring.routers(parts), lifespan), parts.shutdown
+    return create_app(wiring.routers(parts), lifespan, settings.cors_origins), parts.shutdown
 
 
 def _say_what_is_open(settings: ApiSettings) -> None:

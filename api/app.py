@@ -3,15 +3,18 @@
 Called by `api.__main__` and by tests. Must not know any route.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Final
 
 from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.http.manners import HeadAsGet, allowed_methods, path_meant
 from api.http.middleware import Edge
 from api.http.problem import error_response
 from api.limit.gate import RateHeaders
@@ -20,8 +23,12 @@ from eventing.errors import TorporError
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def create_app(routers: Iterable[APIRouter], lifespan: Lifespan) -> FastAPI:
-    """The application of `routers`. `lifespan` owns the background loops."""
+def create_app(
+    routers: Iterable[APIRouter], lifespan: Lifespan, cors_origins: Sequence[str] = ()
+) -> FastAPI:
+    """The application of `routers`. `lifespan` owns the background loops; pages of `cors_origins` may
+    call it from a browser.
+    """
     app = FastAPIOffline(
         title="Torpor",
         version="1",
@@ -36,8 +43,34 @@ def create_app(routers: Iterable[APIRouter], lifespan: Lifespan) -> FastAPI:
     app.add_exception_handler(TorporError, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_middleware(RateHeaders)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Edge)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*", *_EXPOSED],
+            max_age=600,
+        )
     return app
+
+
+_EXPOSED: Final = (
+    "location",
+    "preference-applied",
+    "retry-after",
+    "torpor-job-id",
+    "x-request-id",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
+)
+"""Named too: `*` stands for itself only in calls with credentials."""
 
 
 class _NoRoute(TorporError):
@@ -56,17 +89,19 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 (registered for nothing else)
-    refusal = _NoRoute(_advice(error), error.status_code)
-    answer = error_response(request.url.path, refusal)
-    answer.headers.update(error.headers or {})
-    return answer
-
-
-def _advice(error: HTTPException) -> str:
+    routes, path = request.app.routes, request.url.path
     match error.status_code:
         case 404:
-            return "nothing is served at this path; /docs lists what is"
+            meant = path_meant(routes, request.scope)
+            hint = f"did you mean {meant}?" if meant else "/docs lists what is"
+            words, path = f"nothing is served at {path[:200]}; {hint}", meant or path
+            return error_response(path, _NoRoute(words, 404))
         case 405:
-            return f"this path takes {(error.headers or {}).get('Allow', 'another method')}"
+            allow = {"allow": ", ".join(allowed_methods(routes, request.scope))}
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=allow)
+            answer = error_response(path, _NoRoute(f"this path takes {allow['allow']}", 405))
+            answer.headers.update(allow)
+            return answer
         case _:
-            return error.detail
+            return error_response(path, _NoRoute(error.detail, error.status_code))

@@ -128,6 +128,14 @@ class ApiSettings(StoreSettings):
     """Bearer token that the broker's deliveries must carry; empty asks for none on loopback."""
     metrics_open: bool = False
     """Let everybody read /metrics; else a key with the scope metrics:read, or who is on loopback where `host` is."""
+    cors_origins: tuple[str, ...] = ()
+    """JSON list of origins (`["http://localhost:3000"]`, or `["*"]`) whose pages may call from a
+    browser; none by default.
+    """
+    event_origins: tuple[str, ...] = ()
+    """JSON list of senders (or `["*"]`) that may hand in CloudEvents after asking by OPTIONS, as
+    Event Grid does.
+    """
     limit_requests_per_minute: int = Field(0, ge=0)
     """Calls but GET a tenant may make a minute; 0 for no limit, as in the next ones."""
     limit_tokens_per_minute: int = Field(0, ge=0)

@@ -228,6 +228,7 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
         socket.router(job_socket),
         dead_letters.routes.router(access, dead_letter_deps),
         events.routes.router(access, event_deps),
+        events.handshake_router(settings.event_origins),
         usage.routes.router(access, usage.UsageDeps(ledger=parts.ledger, price=settings.price)),
     ]
 

@@ -44,6 +44,8 @@ class Credentials:
     is_anonymous: bool = False
     is_local: bool = False
     """We listen on loopback only, so an honest caller names us by a loopback address."""
+    cors_origins: tuple[str, ...] = ()
+    """Pages of these may call without a credential too, where everybody may."""
 
     @property
     def is_open(self) -> bool:
@@ -71,7 +73,7 @@ class CredentialAuthenticator:
         if self._credentials.is_open:
             if self._credentials.delivery_token and _is_internal(connection):
                 raise Unauthorized(_REFUSED)
-            _check_page(connection, is_local=self._credentials.is_local)
+            _check_page(connection, self._credentials)
             return self._anybody
         principal = await self._known(token) if token else None
         if principal is None:
@@ -128,11 +130,13 @@ def _principal(key: ApiKey) -> Principal:
     return Principal(tenant=key.tenant, scopes=scopes_of(key.scopes), key_id=key.id)
 
 
-def _check_page(connection: HTTPConnection, *, is_local: bool) -> None:
+def _check_page(connection: HTTPConnection, rules: Credentials) -> None:
     """Where everybody may do everything, a web page of somebody else's may do nothing. Raises
     `Forbidden`.
     """
-    if refusal := page_refusal(connection.headers, is_local=is_local):
+    if refusal := page_refusal(
+        connection.headers, is_local=rules.is_local, origins=rules.cors_origins
+    ):
         raise Forbidden(refusal)
 
 

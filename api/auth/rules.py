@@ -76,6 +76,7 @@ def authenticator_for(settings: ApiSettings, redis: Redis, clock: Clock) -> Cred
         delivery_token=settings.delivery_token.get_secret_value(),
         is_anonymous=settings.anonymous_access is not AnonymousAccess.OFF,
         is_local=is_loopback(settings.host),
+        cors_origins=settings.cors_origins,
     )
     return CredentialAuthenticator(credentials)
 

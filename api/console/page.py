@@ -41,6 +41,12 @@ _KINDS: Final = {
 }
 
 
+@router.get("/")
+async def root(_: Request) -> Response:
+    """Where a person begins."""
+    return RedirectResponse("/console", status_code=307)
+
+
 @router.get("/console/")
 async def console_slash(_: Request) -> Response:
     """One address for one page."""

@@ -4,12 +4,14 @@ out, as server-sent events: their results.
 Called by `api.wiring`. Answers by the Knative data-plane contract: 2xx only once the store has it.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import orjson
 import structlog
+from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auth.principal import Scope
@@ -33,6 +35,7 @@ from eventing.cloudevent.job_event import (
     result_event,
     unreadable_job,
 )
+from eventing.cloudevent.webhook_handshake import handshake
 from eventing.errors import BadRequest, InvalidJob, Unavailable
 from eventing.job.job import API_SOURCE, JobError, JobState, derive_job_id
 from eventing.job.store import Ending, JobIntake, LeaseStatus
@@ -174,3 +177,15 @@ async def _take_stray(deps: EventDeps, event: Event) -> Response:
 
 async def _read_event(call: Call[EventDeps]) -> Event:
     return parse_http(call.request.headers, await call.deps.events.read(call.request))
+
+
+def handshake_router(origins: Sequence[str]) -> APIRouter:
+    """OPTIONS of senders that ask first. It needs no key: it tells what may be sent, not who may."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.options("/v1/events")
+    async def ask_to_send(request: Request) -> Response:
+        allowed = handshake(request.headers, origins)
+        return Response(headers={"allow": "GET, HEAD, OPTIONS, POST", **allowed})
+
+    return router

@@ -51,6 +51,6 @@ def router(
         if not is_metrics_open and not (is_local and is_loopback(client)):
             principal = await authenticator.principal_of(request)
             principal.require(Scope.METRICS_READ)
-        return metrics_page()
+        return metrics_page(request)
 
     return made

@@ -8,6 +8,7 @@ as Knative does.
 """
 
 import math
+from collections.abc import Awaitable, Callable, Collection
 
 import structlog
 from prometheus_client import Counter
@@ -19,6 +20,7 @@ from eventing.broker.intake import Intake
 from eventing.broker.router import Router
 from eventing.cloudevent.event import Event, parse_http
 from eventing.cloudevent.job_event import REQUESTED, job_of, unreadable_job
+from eventing.cloudevent.webhook_handshake import handshake
 from eventing.errors import BadRequest, IdempotencyConflict, JobDeleted, TorporError, Unavailable
 from eventing.job.job import API_SOURCE, JobError, derive_job_id
 from eventing.job.store import JobIntake
@@ -75,6 +77,15 @@ class Ingress:
         if outcome == "unwanted":
             _log.info("no trigger wants the event", action="ingress", type=event.type[:80])
         return _accepted(event)
+
+    def ask_to_send(self, origins: Collection[str]) -> Callable[[Request], Awaitable[Response]]:
+        """The endpoint of senders of `origins` that ask by OPTIONS before they send."""
+
+        async def answer(request: Request) -> Response:
+            allowed = handshake(request.headers, origins)
+            return Response(headers={"allow": "OPTIONS, POST", **allowed})
+
+        return answer
 
     def _is_job(self, event: Event) -> bool:
         """Whether another producer asks for a job: our api records its own before it sends them."""

@@ -83,11 +83,14 @@ class Broker:
             timeout_s=self._settings.body_timeout_s,
         )
         ingress = Ingress(self._router, self._store, access_of(self._settings), bodies)
+        asked = ingress.ask_to_send(self._settings.event_origins)
         return Starlette(
             routes=[
                 *self._shown(),
                 Route("/", ingress.take, methods=["POST"]),
                 Route("/{namespace}/{broker}", ingress.take, methods=["POST"]),
+                Route("/", asked, methods=["OPTIONS"]),
+                Route("/{namespace}/{broker}", asked, methods=["OPTIONS"]),
             ]
         )
 
@@ -120,9 +123,9 @@ class Broker:
     async def close(self) -> None:
         await self._redis.aclose()
 
-    async def _metrics(self, _: Request) -> Response:
+    async def _metrics(self, request: Request) -> Response:
         await self._queue_metrics.refresh()
-        return metrics_page()
+        return metrics_page(request)
 
     async def _ready(self, _: Request) -> Response:
         return await self._started.answer()

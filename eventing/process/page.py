@@ -6,17 +6,20 @@ must not speak through its reader's browser: neither from its own origin, nor by
 that it points at us (DNS rebinding).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from eventing.process.address import is_loopback
 
 
-def page_refusal(headers: Mapping[str, str], *, is_local: bool) -> str:
+def page_refusal(
+    headers: Mapping[str, str], *, is_local: bool, origins: Collection[str] = ()
+) -> str:
     """Why the call is refused; empty when it is not. `is_local`: we listen on loopback only, so an
-    honest caller names us by a loopback address.
+    honest caller names us by a loopback address. Pages of `origins` are let in.
     """
     host, origin = headers.get("host", ""), headers.get("origin")
-    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+    is_let_in = origin in origins or "*" in origins
+    if origin is not None and not is_let_in and origin.partition("://")[2].lower() != host.lower():
         return "without a credential, pages of other origins may not call"
     if is_local and host and not is_loopback(_host_name(host)):
         return "without a credential, call a loopback address by its own name"

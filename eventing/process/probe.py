@@ -6,7 +6,8 @@ Called by the api, the broker, the pump and the stack. Must not know what they d
 import asyncio
 from typing import Final, Protocol
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -57,6 +58,9 @@ class ReadyOnceStarted:
         return first
 
 
-def metrics_page() -> Response:
-    """What this process has counted, as Prometheus reads it."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+def metrics_page(request: Request) -> Response:
+    """What this process has counted, in the form that the scraper asks for: Prometheus text, or
+    OpenMetrics.
+    """
+    encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(REGISTRY), headers={"content-type": media_type})

@@ -41,9 +41,9 @@ def status_app(stack: Watched, activator: Activator, view: QueueView, queue: str
     async def status(_: Request) -> Response:
         return JSONResponse(await describe(stack, activator, view, queue))
 
-    async def metrics(_: Request) -> Response:
+    async def metrics(request: Request) -> Response:
         _measure(stack, activator, queue.removeprefix("requests-"))
-        return metrics_page()
+        return metrics_page(request)
 
     return Starlette(
         routes=[

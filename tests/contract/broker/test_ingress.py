@@ -399,3 +399,20 @@ async def test_an_event_that_comes_too_slowly_is_408(redis_url: str, redis: Redi
 
     assert answer.status_code == 408
     assert await queued(redis) == 0
+
+
+@pytest.mark.parametrize("path", ["/", "/default/broker"])
+async def test_a_sender_that_asks_before_it_sends_is_told_whether_it_may(
+    redis_url: str, redis: Redis, path: str
+) -> None:
+    broker = Broker(settings(redis_url, event_origins=("eventgrid.azure.net",)), [])
+    transport = httpx.ASGITransport(app=broker.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        allowed, refused = [
+            await http.options(path, headers={"webhook-request-origin": origin})
+            for origin in ("eventgrid.azure.net", "evil.example")
+        ]
+    await broker.close()
+
+    assert allowed.headers["webhook-allowed-origin"] == "eventgrid.azure.net"
+    assert "webhook-allowed-origin" not in refused.headers

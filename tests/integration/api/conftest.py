@@ -94,7 +94,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
 
 
 def app_over(parts: Parts) -> FastAPI:
-    return create_app(wiring.routers(parts), lambda _: running(parts))
+    return create_app(wiring.routers(parts), lambda _: running(parts), parts.settings.cors_origins)
 
 
 @asynccontextmanager
