@@ -3,13 +3,14 @@
 Used by `predictor.server`, behind the event route, which has a token of its own. Direct routes are all
 that a caller is answered on at once: OpenAI's calls, KServe's predict and infer, models, metrics. Probes
 stay open: kubelet and Knative's queue-proxy carry no token. Behind queue-proxy every caller has a
-loopback address, so an address is never taken for authority.
+loopback address, so a loopback address is never taken for authority.
 """
 
 import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
 import orjson
@@ -40,7 +41,7 @@ class DirectAccess:
         self._rules = rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _is_probe(scope):
+        if scope["type"] != "http" or _is_probe(scope) or self._is_scrape(scope):
             await self._app(scope, receive, send)
             return
         if (refusal := self._refusal(Headers(scope=scope))) is not None:
@@ -53,6 +54,19 @@ class DirectAccess:
             await answer(scope, receive, send)
             return
         await self._app(scope, _replayed(body, receive), send)
+
+    def _is_scrape(self, scope: Scope) -> bool:
+        """True for a scraper at the container's own port, where direct routes are off: what comes in
+        by Knative's gateway has passed queue-proxy, and so comes from a loopback address.
+        """
+        if self._rules.is_on or (scope["method"], scope["path"]) != ("GET", "/metrics"):
+            return False
+        host = (scope.get("client") or ("127.0.0.1", 0))[0]
+        try:
+            address = ip_address(host)
+            return not (getattr(address, "ipv4_mapped", None) or address).is_loopback
+        except ValueError:
+            return False
 
     def _refusal(self, headers: Headers) -> Response | None:
         rules = self._rules
