@@ -142,6 +142,8 @@ class ApiSettings(StoreSettings):
     """Tokens a tenant may ask for a minute: an estimate of the prompt, and `max_tokens`."""
     limit_jobs_in_flight: int = Field(0, ge=0)
     """Jobs of a tenant that have not ended."""
+    limit_open_streams: int = Field(2_000, ge=0)
+    """Streams of a tenant that may be open at one process: SSE and WebSockets."""
     limit_file_bytes: int = Field(10 * 1024 * 1024 * 1024, ge=0)
     """Bytes that a tenant's files may take, results of batches among them; 0 for no limit."""
     limit_queue_depth: int = Field(0, ge=0)

@@ -25,6 +25,7 @@ from api.job.submission import SubmitDeps
 from api.job.waiting import QueueWaiting, WakingNotes
 from api.limit.gate import LimitGate
 from api.limit.limit import limits_of
+from api.limit.open_streams import OpenStreams
 from api.routes import (
     batches,
     dead_letters,
@@ -131,6 +132,7 @@ def make_parts(
         submit_timeout_s=settings.submit_timeout_s,
     )
     webhook_service = _webhooks(settings, redis)
+    authenticator = authenticator_for(settings, redis, clock)
     return Parts(
         settings=settings,
         redis=redis,
@@ -145,10 +147,11 @@ def make_parts(
         results=ResultFeed(redis, store),
         past_waking=WakingNotes(redis, waiting, clock),
         access=Access(
-            authenticator=authenticator_for(settings, redis, clock),
+            authenticator=authenticator,
             gate=gate,
             replay=Replay(redis),
             bodies=bodies,
+            streams=OpenStreams(settings.limit_open_streams, authenticator),
         ),
         body_room=body_room,
         shutdown=Shutdown(),
@@ -221,7 +224,10 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
         keep_alive_s=settings.keep_alive_s,
     )
     job_socket = socket.SocketDeps(
-        authenticator=access.authenticator, store=parts.store, live=parts.live
+        authenticator=access.authenticator,
+        streams=access.streams,
+        store=parts.store,
+        live=parts.live,
     )
     return [
         jobs.routes.router(access, job_deps),

@@ -80,6 +80,14 @@ class CredentialAuthenticator:
             raise Unauthorized(_REFUSED)
         return principal
 
+    async def is_still_good(self, principal: Principal) -> bool:
+        """False once the API key behind `principal` was revoked or has expired. Raises `StoreUnavailable`."""
+        keys = self._credentials.keys
+        if keys is None or not principal.is_revocable:
+            return True
+        key = await keys.find(principal.key_id)
+        return key is not None and (not key.expires_s or self._wall_s() < key.expires_s)
+
     def _is_broker(self, token: str) -> bool:
         ours = self._credentials.delivery_token
         return bool(ours) and hmac.compare_digest(_bytes(token), _bytes(ours))
@@ -127,7 +135,9 @@ def scopes_of(names: tuple[str, ...]) -> frozenset[Scope]:
 
 
 def _principal(key: ApiKey) -> Principal:
-    return Principal(tenant=key.tenant, scopes=scopes_of(key.scopes), key_id=key.id)
+    return Principal(
+        tenant=key.tenant, scopes=scopes_of(key.scopes), key_id=key.id, is_revocable=True
+    )
 
 
 def _check_page(connection: HTTPConnection, rules: Credentials) -> None:

@@ -31,6 +31,8 @@ class Principal:
     tenant: str = "default"
     scopes: frozenset[Scope] = frozenset(Scope)
     key_id: str = ""
+    is_revocable: bool = False
+    """An API key stands behind this, which may be revoked while a stream is open."""
 
     def require(self, scope: Scope) -> None:
         """Raises `Forbidden` when the credential lacks `scope`."""

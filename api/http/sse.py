@@ -6,8 +6,8 @@ Called by every stream. The response is sse-starlette's, with its per-event cost
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from typing import Any, Final
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from typing import Any, Final, Protocol
 
 import orjson
 import structlog
@@ -53,6 +53,14 @@ _STUCK_S: Final = 30.0
 _log = structlog.get_logger()
 
 
+class Hold(Protocol):
+    """What an open stream costs its tenant, and how long its credential is good."""
+
+    def counted(self) -> AbstractContextManager[None]: ...
+
+    async def until_revoked(self) -> None: ...
+
+
 class Stream(EventSourceResponse):
     """A stream of ready-made frames. Several frames that are there at once go out in one write.
 
@@ -70,6 +78,7 @@ class Stream(EventSourceResponse):
         on_disconnect: Callable[[Message], Awaitable[None]] | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
+        self.hold: Hold | None = None
         self._frames = frames
         self._shutdown = shutdown
         self._farewell = farewell
@@ -87,7 +96,8 @@ class Stream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._wire = scope.get(RAW_SEND, send)
         try:
-            await super().__call__(scope, receive, send)
+            with self.hold.counted() if self.hold is not None else nullcontext():
+                await super().__call__(scope, receive, send)
         except (SendTimeoutError, ExceptionGroup) as error:
             if not isinstance(first_of(error), SendTimeoutError):
                 raise
@@ -119,6 +129,22 @@ class Stream(EventSourceResponse):
 
     async def _listen_for_exit_signal_with_grace(self) -> None:
         """End the stream with the farewell when the process ends. Returning ends the response."""
-        await self._shutdown.wait()
+        if not await self._is_shutting_down():
+            await self._end(last_comment("the key of this stream was revoked"))
+            return
         await self._has_begun.wait()
         await self._end(self._farewell())
+
+    async def _is_shutting_down(self) -> bool:
+        """True when the process ends; False when the key that opened the stream was revoked before."""
+        if self.hold is None:
+            await self._shutdown.wait()
+            return True
+        shutdown = asyncio.create_task(self._shutdown.wait())
+        revoked = asyncio.create_task(self.hold.until_revoked())
+        try:
+            await asyncio.wait({shutdown, revoked}, return_when=asyncio.FIRST_COMPLETED)
+            return shutdown.done()
+        finally:
+            shutdown.cancel()
+            revoked.cancel()

@@ -91,6 +91,7 @@ async def follow_events(call: Call[EventDeps]) -> Response:
     `Last-Event-ID` (or `?after=`; `0-0` for all that is kept). An event can come twice; its `id` is
     the same then.
     """
+    call.check_stream_room()
     feed, tenant = call.deps.results, call.principal.tenant
     feed.check_room(tenant)
     request = call.request

@@ -102,6 +102,8 @@ def _model(name: str) -> dict[str, Any]:
 async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
     body = await call.read_object()
     is_stream = _flag(body, "stream")
+    if is_stream:
+        call.check_stream_room()
     has_usage = _has_usage(body)
     is_async = prefers_async(call.request)
     line = {"url": url, "body": {k: v for k, v in body.items() if k not in _OURS}}

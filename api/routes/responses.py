@@ -80,6 +80,8 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
     )
     body["input"] = await with_stored_items(call.deps.held.store, call.principal, body.get("input"))
     ask = parse_ask(body, history)
+    if ask.is_stream:
+        call.check_stream_room()
     held, is_held = call.deps.held, not (ask.is_stream or ask.is_background)
     job = await job_of_repeat(held, call, body) if is_held else None
     job = job or await _submit(call, body, ask)
@@ -119,6 +121,7 @@ async def retrieve_response(call: Call[ResponseDeps]) -> Response:
             f"This response cannot be streamed because it was not created with {reason}.", "stream"
         )
     last = whole_number(query, "starting_after", default=-1, least=0, most=999_999_999)
+    call.check_stream_room()
     return _stream(call, job, record, after=last, gone=None)
 
 

@@ -19,7 +19,9 @@ from starlette.types import Scope as ASGIScope
 
 from api.auth.principal import Authenticator, Principal, Scope
 from api.http.body import read_object
+from api.http.sse import Stream
 from api.job.idempotency import Replay
+from api.limit.open_streams import OpenStreams, StreamHold
 from api.openapi.doc import Doc
 from eventing.process.body import BodyReader
 
@@ -43,6 +45,7 @@ class Access:
     gate: Gate
     replay: Replay
     bodies: BodyReader
+    streams: OpenStreams
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,12 @@ class Call(Generic[D]):
     request: Request
     principal: Principal
     bodies: BodyReader
+    streams: OpenStreams
     deps: D
+
+    def check_stream_room(self) -> None:
+        """Raises `RateLimited` when the tenant has as many streams open as it may."""
+        self.streams.check_room(self.principal)
 
     async def read(self) -> bytes:
         """The body. Raises `BadRequest` and its kin."""
@@ -143,10 +151,13 @@ def _endpoint(
         principal = await access.authenticator.principal_of(request)
         principal.require(operation.scope)
         await access.gate.enter(principal, operation.method)
-        call = Call(request, principal, access.bodies, deps)
+        call = Call(request, principal, access.bodies, access.streams, deps)
         if operation.replays:
             return await _once(access.replay, call, handler)
-        return await handler(call)
+        answer = await handler(call)
+        if isinstance(answer, Stream):
+            answer.hold = StreamHold(access.streams, principal)
+        return answer
 
     return endpoint
 

@@ -19,6 +19,7 @@ from api.auth.principal import Authenticator, Scope
 from api.http.errors import Forbidden
 from api.http.problem import error_response
 from api.job.live import LiveDeps
+from api.limit.open_streams import OpenStreams
 from api.routes.jobs import own_job
 from api.routes.stream import END, job_events, parse_cursor
 from eventing.errors import NotFound, StoreUnavailable, TorporError
@@ -31,6 +32,7 @@ PATH = "/v1/jobs/{id}/ws"
 _NORMAL: Final = 1000
 """The last message was the end of the job; any other code says that it was not."""
 _TRY_AGAIN_LATER: Final = 1013
+_REVOKED: Final = 4401
 _GONE: Final = 4404
 
 
@@ -39,6 +41,7 @@ class SocketDeps:
     """What a job's WebSocket needs."""
 
     authenticator: Authenticator
+    streams: OpenStreams
     store: JobReader
     live: LiveDeps
 
@@ -59,6 +62,7 @@ async def follow_job_socket(deps: SocketDeps, socket: WebSocket) -> None:
         _check_origin(socket)
         principal = await deps.authenticator.principal_of(socket)
         principal.require(Scope.JOBS_READ)
+        deps.streams.check_room(principal)
         after = parse_cursor(text)
         job = await own_job(deps.store, principal, socket.path_params["id"])
     except TorporError as error:
@@ -69,12 +73,17 @@ async def follow_job_socket(deps: SocketDeps, socket: WebSocket) -> None:
     if text.endswith(END) and job.state.is_terminal:
         await socket.close(_NORMAL)
         return
-    async with asyncio.TaskGroup() as group:
-        sending = group.create_task(_send(socket, deps.live, job, after))
-        listening = group.create_task(_listen(socket))
-        await asyncio.wait({sending, listening}, return_when=asyncio.FIRST_COMPLETED)
-        sending.cancel()
-        listening.cancel()
+    with deps.streams.counted(principal):
+        async with asyncio.TaskGroup() as group:
+            sending = group.create_task(_send(socket, deps.live, job, after))
+            listening = group.create_task(_listen(socket))
+            revoked = group.create_task(deps.streams.until_revoked(principal))
+            tasks = {sending, listening, revoked}
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if revoked.done():
+                await socket.close(_REVOKED, "the key of this stream was revoked")
+            for task in tasks:
+                task.cancel()
 
 
 async def _send(socket: WebSocket, deps: LiveDeps, job: Job, after: str) -> None:
