@@ -130,7 +130,7 @@ def test_a_job_that_always_fails_is_set_aside_and_an_edited_one_gets_a_second_li
     assert redriven.stdout.split() == [job_id]
     job = stack.job(job_id, wait_s=50)
     assert job["state"] == "completed"
-    assert job["attempt"] == 4
+    assert job["attempt"] == 5
 
 
 def test_a_part_that_is_killed_is_started_again_and_the_job_ends(own_stack: LocalStack) -> None:
