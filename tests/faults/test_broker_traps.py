@@ -190,7 +190,7 @@ async def a_sleeping_predictor() -> AsyncIterator[str]:
 async def a_relay(system: System) -> AsyncIterator[str]:
     """Our broker where Knative's dead letters arrive, with the trigger that is rendered for it."""
     port = free_port()
-    rendered = own_broker.relay_triggers(Values(), derive(Values()))[1]
+    rendered = own_broker.relay_triggers(Values(), derive(Values()))[0]
     rendered["spec"]["subscriber"]["uri"] = system.api.health
     triggers = system.folder / "relay.yaml"
     triggers.write_text(document(rendered))

@@ -121,7 +121,8 @@ def needed(resources: Resources) -> set[Way]:
     if any(named(resources, "Ingress")):
         found |= {(ANYONE, *door) for door in behind(resources, parts.API)}
     for r in named(resources, "Trigger"):
-        found |= set(called(resources, mesh(resources), texts(r["spec"]["subscriber"])))
+        reached = (r["spec"]["subscriber"], r["spec"]["delivery"]["deadLetterSink"])
+        found |= {way for to in reached for way in called(resources, mesh(resources), texts(to))}
     return found | scraped(resources)
 
 

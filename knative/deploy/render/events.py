@@ -37,7 +37,7 @@ def delivery(values: Values, times: Timeouts, timeout_s: int | None = None) -> R
 
 
 def relay_url(values: Values) -> str:
-    """Give where Knative's broker leaves results and what it gave up: our own ingress.
+    """Give where Knative's broker leaves what it gave up: our own ingress.
 
     By address, not by reference: Knative would call port 80 of a referenced Service.
     """
@@ -54,23 +54,12 @@ def trigger(name: str, values: Values, spec: Resource, annotations: Resource) ->
 
 
 def triggers(values: Values, times: Timeouts) -> list[Resource]:
-    """Give the Triggers: requests to each predictor, each kind of result to the api."""
+    """Give the Triggers: requests to each predictor. Results go to whoever subscribed: the predictor
+    has ended the job in the store, and a result event that the api believed would let anybody who
+    reaches the Broker end jobs.
+    """
     is_only = not values.more_models
-    requests = [_requests_trigger(each, times, is_only=is_only) for each in values.each()]
-    results = [
-        trigger(
-            f"results-{kind.split('.')[3]}",
-            values,
-            {
-                "filter": {"attributes": {"type": kind}},
-                "subscriber": {"uri": relay_url(values)},
-                "delivery": delivery(values, times, timeout_s=60),
-            },
-            {PARALLELISM: "10"},
-        )
-        for kind in parts.RESULTS
-    ]
-    return [*requests, *results]
+    return [_requests_trigger(each, times, is_only=is_only) for each in values.each()]
 
 
 def _requests_trigger(values: Values, times: Timeouts, *, is_only: bool) -> Resource:

@@ -99,7 +99,9 @@ FLOWS: tuple[Flow, ...] = (
         Peer.SCALER, Peer.REDIS, (6379,), "the queue, as a user that may only read", "work-scaler"
     ),
     Flow(Peer.BROKER, Peer.REDIS, (6379,), "the relay's log", "serverless"),
-    Flow(Peer.BROKER, Peer.API, (8000,), "result events, with our token", "serverless"),
+    Flow(
+        Peer.BROKER, Peer.API, (8000,), "asked whether it takes events: it does not", "serverless"
+    ),
     Flow(
         Peer.KNATIVE_SERVING,
         Peer.PREDICTOR,
@@ -127,7 +129,7 @@ FLOWS: tuple[Flow, ...] = (
     Flow(Peer.API, Peer.EVENT_MESH, (8080,), "request events", "broker-rabbitmq"),
     Flow(Peer.EVENT_MESH, Peer.RABBITMQ, (5672, 15672), "publish and consume", "broker-rabbitmq"),
     Flow(Peer.EVENT_MESH, Peer.EVENT_MESH, (8080,), "replies go back in", "broker-rabbitmq"),
-    Flow(Peer.EVENT_MESH, Peer.BROKER, (8081,), "results, to the relay", "broker-rabbitmq"),
+    Flow(Peer.EVENT_MESH, Peer.BROKER, (8081,), "what it gave up, to the relay", "broker-rabbitmq"),
     Flow(Peer.EVENT_MESH, Peer.KOURIER, (8081, 8444), "to the predictor", "broker-rabbitmq"),
     Flow(
         Peer.EVENT_MESH,
@@ -143,7 +145,9 @@ FLOWS: tuple[Flow, ...] = (
     Flow(Peer.RABBITMQ, Peer.KUBERNETES, (443, 6443), "peer discovery", "broker-rabbitmq"),
     Flow(Peer.RABBITMQ_SYSTEM, Peer.RABBITMQ, (15671, 15672), "its operators", "broker-rabbitmq"),
     Flow(Peer.API, Peer.KNATIVE_EVENTING, (8080,), "request events", "broker-kafka"),
-    Flow(Peer.KNATIVE_EVENTING, Peer.BROKER, (8081,), "results, to the relay", "broker-kafka"),
+    Flow(
+        Peer.KNATIVE_EVENTING, Peer.BROKER, (8081,), "what it gave up, to the relay", "broker-kafka"
+    ),
     Flow(Peer.API, Peer.KNATIVE_EVENTING, (8443,), "request events, over TLS", "eventing-tls"),
     Flow(Peer.MONITORING, Peer.API, (8000,), "metrics", "monitoring"),
     Flow(Peer.MONITORING, Peer.BROKER, (8081,), "metrics", "monitoring"),

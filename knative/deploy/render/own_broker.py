@@ -57,13 +57,11 @@ def _results_trigger(values: Values, spec: Resource, *more: Resource) -> Resourc
 
 
 def relay_triggers(values: Values, times: Timeouts) -> list[Resource]:
-    """Give the triggers of our broker where Knative's does the rest: results, and what it gave up.
+    """Give the trigger of our broker where Knative's does the rest: what that one gave up.
 
-    It stands between because Knative's brokers carry no token of ours, and because its pump knows
-    what to do with a request that was given up: have it published again, or record the dead letter
-    when Knative can have spent its retries and the job does not run.
+    Its pump knows what to do with such a request: have it published again, or record the dead
+    letter when Knative can have spent its retries and the job does not run.
     """
-    spec = {k: v for k, v in delivery(values, times).items() if k != "deadLetterSink"}
     given_up = {
         "filter": {"attributes": {"type": parts.REQUESTED}},
         "subscriber": {
@@ -75,7 +73,6 @@ def relay_triggers(values: Values, times: Timeouts) -> list[Resource]:
         "delivery": {"retry": 0, "timeout": "PT10S"},
     }
     return [
-        _results_trigger(values, spec),
         trigger(
             GIVEN_UP,
             values,

@@ -190,29 +190,6 @@ def rabbitmq_filters(view: View) -> Iterator[Fault]:
 
 
 @register.rule(
-    "results-return",
-    Hop.DELIVERY,
-    why="A kind of result that no trigger takes to the api is a job whose client never hears.",
-    source="design 1",
-)
-def results_return(view: View) -> Iterator[Fault]:
-    # Both stretches must be whole: Knative's broker to our relay, our broker to the api.
-    stretches = (
-        (view.triggers, (own_broker.RESULT_PATH, f"{parts.BROKER}.")),
-        (view.own_triggers, (own_broker.RESULT_PATH,)),
-    )
-    for triggers, places in stretches:
-        reached = " ".join(
-            str(dig(t, "spec.filter") or "") + str(dig(t, "spec.filters") or "")
-            for t in triggers
-            if any(place in str(dig(t, "spec.subscriber") or "") for place in places)
-        )
-        for kind in parts.RESULTS if triggers else ():
-            if kind not in reached:
-                yield Fault("Trigger", f"type {kind}", "not set", f"a trigger to {places[0]}")
-
-
-@register.rule(
     "reference-port",
     Hop.DELIVERY,
     why="Knative calls port 80 of a referenced Service; ours listen elsewhere: every delivery "
