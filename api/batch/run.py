@@ -354,8 +354,8 @@ class BatchRun:
         """
         await self._output.publish()
         await self._errors.publish()
-        batch, now_s = self._batch, self._now_s()
-        await self._deps.webhooks.tell_batch(batch.tenant, batch.id, end, now_s)
+        batch = self._batch
+        await self._deps.webhooks.tell_batch(batch.tenant, batch.id, end, self._now_s())
         await self._enter(end)
 
     async def _fail(self, message: str) -> None:
@@ -393,5 +393,5 @@ class BatchRun:
         await self._errors.drop_merged()
 
     def _lines(self, card: FileCard, offset: int, number: int) -> AsyncGenerator[Line, None]:
-        deps = self._deps
-        return read_lines(deps.files, card, offset, number, longest=deps.line_limit_bytes)
+        longest = self._deps.line_limit_bytes
+        return read_lines(self._deps.files, card, offset, number, longest=longest)
