@@ -1,7 +1,7 @@
 """Server-sent events: frames, and the response that sends them.
 
 Called by every stream. The response is sse-starlette's, with its per-event costs taken out
-(docs/adr/0042). Must not know jobs.
+(docs/adr/0041). Must not know jobs.
 """
 
 import asyncio
@@ -111,7 +111,7 @@ class Stream(EventSourceResponse):
 
         What sse-starlette does here for each event (a timeout's scope, a log record) costs as much
         as the rest of an event's way, and so do the layers between us and the server; for tokens
-        both are passed by (docs/adr/0042).
+        both are passed by (docs/adr/0041).
         """
         head = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **head})

@@ -3,7 +3,7 @@ reach.
 
 The scripts that end a job write it (`eventing/redis/scripts/_lib.lua`), some 10,000 ends for three
 days; `api.routes.events` reads it for `GET /v1/events`. It holds job ids, not results: what a reader
-sees is the job as it is. One loop a process looks for all readers (docs/adr/0095). Must not know
+sees is the job as it is. One loop a process looks for all readers (docs/adr/0140). Must not know
 HTTP.
 """
 

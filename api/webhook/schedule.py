@@ -26,7 +26,7 @@ _PUBLISHED_S: Final = (
 )
 SCHEDULE_S: Final = (*_PUBLISHED_S, PROMISED_S - sum(_PUBLISHED_S))
 """Pause before each try, after the one before. The standard's own last pause is 24 h, which ends at
-75 h 35 min; ours ends with the promise, after 20 h 25 min (docs/adr/0101).
+75 h 35 min; ours ends with the promise, after 20 h 25 min (docs/adr/0060).
 """
 JITTER: Final = 0.05
 """A pause is this much longer or shorter, so that what failed together does not return together."""

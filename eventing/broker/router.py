@@ -68,7 +68,7 @@ class Router:
 
 class DirectPublisher:
     """A `Publisher` and a `Route` into the queues of our own broker, without its ingress
-    (docs/adr/0081). It
+    (docs/adr/0140). It
     promises what the ingress does: every queue that wants the event has it.
     """
 

@@ -61,7 +61,7 @@ class AcquireStatus(StrEnum):
     TERMINAL = "terminal"  #: has ended before: a duplicate delivery
     EXPIRED = "expired"  #: failed here: its deadline had passed
     EXHAUSTED = "exhausted"  #: failed here: no attempt left
-    ALONE = "alone"  #: its last attempt after losses: only for who runs nothing else (ADR 0085)
+    ALONE = "alone"  #: its last attempt after losses: only for who runs nothing else (ADR 18)
     OTHER = "other"  #: recorded with another request than the asker knows: unchanged
     MISSING = "missing"  #: no record; create it first
 
@@ -324,7 +324,7 @@ class JobSweeper(Protocol):
 
     async def claim_unstarted(self, limit: int) -> list[JobId]:
         """Jobs whose event the broker took and may have lost: never started within
-        `republish_after_s`, or started and held by nobody for a lease (docs/adr/0052, 0086).
+        `republish_after_s`, or started and held by nobody for a lease (docs/adr/0140).
         """
 
     async def look_later(self, job_id: JobId, after_ms: int) -> None:

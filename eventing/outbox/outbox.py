@@ -4,7 +4,7 @@ Called by the api, in loops; any number of sweepers share the work. On a broker 
 job whose event was recorded and perhaps not published is published: found within 30 s of the crash
 that left it (10 s until it is due, 15 s in the hands of a sweeper that died, 5 s between two looks).
 On any broker, a job that nobody has started for long, or whose attempt died unheard, is published
-again: whoever has it already answers for the second (docs/adr/0086). A job whose deadline passes
+again: whoever has it already answers for the second (docs/adr/0140). A job whose deadline passes
 while it waits is failed within a second, and nobody is woken for it.
 """
 
@@ -114,7 +114,7 @@ async def _sweep_unstarted(store: JobSweeper, publisher: Publisher) -> int:
 
 
 def _is_owed(job: Job) -> bool:
-    """A queued job, or a started one whose lease is over (docs/adr/0052). The lease is judged by
+    """A queued job, or a started one whose lease is over (docs/adr/0140). The lease is judged by
     this host's clock: a wrong one costs a duplicate or a delay, no more.
     """
     is_lapsed = job.lease_until_ms <= SystemClock().wall_ms()

@@ -19,7 +19,7 @@ from knative.deploy.values import Values
 MAX_ATTEMPTS = 3  # of one job, by our own counter; after that it is a dead letter
 HOP_MARGIN_S = 30  # by how much a hop outlasts the one inside it
 INITIAL_COOLDOWN_S = 30  # until the first pod, which nobody asked for, is ended
-RABBITMQ_PREFETCH = 100  # fixed in eventing-rabbitmq, whatever the parallelism (facts 3.2)
+RABBITMQ_PREFETCH = 100  # fixed in eventing-rabbitmq, whatever the parallelism (docs/facts.md 3.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,101 +140,105 @@ EXPLANATIONS: dict[str, Why] = {
     "job": Why(
         "max_job_seconds",
         "The one number: TORPOR_MAX_JOB_SECONDS everywhere.",
-        "design, One number",
+        "docs/topologies.md",
     ),
     "lease": Why(
         "job / 60, within 15..60",
         "Renewed at a third: a dead pod's job starts elsewhere within this, a slow one keeps it.",
-        "reliability F07, F12",
+        "docs/reliability.md F07, F12",
     ),
     "drain": Why(
         "job, at most 3600",
         "After SIGTERM a job that began this second may still end. Nodes rarely wait longer than "
         "an hour; what is left is handed over and goes on elsewhere at the same token.",
-        "facts #14, #23",
+        "docs/facts.md #14, #23",
     ),
     "pod_grace": Why(
         "drain + 30",
         "KServe's Standard mode would give 30 s and kill a thinking pod.",
-        "facts 3.4 deployment_reconciler.go:283",
+        "docs/facts.md 3.4 deployment_reconciler.go:283",
     ),
     "request": Why(
         "cold start + job + 60",
         "The request waits in the activator while a pod wakes, then while it thinks; KServe copies "
         "it to timeoutSeconds and responseStartTimeoutSeconds.",
-        "facts 3.3, 3.4, #3, #4",
+        "docs/facts.md 3.3, 3.4, #3, #4",
     ),
     "delivery": Why(
         "request + 30",
         "The broker must outlast queue-proxy, or it retries a job that is running.",
-        "facts 3.1, #5",
+        "docs/facts.md 3.1, #5",
     ),
     "max_revision": Why(
         "request",
         "Knative's webhook refuses a longer timeoutSeconds (600 by default).",
-        "facts 3.3 defaults.yaml",
+        "docs/facts.md 3.3 defaults.yaml",
     ),
     "activator_grace": Why(
         "request + 30",
         "A restarting activator must outlive the requests that it holds.",
-        "facts 3.3",
+        "docs/facts.md 3.3",
     ),
     "retries": Why(
         "fewest n with 2 s x n(n-1)/2 >= job + cold start + lease",
         "409 and 503 are answers for «later»; the broker must ask until the job has ended. Linear: "
         "an exponential span this long would end in one wait of half of it.",
-        "design trap 3; facts 3.1; reliability F10b",
+        "docs/facts.md trap 3; docs/facts.md 3.1; docs/reliability.md F10b",
     ),
     "retry_delay": Why(
-        "2", "First waits are short: a handed-over job starts at once.", "facts 3.1"
+        "2", "First waits are short: a handed-over job starts at once.", "docs/facts.md 3.1"
     ),
-    "retry_span": Why("2 s x n(n-1)/2", "What the doctor compares with the deadline.", "facts 3.1"),
+    "retry_span": Why(
+        "2 s x n(n-1)/2", "What the doctor compares with the deadline.", "docs/facts.md 3.1"
+    ),
     "rabbitmq_ack": Why(
         "ceil(100 / parallelism) x (3 deliveries + retry span)",
         "The dispatcher prefetches 100 whatever its parallelism; RabbitMQ closes the channel of a "
         "message unacked for 1800 s and all of them run twice.",
-        "facts 3.2 Qos(100,0,false); celery#6760",
+        "docs/facts.md 3.2 Qos(100,0,false); celery#6760",
     ),
     "stable_window": Why(
         "cold start, within 60..3600",
         "A pod is kept idle as long as waking another would take: never worse than twice the best.",
-        "facts 3.3 window 6s..1h",
+        "docs/facts.md 3.3 window 6s..1h",
     ),
     "progress_deadline": Why(
         "cold start + 60",
         "A revision that loads longer than the global 600 s is given up.",
-        "facts 3.3 deployment.md, #12",
+        "docs/facts.md 3.3 deployment.md, #12",
     ),
     "startup_probe": Why(
         "cold start + 60",
         "Until then not ready is not dead: no restart while loading.",
-        "facts #12",
+        "docs/facts.md #12",
     ),
-    "polling": Why("5", "KEDA's 30 s would be added to every wake from zero.", "facts 3.5"),
+    "polling": Why("5", "KEDA's 30 s would be added to every wake from zero.", "docs/facts.md 3.5"),
     "cooldown": Why(
         "max(300, cold start + 60)",
         "Longer than the worst wake, or KEDA ends a pod that is still loading.",
-        "facts 3.5, #11",
+        "docs/facts.md 3.5, #11",
     ),
     "initial_cooldown": Why(
         "30",
         "KServe's new Deployment has one pod that nobody asked for: it ends after this. One that a "
         "job woke is held by that job, and then by the cooldown.",
-        "facts 3.5; ADR 167",
+        "docs/facts.md 3.5; ADR 167",
     ),
     "scale_down_window": Why(
         "cold start, within 300..3600",
         "The HPA picks its victim blindly: let it wait as long as a wake costs.",
-        "facts #6; HPA stabilisation <= 3600",
+        "docs/facts.md #6; HPA stabilisation <= 3600",
     ),
     "stream": Why(
-        "request", "An answer may be silent for a whole wake and thought.", "facts #3, #13"
+        "request", "An answer may be silent for a whole wake and thought.", "docs/facts.md #3, #13"
     ),
     "node_grace": Why(
-        "pod grace + 30", "A node may not be taken before its pods have drained.", "facts #14"
+        "pod grace + 30",
+        "A node may not be taken before its pods have drained.",
+        "docs/facts.md #14",
     ),
     "node_idle": Why(
-        "cooldown", "An empty GPU node is given back when no wake is expected.", "facts #11"
+        "cooldown", "An empty GPU node is given back when no wake is expected.", "docs/facts.md #11"
     ),
 }
 

@@ -140,7 +140,7 @@ class Deliveries:
 
     async def _run(self, new: NewJob) -> Outcome:
         """Five steps: slot, lease, checkpoint, generate, settle. Each gives what the next one needs, or
-        the outcome. A job that may be what kills predictors gets one for itself (docs/adr/0085).
+        the outcome. A job that may be what kills predictors gets one for itself (docs/adr/0018).
         """
         async with self._admission.reserve(sequences(new.request.body)) as slot:
             leased = await self._lease(new, slot)

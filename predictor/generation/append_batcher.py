@@ -2,7 +2,7 @@
 
 Called by `predictor.generation.checkpoint`, whose writers flush at the same moments. Sixteen jobs that each
 wrote for themselves cost the process 200 us a token; a script call in a pipeline costs a fraction
-of that. The flush interval is as short as the store is quick (docs/adr/0090), so that a reader of a lone
+of that. The flush interval is as short as the store is quick (docs/adr/0017), so that a reader of a lone
 stream sees each token at once and a crowd's tokens still go together.
 """
 

@@ -85,7 +85,7 @@ class TestOutbox:
         assert len(taken) == len(set(taken)) == 40
 
     async def test_a_started_job_that_nobody_holds_is_due_again(self, rig: Rig) -> None:
-        # Its event may be gone: settled by a pump whose store forgot the end (docs/adr/0052).
+        # Its event may be gone: settled by a pump whose store forgot the end (docs/adr/0140).
         await started(rig)
         await rig.pass_time(LEASE_MS - 1000)
         assert await rig.store.claim_unstarted(10) == []
@@ -104,7 +104,7 @@ class TestOutbox:
         assert await rig.store.claim_unstarted(10) == []
 
     async def test_a_job_that_nobody_starts_is_due_again(self, rig: Rig) -> None:
-        # The broker that took its event may have lost it (docs/adr/0086).
+        # The broker that took its event may have lost it (docs/adr/0140).
         await rig.store.submit(new_job())
         await rig.pass_time(SETTINGS.republish_after_s * 1000 - 1000)
         assert await rig.store.claim_unstarted(10) == []

@@ -166,7 +166,7 @@ class Tuning:
     sink: str = ""
     flush_ms: int = 20
     puts_itself: bool = False
-    """The api puts events into the queues itself, not through the broker (docs/adr/0081)."""
+    """The api puts events into the queues itself, not through the broker (docs/adr/0140)."""
     api_env: tuple[tuple[str, str], ...] = ()
     binary: Path = VALKEY
     redis_options: tuple[str, ...] = ("--appendonly", "yes", "--appendfsync", "everysec")

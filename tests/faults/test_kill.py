@@ -206,7 +206,7 @@ async def rewritten(system: System) -> None:
 
 
 async def a_quarter_of_an_hour_later(system: System) -> int:
-    """Let the sweep look now for jobs that nobody started (docs/adr/0086): a store that was back at
+    """Let the sweep look now for jobs that nobody started (docs/adr/0140): a store that was back at
     once, and forgot an event, may yet have been told that the event is out. How many there were.
     """
     noted = await system.redis.zrange(keys.UNSTARTED, 0, -1, withscores=True)

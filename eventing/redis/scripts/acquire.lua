@@ -6,7 +6,7 @@
 --       8 a random id for the lease, 9 job id
 -- gives {'acquired', attempt, token_count, tokens that are void now} | {'held', lease_left_ms} | {'missing'} | {'terminal'}
 --       | {'expired'} | {'exhausted'} | {'other'} (recorded with another request: unchanged)
---       | {'alone'} (its last attempt, and it has lost one before: unchanged, for an owner that runs nothing else; docs/adr/0085)
+--       | {'alone'} (its last attempt, and it has lost one before: unchanged, for an owner that runs nothing else; docs/adr/0018)
 local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'failures', 'token_count', 'lease_until_ms', 'deadline_ms', 'history', 'restart', 'sha')
 local state = job[1]
 if not state then return {'missing'} end

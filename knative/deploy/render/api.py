@@ -153,7 +153,7 @@ def ingress(values: Values, times: Timeouts) -> Resource:
         "nginx.ingress.kubernetes.io/proxy-buffering": because("off", "Tokens, not blocks."),
         "nginx.ingress.kubernetes.io/proxy-body-size": "200m",
         "nginx.ingress.kubernetes.io/proxy-next-upstream": because(
-            "off", "The proxy must not repeat a submit by itself (facts #16)."
+            "off", "The proxy must not repeat a submit by itself (docs/facts.md #16)."
         ),
         "nginx.ingress.kubernetes.io/ssl-redirect": "true",
     }

@@ -1,6 +1,6 @@
 """The event layer on Knative: Broker, Triggers, and who may send.
 
-Called by `tree`. Sources: facts 3.1, 3.2; the three traps of the design.
+Called by `tree`. Sources: docs/facts.md 3.1, 3.2; the three traps of the design.
 """
 
 from __future__ import annotations

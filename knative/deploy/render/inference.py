@@ -20,7 +20,7 @@ INITIAL_SCALE = "autoscaling.knative.dev/initial-scale"
 
 
 def deployment_mode(values: Values, *, knative: bool) -> str:
-    """Give KServe's name of a mode; they changed with 0.16 (facts 3.4)."""
+    """Give KServe's name of a mode; they changed with 0.16 (docs/facts.md 3.4)."""
     old = int(values.platform.kserve.split(".")[1]) < 16
     if knative:
         return "Serverless" if old else "Knative"
@@ -63,7 +63,7 @@ def service(values: Values, times: Timeouts) -> Resource:
             annotations={
                 "serving.kserve.io/deploymentMode": because(
                     deployment_mode(values, knative=False),
-                    "Always explicit: constant, ConfigMap and Helm defaults differ (facts 3.4).",
+                    "Always explicit: constant, ConfigMap and Helm defaults differ (docs/facts.md 3.4).",
                 ),
             },
         ),
@@ -197,7 +197,7 @@ def pull_patch(values: Values, times: Timeouts) -> Patch:
             "value": because(
                 "external",
                 "KServe's own keda class knows no redis trigger, no cooldown, no formula, and "
-                "reverts what is added (facts 3.4).",
+                "reverts what is added (docs/facts.md 3.4).",
             ),
         },
         {

@@ -1,6 +1,6 @@
 """Our own broker on Redis: its triggers, its Deployment, and its part as a relay beside Knative's.
 
-Called by `component`. Sources: facts 3.1, 3.2; the three traps of the design.
+Called by `component`. Sources: docs/facts.md 3.1, 3.2; the three traps of the design.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def triggers_volume() -> Resource:
 
 def api_puts_patch() -> Patch:
     """Give the api the triggers' file: it shares our broker's Redis, and so puts events into the
-    queues itself (docs/adr/0081).
+    queues itself (docs/adr/0140).
     """
     container = "/spec/template/spec/containers/0"
     path = because(

@@ -71,7 +71,9 @@ def scaled_object(values: Values, times: Timeouts) -> Resource:
             "minReplicaCount": 0,
             "maxReplicaCount": values.max_replicas,
             "pollingInterval": because(times.polling, "Added to every wake from zero."),
-            "cooldownPeriod": because(times.cooldown, "Longer than the worst wake (facts #11)."),
+            "cooldownPeriod": because(
+                times.cooldown, "Longer than the worst wake (docs/facts.md #11)."
+            ),
             "initialCooldownPeriod": because(
                 times.initial_cooldown,
                 "KServe's new Deployment starts a pod that nobody asked for. One that a job woke "
@@ -95,7 +97,7 @@ def _modifiers(values: Values) -> Resource:
         "formula": because(
             WORK,
             "Waiting plus in flight. Lag alone is 0 while a job runs: the pod was seen to be "
-            "ended within 9 s (facts 3.6b).",
+            "ended within 9 s (docs/facts.md 3.6b).",
         ),
         "target": because(str(values.model.concurrency), "Jobs that one replica does at once."),
         "activationTarget": because("0", "Strictly greater: one job wakes. Needs KEDA 2.17."),

@@ -29,7 +29,7 @@ register.rule(
     Hop.BROKER,
     why="The default broker keeps events in memory and ends a delivery after 15 minutes whatever "
     "is set.",
-    source="facts 3.1 (InMemoryChannel, fanout_event_handler.go:51)",
+    source="docs/facts.md 3.1 (InMemoryChannel, fanout_event_handler.go:51)",
 )(
     field_rule(
         lambda view: view.brokers,
@@ -44,7 +44,7 @@ register.rule(
     Hop.BROKER,
     why="Each broker class names its ingress its own way; a wrong address is a 503 on every "
     "submit.",
-    source="facts 3.2",
+    source="docs/facts.md 3.2",
 )
 def broker_address(view: View) -> Iterator[Fault]:
     settings = view.named("ConfigMap", parts.SETTINGS)
@@ -106,7 +106,7 @@ def ingress_token(view: View) -> Iterator[Fault]:
     "rabbitmq-quorum",
     Hop.BROKER,
     why="A classic queue is on one node: with it go the jobs that it held.",
-    source="reliability 1 (RabbitMQ quorum queues)",
+    source="docs/reliability.md (RabbitMQ quorum queues)",
 )
 def rabbitmq_quorum(view: View) -> Iterator[Fault]:
     for config in view.of("RabbitmqBrokerConfig"):
@@ -124,7 +124,7 @@ def rabbitmq_quorum(view: View) -> Iterator[Fault]:
     Hop.BROKER,
     why="The dispatcher prefetches 100 messages whatever its parallelism, and RabbitMQ closes the "
     "channel of one that is unacked for 30 min: all 100 run again.",
-    source="facts 3.2 (Qos(100,0,false)); celery#6760",
+    source="docs/facts.md 3.2 (Qos(100,0,false)); celery#6760",
 )
 def rabbitmq_ack_timer(view: View) -> Iterator[Fault]:
     clusters = view.of("RabbitmqCluster")
@@ -153,7 +153,7 @@ def rabbitmq_ack_timer(view: View) -> Iterator[Fault]:
     Hop.BROKER,
     why="One dispatcher works on one event at a time unless told otherwise: one job at a time for "
     "the whole fleet.",
-    source="facts 3.2 (trigger_validation.go: 1-1000, default 1)",
+    source="docs/facts.md 3.2 (trigger_validation.go: 1-1000, default 1)",
 )
 def rabbitmq_parallelism(view: View) -> Iterator[Fault]:
     capacity = _capacity(view)
@@ -183,7 +183,7 @@ def _capacity(view: View) -> int:
     "kafka-order",
     Hop.BROKER,
     why="`ordered` keeps one job in flight per partition.",
-    source="facts 3.2",
+    source="docs/facts.md 3.2",
 )
 def kafka_order(view: View) -> Iterator[Fault]:
     for trigger in view.request_triggers():
@@ -196,7 +196,7 @@ def kafka_order(view: View) -> Iterator[Fault]:
     "kafka-partitions",
     Hop.BROKER,
     why="Consumers beyond the number of partitions are idle.",
-    source="facts 3.2, 3.6",
+    source="docs/facts.md 3.2, 3.6",
 )
 def kafka_partitions(view: View) -> Iterator[Fault]:
     for config in view.of("ConfigMap"):
@@ -217,7 +217,7 @@ def kafka_partitions(view: View) -> Iterator[Fault]:
     Hop.BROKER,
     why="RedisStreamSource acknowledges sends that failed, starts at the end of the stream and "
     "deletes its group on shutdown; RequestReply ends after one minute.",
-    source="design trap 2; facts 3.1 ingress_handler.go",
+    source="docs/facts.md trap 2; docs/facts.md 3.1 ingress_handler.go",
 )
 def untrusted_source(view: View) -> Iterator[Fault]:
     for kind in ("RedisStreamSource", "RequestReply"):

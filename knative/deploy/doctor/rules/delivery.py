@@ -29,7 +29,7 @@ _KNOWN = {"deadLetterSink", "retry", "backoffPolicy", "backoffDelay", "timeout",
     Hop.DELIVERY,
     why="A delivery that ends before the job does is retried while the job runs; Kafka's default "
     "is 10 minutes.",
-    source="facts 3.1, 3.2, #5",
+    source="docs/facts.md 3.1, 3.2, #5",
 )
 def delivery_timeout(view: View) -> Iterator[Fault]:
     for trigger in view.request_triggers():
@@ -55,7 +55,7 @@ def _asked_timeouts(view: View) -> list[float]:
     Hop.DELIVERY,
     why="409 and 503 mean «later»; a broker that stops asking before the job or the wake has ended "
     "dead-letters a job that is running well. Knative's default waits 205 s in all.",
-    source="design trap 3; facts 3.1; reliability F10b",
+    source="docs/facts.md trap 3; docs/facts.md 3.1; docs/reliability.md F10b",
 )
 def retry_span(view: View) -> Iterator[Fault]:
     for trigger in view.request_triggers():
@@ -72,7 +72,7 @@ def retry_span(view: View) -> Iterator[Fault]:
     Hop.DELIVERY,
     why="An exponential span long enough for a job ends in one wait of half of it: a job that was "
     "handed over sits idle that long.",
-    source="facts 3.1 (delay x 2^n)",
+    source="docs/facts.md 3.1 (delay x 2^n)",
 )
 def retry_waits(view: View) -> Iterator[Fault]:
     for trigger in view.request_triggers():
@@ -89,7 +89,7 @@ def retry_waits(view: View) -> Iterator[Fault]:
     Hop.DELIVERY,
     why="Without a sink RabbitMQ's broker drops what it gives up; our record comes first, this is "
     "the net under it.",
-    source="facts 3.2 (ack, then DLX; lost if none)",
+    source="docs/facts.md 3.2 (ack, then DLX; lost if none)",
 )
 def dead_letter_sink(view: View) -> Iterator[Fault]:
     for trigger in view.triggers:
@@ -102,7 +102,7 @@ def dead_letter_sink(view: View) -> Iterator[Fault]:
     "delivery-form",
     Hop.DELIVERY,
     why="The CRD keeps unknown fields here, and Knative's webhook refuses them: the apply fails.",
-    source="facts 3.1 delivery_types.go",
+    source="docs/facts.md 3.1 delivery_types.go",
 )
 def delivery_form(view: View) -> Iterator[Fault]:
     for owner in [*view.brokers, *view.all_triggers]:
@@ -131,7 +131,7 @@ def _alpha_field(view: View, owner: Resource, field: str, flag: str) -> Iterator
     Hop.DELIVERY,
     why="A predictor that gets every event gets its own results, and one model's jobs reach "
     "another.",
-    source="design 3, Events",
+    source="docs/architecture.md",
 )
 def trigger_filter(view: View) -> Iterator[Fault]:
     names = {p["metadata"]["name"] for p in view.predictors}
@@ -150,7 +150,7 @@ def trigger_filter(view: View) -> Iterator[Fault]:
     Hop.DELIVERY,
     why="With several models behind one broker a trigger that does not ask for its own takes the "
     "jobs of all.",
-    source="design 3, Events (extension `model`)",
+    source="docs/architecture.md",
 )
 def models_split(view: View) -> Iterator[Fault]:
     if len([p for p in view.predictors if not is_canary(p)]) < 2:
@@ -165,7 +165,7 @@ def models_split(view: View) -> Iterator[Fault]:
     "pump-trigger",
     Hop.DELIVERY,
     why="A pump that serves another model's trigger brings this engine jobs that it must refuse.",
-    source="design, Hold and claim never mix",
+    source="docs/architecture.md",
 )
 def pump_trigger(view: View) -> Iterator[Fault]:
     for predictor in view.in_standard_mode():
@@ -212,7 +212,7 @@ def reference_port(view: View) -> Iterator[Fault]:
     "subscriber",
     Hop.DELIVERY,
     why="A trigger that points at nothing retries until it dead-letters everything.",
-    source="facts 3.1",
+    source="docs/facts.md 3.1",
 )
 def subscriber(view: View) -> Iterator[Fault]:
     hosts = {f"{p['metadata']['name']}-predictor" for p in view.predictors}
@@ -233,7 +233,7 @@ def subscriber(view: View) -> Iterator[Fault]:
     Hop.DELIVERY,
     why="A pump that claims more than the engine batches holds jobs that another replica could "
     "think about.",
-    source="design, Admission",
+    source="docs/architecture.md",
 )
 def pump_parallelism(view: View) -> Iterator[Fault]:
     for predictor in view.in_standard_mode():

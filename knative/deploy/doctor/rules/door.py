@@ -26,7 +26,7 @@ _INGRESSES = kind("Ingress", "networking.k8s.io/")
     Hop.FRONT,
     why="queue-proxy ends a request at timeoutSeconds even while it streams: readers of long "
     "answers are cut and must resume with Last-Event-ID.",
-    source="facts 3.3, #13",
+    source="docs/facts.md 3.3, #13",
 )
 def api_behind_queue_proxy(view: View) -> Iterator[Fault]:
     for service in view.knative_services:
@@ -41,7 +41,7 @@ def api_behind_queue_proxy(view: View) -> Iterator[Fault]:
     Hop.FRONT,
     why="An api at zero re-publishes nothing: a job whose event did not leave waits for the next "
     "caller.",
-    source="reliability F01",
+    source="docs/reliability.md F01",
 )
 def api_sleeps(view: View) -> Iterator[Fault]:
     for service in view.knative_services:
@@ -60,7 +60,7 @@ def api_sleeps(view: View) -> Iterator[Fault]:
     Hop.FRONT,
     why="A model that the api does not know is refused at the door; one that it knows and nobody "
     "serves is accepted, and waits for ever.",
-    source="design 3; TORPOR_MODELS of the api",
+    source="docs/architecture.md; TORPOR_MODELS of the api",
 )
 def models_listed(view: View) -> Iterator[Fault]:
     settings = view.named("ConfigMap", parts.SETTINGS)
@@ -90,7 +90,7 @@ register.rule(
     Hop.FRONT,
     why="The proxy cuts an answer that is silent for longer (60 s by default), and a job may be "
     "silent for a whole wake and thought.",
-    source="facts #3, #13",
+    source="docs/facts.md #3, #13",
 )(
     field_rule(
         _INGRESSES,
@@ -104,7 +104,7 @@ register.rule(
     "ingress-buffering",
     Hop.FRONT,
     why="A buffering proxy holds tokens back until a block is full.",
-    source="design, Token streams",
+    source="docs/architecture.md",
 )(field_rule(_INGRESSES, note(_NGINX + "proxy-buffering"), one_of("off"), Severity.WARNING))
 
 
@@ -112,5 +112,5 @@ register.rule(
     "ingress-retry",
     Hop.FRONT,
     why="A proxy that repeats a request by itself submits or runs it twice.",
-    source="facts #16 (kserve#1663)",
+    source="docs/facts.md #16 (kserve#1663)",
 )(field_rule(_INGRESSES, note(_NGINX + "proxy-next-upstream"), one_of("off")))

@@ -32,7 +32,7 @@ register.rule(
     Hop.ACTIVATOR,
     why="The request waits in the activator while a pod wakes and then while it thinks; the "
     "default of 300 s answers 504, which brokers retry: the work is done twice.",
-    source="facts 3.3, 3.4, #3",
+    source="docs/facts.md 3.3, 3.4, #3",
 )(
     field_rule(
         View.in_knative_mode, at("spec.predictor.timeout"), at_least(lambda view: view.held_s)
@@ -45,7 +45,7 @@ register.rule(
     Hop.ACTIVATOR,
     why="A silent answer is cut at responseStartTimeoutSeconds, which stays at 300 s when only "
     "timeoutSeconds is raised.",
-    source="facts 3.3, #3, #4 (kserve#3706)",
+    source="docs/facts.md 3.3, #3, #4 (kserve#3706)",
 )(
     field_rule(
         _predictor_services,
@@ -62,7 +62,7 @@ register.rule(
     "hold-idle",
     Hop.ACTIVATOR,
     why="idleTimeoutSeconds cuts between two bytes; a thought may pause longer.",
-    source="facts 3.3",
+    source="docs/facts.md 3.3",
 )(
     field_rule(
         _predictor_services,
@@ -86,7 +86,7 @@ def _longest_timeout(view: View) -> float:
     Hop.ACTIVATOR,
     why="Knative's webhook refuses a revision whose timeoutSeconds is over "
     "max-revision-timeout-seconds (600 by default).",
-    source="facts 3.3 defaults.yaml",
+    source="docs/facts.md 3.3 defaults.yaml",
 )
 def max_revision_timeout(view: View) -> Iterator[Fault]:
     asked = _longest_timeout(view)
@@ -106,7 +106,7 @@ def max_revision_timeout(view: View) -> Iterator[Fault]:
     "activator-grace",
     Hop.ACTIVATOR,
     why="A restarting activator kills the requests that it holds when its grace is over.",
-    source="facts 3.3",
+    source="docs/facts.md 3.3",
 )
 def activator_grace(view: View) -> Iterator[Fault]:
     asked = _longest_timeout(view) if view.in_knative_mode() else 0
@@ -126,7 +126,7 @@ register.rule(
     Hop.PREDICTOR,
     why="A revision that is not ready within its progress deadline (600 s) is given up while the "
     "model is still loading.",
-    source="facts 3.3 deployment.md, #12",
+    source="docs/facts.md 3.3 deployment.md, #12",
 )(
     field_rule(
         View.in_knative_mode,
@@ -140,7 +140,7 @@ register.rule(
     "container-concurrency",
     Hop.PREDICTOR,
     why="0 means no limit: 100 generations pile up on one GPU before the KPA adds another.",
-    source="facts 3.3",
+    source="docs/facts.md 3.3",
 )
 def container_concurrency(view: View) -> Iterator[Fault]:
     for predictor in view.in_knative_mode():

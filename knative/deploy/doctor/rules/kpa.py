@@ -19,7 +19,7 @@ register.rule(
     "scale-to-zero-enabled",
     Hop.SCALER,
     why="With enable-scale-to-zero off, the last GPU never sleeps.",
-    source="facts 3.3 autoscaler.yaml",
+    source="docs/facts.md 3.3 autoscaler.yaml",
 )(
     field_rule(
         lambda view: [
@@ -35,7 +35,7 @@ register.rule(
     "knative-settings",
     Hop.SCALER,
     why="Knative's webhook refuses the value, or the name is not one that anything reads.",
-    source="facts 3.3 (annotation_validation.go)",
+    source="docs/facts.md 3.3 (annotation_validation.go)",
 )(
     readable_rule(
         lambda view: [*view.in_knative_mode(), *view.knative_services],
@@ -49,7 +49,7 @@ register.rule(
     "kpa-class",
     Hop.SCALER,
     why="The HPA class cannot reach zero and cannot see concurrency.",
-    source="facts 3.3",
+    source="docs/facts.md 3.3",
 )(
     field_rule(
         View.in_knative_mode, note(f"{_KPA}class"), one_of(None, "kpa.autoscaling.knative.dev")
@@ -61,7 +61,7 @@ register.rule(
     "kpa-window",
     Hop.SCALER,
     why="A window shorter than a wake ends pods that will be woken again at a higher price.",
-    source="facts 3.3 (last pod goes after a full window without traffic)",
+    source="docs/facts.md 3.3 (last pod goes after a full window without traffic)",
 )(
     field_rule(
         View.in_knative_mode,

@@ -22,7 +22,7 @@ register.rule(
     Hop.PREDICTOR,
     why="The default mode differs between KServe's constant, ConfigMap and Helm chart, and the "
     "names changed with 0.16.",
-    source="facts 3.4 constants.go",
+    source="docs/facts.md 3.4 constants.go",
 )(
     field_rule(
         lambda view: view.predictors,
@@ -37,7 +37,7 @@ register.rule(
     Hop.PREDICTOR,
     why="KServe 0.15 and older know only Serverless and RawDeployment; from 0.16 the names are "
     "Knative and Standard.",
-    source="facts 3.4",
+    source="docs/facts.md 3.4",
 )
 def mode_name_by_version(view: View) -> Iterator[Fault]:
     release = _kserve_release(view)
@@ -69,7 +69,7 @@ def _kserve_release(view: View) -> int | None:
     Hop.PREDICTOR,
     why="A pump under the KPA answers early: Knative sees no work and ends a busy pod. A push to a "
     "pod that KEDA scales is work that KEDA cannot see.",
-    source="design, Hold and claim never mix; facts #15",
+    source="docs/topologies.md (hold and claim never mix); docs/facts.md #15",
 )
 def hold_and_claim(view: View) -> Iterator[Fault]:
     for predictor in view.in_knative_mode():
@@ -91,7 +91,7 @@ def hold_and_claim(view: View) -> Iterator[Fault]:
     Hop.PREDICTOR,
     why="Every hop holds a connection for as long as a job thinks; one restart of any of them "
     "costs a retry. Above ten minutes the queue topology is calmer.",
-    source="facts #3 (serving#15352)",
+    source="docs/facts.md #3 (serving#15352)",
 )
 def hold_mode_length(view: View) -> Iterator[Fault]:
     if view.in_knative_mode() and view.job_s > 600:

@@ -28,7 +28,7 @@ _POOLS = kind("NodePool", "karpenter.sh/")
     "gpu-toleration",
     Hop.NODE,
     why="GPU nodes are tainted; a pod that asks for a GPU and tolerates nothing stays pending.",
-    source="facts 3.3",
+    source="docs/facts.md 3.3",
 )
 def gpu_toleration(view: View) -> Iterator[Fault]:
     for predictor in view.predictors:
@@ -44,7 +44,7 @@ def gpu_toleration(view: View) -> Iterator[Fault]:
     Hop.NODE,
     why="Tensor parallelism over more GPUs than the pod has does not start; over fewer wastes "
     "them.",
-    source="facts 3.7",
+    source="docs/facts.md 3.7",
 )
 def gpu_count(view: View) -> Iterator[Fault]:
     for predictor in view.predictors:
@@ -60,7 +60,7 @@ register.rule(
     Hop.NODE,
     why="Karpenter takes a node when its terminationGracePeriod is over, whatever still runs on "
     "it.",
-    source="facts #14; Karpenter NodePool",
+    source="docs/facts.md #14; Karpenter NodePool",
 )(
     field_rule(
         _POOLS,
@@ -74,7 +74,7 @@ register.rule(
     "node-consolidation",
     Hop.NODE,
     why="Consolidation of underused nodes moves pods, and ours are thinking.",
-    source="facts #6; Karpenter NodePool",
+    source="docs/facts.md #6; Karpenter NodePool",
 )(
     field_rule(
         _POOLS, at("spec.disruption.consolidationPolicy"), one_of("WhenEmpty"), Severity.WARNING
@@ -110,7 +110,7 @@ def _gives(pool: Resource, key: str) -> bool:
     Hop.NODE,
     why="The Cluster Autoscaler waits max-graceful-termination-sec (600 s) for pods, whatever "
     "their own grace.",
-    source="cluster-autoscaler FAQ; facts #14",
+    source="cluster-autoscaler FAQ; docs/facts.md #14",
 )
 def cluster_autoscaler_grace(view: View) -> Iterator[Fault]:
     found = view.named("Deployment", "cluster-autoscaler")
@@ -158,7 +158,7 @@ def _stores(view: View) -> list[tuple[Pod, str]]:
     "store-eviction",
     Hop.STORE,
     why="A store that evicts forgets jobs that were promised; one that is full says so.",
-    source="reliability 1 (Redis), F20",
+    source="docs/reliability.md (Redis), F20",
 )
 def store_eviction(view: View) -> Iterator[Fault]:
     for pod, text in _stores(view):
@@ -171,7 +171,7 @@ def store_eviction(view: View) -> Iterator[Fault]:
     "store-durable",
     Hop.STORE,
     why="Without an append-only file on a disk of its own, a restart forgets every job.",
-    source="reliability 1 (Redis), F04",
+    source="docs/reliability.md (Redis), F04",
 )
 def store_durable(view: View) -> Iterator[Fault]:
     for pod, text in _stores(view):

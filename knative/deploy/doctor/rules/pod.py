@@ -22,7 +22,7 @@ register = Register()
 
 LONGEST_DRAIN_S = 3600  # beyond it a thought is handed over rather than waited for
 
-# Pod fields that Knative refuses unless a flag of config-features is on (facts 3.3).
+# Pod fields that Knative refuses unless a flag of config-features is on (docs/facts.md 3.3).
 FLAGS = {
     "nodeSelector": "kubernetes.podspec-nodeselector",
     "tolerations": "kubernetes.podspec-tolerations",
@@ -48,7 +48,7 @@ register.rule(
     "standard-grace",
     Hop.PREDICTOR,
     why="Standard mode gives a pod 30 s to end: a thinking one is killed on every scale-in.",
-    source="facts 3.4 deployment_reconciler.go:283, #6",
+    source="docs/facts.md 3.4 deployment_reconciler.go:283, #6",
 )(
     field_rule(
         View.in_standard_mode,
@@ -63,7 +63,7 @@ register.rule(
     Hop.PREDICTOR,
     why="A drain longer than the pod's grace is cut by SIGKILL. In Knative mode the container gets "
     "SIGTERM 30 s after the last request and has timeoutSeconds - 30 left.",
-    source="facts 3.3 drain.go, #14, #23",
+    source="docs/facts.md 3.3 drain.go, #14, #23",
 )
 def drain_grace(view: View) -> Iterator[Fault]:
     settings = view.named("ConfigMap", "torpor-settings")
@@ -99,7 +99,7 @@ def kserve_cpu_limit(view: View) -> Iterator[Fault]:
     Hop.PREDICTOR,
     why="vLLM's own server aborts everything at SIGTERM unless --shutdown-timeout is set, and the "
     "pod's grace must exceed it.",
-    source="facts 3.7, #23 (llm-d#927)",
+    source="docs/facts.md 3.7, #23 (llm-d#927)",
 )
 def shutdown_timeout(view: View) -> Iterator[Fault]:
     for predictor in view.predictors:
@@ -116,7 +116,7 @@ def shutdown_timeout(view: View) -> Iterator[Fault]:
     "startup-probe",
     Hop.PREDICTOR,
     why="Without a startup probe as long as a wake, liveness restarts a pod that is loading.",
-    source="facts #12",
+    source="docs/facts.md #12",
 )
 def startup_probe(view: View) -> Iterator[Fault]:
     for predictor in view.predictors:
@@ -139,7 +139,7 @@ def startup_probe(view: View) -> Iterator[Fault]:
     Hop.PREDICTOR,
     why="Ready must mean that the engine can serve: a path that answers while the model loads "
     "sends it work that it refuses.",
-    source="design, What the predictor answers",
+    source="docs/adr/0015",
 )
 def readiness_path(view: View) -> Iterator[Fault]:
     for predictor in view.predictors:
@@ -155,7 +155,7 @@ def readiness_path(view: View) -> Iterator[Fault]:
     "container-name",
     Hop.PREDICTOR,
     why="With several containers KServe takes the one named kserve-container for the model's.",
-    source="facts 3.4 predictor_custom.go",
+    source="docs/facts.md 3.4 predictor_custom.go",
 )
 def container_name(view: View) -> Iterator[Fault]:
     for predictor in view.predictors:
@@ -169,7 +169,7 @@ def container_name(view: View) -> Iterator[Fault]:
     "model-name",
     Hop.PREDICTOR,
     why="Requests carry the model's name; a predictor that serves another refuses them all.",
-    source="design 3",
+    source="docs/architecture.md",
 )
 def model_name(view: View) -> Iterator[Fault]:
     for predictor in view.predictors:
@@ -184,7 +184,7 @@ register.rule(
     "protocol",
     Hop.PREDICTOR,
     why="KServe's custom predictor reads PROTOCOL and knows v1 and v2.",
-    source="facts 3.4",
+    source="docs/facts.md 3.4",
 )(
     field_rule(
         lambda view: view.predictors,
@@ -214,7 +214,7 @@ def model_cache_uri(view: View) -> Iterator[Fault]:
     Hop.PREDICTOR,
     why="Knative refuses pod fields whose feature flag is off, and those that GPU pods need are "
     "off by default.",
-    source="facts 3.3 features.yaml",
+    source="docs/facts.md 3.3 features.yaml",
 )
 def knative_features(view: View) -> Iterator[Fault]:
     wanted: dict[str, Resource] = {}

@@ -35,7 +35,7 @@ def _counting(view: View) -> list[Resource]:
     "keda-version",
     Hop.SCALER,
     why="KEDA 2.16 refuses an activation of 0 with lagCount: it takes two jobs to wake one pod.",
-    source="facts 3.6 (#6478, PR #6481), #9",
+    source="docs/facts.md 3.6 (#6478, PR #6481), #9",
 )
 def keda_version(view: View) -> Iterator[Fault]:
     if not view.scaled_objects:
@@ -56,7 +56,7 @@ register.rule(
     Hop.SCALER,
     why="KServe's own keda class knows no redis trigger, no cooldown and no formula, and reverts "
     "what is added; its hpa class scales by CPU, which says nothing about a GPU's queue.",
-    source="facts 3.4 keda_reconciler.go",
+    source="docs/facts.md 3.4 keda_reconciler.go",
 )(field_rule(View.in_standard_mode, note(CLASS), one_of("external")))
 
 
@@ -64,7 +64,7 @@ register.rule(
     "nothing-wakes",
     Hop.SCALER,
     why="A Standard predictor at zero is woken by a ScaledObject on its Deployment, or by nothing.",
-    source="facts 3.4, 3.5",
+    source="docs/facts.md 3.4, 3.5",
 )
 def nothing_wakes(view: View) -> Iterator[Fault]:
     targets = {dig(s, "spec.scaleTargetRef.name") for s in view.scaled_objects}
@@ -79,7 +79,7 @@ def nothing_wakes(view: View) -> Iterator[Fault]:
     "two-scalers",
     Hop.SCALER,
     why="Two scalers on one Deployment undo each other's work.",
-    source="facts 3.4, 3.5",
+    source="docs/facts.md 3.4, 3.5",
 )
 def two_scalers(view: View) -> Iterator[Fault]:
     targets = {dig(s, "spec.scaleTargetRef.name") for s in view.scaled_objects}
@@ -100,7 +100,7 @@ def two_scalers(view: View) -> Iterator[Fault]:
     Hop.SCALER,
     why="Work is what waits plus what is in flight; a lag of -1 (nil after a deletion) must count "
     "as 0, not against the pending.",
-    source="facts 3.6 scalingModifiers; 3.6b",
+    source="docs/facts.md 3.6 scalingModifiers; 3.6b",
 )
 def keda_formula(view: View) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
@@ -117,7 +117,7 @@ def keda_formula(view: View) -> Iterator[Fault]:
     Hop.SCALER,
     why="Activation is strictly greater and beats the target: above 0, the first jobs wait for "
     "company.",
-    source="facts 3.5, 3.6, #9",
+    source="docs/facts.md 3.5, 3.6, #9",
 )
 def keda_activation(view: View) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
@@ -136,7 +136,7 @@ register.rule(
     "keda-settings",
     Hop.SCALER,
     why="KEDA's webhook or scaler refuses the value: the object is there and nothing scales.",
-    source="facts 3.5, 3.6; KEDA 2.20.2 scalers",
+    source="docs/facts.md 3.5, 3.6; KEDA 2.20.2 scalers",
 )(readable_rule(_scaled, read_scaled_object))
 
 
@@ -145,7 +145,7 @@ register.rule(
     Hop.SCALER,
     why="The cooldown counts from the last active trigger: shorter than a wake, the pod is ended "
     "while its model loads, for ever.",
-    source="facts 3.5, #11",
+    source="docs/facts.md 3.5, #11",
 )(
     field_rule(
         _counting, at("spec.cooldownPeriod"), at_least(lambda view: view.cold_start_s, unset=300)
@@ -158,7 +158,7 @@ register.rule(
     Hop.SCALER,
     why="KServe's new Deployment has a pod that nobody asked for, and it keeps its GPU for so long "
     "after each install.",
-    source="facts 3.5 scale_scaledobjects.go; ADR 167",
+    source="docs/facts.md 3.5 scale_scaledobjects.go; ADR 167",
 )(
     field_rule(
         _scaled,
@@ -174,7 +174,7 @@ register.rule(
     Hop.SCALER,
     why="Without a behaviour the HPA may only go to max(2n, 4) a sync: 30 s instead of 10 s to six "
     "replicas.",
-    source="facts 3.6b",
+    source="docs/facts.md 3.6b",
 )(
     field_rule(
         _scaled,
@@ -189,7 +189,7 @@ register.rule(
     "keda-scale-down",
     Hop.SCALER,
     why="The HPA picks its victim blindly, busy or idle; one step too early costs a wake.",
-    source="facts 3.5, #6",
+    source="docs/facts.md 3.5, #6",
 )(
     field_rule(
         _counting,
@@ -204,7 +204,7 @@ register.rule(
     "keda-fallback",
     Hop.SCALER,
     why="With a fallback of 0 replicas a store that is down for a minute ends every busy pod.",
-    source="facts 3.5 (fallback.replicas)",
+    source="docs/facts.md 3.5 (fallback.replicas)",
 )(
     field_rule(
         _scaled,
@@ -218,7 +218,7 @@ register.rule(
     "keda-paused",
     Hop.SCALER,
     why="A paused ScaledObject wakes nothing.",
-    source="facts 3.5",
+    source="docs/facts.md 3.5",
 )(
     field_rule(
         _scaled,
@@ -233,7 +233,7 @@ register.rule(
     "replica-limits",
     Hop.SCALER,
     why="The smaller of two limits wins silently.",
-    source="facts 3.4, 3.5",
+    source="docs/facts.md 3.4, 3.5",
 )
 def replica_limits(view: View) -> Iterator[Fault]:
     for predictor in view.in_standard_mode():

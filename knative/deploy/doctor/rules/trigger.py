@@ -29,7 +29,7 @@ def _external(scaled: Resource) -> list[tuple[int, Resource]]:
     Hop.SCALER,
     why="Lag counts entries that nobody has taken: it is 0 while a job runs, and the pod was seen "
     "to be ended within 9 s.",
-    source="facts 3.6, 3.6b, #7, #8",
+    source="docs/facts.md 3.6, 3.6b, #7, #8",
 )
 def keda_lag_alone(view: View) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
@@ -51,7 +51,7 @@ def keda_lag_alone(view: View) -> Iterator[Fault]:
     "keda-both-counts",
     Hop.SCALER,
     why="One trigger with both counts reads lag only.",
-    source="facts 3.6",
+    source="docs/facts.md 3.6",
 )
 def keda_both_counts(view: View) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
@@ -65,7 +65,7 @@ def keda_both_counts(view: View) -> Iterator[Fault]:
     "keda-stream",
     Hop.SCALER,
     why="A stream or group of another name reads 0 for ever: nothing wakes, and no error says so.",
-    source="facts 3.6 (missing stream reads 0)",
+    source="docs/facts.md 3.6 (missing stream reads 0)",
 )
 def keda_stream(view: View) -> Iterator[Fault]:
     streams = {
@@ -132,7 +132,7 @@ def _queues_read(metadata: Resource) -> Iterator[str]:
     Hop.SCALER,
     why="Over amqp only ready messages are counted; the dispatcher's prefetch of 100 makes the "
     "queue look empty.",
-    source="facts 3.2, 3.6",
+    source="docs/facts.md 3.2, 3.6",
 )
 def keda_rabbitmq_amqp(view: View) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
@@ -193,7 +193,7 @@ def scaler_settings(view: View) -> Iterator[Fault]:
     Hop.SCALER,
     why="The engine's metrics vanish at zero replicas and a missing series reads as 0: what wakes "
     "must be measured at the api or the broker.",
-    source="facts 3.6 prometheus (llm-d PR #2492)",
+    source="docs/facts.md 3.6 prometheus (llm-d PR #2492)",
 )
 def keda_sleeping_metric(view: View) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
