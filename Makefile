@@ -111,6 +111,9 @@ images: ## Build all images (needs a container engine; REPOSITORY=... TAG=... EN
 	@for image in $(IMAGES); do \
 	  $(or $(ENGINE),docker) build $(BUILD_FLAGS) -f images/$$image.Dockerfile -t $(REPOSITORY)/$$image:$(TAG) . || exit 1; done
 
+test-containers: install ## The images in containers, as their pods have them (root; buildah, podman, runc, debootstrap)
+	@TORPOR_CONTAINERS="$(or $(CONTAINER_FLAGS),1)" $(BIN)/pytest -q tests/containers
+
 images-push: ## Push what `make images` built
 	@for image in $(IMAGES); do $(or $(ENGINE),docker) push $(REPOSITORY)/$$image:$(TAG) || exit 1; done
 
@@ -118,4 +121,4 @@ clean: ## Remove what was made, but not the state in .torpor
 	@rm -rf $(VENV) .site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .PHONY: help demo up test install format lint docs reference types test-unit test-faults test-gpu check clean \
-  wheel bench bench-peers manifests manifests-lint images-lint images images-push
+  wheel bench bench-peers manifests manifests-lint images-lint images images-push test-containers
