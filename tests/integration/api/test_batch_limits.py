@@ -27,7 +27,7 @@ TENANT = "default"
 URL = "/v1/chat/completions"
 
 
-def lines(count: int, max_tokens: int = 96) -> bytes:
+def lines(count: int, max_tokens: int = 40) -> bytes:
     made = []
     for n in range(1, count + 1):
         line = chat_line("q", custom_id=f"c{n}")
