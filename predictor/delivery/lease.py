@@ -88,7 +88,7 @@ class LeaseKeeper:
             await asyncio.sleep(self.watch_s)
             now = self._clock.monotonic_s()
             for generation in list(self._running.values()):
-                # One round early: at the next one the lease might be over.
+                # Less one round: the lease might end before the next one.
                 safe_s = self._lease_s - self.watch_s
                 if why := verdict(generation, now, lease_s=safe_s, stall_s=self._stall_s):
                     generation.interrupt(why)

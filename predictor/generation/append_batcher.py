@@ -26,7 +26,7 @@ _Waiting = tuple[Lease, TokenBatch, asyncio.Future[LeaseStatus]]
 
 
 class AppendBatcher:
-    """Joins appends. Who comes first carries those along that come in the same turn."""
+    """Joins appends: the first caller in an event-loop tick flushes the whole batch."""
 
     def __init__(self, store: JobWorker) -> None:
         self._store = store
