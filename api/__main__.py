@@ -1,4 +1,4 @@
-"""`python -m api`: the front door as a process.
+"""`python -m api`: the api as a process.
 
 `--print-settings` shows what it would run with, secrets masked. Exit status: 0 after a clean end, 1
 for a taken port, 2 for settings that cannot work.

@@ -25,14 +25,14 @@ class AnonymousAccess(StrEnum):
 
 
 class ModelCard(BaseModel):
-    """A model that predictors serve, as far as the front door must know it."""
+    """A model that predictors serve, as far as the api must know it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:/@-]+$")]
     """What callers put into `model`."""
     context_tokens: Annotated[int, Field(ge=1)] = 2048
-    """Longest prompt plus answer; a prompt that alone is longer is refused at the door."""
+    """Longest prompt plus answer; a prompt that alone is longer is refused when it is submitted."""
     tokenizer_file: Path | None = None
     """`tokenizer.json` for an exact count; without it only prompts given as token ids are
     counted.
@@ -133,7 +133,7 @@ class ApiSettings(StoreSettings):
     browser; none by default.
     """
     event_origins: tuple[str, ...] = ()
-    """JSON list of senders (or `["*"]`) that may hand in CloudEvents after asking by OPTIONS, as
+    """JSON list of senders (or `["*"]`) that may send CloudEvents after asking by OPTIONS, as
     Event Grid does.
     """
     limit_requests_per_minute: int = Field(0, ge=0)

@@ -1,6 +1,6 @@
 """The one place that knows all parts of the api: makes them, and gives each router what it needs.
 
-Called by `api.__main__` and by tests, which hand in a broker of their own. Nothing here decides anything.
+Called by `api.__main__` and by tests, which pass a broker of their own. Nothing here decides anything.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

@@ -100,24 +100,26 @@ def check_tenant(tenant: object) -> str:
     return tenant
 
 
-class KeyShelf(KeySource, Protocol):
+class KeyStore(KeySource, Protocol):
     """Where keys are kept and changed."""
 
     async def put(self, key: ApiKey) -> None:
         """Keep the key, in place of an older one of its id."""
 
 
-async def rotate(shelf: KeyShelf, key_id: str, *, now_s: int, overlap_s: int) -> tuple[ApiKey, str]:
+async def rotate(
+    key_store: KeyStore, key_id: str, *, now_s: int, overlap_s: int
+) -> tuple[ApiKey, str]:
     """A new key like that one, which stays good for `overlap_s`. Raises `NotFound`.
 
     If we die half-way, both are good: no caller is ever locked out.
     """
-    old = await shelf.find(key_id)
+    old = await key_store.find(key_id)
     if old is None:
         raise NotFound(f"no key {key_id}")
     new, text = mint(old.tenant, now_s=now_s, scopes=old.scopes, name=old.name)
-    await shelf.put(new)
-    await shelf.put(replace(old, expires_s=now_s + overlap_s))
+    await key_store.put(new)
+    await key_store.put(replace(old, expires_s=now_s + overlap_s))
     return new, text
 
 

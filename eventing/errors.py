@@ -1,4 +1,4 @@
-"""Every error that crosses a room's wall, as one tree.
+"""Every error that crosses a package boundary, as one tree.
 
     TorporError
     ├── BadRequest              the sender's fault; never retried           400

@@ -143,7 +143,7 @@ class AsyncClient:
             self._session = None
 
     async def submit(self, prompt: str | Sequence[Any], **options: Unpack[SubmitOptions]) -> Job:
-        """Hand in a job: a text, or a list of chat messages. A call that is cut off is sent again
+        """Submit a job: a text, or a list of chat messages. A call that is cut off is sent again
         under the same key, so the job is made once.
         """
         line = job_line(prompt, options)

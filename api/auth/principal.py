@@ -18,7 +18,7 @@ class Scope(StrEnum):
     JOBS_READ = "jobs:read"  #: see jobs, responses, files and batches of the tenant
     JOBS_WRITE = "jobs:write"  #: submit them
     JOBS_CANCEL = "jobs:cancel"  #: cancel them
-    EVENTS_WRITE = "events:write"  #: hand in CloudEvents
+    EVENTS_WRITE = "events:write"  #: send CloudEvents
     RESULTS_WRITE = "results:write"  #: deliver result events: the broker
     METRICS_READ = "metrics:read"  #: read /metrics from elsewhere
     ADMIN = "admin"  #: dead letters, redrive, settings of the tenant

@@ -43,7 +43,7 @@ from eventing.process.body import BodyTooLarge
 WINDOW: Final = 200
 """Lines of one batch in flight: enough to fill some predictors, few enough to poll each second."""
 _ROUND: Final = 16
-"""Most submits of one batch under way at once; calls of people share the door."""
+"""Most submits of one batch under way at once; calls of people share the limit."""
 _LONGEST_WAIT_S: Final = 5.0
 """A limit that says to come back later is asked again after this: others may have left room."""
 

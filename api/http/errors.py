@@ -1,4 +1,4 @@
-"""Refusals that only an HTTP front door can give; they extend the tree of `eventing.errors`.
+"""Refusals that only an HTTP API can give; they extend the tree of `eventing.errors`.
 
 BadRequest
 ├── FileQuotaExceeded  the tenant's files take all they may          413

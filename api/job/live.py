@@ -44,7 +44,7 @@ class Live(Protocol):
     """Where token streams are followed (`eventing.live.stream_multiplexer.StreamMultiplexer`)."""
 
     def follow(
-        self, job_id: JobId, after: str = "", tap: TokenCallback | None = None
+        self, job_id: JobId, after: str = "", on_tokens: TokenCallback | None = None
     ) -> AbstractAsyncContextManager[LiveReader]: ...
 
 
@@ -90,10 +90,10 @@ class Moment:
 
 
 async def moments(
-    deps: LiveDeps, job: Job, after: str, tap: TokenCallback | None = None
+    deps: LiveDeps, job: Job, after: str, on_tokens: TokenCallback | None = None
 ) -> AsyncGenerator[Moment, None]:
     """What happens to `job` after a cursor, until it has ended and nothing is left in its stream; the last moment
-    carries the ended job. Tokens that `tap` takes are in no moment; it is called while the caller waits for one.
+    carries the ended job. Tokens that `on_tokens` takes are in no moment; it is called while the caller waits for one.
 
     Raises `ReaderCutOff` when the caller takes moments too slowly; it may come again with its last
     cursor. Raises `NotFound` when the job is deleted. A store that goes away for a while only makes
@@ -104,7 +104,7 @@ async def moments(
         yield Moment(fault=StreamFault.REWOUND)
         position = StreamPosition(is_start=False)
     follower = _Follower(deps, job, position)
-    async with deps.live.follow(job.id, after, _in_order(position, tap)) as reader:
+    async with deps.live.follow(job.id, after, _in_order(position, on_tokens)) as reader:
         while True:
             async with aclosing(follower.moments(reader)) as living:
                 async for moment in living:
@@ -198,14 +198,14 @@ def _checked(entries: Sequence[StreamEntry], position: StreamPosition) -> Iterat
     yield Moment(entries=tuple(good))
 
 
-def _in_order(position: StreamPosition, tap: TokenCallback | None) -> TokenCallback | None:
-    """The tap, for tokens that go on from where the reader stands; it leaves others to be looked at."""
-    if tap is None:
+def _in_order(position: StreamPosition, on_tokens: TokenCallback | None) -> TokenCallback | None:
+    """The callback, for tokens that go on from where the reader stands; it leaves others to be looked at."""
+    if on_tokens is None:
         return None
 
     def take(entries: Sequence[StreamEntry]) -> bool:
         place = position.place
-        if position.accepts(entries) and tap(entries):
+        if position.accepts(entries) and on_tokens(entries):
             return True
         position.place = place
         return False
@@ -278,14 +278,14 @@ async def _next(reader: LiveReader, timeout_s: float) -> list[StreamEntry]:
 def write_directly(
     wire: ResponseWriter | None, render: Callable[[StreamEntry], bytes]
 ) -> TokenCallback | None:
-    """A tap that writes tokens out as they come."""
+    """A callback that writes tokens out as they come."""
     if wire is None:
         return None
 
-    def tap(entries: Sequence[StreamEntry]) -> bool:
+    def on_tokens(entries: Sequence[StreamEntry]) -> bool:
         return wire.write(b"".join(map(render, entries)))
 
-    return tap
+    return on_tokens
 
 
 async def _as_it_is(deps: LiveDeps, job: Job) -> Job:

@@ -101,7 +101,7 @@ class SubmitDeps:
 
 
 async def submit(
-    deps: SubmitDeps, principal: Principal, line: Mapping[str, Any], wish: SubmitOptions
+    deps: SubmitDeps, principal: Principal, line: Mapping[str, Any], options: SubmitOptions
 ) -> tuple[Job, bool]:
     """The job that `line` asks for, recorded and on its way; True when it is new.
 
@@ -109,8 +109,8 @@ async def submit(
     with another body, `Unavailable` when nothing was promised. If the process dies before it
     answers, the same key finds the job or makes it.
     """
-    new = _new_job(deps, principal, parse_request(line), wish)
-    key = wish.idempotency_key
+    new = _new_job(deps, principal, parse_request(line), options)
+    key = options.idempotency_key
     return await submit_new(deps, principal, new, idempotency_key=key)
 
 
@@ -124,8 +124,8 @@ async def submit_line(
 ) -> Job:
     """The job of a batch's line; the same key is the same job, however often it is submitted."""
     own = {**metadata, BATCH: key.partition(":")[0]}
-    wish = SubmitOptions(idempotency_key=f"batch:{key}", lane=Lane.BATCH, metadata=own)
-    job, _ = await submit(deps, principal, line, wish)
+    options = SubmitOptions(idempotency_key=f"batch:{key}", lane=Lane.BATCH, metadata=own)
+    job, _ = await submit(deps, principal, line, options)
     return job
 
 
@@ -199,23 +199,23 @@ async def _admit(deps: SubmitDeps, principal: Principal, new: NewJob, deadline_s
 
 
 def _new_job(
-    deps: SubmitDeps, principal: Principal, request: JobRequest, wish: SubmitOptions
+    deps: SubmitDeps, principal: Principal, request: JobRequest, options: SubmitOptions
 ) -> NewJob:
     job_id = new_job_id()
     deadline_ms = 0
-    if wish.expires_after_s:
-        deadline_ms = deps.clock.wall_ms() + int(wish.expires_after_s * 1000)
+    if options.expires_after_s:
+        deadline_ms = deps.clock.wall_ms() + int(options.expires_after_s * 1000)
     return NewJob(
         id=job_id,
         request=request,
         source=API_SOURCE,
         event_id=job_id,
         tenant=principal.tenant,
-        lane=wish.lane,
+        lane=options.lane,
         deadline_ms=deadline_ms,
-        traceparent=wish.traceparent,
-        metadata=wish.metadata,
-        options_sha=wish.sha if wish.idempotency_key else "",
+        traceparent=options.traceparent,
+        metadata=options.metadata,
+        options_sha=options.sha if options.idempotency_key else "",
     )
 
 

@@ -69,14 +69,14 @@ _LIST_LIMIT: Final = 100
 
 @routes.operation("POST", "/v1/jobs", scope=Scope.JOBS_WRITE, doc=docs.SUBMIT_JOB)
 async def submit_job(call: Call[JobDeps]) -> Response:
-    """Hand in a job and get its id.
+    """Submit a job and get its id.
 
     The job is recorded before the answer: a 202 is a promise. With an `Idempotency-Key`, the same
     body gives the same job again (200 once it has ended), another body 409.
     """
     line = await call.read_object()
-    wish = parse_submit_options(line, call.request.headers)
-    job, _ = await submit(call.deps.submission, call.principal, line, wish)
+    options = parse_submit_options(line, call.request.headers)
+    job, _ = await submit(call.deps.submission, call.principal, line, options)
     return accepted(job)
 
 

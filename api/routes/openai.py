@@ -108,11 +108,13 @@ async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
     is_async = prefers_async(call.request)
     line = {"url": url, "body": {k: v for k, v in body.items() if k not in _OURS}}
     lane = Lane.DEFAULT if is_async else Lane.INTERACTIVE
-    wish = parse_submit_options({"metadata": body.get("metadata")}, call.request.headers, lane=lane)
+    options = parse_submit_options(
+        {"metadata": body.get("metadata")}, call.request.headers, lane=lane
+    )
     held = call.deps.held
     job = None if is_async or is_stream else await job_of_repeat(held, call, body)
     if job is None:
-        job, _ = await submit(call.deps.submission, call.principal, line, wish)
+        job, _ = await submit(call.deps.submission, call.principal, line, options)
     if is_async:
         return accepted_async(job)
     if is_stream and url != "/v1/embeddings":

@@ -178,10 +178,12 @@ async def list_input_items(call: Call[ResponseDeps]) -> Response:
 async def _submit(call: Call[ResponseDeps], body: Mapping[str, Any], ask: Ask) -> Job:
     """The job, its refusals told in the words of the call."""
     lane = Lane.DEFAULT if ask.is_background else Lane.INTERACTIVE
-    wish = parse_submit_options({"metadata": body.get("metadata")}, call.request.headers, lane=lane)
-    wish = wish.with_metadata(record_metadata(ask))
+    options = parse_submit_options(
+        {"metadata": body.get("metadata")}, call.request.headers, lane=lane
+    )
+    options = options.with_metadata(record_metadata(ask))
     try:
-        job, _ = await submit(call.deps.submission, call.principal, chat_line(ask), wish)
+        job, _ = await submit(call.deps.submission, call.principal, chat_line(ask), options)
     except BadRequest as error:
         error.field = field_of_call(error.field)
         raise
@@ -235,10 +237,10 @@ async def _frames(
     def render(entry: StreamEntry) -> bytes:
         return _dump(translator.feed(entry), after)
 
-    tap = write_directly(wire_of(call.request.scope), render)
+    on_tokens = write_directly(wire_of(call.request.scope), render)
     yield _dump(translator.begin(), after)
     try:
-        async for moment in moments(call.deps.held.live, job, "", tap):
+        async for moment in moments(call.deps.held.live, job, "", on_tokens):
             if moment.fault is not None:
                 raise StreamBroken(moment.fault, job)
             frames = b"".join(map(render, moment.entries))

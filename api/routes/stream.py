@@ -44,9 +44,9 @@ async def job_frames(
     """Frames of the job's life after a cursor, ending with `result`. Tokens that come while nobody
     asks for the next frame go to `wire` at once.
     """
-    tap = write_directly(wire, token_frame)
+    on_tokens = write_directly(wire, token_frame)
     try:
-        async for name, data, cursor in job_events(deps, job, after, tap):
+        async for name, data, cursor in job_events(deps, job, after, on_tokens):
             yield frame(name, data, cursor=cursor)
     except ReaderCutOff as error:
         yield last_comment(error.message)
@@ -68,9 +68,9 @@ def token_frame(entry: StreamEntry) -> bytes:
 
 
 async def job_events(
-    deps: LiveDeps, job: Job, after: str, tap: TokenCallback | None = None
+    deps: LiveDeps, job: Job, after: str, on_tokens: TokenCallback | None = None
 ) -> AsyncGenerator[tuple[str, Any, str], None]:
-    """Name, data and cursor of each event. What `tap` takes is not among them.
+    """Name, data and cursor of each event. What `on_tokens` takes is not among them.
 
     When the store has lost what was shown, the reader is told to start over and is given everything anew. Raises as
     `moments` does.
@@ -80,7 +80,7 @@ async def job_events(
         yield "state", {"state": job.state, "id": job.id}, ""
     is_anew = False
     while True:
-        async with aclosing(moments(deps, job, cursor, tap)) as life:
+        async with aclosing(moments(deps, job, cursor, on_tokens)) as life:
             async for moment in life:
                 if moment.fault is StreamFault.REWOUND and not is_anew:
                     break

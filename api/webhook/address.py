@@ -1,7 +1,7 @@
 """Where a webhook may go: the policy of addresses and hosts. Pure.
 
 Called when a URL is handed in, and again by the resolver and the sender before anything is dialled.
-It answers SSRF (OWASP): whoever may hand in a URL must not be able to speak to what only we can
+It answers SSRF (OWASP): whoever may submit a URL must not be able to speak to what only we can
 reach. Must not know deliveries or sockets.
 """
 

@@ -55,7 +55,7 @@ class SenderSettings:
 
 
 class WebhookSender:
-    """One sender. `resolver` is what the guard asks; tests hand in their own."""
+    """One sender. `resolver` is what the guard asks; tests pass their own."""
 
     def __init__(
         self,

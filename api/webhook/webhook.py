@@ -177,7 +177,7 @@ def subject_of(job: Job) -> str:
 
 def parse_webhook_options(line: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:
     """What a submit asks of webhooks, for the job's metadata: `webhook: {url}` beside url and body,
-    or the header `Torpor-Webhook`. Raises `InvalidJob`; where it points is checked at the door.
+    or the header `Torpor-Webhook`. Raises `InvalidJob`; where it points is checked when it is submitted.
     """
     webhook = line.get("webhook")
     if webhook is None:

@@ -45,7 +45,7 @@ RETRYING: Final = Family(
 )
 EVENTS: Final = Family(
     "torpor_queue_events",
-    "Events in a queue: waiting for a pump, or in a pump's hands.",
+    "Events in a queue: waiting for a pump, or claimed by a pump.",
     ("queue",),
 )
 PACE: Final = Family(
@@ -89,7 +89,7 @@ class QueueLook:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """An event in a pump's hands."""
+    """An event claimed by a pump."""
 
     job_id: JobId
     enqueued_ms: int
@@ -134,7 +134,7 @@ class QueueMetrics:
         return look
 
     async def _sort_out(self, look: QueueLook, held: Sequence[_Held]) -> None:
-        """Which events in a pump's hands are jobs that run, and which only wait elsewhere."""
+        """Which events claimed by a pump are jobs that run, and which only wait elsewhere."""
         async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
             for each in held:
                 pipe.hmget(keys.job(each.job_id), "state", "lane", "created_ms")

@@ -218,7 +218,7 @@ class Pump:
         self, claimed: Claimed, answer: Answer, reply: Event | None
     ) -> None:
         """Store what an answer means, again while the store is away: left pending, the event would
-        lie there until somebody takes its pump for dead. By then it may be in other hands.
+        lie there until somebody takes its pump for dead. By then it may be claimed by another.
         """
         loop = asyncio.get_running_loop()
         give_up_s = loop.time() + CLAIM_IDLE_MS / 1000

@@ -23,7 +23,7 @@ class BrokerSettings(StoreSettings):
     event_limit_bytes: int = Field(8 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """Largest CloudEvent taken, as sent and as decoded."""
     event_origins: tuple[str, ...] = ()
-    """JSON list of senders (or `["*"]`) that may hand in CloudEvents after asking by OPTIONS, as
+    """JSON list of senders (or `["*"]`) that may send CloudEvents after asking by OPTIONS, as
     Event Grid does.
     """
     body_timeout_s: float = Field(5.0, gt=0, le=300)

@@ -1,7 +1,7 @@
 """The fields of an OpenAI call that can be judged without a model: their types and plain bounds.
 
 Called by `eventing.job.job` for every request, and by the api for calls of another form, so that a
-mistake is answered at the door and wakes nobody. What is not named here is the engine's to judge:
+mistake is answered at once and wakes nobody. What is not named here is the engine's to judge:
 engines know more fields than OpenAI, and more values. Pure.
 """
 

@@ -1,6 +1,6 @@
 """The job: its identity, its request, its states and what may follow what.
 
-Called by every room. Pure values and decisions: no I/O, no clock of its own. The same transition
+Called by every package. Pure values and decisions: no I/O, no clock of its own. The same transition
 rules stand in the Lua scripts of `eventing/redis/scripts`, where they are enforced; `tests/contract`
 holds the two together.
 """

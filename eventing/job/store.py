@@ -1,4 +1,4 @@
-"""What the rooms ask of the job store, and the answers it gives. One Protocol for each kind of
+"""What the packages ask of the job store, and the answers it gives. One Protocol for each kind of
 consumer; every method raises `StoreUnavailable` when the store does not answer in time, and either
 did all it says or nothing: a caller that dies half-way leaves no half transition behind.
 

@@ -2,7 +2,7 @@
 
 Called by the api for every SSE stream, WebSocket and long poll. One loop reads the token streams
 that somebody follows (XREAD over up to a thousand at a time) and hands entries to the readers: a
-reader with a tap and nothing before it takes tokens on the spot, every other into a bounded buffer.
+reader with a callback and nothing before it takes tokens on the spot, every other into a bounded buffer.
 One that does not keep up is cut off with its cursor and slows nobody. Must not know HTTP. On a
 Redis Cluster it would need one connection a node, which it has not.
 """
@@ -26,7 +26,7 @@ from eventing.redis.connection import connect, failures_named
 from eventing.store.job_record import parse_flat_entry
 
 _BLOCK_MS: Final = 1_000
-"""Must stay below the socket timeout, or an idle hub would look like a dead store."""
+"""Must stay below the socket timeout, or an idle multiplexer would look like a dead store."""
 _SHORT_BLOCK_MS: Final = 10
 """The same while there are streams beyond this read's."""
 _SOCKET_TIMEOUT_S: Final = 2.5
@@ -58,7 +58,7 @@ _Entry = tuple[bytes, list[bytes]]
 """Cursor, and names and values in turn."""
 
 TokenCallback = Callable[[Sequence[StreamEntry]], bool]
-"""Takes tokens the moment they are read; False when it cannot now. Called in the hub's own loop, so
+"""Takes tokens the moment they are read; False when it cannot now. Called in the multiplexer's own loop, so
 it must not wait for anything.
 """
 
@@ -76,7 +76,7 @@ class Reader:
         "_is_live",
         "_join",
         "_store",
-        "_tap",
+        "_on_tokens",
         "cursor",
         "job_id",
     )
@@ -87,13 +87,13 @@ class Reader:
         job_id: JobId,
         after: str,
         join: Callable[["Reader"], bool],
-        tap: TokenCallback | None,
+        on_tokens: TokenCallback | None,
     ) -> None:
         self.cursor = after
         self.job_id = job_id
         self._store = store
         self._join = join
-        self._tap = tap
+        self._on_tokens = on_tokens
         self._is_live = False
         self._is_ahead = False
         self._is_listening = False
@@ -103,10 +103,10 @@ class Reader:
         self._arrived = asyncio.Event()
 
     async def next(self, timeout_s: float) -> list[StreamEntry]:
-        """Entries that came and that no tap took, or none after the timeout.
+        """Entries that came and that no callback took, or none after the timeout.
 
         What stands in the store is read from there, at the reader's own pace; then it joins the
-        live tail. Raises `ReaderCutOff`, what the tap raised, and `StoreUnavailable` only before
+        live tail. Raises `ReaderCutOff`, what the callback raised, and `StoreUnavailable` only before
         the tail: that outlives a store's restart.
         """
         if not self._is_live:
@@ -141,10 +141,10 @@ class Reader:
         return entries
 
     def push(self, entries: Sequence[StreamEntry]) -> None:
-        """Called by the hub only. A reader that leaves too much untaken is cut off; one read of the
-        hub is never too much for a reader that had taken everything.
+        """Called by the multiplexer only. A reader that leaves too much untaken is cut off; one read of the
+        multiplexer is never too much for a reader that had taken everything.
         """
-        if self._failure is not None or self._was_tapped(entries):
+        if self._failure is not None or self._was_taken(entries):
             return
         more = sum(_weight(entry) for entry in entries)
         if self._entries and self._bytes + more > _BUFFER_BYTES:
@@ -155,16 +155,16 @@ class Reader:
             self._bytes += more
         self._arrived.set()
 
-    def _was_tapped(self, entries: Sequence[StreamEntry]) -> bool:
+    def _was_taken(self, entries: Sequence[StreamEntry]) -> bool:
         """Only while the reader waits with nothing untaken, so that order is kept."""
-        if self._tap is None or self._entries or not self._is_listening:
+        if self._on_tokens is None or self._entries or not self._is_listening:
             return False
         if any(entry.kind is not EntryKind.TOKENS for entry in entries):
             return False
         fresh = self._fresh(entries)
         try:
-            was_tapped = not fresh or self._tap(fresh)
-        except Exception as error:  # the reader's own affair; the hub has others to serve
+            was_tapped = not fresh or self._on_tokens(fresh)
+        except Exception as error:  # the reader's own affair; the multiplexer has others to serve
             self._failure = error
             self._arrived.set()
             return True
@@ -224,12 +224,12 @@ class StreamMultiplexer:
 
     @asynccontextmanager
     async def follow(
-        self, job_id: JobId, after: str = "", tap: TokenCallback | None = None
+        self, job_id: JobId, after: str = "", on_tokens: TokenCallback | None = None
     ) -> AsyncIterator[Reader]:
-        """A reader of the job's stream after a cursor; it is let go when the block ends. What `tap`
+        """A reader of the job's stream after a cursor; it is let go when the block ends. What `on_tokens`
         takes, the reader does not give.
         """
-        reader = Reader(self._store, job_id, after, self._join, tap)
+        reader = Reader(self._store, job_id, after, self._join, on_tokens)
         try:
             yield reader
         finally:
@@ -263,7 +263,9 @@ class StreamMultiplexer:
                     await self._read_until_failure()
                 except StoreUnavailable as error:
                     self._connection_id = 0
-                    _log.debug("live readers wait for the store", action="hub", reason=error.code)
+                    _log.debug(
+                        "live readers wait for the store", action="multiplexer", reason=error.code
+                    )
                     await asyncio.sleep(_BACKOFF_S)
 
     async def close(self) -> None:

@@ -2,7 +2,7 @@
 
 Called by the api, in loops; any number of sweepers share the work. On a broker that is not ours, a
 job whose event was recorded and perhaps not published is published: found within 30 s of the crash
-that left it (10 s until it is due, 15 s in the hands of a sweeper that died, 5 s between two looks).
+that left it (10 s until it is due, 15 s claimed by a sweeper that died, 5 s between two looks).
 On any broker, a job that nobody has started for long, or whose attempt died unheard, is published
 again: whoever has it already answers for the second (docs/adr/0140). A job whose deadline passes
 while it waits is failed within a second, and nobody is woken for it.

@@ -49,7 +49,7 @@ class RedisStore:
 
     @property
     def redis(self) -> Redis:
-        """The client, for the token hub and the queue that share it."""
+        """The client, for the token multiplexer and the queue that share it."""
         return self._redis
 
     async def submit(self, new: NewJob, publication: Publication = ARRIVED) -> tuple[Job, bool]:

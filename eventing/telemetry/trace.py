@@ -1,6 +1,6 @@
 """One trace a job, from the submit to the result, across processes, deliveries and attempts.
 
-Called by every room where a job changes hands. `configure` is called once by each `__main__`; until
+Called by every package where a job changes hands. `configure` is called once by each `__main__`; until
 then, and without `TORPOR_TRACES`, a span is one small object that hands its parent on, and no
 exporter is imported. The parent travels as CloudEvents' `traceparent` extension (the
 submit) and as the HTTP header of the same name (the delivery). A later delivery or attempt links to

@@ -61,7 +61,7 @@ class ModelValues(_Section):
 
 
 class MoreModel(ModelValues):
-    """Another model behind the same front door and broker; on the same kind of GPU."""
+    """Another model behind the same api and broker; on the same kind of GPU."""
 
     name: DnsLabel
     uri: StorageUri

@@ -38,7 +38,7 @@ class Look:
     """A queue at one moment.
 
     `arrived` are the prompt tokens of jobs that came since the last look, `waiting` all that wait,
-    the oldest first; `running` are in a predictor's hands; `ready` and `existing` count predictors.
+    the oldest first; `running` are leased by a predictor; `ready` and `existing` count predictors.
     """
 
     waiting: tuple[Waiting, ...]

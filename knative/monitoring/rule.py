@@ -117,7 +117,7 @@ def _late(objective: Objective) -> tuple[Alert, ...]:
             "TorporLeaseLosses",
             "sum by (model) (increase(torpor_lease_losses_total[15m])) > 3",
             "0m",
-            "Predictors die or freeze with jobs in hand.",
+            "Predictors die or freeze with jobs in flight.",
         ),
         _ticket(
             "TorporWakeSlow",

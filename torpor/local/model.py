@@ -1,4 +1,4 @@
-"""Gets the model ready on disk before anything needs it, and tells the front door what it must know
+"""Gets the model ready on disk before anything needs it, and tells the api what it must know
 of it.
 
 Called by the stack. The work is the predictor's (`python -m predictor.model_files.weights`), run as a process:

@@ -39,7 +39,7 @@ local function list_job(list, job_id, now, keep_ms, mode)
 end
 
 -- Put an event into a queue, unless the same event is still in it (docs/adr/0003): a ticket stream counts, a sorted set a lane orders.
--- One that is in somebody's hands is delivered once more when those are done with it, unless it `is_reply`: what they do may have been
+-- One that is claimed by a consumer is delivered once more when those are done with it, unless it `is_reply`: what they do may have been
 -- decided before this event was sent (a dead letter redriven before it was settled). Gives 1 when it was added, 0 for a duplicate.
 local function enqueue(prefix, lane, member, record, tenant, is_reply, now)
   local events, ready, fair, tries = prefix .. 'events', prefix .. 'ready:' .. lane, prefix .. 'fair:' .. lane, prefix .. 'tries'
@@ -48,7 +48,7 @@ local function enqueue(prefix, lane, member, record, tenant, is_reply, now)
     local is_in_hand = redis.call('HEXISTS', tries, member) == 1
     if is_in_hand and not is_reply then redis.call('HSET', tries, 'again:' .. member, 1) end
     if is_in_hand or redis.call('ZSCORE', ready, member) then return 0 end
-    -- Known, but neither waiting nor in hand: half of an earlier put survived a power cut (Redis 7.0 can do that). Put it again.
+    -- Known, but neither waiting nor in flight: half of an earlier put survived a power cut (Redis 7.0 can do that). Put it again.
     redis.call('HSET', events, member, stamped)
   end
   redis.call('XADD', prefix .. 'tickets', '*', 't', '1')
@@ -60,7 +60,7 @@ local function enqueue(prefix, lane, member, record, tenant, is_reply, now)
   return 1
 end
 
--- Take an event out of a queue where nobody has it in hand, with its ticket: nobody is to be woken for it.
+-- Take an event out of a queue where nobody has it in flight, with its ticket: nobody is to be woken for it.
 local function void_entry(prefix, lane, member)
   local tickets, held, retry = prefix .. 'tickets', prefix .. 'held', prefix .. 'retry'
   local ticket
@@ -74,7 +74,7 @@ local function void_entry(prefix, lane, member)
     for i = 1, #pairs_held, 2 do
       if pairs_held[i + 1] == member and redis.call('ZREM', retry, pairs_held[i]) == 1 then ticket = pairs_held[i] end
     end
-    if not ticket then return end -- in somebody's hands, who will learn that the job has ended
+    if not ticket then return end -- claimed by a consumer, who will learn that the job has ended
     redis.call('HDEL', held, ticket)
   end
   if ticket then redis.call('XACK', tickets, GROUP, ticket) end

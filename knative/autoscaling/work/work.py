@@ -292,7 +292,7 @@ def _started(spec: WorkSpec, state: WorkState, seen: Seen, within_s: float, now:
 
 
 def _each_s(spec: WorkSpec, seen: Seen) -> float:
-    """The seconds between two starts on a full replica, with something in hand."""
+    """The seconds between two starts on a full replica, with something in flight."""
     return max(seen.queued_work_s / seen.queued / spec.max_utilisation, 1e-6)
 
 

@@ -30,7 +30,7 @@ class Severity(StrEnum):
 class Hop(StrEnum):
     """Where on the path, in the order that a job meets them."""
 
-    FRONT = "front door"
+    FRONT = "api"
     BROKER = "broker"
     DELIVERY = "delivery"
     ACTIVATOR = "activator"

@@ -1,7 +1,7 @@
 """The api in the cluster: a Deployment with its own autoscaling, and a Knative Service variant.
 
 Called by `tree` and `component`. A Deployment by default: a stream of tokens outlives queue-proxy's
-hard total (timeoutSeconds ends even a flowing answer), and a front door that sleeps wakes nobody.
+hard total (timeoutSeconds ends even a flowing answer), and an api that is at zero wakes nobody.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def autoscaler(values: Values) -> Resource:
         "metadata": parts.metadata(parts.API, "api", values),
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": parts.API},
-            "minReplicas": because(2, "The front door never sleeps: it is what wakes the rest."),
+            "minReplicas": because(2, "The api never scales to zero: it is what wakes the rest."),
             "maxReplicas": 10,
             "metrics": [
                 {

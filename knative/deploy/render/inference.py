@@ -238,7 +238,7 @@ def _pump(values: Values) -> Resource:
             {
                 "name": "TORPOR_METRICS_PORT",
                 "value": because(
-                    str(parts.PUMP_METRICS_PORT), "A pump has no other door; 0 would show nothing."
+                    str(parts.PUMP_METRICS_PORT), "A pump has no other port; 0 would show nothing."
                 ),
             },
         ],

@@ -232,7 +232,7 @@ def settings(values: Values, times: Timeouts) -> Resource:
                     for each in values.each()
                 ]
             ),
-            "What the api accepts in `model`; all else is refused at the door.",
+            "What the api accepts in `model`; all else is refused when it is submitted.",
         ),
         "TORPOR_PUBLIC_URL": f"https://{values.host}",
         "TORPOR_MAX_JOB_SECONDS": because(str(times.job), "The one number."),

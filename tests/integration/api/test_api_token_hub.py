@@ -164,7 +164,7 @@ async def test_a_tap_takes_tokens_while_the_reader_waits_and_no_other_entry(
     hub: StreamMultiplexer, store: RedisStore
 ) -> None:
     predictor, bucket = await running(store), Bucket()
-    async with hub.follow(predictor.job_id, tap=bucket) as reader, asyncio.timeout(5):
+    async with hub.follow(predictor.job_id, on_tokens=bucket) as reader, asyncio.timeout(5):
         assert [entry.kind for entry in await reader.next(1.0)] == [EntryKind.ATTEMPT]
         waiting = asyncio.create_task(reader.next(4.0))
         await asyncio.sleep(0.05)
@@ -182,7 +182,7 @@ async def test_what_a_shut_tap_leaves_is_given_in_order(
     hub: StreamMultiplexer, store: RedisStore
 ) -> None:
     predictor, bucket = await running(store), Bucket()
-    async with hub.follow(predictor.job_id, tap=bucket) as reader:
+    async with hub.follow(predictor.job_id, on_tokens=bucket) as reader:
         await reader.next(1.0)
         bucket.is_open = False
         waiting = asyncio.create_task(reader.next(4.0))
@@ -206,7 +206,7 @@ async def test_a_tap_that_breaks_is_its_own_readers_affair(
 
     predictor = await running(store)
     async with (
-        hub.follow(predictor.job_id, tap=broken) as reader,
+        hub.follow(predictor.job_id, on_tokens=broken) as reader,
         hub.follow(predictor.job_id) as other,
     ):
         await reader.next(1.0)

@@ -190,20 +190,20 @@ class TestPagesOfOthers:
 
 
 async def test_a_key_is_looked_up_once_in_a_while() -> None:
-    shelf, now_s = Shelf(KEY), [0.0]
-    remembered = RememberedKeys(shelf, lambda: now_s[0])
+    key_store, now_s = Shelf(KEY), [0.0]
+    remembered = RememberedKeys(key_store, lambda: now_s[0])
 
     for now_s[0] in (0.0, 1.0, 4.9):
         assert await remembered.find(KEY.id) == KEY
 
-    assert shelf.questions == 1
+    assert key_store.questions == 1
 
 
 async def test_a_revoked_key_is_forgotten_within_seconds() -> None:
-    shelf, now_s = Shelf(KEY), [0.0]
-    remembered = RememberedKeys(shelf, lambda: now_s[0])
+    key_store, now_s = Shelf(KEY), [0.0]
+    remembered = RememberedKeys(key_store, lambda: now_s[0])
     await remembered.find(KEY.id)
-    shelf.kept.clear()
+    key_store.kept.clear()
 
     now_s[0] = 5.0
 

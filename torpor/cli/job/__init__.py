@@ -1,1 +1,1 @@
-"""Commands on jobs: hand in, watch, list, chat, and what was set aside."""
+"""Commands on jobs: submit, watch, list, chat, and what was set aside."""

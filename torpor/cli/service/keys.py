@@ -21,7 +21,7 @@ from eventing.api_key import (
     DEFAULT_SCOPES,
     SCOPES,
     ApiKey,
-    KeyShelf,
+    KeyStore,
     RedisKeys,
     mint,
     parse_key,
@@ -54,7 +54,7 @@ _DAY_S = 24 * 3600
 _T = TypeVar("_T")
 
 
-class _Shelf(KeyShelf, Protocol):
+class _KeyStore(KeyStore, Protocol):
     async def list(self, tenant: str = "") -> list[ApiKey]: ...
 
     async def remove(self, key_id: str) -> bool: ...
@@ -76,7 +76,7 @@ def create(
 ) -> None:
     """Make a key for TENANT and print it, this once."""
 
-    async def run(shelf: _Shelf) -> str:
+    async def run(key_store: _KeyStore) -> str:
         now_s = int(time.time())
         key, text = mint(
             tenant,
@@ -85,7 +85,7 @@ def create(
             name=name,
             expires_s=now_s + days * _DAY_S if days else 0,
         )
-        await shelf.put(key)
+        await key_store.put(key)
         return text
 
     _print_key(_with(_Place(redis_url, file, data_dir), run))
@@ -100,7 +100,7 @@ def list_keys(
     as_json: Json = False,
 ) -> None:
     """List keys: whose they are and what they may, never what they are."""
-    found = _with(_Place(redis_url, file, data_dir), lambda shelf: shelf.list(tenant))
+    found = _with(_Place(redis_url, file, data_dir), lambda key_store: key_store.list(tenant))
     if as_json:
         shown = [asdict(key) for key in found]
         print_json([{k: v for k, v in each.items() if k != "digest"} for each in shown])
@@ -123,9 +123,9 @@ def rotate_key(
 ) -> None:
     """Make a new key like KEY_ID and let the old one expire."""
 
-    async def run(shelf: _Shelf) -> str:
+    async def run(key_store: _KeyStore) -> str:
         now_s, overlap_s = int(time.time()), overlap_hours * 3600
-        _, text = await rotate(shelf, key_id, now_s=now_s, overlap_s=overlap_s)
+        _, text = await rotate(key_store, key_id, now_s=now_s, overlap_s=overlap_s)
         return text
 
     _print_key(_with(_Place(redis_url, file, data_dir), run))
@@ -136,12 +136,12 @@ def revoke(
     key_id: KeyId, redis_url: RedisUrl = "", file: File = None, data_dir: DataDir = None
 ) -> None:
     """End a key now; an api that has just seen it forgets it within 5 s."""
-    if not _with(_Place(redis_url, file, data_dir), lambda shelf: shelf.remove(key_id)):
+    if not _with(_Place(redis_url, file, data_dir), lambda key_store: key_store.remove(key_id)):
         raise UserError(f"no key {key_id}")
     stderr.print(f"revoked {key_id}")
 
 
-class FileShelf:
+class FileKeyStore:
     """Keys in a JSON file that only its owner may read. One writer at a time, as a person is."""
 
     def __init__(self, path: Path) -> None:
@@ -188,12 +188,12 @@ class _Place(NamedTuple):
     data_dir: Path | None
 
 
-def _with(place: _Place, run: Callable[[_Shelf], Awaitable[_T]]) -> _T:
-    """What `run` gives on the shelf that was named; its refusals as one clear line."""
+def _with(place: _Place, run: Callable[[_KeyStore], Awaitable[_T]]) -> _T:
+    """What `run` gives on the key store that was named; its refusals as one clear line."""
 
     async def work() -> _T:
-        async with _shelf(place) as shelf:
-            return await run(shelf)
+        async with _key_store(place) as key_store:
+            return await run(key_store)
 
     try:
         return asyncio.run(work())
@@ -202,9 +202,9 @@ def _with(place: _Place, run: Callable[[_Shelf], Awaitable[_T]]) -> _T:
 
 
 @asynccontextmanager
-async def _shelf(place: _Place) -> AsyncIterator[_Shelf]:
+async def _key_store(place: _Place) -> AsyncIterator[_KeyStore]:
     if place.file is not None:
-        yield FileShelf(place.file)
+        yield FileKeyStore(place.file)
         return
     url = place.redis_url or _embedded(place.data_dir)
     try:

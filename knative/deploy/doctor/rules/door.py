@@ -1,4 +1,4 @@
-"""Rules of the front door: the api and the proxy before it."""
+"""Rules of the api and the proxy before it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def api_sleeps(view: View) -> Iterator[Fault]:
 @register.rule(
     "models-listed",
     Hop.FRONT,
-    why="A model that the api does not know is refused at the door; one that it knows and nobody "
+    why="A model that the api does not know is refused when it is submitted; one that it knows and nobody "
     "serves is accepted, and waits for ever.",
     source="docs/architecture.md; TORPOR_MODELS of the api",
 )

@@ -1,0 +1,58 @@
+"""One word is one thing, and it is the field's: words that were ours alone do not come back."""
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SEARCHED = (
+    "api",
+    "eventing",
+    "predictor",
+    "knative",
+    "torpor",
+    "docs",
+    "README.md",
+    "CONTRIBUTING.md",
+)
+OURS = (
+    *("undertaker", "doorkeeper", "turnstile", "furnish", "EndBell", "TokenHub", "NoBell", "Knobs"),
+    *("bury", "buried", "passengers", "taken in silence", "the short way", "free hand", "speak up"),
+    *(
+        "front door",
+        "at the door",
+        "in hand",
+        "own_line",
+        "tap_into",
+        "wish_of",
+        "_insist",
+        "_nudge",
+    ),
+    *(
+        "EverybodyIsDefault",
+        "why_not_start",
+        "openness",
+        "take_stranded",
+        "last_words",
+        "crosses a room",
+    ),
+)
+"""What stood for: dead-letter handler, authenticator, concurrency limiter, stream multiplexer, in flight ..."""
+HISTORY = "docs/adr/"
+
+
+def test_words_that_were_ours_alone_do_not_come_back() -> None:
+    pattern = re.compile(r"(?<![\w])(" + "|".join(map(re.escape, OURS)) + r")(?![\w])")
+    listed = subprocess.run(
+        ["git", "ls-files", *SEARCHED], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found = [
+        f"{name}:{number}: {line.strip()[:80]}"
+        for name in listed.stdout.splitlines()
+        if not name.startswith(HISTORY)
+        and Path(name).suffix in {".py", ".lua", ".md", ".html", ".js"}
+        for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(line)
+    ]
+
+    assert found == []
