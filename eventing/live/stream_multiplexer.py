@@ -75,8 +75,8 @@ class Reader:
         "_is_listening",
         "_is_live",
         "_join",
-        "_store",
         "_on_tokens",
+        "_store",
         "cursor",
         "job_id",
     )

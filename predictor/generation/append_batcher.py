@@ -59,7 +59,7 @@ class AppendBatcher:
         except StoreUnavailable as error:
             _fail(group, error)
         except BaseException:
-            # Our own job was stopped; the passengers' were not, and must not wait for ever.
+            # Our own job was stopped; the other callers' were not, and must not wait for ever.
             if self._waiting is group:
                 self._waiting = []
             group[0][2].cancel()  # ours; nobody will ask
