@@ -59,8 +59,8 @@ class BodyRoom:
 
 class BodyReader:
     """Bodies of at most `limit_bytes`, as sent and as decoded, out of the room that all readers of a
-    process share. Each may take `timeout_s`, and what its size takes at the slowest pace that is
-    still a sender's and not an attack's.
+    process share. A piece may take `timeout_s`; a body that, and what its size takes at the slowest
+    pace that is still a sender's and not an attack's.
     """
 
     def __init__(self, room: BodyRoom, *, limit_bytes: int, timeout_s: float) -> None:
@@ -106,11 +106,13 @@ class BodyReader:
         length = int(declared[:19]) if declared.isdigit() else None
         self._check_size(length or 0)
         chunks, seen = request.stream(), 0
-        started_s = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop()
+        started_s = clock.time()
         while True:
-            allowed_s = self._timeout_s + seen / SLOWEST_BYTES_PER_S
+            whole_s = started_s + self._timeout_s + seen / SLOWEST_BYTES_PER_S
+            # What came fast is no time in hand: an upload could stand still for hours with it.
             try:
-                async with asyncio.timeout_at(started_s + allowed_s):
+                async with asyncio.timeout_at(min(whole_s, clock.time() + self._timeout_s)):
                     chunk = await anext(chunks, None)
             except TimeoutError as error:
                 raise BodyTooSlow("the body comes too slowly", "body") from error
