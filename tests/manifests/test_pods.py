@@ -38,7 +38,11 @@ def served(box: dict[str, Any]) -> set[str]:
     match box["name"]:
         case "api":
             made = health.router(
-                cast("Any", None), cast("Any", None), store_timeout_s=1, is_metrics_open=False
+                cast("Any", None),
+                cast("Any", None),
+                store_timeout_s=1,
+                is_metrics_open=False,
+                is_local=False,
             )
             return paths(made.routes)
         case "broker" | "pump":
