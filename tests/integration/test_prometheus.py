@@ -95,7 +95,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     with ExitStack() as running:
         stack = LocalStack(folder / "data", "--window", "60s", env=env).start()
         running.callback(stack.stop)
-        made = Prometheus(folder, {names[part]: at for part, at in stack.addresses.items()})
+        made = Prometheus(folder, {job: stack.addresses[part] for part, job in names.items()})
         running.callback(made.stop)
         made.until_scraped(2)
         for _ in range(3):
