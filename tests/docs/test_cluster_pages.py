@@ -87,3 +87,10 @@ def test_what_needs_no_cluster_runs_as_written(command: str, tmp_path: Path) -> 
 
     assert made.returncode == 0, made.stdout + made.stderr
     assert "0 error" in made.stdout
+
+
+def test_the_operations_page_links_to_every_run_book() -> None:
+    docs = ROOT / "docs"
+    linked = re.findall(r"\]\((runbooks/\w+\.md)\)", (docs / "operations.md").read_text())
+
+    assert linked == sorted(f"runbooks/{page.name}" for page in (docs / "runbooks").iterdir())

@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -110,7 +110,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     key, text = mint("acme", now_s=int(time.time()), scopes=SCOPES)
     keys.write_bytes(orjson.dumps([key]))
     done = Run()
-    with outside() as there:
+    with outside() as there, ExitStack() as running:
         env = {
             "TORPOR_TRACES": f"file:{folder / 'spans.jsonl'}",
             "TORPOR_TRACES_SHARE": "1",  # every span is looked through
@@ -125,6 +125,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         # A short lease: the job whose predictor dies is waited for.
         flags = ("--window", "60s", "--log-level", "DEBUG", "--lease", "2s")
         stack = LocalStack(data, *flags, env=env).start()
+        running.callback(stack.stop)  # also where what follows fails
         done.secrets = secrets_of(stack) | {"API key": text, "broker token": BROKER_TOKEN}
         done.secrets |= {"token": signed(there.url), "expired token": signed(there.url, age_s=900)}
         with httpx.Client(base_url=stack.addresses["api"], timeout=30) as client:
@@ -136,7 +137,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         done.secrets |= signatures(there)
         stack.until(lambda: bool(stack.status()["replicas"]["list"]), 20)
         look(stack, done)
-        stack.stop()
     done.texts["spans"] = (folder / "spans.jsonl").read_text()
     done.texts["standard error"] = stack.said()
     for path in (data / "logs").glob("*.log"):

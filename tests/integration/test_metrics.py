@@ -40,13 +40,15 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dic
     """Family names and their labels, by part, of a stack that has done one job."""
     env = {"TORPOR_GPU_PRICE_PER_HOUR": "3.6"}
     stack = LocalStack(tmp_path_factory.mktemp("metrics"), "--window", "60s", env=env).start()
-    stack.job(stack.submit(max_tokens=5), wait_s=20)
-    time.sleep(2.5)  # the api reads the store every two seconds
-    (replica,) = stack.status()["replicas"]["list"]
-    port = replica["id"].rsplit("-", 1)[1]
-    addresses = stack.addresses | {"predictor": f"http://127.0.0.1:{port}"}
-    yield {part: read(addresses[part]) for part in PARTS}
-    stack.stop()
+    try:
+        stack.job(stack.submit(max_tokens=5), wait_s=20)
+        time.sleep(2.5)  # the api reads the store every two seconds
+        (replica,) = stack.status()["replicas"]["list"]
+        port = replica["id"].rsplit("-", 1)[1]
+        addresses = stack.addresses | {"predictor": f"http://127.0.0.1:{port}"}
+        yield {part: read(addresses[part]) for part in PARTS}
+    finally:
+        stack.stop()
 
 
 def read(address: str) -> dict[str, set[str]]:
