@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from api.settings import ModelCard
 from eventing.api_key import RedisKeys, mint
 from eventing.job.job import JobId
 from eventing.replica import ReplicaDirectory
@@ -33,7 +34,9 @@ Page = Any
 
 @pytest.fixture
 async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[Furnished]:
-    async with furnished(settings_for(redis_url), store) as made:
+    async with furnished(
+        settings_for(redis_url, models=(ModelCard(name="m", context_tokens=4096),)), store
+    ) as made:
         yield made
 
 
