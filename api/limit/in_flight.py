@@ -62,8 +62,9 @@ class InFlightJobs:
         return int(answers[1])
 
     async def _tidy(self, tenant: str) -> bool:
-        """Give back places of jobs that ended or never came to be; True when there were any. False
-        also just after a look.
+        """Give back places of jobs that ended or never came to be; True when the places are to be
+        counted again, False just after a look. Also when none was left to give back: somebody else may
+        have done so since the count.
         """
         now_s = time.monotonic()
         if now_s - self._looked_s.get(tenant, float("-inf")) < _LOOK_EVERY_S:
@@ -88,4 +89,4 @@ class InFlightJobs:
         if gone:
             async with failures_named():
                 await self._redis.zrem(key, *gone)
-        return bool(gone)
+        return True

@@ -18,6 +18,7 @@ from api.auth.principal import Scope
 from api.settings import AnonymousAccess, ApiSettings, ModelCard
 from api.wiring import Parts
 from eventing.api_key import RedisKeys, mint
+from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import FakeBroker, FakeEngine, FakePredictor, serving
 
@@ -44,6 +45,19 @@ class Served:
         if self.broker is not None:
             await self.broker.until_asked_for(job_id)
         return job_id
+
+    async def until_told(self) -> None:
+        """Return once every end so far has been told to every listener."""
+        async with asyncio.timeout(5):
+            while not await self._is_told():
+                await asyncio.sleep(0.005)
+
+    async def _is_told(self) -> bool:
+        newest = await self.store.redis.xrevrange(keys.ENDED, count=1)
+        groups = await self.store.redis.xinfo_groups(keys.ENDED) if newest else []
+        return not newest or any(
+            group["last-delivered-id"] == newest[0][0] and not group["pending"] for group in groups
+        )
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """An api whose jobs a test can end as predictor and broker do, over a real Valkey and socket."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from api.settings import AnonymousAccess, ApiSettings, ModelCard
 from eventing.cloudevent.event import build_binary
 from eventing.cloudevent.job_event import result_event
 from eventing.job.job import JobId
-from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import Served, app_over
 from tests.integration.api.fakes import FakeBroker, FakePredictor, chat_result, serving
@@ -31,19 +29,6 @@ class Furnished(Served):
         predictor = await FakePredictor(self.store, job_id).start()
         await predictor.finish(chat_result(text))
         await self.until_told()
-
-    async def until_told(self) -> None:
-        """Return once every end so far has been told to every listener."""
-        async with asyncio.timeout(5):
-            while not await self._is_told():
-                await asyncio.sleep(0.005)
-
-    async def _is_told(self) -> bool:
-        newest = await self.store.redis.xrevrange(keys.ENDED, count=1)
-        groups = await self.store.redis.xinfo_groups(keys.ENDED) if newest else []
-        return not newest or any(
-            group["last-delivered-id"] == newest[0][0] and not group["pending"] for group in groups
-        )
 
     async def deliver(self, job_id: str, token: str = "") -> httpx.Response:
         job = await self.store.get(JobId(job_id))

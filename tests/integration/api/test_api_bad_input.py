@@ -397,10 +397,15 @@ async def test_other_methods_are_refused(rig: Rig, method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "message"),
     [
-        ("POST", "/v1/images/generations", 404, "nothing is served at this path; /docs lists what"),
-        ("GET", "/v1/fine_tuning/jobs", 404, "nothing is served at this path; /docs lists what"),
-        ("POST", "/v1/models", 405, "this path takes GET"),
-        ("GET", "/v1/chat/completions", 405, "this path takes POST"),
+        (
+            "POST",
+            "/v1/images/generations",
+            404,
+            "nothing is served at /v1/images/generations; /docs",
+        ),
+        ("GET", "/v1/fine_tuning/jobs", 404, "nothing is served at /v1/fine_tuning/jobs; /docs"),
+        ("POST", "/v1/models", 405, "this path takes GET, HEAD, OPTIONS"),
+        ("GET", "/v1/chat/completions", 405, "this path takes OPTIONS, POST"),
     ],
 )
 async def test_what_openai_serves_and_we_do_not_is_refused_in_openais_form(

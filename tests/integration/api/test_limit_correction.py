@@ -33,7 +33,8 @@ ASKED = 41
 @pytest.fixture
 def api_with(redis_url: str, store: RedisStore, redis: Redis) -> Any:
     def make(**fields: Any) -> AbstractAsyncContextManager[Furnished]:
-        return furnished(settings_for(redis_url, limit_tokens_per_minute=1000, **fields), store)
+        fields = {"limit_tokens_per_minute": 1000} | fields
+        return furnished(settings_for(redis_url, **fields), store)
 
     return make
 
@@ -187,8 +188,13 @@ async def test_redriving_all_goes_as_far_as_the_limit_and_says_that_there_is_mor
         pytest.param(
             "requests_per_minute", {"limit_requests_per_minute": 1}, chat(None), id="calls"
         ),
-        pytest.param("tokens_per_minute", {}, chat(600), id="tokens"),
-        pytest.param("tokens_of_one_call", {}, chat(2000), id="tokens of one call"),
+        pytest.param("tokens_per_minute", {"limit_tokens_per_minute": 60}, chat(40), id="tokens"),
+        pytest.param(
+            "tokens_of_one_call",
+            {"limit_tokens_per_minute": 20},
+            chat(40),
+            id="tokens of one call",
+        ),
         pytest.param("jobs_in_flight", {"limit_jobs_in_flight": 1}, chat(None), id="jobs"),
     ],
 )

@@ -14,7 +14,7 @@ from api.limit.in_flight import InFlightJobs
 from api.limit.window import Meter, Windows
 from eventing.broker.queue import Queue
 from eventing.cloudevent.event import Event
-from eventing.job.job import Lane
+from eventing.job.job import JobId, Lane
 from eventing.redis import keys
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
@@ -120,6 +120,23 @@ async def test_a_job_whose_end_was_never_heard_of_gives_its_place_back(api_with:
         accepted = await api.client.post("/v1/jobs", json=chat_line())
 
     assert accepted.status_code == 202
+
+
+async def test_a_place_given_back_between_the_count_and_the_look_is_free(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flight = InFlightJobs(redis)
+    first, second = JobId("job_" + "a" * 24), JobId("job_" + "b" * 24)
+    await flight.take("t", first, 1)
+    look = redis.zrange
+
+    async def look_too_late(*args: Any, **options: Any) -> Any:
+        await InFlightJobs(redis).leave("t", first)
+        return await look(*args, **options)
+
+    monkeypatch.setattr(redis, "zrange", look_too_late)
+
+    assert await flight.take("t", second, 1)
 
 
 async def test_a_burst_at_once_never_gets_more_places_than_there_are(redis: Redis) -> None:

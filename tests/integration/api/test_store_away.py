@@ -27,7 +27,8 @@ async def test_a_running_api_stays_ready_and_answers_503_while_its_store_is_away
         models=(ModelCard(name="m"),),
         anonymous_access=AnonymousAccess.LOOPBACK,
     )
-    async with serving(build(settings)) as url, httpx.AsyncClient(base_url=url) as client:
+    app, _ = build(settings)
+    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
         assert (await client.get("/readyz")).status_code == 503  # it never saw its store
         server.start()
         assert (await client.get("/readyz")).status_code == 200
