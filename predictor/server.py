@@ -27,7 +27,7 @@ from eventing.store.redis_store import RedisStore
 from eventing.telemetry.metric.ledger import GpuAccount, Ledger
 from eventing.telemetry.trace import SpanLinks
 from predictor import metrics
-from predictor.delivery.admission import Admission, Phase
+from predictor.delivery.admission import Admission, AdmissionPhase
 from predictor.delivery.delivery import Deliveries
 from predictor.delivery.drain import Drain
 from predictor.delivery.lease import LeaseKeeper
@@ -121,7 +121,7 @@ class Predictor:
         return PredictorModel(
             name,
             self._calls,
-            is_ready=lambda: self._admission.phase is Phase.SERVING,
+            is_ready=lambda: self._admission.phase is AdmissionPhase.SERVING,
             live=self._run_replica,
         )
 

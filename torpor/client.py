@@ -86,7 +86,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class JobEvent:
     """One event of a job's life: `state`, `waking`, `attempt`, `tokens` or `result`. `cursor` is
     what `stream(job_id, after=cursor)` goes on from.
     """
@@ -178,7 +178,7 @@ class AsyncClient:
             raise NotCompleted(job)
         return job
 
-    async def stream(self, job_id: str, *, after: str = "") -> AsyncIterator[Event]:
+    async def stream(self, job_id: str, *, after: str = "") -> AsyncIterator[JobEvent]:
         """The events of a job's life to its end, those after a cursor if one is given."""
         cursor, since = after, _now()
         while True:
@@ -251,7 +251,7 @@ class AsyncClient:
             raise TorporError(f"no model is served at {self.url}")
         return str(served[0]["id"])
 
-    async def _events(self, job_id: str, cursor: str) -> AsyncIterator[Event]:
+    async def _events(self, job_id: str, cursor: str) -> AsyncIterator[JobEvent]:
         """Of one connection. Raises `Unreachable` when it is lost, or the api is away."""
         headers = {"last-event-id": cursor} if cursor else {}
         path = f"{self.url}/v1/jobs/{job_id}/events"
@@ -310,7 +310,7 @@ class Client:
     def wait(self, job_id: str, timeout_s: float | None = None) -> Job:
         return self._run(self._client.wait(job_id, timeout_s))
 
-    def stream(self, job_id: str, *, after: str = "") -> Iterator[Event]:
+    def stream(self, job_id: str, *, after: str = "") -> Iterator[JobEvent]:
         events = self._client.stream(job_id, after=after)
         with suppress(StopAsyncIteration):
             while True:
@@ -361,7 +361,7 @@ class _Fields:
                 self.data.append(value)
 
 
-async def _parsed(pieces: AsyncIterator[bytes]) -> AsyncIterator[Event]:
+async def _parsed(pieces: AsyncIterator[bytes]) -> AsyncIterator[JobEvent]:
     """The events in pieces of a stream, whatever the length of a line."""
     fields = _Fields()
     async for line in _lines(pieces):
@@ -369,7 +369,7 @@ async def _parsed(pieces: AsyncIterator[bytes]) -> AsyncIterator[Event]:
             fields.take(line)
             continue
         if fields.data:
-            yield Event(fields.name, orjson.loads("\n".join(fields.data)), fields.cursor)
+            yield JobEvent(fields.name, orjson.loads("\n".join(fields.data)), fields.cursor)
         fields = _Fields()
 
 
@@ -398,7 +398,7 @@ def _refusal(status: int, content: bytes) -> TorporError:
     )
 
 
-async def _next(events: AsyncIterator[Event]) -> Event:
+async def _next(events: AsyncIterator[JobEvent]) -> JobEvent:
     return await anext(events)
 
 

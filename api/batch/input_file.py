@@ -5,7 +5,7 @@ from typing import Final
 
 from api.batch.batch import LINE_LIMIT
 from api.batch.file_store import FileCard, FileStore
-from api.batch.jsonl import Line, LineSplitter
+from api.batch.jsonl import BatchLine, LineSplitter
 from eventing.errors import InvalidJob
 
 _READ_BYTES: Final = 256 * 1024
@@ -14,7 +14,7 @@ _WITH_BLANK: Final = 10 * LINE_LIMIT
 
 async def read_lines(
     files: FileStore, card: FileCard, offset: int, number: int, *, longest: int
-) -> AsyncGenerator[Line, None]:
+) -> AsyncGenerator[BatchLine, None]:
     """The lines after `offset`, where line `number` ends.
 
     Raises `InvalidJob` for one that is much over `longest` bytes, which would not fit in, and for

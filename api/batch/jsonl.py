@@ -31,7 +31,7 @@ _LINES_LOOKED_AT: Final = 1_000
 _SHOWN: Final = 40
 
 
-class Line(NamedTuple):
+class BatchLine(NamedTuple):
     """A line that is not blank; `end` is the offset after it."""
 
     number: int
@@ -58,7 +58,7 @@ class LineSplitter:
         """Bytes of the line that is not at its end yet."""
         return len(self._rest)
 
-    def feed(self, piece: bytes, *, is_last: bool = False) -> list[Line]:
+    def feed(self, piece: bytes, *, is_last: bool = False) -> list[BatchLine]:
         """The lines that `piece` ends."""
         data = self._without_bom(self._rest + piece, is_last)
         lines, start = [], 0
@@ -67,12 +67,12 @@ class LineSplitter:
                 break  # an LF may follow
             self._number += 1
             if raw := data[start : end.start()].strip():
-                lines.append(Line(self._number, self._offset + end.end(), raw))
+                lines.append(BatchLine(self._number, self._offset + end.end(), raw))
             start = end.end()
         if is_last and start < len(data):
             self._number += 1
             if raw := data[start:].strip():
-                lines.append(Line(self._number, self._offset + len(data), raw))
+                lines.append(BatchLine(self._number, self._offset + len(data), raw))
             start = len(data)
         self._offset += start
         self._rest = data[start:]
@@ -126,7 +126,7 @@ class JsonlCheck:
             message = f"the file is not UTF-8: byte 0x{byte:02x} near {self._size + error.start}"
             raise InvalidJob(message, "file") from error
 
-    def _look_at(self, lines: list[Line]) -> None:
+    def _look_at(self, lines: list[BatchLine]) -> None:
         """One JSON object on a line of its own is enough: a bad line fails alone, later."""
         for line in lines:
             if self._first is None:

@@ -28,7 +28,7 @@ from api.batch.batch import (
 )
 from api.batch.file_store import FileCard, FileStore
 from api.batch.input_file import read_lines
-from api.batch.jsonl import Line
+from api.batch.jsonl import BatchLine
 from api.batch.result_file import ResultFile
 from api.batch.round import Ready, Round, in_words_of, job_line
 from api.batch.store import BatchStore
@@ -139,7 +139,7 @@ class BatchRun:
                         break
                     self._seen.add(custom_id_of(line.raw) or "")
 
-    async def _run_lines(self, lines: AsyncGenerator[Line, None]) -> BatchStatus:
+    async def _run_lines(self, lines: AsyncGenerator[BatchLine, None]) -> BatchStatus:
         """Submit and collect until there is a reason to stop; the end that the batch comes to."""
         while (end := await self._why_stop()) is None:
             await self._fill(lines)
@@ -166,7 +166,7 @@ class BatchRun:
     def _must_wait(self) -> bool:
         return asyncio.get_running_loop().time() < self._not_before_s
 
-    async def _fill(self, lines: AsyncGenerator[Line, None]) -> None:
+    async def _fill(self, lines: AsyncGenerator[BatchLine, None]) -> None:
         """Submit lines until the window is full, a limit says to wait, or there are no more. At
         most a window of lines: what was refused must be written, however many are bad.
         """
@@ -187,7 +187,7 @@ class BatchRun:
                 if is_due:
                     await self._save()
 
-    async def _read_round(self, lines: AsyncGenerator[Line, None], count: int) -> None:
+    async def _read_round(self, lines: AsyncGenerator[BatchLine, None], count: int) -> None:
         """The next lines, each judged. One that a dead runner may have submitted is looked up: what
         was accepted needs no second admission.
         """
@@ -218,7 +218,7 @@ class BatchRun:
     def _job_id(self, number: int) -> JobId:
         return keyed_job_id(self._batch.tenant, f"batch:{self._batch.id}:{number}")
 
-    def _judged(self, line: Line) -> Ready:
+    def _judged(self, line: BatchLine) -> Ready:
         """The line, its name remembered. Raises `BadRequest` and its kin."""
         if len(line.raw) > self._deps.line_limit_bytes:
             raise BodyTooLarge("the line is over the limit of a call's body", "body")
@@ -304,7 +304,7 @@ class BatchRun:
         self._errors.add(unrun_entry(self._batch, number, custom_id, code))
         self._batch = replace(self._batch, failed=self._batch.failed + 1)
 
-    async def _stop(self, end: BatchStatus, lines: AsyncGenerator[Line, None]) -> None:
+    async def _stop(self, end: BatchStatus, lines: AsyncGenerator[BatchLine, None]) -> None:
         """Cancel what runs, keep what is done, and say of the rest that it was not run. A runner
         that died may have submitted lines behind the record's: they are looked up and cancelled.
         """
@@ -324,7 +324,7 @@ class BatchRun:
             if self._errors.pending >= WINDOW:
                 await self._save()
 
-    async def _stop_line(self, end: BatchStatus, line: Line) -> None:
+    async def _stop_line(self, end: BatchStatus, line: BatchLine) -> None:
         """A line behind the record's, with what a dead runner made of it."""
         job_id, custom_id = self._job_id(line.number), custom_id_of(line.raw)
         if await self._was_submitted(line.number):
@@ -392,6 +392,6 @@ class BatchRun:
         await self._output.drop_merged()
         await self._errors.drop_merged()
 
-    def _lines(self, card: FileCard, offset: int, number: int) -> AsyncGenerator[Line, None]:
+    def _lines(self, card: FileCard, offset: int, number: int) -> AsyncGenerator[BatchLine, None]:
         longest = self._deps.line_limit_bytes
         return read_lines(self._deps.files, card, offset, number, longest=longest)

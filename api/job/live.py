@@ -55,7 +55,7 @@ class Ends(Protocol):
         """An event that is set when the job's record should be looked at."""
 
 
-class Waiting(Protocol):
+class QueueStatus(Protocol):
     """Tells where a queued job stands (`api.job.waiting.QueueWaiting`)."""
 
     async def outlook(self, job: Job) -> Outlook | None:
@@ -72,7 +72,7 @@ class LiveDeps:
     store: JobReader
     live: Live
     ends: Ends
-    waiting: Waiting
+    waiting: QueueStatus
     clock: Clock
     store_timeout_s: float
 

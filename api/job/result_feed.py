@@ -30,7 +30,7 @@ NOW: Final = "$"
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class FeedEntry:
     """One end; `job` is None when it is no longer kept, or was sent round again since."""
 
     cursor: str
@@ -73,7 +73,7 @@ class ResultFeed:
                 keys.results_of(tenant), min=after, max=after, count=1
             )
 
-    async def page(self, tenant: str, after: str) -> AsyncGenerator[Ended, None]:
+    async def page(self, tenant: str, after: str) -> AsyncGenerator[FeedEntry, None]:
         """The next ends after a cursor, the oldest first. A job is read when its turn comes: a hundred
         answers of a megabyte each are not held for a reader that takes one at a time.
         """
@@ -129,7 +129,7 @@ class ResultFeed:
                 line.newest = cursor
                 line.grew.set()
 
-    async def _read(self, tenant: str, cursor: str, fields: dict[bytes, bytes]) -> Ended:
+    async def _read(self, tenant: str, cursor: str, fields: dict[bytes, bytes]) -> FeedEntry:
         job = await self._store.get(JobId(fields[b"job"].decode()))
         is_it = (
             job is not None
@@ -137,4 +137,4 @@ class ResultFeed:
             and job.state.is_terminal
             and job.attempt == int(fields[b"attempt"])
         )
-        return Ended(cursor, job if is_it else None)
+        return FeedEntry(cursor, job if is_it else None)

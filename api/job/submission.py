@@ -74,7 +74,7 @@ class SubmitOptions:
         return replace(self, metadata={**self.metadata, **own})
 
 
-class Admission(Protocol):
+class JobAdmission(Protocol):
     """The limits on jobs: asked once for every job before it is recorded."""
 
     async def admit(self, principal: Principal, new: NewJob) -> None:
@@ -93,7 +93,7 @@ class SubmitDeps:
 
     catalog: Catalog
     intake: Intake
-    admission: Admission
+    admission: JobAdmission
     limiter: ConcurrencyLimiter
     clock: Clock
     webhook_allow: AllowList

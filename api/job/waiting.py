@@ -12,7 +12,7 @@ from typing import Final
 import orjson
 from redis.asyncio import Redis
 
-from api.job.live import Waiting
+from api.job.live import QueueStatus
 from api.view.outlook import Outlook
 from api.view.timeline import Step, waking_steps
 from eventing.broker.queue import QueueView, member_of
@@ -80,7 +80,7 @@ class WakingNotes:
     woke for it is gone long before anybody looks.
     """
 
-    def __init__(self, redis: Redis, waiting: Waiting, clock: Clock) -> None:
+    def __init__(self, redis: Redis, waiting: QueueStatus, clock: Clock) -> None:
         self._redis = redis
         self._waiting = waiting
         self._clock = clock
@@ -92,10 +92,10 @@ class WakingNotes:
         with suppress(StoreUnavailable):
             replicas = await self._waiting.replicas(job.request.model)
             if steps := waking_steps(job, replicas, self._clock.wall_ms()):
-                # `follow` sets a field of a record that is there, and never makes one.
+                # `swap_field` sets a field of a record that is there, and never makes one.
                 async with failures_named():
                     note = orjson.dumps(steps)
-                    await run(self._redis, "follow", [keys.job(job.id)], [_FIELD, note])
+                    await run(self._redis, "swap_field", [keys.job(job.id)], [_FIELD, note])
 
     async def of(self, job: Job) -> list[Step]:
         """What was noted; nothing for a job that has not ended, or found the model awake."""

@@ -21,9 +21,9 @@ from api.limit.in_flight import InFlightJobs
 from api.limit.limit import (
     Limit,
     Limits,
+    LimitWindow,
     RateLimited,
     TooLargeForLimit,
-    Window,
     answer_tokens,
     check_deadline,
     headers_of,
@@ -32,7 +32,7 @@ from api.limit.limit import (
     tokens_asked,
     tokens_taken,
 )
-from api.limit.window import Meter, Windows
+from api.limit.window import LimitMeter, Windows
 from api.settings import ApiSettings
 from api.webhook.webhook import BATCH
 from eventing.broker.queue import Depth, QueueView, expected_wait_s
@@ -71,7 +71,7 @@ class LimitGate:
         limit = self._limits(principal.tenant).requests_per_minute
         if not limit or method == "GET" or not principal.tenant:
             return
-        meter = Meter(name="requests", tenant=principal.tenant, limit=limit)
+        meter = LimitMeter(name="requests", tenant=principal.tenant, limit=limit)
         is_taken, window = await self._windows.take(meter, 1)
         _tell(headers_of("requests", window))
         if not is_taken:
@@ -141,9 +141,9 @@ class LimitGate:
     def _limits(self, tenant: str) -> Limits:
         return limits_of(self._settings, tenant)
 
-    def _tokens(self, tenant: str) -> Meter | None:
+    def _tokens(self, tenant: str) -> LimitMeter | None:
         limit = self._limits(tenant).tokens_per_minute
-        return Meter(name="tokens", tenant=tenant, limit=limit) if limit else None
+        return LimitMeter(name="tokens", tenant=tenant, limit=limit) if limit else None
 
     async def _take_tokens(self, new: NewJob) -> None:
         meter = self._tokens(new.tenant)
@@ -172,7 +172,7 @@ class LimitGate:
         await self._windows.charge(meter, new.id, cost)
         _metered.labels("asked").inc(cost)
 
-    async def _check_share(self, meter: Meter, cost: int) -> None:
+    async def _check_share(self, meter: LimitMeter, cost: int) -> None:
         """Batches leave half of the minute to calls, but for a line that is more than half itself."""
         share = _share(meter.limit)
         room = share if cost <= share else meter.limit
@@ -269,7 +269,7 @@ def _share(limit: int) -> int:
     return max(1, limit // 2)
 
 
-def _over(what: str, window: Window, cost: int) -> RateLimited:
+def _over(what: str, window: LimitWindow, cost: int) -> RateLimited:
     wait_s = window.wait_s(cost)
     return RateLimited(f"over {window.limit} {what} a minute; room again in {wait_s:.1f} s", wait_s)
 

@@ -60,7 +60,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class LimitWindow:
     """A sliding window as the store counts it: what the last whole window took, and this one.
 
     The last one fades out evenly over `previous_left_s`; then this one, which has `current_left_s`
@@ -186,7 +186,7 @@ def _tokens(value: Any) -> Iterable[float]:
         yield from _tokens(value.get("content") or value.get("text") or "")
 
 
-def headers_of(name: str, window: Window) -> dict[str, str]:
+def headers_of(name: str, window: LimitWindow) -> dict[str, str]:
     """OpenAI's headers for `requests` or `tokens`."""
     return {
         f"x-ratelimit-limit-{name}": str(window.limit),

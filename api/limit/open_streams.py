@@ -18,7 +18,7 @@ _LOOK_EVERY_S: Final = 5.0
 _FULL_S: Final = 5.0
 
 
-class Credentials(Protocol):
+class StreamCredentials(Protocol):
     """Tells of credentials that were good once (`api.auth.authenticator.CredentialAuthenticator`)."""
 
     async def is_still_good(self, principal: Principal) -> bool: ...
@@ -43,7 +43,7 @@ class StreamHold:
 class OpenStreams:
     """Counted where they are held; `limit` is 0 for none."""
 
-    def __init__(self, limit: int, credentials: Credentials) -> None:
+    def __init__(self, limit: int, credentials: StreamCredentials) -> None:
         self._limit = limit
         self._credentials = credentials
         self._open: Counter[str] = Counter()

@@ -12,7 +12,7 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from api.limit.limit import MINUTE_S, Window
+from api.limit.limit import MINUTE_S, LimitWindow
 from eventing.job.job import JobId
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
@@ -23,7 +23,7 @@ _KEEP_S: Final = 31 * 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Meter:
+class LimitMeter:
     """What is counted: `name` of a tenant, up to `limit` a minute."""
 
     name: str
@@ -63,18 +63,18 @@ class Windows:
         )
         self._limiter = SlidingWindowCounterRateLimiter(self._storage)
 
-    async def take(self, meter: Meter, cost: int) -> tuple[bool, Window]:
+    async def take(self, meter: LimitMeter, cost: int) -> tuple[bool, LimitWindow]:
         """Take `cost` if it fits, all or nothing; and the window as it is after that."""
         async with failures_named():
             is_taken = await self._limiter.hit(meter.item, *meter.whose, cost=cost)
         return is_taken, await self.look(meter)
 
-    async def look(self, meter: Meter) -> Window:
+    async def look(self, meter: LimitMeter) -> LimitWindow:
         """The window as it is now."""
         async with failures_named():
             row = await self._storage.get_sliding_window(meter.item.key_for(*meter.whose), MINUTE_S)
         previous, previous_left_s, current, current_kept_s = row
-        return Window(
+        return LimitWindow(
             limit=meter.limit,
             previous=previous,
             previous_left_s=previous_left_s,
@@ -82,12 +82,12 @@ class Windows:
             current_left_s=max(0.0, current_kept_s - MINUTE_S),  # kept for one more, as the last
         )
 
-    async def charge(self, meter: Meter, job_id: JobId, cost: int) -> None:
+    async def charge(self, meter: LimitMeter, job_id: JobId, cost: int) -> None:
         """Remember that the job was charged `cost`, which was taken just now."""
         async with failures_named():
             await run(self._redis, "limit_charge", [meter.charge(job_id)], [cost, _KEEP_S])
 
-    async def rename(self, meter: Meter, old: JobId, new: JobId) -> None:
+    async def rename(self, meter: LimitMeter, old: JobId, new: JobId) -> None:
         """The job got another id than it was charged under."""
         try:
             async with failures_named():
@@ -95,7 +95,7 @@ class Windows:
         except ResponseError:
             return  # no charge of that id: there is nothing to correct
 
-    async def settle(self, meter: Meter, job_id: JobId, on_admitted: int) -> int:
+    async def settle(self, meter: LimitMeter, job_id: JobId, on_admitted: int) -> int:
         """Correct the job's charge to what it `used`; what was added, negative when given back.
 
         Done once however often it is asked for, by whichever process; a process that dies before it

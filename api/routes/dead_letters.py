@@ -13,7 +13,7 @@ from starlette.responses import Response
 from api.auth.principal import Scope
 from api.http.body import parse_object
 from api.job.catalog import Catalog
-from api.job.submission import Admission
+from api.job.submission import JobAdmission
 from api.openapi import dead_letters as docs
 from api.routes.jobs import json_response, own_job, whole_number
 from api.routes.route import Call, Routes
@@ -36,7 +36,7 @@ class DeadLetterDeps:
     store: JobIntake
     catalog: Catalog
     intake: Intake
-    admission: Admission
+    admission: JobAdmission
 
 
 routes: Routes[DeadLetterDeps] = Routes()

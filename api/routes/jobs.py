@@ -24,7 +24,7 @@ from api.routes.route import Call, Routes
 from api.routes.stream import END, job_frames, parse_cursor
 from api.view.job import accepted_view, cost_view, job_view
 from api.view.timeline import timeline
-from api.webhook.webhook import Delivery, subject_of
+from api.webhook.webhook import WebhookDelivery, subject_of
 from eventing.clock import Clock
 from eventing.errors import BadRequest, NotFound, TorporError
 from eventing.job.job import Job, JobId, JobState, is_job_id
@@ -33,10 +33,10 @@ from eventing.telemetry.cost import Price
 from eventing.telemetry.metric.ledger import Ledger
 
 
-class Deliveries(Protocol):
+class WebhookDeliveries(Protocol):
     """The webhooks that were sent of a job (`api.webhook.store.WebhookStore`)."""
 
-    async def of(self, tenant: str, subject: str) -> Sequence[Delivery]: ...
+    async def of(self, tenant: str, subject: str) -> Sequence[WebhookDelivery]: ...
 
 
 class PastWaking(Protocol):
@@ -52,7 +52,7 @@ class JobDeps:
     store: JobIntake
     submission: SubmitDeps
     live: LiveDeps
-    deliveries: Deliveries
+    deliveries: WebhookDeliveries
     past_waking: PastWaking
     ledger: Ledger
     price: Price

@@ -19,11 +19,11 @@ from api.webhook.service import WebhookService
 from api.webhook.webhook import (
     OVERLAP_S,
     PER_JOB,
-    Delivery,
     Endpoint,
     EventType,
     Message,
     Secret,
+    WebhookDelivery,
     delivery_of,
     new_endpoint_id,
     new_secret,
@@ -299,7 +299,7 @@ def _with_secret(endpoint: Endpoint) -> dict[str, Any]:
     return _view(endpoint) | {"signing_secret": endpoint.secrets[0].text}
 
 
-def _delivery_view(delivery: Delivery) -> dict[str, Any]:
+def _delivery_view(delivery: WebhookDelivery) -> dict[str, Any]:
     return {
         "id": delivery.id,
         "object": "webhook_delivery",

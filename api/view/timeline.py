@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from yarl import URL
 
-from api.webhook.webhook import JOB_WEBHOOK, Delivery
+from api.webhook.webhook import JOB_WEBHOOK, WebhookDelivery
 from eventing.job.job import Job
 from eventing.replica import Replica
 
@@ -21,7 +21,7 @@ _OVER: Final = frozenset({"ready", "draining", "broken"})
 def timeline(
     job: Job,
     replicas: Sequence[Replica],
-    deliveries: Iterable[Delivery],
+    deliveries: Iterable[WebhookDelivery],
     now_ms: int,
     kept: Sequence[Step] = (),
 ) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _attempts(job: Job, now_ms: int) -> Iterator[Step]:
         yield _span("tokens", job.first_token_ms, job.finished_ms, now_ms, count=job.token_count)
 
 
-def _tries(delivery: Delivery) -> Iterator[Step]:
+def _tries(delivery: WebhookDelivery) -> Iterator[Step]:
     """A step a try; one without a duration for a delivery that has not been tried."""
     told = {
         "step": "delivery",

@@ -109,7 +109,7 @@ class AllowList:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class WebhookTarget:
     """A URL that may be tried. `host` is lower-case, without a final dot; `address` is set when it
     is a literal one.
     """
@@ -125,7 +125,7 @@ def allow_list(entries: tuple[str, ...]) -> AllowList:
     return AllowList.parse(entries)
 
 
-def check_url(text: object, allowed: AllowList, where: str) -> Target:
+def check_url(text: object, allowed: AllowList, where: str) -> WebhookTarget:
     """The target that `text` names.
 
     Raises `InvalidJob` naming `where` for anything but an https URL (http for what the allow-list
@@ -149,7 +149,7 @@ def check_url(text: object, allowed: AllowList, where: str) -> Target:
         _check_public(host, address, where)
         if url.scheme != "https":
             raise InvalidJob(f"{where} must start with https://", where)
-    return Target(url, host, address)
+    return WebhookTarget(url, host, address)
 
 
 def refusal(address: Address) -> str:

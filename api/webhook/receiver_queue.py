@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Final
 
-from api.webhook.webhook import Delivery
+from api.webhook.webhook import WebhookDelivery
 
 PER_RECEIVER: Final = 4
 PER_TENANT: Final = 32
@@ -29,7 +29,7 @@ class _Tenant:
 class _Receiver:
     running: int = 0
     not_before_s: float = 0.0
-    waiting: deque[tuple[Delivery, float]] = field(default_factory=deque)
+    waiting: deque[tuple[WebhookDelivery, float]] = field(default_factory=deque)
 
 
 class ReceiverQueues:
@@ -39,7 +39,7 @@ class ReceiverQueues:
         self._receivers: defaultdict[Lane, _Receiver] = defaultdict(_Receiver)
         self._tenants: defaultdict[str, _Tenant] = defaultdict(_Tenant)
 
-    def join(self, lane: Lane, delivery: Delivery, good_until_s: float) -> bool:
+    def join(self, lane: Lane, delivery: WebhookDelivery, good_until_s: float) -> bool:
         """Queue a delivery that is ours until `good_until_s`; False when the tenant has too
         many.
         """
@@ -50,9 +50,9 @@ class ReceiverQueues:
         self._receivers[lane].waiting.append((delivery, good_until_s))
         return True
 
-    def start(self, now_s: float) -> list[tuple[Lane, Delivery]]:
+    def start(self, now_s: float) -> list[tuple[Lane, WebhookDelivery]]:
         """What may be tried now. What is ours no longer is forgotten: it is due again by itself."""
-        started: list[tuple[Lane, Delivery]] = []
+        started: list[tuple[Lane, WebhookDelivery]] = []
         for lane, receiver in list(self._receivers.items()):
             tenant = self._tenants[lane[0]]
             while receiver.waiting and self._is_free(receiver, tenant, now_s):

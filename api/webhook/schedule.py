@@ -33,7 +33,7 @@ JITTER: Final = 0.05
 LONGEST_RETRY_AFTER_S: Final = 24 * 3600.0
 
 
-class Verdict(StrEnum):
+class TryVerdict(StrEnum):
     """What becomes of a delivery after a try."""
 
     DELIVERED = "delivered"  #: the receiver answered 2xx
@@ -45,11 +45,11 @@ class Verdict(StrEnum):
 
     @property
     def is_settled(self) -> bool:
-        return self is not Verdict.PENDING
+        return self is not TryVerdict.PENDING
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TryOutcome:
     """What a try came to: a status, or 0 and the word for why there was none."""
 
     status: int = 0
@@ -59,36 +59,36 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class RetryDecision:
     """What to do now; `delay_s` counts from the try that was judged. `pause_s` holds back the
     receiver's other deliveries too.
     """
 
-    verdict: Verdict
+    verdict: TryVerdict
     delay_s: float = 0.0
     pause_s: float = 0.0
 
 
 def decide(
-    tries: int, outcome: Outcome, now_s: float, draw: random.Random, schedule_s: Sequence[float]
-) -> Decision:
+    tries: int, outcome: TryOutcome, now_s: float, draw: random.Random, schedule_s: Sequence[float]
+) -> RetryDecision:
     """What follows the try number `tries` (from 1). A Retry-After can make a pause longer, never
     shorter, and is not counted as less by jitter.
     """
     if 200 <= outcome.status < 300:
-        return Decision(Verdict.DELIVERED)
+        return RetryDecision(TryVerdict.DELIVERED)
     if outcome.status == 410:
-        return Decision(Verdict.GONE)
+        return RetryDecision(TryVerdict.GONE)
     if outcome.is_refused:
-        return Decision(Verdict.REFUSED)
+        return RetryDecision(TryVerdict.REFUSED)
     asked_s = retry_after_s(outcome.retry_after, now_s)
     pause_s = asked_s if outcome.status in (429, 502, 503, 504) else 0.0
     if tries >= len(schedule_s):
-        return Decision(Verdict.FAILED, pause_s=pause_s)
+        return RetryDecision(TryVerdict.FAILED, pause_s=pause_s)
     planned_s = schedule_s[tries] * draw.uniform(1 - JITTER, 1 + JITTER)
     if asked_s > planned_s:
         planned_s = asked_s * draw.uniform(1, 1 + JITTER)
-    return Decision(Verdict.PENDING, delay_s=planned_s, pause_s=pause_s)
+    return RetryDecision(TryVerdict.PENDING, delay_s=planned_s, pause_s=pause_s)
 
 
 def retry_after_s(text: str, now_s: float) -> float:

@@ -20,9 +20,9 @@ from prometheus_client import Counter, Histogram
 from api.webhook.address import AllowList, check_url
 from api.webhook.receiver_queue import Lane, ReceiverQueues
 from api.webhook.resolver import GuardedResolver, TargetRefused
-from api.webhook.schedule import SCHEDULE_S, Decision, Outcome, Verdict, decide
+from api.webhook.schedule import SCHEDULE_S, RetryDecision, TryOutcome, TryVerdict, decide
 from api.webhook.store import WebhookStore
-from api.webhook.webhook import PER_JOB, Delivery, Endpoint, Try, signed_headers
+from api.webhook.webhook import PER_JOB, Endpoint, Try, WebhookDelivery, signed_headers
 from eventing.errors import BadRequest, NotFound, StoreUnavailable
 from eventing.job.job import JobId
 from eventing.telemetry import trace
@@ -93,7 +93,7 @@ class WebhookSender:
                 except TimeoutError:
                     continue
 
-    async def try_once(self, endpoint: Endpoint, delivery: Delivery) -> Outcome:
+    async def try_once(self, endpoint: Endpoint, delivery: WebhookDelivery) -> TryOutcome:
         """One try outside the schedule, for a test of an endpoint; leaves no record."""
         async with self._session() as session:
             return await self._post(session, endpoint, delivery)
@@ -129,7 +129,7 @@ class WebhookSender:
                 return
 
     async def _deliver(
-        self, session: aiohttp.ClientSession, lane: Lane, delivery: Delivery
+        self, session: aiohttp.ClientSession, lane: Lane, delivery: WebhookDelivery
     ) -> None:
         """One try, from start to note. Never raises but for a cancel."""
         pause_s = 0.0
@@ -143,11 +143,11 @@ class WebhookSender:
             self._lanes.done(lane, time.monotonic(), pause_s)
             self._due.set()
 
-    async def _attempt(self, session: aiohttp.ClientSession, delivery: Delivery) -> float:
+    async def _attempt(self, session: aiohttp.ClientSession, delivery: WebhookDelivery) -> float:
         endpoint = await self._endpoint(delivery)
         if endpoint is None or endpoint.switched_off:
-            await self._store.note(delivery, Verdict.DROPPED)
-            _tries.labels(Verdict.DROPPED).inc()
+            await self._store.note(delivery, TryVerdict.DROPPED)
+            _tries.labels(TryVerdict.DROPPED).inc()
             return 0.0
         started_s, at_ms = time.monotonic(), await self._store.now_ms()
         if not delivery.tries:
@@ -165,15 +165,15 @@ class WebhookSender:
         await self._note(delivery, outcome, decision, at_ms, duration_ms)
         return decision.pause_s
 
-    async def _endpoint(self, delivery: Delivery) -> Endpoint | None:
+    async def _endpoint(self, delivery: WebhookDelivery) -> Endpoint | None:
         if delivery.endpoint == PER_JOB:
             per_job = await self._store.per_job(delivery.tenant)
             return replace(per_job, url=delivery.url)
         return await self._store.endpoint(delivery.tenant, delivery.endpoint)
 
     async def _post(
-        self, session: aiohttp.ClientSession, endpoint: Endpoint, delivery: Delivery
-    ) -> Outcome:
+        self, session: aiohttp.ClientSession, endpoint: Endpoint, delivery: WebhookDelivery
+    ) -> TryOutcome:
         """What the receiver says. Only the status and Retry-After are looked at; a body could be
         anything, and is not read.
         """
@@ -184,21 +184,26 @@ class WebhookSender:
             async with session.post(
                 target.url, data=delivery.body, headers=headers, allow_redirects=False
             ) as answer:
-                return Outcome(answer.status, retry_after=answer.headers.get("retry-after", ""))
+                return TryOutcome(answer.status, retry_after=answer.headers.get("retry-after", ""))
         except BadRequest as error:
-            return Outcome(error=error.message, is_refused=True)
+            return TryOutcome(error=error.message, is_refused=True)
         except TimeoutError:
-            return Outcome(error=f"no answer in {self._settings.timeout_s:g} s")
+            return TryOutcome(error=f"no answer in {self._settings.timeout_s:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if (refused := _refused(error)) is not None:
-                return Outcome(error=f"refused: {refused}", is_refused=True)
-            return Outcome(error=type(error).__name__)
+                return TryOutcome(error=f"refused: {refused}", is_refused=True)
+            return TryOutcome(error=type(error).__name__)
 
     async def _note(
-        self, delivery: Delivery, outcome: Outcome, decision: Decision, at_ms: int, took_ms: int
+        self,
+        delivery: WebhookDelivery,
+        outcome: TryOutcome,
+        decision: RetryDecision,
+        at_ms: int,
+        took_ms: int,
     ) -> None:
         delay_ms = int(decision.delay_s * 1000)
-        is_pending = decision.verdict is Verdict.PENDING
+        is_pending = decision.verdict is TryVerdict.PENDING
         entry = Try(
             at_ms=at_ms,
             status=outcome.status,
@@ -217,10 +222,10 @@ class WebhookSender:
             verdict=decision.verdict,
             duration_ms=took_ms,
         )
-        if decision.verdict is Verdict.GONE and delivery.endpoint != PER_JOB:
+        if decision.verdict is TryVerdict.GONE and delivery.endpoint != PER_JOB:
             await self._switch_off(delivery)
 
-    async def _switch_off(self, delivery: Delivery) -> None:
+    async def _switch_off(self, delivery: WebhookDelivery) -> None:
         try:
             await self._store.change(
                 delivery.tenant,
@@ -231,7 +236,7 @@ class WebhookSender:
             return  # deleted meanwhile
 
 
-def _lane(delivery: Delivery) -> Lane:
+def _lane(delivery: WebhookDelivery) -> Lane:
     """What shares its tries: all that a tenant sends to one host."""
     host = delivery.url.split("/", 3)[2:3]
     return delivery.tenant, host[0].lower() if host else ""

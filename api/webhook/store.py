@@ -13,8 +13,8 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from api.webhook.schedule import Verdict
-from api.webhook.webhook import PER_JOB, Delivery, Endpoint, Secret, Try, new_secret
+from api.webhook.schedule import TryVerdict
+from api.webhook.webhook import PER_JOB, Endpoint, Secret, Try, WebhookDelivery, new_secret
 from eventing.errors import NotFound, StoreUnavailable
 from eventing.known_fields import known_fields, known_value
 from eventing.redis import keys
@@ -98,7 +98,7 @@ class WebhookStore:
         async with failures_named():
             return bool(await self._redis.hdel(keys.webhook_endpoints_of(tenant), endpoint_id))
 
-    async def put(self, deliveries: list[Delivery]) -> None:
+    async def put(self, deliveries: list[WebhookDelivery]) -> None:
         """Record deliveries, due at once. One that is known is left alone, so this may be done
         twice.
         """
@@ -109,7 +109,7 @@ class WebhookStore:
                     self._put(pipe, delivery, now_ms)
                 await pipe.execute()
 
-    def _put(self, pipe: Any, delivery: Delivery, now_ms: int) -> None:
+    def _put(self, pipe: Any, delivery: WebhookDelivery, now_ms: int) -> None:
         key = keys.webhook_delivery(delivery.id)
         fields = {
             "tenant": delivery.tenant,
@@ -119,7 +119,7 @@ class WebhookStore:
             "subject": delivery.subject,
             "body": delivery.body,
             "created_ms": now_ms,
-            "state": Verdict.PENDING,
+            "state": TryVerdict.PENDING,
             "tries": 0,
         }
         for name, value in fields.items():
@@ -134,7 +134,7 @@ class WebhookStore:
         pipe.sadd(about, delivery.id)
         pipe.expire(about, KEEP_S)
 
-    async def take(self, limit: int, hold_ms: int) -> list[Delivery]:
+    async def take(self, limit: int, hold_ms: int) -> list[WebhookDelivery]:
         """Deliveries that are due, ours for `hold_ms`; what is settled or gone leaves the index."""
         async with failures_named():
             due: list[bytes] = await run(
@@ -151,7 +151,12 @@ class WebhookStore:
         return [d for d in found if d is not None and not d.state.is_settled]
 
     async def note(
-        self, delivery: Delivery, state: Verdict, *, delay_ms: int = 0, entry: Try | None = None
+        self,
+        delivery: WebhookDelivery,
+        state: TryVerdict,
+        *,
+        delay_ms: int = 0,
+        entry: Try | None = None,
     ) -> bool:
         """Record a try (or, without one, the end). False when another sender did so first."""
         text = orjson.dumps(entry) if entry is not None else b""
@@ -165,19 +170,19 @@ class WebhookStore:
             )
         return bool(answer == b"ok")
 
-    async def postpone(self, delivery: Delivery, delay_ms: int) -> None:
+    async def postpone(self, delivery: WebhookDelivery, delay_ms: int) -> None:
         """Have it due after `delay_ms` instead, without a try."""
         async with failures_named():
             at_ms = await self.now_ms() + delay_ms
             await self._redis.zadd(keys.DUE_WEBHOOKS, {delivery.id: at_ms}, xx=True)
 
-    async def delivery(self, tenant: str, delivery_id: str) -> Delivery | None:
+    async def delivery(self, tenant: str, delivery_id: str) -> WebhookDelivery | None:
         """The tenant's delivery of that id, with its tries."""
         async with failures_named():
             (found,) = await self._read([delivery_id])
         return found if found is not None and found.tenant == tenant else None
 
-    async def log(self, tenant: str, limit: int, before_ms: int = 0) -> list[Delivery]:
+    async def log(self, tenant: str, limit: int, before_ms: int = 0) -> list[WebhookDelivery]:
         """The tenant's deliveries, newest first."""
         top = f"({before_ms}" if before_ms else "+inf"
         async with failures_named():
@@ -193,7 +198,7 @@ class WebhookStore:
             found = await self._read([member.decode() for member in ids])
         return [delivery for delivery in found if delivery is not None]
 
-    async def of(self, tenant: str, subject: str) -> list[Delivery]:
+    async def of(self, tenant: str, subject: str) -> list[WebhookDelivery]:
         """What was told of one job or batch, in no order."""
         async with failures_named():
             ids = await self._redis.smembers(keys.webhooks_about(tenant, subject))
@@ -206,7 +211,7 @@ class WebhookStore:
             seconds, microseconds = await self._redis.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
 
-    async def _read(self, ids: list[str]) -> list[Delivery | None]:
+    async def _read(self, ids: list[str]) -> list[WebhookDelivery | None]:
         if not ids:
             return []
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -229,12 +234,12 @@ def _endpoint(tenant: str, raw: bytes) -> Endpoint:
     return Endpoint(**known_fields(Endpoint, fields) | {"tenant": tenant})
 
 
-def _parse(delivery_id: str, row: dict[bytes, bytes]) -> Delivery | None:
+def _parse(delivery_id: str, row: dict[bytes, bytes]) -> WebhookDelivery | None:
     """None when there is no whole record."""
     if b"state" not in row or b"tries" not in row:
         return None
     tries = int(row[b"tries"])
-    return Delivery(
+    return WebhookDelivery(
         id=delivery_id,
         tenant=row[b"tenant"].decode(),
         endpoint=row[b"endpoint"].decode(),
@@ -243,7 +248,7 @@ def _parse(delivery_id: str, row: dict[bytes, bytes]) -> Delivery | None:
         subject=row[b"subject"].decode(),
         body=row[b"body"],
         created_ms=int(row[b"created_ms"]),
-        state=known_value(Verdict, row[b"state"].decode()),
+        state=known_value(TryVerdict, row[b"state"].decode()),
         tries=tries,
         log=tuple(_try(row[b"try:%d" % n]) for n in range(1, tries + 1)),
     )

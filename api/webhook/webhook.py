@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 from standardwebhooks import Webhook
 
-from api.webhook.schedule import Verdict
+from api.webhook.schedule import TryVerdict
 from eventing.errors import InvalidJob
 from eventing.job.job import Job
 
@@ -125,7 +125,7 @@ class Try:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class WebhookDelivery:
     """A message on its way to one receiver. `id` is the `webhook-id`: the same on every try."""
 
     id: str
@@ -136,14 +136,14 @@ class Delivery:
     subject: str
     body: bytes
     created_ms: int = 0
-    state: Verdict = Verdict.PENDING
+    state: TryVerdict = TryVerdict.PENDING
     tries: int = 0
     log: tuple[Try, ...] = ()
 
 
-def delivery_of(message: Message, endpoint_id: str, url: str) -> Delivery:
+def delivery_of(message: Message, endpoint_id: str, url: str) -> WebhookDelivery:
     """The delivery of `message` to an endpoint; the same two always give the same id."""
-    return Delivery(
+    return WebhookDelivery(
         id="wh_" + _digest(endpoint_id, url if endpoint_id == PER_JOB else "", message.event_id),
         tenant=message.tenant,
         endpoint=endpoint_id,

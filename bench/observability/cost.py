@@ -39,7 +39,7 @@ from bench.report import machine, publish, quantile
 from bench.torpor_up import Stack, torpor_up
 from torpor.load.client import Clients
 from torpor.load.run import Run
-from torpor.load.sample import Outcome
+from torpor.load.sample import SampleOutcome
 from torpor.load.schedule import ClientKind, Shape, Shot, endless
 from torpor.simulator.workload import Lengths
 
@@ -190,7 +190,7 @@ async def one_round(
     spent_s = loop.time() - zero
     await asyncio.sleep(_LET_GO_S)
     after = watched.cpu_ms()
-    ended = {(s.outcome, s.status) for s in run.samples if s.outcome is not Outcome.COMPLETED}
+    ended = {(s.outcome, s.status) for s in run.samples if s.outcome is not SampleOutcome.COMPLETED}
     assert not ended, ended
     cpu_ms = {part: spent - before[part] for part, spent in after.items()}
     return Round(cpu_ms, spent_s, [sample.total_s for sample in run.samples])

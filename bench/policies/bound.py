@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torpor.simulator.engine import EngineModel
-from torpor.simulator.view import View
+from torpor.simulator.view import PolicyView
 from torpor.simulator.workload import Request
 
 _WEIGHTS = (0.0, 0.5, 0.6, 0.7, 0.8)
@@ -167,7 +167,7 @@ class Clairvoyant:
         self._left = [*cut, Stretch(horizon_s, horizon_s)]
         self._start_s = start_s
 
-    def step(self, view: View, now: float) -> int:
+    def step(self, view: PolicyView, now: float) -> int:
         """One from a cold start before a stretch until nobody of it is left."""
         is_idle = not view.queued and not view.running
         if view.asked:
@@ -179,6 +179,6 @@ class Clairvoyant:
             return 0
         return int(now >= self._left[0].ready_at - self._start_s - self.tick_s)
 
-    def wake(self, view: View, now: float) -> int | None:
+    def wake(self, view: PolicyView, now: float) -> int | None:
         """It knew."""
         return None

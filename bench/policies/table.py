@@ -26,8 +26,8 @@ from torpor.simulator.candidate import (
 )
 from torpor.simulator.engine import GPU_ASSUMED
 from torpor.simulator.load import Load
-from torpor.simulator.plan import Target, grid, run
-from torpor.simulator.report.report import Report, report
+from torpor.simulator.plan import WaitTarget, grid, run
+from torpor.simulator.report.report import SimulationReport, report
 from torpor.simulator.trace import Trace
 from torpor.simulator.workload import Profile, ProfileKind, Request
 from torpor.simulator.world import Scenario, simulate
@@ -73,7 +73,7 @@ def bursts(seed: int) -> Load:
     return Load(Profile(ProfileKind.BURST, 3600, 0.005, 2.0), seed=seed)
 
 
-def candidates(scenario: Scenario, target: Target) -> list[tuple[str, list[Candidate]]]:
+def candidates(scenario: Scenario, target: WaitTarget) -> list[tuple[str, list[Candidate]]]:
     all_of = list(grid(scenario, target))
     start = scenario.start_s
     ours = {"start_s": start, "p95_wait_s": target.p95_wait_s}
@@ -89,7 +89,7 @@ def candidates(scenario: Scenario, target: Target) -> list[tuple[str, list[Candi
 
 def rows_of(load: Load, start_s: float, target_s: float, *, only: str = "") -> list[Row]:
     """Bound, who knows, and the policies whose name begins with `only`."""
-    target = Target(target_s)
+    target = WaitTarget(target_s)
     horizon_s = load.span_s + TAIL_S
     scenario = Scenario(GPU_ASSUMED, horizon_s, start_s=start_s, container_concurrency=SLOTS)
     requests = list(load.requests())
@@ -119,14 +119,14 @@ def known_rows(
         "who knows all, played": setting,
         "who knows all and borrows nothing": replace(setting, is_earned_first=True),
     }
-    target = Target(setting.wait_s)
+    target = WaitTarget(setting.wait_s)
     return [
         row_of(load, target, name, played(scenario, requests, each), bound)
         for name, each in players.items()
     ]
 
 
-def played(scenario: Scenario, requests: Sequence[Request], setting: Setting) -> Report:
+def played(scenario: Scenario, requests: Sequence[Request], setting: Setting) -> SimulationReport:
     """The cheapest cut of the bound, played in the simulator."""
     cut = stretches(requests, setting)
     # Those who were left out are served in time for the end.
@@ -135,7 +135,9 @@ def played(scenario: Scenario, requests: Sequence[Request], setting: Setting) ->
     return report("clairvoyant", outcome, PRICE)
 
 
-def row_of(load: Load, target: Target, name: str, report: Report, bound: float) -> Row:
+def row_of(
+    load: Load, target: WaitTarget, name: str, report: SimulationReport, bound: float
+) -> Row:
     return Row(
         load.title,
         target.p95_wait_s,
@@ -149,7 +151,7 @@ def row_of(load: Load, target: Target, name: str, report: Report, bound: float) 
     )
 
 
-def meets(one: Report, target: Target) -> bool:
+def meets(one: SimulationReport, target: WaitTarget) -> bool:
     # Quantiles are right within half a percent: who is served at the last moment is not late.
     return one.wait_s.p95 <= 1.005 * target.p95_wait_s and one.unserved == 0
 

@@ -20,7 +20,7 @@ import orjson
 import structlog
 from redis.asyncio import Redis
 
-from eventing.broker.delivery import Answer, DeliverySpec, backoff_s, is_retried
+from eventing.broker.delivery import DeliverySpec, SubscriberResponse, backoff_s, is_retried
 from eventing.broker.queue import Claimed, member_of
 from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event, build_binary, to_record
@@ -50,7 +50,9 @@ class DeadLetterHandler:
         self._redis = redis
         self._store = store
 
-    async def record(self, trigger: Trigger, claimed: Claimed, reason: str, answer: Answer) -> bool:
+    async def record(
+        self, trigger: Trigger, claimed: Claimed, reason: str, answer: SubscriberResponse
+    ) -> bool:
         """Record the event; False when it must stay, because its job runs well under a live lease.
 
         Raises `StoreUnavailable` when nothing could be recorded: then nothing may be settled
@@ -131,7 +133,7 @@ def _last_answer(event: Event) -> str:
     return "no answer" if code in ("", *_UNANSWERED) else f"an answer of {code:.20}"
 
 
-def _explained(event: Event, trigger: Trigger, reason: str, answer: Answer) -> Event:
+def _explained(event: Event, trigger: Trigger, reason: str, answer: SubscriberResponse) -> Event:
     """The event with Knative's dead-letter extensions."""
     why = {
         "knativeerrordest": trigger.subscriber,

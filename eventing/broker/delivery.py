@@ -41,7 +41,7 @@ class DeliverySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class SubscriberResponse:
     """What a subscriber answered; `status` is 0 when it did not. `is_unreached` when there was no
     connection that could have carried the event. `body` is the beginning of a refusal's.
     """
@@ -83,7 +83,9 @@ class SetAside:
     reason: str
 
 
-def decide(spec: DeliverySpec, answer: Answer, tries: int) -> Delivered | TryAgain | SetAside:
+def decide(
+    spec: DeliverySpec, answer: SubscriberResponse, tries: int
+) -> Delivered | TryAgain | SetAside:
     """What follows from `answer` to the delivery number `tries` (1 for the first)."""
     if 200 <= answer.status < 300:
         return Delivered(may_reply=answer.status == 200)

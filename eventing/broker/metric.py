@@ -124,7 +124,7 @@ class QueueMetrics:
         async with failures_named():
             answer = await run(
                 self._redis,
-                "look",
+                "queue_stats",
                 [keys.queue(name, part) for part in parts],
                 [keys.GROUP, _HEADS, _HELD],
             )
@@ -148,7 +148,7 @@ class QueueMetrics:
 
 
 def read_look(answer: Sequence[Any]) -> tuple[QueueLook, list[_Held]]:
-    """What `look.lua` answered."""
+    """What `queue_stats.lua` answered."""
     now_s, retrying, pace, lanes, held = answer
     settled = {int(k): int(v) for k, v in zip(pace[0::2], pace[1::2], strict=True)}
     look = QueueLook(

@@ -17,10 +17,10 @@ from prometheus_client import Counter, Gauge
 
 from eventing.broker.dead_letter import DeadLetterHandler
 from eventing.broker.delivery import (
-    Answer,
     Delivered,
     Nack,
     SetAside,
+    SubscriberResponse,
     TryAgain,
     decide,
     decide_refused,
@@ -28,7 +28,7 @@ from eventing.broker.delivery import (
     span_s,
 )
 from eventing.broker.queue import Claimed, Queue
-from eventing.broker.readiness import Readiness
+from eventing.broker.readiness import SubscriberReadiness
 from eventing.broker.router import Router, lane_of
 from eventing.broker.trigger import Trigger
 from eventing.clock import SystemClock
@@ -89,7 +89,7 @@ class Pump:
         self._in_flight: dict[str, asyncio.Task[None]] = {}
         self._requests: dict[str, Event] = {}  #: those in flight that ask for a job, by ticket
         self._cancelled: set[JobId] = set()
-        self._readiness = Readiness(trigger.name, trigger.subscriber)
+        self._readiness = SubscriberReadiness(trigger.name, trigger.subscriber)
         # Asked when somebody looks, instead of told in every turn.
         _in_flight.labels(trigger.name).set_function(self._in_flight.__len__)
         self._orphans_due_s = 0.0
@@ -196,7 +196,7 @@ class Pump:
             # after each restart, with all its queue. It counts as a try, so it ends.
             _log.error("delivery broke", action="deliver", reason=type(error).__name__)
             with suppress(Unavailable):
-                await self._conclude(claimed, Answer(status=0), None)
+                await self._conclude(claimed, SubscriberResponse(status=0), None)
         finally:
             self._in_flight.pop(claimed.ticket, None)
             self._requests.pop(claimed.ticket, None)
@@ -215,7 +215,7 @@ class Pump:
         )
 
     async def _retry_while_store_unavailable(
-        self, claimed: Claimed, answer: Answer, reply: Event | None
+        self, claimed: Claimed, answer: SubscriberResponse, reply: Event | None
     ) -> None:
         """Store what an answer means, again while the store is away: left pending, the event would
         lie there until somebody takes its pump for dead. By then it may be claimed by another.
@@ -230,7 +230,9 @@ class Pump:
                     raise
             await asyncio.sleep(_AFTER_TROUBLE_S)
 
-    async def _conclude(self, claimed: Claimed, answer: Answer, reply: Event | None) -> None:
+    async def _conclude(
+        self, claimed: Claimed, answer: SubscriberResponse, reply: Event | None
+    ) -> None:
         """Store what an answer means. A reply is queued before its cause is settled, in one round
         trip.
         """
@@ -251,7 +253,9 @@ class Pump:
                     await self._queue.defer(claimed.ticket, CLAIM_IDLE_MS)
         labelled(_deliveries, self._trigger.name, type(decision).__name__).inc()
 
-    def _decide(self, claimed: Claimed, answer: Answer) -> Delivered | TryAgain | Nack | SetAside:
+    def _decide(
+        self, claimed: Claimed, answer: SubscriberResponse
+    ) -> Delivered | TryAgain | Nack | SetAside:
         """What follows from an answer, for the event and for the claims to come."""
         spec, now_s = self._trigger.delivery, asyncio.get_running_loop().time()
         if not answer.is_refusal:
@@ -263,7 +267,7 @@ class Pump:
         self._readiness.on_refusal(now_s, asked_s)
         return decide_refused(spec, claimed.refusals, refused_s)
 
-    async def _deliver(self, event: Event) -> tuple[Answer, Event | None]:
+    async def _deliver(self, event: Event) -> tuple[SubscriberResponse, Event | None]:
         """POST the event; silence, a refused connection and a timeout are all status 0."""
         headers, body = build_binary(event)
         try:
@@ -282,10 +286,10 @@ class Pump:
                 trigger=self._trigger.name,
                 reason=type(error).__name__,
             )
-            return Answer(status=0, is_unreached=isinstance(error, _UNREACHED)), None
+            return SubscriberResponse(status=0, is_unreached=isinstance(error, _UNREACHED)), None
         except ValueError as error:  # a header that aiohttp will not send; no later try would
             _log.warning("cannot be sent", action="deliver", reason=str(error)[:80])
-            return Answer(status=400), None
+            return SubscriberResponse(status=400), None
 
     async def _renew_claims(self) -> None:
         """Renew the claims of what is in flight, so that no other pump takes it, and trim the queue."""
@@ -327,7 +331,7 @@ class Pump:
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
 
-async def _answer_of(response: aiohttp.ClientResponse) -> tuple[Answer, Event | None]:
+async def _answer_of(response: aiohttp.ClientResponse) -> tuple[SubscriberResponse, Event | None]:
     """What the subscriber said, and the event in it. A reply that claims to be an event and is none
     is no success: it is asked for again, as Knative does.
     """
@@ -336,11 +340,13 @@ async def _answer_of(response: aiohttp.ClientResponse) -> tuple[Answer, Event | 
         reply = _reply(response, content)
     except (NotACloudEvent, UnsupportedMode) as error:
         _log.warning("malformed reply", action="deliver", reason=error.message)
-        return Answer(status=_MALFORMED_REPLY, body=(content or b"")[:_ERROR_BODY_BYTES]), None
+        return SubscriberResponse(
+            status=_MALFORMED_REPLY, body=(content or b"")[:_ERROR_BODY_BYTES]
+        ), None
     now_s = SystemClock().wall_ms() / 1000
     asked_s = retry_after_s(response.headers.get("retry-after", ""), now_s)
     body = b"" if response.ok else (content or b"")[:_ERROR_BODY_BYTES]
-    return Answer(status=response.status, retry_after_s=asked_s, body=body), reply
+    return SubscriberResponse(status=response.status, retry_after_s=asked_s, body=body), reply
 
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes | None:

@@ -22,7 +22,7 @@ _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 5.0
 
 
-class Readiness:
+class SubscriberReadiness:
     """The breaker of one pump. It is open at first: nobody has been asked yet. Times are of the
     running loop's clock.
     """

@@ -13,14 +13,14 @@ from eventing.errors import InvalidJob
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class FieldRule:
     """What a value must be, in words and as a test. A field that is null is left out."""
 
     must_be: str
     is_kept_by: Callable[[Any], bool]
 
 
-Rules = Mapping[str, Rule]
+Rules = Mapping[str, FieldRule]
 
 
 def _is_whole(value: Any) -> bool:
@@ -31,36 +31,38 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def whole(least: int, most: int | None = None) -> Rule:
+def whole(least: int, most: int | None = None) -> FieldRule:
     """A whole number in these bounds."""
     words = f"a whole number of at least {least}" + ("" if most is None else f" and at most {most}")
-    return Rule(words, lambda v: _is_whole(v) and v >= least and (most is None or v <= most))
+    return FieldRule(words, lambda v: _is_whole(v) and v >= least and (most is None or v <= most))
 
 
-def number(least: float, most: float | None = None) -> Rule:
+def number(least: float, most: float | None = None) -> FieldRule:
     """Any number in these bounds."""
     words = f"a number of at least {least:g}" + ("" if most is None else f" and at most {most:g}")
-    return Rule(words, lambda v: _is_number(v) and v >= least and (most is None or v <= most))
+    return FieldRule(words, lambda v: _is_number(v) and v >= least and (most is None or v <= most))
 
 
-def one_of(*words: str) -> Rule:
+def one_of(*words: str) -> FieldRule:
     """One of a few words."""
-    return Rule(f"one of {', '.join(words)}", lambda v: isinstance(v, str) and v in words)
+    return FieldRule(f"one of {', '.join(words)}", lambda v: isinstance(v, str) and v in words)
 
 
-TEXT: Final = Rule("text", lambda v: isinstance(v, str))
-NAME: Final = Rule("text that is not empty", lambda v: isinstance(v, str) and bool(v))
-FLAG: Final = Rule("true or false", lambda v: isinstance(v, bool))
-OBJECT: Final = Rule("an object", lambda v: isinstance(v, Mapping))
-TEXTS: Final = Rule(
+TEXT: Final = FieldRule("text", lambda v: isinstance(v, str))
+NAME: Final = FieldRule("text that is not empty", lambda v: isinstance(v, str) and bool(v))
+FLAG: Final = FieldRule("true or false", lambda v: isinstance(v, bool))
+OBJECT: Final = FieldRule("an object", lambda v: isinstance(v, Mapping))
+TEXTS: Final = FieldRule(
     "a list of texts", lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v)
 )
-_STOP: Final = Rule("text or a list of texts", lambda v: isinstance(v, str) or TEXTS.is_kept_by(v))
-_BIAS: Final = Rule(
+_STOP: Final = FieldRule(
+    "text or a list of texts", lambda v: isinstance(v, str) or TEXTS.is_kept_by(v)
+)
+_BIAS: Final = FieldRule(
     "an object of numbers",
     lambda v: isinstance(v, Mapping) and all(_is_number(one) for one in v.values()),
 )
-_TOOL_CHOICE: Final = Rule(
+_TOOL_CHOICE: Final = FieldRule(
     "none, auto, required or an object",
     lambda v: isinstance(v, Mapping) or v in ("none", "auto", "required"),
 )
@@ -140,7 +142,7 @@ def check_fields(body: Mapping[str, Any], rules: Rules, where: str = "") -> None
             check(where, value, rule, name)
 
 
-def check(where: str, value: Any, rule: Rule, name: str) -> None:
+def check(where: str, value: Any, rule: FieldRule, name: str) -> None:
     """Raises `InvalidJob` naming `where` and `name` when the value breaks the rule."""
     if not rule.is_kept_by(value):
         raise InvalidJob(f"{where}{name} must be {rule.must_be}", f"{where}{name}")

@@ -145,7 +145,7 @@ class Ending:
     gpu_ms: int = 0
 
 
-class Release(StrEnum):
+class ReleaseReason(StrEnum):
     """Why a job is given back unfinished."""
 
     HANDOVER = "handover"  #: drain, preemption: the job is fine, costs no attempt
@@ -302,7 +302,7 @@ class JobWorker(JobIntake, Protocol):
         `GAP`, and nothing is changed, when those tokens do not go on from what is stored.
         """
 
-    async def release(self, lease: Lease, why: Release, error: JobError) -> bool:
+    async def release(self, lease: Lease, why: ReleaseReason, error: JobError) -> bool:
         """Give the job back; False when that ended it (attempts used up: now a dead letter with
         `error`) or it was not ours.
         """

@@ -110,7 +110,7 @@ class BodyReader:
         started_s = clock.time()
         while True:
             whole_s = started_s + self._timeout_s + seen / SLOWEST_BYTES_PER_S
-            # What came fast is no time in hand: an upload could stand still for hours with it.
+            # Pieces that came fast earn no extra time for later ones: an upload could stand still for hours with it.
             try:
                 async with asyncio.timeout_at(min(whole_s, clock.time() + self._timeout_s)):
                     chunk = await anext(chunks, None)

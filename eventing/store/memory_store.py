@@ -26,7 +26,7 @@ from eventing.job.store import (
     NewJob,
     Page,
     Publication,
-    Release,
+    ReleaseReason,
     StreamEntry,
     TokenBatch,
 )
@@ -194,7 +194,7 @@ class MemoryStore:
         self._end(record, ending, ending.error.code if ending.error else str(ending.state))
         return LeaseStatus.OK
 
-    async def release(self, lease: Lease, why: Release, error: JobError) -> bool:
+    async def release(self, lease: Lease, why: ReleaseReason, error: JobError) -> bool:
         record = self._find(lease.job_id)
         if record is None:
             return False
@@ -202,7 +202,7 @@ class MemoryStore:
         if job.state is not JobState.IN_PROGRESS or not record.is_leased_as(lease):
             record.refuse(LeaseStatus.FENCED)
             return False
-        record.failures += why is not Release.HANDOVER
+        record.failures += why is not ReleaseReason.HANDOVER
         if record.failures >= self._settings.max_attempts:
             self._end(record, _dead_letter(error), str(why))
             return False

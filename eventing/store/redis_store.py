@@ -27,7 +27,7 @@ from eventing.job.store import (
     NewJob,
     Page,
     Publication,
-    Release,
+    ReleaseReason,
     StreamEntry,
     TokenBatch,
 )
@@ -191,7 +191,7 @@ class RedisStore:
         record = dict(zip(flat[::2], flat[1::2], strict=True))
         return LeaseStatus(status.decode()), job_record.parse(lease.job_id, record)
 
-    async def release(self, lease: Lease, why: Release, error: JobError) -> bool:
+    async def release(self, lease: Lease, why: ReleaseReason, error: JobError) -> bool:
         s = self._settings
         args: list[Argument] = [lease.attempt, lease.id, why, s.max_attempts]
         args += [s.dead_letter_retention_s, orjson.dumps(error.to_dict())]

@@ -23,7 +23,7 @@ class GpuState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Meter:
+class GpuMeter:
     """Where one replica's time went until `at_s` (its own monotonic clock).
 
     `share_s` is the time divided by how many jobs shared each moment: what it grew by while a job
@@ -46,8 +46,8 @@ class Meter:
 
 
 def advance(
-    meter: Meter, now_s: float, *, in_flight: int | None = None, is_ready: bool | None = None
-) -> Meter:
+    meter: GpuMeter, now_s: float, *, in_flight: int | None = None, is_ready: bool | None = None
+) -> GpuMeter:
     """The meter at `now_s`; what it did until now is counted before what it does from now on. A
     clock that went back counts nothing.
     """

@@ -141,7 +141,7 @@ class SpanLinks:
 
 async def _swap(redis: Redis, job_id: JobId, role: str, traceparent: str) -> str:
     async with failures_named():
-        before = await run(redis, "follow", [keys.job(job_id)], [f"span:{role}", traceparent])
+        before = await run(redis, "swap_field", [keys.job(job_id)], [f"span:{role}", traceparent])
     return (before or b"").decode()
 
 

@@ -32,11 +32,11 @@ class ApiFault(DeployError):
         self.retry_after_s = retry_after_s
 
 
-class Forbidden(ApiFault):
+class ClusterForbidden(ApiFault):
     """We may not."""
 
 
-class NotFound(ApiFault):
+class ObjectNotFound(ApiFault):
     """It is not there."""
 
 
@@ -72,7 +72,7 @@ class Invalid(ApiFault):
     """A schema or a webhook refused it."""
 
 
-class Unreachable(DeployError):
+class ClusterUnreachable(DeployError):
     """No answer from the API server."""
 
 
@@ -80,7 +80,7 @@ class BuildError(DeployError):
     """The folder is not a kustomization, or there is nothing to build it with."""
 
 
-class Refused(DeployError):
+class ApplyRefused(DeployError):
     """The doctor found errors: nothing was applied."""
 
 

@@ -19,7 +19,7 @@ from eventing.job.store import JobReader
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.replica import ReplicaDirectory
-from knative.external_scaler.scaler import Finished, Look, Waiting
+from knative.external_scaler.scaler import Finished, QueueSnapshot, WaitingJob
 
 _BYTES_PER_TOKEN: Final = 4
 _READY_PHASE: Final = "ready"
@@ -33,9 +33,9 @@ class _Known:
     prompt_tokens: int
     void_s: float
 
-    def waiting(self, now_s: float) -> Waiting:
+    def waiting(self, now_s: float) -> WaitingJob:
         """The job as one that waits, at `now_s`."""
-        return Waiting(self.prompt_tokens, max(0.0, now_s - self.came_s), self.void_s - now_s)
+        return WaitingJob(self.prompt_tokens, max(0.0, now_s - self.came_s), self.void_s - now_s)
 
 
 class QueueSource:
@@ -48,7 +48,7 @@ class QueueSource:
         self._replicas = ReplicaDirectory(redis)
         self._known: dict[str, dict[bytes, _Known]] = {}
 
-    async def look(self, queue: str, model: str) -> Look:
+    async def look(self, queue: str, model: str) -> QueueSnapshot:
         """The queue now. Raises `StoreUnavailable`; the next look tells what it missed."""
         depth = await self._view.depth(queue)
         replicas = await self._replicas.list(model)
@@ -63,7 +63,7 @@ class QueueSource:
         running = max(0, depth.pending - depth.retrying)
         waiting = sorted(jobs.values(), key=lambda job: job.came_s)
         waiting = waiting[-count:] if (count := depth.total_waiting + depth.retrying) else []
-        return Look(
+        return QueueSnapshot(
             waiting=tuple(job.waiting(now_s) for job in waiting),
             running=running,
             ready=sum(replica.phase == _READY_PHASE for replica in replicas),

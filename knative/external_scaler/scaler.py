@@ -25,7 +25,7 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingJob:
     """A job that waits; `deadline_s` is what is left until it is void (infinite without one)."""
 
     prompt_tokens: int
@@ -34,14 +34,14 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class QueueSnapshot:
     """A queue at one moment.
 
     `arrived` are the prompt tokens of jobs that came since the last look, `waiting` all that wait,
     the oldest first; `running` are leased by a predictor; `ready` and `existing` count predictors.
     """
 
-    waiting: tuple[Waiting, ...]
+    waiting: tuple[WaitingJob, ...]
     running: int
     ready: int
     existing: int
@@ -52,7 +52,7 @@ class Look:
 class WorkSource(Protocol):
     """Where a scaler looks."""
 
-    async def look(self, queue: str, model: str) -> Look:
+    async def look(self, queue: str, model: str) -> QueueSnapshot:
         """The queue now; what arrived and finished is told once."""
         ...
 
@@ -102,7 +102,7 @@ class Scaler:
         self.replicas = settings.spec.min_replicas
         self._state = WorkState(idle_since=None)
 
-    def see(self, look: Look, now: float) -> int:
+    def see(self, look: QueueSnapshot, now: float) -> int:
         """Learn from `look` and decide; the same number answers KEDA until the next look."""
         spec = self.settings.spec
         for prompt_tokens in look.arrived:
@@ -121,7 +121,7 @@ class Scaler:
             spec, self._state, done.prompt_tokens, output, now, is_last=is_last
         )
 
-    def _seen(self, look: Look) -> Seen:
+    def _seen(self, look: QueueSnapshot) -> Seen:
         spec = self.settings.spec
         work_s = sum(
             spec.work_s(

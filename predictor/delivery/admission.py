@@ -21,7 +21,7 @@ _RETRY_FULL_S: Final = 1.0
 _RETRY_DRAINING_S: Final = 1.0
 
 
-class Phase(StrEnum):
+class AdmissionPhase(StrEnum):
     """Where a predictor is in its life."""
 
     STARTING = "starting"  #: the engine loads
@@ -90,12 +90,12 @@ class Admission:
         return max(1, self._engine.max_concurrency)
 
     @property
-    def phase(self) -> Phase:
+    def phase(self) -> AdmissionPhase:
         if self._is_draining:
-            return Phase.DRAINING
+            return AdmissionPhase.DRAINING
         if not self._is_open:
-            return Phase.STARTING
-        return Phase.SERVING if self._engine.is_healthy() else Phase.BROKEN
+            return AdmissionPhase.STARTING
+        return AdmissionPhase.SERVING if self._engine.is_healthy() else AdmissionPhase.BROKEN
 
     @property
     def in_flight(self) -> int:
@@ -177,11 +177,11 @@ class Admission:
 
     def _check_phase(self) -> None:
         match self.phase:
-            case Phase.STARTING:
+            case AdmissionPhase.STARTING:
                 raise Unavailable("the engine is starting", _RETRY_STARTING_S)
-            case Phase.DRAINING:
+            case AdmissionPhase.DRAINING:
                 raise Unavailable("this predictor is draining", _RETRY_DRAINING_S)
-            case Phase.BROKEN:
+            case AdmissionPhase.BROKEN:
                 raise Unavailable("the engine is gone; this predictor ends", _RETRY_STARTING_S)
 
     def _change(self, by: int) -> None:

@@ -20,7 +20,7 @@ RETRY_SOON_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DeliveryResponse:
     """What goes back: a status, its headers, and an event where there is one to tell."""
 
     status: int
@@ -82,31 +82,33 @@ class AttemptFailed:
 Outcome = Malformed | Ignored | Rejected | Ended | Held | Refused | AttemptFailed
 
 
-def answer_for(outcome: Outcome, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Answer:
+def answer_for(outcome: Outcome, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> DeliveryResponse:
     """The table of what a delivery is answered with. An event can only ride on a 200: the data
     plane takes no reply from a 202. Results above `inline_bytes` stay in the store.
     """
     match outcome:
         case Malformed(error):
-            return Answer(error.status, problem=error.message)
+            return DeliveryResponse(error.status, problem=error.message)
         case Ignored():
-            return Answer(202)
+            return DeliveryResponse(202)
         case Rejected(job):
-            return Answer(202) if job is None else _told(job, inline_bytes)
+            return DeliveryResponse(202) if job is None else _told(job, inline_bytes)
         case Ended(job):
             return _told(job, inline_bytes)
         case Held(retry_after_s):
-            return Answer(409, _retry_after(retry_after_s), problem="the job runs elsewhere")
+            return DeliveryResponse(
+                409, _retry_after(retry_after_s), problem="the job runs elsewhere"
+            )
         case Refused(reason, retry_after_s):
-            return Answer(503, _retry_after(retry_after_s), problem=reason)
+            return DeliveryResponse(503, _retry_after(retry_after_s), problem=reason)
         case AttemptFailed(reason):
-            return Answer(500, _retry_after(RETRY_SOON_S), problem=reason)
+            return DeliveryResponse(500, _retry_after(RETRY_SOON_S), problem=reason)
         case _:
             assert_never(outcome)
 
 
-def _told(job: Job, inline_bytes: int) -> Answer:
-    return Answer(200, event=job_event.result_event(job, inline_bytes=inline_bytes))
+def _told(job: Job, inline_bytes: int) -> DeliveryResponse:
+    return DeliveryResponse(200, event=job_event.result_event(job, inline_bytes=inline_bytes))
 
 
 def _retry_after(seconds: float) -> Mapping[str, str]:

@@ -25,7 +25,7 @@ from eventing.errors import (
     Unavailable,
 )
 from eventing.job.job import API_SOURCE, Job
-from eventing.job.store import Acquired, AcquireStatus, JobWorker, NewJob, Release
+from eventing.job.store import Acquired, AcquireStatus, JobWorker, NewJob, ReleaseReason
 from eventing.store.job_record import fresh
 from eventing.telemetry import trace
 from eventing.telemetry.log import log_context
@@ -35,7 +35,7 @@ from eventing.telemetry.span import Span
 from predictor import metrics
 from predictor.delivery.admission import Admission, Slot, sequences
 from predictor.delivery.answer import (
-    Answer,
+    DeliveryResponse,
     Held,
     Ignored,
     Malformed,
@@ -88,7 +88,7 @@ class Deliveries:
         self._is_store_shared = is_store_shared
         self._account = account or GpuAccount(None, clock, model="", started_s=0.0)
 
-    async def handle(self, headers: Mapping[str, str], body: bytes) -> Answer:
+    async def handle(self, headers: Mapping[str, str], body: bytes) -> DeliveryResponse:
         """The answer to one delivery."""
         try:
             event = parse_http(headers, body)
@@ -254,7 +254,7 @@ class Deliveries:
         if len(checkpoint.token_ids) == attempt.token_count:
             return replace(leased, checkpoint=checkpoint)
         _log.warning("checkpoint not whole", action="restart", job_id=attempt.job_id)
-        await self._settlement.release(attempt, Release.HANDOVER, "handover")
+        await self._settlement.release(attempt, ReleaseReason.HANDOVER, "handover")
         asked_s = self._clock.monotonic_s()
         # Who may run it was asked a moment ago, and nothing was lost since.
         acquired = await self._store.acquire(

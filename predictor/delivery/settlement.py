@@ -11,7 +11,7 @@ from typing import Final, TypeVar, assert_never
 from eventing.clock import Clock
 from eventing.errors import BadRequest, StoreUnavailable, Unavailable
 from eventing.job.job import API_SOURCE, Job, JobError, JobId, JobState
-from eventing.job.store import Ending, JobWorker, LeaseStatus, Release
+from eventing.job.store import Ending, JobWorker, LeaseStatus, ReleaseReason
 from predictor import metrics
 from predictor.delivery.answer import RETRY_SOON_S, AttemptFailed, Ended, Held, Outcome, Refused
 from predictor.errors import EngineDeadError
@@ -31,11 +31,11 @@ _MESSAGES: Final = {
 """Code of a released attempt to what people read; kept free of what the engine said."""
 
 
-def release_after_engine_death(*, new_tokens: int, can_resume: bool) -> Release:
+def release_after_engine_death(*, new_tokens: int, can_resume: bool) -> ReleaseReason:
     """What a job pays when the engine dies under it. One that got further is fine and pays nothing;
     one that did not, or that starts over each time, may be what kills engines, and must end.
     """
-    return Release.HANDOVER if new_tokens and can_resume else Release.LOST
+    return ReleaseReason.HANDOVER if new_tokens and can_resume else ReleaseReason.LOST
 
 
 class Settlement:
@@ -72,7 +72,7 @@ class Settlement:
                 )
                 return await self.release(attempt, why, "engine_dead"), "engine_dead"
             case EngineFailed(Unavailable() as error):
-                return await self.release(attempt, Release.HANDOVER, error.code), error.code
+                return await self.release(attempt, ReleaseReason.HANDOVER, error.code), error.code
             case EngineFailed(error):
                 return await self.failed(attempt, error.code), error.code
             case Interrupted():
@@ -94,7 +94,7 @@ class Settlement:
             case Interrupted.STORE_LOST:
                 return Refused("the store was away for longer than the lease")
             case Interrupted.HANDOVER:
-                return await self.release(attempt, Release.HANDOVER, "handover")
+                return await self.release(attempt, ReleaseReason.HANDOVER, "handover")
             case Interrupted.STALLED | Interrupted.OUT_OF_STEP | Interrupted.ENGINE_DEAD:
                 return await self.failed(attempt, str(stop))
             case _:
@@ -126,9 +126,9 @@ class Settlement:
 
     async def failed(self, attempt: Attempt, code: str) -> Outcome:
         """The attempt went wrong and counts."""
-        return await self.release(attempt, Release.FAILURE, code)
+        return await self.release(attempt, ReleaseReason.FAILURE, code)
 
-    async def release(self, attempt: Attempt, why: Release, code: str) -> Outcome:
+    async def release(self, attempt: Attempt, why: ReleaseReason, code: str) -> Outcome:
         """Let the next attempt start at once. Raises `StoreUnavailable`; then the lease lapses."""
         error = JobError(code=code, message=_MESSAGES.get(code, "the attempt failed"))
         is_queued = await self._store.release(attempt.lease, why, error)
@@ -136,7 +136,7 @@ class Settlement:
             job = await self._store.get(attempt.job_id)
             if job is not None and job.state.is_terminal:
                 return Ended(job)
-        if why is Release.HANDOVER:
+        if why is ReleaseReason.HANDOVER:
             return Refused(error.message)
         return AttemptFailed(error.message)
 

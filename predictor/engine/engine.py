@@ -26,7 +26,7 @@ class ColdStartPhase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class DecodeStep:
     """What one turn of the engine gave.
 
     `token_ids` are the new sampled ids (checkpointed by the caller; empty for a replayed prefix and
@@ -101,7 +101,7 @@ class Engine(Protocol):
 
     def run(
         self, request: EngineRequest, prior_token_ids: Sequence[int]
-    ) -> AsyncGenerator[Step, None]:
+    ) -> AsyncGenerator[DecodeStep, None]:
         """Generate; with `prior_token_ids` go on after them, counted as output already made.
 
         Streams, whatever `stream` says in the body, but for what the engine cannot stream (vLLM:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from predictor.engine import seeded_tokens
-from predictor.engine.engine import ColdStartPhase, EngineRequest, PhaseReporter, Step
+from predictor.engine.engine import ColdStartPhase, DecodeStep, EngineRequest, PhaseReporter
 from predictor.engine.seeded_tokens import EMBEDDING_URL, EOS, SeededRequest
 from predictor.errors import BadRequest, EngineDeadError, EngineRequestError, EngineStartError
 
@@ -103,7 +103,7 @@ class SeededEngine:
 
     async def run(
         self, request: EngineRequest, prior_token_ids: Sequence[int]
-    ) -> AsyncGenerator[Step, None]:
+    ) -> AsyncGenerator[DecodeStep, None]:
         """See `Engine.run`. Waits for a slot when `max_concurrency` are taken."""
         self.validate(request)
         if not self.is_healthy():
@@ -113,7 +113,7 @@ class SeededEngine:
             self._running.add(request.request_id)
             try:
                 if request.url == EMBEDDING_URL:
-                    yield Step((), _embedding_body(parsed, self.model_names[0]))
+                    yield DecodeStep((), _embedding_body(parsed, self.model_names[0]))
                     return
                 async for step in self._generate(request.request_id, parsed, prior_token_ids):
                     yield step
@@ -122,18 +122,18 @@ class SeededEngine:
 
     async def _generate(
         self, request_id: str, request: SeededRequest, prior: Sequence[int]
-    ) -> AsyncIterator[Step]:
+    ) -> AsyncIterator[DecodeStep]:
         chunks = _Chunks(request_id, request, request.model or self.model_names[0])
         limit = seeded_tokens.output_limit(request, self._settings.max_model_len)
         await self._pause(_seconds(request.prompt_tokens + len(prior), self._prefill_speed))
         for choice in range(request.n if request.is_chat else 0):
-            yield Step((), chunks.role(choice))
+            yield DecodeStep((), chunks.role(choice))
         made = 0
         for choice in range(request.n):
             is_finished = False
             for position, token_id in enumerate(prior):
                 is_finished = _is_last(position, token_id, limit)
-                yield Step((), chunks.token(choice, position, token_id, is_finished))
+                yield DecodeStep((), chunks.token(choice, position, token_id, is_finished))
             made += len(prior)
             source = seeded_tokens.tokens(request, choice, prior)
             position = len(prior)
@@ -144,10 +144,10 @@ class SeededEngine:
                 await self._inject_faults(request, position)
                 token_id = next(source)
                 is_finished = _is_last(position, token_id, limit)
-                yield Step((token_id,), chunks.token(choice, position, token_id, is_finished))
+                yield DecodeStep((token_id,), chunks.token(choice, position, token_id, is_finished))
                 position += 1
                 made += 1
-        yield Step((), chunks.usage(made))
+        yield DecodeStep((), chunks.usage(made))
 
     @property
     def _prefill_speed(self) -> float:

@@ -17,7 +17,7 @@ from eventing.errors import TorporError
 from eventing.job.job import JobId
 from eventing.job.store import JobWorker, Lease, LeaseStatus, TokenBatch
 from predictor import metrics
-from predictor.engine.engine import Engine, EngineRequest, Step
+from predictor.engine.engine import DecodeStep, Engine, EngineRequest
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.assembly import Assembler
 from predictor.generation.checkpoint import Checkpoint, CheckpointWriter
@@ -218,7 +218,7 @@ class Generation:
         self._counted_tokens = self.new_tokens
         self._counted_s = self.last_step_s
 
-    def _take(self, step: Step) -> None:
+    def _take(self, step: DecodeStep) -> None:
         self.last_step_s = self._clock.monotonic_s()
         if step.token_ids:
             if self.new_tokens == 0:

@@ -13,7 +13,7 @@ import structlog
 
 from eventing.errors import TorporError
 from eventing.job.reasoning import choice_with_both_names
-from predictor.delivery.admission import Admission, Phase, sequences
+from predictor.delivery.admission import Admission, AdmissionPhase, sequences
 from predictor.engine.engine import Engine, EngineRequest
 from predictor.errors import EngineRequestError, where
 from predictor.generation.assembly import Assembler
@@ -37,7 +37,7 @@ class DirectCalls:
     @property
     def is_ready(self) -> bool:
         """True while calls are taken."""
-        return self._admission.phase is Phase.SERVING
+        return self._admission.phase is AdmissionPhase.SERVING
 
     async def answer(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The whole body. Raises what `stream` raises."""

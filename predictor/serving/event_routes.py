@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eventing.cloudevent.event import build_binary
 from eventing.errors import TorporError, Unavailable
-from predictor.delivery.admission import Admission, Phase
-from predictor.delivery.answer import Answer
+from predictor.delivery.admission import Admission, AdmissionPhase
+from predictor.delivery.answer import DeliveryResponse
 from predictor.delivery.delivery import Deliveries
 from predictor.serving.direct_access import carries
 
@@ -60,7 +60,7 @@ def add_probes(app: Starlette, admission: Admission, phase: Callable[[], str]) -
         return JSONResponse({"status": "alive"})
 
     async def ready(_: Request) -> Response:
-        is_ready = admission.phase is Phase.SERVING
+        is_ready = admission.phase is AdmissionPhase.SERVING
         body = {"ready": is_ready, "state": admission.phase, "phase": phase()}
         return JSONResponse(body, status_code=200 if is_ready else 503)
 
@@ -84,7 +84,7 @@ def add_error_handler(app: Starlette) -> None:
     app.add_exception_handler(TorporError, explain)
 
 
-def _response(answer: Answer) -> Response:
+def _response(answer: DeliveryResponse) -> Response:
     if answer.event is not None:
         headers, body = build_binary(answer.event)
         return Response(body, answer.status, headers={**answer.headers, **headers})

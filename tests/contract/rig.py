@@ -22,7 +22,7 @@ from eventing.job.store import (
     LeaseStatus,
     NewJob,
     Publication,
-    Release,
+    ReleaseReason,
     Store,
     TokenBatch,
 )
@@ -186,4 +186,4 @@ async def dead(rig: Rig, event_id: str = "1") -> None:
     await rig.store.submit(new_job(event_id))
     for _ in range(SETTINGS.max_attempts):
         taken = await rig.store.acquire(job_id(event_id), "worker-1", can_resume=True)
-        await rig.store.release(taken.lease, Release.FAILURE, FAULT)
+        await rig.store.release(taken.lease, ReleaseReason.FAILURE, FAULT)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eventing.job.job import Job, JobError, JobState
-from eventing.job.store import Ending, LeaseSettings, Release
+from eventing.job.store import Ending, LeaseSettings, ReleaseReason
 from eventing.live.completion_notifier import CompletionNotifier
 from eventing.redis import keys
 from eventing.redis.connection import connect
@@ -54,7 +54,7 @@ async def cancelled(store: RedisStore, job: Job) -> None:
 
 async def exhausted(store: RedisStore, job: Job) -> None:
     taken = await store.acquire(job.id, "w", can_resume=True)
-    await store.release(taken.lease, Release.FAILURE, WRONG)
+    await store.release(taken.lease, ReleaseReason.FAILURE, WRONG)
 
 
 @pytest.mark.parametrize("end", [finished, cancelled, exhausted])

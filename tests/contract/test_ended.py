@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from eventing.errors import StoreUnavailable
 from eventing.job.job import Job, JobId, JobState
-from eventing.job.store import Ending, Release
+from eventing.job.store import Ending, ReleaseReason
 from eventing.live.ended import EndedConsumer
 from eventing.redis import keys
 from tests.contract.broker.stack import until
@@ -80,7 +80,7 @@ async def by_release(rig: RedisRig) -> None:
     await rig.store.submit(new_job())
     for _ in range(SETTINGS.max_attempts):
         taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-        await rig.store.release(taken.lease, Release.FAILURE, FAULT)
+        await rig.store.release(taken.lease, ReleaseReason.FAILURE, FAULT)
 
 
 async def by_acquire(rig: RedisRig) -> None:

@@ -13,7 +13,7 @@ from eventing.job.store import (
     Lease,
     LeaseStatus,
     Publication,
-    Release,
+    ReleaseReason,
     TokenBatch,
 )
 from eventing.redis import keys
@@ -37,7 +37,7 @@ async def test_a_dead_letter_is_listed_in_the_step_that_makes_it(rig: RedisRig) 
         await rig.store.submit(new_job(name, tenant=tenant))
         for _ in range(SETTINGS.max_attempts):
             taken = await rig.store.acquire(job_id(name), "worker", can_resume=True)
-            await rig.store.release(taken.lease, Release.FAILURE, FAULT)
+            await rig.store.release(taken.lease, ReleaseReason.FAILURE, FAULT)
 
         listed = await rig.redis.zrange(keys.dead_letters_of(tenant), 0, -1)
         assert listed == [job_id(name).encode()]
@@ -82,7 +82,7 @@ async def test_everything_of_an_ended_job_has_a_time_to_live(rig: RedisRig) -> N
     await append(rig.store, taken.lease, TokenBatch(index=0, token_ids=(1,)))
     await finish(rig.store, taken.lease, Ending(state=JobState.COMPLETED, result={}))
     await append(rig.store, taken.lease, TokenBatch(index=1, token_ids=(1,)))
-    await rig.store.release(taken.lease, Release.HANDOVER, FAULT)
+    await rig.store.release(taken.lease, ReleaseReason.HANDOVER, FAULT)
 
     for key in (keys.job(job_id()), keys.tokens(job_id())):
         assert 0 < await rig.redis.ttl(key) <= SETTINGS.retention_s
@@ -96,7 +96,7 @@ async def test_a_write_to_an_expired_job_does_not_bring_half_of_it_back(rig: Red
 
     await append(rig.store, taken.lease, TokenBatch(index=0, token_ids=(1,)))
     await finish(rig.store, taken.lease, Ending(state=JobState.COMPLETED))
-    await rig.store.release(taken.lease, Release.FAILURE, FAULT)
+    await rig.store.release(taken.lease, ReleaseReason.FAILURE, FAULT)
     await rig.store.renew([taken.lease], extend=True)
 
     assert await rig.redis.exists(keys.job(job_id()), keys.tokens(job_id())) == 0

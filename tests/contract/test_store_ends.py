@@ -7,7 +7,14 @@ import pytest
 
 from eventing.errors import JobDeleted
 from eventing.job.job import JobState
-from eventing.job.store import AcquireStatus, Ending, EntryKind, LeaseStatus, Release, TokenBatch
+from eventing.job.store import (
+    AcquireStatus,
+    Ending,
+    EntryKind,
+    LeaseStatus,
+    ReleaseReason,
+    TokenBatch,
+)
 from tests.contract.rig import (
     ANSWER,
     FAULT,
@@ -153,7 +160,7 @@ class TestFinish:
 
     async def test_a_job_given_back_cannot_be_finished_by_the_giver(self, rig: Rig) -> None:
         lease = await started(rig)
-        await rig.store.release(lease, Release.HANDOVER, FAULT)
+        await rig.store.release(lease, ReleaseReason.HANDOVER, FAULT)
 
         assert await finish(rig.store, lease, ANSWER) is LeaseStatus.FENCED
 

@@ -12,7 +12,7 @@ from eventing.job.store import (
     Ending,
     EntryKind,
     LeaseStatus,
-    Release,
+    ReleaseReason,
     TokenBatch,
 )
 from tests.contract.rig import (
@@ -45,7 +45,7 @@ class TestLease:
         batch = TokenBatch(index=0, token_ids=(1,))
         assert await append(rig.store, twin, batch) is LeaseStatus.FENCED
         assert await rig.store.renew([twin], extend=True) == [LeaseStatus.FENCED]
-        assert not await rig.store.release(twin, Release.HANDOVER, FAULT)
+        assert not await rig.store.release(twin, ReleaseReason.HANDOVER, FAULT)
         assert await finish(rig.store, twin, ANSWER) is LeaseStatus.FENCED
 
         assert await append(rig.store, lease, batch) is LeaseStatus.OK
@@ -153,7 +153,7 @@ class TestAcquire:
 
     async def test_a_job_that_lost_engines_has_its_last_attempt_alone_too(self, rig: Rig) -> None:
         await rig.store.submit(new_job())
-        for why in (Release.LOST, Release.FAILURE):
+        for why in (ReleaseReason.LOST, ReleaseReason.FAILURE):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
             await rig.store.release(taken.lease, why, FAULT)
 
@@ -167,7 +167,7 @@ class TestAcquire:
         await rig.store.submit(new_job())
         for _ in range(SETTINGS.max_attempts - 1):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-            await rig.store.release(taken.lease, Release.FAILURE, FAULT)
+            await rig.store.release(taken.lease, ReleaseReason.FAILURE, FAULT)
 
         taken = await rig.store.acquire(job_id(), "busy", can_resume=True)
 
@@ -308,7 +308,7 @@ class TestRenew:
         await rig.store.cancel(job_id("cancelled"))
         late = await started(rig, "late", deadline_ms=await rig.now_ms() + 1000)
         given_back = await started(rig, "given back")
-        await rig.store.release(given_back, Release.HANDOVER, FAULT)
+        await rig.store.release(given_back, ReleaseReason.HANDOVER, FAULT)
         await rig.pass_time(1001)
 
         answers = await rig.store.renew(
@@ -332,7 +332,7 @@ class TestRelease:
     async def test_a_job_given_back_starts_again_at_once(self, rig: Rig) -> None:
         lease = await started(rig)
 
-        assert await rig.store.release(lease, Release.HANDOVER, FAULT)
+        assert await rig.store.release(lease, ReleaseReason.HANDOVER, FAULT)
 
         job = await rig.store.get(job_id())
         assert job is not None
@@ -344,7 +344,7 @@ class TestRelease:
         await rig.store.submit(new_job())
         for _ in range(SETTINGS.max_attempts * 3):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-            assert await rig.store.release(taken.lease, Release.HANDOVER, FAULT)
+            assert await rig.store.release(taken.lease, ReleaseReason.HANDOVER, FAULT)
 
         taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
 
@@ -356,7 +356,7 @@ class TestRelease:
         for number in range(SETTINGS.max_attempts):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
             reason = JobError(code="engine_error", message=f"failure {number}")
-            kept.append(await rig.store.release(taken.lease, Release.FAILURE, reason))
+            kept.append(await rig.store.release(taken.lease, ReleaseReason.FAILURE, reason))
 
         assert kept == [True, True, False]
         job = await rig.store.get(job_id())
@@ -371,7 +371,7 @@ class TestRelease:
         await rig.pass_time(LEASE_MS + 1)
         await rig.store.acquire(job_id(), "worker-2", can_resume=True)
 
-        assert not await rig.store.release(zombie, Release.HANDOVER, FAULT)
+        assert not await rig.store.release(zombie, ReleaseReason.HANDOVER, FAULT)
 
         job = await rig.store.get(job_id())
         assert job is not None
@@ -382,8 +382,8 @@ class TestRelease:
         lease = await started(rig)
         await finish(rig.store, lease, ANSWER)
 
-        assert not await rig.store.release(lease, Release.FAILURE, FAULT)
-        assert not await rig.store.release(NOBODYS, Release.FAILURE, FAULT)
+        assert not await rig.store.release(lease, ReleaseReason.FAILURE, FAULT)
+        assert not await rig.store.release(NOBODYS, ReleaseReason.FAILURE, FAULT)
 
         job = await rig.store.get(job_id())
         assert job is not None

@@ -22,7 +22,7 @@ from eventing.job.store import (
     Lease,
     Page,
     Publication,
-    Release,
+    ReleaseReason,
     Store,
     StreamEntry,
     TokenBatch,
@@ -193,8 +193,8 @@ class TwoStores(RuleBasedStateMachine):
             ending = replace(ending, final_batch=batch)
         self.both(lambda store: finish(store, self.lease(store, event, behind), ending))
 
-    @rule(event=EVENTS, behind=BEHIND, why=st.sampled_from(list(Release)))
-    def release(self, event: str, behind: int, why: Release) -> None:
+    @rule(event=EVENTS, behind=BEHIND, why=st.sampled_from(list(ReleaseReason)))
+    def release(self, event: str, behind: int, why: ReleaseReason) -> None:
         self.both(lambda store: store.release(self.lease(store, event, behind), why, FAULT))
 
     @rule(event=EVENTS)

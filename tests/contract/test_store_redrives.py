@@ -3,7 +3,7 @@
 import asyncio
 
 from eventing.job.job import JobState
-from eventing.job.store import AcquireStatus, Ending, LeaseStatus, Release, TokenBatch
+from eventing.job.store import AcquireStatus, Ending, LeaseStatus, ReleaseReason, TokenBatch
 from tests.contract.rig import (
     ANSWER,
     FAULT,
@@ -38,7 +38,7 @@ class TestRedrive:
 
         for _ in range(SETTINGS.max_attempts - 1):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
-            assert await rig.store.release(taken.lease, Release.FAILURE, FAULT)
+            assert await rig.store.release(taken.lease, ReleaseReason.FAILURE, FAULT)
 
     async def test_a_redriven_job_is_no_longer_listed_as_dead(self, rig: Rig) -> None:
         await dead(rig)
@@ -81,7 +81,7 @@ class TestRedrive:
         assert second.token_count == 0
         assert (await rig.store.read_stream(job_id()))[-1].is_restart
         await append(rig.store, second.lease, TokenBatch(index=0, token_ids=(7, 8)))
-        await rig.store.release(second.lease, Release.HANDOVER, FAULT)
+        await rig.store.release(second.lease, ReleaseReason.HANDOVER, FAULT)
         third = await rig.store.acquire(job_id(), "worker", can_resume=True)
         assert third.token_count == 2
         assert await ids_of(rig.store, job_id(), third.token_count) == [7, 8]

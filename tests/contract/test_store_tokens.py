@@ -2,7 +2,7 @@
 
 import pytest
 
-from eventing.job.store import EntryKind, LeaseStatus, Release, TokenBatch
+from eventing.job.store import EntryKind, LeaseStatus, ReleaseReason, TokenBatch
 from tests.contract.rig import FAULT, LEASE_MS, NOBODYS, Rig, append, ids_of, job_id, started
 
 
@@ -54,7 +54,7 @@ class TestAppend:
 
     async def test_after_a_hand_over_the_old_attempt_is_fenced(self, rig: Rig) -> None:
         lease = await started(rig)
-        await rig.store.release(lease, Release.HANDOVER, FAULT)
+        await rig.store.release(lease, ReleaseReason.HANDOVER, FAULT)
 
         answer = await append(rig.store, lease, TokenBatch(index=0, token_ids=(9,)))
 

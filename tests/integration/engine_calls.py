@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from predictor.engine.engine import EngineRequest, Step
+from predictor.engine.engine import DecodeStep, EngineRequest
 from predictor.generation.assembly import Assembler
 
 REAL_ENGINE = [
@@ -31,15 +31,17 @@ def completion(prompt: Any, request_id: str = "text", **body: Any) -> EngineRequ
     return EngineRequest(request_id, "/v1/completions", body)
 
 
-async def all_steps(engine: Any, request: EngineRequest, prior: Sequence[int] = ()) -> list[Step]:
+async def all_steps(
+    engine: Any, request: EngineRequest, prior: Sequence[int] = ()
+) -> list[DecodeStep]:
     return [step async for step in engine.run(request, prior)]
 
 
-def token_ids(steps: Sequence[Step]) -> list[int]:
+def token_ids(steps: Sequence[DecodeStep]) -> list[int]:
     return [token_id for step in steps for token_id in step.token_ids]
 
 
-def body_of(steps: Sequence[Step]) -> dict[str, Any]:
+def body_of(steps: Sequence[DecodeStep]) -> dict[str, Any]:
     """The whole body that the chunks make, without what no two runs share."""
     assembler = Assembler()
     for step in steps:

@@ -23,20 +23,20 @@ from eventing.store.redis_store import RedisStore
 from knative.deploy.first_secrets import SCALER_MAY
 from knative.external_scaler import protocol
 from knative.external_scaler.queue_source import QueueSource
-from knative.external_scaler.scaler import Look, Waiting, WorkSource
+from knative.external_scaler.scaler import QueueSnapshot, WaitingJob, WorkSource
 from knative.external_scaler.server import ScalerServer
 
 NOW = {"coldStartSeconds": "30", "p95WaitSeconds": "0", "slots": "2"}
-IDLE = Look((), 0, 0, 0)
+IDLE = QueueSnapshot((), 0, 0, 0)
 
 
 @dataclass
 class Scripted:
     """A queue that shows what the test puts there."""
 
-    shown: Look | None = field(default_factory=lambda: IDLE)
+    shown: QueueSnapshot | None = field(default_factory=lambda: IDLE)
 
-    async def look(self, queue: str, model: str) -> Look:
+    async def look(self, queue: str, model: str) -> QueueSnapshot:
         if self.shown is None:
             raise StoreUnavailable("away")
         return self.shown
@@ -104,7 +104,7 @@ async def test_an_empty_queue_is_inactive_and_wants_nothing() -> None:
 
 
 async def test_waiting_work_is_active_and_says_how_many_replicas_it_takes() -> None:
-    async with served(Scripted(Look((Waiting(100, 1.0),) * 7, 0, 0, 0))) as keda:
+    async with served(Scripted(QueueSnapshot((WaitingJob(100, 1.0),) * 7, 0, 0, 0))) as keda:
         assert await keda.is_active()
         assert await keda.replicas() == 4  # seven jobs, two places each
 
@@ -122,7 +122,7 @@ async def test_a_job_is_pushed_without_waiting_for_a_poll() -> None:
     async with served(source) as keda:
         stream = keda.stream()
         first = await stream.read()
-        source.shown = Look((Waiting(100, 0.0),), 0, 0, 0)
+        source.shown = QueueSnapshot((WaitingJob(100, 0.0),), 0, 0, 0)
         second = await stream.read()
         stream.cancel()
     assert (first.result, second.result) == (False, True)

@@ -26,7 +26,7 @@ from redis.asyncio import Redis
 
 from eventing.cloudevent.event import Event
 from eventing.job.job import JobError, JobState
-from eventing.job.store import AcquireStatus, EntryKind, Release
+from eventing.job.store import AcquireStatus, EntryKind, ReleaseReason
 from eventing.redis import keys
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
@@ -209,7 +209,7 @@ async def cut_off(valkey: Redis, jobs: RedisStore, event: Event) -> None:
     taken = await jobs.acquire(job_id, "thief", can_resume=True)
     if taken.status is AcquireStatus.ACQUIRED:
         error = JobError(code="test", message="handed on")
-        await jobs.release(taken.lease, Release.HANDOVER, error)
+        await jobs.release(taken.lease, ReleaseReason.HANDOVER, error)
         await valkey.hset(keys.job(job_id), "failures", 0)
 
 

@@ -25,7 +25,7 @@ from torpor.simulator.engine import EngineModel
 from torpor.simulator.policy import KedaPolicy, KpaPolicy
 from torpor.simulator.view import Autoscaler
 from torpor.simulator.workload import Request
-from torpor.simulator.world import Outcome, Scenario, simulate
+from torpor.simulator.world import RunOutcome, Scenario, simulate
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -145,7 +145,7 @@ def modelled(case: Case, starts_s: tuple[float, ...]) -> Run:
     )
     # The model's first token comes with the prompt, the test engine's one token later.
     requests = [Request(at * SCALE, 0, tokens + 1) for at, tokens in case.load]
-    outcome: Outcome = simulate(scenario, requests, case.policy())
+    outcome: RunOutcome = simulate(scenario, requests, case.policy())
     return Run(outcome.wait.quantile(0.95) / SCALE, outcome.gpu.billed / SCALE, outcome.cold_starts)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from predictor.engine.engine import EngineRequest, Step
+from predictor.engine.engine import DecodeStep, EngineRequest
 from predictor.engine.vllm.engine import VllmEngine, VllmSettings
 from predictor.errors import BadRequest
 from predictor.model_files.weights import DEFAULT_MODEL, ensure_model
@@ -67,7 +67,7 @@ async def engine(model: str) -> AsyncIterator[VllmEngine]:
 
 
 async def differing_seams(
-    engine: Any, request: EngineRequest, whole: Sequence[Step], cuts: Sequence[int]
+    engine: Any, request: EngineRequest, whole: Sequence[DecodeStep], cuts: Sequence[int]
 ) -> list[int]:
     """The seams at which a continued answer is not the uninterrupted one."""
     ids, body = token_ids(whole), body_of(whole)
@@ -208,11 +208,11 @@ class Scripted:
     async def generate(
         self, prompt: Any, params: Any, request_id: str, **_: Any
     ) -> AsyncIterator[Any]:
-        from predictor.engine.vllm.resume import Answer
+        from predictor.engine.vllm.resume import ResumedAnswer
 
         ids = prompt["prompt_token_ids"]
         self._prompt_length = self._prompt_length or len(ids)  # the first run has nothing before it
-        answer = Answer(self._llm, prompt, params, request_id)
+        answer = ResumedAnswer(self._llm, prompt, params, request_id)
         for token_id in self._ids[len(ids) - self._prompt_length :]:
             yield answer.add([token_id], answer.ending_at(token_id))
 

@@ -15,7 +15,7 @@ from knative.deploy.values import Values
 from tests.manifests.conftest import MANIFESTS, Resources, kustomize
 from torpor.simulator.candidate import Candidate, Place
 from torpor.simulator.engine import GPU_ASSUMED
-from torpor.simulator.plan import Target, grid
+from torpor.simulator.plan import WaitTarget, grid
 from torpor.simulator.world import Scenario
 
 VALUES = Values()
@@ -36,7 +36,7 @@ def first(policy: str) -> Candidate:
         start_s=VALUES.cold_start_seconds,
         container_concurrency=VALUES.model.concurrency,
     )
-    target = Target(VALUES.p95_wait_seconds)
+    target = WaitTarget(VALUES.p95_wait_seconds)
     return next(c for c in grid(scenario, target, is_safe=True) if c.name.startswith(policy))
 
 

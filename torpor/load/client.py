@@ -12,7 +12,7 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from torpor.load.sample import Outcome, Sample
+from torpor.load.sample import LoadSample, SampleOutcome
 from torpor.load.schedule import ClientKind, Shot, prompt_of
 
 _CONNECT_S: Final = 10.0
@@ -45,7 +45,7 @@ class Clients:
         if key:
             self._headers["authorization"] = f"Bearer {key}"
 
-    async def send(self, shot: Shot, sample: Sample) -> None:
+    async def send(self, shot: Shot, sample: LoadSample) -> None:
         """Send it and fill in what becomes of it."""
         sample.sent_s = self._now()
         try:
@@ -55,10 +55,10 @@ class Clients:
                 elif await self._submit(shot, sample):
                     await self._follow(shot, sample)
         except TimeoutError:
-            sample.outcome = Outcome.LOST if sample.accepted_s else Outcome.UNREACHED
+            sample.outcome = SampleOutcome.LOST if sample.accepted_s else SampleOutcome.UNREACHED
             sample.ended_s = self._now()
 
-    async def _submit(self, shot: Shot, sample: Sample) -> bool:
+    async def _submit(self, shot: Shot, sample: LoadSample) -> bool:
         """True when the job was accepted."""
         line = {"url": "/v1/chat/completions", "body": self._body(shot)}
         answer = await self._post("/v1/jobs", line, sample)
@@ -68,7 +68,7 @@ class Clients:
         sample.accepted_s = self._now()
         return True
 
-    async def _follow(self, shot: Shot, sample: Sample) -> None:
+    async def _follow(self, shot: Shot, sample: LoadSample) -> None:
         cursor = ""
         while True:
             try:
@@ -93,7 +93,9 @@ class Clients:
         job: dict[str, Any] = orjson.loads(content)
         return job if job["state"] in _ENDED else None
 
-    async def _read_events(self, sample: Sample, cursor: str) -> tuple[str, dict[str, Any] | None]:
+    async def _read_events(
+        self, sample: LoadSample, cursor: str
+    ) -> tuple[str, dict[str, Any] | None]:
         """Follow the events from a cursor; the cursor reached, and the job if it has ended."""
         headers = self._headers | ({"last-event-id": cursor} if cursor else {})
         url = f"{self._address}/v1/jobs/{sample.job_id}/events"
@@ -111,7 +113,7 @@ class Clients:
                     return cursor, orjson.loads(value)
         return cursor, None
 
-    async def _call(self, shot: Shot, sample: Sample) -> None:
+    async def _call(self, shot: Shot, sample: LoadSample) -> None:
         """OpenAI's call as every client library makes it; streamed, so its first token shows."""
         body = self._body(shot) | {"stream": True}
         url = f"{self._address}/v1/chat/completions"
@@ -121,30 +123,30 @@ class Clients:
             ) as answer:
                 sample.status = answer.status
                 if answer.status != 200:
-                    sample.outcome = Outcome.REFUSED
+                    sample.outcome = SampleOutcome.REFUSED
                 else:
                     sample.job_id = answer.headers.get("torpor-job-id", "")
                     sample.accepted_s = self._now()
                     await self._read_chunks(answer, sample)
         except _TROUBLE:
             # A held call that is cut has no way back: that is what it costs to be synchronous.
-            sample.outcome = Outcome.FAILED if sample.accepted_s else Outcome.UNREACHED
+            sample.outcome = SampleOutcome.FAILED if sample.accepted_s else SampleOutcome.UNREACHED
         sample.ended_s = self._now()
 
-    async def _read_chunks(self, answer: aiohttp.ClientResponse, sample: Sample) -> None:
-        sample.outcome = Outcome.FAILED
+    async def _read_chunks(self, answer: aiohttp.ClientResponse, sample: LoadSample) -> None:
+        sample.outcome = SampleOutcome.FAILED
         async for raw in answer.content:
             line = raw.strip()
             if not line.startswith(b"data: "):
                 continue
             if line == b"data: [DONE]":
                 if sample.first_token_s:
-                    sample.outcome = Outcome.COMPLETED
+                    sample.outcome = SampleOutcome.COMPLETED
                 return
             if not sample.first_token_s and b'"content"' in line:
                 sample.first_token_s = self._now()
 
-    async def settle(self, sample: Sample) -> None:
+    async def settle(self, sample: LoadSample) -> None:
         """Ask the record of a held call for what only it knows. After the run, so that it is no
         part of the load.
         """
@@ -156,16 +158,16 @@ class Clients:
             if job is not None:
                 _read_job(sample, job)
 
-    def _ended(self, sample: Sample, job: dict[str, Any]) -> None:
+    def _ended(self, sample: LoadSample, job: dict[str, Any]) -> None:
         sample.ended_s = self._now()
         answered = job["state"] in _ANSWERED
-        sample.outcome = Outcome.COMPLETED if answered else Outcome.FAILED
+        sample.outcome = SampleOutcome.COMPLETED if answered else SampleOutcome.FAILED
         _read_job(sample, job)
         if not sample.first_token_s and (first_ms := job["timings"].get("first_token_ms")):
             # A poller sees no token; the record says when it was there to be seen.
             sample.first_token_s = sample.accepted_s + first_ms / 1000
 
-    async def _post(self, path: str, body: Any, sample: Sample) -> dict[str, Any] | None:
+    async def _post(self, path: str, body: Any, sample: LoadSample) -> dict[str, Any] | None:
         """The answer, or None when it was not accepted."""
         try:
             async with self._session.post(
@@ -174,11 +176,11 @@ class Clients:
                 content = await answer.read()
                 sample.status = answer.status
         except _TROUBLE:
-            sample.outcome = Outcome.UNREACHED
+            sample.outcome = SampleOutcome.UNREACHED
             sample.ended_s = self._now()
             return None
         if sample.status >= 400:
-            sample.outcome = Outcome.REFUSED
+            sample.outcome = SampleOutcome.REFUSED
             sample.ended_s = self._now()
             return None
         accepted: dict[str, Any] = orjson.loads(content)
@@ -189,7 +191,7 @@ class Clients:
         return {"model": self._model, "messages": [message], "max_tokens": shot.output_tokens}
 
 
-def _read_job(sample: Sample, job: dict[str, Any]) -> None:
+def _read_job(sample: LoadSample, job: dict[str, Any]) -> None:
     queued_ms = job["timings"].get("queued_ms")
     sample.queued_s = None if queued_ms is None else queued_ms / 1000
     sample.output_tokens = (job.get("usage") or {}).get("completion_tokens", 0)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from torpor.load.watch import Look
+from torpor.load.watch import MetricsSnapshot
 
 _SOAK_S: Final = 1200
 """Half of it is left to judge by; in less nothing can be told."""
@@ -64,7 +64,7 @@ def _floor(points: Points, begin_s: float, end_s: float) -> Points:
     return [(begin_s + (stretch + 0.5) * width_s, least[stretch]) for stretch in sorted(least)]
 
 
-def growth(looks: Iterable[Look]) -> dict[str, Any]:
+def growth(looks: Iterable[MetricsSnapshot]) -> dict[str, Any]:
     """How memory, open files and keys changed: first, last, highest, and the trend an hour."""
     series: dict[str, list[tuple[float, float]]] = {}
     for look in looks:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
-from torpor.load.sample import Outcome, Sample
+from torpor.load.sample import LoadSample, SampleOutcome
 from torpor.load.summary import percentiles
-from torpor.load.watch import Look
-from torpor.simulator.report.plot import Line, line_plot
+from torpor.load.watch import MetricsSnapshot
+from torpor.simulator.report.plot import PlotLine, line_plot
 
 _STYLE: Final = (
     "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
@@ -22,7 +22,9 @@ _COLUMNS: Final = ("p50", "p95", "p99", "max", "mean", "count")
 _WINDOWS: Final = 60
 
 
-def page(report: Mapping[str, Any], samples: Sequence[Sample], looks: Sequence[Look]) -> str:
+def page(
+    report: Mapping[str, Any], samples: Sequence[LoadSample], looks: Sequence[MetricsSnapshot]
+) -> str:
     """The whole page."""
     title = escape(report["setup"]["title"])
     remarks = "".join(f"<li>{escape(note)}</li>\n" for note in report["notes"])
@@ -80,9 +82,9 @@ def _growth(report: Mapping[str, Any]) -> str:
     return f"<table><tr><th>growth</th>{head}</tr>\n{rows}</table>\n" if rows else ""
 
 
-def _plots(samples: Sequence[Sample], looks: Sequence[Look]) -> str:
-    done = [s for s in samples if s.outcome is Outcome.COMPLETED]
-    wrong = [s for s in samples if s.outcome is not Outcome.COMPLETED]
+def _plots(samples: Sequence[LoadSample], looks: Sequence[MetricsSnapshot]) -> str:
+    done = [s for s in samples if s.outcome is SampleOutcome.COMPLETED]
+    wrong = [s for s in samples if s.outcome is not SampleOutcome.COMPLETED]
     plots = [
         line_plot("Total time by when it was due, p95", [_p95("p95", done, _total)], y_unit="s"),
         line_plot(
@@ -110,41 +112,45 @@ def _plots(samples: Sequence[Sample], looks: Sequence[Look]) -> str:
     return "\n".join(plots)
 
 
-def _total(sample: Sample) -> float | None:
+def _total(sample: LoadSample) -> float | None:
     return sample.total_s
 
 
-def _p95(name: str, samples: Sequence[Sample], value: Callable[[Sample], float | None]) -> Line:
+def _p95(
+    name: str, samples: Sequence[LoadSample], value: Callable[[LoadSample], float | None]
+) -> PlotLine:
     points: list[tuple[float, float]] = []
     for at_s, group in _windows(samples):
         if found := percentiles(group, value):
             points.append((at_s, found["p95"]))
-    return Line(name, points)
+    return PlotLine(name, points)
 
 
-def _rate(name: str, samples: Sequence[Sample]) -> Line:
+def _rate(name: str, samples: Sequence[LoadSample]) -> PlotLine:
     width_s = _width_s(samples)
-    return Line(name, [(at_s, len(group) / width_s) for at_s, group in _windows(samples)])
+    return PlotLine(name, [(at_s, len(group) / width_s) for at_s, group in _windows(samples)])
 
 
-def _windows(samples: Sequence[Sample]) -> list[tuple[float, list[Sample]]]:
+def _windows(samples: Sequence[LoadSample]) -> list[tuple[float, list[LoadSample]]]:
     width_s = _width_s(samples)
-    groups: dict[int, list[Sample]] = {}
+    groups: dict[int, list[LoadSample]] = {}
     for sample in samples:
         groups.setdefault(int(sample.due_s / width_s), []).append(sample)
     return [(index * width_s, groups[index]) for index in sorted(groups)]
 
 
-def _width_s(samples: Sequence[Sample]) -> float:
+def _width_s(samples: Sequence[LoadSample]) -> float:
     return max(max((s.due_s for s in samples), default=0.0) / _WINDOWS, 1.0)
 
 
-def _seen(name: str, looks: Sequence[Look], value: Callable[[Look], float | None]) -> Line:
+def _seen(
+    name: str, looks: Sequence[MetricsSnapshot], value: Callable[[MetricsSnapshot], float | None]
+) -> PlotLine:
     points = [(look.at_s, found) for look in looks if (found := value(look)) is not None]
-    return Line(name, points)
+    return PlotLine(name, points)
 
 
-def _memory(looks: Sequence[Look]) -> list[Line]:
+def _memory(looks: Sequence[MetricsSnapshot]) -> list[PlotLine]:
     parts = sorted({part for look in looks for part in look.memory_bytes})
     return [
         _seen(part, looks, lambda look, part=part: _megabytes(look.memory_bytes.get(part)))  # type: ignore[misc]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from torpor.load.client import Clients
-from torpor.load.sample import Outcome, Sample
+from torpor.load.sample import LoadSample, SampleOutcome
 from torpor.load.schedule import Shot
 
 _REFUSED_PAUSE_S: Final = 0.5
@@ -36,7 +36,7 @@ class Run:
         self._clients = clients
         self._now = now
         self._most_open = most_open
-        self.samples: list[Sample] = []
+        self.samples: list[LoadSample] = []
         self.open = 0
         self._stopped = False
 
@@ -54,7 +54,7 @@ class Run:
                 sample = self._sample(shot, shot.at_s)
                 if self.open >= self._most_open:
                     # Waiting for room here would hide what this shot would have suffered.
-                    sample.outcome, sample.ended_s = Outcome.UNSENT, self._now()
+                    sample.outcome, sample.ended_s = SampleOutcome.UNSENT, self._now()
                     continue
                 group.create_task(self._send(shot, sample))
         await self._settle()
@@ -71,24 +71,24 @@ class Run:
             if self._stopped or self._now() >= closed.duration_s:
                 return
             sample = await self.shoot(shot)
-            refused = sample.outcome in (Outcome.REFUSED, Outcome.UNREACHED)
+            refused = sample.outcome in (SampleOutcome.REFUSED, SampleOutcome.UNREACHED)
             await asyncio.sleep(max(closed.think_s, _REFUSED_PAUSE_S if refused else 0.0))
 
-    async def shoot(self, shot: Shot) -> Sample:
+    async def shoot(self, shot: Shot) -> LoadSample:
         """Send one that is due now, and follow it to its end."""
         sample = self._sample(shot, self._now())
         await self._send(shot, sample)
         return sample
 
-    async def _send(self, shot: Shot, sample: Sample) -> None:
+    async def _send(self, shot: Shot, sample: LoadSample) -> None:
         self.open += 1
         try:
             await self._clients.send(shot, sample)
         finally:
             self.open -= 1
 
-    def _sample(self, shot: Shot, due_s: float) -> Sample:
-        sample = Sample(kind=shot.kind, due_s=due_s)
+    def _sample(self, shot: Shot, due_s: float) -> LoadSample:
+        sample = LoadSample(kind=shot.kind, due_s=due_s)
         self.samples.append(sample)
         return sample
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from torpor.load.schedule import ClientKind
 
 
-class Outcome(StrEnum):
+class SampleOutcome(StrEnum):
     """How a shot ended."""
 
     COMPLETED = "completed"  #: an answer
@@ -22,7 +22,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(slots=True, kw_only=True)
-class Sample:
+class LoadSample:
     """One shot. `due_s` is when it should have been sent: all waits are counted from there, so that
     a generator or a system that is late does not hide it.
     """
@@ -33,7 +33,7 @@ class Sample:
     accepted_s: float = 0.0
     first_token_s: float = 0.0
     ended_s: float = 0.0
-    outcome: Outcome = Outcome.LOST
+    outcome: SampleOutcome = SampleOutcome.LOST
     status: int = 0
     job_id: str = ""
     queued_s: float | None = None

@@ -15,10 +15,10 @@ import aiohttp
 
 from torpor.load.client import Clients
 from torpor.load.run import Closed, Run
-from torpor.load.sample import Outcome, Sample
+from torpor.load.sample import LoadSample, SampleOutcome
 from torpor.load.schedule import Shape, Shot, endless, shots
 from torpor.load.summary import Setup, summarise
-from torpor.load.watch import Look, Watch, is_accounted
+from torpor.load.watch import MetricsSnapshot, Watch, is_accounted
 from torpor.simulator.load import Load
 from torpor.simulator.workload import Lengths
 
@@ -32,7 +32,7 @@ Show = Callable[[Run, Watch], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class LoadPlan:
     """Everything a run needs to know."""
 
     addresses: Mapping[str, str]
@@ -59,11 +59,11 @@ class Result:
     """The report, and what it was made of."""
 
     report: dict[str, Any]
-    samples: Sequence[Sample]
-    looks: Sequence[Look]
+    samples: Sequence[LoadSample]
+    looks: Sequence[MetricsSnapshot]
 
 
-async def run_plan(plan: Plan, show: Show | None = None) -> Result:
+async def run_plan(plan: LoadPlan, show: Show | None = None) -> Result:
     """Run it. Ctrl-C sends nothing new and follows what was sent."""
     loop = asyncio.get_running_loop()
     connector = aiohttp.TCPConnector(limit=0)
@@ -111,9 +111,11 @@ async def run_plan(plan: Plan, show: Show | None = None) -> Result:
     return Result(report, run.samples, watch.looks)
 
 
-async def _last_look(watch: Watch, first: Look, run: Run, now: Callable[[], float]) -> None:
+async def _last_look(
+    watch: Watch, first: MetricsSnapshot, run: Run, now: Callable[[], float]
+) -> None:
     """Look until the predictors have posted what this run made them do."""
-    jobs = sum(sample.outcome is Outcome.COMPLETED for sample in run.samples)
+    jobs = sum(sample.outcome is SampleOutcome.COMPLETED for sample in run.samples)
     until_s = now() + _POSTED_WITHIN_S
     last = await watch.look()
     while not is_accounted(first, last, jobs) and now() < until_s:
@@ -121,7 +123,7 @@ async def _last_look(watch: Watch, first: Look, run: Run, now: Callable[[], floa
         last = await watch.look()
 
 
-async def _drive(run: Run, plan: Plan) -> None:
+async def _drive(run: Run, plan: LoadPlan) -> None:
     if plan.closed is None:
         await run.open_loop(shots(plan.load, plan.shape, until_s=plan.until_s))
         return

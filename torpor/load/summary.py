@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from torpor.load.growth import growth
-from torpor.load.sample import Outcome, Sample
-from torpor.load.watch import Look, is_accounted
+from torpor.load.sample import LoadSample, SampleOutcome
+from torpor.load.watch import MetricsSnapshot, is_accounted
 
 _LATE_S: Final = 0.05
 """A generator later than this measures itself."""
@@ -31,9 +31,11 @@ class Setup:
     started_at: str
 
 
-def summarise(setup: Setup, samples: Sequence[Sample], looks: Sequence[Look]) -> dict[str, Any]:
+def summarise(
+    setup: Setup, samples: Sequence[LoadSample], looks: Sequence[MetricsSnapshot]
+) -> dict[str, Any]:
     """The report as plain data."""
-    done = [s for s in samples if s.outcome is Outcome.COMPLETED]
+    done = [s for s in samples if s.outcome is SampleOutcome.COMPLETED]
     span_s = max((s.ended_s for s in samples), default=0.0)
     tokens = sum(s.output_tokens for s in done)
     return {
@@ -43,10 +45,10 @@ def summarise(setup: Setup, samples: Sequence[Sample], looks: Sequence[Look]) ->
         "sent": len(samples),
         "outcomes": dict(Counter(str(s.outcome) for s in samples)),
         "refusals_by_status": dict(
-            Counter(s.status for s in samples if s.outcome is Outcome.REFUSED)
+            Counter(s.status for s in samples if s.outcome is SampleOutcome.REFUSED)
         ),
         "accepted": sum(s.accepted_s > 0 for s in samples),
-        "lost": sum(s.outcome is Outcome.LOST for s in samples),
+        "lost": sum(s.outcome is SampleOutcome.LOST for s in samples),
         "retried": sum(s.attempts > 1 for s in samples),
         "throughput": {
             "completed_per_s": _rate(len(done), span_s),
@@ -63,7 +65,7 @@ def summarise(setup: Setup, samples: Sequence[Sample], looks: Sequence[Look]) ->
             for kind in sorted({str(s.kind) for s in samples})
         },
         "generator_lag_seconds": percentiles(
-            [s for s in samples if s.outcome is not Outcome.UNSENT], lambda s: s.lag_s
+            [s for s in samples if s.outcome is not SampleOutcome.UNSENT], lambda s: s.lag_s
         ),
         "cost": _cost(looks, tokens, len(done)),
         "replicas": _replicas(looks),
@@ -71,7 +73,7 @@ def summarise(setup: Setup, samples: Sequence[Sample], looks: Sequence[Look]) ->
     }
 
 
-def notes(setup: Setup, samples: Sequence[Sample]) -> list[str]:
+def notes(setup: Setup, samples: Sequence[LoadSample]) -> list[str]:
     """What a reader must know before believing the figures."""
     if setup.is_open:
         said = [
@@ -88,7 +90,7 @@ def notes(setup: Setup, samples: Sequence[Sample]) -> list[str]:
             f"The generator itself was late (p99 {lag['p99']:.3f} s): it was short of CPU, and the "
             "times hold that too."
         )
-    if unsent := sum(s.outcome is Outcome.UNSENT for s in samples):
+    if unsent := sum(s.outcome is SampleOutcome.UNSENT for s in samples):
         said.append(f"{unsent} requests were not sent: too many were open. They count as errors.")
     if any(s.kind == "async" for s in samples):
         said.append("First tokens of polling clients are the record's: they cannot see one.")
@@ -96,7 +98,7 @@ def notes(setup: Setup, samples: Sequence[Sample]) -> list[str]:
 
 
 def percentiles(
-    samples: Sequence[Sample], value: Callable[[Sample], float | None]
+    samples: Sequence[LoadSample], value: Callable[[LoadSample], float | None]
 ) -> dict[str, float] | None:
     """Nearest-rank percentiles of what `value` gives; None when it gives nothing."""
     values = sorted(v for v in map(value, samples) if v is not None)
@@ -109,7 +111,7 @@ def percentiles(
     return found | {"mean": round(sum(values) / len(values), 4), "count": len(values)}
 
 
-def _cost_notes(looks: Sequence[Look], jobs: int) -> list[str]:
+def _cost_notes(looks: Sequence[MetricsSnapshot], jobs: int) -> list[str]:
     if not looks or is_accounted(looks[0], looks[-1], jobs):
         return []
     return [
@@ -118,7 +120,7 @@ def _cost_notes(looks: Sequence[Look], jobs: int) -> list[str]:
     ]
 
 
-def _cost(looks: Sequence[Look], tokens: int, jobs: int) -> dict[str, float | None]:
+def _cost(looks: Sequence[MetricsSnapshot], tokens: int, jobs: int) -> dict[str, float | None]:
     """What the span cost, with everything in it; None where the other side did not say."""
     known = [look for look in looks if look.gpu_s is not None]
     if len(known) < 2:
@@ -133,7 +135,7 @@ def _cost(looks: Sequence[Look], tokens: int, jobs: int) -> dict[str, float | No
     }
 
 
-def _replicas(looks: Sequence[Look]) -> dict[str, float | None]:
+def _replicas(looks: Sequence[MetricsSnapshot]) -> dict[str, float | None]:
     ready = [look.ready for look in looks if look.ready is not None]
     if not ready:
         return {"mean": None, "most": None}

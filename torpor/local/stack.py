@@ -41,7 +41,7 @@ from torpor.local.predictors.autoscaler import KedaLoop, KpaLoop, PolicyClock
 from torpor.local.predictors.fleet import Fleet, PredictorSpec
 from torpor.local.predictors.launcher import ForkLauncher, Launcher, SpawnLauncher
 from torpor.local.predictors.lost import LostLeases
-from torpor.local.predictors.replica import Replica
+from torpor.local.predictors.replica import LocalReplica
 from torpor.local.settings import AutoscalerKind, StackSettings
 from torpor.local.status import status_app
 
@@ -57,7 +57,7 @@ class Stack:
 
     def __init__(self, settings: StackSettings, report: Callable[[str], None]) -> None:
         self.settings = settings
-        self.replicas: dict[str, Replica] = {}
+        self.replicas: dict[str, LocalReplica] = {}
         self._report = report
         self._data = settings.data_dir
         self._logs = settings.data_dir / "logs"

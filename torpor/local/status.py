@@ -16,7 +16,7 @@ from eventing.process.probe import metrics_page
 from torpor.local.data_dir import Addresses
 from torpor.local.predictors.activator import Activator
 from torpor.local.predictors.fleet import Fleet
-from torpor.local.predictors.replica import Replica
+from torpor.local.predictors.replica import LocalReplica
 
 _replicas = Gauge(
     "torpor_replicas", "Predictors, by state; `wanted` is what the autoscaler asks for.", ["state"]
@@ -31,7 +31,7 @@ class Watched(Protocol):
     """What is shown of the stack."""
 
     addresses: Addresses
-    replicas: dict[str, Replica]
+    replicas: dict[str, LocalReplica]
     fleet: Fleet | None
 
 

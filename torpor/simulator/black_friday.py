@@ -22,7 +22,7 @@ from torpor.simulator.engine import EngineModel
 from torpor.simulator.load import Load
 from torpor.simulator.policy import CpuModel, HpaPolicy, KedaPolicy
 from torpor.simulator.report.page import plot
-from torpor.simulator.report.report import Report, as_table, report
+from torpor.simulator.report.report import SimulationReport, as_table, report
 from torpor.simulator.workload import Lengths, Profile, ProfileKind
 from torpor.simulator.world import Scenario, simulate
 
@@ -49,7 +49,7 @@ _QUIET = (0.05, 0.2)
 class LoadPhase:
     """What one policy made of the day."""
 
-    report: Report
+    report: SimulationReport
     queue_quiet: float
     queue_peak: float
     p95_quiet_s: float
@@ -95,7 +95,7 @@ def _table(chapters: tuple[LoadPhase, LoadPhase]) -> Table:
     return table
 
 
-def _chapter(one: Report) -> LoadPhase:
+def _chapter(one: SimulationReport) -> LoadPhase:
     return LoadPhase(
         report=one,
         queue_quiet=_mean(one, "queued", _QUIET),
@@ -106,19 +106,19 @@ def _chapter(one: Report) -> LoadPhase:
     )
 
 
-def _mean(one: Report, name: str, shares: tuple[float, float]) -> float:
+def _mean(one: SimulationReport, name: str, shares: tuple[float, float]) -> float:
     at = one.series_names.index(name)
     low, high = (share * DURATION_S for share in shares)
     values = [point[at] for point in one.series if low <= point[0] < high]
     return sum(values) / len(values)
 
 
-def _cpu(point: tuple[float, ...], one: Report) -> float:
+def _cpu(point: tuple[float, ...], one: SimulationReport) -> float:
     share = point[one.series_names.index("slot_percent")] / 100
     return CPU_IDLE_PERCENT + (CPU_FULL_PERCENT - CPU_IDLE_PERCENT) * share
 
 
-def _with_cpu(one: Report) -> Report:
+def _with_cpu(one: SimulationReport) -> SimulationReport:
     return replace(
         one,
         series_names=(*one.series_names, "cpu_percent"),

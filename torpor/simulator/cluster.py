@@ -7,7 +7,7 @@ waits or why replicas are wanted.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from torpor.simulator.engine import EngineModel, Replica, rates_of
+from torpor.simulator.engine import EngineModel, SimulatedReplica, rates_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class NodeModel:
     idle_s: float = 0.0
 
 
-class Phase(StrEnum):
+class PodPhase(StrEnum):
     """The life of a predictor."""
 
     WAKING = "waking"
@@ -48,14 +48,14 @@ class Node:
 
 
 @dataclass(slots=True)
-class Predictor:
+class SimulatedPredictor:
     """One replica with its engine, its node and its times."""
 
-    engine: Replica
+    engine: SimulatedReplica
     node: Node
     asked: float
     ready_at: float
-    phase: Phase = Phase.WAKING
+    phase: PodPhase = PodPhase.WAKING
     became_ready: float | None = None
     ended: float | None = None
 
@@ -76,7 +76,7 @@ class GpuSeconds:
 
 
 @dataclass(slots=True)
-class Cluster:
+class SimulatedCluster:
     """All predictors and nodes of one run; ended ones leave only their totals behind."""
 
     engine: EngineModel
@@ -84,7 +84,7 @@ class Cluster:
     start_s: float
     model: NodeModel
     seen_starts_s: tuple[float, ...] = ()
-    predictors: list[Predictor] = field(default_factory=list)
+    predictors: list[SimulatedPredictor] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     launches: int = 0
     node_launches: int = 0
@@ -99,31 +99,31 @@ class Cluster:
         self.nodes = [self._node(0.0, 0.0) for _ in range(self.model.warm_nodes)]
         self.node_launches = 0
 
-    def launch(self, now: float, *, is_ready: bool = False) -> Predictor:
+    def launch(self, now: float, *, is_ready: bool = False) -> SimulatedPredictor:
         """A new predictor on a free GPU, or on a new node when there is none."""
         node = self._free_node() or self._launched_node(now)
         node.used += 1
         start = now if is_ready else max(now, node.available) + self._start_s()
         self.launches += 1
-        engine = Replica(
+        engine = SimulatedReplica(
             self.launches,
             self._rates,
             self.engine.prefill_tokens_per_s,
             self.engine.decode_during_prefill,
             self.slots,
         )
-        predictor = Predictor(engine, node, asked=now, ready_at=start)
+        predictor = SimulatedPredictor(engine, node, asked=now, ready_at=start)
         self.predictors.append(predictor)
         return predictor
 
-    def make_ready(self, predictor: Predictor, now: float) -> None:
+    def make_ready(self, predictor: SimulatedPredictor, now: float) -> None:
         """The predictor's engine is up."""
-        predictor.phase = Phase.READY
+        predictor.phase = PodPhase.READY
         predictor.became_ready = now
 
-    def end(self, predictor: Predictor, now: float) -> Node | None:
+    def end(self, predictor: SimulatedPredictor, now: float) -> Node | None:
         """The predictor is gone; gives its node when that is empty now."""
-        predictor.phase = Phase.GONE
+        predictor.phase = PodPhase.GONE
         predictor.ended = now
         self.predictors.remove(predictor)
         self._settle(predictor, now)
@@ -146,19 +146,19 @@ class Cluster:
             self.nodes.remove(node)
             self._billed += (now - node.launched) * self.model.gpus_per_node
 
-    def count(self, phase: Phase) -> int:
+    def count(self, phase: PodPhase) -> int:
         """How many predictors are in a phase."""
         return sum(predictor.phase is phase for predictor in self.predictors)
 
     @property
     def existing(self) -> int:
         """Predictors that count as replicas: all but draining ones."""
-        return len(self.predictors) - self.count(Phase.DRAINING)
+        return len(self.predictors) - self.count(PodPhase.DRAINING)
 
-    def victims(self, count: int) -> list[Predictor]:
+    def victims(self, count: int) -> list[SimulatedPredictor]:
         """Whom to end first: who is not ready yet, then the least busy, the youngest first."""
-        alive = [p for p in self.predictors if p.phase is not Phase.DRAINING]
-        alive.sort(key=lambda p: (p.phase is Phase.READY, p.engine.running, -p.engine.id))
+        alive = [p for p in self.predictors if p.phase is not PodPhase.DRAINING]
+        alive.sort(key=lambda p: (p.phase is PodPhase.READY, p.engine.running, -p.engine.id))
         return alive[:count]
 
     def gpu_seconds(self, now: float) -> GpuSeconds:
@@ -177,7 +177,7 @@ class Cluster:
         seen = self.seen_starts_s
         return seen[self.launches % len(seen)] if seen else self.start_s
 
-    def _settle(self, predictor: Predictor, now: float) -> None:
+    def _settle(self, predictor: SimulatedPredictor, now: float) -> None:
         ready = now if predictor.became_ready is None else predictor.became_ready
         # A node that is still on its way is billed already: that is waking time too.
         self._waking += ready - predictor.asked

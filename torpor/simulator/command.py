@@ -19,8 +19,8 @@ from torpor.simulator.candidate import (
 from torpor.simulator.cluster import NodeModel
 from torpor.simulator.engine_file import read_engine
 from torpor.simulator.load import Load
-from torpor.simulator.plan import Target, Tried, grid, run, search
-from torpor.simulator.report.report import Report
+from torpor.simulator.plan import Tried, WaitTarget, grid, run, search
+from torpor.simulator.report.report import SimulationReport
 from torpor.simulator.trace import Trace
 from torpor.simulator.workload import Profile, ProfileKind
 from torpor.simulator.world import Scenario
@@ -100,7 +100,7 @@ def candidates_of(settings: Settings, scenario: Scenario) -> list[Candidate]:
     return [_named(name, settings, scenario) for name in settings.policies]
 
 
-def simulate_all(settings: Settings) -> tuple[Load, Scenario, list[Report]]:
+def simulate_all(settings: Settings) -> tuple[Load, Scenario, list[SimulationReport]]:
     """One report per policy over the same requests."""
     load = load_of(settings)
     scenario = scenario_of(settings, load)
@@ -117,7 +117,7 @@ def plan_all(
     """Every setting worth trying, the cheapest first."""
     load = load_of(settings)
     scenario = scenario_of(settings, load)
-    target = Target(settings.p95_wait_s)
+    target = WaitTarget(settings.p95_wait_s)
     candidates = grid(scenario, target, warm_start_s=warm_start_s, is_safe=True)
     return search(scenario, load, candidates, settings.gpu_price, on_progress=on_progress)
 

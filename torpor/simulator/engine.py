@@ -1,6 +1,6 @@
 """A batching inference engine as speeds: prefill one prompt at a time, decode all answers together.
 
-Called by the world (`world.py`), one `Replica` a predictor. It must not know queues, policies or
+Called by the world (`world.py`), one `SimulatedReplica` a predictor. It must not know queues, policies or
 nodes.
 
 All answers of a batch get the same share of the engine, so each replica keeps one count of tokens
@@ -78,7 +78,7 @@ ENGINES = {"cpu-small": CPU_SMALL, "gpu-assumed": GPU_ASSUMED}
 
 
 @dataclass(slots=True)
-class Job:
+class SimulatedJob:
     """One request on its way; times in seconds, `None` until it happened.
 
     `remaining` are the output tokens still to make: a job that was handed over keeps the others.
@@ -96,7 +96,7 @@ class Job:
 
 
 @dataclass(slots=True)
-class Replica:
+class SimulatedReplica:
     """One predictor's engine; the caller advances it before it asks or changes anything."""
 
     id: int
@@ -108,8 +108,8 @@ class Replica:
     version: int = 0
     _now: float = 0.0
     _tokens: float = 0.0
-    _decoding: list[tuple[float, int, Job]] = field(default_factory=list)
-    _prompts: deque[Job] = field(default_factory=deque)
+    _decoding: list[tuple[float, int, SimulatedJob]] = field(default_factory=list)
+    _prompts: deque[SimulatedJob] = field(default_factory=deque)
     _prompt_left: float = 0.0
 
     @property
@@ -138,7 +138,7 @@ class Replica:
         if decoding:
             self._tokens += passed * self.rates[decoding] / decoding
 
-    def take(self, job: Job, now: float) -> None:
+    def take(self, job: SimulatedJob, now: float) -> None:
         """Begin a job; advance first. A resumed job reads its prompt and its own tokens again."""
         if not self.running:
             self._now = now
@@ -160,9 +160,9 @@ class Replica:
             soonest = min(soonest, self._now + max(0.0, left) / rate)
         return soonest
 
-    def settle(self, now: float) -> list[Job]:
+    def settle(self, now: float) -> list[SimulatedJob]:
         """The jobs that end at `now`; prompts that were read begin to decode. Advance first."""
-        ended: list[Job] = []
+        ended: list[SimulatedJob] = []
         # Half a thousandth of a token: what floating point leaves over after a long advance.
         while self._decoding and self._decoding[0][0] - self._tokens <= 5e-4:
             ended.append(heapq.heappop(self._decoding)[2])
@@ -182,7 +182,7 @@ class Replica:
                 heapq.heappush(self._decoding, (job.finish_at, job.id, job))
         return ended
 
-    def hand_over(self, *, does_resume: bool) -> list[Job]:
+    def hand_over(self, *, does_resume: bool) -> list[SimulatedJob]:
         """Everything it works on, oldest first; without `does_resume` an answer starts over."""
         jobs = [*self._prompts, *(job for _, _, job in self._decoding)]
         for _, _, job in self._decoding:
@@ -195,7 +195,7 @@ class Replica:
                 job.remaining = job.output_tokens
         return sorted(jobs, key=lambda job: job.id)
 
-    def _prompt_of(self, job: Job) -> float:
+    def _prompt_of(self, job: SimulatedJob) -> float:
         return float(job.prompt_tokens + job.output_tokens - job.remaining)
 
 

@@ -15,18 +15,18 @@ from torpor.simulator.candidate import (
     work_over_keda_candidate,
 )
 from torpor.simulator.load import Load
-from torpor.simulator.report.report import Report, report
+from torpor.simulator.report.report import SimulationReport, report
 from torpor.simulator.world import Scenario, simulate
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class WaitTarget:
     """What must hold: the wait of 95 in 100 requests, and the share that may time out."""
 
     p95_wait_s: float
     timed_out_percent: float = 0.0
 
-    def is_met_by(self, report: Report) -> bool:
+    def is_met_by(self, report: SimulationReport) -> bool:
         """Whether the target held and everything was served."""
         kept = report.unserved + report.refused == 0
         in_time = report.timed_out_percent <= self.timed_out_percent
@@ -38,14 +38,16 @@ class Tried:
     """A candidate and what it gave."""
 
     candidate: Candidate
-    report: Report
+    report: SimulationReport
 
-    def meets(self, target: Target) -> bool:
+    def meets(self, target: WaitTarget) -> bool:
         """Whether the target held and everything was served."""
         return target.is_met_by(self.report)
 
 
-def run(scenario: Scenario, load: Load, candidate: Candidate, price_per_gpu_hour: float) -> Report:
+def run(
+    scenario: Scenario, load: Load, candidate: Candidate, price_per_gpu_hour: float
+) -> SimulationReport:
     """One candidate's report."""
     own = replace(
         scenario,
@@ -79,14 +81,14 @@ def search(
     return sorted(tried, key=lambda one: (one.report.cost, one.candidate.name))
 
 
-def best(tried: Iterable[Tried], target: Target) -> Tried | None:
+def best(tried: Iterable[Tried], target: WaitTarget) -> Tried | None:
     """The cheapest that meets the target, or None."""
     return next((one for one in tried if one.meets(target)), None)
 
 
 def grid(
     scenario: Scenario,
-    target: Target,
+    target: WaitTarget,
     *,
     warm_start_s: float | None = None,
     most_fixed: int = 3,

@@ -1,7 +1,7 @@
 """The real policies, seated in the simulated world.
 
 Called by `candidate.py`, the Black-Friday story and tests. It must not decide anything itself:
-it turns a `View` into what a policy reads in a cluster, and asks the policy.
+it turns a `PolicyView` into what a policy reads in a cluster, and asks the policy.
 """
 
 from collections import deque
@@ -18,8 +18,8 @@ from knative.autoscaling.kpa.annotations import KnativeScaling
 from knative.autoscaling.setting import Refusal, RefusedSettingsError
 from knative.autoscaling.work import work
 from knative.autoscaling.work.work import WorkSpec
-from torpor.simulator.engine import Job
-from torpor.simulator.view import View
+from torpor.simulator.engine import SimulatedJob
+from torpor.simulator.view import PolicyView
 
 # What a prometheus trigger may ask here: the query must name one of these series.
 SIGNALS = ("p95_s", "queued", "running", "in_flight", "slot_percent")
@@ -37,7 +37,7 @@ class CpuModel:
         self._full = full_percent
         self._shares: deque[float] = deque(maxlen=_CPU_WINDOW_S)
 
-    def saw(self, view: View) -> None:
+    def saw(self, view: PolicyView) -> None:
         """Take one second's share of used places into the average."""
         self._shares.append(view.slot_share)
 
@@ -46,7 +46,7 @@ class CpuModel:
         share = sum(self._shares) / len(self._shares) if self._shares else 0.0
         return self._idle + (self._full - self._idle) * share
 
-    def samples(self, view: View, now: float) -> tuple[PodSample, ...]:
+    def samples(self, view: PolicyView, now: float) -> tuple[PodSample, ...]:
         """One sample a pod; pods that are not ready yet have one that does not count."""
         ready = PodSample(self.percent(), 100.0)
         waking = PodSample(self._idle, 100.0, is_ready=False, started_at=now, ready_changed_at=now)
@@ -61,11 +61,11 @@ class FixedPolicy:
     def __init__(self, replicas: int) -> None:
         self._replicas = replicas
 
-    def step(self, view: View, now: float) -> int:
+    def step(self, view: PolicyView, now: float) -> int:
         """The number."""
         return self._replicas
 
-    def wake(self, view: View, now: float) -> int | None:
+    def wake(self, view: PolicyView, now: float) -> int | None:
         """Never by itself."""
         return None
 
@@ -86,7 +86,7 @@ class KpaPolicy:
         self._revision = reconciler.start(policy, now=0)
         self._next_decision = 0.0
 
-    def step(self, view: View, now: float) -> int:
+    def step(self, view: PolicyView, now: float) -> int:
         """Record this second; decide when two have passed."""
         if view.ready or view.in_flight_average > 0:
             self._state = kpa.record(self._state, now, view.in_flight_average)
@@ -95,12 +95,12 @@ class KpaPolicy:
         self._next_decision = now + kpa.TICK_S
         return self._decided(view, now)
 
-    def wake(self, view: View, now: float) -> int | None:
+    def wake(self, view: PolicyView, now: float) -> int | None:
         """The activator reports the first request at once, and the autoscaler decides at once."""
         self._state = kpa.record(self._state, now, 1.0)
         return self._decided(view, now)
 
-    def _decided(self, view: View, now: float) -> int:
+    def _decided(self, view: PolicyView, now: float) -> int:
         self._state, decision = kpa.decide(self._state, view.ready, now)
         pods = reconciler.Pods(view.asked, view.ready)
         self._revision, outcome = reconciler.reconcile(
@@ -122,7 +122,7 @@ class KedaPolicy:
         self._cpu = cpu or CpuModel()
         self._has_cpu = any(isinstance(t.source, Resource) for t in spec.triggers)
 
-    def step(self, view: View, now: float) -> int:
+    def step(self, view: PolicyView, now: float) -> int:
         """Whatever of poll and sync is due."""
         self._cpu.saw(view)
         backlog = _backlog(self._spec, view)
@@ -138,12 +138,12 @@ class KedaPolicy:
         """What external scalers say from now on, by trigger key."""
         self._outside = dict(values)
 
-    def pushed(self, view: View, now: float) -> int:
+    def pushed(self, view: PolicyView, now: float) -> int:
         """An external-push scaler said that there is work: the operator acts as at a poll."""
         self._state, decision = keda.poll(self._spec, self._state, self._outside, view.asked, now)
         return decision.replicas
 
-    def wake(self, view: View, now: float) -> int | None:
+    def wake(self, view: PolicyView, now: float) -> int | None:
         """KEDA notices at its next poll."""
         return None
 
@@ -159,7 +159,7 @@ class HpaPolicy:
         self._cpu = cpu or CpuModel()
         self._next_sync = hpa.SYNC_S
 
-    def step(self, view: View, now: float) -> int:
+    def step(self, view: PolicyView, now: float) -> int:
         """Watch the CPU every second, decide every fifteen."""
         self._cpu.saw(view)
         if now < self._next_sync:
@@ -173,12 +173,12 @@ class HpaPolicy:
         self._state, decision = hpa.decide(self._spec, self._state, reading, now)
         return decision.replicas
 
-    def wake(self, view: View, now: float) -> int | None:
+    def wake(self, view: PolicyView, now: float) -> int | None:
         """An HPA does nothing at zero."""
         return None
 
 
-def _backlog(spec: KedaSpec, view: View) -> Backlog:
+def _backlog(spec: KedaSpec, view: PolicyView) -> Backlog:
     signals: dict[str, float | None] = {
         "p95_s": view.p95_s,
         "queued": float(view.queued),
@@ -223,12 +223,12 @@ class WorkPolicy:
         self._state = work.WorkState(idle_since=0.0)
         self._open = 0
 
-    def arrived(self, job: Job, now: float) -> None:
+    def arrived(self, job: SimulatedJob, now: float) -> None:
         """Note the job's estimated work."""
         self._open += 1
         self._state = work.arrived(self._spec, self._state, job.prompt_tokens, now)
 
-    def finished(self, job: Job, now: float) -> None:
+    def finished(self, job: SimulatedJob, now: float) -> None:
         """Learn its true length."""
         self._open -= 1
         self._state = work.finished(
@@ -240,16 +240,16 @@ class WorkPolicy:
             is_last=self._open == 0,
         )
 
-    def step(self, view: View, now: float) -> int:
+    def step(self, view: PolicyView, now: float) -> int:
         """Decide on the work that waits."""
         self._state, replicas = work.decide(self._spec, self._state, self._seen(view, now), now)
         return replicas
 
-    def wake(self, view: View, now: float) -> int | None:
+    def wake(self, view: PolicyView, now: float) -> int | None:
         """A first request is worth a look at once: its slack may be short."""
         return self.step(view, now)
 
-    def _seen(self, view: View, now: float) -> work.Seen:
+    def _seen(self, view: PolicyView, now: float) -> work.Seen:
         waiting = sum(
             self._spec.work_s(
                 job.prompt_tokens,
@@ -272,7 +272,7 @@ class WorkOverKeda(WorkPolicy):
         self._keda = KedaPolicy(scaled_object)
         self._key = scaled_object.triggers[0].key
 
-    def step(self, view: View, now: float) -> int:
+    def step(self, view: PolicyView, now: float) -> int:
         """Decide, and let KEDA act on it in its own time."""
         wanted = super().step(view, now)
         self._keda.hear({self._key: float(wanted)})

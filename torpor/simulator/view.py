@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from torpor.simulator.engine import Job
+from torpor.simulator.engine import SimulatedJob
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class PolicyView:
     """The world as a metrics pipeline sees it.
 
     `asked`: replicas asked for last; `existing`: those that are there, draining ones left out;
@@ -28,7 +28,7 @@ class View:
     in_flight_average: float
     slot_share: float
     p95_s: float | None
-    queue: Sequence[Job]
+    queue: Sequence[SimulatedJob]
 
 
 class Autoscaler(Protocol):
@@ -36,11 +36,11 @@ class Autoscaler(Protocol):
 
     tick_s: float
 
-    def step(self, view: View, now: float) -> int:
+    def step(self, view: PolicyView, now: float) -> int:
         """The replicas to ask for."""
         ...
 
-    def wake(self, view: View, now: float) -> int | None:
+    def wake(self, view: PolicyView, now: float) -> int | None:
         """The replicas to ask for because a request came while none were asked for.
 
         None: this policy notices at its next step.
@@ -52,10 +52,10 @@ class Autoscaler(Protocol):
 class Learner(Protocol):
     """A policy that learns from what happens to jobs."""
 
-    def arrived(self, job: Job, now: float) -> None:
+    def arrived(self, job: SimulatedJob, now: float) -> None:
         """A job came in."""
         ...
 
-    def finished(self, job: Job, now: float) -> None:
+    def finished(self, job: SimulatedJob, now: float) -> None:
         """A job ended, its answer complete."""
         ...

@@ -11,10 +11,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from torpor.simulator.cluster import Cluster, GpuSeconds, Node, NodeModel, Phase, Predictor
-from torpor.simulator.engine import NEVER, EngineModel, Job
+from torpor.simulator.cluster import (
+    GpuSeconds,
+    Node,
+    NodeModel,
+    PodPhase,
+    SimulatedCluster,
+    SimulatedPredictor,
+)
+from torpor.simulator.engine import NEVER, EngineModel, SimulatedJob
 from torpor.simulator.measure import QuantileSketch, Recent, Series
-from torpor.simulator.view import Autoscaler, Learner, View
+from torpor.simulator.view import Autoscaler, Learner, PolicyView
 from torpor.simulator.workload import Request
 
 _LATENCY_WINDOW_S = 60.0
@@ -61,7 +68,7 @@ class Scenario:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """What a run gave; durations are distributions over served requests, in seconds."""
 
     requests: int
@@ -94,7 +101,7 @@ class _Kind(IntEnum):
     PREEMPTION = 6
 
 
-def simulate(scenario: Scenario, requests: Iterable[Request], policy: Autoscaler) -> Outcome:
+def simulate(scenario: Scenario, requests: Iterable[Request], policy: Autoscaler) -> RunOutcome:
     """Run `requests` through the scenario under `policy`."""
     return _World(scenario, policy).run(requests)
 
@@ -106,7 +113,7 @@ class _World:
         self._scenario = scenario
         self._policy = policy
         self._learner = policy if isinstance(policy, Learner) else None
-        self._cluster = Cluster(
+        self._cluster = SimulatedCluster(
             scenario.engine,
             scenario.slots,
             scenario.start_s,
@@ -116,7 +123,7 @@ class _World:
         self._rng = random.Random(scenario.seed)  # noqa: S311 - a model, no secret
         self._events: list[tuple[float, int, int, object, int]] = []
         self._count = 0
-        self._queue: deque[Job] = deque()
+        self._queue: deque[SimulatedJob] = deque()
         self._running = 0
         self._now = 0.0
         self._asked = 0
@@ -132,7 +139,7 @@ class _World:
         self._arrivals_before = 0
         self._series_since = 0.0
 
-    def run(self, requests: Iterable[Request]) -> Outcome:
+    def run(self, requests: Iterable[Request]) -> RunOutcome:
         stream = iter(requests)
         self._set_scale(self._scenario.initial_replicas, is_ready=True)
         self._next_arrival(stream)
@@ -148,7 +155,7 @@ class _World:
                 self._arrive()
                 self._next_arrival(stream)
             elif kind == _Kind.ENGINE:
-                assert isinstance(subject, Predictor)  # noqa: S101 - what `_plan` pushed
+                assert isinstance(subject, SimulatedPredictor)  # noqa: S101 - what `_plan` pushed
                 if subject.engine.version == version:
                     self._progress(subject)
             elif kind == _Kind.TICK:
@@ -170,7 +177,9 @@ class _World:
             return
         self._requests += 1
         output = max(1, request.output_tokens)
-        job = Job(self._requests, self._now, request.prompt_tokens, output, remaining=output)
+        job = SimulatedJob(
+            self._requests, self._now, request.prompt_tokens, output, remaining=output
+        )
         limit = self._scenario.queue_limit
         if limit and len(self._queue) >= limit:
             self._refused += 1
@@ -201,11 +210,11 @@ class _World:
             predictor.engine.take(job, self._now)
             self._plan(predictor)
 
-    def _least_busy(self) -> Predictor | None:
-        best: Predictor | None = None
+    def _least_busy(self) -> SimulatedPredictor | None:
+        best: SimulatedPredictor | None = None
         least = self._scenario.slots
         for predictor in self._cluster.predictors:
-            if predictor.phase is Phase.READY and predictor.engine.running < least:
+            if predictor.phase is PodPhase.READY and predictor.engine.running < least:
                 best, least = predictor, predictor.engine.running
                 if least == 0:
                     break
@@ -220,19 +229,19 @@ class _World:
             self._timed_out += 1
             self._recent.add(timeout, self._now)
 
-    def _progress(self, predictor: Predictor) -> None:
+    def _progress(self, predictor: SimulatedPredictor) -> None:
         predictor.engine.advance(self._now)
         ended = predictor.engine.settle(self._now)
         for job in ended:
             self._finish(job)
-        if predictor.phase is Phase.DRAINING and not predictor.engine.running:
+        if predictor.phase is PodPhase.DRAINING and not predictor.engine.running:
             self._end(predictor)
         else:
             self._plan(predictor)
         if ended:
             self._dispatch()
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: SimulatedJob) -> None:
         self._running -= 1
         total = self._now - job.arrived
         self._recent.add(total, self._now)
@@ -248,7 +257,7 @@ class _World:
         if self._learner is not None:
             self._learner.finished(job, self._now)
 
-    def _plan(self, predictor: Predictor) -> None:
+    def _plan(self, predictor: SimulatedPredictor) -> None:
         """Await the engine's next change; what was awaited before is void."""
         engine = predictor.engine
         engine.version += 1
@@ -266,17 +275,17 @@ class _World:
         self._forget_areas()
         self._push(self._now + self._policy.tick_s, _Kind.TICK, None)
 
-    def _view(self) -> View:
+    def _view(self) -> PolicyView:
         passed = self._now - self._last_tick
         in_flight = min(len(self._queue) + self._running, self._limit)
         average = self._in_flight_area / passed if passed > 0 else float(in_flight)
         share = self._used_area / self._slot_area if self._slot_area > 0 else 0.0
-        return View(
+        return PolicyView(
             queued=len(self._queue),
             running=self._running,
             asked=self._asked,
             existing=self._cluster.existing,
-            ready=self._cluster.count(Phase.READY),
+            ready=self._cluster.count(PodPhase.READY),
             in_flight_average=average,
             slot_share=share,
             p95_s=self._recent.quantile(0.95, self._now),
@@ -296,9 +305,9 @@ class _World:
             self._drain(predictor, self._scenario.grace_s)
         self._most = max(self._most, wanted)
 
-    def _drain(self, predictor: Predictor, grace_s: float) -> None:
-        self._ready_slots -= self._scenario.slots if predictor.phase is Phase.READY else 0
-        predictor.phase = Phase.DRAINING
+    def _drain(self, predictor: SimulatedPredictor, grace_s: float) -> None:
+        self._ready_slots -= self._scenario.slots if predictor.phase is PodPhase.READY else 0
+        predictor.phase = PodPhase.DRAINING
         if not predictor.engine.running:
             self._end(predictor)
         else:
@@ -308,19 +317,19 @@ class _World:
         if isinstance(subject, Node):
             self._cluster.give_back(subject, self._now)
             return
-        assert isinstance(subject, Predictor)  # noqa: S101 - what was pushed with these kinds
-        if kind == _Kind.READY and subject.phase is Phase.WAKING:
+        assert isinstance(subject, SimulatedPredictor)  # noqa: S101 - what was pushed with these kinds
+        if kind == _Kind.READY and subject.phase is PodPhase.WAKING:
             self._cluster.make_ready(subject, self._now)
             self._ready_slots += self._scenario.slots
             self._dispatch()
-        elif kind == _Kind.DRAIN_END and subject.phase is Phase.DRAINING:
+        elif kind == _Kind.DRAIN_END and subject.phase is PodPhase.DRAINING:
             self._hand_over(subject)
-        elif kind == _Kind.PREEMPTION and subject.phase is not Phase.GONE:
+        elif kind == _Kind.PREEMPTION and subject.phase is not PodPhase.GONE:
             # The provider takes the node; the cluster asks for a replacement at once.
             self._drain(subject, self._scenario.notice_s)
             self._set_scale(self._asked)
 
-    def _hand_over(self, predictor: Predictor) -> None:
+    def _hand_over(self, predictor: SimulatedPredictor) -> None:
         predictor.engine.advance(self._now)
         jobs = predictor.engine.hand_over(does_resume=self._scenario.does_resume)
         self._running -= len(jobs)
@@ -329,7 +338,7 @@ class _World:
         self._end(predictor)
         self._dispatch()
 
-    def _end(self, predictor: Predictor) -> None:
+    def _end(self, predictor: SimulatedPredictor) -> None:
         predictor.engine.version += 1
         node = self._cluster.end(predictor, self._now)
         if node is not None:
@@ -356,7 +365,7 @@ class _World:
         self._series.add(
             self._now,
             self._asked,
-            self._cluster.count(Phase.READY),
+            self._cluster.count(PodPhase.READY),
             len(self._queue),
             self._running,
             self._recent.quantile(0.95, self._now) or 0.0,
@@ -370,8 +379,8 @@ class _World:
         self._count += 1
         heapq.heappush(self._events, (at, self._count, int(kind), subject, version))
 
-    def _outcome(self, end: float) -> Outcome:
-        return Outcome(
+    def _outcome(self, end: float) -> RunOutcome:
+        return RunOutcome(
             requests=self._requests,
             served=self._served,
             timed_out=self._timed_out,

@@ -20,7 +20,7 @@ from eventing.job.job import JobId
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Call, run
-from eventing.telemetry.cost import GpuState, Meter, advance, overhead, spend_of
+from eventing.telemetry.cost import GpuMeter, GpuState, advance, overhead, spend_of
 
 _log = structlog.get_logger()
 
@@ -121,7 +121,7 @@ class GpuAccount:
         self._ledger = ledger
         self._clock = clock
         self._model = model
-        self._meter = Meter(at_s=started_s)
+        self._meter = GpuMeter(at_s=started_s)
         self._counters = counters
         self._posted: Measures = {}
         self._charged: Rows = {}

@@ -14,7 +14,7 @@ from knative.autoscaling.hpa.behavior import Behavior, SelectPolicy
 from knative.autoscaling.hpa.hpa import HpaReading, HpaSpec, HpaState
 from knative.autoscaling.hpa.metric import Metric, PodSample, Replicas, TargetType
 from knative.autoscaling.keda.formula import Formula, FormulaError
-from knative.autoscaling.keda.trigger import Resource, Trigger
+from knative.autoscaling.keda.trigger import Resource, ScalerTrigger
 
 # The one metric that a formula makes of all triggers.
 COMPOSITE = "composite"
@@ -66,7 +66,7 @@ class Pause:
 class KedaSpec:
     """A ScaledObject's settings with KEDA's defaults; times in seconds."""
 
-    triggers: tuple[Trigger, ...]
+    triggers: tuple[ScalerTrigger, ...]
     name: str = ""
     polling_interval_s: float = 30.0
     cooldown_s: float = 300.0
@@ -81,7 +81,7 @@ class KedaSpec:
     is_forced_active: bool = False
 
 
-class Readiness(StrEnum):
+class KedaReadiness(StrEnum):
     """The Ready condition of a ScaledObject."""
 
     READY = "ready"
@@ -110,7 +110,7 @@ class KedaDecision:
 
     replicas: int
     is_active: bool | None = None
-    readiness: Readiness | None = None
+    readiness: KedaReadiness | None = None
 
 
 def start(spec: KedaSpec, *, now: float) -> KedaState:
@@ -223,23 +223,23 @@ def _while_active(
     is_idle = spec.idle_replicas is not None and current < spec.min_replicas
     if current == 0 or is_idle:
         if spec.pause.is_scale_out_paused:
-            return state, KedaDecision(current, True, Readiness.READY)
+            return state, KedaDecision(current, True, KedaReadiness.READY)
         woken = max(1, spec.min_replicas)
-        return replace(state, last_active=now), KedaDecision(woken, True, Readiness.READY)
+        return replace(state, last_active=now), KedaDecision(woken, True, KedaReadiness.READY)
     if is_error:
         # An error among active triggers does not count as activity: the cooldown's clock stands.
-        return state, KedaDecision(current, True, Readiness.UNKNOWN)
-    return replace(state, last_active=now), KedaDecision(current, True, Readiness.READY)
+        return state, KedaDecision(current, True, KedaReadiness.UNKNOWN)
+    return replace(state, last_active=now), KedaDecision(current, True, KedaReadiness.READY)
 
 
 def _while_inactive(
     spec: KedaSpec, state: KedaState, current: int, is_error: bool, now: float
 ) -> tuple[KedaState, KedaDecision]:
     if is_error and spec.fallback is None:
-        return state, KedaDecision(current, False, Readiness.FAILED)
+        return state, KedaDecision(current, False, KedaReadiness.FAILED)
     if is_error and spec.fallback is not None and spec.fallback.replicas != 0:
-        return state, KedaDecision(spec.fallback.replicas, False, Readiness.FAILED)
-    readiness = Readiness.FAILED if is_error else Readiness.READY
+        return state, KedaDecision(spec.fallback.replicas, False, KedaReadiness.FAILED)
+    readiness = KedaReadiness.FAILED if is_error else KedaReadiness.READY
     rest = spec.min_replicas if spec.idle_replicas is None else spec.idle_replicas
     is_idle_allowed = spec.idle_replicas is not None or spec.min_replicas == 0
     if is_idle_allowed and current > rest:
@@ -275,7 +275,7 @@ def _counted_failures(
 
 def _with_fallback(
     spec: KedaSpec,
-    trigger: Trigger,
+    trigger: ScalerTrigger,
     value: float | None,
     failures: Mapping[str, int],
     replicas: Replicas,

@@ -13,7 +13,7 @@ from knative.autoscaling.hpa.spec import read_behavior
 from knative.autoscaling.keda import trigger_spec
 from knative.autoscaling.keda.formula import Formula, FormulaError, parse
 from knative.autoscaling.keda.keda import Fallback, FallbackBehavior, KedaSpec, Modifiers, Pause
-from knative.autoscaling.keda.trigger import Trigger
+from knative.autoscaling.keda.trigger import ScalerTrigger
 from knative.autoscaling.quantity import quantity
 from knative.autoscaling.setting import RefusedSettingsError, SettingReader
 
@@ -61,10 +61,10 @@ def read_scaled_object(manifest: Mapping[str, Any]) -> KedaSpec:
     return spec
 
 
-def _triggers(entries: list[Mapping[str, Any]], reader: SettingReader) -> tuple[Trigger, ...]:
+def _triggers(entries: list[Mapping[str, Any]], reader: SettingReader) -> tuple[ScalerTrigger, ...]:
     if not entries:
         reader.refuse("triggers", "none", "at least one trigger")
-    triggers: list[Trigger] = []
+    triggers: list[ScalerTrigger] = []
     for index, entry in enumerate(entries):
         try:
             triggers.append(trigger_spec.read_trigger(entry, index))
@@ -105,7 +105,7 @@ def _fallback(fields: Mapping[str, Any] | None, owner: SettingReader) -> Fallbac
 
 
 def _modifiers(
-    fields: Mapping[str, Any], triggers: tuple[Trigger, ...], owner: SettingReader
+    fields: Mapping[str, Any], triggers: tuple[ScalerTrigger, ...], owner: SettingReader
 ) -> Modifiers | None:
     settings = (fields.get("advanced") or {}).get("scalingModifiers") or {}
     if not settings:
@@ -123,7 +123,9 @@ def _modifiers(
     return Modifiers(formula, amount, activation, TargetType(target_type))
 
 
-def _formula(text: str, triggers: tuple[Trigger, ...], reader: SettingReader) -> Formula | None:
+def _formula(
+    text: str, triggers: tuple[ScalerTrigger, ...], reader: SettingReader
+) -> Formula | None:
     if not text:
         return None
     try:

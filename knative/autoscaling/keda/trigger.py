@@ -110,7 +110,7 @@ Source = RedisStreams | RabbitMq | Kafka | Prometheus | External | Resource
 
 
 @dataclass(frozen=True, slots=True)
-class Trigger:
+class ScalerTrigger:
     """One trigger: what it reads, how much a replica carries, above what it is active."""
 
     key: str
@@ -120,7 +120,7 @@ class Trigger:
     target_type: TargetType = TargetType.AVERAGE_VALUE
 
 
-def measure(trigger: Trigger, backlog: Backlog) -> float | None:
+def measure(trigger: ScalerTrigger, backlog: Backlog) -> float | None:
     """The number that `trigger` sees, or None when it cannot be read."""
     source = trigger.source
     match source:
@@ -140,7 +140,7 @@ def measure(trigger: Trigger, backlog: Backlog) -> float | None:
             assert_never(unknown)
 
 
-def measured(triggers: tuple[Trigger, ...], backlog: Backlog) -> dict[str, float | None]:
+def measured(triggers: tuple[ScalerTrigger, ...], backlog: Backlog) -> dict[str, float | None]:
     """The number of every trigger, by its key."""
     return {trigger.key: measure(trigger, backlog) for trigger in triggers}
 

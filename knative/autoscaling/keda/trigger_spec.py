@@ -16,9 +16,9 @@ from knative.autoscaling.keda.trigger import (
     RabbitMq,
     RedisStreams,
     Resource,
+    ScalerTrigger,
     Source,
     StreamMode,
-    Trigger,
 )
 from knative.autoscaling.setting import SettingReader
 
@@ -60,7 +60,7 @@ _DEFAULT_KAFKA_LAG = 10
 _Read = tuple[Source, float, float]
 
 
-def read_trigger(entry: Mapping[str, Any], index: int) -> Trigger:
+def read_trigger(entry: Mapping[str, Any], index: int) -> ScalerTrigger:
     """One trigger; raises RefusedSettingsError naming what is missing, unknown or out of range."""
     kind = str(entry.get("type", ""))
     metadata = SettingReader(
@@ -84,7 +84,7 @@ def read_trigger(entry: Mapping[str, Any], index: int) -> Trigger:
         metadata.refuse("target", target, "above 0")
     metadata.finish()
     key = str(entry.get("name") or f"s{index}-{kind}")
-    return Trigger(key, source, target, activation, TargetType(target_type))
+    return ScalerTrigger(key, source, target, activation, TargetType(target_type))
 
 
 def _redis_streams(reader: SettingReader) -> _Read:

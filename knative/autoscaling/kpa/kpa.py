@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from knative.autoscaling.kpa import window as w
-from knative.autoscaling.kpa.window import Aggregation, MaxWindow, Window
+from knative.autoscaling.kpa.window import Aggregation, MaxWindow, MetricWindow
 
 # The autoscaler decides every 2 s, and at once when a value comes in at scale zero ("poke").
 TICK_S = 2
@@ -66,15 +66,15 @@ class KpaState:
     """What the autoscaler remembers between two decisions of one revision."""
 
     spec: KpaSpec
-    stable: Window
-    panic: Window
+    stable: MetricWindow
+    panic: MetricWindow
     delay: MaxWindow
     panic_since: float | None = None
     max_panic_pods: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class ScaleDecision:
     """What the autoscaler wants; unless `is_valid`, keep the previous scale."""
 
     desired: int
@@ -129,11 +129,11 @@ def record(state: KpaState, t: float, value: float) -> KpaState:
 
 def decide(
     state: KpaState, ready_pods: int, now: float, *, is_reachable: bool = True
-) -> tuple[KpaState, Decision]:
+) -> tuple[KpaState, ScaleDecision]:
     """The decision at `now`; not valid after a whole stable window without data."""
     spec = state.spec
     if w.is_empty(state.stable, now) and spec.has_scrape_target:
-        return state, Decision(0, False, state.panic_since is not None, 0)
+        return state, ScaleDecision(0, False, state.panic_since is not None, 0)
     stable = w.average(state.stable, now, spec.aggregation)
     panic = w.average(state.panic, now, spec.aggregation)
     return step(state, stable, panic, ready_pods=ready_pods, now=now, is_reachable=is_reachable)
@@ -147,7 +147,7 @@ def step(
     ready_pods: int,
     now: float,
     is_reachable: bool = True,
-) -> tuple[KpaState, Decision]:
+) -> tuple[KpaState, ScaleDecision]:
     """The decision for two given averages."""
     spec = state.spec
     ready = max(1, ready_pods)
@@ -164,7 +164,7 @@ def step(
     if is_reachable and spec.scale_down_delay_s > 0:
         delay, desired = w.record_max(state.delay, now, desired)
         state = replace(state, delay=delay)
-    return state, Decision(
+    return state, ScaleDecision(
         desired=desired,
         is_valid=True,
         is_panicking=state.panic_since is not None,

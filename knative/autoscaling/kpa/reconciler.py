@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from knative.autoscaling.kpa.activator import PathMode, path_mode
-from knative.autoscaling.kpa.kpa import ALWAYS_BUFFER, UNKNOWN_SCALE, Decision
+from knative.autoscaling.kpa.kpa import ALWAYS_BUFFER, UNKNOWN_SCALE, ScaleDecision
 
 # On top of the progress deadline: the deployment's own verdict comes first.
 _ACTIVATION_SLACK_S = 30.0
@@ -62,7 +62,7 @@ class Pods:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReconcileOutcome:
     """What to do now: set the deployment to `replicas` and put the activator where `mode` says.
 
     `want` is the scale aimed at; it is 0 some time before `replicas` is. `check_again_in_s` is
@@ -102,13 +102,13 @@ def bounded(scale: int, min_scale: int, max_scale: int) -> int:
 def reconcile(
     policy: ScalePolicy,
     state: RevisionState,
-    decision: Decision,
+    decision: ScaleDecision,
     pods: Pods,
     now: float,
     *,
     is_reachable: bool = True,
     is_activator_probed: bool = True,
-) -> tuple[RevisionState, Outcome]:
+) -> tuple[RevisionState, ReconcileOutcome]:
     """The replicas to set at `now`.
 
     Zero is reached in two steps, so that no request finds neither pod nor activator: first the
@@ -130,7 +130,7 @@ def reconcile(
         state = replace(state, mode=mode, mode_since=now)
     is_set = scale.is_applied and scale.want >= 0
     replicas = scale.want if is_set else pods.replicas
-    return state, Outcome(replicas, scale.want, state.mode, scale.check_again_in_s)
+    return state, ReconcileOutcome(replicas, scale.want, state.mode, scale.check_again_in_s)
 
 
 def _scale(

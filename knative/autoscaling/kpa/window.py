@@ -27,7 +27,7 @@ class Aggregation(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class MetricWindow:
     """The last `size` seconds of a measure, oldest first; `last` is the second of the newest.
 
     `first` and `last` are None until something was recorded.
@@ -43,12 +43,12 @@ class Window:
         return len(self.buckets)
 
 
-def empty_window(size_s: int) -> Window:
+def empty_window(size_s: int) -> MetricWindow:
     """A window of `size_s` seconds in which nothing was recorded yet."""
-    return Window(buckets=(0.0,) * size_s)
+    return MetricWindow(buckets=(0.0,) * size_s)
 
 
-def record(window: Window, t: float, value: float) -> Window:
+def record(window: MetricWindow, t: float, value: float) -> MetricWindow:
     """The window with `value` added to the second of `t`.
 
     Values of the same second add up; seconds that were skipped count as zero; a value older than
@@ -57,19 +57,21 @@ def record(window: Window, t: float, value: float) -> Window:
     second = math.floor(t)
     first, last = window.first, window.last
     if first is None or last is None or second - last >= window.size:
-        return Window((0.0,) * (window.size - 1) + (value,), first=second, last=second)
+        return MetricWindow((0.0,) * (window.size - 1) + (value,), first=second, last=second)
     if second > last:
         skipped = second - last
         moved = window.buckets[skipped:] + (0.0,) * (skipped - 1) + (value,)
-        return Window(moved, first=first, last=second)
+        return MetricWindow(moved, first=first, last=second)
     if second <= last - window.size:
         return window
     at = window.size - 1 - (last - second)
     added = (*window.buckets[:at], window.buckets[at] + value, *window.buckets[at + 1 :])
-    return Window(added, first=min(first, second), last=last)
+    return MetricWindow(added, first=min(first, second), last=last)
 
 
-def average(window: Window, now: float, aggregation: Aggregation = Aggregation.LINEAR) -> float:
+def average(
+    window: MetricWindow, now: float, aggregation: Aggregation = Aggregation.LINEAR
+) -> float:
     """The average over the window that ends at `now`; 0.0 when all of it is older."""
     if window.first is None or window.last is None:
         return 0.0
@@ -85,12 +87,12 @@ def average(window: Window, now: float, aggregation: Aggregation = Aggregation.L
     return _rounded(sum(window.buckets[lag:]) / seen)
 
 
-def is_empty(window: Window, now: float) -> bool:
+def is_empty(window: MetricWindow, now: float) -> bool:
     """Whether nothing was recorded for longer than the window."""
     return window.last is None or math.floor(now) - window.last > window.size
 
 
-def resized(window: Window, size_s: int) -> Window:
+def resized(window: MetricWindow, size_s: int) -> MetricWindow:
     """The same seconds in a window of another length; only what falls out of it is lost."""
     if size_s == window.size:
         return window
@@ -100,7 +102,7 @@ def resized(window: Window, size_s: int) -> Window:
     first = window.first
     if first is not None and window.last is not None:
         first = max(first, window.last - size_s + 1)
-    return Window(window.buckets[window.size - size_s :], first=first, last=window.last)
+    return MetricWindow(window.buckets[window.size - size_s :], first=first, last=window.last)
 
 
 def _weighted(buckets: Sequence[float], lag: int) -> float:

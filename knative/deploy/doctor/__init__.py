@@ -4,7 +4,7 @@
 hop or one platform. Pure: resources in (a rendered folder or a live cluster's), findings out.
 """
 
-from knative.deploy.doctor.examination import RULES, Report, examine
+from knative.deploy.doctor.examination import RULES, DoctorReport, examine
 from knative.deploy.doctor.finding import Finding, Hop, Severity
 
-__all__ = ["RULES", "Finding", "Hop", "Report", "Severity", "examine"]
+__all__ = ["RULES", "DoctorReport", "Finding", "Hop", "Severity", "examine"]

@@ -26,7 +26,7 @@ from knative.deploy.doctor.rules import (
     serving,
     trigger,
 )
-from knative.deploy.doctor.view import View
+from knative.deploy.doctor.view import ResourceView
 from knative.deploy.emit import Resource
 
 RULES: tuple[Rule, ...] = tuple(
@@ -53,7 +53,7 @@ _WORST_FIRST = list(Severity)
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DoctorReport:
     """All findings, hop by hop, the worst of each hop first."""
 
     findings: tuple[Finding, ...]
@@ -68,7 +68,7 @@ class Report:
         return int(bool(self.findings) if is_strict else bool(self.of(Severity.ERROR)))
 
 
-def _asked(rule: Rule, view: View) -> list[Fault]:
+def _asked(rule: Rule, view: ResourceView) -> list[Fault]:
     """Give a rule's faults; what it cannot even read is one, so that no rule is passed over."""
     try:
         return list(rule.check(view))
@@ -82,9 +82,9 @@ def examine(
     *,
     job_s: int | None = None,
     cold_start_s: int | None = None,
-) -> Report:
+) -> DoctorReport:
     """Give what every rule finds; the seconds default to what the settings say."""
-    view = View(resources, job_s=job_s, cold_start_s=cold_start_s)
+    view = ResourceView(resources, job_s=job_s, cold_start_s=cold_start_s)
     found = [Finding(rule, fault) for rule in RULES for fault in _asked(rule, view)]
     found.sort(key=lambda f: (_ORDER.index(f.rule.hop), _WORST_FIRST.index(f.severity)))
-    return Report(tuple(found), len(view.resources))
+    return DoctorReport(tuple(found), len(view.resources))

@@ -11,34 +11,34 @@ from typing import Any
 
 from knative.autoscaling.setting import RefusedSettingsError
 from knative.deploy.doctor.finding import Fault, Severity, fault
-from knative.deploy.doctor.view import View, annotation, dig, number
+from knative.deploy.doctor.view import ResourceView, annotation, dig, number
 from knative.deploy.emit import Resource
 
-Check = Callable[[View], Iterable[Fault]]
-Demand = Callable[[View, Any], str | None]
+Check = Callable[[ResourceView], Iterable[Fault]]
+Demand = Callable[[ResourceView, Any], str | None]
 """What a value must be, in words, when it is not that; None when it is."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class FieldPath:
     """Where in a resource a value stands, as a person would look for it."""
 
     label: str
     read: Callable[[Resource], Any]
 
 
-def at(path: str) -> Place:
+def at(path: str) -> FieldPath:
     """Give the place of a dotted path."""
-    return Place(path, lambda resource: dig(resource, path))
+    return FieldPath(path, lambda resource: dig(resource, path))
 
 
-def note(key: str) -> Place:
+def note(key: str) -> FieldPath:
     """Give the place of an annotation."""
-    return Place(key, lambda resource: annotation(resource, key))
+    return FieldPath(key, lambda resource: annotation(resource, key))
 
 
 def at_least(
-    least: Callable[[View], float],
+    least: Callable[[ResourceView], float],
     *,
     unset: float | None = None,
     off: float | None = None,
@@ -51,7 +51,7 @@ def at_least(
     that switches the limit off. What is no number at all does not meet it.
     """
 
-    def judge(view: View, value: Any) -> str | None:
+    def judge(view: ResourceView, value: Any) -> str | None:
         wanted = least(view)
         found = unset if value is None else unit(value)
         if found is not None and (found >= wanted or found == off):
@@ -69,15 +69,15 @@ def one_of(*allowed: Any, words: str = "") -> Demand:
 
 
 def field_rule(
-    sort: Callable[[View], Iterable[Resource]],
-    places: Place | tuple[Place, ...],
+    sort: Callable[[ResourceView], Iterable[Resource]],
+    places: FieldPath | tuple[FieldPath, ...],
     demand: Demand,
     severity: Severity = Severity.ERROR,
 ) -> Check:
     """Give the check that walks every resource of a sort and asks each place for its demand."""
     listed = places if isinstance(places, tuple) else (places,)
 
-    def check(view: View) -> Iterator[Fault]:
+    def check(view: ResourceView) -> Iterator[Fault]:
         for resource in sort(view):
             for place in listed:
                 value = place.read(resource)
@@ -88,13 +88,13 @@ def field_rule(
 
 
 def readable_rule(
-    sort: Callable[[View], Iterable[Resource]], read: Callable[[Resource], object]
+    sort: Callable[[ResourceView], Iterable[Resource]], read: Callable[[Resource], object]
 ) -> Check:
     """Give the check that reads each resource of a sort as the simulator does, and reports what is
     refused.
     """
 
-    def check(view: View) -> Iterator[Fault]:
+    def check(view: ResourceView) -> Iterator[Fault]:
         for resource in sort(view):
             try:
                 read(resource)
@@ -105,6 +105,6 @@ def readable_rule(
     return check
 
 
-def kind(name: str, group: str = "") -> Callable[[View], Iterable[Resource]]:
+def kind(name: str, group: str = "") -> Callable[[ResourceView], Iterable[Resource]]:
     """Give the sort: every resource of a kind."""
     return lambda view: view.of(name, group)

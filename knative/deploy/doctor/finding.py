@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from knative.deploy.emit import Resource
 
 if TYPE_CHECKING:
-    from knative.deploy.doctor.view import View
+    from knative.deploy.doctor.view import ResourceView
 
 
 class Severity(StrEnum):
@@ -60,7 +60,7 @@ class Rule:
     hop: Hop
     why: str
     source: str
-    check: Callable[[View], Iterable[Fault]]
+    check: Callable[[ResourceView], Iterable[Fault]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +120,14 @@ class Register:
 
     def rule(
         self, name: str, hop: Hop, *, why: str, source: str
-    ) -> Callable[[Callable[[View], Iterable[Fault]]], Callable[[View], Iterable[Fault]]]:
+    ) -> Callable[
+        [Callable[[ResourceView], Iterable[Fault]]], Callable[[ResourceView], Iterable[Fault]]
+    ]:
         """Give a decorator that makes a check a rule."""
 
-        def add(check: Callable[[View], Iterable[Fault]]) -> Callable[[View], Iterable[Fault]]:
+        def add(
+            check: Callable[[ResourceView], Iterable[Fault]],
+        ) -> Callable[[ResourceView], Iterable[Fault]]:
             self.rules.append(Rule(name, hop, why, source, check))
             return check
 

@@ -6,7 +6,7 @@ pod for it all the same.
 
 from __future__ import annotations
 
-from knative.deploy.doctor.view import View, dig, engine, variable
+from knative.deploy.doctor.view import ResourceView, dig, engine, variable
 from knative.deploy.emit import Resource
 
 INITIALIZER = "storage-initializer"
@@ -21,7 +21,7 @@ _BY_HELM = {
 }
 
 
-def storage_initializer(view: View, predictor: Resource) -> Resource | None:
+def storage_initializer(view: ResourceView, predictor: Resource) -> Resource | None:
     """Give the init container of a predictor: as the cluster's ClusterStorageContainer has it, else
     as KServe's Helm chart installs it; None where KServe adds none.
     """

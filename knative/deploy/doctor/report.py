@@ -10,12 +10,12 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
-from knative.deploy.doctor import RULES, Report, Severity
+from knative.deploy.doctor import RULES, DoctorReport, Severity
 
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NEEDED: "cyan"}
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: DoctorReport, console: Console) -> None:
     """Print every finding: what it is, what it must be, why, and where that is written."""
     for hop, findings in groupby(report.findings, key=lambda finding: finding.rule.hop):
         console.print(f"\n{hop}", style="bold", markup=False)

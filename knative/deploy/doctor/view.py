@@ -90,7 +90,7 @@ class Pod:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class DeliverySpec:
     """The delivery that holds for a trigger: its own, else its broker's, else the default."""
 
     owner: Resource
@@ -109,7 +109,7 @@ class Delivery:
         return iso_seconds(self.spec.get("timeout"))
 
 
-class View:
+class ResourceView:
     """All resources, by kind and by what they are to a job."""
 
     def __init__(
@@ -201,14 +201,14 @@ class View:
         """Give the triggers that bring work to a predictor."""
         return [t for t in self.all_triggers if not _is_for_results(t)]
 
-    def delivery(self, trigger: Resource) -> Delivery:
+    def delivery(self, trigger: Resource) -> DeliverySpec:
         """Give the delivery in force; without any spec, Knative's default of 10 retries."""
         if own := dig(trigger, "spec.delivery"):
-            return Delivery(trigger, own)
+            return DeliverySpec(trigger, own)
         broker = self.named("Broker", str(dig(trigger, "spec.broker")), "eventing.knative.dev/")
         if broker and (given := dig(broker, "spec.delivery")):
-            return Delivery(broker, given)
-        return Delivery(trigger, {"retry": 10})
+            return DeliverySpec(broker, given)
+        return DeliverySpec(trigger, {"retry": 10})
 
     def class_of(self, trigger: Resource) -> str:
         """Give the broker class of a trigger; "" for our own broker's."""

@@ -22,14 +22,14 @@ from kubernetes.aio import config as kubernetes_config
 from knative.deploy.emit import Resource
 from knative.deploy.faults import (
     ApiFault,
+    ClusterForbidden,
+    ClusterUnreachable,
     Conflict,
     FieldConflict,
-    Forbidden,
     Gone,
     Invalid,
     MissingKind,
-    NotFound,
-    Unreachable,
+    ObjectNotFound,
 )
 
 FIELD_MANAGER = "torpor"
@@ -89,7 +89,7 @@ class Cluster:
     async def _discover(self, api_version: str) -> Mapping[str, Kind]:
         try:
             answer = await self._call("GET", _root(api_version))
-        except NotFound:
+        except ObjectNotFound:
             return {}
         return {
             entry["kind"]: Kind(entry["name"], entry["namespaced"])
@@ -101,7 +101,7 @@ class Cluster:
         """Give an object as it is, or None."""
         try:
             return await self._call("GET", await self._path(ref))
-        except NotFound:
+        except ObjectNotFound:
             return None
 
     async def apply(
@@ -141,7 +141,7 @@ class Cluster:
         body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
         try:
             await self._call("DELETE", await self._path(ref), None, body)
-        except NotFound:
+        except ObjectNotFound:
             return False
         return True
 
@@ -177,7 +177,7 @@ class Cluster:
             try:
                 async for kind, item in self._watch(ref, {**selector, "resourceVersion": version}):
                     yield None if kind == "DELETED" else item
-            except (Gone, Unreachable):
+            except (Gone, ClusterUnreachable):
                 await asyncio.sleep(0.2)
 
     async def _watch(
@@ -259,14 +259,14 @@ class Cluster:
                 method, url, made[2], body=body, _request_timeout=timeout_s or self._timeout_s
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unreachable(f"{method} {path}: {error or 'no answer in time'}") from error
+            raise ClusterUnreachable(f"{method} {path}: {error or 'no answer in time'}") from error
         response: aiohttp.ClientResponse = answer.response
         try:
             if response.status >= 400:
                 raise await _fault(method, path, response)
             yield response
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise Unreachable(f"{method} {path}: {error or 'broke off'}") from error
+            raise ClusterUnreachable(f"{method} {path}: {error or 'broke off'}") from error
         finally:
             response.close()
 
@@ -301,9 +301,9 @@ async def _fault(method: str, path: str, response: aiohttp.ClientResponse) -> Ap
     after = float(retry_after) if retry_after.isdigit() else None
     match response.status:
         case 401 | 403:
-            return Forbidden(f"{method} {path}: {message}", response.status)
+            return ClusterForbidden(f"{method} {path}: {message}", response.status)
         case 404:
-            return NotFound(f"{path}: {message}", 404)
+            return ObjectNotFound(f"{path}: {message}", 404)
         case 409:
             causes = (status.get("details") or {}).get("causes") or []
             return Conflict(message, 409, causes=tuple(map(_cause, causes)))
@@ -339,7 +339,7 @@ async def connected(context: str | None = None) -> AsyncIterator[Cluster]:
                 context=context, client_configuration=settings
             )
     except (kubernetes_config.ConfigException, OSError) as error:
-        raise Unreachable(
+        raise ClusterUnreachable(
             f"no cluster: {error}. Set KUBECONFIG, or pass --context, or run inside one."
         ) from error
     cluster = Cluster(kubernetes_client.ApiClient(settings))

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from knative.deploy.doctor.view import is_in_knative_mode
 from knative.deploy.emit import Resource
-from knative.deploy.faults import DeployError, Forbidden, MissingKind, NotFound
+from knative.deploy.faults import ClusterForbidden, DeployError, MissingKind, ObjectNotFound
 from knative.deploy.rollout import knative_service
 from knative.deploy.rollout.client import Cluster, Ref, ref_of
-from knative.deploy.rollout.readiness import Readiness, readiness
+from knative.deploy.rollout.readiness import ObjectReadiness, readiness
 from knative.deploy.rollout.rollout import stuck_reasons
 
 OURS = "app.kubernetes.io/part-of=torpor"
@@ -61,7 +61,7 @@ class Row:
 
     ref: Ref
     replicas: str
-    state: Readiness
+    state: ObjectReadiness
     stuck: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
@@ -81,7 +81,7 @@ async def _listed(
 ) -> list[Resource]:
     try:
         found, _ = await cluster.list(api_version, kind, namespace, **selectors)
-    except (MissingKind, Forbidden, NotFound):
+    except (MissingKind, ClusterForbidden, ObjectNotFound):
         return []
     return found
 
@@ -115,7 +115,7 @@ def over(seen: Sequence[Resource], planned: Sequence[Resource]) -> list[Resource
 async def _got(cluster: Cluster, ref: Ref) -> Resource | None:
     try:
         return await cluster.get(ref)
-    except (MissingKind, Forbidden):
+    except (MissingKind, ClusterForbidden):
         return None
 
 
@@ -180,7 +180,7 @@ async def set_bounds(
     for ref, change in changes.items():
         try:
             await cluster.patch(ref, change)
-        except (MissingKind, NotFound):
+        except (MissingKind, ObjectNotFound):
             if ref is service:
                 raise
             continue
@@ -206,7 +206,7 @@ async def log_lines(
     selector = f"app.kubernetes.io/name=torpor,app.kubernetes.io/component={component}"
     pods, _ = await cluster.list("v1", "Pod", namespace, labelSelector=selector)
     if not pods:
-        raise NotFound(f"no pod of component {component} in {namespace} (asleep?)", 404)
+        raise ObjectNotFound(f"no pod of component {component} in {namespace} (asleep?)", 404)
     lines: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue(maxsize=1000)
     async with asyncio.TaskGroup() as group:
         readers = [

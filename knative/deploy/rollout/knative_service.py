@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from knative.deploy.config_hash import with_config_hash
 from knative.deploy.doctor.view import annotation, dig, is_in_knative_mode
 from knative.deploy.emit import Resource
-from knative.deploy.faults import Forbidden, MissingKind, NotFound
+from knative.deploy.faults import ClusterForbidden, MissingKind, ObjectNotFound
 from knative.deploy.rollout.client import Cluster, Ref
-from knative.deploy.rollout.readiness import READY, Readiness
+from knative.deploy.rollout.readiness import READY, ObjectReadiness
 
 API_VERSION = "serving.knative.dev/v1"
 HASH = "torpor.dev/revision"
@@ -49,22 +49,22 @@ def service_of(predictor: Resource) -> Ref:
     return Ref(API_VERSION, "Service", f"{data['name']}-predictor", data.get("namespace"))
 
 
-def service_readiness(live: Resource | None, wanted: str | None) -> Readiness:
+def service_readiness(live: Resource | None, wanted: str | None) -> ObjectReadiness:
     """Give whether the Knative Service serves what was applied; `wanted` is its hash, if known."""
     if live is None:
-        return Readiness(False, "KServe has made no Knative Service yet")
+        return ObjectReadiness(False, "KServe has made no Knative Service yet")
     shown = dig(live, "spec.template.metadata.annotations") or {}
     if wanted is not None and shown.get(HASH) != wanted:
-        return Readiness(False, "KServe has not handed the change on to Knative yet")
+        return ObjectReadiness(False, "KServe has not handed the change on to Knative yet")
     status = live.get("status") or {}
     if status.get("observedGeneration") != live["metadata"].get("generation"):
-        return Readiness(False, "Knative has not looked at the change yet")
+        return ObjectReadiness(False, "Knative has not looked at the change yet")
     created, ready = (status.get(f"latest{word}RevisionName") for word in ("Created", "Ready"))
     conditions = {c.get("type"): c for c in status.get("conditions") or []}
     if created != ready:
-        return Readiness(False, _why(conditions, f"revision {created} is not ready"))
+        return ObjectReadiness(False, _why(conditions, f"revision {created} is not ready"))
     if (conditions.get("Ready") or {}).get("status") != "True":
-        return Readiness(False, _why(conditions, "the Knative Service is not ready"))
+        return ObjectReadiness(False, _why(conditions, "the Knative Service is not ready"))
     return READY
 
 
@@ -77,12 +77,12 @@ def _why(conditions: dict[str, Resource], otherwise: str) -> str:
     return "; ".join(dict.fromkeys(said)) or otherwise
 
 
-async def readiness_of(cluster: Cluster, predictor: Resource) -> Readiness:
+async def readiness_of(cluster: Cluster, predictor: Resource) -> ObjectReadiness:
     """Give the readiness of a live predictor in Knative mode."""
     try:
         live = await cluster.get(service_of(predictor))
     except MissingKind:
-        return Readiness(False, "Knative Serving is not installed")
+        return ObjectReadiness(False, "Knative Serving is not installed")
     return service_readiness(live, annotation(predictor, HASH))
 
 
@@ -113,6 +113,6 @@ async def drop_never_ready(cluster: Cluster, service: Resource) -> list[Ref]:
         gone = [Ref(API_VERSION, "Revision", n, namespace) for n in never_ready(service, found)]
         for ref in gone:
             await cluster.delete(ref)
-    except (Forbidden, MissingKind, NotFound):
+    except (ClusterForbidden, MissingKind, ObjectNotFound):
         return []
     return gone

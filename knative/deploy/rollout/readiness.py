@@ -23,14 +23,14 @@ _READY_NAMES = {"RabbitmqCluster": "AllReplicasReady"}
 
 
 @dataclass(frozen=True, slots=True)
-class Readiness:
+class ObjectReadiness:
     """`is_ready`, or what is still missing."""
 
     is_ready: bool
     reason: str = ""
 
 
-READY = Readiness(True)
+READY = ObjectReadiness(True)
 
 
 def waits_for(resource: Resource) -> bool:
@@ -40,15 +40,15 @@ def waits_for(resource: Resource) -> bool:
     return resource.get("kind") in kinds or is_knative
 
 
-def readiness(live: Resource | None) -> Readiness:
+def readiness(live: Resource | None) -> ObjectReadiness:
     """Give the readiness of an object as the server shows it."""
     if live is None:
-        return Readiness(False, "it is gone: somebody deleted it")
+        return ObjectReadiness(False, "it is gone: somebody deleted it")
     status = live.get("status") or {}
     generation = live["metadata"].get("generation", 0)
     seen = status.get("observedGeneration", generation)
     if seen < generation:
-        return Readiness(False, "its controller has not looked at the change yet")
+        return ObjectReadiness(False, "its controller has not looked at the change yet")
     match live["kind"]:
         case "Deployment":
             return _deployment(live, status)
@@ -60,45 +60,47 @@ def readiness(live: Resource | None) -> Readiness:
             return _by_condition(kind, status)
 
 
-def _deployment(live: Resource, status: Resource) -> Readiness:
+def _deployment(live: Resource, status: Resource) -> ObjectReadiness:
     wanted = live["spec"].get("replicas", 1)
     updated = status.get("updatedReplicas", 0)
     available = status.get("availableReplicas", 0)
     for condition in status.get("conditions") or []:
         if condition.get("reason") == "ProgressDeadlineExceeded":
-            return Readiness(False, f"gave up: {condition.get('message')}")
+            return ObjectReadiness(False, f"gave up: {condition.get('message')}")
     if updated < wanted:
-        return Readiness(False, f"{updated} of {wanted} pods are of the new version")
+        return ObjectReadiness(False, f"{updated} of {wanted} pods are of the new version")
     if status.get("replicas", 0) > updated:
-        return Readiness(False, "old pods are still ending")
+        return ObjectReadiness(False, "old pods are still ending")
     if available < updated:
-        return Readiness(False, f"{available} of {updated} pods are available")
+        return ObjectReadiness(False, f"{available} of {updated} pods are available")
     return READY
 
 
-def _stateful_set(live: Resource, status: Resource) -> Readiness:
+def _stateful_set(live: Resource, status: Resource) -> ObjectReadiness:
     wanted = live["spec"].get("replicas", 1)
     ready = status.get("readyReplicas", 0)
     if status.get("updateRevision") != status.get("currentRevision"):
-        return Readiness(False, "pods of the old version are being replaced")
-    return READY if ready >= wanted else Readiness(False, f"{ready} of {wanted} pods are ready")
+        return ObjectReadiness(False, "pods of the old version are being replaced")
+    return (
+        READY if ready >= wanted else ObjectReadiness(False, f"{ready} of {wanted} pods are ready")
+    )
 
 
-def _job(status: Resource) -> Readiness:
+def _job(status: Resource) -> ObjectReadiness:
     for condition in status.get("conditions") or []:
         if condition.get("status") == "True" and condition.get("type") == "Complete":
             return READY
         if condition.get("status") == "True" and condition.get("type") == "Failed":
-            return Readiness(False, f"failed: {condition.get('message')}")
-    return Readiness(False, "running")
+            return ObjectReadiness(False, f"failed: {condition.get('message')}")
+    return ObjectReadiness(False, "running")
 
 
-def _by_condition(kind: str, status: Resource) -> Readiness:
+def _by_condition(kind: str, status: Resource) -> ObjectReadiness:
     wanted = _READY_NAMES.get(kind, "Ready")
     conditions = {c.get("type"): c for c in status.get("conditions") or []}
     main = conditions.get(wanted)
     if main is None:
-        return Readiness(False, _BY_READY_CONDITION.get(kind, "no status yet"))
+        return ObjectReadiness(False, _BY_READY_CONDITION.get(kind, "no status yet"))
     if main.get("status") == "True":
         return READY
     said = [main, *(c for c in conditions.values() if c.get("status") == "False")]
@@ -107,7 +109,9 @@ def _by_condition(kind: str, status: Resource) -> Readiness:
         for c in said
         if c.get("message") or c.get("reason")
     ]
-    return Readiness(False, "; ".join(dict.fromkeys(words)) or _BY_READY_CONDITION.get(kind, ""))
+    return ObjectReadiness(
+        False, "; ".join(dict.fromkeys(words)) or _BY_READY_CONDITION.get(kind, "")
+    )
 
 
 _WAITING = {

@@ -18,13 +18,20 @@ import yaml
 from eventing.errors import first_of
 from knative.deploy.doctor.view import annotation, is_in_knative_mode
 from knative.deploy.emit import Resource
-from knative.deploy.faults import Conflict, DeployError, Forbidden, Invalid, MissingKind, NotFound
+from knative.deploy.faults import (
+    ClusterForbidden,
+    Conflict,
+    DeployError,
+    Invalid,
+    MissingKind,
+    ObjectNotFound,
+)
 from knative.deploy.faults import NotReady as NotReadyError
 from knative.deploy.rollout import knative_service
 from knative.deploy.rollout import release as history
 from knative.deploy.rollout.canary import is_traffic_split
 from knative.deploy.rollout.client import FIELD_MANAGER, Cluster, Ref, ref_of
-from knative.deploy.rollout.readiness import READY, Readiness, readiness, waits_for, why_stuck
+from knative.deploy.rollout.readiness import READY, ObjectReadiness, readiness, waits_for, why_stuck
 from knative.deploy.rollout.release import Release
 
 # Applied in this order; everything that others refer to comes first.
@@ -41,7 +48,7 @@ STUCK_AFTER_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RolloutStep:
     """What applying one object would do: `create`, `change`, `same`, `leave` (no right), or `done`
     (a Job that ended and was cleaned up). `takes_over`: another manager's fields become ours.
     """
@@ -53,10 +60,10 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RolloutPlan:
     """What a deploy would do, from a dry run on the server."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[RolloutStep, ...]
     prune: tuple[Ref, ...] = ()
 
     @property
@@ -74,8 +81,8 @@ class Plan:
 class Screen(Protocol):
     """Who watches."""
 
-    def applied(self, step: Step) -> None: ...
-    def waiting(self, ref: Ref, state: Readiness, stuck: Sequence[str]) -> None: ...
+    def applied(self, step: RolloutStep) -> None: ...
+    def waiting(self, ref: Ref, state: ObjectReadiness, stuck: Sequence[str]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +104,9 @@ class _Watched:
     ref: Ref
     follows: Ref
     hash: str | None = None
-    state: Readiness = field(default_factory=lambda: Readiness(False, "not looked at yet"))
+    state: ObjectReadiness = field(
+        default_factory=lambda: ObjectReadiness(False, "not looked at yet")
+    )
     told: list[str] = field(default_factory=list)
 
 
@@ -133,7 +142,9 @@ async def missing_kinds(cluster: Cluster, resources: Sequence[Resource]) -> list
     return found
 
 
-async def plan(cluster: Cluster, resources: Sequence[Resource], terms: RolloutOptions) -> Plan:
+async def plan(
+    cluster: Cluster, resources: Sequence[Resource], terms: RolloutOptions
+) -> RolloutPlan:
     """Give what a deploy would do, by a dry run of every apply.
 
     Raises what the server would refuse: Conflict, Invalid, Forbidden.
@@ -143,35 +154,35 @@ async def plan(cluster: Cluster, resources: Sequence[Resource], terms: RolloutOp
     before = known[-1] if known else None
     done = [r for r in before.resources if r["kind"] == "Job"] if before else []
     steps = [await _look(cluster, resource, terms, done) for resource in in_order(resources)]
-    return Plan(tuple(steps), tuple(history.to_prune(before, list(resources))))
+    return RolloutPlan(tuple(steps), tuple(history.to_prune(before, list(resources))))
 
 
 async def _known_releases(cluster: Cluster, namespace: str) -> list[Release]:
     try:
         return await history.releases(cluster, namespace)
-    except NotFound:
+    except ObjectNotFound:
         return []
 
 
 async def _look(
     cluster: Cluster, resource: Resource, terms: RolloutOptions, done: Sequence[Resource]
-) -> Step:
+) -> RolloutStep:
     ref = ref_of(resource)
     try:
         live = await cluster.get(ref)
-    except Forbidden:
+    except ClusterForbidden:
         if ref.kind in _BY_INSTALLER:
-            return Step(ref, "leave")
+            return RolloutStep(ref, "leave")
         raise
     if ref.kind == "Job" and (readiness(live) == READY if live else resource in done):
-        return Step(ref, "done")  # a Job's template cannot be changed, and its work is done
+        return RolloutStep(ref, "done")  # a Job's template cannot be changed, and its work is done
     try:
         made, takes_over = await _try(cluster, resource, live, terms)
-    except NotFound:  # its namespace will only be there after the real apply
-        return Step(ref, "create", _shown({}, resource, ref))
-    except Forbidden:
+    except ObjectNotFound:  # its namespace will only be there after the real apply
+        return RolloutStep(ref, "create", _shown({}, resource, ref))
+    except ClusterForbidden:
         if live is not None and ref.kind in _BY_INSTALLER:
-            return Step(ref, "leave")
+            return RolloutStep(ref, "leave")
         raise
     except Conflict as conflict:
         raise _told(conflict, ref) from conflict
@@ -179,8 +190,8 @@ async def _look(
         raise Invalid(f"{ref} is refused: {refused}", refused.status) from refused
     difference = _shown(live or {}, made, ref)
     if live is None:
-        return Step(ref, "create", difference)
-    return Step(ref, "change" if difference else "same", difference, takes_over)
+        return RolloutStep(ref, "create", difference)
+    return RolloutStep(ref, "change" if difference else "same", difference, takes_over)
 
 
 async def _try(
@@ -246,7 +257,7 @@ async def deploy(
         screen.applied(step)
     for ref in made.prune:
         await cluster.delete(ref)
-        screen.applied(Step(ref, "prune"))
+        screen.applied(RolloutStep(ref, "prune"))
     known = await history.releases(cluster, terms.namespace)
     if made.is_empty and known:  # who owns a field is no release to go back to
         return known[-1]
@@ -311,14 +322,14 @@ async def _drop_superseded(
 ) -> None:
     if live is not None and each.follows != each.ref:
         for ref in await knative_service.drop_never_ready(cluster, live):
-            screen.applied(Step(ref, "prune"))
+            screen.applied(RolloutStep(ref, "prune"))
 
 
 def _is_ready_now(each: _Watched, live: Resource | None, screen: Screen) -> bool:
     if each.follows != each.ref:
         state = knative_service.service_readiness(live, each.hash)
     else:
-        state = readiness(live) if live else Readiness(False, "not there yet")
+        state = readiness(live) if live else ObjectReadiness(False, "not there yet")
     if state != each.state:
         each.state = state
         screen.waiting(each.ref, state, ())
@@ -394,7 +405,7 @@ async def remove(
             kept.append(ref)
             continue
         await cluster.delete(ref)
-        screen.applied(Step(ref, "delete"))
+        screen.applied(RolloutStep(ref, "delete"))
     for old in known:
         name = f"torpor-release-{old.number:06d}"
         await cluster.delete(Ref("v1", "ConfigMap", name, terms.namespace))

@@ -12,14 +12,14 @@ from math import isnan, sqrt
 
 import aiohttp
 
-from knative.deploy.faults import Unreachable
+from knative.deploy.faults import ClusterUnreachable
 
 QUERY_TIMEOUT_S = 10.0
 # Ends of an attempt that a new version may be to blame for.
 FAULTS = "engine_dead|engine_request_failed|stalled|out_of_step|bug"
 
 
-class Decision(StrEnum):
+class CanaryDecision(StrEnum):
     """What to do with a canary."""
 
     PROMOTE = "promote"
@@ -31,7 +31,7 @@ class Decision(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class CanarySample:
     """What one version did in the window. `p95_s` is seconds per token; None without any."""
 
     requests: float
@@ -40,7 +40,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class CanaryLimits:
     """How much worse a canary may be."""
 
     min_requests: int = 50
@@ -49,10 +49,10 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CanaryVerdict:
     """The decision and the figures it rests on."""
 
-    decision: Decision
+    decision: CanaryDecision
     reason: str
 
 
@@ -66,30 +66,30 @@ def lower_bound(errors: float, requests: float, z: float = 1.645) -> float:
     return max(0.0, (middle - spread) / (1 + z * z / requests))
 
 
-def judge(stable: Sample, canary: Sample, limits: Limits) -> Verdict:
+def judge(stable: CanarySample, canary: CanarySample, limits: CanaryLimits) -> CanaryVerdict:
     """Give what to do. Worse is said as early as chance allows; good needs enough requests."""
     usual = stable.errors / stable.requests if stable.requests else 0.0
     least = lower_bound(canary.errors, canary.requests)
     if least > usual + limits.error_rise:
-        return Verdict(
-            Decision.ROLL_BACK,
+        return CanaryVerdict(
+            CanaryDecision.ROLL_BACK,
             f"{canary.errors:.0f} of {canary.requests:.0f} failed (at least {least:.1%}), "
             f"the model {usual:.1%}",
         )
     if canary.requests < limits.min_requests:
-        return Verdict(
-            Decision.WAIT, f"{canary.requests:.0f} of {limits.min_requests} requests seen"
+        return CanaryVerdict(
+            CanaryDecision.WAIT, f"{canary.requests:.0f} of {limits.min_requests} requests seen"
         )
     if canary.p95_s is not None and stable.p95_s:
         ratio = canary.p95_s / stable.p95_s
         if ratio > limits.latency_ratio:
-            return Verdict(
-                Decision.ROLL_BACK,
+            return CanaryVerdict(
+                CanaryDecision.ROLL_BACK,
                 f"p95 is {canary.p95_s:.3g} s a token, {ratio:.2f} times the model's "
                 f"{stable.p95_s:.3g} s",
             )
-    return Verdict(
-        Decision.PROMOTE,
+    return CanaryVerdict(
+        CanaryDecision.PROMOTE,
         f"{canary.errors:.0f} of {canary.requests:.0f} failed, "
         f"p95 {canary.p95_s or 0:.3g} s a token",
     )
@@ -114,7 +114,7 @@ def queries(service: str, window: str) -> dict[str, str]:
     }
 
 
-async def measure(prometheus_url: str, service: str, window: str) -> Sample:
+async def measure(prometheus_url: str, service: str, window: str) -> CanarySample:
     """Give one version's sample. Raises Unreachable when Prometheus does not answer."""
     timeout = aiohttp.ClientTimeout(total=QUERY_TIMEOUT_S)
     wanted = queries(service, window)
@@ -123,7 +123,7 @@ async def measure(prometheus_url: str, service: str, window: str) -> Sample:
             *(_query(session, prometheus_url, query) for query in wanted.values())
         )
     found = dict(zip(wanted, values, strict=True))
-    return Sample(found["requests"] or 0.0, found["errors"] or 0.0, found["p95_s"])
+    return CanarySample(found["requests"] or 0.0, found["errors"] or 0.0, found["p95_s"])
 
 
 async def _query(session: aiohttp.ClientSession, url: str, query: str) -> float | None:
@@ -134,7 +134,7 @@ async def _query(session: aiohttp.ClientSession, url: str, query: str) -> float 
             response.raise_for_status()
             answer = await response.json()
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise Unreachable(
+        raise ClusterUnreachable(
             f"Prometheus at {url}: {error or 'no answer in time'}. Give --prometheus, or --now to "
             "decide without it"
         ) from error

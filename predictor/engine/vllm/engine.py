@@ -12,7 +12,7 @@ from contextlib import aclosing
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from predictor.engine.engine import ColdStartPhase, EngineRequest, PhaseReporter, Step
+from predictor.engine.engine import ColdStartPhase, DecodeStep, EngineRequest, PhaseReporter
 from predictor.engine.vllm.errors import COMPLETION_URL
 from predictor.engine.vllm.phases import forward_only, heard
 from predictor.engine.vllm.start import (
@@ -180,7 +180,7 @@ class VllmEngine:
 
     async def run(
         self, request: EngineRequest, prior_token_ids: Sequence[int]
-    ) -> AsyncGenerator[Step, None]:
+    ) -> AsyncGenerator[DecodeStep, None]:
         """See `Engine.run`."""
         steps = self._running().steps(request, prior_token_ids)
         try:

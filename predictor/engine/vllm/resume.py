@@ -42,7 +42,7 @@ CURRENT_BUFFER: ContextVar[ResumeBuffer] = ContextVar("current_buffer")
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class ResumedEnding:
     """Why an answer is over, in vLLM's words."""
 
     finish_reason: str
@@ -102,8 +102,8 @@ class ResumingClient:
     ) -> AsyncGenerator[Any, None]:
         if params.n != 1 or params.output_kind is not RequestOutputKind.DELTA:
             raise EngineRequestError("only one streamed answer can be continued")
-        answer = Answer(self._inner, prompt, params, request_id)
-        ending: Ending | None = None
+        answer = ResumedAnswer(self._inner, prompt, params, request_id)
+        ending: ResumedEnding | None = None
         for position, token_id in enumerate(buffer.prior):
             if position % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
@@ -128,7 +128,7 @@ class ResumingClient:
             await inner.aclose()
 
 
-class Answer:
+class ResumedAnswer:
     """One answer as text, token by token, whoever made the tokens."""
 
     def __init__(self, llm: Any, prompt: Any, params: SamplingParams, request_id: str) -> None:
@@ -155,25 +155,25 @@ class Answer:
         )
         self._text = IncrementalDetokenizer.from_new_request(llm.renderer.tokenizer, request)
 
-    def ending_at(self, token_id: int) -> Ending | None:
+    def ending_at(self, token_id: int) -> ResumedEnding | None:
         """Whether the engine would have stopped at this next token (vLLM's `check_stop`)."""
         if token_id == self._params.eos_token_id:
-            return Ending("stop")
+            return ResumedEnding("stop")
         if token_id in (self._params.stop_token_ids or ()):
-            return Ending("stop", token_id)
+            return ResumedEnding("stop", token_id)
         if self._text.num_output_tokens() + 1 >= self._max_tokens:
-            return Ending("length")
+            return ResumedEnding("length")
         return None
 
     def add(
-        self, token_ids: Sequence[int], ending: Ending | None, source: Any = None
+        self, token_ids: Sequence[int], ending: ResumedEnding | None, source: Any = None
     ) -> RequestOutput:
         """Take new ids; gives the output the serving layer would have had from the engine."""
         before = self._text.num_output_tokens()
         is_stop_token = ending is not None and ending.finish_reason == "stop"
         stop_string = self._text.update(list(token_ids), is_stop_token)
         if stop_string is not None:
-            ending = Ending("stop", stop_string)
+            ending = ResumedEnding("stop", stop_string)
         self.is_over = ending is not None
         completion = CompletionOutput(
             index=0,
@@ -220,7 +220,7 @@ def _remaining(params: SamplingParams, made: int) -> SamplingParams:
     return rest
 
 
-def _ending_of(completion: Any) -> Ending | None:
+def _ending_of(completion: Any) -> ResumedEnding | None:
     if completion.finish_reason is None:
         return None
-    return Ending(completion.finish_reason, completion.stop_reason)
+    return ResumedEnding(completion.finish_reason, completion.stop_reason)

@@ -27,7 +27,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.renderers.chat_utils import load_chat_template
 from vllm.renderers.online_renderer import OnlineRenderer
 
-from predictor.engine.engine import EngineRequest, Step
+from predictor.engine.engine import DecodeStep, EngineRequest
 from predictor.engine.vllm.errors import (
     CHAT_URL,
     COMPLETION_URL,
@@ -107,11 +107,11 @@ class VllmServing:
 
     async def steps(
         self, request: EngineRequest, prior: Sequence[int]
-    ) -> AsyncGenerator[Step, None]:
+    ) -> AsyncGenerator[DecodeStep, None]:
         """See `Engine.run`."""
         parsed = self.parse(request)
-        queue: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
-        buffer = ResumeBuffer(prior, lambda ids: queue.put_nowait(Step(ids, None)))
+        queue: asyncio.Queue[DecodeStep | BaseException | None] = asyncio.Queue()
+        buffer = ResumeBuffer(prior, lambda ids: queue.put_nowait(DecodeStep(ids, None)))
         task = asyncio.create_task(self._pump(request, parsed, buffer, queue))
         try:
             while (step := await queue.get()) is not None:
@@ -128,14 +128,14 @@ class VllmServing:
         request: EngineRequest,
         parsed: Any,
         buffer: ResumeBuffer,
-        queue: asyncio.Queue[Step | BaseException | None],
+        queue: asyncio.Queue[DecodeStep | BaseException | None],
     ) -> None:
         """Run the serving layer to its end. A task of its own, so that ids flow while it parses."""
         if not getattr(parsed, "use_beam_search", False):  # its steps are not the answer's tokens
             CURRENT_BUFFER.set(buffer)
         try:
             async for chunk in self._chunks(request, parsed):
-                queue.put_nowait(Step((), chunk))
+                queue.put_nowait(DecodeStep((), chunk))
             queue.put_nowait(None)
         except Exception as error:
             queue.put_nowait(translate(buffer.failure or error, request))
@@ -206,14 +206,16 @@ def _culprit(kind: Any, body: Mapping[str, Any]) -> str:
     return ""
 
 
-def _with_chunk(step: Step, queue: asyncio.Queue[Step | BaseException | None]) -> Step:
+def _with_chunk(
+    step: DecodeStep, queue: asyncio.Queue[DecodeStep | BaseException | None]
+) -> DecodeStep:
     """One step of an id and its chunk, where the chunk is there already (it mostly is)."""
     while step.chunk is None and not queue.empty():
         following = queue.get_nowait()
-        if not isinstance(following, Step):
+        if not isinstance(following, DecodeStep):
             queue.put_nowait(following)  # the end; nothing comes after it
             break
-        step = Step(step.token_ids + following.token_ids, following.chunk)
+        step = DecodeStep(step.token_ids + following.token_ids, following.chunk)
     return step
 
 

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import REQUESTED, request_event
 from eventing.job.job import API_SOURCE, Job, JobId, JobState, derive_job_id
-from eventing.job.store import Ending, NewJob, Release
+from eventing.job.store import Ending, NewJob, ReleaseReason
 from eventing.redis import keys
 from tests.contract.broker.stack import Stack, Subscriber, build, pumping, says, trigger, until
 from tests.contract.rig import FAULT, new_job
@@ -143,7 +143,7 @@ async def test_a_job_handed_over_a_moment_ago_has_its_whole_span_again(stack: St
     job = await published(stack)
     await passes(stack, job.id, 10 * SPAN_S)
     taken = await stack.store.acquire(job.id, "worker", can_resume=True)
-    await stack.store.release(taken.lease, Release.HANDOVER, FAULT)
+    await stack.store.release(taken.lease, ReleaseReason.HANDOVER, FAULT)
 
     await given_up(stack, request_event(job), ANSWERED)
 

@@ -13,7 +13,7 @@ import pytest
 from api.auth.principal import Principal
 from api.batch import runner as batch_runner
 from api.limit.limit import RateLimited, tokens_asked
-from api.limit.window import Meter, Windows
+from api.limit.window import LimitMeter, Windows
 from api.webhook.webhook import BATCH
 from eventing.job.job import JobRequest, new_job_id
 from eventing.job.store import NewJob
@@ -89,7 +89,7 @@ async def ended(api: Furnished, batch_id: str) -> dict[str, Any]:
     return seen
 
 
-async def until_used(api: Furnished, meter: Meter, tokens: int) -> None:
+async def until_used(api: Furnished, meter: LimitMeter, tokens: int) -> None:
     async with asyncio.timeout(5):
         while (await Windows(api.store.redis).look(meter)).used < tokens:
             await asyncio.sleep(0.02)
@@ -124,7 +124,7 @@ async def test_a_batch_takes_half_of_a_minutes_tokens_and_goes_on_in_the_next(
 ) -> None:
     """Lines that are not answered stay charged; so what is taken can be counted."""
     limit = 10 * COST
-    meter = Meter(name="tokens", tenant=TENANT, limit=limit)
+    meter = LimitMeter(name="tokens", tenant=TENANT, limit=limit)
     async with (
         limited(redis_url, store, tmp_path, limit_tokens_per_minute=limit) as api,
         running(api),
@@ -151,7 +151,7 @@ async def test_what_waits_for_a_limit_is_not_read_ahead(
     redis_url: str, store: RedisStore, tmp_path: Path
 ) -> None:
     limit = 8 * COST
-    meter = Meter(name="tokens", tenant=TENANT, limit=limit)
+    meter = LimitMeter(name="tokens", tenant=TENANT, limit=limit)
     async with (
         limited(redis_url, store, tmp_path, limit_tokens_per_minute=limit) as api,
         running(api),
@@ -184,7 +184,7 @@ async def test_an_admission_that_is_cut_off_gives_everything_back(
 ) -> None:
     draw = random.Random(1)
     limits = {"limit_tokens_per_minute": 100 * COST, "limit_jobs_in_flight": 100}
-    meter = Meter(name="tokens", tenant=TENANT, limit=100 * COST)
+    meter = LimitMeter(name="tokens", tenant=TENANT, limit=100 * COST)
     request = JobRequest(url=URL, body=orjson.loads(lines(1))["body"])
     async with limited(redis_url, store, tmp_path, **limits) as api:
         for _ in range(60):
@@ -198,7 +198,7 @@ async def test_an_admission_that_is_cut_off_gives_everything_back(
         await _until_nothing_is_taken(api, meter)
 
 
-async def _until_nothing_is_taken(api: Furnished, meter: Meter) -> None:
+async def _until_nothing_is_taken(api: Furnished, meter: LimitMeter) -> None:
     async with asyncio.timeout(5):
         while (await Windows(api.store.redis).look(meter)).used:
             await asyncio.sleep(0.02)

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
-from api.limit.window import Meter, Windows
+from api.limit.window import LimitMeter, Windows
 from eventing.job.job import JobId, JobState
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
@@ -25,7 +25,7 @@ end
 """
 JOB = JobId("job_" + "a" * 24)
 OTHER = JobId("job_" + "b" * 24)
-METER = Meter(name="tokens", tenant="t", limit=1000)
+METER = LimitMeter(name="tokens", tenant="t", limit=1000)
 ASKED = 41
 """What `chat(40)` is charged: «hi» is one token."""
 

@@ -11,7 +11,7 @@ from openai import AsyncOpenAI, RateLimitError
 from redis.asyncio import Redis
 
 from api.limit.in_flight import InFlightJobs
-from api.limit.window import Meter, Windows
+from api.limit.window import LimitMeter, Windows
 from eventing.broker.queue import Queue
 from eventing.cloudevent.event import Event
 from eventing.job.job import JobId, Lane
@@ -31,8 +31,8 @@ def api_with(redis_url: str, store: RedisStore, redis: Redis) -> Any:
     return make
 
 
-def meter(tenant: str, limit: int) -> Meter:
-    return Meter(name="tokens", tenant=tenant, limit=limit)
+def meter(tenant: str, limit: int) -> LimitMeter:
+    return LimitMeter(name="tokens", tenant=tenant, limit=limit)
 
 
 async def test_requests_over_the_limit_are_429_with_the_time_to_wait(api_with: Any) -> None:

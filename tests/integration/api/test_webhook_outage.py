@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 import pytest
 from redis.asyncio import Redis
 
-from api.webhook.schedule import JITTER, SCHEDULE_S, Verdict
+from api.webhook.schedule import JITTER, SCHEDULE_S, TryVerdict
 from api.webhook.store import WebhookStore
-from api.webhook.webhook import Delivery
+from api.webhook.webhook import WebhookDelivery
 from tests.integration.api.receiver import receiving
 from tests.integration.api.test_webhook_sender import add, message, sending, settings, settled, tell
 
@@ -69,8 +69,8 @@ def ids_of(sent: list[bytes]) -> set[bytes]:
 
 
 async def told(
-    webhooks: WebhookStore, subject: str, is_far_enough: Callable[[Delivery], bool]
-) -> Delivery:
+    webhooks: WebhookStore, subject: str, is_far_enough: Callable[[WebhookDelivery], bool]
+) -> WebhookDelivery:
     """The first endpoint's delivery about `subject`, once it is so far."""
     async with asyncio.timeout(7):
         while True:
@@ -102,7 +102,7 @@ async def test_a_receiver_that_is_down_for_an_hour_is_told_when_it_is_back(
                 ]
 
     *failed, last = late.log
-    assert (late.state, last.status) == (Verdict.DELIVERED, 204)
+    assert (late.state, last.status) == (TryVerdict.DELIVERED, 204)
     assert [entry.status for entry in failed] == [0] * len(failed)
     for entry, planned_s, after in zip(failed, SCALED[1:], late.log[1:], strict=False):
         pause_s = (entry.next_ms - entry.at_ms - entry.duration_ms) / 1000
@@ -128,7 +128,7 @@ async def test_a_connection_that_is_reset_is_tried_again_under_the_same_id(
         async with sending(webhooks, settings(schedule_s=(0.0, 0.05, 0.05))):
             delivery = await settled(webhooks)
 
-    assert (delivery.state, delivery.tries) == (Verdict.DELIVERED, 3)
+    assert (delivery.state, delivery.tries) == (TryVerdict.DELIVERED, 3)
     assert [entry.status for entry in delivery.log] == [0, 0, 204]
     assert len(ids_of(sent)) == 1
 
@@ -143,4 +143,4 @@ async def test_an_answer_whose_body_is_cut_has_been_given(webhooks: WebhookStore
         async with sending(webhooks, settings()):
             delivery = await settled(webhooks)
 
-    assert (delivery.state, len(sent)) == (Verdict.DELIVERED, 1)
+    assert (delivery.state, len(sent)) == (TryVerdict.DELIVERED, 1)

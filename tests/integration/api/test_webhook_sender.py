@@ -16,16 +16,16 @@ from standardwebhooks import Webhook
 
 from api.webhook.address import AllowList
 from api.webhook.listener import WebhookListener
-from api.webhook.schedule import Verdict
+from api.webhook.schedule import TryVerdict
 from api.webhook.sender import SenderSettings, WebhookSender
 from api.webhook.store import WebhookStore
 from api.webhook.webhook import (
     PER_JOB,
-    Delivery,
     Endpoint,
     EventType,
     Message,
     Secret,
+    WebhookDelivery,
     new_secret,
 )
 from tests.integration.api.receiver import Receiver, receiving
@@ -85,7 +85,7 @@ async def add(store: WebhookStore, url: str, endpoint_id: str = "we_1") -> Endpo
     return endpoint
 
 
-async def settled(store: WebhookStore, timeout_s: float = 6) -> Delivery:
+async def settled(store: WebhookStore, timeout_s: float = 6) -> WebhookDelivery:
     """The newest delivery of the tenant, once it is settled."""
     async with asyncio.timeout(timeout_s):
         while True:
@@ -106,7 +106,7 @@ async def test_an_ending_arrives_signed(webhooks: WebhookStore, receiver: Receiv
     event = Webhook(endpoint.secrets[0].text).verify(sent.body, sent.headers)
     assert event["data"] == {"id": "job_1"}
     assert sent.headers["webhook-id"] == delivery.id
-    assert (delivery.state, delivery.tries) == (Verdict.DELIVERED, 1)
+    assert (delivery.state, delivery.tries) == (TryVerdict.DELIVERED, 1)
 
 
 async def test_an_ending_told_twice_is_sent_once(
@@ -150,7 +150,7 @@ async def test_what_nobody_takes_is_failed_and_kept_in_the_log(
     async with sending(webhooks, settings()):
         delivery = await settled(webhooks)
 
-    assert (delivery.state, delivery.tries) == (Verdict.FAILED, 4)
+    assert (delivery.state, delivery.tries) == (TryVerdict.FAILED, 4)
 
 
 async def test_gone_switches_the_endpoint_off(webhooks: WebhookStore, receiver: Receiver) -> None:
@@ -179,7 +179,7 @@ async def test_what_is_due_to_a_deleted_endpoint_is_dropped(
     async with sending(webhooks, settings()):
         delivery = await settled(webhooks)
 
-    assert delivery.state is Verdict.DROPPED
+    assert delivery.state is TryVerdict.DROPPED
     assert receiver.sent == []
 
 
@@ -196,7 +196,7 @@ async def test_a_redirect_is_a_failure_and_is_not_followed(
         async with sending(webhooks, settings(schedule_s=(0.0,))):
             delivery = await settled(webhooks)
 
-        assert delivery.state is Verdict.FAILED
+        assert delivery.state is TryVerdict.FAILED
         assert elsewhere.sent == []
 
 
@@ -293,9 +293,9 @@ async def test_a_sender_that_wakes_from_the_dead_does_not_undo_what_another_note
     await add(webhooks, receiver.url)
     await tell(webhooks, message())
     (taken,) = await webhooks.take(10, hold_ms=1)
-    await webhooks.note(taken, Verdict.DELIVERED)
+    await webhooks.note(taken, TryVerdict.DELIVERED)
 
-    assert not await webhooks.note(taken, Verdict.PENDING, delay_ms=1)
+    assert not await webhooks.note(taken, TryVerdict.PENDING, delay_ms=1)
     assert await webhooks.take(10, hold_ms=1) == []
 
 
@@ -351,7 +351,7 @@ async def test_a_name_that_resolves_inside_is_not_dialled(
     async with sending(webhooks, settings(allowed=AllowList()), Answers(answers)):
         delivery = await settled(webhooks)
 
-    assert delivery.state is Verdict.REFUSED
+    assert delivery.state is TryVerdict.REFUSED
     assert "not a public address" in delivery.log[0].error
     assert receiver.sent == []
 
@@ -374,7 +374,7 @@ async def test_an_answer_that_changes_between_check_and_dial_changes_nothing(
         delivery = await settled(webhooks)
 
     assert names.questions == 1
-    assert delivery.state is Verdict.FAILED
+    assert delivery.state is TryVerdict.FAILED
     assert receiver.sent == []
 
 
@@ -388,7 +388,7 @@ async def test_a_literal_address_is_checked_although_it_is_never_resolved(
     async with sending(webhooks, settings(allowed=AllowList())):
         delivery = await settled(webhooks)
 
-    assert delivery.state is Verdict.REFUSED
+    assert delivery.state is TryVerdict.REFUSED
     assert receiver.sent == []
 
 
@@ -410,7 +410,7 @@ async def test_nothing_that_is_refused_when_handed_in_is_dialled_when_it_got_pas
         found = await webhooks.log("t", 100)
 
     assert len(found) == len(urls) > 50
-    assert {delivery.state for delivery in found} == {Verdict.REFUSED}
+    assert {delivery.state for delivery in found} == {TryVerdict.REFUSED}
     assert receiver.sent == []
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from knative.deploy.rollout.client import Ref
-from knative.deploy.rollout.readiness import Readiness
-from knative.deploy.rollout.rollout import RolloutOptions, Step
+from knative.deploy.rollout.readiness import ObjectReadiness
+from knative.deploy.rollout.rollout import RolloutOptions, RolloutStep
 
 TERMS = RolloutOptions("torpor", timeout_s=2)
 SETTINGS = Ref("v1", "ConfigMap", "settings", "torpor")
@@ -21,10 +21,10 @@ class Notes:
         self.states: list[str] = []
         self.stuck: list[str] = []
 
-    def applied(self, step: Step) -> None:
+    def applied(self, step: RolloutStep) -> None:
         self.steps.append(f"{step.action} {step.ref}")
 
-    def waiting(self, ref: Ref, state: Readiness, stuck: Sequence[str]) -> None:
+    def waiting(self, ref: Ref, state: ObjectReadiness, stuck: Sequence[str]) -> None:
         self.states.append(f"{ref}: {state.reason or 'ready'}")
         self.stuck += stuck
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from knative.deploy.faults import (
+    ClusterForbidden,
+    ClusterUnreachable,
     Conflict,
     FieldConflict,
-    Forbidden,
     Invalid,
     MissingKind,
-    Unreachable,
 )
 from knative.deploy.rollout.client import Cluster, Ref, connected
 from tests.integration.deploy.api_server import ApiServer
@@ -53,7 +53,7 @@ async def test_a_conflict_names_the_other_manager(cluster: Cluster, server: ApiS
 async def test_forbidden_says_which_right_is_missing(cluster: Cluster, server: ApiServer) -> None:
     server.fails.append(("PATCH", "configmaps", 403, 'cannot patch resource "configmaps"'))
 
-    with pytest.raises(Forbidden, match='cannot patch resource "configmaps"'):
+    with pytest.raises(ClusterForbidden, match='cannot patch resource "configmaps"'):
         await cluster.apply(config())
 
 
@@ -113,7 +113,7 @@ async def test_a_server_that_is_not_there_is_one_clear_error(
 ) -> None:
     monkeypatch.setattr(cluster._api.configuration, "_base_path", "http://127.0.0.1:9")
 
-    with pytest.raises(Unreachable):
+    with pytest.raises(ClusterUnreachable):
         await cluster.get(SETTINGS)
 
 
@@ -123,7 +123,7 @@ async def test_without_any_cluster_it_says_what_to_set(
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
 
-    with pytest.raises(Unreachable, match="KUBECONFIG"):
+    with pytest.raises(ClusterUnreachable, match="KUBECONFIG"):
         async with connected():
             raise AssertionError("there is no cluster")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from knative.deploy.faults import (
-    NotFound,
+    ObjectNotFound,
 )
 from knative.deploy.rollout import cluster_view
 from knative.deploy.rollout.client import Cluster
@@ -105,7 +105,7 @@ async def test_scale_sets_both_objects(cluster: Cluster, server: ApiServer) -> N
 
 
 async def test_scaling_an_unknown_model_says_so(cluster: Cluster) -> None:
-    with pytest.raises(NotFound):
+    with pytest.raises(ObjectNotFound):
         await cluster_view.set_bounds(cluster, "torpor", "nobody", 1, 2)
 
 

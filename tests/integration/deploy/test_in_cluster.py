@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from knative.deploy.faults import Unreachable
+from knative.deploy.faults import ClusterUnreachable
 from knative.deploy.rollout.client import Ref, connected
 from tests.integration.deploy.api_server import ApiServer
 from tests.integration.deploy.certificate import certificate, serving
@@ -61,7 +61,7 @@ async def test_the_pods_account_opens_the_cluster(shown: list[str]) -> None:
 async def test_another_authority_is_not_trusted(account: Path, shown: list[str]) -> None:
     certificate(account, "ca")  # another one under the same name
 
-    with pytest.raises(Unreachable):
+    with pytest.raises(ClusterUnreachable):
         async with connected() as cluster:
             await cluster.get(NAMESPACE)
 
@@ -71,7 +71,7 @@ async def test_a_context_that_a_person_names_wins_over_where_we_run(
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
 
-    with pytest.raises(Unreachable, match="no cluster"):
+    with pytest.raises(ClusterUnreachable, match="no cluster"):
         async with connected("mine"):
             raise AssertionError("there is no such context")
     assert shown == []

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from knative.deploy.faults import Unreachable
+from knative.deploy.faults import ClusterUnreachable
 from knative.deploy.rollout.verdict import FAULTS, measure, queries
 from tests.manifests.conftest import ROOT
 
@@ -48,7 +48,7 @@ async def test_a_version_without_traffic_is_an_empty_sample(prometheus: str) -> 
 
 
 async def test_a_prometheus_that_is_away_is_one_clear_line() -> None:
-    with pytest.raises(Unreachable, match="--prometheus"):
+    with pytest.raises(ClusterUnreachable, match="--prometheus"):
         await measure("http://127.0.0.1:9", "thinker", "15m")
 
 

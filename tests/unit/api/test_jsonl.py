@@ -8,14 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.batch.jsonl import JsonlCheck, Line, LineSplitter
+from api.batch.jsonl import BatchLine, JsonlCheck, LineSplitter
 from eventing.errors import InvalidJob
 
 BOM = b"\xef\xbb\xbf"
 GOOD = b'{"custom_id": "a"}'
 
 
-def split(data: bytes, cuts: list[int], offset: int = 0, number: int = 0) -> list[Line]:
+def split(data: bytes, cuts: list[int], offset: int = 0, number: int = 0) -> list[BatchLine]:
     """The lines of `data` from `offset` on, fed in pieces that end at `cuts`."""
     splitter, found, start = LineSplitter(offset, number), [], offset
     for cut in sorted(c for c in cuts if offset < c < len(data)):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from api.limit.limit import (
     DeadlineOutOfReach,
-    Window,
+    LimitWindow,
     check_deadline,
     duration,
     headers_of,
@@ -20,10 +20,10 @@ from eventing.job.job import JobRequest
 
 
 @st.composite
-def windows(draw: st.DrawFn) -> Window:
+def windows(draw: st.DrawFn) -> LimitWindow:
     limit = draw(st.integers(1, 10_000))
     left_s = draw(st.floats(0, 60))
-    return Window(
+    return LimitWindow(
         limit=limit,
         previous=draw(st.integers(0, 3 * limit)),  # a correction may go over the limit
         previous_left_s=left_s,
@@ -32,10 +32,10 @@ def windows(draw: st.DrawFn) -> Window:
     )
 
 
-def later(window: Window, seconds: float) -> Window:
+def later(window: LimitWindow, seconds: float) -> LimitWindow:
     """The window after `seconds` in which nothing was taken, as the library counts it."""
     if seconds < window.current_left_s:
-        return Window(
+        return LimitWindow(
             limit=window.limit,
             previous=window.previous,
             previous_left_s=window.previous_left_s - seconds,
@@ -43,13 +43,13 @@ def later(window: Window, seconds: float) -> Window:
             current_left_s=window.current_left_s - seconds,
         )
     past_s = seconds - window.current_left_s
-    return Window(
+    return LimitWindow(
         limit=window.limit, previous=window.current, previous_left_s=max(0.0, 60 - past_s)
     )
 
 
 @given(window=windows(), share=st.floats(0.001, 1))
-def test_after_the_wait_it_fits(window: Window, share: float) -> None:
+def test_after_the_wait_it_fits(window: LimitWindow, share: float) -> None:
     cost = max(1, int(window.limit * share))
 
     wait_s = window.wait_s(cost)
@@ -58,7 +58,7 @@ def test_after_the_wait_it_fits(window: Window, share: float) -> None:
 
 
 @given(window=windows(), share=st.floats(0.001, 1))
-def test_the_wait_is_honest_not_a_round_number(window: Window, share: float) -> None:
+def test_the_wait_is_honest_not_a_round_number(window: LimitWindow, share: float) -> None:
     """At most one unit of the limit longer than it had to be: the floor of the library's count."""
     cost = max(1, int(window.limit * share))
     wait_s = window.wait_s(cost)
@@ -71,12 +71,12 @@ def test_the_wait_is_honest_not_a_round_number(window: Window, share: float) -> 
 
 
 @given(window=windows())
-def test_after_the_reset_nothing_is_used(window: Window) -> None:
+def test_after_the_reset_nothing_is_used(window: LimitWindow) -> None:
     assert later(window, window.reset_s + 1e-6).used == 0
 
 
 def test_headers_are_openais() -> None:
-    window = Window(limit=60, current=10, current_left_s=30)
+    window = LimitWindow(limit=60, current=10, current_left_s=30)
 
     assert headers_of("requests", window) == {
         "x-ratelimit-limit-requests": "60",

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from api.view.timeline import timeline
-from api.webhook.schedule import Verdict
-from api.webhook.webhook import JOB_WEBHOOK, Delivery, Try
+from api.webhook.schedule import TryVerdict
+from api.webhook.webhook import JOB_WEBHOOK, Try, WebhookDelivery
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
 from eventing.replica import Replica
 
@@ -37,7 +37,7 @@ READY = Replica(
     id="p-1", phase="ready", since_ms=4900, seen_ms=9000, phases={"import": 2.0, "weights": 1.5}
 )
 SENT = Try(at_ms=8050, status=204, error="", duration_ms=30)
-DELIVERY = Delivery(
+DELIVERY = WebhookDelivery(
     id="wh_1",
     tenant="t",
     endpoint="we_1",
@@ -46,7 +46,7 @@ DELIVERY = Delivery(
     subject="job",
     body=b"",
     created_ms=8040,
-    state=Verdict.DELIVERED,
+    state=TryVerdict.DELIVERED,
     tries=1,
     log=(SENT,),
 )
@@ -116,7 +116,7 @@ def test_every_try_of_a_delivery_is_a_step_and_its_url_stays_hidden() -> None:
             replace(ENDED, metadata={JOB_WEBHOOK: "http://x/"}), None, id="its end was not told yet"
         ),
         pytest.param(
-            ENDED, replace(DELIVERY, state=Verdict.PENDING, tries=0, log=()), id="not tried yet"
+            ENDED, replace(DELIVERY, state=TryVerdict.PENDING, tries=0, log=()), id="not tried yet"
         ),
     ],
 )
@@ -125,6 +125,6 @@ def test_a_life_is_not_whole_while_something_is_to_come(job: Job, delivery: Any)
 
 
 def test_a_delivery_that_is_tried_again_for_days_is_not_waited_for() -> None:
-    again = replace(DELIVERY, state=Verdict.PENDING, log=(replace(SENT, status=500, next_ms=1),))
+    again = replace(DELIVERY, state=TryVerdict.PENDING, log=(replace(SENT, status=500, next_ms=1),))
 
     assert timeline(ENDED, [], [again], 9000)["is_whole"]

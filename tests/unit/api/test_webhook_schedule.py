@@ -11,15 +11,15 @@ from api.webhook.schedule import (
     JITTER,
     LONGEST_RETRY_AFTER_S,
     SCHEDULE_S,
-    Outcome,
-    Verdict,
+    TryOutcome,
+    TryVerdict,
     decide,
     retry_after_s,
 )
 
 PAGE = Path(__file__).parents[3] / "docs" / "webhooks.md"
 NOW_S = 1_764_000_000.0
-DOWN = Outcome(error="ConnectionRefusedError")
+DOWN = TryOutcome(error="ConnectionRefusedError")
 
 
 def seconds(text: str) -> float:
@@ -29,7 +29,7 @@ def seconds(text: str) -> float:
     return sum(float(n) * units[unit] for n, unit in zip(words[::2], words[1::2], strict=True))
 
 
-def after(tries: int, outcome: Outcome, seed: int = 1) -> tuple[Verdict, float, float]:
+def after(tries: int, outcome: TryOutcome, seed: int = 1) -> tuple[TryVerdict, float, float]:
     decision = decide(tries, outcome, NOW_S, random.Random(seed), SCHEDULE_S)
     return decision.verdict, decision.delay_s, decision.pause_s
 
@@ -57,7 +57,7 @@ def test_the_page_tells_the_schedule_that_is_kept() -> None:
 def test_a_receiver_that_is_down_for_ever_is_given_up_after_the_last_try() -> None:
     verdicts = [after(n, DOWN)[0] for n in range(1, 11)]
 
-    assert verdicts == [Verdict.PENDING] * 9 + [Verdict.FAILED]
+    assert verdicts == [TryVerdict.PENDING] * 9 + [TryVerdict.FAILED]
 
 
 @given(tries=st.integers(1, 9), seed=st.integers())
@@ -75,31 +75,31 @@ def test_pauses_are_spread() -> None:
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 def test_any_2xx_is_a_delivery(status: int) -> None:
-    assert after(1, Outcome(status))[0] is Verdict.DELIVERED
+    assert after(1, TryOutcome(status))[0] is TryVerdict.DELIVERED
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 401, 404, 429, 500, 502, 503, 504])
 def test_everything_else_is_tried_again(status: int) -> None:
-    assert after(1, Outcome(status))[0] is Verdict.PENDING
+    assert after(1, TryOutcome(status))[0] is TryVerdict.PENDING
 
 
 def test_gone_ends_it() -> None:
-    assert after(1, Outcome(410))[0] is Verdict.GONE
+    assert after(1, TryOutcome(410))[0] is TryVerdict.GONE
 
 
 def test_a_refused_address_is_not_tried_again() -> None:
-    assert after(1, Outcome(is_refused=True))[0] is Verdict.REFUSED
+    assert after(1, TryOutcome(is_refused=True))[0] is TryVerdict.REFUSED
 
 
 @given(seconds=st.integers(6, 86_400), seed=st.integers())
 def test_a_receiver_is_never_asked_before_it_said(seconds: int, seed: int) -> None:
-    _, delay_s, _ = after(1, Outcome(429, retry_after=str(seconds)), seed)
+    _, delay_s, _ = after(1, TryOutcome(429, retry_after=str(seconds)), seed)
 
     assert seconds <= delay_s <= seconds * (1 + JITTER)
 
 
 def test_a_short_retry_after_does_not_hurry_the_schedule() -> None:
-    _, delay_s, _ = after(2, Outcome(503, retry_after="1"))
+    _, delay_s, _ = after(2, TryOutcome(503, retry_after="1"))
 
     assert delay_s > 250
 
@@ -108,7 +108,7 @@ def test_a_short_retry_after_does_not_hurry_the_schedule() -> None:
 def test_a_receiver_that_is_busy_is_left_alone_by_its_other_deliveries(
     status: int, pause_s: float
 ) -> None:
-    assert after(1, Outcome(status, retry_after="60"))[2] == pause_s
+    assert after(1, TryOutcome(status, retry_after="60"))[2] == pause_s
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,16 @@ from knative.autoscaling.keda import keda
 from knative.autoscaling.keda.formula import parse
 from knative.autoscaling.keda.keda import (
     Fallback,
+    KedaReadiness,
     KedaSpec,
     KedaState,
     Modifiers,
     Pause,
-    Readiness,
 )
-from knative.autoscaling.keda.trigger import Prometheus, RedisStreams, StreamMode, Trigger
+from knative.autoscaling.keda.trigger import Prometheus, RedisStreams, ScalerTrigger, StreamMode
 
-LAG = Trigger("lag", RedisStreams(StreamMode.LAG), target=4)
-PENDING = Trigger("pend", RedisStreams(StreamMode.PENDING), target=4)
+LAG = ScalerTrigger("lag", RedisStreams(StreamMode.LAG), target=4)
+PENDING = ScalerTrigger("pend", RedisStreams(StreamMode.PENDING), target=4)
 BOTH = Modifiers(parse("(lag > 0 ? lag : 0) + pend"), target=4)
 COMPOSITE = KedaSpec((LAG, PENDING), modifiers=BOTH, polling_interval_s=2, cooldown_s=6)
 
@@ -79,7 +79,7 @@ def test_a_minimum_above_zero_never_goes_to_zero() -> None:
 
 def test_a_failing_trigger_keeps_the_workload_from_zero() -> None:
     decision = polled(KedaSpec((LAG, PENDING)), {"lag": 0, "pend": None}, 2)
-    assert (decision.replicas, decision.readiness) == (2, Readiness.FAILED)
+    assert (decision.replicas, decision.readiness) == (2, KedaReadiness.FAILED)
 
 
 def test_an_error_among_active_triggers_does_not_renew_the_activity() -> None:
@@ -87,7 +87,7 @@ def test_an_error_among_active_triggers_does_not_renew_the_activity() -> None:
     state, decision = keda.poll(
         spec, keda.start(spec, now=0.0), {"lag": 1, "pend": None}, 1, now=50.0
     )
-    assert (state.last_active, decision.readiness) == (None, Readiness.UNKNOWN)
+    assert (state.last_active, decision.readiness) == (None, KedaReadiness.UNKNOWN)
 
 
 @pytest.mark.parametrize(("fallback", "expected"), [(4, 4), (0, 0)])
@@ -180,7 +180,7 @@ def test_lag_alone_kills_the_job_that_is_running() -> None:
 
 def test_a_failing_trigger_with_a_default_in_the_formula_still_counts() -> None:
     spec = KedaSpec(
-        (LAG, Trigger("p95", Prometheus("q", ignores_null=False), target=1)),
+        (LAG, ScalerTrigger("p95", Prometheus("q", ignores_null=False), target=1)),
         modifiers=Modifiers(parse("lag + (p95 ?? 0)"), target=4),
     )
     assert polled(spec, {"lag": 3, "p95": None}, 0).replicas == 1

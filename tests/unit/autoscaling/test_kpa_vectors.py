@@ -69,7 +69,7 @@ def test_every_step_of_a_recorded_run_decides_the_same(case: dict[str, Any]) -> 
 
 
 def _assert_same(
-    expect: dict[str, Any], state: kpa.KpaState, decision: kpa.Decision, where: str
+    expect: dict[str, Any], state: kpa.KpaState, decision: kpa.ScaleDecision, where: str
 ) -> None:
     assert decision.is_valid == expect["valid"], where
     if not expect["valid"]:

@@ -8,7 +8,7 @@ from knative.autoscaling.hpa.behavior import Behavior
 from knative.autoscaling.hpa.hpa import HpaReading, HpaSpec, HpaState
 from knative.autoscaling.hpa.metric import Metric, Replicas
 from knative.autoscaling.keda import keda
-from knative.autoscaling.keda.trigger import RedisStreams, StreamMode, Trigger
+from knative.autoscaling.keda.trigger import RedisStreams, ScalerTrigger, StreamMode
 from knative.autoscaling.kpa import kpa, reconciler
 
 loads = st.lists(st.floats(0, 500), min_size=1, max_size=120)
@@ -88,8 +88,8 @@ def test_keda_stays_within_its_bounds(
     loads: list[tuple[float | None, float | None]], least: int, start: int
 ) -> None:
     triggers = (
-        Trigger("lag", RedisStreams(StreamMode.LAG), 4),
-        Trigger("pend", RedisStreams(StreamMode.PENDING), 4),
+        ScalerTrigger("lag", RedisStreams(StreamMode.LAG), 4),
+        ScalerTrigger("pend", RedisStreams(StreamMode.PENDING), 4),
     )
     spec = keda.KedaSpec(triggers, min_replicas=least, max_replicas=10)
     state, replicas = keda.start(spec, now=0), max(start, least)

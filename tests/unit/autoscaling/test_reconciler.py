@@ -4,14 +4,14 @@ import pytest
 
 from knative.autoscaling.kpa import kpa, reconciler
 from knative.autoscaling.kpa.activator import PathMode, path_mode
-from knative.autoscaling.kpa.kpa import Decision
+from knative.autoscaling.kpa.kpa import ScaleDecision
 from knative.autoscaling.kpa.reconciler import Activity, Pods, RevisionState, ScalePolicy
 
 POLICY = ScalePolicy()
 
 
-def wanted(desired: int, *, is_valid: bool = True, spare: int = -1) -> Decision:
-    return Decision(desired, is_valid, False, spare)
+def wanted(desired: int, *, is_valid: bool = True, spare: int = -1) -> ScaleDecision:
+    return ScaleDecision(desired, is_valid, False, spare)
 
 
 def revision(activity: Activity, since: float, mode_since: float = 0.0) -> RevisionState:

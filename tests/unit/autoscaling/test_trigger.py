@@ -10,9 +10,9 @@ from knative.autoscaling.keda.trigger import (
     QueueMode,
     RabbitMq,
     RedisStreams,
+    ScalerTrigger,
     Source,
     StreamMode,
-    Trigger,
     measure,
     measured,
 )
@@ -21,7 +21,7 @@ BUSY = Backlog(undelivered=7, in_flight=3, length=90, queries={"p95": 2.5, "gone
 
 
 def number(source: Source, backlog: Backlog = BUSY) -> float | None:
-    return measure(Trigger("t", source, target=1), backlog)
+    return measure(ScalerTrigger("t", source, target=1), backlog)
 
 
 @pytest.mark.parametrize(
@@ -83,5 +83,5 @@ def test_kafka_lag_is_bounded_by_its_partitions(kafka: Kafka, expected: float) -
 
 
 def test_an_external_trigger_reads_what_its_server_said() -> None:
-    trigger = Trigger("work", External("torpor:9090"), target=1)
+    trigger = ScalerTrigger("work", External("torpor:9090"), target=1)
     assert measured((trigger,), Backlog(queries={"work": 3.5})) == {"work": 3.5}

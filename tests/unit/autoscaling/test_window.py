@@ -6,7 +6,7 @@ from knative.autoscaling.kpa import window as w
 from knative.autoscaling.kpa.window import Aggregation
 
 
-def filled(size: int, *values: tuple[float, float]) -> w.Window:
+def filled(size: int, *values: tuple[float, float]) -> w.MetricWindow:
     window = w.empty_window(size)
     for t, value in values:
         window = w.record(window, t, value)

@@ -4,31 +4,45 @@ from __future__ import annotations
 
 import pytest
 
-from knative.deploy.rollout.verdict import Decision, Limits, Sample, judge, lower_bound, queries
+from knative.deploy.rollout.verdict import (
+    CanaryDecision,
+    CanaryLimits,
+    CanarySample,
+    judge,
+    lower_bound,
+    queries,
+)
 
-GOOD = Sample(1000, 10, 20.0)
+GOOD = CanarySample(1000, 10, 20.0)
 
 
 @pytest.mark.parametrize(
     ("canary", "decision"),
     [
-        pytest.param(Sample(100, 1, 20.0), Decision.PROMOTE, id="as good"),
-        pytest.param(Sample(10, 0, 20.0), Decision.WAIT, id="too few"),
-        pytest.param(Sample(0, 0, None), Decision.WAIT, id="none"),
-        pytest.param(Sample(10, 1, 20.0), Decision.WAIT, id="one of ten may be chance"),
-        pytest.param(Sample(10, 6, 20.0), Decision.ROLL_BACK, id="six of ten is not chance"),
-        pytest.param(Sample(1000, 60, 20.0), Decision.ROLL_BACK, id="errors rose"),
-        pytest.param(Sample(100, 1, 26.0), Decision.ROLL_BACK, id="slower"),
-        pytest.param(Sample(100, 1, 24.0), Decision.PROMOTE, id="hardly slower"),
-        pytest.param(Sample(100, 1, None), Decision.PROMOTE, id="no latency known"),
+        pytest.param(CanarySample(100, 1, 20.0), CanaryDecision.PROMOTE, id="as good"),
+        pytest.param(CanarySample(10, 0, 20.0), CanaryDecision.WAIT, id="too few"),
+        pytest.param(CanarySample(0, 0, None), CanaryDecision.WAIT, id="none"),
+        pytest.param(CanarySample(10, 1, 20.0), CanaryDecision.WAIT, id="one of ten may be chance"),
+        pytest.param(
+            CanarySample(10, 6, 20.0), CanaryDecision.ROLL_BACK, id="six of ten is not chance"
+        ),
+        pytest.param(CanarySample(1000, 60, 20.0), CanaryDecision.ROLL_BACK, id="errors rose"),
+        pytest.param(CanarySample(100, 1, 26.0), CanaryDecision.ROLL_BACK, id="slower"),
+        pytest.param(CanarySample(100, 1, 24.0), CanaryDecision.PROMOTE, id="hardly slower"),
+        pytest.param(CanarySample(100, 1, None), CanaryDecision.PROMOTE, id="no latency known"),
     ],
 )
-def test_a_canary_is_judged_beside_its_model(canary: Sample, decision: Decision) -> None:
-    assert judge(GOOD, canary, Limits()).decision is decision
+def test_a_canary_is_judged_beside_its_model(
+    canary: CanarySample, decision: CanaryDecision
+) -> None:
+    assert judge(GOOD, canary, CanaryLimits()).decision is decision
 
 
 def test_a_model_without_traffic_still_allows_a_judgement() -> None:
-    assert judge(Sample(0, 0, None), Sample(100, 0, 5.0), Limits()).decision is Decision.PROMOTE
+    assert (
+        judge(CanarySample(0, 0, None), CanarySample(100, 0, 5.0), CanaryLimits()).decision
+        is CanaryDecision.PROMOTE
+    )
 
 
 def test_the_bound_tightens_with_the_sample() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.limit.window import Meter
+from api.limit.window import LimitMeter
 from eventing.job.job import JobId
 from eventing.redis import keys
 
@@ -24,7 +24,7 @@ ONE_WORD: Mapping[str, Callable[[str], str]] = {
     "delivery": keys.webhook_delivery,
     "log": keys.webhook_log_of,
     "replicas": keys.replicas,
-    "limit": lambda word: Meter(name="tokens", tenant=word, limit=60).current,
+    "limit": lambda word: LimitMeter(name="tokens", tenant=word, limit=60).current,
     "queue": lambda word: keys.queue(word, "held"),
 }
 OURS = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from torpor.local.predictors.activator import Activator
-from torpor.local.predictors.replica import Replica, ReplicaState
+from torpor.local.predictors.replica import LocalReplica, ReplicaState
 
 pytestmark = pytest.mark.timeout(60)
 READY = ReplicaState.READY
@@ -59,12 +59,14 @@ def pokes() -> list[int]:
 
 
 @pytest.fixture
-async def replicas() -> dict[str, Replica]:
+async def replicas() -> dict[str, LocalReplica]:
     return {}
 
 
 @pytest.fixture
-async def activator(replicas: dict[str, Replica], pokes: list[int]) -> AsyncIterator[Activator]:
+async def activator(
+    replicas: dict[str, LocalReplica], pokes: list[int]
+) -> AsyncIterator[Activator]:
     made = Activator(replicas, concurrency=2, timeout_s=30, on_waiting=lambda: pokes.append(1))
     yield made
     await made.close()
@@ -97,7 +99,7 @@ async def test_at_zero_a_request_is_held_and_the_autoscaler_is_told(
 
 
 async def test_a_held_request_goes_to_the_replica_that_becomes_ready(
-    client: httpx.AsyncClient, activator: Activator, replicas: dict[str, Replica]
+    client: httpx.AsyncClient, activator: Activator, replicas: dict[str, LocalReplica]
 ) -> None:
     predictor = Predictor()
     predictor.may_answer.set()
@@ -105,7 +107,7 @@ async def test_a_held_request_goes_to_the_replica_that_becomes_ready(
         request = asyncio.create_task(client.post("/events", content=b"x"))
         await until(lambda: activator.waiting == 1)
 
-        replicas["a"] = Replica(id="a", url=url, state=READY)
+        replicas["a"] = LocalReplica(id="a", url=url, state=READY)
         await activator.changed()
         answer = await request
 
@@ -114,11 +116,11 @@ async def test_a_held_request_goes_to_the_replica_that_becomes_ready(
 
 
 async def test_a_replica_never_has_more_than_its_concurrency_at_once(
-    client: httpx.AsyncClient, activator: Activator, replicas: dict[str, Replica]
+    client: httpx.AsyncClient, activator: Activator, replicas: dict[str, LocalReplica]
 ) -> None:
     predictor = Predictor()
     async with serving(predictor) as url:
-        replicas["a"] = Replica(id="a", url=url, state=READY)
+        replicas["a"] = LocalReplica(id="a", url=url, state=READY)
         requests = [asyncio.create_task(client.post("/events")) for _ in range(7)]
         await until(lambda: predictor.now == 2 and activator.waiting == 5)
 
@@ -130,12 +132,12 @@ async def test_a_replica_never_has_more_than_its_concurrency_at_once(
 
 
 async def test_each_request_goes_to_the_least_busy_replica(
-    client: httpx.AsyncClient, replicas: dict[str, Replica]
+    client: httpx.AsyncClient, replicas: dict[str, LocalReplica]
 ) -> None:
     busy, calm = Predictor(), Predictor()
     async with serving(busy) as busy_url, serving(calm) as calm_url:
-        replicas["busy"] = Replica(id="busy", url=busy_url, state=READY, in_flight=1)
-        replicas["calm"] = Replica(id="calm", url=calm_url, state=READY)
+        replicas["busy"] = LocalReplica(id="busy", url=busy_url, state=READY, in_flight=1)
+        replicas["calm"] = LocalReplica(id="calm", url=calm_url, state=READY)
 
         first = asyncio.create_task(client.post("/events"))
         await until(lambda: calm.now == 1)
@@ -146,16 +148,16 @@ async def test_each_request_goes_to_the_least_busy_replica(
 
 
 async def test_nothing_is_sent_to_a_draining_replica_however_long_the_queue(
-    client: httpx.AsyncClient, activator: Activator, replicas: dict[str, Replica]
+    client: httpx.AsyncClient, activator: Activator, replicas: dict[str, LocalReplica]
 ) -> None:
     draining, serving_one = Predictor(), Predictor()
     serving_one.may_answer.set()
     async with serving(draining) as draining_url, serving(serving_one) as url:
-        replicas["going"] = Replica(id="going", url=draining_url, state=ReplicaState.DRAINING)
+        replicas["going"] = LocalReplica(id="going", url=draining_url, state=ReplicaState.DRAINING)
         requests = [asyncio.create_task(client.post("/events")) for _ in range(5)]
         await until(lambda: activator.waiting == 5)
 
-        replicas["new"] = Replica(id="new", url=url, state=READY)
+        replicas["new"] = LocalReplica(id="new", url=url, state=READY)
         await activator.changed()
         await asyncio.gather(*requests)
 
@@ -178,13 +180,13 @@ async def test_a_full_hold_asks_the_broker_to_come_again(
 
 
 async def test_a_request_for_a_replica_that_is_gone_is_offered_to_another(
-    client: httpx.AsyncClient, replicas: dict[str, Replica]
+    client: httpx.AsyncClient, replicas: dict[str, LocalReplica]
 ) -> None:
     predictor = Predictor()
     predictor.may_answer.set()
     async with serving(predictor) as url:
-        replicas["gone"] = Replica(id="gone", url="http://127.0.0.1:9", state=READY)
-        replicas["here"] = Replica(id="here", url=url, state=READY, in_flight=1)
+        replicas["gone"] = LocalReplica(id="gone", url="http://127.0.0.1:9", state=READY)
+        replicas["here"] = LocalReplica(id="here", url=url, state=READY, in_flight=1)
 
         answer = await client.post("/events")
 
@@ -193,7 +195,7 @@ async def test_a_request_for_a_replica_that_is_gone_is_offered_to_another(
 
 
 async def test_when_nothing_wakes_in_time_the_broker_is_asked_to_come_again(
-    replicas: dict[str, Replica],
+    replicas: dict[str, LocalReplica],
 ) -> None:
     activator = Activator(replicas, concurrency=1, timeout_s=0.05, on_waiting=lambda: None)
     app = Starlette(routes=[Route("/events", activator.handle, methods=["POST"])])
@@ -209,7 +211,7 @@ async def test_when_nothing_wakes_in_time_the_broker_is_asked_to_come_again(
 
 
 async def test_a_replica_that_dies_with_the_request_is_not_tried_again_here(
-    client: httpx.AsyncClient, replicas: dict[str, Replica]
+    client: httpx.AsyncClient, replicas: dict[str, LocalReplica]
 ) -> None:
     """It may have taken the job; only the broker may deliver again, and the lease decides."""
 
@@ -221,7 +223,7 @@ async def test_a_replica_that_dies_with_the_request_is_not_tried_again_here(
     predictor = Predictor()
     predictor.handle = cut  # type: ignore[method-assign]
     async with serving(predictor) as url:
-        replicas["a"] = Replica(id="a", url=url, state=READY)
+        replicas["a"] = LocalReplica(id="a", url=url, state=READY)
 
         answer = await client.post("/events")
 
@@ -229,12 +231,12 @@ async def test_a_replica_that_dies_with_the_request_is_not_tried_again_here(
 
 
 async def test_the_delivery_token_reaches_the_predictor(
-    client: httpx.AsyncClient, replicas: dict[str, Replica]
+    client: httpx.AsyncClient, replicas: dict[str, LocalReplica]
 ) -> None:
     predictor = Predictor()
     predictor.may_answer.set()
     async with serving(predictor) as url:
-        replicas["a"] = Replica(id="a", url=url, state=READY)
+        replicas["a"] = LocalReplica(id="a", url=url, state=READY)
 
         await client.post("/events", headers={"authorization": "Bearer t", "cookie": "c"})
 
@@ -265,7 +267,7 @@ async def test_a_caller_that_leaves_before_there_is_a_replica_wakes_nothing() ->
 
 
 async def test_a_replica_that_died_with_a_request_is_told_once_its_end_is_seen(
-    replicas: dict[str, Replica],
+    replicas: dict[str, LocalReplica],
 ) -> None:
     told: list[tuple[str, bytes]] = []
 
@@ -282,7 +284,7 @@ async def test_a_replica_that_died_with_a_request_is_told_once_its_end_is_seen(
     predictor.handle = die  # type: ignore[method-assign]
     app = Starlette(routes=[Route("/events", made.handle, methods=["POST"])])
     async with serving(predictor) as url:
-        replicas["a"] = replica = Replica(id="a", url=url, state=READY)
+        replicas["a"] = replica = LocalReplica(id="a", url=url, state=READY)
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://activator") as client:
             asking = asyncio.create_task(client.post("/events", content=b"x"))

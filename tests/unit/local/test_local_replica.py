@@ -2,13 +2,17 @@
 
 import pytest
 
-from torpor.local.predictors.replica import Replica, ReplicaState, least_busy, to_drain
+from torpor.local.predictors.replica import LocalReplica, ReplicaState, least_busy, to_drain
 
 READY, WAKING, DRAINING = ReplicaState.READY, ReplicaState.WAKING, ReplicaState.DRAINING
 
 
-def replica(name: str, state: ReplicaState, in_flight: int = 0, started_s: float = 0.0) -> Replica:
-    return Replica(id=name, url="http://x", state=state, in_flight=in_flight, started_s=started_s)
+def replica(
+    name: str, state: ReplicaState, in_flight: int = 0, started_s: float = 0.0
+) -> LocalReplica:
+    return LocalReplica(
+        id=name, url="http://x", state=state, in_flight=in_flight, started_s=started_s
+    )
 
 
 def test_the_least_busy_ready_replica_gets_the_request() -> None:

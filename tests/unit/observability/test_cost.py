@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventing.telemetry.cost import (
+    GpuMeter,
     GpuState,
-    Meter,
     Price,
     Spend,
     advance,
@@ -18,7 +18,7 @@ from eventing.telemetry.cost import (
 
 
 def test_time_is_waking_until_ready_then_idle_until_there_is_work_then_busy() -> None:
-    meter = Meter(at_s=100.0)
+    meter = GpuMeter(at_s=100.0)
 
     meter = advance(meter, 103.0, is_ready=True)
     meter = advance(meter, 105.0, in_flight=1)
@@ -29,7 +29,7 @@ def test_time_is_waking_until_ready_then_idle_until_there_is_work_then_busy() ->
 
 
 def test_two_jobs_at_once_share_the_gpu_and_a_job_alone_has_it_all() -> None:
-    meter = advance(Meter(at_s=0.0, is_ready=True), 0.0, in_flight=1)
+    meter = advance(GpuMeter(at_s=0.0, is_ready=True), 0.0, in_flight=1)
     first_began = meter.share_s
     meter = advance(meter, 10.0, in_flight=2)
     second_began = meter.share_s
@@ -47,7 +47,7 @@ def test_two_jobs_at_once_share_the_gpu_and_a_job_alone_has_it_all() -> None:
     )
 )
 def test_every_second_is_counted_once(steps: list[tuple[float, int, bool]]) -> None:
-    meter = Meter(at_s=0.0)
+    meter = GpuMeter(at_s=0.0)
     now = 0.0
 
     for passed, in_flight, is_ready in steps:
@@ -58,9 +58,9 @@ def test_every_second_is_counted_once(steps: list[tuple[float, int, bool]]) -> N
 
 
 def test_a_clock_that_goes_back_counts_nothing() -> None:
-    meter = advance(Meter(at_s=10.0), 8.0)
+    meter = advance(GpuMeter(at_s=10.0), 8.0)
 
-    assert meter == Meter(at_s=10.0)
+    assert meter == GpuMeter(at_s=10.0)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_clock_that_goes_back_counts_nothing() -> None:
     ],
 )
 def test_the_state_of_a_replica(is_ready: bool, in_flight: int, state: GpuState) -> None:
-    assert Meter(at_s=0, is_ready=is_ready, in_flight=in_flight).state is state
+    assert GpuMeter(at_s=0, is_ready=is_ready, in_flight=in_flight).state is state
 
 
 def test_a_price_is_for_every_gpu_of_a_replica() -> None:

@@ -7,7 +7,7 @@ from itertools import repeat
 import pytest
 
 from torpor.load.run import Closed, Run
-from torpor.load.sample import Outcome, Sample
+from torpor.load.sample import LoadSample, SampleOutcome
 from torpor.load.schedule import ClientKind, Shot
 from torpor.load.summary import Setup, notes, summarise
 
@@ -22,13 +22,13 @@ class StalledSystem:
     def now(self) -> float:
         return asyncio.get_running_loop().time() - self._zero
 
-    async def send(self, shot: Shot, sample: Sample) -> None:
+    async def send(self, shot: Shot, sample: LoadSample) -> None:
         sample.sent_s = sample.accepted_s = self.now()
         await asyncio.sleep(max(self._at_s - self.now(), 0.001))
         sample.ended_s = self.now()
-        sample.outcome = Outcome.COMPLETED
+        sample.outcome = SampleOutcome.COMPLETED
 
-    async def settle(self, sample: Sample) -> None:
+    async def settle(self, sample: LoadSample) -> None:
         return None
 
 
@@ -79,7 +79,7 @@ async def test_what_the_generator_has_no_room_for_counts_as_unsent() -> None:
     await run.open_loop(shots(5, 0.01))
 
     outcomes = [sample.outcome for sample in run.samples]
-    assert outcomes == [Outcome.COMPLETED] * 3 + [Outcome.UNSENT] * 2
+    assert outcomes == [SampleOutcome.COMPLETED] * 3 + [SampleOutcome.UNSENT] * 2
 
 
 async def test_a_stopped_run_follows_what_it_sent() -> None:
@@ -90,17 +90,17 @@ async def test_a_stopped_run_follows_what_it_sent() -> None:
     await run.open_loop(shots(100, 0.02))
 
     assert 0 < len(run.samples) < 10
-    assert {sample.outcome for sample in run.samples} == {Outcome.COMPLETED}
+    assert {sample.outcome for sample in run.samples} == {SampleOutcome.COMPLETED}
 
 
 def test_times_are_counted_from_when_a_request_was_due() -> None:
-    late = Sample(
+    late = LoadSample(
         kind=ClientKind.SSE,
         due_s=1.0,
         sent_s=3.0,
         accepted_s=3.1,
         ended_s=4.0,
-        outcome=Outcome.COMPLETED,
+        outcome=SampleOutcome.COMPLETED,
     )
 
     report = summarise(setup(is_open=True), [late], [])
@@ -113,21 +113,21 @@ def test_times_are_counted_from_when_a_request_was_due() -> None:
 @pytest.mark.parametrize(
     ("outcome", "lost"),
     [
-        pytest.param(Outcome.LOST, 1, id="accepted_and_never_seen_to_end"),
-        pytest.param(Outcome.REFUSED, 0, id="refused"),
-        pytest.param(Outcome.FAILED, 0, id="failed_and_told_so"),
+        pytest.param(SampleOutcome.LOST, 1, id="accepted_and_never_seen_to_end"),
+        pytest.param(SampleOutcome.REFUSED, 0, id="refused"),
+        pytest.param(SampleOutcome.FAILED, 0, id="failed_and_told_so"),
     ],
 )
-def test_only_a_promise_that_was_not_kept_is_lost(outcome: Outcome, lost: int) -> None:
-    sample = Sample(kind=ClientKind.ASYNC, due_s=0, accepted_s=0.1, ended_s=9, outcome=outcome)
+def test_only_a_promise_that_was_not_kept_is_lost(outcome: SampleOutcome, lost: int) -> None:
+    sample = LoadSample(kind=ClientKind.ASYNC, due_s=0, accepted_s=0.1, ended_s=9, outcome=outcome)
 
     assert summarise(setup(is_open=True), [sample], [])["lost"] == lost
 
 
 def test_what_did_not_complete_is_in_no_percentile() -> None:
     samples = [
-        Sample(kind=ClientKind.ASYNC, due_s=0, ended_s=1, outcome=Outcome.COMPLETED),
-        Sample(kind=ClientKind.ASYNC, due_s=0, ended_s=99, outcome=Outcome.FAILED),
+        LoadSample(kind=ClientKind.ASYNC, due_s=0, ended_s=1, outcome=SampleOutcome.COMPLETED),
+        LoadSample(kind=ClientKind.ASYNC, due_s=0, ended_s=99, outcome=SampleOutcome.FAILED),
     ]
 
     report = summarise(setup(is_open=True), samples, [])

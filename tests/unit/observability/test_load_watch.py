@@ -3,10 +3,10 @@
 import pytest
 
 from torpor.load.page import page
-from torpor.load.sample import Outcome, Sample
+from torpor.load.sample import LoadSample, SampleOutcome
 from torpor.load.schedule import ClientKind
 from torpor.load.summary import Setup, summarise
-from torpor.load.watch import Look, Scrape, is_accounted, look_of, parse
+from torpor.load.watch import MetricsSnapshot, Scrape, is_accounted, look_of, parse
 
 PAGE = """
 # TYPE torpor_queue_depth gauge
@@ -41,7 +41,7 @@ def test_the_page_loads_nothing_and_escapes_what_it_shows() -> None:
     setup = Setup(
         title="<b>&", target="http://t", model="m", is_open=True, seed=0, started_at="now"
     )
-    sample = Sample(kind=ClientKind.SSE, due_s=0, ended_s=1, outcome=Outcome.COMPLETED)
+    sample = LoadSample(kind=ClientKind.SSE, due_s=0, ended_s=1, outcome=SampleOutcome.COMPLETED)
     look = look_of(1.0, {"broker": parse(PAGE), "api": parse(PAGE)}, Scrape())
 
     html = page(summarise(setup, [sample], [look]), [sample], [look])
@@ -51,7 +51,7 @@ def test_the_page_loads_nothing_and_escapes_what_it_shows() -> None:
     assert "src=" not in html
 
 
-def look(busy_s: float, charged_s: float) -> Look:
+def look(busy_s: float, charged_s: float) -> MetricsSnapshot:
     """What an api shows whose predictors posted and charged so much."""
     lines = [
         f'torpor_gpu_seconds_total{{model="m",state="busy"}} {busy_s}',
@@ -73,7 +73,7 @@ def look(busy_s: float, charged_s: float) -> Look:
     ],
 )
 def test_a_cost_is_whole_once_predictors_posted_what_their_jobs_were_charged(
-    last: Look, is_whole: bool
+    last: MetricsSnapshot, is_whole: bool
 ) -> None:
     assert is_accounted(look(10.0, 10.0), last, jobs=3) == is_whole
 

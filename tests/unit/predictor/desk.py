@@ -26,7 +26,7 @@ from eventing.job.store import (
 )
 from eventing.store.memory_store import MemoryStore
 from predictor.delivery.admission import Admission
-from predictor.delivery.answer import Answer
+from predictor.delivery.answer import DeliveryResponse
 from predictor.delivery.delivery import Deliveries
 from predictor.delivery.lease import LeaseKeeper
 from predictor.engine.engine import EngineRequest
@@ -147,7 +147,7 @@ class Desk:
     keeper: LeaseKeeper
     deliveries: Deliveries
 
-    async def deliver(self, event: Event) -> Answer:
+    async def deliver(self, event: Event) -> DeliveryResponse:
         headers, body = build_binary(event)
         return await self.deliveries.handle(headers, body)
 
@@ -254,14 +254,14 @@ def job_id_of(event: Event) -> JobId:
     return derive_job_id(event.source, event.id)
 
 
-def data_of(answer: Answer) -> dict[str, Any]:
+def data_of(answer: DeliveryResponse) -> dict[str, Any]:
     """What the result event in an answer says."""
     assert answer.event is not None
     data: dict[str, Any] = orjson.loads(answer.event.data)
     return data
 
 
-def text_of(answer: Answer) -> str:
+def text_of(answer: DeliveryResponse) -> str:
     choice = data_of(answer)["response"]["choices"][0]
     return str(choice["message"]["content"] if "message" in choice else choice["text"])
 

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from eventing.errors import Overloaded, Unavailable
-from predictor.delivery.admission import Admission, Phase, sequences
+from predictor.delivery.admission import Admission, AdmissionPhase, sequences
 from predictor.engine.seeded_engine import SeededEngine, SeededSettings
 
 
@@ -60,7 +60,7 @@ async def test_nobody_is_let_in_once_the_engine_died(
 ) -> None:
     await engine.stop()
 
-    assert admission.phase is Phase.BROKEN
+    assert admission.phase is AdmissionPhase.BROKEN
     with pytest.raises(Unavailable, match="gone"), admission.slot():
         pass
 

@@ -11,7 +11,7 @@ from eventing.clock import SystemClock
 from eventing.cloudevent.job_event import job_of
 from eventing.errors import BadRequest
 from eventing.job.store import LeaseStatus
-from predictor.engine.engine import EngineRequest, PhaseReporter, Step
+from predictor.engine.engine import DecodeStep, EngineRequest, PhaseReporter
 from predictor.errors import EngineRequestError
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ class ScriptedEngine:
     model_names: Sequence[str] = ("scripted",)
     max_concurrency = 4
 
-    def __init__(self, steps: Sequence[Step | Exception]) -> None:
+    def __init__(self, steps: Sequence[DecodeStep | Exception]) -> None:
         self._steps = steps
         self.taken = 0
         self.is_closed = False
@@ -59,7 +59,7 @@ class ScriptedEngine:
 
     async def run(
         self, request: EngineRequest, prior_token_ids: Sequence[int]
-    ) -> AsyncGenerator[Step, None]:
+    ) -> AsyncGenerator[DecodeStep, None]:
         try:
             for step in self._steps:
                 if isinstance(step, Exception):
@@ -88,7 +88,7 @@ def call(call_id: str, arguments: str) -> list[dict[str, Any]]:
 
 
 async def generation(
-    steps: Sequence[Step | Exception],
+    steps: Sequence[DecodeStep | Exception],
     checkpoint: Checkpoint | None = None,
     *,
     flush_s: float = 0.001,
@@ -115,8 +115,8 @@ async def test_a_tool_call_has_one_id_in_the_stream_and_in_the_result() -> None:
     shown = ReplayFilter()
     shown.note(entries_of(chunk(tool_calls=call("call_first", '{"a"'))))
     steps = [
-        Step((), chunk(tool_calls=call("call_again", '{"a": 1}'))),
-        Step((2,), chunk(finish="tool_calls")),
+        DecodeStep((), chunk(tool_calls=call("call_again", '{"a": 1}'))),
+        DecodeStep((2,), chunk(finish="tool_calls")),
     ]
     made, _, _ = await generation(steps, Checkpoint((1,), shown))
     result = await made.run()
@@ -126,7 +126,7 @@ async def test_a_tool_call_has_one_id_in_the_stream_and_in_the_result() -> None:
 
 
 async def test_an_engine_far_ahead_of_a_silent_store_is_held_back() -> None:
-    steps = [Step((i,), None) for i in range(30_000)]
+    steps = [DecodeStep((i,), None) for i in range(30_000)]
     made, store, engine = await generation(steps)
     store.is_away = True
     running = asyncio.ensure_future(made.run())
@@ -150,7 +150,7 @@ async def test_what_the_engine_finds_wrong_while_it_runs_is_the_requests_fault()
 
 @pytest.mark.parametrize("why", list(Interrupted))
 async def test_an_interruption_closes_the_run_whatever_the_reason(why: Interrupted) -> None:
-    made, _, engine = await generation([Step((i,), None) for i in range(100_000)])
+    made, _, engine = await generation([DecodeStep((i,), None) for i in range(100_000)])
     running = asyncio.ensure_future(made.run())
     while not engine.taken:
         await asyncio.sleep(0)
@@ -161,7 +161,7 @@ async def test_an_interruption_closes_the_run_whatever_the_reason(why: Interrupt
 
 
 async def test_the_first_reason_stands() -> None:
-    made, _, _ = await generation([Step((1,), None)])
+    made, _, _ = await generation([DecodeStep((1,), None)])
     made.interrupt(Interrupted.HANDOVER)
     made.interrupt(Interrupted.FENCED)
 
@@ -170,7 +170,7 @@ async def test_the_first_reason_stands() -> None:
 
 async def test_one_that_is_told_to_go_before_its_engine_has_begun_goes() -> None:
     """It used to wait for ever: a task that is cancelled so early never gets to its `finally`."""
-    made, _, engine = await generation([Step((1,), None)])
+    made, _, engine = await generation([DecodeStep((1,), None)])
     running = asyncio.ensure_future(made.run())
     await asyncio.sleep(0)  # its tasks are there and have not begun
     made.interrupt(Interrupted.HANDOVER)
@@ -183,7 +183,7 @@ async def test_one_that_is_told_to_go_before_its_engine_has_begun_goes() -> None
 async def test_what_was_made_before_an_interruption_is_written_while_the_job_is_ours(
     why: Interrupted,
 ) -> None:
-    steps = [Step((i,), None) for i in range(100_000)]
+    steps = [DecodeStep((i,), None) for i in range(100_000)]
     made, store, engine = await generation(steps, flush_s=10)  # the first write, and the last
     running = asyncio.ensure_future(made.run())
     while engine.taken < 50:
@@ -199,7 +199,7 @@ async def test_what_was_made_before_an_interruption_is_written_while_the_job_is_
 async def test_a_write_that_hangs_does_not_hold_up_who_has_lost_the_job(
     why: Interrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, store, _ = await generation([Step((i,), None) for i in range(100_000)])
+    made, store, _ = await generation([DecodeStep((i,), None) for i in range(100_000)])
     is_hanging = asyncio.Event()
 
     async def hang(*_: object) -> LeaseStatus:
@@ -219,7 +219,7 @@ async def test_tokens_that_the_store_never_took_are_counted_as_lost() -> None:
     def counted() -> float:
         return REGISTRY.get_sample_value("torpor_tokens_lost_total") or 0
 
-    made, store, engine = await generation([Step((i,), None) for i in range(100_000)])
+    made, store, engine = await generation([DecodeStep((i,), None) for i in range(100_000)])
     store.is_away = True
     before = counted()
     running = asyncio.ensure_future(made.run())
@@ -232,7 +232,7 @@ async def test_tokens_that_the_store_never_took_are_counted_as_lost() -> None:
 
 
 async def test_each_step_is_a_sign_of_life() -> None:
-    made, _, _ = await generation([Step((), chunk(content="a"))])
+    made, _, _ = await generation([DecodeStep((), chunk(content="a"))])
     began_s = made.last_step_s
     await made.run()
 
@@ -243,21 +243,21 @@ async def test_a_refused_write_is_counted_and_a_cancel_that_was_only_heard_of_is
     def counted() -> float:
         return REGISTRY.get_sample_value("torpor_fenced_writes_total") or 0
 
-    made, store, _ = await generation([Step((i,), None) for i in range(100_000)])
+    made, store, _ = await generation([DecodeStep((i,), None) for i in range(100_000)])
     running = asyncio.ensure_future(made.run())
     await store.cancel(made.attempt.job_id)
     before = counted()
     assert await running is Interrupted.ENDED
     assert counted() == before + 1
 
-    made, _, _ = await generation([Step((1,), None)])
+    made, _, _ = await generation([DecodeStep((1,), None)])
     made.on_hold(LeaseStatus.TERMINAL)
     assert await made.run() is Interrupted.ENDED
     assert counted() == before + 1
 
 
 async def test_text_that_comes_after_the_last_token_is_shown() -> None:
-    made, _, _ = await generation([Step((1,), None), Step((), chunk(content="late"))])
+    made, _, _ = await generation([DecodeStep((1,), None), DecodeStep((), chunk(content="late"))])
 
     result = await made.run()
 
@@ -267,7 +267,7 @@ async def test_text_that_comes_after_the_last_token_is_shown() -> None:
 
 
 async def test_what_an_engine_made_before_it_failed_is_written() -> None:
-    made, store, _ = await generation([Step((1,), None), EngineRequestError("it broke")])
+    made, store, _ = await generation([DecodeStep((1,), None), EngineRequestError("it broke")])
 
     assert isinstance(await made.run(), EngineFailed)
 
@@ -275,7 +275,7 @@ async def test_what_an_engine_made_before_it_failed_is_written() -> None:
 
 
 async def test_told_to_go_as_the_engine_ends_the_last_tokens_are_written() -> None:
-    made, store, engine = await generation([Step((1,), None)])
+    made, store, engine = await generation([DecodeStep((1,), None)])
     engine.on_closing = lambda: made.interrupt(Interrupted.HANDOVER)
 
     assert await made.run() is Interrupted.HANDOVER

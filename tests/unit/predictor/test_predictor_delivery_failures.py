@@ -14,7 +14,7 @@ from eventing.errors import BadRequest
 from eventing.job.job import API_SOURCE, JobState
 from predictor.delivery.answer import Ended
 from predictor.delivery.settlement import Settlement
-from predictor.engine.engine import EngineRequest, Step
+from predictor.engine.engine import DecodeStep, EngineRequest
 from predictor.engine.seeded_engine import SeededEngine
 from predictor.generation.generation import Attempt, EngineFailed
 from tests.unit.predictor.desk import (
@@ -210,7 +210,7 @@ class BrokenRun(SeededEngine):
 
     async def run(
         self, request: EngineRequest, prior_token_ids: Sequence[int]
-    ) -> AsyncGenerator[Step, None]:
+    ) -> AsyncGenerator[DecodeStep, None]:
         async for step in super().run(request, prior_token_ids):
             yield step
             raise ZeroDivisionError(request.body["messages"][0]["content"])

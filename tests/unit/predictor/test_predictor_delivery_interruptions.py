@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from eventing.job.job import JobState
-from eventing.job.store import EntryKind, LeaseSettings, Release
+from eventing.job.store import EntryKind, LeaseSettings, ReleaseReason
 from predictor.delivery.settlement import release_after_engine_death
 from tests.unit.predictor.desk import (
     LONG,
@@ -36,13 +36,13 @@ async def test_a_dead_engine_gives_its_jobs_back_for_nothing_when_they_got_furth
 @pytest.mark.parametrize(
     ("new_tokens", "can_resume", "price"),
     [
-        pytest.param(5, True, Release.HANDOVER, id="got-further"),
-        pytest.param(0, True, Release.LOST, id="got-nowhere-twice-at-the-same-token"),
-        pytest.param(5, False, Release.LOST, id="starts-over-each-time"),
+        pytest.param(5, True, ReleaseReason.HANDOVER, id="got-further"),
+        pytest.param(0, True, ReleaseReason.LOST, id="got-nowhere-twice-at-the-same-token"),
+        pytest.param(5, False, ReleaseReason.LOST, id="starts-over-each-time"),
     ],
 )
 def test_a_job_that_may_be_what_kills_engines_pays_for_it(
-    new_tokens: int, can_resume: bool, price: Release
+    new_tokens: int, can_resume: bool, price: ReleaseReason
 ) -> None:
     assert release_after_engine_death(new_tokens=new_tokens, can_resume=can_resume) is price
 

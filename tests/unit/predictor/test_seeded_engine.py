@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from predictor.engine.engine import ColdStartPhase, EngineRequest, Step
+from predictor.engine.engine import ColdStartPhase, DecodeStep, EngineRequest
 from predictor.engine.seeded_engine import SeededEngine, SeededSettings
 from predictor.errors import BadRequest, EngineDeadError, EngineRequestError, EngineStartError
 
@@ -32,15 +32,15 @@ async def engine() -> AsyncIterator[SeededEngine]:
 
 async def all_steps(
     engine: SeededEngine, request: EngineRequest, prior: Sequence[int] = ()
-) -> list[Step]:
+) -> list[DecodeStep]:
     return [step async for step in engine.run(request, prior)]
 
 
-def token_ids(steps: Sequence[Step]) -> list[int]:
+def token_ids(steps: Sequence[DecodeStep]) -> list[int]:
     return [token_id for step in steps for token_id in step.token_ids]
 
 
-def shown(steps: Sequence[Step], field: str = "content") -> str:
+def shown(steps: Sequence[DecodeStep], field: str = "content") -> str:
     return "".join(
         choice["delta"].get(field, "")
         for step in steps
@@ -49,12 +49,12 @@ def shown(steps: Sequence[Step], field: str = "content") -> str:
     )
 
 
-def usage(steps: Sequence[Step]) -> Mapping[str, Any]:
+def usage(steps: Sequence[DecodeStep]) -> Mapping[str, Any]:
     assert steps[-1].chunk is not None
     return dict(steps[-1].chunk["usage"])
 
 
-def finish_reason(steps: Sequence[Step]) -> str:
+def finish_reason(steps: Sequence[DecodeStep]) -> str:
     assert steps[-2].chunk is not None
     return str(steps[-2].chunk["choices"][0]["finish_reason"])
 

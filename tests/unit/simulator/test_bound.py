@@ -9,7 +9,7 @@ from bench.policies.bound import Clairvoyant, Setting, lower_bound_s, stretches
 from torpor.simulator.candidate import Candidate, fixed_candidate, kpa_candidate, work_candidate
 from torpor.simulator.engine import GPU_ASSUMED
 from torpor.simulator.load import Load
-from torpor.simulator.plan import Target, Tried, run
+from torpor.simulator.plan import Tried, WaitTarget, run
 from torpor.simulator.workload import Profile, ProfileKind, Request
 from torpor.simulator.world import Scenario, simulate
 
@@ -35,7 +35,7 @@ def candidates() -> Sequence[Candidate]:
 def test_whoever_keeps_the_target_pays_at_least_the_bound(load: Load) -> None:
     bound = lower_bound_s(list(load.requests()), SETTING)
     tried = [Tried(each, run(scenario(load), load, each, 4.5)) for each in candidates()]
-    kept = [one.report.gpu_billed_s for one in tried if one.meets(Target(WAIT_S))]
+    kept = [one.report.gpu_billed_s for one in tried if one.meets(WaitTarget(WAIT_S))]
     assert kept
     assert min(kept) >= bound
 

@@ -2,22 +2,22 @@
 
 import pytest
 
-from torpor.simulator.engine import EngineModel, Job, Replica, rates_of
+from torpor.simulator.engine import EngineModel, SimulatedJob, SimulatedReplica, rates_of
 
 MODEL = EngineModel(1000.0, ((1, 10.0), (4, 40.0), (8, 60.0)), max_batch=8)
 
 
-def replica(model: EngineModel = MODEL, slots: int = 8) -> Replica:
-    return Replica(
+def replica(model: EngineModel = MODEL, slots: int = 8) -> SimulatedReplica:
+    return SimulatedReplica(
         1, rates_of(model, slots), model.prefill_tokens_per_s, model.decode_during_prefill, slots
     )
 
 
-def job(number: int, prompt: int = 100, output: int = 11) -> Job:
-    return Job(number, 0.0, prompt, output, remaining=output)
+def job(number: int, prompt: int = 100, output: int = 11) -> SimulatedJob:
+    return SimulatedJob(number, 0.0, prompt, output, remaining=output)
 
 
-def run(engine: Replica, until: float = 1000.0) -> list[tuple[float, int]]:
+def run(engine: SimulatedReplica, until: float = 1000.0) -> list[tuple[float, int]]:
     """When each job ended."""
     ended = []
     while (at := engine.next_change()) < until:

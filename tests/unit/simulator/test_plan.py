@@ -12,7 +12,7 @@ from torpor.simulator.candidate import Candidate, Place, manifest_candidates
 from torpor.simulator.engine import EngineModel
 from torpor.simulator.engine_file import read_engine
 from torpor.simulator.load import Load
-from torpor.simulator.plan import Target, Tried, best, grid, search
+from torpor.simulator.plan import Tried, WaitTarget, best, grid, search
 from torpor.simulator.report.page import page
 from torpor.simulator.workload import Profile, ProfileKind
 from torpor.simulator.world import Scenario
@@ -40,7 +40,7 @@ def searched() -> dict[float, list[Tried]]:
     found: dict[float, list[Tried]] = {}
     for wait_s in WAITS_S:
         known = {one.candidate.name: one for one in next(iter(found.values()), [])}
-        candidates = [c for c in grid(SCENARIO, Target(wait_s)) if _is_ours(c) or not known]
+        candidates = [c for c in grid(SCENARIO, WaitTarget(wait_s)) if _is_ours(c) or not known]
         tried = search(SCENARIO, LOAD, candidates, 4.5)
         others = [one for one in known.values() if not _is_ours(one.candidate)]
         found[wait_s] = sorted([*tried, *others], key=lambda one: one.report.cost)
@@ -55,7 +55,7 @@ def _is_ours(candidate: Candidate) -> bool:
 def test_the_chosen_one_meets_the_target_and_nothing_cheaper_does(
     wait_s: float, searched: dict[float, list[Tried]]
 ) -> None:
-    target, tried = Target(wait_s), searched[wait_s]
+    target, tried = WaitTarget(wait_s), searched[wait_s]
     chosen = best(tried, target)
 
     assert chosen is not None
@@ -66,20 +66,20 @@ def test_the_chosen_one_meets_the_target_and_nothing_cheaper_does(
 def test_more_patience_never_costs_more(searched: dict[float, list[Tried]]) -> None:
     costs = []
     for wait_s, tried in searched.items():
-        chosen = best(tried, Target(wait_s))
+        chosen = best(tried, WaitTarget(wait_s))
         assert chosen is not None
         costs.append(chosen.report.cost)
     assert costs == sorted(costs, reverse=True)
 
 
 def test_a_warm_parent_is_tried_with_its_own_cold_start() -> None:
-    names = {c.name: c.start_s for c in grid(SCENARIO, Target(30), warm_start_s=5)}
+    names = {c.name: c.start_s for c in grid(SCENARIO, WaitTarget(30), warm_start_s=5)}
     assert names["work over keda"] == 30
     assert names["work over keda, warm parent"] == 5
 
 
 def test_every_patch_is_a_manifest_that_reads_back() -> None:
-    for candidate in grid(SCENARIO, Target(30)):
+    for candidate in grid(SCENARIO, WaitTarget(30)):
         if candidate.patch is None:
             continue
         document = yaml.safe_load(candidate.patch_text(Place(model="owl")))
@@ -93,7 +93,7 @@ def test_every_patch_is_a_manifest_that_reads_back() -> None:
 
 def test_policies_come_from_manifests_too(tmp_path: Path) -> None:
     path = tmp_path / "all.yaml"
-    patches = [c.patch_text(Place()) for c in grid(SCENARIO, Target(30)) if c.patch is not None]
+    patches = [c.patch_text(Place()) for c in grid(SCENARIO, WaitTarget(30)) if c.patch is not None]
     path.write_text("---\n".join([patches[0], patches[-1], "kind: ConfigMap\n"]))
     assert [c.name for c in manifest_candidates([path])] == ["kpa thinker", "keda thinker"]
 
@@ -120,7 +120,7 @@ def test_an_engine_file_that_says_too_little_is_refused(tmp_path: Path, text: st
 
 
 def test_the_page_loads_nothing_and_escapes_names() -> None:
-    tried = search(SCENARIO, LOAD, list(grid(SCENARIO, Target(30)))[:2], 4.5)
+    tried = search(SCENARIO, LOAD, list(grid(SCENARIO, WaitTarget(30)))[:2], 4.5)
     html = page("<load>", ["a & b"], [one.report for one in tried])
     assert "&lt;load&gt;" in html
     assert "<svg" in html

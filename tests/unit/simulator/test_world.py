@@ -11,7 +11,7 @@ from torpor.simulator.cluster import NodeModel
 from torpor.simulator.engine import EngineModel
 from torpor.simulator.policy import FixedPolicy, KpaPolicy
 from torpor.simulator.report.report import as_json, report
-from torpor.simulator.view import Autoscaler, View
+from torpor.simulator.view import Autoscaler, PolicyView
 from torpor.simulator.workload import Profile, ProfileKind, Request, arrivals
 from torpor.simulator.world import Scenario, simulate
 
@@ -28,10 +28,10 @@ class Script:
     def __init__(self, wanted: Callable[[float], int]) -> None:
         self._wanted = wanted
 
-    def step(self, view: View, now: float) -> int:
+    def step(self, view: PolicyView, now: float) -> int:
         return self._wanted(now)
 
-    def wake(self, view: View, now: float) -> int | None:
+    def wake(self, view: PolicyView, now: float) -> int | None:
         return None
 
 

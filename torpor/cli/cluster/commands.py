@@ -18,13 +18,13 @@ from knative.deploy.build import load
 from knative.deploy.doctor import Severity, examine
 from knative.deploy.doctor import report as doctor_view
 from knative.deploy.emit import Resource
-from knative.deploy.faults import NotReady, Refused
+from knative.deploy.faults import ApplyRefused, NotReady
 from knative.deploy.rollout import canary as split
 from knative.deploy.rollout import cluster_view, rollout, verdict
 from knative.deploy.rollout import release as history
 from knative.deploy.rollout.client import Cluster, Ref, connected
-from knative.deploy.rollout.readiness import Readiness
-from knative.deploy.rollout.rollout import Plan, RolloutOptions, Step
+from knative.deploy.rollout.readiness import ObjectReadiness
+from knative.deploy.rollout.rollout import RolloutOptions, RolloutPlan, RolloutStep
 from torpor.cli.cluster.manifests import (
     DEFAULT_SOURCE,
     AsJson,
@@ -54,10 +54,10 @@ Model = Annotated[str, typer.Argument(help="The model: the InferenceService's na
 class _Lines:
     """Shows a deploy as lines: one an object, one a change of state."""
 
-    def applied(self, step: Step) -> None:
+    def applied(self, step: RolloutStep) -> None:
         stderr.print(f"  {step.action:<7} {step.ref}")
 
-    def waiting(self, ref: Ref, state: Readiness, stuck: Sequence[str]) -> None:
+    def waiting(self, ref: Ref, state: ObjectReadiness, stuck: Sequence[str]) -> None:
         word = ("ready", "green") if state.is_ready else f"waits: {state.reason}"
         stderr.print(Text.assemble(f"  {ref}: ", word))
         for reason in stuck:
@@ -113,7 +113,9 @@ def _refuse_errors(resources: list[Resource], *, force: bool) -> None:
     report = examine(resources)
     if report.of(Severity.ERROR) and not force:
         doctor_view.show(report, stderr)
-        raise Refused("the doctor found errors; nothing was applied (--force applies all the same)")
+        raise ApplyRefused(
+            "the doctor found errors; nothing was applied (--force applies all the same)"
+        )
 
 
 async def _deploy(
@@ -126,7 +128,7 @@ async def _deploy(
     wait: bool,
 ) -> None:
     if missing := await rollout.missing_kinds(cluster, resources):
-        raise Refused("\n".join(str(each) for each in missing))
+        raise ApplyRefused("\n".join(str(each) for each in missing))
     made = await rollout.plan(cluster, resources, terms)
     _show_plan(made)
     if dry_run or (made.is_empty and not made.takes_over):
@@ -145,7 +147,7 @@ async def _deploy(
         stderr.print("everything is ready", style="green")
 
 
-def _show_plan(made: Plan) -> None:
+def _show_plan(made: RolloutPlan) -> None:
     for step in made.steps:
         if step.difference:
             stdout.print(step.difference)
@@ -240,21 +242,21 @@ def promote(
     timeout: Timeout = 900,
 ) -> None:
     """Make the canary the model, if its errors and latency allow; withdraw it if they are worse."""
-    limits = verdict.Limits(min_requests, error_rise, latency_ratio)
+    limits = verdict.CanaryLimits(min_requests, error_rise, latency_ratio)
 
     async def work() -> None:
         async with connected(context) as cluster:
             known = await history.releases(cluster, namespace)
             current = list(known[-1].resources) if known else []
             better = split.promoted(current, model)
-            decision = verdict.Decision.PROMOTE
+            decision = verdict.CanaryDecision.PROMOTE
             if not now and split.is_traffic_split(current):
                 raise NotReady("no figures tell the halves of a traffic split apart; use --now")
             if not now:
                 decision = await _judge(prometheus, model, window, limits)
-            if decision is verdict.Decision.WAIT:
+            if decision is verdict.CanaryDecision.WAIT:
                 raise NotReady("too early to tell; try again later, or --now")
-            is_better = decision is verdict.Decision.PROMOTE
+            is_better = decision is verdict.CanaryDecision.PROMOTE
             resources = better if is_better else split.without_canary(current, model)
             note = f"{decision} of the canary of {model}"
             terms = RolloutOptions(namespace, take_over, timeout, note)
@@ -267,8 +269,8 @@ def promote(
 
 
 async def _judge(
-    prometheus: str, model: str, window: str, limits: verdict.Limits
-) -> verdict.Decision:
+    prometheus: str, model: str, window: str, limits: verdict.CanaryLimits
+) -> verdict.CanaryDecision:
     stable, fresh = await asyncio.gather(
         verdict.measure(prometheus, model, window),
         verdict.measure(prometheus, split.canary_name(model), window),

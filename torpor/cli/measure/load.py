@@ -19,9 +19,9 @@ from torpor.cli.view.table import number, table
 from torpor.load.growth import growing
 from torpor.load.page import page
 from torpor.load.run import Closed, Run
-from torpor.load.sample import Outcome, Sample
+from torpor.load.sample import LoadSample, SampleOutcome
 from torpor.load.schedule import Shape, parse_mix
-from torpor.load.session import Plan, Result, run_plan
+from torpor.load.session import LoadPlan, Result, run_plan
 from torpor.load.summary import percentiles
 from torpor.load.watch import Watch
 from torpor.local.data_dir import find_addresses
@@ -96,7 +96,7 @@ def load(**given: Any) -> None:
         raise typer.Exit(1)
 
 
-def _plan(options: LoadOptions) -> Plan:
+def _plan(options: LoadOptions) -> LoadPlan:
     """What to run. Raises ValueError, TraceError or OSError for what cannot be."""
     mix = parse_mix(options.clients)
     lengths = Lengths(prompt_median=options.prompt_median, output_median=options.output_median)
@@ -105,7 +105,7 @@ def _plan(options: LoadOptions) -> Plan:
         next(load.requests(), None)  # what is wrong with it is known before anything is sent
     addresses = _addresses(options.api, options.broker, options.data_dir)
     closed = Closed(users=options.users, duration_s=options.minutes * 60, think_s=options.think)
-    return Plan(
+    return LoadPlan(
         addresses=addresses,
         model=options.model or asyncio.run(_first_model(addresses["api"], options.key)),
         key=options.key,
@@ -168,12 +168,12 @@ async def _show(run: Run, watch: Watch, title: str) -> None:
                 await asyncio.sleep(0.5)
     while True:
         await asyncio.sleep(10)
-        done = sum(s.outcome is Outcome.COMPLETED for s in run.samples)
+        done = sum(s.outcome is SampleOutcome.COMPLETED for s in run.samples)
         stderr.print(f"{len(run.samples)} sent, {run.open} open, {done} completed")
 
 
-def _progress(samples: list[Sample], watch: Watch, title: str) -> Table:
-    done = [s for s in samples if s.outcome is Outcome.COMPLETED]
+def _progress(samples: list[LoadSample], watch: Watch, title: str) -> Table:
+    done = [s for s in samples if s.outcome is SampleOutcome.COMPLETED]
     ended = [s for s in samples if s.ended_s]
     shown = Table(title=title, box=None, show_header=False)
     shown.add_row("sent", str(len(samples)))

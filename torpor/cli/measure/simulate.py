@@ -19,9 +19,9 @@ from torpor.simulator import command
 from torpor.simulator.black_friday import write_story
 from torpor.simulator.candidate import Place
 from torpor.simulator.command import Settings
-from torpor.simulator.plan import Target, Tried, best
+from torpor.simulator.plan import Tried, WaitTarget, best
 from torpor.simulator.report.page import page
-from torpor.simulator.report.report import Report, as_json, as_table, seconds
+from torpor.simulator.report.report import SimulationReport, as_json, as_table, seconds
 from torpor.simulator.trace import TraceError
 from torpor.simulator.workload import ProfileKind
 
@@ -140,7 +140,7 @@ def simulate(**given: Any) -> None:
         for note in notes[1:]:
             stderr.print(note, style="dim")
         if len(reports) > 1:
-            stderr.print(_who_keeps(reports, Target(settings.p95_wait_s)))
+            stderr.print(_who_keeps(reports, WaitTarget(settings.p95_wait_s)))
     if options.html_file is not None:
         options.html_file.write_text(page(load.title, notes, reports), encoding="utf-8")
 
@@ -160,7 +160,7 @@ def plan(**given: Any) -> None:
     except (RefusedSettingsError, TraceError, BuildError) as error:
         raise UsageError(str(error)) from error
     place = Place(options.model, options.namespace)
-    _print_plan(tried, Target(settings.p95_wait_s), place)
+    _print_plan(tried, WaitTarget(settings.p95_wait_s), place)
 
 
 def black_friday(
@@ -175,7 +175,7 @@ app.command()(plan)
 app.command(name="black-friday")(black_friday)
 
 
-def _who_keeps(reports: list[Report], target: Target) -> str:
+def _who_keeps(reports: list[SimulationReport], target: WaitTarget) -> str:
     """The target, and which policy keeps it at the least cost."""
     keeping = [one for one in reports if target.is_met_by(one)]
     words = f"target: p95 wait of at most {target.p95_wait_s:g} s; "
@@ -185,7 +185,7 @@ def _who_keeps(reports: list[Report], target: Target) -> str:
     return f"{words}the cheapest that keeps it: {cheapest.policy}, cost {cheapest.cost:,.3f}"
 
 
-def _print_plan(tried: list[Tried], target: Target, place: Place) -> None:
+def _print_plan(tried: list[Tried], target: WaitTarget, place: Place) -> None:
     chosen = best(tried, target)
     if chosen is None:
         closest = min(tried, key=lambda one: one.report.wait_s.p95)

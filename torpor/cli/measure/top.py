@@ -23,7 +23,7 @@ _LANES = ("interactive", "default", "batch")
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class TopView:
     """What all parts showed at one moment."""
 
     at_s: float
@@ -73,13 +73,13 @@ async def _watch(parts: Mapping[str, str], every_s: float, is_once: bool) -> Non
                 live.update(draw(before, now, silent_s=now.at_s - answered_s), refresh=True)
 
 
-async def _look(session: aiohttp.ClientSession, parts: Mapping[str, str]) -> View:
+async def _look(session: aiohttp.ClientSession, parts: Mapping[str, str]) -> TopView:
     names = ("api", "broker", "activator")
     seen = await asyncio.gather(*(scrape(session, parts[name]) for name in names))
-    return View(asyncio.get_running_loop().time(), *seen)
+    return TopView(asyncio.get_running_loop().time(), *seen)
 
 
-def draw(before: View, now: View, *, silent_s: float = 0.0) -> RenderableType:
+def draw(before: TopView, now: TopView, *, silent_s: float = 0.0) -> RenderableType:
     """The whole screen; what is not known is a dash, and `silent_s` says why."""
     parts: list[RenderableType] = [_queue(now), _replicas(before, now), _jobs(before, now)]
     if silent_s:
@@ -96,7 +96,7 @@ def _table(first: str, *columns: str) -> Table:
     return table
 
 
-def _queue(now: View) -> Table:
+def _queue(now: TopView) -> Table:
     table = _table("queue", *_LANES)
     rows = {
         "waiting": "torpor_queue_depth",
@@ -108,7 +108,7 @@ def _queue(now: View) -> Table:
     return table
 
 
-def _replicas(before: View, now: View) -> Table:
+def _replicas(before: TopView, now: TopView) -> Table:
     table = _table("replicas", "")
     table.add_row("wanted", _text(now.activator.total("torpor_replicas_wanted")))
     table.add_row("ready", _text(now.api.total("torpor_replicas_ready")))
@@ -121,7 +121,7 @@ def _replicas(before: View, now: View) -> Table:
     return table
 
 
-def _jobs(before: View, now: View) -> Table:
+def _jobs(before: TopView, now: TopView) -> Table:
     table = _table("jobs", "all", "a second")
     for title, name, labels in (
         ("accepted", "torpor_api_submits_total", {"outcome": "accepted"}),
@@ -137,7 +137,7 @@ def _jobs(before: View, now: View) -> Table:
     return table
 
 
-def _rate(before: View, now: View, name: str, **labels: str) -> float | None:
+def _rate(before: TopView, now: TopView, name: str, **labels: str) -> float | None:
     """A second, between the two looks; None when either lacks it or a process began anew."""
     first, last = before.api.total(name, **labels), now.api.total(name, **labels)
     if first is None or last is None or last < first or now.at_s <= before.at_s:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from torpor.cli.view.table import state
 from torpor.cli.view.terminal import Terminal
-from torpor.client import Event
+from torpor.client import JobEvent
 
 stdout = Terminal()
 stderr = Terminal(stderr=True)
@@ -42,7 +42,7 @@ class JobScreen:
         self._is_mid_line = False
         self._held: list[Text] = []
 
-    async def follow(self, events: AsyncIterator[Event]) -> dict[str, Any]:
+    async def follow(self, events: AsyncIterator[JobEvent]) -> dict[str, Any]:
         """Draw until the end; the job as it ended."""
         try:
             async for event in events:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from eventing.errors import Overloaded
 from eventing.telemetry import trace
-from torpor.local.predictors.replica import Replica, ReplicaState, least_busy
+from torpor.local.predictors.replica import LocalReplica, ReplicaState, least_busy
 
 _log = structlog.get_logger()
 QUEUE_LIMIT: Final = 10_000
@@ -39,7 +39,7 @@ class Activator:
 
     def __init__(
         self,
-        replicas: Mapping[str, Replica],
+        replicas: Mapping[str, LocalReplica],
         *,
         concurrency: int,
         timeout_s: float,
@@ -94,7 +94,7 @@ class Activator:
         if self._session is not None:
             await self._session.close()
 
-    async def _unless_left(self, request: Request) -> Replica | None:
+    async def _unless_left(self, request: Request) -> LocalReplica | None:
         """A replica for the request; None when its caller leaves before there is one: nothing is woken
         for him. Once a replica has the request, a caller that leaves changes nothing.
         """
@@ -113,7 +113,7 @@ class Activator:
                 if not held.cancelled() and held.exception() is None:
                     await self._release(held.result())  # it came in the same moment
 
-    async def _woken(self, request: Request) -> Replica:
+    async def _woken(self, request: Request) -> LocalReplica:
         """As `_reserve`; where nothing is ready, the wait shows in the job's trace."""
         if any(replica.state is ReplicaState.READY for replica in self._replicas.values()):
             return await self._reserve()
@@ -122,7 +122,7 @@ class Activator:
             span.set(replica=replica.id)
             return replica
 
-    async def _reserve(self) -> Replica:
+    async def _reserve(self) -> LocalReplica:
         """A replica with room, its place taken. Waits for one; wakes the autoscaler when there is
         none.
         """
@@ -144,12 +144,14 @@ class Activator:
             self.in_flight += 1
             return replica
 
-    async def _release(self, replica: Replica) -> None:
+    async def _release(self, replica: LocalReplica) -> None:
         replica.in_flight -= 1
         self.in_flight -= 1
         await self.changed()
 
-    async def _forward(self, replica: Replica, request: Request, body: bytes) -> Response | None:
+    async def _forward(
+        self, replica: LocalReplica, request: Request, body: bytes
+    ) -> Response | None:
         """The replica's answer; None when it did not take the request, so that another may."""
         headers = {
             k: v for k, v in request.headers.items() if k.startswith("ce-") or k in _PASSED_ON
@@ -179,7 +181,9 @@ class Activator:
         }
         return Response(content, status_code=answer.status, headers=kept)
 
-    async def _tell_lost(self, replica: Replica, headers: Mapping[str, str], body: bytes) -> None:
+    async def _tell_lost(
+        self, replica: LocalReplica, headers: Mapping[str, str], body: bytes
+    ) -> None:
         """Once the replica's process is seen to have ended; one that lives may still answer."""
         if self._on_lost is None:
             return

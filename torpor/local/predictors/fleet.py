@@ -18,8 +18,8 @@ import structlog
 
 from torpor.local.child import free_port
 from torpor.local.failure import reason_in
-from torpor.local.predictors.launcher import Launcher, Running
-from torpor.local.predictors.replica import Replica, ReplicaState, to_drain
+from torpor.local.predictors.launcher import Launcher, RunningProcess
+from torpor.local.predictors.replica import LocalReplica, ReplicaState, to_drain
 
 _log = structlog.get_logger()
 _PROBE_EVERY_S: Final = 0.05
@@ -51,7 +51,7 @@ class Fleet:
         self,
         spec: PredictorSpec,
         launcher: Launcher,
-        replicas: dict[str, Replica],
+        replicas: dict[str, LocalReplica],
         *,
         on_change: Callable[[], Awaitable[None]],
         on_failure: Callable[[str], Awaitable[None]],
@@ -101,12 +101,12 @@ class Fleet:
     def _start(self, now: float) -> None:
         port = free_port()
         replica_id = f"predictor-{next(self._numbers)}-{port}"
-        replica = Replica(id=replica_id, url=f"http://127.0.0.1:{port}", started_s=now)
+        replica = LocalReplica(id=replica_id, url=f"http://127.0.0.1:{port}", started_s=now)
         self._replicas[replica_id] = replica
         self._drains[replica_id] = asyncio.Event()
         self._lives[replica_id] = self._group.create_task(self._run_replica(replica, port))
 
-    async def _run_replica(self, replica: Replica, port: int) -> None:
+    async def _run_replica(self, replica: LocalReplica, port: int) -> None:
         """One predictor from its start to its end."""
         own = {"TORPOR_REPLICA_ID": replica.id, "TORPOR_PREDICTOR_PORT": str(port)}
         try:
@@ -123,7 +123,7 @@ class Fleet:
                 table.pop(replica.id, None)
             await self._on_change()
 
-    async def _until_end(self, replica: Replica, running: Running) -> None:
+    async def _until_end(self, replica: LocalReplica, running: RunningProcess) -> None:
         ended = asyncio.create_task(running.wait())
         drain = asyncio.create_task(self._drains[replica.id].wait())
         ready = asyncio.create_task(self._watch_ready(replica))
@@ -137,7 +137,7 @@ class Fleet:
             for task in (ready, drain, ended):
                 task.cancel()
 
-    async def _watch_ready(self, replica: Replica) -> None:
+    async def _watch_ready(self, replica: LocalReplica) -> None:
         """Mark the replica ready once it says so, and no longer ready when it says it is not."""
         loop = asyncio.get_running_loop()
         async with aiohttp.ClientSession(timeout=_PROBE_TIMEOUT) as session:
@@ -157,7 +157,7 @@ class Fleet:
                 waking = replica.state is ReplicaState.WAKING
                 await asyncio.sleep(_PROBE_EVERY_S if waking else 20 * _PROBE_EVERY_S)
 
-    async def _note_crash(self, replica: Replica, reason: str) -> None:
+    async def _note_crash(self, replica: LocalReplica, reason: str) -> None:
         """Remember why; one that was ready has lost its process, one that was not did not start."""
         self.crashes += 1
         _log.warning("predictor lost", action="replica_lost", replica=replica.id, reason=reason)
@@ -173,7 +173,7 @@ class Fleet:
         if not has_started:
             await self._on_failure(f"will not start: {reason}" if is_hopeless else reason)
 
-    def _why(self, replica: Replica, status: int) -> str:
+    def _why(self, replica: LocalReplica, status: int) -> str:
         """What its log says, else how it ended."""
         ended = f"ended by itself with status {status}"
         if replica.state is not ReplicaState.WAKING:
@@ -183,7 +183,7 @@ class Fleet:
             return reason_in(text) or ended
         return ended
 
-    def _log_of(self, replica: Replica) -> Path:
+    def _log_of(self, replica: LocalReplica) -> Path:
         return self._spec.log_dir / f"{replica.id}.log"
 
 

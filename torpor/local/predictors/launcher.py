@@ -1,7 +1,7 @@
 """Starts predictor processes: each on its own, or forked from a parent that has imported vLLM
 already.
 
-Called by the fleet. Both kinds give the same `Running`; the fleet does not know which it has.
+Called by the fleet. Both kinds give the same `RunningProcess`; the fleet does not know which it has.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ was wrong when the user typed it.
 """
 
 
-class Running(Protocol):
+class RunningProcess(Protocol):
     """A predictor process."""
 
     @property
@@ -43,7 +43,9 @@ class Running(Protocol):
 class Launcher(Protocol):
     """Starts predictors."""
 
-    async def launch(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> Running: ...
+    async def launch(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str]
+    ) -> RunningProcess: ...
 
     async def stop(self, grace_s: float) -> None: ...
 
@@ -54,7 +56,9 @@ class SpawnLauncher:
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
 
-    async def launch(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> Running:
+    async def launch(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str]
+    ) -> RunningProcess:
         child = Child(name, python_module("predictor", *argv), env=env, log_dir=self._log_dir)
         await child.start()
         return child
@@ -101,7 +105,9 @@ class ForkLauncher:
             _log.warning("the warm parent ended", action="parent_lost")
             await asyncio.sleep(1)
 
-    async def launch(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> Running:
+    async def launch(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str]
+    ) -> RunningProcess:
         await asyncio.wait_for(self.warm.wait(), _PARENT_START_S)
         log_path = str((self._log_dir / f"{name}.log").resolve())
         request = {"argv": list(argv), "env": child_env(env), "log_path": log_path}

@@ -12,7 +12,7 @@ import structlog
 from eventing.cloudevent.event import parse_http
 from eventing.errors import BadRequest, StoreUnavailable
 from eventing.job.job import JobError, JobId, derive_job_id
-from eventing.job.store import Release
+from eventing.job.store import ReleaseReason
 from eventing.store.redis_store import RedisStore
 
 _log = structlog.get_logger()
@@ -33,7 +33,7 @@ class LostLeases:
             lease = await self._store.lease_of(job_id, owner) if job_id else None
             if lease is not None:
                 error = JobError(code="predictor_lost", message="the predictor's process ended")
-                await self._store.release(lease, Release.LOST, error)
+                await self._store.release(lease, ReleaseReason.LOST, error)
                 _log.info("lease released", action="lease_release", job_id=job_id, replica=owner)
 
 

@@ -19,7 +19,7 @@ class ReplicaState(StrEnum):
 
 
 @dataclass(slots=True)
-class Replica:
+class LocalReplica:
     """One predictor. `in_flight` counts what the activator has sent it and not heard back."""
 
     id: str
@@ -37,7 +37,7 @@ class Replica:
         return self.state in (ReplicaState.WAKING, ReplicaState.READY)
 
 
-def least_busy(replicas: Iterable[Replica], *, concurrency: int) -> Replica | None:
+def least_busy(replicas: Iterable[LocalReplica], *, concurrency: int) -> LocalReplica | None:
     """The ready replica with the fewest requests, among those below `concurrency`; None when all
     are full or away.
     """
@@ -45,7 +45,7 @@ def least_busy(replicas: Iterable[Replica], *, concurrency: int) -> Replica | No
     return min(free, key=lambda r: r.in_flight, default=None)
 
 
-def to_drain(replicas: Iterable[Replica], surplus: int) -> list[Replica]:
+def to_drain(replicas: Iterable[LocalReplica], surplus: int) -> list[LocalReplica]:
     """Which to end when there are `surplus` too many: those that are not ready yet, then the least
     busy.
     """

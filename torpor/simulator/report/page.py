@@ -6,8 +6,8 @@ Called by the command line. It must not know policies.
 from collections.abc import Sequence
 from html import escape
 
-from torpor.simulator.report.plot import Line, line_plot
-from torpor.simulator.report.report import Report, rows
+from torpor.simulator.report.plot import PlotLine, line_plot
+from torpor.simulator.report.report import SimulationReport, rows
 
 _PLOTS = (
     ("ready", "Ready replicas", ""),
@@ -23,7 +23,7 @@ _STYLE = (
 )
 
 
-def page(title: str, notes: Sequence[str], reports: Sequence[Report]) -> str:
+def page(title: str, notes: Sequence[str], reports: Sequence[SimulationReport]) -> str:
     """The whole page; `notes` say what was assumed."""
     head = "".join(f"<th>{escape(one.policy)}</th>" for one in reports)
     body = "".join(
@@ -40,10 +40,10 @@ def page(title: str, notes: Sequence[str], reports: Sequence[Report]) -> str:
     )
 
 
-def plot(name: str, caption: str, unit: str, reports: Sequence[Report]) -> str:
+def plot(name: str, caption: str, unit: str, reports: Sequence[SimulationReport]) -> str:
     """One measure of all runs over time."""
-    lines: list[Line] = []
+    lines: list[PlotLine] = []
     for one in reports:
         at = one.series_names.index(name)
-        lines.append(Line(one.policy, [(point[0], point[at]) for point in one.series]))
+        lines.append(PlotLine(one.policy, [(point[0], point[at]) for point in one.series]))
     return line_plot(caption, lines, y_unit=unit)

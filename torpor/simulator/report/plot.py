@@ -15,14 +15,14 @@ _TICKS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class PlotLine:
     """One named line: points of (x, y) with rising x."""
 
     name: str
     points: Sequence[tuple[float, float]]
 
 
-def line_plot(title: str, lines: Sequence[Line], *, x_unit: str = "s", y_unit: str = "") -> str:
+def line_plot(title: str, lines: Sequence[PlotLine], *, x_unit: str = "s", y_unit: str = "") -> str:
     """The lines in one picture with axes and a legend."""
     xs = [x for line in lines for x, _ in line.points] or [0.0]
     ys = [y for line in lines for _, y in line.points] or [0.0]

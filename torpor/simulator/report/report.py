@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from rich.table import Table
 
 from torpor.simulator.measure import QuantileSketch
-from torpor.simulator.world import Outcome
+from torpor.simulator.world import RunOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class SimulationReport:
     """One policy's run; shares in percent, durations in seconds, money as the price has it."""
 
     policy: str
@@ -55,12 +55,12 @@ class Report:
     series: tuple[tuple[float, ...], ...]
 
 
-def report(policy: str, outcome: Outcome, price_per_gpu_hour: float) -> Report:
+def report(policy: str, outcome: RunOutcome, price_per_gpu_hour: float) -> SimulationReport:
     """The report of one run at a price per GPU and hour."""
     gpu = outcome.gpu
     cost = gpu.billed / 3600 * price_per_gpu_hour
     tokens = outcome.output_tokens
-    return Report(
+    return SimulationReport(
         policy=policy,
         requests=outcome.requests,
         served=outcome.served,
@@ -88,12 +88,12 @@ def report(policy: str, outcome: Outcome, price_per_gpu_hour: float) -> Report:
     )
 
 
-def as_json(reports: Sequence[Report]) -> str:
+def as_json(reports: Sequence[SimulationReport]) -> str:
     """The reports as JSON: the same runs give the same bytes."""
     return json.dumps([asdict(r) for r in reports], indent=1, sort_keys=True) + "\n"
 
 
-def as_table(reports: Sequence[Report], *, title: str) -> Table:
+def as_table(reports: Sequence[SimulationReport], *, title: str) -> Table:
     """The reports side by side."""
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
@@ -104,7 +104,7 @@ def as_table(reports: Sequence[Report], *, title: str) -> Table:
     return table
 
 
-def rows(reports: Sequence[Report]) -> list[tuple[str, list[str]]]:
+def rows(reports: Sequence[SimulationReport]) -> list[tuple[str, list[str]]]:
     """The lines of the comparison: a name and one text per report."""
     return [
         ("requests", [f"{r.requests:,}" for r in reports]),

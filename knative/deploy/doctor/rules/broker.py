@@ -10,7 +10,7 @@ from knative.deploy.doctor.field import field_rule, note, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault, needed
 from knative.deploy.doctor.view import (
     BROKER_CLASS,
-    View,
+    ResourceView,
     annotation,
     dig,
     number,
@@ -46,7 +46,7 @@ register.rule(
     "submit.",
     source="docs/facts.md 3.2",
 )
-def broker_address(view: View) -> Iterator[Fault]:
+def broker_address(view: ResourceView) -> Iterator[Fault]:
     settings = view.named("ConfigMap", parts.SETTINGS)
     if settings is None:
         return
@@ -71,7 +71,7 @@ def broker_address(view: View) -> Iterator[Fault]:
     "trusts nobody there and answers every submit with 503. A token over plain http can be read.",
     source="Knative, Transport Encryption; Sender Identity",
 )
-def broker_tls(view: View) -> Iterator[Fault]:
+def broker_tls(view: ResourceView) -> Iterator[Fault]:
     is_https = str(view.settings.get("TORPOR_BROKER_URL", "")).startswith("https://")
     for pod in view.pods:
         if pod.owner["metadata"].get("name") != parts.API:
@@ -92,7 +92,7 @@ def broker_tls(view: View) -> Iterator[Fault]:
     "without the token it does not start on an address that others reach.",
     source="eventing.broker.access",
 )
-def ingress_token(view: View) -> Iterator[Fault]:
+def ingress_token(view: ResourceView) -> Iterator[Fault]:
     names = ("TORPOR_INGRESS_TOKEN", "TORPOR_INGRESS_OPEN")
     for pod in view.pods:
         for box in pod.containers:
@@ -108,7 +108,7 @@ def ingress_token(view: View) -> Iterator[Fault]:
     why="A classic queue is on one node: with it go the jobs that it held.",
     source="docs/reliability.md (RabbitMQ quorum queues)",
 )
-def rabbitmq_quorum(view: View) -> Iterator[Fault]:
+def rabbitmq_quorum(view: ResourceView) -> Iterator[Fault]:
     for config in view.of("RabbitmqBrokerConfig"):
         value = dig(config, "spec.queueType")
         if value not in (None, "quorum"):
@@ -126,7 +126,7 @@ def rabbitmq_quorum(view: View) -> Iterator[Fault]:
     "channel of one that is unacked for 30 min: all 100 run again.",
     source="docs/facts.md 3.2 (Qos(100,0,false)); celery#6760",
 )
-def rabbitmq_ack_timer(view: View) -> Iterator[Fault]:
+def rabbitmq_ack_timer(view: ResourceView) -> Iterator[Fault]:
     clusters = view.of("RabbitmqCluster")
     for trigger in view.request_triggers():
         if view.class_of(trigger) != "RabbitMQBroker":
@@ -155,7 +155,7 @@ def rabbitmq_ack_timer(view: View) -> Iterator[Fault]:
     "the whole fleet.",
     source="docs/facts.md 3.2 (trigger_validation.go: 1-1000, default 1)",
 )
-def rabbitmq_parallelism(view: View) -> Iterator[Fault]:
+def rabbitmq_parallelism(view: ResourceView) -> Iterator[Fault]:
     capacity = _capacity(view)
     for trigger in view.triggers:
         if view.class_of(trigger) != "RabbitMQBroker":
@@ -169,7 +169,7 @@ def rabbitmq_parallelism(view: View) -> Iterator[Fault]:
             yield fault(trigger, events.PARALLELISM, value, must, Severity.WARNING)
 
 
-def _capacity(view: View) -> int:
+def _capacity(view: ResourceView) -> int:
     """Give how many jobs all replicas of the largest predictor hold at once."""
     held = [
         int(number(dig(p, "spec.predictor.maxReplicas")) or 1)
@@ -185,7 +185,7 @@ def _capacity(view: View) -> int:
     why="`ordered` keeps one job in flight per partition.",
     source="docs/facts.md 3.2",
 )
-def kafka_order(view: View) -> Iterator[Fault]:
+def kafka_order(view: ResourceView) -> Iterator[Fault]:
     for trigger in view.request_triggers():
         value = annotation(trigger, _ORDER)
         if view.class_of(trigger).startswith("Kafka") and value == "ordered":
@@ -198,7 +198,7 @@ def kafka_order(view: View) -> Iterator[Fault]:
     why="Consumers beyond the number of partitions are idle.",
     source="docs/facts.md 3.2, 3.6",
 )
-def kafka_partitions(view: View) -> Iterator[Fault]:
+def kafka_partitions(view: ResourceView) -> Iterator[Fault]:
     for config in view.of("ConfigMap"):
         value = number((config.get("data") or {}).get("default.topic.partitions"))
         least = max(
@@ -219,7 +219,7 @@ def kafka_partitions(view: View) -> Iterator[Fault]:
     "deletes its group on shutdown; RequestReply ends after one minute.",
     source="docs/facts.md trap 2; docs/facts.md 3.1 ingress_handler.go",
 )
-def untrusted_source(view: View) -> Iterator[Fault]:
+def untrusted_source(view: ResourceView) -> Iterator[Fault]:
     for kind in ("RedisStreamSource", "RequestReply"):
         for resource in view.of(kind):
             yield fault(resource, "kind", kind, "not used on a job's path")

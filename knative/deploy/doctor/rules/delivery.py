@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import (
-    View,
+    ResourceView,
     annotation,
     argument,
     dig,
@@ -31,7 +31,7 @@ _KNOWN = {"deadLetterSink", "retry", "backoffPolicy", "backoffDelay", "timeout",
     "is 10 minutes.",
     source="docs/facts.md 3.1, 3.2, #5",
 )
-def delivery_timeout(view: View) -> Iterator[Fault]:
+def delivery_timeout(view: ResourceView) -> Iterator[Fault]:
     for trigger in view.request_triggers():
         delivery = view.delivery(trigger)
         own = trigger in view.own_triggers
@@ -46,7 +46,7 @@ def delivery_timeout(view: View) -> Iterator[Fault]:
             yield fault(delivery.owner, "spec.delivery.timeout", shown, f"at least PT{least:.0f}S")
 
 
-def _asked_timeouts(view: View) -> list[float]:
+def _asked_timeouts(view: ResourceView) -> list[float]:
     return [number(dig(p, "spec.predictor.timeout")) or 0 for p in view.in_knative_mode()] or [0]
 
 
@@ -57,7 +57,7 @@ def _asked_timeouts(view: View) -> list[float]:
     "dead-letters a job that is running well. Knative's default waits 205 s in all.",
     source="docs/facts.md trap 3; docs/facts.md 3.1; docs/reliability.md F10b",
 )
-def retry_span(view: View) -> Iterator[Fault]:
+def retry_span(view: ResourceView) -> Iterator[Fault]:
     for trigger in view.request_triggers():
         delivery = view.delivery(trigger)
         if delivery.span_s < view.held_s:
@@ -74,7 +74,7 @@ def retry_span(view: View) -> Iterator[Fault]:
     "handed over sits idle that long.",
     source="docs/facts.md 3.1 (delay x 2^n)",
 )
-def retry_waits(view: View) -> Iterator[Fault]:
+def retry_waits(view: ResourceView) -> Iterator[Fault]:
     for trigger in view.request_triggers():
         delivery = view.delivery(trigger)
         policy = delivery.spec.get("backoffPolicy", "exponential")
@@ -91,7 +91,7 @@ def retry_waits(view: View) -> Iterator[Fault]:
     "the net under it.",
     source="docs/facts.md 3.2 (ack, then DLX; lost if none)",
 )
-def dead_letter_sink(view: View) -> Iterator[Fault]:
+def dead_letter_sink(view: ResourceView) -> Iterator[Fault]:
     for trigger in view.triggers:
         delivery = view.delivery(trigger)
         if not delivery.spec.get("deadLetterSink"):
@@ -104,7 +104,7 @@ def dead_letter_sink(view: View) -> Iterator[Fault]:
     why="The CRD keeps unknown fields here, and Knative's webhook refuses them: the apply fails.",
     source="docs/facts.md 3.1 delivery_types.go",
 )
-def delivery_form(view: View) -> Iterator[Fault]:
+def delivery_form(view: ResourceView) -> Iterator[Fault]:
     for owner in [*view.brokers, *view.all_triggers]:
         spec = dig(owner, "spec.delivery") or {}
         for name in sorted(spec.keys() - _KNOWN):
@@ -119,7 +119,7 @@ def delivery_form(view: View) -> Iterator[Fault]:
             yield from _alpha_field(view, owner, "retryAfterMax", "delivery-retryafter")
 
 
-def _alpha_field(view: View, owner: Resource, field: str, flag: str) -> Iterator[Fault]:
+def _alpha_field(view: ResourceView, owner: Resource, field: str, flag: str) -> Iterator[Fault]:
     features = view.named("ConfigMap", "config-features")
     in_eventing = dig(features, "metadata.namespace") == "knative-eventing" if features else False
     if not in_eventing or str((features or {}).get("data", {}).get(flag)) != "enabled":
@@ -133,7 +133,7 @@ def _alpha_field(view: View, owner: Resource, field: str, flag: str) -> Iterator
     "another.",
     source="docs/architecture.md",
 )
-def trigger_filter(view: View) -> Iterator[Fault]:
+def trigger_filter(view: ResourceView) -> Iterator[Fault]:
     names = {p["metadata"]["name"] for p in view.predictors}
     for trigger in view.request_triggers():
         wanted = str(dig(trigger, "spec.filter") or "") + str(dig(trigger, "spec.filters") or "")
@@ -152,7 +152,7 @@ def trigger_filter(view: View) -> Iterator[Fault]:
     "jobs of all.",
     source="docs/architecture.md",
 )
-def models_split(view: View) -> Iterator[Fault]:
+def models_split(view: ResourceView) -> Iterator[Fault]:
     if len([p for p in view.predictors if not is_canary(p)]) < 2:
         return
     for trigger in view.request_triggers():
@@ -167,7 +167,7 @@ def models_split(view: View) -> Iterator[Fault]:
     why="A pump that serves another model's trigger brings this engine jobs that it must refuse.",
     source="docs/architecture.md",
 )
-def pump_trigger(view: View) -> Iterator[Fault]:
+def pump_trigger(view: ResourceView) -> Iterator[Fault]:
     for predictor in view.in_standard_mode():
         wanted = parts.trigger_name(predictor["metadata"]["name"])
         for box in dig(predictor, "spec.predictor.containers") or []:
@@ -183,7 +183,7 @@ def pump_trigger(view: View) -> Iterator[Fault]:
     "results too.",
     source="knative-extensions/eventing-rabbitmq#1434, #624",
 )
-def rabbitmq_filters(view: View) -> Iterator[Fault]:
+def rabbitmq_filters(view: ResourceView) -> Iterator[Fault]:
     for trigger in view.triggers:
         if view.class_of(trigger) == "RabbitMQBroker" and dig(trigger, "spec.filters"):
             yield fault(trigger, "spec.filters", "set", "`filter` alone, or a Kafka broker")
@@ -196,7 +196,7 @@ def rabbitmq_filters(view: View) -> Iterator[Fault]:
     "fails to connect until the retries are spent.",
     source="Knative, Destination (a Service is addressed as http://NAME.NAMESPACE.svc)",
 )
-def reference_port(view: View) -> Iterator[Fault]:
+def reference_port(view: ResourceView) -> Iterator[Fault]:
     for owner in [*view.brokers, *view.triggers]:
         for path in ("spec.subscriber.ref", "spec.delivery.deadLetterSink.ref"):
             reference = dig(owner, path) or {}
@@ -214,7 +214,7 @@ def reference_port(view: View) -> Iterator[Fault]:
     why="A trigger that points at nothing retries until it dead-letters everything.",
     source="docs/facts.md 3.1",
 )
-def subscriber(view: View) -> Iterator[Fault]:
+def subscriber(view: ResourceView) -> Iterator[Fault]:
     hosts = {f"{p['metadata']['name']}-predictor" for p in view.predictors}
     for trigger in view.triggers:
         if trigger not in view.request_triggers() or not hosts:
@@ -235,7 +235,7 @@ def subscriber(view: View) -> Iterator[Fault]:
     "think about.",
     source="docs/architecture.md",
 )
-def pump_parallelism(view: View) -> Iterator[Fault]:
+def pump_parallelism(view: ResourceView) -> Iterator[Fault]:
     for predictor in view.in_standard_mode():
         batch = number(argument(engine(predictor), "--max-num-seqs"))
         for trigger in view.own_triggers:

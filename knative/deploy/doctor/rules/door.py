@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from knative.deploy.doctor.field import at_least, field_rule, kind, note, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import (
-    View,
+    ResourceView,
     dig,
     is_canary,
     number,
@@ -28,7 +28,7 @@ _INGRESSES = kind("Ingress", "networking.k8s.io/")
     "answers are cut and must resume with Last-Event-ID.",
     source="docs/facts.md 3.3, #13",
 )
-def api_behind_queue_proxy(view: View) -> Iterator[Fault]:
+def api_behind_queue_proxy(view: ResourceView) -> Iterator[Fault]:
     for service in view.knative_services:
         if service["metadata"]["name"] in (parts.DOOR, parts.API):
             yield fault(
@@ -43,7 +43,7 @@ def api_behind_queue_proxy(view: View) -> Iterator[Fault]:
     "caller.",
     source="docs/reliability.md F01",
 )
-def api_sleeps(view: View) -> Iterator[Fault]:
+def api_sleeps(view: ResourceView) -> Iterator[Fault]:
     for service in view.knative_services:
         if service["metadata"]["name"] in (parts.DOOR, parts.API):
             least = dig(service, "spec.template.metadata.annotations") or {}
@@ -62,7 +62,7 @@ def api_sleeps(view: View) -> Iterator[Fault]:
     "serves is accepted, and waits for ever.",
     source="docs/architecture.md; TORPOR_MODELS of the api",
 )
-def models_listed(view: View) -> Iterator[Fault]:
+def models_listed(view: ResourceView) -> Iterator[Fault]:
     settings = view.named("ConfigMap", parts.SETTINGS)
     if settings is None:
         return
@@ -77,7 +77,7 @@ def models_listed(view: View) -> Iterator[Fault]:
         yield fault(settings, "data.TORPOR_MODELS", name, f"an InferenceService/{name}")
 
 
-def _listed(view: View) -> set[str] | None:
+def _listed(view: ResourceView) -> set[str] | None:
     """Give the models that the api will accept; None when that cannot be read."""
     try:
         return {card["name"] for card in json.loads(view.settings.get("TORPOR_MODELS") or "[]")}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from knative.deploy.doctor.field import at, at_least, field_rule, note
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault, needed
 from knative.deploy.doctor.view import (
-    View,
+    ResourceView,
     argument,
     dig,
     engine,
@@ -19,7 +19,7 @@ from knative.deploy.emit import Resource
 register = Register()
 
 
-def _predictor_services(view: View) -> list[Resource]:
+def _predictor_services(view: ResourceView) -> list[Resource]:
     """Give the Knative Services that KServe made, which a live cluster shows."""
     label = "serving.kserve.io/inferenceservice"
     return [
@@ -35,7 +35,9 @@ register.rule(
     source="docs/facts.md 3.3, 3.4, #3",
 )(
     field_rule(
-        View.in_knative_mode, at("spec.predictor.timeout"), at_least(lambda view: view.held_s)
+        ResourceView.in_knative_mode,
+        at("spec.predictor.timeout"),
+        at_least(lambda view: view.held_s),
     )
 )
 
@@ -72,7 +74,7 @@ register.rule(
 )
 
 
-def _longest_timeout(view: View) -> float:
+def _longest_timeout(view: ResourceView) -> float:
     """Give the longest timeout that any revision here asks for."""
     asked = [number(dig(p, "spec.predictor.timeout")) or 0 for p in view.in_knative_mode()]
     asked += [
@@ -88,7 +90,7 @@ def _longest_timeout(view: View) -> float:
     "max-revision-timeout-seconds (600 by default).",
     source="docs/facts.md 3.3 defaults.yaml",
 )
-def max_revision_timeout(view: View) -> Iterator[Fault]:
+def max_revision_timeout(view: ResourceView) -> Iterator[Fault]:
     asked = _longest_timeout(view)
     if asked <= 600:
         return
@@ -108,7 +110,7 @@ def max_revision_timeout(view: View) -> Iterator[Fault]:
     why="A restarting activator kills the requests that it holds when its grace is over.",
     source="docs/facts.md 3.3",
 )
-def activator_grace(view: View) -> Iterator[Fault]:
+def activator_grace(view: ResourceView) -> Iterator[Fault]:
     asked = _longest_timeout(view) if view.in_knative_mode() else 0
     if asked <= 600:
         return
@@ -129,7 +131,7 @@ register.rule(
     source="docs/facts.md 3.3 deployment.md, #12",
 )(
     field_rule(
-        View.in_knative_mode,
+        ResourceView.in_knative_mode,
         note("serving.knative.dev/progress-deadline"),
         at_least(lambda view: view.cold_start_s, unset=600, unit=go_seconds, suffix="s"),
     )
@@ -142,7 +144,7 @@ register.rule(
     why="0 means no limit: 100 generations pile up on one GPU before the KPA adds another.",
     source="docs/facts.md 3.3",
 )
-def container_concurrency(view: View) -> Iterator[Fault]:
+def container_concurrency(view: ResourceView) -> Iterator[Fault]:
     for predictor in view.in_knative_mode():
         path = "spec.predictor.containerConcurrency"
         value = number(dig(predictor, path)) or 0

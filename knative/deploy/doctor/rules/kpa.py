@@ -7,7 +7,7 @@ from knative.autoscaling.kpa.autoscaler_config import AutoscalerConfig
 from knative.deploy.doctor.field import at, at_least, field_rule, note, one_of, readable_rule
 from knative.deploy.doctor.finding import Hop, Register, Severity
 from knative.deploy.doctor.view import (
-    View,
+    ResourceView,
     go_seconds,
 )
 
@@ -52,7 +52,9 @@ register.rule(
     source="docs/facts.md 3.3",
 )(
     field_rule(
-        View.in_knative_mode, note(f"{_KPA}class"), one_of(None, "kpa.autoscaling.knative.dev")
+        ResourceView.in_knative_mode,
+        note(f"{_KPA}class"),
+        one_of(None, "kpa.autoscaling.knative.dev"),
     )
 )
 
@@ -64,7 +66,7 @@ register.rule(
     source="docs/facts.md 3.3 (last pod goes after a full window without traffic)",
 )(
     field_rule(
-        View.in_knative_mode,
+        ResourceView.in_knative_mode,
         note(f"{_KPA}window"),
         at_least(lambda view: min(view.cold_start_s, 3600), unset=60, unit=go_seconds, suffix="s"),
         Severity.WARNING,

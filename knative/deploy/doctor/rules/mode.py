@@ -8,7 +8,7 @@ from knative.deploy.doctor.field import field_rule, note, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import (
     MODE,
-    View,
+    ResourceView,
     annotation,
     dig,
 )
@@ -39,7 +39,7 @@ register.rule(
     "Knative and Standard.",
     source="docs/facts.md 3.4",
 )
-def mode_name_by_version(view: View) -> Iterator[Fault]:
+def mode_name_by_version(view: ResourceView) -> Iterator[Fault]:
     release = _kserve_release(view)
     if release is None:
         return
@@ -53,7 +53,7 @@ def mode_name_by_version(view: View) -> Iterator[Fault]:
             yield fault(predictor, MODE, value, f"{pairs[value]} on 0.{release}", severity)
 
 
-def _kserve_release(view: View) -> int | None:
+def _kserve_release(view: ResourceView) -> int | None:
     """Give KServe's minor version by its controller's image, which a live cluster shows."""
     found = view.named("Deployment", "kserve-controller-manager")
     for box in dig(found, "spec.template.spec.containers") or []:
@@ -71,7 +71,7 @@ def _kserve_release(view: View) -> int | None:
     "pod that KEDA scales is work that KEDA cannot see.",
     source="docs/topologies.md (hold and claim never mix); docs/facts.md #15",
 )
-def hold_and_claim(view: View) -> Iterator[Fault]:
+def hold_and_claim(view: ResourceView) -> Iterator[Fault]:
     for predictor in view.in_knative_mode():
         for box in dig(predictor, "spec.predictor.containers") or []:
             if "eventing.pump" in " ".join(map(str, box.get("args") or [])):
@@ -93,7 +93,7 @@ def hold_and_claim(view: View) -> Iterator[Fault]:
     "costs a retry. Above ten minutes the queue topology is calmer.",
     source="docs/facts.md #3 (serving#15352)",
 )
-def hold_mode_length(view: View) -> Iterator[Fault]:
+def hold_mode_length(view: ResourceView) -> Iterator[Fault]:
     if view.in_knative_mode() and view.job_s > 600:
         yield fault(
             view.in_knative_mode()[0],

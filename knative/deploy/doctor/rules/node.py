@@ -11,7 +11,7 @@ from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.rules.pod import drained_s
 from knative.deploy.doctor.view import (
     Pod,
-    View,
+    ResourceView,
     argument,
     dig,
     engine,
@@ -30,7 +30,7 @@ _POOLS = kind("NodePool", "karpenter.sh/")
     why="GPU nodes are tainted; a pod that asks for a GPU and tolerates nothing stays pending.",
     source="docs/facts.md 3.3",
 )
-def gpu_toleration(view: View) -> Iterator[Fault]:
+def gpu_toleration(view: ResourceView) -> Iterator[Fault]:
     for predictor in view.predictors:
         pod = dig(predictor, "spec.predictor") or {}
         gpus = dig(engine(predictor), "resources.limits") or {}
@@ -46,7 +46,7 @@ def gpu_toleration(view: View) -> Iterator[Fault]:
     "them.",
     source="docs/facts.md 3.7",
 )
-def gpu_count(view: View) -> Iterator[Fault]:
+def gpu_count(view: ResourceView) -> Iterator[Fault]:
     for predictor in view.predictors:
         box = engine(predictor)
         ranks = number(argument(box, "--tensor-parallel-size"))
@@ -89,7 +89,7 @@ register.rule(
     "labels are set after a node is there.",
     source="Karpenter NodePool",
 )
-def node_label(view: View) -> Iterator[Fault]:
+def node_label(view: ResourceView) -> Iterator[Fault]:
     pools = view.of("NodePool", "karpenter.sh/")
     for predictor in view.predictors if pools else []:
         for key in dig(predictor, "spec.predictor.nodeSelector") or {}:
@@ -112,7 +112,7 @@ def _gives(pool: Resource, key: str) -> bool:
     "their own grace.",
     source="cluster-autoscaler FAQ; docs/facts.md #14",
 )
-def cluster_autoscaler_grace(view: View) -> Iterator[Fault]:
+def cluster_autoscaler_grace(view: ResourceView) -> Iterator[Fault]:
     found = view.named("Deployment", "cluster-autoscaler")
     for box in dig(found, "spec.template.spec.containers") or []:
         value = number(argument(box, "--max-graceful-termination-sec"))
@@ -127,7 +127,7 @@ def cluster_autoscaler_grace(view: View) -> Iterator[Fault]:
     why="A budget that allows no disruption blocks every node upgrade for ever.",
     source="Kubernetes, PodDisruptionBudget",
 )
-def disruption_budget(view: View) -> Iterator[Fault]:
+def disruption_budget(view: ResourceView) -> Iterator[Fault]:
     for budget in view.of("PodDisruptionBudget", "policy/"):
         if dig(budget, "spec.maxUnavailable") in (0, "0", "0%"):
             yield fault(budget, "spec.maxUnavailable", 0, "at least 1", Severity.WARNING)
@@ -135,7 +135,7 @@ def disruption_budget(view: View) -> Iterator[Fault]:
             yield fault(budget, "spec.minAvailable", "100%", "less", Severity.WARNING)
 
 
-def _stores(view: View) -> list[tuple[Pod, str]]:
+def _stores(view: ResourceView) -> list[tuple[Pod, str]]:
     """Give our Redis, with all that configures it as one text."""
     found = []
     for pod in view.pods:
@@ -160,7 +160,7 @@ def _stores(view: View) -> list[tuple[Pod, str]]:
     why="A store that evicts forgets jobs that were promised; one that is full says so.",
     source="docs/reliability.md (Redis), F20",
 )
-def store_eviction(view: View) -> Iterator[Fault]:
+def store_eviction(view: ResourceView) -> Iterator[Fault]:
     for pod, text in _stores(view):
         match = re.search(r"maxmemory-policy[ =]+(\S+)", text)
         if match and not match[1].startswith("noeviction"):
@@ -173,7 +173,7 @@ def store_eviction(view: View) -> Iterator[Fault]:
     why="Without an append-only file on a disk of its own, a restart forgets every job.",
     source="docs/reliability.md (Redis), F04",
 )
-def store_durable(view: View) -> Iterator[Fault]:
+def store_durable(view: ResourceView) -> Iterator[Fault]:
     for pod, text in _stores(view):
         if not re.search(r"appendonly[ =]+yes", text):
             yield fault(pod.owner, "appendonly", None, "yes")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from knative.autoscaling.quantity import quantity
-from knative.deploy.doctor.field import Place, at, at_least, field_rule, one_of
+from knative.deploy.doctor.field import FieldPath, at, at_least, field_rule, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault, needed
 from knative.deploy.doctor.view import (
     CANARY_OF,
-    View,
+    ResourceView,
     argument,
     dig,
     engine,
@@ -39,7 +39,7 @@ FLAGS = {
 }
 
 
-def drained_s(view: View) -> float:
+def drained_s(view: ResourceView) -> float:
     """Give how long a pod must be left to drain."""
     return min(view.job_s, LONGEST_DRAIN_S)
 
@@ -51,7 +51,7 @@ register.rule(
     source="docs/facts.md 3.4 deployment_reconciler.go:283, #6",
 )(
     field_rule(
-        View.in_standard_mode,
+        ResourceView.in_standard_mode,
         at("spec.predictor.terminationGracePeriodSeconds"),
         at_least(drained_s),
     )
@@ -65,7 +65,7 @@ register.rule(
     "SIGTERM 30 s after the last request and has timeoutSeconds - 30 left.",
     source="docs/facts.md 3.3 drain.go, #14, #23",
 )
-def drain_grace(view: View) -> Iterator[Fault]:
+def drain_grace(view: ResourceView) -> Iterator[Fault]:
     settings = view.named("ConfigMap", "torpor-settings")
     drain = number(view.settings.get("TORPOR_DRAIN_GRACE_S"))
     if settings is None or drain is None:
@@ -86,7 +86,7 @@ def drain_grace(view: View) -> Iterator[Fault]:
     "server refuses every pod that requests more: nothing ever wakes.",
     source="KServe predictor_custom.go Default, inferenceservice-config `resource`",
 )
-def kserve_cpu_limit(view: View) -> Iterator[Fault]:
+def kserve_cpu_limit(view: ResourceView) -> Iterator[Fault]:
     for predictor in view.predictors:
         box = engine(predictor)
         asked, most = (dig(box, f"resources.{each}.cpu") for each in ("requests", "limits"))
@@ -101,7 +101,7 @@ def kserve_cpu_limit(view: View) -> Iterator[Fault]:
     "pod's grace must exceed it.",
     source="docs/facts.md 3.7, #23 (llm-d#927)",
 )
-def shutdown_timeout(view: View) -> Iterator[Fault]:
+def shutdown_timeout(view: ResourceView) -> Iterator[Fault]:
     for predictor in view.predictors:
         box = engine(predictor)
         value = number(argument(box, "--shutdown-timeout"))
@@ -118,7 +118,7 @@ def shutdown_timeout(view: View) -> Iterator[Fault]:
     why="Without a startup probe as long as a wake, liveness restarts a pod that is loading.",
     source="docs/facts.md #12",
 )
-def startup_probe(view: View) -> Iterator[Fault]:
+def startup_probe(view: ResourceView) -> Iterator[Fault]:
     for predictor in view.predictors:
         box = engine(predictor)
         probe = box.get("startupProbe")
@@ -141,7 +141,7 @@ def startup_probe(view: View) -> Iterator[Fault]:
     "sends it work that it refuses.",
     source="docs/adr/0015",
 )
-def readiness_path(view: View) -> Iterator[Fault]:
+def readiness_path(view: ResourceView) -> Iterator[Fault]:
     for predictor in view.predictors:
         box = engine(predictor)
         path = dig(box, "readinessProbe.httpGet.path")
@@ -157,7 +157,7 @@ def readiness_path(view: View) -> Iterator[Fault]:
     why="With several containers KServe takes the one named kserve-container for the model's.",
     source="docs/facts.md 3.4 predictor_custom.go",
 )
-def container_name(view: View) -> Iterator[Fault]:
+def container_name(view: ResourceView) -> Iterator[Fault]:
     for predictor in view.predictors:
         boxes = dig(predictor, "spec.predictor.containers") or []
         names = [box.get("name") for box in boxes]
@@ -171,7 +171,7 @@ def container_name(view: View) -> Iterator[Fault]:
     why="Requests carry the model's name; a predictor that serves another refuses them all.",
     source="docs/architecture.md",
 )
-def model_name(view: View) -> Iterator[Fault]:
+def model_name(view: ResourceView) -> Iterator[Fault]:
     for predictor in view.predictors:
         served = argument(engine(predictor), "--served-model-name")
         own = predictor["metadata"]["name"]
@@ -188,7 +188,7 @@ register.rule(
 )(
     field_rule(
         lambda view: view.predictors,
-        Place("env PROTOCOL", lambda predictor: variable(engine(predictor), "PROTOCOL")),
+        FieldPath("env PROTOCOL", lambda predictor: variable(engine(predictor), "PROTOCOL")),
         one_of(None, "v1", "v2"),
     )
 )
@@ -200,7 +200,7 @@ register.rule(
     why="A cache of another address is never hit: every wake downloads the weights.",
     source="facts, sources [10] localmodel.md",
 )
-def model_cache_uri(view: View) -> Iterator[Fault]:
+def model_cache_uri(view: ResourceView) -> Iterator[Fault]:
     used = {variable(engine(p), "STORAGE_URI") for p in view.predictors}
     for cache in view.of("LocalModelCache", "serving.kserve.io/"):
         value = dig(cache, "spec.sourceModelUri")
@@ -216,7 +216,7 @@ def model_cache_uri(view: View) -> Iterator[Fault]:
     "off by default.",
     source="docs/facts.md 3.3 features.yaml",
 )
-def knative_features(view: View) -> Iterator[Fault]:
+def knative_features(view: ResourceView) -> Iterator[Fault]:
     wanted: dict[str, Resource] = {}
     asking = [(p, "spec.predictor") for p in view.in_knative_mode()]
     asking += [(s, "spec.template.spec") for s in view.knative_services]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from knative.deploy.config_hash import config_names
 from knative.deploy.doctor.finding import Fault, Hop, Register, fault
-from knative.deploy.doctor.view import View, dig
+from knative.deploy.doctor.view import ResourceView, dig
 from knative.deploy.emit import Resource
 from knative.deploy.rollout.readiness import nameless, why_stuck
 
@@ -21,7 +21,7 @@ _MAKERS = ("ReplicaSet", "StatefulSet", "Job")
     "log says why.",
     source="Kubernetes, ReplicaSet condition ReplicaFailure, event FailedCreate",
 )
-def pods_refused(view: View) -> Iterator[Fault]:
+def pods_refused(view: ResourceView) -> Iterator[Fault]:
     for maker in (resource for kind in _MAKERS for resource in view.of(kind)):
         wanted = dig(maker, "spec.replicas")
         there = dig(maker, "status.replicas") or 0
@@ -31,7 +31,7 @@ def pods_refused(view: View) -> Iterator[Fault]:
             yield fault(maker, "pods", f"{there} of {wanted}", f"not refused: {reason}")
 
 
-def _refusals(view: View, name: str, maker: Resource) -> Iterator[str]:
+def _refusals(view: ResourceView, name: str, maker: Resource) -> Iterator[str]:
     for condition in dig(maker, "status.conditions") or []:
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
             yield nameless(str(condition.get("message")))
@@ -48,7 +48,7 @@ def _refusals(view: View, name: str, maker: Resource) -> Iterator[str]:
     "nobody looks any more, and gives a canary none.",
     source="ADR 165",
 )
-def config_followed(view: View) -> Iterator[Fault]:
+def config_followed(view: ResourceView) -> Iterator[Fault]:
     changed = {
         str(config["metadata"]["name"]): max(times)
         for config in view.of("ConfigMap", "v1")
@@ -80,7 +80,7 @@ def _component(pod: Resource) -> str:
     why="A pod without a node, an image or a volume serves nobody, however long a job waits.",
     source="Kubernetes, PodScheduled and container states",
 )
-def pods_stuck(view: View) -> Iterator[Fault]:
+def pods_stuck(view: ResourceView) -> Iterator[Fault]:
     for reason in why_stuck(view.of("Pod", "v1"), ()):
         who, _, what = reason.partition(": ")
         yield Fault(f"Pod/{who}", "status", what, "running")

@@ -8,7 +8,7 @@ from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.deploy.doctor.field import at, at_least, field_rule, note, one_of, readable_rule
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault, needed
 from knative.deploy.doctor.rules.trigger import triggers
-from knative.deploy.doctor.view import View, dig, number
+from knative.deploy.doctor.view import ResourceView, dig, number
 from knative.deploy.emit import Resource
 
 register = Register()
@@ -18,11 +18,11 @@ _BEHAVIOR = "spec.advanced.horizontalPodAutoscalerConfig.behavior"
 _KEDA = "autoscaling.keda.sh/"
 
 
-def _scaled(view: View) -> list[Resource]:
+def _scaled(view: ResourceView) -> list[Resource]:
     return view.scaled_objects
 
 
-def _counting(view: View) -> list[Resource]:
+def _counting(view: ResourceView) -> list[Resource]:
     """Those that count by themselves: an external scaler says when it is done, a count does not."""
     return [
         scaled
@@ -37,7 +37,7 @@ def _counting(view: View) -> list[Resource]:
     why="KEDA 2.16 refuses an activation of 0 with lagCount: it takes two jobs to wake one pod.",
     source="docs/facts.md 3.6 (#6478, PR #6481), #9",
 )
-def keda_version(view: View) -> Iterator[Fault]:
+def keda_version(view: ResourceView) -> Iterator[Fault]:
     if not view.scaled_objects:
         return
     found = view.named("Deployment", "keda-operator")
@@ -57,7 +57,7 @@ register.rule(
     why="KServe's own keda class knows no redis trigger, no cooldown and no formula, and reverts "
     "what is added; its hpa class scales by CPU, which says nothing about a GPU's queue.",
     source="docs/facts.md 3.4 keda_reconciler.go",
-)(field_rule(View.in_standard_mode, note(CLASS), one_of("external")))
+)(field_rule(ResourceView.in_standard_mode, note(CLASS), one_of("external")))
 
 
 @register.rule(
@@ -66,7 +66,7 @@ register.rule(
     why="A Standard predictor at zero is woken by a ScaledObject on its Deployment, or by nothing.",
     source="docs/facts.md 3.4, 3.5",
 )
-def nothing_wakes(view: View) -> Iterator[Fault]:
+def nothing_wakes(view: ResourceView) -> Iterator[Fault]:
     targets = {dig(s, "spec.scaleTargetRef.name") for s in view.scaled_objects}
     for predictor in view.in_standard_mode():
         name = f"{predictor['metadata']['name']}-predictor"
@@ -81,7 +81,7 @@ def nothing_wakes(view: View) -> Iterator[Fault]:
     why="Two scalers on one Deployment undo each other's work.",
     source="docs/facts.md 3.4, 3.5",
 )
-def two_scalers(view: View) -> Iterator[Fault]:
+def two_scalers(view: ResourceView) -> Iterator[Fault]:
     targets = {dig(s, "spec.scaleTargetRef.name") for s in view.scaled_objects}
     for hpa in view.of("HorizontalPodAutoscaler"):
         name = dig(hpa, "spec.scaleTargetRef.name")
@@ -102,7 +102,7 @@ def two_scalers(view: View) -> Iterator[Fault]:
     "as 0, not against the pending.",
     source="docs/facts.md 3.6 scalingModifiers; 3.6b",
 )
-def keda_formula(view: View) -> Iterator[Fault]:
+def keda_formula(view: ResourceView) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
         if not triggers(scaled, "redis-streams"):
             continue
@@ -119,7 +119,7 @@ def keda_formula(view: View) -> Iterator[Fault]:
     "company.",
     source="docs/facts.md 3.5, 3.6, #9",
 )
-def keda_activation(view: View) -> Iterator[Fault]:
+def keda_activation(view: ResourceView) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
         path = "spec.advanced.scalingModifiers.activationTarget"
         value = dig(scaled, path)
@@ -235,7 +235,7 @@ register.rule(
     why="The smaller of two limits wins silently.",
     source="docs/facts.md 3.4, 3.5",
 )
-def replica_limits(view: View) -> Iterator[Fault]:
+def replica_limits(view: ResourceView) -> Iterator[Fault]:
     for predictor in view.in_standard_mode():
         most = number(dig(predictor, "spec.predictor.maxReplicas"))
         for scaled in view.scaled_objects:

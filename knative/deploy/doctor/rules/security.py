@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from knative.deploy.doctor.field import Place, field_rule, one_of
+from knative.deploy.doctor.field import FieldPath, field_rule, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.kserve import storage_initializer
-from knative.deploy.doctor.view import Pod, View, dig, variable
+from knative.deploy.doctor.view import Pod, ResourceView, dig, variable
 from knative.deploy.emit import Resource
 
 register = Register()
@@ -25,7 +25,7 @@ _PASSWORD_IN_URL = re.compile(r"\w+://[^/@\s]*:[^/@\s]+@")
     "a break-out has more to work with.",
     source="Kubernetes, Pod Security Standards (restricted)",
 )
-def restricted_pod(view: View) -> Iterator[Fault]:
+def restricted_pod(view: ResourceView) -> Iterator[Fault]:
     for pod in view.pods:
         for box in pod.containers:
             for field, must in [*_refused_for(pod, box), *_writable(box)]:
@@ -78,7 +78,7 @@ def _writable(box: Resource) -> Iterator[tuple[str, str]]:
     why="What has no name in its metadata no server takes, and no other rule looks at.",
     source="Kubernetes, ObjectMeta",
 )
-def object_form(view: View) -> Iterator[Fault]:
+def object_form(view: ResourceView) -> Iterator[Fault]:
     for resource in view.nameless:
         kind = resource.get("kind") if isinstance(resource, dict) else type(resource).__name__
         yield Fault(f"{kind}/?", "metadata.name", "not set", "a name")
@@ -90,7 +90,7 @@ def object_form(view: View) -> Iterator[Fault]:
     why="A pod in the host's namespaces or file system is the host.",
     source="Kubernetes, Pod Security Standards (baseline)",
 )
-def host_access(view: View) -> Iterator[Fault]:
+def host_access(view: ResourceView) -> Iterator[Fault]:
     for pod in view.pods:
         for field in ("hostNetwork", "hostPID", "hostIPC"):
             if pod.spec.get(field):
@@ -106,7 +106,7 @@ def host_access(view: View) -> Iterator[Fault]:
     why="An image without a version is another one tomorrow, and a rollback does not roll back.",
     source="issue 7.5",
 )
-def image_pinned(view: View) -> Iterator[Fault]:
+def image_pinned(view: ResourceView) -> Iterator[Fault]:
     for pod in view.pods:
         for box in pod.containers:
             image = str(box.get("image", ""))
@@ -121,7 +121,7 @@ def image_pinned(view: View) -> Iterator[Fault]:
     why="What is in a manifest is in the repository, its history and every backup of it.",
     source="issue 7.8",
 )
-def secret_in_manifest(view: View) -> Iterator[Fault]:
+def secret_in_manifest(view: ResourceView) -> Iterator[Fault]:
     for secret in view.of("Secret", "v1"):
         if secret.get("data") or secret.get("stringData"):
             yield fault(secret, "data", "(not shown)", "made in the cluster, not in a manifest")
@@ -151,7 +151,7 @@ def _is_secret(name: str, value: Any) -> bool:
     "of our settings.",
     source="Kubernetes, enableServiceLinks",
 )
-def service_links(view: View) -> Iterator[Fault]:
+def service_links(view: ResourceView) -> Iterator[Fault]:
     for pod in view.pods:
         if pod.spec.get("enableServiceLinks") is not False:
             yield fault(
@@ -166,7 +166,7 @@ def service_links(view: View) -> Iterator[Fault]:
     why="A process that does not speak to the API server needs no key to it.",
     source="Kubernetes, ServiceAccount",
 )
-def api_token(view: View) -> Iterator[Fault]:
+def api_token(view: ResourceView) -> Iterator[Fault]:
     for pod in view.pods:
         talks = "first-secrets" in str(pod.owner.get("metadata", {}).get("name"))
         if not talks and pod.spec.get("automountServiceAccountToken") is not False:
@@ -184,7 +184,7 @@ def api_token(view: View) -> Iterator[Fault]:
     "scheduler guesses.",
     source="Kubernetes, Resource Management",
 )
-def limits(view: View) -> Iterator[Fault]:
+def limits(view: ResourceView) -> Iterator[Fault]:
     for pod in view.pods:
         for box in pod.containers:
             if not dig(box, "resources.limits.memory"):
@@ -200,7 +200,7 @@ def limits(view: View) -> Iterator[Fault]:
     why="After the install nothing needs cluster-wide rights or a wildcard.",
     source="issue 7.4, 7.8",
 )
-def rights(view: View) -> Iterator[Fault]:
+def rights(view: ResourceView) -> Iterator[Fault]:
     for role in [*view.of("Role"), *view.of("ClusterRole")]:
         if not _is_ours(role):
             continue
@@ -218,7 +218,7 @@ def _is_ours(resource: Resource) -> bool:
     return bool(named.get("app.kubernetes.io/part-of") == "torpor")
 
 
-_ENFORCED = Place(
+_ENFORCED = FieldPath(
     "pod-security.kubernetes.io/enforce",
     lambda space: (dig(space, "metadata.labels") or {}).get("pod-security.kubernetes.io/enforce"),
 )
@@ -230,7 +230,7 @@ _ENFORCED = Place(
     why="Without a policy that shuts everything, every other policy is only a suggestion.",
     source="issue 7.8",
 )
-def default_deny(view: View) -> Iterator[Fault]:
+def default_deny(view: ResourceView) -> Iterator[Fault]:
     namespaces = {dig(pod.owner, "metadata.namespace") for pod in view.pods}
     shut = {
         dig(policy, "metadata.namespace")
@@ -266,7 +266,7 @@ register.rule(
     why="Without a file of keys the api would accept anybody: it is off only on loopback.",
     source="issue 5.8",
 )
-def keys_file(view: View) -> Iterator[Fault]:
+def keys_file(view: ResourceView) -> Iterator[Fault]:
     for pod in view.pods:
         if pod.owner.get("metadata", {}).get("name") != "torpor-api":
             continue

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
-from knative.deploy.doctor.view import View, annotation, dig
+from knative.deploy.doctor.view import ResourceView, annotation, dig
 from knative.deploy.emit import Resource
 from knative.deploy.render.inference import CLUSTER_LOCAL, INITIAL_SCALE, VISIBILITY
 
@@ -22,7 +22,7 @@ _REJECTED = "ServerlessModeRejected"
     "reaches that gateway has the model, its metrics and its event route without a key.",
     source="Knative Serving, private services (networking.knative.dev/visibility)",
 )
-def predictor_visibility(view: View) -> Iterator[Fault]:
+def predictor_visibility(view: ResourceView) -> Iterator[Fault]:
     services = [s for s in view.knative_services if _OF_PREDICTOR in _labels(s)]
     for owner in [*view.in_knative_mode(), *services]:
         value = _labels(owner).get(VISIBILITY)
@@ -41,7 +41,7 @@ def _labels(resource: Resource) -> Resource:
     "refuses Knative mode for ever, and no change of the predictor helps.",
     source="KServe inferenceservice controller, event ServerlessModeRejected",
 )
-def knative_before_kserve(view: View) -> Iterator[Fault]:
+def knative_before_kserve(view: ResourceView) -> Iterator[Fault]:
     rejected = {
         dig(event, "involvedObject.name")
         for event in view.of("Event", "v1")
@@ -69,7 +69,7 @@ def knative_before_kserve(view: View) -> Iterator[Fault]:
     "ready, while the one before it is awake for another window.",
     source="Knative Serving, initial-scale and allow-zero-initial-scale",
 )
-def initial_scale(view: View) -> Iterator[Fault]:
+def initial_scale(view: ResourceView) -> Iterator[Fault]:
     sleeping = [p for p in view.in_knative_mode() if not dig(p, "spec.predictor.minReplicas")]
     for predictor in sleeping:
         value = annotation(predictor, INITIAL_SCALE)
@@ -89,7 +89,7 @@ def initial_scale(view: View) -> Iterator[Fault]:
     "and an address that lead to a gateway which is not there.",
     source="KServe inferenceservice-config, ingress.disableIstioVirtualHost",
 )
-def istio_virtual_host(view: View) -> Iterator[Fault]:
+def istio_virtual_host(view: ResourceView) -> Iterator[Fault]:
     network = view.config("config-network") or {}
     ingress_class = str(network.get("ingress-class") or network.get("ingress.class") or "istio")
     config = view.named("ConfigMap", "inferenceservice-config", "v1")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from knative.autoscaling.setting import RefusedSettingsError
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
-from knative.deploy.doctor.view import View, dig, variable
+from knative.deploy.doctor.view import ResourceView, dig, variable
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
 from knative.external_scaler.scaler import read_metadata
@@ -31,7 +31,7 @@ def _external(scaled: Resource) -> list[tuple[int, Resource]]:
     "to be ended within 9 s.",
     source="docs/facts.md 3.6, 3.6b, #7, #8",
 )
-def keda_lag_alone(view: View) -> Iterator[Fault]:
+def keda_lag_alone(view: ResourceView) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
         kinds = [
             ("lagCount" in (t.get("metadata") or {}), "pendingEntriesCount" in t["metadata"])
@@ -53,7 +53,7 @@ def keda_lag_alone(view: View) -> Iterator[Fault]:
     why="One trigger with both counts reads lag only.",
     source="docs/facts.md 3.6",
 )
-def keda_both_counts(view: View) -> Iterator[Fault]:
+def keda_both_counts(view: ResourceView) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
         for index, trigger in triggers(scaled, "redis-streams"):
             data = trigger.get("metadata") or {}
@@ -67,7 +67,7 @@ def keda_both_counts(view: View) -> Iterator[Fault]:
     why="A stream or group of another name reads 0 for ever: nothing wakes, and no error says so.",
     source="docs/facts.md 3.6 (missing stream reads 0)",
 )
-def keda_stream(view: View) -> Iterator[Fault]:
+def keda_stream(view: ResourceView) -> Iterator[Fault]:
     streams = {
         f"torpor:{{{t['metadata']['name']}}}:tickets"
         for t in view.request_triggers()
@@ -95,7 +95,7 @@ def keda_stream(view: View) -> Iterator[Fault]:
     "jobs that nobody ever runs.",
     source="docs/operations.md, Canary",
 )
-def queue_served(view: View) -> Iterator[Fault]:
+def queue_served(view: ResourceView) -> Iterator[Fault]:
     pumped = {
         str(variable(box, "TORPOR_TRIGGER")): predictor
         for predictor in view.predictors
@@ -134,7 +134,7 @@ def _queues_read(metadata: Resource) -> Iterator[str]:
     "queue look empty.",
     source="docs/facts.md 3.2, 3.6",
 )
-def keda_rabbitmq_amqp(view: View) -> Iterator[Fault]:
+def keda_rabbitmq_amqp(view: ResourceView) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
         for index, trigger in triggers(scaled, "rabbitmq"):
             value = (trigger.get("metadata") or {}).get("protocol", "auto")
@@ -149,7 +149,7 @@ def keda_rabbitmq_amqp(view: View) -> Iterator[Fault]:
     "servers learn apart, and answer unlike.",
     source="ADR 23; KEDA external scalers",
 )
-def scaler_address(view: View) -> Iterator[Fault]:
+def scaler_address(view: ResourceView) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
         for index, trigger in _external(scaled):
             address = str((trigger.get("metadata") or {}).get("scalerAddress"))
@@ -170,7 +170,7 @@ def scaler_address(view: View) -> Iterator[Fault]:
     "is another model's work.",
     source="ADR 23 (read_metadata)",
 )
-def scaler_settings(view: View) -> Iterator[Fault]:
+def scaler_settings(view: ResourceView) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
         own = str(dig(scaled, "spec.scaleTargetRef.name")).removesuffix("-predictor")
         for index, trigger in _external(scaled):
@@ -195,7 +195,7 @@ def scaler_settings(view: View) -> Iterator[Fault]:
     "must be measured at the api or the broker.",
     source="docs/facts.md 3.6 prometheus (llm-d PR #2492)",
 )
-def keda_sleeping_metric(view: View) -> Iterator[Fault]:
+def keda_sleeping_metric(view: ResourceView) -> Iterator[Fault]:
     for scaled in view.scaled_objects:
         for index, trigger in triggers(scaled, "prometheus"):
             query = str((trigger.get("metadata") or {}).get("query"))

@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventing.broker.delivery import (
-    Answer,
     BackoffPolicy,
     Delivered,
     DeliverySpec,
     SetAside,
+    SubscriberResponse,
     TryAgain,
     backoff_s,
     decide,
@@ -32,21 +32,27 @@ REFUSED = [100, 300, 301, 302, 307, 400, 401, 403, 405, 410, 413, 415, 422, 428,
 class TestRetryRules:
     @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
     def test_any_2xx_is_delivered_and_only_200_may_carry_a_reply(self, status: int) -> None:
-        assert decide(DeliverySpec(), Answer(status=status), 1) == Delivered(status == 200)
+        assert decide(DeliverySpec(), SubscriberResponse(status=status), 1) == Delivered(
+            status == 200
+        )
 
     @pytest.mark.parametrize("status", RETRIED)
     def test_what_selective_retry_retries_is_tried_again(self, status: int) -> None:
         assert is_retried(status)
-        assert isinstance(decide(DeliverySpec(retry=1), Answer(status=status), 1), TryAgain)
+        assert isinstance(
+            decide(DeliverySpec(retry=1), SubscriberResponse(status=status), 1), TryAgain
+        )
 
     @pytest.mark.parametrize("status", REFUSED)
     def test_everything_else_is_set_aside_at_once(self, status: int) -> None:
-        assert isinstance(decide(DeliverySpec(retry=9), Answer(status=status), 1), SetAside)
+        assert isinstance(
+            decide(DeliverySpec(retry=9), SubscriberResponse(status=status), 1), SetAside
+        )
 
     @given(SPECS, st.sampled_from(RETRIED))
     def test_retry_counts_the_tries_after_the_first(self, spec: DeliverySpec, status: int) -> None:
         tries = 1
-        while isinstance(decide(spec, Answer(status=status), tries), TryAgain):
+        while isinstance(decide(spec, SubscriberResponse(status=status), tries), TryAgain):
             tries += 1
 
         assert tries == spec.retry + 1
@@ -55,7 +61,7 @@ class TestRetryRules:
     def test_a_reason_is_said_without_a_body(
         self, spec: DeliverySpec, status: int, tries: int
     ) -> None:
-        match decide(spec, Answer(status=status), tries):
+        match decide(spec, SubscriberResponse(status=status), tries):
             case SetAside(reason):
                 assert reason
             case TryAgain(delay_s):
@@ -90,7 +96,7 @@ class TestBackoff:
     def test_the_span_is_what_an_event_waits_in_all(self, spec: DeliverySpec) -> None:
         waited = 0.0
         tries = 1
-        while isinstance(again := decide(spec, Answer(status=503), tries), TryAgain):
+        while isinstance(again := decide(spec, SubscriberResponse(status=503), tries), TryAgain):
             waited += again.delay_s
             tries += 1
 
@@ -107,7 +113,7 @@ class TestRetryAfter:
     def test_429_and_503_are_obeyed_up_to_the_limit_and_never_below_the_backoff(
         self, status: int, asked_s: float | None, waited_s: float
     ) -> None:
-        answer = Answer(status=status, retry_after_s=asked_s)
+        answer = SubscriberResponse(status=status, retry_after_s=asked_s)
 
         assert decide(self.SPEC, answer, 1) == TryAgain(waited_s)
 
@@ -141,4 +147,6 @@ class TestRetryAfter:
 
     @pytest.mark.parametrize("status", [0, 404, 408, 409, 500, 502, 504])
     def test_others_cannot_ask_for_a_wait(self, status: int) -> None:
-        assert decide(self.SPEC, Answer(status=status, retry_after_s=30), 1) == TryAgain(2.0)
+        assert decide(
+            self.SPEC, SubscriberResponse(status=status, retry_after_s=30), 1
+        ) == TryAgain(2.0)
