@@ -63,7 +63,7 @@ class EndedConsumer:
                 async with failures_named():
                     await self._turn()
             except StoreUnavailable as error:
-                _log.warning("waits for the store", action="ended", reason=error.code)
+                _log.debug("waits for the store", action="ended", reason=error.code)
                 await asyncio.sleep(_BACKOFF_S)
 
     async def _turn(self) -> None:

@@ -61,7 +61,7 @@ async def run_deadlines(store: JobSweeper) -> None:
             while late := await store.expire(_BATCH):
                 _log.info("late", action="expire", jobs=len(late))
         except Unavailable as error:
-            _log.warning("will look again", action="expire", reason=error.code)
+            _log.debug("will look again", action="expire", reason=error.code)
         await asyncio.sleep(_DEADLINES_EVERY_S)
 
 

@@ -248,7 +248,8 @@ def knock(client: httpx.Client, stack: LocalStack, done: Run) -> None:
 def look(stack: LocalStack, done: Run) -> None:
     """What every process shows to whoever may look."""
     (replica, *_) = stack.status()["replicas"]["list"]
-    shown = stack.addresses | {"predictor": "http://127.0.0.1:" + replica["id"].rsplit("-", 1)[1]}
+    shown = {part: stack.addresses[part] for part in ("api", "broker", "activator")}
+    shown["predictor"] = "http://127.0.0.1:" + replica["id"].rsplit("-", 1)[1]
     refused = httpx.post(
         f"{shown['predictor']}/", content=PROMPT, headers={"authorization": f"Bearer {TOKEN}"}
     )

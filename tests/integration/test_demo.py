@@ -35,7 +35,7 @@ def test_one_real_job_goes_from_zero_to_an_answer_and_back_to_zero(tmp_path: Pat
 
 
 def test_ctrl_c_in_the_middle_ends_it_with_one_line_and_no_process(tmp_path: Path) -> None:
-    command = [TORPOR, "demo", "--engine", "seeded", "--max-tokens", "4000"]
+    command = [TORPOR, "demo", "--engine", "seeded", "--max-tokens", "1900"]
     with subprocess.Popen(
         [*command, "--data-dir", str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -53,6 +53,18 @@ def test_ctrl_c_in_the_middle_ends_it_with_one_line_and_no_process(tmp_path: Pat
     assert demo.returncode == 130
     assert rest.splitlines()[-1].startswith("stopped: no process is left")
     assert "torpor:" not in rest
+    assert _processes_in(tmp_path) == []
+
+
+def test_what_the_api_refuses_ends_it_with_one_line_and_no_process(tmp_path: Path) -> None:
+    command = [TORPOR, "demo", "--engine", "seeded", "--max-tokens", "999999"]
+    demo = subprocess.run(
+        [*command, "--data-dir", str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+
+    assert demo.returncode == 1
+    assert "Traceback" not in demo.stderr
+    assert "torpor: body.max_tokens is 999999" in demo.stderr
     assert _processes_in(tmp_path) == []
 
 

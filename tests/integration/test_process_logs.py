@@ -55,7 +55,9 @@ class Process:
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
+    # One that keeps what it has: a queue that is lost is a warning of its own.
+    kept = ("--appendonly", "yes", "--appendfsync", "always")
+    server = RedisServer(tmp_path / "redis", options=kept)
     server.start()
     yield server
     server.kill()

@@ -1,5 +1,7 @@
 """What a job is answered with on the real engine is what bare vLLM answers the same call with."""
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +44,29 @@ CALLS: Mapping[str, EngineRequest] = {
 }
 
 
+_CALLS_WITH_LOGPROBS = """
+import asyncio
+from pathlib import Path
+from predictor.engine.vllm.engine import VllmEngine, VllmSettings
+from predictor.model_files.weights import DEFAULT_MODEL, ensure_model
+from tests.integration.engine_calls import all_steps, chat
+
+async def main():
+    model = ensure_model(DEFAULT_MODEL, Path(".torpor/models"), lambda _: None)
+    args = ("--max-model-len", "512", "--max-num-seqs", "8")
+    engine = VllmEngine(VllmSettings(model, DEFAULT_MODEL, vllm_args=args))
+    await engine.start(lambda _: None)
+    await all_steps(engine, chat(max_tokens=4, logprobs=True, top_logprobs=2))
+    import torch
+    from torch._dynamo.utils import counters
+    print()
+    print(torch._dynamo.config.disable, counters["stats"]["unique_graphs"], flush=True)
+    await engine.stop()
+
+asyncio.run(main())
+"""
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine() -> AsyncIterator[VllmEngine]:
     model = ensure_model(DEFAULT_MODEL, Path(".torpor/models"), print)
@@ -76,12 +101,15 @@ async def test_a_caller_that_streams_is_refused_what_vllm_cannot_stream(engine: 
     assert refused.value.field == "prompt_logprobs"
 
 
-async def test_no_call_waits_for_a_compiler(engine: VllmEngine) -> None:
-    """The kernel of logprobs was compiled at its first use, while everybody waited for 6 to 15 s."""
-    import torch
+def test_no_call_waits_for_a_compiler() -> None:
+    """The kernel of logprobs was compiled at its first use, while everybody waited for 6 to 15 s.
 
-    assert torch._dynamo.config.disable
-    await engine.warm_up()
+    In a process of its own, as a predictor is: torch reads the switch when it is first imported.
+    """
+    done = subprocess.run([sys.executable, "-c", _CALLS_WITH_LOGPROBS], stdout=subprocess.PIPE)
+
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == b"True 0"
 
 
 async def test_usage_comes_with_every_chunk_for_whom_asks(engine: VllmEngine) -> None:

@@ -89,15 +89,17 @@ def _tell(error: BaseException) -> int:
         case ValidationError():
             wrong = (f"TORPOR_{e['loc'][0]}".upper() + f": {e['msg']}" for e in error.errors())
             return _say("; ".join(wrong), _WRONG_USAGE)
-        case _ if isinstance(error, (UserError, OSError)) or _is_stack_error(error):
+        case _ if isinstance(error, (UserError, OSError)) or _is_told(error):
             return _say(_words(error), _FAILED)
     raise error
 
 
-def _is_stack_error(error: BaseException) -> bool:
+def _is_told(error: BaseException) -> bool:
+    """True of what a stack or an api says in words for a person."""
+    from torpor.client import TorporError
     from torpor.local.errors import StackError
 
-    return isinstance(error, StackError)
+    return isinstance(error, (StackError, TorporError))
 
 
 def _say(text: str, status: int) -> int:

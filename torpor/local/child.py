@@ -10,6 +10,7 @@ import ctypes
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,8 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _LAST_LINES: Final = 5
 _TAIL_CHARACTERS: Final = 64 * 1024
 _LINE_CHARACTERS: Final = 300
+_MAX_HELD: Final = 64  # far more than start at one time; the oldest are listened on by now
+_held: deque[socket.socket] = deque()
 _SAFE_PATH: Final = {"PYTHONSAFEPATH": "1"}
 """`python -m api` must run our `api`, never a folder of that name where the user happens to be."""
 
@@ -127,7 +130,13 @@ def die_with_parent() -> None:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback that nobody listens on now. It stays bound, without listening: a process
+    that is told the port may listen on it, and the kernel gives it to nobody who asks for any.
+    """
+    mark = socket.socket()
+    mark.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    mark.bind(("127.0.0.1", 0))
+    if len(_held) == _MAX_HELD:
+        _held.popleft().close()
+    _held.append(mark)
+    return int(mark.getsockname()[1])

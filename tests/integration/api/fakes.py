@@ -173,7 +173,15 @@ async def serving(
     app: FastAPI, door: type[BoundedHttpProtocol] | None = None
 ) -> AsyncIterator[str]:
     """The application behind a real uvicorn on a free loopback port; gives its base URL."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        async with _served(app, listening, door) as url:
+            yield url
+
+
+@asynccontextmanager
+async def _served(
+    app: FastAPI, listening: socket.socket, door: type[BoundedHttpProtocol] | None
+) -> AsyncIterator[str]:
     # asyncio sets it for sockets that it makes itself; without, an answer waits 40 ms for an ACK.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(

@@ -1,0 +1,16 @@
+"""What a part of the stack is started with."""
+
+import socket
+
+import pytest
+
+from torpor.local.child import free_port
+
+
+def test_a_port_that_was_found_is_nobody_elses_before_its_process_listens() -> None:
+    port = free_port()
+
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", port)) as own:
+        assert own.getsockname()[1] == port
