@@ -59,7 +59,7 @@ async def main():
     await all_steps(engine, chat(max_tokens=4, logprobs=True, top_logprobs=2))
     import torch
     print()
-    print(torch._dynamo.config.disable, flush=True)
+    print("disabled:", torch._dynamo.config.disable, flush=True)
     await engine.stop()
 
 asyncio.run(main())
@@ -108,7 +108,7 @@ def test_no_call_waits_for_a_compiler() -> None:
     done = subprocess.run([sys.executable, "-c", _CALLS_WITH_LOGPROBS], stdout=subprocess.PIPE)
 
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == b"True"
+    assert b"disabled: True" in done.stdout.splitlines()  # vLLM writes there, too
 
 
 async def test_usage_comes_with_every_chunk_for_whom_asks(engine: VllmEngine) -> None:
