@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from knative.autoscaling.kpa import activator, kpa, reconciler
+from knative.autoscaling.kpa import kpa, reconciler
 from knative.autoscaling.kpa.window import Aggregation
 
 VECTORS: dict[str, Any] = json.loads(
@@ -108,19 +108,6 @@ def test_target_and_total_follow_container_and_annotation(row: dict[str, Any]) -
 @pytest.mark.parametrize("row", VECTORS["bounds"], ids=str)
 def test_a_scale_is_clamped_to_its_bounds(row: dict[str, Any]) -> None:
     assert reconciler.bounded(row["x"], row["min"], row["max"]) == row["expect"]
-
-
-@pytest.mark.parametrize("row", VECTORS["activators"], ids=str)
-def test_activators_are_counted_for_the_burst_they_must_hold(row: dict[str, Any]) -> None:
-    count = activator.activators_for(
-        row["ready"], row["total"], row["tbc"], capacity=row["activator_capacity"]
-    )
-    assert count == row["expect"]
-
-
-@pytest.mark.parametrize("row", VECTORS["scrape_sample_size"], ids=str)
-def test_a_scrape_asks_a_sample_that_represents_all_pods(row: dict[str, Any]) -> None:
-    assert activator.scrape_sample_size(row["pods"]) == row["expect"]
 
 
 @pytest.mark.parametrize(("load", "desired"), [(1.0, 3), (0.0, 0), (70.0, 10)])
