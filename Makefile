@@ -8,8 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := eventing predictor api knative torpor tests bench examples
-# Tests wait for processes more than they compute, so three workers suit two cores; more would load too many engines at once.
-WORKERS ?= 3
+# One a core: with more, tests that start real engines wait for each other.
+WORKERS ?= 2
 PROMPT ?= Why do hummingbirds fall into torpor at night? Answer in two sentences.
 
 ##@ For everybody
