@@ -138,7 +138,7 @@ async def test_a_batch_takes_half_of_a_minutes_tokens_and_goes_on_in_the_next(
         await a_minute_passes(api)
         await until_used(api, meter, 5 * COST)
         async with asyncio.timeout(10):  # a line is charged before it is submitted
-            while len(api.broker.events) < 11:  # noqa: ASYNC110
+            while len(api.broker.events) < 11:
                 await asyncio.sleep(0.01)
 
     assert first == 5 * COST
