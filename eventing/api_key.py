@@ -1,8 +1,8 @@
-"""API keys: what a caller proves to be somebody with, and where the proofs are kept.
+"""API keys: creating, checking, rotating and storing them.
 
-Called by the api (who is this?) and by `torpor keys`. Only a digest is kept: a key has 256 random
-bits, so a plain SHA-256 cannot be turned back, and costs microseconds instead of the tenth of a
-second that a password needs. Must not know HTTP.
+Called by the api (to authenticate a caller) and by `torpor keys`. Only a SHA-256 digest of a key is stored: a key
+has 256 random bits, so a plain hash cannot be reversed, and it costs microseconds where a password hash takes a
+tenth of a second. Must not know HTTP.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ SCOPES: Final = (
     "metrics:read",
     "admin",
 )
-"""What a key can be good for; `api.auth.principal.Scope` says each in words."""
+"""The permissions that a key can have; `api.auth.principal.Scope` describes each."""
 DEFAULT_SCOPES: Final = ("jobs:read", "jobs:write", "jobs:cancel", "events:write")
 PREFIX: Final = "torpor"
 _FORM: Final = re.compile(r"torpor_([0-9a-f]{16})_([A-Za-z0-9_-]{43})\Z")
@@ -41,7 +41,9 @@ _HASH: Final = f"{keys.PREFIX}:api-keys"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A key as it is kept. Times are seconds since the epoch; `expires_s` is 0 for never."""
+    """An API key as it is stored. Times are seconds since the epoch; `expires_s` is 0 for a key that does not
+    expire.
+    """
 
     id: str
     tenant: str
@@ -52,16 +54,16 @@ class ApiKey:
     expires_s: int = 0
 
     def opens(self, text: str, now_s: float) -> bool:
-        """True when `text` is this key and it is still good; takes as long for a wrong one."""
+        """True when `text` is this key and the key is valid at that time. The comparison takes constant time."""
         is_same = hmac.compare_digest(_digest(text), self.digest)
         return is_same and (not self.expires_s or now_s < self.expires_s)
 
 
 class KeySource(Protocol):
-    """Where keys are looked up."""
+    """Where API keys are looked up."""
 
     async def find(self, key_id: str) -> ApiKey | None:
-        """The key of that id. Raises `StoreUnavailable`."""
+        """The key with this id, or None. Raises `StoreUnavailable`."""
 
 
 def mint(
@@ -72,7 +74,7 @@ def mint(
     name: str = "",
     expires_s: int = 0,
 ) -> tuple[ApiKey, str]:
-    """A new key, and its text, which exists only here. Raises `BadRequest` naming what is wrong."""
+    """A new key and its text; the text is not stored anywhere. Raises `BadRequest` naming the invalid field."""
     key_id = secrets.token_hex(8)
     text = f"{PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
     key = ApiKey(
@@ -88,31 +90,31 @@ def mint(
 
 
 def key_id_of(text: str) -> str:
-    """The id inside a key's text, by which its record is found; empty when it is no key of ours."""
+    """The id inside a key's text, by which its record is found; empty when the text is not one of our keys."""
     found = _FORM.match(text)
     return found[1] if found else ""
 
 
 def check_tenant(tenant: object) -> str:
-    """A tenant's name. Raises `BadRequest` for one that could not be a key of ours."""
+    """Checks a tenant's name. Raises `BadRequest` when it is empty, too long or not printable."""
     if not isinstance(tenant, str) or not tenant.isprintable() or not 0 < len(tenant.encode()) < 65:
         raise BadRequest("tenant must be 1 to 64 printable bytes", "tenant")
     return tenant
 
 
 class KeyStore(KeySource, Protocol):
-    """Where keys are kept and changed."""
+    """A `KeySource` whose keys can be changed."""
 
     async def put(self, key: ApiKey) -> None:
-        """Keep the key, in place of an older one of its id."""
+        """Store the key; a key with the same id is replaced."""
 
 
 async def rotate(
     key_store: KeyStore, key_id: str, *, now_s: int, overlap_s: int
 ) -> tuple[ApiKey, str]:
-    """A new key like that one, which stays good for `overlap_s`. Raises `NotFound`.
+    """A new key with the same permissions; the old one stays valid for `overlap_s`. Raises `NotFound`.
 
-    If we die half-way, both are good: no caller is ever locked out.
+    If the process dies half-way, both keys are valid, so the caller is not locked out.
     """
     old = await key_store.find(key_id)
     if old is None:
@@ -124,7 +126,7 @@ async def rotate(
 
 
 class RedisKeys:
-    """Keys on a Redis client that it does not own. Every method raises `StoreUnavailable`."""
+    """Keys in Redis; the client belongs to the caller. Every method raises `StoreUnavailable`."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -135,7 +137,7 @@ class RedisKeys:
         return _stored_key(raw) if raw else None
 
     async def list(self, tenant: str = "") -> list[ApiKey]:
-        """All keys, or a tenant's, oldest first."""
+        """All keys, or those of one tenant, oldest first."""
         async with failures_named():
             rows = await self._redis.hvals(_HASH)
         found = [_stored_key(raw) for raw in rows]
@@ -148,13 +150,15 @@ class RedisKeys:
             await self._redis.hset(_HASH, key.id, orjson.dumps(asdict(key)))
 
     async def remove(self, key_id: str) -> bool:
-        """Revoke at once (an api that has just seen it forgets it within seconds)."""
+        """Revoke the key at once (an api process that has it cached forgets it within seconds)."""
         async with failures_named():
             return bool(await self._redis.hdel(_HASH, key_id))
 
 
 class FileKeys:
-    """Keys in a JSON file (a list of records), read again when it changes: a mounted secret."""
+    """Keys in a JSON file (a list of records), for example a mounted secret; the file is read again when it
+    changes.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises `BadRequest` naming what is wrong with the file."""
@@ -164,7 +168,7 @@ class FileKeys:
         self._read_if_changed()
 
     async def find(self, key_id: str) -> ApiKey | None:
-        """A file that turned bad keeps its last good content."""
+        """While the file is invalid, the last valid content is used."""
         with suppress(BadRequest):
             await asyncio.to_thread(self._read_if_changed)
         return self._keys.get(key_id)
@@ -187,7 +191,7 @@ class FileKeys:
 
 
 def parse_key(record: Mapping[str, Any]) -> ApiKey:
-    """The key that a record tells of. Raises `BadRequest` for one that is none."""
+    """The key in a record. Raises `BadRequest` when the record is not a valid key."""
     try:
         fields = known_fields(ApiKey, record)
         key = ApiKey(**{**fields, "scopes": tuple(record["scopes"])})
@@ -199,7 +203,7 @@ def parse_key(record: Mapping[str, Any]) -> ApiKey:
 
 
 def _stored_key(raw: bytes) -> ApiKey:
-    """A key that this version or another put into the store; scopes that we do not know, we do not grant."""
+    """A key written to the store by this version or another; unknown scopes are not granted."""
     record = orjson.loads(raw)
     scopes = tuple(scope for scope in record["scopes"] if scope in SCOPES)
     return ApiKey(**known_fields(ApiKey, record) | {"scopes": scopes})

@@ -1,11 +1,11 @@
-"""Time as an argument: what decisions take instead of reading a clock."""
+"""Clocks as arguments: decisions take a time instead of reading a clock."""
 
 import time
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds that only go forward, for durations."""
+    """A monotonic clock in seconds, for durations."""
 
     def monotonic_s(self) -> float: ...
 
@@ -13,7 +13,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The clock of this host. Order between hosts never comes from here, but from the store."""
+    """This host's monotonic clock. Order between hosts is by store time, never by this clock."""
 
     def monotonic_s(self) -> float:
         return time.monotonic()

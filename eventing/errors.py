@@ -1,24 +1,24 @@
 """Every error that crosses a package boundary, as one tree.
 
     TorporError
-    ├── BadRequest              the sender's fault; never retried           400
+    ├── BadRequest              the caller's error; never retried           400
     │   ├── NotACloudEvent      not an event at all                         400
     │   ├── UnsupportedMode     batched events                              415
     │   ├── InvalidJob          an event, but not a job we can run          422
     │   ├── ContextExceeded     the prompt alone is longer than the context 422
     │   ├── IdempotencyConflict same key, other body                        409
     │   │   └── JobDeleted      same key, and its job was deleted           409
-    │   ├── EventTooLarge       over what the broker takes                  413
-    │   └── EventRefused        the broker will never take this event       400
-    ├── NotFound                no such job, or not yours                   404
-    ├── WrongState              the job is not in a state for this          409
-    └── Unavailable             store, broker or engine away: retry later   503
+    │   ├── EventTooLarge       over the broker's size limit                413
+    │   └── EventRefused        the broker refused the event for good       400
+    ├── NotFound                no such object, or another tenant's         404
+    ├── WrongState              the job's state does not allow it           409
+    └── Unavailable             store, broker or engine: retry later        503
         ├── StoreUnavailable
         ├── BrokerUnavailable
-        ├── NewerRecord         written by a newer version: upgrade us
+        ├── NewerRecord         written by a newer version: upgrade this one
         └── Overloaded          a bounded queue is full
 
-Each class fixes what a caller may do: `status` (HTTP), `code` (public, stable), `is_retryable`.
+Each class has a `status` (HTTP), a `code` (public, stable) and `is_retryable`.
 Messages are safe to show: they never hold a prompt, an output or a secret.
 """
 
@@ -34,7 +34,7 @@ class TorporError(Exception):
     is_retryable: ClassVar[bool] = False
 
     headers: Mapping[str, str] = {}
-    """What a refusal over HTTP says in its headers."""
+    """Extra headers of the HTTP error response."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -42,8 +42,8 @@ class TorporError(Exception):
 
 
 class BadRequest(TorporError):
-    """The request can never work as it is; `field` names what to change (a JSON path, empty for the
-    whole).
+    """The request can never succeed unchanged; `field` names what to change (a JSON path, empty for the whole
+    request).
     """
 
     status = 400
@@ -61,14 +61,14 @@ class NotACloudEvent(BadRequest):
 
 
 class UnsupportedMode(BadRequest):
-    """A batch of events, which the data plane does not take (CloudEvents HTTP binding 3.3)."""
+    """A batch of events, which the data plane does not accept (CloudEvents HTTP binding 3.3)."""
 
     status = 415
     code = "unsupported_mode"
 
 
 class InvalidJob(BadRequest):
-    """A well-formed event whose data is not a job that could ever run."""
+    """A well-formed event whose data is not a valid job."""
 
     status = 422
     code = "invalid_job"
@@ -95,34 +95,34 @@ class JobDeleted(IdempotencyConflict):
 
 
 class EventTooLarge(BadRequest):
-    """The job's event is over what the broker takes."""
+    """The job's event is over the broker's size limit."""
 
     status = 413
     code = "event_too_large"
 
 
 class EventRefused(BadRequest):
-    """The broker refused an event for good: it would refuse it again."""
+    """The broker refused the event for good: a retry would be refused as well."""
 
     code = "refused_by_broker"
 
 
 class NotFound(TorporError):
-    """No such thing, or one of another tenant: the two are not told apart."""
+    """There is no such object, or it belongs to another tenant; the caller cannot tell which."""
 
     status = 404
     code = "not_found"
 
 
 class WrongState(TorporError):
-    """The job is not in a state that allows what was asked."""
+    """The job's state does not allow the operation."""
 
     status = 409
     code = "wrong_state"
 
 
 class Unavailable(TorporError):
-    """Something we depend on is away; nothing was accepted. Come back after `retry_after_s`."""
+    """A dependency is unavailable; nothing was accepted. Retry after `retry_after_s`."""
 
     status = 503
     code = "unavailable"
@@ -146,7 +146,7 @@ class BrokerUnavailable(Unavailable):
 
 
 class NewerRecord(Unavailable):
-    """A record was written by a newer version, which means something else by it than this one would."""
+    """A record was written by a newer version in a format that this version cannot read."""
 
     code = "newer_record"
 
@@ -158,10 +158,10 @@ class Overloaded(Unavailable):
 
 
 def first_of(error: BaseException) -> BaseException:
-    """The first error in a group of groups, for a caller who is owed one; any other is itself.
+    """The first error inside nested exception groups; any other exception is returned unchanged.
 
-    Raise it in an `except ExceptionGroup`: what is raised in an `except*` comes out in a group
-    again before Python 3.11.4 (python/cpython#103590).
+    Raise it in an `except ExceptionGroup`: before Python 3.11.4, an exception raised in an `except*` is wrapped in
+    a group again (python/cpython#103590).
     """
     first = error
     while isinstance(first, BaseExceptionGroup):

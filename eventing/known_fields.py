@@ -1,8 +1,8 @@
-"""What this version knows of a record that another version wrote: during an upgrade both run beside each other.
+"""Reading records that another version wrote: during an upgrade both versions run beside each other.
 
-Called by whoever reads a record that outlives a process. A field more is no error: it is left out. Where the meaning
-of the others changes with it, the writer says so by a `v` above `VERSION`, and an older reader refuses instead of
-guessing.
+Called by every reader of a stored record. An unknown field is ignored. When a change alters the meaning of known
+fields, the writer raises the record's `v` above `VERSION`, and an older reader refuses the record instead of
+misreading it.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from eventing.errors import NewerRecord
 
 VERSION: Final = 1
-"""Of every record; one without `v` is of the first."""
+"""Version of every record; a record without `v` has version 1."""
 
 _Enum = TypeVar("_Enum", bound=StrEnum)
 
@@ -26,7 +26,7 @@ def known_fields(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def known_value(kind: type[_Enum], text: str) -> _Enum:
-    """`text` as one of `kind`. Raises `NewerRecord` for a word that this version does not know."""
+    """`text` as a member of `kind`. Raises `NewerRecord` for a value that this version does not know."""
     try:
         return kind(text)
     except ValueError as error:
@@ -34,6 +34,6 @@ def known_value(kind: type[_Enum], text: str) -> _Enum:
 
 
 def check_version(version: Any) -> None:
-    """Raises `NewerRecord` for the version of a record that this one cannot read."""
+    """Raises `NewerRecord` for a record version that this process cannot read."""
     if version is not None and int(version) > VERSION:
         raise NewerRecord(f"a record of version {int(version)}, and this process knows {VERSION}")

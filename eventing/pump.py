@@ -1,4 +1,4 @@
-"""`python -m eventing.pump`: pumps without an ingress, beside a predictor."""
+"""`python -m eventing.pump`: pumps without an ingress, in the pod of a predictor."""
 
 import os
 import signal

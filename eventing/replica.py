@@ -1,8 +1,8 @@
-"""Which predictors of a model are waking or serving, and how far each has come.
+"""The directory of a model's replicas that are starting or serving, with the phase of each.
 
-Written by each predictor every few seconds; read by the api (progress of a waking predictor) and
-the local stack. A hint, not a truth: a replica that died is forgotten because it fell silent. All
-times are store time, since the readers sit on other hosts.
+Written by each predictor every few seconds; read by the api (progress of a starting predictor) and the local stack.
+An entry is a hint: a replica that died disappears once it has been silent for too long. All times are store time,
+since readers are on other hosts.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,10 @@ from eventing.redis import keys
 from eventing.redis.connection import failures_named
 
 SILENT_AFTER_MS: Final = 15_000
-"""A replica unheard of for this long is taken for dead; it speaks every 5 s."""
+"""A replica silent for this long is taken for dead; it reports every 5 s."""
 _FORGOTTEN_AFTER_S: Final = 3600
 _FAILURE: Final = "start-failure"
-"""Field of the last start that failed, beside the replicas: `seen_ms` is 0, so that nobody takes it
-for one.
+"""Field with the last failed start, beside the replicas; its `seen_ms` is 0, so that it is not read as a replica.
 """
 _FAILURE_KNOWN_MS: Final = 600_000
 READY: Final = "ready"
@@ -28,8 +27,8 @@ READY: Final = "ready"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """One predictor. `phases` are the seconds that each ended phase of its start took; `device` is
-    what it thinks on, once that is known.
+    """One predictor. `phases` are the seconds that each finished phase of its start took; `device` is the hardware
+    that it runs on, once known.
     """
 
     id: str
@@ -41,7 +40,7 @@ class Replica:
 
 
 class ReplicaDirectory:
-    """The replicas of every model, on one Redis client that it does not own."""
+    """The replicas of every model in Redis; the client belongs to the caller."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -56,7 +55,7 @@ class ReplicaDirectory:
         *,
         device: str = "",
     ) -> None:
-        """Say that we live, and in which `phase` since `age_ms`. Raises `StoreUnavailable`."""
+        """Report this replica alive, in `phase` since `age_ms`. Raises `StoreUnavailable`."""
         key = keys.replicas(model)
         async with failures_named():
             now = await self._now_ms()
@@ -75,7 +74,7 @@ class ReplicaDirectory:
                 await pipe.execute()
 
     async def list(self, model: str) -> tuple[Replica, ...]:
-        """Replicas heard of lately, oldest phase first. Raises `StoreUnavailable`."""
+        """Replicas that reported recently, oldest phase first. Raises `StoreUnavailable`."""
         async with failures_named():
             now = await self._now_ms()
             entries: dict[bytes, bytes] = await self._redis.hgetall(keys.replicas(model))
@@ -84,7 +83,7 @@ class ReplicaDirectory:
         return tuple(sorted(alive, key=lambda replica: (replica.since_ms, replica.id)))
 
     async def report_failure(self, model: str, reason: str) -> None:
-        """Say why a replica of the model did not start. Raises `StoreUnavailable`."""
+        """Report why a replica of the model failed to start. Raises `StoreUnavailable`."""
         key = keys.replicas(model)
         async with failures_named():
             entry = {"phase": "failed", "since_ms": await self._now_ms(), "seen_ms": 0}
@@ -94,9 +93,7 @@ class ReplicaDirectory:
                 await pipe.execute()
 
     async def failure(self, model: str) -> str:
-        """Why the last start failed, until one succeeds; empty when none did lately. Raises
-        `StoreUnavailable`.
-        """
+        """Why the last start failed, until one succeeds; empty without a recent failure. Raises `StoreUnavailable`."""
         async with failures_named():
             entry = await self._redis.hget(keys.replicas(model), _FAILURE)
             now = await self._now_ms() if entry else 0
@@ -105,7 +102,7 @@ class ReplicaDirectory:
         return str(found.get("reason", "")) if is_recent else ""
 
     async def remove(self, model: str, replica_id: str) -> None:
-        """We end. Raises `StoreUnavailable`; then silence says it."""
+        """Remove this replica at its end. Raises `StoreUnavailable`; then it expires by its silence."""
         async with failures_named():
             await self._redis.hdel(keys.replicas(model), replica_id)
 

@@ -1,7 +1,7 @@
-"""Settings that every process on one store must agree on, read from `TORPOR_*` variables.
+"""Settings that every process of one store must agree on, read from `TORPOR_*` variables.
 
-The settings of api, broker and predictor are made from this class: each of them ends jobs, gives leases
-up or keeps records, so that a value known to one of them only would hold for a part of the jobs.
+The settings classes of api, broker and predictor inherit from this class: each of these processes ends jobs, takes
+over leases or keeps records, so a value set for only one of them would apply to only some of the jobs.
 """
 
 from pydantic import Field
@@ -11,14 +11,14 @@ from eventing.job.store import LeaseSettings
 
 
 class StoreSettings(BaseSettings):
-    """How jobs are kept, and how long the store is waited for."""
+    """Retention of jobs, and the time limit of a store call."""
 
     model_config = SettingsConfigDict(env_prefix="TORPOR_", frozen=True, extra="ignore")
 
     store_timeout_s: float = Field(1.5, ge=0.05, le=30)
-    """Longest wait for one answer of the store."""
+    """Longest wait for one reply of the store."""
     lease_s: float = Field(30.0, ge=0.5, le=3600)
-    """How long a job stays its predictor's without a sign of life; renewed at a third of it."""
+    """How long a predictor keeps a job without renewing its lease; leases are renewed at a third of it."""
     max_attempts: int = Field(3, ge=1, le=100)
     """Lost or failed attempts after which a job becomes a dead letter."""
     retention_s: int = Field(24 * 3600, ge=60)
@@ -28,7 +28,7 @@ class StoreSettings(BaseSettings):
 
     @property
     def lease(self) -> LeaseSettings:
-        """As the store is told."""
+        """These settings as the store's `LeaseSettings`."""
         return LeaseSettings(
             lease_ms=int(self.lease_s * 1000),
             max_attempts=self.max_attempts,

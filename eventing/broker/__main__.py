@@ -21,7 +21,7 @@ from eventing.telemetry import log, trace
 
 
 def main(*, with_ingress: bool = True) -> int:
-    """Exit status: 0 after a clean end, 1 for a taken port, 2 for settings that cannot work."""
+    """Exit status: 0 after a clean end, 1 when the port is taken, 2 for invalid settings."""
     try:
         settings = BrokerSettings()
         triggers = load_triggers(settings.triggers_file)

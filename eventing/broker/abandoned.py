@@ -1,8 +1,8 @@
-"""Empties the queues that no trigger names any more: a withdrawn canary's, a removed model's.
+"""Empties queues that no trigger names any more, for example those of a withdrawn canary or a removed model.
 
-Called by a broker with an ingress. What waits there is put into the queues that want it now, each
-event once and untried; what another pump holds stays with it until that pump gives it back or is
-gone. Must not know who changed the triggers, nor why.
+Called by a broker with an ingress. Waiting events are moved to the queues whose triggers want them now, each once
+and with no tries counted; an event that another pump has claimed stays until that pump gives it back or its claim
+lapses. Must not know who changed the triggers, or why.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from eventing.redis.multiplexed_connection import SharedRedis
 _log = structlog.get_logger()
 _waiting = Gauge(
     "torpor_queue_abandoned_events",
-    "Events that wait in a queue which no trigger names, and which no other queue wants.",
+    "Events waiting in a queue that no trigger names and that match no other trigger.",
     ["queue"],
 )
 EVERY_S: Final = 5.0
@@ -33,7 +33,7 @@ _UNWANTED_RETRY_MS: Final = 60_000
 
 
 class AbandonedQueues:
-    """Moves events out of request queues that are none of `named`."""
+    """Moves events out of request queues that are not in `named`."""
 
     def __init__(
         self,
@@ -52,8 +52,8 @@ class AbandonedQueues:
         self._queues: dict[str, Queue] = {}
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Look every few seconds until `stopping`. Without requests of its own (a relay beside
-        Knative's broker) a broker does not know where jobs belong, and leaves them.
+        """Check every few seconds until `stopping`. A broker without request triggers (a relay beside Knative's
+        broker) has no queue to move jobs to, and does nothing.
         """
         if not any(name.startswith(REQUESTS) for name in self._named):
             return
@@ -64,7 +64,7 @@ class AbandonedQueues:
                 await asyncio.wait_for(stopping.wait(), EVERY_S)
 
     async def move(self) -> int:
-        """Move what can be moved now; how many events that were."""
+        """Move every event that can be moved now; gives the number moved."""
         async with failures_named():
             known = {name.decode() for name in await self._redis.smembers(keys.QUEUES)}
         moved = 0

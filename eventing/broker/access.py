@@ -1,7 +1,7 @@
-"""Who may put which event into the broker.
+"""Access control of the broker's ingress: which caller may send which event.
 
-Called by the ingress. Everybody who reaches it may ask for a job. What ends jobs, what speaks in our
-name and what spends a tenant's share is for whoever shows the token: the api, and who was given it.
+Called by the ingress. Any caller may request a job. Events that end jobs, events whose source is one of ours, and
+events that name a tenant need the ingress token, which the api has.
 """
 
 import hmac
@@ -22,14 +22,14 @@ _ANYBODYS_TENANT: Final = "default"
 
 
 class Unauthorized(TorporError):
-    """The token is not ours."""
+    """The token is wrong."""
 
     status = 401
     code = "unauthorized"
 
 
 class Forbidden(TorporError):
-    """Not without the token."""
+    """The caller needs the token for this event."""
 
     status = 403
     code = "forbidden"
@@ -37,26 +37,26 @@ class Forbidden(TorporError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngressAccess:
-    """The rules of one ingress. Without a token everybody who reaches it may do everything."""
+    """The access rules of one ingress. Without a configured token every caller may send every event."""
 
     token: str = ""
     is_local: bool = False
 
     def is_trusted(self, headers: Mapping[str, str]) -> bool:
-        """True when the caller may send any event. Raises `Unauthorized` for another token,
-        `Forbidden` for a web page.
+        """True when the caller may send any event. Raises `Unauthorized` for a wrong token, `Forbidden` for a call
+        from another site's web page.
         """
         scheme, _, shown = headers.get("authorization", "").partition(" ")
         if self.token and scheme.lower() == "bearer":
             if hmac.compare_digest(_bytes(shown.strip()), _bytes(self.token)):
                 return True
-            raise Unauthorized("this is not the token of TORPOR_INGRESS_TOKEN")
+            raise Unauthorized("the token is not that of TORPOR_INGRESS_TOKEN")
         if refusal := page_refusal(headers, is_local=self.is_local):
             raise Forbidden(refusal)
         return not self.token
 
     def check(self, event: Event) -> None:
-        """Return if a caller that is not trusted may send it. Raises `Forbidden`."""
+        """Raises `Forbidden` unless a caller without the token may send the event."""
         if event.type.startswith(_OUR_TYPES) and event.type != REQUESTED:
             raise Forbidden("events that end jobs need the token")
         if event.source.startswith(_OUR_SOURCES):
@@ -69,22 +69,22 @@ class IngressAccess:
 
 
 def access_of(settings: BrokerSettings) -> IngressAccess:
-    """The rules that these settings ask for."""
+    """The access rules of these settings."""
     return IngressAccess(
         token=settings.ingress_token.get_secret_value(), is_local=is_loopback(settings.host)
     )
 
 
 def startup_error(settings: BrokerSettings) -> str:
-    """Why an ingress must not start with these settings; empty when it may."""
+    """Why the ingress refuses to start with these settings; empty when it may start."""
     if settings.ingress_token.get_secret_value() or settings.ingress_open:
         return ""
     if is_loopback(settings.host):
         return ""
     return (
-        f"TORPOR_HOST is {settings.host}, which others can reach, and everybody could end jobs: set "
-        "TORPOR_INGRESS_TOKEN, or say TORPOR_INGRESS_OPEN=true where a network policy lets only a "
-        "broker in"
+        f"TORPOR_HOST is {settings.host}: any host that can reach it could end jobs. Set "
+        "TORPOR_INGRESS_TOKEN, or set TORPOR_INGRESS_OPEN=true where a network policy admits only "
+        "a broker"
     )
 
 

@@ -1,12 +1,12 @@
-"""What becomes of an event that cannot be delivered: our own record first, a sink second.
+"""Records events that cannot be delivered: first in our store, then in the trigger's dead-letter sink.
 
-Called by the pump. A request event fails its job, which *is* the dead letter (list and redrive
-stand on the store). Any other event is kept in the queue's own `dead` hash. Only then is a
-`deadLetterSink` told; that it is down loses nothing.
+Called by the pump. A request event fails its job; the failed job *is* the dead letter (list and redrive work on the
+job store). Any other event is kept in the queue's `dead` hash. The `deadLetterSink` is called after that, so
+nothing is lost when it is down.
 
-A request that another broker gave up (a trigger with `retry_span_s`) fails its job only when that
-broker can have spent its retries: RabbitMQ's dispatcher gives up all it holds when it is told to
-end. Else the job is put back among those to be published (docs/adr/0170).
+A request that another broker gave up (a trigger with `retry_span_s`) fails its job only when that broker can have
+used up its retries: RabbitMQ's dispatcher gives up every event it holds when it shuts down. Otherwise the job is
+published again (docs/adr/0170).
 """
 
 import asyncio
@@ -38,9 +38,9 @@ _log = structlog.get_logger()
 _SINK_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 _KEEP_DEAD_S: Final = 14 * 24 * 3600
 _UNANSWERED: Final = ("-1", "0")
-"""What Knative's brokers put into `knativeerrorcode` when the last try had no HTTP answer."""
+"""The value of `knativeerrorcode` that Knative's brokers set when the last try had no HTTP answer."""
 _LONGEST_MS: Final = 900_000
-"""Longest pause before a request that was given up is published again; the first has none."""
+"""Longest pause before a request that was given up is published again; the first time there is no pause."""
 
 
 class DeadLetterHandler:
@@ -53,10 +53,9 @@ class DeadLetterHandler:
     async def record(
         self, trigger: Trigger, claimed: Claimed, reason: str, answer: SubscriberResponse
     ) -> bool:
-        """Record the event; False when it must stay, because its job runs well under a live lease.
+        """Record the event; False when it must stay in the queue because its job runs under a live lease.
 
-        Raises `StoreUnavailable` when nothing could be recorded: then nothing may be settled
-        either.
+        Raises `StoreUnavailable` when the event could not be recorded; then it must not be settled.
         """
         event = claimed.event
         if event.type == REQUESTED and trigger.retry_span_s:
@@ -69,7 +68,7 @@ class DeadLetterHandler:
                 case "spent":
                     reason = f"given up by its broker after {_last_answer(event)}"
                 case _:
-                    return True  # it has ended, or was deleted: nobody waits for this event
+                    return True  # the job has ended or was deleted
         if event.type == REQUESTED:
             hold = await self._fail_job(event, reason)
             if hold is not LeaseStatus.OK:
@@ -83,17 +82,17 @@ class DeadLetterHandler:
         return True
 
     async def _fail_job(self, event: Event, reason: str) -> LeaseStatus:
-        """`OK` when the job failed by this; else why it did not."""
+        """`OK` when this call failed the job; otherwise the reason why it did not."""
         error = JobError(code="undeliverable", message=reason)
         try:
             new = job_of(event)
             if event.source != API_SOURCE:  # the api records its own before it publishes them
                 await self._store.submit(new)
         except IdempotencyConflict:
-            return LeaseStatus.MISSING  # another request owns this identity and tells its own end
+            return LeaseStatus.MISSING  # the identity belongs to another request's job
         except BadRequest as cause:
             if event.source == API_SOURCE:
-                return LeaseStatus.MISSING  # not from the api, whatever it says
+                return LeaseStatus.MISSING  # not from the api, whatever its source says
             refusal = JobError(code=cause.code, message=cause.message, field=cause.field)
             is_ours = await self._store.reject(unreadable_job(event), refusal, event.data)
             return LeaseStatus.OK if is_ours else LeaseStatus.MISSING
@@ -101,7 +100,7 @@ class DeadLetterHandler:
         return await self._store.conclude(new.id, ending)
 
     async def _requeue(self, event: Event, retry_span_s: float) -> str:
-        """What `requeue.lua` says of the job; `spent` for an event that can never be one."""
+        """The answer of `requeue.lua`; `spent` for an event that is not a valid job."""
         try:
             new = job_of(event)
             if event.source != API_SOURCE:  # the api records its own before it publishes them
@@ -144,14 +143,16 @@ def _explained(event: Event, trigger: Trigger, reason: str, answer: SubscriberRe
 
 
 async def _tell(spec: DeliverySpec, event: Event) -> None:
-    """Best effort, as often as `retry` says: the record that counts is written."""
+    """POST the event to the sink, best effort, as often as `retry` says; the record in the store is what counts."""
     headers, body = build_binary(event)
     async with aiohttp.ClientSession(timeout=_SINK_TIMEOUT) as session:
         for tries in range(1, spec.retry + 2):
             status = await _post(session, spec.dead_letter_sink, headers, body)
             if 200 <= status < 300:
                 return
-            _log.warning("dead-letter sink took nothing", action="dead_letter", status=status)
+            _log.warning(
+                "dead-letter sink did not accept the event", action="dead_letter", status=status
+            )
             if not is_retried(status) or tries > spec.retry:
                 return
             await asyncio.sleep(backoff_s(spec, tries))
@@ -160,7 +161,7 @@ async def _tell(spec: DeliverySpec, event: Event) -> None:
 async def _post(
     session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], body: bytes
 ) -> int:
-    """The status; 0 when nobody answers, 400 for an address that is none."""
+    """The HTTP status; 0 when there was no answer, 400 for an invalid address."""
     try:
         async with session.post(
             url, data=payload(body), headers=headers, skip_auto_headers=("content-type",)

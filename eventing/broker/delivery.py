@@ -1,10 +1,10 @@
-"""What to do after a delivery: settle, try again later, give back, or set aside. Pure.
+"""The decision after a delivery: settle, retry later, give back, or dead-letter. Pure.
 
-Called by the pump. The rules are Knative's (knative/eventing `pkg/kncloudevents/retries.go`
-SelectiveRetry and `backoff`; data-plane specification): a 2xx is success, no answer and 404, 408,
-409, 429 and 5xx are tried again, everything else is not. A delivery that was never accepted (no
-connection, or 503) is not counted among the tries: it goes back to the queue, for whose subscriber is
-ready, and is given up when nobody accepted it for as long as its retries would have lasted.
+Called by the pump. The rules are Knative's (knative/eventing `pkg/kncloudevents/retries.go`, SelectiveRetry and
+`backoff`; data-plane specification): 2xx is success; no answer, 404, 408, 409, 429 and 5xx are retried; any other
+status is not. A delivery that was not accepted (no connection, or 503) does not count as a try: the event goes back
+to the queue for a pump whose subscriber is ready, and is given up once no subscriber has accepted it for as long as
+its retries would have lasted.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _LONGEST_BACKOFF_S: Final = 24 * 3600.0
 
 
 class BackoffPolicy(StrEnum):
-    """How the wait grows: `linear` is delay x n, `exponential` delay x 2^n, n from 0."""
+    """How the wait between retries grows: `linear` is delay x n, `exponential` delay x 2^n, n from 0."""
 
     LINEAR = "linear"
     EXPONENTIAL = "exponential"
@@ -28,8 +28,8 @@ class BackoffPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliverySpec:
-    """A Trigger's `delivery`, in seconds. `retry` counts tries after the first; `timeout_s` bounds
-    one try.
+    """A Trigger's `delivery`, in seconds. `retry` is the number of tries after the first; `timeout_s` limits one
+    try.
     """
 
     retry: int = 0
@@ -42,8 +42,8 @@ class DeliverySpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriberResponse:
-    """What a subscriber answered; `status` is 0 when it did not. `is_unreached` when there was no
-    connection that could have carried the event. `body` is the beginning of a refusal's.
+    """A subscriber's answer. `status` is 0 when there was none, `is_unreached` when no connection was made, so that
+    the event cannot have arrived; `body` is the beginning of an error body.
     """
 
     status: int
@@ -53,13 +53,13 @@ class SubscriberResponse:
 
     @property
     def is_refusal(self) -> bool:
-        """True when the event was not accepted: nothing was done with it."""
+        """True when the subscriber did not accept the event, so that no work was done for it."""
         return self.is_unreached or self.status == HTTPStatus.SERVICE_UNAVAILABLE
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The subscriber has it; a reply may be routed."""
+    """The subscriber has handled the event; a reply may be routed."""
 
     may_reply: bool
 
@@ -73,12 +73,12 @@ class TryAgain:
 
 @dataclass(frozen=True, slots=True)
 class Nack:
-    """It was not accepted: back to the queue, untried (as AMQP's `basic.nack` with requeue)."""
+    """The event was not accepted: back to the queue without counting a try (AMQP's `basic.nack` with requeue)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """It cannot be delivered: to the dead letters."""
+    """The event cannot be delivered and becomes a dead letter."""
 
     reason: str
 
@@ -86,7 +86,7 @@ class SetAside:
 def decide(
     spec: DeliverySpec, answer: SubscriberResponse, tries: int
 ) -> Delivered | TryAgain | SetAside:
-    """What follows from `answer` to the delivery number `tries` (1 for the first)."""
+    """The decision for the answer to delivery number `tries` (from 1)."""
     if 200 <= answer.status < 300:
         return Delivered(may_reply=answer.status == 200)
     if not is_retried(answer.status):
@@ -100,8 +100,8 @@ def decide(
 
 
 def decide_refused(spec: DeliverySpec, refusals: int, refused_s: float) -> Nack | SetAside:
-    """What follows when the event was not accepted: after `refusals` earlier ones, while nobody has
-    accepted it for `refused_s`.
+    """The decision for an event that was not accepted, after `refusals` earlier refusals, the first of them
+    `refused_s` ago.
     """
     if refusals >= spec.retry and refused_s >= span_s(spec):
         return SetAside(f"not accepted in {refusals + 1} deliveries")
@@ -109,14 +109,13 @@ def decide_refused(spec: DeliverySpec, refusals: int, refused_s: float) -> Nack 
 
 
 def is_retried(status: int) -> bool:
-    """True for answers after which the same event may do better; 0 stands for no answer at all."""
+    """True for statuses after which the same event may succeed; 0 stands for no answer."""
     return status == 0 or status in _RETRIED or status >= 500
 
 
 def backoff_s(spec: DeliverySpec, tries: int) -> float:
-    """The wait after delivery number `tries` failed. Knative's n is the attempt number of
-    go-retryablehttp, which counts from 0 (whatever its documentation says): a linear policy tries
-    again at once the first time.
+    """The wait after delivery number `tries` failed. Knative's n is the attempt number of go-retryablehttp, which
+    counts from 0 (its documentation says otherwise), so a linear policy retries at once the first time.
     """
     match spec.backoff_policy:
         case BackoffPolicy.LINEAR:
@@ -126,21 +125,19 @@ def backoff_s(spec: DeliverySpec, tries: int) -> float:
 
 
 def retry_after_s(header: str, now_s: float) -> float | None:
-    """The wait that a `Retry-After` header asks for: whole seconds, or an HTTP date seen from
-    `now_s` (epoch seconds). None when it is neither.
+    """The wait of a `Retry-After` header: whole seconds, or an HTTP date relative to `now_s` (epoch seconds). None
+    when it is neither.
     """
     if header.isascii() and header.isdigit():
         return float(header)
     try:
         at = parsedate_to_datetime(header)
-        # One of HTTP's three forms names no zone; all of them are GMT.
+        # One of HTTP's three date forms has no zone; all three are GMT.
         return max((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now_s, 0.0)
     except (ValueError, OverflowError):
         return None
 
 
 def span_s(spec: DeliverySpec) -> float:
-    """How long the retries last in all when every try is refused at once: must exceed the longest
-    job.
-    """
+    """How long all retries last when every try is refused at once; must exceed the longest job."""
     return sum(backoff_s(spec, n) for n in range(1, spec.retry + 1))

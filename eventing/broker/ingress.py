@@ -1,10 +1,8 @@
-"""The broker's front: takes events over HTTP and answers 202 once every queue that wants them has
-them.
+"""The broker's ingress: accepts events over HTTP and answers 202 once every matching queue holds them.
 
-Called by producers, the api and anything else that speaks CloudEvents. Keeps the Knative data-plane
-contract for a Broker's ingress: POST only (405), unreadable events 400, batches 415, too large 413;
-not durable is 503 and the sender tries again. An event that no trigger wants is taken and dropped,
-as Knative does.
+Called by producers, the api and any other CloudEvents sender. It keeps the Knative data-plane contract for a
+Broker's ingress: POST only (405), unreadable event 400, batch 415, too large 413; 503 when the event could not be
+stored, so that the sender retries. An event that matches no trigger is accepted and dropped, as Knative does.
 """
 
 import math
@@ -30,7 +28,7 @@ from eventing.telemetry import trace
 _log = structlog.get_logger()
 _offered = Counter(
     "torpor_broker_events_total",
-    "Events offered to the broker, by what became of them.",
+    "Events sent to the broker, by outcome.",
     ["outcome"],
 )
 
@@ -48,7 +46,7 @@ class Ingress:
         self._bodies = bodies
 
     async def take(self, request: Request) -> Response:
-        """Answer one POST."""
+        """Handle one POST."""
         try:
             is_trusted = self._access.is_trusted(request.headers)
             body = await self._bodies.read(request)
@@ -79,7 +77,7 @@ class Ingress:
         return _accepted(event)
 
     def ask_to_send(self, origins: Collection[str]) -> Callable[[Request], Awaitable[Response]]:
-        """The endpoint of senders of `origins` that ask by OPTIONS before they send."""
+        """The OPTIONS endpoint for senders of `origins` (CloudEvents' abuse protection)."""
 
         async def answer(request: Request) -> Response:
             allowed = handshake(request.headers, origins)
@@ -88,18 +86,20 @@ class Ingress:
         return answer
 
     def _is_job(self, event: Event) -> bool:
-        """Whether another producer asks for a job: our api records its own before it sends them."""
+        """True when a producer other than our api requests a job; the api records its jobs before it sends their
+        events.
+        """
         is_request = event.type == REQUESTED and event.source != API_SOURCE
         return is_request and not self._router.is_relay
 
     async def _take_job(self, event: Event) -> str:
-        """A producer's request: its job is recorded with its event in the queues, so that it is
-        listed while it waits. What can never be a job is recorded as failed, and nobody is woken.
+        """Record a producer's job together with its queue entries, so that it is listed while it waits. A request
+        that is not a valid job is recorded as failed and delivered to no predictor.
         """
         try:
             job, is_new = await self._intake.submit(job_of(event), event)
             if not is_new and not job.state.is_terminal:
-                # Recorded by an api that publishes over us, or sent again by a sweep: a queue that has
+                # Recorded by an api that publishes through this broker, or sent again by a sweep: a queue that has
                 # it knows it by its identity.
                 await self._router.route(event)
         except IdempotencyConflict:
@@ -112,7 +112,7 @@ class Ingress:
 
 
 def _accepted(event: Event) -> Response:
-    """202; that of a request names its job, which is derived from the event's identity."""
+    """The 202; for a request event with the job's id, which is derived from the event's identity."""
     if event.type != REQUESTED:
         return Response(status_code=202)
     job_id = derive_job_id(event.source, event.id)

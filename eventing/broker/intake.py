@@ -1,9 +1,8 @@
-"""Takes jobs in: one script writes the record, its place in the lists and its event, or says why not
-(docs/adr/0140).
+"""Accepts jobs: one script writes the record, its list entries and its event, or says why not (docs/adr/0140).
 
-Called by the api for every job, with an Idempotency-Key or without, and by our broker's ingress for
-those of other producers. If the process dies before it hears the answer, the job stands, or nothing
-does. Must not know HTTP.
+Called by the api for every job, with an Idempotency-Key or without, and by the embedded broker's ingress for jobs
+of other producers. If the process dies before it has the script's answer, the job exists completely or not at all.
+Must not know HTTP.
 """
 
 from dataclasses import replace
@@ -19,21 +18,21 @@ from eventing.telemetry import trace
 
 
 class Route(Protocol):
-    """The way of request events to their broker: `eventing.broker.router.DirectPublisher` or
+    """How request events get to their broker: `eventing.broker.router.DirectPublisher` or
     `eventing.outbox.publisher.OutboxPublisher`.
     """
 
     def publication(self, event: Event) -> Publication:
-        """What the store is to do with the event as it records the job. Raises `EventTooLarge` for
-        one that the broker would not take.
+        """What the store does with the event when it records the job. Raises `EventTooLarge` for an event over the
+        broker's limit.
         """
 
     def recorded(self, job_id: JobId, event: Event) -> None:
-        """The store has the job."""
+        """Called once the store has the job."""
 
 
 class Intake:
-    """The one way in, on a store and a route that it does not own."""
+    """Submits jobs; the store and the route belong to the caller."""
 
     def __init__(self, store: JobIntake, route: Route, clock: Clock | None = None) -> None:
         self._store = store
@@ -41,10 +40,8 @@ class Intake:
         self._clock = clock or SystemClock()
 
     async def submit(self, new: NewJob, event: Event | None = None) -> tuple[Job, bool]:
-        """As `JobIntake.submit`, and the job's event is on its way: `event`, if that is what asked
-        for the job.
-        """
-        # The event tells this host's time; the record's is not known yet.
+        """As `JobIntake.submit`, and publish the job's event: `event`, if the job was requested by one."""
+        # The event carries this host's time; the record's is not known yet.
         event = event or request_event(fresh(new, self._clock.wall_ms()))
         publication = self._route.publication(event)
         with trace.span("enqueue", parent=new.traceparent, type=event.type):
@@ -54,7 +51,7 @@ class Intake:
         return job, is_new
 
     async def redrive(self, job: Job, request: JobRequest | None) -> bool:
-        """As `JobIntake.redrive`, and the event of the new life is on its way."""
+        """As `JobIntake.redrive`, and publish the event of the new run."""
         again = replace(job, request=request or job.request, attempt=job.attempt + 1, deadline_ms=0)
         event = request_event(again)
         is_queued = await self._store.redrive(job, request, self._route.publication(event))

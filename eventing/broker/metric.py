@@ -1,9 +1,8 @@
-"""What waits and what runs, for Prometheus: the figures that wake predictors and page people.
+"""Prometheus metrics of waiting and running jobs: the figures for scaling and alerts.
 
-Called by the broker's `/metrics`. They stand here and not in the predictor, which has none at zero.
-A job counts as waiting until an attempt of it runs: handed over to a predictor that does not exist
-yet is still waiting, whatever the queue says. Every broker shows the same figures of the same
-store, so take `max`, never `sum`, over instances.
+Called by the broker's `/metrics`. They are exported here and not by the predictor, which does not run at zero. A
+job counts as waiting until an attempt runs: a job handed to a predictor that is still starting is waiting, whatever
+the queue says. Every broker shows the same figures of the same store, so take `max`, never `sum`, over instances.
 """
 
 import asyncio
@@ -35,13 +34,15 @@ OLDEST: Final = Family(
 )
 EXPECTED: Final = Family(
     "torpor_queue_expected_wait_seconds",
-    "How long a job that came now would wait at the present pace: 0 when none waits before it; "
+    "Expected wait of a job submitted now at the present pace: 0 when none waits before it; "
     "absent without a pace.",
     ("model", "lane"),
 )
-RUNNING: Final = Family("torpor_jobs_in_flight", "Jobs of which an attempt runs.", ("model",))
+RUNNING: Final = Family("torpor_jobs_in_flight", "Jobs with a running attempt.", ("model",))
 RETRYING: Final = Family(
-    "torpor_queue_retrying", "Events whose delivery failed and is due again later.", ("queue",)
+    "torpor_queue_retrying",
+    "Events whose delivery failed and that wait for their next try.",
+    ("queue",),
 )
 EVENTS: Final = Family(
     "torpor_queue_events",
@@ -49,26 +50,26 @@ EVENTS: Final = Family(
     ("queue",),
 )
 PACE: Final = Family(
-    "torpor_queue_settled_per_minute", "Events a minute that were done with, lately.", ("queue",)
+    "torpor_queue_settled_per_minute", "Events settled a minute, over the last minutes.", ("queue",)
 )
 _FAMILIES: Final = (DEPTH, OLDEST, EXPECTED, RUNNING, RETRYING, EVENTS, PACE)
 _latest: Final = Latest(_FAMILIES)
 
 _FRESH_S: Final = 1.0
 _HEADS: Final = 256
-"""Tenants of a lane whose first event is looked at for the oldest."""
+"""Number of tenants of a lane whose first event is read to find the oldest."""
 _HELD: Final = 2000
 
 
 @dataclass(slots=True)
 class LaneView:
-    """What waits in one lane."""
+    """The waiting jobs of one lane."""
 
     count: int = 0
     oldest_ms: int = 0
 
     def add(self, since_ms: int) -> None:
-        """One more, that has waited since then."""
+        """Count one more waiting job, waiting since then."""
         self.count += 1
         if since_ms and (not self.oldest_ms or since_ms < self.oldest_ms):
             self.oldest_ms = since_ms
@@ -76,7 +77,7 @@ class LaneView:
 
 @dataclass(slots=True, kw_only=True)
 class QueueLook:
-    """One look at a queue."""
+    """The content of a queue at one time."""
 
     now_s: int
     retrying: int
@@ -96,7 +97,7 @@ class _Held:
 
 
 class QueueMetrics:
-    """Looks at the queues named, at most once a second. Takes nothing."""
+    """Reads the named queues, at most once a second, without changing them."""
 
     def __init__(self, redis: Redis, queues: Sequence[str]) -> None:
         self._redis = redis
@@ -105,10 +106,12 @@ class QueueMetrics:
         self._looking = asyncio.Lock()
         for name in self._queues:
             if not name.startswith(REQUESTS):  # those are counted by the api
-                DEAD_LETTERS.labels(name)  # from zero, so that the first one is seen
+                DEAD_LETTERS.labels(
+                    name
+                )  # started at zero, so that Prometheus sees the first increase
 
     async def refresh(self) -> None:
-        """Show what the queues hold now; nothing of them when the store is away."""
+        """Show what the queues hold now; nothing while the store is unavailable."""
         async with self._looking:
             now_s = asyncio.get_running_loop().time()
             if now_s - self._looked_s < _FRESH_S:
@@ -134,7 +137,7 @@ class QueueMetrics:
         return look
 
     async def _sort_out(self, look: QueueLook, held: Sequence[_Held]) -> None:
-        """Which events claimed by a pump are jobs that run, and which only wait elsewhere."""
+        """Which events claimed by a pump belong to running jobs, and which still wait for a predictor."""
         async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
             for each in held:
                 pipe.hmget(keys.job(each.job_id), "state", "lane", "created_ms")
@@ -148,7 +151,7 @@ class QueueMetrics:
 
 
 def read_look(answer: Sequence[Any]) -> tuple[QueueLook, list[_Held]]:
-    """What `queue_stats.lua` answered."""
+    """The answer of `queue_stats.lua`."""
     now_s, retrying, pace, lanes, held = answer
     settled = {int(k): int(v) for k, v in zip(pace[0::2], pace[1::2], strict=True)}
     look = QueueLook(
@@ -166,7 +169,7 @@ def read_look(answer: Sequence[Any]) -> tuple[QueueLook, list[_Held]]:
 
 
 def samples(looks: dict[str, QueueLook]) -> Samples:
-    """The series of what was seen, by queue name."""
+    """The series of each family, by queue name."""
     found = Series(list)
     for name, look in looks.items():
         found[EVENTS].append(((name,), look.ready + look.held))
@@ -185,7 +188,7 @@ def _add_model(found: Series, model: str, look: QueueLook) -> None:
         found[DEPTH].append(((model, lane), view.count))
         found[OLDEST].append(((model, lane), age_s))
         ahead += view.count
-        # The pace of a quiet hour says how little was asked, not how long anybody would wait.
+        # With an empty queue the pace measures demand, not how long a job would wait.
         wait_s = expected_wait_s(ahead, look.per_minute) if ahead else 0.0
         if wait_s is not None:
             found[EXPECTED].append(((model, lane), wait_s))

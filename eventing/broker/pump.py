@@ -1,10 +1,9 @@
-"""Delivers what waits in one queue to one subscriber, a bounded number at a time.
+"""The pump: delivers the events of one queue to one subscriber, a bounded number at a time.
 
-Called by `eventing.broker` and `eventing.pump`. A round of the loop is `_turn`, an event's
-way `_handle`; what follows an answer is decided in `delivery`, whether anything may be claimed in
-`readiness`, what becomes of an undeliverable event in `dead_letter`. Nothing is settled before its
-outcome is stored: a pump that dies half-way leaves its events pending, and another claims them. Must
-not know what a job is but by its id.
+Called by `eventing.broker` and `eventing.pump`. `_turn` is one round of the loop, `_handle` the life of one
+delivery; `delivery` decides what follows from an answer, `readiness` whether events may be claimed, `dead_letter`
+records undeliverable events. An event is settled only after its outcome is stored: when a pump dies, its events
+stay pending and another pump claims them. Must not know more of a job than its id.
 """
 
 import asyncio
@@ -48,25 +47,26 @@ _deliveries = Counter(
 _in_flight = Gauge("torpor_deliveries_in_flight", "Deliveries under way.", ["trigger"])
 
 CLAIM_IDLE_MS: Final = 15_000
-"""An event whose pump was silent for this long may be claimed by any other; claims are renewed at a third of it."""
+"""An event whose pump was silent for this long may be claimed by another pump; claims are renewed at a third of it.
+"""
 _WAIT_MS: Final = 1000
 LONGEST_BLOCK_S: Final = _WAIT_MS / 1000
 """How long a command of a pump may block the store's connection."""
 _CLAIM_AT_ONCE: Final = 16
-"""More in one script would keep the store from others, and first things first."""
+"""Largest claim: one script must not block the store for long, and short claims keep to the queue's order."""
 _TIDY_EVERY_S: Final = 5.0
 _AFTER_TROUBLE_S: Final = 0.5
 _REPLY_LIMIT_BYTES: Final = 8 * 1024 * 1024
 _ERROR_BODY_BYTES: Final = 1024
-"""Of a subscriber's answer, for `knativeerrordata`; Knative's limit."""
+"""Length of a subscriber's error body kept for `knativeerrordata`; Knative's limit."""
 _MALFORMED_REPLY: Final = 502
 _UNREACHED: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-"""There was no connection, so nobody has the event."""
+"""No connection could be made, so the event cannot have arrived."""
 
 
 class Pump:
-    """The deliveries of one trigger. `run` ends after `stop`, when what is in flight has ended or
-    been given back.
+    """Delivers the events of one trigger. `run` ends after `stop`, once each delivery in flight has ended or its
+    event was given back.
     """
 
     def __init__(
@@ -90,19 +90,19 @@ class Pump:
         self._requests: dict[str, Event] = {}  #: those in flight that ask for a job, by ticket
         self._cancelled: set[JobId] = set()
         self._readiness = SubscriberReadiness(trigger.name, trigger.subscriber)
-        # Asked when somebody looks, instead of told in every turn.
+        # A callback read at scrape time is cheaper than an update in every round.
         _in_flight.labels(trigger.name).set_function(self._in_flight.__len__)
         self._orphans_due_s = 0.0
         self._freed = asyncio.Event()
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """Take nothing new."""
+        """Claim nothing more."""
         self._stopping.set()
         self._freed.set()
 
     async def run(self) -> None:
-        """Pump until stopped."""
+        """Deliver until stopped."""
         timeout = aiohttp.ClientTimeout(total=self._trigger.delivery.timeout_s, connect=5)
         connector = aiohttp.TCPConnector(limit=0)
         async with (
@@ -121,8 +121,8 @@ class Pump:
             keeper.cancel()
 
     async def _turn(self, group: asyncio.TaskGroup) -> None:
-        """One round: wait until one more may be delivered and the subscriber is ready, claim,
-        deliver; when that was all there is, wait for work.
+        """One round: wait for capacity and a ready subscriber, claim, deliver; wait for new events when the queue
+        is empty.
         """
         free = await self._wait_for_capacity()
         want = min(free, _CLAIM_AT_ONCE, await self._claimable())
@@ -135,9 +135,8 @@ class Pump:
             await self._queue.wait(_WAIT_MS)
 
     async def _claimable(self) -> int:
-        """How many events the subscriber may be offered: any number while it is ready. One at a time
-        when it is away for longer than an event's retries last: somebody must find out which events
-        nobody will ever accept.
+        """How many events may be claimed: any number while the subscriber is ready. One at a time once it has been
+        unavailable for longer than an event's retries last, so that its events are given up.
         """
         loop = asyncio.get_running_loop()
         if not self._readiness.is_ready:
@@ -151,7 +150,7 @@ class Pump:
         return 1 if is_given_up else 0
 
     async def _claim(self, want: int) -> list[Claimed]:
-        """Up to `want` events: new ones, and now and then such as others left behind."""
+        """Up to `want` events: new ones, and at intervals those whose pump fell silent."""
         if not want:
             return []
         idle_ms = self._idle_ms()
@@ -161,8 +160,8 @@ class Pump:
         return claimed
 
     def _idle_ms(self) -> int:
-        """How long others must have been silent for us to take their events; 0 in most rounds,
-        since looking walks all that is pending.
+        """How long another consumer must have been silent for its events to be claimed; 0 in most rounds, since the
+        script then walks the whole pending list.
         """
         now_s = asyncio.get_running_loop().time()
         if now_s < self._orphans_due_s:
@@ -171,7 +170,7 @@ class Pump:
         return CLAIM_IDLE_MS
 
     async def _wait_for_capacity(self) -> int:
-        """How many more may be delivered now; 0 only when stopping."""
+        """How many more events may be delivered now; 0 only when stopping."""
         while not self._stopping.is_set():
             if free := self._trigger.parallelism - len(self._in_flight):
                 return free
@@ -180,9 +179,7 @@ class Pump:
         return 0
 
     async def _handle(self, claimed: Claimed) -> None:
-        """One delivery and what follows from it. Trouble with the store leaves the event pending,
-        to be claimed again.
-        """
+        """One delivery and its outcome. When the store fails, the event stays pending and is claimed again."""
         try:
             with self._span(claimed) as span:
                 await self._links.follow(_job_id(claimed.event), self._trigger.name, span)
@@ -192,7 +189,7 @@ class Pump:
         except Unavailable as error:
             _log.debug("delivery left pending", action="deliver", reason=error.code)
         except Exception as error:
-            # The outermost loop of one delivery: a pump that dies of an event dies of it again
+            # The last handler of one delivery: without it, a pump that dies of an event dies of it again
             # after each restart, with all its queue. It counts as a try, so it ends.
             _log.error("delivery broke", action="deliver", reason=type(error).__name__)
             with suppress(Unavailable):
@@ -207,7 +204,7 @@ class Pump:
         return trace.span(
             "deliver",
             parent=event.extensions.get("traceparent", ""),
-            # Of a job of our api the submit has decided.
+            # For a job of our api the submit has already decided.
             begins=event.type == REQUESTED and event.source != API_SOURCE,
             trigger=self._trigger.name,
             type=event.type,
@@ -217,8 +214,8 @@ class Pump:
     async def _retry_while_store_unavailable(
         self, claimed: Claimed, answer: SubscriberResponse, reply: Event | None
     ) -> None:
-        """Store what an answer means, again while the store is away: left pending, the event would
-        lie there until somebody takes its pump for dead. By then it may be claimed by another.
+        """Store the outcome, again while the store is unavailable: otherwise the event would stay pending until its
+        claim lapses. By then another pump may have claimed it.
         """
         loop = asyncio.get_running_loop()
         give_up_s = loop.time() + CLAIM_IDLE_MS / 1000
@@ -233,9 +230,7 @@ class Pump:
     async def _conclude(
         self, claimed: Claimed, answer: SubscriberResponse, reply: Event | None
     ) -> None:
-        """Store what an answer means. A reply is queued before its cause is settled, in one round
-        trip.
-        """
+        """Store the outcome. A reply is queued before its cause is settled, in one round trip."""
         decision = self._decide(claimed, answer)
         match decision:
             case Delivered():
@@ -256,7 +251,7 @@ class Pump:
     def _decide(
         self, claimed: Claimed, answer: SubscriberResponse
     ) -> Delivered | TryAgain | Nack | SetAside:
-        """What follows from an answer, for the event and for the claims to come."""
+        """The decision for an answer, and its effect on later claims."""
         spec, now_s = self._trigger.delivery, asyncio.get_running_loop().time()
         if not answer.is_refusal:
             if answer.status:
@@ -268,7 +263,7 @@ class Pump:
         return decide_refused(spec, claimed.refusals, refused_s)
 
     async def _deliver(self, event: Event) -> tuple[SubscriberResponse, Event | None]:
-        """POST the event; silence, a refused connection and a timeout are all status 0."""
+        """POST the event; no answer, a refused connection and a timeout are all status 0."""
         headers, body = build_binary(event)
         try:
             async with self._session.post(
@@ -305,8 +300,8 @@ class Pump:
                     tidied = loop.time()
 
     async def _drop_cancelled(self) -> None:
-        """Stop deliveries whose job was cancelled two looks ago: a predictor that has it answers by
-        itself within a second, but an activator would hold it, and wake a predictor for nobody.
+        """Cancel deliveries whose job was seen cancelled two checks ago. A predictor that runs the job answers by
+        itself within a second; an activator would hold the request and start a predictor for it.
         """
         jobs = {ticket: _job_id(event) for ticket, event in self._requests.items()}
         gone = set(await self._queue.cancelled(list(set(jobs.values()))))
@@ -318,8 +313,8 @@ class Pump:
         self._cancelled = gone
 
     async def _nack_in_flight(self) -> None:
-        """Stop waiting for answers and give the events back: who holds the job's lease goes on with
-        it, and the next delivery finds its result.
+        """Stop waiting for answers and give the events back. A predictor that holds a job's lease continues, and
+        the next delivery of the event finds its result.
         """
         for ticket, task in list(self._in_flight.items()):
             task.cancel()
@@ -332,8 +327,8 @@ class Pump:
 
 
 async def _answer_of(response: aiohttp.ClientResponse) -> tuple[SubscriberResponse, Event | None]:
-    """What the subscriber said, and the event in it. A reply that claims to be an event and is none
-    is no success: it is asked for again, as Knative does.
+    """The subscriber's answer and the event in it. A reply that claims to be an event but is malformed counts as a
+    failed delivery and is retried, as in Knative.
     """
     content = await _whole(response)
     try:
@@ -350,7 +345,7 @@ async def _answer_of(response: aiohttp.ClientResponse) -> tuple[SubscriberRespon
 
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes | None:
-    """The body to its end; None when it is over the limit, since half an event is none."""
+    """The whole body; None when it is over the limit."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
@@ -360,8 +355,8 @@ async def _whole(response: aiohttp.ClientResponse) -> bytes | None:
 
 
 def _reply(response: aiohttp.ClientResponse, content: bytes | None) -> Event | None:
-    """The event in a 200 answer, if there is one (data-plane specification: a 202 body is no
-    reply). Raises `NotACloudEvent` for one that is broken.
+    """The event in a 200 answer, if there is one (by the data-plane specification a 202 body is not a reply).
+    Raises `NotACloudEvent` for a malformed event.
     """
     # As servers hand headers on: `parse_http` tells raw UTF-8 from what is not.
     headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.raw_headers}
@@ -375,7 +370,7 @@ def _reply(response: aiohttp.ClientResponse, content: bytes | None) -> Event | N
 
 
 def _job_id(event: Event) -> JobId:
-    """The job that the event asks for, or tells of."""
+    """The id of the job that the event requests or reports on."""
     if event.type == REQUESTED:
         return derive_job_id(event.source, event.id)
     return JobId(event.subject)

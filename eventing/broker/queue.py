@@ -1,10 +1,9 @@
-"""One durable queue on Redis: who is next, who has what, what is due again.
+"""A durable queue on Redis: the order of events, their claims and their retries.
 
-Called by the ingress (put), the pump (claim, settle, defer, keep) and whoever shows queues
-(`QueueView`). One queue a trigger. A *ticket* stream with a consumer
-group counts the work (KEDA's redis-streams scaler reads its lag and pending); a sorted set a lane
-decides which event the next ticket stands for (docs/adr/0003). Must not know HTTP, triggers or
-jobs.
+Called by the ingress (put), the pump (claim, settle, defer, keep) and readers (`QueueView`). One queue a trigger. A
+*ticket* stream with a consumer group counts the work (KEDA's redis-streams scaler reads its lag and pending); a
+sorted set for each lane decides which event the next ticket stands for (docs/adr/0003). Must not know HTTP, triggers
+or jobs.
 """
 
 import random
@@ -26,15 +25,15 @@ from eventing.redis.script import Argument, Call, run, run_all
 _log = structlog.get_logger()
 
 LANE_WEIGHTS: Final = {Lane.INTERACTIVE: 16, Lane.DEFAULT: 4, Lane.BATCH: 1}
-"""Chances in the draw for the next event, among lanes that have one: batch gets at least 1 in 21,
-so it never starves.
+"""Weights of the lottery for the next event, among lanes that have one: batch gets at least 1 in 21, so it is never
+starved.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
-    """A claimed event. `tries` counts deliveries that may have been accepted, this one included;
-    `refusals` those that its subscriber did not accept, the first of them `refused_ms` ago.
+    """A claimed event. `tries` counts deliveries that may have been accepted, this one included; `refusals` those
+    that were not accepted, the first of them `refused_ms` ago.
     """
 
     ticket: str
@@ -47,8 +46,8 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depth:
-    """What a queue holds. `lag` and `pending` are what KEDA reads; `oldest_ms` is when the event
-    that waits at the head came.
+    """The size of a queue. `lag` and `pending` are what KEDA reads; `oldest_ms` is when the event at the head was
+    put.
     """
 
     waiting: dict[Lane, int]
@@ -65,9 +64,7 @@ class Depth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """Where a waiting event stands: `ahead` events will likely go first; `expected_wait_s` is None
-    without recent pace.
-    """
+    """The place of a waiting event: about `ahead` events go first; `expected_wait_s` is None without a recent pace."""
 
     ahead: int
     expected_wait_s: float | None
@@ -84,17 +81,17 @@ class Queue:
         self._consumer = consumer
         self._draw = draw or random.Random()  # noqa: S311 (a lottery among lanes, not a secret)
         self._key = {part: keys.queue(name, part) for part in _PARTS}
-        self.prefix: Final = keys.queue(name, "")  #: what its keys begin with
+        self.prefix: Final = keys.queue(name, "")  #: prefix of the queue's keys
         self._last_ticket = "0-0"
         self._tail_connection = redis.dedicated_connection()
 
     @property
     def redis(self) -> SharedRedis:
-        """The client, for what goes with an event besides the queue."""
+        """The client, for commands that belong to an event but not to the queue."""
         return self._redis
 
     async def ensure(self) -> None:
-        """Create stream and group, so that KEDA's triggers read a number from the first second."""
+        """Create stream and group, so that KEDA's triggers read a number from the start."""
         async with failures_named():
             await self._redis.sadd(keys.QUEUES, self._name)
             try:
@@ -106,9 +103,7 @@ class Queue:
                     raise
 
     async def claim(self, count: int, *, claim_idle_ms: int = 0) -> list[Claimed]:
-        """Up to `count` events; with `claim_idle_ms` also those whose consumer has not been heard
-        of for that long.
-        """
+        """Up to `count` events; with `claim_idle_ms` also those whose consumer has been silent for that long."""
         names = ("tickets", "events", "held", "retry", "tries", *_READY, *_FAIR)
         args: list[Argument] = [keys.GROUP, self._consumer, count, claim_idle_ms]
         args += [LANE_WEIGHTS[lane] for lane in Lane]
@@ -123,48 +118,46 @@ class Queue:
         return [_claimed(row) for row in answer[1:]]
 
     async def wait(self, timeout_ms: int) -> None:
-        """Return when something was put since the last claim, or after the timeout."""
+        """Return when an event was put since the last claim, or after the timeout."""
         async with failures_named():
             key = self._key["tickets"]
             words = ("XREAD", "COUNT", 1, "BLOCK", timeout_ms, "STREAMS", key, self._last_ticket)
             await self._tail_connection.send([words])
 
     def put_call(self, event: Event, *, lane: Lane, tenant: str, is_reply: bool = False) -> Call:
-        """The call that puts `event`; safe to send twice while it is in the queue. Send it with
+        """The script call that puts `event`; idempotent while the event is in the queue. Send it with
         `eventing.redis.script.run_all`.
 
-        An event that is being delivered is delivered once more, unless it is its own reply.
+        An event put while it is being delivered is delivered once more, unless it is its own reply.
         """
         words = (self.prefix, lane, member_of(event), to_record(event), tenant, int(is_reply))
         return ("enqueue", [self._key["tickets"]], words)
 
     def settle_call(self, ticket: str) -> Call:
-        """The call that ends an event's stay."""
+        """The script call that removes an event."""
         names = ("tickets", "events", "held", "retry", "tries", "pace")
         return ("settle", [self._key[n] for n in names], [keys.GROUP, ticket])
 
     async def send(self, calls: Sequence[Call]) -> list[Any]:
-        """Calls of this and other queues, in order, in one round trip."""
+        """Run script calls of this and other queues, in order, in one round trip."""
         async with failures_named():
             return await run_all(self._redis, calls)
 
     async def defer(self, ticket: str, delay_ms: int) -> None:
-        """Have it delivered again after `delay_ms`, by whoever is there then."""
+        """Deliver the event again after `delay_ms`, by any pump."""
         async with failures_named():
             await run(
                 self._redis, "defer", [self._key["held"], self._key["retry"]], [ticket, delay_ms]
             )
 
     async def nack(self, ticket: str, lane: Lane) -> None:
-        """Give back an event that was not accepted: untried, and the next of its lane for whoever
-        claims.
-        """
+        """Give back an event that was not accepted, without counting a try; it is the next of its lane."""
         names = ("tickets", "events", "held", "retry", "tries", f"ready:{lane}", f"fair:{lane}")
         async with failures_named():
             await run(self._redis, "nack", [self._key[n] for n in names], [keys.GROUP, ticket])
 
     async def keep(self, tickets: Sequence[str]) -> None:
-        """Renew the claims of these, so that no other consumer takes them."""
+        """Renew the claims of these events."""
         if not tickets:
             return
         async with failures_named():
@@ -183,11 +176,11 @@ class Queue:
             for job_id in job_ids:
                 pipe.hget(keys.job(job_id), "state")
             states = await pipe.execute()
-        # An event of another producer has no record before a predictor has it.
+        # The job of another producer's event has no record until a predictor has received it.
         return [id_ for id_, state in zip(job_ids, states, strict=True) if state == b"cancelled"]
 
     async def tidy(self) -> None:
-        """Trim what every consumer is done with."""
+        """Trim the stream's entries that every consumer has acked."""
         async with failures_named():
             try:
                 await run(self._redis, "tidy", [self._key["tickets"]], [keys.GROUP])
@@ -195,8 +188,8 @@ class Queue:
                 await self._make_again(error)
 
     async def _make_again(self, error: ResponseError) -> None:
-        """The store came back without this queue. Jobs that it still holds were in there: the sweep
-        looks at them at once. Raises any other error.
+        """Create the queue again after the store lost it, and let the sweep check at once the jobs that were in it.
+        Raises any other error.
         """
         if "NOGROUP" not in str(error):
             raise error
@@ -206,13 +199,13 @@ class Queue:
 
 
 class QueueView:
-    """Reads queues; takes nothing."""
+    """Reads queues without changing them."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     async def depth(self, name: str) -> Depth:
-        """What the queue holds now."""
+        """The size of the queue now."""
         tickets = keys.queue(name, "tickets")
         async with failures_named():
             async with self._redis.pipeline(transaction=False) as pipe:
@@ -237,7 +230,7 @@ class QueueView:
         )
 
     async def position(self, name: str, member: str) -> Position | None:
-        """Where the event `member` stands; None when it is not waiting."""
+        """The place of the event `member`; None when it is not waiting."""
         async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
             for part in _READY:
                 pipe.zrank(keys.queue(name, part), member)
@@ -265,14 +258,12 @@ class QueueView:
 
 
 def member_of(event: Event) -> str:
-    """The name of an event inside a queue: its identity, so that a second put is seen as one."""
+    """The name of an event inside a queue: its identity, so that a second put is recognised."""
     return event.identity
 
 
 def pace_per_minute(settled: dict[int, int], now_s: int) -> float:
-    """Events settled a minute, over the last five whole minutes and the running one, from counts by
-    minute.
-    """
+    """Events settled a minute, over the last five whole minutes and the current one, from counts by minute."""
     minute = now_s // 60
     recent = {m: n for m, n in settled.items() if minute - 5 <= m <= minute}
     if not recent:
@@ -282,7 +273,7 @@ def pace_per_minute(settled: dict[int, int], now_s: int) -> float:
 
 
 def expected_wait_s(ahead: int, per_minute: float) -> float | None:
-    """How long until its turn at the present pace; None when there is none to go by."""
+    """The expected wait at the present pace; None without a pace."""
     return round((ahead + 1) * 60 / per_minute, 1) if per_minute > 0 else None
 
 

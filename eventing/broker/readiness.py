@@ -1,10 +1,10 @@
-"""Whether a subscriber takes deliveries: a circuit breaker that a refusal opens and a probe closes.
+"""Whether a subscriber accepts deliveries: a circuit breaker, opened by a refusal and closed by a probe.
 
-Called by the pump before each claim. A pump that claimed while its subscriber loads, drains or is gone
-would take events from pumps whose subscribers are idle. The probe is `GET /readyz` at the subscriber's
-origin: no answer and 503 mean «not ready»; any other status, 404 too, comes from somebody who listens.
-A subscriber that holds requests while it is scaled to zero is asked only after a refusal and at the
-start, so the probe neither keeps it awake nor stands in the way of the delivery that wakes it.
+Called by the pump before each claim. A pump that claimed events while its subscriber starts, drains or is down
+would take them from pumps whose subscribers are idle. The probe is `GET /readyz` at the subscriber's origin: no
+answer and 503 mean «not ready»; any other status, 404 included, means that a server is listening. A subscriber that
+holds requests while it is scaled to zero is probed only at the start and after a refusal, so the probe neither
+keeps it awake nor delays the delivery that wakes it.
 """
 
 import asyncio
@@ -23,9 +23,7 @@ _LONGEST_PAUSE_S: Final = 5.0
 
 
 class SubscriberReadiness:
-    """The breaker of one pump. It is open at first: nobody has been asked yet. Times are of the
-    running loop's clock.
-    """
+    """The circuit breaker of one pump, open until the first probe. Times are of the running loop's clock."""
 
     def __init__(self, trigger: str, subscriber: str) -> None:
         self._trigger = trigger
@@ -36,15 +34,15 @@ class SubscriberReadiness:
         self.is_ready = False
 
     def away_s(self, now_s: float) -> float:
-        """How long it has been known not to be ready; 0 while it is."""
+        """Seconds since the subscriber was last ready; 0 while it is ready."""
         return 0.0 if self._away_since_s is None else now_s - self._away_since_s
 
     def next_probe_s(self, now_s: float) -> float:
-        """How long to wait before it may be asked."""
+        """Seconds until the next probe is due."""
         return max(0.0, self._probe_due_s - now_s)
 
     def on_refusal(self, now_s: float, retry_after_s: float = 0.0) -> None:
-        """It did not accept a delivery: open. Many that were under way together count as one."""
+        """Open the breaker after a refused delivery. Refusals of concurrent deliveries count as one."""
         if self.is_ready:
             self.is_ready = False
             self._refusals += 1
@@ -54,11 +52,11 @@ class SubscriberReadiness:
         self._probe_due_s = max(self._probe_due_s, now_s + max(pause_s, retry_after_s))
 
     def on_answer(self) -> None:
-        """It answered a delivery, whatever it said: the next pause is short again."""
+        """Reset the pause between probes after an answer, whatever its status."""
         self._refusals = 0
 
     async def probe(self, session: aiohttp.ClientSession) -> bool:
-        """Ask; gives whether it is ready now."""
+        """Probe the subscriber; True when it is ready."""
         loop = asyncio.get_running_loop()
         self.is_ready = await _answers(session, self._subscriber)
         if self.is_ready:
@@ -80,6 +78,6 @@ async def _answers(session: aiohttp.ClientSession, subscriber: str) -> bool:
         async with session.get(url, timeout=_PROBE_TIMEOUT, allow_redirects=False) as answer:
             return answer.status != 503
     except (aiohttp.InvalidURL, ValueError):
-        return True  # the delivery says what is wrong with the address
+        return True  # an invalid address is reported by the delivery
     except (aiohttp.ClientError, TimeoutError, OSError):
         return False

@@ -1,8 +1,7 @@
-"""Which queues want an event, and the way into them.
+"""Routes events to the queues of the triggers that match.
 
-Called by the broker's ingress and pump, and by a producer that shares the broker's Redis: our api.
-Whatever way an event comes, the same triggers decide and the same script puts it. Must not know
-HTTP.
+Called by the broker's ingress and pump, and by the api where it shares the broker's Redis. The same triggers and
+the same script serve both ways in. Must not know HTTP.
 """
 
 from collections.abc import Sequence
@@ -19,18 +18,18 @@ from eventing.telemetry import trace
 
 
 class Router:
-    """Knows which queues want an event."""
+    """Finds the matching queues of an event and puts it there."""
 
     def __init__(self, routes: Sequence[tuple[Trigger, Queue]]) -> None:
         self._routes = routes
 
     @property
     def is_relay(self) -> bool:
-        """True beside another broker, where requests that come here are those it gave up."""
+        """True beside another broker: request events that arrive here are those that it gave up."""
         return any(trigger.retry_span_s for trigger, _ in self._routes)
 
     def put_calls(self, event: Event, *, is_reply: bool = False) -> list[Call]:
-        """The calls that put the event into every queue that wants it; safe to send twice."""
+        """The script calls that put the event into every matching queue; idempotent."""
         return [
             queue.put_call(
                 event,
@@ -43,8 +42,8 @@ class Router:
         ]
 
     def publication(self, event: Event) -> Publication:
-        """The event in every queue that wants it, for the step that records its job. Raises
-        `InvalidJob` when none does: the job would wait for ever.
+        """The event in every matching queue, for the script that records its job. Raises `InvalidJob` when no
+        trigger matches: the job would wait for ever.
         """
         wanted = [queue.prefix for trigger, queue in self._routes if trigger.matches(event)]
         if not wanted:
@@ -55,10 +54,10 @@ class Router:
         """Nothing is left to do."""
 
     async def route(self, event: Event) -> int:
-        """How many queues hold the event now.
+        """Put the event into the matching queues; gives their number.
 
-        Raises `StoreUnavailable` when one could not be reached; the sender offers it again, and a
-        queue that has it already knows it by its identity.
+        Raises `StoreUnavailable` when a queue could not be reached; the sender retries, and a queue that already
+        has the event recognises its identity.
         """
         calls = self.put_calls(event)
         if calls:
@@ -67,9 +66,8 @@ class Router:
 
 
 class DirectPublisher:
-    """A `Publisher` and a `Route` into the queues of our own broker, without its ingress
-    (docs/adr/0140). It
-    promises what the ingress does: every queue that wants the event has it.
+    """A `Publisher` and a `Route` that writes to the queues of the embedded broker without its ingress
+    (docs/adr/0140). As with the ingress, the event is in every matching queue when the call returns.
     """
 
     def __init__(self, redis: SharedRedis, triggers: Sequence[Trigger]) -> None:
@@ -91,10 +89,10 @@ class DirectPublisher:
                 raise BrokerUnavailable("the broker's store does not answer") from error
 
     async def close(self) -> None:
-        """The client is its owner's."""
+        """The client belongs to the caller."""
 
 
 def lane_of(event: Event) -> Lane:
-    """The lane an event waits in; one that names no lane of ours waits in the default one."""
+    """The lane of an event; an unknown lane is the default one."""
     named = event.extensions.get("priority", "")
     return Lane(named) if named in list(Lane) else Lane.DEFAULT

@@ -1,4 +1,4 @@
-"""Puts the broker together: settings in, an ASGI application and its pumps out.
+"""Builds the broker from its settings and runs it: an ASGI application and its pumps.
 
 Called by `python -m eventing.broker` and `python -m eventing.pump`.
 """
@@ -35,7 +35,7 @@ from eventing.store.redis_store import RedisStore
 
 _log = structlog.get_logger()
 _ANSWER_S = 0.5
-"""For the answer to a command that blocks."""
+"""Time for the store's answer beyond the time that a command blocks."""
 
 
 class Broker:
@@ -76,7 +76,7 @@ class Broker:
         ]
 
     def app(self) -> Starlette:
-        """The ASGI application: `/` and Knative's `/{namespace}/{broker}` take events."""
+        """The ASGI application: `/` and Knative's `/{namespace}/{broker}` accept events."""
         bodies = BodyReader(
             BodyRoom(),
             limit_bytes=self._settings.event_limit_bytes,
@@ -95,7 +95,7 @@ class Broker:
         )
 
     def side_app(self) -> Starlette:
-        """A pump's application: takes no events, only shows how it is."""
+        """The ASGI application of a pump process: probes and metrics only."""
         return Starlette(routes=self._shown())
 
     def _shown(self) -> list[Route]:
@@ -106,7 +106,7 @@ class Broker:
         ]
 
     async def pump(self, stopping: asyncio.Event) -> None:
-        """Deliver until `stopping`; queues are created first, as soon as Redis is there."""
+        """Deliver until `stopping`; queues are created first, as soon as Redis answers."""
         while not stopping.is_set():
             with suppress(Unavailable):
                 for _, queue in self._routes:
@@ -134,7 +134,7 @@ class Broker:
 async def serve(
     settings: BrokerSettings, triggers: Sequence[Trigger], *, with_ingress: bool
 ) -> None:
-    """Run until SIGTERM or SIGINT; then stop listening, give back what is in flight, end."""
+    """Run until SIGTERM or SIGINT; then stop listening and give back the events in flight."""
     broker = Broker(settings, triggers)
     collector.freeze_gc_after_startup()
     stopping = asyncio.Event()

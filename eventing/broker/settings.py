@@ -11,7 +11,7 @@ class BrokerSettings(StoreSettings):
     """One process of the broker. Every field is a variable: `redis_url` is `TORPOR_REDIS_URL`."""
 
     host: str = "127.0.0.1"
-    """Address the ingress binds; loopback unless told otherwise."""
+    """Address that the ingress binds; loopback by default."""
     port: int = Field(8081, ge=0, le=65535)
     """Port of the ingress."""
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
@@ -21,22 +21,20 @@ class BrokerSettings(StoreSettings):
     trigger: str = ""
     """The one trigger a pump serves; empty serves all."""
     event_limit_bytes: int = Field(8 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
-    """Largest CloudEvent taken, as sent and as decoded."""
+    """Largest CloudEvent accepted, as sent and as decoded."""
     event_origins: tuple[str, ...] = ()
-    """JSON list of senders (or `["*"]`) that may send CloudEvents after asking by OPTIONS, as
-    Event Grid does.
-    """
+    """JSON list of senders (or `["*"]`) that may send CloudEvents after asking by OPTIONS, as Event Grid does."""
     body_timeout_s: float = Field(5.0, gt=0, le=300)
-    """Longest time for an event, and a second more for each 16 KiB of it; a slower sender gets 408.
-    """
+    """Longest time for a request body, plus a second for each 16 KiB of it; a slower sender gets 408."""
     delivery_token: SecretStr = SecretStr("")
-    """Bearer token on deliveries, so that subscribers know who calls; empty sends none."""
+    """Bearer token sent with deliveries, by which subscribers authenticate the pump; empty sends none."""
     ingress_token: SecretStr = SecretStr("")
-    """Bearer token for events that end jobs, that come from our own sources, or that name a tenant;
-    empty asks for none, on loopback.
+    """Bearer token for events that end jobs, that have one of our sources, or that name a tenant; empty asks for
+    none, on loopback.
     """
     ingress_open: bool = False
-    """Start without that token although others can reach us: a relay behind a network policy."""
+    """Start without an ingress token on an address that other hosts can reach: for a relay behind a network policy.
+    """
     metrics_port: int = Field(0, ge=0, le=65535)
     """Port of a pump's own `/healthz` and `/metrics`, on all addresses; 0 serves none. The ingress
     shows them on its own port.

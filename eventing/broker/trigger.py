@@ -1,8 +1,7 @@
-"""Who wants which events: Knative Triggers, read from their own YAML.
+"""Knative Triggers: parsing, validation and filter matching.
 
-Called by the broker and the api at start, and for every event. Pure, once the file is read. Field
-names and meanings are those of `eventing.knative.dev/v1` Trigger; what we cannot keep is refused by
-name.
+Called by the broker and the api at start, and for every event. Pure, once the file is read. Field names and
+meanings are those of `eventing.knative.dev/v1` Trigger; a field that is not supported is refused by name.
 """
 
 import re
@@ -21,16 +20,16 @@ from eventing.errors import BadRequest
 
 PARALLELISM: Final = "torpor.dev/parallelism"
 RETRY_SPAN: Final = "torpor.dev/retry-span"
-"""Marks a trigger whose events another broker gave up: how long its retries last in all."""
+"""Annotation of a trigger for events that another broker gave up: how long that broker's retries last in all."""
 _ATTRIBUTE: Final = re.compile(r"[a-z][a-z0-9]*\Z")
 _DURATION: Final = TypeAdapter(timedelta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trigger:
-    """A subscription; an event goes into its queue when `filters` all match.
+    """A subscription; an event goes into its queue when all `filters` match.
 
-    With a `retry_span_s` its events are what another broker gave up after at most so many seconds.
+    With `retry_span_s` set, its events are those that another broker gave up after at most that many seconds.
     """
 
     name: str
@@ -50,9 +49,7 @@ def matches(expression: Mapping[str, Any], event: Event) -> bool:
 
 
 def load_triggers(path: Path) -> list[Trigger]:
-    """The triggers in a YAML file. Raises `BadRequest` naming the field, or that the file cannot be
-    read.
-    """
+    """The triggers in a YAML file. Raises `BadRequest` naming the invalid field, or that the file cannot be read."""
     try:
         documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
@@ -87,7 +84,7 @@ def parse_trigger(manifest: Mapping[str, Any]) -> Trigger:
 
 
 def parse_delivery(spec: Mapping[str, Any]) -> DeliverySpec:
-    """The `delivery` of a Trigger. Durations are ISO 8601, as Knative has them."""
+    """The `delivery` of a Trigger. Durations are ISO 8601, as in Knative."""
     known = {"retry", "backoffPolicy", "backoffDelay", "timeout", "deadLetterSink", "retryAfterMax"}
     for name in spec.keys() - known:
         raise BadRequest(f"spec.delivery.{name} is not supported", f"spec.delivery.{name}")
@@ -109,7 +106,7 @@ def parse_delivery(spec: Mapping[str, Any]) -> DeliverySpec:
 
 
 def _filters(spec: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """`filters` win over `filter` when both are set, as in Knative."""
+    """`filters` take precedence over `filter` when both are set, as in Knative."""
     listed = spec.get("filters")
     if not listed:
         attributes = spec.get("filter", {}).get("attributes", {})
@@ -120,7 +117,7 @@ def _filters(spec: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
 
 
 def _check(expression: Any) -> None:
-    """Raise for a filter that Knative's webhook refuses, or whose dialect we cannot evaluate."""
+    """Raise for a filter that Knative's webhook refuses, or whose dialect is not supported."""
     if not isinstance(expression, Mapping) or len(expression) != 1:
         raise BadRequest("a filter must be an object with one dialect", "spec.filters")
     ((dialect, operand),) = expression.items()
@@ -156,7 +153,7 @@ def _check_attributes(dialect: str, operand: Any) -> None:
 
 
 def _sink(destination: Any) -> str:
-    """The address of a `deadLetterSink`. By reference it would need a cluster to look it up."""
+    """The address of a `deadLetterSink`. A reference to an object would need a cluster to resolve it."""
     if destination is None:
         return ""
     if not isinstance(destination, Mapping) or not isinstance(destination.get("uri"), str):
@@ -167,8 +164,8 @@ def _sink(destination: Any) -> str:
 
 
 def _each(operand: Mapping[str, str], event: Event, test: Callable[[str, str], bool]) -> bool:
-    """True when every named attribute is there and passes. An empty operand value means «any», as
-    in Knative's `exact`.
+    """True when every named attribute is set and passes. An empty operand matches any value, as in Knative's
+    `exact`.
     """
     for name, wanted in operand.items():
         value = event.attribute(name)

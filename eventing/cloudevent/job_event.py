@@ -1,8 +1,8 @@
-"""Between events and jobs: what asks for a job, and what tells how one ended.
+"""Conversion between CloudEvents and jobs: request events and result events.
 
-Called by the api and the outbox (request events), the predictor (reads requests, replies with
-results) and the api again (reads results). Types are the public contract, so they carry a version;
-JSON Schemas stand in `docs/schemas`. Pure: no I/O.
+Called by the api and the outbox (request events), the predictor (reads requests, replies with results) and the api
+again (reads results). Event types are a public contract and carry a version; their JSON Schemas are in
+`docs/schemas`. Pure: no I/O.
 """
 
 from collections.abc import Mapping
@@ -36,24 +36,21 @@ RESULT_TYPES: Final = (COMPLETED, FAILED, CANCELLED)
 
 RESULT_SOURCE: Final = "/torpor/jobs"
 DATAREF_ABOVE_BYTES: Final = 64 * 1024
-"""Events stay thin: a larger result travels as `dataref` (Kafka's broker caps an event at 1 MiB).
-"""
+"""A larger result travels as `dataref`, to keep events small (Kafka's broker limits an event to 1 MiB)."""
 
 _EXTENSION_BYTES: Final = 1024
 _TENANT_BYTES: Final = 64
 _TOKEN_COUNTS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 _MOST_TOKENS: Final = 2**40
-"""More than any job, and exact in every reader of JSON."""
+"""Largest token count accepted; exact in every JSON reader."""
 
 
 def request_event(job: Job) -> Event:
-    """The event that asks for `job`. The same job always gives the same identity, so a second one
-    is a duplicate.
-    """
+    """The event that requests `job`. The same job always gives the same identity, so a second event is a duplicate."""
     optional = _carried(job) | {"expirytime": _rfc3339(job.deadline_ms)}
     if (
         job.attempt
-    ):  # for a predictor that does not share our store, and would take it for a duplicate
+    ):  # a predictor with another store would otherwise treat a redriven job as a duplicate
         optional["attempt"] = str(job.attempt)
     return Event(
         id=job.event_id or job.id,
@@ -90,13 +87,13 @@ def job_of(event: Event) -> NewJob:
 
 
 def attempt_of(event: Event) -> int | None:
-    """The attempt that an event tells of; None where it does not say."""
+    """The attempt number in an event; None when it is not set."""
     text = event.extensions.get("attempt", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 7 else None
 
 
 def unreadable_job(event: Event) -> NewJob:
-    """The record of a request event that is no job: found under the derived id, owned by whom it
+    """The record of a request event that is not a valid job: under the derived id, owned by the tenant that it
     names.
     """
     try:
@@ -113,7 +110,7 @@ def unreadable_job(event: Event) -> NewJob:
 
 
 def tenant_of(event: Event) -> str:
-    """Whose event it is. Raises `InvalidJob` when the name could not be a key of ours."""
+    """The tenant of an event. Raises `InvalidJob` for an invalid name."""
     tenant = event.extensions.get("tenant", "default")
     if not tenant or len(tenant.encode()) > _TENANT_BYTES or not tenant.isprintable():
         raise InvalidJob(f"tenant must be 1 to {_TENANT_BYTES} printable bytes", "tenant")
@@ -121,11 +118,10 @@ def tenant_of(event: Event) -> str:
 
 
 def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
-    """The event that tells how an ended `job` ended; the same ending always gives the same
-    identity.
+    """The result event of an ended `job`; the same ending always gives the same identity.
 
-    Data: `{id, state, attempt, model, custom_id, response, usage, error, timings, attempts}`;
-    `response` is left out above `inline_bytes` and `dataref` says where it is.
+    Data: `{id, state, attempt, model, custom_id, response, usage, error, timings, attempts}`; above `inline_bytes`
+    the `response` is left out, and `dataref` is its address.
     """
     data: dict[str, Any] = {
         "id": job.id,
@@ -166,7 +162,7 @@ def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
 
 
 def _carried(job: Job) -> dict[str, str]:
-    """What goes with a job's events from the first to the last, where there is any."""
+    """Extensions that every event of a job carries, as far as they are set."""
     return {
         "traceparent": _well_formed(job.traceparent),
         request_id.EXTENSION: job.metadata.get(request_id.KEPT, ""),
@@ -174,8 +170,8 @@ def _carried(job: Job) -> dict[str, str]:
 
 
 def ending_of(event: Event) -> tuple[JobId, Ending]:
-    """The job and the ending that a result event tells of. Raises `InvalidJob` naming the first
-    field that tells of none: what is stored of it is read for as long as the job is kept.
+    """The job id and the ending in a result event. Raises `InvalidJob` naming the first invalid field; all fields
+    are checked, since the ending is stored and read for as long as the job is kept.
     """
     if not is_job_id(event.subject):
         raise InvalidJob("subject must be a job id", "subject")
@@ -224,7 +220,7 @@ def _error(data: Mapping[str, Any], *, is_needed: bool) -> JobError | None:
     error = _object_or_none(data, "error")
     if error is None:
         if is_needed:
-            raise InvalidJob("data.error must say why it failed", "data.error")
+            raise InvalidJob("data.error must be set for a failed job", "data.error")
         return None
     told = {name: error.get(name, "") for name in ("code", "message", "field")}
     for name, value in told.items():
@@ -236,7 +232,7 @@ def _error(data: Mapping[str, Any], *, is_needed: bool) -> JobError | None:
 
 
 def timings(job: Job) -> Mapping[str, int]:
-    """How long each part took so far, in milliseconds of store time."""
+    """The duration of each phase so far, in milliseconds of store time."""
     spans = {
         "queued_ms": (job.created_ms, job.started_ms),
         "first_token_ms": (job.created_ms, job.first_token_ms),
@@ -278,14 +274,16 @@ def _deadline_ms(expirytime: str) -> int:
         raise InvalidJob(
             "expirytime must be a time between the years 1 and 9999", "expirytime"
         ) from error
-    return max(epoch_ms, 1)  # 0 is «none»
+    return max(epoch_ms, 1)  # 0 means no deadline
 
 
 def _well_formed(traceparent: str) -> str:
-    """A trace that can be followed; any other text is no trace, and may be too long for a header."""
+    """The `traceparent` when it is well-formed, else empty: other text is not a trace, and may be too long for a
+    header.
+    """
     return traceparent if is_well_formed(traceparent) else ""
 
 
 def _sendable(extensions: Mapping[str, str]) -> dict[str, str]:
-    """Those that have a value that fits into a header. Data says the model as well."""
+    """The extensions whose value is set and fits into a header. The model is in the data as well."""
     return {k: v for k, v in extensions.items() if v and len(v.encode()) <= _EXTENSION_BYTES}

@@ -1,8 +1,7 @@
-"""Sends an event to a broker and knows whether it was taken.
+"""Publishes events to a broker and confirms that it stored them.
 
-Called by the api (submit, cancel) and the outbox sweep. The broker is any ingress that keeps the
-Knative data-plane contract: ours, or a Knative Broker. Nothing is retried here: an event that was
-not confirmed stays in the outbox.
+Called by the api (submit, cancel) and the outbox sweep. The broker is any ingress that keeps the Knative data-plane
+contract: ours, or a Knative Broker. Nothing is retried here: an event that was not confirmed stays in the outbox.
 """
 
 import ssl
@@ -18,33 +17,31 @@ from eventing.process.dependency import Dependency
 
 _LARGE_BYTES: Final = 2**20
 _REFUSED: Final = frozenset({400, 413, 415, 422, 431})
-"""Answers that are about the event, and would be the same again. Not 401 or 403: those are about us."""
+"""Statuses that concern the event itself, so that a retry would fail again. 401 and 403 concern our credentials."""
 
 
 class Publisher(Protocol):
-    """Where events go."""
+    """A destination of events."""
 
     async def publish(self, event: Event) -> None:
-        """Return once the broker holds the event durably. Raises `EventRefused` when it never will,
-        and `BrokerUnavailable` in every other case.
+        """Return once the broker has stored the event. Raises `EventRefused` when a retry can never succeed, and
+        `BrokerUnavailable` in every other case.
         """
 
     async def close(self) -> None:
-        """Let go of what is held open."""
+        """Close all connections."""
 
 
 def payload(body: bytes) -> bytes | BytesIO:
-    """The body as aiohttp wants it: a large one in pieces, so that sending does not block the
-    loop.
-    """
+    """The body for aiohttp: a large one in pieces, so that sending does not block the event loop."""
     return BytesIO(body) if len(body) > _LARGE_BYTES else body
 
 
 class HttpPublisher:
-    """A `Publisher` over HTTP in binary mode; one session, kept alive.
+    """A `Publisher` over HTTP in binary mode, with one session that keeps its connections.
 
-    `token_file` wins over `token`: Kubernetes writes a new token into it before the old one ends.
-    With `ca_file` an https broker is checked against those authorities and no others.
+    `token_file` takes precedence over `token`: Kubernetes writes a new token into it before the old one expires.
+    With `ca_file` an https broker is checked against those authorities only.
     """
 
     def __init__(
@@ -85,7 +82,7 @@ class HttpPublisher:
         return BrokerUnavailable(why)
 
     def _authorization(self) -> dict[str, str]:
-        """Read anew each time: a projected token is a kilobyte in memory, and rotates."""
+        """Read for each event: a projected token is a small file in memory, and it is rotated."""
         token = self._token_file.read_text().strip() if self._token_file else self._token
         return {"authorization": f"Bearer {token}"} if token else {}
 
@@ -94,7 +91,7 @@ class HttpPublisher:
             await self._session.close()
 
     def _open(self) -> aiohttp.ClientSession:
-        """Opened on first use, inside the running loop."""
+        """Open the session on first use, inside the running loop."""
         if self._session is None:
             trust = ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True
             self._session = aiohttp.ClientSession(

@@ -1,7 +1,7 @@
-"""The id under which a caller knows a request: taken as it comes, if it can stand in a log line.
+"""Validates the id that a caller gives its request, and carries it to every log line of the request.
 
-Called by `api.http.middleware` for each call, by whoever makes a job of one, and by `eventing.cloudevent.job_event`: as
-CloudEvents' `correlationid` it goes with the job's events to every process that works for it.
+Called by `api.http.middleware` for each call, by code that makes a job from a call, and by
+`eventing.cloudevent.job_event`: the id travels with the job's events as CloudEvents' `correlationid`.
 """
 
 import re
@@ -11,20 +11,18 @@ from typing import Final
 from eventing.telemetry.span import is_well_formed
 
 KEPT: Final = "torpor.request_id"
-"""Under this name of its metadata a job remembers the id its caller gave."""
+"""Key of a job's metadata under which its caller's request id is stored."""
 EXTENSION: Final = "correlationid"
 _ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 
 def checked(text: str) -> str:
-    """The id, or nothing when it is none."""
+    """The id, or an empty string when it is invalid."""
     return text if _ID.match(text) else ""
 
 
 def context_fields(extensions: Mapping[str, str]) -> dict[str, str]:
-    """What an event's log lines carry of its caller: the request's id, and the trace's (a tracer of
-    ours writes the same).
-    """
+    """Log fields of an event's caller: its request id and its trace id."""
     found = {}
     if asked_as := checked(extensions.get(EXTENSION, "")):
         found["request_id"] = asked_as

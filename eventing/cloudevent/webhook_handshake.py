@@ -1,5 +1,5 @@
-"""The abuse protection of CloudEvents' web hooks (HTTP 1.1 Web Hooks, 4): a sender such as Event Grid
-asks by OPTIONS whether its events are wanted before it sends any.
+"""The abuse protection of CloudEvents' web hooks (HTTP 1.1 Web Hooks, section 4): a sender such as Event Grid asks
+by OPTIONS for permission before it sends events.
 
 Called by the api and the broker's ingress. Pure.
 """
@@ -10,7 +10,9 @@ ANY = "*"
 
 
 def handshake(headers: Mapping[str, str], origins: Collection[str]) -> dict[str, str]:
-    """The headers that let the asking sender in; empty when it did not ask, or is not of `origins`."""
+    """The response headers that grant the permission; empty when none was requested, or the sender is not in
+    `origins`.
+    """
     origin = headers.get("webhook-request-origin", "")
     if not origin or not (ANY in origins or origin in origins):
         return {}

@@ -1,8 +1,8 @@
-"""The fields of an OpenAI call that can be judged without a model: their types and plain bounds.
+"""Validation of an OpenAI call's fields without a model: types and plain bounds.
 
-Called by `eventing.job.job` for every request, and by the api for calls of another form, so that a
-mistake is answered at once and wakes nobody. What is not named here is the engine's to judge:
-engines know more fields than OpenAI, and more values. Pure.
+Called by `eventing.job.job` for every request, and by the api for calls of another form, so that an invalid call is
+refused at submit and wakes no predictor. Fields that are not listed here are left to the engine, which knows more
+fields and values than OpenAI does. Pure.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from eventing.errors import InvalidJob
 
 @dataclass(frozen=True, slots=True)
 class FieldRule:
-    """What a value must be, in words and as a test. A field that is null is left out."""
+    """What a value must be: a predicate and its description. A null field counts as missing."""
 
     must_be: str
     is_kept_by: Callable[[Any], bool]
@@ -32,19 +32,19 @@ def _is_number(value: Any) -> bool:
 
 
 def whole(least: int, most: int | None = None) -> FieldRule:
-    """A whole number in these bounds."""
+    """A rule for whole numbers within bounds."""
     words = f"a whole number of at least {least}" + ("" if most is None else f" and at most {most}")
     return FieldRule(words, lambda v: _is_whole(v) and v >= least and (most is None or v <= most))
 
 
 def number(least: float, most: float | None = None) -> FieldRule:
-    """Any number in these bounds."""
+    """A rule for numbers within bounds."""
     words = f"a number of at least {least:g}" + ("" if most is None else f" and at most {most:g}")
     return FieldRule(words, lambda v: _is_number(v) and v >= least and (most is None or v <= most))
 
 
 def one_of(*words: str) -> FieldRule:
-    """One of a few words."""
+    """A rule for one of several strings."""
     return FieldRule(f"one of {', '.join(words)}", lambda v: isinstance(v, str) and v in words)
 
 
@@ -73,7 +73,8 @@ _PART: Final = one_of(
     *("input_audio", "audio_url", "audio_embeds", "video_url", "video_embeds"),
     *("input_text", "prompt_embeds", "tool_reference"),
 )
-"""Parts of a message that OpenAI or an engine of ours knows; `output_text` is a response's, not a chat's."""
+"""Content part types that OpenAI or one of our engines supports; `output_text` belongs to responses, not to chats.
+"""
 _INT64: Final = 2**63
 
 SAMPLING: Final[Rules] = {
@@ -105,7 +106,7 @@ _CHAT: Final[Rules] = {
 }
 _COMPLETION: Final[Rules] = {
     **_GENERATING,
-    "max_tokens": whole(0),  # with `echo`: the prompt's logprobs alone
+    "max_tokens": whole(0),  # with `echo`: logprobs of the prompt only
     "logprobs": whole(-1),
     "best_of": whole(1, 128),
     "suffix": TEXT,
@@ -119,7 +120,7 @@ _EMBEDDING: Final[Rules] = {
 
 
 def check_body(url: str, body: Mapping[str, Any]) -> None:
-    """Raises `InvalidJob` naming the first thing in `body` that `url` can never run."""
+    """Raises `InvalidJob` naming the first field of `body` that `url` does not accept."""
     check("body.", body.get("model") or "", NAME, "model")
     match url:
         case "/v1/chat/completions":
@@ -171,7 +172,7 @@ def _check_content(content: Any, where: str) -> None:
         raise InvalidJob(f"{where} must be text or a list of parts", where)
     for index, part in enumerate(content):
         if isinstance(part, str):
-            continue  # engines take it, though OpenAI does not
+            continue  # engines accept it, though OpenAI does not
         part_where = f"{where}[{index}]"
         if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
             raise InvalidJob(f"{part_where} must be an object with a type", part_where)
@@ -195,7 +196,7 @@ def _check_tools(tools: Any) -> None:
 
 
 def _objects(value: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """The objects of a list, each with its place."""
+    """The objects of a list, each with its path."""
     if value is None:
         return []
     if not isinstance(value, list):

@@ -1,8 +1,7 @@
-"""The job: its identity, its request, its states and what may follow what.
+"""The job: its identity, request, states and allowed transitions.
 
-Called by every package. Pure values and decisions: no I/O, no clock of its own. The same transition
-rules stand in the Lua scripts of `eventing/redis/scripts`, where they are enforced; `tests/contract`
-holds the two together.
+Called by every package. Pure values and decisions: no I/O, no clock of its own. The same transition rules are
+enforced by the Lua scripts in `eventing/redis/scripts`; `tests/contract` checks that both agree.
 """
 
 import hashlib
@@ -21,21 +20,21 @@ from eventing.known_fields import known_fields
 JobId = NewType("JobId", str)
 
 API_SOURCE: Final = "/torpor/api"
-"""`source` of request events whose `id` is already a job id."""
+"""`source` of request events whose `id` is a job id."""
 
 RUNNABLE_URLS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
-"""Calls a predictor can serve, by the path of an OpenAI Batch line."""
+"""Paths that a predictor can serve, as in a line of an OpenAI Batch file."""
 
 
 class JobState(StrEnum):
-    """OpenAI's statuses of background work."""
+    """States of a job: OpenAI's statuses of a background response."""
 
     QUEUED = "queued"  #: accepted; waits for a predictor
     IN_PROGRESS = "in_progress"  #: an attempt holds, or held, a lease
-    COMPLETED = "completed"  #: the answer is whole
-    FAILED = "failed"  #: it will not be answered; `error` says why
-    CANCELLED = "cancelled"  #: somebody who may, asked to stop
-    INCOMPLETE = "incomplete"  #: an answer, cut by a limit the caller set
+    COMPLETED = "completed"  #: the answer is complete
+    FAILED = "failed"  #: no answer; `error` has the reason
+    CANCELLED = "cancelled"  #: stopped by its owner or an operator
+    INCOMPLETE = "incomplete"  #: the answer was cut off by a limit that the caller set
 
     @property
     def is_terminal(self) -> bool:
@@ -43,16 +42,16 @@ class JobState(StrEnum):
 
 
 class Lane(StrEnum):
-    """Priority of a job; lanes share the predictors by weighted draw, so none starves."""
+    """Priority of a job. The next job is drawn by weighted lottery among the lanes, so that no lane is starved."""
 
-    INTERACTIVE = "interactive"  #: somebody is looking at the screen
-    DEFAULT = "default"  #: everything that did not say
-    BATCH = "batch"  #: whenever there is room
+    INTERACTIVE = "interactive"  #: a person waits for the answer
+    DEFAULT = "default"  #: the default
+    BATCH = "batch"  #: when there is spare capacity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRequest:
-    """One line of an OpenAI Batch file: every OpenAI-style call in one form."""
+    """One OpenAI-style call, in the form of a line of an OpenAI Batch file."""
 
     url: str
     body: Mapping[str, Any]
@@ -70,7 +69,7 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobError:
-    """Why a job failed, fit to be shown: `code` is stable, `message` is for people."""
+    """Why a job failed: a stable `code`, and a `message` for people that is safe to show."""
 
     code: str
     message: str
@@ -81,15 +80,13 @@ class JobError:
 
 
 def error_of(record: Mapping[str, Any]) -> JobError:
-    """The error that `to_dict` wrote, by this version or another."""
+    """The error in a record that `to_dict` of this version or another wrote."""
     return JobError(**known_fields(JobError, record))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRecord:
-    """One attempt in a job's history. Times are store time in milliseconds; `outcome` is empty
-    while it runs.
-    """
+    """One attempt in a job's history. Times are store time in milliseconds; `outcome` is empty while it runs."""
 
     attempt: int
     owner: str
@@ -101,9 +98,7 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A job as the store holds it. All times are store time in milliseconds since the epoch, 0 for
-    «not yet».
-    """
+    """A job as the store holds it. All times are store time in milliseconds since the epoch; 0 means not yet."""
 
     id: JobId
     state: JobState
@@ -133,14 +128,12 @@ class Job:
 
 
 def new_job_id() -> JobId:
-    """A fresh id; 96 random bits, so that a guess finds nothing."""
+    """A new id with 96 random bits, so that ids cannot be guessed."""
     return JobId(f"job_{secrets.token_hex(12)}")
 
 
 def derive_job_id(source: str, event_id: str) -> JobId:
-    """The id of the job that the event (`source`, `event_id`) asks for: the same event always names
-    the same job.
-    """
+    """The id of the job that the event (`source`, `event_id`) requests; the same event always gives the same id."""
     if source == API_SOURCE and is_job_id(event_id):
         return JobId(event_id)
     digest = hashlib.sha256(f"{source}\0{event_id}".encode()).hexdigest()
@@ -148,17 +141,13 @@ def derive_job_id(source: str, event_id: str) -> JobId:
 
 
 def is_job_id(text: str) -> bool:
-    """True for the form that `new_job_id` and `derive_job_id` make; anything else is no key of
-    ours.
-    """
+    """True for an id in the form of `new_job_id` and `derive_job_id`."""
     tail = text.removeprefix("job_")
     return len(tail) == 24 and tail != text and all(c in "0123456789abcdef" for c in tail)
 
 
 def parse_request(data: bytes | str | Mapping[str, Any]) -> JobRequest:
-    """The job request in `data`. Raises `InvalidJob` naming the field of the first thing that can
-    never run.
-    """
+    """The job request in `data`. Raises `InvalidJob` naming the first invalid field."""
     line = data if isinstance(data, Mapping) else _load_object(data)
     match line.get("method", "POST"):
         case "POST":

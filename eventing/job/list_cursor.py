@@ -1,7 +1,7 @@
-"""A place in a list of jobs: what a page ends with and the next one starts after; and how much one page may cost.
+"""Cursors of paginated job lists, and the limits on the cost of one page.
 
-Called by both stores. Lists are ordered by store time and, within a millisecond, by job id; a
-cursor names both, so that no job that shares its millisecond with others is skipped or shown twice.
+Called by both stores. Lists are ordered by store time and, within a millisecond, by job id; a cursor has both, so
+that no job is skipped or repeated among those of the same millisecond.
 """
 
 import re
@@ -16,13 +16,13 @@ _FORM: Final = re.compile(r"([0-9]{1,15})-(job_[0-9a-f]{24})\Z")
 
 
 LIST_LOOKS: Final = 1_000
-"""Jobs that one call looks at, however few of them are wanted."""
+"""Largest number of jobs that one call reads, however few of them match."""
 LIST_BYTES: Final = 4 * 1024 * 1024
-"""Requests and results that one page holds; the first job's are always among them."""
+"""Largest total size of the requests and results on one page; those of the first job are always included."""
 
 
 def fitting(sizes: Sequence[int]) -> int:
-    """How many jobs with requests and results of these sizes one page holds."""
+    """How many jobs with requests and results of these sizes fit on one page."""
     total = 0
     for count, size in enumerate(sizes):
         total += size
@@ -33,7 +33,7 @@ def fitting(sizes: Sequence[int]) -> int:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ListCursor:
-    """A place in a list; a greater one is newer."""
+    """A position in a list; a greater one is newer."""
 
     at_ms: int
     job_id: JobId
@@ -43,9 +43,7 @@ class ListCursor:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """The place that `text` names, None for the start. Raises `BadRequest` for a cursor that
-        no page of ours ended with.
-        """
+        """The position in `text`, None for an empty one. Raises `BadRequest` for an invalid cursor."""
         if not text:
             return None
         if (found := _FORM.match(text)) is None:

@@ -1,7 +1,7 @@
-"""The two names of what a model thought: vLLM says `reasoning`, most clients read `reasoning_content`.
+"""Both names of a model's reasoning text: vLLM uses `reasoning`, most clients read `reasoning_content`.
 
-Called by the predictor, where an answer is put together, and by the api, where one is shown: whoever
-reads an answer of ours finds both, in a stream, a whole body, a job and its result event. Pure.
+Called by the predictor, which builds answers, and by the api, which shows them: every stream, body, job and result
+event has both fields. Pure.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import orjson
 
 
 def with_both_names(part: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A message or a delta that has its thought under both names."""
+    """A message or a delta with its reasoning under both names."""
     thought = part.get("reasoning") or part.get("reasoning_content")
     if not thought:
         return part
@@ -19,7 +19,7 @@ def with_both_names(part: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def choice_with_both_names(choice: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A choice of a whole body or of a chunk, likewise."""
+    """A choice of a whole body or of a chunk, with both names."""
     for name in ("message", "delta"):
         if isinstance(part := choice.get(name), Mapping):
             choice = {**choice, name: with_both_names(part)}
@@ -27,7 +27,7 @@ def choice_with_both_names(choice: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def entries_with_both_names(delta: str) -> str:
-    """The `delta` of a token stream's entry (JSON, as the store keeps it), likewise."""
+    """The `delta` of a token stream's entry (JSON, as stored), with both names."""
     if '"reasoning' not in delta:
         return delta
     return orjson.dumps([choice_with_both_names(each) for each in orjson.loads(delta)]).decode()

@@ -1,10 +1,9 @@
-"""What the packages ask of the job store, and the answers it gives. One Protocol for each kind of
-consumer; every method raises `StoreUnavailable` when the store does not answer in time, and either
-did all it says or nothing: a caller that dies half-way leaves no half transition behind.
+"""The job store's interface: one Protocol for each kind of consumer, and the values that they exchange.
 
-Implemented by `eventing.store.redis_store` (Redis or Valkey) and by its in-memory twin
-`eventing.store.memory_store`; one contract suite runs against both (`tests/contract/test_store_*.py`).
-Must not know who asks.
+Every method raises `StoreUnavailable` when the store does not answer in time. Every method is atomic: a caller that
+dies half-way leaves no partial transition behind. Implemented by `eventing.store.redis_store` (Redis or Valkey) and
+by its in-memory twin `eventing.store.memory_store`; one contract suite runs against both
+(`tests/contract/test_store_*.py`). Must not know its callers.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,8 +16,8 @@ from eventing.job.job import Job, JobError, JobId, JobRequest, JobState, Lane
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
-    """A job to record. `deadline_ms` is epoch milliseconds, 0 for none; `options_sha` tells what its
-    call asked beyond the request, and is empty where nobody can ask again.
+    """A job to record. `deadline_ms` is epoch milliseconds, 0 for none; `options_sha` is a digest of the submit
+    options besides the request, empty where a submit cannot be repeated.
     """
 
     id: JobId
@@ -31,17 +30,14 @@ class NewJob:
     traceparent: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     options_sha: str = ""
-    attempt: int = (
-        0  #: what another store has counted so far (of a redriven job), for one that is not shared
-    )
+    attempt: int = 0  #: attempts counted by another, unshared store (of a redriven job)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """How the request event of a job gets to its broker, in the step that records the job: into
-    `queues` of our own broker (prefixes of their keys, `eventing.redis.keys.queue`), or by a note
-    that it is to be published on another's, refused above `max_unpublished` notes. Neither, where
-    the event has just come from the broker.
+    """How a job's request event gets to its broker, in the script that records the job: into `queues` of the
+    embedded broker (key prefixes, `eventing.redis.keys.queue`), or as an outbox note for another broker, refused
+    above `max_unpublished` notes. Neither, when the event just came from the broker.
     """
 
     queues: tuple[str, ...] = ()
@@ -50,26 +46,26 @@ class Publication:
 
 
 ARRIVED: Final = Publication()
-"""Nothing is to be published: the event came from the broker."""
+"""Nothing is published: the event came from the broker."""
 
 
 class AcquireStatus(StrEnum):
-    """What came of asking for a job's lease."""
+    """The result of asking for a job's lease."""
 
     ACQUIRED = "acquired"  #: ours; generate
     HELD = "held"  #: runs elsewhere under a live lease
     TERMINAL = "terminal"  #: has ended before: a duplicate delivery
     EXPIRED = "expired"  #: failed here: its deadline had passed
     EXHAUSTED = "exhausted"  #: failed here: no attempt left
-    ALONE = "alone"  #: its last attempt after losses: only for who runs nothing else (ADR 18)
-    OTHER = "other"  #: recorded with another request than the asker knows: unchanged
+    ALONE = "alone"  #: last attempt after lost ones: only for an otherwise idle owner (ADR 18)
+    OTHER = "other"  #: the record has another request than `expected`: unchanged
     MISSING = "missing"  #: no record; create it first
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to write one attempt of a job. `id` is random, since a store that failed over to a
-    lagging replica can hand out an attempt number twice.
+    """The right to write one attempt of a job. `id` is random, because a store that failed over to a lagging
+    replica can give out an attempt number twice.
     """
 
     job_id: JobId
@@ -78,13 +74,13 @@ class Lease:
 
 
 NO_LEASE: Final = Lease(JobId(""), 0, "")
-"""What somebody holds who was given none; every write with it is refused."""
+"""The lease of a caller that was refused one; every write with it is fenced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acquired:
-    """The answer to `acquire`. `token_count` tokens of earlier attempts stand in the stream and are
-    to be continued; `void_count` tokens stood there and are not.
+    """The answer to `acquire`. The stream holds `token_count` tokens of earlier attempts, from which this one
+    continues; `void_count` earlier tokens were discarded.
     """
 
     status: AcquireStatus
@@ -96,8 +92,8 @@ class Acquired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseSettings:
-    """How long a lease lasts, how many attempts may fail, how long a job whose event was taken may
-    wait for its start before it is published again, and how long ended jobs are kept.
+    """The lease's duration, the number of failed attempts allowed, the time until a job that was published but not
+    started is published again, and the retention of ended jobs.
     """
 
     lease_ms: int = 30_000
@@ -108,22 +104,20 @@ class LeaseSettings:
 
 
 class LeaseStatus(StrEnum):
-    """What a lease holder is told when it renews or writes."""
+    """The answer to a lease holder's renewal or write."""
 
     OK = "ok"  #: still ours
     FENCED = "fenced"  #: a newer attempt runs, or the job was given back
-    HELD = "held"  #: somebody else runs it
+    HELD = "held"  #: another owner runs it
     TERMINAL = "terminal"  #: the job has ended (cancelled, say)
     EXPIRED = "expired"  #: the job's deadline has passed: end it
     MISSING = "missing"  #: the record is gone
-    GAP = "gap"  #: tokens out of order; the writer is wrong
+    GAP = "gap"  #: the tokens do not continue the stored ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
-    """Tokens that go on from `index`; `delta` is what readers are shown for them (JSON text, may be
-    empty).
-    """
+    """Tokens from position `index` on; `delta` is what readers are shown for them (JSON text, may be empty)."""
 
     index: int
     token_ids: tuple[int, ...]
@@ -132,8 +126,8 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How an attempt ended a job. `final_batch` is what it had not yet checkpointed and `gpu_ms` what its
-    job is charged: written in the same step as the end, or not at all.
+    """How an attempt ended its job. `final_batch` holds the tokens not yet checkpointed, `gpu_ms` the charge to the
+    job; both are written atomically with the end.
     """
 
     state: JobState
@@ -146,32 +140,31 @@ class Ending:
 
 
 class ReleaseReason(StrEnum):
-    """Why a job is given back unfinished."""
+    """Why an attempt gives its job back."""
 
     HANDOVER = "handover"  #: drain, preemption: the job is fine, costs no attempt
-    FAILURE = "failure"  #: the attempt went wrong, costs one
-    LOST = "lost"  #: the engine died under it and others: costs one, like a process that died
+    FAILURE = "failure"  #: the attempt failed, costs one
+    LOST = "lost"  #: the engine died, with other jobs: costs one attempt, like a lost process
 
 
 class EntryKind(StrEnum):
-    """What an entry of a token stream says."""
+    """The kind of a token stream's entry."""
 
     ATTEMPT = "attempt"  #: a new attempt starts at `index` (0 when it had to start over)
     TOKENS = "tokens"  #: tokens from `index` on
     STATE = "state"  #: the job changed state
-    OTHER = "other"  #: of a newer version; says nothing to this one
+    OTHER = "other"  #: written by a newer version; ignored
 
 
 class StreamEntry(NamedTuple):
-    """One entry of a job's token stream. `cursor` orders entries and is what a reader resumes
-    after. A tuple, since one is made for each live token, and a frozen dataclass takes four times
-    as long.
+    """One entry of a job's token stream. Readers resume after a `cursor`. A NamedTuple, because one is made for
+    each live token and a frozen dataclass takes four times as long to make.
     """
 
     cursor: str
     kind: EntryKind
     attempt: int
-    index: int = 0  # type: ignore[assignment]  # hides tuple.index, which nobody asks for
+    index: int = 0  # type: ignore[assignment]  # hides tuple.index, which is not used
     token_ids: tuple[int, ...] = ()
     delta: str = ""
     state: JobState | None = None
@@ -180,7 +173,7 @@ class StreamEntry(NamedTuple):
 
 
 class ListField(StrEnum):
-    """What a list shows of its jobs only when asked to."""
+    """Fields that a list contains only on request."""
 
     REQUEST = "request"  #: without it, a listed job's body holds its model only
     RESULT = "result"
@@ -195,7 +188,7 @@ class Page:
 
 
 class JobReader(Protocol):
-    """What those ask who show jobs."""
+    """Reads jobs, for those who show them."""
 
     async def get(self, job_id: JobId) -> Job | None:
         """The job, or None."""
@@ -209,13 +202,12 @@ class JobReader(Protocol):
         cursor: str = "",
         include: Collection[ListField] = (),
     ) -> Page:
-        """Jobs of a tenant, newest first, without what is not in `include`. A page looks at a bounded
-        number of jobs and holds a bounded number of bytes, so it may be short, and even empty,
-        before the last. Raises `BadRequest` for a cursor that is none of ours.
+        """Jobs of a tenant, newest first, without the fields not in `include`. A page reads a bounded number of
+        jobs and bytes, so it may be short or empty before the last page. Raises `BadRequest` for an invalid cursor.
         """
 
     async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
-        """Failed jobs that were set aside, newest first, with their requests; else as `list_jobs`."""
+        """Failed jobs that are dead letters, newest first, with their requests; otherwise as `list_jobs`."""
 
     async def read_stream(
         self, job_id: JobId, after: str = "", limit: int = 1000
@@ -223,53 +215,52 @@ class JobReader(Protocol):
         """Entries of the job's token stream after a cursor, in order."""
 
     async def ping(self) -> None:
-        """Return when the store can take writes."""
+        """Return when the store accepts writes."""
 
 
 class JobIntake(JobReader, Protocol):
-    """What those ask who take jobs in, and change them from outside."""
+    """Records jobs, and changes them on behalf of callers."""
 
     async def submit(self, new: NewJob, publication: Publication = ARRIVED) -> tuple[Job, bool]:
-        """Record the job, and its event with it; True when it is new. When it raises
-        `StoreUnavailable`, all of that may have been done.
+        """Record the job and its event; True when the job is new. After `StoreUnavailable` the job may or may not
+        be recorded.
 
-        Raises `IdempotencyConflict` when the id exists with another request, or was asked for with
-        other options, or was deleted (`JobDeleted`); `BrokerUnavailable` above the most unpublished
-        notes.
+        Raises `IdempotencyConflict` when the id exists with another request or other options, or was deleted
+        (`JobDeleted`); `BrokerUnavailable` above `max_unpublished` outbox notes.
         """
 
     async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
-        """Record an event that can never be a job: failed, a dead letter, with its raw data.
+        """Record an event that is not a valid job: failed, as a dead letter, with its raw data.
 
-        Idempotent. False when a job of another request has this identity: that one is left alone,
-        since whoever knows a job's identity must not be able to end it.
+        Idempotent. False, and nothing is changed, when a job with another request has this identity: an event must
+        not be able to end a job whose identity its sender merely knows.
         """
 
     async def cancel(self, job_id: JobId) -> Job | None:
-        """End the job as cancelled unless it has ended; the job as it then is."""
+        """End the job as cancelled unless it has ended; gives the job as it is afterwards."""
 
     async def conclude(
         self, job_id: JobId, ending: Ending, *, attempt: int | None = None
     ) -> LeaseStatus:
-        """End a job that nobody holds a live lease of; `HELD` when somebody does. With the `attempt`
-        that the ending is of, `FENCED` when the job has come further.
+        """End a job without a live lease; `HELD` when it has one. `FENCED` when the ending is of an older attempt
+        than the job's (`attempt`).
         """
 
     async def redrive(
         self, job: Job, request: JobRequest | None, publication: Publication = ARRIVED
     ) -> bool:
-        """Queue a dead letter again, with an edited request if given; False when it is none any
-        more. Its attempt number is raised, so that what still comes of the old life is refused.
+        """Queue a dead letter again, with an edited request if given; False when it is not a dead letter any more.
+        Its attempt number is raised, so that late writes of the earlier run are fenced.
         """
 
     async def delete(self, job_id: JobId) -> bool:
-        """Forget an ended job and its tokens; False when there is none or it has not ended. For as
-        long as ended jobs are kept, no event makes a job of that id again.
+        """Delete an ended job and its tokens; False when there is none or it has not ended. No event can create a
+        job with that id for as long as ended jobs are kept.
         """
 
 
 class JobWorker(JobIntake, Protocol):
-    """What those ask who run jobs."""
+    """Runs jobs."""
 
     async def acquire(
         self,
@@ -280,58 +271,58 @@ class JobWorker(JobIntake, Protocol):
         is_exclusive: bool = False,
         expected: NewJob | None = None,
     ) -> Acquired:
-        """Start an attempt. A lapsed lease is taken over and costs the job one attempt.
+        """Start an attempt. A lapsed lease is taken over, which counts as a failed attempt.
 
-        With `expected`, only if the record says the same of the job as the asker was told: its request
-        and its tenant. Who asks so need not read the record first.
+        With `expected`, the lease is granted only if the record has that request and tenant; the caller then need
+        not read the record first.
 
-        `is_exclusive` says that the owner runs nothing else until this attempt has ended; without it a
-        job on its last attempt that has lost one before is refused with `ALONE`, unchanged.
+        `is_exclusive` says that the owner runs no other job until this attempt has ended. Without it, a job on its
+        last attempt that has lost an attempt before is refused with `ALONE`, unchanged.
         """
 
     async def renew(self, leases: Sequence[Lease], *, extend: bool) -> list[LeaseStatus]:
-        """Where each stands, in order; `extend` lengthens the leases too. One round trip."""
+        """The status of each lease, in order; `extend` lengthens the leases. One round trip."""
 
     async def append_all(self, appends: Sequence[tuple[Lease, TokenBatch]]) -> list[LeaseStatus]:
-        """Checkpoint tokens of any number of jobs in one round trip; each answer by itself, in
-        order. When it raises, any of them may have been written.
+        """Checkpoint tokens of any number of jobs in one round trip; one answer each, in order. After an error any
+        of them may have been written.
         """
 
     async def finish(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
-        """End the job: the tokens that were left, result and state; the job as it then stands.
-        `GAP`, and nothing is changed, when those tokens do not go on from what is stored.
+        """End the job with its last tokens, result and state; gives the job as it is afterwards. `GAP`, and nothing
+        is changed, when those tokens do not continue the stored ones.
         """
 
     async def release(self, lease: Lease, why: ReleaseReason, error: JobError) -> bool:
-        """Give the job back; False when that ended it (attempts used up: now a dead letter with
-        `error`) or it was not ours.
+        """Give the job back. False when that ended it (no attempts left: now a dead letter with `error`), or when
+        the caller does not hold the lease.
         """
 
 
 class JobSweeper(Protocol):
-    """What those ask who find jobs that are not on their way any more. What is taken is taken for
-    15 s, so that sweepers share it.
+    """Finds jobs that are stuck. A sweeper reserves what it takes for 15 s, so that several sweepers share the
+    work.
     """
 
     async def get(self, job_id: JobId) -> Job | None:
         """The job, or None."""
 
     async def take_unpublished(self, limit: int) -> list[JobId]:
-        """Jobs whose request event may not have reached a broker that is not ours."""
+        """Jobs whose request event may not have reached an external broker."""
 
     async def mark_published(self, *job_ids: JobId) -> None:
         """The broker confirmed the request events."""
 
     async def claim_unstarted(self, limit: int) -> list[JobId]:
-        """Jobs whose event the broker took and may have lost: never started within
-        `republish_after_s`, or started and held by nobody for a lease (docs/adr/0140).
+        """Jobs whose event the broker may have lost: published but not started within `republish_after_s`, or
+        started and without a lease for the length of one (docs/adr/0140).
         """
 
     async def look_later(self, job_id: JobId, after_ms: int) -> None:
-        """The event went out again: leave the job alone for so long, and `republish_after_s`."""
+        """Skip the job for `republish_after_s` after its event was published again."""
 
     async def expire(self, limit: int) -> list[JobId]:
-        """Fail jobs whose deadline has passed and that nobody runs; those that were failed."""
+        """Fail jobs whose deadline has passed and that have no lease; gives the failed jobs."""
 
     async def conclude(
         self, job_id: JobId, ending: Ending, *, attempt: int | None = None
@@ -340,7 +331,7 @@ class JobSweeper(Protocol):
 
 
 class Store(JobWorker, JobSweeper, Protocol):
-    """The record of every job."""
+    """The job store: every interface together."""
 
     async def close(self) -> None:
-        """Let go of every connection."""
+        """Close all connections."""

@@ -1,9 +1,8 @@
-"""Tells who waits for a job's end that it has come: one entry a job, however many tokens it made.
+"""Wakes callers that wait for a job's end.
 
-Called by the api for held calls and long polls. One connection of the process reads the tail of the
-stream of ends (`eventing.redis.keys.ENDED`), on from where it was when the connection was lost. An
-entry is a hint: the record says how the job ended. Those who wait look at it now and then anyway.
-Must not know HTTP.
+Called by the api for held calls and long polls. One connection of the process reads the tail of the stream of ended
+jobs (`eventing.redis.keys.ENDED`) and resumes after a reconnect. An entry is only a hint: the job's record has the
+outcome, and waiting callers also read it at intervals. Must not know HTTP.
 """
 
 import asyncio
@@ -21,7 +20,7 @@ from eventing.redis.multiplexed_connection import SharedRedis
 
 _BACKOFF_S: Final = 0.5
 _REMEMBERED: Final = 4_096
-"""Ends of the last seconds, for those who begin to wait just after."""
+"""Number of recent endings remembered, for callers that start waiting just after the end."""
 
 _log = structlog.get_logger()
 
@@ -35,12 +34,12 @@ class CompletionNotifier:
         self._cursor = b""
         self._waiting: dict[bytes, list[asyncio.Event]] = {}
         self._ended: dict[bytes, None] = {}
-        self.is_reading = False  #: ends are heard of now
+        self.is_reading = False  #: set while the stream is read
 
     @contextmanager
     def expecting(self, job_id: JobId) -> Iterator[asyncio.Event]:
-        """An event that is set when the job's record should be looked at: it has ended, or it may
-        have while nobody read.
+        """An event that is set when the job's record should be read: the job has ended, or may have ended while the
+        stream could not be read.
         """
         key, news = job_id.encode(), asyncio.Event()
         if key in self._ended or not self.is_reading:
@@ -54,7 +53,7 @@ class CompletionNotifier:
                 del self._waiting[key]
 
     async def run(self) -> None:
-        """Read until cancelled; a store that is away is waited for."""
+        """Read until cancelled; waits while the store is unavailable."""
         while True:
             try:
                 async with failures_named():
@@ -68,8 +67,8 @@ class CompletionNotifier:
                 self.is_reading = False
 
     async def _start(self) -> None:
-        """From the newest entry on; everybody who waits already looks for themselves. Not from the
-        last cursor: a store that came back with an older stream would be silent until then.
+        """Start at the newest entry; callers that wait already read the record themselves. The last cursor is not
+        used: a store that came back with an older stream would deliver nothing until it had passed that cursor.
         """
         newest = await self._redis.xrevrange(keys.ENDED, count=1)
         self._cursor = newest[0][0] if newest else b"0-0"

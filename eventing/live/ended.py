@@ -1,9 +1,9 @@
-"""Ends of jobs, as the scripts that end them write them down: one entry of a stream each.
+"""Consumes the stream of ended jobs, to which the scripts add one entry for each job that ends.
 
-Called by the api. `EndedConsumer` reads them for those who must not miss one (webhooks, metrics,
-limits): each entry goes to one process of the group, at least once, also those that a process
-which died had taken. Who only waits for one job reads the stream's tail
-(`eventing.live.completion_notifier`). Must not know what is done with an end.
+Called by the api. `EndedConsumer` is a consumer group, for listeners that must see every entry (webhooks, metrics,
+limits): each entry goes to one process of the group, at least once, and entries of a process that died are claimed
+by another. A caller that waits for one job reads the stream's tail instead (`eventing.live.completion_notifier`).
+Must not know the listeners.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from eventing.telemetry import trace
 _GROUP: Final = "api"
 _BATCH: Final = 100
 _TAKEN_OVER_AFTER_MS: Final = 15_000
-"""An entry that was taken so long ago and not done with is anybody's."""
+"""An entry that was delivered this long ago and not acked is claimed by another process."""
 _TAKE_OVER_EVERY_S: Final = 5.0
 _FORGOTTEN_AFTER_MS: Final = 3_600_000
 _BACKOFF_S: Final = 0.5
@@ -37,14 +37,14 @@ _Row = tuple[bytes, list[bytes]]
 
 
 class EndListener(Protocol):
-    """Told of every ended job, at least once."""
+    """Is called for every ended job, at least once."""
 
     async def ended(self, job: Job) -> None:
-        """Return once it cannot be forgotten; raise `Unavailable` to be told again."""
+        """Return once the ending is handled for good; raise `Unavailable` to be called again."""
 
 
 class EndedConsumer:
-    """One process of the group. Run `run` in a task."""
+    """One consumer of the group. Run `run` in a task."""
 
     def __init__(
         self, redis: SharedRedis, store: JobReader, listeners: Sequence[EndListener]
@@ -57,7 +57,7 @@ class EndedConsumer:
         self._take_over_due_s = 0.0
 
     async def run(self) -> None:
-        """Tell until cancelled; a store that is away is waited for."""
+        """Consume until cancelled; waits while the store is unavailable."""
         while True:
             try:
                 async with failures_named():
@@ -74,7 +74,7 @@ class EndedConsumer:
                 self._take_over_due_s = now_s + _TAKE_OVER_EVERY_S
             await self._tell(await self._next())
         except ResponseError as error:
-            # Redis before 7.2 tells who is blocked on a stream that goes away by another word.
+            # Redis before 7.2 has another error for a blocked read whose stream is deleted.
             if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise
             await self._make_group()
@@ -86,8 +86,8 @@ class EndedConsumer:
         return found[0][1] if found else ()
 
     async def _take_over(self) -> Sequence[_Row]:
-        """What somebody took and did not get done, ourselves included; who is long gone is struck
-        off.
+        """Claim entries that a consumer, this one included, did not ack in time; delete consumers that are long
+        gone.
         """
         claim = ("XAUTOCLAIM", keys.ENDED, _GROUP, self._name, _TAKEN_OVER_AFTER_MS, "0-0")
         ((_, rows, *_),) = await self._redis.send([(*claim, "COUNT", _BATCH)])
@@ -97,8 +97,8 @@ class EndedConsumer:
         return [row for row in rows if row[1]]
 
     async def _make_group(self) -> None:
-        """From the first entry that is kept: a store that came back without the group may hold ends
-        that nobody was told of, and being told twice does no harm.
+        """Create the group at the first entry: after the store lost the group, the stream may hold endings that no
+        listener has seen, and a repeated call does no harm.
         """
         try:
             await self._redis.xgroup_create(keys.ENDED, _GROUP, id="0", mkstream=True)
@@ -116,7 +116,7 @@ class EndedConsumer:
             await self._redis.xack(keys.ENDED, _GROUP, *done)
 
     async def _tell_all(self, job: Job | None) -> bool:
-        """False when a listener is to be told again."""
+        """False when a listener must be called again."""
         if job is None:
             return True
         is_done = True
@@ -126,8 +126,8 @@ class EndedConsumer:
         return is_done
 
     async def _job(self, entry: Mapping[str, str]) -> Job | None:
-        """The job as it ended, also where its record has gone or has a new life since. None when it
-        has not ended: a power cut took the second half of the script.
+        """The job as it ended, also when its record was deleted or redriven since. None when it has not ended,
+        because a power cut lost the second half of the script.
         """
         job = await self._store.get(JobId(entry["job"]))
         attempt, state = int(entry["attempt"]), JobState(entry["state"])
@@ -155,7 +155,7 @@ class EndedConsumer:
 
 
 async def _told(tell: Callable[[Job], Awaitable[None]], job: Job) -> bool:
-    """False when the listener is to be told again. A bug of one must not keep the others from it."""
+    """False when the listener must be called again. A bug in one listener must not block the others."""
     try:
         await tell(job)
     except Unavailable:

@@ -1,10 +1,9 @@
 """All live readers of a process on one connection to the store.
 
-Called by the api for every SSE stream, WebSocket and long poll. One loop reads the token streams
-that somebody follows (XREAD over up to a thousand at a time) and hands entries to the readers: a
-reader with a callback and nothing before it takes tokens on the spot, every other into a bounded buffer.
-One that does not keep up is cut off with its cursor and slows nobody. Must not know HTTP. On a
-Redis Cluster it would need one connection a node, which it has not.
+Called by the api for every SSE stream, WebSocket and long poll. One loop reads the token streams that have readers
+(XREAD over up to a thousand streams) and passes their entries on: directly to a reader's callback when it has
+nothing buffered, else into the reader's bounded buffer. A reader that does not keep up is cut off with its cursor
+and delays no other. Must not know HTTP. A Redis Cluster, which would need one connection a node, is not supported.
 """
 
 import asyncio
@@ -26,45 +25,45 @@ from eventing.redis.connection import connect, failures_named
 from eventing.store.job_record import parse_flat_entry
 
 _BLOCK_MS: Final = 1_000
-"""Must stay below the socket timeout, or an idle multiplexer would look like a dead store."""
+"""Must stay below the socket timeout, or an idle multiplexer would be taken for an unavailable store."""
 _SHORT_BLOCK_MS: Final = 10
-"""The same while there are streams beyond this read's."""
+"""The block time while there are more streams than one read covers."""
 _SOCKET_TIMEOUT_S: Final = 2.5
 _STREAMS_PER_READ: Final = 1_000
-"""A read costs the store about 1.5 µs a stream, in which it serves nobody else."""
+"""Streams of one read. A read costs the store about 1.5 µs a stream, during which it serves no other command."""
 _REST_PER_STREAM_S: Final = 6e-6
-"""Rest after a read, so that looking takes at most a fifth of the store."""
+"""Pause after a read, for each stream: reading takes at most a fifth of the store's time."""
 _REST_SHARE: Final = 1.0
-"""Rest after handing out, as a share of the time that took: calls have their turn, and the more
-there is to hand out, the more goes into one beat. A lone reader's token waits for next to nothing.
+"""Pause after passing entries on, as a share of the time that took: other calls get their turn, and under load more
+entries go into one read. The token of a single reader is hardly delayed.
 """
 _ENTRIES_PER_READ: Final = 64
 _NUDGE_EVERY_S: Final = 0.005
 _BACKOFF_S: Final = 0.5
 _BUFFER_BYTES: Final = 256 * 1024
-"""What a reader may leave untaken: some 1,000 small entries, a minute of tokens."""
+"""Size of a reader's buffer: some 1,000 small entries, a minute of tokens."""
 
 _log = structlog.get_logger()
 
 
 class ReaderCutOff(TorporError):
-    """This reader fell too far behind. It may follow again from its cursor."""
+    """The reader fell too far behind. It may follow again from its cursor."""
 
     status = 409
     code = "reader_cut_off"
 
 
 _Entry = tuple[bytes, list[bytes]]
-"""Cursor, and names and values in turn."""
+"""A cursor, and names and values in turn."""
 
 TokenCallback = Callable[[Sequence[StreamEntry]], bool]
-"""Takes tokens the moment they are read; False when it cannot now. Called in the multiplexer's own loop, so
-it must not wait for anything.
+"""Takes tokens as soon as they are read; False when it cannot take them now. It runs in the multiplexer's loop and
+must not wait.
 """
 
 
 class Reader:
-    """One follower of one job's stream, from a cursor on; it sees each entry once, in order."""
+    """A reader of one job's stream, from a cursor on; it sees each entry once, in order."""
 
     __slots__ = (
         "_arrived",
@@ -103,11 +102,11 @@ class Reader:
         self._arrived = asyncio.Event()
 
     async def next(self, timeout_s: float) -> list[StreamEntry]:
-        """Entries that came and that no callback took, or none after the timeout.
+        """New entries that the callback did not take; none after the timeout.
 
-        What stands in the store is read from there, at the reader's own pace; then it joins the
-        live tail. Raises `ReaderCutOff`, what the callback raised, and `StoreUnavailable` only before
-        the tail: that outlives a store's restart.
+        Stored entries are read first, at the reader's own pace; then the reader joins the live tail. Raises
+        `ReaderCutOff`, the callback's exceptions, and `StoreUnavailable` only before the tail, which survives a
+        restart of the store.
         """
         if not self._is_live:
             entries = await self.catch_up()
@@ -131,7 +130,7 @@ class Reader:
         return self._drain()
 
     async def catch_up(self) -> list[StreamEntry]:
-        """What stands in the store after the cursor, whether the tail has brought it or not. Raises
+        """The stored entries after the cursor, whether the tail has delivered them or not. Raises
         `StoreUnavailable`.
         """
         entries = await self._store.read_stream(self.job_id, self.cursor)
@@ -141,8 +140,8 @@ class Reader:
         return entries
 
     def push(self, entries: Sequence[StreamEntry]) -> None:
-        """Called by the multiplexer only. A reader that leaves too much untaken is cut off; one read of the
-        multiplexer is never too much for a reader that had taken everything.
+        """Called by the multiplexer only. A reader whose buffer overflows is cut off; a reader with an empty buffer
+        can always take one read of the multiplexer.
         """
         if self._failure is not None or self._was_taken(entries):
             return
@@ -156,7 +155,7 @@ class Reader:
         self._arrived.set()
 
     def _was_taken(self, entries: Sequence[StreamEntry]) -> bool:
-        """Only while the reader waits with nothing untaken, so that order is kept."""
+        """The callback is used only while the reader waits with an empty buffer, so that order is kept."""
         if self._on_tokens is None or self._entries or not self._is_listening:
             return False
         if any(entry.kind is not EntryKind.TOKENS for entry in entries):
@@ -164,7 +163,9 @@ class Reader:
         fresh = self._fresh(entries)
         try:
             was_tapped = not fresh or self._on_tokens(fresh)
-        except Exception as error:  # the reader's own affair; the multiplexer has others to serve
+        except (
+            Exception
+        ) as error:  # the error is raised by the reader's next(); other readers go on
             self._failure = error
             self._arrived.set()
             return True
@@ -182,7 +183,7 @@ class Reader:
         return fresh
 
     def _fresh(self, entries: Iterable[StreamEntry]) -> Sequence[StreamEntry]:
-        """Those after the cursor. The catch-up and the live tail overlap, but only once."""
+        """The entries after the cursor. Catch-up and live tail overlap; the overlap is dropped."""
         if self._is_ahead:
             return list(entries)
         seen = order_of(self.cursor)
@@ -203,12 +204,10 @@ class _Stream:
 
 
 class StreamMultiplexer:
-    """The one connection, and who follows what. Run `run` in a task of the process."""
+    """The shared connection and its readers. Run `run` in a task of the process."""
 
     def __init__(self, redis_url: str, store: JobReader, control: Redis) -> None:
-        """`control` is a client with connections of its own; it wakes ours out of its blocking
-        read.
-        """
+        """`control` is a client with connections of its own; it interrupts this one's blocking read."""
         self._redis = connect(redis_url, timeout_s=_SOCKET_TIMEOUT_S, max_connections=1)
         self._store = store
         self._control = control
@@ -226,8 +225,8 @@ class StreamMultiplexer:
     async def follow(
         self, job_id: JobId, after: str = "", on_tokens: TokenCallback | None = None
     ) -> AsyncIterator[Reader]:
-        """A reader of the job's stream after a cursor; it is let go when the block ends. What `on_tokens`
-        takes, the reader does not give.
+        """A reader of the job's stream after a cursor, closed when the block ends. Entries that `on_tokens` takes
+        are not returned by the reader.
         """
         reader = Reader(self._store, job_id, after, self._join, on_tokens)
         try:
@@ -236,7 +235,7 @@ class StreamMultiplexer:
             self._leave(reader)
 
     def _join(self, reader: Reader) -> bool:
-        """True when the stream is already read from a later position than the reader's."""
+        """True when the stream is already read from a position after the reader's."""
         key = keys.tokens(reader.job_id).encode()
         stream = self._streams.get(key)
         if stream is None:
@@ -255,7 +254,7 @@ class StreamMultiplexer:
                 del self._streams[key]
 
     async def run(self) -> None:
-        """Read until cancelled. A store that is away is waited for; no position is lost."""
+        """Read until cancelled. While the store is unavailable it waits; no position is lost."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._unblock_read())
             while True:
@@ -287,7 +286,7 @@ class StreamMultiplexer:
 
     @asynccontextmanager
     async def _own_connection(self) -> AsyncIterator[AbstractConnection]:
-        """The connection that blocks; closed in the end, since an answer may be on its way."""
+        """The connection for blocking reads, closed afterwards because an answer may still be on its way."""
         pool = self._redis.connection_pool
         connection = await pool.get_connection()
         try:
@@ -299,19 +298,21 @@ class StreamMultiplexer:
     async def _read(
         self, connection: AbstractConnection, names: Sequence[bytes], all_names: int
     ) -> None:
-        """One look at some of the streams, and a rest."""
+        """One read of some of the streams, and a pause."""
         streams = [stream for name in names if (stream := self._streams.get(name))]
         if not streams:
             return
         block_ms = _BLOCK_MS if all_names == len(names) else _SHORT_BLOCK_MS
-        # Not a client's `xread`: what it does to each entry and key is as much as all that we do.
+        # Not the client's `xread`, whose parsing of entries costs as much as all of this loop.
         await connection.send_command(
             *("XREAD", "COUNT", _ENTRIES_PER_READ, "BLOCK", block_ms, "STREAMS"),
             *(stream.key for stream in streams),
             *(stream.position for stream in streams),
         )
         answer = await connection.read_response()
-        began_s = time.thread_time()  # not the clock: on a full machine we would rest for others
+        began_s = (
+            time.thread_time()
+        )  # CPU time, not wall time, which on a busy machine counts other processes
         self._hand_out(answer or ())
         worked_s = time.thread_time() - began_s
         await asyncio.sleep(max(worked_s * _REST_SHARE, len(streams) * _REST_PER_STREAM_S))
@@ -327,9 +328,9 @@ class StreamMultiplexer:
                 reader.push(entries)
 
     async def _unblock_read(self) -> None:
-        """Wake the read when the set of streams has grown, until it reads the grown set.
+        """Interrupt the blocking read after a stream was added, until the read covers it.
 
-        Repeated, since a nudge that comes between two reads wakes nobody.
+        Repeated, because an interrupt between two reads has no effect.
         """
         while True:
             await self._changed.wait()
@@ -343,7 +344,7 @@ class StreamMultiplexer:
 
 
 def order_of(cursor: str) -> tuple[int, int]:
-    """Where a stream cursor stands; cursors are ordered by their two numbers."""
+    """The position of a stream cursor as two numbers, by which cursors are ordered."""
     milliseconds, _, sequence = cursor.partition("-")
     return int(milliseconds or 0), int(sequence or 0)
 

@@ -1,11 +1,10 @@
-"""Finds jobs that are not on their way any more, and sends them on or ends them.
+"""Sweeps: publishes the events of stuck jobs again, and fails jobs whose deadline has passed.
 
-Called by the api, in loops; any number of sweepers share the work. On a broker that is not ours, a
-job whose event was recorded and perhaps not published is published: found within 30 s of the crash
-that left it (10 s until it is due, 15 s claimed by a sweeper that died, 5 s between two looks).
-On any broker, a job that nobody has started for long, or whose attempt died unheard, is published
-again: whoever has it already answers for the second (docs/adr/0140). A job whose deadline passes
-while it waits is failed within a second, and nobody is woken for it.
+Called by the api, in loops; any number of sweepers share the work. With an external broker, a job whose event may
+not have been published is published within 30 s of the crash (10 s until it is due, 15 s reserved by a sweeper that
+died, 5 s between two sweeps). With any broker, a job that was not started for long, or whose attempt died, is
+published again; a predictor that has it already answers for the duplicate (docs/adr/0140). A waiting job whose
+deadline passes is failed within a second, without starting a predictor.
 """
 
 import asyncio
@@ -25,9 +24,9 @@ from eventing.outbox.publisher import publish_recorded
 
 _BATCH: Final = 100
 _STRANDED_BATCHES: Final = 5
-"""In one look: a backlog that is merely long comes up here too, and must not keep the api busy."""
+"""Batches of one sweep: jobs in a long backlog are found here too, and must not keep the api busy."""
 _FAILURES_IN_A_ROW: Final = 3
-"""So many, and the broker is away; fewer, and it is the events."""
+"""After this many failures in a row the broker is taken to be unavailable; fewer concern single events."""
 _DEADLINES_EVERY_S: Final = 0.5
 _swept = Counter("torpor_outbox_swept_total", "Events sent by the outbox sweep.", ["kind"])
 _log = structlog.get_logger()
@@ -35,14 +34,14 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
-    """What one sweep sent."""
+    """Number of events that one sweep sent."""
 
     requests: int = 0
     stranded: int = 0
 
 
 async def run(store: JobSweeper, publisher: Publisher, every_s: float) -> None:
-    """Sweep until cancelled; store or broker away is logged and tried again at the next look."""
+    """Sweep until cancelled; an unavailable store or broker is logged, and the next sweep tries again."""
     while True:
         try:
             swept = await sweep_once(store, publisher)
@@ -55,7 +54,7 @@ async def run(store: JobSweeper, publisher: Publisher, every_s: float) -> None:
 
 
 async def run_deadlines(store: JobSweeper) -> None:
-    """Fail what is late, until cancelled."""
+    """Fail overdue jobs, until cancelled."""
     while True:
         try:
             while late := await store.expire(_BATCH):
@@ -66,8 +65,8 @@ async def run_deadlines(store: JobSweeper) -> None:
 
 
 async def sweep_once(store: JobSweeper, publisher: Publisher) -> Swept:
-    """Send what is due. Raises `Unavailable` when store or broker is away; what was not sent is due
-    again in 15 s, so a crash in here only repeats an event.
+    """Send the events that are due. Raises `Unavailable` for the store or the broker; events not sent are due again
+    in 15 s, so a crash in here can only duplicate an event.
     """
     requests = await _sweep_unpublished(store, publisher)
     _swept.labels("request").inc(requests)
@@ -77,7 +76,7 @@ async def sweep_once(store: JobSweeper, publisher: Publisher) -> Swept:
 
 
 async def _sweep_unpublished(store: JobSweeper, publisher: Publisher) -> int:
-    """One event that fails does not stop those behind it."""
+    """A failure of one event does not stop those behind it."""
     sent = failures = 0
     while job_ids := await store.take_unpublished(_BATCH):
         for job_id in job_ids:
@@ -96,9 +95,7 @@ async def _sweep_unpublished(store: JobSweeper, publisher: Publisher) -> int:
 
 
 async def _sweep_unstarted(store: JobSweeper, publisher: Publisher) -> int:
-    """A broker that does not know events by their identity gets one more each time a job's age
-    has doubled, not one each look.
-    """
+    """A broker that does not deduplicate gets one more event each time a job's age has doubled, not one each sweep."""
     sent = 0
     for _ in range(_STRANDED_BATCHES):
         job_ids = await store.claim_unstarted(_BATCH)
@@ -114,8 +111,8 @@ async def _sweep_unstarted(store: JobSweeper, publisher: Publisher) -> int:
 
 
 def _is_owed(job: Job) -> bool:
-    """A queued job, or a started one whose lease is over (docs/adr/0140). The lease is judged by
-    this host's clock: a wrong one costs a duplicate or a delay, no more.
+    """True for a queued job, or a started one whose lease has lapsed (docs/adr/0140). The lease is judged by this
+    host's clock; a wrong clock causes a duplicate or a delay, nothing worse.
     """
     is_lapsed = job.lease_until_ms <= SystemClock().wall_ms()
     return job.state is JobState.QUEUED or (job.state is JobState.IN_PROGRESS and is_lapsed)

@@ -1,8 +1,8 @@
-"""Publishes the events of recorded jobs on a broker that is not ours, right after the record.
+"""Publishes the events of recorded jobs to an external broker, right after the record.
 
-Called by the api, whose submits are answered by then: the record and the note that its event is to
-be published are one step (docs/adr/0140). The note is cleared when the broker has confirmed the
-event. What this process does not get done, the sweep finds ten seconds later.
+Called by the api, after the submit was answered: the record and the outbox note are one step (docs/adr/0140). The
+note is cleared when the broker has confirmed the event. Events that this process does not publish, for example
+because it died, are published by the sweep ten seconds later.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from eventing.job.store import Ending, JobSweeper, Publication
 
 _AT_ONCE: Final = 16
 _WAITING_BYTES: Final = 64 * 1024 * 1024
-"""Of events that may wait in this process; what is more is left to the sweep."""
+"""Size of the events that may wait in this process; more are left to the sweep."""
 
 _log = structlog.get_logger()
 
@@ -62,7 +62,7 @@ class OutboxPublisher:
         while True:
             job_id, event = await self._waiting.get()
             try:
-                with suppress(Unavailable):  # the note stands
+                with suppress(Unavailable):  # the note stays; the sweep publishes it
                     await publish_recorded(store, self._publisher, job_id, event)
             finally:
                 self._waiting_bytes -= len(event.data)
@@ -71,8 +71,8 @@ class OutboxPublisher:
 async def publish_recorded(
     store: JobSweeper, publisher: Publisher, job_id: JobId, event: Event
 ) -> None:
-    """Publish a recorded job's event and clear its note. A job whose event the broker refuses for
-    good has failed. Raises `Unavailable`; then the note stands.
+    """Publish a recorded job's event and clear its note. A job whose event the broker refuses for good is failed.
+    Raises `Unavailable`; then the note stays.
     """
     try:
         await publisher.publish(event)

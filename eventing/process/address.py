@@ -1,6 +1,6 @@
-"""Tells whether only this machine can reach an address. Pure but for the resolver of `localhost`.
+"""Whether an address is reachable from this host only. Pure but for the resolver of `localhost`.
 
-Called where something is open to this machine only.
+Called by every server that allows calls without a credential on loopback.
 """
 
 import socket
@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 
 def is_loopback(host: str) -> bool:
-    """True for an address or name that only this machine can reach."""
+    """True for a loopback address or a name that resolves to one."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

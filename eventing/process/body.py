@@ -1,7 +1,7 @@
-"""Reads request bodies: bounded in size and in time, decoded, and whole or refused.
+"""Reads request bodies: bounded in size and time, decoded, and complete or refused.
 
-Called by every handler of the api and the broker that takes a body: there is no other way to read one.
-Must not know what the body is about.
+Called by every handler of the api and the broker that reads a body: there is no other way to read one. Must not
+know the content.
 """
 
 import asyncio
@@ -20,35 +20,35 @@ _RETRY_AFTER_S: Final = 1.0
 
 
 class BodyTooLarge(BadRequest):
-    """The body is over the limit; reading stopped where that became clear."""
+    """The body is over the size limit; reading stopped as soon as that was known."""
 
     status = 413
     code = "body_too_large"
 
 
 class BodyTooSlow(BadRequest):
-    """The body stopped arriving."""
+    """The body did not arrive in time."""
 
     status = 408
     code = "body_too_slow"
 
 
 class NoBodyRoom(Overloaded):
-    """Others are sending too much already."""
+    """The unfinished bodies of other calls fill the process's limit."""
 
     code = "no_body_room"
 
 
 class BodyRoom:
-    """How much of bodies that are still coming in a process holds. Every sender may be slow and have
-    sent almost all that one call may: a limit a call is none for the process (docs/adr/0096).
+    """The total size of unfinished bodies in a process. A limit for each call does not bound it: every sender could
+    be slow and have sent almost all of its body (docs/adr/0096).
     """
 
     def __init__(self, most_bytes: int = HELD_BYTES) -> None:
         self._left = most_bytes
 
     def take(self, size: int) -> None:
-        """Raises `NoBodyRoom` when there is no room; then nothing is taken."""
+        """Reserve room. Raises `NoBodyRoom`, and reserves nothing, when there is not enough."""
         if size > self._left:
             raise NoBodyRoom("too many large bodies at once", _RETRY_AFTER_S)
         self._left -= size
@@ -58,9 +58,8 @@ class BodyRoom:
 
 
 class BodyReader:
-    """Bodies of at most `limit_bytes`, as sent and as decoded, out of the room that all readers of a
-    process share. A piece may take `timeout_s`; a body that, and what its size takes at the slowest
-    pace that is still a sender's and not an attack's.
+    """Reads bodies of at most `limit_bytes`, as sent and as decoded, within the room that all readers of a process
+    share. A piece may take `timeout_s`; a whole body that, plus the time for its size at the slowest accepted pace.
     """
 
     def __init__(self, room: BodyRoom, *, limit_bytes: int, timeout_s: float) -> None:
@@ -69,13 +68,12 @@ class BodyReader:
         self._timeout_s = timeout_s
 
     def limited_to(self, limit_bytes: int) -> "BodyReader":
-        """A reader with another limit, out of the same room."""
+        """A reader with another size limit and the same room."""
         return BodyReader(self._room, limit_bytes=limit_bytes, timeout_s=self._timeout_s)
 
     async def read(self, request: Request) -> bytes:
-        """The body. Raises `BodyTooLarge` before more than the limit is held, `BodyTooSlow` when it
-        comes too slowly, `NoBodyRoom` when too much is held for others, `UnsupportedEncoding`, and
-        `BadRequest` for a body that is not whole.
+        """The body. Raises `BodyTooLarge`, `BodyTooSlow`, `NoBodyRoom`, `UnsupportedEncoding`, and `BadRequest` for
+        an incomplete body.
         """
         body, taken = bytearray(), 0
         try:
@@ -88,7 +86,7 @@ class BodyReader:
             self._room.give(taken)
 
     async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
-        """The body piece by piece, none of them held, with the refusals of `read`."""
+        """The body in pieces, none of them kept; raises as `read`."""
         decoder = decoder_of(request.headers.get("content-encoding", ""))
         size = 0
         async for raw in self._raw(request):

@@ -1,4 +1,4 @@
-"""Decodes bodies as they come, in small steps: what 40 bytes say may be a gibibyte.
+"""Decodes bodies in small steps, because 40 bytes can decode to a gibibyte.
 
 Called by `eventing.process.body`. Pure.
 """
@@ -15,13 +15,13 @@ from eventing.errors import BadRequest
 ACCEPTED: Final = "gzip, deflate, br, zstd"
 _STEP_BYTES: Final = 64 * 1024
 _ZSTD_STEP_BYTES: Final = 64
-"""zstd's decoder has no limit of its own: so few bytes hold 16 blocks at most, of 128 KiB each."""
+"""zstd's decoder has no output limit: this input decodes to at most 16 blocks of 128 KiB each."""
 _ZSTD_WINDOW_BYTES: Final = 8 * 1024 * 1024
-"""As RFC 9659 asks of decoders of HTTP."""
+"""The window size that RFC 9659 requires of HTTP decoders."""
 
 
 class UnsupportedEncoding(BadRequest):
-    """A content coding that is not decoded here (RFC 9110, 15.5.16)."""
+    """A content coding that is not supported (RFC 9110, 15.5.16)."""
 
     status = 415
     code = "unsupported_encoding"
@@ -32,19 +32,17 @@ class UnsupportedEncoding(BadRequest):
 
 
 class Decoder(Protocol):
-    """One body's decoder. Both raise `BadRequest`."""
+    """Decodes one body. Both methods raise `BadRequest`."""
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """What `data` adds, in pieces of a bounded size."""
+        """The decoded output of `data`, in pieces of a bounded size."""
 
     def close(self) -> None:
-        """The body has ended: so must what it says."""
+        """Called at the end of the body; raises when the encoded data is incomplete."""
 
 
 def decoder_of(encoding: str) -> Decoder | None:
-    """The decoder of a Content-Encoding header; None for a body that is as it is. Raises
-    `UnsupportedEncoding`.
-    """
+    """The decoder for a Content-Encoding header; None for an unencoded body. Raises `UnsupportedEncoding`."""
     match encoding.strip().lower():
         case "" | "identity":
             return None
@@ -61,13 +59,13 @@ def decoder_of(encoding: str) -> Decoder | None:
 
 
 def _wbits_of_deflate(start: bytes) -> int:
-    """RFC 9110 means zlib's form; many senders mean the bare one."""
+    """RFC 9110 means deflate with zlib's header; many senders send it without."""
     is_zlib = len(start) > 1 and start[0] & 15 == 8 and int.from_bytes(start[:2], "big") % 31 == 0
     return zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
 
 
 class _Zlib:
-    """gzip, of one member or several, and deflate."""
+    """gzip, with one member or several, and deflate."""
 
     def __init__(self, wbits: Callable[[bytes], int]) -> None:
         self._wbits = wbits

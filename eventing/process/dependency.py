@@ -1,7 +1,6 @@
-"""Whether something that a process depends on answers, said once when it goes and once when it is
-back, however many loops ask it.
+"""Logs once when a dependency becomes unavailable and once when it is back, however many loops use it.
 
-Called where the failures of a store or a broker get their names. Must not know what is asked.
+Called where errors of a store or a broker are translated. Must not know the dependency.
 """
 
 import time
@@ -12,12 +11,13 @@ import structlog
 
 _log = structlog.get_logger()
 _QUIET_S: Final = 2.0
-"""It is back when it has answered and nothing has failed for this long: a store without memory
-answers reads between the writes that it refuses."""
+"""The dependency is back when it answered and no call has failed for this long: a store without free memory answers
+reads between the writes that it refuses.
+"""
 
 
 class Dependency:
-    """What was last said of one of them."""
+    """The availability of one dependency as last logged."""
 
     __slots__ = ("_failed_s", "_monotonic_s", "_name", "_since_s", "is_away")
 
@@ -29,14 +29,14 @@ class Dependency:
         self.is_away = False
 
     def failed(self, reason: str) -> None:
-        """It did not answer, or refused."""
+        """A call failed or was refused."""
         self._failed_s = self._monotonic_s()
         if not self.is_away:
             self.is_away, self._since_s = True, self._failed_s
             _log.warning(f"{self._name} is away", action=self._name, reason=reason)
 
     def answered(self) -> None:
-        """It answered. Ask `is_away` first where this is called often."""
+        """A call was answered. On a hot path check `is_away` first."""
         now_s = self._monotonic_s()
         if self.is_away and now_s - self._failed_s >= _QUIET_S:
             self.is_away = False

@@ -1,15 +1,15 @@
-"""Keeps Python's garbage collector from looking through what lives for ever.
+"""Tunes Python's garbage collector for a process that serves.
 
-Called once by each process that serves, when it has started.
+Called once by each such process, when it has started.
 """
 
 import gc
 
 
 def freeze_gc_after_startup() -> None:
-    """What lives now lives for ever: the collector need not look through it again, and should look
-    seldom. What a job leaves behind is freed by its reference count; the collector's walks over
-    hundreds of thousands of imported things were a seventh of a predictor's CPU.
+    """Exempt all objects that exist now from garbage collection, and collect less often. A job's objects are freed
+    by their reference counts; walking the hundreds of thousands of imported objects took a seventh of a predictor's
+    CPU.
     """
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)

@@ -1,8 +1,8 @@
-"""uvicorn's HTTP connection, deaf to offers of other protocols than WebSocket.
+"""uvicorn's HTTP protocol, ignoring offers to upgrade to anything but WebSocket.
 
-Given to uvicorn by every process that listens (`http=`). Stock Java clients and `curl --http2` offer
-HTTP/2 with their first request (`Upgrade: h2c`). RFC 9110, 7.8 lets a server ignore that; httptools
-takes it for the end of HTTP on this connection and drops the body.
+Given to uvicorn by every process that listens (`http=`). Stock Java clients and `curl --http2` offer HTTP/2 with
+their first request (`Upgrade: h2c`). RFC 9110, 7.8 lets a server ignore that; httptools treats it as the end of
+HTTP on the connection and drops the body.
 """
 
 import httptools
@@ -40,7 +40,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.on_request()
 
     def on_request(self) -> None:
-        """A request's head is there."""
+        """The head of a request is complete."""
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

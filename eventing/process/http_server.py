@@ -1,6 +1,6 @@
-"""Runs an ASGI application until told to stop, leaving signals to their one owner.
+"""Runs an ASGI application until it is stopped; signals are handled elsewhere.
 
-Called by the processes whose life is more than one HTTP server (broker, activator).
+Called by processes with more than one HTTP server (broker, activator).
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from eventing.process.http_protocol import HttpProtocol
 class _QuietServer(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """The process has one owner of signals, and it is not the HTTP server."""
+        """The process handles signals itself, not the HTTP server."""
         yield
 
 
@@ -26,7 +26,7 @@ async def listen(
 ) -> None:
     """Serve `app` until `stopping`, then let open requests end for `grace_s`.
 
-    Raises `OSError` when the port cannot be had.
+    Raises `OSError` when the port cannot be bound.
     """
     config = uvicorn.Config(
         app,
@@ -36,7 +36,7 @@ async def listen(
         log_config=None,
         http=HttpProtocol,
         lifespan="off",
-        proxy_headers=False,  # nobody here asks who calls
+        proxy_headers=False,  # client addresses are not used
         timeout_graceful_shutdown=grace_s,
     )
     server = _QuietServer(config)

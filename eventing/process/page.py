@@ -1,9 +1,8 @@
-"""Whether a call without a credential comes from a web page of somebody else. Pure but for the
-resolver of `localhost`.
+"""Whether a call without a credential comes from another site's web page. Pure but for the resolver of `localhost`.
 
-Called by the api and the broker's ingress, where whoever reaches them may do something. Such a page
-must not speak through its reader's browser: neither from its own origin, nor by a name of its own
-that it points at us (DNS rebinding).
+Called by the api and the broker's ingress where calls without a credential are allowed. A web page must not use its
+visitor's browser to reach them: neither from its own origin, nor through a host name that it points at us (DNS
+rebinding).
 """
 
 from collections.abc import Collection, Mapping
@@ -14,8 +13,8 @@ from eventing.process.address import is_loopback
 def page_refusal(
     headers: Mapping[str, str], *, is_local: bool, origins: Collection[str] = ()
 ) -> str:
-    """Why the call is refused; empty when it is not. `is_local`: we listen on loopback only, so an
-    honest caller names us by a loopback address. Pages of `origins` are let in.
+    """Why the call is refused; empty when it is allowed. With `is_local` (the server listens on loopback only) the
+    Host must be a loopback address. Pages of `origins` are allowed.
     """
     host, origin = headers.get("host", ""), headers.get("origin")
     is_let_in = origin in origins or "*" in origins

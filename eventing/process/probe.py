@@ -1,6 +1,6 @@
-"""What every process of ours shows of itself over HTTP: that it lives, that it can work, metrics.
+"""The routes that every process has: liveness, readiness, metrics.
 
-Called by the api, the broker, the pump and the stack. Must not know what they do.
+Called by the api, the broker, the pump and the local stack. Must not know what they do.
 """
 
 import asyncio
@@ -17,19 +17,19 @@ _RETRY_AFTER: Final = {"retry-after": "1"}
 
 
 class Pinged(Protocol):
-    """A store that says whether it takes writes."""
+    """A store whose availability can be checked."""
 
     async def ping(self) -> None:
-        """Raises `Unavailable` when it does not."""
+        """Raises `Unavailable` when the store does not accept writes."""
 
 
 async def alive(_: Request) -> Response:
-    """The process turns."""
+    """200: the event loop runs."""
     return PlainTextResponse("ok")
 
 
 async def readiness(store: Pinged, *, timeout_s: float) -> Response:
-    """200 while the store takes writes, else 503, within `timeout_s`."""
+    """200 while the store accepts writes, else 503, within `timeout_s`."""
     try:
         async with asyncio.timeout(timeout_s):
             await store.ping()
@@ -39,10 +39,10 @@ async def readiness(store: Pinged, *, timeout_s: float) -> Response:
 
 
 class ReadyOnceStarted:
-    """Readiness of a process that answers 503 with Retry-After by itself while the store is away.
+    """Readiness of a process that itself answers 503 with Retry-After while the store is unavailable.
 
-    Ready once the store has been there. To leave the Service then would only turn our 503 into a
-    refused connection, of all replicas at once (docs/adr/0166).
+    Ready once the store has answered, and from then on. Leaving the Service while the store is away would turn that
+    503 into a refused connection, for all replicas at once (docs/adr/0166).
     """
 
     def __init__(self, store: Pinged, *, timeout_s: float) -> None:
@@ -59,8 +59,6 @@ class ReadyOnceStarted:
 
 
 def metrics_page(request: Request) -> Response:
-    """What this process has counted, in the form that the scraper asks for: Prometheus text, or
-    OpenMetrics.
-    """
+    """The process's metrics in the format that the scraper asks for: Prometheus text, or OpenMetrics."""
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(REGISTRY), headers={"content-type": media_type})

@@ -1,7 +1,7 @@
-"""Connections to Redis or Valkey, and their failures in our own words.
+"""Connections to Redis or Valkey, and the translation of their errors.
 
-Called by whoever opens a store or a queue. Every command has a timeout; nothing is retried here,
-because the callers know what may be sent twice.
+Called by everything that opens a store or a queue. Every command has a timeout. Nothing is retried here, because
+only the caller knows whether a command may be sent twice.
 """
 
 import asyncio
@@ -41,12 +41,11 @@ _CLOSED_BY_UVLOOP = "the handler is closed"
 
 
 def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> SharedRedis:
-    """A client for `url`; it opens connections when they are first used.
+    """A client for `url`; it connects on first use.
 
-    Plain commands share one connection (`eventing.redis.multiplexed_connection`). Of those that
-    need one of their own, one
-    beyond `max_connections` waits its turn for `timeout_s`. (The plain pool of redis-py raises at
-    once, which would make a burst of requests look like a store that is away.)
+    Plain commands share one connection (`eventing.redis.multiplexed_connection`). A command that needs a connection
+    of its own waits up to `timeout_s` for one of the `max_connections`. (redis-py's plain pool raises at once, so
+    that a burst of requests would look like an unavailable store.)
     """
     pool = BlockingConnectionPool.from_url(
         url,
@@ -64,11 +63,11 @@ def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> S
 
 @asynccontextmanager
 async def failures_named() -> AsyncIterator[None]:
-    """Turn what a Redis client raises into `StoreUnavailable`; a bug of ours stays what it is.
+    """Translate a Redis client's exceptions into `StoreUnavailable`; a bug of ours passes unchanged.
 
-    A cancel that came meanwhile is raised here if nobody did: redis-py sends under
-    `asyncio.wait_for`, which until Python 3.12 swallows a cancel that comes as the bytes are gone,
-    and a loop that is never told to end keeps its process alive for ever (F31).
+    A pending cancellation is raised here: redis-py sends under `asyncio.wait_for`, which until Python 3.12 swallows
+    a cancellation that arrives as the bytes are sent, and a loop whose cancellation is lost keeps its process alive
+    (F31).
     """
     task = asyncio.current_task()
     asked_before = task.cancelling() if task else 0
@@ -87,7 +86,7 @@ async def failures_named() -> AsyncIterator[None]:
 
 
 def _named(error: Exception) -> StoreUnavailable | None:
-    """What a client's error is to our callers; None for a bug of ours."""
+    """The error that callers see; None for a bug of ours."""
     match error:
         case AuthenticationError():
             return StoreUnavailable("the store refused our password (TORPOR_REDIS_URL)", 5.0)
@@ -104,14 +103,14 @@ def _named(error: Exception) -> StoreUnavailable | None:
         case RedisError():
             return StoreUnavailable("the store failed")
         case _:
-            # uvloop's word for a connection that was reset between two steps of redis-py's
+            # uvloop's error for a connection that was reset between two steps of redis-py's
             # greeting; asyncio's own loop says OSError. Unnamed, it ended the broker (F17).
             is_closed = _CLOSED_BY_UVLOOP in str(error)
             return StoreUnavailable("the store does not answer") if is_closed else None
 
 
 def _is_refused_write(error: ResponseError) -> bool:
-    """Errors inside a script carry the word somewhere behind the script's name."""
+    """Inside a script's error the error code follows the script's name."""
     text = str(error)
     return (
         isinstance(error, OutOfMemoryError | ReadOnlyError)

@@ -1,6 +1,6 @@
-"""The names of our keys. Scripts that find a key by themselves (`scripts/_lib.lua`) know it too.
+"""The names of Redis keys. Scripts that build keys themselves (`scripts/_lib.lua`) use the same names.
 
-Called by whoever keeps something in Redis. Must not know what is kept.
+Called by everything that stores data in Redis. Must not know the data.
 """
 
 import re
@@ -10,15 +10,15 @@ from eventing.job.job import JobId
 
 PREFIX: Final = "torpor"
 UNPUBLISHED: Final = f"{PREFIX}:outbox:requests"
-"""Jobs whose event a broker that is not ours may not have, by when the sweep looks at them."""
+"""Jobs whose event an external broker may not have, by the time of their next sweep."""
 UNSTARTED: Final = f"{PREFIX}:outbox:awaited"
-"""Jobs that have not ended, by when somebody looks whether they are still on their way."""
+"""Jobs that have not ended, by the time of their next check by the sweep."""
 DEADLINES: Final = f"{PREFIX}:deadlines"
 """Jobs that have not ended, by their deadline."""
 ENDED: Final = f"{PREFIX}:ended"
-"""Stream of ends, one entry each, written by the scripts that end a job."""
+"""Stream with one entry for each ended job, written by the script that ends it."""
 QUEUES: Final = f"{PREFIX}:queues"
-"""Set of the names of all queues that ever were: so those that no trigger names are found."""
+"""Set of the names of all queues that ever existed, so that those without a trigger can be found."""
 GROUP: Final = "torpor"
 """Consumer group of every queue; KEDA's `consumerGroup`."""
 ACTIVE_BATCHES: Final = f"{PREFIX}:batches:active"
@@ -29,12 +29,12 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9._-]+\Z")
 _PLAIN_BYTES: Final = frozenset(byte for byte in range(128) if _PLAIN.match(chr(byte)))
 _MODEL: Final = re.compile(r"[A-Za-z0-9._:/@-]+\Z")
 _OURS: Final = frozenset({"active"})
-"""Last parts of keys of ours that stand where a tenant's name may."""
+"""Last key parts of ours that could be taken for a tenant's name."""
 
 
 def escape(word: str) -> str:
-    """A caller's word as part of a key: an ordinary name as it is, anything else percent-encoded, so
-    that it can neither end its part nor spell a name of ours. Two words never give the same.
+    """A caller's string as part of a key: an ordinary name is unchanged, any other percent-encoded, so that it can
+    neither end its part nor equal a key of ours. Injective.
     """
     if word in _OURS:
         return f"%{ord(word[0]):02X}{word[1:]}"
@@ -97,12 +97,12 @@ def replay(digest: str) -> str:
 
 
 def queue(name: str, part: str) -> str:
-    """`part` of a queue; `tickets` is the stream that KEDA watches. A model's name is plain here: it
-    cannot end the braces.
+    """The key `part` of a queue; `tickets` is the stream that KEDA watches. A model's name is not escaped: it
+    cannot contain braces.
     """
     return f"{PREFIX}:{{{name if _MODEL.match(name) else escape(name)}}}:{part}"
 
 
 def replicas(model: str) -> str:
-    """Hash of the replicas of a model that are waking or ready (replica id to its phase)."""
+    """Hash of the starting and ready replicas of a model (replica id to its phase)."""
     return f"{PREFIX}:replicas:{escape(model)}"

@@ -1,10 +1,9 @@
-"""One connection to Redis that all tasks of a process share, and a client that uses it.
+"""One Redis connection shared by all tasks of a process, and a client that uses it.
 
-Called by `eventing.redis.connection`. A command of the stock client takes a connection out of a pool and
-waits for its own answer: 43 us of CPU, thirty times a job; this takes 8 to 11. Commands of all
-tasks follow each other on one connection, and what is sent in one turn of the event loop travels
-together, answers too (docs/adr/0080). Commands that block the connection (XREAD BLOCK),
-transactions and explicit pipelines go on using the pool. Must not know what the commands mean.
+Called by `eventing.redis.connection`. Commands of all tasks are pipelined on one connection: those sent in one turn
+of the event loop are written together (docs/adr/0080). The stock client takes a connection from a pool for each
+command and waits for its answer, which costs four to five times the CPU (bench/README.md). Commands that block the
+connection (XREAD BLOCK), transactions and explicit pipelines use the pool. Must not know the meaning of commands.
 """
 
 import asyncio
@@ -26,7 +25,7 @@ _CLOSED: Final = "the connection was closed"
 
 
 class _PendingReplies:
-    """Commands sent together, and the answers that have come."""
+    """Commands sent together, and the replies received so far."""
 
     __slots__ = ("answered", "answers", "count", "due_s")
 
@@ -38,13 +37,15 @@ class _PendingReplies:
 
 
 class _Protocol(asyncio.Protocol):
-    """An open connection. Answers come in the order of the commands. One that is late closes it: so
-    are all behind it, and a server that hangs is as good as gone.
+    """An open connection. Replies come in the order of the commands. A late reply closes the connection, since
+    every reply behind it is late too and the server may hang.
     """
 
     def __init__(self, stream: asyncio.StreamWriter, timeout_s: float) -> None:
         self.loop: Final = asyncio.get_running_loop()
-        self._stream: Final = stream  # it would close the connection when it is collected
+        self._stream: Final = (
+            stream  # otherwise it would close the connection when it is garbage-collected
+        )
         self._transport: Final = stream.transport
         self._timeout_s = timeout_s
         self._asked: deque[_PendingReplies] = deque()
@@ -59,7 +60,7 @@ class _Protocol(asyncio.Protocol):
         return not self._transport.is_closing()
 
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
-        """Send the commands; the future has their answers, errors of single commands among them."""
+        """Send the commands; the future gives their replies, errors of single commands among them."""
         now_s = self.loop.time()
         asked = _PendingReplies(len(commands), now_s + self._timeout_s, self.loop.create_future())
         self._asked.append(asked)
@@ -71,15 +72,13 @@ class _Protocol(asyncio.Protocol):
         return asked.answered
 
     def _flush(self) -> None:
-        """One write for all that was asked in this turn of the loop: a write took 40 us, most of
-        it the kernel's, and wakes the server.
-        """
+        """One write for all commands of this turn of the event loop: a write cost 40 µs, most of it in the kernel."""
         if self._unsent and self.is_open:
             self._transport.write(b"".join(self._unsent))
         self._unsent.clear()
 
     def close(self, reason: Exception) -> None:
-        """Fail what was asked, and close."""
+        """Close the connection and fail the pending commands."""
         self._transport.abort()
         if self._watch is not None:
             self._watch.cancel()
@@ -94,7 +93,7 @@ class _Protocol(asyncio.Protocol):
             while (answer := self._reader.gets()) is not False:
                 self._take(answer)
         except (InvalidResponse, IndexError) as error:
-            self.close(ConnectionError(f"not an answer to anything: {type(error).__name__}"))
+            self.close(ConnectionError(f"a reply that is not valid RESP: {type(error).__name__}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close(ConnectionError(_CLOSED))
@@ -108,7 +107,7 @@ class _Protocol(asyncio.Protocol):
                 head.answered.set_result(head.answers)
 
     def _look(self) -> None:
-        """One timer for all: it goes off when the oldest question may be due."""
+        """One timer for all commands: it fires when the oldest may be overdue."""
         self._watch = None
         if not self._asked:
             return
@@ -120,8 +119,8 @@ class _Protocol(asyncio.Protocol):
 
 
 class MultiplexedConnection:
-    """The shared connection: opened when first used, and again after it was lost. Nothing is sent
-    twice. If the process dies, what was sent may have been done.
+    """The shared connection: opened on first use, and again after it was lost. Nothing is sent twice. If the
+    process dies, commands that were sent may have been executed.
     """
 
     def __init__(self, pool: ConnectionPool, timeout_s: float) -> None:
@@ -131,8 +130,8 @@ class MultiplexedConnection:
         self._opening: asyncio.Future[_Protocol] | None = None
 
     async def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """Answers to the commands, in order. Raises the client's `ConnectionError` and
-        `TimeoutError`; answers that are errors stand among the others.
+        """Replies to the commands, in order; error replies are among them. Raises the client's `ConnectionError`
+        and `TimeoutError`.
         """
         if not commands:
             return []
@@ -142,8 +141,8 @@ class MultiplexedConnection:
         return await wire.ask(commands)
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
-        """Raw answers to the commands, in order, in one round trip. Raises the first error among
-        them; those after it were run all the same.
+        """Raw replies to the commands, in order, in one round trip. Raises the first error reply; the commands
+        after it were executed all the same.
         """
         answers = await self.ask(commands)
         for answer in answers:
@@ -152,13 +151,13 @@ class MultiplexedConnection:
         return answers
 
     async def close(self) -> None:
-        """Hang up; the next question opens it again."""
+        """Close; the next command opens the connection again."""
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.close(ConnectionError(_CLOSED))
 
     async def _open(self) -> _Protocol:
-        """Whoever comes while it is being opened waits for the same try, and fails with it."""
+        """Concurrent callers share one attempt to connect and fail with it."""
         opening = self._opening
         if opening is None or opening.get_loop() is not asyncio.get_running_loop():
             opening = self._opening = asyncio.ensure_future(self._connect())
@@ -169,10 +168,10 @@ class MultiplexedConnection:
         if self._opening is opening:
             self._opening = None
         if not opening.cancelled():
-            opening.exception()  # those who wait raise it; if none is left, it is nobody's
+            opening.exception()  # waiting callers raise it; without any, it must not be logged as unretrieved
 
     async def _connect(self) -> _Protocol:
-        """The stock client greets the server (TLS, password, database); then the line is ours."""
+        """The stock client does the handshake (TLS, password, database); then this protocol takes the socket over."""
         connection = self._pool.connection_class(**self._pool.connection_kwargs)
         async with asyncio.timeout(self._timeout_s):
             await connection.connect()
@@ -183,7 +182,7 @@ class MultiplexedConnection:
 
 
 class SharedRedis(Redis):  # type: ignore[misc]  # redis is untyped to us
-    """redis-py's client, whose plain commands go over one shared line."""
+    """redis-py's client with plain commands sent over one shared connection."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -193,21 +192,21 @@ class SharedRedis(Redis):  # type: ignore[misc]  # redis is untyped to us
         self._own_lines: list[MultiplexedConnection] = []
 
     def dedicated_connection(self) -> MultiplexedConnection:
-        """One more connection, for somebody who blocks it; closed with the client."""
+        """Another connection for a caller that blocks it; closed with the client."""
         self._own_lines.append(MultiplexedConnection(self.connection_pool, self._timeout_s))
         return self._own_lines[-1]
 
     @property
     def longest_block_ms(self) -> int:
-        """How long a command may block a dedicated connection before its answer would be late."""
+        """How long a command may block a dedicated connection before its reply counts as late."""
         return int(min(1.0, self._timeout_s / 2) * 1000)
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
-        """As `MultiplexedConnection.send`, over the line of all."""
+        """As `MultiplexedConnection.send`, over the shared connection."""
         return await self._line.send(commands)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """As redis-py's. It chooses a connection of the pool where the command may block."""
+        """As redis-py's. A command that may block uses a connection of the pool."""
         name = args[0]
         if (
             self.single_connection_client
@@ -222,7 +221,7 @@ class SharedRedis(Redis):  # type: ignore[misc]  # redis is untyped to us
         return answer if parse is None else parse(answer, **options)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Close the lines too."""
+        """Close every connection."""
         for line in (self._line, *self._own_lines):
             await line.close()
         await super().aclose(close_connection_pool)

@@ -1,7 +1,7 @@
-"""Named Lua scripts, loaded once by SHA and sent in full only when the server has forgotten them.
+"""Lua scripts by name: called by SHA, sent in full only when the server does not have them.
 
-Called by whoever keeps something in Redis by more than one command. Each script is a file of
-`eventing/redis/scripts` with its keys, arguments and answers at its top.
+Called by everything that changes Redis with more than one command. Each script is a file in
+`eventing/redis/scripts` whose head lists its keys, arguments and replies.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ Call = tuple[str, Sequence[str], Sequence[Argument]]
 
 @cache
 def source(name: str) -> str:
-    """The text of the script `name`, behind what it shares with others if it says so."""
+    """The text of the script `name`, after the shared code if it asks for it."""
     text = _read(name)
     return _read("_lib") + text if _USES_LIB in text else text
 
@@ -39,13 +39,13 @@ def _digest(name: str) -> str:
 
 
 async def run(redis: Redis, name: str, keys: Sequence[str], args: Sequence[Argument]) -> Any:
-    """One script, one round trip."""
+    """Run one script, in one round trip."""
     return (await run_all(redis, [(name, keys, args)]))[0]
 
 
 async def run_all(redis: Redis, calls: Sequence[Call], then: Sequence[Command] = ()) -> list[Any]:
-    """Scripts in this order and the reads in `then`, in one round trip. Not a transaction: a crash
-    may cut it after any of them.
+    """Run scripts in this order and then the reads in `then`, in one round trip. Not a transaction: after a crash,
+    any prefix may have run.
     """
     commands = [*map(_command, calls), *then]
     try:
@@ -59,7 +59,7 @@ async def run_all(redis: Redis, calls: Sequence[Call], then: Sequence[Command] =
 
 
 async def send(redis: Redis, commands: Sequence[Command]) -> list[Any]:
-    """Raw answers to any commands, in one round trip; the first error is raised."""
+    """Raw replies to any commands, in one round trip; the first error reply is raised."""
     if isinstance(redis, SharedRedis):
         return await redis.send(commands)
     async with redis.pipeline(transaction=False) as pipe:

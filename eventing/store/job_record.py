@@ -1,8 +1,7 @@
-"""A job as fields of a Redis hash, and an entry of its token stream: the only place that knows
-those names.
+"""A job as fields of a Redis hash, and entries of its token stream: the only module with those field names.
 
-Called by both stores and `eventing.live.stream_multiplexer`. The Lua scripts write the fields that change with a
-transition; their names stand here and there.
+Called by both stores and `eventing.live.stream_multiplexer`. The Lua scripts write the fields that a transition
+changes, under the same names.
 """
 
 import hashlib
@@ -48,14 +47,14 @@ LIST_FIELDS: Final = (
     "announced",
     "fenced",
 )
-"""What lists read of a job: no prompt, no answer."""
+"""Fields that lists read: neither prompt nor answer."""
 LABELS_BYTES: Final = 16 * 1024
-"""Metadata of more than this hold a prompt (a response's); their short entries are kept beside them, for lists."""
+"""Larger metadata may contain a prompt (of a response); its short entries are stored separately for lists."""
 _LABEL_CHARS: Final = 512
 
 
 def new_fields(new: NewJob, request: bytes, queues: Sequence[str] = ()) -> list[Field]:
-    """Field, value pairs of a job that is being recorded, with its event in `queues`."""
+    """Names and values, in turn, of a job that is being recorded with its event in `queues`."""
     pairs: dict[str, Field] = {
         "request": request,
         **shown_fields(new.request),
@@ -82,12 +81,12 @@ def new_fields(new: NewJob, request: bytes, queues: Sequence[str] = ()) -> list[
 
 
 def shown_fields(request: JobRequest) -> dict[str, str]:
-    """What lists show of a request, which they do not read."""
+    """The fields that lists show of a request in place of the request itself."""
     return {"model": request.model, "url": request.url, "custom_id": request.custom_id or ""}
 
 
 def fingerprint(request: bytes, tenant: str) -> str:
-    """What makes it the same request again. The order of keys does not."""
+    """A digest by which two equal requests are recognised, whatever the order of their keys."""
     try:
         canonical = orjson.dumps(orjson.loads(request), option=orjson.OPT_SORT_KEYS)
     except orjson.JSONDecodeError:
@@ -96,7 +95,7 @@ def fingerprint(request: bytes, tenant: str) -> str:
 
 
 def ending_fields(ending: Ending) -> list[Field]:
-    """Field, value pairs of how a job ended."""
+    """Names and values, in turn, of a job's end."""
     pairs: dict[str, Field] = {}
     if ending.result is not None:
         pairs["result"] = orjson.dumps(ending.result)
@@ -125,7 +124,7 @@ def fresh(new: NewJob, created_ms: int) -> Job:
 
 
 def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
-    """The job in a hash; None when it is empty or the remains of an expired job."""
+    """The job in a hash; None when the hash is empty or incomplete because the job has expired."""
     if b"state" not in record:
         return None
     check_version(record.get(b"v"))
@@ -164,7 +163,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
 
 
 def listed(job: Job, include: Collection[ListField]) -> Job:
-    """The job as a list gives it: without what is not in `include`."""
+    """The job as it appears in a list: without the fields not in `include`."""
     request = JobRequest(
         url=job.request.url, body={"model": job.request.model}, custom_id=job.request.custom_id
     )
@@ -181,12 +180,12 @@ def _listed_request(text: Mapping[str, str]) -> JobRequest:
 
 
 _TOKENS_LAYOUT: Final = [b"kind", b"attempt", b"index", b"ids", b"delta"]
-"""The names of a token entry in the order in which `append.lua` writes them."""
+"""The fields of a token entry in the order in which `append.lua` writes them."""
 
 
 def parse_flat_entry(cursor: bytes, flat: Sequence[bytes]) -> StreamEntry:
-    """As `parse_entry`, from names and values in turn, as Redis sends them. Every live token passes
-    here.
+    """As `parse_entry`, from names and values in turn, as Redis sends them. A hot path: called for every live
+    token.
     """
     if flat[::2] != _TOKENS_LAYOUT:
         return parse_entry(cursor, dict(zip(flat[::2], flat[1::2], strict=True)))
@@ -230,9 +229,7 @@ def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
 
 
 def request_of(raw: bytes) -> JobRequest:
-    """The request as recorded; one that never was a job (a dead letter) is shown as far as it can
-    be read.
-    """
+    """The request as recorded; that of an invalid event (a dead letter) as far as it can be parsed."""
     try:
         line = orjson.loads(raw)
     except orjson.JSONDecodeError:

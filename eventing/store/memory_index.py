@@ -1,7 +1,7 @@
-"""Who is listed where, and which job is due for which sweep: the sorted sets of the real store.
+"""The in-memory store's sorted sets: job lists and due times of the sweeps.
 
-Called by `eventing.store.memory_store` only. It knows ids and times; what a job is and whether it still
-exists, its caller says.
+Called by `eventing.store.memory_store` only. It knows ids and times; its caller knows the jobs and which still
+exist.
 """
 
 from collections import defaultdict
@@ -19,11 +19,11 @@ SWEEP_AFTER_MS: Final = 10_000
 _HOLD_BY_SWEEPER_MS: Final = 15_000
 
 Index = dict[JobId, int]
-"""Members with their time, as a sorted set has them."""
+"""Members with their time, like a sorted set."""
 
 
 class MemoryIndex:
-    """The lists of each tenant, and the notes that sweepers work off."""
+    """The lists of each tenant, and the entries that sweepers work off."""
 
     def __init__(self) -> None:
         self._jobs: defaultdict[str, Index] = defaultdict(dict)
@@ -37,30 +37,30 @@ class MemoryIndex:
         return self._jobs[tenant]
 
     def dead(self, tenant: str) -> Index:
-        """Those of a tenant that were set aside."""
+        """The dead letters of a tenant."""
         return self._dead[tenant]
 
     def note_new(self, new: NewJob, look_ms: int, now_ms: int) -> None:
-        """A job is recorded; `look_ms` is when somebody looks whether it is on its way."""
+        """Add a new job; `look_ms` is when the sweep first checks it."""
         self._jobs[new.tenant][new.id] = now_ms
         self.unstarted[new.id] = look_ms
         if new.deadline_ms:
             self.deadlines[new.id] = new.deadline_ms
 
     def note_end(self, job: Job, now_ms: int) -> None:
-        """A job has ended: nothing of it is due any more."""
+        """Remove an ended job from the sweeps."""
         for index in (self.unpublished, self.unstarted, self.deadlines):
             index.pop(job.id, None)
         if job.is_dead_letter:
             self._dead[job.tenant][job.id] = now_ms
 
     def unlist(self, job_id: JobId, tenant: str) -> None:
-        """Take a job off its tenant's lists; its notes stay."""
+        """Remove a job from its tenant's lists; its sweep entries stay."""
         for lists in (self._jobs, self._dead):
             lists[tenant].pop(job_id, None)
 
     def keep_only(self, job_ids: Collection[JobId]) -> None:
-        """Drop all that is said of any other job."""
+        """Drop every other job."""
         by_tenant = (*self._jobs.values(), *self._dead.values())
         for index in (self.unpublished, self.unstarted, self.deadlines, *by_tenant):
             for job_id in index.keys() - job_ids:
@@ -68,9 +68,7 @@ class MemoryIndex:
 
 
 def take_due(index: Index, limit: int, now_ms: int) -> list[JobId]:
-    """The members whose time has come, oldest first; each is put off, so that no other sweeper
-    takes it meanwhile.
-    """
+    """The members that are due, oldest first; each is postponed, so that no other sweeper takes it meanwhile."""
     taken = due(index, limit, now_ms)
     for job_id in taken:
         index[job_id] = now_ms + _HOLD_BY_SWEEPER_MS
@@ -78,7 +76,7 @@ def take_due(index: Index, limit: int, now_ms: int) -> list[JobId]:
 
 
 def due(index: Index, limit: int, now_ms: int) -> list[JobId]:
-    """The members whose time has come, oldest first."""
+    """The members that are due, oldest first."""
     found = sorted((at_ms, job_id) for job_id, at_ms in index.items() if at_ms <= now_ms)
     return [job_id for _, job_id in found[:limit]]
 
@@ -91,9 +89,7 @@ def page(
     cursor: str,
     include: Collection[ListField],
 ) -> Page:
-    """A page of the listed jobs that still exist and are wanted, newest first. Raises `BadRequest`
-    for a cursor that is none of ours.
-    """
+    """A page of the listed jobs that exist and match, newest first. Raises `BadRequest` for an invalid cursor."""
     places = list(_newest_first(index, ListCursor.parse(cursor)))
     looked = places[:LIST_LOOKS]
     pairs = [(place, job) for place in looked if (job := find(place.job_id)) and is_wanted(job)]
@@ -106,7 +102,7 @@ def page(
 
 
 def _size(job: Job, include: Collection[ListField]) -> int:
-    """Bytes of what a list shows only when asked to."""
+    """Bytes of the fields that a list contains only on request."""
     request = len(job.request.to_json()) if ListField.REQUEST in include else 0
     has_result = ListField.RESULT in include and job.result is not None
     return request + (len(orjson.dumps(job.result)) if has_result else 0)

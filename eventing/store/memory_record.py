@@ -1,7 +1,7 @@
-"""What the in-memory store keeps of one job, and the changes that can come over it.
+"""One job in the in-memory store, and the changes to it.
 
-Called by `eventing.store.memory_store` only, which decides; here is done what was decided, and written
-to the job's stream. It knows neither other jobs nor a clock.
+Called by `eventing.store.memory_store` only, which decides; this module applies the decision and writes the job's
+stream. It knows no other jobs and no clock.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from eventing.job.store import Ending, EntryKind, Lease, LeaseStatus, StreamEntr
 
 @dataclass(slots=True)
 class MemoryRecord:
-    """What Redis keeps of a job: the job, its token stream, and what is nobody's business."""
+    """What Redis keeps for a job: the job, its token stream, and internal fields."""
 
     job: Job
     sha: str
@@ -29,16 +29,16 @@ class MemoryRecord:
     entries: list[StreamEntry] = field(default_factory=list)
 
     def is_leased_as(self, lease: Lease) -> bool:
-        """True when `lease` is the newest that was given."""
+        """True when `lease` is the newest lease of the job."""
         return (self.job.attempt, self.lease_id) == (lease.attempt, lease.id)
 
     def refuse(self, answer: LeaseStatus) -> LeaseStatus:
-        """Count a write that was refused; the answer to it."""
+        """Count a refused write; gives the status for its writer."""
         self.job = replace(self.job, refused_writes=self.job.refused_writes + 1)
         return answer
 
     def start_attempt(self, owner: str, can_resume: bool, lease_until_ms: int, now_ms: int) -> None:
-        """A new attempt holds the job. It goes on from the tokens there are, if it can."""
+        """Start a new attempt, which continues from the stored tokens where possible."""
         job = self.job
         is_restart = self.must_restart or (job.token_count > 0 and not can_resume)
         tokens = 0 if is_restart else job.token_count
@@ -60,7 +60,7 @@ class MemoryRecord:
         self._write(now_ms, EntryKind.ATTEMPT, index=tokens, is_restart=is_restart, at_ms=now_ms)
 
     def append(self, batch: TokenBatch, now_ms: int) -> None:
-        """Tokens come after those there are."""
+        """Append tokens after the stored ones."""
         first_ms = self.job.first_token_ms or (0 if batch.index else now_ms)
         count = batch.index + len(batch.token_ids)
         self.job = replace(self.job, token_count=count, first_token_ms=first_ms)
@@ -73,7 +73,7 @@ class MemoryRecord:
         )
 
     def give_back(self, outcome: str, now_ms: int) -> None:
-        """The running attempt is over and the job waits for another."""
+        """End the running attempt and queue the job for another."""
         self.job = replace(
             self.job,
             state=JobState.QUEUED,
@@ -84,7 +84,7 @@ class MemoryRecord:
         self._write_state(now_ms)
 
     def end(self, ending: Ending, outcome: str, keep_ms: int, now_ms: int) -> None:
-        """The one way into a terminal state; a running attempt is closed with `outcome`."""
+        """The only transition into a terminal state; a running attempt is closed with `outcome`."""
         job = self.job
         is_closing = job.state is JobState.IN_PROGRESS and outcome
         self.job = replace(
@@ -104,8 +104,8 @@ class MemoryRecord:
         self._write_state(now_ms)
 
     def queue_again(self, request: JobRequest | None, sha: str, now_ms: int) -> None:
-        """An ended job starts anew, under an attempt number that none of its attempts had; with
-        another `request` and its `sha`, from the first token.
+        """Queue an ended job again, with an attempt number that it never had; with another `request` and its `sha`,
+        from the first token.
         """
         self.job = replace(
             self.job,
@@ -140,18 +140,18 @@ class MemoryRecord:
 def closed(
     history: tuple[AttemptRecord, ...], outcome: str, now_ms: int
 ) -> tuple[AttemptRecord, ...]:
-    """The history with its last attempt ended."""
+    """The history with its last attempt closed."""
     if not history:
         return ()
     return (*history[:-1], replace(history[-1], outcome=outcome, ended_ms=now_ms))
 
 
 def entry_order(cursor: str) -> tuple[int, int]:
-    """The order of stream entries; their cursors do not sort as text."""
+    """The order of stream entries; cursors do not sort correctly as text."""
     milliseconds, _, sequence = cursor.partition("-")
     return int(milliseconds), int(sequence or 0)
 
 
 def _stored(value: Mapping[str, Any] | None, before: Any) -> Any:
-    """What a reader gets back: JSON as the real store keeps it, or what stood there before."""
+    """The value that a reader gets back: JSON as Redis stores it, or the previous value."""
     return before if value is None else orjson.loads(orjson.dumps(value))

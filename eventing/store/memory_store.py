@@ -1,9 +1,9 @@
-"""The job store in memory: the twin of `eventing.store.redis_store`, for tests and for reading.
+"""The job store in memory: the twin of `eventing.store.redis_store`, for tests.
 
-Called by unit tests, and by a predictor that was given no Redis. It keeps the rules of the Lua
-scripts in Python, with the clock as an argument; `tests/contract` holds the two together. What is
-listed or due is in `eventing.store.memory_index`, what changes in a job in `eventing.store.memory_record`. It
-must not be used for anything that has to survive its process.
+Called by unit tests, and by a predictor without Redis. It implements the rules of the Lua scripts in Python, with
+the clock as an argument; `tests/contract` checks that both agree. Lists and due times are in
+`eventing.store.memory_index`, changes of a job in `eventing.store.memory_record`. Its content is lost with the
+process.
 """
 
 import secrets
@@ -36,7 +36,7 @@ from eventing.store.memory_record import MemoryRecord, closed, entry_order
 
 
 class MemoryStore:
-    """A `Store` in one process. No method awaits anything, so each is atomic by itself."""
+    """A `Store` in one process. No method awaits, so each is atomic."""
 
     def __init__(self, settings: LeaseSettings | None = None, clock: Clock | None = None) -> None:
         self._settings = settings or LeaseSettings()
@@ -60,7 +60,7 @@ class MemoryStore:
         return record.job, False
 
     def _is_redriven(self, job: Job, new: NewJob) -> bool:
-        """True when another store, which counts on, gave the job a new life."""
+        """True when another store, whose attempt count is higher, has redriven the job."""
         return job.state.is_terminal and job.attempt < new.attempt
 
     def _record(self, new: NewJob, publication: Publication, sha: str) -> Job:
@@ -286,13 +286,13 @@ class MemoryStore:
         return failed
 
     async def ping(self) -> None:
-        """Memory always takes writes."""
+        """Memory always accepts writes."""
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """There is nothing to close."""
 
     def forget_expired(self) -> None:
-        """Drop what Redis would have dropped by itself; for a process that lives long."""
+        """Drop what Redis would have expired; for long-lived processes."""
         for job_id in list(self._records):
             self._find(job_id)
         for job_id in list(self._deleted):

@@ -1,7 +1,7 @@
-"""Who is listed where, and which job is due for which sweep: sorted sets over all jobs.
+"""Job lists and due times of the sweeps: sorted sets over all jobs.
 
-Called by `eventing.store.redis_store` only. The scripts write them together with the record; an
-entry whose job has expired since is dropped by whoever reads it next.
+Called by `eventing.store.redis_store` only. Scripts write them together with the record; an entry whose job has
+expired is dropped by the next reader.
 """
 
 from collections.abc import Sequence
@@ -19,25 +19,23 @@ _HOLD_BY_SWEEPER_MS: Final = 15_000
 
 
 class RedisIndex:
-    """The lists of each tenant, and the notes that sweepers work off."""
+    """The lists of each tenant, and the entries that sweepers work off."""
 
     def __init__(self, redis: Redis, settings: LeaseSettings) -> None:
         self._redis = redis
         longest_s = max(settings.retention_s, settings.dead_letter_retention_s)
         self.keep_ms: Final = (
             2000 * longest_s
-        )  #: lists are pruned by age: longer than any job stays
+        )  #: lists are pruned by age; longer than any job's retention
 
     async def take_due(self, index: str, limit: int) -> list[JobId]:
-        """Members that are due, taken for 15 s, so that sweepers share them."""
+        """Members that are due, reserved for 15 s, so that sweepers share the work."""
         async with failures_named():
             due = await run(self._redis, "take_due", [index], [limit, _HOLD_BY_SWEEPER_MS])
         return [JobId(member.decode()) for member in due]
 
     async def claim_unstarted(self, limit: int) -> list[JobId]:
-        """Of those whose look is due, who runs nowhere; notes of jobs that have ended are dropped
-        on the way.
-        """
+        """Of the jobs that are due for a check, those that run nowhere; entries of ended jobs are dropped."""
         due = await self.take_due(keys.UNSTARTED, limit)
         if not due:
             return []
@@ -58,11 +56,11 @@ class RedisIndex:
         ]
 
     async def look_later(self, job_id: JobId, after_ms: int) -> None:
-        """Leave a job that has not ended alone for so long."""
+        """Postpone the next check of a job that has not ended."""
         async with failures_named():
             await run(self._redis, "look_later", [keys.UNSTARTED], [job_id, after_ms])
 
 
 def _has_ended(row: Sequence[bytes | None]) -> bool:
-    """Of `state` first; a job that is gone has ended, too."""
+    """True for the state of an ended job, and for a job that no longer exists."""
     return row[0] is None or JobState(row[0].decode()).is_terminal

@@ -1,7 +1,7 @@
-"""Pages of a tenant's jobs: a bounded number of records looked at a call, and only the fields that a list shows.
+"""Pages of a tenant's jobs: a bounded number of records a call, and only the fields that a list shows.
 
-Called by `eventing.store.redis_store`. Requests and results may be a megabyte each, so a page reads them only for who
-asks, and as many as fit (`eventing.job.list_cursor`).
+Called by `eventing.store.redis_store`. A request or result can be a megabyte, so a page reads them only on request,
+and only as many as fit (`eventing.job.list_cursor`).
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,7 +20,7 @@ from eventing.store import job_record
 _SCAN: Final = 100
 _STATE: Final = ("state", "tenant", "dead")
 Marks = Mapping[str, str]
-"""The fields by which jobs are chosen: `state`, `tenant`, `dead`."""
+"""The fields by which jobs are filtered: `state`, `tenant`, `dead`."""
 
 
 class RedisList:
@@ -37,8 +37,8 @@ class RedisList:
         cursor: str,
         include: Collection[ListField] = (),
     ) -> Page:
-        """The next jobs that are wanted, `limit` at most, and where to go on. A page may be short, and even empty,
-        before the end of the list. Ids of expired jobs are dropped on the way.
+        """The next matching jobs, `limit` at most, and the cursor after them. A page may be short or empty before
+        the end of the list. Ids of expired jobs are dropped.
         """
         found: list[ListCursor] = []
         place, looks = ListCursor.parse(cursor), 0
@@ -57,8 +57,8 @@ class RedisList:
         return Page(jobs=tuple(job for job in jobs if job), next_cursor=str(place or ""))
 
     async def _places(self, after: ListCursor | None) -> list[ListCursor]:
-        """The next places of the list, newest first; empty at its end. Those that share their
-        millisecond with `after` are read again and skipped, since Redis knows no cursor in a score.
+        """The next ids of the list, newest first; empty at its end. Those of the same millisecond as `after` are
+        read again and skipped, since a score has no finer cursor.
         """
         top, offset = str(after.at_ms) if after else "+inf", 0
         while True:
@@ -98,7 +98,7 @@ class RedisList:
     async def _read(
         self, places: Sequence[ListCursor], include: Collection[ListField]
     ) -> tuple[list[Job | None], bool]:
-        """The jobs there, as many as fit; False when some did not."""
+        """The jobs of these ids, as many as fit on a page; False when some did not."""
         rows = await self._narrow(places, sorted(include))
         fit = rows[: fitting([row.size for row in rows])]
         await self._widen([row for row in fit if row.wide])
@@ -108,7 +108,7 @@ class RedisList:
     async def _narrow(
         self, places: Sequence[ListCursor], include: Sequence[ListField]
     ) -> list["_Row"]:
-        """What every list shows of the jobs, and how much there is of the rest."""
+        """The fields that every list shows, and the sizes of the others."""
         if not places:
             return []
         lengths_of = ("metadata", *include)
@@ -140,7 +140,7 @@ class RedisList:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A job that is being read: `wide` are the fields to be read yet, `size` their bytes."""
+    """A job that is being read: `wide` are the fields still to read, `size` their bytes."""
 
     place: ListCursor
     record: dict[bytes, bytes]

@@ -1,8 +1,8 @@
-"""The job store on Redis or Valkey: one Lua script a transition, compare-and-set on (state, attempt,
-lease id).
+"""The job store on Redis or Valkey: one Lua script for each transition, with compare-and-set on state, attempt and
+lease id.
 
-Called by api, predictor and broker through the protocols of `eventing.job.store`. What is read from
-lists and indexes is in `eventing.store.redis_index`; the scripts write them in the same step.
+Called by api, predictor and broker through the protocols of `eventing.job.store`. Lists and due times are read in
+`eventing.store.redis_index`; the scripts write them in the same step.
 """
 
 import secrets
@@ -49,7 +49,7 @@ class RedisStore:
 
     @property
     def redis(self) -> Redis:
-        """The client, for the token multiplexer and the queue that share it."""
+        """The client, shared with the token multiplexer and the queue."""
         return self._redis
 
     async def submit(self, new: NewJob, publication: Publication = ARRIVED) -> tuple[Job, bool]:
@@ -199,9 +199,7 @@ class RedisStore:
         return bool(answer == b"queued")
 
     async def lease_of(self, job_id: JobId, owner: str) -> Lease | None:
-        """The lease that `owner` holds on a job, for who knows that it is dead; None when another
-        or nobody does.
-        """
+        """The lease that `owner` has on a job, for a caller that knows the owner is dead; None when it has none."""
         async with failures_named():
             held, attempt, lease_id = await self._redis.hmget(
                 keys.job(job_id), "lease_owner", "attempt", "lease_id"

@@ -1,9 +1,8 @@
-"""What thinking costs: GPU-seconds that were busy, idle and waking, times a price. Pure.
+"""The cost of inference: busy, idle and starting GPU-seconds, times a price. Pure.
 
-Called by the ledger and the live metrics (where time went) and by the api (a job's cost,
-`/v1/usage`). No I/O, no clock of its own. An hour that is paid for is paid for whatever it did, so
-the figure that counts is the one per 1,000 delivered tokens with everything in it: idle time, wakes
-and work that had to be done again.
+Called by the ledger and the live metrics (GPU time) and by the api (a job's cost, `/v1/usage`). No I/O, no clock of
+its own. Every paid second counts, so the main figure is the cost of 1,000 delivered tokens with idle time, starts
+and repeated work included.
 """
 
 from collections.abc import Mapping
@@ -15,19 +14,19 @@ _HOUR_S: Final = 3600.0
 
 
 class GpuState(StrEnum):
-    """What a replica's GPUs do with the second that is paid for."""
+    """What a replica's GPUs do."""
 
     WAKING = "waking"  #: started, cannot serve yet
-    IDLE = "idle"  #: could serve, has nothing
-    BUSY = "busy"  #: holds at least one job
+    IDLE = "idle"  #: ready, without a job
+    BUSY = "busy"  #: runs at least one job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuMeter:
-    """Where one replica's time went until `at_s` (its own monotonic clock).
+    """The GPU time of one replica until `at_s` (its own monotonic clock), by state.
 
-    `share_s` is the time divided by how many jobs shared each moment: what it grew by while a job
-    ran is that job's part of the GPU, whatever came and went beside it.
+    `share_s` is the time divided by the number of jobs running at each moment: its growth during a job is the job's
+    share of the GPU.
     """
 
     at_s: float
@@ -48,8 +47,8 @@ class GpuMeter:
 def advance(
     meter: GpuMeter, now_s: float, *, in_flight: int | None = None, is_ready: bool | None = None
 ) -> GpuMeter:
-    """The meter at `now_s`; what it did until now is counted before what it does from now on. A
-    clock that went back counts nothing.
+    """The meter at `now_s`, with the time since the last call counted under the state until now. A clock that went
+    back counts nothing.
     """
     passed_s = max(now_s - meter.at_s, 0.0)
     state = meter.state
@@ -67,7 +66,7 @@ def advance(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """What a replica costs: `per_gpu_hour` in the operator's currency, times its GPUs."""
+    """The price of a replica: `per_gpu_hour` in the operator's currency, times its GPUs."""
 
     per_gpu_hour: float = 0.0
     gpus: int = 1
@@ -79,10 +78,10 @@ class Price:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spend:
-    """Replica-seconds by what they were for, and what came out of them.
+    """Replica-seconds by purpose, and the output that they gave.
 
-    `kept_s` is the part of `busy_s` whose tokens were kept. The rest was thrown away by an attempt,
-    or lost with a predictor that died.
+    `kept_s` is the part of `busy_s` whose tokens were kept; the tokens of the rest were discarded by an attempt, or
+    lost with a predictor that died.
     """
 
     waking_s: float = 0.0
@@ -99,13 +98,13 @@ class Spend:
 
     @property
     def wasted_s(self) -> float:
-        """Busy seconds that no kept token came of."""
+        """Busy seconds without kept tokens."""
         return max(self.busy_s - self.kept_s, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bill:
-    """A `Spend` in money. Figures per job and per 1,000 tokens are None when there were none."""
+    """A `Spend` in money. Figures per job and per 1,000 tokens are None without jobs or tokens."""
 
     total: float
     busy: float
@@ -127,7 +126,7 @@ class Bill:
 
 
 def bill(spend: Spend, price: Price) -> Bill:
-    """What it cost, and what one job and 1,000 delivered output tokens cost with everything in."""
+    """The total cost, and the full cost of one job and of 1,000 delivered output tokens."""
     total, busy = price.of(spend.paid_s), price.of(spend.busy_s)
     return Bill(
         total=total,
@@ -142,8 +141,8 @@ def bill(spend: Spend, price: Price) -> Bill:
 
 
 def overhead(spend: Spend) -> float | None:
-    """Paid seconds for each second whose tokens were kept; None when none was. A tenant's own
-    seconds times this is what it caused, idle time and wakes included.
+    """Paid seconds for each second whose tokens were kept; None without kept tokens. A tenant's own seconds times
+    this include its part of idle time and starts.
     """
     return spend.paid_s / spend.kept_s if spend.kept_s > 0 else None
 
@@ -151,8 +150,8 @@ def overhead(spend: Spend) -> float | None:
 def job_cost(
     gpu_s: float, output_tokens: int, price: Price, overhead: float | None = None
 ) -> dict[str, float | None]:
-    """What one job shows: its share of the GPU's time, all its attempts together, and that in
-    money; `all_in` bears, by `overhead`, its part of idle time, wakes and waste as well.
+    """The cost of one job: its share of GPU time over all attempts, and that in money; `all_in` adds, by
+    `overhead`, its part of idle time, starts and waste.
     """
     cost = price.of(gpu_s) if price.per_gpu_hour > 0 else None
     all_in = None if cost is None or overhead is None else cost * overhead
@@ -171,7 +170,7 @@ def _per_1k(cost: float | None, tokens: int) -> float | None:
 
 
 def spend_of(measures: Mapping[str, int]) -> Spend:
-    """A spend out of the ledger's measures: milliseconds and counts by name; missing ones are 0."""
+    """A spend from the ledger's measures (milliseconds and counts by name); missing ones are 0."""
 
     def seconds(name: str) -> float:
         return measures.get(name, 0) / 1000

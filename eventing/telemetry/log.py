@@ -1,8 +1,7 @@
-"""Logs of every Torpor process: one event a line, JSON for machines, colours on a terminal.
+"""Structured logs of every process: one event a line, JSON for machines, colours on a terminal.
 
-Called once by each `__main__`; `log_context` by whoever takes a call or a delivery. Lines carry `action`
-and, where they apply, `job_id`, `attempt`, `duration_ms`; never a prompt, an output, a query string
-or a secret.
+`configure` is called once by each `__main__`, `log_context` around each call or delivery. Lines carry `action` and,
+where they apply, `job_id`, `attempt`, `duration_ms`; never a prompt, an output, a query string or a secret.
 """
 
 import logging
@@ -29,8 +28,8 @@ _marks: Final[ContextVar[Mapping[str, str]]] = ContextVar("torpor_log_marks", de
 
 
 class log_context:
-    """Lines that are written within the block carry `marks`. One variable of ours: structlog's way
-    walks all context variables at each line and at each block.
+    """Lines written within the block carry `marks`. Kept in one context variable: structlog's own way walks all
+    context variables for each line and each block.
     """
 
     __slots__ = ("_given", "_token")
@@ -48,8 +47,8 @@ class log_context:
 
 
 def stamp(_: Any, level: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: what every line carries. One instead of structlog's three, at a third
-    of their price.
+    """A structlog processor that adds the fields of every line. One in place of structlog's three, at a third of
+    their cost.
     """
     for name, value in _marks.get().items():
         line.setdefault(name, value)
@@ -61,16 +60,16 @@ def stamp(_: Any, level: str, line: MutableMapping[str, Any]) -> MutableMapping[
 
 
 def _as_bytes(logger: Any, level: str, line: MutableMapping[str, Any]) -> bytes:
-    """The line as JSON, at half the price of one that the standard library writes as text."""
+    """The line as JSON bytes, at half the cost of the standard library's text."""
     if "exc_info" in line:
         _TRACEBACKS(logger, level, line)
     return orjson.dumps(line, default=repr)
 
 
 def configure(service: str, *, level: str = "INFO") -> None:
-    """Send structlog, and the standard library's loggers through it, to standard error."""
+    """Send structlog's lines, and those of the standard library's loggers, to standard error."""
     global _service
-    _service = service  # not bound: a forked predictor has its parent's loggers
+    _service = service  # not cached: a forked predictor has its parent's loggers
     is_read_by_people = sys.stderr.isatty()
     text = [structlog.dev.ConsoleRenderer()] if is_read_by_people else [_TRACEBACKS, _AS_TEXT]
     structlog.configure(

@@ -1,7 +1,7 @@
-"""What a span is to whoever opens one: two protocols, and the span that is not kept.
+"""The interface of spans: two protocols, and the span that is not recorded.
 
-Called by `eventing.telemetry.trace`, which opens them, and `eventing.telemetry.trace_export`, which keeps them. Must
-not know OpenTelemetry.
+Called by `eventing.telemetry.trace`, which opens spans, and `eventing.telemetry.trace_export`, which exports them.
+Must not know OpenTelemetry.
 """
 
 import re
@@ -11,17 +11,17 @@ from typing import Any, Final, Protocol, Self
 
 
 class Span(Protocol):
-    """A span that is open. `traceparent` names it to whoever goes on; empty when there is none."""
+    """An open span. `traceparent` identifies it to its children; empty when there is none."""
 
     @property
     def traceparent(self) -> str: ...
 
     def set(self, **attributes: str | int | float | bool) -> None:
-        """Note more about it."""
+        """Add an attribute."""
 
 
 class Tracer(Protocol):
-    """What opens spans."""
+    """Opens spans."""
 
     def open(
         self,
@@ -41,7 +41,7 @@ class Tracer(Protocol):
 
 
 class Unkept:
-    """A span that nobody keeps: hands its parent on."""
+    """A span that is not recorded; its children get its parent."""
 
     __slots__ = ("traceparent",)
 
@@ -59,7 +59,7 @@ class Unkept:
 
 
 NO_SPAN: Final = Unkept("")
-"""Of no trace at all."""
+"""A span without a trace."""
 
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -70,7 +70,7 @@ def is_well_formed(traceparent: str) -> bool:
 
 
 def is_sampled(traceparent: str) -> bool:
-    """True when whoever began the trace keeps it: the lowest flag. The next one says that the
-    trace id is random, and OpenTelemetry sets it on traces kept or not.
+    """True when the trace's sampled flag (the lowest bit) is set. The next bit says that the trace id is random,
+    and OpenTelemetry sets it whether a trace is sampled or not.
     """
     return traceparent[-1:] in "13579bdf" and traceparent != ""

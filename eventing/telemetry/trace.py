@@ -1,10 +1,10 @@
-"""One trace a job, from the submit to the result, across processes, deliveries and attempts.
+"""Tracing: one trace for each job, from submit to result, across processes, deliveries and attempts.
 
-Called by every package where a job changes hands. `configure` is called once by each `__main__`; until
-then, and without `TORPOR_TRACES`, a span is one small object that hands its parent on, and no
-exporter is imported. The parent travels as CloudEvents' `traceparent` extension (the
-submit) and as the HTTP header of the same name (the delivery). A later delivery or attempt links to
-the one before it. Attributes are ids, numbers and our own words; never a prompt, output or secret.
+Called by every package where a job passes from one component to another; `configure` is called once by each
+`__main__`. Until then, and without `TORPOR_TRACES`, a span is one small object that passes its parent on, and no
+exporter is imported. The parent travels as CloudEvents' `traceparent` extension (the submit) and as the HTTP header
+of the same name (the delivery). A later delivery or attempt links to the one before it. Attributes are ids, numbers
+and fixed strings; never a prompt, output or secret.
 """
 
 from collections.abc import MutableMapping, Sequence
@@ -27,7 +27,7 @@ _log = structlog.get_logger()
 
 
 class TraceSettings(BaseSettings):
-    """Where spans go. The same variables in every process, so that no job's trace has holes."""
+    """Where spans are exported. Set the same in every process, or traces will be incomplete."""
 
     model_config = SettingsConfigDict(env_prefix="TORPOR_", frozen=True, extra="ignore")
 
@@ -36,8 +36,8 @@ class TraceSettings(BaseSettings):
     appended to PATH, each span as soon as it ends.
     """
     traces_share: float = Field(0.05, ge=0, le=1)
-    """Share of the traces that begin here and are kept; one that a caller began keeps its flag. Of
-    small jobs keeping all costs much, keeping one in twenty little (docs/observability.md).
+    """Share of the traces begun here that are sampled; the flag of a caller's trace is kept. Tracing every small
+    job has a cost (docs/observability.md).
     """
 
 
@@ -45,13 +45,11 @@ _tracer: Tracer | None = None
 
 
 def configure(service: str) -> None:
-    """Trace from now on, if `TORPOR_TRACES` says where to. Raises `ValidationError` for a value
-    that it cannot have.
-    """
+    """Start tracing if `TORPOR_TRACES` is set. Raises `ValidationError` for an invalid value."""
     settings = TraceSettings()
     if not settings.traces:
         return
-    # Only now, and only here: importing OpenTelemetry's SDK costs those who trace nothing.
+    # Imported late: processes without tracing do not pay for OpenTelemetry's SDK.
     from eventing.telemetry.trace_export import OtelTracer
 
     use(OtelTracer(service, settings.traces, settings.traces_share))
@@ -59,13 +57,13 @@ def configure(service: str) -> None:
 
 
 def use(tracer: Tracer | None) -> None:
-    """Open spans there; None turns tracing off. Tests call it with a tracer of their own."""
+    """Open spans with this tracer; None turns tracing off. Tests use it."""
     global _tracer
     _tracer = tracer
 
 
 def close() -> None:
-    """Send what was not sent yet. Blocks for at most a few seconds; call it last."""
+    """Export the remaining spans. Blocks for at most a few seconds; call it last."""
     if _tracer is not None:
         _tracer.close()
 
@@ -78,10 +76,9 @@ def span(
     begins: bool = False,
     **attributes: str | int | float | bool,
 ) -> AbstractContextManager[Span]:
-    """A span for as long as the block lasts: under `parent` (a W3C traceparent) if one is given,
-    else under the span that is open here. With neither, and where it `begins` something, it is the
-    first of a new trace, if lots fall so; any other is none at all, and nothing is handed on. An
-    exception marks it failed, by its type only.
+    """A span for the duration of the block: a child of `parent` (a W3C traceparent) if given, else of the current
+    span. Without either, `begins` starts a new trace, subject to sampling; otherwise there is no span and nothing
+    is passed on. An exception marks the span failed, with the exception's type only.
     """
     if _tracer is None:
         return Unkept(parent)
@@ -89,32 +86,30 @@ def span(
 
 
 def headers() -> dict[str, str]:
-    """HTTP headers that carry the open span to whoever is called."""
+    """HTTP headers that propagate the current span."""
     if _tracer is None or not (traceparent := _tracer.current()):
         return {}
     return {"traceparent": traceparent}
 
 
 def mark_line(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: a line that is written inside a span of a trace, ours or a caller's,
-    carries its `trace_id`.
-    """
+    """A structlog processor that adds `trace_id` to lines written inside a span."""
     if _tracer is not None and (traceparent := _tracer.current()):
         line["trace_id"] = traceparent[3:35]
     return line
 
 
 class SpanLinks:
-    """Remembers on each job's record which span came last in a role (`deliver`, `attempt`), so that
-    the next one can link to it. Asks the store only while tracing is on.
+    """Stores on each job's record the last span of a role (`deliver`, `attempt`), so that the next one can link to
+    it. Uses the store only while tracing is on.
     """
 
     def __init__(self, redis: Redis | None) -> None:
         self._redis = redis
 
     async def follow(self, job_id: JobId, role: str, span: Span) -> None:
-        """Link `span` to the one before it, and be the one before the next. A store that is away
-        costs the link only.
+        """Link `span` to the previous one of its role, and store it for the next. With the store unavailable the
+        link is lost.
         """
         if self._redis is None or _tracer is None or not is_sampled(span.traceparent):
             return
@@ -126,8 +121,8 @@ class SpanLinks:
             _tracer.link(before)
 
     async def root(self, job_id: JobId) -> str:
-        """The submit's `traceparent`, for what happens to a job outside any delivery; empty when
-        it is not traced, or the store is away.
+        """The submit's `traceparent`, for spans of a job outside a delivery; empty when the job is not traced, or
+        the store is unavailable.
         """
         if self._redis is None or _tracer is None:
             return ""

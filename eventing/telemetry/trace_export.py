@@ -1,7 +1,7 @@
-"""Spans by OpenTelemetry: the only module that imports it. Loaded when tracing is on.
+"""OpenTelemetry export of spans: the only module that imports OpenTelemetry, loaded when tracing is on.
 
-Called by `eventing.telemetry.trace`. Spans go to an OTLP collector in batches, from a thread of the SDK's
-own, or to a file one by one, so that a killed process loses none that had ended.
+Called by `eventing.telemetry.trace`. Spans go to an OTLP collector in batches, from a thread of the SDK's own, or
+to a file one by one, so that a killed process loses no ended span.
 """
 
 import os
@@ -32,7 +32,7 @@ _ROOT: Final = Context()
 _within: Final[ContextVar[tuple[str, api.Span | None]]] = ContextVar(
     "torpor_span", default=("", None)
 )
-"""The innermost span that is open here: its `traceparent`, and itself if it is kept."""
+"""The current span: its `traceparent`, and the span itself if it is recorded."""
 
 
 class FileExporter(SpanExporter):
@@ -70,8 +70,8 @@ def plain(span: ReadableSpan) -> dict[str, Any]:
 
 
 class _Open:
-    """A recording span, open while the block lasts. Neither OpenTelemetry's current context nor its
-    propagators take part: with them a span cost twice as much.
+    """A recording span for the duration of the block. It does not use OpenTelemetry's current context and
+    propagators, which doubled the cost of a span.
     """
 
     __slots__ = ("_span", "_token", "traceparent")
@@ -96,7 +96,7 @@ class _Open:
 
 
 class _Within(Unkept):
-    """A span of a caller's trace that nobody keeps: hands its context on to spans within."""
+    """A span of a caller's trace that is not sampled: passes its context on to its children."""
 
     __slots__ = ("_token",)
 
@@ -109,7 +109,7 @@ class _Within(Unkept):
 
 
 class OtelTracer:
-    """A tracer of one process."""
+    """The tracer of a process."""
 
     def __init__(self, service: str, target: str, share: float) -> None:
         self._provider = TracerProvider(
@@ -150,7 +150,7 @@ class OtelTracer:
         return _within.get()[0]
 
     def link(self, traceparent: str) -> None:
-        """Link the open span to another."""
+        """Link the current span to another."""
         _, span = _within.get()
         if span is not None and is_well_formed(traceparent):
             span.add_link(_context(traceparent))
@@ -170,12 +170,12 @@ def _processor(target: str) -> SimpleSpanProcessor | BatchSpanProcessor:
 
 
 def _named(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Under our own prefix: `job_id` is `torpor.job_id`."""
+    """The attribute's name with our prefix: `job_id` becomes `torpor.job_id`."""
     return {f"torpor.{name}": value for name, value in attributes.items()}
 
 
 def _context(traceparent: str) -> api.SpanContext:
-    """What a well-formed `traceparent` names."""
+    """The span context of a well-formed `traceparent`."""
     flags = api.TraceFlags(int(traceparent[53:], 16))
     return api.SpanContext(int(traceparent[3:35], 16), int(traceparent[36:52], 16), True, flags)
 

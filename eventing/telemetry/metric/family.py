@@ -1,7 +1,7 @@
-"""Metric families that are read from the store when somebody looks, instead of being counted here.
+"""Metric families whose values are read from the store at scrape time instead of being counted in the process.
 
-Called by the broker's and the api's metrics. What could not be read is left out: a gap in a graph
-is true, a zero would not be. Must not know what the figures mean.
+Called by the broker's and the api's metrics. A value that could not be read is left out: a gap in a graph is
+correct, a zero would not be. Must not know the figures' meaning.
 """
 
 from collections import defaultdict
@@ -22,16 +22,16 @@ STORE_UP: Final = Gauge(
 
 DEAD_LETTERS: Final = Counter(
     "torpor_dead_letters_total",
-    "Set aside, by trigger: jobs are counted by the api, once their end is told; other events by "
-    "the broker.",
+    "Dead letters, by trigger: jobs are counted by the api when they end, other events by the "
+    "broker.",
     ["trigger"],
 )
-"""Here since both rooms count it, and a process may hold both."""
+"""Defined here because api and broker both count it, and one process may run both."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Name, meaning and labels of one family; a counter's name ends in `_total`."""
+    """Name, help and labels of one family; a counter's name ends in `_total`."""
 
     name: str
     meaning: str
@@ -45,11 +45,11 @@ class Family:
 Samples = Mapping[Family, Sequence[tuple[tuple[str, ...], float]]]
 """Label values and value of each series of each family."""
 Series = defaultdict[Family, list[tuple[tuple[str, ...], float]]]
-"""`Samples` in the making: `found[FAMILY].append((labels, value))`."""
+"""`Samples` under construction: `found[FAMILY].append((labels, value))`."""
 
 
 class Latest(Collector):
-    """Shows the samples it was given last. One a module, registered once a process."""
+    """Exports the samples of its last update. One a module, registered once a process."""
 
     def __init__(self, families: Iterable[Family]) -> None:
         self._families = tuple(families)
@@ -57,7 +57,7 @@ class Latest(Collector):
         REGISTRY.register(self)
 
     async def refresh(self, read: Callable[[], Awaitable[Samples]]) -> bool:
-        """Show what `read` finds in the store; False, and nothing shown, when the store is away."""
+        """Export what `read` finds in the store; nothing, and False, when the store is unavailable."""
         try:
             self._samples = await read()
         except Unavailable:

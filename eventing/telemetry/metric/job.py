@@ -1,9 +1,8 @@
-"""What became of jobs, for Prometheus: waits, time to the first token, tokens, attempts, the dead.
+"""Prometheus metrics of ended jobs: waits, time to the first token, tokens, attempts, dead letters.
 
-Called by the api, which is told of every ended job (`eventing.live.ended`), wherever the
-predictor was that made it and whether it still lives. Everything here is counted once a job, from
-the job's own record in store time. Labels are models, lanes, states and our own words; never a
-tenant, a job or a text.
+Called by the api for every ended job (`eventing.live.ended`), whichever predictor ran it and whether that still
+runs. Each job is counted once, from its record in store time. Labels are models, lanes, states and fixed strings;
+never a tenant, a job or text.
 """
 
 from collections import OrderedDict
@@ -58,7 +57,7 @@ _retries = Counter(
     "torpor_job_retries_total", "Attempts after the first, of ended jobs.", ["model"]
 )
 _lost = Counter(
-    "torpor_lease_losses_total", "Leases that lapsed with their job unfinished.", ["model"]
+    "torpor_lease_losses_total", "Leases that lapsed before their job had ended.", ["model"]
 )
 _refused = Counter(
     "torpor_refused_writes_total",
@@ -69,14 +68,14 @@ _refused = Counter(
 _OUTCOMES: Final = frozenset(
     {"completed", "incomplete", "cancelled", "handover", "failure", "lost", "invalid", "expired"}
 )
-"""What the history of a job may say; error codes are `failed` here, since an engine could make up
-any number of them.
+"""Attempt outcomes used as labels; every error code is counted as `failed`, since an engine could make up any
+number of them.
 """
 _REMEMBERED: Final = 1024
 
 
 class JobMetrics:
-    """Told of ended jobs, at least once; counts each once."""
+    """Listens for ended jobs (at least once each) and counts each once."""
 
     def __init__(self, models: Collection[str], ledger: Ledger | None = None) -> None:
         self._models = frozenset(models)
@@ -86,14 +85,14 @@ class JobMetrics:
             start_at_zero(model)
 
     async def ended(self, job: Job) -> None:
-        """Count it. Never holds up the result: a store that is away loses one row of the ledger."""
+        """Count the job. Never delays the result: with the store unavailable, the ledger misses one entry."""
         key = (job.id, job.attempt, job.finished_ms)
         if key in self._seen:
             return
         self._seen[key] = None
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
-        # Anybody may send an event that names a model; only ours may become labels.
+        # An event may name any model; only configured ones become labels.
         model = job.request.model if job.request.model in self._models else "other"
         observe(job, model)
         if self._ledger is not None:
@@ -112,8 +111,8 @@ class JobMetrics:
 
 
 def start_at_zero(model: str) -> None:
-    """Show what there is to count before it counts: Prometheus takes the first sample of a series
-    for its start, and would never see the first dead letter, nor the first wake's wait.
+    """Create the series at zero before the first job: Prometheus takes the first sample of a series for its start,
+    and would otherwise miss the first dead letter and the first wait for a start.
     """
     DEAD_LETTERS.labels(f"requests-{model}")
     for counter in (_retries, _lost, _refused):

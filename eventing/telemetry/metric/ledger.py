@@ -1,9 +1,9 @@
-"""The ledger: what predictors did and what came of it, kept in the store, because a predictor at
-zero has no metrics and takes its counters with it.
+"""The ledger: GPU time, jobs and tokens of all predictors, summed in the store, because a predictor that scales to
+zero loses its counters.
 
-`GpuAccount` is kept by each predictor, `Ledger` is read by the api (`/metrics`, `/v1/usage`). Each
-writer posts what was added since its last post, every 5 s and at its end; one that is killed loses
-at most that. Must not know prices.
+`GpuAccount` is the writer in each predictor, `Ledger` is read by the api (`/metrics`, `/v1/usage`). Each writer
+posts the increase since its last post, every 5 s and at its end; one that is killed loses at most that. Must not
+know prices.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ from eventing.telemetry.cost import GpuMeter, GpuState, advance, overhead, spend
 _log = structlog.get_logger()
 
 SLICE_S: Final = 300
-"""`since` is known to five minutes."""
+"""The resolution of `since`: five minutes."""
 KEEP_SLICES_S: Final = 8 * 24 * 3600
 POST_EVERY_S: Final = 5.0
 _CHARGES_EVERY_S: Final = 1.0
 _GATHER_TURNS: Final = 2
-"""A batch of ends is told within these turns of the event loop: one post for all of them."""
+"""Jobs that end within so many turns of the event loop are posted together."""
 _TOTALS: Final = f"{keys.PREFIX}:{{ledger}}"
 
 Measures = dict[str, int]
@@ -42,7 +42,7 @@ Rows = dict[tuple[Scope, str], Measures]
 
 
 class Ledger:
-    """Sums by model and tenant, since ever and in slices of time."""
+    """Sums by model and tenant, in total and by time slice."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -52,8 +52,8 @@ class Ledger:
         self._posting: asyncio.Future[None] | None = None
 
     async def overhead(self, model: str) -> float | None:
-        """Seconds that were paid for each second of a model's that was kept, since ever and as
-        known at most five seconds ago; None before anything was kept, or with the store away.
+        """Paid seconds for each second of the model whose tokens were kept, in total, at most five seconds old;
+        None without kept tokens, or with the store unavailable.
         """
         now_s = asyncio.get_running_loop().time()
         if now_s - self._asked_s > POST_EVERY_S:
@@ -64,8 +64,8 @@ class Ledger:
         return self._overheads.get(model)
 
     async def post(self, rows: Mapping[tuple[Scope, str], Mapping[str, int]]) -> None:
-        """Add these. All or nothing; those who post in the same turns of the loop do so together.
-        Raises `StoreUnavailable`.
+        """Add these amounts. Atomic; posts of the same turns of the event loop are sent together. Raises
+        `StoreUnavailable`.
         """
         _add(self._due, rows)
         if self._posting is None:
@@ -81,12 +81,12 @@ class Ledger:
                 await run(self._redis, *call)
 
     async def charge(self, job_id: JobId, gpu_ms: int) -> None:
-        """Note on the job what it used. Raises `StoreUnavailable`."""
+        """Record on the job what it used. Raises `StoreUnavailable`."""
         async with failures_named():
             await run(self._redis, "charge", [keys.job(job_id)], [gpu_ms])
 
     async def totals(self) -> Rows:
-        """Sums since the store began. Raises `StoreUnavailable`."""
+        """Sums since the store was created. Raises `StoreUnavailable`."""
         async with failures_named():
             return _rows([await self._redis.hgetall(_TOTALS)])
 
@@ -103,10 +103,9 @@ class Ledger:
 
 
 class GpuAccount:
-    """Where one predictor's time goes. Without a ledger (no shared store) it counts for nobody.
+    """The GPU time of one predictor. Without a ledger (no shared store) nothing is posted.
 
-    `counters` gives running totals of other things that die with the process (tokens, attempts);
-    what they grew by is posted along.
+    `counters` gives running totals of other per-process counts (tokens, attempts); their increase is posted too.
     """
 
     def __init__(
@@ -127,21 +126,21 @@ class GpuAccount:
         self._charged: Rows = {}
 
     def load(self, in_flight: int) -> None:
-        """So many jobs and calls hold a slot from now on."""
+        """Set the number of jobs and calls that hold a slot from now on."""
         self._meter = advance(self._meter, self._clock.monotonic_s(), in_flight=in_flight)
 
     def ready(self) -> None:
-        """It can serve from now on."""
+        """The predictor can serve from now on."""
         self._meter = advance(self._meter, self._clock.monotonic_s(), is_ready=True)
 
     def share_s(self) -> float:
-        """What an attempt notes at its start and gives to `take`."""
+        """The meter's share at an attempt's start, to be passed to `take`."""
         self._meter = advance(self._meter, self._clock.monotonic_s())
         return self._meter.share_s
 
     def take(self, tenant: str, started_share_s: float, *, is_kept: bool) -> int:
-        """An attempt's part of the GPU in milliseconds, for its job; on its tenant and the model it
-        is put with the next post.
+        """An attempt's share of the GPU in milliseconds, for its job; the same amount is posted for its tenant and
+        model.
         """
         if self._ledger is None:
             return 0
@@ -152,8 +151,8 @@ class GpuAccount:
         return gpu_ms
 
     async def charge(self, job_id: JobId, gpu_ms: int) -> None:
-        """Put it on a job whose end does not carry it. Never fails the attempt: a store that is
-        away loses the job's charge.
+        """Charge a job whose end does not carry the amount. Never fails the attempt: with the store unavailable the
+        charge is lost.
         """
         if self._ledger is None:
             return
@@ -163,7 +162,7 @@ class GpuAccount:
             _log.warning("not charged", action="charge", job_id=job_id, reason=error.code)
 
     async def post(self) -> None:
-        """Post what was added since the last time. What could not be posted stays due."""
+        """Post the increase since the last post. What could not be posted is kept for the next one."""
         if self._ledger is None:
             return
         due = {name: amount for name, amount in self._so_far().items()}
@@ -180,7 +179,7 @@ class GpuAccount:
         self._posted = due
 
     async def run(self) -> None:
-        """Post until cancelled: charges within a second, all else with them or every five."""
+        """Post until cancelled: charges within a second, everything at least every five seconds."""
         while True:
             for _ in range(round(POST_EVERY_S / _CHARGES_EVERY_S)):
                 await asyncio.sleep(_CHARGES_EVERY_S)
@@ -213,7 +212,7 @@ def _add(rows: Rows, more: Mapping[tuple[Scope, str], Mapping[str, int]]) -> Non
 
 
 def _post_calls(rows: Mapping[tuple[Scope, str], Mapping[str, int]]) -> list[Call]:
-    """None for amounts of nothing."""
+    """The commands of a post; None when all amounts are 0."""
     pairs: list[str | int] = []
     for (scope, name), measures in rows.items():
         for measure, amount in measures.items():

@@ -1,7 +1,7 @@
-"""Replicas, tokens and money, for Prometheus, read from what predictors leave in the store.
+"""Prometheus metrics of replicas, tokens and cost, read from the ledger in the store.
 
-Run by the api, which is there when no predictor is. Every api shows the same figures of the same
-store, so take `max`, never `sum`, over instances. Must not know who scrapes.
+Run by the api, which runs also when no predictor does. Every api process shows the same figures of the same store,
+so take `max`, never `sum`, over instances. Must not know the scraper.
 """
 
 import asyncio
@@ -20,17 +20,17 @@ from eventing.telemetry.metric.ledger import Ledger, Measures, by_name
 
 GPU_SECONDS: Final = Family(
     "torpor_gpu_seconds_total",
-    "Replica-seconds times GPUs, by what the replica did: waking, idle or busy.",
+    "GPU-seconds paid for, by the replica's state: waking, idle or busy.",
     ("model", "state"),
 )
 GPU_COST: Final = Family(
     "torpor_gpu_cost_total",
-    "The same in money, at TORPOR_GPU_PRICE_PER_HOUR.",
+    "Cost of these GPU-seconds at TORPOR_GPU_PRICE_PER_HOUR.",
     ("model", "state"),
 )
 GPU_WORK: Final = Family(
     "torpor_gpu_work_seconds_total",
-    "Busy GPU-seconds by what came of them: `kept`, or `thrown` away by a restart or a cancel.",
+    "Busy GPU-seconds whose tokens were `kept`, or `thrown` away by a restart or a cancel.",
     ("model", "kind"),
 )
 TOKENS: Final = Family(
@@ -78,7 +78,7 @@ class LiveMetrics:
         self._seen: set[str] = set()
         for model in self._models:
             for phase in _PHASES:
-                _cold.labels(model, phase)  # from zero, so that the first wake is seen
+                _cold.labels(model, phase)  # started at zero, so that the first wake is counted
 
     async def run(self) -> None:
         """Read until cancelled."""
@@ -87,7 +87,7 @@ class LiveMetrics:
             await asyncio.sleep(_EVERY_S)
 
     async def refresh(self) -> None:
-        """Show what the store says now; nothing of it when it is away."""
+        """Show the store's figures; nothing while it is unavailable."""
         await _latest.refresh(self._read)
 
     async def _read(self) -> Samples:
@@ -104,7 +104,7 @@ class LiveMetrics:
             async with failures_named():
                 keys = int(await self._redis.dbsize())
                 memory = await self._redis.info("memory")
-        except ResponseError:  # a user that may not ask
+        except ResponseError:  # the Redis user may not run INFO
             return {}
         return {KEYS: [((), keys)], MEMORY: [((), int(memory["used_memory"]))]}
 
@@ -115,16 +115,14 @@ class LiveMetrics:
                 for phase, seconds in replica.phases.items():
                     _cold.labels(model, phase).observe(seconds)
                 _cold.labels(model, "total").observe(sum(replica.phases.values()))
-        if len(self._seen) > 4096:  # ids of the long dead
+        if len(self._seen) > 4096:  # ids of replicas that ended long ago
             self._seen = {replica.id for replica in replicas}
 
 
 def samples(
     measures: Mapping[str, Measures], replicas: Mapping[str, Sequence[Replica]], price: Price
 ) -> Samples:
-    """The series of each model, complete from the first scrape: a counter that is not there yet has
-    no rate.
-    """
+    """Every series of each model, from the first scrape on: a counter that does not exist yet has no rate."""
     found = Series(list)
     for model, amounts in measures.items():
         for state in GpuState:

@@ -1,7 +1,7 @@
-"""The series of a metric for given label values, looked up cheaply.
+"""Fast lookup of a metric's series by its label values.
 
-Called by whatever counts something for each job. It registers no metric of its own, so a process
-that imports it shows only what it counts.
+Called by code that counts for each job. It registers no metric of its own, so a process that imports it exports
+only what it counts.
 """
 
 from typing import Any, Final, TypeVar
@@ -13,9 +13,8 @@ _labelled: Final[dict[tuple[object, ...], Any]] = {}
 
 
 def labelled(family: Wrapper, *values: object) -> Wrapper:
-    """`family.labels(*values)`, looked up without its lock and its new strings: a job counts some
-    twenty times, and asking for the series cost more than counting. Kept for ever, as the series
-    themselves are.
+    """`family.labels(*values)` from a cache, without its lock and string conversions: a job counts some twenty
+    times, and the lookup cost more than the counting. Entries are kept for ever, as the series are.
     """
     key = (family, *values)
     found: Wrapper | None = _labelled.get(key)
