@@ -6,7 +6,6 @@ Called by `api.wiring`. Answers by the Knative data-plane contract: 2xx only onc
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import orjson
 import structlog
@@ -31,13 +30,14 @@ from eventing.cloudevent.job_event import (
     RESULT_TYPES,
     attempt_of,
     ending_of,
+    job_id_of,
     job_of,
     result_event,
     unreadable_job,
 )
 from eventing.cloudevent.webhook_handshake import handshake
 from eventing.errors import BadRequest, InvalidJob, Unavailable
-from eventing.job.job import API_SOURCE, JobError, JobState, derive_job_id
+from eventing.job.job import API_SOURCE, OUR_SOURCES, JobError, JobState
 from eventing.job.store import Ending, JobIntake, LeaseStatus
 from eventing.live.stream_multiplexer import order_of
 from eventing.process.body import BodyReader
@@ -60,8 +60,6 @@ class EventDeps:
 routes: Routes[EventDeps] = Routes()
 _log = structlog.get_logger()
 
-_OUR_SOURCES: Final = "/torpor/"
-
 
 @routes.operation("POST", "/v1/events", scope=Scope.EVENTS_WRITE, doc=docs.TAKE_EVENT)
 async def take_event(call: Call[EventDeps]) -> Response:
@@ -74,7 +72,7 @@ async def take_event(call: Call[EventDeps]) -> Response:
     event = await _read_event(call)
     if event.type != REQUESTED:
         raise InvalidJob(f"type must be {REQUESTED}", "type")
-    if event.source.startswith(_OUR_SOURCES):
+    if event.source.startswith(OUR_SOURCES):
         raise InvalidJob("this source is reserved; use your own", "source")
     asked_as = {request_id.EXTENSION: call.request.headers.get("x-request-id", "")}
     tenant = {"tenant": call.principal.tenant}
@@ -169,7 +167,7 @@ async def _take_stray(deps: EventDeps, event: Event) -> Response:
             unreadable_job(event), reason, event.data
         ):  # recorded before it came here: by our api, or by the broker's ingress
             ending = Ending(state=JobState.FAILED, error=reason, is_dead_letter=True)
-            await deps.store.conclude(derive_job_id(event.source, event.id), ending)
+            await deps.store.conclude(job_id_of(event), ending)
         return Response(status_code=202)
     extensions = {**event.extensions, "model": new.request.model}
     headers, body = build_binary(replace(event, extensions=extensions))

@@ -13,12 +13,11 @@ from eventing.broker.settings import BrokerSettings
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import REQUESTED
 from eventing.errors import TorporError
+from eventing.job.job import DEFAULT_TENANT, OUR_SOURCES
 from eventing.process.address import is_loopback
 from eventing.process.page import page_refusal
 
 _OUR_TYPES: Final = "dev.torpor."
-_OUR_SOURCES: Final = "/torpor/"
-_ANYBODYS_TENANT: Final = "default"
 
 
 class Unauthorized(TorporError):
@@ -59,9 +58,9 @@ class IngressAccess:
         """Raises `Forbidden` unless a caller without the token may send the event."""
         if event.type.startswith(_OUR_TYPES) and event.type != REQUESTED:
             raise Forbidden("events that end jobs need the token")
-        if event.source.startswith(_OUR_SOURCES):
-            raise Forbidden(f"sources below {_OUR_SOURCES} need the token; use your own")
-        if event.extensions.get("tenant", _ANYBODYS_TENANT) != _ANYBODYS_TENANT:
+        if event.source.startswith(OUR_SOURCES):
+            raise Forbidden(f"sources below {OUR_SOURCES} need the token; use your own")
+        if event.extensions.get("tenant", DEFAULT_TENANT) != DEFAULT_TENANT:
             raise Forbidden(
                 "another tenant than default needs the token; with an API key, send it to the "
                 "api's /v1/events"

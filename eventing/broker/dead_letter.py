@@ -27,7 +27,7 @@ from eventing.cloudevent.event import Event, build_binary, to_record
 from eventing.cloudevent.job_event import REQUESTED, job_of, unreadable_job
 from eventing.cloudevent.publisher import payload
 from eventing.errors import BadRequest, IdempotencyConflict
-from eventing.job.job import API_SOURCE, JobError, JobState
+from eventing.job.job import API_SOURCE, JobError, JobId, JobState
 from eventing.job.store import Ending, JobIntake, LeaseStatus
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
@@ -85,9 +85,7 @@ class DeadLetterHandler:
         """`OK` when this call failed the job; otherwise the reason why it did not."""
         error = JobError(code="undeliverable", message=reason)
         try:
-            new = job_of(event)
-            if event.source != API_SOURCE:  # the api records its own before it publishes them
-                await self._store.submit(new)
+            job_id = await self._recorded(event)
         except IdempotencyConflict:
             return LeaseStatus.MISSING  # the identity belongs to another request's job
         except BadRequest as cause:
@@ -97,14 +95,12 @@ class DeadLetterHandler:
             is_ours = await self._store.reject(unreadable_job(event), refusal, event.data)
             return LeaseStatus.OK if is_ours else LeaseStatus.MISSING
         ending = Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
-        return await self._store.conclude(new.id, ending)
+        return await self._store.conclude(job_id, ending)
 
     async def _requeue(self, event: Event, retry_span_s: float) -> str:
         """The answer of `requeue.lua`; `spent` for an event that is not a valid job."""
         try:
-            new = job_of(event)
-            if event.source != API_SOURCE:  # the api records its own before it publishes them
-                await self._store.submit(new)
+            job_id = await self._recorded(event)
         except IdempotencyConflict:
             return "missing"
         except BadRequest:
@@ -112,8 +108,16 @@ class DeadLetterHandler:
         is_answered = event.extensions.get("knativeerrorcode", "") not in _UNANSWERED
         args: list[Argument] = [int(retry_span_s * 1000), int(is_answered), _LONGEST_MS]
         async with failures_named():
-            answer: bytes = await run(self._redis, "requeue", [keys.job(new.id)], args)
+            answer: bytes = await run(self._redis, "requeue", [keys.job(job_id)], args)
         return answer.decode()
+
+    async def _recorded(self, event: Event) -> JobId:
+        """The job that the event asks for, which is in the store now."""
+        new = job_of(event)
+        if event.source == API_SOURCE:  # the api records its own before it publishes them
+            return new.id
+        job, _ = await self._store.submit(new)
+        return job.id
 
     async def _keep(self, trigger: Trigger, claimed: Claimed, reason: str) -> None:
         key = keys.queue(trigger.name, "dead")

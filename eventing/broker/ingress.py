@@ -17,10 +17,10 @@ from eventing.broker.access import Forbidden, IngressAccess, Unauthorized
 from eventing.broker.intake import Intake
 from eventing.broker.router import Router
 from eventing.cloudevent.event import Event, parse_http
-from eventing.cloudevent.job_event import REQUESTED, job_of, unreadable_job
+from eventing.cloudevent.job_event import REQUESTED, job_id_of, job_of, unreadable_job
 from eventing.cloudevent.webhook_handshake import handshake
 from eventing.errors import BadRequest, IdempotencyConflict, JobDeleted, TorporError, Unavailable
-from eventing.job.job import API_SOURCE, JobError, derive_job_id
+from eventing.job.job import API_SOURCE, JobError, JobId
 from eventing.job.store import JobIntake
 from eventing.process.body import BodyReader
 from eventing.telemetry import trace
@@ -54,8 +54,9 @@ class Ingress:
             if not is_trusted:
                 self._access.check(event)
             parent = event.extensions.get("traceparent", "")
+            job_id = job_id_of(event) if event.type == REQUESTED else None
             if self._is_job(event):
-                outcome = await self._take_job(event)
+                outcome, job_id = await self._take_job(event)
             else:
                 with trace.span("enqueue", parent=parent, type=event.type):
                     outcome = "queued" if await self._router.route(event) else "unwanted"
@@ -74,7 +75,7 @@ class Ingress:
         _offered.labels(outcome).inc()
         if outcome == "unwanted":
             _log.info("no trigger wants the event", action="ingress", type=event.type[:80])
-        return _accepted(event)
+        return _accepted(job_id)
 
     def ask_to_send(self, origins: Collection[str]) -> Callable[[Request], Awaitable[Response]]:
         """The OPTIONS endpoint for senders of `origins` (CloudEvents' abuse protection)."""
@@ -92,7 +93,7 @@ class Ingress:
         is_request = event.type == REQUESTED and event.source != API_SOURCE
         return is_request and not self._router.is_relay
 
-    async def _take_job(self, event: Event) -> str:
+    async def _take_job(self, event: Event) -> tuple[str, JobId]:
         """Record a producer's job together with its queue entries, so that it is listed while it waits. A request
         that is not a valid job is recorded as failed and delivered to no predictor.
         """
@@ -107,15 +108,14 @@ class Ingress:
         except BadRequest as error:
             reason = JobError(code=error.code, message=error.message, field=error.field)
             await self._store.reject(unreadable_job(event), reason, event.data)
-            return "rejected"
-        return "queued" if is_new else "repeated"
+            return "rejected", job_id_of(event)
+        return "queued" if is_new else "repeated", job.id
 
 
-def _accepted(event: Event) -> Response:
-    """The 202; for a request event with the job's id, which is derived from the event's identity."""
-    if event.type != REQUESTED:
+def _accepted(job_id: JobId | None) -> Response:
+    """The 202; for a request event with the id of its job."""
+    if job_id is None:
         return Response(status_code=202)
-    job_id = derive_job_id(event.source, event.id)
     return JSONResponse({"id": job_id}, status_code=202, headers={"torpor-job-id": job_id})
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from eventing.broker.queue import expected_wait_s, pace_per_minute
-from eventing.job.job import JobId, JobState, Lane, derive_job_id
+from eventing.job.job import JobId, JobState, Lane, job_id_of_identity
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import run
@@ -195,5 +195,4 @@ def _add_model(found: Series, model: str, look: QueueLook) -> None:
 
 
 def _held(member: bytes, stamp: int) -> _Held:
-    source, _, event_id = member.decode("utf-8", "replace").partition("\0")
-    return _Held(derive_job_id(source, event_id), stamp)
+    return _Held(job_id_of_identity(member.decode("utf-8", "replace")), stamp)

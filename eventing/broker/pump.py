@@ -32,10 +32,10 @@ from eventing.broker.router import Router, lane_of
 from eventing.broker.trigger import Trigger
 from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event, build_binary, parse_http
-from eventing.cloudevent.job_event import REQUESTED
+from eventing.cloudevent.job_event import REQUESTED, job_id_of
 from eventing.cloudevent.publisher import payload
 from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
-from eventing.job.job import API_SOURCE, JobId, derive_job_id
+from eventing.job.job import API_SOURCE, JobId
 from eventing.telemetry import trace
 from eventing.telemetry.metric.series import labelled
 from eventing.telemetry.span import Span
@@ -372,5 +372,5 @@ def _reply(response: aiohttp.ClientResponse, content: bytes | None) -> Event | N
 def _job_id(event: Event) -> JobId:
     """The id of the job that the event requests or reports on."""
     if event.type == REQUESTED:
-        return derive_job_id(event.source, event.id)
+        return job_id_of(event)
     return JobId(event.subject)

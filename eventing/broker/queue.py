@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from eventing.cloudevent.event import Event, from_record, to_record
-from eventing.job.job import JobId, Lane
+from eventing.job.job import JobId, Lane, event_identity
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import SharedRedis
@@ -259,7 +259,7 @@ class QueueView:
 
 def member_of(event: Event) -> str:
     """The name of an event inside a queue: its identity, so that a second put is recognised."""
-    return event.identity
+    return event_identity(event.source, event.id, event.extensions.get("tenant", ""))
 
 
 def pace_per_minute(settled: dict[int, int], now_s: int) -> float:

@@ -15,6 +15,7 @@ from eventing.cloudevent import request_id
 from eventing.cloudevent.event import Event
 from eventing.errors import InvalidJob
 from eventing.job.job import (
+    DEFAULT_TENANT,
     Job,
     JobError,
     JobId,
@@ -65,6 +66,11 @@ def request_event(job: Job) -> Event:
     )
 
 
+def job_id_of(event: Event) -> JobId:
+    """The id of the job that a request event asks for, whether it can be one or not."""
+    return derive_job_id(event.source, event.id, event.extensions.get("tenant", ""))
+
+
 def job_of(event: Event) -> NewJob:
     """The job that a request event asks for. Raises `InvalidJob` naming the field."""
     request = parse_request(event.data)
@@ -73,7 +79,7 @@ def job_of(event: Event) -> NewJob:
     if lane not in list(Lane):
         raise InvalidJob(f"priority must be one of {', '.join(Lane)}", "priority")
     return NewJob(
-        id=derive_job_id(event.source, event.id),
+        id=job_id_of(event),
         request=request,
         source=event.source,
         event_id=event.id,
@@ -99,9 +105,9 @@ def unreadable_job(event: Event) -> NewJob:
     try:
         tenant = tenant_of(event)
     except InvalidJob:
-        tenant = "default"
+        tenant = DEFAULT_TENANT
     return NewJob(
-        id=derive_job_id(event.source, event.id),
+        id=job_id_of(event),
         request=JobRequest(url="", body={}),
         source=event.source,
         event_id=event.id,
@@ -111,7 +117,7 @@ def unreadable_job(event: Event) -> NewJob:
 
 def tenant_of(event: Event) -> str:
     """The tenant of an event. Raises `InvalidJob` for an invalid name."""
-    tenant = event.extensions.get("tenant", "default")
+    tenant = event.extensions.get("tenant", DEFAULT_TENANT)
     if not tenant or len(tenant.encode()) > _TENANT_BYTES or not tenant.isprintable():
         raise InvalidJob(f"tenant must be 1 to {_TENANT_BYTES} printable bytes", "tenant")
     return tenant

@@ -19,8 +19,11 @@ from eventing.known_fields import known_fields
 
 JobId = NewType("JobId", str)
 
-API_SOURCE: Final = "/torpor/api"
+OUR_SOURCES: Final = "/torpor/"
+"""Prefix of the `source` of Torpor's own events; no other producer may use it."""
+API_SOURCE: Final = f"{OUR_SOURCES}api"
 """`source` of request events whose `id` is a job id."""
+DEFAULT_TENANT: Final = "default"
 
 RUNNABLE_URLS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 """Paths that a predictor can serve, as in a line of an OpenAI Batch file."""
@@ -103,7 +106,7 @@ class Job:
     id: JobId
     state: JobState
     request: JobRequest
-    tenant: str = "default"
+    tenant: str = DEFAULT_TENANT
     lane: Lane = Lane.DEFAULT
     source: str = API_SOURCE
     event_id: str = ""
@@ -132,12 +135,29 @@ def new_job_id() -> JobId:
     return JobId(f"job_{secrets.token_hex(12)}")
 
 
-def derive_job_id(source: str, event_id: str) -> JobId:
-    """The id of the job that the event (`source`, `event_id`) requests; the same event always gives the same id."""
+def event_identity(source: str, event_id: str, tenant: str = "") -> str:
+    """What identifies an event: its `source` and `id` (CloudEvents 1.0) within its tenant. The tenant is left out
+    for the default tenant and for Torpor's own sources. `_lib.lua` has the same rule.
+    """
+    if tenant in ("", DEFAULT_TENANT) or source.startswith(OUR_SOURCES):
+        return f"{source}\0{event_id}"
+    return f"{source}\0{event_id}\0{tenant}"
+
+
+def derive_job_id(source: str, event_id: str, tenant: str = "") -> JobId:
+    """The id of the job that a tenant's event (`source`, `event_id`) requests; the same event always gives the
+    same id.
+    """
     if source == API_SOURCE and is_job_id(event_id):
         return JobId(event_id)
-    digest = hashlib.sha256(f"{source}\0{event_id}".encode()).hexdigest()
+    digest = hashlib.sha256(event_identity(source, event_id, tenant).encode()).hexdigest()
     return JobId(f"job_{digest[:24]}")
+
+
+def job_id_of_identity(identity: str) -> JobId:
+    """The id of the job that the event of this `event_identity` asks for."""
+    source, event_id, *tenant = identity.split("\0", 2)
+    return derive_job_id(source, event_id, *tenant)
 
 
 def is_job_id(text: str) -> bool:

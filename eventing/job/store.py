@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol
 
-from eventing.job.job import Job, JobError, JobId, JobRequest, JobState, Lane
+from eventing.job.job import DEFAULT_TENANT, Job, JobError, JobId, JobRequest, JobState, Lane
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class NewJob:
     request: JobRequest
     source: str
     event_id: str
-    tenant: str = "default"
+    tenant: str = DEFAULT_TENANT
     lane: Lane = Lane.DEFAULT
     deadline_ms: int = 0
     traceparent: str = ""

@@ -14,7 +14,15 @@ import orjson
 from redis.asyncio import Redis
 
 from eventing.errors import BrokerUnavailable, IdempotencyConflict, JobDeleted
-from eventing.job.job import Job, JobError, JobId, JobRequest, JobState
+from eventing.job.job import (
+    Job,
+    JobError,
+    JobId,
+    JobRequest,
+    JobState,
+    derive_job_id,
+    event_identity,
+)
 from eventing.job.store import (
     ARRIVED,
     Acquired,
@@ -53,6 +61,7 @@ class RedisStore:
         return self._redis
 
     async def submit(self, new: NewJob, publication: Publication = ARRIVED) -> tuple[Job, bool]:
+        new = await self._as_recorded_earlier(new)
         request = new.request.to_json()
         most = publication.max_unpublished
         args: list[Argument] = [
@@ -65,7 +74,7 @@ class RedisStore:
             "" if most is None else most,
             new.lane,
             new.tenant,
-            f"{new.source}\0{new.event_id}",
+            event_identity(new.source, new.event_id, new.tenant),
             *_publication_args(publication),
             *job_record.new_fields(new, request, publication.queues),
         ]
@@ -86,6 +95,17 @@ class RedisStore:
                     "the same identity was used before with another request or other options",
                     "body",
                 )
+
+    async def _as_recorded_earlier(self, new: NewJob) -> NewJob:
+        """The job under the id that versions before this one gave it: they did not tell tenants' events
+        of one `source` and `id` apart. What they took is still under way.
+        """
+        earlier = derive_job_id(new.source, new.event_id)
+        if earlier == new.id:
+            return new
+        async with failures_named():
+            tenant = await self._redis.hget(keys.job(earlier), "tenant")
+        return replace(new, id=earlier) if tenant == new.tenant.encode() else new
 
     async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
         args: list[Argument] = [

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from eventing.broker.queue import QueueView
 from eventing.cloudevent.event import from_record
-from eventing.job.job import derive_job_id
+from eventing.job.job import job_id_of_identity
 from eventing.job.store import JobReader
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
@@ -93,8 +93,7 @@ class QueueSource:
         return jobs
 
     async def _finished(self, name: bytes, prompt_tokens: int) -> Finished:
-        source, _, event_id = name.decode().partition("\0")
-        job = await self._store.get(derive_job_id(source, event_id))
+        job = await self._store.get(job_id_of_identity(name.decode()))
         usage = job.usage if job is not None and job.usage is not None else {}
         output = usage.get("completion_tokens")
         return Finished(

@@ -126,7 +126,7 @@ def new_job(
     """A job that an event of `SOURCE` asks for."""
     body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
     return NewJob(
-        id=derive_job_id(SOURCE, event_id),
+        id=job_id(event_id, tenant),
         request=JobRequest(url="/v1/chat/completions", body=body, custom_id=event_id),
         source=SOURCE,
         event_id=event_id,
@@ -137,8 +137,8 @@ def new_job(
     )
 
 
-def job_id(event_id: str = "1") -> JobId:
-    return derive_job_id(SOURCE, event_id)
+def job_id(event_id: str = "1", tenant: str = "acme") -> JobId:
+    return derive_job_id(SOURCE, event_id, tenant)
 
 
 async def started(rig: Rig, event_id: str = "1", **arguments: object) -> Lease:

@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 import eventing.redis.scripts
-from eventing.job.job import JobError, JobState
+from eventing.job.job import JobError, JobState, event_identity
 from eventing.job.store import (
     AcquireStatus,
     Ending,
@@ -36,11 +36,11 @@ async def test_a_dead_letter_is_listed_in_the_step_that_makes_it(rig: RedisRig) 
         name = str(number)
         await rig.store.submit(new_job(name, tenant=tenant))
         for _ in range(SETTINGS.max_attempts):
-            taken = await rig.store.acquire(job_id(name), "worker", can_resume=True)
+            taken = await rig.store.acquire(job_id(name, tenant), "worker", can_resume=True)
             await rig.store.release(taken.lease, ReleaseReason.FAILURE, FAULT)
 
         listed = await rig.redis.zrange(keys.dead_letters_of(tenant), 0, -1)
-        assert listed == [job_id(name).encode()]
+        assert listed == [job_id(name, tenant).encode()]
 
 
 async def test_an_index_entry_without_a_job_is_dropped_by_whoever_lists(rig: RedisRig) -> None:
@@ -122,7 +122,7 @@ async def test_the_scripts_know_the_keys_by_the_names_that_python_has(rig: Redis
     assert await rig.redis.zscore(keys.UNSTARTED, new.id) is not None
     assert await rig.redis.zscore(keys.UNPUBLISHED, new.id) is not None
     assert await rig.redis.zscore(keys.DEADLINES, new.id) == new.deadline_ms
-    member = f"{new.source}\0{new.event_id}"
+    member = event_identity(new.source, new.event_id, new.tenant)
     assert await rig.redis.zscore(keys.queue("requests-m", "ready:default"), member) is not None
     await rig.pass_time(60_001)
     assert await rig.store.expire(1) == [new.id]

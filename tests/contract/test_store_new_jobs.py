@@ -72,16 +72,16 @@ class TestCreate:
 
         assert not is_new
 
-    async def test_another_tenant_under_the_same_identity_is_a_conflict(self, rig: Rig) -> None:
-        await rig.store.submit(new_job(tenant="acme"))
+    async def test_another_tenant_under_the_same_id_is_a_conflict(self, rig: Rig) -> None:
+        first, _ = await rig.store.submit(new_job(tenant="acme"))
 
         with pytest.raises(IdempotencyConflict):
-            await rig.store.submit(new_job(tenant="mallory"))
+            await rig.store.submit(replace(new_job(tenant="mallory"), id=first.id))
 
     async def test_a_conflict_does_not_show_the_job_to_the_other_tenant(self, rig: Rig) -> None:
-        await rig.store.submit(new_job(tenant="acme"))
+        first, _ = await rig.store.submit(new_job(tenant="acme"))
         with pytest.raises(IdempotencyConflict):
-            await rig.store.submit(new_job(tenant="mallory"))
+            await rig.store.submit(replace(new_job(tenant="mallory"), id=first.id))
 
         page = await rig.store.list_jobs("mallory")
 
@@ -136,8 +136,9 @@ class TestReject:
     ) -> None:
         # Whoever knows (or guesses) source and id could otherwise fail somebody else's job.
         await rig.store.submit(new_job())
+        strange = replace(new_job(tenant="mallory"), id=job_id())
 
-        assert not await rig.store.reject(new_job(tenant="mallory"), self.REFUSAL, self.RAW)
+        assert not await rig.store.reject(strange, self.REFUSAL, self.RAW)
 
         job = await rig.store.get(job_id())
         assert job is not None

@@ -38,6 +38,12 @@ local function list_job(list, job_id, now, keep_ms, mode)
   redis.call('PEXPIRE', list, keep_ms)
 end
 
+-- What names an event in a queue, as `eventing.job.job.event_identity` says it.
+local function event_identity(source, event_id, tenant)
+  if tenant == 'default' or string.sub(source, 1, 8) == '/torpor/' then return source .. '\0' .. event_id end
+  return source .. '\0' .. event_id .. '\0' .. tenant
+end
+
 -- Put an event into a queue, unless the same event is still in it (docs/adr/0003): a ticket stream counts, a sorted set a lane orders.
 -- One that is claimed by a consumer is delivered once more when those are done with it, unless it `is_reply`: what they do may have been
 -- decided before this event was sent (a dead letter redriven before it was settled). Gives 1 when it was added, 0 for a duplicate.
@@ -46,7 +52,7 @@ local function enqueue(prefix, lane, member, record, tenant, is_reply, now)
   local stamped = string.format('%d ', now) .. record
   if redis.call('HSETNX', events, member, stamped) == 0 then
     local is_in_hand = redis.call('HEXISTS', tries, member) == 1
-    if is_in_hand and not is_reply then redis.call('HSET', tries, 'again:' .. member, 1) end
+    if is_in_hand and not is_reply then redis.call('HSET', tries, '\0again:' .. member, 1) end
     if is_in_hand or redis.call('ZSCORE', ready, member) then return 0 end
     -- Known, but neither waiting nor in flight: half of an earlier put survived a power cut (Redis 7.0 can do that). Put it again.
     redis.call('HSET', events, member, stamped)
@@ -79,7 +85,7 @@ local function void_entry(prefix, lane, member)
   end
   if ticket then redis.call('XACK', tickets, GROUP, ticket) end
   redis.call('HDEL', prefix .. 'events', member)
-  redis.call('HDEL', prefix .. 'tries', member, 'again:' .. member, 'refused:' .. member, 'refused_ms:' .. member)
+  redis.call('HDEL', prefix .. 'tries', member, '\0again:' .. member, '\0refused:' .. member, '\0refused_ms:' .. member)
 end
 
 -- The one way into a terminal state: record, stream, lists, queues, and the entry that tells everybody (docs/adr/0140).
@@ -112,7 +118,8 @@ local function end_job(key, state, now, retention_s, dead, outcome, fields)
   redis.call('ZREM', UNSTARTED, job_id)
   if not job[7] then redis.call('ZREM', UNPUBLISHED, job_id) end
   if job[1] == 'queued' and job[7] then
-    for _, prefix in ipairs(cjson.decode(job[7])) do void_entry(prefix, job[8], job[9] .. '\0' .. job[10]) end
+    local member = event_identity(job[9], job[10], job[4])
+    for _, prefix in ipairs(cjson.decode(job[7])) do void_entry(prefix, job[8], member) end
   end
 end
 

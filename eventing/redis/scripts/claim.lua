@@ -15,7 +15,7 @@ local function hand(ticket)
     redis.call('HDEL', KEYS[3], ticket)
     return
   end
-  local refused = redis.call('HMGET', KEYS[5], 'refused:' .. member, 'refused_ms:' .. member)
+  local refused = redis.call('HMGET', KEYS[5], '\0refused:' .. member, '\0refused_ms:' .. member)
   local tries = redis.call('HINCRBY', KEYS[5], member, 1)
   out[#out + 1] = {ticket, member, record, tries, tonumber(refused[1] or 0), refused[2] and now - tonumber(refused[2]) or 0}
 end

@@ -11,9 +11,9 @@ redis.call('ZREM', KEYS[4], ARGV[2])
 if redis.call('HEXISTS', KEYS[2], member) == 0 then return 0 end
 local t = redis.call('TIME')
 if redis.call('HINCRBY', KEYS[5], member, -1) <= 0 then redis.call('HDEL', KEYS[5], member) end
-redis.call('HDEL', KEYS[5], 'again:' .. member)
-redis.call('HINCRBY', KEYS[5], 'refused:' .. member, 1)
-redis.call('HSETNX', KEYS[5], 'refused_ms:' .. member, string.format('%d', t[1] * 1000 + math.floor(t[2] / 1000)))
+redis.call('HDEL', KEYS[5], '\0again:' .. member)
+redis.call('HINCRBY', KEYS[5], '\0refused:' .. member, 1)
+redis.call('HSETNX', KEYS[5], '\0refused_ms:' .. member, string.format('%d', t[1] * 1000 + math.floor(t[2] / 1000)))
 redis.call('XADD', KEYS[1], '*', 't', '1')
 -- What the lane gave last stood at its clock, and nothing that waits stands before it.
 redis.call('ZADD', KEYS[6], redis.call('HGET', KEYS[7], 'clock') or 0, member)

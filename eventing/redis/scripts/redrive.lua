@@ -27,5 +27,6 @@ redis.call('ZADD', UNSTARTED, now + ARGV[3], job_id)
 if ARGV[4] == '1' then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, job_id) end
 local queues = {unpack(ARGV, 7, 6 + n)}
 if n > 0 then redis.call('HSET', KEYS[1], 'queues', cjson.encode(queues)) end
-for _, prefix in ipairs(queues) do enqueue(prefix, job[6], job[7] .. '\0' .. job[8], ARGV[5], job[5], false, now) end
+local member = event_identity(job[7], job[8], job[5])
+for _, prefix in ipairs(queues) do enqueue(prefix, job[6], member, ARGV[5], job[5], false, now) end
 return 'queued'

@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.broker.intake import Intake
-from eventing.broker.queue import Queue, QueueView
+from eventing.broker.queue import Queue, QueueView, member_of
 from eventing.broker.router import DirectPublisher
 from eventing.cloudevent.event import from_record
 from eventing.cloudevent.job_event import request_event
@@ -59,7 +59,7 @@ async def test_the_job_is_recorded_listed_and_waits(redis: Redis) -> None:
     assert await store.get(job.id) == job
     assert [one.id for one in (await store.list_jobs("acme")).jobs] == [job.id]
     assert await depth(redis) == (1, 1, 0)
-    raw = await redis.hget(keys.queue(NAME, "events"), f"{job.source}\0{job.event_id}")
+    raw = await redis.hget(keys.queue(NAME, "events"), member_of(request_event(job)))
     event = from_record(raw.split(b" ", 1)[1])
     # All but the time: the record's is the store's.
     assert replace(event, time="") == replace(request_event(job), time="")

@@ -48,7 +48,7 @@ class TestDeadLetters:
                 await until(stack.is_drained)
 
         (job,) = (await stack.store.list_dead_letters("acme")).jobs
-        assert job.id == derive_job_id("/tests/producer", "7")
+        assert job.id == derive_job_id("/tests/producer", "7", "acme")
         assert job.error is not None
         assert (job.state, job.error.code) == (JobState.FAILED, "undeliverable")
 

@@ -188,7 +188,7 @@ async def test_a_producers_request_that_nobody_recorded_yet_is_recorded_and_publ
 
     await given_up(stack, event, ANSWERED)
 
-    job_id = derive_job_id(new.source, "9")
+    job_id = derive_job_id(new.source, "9", "acme")
     assert await state(stack, job_id) is JobState.QUEUED
     assert job_id in await stack.store.take_unpublished(10)
 

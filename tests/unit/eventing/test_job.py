@@ -12,11 +12,17 @@ from eventing.job.job import (
     JobRequest,
     JobState,
     derive_job_id,
+    event_identity,
     is_job_id,
+    job_id_of_identity,
     new_job_id,
     parse_request,
 )
 
+# What a parsed event can hold: no control characters. Few letters, so that names often meet.
+_WORD = st.text("a/:\x20é", min_size=1, max_size=3)
+NAMED = st.tuples(_WORD.map("/s/{}".format), _WORD, _WORD | st.just("default"))
+"""Source, id and tenant of a producer's event."""
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "why?"}]}
 URL = "/v1/chat/completions"
 
@@ -51,6 +57,23 @@ class TestIdentity:
         job_id = new_job_id()
 
         assert derive_job_id("/mallory", job_id) != job_id
+
+    @given(NAMED, NAMED)
+    def test_two_tenants_events_never_name_the_same_job(
+        self, one: tuple[str, str, str], other: tuple[str, str, str]
+    ) -> None:
+        assert (derive_job_id(*one) == derive_job_id(*other)) == (one == other)
+
+    @given(NAMED)
+    def test_a_tenants_event_is_not_the_default_tenants(self, named: tuple[str, str, str]) -> None:
+        source, event_id, tenant = named
+
+        is_default = tenant == "default"
+        assert (derive_job_id(*named) == derive_job_id(source, event_id)) == is_default
+
+    @given(NAMED)
+    def test_an_identity_in_a_queue_tells_its_job(self, named: tuple[str, str, str]) -> None:
+        assert job_id_of_identity(event_identity(*named)) == derive_job_id(*named)
 
     @pytest.mark.parametrize(
         "text",

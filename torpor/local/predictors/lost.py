@@ -10,8 +10,9 @@ from contextlib import suppress
 import structlog
 
 from eventing.cloudevent.event import parse_http
+from eventing.cloudevent.job_event import job_id_of
 from eventing.errors import BadRequest, StoreUnavailable
-from eventing.job.job import JobError, JobId, derive_job_id
+from eventing.job.job import JobError, JobId
 from eventing.job.store import ReleaseReason
 from eventing.store.redis_store import RedisStore
 
@@ -40,5 +41,5 @@ class LostLeases:
 def _job_id(headers: Mapping[str, str], body: bytes) -> JobId | None:
     with suppress(BadRequest, ValueError):
         event = parse_http(headers, body)
-        return derive_job_id(event.source, event.id)
+        return job_id_of(event)
     return None
