@@ -1,5 +1,5 @@
-"""The HTTP API of Torpor: jobs, OpenAI's endpoints, live tokens, events in.
+"""The HTTP API: jobs, OpenAI's endpoints, live tokens, and CloudEvents.
 
-Imports `eventing` only. Must not know vLLM, KServe or Kubernetes: `import api.app` works in an
-interpreter that has none of them.
+Imports `eventing` only. Must not know vLLM, KServe or Kubernetes: `import api.app` works in an interpreter without
+them.
 """

@@ -1,7 +1,7 @@
-"""Tells who calls: by API key, by a bearer token of an identity provider, or by the broker's token.
+"""Authenticates callers: by API key, by a bearer token of an identity provider, or by the broker's token.
 
-Called by `api.routes.route` before every handler. Every refusal looks the same, so that nothing can be
-learned from it. Must not know any route.
+Called by `api.routes.route` before every handler. Every refusal is the same, so that a caller learns nothing from
+it. Must not know any route.
 """
 
 import hmac
@@ -18,7 +18,7 @@ from api.http.errors import Forbidden, Unauthorized
 from eventing.api_key import ApiKey, KeySource, key_id_of
 from eventing.process.page import page_refusal
 
-_REFUSED: Final = "send a key that we know, as «Authorization: Bearer ...»"
+_REFUSED: Final = "send a valid key as «Authorization: Bearer ...»"
 _REMEMBER_S: Final = 5.0
 _REMEMBERED: Final = 10_000
 _NOBODY: Final = ApiKey(id="", tenant="nobody", scopes=(), digest="0" * 64)
@@ -26,16 +26,16 @@ _NOBODY: Final = ApiKey(id="", tenant="nobody", scopes=(), digest="0" * 64)
 
 
 class TokenVerifier(Protocol):
-    """Who a signed token speaks for (`api.auth.oidc`)."""
+    """Verifies signed tokens (`api.auth.oidc`)."""
 
     async def verify(self, token: str) -> Principal | None:
-        """The caller; None for a token that is not good. Raises `Unavailable`."""
+        """The caller; None for an invalid token. Raises `Unavailable`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What is accepted. Without keys and verifier nobody is, unless `is_anonymous`: then everybody is
-    the tenant `default`; the broker's token, when there is one, is asked for all the same.
+    """The credentials that are accepted. Without keys and verifier no caller is, unless `is_anonymous`: then every
+    caller is the tenant `default`. A configured broker token is required in any case.
     """
 
     keys: KeySource | None = None
@@ -43,9 +43,9 @@ class Credentials:
     delivery_token: str = ""
     is_anonymous: bool = False
     is_local: bool = False
-    """We listen on loopback only, so an honest caller names us by a loopback address."""
+    """The server listens on loopback only, so the Host of a legitimate call is a loopback address."""
     cors_origins: tuple[str, ...] = ()
-    """Pages of these may call without a credential too, where everybody may."""
+    """Web pages of these origins may call without a credential where anonymous access is allowed."""
 
     @property
     def is_open(self) -> bool:
@@ -81,7 +81,7 @@ class CredentialAuthenticator:
         return principal
 
     async def is_still_good(self, principal: Principal) -> bool:
-        """False once the API key behind `principal` was revoked or has expired. Raises `StoreUnavailable`."""
+        """False once the API key of `principal` was revoked or has expired. Raises `StoreUnavailable`."""
         keys = self._credentials.keys
         if keys is None or not principal.is_revocable:
             return True
@@ -103,7 +103,7 @@ class CredentialAuthenticator:
 
 
 class RememberedKeys:
-    """A `KeySource` that asks another one at most once in 5 s for each id, known or not."""
+    """A `KeySource` that caches another one's answer for 5 s for each id, known or not."""
 
     def __init__(self, source: KeySource, now_s: Callable[[], float] = time.monotonic) -> None:
         self._source = source
@@ -123,13 +123,13 @@ class RememberedKeys:
 
 
 def bearer(header: str) -> str:
-    """The token of an Authorization header; empty when it is none."""
+    """The token of an Authorization header; empty without one."""
     scheme, _, token = header.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def scopes_of(names: tuple[str, ...]) -> frozenset[Scope]:
-    """The scopes among `names`; results are the broker's alone."""
+    """The scopes among `names`; only the broker may deliver results."""
     known = {str(scope): scope for scope in Scope if scope is not Scope.RESULTS_WRITE}
     return frozenset(known[name] for name in names if name in known)
 
@@ -141,9 +141,7 @@ def _principal(key: ApiKey) -> Principal:
 
 
 def _check_page(connection: HTTPConnection, rules: Credentials) -> None:
-    """Where everybody may do everything, a web page of somebody else's may do nothing. Raises
-    `Forbidden`.
-    """
+    """With anonymous access, another site's web page may not call. Raises `Forbidden`."""
     if refusal := page_refusal(
         connection.headers, is_local=rules.is_local, origins=rules.cors_origins
     ):
@@ -151,7 +149,7 @@ def _check_page(connection: HTTPConnection, rules: Credentials) -> None:
 
 
 def _is_internal(connection: HTTPConnection) -> bool:
-    """A call that only the broker may make; in the open mode it alone asks for a token."""
+    """True for a call that only the broker may make; with anonymous access it is the only one that needs a token."""
     return connection.url.path.startswith("/internal/")
 
 

@@ -1,4 +1,4 @@
-"""Bearer tokens of an identity provider (OIDC): signature by its published keys, then the claims.
+"""Bearer tokens of an identity provider (OIDC): checks the signature with its published keys, then the claims.
 
 Called by `api.auth.authenticator`. Must not know API keys or routes.
 """
@@ -20,24 +20,24 @@ from eventing.clock import Clock
 from eventing.errors import BadRequest, Unavailable
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "ES256", "ES384", "EdDSA")
-"""Asymmetric only: with HS256 the public key would be a secret that everybody knows."""
+"""Asymmetric algorithms only: with HS256 an attacker could use the public key as the shared secret."""
 _FRESH_S: Final = 600.0
 _AGAIN_S: Final = 30.0
-"""A token with an unknown key id makes us ask again, as does a provider that was away, but not more
-often than this.
-"""
+"""Least time between two requests for the provider's keys after an unknown key id or a failed request."""
 _AT_FIRST_S: Final = 5.0
-"""The same while we have no keys at all; who comes meanwhile is told at once."""
+"""The same while there are no keys yet; calls in between are refused at once."""
 _LEEWAY_S: Final = 30
 _LONGEST_TOKEN: Final = 16 * 1024
 _LARGEST_DOCUMENT: Final = 1024 * 1024
 _NONSENSE: Final = (AttributeError, KeyError, TypeError, ValueError)
-"""What PyJWT lets through for a key set whose keys lack what they must have."""
+"""What PyJWT raises for a key set whose keys lack required fields."""
 _REQUIRED: Final = ["exp", "iss", "aud"]
 _ASKING_S: Final = 5.0
-"""For discovery and keys together."""
+"""Time limit for discovery and keys together."""
 _GLANCE_S: Final = 0.2
-"""Whose call finds our keys old waits this long, so that a quick provider's word on a withdrawn key counts at once."""
+"""How long a call with outdated keys waits for new ones, so that with a fast provider a withdrawn key stops working
+at once.
+"""
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5)
 _log = structlog.get_logger()
 
@@ -45,14 +45,14 @@ Fetch = Callable[[str], Awaitable[Mapping[str, Any]]]
 
 
 class ProviderAway(Unavailable):
-    """The identity provider does not answer, and we have no keys of it yet."""
+    """The identity provider does not answer, and none of its keys are known yet."""
 
     code = "identity_provider_unavailable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OidcRules:
-    """Whose tokens are good. `jwks_url` is discovered when it is empty."""
+    """Which tokens are accepted. `jwks_url` is discovered when it is empty."""
 
     issuer: str
     audience: str
@@ -73,12 +73,12 @@ async def fetch_json(url: str) -> Mapping[str, Any]:
     except (aiohttp.ClientError, TimeoutError, OSError, orjson.JSONDecodeError) as error:
         raise ProviderAway("the identity provider does not answer", 5.0) from error
     if not isinstance(document, dict):
-        raise ProviderAway("the identity provider answers nonsense", 5.0)
+        raise ProviderAway("the identity provider's answer is not a JSON object", 5.0)
     return document
 
 
 class OidcVerifier:
-    """A `TokenVerifier`; asks for the provider's keys again after ten minutes, and has the old ones serve meanwhile."""
+    """A `TokenVerifier`. The provider's keys are refreshed after ten minutes; the old ones serve meanwhile."""
 
     def __init__(self, rules: OidcRules, clock: Clock, fetch: Fetch = fetch_json) -> None:
         self._rules = rules
@@ -125,8 +125,8 @@ class OidcVerifier:
         return Principal(tenant=tenant, scopes=scopes, key_id=str(claims.get("sub", "")))
 
     async def _key(self, key_id: str, token: str) -> jwt.PyJWK | None:
-        """The provider's key of that id. Keys that we have serve while they are asked for anew; only a token whose key
-        we lack waits for that, and only one that claims to be for us makes us ask.
+        """The provider's key with that id. Known keys serve while they are refreshed. Only a token with an unknown
+        key waits for the refresh, and only if its claims match this api.
         """
         now_s = self._clock.monotonic_s()
         if (key := self._known(key_id)) is not None:
@@ -149,7 +149,9 @@ class OidcVerifier:
         return self._keys.get(key_id)
 
     def _check_claims(self, token: str) -> None:
-        """Raises `PyJWTError` for a token that is not for us whoever signed it: junk must not make us ask."""
+        """Raises `PyJWTError` for a token whose claims do not match, whatever its signature: junk must not cause a
+        refresh.
+        """
         jwt.decode(
             token,
             audience=self._rules.audience,
@@ -165,7 +167,9 @@ class OidcVerifier:
         )
 
     def _start_refresh(self, now_s: float) -> asyncio.Task[None] | None:
-        """Ask the provider beside the calls, one question at a time and not too often; the question if it is new."""
+        """Fetch the provider's keys in the background, one request at a time and not too often; the task if it is
+        new.
+        """
         if self._refreshing is not None and not self._refreshing.done():
             return None
         self._refreshing = None

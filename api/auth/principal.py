@@ -1,4 +1,4 @@
-"""Who calls, and what they may: the seam that keys and bearer tokens plug into.
+"""The caller of a request and its permissions: the interface that every kind of credential implements.
 
 Called by `api.routes.route` before every handler. Must not know any route.
 """
@@ -13,7 +13,7 @@ from api.http.errors import Forbidden
 
 
 class Scope(StrEnum):
-    """What a credential can be good for."""
+    """The permissions that a credential can have."""
 
     JOBS_READ = "jobs:read"  #: see jobs, responses, files and batches of the tenant
     JOBS_WRITE = "jobs:write"  #: submit them
@@ -26,13 +26,13 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """A caller: the tenant whose things they see, and what they may do with them."""
+    """A caller: its tenant and its scopes."""
 
     tenant: str = "default"
     scopes: frozenset[Scope] = frozenset(Scope)
     key_id: str = ""
     is_revocable: bool = False
-    """An API key stands behind this, which may be revoked while a stream is open."""
+    """The credential is an API key, which may be revoked while a stream is open."""
 
     def require(self, scope: Scope) -> None:
         """Raises `Forbidden` when the credential lacks `scope`."""
@@ -41,7 +41,7 @@ class Principal:
 
 
 class Authenticator(Protocol):
-    """Tells who sent a request."""
+    """Finds the caller of a request."""
 
     async def principal_of(self, connection: HTTPConnection) -> Principal:
-        """The caller. Raises `Unauthorized` when there is none that we know."""
+        """The caller. Raises `Unauthorized` without a valid credential."""

@@ -1,4 +1,4 @@
-"""The lines of a batch's input file, read a piece at a time. Called by the runner."""
+"""Reads the lines of a batch's input file, a piece at a time. Called by the runner."""
 
 from collections.abc import AsyncGenerator
 from typing import Final
@@ -17,8 +17,7 @@ async def read_lines(
 ) -> AsyncGenerator[BatchLine, None]:
     """The lines after `offset`, where line `number` ends.
 
-    Raises `InvalidJob` for one that is much over `longest` bytes, which would not fit in, and for
-    a file of blank lines.
+    Raises `InvalidJob` for a line much longer than `longest` bytes, and for a file of blank lines.
     """
     splitter, position = LineSplitter(offset, number), offset
     while True:

@@ -1,7 +1,7 @@
-"""JSON Lines: a stream of bytes as its lines, and whether an upload is any. Pure.
+"""JSON Lines: splits a byte stream into lines, and checks that an upload is JSON Lines. Pure.
 
-Called by the batch runner and the file store. A line ends with CR, LF or both (JSON text holds
-neither unescaped); a byte order mark at the start is no part of the first.
+Called by the batch runner and the file store. A line ends with CR, LF or both (JSON text contains neither
+unescaped); a byte order mark at the start is ignored.
 """
 
 import codecs
@@ -40,7 +40,7 @@ class BatchLine(NamedTuple):
 
 
 class LineSplitter:
-    """Gives the lines of pieces of a file, from `offset` on; blank ones count, and are left out."""
+    """Splits pieces of a file into lines, from `offset` on; blank lines are counted but not returned."""
 
     def __init__(self, offset: int = 0, number: int = 0) -> None:
         self._offset = offset
@@ -50,16 +50,16 @@ class LineSplitter:
 
     @property
     def number(self) -> int:
-        """Of the last line, blank or not."""
+        """Number of the last line, blank or not."""
         return self._number
 
     @property
     def rest(self) -> int:
-        """Bytes of the line that is not at its end yet."""
+        """Bytes of the line that has not ended yet."""
         return len(self._rest)
 
     def feed(self, piece: bytes, *, is_last: bool = False) -> list[BatchLine]:
-        """The lines that `piece` ends."""
+        """The lines that end in `piece`."""
         data = self._without_bom(self._rest + piece, is_last)
         lines, start = [], 0
         for end in _END.finditer(data):
@@ -89,7 +89,7 @@ class LineSplitter:
 
 
 class JsonlCheck:
-    """Judges an upload piece by piece. Every method raises `InvalidJob` that says what it is."""
+    """Checks an upload piece by piece. Every method raises `InvalidJob` naming what the file is instead."""
 
     def __init__(self, longest_line: int) -> None:
         self._longest_line = longest_line
@@ -101,7 +101,7 @@ class JsonlCheck:
         self._is_jsonl = False
 
     def feed(self, piece: bytes) -> None:
-        """The next piece."""
+        """Check the next piece."""
         if self._size < _SHOWN:
             self._head = (self._head + piece)[:_SHOWN]
             _check_head(self._head)
@@ -111,7 +111,7 @@ class JsonlCheck:
             self._look_at(self._splitter.feed(piece))
 
     def finish(self) -> None:
-        """There is no more. A file without lines is none of our affair."""
+        """Check the end of the file. A file without lines passes."""
         self._decode(b"", is_last=True)
         if not self._is_jsonl:
             self._look_at(self._splitter.feed(b"", is_last=True))
@@ -127,7 +127,7 @@ class JsonlCheck:
             raise InvalidJob(message, "file") from error
 
     def _look_at(self, lines: list[BatchLine]) -> None:
-        """One JSON object on a line of its own is enough: a bad line fails alone, later."""
+        """One JSON object on a line of its own is enough: an invalid line fails alone, when it is run."""
         for line in lines:
             if self._first is None:
                 self._first = line.raw
@@ -160,7 +160,7 @@ def _is_object(raw: bytes) -> bool:
 
 
 def _what_it_is(first: bytes) -> str:
-    """What a file that is no JSON Lines seems to be, by its first line."""
+    """What a file that is not JSON Lines seems to be, by its first line."""
     shown = first[:_SHOWN].decode("utf-8", "replace")
     if first.startswith(b"["):
         return "the file is a JSON array; write each of its objects on a line of its own"

@@ -1,7 +1,6 @@
-"""A result file of a batch, as one runner writes it: in parts, since object storage cannot append.
+"""A result file of a batch, written in parts, since object storage cannot append.
 
-Called by the runner. A part that no record names is nothing: parts are written first, and the
-record that names them after.
+Called by the runner. Parts are written before the record that names them; a part that no record names is ignored.
 """
 
 from dataclasses import replace
@@ -11,11 +10,11 @@ from api.batch.batch import Batch
 from api.batch.file_store import BATCH_FILE_KEPT_S, FileStore
 
 _PART_BYTES: Final = 256 * 1024
-"""A result grows in parts of this size: 50,000 answers are some 120 of them."""
+"""Size of a part: 50,000 answers make some 120 of them."""
 
 
 class ResultFile:
-    """The output or the error file of a batch. `parts` and `size` are what the record is to name."""
+    """The output or the error file of a batch. `parts` and `size` go into the record."""
 
     def __init__(self, files: FileStore, batch: Batch, epoch: int, *, is_output: bool) -> None:
         self._files = files
@@ -33,17 +32,17 @@ class ResultFile:
 
     @property
     def pending(self) -> int:
-        """Entries that are in no part yet."""
+        """Entries that are not in a part yet."""
         return len(self._entries)
 
     def add(self, entry: bytes) -> None:
-        """One line more."""
+        """Add one line."""
         self._entries.append(entry)
 
     async def write(self) -> None:
-        """Put what is pending into a part. A small last part of ours is written anew with it: a
-        part each half second would be thousands. It has a new name; the old one goes once the
-        record names it no more.
+        """Write the pending entries as a part. A small last part is written again together with them, or there
+        would be a part for each half second. The merged part has a new name; the old one is deleted once the record
+        does not name it any more.
         """
         if not self._entries:
             return
@@ -62,7 +61,7 @@ class ResultFile:
             self.parts = (*self.parts, part)
 
     async def drop_merged(self) -> None:
-        """Forget parts that the saved record names no more."""
+        """Delete parts that the saved record does not name any more."""
         for part in self._merged:
             await self._files.drop_part(self._tenant, self._id, part)
         self._merged.clear()

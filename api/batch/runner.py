@@ -1,7 +1,7 @@
-"""Takes batches that nobody runs and has them run, some at a time, each under a claim.
+"""Claims batches without a runner and runs several at a time.
 
-Called by `api.__main__` in a loop. A claim is renewed for as long as its batch is run, whatever that
-waits for; one that is not, because its process died, lapses, and the next runner goes on.
+Called by `api.__main__` in a loop. A claim is renewed for as long as its batch runs; when the process dies the
+claim lapses, and another runner continues.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from eventing.errors import NotFound, Unavailable, first_of
 _TURN_S: Final = 0.5
 _BATCHES_AT_ONCE: Final = 16
 _OF_ONE_TENANT: Final = 4
-"""A tenant whose batches wait for its limit must not keep everybody's from being run."""
+"""Batches of one tenant that run at once, so that a tenant waiting for its limit does not block the others."""
 _PUT_BACK_MS: Final = 2_000
 _SWEEP_EVERY_S: Final = 3600.0
 
@@ -26,7 +26,7 @@ _log = structlog.get_logger()
 
 
 async def run(deps: RunnerDeps, *, turn_s: float = _TURN_S) -> None:
-    """Take batches and run them until cancelled."""
+    """Claim batches and run them until cancelled."""
     room = asyncio.Semaphore(_BATCHES_AT_ONCE)
     tenants: Counter[str] = Counter()
     async with asyncio.TaskGroup() as group:
@@ -42,7 +42,7 @@ async def run(deps: RunnerDeps, *, turn_s: float = _TURN_S) -> None:
 
 
 async def sweep_files(files: FileStore) -> None:
-    """Remove files that have expired, now and then, until cancelled."""
+    """Delete expired files at intervals, until cancelled."""
     while True:
         try:
             removed = await files.sweep()
@@ -69,7 +69,7 @@ async def _run_claimed(
             await deps.batches.renew(batch_id, epoch, _PUT_BACK_MS)
             return
     except (NotFound, Unavailable):
-        return  # due again when our claim lapses
+        return  # claimed again when this claim lapses
     tenants[batch.tenant] += 1
     try:
         async with asyncio.TaskGroup() as group:
@@ -83,19 +83,19 @@ async def _run_claimed(
 
 
 async def _renew(batches: BatchStore, batch_id: str, epoch: int) -> None:
-    """Keep the claim until cancelled. Raises `Overtaken`."""
+    """Renew the claim until cancelled. Raises `Overtaken`."""
     while True:
         await asyncio.sleep(CLAIM_MS / 3000)
         try:
             is_ours = await batches.renew(batch_id, epoch)
         except Unavailable:
-            continue  # the next one may come in time; what we write is refused if not
+            continue  # the next renewal may be in time; otherwise our writes are fenced
         if not is_ours:
             raise Overtaken
 
 
 def _tell(batch_id: str, failure: BaseException) -> None:
-    """A batch that breaks us must not end the others: it is tried again when its claim lapses."""
+    """A batch that raises must not end the others; it is tried again when its claim lapses."""
     match failure:
         case Unavailable():
             _log.warning("a batch waits", action="batch", batch_id=batch_id, reason=failure.code)

@@ -1,8 +1,7 @@
-"""The durable records of batches, and which of them want a runner.
+"""The durable records of batches, and the index of those that need a runner.
 
-Called by `/v1/batches` and the runner. A runner claims a batch and renews its claim; one that
-stalls is overtaken, and what it then writes is refused by its epoch. Record, list and index change
-in one script.
+Called by `/v1/batches` and the runner. A runner claims a batch and renews its claim; a stalled runner is overtaken,
+and its later writes are fenced by its epoch. Record, list and index change in one script.
 """
 
 import re
@@ -18,23 +17,23 @@ from eventing.redis.connection import failures_named
 from eventing.redis.script import run
 
 CLAIM_MS: Final = 15_000
-"""How long a runner that fell silent keeps a batch from the others."""
+"""How long a silent runner keeps its claim."""
 _RETENTION_S: Final = 30 * 24 * 3600
 _LISTED_S: Final = _RETENTION_S + 2 * WINDOW_S
-"""A record is kept from its last change on, which comes a window after its creation at the latest."""
+"""A record is kept from its last change on, which is at most a completion window after its creation."""
 _ID: Final = re.compile(r"batch_[0-9a-f]{24}\Z")
 
 
 class BatchStore:
-    """Batches on one Redis client that it does not own. Every method may raise
-    `StoreUnavailable`.
-    """
+    """Batches in Redis; the client belongs to the caller. Every method may raise `StoreUnavailable`."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     async def create(self, batch: Batch) -> Batch:
-        """Record it and have it run; the batch of that id, which may have been there before."""
+        """Record a batch and queue it for a runner; gives the stored batch with that id, which may be an earlier
+        one.
+        """
         where = [*_keys(batch.id), keys.batches_of(batch.tenant)]
         what: Sequence[str | bytes | int] = [
             batch.id,
@@ -47,7 +46,7 @@ class BatchStore:
             return parse_batch(await run(self._redis, "batch_create", where, what))
 
     async def get(self, batch_id: str, tenant: str | None = None) -> Batch:
-        """Raises `NotFound`, also for another tenant's."""
+        """The tenant's batch. Raises `NotFound`."""
         raw = None
         if _ID.match(batch_id):
             async with failures_named():
@@ -58,7 +57,7 @@ class BatchStore:
         return batch
 
     async def list(self, tenant: str) -> Sequence[Batch]:
-        """Newest first; at most 1,000. Places of records that are gone are dropped on the way."""
+        """The tenant's batches, newest first, at most 1,000. Entries of expired records are dropped."""
         index = keys.batches_of(tenant)
         async with failures_named():
             names = await self._redis.zrange(index, 0, 999, desc=True)
@@ -71,7 +70,7 @@ class BatchStore:
         return [parse_batch(raw) for raw in records if raw]
 
     async def ask_to_cancel(self, batch_id: str) -> None:
-        """The runner will see it at its next turn."""
+        """Request cancellation; the runner acts on it in its next round."""
         async with failures_named():
             await run(self._redis, "batch_cancel", _keys(batch_id), [batch_id])
 
@@ -80,7 +79,7 @@ class BatchStore:
             return bool(await self._redis.hexists(keys.batch(batch_id), "cancel"))
 
     async def claim(self, limit: int) -> Sequence[tuple[str, int]]:
-        """Batches that nobody runs, now ours, each with the epoch to write under."""
+        """Claim batches without a runner; each comes with the epoch to write under."""
         claimed = []
         async with failures_named():
             due = await run(self._redis, "take_due", [keys.ACTIVE_BATCHES], [limit, CLAIM_MS])
@@ -91,13 +90,13 @@ class BatchStore:
         return claimed
 
     async def renew(self, batch_id: str, epoch: int, claim_ms: int = CLAIM_MS) -> bool:
-        """Keep the claim for `claim_ms` more; False when another runner has overtaken us."""
+        """Extend the claim by `claim_ms`; False when another runner has claimed the batch."""
         async with failures_named():
             args: Sequence[str | int] = (epoch, batch_id, claim_ms, "", 0)
             return bool(await run(self._redis, "batch_save", _keys(batch_id), args))
 
     async def save(self, batch: Batch, epoch: int) -> bool:
-        """Write the record and renew the claim; False when another runner has overtaken us."""
+        """Write the record and renew the claim; False when another runner has claimed the batch."""
         claim_ms = 0 if batch.status.is_final else CLAIM_MS
         args: Sequence[str | bytes | int] = (
             epoch,

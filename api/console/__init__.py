@@ -1,5 +1,5 @@
-"""The console: one page for people, on the same public API that everybody uses.
+"""The console: a web page on the public API.
 
-`page` serves three files without a build step; `overview` tells what no other call does. Nothing
-here knows more than a caller with a key may know.
+`page` serves three files without a build step; `overview` is the one call that only the console needs. The console
+can do nothing that its user's API key cannot.
 """

@@ -1,5 +1,5 @@
-"""Serves the console's files. They hold nothing of any tenant, so they ask for no key; the page
-asks for one and sends it with each call.
+"""Serves the console's files. They contain no tenant's data and need no key; the page asks for a key and sends it
+with each call.
 
 Called by `api.app`.
 """
@@ -27,7 +27,7 @@ _POLICY: Final = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""Nothing inline and nothing from elsewhere: a model's output that looks like markup stays text."""
+"""No inline scripts and none from other origins, so that markup in a model's output stays text."""
 _HEADERS: Final = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
@@ -43,25 +43,25 @@ _KINDS: Final = {
 
 @router.get("/")
 async def root(_: Request) -> Response:
-    """Where a person begins."""
+    """Redirect to the console."""
     return RedirectResponse("/console", status_code=307)
 
 
 @router.get("/console/")
 async def console_slash(_: Request) -> Response:
-    """One address for one page."""
+    """Redirect to the address without the slash."""
     return RedirectResponse("/console", status_code=308)
 
 
 @router.get("/console")
 async def console(request: Request) -> Response:
-    """The page."""
+    """The console's page."""
     return _file(request, "console.html")
 
 
 @router.get("/console/{name}")
 async def console_file(request: Request, name: str) -> Response:
-    """Its script and its style."""
+    """The console's script or style sheet."""
     return _file(request, name)
 
 

@@ -1,6 +1,6 @@
-"""The owner of the process's background loops: one that fails is said so, and started again.
+"""Supervises the process's background loops: one that fails is logged and restarted.
 
-Called by `api.__main__`. Must not know what the loops do.
+Called by `api.__main__`. Must not know the loops.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ _log = structlog.get_logger()
 
 
 async def forever(name: str, loop: Callable[[], Awaitable[None]]) -> None:
-    """Run `loop` until cancelled, again whenever it ends. A bug in one loop must not silence the
-    others, nor leave a process that answers but never sweeps.
+    """Run `loop` until cancelled, again whenever it ends. A bug in one loop must not stop the others, nor leave a
+    process that answers calls but does not sweep.
     """
     while True:
         try:

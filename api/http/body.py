@@ -1,6 +1,6 @@
-"""Bodies that are JSON objects, or refused.
+"""Parses request bodies that must be JSON objects.
 
-Called by every handler that takes one. Must not know what the body is about.
+Called by every handler with such a body. Must not know the content.
 """
 
 from typing import Any, Final
@@ -16,8 +16,8 @@ from eventing.process.body import BodyReader
 async def read_object(bodies: BodyReader, request: Request) -> dict[str, Any]:
     """The body as a JSON object.
 
-    Raises `UnsupportedMedia` when the content type is not JSON (so a web page cannot post here
-    without asking first), `BadRequest` when it is no JSON object.
+    Raises `UnsupportedMedia` when the content type is not JSON (so that another site's web page cannot post here
+    without a CORS preflight), `BadRequest` when the body is not a JSON object.
     """
     kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
     if kind != "application/json" and not (
@@ -28,7 +28,7 @@ async def read_object(bodies: BodyReader, request: Request) -> dict[str, Any]:
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
-    """`raw` as a JSON object that can be written out again. Raises `BadRequest` otherwise."""
+    """`raw` as a JSON object that can be serialised again. Raises `BadRequest` otherwise."""
     if not raw.strip():
         raise BadRequest("the body is empty; send a JSON object", "body")
     try:
@@ -43,9 +43,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 
 def check_depth(value: Any) -> None:
-    """Raises `BadRequest` for nesting that the store could not hold: orjson reads 1,024 levels, and
-    writes 254.
-    """
+    """Raises `BadRequest` for nesting that could not be stored: orjson reads 1,024 levels, and writes 254."""
     level: list[Any] = [value]
     for _ in range(_DEPTH_LIMIT):
         level = [

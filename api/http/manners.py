@@ -1,4 +1,4 @@
-"""What HTTP expects of every resource: HEAD where GET is, a whole Allow, a hint at the path meant.
+"""HTTP behaviour that every resource has: HEAD where GET is, a complete Allow header, a hint for a mistyped path.
 
 Called by `api.app`. Must not know any route by name.
 """
@@ -13,11 +13,11 @@ from api.http.sse import RAW_SEND
 
 
 class _HeadSent(Exception):
-    """The answer to a HEAD is out; what the handler goes on to say is not wanted."""
+    """The response to a HEAD was sent; the rest of the handler's output is discarded."""
 
 
 class HeadAsGet:
-    """ASGI middleware: a HEAD is answered as the GET, without the body."""
+    """ASGI middleware: a HEAD is handled as a GET and answered without the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -45,7 +45,7 @@ class HeadAsGet:
 
 
 def allowed_methods(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:
-    """The methods that the path of `scope` takes."""
+    """The methods that the path of `scope` supports."""
     found: set[str] = set()
     for route in routes:
         if scope["type"] == "http" and route.matches(dict(scope))[0] is not Match.NONE:
@@ -56,7 +56,7 @@ def allowed_methods(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:
 
 
 def path_meant(routes: Iterable[BaseRoute], scope: Scope) -> str:
-    """The path that is served and that a client with a wrong base URL meant; empty for none."""
+    """The existing path that a client with a wrong base URL probably meant; empty for none."""
     every = list(routes)
     plain = re.sub(r"/{2,}", "/", scope["path"]).rstrip("/")
     bare = re.sub(r"^(/v1)+(?=/|$)", "", plain)

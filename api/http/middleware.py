@@ -1,4 +1,4 @@
-"""The outermost layer of every request: its id, its metrics, and the 500 that must not happen.
+"""The outermost middleware of every request: its id, its metrics, and the 500 for an unexpected exception.
 
 Called by `api.app` as ASGI middleware. Must not know any handler.
 """
@@ -34,7 +34,7 @@ _log = structlog.get_logger()
 
 
 class Edge:
-    """ASGI middleware; adds `x-request-id` to every answer, the caller's own if it sent one."""
+    """ASGI middleware; adds `x-request-id` to every response, the caller's own if it sent one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -65,21 +65,21 @@ class Edge:
             except Exception as error:
                 _log_internal_error(error)
                 if is_begun:
-                    raise  # the server hangs up: nothing else tells that the answer is not whole
+                    raise  # the server closes the connection, by which the client knows that the response is incomplete
                 words = f"internal error; report request id {request_id}"
                 answer = error_response(scope["path"], TorporError(words))
                 await answer(scope, receive, send_on)
 
 
 def _log_internal_error(error: Exception) -> None:
-    """Type and place only: a message could hold a piece of a prompt."""
+    """Logs type and place only: an exception's message could contain a prompt."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     _log.error("internal error", action="answer", error=type(error).__name__, place=place)
 
 
 def _ids(scope: Scope) -> dict[str, str]:
-    """What the caller knows this call by."""
+    """The ids of the request that the caller knows."""
     return {
         name.decode(): value.decode("latin-1")
         for name, value in scope["headers"]
@@ -88,14 +88,14 @@ def _ids(scope: Scope) -> dict[str, str]:
 
 
 def _count(scope: Scope, status: int, seconds: float) -> None:
-    """The route's pattern, never the path: the label set stays bounded."""
+    """Counts by the route's pattern, never the path, so that the number of labels is bounded."""
     route = getattr(scope.get("route"), "path", "none")
     method = scope["method"] if scope["method"] in _METHODS else "other"
     labelled(_requests, method, route, status).inc()
     labelled(_seconds, route).observe(seconds)
     if status >= 500:
         _log.warning(
-            "answered with a failure",
+            "request failed",
             action="answer",
             route=route,
             status=status,

@@ -1,7 +1,7 @@
-"""Multipart forms with the file's whole name.
+"""Multipart forms with support for `filename*`.
 
-Called by `api.routes.files`. Starlette's parser keeps 1 MiB of a file in memory and the rest in a
-temporary file, which goes when reading fails; it knows no `filename*`.
+Called by `api.routes.files`. Starlette's parser keeps 1 MiB of a file in memory and the rest in a temporary file,
+which is deleted when reading fails; it does not support `filename*`.
 """
 
 from email.errors import HeaderParseError
@@ -16,8 +16,8 @@ _CODED: Final = b"=?"
 
 
 class NamedFileParser(MultiPartParser):
-    """A parser for which `filename*` (RFC 5987), where it is there, is the file's name, and a name
-    in encoded words (RFC 2047) is read. RFC 7578 forbids both; clients send them.
+    """A parser that uses `filename*` (RFC 5987) as the file's name, and decodes encoded words (RFC 2047). RFC 7578
+    forbids both; clients send them.
     """
 
     def on_headers_finished(self) -> None:

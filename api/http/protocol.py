@@ -1,10 +1,8 @@
-"""uvicorn's HTTP connection, with what it leaves out: a client that never ends its headers, headers
-without end, too many connections; a parting that lets a refusal be read; and bytes written to a
-stream without a task in between.
+"""uvicorn's HTTP protocol with limits that it lacks: time and size of headers, number of connections. It also
+closes refused uploads so that the client can read the answer, and writes streams to the socket directly.
 
-Given to uvicorn by `api.__main__` (`http=`). It leans on uvicorn's `HttpToolsProtocol` and its
-request cycle, which are not documented: `tests/integration/api/test_api_door.py` shows at once when
-they change. Must not know any route.
+Given to uvicorn by `api.__main__` (`http=`). It relies on undocumented parts of uvicorn's `HttpToolsProtocol`;
+`tests/integration/api/test_api_door.py` fails when they change. Must not know any route.
 """
 
 import asyncio
@@ -17,17 +15,17 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from eventing.process.http_protocol import HttpProtocol
 
 HEAD_TIMEOUT_S: Final = 5.0
-"""From the first moment of a connection, or the first byte of a later request, to the end of its
-headers.
-"""
+"""From the start of a connection, or the first byte of a later request, to the end of its headers."""
 HEAD_LIMIT_BYTES: Final = 64 * 1024
 PART_S: Final = 2.0
-"""How long we listen, and keep nothing, after the last word to somebody who is still sending."""
+"""How long a connection is still read, and its data discarded, after a refusal was sent to a client that is still
+sending.
+"""
 CONNECTIONS: Final = 10_000
-"""A connection that waits costs about 10 KiB, one that streams about 50."""
+"""A waiting connection costs about 10 KiB, one that streams about 50."""
 
 UNSENT_BYTES: Final = 128 * 1024
-"""What the kernel holds for a client beyond what is on its way to it."""
+"""What the kernel may buffer for a client beyond the data already in flight."""
 
 _CYCLE: Final = "torpor.cycle"
 _WITHOUT_BODY: Final = frozenset({"GET", "HEAD"})
@@ -86,8 +84,8 @@ class BoundedHttpProtocol(HttpProtocol):
             self.cycle.transport = _LingeringClose(self, self.cycle)  # type: ignore[assignment]
 
     def lingering_close(self) -> None:
-        """Close once the other side has had time to read what we said. Closing with unread bytes
-        makes the kernel reset the connection, and many clients send all before they listen.
+        """Close once the client has had time to read the response. Closing with unread input makes the kernel reset
+        the connection, and many clients send the whole body before they read.
         """
         if self._parting is None and not self.transport.is_closing():
             if self.transport.can_write_eof():
@@ -95,7 +93,7 @@ class BoundedHttpProtocol(HttpProtocol):
             self._parting = self.loop.call_later(PART_S, self.transport.close)
 
     def _bound_unsent(self, transport: asyncio.Transport) -> None:
-        """The kernel would take 7 MB for a client that reads nothing (measured), before we knew."""
+        """By default the kernel buffers 7 MB for a client that reads nothing (measured)."""
         door = transport.get_extra_info("socket")
         if door is not None and door.family in (socket.AF_INET, socket.AF_INET6):
             door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
@@ -111,7 +109,7 @@ class BoundedHttpProtocol(HttpProtocol):
             self._head_timer = None
 
     def _reject(self, status: str, reason: str, extra: str = "") -> None:
-        """Say why, unless an answer is under way, and hang up."""
+        """Answer with an error, unless a response has begun, and close."""
         self._head_came()
         is_silent = self.cycle is None or self.cycle.response_complete
         if is_silent:
@@ -121,14 +119,12 @@ class BoundedHttpProtocol(HttpProtocol):
             )
         if is_silent and status != _FULL[0]:
             self.lingering_close()
-        else:  # what is too much as it is must not stay any longer
+        else:  # a connection over the limit must not stay open
             self.transport.close()
 
 
 class _LingeringClose:
-    """The transport as a call with a body sees it: closing before all of the body came is a
-    parting.
-    """
+    """The transport of a call with a body: closing it before the whole body was read is a lingering close."""
 
     __slots__ = ("_cycle", "_door", "is_closing", "write")
 
@@ -146,7 +142,7 @@ class _LingeringClose:
 
 
 class ResponseWriter:
-    """Where one streamed answer goes to."""
+    """The connection of one streamed response."""
 
     __slots__ = ("_cycle",)
 
@@ -154,28 +150,28 @@ class ResponseWriter:
         self._cycle = cycle
 
     def write(self, data: bytes) -> bool:
-        """Hand `data` to the socket, as the server's `send` would, at once. False when that would
-        have to wait: the answer has not begun, or the client takes too little.
+        """Write `data` to the socket at once, as the server's `send` would. False when that would have to wait: the
+        response has not begun, or the client reads too slowly.
         """
         cycle = self._cycle
         if cycle.flow.write_paused or not cycle.response_started or cycle.response_complete:
             return False
-        if data and not cycle.disconnected:  # an empty chunk would end the answer
+        if data and not cycle.disconnected:  # an empty chunk would end the response
             framed = b"%x\r\n%b\r\n" % (len(data), data) if cycle.chunked_encoding else data
             cycle.transport.write(framed)
         return True
 
     def abort(self) -> None:
-        """Hang up on a client that takes nothing: what is unsent is dropped."""
+        """Close the connection of a client that does not read; unsent data is dropped."""
         self._cycle.transport.abort()
 
 
 def wire_of(scope: Mapping[str, Any]) -> ResponseWriter | None:
-    """The wire of a call; None under a server that is not ours."""
+    """The `ResponseWriter` of a call; None under a server without this protocol."""
     cycle = scope.get(_CYCLE)
     return ResponseWriter(cycle) if cycle is not None else None
 
 
 def door_for(connections: int) -> type[BoundedHttpProtocol]:
-    """The class for uvicorn, with the settings of this process."""
+    """The protocol class for uvicorn, with the settings of this process."""
     return type("Door", (BoundedHttpProtocol,), {"connections_limit": connections})

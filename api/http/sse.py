@@ -1,7 +1,7 @@
 """Server-sent events: frames, and the response that sends them.
 
-Called by every stream. The response is sse-starlette's, with its per-event costs taken out
-(docs/adr/0041). Must not know jobs.
+Called by every stream. The response is sse-starlette's without its per-event costs (docs/adr/0041). Must not know
+jobs.
 """
 
 import asyncio
@@ -27,34 +27,33 @@ def frame(event: str, data: Any, *, cursor: str = "") -> bytes:
 
 
 def data_frame(data: bytes) -> bytes:
-    """A nameless event, as OpenAI's streams have them. `data` is one line."""
+    """An event without a name, as in OpenAI's streams. `data` is one line."""
     return b"data: " + data + b"\n\n"
 
 
 def last_comment(text: str) -> bytes:
-    """Why a stream ends here, for people who look. `text` must not hold line breaks.
+    """A comment that says why the stream ends here. `text` must not contain line breaks.
 
-    Only as the end of a stream: a reader that splits at empty lines takes a comment for the
-    beginning of the next event, and drops both.
+    Only at the end of a stream: a reader that splits at empty lines would take the comment for the beginning of the
+    next event and drop both.
     """
     return f": {text}\n".encode()
 
 
 KEEP_ALIVE: Final = b" \n"
-"""Keeps a silent stream open. A line of one blank is a field without a name, which is ignored; it is
-no comment (see `last_comment`), and no empty line, which OpenAI's client takes for an event once any
-event had an id.
+"""Keeps an idle stream open. A line with one blank is a field without a name, which readers ignore. A comment would
+not do (see `last_comment`), nor an empty line, which OpenAI's client takes for an event once any event had an id.
 """
 LINE_LIMIT_BYTES: Final = 96 * 1024
-"""Longest line of a stream, where we can help it: default readers take 128 KiB (aiohttp)."""
+"""Longest line of a stream where possible: the default limit of readers is 128 KiB (aiohttp)."""
 RAW_SEND: Final = "torpor.send"
-"""Where `api.http.middleware` leaves the server's own `send` in the scope."""
+"""Scope key under which `api.http.middleware` stores the server's own `send`."""
 _STUCK_S: Final = 30.0
 _log = structlog.get_logger()
 
 
 class Hold(Protocol):
-    """What an open stream costs its tenant, and how long its credential is good."""
+    """Counts an open stream for its tenant, and says how long its credential is valid."""
 
     def counted(self) -> AbstractContextManager[None]: ...
 
@@ -62,10 +61,10 @@ class Hold(Protocol):
 
 
 class Stream(EventSourceResponse):
-    """A stream of ready-made frames. Several frames that are there at once go out in one write.
+    """A stream of complete frames. Frames that are ready at the same time are sent in one write.
 
-    A client that stops reading is noticed by the keep-alive, which may take `_STUCK_S`. `farewell`
-    is the last frame of a stream that the end of the process cuts off.
+    A client that stops reading is detected by the keep-alive, within `_STUCK_S`. `farewell` is the last frame of a
+    stream that a shutdown cuts off.
     """
 
     def __init__(
@@ -101,17 +100,16 @@ class Stream(EventSourceResponse):
         except (SendTimeoutError, ExceptionGroup) as error:
             if not isinstance(first_of(error), SendTimeoutError):
                 raise
-            _log.info("a reader took nothing", action="stream", for_s=_STUCK_S)
+            _log.info("a client does not read its stream", action="stream", for_s=_STUCK_S)
             if (wire := wire_of(scope)) is not None:
                 wire.abort()
-                await asyncio.sleep(0)  # the server hears of it before we return
+                await asyncio.sleep(0)  # the server is told before this returns
 
     async def _stream_response(self, send: Send) -> None:
         """Write frames as they come.
 
-        What sse-starlette does here for each event (a timeout's scope, a log record) costs as much
-        as the rest of an event's way, and so do the layers between us and the server; for tokens
-        both are passed by (docs/adr/0041).
+        For each event sse-starlette's own method (a timeout's scope, a log record) and the layers between here and
+        the server cost as much as everything else; both are bypassed for tokens (docs/adr/0041).
         """
         head = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **head})
@@ -128,7 +126,7 @@ class Stream(EventSourceResponse):
             await self._wire({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _listen_for_exit_signal_with_grace(self) -> None:
-        """End the stream with the farewell when the process ends. Returning ends the response."""
+        """End the stream with the farewell when the process shuts down. Returning ends the response."""
         if not await self._is_shutting_down():
             await self._end(last_comment("the key of this stream was revoked"))
             return
@@ -136,7 +134,7 @@ class Stream(EventSourceResponse):
         await self._end(self._farewell())
 
     async def _is_shutting_down(self) -> bool:
-        """True when the process ends; False when the key that opened the stream was revoked before."""
+        """True at shutdown; False when the key that opened the stream was revoked before."""
         if self.hold is None:
             await self._shutdown.wait()
             return True

@@ -1,8 +1,7 @@
-"""How many submits may be on their way into store and broker at once.
+"""Limits the number of concurrent submits to the store and the broker.
 
-Called by `api.job.submission`. In a burst beyond what they take, everybody going at once would make
-everybody too late, and each submit that is given up half-way costs a withdrawal on top. So some go,
-some wait a moment, and the rest is told to come back while it is still cheap.
+Called by `api.job.submission`. In a burst beyond their capacity, running all submits at once would make all of them
+too late. A bounded number runs, some wait a moment, and the rest is refused with Retry-After while that is cheap.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ _RETRY_AFTER_S: Final = 2.0
 
 
 class ConcurrencyLimiter:
-    """Lets `max_concurrent` through at a time, first come first served."""
+    """Runs at most `max_concurrent` at a time, first come first served."""
 
     def __init__(self, max_concurrent: int = _ABREAST, waiting: int = _WAITING) -> None:
         self._slots = asyncio.Semaphore(max_concurrent)
@@ -27,13 +26,13 @@ class ConcurrencyLimiter:
 
     @asynccontextmanager
     async def acquire(self, timeout_s: float) -> AsyncIterator[None]:
-        """Raises `Overloaded` when too many wait already, or the wait was too long."""
+        """Raises `Overloaded` when too many are waiting already, or the wait was too long."""
         if self._waiting >= self._room:
             raise Overloaded("too many submits at once", _RETRY_AFTER_S)
         if self._slots.locked():
             await self._wait(timeout_s)
         else:
-            await self._slots.acquire()  # at once: nobody waits, so no timer is set
+            await self._slots.acquire()  # no one waits: no timer needed
         try:
             yield
         finally:

@@ -1,8 +1,7 @@
-"""Jobs of calls that were cut off by the end of their process, for the callers who call again.
+"""Jobs of held calls that a shutdown cut off, for the clients that repeat the call.
 
-Called by `api.routes.held`. OpenAI's SDKs repeat a call that got a 503, with
-`x-stainless-retry-count` and without an Idempotency-Key: the repeat takes over the job of the first.
-Must not know HTTP.
+Called by `api.routes.held`. OpenAI's SDKs repeat a call that was answered 503, with `x-stainless-retry-count` and
+without an Idempotency-Key: the repeat takes over the first call's job. Must not know HTTP.
 """
 
 import hashlib
@@ -20,13 +19,13 @@ _KEPT_S: Final = 600
 
 
 class CutOffCalls:
-    """Calls on one Redis client that it does not own. Every method may raise `StoreUnavailable`."""
+    """Cut-off calls in Redis; the client belongs to the caller. Every method may raise `StoreUnavailable`."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     async def note(self, tenant: str, path: str, body: Mapping[str, Any], job_id: JobId) -> None:
-        """The call is cut off while its job goes on."""
+        """Record that the call is cut off while its job goes on."""
         key = _key(tenant, path, body)
         async with failures_named(), self._redis.pipeline(transaction=True) as pipe:
             pipe.rpush(key, job_id)
@@ -34,8 +33,8 @@ class CutOffCalls:
             await pipe.execute()
 
     async def take(self, tenant: str, path: str, body: Mapping[str, Any]) -> JobId | None:
-        """The job of the same call by the same tenant, cut off in the last ten minutes; it is given
-        to one caller only.
+        """The job of the same call by the same tenant, cut off in the last ten minutes; it is given to one caller
+        only.
         """
         async with failures_named():
             found = await self._redis.lpop(_key(tenant, path, body))

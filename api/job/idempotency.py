@@ -1,8 +1,8 @@
-"""An Idempotency-Key on calls that have no identity of their own: the first answer is kept, and
-given again to whoever asks the same under the same key.
+"""Idempotency-Key for calls whose result has no id derived from the key: the first response is stored and replayed
+for the same request with the same key.
 
-Called by `api.routes.route` for calls registered with `replays=True`. (Jobs, responses, files and batches
-need none of this: there the key is part of the id.) Must not know any call.
+Called by `api.routes.route` for calls registered with `replays=True`. (Jobs, responses, files and batches do not
+need it: their id derives from the key.) Must not know any call.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from eventing.redis.connection import failures_named
 
 _KEPT_S: Final = 24 * 3600
 _UNDER_WAY_S: Final = 60
-"""How long a call may be under way; after that its process has died, and the key is free."""
+"""Time limit of a call; after it the process is taken for dead, and the key may be used again."""
 _SHOWN: Final = frozenset({"content-type", "location"})
 
 
 class Replay:
-    """Kept answers on one Redis client that it does not own."""
+    """Stored responses in Redis; the client belongs to the caller."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -32,12 +32,12 @@ class Replay:
     async def once(
         self, scope: str, key: str, asked: bytes, answer: Callable[[], Awaitable[Response]]
     ) -> Response:
-        """What `answer` gives, or gave to the same key in this scope. A refusal is not kept, so
-        that the call can be mended and tried again.
+        """The result of `answer`, or the stored one of the same key in this scope. A refusal is not stored, so that
+        the call can be corrected and repeated.
 
-        Raises `IdempotencyConflict` when the key stands for another request, `Overloaded` while the
-        first is under way. If the process dies in between, the call can be made again after a
-        minute, and may then have been made twice.
+        Raises `IdempotencyConflict` when the key was used for another request, `Overloaded` while the first call is
+        in progress. If the process dies in between, the call can be repeated after a minute, and may then have been
+        executed twice.
         """
         if len(key) > 255:
             raise InvalidJob("Idempotency-Key may have 255 characters", "Idempotency-Key")
@@ -70,7 +70,7 @@ def _replayed(kept: dict[str, object], asked_hash: str) -> Response:
     if kept["asked"] != asked_hash:
         raise IdempotencyConflict("the same key was used before with another body", "body")
     if "status" not in kept:
-        raise Overloaded("the first call under this key is under way", 1.0)
+        raise Overloaded("the first call with this key is in progress", 1.0)
     headers = kept["headers"]
     assert isinstance(headers, dict)  # noqa: S101 (we wrote it)
     shown = {**headers, "idempotent-replayed": "true"}

@@ -1,6 +1,6 @@
-"""A job's life as it happens: one account of it, whatever carries it (SSE, WebSocket, long poll).
+"""The events of a job as they happen: one source for every transport (SSE, WebSocket, long poll).
 
-Called by the jobs' streams and OpenAI's. Must not know the wire form.
+Called by the jobs' streams and OpenAI's. Must not know the wire format.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ _FIRST_OUTLOOK_S: Final = 0.05
 _AFTER_END_S: Final = 2.0
 _LOOK_AGAIN_S: Final = 15.0
 _LOOK_UNASKED_S: Final = 2.0
-"""A message that was lost costs who waits for the end as much."""
+"""Interval at which the record is read anyway: the longest delay when a notification is lost."""
 
 _Read = TypeVar("_Read")
 
 
 class LiveReader(Protocol):
-    """A follower of one job's token stream (`eventing.live.stream_multiplexer.Reader`)."""
+    """A reader of one job's token stream (`eventing.live.stream_multiplexer.Reader`)."""
 
     cursor: str
 
@@ -41,7 +41,7 @@ class LiveReader(Protocol):
 
 
 class Live(Protocol):
-    """Where token streams are followed (`eventing.live.stream_multiplexer.StreamMultiplexer`)."""
+    """Opens readers of token streams (`eventing.live.stream_multiplexer.StreamMultiplexer`)."""
 
     def follow(
         self, job_id: JobId, after: str = "", on_tokens: TokenCallback | None = None
@@ -49,25 +49,25 @@ class Live(Protocol):
 
 
 class Ends(Protocol):
-    """Where ends of jobs are heard of (`eventing.live.completion_notifier.CompletionNotifier`)."""
+    """Notifies of ended jobs (`eventing.live.completion_notifier.CompletionNotifier`)."""
 
     def expecting(self, job_id: JobId) -> AbstractContextManager[asyncio.Event]:
-        """An event that is set when the job's record should be looked at."""
+        """An event that is set when the job's record should be read."""
 
 
 class QueueStatus(Protocol):
-    """Tells where a queued job stands (`api.job.waiting.QueueWaiting`)."""
+    """The state of a queued job's wait (`api.job.waiting.QueueWaiting`)."""
 
     async def outlook(self, job: Job) -> Outlook | None:
-        """What is known now; None when nothing is, or the job does not wait."""
+        """What is known of the wait; None when the job does not wait, or nothing is known."""
 
     async def replicas(self, model: str) -> Sequence[Replica]:
-        """The model's replicas, the oldest first."""
+        """The model's replicas, oldest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveDeps:
-    """What following a job needs."""
+    """The dependencies of following a job."""
 
     store: JobReader
     live: Live
@@ -79,8 +79,8 @@ class LiveDeps:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One thing that happened: entries of the stream, that they do not go on from what came before (`fault`), news of
-    the wait, or the end (`job`).
+    """One event of a job: entries of its stream, a break in the stream (`fault`), news of the wait, or the end
+    (`job`).
     """
 
     entries: tuple[StreamEntry, ...] = ()
@@ -92,12 +92,11 @@ class Moment:
 async def moments(
     deps: LiveDeps, job: Job, after: str, on_tokens: TokenCallback | None = None
 ) -> AsyncGenerator[Moment, None]:
-    """What happens to `job` after a cursor, until it has ended and nothing is left in its stream; the last moment
-    carries the ended job. Tokens that `on_tokens` takes are in no moment; it is called while the caller waits for one.
+    """The events of `job` after a cursor, until it has ended and its stream is read; the last one has the ended
+    job. Tokens that `on_tokens` takes are not included; it is called while the caller waits for the next event.
 
-    Raises `ReaderCutOff` when the caller takes moments too slowly; it may come again with its last
-    cursor. Raises `NotFound` when the job is deleted. A store that goes away for a while only makes
-    a pause; one that goes away at the very end raises `StoreUnavailable`.
+    Raises `ReaderCutOff` when the caller is too slow; it may resume at its last cursor. Raises `NotFound` when the
+    job is deleted. While the store is unavailable there is a pause; at the very end it raises `StoreUnavailable`.
     """
     position = await _position_at(deps, job.id, after)
     if position is None:
@@ -117,7 +116,7 @@ async def moments(
 
 
 class _Follower:
-    """One reader's view of one job; `job` is the record as it was last read."""
+    """One reader of one job; `job` is the record as it was last read."""
 
     def __init__(self, deps: LiveDeps, job: Job, position: StreamPosition) -> None:
         self.job = job
@@ -126,12 +125,10 @@ class _Follower:
         self._outlook: Outlook | None = None
         self._is_waiting = job.state is JobState.QUEUED
         self._heard_s = time.monotonic()
-        self._pause_s = _FIRST_OUTLOOK_S  # waking has most to tell in its first second
+        self._pause_s = _FIRST_OUTLOOK_S  # the first second of a start has the most phases
 
     async def moments(self, reader: LiveReader) -> AsyncGenerator[Moment, None]:
-        """What happens until the stream says that the job has ended, or the record does and nothing is left in the
-        stream.
-        """
+        """Events until the stream says that the job has ended, or the record does and the stream has been read."""
         while True:
             is_running = not (self._is_waiting or self.job.state.is_terminal)
             entries = await _next(reader, _LOOK_AGAIN_S if is_running else self._pause_s)
@@ -155,37 +152,39 @@ class _Follower:
                 yield Moment(outlook=outlook)
 
     def _is_due(self) -> bool:
-        """Whether the record is to be looked at: it says that the job has ended, or nothing was heard for long."""
+        """True when the record should be read: it says that the job has ended, or the stream has been silent for
+        long.
+        """
         is_silent = time.monotonic() - self._heard_s >= _LOOK_AGAIN_S
         return is_silent or self.job.state.is_terminal
 
     def _is_behind(self) -> bool:
-        """Whether the record tells of more than the live tail has brought: this process may have stood still."""
+        """True when the record is ahead of the live tail, for example because this process was suspended."""
         if self._is_waiting:
             return self.job.state is not JobState.QUEUED
         place = self._position.place
         return self.job.state.is_terminal or place is None or place[0] != self.job.token_count
 
     async def _has_ended(self) -> bool:
-        """Whether the record says so too: the job may have been redriven since."""
+        """True when the record has ended as well: the job may have been redriven since."""
         self.job = await _ended(self._deps, self.job.id)
         self._is_waiting = self.job.state is JobState.QUEUED
         return self.job.state.is_terminal
 
     async def _news(self) -> Outlook | None:
-        """Where the job stands in its queue, if that has changed."""
+        """The job's place in its queue, if that has changed."""
         self.job = replace(self.job, state=JobState.QUEUED)
         now, known = await outlook_of(self._deps, self.job), self._outlook
         if now is None or now == known:
             return None
         if known is None or now.phase != known.phase:
-            self._pause_s = _FIRST_OUTLOOK_S  # the next phase may be a short one
+            self._pause_s = _FIRST_OUTLOOK_S  # the next phase may be short
         self._outlook = now
         return now
 
 
 def _checked(entries: Sequence[StreamEntry], position: StreamPosition) -> Iterator[Moment]:
-    """The entries as moments, with each fault where it is."""
+    """The entries as events, with breaks in the sequence marked."""
     good: list[StreamEntry] = []
     for entry in entries:
         if (fault := position.fault_of(entry)) is not None:
@@ -199,7 +198,7 @@ def _checked(entries: Sequence[StreamEntry], position: StreamPosition) -> Iterat
 
 
 def _in_order(position: StreamPosition, on_tokens: TokenCallback | None) -> TokenCallback | None:
-    """The callback, for tokens that go on from where the reader stands; it leaves others to be looked at."""
+    """The callback for tokens that continue at the reader's position; it declines others, which are then checked."""
     if on_tokens is None:
         return None
 
@@ -214,8 +213,8 @@ def _in_order(position: StreamPosition, on_tokens: TokenCallback | None) -> Toke
 
 
 async def _position_at(deps: LiveDeps, job_id: JobId, after: str) -> StreamPosition | None:
-    """Where a reader stands that has seen everything up to a cursor; None when what it saw last is not in the stream
-    any more.
+    """The position of a reader that has seen everything up to a cursor; None when the stream no longer has the
+    entry there.
     """
     if not after or order_of(after) == (0, 0):
         return StreamPosition(is_start=True)
@@ -228,7 +227,7 @@ async def _position_at(deps: LiveDeps, job_id: JobId, after: str) -> StreamPosit
 
 
 async def wait_for_end(deps: LiveDeps, job: Job, timeout_s: float) -> Job:
-    """The job once it has ended, or as it is after `timeout_s`."""
+    """The ended job, or the job as it is after `timeout_s`."""
     if job.state.is_terminal:
         return job
     give_up_s = deps.clock.monotonic_s() + timeout_s
@@ -246,7 +245,7 @@ async def wait_for_end(deps: LiveDeps, job: Job, timeout_s: float) -> Job:
 
 
 def last_state(entries: Sequence[StreamEntry]) -> JobState | None:
-    """The state that the newest of `entries` with a say speaks of."""
+    """The state in the newest of `entries` that has one."""
     for entry in reversed(entries):
         match entry.kind:
             case EntryKind.STATE:
@@ -257,7 +256,7 @@ def last_state(entries: Sequence[StreamEntry]) -> JobState | None:
 
 
 async def outlook_of(deps: LiveDeps, job: Job) -> Outlook | None:
-    """Where a queued job stands; None when nobody can tell now."""
+    """The state of a queued job's wait; None when it is not known."""
     if job.state is not JobState.QUEUED:
         return None
     try:
@@ -278,7 +277,7 @@ async def _next(reader: LiveReader, timeout_s: float) -> list[StreamEntry]:
 def write_directly(
     wire: ResponseWriter | None, render: Callable[[StreamEntry], bytes]
 ) -> TokenCallback | None:
-    """A callback that writes tokens out as they come."""
+    """A callback that writes tokens to the connection as they are read."""
     if wire is None:
         return None
 
@@ -289,7 +288,7 @@ def write_directly(
 
 
 async def _as_it_is(deps: LiveDeps, job: Job) -> Job:
-    """The record of a job that has long been silent: one that was deleted says nothing more."""
+    """The record of a job that has been silent for long, since a deleted job's stream has no more entries."""
     try:
         async with asyncio.timeout(deps.store_timeout_s):
             now = await deps.store.get(job.id)
@@ -301,7 +300,7 @@ async def _as_it_is(deps: LiveDeps, job: Job) -> Job:
 
 
 async def _ended(deps: LiveDeps, job_id: JobId) -> Job:
-    """The record; it changed in the same step as the stream said that the job has ended."""
+    """The record; it changed in the same step in which the stream got the entry of the end."""
     job = await _retry_for_a_moment(lambda: deps.store.get(job_id))
     if job is None:
         raise NotFound("the job is gone")
@@ -309,7 +308,7 @@ async def _ended(deps: LiveDeps, job_id: JobId) -> Job:
 
 
 async def _retry_for_a_moment(read: Callable[[], Awaitable[_Read]]) -> _Read:
-    """What `read` gives, tried again for two seconds. Raises `StoreUnavailable`."""
+    """The result of `read`, retried for two seconds. Raises `StoreUnavailable`."""
     give_up_s = time.monotonic() + _AFTER_END_S
     while True:
         try:

@@ -1,10 +1,8 @@
-"""The ended jobs of a tenant, one after the other: what a producer reads that the broker cannot
-reach.
+"""The feed of a tenant's ended jobs, for producers that the broker cannot reach.
 
-The scripts that end a job write it (`eventing/redis/scripts/_lib.lua`), some 10,000 ends for three
-days; `api.routes.events` reads it for `GET /v1/events`. It holds job ids, not results: what a reader
-sees is the job as it is. One loop a process looks for all readers (docs/adr/0140). Must not know
-HTTP.
+The scripts that end a job write it (`eventing/redis/scripts/_lib.lua`), some 10,000 entries for three days;
+`api.routes.events` serves it as `GET /v1/events`. It has job ids, not results: a reader gets the job as it is when
+read. One loop a process reads for all its readers (docs/adr/0140). Must not know HTTP.
 """
 
 import asyncio
@@ -24,21 +22,21 @@ from eventing.redis.connection import failures_named
 
 _LOOK_EVERY_S: Final = 0.2
 READERS: Final = 64
-"""Readers a tenant may have at one api process."""
+"""Readers that a tenant may have at one api process."""
 _PAGE: Final = 100
 NOW: Final = "$"
 
 
 @dataclass(frozen=True, slots=True)
 class FeedEntry:
-    """One end; `job` is None when it is no longer kept, or was sent round again since."""
+    """One ended job; `job` is None when it has been deleted or redriven since."""
 
     cursor: str
     job: Job | None
 
 
 class _Line:
-    """A tenant whose feed somebody reads here."""
+    """A tenant whose feed has readers in this process."""
 
     def __init__(self) -> None:
         self.readers = 0
@@ -47,8 +45,8 @@ class _Line:
 
 
 class ResultFeed:
-    """Feeds on one Redis client that it does not own. Run `run` in a task.
-    Every method may raise `StoreUnavailable`.
+    """Feeds in Redis; the client belongs to the caller. Run `run` in a task. Every method may raise
+    `StoreUnavailable`.
     """
 
     def __init__(self, redis: Redis, store: JobReader) -> None:
@@ -58,13 +56,13 @@ class ResultFeed:
         self._is_read = asyncio.Event()
 
     async def newest(self, tenant: str) -> str:
-        """The cursor to read on from when only what comes is wanted."""
+        """The cursor for reading only new entries."""
         async with failures_named():
             rows = await self._redis.xrevrange(keys.results_of(tenant), count=1)
         return rows[0][0].decode() if rows else "0-0"
 
     async def has_forgotten(self, tenant: str, after: str) -> bool:
-        """Whether ends right after that cursor may be gone."""
+        """True when entries right after that cursor may have been trimmed."""
         async with failures_named():
             rows = await self._redis.xrange(keys.results_of(tenant), count=1)
             if not rows or order_of(rows[0][0].decode()) <= order_of(after):
@@ -74,8 +72,8 @@ class ResultFeed:
             )
 
     async def page(self, tenant: str, after: str) -> AsyncGenerator[FeedEntry, None]:
-        """The next ends after a cursor, the oldest first. A job is read when its turn comes: a hundred
-        answers of a megabyte each are not held for a reader that takes one at a time.
+        """The next entries after a cursor, oldest first. Each job is read when its turn comes, so that a hundred
+        results of a megabyte are not held in memory for a reader that takes one at a time.
         """
         async with failures_named():
             rows = await self._redis.xrange(keys.results_of(tenant), min=f"({after}", count=_PAGE)
@@ -83,13 +81,13 @@ class ResultFeed:
             yield await self._read(tenant, cursor.decode(), fields)
 
     def check_room(self, tenant: str) -> None:
-        """Raises `Overloaded` when the tenant has as many readers here as it may."""
+        """Raises `Overloaded` when the tenant has the largest allowed number of readers here."""
         if tenant in self._lines and self._lines[tenant].readers >= READERS:
             raise Overloaded(f"{READERS} readers of these events are here already", 5.0)
 
     @asynccontextmanager
     async def reading(self, tenant: str) -> AsyncIterator[None]:
-        """While a reader of the tenant's feed is there."""
+        """Registers a reader of the tenant's feed while the block runs."""
         line = self._lines.setdefault(tenant, _Line())
         line.readers += 1
         self._is_read.set()
@@ -101,19 +99,19 @@ class ResultFeed:
                 del self._lines[tenant]
 
     async def grew(self, tenant: str, after: str) -> None:
-        """Return once there is more than `after`. Only while `reading`."""
+        """Return once there are entries after `after`. Only inside `reading`."""
         line = self._lines[tenant]
         while order_of(line.newest) <= order_of(after):
             line.grew.clear()
             await line.grew.wait()
 
     async def run(self) -> None:
-        """Look for all readers at once, until cancelled. With no reader, ask nothing."""
+        """Check all feeds with readers, until cancelled. Without readers nothing is read."""
         while True:
             while not self._lines:
                 self._is_read.clear()
                 await self._is_read.wait()
-            with suppress(StoreUnavailable):  # the next look may fare better
+            with suppress(StoreUnavailable):  # the next check may succeed
                 await self._look()
             await asyncio.sleep(_LOOK_EVERY_S)
 

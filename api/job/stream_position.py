@@ -1,7 +1,7 @@
-"""Where a reader of a job's token stream stands, and whether what comes goes on from there. Pure.
+"""The position of a reader in a job's token stream, and whether new entries continue there. Pure.
 
-Called by `api.job.live`. Tokens are numbered, so a reader that missed some, or was shown some that the store has lost
-since (a failover, a power cut), can be told so, instead of being given an end that looks whole.
+Called by `api.job.live`. Tokens are numbered, so a reader learns that it missed some, or that the store has lost
+some that it was shown (a failover, a power cut), and is not given an end that looks complete.
 """
 
 from collections.abc import Iterable
@@ -16,28 +16,28 @@ _NUMBERED: Final = (EntryKind.ATTEMPT, EntryKind.TOKENS)
 
 
 class StreamFault(StrEnum):
-    """How a stream does not go on from where its reader stands."""
+    """How a stream fails to continue at its reader's position."""
 
     GAP = "stream_gap"  #: tokens are missing
     REWOUND = "stream_rewound"  #: tokens that were shown are not the job's any more
 
 
 class StreamBroken(TorporError):
-    """Text was shown that cannot be gone on with, and a stream cannot take text back."""
+    """The text shown so far cannot be continued, and a stream cannot take text back."""
 
     def __init__(self, fault: StreamFault, job: Job) -> None:
         what = (
-            "a part of the answer is missing here"
+            "a part of the answer was lost"
             if fault is StreamFault.GAP
-            else "the answer went back"
+            else "the answer was set back to an earlier point"
         )
         super().__init__(f"{what}; ask /v1/jobs/{job.id} for the whole")
         self.code = fault  # type: ignore[misc]
 
 
 class StreamPosition:
-    """The place of one reader: the number of the next token, and the attempt that gave the last. It is not known
-    (None) to a reader that resumed behind an entry that does not tell it.
+    """The position of one reader: the number of the next token, and the attempt of the last one. None when the
+    reader resumed behind an entry that has no such number.
     """
 
     __slots__ = ("place",)
@@ -46,7 +46,7 @@ class StreamPosition:
         self.place: tuple[int, int] | None = (0, 0) if is_start else None
 
     def fault_of(self, entry: StreamEntry) -> StreamFault | None:
-        """What is wrong with `entry` coming next."""
+        """What is wrong with `entry` at this position, if anything."""
         if entry.kind not in _NUMBERED or entry.is_restart or self.place is None:
             return None
         index, attempt = self.place
@@ -56,12 +56,14 @@ class StreamPosition:
         return None if is_known and entry.index == index else StreamFault.GAP
 
     def advance(self, entry: StreamEntry) -> None:
-        """Stand behind `entry`, whatever came before it."""
+        """Move behind `entry`, whatever came before it."""
         if entry.kind in _NUMBERED:
             self.place = (entry.index + len(entry.token_ids), entry.attempt)
 
     def accepts(self, entries: Iterable[StreamEntry]) -> bool:
-        """Stand behind `entries` if all of them go on from here. False, and somewhere among them, when not."""
+        """Move behind `entries` if all of them continue. False when one does not; the position is then between
+        them.
+        """
         for entry in entries:
             if self.fault_of(entry) is not None:
                 return False
@@ -69,7 +71,7 @@ class StreamPosition:
         return True
 
     def fault_at_end(self, job: Job) -> StreamFault | None:
-        """What is wrong with the stream of the ended `job` ending here; nothing for a job without an answer."""
+        """What is wrong with the stream of the ended `job` when it ends here; nothing for a job without an answer."""
         has_answer = job.state in (JobState.COMPLETED, JobState.INCOMPLETE)
         if not has_answer or self.place is None or self.place[0] == job.token_count:
             return None
@@ -77,7 +79,7 @@ class StreamPosition:
 
 
 def before(cursor: str) -> str:
-    """The greatest cursor that is less than `cursor`: what stands at `cursor` comes next after it."""
+    """The greatest cursor less than `cursor`, so that the entry at `cursor` is read next."""
     milliseconds, _, sequence = cursor.partition("-")
     if int(sequence or 0):
         return f"{milliseconds}-{int(sequence) - 1}"

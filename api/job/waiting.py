@@ -1,8 +1,8 @@
-"""Where a queued job stands: its place, the expected wait, and what is waking for it; and what was
-waking for a job that has ended.
+"""The state of a queued job's wait: its place, the expected wait, and the starting replicas; also the replica
+phases that an ended job waited for.
 
-Implements `api.job.live.Waiting` on the broker's queue and the replicas' own announcements. With a
-Knative Broker there is no queue to look at; then only the replicas are known.
+Implements `api.job.live.Waiting` with the broker's queue and the replica directory. With a Knative Broker the queue
+cannot be read; then only the replicas are known.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from eventing.replica import READY, Replica, ReplicaDirectory
 
 _FRESH_S: Final = 0.1
 _NOTED_MS: Final = 500
-"""Who waited less did not wait for a replica to wake."""
+"""A job that waited less did not wait for a replica to start."""
 _FIELD: Final = "waking"
 ASLEEP: Final = "asleep"
 """The phase of a model without a replica."""
 
 
 class QueueWaiting:
-    """Reads one Redis; takes nothing from the queue."""
+    """Reads queues and replicas without changing them."""
 
     def __init__(self, redis: Redis, clock: Clock) -> None:
         self._queues = QueueView(redis)
@@ -57,14 +57,14 @@ class QueueWaiting:
         )
 
     async def _failure(self, model: str, replicas: tuple[Replica, ...]) -> str:
-        """Why none starts, where none is ready."""
+        """Why no replica starts, when none is ready."""
         if any(replica.phase == READY for replica in replicas):
             return ""
         return await self._directory.failure(model)
 
     async def replicas(self, model: str) -> tuple[Replica, ...]:
-        """The oldest first: the one that is furthest. Kept for a moment, so that a thousand waiting
-        readers ask once.
+        """Oldest first: the one furthest in its start. Cached for a moment, so that a thousand waiting readers
+        cause one read.
         """
         async with self._asking:
             asked_s, replicas = self._replicas.get(model, (float("-inf"), ()))
@@ -76,8 +76,8 @@ class QueueWaiting:
 
 
 class WakingNotes:
-    """What a job waited for, kept on its record when it ends (a `ResultListener`): the replica that
-    woke for it is gone long before anybody looks.
+    """The replica phases that a job waited for, stored on its record when it ends (a `ResultListener`), because the
+    replica itself may be gone by the time they are read.
     """
 
     def __init__(self, redis: Redis, waiting: QueueStatus, clock: Clock) -> None:
@@ -86,19 +86,19 @@ class WakingNotes:
         self._clock = clock
 
     async def ended(self, job: Job) -> None:
-        """Note it. A store that is away costs the note only."""
+        """Store them. With the store unavailable they are lost."""
         if (job.started_ms or job.finished_ms) - job.created_ms < _NOTED_MS:
             return
         with suppress(StoreUnavailable):
             replicas = await self._waiting.replicas(job.request.model)
             if steps := waking_steps(job, replicas, self._clock.wall_ms()):
-                # `swap_field` sets a field of a record that is there, and never makes one.
+                # `swap_field` changes a field of an existing record only.
                 async with failures_named():
                     note = orjson.dumps(steps)
                     await run(self._redis, "swap_field", [keys.job(job.id)], [_FIELD, note])
 
     async def of(self, job: Job) -> list[Step]:
-        """What was noted; nothing for a job that has not ended, or found the model awake."""
+        """The stored phases; empty for a job that has not ended, or did not wait for a start."""
         if not job.state.is_terminal:
             return []
         async with failures_named():

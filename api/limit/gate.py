@@ -1,7 +1,7 @@
-"""Holds callers to their limits: calls at the gate, jobs at the admission.
+"""Enforces tenants' limits: on calls, and on jobs when they are admitted.
 
 Called by `api.routes.route` (every call), `api.job.submission` and `api.routes.dead_letters` (every job) and
-`api.routes.events` (every end). With no limit set it asks the store nothing.
+`api.routes.events` (every end). Without limits it makes no store calls.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ _told: ContextVar[dict[str, str] | None] = ContextVar("torpor_rate_headers", def
 
 
 class LimitGate:
-    """The `Gate`, the `Admission`, and a `ResultListener`: a place is given back at the end."""
+    """The `Gate`, the `JobAdmission`, and an `EndListener` that releases a job's place at its end."""
 
     def __init__(self, settings: ApiSettings, redis: Redis, store: JobReader, clock: Clock) -> None:
         self._settings = settings
@@ -67,7 +67,7 @@ class LimitGate:
         self._undoing: set[asyncio.Future[None]] = set()
 
     async def enter(self, principal: Principal, method: str) -> None:
-        """Raises `RateLimited`. Looking costs nothing: only what changes something is counted."""
+        """Raises `RateLimited`. GET is not counted."""
         limit = self._limits(principal.tenant).requests_per_minute
         if not limit or method == "GET" or not principal.tenant:
             return
@@ -79,8 +79,8 @@ class LimitGate:
                 raise _over("requests", window, 1)
 
     async def admit(self, principal: Principal, new: NewJob) -> None:
-        """Raises `RateLimited`, `TooLargeForLimit`, `DeadlineOutOfReach` or `Overloaded`. Tokens
-        are taken last: headers told of them must not be undone by another refusal.
+        """Raises `RateLimited`, `TooLargeForLimit`, `DeadlineOutOfReach` or `Overloaded`. Tokens are taken last, so
+        that the headers that report them need not be undone after another refusal.
         """
         await self._check_queue(new)
         limits = self._limits(new.tenant)
@@ -90,7 +90,7 @@ class LimitGate:
         try:
             await asyncio.shield(taking)
         except asyncio.CancelledError:
-            # What was half taken could not be given back: it is taken whole, and then given back.
+            # Shielded, so that a cancelled submit leaves nothing half taken.
             undoing = asyncio.ensure_future(self._undo(taking, new))
             self._undoing.add(undoing)
             undoing.add_done_callback(self._undoing.discard)
@@ -115,8 +115,8 @@ class LimitGate:
             await self.on_rejected(new.tenant, new.id)
 
     async def on_admitted(self, new: NewJob, job: Job, is_new: bool) -> None:
-        """The job was recorded, or was there already. It is promised by now, so a store that goes
-        away here must not make it a refusal; the count mends itself.
+        """The job was recorded, or existed already. The caller's 202 is certain by now, so an unavailable store
+        must not turn it into a refusal; the count corrects itself.
         """
         with suppress(StoreUnavailable):
             if not is_new:
@@ -127,14 +127,12 @@ class LimitGate:
                 await self._rename(new.tenant, new.id, job.id)
 
     async def on_rejected(self, tenant: str, job_id: JobId) -> None:
-        """Nothing came of what was let in: it gives its place and its tokens back."""
+        """Release the place and the tokens of a job that was not recorded."""
         await self._settle(tenant, job_id, 0)
         await self._leave(tenant, job_id)
 
     async def ended(self, job: Job) -> None:
-        """The job's tokens are known now: the estimate is corrected, once, however often this is
-        told.
-        """
+        """Correct the estimate to the tokens actually used; idempotent."""
         await self._settle(job.tenant, job.id, tokens_taken(job))
         await self._leave(job.tenant, job.id)
 
@@ -151,7 +149,7 @@ class LimitGate:
             return
         cost = tokens_asked(new.request, self._context_tokens.get(new.request.model, 0))
         if answer_tokens(new.request) is None:
-            # A whole minute at most, or it could never be asked for; what it took is settled later.
+            # At most a whole minute, or it could never be admitted; the rest is settled at the job's end.
             cost = min(cost, max(meter.limit, prompt_tokens(new.request)))
         if cost > meter.limit:
             with _counted(Limit.TOKENS_OF_ONE_CALL):
@@ -160,7 +158,7 @@ class LimitGate:
                     "body.max_tokens",
                 )
         if BATCH in new.metadata:
-            async with self._batch_turn:  # two that look at once would both see the same room
+            async with self._batch_turn:  # concurrent checks would all see the same free tokens
                 await self._check_share(meter, cost)
                 is_taken, window = await self._windows.take(meter, cost)
         else:
@@ -173,7 +171,7 @@ class LimitGate:
         _metered.labels("asked").inc(cost)
 
     async def _check_share(self, meter: LimitMeter, cost: int) -> None:
-        """Batches leave half of the minute to calls, but for a line that is more than half itself."""
+        """Batches leave half of each minute's tokens to calls, except for a line that alone needs more than half."""
         share = _share(meter.limit)
         room = share if cost <= share else meter.limit
         window = await self._windows.look(meter)
@@ -213,7 +211,7 @@ class LimitGate:
                 check_deadline(_wait_s(depth, new.lane), head_age_s, left_s)
 
     async def _depth(self, model: str) -> Depth:
-        """The model's queue as it was half a second ago at most."""
+        """The model's queue depth, at most half a second old."""
         async with self._asking:
             at_s, depth = self._depths.get(model, (float("-inf"), None))
             now_s = self._clock.monotonic_s()
@@ -224,7 +222,7 @@ class LimitGate:
 
 
 class RateHeaders:
-    """ASGI middleware: puts what the gate found onto the answer, whatever the answer is."""
+    """ASGI middleware: adds the rate limit headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -249,13 +247,13 @@ class RateHeaders:
 
 def _tell(headers: Mapping[str, str]) -> None:
     told = _told.get()
-    if told is not None:  # a batch's lines have no answer to put headers on
+    if told is not None:  # a batch's lines have no response for the headers
         told.update(headers)
 
 
 @contextmanager
 def _counted(limit: Limit, new: NewJob | None = None) -> Iterator[None]:
-    """Count what is refused inside. A batch's line that waits for its turn is refused to nobody."""
+    """Count refusals inside the block. A batch line that waits for its turn is not counted."""
     try:
         yield
     except TorporError:
@@ -265,7 +263,7 @@ def _counted(limit: Limit, new: NewJob | None = None) -> Iterator[None]:
 
 
 def _share(limit: int) -> int:
-    """What batches may take of a tenant's limit: calls get through beside them."""
+    """The share of a tenant's limit that batches may use, so that calls still get through."""
     return max(1, limit // 2)
 
 
@@ -275,7 +273,7 @@ def _over(what: str, window: LimitWindow, cost: int) -> RateLimited:
 
 
 def _wait_s(depth: Depth, lane: Lane) -> float | None:
-    """How long a job that joins `lane` now would wait, at the pace of late."""
+    """The expected wait of a job that joins `lane` now, at the recent pace."""
     lanes = list(Lane)
     ahead = sum(depth.waiting.get(other, 0) for other in lanes[: lanes.index(lane) + 1])
     return expected_wait_s(ahead, depth.settled_per_minute)

@@ -1,8 +1,8 @@
-"""How many jobs of a tenant have not ended. Called by `api.limit.gate`.
+"""The jobs of each tenant that have not ended. Called by `api.limit.gate`.
 
-A set of job ids a tenant: a place is taken before the job is recorded and given back when its
-result event arrives. A place whose job ended unheard (an event that was lost, a crash between the
-two) is found when the set is full: its oldest entries are held against the store.
+A set of job ids a tenant: an id is added before the job is recorded and removed when it ends. An id whose end was
+missed (a lost event, a crash in between) is found when the set is full: its oldest entries are checked against the
+store.
 """
 
 import time
@@ -16,21 +16,21 @@ from eventing.redis.connection import failures_named
 
 _LOOK_AT: Final = 50
 _LOOK_EVERY_S: Final = 1.0
-"""Who is full and asks on must not cost fifty reads a call."""
+"""Least time between two checks, so that a tenant at its limit does not cause fifty reads a call."""
 _YOUNG_MS: Final = 5_000
-"""A place this young may belong to a job that is just being recorded."""
+"""An entry younger than this may belong to a job that is being recorded."""
 _KEEP_S: Final = 31 * 24 * 3600
 
 
 class InFlightJobs:
-    """Places of every tenant. Every method raises `StoreUnavailable`."""
+    """The sets of every tenant. Every method raises `StoreUnavailable`."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._looked_s: dict[str, float] = {}
 
     async def take(self, tenant: str, job_id: JobId, limit: int) -> bool:
-        """Take a place; False when there is none."""
+        """Add a job; False when the tenant is at its limit."""
         if await self._add(tenant, job_id) <= limit:
             return True
         if await self._tidy(tenant) and await self._add(tenant, job_id) <= limit:
@@ -39,17 +39,17 @@ class InFlightJobs:
         return False
 
     async def rename(self, tenant: str, old: JobId, new: JobId) -> None:
-        """The job got another id than it was announced with (an Idempotency-Key)."""
+        """Change a job's id (an Idempotency-Key gave it another one)."""
         await self._add(tenant, new)
         await self.leave(tenant, old)
 
     async def leave(self, tenant: str, job_id: JobId) -> None:
-        """Give a place back; idempotent."""
+        """Remove a job; idempotent."""
         async with failures_named():
             await self._redis.zrem(keys.jobs_in_flight_of(tenant), job_id)
 
     async def _add(self, tenant: str, job_id: JobId) -> int:
-        """How many places are taken, this one included."""
+        """The size of the set, this job included."""
         key = keys.jobs_in_flight_of(tenant)
         async with failures_named():
             seconds, microseconds = await self._redis.time()
@@ -62,9 +62,8 @@ class InFlightJobs:
         return int(answers[1])
 
     async def _tidy(self, tenant: str) -> bool:
-        """Give back places of jobs that ended or never came to be; True when the places are to be
-        counted again, False just after a look. Also when none was left to give back: somebody else may
-        have done so since the count.
+        """Remove jobs that ended or were never recorded; True when the set should be counted again, also when
+        nothing was left to remove, since another process may have done so. False right after a check.
         """
         now_s = time.monotonic()
         if now_s - self._looked_s.get(tenant, float("-inf")) < _LOOK_EVERY_S:
@@ -78,7 +77,7 @@ class InFlightJobs:
                 for member, _ in oldest:
                     pipe.hget(
                         keys.job(JobId(member.decode())), "state"
-                    )  # not the megabytes beside it
+                    )  # without request and result
                 states = await pipe.execute() if oldest else []
         old_ms = seconds * 1000 - _YOUNG_MS
         gone = [

@@ -1,6 +1,6 @@
-"""What a tenant may ask for, what a call costs, and how long to wait when it was too much. Pure.
+"""A tenant's limits, the cost of a call, and the wait after a refusal. Pure.
 
-Called by the gate and the admission (`api.limit.gate`). Must not know Redis or HTTP.
+Called by `api.limit.gate`. Must not know Redis or HTTP.
 """
 
 import math
@@ -15,22 +15,22 @@ from eventing.job.job import Job, JobRequest
 
 MINUTE_S: Final = 60
 _BYTES_PER_TOKEN: Final = 4
-"""OpenAI's rule of thumb; the estimate is for the meter, never for a bill."""
+"""OpenAI's rule of thumb; used for limits, never for billing."""
 
 
 class Limit(StrEnum):
-    """What a caller can be refused for, by the name that metrics show."""
+    """The limits, by their names in metrics."""
 
-    REQUESTS_PER_MINUTE = "requests_per_minute"  #: calls but GET
-    TOKENS_PER_MINUTE = "tokens_per_minute"  #: tokens of jobs, as asked for
-    TOKENS_OF_ONE_CALL = "tokens_of_one_call"  #: more at once than a whole minute has
+    REQUESTS_PER_MINUTE = "requests_per_minute"  #: calls other than GET
+    TOKENS_PER_MINUTE = "tokens_per_minute"  #: tokens of jobs, estimated
+    TOKENS_OF_ONE_CALL = "tokens_of_one_call"  #: one job over a whole minute's tokens
     JOBS_IN_FLIGHT = "jobs_in_flight"  #: jobs that have not ended
-    QUEUE_DEPTH = "queue_depth"  #: jobs of everybody that wait for a model
-    DEADLINE = "deadline"  #: the wait would be longer than the caller has
+    QUEUE_DEPTH = "queue_depth"  #: jobs of all tenants that wait for a model
+    DEADLINE = "deadline"  #: the job would wait beyond its deadline
 
 
 class RateLimited(Unavailable):
-    """Over a limit of the tenant's; nothing was accepted."""
+    """Over a limit of the tenant; nothing was accepted."""
 
     status = 429
     code = "rate_limit_exceeded"
@@ -43,7 +43,7 @@ class DeadlineOutOfReach(Unavailable):
 
 
 class TooLargeForLimit(BadRequest):
-    """One call that is more than a whole minute's limit: waiting does not help."""
+    """One call over a whole minute's limit: waiting does not help."""
 
     status = 422
     code = "request_too_large_for_limit"
@@ -51,7 +51,7 @@ class TooLargeForLimit(BadRequest):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a tenant may; 0 is no limit."""
+    """The limits of a tenant; 0 is no limit."""
 
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
@@ -61,10 +61,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitWindow:
-    """A sliding window as the store counts it: what the last whole window took, and this one.
+    """A sliding window as the store counts it: the usage of the previous window and of the current one.
 
-    The last one fades out evenly over `previous_left_s`; then this one, which has `current_left_s`
-    to go, becomes the last.
+    The previous one fades out evenly over `previous_left_s`; then the current one, which ends in `current_left_s`,
+    becomes the previous.
     """
 
     limit: int
@@ -82,7 +82,7 @@ class LimitWindow:
         return max(0, self.limit - self.used)
 
     def wait_s(self, cost: int) -> float:
-        """Seconds until `cost`, which must be within the limit, fits if nothing else is taken."""
+        """Seconds until `cost`, which must be within the limit, fits if nothing else is used."""
         if self.used + cost <= self.limit:
             return 0.0
         room = self.limit - cost
@@ -94,14 +94,14 @@ class LimitWindow:
 
     @property
     def reset_s(self) -> float:
-        """Seconds until nothing is used any more."""
+        """Seconds until the window is empty."""
         if self.current:
             return self.current_left_s + MINUTE_S
         return self.previous_left_s if self.previous else 0.0
 
 
 def limits_of(settings: ApiSettings, tenant: str) -> Limits:
-    """What `tenant` may: its own limits where it has some, everybody's where not."""
+    """The limits of `tenant`: its own where set, the general ones otherwise."""
     own = settings.tenant_limits.get(tenant)
     requests = own.requests_per_minute if own else None
     tokens = own.tokens_per_minute if own else None
@@ -116,8 +116,8 @@ def limits_of(settings: ApiSettings, tenant: str) -> Limits:
 
 
 def tokens_asked(request: JobRequest, context_tokens: int) -> int:
-    """About how many tokens a request will take at most: its prompts at four bytes a token, and for each of them and
-    each choice as many as it lets the answer have, or, where it says nothing, as the context leaves.
+    """An estimate of the most tokens that a request can use: its prompts at four bytes a token, and for each prompt
+    and choice the longest answer allowed, or what the context leaves when none is set.
     """
     prompts = _prompt_sizes(request)
     if request.url == "/v1/embeddings":
@@ -128,7 +128,7 @@ def tokens_asked(request: JobRequest, context_tokens: int) -> int:
 
 
 def answer_tokens(request: JobRequest) -> int | None:
-    """How many tokens a request lets each answer have; None when it does not say."""
+    """The longest answer that a request allows, in tokens; None when it sets none."""
     body = request.body
     named = body.get("max_completion_tokens")
     named = body.get("max_tokens") if named is None else named
@@ -136,7 +136,7 @@ def answer_tokens(request: JobRequest) -> int | None:
 
 
 def _choices(request: JobRequest) -> int:
-    """How many answers to each prompt are generated, which may be more than are given."""
+    """The number of answers generated for each prompt, which may be more than are returned."""
     asked = (request.body.get(name) for name in ("n", "best_of"))
     return max((count for count in asked if _is_count(count)), default=1)
 
@@ -146,9 +146,7 @@ def _is_count(value: Any) -> TypeGuard[int]:
 
 
 def tokens_taken(job: Job) -> int:
-    """How many tokens an ended job took, by the engine's own count where there is one. One that
-    never ran took none.
-    """
+    """The tokens that an ended job used, by the engine's count where there is one; 0 for a job that never ran."""
     counted = (job.usage or {}).get("total_tokens")
     if isinstance(counted, int):
         return max(0, counted)
@@ -156,12 +154,12 @@ def tokens_taken(job: Job) -> int:
 
 
 def prompt_tokens(request: JobRequest) -> int:
-    """About how many tokens the prompts have."""
+    """The estimated tokens of the prompts."""
     return sum(_prompt_sizes(request))
 
 
 def _prompt_sizes(request: JobRequest) -> list[int]:
-    """About how many tokens each prompt has; a chat is one."""
+    """The estimated tokens of each prompt; a chat is one prompt."""
     body = request.body
     prompts: list[Any]
     if request.url == "/v1/chat/completions":
@@ -174,7 +172,7 @@ def _prompt_sizes(request: JobRequest) -> list[int]:
 
 
 def _tokens(value: Any) -> Iterable[float]:
-    """The sizes of every text in a prompt; a number is a token id."""
+    """The sizes of all texts in a prompt; a number is a token id."""
     if isinstance(value, str):
         yield len(value.encode("utf-8", "surrogatepass")) / _BYTES_PER_TOKEN
     elif isinstance(value, int):
@@ -187,7 +185,7 @@ def _tokens(value: Any) -> Iterable[float]:
 
 
 def headers_of(name: str, window: LimitWindow) -> dict[str, str]:
-    """OpenAI's headers for `requests` or `tokens`."""
+    """OpenAI's rate limit headers for `requests` or `tokens`."""
     return {
         f"x-ratelimit-limit-{name}": str(window.limit),
         f"x-ratelimit-remaining-{name}": str(window.remaining),
@@ -196,7 +194,7 @@ def headers_of(name: str, window: LimitWindow) -> dict[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI writes it: `6m0s`, `1.25s`, `120ms`."""
+    """A duration in OpenAI's format: `6m0s`, `1.25s`, `120ms`."""
     if seconds < 1:
         return f"{math.ceil(seconds * 1000)}ms"
     minutes, rest = divmod(seconds, 60)
@@ -209,9 +207,8 @@ def check_deadline(
 ) -> None:
     """Raises `DeadlineOutOfReach` when a job with `left_s` to its deadline would wait longer.
 
-    The wait comes from the pace of late, which says what was asked for, not what is possible,
-    unless the queue has stood for a while; so nothing is refused before its head has waited
-    `standing_s`.
+    The expected wait comes from the recent pace, which measures capacity only while the queue is never empty; so no
+    job is refused before the queue's head has waited `standing_s`.
     """
     if wait_s is None or wait_s <= left_s or head_age_s < standing_s:
         return

@@ -1,4 +1,4 @@
-"""How many streams each tenant holds open at this process, and whether the key that opened one is still good.
+"""The streams that each tenant has open at this process, and whether the key of each is still valid.
 
 Called by `api.routes.route` for every call, and by the handlers of streams. Must not know what is streamed.
 """
@@ -19,29 +19,29 @@ _FULL_S: Final = 5.0
 
 
 class StreamCredentials(Protocol):
-    """Tells of credentials that were good once (`api.auth.authenticator.CredentialAuthenticator`)."""
+    """Checks credentials again (`api.auth.authenticator.CredentialAuthenticator`)."""
 
     async def is_still_good(self, principal: Principal) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class StreamHold:
-    """One open stream: who opened it, and where it is counted."""
+    """One open stream of a principal."""
 
     streams: "OpenStreams"
     principal: Principal
 
     def counted(self) -> AbstractContextManager[None]:
-        """While it is open."""
+        """Counts the stream while the block runs."""
         return self.streams.counted(self.principal)
 
     async def until_revoked(self) -> None:
-        """Return once its key is good no longer; never where no key can be revoked."""
+        """Return once the key is revoked; never for a credential that cannot be revoked."""
         await self.streams.until_revoked(self.principal)
 
 
 class OpenStreams:
-    """Counted where they are held; `limit` is 0 for none."""
+    """The open streams of this process by tenant; `limit` is 0 for none."""
 
     def __init__(self, limit: int, credentials: StreamCredentials) -> None:
         self._limit = limit
@@ -49,13 +49,13 @@ class OpenStreams:
         self._open: Counter[str] = Counter()
 
     def check_room(self, principal: Principal) -> None:
-        """Raises `RateLimited` when the tenant has as many streams here as it may."""
+        """Raises `RateLimited` when the tenant has the largest allowed number of streams here."""
         if self._limit and self._open[principal.tenant] >= self._limit:
             raise RateLimited(f"{self._limit} streams of this tenant are open here", _FULL_S)
 
     @contextmanager
     def counted(self, principal: Principal) -> Iterator[None]:
-        """While a stream of the tenant is open."""
+        """Counts a stream of the tenant while the block runs."""
         self._open[principal.tenant] += 1
         try:
             yield
@@ -65,7 +65,9 @@ class OpenStreams:
                 del self._open[principal.tenant]
 
     async def until_revoked(self, principal: Principal) -> None:
-        """Return once the key that opened a stream is good no longer. A store that is away says nothing."""
+        """Return once the key that opened a stream is revoked. While the store is unavailable, a key counts as
+        valid.
+        """
         while True:
             await asyncio.sleep(_LOOK_EVERY_S if principal.is_revocable else 3600)
             with suppress(Unavailable):

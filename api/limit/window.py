@@ -1,6 +1,6 @@
-"""Sliding windows on Redis, counted by the `limits` library, and what jobs were charged of them.
+"""Sliding windows in Redis, counted by the `limits` library, and the charges of each job.
 
-Called by `api.limit.gate`. Must not know what a job is worth.
+Called by `api.limit.gate`. Must not know how a job's cost is computed.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from eventing.redis.connection import failures_named
 from eventing.redis.script import run
 
 _KEEP_S: Final = 31 * 24 * 3600
-"""A charge outlives the longest job (deadlines are 30 days at most)."""
+"""A charge is kept for longer than the longest job (deadlines are at most 30 days)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitMeter:
-    """What is counted: `name` of a tenant, up to `limit` a minute."""
+    """A counter of a tenant: `name`, up to `limit` a minute."""
 
     name: str
     tenant: str
@@ -48,8 +48,8 @@ class LimitMeter:
 
 
 class Windows:
-    """Counters of every tenant, on the connections of a Redis client that it does not own. Every
-    method raises `StoreUnavailable`.
+    """The counters of every tenant, on the connections of a Redis client that belongs to the caller. Every method
+    raises `StoreUnavailable`.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -64,7 +64,7 @@ class Windows:
         self._limiter = SlidingWindowCounterRateLimiter(self._storage)
 
     async def take(self, meter: LimitMeter, cost: int) -> tuple[bool, LimitWindow]:
-        """Take `cost` if it fits, all or nothing; and the window as it is after that."""
+        """Take `cost` if it fits, all or nothing; gives the window after it."""
         async with failures_named():
             is_taken = await self._limiter.hit(meter.item, *meter.whose, cost=cost)
         return is_taken, await self.look(meter)
@@ -83,23 +83,22 @@ class Windows:
         )
 
     async def charge(self, meter: LimitMeter, job_id: JobId, cost: int) -> None:
-        """Remember that the job was charged `cost`, which was taken just now."""
+        """Record that the job was charged `cost`."""
         async with failures_named():
             await run(self._redis, "limit_charge", [meter.charge(job_id)], [cost, _KEEP_S])
 
     async def rename(self, meter: LimitMeter, old: JobId, new: JobId) -> None:
-        """The job got another id than it was charged under."""
+        """Change the id of a charged job."""
         try:
             async with failures_named():
                 await self._redis.rename(meter.charge(old), meter.charge(new))
         except ResponseError:
-            return  # no charge of that id: there is nothing to correct
+            return  # no charge under that id
 
     async def settle(self, meter: LimitMeter, job_id: JobId, on_admitted: int) -> int:
-        """Correct the job's charge to what it `used`; what was added, negative when given back.
+        """Correct the job's charge to what it `used`; gives the difference, negative when tokens were returned.
 
-        Done once however often it is asked for, by whichever process; a process that dies before it
-        leaves the charge as it was.
+        Idempotent, across processes. A process that dies before it leaves the charge as it was.
         """
         current = meter.current
         where = [meter.charge(job_id), f"{current}/-1", current, f"{current}/late"]

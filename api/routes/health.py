@@ -20,33 +20,35 @@ def router(
     is_metrics_open: bool,
     is_local: bool,
 ) -> APIRouter:
-    """The routes that a platform asks. `is_local`: we listen on loopback only. Where we do not, a caller
-    there may be a sidecar (queue-proxy, a mesh) that hands on everybody's calls.
+    """Routes of the platform's probes and scrapers. `is_local`: the server listens on loopback only. Otherwise a
+    caller on loopback may be a sidecar (queue-proxy, a mesh) that forwards calls of others.
     """
     made = APIRouter(include_in_schema=False)
 
     @made.get("/healthz")
     async def healthz(request: Request) -> Response:
-        """The process turns."""
+        """200: the event loop runs."""
         return await alive(request)
 
     started = ReadyOnceStarted(store, timeout_s=store_timeout_s)
 
     @made.get("/readyz")
     async def readyz(request: Request) -> Response:
-        """Calls are answered, with a 503 and when to come back while the store or broker is away."""
+        """200 once the store has answered; calls are answered 503 with Retry-After while store or broker are
+        unavailable.
+        """
         return await started.answer()
 
     @made.get("/health")
     async def health(request: Request) -> Response:
-        """The store takes writes. Where clients of vLLM ask before they begin: nobody needs to be
-        awake for the answer to be yes.
+        """200 while the store accepts writes. Clients of vLLM ask here before they begin; a model at zero counts as
+        healthy.
         """
         return await readiness(store, timeout_s=store_timeout_s)
 
     @made.get("/metrics")
     async def metrics(request: Request) -> Response:
-        """Prometheus text; for those who may; for this machine where no other can call."""
+        """Prometheus text, with the scope metrics:read, or from this host when the server listens on loopback."""
         client = request.client.host if request.client else ""
         if not is_metrics_open and not (is_local and is_loopback(client)):
             principal = await authenticator.principal_of(request)

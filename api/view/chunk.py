@@ -1,7 +1,6 @@
-"""OpenAI stream chunks out of a job's token stream. Pure.
+"""OpenAI stream chunks from a job's token stream. Pure.
 
-Called by the streaming forms of chat completions and completions. The same stream always gives the
-same chunks.
+Called by the streaming forms of chat completions and completions. The same stream always gives the same chunks.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from eventing.job.store import EntryKind, StreamEntry
 
 
 class Restarted(CallFailed):
-    """A new attempt had to start over after text was shown; a stream cannot take text back."""
+    """A new attempt had to start from the first token after text was shown; a stream cannot take text back."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -25,7 +24,7 @@ class Restarted(CallFailed):
 
 
 class Chunker:
-    """One stream of one job."""
+    """The chunks of one job's stream."""
 
     def __init__(self, job: Job) -> None:
         self._is_chat = job.request.url == "/v1/chat/completions"
@@ -38,7 +37,7 @@ class Chunker:
         self._spoken: set[int] = set()
 
     def chunks(self, entry: StreamEntry) -> Iterator[bytes]:
-        """The chunks that an entry of the stream is. Raises `Restarted`."""
+        """The chunks for an entry of the stream. Raises `Restarted`."""
         if entry.kind is EntryKind.ATTEMPT and entry.is_restart and self._spoken:
             raise Restarted
         if entry.kind is not EntryKind.TOKENS or not entry.delta:
@@ -51,8 +50,8 @@ class Chunker:
             yield self._dump([self._whole(choice)], **extra)
 
     def unshown(self, job: Job) -> Iterator[bytes]:
-        """The answer of the ended `job` in a chunk a choice, when nothing was shown of it: its tokens are not kept any
-        more, or its predictor streams none.
+        """The answer of the ended `job`, one chunk a choice, when none of it was streamed: its tokens are no longer
+        stored, or its predictor does not stream.
         """
         if self._spoken:
             return
@@ -63,7 +62,7 @@ class Chunker:
             yield self._dump([self._whole(kept)])
 
     def usage(self, usage: Mapping[str, Any] | None) -> bytes:
-        """The last chunk of a stream that asked for usage."""
+        """The last chunk of a stream that requested usage."""
         return self._dump([], usage=usage)
 
     def _whole(self, choice: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +77,7 @@ class Chunker:
 
 
 def delta_of(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole message as one delta: there, tool calls are numbered."""
+    """A whole message as one delta, in which tool calls are numbered."""
     calls = message.get("tool_calls")
     numbered = [{"index": index, **call} for index, call in enumerate(calls or ())]
     return {**message, "tool_calls": numbered} if calls else dict(message)

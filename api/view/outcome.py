@@ -1,4 +1,4 @@
-"""How a job ended, as the answer to a call that waited for it.
+"""The result of an ended job as the response to a call that waited for it.
 
 Called by OpenAI's endpoints. Pure.
 """
@@ -16,7 +16,7 @@ _CALLERS_FAULT: Final = frozenset(
 
 
 class CallRefused(BadRequest):
-    """The engine found the request impossible, under the code it gave."""
+    """The engine refused the request, with its own error code."""
 
     def __init__(self, message: str, field: str, code: str) -> None:
         super().__init__(message, field)
@@ -49,12 +49,12 @@ def failure_of(job: Job) -> TorporError | None:
 
 
 def still_running(job: Job) -> CallFailed:
-    """The call was held as long as it may be; the job goes on."""
+    """The call was held for the longest time allowed; the job goes on."""
     return CallFailed(f"still running; see /v1/jobs/{job.id}", 504, "still_running")
 
 
 def answer_of(job: Job) -> Mapping[str, Any]:
-    """The OpenAI body of a job that has one, under our id, time and model name."""
+    """The OpenAI body of an answered job, with our id, time and model name."""
     body = dict(job.result or {})
     if body.get("object") == "list":  # embeddings have no id
         return body | {"model": job.request.model}
@@ -65,12 +65,12 @@ def answer_of(job: Job) -> Mapping[str, Any]:
 
 
 def _whole(choice: Any) -> Any:
-    """OpenAI's message says of each answer whether it is a refusal."""
+    """OpenAI's messages have a `refusal` field, null for none."""
     message = choice.get("message") if isinstance(choice, dict) else None
     return choice | {"message": {"refusal": None, **message}} if message else choice
 
 
 def answer_id(job: Job) -> str:
-    """OpenAI's kind of id for the job's answer."""
+    """The id of the job's answer in OpenAI's form."""
     prefix = "chatcmpl" if job.request.url == "/v1/chat/completions" else "cmpl"
     return f"{prefix}-{job.id.removeprefix('job_')}"

@@ -1,8 +1,8 @@
-"""Where a webhook may go: the policy of addresses and hosts. Pure.
+"""The policy on addresses and hosts that webhooks may reach. Pure.
 
-Called when a URL is handed in, and again by the resolver and the sender before anything is dialled.
-It answers SSRF (OWASP): whoever may submit a URL must not be able to speak to what only we can
-reach. Must not know deliveries or sockets.
+Called when a URL is submitted, and again by the resolver and the sender before each connection. It prevents SSRF
+(OWASP): a caller who can submit a URL must not reach hosts that only this network can reach. Must not know
+deliveries or sockets.
 """
 
 import re
@@ -53,8 +53,8 @@ _REFUSED: Final[tuple[Network, ...]] = tuple(
     )
 )
 _GLOBAL_UNICAST: Final = ip_network("2000::/3")
-"""Every public IPv6 address is in here; loopback, mapped, unique local, link-local, site-local,
-multicast and local NAT64 prefixes are not.
+"""All public IPv6 addresses are in here; loopback, mapped, unique local, link-local, site-local, multicast and
+local NAT64 prefixes are not.
 """
 _NAT64: Final = ip_network("64:ff9b::/96")
 _ISATAP: Final = (0x00005EFE, 0x02005EFE)
@@ -74,8 +74,8 @@ _NUMBER: Final = re.compile(r"([0-9]+|0x[0-9a-f]*)\Z")
 
 @dataclass(frozen=True, slots=True)
 class AllowList:
-    """Inside addresses that webhooks may reach all the same: networks, and names (`*.` for all
-    below one). A name that stands here may resolve to anything.
+    """Internal addresses that webhooks may reach: networks, and host names (`*.` for all below one). A listed name
+    may resolve to any address.
     """
 
     networks: tuple[Network, ...] = ()
@@ -110,8 +110,8 @@ class AllowList:
 
 @dataclass(frozen=True, slots=True)
 class WebhookTarget:
-    """A URL that may be tried. `host` is lower-case, without a final dot; `address` is set when it
-    is a literal one.
+    """An accepted URL. `host` is lower-case, without a final dot; `address` is set when the host is a literal
+    address.
     """
 
     url: URL
@@ -121,16 +121,16 @@ class WebhookTarget:
 
 @cache
 def allow_list(entries: tuple[str, ...]) -> AllowList:
-    """`AllowList.parse`, once for each setting."""
+    """`AllowList.parse`, cached by its setting."""
     return AllowList.parse(entries)
 
 
 def check_url(text: object, allowed: AllowList, where: str) -> WebhookTarget:
-    """The target that `text` names.
+    """The target in `text`.
 
-    Raises `InvalidJob` naming `where` for anything but an https URL (http for what the allow-list
-    names) to a public host. A name may still resolve to an address inside: that is checked when it
-    is dialled. The URL is read by the parser that later dials, so the two cannot disagree.
+    Raises `InvalidJob` naming `where` for anything but an https URL (or http for hosts on the allow-list) to a
+    public host. The name may still resolve to an internal address; that is checked before each connection. The URL
+    is parsed by the same parser as for the connection, so that the two cannot disagree.
     """
     if not isinstance(text, str) or not text or len(text) > _LONGEST_URL or not text.isprintable():
         raise InvalidJob(f"{where} must be a URL of at most {_LONGEST_URL} characters", where)
@@ -153,8 +153,8 @@ def check_url(text: object, allowed: AllowList, where: str) -> WebhookTarget:
 
 
 def refusal(address: Address) -> str:
-    """Why `address` must not be dialled; empty when it may be. What an IPv6 address embeds counts
-    as itself.
+    """Why `address` must not be connected to; empty when it may. An IPv4 address embedded in an IPv6 address is
+    checked itself.
     """
     if address.version == 6 and address not in _GLOBAL_UNICAST and address not in _NAT64:
         return f"{address} is not a public address"
@@ -182,7 +182,7 @@ def _literal(host: str, where: str) -> Address | None:
     except ValueError:
         pass
     if _is_number(host):
-        # inet_aton reads 2130706433, 0x7f.1 and 0177.1 as addresses; honest callers do not write so
+        # inet_aton accepts 2130706433, 0x7f.1 and 0177.1 as addresses; refused, as no legitimate caller writes them
         raise InvalidJob(f"{where} has an encoded address; write it plainly", where)
     if not _HOST.match(host) or ".." in host:
         raise InvalidJob(f"{where} has a host that is no name", where)
@@ -198,14 +198,12 @@ def _check_public(host: str, address: Address | None, where: str) -> None:
 
 
 def _is_number(host: str) -> bool:
-    """By the WHATWG URL standard: a host whose last label is a number is an address, or nothing."""
+    """By the WHATWG URL standard, a host whose last label is a number is an IPv4 address, or invalid."""
     return _NUMBER.match(host.removesuffix(".").rpartition(".")[2]) is not None
 
 
 def _embedded(address: Address) -> Iterator[IPv4Address]:
-    """IPv4 addresses that a gateway would take out of an IPv6 one (Teredo and 6to4 are refused
-    whole).
-    """
+    """IPv4 addresses that a gateway would take out of an IPv6 address (Teredo and 6to4 are refused entirely)."""
     if not isinstance(address, IPv6Address):
         return
     low = int(address) & 0xFFFFFFFF

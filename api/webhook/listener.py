@@ -1,7 +1,7 @@
-"""Turns an ending into deliveries: one for each receiver that wants it.
+"""Creates webhook deliveries for an ended job: one for each receiver that is subscribed.
 
-Told of each end by `eventing.live.ended`, and called by whoever ends a batch. Idempotent: the same
-ending gives the same deliveries. Must not know how they are sent.
+Called by `eventing.live.ended` for each ended job, and by the batch runner. Idempotent: the same end gives the same
+deliveries. Must not know how they are sent.
 """
 
 from collections.abc import Callable
@@ -12,20 +12,20 @@ from eventing.job.job import Job
 
 
 class WebhookListener:
-    """An `EndListener`. `wake` is called when something is due at once."""
+    """An `EndListener`. `wake` is called when a delivery is due at once."""
 
     def __init__(self, store: WebhookStore, wake: Callable[[], None]) -> None:
         self._store = store
         self._wake = wake
 
     async def ended(self, job: Job) -> None:
-        """Return once every delivery is recorded. Raises `StoreUnavailable`; tell again then."""
+        """Return once every delivery is recorded. Raises `StoreUnavailable`; the call must then be repeated."""
         message = message_of(job)
         if message is not None:
             await self.tell(message)
 
     async def tell(self, message: Message) -> None:
-        """As `ended`, for anything that has a message: a batch, say."""
+        """As `ended`, for any other message, such as a batch's."""
         wanted = [
             (endpoint.id, endpoint.url)
             for endpoint in await self._store.endpoints(message.tenant)

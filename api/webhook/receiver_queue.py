@@ -1,7 +1,6 @@
-"""Who may be spoken to now: few tries at once a receiver and a tenant, so that one that hangs makes
-nobody else late.
+"""Limits concurrent tries for each tenant and receiver, so that a hanging receiver does not delay the others.
 
-Called by the sender. Pure but for what it counts; holds nothing that would be lost with it.
+Called by the sender. In memory only: the deliveries themselves are in the store.
 """
 
 from collections import defaultdict, deque
@@ -13,10 +12,10 @@ from api.webhook.webhook import WebhookDelivery
 PER_RECEIVER: Final = 4
 PER_TENANT: Final = 32
 WAITING_PER_TENANT: Final = 512
-"""What a tenant may have taken and waiting; the rest stays in the store."""
+"""Claimed deliveries of a tenant that may wait here; the rest stays in the store."""
 
 Lane = tuple[str, str]
-"""A tenant and a host: what shares its tries."""
+"""A tenant and a host, which share a limit of concurrent tries."""
 
 
 @dataclass(slots=True)
@@ -33,16 +32,14 @@ class _Receiver:
 
 
 class ReceiverQueues:
-    """Deliveries that were taken, by receiver. Times are seconds of one monotonic clock."""
+    """Claimed deliveries by receiver. Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self._receivers: defaultdict[Lane, _Receiver] = defaultdict(_Receiver)
         self._tenants: defaultdict[str, _Tenant] = defaultdict(_Tenant)
 
     def join(self, lane: Lane, delivery: WebhookDelivery, good_until_s: float) -> bool:
-        """Queue a delivery that is ours until `good_until_s`; False when the tenant has too
-        many.
-        """
+        """Queue a delivery that is claimed until `good_until_s`; False when the tenant has too many."""
         tenant = self._tenants[lane[0]]
         if tenant.waiting >= WAITING_PER_TENANT:
             return False
@@ -51,7 +48,9 @@ class ReceiverQueues:
         return True
 
     def start(self, now_s: float) -> list[tuple[Lane, WebhookDelivery]]:
-        """What may be tried now. What is ours no longer is forgotten: it is due again by itself."""
+        """The deliveries that may be tried now. Those whose claim has lapsed are dropped; the store makes them due
+        again.
+        """
         started: list[tuple[Lane, WebhookDelivery]] = []
         for lane, receiver in list(self._receivers.items()):
             tenant = self._tenants[lane[0]]
@@ -66,7 +65,7 @@ class ReceiverQueues:
         return started
 
     def done(self, lane: Lane, now_s: float, pause_s: float = 0.0) -> None:
-        """A try ended; the receiver is left alone for `pause_s`."""
+        """A try has ended; no further try to this receiver for `pause_s`."""
         receiver = self._receivers[lane]
         receiver.running -= 1
         receiver.not_before_s = max(receiver.not_before_s, now_s + pause_s)
@@ -74,7 +73,7 @@ class ReceiverQueues:
         self._forget(lane, now_s)
 
     def pause_left_s(self, lane: Lane, now_s: float) -> float:
-        """How long the receiver asked to be left alone still."""
+        """The rest of the pause that the receiver asked for."""
         receiver = self._receivers.get(lane)
         return max(0.0, receiver.not_before_s - now_s) if receiver else 0.0
 

@@ -1,7 +1,7 @@
-"""Resolves a webhook's host once, checks every answer, and lets only a checked one be dialled.
+"""Resolves a webhook's host once and refuses internal addresses.
 
-Called by aiohttp's connector for each connection of the sender. The connector dials what this
-returns, so there is no second look-up whose answer could differ. Must not know deliveries.
+Called by aiohttp's connector for each connection of the sender. The connector connects to the addresses returned
+here, so there is no second look-up with another answer. Must not know deliveries.
 """
 
 import socket
@@ -13,11 +13,11 @@ from api.webhook.address import AllowList, may_dial, refusal
 
 
 class TargetRefused(OSError):
-    """The host resolves to an address that must not be dialled."""
+    """The host resolves to an address that webhooks must not reach."""
 
 
 class GuardedResolver(AbstractResolver):
-    """A resolver that trusts no answer of `inner`."""
+    """Checks every address that `inner` returns."""
 
     def __init__(self, inner: AbstractResolver, allowed: AllowList) -> None:
         self._inner = inner
@@ -26,9 +26,7 @@ class GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """The first answer. Raises `TargetRefused` when any of them is inside: a name that has both
-        kinds of address is not an honest one.
-        """
+        """The first address. Raises `TargetRefused` when any of them is internal, even if others are public."""
         answers = await self._inner.resolve(host, port, family)
         name = host.lower().removesuffix(".")
         for answer in answers:

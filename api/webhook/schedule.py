@@ -1,4 +1,4 @@
-"""When a webhook is tried again. Pure; the schedule of Standard Webhooks, for 72 hours.
+"""The retry schedule of webhooks: that of Standard Webhooks, for 72 hours. Pure.
 
 Called by the sender after every try. Must not know HTTP clients or Redis.
 """
@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 PROMISED_S: Final = 72 * 3600.0
-"""How long a receiver may be away and still be told (OpenAI's number)."""
+"""How long a delivery is retried (as at OpenAI)."""
 _PUBLISHED_S: Final = (
     0.0,
     5.0,
@@ -25,22 +25,22 @@ _PUBLISHED_S: Final = (
     20 * 3600.0,
 )
 SCHEDULE_S: Final = (*_PUBLISHED_S, PROMISED_S - sum(_PUBLISHED_S))
-"""Pause before each try, after the one before. The standard's own last pause is 24 h, which ends at
-75 h 35 min; ours ends with the promise, after 20 h 25 min (docs/adr/0060).
+"""The pause before each try. The standard's own last pause of 24 h would end at 75 h 35 min; ours ends at 72 h,
+after 20 h 25 min (docs/adr/0060).
 """
 JITTER: Final = 0.05
-"""A pause is this much longer or shorter, so that what failed together does not return together."""
+"""Each pause is varied by up to this share, so that deliveries that failed together are not retried together."""
 LONGEST_RETRY_AFTER_S: Final = 24 * 3600.0
 
 
 class TryVerdict(StrEnum):
-    """What becomes of a delivery after a try."""
+    """The state of a delivery after a try."""
 
     DELIVERED = "delivered"  #: the receiver answered 2xx
     PENDING = "pending"  #: will be tried again
     FAILED = "failed"  #: no try is left
-    GONE = "gone"  #: 410: the receiver wants no more; switches its endpoint off
-    REFUSED = "refused"  #: its address must not be dialled; asking again would not help
+    GONE = "gone"  #: 410: the endpoint is switched off
+    REFUSED = "refused"  #: the address is refused; a retry would not help
     DROPPED = "dropped"  #: its endpoint was deleted or switched off meanwhile
 
     @property
@@ -50,7 +50,7 @@ class TryVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TryOutcome:
-    """What a try came to: a status, or 0 and the word for why there was none."""
+    """The result of a try: an HTTP status, or 0 and an error code."""
 
     status: int = 0
     error: str = ""
@@ -60,8 +60,8 @@ class TryOutcome:
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """What to do now; `delay_s` counts from the try that was judged. `pause_s` holds back the
-    receiver's other deliveries too.
+    """The decision after a try; `delay_s` counts from that try. `pause_s` also delays the receiver's other
+    deliveries.
     """
 
     verdict: TryVerdict
@@ -72,8 +72,8 @@ class RetryDecision:
 def decide(
     tries: int, outcome: TryOutcome, now_s: float, draw: random.Random, schedule_s: Sequence[float]
 ) -> RetryDecision:
-    """What follows the try number `tries` (from 1). A Retry-After can make a pause longer, never
-    shorter, and is not counted as less by jitter.
+    """The decision after try number `tries` (from 1). A Retry-After can lengthen a pause, never shorten it, and
+    jitter does not shorten it either.
     """
     if 200 <= outcome.status < 300:
         return RetryDecision(TryVerdict.DELIVERED)
@@ -92,8 +92,8 @@ def decide(
 
 
 def retry_after_s(text: str, now_s: float) -> float:
-    """Seconds that a Retry-After header asks for (RFC 9110: seconds or a date), at most a day; 0
-    for none, or nonsense.
+    """The seconds of a Retry-After header (RFC 9110: seconds or a date), at most a day; 0 for none, or an invalid
+    one.
     """
     text = text.strip()
     if text.isascii() and text.isdigit() and len(text) < 10:

@@ -1,8 +1,7 @@
-"""Sends webhooks: takes what is due, tries it once, notes what came of it.
+"""Sends webhooks: claims due deliveries, tries each once, records the outcome.
 
-Called by `api.__main__` in a loop; any number of senders share the work. Holds nothing: a sender
-that dies in a try leaves a delivery that is due again when its hold lapses, under the same
-`webhook-id`.
+Called by `api.__main__` in a loop; any number of senders share the work. It keeps no state: when a sender dies
+during a try, the delivery is due again once its claim lapses, with the same `webhook-id`.
 """
 
 import asyncio
@@ -31,7 +30,9 @@ _TAKE: Final = 100
 _LOOK_EVERY_S: Final = 0.25
 _TOO_MANY_MS: Final = 2_000
 _log = structlog.get_logger()
-_tries = Counter("torpor_webhook_tries_total", "Tries to deliver webhooks.", ["verdict"])
+_tries = Counter(
+    "torpor_webhook_tries_total", "Delivery attempts of webhooks, by outcome.", ["verdict"]
+)
 _late = Histogram(
     "torpor_webhook_first_try_seconds",
     "Time from a delivery's record to its first try.",
@@ -41,8 +42,8 @@ _late = Histogram(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SenderSettings:
-    """How webhooks are sent. `hold_s` is how long a taken delivery is ours: over one try's
-    `timeout_s`, so that no second sender starts while we wait for an answer.
+    """How webhooks are sent. `hold_s` is the duration of a claim: longer than a try's `timeout_s`, so that no
+    second sender tries while this one waits for an answer.
     """
 
     timeout_s: float = 15.0
@@ -55,7 +56,7 @@ class SenderSettings:
 
 
 class WebhookSender:
-    """One sender. `resolver` is what the guard asks; tests pass their own."""
+    """One sender. `resolver` is checked by the guard; tests pass their own."""
 
     def __init__(
         self,
@@ -73,11 +74,11 @@ class WebhookSender:
         self._due = asyncio.Event()
 
     def wake(self) -> None:
-        """Something is due now: look at once."""
+        """A delivery is due now: check at once."""
         self._due.set()
 
     async def run(self) -> None:
-        """Send until cancelled. A store that is away is waited for."""
+        """Send until cancelled; waits while the store is unavailable."""
         async with self._session() as session, asyncio.TaskGroup() as group:
             while True:
                 self._due.clear()
@@ -94,7 +95,7 @@ class WebhookSender:
                     continue
 
     async def try_once(self, endpoint: Endpoint, delivery: WebhookDelivery) -> TryOutcome:
-        """One try outside the schedule, for a test of an endpoint; leaves no record."""
+        """One try outside the schedule, for testing an endpoint; nothing is recorded."""
         async with self._session() as session:
             return await self._post(session, endpoint, delivery)
 
@@ -131,13 +132,13 @@ class WebhookSender:
     async def _deliver(
         self, session: aiohttp.ClientSession, lane: Lane, delivery: WebhookDelivery
     ) -> None:
-        """One try, from start to note. Never raises but for a cancel."""
+        """One try and its record. Raises nothing but a cancellation."""
         pause_s = 0.0
         try:
             pause_s = await self._attempt(session, delivery)
         except StoreUnavailable as error:
             _log.debug("due again by itself", action="webhook", reason=error.code)
-        except Exception as error:  # a bug must cost one try, not the sender of all the others
+        except Exception as error:  # a bug must not end the sender
             _log.error("a bug", action="webhook", error=type(error).__name__, exc_info=True)
         finally:
             self._lanes.done(lane, time.monotonic(), pause_s)
@@ -174,9 +175,7 @@ class WebhookSender:
     async def _post(
         self, session: aiohttp.ClientSession, endpoint: Endpoint, delivery: WebhookDelivery
     ) -> TryOutcome:
-        """What the receiver says. Only the status and Retry-After are looked at; a body could be
-        anything, and is not read.
-        """
+        """The receiver's response. Only status and Retry-After are used; the body is not read."""
         now_s = time.time()
         try:
             target = check_url(endpoint.url, self._settings.allowed, "url")
@@ -230,20 +229,20 @@ class WebhookSender:
             await self._store.change(
                 delivery.tenant,
                 delivery.endpoint,
-                lambda endpoint: replace(endpoint, switched_off="it answered 410 Gone"),
+                lambda endpoint: replace(endpoint, switched_off="the receiver answered 410 Gone"),
             )
         except NotFound:
             return  # deleted meanwhile
 
 
 def _lane(delivery: WebhookDelivery) -> Lane:
-    """What shares its tries: all that a tenant sends to one host."""
+    """All deliveries of a tenant to one host share a limit."""
     host = delivery.url.split("/", 3)[2:3]
     return delivery.tenant, host[0].lower() if host else ""
 
 
 def _refused(error: BaseException) -> TargetRefused | None:
-    """The refusal of our resolver, which aiohttp wraps."""
+    """The resolver's refusal, which aiohttp wraps."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, TargetRefused):

@@ -1,4 +1,4 @@
-"""What the handlers of webhooks need, put together once. Called by `api.wiring`."""
+"""The dependencies of the webhook handlers. Called by `api.wiring`."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ from api.webhook.webhook import Message
 
 @dataclass(frozen=True, slots=True)
 class WebhookService:
-    """Where webhooks are kept, and a sender for tests of an endpoint."""
+    """The store of webhooks, and a sender for testing an endpoint."""
 
     store: WebhookStore
     sender: WebhookSender
 
     async def tell(self, message: Message) -> None:
-        """Record a delivery for each receiver that wants it. Raises `StoreUnavailable`."""
+        """Record a delivery for each subscribed receiver. Raises `StoreUnavailable`."""
         await WebhookListener(self.store, self.sender.wake).tell(message)
 
     async def tell_batch(self, tenant: str, batch_id: str, status: str, now_s: int) -> None:
-        """That a batch has ended; told again, it is the same message."""
+        """Notify of an ended batch; repeated calls give the same message."""
         message = Message(
             tenant=tenant,
             type=f"batch.{status}",

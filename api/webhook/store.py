@@ -1,9 +1,8 @@
-"""Where webhooks are kept: endpoints and deliveries, on Redis, so that no process owes any.
+"""Endpoints and deliveries of webhooks in Redis.
 
-Called by the listener (put), the sender (take, note) and the handlers. A delivery is written
-together with its place in the due index; a sender that takes one pushes it out of the way of the
-others for a while, so what a dead sender held is due again by itself. All keys share one hash tag:
-record and index change in one step also on a cluster. Must not know HTTP.
+Called by the listener (put), the sender (take, note) and the handlers. A delivery is written together with its
+entry in the due index. A sender that claims a delivery postpones it for a while, so that a dead sender's deliveries
+become due again. All keys share one hash tag. Must not know HTTP.
 """
 
 from collections.abc import Callable
@@ -28,9 +27,7 @@ _WRITES: Final = 8
 
 
 class WebhookStore:
-    """Endpoints and deliveries, on a Redis client that it does not own. Every method raises
-    `StoreUnavailable`.
-    """
+    """Endpoints and deliveries; the Redis client belongs to the caller. Every method raises `StoreUnavailable`."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -50,7 +47,7 @@ class WebhookStore:
         return _endpoint(tenant, raw) if raw else None
 
     async def per_job(self, tenant: str) -> Endpoint:
-        """What signs the tenant's per-job webhooks; made when first asked for."""
+        """The endpoint with the secret for the tenant's per-job webhooks, created on first use."""
         key = keys.webhook_endpoints_of(tenant)
         async with failures_named():
             now_s = int((await self._redis.time())[0])
@@ -75,7 +72,7 @@ class WebhookStore:
     async def change(
         self, tenant: str, endpoint_id: str, edit: Callable[[Endpoint], Endpoint]
     ) -> Endpoint:
-        """The endpoint after `edit`, which sees no half of another's change. Raises `NotFound`."""
+        """Apply `edit` to the endpoint atomically; gives the changed endpoint. Raises `NotFound`."""
         key = keys.webhook_endpoints_of(tenant)
         async with failures_named(), self._redis.pipeline(transaction=True) as pipe:
             for _ in range(_WRITES):
@@ -94,14 +91,12 @@ class WebhookStore:
         raise StoreUnavailable("too many changes of this tenant's endpoints at once")
 
     async def remove(self, tenant: str, endpoint_id: str) -> bool:
-        """False when there was none. What is on its way to it is dropped when it is due."""
+        """Delete an endpoint; False when there was none. Its pending deliveries are dropped when they are due."""
         async with failures_named():
             return bool(await self._redis.hdel(keys.webhook_endpoints_of(tenant), endpoint_id))
 
     async def put(self, deliveries: list[WebhookDelivery]) -> None:
-        """Record deliveries, due at once. One that is known is left alone, so this may be done
-        twice.
-        """
+        """Record deliveries, due at once. Idempotent: a known delivery is unchanged."""
         async with failures_named():
             now_ms = await self.now_ms()
             async with self._redis.pipeline(transaction=True) as pipe:
@@ -125,7 +120,7 @@ class WebhookStore:
         for name, value in fields.items():
             pipe.hsetnx(key, name, value)
         pipe.expire(key, KEEP_S)
-        # NX: a delivery that waits keeps its time; one that is settled is dropped when it is taken
+        # NX: a waiting delivery keeps its time; an ended one is dropped when it is claimed
         pipe.zadd(keys.DUE_WEBHOOKS, {delivery.id: now_ms}, nx=True)
         pipe.zadd(keys.webhook_log_of(delivery.tenant), {delivery.id: now_ms}, nx=True)
         pipe.zremrangebyscore(keys.webhook_log_of(delivery.tenant), "-inf", now_ms - KEEP_S * 1000)
@@ -135,7 +130,7 @@ class WebhookStore:
         pipe.expire(about, KEEP_S)
 
     async def take(self, limit: int, hold_ms: int) -> list[WebhookDelivery]:
-        """Deliveries that are due, ours for `hold_ms`; what is settled or gone leaves the index."""
+        """Claim due deliveries for `hold_ms`; entries of ended or deleted ones are removed from the index."""
         async with failures_named():
             due: list[bytes] = await run(
                 self._redis, "take_due", [keys.DUE_WEBHOOKS], [limit, hold_ms]
@@ -158,7 +153,7 @@ class WebhookStore:
         delay_ms: int = 0,
         entry: Try | None = None,
     ) -> bool:
-        """Record a try (or, without one, the end). False when another sender did so first."""
+        """Record a try (or, without one, the end). False when another sender already did."""
         text = orjson.dumps(entry) if entry is not None else b""
         number = delivery.tries + 1 if entry is not None else 0
         async with failures_named():
@@ -171,13 +166,13 @@ class WebhookStore:
         return bool(answer == b"ok")
 
     async def postpone(self, delivery: WebhookDelivery, delay_ms: int) -> None:
-        """Have it due after `delay_ms` instead, without a try."""
+        """Make it due after `delay_ms`, without a try."""
         async with failures_named():
             at_ms = await self.now_ms() + delay_ms
             await self._redis.zadd(keys.DUE_WEBHOOKS, {delivery.id: at_ms}, xx=True)
 
     async def delivery(self, tenant: str, delivery_id: str) -> WebhookDelivery | None:
-        """The tenant's delivery of that id, with its tries."""
+        """The tenant's delivery with that id, with its tries."""
         async with failures_named():
             (found,) = await self._read([delivery_id])
         return found if found is not None and found.tenant == tenant else None
@@ -199,14 +194,14 @@ class WebhookStore:
         return [delivery for delivery in found if delivery is not None]
 
     async def of(self, tenant: str, subject: str) -> list[WebhookDelivery]:
-        """What was told of one job or batch, in no order."""
+        """The deliveries of one job or batch, in no order."""
         async with failures_named():
             ids = await self._redis.smembers(keys.webhooks_about(tenant, subject))
             found = await self._read([member.decode() for member in ids])
         return [delivery for delivery in found if delivery is not None]
 
     async def now_ms(self) -> int:
-        """Store time: pauses are counted by it, whoever counts."""
+        """Store time, by which pauses are counted."""
         async with failures_named():
             seconds, microseconds = await self._redis.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
@@ -235,7 +230,7 @@ def _endpoint(tenant: str, raw: bytes) -> Endpoint:
 
 
 def _parse(delivery_id: str, row: dict[bytes, bytes]) -> WebhookDelivery | None:
-    """None when there is no whole record."""
+    """The delivery; None when its record is incomplete."""
     if b"state" not in row or b"tries" not in row:
         return None
     tries = int(row[b"tries"])

@@ -84,7 +84,7 @@ async def test_every_refusal_looks_the_same(connection: HTTPConnection) -> None:
     with pytest.raises(Unauthorized) as refused:
         await door(KEY, EXPIRED).principal_of(connection)
 
-    assert refused.value.message == "send a key that we know, as «Authorization: Bearer ...»"
+    assert refused.value.message == "send a valid key as «Authorization: Bearer ...»"
 
 
 async def test_an_expired_key_was_good_until_then() -> None:
