@@ -86,6 +86,19 @@ def _one_end(lines: Sequence[Line], store: StoreDump, _: Rules) -> Iterator[Viol
             yield Violation("I2", f"{job_id} was seen {state} and is {job.state}")
 
 
+def _whole_transitions(_: Sequence[Line], store: StoreDump, __: Rules) -> Iterator[Violation]:
+    """A transition is one script, so a record and its stream say the same, and an end is told."""
+    for job_id, job in store.jobs.items():
+        states = [entry.state for entry in job.entries if entry.kind is EntryKind.STATE]
+        last = states[-1] if states else "queued"
+        if job.state in _TERMINAL and last != job.state:
+            yield Violation("I2", f"{job_id} is {job.state} and its stream says {last}")
+        if job.state not in _TERMINAL and last in _TERMINAL:
+            yield Violation("I2", f"{job_id} is {job.state} and its stream says {last}")
+        if job.state in _TERMINAL and not job.is_told:
+            yield Violation("I12", f"{job_id} is {job.state} and nobody is told")
+
+
 def _one_effect(_: Sequence[Line], store: StoreDump, rules: Rules) -> Iterator[Violation]:
     for job_id, job in store.jobs.items():
         ends = 0
@@ -234,6 +247,7 @@ def _silence(lines: Sequence[Line], _: StoreDump, __: Rules) -> Iterator[Violati
 _JUDGES: Final[tuple[Callable[[Sequence[Line], StoreDump, Rules], Iterator[Violation]], ...]] = (
     _no_loss,
     _one_end,
+    _whole_transitions,
     _one_effect,
     _tokens,
     _dead_letters,

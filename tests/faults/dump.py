@@ -39,6 +39,8 @@ class JobDump:
     refused_writes: int = 0
     result_text: str | None = None
     entries: tuple[StreamEntry, ...] = ()
+    is_told: bool = True
+    """Its end stands in the stream of ends and in its tenant's feed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +69,9 @@ async def dump(redis: Redis, queue: str, tenant: str) -> StoreDump:
         if not (cursor := page.next_cursor):
             break
     depth = await QueueView(redis).depth(queue)
+    told = await _told(redis, {job.tenant for job in jobs.values()})
     return StoreDump(
-        jobs={job_id: await _job(store, job) for job_id, job in jobs.items()},
+        jobs={job_id: await _job(store, job, told) for job_id, job in jobs.items()},
         dead_letters=frozenset(dead),
         leases=sum(bool(job.lease_owner) for job in jobs.values()),
         pending=depth.pending,
@@ -77,7 +80,21 @@ async def dump(redis: Redis, queue: str, tenant: str) -> StoreDump:
     )
 
 
-async def _job(store: RedisStore, job: Job) -> JobDump:
+async def _told(redis: Redis, tenants: set[str]) -> set[tuple[bytes, bytes]]:
+    """Job and attempt of each end that everybody is told: listeners, and readers of `/v1/events`."""
+    streams = [keys.ENDED], [keys.results_of(tenant) for tenant in tenants]
+    listeners, readers = [
+        {
+            (entry[b"job"], entry[b"attempt"])
+            for name in names
+            for _, entry in await redis.xrange(name)
+        }
+        for names in streams
+    ]
+    return listeners & readers
+
+
+async def _job(store: RedisStore, job: Job, told: set[tuple[bytes, bytes]]) -> JobDump:
     entries: list[StreamEntry] = []
     while page := await store.read_stream(job.id, entries[-1].cursor if entries else ""):
         entries += page
@@ -90,6 +107,7 @@ async def _job(store: RedisStore, job: Job) -> JobDump:
         refused_writes=job.refused_writes,
         result_text=_text(job),
         entries=tuple(entries),
+        is_told=(job.id.encode(), str(job.attempt).encode()) in told,
     )
 
 

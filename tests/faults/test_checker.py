@@ -108,6 +108,12 @@ def test_a_hand_over_and_a_restart_break_nothing() -> None:
 BAD_JOBS = {
     "I1 never ended": ("I1", replace(GOOD, state="in_progress", entries=GOOD.entries[:3])),
     "I2 other end than seen": ("I2", replace(GOOD, state="cancelled")),
+    "I2 a record that ended in another way than its stream": (
+        "I2",
+        replace(GOOD, entries=(*GOOD.entries[:3], ended(JobState.CANCELLED))),
+    ),
+    "I2 a stream that ended before its record": ("I2", replace(GOOD, state="in_progress")),
+    "I12 an end that nobody is told": ("I12", replace(GOOD, is_told=False)),
     "I3 two ends": ("I3", replace(GOOD, entries=(*GOOD.entries, ended()))),
     "I3 run after its end": ("I3", replace(GOOD, entries=(*GOOD.entries, started(2, 3)))),
     "I3 too many runs": ("I3", replace(GOOD, attempts=("lost",) * 3 + ("completed",))),
@@ -202,7 +208,7 @@ def test_each_invariant_has_a_bad_history() -> None:
     covered = {name for name, _ in [*BAD_JOBS.values(), *BAD_HISTORIES.values()]}
     covered |= {name for name, _ in BAD_STORES.values()}
 
-    assert covered == {f"I{number}" for number in range(1, 12)}
+    assert covered == {f"I{number}" for number in range(1, 13)}
 
 
 def test_a_submit_before_the_fault_may_be_accepted() -> None:
