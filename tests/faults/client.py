@@ -28,17 +28,22 @@ def body(seed: int, *, tokens: int = 12, prompt: str = "why?", **knobs: Any) -> 
 
 
 class Client:
-    """Submits, reads and cancels over HTTP."""
+    """Submits, reads and cancels over HTTP, at each api of `bases` in turn."""
 
-    def __init__(self, history: History, base_url: str) -> None:
+    def __init__(self, history: History, *bases: str) -> None:
         self._history = history
-        self._base = base_url
+        self.bases = list(bases)
         self._calls = count(1)
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+    @property
+    def _base(self) -> str:
+        self.bases.append(self.bases.pop(0))
+        return self.bases[0]
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:

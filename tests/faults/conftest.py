@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.faults.checker import Rules, check, summary
-from tests.faults.processes import System, Zygote, zygote_in
+from tests.faults.processes import System
+from tests.faults.programs import Zygote, zygote_in
 from tests.redis_server import VALKEY, debian_redis
 
 TRIALS = int(os.environ.get("TORPOR_FAULT_TRIALS", "20"))

@@ -60,7 +60,8 @@ class Proxy:
 
     def __init__(self, target: int, *, draw: random.Random | None = None) -> None:
         self.port = free_port()
-        self.target = target
+        self.targets = [target]
+        """Where a new connection goes: to any of these that answers."""
         self.delay_s = 0.0
         self.jitter_s = 0.0
         self.cut_chance = 0.0
@@ -73,6 +74,14 @@ class Proxy:
         self._holds: list[Hold] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+
+    @property
+    def target(self) -> int:
+        return self.targets[0]
+
+    @target.setter
+    def target(self, port: int) -> None:
+        self.targets = [port]
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Self]:
@@ -128,11 +137,11 @@ class Proxy:
         if self.is_closed:
             writer.transport.abort()
             return
-        try:
-            theirs, ours = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
+        found = await self._connect()
+        if found is None:
             writer.transport.abort()
             return
+        theirs, ours = found
         pipe = _Pipe(up=ours, down=writer)
         self._pipes.add(pipe)
         ways = (
@@ -144,6 +153,12 @@ class Proxy:
             await asyncio.gather(*ways)
         pipe.cut()
         self._pipes.discard(pipe)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        for port in self._draw.sample(self.targets, len(self.targets)):
+            with suppress(OSError):
+                return await asyncio.open_connection("127.0.0.1", port)
+        return None
 
     async def _copy(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: Way, pipe: _Pipe

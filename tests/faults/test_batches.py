@@ -24,7 +24,8 @@ from eventing.redis import keys
 from tests.faults.client import body
 from tests.faults.conftest import Judge
 from tests.faults.history import Kind
-from tests.faults.processes import Program, System, Tuning, Zygote, running
+from tests.faults.processes import System, running
+from tests.faults.programs import Program, Tuning, Zygote
 from tests.faults.proxy import Way
 
 pytestmark = pytest.mark.timeout(1800)

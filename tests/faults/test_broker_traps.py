@@ -23,7 +23,8 @@ from knative.deploy.render import own_broker
 from knative.deploy.timeouts import derive
 from knative.deploy.values import Values
 from tests.faults.client import body
-from tests.faults.processes import Program, System, Zygote, port_of, running
+from tests.faults.processes import System, running
+from tests.faults.programs import Program, Zygote, port_of
 from tests.faults.trap_broker import KAFKA, MT, RABBITMQ, REDIS_STREAM_SOURCE, Rules, TrapBroker
 from tests.redis_server import free_port
 

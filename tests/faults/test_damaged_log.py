@@ -15,7 +15,8 @@ from tests.faults.checker import Rules
 from tests.faults.client import body
 from tests.faults.conftest import Judge
 from tests.faults.history import Kind
-from tests.faults.processes import System, Tuning, Zygote, running
+from tests.faults.processes import System, running
+from tests.faults.programs import Tuning, Zygote
 from tests.faults.test_kill import rewritten, warm
 from tests.redis_server import VALKEY
 

@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.faults.client import body
-from tests.faults.processes import System, Zygote, running
+from tests.faults.processes import System, running
+from tests.faults.programs import Zygote
 from torpor.cli.app import assembled
 
 pytestmark = pytest.mark.timeout(60)

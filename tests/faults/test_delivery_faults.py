@@ -19,7 +19,8 @@ from eventing.job.job import derive_job_id
 from tests.faults.client import body
 from tests.faults.conftest import Judge, rounds
 from tests.faults.history import Kind
-from tests.faults.processes import System, Tuning, Zygote, port_of, running
+from tests.faults.processes import System, running
+from tests.faults.programs import Tuning, Zygote, port_of
 from tests.faults.proxy import Way
 
 pytestmark = pytest.mark.timeout(600)

@@ -9,7 +9,8 @@ import orjson
 import pytest
 
 from tests.faults.client import body
-from tests.faults.processes import System, Tuning, Zygote, running
+from tests.faults.processes import System, running
+from tests.faults.programs import Tuning, Zygote
 
 pytestmark = pytest.mark.timeout(120)
 READERS = 10

@@ -19,7 +19,8 @@ import redis
 from tests.faults.client import body
 from tests.faults.conftest import Judge
 from tests.faults.history import Kind
-from tests.faults.processes import System, Tuning, Zygote, running
+from tests.faults.processes import System, running
+from tests.faults.programs import Tuning, Zygote
 
 pytestmark = pytest.mark.timeout(600)
 _ROOM_BYTES = 8 * 2**20

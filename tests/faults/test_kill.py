@@ -17,7 +17,8 @@ from tests.faults.checker import Rules
 from tests.faults.client import body
 from tests.faults.conftest import Judge
 from tests.faults.history import Kind
-from tests.faults.processes import Program, System, Tuning, Zygote, running
+from tests.faults.processes import System, running
+from tests.faults.programs import Program, Tuning, Zygote
 from tests.faults.proxy import Hold, Proxy, Way
 from tests.redis_server import VALKEY
 

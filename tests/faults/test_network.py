@@ -15,7 +15,8 @@ from tests.faults.checker import Rules
 from tests.faults.client import body
 from tests.faults.conftest import Judge, rounds
 from tests.faults.history import Kind
-from tests.faults.processes import System, Tuning, Zygote, running
+from tests.faults.processes import System, running
+from tests.faults.programs import Tuning, Zygote
 from tests.faults.proxy import Proxy, Way
 
 pytestmark = pytest.mark.timeout(1800)

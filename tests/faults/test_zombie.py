@@ -12,7 +12,8 @@ from tests.faults.checker import Rules
 from tests.faults.client import body
 from tests.faults.conftest import Judge, rounds
 from tests.faults.history import Kind
-from tests.faults.processes import System, Tuning, Zygote, running
+from tests.faults.processes import System, running
+from tests.faults.programs import Tuning, Zygote
 
 pytestmark = pytest.mark.timeout(600)
 LEASE_S = 0.6
