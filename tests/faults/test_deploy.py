@@ -66,7 +66,11 @@ async def load(system: System) -> AsyncIterator[list[str]]:
     async def submit() -> None:
         while not stopped.is_set():
             number = next(numbers)
-            jobs.append(await system.client.submit(body(number, tokens=40), f"job-{number}"))
+            jobs.append(
+                await system.client.submit(
+                    body(number, tokens=20 + number % 5 * 30), f"job-{number}"
+                )
+            )
             await asyncio.sleep(0.2)
 
     async def hold() -> None:
@@ -83,14 +87,16 @@ async def load(system: System) -> AsyncIterator[list[str]]:
 
 
 async def held(system: System, number: int) -> None:
-    """A chat that waits for its answer; a 503 is repeated under its key, anything else is a failure."""
+    """A chat that takes longer than a process may take to end; a 503 is repeated under its key, anything else is a
+    failure.
+    """
     key = {"idempotency-key": f"chat-{number}"}
     timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         while True:
             url = f"{system.client.bases[number % len(system.client.bases)]}/v1/chat/completions"
             async with session.post(
-                url, json=body(number, tokens=40)["body"], headers=key
+                url, json=body(number, tokens=300)["body"], headers=key
             ) as answer:
                 text = await answer.text()
                 if answer.status == 200:
@@ -103,7 +109,7 @@ async def held(system: System, number: int) -> None:
 def failed_calls(system: System) -> list[str]:
     """Submits that were cut off, or refused with anything but 503 (`check` asks for its Retry-After)."""
     return [
-        str(line.fields)
+        f"{line.kind} {line.fields}"
         for line in system.history
         if line.operation == "submit"
         and (line.kind is Kind.UNKNOWN or line.kind is Kind.FAIL)
