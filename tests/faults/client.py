@@ -64,8 +64,9 @@ class Client:
                 content = await answer.json()
                 retry_after = answer.headers.get("retry-after", "")
                 status = answer.status
-        except (aiohttp.ClientError, TimeoutError, ConnectionError):
-            self._history.add(Kind.UNKNOWN, "submit", **note)
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            is_sent = not isinstance(error, aiohttp.ClientConnectorError)
+            self._history.add(Kind.UNKNOWN, "submit", is_sent=is_sent, **note)
             return None
         if status in (200, 202):
             self._history.add(Kind.OK, "submit", job_id=content["id"], status=status, **note)
