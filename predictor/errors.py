@@ -1,4 +1,4 @@
-"""What can go wrong in and around an engine, told apart by what the caller can do about it.
+"""Errors of an engine, by what the caller can do about them.
 
     TorporError (eventing.errors)
     ├── BadRequest           this request can never be served; `field` names what to change
@@ -6,9 +6,9 @@
     ├── EngineRequestError   this request failed, others go on: counts as an attempt
     ├── Unavailable
     │   ├── Overloaded       the engine's queue is full
-    │   └── EngineDeadError  the engine is gone: take nothing new, end the process
+    │   └── EngineDeadError  the engine has died: the process must end
     └── EngineStartError     the engine could not start; the message says what to change
-        └── ModelError       the model's files could not be had
+        └── ModelError       the model's files are missing or broken
 
 Raised by the engines and by `predictor.model_files.weights`; read by `predictor.generation.generation` and the HTTP
 routes. Messages never carry a prompt or an output.
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class EngineRequestError(TorporError):
-    """This one generation failed; the engine serves on. Counts as an attempt."""
+    """This generation failed; the engine serves others. Counts as an attempt."""
 
     status = 500
     code = "engine_request_failed"
@@ -41,7 +41,7 @@ class EngineRequestError(TorporError):
 
 
 class EngineDeadError(Unavailable):
-    """The engine is gone and will not come back in this process."""
+    """The engine has died and will not come back in this process."""
 
     code = "engine_dead"
 
@@ -60,9 +60,7 @@ class ModelError(EngineStartError):
 
 
 def where(error: BaseException) -> Mapping[str, str]:
-    """What a log may say of an unexpected error: its kind and its place. Its words may hold what
-    was asked (pydantic quotes its input).
-    """
+    """The type and place of an unexpected error, for logs. Its message may contain the input (pydantic quotes it)."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     frames = traceback.extract_tb(error.__traceback__)[-3:]

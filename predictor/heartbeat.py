@@ -1,6 +1,6 @@
-"""How far this predictor's start has come, told to Prometheus and to whoever waits for it.
+"""Reports the phases of this predictor's start to Prometheus and to the replica directory.
 
-Called by `predictor.server`. A store that is away costs nothing but news: the next heartbeat tells it.
+Called by `predictor.server`. While the store is unavailable only the report is delayed.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from predictor.engine.engine import ColdStartPhase
 _log = structlog.get_logger()
 
 _EVERY_S: Final = 5.0
-"""A third of what makes a replica silent (`eventing.replica`)."""
+"""A third of the time after which a replica counts as silent (`eventing.replica`)."""
 
 
 class Heartbeat:
-    """The phases of one start, and the heartbeat that tells of them."""
+    """The phases of one start, and their reports."""
 
     def __init__(
         self,
@@ -46,16 +46,16 @@ class Heartbeat:
 
     @property
     def phase(self) -> str:
-        """Where the start is."""
+        """The current phase."""
         return self._phase
 
     @property
     def seconds(self) -> Mapping[str, float]:
-        """Seconds of each phase that has ended."""
+        """Seconds of each finished phase."""
         return self._seconds
 
     def enter(self, phase: str) -> None:
-        """The next phase begins; a phase that is named again goes on."""
+        """The next phase begins; a repeated phase continues."""
         now = self._clock.monotonic_s()
         if phase == self._phase:
             return
@@ -72,20 +72,20 @@ class Heartbeat:
         while True:
             self._news.clear()
             await self._tell()
-            # Not wait_for: until Python 3.12 it swallows a cancel that comes with the news, and a
+            # Not wait_for: until Python 3.12 it swallows a cancel that comes with the event, and a
             # predictor told to go just after it was ready never ended (F31).
             with suppress(TimeoutError):
                 async with asyncio.timeout(_EVERY_S):
                     await self._news.wait()
 
     async def failed(self, reason: str) -> None:
-        """Say why the engine did not start."""
+        """Report why the engine did not start."""
         if self._directory is not None:
             with suppress(StoreUnavailable):
                 await self._directory.report_failure(self._model, reason)
 
     async def end(self) -> None:
-        """Take ourselves off the list."""
+        """Remove this replica from the directory."""
         if self._directory is not None:
             with suppress(StoreUnavailable):
                 await self._directory.remove(self._model, self._replica_id)

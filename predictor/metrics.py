@@ -1,7 +1,7 @@
-"""What a predictor tells Prometheus; vLLM's own families come out of the same registry.
+"""Prometheus metrics of a predictor; vLLM's own are in the same registry.
 
-Called by the modules that see the thing happen. Units stand in the names. No label ever holds a
-job, a tenant or a text.
+Called by the modules where the events happen. Names contain their units. Labels never contain a job, a tenant or
+text.
 """
 
 from collections.abc import Mapping
@@ -16,25 +16,28 @@ COLD_START: Final = Gauge(
     "torpor_cold_start_seconds", "How long each phase of this start took.", ["phase"]
 )
 DELIVERIES: Final = Counter(
-    "torpor_predictor_deliveries_total", "Deliveries taken, by what came of them.", ["outcome"]
+    "torpor_predictor_deliveries_total", "Deliveries received, by outcome.", ["outcome"]
 )
 ATTEMPTS: Final = Counter(
-    "torpor_attempts_total", "Attempts that ended here, by how they ended.", ["outcome"]
+    "torpor_attempts_total", "Attempts that ended here, by outcome.", ["outcome"]
 )
 IN_FLIGHT: Final = Gauge("torpor_predictor_in_flight", "Slots of the batch that are taken.")
-TOKENS_MADE: Final = Counter("torpor_tokens_generated_total", "Tokens the engine made for jobs.")
+TOKENS_MADE: Final = Counter(
+    "torpor_tokens_generated_total", "Tokens that the engine generated for jobs."
+)
 TOKENS_RESUMED: Final = Counter(
-    "torpor_tokens_resumed_total", "Tokens of earlier attempts that were not made again."
+    "torpor_tokens_resumed_total", "Tokens of earlier attempts that were not generated again."
 )
 TOKENS_LOST: Final = Counter(
-    "torpor_tokens_lost_total", "Tokens made here whose checkpoint the store never took."
+    "torpor_tokens_lost_total", "Tokens generated here that were never checkpointed."
 )
 TOKENS_REGENERATED: Final = Counter(
     "torpor_tokens_regenerated_total",
-    "Checkpointed tokens to be made again, since their request cannot be continued.",
+    "Checkpointed tokens generated again, since their request cannot be continued.",
 )
 FENCED_WRITES: Final = Counter(
-    "torpor_fenced_writes_total", "Writes the store refused: the job had ended or moved on."
+    "torpor_fenced_writes_total",
+    "Writes that the store refused: the job had ended or has another attempt.",
 )
 FIRST_TOKEN: Final = Histogram(
     "torpor_time_to_first_token_seconds",
@@ -60,11 +63,11 @@ _KEPT: Final = {
 
 
 def kept_counters() -> Mapping[str, int]:
-    """Counters of this process that the ledger keeps when it is gone, by their names there."""
+    """Counters of this process that the ledger keeps after its end, by their names there."""
     return {name: _value_of(counter) for name, counter in _KEPT.items()}
 
 
 def _value_of(counter: Counter) -> int:
-    """Asked of the counter: the registry would collect all families, vLLM's too, to name one."""
+    """Read from the counter itself: the registry would collect all families, vLLM's too."""
     (family,) = counter.collect()
     return int(family.samples[0].value)

@@ -1,10 +1,10 @@
-"""Who may start: no more than the engine's useful batch, and nobody while it cannot serve.
+"""Admission control: at most the engine's useful batch runs at once, and nothing while the engine cannot serve.
 
-Called by `predictor.delivery.delivery`, `.drain` and `predictor.serving.direct_call`, so that queued jobs
-and direct calls share one limit. There is no queue in here: a call of one sequence that does not fit is
-told to come back, and waits where waiting is durable. A larger delivery would come back for ever while
-small ones take each slot that frees, so one at a time may reserve what it needs: nobody else is admitted
-until it has it. Must not know jobs or HTTP.
+Called by `predictor.delivery.delivery`, `.drain` and `predictor.serving.direct_call`, so that queued jobs and
+direct calls share one limit. There is no queue in here: a call of one sequence that does not fit is refused with
+Retry-After and waits in the durable queue. A call of many sequences would be refused for ever while small ones take
+each slot that is freed, so one at a time may reserve the slots it needs: no other call is admitted until it has
+them. Must not know jobs or HTTP.
 """
 
 import asyncio
@@ -22,17 +22,17 @@ _RETRY_DRAINING_S: Final = 1.0
 
 
 class AdmissionPhase(StrEnum):
-    """Where a predictor is in its life."""
+    """The phases of a predictor's life."""
 
     STARTING = "starting"  #: the engine loads
     SERVING = "serving"  #: takes work
-    DRAINING = "draining"  #: told to go; ends what it has
+    DRAINING = "draining"  #: shutting down; running calls may end
     BROKEN = "broken"  #: the engine died
 
 
 def sequences(body: Mapping[str, Any]) -> int:
-    """How many slots of the batch a call takes: its prompts times its choices. At least 1, whatever
-    the body holds: what is wrong with it is the engine's to say.
+    """The number of slots that a call takes: its prompts times its choices. At least 1 for any body; an invalid
+    body is refused by the engine.
     """
     prompts, choices = body.get("prompt"), body.get("n")
     is_many = isinstance(prompts, list) and not all(isinstance(part, int) for part in prompts)
@@ -41,7 +41,7 @@ def sequences(body: Mapping[str, Any]) -> int:
 
 
 class Slot:
-    """The part of the batch that one delivery holds."""
+    """The slots that one delivery holds."""
 
     def __init__(self, admission: "Admission") -> None:
         self._admission = admission
@@ -49,21 +49,20 @@ class Slot:
         self._is_exclusive = False
 
     async def take(self, size: int) -> None:
-        """Hold `size` sequences, all of the batch for a request larger than it. One that does not fit
-        at once reserves them and waits, unless it is a single sequence. Raises `Unavailable` when that
-        may not be.
+        """Take `size` slots, or the whole batch for a larger request. When they are not free, a request of several
+        sequences reserves them and waits; a single sequence is refused. Raises `Unavailable`.
         """
         self.release()
         await self._admission.wait_for(size)
         self._size = self._admission.add(size)
 
     async def take_all(self) -> None:
-        """Hold the whole batch, alone: nobody may even wait here until it is released."""
+        """Take the whole batch exclusively: no other call may even wait until it is released."""
         await self.take(self._admission.capacity)
         self._is_exclusive = self._admission.is_reserved = True
 
     def release(self) -> None:
-        """Hold nothing."""
+        """Release the slots."""
         self._admission.remove(self._size)
         self._size = 0
         if self._is_exclusive:
@@ -71,7 +70,7 @@ class Slot:
 
 
 class Admission:
-    """Who may start. Not ready is a matter of this process, not of the store."""
+    """The slots of one engine. Readiness here concerns this process, not the store."""
 
     def __init__(self, engine: Engine, on_change: Callable[[int], None] = lambda _: None) -> None:
         self._engine = engine
@@ -79,7 +78,7 @@ class Admission:
         self._in_flight = 0
         self._is_open = False
         self._is_draining = False
-        self.is_reserved = False  #: nobody else is admitted, nor may wait
+        self.is_reserved = False  #: no other call is admitted, nor may wait
         self._freed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -103,22 +102,22 @@ class Admission:
         return self._in_flight
 
     def open(self) -> None:
-        """The engine serves."""
+        """The engine can serve."""
         self._is_open = True
 
     def drain(self) -> None:
-        """Take nothing new, for ever."""
+        """Admit nothing more, for good."""
         self._is_draining = True
         self._freed.set()
 
     async def wait_idle(self) -> None:
-        """Return when nothing is in flight."""
+        """Return when no slot is taken."""
         await self._idle.wait()
 
     @contextmanager
     def slot(self, size: int = 1) -> Iterator[None]:
-        """Hold `size` sequences of the batch (all of them, for a request larger than it). Raises
-        `Unavailable` at once when they are not free.
+        """Take `size` slots (the whole batch for a larger request). Raises `Unavailable` at once when they are not
+        free.
         """
         self._check(size)
         taken = self.add(size)
@@ -129,7 +128,7 @@ class Admission:
 
     @asynccontextmanager
     async def reserve(self, size: int = 1) -> AsyncIterator[Slot]:
-        """A slot of `size` sequences, held for as long as this lasts. Raises what `Slot.take` raises."""
+        """Takes `size` slots while the block runs. Raises as `Slot.take` does."""
         slot = Slot(self)
         try:
             await slot.take(size)
@@ -138,8 +137,8 @@ class Admission:
             slot.release()
 
     async def wait_for(self, size: int) -> None:
-        """Return when `size` sequences are free. Raises `Unavailable` when they are not and this is
-        one sequence, another waits already, or this predictor has been told to go meanwhile.
+        """Return when `size` slots are free. Raises `Unavailable` when they are not and this is one sequence, when
+        another call waits already, or when this predictor starts to drain meanwhile.
         """
         if size == 1 or self._fits(size) or self.is_reserved:
             self._check(size)
@@ -155,13 +154,13 @@ class Admission:
             self.is_reserved = False
 
     def add(self, size: int) -> int:
-        """Take `size` sequences, no more than all; gives how many that are."""
+        """Take `size` slots, at most all; gives the number taken."""
         taken = min(size, self.capacity)
         self._change(+taken)
         return taken
 
     def remove(self, taken: int) -> None:
-        """Give back what `add` took."""
+        """Release what `add` took."""
         if taken:
             self._change(-taken)
 

@@ -1,7 +1,6 @@
-"""What can come of a delivery, and what each outcome is answered with. Pure.
+"""The outcomes of a delivery, and the response to each. Pure.
 
-Called by `predictor.delivery.delivery`. The table is the design's («What the predictor answers to a
-delivery»); docs/adr/0015 says where the data plane made it say more.
+Called by `predictor.delivery.delivery`. The table stands in docs/adr/0015.
 """
 
 import math
@@ -16,12 +15,12 @@ from eventing.errors import BadRequest
 from eventing.job.job import Job
 
 RETRY_SOON_S: Final = 1.0
-"""When nothing better is known about when to come again."""
+"""Retry-After when there is no better estimate."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryResponse:
-    """What goes back: a status, its headers, and an event where there is one to tell."""
+    """A status, its headers, and an event if there is one to reply."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -31,28 +30,28 @@ class DeliveryResponse:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """Not a CloudEvent that we can read."""
+    """Not a valid CloudEvent."""
 
     error: BadRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """An event of a type that asks for nothing. Answered without an event: with one, a Trigger that
-    lacks its filter would send events round for ever.
+    """An event of a type that needs no action. Answered without an event: with one, a Trigger without a filter
+    would send events round for ever.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An event that can never be a job: recorded as failed, with a dead letter."""
+    """An event that is not a valid job: recorded as failed, as a dead letter."""
 
     job: Job | None
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The job has ended, here and now or some time before."""
+    """The job has ended, in this attempt or before."""
 
     job: Job
 
@@ -66,7 +65,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Nothing was done, or everything was given back: come again. Costs no attempt."""
+    """Nothing was done, or everything was given back: deliver again. Costs no attempt."""
 
     reason: str
     retry_after_s: float = RETRY_SOON_S
@@ -74,7 +73,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """This attempt went wrong and is counted; the job waits for the next one."""
+    """This attempt failed and is counted; the job waits for the next one."""
 
     reason: str
 
@@ -83,8 +82,8 @@ Outcome = Malformed | Ignored | Rejected | Ended | Held | Refused | AttemptFaile
 
 
 def answer_for(outcome: Outcome, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> DeliveryResponse:
-    """The table of what a delivery is answered with. An event can only ride on a 200: the data
-    plane takes no reply from a 202. Results above `inline_bytes` stay in the store.
+    """The response for each outcome. An event can only be replied with a 200: the data plane ignores the body of a
+    202. Results above `inline_bytes` stay in the store.
     """
     match outcome:
         case Malformed(error):
@@ -112,5 +111,5 @@ def _told(job: Job, inline_bytes: int) -> DeliveryResponse:
 
 
 def _retry_after(seconds: float) -> Mapping[str, str]:
-    """HTTP's `Retry-After` knows whole seconds only."""
+    """HTTP's `Retry-After` has whole seconds only."""
     return {"retry-after": str(max(1, math.ceil(seconds)))}

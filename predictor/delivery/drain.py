@@ -1,8 +1,8 @@
-"""The end of a predictor's life: take nothing new, end what can be ended, hand the rest over.
+"""Graceful shutdown of a predictor: admit nothing, let running jobs end, hand the rest over.
 
-Begun by SIGTERM, SIGINT, or SIGUSR1 (a preemption notice); run by `predictor.server`. There is no
-HTTP route for it: behind Knative's queue-proxy every caller looks like loopback. If the process is
-killed before it is done, leases lapse and the next attempts go on from the checkpoints.
+Begun by SIGTERM, SIGINT, or SIGUSR1 (a preemption notice); run by `predictor.server`. There is no HTTP route for
+it: behind Knative's queue-proxy every caller has a loopback address. If the process is killed before it is done,
+leases lapse and the next attempts continue from the checkpoints.
 """
 
 import asyncio
@@ -18,16 +18,16 @@ from predictor.generation.generation import Interrupted
 _log = structlog.get_logger()
 
 _HANDOVER_S: Final = 4.0
-"""Kept of the grace for flushing and giving back (50 ms mostly) and for stopping vLLM (3 s)."""
+"""The part of the grace period kept for flushing and releasing (mostly 50 ms) and for stopping vLLM (3 s)."""
 
 
 def handover_after_s(grace_s: float) -> float:
-    """How much of the grace running jobs get to end by themselves."""
+    """How long running jobs may continue, out of the grace period."""
     return grace_s - min(_HANDOVER_S, grace_s / 3)
 
 
 class Drain:
-    """Happens once."""
+    """Runs once."""
 
     def __init__(self, admission: Admission, keeper: LeaseKeeper, *, grace_s: float) -> None:
         self._admission = admission
@@ -36,7 +36,7 @@ class Drain:
         self._begun = asyncio.Event()
 
     def begin(self, reason: str) -> None:
-        """Admit nothing new, from now on. A second call changes nothing: nobody gets less grace."""
+        """Admit nothing from now on. A second call changes nothing, so the grace period cannot be shortened."""
         if not self._begun.is_set():
             in_flight = self._admission.in_flight
             _log.info("draining", action="drain", reason=reason, in_flight=in_flight)
@@ -47,7 +47,7 @@ class Drain:
         await self._begun.wait()
 
     async def run(self) -> None:
-        """From `begin` until nothing is in flight, or the grace is over."""
+        """From `begin` until no job is running, or the grace period is over."""
         await self._begun.wait()
         ends_by_itself_s = handover_after_s(self._grace_s)
         if not await self._idle_within(ends_by_itself_s):

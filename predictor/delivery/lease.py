@@ -1,9 +1,9 @@
-"""Keeps the leases of all running jobs, and stops those that should not run any more.
+"""Renews the leases of all running jobs, and interrupts attempts that must not run any more.
 
-One per process, run by `predictor.server`. Each round is one round trip whatever the number of
-jobs: it asks how each stands (so that a cancel frees its slot within a second, in prefill too), and
-at a third of the lease it lengthens it. What follows from clocks alone is decided here as well: an
-engine that stalls, a store that is silent for as long as the lease.
+One per process, run by `predictor.server`. Each round is one round trip whatever the number of jobs: it reads the
+status of each (so that a cancelled job frees its slot within a second, during prefill too), and at a third of the
+lease it renews it. Also decided here, by the clock: an engine that stalls, and a store that does not answer for as
+long as the lease.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _log = structlog.get_logger()
 
 
 class LeaseKeeper:
-    """The rounds. If they stop (a frozen process), the leases lapse and others take the jobs."""
+    """The renewal loop. If it stops (a frozen process), the leases lapse and others take over the jobs."""
 
     def __init__(
         self, store: JobWorker, clock: Clock, *, lease_s: float, watch_s: float, stall_s: float
@@ -35,12 +35,12 @@ class LeaseKeeper:
 
     @property
     def running(self) -> int:
-        """Attempts whose leases are kept."""
+        """Attempts whose leases are renewed."""
         return len(self._running)
 
     @contextmanager
     def watching(self, generation: Generation) -> Iterator[None]:
-        """Keep its lease for as long as this lasts."""
+        """Renews the attempt's lease while the block runs."""
         key = generation.attempt.job_id
         self._running[key] = generation
         try:
@@ -50,14 +50,12 @@ class LeaseKeeper:
                 del self._running[key]
 
     def interrupt_all(self, why: Interrupted) -> None:
-        """End every running attempt."""
+        """Interrupt every running attempt."""
         for generation in list(self._running.values()):
             generation.interrupt(why)
 
     async def run(self) -> None:
-        """Rounds without end; the store's and the clock's go on beside each other, since the store
-        may be slow.
-        """
+        """Run until cancelled. Store checks and clock checks run concurrently, since the store may be slow."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep())
             group.create_task(self._watch())
@@ -97,7 +95,7 @@ class LeaseKeeper:
 def verdict(
     generation: Generation, now: float, *, lease_s: float, stall_s: float
 ) -> Interrupted | None:
-    """What the clock alone says of a running attempt."""
+    """The decision about a running attempt by the clock alone."""
     if now - generation.extended_s >= lease_s:
         return Interrupted.STORE_LOST
     if now - generation.last_step_s >= stall_s:

@@ -1,7 +1,7 @@
-"""How an attempt's result is recorded, and what the delivery is told for it.
+"""Records an attempt's result, and gives the outcome of its delivery.
 
-Called by `predictor.delivery.delivery`. What each ending costs a job is decided here (docs/adr/0018). If the
-process dies in here, the record either has the end or it has not; then the lease lapses.
+Called by `predictor.delivery.delivery`. It decides what each ending costs a job (docs/adr/0018). If the process
+dies in here, the record either has the end or it has not; then the lease lapses.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ _MESSAGES: Final = {
     "handover": "this predictor ends; the job goes on elsewhere",
     "internal_error": "the predictor failed",
 }
-"""Code of a released attempt to what people read; kept free of what the engine said."""
+"""Messages by the code of a released attempt; they contain nothing that the engine said."""
 
 
 def release_after_engine_death(*, new_tokens: int, can_resume: bool) -> ReleaseReason:
-    """What a job pays when the engine dies under it. One that got further is fine and pays nothing;
-    one that did not, or that starts over each time, may be what kills engines, and must end.
+    """The release reason for a job whose engine died. A job that made progress is not charged; one that did not, or
+    that starts over each time, may be the one that kills engines, and is charged an attempt.
     """
     return ReleaseReason.HANDOVER if new_tokens and can_resume else ReleaseReason.LOST
 
@@ -49,8 +49,8 @@ class Settlement:
     async def settle(
         self, attempt: Attempt, result: Result, *, new_tokens: int, gpu_ms: int = 0
     ) -> tuple[Outcome, str]:
-        """Record how the attempt ended; the outcome, and its word in the metrics. A whole answer
-        is recorded with its charge, `gpu_ms`.
+        """Record how the attempt ended; gives the outcome and its name in metrics. A complete answer is recorded
+        with its charge, `gpu_ms`.
         """
         match result:
             case Completed(body, final_batch):
@@ -101,8 +101,8 @@ class Settlement:
                 assert_never(stop)
 
     async def _finish(self, attempt: Attempt, ending: Ending) -> Outcome:
-        """Record the end. A store that is away is asked again while the lease may last: the answer
-        is whole, and making it again would cost as much as it did.
+        """Record the end, with retries while the store is unavailable and the lease may last, since the answer is
+        complete and expensive.
         """
         try:
             hold, job = await self._retry_while_store_unavailable(
@@ -125,11 +125,13 @@ class Settlement:
                 return Held(RETRY_SOON_S)
 
     async def failed(self, attempt: Attempt, code: str) -> Outcome:
-        """The attempt went wrong and counts."""
+        """Record a failed attempt, which counts."""
         return await self.release(attempt, ReleaseReason.FAILURE, code)
 
     async def release(self, attempt: Attempt, why: ReleaseReason, code: str) -> Outcome:
-        """Let the next attempt start at once. Raises `StoreUnavailable`; then the lease lapses."""
+        """Release the lease, so that the next attempt starts at once. Raises `StoreUnavailable`; then the lease
+        lapses.
+        """
         error = JobError(code=code, message=_MESSAGES.get(code, "the attempt failed"))
         is_queued = await self._store.release(attempt.lease, why, error)
         if not is_queued:
@@ -141,11 +143,11 @@ class Settlement:
         return AttemptFailed(error.message)
 
     async def ended(self, job_id: JobId) -> Outcome:
-        """The job as it ended; one that has gone, or was redriven meanwhile, comes again."""
+        """The outcome for an ended job; a job that was deleted or redriven meanwhile is delivered again."""
         return _ended(await self._store.get(job_id))
 
     async def _retry_while_store_unavailable(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Ask again while the store is away, for as long as the lease may still be ours."""
+        """Retry while the store is unavailable, for as long as the lease may be ours."""
         give_up_s = self._clock.monotonic_s() + self._lease_s
         while True:
             try:
@@ -156,7 +158,7 @@ class Settlement:
             await asyncio.sleep(_PAUSE_S)
 
     async def refuse(self, job: Job, error: BadRequest) -> Outcome:
-        """End a job that this engine can never serve, unless somebody runs it."""
+        """End a job that this engine can never serve, unless another attempt runs it."""
         ending = _refused(error, is_told=job.source == API_SOURCE)
         match await self._store.conclude(job.id, ending):
             case LeaseStatus.OK | LeaseStatus.TERMINAL:
@@ -174,7 +176,7 @@ def _ended(job: Job | None) -> Outcome:
 
 
 def _was_ours(hold: LeaseStatus, job: Job | None, ending: Ending) -> bool:
-    """True when the end stands already because an answer of ours was lost."""
+    """True when the end is recorded already, because the reply to an earlier call was lost."""
     return hold is LeaseStatus.TERMINAL and job is not None and job.state is ending.state
 
 
@@ -184,7 +186,7 @@ def _count_lost(ending: Ending) -> None:
 
 
 def problem(error: BadRequest) -> JobError:
-    """What a job's record says of a request that can never be served."""
+    """The error of a request that can never be served."""
     return JobError(code=error.code, message=error.message, field=error.field)
 
 
@@ -193,7 +195,7 @@ def _dead(error: JobError) -> Ending:
 
 
 def _refused(error: BadRequest, *, is_told: bool) -> Ending:
-    """The end of a request that can never be served. A caller of our api is told why; an event of
-    somebody else is for the operator to look at.
+    """The end of a request that can never be served. For a job of our api the caller gets the error; another
+    producer's event becomes a dead letter for the operator.
     """
     return Ending(state=JobState.FAILED, error=problem(error), is_dead_letter=not is_told)

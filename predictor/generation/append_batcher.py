@@ -1,9 +1,9 @@
-"""Checkpoints of all running jobs that fall due together, written in one round trip.
+"""Batches the checkpoints of all running jobs into one round trip to the store.
 
-Called by `predictor.generation.checkpoint`, whose writers flush at the same moments. Sixteen jobs that each
-wrote for themselves cost the process 200 us a token; a script call in a pipeline costs a fraction
-of that. The flush interval is as short as the store is quick (docs/adr/0017), so that a reader of a lone
-stream sees each token at once and a crowd's tokens still go together.
+Called by `predictor.generation.checkpoint`, whose writers flush at the same moments. Sixteen jobs that each wrote
+for themselves cost the process 200 µs a token; a script call in a pipeline costs a fraction of that. The flush
+interval is as short as the store is fast (docs/adr/0017), so that a reader of a single stream sees each token at
+once and the tokens of many jobs are still batched.
 """
 
 import asyncio
@@ -14,19 +14,19 @@ from eventing.errors import StoreUnavailable
 from eventing.job.store import JobWorker, Lease, LeaseStatus, TokenBatch
 
 _GATHER_TURNS: Final = 2
-"""What is due at the same moment comes within a turn or two of the event loop. Not a sleep of a
-millisecond: a lone job's first token and its end would each wait for it.
+"""Appends that are due at the same moment arrive within a turn or two of the event loop. Not a sleep of a
+millisecond, which would delay a single job's first token and its end.
 """
 _REST: Final = 4
-"""Times the length of a write that passes before the next: writing takes a fifth of the time."""
+"""The pause after a write, as a multiple of its duration: writing takes a fifth of the time."""
 _SHORTEST: Final = 16
-"""The flush interval is never shorter than this part of the longest."""
+"""The shortest flush interval, as a share of the longest."""
 
 _Waiting = tuple[Lease, TokenBatch, asyncio.Future[LeaseStatus]]
 
 
 class AppendBatcher:
-    """Joins appends: the first caller in an event-loop tick flushes the whole batch."""
+    """Batches appends: the first caller in an event-loop tick flushes the whole batch."""
 
     def __init__(self, store: JobWorker) -> None:
         self._store = store
@@ -34,12 +34,12 @@ class AppendBatcher:
         self._took_s: float | None = None
 
     def flush_interval_s(self, longest_s: float) -> float:
-        """How far apart writes should be, now."""
+        """The flush interval at the store's present speed."""
         return longest_s if self._took_s is None else flush_interval_s(longest_s, self._took_s)
 
     async def append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
-        """As `JobWorker.append`. Raises `StoreUnavailable` too when the carrier was stopped half-way:
-        the write may have been done.
+        """As `JobWorker.append`. Raises `StoreUnavailable` also when the flushing task was cancelled half-way: the
+        write may have been done.
         """
         answer: asyncio.Future[LeaseStatus] = asyncio.get_running_loop().create_future()
         self._waiting.append((lease, batch, answer))
@@ -59,23 +59,23 @@ class AppendBatcher:
         except StoreUnavailable as error:
             _fail(group, error)
         except BaseException:
-            # Our own job was stopped; the other callers' were not, and must not wait for ever.
+            # This caller was cancelled; the others must not wait for ever.
             if self._waiting is group:
                 self._waiting = []
-            group[0][2].cancel()  # ours; nobody will ask
+            group[0][2].cancel()  # raised by this caller itself
             _fail(group, StoreUnavailable("the write was stopped"))
             raise
         else:
             _tell(group, holds)
 
     def _note(self, took_s: float) -> None:
-        """Half of what was known, half of what was seen."""
+        """A moving average: half the old value, half the new one."""
         self._took_s = took_s if self._took_s is None else (self._took_s + took_s) / 2
 
 
 def flush_interval_s(longest_s: float, took_s: float) -> float:
-    """`longest_s`, halved as long as a write that takes `took_s` leaves the store and us in peace.
-    Halves, since writers on one of them meet on every longer one too.
+    """`longest_s`, halved as long as writes of `took_s` leave enough time between them. Halves, so that writers
+    with different intervals flush at common moments.
     """
     shortest_s = max(_REST * took_s, longest_s / _SHORTEST)
     interval_s = longest_s

@@ -1,9 +1,9 @@
-"""Stream chunks put together into the body of a call that did not stream.
+"""Assembles stream chunks into the body of a call that did not stream.
 
-Called by `predictor.generation.generation` and `predictor.serving.direct_call`: every answer is made as a stream, so
-that it can be checkpointed, and becomes a `chat.completion` or `text_completion` here. Pure. Knows
-OpenAI's two forms with vLLM's additions (`reasoning`, `stop_reason`, `token_ids`), and no engine. A
-body that came whole, because the engine cannot stream it, passes through.
+Called by `predictor.generation.generation` and `predictor.serving.direct_call`: every answer is made as a stream,
+so that it can be checkpointed, and becomes a `chat.completion` or `text_completion` here. Pure. Knows OpenAI's two
+forms with vLLM's additions (`reasoning`, `stop_reason`, `token_ids`), and no engine. A whole body, from a call that
+the engine cannot stream, passes unchanged.
 """
 
 from collections.abc import Mapping
@@ -25,13 +25,13 @@ _TOP_LEVEL: Final = (
     "kv_transfer_params",
     "ec_transfer_params",
 )
-"""Fields of a chunk that belong to the whole answer; the last one that is set counts."""
+"""Fields of a chunk that belong to the whole answer; the last value set counts."""
 _OF_CHOICE: Final = ("prompt_token_ids", "prompt_logprobs", "routed_experts")
-"""Fields of a choice that come once."""
+"""Fields that a choice has once."""
 
 
 class Assembler:
-    """The body so far, for callers that see one chunk at a time and keep none."""
+    """The body so far; chunks themselves are not kept."""
 
     def __init__(self) -> None:
         self._body: dict[str, Any] | None = None
@@ -39,7 +39,7 @@ class Assembler:
         self._is_chat = False
 
     def add(self, chunk: Mapping[str, Any]) -> None:
-        """Take the next chunk. A body that is no chunk (`embeddings`) is the answer as it is."""
+        """Add the next chunk. A body that is not a chunk (`embeddings`) is the whole answer."""
         if self._body is None:
             self._body = self._frame(chunk)
         if chunk.get("object") not in _FULL_NAME:
@@ -50,7 +50,7 @@ class Assembler:
             choice.add(part)
 
     def body(self) -> dict[str, Any]:
-        """What was added, as one body. Raises ValueError when nothing was."""
+        """The assembled body. Raises ValueError without any chunk."""
         if self._body is None:
             raise ValueError("no chunk to assemble")
         if not self._choices:
@@ -62,7 +62,7 @@ class Assembler:
         return {**self._body, "choices": choices}
 
     def _as_is(self) -> dict[str, Any]:
-        """A body that was no chunk."""
+        """A body that was not a chunk."""
         body = dict(self._body or {})
         if body.get("object") == "chat.completion":
             body["choices"] = [choice_with_both_names(each) for each in body["choices"]]
@@ -146,6 +146,6 @@ class _Choice:
 
 
 def _joined(so_far: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Both forms of logprobs are objects of lists that run along the tokens."""
+    """Both forms of logprobs are objects of lists with one entry a token."""
     names = so_far.keys() | more.keys()
     return {name: [*(so_far.get(name) or ()), *(more.get(name) or ())] for name in names}

@@ -1,9 +1,8 @@
-"""The checkpoints of one attempt: read what earlier ones left, write what this one makes.
+"""Reads and writes the checkpoints of an attempt.
 
-Called by `predictor.delivery.delivery` and `predictor.generation.generation`. Writing never waits on the decode path:
-tokens are put into a buffer, and a task of its own carries them to the store, the first at once and
-then each `flush_s` or, where the store is quick, a part of it. If the process dies, what is
-lost is what the buffer held.
+Called by `predictor.delivery.delivery` and `predictor.generation.generation`. Writing never delays decoding: tokens
+are put into a buffer, and a task of its own writes them to the store, the first at once and then every `flush_s`,
+or more often when the store is fast. If the process dies, the buffer's content is lost.
 """
 
 import asyncio
@@ -22,15 +21,15 @@ from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.replay_filter import Entry, ReplayFilter, coalesce
 
 _BUFFER_TOKENS: Final = 16_384
-"""More than a lease's worth of tokens at 500 a second: a store away for longer ends the attempt
-before the buffer is full.
+"""More than a lease's worth of tokens at 500 a second: an unavailable store ends the attempt before the buffer is
+full.
 """
 _AFTER_TROUBLE_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What earlier attempts left: ids to go on from, and what readers were shown of them."""
+    """The state that earlier attempts left: ids to continue from, and what readers were shown of them."""
 
     token_ids: tuple[int, ...] = ()
     shown: ReplayFilter = field(default_factory=ReplayFilter)
@@ -39,7 +38,7 @@ class Checkpoint:
 async def read_checkpoint(store: JobWorker, job_id: JobId, count: int) -> Checkpoint:
     """The first `count` tokens of the job's stream. Raises `StoreUnavailable`.
 
-    An attempt that starts at an index voids what stood from there on.
+    An attempt that starts at an index replaces the tokens from there on.
     """
     ids: list[int] = []
     shown = ReplayFilter()
@@ -60,8 +59,8 @@ async def read_checkpoint(store: JobWorker, job_id: JobId, count: int) -> Checkp
 
 
 class CheckpointWriter:
-    """Carries one attempt's tokens to the store. `on_refusal` is told once, when the store says
-    that the job is no longer ours; nothing is written after it.
+    """Writes one attempt's tokens to the store. `on_refusal` is called once, when the store says that the lease was
+    lost; nothing is written after that.
     """
 
     def __init__(
@@ -92,12 +91,12 @@ class CheckpointWriter:
 
     @property
     def pending_tokens(self) -> int:
-        """Tokens that the store has not confirmed."""
+        """The number of tokens that the store has not confirmed."""
         unsure = len(self._unsure.token_ids) if self._unsure else 0
         return len(self._token_ids) + unsure
 
     def add(self, token_ids: Sequence[int], entries: Sequence[Entry]) -> None:
-        """Take tokens and what readers are to be shown. Returns at once."""
+        """Buffer tokens and what readers are shown of them. Returns at once."""
         self._token_ids += token_ids
         self._entries += entries
         if token_ids or entries:
@@ -114,20 +113,20 @@ class CheckpointWriter:
         await self._has_room.wait()
 
     def close(self, *, leaves_rest: bool = False) -> None:
-        """Nothing more comes: write what is left and end. With `leaves_rest`, what nobody has begun
-        to write is left for `pop_final_batch`.
+        """Write what is buffered and end. With `leaves_rest`, tokens of which no write has begun are left for
+        `pop_final_batch`.
         """
         self._leaves_rest = leaves_rest
         self._closing.set()
         self._has_some.set()
 
     def abandon(self) -> None:
-        """The job is not ours any more: end without writing."""
+        """The lease was lost: end without writing."""
         self._is_abandoned = True
         self.close()
 
     def pop_final_batch(self) -> TokenBatch | None:
-        """What was left, for whoever writes the end: both go in one step."""
+        """The tokens that were left, to be written together with the job's end."""
         return self._take()
 
     async def run(self) -> None:
@@ -151,7 +150,7 @@ class CheckpointWriter:
             await self._pause(pause_s)
 
     async def _flush(self) -> None:
-        """One write of everything that waits; first whatever the store may or may not have got."""
+        """Write everything buffered; first the batch whose earlier write may have been lost."""
         if self._unsure is not None:
             arrived = await self._has_arrived(self._unsure)
             self._conclude(
@@ -171,9 +170,7 @@ class CheckpointWriter:
         self._has_room.set()
 
     def _take(self) -> TokenBatch | None:
-        """What waits, as one batch. Text without a token goes along with the next token, and at the
-        end alone.
-        """
+        """The buffer as one batch. Text without a token is written with the next token, and alone only at the end."""
         if not self._token_ids and not (self._entries and self._closing.is_set()):
             return None
         entries = coalesce(self._entries)
@@ -192,9 +189,9 @@ class CheckpointWriter:
         )
 
     async def _has_arrived(self, batch: TokenBatch) -> bool:
-        """True when a write whose answer was lost had been done: nobody else writes this attempt.
+        """True when a write whose reply was lost has been done, since no other process writes this attempt.
 
-        A rare look at the whole stream, since text without a token moves no counter.
+        Reads the whole stream, which is rare, since text without a token changes no counter.
         """
         after = ""
         last: tuple[str, tuple[int, ...]] = ("", ())

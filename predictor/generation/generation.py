@@ -1,8 +1,7 @@
-"""One attempt at one job's answer: runs the engine, checkpoints what it gives, stops when told.
+"""Runs one attempt of a job: generates, checkpoints, and stops when interrupted.
 
-Called by `predictor.delivery.delivery`; watched by `predictor.delivery.lease`. Must not know events, HTTP or
-how a job ends in the store. If the process dies in here, the checkpoints stand and the next attempt
-goes on from them.
+Called by `predictor.delivery.delivery`; watched by `predictor.delivery.lease`. Must not know events, HTTP or how a
+job ends in the store. If the process dies in here, the next attempt continues from the checkpoints.
 """
 
 import asyncio
@@ -25,21 +24,21 @@ from predictor.generation.replay_filter import entries_of
 
 
 class Interrupted(StrEnum):
-    """Why an attempt was ended from outside."""
+    """Why an attempt was interrupted."""
 
     FENCED = "fenced"  #: a newer attempt runs
     ENDED = "ended"  #: the job has ended: cancelled, mostly
     EXPIRED = "expired"  #: its deadline passed
-    GONE = "gone"  #: its record is no more
-    OUT_OF_STEP = "out_of_step"  #: the store holds other tokens than we think; a bug
-    STALLED = "stalled"  #: the engine gave nothing for too long
-    HANDOVER = "handover"  #: this process ends
-    STORE_LOST = "store_lost"  #: no word from the store for as long as the lease
+    GONE = "gone"  #: its record was deleted
+    OUT_OF_STEP = "out_of_step"  #: the stored tokens are not those written; a bug
+    STALLED = "stalled"  #: the engine gave no token for too long
+    HANDOVER = "handover"  #: this process is shutting down
+    STORE_LOST = "store_lost"  #: the store was unavailable for as long as the lease
     ENGINE_DEAD = "engine_dead"  #: the engine died under it
 
     @property
     def is_ours(self) -> bool:
-        """True while the job is still ours, so that what was made may be written."""
+        """True while the lease is still ours, so that tokens may be written."""
         return self in (
             Interrupted.EXPIRED,
             Interrupted.STALLED,
@@ -49,7 +48,7 @@ class Interrupted(StrEnum):
 
 
 _COUNT_EVERY_S: Final = 0.5
-"""Made tokens are counted this often: a step is milliseconds, and `/metrics` is read every few
+"""Interval at which generated tokens are counted, since a step takes milliseconds and `/metrics` is read every few
 seconds.
 """
 _REFUSALS: Final = {
@@ -63,8 +62,8 @@ _REFUSALS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The whole answer, as the OpenAI call gives it when it does not stream, and its last tokens if
-    they are still to be written.
+    """The whole answer, as the OpenAI call returns it when it does not stream, and its last tokens if they are
+    still to be written.
     """
 
     body: Mapping[str, Any]
@@ -73,7 +72,7 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class EngineFailed:
-    """The engine refused the request, or failed it."""
+    """The engine refused the request, or failed during it."""
 
     error: TorporError
 
@@ -83,11 +82,9 @@ Result = Completed | EngineFailed | Interrupted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """Which job is ours, since when, and how many tokens of it are made already; `void_count` were
-    made and are made again.
+    """A leased job, and how many of its tokens exist already; `void_count` existed and are generated again.
 
-    `acquired_s` is this host's clock when the lease was asked for: it lasts at least until
-    `acquired_s + lease_s`.
+    `acquired_s` is this host's clock when the lease was requested: it lasts at least until `acquired_s + lease_s`.
     """
 
     lease: Lease
@@ -95,7 +92,7 @@ class Attempt:
     token_count: int
     can_resume: bool
     void_count: int = 0
-    is_told: bool = False  #: our api tells the caller why his call was refused
+    is_told: bool = False  #: our api shows the caller why the call was refused
 
     @property
     def job_id(self) -> JobId:
@@ -107,7 +104,7 @@ class Attempt:
 
 
 class Generation:
-    """Runs once. `interrupt` may be called at any time, by anybody; the first reason stands."""
+    """Runs once. `interrupt` may be called at any time, from any task; the first reason counts."""
 
     def __init__(
         self,
@@ -122,7 +119,7 @@ class Generation:
         flush_s: float,
     ) -> None:
         self.attempt: Final = attempt
-        self.extended_s = attempt.acquired_s  #: when the lease was last known to be lengthened
+        self.extended_s = attempt.acquired_s  #: when the lease was last renewed
         self.last_step_s = clock.monotonic_s()
         self.new_tokens = 0
         self._checkpoint = checkpoint
@@ -148,8 +145,8 @@ class Generation:
         )
 
     async def run(self) -> Result:
-        """Generate until the end, a fault or an interruption; every token that may be written is
-        written when this returns, or goes with the whole answer.
+        """Generate until the end, a fault or an interruption. When this returns, every token that may be written is
+        written, or is part of the complete answer.
         """
         async with asyncio.TaskGroup() as group:
             self._writing = group.create_task(self._writer.run())
@@ -159,23 +156,23 @@ class Generation:
                 self._decoding.cancel()
         result = self._result()
         if not isinstance(result, Completed):
-            # Perhaps told to stop when the engine had just ended: then the rest is still here.
+            # The engine may have finished just before the interruption: the rest is still here.
             self._writer.close()
             await self._writer.run()
         metrics.TOKENS_LOST.inc(self._writer.pending_tokens)
         return result
 
     def on_hold(self, hold: LeaseStatus) -> None:
-        """What the store says of our lease."""
+        """Handle the status of the lease."""
         if hold in _REFUSALS:
             self.interrupt(_REFUSALS[hold])
 
     def interrupt(self, why: Interrupted) -> None:
-        """Abort the request in the engine, now."""
+        """Abort the request in the engine now."""
         if not why.is_ours:
             self._writer.abandon()
             if self._writing is not None:
-                self._writing.cancel()  # a write that hangs must not hold us up
+                self._writing.cancel()  # a hanging write must not delay this
         if self._stop is not None:
             return
         self._stop = why
@@ -209,7 +206,7 @@ class Generation:
             self._observe_pace()
 
     def _close_if_cancelled(self, decoding: asyncio.Task[None]) -> None:
-        """One that is cancelled before its first step never gets to its `finally`."""
+        """A task cancelled before its first step never reaches its `finally`."""
         if decoding.cancelled():
             self._writer.close()
 

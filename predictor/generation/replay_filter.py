@@ -1,13 +1,12 @@
-"""What readers were shown of an answer, and what is still to be shown. Pure.
+"""Filters what readers were already shown out of a continued answer. Pure.
 
-Called by `predictor.generation.generation` and `predictor.generation.checkpoint`. An engine that continues an answer
-gives the chunks of the whole of it again, so that its parsers see it whole; a reader must see each
-character once. Texts are counted in characters per choice and channel (content, reasoning,
-completion text, arguments of a tool call), because an answer cut elsewhere gives the same text in
-other chunks.
+Called by `predictor.generation.generation` and `predictor.generation.checkpoint`. An engine that continues an
+answer gives the chunks of the whole of it again, so that its parsers see it completely; a reader must see each
+character once. Texts are counted in characters per choice and channel (content, reasoning, completion text,
+arguments of a tool call), because a continued answer has the same text in other chunks.
 
-An entry is one element of a token stream's `delta`: `{"index", "delta": {...}}` for chat,
-`{"index", "text"}` for completions, with `finish_reason` and `logprobs` where there are any.
+An entry is one element of a token stream's `delta`: `{"index", "delta": {...}}` for chat, `{"index", "text"}` for
+completions, with `finish_reason` and `logprobs` if set.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,15 +18,13 @@ _Channel = tuple[int, str]
 _REASONING: Final = "reasoning_content"
 _EXTRAS: Final = ("logprobs", "token_ids", "prompt_token_ids", "finish_reason", "stop_reason")
 _BY_TOKEN: Final = frozenset({"logprobs", "token_ids"})
-"""What runs along the tokens of one entry."""
+"""Fields of an entry with one value a token."""
 _SPELLINGS: Final = {"reasoning": _REASONING}
 """vLLM renamed the field that most clients know under its older name."""
 
 
 def entries_of(chunk: Mapping[str, Any]) -> Iterator[Entry]:
-    """The entries of a stream chunk, each with one channel at most; those that show nothing are
-    left out.
-    """
+    """The entries of a stream chunk, each with one channel at most, without empty ones."""
     for choice in chunk.get("choices", ()):
         index = choice["index"]
         if chunk.get("prompt_token_ids") and "delta" in choice:  # chat has them beside its choices
@@ -51,7 +48,7 @@ def coalesce(entries: Iterable[Entry]) -> list[Entry]:
 
 
 class ReplayFilter:
-    """How much of an answer was shown, and which ids its tool calls were shown under."""
+    """How much of an answer was shown, and under which ids its tool calls were."""
 
     def __init__(self) -> None:
         self._counts: dict[_Channel, int] = {}
@@ -59,7 +56,7 @@ class ReplayFilter:
         self._finished: set[int] = set()
 
     def note(self, entries: Iterable[Entry]) -> None:
-        """Entries that readers have."""
+        """Count entries that readers were shown."""
         for entry in entries:
             index = entry["index"]
             for channel, text in _texts(entry):
@@ -71,15 +68,13 @@ class ReplayFilter:
                 self._finished.add(index)
 
     def clear(self) -> None:
-        """Readers were told to forget it all."""
+        """Readers were told to discard everything."""
         self._counts.clear()
         self._tool_ids.clear()
         self._finished.clear()
 
     def rename(self, chunk: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The chunk with its tool calls under the ids they were shown under; parsers draw new ones
-        each time.
-        """
+        """The chunk with the tool call ids that were shown before; parsers generate new ones each time."""
         if not self._tool_ids:
             return chunk
         for choice in chunk.get("choices", ()):
@@ -90,7 +85,7 @@ class ReplayFilter:
         return chunk
 
     def new_deltas(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """The rest of the entries once what was shown is taken off; call it with each, in order."""
+        """The entries without the text shown before; call it with each chunk's, in order."""
         if not (self._counts or self._tool_ids or self._finished):
             yield from entries  # a first attempt: nothing was shown
             return
@@ -110,7 +105,7 @@ class ReplayFilter:
                 yield entry
 
     def _hide_shown_calls(self, entry: Entry) -> bool:
-        """Take the name and the id off calls that were announced; True when a new one is."""
+        """Remove name and id from tool calls shown before; True when a new one is among them."""
         announces = False
         for call in entry.get("delta", {}).get("tool_calls", ()):
             if not call.get("id"):
@@ -138,7 +133,7 @@ def _parts(index: int, choice: Mapping[str, Any]) -> Iterator[Entry]:
 
 
 def _as_delta(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A whole message as one delta, where tool calls are numbered."""
+    """A whole message as one delta, in which tool calls are numbered."""
     calls = message.get("tool_calls") or ()
     numbered = [{"index": number, **call} for number, call in enumerate(calls)]
     return {**message, "tool_calls": numbered}
@@ -149,7 +144,7 @@ def _blank(index: int, choice: Mapping[str, Any]) -> Entry:
 
 
 def _texts(entry: Entry) -> list[tuple[str, str]]:
-    """Channel and text of what an entry shows."""
+    """Channel and text of an entry."""
     found = [("text", entry["text"])] if entry.get("text") else []
     for name, value in entry.get("delta", {}).items():
         if isinstance(value, str):
@@ -175,7 +170,7 @@ def _tool(call: Mapping[str, Any]) -> str:
 
 
 def _join(before: Entry, entry: Entry) -> bool:
-    """Add `entry` to the one before it where that keeps their order; False when it does not."""
+    """Append `entry` to the one before it if that keeps their order; False when it does not."""
     if before["index"] != entry["index"] or before.get("finish_reason"):
         return False
     if not _BY_TOKEN.isdisjoint(before) or not _BY_TOKEN.isdisjoint(entry):
@@ -212,7 +207,7 @@ def _join_call(before: dict[str, Any], call: Mapping[str, Any]) -> bool:
 
 
 def _copy(entry: Entry) -> Entry:
-    """A copy whose texts may grow without changing the entry it came from."""
+    """A copy whose texts can be extended without changing the original."""
     copied = dict(entry)
     if "delta" in copied:
         copied["delta"] = _copy(copied["delta"])

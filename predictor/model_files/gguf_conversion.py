@@ -1,11 +1,11 @@
-"""A llama-family GGUF file as safetensors, config.json and a Hugging Face tokenizer.
+"""Converts a llama-family GGUF file to safetensors, config.json and a Hugging Face tokenizer.
 
-Called by `predictor.model_files.weights` once per model. Needs `gguf`, `safetensors`, `transformers`. Knows
-nothing of caches.
+Called by `predictor.model_files.weights` once per model. Needs `gguf`, `safetensors`, `transformers`. Knows nothing
+of caches.
 
-llama.cpp stores the rows of the q and k projections in the order its rotary embedding wants (pairs
-side by side); Hugging Face wants the two halves apart, so those rows are put back (llama.cpp
-`convert_hf_to_gguf.py`, `LlamaModel.permute`, read backwards).
+llama.cpp stores the rows of the q and k projections in the order of its rotary embedding (interleaved pairs);
+Hugging Face wants the two halves apart, so the rows are reordered (the inverse of llama.cpp's
+`convert_hf_to_gguf.py`, `LlamaModel.permute`).
 """
 
 import json
@@ -58,7 +58,7 @@ def undo_rotary_permutation(weight: Floats, heads: int) -> Floats:
 
 
 def write_weights(source: Path, folder: Path) -> Mapping[str, Any]:
-    """Write model.safetensors (float32); gives the scalar fields that `write_config` needs."""
+    """Write model.safetensors (float32); gives the scalar fields for `write_config`."""
     reader = GGUFReader(str(source))
     fields = _scalar_fields(reader)
     if fields["general.architecture"] != "llama":

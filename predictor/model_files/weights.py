@@ -1,8 +1,8 @@
-"""The model that a Python package ships, turned once into the files that vLLM reads.
+"""Converts the model in a Python package, once, to the files that vLLM reads.
 
-Called before the engine starts (`python -m predictor`, `make install`) and from the command line:
-`python -m predictor.model_files.weights --cache-dir DIR`. Needs the `gguf` and `transformers` packages only
-while it converts. Must not know the engine, events or HTTP.
+Called before the engine starts (`python -m predictor`, `make install`) and from the command line: `python -m
+predictor.model_files.weights --cache-dir DIR`. Needs the `gguf` and `transformers` packages only for the
+conversion. Must not know the engine, events or HTTP.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any, Final
 from predictor.errors import ModelError
 
 Progress = Callable[[str], None]
-"""Told one line a step; must not block."""
+"""Called with one line a step; must not block."""
 
 Converter = Callable[[Path, Path, Progress], None]
 """Source file, folder to fill, progress."""
@@ -32,7 +32,7 @@ MANIFEST: Final = "torpor-model.json"
 HASH_EACH_USE_BYTES: Final = 16 << 20
 """Files up to this size are hashed on each use (some ms); larger ones only by `verify_hashes`."""
 FREE_SPACE_NEEDED_BYTES: Final = 640 << 20
-"""538 MB of float32 weights, 4 MB of tokenizer, and some air."""
+"""538 MB of float32 weights, 4 MB of tokenizer, and a reserve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,11 @@ def ensure_model(
     catalogue: Mapping[str, PackagedModel] = PACKAGED,
     convert: Converter | None = None,
 ) -> str:
-    """The place vLLM loads `name` from: a folder for a packaged model, else `name` as it is.
+    """The path or name from which vLLM loads `name`: a folder for a packaged model, else `name` unchanged.
 
-    Converts on the first use (16 s measured on two quiet cores, 540 MB) and checks what is there on
-    later ones. A crash half-way leaves only a `.partial` folder that the next call removes. Two
-    callers at once convert once. Raises `ModelError`.
+    Converts on first use (16 s measured on two idle cores, 540 MB) and checks the files later. A crash half-way
+    leaves only a `.partial` folder that the next call removes. Concurrent callers convert once. Raises
+    `ModelError`.
     """
     packaged = catalogue.get(name)
     if packaged is None:
@@ -94,7 +94,7 @@ def verify_hashes(folder: Path) -> None:
 
 
 def _is_complete(folder: Path) -> bool:
-    """True when every file has the size, and every small one the hash, that was recorded."""
+    """True when every file has the recorded size, and every small one the recorded hash."""
     try:
         files: dict[str, Any] = _manifest(folder)["files"]
         return all(_is_as_written(folder / name, entry) for name, entry in files.items())
@@ -119,7 +119,9 @@ def _convert_into(
     source = _packaged_file(packaged)
     _require_space(target.parent)
     for stale in target.parent.glob(f".{target.name}.partial-*"):
-        shutil.rmtree(stale, ignore_errors=True)  # we hold the lock: nobody writes there any more
+        shutil.rmtree(
+            stale, ignore_errors=True
+        )  # the lock is held, so no other process writes there
     partial = target.parent / f".{target.name}.partial-{os.getpid()}"
     partial.mkdir()
     try:
@@ -147,7 +149,7 @@ def _packaged_file(packaged: PackagedModel) -> Path:
 
 
 def convert_gguf(source: Path, folder: Path, progress: Progress) -> None:
-    """Fill `folder` with what vLLM reads, from the GGUF file `source`."""
+    """Fill `folder` with the files that vLLM reads, from the GGUF file `source`."""
     try:
         from predictor.model_files.gguf_conversion import (
             write_config,
@@ -174,7 +176,7 @@ def _write_manifest(folder: Path, packaged: PackagedModel) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in folder.iterdir():
         with path.open("rb") as handle:
-            os.fsync(handle.fileno())  # the rename must not outlive the bytes
+            os.fsync(handle.fileno())  # the data must be on disk before the rename
 
 
 def _sha256(path: Path) -> str:

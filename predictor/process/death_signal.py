@@ -1,7 +1,7 @@
-"""Processes that never outlive the one that started them (Linux).
+"""Ensures that child processes do not survive their parent (Linux).
 
-Called by `predictor.process.parent` in what it forks, and by `predictor.engine.vllm.start` for vLLM's engine
-process, which otherwise stays behind with 2 GB when its predictor is killed (seen for 10 minutes).
+Called by `predictor.process.parent` in its forks, and by `predictor.engine.vllm.start` for vLLM's engine process,
+which would otherwise keep 2 GB when its predictor is killed (seen for 10 minutes).
 """
 
 import ctypes
@@ -15,7 +15,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)  # loaded here: not safe to loa
 
 
 def die_with_parent(parent_pid: int, signal_number: int = signal.SIGKILL) -> None:
-    """Ask the kernel to signal us when the *thread* that forked us ends; at once if it has.
+    """Ask the kernel to signal this process when the *thread* that forked it ends; exit at once if it has ended.
 
     The thread, not the process: fork from one that lives as long as the child should.
     """
@@ -25,7 +25,7 @@ def die_with_parent(parent_pid: int, signal_number: int = signal.SIGKILL) -> Non
 
 
 def adopt_orphans() -> None:
-    """Become the new parent of what our children leave behind, so that it can be ended."""
+    """Become the new parent of the children's orphans, so that they can be ended."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 

@@ -1,4 +1,4 @@
-"""Imports without the garbage collector.
+"""Disables the garbage collector during imports.
 
 Used around the large ones: KServe's and vLLM's, in a predictor and in the parent of predictors.
 """
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """What is made meanwhile stays for good, and the collector never looks at it.
+    """Objects made inside the block are never examined by the collector.
 
-    Looking through vLLM's modules 1,850 times while they are imported took a quarter of their CPU
-    time, each full pass later half a second, and in a forked child a copy of every page.
+    Examining vLLM's modules 1,850 times during their import took a quarter of its CPU time, each later full
+    collection half a second, and in a forked child a copy of every page.
     """
     gc.disable()
     try:

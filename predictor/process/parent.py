@@ -1,4 +1,4 @@
-"""A parent that has imported everything once and forks predictors: a cold start without imports.
+"""A process that has imported everything once and forks predictors, so that a cold start needs no imports.
 
 Started by the local stack: `python -m predictor.process.parent --socket PATH
 --preload predictor.engine.vllm.preload:preload=JSON`. Speaks JSON lines on a unix socket:
@@ -32,18 +32,18 @@ from predictor.process.death_signal import adopt_orphans, die_with_parent
 from predictor.process.gc import gc_disabled
 
 Entry = Callable[[list[str]], int | None]
-"""What a forked child runs with its argv; its answer is the exit code."""
+"""The function that a forked child runs with its argv; it returns the exit code."""
 
 LINE_LIMIT: Final = 1 << 20
-"""Bytes of one request; an environment is some KiB."""
+"""Largest request in bytes; an environment has some KiB."""
 
 _OURS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-"""The signals that the parent has handlers for, and a child has not."""
+"""Signals that the parent handles and a child does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForkRequest:
-    """A predictor to start. `env` is laid over the parent's environment."""
+    """A predictor to start. `env` is added to the parent's environment."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class ForkRequest:
 
 
 class Parent:
-    """The loop: connections, forks, the ends of children, and our own end."""
+    """The event loop: connections, forks, exits of children, shutdown."""
 
     def __init__(
         self, listener: socket.socket, entry: Entry, hello: Mapping[str, Any], grace_s: float
@@ -143,13 +143,13 @@ class Parent:
             raise OSError("the parent is ending")
         log = os.open(request.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         parent_pid = os.getpid()
-        # A signal that came before the child has let go of our handlers would be lost on it.
+        # A signal that arrives before the child resets the handlers would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
         pid = -1
         try:
             pid = os.fork()
         finally:
-            if pid:  # here, or there is no child
+            if pid:  # in this handler, or fork failed
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
                 os.close(log)
         if pid:
@@ -159,14 +159,14 @@ class Parent:
             self._let_go()
             _become_child(request, log, parent_pid)
             code = _run(self._entry, list(request.argv))
-        except BaseException:  # nothing may climb into the parent's loop in a second process
+        except BaseException:  # the child must never return into the parent's loop
             traceback.print_exc()
         finally:
             _flush()
             os._exit(code)
 
     def _let_go(self) -> None:
-        """In the child: none of the parent's sockets and signals."""
+        """In the child: close the parent's sockets and reset its signal handlers."""
         signal.set_wakeup_fd(-1)
         for number in _OURS:
             signal.signal(number, signal.SIG_DFL)
@@ -176,7 +176,7 @@ class Parent:
         self._selector.close()
 
     def _reap(self) -> None:
-        """Take the ends of children; what they left behind has become ours, and ends too."""
+        """Reap ended children, and end their orphans."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -196,11 +196,11 @@ class Parent:
             return
         try:
             connection.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:  # gone, or does not read: it must not stop the others
+        except OSError:  # disconnected, or not reading: it must not stop the others
             self._forget(connection)
 
     def _forget(self, connection: socket.socket) -> None:
-        """A client that goes leaves its children running: another may not know of them."""
+        """A client that disconnects leaves its children running."""
         if self._lines.pop(connection, None) is not None:
             self._selector.unregister(connection)
             connection.close()
@@ -236,7 +236,7 @@ def _flush() -> None:
 
 
 def _wake_on_signals(on_end: Callable[[], None]) -> socket.socket:
-    """Signals make the selector return: SIGCHLD to reap, SIGTERM and SIGINT to end."""
+    """Signals wake the selector: SIGCHLD to reap, SIGTERM and SIGINT to end."""
     receiver, sender = socket.socketpair()
     receiver.setblocking(False)
     sender.setblocking(False)
@@ -265,7 +265,7 @@ def _is_texts(value: object) -> bool:
 
 
 def _load(target: str) -> Any:
-    """`package.module:attribute`, imported. Raises ValueError when it is not of that form."""
+    """`package.module:attribute`, imported. Raises ValueError for another form."""
     module, separator, name = target.partition(":")
     if not separator:
         raise ValueError(f"{target!r} is not of the form module:attribute")
@@ -273,7 +273,7 @@ def _load(target: str) -> Any:
 
 
 def _preload(targets: Sequence[str]) -> float:
-    """Call each `module:function=JSON`; gives the seconds it took. The rest is frozen for forks."""
+    """Call each `module:function=JSON`; gives the seconds it took. Then all objects are frozen for the forks."""
     began = time.monotonic()
     with gc_disabled():
         for target in targets:
@@ -283,10 +283,10 @@ def _preload(targets: Sequence[str]) -> float:
 
 
 def listen(path: Path) -> socket.socket:
-    """A unix socket at `path`, readable by its owner alone; replaces what an earlier life left.
+    """A unix socket at `path`, accessible to its owner only; an old one is replaced.
 
-    Whoever sees the path can connect: a socket that is bound and does not listen yet refuses, so it
-    gets its name last.
+    A client may connect as soon as the path exists, and a socket that is bound but not listening refuses, so it is
+    renamed to `path` last.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unnamed = path.with_name(f"{path.name}~")
@@ -301,7 +301,7 @@ def listen(path: Path) -> socket.socket:
 
 
 def _say_why(reason: str) -> None:
-    """Log why we do not start, in the form of every process of ours (`torpor.local.failure`)."""
+    """Log why the process does not start, in the form that every process uses (`torpor.local.failure`)."""
     line = {"service": "parent", "level": "error", "action": "start", "reason": reason}
     sys.stderr.write(f"{json.dumps(line)}\n")
     sys.stderr.flush()

@@ -1,9 +1,9 @@
-"""A caller that hangs up stops what it asked for: ASGI middleware for the calls whose caller waits.
+"""ASGI middleware that cancels a call when its client disconnects.
 
-Used by `predictor.server`. Deliveries never come here (`predictor.serving.event_routes.EventMiddleware` stands
-before it): a pump that dies must not cost the answer it waited for; the next delivery finds it
-running, or its result. KServe's own routes go on generating
-for a caller that has gone, hence a middleware and not a route's matter.
+Used by `predictor.server` for direct calls. Deliveries are handled before it
+(`predictor.serving.event_routes.EventMiddleware`): a pump that dies must not cost the answer it waited for; the
+next delivery finds the job running, or its result. KServe's own routes would go on generating after a disconnect,
+so this is a middleware and not part of a route.
 """
 
 import asyncio
@@ -35,14 +35,14 @@ class AbortWhenGone:
             listening.cancel()
             if not handling.done():
                 handling.cancel()
-            # Only now is the engine's slot free again; the handler's own failure goes on.
+            # Only now is the engine's slot free again; the handler's own exception is raised.
             await asyncio.wait((handling, listening))
         if not handling.cancelled():
             handling.result()
 
 
 async def _pass_on(receive: Receive, messages: asyncio.Queue[Message]) -> None:
-    """Hand the request's parts to the handler; return when the caller has gone."""
+    """Pass the request's messages to the handler; returns when the client has disconnected."""
     while True:
         message = await receive()
         messages.put_nowait(message)

@@ -1,9 +1,9 @@
-"""Who may use the direct routes, and how large their bodies may be: ASGI middleware.
+"""ASGI middleware: access control and body limit of the direct routes.
 
-Used by `predictor.server`, behind the event route, which has a token of its own. Direct routes are all
-that a caller is answered on at once: OpenAI's calls, KServe's predict and infer, models, metrics. Probes
-stay open: kubelet and Knative's queue-proxy carry no token. Behind queue-proxy every caller has a
-loopback address, so a loopback address is never taken for authority.
+Used by `predictor.server`, behind the event route, which has a token of its own. Direct routes are all that answer
+a caller immediately: OpenAI's calls, KServe's predict and infer, models, metrics. Probes stay open: kubelet and
+Knative's queue-proxy send no token. Behind queue-proxy every caller has a loopback address, so a loopback address
+gives no rights.
 """
 
 import hmac
@@ -26,7 +26,7 @@ _BEARER: Final[Mapping[str, str]] = {"www-authenticate": "Bearer"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectRules:
-    """What the operator allows. `token` is empty where none is asked for."""
+    """The operator's settings. `token` is empty when none is required."""
 
     token: str = ""
     is_on: bool = True
@@ -34,7 +34,7 @@ class DirectRules:
 
 
 class DirectAccess:
-    """Answers what may not pass: 403 where direct routes are off, 401 without the token, 413."""
+    """Answers 403 when direct routes are off, 401 without the token, 413 over the body limit."""
 
     def __init__(self, app: ASGIApp, *, rules: DirectRules) -> None:
         self._app = app
@@ -56,8 +56,8 @@ class DirectAccess:
         await self._app(scope, _replayed(body, receive), send)
 
     def _is_scrape(self, scope: Scope) -> bool:
-        """True for a scraper at the container's own port, where direct routes are off: what comes in
-        by Knative's gateway has passed queue-proxy, and so comes from a loopback address.
+        """True for a scraper at the container's own port, when direct routes are off: a request through Knative's
+        gateway has passed queue-proxy, and so comes from a loopback address.
         """
         if self._rules.is_on or (scope["method"], scope["path"]) != ("GET", "/metrics"):
             return False
@@ -95,7 +95,7 @@ def _is_probe(scope: Scope) -> bool:
 
 
 async def _read(receive: Receive, limit_bytes: int) -> bytes | None:
-    """The whole body; None when it is over the limit. Empty, too, when its sender has gone."""
+    """The whole body; None when it is over the limit. Also empty when the client has disconnected."""
     parts: list[bytes] = []
     size = 0
     while True:
@@ -111,7 +111,7 @@ async def _read(receive: Receive, limit_bytes: int) -> bytes | None:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body first, and then whatever comes (the caller's departure)."""
+    """A `receive` that gives the body first, and then the following messages (the disconnect)."""
     is_given = False
 
     async def replay() -> Message:
@@ -127,6 +127,6 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 def _failure(
     status: int, message: str, code: str, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """OpenAI's form of an error."""
+    """An error in OpenAI's form."""
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
     return Response(orjson.dumps({"error": error}), status, headers, media_type="application/json")

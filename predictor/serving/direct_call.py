@@ -1,7 +1,7 @@
-"""Calls whose caller waits: OpenAI routes and KServe's predict. No job, no store, no resumption.
+"""Direct calls, whose caller waits: OpenAI routes and KServe's predict. No job, no store, no resumption.
 
-Called by `predictor.serving.openai_routes` and `predictor.serving.model`. They share the engine's batch with the
-queued jobs, by the same admission. A caller that goes away closes the generator, which aborts.
+Called by `predictor.serving.openai_routes` and `predictor.serving.model`. They share the engine's batch with queued
+jobs, through the same admission. When the caller disconnects, the generator is closed, which aborts the request.
 """
 
 import secrets
@@ -24,7 +24,7 @@ Chunk = Mapping[str, Any]
 
 
 class DirectCalls:
-    """Runs calls straight on the engine."""
+    """Runs calls directly on the engine."""
 
     def __init__(self, engine: Engine, admission: Admission) -> None:
         self._engine = engine
@@ -36,7 +36,7 @@ class DirectCalls:
 
     @property
     def is_ready(self) -> bool:
-        """True while calls are taken."""
+        """True while calls are accepted."""
         return self._admission.phase is AdmissionPhase.SERVING
 
     async def answer(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,8 +48,8 @@ class DirectCalls:
         return assembler.body()
 
     async def stream(self, url: str, body: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
-        """The chunks, the one with `usage` last. Raises `BadRequest`, `Unavailable` when there is
-        no room or the engine is gone, `EngineRequestError`.
+        """The chunks, the one with `usage` last. Raises `BadRequest`, `Unavailable` when no slot is free or the
+        engine has died, `EngineRequestError`.
         """
         async with aclosing(self._run(url, body, wants_chunks=True)) as chunks:
             async for chunk in chunks:
@@ -70,6 +70,6 @@ class DirectCalls:
             except TorporError:
                 raise
             except Exception as error:
-                # The outermost handler of this call; what goes further up is logged with its words.
+                # The last handler of this call: an exception that passes it would be logged with its message.
                 _log.error("call broke", action="call", **where(error))
                 raise EngineRequestError("the predictor failed") from None

@@ -1,7 +1,6 @@
-"""Routes of our own on KServe's application: deliveries and probes.
+"""Our own routes on KServe's application: deliveries and probes.
 
-Called by `predictor.server`. Only HTTP stands here; what a delivery is answered with is
-`predictor.delivery.delivery`'s.
+Called by `predictor.server`. HTTP only; `predictor.delivery.delivery` decides the response to a delivery.
 """
 
 import math
@@ -21,13 +20,12 @@ from predictor.delivery.delivery import Deliveries
 from predictor.serving.direct_access import carries
 
 _EVENT_PATHS: Final = frozenset({"/events", "/"})
-"""The second for Triggers that name no path."""
+"""The second path is for Triggers without one."""
 
 
 class EventMiddleware:
-    """ASGI middleware around everything: `POST /events` takes one CloudEvent and is held until its
-    job has ended. As a route it would stand behind KServe's twenty and FastAPI's layers, and every
-    job would pay for them.
+    """ASGI middleware in front of everything: `POST /events` accepts one CloudEvent and is held until its job has
+    ended. A route would stand behind KServe's twenty and FastAPI's layers, at a cost for every job.
     """
 
     def __init__(self, app: ASGIApp, *, deliveries: Deliveries, token: str) -> None:
@@ -52,8 +50,8 @@ class EventMiddleware:
 
 
 def add_probes(app: Starlette, admission: Admission, phase: Callable[[], str]) -> None:
-    """`GET /healthz`: the process answers. `GET /readyz`: it can serve, else 503 and the phase; the same
-    as `/health` (vLLM's) and `/ping` (SageMaker's).
+    """`GET /healthz`: the process answers. `GET /readyz`: it can serve, else 503 with the phase; the same as
+    `/health` (vLLM's) and `/ping` (SageMaker's).
     """
 
     async def alive(_: Request) -> Response:
@@ -71,7 +69,7 @@ def add_probes(app: Starlette, admission: Admission, phase: Callable[[], str]) -
 
 
 def add_error_handler(app: Starlette) -> None:
-    """Errors of ours in KServe's own routes, in KServe's form."""
+    """Our errors in KServe's own routes, in KServe's form."""
 
     async def explain(_: Request, error: Exception) -> Response:
         if not isinstance(error, TorporError):
@@ -94,6 +92,6 @@ def _response(answer: DeliveryResponse) -> Response:
 
 
 def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    """RFC 9457."""
+    """Problem details (RFC 9457)."""
     body = {"type": "about:blank", "status": status, "detail": detail}
     return JSONResponse(body, status, headers, media_type="application/problem+json")

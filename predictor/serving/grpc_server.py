@@ -1,7 +1,7 @@
-"""gRPC: KServe's v2 service at an address of our own choosing, with our errors as gRPC's codes.
+"""gRPC: KServe's v2 service at a configurable address, with our errors as gRPC status codes.
 
-Called by `predictor.serving.kserve_server`, only where a port was asked for. KServe's own server binds all
-addresses and tells a bad field as INTERNAL. Must not know jobs or events.
+Called by `predictor.serving.kserve_server`, only when a port is set. KServe's own server binds all addresses and
+answers an invalid field with INTERNAL. Must not know jobs or events.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,17 @@ _log = structlog.get_logger()
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_LENGTH),
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_LENGTH),
-    ("grpc.so_reuseport", 0),  # a taken port is an error, not a share of somebody's calls
+    (
+        "grpc.so_reuseport",
+        0,
+    ),  # a taken port is an error; with SO_REUSEPORT the servers would share its calls
 )
 
 _PROBES: Final = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """What a caller is told of an error: whose fault it is, and the field if it is the caller's."""
+    """The gRPC status of an error, with the field when the caller is at fault."""
     match error:
         case BadRequest(message=message, field=field):
             return grpc.StatusCode.INVALID_ARGUMENT, f"{field}: {message}" if field else message
@@ -63,7 +66,7 @@ class GrpcServer:
         repository: ModelRepositoryExtension,
         token: str = "",
     ) -> None:
-        """`token` is what calls must carry as `authorization: Bearer TOKEN`; empty asks for none."""
+        """`token` is required as `authorization: Bearer TOKEN`; empty requires none."""
         self._address = address
         self._token = token
         self._servicer = InferenceServicer(dataplane, repository)
@@ -81,13 +84,13 @@ class GrpcServer:
         await self._server.wait_for_termination()
 
     async def stop(self) -> None:
-        """Close what is open, at once; the drain is over."""
+        """Close open calls at once; the drain is over."""
         if self._server is not None:
             await self._server.stop(grace=0)
 
 
 class _Statuses(AsyncServerInterceptor):
-    """The outermost part of a call. Logs nothing but an unexpected error's kind and place."""
+    """The outermost interceptor of a call. Logs only an unexpected error's type and place."""
 
     def __init__(self, token: str) -> None:
         self._token = token

@@ -1,11 +1,10 @@
-"""KServe's `ModelServer`, with four things taken over from it.
+"""KServe's `ModelServer` with four changes.
 
-Called by `predictor.server`. Signals: uvicorn would stop listening at SIGTERM; a draining predictor
-goes on answering 503 and fails its probes until its jobs are settled. The address: KServe binds
-0.0.0.0 always, and a taken port is noticed before the model is loaded. OpenAI routes: KServe's need
-another vLLM than ours, and trying to register them imports vLLM and torch (9 s) even for the test
-engine; ours stand in `predictor.serving.openai_routes`. Loading and unloading models: whoever reached the
-port could put the predictor to sleep for everybody.
+Called by `predictor.server`. Signals: uvicorn would stop listening at SIGTERM; a draining predictor goes on
+answering 503 and fails its probes until its jobs are settled. Address: KServe always binds 0.0.0.0, and a taken
+port is detected before the model is loaded. OpenAI routes: KServe's need another vLLM version, and trying to
+register them imports vLLM and torch (9 s) even for the test engine; ours are in `predictor.serving.openai_routes`.
+Loading and unloading of models is off: any caller who reached the port could unload the model for all.
 """
 
 import asyncio
@@ -43,7 +42,7 @@ from predictor.serving.grpc_server import GrpcServer
 from predictor.serving.model import PredictorModel
 
 _LEFTOVERS_S = 2
-"""When the drain is over, nothing worth waiting for is open."""
+"""After the drain no connection is worth waiting for."""
 _STRUCTURED: Final = "application/cloudevents+json"
 _REFUSALS: Final = (
     InvalidInput,
@@ -56,8 +55,8 @@ _REFUSALS: Final = (
 
 
 def _is_trouble(record: logging.LogRecord) -> bool:
-    """False for what the caller is told anyway. KServe logs an error with its traceback for every
-    probe of a predictor that loads: a cold start looked like a crash.
+    """False for errors that the caller gets anyway. KServe logs an error with its traceback for every probe of a
+    loading predictor, which makes a cold start look like a crash.
     """
     return not (record.exc_info and isinstance(record.exc_info[1], _REFUSALS))
 
@@ -65,7 +64,7 @@ def _is_trouble(record: logging.LogRecord) -> bool:
 class _HttpServer(_RefreshingServer):  # type: ignore[misc]
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """The process has one owner of signals, and it is not the HTTP server."""
+        """The process handles signals itself, not the HTTP server."""
         yield
 
 
@@ -75,7 +74,7 @@ class _RestServer(RESTServer):  # type: ignore[misc]
         self._listener = listener
         self.config.access_log = False
         self.config.http = HttpProtocol
-        self.config.proxy_headers = False  # nobody here asks who calls
+        self.config.proxy_headers = False  # client addresses are not used
         self._server = _HttpServer(self.config)
 
     def _register_endpoints(self, app: FastAPI) -> None:
@@ -98,9 +97,9 @@ class _RestServer(RESTServer):  # type: ignore[misc]
 
 
 class _DataPlane(DataPlane):  # type: ignore[misc]
-    """KServe's with four corrections: `/v2/health/ready` tells the truth, an extension that is not
-    served is not announced, a content type may have parameters, and a structured CloudEvent need
-    have neither `time` nor plain `data` (CloudEvents 1.0, 3.1 and JSON format 3.1).
+    """KServe's with four corrections: `/v2/health/ready` reports the real state, an unsupported extension is not
+    announced, a content type may have parameters, and a structured CloudEvent need have neither `time` nor plain
+    `data` (CloudEvents 1.0, 3.1 and JSON format 3.1).
     """
 
     async def ready(self) -> bool:
@@ -113,7 +112,7 @@ class _DataPlane(DataPlane):  # type: ignore[misc]
     def decode(
         self, body: Any, headers: dict[str, str], *args: Any, **options: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """`headers` are the request's own, and `encode` goes by them."""
+        """`headers` are the request's own, which `encode` uses as well."""
         if "content-type" in headers:
             headers["content-type"] = headers["content-type"].partition(";")[0].strip().lower()
         if headers.get("content-type") == _STRUCTURED and isinstance(body, bytes):
@@ -144,10 +143,10 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     """Serves until `stop_serving`."""
 
     def __init__(self, listener: socket.socket, *, grpc_address: str, token: str = "") -> None:
-        """`grpc_address` is HOST:PORT; empty leaves gRPC off. `token` is what gRPC calls need."""
+        """`grpc_address` is HOST:PORT; empty leaves gRPC off. `token` is required by gRPC calls."""
         super().__init__(
             http_port=listener.getsockname()[1],
-            enable_grpc=False,  # KServe's binds all addresses; ours stands beside it
+            enable_grpc=False,  # KServe's binds all addresses; ours is used instead
             grace_period=_LEFTOVERS_S,
             enable_latency_logging=False,
         )
@@ -162,7 +161,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         )
 
     def start(self, models: list[PredictorModel]) -> None:
-        """Serve `models`; their `start_engine` runs beside the HTTP server. Blocks."""
+        """Serve `models`; their `start_engine` runs concurrently with the HTTP server. Blocks."""
         self._register_and_check_atleast_one_model_is_ready(models)
         self._rest_server = _RestServer(
             self._listener,
@@ -180,7 +179,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             runner.run(self._serve())
 
     async def stop_serving(self) -> None:
-        """Close what is open."""
+        """Close all servers."""
         self._rest_server.stop()
         if self._grpc is not None:
             await self._grpc.stop()

@@ -2,12 +2,11 @@
 
 Called by KServe's data plane. Must not know jobs or events.
 
-v1: each instance is a prompt (its prediction is the text) or the body of an OpenAI call (its
-prediction is that call's body: `messages` makes it a chat, `input` an embedding, `prompt` a
-completion). A `parameters` object beside `instances` holds what all of them share (`max_tokens`,
-...). v2: one BYTES tensor of prompts in, BYTES tensors `text` and `finish_reason` out; the
-request's `parameters` are shared likewise. Its `id` is optional, and so are `outputs`, which choose
-among the two.
+v1: each instance is a prompt (its prediction is the text) or the body of an OpenAI call (its prediction is that
+call's body: `messages` makes it a chat, `input` an embedding, `prompt` a completion). A `parameters` object beside
+`instances` holds what all of them share (`max_tokens`, ...). v2: one BYTES tensor of prompts in, BYTES tensors
+`text` and `finish_reason` out; the request's `parameters` are shared likewise. Its `id` is optional, and so are
+`outputs`, which choose among the two.
 """
 
 import asyncio
@@ -27,7 +26,7 @@ _OUTPUTS: Final = ("text", "finish_reason")
 
 
 class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
-    """One model of the server; LoRA names are further models of it, served by the same engine."""
+    """One model of the server; LoRA names are further models, served by the same engine."""
 
     def __init__(
         self,
@@ -39,13 +38,13 @@ class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
     ) -> None:
         super().__init__(name)
         self.engine = True
-        self.ready = True  # KServe refuses to start without; the truth is in `healthy`
+        self.ready = True  # KServe refuses to start without; the real state is `healthy`
         self._calls = calls
         self._is_ready = is_ready
         self._run_replica = live
 
     async def healthy(self) -> bool:
-        """What the probes are told: true while the engine can serve and nobody said to go."""
+        """For the probes: true while the engine can serve and no shutdown has begun."""
         return self._is_ready()
 
     async def start_engine(self) -> None:
@@ -58,8 +57,8 @@ class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
         headers: Mapping[str, str] | None = None,
         response_headers: Mapping[str, str] | None = None,
     ) -> Body | InferResponse:
-        """Answer every instance; they run side by side as far as there are slots. The first that
-        fails ends all: KServe has no answer for half of them.
+        """Answer every instance; they run concurrently as far as there are slots. The first failure ends all, since
+        KServe has no response for partial results.
         """
         if isinstance(payload, InferRequest):
             return await self._infer(payload)
@@ -122,8 +121,8 @@ class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
         return await self._calls.answer(url, {"model": self.name, **body})
 
     async def _all(self, calls: list[Coroutine[Any, Any, Any]]) -> list[Any]:
-        """Every result in order, by half of the slots at most. The first failure ends the others
-        and is raised as itself.
+        """Every result in order, using half of the slots at most. The first failure cancels the others and is
+        raised unchanged.
         """
         slots = asyncio.Semaphore(max(1, self._calls.engine.max_concurrency // 2))
 
@@ -136,13 +135,13 @@ class PredictorModel(Model):  # type: ignore[misc]  # kserve is untyped
                 tasks = [group.create_task(in_turn(call)) for call in calls]
         except ExceptionGroup as failures:
             for call in calls:
-                call.close()  # those that never began
+                call.close()  # those that never started
             raise first_of(failures) from None
         return [task.result() for task in tasks]
 
 
 def _prompts(tensor: Any) -> list[str]:
-    """The texts of a BYTES tensor. Raises `InvalidInput` where shape and data do not agree."""
+    """The texts of a BYTES tensor. Raises `InvalidInput` when shape and data do not agree."""
     try:
         return [_text(value) for value in tensor.as_numpy().flatten()]
     except (ValueError, TypeError, struct.error, IndexError) as error:
@@ -150,7 +149,7 @@ def _prompts(tensor: Any) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A parameter of a v2 request: JSON as it is, or what gRPC wraps one in."""
+    """A parameter of a v2 request: plain JSON, or the value inside gRPC's wrapper."""
     chosen = getattr(value, "WhichOneof", None)
     return getattr(value, chosen("parameter_choice")) if chosen else value
 

@@ -1,8 +1,7 @@
-"""The OpenAI-compatible routes of the predictor, for callers that wait: chat, completions,
-embeddings, models; and vLLM's `/version`.
+"""The predictor's OpenAI-compatible direct routes: chat, completions, embeddings, models; and vLLM's `/version`.
 
-Called by `predictor.server`, under `/openai/v1` (KServe's prefix) and `/v1`. What a body may hold
-is the engine's to say: nothing is parsed here but `stream`. Must not know jobs or events.
+Called by `predictor.server`, under `/openai/v1` (KServe's prefix) and `/v1`. The engine validates bodies; only
+`stream` is parsed here. Must not know jobs or events.
 """
 
 import math
@@ -25,7 +24,7 @@ _PREFIXES: Final = ("/openai/v1", "/v1")
 
 
 def add_openai_routes(app: Starlette, calls: DirectCalls) -> None:
-    """Before KServe's own, whose `GET /v1/models` is answered here for both."""
+    """Added before KServe's own, whose `GET /v1/models` is answered here for both."""
     routes = OpenAiRoutes(calls)
     for prefix in _PREFIXES:
         for url in RUNNABLE_URLS:
@@ -43,7 +42,7 @@ class OpenAiRoutes:
         self._started_s = int(time.time())
 
     def call(self, url: str) -> Any:
-        """The handler of one kind of call."""
+        """The handler of one endpoint."""
 
         async def handle(request: Request) -> Response:
             try:
@@ -57,13 +56,13 @@ class OpenAiRoutes:
         return handle
 
     async def list_models(self, request: Request) -> Response:
-        """OpenAI's list; `models` beside it is what KServe's v1 clients read."""
+        """OpenAI's list; KServe's v1 clients read its `models`."""
         names = self._calls.engine.model_names
         cards = [self._card(name) for name in names]
         return _json({"object": "list", "data": cards, "models": list(names)})
 
     async def get_model(self, request: Request) -> Response:
-        """One card; with `name` and `ready` it is KServe's v1 readiness as well."""
+        """One model; with `name` and `ready` it is KServe's v1 readiness as well."""
         name = request.path_params["name"]
         if name not in self._calls.engine.model_names:
             return _failure(_unknown_model(name))
@@ -76,7 +75,7 @@ class OpenAiRoutes:
         return _json({"version": self._calls.engine.version})
 
     def _card(self, name: str) -> Mapping[str, Any]:
-        """As vLLM's. `root` is the name of what is loaded, `parent` that of a LoRA adapter's base."""
+        """As vLLM's. `root` is the name of the loaded model, `parent` that of a LoRA adapter's base."""
         base = self._calls.engine.model_names[0]
         return {
             "id": name,
@@ -89,7 +88,7 @@ class OpenAiRoutes:
         }
 
     async def _stream(self, url: str, body: Mapping[str, Any]) -> Response:
-        """Starts the answer before it is sent, so that a refusal still has its own status."""
+        """Starts the engine's stream before the response, so that a refusal still has its own status."""
         chunks = self._calls.stream(url, body)
         try:
             first = await anext(chunks)
@@ -139,7 +138,7 @@ def _failure(error: TorporError) -> Response:
 
 
 def _status(error: TorporError) -> int:
-    """OpenAI has no 422, and its clients know an unknown model by its 404."""
+    """OpenAI has no 422, and answers an unknown model with 404."""
     if not isinstance(error, BadRequest):
         return error.status
     return HTTPStatus.NOT_FOUND if error.field == "model" else HTTPStatus.BAD_REQUEST

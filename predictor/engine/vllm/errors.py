@@ -1,7 +1,7 @@
-"""vLLM's errors as ours: whose fault it is, which field, and what to change.
+"""Translates vLLM's errors: caller or engine, which field, and what to change.
 
 Called by `predictor.engine.vllm.serving` and `predictor.engine.vllm.start`. Messages come from vLLM and pydantic
-but never carry the values that were sent: those may be prompts.
+but never contain the values that were sent, which may be prompts.
 """
 
 import re
@@ -32,25 +32,25 @@ _OUT_OF_MEMORY: Final = re.compile(
 )
 INPUT_FIELD: Final = {CHAT_URL: "messages", COMPLETION_URL: "prompt", EMBEDDING_URL: "input"}
 _TOO_LONG: Final = ("input_text", "input_tokens")
-"""What vLLM calls the input that was too long, whatever the endpoint."""
+"""vLLM's names for an input that is too long, whatever the endpoint."""
 _SIGNS: Final = {
     "Grammar": ("structured_outputs", "response_format"),
     "grammar": ("structured_outputs", "response_format"),
     "conversation": ("messages",),
 }
-"""Words of messages that name no field, and the fields they are about."""
+"""Words in messages without a field, and the field that each concerns."""
 _BUILT_IN_TYPES: Final = {"str", "int", "float", "bool", "list", "dict", "none"}
 
 
 def bad_fields(error: Any) -> BadRequest:
-    """A pydantic `ValidationError`: the first thing wrong, by its path in the body."""
+    """A pydantic `ValidationError` as the first invalid field, by its path in the body."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
     path = [str(part) for part in first["loc"] if not _is_union_label(part)]
     return BadRequest(_one_line(first["msg"]), field=".".join(path))
 
 
 def translate(error: BaseException, request: EngineRequest) -> Exception:
-    """What vLLM raised for one request, as the exception that `Engine.run` promises."""
+    """vLLM's error for one request, as the exception that `Engine.run` documents."""
     from vllm.exceptions import GracefulHTTPError, VLLMClientError
     from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDead
 
@@ -68,7 +68,7 @@ def translate(error: BaseException, request: EngineRequest) -> Exception:
 
 
 def from_response(error: Any, request: EngineRequest) -> Exception:
-    """An error that vLLM's serving layer has already turned into JSON."""
+    """The exception for an error that vLLM's serving layer has turned into JSON."""
     if error["code"] >= 500:
         return EngineRequestError(f"the engine failed this request: {error['type']}")
     return _bad_request(_one_line(str(error["message"])), error.get("param"), request)
@@ -89,7 +89,7 @@ def _bad_request(message: str, parameter: str | None, request: EngineRequest) ->
 
 
 def _named_field(message: str, request: EngineRequest) -> str:
-    """The field of the body that a message is about, where vLLM does not say."""
+    """The field that a message is about, when vLLM does not name it."""
     for field in sorted(request.body, key=len, reverse=True):
         spoken = field.replace("_", "[ _-]")
         if re.search(rf"\b{spoken}\b", message, re.IGNORECASE):
@@ -111,7 +111,7 @@ def _one_line(text: str) -> str:
 
 
 def _is_union_label(part: object) -> bool:
-    """Pydantic puts the tried type into the path of a union; it is no field of the body."""
+    """Pydantic puts the tried type into the path of a union; it is not a field of the body."""
     if not isinstance(part, str):
         return False
     return not part.isidentifier() or part[:1].isupper() or part in _BUILT_IN_TYPES

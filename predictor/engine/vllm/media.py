@@ -1,8 +1,7 @@
-"""Which media a caller may have fetched: none by URL, unless the operator names domains. Pure.
+"""Media that a call may reference: none by URL, unless the operator allows domains. Pure.
 
-Called by `predictor.engine.vllm.serving`. vLLM would fetch whatever address a message names, from inside
-the cluster. `--allowed-media-domains` and `--allowed-local-media-path` (vLLM's own) allow it, and vLLM
-then judges each address.
+Called by `predictor.engine.vllm.serving`. vLLM would fetch any address in a message, from inside the cluster.
+`--allowed-media-domains` and `--allowed-local-media-path` (vLLM's own) allow it, and vLLM then checks each address.
 """
 
 from collections.abc import Iterator, Mapping

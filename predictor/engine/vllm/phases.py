@@ -1,9 +1,9 @@
-"""Where vLLM's start is, told by its worker as it gets there.
+"""Reports the phases of vLLM's start from inside its worker.
 
-`AsyncLLM`'s constructor does everything in one call, in processes of its own. `timed` names a
-worker class that is vLLM's own but for saying, before each step, which one begins; `heard` listens
-to it beside that call. Used by `predictor.engine.vllm.start` and `predictor.engine.vllm.engine`. Works for forked
-and spawned workers; several workers tell the same and the first one counts. Import is light.
+`AsyncLLM`'s constructor does everything in one call, in processes of its own. `timed` names a subclass of vLLM's
+worker that reports each step before it begins; `heard` receives the reports during that call. Used by
+`predictor.engine.vllm.start` and `predictor.engine.vllm.engine`. Works with forked and spawned workers; of several
+workers the first report counts. Import is fast.
 """
 
 import asyncio
@@ -18,17 +18,17 @@ from typing import Any, Final
 from predictor.engine.engine import ColdStartPhase, PhaseReporter
 
 _ADDRESS: Final = "TORPOR_ENGINE_PHASES"
-"""Variable with the name of the listener's abstract socket; workers inherit it."""
+"""Variable with the name of the receiver's abstract socket; workers inherit it."""
 _ORDER: Final = list(ColdStartPhase)
 
 
 def timed(worker_cls: str) -> str:
-    """The name of the worker class `worker_cls` that tells its phases."""
+    """The name of a subclass of the worker class `worker_cls` that reports its phases."""
     return worker_cls if "__" in worker_cls else f"{__name__}.{worker_cls.replace('.', '__')}"
 
 
 def __getattr__(name: str) -> Any:
-    """vLLM resolves the names that `timed` gives, in whatever process its worker is."""
+    """vLLM resolves the names that `timed` returns, in the worker's process."""
     module, _, attribute = name.replace("__", ".").rpartition(".")
     if name.startswith("__") or not module:
         raise AttributeError(name)
@@ -53,7 +53,7 @@ def _timed(worker: Any) -> Any:
 
 
 def _tell(phase: ColdStartPhase) -> None:
-    """Never in the way of a start: who does not listen hears nothing."""
+    """Never delays or fails a start: without a receiver the report is lost."""
     address = os.environ.get(_ADDRESS, "")
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
         line.setblocking(False)
@@ -61,7 +61,7 @@ def _tell(phase: ColdStartPhase) -> None:
 
 
 def forward_only(report: PhaseReporter) -> PhaseReporter:
-    """`report`, told each phase once and none that lies behind."""
+    """`report`, called once for each phase and never for an earlier one."""
     reached = -1
 
     def step(phase: ColdStartPhase) -> None:
@@ -75,7 +75,7 @@ def forward_only(report: PhaseReporter) -> PhaseReporter:
 
 @contextmanager
 def heard(report: PhaseReporter) -> Iterator[None]:
-    """Report what workers tell for as long as this lasts; call it on the event loop."""
+    """Passes workers' reports on while the block runs; call it on the event loop."""
     loop = asyncio.get_running_loop()
     address = f"torpor-phases-{os.getpid()}-{secrets.token_hex(4)}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
@@ -85,7 +85,7 @@ def heard(report: PhaseReporter) -> Iterator[None]:
         loop.add_reader(line, _take, line, report)
         try:
             yield
-            _take(line, report)  # what was told just before the end
+            _take(line, report)  # reports sent just before the end
         finally:
             loop.remove_reader(line)
             os.environ.pop(_ADDRESS, None)

@@ -1,7 +1,7 @@
-"""What a pre-imported parent prepares for its forks: vLLM, KServe, and the model's configuration.
+"""Prepares a pre-imported parent for its forks: imports vLLM and KServe, and makes the model's configuration.
 
 Called by `python -m predictor.process.parent --preload predictor.engine.vllm.preload:preload=JSON`, where the JSON
-holds fields of `VllmSettings`, or is empty to import only. Must leave no thread behind.
+has fields of `VllmSettings`, or is empty to import only. Must leave no thread behind.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from predictor.errors import EngineStartError
 
 
 def preload(options: Mapping[str, Any]) -> None:
-    """Import everything a predictor needs; with a model's settings, make its configuration too.
+    """Import everything that a predictor needs; with a model's settings, make its configuration too.
 
-    Raises `EngineStartError` on a GPU build: what has touched CUDA must not be forked.
+    Raises `EngineStartError` on a GPU build: a process that has used CUDA must not be forked.
     """
     if not is_cpu_build():
         raise EngineStartError("a forking parent is for CPU only: set TORPOR_WARM_PARENT=false")

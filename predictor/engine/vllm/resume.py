@@ -1,13 +1,13 @@
-"""A half-finished answer, handed to vLLM's serving layer as if nothing had happened.
+"""Continues a half-finished answer inside vLLM's serving layer.
 
-Called by `predictor.engine.vllm.serving`. `ResumingClient` stands between vLLM's OpenAI serving classes
-and `AsyncLLM`: it reports every sampled id to the run's `ResumeBuffer`, and where the buffer holds ids of an
-earlier attempt it replays those first and lets the engine go on after them. The serving layer sees
-one answer from its first token, so its reasoning parsers, tool parsers and usage counts are right
-across the seam without knowing of it. Imports vLLM: load it only where vLLM is wanted.
+Called by `predictor.engine.vllm.serving`. `ResumingClient` stands between vLLM's OpenAI serving classes and
+`AsyncLLM`: it reports every sampled id to the run's `ResumeBuffer`, and when the buffer has ids of an earlier
+attempt it replays those first and lets the engine continue after them. The serving layer sees one answer from its
+first token, so its reasoning parsers, tool parsers and usage counts are right without knowing of the seam. Imports
+vLLM: load it only where vLLM is used.
 
-Text is made by vLLM's own incremental detokenizer over prompt, replayed and new ids in one go, so
-a multi-byte character or a stop string that straddles the seam comes out as without it.
+Text is made by vLLM's own incremental detokenizer over prompt, replayed and new ids in one go, so a multi-byte
+character or a stop string across the seam comes out as without one.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ _YIELD_EVERY: Final = 256
 
 
 class ResumeBuffer:
-    """The token ids of one run: those of earlier attempts, and a hole for the new ones."""
+    """The token ids of one run: those of earlier attempts, and a queue for the new ones."""
 
     def __init__(self, prior: Sequence[int], record: Callable[[tuple[int, ...]], None]) -> None:
         self.prior: Final = tuple(prior)
         self.record: Final = record
-        self.failure: Exception | None = None  #: what the engine raised, before it became JSON
+        self.failure: Exception | None = None  #: the engine's exception, before it became JSON
 
 
 CURRENT_BUFFER: ContextVar[ResumeBuffer] = ContextVar("current_buffer")
@@ -43,14 +43,14 @@ CURRENT_BUFFER: ContextVar[ResumeBuffer] = ContextVar("current_buffer")
 
 @dataclass(frozen=True, slots=True)
 class ResumedEnding:
-    """Why an answer is over, in vLLM's words."""
+    """The finish reason of an answer, in vLLM's terms."""
 
     finish_reason: str
     stop_reason: int | str | None = None
 
 
 class ResumingClient:
-    """An `EngineClient` that is its inner `AsyncLLM` but for `generate`."""
+    """An `EngineClient` that delegates to its `AsyncLLM` except for `generate`."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -87,7 +87,7 @@ class ResumingClient:
                 async for output in source:
                     yield output if buffer.prior else _recorded(buffer, output)
             finally:
-                await source.aclose()  # aborts in the engine when we are closed early
+                await source.aclose()  # closing early aborts the request in the engine
         except Exception as error:
             buffer.failure = error
             raise
@@ -129,7 +129,7 @@ class ResumingClient:
 
 
 class ResumedAnswer:
-    """One answer as text, token by token, whoever made the tokens."""
+    """One answer as text, token by token, for replayed and new tokens alike."""
 
     def __init__(self, llm: Any, prompt: Any, params: SamplingParams, request_id: str) -> None:
         self.prompt_token_ids: Final[list[int]] = list(prompt["prompt_token_ids"])
@@ -156,7 +156,7 @@ class ResumedAnswer:
         self._text = IncrementalDetokenizer.from_new_request(llm.renderer.tokenizer, request)
 
     def ending_at(self, token_id: int) -> ResumedEnding | None:
-        """Whether the engine would have stopped at this next token (vLLM's `check_stop`)."""
+        """Whether the engine would have stopped at this token (vLLM's `check_stop`)."""
         if token_id == self._params.eos_token_id:
             return ResumedEnding("stop")
         if token_id in (self._params.stop_token_ids or ()):
@@ -168,7 +168,7 @@ class ResumedAnswer:
     def add(
         self, token_ids: Sequence[int], ending: ResumedEnding | None, source: Any = None
     ) -> RequestOutput:
-        """Take new ids; gives the output the serving layer would have had from the engine."""
+        """Add new ids; gives the output that the serving layer would have received from the engine."""
         before = self._text.num_output_tokens()
         is_stop_token = ending is not None and ending.finish_reason == "stop"
         stop_string = self._text.update(list(token_ids), is_stop_token)
@@ -204,10 +204,10 @@ def _recorded(buffer: ResumeBuffer, output: Any) -> Any:
 
 
 def _remaining(params: SamplingParams, made: int) -> SamplingParams:
-    """What is left to ask of the engine after `made` tokens.
+    """The request for the rest of the answer, after `made` tokens.
 
-    Text and stop strings are ours (they may straddle the seam). A seed moves on with the tokens, so
-    that the noise of the first tokens is not drawn twice; the same seam gives the same rest.
+    Text and stop strings are handled here (they may cross the seam). The seed advances with the tokens, so that the
+    noise of the first tokens is not drawn twice; the same seam gives the same rest.
     """
     rest = params.clone()
     rest.max_tokens = (params.max_tokens or made + 1) - made

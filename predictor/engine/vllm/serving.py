@@ -1,8 +1,8 @@
-"""vLLM's own OpenAI layer, fed with Batch lines and read as plain stream chunks.
+"""Runs calls on vLLM's own OpenAI layer: Batch lines in, stream chunks out.
 
-Called by `predictor.engine.vllm.engine`. Request types, chat templates, reasoning and tool parsers,
-structured output, logprobs and LoRA names are vLLM's; nothing of it is parsed a second time here.
-Imports vLLM: load it only where vLLM is wanted. Must not know HTTP, events or the store.
+Called by `predictor.engine.vllm.engine`. Request types, chat templates, reasoning and tool parsers, structured
+output, logprobs and LoRA names are vLLM's; nothing of it is parsed a second time here. Imports vLLM: load it only
+where vLLM is used. Must not know HTTP, events or the store.
 """
 
 import asyncio
@@ -41,8 +41,8 @@ from predictor.engine.vllm.resume import CURRENT_BUFFER, ResumeBuffer, ResumingC
 from predictor.errors import BadRequest
 
 _UNREADABLE: Final = (AttributeError, IndexError, KeyError, TypeError)
-"""What vLLM's validators raise where they read a field before its type is checked
-(`structured_outputs: true`, `messages: null`): the sender's fault, not ours.
+"""What vLLM's validators raise when they read a field before its type is checked (`structured_outputs: true`,
+`messages: null`): the caller's error, not ours.
 """
 
 
@@ -70,7 +70,7 @@ class VllmServing:
 
     @property
     def urls(self) -> Sequence[str]:
-        """What the model serves."""
+        """The endpoints that the model supports."""
         return list(self._types)
 
     @property
@@ -130,8 +130,8 @@ class VllmServing:
         buffer: ResumeBuffer,
         queue: asyncio.Queue[DecodeStep | BaseException | None],
     ) -> None:
-        """Run the serving layer to its end. A task of its own, so that ids flow while it parses."""
-        if not getattr(parsed, "use_beam_search", False):  # its steps are not the answer's tokens
+        """Run the serving layer to its end, in a task of its own, so that ids flow while it parses."""
+        if not getattr(parsed, "use_beam_search", False):  # its steps are not tokens of the answer
             CURRENT_BUFFER.set(buffer)
         try:
             async for chunk in self._chunks(request, parsed):
@@ -161,7 +161,7 @@ class VllmServing:
                 if error := chunk.get("error"):
                     raise from_response(error, request)
                 if not request.body.get("return_token_ids"):
-                    # With `echo`, vLLM's stream has them unasked, and its whole body has not.
+                    # With `echo`, vLLM returns them unrequested when it streams, but not in a whole body.
                     for choice in chunk["choices"]:
                         choice.pop("prompt_token_ids", None)
                 yield chunk
@@ -170,8 +170,8 @@ class VllmServing:
 
 
 def _stream_fields(request: EngineRequest) -> Mapping[str, Any]:
-    """How vLLM is asked. Jobs stream, so that they can be read and continued, unless vLLM has no
-    stream of what they ask for; a direct call is asked as its caller asked.
+    """The body's stream fields. Jobs are streamed, so that they can be read live and continued, unless vLLM cannot
+    stream them; a direct call is streamed if its caller asked for it.
     """
     body = request.body
     if request.wants_chunks and (body.get("stream") or not _is_unstreamable(body)):
@@ -180,21 +180,21 @@ def _stream_fields(request: EngineRequest) -> Mapping[str, Any]:
 
 
 def _is_unstreamable(body: Mapping[str, Any]) -> bool:
-    """True for what vLLM refuses to stream, or streams without a part (`echo`: prompt logprobs)."""
+    """True for what vLLM refuses to stream, or streams incompletely (`echo`: prompt logprobs)."""
     return body.get("prompt_logprobs") is not None or any(
         body.get(name) for name in ("use_beam_search", "echo")
     )
 
 
 def _stream_options(asked: Any) -> Mapping[str, Any]:
-    """The caller's, and always the usage at the end."""
+    """The caller's options, with usage at the end always on."""
     if not isinstance(asked, Mapping) or not asked.get("include_usage"):
         return {"include_usage": True}
     return {**asked, "include_usage": True}
 
 
 def _culprit(kind: Any, body: Mapping[str, Any]) -> str:
-    """The field without which vLLM's validators no longer break; empty when there is none."""
+    """The field without which vLLM's validators pass; empty when there is none."""
     for field in body:
         try:
             kind.validate_python({name: value for name, value in body.items() if name != field})
@@ -209,18 +209,18 @@ def _culprit(kind: Any, body: Mapping[str, Any]) -> str:
 def _with_chunk(
     step: DecodeStep, queue: asyncio.Queue[DecodeStep | BaseException | None]
 ) -> DecodeStep:
-    """One step of an id and its chunk, where the chunk is there already (it mostly is)."""
+    """One step with an id and its chunk, when the chunk is available already (it mostly is)."""
     while step.chunk is None and not queue.empty():
         following = queue.get_nowait()
         if not isinstance(following, DecodeStep):
-            queue.put_nowait(following)  # the end; nothing comes after it
+            queue.put_nowait(following)  # the end marker
             break
         step = DecodeStep(step.token_ids + following.token_ids, following.chunk)
     return step
 
 
 async def build_serving(args: Any, llm: Any, *, model: str, names: Sequence[str]) -> VllmServing:
-    """Set the serving layer up over a running `AsyncLLM`, LoRA adapters and template included."""
+    """Build the serving layer over a running `AsyncLLM`, with LoRA adapters and chat template."""
     for name in (OpenAIServingChat.__module__, OpenAIServingCompletion.__module__):
         # They log a traceback for each refused request, values included; we raise it instead.
         logging.getLogger(name).setLevel(logging.CRITICAL)

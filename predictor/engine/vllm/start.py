@@ -1,7 +1,7 @@
-"""How vLLM is set up and started: arguments, environment, process start method.
+"""Configures and starts vLLM: arguments, environment, process start method.
 
 Called by `predictor.engine.vllm.engine` and, for the shared part, by `predictor.engine.vllm.preload`. The only
-place that writes vLLM's environment variables. Import is light; the functions import vLLM.
+module that sets vLLM's environment variables. Import is fast; the functions import vLLM.
 """
 
 import io
@@ -20,8 +20,9 @@ from predictor.errors import EngineStartError
 from predictor.process.death_signal import die_with_parent
 
 DEFAULT_KV_CACHE_BYTES: Final = 400 << 20
-"""On CPU only. 9,100 tokens of the packaged model, its context of 8,192 and some. All of it is
-touched at the start, which costs a cold start 3 ms a MiB."""
+"""On CPU only. 9,100 tokens of the packaged model, whose context is 8,192. All of it is touched at the start, which
+costs a cold start 3 ms a MiB.
+"""
 
 _COMPILING: Final = frozenset({"--no-enforce-eager", "--compilation-config", "-cc", "-O"})
 """Flags by which an operator asks for compiled models."""
@@ -29,7 +30,7 @@ _COMPILING: Final = frozenset({"--no-enforce-eager", "--compilation-config", "-c
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
-    """What is to be served, and how. `vllm_args` are as `vllm serve` takes them and win."""
+    """The model and how to serve it. `vllm_args` are `vllm serve`'s arguments and take precedence."""
 
     model: str  #: folder, or name on a hub
     served_model_name: str
@@ -41,15 +42,15 @@ class VllmSettings:
 
 
 def prepare_environment(settings: VllmSettings) -> None:
-    """Set what vLLM and torch read from the environment. Call before either is imported.
+    """Set the environment variables that vLLM and torch read. Call before either is imported.
 
-    Values that the operator has set stay.
+    Values set by the operator are kept.
     """
     defaults = {
         "OMP_NUM_THREADS": str(settings.omp_num_threads),
         "VLLM_LOGGING_LEVEL": settings.log_level,
         "VLLM_NO_USAGE_STATS": "1",
-        "TOKENIZERS_PARALLELISM": "false",  # its threads would forbid the fork
+        "TOKENIZERS_PARALLELISM": "false",  # its threads would make the fork unsafe
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # an allowed domain must not lead to any other
     }
     if is_cpu_build() and not _COMPILING.intersection(settings.vllm_args):
@@ -73,7 +74,7 @@ def is_cpu_build() -> bool:
 
 
 def parse_arguments(settings: VllmSettings) -> Any:
-    """The namespace that `vllm serve` would have. Raises `EngineStartError` for a wrong one."""
+    """vLLM's parsed arguments, as of `vllm serve`. Raises `EngineStartError` for an invalid one."""
     if settings.model.startswith(("/", "./", "../")) and not Path(settings.model).exists():
         raise EngineStartError(f"no model in {settings.model}: the folder does not exist")
 
@@ -86,7 +87,7 @@ def parse_arguments(settings: VllmSettings) -> Any:
     try:
         with redirect_stderr(said):
             args = parser.parse_args([*_defaults(settings), *settings.vllm_args])
-    except SystemExit as error:  # argparse's way to say that something is wrong
+    except SystemExit as error:  # how argparse reports an error
         reason = (said.getvalue().strip().splitlines() or [str(error)])[-1]
         raise EngineStartError(f"vLLM refuses its arguments: {reason}") from error
     _load_plugins(args)
@@ -138,9 +139,9 @@ def build_config(args: Any) -> Any:
 def build_llm(args: Any, config: Any) -> Any:
     """A running `AsyncLLM`. Blocks until the model is loaded: call it in a thread.
 
-    On CPU the engine's process is forked (half the start time of a spawn; never with CUDA), which
-    needs its configuration made first, and it dies with the calling *thread*: call from one that
-    lives as long as the engine. Raises `EngineStartError`.
+    On CPU the engine's process is forked (half the start time of a spawn; never with CUDA), which needs its
+    configuration made first, and it dies with the calling *thread*: call from one that lives as long as the engine.
+    Raises `EngineStartError`.
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -153,7 +154,7 @@ def build_llm(args: Any, config: Any) -> Any:
                 enable_log_requests=False,  # it logs prompts
                 disable_log_stats=args.disable_log_stats,
             )
-        except Exception as error:  # the process's outermost reason not to start
+        except Exception as error:  # every failure of the start is reported the same way
             raise start_failure(error, last_error()) from error
 
 
@@ -162,8 +163,9 @@ _shared: dict[VllmSettings, tuple[Any, Any]] = {}
 
 
 def configure(settings: VllmSettings) -> tuple[Any, Any]:
-    """vLLM's arguments and configuration: those that our parent made before it forked us, or new
-    ones (some 0.2 s after the imports). Raises `EngineStartError`."""
+    """vLLM's arguments and configuration: those that the parent made before the fork, or new ones (some 0.2 s after
+    the imports). Raises `EngineStartError`.
+    """
     if (shared := _shared.get(settings)) is not None:
         return shared
     args = parse_arguments(settings)
@@ -173,7 +175,7 @@ def configure(settings: VllmSettings) -> tuple[Any, Any]:
 def share_configuration(settings: VllmSettings) -> None:
     """Make in a parent what each fork would make again: configuration, tokenizer, chat template.
 
-    The last two land in vLLM's own caches, which a fork inherits (measured: 1.2 s of 7.7 s).
+    The last two are in vLLM's own caches, which a fork inherits (measured: 1.2 s of 7.7 s).
     """
     from vllm.renderers.chat_utils import load_chat_template
     from vllm.renderers.hf import resolve_chat_template_content_format
@@ -192,7 +194,7 @@ def share_configuration(settings: VllmSettings) -> None:
 
 
 _starting_in: int | None = None
-"""Our process id while an engine is being started; what is forked meanwhile dies with us."""
+"""Our process id while an engine is being started; processes forked meanwhile die with this one."""
 
 
 def _after_fork() -> None:
@@ -215,9 +217,9 @@ def _bound_to_us() -> Iterator[None]:
 
 @contextmanager
 def _child_log() -> Iterator[Callable[[], str]]:
-    """Keep the last exception that a forked engine process logs: we only learn that it ended.
+    """Keep the last exception that a forked engine process logs; the parent only learns its exit code.
 
-    Through the record factory, because vLLM resets the handlers of its loggers as it starts.
+    Through the record factory, because vLLM resets its loggers' handlers as it starts.
     """
     before = logging.getLogRecordFactory()
     with tempfile.NamedTemporaryFile(prefix="torpor-engine-") as file:
