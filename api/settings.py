@@ -136,6 +136,12 @@ class ApiSettings(StoreSettings):
     """JSON list of senders (or `["*"]`) that may send CloudEvents after asking by OPTIONS, as
     Event Grid does.
     """
+    drop_unsupported_tools: bool = False
+    """Leave tools that nobody here can run (`web_search`, `custom` ...) out of a response's call, as Codex and the
+    AI SDK send them, instead of refusing it.
+    """
+    response_socket_s: float = Field(3600.0, gt=0, le=24 * 3600)
+    """Longest a WebSocket of `/v1/responses` is used; the specification says 60 minutes."""
     limit_requests_per_minute: int = Field(0, ge=0)
     """Calls but GET a tenant may make a minute; 0 for no limit, as in the next ones."""
     limit_tokens_per_minute: int = Field(0, ge=0)

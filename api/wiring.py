@@ -34,6 +34,8 @@ from api.routes import (
     health,
     jobs,
     openai,
+    response_input,
+    response_socket,
     responses,
     socket,
     usage,
@@ -130,6 +132,7 @@ def make_parts(
         clock=clock,
         webhook_allow=allow_list(settings.webhook_allow),
         submit_timeout_s=settings.submit_timeout_s,
+        drops_unsupported_tools=settings.drop_unsupported_tools,
     )
     webhook_service = _webhooks(settings, redis)
     authenticator = authenticator_for(settings, redis, clock)
@@ -252,6 +255,12 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
     )
     openai_deps = openai.OpenAIDeps(submission=submission, held=held, catalog=submission.catalog)
     response_deps = responses.ResponseDeps(submission=submission, held=held)
+    response_socket_deps = response_socket.ResponseSocketDeps(
+        access=access,
+        responses=response_deps,
+        call_bytes=settings.body_limit_bytes,
+        longest_s=settings.response_socket_s,
+    )
     file_deps = files.FileDeps(
         files=parts.batches.files,
         uploads=access.bodies.limited_to(settings.file_limit_bytes),
@@ -265,7 +274,9 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
     webhook_deps = webhooks.WebhookDeps(webhooks=parts.webhooks, allowed=submission.webhook_allow)
     return [
         openai.routes.router(access, openai_deps),
+        response_input.routes.router(access, response_deps),
         responses.routes.router(access, response_deps),
+        response_socket.router(response_socket_deps),
         files.routes.router(access, file_deps),
         batches.routes.router(access, batch_deps),
         webhooks.routes.router(access, webhook_deps),

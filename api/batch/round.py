@@ -9,9 +9,8 @@ from typing import Any
 
 from api.auth.principal import Principal
 from api.batch.batch import RESPONSES, Running
-from api.job.conversation import chat_line, field_of_call, history_of, record_metadata
-from api.job.response_request import parse_ask
-from api.job.submission import check_metadata
+from api.job.conversation import chat_line, field_of_call, read_ask, record_metadata
+from api.job.submission import SubmitDeps, check_metadata
 from eventing.errors import BadRequest, InvalidJob, TorporError
 from eventing.job.store import JobIntake
 
@@ -37,7 +36,7 @@ class Round:
 
 
 async def job_line(
-    endpoint: str, ready: Ready, store: JobIntake, principal: Principal
+    endpoint: str, ready: Ready, deps: SubmitDeps, store: JobIntake, principal: Principal
 ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     """The line as a job's, and what the job is to remember. Raises `InvalidJob`."""
     if endpoint != RESPONSES:
@@ -45,8 +44,7 @@ async def job_line(
     body = ready.call.get("body")
     if not isinstance(body, dict):
         raise InvalidJob("body must be a JSON object", "body")
-    history = await history_of(store, principal, body.get("previous_response_id"))
-    ask = parse_ask(body, history)
+    ask = await read_ask(deps, store, principal, body)
     own = check_metadata(body.get("metadata"), "metadata")
     line = chat_line(ask) | {"custom_id": ready.custom_id}
     return line, {**own, **record_metadata(ask)}

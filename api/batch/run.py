@@ -246,12 +246,11 @@ class BatchRun:
         """Submit one line; what to wait for, when it was neither accepted nor refused for good."""
         key = f"{self._batch.id}:{ready.number}"
         try:
+            submission = self._deps.submission
             line, metadata = await job_line(
-                self._batch.endpoint, ready, self._deps.store, self._principal
+                self._batch.endpoint, ready, submission, self._deps.store, self._principal
             )
-            job = await submit_line(
-                self._deps.submission, self._principal, line, key=key, metadata=metadata
-            )
+            job = await submit_line(submission, self._principal, line, key=key, metadata=metadata)
         except Unavailable as error:
             return error
         except TorporError as error:

@@ -11,8 +11,9 @@ from typing import Any, Final
 from tokenizers import Tokenizer
 
 from api.http.errors import ModelNotFound
+from api.job.chat_template import ChatTemplate
 from api.settings import ModelCard
-from eventing.errors import ContextExceeded
+from eventing.errors import ContextExceeded, InvalidJob
 from eventing.job.job import JobRequest
 
 _PIECE_CHARS: Final = 32 * 1024
@@ -25,6 +26,7 @@ class Catalog:
     def __init__(self, cards: Iterable[ModelCard]) -> None:
         self._cards = {card.name: card for card in cards}
         self._tokenizers: dict[str, Tokenizer] = {}
+        self._templates: dict[str, ChatTemplate | None] = {}
         # One thread: the counting itself is Rust; two would only fight over a small machine.
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="token-count")
 
@@ -43,10 +45,7 @@ class Catalog:
         Counts content only, not what a chat template adds: a refusal here is always right, the
         last few tokens are the engine's to judge.
         """
-        card = self._cards.get(request.model)
-        if card is None:
-            known = ", ".join(self._cards) or "none"
-            raise ModelNotFound(f"no such model here; known: {known}", "body.model")
+        card = self._known(request.model)
         _check_answer_fits(card, request)
         where, prompts = _prompts(request)
         for prompt in prompts:
@@ -57,8 +56,25 @@ class Catalog:
             if card.tokenizer_file is not None and await self._is_over(card, prompt):
                 raise _too_long(card, where)
 
+    async def count_prompt(self, body: Mapping[str, Any]) -> int:
+        """The tokens of a chat body's prompt as the engine will see it. Raises `ModelNotFound`, or `InvalidJob` for a
+        model or a message that can not be counted here.
+        """
+        card = self._known(str(body.get("model")))
+        if card.tokenizer_file is None:
+            raise InvalidJob(f"the tokenizer of {card.name} is not known here", "body.model")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._count_prompt, card, body)
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _known(self, name: str) -> ModelCard:
+        card = self._cards.get(name)
+        if card is None:
+            known = ", ".join(self._cards) or "none"
+            raise ModelNotFound(f"no such model here; known: {known}", "body.model")
+        return card
 
     async def _is_over(self, card: ModelCard, texts: list[str]) -> bool:
         loop = asyncio.get_running_loop()
@@ -66,12 +82,27 @@ class Catalog:
 
     def _count_is_over(self, card: ModelCard, texts: list[str]) -> bool:
         """Runs in the counting thread."""
+        return _count_is_over(self._tokenizer(card), texts, card.context_tokens)
+
+    def _count_prompt(self, card: ModelCard, body: Mapping[str, Any]) -> int:
+        """Runs in the counting thread."""
+        assert card.tokenizer_file is not None  # noqa: S101 (asked by the caller)
+        if card.name not in self._templates:
+            self._templates[card.name] = ChatTemplate.beside(card.tokenizer_file)
+        template = self._templates[card.name]
+        if template is None:
+            raise InvalidJob(f"{card.name} has no chat template here", "body.model")
+        _check_countable(body["messages"])
+        prompt = template.render(body["messages"], body.get("tools"))
+        return len(self._tokenizer(card).encode(prompt, add_special_tokens=False).ids)
+
+    def _tokenizer(self, card: ModelCard) -> Tokenizer:
         tokenizer = self._tokenizers.get(card.name)
         if tokenizer is None:
             tokenizer = Tokenizer.from_file(str(card.tokenizer_file))
             tokenizer.no_truncation()
             self._tokenizers[card.name] = tokenizer
-        return _count_is_over(tokenizer, texts, card.context_tokens)
+        return tokenizer
 
 
 def _count_is_over(tokenizer: Tokenizer, texts: list[str], limit: int) -> bool:
@@ -92,6 +123,13 @@ def _count_is_over(tokenizer: Tokenizer, texts: list[str], limit: int) -> bool:
         return count > limit
     whole = sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
     return whole > limit
+
+
+def _check_countable(messages: Iterable[Mapping[str, Any]]) -> None:
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list) and any(part.get("type") != "text" for part in content):
+            raise InvalidJob("only an engine can tell how many tokens an image is", "body.messages")
 
 
 def _check_answer_fits(card: ModelCard, request: JobRequest) -> None:

@@ -11,10 +11,11 @@ from typing import Any, Final
 import orjson
 
 from api.auth.principal import Principal
-from api.job.response_request import Ask, Message, messages_of
+from api.job.response_request import Ask, Message, messages_of, parse_ask
+from api.job.submission import SubmitDeps, parse_submit_options, submit
 from api.view.response import RECORD, job_id_of, output_items, record_of
-from eventing.errors import InvalidJob, NotFound
-from eventing.job.job import Job, JobState, is_job_id
+from eventing.errors import BadRequest, InvalidJob, NotFound
+from eventing.job.job import Job, JobState, Lane, is_job_id
 from eventing.job.store import JobIntake
 
 
@@ -64,6 +65,46 @@ async def history_of(store: JobIntake, principal: Principal, previous: Any) -> S
             f"the previous response is {job.state}; only a completed one can be gone on from",
             "previous_response_id",
         )
+    return said_in(job, record)
+
+
+async def read_ask(
+    deps: SubmitDeps,
+    store: JobIntake,
+    principal: Principal,
+    body: Mapping[str, Any],
+    history: Sequence[Message] | None = None,
+) -> Ask:
+    """The call of a response, with what it refers to read from the store; `history` where the caller knows what was
+    said before. Raises `InvalidJob` and its kin.
+    """
+    if history is None:
+        history = await history_of(store, principal, body.get("previous_response_id"))
+    given = await with_stored_items(store, principal, body.get("input"))
+    return parse_ask({**body, "input": given}, history, drops_tools=deps.drops_unsupported_tools)
+
+
+async def submit_response(
+    deps: SubmitDeps,
+    principal: Principal,
+    ask: Ask,
+    metadata: Any,
+    headers: Mapping[str, str],
+) -> Job:
+    """The job of a response, its refusals told in the words of the call."""
+    lane = Lane.DEFAULT if ask.is_background else Lane.INTERACTIVE
+    options = parse_submit_options({"metadata": metadata}, headers, lane=lane)
+    options = options.with_metadata(record_metadata(ask))
+    try:
+        job, _ = await submit(deps, principal, chat_line(ask), options)
+    except BadRequest as error:
+        error.field = field_of_call(error.field)
+        raise
+    return job
+
+
+def said_in(job: Job, record: Mapping[str, Any]) -> list[Message]:
+    """What was said up to and including an ended response, its instructions left out."""
     said = list(job.request.body["messages"])
     if record.get("instructions"):
         said = said[1:]

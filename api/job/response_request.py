@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from api.job.compaction import summary_of
 from eventing.errors import InvalidJob
 from eventing.job.call_fields import (
     FLAG,
@@ -93,11 +94,16 @@ class Ask:
     is_stored: bool
 
 
-def parse_ask(call: Mapping[str, Any], history: Sequence[Message]) -> Ask:
-    """The chat job that `call` asks for, after the messages of earlier responses.
+def parse_ask(
+    call: Mapping[str, Any], history: Sequence[Message], *, drops_tools: bool = False
+) -> Ask:
+    """The chat job that `call` asks for, after the messages of earlier responses. With `drops_tools`,
+    tools that nobody here can run are left out, else refused.
 
     Raises `InvalidJob` naming the field of the call.
     """
+    if drops_tools:
+        call = _without_hosted_tools(call)
     for name in _UNSUPPORTED:
         if call.get(name) is not None:
             raise InvalidJob(f"{name} is not supported here", name)
@@ -110,10 +116,9 @@ def parse_ask(call: Mapping[str, Any], history: Sequence[Message]) -> Ask:
     instructions = call.get("instructions")
     items = input_items(call.get("input"))
     system = [{"role": "system", "content": instructions}] if instructions else []
-    body: dict[str, Any] = {
-        "model": call.get("model"),
-        "messages": [*system, *history, *messages_of(items)],
-    }
+    messages = [*system, *history, *messages_of(items)]
+    _check_call_ids(messages)
+    body: dict[str, Any] = {"model": call.get("model"), "messages": messages}
     body |= {name: call[name] for name in _SAME if call.get(name) is not None}
     body |= _options(call)
     record = {name: call[name] for name in _ECHOED if call.get(name) is not None}
@@ -174,6 +179,8 @@ def _add(messages: list[Message], item: Item, where: str) -> None:
             content = _content(item.get("output"), where, name="output")
             call_id = _text(item, "call_id", where)
             messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+        case "compaction":
+            messages.append({"role": "assistant", "content": summary_of(item, where)})
         case "reasoning":
             pass  # a thought that was had; models are not shown their old ones
         case other:
@@ -191,6 +198,17 @@ def _add_call(messages: list[Message], item: Item, where: str) -> None:
         messages[-1].setdefault("tool_calls", []).append(call)
     else:
         messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+
+
+def _check_call_ids(messages: Iterable[Message]) -> None:
+    """Raises `InvalidJob` for an output of a function that nobody called."""
+    called: set[str] = set()
+    for message in messages:
+        called |= {call["id"] for call in message.get("tool_calls") or ()}
+        if message["role"] == "tool" and (name := message["tool_call_id"]) not in called:
+            raise InvalidJob(
+                f"No tool call found for function call output with call_id {name:.64}.", "input"
+            )
 
 
 def _role(item: Item, where: str) -> str:
@@ -285,12 +303,30 @@ def _tools(tools: Any) -> list[dict[str, Any]]:
     for index, tool in enumerate(tools):
         where = f"tools[{index}]"
         if not isinstance(tool, Mapping) or tool.get("type") != "function":
-            raise InvalidJob(f"{where}: only functions of your own are supported", f"{where}.type")
+            kind = tool.get("type") if isinstance(tool, Mapping) else tool
+            message = (
+                f"{where} of type {kind!r:.40}: only functions are served "
+                "(TORPOR_DROP_UNSUPPORTED_TOOLS leaves others out)"
+            )
+            raise InvalidJob(message, f"{where}.type")
         names = ("description", "parameters", "strict")
         function = {name: tool[name] for name in names if tool.get(name) is not None}
         function["name"] = _text(tool, "name", where)
         found.append({"type": "function", "function": function})
     return found
+
+
+def _without_hosted_tools(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The call with the tools alone that its caller runs."""
+    tools = call.get("tools")
+    if not isinstance(tools, list):
+        return call
+    return {**call, "tools": [one for one in tools if not _is_hosted(one)]}
+
+
+def _is_hosted(tool: Any) -> bool:
+    kind = tool.get("type") if isinstance(tool, Mapping) else None
+    return isinstance(kind, str) and kind != "function"
 
 
 _TOOL: Final = {"description": None, "parameters": None, "strict": None}

@@ -98,6 +98,7 @@ class SubmitDeps:
     clock: Clock
     webhook_allow: AllowList
     submit_timeout_s: float
+    drops_unsupported_tools: bool = False
 
 
 async def submit(

@@ -115,6 +115,19 @@ INPUT_ITEM: Final[Example] = {
     "role": "user",
     "content": [{"type": "input_text", "text": "Why is the sky blue?"}],
 }
+COMPACTION: Final[Example] = {
+    "id": "resp_0123456789abcdef01234567",
+    "object": "response.compaction",
+    "created_at": _AT_S,
+    "output": [
+        {
+            "id": "cmp_0123456789abcdef01234567",
+            "type": "compaction",
+            "encrypted_content": "eyJzdW1tYXJ5IjoiLi4uIn0=",
+        }
+    ],
+    "usage": {"input_tokens": 12, "output_tokens": 5, "total_tokens": 17},
+}
 FILE: Final[Example] = {
     "id": "file-0123456789abcdef01234567",
     "object": "file",

@@ -160,6 +160,28 @@ CREATE_RESPONSE = Doc(
     body=_CREATE.body,
     answers={**_CREATE.answers, 200: answer("The response", _RESPONSE, examples.RESPONSE)},
 )
+COMPACT_RESPONSE = _call(
+    {
+        "type": "object",
+        "required": ["model"],
+        "properties": {
+            "model": {"type": "string"},
+            "input": {"type": ["string", "array", "null"]},
+            "instructions": {"type": ["string", "null"]},
+            "previous_response_id": {"type": ["string", "null"]},
+        },
+    },
+    {"model": _MODEL, "input": "We agreed to launch on Tuesday."},
+    examples.COMPACTION,
+)
+COUNT_INPUT_TOKENS = Doc(
+    tag="openai",
+    body=_CREATE.body,
+    answers={
+        200: answer("The count", None, {"object": "response.input_tokens", "input_tokens": 12}),
+        **errors(*_FAILURES),
+    },
+)
 GET_RESPONSE = Doc(
     tag="openai",
     parameters=(

@@ -61,14 +61,17 @@ def cancel_when_left(deps: HeldDeps, call: Call[Any], job: Job) -> Callable[[], 
     """
 
     async def cancel() -> None:
-        if "idempotency-key" in call.request.headers:
-            return
-        # Its deadline, or its end, will do.
-        with suppress(TimeoutError, Unavailable, NotFound):
-            async with asyncio.timeout(_CANCEL_S):
-                await cancelled(deps.store, job)
+        if "idempotency-key" not in call.request.headers:
+            await cancel_if_possible(deps, job)
 
     return cancel
+
+
+async def cancel_if_possible(deps: HeldDeps, job: Job) -> None:
+    """Cancel a job that nobody waits for any more. Where that fails, its deadline or its end will do."""
+    with suppress(TimeoutError, Unavailable, NotFound):
+        async with asyncio.timeout(_CANCEL_S):
+            await cancelled(deps.store, job)
 
 
 def stream_of(

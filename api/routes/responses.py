@@ -15,19 +15,10 @@ from api.auth.principal import Scope
 from api.http.problem import openai_error
 from api.http.protocol import wire_of
 from api.http.sse import LINE_LIMIT_BYTES, frame
-from api.job.conversation import (
-    chat_line,
-    field_of_call,
-    history_of,
-    named_items,
-    record_metadata,
-    stored_response,
-    with_stored_items,
-)
+from api.job.conversation import named_items, read_ask, stored_response, submit_response
 from api.job.live import moments, write_directly
-from api.job.response_request import Ask, parse_ask
 from api.job.stream_position import StreamBroken
-from api.job.submission import SubmitDeps, parse_submit_options, submit
+from api.job.submission import SubmitDeps
 from api.openapi import openai as docs
 from api.routes.held import (
     HeldDeps,
@@ -45,9 +36,9 @@ from api.view.response import (
     response_id,
     response_view,
 )
-from api.view.response_stream import Translator
+from api.view.response_stream import Translator, without_repeats
 from eventing.errors import BadRequest, NotFound, TorporError, WrongState
-from eventing.job.job import Job, Lane
+from eventing.job.job import Job
 from eventing.job.store import StreamEntry
 
 
@@ -75,16 +66,14 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
     is_async = prefers_async(call.request)
     if is_async:
         body["background"] = True
-    history = await history_of(
-        call.deps.held.store, call.principal, body.get("previous_response_id")
-    )
-    body["input"] = await with_stored_items(call.deps.held.store, call.principal, body.get("input"))
-    ask = parse_ask(body, history)
+    ask = await read_ask(call.deps.submission, call.deps.held.store, call.principal, body)
     if ask.is_stream:
         call.check_stream_room()
     held, is_held = call.deps.held, not (ask.is_stream or ask.is_background)
     job = await job_of_repeat(held, call, body) if is_held else None
-    job = job or await _submit(call, body, ask)
+    job = job or await submit_response(
+        call.deps.submission, call.principal, ask, body.get("metadata"), call.request.headers
+    )
     if ask.is_stream and not is_async:
         gone = None if ask.is_background else cancel_when_left(held, call, job)
         return _stream(call, job, ask.record, after=-1, gone=gone)
@@ -175,21 +164,6 @@ async def list_input_items(call: Call[ResponseDeps]) -> Response:
     )
 
 
-async def _submit(call: Call[ResponseDeps], body: Mapping[str, Any], ask: Ask) -> Job:
-    """The job, its refusals told in the words of the call."""
-    lane = Lane.DEFAULT if ask.is_background else Lane.INTERACTIVE
-    options = parse_submit_options(
-        {"metadata": body.get("metadata")}, call.request.headers, lane=lane
-    )
-    options = options.with_metadata(record_metadata(ask))
-    try:
-        job, _ = await submit(call.deps.submission, call.principal, chat_line(ask), options)
-    except BadRequest as error:
-        error.field = field_of_call(error.field)
-        raise
-    return job
-
-
 async def _own(call: Call[ResponseDeps]) -> tuple[Job, dict[str, Any]]:
     """The tenant's response of that id. Raises `NotFound`."""
     return await stored_response(
@@ -265,8 +239,6 @@ def _dump(events: Iterable[dict[str, Any]], after: int) -> bytes:
 def _event_frame(event: dict[str, Any], number: int) -> bytes:
     """The event; one that is too long for a line leaves out what only repeats the request."""
     made = frame(event["type"], event, cursor=str(number))
-    if len(made) > LINE_LIMIT_BYTES and "response" in event:
-        asked: dict[str, Any] = {"instructions": None, "tools": []}
-        event = event | {"response": event["response"] | asked}
-        made = frame(event["type"], event, cursor=str(number))
+    if len(made) > LINE_LIMIT_BYTES:
+        made = frame(event["type"], without_repeats(event), cursor=str(number))
     return made

@@ -5,6 +5,8 @@ the last one seen. Must not know how tokens are made.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,7 +17,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
-from api.auth.principal import Authenticator, Scope
+from api.auth.principal import Authenticator, Principal, Scope
 from api.http.errors import Forbidden
 from api.http.problem import error_response
 from api.job.live import LiveDeps
@@ -32,7 +34,7 @@ PATH = "/v1/jobs/{id}/ws"
 _NORMAL: Final = 1000
 """The last message was the end of the job; any other code says that it was not."""
 _TRY_AGAIN_LATER: Final = 1013
-_REVOKED: Final = 4401
+REVOKED: Final = 4401
 _GONE: Final = 4404
 
 
@@ -58,17 +60,10 @@ def router(deps: SocketDeps) -> APIRouter:
 async def follow_job_socket(deps: SocketDeps, socket: WebSocket) -> None:
     """Send the job's events and close; what a client sends is not looked at."""
     text = socket.query_params.get("after", "")
-    try:
-        _check_origin(socket)
-        principal = await deps.authenticator.principal_of(socket)
-        principal.require(Scope.JOBS_READ)
-        deps.streams.check_room(principal)
+    async with told_refusals(socket):
+        principal = await caller_of(socket, deps.authenticator, deps.streams, Scope.JOBS_READ)
         after = parse_cursor(text)
         job = await own_job(deps.store, principal, socket.path_params["id"])
-    except TorporError as error:
-        await socket.send_denial_response(error_response(socket.url.path, error))
-        # To uvicorn a refusal that returns is a handshake that was forgotten: it logs an error.
-        raise ClientDisconnected from None
     await socket.accept()
     if text.endswith(END) and job.state.is_terminal:
         await socket.close(_NORMAL)
@@ -81,9 +76,31 @@ async def follow_job_socket(deps: SocketDeps, socket: WebSocket) -> None:
             tasks = {sending, listening, revoked}
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if revoked.done():
-                await socket.close(_REVOKED, "the key of this stream was revoked")
+                await socket.close(REVOKED, "the key of this stream was revoked")
             for task in tasks:
                 task.cancel()
+
+
+@asynccontextmanager
+async def told_refusals(socket: WebSocket) -> AsyncIterator[None]:
+    """A refusal inside is the answer to the handshake."""
+    try:
+        yield
+    except TorporError as error:
+        await socket.send_denial_response(error_response(socket.url.path, error))
+        # To uvicorn a refusal that returns is a handshake that was forgotten: it logs an error.
+        raise ClientDisconnected from None
+
+
+async def caller_of(
+    socket: WebSocket, authenticator: Authenticator, streams: OpenStreams, scope: Scope
+) -> Principal:
+    """Who opens the socket. Raises why it may not."""
+    _check_origin(socket)
+    principal = await authenticator.principal_of(socket)
+    principal.require(scope)
+    streams.check_room(principal)
+    return principal
 
 
 async def _send(socket: WebSocket, deps: LiveDeps, job: Job, after: str) -> None:

@@ -77,7 +77,7 @@ def response_view(
         "top_logprobs": record.get("top_logprobs", 0),
         "top_p": record.get("top_p", 1.0),
         "truncation": record.get("truncation", "disabled"),
-        "usage": _usage(job),
+        "usage": usage_view(job),
         "user": record.get("user"),
         "metadata": public_metadata(job),
     }
@@ -172,7 +172,8 @@ def _incomplete_details(job: Job) -> dict[str, str] | None:
             return None
 
 
-def _usage(job: Job) -> dict[str, Any] | None:
+def usage_view(job: Job) -> dict[str, Any] | None:
+    """The tokens of a job in the words of Responses; None while they are not known."""
     usage = job.usage or (job.result or {}).get("usage")
     if not usage:
         return None

@@ -26,6 +26,22 @@ from eventing.job.store import EntryKind, StreamEntry
 Event = dict[str, Any]
 
 
+def without_repeats(event: Event) -> Event:
+    """The event without what its response only repeats of the call, for one that is too long for a line."""
+    if "response" not in event:
+        return event
+    return event | {"response": event["response"] | {"instructions": None, "tools": []}}
+
+
+def without_text(event: Event) -> Event | None:
+    """An event that closes a part or a response, without the text that the deltas before told: None where nothing
+    is left. For messages that would be longer than their readers take.
+    """
+    if "response" not in event:
+        return None
+    return without_repeats(event | {"response": event["response"] | {"output": []}})
+
+
 class _Open:
     """The output item that is growing."""
 

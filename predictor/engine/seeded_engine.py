@@ -211,8 +211,20 @@ class _Chunks:
         reason = None if not is_last else "stop" if token_id == EOS else "length"
         if not self._request.is_chat:
             return self._chunk(choice, {"text": text}, reason)
+        if self._request.tool and position >= thought:
+            call = self._call(choice, token_id, is_first=position == thought)
+            reason = "tool_calls" if reason == "stop" else reason
+            return self._chunk(choice, {"delta": {"tool_calls": [call]}}, reason)
         field = "reasoning" if position < thought else "content"
         return self._chunk(choice, {"delta": {field: text}}, reason)
+
+    def _call(self, choice: int, token_id: int, *, is_first: bool) -> Mapping[str, Any]:
+        arguments = seeded_tokens.arguments_of(token_id, is_first=is_first)
+        if not is_first:
+            return {"index": 0, "function": {"arguments": arguments}}
+        function = {"name": self._request.tool, "arguments": arguments}
+        name = f"call-{choice}-{self._frame['id']}"
+        return {"index": 0, "id": name, "type": "function", "function": function}
 
     def usage(self, completion_tokens: int) -> Mapping[str, Any]:
         prompt_tokens = self._request.prompt_tokens

@@ -55,6 +55,7 @@ class SeededRequest:
     n: int
     seed: int
     knobs: SeededParams
+    tool: str = ""  #: the function that the answer calls, none when empty
 
     @property
     def prompt_tokens(self) -> int:
@@ -88,6 +89,7 @@ def parse(request: EngineRequest) -> SeededRequest:
         n=_at_least_one(_typed(body, "n", int, 1), "n") or 1,
         seed=_typed(body, "seed", int, 0),
         knobs=_knobs(_typed(body, "seeded", dict, {})),
+        tool=_called_tool(body),
     )
 
 
@@ -122,6 +124,12 @@ def tokens(request: SeededRequest, choice: int, prior: Sequence[int]) -> Iterato
         position += 1
 
 
+def arguments_of(token_id: int, *, is_first: bool) -> str:
+    """A token as a piece of a function's arguments, which are JSON once all of them are there."""
+    opening, closing = '{"text": "' if is_first else "", '"}' if token_id == EOS else ""
+    return opening + text_of(token_id, is_first) + closing
+
+
 def text_of(token_id: int, is_first: bool) -> str:
     """A token as text: words come with the space before them, but for the first."""
     if token_id == EOS:
@@ -144,6 +152,15 @@ def _knobs(given: Mapping[str, Any]) -> SeededParams:
     if unknown := sorted(given.keys() - known):
         raise BadRequest(f"seeded.{unknown[0]} is not a knob of the test engine", field="seeded")
     return SeededParams(**given)
+
+
+def _called_tool(body: Mapping[str, Any]) -> str:
+    """A model with tools calls the one that it must, or the first; it answers once it was told what came of it."""
+    tools, choice = body.get("tools"), body.get("tool_choice")
+    if not tools or choice == "none" or body["messages"][-1]["role"] == "tool":
+        return ""
+    chosen = choice if isinstance(choice, Mapping) else tools[0]
+    return str((chosen.get("function") or {}).get("name", ""))
 
 
 def _messages(value: object) -> tuple[str, ...]:
