@@ -183,7 +183,7 @@ class Predictor:
         """A store of our own forgets nothing by itself."""
         while isinstance(self._store, MemoryStore):
             await asyncio.sleep(_TIDY_EVERY_S)
-            self._store.forget_expired()
+            await self._store.prune(0)
 
     async def _start_and_serve(self) -> None:
         async with asyncio.TaskGroup() as group:

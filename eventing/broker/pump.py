@@ -236,14 +236,14 @@ class Pump:
             case Delivered():
                 reply = reply if decision.may_reply else None
                 calls = self._router.put_calls(reply, is_reply=True) if reply else []
-                await self._queue.send([*calls, self._queue.settle_call(claimed.ticket)])
+                await self._queue.settle(claimed.ticket, calls)
             case TryAgain(delay_s):
                 await self._queue.defer(claimed.ticket, int(delay_s * 1000))
             case Nack():
                 await self._queue.nack(claimed.ticket, lane_of(claimed.event))
             case SetAside(reason):
                 if await self._dead_letters.record(self._trigger, claimed, reason, answer):
-                    await self._queue.send([self._queue.settle_call(claimed.ticket)])
+                    await self._queue.settle(claimed.ticket)
                 else:
                     await self._queue.defer(claimed.ticket, CLAIM_IDLE_MS)
         labelled(_deliveries, self._trigger.name, type(decision).__name__).inc()
@@ -309,7 +309,7 @@ class Pump:
             if job_id in gone & self._cancelled and (task := self._in_flight.get(ticket)):
                 _log.info("job was cancelled", action="deliver", job_id=job_id)
                 task.cancel()
-                await self._queue.send([self._queue.settle_call(ticket)])
+                await self._queue.settle(ticket)
         self._cancelled = gone
 
     async def _nack_in_flight(self) -> None:

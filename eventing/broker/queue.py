@@ -6,6 +6,7 @@ sorted set for each lane decides which event the next ticket stands for (docs/ad
 or jobs.
 """
 
+import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ LANE_WEIGHTS: Final = {Lane.INTERACTIVE: 16, Lane.DEFAULT: 4, Lane.BATCH: 1}
 """Weights of the lottery for the next event, among lanes that have one: batch gets at least 1 in 21, so it is never
 starved.
 """
+_GATHER_TURNS: Final = 2
+"""Answers that come together are taken within a turn or two of the event loop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,9 @@ class Queue:
         self.prefix: Final = keys.queue(name, "")  #: prefix of the queue's keys
         self._last_ticket = "0-0"
         self._tail_connection = redis.dedicated_connection()
+        self._ended: list[str] = []
+        self._before_end: list[Call] = []
+        self._settling: asyncio.Future[None] | None = None
 
     @property
     def redis(self) -> SharedRedis:
@@ -133,10 +139,27 @@ class Queue:
         words = (self.prefix, lane, member_of(event), to_record(event), tenant, int(is_reply))
         return ("enqueue", [self._key["tickets"]], words)
 
-    def settle_call(self, ticket: str) -> Call:
-        """The script call that removes an event."""
+    def settle_call(self, *tickets: str) -> Call:
+        """The script call that removes events."""
         names = ("tickets", "events", "held", "retry", "tries", "pace")
-        return ("settle", [self._key[n] for n in names], [keys.GROUP, ticket])
+        return ("settle", [self._key[n] for n in names], [keys.GROUP, *tickets])
+
+    async def settle(self, ticket: str, before: Sequence[Call] = ()) -> None:
+        """End an event's stay, after the calls `before`; those of the same turns of the loop in one
+        round trip.
+        """
+        self._ended.append(ticket)
+        self._before_end += before
+        if self._settling is None:
+            self._settling = asyncio.ensure_future(self._settle_ended())
+        await asyncio.shield(self._settling)
+
+    async def _settle_ended(self) -> None:
+        for _ in range(_GATHER_TURNS):
+            await asyncio.sleep(0)
+        calls = [*self._before_end, self.settle_call(*self._ended)]
+        self._ended, self._before_end, self._settling = [], [], None
+        await self.send(calls)
 
     async def send(self, calls: Sequence[Call]) -> list[Any]:
         """Run script calls of this and other queues, in order, in one round trip."""

@@ -321,6 +321,9 @@ class JobSweeper(Protocol):
     async def look_later(self, job_id: JobId, after_ms: int) -> None:
         """Skip the job for `republish_after_s` after its event was published again."""
 
+    async def prune(self, limit: int) -> int:
+        """Take jobs that are no longer kept out of their tenants' lists; how many were looked at."""
+
     async def expire(self, limit: int) -> list[JobId]:
         """Fail jobs whose deadline has passed and that have no lease; gives the failed jobs."""
 

@@ -4,7 +4,8 @@ Called by the api, in loops; any number of sweepers share the work. With an exte
 not have been published is published within 30 s of the crash (10 s until it is due, 15 s reserved by a sweeper that
 died, 5 s between two sweeps). With any broker, a job that was not started for long, or whose attempt died, is
 published again; a predictor that has it already answers for the duplicate (docs/adr/0140). A waiting job whose
-deadline passes is failed within a second, without starting a predictor.
+deadline passes is failed within a second, without starting a predictor. Jobs that are no longer kept are taken out
+of the lists.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from eventing.outbox.publisher import publish_recorded
 _BATCH: Final = 100
 _STRANDED_BATCHES: Final = 5
 """Batches of one sweep: jobs in a long backlog are found here too, and must not keep the api busy."""
+_PRUNED_AT_ONCE: Final = 500
 _FAILURES_IN_A_ROW: Final = 3
 """After this many failures in a row the broker is taken to be unavailable; fewer concern single events."""
 _DEADLINES_EVERY_S: Final = 0.5
@@ -44,6 +46,8 @@ async def run(store: JobSweeper, publisher: Publisher, every_s: float) -> None:
     """Sweep until cancelled; an unavailable store or broker is logged, and the next sweep tries again."""
     while True:
         try:
+            while await store.prune(_PRUNED_AT_ONCE) == _PRUNED_AT_ONCE:
+                pass
             swept = await sweep_once(store, publisher)
             if swept != Swept():
                 counts = {"requests": swept.requests, "stranded": swept.stranded}

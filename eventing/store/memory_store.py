@@ -285,19 +285,20 @@ class MemoryStore:
                 failed.append(job_id)
         return failed
 
-    async def ping(self) -> None:
-        """Memory always accepts writes."""
-
-    async def close(self) -> None:
-        """There is nothing to close."""
-
-    def forget_expired(self) -> None:
-        """Drop what Redis would have expired; for long-lived processes."""
+    async def prune(self, limit: int) -> int:
+        """Drop what Redis would have expired, too."""
         for job_id in list(self._records):
             self._find(job_id)
         for job_id in list(self._deleted):
             self._is_deleted(job_id)
         self._index.keep_only(self._records.keys())
+        return 0
+
+    async def ping(self) -> None:
+        """Memory always accepts writes."""
+
+    async def close(self) -> None:
+        """There is nothing to close."""
 
     def _now(self) -> int:
         return self._clock.wall_ms()

@@ -10,7 +10,6 @@ from typing import Final
 from redis.asyncio import Redis
 
 from eventing.job.job import JobId, JobState
-from eventing.job.store import LeaseSettings
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import run
@@ -19,14 +18,10 @@ _HOLD_BY_SWEEPER_MS: Final = 15_000
 
 
 class RedisIndex:
-    """The lists of each tenant, and the entries that sweepers work off."""
+    """The entries that sweepers work off."""
 
-    def __init__(self, redis: Redis, settings: LeaseSettings) -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        longest_s = max(settings.retention_s, settings.dead_letter_retention_s)
-        self.keep_ms: Final = (
-            2000 * longest_s
-        )  #: lists are pruned by age; longer than any job's retention
 
     async def take_due(self, index: str, limit: int) -> list[JobId]:
         """Members that are due, reserved for 15 s, so that sweepers share the work."""

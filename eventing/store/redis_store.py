@@ -53,7 +53,7 @@ class RedisStore:
     def __init__(self, redis: Redis, settings: LeaseSettings | None = None) -> None:
         self._redis = redis
         self._settings = settings or LeaseSettings()
-        self._index = RedisIndex(redis, self._settings)
+        self._index = RedisIndex(redis)
 
     @property
     def redis(self) -> Redis:
@@ -69,7 +69,6 @@ class RedisStore:
             job_record.fingerprint(request, new.tenant),
             new.options_sha,
             new.deadline_ms,
-            self._index.keep_ms,
             self._settings.republish_after_s * 1000,
             "" if most is None else most,
             new.lane,
@@ -111,7 +110,6 @@ class RedisStore:
         args: list[Argument] = [
             job_record.fingerprint(raw, new.tenant),
             self._settings.dead_letter_retention_s,
-            self._index.keep_ms,
             orjson.dumps(error.to_dict()),
             *job_record.new_fields(replace(new, request=job_record.request_of(raw)), raw),
         ]
@@ -298,6 +296,10 @@ class RedisStore:
         args: list[Argument] = [limit, self._settings.dead_letter_retention_s]
         (failed,) = await self._run_all([("expire", [keys.DEADLINES], args)])
         return [JobId(member.decode()) for member in failed]
+
+    async def prune(self, limit: int) -> int:
+        (looked_at,) = await self._run_all([("prune", [keys.LEAVING], [limit])])
+        return int(looked_at)
 
     async def ping(self) -> None:
         async with failures_named():

@@ -21,6 +21,7 @@ from eventing.store.redis_store import RedisStore
 from tests.contract.rig import SETTINGS, RedisRig, append, finish, job_id, new_job
 
 FAULT = JobError(code="engine_error", message="the engine gave up")
+DEAD = Ending(state=JobState.FAILED, error=FAULT, is_dead_letter=True)
 SCRIPTS = sorted(
     path.stem for path in Path(eventing.redis.scripts.__file__).parent.glob("[a-z]*.lua")
 )
@@ -52,16 +53,43 @@ async def test_an_index_entry_without_a_job_is_dropped_by_whoever_lists(rig: Red
     assert await rig.redis.zcard(keys.jobs_of("acme")) == 0
 
 
-async def test_lists_are_pruned_of_what_is_long_gone_without_being_read(rig: RedisRig) -> None:
+async def test_a_job_that_is_no_longer_kept_leaves_its_lists_unread(rig: RedisRig) -> None:
     # I9: a tenant's list grew by every job for ever, unless somebody read it to its end.
-    for number in range(10):
-        await rig.store.submit(new_job(str(number)))
-    await rig.pass_time(SETTINGS.dead_letter_retention_s * 2000 + 1000)
+    for tenant in ("acme", "a:b {c}"):
+        await rig.store.submit(new_job(tenant, tenant=tenant))
+        await rig.store.conclude(job_id(tenant), DEAD)
+    await rig.store.submit(new_job("waiting"))
+    await rig.pass_time(SETTINGS.dead_letter_retention_s * 1000 + 1000)
 
-    await rig.store.submit(new_job("new"))
+    assert await rig.store.prune(100) == 2
 
-    assert await rig.redis.zrange(keys.jobs_of("acme"), 0, -1) == [job_id("new").encode()]
-    assert await rig.redis.ttl(keys.jobs_of("acme")) > 0
+    assert await rig.redis.zrange(keys.jobs_of("acme"), 0, -1) == [job_id("waiting").encode()]
+    gone = [of("a:b {c}") for of in (keys.jobs_of, keys.dead_letters_of, keys.results_of)]
+    assert await rig.redis.exists(*gone, keys.dead_letters_of("acme"), keys.LEAVING) == 0
+    assert await rig.store.prune(100) == 0
+
+
+async def test_a_job_that_was_recorded_again_stays_in_its_list(rig: RedisRig) -> None:
+    await rig.store.submit(new_job())
+    await rig.store.conclude(job_id(), DEAD)
+    await rig.pass_time(SETTINGS.dead_letter_retention_s * 1000 + 1000)
+    await rig.store.submit(new_job())
+
+    assert await rig.store.prune(100) == 1
+
+    assert await rig.redis.zrange(keys.jobs_of("acme"), 0, -1) == [job_id().encode()]
+
+
+async def test_a_list_of_an_older_version_no_longer_goes_by_itself(rig: RedisRig) -> None:
+    await rig.store.submit(new_job("kept"))
+    await rig.redis.expire(keys.jobs_of("acme"), SETTINGS.dead_letter_retention_s * 4)
+    await rig.store.submit(new_job("gone"))
+    await rig.store.conclude(job_id("gone"), DEAD)
+    await rig.pass_time(SETTINGS.dead_letter_retention_s * 1000 + 1000)
+
+    await rig.store.prune(100)
+
+    assert await rig.redis.ttl(keys.jobs_of("acme")) == -1
 
 
 async def test_a_server_that_forgot_the_scripts_is_told_them_again(rig: RedisRig) -> None:

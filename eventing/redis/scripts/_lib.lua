@@ -1,10 +1,10 @@
 -- What several scripts share. `eventing.redis.script` puts it in front of each script that says `-- USES _lib`.
 -- The names stand in `eventing.redis.keys` too; `tests/contract/test_scripts.py` holds the two together.
 local ENDED, ENDED_KEPT = 'torpor:ended', 100000
-local FEED_KEPT, FEED_KEPT_S = 10000, 3 * 24 * 3600 -- of a tenant's own ends
+local FEED_KEPT = 10000 -- of a tenant's own ends
 local DEADLINES, UNSTARTED, UNPUBLISHED = 'torpor:deadlines', 'torpor:outbox:awaited', 'torpor:outbox:requests'
 local GROUP = 'torpor'
-local LEAVING = 'torpor:leaving:' -- and the name of a list: its jobs that have ended, by when their records expire
+local LEAVING = 'torpor:leaving'
 local SWEEP_AFTER_MS = 10000 -- a note this old was not cleared by its writer
 
 -- Store time in milliseconds.
@@ -25,17 +25,13 @@ local function close_attempt(history, outcome, now)
   end
 end
 
--- Put a member into a tenant's list, which is pruned as it grows, since few lists are ever read to their end: by age, and of jobs whose
--- record has expired (`end_job` notes when that will be).
-local function list_job(list, job_id, now, keep_ms, mode)
-  local gone = redis.call('ZRANGEBYSCORE', LEAVING .. list, '-inf', now, 'LIMIT', 0, 100)
-  if #gone > 0 then
-    redis.call('ZREM', list, unpack(gone))
-    redis.call('ZREM', LEAVING .. list, unpack(gone))
-  end
-  if mode == 'NX' then redis.call('ZADD', list, 'NX', now, job_id) else redis.call('ZADD', list, now, job_id) end
-  redis.call('ZREMRANGEBYSCORE', list, '-inf', now - keep_ms)
-  redis.call('PEXPIRE', list, keep_ms)
+-- What the scripts judge by, of a job's record, in one read; `false` for a field that it has not.
+local FIELDS = {'state', 'attempt', 'failures', 'token_count', 'history', 'tenant', 'tenant_key', 'model', 'queues', 'lane', 'source',
+  'event_id', 'deadline_ms', 'lease_id', 'lease_until_ms', 'started_ms', 'first_token_ms', 'gpu_ms', 'restart', 'sha'}
+local function read_job(key)
+  local job = {}
+  for i, value in ipairs(redis.call('HMGET', key, unpack(FIELDS))) do job[FIELDS[i]] = value end
+  return job
 end
 
 -- What names an event in a queue, as `eventing.job.job.event_identity` says it.
@@ -89,37 +85,29 @@ local function void_entry(prefix, lane, member)
 end
 
 -- The one way into a terminal state: record, stream, lists, queues, and the entry that tells everybody (docs/adr/0140).
--- `outcome` closes a running attempt; `fields` are field, value pairs (result, usage, error).
-local function end_job(key, state, now, retention_s, dead, outcome, fields)
-  local job = redis.call('HMGET', key, 'state', 'attempt', 'history', 'tenant', 'tenant_key', 'model', 'queues', 'lane', 'source', 'event_id', 'deadline_ms')
-  local job_id = string.match(key, '{(.*)}')
-  local history = history_of(job[3])
-  if job[1] == 'in_progress' then close_attempt(history, outcome, now) end
+-- `job` is the record as `read_job` gave it in this script; `outcome` closes a running attempt; `fields` are field, value pairs
+-- (result, usage, error).
+local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
+  local job_id, list = string.match(key, '{(.*)}'), job.tenant_key or job.tenant
+  local history = history_of(job.history)
+  if job.state == 'in_progress' then close_attempt(history, outcome, now) end
   -- First: Redis 7.0 can apply the first half of a script after a power cut. An end that is told and did not come is seen by the record.
-  redis.call('XADD', ENDED, 'MAXLEN', '~', ENDED_KEPT, '*', 'job', job_id, 'tenant', job[4], 'model', job[6] or '', 'lane', job[8],
-    'attempt', job[2], 'state', state, 'dead', dead, 'at_ms', now)
-  local feed = 'torpor:results:' .. (job[5] or job[4])
-  redis.call('XADD', feed, 'MAXLEN', '~', FEED_KEPT, '*', 'job', job_id, 'attempt', job[2])
-  redis.call('EXPIRE', feed, FEED_KEPT_S)
-  redis.call('HSET', key, 'state', state, 'finished_ms', now, 'lease_owner', '', 'lease_until_ms', 0, 'dead', dead,
-    'history', history_json(history), unpack(fields))
-  redis.call('XADD', key .. ':tokens', '*', 'kind', 'state', 'state', state, 'attempt', job[2], 'at_ms', now)
+  redis.call('XADD', ENDED, 'MAXLEN', '~', ENDED_KEPT, '*', 'job', job_id, 'tenant', job.tenant, 'model', job.model or '',
+    'lane', job.lane, 'attempt', job.attempt, 'state', state, 'dead', dead, 'at_ms', now)
+  redis.call('XADD', 'torpor:results:' .. list, 'MAXLEN', '~', FEED_KEPT, '*', 'job', job_id, 'attempt', job.attempt)
+  redis.call('HSET', key, 'state', state, 'attempt', job.attempt, 'finished_ms', now, 'lease_owner', '', 'lease_until_ms', 0,
+    'dead', dead, 'history', history_json(history), unpack(fields))
+  redis.call('XADD', key .. ':tokens', '*', 'kind', 'state', 'state', state, 'attempt', job.attempt, 'at_ms', now)
   redis.call('EXPIRE', key, retention_s)
   redis.call('EXPIRE', key .. ':tokens', retention_s)
-  for _, kind in ipairs({'jobs', 'dead'}) do
-    local leaving = LEAVING .. 'torpor:' .. kind .. ':' .. (job[5] or job[4])
-    if kind == 'jobs' or dead == '1' then
-      redis.call('ZADD', leaving, now + 1000 * retention_s, job_id)
-      redis.call('PEXPIRE', leaving, 2000 * retention_s)
-    end
-  end
-  if dead == '1' then list_job('torpor:dead:' .. (job[5] or job[4]), job_id, now, 2000 * retention_s) end
-  if job[11] and job[11] ~= '0' then redis.call('ZREM', DEADLINES, job_id) end
+  redis.call('ZADD', LEAVING, now + 1000 * retention_s, list .. ' ' .. job_id)
+  if dead == '1' then redis.call('ZADD', 'torpor:dead:' .. list, now, job_id) end
+  if job.deadline_ms and job.deadline_ms ~= '0' then redis.call('ZREM', DEADLINES, job_id) end
   redis.call('ZREM', UNSTARTED, job_id)
-  if not job[7] then redis.call('ZREM', UNPUBLISHED, job_id) end
-  if job[1] == 'queued' and job[7] then
-    local member = event_identity(job[9], job[10], job[4])
-    for _, prefix in ipairs(cjson.decode(job[7])) do void_entry(prefix, job[8], member) end
+  if not job.queues then redis.call('ZREM', UNPUBLISHED, job_id) end
+  if job.state == 'queued' and job.queues then
+    local member = event_identity(job.source, job.event_id, job.tenant)
+    for _, prefix in ipairs(cjson.decode(job.queues)) do void_entry(prefix, job.lane, member) end
   end
 end
 

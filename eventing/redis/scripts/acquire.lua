@@ -7,15 +7,15 @@
 -- gives {'acquired', attempt, token_count, tokens that are void now} | {'held', lease_left_ms} | {'missing'} | {'terminal'}
 --       | {'expired'} | {'exhausted'} | {'other'} (recorded with another request: unchanged)
 --       | {'alone'} (its last attempt, and it has lost one before: unchanged, for an owner that runs nothing else; docs/adr/0018)
-local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'failures', 'token_count', 'lease_until_ms', 'deadline_ms', 'history', 'restart', 'sha')
-local state = job[1]
+local job = read_job(KEYS[1])
+local state = job.state
 if not state then return {'missing'} end
-if ARGV[7] ~= '' and job[9] ~= ARGV[7] then return {'other'} end
+if ARGV[7] ~= '' and job.sha ~= ARGV[7] then return {'other'} end
 if state ~= 'queued' and state ~= 'in_progress' then return {'terminal'} end
 local now = now_ms()
-local attempt, failures, tokens = tonumber(job[2]), tonumber(job[3]), tonumber(job[4])
-local lease_until, deadline = tonumber(job[5] or 0), tonumber(job[6] or 0)
-local history = history_of(job[7])
+local failures, tokens = tonumber(job.failures), tonumber(job.token_count)
+local lease_until, deadline = tonumber(job.lease_until_ms or 0), tonumber(job.deadline_ms or 0)
+local history = history_of(job.history)
 if state == 'in_progress' then
   if lease_until > now then return {'held', lease_until - now} end
   failures = failures + 1
@@ -26,7 +26,7 @@ if deadline > 0 and now >= deadline then reason = 'expired' elseif failures >= t
 if reason then
   local why = reason == 'expired' and LATE
     or error_json(reason, 'every attempt was lost (' .. failures .. ' of ' .. ARGV[3] .. ')')
-  end_job(KEYS[1], 'failed', now, ARGV[5], '1', 'lost', {'failures', failures, 'error', why})
+  end_job(KEYS[1], job, 'failed', now, ARGV[5], '1', 'lost', {'failures', failures, 'error', why})
   return {reason}
 end
 if ARGV[6] ~= '1' and failures == ARGV[3] - 1 then
@@ -34,15 +34,15 @@ if ARGV[6] ~= '1' and failures == ARGV[3] - 1 then
     if run.outcome == 'lost' then return {'alone'} end
   end
 end
-attempt = attempt + 1
-local restarted = job[8] == '1' or (tokens > 0 and ARGV[4] ~= '1')
+local attempt = job.attempt + 1
+local restarted = job.restart == '1' or (tokens > 0 and ARGV[4] ~= '1')
 local void = restarted and tokens or 0
 tokens = tokens - void
 history[#history + 1] = {attempt = attempt, owner = ARGV[1], started_ms = now, resumed_from = tokens}
 redis.call('HSET', KEYS[1], 'state', 'in_progress', 'attempt', attempt, 'failures', failures, 'token_count', tokens,
-  'lease_owner', ARGV[1], 'lease_id', ARGV[8], 'lease_until_ms', now + tonumber(ARGV[2]), 'history', cjson.encode(history))
-redis.call('HSETNX', KEYS[1], 'started_ms', now)
-if job[8] then redis.call('HDEL', KEYS[1], 'restart') end
+  'lease_owner', ARGV[1], 'lease_id', ARGV[8], 'lease_until_ms', now + tonumber(ARGV[2]), 'history', cjson.encode(history),
+  'started_ms', job.started_ms or now)
+if job.restart then redis.call('HDEL', KEYS[1], 'restart') end
 redis.call('ZADD', UNSTARTED, now + 2 * ARGV[2], ARGV[9])
 redis.call('XADD', KEYS[2], '*', 'kind', 'attempt', 'attempt', attempt, 'index', tokens, 'restarted', restarted and 1 or 0, 'at_ms', now)
 return {'acquired', attempt, tokens, void}

@@ -4,18 +4,18 @@
 -- ARGV  1 state, 2 retention_s, 3 '1' for a dead letter, 4 '1' to end it even under a live lease (cancel),
 --       5 attempt that the ending is of, '' when it is of none, 6.. field, value pairs
 -- gives 'ok' | 'terminal' | 'held' (somebody runs it) | 'fenced' (the ending of an earlier life, or attempt) | 'missing'
-local job = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'lease_until_ms')
-if not job[1] then return 'missing' end
-if job[1] ~= 'in_progress' and job[1] ~= 'queued' then return 'terminal' end
+local job = read_job(KEYS[1])
+if not job.state then return 'missing' end
+if job.state ~= 'in_progress' and job.state ~= 'queued' then return 'terminal' end
 local now = now_ms()
-if job[1] == 'in_progress' and tonumber(job[3] or 0) > now and ARGV[4] ~= '1' then return 'held' end
+if job.state == 'in_progress' and tonumber(job.lease_until_ms or 0) > now and ARGV[4] ~= '1' then return 'held' end
 local attempt = tonumber(ARGV[5])
 if attempt then
-  if attempt < tonumber(job[2]) then
+  if attempt < tonumber(job.attempt) then
     redis.call('HINCRBY', KEYS[1], 'fenced', 1)
     return 'fenced'
   end
-  redis.call('HSET', KEYS[1], 'attempt', attempt)
+  job.attempt = ARGV[5]
 end
-end_job(KEYS[1], ARGV[1], now, ARGV[2], ARGV[3], ARGV[1], {unpack(ARGV, 6)})
+end_job(KEYS[1], job, ARGV[1], now, ARGV[2], ARGV[3], ARGV[1], {unpack(ARGV, 6)})
 return 'ok'

@@ -6,12 +6,12 @@
 local now, failed = now_ms(), {}
 for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
   local key = 'torpor:{' .. job_id .. '}'
-  local job = redis.call('HMGET', key, 'state', 'lease_until_ms')
-  local lease_until = tonumber(job[2] or 0)
-  if job[1] == 'in_progress' and lease_until > now then
+  local job = read_job(key)
+  local lease_until = tonumber(job.lease_until_ms or 0)
+  if job.state == 'in_progress' and lease_until > now then
     redis.call('ZADD', KEYS[1], lease_until, job_id)
-  elseif job[1] == 'queued' or job[1] == 'in_progress' then
-    end_job(key, 'failed', now, ARGV[2], '1', 'lost', {'error', LATE})
+  elseif job.state == 'queued' or job.state == 'in_progress' then
+    end_job(key, job, 'failed', now, ARGV[2], '1', 'lost', {'error', LATE})
     failed[#failed + 1] = job_id
   else
     redis.call('ZREM', KEYS[1], job_id)

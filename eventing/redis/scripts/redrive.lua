@@ -6,7 +6,7 @@
 --       3 recheck_ms, 4 '1' to note that its event is unpublished, 5 event record, 6 number n of queues that want it,
 --       7..6+n prefixes of their keys, 7+n.. field, value pairs (request, sha, model)
 -- gives 'queued' | 'not_dead' (or redriven meanwhile) | 'missing'
-local job = redis.call('HMGET', KEYS[1], 'state', 'dead', 'attempt', 'token_count', 'tenant', 'lane', 'source', 'event_id', 'tenant_key')
+local job = redis.call('HMGET', KEYS[1], 'state', 'dead', 'attempt', 'token_count', 'tenant', 'lane', 'source', 'event_id')
 if not job[1] then return 'missing' end
 if job[1] ~= 'failed' or job[2] ~= '1' or job[3] ~= ARGV[2] then return 'not_dead' end
 local now, job_id = now_ms(), string.match(KEYS[1], '{(.*)}')
@@ -16,9 +16,6 @@ redis.call('HDEL', KEYS[1], 'error', 'result', 'usage')
 if ARGV[1] == '1' then
   redis.call('HDEL', KEYS[1], 'rejected')
   redis.call('HSET', KEYS[1], 'token_count', 0, 'restart', job[4] ~= '0' and 1 or 0, unpack(ARGV, 7 + n))
-end
-for _, kind in ipairs({'jobs', 'dead'}) do
-  redis.call('ZREM', LEAVING .. 'torpor:' .. kind .. ':' .. (job[9] or job[5]), job_id)
 end
 redis.call('PERSIST', KEYS[1])
 redis.call('PERSIST', KEYS[2])

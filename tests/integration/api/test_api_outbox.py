@@ -9,7 +9,7 @@ from eventing.cloudevent.event import Event
 from eventing.errors import BrokerUnavailable, EventRefused
 from eventing.job.job import JobId, JobState, new_job_id, parse_request
 from eventing.job.store import NewJob, Publication
-from eventing.outbox.outbox import Swept, sweep_once
+from eventing.outbox.outbox import Swept, run, sweep_once
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import chat_line
@@ -164,3 +164,19 @@ async def test_two_sweepers_share_the_work(
 
     assert sum(one.requests for one in swept) == 20
     assert len({event.subject for event in broker.events}) == len(broker.events) == 20
+
+
+async def test_the_sweep_prunes_lists_of_jobs_that_are_no_longer_kept(
+    store: RedisStore, redis: Redis, broker: FakeBroker
+) -> None:
+    job_id = await recorded(store)
+    await store.cancel(job_id)
+    await redis.delete(keys.job(job_id))  # as if it had expired
+    await make_due(redis, keys.LEAVING)
+
+    sweeping = asyncio.create_task(run(store, broker, 0.01))
+    async with asyncio.timeout(5):
+        while await redis.exists(keys.jobs_of("default"), keys.LEAVING):
+            await asyncio.sleep(0.01)
+    sweeping.cancel()
+    await asyncio.wait([sweeping])
