@@ -17,6 +17,8 @@ _LISTED = (
     "outbox:",
     "deadlines",
     "ended",
+    "leaving",
+    "results:",
     "queues",
     "replicas:",
     "webhooks",
