@@ -56,8 +56,8 @@ async def test_an_index_entry_without_a_job_is_dropped_by_whoever_lists(rig: Red
 async def test_a_job_that_is_no_longer_kept_leaves_its_lists_unread(rig: RedisRig) -> None:
     # I9: a tenant's list grew by every job for ever, unless somebody read it to its end.
     for tenant in ("acme", "a:b {c}"):
-        await rig.store.submit(new_job(tenant, tenant=tenant))
-        await rig.store.conclude(job_id(tenant), DEAD)
+        job, _ = await rig.store.submit(new_job(tenant, tenant=tenant))
+        await rig.store.conclude(job.id, DEAD)
     await rig.store.submit(new_job("waiting"))
     await rig.pass_time(SETTINGS.dead_letter_retention_s * 1000 + 1000)
 
