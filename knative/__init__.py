@@ -1,1 +1,1 @@
-"""How many predictors run, where, and the `torpor` command: policies, local stack, simulator."""
+"""Scaling policies, monitoring, and deployment on a cluster."""

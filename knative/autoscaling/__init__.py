@@ -1,4 +1,4 @@
-"""Scaling policies as pure steps, the clock an argument; no I/O, so that life and simulation agree.
+"""Scaling policies as pure functions of the clock, without I/O, so that simulation and production agree.
 
 The KPA in an autoscaler loop (every `kpa.TICK_S`, at zero also on the first request):
 

@@ -1,6 +1,6 @@
 """Reads Kubernetes quantities: `500m`, `4`, `2Gi`.
 
-Called by the readers of HPA and ScaledObject, and by the doctor. It must not know what is counted.
+Called by the readers of HPA and ScaledObject, and by the doctor.
 """
 
 import re
@@ -21,7 +21,7 @@ _FACTOR = {
 
 
 def quantity(text: str) -> float:
-    """The number of a quantity; raises ValueError when it is none."""
+    """The number of a quantity; raises ValueError for other text."""
     match = _QUANTITY.fullmatch(text)
     if match is None:
         raise ValueError(f"not a quantity: {text!r}")

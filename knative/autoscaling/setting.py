@@ -1,7 +1,6 @@
-"""Reads settings out of manifests: each with its name and range, all refusals at once.
+"""Reads settings from manifests and collects every refusal, each with name and allowed range.
 
-Called by the readers of manifests, here and in the external scaler; whoever calls those meets its
-error. It must not know which object the settings come from.
+Called by the readers of manifests, here and in the external scaler.
 """
 
 import math
@@ -15,7 +14,7 @@ _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0,
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One setting that cannot be used: its name, the value got, and what is allowed."""
+    """One invalid setting: its name, its value, and what is allowed."""
 
     name: str
     value: str
@@ -26,7 +25,7 @@ class Refusal:
 
 
 class RefusedSettingsError(ValueError):
-    """The settings that the cluster's webhook would refuse too; its text names all of them."""
+    """Settings that the cluster's webhook would refuse too; the message names all of them."""
 
     def __init__(self, refusals: tuple[Refusal, ...]) -> None:
         super().__init__("; ".join(str(refusal) for refusal in refusals))
@@ -47,7 +46,7 @@ def duration_s(text: str) -> float:
 
 
 class SettingReader:
-    """Takes settings from a mapping one by one and remembers every refusal until `finish`.
+    """Reads settings from a mapping one by one and collects refusals until `finish`.
 
     Values may be strings (annotations, trigger metadata) or numbers (spec fields).
     """
@@ -133,14 +132,14 @@ class SettingReader:
         return str(value).lower() if isinstance(value, bool) else str(value)
 
     def required(self, name: str, allowed: str) -> str:
-        """A text that must be there and not be empty."""
+        """A text that must be set and not empty."""
         value = self.text(name, "")
         if not value:
             self.refuse(name, value, allowed)
         return value
 
     def has(self, name: str) -> bool:
-        """Whether the setting is there; it counts as known from now on."""
+        """True when the setting is present; it counts as known from now on."""
         self._known.add(name)
         return self._values.get(name) is not None
 
@@ -149,20 +148,20 @@ class SettingReader:
         self._known.update(names)
 
     def rest(self) -> tuple[tuple[str, str], ...]:
-        """Everything that nobody asked for yet, as text; it counts as known from now on."""
+        """Every setting not read so far, as text; they count as known from now on."""
         names = sorted(set(self._values) - self._known)
         return tuple((name, self.text(name, "")) for name in names)
 
     def refuse(self, name: str, value: object, allowed: str) -> None:
-        """Remember that `name` cannot be used."""
+        """Record that `name` is invalid."""
         self._refusals.append(Refusal(self._prefix + name, f"{value}", allowed))
 
     def adopt(self, refusals: tuple[Refusal, ...]) -> None:
-        """Take over what another reader of the same manifest refused."""
+        """Add the refusals of another reader of the same manifest."""
         self._refusals.extend(refusals)
 
     def finish(self) -> None:
-        """Raise RefusedSettingsError when a setting was refused or nobody asked for it."""
+        """Raise RefusedSettingsError when a setting was refused or is unknown."""
         for name in sorted(set(self._values) - self._known):
             known = ", ".join(sorted(self._known))
             self.refuse(name, self._values[name], f"unknown setting; known: {known}")

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from knative.autoscaling.setting import SettingReader
 from knative.autoscaling.work import work
-from knative.autoscaling.work.work import Seen, WorkSpec, WorkState
+from knative.autoscaling.work.work import Observation, WorkSpec, WorkState
 
 METRIC = "torpor-replicas"
 
@@ -110,7 +110,7 @@ class Scaler:
         is_idle = not look.waiting and not look.running
         for done in look.finished:
             self._learn(done, now, is_last=is_idle)
-        self._state, self.replicas = work.decide(spec, self._state, self._seen(look), now)
+        self._state, self.replicas = work.decide(spec, self._state, self._observation(look), now)
         return self.replicas
 
     def _learn(self, done: Finished, now: float, *, is_last: bool) -> None:
@@ -121,7 +121,7 @@ class Scaler:
             spec, self._state, done.prompt_tokens, output, now, is_last=is_last
         )
 
-    def _seen(self, look: QueueSnapshot) -> Seen:
+    def _observation(self, look: QueueSnapshot) -> Observation:
         spec = self.settings.spec
         work_s = sum(
             spec.work_s(
@@ -129,7 +129,7 @@ class Scaler:
             )
             for job in look.waiting
         )
-        return Seen(
+        return Observation(
             waits_s=tuple(job.wait_s for job in look.waiting),
             queued_work_s=work_s,
             running=look.running,

@@ -242,14 +242,16 @@ class WorkPolicy:
 
     def step(self, view: PolicyView, now: float) -> int:
         """Decide on the work that waits."""
-        self._state, replicas = work.decide(self._spec, self._state, self._seen(view, now), now)
+        self._state, replicas = work.decide(
+            self._spec, self._state, self._observation(view, now), now
+        )
         return replicas
 
     def wake(self, view: PolicyView, now: float) -> int | None:
         """A first request is worth a look at once: its slack may be short."""
         return self.step(view, now)
 
-    def _seen(self, view: PolicyView, now: float) -> work.Seen:
+    def _observation(self, view: PolicyView, now: float) -> work.Observation:
         waiting = sum(
             self._spec.work_s(
                 job.prompt_tokens,
@@ -258,7 +260,7 @@ class WorkPolicy:
             for job in view.queue
         )
         waits = tuple(now - job.arrived for job in view.queue)
-        return work.Seen(waits, waiting, view.running, view.asked, view.ready)
+        return work.Observation(waits, waiting, view.running, view.asked, view.ready)
 
 
 class WorkOverKeda(WorkPolicy):

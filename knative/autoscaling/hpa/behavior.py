@@ -1,8 +1,7 @@
 """How fast the HPA may follow its metrics: stabilisation windows and rate policies.
 
-Called by `hpa.py`. It must not know metrics. Source: Kubernetes 1.36
-`pkg/controller/podautoscaler/horizontal.go` (`stabilizeRecommendation...`,
-`convertDesiredReplicas...`).
+Called by `hpa.py`. Must not know metrics. Source: Kubernetes 1.36 `pkg/controller/podautoscaler/horizontal.go`
+(`stabilizeRecommendation...`, `convertDesiredReplicas...`).
 """
 
 import math
@@ -18,7 +17,7 @@ _LEAST_UP_LIMIT = 4
 
 
 class PolicyType(StrEnum):
-    """What a rate policy counts."""
+    """The unit of a rate policy."""
 
     PODS = "Pods"
     """Pods a period."""
@@ -27,14 +26,14 @@ class PolicyType(StrEnum):
 
 
 class SelectPolicy(StrEnum):
-    """Which of several policies counts."""
+    """Which of several policies applies."""
 
     MAX = "Max"
     """The one that allows the largest change (the default)."""
     MIN = "Min"
     """The one that allows the smallest change."""
     DISABLED = "Disabled"
-    """None: this direction is closed."""
+    """None: no scaling in this direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +64,20 @@ DEFAULT_DOWN = ScalingRules(policies=(RatePolicy(PolicyType.PERCENT, 100, 15),))
 
 @dataclass(frozen=True, slots=True)
 class Behavior:
-    """Both directions; what a manifest leaves out has these defaults."""
+    """Both directions; fields missing in the manifest have these defaults."""
 
     up: ScalingRules = DEFAULT_UP
     down: ScalingRules = DEFAULT_DOWN
 
     def longest_window_s(self, downscale_window_s: float) -> float:
-        """How long a recommendation can still matter."""
+        """How long a recommendation can matter."""
         return max(_up_window_s(self), _down_window_s(self, downscale_window_s))
 
 
 def stabilised_without_behavior(
     past: tuple[Recommendation, ...], wanted: int, window_s: float, now: float
 ) -> int:
-    """The highest recommendation of the window: down only when it was wanted all the while."""
+    """The highest recommendation of the window, so that scale-down needs a whole window of lower ones."""
     return max([wanted, *(replicas for t, replicas in past if t >= now - window_s)])
 
 
@@ -106,7 +105,7 @@ def stabilised(
 def rate_limited(
     current: int, desired: int, behavior: Behavior, up: Changes, down: Changes, now: float
 ) -> int:
-    """`desired` as far as the policies let it go from `current` now."""
+    """`desired`, limited by what the policies allow from `current` now."""
     if desired > current:
         limit = _up_limit(current, behavior.up, up, down, now)
         return min(desired, max(limit, current))
@@ -166,7 +165,7 @@ def _down_limit(current: int, rules: ScalingRules, up: Changes, down: Changes, n
 
 
 def _period_start(current: int, policy: RatePolicy, up: Changes, down: Changes, now: float) -> int:
-    """The replicas at the start of the policy's period, from what was changed since."""
+    """The replicas at the start of the policy's period, from the changes since."""
     since = now - policy.period_s
     added = sum(n for t, n in up if t > since)
     deleted = sum(n for t, n in down if t > since)

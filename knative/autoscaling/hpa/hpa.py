@@ -1,9 +1,8 @@
 """The Horizontal Pod Autoscaler's decision (autoscaling/v2), every 15 s.
 
-Called by the KEDA policy for 1 <-> N and by the simulator for a plain CPU autoscaler. It must not
-know where readings come from. Source: Kubernetes 1.36
-`pkg/controller/podautoscaler/horizontal.go`. What one metric asks for is `hpa_metric.py`; how fast
-it may be followed is `hpa_behavior.py`.
+Called by the KEDA policy for 1 <-> N and by the simulator for a plain CPU autoscaler. Must not know where readings
+come from. Source: Kubernetes 1.36 `pkg/controller/podautoscaler/horizontal.go`. `metric.py` has the proposal of one
+metric, `behavior.py` how fast it may be followed.
 """
 
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ _DOWNSCALE_WINDOW_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class HpaSpec:
-    """Bounds, metrics and behaviour; `behavior` None is not the same as its defaults."""
+    """Bounds, metrics and behaviour; `behavior` None differs from its defaults."""
 
     metrics: tuple[Metric, ...]
     min_replicas: int = 1
@@ -41,7 +40,7 @@ class HpaSpec:
 
 @dataclass(frozen=True, slots=True)
 class HpaState:
-    """What the controller remembers: recommendations and its own changes of scale."""
+    """The controller's memory: recommendations and its own changes of scale."""
 
     recommendations: tuple[Recommendation, ...] = ()
     up: Changes = ()
@@ -50,9 +49,9 @@ class HpaState:
 
 @dataclass(frozen=True, slots=True)
 class HpaReading:
-    """What is seen at one sync: replicas, and per metric name its sum or its pods' samples.
+    """The input of one sync: replicas, and for each metric its sum or its pods' samples.
 
-    A metric that is missing in `values` or None there has failed.
+    A metric that is missing in `values`, or None there, has failed.
     """
 
     replicas: Replicas
@@ -62,7 +61,7 @@ class HpaReading:
 
 @dataclass(frozen=True, slots=True)
 class HpaDecision:
-    """The replicas to set; `is_scaling_active` false means that the controller does nothing."""
+    """The replicas to set; with `is_scaling_active` false the controller does nothing."""
 
     replicas: int
     is_scaling_active: bool = True
@@ -72,9 +71,9 @@ class HpaDecision:
 def decide(
     spec: HpaSpec, state: HpaState, reading: HpaReading, now: float
 ) -> tuple[HpaState, HpaDecision]:
-    """The replicas at `now`, never below the minimum nor above the maximum.
+    """The replicas at `now`, within minimum and maximum.
 
-    At zero replicas (and a minimum above) it does nothing: somebody else must wake the workload.
+    At zero replicas (with a minimum above) it does nothing: something else must wake the workload.
     """
     current = reading.replicas.current
     if current == 0 and spec.min_replicas != 0:
@@ -126,7 +125,7 @@ def _tolerance(spec: HpaSpec) -> Tolerance:
 def _normalised(
     spec: HpaSpec, state: HpaState, current: int, wanted: int, now: float
 ) -> tuple[HpaState, int]:
-    """`wanted` after stabilisation, rate limits and bounds; what was wanted is remembered raw."""
+    """`wanted` after stabilisation, rate limits and bounds; the raw value is remembered."""
     past = state.recommendations
     if spec.behavior is None:
         desired = stabilised_without_behavior(past, wanted, spec.downscale_window_s, now)

@@ -1,6 +1,6 @@
-"""How many replicas one HPA metric asks for.
+"""The replicas that one HPA metric asks for.
 
-Called by `hpa.py`. It must not know other metrics, bounds or history. Source: Kubernetes 1.36
+Called by `hpa.py`. Must not know other metrics, bounds or history. Source: Kubernetes 1.36
 `pkg/controller/podautoscaler/replica_calculator.go`.
 """
 
@@ -18,7 +18,7 @@ _INITIAL_READINESS_S = 30.0
 
 
 class TargetType(StrEnum):
-    """What the target of a metric means."""
+    """The meaning of a metric's target."""
 
     AVERAGE_VALUE = "AverageValue"
     """The sum divided by the replicas (KEDA's default)."""
@@ -30,7 +30,7 @@ class TargetType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric with its target; `name` is how readings refer to it."""
+    """One metric with its target; `name` is its key in readings."""
 
     name: str
     target: float
@@ -39,7 +39,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """`current`: what the workload asks for; `status`: what exists; `ready`: what serves."""
+    """`current`: the workload's spec; `status`: existing pods; `ready`: serving pods."""
 
     current: int
     status: int
@@ -48,7 +48,7 @@ class Replicas:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far a ratio may be off before anything changes."""
+    """The deviation of a ratio below which nothing changes."""
 
     up: float
     down: float
@@ -127,8 +127,8 @@ def _by_utilization(
     if not does_grow_with_unready and not missing:
         return current if tolerance.covers(ratio) else math.ceil(ratio * len(counted))
     if ratio == 1.0:
-        return current  # nothing to doubt: the source fills in no pod, and one is within tolerance
-    # Doubt is counted against the change: full use when it would shrink, none when it would grow.
+        return current  # no pod is unready or without sample: the source adds none, and 1.0 is within tolerance
+    # Missing samples count against the change: full usage when scaling down, none when scaling up.
     doubtful = max(100.0, target) / 100 if ratio < 1.0 else 0.0
     usages = [*_usages(counted), *((pod.request * doubtful, pod.request) for pod in missing)]
     if does_grow_with_unready:

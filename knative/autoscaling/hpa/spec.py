@@ -1,7 +1,7 @@
 """Reads a HorizontalPodAutoscaler (autoscaling/v2), and the same behaviour inside a ScaledObject.
 
-Called by the simulator and by `scaledobject.py`. It must not know what the HPA does with it.
-Ranges as in Kubernetes' validation (`pkg/apis/autoscaling/validation`).
+Called by the simulator and by `scaledobject.py`. Ranges as in Kubernetes' validation
+(`pkg/apis/autoscaling/validation`).
 """
 
 from collections.abc import Mapping
@@ -62,9 +62,9 @@ def read_hpa(manifest: Mapping[str, Any]) -> HpaSpec:
 def read_behavior(
     fields: Mapping[str, Any] | None, prefix: str, owner: SettingReader
 ) -> Behavior | None:
-    """The behaviour of a `behavior` field; None stays None, which is not the same as the defaults.
+    """The behaviour in a `behavior` field; None stays None, which differs from the defaults.
 
-    What is refused is handed to `owner`.
+    Refusals are added to `owner`.
     """
     if not fields:
         return None

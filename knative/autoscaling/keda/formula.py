@@ -1,9 +1,8 @@
 """Evaluates the formula of KEDA's `scalingModifiers`, such as `(lag > 0 ? lag : 0) + pend`.
 
-Called by `keda.py`. It must not know what a trigger is: it gets names and numbers. KEDA uses the Go
-library expr-lang; this is the part of its language that gives numbers: arithmetic, comparison,
-logic, `?:`, `??`, and its numeric functions over numbers and lists. Nothing is ever handed to
-Python's `eval`.
+Called by `keda.py` with names and numbers. KEDA uses the Go library expr-lang; this is the part of its language
+that gives numbers: arithmetic, comparison, logic, `?:`, `??`, and its numeric functions over numbers and lists.
+Python's `eval` is not used.
 """
 
 import math
@@ -47,12 +46,12 @@ Node = Callable[[Mapping[str, float | None]], Value]
 
 
 class FormulaError(ValueError):
-    """The formula cannot be read, or cannot be computed from the values at hand."""
+    """The formula is invalid, or cannot be computed from the given values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """A formula that was read once: its text, the names it uses, and how it is computed."""
+    """A parsed formula: its text, the names it uses, and its evaluator."""
 
     text: str
     names: frozenset[str]
@@ -61,7 +60,7 @@ class Formula:
     def value(self, values: Mapping[str, float | None]) -> float:
         """The number for these trigger values; None is a trigger that failed.
 
-        Raises FormulaError when the result is no number.
+        Raises FormulaError when the result is not a number.
         """
         result = self._root(values)
         if isinstance(result, bool) or not isinstance(result, int | float):
@@ -70,7 +69,7 @@ class Formula:
 
 
 def parse(text: str) -> Formula:
-    """Read a formula; raises FormulaError that says where it stops making sense."""
+    """Parse a formula; raises FormulaError with the position of the error."""
     parser = _Parser(text)
     root = parser.expression(0)
     parser.expect_end()
@@ -78,7 +77,7 @@ def parse(text: str) -> Formula:
 
 
 class _Parser:
-    """Reads one formula from left to right, tightest operators first."""
+    """A precedence-climbing parser."""
 
     def __init__(self, text: str) -> None:
         self.names: set[str] = set()

@@ -1,8 +1,8 @@
-"""KEDA's two decisions: its own poll for 0 <-> 1, and the HPA that it makes for 1 <-> N.
+"""KEDA's two decisions: its own poll for 0 <-> 1, and the HPA that it creates for 1 <-> N.
 
-Called by the local stack (`--autoscaler keda`) and the simulator, with what the triggers read
-(`trigger.measured`). It must not know brokers or pods. Source: KEDA v2.20.2 `pkg/scaling`
-(`executor/scale_scaledobjects.go`, `fallback`, `modifiers`).
+Called by the local stack (`--autoscaler keda`) and the simulator, with the triggers' readings (`trigger.measured`).
+Must not know brokers or pods. Source: KEDA v2.20.2 `pkg/scaling` (`executor/scale_scaledobjects.go`, `fallback`,
+`modifiers`).
 """
 
 from collections.abc import Mapping
@@ -21,21 +21,21 @@ COMPOSITE = "composite"
 
 
 class FallbackBehavior(StrEnum):
-    """How many replicas a failing trigger stands for."""
+    """The replicas while a trigger fails."""
 
     STATIC = "static"
     """The configured number."""
     CURRENT = "currentReplicas"
-    """As many as there are."""
+    """The current number."""
     IF_HIGHER = "currentReplicasIfHigher"
-    """As many as there are, if that is more than configured."""
+    """The current number, if it is higher than the configured one."""
     IF_LOWER = "currentReplicasIfLower"
-    """As many as there are, if that is less than configured."""
+    """The current number, if it is lower than the configured one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """What counts after more than `failure_threshold` failed readings."""
+    """Applies after more than `failure_threshold` failed readings."""
 
     replicas: int
     failure_threshold: int
@@ -54,7 +54,7 @@ class Modifiers:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """The pausing annotations: all of it, at a number of replicas, or one direction."""
+    """The pausing annotations: everything, at a number of replicas, or one direction."""
 
     is_paused: bool = False
     replicas: int | None = None
@@ -94,7 +94,7 @@ class KedaReadiness(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KedaState:
-    """What operator and HPA remember; times are seconds of the caller's clock."""
+    """The memory of operator and HPA; times are seconds of the caller's clock."""
 
     created: float
     next_poll: float
@@ -106,7 +106,7 @@ class KedaState:
 
 @dataclass(frozen=True, slots=True)
 class KedaDecision:
-    """The replicas to set (what they are already, when nothing is due)."""
+    """The replicas to set (unchanged when nothing is due)."""
 
     replicas: int
     is_active: bool | None = None
@@ -127,7 +127,7 @@ def decide(
     *,
     pods: tuple[PodSample, ...] = (),
 ) -> tuple[KedaState, KedaDecision]:
-    """Whatever of poll and HPA sync is due at `now`; call it once a second or so.
+    """The decision of the poll and the HPA sync that are due at `now`; call it about once a second.
 
     `values` are by trigger key; None is a trigger that failed.
     """
@@ -166,7 +166,7 @@ def poll(
 
 
 def is_active(spec: KedaSpec, values: Mapping[str, float | None]) -> bool:
-    """Whether any trigger, or the formula, is strictly above its activation threshold."""
+    """True when a trigger, or the formula, is strictly above its activation threshold."""
     if spec.modifiers is not None:
         value = _composite(spec.modifiers, values)
         return value is not None and value > spec.modifiers.activation_target
@@ -280,7 +280,7 @@ def _with_fallback(
     failures: Mapping[str, int],
     replicas: Replicas,
 ) -> float | None:
-    """`value`, or, once it failed too often, what makes the HPA want the fallback's replicas."""
+    """`value`, or, after too many failures, the value that makes the HPA ask for the fallback's replicas."""
     fallback = spec.fallback
     if value is not None or fallback is None or isinstance(trigger.source, Resource):
         return value
@@ -316,5 +316,5 @@ def _paused_behavior(spec: KedaSpec) -> Behavior | None:
 
 
 def _next_due(due: float, interval_s: float, now: float) -> float:
-    """The next beat after `now`; beats that were missed are not made up for."""
+    """The next beat after `now`; missed beats are skipped."""
     return due + interval_s if due + interval_s > now else now + interval_s

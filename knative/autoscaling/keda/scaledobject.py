@@ -1,8 +1,7 @@
 """Reads a KEDA ScaledObject into the settings of `keda.py`.
 
-Called by the local stack, the simulator and the doctor. It must not know brokers. Fields and
-defaults: KEDA v2.20.2 `apis/keda/v1alpha1/scaledobject_types.go`; trigger metadata: each scaler's
-own parser.
+Called by the local stack, the simulator and the doctor. Must not know brokers. Fields and defaults: KEDA v2.20.2
+`apis/keda/v1alpha1/scaledobject_types.go`; trigger metadata: each scaler's own parser.
 """
 
 from collections.abc import Mapping

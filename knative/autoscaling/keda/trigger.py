@@ -1,7 +1,7 @@
-"""What KEDA's triggers read: from the state of a queue to the one number that each of them sees.
+"""KEDA's triggers: from the state of a queue to the number that each trigger reads.
 
-Called by the KEDA policy's owners (local stack, simulator), which know the queue. It must not know
-what the number is compared with. Source: KEDA v2.20.2 `pkg/scalers/*_scaler.go`.
+Called by the users of the KEDA policy (local stack, simulator), which know the queue. Must not know thresholds.
+Source: KEDA v2.20.2 `pkg/scalers/*_scaler.go`.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ _UNKNOWN_LAG = -1.0
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """A queue as its triggers see it.
+    """The state of a queue.
 
-    `undelivered`: entries nobody took yet (None: the broker cannot tell); `in_flight`: taken and
-    not acknowledged; `length`: all entries it still stores; `queries`: results of named outside
-    questions (None: no such series; absent: unreachable).
+    `undelivered`: entries not delivered yet (None: the broker cannot tell); `in_flight`: delivered and not
+    acknowledged; `length`: all stored entries; `queries`: results of named queries elsewhere (None: no such series;
+    absent: unreachable).
     """
 
     undelivered: int | None = 0
@@ -111,7 +111,7 @@ Source = RedisStreams | RabbitMq | Kafka | Prometheus | External | Resource
 
 @dataclass(frozen=True, slots=True)
 class ScalerTrigger:
-    """One trigger: what it reads, how much a replica carries, above what it is active."""
+    """One trigger: its source, the target for one replica, the activation threshold."""
 
     key: str
     source: Source
@@ -121,7 +121,7 @@ class ScalerTrigger:
 
 
 def measure(trigger: ScalerTrigger, backlog: Backlog) -> float | None:
-    """The number that `trigger` sees, or None when it cannot be read."""
+    """The number that `trigger` reads, or None when it fails."""
     source = trigger.source
     match source:
         case RedisStreams():
@@ -178,7 +178,7 @@ def _queue(source: RabbitMq, backlog: Backlog) -> float:
 
 
 def _kafka(source: Kafka, backlog: Backlog) -> float:
-    """The lag, in-flight records included, up to what the partitions can be shared out among."""
+    """The lag, in-flight records included, limited to what the partitions can be shared among."""
     lags = backlog.partition_lags or ((backlog.undelivered or 0) + backlog.in_flight,)
     stuck = backlog.stuck_partitions if source.excludes_persistent_lag else frozenset()
     total = sum(lag for partition, lag in enumerate(lags) if partition not in stuck)

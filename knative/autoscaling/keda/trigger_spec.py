@@ -1,7 +1,6 @@
 """Reads one trigger of a ScaledObject: type, name, metadata.
 
-Called by `scaledobject.py`. It must not know the other triggers. Metadata as each KEDA scaler
-parses it.
+Called by `scaledobject.py`. Metadata as each KEDA scaler parses it.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,8 @@
-"""Reads how a Knative Service or a KServe InferenceService wants to be scaled.
+"""Reads the scaling settings of a Knative Service or a KServe InferenceService.
 
-Called by the local stack, the simulator and the doctor. It must not know what a policy does
-with the settings. Rules: knative/serving `pkg/apis/autoscaling/annotation_validation.go`; KServe's
-Knative mode as in `pkg/controller/v1beta1/inferenceservice/reconcilers/knative`.
+Called by the local stack, the simulator and the doctor. Rules: knative/serving
+`pkg/apis/autoscaling/annotation_validation.go`; KServe's Knative mode as in
+`pkg/controller/v1beta1/inferenceservice/reconcilers/knative`.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ _MAX_CONTAINER_CONCURRENCY = 1000
 
 @dataclass(frozen=True, slots=True)
 class KnativeScaling:
-    """How one revision is scaled by the KPA: decision, reconciliation, and the pod's hard limit.
+    """The KPA settings of one revision: decision, reconciliation, and the pod's hard limit.
 
     `container_concurrency` 0 means no limit.
     """

@@ -1,7 +1,7 @@
 """Knative's cluster-wide autoscaler settings: the ConfigMap `config-autoscaler`, with its defaults.
 
-Called by `annotations.py`, which lets a revision's annotations override them. It must not know one
-revision. Source: knative/serving knative-v1.23.0 `pkg/autoscaler/config`.
+Called by `annotations.py`, which lets a revision's annotations override them. Source: knative/serving
+knative-v1.23.0 `pkg/autoscaler/config`.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ WINDOW_MAX_S = 3600
 
 @dataclass(frozen=True, slots=True)
 class AutoscalerConfig:
-    """What holds where a revision says nothing; percentages as fractions, times in seconds."""
+    """The settings of revisions without annotations; percentages as fractions, times in seconds."""
 
     target_utilization: float = 0.7
     concurrency_target: float = 100.0
@@ -77,7 +77,7 @@ def read_autoscaler_config(data: Mapping[str, object]) -> AutoscalerConfig:
 
 
 def _fraction(percentage: float) -> float:
-    """Percentages in (0, 1] are fractions already: that is how older clusters wrote them."""
+    """Percentages in (0, 1] are taken as fractions, as older clusters wrote them."""
     return percentage if 0 < percentage <= 1 else percentage / 100
 
 

@@ -1,11 +1,11 @@
 """The Knative Pod Autoscaler's decision: from measured concurrency to a number of pods.
 
-Called by the local stack's autoscaler loop and by the simulator, which both own the clock.
-It must not know how pods start, who scrapes them, or that HTTP exists. Source: knative/serving
-knative-v1.23.0 `pkg/autoscaler/scaling/autoscaler.go`; the numbers are checked against vectors
-that this code produced (`tests/unit/autoscaling/test_kpa_vectors.py`).
+Called by the local stack's autoscaler loop and by the simulator, which both own the clock. Must not know how pods
+start, how they are measured, or HTTP. Source: knative/serving knative-v1.23.0
+`pkg/autoscaler/scaling/autoscaler.go`; the numbers are checked against vectors recorded from it
+(`tests/unit/autoscaling/test_kpa_vectors.py`).
 
-Turning a decision into replicas (bounds, zero, grace) is `reconciler.py`.
+`reconciler.py` turns a decision into replicas (bounds, zero, grace).
 """
 
 import math
@@ -36,10 +36,10 @@ class ScaleMetric(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KpaSpec:
-    """Everything that shapes a decision; times in seconds.
+    """The parameters of a decision; times in seconds.
 
-    `target` is what one pod should carry, `total` what it can carry (target <= total).
-    `panic_threshold` is a factor (200 % is 2.0). `activation_scale` counts above 1.
+    `target` is the intended load of one pod, `total` its capacity (target <= total). `panic_threshold` is a factor
+    (200 % is 2.0). `activation_scale` applies above 1.
     """
 
     target: float
@@ -57,13 +57,13 @@ class KpaSpec:
 
     @property
     def has_scrape_target(self) -> bool:
-        """Whether pods are scraped: with the activator always in the path nobody needs to."""
+        """True when pods are scraped; not needed while the activator is always in the path."""
         return self.target_burst_capacity != ALWAYS_BUFFER
 
 
 @dataclass(frozen=True, slots=True)
 class KpaState:
-    """What the autoscaler remembers between two decisions of one revision."""
+    """The autoscaler's memory of one revision between two decisions."""
 
     spec: KpaSpec
     stable: MetricWindow
@@ -75,7 +75,7 @@ class KpaState:
 
 @dataclass(frozen=True, slots=True)
 class ScaleDecision:
-    """What the autoscaler wants; unless `is_valid`, keep the previous scale."""
+    """The wanted scale; keep the previous scale unless `is_valid`."""
 
     desired: int
     is_valid: bool
@@ -117,8 +117,8 @@ def respec(state: KpaState, spec: KpaSpec) -> KpaState:
 def record(state: KpaState, t: float, value: float) -> KpaState:
     """The state with one measurement, the sum over all pods and the activator, at second `t`.
 
-    Record once a second, zeros too while a pod is ready; with neither pod nor request record
-    nothing, as nobody is scraped then. Values of the same second add up.
+    Record once a second, zeros too while a pod is ready; with neither pod nor request record nothing, because
+    nothing is scraped then. Values of the same second add up.
     """
     return replace(
         state,
@@ -175,7 +175,7 @@ def step(
 
 
 def excess_burst_capacity(spec: KpaSpec, ready_pods: int, panic_average: float) -> int:
-    """How many requests more would find room; negative keeps the activator in the path."""
+    """How many more requests would find capacity; negative keeps the activator in the path."""
     burst = spec.target_burst_capacity
     if burst <= 0:
         return int(burst)
@@ -192,7 +192,7 @@ def resolve_target(
 ) -> tuple[float, float]:
     """(target, total) of one pod from its settings; `utilization` is a fraction.
 
-    `default_total` counts where neither the pod nor the annotation says how much one pod carries.
+    `default_total` applies when neither the pod nor the annotation gives a capacity.
     """
     total = default_total
     if metric is ScaleMetric.CONCURRENCY and container_concurrency:

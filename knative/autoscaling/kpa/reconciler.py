@@ -1,8 +1,7 @@
-"""From a decision to replicas: bounds, initial scale, and the careful way to zero and back.
+"""From a decision to replicas: bounds, initial scale, and the safe way to zero and back.
 
-Called after `kpa.decide` by the local stack and the simulator. It must not know how a replica is
-started or stopped. Source: knative/serving knative-v1.23.0 `pkg/reconciler/autoscaling/kpa`
-(`scaler.go`, `kpa.go`).
+Called after `kpa.decide` by the local stack and the simulator. Must not know how a replica is started or stopped.
+Source: knative/serving knative-v1.23.0 `pkg/reconciler/autoscaling/kpa` (`scaler.go`, `kpa.go`).
 """
 
 from dataclasses import dataclass, replace
@@ -24,12 +23,12 @@ class Activity(StrEnum):
     ACTIVE = "active"
     """Enough pods are ready."""
     INACTIVE = "inactive"
-    """Nothing is wanted; the activator holds whatever comes."""
+    """No pods are wanted; the activator holds incoming requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScalePolicy:
-    """Bounds and times between a decision and the replicas; `max_scale` 0 means no bound."""
+    """Bounds and delays between a decision and the replicas; `max_scale` 0 means no bound."""
 
     min_scale: int = 0
     max_scale: int = 0
@@ -44,7 +43,7 @@ class ScalePolicy:
 
 @dataclass(frozen=True, slots=True)
 class RevisionState:
-    """What the reconciler remembers: the Active condition and its age, the path and its age."""
+    """The reconciler's memory: the Active condition and its age, the activator's mode and its age."""
 
     activity: Activity
     activity_since: float
@@ -55,7 +54,7 @@ class RevisionState:
 
 @dataclass(frozen=True, slots=True)
 class Pods:
-    """What is there: `replicas` asked for last, `ready` able to serve."""
+    """`replicas`: requested last; `ready`: able to serve."""
 
     replicas: int
     ready: int
@@ -63,10 +62,10 @@ class Pods:
 
 @dataclass(frozen=True, slots=True)
 class ReconcileOutcome:
-    """What to do now: set the deployment to `replicas` and put the activator where `mode` says.
+    """Set the deployment to `replicas` and the activator to `mode`.
 
-    `want` is the scale aimed at; it is 0 some time before `replicas` is. `check_again_in_s` is
-    when waiting alone changes the outcome (None: only news does).
+    `want` is the intended scale; it is 0 some time before `replicas` is. `check_again_in_s` is when the outcome
+    changes by time alone (None: only new input changes it).
     """
 
     replicas: int
@@ -111,10 +110,9 @@ def reconcile(
 ) -> tuple[RevisionState, ReconcileOutcome]:
     """The replicas to set at `now`.
 
-    Zero is reached in two steps, so that no request finds neither pod nor activator: first the
-    revision is marked inactive (the activator takes the path, replicas stay), then, after the
-    grace, replicas go to 0. `is_activator_probed` says whether the activator has answered on the
-    revision's path.
+    Zero is reached in two steps, so that no request finds neither pod nor activator: first the revision is marked
+    inactive (the activator takes the path, replicas stay), then, after the grace, replicas go to 0.
+    `is_activator_probed` says whether the activator has answered on the revision's path.
     """
     desired = decision.desired if decision.is_valid else UNKNOWN_SCALE
     scale = _scale(policy, state, desired, now, is_reachable, is_activator_probed)
@@ -169,7 +167,7 @@ def _least(policy: ScalePolicy, state: RevisionState, is_reachable: bool) -> int
 
 
 def _zero_while_activating(policy: ScalePolicy, age: float) -> _Scale:
-    """Pods on their way are left alone, unless they are stuck past their deadline."""
+    """Starting pods are kept, unless they are past their deadline."""
     timeout = policy.progress_deadline_s + _ACTIVATION_SLACK_S
     if age > timeout:
         return _Scale(0, is_applied=True)
@@ -177,7 +175,7 @@ def _zero_while_activating(policy: ScalePolicy, age: float) -> _Scale:
 
 
 def _zero_while_active(policy: ScalePolicy, age: float) -> _Scale:
-    """One pod stays until the revision was active for a stable window; then: inactive."""
+    """One pod stays until the revision was active for a stable window; then it becomes inactive."""
     if age >= policy.stable_window_s:
         return _Scale(0, is_applied=False)
     return _Scale(1, is_applied=True, check_again_in_s=policy.stable_window_s - age)
@@ -186,7 +184,7 @@ def _zero_while_active(policy: ScalePolicy, age: float) -> _Scale:
 def _zero_while_inactive(
     policy: ScalePolicy, state: RevisionState, now: float, is_activator_probed: bool
 ) -> _Scale:
-    """Zero once the activator surely is in the path: after the grace and the retention."""
+    """Zero once the activator is certainly in the path: after the grace and the retention."""
     if policy.target_burst_capacity != ALWAYS_BUFFER and not is_activator_probed:
         return _Scale(0, is_applied=False)
     inactive_for = now - state.activity_since

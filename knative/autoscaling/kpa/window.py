@@ -1,8 +1,7 @@
-"""Sliding windows that the autoscaler averages over: one bucket a second, values only.
+"""Sliding windows that the autoscaler averages over: one bucket a second.
 
-Called by the KPA (`kpa.py`) for its stable and panic averages and for the scale-down delay.
-It must not know what is counted, what a pod is, or what time it is now: seconds come in as
-arguments. The arithmetic is that of knative/serving v1.23 `pkg/autoscaler/aggregation`.
+Called by `kpa.py` for its stable and panic averages and for the scale-down delay. Seconds are arguments. The
+arithmetic is that of knative/serving v1.23 `pkg/autoscaler/aggregation`.
 """
 
 import math
@@ -51,8 +50,8 @@ def empty_window(size_s: int) -> MetricWindow:
 def record(window: MetricWindow, t: float, value: float) -> MetricWindow:
     """The window with `value` added to the second of `t`.
 
-    Values of the same second add up; seconds that were skipped count as zero; a value older than
-    the window is dropped; after a whole window of silence everything starts anew.
+    Values of the same second add up; skipped seconds count as zero; a value older than the window is dropped; after
+    a whole window without values everything starts anew.
     """
     second = math.floor(t)
     first, last = window.first, window.last

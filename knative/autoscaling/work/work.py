@@ -1,25 +1,23 @@
-"""A policy of our own: scales on the GPU-seconds of waiting work, and lets jobs wait as long as
-they may.
+"""Our own scaling policy: scales on the GPU-seconds of waiting work and uses the time that jobs may wait.
 
-Called by the external scaler (`knative.external_scaler`) and the simulator. It must not know queues
-or pods.
+Called by the external scaler (`knative.external_scaler`) and the simulator. Must not know queues or pods.
 
-Four things that neither the KPA nor KEDA uses:
-* **work, not requests**: prompt tokens are known, answer lengths are learnt per prompt-length
-  class, so ten long jobs weigh more than ten short ones;
-* **slack**: a job may wait `p95_wait_s`, a cold start takes `cold_start_s`; at zero the wake-up
-  comes when the oldest job needs it, and everything that came meanwhile shares the one cold start;
-* **the late share**: a p95 leaves five jobs in a hundred; they are spent on those for whom alone
-  somebody would be woken (`lateness.py`);
-* **the price of waking**: how long an idle replica stays is chosen from the gaps seen so far, as
-  what costs least per second in the long run (renewal reward), subject to the wait target.
+It uses four things that neither the KPA nor KEDA uses:
+* **work instead of requests**: prompt tokens are known, answer lengths are learnt for each class of prompt lengths,
+  so ten long jobs weigh more than ten short ones;
+* **slack**: a job may wait `p95_wait_s`, and a cold start takes `cold_start_s`; at zero a replica is started when
+  the oldest job needs it, and all jobs that arrived meanwhile share the one cold start;
+* **an error budget**: a p95 objective lets five jobs in a hundred wait longer; the budget is spent on jobs for
+  which alone a replica would be started (`error_budget.py`);
+* **the price of a cold start**: how long the last replica stays idle is chosen from the gaps between jobs seen so
+  far, for the lowest long-run cost per second (renewal reward), subject to the wait objective.
 """
 
 import math
 from dataclasses import dataclass, field, replace
 
-from knative.autoscaling.work import lateness
-from knative.autoscaling.work.lateness import Account, Patience
+from knative.autoscaling.work import error_budget
+from knative.autoscaling.work.error_budget import ErrorBudget, WaitObjective
 
 # Prompt lengths are told apart by powers of two.
 _CLASSES = 18
@@ -32,22 +30,21 @@ _SHORTEST_GAP_S = 0.5
 _GAP_CLASSES = 48
 _GAP_MEMORY = 400.0
 _FEWEST_GAPS = 8
-# One cold start too many breaks a strict target for good: sleep only on more evidence.
+# One cold start too many breaks a strict objective for good: scale to zero only on more evidence.
 _FEWEST_GAPS_STRICT = 40
 # Of the 5 % that p95 leaves, four fifths may be spent on cold starts.
 _COLD_SHARE = 0.04
-# Below this many replicas' worth of arriving work, work can be put off; above, somebody must be up.
+# Below this many replicas' worth of arriving work, work can be deferred; above, a replica must run.
 _DEFERRABLE = 0.5
 _NEVER = math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class WorkSpec:
-    """What the policy knows of the engine and what is asked of it; times in seconds.
+    """The engine's speed and the objective; times in seconds.
 
-    `decode_tokens_per_s` is the whole batch's rate at `slots` answers. `p95_wait_s` is the wait
-    that 95 of 100 jobs may have, `longest_wait_s` the wait that the others may have. `margin_s` is
-    taken off every slack: the ticks and polls in between.
+    `decode_tokens_per_s` is the rate of the whole batch at `slots` answers. 95 of 100 jobs may wait `p95_wait_s`,
+    the others `longest_wait_s`. `margin_s` is subtracted from every slack, for polling delays.
     """
 
     prefill_tokens_per_s: float
@@ -70,26 +67,26 @@ class WorkSpec:
 
     @property
     def can_hide_cold_start(self) -> bool:
-        """Whether a job may wait through a whole cold start."""
+        """True when a job may wait through a whole cold start."""
         return self.p95_wait_s >= self.cold_start_s
 
     @property
     def lead_s(self) -> float:
-        """How long before a job's time is up a wake-up must be asked for."""
+        """How long before a job's limit a replica must be requested."""
         return self.cold_start_s + self.margin_s
 
     @property
-    def patience(self) -> Patience:
+    def objective(self) -> WaitObjective:
         """What the jobs allow."""
-        return Patience(self.p95_wait_s, self.longest_wait_s, self.late_share, self.lead_s)
+        return WaitObjective(self.p95_wait_s, self.longest_wait_s, self.late_share, self.lead_s)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkState:
-    """What was learnt: answer lengths by prompt class, the rate of arriving work, the gaps.
+    """What was learnt: answer lengths by prompt class, the rate of arriving work, the gaps between jobs.
 
-    `late` is the account of jobs that may still be late. `woken` was asked for and nobody was seen
-    yet: a node that is still on its way shows nothing, and who was called is not sent home again.
+    `woken` replicas were requested and are not visible yet: a node that is being provisioned shows nothing, and the
+    request must not be withdrawn meanwhile.
     """
 
     lengths: tuple[tuple[float, float], ...] = ((0.0, 0.0),) * _CLASSES
@@ -104,15 +101,15 @@ class WorkState:
     less_most: int = 0
     rose_at: float = -_NEVER
     woken: int = 0
-    late: Account = field(default_factory=Account)
+    budget: ErrorBudget = field(default_factory=ErrorBudget)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Observation:
     """The queue and the replicas at one moment.
 
-    `waits_s` are the waiting jobs', oldest first; `deadline_s` is how long the first of them that
-    has a deadline can still wait.
+    `waits_s` has the waiting jobs' waits, oldest first; `deadline_s` is how long the first job with a deadline can
+    still wait.
     """
 
     waits_s: tuple[float, ...]
@@ -124,12 +121,12 @@ class Seen:
 
     @property
     def queued(self) -> int:
-        """How many jobs wait."""
+        """The number of waiting jobs."""
         return len(self.waits_s)
 
 
 def expected_output(spec: WorkSpec, state: WorkState, prompt_tokens: int) -> float:
-    """The answer length to expect: the prompt class's mean, or that of all, or a guess."""
+    """The expected answer length: the mean of the prompt's class, or of all classes, or a first guess."""
     count, mean = state.lengths[_class_of(prompt_tokens)]
     if count >= 3:
         return mean
@@ -140,7 +137,7 @@ def expected_output(spec: WorkSpec, state: WorkState, prompt_tokens: int) -> flo
 
 
 def arrived(spec: WorkSpec, state: WorkState, prompt_tokens: int, now: float) -> WorkState:
-    """The state after a job came in."""
+    """The state after a job arrived."""
     work = spec.work_s(prompt_tokens, expected_output(spec, state, prompt_tokens))
     state = _decayed(state, now)
     state = replace(
@@ -148,7 +145,7 @@ def arrived(spec: WorkSpec, state: WorkState, prompt_tokens: int, now: float) ->
         jobs=state.jobs + 1,
         work_rate=state.work_rate + work / _RATE_WINDOW_S,
         job_rate=state.job_rate + 1 / _RATE_WINDOW_S,
-        late=lateness.paid_in(spec.patience, state.late),
+        budget=error_budget.credited(spec.objective, state.budget),
     )
     if state.idle_since is None:
         return state
@@ -164,7 +161,7 @@ def finished(
     *,
     is_last: bool,
 ) -> WorkState:
-    """The state after a job ended; `is_last` when nothing runs or waits any more."""
+    """The state after a job ended; `is_last` when no job runs or waits any more."""
     at = _class_of(prompt_tokens)
     count, mean = state.lengths[at]
     count = min(count + 1, _LENGTH_MEMORY)
@@ -176,17 +173,19 @@ def finished(
     return replace(state, idle_since=now)
 
 
-def decide(spec: WorkSpec, state: WorkState, seen: Seen, now: float) -> tuple[WorkState, int]:
-    """The replicas to ask for at `now`, within the bounds."""
+def decide(
+    spec: WorkSpec, state: WorkState, seen: Observation, now: float
+) -> tuple[WorkState, int]:
+    """The replicas to request at `now`, within the bounds."""
     linger = linger_s(spec, state)
     state = _decayed(state, now)
-    late = lateness.charged(spec.patience, state.late, seen.waits_s, now)
+    budget = error_budget.debited(spec.objective, state.budget, seen.waits_s, now)
     is_seen = seen.asked > 0
     if not is_seen and seen.queued:
         seen = replace(seen, asked=state.woken)
     if seen.asked == 0:
-        late, is_time = lateness.is_time(spec.patience, late, seen.waits_s)
-        wanted = _woken(spec, state, seen, now, is_time=is_time)
+        budget, must_start = error_budget.must_start(spec.objective, budget, seen.waits_s)
+        wanted = _woken(spec, state, seen, now, must_start=must_start)
         state = replace(state, less_since=None)
     else:
         wanted = max(
@@ -196,16 +195,15 @@ def decide(spec: WorkSpec, state: WorkState, seen: Seen, now: float) -> tuple[Wo
     wanted = min(max(wanted, spec.min_replicas), spec.max_replicas)
     if wanted > seen.asked:
         state = replace(state, rose_at=now)
-    state = replace(state, late=late, woken=0 if is_seen else wanted)
+    state = replace(state, budget=budget, woken=0 if is_seen else wanted)
     return state, wanted
 
 
 def linger_s(spec: WorkSpec, state: WorkState) -> float:
-    """How long the last replica stays idle: what costs least a second, within the wait target.
+    """How long the last replica stays idle: the time with the lowest cost per second that keeps the wait objective.
 
-    With p the share of gaps longer than the lingering time and m the mean of what is lingered, a
-    cycle pays one cold start and m/p of idling, and gets the rest of a long gap and the slack for
-    nothing.
+    With p the share of gaps longer than the idle time and m the mean idle time, a cycle pays one cold start and m/p
+    of idling, and gets the rest of a long gap and the slack for free.
     """
     total = sum(state.gaps)
     if total < _FEWEST_GAPS and spec.can_hide_cold_start:
@@ -216,7 +214,7 @@ def linger_s(spec: WorkSpec, state: WorkState) -> float:
     best = cheapest = _NEVER
     for choice in range(_longest_seen(state) + 2):
         linger = 0.0 if choice == 0 else _gap_s(choice)
-        # Of the gaps beyond all seen ones half a gap is assumed: habits may change.
+        # Half a gap longer than all seen ones is assumed, since the distribution may change.
         share = max(sum(state.gaps[choice:]), 0.5) / total if choice else 1.0
         if not spec.can_hide_cold_start and not _few_wait(spec, state, share, total):
             continue
@@ -234,7 +232,7 @@ def _longest_seen(state: WorkState) -> int:
 def _cycle(
     spec: WorkSpec, state: WorkState, choice: int, linger: float, share: float, total: float
 ) -> tuple[float, float]:
-    """(seconds paid, seconds free) of one cycle from wake-up to wake-up."""
+    """(paid seconds, free seconds) of one cycle from start to start."""
     waited = sum(count * _gap_s(at) for at, count in enumerate(state.gaps[:choice])) / total
     waited += share * linger
     beyond = sum(
@@ -244,27 +242,29 @@ def _cycle(
 
 
 def _few_wait(spec: WorkSpec, state: WorkState, share: float, total: float) -> bool:
-    """Whether few enough jobs meet a cold start: the first, and all that come meanwhile."""
+    """True when few enough jobs meet a cold start: the first one, and all that arrive during it."""
     meet = 1 + state.job_rate * spec.cold_start_s
     jobs_in_cycle = state.jobs / total / share
     return meet / max(meet, jobs_in_cycle) <= _COLD_SHARE
 
 
-def _woken(spec: WorkSpec, state: WorkState, seen: Seen, now: float, *, is_time: bool) -> int:
-    """At zero: nothing while every job can wait, then enough for all."""
+def _woken(
+    spec: WorkSpec, state: WorkState, seen: Observation, now: float, *, must_start: bool
+) -> int:
+    """At zero: none while every job can wait, then enough for all."""
     if not seen.queued:
         return 0
-    is_urgent = is_time or seen.deadline_s <= spec.lead_s
+    is_urgent = must_start or seen.deadline_s <= spec.lead_s
     if not is_urgent and state.work_rate < _DEFERRABLE:
         return 0
     return max(1, _for_queue(spec, state, seen, now), _for_rate(spec, state))
 
 
-def _for_queue(spec: WorkSpec, state: WorkState, seen: Seen, now: float) -> int:
-    """The fewest replicas that start every waiting job within its wait, first come first served.
+def _for_queue(spec: WorkSpec, state: WorkState, seen: Observation, now: float) -> int:
+    """The fewest replicas that start every waiting job within its limit, first come first served.
 
-    One more helps only those who can wait for its cold start. Who cannot counts, too, unless those
-    that are there already will have taken him before a new one is up.
+    One more replica helps only jobs that can wait for its cold start. Jobs that cannot count too, unless the
+    existing replicas will have started them before a new one is ready.
     """
     more = 0
     for place, wait_s in enumerate(seen.waits_s, start=1):
@@ -277,10 +277,12 @@ def _for_queue(spec: WorkSpec, state: WorkState, seen: Seen, now: float) -> int:
     return seen.asked + more if seen.queued else 0
 
 
-def _started(spec: WorkSpec, state: WorkState, seen: Seen, within_s: float, now: float) -> float:
-    """How many waiting jobs the replicas that were asked for start within a time.
+def _started(
+    spec: WorkSpec, state: WorkState, seen: Observation, within_s: float, now: float
+) -> float:
+    """How many waiting jobs the requested replicas start within a time.
 
-    A replica takes as many at once as it has places, and after that one every `_each_s`.
+    A replica starts as many at once as it has free slots, and then one every `_each_s`.
     """
     waking_s = max(0.0, spec.cold_start_s - (now - state.rose_at))
     waking = max(0, seen.asked - seen.ready)
@@ -291,36 +293,38 @@ def _started(spec: WorkSpec, state: WorkState, seen: Seen, within_s: float, now:
     return started
 
 
-def _each_s(spec: WorkSpec, seen: Seen) -> float:
+def _each_s(spec: WorkSpec, seen: Observation) -> float:
     """The seconds between two starts on a full replica, with something in flight."""
     return max(seen.queued_work_s / seen.queued / spec.max_utilisation, 1e-6)
 
 
 def _for_rate(spec: WorkSpec, state: WorkState) -> int:
-    """The replicas that keep up with arriving work, once there is too much of it to put off."""
+    """The replicas for the arriving work, once there is too much of it to defer."""
     if state.work_rate < _DEFERRABLE:
         return 0
     return math.ceil(state.work_rate / spec.max_utilisation)
 
 
-def _for_running(spec: WorkSpec, seen: Seen) -> int:
-    """The replicas that hold what runs now: nobody is drained for want of places."""
+def _for_running(spec: WorkSpec, seen: Observation) -> int:
+    """The replicas that hold the running jobs: none is drained for lack of slots."""
     return math.ceil(seen.running / spec.slots)
 
 
 def _held(
-    spec: WorkSpec, state: WorkState, seen: Seen, wanted: int, linger: float, now: float
+    spec: WorkSpec, state: WorkState, seen: Observation, wanted: int, linger: float, now: float
 ) -> tuple[WorkState, int]:
-    """Down only after less was wanted for as long as idling is worth a cold start."""
+    """Scale down only after less was wanted for as long as idling costs a cold start."""
     if seen.asked > 1 and linger > spec.cold_start_s:
-        wanted = max(wanted, 1)  # the last one lingers alone; the others go after one cold start
+        wanted = max(
+            wanted, 1
+        )  # only the last replica stays for `linger_s`; the others for one cold start
     if wanted >= seen.asked:
         return replace(state, less_since=None), wanted
     since, most = state.less_since, max(wanted, state.less_most)
     if since is None or state.less_than != seen.asked:
         since, most = now, wanted
     state = replace(state, less_since=since, less_than=seen.asked, less_most=most)
-    # The answer stays "less" until it is followed: who acts on it may look only now and then.
+    # The decision stays until it is followed, since it may be polled at long intervals.
     hold = linger if most == 0 else spec.cold_start_s
     return state, most if now - since >= hold else seen.asked
 
@@ -336,7 +340,7 @@ def _decayed(state: WorkState, now: float) -> WorkState:
 
 
 def _with_gap(state: WorkState, gap_s: float) -> WorkState:
-    """The state with one more gap; old ones fade once there are many, so that habits may change."""
+    """The state with one more gap; old gaps fade, so that the distribution may change."""
     total = sum(state.gaps)
     fade = 1.0 if total < _GAP_MEMORY else _GAP_MEMORY / (total + 1)
     at = _gap_class(gap_s)

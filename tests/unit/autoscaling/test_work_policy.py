@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knative.autoscaling.work import work
-from knative.autoscaling.work.work import Seen, WorkSpec, WorkState
+from knative.autoscaling.work.work import Observation, WorkSpec, WorkState
 
 SPEC = WorkSpec(
     prefill_tokens_per_s=10_000,
@@ -17,15 +17,15 @@ SPEC = WorkSpec(
     cold_start_s=30,
     p95_wait_s=60,
 )
-NOTHING = Seen((), 0.0, 0, 0, 0)
+NOTHING = Observation((), 0.0, 0, 0, 0)
 
 
-def asked(seen: Seen, spec: WorkSpec = SPEC, state: WorkState | None = None) -> int:
+def asked(seen: Observation, spec: WorkSpec = SPEC, state: WorkState | None = None) -> int:
     return work.decide(spec, state or WorkState(), seen, now=0.0)[1]
 
 
-def waiting(count: int, *, each_s: float = 0.3, oldest_s: float, replicas: int = 0) -> Seen:
-    return Seen((oldest_s,) * count, count * each_s, 0, replicas, replicas)
+def waiting(count: int, *, each_s: float = 0.3, oldest_s: float, replicas: int = 0) -> Observation:
+    return Observation((oldest_s,) * count, count * each_s, 0, replicas, replicas)
 
 
 @pytest.mark.parametrize(("oldest_s", "replicas"), [(0, 0), (28, 0), (29, 1), (40, 1)])
@@ -50,14 +50,14 @@ def test_where_there_is_time_a_replica_takes_one_job_after_the_other() -> None:
 
 
 def test_who_came_later_may_wait_longer_and_needs_no_replica_of_his_own() -> None:
-    at_once = Seen((30.0,) * 40, 40 * 0.5, 0, 0, 0)
-    one_by_one = Seen(tuple(30.0 - 0.75 * n for n in range(40)), 40 * 0.5, 0, 0, 0)
+    at_once = Observation((30.0,) * 40, 40 * 0.5, 0, 0, 0)
+    one_by_one = Observation(tuple(30.0 - 0.75 * n for n in range(40)), 40 * 0.5, 0, 0, 0)
     assert (asked(at_once), asked(one_by_one)) == (5, 1)
 
 
 def test_no_second_replica_is_woken_for_those_whom_the_first_takes_before_it_is_up() -> None:
     strict = replace(SPEC, p95_wait_s=30)
-    waking = Seen((9.0,) * 20, 20 * 0.5, 0, 1, 0)
+    waking = Observation((9.0,) * 20, 20 * 0.5, 0, 1, 0)
     assert asked(waking, strict, WorkState(rose_at=-20.0)) == 1
     assert asked(waking, strict, WorkState(rose_at=0.0)) == 3  # it is up no sooner than new ones
 
@@ -85,14 +85,14 @@ def test_long_jobs_weigh_more_than_short_ones() -> None:
 
 def test_arriving_work_that_cannot_be_put_off_keeps_replicas_up() -> None:
     state = WorkState(work_rate=3.0)
-    assert asked(Seen((), 0, 0, 5, 5), state=state) == 5
+    assert asked(Observation((), 0, 0, 5, 5), state=state) == 5
     held = replace(state, less_since=-30.0, less_than=5)
-    later = work.decide(SPEC, held, Seen((), 0, 0, 5, 5), 0.0)
+    later = work.decide(SPEC, held, Observation((), 0, 0, 5, 5), 0.0)
     assert later[1] == 4  # 3.0 / 0.85
 
 
 def test_nobody_is_drained_for_want_of_places() -> None:
-    busy = Seen((), 0.0, 17, 3, 3)
+    busy = Observation((), 0.0, 17, 3, 3)
     held = WorkState(less_since=-1e6, less_than=3)
     assert work.decide(SPEC, held, busy, 0.0)[1] == 3
 
@@ -101,7 +101,7 @@ def test_it_goes_on_asking_for_less_until_somebody_follows() -> None:
     """Alternating answers met a poll of every other second only with "as many as there are"."""
     state, answers = WorkState(), []
     for second in range(6):
-        state, replicas = work.decide(SPEC, state, Seen((), 0, 0, 1, 1), float(second))
+        state, replicas = work.decide(SPEC, state, Observation((), 0, 0, 1, 1), float(second))
         answers.append(replicas)
     assert answers == [0] * 6
 
@@ -109,7 +109,7 @@ def test_it_goes_on_asking_for_less_until_somebody_follows() -> None:
 def test_the_last_replica_alone_lingers() -> None:
     strict, state = replace(SPEC, p95_wait_s=5), WorkState()
     for second in range(32):
-        state, replicas = work.decide(strict, state, Seen((), 0, 0, 4, 4), float(second))
+        state, replicas = work.decide(strict, state, Observation((), 0, 0, 4, 4), float(second))
     assert replicas == 1
 
 
@@ -172,7 +172,7 @@ def test_before_it_knows_the_gaps_a_strict_target_keeps_it_awake() -> None:
 def test_whatever_it_sees_it_stays_within_its_bounds(
     queued: int, each: float, oldest: float, running: int, replicas: int, rate: float
 ) -> None:
-    seen = Seen((oldest,) * queued, queued * each, running, replicas, replicas)
+    seen = Observation((oldest,) * queued, queued * each, running, replicas, replicas)
     spec = replace(SPEC, min_replicas=1, max_replicas=40)
     _, replicas = work.decide(spec, WorkState(work_rate=rate), seen, 10.0)
     assert 1 <= replicas <= 40
