@@ -1,4 +1,4 @@
-"""Torpor on a cluster: manifests from one file of values, their check, and the client.
+"""Deployment on a cluster: rendering manifests from a file of values, checking them, applying them.
 
-Called by the `torpor` command line and by tests. Must not know how a token is made.
+Called by the `torpor` command line and by tests. Must not know how tokens are generated.
 """

@@ -1,4 +1,4 @@
-"""Turns what a person names into resources: a kustomize folder, a file, or standard input.
+"""Reads resources from a kustomize folder, a file, or standard input.
 
 Called by the commands.
 """

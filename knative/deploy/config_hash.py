@@ -1,8 +1,8 @@
-"""Pods that roll when a ConfigMap that they read at start changes.
+"""Adds a hash of ConfigMaps to pod templates, so that pods restart when their configuration changes.
 
-Called by the renderer for the shipped overlays, and before every `torpor deploy`, since a canary or
-an overlay of yours changes ConfigMaps too. Pure. Processes read settings and triggers once: a pod
-that does not roll goes on with the old ones.
+Called by the renderer for the shipped overlays, and before every `torpor deploy`, since a canary or an overlay of
+the user changes ConfigMaps too. Pure. Processes read settings and triggers once, at start: a pod that is not
+restarted goes on with the old ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KNATIVE = "serving.knative.dev/"
 
 
 def with_config_hash(resources: Sequence[Resource]) -> list[Resource]:
-    """Give a copy in which each pod template carries the hash of what its pods read at start."""
+    """Give a copy in which each pod template has the hash of the ConfigMaps that its pods read at start."""
     found = copy.deepcopy(list(resources))
     configs = _config_maps(found)
     for resource in found:
@@ -39,15 +39,15 @@ def with_config_hash(resources: Sequence[Resource]) -> list[Resource]:
 
 
 def config_hash(resource: Resource, resources: Iterable[Resource]) -> str:
-    """Give the hash for one workload among the resources that it is applied with."""
+    """Give the hash for one workload, with the resources that it is applied with."""
     place = pod_template(resource)
     return "" if place is None else _hash(read_at_start(place[1], _config_maps(resources)))
 
 
 def pod_template(resource: Resource) -> tuple[Resource, Resource] | None:
-    """Give where a workload keeps its pods' metadata, and their spec; None for anything else.
+    """Give the metadata and the spec of a workload's pods; None for other resources.
 
-    A Job's template cannot be changed, and its pods end by themselves.
+    A Job is not included: its template cannot be changed, and its pods end by themselves.
     """
     is_knative = str(resource["apiVersion"]).startswith(_KNATIVE)
     if resource["kind"] == "InferenceService":
@@ -84,8 +84,8 @@ def config_names(spec: Resource) -> Iterator[str]:
 
 
 def _own_part(name: str, data: Resource, spec: Resource) -> Any:
-    """Give what of a ConfigMap matters to a pod: a new model beside theirs, or a canary's filter,
-    is no reason to end predictors that think.
+    """Give the part of a ConfigMap that concerns a pod: another model's data or a canary's filter is no reason to
+    restart a predictor with running jobs.
     """
     boxes = spec.get("containers") or []
     if "kserve-container" not in [box.get("name") for box in boxes]:
@@ -100,7 +100,7 @@ def _own_part(name: str, data: Resource, spec: Resource) -> Any:
 
 
 def _served_trigger(boxes: Sequence[Resource]) -> str:
-    """Give the trigger that the pump beside an engine serves; "" where there is none."""
+    """Give the trigger of the pump in the engine's pod; "" where there is none."""
     for box in boxes:
         if box.get("args") == ["eventing.pump"]:
             return str({e["name"]: e.get("value") for e in box["env"]}.get("TORPOR_TRIGGER", ""))
@@ -108,7 +108,7 @@ def _served_trigger(boxes: Sequence[Resource]) -> str:
 
 
 def _unfiltered(trigger: Resource) -> Resource:
-    """Who puts events filters them; a pump takes what is in its queue."""
+    """Filters are applied when events are put; a pump takes whatever is in its queue."""
     spec = {k: v for k, v in trigger["spec"].items() if k not in ("filter", "filters")}
     return {**trigger, "spec": spec}
 
@@ -122,5 +122,5 @@ def _config_maps(resources: Iterable[Resource]) -> dict[str, Resource]:
 
 
 def _hash(content: Mapping[str, Any]) -> str:
-    # With a word before it: digits with an `e` among them are a number to kubectl's YAML.
+    # With a prefix, because YAML reads digits with an `e` among them as a number.
     return "sha256-" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,7 +1,7 @@
-"""YAML with its reasons beside it, the same bytes every time.
+"""YAML output with comments, byte for byte the same every time.
 
-Called by the renderer. PyYAML cannot write comments, and a manifest whose numbers are not explained
-is changed by hand. A value wrapped by `because` gets its reason as a comment line above it.
+Called by the renderer. PyYAML cannot write comments, and a manifest whose numbers are not explained is changed by
+hand. A value wrapped by `because` gets its reason as a comment line above it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BOOLEANS_IN_GO = ("y", "Y", "n", "N")  # kubectl reads YAML 1.1; PyYAML leaves 
 
 @dataclass(frozen=True, slots=True)
 class Reasoned:
-    """A value and why it is what it is."""
+    """A value and the reason for it."""
 
     value: Any
     reason: str

@@ -1,4 +1,4 @@
-"""What can go wrong with a cluster.
+"""Errors of deployment.
 
 DeployError
 ├── ApiFault            the API server answered no (status, message)
@@ -11,7 +11,7 @@ DeployError
 ├── Unreachable         no answer
 ├── BuildError          kustomize could not build the folder
 ├── Refused             the doctor found errors
-└── NotReady            it did not come up in time; says why
+└── NotReady            it did not become ready in time; says why
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 
 class DeployError(Exception):
-    """Something that a person at the terminal must know; the text is one clear message."""
+    """An error with one clear message for the person at the terminal."""
 
 
 class ApiFault(DeployError):
@@ -33,11 +33,11 @@ class ApiFault(DeployError):
 
 
 class ClusterForbidden(ApiFault):
-    """We may not."""
+    """The API server refused the call: a right is missing."""
 
 
 class ObjectNotFound(ApiFault):
-    """It is not there."""
+    """There is no such object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class FieldConflict:
 
 
 class Conflict(ApiFault):
-    """Other field managers own what we want to set."""
+    """Other field managers own fields to be set."""
 
     def __init__(
         self, message: str, status: int, *, causes: tuple[FieldConflict, ...] = ()
@@ -73,11 +73,11 @@ class Invalid(ApiFault):
 
 
 class ClusterUnreachable(DeployError):
-    """No answer from the API server."""
+    """The API server does not answer."""
 
 
 class BuildError(DeployError):
-    """The folder is not a kustomization, or there is nothing to build it with."""
+    """The folder is not a kustomization, or there is no tool to build it."""
 
 
 class ApplyRefused(DeployError):
@@ -85,7 +85,7 @@ class ApplyRefused(DeployError):
 
 
 class NotReady(DeployError):
-    """What was applied did not come up in time."""
+    """The applied resources did not become ready in time."""
 
 
 # The releases that the manifests are checked against; any newer one should do.

@@ -1,8 +1,7 @@
-"""`python -m knative.deploy.first_secrets`: makes the Secrets that are not there yet.
+"""`python -m knative.deploy.first_secrets`: creates the Secrets that do not exist yet.
 
-Run once by a Job at install, with the right to create Secrets and to read these three. Whatever
-exists is left alone, so running it again, or bringing your own Secrets, is safe. Secrets are random
-and are never printed.
+Run once by a Job at install, with the right to create Secrets and to read these three. Existing Secrets are
+unchanged, so running it again, or providing your own, is safe. Secrets are random and are never printed.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ class FirstSecretsSettings(BaseSettings):
 
 
 def redis_secret(namespace: str, token: Random) -> dict[str, str]:
-    """Give the store's users: ours may do all, KEDA may look at queue lengths only, and our
-    external scaler may read queues and records.
+    """Give the store's users: ours has all rights, KEDA's may read queue lengths only, and the external scaler's
+    may read queues and records.
     """
     password, keda, scaler = token(32), token(32), token(32)
     host = f"{parts.STORE}.{namespace}.svc.cluster.local:{parts.REDIS_PORT}"
@@ -75,7 +74,7 @@ def redis_secret(namespace: str, token: Random) -> dict[str, str]:
 
 
 def keys_secret(now_s: int) -> dict[str, str]:
-    """Give the api's file of hashed keys, and beside it the texts of the two that it holds."""
+    """Give the api's file of hashed keys, and the texts of the two keys in it."""
     admin, admin_text = mint("default", now_s=now_s, scopes=SCOPES, name="first")
     scraper, scraper_text = mint("monitoring", now_s=now_s, scopes=["metrics:read"], name="scraper")
     records = [asdict(admin), asdict(scraper)]
@@ -87,7 +86,7 @@ def keys_secret(now_s: int) -> dict[str, str]:
 
 
 def internal_secret(token: Random) -> dict[str, str]:
-    """Give the token that deliveries to the api carry."""
+    """Give the token of deliveries to the api."""
     return {"token": token(32)}
 
 
@@ -112,7 +111,7 @@ def secret(name: str, namespace: str, data: dict[str, str]) -> Resource:
 
 
 async def ensure(cluster: Cluster, namespace: str, token: Random) -> list[str]:
-    """Make what is missing; give the names of what was made. A lost race is not an error."""
+    """Create the missing Secrets; give their names. Losing a race to another process is not an error."""
     makers: dict[str, Callable[[], dict[str, str]]] = {
         parts.REDIS_SECRET: lambda: redis_secret(namespace, token),
         parts.KEYS_SECRET: lambda: keys_secret(int(time.time())),
@@ -136,7 +135,7 @@ async def run() -> Any:
 
 
 def main() -> int:
-    """Exit status: 0 when all Secrets are there, 1 with one line when not."""
+    """Exit status: 0 when all Secrets exist, 1 with one line when not."""
     try:
         made = asyncio.run(run())
     except DeployError as error:

@@ -1,12 +1,11 @@
-"""Every second on a job's path, derived from one number.
+"""All timeouts on a job's path, derived from one number.
 
-Pure. Called by the renderer (which writes the seconds into manifests), by the doctor (which
-compares what it finds with them) and by `torpor render --explain`. Must not know YAML.
+Pure. Called by the renderer (which writes the seconds into manifests), by the doctor (which compares what it finds
+with them) and by `torpor render --explain`. Must not know YAML.
 
-Order of the hops, inner to outer, each outlasting the one inside it, so that the innermost always
-speaks first and nobody retries work that is still running:
-drain < pod grace < node grace;
-job + cold start < request (queue-proxy, activator) < delivery (Trigger).
+Order of the hops, inner to outer. Each is longer than the one inside it, so that the innermost always ends first
+and work that is still running is not retried: drain < pod grace < node grace; job + cold start < request
+(queue-proxy, activator) < delivery (Trigger).
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from math import ceil
 from knative.deploy.values import Values
 
 MAX_ATTEMPTS = 3  # of one job, by our own counter; after that it is a dead letter
-HOP_MARGIN_S = 30  # by how much a hop outlasts the one inside it
+HOP_MARGIN_S = 30  # by how much a hop is longer than the one inside it
 INITIAL_COOLDOWN_S = 30  # until the first pod, which nobody asked for, is ended
 RABBITMQ_PREFETCH = 100  # fixed in eventing-rabbitmq, whatever the parallelism (docs/facts.md 3.2)
 
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """What a derived number is for, how it comes about and where that is written."""
+    """The purpose of a derived number, its formula and its source."""
 
     formula: str
     reason: str
@@ -78,17 +77,17 @@ def linear_retries(span_s: int, delay_s: int) -> int:
 
 
 def rabbitmq_ack_s(delivery_s: float, retry_span_s: float, parallelism: int) -> int:
-    """Give how long the last of 100 prefetched messages may wait for its ack at worst.
+    """Give the longest wait of the last of 100 prefetched messages for its ack.
 
-    The dispatcher holds 100 messages unacked and works on `parallelism` of them at a time; each
-    may be held for MAX_ATTEMPTS full deliveries plus all its waits between retries.
+    The dispatcher holds 100 messages unacked and works on `parallelism` of them at a time; each may be held for
+    MAX_ATTEMPTS full deliveries plus all its waits between retries.
     """
     waves = ceil(RABBITMQ_PREFETCH / parallelism)
     return ceil(waves * (MAX_ATTEMPTS * delivery_s + retry_span_s))
 
 
 def parallelism(values: Values) -> int:
-    """Give how many events are on their way to predictors at once, within RabbitMQ's 1..1000."""
+    """Give the number of concurrent deliveries to predictors, within RabbitMQ's 1..1000."""
     return min(1000, values.max_replicas * values.model.concurrency)
 
 
@@ -97,7 +96,7 @@ def _clamp(value: int, low: int, high: int) -> int:
 
 
 def derive(values: Values) -> Timeouts:
-    """Give all seconds that follow from the values."""
+    """Give all timeouts that follow from the values."""
     job, cold = values.max_job_seconds, values.cold_start_seconds
     lease = _clamp(job // 60, 15, 60)
     request = cold + job + 60

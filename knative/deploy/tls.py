@@ -1,7 +1,7 @@
-"""TLS to a Knative Broker that offers it, checked against the authority of its own.
+"""TLS to a Knative Broker, verified with the broker's own authority.
 
-Called by `component`. The Kafka class serves https on 443 once Eventing's `transport-encryption`
-is on; the RabbitMQ class has no https ingress. Source: Knative, Transport Encryption.
+Called by `component`. The Kafka class serves https on 443 once Eventing's `transport-encryption` is on; the
+RabbitMQ class has no https ingress. Source: Knative, Transport Encryption.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def broker_url_patch(values: Values) -> Patch:
 
 
 def authority_patch() -> Patch:
-    """Give the api the authority that signed the Broker's certificate, and nobody else's."""
+    """Give the api the authority that signed the Broker's certificate, and no other."""
     box = "/spec/template/spec/containers/0"
     volume = {
         "name": "eventing-ca",

@@ -1,1 +1,1 @@
-"""Serves the work-aware policy to KEDA over gRPC: it runs on a scaler that is there already."""
+"""Serves our own scaling policy to KEDA over gRPC (KEDA's external scaler)."""

@@ -1,8 +1,8 @@
-"""KEDA's external scaler messages, built at import from their description.
+"""KEDA's external scaler messages, built at import from a description.
 
-Called by `server.py` and its tests. It must not know any policy. Generated code would be tied to
-one release of protobuf, and the engine's packages choose that release; a description fits all of
-them. `externalscaler.proto` beside this file says the same in protobuf's own language.
+Called by `server.py` and its tests. Generated code would be tied to one release of protobuf, and the engine's
+packages choose that release; a description works with all of them. `externalscaler.proto` in this folder is the
+same in protobuf's language.
 """
 
 from typing import Any, Final
@@ -40,7 +40,7 @@ _TYPES: Final = {
 
 
 def file_description() -> descriptor_pb2.FileDescriptorProto:
-    """The protocol's messages as protobuf describes them."""
+    """The protocol's messages as a protobuf file descriptor."""
     file = descriptor_pb2.FileDescriptorProto(
         name="externalscaler.proto", package=PACKAGE, syntax="proto3"
     )
@@ -65,7 +65,7 @@ def _add_field(message: descriptor_pb2.DescriptorProto, name: str, number: int, 
 
 
 def _add_map(message: descriptor_pb2.DescriptorProto, name: str, number: int) -> None:
-    """A map is a repeated entry of key and value, with an option that says so."""
+    """A map field is a repeated entry of key and value, with the map option."""
     entry_name = name[0].upper() + name[1:] + "Entry"
     entry = message.nested_type.add(name=entry_name)
     entry.options.map_entry = True

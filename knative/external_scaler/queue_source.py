@@ -1,8 +1,9 @@
-"""Looks at Torpor's own broker: what waits, what runs, what came and went since the last look.
+"""Reads the embedded broker's queue: waiting and running jobs, and those that arrived and finished since the last
+read.
 
-Called by the server. It takes nothing from the queue. It must not know policies. Each event is read
-once, when it is new: its size tells the prompt's length (about four bytes a token), its attributes
-the deadline. The answer's length comes from the job record's usage.
+Called by the server. It does not change the queue. Each event is read once, when it is new: the prompt's length is
+estimated from its size (about four bytes a token), the deadline is an attribute. The answer's length comes from the
+job record's usage.
 """
 
 import math
@@ -27,7 +28,7 @@ _READY_PHASE: Final = "ready"
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What an event's record says: when it came, how long its prompt is, when it is void."""
+    """What is known of an event: its arrival, its prompt's length, its deadline."""
 
     came_s: float
     prompt_tokens: int
@@ -39,7 +40,7 @@ class _Known:
 
 
 class QueueSource:
-    """Remembers, per queue, the jobs of the last look."""
+    """Remembers each queue's jobs since the last read."""
 
     def __init__(self, redis: Redis, store: JobReader) -> None:
         self._redis = redis
@@ -49,7 +50,7 @@ class QueueSource:
         self._known: dict[str, dict[bytes, _Known]] = {}
 
     async def look(self, queue: str, model: str) -> QueueSnapshot:
-        """The queue now. Raises `StoreUnavailable`; the next look tells what it missed."""
+        """The queue now. Raises `StoreUnavailable`; the next read reports what was missed."""
         depth = await self._view.depth(queue)
         replicas = await self._replicas.list(model)
         members = await self._members(queue)
@@ -59,7 +60,7 @@ class QueueSource:
         finished = [await self._finished(name, job.prompt_tokens) for name, job in gone.items()]
         self._known[queue] = jobs
         now_s = await self._now_s()
-        # The oldest jobs run, the youngest wait: which is which the queue does not say.
+        # The queue does not say which jobs run; the oldest are taken to.
         running = max(0, depth.pending - depth.retrying)
         waiting = sorted(jobs.values(), key=lambda job: job.came_s)
         waiting = waiting[-count:] if (count := depth.total_waiting + depth.retrying) else []
@@ -80,9 +81,7 @@ class QueueSource:
     async def _jobs(
         self, queue: str, members: list[bytes], before: dict[bytes, _Known]
     ) -> dict[bytes, _Known]:
-        """What is known of every member; only new ones are read. One that left meanwhile is not
-        there.
-        """
+        """The jobs of every member; only new ones are read. One that has ended meanwhile is left out."""
         present = set(members)
         jobs = {name: job for name, job in before.items() if name in present}
         new = [name for name in members if name not in before]
@@ -115,7 +114,7 @@ def _known(stamped: bytes) -> _Known:
 
 
 def _void_s(expirytime: str) -> float:
-    """The deadline in epoch seconds; none for a time that the api would refuse."""
+    """The deadline in epoch seconds; none for an invalid time."""
     try:
         moment = datetime.fromisoformat(expirytime)
     except ValueError:

@@ -1,7 +1,7 @@
-"""One ScaledObject's scaler: looks at the queue, learns, and keeps the number KEDA asks for.
+"""The scaler of one ScaledObject: reads the queue, learns, and keeps the number of replicas for KEDA.
 
-Called by `server.py` once a second, and for each question. It must not know gRPC or Redis. Between
-two looks it holds only what it learnt; a restart begins with a first guess and learns again.
+Called by `server.py` once a second, and for each request. Must not know gRPC or Redis. What it learnt is in memory
+only; after a restart it begins with a first guess.
 """
 
 import math
@@ -18,7 +18,7 @@ METRIC = "torpor-replicas"
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A job that left the queue; without a count of its answer nothing is learnt from it."""
+    """A job that ended; without a token count nothing is learnt from it."""
 
     prompt_tokens: int
     output_tokens: int | None
@@ -26,7 +26,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class WaitingJob:
-    """A job that waits; `deadline_s` is what is left until it is void (infinite without one)."""
+    """A waiting job; `deadline_s` is the time left until its deadline (infinite without one)."""
 
     prompt_tokens: int
     wait_s: float
@@ -37,8 +37,8 @@ class WaitingJob:
 class QueueSnapshot:
     """A queue at one moment.
 
-    `arrived` are the prompt tokens of jobs that came since the last look, `waiting` all that wait,
-    the oldest first; `running` are leased by a predictor; `ready` and `existing` count predictors.
+    `arrived` are the prompt tokens of jobs that arrived since the last read, `waiting` all waiting jobs, oldest
+    first; `running` have a lease; `ready` and `existing` count predictors.
     """
 
     waiting: tuple[WaitingJob, ...]
@@ -50,16 +50,16 @@ class QueueSnapshot:
 
 
 class WorkSource(Protocol):
-    """Where a scaler looks."""
+    """A source of queue snapshots."""
 
     async def look(self, queue: str, model: str) -> QueueSnapshot:
-        """The queue now; what arrived and finished is told once."""
+        """The queue now; arrivals and ends are reported once."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ScalerSettings:
-    """What a ScaledObject's trigger metadata says."""
+    """The settings in a ScaledObject's trigger metadata."""
 
     spec: WorkSpec
     queue: str
@@ -67,7 +67,7 @@ class ScalerSettings:
 
 
 def read_metadata(metadata: Mapping[str, str], *, queue: str, model: str) -> ScalerSettings:
-    """The settings of a trigger; `queue` and `model` are used where it names none.
+    """The settings of a trigger; `queue` and `model` are the defaults.
 
     Raises RefusedSettingsError naming every unknown or out-of-range key.
     """
@@ -95,7 +95,7 @@ def read_metadata(metadata: Mapping[str, str], *, queue: str, model: str) -> Sca
 
 
 class Scaler:
-    """The policy of one ScaledObject between two looks."""
+    """The policy of one ScaledObject between two reads."""
 
     def __init__(self, settings: ScalerSettings) -> None:
         self.settings = settings
@@ -103,7 +103,7 @@ class Scaler:
         self._state = WorkState(idle_since=None)
 
     def see(self, look: QueueSnapshot, now: float) -> int:
-        """Learn from `look` and decide; the same number answers KEDA until the next look."""
+        """Learn from `look` and decide; KEDA gets this number until the next read."""
         spec = self.settings.spec
         for prompt_tokens in look.arrived:
             self._state = work.arrived(spec, self._state, prompt_tokens, now)

@@ -1,8 +1,8 @@
-"""The gRPC server that KEDA asks: is there work, and how many replicas does it take?
+"""The gRPC server that KEDA polls: whether there is work, and the number of replicas for it.
 
-Called by `python -m knative.external_scaler` and by tests. It must not know how the policy
-decides. One metric with target 1: its value is the number of replicas, so the HPA has nothing to
-compute. When the store is away, KEDA gets an error, and an error never scales to zero.
+Called by `python -m knative.external_scaler` and by tests. Must not know how the policy decides. One metric with
+target 1: its value is the number of replicas, so the HPA has nothing to compute. While the store is unavailable
+KEDA gets an error, and an error never scales to zero.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _STOP_GRACE_S = 2.0
 
 
 class ScalerServer:
-    """Answers KEDA; `run` keeps every ScaledObject's number fresh until it is cancelled."""
+    """Answers KEDA; `run` updates every ScaledObject's number until it is cancelled."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class ScalerServer:
         self._changed = asyncio.Condition()
 
     async def run(self, address: str, on_listening: Callable[[int], None]) -> None:
-        """Listen on `address` (`host:port`, port 0 picks one) and look until cancelled."""
+        """Listen on `address` (`host:port`, port 0 picks one) and update until cancelled."""
         server = grpc.aio.server()
         server.add_generic_rpc_handlers((self._handlers(),))
         port = server.add_insecure_port(address)
@@ -87,7 +87,7 @@ class ScalerServer:
             )
 
     async def _scaler(self, ref: Any, context: Any) -> Scaler:
-        """The scaler of a ScaledObject, made at its first question; aborts a bad call."""
+        """The scaler of a ScaledObject, created at its first request; aborts an invalid call."""
         key = (str(ref.namespace), str(ref.name))
         try:
             settings = read_metadata(dict(ref.scalerMetadata), queue=self._queue, model=self._model)
@@ -107,7 +107,7 @@ class ScalerServer:
         return protocol.IsActiveResponse(result=scaler.replicas > 0)
 
     async def _stream_is_active(self, ref: Any, context: Any) -> AsyncIterator[Any]:
-        """The state now and at every change; KEDA acts on it without waiting for its poll."""
+        """The state now and at every change, so that KEDA need not wait for its poll."""
         said: bool | None = None
         while True:
             scaler = await self._scaler(ref, context)

@@ -1,7 +1,7 @@
-"""The Grafana dashboard: what users wait for on top, what it costs at the bottom. Pure.
+"""The Grafana dashboard: waits at the top, cost at the bottom. Pure.
 
-Called by `python -m knative.monitoring`, by the renderer, and by the test that asks a real
-Prometheus every query.
+Called by `python -m knative.monitoring`, by the renderer, and by the test that runs every query on a real
+Prometheus.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The queries that dashboard and rules share, so that what pages is what is shown. Pure."""
+"""Queries that dashboard and rules share, so that an alert is about the figures on the dashboard. Pure."""
 
 from typing import Final
 
@@ -34,7 +34,7 @@ def cost_per_1k_tokens(window: str = "1h") -> str:
 
 
 def wasted_share(window: str = "1h") -> str:
-    """Part of the busy GPU time that no kept token came of."""
+    """The share of busy GPU time without kept tokens."""
     busy = once("torpor_gpu_seconds_total", "model", window, '{state="busy"}')
     kept = once("torpor_gpu_work_seconds_total", "model", window, '{kind="kept"}')
     return f"clamp_min(1 - sum({kept}) / sum({busy}), 0)"

@@ -1,7 +1,6 @@
-"""The alerts: when each fires, how bad it is, and which run-book says what to do. Pure.
+"""The alerts: condition, severity and run-book. Pure.
 
-Called by `python -m knative.monitoring`, by the renderer, and by the tests, which fire each with
-`promtool`.
+Called by `python -m knative.monitoring`, by the renderer, and by the tests, which fire each with `promtool`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ RUN_BOOKS: Final = "docs/runbooks"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What was promised; every threshold follows from it."""
+    """The service level objective, from which every threshold follows."""
 
     p95_wait_s: float = 60.0
     wake_s: float = 600.0
@@ -24,7 +23,7 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One alert. `page` wakes somebody, `ticket` waits for the morning."""
+    """One alert. `page` calls somebody at once, `ticket` waits for working hours."""
 
     name: str
     expression: str
@@ -42,7 +41,7 @@ _ticket = partial(Alert, severity="ticket")
 
 
 def alerts(objective: Objective) -> tuple[Alert, ...]:
-    """Every alert, for what was promised."""
+    """Every alert for an objective."""
     return (*_paging(objective), *_late(objective), *_wasteful(objective))
 
 
@@ -85,7 +84,7 @@ def _paging(objective: Objective) -> tuple[Alert, ...]:
 
 
 def _late(objective: Objective) -> tuple[Alert, ...]:
-    """For the morning: what makes jobs wait, or keeps them from their end."""
+    """Tickets about jobs that wait long or fail."""
     wait = query.quantile(0.95, "torpor_queue_wait_seconds", "model")
     wake = query.quantile(0.95, "torpor_wake_seconds", "model", "1h", '{phase="total"}')
     return (
@@ -129,7 +128,7 @@ def _late(objective: Objective) -> tuple[Alert, ...]:
 
 
 def _wasteful(objective: Objective) -> tuple[Alert, ...]:
-    """For the morning: what costs more than it should."""
+    """Tickets about cost."""
     cost = f"3600 * sum({query.once('torpor_gpu_cost_total', 'model, state', '1h')})"
     return (
         _ticket(

@@ -1,7 +1,7 @@
-"""Walks every hop of a job's path and names what would cut, lose or double it.
+"""Checks every hop of a job's path for settings that would cut off, lose or duplicate a job.
 
-`examine` is the way in: it runs the rules of every module here, each of which holds those of one
-hop or one platform. Pure: resources in (a rendered folder or a live cluster's), findings out.
+`examine` runs the rules of every module in `rules/`, each of which covers one hop or one platform. Pure: resources
+in (a rendered folder or a live cluster's), findings out.
 """
 
 from knative.deploy.doctor.examination import RULES, DoctorReport, examine

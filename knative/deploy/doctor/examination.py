@@ -64,12 +64,12 @@ class DoctorReport:
         return tuple(f for f in self.findings if f.severity is severity)
 
     def exit_status(self, *, is_strict: bool = False) -> int:
-        """Give 1 when something must be mended: errors, or with strict anything at all."""
+        """Give 1 when there are errors, or with strict any finding."""
         return int(bool(self.findings) if is_strict else bool(self.of(Severity.ERROR)))
 
 
 def _asked(rule: Rule, view: ResourceView) -> list[Fault]:
-    """Give a rule's faults; what it cannot even read is one, so that no rule is passed over."""
+    """Give a rule's faults; a resource that the rule cannot parse is a fault too."""
     try:
         return list(rule.check(view))
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, YAMLError) as error:

@@ -1,6 +1,6 @@
-"""The common rules: a field of each resource of a sort must meet a demand, or each be readable.
+"""Common rule forms: a field of each resource must meet a demand, or each resource must be readable.
 
-Used by the modules of rules. A rule that looks at two places at once is written as a function.
+Used by the rule modules. A rule about two fields at once is written as a function.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from knative.deploy.emit import Resource
 
 Check = Callable[[ResourceView], Iterable[Fault]]
 Demand = Callable[[ResourceView, Any], str | None]
-"""What a value must be, in words, when it is not that; None when it is."""
+"""Says in words what a value must be, when it is not that; None when it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldPath:
-    """Where in a resource a value stands, as a person would look for it."""
+    """The path of a value in a resource."""
 
     label: str
     read: Callable[[Resource], Any]
@@ -47,8 +47,8 @@ def at_least(
 ) -> Demand:
     """Give the demand for a number (or duration) of at least so much.
 
-    `unset` is what the platform takes where nothing is set; None: it must be set. `off` is a value
-    that switches the limit off. What is no number at all does not meet it.
+    `unset` is the platform's default for a missing value; None: it must be set. `off` is a value that switches the
+    limit off. A value that is not a number does not meet the demand.
     """
 
     def judge(view: ResourceView, value: Any) -> str | None:
@@ -63,7 +63,7 @@ def at_least(
 
 
 def one_of(*allowed: Any, words: str = "") -> Demand:
-    """Give the demand for one of these values; None among them: it may be unset."""
+    """Give the demand for one of these values; None among them: it may be missing."""
     said = words or " or ".join(str(value) for value in allowed if value is not None)
     return lambda _, value: None if value in allowed else said
 
@@ -74,7 +74,7 @@ def field_rule(
     demand: Demand,
     severity: Severity = Severity.ERROR,
 ) -> Check:
-    """Give the check that walks every resource of a sort and asks each place for its demand."""
+    """Give the check of one field of every resource of a kind."""
     listed = places if isinstance(places, tuple) else (places,)
 
     def check(view: ResourceView) -> Iterator[Fault]:
@@ -90,9 +90,7 @@ def field_rule(
 def readable_rule(
     sort: Callable[[ResourceView], Iterable[Resource]], read: Callable[[Resource], object]
 ) -> Check:
-    """Give the check that reads each resource of a sort as the simulator does, and reports what is
-    refused.
-    """
+    """Give the check that parses each resource of a kind as the simulator does, and reports refusals."""
 
     def check(view: ResourceView) -> Iterator[Fault]:
         for resource in sort(view):
@@ -106,5 +104,5 @@ def readable_rule(
 
 
 def kind(name: str, group: str = "") -> Callable[[ResourceView], Iterable[Resource]]:
-    """Give the sort: every resource of a kind."""
+    """Give the selector of every resource of a kind."""
     return lambda view: view.of(name, group)

@@ -1,6 +1,6 @@
-"""What the doctor says: which resource, which field, its value, what it must be, and why.
+"""The doctor's findings: the resource, the field, its value, what it must be, and why.
 
-Used by every rule. Knows no rule.
+Used by every rule.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class Severity(StrEnum):
-    """How bad it is."""
+    """How serious a finding is."""
 
     ERROR = "error"
-    """A job will be cut, lost or doubled, a busy pod killed, or nothing wakes."""
+    """A job is cut off, lost or duplicated, a busy pod is killed, or no pod is started."""
     WARNING = "warning"
-    """Works, and costs more or promises less than it could."""
+    """Works, but costs more or guarantees less than it could."""
     NEEDED = "needed"
-    """The cluster must have it, and what was examined does not show whether it has."""
+    """The cluster must have it, and the examined resources do not show it."""
 
 
 class Hop(StrEnum):
-    """Where on the path, in the order that a job meets them."""
+    """The place on a job's path, in order."""
 
     FRONT = "api"
     BROKER = "broker"
@@ -43,7 +43,7 @@ class Hop(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What a rule's check gives: the place and what it must be; the rule adds why."""
+    """The result of a rule's check: the field and what it must be; the rule adds why."""
 
     resource: str
     field: str
@@ -54,7 +54,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A named check of one kind of mistake."""
+    """A named check for one kind of mistake."""
 
     name: str
     hop: Hop
@@ -102,18 +102,18 @@ def fault(
     must_be: str,
     severity: Severity = Severity.ERROR,
 ) -> Fault:
-    """Give a fault of a resource; a value that is not there reads «not set»."""
+    """Give a fault of a resource; a missing value reads «not set»."""
     shown = "not set" if value is None else str(value)
     return Fault(identity(resource), field, shown, must_be, severity)
 
 
 def needed(resource: str, field: str, must_be: str) -> Fault:
-    """Give a demand on something that was not among what was examined."""
+    """Give a demand on something that is not among the examined resources."""
     return Fault(resource, field, "not shown", must_be, Severity.NEEDED)
 
 
 class Register:
-    """Collects a module's rules in the order in which they are written."""
+    """Collects a module's rules in the order of their definition."""
 
     def __init__(self) -> None:
         self.rules: list[Rule] = []

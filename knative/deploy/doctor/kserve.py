@@ -1,7 +1,7 @@
-"""What KServe adds to a predictor's pod: the init container that fetches the weights.
+"""The init container that KServe adds to a predictor's pod to fetch the weights.
 
-Used by the rules that judge pods. It is not in any manifest of ours, and the API server refuses the
-pod for it all the same.
+Used by the rules about pods: it is in none of our manifests, but the API server refuses the whole pod because of
+it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _BY_HELM = {
 
 
 def storage_initializer(view: ResourceView, predictor: Resource) -> Resource | None:
-    """Give the init container of a predictor: as the cluster's ClusterStorageContainer has it, else
-    as KServe's Helm chart installs it; None where KServe adds none.
+    """Give the init container of a predictor: from the cluster's ClusterStorageContainer, else as KServe's Helm
+    chart installs it; None where KServe adds none.
     """
     uri = str(variable(engine(predictor), "STORAGE_URI") or "")
     if not uri or uri.startswith(_NOT_FETCHED):

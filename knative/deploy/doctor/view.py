@@ -1,6 +1,6 @@
-"""A list of resources as the rules want to see it.
+"""A list of resources by kind and by their role for a job.
 
-Used by every rule. Reads only; gives raw values and leaves the judgement to the rules.
+Used by every rule. Gives raw values; the rules judge them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from knative.deploy.render.own_broker import RESULT_PATH
 from knative.deploy.timeouts import exponential_span, linear_span
 
 MODE = "serving.kserve.io/deploymentMode"
-CANARY_OF = "torpor.dev/canary-of"  # a canary serves the name of what it may replace
+CANARY_OF = "torpor.dev/canary-of"  # a canary serves the model's name
 BROKER_CLASS = "eventing.knative.dev/broker.class"
 _ISO = re.compile(r"^P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?$")
 _GO = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
@@ -29,7 +29,7 @@ DEFAULT_COLD_START_S = 600
 
 
 def iso_seconds(text: Any) -> float | None:
-    """Give the seconds of an ISO-8601 duration such as PT90S; None when it is none."""
+    """Give the seconds of an ISO-8601 duration such as PT90S; None for other text."""
     match = _ISO.match(text) if isinstance(text, str) else None
     if not match or text in ("P", "PT"):
         return None
@@ -38,7 +38,7 @@ def iso_seconds(text: Any) -> float | None:
 
 
 def go_seconds(text: Any) -> float | None:
-    """Give the seconds of a Go duration such as 10m30s; None when it is none."""
+    """Give the seconds of a Go duration such as 10m30s; None for other text."""
     if not isinstance(text, str) or not text:
         return None
     found = _GO.findall(text)
@@ -48,7 +48,7 @@ def go_seconds(text: Any) -> float | None:
 
 
 def dig(node: Any, path: str) -> Any:
-    """Give what stands at a dotted path, or None where it ends early."""
+    """Give the value at a dotted path, or None where it ends early."""
     for step in path.split("."):
         if isinstance(node, list):
             node = node[int(step)] if int(step) < len(node) else None
@@ -71,14 +71,14 @@ def annotation(resource: Resource, key: str) -> Any:
 
 
 def is_in_knative_mode(resource: Resource) -> bool:
-    """Say whether a resource is a predictor whose deliveries Knative Serving holds."""
+    """Say whether a resource is a predictor in Knative mode."""
     is_predictor = resource.get("kind") == "InferenceService"
     return is_predictor and annotation(resource, MODE) in ("Knative", "Serverless")
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod that a resource makes: its spec, where the spec stands, and its own annotations."""
+    """A pod template: its spec, the spec's path, and its own annotations."""
 
     owner: Resource
     spec: Resource
@@ -91,7 +91,7 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class DeliverySpec:
-    """The delivery that holds for a trigger: its own, else its broker's, else the default."""
+    """The delivery that applies to a trigger: its own, else its broker's, else the default."""
 
     owner: Resource
     spec: Resource
@@ -110,7 +110,7 @@ class DeliverySpec:
 
 
 class ResourceView:
-    """All resources, by kind and by what they are to a job."""
+    """All resources, by kind and role."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class ResourceView:
 
     @cached_property
     def job_s(self) -> int:
-        """The longest job: as told, else as the settings say, else the default."""
+        """The longest job: as given, else from the settings, else the default."""
         told = self._job_s or number(self.settings.get("TORPOR_MAX_JOB_SECONDS"))
         return int(told or DEFAULT_JOB_S)
 
@@ -159,7 +159,7 @@ class ResourceView:
 
     @cached_property
     def held_s(self) -> int:
-        """How long a request may be held: it waits for a pod to wake, then for the answer."""
+        """How long a request may be held: for a pod's start, then for the answer."""
         return self.job_s + self.cold_start_s
 
     @cached_property
@@ -189,7 +189,7 @@ class ResourceView:
 
     @cached_property
     def own_triggers(self) -> list[Resource]:
-        """The Triggers that our own broker reads from its ConfigMap."""
+        """The Triggers in the ConfigMap of our own broker."""
         text = (self.config("torpor-triggers") or {}).get("triggers.yaml", "")
         return [document for document in yaml.safe_load_all(text) if document]
 
@@ -198,11 +198,11 @@ class ResourceView:
         return [*self.triggers, *self.own_triggers]
 
     def request_triggers(self) -> list[Resource]:
-        """Give the triggers that bring work to a predictor."""
+        """Give the triggers that deliver jobs to a predictor."""
         return [t for t in self.all_triggers if not _is_for_results(t)]
 
     def delivery(self, trigger: Resource) -> DeliverySpec:
-        """Give the delivery in force; without any spec, Knative's default of 10 retries."""
+        """Give the delivery that applies; without any spec, Knative's default of 10 retries."""
         if own := dig(trigger, "spec.delivery"):
             return DeliverySpec(trigger, own)
         broker = self.named("Broker", str(dig(trigger, "spec.broker")), "eventing.knative.dev/")
@@ -223,7 +223,7 @@ class ResourceView:
 
     @cached_property
     def pods(self) -> list[Pod]:
-        """Every pod that the resources make."""
+        """Every pod template of the resources."""
         return list(self._pods())
 
     def _pods(self) -> Iterator[Pod]:
@@ -250,7 +250,7 @@ _NOT_OURS = frozenset(
 
 
 def _is_for_results(trigger: Resource) -> bool:
-    """Say whether a trigger takes events elsewhere than to a predictor."""
+    """Say whether a trigger's subscriber is not a predictor."""
     subscriber = str(dig(trigger, "spec.subscriber") or "")
     if any(place in subscriber for place in (RESULT_PATH, "/healthz", f"{parts.BROKER}.")):
         return True
@@ -281,7 +281,7 @@ def variable(container: Resource, name: str) -> Any:
 
 
 def engine(predictor: Resource) -> Resource:
-    """Give the container that thinks: the one of KServe's name, else the first."""
+    """Give the engine's container: the one with KServe's name, else the first."""
     boxes = dig(predictor, "spec.predictor.containers") or [{}]
     named = [box for box in boxes if box.get("name") == "kserve-container"]
     found: Resource = (named or boxes)[0]
@@ -289,11 +289,11 @@ def engine(predictor: Resource) -> Resource:
 
 
 def _has_a_name(resource: Any) -> bool:
-    """Say whether something is an object that a server would look at."""
+    """Say whether something is an object that an API server would accept."""
     metadata = resource.get("metadata") if isinstance(resource, dict) else None
     return isinstance(metadata, dict) and isinstance(metadata.get("name"), str)
 
 
 def is_canary(predictor: Resource) -> bool:
-    """Say whether a predictor is a new version beside the model that it may replace."""
+    """Say whether a predictor is the canary of another."""
     return CANARY_OF in (dig(predictor, "metadata.labels") or {})

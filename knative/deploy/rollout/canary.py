@@ -1,8 +1,8 @@
-"""A new version for a share of the jobs, split by the job's id. Pure.
+"""Canary releases: a new version for a share of the jobs, chosen by the job's id. Pure.
 
-Called by `deploy --canary`, `promote` and `rollback`. The split is a filter on the end of the
-event's id: 24 random hex digits in our own ids. So a job meets the same version on every retry,
-nobody keeps a table, and Knative's brokers and ours read the same Trigger.
+Called by `deploy --canary`, `promote` and `rollback`. The split is a filter on the last digits of the event's id,
+which are random hex digits in our own ids. So a job gets the same version on every retry, no table is needed, and
+Knative's brokers and ours use the same Trigger.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ TRAFFIC = "canaryTrafficPercent"  # KServe's own: of all calls of the predictor'
 
 
 class CanaryError(DeployError):
-    """There is no canary, or nothing to make one of."""
+    """There is no canary, or no model to make one of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is new in the canary; None leaves it as it is."""
+    """The differences of the canary; None keeps the model's value."""
 
     image: str | None = None
     model_uri: str | None = None
@@ -38,7 +38,7 @@ class Change:
 
 
 def suffixes(percent: float) -> list[str]:
-    """Give the hex endings of ids that make up a share, in steps of 1/256."""
+    """Give the hex suffixes of ids that make up a share, in steps of 1/256."""
     share = round(percent * 256 / 100)
     if not 0 < share < 256:
         raise CanaryError(f"a canary takes more than 0 % and less than 100 %, not {percent:g} %")
@@ -49,7 +49,7 @@ def suffixes(percent: float) -> list[str]:
 
 
 def is_canary(job_id: str, percent: float) -> bool:
-    """Say whether a job goes to the canary, as the filters will."""
+    """Say whether a job goes to the canary, as the filters decide."""
     return job_id.endswith(tuple(suffixes(percent)))
 
 
@@ -84,10 +84,10 @@ def with_traffic(
     change: Change,
     before: Sequence[Resource],
 ) -> list[Resource]:
-    """Give the resources with a share of all calls, jobs too, for the newest revision, by KServe.
+    """Give the resources with a share of all calls, jobs included, for the newest revision, split by KServe.
 
-    Raises CanaryError when the predictor is as it was `before` (the last release): then there is no
-    newer revision, and the split would be with some older one.
+    Raises CanaryError when the predictor equals `before` (the last release): then there is no newer revision, and
+    the split would be with an older one.
     """
     found = copy.deepcopy(list(resources))
     stable = _named(found, "InferenceService", model)
@@ -107,13 +107,13 @@ def with_traffic(
 
 
 def _unsplit(spec: Mapping[str, Any]) -> Resource:
-    """Give an InferenceService's spec without the split of its traffic."""
+    """Give an InferenceService's spec without its traffic split."""
     predictor = {k: v for k, v in spec["predictor"].items() if k != TRAFFIC}
     return {**spec, "predictor": predictor}
 
 
 def is_traffic_split(resources: Sequence[Resource]) -> bool:
-    """Say whether some predictor's calls go to two revisions."""
+    """Say whether a predictor's calls go to two revisions."""
     return any(
         r["kind"] == "InferenceService" and r["spec"]["predictor"].get(TRAFFIC, 100) != 100
         for r in resources
@@ -121,7 +121,7 @@ def is_traffic_split(resources: Sequence[Resource]) -> bool:
 
 
 def without_canary(resources: Sequence[Resource], model: str) -> list[Resource]:
-    """Give the resources with all jobs back at the model."""
+    """Give the resources with all jobs going to the model again."""
     name = canary_name(model)
     found = []
     for resource in copy.deepcopy(list(resources)):
@@ -197,7 +197,7 @@ def _set_uri(box: Resource, uri: str | None) -> None:
 
 
 def _renamed(scaled: Resource, model: str) -> Resource:
-    """Give a ScaledObject for the canary: its own Deployment, its own stream."""
+    """Give a ScaledObject for the canary, with its own Deployment and stream."""
     made = copy.deepcopy(scaled)
     name = canary_name(model)
     made["metadata"]["name"] = name
@@ -213,7 +213,7 @@ def _renamed(scaled: Resource, model: str) -> Resource:
 
 
 def _split(resource: Resource, model: str, endings: list[str]) -> list[Resource]:
-    """Give a resource with its trigger split in two, when it is or holds the model's trigger."""
+    """Give a resource with the model's trigger split in two, if it contains that trigger."""
     if resource["kind"] == "Trigger" and resource["metadata"]["name"] == trigger_name(model):
         return _split_trigger(resource, model, endings)
     if resource["kind"] == "ConfigMap" and resource["metadata"]["name"] == TRIGGERS:
@@ -238,7 +238,7 @@ def _split_trigger(trigger: Resource, model: str, endings: list[str]) -> list[Re
 
 
 def _joined(resource: Resource, model: str) -> Resource:
-    """Give a resource with the model's trigger whole again."""
+    """Give a resource with the model's trigger restored."""
     if resource["kind"] == "Trigger" and resource["metadata"]["name"] == trigger_name(model):
         filters = resource["spec"].pop("filters", None)
         if filters:

@@ -1,7 +1,7 @@
-"""The Kubernetes API as deploying needs it: apply, read, watch, delete, logs.
+"""A client of the Kubernetes API for deployments: apply, read, watch, delete, logs.
 
-Called by the commands. Only documented API behaviour: discovery, server-side apply with our field
-manager, dry run, list-then-watch. Must not know what Torpor's objects mean.
+Called by the commands. Only documented API behaviour: discovery, server-side apply with our field manager, dry run,
+list-then-watch. Must not know the meaning of objects.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _BUSY = (429, 502, 503, 504)
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """One object's address."""
+    """An object's address."""
 
     api_version: str
     kind: str
@@ -55,7 +55,7 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How discovery names a kind in URLs."""
+    """A kind's URL parts, from discovery."""
 
     plural: str
     is_namespaced: bool
@@ -98,7 +98,7 @@ class Cluster:
         }
 
     async def get(self, ref: Ref) -> Resource | None:
-        """Give an object as it is, or None."""
+        """Give an object, or None."""
         try:
             return await self._call("GET", await self._path(ref))
         except ObjectNotFound:
@@ -107,9 +107,9 @@ class Cluster:
     async def apply(
         self, resource: Resource, *, is_dry_run: bool = False, takes_over: bool = False
     ) -> Resource:
-        """Give the object as the server has it after a server-side apply by our field manager.
+        """Give the object after a server-side apply by our field manager.
 
-        Raises Conflict naming the other managers, unless `takes_over`. A repeat is harmless.
+        Raises Conflict naming the other managers, unless `takes_over`. Idempotent.
         """
         query = {"fieldManager": FIELD_MANAGER, "force": str(takes_over).lower()}
         query["fieldValidation"] = "Strict"
@@ -121,9 +121,9 @@ class Cluster:
         )
 
     async def create(self, resource: Resource) -> Resource:
-        """Give a new object. Raises Conflict when it is there already: nothing is overwritten.
+        """Create an object. Raises Conflict when it exists: nothing is overwritten.
 
-        Not an apply: applying needs the right to patch, which the first-secrets job has not.
+        Not an apply, which needs the right to patch that the first-secrets job has not.
         """
         path = await self._path(ref_of(resource))
         return await self._call("POST", path.rpartition("/")[0], None, resource)
@@ -137,7 +137,7 @@ class Cluster:
         )
 
     async def delete(self, ref: Ref) -> bool:
-        """Delete an object and what it owns; False when it was not there."""
+        """Delete an object and what it owns; False when it did not exist."""
         body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
         try:
             await self._call("DELETE", await self._path(ref), None, body)
@@ -150,7 +150,7 @@ class Cluster:
     ) -> tuple[list[Resource], str]:
         """Give all objects of a kind, and the version to watch from.
 
-        Selectors: `labelSelector`, `fieldSelector`. Items carry no kind in a list; it is put back.
+        Selectors: `labelSelector`, `fieldSelector`. List items have no kind; it is added.
         """
         path = await self._path(Ref(api_version, kind, "", namespace))
         items: list[Resource] = []
@@ -165,10 +165,10 @@ class Cluster:
             query = {**query, "continue": data["continue"]}
 
     async def follow(self, ref: Ref) -> AsyncGenerator[Resource | None, None]:
-        """Give an object now and after every change; None while it is not there.
+        """Give an object now and after every change; None while it does not exist.
 
-        Never ends by itself. A watch that breaks or expires is begun anew from a fresh list, so a
-        change is seen late at worst, never missed.
+        Never ends by itself. A watch that breaks or expires starts again with a new list, so a change may be seen
+        late but is never missed.
         """
         selector = {"fieldSelector": f"metadata.name={ref.name}"}
         while True:
@@ -220,9 +220,9 @@ class Cluster:
         *,
         content_type: str = "application/json",
     ) -> Resource:
-        """Give the answer's object. Busy answers are tried again, as the API asks for (429, 5xx).
+        """Give the answer's object. Busy answers (429, 5xx) are retried, as the API asks for.
 
-        All of our calls are idempotent: apply, merge patch, delete and reads.
+        All our calls are idempotent: apply, merge patch, delete and reads.
         """
         for attempt in range(TRIES):
             try:
@@ -248,7 +248,7 @@ class Cluster:
         content_type: str = "application/json",
         timeout_s: float | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Give an open successful response. Raises the ApiFault that fits any other."""
+        """Give an open successful response. Raises the matching ApiFault for any other."""
         headers = {"Content-Type": content_type, "Accept": "application/json"}
         made = await self._api.param_serialize(
             method, path, header_params=headers, auth_settings=["BearerToken"]
@@ -271,7 +271,7 @@ class Cluster:
             response.close()
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self._api.close()  # type: ignore[no-untyped-call]  # generated code
 
 
@@ -324,12 +324,12 @@ def _cause(cause: Mapping[str, Any]) -> FieldConflict:
 async def connected(context: str | None = None) -> AsyncIterator[Cluster]:
     """Give the cluster of the kubeconfig, or the one that this process runs in.
 
-    Raises Unreachable, saying what to do, when there is neither.
+    Raises ClusterUnreachable, saying what to do, when there is neither.
     """
     settings = kubernetes_client.Configuration()
     try:
         try:
-            if context is not None:  # named by a person: it wins over where we run
+            if context is not None:  # given explicitly, so it takes precedence
                 raise kubernetes_config.ConfigException
             kubernetes_config.load_incluster_config(  # type: ignore[no-untyped-call]
                 client_configuration=settings

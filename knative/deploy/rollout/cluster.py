@@ -1,7 +1,6 @@
-"""What must be set in the cluster once, outside our namespace, by somebody who may.
+"""Settings outside our namespace that an administrator makes once.
 
-Called by `tree`. Kept apart: `torpor deploy` and `kubectl apply -k overlays/...` never need these
-rights again.
+Called by `tree`. Kept apart: `torpor deploy` and `kubectl apply -k overlays/...` do not need these rights.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def _knative_config(name: str, data: Resource, namespace: str = "knative-serving
 
 
 def files(values: Values, times: Timeouts) -> dict[str, str]:
-    """Give the folders of what an administrator sets, each with its how-to in the header."""
+    """Give the folders of these settings, each with instructions in the header."""
     return _serving(times) | _eventing(values)
 
 

@@ -1,7 +1,7 @@
-"""What a live cluster shows: for the doctor, for `status`, and the logs.
+"""The state of a live cluster: for the doctor, for `status`, and the logs.
 
-Called by the commands. Reads only, but for `set_bounds`. Kinds that are not installed are passed
-over; rights that are missing narrow the view and are not an error.
+Called by the commands. Reads only, except for `set_bounds`. Kinds that are not installed are skipped; missing
+rights narrow the view and are not an error.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def _listed(
 
 
 async def snapshot(cluster: Cluster, namespace: str) -> list[Resource]:
-    """Give all that the doctor reads of a live cluster, ours and the platforms' settings."""
+    """Give the doctor's input from a live cluster: our resources and the platforms' settings."""
     lists = await asyncio.gather(*(_listed(cluster, v, k, namespace) for v, k in _EXAMINED))
     own = [resource for found in lists for resource in found if not _is_by_controller(resource)]
     platform = await asyncio.gather(*(_got(cluster, ref) for ref in _PLATFORM))
@@ -101,7 +101,7 @@ async def snapshot(cluster: Cluster, namespace: str) -> list[Resource]:
 
 
 def over(seen: Sequence[Resource], planned: Sequence[Resource]) -> list[Resource]:
-    """Give one whole: what the cluster has, and of what is planned only what is not in it yet."""
+    """Give both together: the cluster's resources, and of the planned ones those that it does not have."""
 
     def address(resource: Resource) -> tuple[object, ...]:
         data = resource.get("metadata") or {}
@@ -120,8 +120,8 @@ async def _got(cluster: Cluster, ref: Ref) -> Resource | None:
 
 
 def _is_by_controller(resource: Resource) -> bool:
-    """What KServe, Knative or KEDA made out of ours is theirs; Knative Services tell timeouts, and
-    ReplicaSets and Pods what became of all of it.
+    """Resources that KServe, Knative or KEDA made from ours are skipped, except Knative Services, which have the
+    timeouts, and ReplicaSets and Pods, which show the result.
     """
     owned = bool(resource["metadata"].get("ownerReferences"))
     is_knative = str(resource["apiVersion"]).startswith("serving.knative.dev/")
@@ -129,7 +129,7 @@ def _is_by_controller(resource: Resource) -> bool:
 
 
 async def rows(cluster: Cluster, namespace: str) -> list[Row]:
-    """Give what is deployed and how it is, with reasons for what is not ready."""
+    """Give the deployed resources and their state, with reasons for those not ready."""
     kinds = [(version, kind) for version, kind in _EXAMINED if kind in _SHOWN]
     lists = await asyncio.gather(
         *(_listed(cluster, v, k, namespace, labelSelector=OURS) for v, k in kinds)
@@ -143,7 +143,7 @@ async def _row(cluster: Cluster, resource: Resource) -> Row:
     state = (
         await knative_service.readiness_of(cluster, resource) if is_knative else readiness(resource)
     )
-    # A predictor that sleeps is ready, and so is one whose only pod ends again and again.
+    # A predictor at zero is ready by its conditions, and so is one whose only pod crashes again and again.
     is_quiet = state.is_ready and ref.kind != "InferenceService"
     stuck = () if is_quiet else tuple(await stuck_reasons(cluster, ref))
     return Row(ref, _replicas(resource), state, stuck)
@@ -166,7 +166,7 @@ def _replicas(resource: Resource) -> str:
 async def set_bounds(
     cluster: Cluster, namespace: str, model: str, least: int | None, most: int | None
 ) -> list[str]:
-    """Set a model's bounds on its InferenceService and, where there is one, its ScaledObject.
+    """Set a model's bounds on its InferenceService and, if there is one, its ScaledObject.
 
     Give one line an object. Raises NotFound when there is no such model.
     """
@@ -226,7 +226,7 @@ async def _read_pod(
     follows: bool,
     tail: int,
 ) -> None:
-    """Put a pod's lines into the queue, then None. A pod that goes away just ends."""
+    """Put a pod's lines into the queue, then None, also when the pod ends."""
     data = pod["metadata"]
     boxes: Sequence[Resource] = pod["spec"]["containers"]
     name = "kserve-container" if len(boxes) > 1 else boxes[0]["name"]

@@ -1,8 +1,8 @@
-"""A predictor in Knative mode as it comes up: its Knative Service, revisions and traffic.
+"""The readiness of a predictor in Knative mode: its Knative Service, revisions and traffic.
 
-Called by `rollout` and `cluster_view`. KServe's own status cannot be trusted here: it copies the
-Knative Service's generation into its `observedGeneration`, so an InferenceService looks ready that
-is not, or not ready that is. What was applied carries a hash, which KServe hands on to the revision.
+Called by `rollout` and `cluster_view`. KServe's own status is not reliable here: it copies the Knative Service's
+generation into its `observedGeneration`, so an InferenceService can look ready or not ready wrongly. What was
+applied has a hash, which KServe copies to the revision.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _OF_SERVICE = "serving.knative.dev/service"
 
 
 def with_hashes(resources: Sequence[Resource]) -> list[Resource]:
-    """Give the resources as a deploy applies them: with the hash of settings, and `with_hash`."""
+    """Give the resources as a deploy applies them: with the hashes of `with_config_hash` and `with_hash`."""
     return with_hash(with_config_hash(resources))
 
 
 def with_hash(resources: Iterable[Resource]) -> list[Resource]:
-    """Give the resources with each Knative-mode predictor telling a hash of itself."""
+    """Give the resources with a hash of itself on each predictor in Knative mode."""
     return [_hashed(r) if is_in_knative_mode(r) else r for r in resources]
 
 
@@ -50,7 +50,7 @@ def service_of(predictor: Resource) -> Ref:
 
 
 def service_readiness(live: Resource | None, wanted: str | None) -> ObjectReadiness:
-    """Give whether the Knative Service serves what was applied; `wanted` is its hash, if known."""
+    """Give whether the Knative Service serves the applied version; `wanted` is its hash, if known."""
     if live is None:
         return ObjectReadiness(False, "KServe has made no Knative Service yet")
     shown = dig(live, "spec.template.metadata.annotations") or {}
@@ -87,7 +87,7 @@ async def readiness_of(cluster: Cluster, predictor: Resource) -> ObjectReadiness
 
 
 def never_ready(service: Resource, revisions: Sequence[Resource]) -> list[str]:
-    """Give the revisions that were superseded before they came up: Knative goes on trying them."""
+    """Give the superseded revisions that never became ready, which Knative goes on trying."""
     status = service.get("status") or {}
     kept = {status.get("latestCreatedRevisionName"), status.get("latestReadyRevisionName")}
     kept |= {route.get("revisionName") for route in status.get("traffic") or []}
@@ -104,7 +104,7 @@ def _is_ready(revision: Resource) -> bool:
 
 
 async def drop_never_ready(cluster: Cluster, service: Resource) -> list[Ref]:
-    """Delete superseded revisions that never came up; give them. Without the right to, none."""
+    """Delete superseded revisions that never became ready; give them. Without the right to, none."""
     data = service["metadata"]
     namespace = data.get("namespace")
     label = f"{_OF_SERVICE}={data['name']}"

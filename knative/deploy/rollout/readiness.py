@@ -1,6 +1,6 @@
-"""Whether an object has come up, and if not, why. Pure.
+"""The readiness of an object, and the reason when it is not ready. Pure.
 
-Called by the waiting in `rollout`. Reads only documented status fields and conditions.
+Called by the waiting in `rollout`. Reads documented status fields and conditions only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _READY_NAMES = {"RabbitmqCluster": "AllReplicasReady"}
 
 @dataclass(frozen=True, slots=True)
 class ObjectReadiness:
-    """`is_ready`, or what is still missing."""
+    """`is_ready`, or the reason."""
 
     is_ready: bool
     reason: str = ""
@@ -34,7 +34,7 @@ READY = ObjectReadiness(True)
 
 
 def waits_for(resource: Resource) -> bool:
-    """Say whether a kind has a readiness worth waiting for."""
+    """Say whether a kind has a readiness to wait for."""
     kinds = ("Deployment", "StatefulSet", "Job", *_BY_READY_CONDITION)
     is_knative = str(resource.get("apiVersion")).startswith("serving.knative.dev/")
     return resource.get("kind") in kinds or is_knative
@@ -128,12 +128,12 @@ _POD_NAME = re.compile(r'\bpods? "[^"]*"')
 
 
 def nameless(message: str) -> str:
-    """Give a message without the name of the pod: each try of one refusal names another."""
+    """Give a message without the pod's name, which differs for each try of the same refusal."""
     return _POD_NAME.sub("pods", message)
 
 
 def why_stuck(pods: Iterable[Resource], events: Iterable[Resource]) -> list[str]:
-    """Give the reasons that pods and events tell, each once, the plainest first."""
+    """Give the reasons in pods and events, without repetitions, the clearest first."""
     told: dict[str, list[str]] = {}  # a reason, and the pods that it is told of
     for pod in pods:
         for place, reason in _pod_reasons(pod):
@@ -148,7 +148,7 @@ def _first_of_several(names: list[str]) -> str:
 
 
 def _pod_reasons(pod: Resource) -> Iterable[tuple[str, str]]:
-    """Give where in a pod something is stuck ("" for all of it), and why."""
+    """Give the stuck container of a pod ("" for the whole pod), and why."""
     status = pod.get("status") or {}
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":

@@ -1,7 +1,7 @@
-"""What was deployed before, kept in the cluster: one ConfigMap a release, the newest ten.
+"""Earlier releases, kept in the cluster: one ConfigMap a release, the newest ten.
 
-Called by `rollout`. A release is the whole list of applied objects, so a rollback needs no
-repository and prunes what came later.
+Called by `rollout`. A release is the whole list of applied objects, so a rollback needs no repository and prunes
+what was added later.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from knative.deploy.rollout.client import Cluster, Ref, ref_of
 
 LABEL = "torpor.dev/release"
 KEPT = 10
-# What holds data or other people's work is never pruned; `delete --data` is for that.
+# Objects with data are never pruned; `delete --data` deletes them.
 NEVER_PRUNED = frozenset({"Namespace", "StatefulSet", "PersistentVolumeClaim", "Secret"})
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One deploy: its number, what it applied, and a word on why."""
+    """One deploy: its number, its objects, and a note."""
 
     number: int
     resources: tuple[Resource, ...]
@@ -74,7 +74,7 @@ async def record(cluster: Cluster, namespace: str, resources: list[Resource], no
 
 
 def to_prune(before: Release | None, now: list[Resource]) -> list[Ref]:
-    """Give what the last release had and this one has not, newest kinds first."""
+    """Give the objects of the last release that this one does not have, newest kinds first."""
     if before is None:
         return []
     kept = {ref_of(resource) for resource in now}

@@ -1,7 +1,7 @@
-"""Brings resources into a cluster: look first, apply in order, wait, say why it is stuck.
+"""Deploys resources: dry run, apply in order, wait, and report why something is stuck.
 
-Called by the commands. What a person sees is reported through `Screen`; nothing is printed here. If
-the process dies half-way, the same deploy again finishes the work: every step is an apply.
+Called by the commands. Progress is reported through `Screen`; nothing is printed here. If the process dies
+half-way, the same deploy again finishes the work: every step is an apply.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ STUCK_AFTER_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class RolloutStep:
-    """What applying one object would do: `create`, `change`, `same`, `leave` (no right), or `done`
-    (a Job that ended and was cleaned up). `takes_over`: another manager's fields become ours.
+    """The effect of applying one object: `create`, `change`, `same`, `leave` (no right), or `done` (a Job that
+    ended and was cleaned up). `takes_over`: another manager's fields become ours.
     """
 
     ref: Ref
@@ -61,14 +61,14 @@ class RolloutStep:
 
 @dataclass(frozen=True, slots=True)
 class RolloutPlan:
-    """What a deploy would do, from a dry run on the server."""
+    """The effect of a deploy, from a dry run on the server."""
 
     steps: tuple[RolloutStep, ...]
     prune: tuple[Ref, ...] = ()
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing in the cluster would be another; fields may still change hands."""
+        """True when no object would change; fields may still change managers."""
         return not self.prune and all(
             step.action in ("same", "leave", "done") for step in self.steps
         )
@@ -79,7 +79,7 @@ class RolloutPlan:
 
 
 class Screen(Protocol):
-    """Who watches."""
+    """Receives progress."""
 
     def applied(self, step: RolloutStep) -> None: ...
     def waiting(self, ref: Ref, state: ObjectReadiness, stuck: Sequence[str]) -> None: ...
@@ -97,8 +97,8 @@ class RolloutOptions:
 
 @dataclass
 class _Watched:
-    """An object that is waited for. Of a predictor in Knative mode the Knative Service is followed,
-    until it serves what carries the hash.
+    """An object that is waited for. For a predictor in Knative mode the Knative Service is followed, until it
+    serves the version with the hash.
     """
 
     ref: Ref
@@ -145,9 +145,9 @@ async def missing_kinds(cluster: Cluster, resources: Sequence[Resource]) -> list
 async def plan(
     cluster: Cluster, resources: Sequence[Resource], terms: RolloutOptions
 ) -> RolloutPlan:
-    """Give what a deploy would do, by a dry run of every apply.
+    """Give the effect of a deploy, by a dry run of every apply.
 
-    Raises what the server would refuse: Conflict, Invalid, Forbidden.
+    Raises what the server would refuse: Conflict, Invalid, ClusterForbidden.
     """
     resources = knative_service.with_hashes(resources)
     known = await _known_releases(cluster, terms.namespace)
@@ -197,10 +197,10 @@ async def _look(
 async def _try(
     cluster: Cluster, resource: Resource, live: Resource | None, terms: RolloutOptions
 ) -> tuple[Resource, bool]:
-    """Give what the server would make of an apply, and whether fields change hands by it.
+    """Give the result of a dry run, and whether fields change managers by it.
 
-    What we set ourselves in another way (`scale`) is ours. What somebody else set is taken over
-    where it stays as it is, defaults of the server included: then nobody loses anything.
+    Fields that we set by another command (`scale`) are ours. Fields of another manager are taken over when their
+    value, defaults included, stays the same.
     """
     try:
         return await cluster.apply(resource, is_dry_run=True), False
@@ -223,7 +223,7 @@ def _told(conflict: Conflict, ref: Ref) -> Conflict:
 
 
 def _shown(before: Resource, after: Resource, ref: Ref) -> str:
-    """Give a unified diff of two states, without what the server adds."""
+    """Give a unified diff of two states, without fields that the server adds."""
     left, right = (
         yaml.safe_dump(_bare(state), sort_keys=True).splitlines() if state else []
         for state in (before, after)
@@ -242,10 +242,10 @@ def _bare(state: Resource) -> Resource:
 async def deploy(
     cluster: Cluster, resources: Sequence[Resource], terms: RolloutOptions, screen: Screen
 ) -> Release:
-    """Apply everything, prune what the last release had, record this one; give the last one where
-    nothing has changed.
+    """Apply everything, prune what only the last release had, record this release; give the last one when nothing
+    has changed.
 
-    Waiting is `wait`'s; a release that never comes up is still one that can be rolled back.
+    Waiting is `wait`'s; a release that never becomes ready is recorded too, and can be rolled back.
     """
     resources = knative_service.with_hashes(resources)
     made = await plan(cluster, resources, terms)
@@ -259,7 +259,7 @@ async def deploy(
         await cluster.delete(ref)
         screen.applied(RolloutStep(ref, "prune"))
     known = await history.releases(cluster, terms.namespace)
-    if made.is_empty and known:  # who owns a field is no release to go back to
+    if made.is_empty and known:  # a change of field managers only is not a release
         return known[-1]
     return await history.record(cluster, terms.namespace, list(resources), terms.note)
 
@@ -267,10 +267,10 @@ async def deploy(
 async def wait(
     cluster: Cluster, resources: Sequence[Resource], terms: RolloutOptions, screen: Screen
 ) -> None:
-    """Wait until everything is ready, reporting each change of state and why it is stuck.
+    """Wait until everything is ready, reporting each change of state and the reason when something is stuck.
 
-    Raises NotReady with all that is missing after `timeout_s`, or at once when an object that was
-    applied is deleted meanwhile.
+    Raises NotReady with all that is missing after `timeout_s`, or at once when an applied object is deleted
+    meanwhile.
     """
     watched = [
         _watched(r) for r in in_order(knative_service.with_hashes(resources)) if waits_for(r)
@@ -293,7 +293,7 @@ async def _wait_for_all(
 
 
 async def _wait_for(cluster: Cluster, each: _Watched, screen: Screen) -> None:
-    """Follow one object until it is ready; say why it hangs whenever nothing came for a while."""
+    """Follow one object until it is ready; report the reason when it stays unchanged for a while."""
     was_there = False
     while True:
         try:
@@ -312,7 +312,7 @@ async def _wait_for(cluster: Cluster, each: _Watched, screen: Screen) -> None:
                         return
         except TimeoutError:
             reasons = await stuck_reasons(cluster, each.ref)
-            if reasons != each.told:  # a reason that stays is said once
+            if reasons != each.told:  # a reason is reported once
                 screen.waiting(each.ref, each.state, reasons)
             each.told = reasons
 
@@ -348,7 +348,7 @@ async def _what_is_missing(
 
 
 async def stuck_reasons(cluster: Cluster, ref: Ref) -> list[str]:
-    """Give why an object's pods do not come up, from the pods and the namespace's warnings."""
+    """Give why an object's pods are not ready, from the pods and the namespace's warnings."""
     try:
         pods, _ = await cluster.list("v1", "Pod", ref.namespace)
         events, _ = await cluster.list("v1", "Event", ref.namespace, fieldSelector="type=Warning")
@@ -366,7 +366,7 @@ async def stuck_reasons(cluster: Cluster, ref: Ref) -> list[str]:
 async def roll_back(
     cluster: Cluster, terms: RolloutOptions, screen: Screen, *, to: int | None = None
 ) -> Release:
-    """Deploy an earlier release again: the one before the newest, or the one named.
+    """Deploy an earlier release again: the one before the newest, or the given one.
 
     Raises NotReady when there is none.
     """
@@ -392,7 +392,7 @@ async def roll_back(
 async def remove(
     cluster: Cluster, terms: RolloutOptions, screen: Screen, *, with_data: bool = False
 ) -> list[Ref]:
-    """Delete what the newest release applied, in reverse order, and forget all releases.
+    """Delete the newest release's objects in reverse order, and all releases.
 
     Namespace, disks and Secrets stay unless `with_data`. Give what was kept.
     """

@@ -1,6 +1,6 @@
-"""Whether a canary may take over, by its errors and its latency beside the model's.
+"""Whether a canary may be promoted, by its errors and latency compared with the model's.
 
-`judge` is pure; `measure` asks Prometheus. Called by `promote`.
+`judge` is pure; `measure` queries Prometheus. Called by `promote`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import aiohttp
 from knative.deploy.faults import ClusterUnreachable
 
 QUERY_TIMEOUT_S = 10.0
-# Ends of an attempt that a new version may be to blame for.
+# Outcomes of an attempt that a new version may have caused.
 FAULTS = "engine_dead|engine_request_failed|stalled|out_of_step|bug"
 
 
@@ -23,16 +23,16 @@ class CanaryDecision(StrEnum):
     """What to do with a canary."""
 
     PROMOTE = "promote"
-    """It is as good."""
+    """It is not worse."""
     ROLL_BACK = "roll back"
-    """It is worse, beyond chance."""
+    """It is significantly worse."""
     WAIT = "wait"
-    """Too few requests to tell."""
+    """Too few requests to decide."""
 
 
 @dataclass(frozen=True, slots=True)
 class CanarySample:
-    """What one version did in the window. `p95_s` is seconds per token; None without any."""
+    """The figures of one version in the window. `p95_s` is seconds per token; None without any."""
 
     requests: float
     errors: float
@@ -41,7 +41,7 @@ class CanarySample:
 
 @dataclass(frozen=True, slots=True)
 class CanaryLimits:
-    """How much worse a canary may be."""
+    """The largest difference allowed."""
 
     min_requests: int = 50
     error_rise: float = 0.02
@@ -50,14 +50,14 @@ class CanaryLimits:
 
 @dataclass(frozen=True, slots=True)
 class CanaryVerdict:
-    """The decision and the figures it rests on."""
+    """The decision and its figures."""
 
     decision: CanaryDecision
     reason: str
 
 
 def lower_bound(errors: float, requests: float, z: float = 1.645) -> float:
-    """Give the least error rate that fits what was seen (Wilson, one-sided 95 %)."""
+    """Give the lower bound of the error rate (Wilson, one-sided 95 %)."""
     if requests <= 0:
         return 0.0
     rate = errors / requests
@@ -67,7 +67,7 @@ def lower_bound(errors: float, requests: float, z: float = 1.645) -> float:
 
 
 def judge(stable: CanarySample, canary: CanarySample, limits: CanaryLimits) -> CanaryVerdict:
-    """Give what to do. Worse is said as early as chance allows; good needs enough requests."""
+    """Give the decision. «Worse» is decided as soon as it is significant; «not worse» needs enough requests."""
     usual = stable.errors / stable.requests if stable.requests else 0.0
     least = lower_bound(canary.errors, canary.requests)
     if least > usual + limits.error_rise:
@@ -96,10 +96,10 @@ def judge(stable: CanarySample, canary: CanarySample, limits: CanaryLimits) -> C
 
 
 def queries(service: str, window: str) -> dict[str, str]:
-    """Give the PromQL of one version's sample, from what its predictors count.
+    """Give the PromQL of one version's sample, from its predictors' metrics.
 
-    Attempts that say nothing about the version (cancelled, handed over, invalid) are left out.
-    Latency is seconds per token: how long a job takes depends more on the job than on the version.
+    Attempts that say nothing about the version (cancelled, handed over, invalid) are left out. Latency is seconds
+    per token: a job's duration depends more on the job than on the version.
     """
     pods = f'pod=~"{service}-predictor-.*"'
     ended = f'outcome=~"completed|{FAULTS}"'
@@ -115,7 +115,7 @@ def queries(service: str, window: str) -> dict[str, str]:
 
 
 async def measure(prometheus_url: str, service: str, window: str) -> CanarySample:
-    """Give one version's sample. Raises Unreachable when Prometheus does not answer."""
+    """Give one version's sample. Raises ClusterUnreachable when Prometheus does not answer."""
     timeout = aiohttp.ClientTimeout(total=QUERY_TIMEOUT_S)
     wanted = queries(service, window)
     async with aiohttp.ClientSession(timeout=timeout) as session:

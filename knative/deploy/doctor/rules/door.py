@@ -1,4 +1,4 @@
-"""Rules of the api and the proxy before it."""
+"""Rules of the api and the proxy in front of it."""
 
 from __future__ import annotations
 

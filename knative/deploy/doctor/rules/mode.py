@@ -1,4 +1,4 @@
-"""Rules of KServe's deployment modes: their names, and that hold and claim never mix."""
+"""Rules of KServe's deployment modes: their names, and that held and pulled deliveries are not mixed."""
 
 from __future__ import annotations
 

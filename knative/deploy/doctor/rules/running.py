@@ -1,4 +1,4 @@
-"""Rules of what a live cluster shows beside its objects: pods that were refused, or are stuck."""
+"""Rules about the pods of a live cluster: refused, stuck, or with outdated settings."""
 
 from __future__ import annotations
 

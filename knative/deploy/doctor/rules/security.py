@@ -1,4 +1,4 @@
-"""Rules of hardening: what a container may, who may talk, and where secrets are."""
+"""Rules of hardening: container privileges, network policies, secrets."""
 
 from __future__ import annotations
 

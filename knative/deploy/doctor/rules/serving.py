@@ -1,4 +1,4 @@
-"""Rules of predictors in Knative mode: who reaches them, who makes them, and what wakes them."""
+"""Rules of predictors in Knative mode: visibility, who creates them, and what starts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of a ScaledObject's triggers: what each counts, and where it looks."""
+"""Rules of a ScaledObject's triggers: what each counts, and where."""
 
 from __future__ import annotations
 
