@@ -14,13 +14,12 @@ if __name__ == "__main__":
 import asyncio
 import gc
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
-from pydantic import ValidationError
 
 from api import wiring
 from api.app import create_app
@@ -31,6 +30,7 @@ from api.http.shutdown import Shutdown, ShutdownServer
 from api.settings import ApiSettings
 from eventing.errors import BadRequest
 from eventing.process import gc as collector
+from eventing.process.setting import WrongSetting, from_command_line
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
 from eventing.telemetry import log, trace
@@ -38,26 +38,16 @@ from eventing.telemetry import log, trace
 _log = structlog.get_logger()
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Run until SIGTERM or SIGINT."""
     try:
-        settings = ApiSettings()
-    except ValidationError as error:
-        for problem in error.errors(include_input=False, include_url=False):
-            name = "_".join(str(part) for part in problem["loc"]).upper()
-            sys.stderr.write(f"torpor api: TORPOR_{name}: {problem['msg']}\n")
-        return 2
-    if why := startup_error(settings):
-        sys.stderr.write(f"torpor api: {why}\n")
-        return 2
-    if "--print-settings" in sys.argv[1:]:
-        sys.stdout.write(settings.masked().decode() + "\n")
-        return 0
-    log.configure("api", level=settings.log_level)
-    trace.configure("api")
-    try:
+        settings = from_command_line("python -m api", ApiSettings, arguments)
+        if why := startup_error(settings):
+            raise WrongSetting(why)
+        log.configure("api", level=settings.log_level)
+        trace.configure("api")
         app, shutdown = build(settings)
-    except BadRequest as error:
+    except (WrongSetting, BadRequest) as error:
         sys.stderr.write(f"torpor api: {error}\n")
         return 2
     config = uvicorn.Config(
@@ -119,4 +109,4 @@ def _say_what_is_open(settings: ApiSettings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -3,15 +3,18 @@
 Called by `api.__main__` and by tests, which pass fields as arguments.
 """
 
+import ssl
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import fsspec  # type: ignore[import-untyped]
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from api.webhook.address import allow_list
 from api.webhook.schedule import SCHEDULE_S
+from eventing.process.setting import HttpUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token, token_file
 from eventing.settings import StoreSettings
 from eventing.telemetry.cost import Price
 
@@ -57,9 +60,9 @@ class ApiSettings(StoreSettings):
     """Address to bind; loopback unless told otherwise."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to bind."""
-    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    redis_url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")
     """Redis or Valkey that holds jobs and token streams; may carry a password."""
-    broker_url: str = "http://127.0.0.1:8081/"
+    broker_url: HttpUrl = "http://127.0.0.1:8081/"
     """Ingress of the broker: ours or a Knative Broker's."""
     queue_triggers_file: Path | None = None
     """The Trigger manifests of our own broker, where its queues lie in `redis_url`: the api then
@@ -71,7 +74,7 @@ class ApiSettings(StoreSettings):
     """Largest event that such a broker takes, for a 413 at the submit; 0 when it is not known."""
     max_unpublished: int = Field(10_000, ge=1)
     """Jobs whose event such a broker has yet to take, above which submits are answered 503."""
-    broker_token: SecretStr = SecretStr("")
+    broker_token: Token = SecretStr("")
     """Bearer token for the broker; empty sends none."""
     broker_token_file: Path | None = None
     """File with that token, read anew for each event: Kubernetes rotates what it projects."""
@@ -110,11 +113,11 @@ class ApiSettings(StoreSettings):
     """Connections to the store for calls; live readers share one more."""
     keys_source: str = ""
     """Where API keys are: `redis` (made with `torpor keys`), or a JSON file of key records."""
-    oidc_issuer: str = ""
+    oidc_issuer: OptionalHttpUrl = ""
     """Identity provider whose bearer tokens are good; empty for none."""
     oidc_audience: str = ""
     """What such a token must be meant for."""
-    oidc_jwks_url: str = ""
+    oidc_jwks_url: OptionalHttpUrl = ""
     """Where its public keys are; discovered from the issuer when empty."""
     oidc_tenant_claim: str = "tenant"
     """The claim that names the tenant."""
@@ -124,7 +127,7 @@ class ApiSettings(StoreSettings):
     """Serve callers without a credential, where neither `keys_source` nor `oidc_issuer` is set:
     `loopback` while `host` is an address of this machine alone, `anywhere` on every address.
     """
-    delivery_token: SecretStr = SecretStr("")
+    delivery_token: Token = SecretStr("")
     """Bearer token that the broker's deliveries must carry; empty asks for none on loopback."""
     metrics_open: bool = False
     """Let everybody read /metrics; else a key with the scope metrics:read, or who is on loopback where `host` is."""
@@ -168,7 +171,7 @@ class ApiSettings(StoreSettings):
     """What a GPU costs an hour, in your currency; 0 shows GPU-seconds without money."""
     gpus_per_replica: int = Field(1, ge=1, le=64)
     """GPUs of one predictor."""
-    log_level: str = "INFO"
+    log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
 
     @property
@@ -181,6 +184,34 @@ class ApiSettings(StoreSettings):
     def _check_allow(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         allow_list(entries)
         return entries
+
+    @field_validator("broker_token_file")
+    @classmethod
+    def _check_token(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            token_file(path)
+        return path
+
+    @field_validator("broker_ca_file")
+    @classmethod
+    def _check_authorities(cls, path: Path | None) -> Path | None:
+        try:
+            if path is not None:
+                ssl.create_default_context(cafile=path)
+        except OSError as error:  # SSLError is one
+            raise ValueError(f"cannot read {path} as PEM: {error.strerror or error}") from error
+        return path
+
+    @field_validator("files_url")
+    @classmethod
+    def _check_files(cls, url: str) -> str:
+        scheme, is_url, _ = url.partition("://")
+        try:
+            if is_url:
+                fsspec.get_filesystem_class(scheme)
+        except (ValueError, ImportError) as error:
+            raise ValueError(str(error)) from error
+        return url
 
     def masked(self) -> bytes:
         """All settings as JSON, secrets and the password of the store masked."""

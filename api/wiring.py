@@ -54,6 +54,7 @@ from eventing.broker.router import DirectPublisher
 from eventing.broker.trigger import load_triggers
 from eventing.clock import Clock, SystemClock
 from eventing.cloudevent.publisher import HttpPublisher, Publisher
+from eventing.errors import BadRequest
 from eventing.live.completion_notifier import CompletionNotifier
 from eventing.live.ended import EndedConsumer, EndListener
 from eventing.live.stream_multiplexer import StreamMultiplexer
@@ -329,7 +330,10 @@ def _route(
 ) -> DirectPublisher | OutboxPublisher:
     """The way to the broker. Raises `BadRequest` when the triggers cannot be read."""
     if publisher is None and settings.queue_triggers_file is not None:
-        return DirectPublisher(redis, load_triggers(settings.queue_triggers_file))
+        try:
+            return DirectPublisher(redis, load_triggers(settings.queue_triggers_file))
+        except BadRequest as error:
+            raise BadRequest(f"TORPOR_QUEUE_TRIGGERS_FILE: {error}", error.field) from error
     over_http = HttpPublisher(
         settings.broker_url,
         timeout_s=settings.broker_timeout_s,

@@ -12,4 +12,4 @@ import sys
 from eventing.broker.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(with_ingress=False))
+    sys.exit(main(sys.argv[1:], with_ingress=False))

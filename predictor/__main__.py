@@ -20,8 +20,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import ValidationError
-
+from eventing.process.setting import WrongSetting, read
 from predictor.engine.engine import Engine
 from predictor.process.gc import gc_disabled
 from predictor.settings import EngineKind, PredictorSettings
@@ -56,17 +55,17 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, _leave_early)
     try:
         settings, show, engine_args = _settings(argv)
-    except ValidationError as error:
-        _say(_explain(error))
+        if show:
+            _say(settings.model_dump_json(indent=1))
+            return 0
+
+        from eventing.telemetry import log, trace
+
+        log.configure("predictor", level=settings.log_level)
+        trace.configure("predictor")
+    except WrongSetting as error:
+        _say(f"torpor predictor: {error}")
         return 2
-    if show:
-        _say(settings.model_dump_json(indent=1))
-        return 0
-
-    from eventing.telemetry import log, trace
-
-    log.configure("predictor", level=settings.log_level)
-    trace.configure("predictor")
     warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's
     listener = _bind(settings.predictor_host, settings.predictor_port, "--http_port")
     if listener is None:
@@ -99,7 +98,7 @@ def _settings(argv: list[str]) -> tuple[PredictorSettings, bool, list[str]]:
     given: dict[str, Any] = vars(known)
     show = given.pop("print_settings")
     fields = {_FIELDS.get(name, name): value for name, value in given.items()}
-    return PredictorSettings(**fields), show, rest
+    return read(PredictorSettings, **fields), show, rest
 
 
 def _build_engine(
@@ -156,14 +155,6 @@ def _age_s() -> float:
 def _leave_early(*_: object) -> None:
     """SIGTERM before there is anything to drain, or to take down."""
     os._exit(0)
-
-
-def _explain(error: ValidationError) -> str:
-    lines = [
-        f"TORPOR_{'_'.join(map(str, each['loc'])).upper()}={each['input']!r}: {each['msg']}"
-        for each in error.errors()
-    ]
-    return "\n".join(["wrong settings:", *lines])
 
 
 def _say(text: str) -> None:

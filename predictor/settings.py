@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
+from eventing.process.setting import LogLevel, RedisUrl, Token
 from eventing.settings import StoreSettings
 
 
@@ -49,10 +50,10 @@ class PredictorSettings(StoreSettings):
     """gRPC port of the v2 protocol; 0 leaves gRPC off."""
     grpc_host: str = "127.0.0.1"
     """Address that gRPC binds. It has no token and no encryption: only who means it exposes it."""
-    delivery_token: SecretStr = SecretStr("")
+    delivery_token: Token = SecretStr("")
     """Bearer token that deliveries must carry; empty takes any."""
 
-    direct_token: SecretStr = SecretStr("")
+    direct_token: Token = SecretStr("")
     """Bearer token that direct routes ask for: OpenAI's calls, predict, infer, models, `/metrics`, gRPC.
     Empty asks for none.
     """
@@ -63,7 +64,7 @@ class PredictorSettings(StoreSettings):
     direct_body_limit_bytes: int = Field(8 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """Largest body of a direct call."""
 
-    redis_url: SecretStr = SecretStr("")
+    redis_url: RedisUrl = SecretStr("")
     """Redis or Valkey that holds the jobs; empty keeps them in memory: no live tokens for others,
     no resumption after a crash, still correct.
     """
@@ -90,7 +91,7 @@ class PredictorSettings(StoreSettings):
     seeded_max_model_len: int = Field(4096, ge=16)
     """Test engine: tokens of prompt and answer together."""
 
-    log_level: str = "INFO"
+    log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
 
     @property

@@ -119,14 +119,22 @@ class SubmitOptions(TypedDict, total=False):
     idempotency_key: str
 
 
+def api_key(text: str) -> str:
+    """The key as a header carries it; a line break at its end is an editor's. Raises `ValueError`."""
+    key = text.strip()
+    if not all("!" <= letter <= "~" for letter in key):
+        raise ValueError("the key holds a blank, a line break or a character outside ASCII")
+    return key
+
+
 class AsyncClient:
     """One session with an api. `url` and `key` come from TORPOR_API_URL and TORPOR_API_KEY unless
-    they are given.
+    they are given. Raises `ValueError` for a key that no header can carry.
     """
 
     def __init__(self, url: str = "", *, key: str = "", patience_s: float = 60.0) -> None:
         self.url = (url or os.environ.get("TORPOR_API_URL", "") or DEFAULT_URL).rstrip("/")
-        self._key = key or os.environ.get("TORPOR_API_KEY", "")
+        self._key = api_key(key or os.environ.get("TORPOR_API_KEY", ""))
         self._patience_s = patience_s
         self._session: aiohttp.ClientSession | None = None
 

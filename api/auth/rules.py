@@ -31,7 +31,7 @@ def startup_error(settings: ApiSettings) -> str:
         if settings.keys_source not in ("", IN_REDIS):
             FileKeys(Path(settings.keys_source))
     except BadRequest as error:
-        return error.message
+        return f"TORPOR_KEYS_SOURCE: {error.message}"
     if settings.keys_source or settings.oidc_issuer:
         return ""
     match settings.anonymous_access:

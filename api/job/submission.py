@@ -41,6 +41,7 @@ from eventing.job.job import (
 from eventing.job.store import NewJob
 from eventing.telemetry import trace
 from eventing.telemetry.metric.series import labelled
+from eventing.telemetry.span import followable
 
 _GIVE_BACK_S: Final = 0.3
 _QUEUING_SHARE: Final = 0.5
@@ -246,7 +247,7 @@ def parse_submit_options(
         idempotency_key=key,
         lane=_lane(line.get("priority"), lane),
         expires_after_s=_expires_after_s(line, headers),
-        traceparent=_traceparent(headers.get("traceparent", "")),
+        traceparent=followable(headers.get("traceparent", "")),
         metadata=metadata,
     )
 
@@ -293,11 +294,3 @@ def _expires_after_s(line: Mapping[str, Any], headers: Mapping[str, str]) -> flo
     if not is_number or not 0 < value <= _LONGEST_S:
         raise InvalidJob(f"{where} must be seconds, more than 0 and at most {_LONGEST_S}", where)
     return float(value)
-
-
-def _traceparent(text: str) -> str:
-    """A W3C traceparent as it came; one that is malformed is dropped, as the standard says."""
-    parts = text.split("-")
-    sizes = [len(part) for part in parts]
-    is_hex = all(c in "0123456789abcdef" for part in parts for c in part)
-    return text if sizes == [2, 32, 16, 2] and is_hex else ""

@@ -42,6 +42,7 @@ from eventing.job.store import Ending, JobIntake, LeaseStatus
 from eventing.live.stream_multiplexer import order_of
 from eventing.process.body import BodyReader
 from eventing.telemetry import trace
+from eventing.telemetry.span import followable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +132,8 @@ async def take_result(call: Call[EventDeps]) -> Response:
     the predictor has a store, is left as it is: the first terminal state wins.
     """
     event = await _read_event(call)
-    parent = call.request.headers.get("traceparent") or event.extensions.get("traceparent", "")
+    parent = followable(call.request.headers.get("traceparent", ""))
+    parent = parent or event.extensions.get("traceparent", "")
     with trace.span("result", parent=parent, job_id=event.subject, type=event.type):
         return await _take_result(call.deps, event)
 

@@ -8,31 +8,34 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 import sys
+from collections.abc import Sequence
 
 import uvloop
-from pydantic import ValidationError
 
 from eventing.broker.access import startup_error
 from eventing.broker.server import serve
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import load_triggers
 from eventing.errors import BadRequest, first_of
+from eventing.process.setting import WrongSetting, from_command_line
 from eventing.telemetry import log, trace
 
 
-def main(*, with_ingress: bool = True) -> int:
+def main(arguments: Sequence[str] = (), *, with_ingress: bool = True) -> int:
     """Exit status: 0 after a clean end, 1 when the port is taken, 2 for invalid settings."""
+    name = "broker" if with_ingress else "pump"
+    program = "python -m eventing.broker" if with_ingress else "python -m eventing.pump"
     try:
-        settings = BrokerSettings()
+        settings = from_command_line(program, BrokerSettings, arguments)
         triggers = load_triggers(settings.triggers_file)
-    except (ValidationError, BadRequest) as error:
-        sys.stderr.write(f"torpor broker: {error}\n")
+        if with_ingress and (why := startup_error(settings)):
+            raise WrongSetting(why)
+        log.configure(name, level=settings.log_level)
+        trace.configure(name)
+    except (WrongSetting, BadRequest) as error:
+        variable = "TORPOR_TRIGGERS_FILE: " if isinstance(error, BadRequest) else ""
+        sys.stderr.write(f"torpor {name}: {variable}{error}\n")
         return 2
-    if with_ingress and (why := startup_error(settings)):
-        sys.stderr.write(f"torpor broker: {why}\n")
-        return 2
-    log.configure("broker" if with_ingress else "pump", level=settings.log_level)
-    trace.configure("broker" if with_ingress else "pump")
     try:
         uvloop.run(serve(settings, triggers, with_ingress=with_ingress))
     except (OSError, ExceptionGroup) as failure:
@@ -40,11 +43,11 @@ def main(*, with_ingress: bool = True) -> int:
         if not isinstance(cause, OSError):
             raise
         address = f"{settings.host}:{settings.port}"
-        sys.stderr.write(f"torpor broker: cannot listen on {address}: {cause}\n")
+        sys.stderr.write(f"torpor {name}: cannot listen on {address}: {cause}\n")
         return 1
     trace.close()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -282,9 +282,9 @@ class Pump:
                 reason=type(error).__name__,
             )
             return SubscriberResponse(status=0, is_unreached=isinstance(error, _UNREACHED)), None
-        except ValueError as error:  # a header that aiohttp will not send; no later try would
-            _log.warning("cannot be sent", action="deliver", reason=str(error)[:80])
-            return SubscriberResponse(status=400), None
+        except ValueError as error:  # a header of ours: those of an event can always be sent
+            _log.error("cannot be sent", action="deliver", reason=str(error)[:80])
+            return SubscriberResponse(status=0, is_unreached=True), None
 
     async def _renew_claims(self) -> None:
         """Renew the claims of what is in flight, so that no other pump takes it, and trim the queue."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
+from eventing.process.setting import LogLevel, RedisUrl, Token
 from eventing.settings import StoreSettings
 
 
@@ -14,7 +15,7 @@ class BrokerSettings(StoreSettings):
     """Address that the ingress binds; loopback by default."""
     port: int = Field(8081, ge=0, le=65535)
     """Port of the ingress."""
-    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    redis_url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")
     """Redis or Valkey that holds queues and jobs; may carry a password."""
     triggers_file: Path = Path("triggers.yaml")
     """Knative Trigger manifests, one YAML document each."""
@@ -26,9 +27,9 @@ class BrokerSettings(StoreSettings):
     """JSON list of senders (or `["*"]`) that may send CloudEvents after asking by OPTIONS, as Event Grid does."""
     body_timeout_s: float = Field(5.0, gt=0, le=300)
     """Longest time for a request body, plus a second for each 16 KiB of it; a slower sender gets 408."""
-    delivery_token: SecretStr = SecretStr("")
+    delivery_token: Token = SecretStr("")
     """Bearer token sent with deliveries, by which subscribers authenticate the pump; empty sends none."""
-    ingress_token: SecretStr = SecretStr("")
+    ingress_token: Token = SecretStr("")
     """Bearer token for events that end jobs, that have one of our sources, or that name a tenant; empty asks for
     none, on loopback.
     """
@@ -39,5 +40,5 @@ class BrokerSettings(StoreSettings):
     """Port of a pump's own `/healthz` and `/metrics`, on all addresses; 0 serves none. The ingress
     shows them on its own port.
     """
-    log_level: str = "INFO"
+    log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""

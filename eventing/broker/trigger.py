@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from eventing.broker.delivery import BackoffPolicy, DeliverySpec
 from eventing.cloudevent.event import Event
 from eventing.errors import BadRequest
+from eventing.process.setting import http_url
 
 PARALLELISM: Final = "torpor.dev/parallelism"
 RETRY_SPAN: Final = "torpor.dev/retry-span"
@@ -54,9 +55,12 @@ def load_triggers(path: Path) -> list[Trigger]:
         documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
         raise BadRequest(
-            f"cannot read triggers from {path}: {error}", "TORPOR_TRIGGERS_FILE"
+            f"cannot read triggers from {path}: {' '.join(str(error).split())}", "path"
         ) from error
-    return [parse_trigger(document) for document in documents if document]
+    try:
+        return [parse_trigger(document) for document in documents if document]
+    except (AttributeError, TypeError) as error:  # a text or a list where an object is wanted
+        raise BadRequest(f"{path} holds something else than Triggers", "spec") from error
 
 
 def parse_trigger(manifest: Mapping[str, Any]) -> Trigger:
@@ -68,6 +72,7 @@ def parse_trigger(manifest: Mapping[str, Any]) -> Trigger:
         raise BadRequest(
             "a trigger needs metadata.name and spec.subscriber.uri", "spec.subscriber.uri"
         )
+    _check_address(subscriber, "spec.subscriber.uri")
     annotations = manifest.get("metadata", {}).get("annotations", {})
     return Trigger(
         name=name,
@@ -160,7 +165,16 @@ def _sink(destination: Any) -> str:
         raise BadRequest(
             "spec.delivery.deadLetterSink must have a uri", "spec.delivery.deadLetterSink.uri"
         )
+    _check_address(destination["uri"], "spec.delivery.deadLetterSink.uri")
     return str(destination["uri"])
+
+
+def _check_address(uri: Any, where: str) -> None:
+    """Raise for an address that no event could be posted to."""
+    try:
+        http_url(str(uri))
+    except ValueError as error:
+        raise BadRequest(f"{where}: {error}", where) from error
 
 
 def _each(operand: Mapping[str, str], event: Event, test: Callable[[str, str], bool]) -> bool:

@@ -21,6 +21,7 @@ from cloudevents.exceptions import GenericException
 from cloudevents.http import from_http
 
 from eventing.errors import NotACloudEvent, UnsupportedMode
+from eventing.telemetry.span import followable
 
 STRUCTURED: Final = "application/cloudevents+json; charset=UTF-8"
 _REQUIRED: Final = ("specversion", "id", "source", "type")
@@ -34,6 +35,8 @@ _NEVER_EMPTY: Final = ("subject", "time", "datacontenttype", "dataschema")
 _TIME: Final = re.compile(
     r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:)(\d\d)(?:\.\d+)?(?:([Zz])|([+-]\d\d:\d\d))\Z", re.ASCII
 )
+_TRACE_CONTEXT: Final = ("traceparent", "tracestate")
+"""W3C: a receiver that cannot read the one hands neither on."""
 _ABSOLUTE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+\Z")
 _INT32: Final = range(-(2**31), 2**31)
 _HEADER_SAFE: Final = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
@@ -190,6 +193,8 @@ def _from_attributes(attributes: Mapping[str, str], data: bytes) -> Event:
     if attributes.get("specversion") != "1.0":
         raise NotACloudEvent("specversion must be 1.0", "specversion")
     extensions = {k: v for k, v in attributes.items() if k not in _KNOWN}
+    if "traceparent" in extensions and not followable(extensions["traceparent"]):
+        extensions = {k: v for k, v in extensions.items() if k not in _TRACE_CONTEXT}
     for name in extensions:
         if not _EXTENSION_NAME.match(name):
             raise NotACloudEvent(f"attribute name {name!r:.40} must be a-z and 0-9 only", name)

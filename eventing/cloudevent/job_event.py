@@ -27,7 +27,7 @@ from eventing.job.job import (
     parse_request,
 )
 from eventing.job.store import Ending, NewJob
-from eventing.telemetry.span import is_well_formed
+from eventing.telemetry.span import followable
 
 REQUESTED: Final = "dev.torpor.inference.requested.v1"
 COMPLETED: Final = "dev.torpor.inference.completed.v1"
@@ -86,7 +86,7 @@ def job_of(event: Event) -> NewJob:
         tenant=tenant_of(event),
         lane=Lane(lane),
         deadline_ms=_deadline_ms(event.extensions.get("expirytime", "")),
-        traceparent=_well_formed(event.extensions.get("traceparent", "")),
+        traceparent=followable(event.extensions.get("traceparent", "")),
         metadata={request_id.KEPT: asked_as} if asked_as else {},
         attempt=attempt_of(event) or 0,
     )
@@ -170,7 +170,7 @@ def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
 def _carried(job: Job) -> dict[str, str]:
     """Extensions that every event of a job carries, as far as they are set."""
     return {
-        "traceparent": _well_formed(job.traceparent),
+        "traceparent": followable(job.traceparent),
         request_id.EXTENSION: job.metadata.get(request_id.KEPT, ""),
     }
 
@@ -281,13 +281,6 @@ def _deadline_ms(expirytime: str) -> int:
             "expirytime must be a time between the years 1 and 9999", "expirytime"
         ) from error
     return max(epoch_ms, 1)  # 0 means no deadline
-
-
-def _well_formed(traceparent: str) -> str:
-    """The `traceparent` when it is well-formed, else empty: other text is not a trace, and may be too long for a
-    header.
-    """
-    return traceparent if is_well_formed(traceparent) else ""
 
 
 def _sendable(extensions: Mapping[str, str]) -> dict[str, str]:

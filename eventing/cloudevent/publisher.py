@@ -14,6 +14,7 @@ import aiohttp
 from eventing.cloudevent.event import Event, build_binary
 from eventing.errors import BrokerUnavailable, EventRefused
 from eventing.process.dependency import Dependency
+from eventing.process.setting import token_file as token_in
 
 _LARGE_BYTES: Final = 2**20
 _REFUSED: Final = frozenset({400, 413, 415, 422, 431})
@@ -70,6 +71,8 @@ class HttpPublisher:
                 status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._away("the broker does not answer") from error
+        except ValueError as error:  # our token: an event's headers can always be sent
+            raise self._away(f"the broker cannot be asked: {error}") from error
         if status in _REFUSED:
             raise EventRefused(f"the broker refused the event with {status}")
         if not 200 <= status < 300:
@@ -83,7 +86,7 @@ class HttpPublisher:
 
     def _authorization(self) -> dict[str, str]:
         """Read for each event: a projected token is a small file in memory, and it is rotated."""
-        token = self._token_file.read_text().strip() if self._token_file else self._token
+        token = token_in(self._token_file) if self._token_file else self._token
         return {"authorization": f"Bearer {token}"} if token else {}
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether an address is reachable from this host only. Pure but for the resolver of `localhost`.
+"""Whether an address is of this host or of this network only. Pure but for the resolver of `localhost`.
 
 Called by every server that allows calls without a credential on loopback.
 """
@@ -17,3 +17,12 @@ def is_loopback(host: str) -> bool:
         return False
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return all(ip_address(entry[4][0]).is_loopback for entry in found)
+
+
+def is_inside(host: str) -> bool:
+    """True for this machine, a cluster's Services and private networks: where no proxy leads."""
+    try:
+        return ip_address(host).is_private  # loopback and link-local among them
+    except ValueError:
+        name = host.lower().removesuffix(".")
+        return "." not in name or name.endswith((".svc", ".cluster.local", ".local", ".internal"))

@@ -62,11 +62,24 @@ NO_SPAN: Final = Unkept("")
 """A span without a trace."""
 
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_LATER: Final = re.compile(r"(?!00|ff)[0-9a-f]{2}-([0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})(?:-.*)?")
 
 
 def is_well_formed(traceparent: str) -> bool:
     """True for a W3C `traceparent` of the version we know."""
     return _TRACEPARENT.fullmatch(traceparent) is not None
+
+
+def followable(traceparent: str) -> str:
+    """The `traceparent` as it may be handed on; empty for one that is none. A later version's is
+    read as ours, as the standard says.
+    """
+    if is_well_formed(traceparent):
+        return traceparent
+    if later := _LATER.fullmatch(traceparent):
+        as_ours = f"00-{later[1]}"
+        return as_ours if is_well_formed(as_ours) else ""
+    return ""
 
 
 def is_sampled(traceparent: str) -> bool:

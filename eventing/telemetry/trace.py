@@ -7,6 +7,7 @@ of the same name (the delivery). A later delivery or attempt links to the one be
 and fixed strings; never a prompt, output or secret.
 """
 
+import os
 from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -18,12 +19,17 @@ from redis.asyncio import Redis
 
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
+from eventing.process.setting import WrongSetting, http_url, read
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import run
-from eventing.telemetry.span import Span, Tracer, Unkept, is_sampled
+from eventing.telemetry.span import Span, Tracer, Unkept, followable, is_sampled
 
 _log = structlog.get_logger()
+_COLLECTOR_VARIABLES: Final = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+)
 
 
 class TraceSettings(BaseSettings):
@@ -45,15 +51,32 @@ _tracer: Tracer | None = None
 
 
 def configure(service: str) -> None:
-    """Start tracing if `TORPOR_TRACES` is set. Raises `ValidationError` for an invalid value."""
-    settings = TraceSettings()
+    """Start tracing if `TORPOR_TRACES` is set. Raises `WrongSetting` for an invalid value."""
+    settings = read(TraceSettings)
     if not settings.traces:
         return
+    _check_collector(settings.traces)
     # Imported late: processes without tracing do not pay for OpenTelemetry's SDK.
-    from eventing.telemetry.trace_export import OtelTracer
-
-    use(OtelTracer(service, settings.traces, settings.traces_share))
+    try:
+        from eventing.telemetry.trace_export import OtelTracer
+    except ImportError as error:
+        raise WrongSetting("TORPOR_TRACES: needs pip install 'torpor[traces]'") from error
+    try:
+        tracer = OtelTracer(service, settings.traces, settings.traces_share)
+    except OSError as error:
+        raise WrongSetting(f"TORPOR_TRACES: cannot write there: {error.strerror}") from error
+    use(tracer)
     _log.info("tracing", action="start", to=settings.traces.partition(":")[0])
+
+
+def _check_collector(target: str) -> None:
+    """Raise for an address that every export would fail at."""
+    for name in _COLLECTOR_VARIABLES if target == "otlp" else ():
+        try:
+            if os.environ.get(name):
+                http_url(os.environ[name])
+        except ValueError as error:
+            raise WrongSetting(f"{name}: {error}") from error
 
 
 def use(tracer: Tracer | None) -> None:
@@ -81,7 +104,7 @@ def span(
     is passed on. An exception marks the span failed, with the exception's type only.
     """
     if _tracer is None:
-        return Unkept(parent)
+        return Unkept(followable(parent))
     return _tracer.open(name, parent, links, attributes, begins=begins)
 
 

@@ -11,8 +11,10 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 import orjson
+import requests
 from opentelemetry import trace as api
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -25,7 +27,8 @@ from opentelemetry.sdk.trace.export import (
 )
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from eventing.telemetry.span import NO_SPAN, Span, Unkept, is_sampled, is_well_formed
+from eventing.process.address import is_inside
+from eventing.telemetry.span import NO_SPAN, Span, Unkept, followable, is_sampled, is_well_formed
 
 _CLOSE_MS: Final = 3000
 _ROOT: Final = Context()
@@ -131,7 +134,7 @@ class OtelTracer:
         *,
         begins: bool,
     ) -> AbstractContextManager[Span]:
-        within = parent if parent and is_well_formed(parent) else _within.get()[0]
+        within = followable(parent) or _within.get()[0]
         if not within:
             if not begins or self._rng.random() >= self._share:
                 return NO_SPAN
@@ -166,7 +169,17 @@ def _processor(target: str) -> SimpleSpanProcessor | BatchSpanProcessor:
         return SimpleSpanProcessor(FileExporter(Path(path)))
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    return BatchSpanProcessor(OTLPSpanExporter())
+    return BatchSpanProcessor(OTLPSpanExporter(session=_session()))
+
+
+def _session() -> requests.Session:
+    """One that asks a proxy of the environment only for a collector outside."""
+    session = requests.Session()
+    address = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
+        "OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost"
+    )
+    session.trust_env = not is_inside(urlsplit(address).hostname or "")
+    return session
 
 
 def _named(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ if __name__ == "__main__":
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
-from pydantic import ValidationError
 
 from eventing.clock import SystemClock
+from eventing.process.setting import WrongSetting, from_command_line
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
 from eventing.telemetry import log
@@ -23,11 +24,12 @@ from knative.external_scaler.server import ScalerServer
 from knative.external_scaler.settings import ExternalScalerSettings
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Exit status: 0 after a clean end, 2 for settings that cannot work."""
+    program = "python -m knative.external_scaler"
     try:
-        settings = ExternalScalerSettings()
-    except ValidationError as error:
+        settings = from_command_line(program, ExternalScalerSettings, arguments)
+    except WrongSetting as error:
         sys.stderr.write(f"torpor external scaler: {error}\n")
         return 2
     log.configure("external-scaler", level=settings.log_level)
@@ -54,4 +56,4 @@ async def _serve(settings: ExternalScalerSettings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,8 @@
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from eventing.process.setting import LogLevel, RedisUrl
+
 
 class ExternalScalerSettings(BaseSettings):
     """One process for all ScaledObjects of a cluster. A ScaledObject's own metadata wins."""
@@ -13,7 +15,7 @@ class ExternalScalerSettings(BaseSettings):
     """Address to bind; loopback unless told otherwise, since it has no login of its own."""
     port: int = Field(9090, ge=0, le=65535)
     """Port of the gRPC server."""
-    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    redis_url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")
     """Redis or Valkey that holds queues and jobs; may carry a password."""
     store_timeout_s: float = Field(1.5, gt=0, le=30)
     """Longest wait for one answer of the store."""
@@ -23,5 +25,5 @@ class ExternalScalerSettings(BaseSettings):
     """The model whose replicas count."""
     tick_s: float = Field(1.0, gt=0, le=60)
     """How often to look; KEDA gets the last look's answer."""
-    log_level: str = "INFO"
+    log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""

@@ -31,7 +31,7 @@ from eventing.telemetry import trace
 from eventing.telemetry.log import log_context
 from eventing.telemetry.metric.ledger import GpuAccount
 from eventing.telemetry.metric.series import labelled
-from eventing.telemetry.span import Span
+from eventing.telemetry.span import Span, followable
 from predictor import metrics
 from predictor.delivery.admission import Admission, Slot, sequences
 from predictor.delivery.answer import (
@@ -92,7 +92,9 @@ class Deliveries:
         """The answer to one delivery."""
         try:
             event = parse_http(headers, body)
-            parent = headers.get("traceparent") or event.extensions.get("traceparent", "")
+            parent = followable(headers.get("traceparent", "")) or event.extensions.get(
+                "traceparent", ""
+            )
             with (
                 log_context(request_id.context_fields(event.extensions)),
                 trace.span("receive", parent=parent) as span,

@@ -370,7 +370,7 @@ def test_wrong_settings_are_all_named_at_once() -> None:
     ended = _run("--engine", "seeded", TORPOR_LEASE_S="soon", TORPOR_FLUSH_MS="1000")
 
     assert ended.returncode == 2
-    assert "TORPOR_LEASE_S='soon'" in ended.stderr
+    assert "TORPOR_LEASE_S: " in ended.stderr
     assert "TORPOR_FLUSH_MS='1000'" in ended.stderr
 
 

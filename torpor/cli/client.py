@@ -37,15 +37,22 @@ def api_address(named: str, data_dir: Path | None) -> str:
 
 def checked_url(text: str, flag: str) -> str:
     """The address as a base URL; `host:port` means http. Raises `UsageError`."""
+    text = text.strip()
     url = text if "://" in text else f"http://{text}"
     try:
         parts = urlsplit(url)
         is_good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        is_good = is_good and url.isprintable() and " " not in url and "@" not in url
     except ValueError:
         is_good = False
     if not is_good:
-        raise UsageError(f"{flag}: {text!r} is no address; write it as http://HOST:PORT")
+        raise UsageError(f"{flag}: {_shown(text)!r} is no address; write it as http://HOST:PORT")
     return url.rstrip("/")
+
+
+def _shown(text: str) -> str:
+    """Without what may be a password."""
+    return "..." + text.rpartition("@")[2] if "@" in text else text
 
 
 def flags_of(named: str, data_dir: Path | None) -> str:
@@ -63,7 +70,11 @@ def ask(named: str, data_dir: Path | None, work: Callable[[AsyncClient], Awaitab
 async def asked(address: str, work: Callable[[AsyncClient], Awaitable[T]]) -> T:
     """As `ask`, within a loop."""
     try:
-        async with AsyncClient(address) as api:
+        client = AsyncClient(address)
+    except ValueError as error:
+        raise UsageError(f"TORPOR_API_KEY: {error}") from error
+    try:
+        async with client as api:
             return await work(api)
     except Unreachable as error:
         raise UserError(f"no Torpor at {address}: {error}; {_HINT}") from error

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic.config import JsonDict
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from eventing.process.setting import redis_url as checked_redis_url
 from torpor.local.engine_kind import EngineKind
 from torpor.local.install import models_folder
 
@@ -144,10 +145,9 @@ class StackSettings(BaseSettings):
             flag = word.partition("=")[0].replace("_", "-")
             if ours := _RESERVED.get(flag):
                 raise ValueError(f"--engine-args: {flag} is Torpor's own; use {ours}")
-        if self.redis_url is not None and not _is_redis(self.redis_url.get_secret_value()):
-            raise ValueError("--redis-url: write it as redis://[:PASSWORD@]HOST[:PORT][/DB]")
+        if self.redis_url is not None:
+            try:
+                checked_redis_url(self.redis_url.get_secret_value())
+            except ValueError as error:
+                raise ValueError(f"--redis-url: {error}") from error
         return self
-
-
-def _is_redis(url: str) -> bool:
-    return url.startswith(("redis://", "rediss://", "unix://"))

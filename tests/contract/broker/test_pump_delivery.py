@@ -35,6 +35,27 @@ class TestDelivery:
         assert subscriber.got == [EVENT]
         assert subscriber.headers[0]["prefer"] == "reply"
 
+    async def test_a_header_of_ours_that_cannot_be_sent_is_not_the_events_fault(
+        self, redis: Redis
+    ) -> None:
+        probed = asyncio.Event()
+
+        def readiness() -> int:
+            probed.set()  # the pump has found that it reaches nobody
+            return 200
+
+        async with Subscriber(readiness=readiness).serving() as subscriber:
+            (broken,) = build(redis, trigger(subscriber.url), token="to\nken")
+            async with pumping(broken):
+                await broken.send(EVENT)
+                await asyncio.wait_for(probed.wait(), 20)
+            (stack,) = build(redis, trigger(subscriber.url), token="token")
+            async with pumping(stack):
+                await until(stack.is_drained, timeout_s=20)
+
+        assert subscriber.got == [EVENT]
+        assert await redis.hlen(keys.queue(stack.trigger.name, "dead")) == 0
+
     async def test_the_delivery_carries_our_token(self, redis: Redis) -> None:
         async with Subscriber().serving() as subscriber:
             (stack,) = build(redis, trigger(subscriber.url), token="s3cret")

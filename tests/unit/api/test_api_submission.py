@@ -210,6 +210,8 @@ async def test_a_key_with_another_body_is_a_conflict() -> None:
         pytest.param("00-" + "a" * 32 + "-" + "b" * 16 + "-01", True, id="well-formed"),
         pytest.param("00-" + "A" * 32 + "-" + "b" * 16 + "-01", False, id="capitals"),
         pytest.param("00-" + "a" * 31 + "-" + "b" * 16 + "-01", False, id="short"),
+        pytest.param("00-" + "0" * 32 + "-" + "b" * 16 + "-01", False, id="no trace"),
+        pytest.param("00-" + "a" * 32 + "-" + "0" * 16 + "-01", False, id="no span"),
         pytest.param("x", False, id="garbage"),
     ],
 )

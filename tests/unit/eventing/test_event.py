@@ -25,6 +25,7 @@ from eventing.cloudevent.event import (
     to_record,
 )
 from eventing.errors import BadRequest, NotACloudEvent, UnsupportedMode
+from eventing.telemetry.span import followable
 
 REQUIRED = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "t"}
 ENVELOPE = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}
@@ -466,3 +467,33 @@ class TestRawUtf8:
     def test_bytes_that_are_not_utf8_are_refused_by_name(self, raw: bytes) -> None:
         with pytest.raises(NotACloudEvent, match="ce-source"):
             parse_http(BINARY | {"ce-source": raw.decode("latin-1")}, b"")
+
+
+NO_TRACEPARENT = [
+    "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+    "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+    "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+    "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
+    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+    "01-00000000000000000000000000000000-b7ad6b7169203331-01-more",
+    "0af7651916cd43dd8448eb211c80319c:b7ad6b7169203331:0:1",
+    "x" * 3000,
+]
+
+
+@pytest.mark.parametrize("text", NO_TRACEPARENT)
+def test_a_traceparent_that_is_none_ends_here_and_its_state_with_it(text: str) -> None:
+    told = {"traceparent": text, "tracestate": "vendor=1", "tenant": "acme"}
+
+    in_headers = parse_http(REQUIRED | {f"ce-{k}": v for k, v in told.items()}, b"")
+
+    assert in_headers.extensions == structured(**told).extensions == {"tenant": "acme"}
+    assert followable(text) == ""
+
+
+def test_a_traceparent_of_a_later_version_is_followed_as_ours() -> None:
+    later = "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more"
+
+    assert followable(later) == "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    assert followable(followable(later)) == followable(later)

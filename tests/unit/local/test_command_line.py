@@ -150,6 +150,42 @@ def test_what_does_not_fit_together_names_what_was_meant(
     assert meant in line
 
 
+@pytest.mark.parametrize("words", [["jobs"], ["load", "--model", "m"]], ids=" ".join)
+def test_a_key_that_no_header_can_carry_is_refused(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key in ("hunter\n2", "hunter 2", "hünter2"):
+        monkeypatch.setenv("TORPOR_API_KEY", key)
+        code, line = said(monkeypatch, capsys, *words, "--api", "http://127.0.0.1:9")
+
+        assert code == 2, line
+        assert line.count("\n") == 1
+        assert "key holds" in line
+        assert key not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TORPOR_REDIS_URL", "redis://:hunter2#x@127.0.0.1:6379/0"),
+        ("TORPOR_API_URL", "http://user:hunter2#x@127.0.0.1"),
+        ("TORPOR_API_URL", "http://user:hunter2@127.0.0.1"),
+        ("TORPOR_API_URL", "http://127.0.0.1 :80"),
+    ],
+)
+def test_an_address_with_a_password_is_refused_and_not_repeated(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    words = ["keys", "list"] if name == "TORPOR_REDIS_URL" else ["jobs"]
+
+    code, line = said(monkeypatch, capsys, *words)
+
+    assert code == 2, line
+    assert line.count("\n") == 1
+    assert "hunter2" not in line
+
+
 def test_a_folder_without_a_stack_is_never_answered_by_another_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from torpor.cli.flags import with_options
 from torpor.cli.options import DEFAULT_DATA_DIR, ApiOption, DataDir, Json
 from torpor.cli.view.screen import stderr, stdout
 from torpor.cli.view.table import number, table
+from torpor.client import api_key
 from torpor.load.growth import growing
 from torpor.load.page import page
 from torpor.load.run import Closed, Run
@@ -108,7 +109,7 @@ def _plan(options: LoadOptions) -> LoadPlan:
     return LoadPlan(
         addresses=addresses,
         model=options.model or asyncio.run(_first_model(addresses["api"], options.key)),
-        key=options.key,
+        key=api_key(options.key),
         load=load,
         lengths=lengths,
         shape=Shape(

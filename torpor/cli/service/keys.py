@@ -28,6 +28,7 @@ from eventing.api_key import (
     rotate,
 )
 from eventing.errors import TorporError
+from eventing.process.setting import redis_url
 from eventing.redis.connection import connect
 from torpor.cli.catalog import epilog
 from torpor.cli.errors import UsageError, UserError
@@ -208,7 +209,7 @@ async def _key_store(place: _Place) -> AsyncIterator[_KeyStore]:
         return
     url = place.redis_url or _embedded(place.data_dir)
     try:
-        redis = connect(url)
+        redis = connect(redis_url(url))
     except ValueError as error:
         raise UsageError(f"--redis-url: {error}") from error
     try:
