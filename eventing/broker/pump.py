@@ -32,7 +32,7 @@ from eventing.broker.router import Router, lane_of
 from eventing.broker.trigger import Trigger
 from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event, build_binary, parse_http
-from eventing.cloudevent.job_event import REQUESTED, job_id_of
+from eventing.cloudevent.job_event import MINIMAL, REQUESTED, job_id_of
 from eventing.cloudevent.publisher import payload
 from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
 from eventing.job.job import API_SOURCE, JobId
@@ -83,9 +83,8 @@ class Pump:
         self._router = router
         self._dead_letters = dead_letters
         self._links = trace.SpanLinks(queue.redis)
-        self._headers = {"prefer": "reply"} | (
-            {"authorization": f"Bearer {token}"} if token else {}
-        )
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._prefer_of_requests = "reply" if router.wants_results else MINIMAL
         self._in_flight: dict[str, asyncio.Task[None]] = {}
         self._requests: dict[str, Event] = {}  #: those in flight that ask for a job, by ticket
         self._cancelled: set[JobId] = set()
@@ -265,11 +264,12 @@ class Pump:
     async def _deliver(self, event: Event) -> tuple[SubscriberResponse, Event | None]:
         """POST the event; no answer, a refused connection and a timeout are all status 0."""
         headers, body = build_binary(event)
+        prefer = {"prefer": self._prefer_of_requests if event.type == REQUESTED else "reply"}
         try:
             async with self._session.post(
                 self._trigger.subscriber,
                 data=payload(body),
-                headers=headers | self._headers | trace.headers(),
+                headers=headers | prefer | self._headers | trace.headers(),
                 allow_redirects=False,
                 skip_auto_headers=("content-type",),  # an event without data has none
             ) as response:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from eventing.broker.queue import Queue
 from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event, to_record
+from eventing.cloudevent.job_event import RESULT_TYPES
 from eventing.errors import BrokerUnavailable, InvalidJob, StoreUnavailable
 from eventing.job.job import JobId, Lane
 from eventing.job.store import Publication
@@ -27,6 +28,11 @@ class Router:
     def is_relay(self) -> bool:
         """True beside another broker: request events that arrive here are those that it gave up."""
         return any(trigger.retry_span_s for trigger, _ in self._routes)
+
+    @property
+    def wants_results(self) -> bool:
+        """True when a trigger may take result events."""
+        return any(trigger.may_want(t) for trigger, _ in self._routes for t in RESULT_TYPES)
 
     def put_calls(self, event: Event, *, is_reply: bool = False) -> list[Call]:
         """The script calls that put the event into every matching queue; idempotent."""

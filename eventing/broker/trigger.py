@@ -43,6 +43,10 @@ class Trigger:
     def matches(self, event: Event) -> bool:
         return all(matches(expression, event) for expression in self.filters)
 
+    def may_want(self, type_: str) -> bool:
+        """False when the filters name another type."""
+        return all(e.get("exact", {}).get("type", type_) == type_ for e in self.filters)
+
 
 def matches(expression: Mapping[str, Any], event: Event) -> bool:
     """True when the CloudEvents Subscriptions filter `expression` holds for the event."""

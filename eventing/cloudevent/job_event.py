@@ -36,6 +36,8 @@ CANCELLED: Final = "dev.torpor.inference.cancelled.v1"
 RESULT_TYPES: Final = (COMPLETED, FAILED, CANCELLED)
 
 RESULT_SOURCE: Final = "/torpor/jobs"
+MINIMAL: Final = "return=minimal"
+"""`Prefer` (RFC 7240) of a delivery whose result event no subscriber would take."""
 DATAREF_ABOVE_BYTES: Final = 64 * 1024
 """A larger result travels as `dataref`, to keep events small (Kafka's broker limits an event to 1 MiB)."""
 

@@ -288,9 +288,9 @@ class JobWorker(JobIntake, Protocol):
         of them may have been written.
         """
 
-    async def finish(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
-        """End the job with its last tokens, result and state; gives the job as it is afterwards. `GAP`, and nothing
-        is changed, when those tokens do not continue the stored ones.
+    async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
+        """End the job: the last tokens, result and state. `GAP`, and nothing is changed, when those tokens do not go
+        on from what is stored.
         """
 
     async def release(self, lease: Lease, why: ReleaseReason, error: JobError) -> bool:

@@ -176,10 +176,7 @@ class MemoryStore:
         record.append(batch, self._now())
         return LeaseStatus.OK
 
-    async def finish(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
-        return self._finish(lease, ending), self._job(lease.job_id)
-
-    def _finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
+    async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
         record = self._find(lease.job_id)
         if record is None:
             return LeaseStatus.MISSING

@@ -193,7 +193,7 @@ class RedisStore:
         ]
         return [LeaseStatus(answer.decode()) for answer in await self._run_all(calls)]
 
-    async def finish(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
+    async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
         args: list[Argument] = [
             lease.attempt,
             lease.id,
@@ -203,11 +203,8 @@ class RedisStore:
             ending.gpu_ms,
             *job_record.ending_fields(ending),
         ]
-        calls: list[Call] = [("finish", _job_keys(lease.job_id), args)]
-        async with failures_named():
-            status, flat = await run_all(self._redis, calls, [("HGETALL", keys.job(lease.job_id))])
-        record = dict(zip(flat[::2], flat[1::2], strict=True))
-        return LeaseStatus(status.decode()), job_record.parse(lease.job_id, record)
+        (answer,) = await self._run_all([("finish", _job_keys(lease.job_id), args)])
+        return LeaseStatus(answer.decode())
 
     async def release(self, lease: Lease, why: ReleaseReason, error: JobError) -> bool:
         s = self._settings

@@ -12,7 +12,7 @@ from eventing.cloudevent import job_event
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import DATAREF_ABOVE_BYTES
 from eventing.errors import BadRequest
-from eventing.job.job import Job
+from eventing.job.job import Job, JobId
 
 RETRY_SOON_S: Final = 1.0
 """Retry-After when there is no better estimate."""
@@ -51,9 +51,12 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The job has ended, in this attempt or before."""
+    """The job has ended, in this delivery or before. `job` is its record; without one the delivery is
+    answered without a result event.
+    """
 
-    job: Job
+    job_id: JobId
+    job: Job | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,8 @@ def answer_for(outcome: Outcome, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> 
             return DeliveryResponse(202)
         case Rejected(job):
             return DeliveryResponse(202) if job is None else _told(job, inline_bytes)
-        case Ended(job):
-            return _told(job, inline_bytes)
+        case Ended(_, job):
+            return DeliveryResponse(200) if job is None else _told(job, inline_bytes)
         case Held(retry_after_s):
             return DeliveryResponse(
                 409, _retry_after(retry_after_s), problem="the job runs elsewhere"

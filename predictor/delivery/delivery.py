@@ -36,6 +36,7 @@ from predictor import metrics
 from predictor.delivery.admission import Admission, Slot, sequences
 from predictor.delivery.answer import (
     DeliveryResponse,
+    Ended,
     Held,
     Ignored,
     Malformed,
@@ -100,6 +101,8 @@ class Deliveries:
                 trace.span("receive", parent=parent) as span,
             ):
                 outcome = await self.outcome_of(event)
+                if isinstance(outcome, Ended) and outcome.job is None and _wants_result(headers):
+                    outcome = await self._refusable(self._settlement.ended(outcome.job_id))
                 span.set(outcome=type(outcome).__name__.lower())
         except BadRequest as error:
             outcome = Malformed(error)
@@ -356,6 +359,11 @@ class Leased:
         return cls(
             job=job, attempt=attempt, bug=checked if isinstance(checked, Exception) else None
         )
+
+
+def _wants_result(headers: Mapping[str, str]) -> bool:
+    """False for `Prefer: return=minimal` (RFC 7240): no subscriber of that broker takes result events."""
+    return job_event.MINIMAL not in headers.get("prefer", "")
 
 
 def _request(job: Job, attempt: int) -> EngineRequest:

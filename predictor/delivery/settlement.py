@@ -105,16 +105,20 @@ class Settlement:
         complete and expensive.
         """
         try:
-            hold, job = await self._retry_while_store_unavailable(
+            hold = await self._retry_while_store_unavailable(
                 lambda: self._store.finish(attempt.lease, ending)
             )
         except StoreUnavailable:
             _count_lost(ending)
             raise
-        if hold is not LeaseStatus.OK and not _was_ours(hold, job, ending):
+        if hold is LeaseStatus.OK:
+            return Ended(attempt.job_id)
+        job = await self._store.get(attempt.job_id) if hold is LeaseStatus.TERMINAL else None
+        # The end is recorded already where the reply to an earlier call was lost.
+        if job is None or job.state is not ending.state:
             _count_lost(ending)
         match hold:
-            case LeaseStatus.OK | LeaseStatus.TERMINAL:
+            case LeaseStatus.TERMINAL:
                 return _ended(job)
             case LeaseStatus.MISSING:
                 return Refused("the job's record is gone")
@@ -137,7 +141,7 @@ class Settlement:
         if not is_queued:
             job = await self._store.get(attempt.job_id)
             if job is not None and job.state.is_terminal:
-                return Ended(job)
+                return Ended(job.id, job)
         if why is ReleaseReason.HANDOVER:
             return Refused(error.message)
         return AttemptFailed(error.message)
@@ -172,12 +176,7 @@ class Settlement:
 def _ended(job: Job | None) -> Outcome:
     if job is None or not job.state.is_terminal:
         return Refused("the job's record has changed")
-    return Ended(job)
-
-
-def _was_ours(hold: LeaseStatus, job: Job | None, ending: Ending) -> bool:
-    """True when the end is recorded already, because the reply to an earlier call was lost."""
-    return hold is LeaseStatus.TERMINAL and job is not None and job.state is ending.state
+    return Ended(job.id, job)
 
 
 def _count_lost(ending: Ending) -> None:

@@ -154,7 +154,7 @@ async def append(store: JobWorker, lease: Lease, batch: TokenBatch) -> LeaseStat
 
 async def finish(store: JobWorker, lease: Lease, ending: Ending) -> LeaseStatus:
     """End a job; what the store says of it."""
-    return (await store.finish(lease, ending))[0]
+    return await store.finish(lease, ending)
 
 
 async def redrive(

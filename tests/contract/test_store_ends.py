@@ -35,16 +35,6 @@ from tests.contract.rig import (
 
 
 class TestFinish:
-    async def test_the_job_can_be_had_with_its_end(self, rig: Rig) -> None:
-        lease = await started(rig)
-
-        hold, job = await rig.store.finish(lease, ANSWER)
-
-        assert hold is LeaseStatus.OK
-        assert job == await rig.store.get(job_id())
-        assert job is not None
-        assert job.state is JobState.COMPLETED
-
     async def test_the_last_tokens_come_with_the_end(self, rig: Rig) -> None:
         lease = await started(rig)
         await append(rig.store, lease, TokenBatch(index=0, token_ids=(1,), delta='["a"]'))

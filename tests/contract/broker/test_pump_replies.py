@@ -31,6 +31,30 @@ def replies(event: Event, status: int = 200, *, in_structured_mode: bool = False
     return answer
 
 
+@pytest.mark.parametrize(
+    ("filters", "prefer"),
+    [
+        (({"exact": {"type": REQUESTED}},), "return=minimal"),
+        (({"exact": {"type": COMPLETED}},), "reply"),
+        (({"prefix": {"type": "dev.torpor."}},), "reply"),
+        ((), "reply"),
+    ],
+)
+async def test_a_result_event_is_asked_for_when_a_trigger_may_take_it(
+    redis: Redis, filters: tuple[dict[str, dict[str, str]], ...], prefer: str
+) -> None:
+    async with Subscriber().serving() as subscriber:
+        requests = trigger(subscriber.url)
+        results = replace(trigger(subscriber.url), name="another", filters=filters)
+        request_only = replace(requests, filters=({"exact": {"type": REQUESTED}},))
+        stack, _ = build(redis, request_only, results)
+        async with pumping(stack):
+            await stack.send(replace(EVENT, type=REQUESTED))
+            await until(stack.is_drained)
+
+    assert subscriber.headers[0]["prefer"] == prefer
+
+
 class TestReplies:
     REPLY = Event(id="r", source="/r", type="answer", datacontenttype="text/plain", data=b"because")
 

@@ -12,7 +12,7 @@ from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event, build_binary
 from eventing.cloudevent.job_event import REQUESTED, job_of
 from eventing.errors import StoreUnavailable
-from eventing.job.job import Job, JobId, derive_job_id
+from eventing.job.job import JobId, derive_job_id
 from eventing.job.store import (
     ARRIVED,
     Ending,
@@ -115,7 +115,7 @@ class UnreliableStore(MemoryStore):
         """Let the lease lapse and give the job to somebody else."""
         await self.acquire_again(job_id_of(event), restart=False)
 
-    async def finish(self, lease: Lease, ending: Ending) -> tuple[LeaseStatus, Job | None]:
+    async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
         self._reach()
         if self.failing_ends:
             self.failing_ends -= 1
@@ -147,9 +147,9 @@ class Desk:
     keeper: LeaseKeeper
     deliveries: Deliveries
 
-    async def deliver(self, event: Event) -> DeliveryResponse:
+    async def deliver(self, event: Event, prefer: str = "reply") -> DeliveryResponse:
         headers, body = build_binary(event)
-        return await self.deliveries.handle(headers, body)
+        return await self.deliveries.handle({**headers, "prefer": prefer}, body)
 
     async def entries(self, event: Event) -> list[StreamEntry]:
         return await self.store.read_stream(job_id_of(event))

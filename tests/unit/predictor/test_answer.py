@@ -23,12 +23,17 @@ def job(state: JobState) -> Job:
     return Job(id=JobId("job_1"), state=state, request=request, attempt=2, error=error)
 
 
+def ended(state: JobState) -> Ended:
+    return Ended(JobId("job_1"), job(state))
+
+
 @pytest.mark.parametrize(
     ("outcome", "status"),
     [
-        pytest.param(Ended(job(JobState.COMPLETED)), 200, id="done"),
-        pytest.param(Ended(job(JobState.FAILED)), 200, id="recorded-as-failed"),
-        pytest.param(Ended(job(JobState.CANCELLED)), 200, id="cancelled-before"),
+        pytest.param(ended(JobState.COMPLETED), 200, id="done"),
+        pytest.param(ended(JobState.FAILED), 200, id="recorded-as-failed"),
+        pytest.param(ended(JobState.CANCELLED), 200, id="cancelled-before"),
+        pytest.param(Ended(JobId("job_1")), 200, id="done-and-nobody-wants-the-event"),
         pytest.param(Held(3), 409, id="running-elsewhere"),
         pytest.param(Malformed(NotACloudEvent("no id")), 400, id="not-an-event"),
         pytest.param(Malformed(UnsupportedMode("a batch")), 415, id="a-batch-of-events"),
@@ -45,10 +50,10 @@ def test_each_outcome_has_its_status(outcome: Outcome, status: int) -> None:
 @pytest.mark.parametrize(
     ("outcome", "type_"),
     [
-        (Ended(job(JobState.COMPLETED)), "dev.torpor.inference.completed.v1"),
-        (Ended(job(JobState.INCOMPLETE)), "dev.torpor.inference.completed.v1"),
-        (Ended(job(JobState.FAILED)), "dev.torpor.inference.failed.v1"),
-        (Ended(job(JobState.CANCELLED)), "dev.torpor.inference.cancelled.v1"),
+        (ended(JobState.COMPLETED), "dev.torpor.inference.completed.v1"),
+        (ended(JobState.INCOMPLETE), "dev.torpor.inference.completed.v1"),
+        (ended(JobState.FAILED), "dev.torpor.inference.failed.v1"),
+        (ended(JobState.CANCELLED), "dev.torpor.inference.cancelled.v1"),
         (Rejected(job(JobState.FAILED)), "dev.torpor.inference.failed.v1"),
     ],
     ids=["completed", "incomplete", "failed", "cancelled", "rejected-without-a-sweep"],
@@ -64,7 +69,7 @@ def test_an_ended_job_is_told_with_a_200_because_a_202_takes_no_reply(
 
 
 def test_a_duplicate_is_told_with_the_very_event_of_the_first_time() -> None:
-    first, second = (answer_for(Ended(job(JobState.COMPLETED))).event for _ in range(2))
+    first, second = (answer_for(ended(JobState.COMPLETED)).event for _ in range(2))
 
     assert first == second
 

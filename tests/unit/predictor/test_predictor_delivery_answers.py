@@ -31,6 +31,16 @@ async def test_a_request_is_answered_with_its_result() -> None:
         assert len(text_of(answer).split()) == 10
 
 
+async def test_a_broker_that_wants_no_result_event_gets_none() -> None:
+    async with open_desk() as desk:
+        answer = await desk.deliver(asking(seeded=TEN), prefer="return=minimal")
+
+        assert (answer.status, answer.event) == (200, None)
+        job = await desk.store.get(job_id_of(asking()))
+        assert job is not None
+        assert job.state is JobState.COMPLETED
+
+
 async def test_readers_see_what_the_result_says() -> None:
     async with open_desk(tokens_per_s=200) as desk:
         event = asking(seeded={**TEN, "reasoning_tokens": 4})

@@ -181,10 +181,12 @@ async def test_what_only_a_run_finds_out_is_a_dead_letter_unless_its_caller_is_t
         fault = EngineFailed(BadRequest("longer than the context", "messages"))
         outcome, _ = await settlement.settle(attempt, fault, new_tokens=0)
 
-        assert isinstance(outcome, Ended)
-        assert outcome.job.is_dead_letter is not is_told
-        assert outcome.job.error is not None
-        assert outcome.job.error.field == "messages"
+        assert outcome == Ended(taken.lease.job_id)
+        job = await desk.store.get(taken.lease.job_id)
+        assert job is not None
+        assert job.is_dead_letter is not is_told
+        assert job.error is not None
+        assert job.error.field == "messages"
 
 
 class BrokenCheck(SeededEngine):
