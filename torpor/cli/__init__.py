@@ -1,14 +1,14 @@
-"""The `torpor` command: a stack on this machine, jobs, and what they do.
+"""The `torpor` command: a stack on this machine, jobs, measurements, and deployment on a cluster.
 
-Each module holds the commands of one topic; `app` puts them together from `catalog`. Commands talk
-to the api over HTTP, as any client would.
+Each module has the commands of one topic; `app` builds the application from `catalog`. Commands talk to the api
+over HTTP, as any client.
 """
 
 import sys
 
 
 def main() -> None:
-    """The console script. Ctrl-C while it is still being imported ends it without a word."""
+    """The console script. Ctrl-C during the imports ends it silently."""
     try:
         from torpor.cli import app
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
-"""Puts the commands together. Called by the console script `torpor`.
+"""Builds the command line application. Called by the console script `torpor`.
 
-A command's module is imported when it is asked for: all of them together take two seconds, most of
-it for the Kubernetes client, which `torpor submit` has no use for. Exit codes, for every command: 0
-done, 1 failed, 2 called wrongly, 130 interrupted (docs/reference/cli.md). Must not know what a command does.
+A command's module is imported only when that command is called: all of them together take two seconds, mostly for
+the Kubernetes client. Exit codes of every command: 0 done, 1 failed, 2 called wrongly, 130 interrupted
+(docs/reference/cli.md). Must not know the commands.
 """
 
 import os
@@ -28,8 +28,8 @@ _HOW: Final = {
 
 
 def assembled(asked: str = "") -> typer.Typer:
-    """The application with the command that was asked for, and the names of the others; with all of
-    them when none is asked for.
+    """The application with the called command, and only the names of the others; with all of them when none is
+    called.
     """
     app = typer.Typer(
         name="torpor",
@@ -53,7 +53,7 @@ def assembled(asked: str = "") -> typer.Typer:
 
 
 def main() -> None:
-    """Run a command; what a person can mend is one clear line, not a stack trace."""
+    """Run a command; an expected error is one line, not a stack trace."""
     status = 0
     try:
         status = _run(_asked(sys.argv, os.environ))
@@ -62,19 +62,19 @@ def main() -> None:
     except* Exception as group:
         for error in _flat(group):
             status = max(status, _tell(error))
-    if status:  # not above: an exit inside `except*` would itself be wrapped and shown
+    if status:  # not inside `except*`, where the exit would be wrapped in a group
         sys.exit(status)
 
 
 def _run(asked: str) -> int:
-    """The exit code of a command that ended as it meant to."""
+    """The exit code of a command that returned normally."""
     command = typer.main.get_command(assembled(asked or "-"))
     ended = command.main(prog_name="torpor", standalone_mode=False)
     return ended if isinstance(ended, int) else 0
 
 
 def _tell(error: BaseException) -> int:
-    """One line for a person, and the exit code; what is a fault of ours keeps its stack trace."""
+    """Print an error in one line; gives the exit code. A bug keeps its stack trace."""
     from pydantic import ValidationError
 
     match error:
@@ -95,7 +95,7 @@ def _tell(error: BaseException) -> int:
 
 
 def _is_told(error: BaseException) -> bool:
-    """True of what a stack or an api says in words for a person."""
+    """True for an error whose message is meant for the user."""
     from torpor.client import TorporError
     from torpor.local.errors import StackError
 
@@ -110,7 +110,7 @@ def _say(text: str, status: int) -> int:
 
 
 def _usage(error: Any) -> str:
-    """What typer says, in one line, with where to read on."""
+    """Typer's message in one line, with where to read more."""
     context = getattr(error, "ctx", None)
     if not (text := " ".join(error.format_message().split())):  # no arguments: it shows the help
         return context.get_help() if context else ""
@@ -136,11 +136,11 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    """The options that stand before a command."""
+    """The options before a command."""
 
 
 def _asked(argv: list[str], environ: Any) -> str:
-    """The command's name on the command line, or on the one that a shell wants completed."""
+    """The command's name on the command line, or on the one that a shell is completing."""
     words = environ.get("_TYPER_COMPLETE_ARGS") or environ.get("COMP_WORDS") or ""
     given = words.split() if "_TORPOR_COMPLETE" in environ else argv
     return next((word for word in given[1:] if word in COMMANDS), "")
@@ -152,7 +152,7 @@ def _loaded(entry: Entry) -> Any:
 
 
 def _named_only(entry: Entry) -> Callable[[], None]:
-    """Stands in the list of commands; it is never the one that runs."""
+    """A placeholder in the list of commands; never run."""
 
     def command() -> None:
         raise AssertionError("a command that was not asked for ran")
@@ -162,16 +162,14 @@ def _named_only(entry: Entry) -> Callable[[], None]:
 
 
 def _words(error: BaseException) -> str:
-    """The error for a person; the system's own (a full disk, a folder that may not be written) by
-    name and place.
-    """
+    """The error for the user; an operating system error (a full disk, a forbidden folder) by name and path."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error)
 
 
 def _flat(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    """The errors in a group of groups: each task group on the way up adds a layer."""
+    """The errors in nested exception groups."""
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _flat(error)

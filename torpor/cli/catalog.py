@@ -1,7 +1,7 @@
-"""Every command: where it is, what it does in a line, and how it is used.
+"""The list of commands: module, one-line help, examples.
 
-Called by `app`. It imports no command, so that the help and the shell's completion come at once; a
-test holds each line to its command's own docstring.
+Called by `app`. It imports no command, so that help and completion are fast; a test compares each line with the
+command's own docstring.
 """
 
 from typing import Final, NamedTuple
@@ -238,5 +238,5 @@ COMMANDS: Final = {
 
 
 def epilog(*examples: str) -> str:
-    """Examples as the foot of a help; an empty line keeps each on its own."""
+    """Examples at the end of a help; an empty line keeps each on its own line."""
     return "\n\n".join(["Examples:", *(f"  {each}" for each in examples)])

@@ -1,4 +1,4 @@
-"""What ends a command with one line and no stack trace."""
+"""Errors that end a command with one line and no stack trace."""
 
 
 class UserError(Exception):

@@ -1,7 +1,7 @@
-"""Command-line flags out of a settings class, so that a setting is written down once.
+"""Command-line flags generated from a settings class, so that each setting is defined once.
 
-Called by the commands with many options. Every field becomes a flag with its name, its docstring as
-help, its default, and its `TORPOR_*` variable; parsing and ranges stay pydantic's.
+Called by commands with many options. Every field becomes a flag with its name, its docstring as help, its default,
+and its `TORPOR_*` variable; pydantic parses and checks the ranges.
 """
 
 import inspect
@@ -24,8 +24,8 @@ S = TypeVar("S", bound="BaseSettings")
 def with_flags(
     settings: "type[BaseSettings]", *, switches: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give the decorated `command(**flags)` one optional flag a field; those that were not given
-    are passed as None. `switches` are more flags, off unless given, each with its help.
+    """Give the decorated `command(**flags)` one optional flag for each field; missing ones are passed as None.
+    `switches` are additional flags, off by default, with their help.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -38,8 +38,8 @@ def with_flags(
 
 
 def with_options(options: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give the decorated `command(**given)` one option a field of the dataclass `options`, whose
-    annotations are typer's: a command of many options then has one value to hand around.
+    """Give the decorated `command(**given)` one option for each field of the dataclass `options`, whose annotations
+    are typer's.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -59,8 +59,8 @@ def with_options(options: type) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def build(settings: type[S], **flags: Any) -> S:
-    """Settings from flags, then variables, then defaults. Raises `UsageError` naming every wrong
-    one, with its range.
+    """Settings from flags, then variables, then defaults. Raises `UsageError` naming every invalid one, with its
+    range.
     """
     from pydantic import ValidationError
 
@@ -71,7 +71,7 @@ def build(settings: type[S], **flags: Any) -> S:
 
 
 def _wrong(error: Any) -> str:
-    """One mistake; what several fields say together names them itself."""
+    """One error; an error of several fields together names them itself."""
     text = str(error["msg"]).removeprefix("Value error, ")
     return (
         f"{_flag(str(error['loc'][0]))}: {text} (got {error['input']!r})" if error["loc"] else text
@@ -101,7 +101,7 @@ def _parameter(name: str, field: "FieldInfo") -> inspect.Parameter:
 
 
 def _extra(field: "FieldInfo") -> dict[str, Any]:
-    """What a setting says of its flag: other names, and the panel of the help it stands in."""
+    """A setting's metadata for its flag: other names, and its panel in the help."""
     extra = field.json_schema_extra
     return dict(extra) if isinstance(extra, Mapping) else {}
 

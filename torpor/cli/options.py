@@ -1,6 +1,6 @@
-"""Options that many commands have.
+"""Options that many commands share.
 
-Called by the commands. Light: the help of a command imports it, and nothing that takes long.
+Called by the commands. Fast to import, since every help imports it.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 WHERE: Final = "Which Torpor"
-"""The panel of the options that say whom a command asks."""
+"""The help panel of the options that select an api or a stack."""
 DEFAULT_DATA_DIR: Final = Path(".torpor")
 
 ApiOption = Annotated[

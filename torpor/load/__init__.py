@@ -1,6 +1,6 @@
-"""A real load on a real Torpor, and an honest report of it.
+"""A load generator for a running Torpor, and its report.
 
-`schedule` says what is asked and when, `client` asks it, `run` drives the clients, `watch` reads
-the other side's metrics meanwhile, `summary` and `page` say what happened. Called by `torpor load`
-and the benches; knows Torpor only by its HTTP face.
+`schedule` says what is sent and when, `client` sends it, `run` drives the clients, `watch` reads the servers'
+metrics meanwhile, `summary` and `page` make the report. Called by `torpor load` and the benches; uses Torpor's HTTP
+interface only.
 """

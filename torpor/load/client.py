@@ -1,8 +1,8 @@
-"""The three kinds of clients: each sends one shot and follows it to its end.
+"""The three kinds of clients: each sends one request and follows it to its end.
 
-Called by `run`. A client never raises for what the other side does: that is what it is there to
-report. One that was accepted goes on asking, through restarts and cut streams, until the job has
-ended or its patience has; what it has not seen end by then is lost.
+Called by `run`. A client never raises for a server's error, which it is there to record. Once its request was
+accepted, it continues through restarts and cut streams until the job has ended or a time limit passes; then the job
+counts as lost.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _TROUBLE: Final = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 class Clients:
-    """All clients of a run: one session, one clock (`now` gives seconds from the start)."""
+    """All clients of a run, with one session and one clock (`now` gives seconds from the start)."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Clients:
             self._headers["authorization"] = f"Bearer {key}"
 
     async def send(self, shot: Shot, sample: LoadSample) -> None:
-        """Send it and fill in what becomes of it."""
+        """Send the request and record its outcome."""
         sample.sent_s = self._now()
         try:
             async with asyncio.timeout(self._patience_s):
@@ -83,7 +83,7 @@ class Clients:
                 await asyncio.sleep(_AFTER_TROUBLE_S)
 
     async def _poll(self, job_id: str) -> dict[str, Any] | None:
-        """The job once it has ended; None to ask again."""
+        """The ended job; None to poll again."""
         url = f"{self._address}/v1/jobs/{job_id}?wait={_POLL_S:.0f}"
         async with self._session.get(url, headers=self._headers) as answer:
             content = await answer.read()
@@ -96,7 +96,7 @@ class Clients:
     async def _read_events(
         self, sample: LoadSample, cursor: str
     ) -> tuple[str, dict[str, Any] | None]:
-        """Follow the events from a cursor; the cursor reached, and the job if it has ended."""
+        """Follow the events from a cursor; gives the cursor reached, and the job if it has ended."""
         headers = self._headers | ({"last-event-id": cursor} if cursor else {})
         url = f"{self._address}/v1/jobs/{sample.job_id}/events"
         async with self._session.get(url, headers=headers) as answer:
@@ -114,7 +114,7 @@ class Clients:
         return cursor, None
 
     async def _call(self, shot: Shot, sample: LoadSample) -> None:
-        """OpenAI's call as every client library makes it; streamed, so its first token shows."""
+        """OpenAI's call as client libraries make it; streamed, so that the time to the first token is known."""
         body = self._body(shot) | {"stream": True}
         url = f"{self._address}/v1/chat/completions"
         try:
@@ -129,7 +129,7 @@ class Clients:
                     sample.accepted_s = self._now()
                     await self._read_chunks(answer, sample)
         except _TROUBLE:
-            # A held call that is cut has no way back: that is what it costs to be synchronous.
+            # A held call that is cut off cannot be resumed.
             sample.outcome = SampleOutcome.FAILED if sample.accepted_s else SampleOutcome.UNREACHED
         sample.ended_s = self._now()
 
@@ -147,9 +147,7 @@ class Clients:
                 sample.first_token_s = self._now()
 
     async def settle(self, sample: LoadSample) -> None:
-        """Ask the record of a held call for what only it knows. After the run, so that it is no
-        part of the load.
-        """
+        """Read figures of a held call from its job's record; after the run, so that this is not part of the load."""
         if sample.kind is ClientKind.SYNC and sample.job_id:
             try:
                 job = await self._poll(sample.job_id)
@@ -164,7 +162,7 @@ class Clients:
         sample.outcome = SampleOutcome.COMPLETED if answered else SampleOutcome.FAILED
         _read_job(sample, job)
         if not sample.first_token_s and (first_ms := job["timings"].get("first_token_ms")):
-            # A poller sees no token; the record says when it was there to be seen.
+            # A polling client sees no token; the record has the time of the first one.
             sample.first_token_s = sample.accepted_s + first_ms / 1000
 
     async def _post(self, path: str, body: Any, sample: LoadSample) -> dict[str, Any] | None:

@@ -1,9 +1,8 @@
-"""Does it grow? Memory, open files and keys over a run, and what a soak run says no to. Pure.
+"""Detects growth of memory, open files and keys over a soak run. Pure.
 
-Called by `summary` and `torpor load --soak`. Two things look like a leak and are none: what fills
-up once (caches, pools, an allocator's arenas), so the first half of a run does not count; and what
-comes and goes with the load (connections), so the trend is that of the least value in each stretch
-of time: what is given back lowers it again, what is leaked lifts it for good.
+Called by `summary` and `torpor load --soak`. Two effects look like a leak and are none. Caches, pools and an
+allocator's arenas fill up once, so the first half of a run does not count. Connections come and go with the load,
+so the trend is computed from the lowest value in each interval: a leak raises it for good.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Final
 from torpor.load.watch import MetricsSnapshot
 
 _SOAK_S: Final = 1200
-"""Half of it is left to judge by; in less nothing can be told."""
+"""Half of it is left to judge by; a shorter run gives no result."""
 _SHARE_A_HOUR: Final = 0.1
 _FILES_A_HOUR: Final = 10.0
 """Ten an hour is 240 a day, a quarter of the usual limit."""
@@ -28,7 +27,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """A least-squares line, an hour, and how well it is known."""
+    """A least-squares line, per hour, and its standard error."""
 
     per_hour: float
     error_per_hour: float
@@ -39,7 +38,7 @@ class Trend:
 
 
 def trend(points: Points) -> Trend | None:
-    """How the floor moves in the second half of a run; None when there is too little to say."""
+    """The trend of the lowest values in the second half of a run; None with too few points."""
     if not points:
         return None
     begin_s, end_s = (points[0][0] + points[-1][0]) / 2, points[-1][0]
@@ -55,7 +54,7 @@ def trend(points: Points) -> Trend | None:
 
 
 def _floor(points: Points, begin_s: float, end_s: float) -> Points:
-    """The least value in each stretch of time, put at the stretch's middle."""
+    """The lowest value in each interval, placed at its middle."""
     width_s = max((end_s - begin_s) / _STRETCHES, 1e-9)
     least: dict[int, float] = {}
     for at_s, value in points:
@@ -90,9 +89,9 @@ def _figures(points: Points) -> dict[str, Any]:
 
 
 def growing(report: Mapping[str, Any]) -> list[str]:
-    """What a soak run says no to, in words: a sure trend of memory or open files that a day would
-    not forgive, or more keys than the jobs that are kept account for (a record and a token stream
-    each). In less than twenty minutes nothing can be told.
+    """The reasons to fail a soak run: a significant trend of memory or open files that would matter within a day,
+    or more keys than the kept jobs explain (a record and a token stream each). A run of less than twenty minutes
+    gives no result.
     """
     if report["span_s"] < _SOAK_S:
         return [f"unknown: {report['span_s']:g} s are too short to tell"]

@@ -1,6 +1,6 @@
-"""The report as one HTML page: figures and plots, nothing loaded from anywhere.
+"""The report as one HTML page with figures and plots, without external resources.
 
-Called by `torpor load`. Must not know how a figure was made.
+Called by `torpor load`. Must not know how a figure was computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence

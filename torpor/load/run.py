@@ -1,9 +1,8 @@
-"""Drives the clients, by a schedule or by their own pace, and keeps what they saw.
+"""Drives the clients, in an open or a closed loop, and keeps their samples.
 
-Called by `torpor load` and the benches. *Open*: shots are sent when they are due, whatever became
-of earlier ones, so a system that stalls is seen to stall (no coordinated omission). *Closed*: a
-number of users, each waiting for its answer before it asks again: the load then slows down with
-the system, and the report says so.
+Called by `torpor load` and the benches. *Open*: requests are sent when they are due, whatever happened to earlier
+ones, so that a stalled server is measured as stalled (no coordinated omission). *Closed*: a number of users, each
+waiting for its answer before the next request; the load then slows down with the server, and the report says so.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ _REFUSED_PAUSE_S: Final = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
-    """A closed loop: `users` of them for `duration_s`, each pausing `think_s` between two asks."""
+    """A closed loop: `users` users for `duration_s`, each pausing `think_s` between two requests."""
 
     users: int
     duration_s: float
@@ -28,7 +27,7 @@ class Closed:
 
 
 class Run:
-    """One run. `samples` grows while it goes on; whoever shows progress may look."""
+    """One run. `samples` grows while it runs, and may be read meanwhile."""
 
     def __init__(
         self, clients: Clients, now: Callable[[], float], *, most_open: int = 5000
@@ -41,11 +40,11 @@ class Run:
         self._stopped = False
 
     def stop(self) -> None:
-        """Send nothing new; what was sent is followed to its end."""
+        """Send nothing new; requests in flight are followed to their end."""
         self._stopped = True
 
     async def open_loop(self, shots: Iterator[Shot]) -> None:
-        """Send each shot when it is due; return when the last has ended."""
+        """Send each request when it is due; return when the last has ended."""
         async with asyncio.TaskGroup() as group:
             for shot in shots:
                 await asyncio.sleep(max(shot.at_s - self._now(), 0.0))
@@ -53,7 +52,7 @@ class Run:
                     break
                 sample = self._sample(shot, shot.at_s)
                 if self.open >= self._most_open:
-                    # Waiting for room here would hide what this shot would have suffered.
+                    # Waiting here would hide the delay that this request would have had.
                     sample.outcome, sample.ended_s = SampleOutcome.UNSENT, self._now()
                     continue
                 group.create_task(self._send(shot, sample))
@@ -75,7 +74,7 @@ class Run:
             await asyncio.sleep(max(closed.think_s, _REFUSED_PAUSE_S if refused else 0.0))
 
     async def shoot(self, shot: Shot) -> LoadSample:
-        """Send one that is due now, and follow it to its end."""
+        """Send one request now, and follow it to its end."""
         sample = self._sample(shot, self._now())
         await self._send(shot, sample)
         return sample

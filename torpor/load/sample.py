@@ -1,7 +1,6 @@
-"""What happened to one shot, as its client saw it.
+"""The outcome of one request, as its client saw it.
 
-Written by `client` and `run`, read by `summary`. Times are seconds from the start of the run, on
-one clock.
+Written by `client` and `run`, read by `summary`. Times are seconds from the start of the run, on one clock.
 """
 
 from dataclasses import dataclass
@@ -11,20 +10,20 @@ from torpor.load.schedule import ClientKind
 
 
 class SampleOutcome(StrEnum):
-    """How a shot ended."""
+    """How a request ended."""
 
     COMPLETED = "completed"  #: an answer
-    FAILED = "failed"  #: an end without an answer, told so
+    FAILED = "failed"  #: the job ended without an answer
     REFUSED = "refused"  #: not accepted: 4xx or 5xx, nothing promised
     UNREACHED = "unreached"  #: no connection, or cut before it was accepted
-    UNSENT = "unsent"  #: the generator itself had no room for it
+    UNSENT = "unsent"  #: not sent: the generator had too many open requests
     LOST = "lost"  #: accepted, and no end was seen in time
 
 
 @dataclass(slots=True, kw_only=True)
 class LoadSample:
-    """One shot. `due_s` is when it should have been sent: all waits are counted from there, so that
-    a generator or a system that is late does not hide it.
+    """One request. `due_s` is when it should have been sent: all waits are counted from there, so that a late
+    generator or server does not hide them.
     """
 
     kind: ClientKind

@@ -1,4 +1,4 @@
-"""What is asked and when: arrivals from a profile or a trace, each given to a kind of client. Pure.
+"""The requests of a load and their times, from a profile or a trace. Pure.
 
 Called by the command and the benches. The same seed gives the same load. Must not know HTTP.
 """
@@ -33,8 +33,8 @@ class Shot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """How a load is turned into shots. `speed` runs its clock faster; lengths above a cap are cut
-    to it, since a model has a context; `mix` weighs the kinds of clients.
+    """How a load is turned into requests. `speed` runs its clock faster; lengths above a cap are cut to it, since a
+    model has a context; `mix` weighs the kinds of clients.
     """
 
     mix: Mapping[ClientKind, int] = field(default_factory=lambda: dict.fromkeys(ClientKind, 1))
@@ -45,13 +45,11 @@ class Shape:
 
 
 _CHUNK: Final = "torpor "
-"""About one token of any tokenizer, and nobody's data."""
+"""About one token of any tokenizer."""
 
 
 def shots(load: Load, shape: Shape, *, until_s: float | None = None) -> Iterator[Shot]:
-    """The shots of an open loop, in order: they come when they come, whatever became of those
-    before.
-    """
+    """The requests of an open loop, in order."""
     rng = random.Random(shape.seed)  # noqa: S311 (a lottery among clients, not a secret)
     for request in load.requests():
         at_s = request.at / shape.speed
@@ -61,9 +59,7 @@ def shots(load: Load, shape: Shape, *, until_s: float | None = None) -> Iterator
 
 
 def endless(shape: Shape, lengths: Lengths, user: int) -> Iterator[Shot]:
-    """What one user of a closed loop asks, one after the other; due when the one before has
-    ended.
-    """
+    """The requests of one user of a closed loop; each is due when the one before has ended."""
     rng = random.Random(shape.seed * 1_000_003 + user)  # noqa: S311
     while True:
         yield _shot(shape, rng, 0.0, *lengths.draw(rng))

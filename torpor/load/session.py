@@ -1,4 +1,4 @@
-"""One run from its plan to its report: a session, the clients, and the watch beside them.
+"""One run from its plan to its report: session, clients, and metrics.
 
 Called by `torpor load` and the benches. Must not know a terminal.
 """
@@ -23,17 +23,17 @@ from torpor.simulator.load import Load
 from torpor.simulator.workload import Lengths
 
 _GRACE_S: Final = 5.0
-"""Predictors post what they did this often, idle seconds too."""
+"""The interval at which predictors post to the ledger."""
 _POSTED_WITHIN_S: Final = 30.0
-"""A late post is waited for so long; then the report says that the cost is a lower bound."""
+"""How long a late post is waited for; then the report says that the cost is a lower bound."""
 
 Show = Callable[[Run, Watch], Coroutine[Any, Any, None]]
-"""Shows a run that goes on, until cancelled."""
+"""Shows a run's progress, until cancelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPlan:
-    """Everything a run needs to know."""
+    """All parameters of a run."""
 
     addresses: Mapping[str, str]
     model: str
@@ -56,7 +56,7 @@ class LoadPlan:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The report, and what it was made of."""
+    """The report and its data."""
 
     report: dict[str, Any]
     samples: Sequence[LoadSample]
@@ -64,7 +64,7 @@ class Result:
 
 
 async def run_plan(plan: LoadPlan, show: Show | None = None) -> Result:
-    """Run it. Ctrl-C sends nothing new and follows what was sent."""
+    """Run the plan. Ctrl-C sends nothing new and follows the requests in flight."""
     loop = asyncio.get_running_loop()
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=None, connect=10, sock_read=120)
@@ -114,7 +114,7 @@ async def run_plan(plan: LoadPlan, show: Show | None = None) -> Result:
 async def _last_look(
     watch: Watch, first: MetricsSnapshot, run: Run, now: Callable[[], float]
 ) -> None:
-    """Look until the predictors have posted what this run made them do."""
+    """Read until the predictors have posted the work of this run."""
     jobs = sum(sample.outcome is SampleOutcome.COMPLETED for sample in run.samples)
     until_s = now() + _POSTED_WITHIN_S
     last = await watch.look()

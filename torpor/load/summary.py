@@ -1,7 +1,7 @@
-"""What a run showed, in numbers. Pure.
+"""The figures of a run. Pure.
 
-Called by the command and the benches. Percentiles are nearest-rank over every shot that ended well,
-counted from when it was due; what ended otherwise is counted, not averaged away.
+Called by the command and the benches. Percentiles are nearest-rank over every completed request, counted from when
+it was due; other outcomes are counted separately.
 """
 
 import math
@@ -15,13 +15,13 @@ from torpor.load.sample import LoadSample, SampleOutcome
 from torpor.load.watch import MetricsSnapshot, is_accounted
 
 _LATE_S: Final = 0.05
-"""A generator later than this measures itself."""
+"""With a lag above this the generator measures itself."""
 _SHARES: Final = {"p50": 0.50, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What was run, for the report."""
+    """The parameters of the run, for the report."""
 
     title: str
     target: str
@@ -74,7 +74,7 @@ def summarise(
 
 
 def notes(setup: Setup, samples: Sequence[LoadSample]) -> list[str]:
-    """What a reader must know before believing the figures."""
+    """Remarks that a reader needs to judge the figures."""
     if setup.is_open:
         said = [
             "Open loop: requests were sent when due; times are counted from when they were due."
@@ -100,7 +100,7 @@ def notes(setup: Setup, samples: Sequence[LoadSample]) -> list[str]:
 def percentiles(
     samples: Sequence[LoadSample], value: Callable[[LoadSample], float | None]
 ) -> dict[str, float] | None:
-    """Nearest-rank percentiles of what `value` gives; None when it gives nothing."""
+    """Nearest-rank percentiles of `value`; None without values."""
     values = sorted(v for v in map(value, samples) if v is not None)
     if not values:
         return None
@@ -121,7 +121,7 @@ def _cost_notes(looks: Sequence[MetricsSnapshot], jobs: int) -> list[str]:
 
 
 def _cost(looks: Sequence[MetricsSnapshot], tokens: int, jobs: int) -> dict[str, float | None]:
-    """What the span cost, with everything in it; None where the other side did not say."""
+    """The cost of the run with everything included; None without the servers' figures."""
     known = [look for look in looks if look.gpu_s is not None]
     if len(known) < 2:
         return {"gpu_seconds": None, "cost": None, "per_1k_output_tokens": None, "per_job": None}

@@ -1,7 +1,7 @@
-"""The other side during a run: its replicas, queue, memory and cost, read from its `/metrics`.
+"""Reads the servers' `/metrics` during a run: replicas, queue, memory and cost.
 
-Called by `torpor load`, `torpor top` and the benches. Any Torpor will do: the addresses of api,
-broker and (on one machine) activator. What cannot be read leaves a gap.
+Called by `torpor load`, `torpor top` and the benches. Needs only the addresses of api, broker and (on one machine)
+activator. A figure that cannot be read is left out.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ class Scrape:
     values: Mapping[str, Mapping[Labels, float]] = field(default_factory=dict)
 
     def total(self, name: str, **labels: str) -> float | None:
-        """The sum of the series of `name` that carry `labels`; None when there is none."""
+        """The sum of the series of `name` that have `labels`; None when there is none."""
         wanted = set(labels.items())
         found = [v for key, v in self.values.get(name, {}).items() if wanted <= key]
         return sum(found) if found else None
 
     def highest(self, name: str, **labels: str) -> float | None:
-        """The highest of them."""
+        """The highest of these series."""
         wanted = set(labels.items())
         return max(
             (v for key, v in self.values.get(name, {}).items() if wanted <= key), default=None
@@ -44,10 +44,10 @@ class Scrape:
 
 
 def parse(text: str) -> Scrape:
-    """A `/metrics` page, without its histograms' buckets. Raises ValueError for one that is none.
+    """A `/metrics` page without the buckets of histograms. Raises ValueError for an invalid one.
 
-    Most of a page is buckets and remarks, and parsing it all takes tens of milliseconds, for which
-    a load generator would stand still.
+    Most of a page is buckets and comments, and parsing it all takes tens of milliseconds, in which the load
+    generator could not send.
     """
     wanted = [line for line in text.splitlines() if line[:1] != "#" and "_bucket{" not in line]
     values: dict[str, dict[Labels, float]] = {}
@@ -58,7 +58,7 @@ def parse(text: str) -> Scrape:
 
 
 async def scrape(session: aiohttp.ClientSession, address: str) -> Scrape:
-    """What `address` shows now; empty when it does not answer."""
+    """The samples at `address` now; empty when it does not answer."""
     if not address:
         return Scrape()
     try:
@@ -70,7 +70,7 @@ async def scrape(session: aiohttp.ClientSession, address: str) -> Scrape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsSnapshot:
-    """The other side at one moment; None for what it did not show."""
+    """The servers' figures at one moment; None for a missing one."""
 
     at_s: float
     ready: float | None
@@ -89,7 +89,7 @@ class MetricsSnapshot:
 
 
 class Watch:
-    """Looks every few seconds until cancelled."""
+    """Reads every few seconds until cancelled."""
 
     def __init__(
         self,
@@ -108,13 +108,13 @@ class Watch:
         self.looks: list[MetricsSnapshot] = []
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Read until cancelled."""
         while True:
             await self.look()
             await asyncio.sleep(self._every_s)
 
     async def look(self) -> MetricsSnapshot:
-        """Look once, and keep it."""
+        """Read once, and keep it."""
         names = list(self._addresses)
         scrapes = await asyncio.gather(
             *(scrape(self._session, self._addresses[name]) for name in names),
@@ -126,7 +126,7 @@ class Watch:
 
 
 def look_of(at_s: float, by_part: Mapping[str, Scrape], gpu: Scrape) -> MetricsSnapshot:
-    """What the parts show, put together."""
+    """The figures of all parts together."""
     api, broker = by_part.get("api", Scrape()), by_part.get("broker", Scrape())
     memory = {name: s.total("process_resident_memory_bytes") for name, s in by_part.items()}
     files = {name: s.total("process_open_fds") for name, s in by_part.items()}
@@ -149,11 +149,11 @@ def look_of(at_s: float, by_part: Mapping[str, Scrape], gpu: Scrape) -> MetricsS
 
 
 def is_accounted(first: MetricsSnapshot, last: MetricsSnapshot, jobs: int) -> bool:
-    """Whether the GPU-seconds of `jobs` that ended since `first` are in what `last` shows.
+    """Whether the GPU-seconds of `jobs` that ended since `first` are included in `last`.
 
-    An attempt is charged to its job when it ends, but a predictor posts its own seconds only every
-    few: until the last has, less was busy than was charged. True where the other side tells nothing
-    of it; false for good when a predictor died with seconds that it had not posted.
+    An attempt is charged to its job when it ends, but a predictor posts its own seconds only every few seconds:
+    until then, the busy seconds are fewer than the charged ones. True when the servers have no such figures; false
+    for good when a predictor died before it posted.
     """
     if first.busy_s is None or first.charged_s is None:
         return True

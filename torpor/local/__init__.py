@@ -1,7 +1,6 @@
-"""The embedded stack: the queue topology on one machine, for development.
+"""The local stack: the queue topology on one machine, for development.
 
-`torpor up` runs it. Store, broker, api and predictors are processes of their own, as in a cluster;
-what Knative Serving does there (activator, autoscaler, replicas) is done here by small stand-ins
-that run the same policies. It is a development stack: beyond one machine the answer is Knative,
-KEDA and a real Redis.
+`torpor up` runs it. Store, broker, api and predictors are processes of their own, as in a cluster; activator,
+autoscaler and replicas, which Knative Serving provides there, are small implementations with the same policies. For
+more than one machine use Knative, KEDA and a real Redis.
 """

@@ -1,8 +1,7 @@
-"""One part of the stack as a process that cannot outlive us.
+"""A child process of the stack that cannot outlive it.
 
-Called by the stack and by the launchers. The kernel kills a child when its parent dies
-(`PR_SET_PDEATHSIG`), so neither kill -9 of `torpor up` nor a crash leaves orphans. Must not know
-what the process does.
+Called by the stack and by the launchers. The kernel kills a child when its parent dies (`PR_SET_PDEATHSIG`), so
+neither kill -9 of `torpor up` nor a crash leaves orphans. Must not know what the process does.
 """
 
 import asyncio
@@ -26,21 +25,19 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _LAST_LINES: Final = 5
 _TAIL_CHARACTERS: Final = 64 * 1024
 _LINE_CHARACTERS: Final = 300
-_MAX_HELD: Final = 64  # far more than start at one time; the oldest are listened on by now
+_MAX_HELD: Final = 64  # far more than start at one time; the oldest ports are in use by now
 _held: deque[socket.socket] = deque()
 _SAFE_PATH: Final = {"PYTHONSAFEPATH": "1"}
-"""`python -m api` must run our `api`, never a folder of that name where the user happens to be."""
+"""`python -m api` must run our `api`, never a folder of that name in the current directory."""
 
 
 def python_module(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module of ours with this interpreter."""
+    """The command that runs one of our modules with this interpreter."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def child_env(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a part: `env`, and nothing of the current folder is imported, by its own
-    children neither.
-    """
+    """The environment of a child: `env`, without imports from the current directory."""
     return {**env, **_SAFE_PATH}
 
 
@@ -83,7 +80,7 @@ class Child:
                 stderr=log,
                 env=child_env(self._env),
                 preexec_fn=die_with_parent,
-                start_new_session=True,  # Ctrl-C is for us; we stop our parts in order
+                start_new_session=True,  # Ctrl-C is handled by the stack, which stops its parts in order
             )
         if self._stdin and self._process.stdin:
             self._process.stdin.write(self._stdin)
@@ -96,7 +93,7 @@ class Child:
         return await self._process.wait()
 
     async def stop(self, grace_s: float) -> int:
-        """SIGTERM, SIGKILL if it has not ended in `grace_s`. Its exit status, 0 if it never ran."""
+        """SIGTERM, then SIGKILL if it has not ended in `grace_s`. Gives its exit status, 0 if it never ran."""
         if self._process is None:
             return 0
         with suppress(ProcessLookupError):
@@ -130,8 +127,8 @@ def die_with_parent() -> None:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now. It stays bound, without listening: a process
-    that is told the port may listen on it, and the kernel gives it to nobody who asks for any.
+    """A free loopback port. It stays bound without listening: a process that is given the port can listen on it,
+    and the kernel assigns it to no other.
     """
     mark = socket.socket()
     mark.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""The folder that a stack owns: one stack at a time, and where others find it.
+"""The folder of a stack: locked by one stack at a time, with a note of its addresses.
 
 Called by the stack (writes) and the command line (reads).
 """
@@ -27,18 +27,17 @@ class Addresses:
     broker: str = ""
     activator: str = ""
     redis: str = ""
-    """The store, password included: the note is for its owner only."""
+    """The store, with its password: the note is readable by its owner only."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for one stack. The kernel lets go of it when we die, so a crash never locks
-    anybody out.
+    """Lock the folder for one stack. The kernel releases the lock when the process dies.
 
-    Raises `StackError` when another stack has it, it cannot be written, or this is no Linux.
+    Raises `StackError` when another stack has it, it cannot be written, or this is not Linux.
     """
     require_linux()
-    import fcntl  # only here: who asks a stack of elsewhere may do so on Windows
+    import fcntl  # imported here, since clients of a remote stack may run on Windows
 
     try:
         make_private(folder)
@@ -63,7 +62,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def require_linux() -> None:
-    """Raises `StackError` where a stack cannot run: its parts end with it by a call of Linux."""
+    """Raises `StackError` where a stack cannot run: its processes end with it by a Linux system call."""
     if sys.platform != "linux":
         raise StackError(
             "a stack runs on Linux only; on Windows or macOS use WSL 2 or a Linux VM, or name a "
@@ -73,8 +72,8 @@ def require_linux() -> None:
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """What is written within the block, by us and by the processes that we start, is for its owner
-    only: prompts and answers lie in it.
+    """Files that this process and its children create within the block are accessible to the owner only: they
+    contain prompts and answers.
     """
     before = os.umask(0o077)
     try:
@@ -84,8 +83,8 @@ def private_files() -> Iterator[None]:
 
 
 def make_private(folder: Path) -> None:
-    """Make the folder for its owner only. One that was there and is not a stack's keeps its mode;
-    what is ours in it does not.
+    """Make the folder accessible to its owner only. An existing folder that is not a stack's keeps its mode; our
+    files in it do not.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (folder / "lock").exists():
@@ -96,9 +95,7 @@ def make_private(folder: Path) -> None:
 
 
 def record_addresses(folder: Path, addresses: Addresses | None) -> None:
-    """Say where the stack is reached; None takes the note away. Whoever reads meanwhile sees the
-    whole note or none.
-    """
+    """Write the stack's addresses; None removes the note. Written atomically."""
     note = folder / _ADDRESSES
     if addresses is None:
         note.unlink(missing_ok=True)
@@ -109,7 +106,7 @@ def record_addresses(folder: Path, addresses: Addresses | None) -> None:
 
 
 def find_addresses(folder: Path) -> Addresses | None:
-    """Where the stack of this folder is reached; None when none runs."""
+    """The addresses of this folder's stack; None when none runs."""
     with suppress(OSError, orjson.JSONDecodeError, TypeError, AttributeError):
         noted = orjson.loads((folder / _ADDRESSES).read_bytes())
         known = {each.name for each in fields(Addresses)}
@@ -118,7 +115,7 @@ def find_addresses(folder: Path) -> Addresses | None:
 
 
 def owner_of(folder: Path) -> int:
-    """The process id of the stack that holds the folder; 0 when none does."""
+    """The process id of the stack that has the folder; 0 for none."""
     require_linux()
     import fcntl
 

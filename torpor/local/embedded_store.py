@@ -1,7 +1,6 @@
-"""The embedded Valkey: store and queue of one machine, on disk, behind a password that only we
-know.
+"""The embedded Valkey: store and queue of one machine, on disk, with a random password.
 
-Called by the stack when no Redis of the user's own is named.
+Called by the stack when no Redis of the user's own is configured.
 """
 
 import secrets
@@ -24,8 +23,8 @@ maxmemory-policy noeviction
 aof-load-truncated yes
 shutdown-on-sigterm force
 """
-"""Durable to the last second in a power cut and to the last write when a process dies
-(reliability.md); nothing is evicted.
+"""Loses at most the last second in a power cut and nothing when a process dies (docs/reliability.md); nothing is
+evicted.
 """
 
 
@@ -34,9 +33,7 @@ class StoreMissing(StackError):
 
 
 def embedded_store(folder: Path, env: dict[str, str], log_dir: Path) -> tuple[Child, str]:
-    """The server as a child to start, and its URL. Data in `folder` survives; the password is new
-    each time.
-    """
+    """The server as a child to start, and its URL. Data in `folder` is kept; the password is new each time."""
     folder.mkdir(parents=True, exist_ok=True)
     port, password = free_port(), secrets.token_hex(24)
     config = _CONFIG.format(port=port, folder=folder.resolve(), password=password)

@@ -1,5 +1,5 @@
-"""What can go wrong with the stack on one machine, in words for the person at the terminal."""
+"""Errors of the local stack, in words for the person at the terminal."""
 
 
 class StackError(Exception):
-    """A part of the stack cannot be had. The message says which, why, and what to do."""
+    """A part of the stack cannot run. The message says which, why, and what to do."""

@@ -1,7 +1,7 @@
-"""Why a process did not start, in one line, from what it left in its log. Pure.
+"""Why a process did not start, in one line from its log. Pure.
 
-Called by the stack, the fleet and the launchers. Our own processes log it as `action: start` with a
-`reason`; of any other the last error counts.
+Called by the stack, the fleet and the launchers. Our own processes log it as `action: start` with a `reason`; for
+others the last error is taken.
 """
 
 import json
@@ -23,7 +23,7 @@ def reason_in(text: str) -> str:
 
 
 def _short(reason: str) -> str:
-    """On one line, without the names of the errors that it passed through."""
+    """In one line, without the names of exceptions."""
     line = " ".join(reason.split()).removeprefix("EngineStartError: ")
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 

@@ -1,8 +1,7 @@
-"""Installs what a stack needs beside the wheel, step by step, saying what each step is and took.
+"""Installs what a stack needs beside the wheel, step by step, with progress and durations.
 
-Called by `torpor setup` and, for a checkout, by scripts/install.py, which any Python runs before
-anything is installed: nothing but the standard library. Why it is more than one `pip install` stands in
-docs/adr/0002.
+Called by `torpor setup` and, for a checkout, by scripts/install.py, which runs before anything is installed:
+standard library only. docs/adr/0002 says why one `pip install` is not enough.
 """
 
 import os
@@ -30,7 +29,7 @@ class InstallStep(NamedTuple):
 
 
 def models_folder() -> Path:
-    """Where converted models are kept: beside the stack of a checkout, else in the user's cache."""
+    """The folder of converted models: beside the stack of a checkout, else in the user's cache."""
     here = Path(".torpor/models")
     if here.is_dir() or Path("pyproject.toml").is_file():
         return here
@@ -39,9 +38,7 @@ def models_folder() -> Path:
 
 
 def steps(machine: str, python: str, target: Sequence[str]) -> list[InstallStep]:
-    """What is to be done for `cpu` or `gpu` with the interpreter `python`; `target` is what pip is
-    told to install.
-    """
+    """The steps for `cpu` or `gpu` with the interpreter `python`; `target` is the package that pip installs."""
     pip = (python, "-m", "pip", "--disable-pip-version-check")
     install = (*pip, "install", "--progress-bar", "off")
     model = [
@@ -80,7 +77,7 @@ def steps(machine: str, python: str, target: Sequence[str]) -> list[InstallStep]
 def run(
     all_steps: Sequence[InstallStep], *, before: Sequence[tuple[str, Callable[[], str]]] = ()
 ) -> str:
-    """Run each, with its progress; the problem in words, empty when there was none."""
+    """Run each step, with its progress; gives the problem in words, empty for none."""
     todo = [*before, *((step.name, _runner(step)) for step in all_steps)]
     for number, (name, work) in enumerate(todo, 1):
         sys.stdout.write(f"[{number}/{len(todo)}] {name} ...")
@@ -94,7 +91,7 @@ def run(
 
 
 def run_command(command: Sequence[str]) -> str:
-    """Run it, showing what it downloads; the problem in words, empty when there was none."""
+    """Run a command, showing its downloads; gives the problem in words, empty for none."""
     process = subprocess.Popen(  # noqa: S603
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -123,9 +120,7 @@ def _runner(step: InstallStep) -> Callable[[], str]:
 
 
 def _news(line: str) -> str:
-    """What a person who waits wants to know of a line: a download that takes long, a step of the
-    model's conversion.
-    """
+    """The part of a line worth showing: a long download, a step of the model's conversion."""
     if found := re.search(r"Downloading (?:\S*/)?([\w.]+)-\S* \((\d+\.?\d*) MB\)", line):
         return f"{found[1]}, {found[2]} MB" if float(found[2]) >= _LARGE_MB else ""
     if line.startswith("Installing collected packages"):

@@ -1,8 +1,7 @@
-"""What the embedded stack would be on a cluster: Triggers, a Knative Service, a ScaledObject, as
-plain manifests.
+"""The local stack as cluster manifests: Triggers, a Knative Service, a ScaledObject.
 
-Called by the stack, which hands them to the very readers that read a user's YAML: the broker's
-`parse_trigger`, `knative.autoscaling.read_knative` and `read_scaled_object`. Pure.
+Called by the stack, which gives them to the same parsers that read a user's YAML: the broker's `parse_trigger`,
+`knative.autoscaling.read_knative` and `read_scaled_object`. Pure.
 """
 
 from collections.abc import Mapping
@@ -20,13 +19,13 @@ Manifest = Mapping[str, Any]
 def triggers(
     settings: StackSettings, model: str, *, activator_url: str, api_url: str
 ) -> list[Manifest]:
-    """Requests for the model go to the activator, those that name no model we know to the api. Results
-    go to nobody: the predictor has ended the job in the store, and the api reads its end there.
+    """Requests for the model go to the activator, those for an unknown model to the api. Results are not delivered:
+    the predictor has ended the job in the store, where the api reads its end.
     """
     wanted = {"type": REQUESTED, "model": model}
     longest_s = settings.max_job_seconds + 60
-    # At least one retry each 15 s for twice the longest job: a job that runs well elsewhere is
-    # never given up.
+    # At least one retry each 15 s for twice the longest job: a job that runs in another predictor
+    # is never given up.
     patient = _delivery(retry=2 * longest_s // 15 + 10, backoff_s=1, timeout_s=longest_s)
     return [
         _trigger(
@@ -47,7 +46,7 @@ def triggers(
 
 
 def requests_queue(model: str) -> str:
-    """The queue, and the trigger, of a model's requests."""
+    """The name of the queue, and of the trigger, of a model's requests."""
     return f"requests-{model}"
 
 
@@ -81,7 +80,7 @@ def service(settings: StackSettings, model: str) -> Manifest:
 
 
 def config_autoscaler(settings: StackSettings) -> Mapping[str, str]:
-    """The cluster-wide settings that a Service cannot carry."""
+    """The cluster-wide settings that a Service cannot have."""
     return {
         "allow-zero-initial-scale": "true",
         "scale-to-zero-grace-period": f"{settings.grace:g}s",

@@ -1,4 +1,4 @@
-"""The stack's own HTTP face: the activator, and what it and the fleet are doing.
+"""The stack's own HTTP server: the activator, and the state of activator and fleet.
 
 Called by the broker's pump (deliveries), `torpor status` and Prometheus. Bound to loopback only.
 """
@@ -28,7 +28,7 @@ _held = Gauge(
 
 
 class Watched(Protocol):
-    """What is shown of the stack."""
+    """The state that is shown."""
 
     addresses: Addresses
     replicas: dict[str, LocalReplica]
@@ -36,7 +36,7 @@ class Watched(Protocol):
 
 
 def status_app(stack: Watched, activator: Activator, view: QueueView, queue: str) -> Starlette:
-    """`/events` is the activator; `/status` and `/metrics` show."""
+    """`/events` is the activator; `/status` and `/metrics` show the state."""
 
     async def status(_: Request) -> Response:
         return JSONResponse(await describe(stack, activator, view, queue))

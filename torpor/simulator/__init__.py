@@ -1,1 +1,1 @@
-"""A discrete-event model of queue, activator, predictors and nodes, driven by the real policies."""
+"""A discrete-event simulation of queue, activator, predictors and nodes, driven by the real policies."""

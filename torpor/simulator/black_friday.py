@@ -1,12 +1,11 @@
-"""The Black-Friday story: CPU says 55 % while users time out, and what queue depth and p95 would
-do.
+"""The Black-Friday scenario: an HPA on CPU beside KEDA on queue depth and p95.
 
-Called by `torpor` (`black-friday`), the benches and tests. It must not be tuned per policy: both
-run the same requests on the same pods, and both are the YAML files beside it.
+Called by `torpor` (`black-friday`), the benches and tests. It must not be tuned per policy: both run the same
+requests on the same pods, and both are the YAML files in this folder.
 
-The pods: a small model behind a shop. A request takes about 180 ms alone. Two at once on one pod
-hold each other up (150 tokens/s each instead of 400), because they wait for memory, not for the
-processor: that is why CPU stays at 55 % with every place taken.
+The pods: a small model behind a shop. A request takes about 180 ms alone. Two at once on one pod slow each other
+down (150 tokens/s each instead of 400), because they wait for memory, not for the processor: so CPU stays at 55 %
+with every slot taken.
 """
 
 from dataclasses import dataclass, replace
@@ -47,7 +46,7 @@ _QUIET = (0.05, 0.2)
 
 @dataclass(frozen=True, slots=True)
 class LoadPhase:
-    """What one policy made of the day."""
+    """One policy's result for the day."""
 
     report: SimulationReport
     queue_quiet: float

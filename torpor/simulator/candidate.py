@@ -1,5 +1,4 @@
-"""Policies to choose from: how each is set, how it is built afresh, and the manifest that makes it
-so.
+"""Candidate policies: their settings, how each is built, and its manifest patch.
 
 Called by the command line, `plan.py` and the benches. It must not run anything.
 """
@@ -44,11 +43,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One policy with its settings: a name, a way to build it afresh, and its manifest patch.
+    """One policy with its settings: a name, a way to build it, and its manifest patch.
 
-    `start_s` overrides the scenario's cold start, for a candidate that comes with a warm parent.
-    `initial_replicas` is what is up when the run begins. `remarks` say what the patch needs
-    besides.
+    `start_s` overrides the scenario's cold start, for a candidate with a warm parent. `initial_replicas` run at the
+    start. `remarks` are further requirements of the patch.
     """
 
     name: str
@@ -104,7 +102,7 @@ def keda_candidate(
     is_fast: bool = False,
     start_s: float | None = None,
 ) -> Candidate:
-    """A ScaledObject on lag and pending entries; `is_fast` adds a behaviour without waiting.
+    """A ScaledObject on lag and pending entries; `is_fast` adds a behaviour without stabilisation.
 
     `fields` are settings of the ScaledObject's spec.
     """
@@ -143,7 +141,7 @@ def work_candidate(
         name=name,
         build=lambda: WorkPolicy(spec),
         patch=lambda place: _asking_scaler(spec, place),
-        # A wait that no cold start fits into keeps somebody up from its first job on.
+        # An objective shorter than a cold start keeps a replica running from the first job on.
         initial_replicas=0 if spec.can_hide_cold_start else 1,
         start_s=start_s,
         remarks=(_NEEDS_SCALER,),
@@ -177,7 +175,7 @@ def _asking_scaler(spec: WorkSpec, place: Place) -> dict[str, Any]:
 def work_over_keda_candidate(
     name: str, engine: EngineModel, slots: int, *, start_s: float, p95_wait_s: float
 ) -> Candidate:
-    """Our own policy as KEDA follows it: polls and HPA syncs in between, so a longer margin."""
+    """Our own policy through KEDA: polls and HPA syncs come in between, so its margin is longer."""
     direct = work_candidate(name, engine, slots, start_s=start_s, p95_wait_s=p95_wait_s)
     spec = work_spec(engine, slots, start_s=start_s, p95_wait_s=p95_wait_s)
     scaled_object = read_scaled_object(_asking_scaler(spec, Place()))
@@ -197,16 +195,16 @@ def work_spec(engine: EngineModel, slots: int, *, start_s: float, p95_wait_s: fl
 
 
 def fixed_candidate(replicas: int) -> Candidate:
-    """Always so many replicas."""
+    """A fixed number of replicas."""
     return Candidate(f"fixed {replicas}", lambda: FixedPolicy(replicas), initial_replicas=replicas)
 
 
 def manifest_candidates(paths: Iterable[Path]) -> list[Candidate]:
-    """A candidate for every scaled object in these YAML files and folders; a folder is built with
-    kustomize where that is how it is meant, else every YAML file in it is read.
+    """A candidate for every scaled object in these YAML files and folders; a kustomize folder is built, else every
+    YAML file in it is read.
 
-    Raises RefusedSettingsError for settings that the cluster would refuse, or when nothing is
-    scaled, and BuildError for what can not be read.
+    Raises RefusedSettingsError for settings that the cluster would refuse, or when nothing is scaled, and
+    BuildError for what cannot be read.
     """
     found = [_from_manifest(each) for path in paths for each in _objects(path) if _is_scaled(each)]
     if not found:

@@ -156,13 +156,13 @@ class SimulatedCluster:
         return len(self.predictors) - self.count(PodPhase.DRAINING)
 
     def victims(self, count: int) -> list[SimulatedPredictor]:
-        """Whom to end first: who is not ready yet, then the least busy, the youngest first."""
+        """Which to end first: those not ready, then the least busy, the youngest first."""
         alive = [p for p in self.predictors if p.phase is not PodPhase.DRAINING]
         alive.sort(key=lambda p: (p.phase is PodPhase.READY, p.engine.running, -p.engine.id))
         return alive[:count]
 
     def gpu_seconds(self, now: float) -> GpuSeconds:
-        """The account at the end of a run: what still exists is counted until `now`."""
+        """The GPU time at the end of a run; existing predictors are counted until `now`."""
         for predictor in list(self.predictors):
             predictor.engine.advance(now)
             self._settle(predictor, now)
@@ -173,7 +173,7 @@ class SimulatedCluster:
         return GpuSeconds(self._busy, self._idle, self._waking, max(0.0, self._billed - used))
 
     def _start_s(self) -> float:
-        """The next cold start: those that were seen, in order and again, else the one given."""
+        """The next cold start: recorded ones in order, repeatedly, else the given one."""
         seen = self.seen_starts_s
         return seen[self.launches % len(seen)] if seen else self.start_s
 

@@ -1,6 +1,6 @@
-"""What a run measures, in memory that does not grow with its length.
+"""Measures of a run, in memory that does not grow with its length.
 
-Called by the world. It must not know what the numbers mean.
+Called by the world.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""The real policies, seated in the simulated world.
+"""Adapters that run the real policies in the simulated world.
 
-Called by `candidate.py`, the Black-Friday story and tests. It must not decide anything itself:
-it turns a `PolicyView` into what a policy reads in a cluster, and asks the policy.
+Called by `candidate.py`, the Black-Friday scenario and tests. It makes no decisions: it turns a `PolicyView` into a
+policy's real input, and calls the policy.
 """
 
 from collections import deque
@@ -27,9 +27,9 @@ _CPU_WINDOW_S = 15
 
 
 class CpuModel:
-    """The CPU that a metrics server sees of a predictor: high when it waits least, never the queue.
+    """The CPU usage that a metrics server reports for a predictor.
 
-    `idle_percent` with nothing to do, `full_percent` with every place taken.
+    `idle_percent` with no request, `full_percent` with every slot taken.
     """
 
     def __init__(self, idle_percent: float = 5.0, full_percent: float = 55.0) -> None:
@@ -110,7 +110,7 @@ class KpaPolicy:
 
 
 class KedaPolicy:
-    """A ScaledObject: the operator's poll and KEDA's HPA, each in its own rhythm."""
+    """A ScaledObject: the operator's poll and KEDA's HPA, each at its own interval."""
 
     tick_s = 1.0
 
@@ -135,11 +135,11 @@ class KedaPolicy:
         return decision.replicas
 
     def hear(self, values: Mapping[str, float]) -> None:
-        """What external scalers say from now on, by trigger key."""
+        """Set the values of external scalers, by trigger key."""
         self._outside = dict(values)
 
     def pushed(self, view: PolicyView, now: float) -> int:
-        """An external-push scaler said that there is work: the operator acts as at a poll."""
+        """An external-push scaler reported work: the operator acts as at a poll."""
         self._state, decision = keda.poll(self._spec, self._state, self._outside, view.asked, now)
         return decision.replicas
 
@@ -149,7 +149,7 @@ class KedaPolicy:
 
 
 class HpaPolicy:
-    """A plain HPA on CPU: it sees what the metrics server sees."""
+    """A plain HPA on CPU."""
 
     tick_s = 1.0
 
@@ -214,7 +214,7 @@ def _refuse_unknown_queries(spec: KedaSpec) -> None:
 
 
 class WorkPolicy:
-    """Our own policy, asked every second; it sees each job's prompt and learns from its answer."""
+    """Our own policy, called every second; it sees each job's prompt and learns from its answer."""
 
     tick_s = 1.0
 
@@ -248,7 +248,7 @@ class WorkPolicy:
         return replicas
 
     def wake(self, view: PolicyView, now: float) -> int | None:
-        """A first request is worth a look at once: its slack may be short."""
+        """Decide at once on a first request: its slack may be short."""
         return self.step(view, now)
 
     def _observation(self, view: PolicyView, now: float) -> work.Observation:
@@ -264,7 +264,7 @@ class WorkPolicy:
 
 
 class WorkOverKeda(WorkPolicy):
-    """Our own policy as KEDA follows it: its number is an external-push trigger's metric.
+    """Our own policy through KEDA: its number is an external-push trigger's metric.
 
     Activation is pushed (`StreamIsActive`); everything else comes with KEDA's polls and HPA syncs.
     """
@@ -275,7 +275,7 @@ class WorkOverKeda(WorkPolicy):
         self._key = scaled_object.triggers[0].key
 
     def step(self, view: PolicyView, now: float) -> int:
-        """Decide, and let KEDA act on it in its own time."""
+        """Decide, and let KEDA act on it at its own intervals."""
         wanted = super().step(view, now)
         self._keda.hear({self._key: float(wanted)})
         if wanted > 0 and view.asked == 0:

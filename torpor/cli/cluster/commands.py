@@ -1,7 +1,7 @@
-"""`torpor deploy` and what follows a deploy: Torpor on a cluster.
+"""`torpor deploy` and the other commands on a cluster.
 
-Mounted by the `torpor` application, each function as a command; `app` holds all of them as a group.
-It parses and prints; decisions are in `knative.deploy`.
+Mounted by the `torpor` application, each function as a command; `app` holds all of them as a group. It parses and
+prints; decisions are in `knative.deploy`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`torpor dead-letters`: what was set aside, why, and a second chance for it."""
+"""`torpor dead-letters`: list, show, redrive and discard dead letters."""
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,8 +109,8 @@ def _redrive_each(job_ids: list[str], edited: Any) -> "Callable[[AsyncClient], A
 
 
 async def _redrive_all(client: "AsyncClient") -> None:
-    """Call after call by the server's cursor. Raises `UserError` when some were left, after the ids
-    of those that were redriven.
+    """Call repeatedly with the server's cursor. Raises `UserError` when some are left, after printing the redriven
+    ids.
     """
     from torpor.cli.view.screen import stdout
     from torpor.client import TorporError

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _STATES: Final = ("queued", "in_progress", "completed", "failed", "cancelled")
 _ABREAST: Final = 8
-"""Jobs that are asked for their prompts at once."""
+"""Number of concurrent requests for jobs' prompts."""
 _PAGES_SEARCHED: Final = 20
 _PAGE: Final = 50
 
@@ -103,9 +103,7 @@ async def _retry(api: "AsyncClient", job_id: str) -> dict[str, Any]:
 async def _page(
     api: "AsyncClient", query: dict[str, str], search: str, limit: int, with_prompts: bool
 ) -> dict[str, Any]:
-    """A page of jobs, each with its `prompt` if that is wanted, or the first `limit` that hold the
-    words.
-    """
+    """A page of jobs, each with its `prompt` if wanted, or the first `limit` that contain the words."""
     found: list[dict[str, Any]] = []
     cursor, pages = query.get("cursor", ""), 0
     while pages < _PAGES_SEARCHED or not search:
@@ -122,7 +120,7 @@ async def _page(
 
 
 async def _with_prompts(api: "AsyncClient", rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, each with the text that was asked; one that is gone meanwhile without."""
+    """The rows with their prompts; a job deleted meanwhile has none."""
     from torpor.client import TorporError
 
     room = asyncio.Semaphore(_ABREAST)
@@ -141,7 +139,7 @@ async def _with_prompts(api: "AsyncClient", rows: list[dict[str, Any]]) -> list[
 
 
 def prompt_of(body: dict[str, Any]) -> str:
-    """The last thing that was asked, as text."""
+    """The last user message, as text."""
     asked = body.get("prompt") or body.get("input") or ""
     if messages := body.get("messages"):
         asked = messages[-1].get("content") or ""

@@ -1,4 +1,4 @@
-"""What the flags of a submit say, as a call. Pure but for the files that are read."""
+"""Builds a call from the flags of a submit. Pure but for the files that are read."""
 
 import base64
 import mimetypes
@@ -42,7 +42,7 @@ def pairs(given: list[str] | None, flag: str) -> dict[str, str]:
 
 
 def message(text: str, images: list[str] | None) -> dict[str, Any]:
-    """What the user says, with images beside the text. Raises `UsageError`."""
+    """The user message, with images beside the text. Raises `UsageError`."""
     if not images:
         return {"role": "user", "content": text}
     parts = [{"type": "image_url", "image_url": {"url": image_url(each)}} for each in images]

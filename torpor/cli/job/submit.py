@@ -1,4 +1,4 @@
-"""`torpor submit`: one job, with everything that a call may say."""
+"""`torpor submit`: one job, with every option of a call."""
 
 import asyncio
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _JOB: Final = "The job"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitFlags:
-    """What can be said on the command line, field by field."""
+    """The flags, one field each."""
 
     prompt: Annotated[
         str, typer.Argument(help="The prompt; - or nothing reads standard input.")
@@ -103,7 +103,7 @@ def submit(**given: Any) -> None:
 
 
 def _messages(flags: SubmitFlags, body: dict[str, Any]) -> list[Any]:
-    """What is said: the body's messages, and the prompt behind them. Raises `UsageError`."""
+    """The body's messages, followed by the prompt. Raises `UsageError`."""
     from torpor.cli.job.request import message, read_text
 
     given: list[Any] = body.pop("messages", None) or []
@@ -171,7 +171,7 @@ async def _followed(api: "AsyncClient", job: "Job", flags: SubmitFlags) -> dict[
 
 
 async def ended(api: "AsyncClient", job_id: str) -> "Job":
-    """The job, however it ended."""
+    """The ended job."""
     from torpor.client import NotCompleted
 
     try:
@@ -181,6 +181,6 @@ async def ended(api: "AsyncClient", job_id: str) -> "Job":
 
 
 def exit_like(job: dict[str, Any]) -> None:
-    """Exit 1 when the job did not end well."""
+    """Exit 1 when the job was not completed."""
     if job.get("state") in ("failed", "cancelled"):
         raise typer.Exit(1)

@@ -1,6 +1,6 @@
-"""`torpor simulate` and `torpor plan`: try a scaling policy before anyone pays for a GPU.
+"""`torpor simulate` and `torpor plan`: evaluate scaling policies in simulation.
 
-Mounted by the `torpor` application. It must not know how the model works: it parses and prints.
+Mounted by the `torpor` application. It parses and prints; `torpor.simulator` does the work.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ app = typer.Typer(help="Simulate scaling policies.", no_args_is_help=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorldOptions:
-    """What both commands ask for: the load, the engine and the cluster."""
+    """Options of both commands: the load, the engine and the cluster."""
 
     trace: Annotated[
         Path | None,
@@ -66,7 +66,7 @@ class WorldOptions:
     p95_wait: Annotated[str, typer.Option(help="The p95 wait to keep, such as 30s.")] = "60s"
 
     def settings(self, **more: Any) -> Settings:
-        """The parsed settings. Raises `UserError` for a wait that is no duration."""
+        """The parsed settings. Raises `UserError` for an invalid duration."""
         return Settings(
             trace=self.trace,
             profile=self.profile,
@@ -93,7 +93,7 @@ class WorldOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulateOptions(WorldOptions):
-    """What `torpor simulate` asks for besides."""
+    """Options of `torpor simulate` only."""
 
     policy: Annotated[
         list[str] | None, typer.Option(help="kpa, keda, work or fixed:N; may be repeated.")
@@ -110,7 +110,7 @@ class SimulateOptions(WorldOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions(WorldOptions):
-    """What `torpor plan` asks for besides."""
+    """Options of `torpor plan` only."""
 
     p95_wait: Annotated[str, typer.Option(help="The p95 wait to keep, such as 30s.")] = "30s"
     warm_start: Annotated[
@@ -176,7 +176,7 @@ app.command(name="black-friday")(black_friday)
 
 
 def _who_keeps(reports: list[SimulationReport], target: WaitTarget) -> str:
-    """The target, and which policy keeps it at the least cost."""
+    """Print the target, and the cheapest policy that meets it."""
     keeping = [one for one in reports if target.is_met_by(one)]
     words = f"target: p95 wait of at most {target.p95_wait_s:g} s; "
     if not keeping:

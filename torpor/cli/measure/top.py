@@ -24,7 +24,7 @@ _LANES = ("interactive", "default", "batch")
 
 @dataclass(frozen=True, slots=True)
 class TopView:
-    """What all parts showed at one moment."""
+    """The figures of all parts at one moment."""
 
     at_s: float
     api: Scrape
@@ -80,7 +80,7 @@ async def _look(session: aiohttp.ClientSession, parts: Mapping[str, str]) -> Top
 
 
 def draw(before: TopView, now: TopView, *, silent_s: float = 0.0) -> RenderableType:
-    """The whole screen; what is not known is a dash, and `silent_s` says why."""
+    """The whole screen; an unknown figure is a dash, and `silent_s` says why."""
     parts: list[RenderableType] = [_queue(now), _replicas(before, now), _jobs(before, now)]
     if silent_s:
         parts.insert(0, Text(f"the api has not answered for {silent_s:.0f} s", style="bold red"))
@@ -88,7 +88,7 @@ def draw(before: TopView, now: TopView, *, silent_s: float = 0.0) -> RenderableT
 
 
 def _table(first: str, *columns: str) -> Table:
-    """Rows stay one line each, however narrow the terminal, so that the last ones stay in sight."""
+    """Rows are one line each, however narrow the terminal, so that the last ones stay visible."""
     table = Table(box=None, header_style="bold")
     table.add_column(first, no_wrap=True)
     for column in columns:
@@ -138,7 +138,7 @@ def _jobs(before: TopView, now: TopView) -> Table:
 
 
 def _rate(before: TopView, now: TopView, name: str, **labels: str) -> float | None:
-    """A second, between the two looks; None when either lacks it or a process began anew."""
+    """The rate per second between two reads; None when one of them lacks it or a process was restarted."""
     first, last = before.api.total(name, **labels), now.api.total(name, **labels)
     if first is None or last is None or last < first or now.at_s <= before.at_s:
         return None

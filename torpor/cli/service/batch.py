@@ -159,7 +159,7 @@ async def _write_results(client: "AsyncClient", made: dict[str, Any], output: Pa
 
 
 def _exit_like(made: dict[str, Any]) -> None:
-    """Exit 1 when the batch or a line of it did not end well."""
+    """Exit 1 when the batch or one of its lines failed."""
     if made["status"] in ("failed", "expired", "cancelled"):
         raise UserError(f"the batch {made['id']} ended as {made['status']}")
     if made["status"] == "completed" and made["request_counts"]["failed"]:

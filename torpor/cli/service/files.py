@@ -1,4 +1,4 @@
-"""`torpor files`: what lies at the api."""
+"""`torpor files`: upload, list, read and delete files."""
 
 import sys
 import time
@@ -88,7 +88,7 @@ def content_of(path: Path) -> bytes:
 
 
 async def send(client: "AsyncClient", name: str, content: bytes, purpose: str) -> Any:
-    """Upload it; the card that the api made."""
+    """Upload a file; gives its metadata."""
     import aiohttp
     import orjson
 
@@ -104,7 +104,7 @@ async def fetch(client: "AsyncClient", file_id: str) -> bytes:
 
 
 def write(content: bytes, output: Path | None) -> None:
-    """Into the file, or onto the screen: there as text that a terminal only shows."""
+    """Write to the file, or to the screen as text without control characters."""
     from torpor.cli.view.screen import stdout
 
     if output is not None:

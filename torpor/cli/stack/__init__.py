@@ -1,1 +1,1 @@
-"""Commands on the stack of this machine: set up, start, look, end."""
+"""Commands on the stack of this machine: install, start, inspect, stop."""

@@ -1,4 +1,4 @@
-"""What `torpor demo` does: the stack, one job, and the replicas counted beside it."""
+"""The steps of `torpor demo`: the stack, one job, and the number of replicas."""
 
 import asyncio
 import signal
@@ -23,7 +23,7 @@ _BACK_TO_ZERO_S: Final = 60.0
 
 
 def show(prompt: str, max_tokens: int, engine: EngineKind, folder: Path) -> None:
-    """Run it on a folder of its own. Raises `UserError` when the job does not complete."""
+    """Run the demo on a folder of its own. Raises `UserError` when the job is not completed."""
     # Knative's real policy, its clock ten times as fast: the default window of 60 s passes in 6.
     settings = build(
         StackSettings,
@@ -54,7 +54,7 @@ async def _run(stack: Stack, prompt: str, max_tokens: int) -> None:
         told = group.create_task(interrupted.wait())
         story = group.create_task(_story(stack, prompt, max_tokens))
         await asyncio.wait({running, told, story}, return_when=asyncio.FIRST_COMPLETED)
-        # The story ends before the stack does: an api that goes away is no news to tell then.
+        # Stop watching before the stack stops, which would be reported as a lost api.
         for task in (story, told):
             task.cancel()
         stack.stop()
@@ -67,7 +67,7 @@ async def _run(stack: Stack, prompt: str, max_tokens: int) -> None:
 
 
 async def _story(stack: Stack, prompt: str, max_tokens: int) -> None:
-    """The job, from the moment that the stack is up, with the replicas counted beside it."""
+    """The job, once the stack is up, with the number of replicas."""
     await stack.up.wait()
     screen = JobScreen()
     seen = _Replicas(stack, screen)
@@ -94,7 +94,7 @@ def _require_completed(job: dict[str, Any]) -> None:
 
 
 class _Replicas:
-    """Says when the number of ready predictors changes."""
+    """Prints changes of the number of ready predictors."""
 
     def __init__(self, stack: Stack, screen: JobScreen) -> None:
         self._stack = stack

@@ -1,4 +1,4 @@
-"""`torpor down`: the end of the stack of this machine."""
+"""`torpor down`: stops the stack of this machine."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def down(
     os.kill(owner, signal.SIGTERM)
     if now:
         time.sleep(_POLL_S)
-        os.kill(owner, signal.SIGTERM)  # told twice it does not wait
+        os.kill(owner, signal.SIGTERM)  # a second SIGTERM skips draining
     deadline = time.monotonic() + timeout
     while owner_of(folder) == owner:
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""`torpor logs`: what the parts of a stack wrote, here or on a cluster."""
+"""`torpor logs`: the logs of a stack's parts, on this machine or on a cluster."""
 
 import time
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def _show(folder: Path, part: str, *, follow: bool, tail: int) -> None:
 
 
 def _files(folder: Path, part: str) -> list[Path]:
-    """The logs of a part, of all its processes, the oldest first."""
+    """The log files of a part, of all its processes, oldest first."""
     found = [path for path in folder.glob("*.log") if _is_of(path.stem, part)]
     return sorted(found, key=lambda path: path.stat().st_mtime)
 
@@ -76,7 +76,7 @@ def _is_of(name: str, part: str) -> bool:
 
 
 def _new(path: Path, place: int | None, tail: int) -> tuple[Iterator[str], int]:
-    """The lines behind a place in the file, the last ones for None; and the place behind them."""
+    """The lines after a position in the file, or the last lines for None; and the position after them."""
     with path.open("rb") as log:
         log.seek(place or 0)
         content = log.read()

@@ -1,4 +1,4 @@
-"""`torpor setup`: what a machine needs beside the wheel, with its progress."""
+"""`torpor setup`: installs the engine and the embedded store."""
 
 import shlex
 import sys
@@ -10,7 +10,7 @@ import typer
 
 
 class Machine(StrEnum):
-    """What the engine runs on."""
+    """The hardware of the engine."""
 
     CPU = "cpu"  #: vLLM's CPU build
     GPU = "gpu"  #: vLLM for NVIDIA GPUs

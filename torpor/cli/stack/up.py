@@ -75,7 +75,7 @@ def _announce(settings: StackSettings, how_to_end: str) -> None:
 
 
 def _asks_for_keys() -> bool:
-    """The api's own settings, which the stack hands on as they are."""
+    """The api's own settings, which the stack passes on unchanged."""
     return any(os.environ.get(name) for name in ("TORPOR_KEYS_SOURCE", "TORPOR_OIDC_ISSUER"))
 
 
@@ -114,7 +114,7 @@ def _for_the_owner(path: str, flags: int) -> int:
 
 
 def _show_from(path: Path, shown: int) -> int:
-    """Print the progress that is new; how much has been shown now."""
+    """Print new progress; gives how much has been printed."""
     from torpor.cli.view.screen import step
 
     text = path.read_text(errors="replace")

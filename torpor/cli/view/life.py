@@ -1,6 +1,6 @@
-"""One job's life as lines of a terminal, from the api's `timeline`.
+"""A job's timeline as lines for a terminal.
 
-Called by `watch`. Pure but for asking the api; must not know how a screen is drawn.
+Called by `watch`. Pure but for the api call; must not know how a screen is drawn.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ class _Caller(Protocol):
 
 
 async def whole_life(api: _Caller, job_id: str) -> list[dict[str, Any]]:
-    """The steps of an ended job. Webhooks go out just after the end, so they are waited for, but
-    not for long: one that nobody takes is tried for days.
+    """The steps of an ended job. Webhooks are sent just after the end, so they are waited for a moment; a failing
+    one is retried for days.
     """
     deadline_s = asyncio.get_running_loop().time() + _PATIENCE_S
     while True:
@@ -32,7 +32,7 @@ async def whole_life(api: _Caller, job_id: str) -> list[dict[str, Any]]:
 
 
 def life_lines(steps: list[dict[str, Any]]) -> list[str]:
-    """A line a step: when, counted from the submit, what, and how long."""
+    """One line a step: time since the submit, name, duration."""
     start_ms = steps[0]["at_ms"] if steps else 0
     return [
         f"{(step['at_ms'] - start_ms) / 1000:+8.2f} s  {_words(step):<44} {_long(step)}".rstrip()

@@ -1,7 +1,7 @@
-"""How a job looks on a terminal: its states, what wakes for it, its tokens as they come, its end.
+"""The live view of a job on a terminal: states, starting predictors, tokens, end.
 
-Called by `submit --wait`, `watch`, `chat` and `demo`. Output that is meant to be piped (answers, JSON)
-goes to standard output, everything else to standard error.
+Called by `submit --wait`, `watch`, `chat` and `demo`. Output to be piped (answers, JSON) goes to standard output,
+everything else to standard error.
 """
 
 import json
@@ -22,17 +22,17 @@ _ENDED: Final = ("completed", "failed", "cancelled")
 
 
 def step(text: str) -> None:
-    """A line that says what is being done."""
+    """Print a line about the current step."""
     stderr.print(Text.assemble(("·", "dim"), " ", text))
 
 
 def print_json(value: Any, *, indent: int | None = None) -> None:
-    """JSON on standard output, on one line unless it is for reading."""
+    """JSON on standard output, on one line unless it is for people."""
     stdout.print(json.dumps(value, ensure_ascii=False, indent=indent))
 
 
 class JobScreen:
-    """Draws one job from its events. `result` holds the last one once it has come."""
+    """Draws one job from its events. `result` has the last event once it has come."""
 
     def __init__(self) -> None:
         self.result: dict[str, Any] = {}
@@ -43,7 +43,7 @@ class JobScreen:
         self._held: list[Text] = []
 
     async def follow(self, events: AsyncIterator[JobEvent]) -> dict[str, Any]:
-        """Draw until the end; the job as it ended."""
+        """Draw until the end; gives the ended job."""
         try:
             async for event in events:
                 self._draw(event.name, event.data)
@@ -96,7 +96,7 @@ class JobScreen:
         self._print(Text(text))
 
     def remark(self, text: Text) -> None:
-        """A line that can wait until the answer's own line is over."""
+        """A line that may wait until the answer's current line has ended."""
         if self._is_mid_line:
             self._held.append(text)
         else:
@@ -115,7 +115,7 @@ class JobScreen:
         stderr.print(Text.assemble((since, "dim"), "  ", text))
 
     def life(self, lines: list[str]) -> None:
-        """The whole life, once it is over."""
+        """Print the whole timeline after the end."""
         self._quiet()
         for line in lines:
             stderr.print(line, style="dim")
@@ -153,7 +153,7 @@ def waking_words(data: dict[str, Any]) -> str:
 
 
 def attempt_lines(job: dict[str, Any]) -> list[str]:
-    """What became of each attempt, in words; empty for a job whose first one did it."""
+    """The outcome of each attempt, in words; empty for a job with one attempt."""
     attempts = job.get("attempts") or []
     if len(attempts) < 2:
         return []
@@ -166,7 +166,7 @@ def attempt_lines(job: dict[str, Any]) -> list[str]:
 
 
 def text_of(delta: Any) -> str:
-    """The text in a list of OpenAI choice deltas, thinking included."""
+    """The text in a list of OpenAI choice deltas, reasoning included."""
     parts = []
     for choice in delta or []:
         inner = choice.get("delta") or {}

@@ -10,7 +10,7 @@ from rich.text import Text
 
 _UNBOUNDED: Final = 10_000
 _LAST_COLUMN: Final = 24
-"""Cells that the last column keeps on a narrow terminal."""
+"""Width that the last column keeps on a narrow terminal."""
 _COLOURS: Final = {
     "completed": "green",
     "ready": "green",
@@ -25,9 +25,7 @@ _COLOURS: Final = {
 
 
 class WholeTable(Table):
-    """A table whose cells are never cut: on a narrow terminal its last column wraps, and its lines
-    do when that is not enough; elsewhere it is as wide as it must be.
-    """
+    """A table whose cells are never cut: on a narrow terminal the last column wraps, and then the lines do."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         whole = self.__rich_measure__(console, options.update(width=_UNBOUNDED)).maximum
@@ -40,7 +38,7 @@ class WholeTable(Table):
 
 
 def table(*columns: str, numbers: Iterable[str] = (), title: str = "") -> Table:
-    """An empty table; the columns of `numbers` stand right, and no cell is cut."""
+    """An empty table; the columns in `numbers` are right-aligned."""
     right = set(numbers)
     made = (
         Column(
@@ -55,7 +53,7 @@ def table(*columns: str, numbers: Iterable[str] = (), title: str = "") -> Table:
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """With separators; a dash for what is not known."""
+    """With thousands separators; a dash for an unknown value."""
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
@@ -65,7 +63,7 @@ def state(name: str) -> Text:
 
 
 def moment(at_ms: int | None, now_s: float) -> str:
-    """When, in local time: the hour today, the day as well before."""
+    """Local time: the hour for today, with the date before."""
     if not at_ms:
         return "-"
     at, today = time.localtime(at_ms / 1000), time.localtime(now_s)

@@ -1,8 +1,8 @@
-"""The operator's terminal, where words of models and callers are only words.
+"""The console for all output, which neutralises text of models and callers.
 
-Called by `screen`, which makes the two that the commands print to. A model's answer, a job's error
-or a tenant's name may hold anything: escape sequences that set the clipboard or the title, links,
-markup. Everything that is printed passes `render`, so this is the one place that must know.
+Called by `screen`, which makes the two consoles that the commands print to. A model's answer, a job's error or a
+tenant's name may contain anything: escape sequences that set the clipboard or the title, links, markup. All output
+passes `render`, so this is the one place that must handle it.
 """
 
 import re
@@ -15,8 +15,8 @@ from rich.segment import Segment
 _UNSAFE: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-"""What a terminal obeys instead of showing: C0 and C1 but line feed and tab, what turns the
-direction of writing, and halves of surrogate pairs, which it can not be sent.
+"""Characters that a terminal acts on instead of showing: C0 and C1 except line feed and tab, bidirectional
+controls, and surrogates, which cannot be encoded.
 """
 
 
@@ -26,9 +26,7 @@ def shown(text: str) -> str:
 
 
 class Terminal(Console):
-    """A console that reads no markup in what it prints, unless a call asks for it, and lets no
-    control character through but its own.
-    """
+    """A console that reads no markup unless a call asks for it, and prints no control characters but its own."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **more)
@@ -36,7 +34,7 @@ class Terminal(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """The segments, made safe."""
+        """The segments with unsafe characters replaced."""
         for segment in super().render(renderable, options):
             if segment.control or not _UNSAFE.search(segment.text):
                 yield segment

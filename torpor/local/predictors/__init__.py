@@ -1,1 +1,1 @@
-"""The predictors of a stack: started, watched, scaled, and what is sent to them."""
+"""The predictors of a stack: started, watched, scaled, and sent requests."""

@@ -1,9 +1,9 @@
-"""Holds requests while no predictor can take them, and sends each to the least busy one that can.
+"""Holds requests while no predictor can take them, and sends each to the least busy one.
 
-Called by the broker's pump over HTTP, as Knative's activator is. It never sends to a draining
-replica, never more than the container concurrency to one, and holds a bounded number; it reports
-what it holds and what is in flight as concurrency. Nothing here is durable, nor needs to be: the
-pump keeps the event until an answer comes. After knative/serving `pkg/activator`.
+Called by the broker's pump over HTTP, as Knative's activator is. It never sends to a draining replica, never more
+than the container concurrency to one, and holds a bounded number; it reports held and running requests as
+concurrency. Nothing here is durable: the pump keeps the event until an answer comes. After knative/serving
+`pkg/activator`.
 """
 
 import asyncio
@@ -24,18 +24,18 @@ _log = structlog.get_logger()
 QUEUE_LIMIT: Final = 10_000
 """Knative's activator queue depth."""
 _TRIES: Final = 3
-"""Replicas a request is offered to when one turns out to be gone or full."""
+"""Replicas that a request is offered to when one turns out to be gone or full."""
 _DEATH_KNOWN_S: Final = 2.0
-"""A process whose connections broke is seen to end within this, or it has not ended."""
+"""A process whose connections broke is seen to end within this time, or it has not ended."""
 OnLost = Callable[[str, Mapping[str, str], bytes], Awaitable[None]]
-"""Told of a replica that died with a request: its id, and the request."""
+"""Called for a replica that died with a request: its id, and the request."""
 _PASSED_ON: Final = frozenset(
     {"authorization", "content-type", "prefer", "retry-after", "traceparent", "tracestate"}
 )
 
 
 class Activator:
-    """The one place that knows what is in flight."""
+    """The requests held and in flight."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Activator:
 
     @property
     def concurrency(self) -> int:
-        """What the autoscaler measures: requests that are held and requests in replicas."""
+        """The autoscaler's metric: held requests and requests in replicas."""
         return self.waiting + self.in_flight
 
     async def handle(self, request: Request) -> Response:
@@ -81,12 +81,12 @@ class Activator:
         return Response(status_code=503, headers={"retry-after": "1"})
 
     async def changed(self) -> None:
-        """Tell waiting requests that a replica became ready or free."""
+        """Notify waiting requests that a replica became ready or free."""
         async with self._room:
             self._room.notify_all()
 
     async def turn_away(self) -> None:
-        """Hold nothing any more: whoever waits is asked to come again, to the next stack."""
+        """Hold nothing any more: waiting requests are answered 503 and delivered again to the next stack."""
         self._is_closing = True
         await self.changed()
 
@@ -95,8 +95,8 @@ class Activator:
             await self._session.close()
 
     async def _unless_left(self, request: Request) -> LocalReplica | None:
-        """A replica for the request; None when its caller leaves before there is one: nothing is woken
-        for him. Once a replica has the request, a caller that leaves changes nothing.
+        """A replica for the request; None when its caller disconnects before there is one, so that none is started
+        for it. Once a replica has the request, a disconnect changes nothing.
         """
         held = asyncio.ensure_future(asyncio.wait_for(self._woken(request), self._timeout.total))
         left = asyncio.ensure_future(_left(request))
@@ -114,7 +114,7 @@ class Activator:
                     await self._release(held.result())  # it came in the same moment
 
     async def _woken(self, request: Request) -> LocalReplica:
-        """As `_reserve`; where nothing is ready, the wait shows in the job's trace."""
+        """As `_reserve`; the wait for a starting replica is a span in the job's trace."""
         if any(replica.state is ReplicaState.READY for replica in self._replicas.values()):
             return await self._reserve()
         with trace.span("wake", parent=request.headers.get("traceparent", "")) as span:
@@ -123,9 +123,7 @@ class Activator:
             return replica
 
     async def _reserve(self) -> LocalReplica:
-        """A replica with room, its place taken. Waits for one; wakes the autoscaler when there is
-        none.
-        """
+        """A replica with a free slot, which is taken. Waits for one; wakes the autoscaler when there is none."""
         async with self._room:
             if self.waiting >= QUEUE_LIMIT:
                 raise Overloaded("the activator holds all it may")
@@ -152,7 +150,7 @@ class Activator:
     async def _forward(
         self, replica: LocalReplica, request: Request, body: bytes
     ) -> Response | None:
-        """The replica's answer; None when it did not take the request, so that another may."""
+        """The replica's answer; None when it did not accept the request, so that another may."""
         headers = {
             k: v for k, v in request.headers.items() if k.startswith("ce-") or k in _PASSED_ON
         }
@@ -163,10 +161,10 @@ class Activator:
         except aiohttp.ClientConnectorError:
             replica.state = (
                 ReplicaState.DRAINING
-            )  # it went away between two looks; the fleet will see it end
+            )  # it ended between two checks; the fleet will notice
             return None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            # It may have taken the job: only the broker may try again, and the lease decides.
+            # It may have accepted the job: only the broker may retry, and the lease decides.
             _log.info(
                 "replica lost", action="activate", replica=replica.id, reason=type(error).__name__
             )
@@ -184,7 +182,7 @@ class Activator:
     async def _tell_lost(
         self, replica: LocalReplica, headers: Mapping[str, str], body: bytes
     ) -> None:
-        """Once the replica's process is seen to have ended; one that lives may still answer."""
+        """Called once the replica's process is seen to have ended; a running one may still answer."""
         if self._on_lost is None:
             return
         with suppress(TimeoutError):
@@ -201,6 +199,6 @@ class Activator:
 
 
 async def _left(request: Request) -> None:
-    """Return when the caller has gone; the body has been read."""
+    """Return when the caller has disconnected; the body has been read."""
     while (await request.receive())["type"] != "http.disconnect":
         continue

@@ -1,8 +1,7 @@
-"""The loop around the policies: measure, decide, scale. The same pure steps as the cluster's
-controllers and the simulator.
+"""The loop around the scaling policies: measure, decide, scale, with the same pure functions as in the simulator.
 
-Called by the stack. The clock may run faster than real time (`time_scale`), so that a demo shows in
-seconds what takes minutes. Must not know how a replica is started.
+Called by the stack. The clock may run faster than real time (`time_scale`), so that a demo shows in seconds what
+takes minutes. Must not know how a replica is started.
 """
 
 import asyncio
@@ -21,7 +20,7 @@ from knative.autoscaling.kpa.reconciler import Pods, ScalePolicy
 
 
 class Scale(Protocol):
-    """What an autoscaler sees and moves."""
+    """What an autoscaler measures and changes."""
 
     @property
     def ready(self) -> int: ...
@@ -43,9 +42,7 @@ class PolicyClock:
 
 
 class KpaLoop:
-    """Knative's autoscaler: one value a second, a decision every two, and at once on the first
-    request at zero.
-    """
+    """Knative's autoscaler: one value a second, a decision every two, and at once on the first request at zero."""
 
     def __init__(
         self,
@@ -64,7 +61,7 @@ class KpaLoop:
         self._poked = asyncio.Event()
 
     def poke(self) -> None:
-        """A request waits: decide now instead of at the next tick."""
+        """A request waits at zero: decide now instead of at the next tick."""
         if self._scale.alive == 0:
             self._poked.set()
 
@@ -114,7 +111,7 @@ class KedaLoop:
         self._clock = clock
 
     def poke(self) -> None:
-        """KEDA polls; nobody can hurry it."""
+        """KEDA polls; nothing to do."""
 
     async def run(self) -> None:
         """Decide until cancelled."""

@@ -1,8 +1,6 @@
-"""Keeps as many predictors as it is told to: starts them, watches them become ready, drains them,
-notices that they died.
+"""Keeps the wanted number of predictors: starts, watches and drains them, and notices when they die.
 
-Called by the autoscaler loop (`scale_to`) and the stack (`stop`). Must not know why a number is
-wanted.
+Called by the autoscaler loop (`scale_to`) and the stack (`stop`). Must not know why a number is wanted.
 """
 
 import asyncio
@@ -26,10 +24,10 @@ _PROBE_EVERY_S: Final = 0.05
 _PROBE_TIMEOUT: Final = aiohttp.ClientTimeout(total=1)
 _KILL_AFTER_GRACE_S: Final = 5.0
 _CRASH_PAUSE_S: Final = 1.0
-"""A predictor that died while waking is not started again faster than this."""
+"""Least time before a predictor that died during its start is started again."""
 _SAME_FAILURES: Final = 3
 _HOPELESS_PAUSE_S: Final = 60.0
-"""And not faster than this once it has failed so often in a row for the same reason."""
+"""The same after several failures in a row for the same reason."""
 _TAIL_CHARACTERS: Final = 64 * 1024
 
 
@@ -78,11 +76,11 @@ class Fleet:
 
     @property
     def alive(self) -> int:
-        """Waking and ready ones: what counts as the present scale."""
+        """Starting and ready predictors: the present scale."""
         return sum(r.is_wanted for r in self._replicas.values())
 
     def scale_to(self, wanted: int) -> None:
-        """Start or drain until `wanted` predictors live; call it again after every change."""
+        """Start or drain until `wanted` predictors run; call it again after every change."""
         if wanted != self.wanted:
             _log.info("scaled", action="scale", wanted=wanted, ready=self.ready)
         self.wanted = wanted
@@ -138,7 +136,7 @@ class Fleet:
                 task.cancel()
 
     async def _watch_ready(self, replica: LocalReplica) -> None:
-        """Mark the replica ready once it says so, and no longer ready when it says it is not."""
+        """Mark the replica ready, or not ready, by its readiness probe."""
         loop = asyncio.get_running_loop()
         async with aiohttp.ClientSession(timeout=_PROBE_TIMEOUT) as session:
             while True:
@@ -158,7 +156,7 @@ class Fleet:
                 await asyncio.sleep(_PROBE_EVERY_S if waking else 20 * _PROBE_EVERY_S)
 
     async def _note_crash(self, replica: LocalReplica, reason: str) -> None:
-        """Remember why; one that was ready has lost its process, one that was not did not start."""
+        """Record why; a replica that was ready has lost its process, another did not start."""
         self.crashes += 1
         _log.warning("predictor lost", action="replica_lost", replica=replica.id, reason=reason)
         has_started = replica.state is not ReplicaState.WAKING
@@ -174,7 +172,7 @@ class Fleet:
             await self._on_failure(f"will not start: {reason}" if is_hopeless else reason)
 
     def _why(self, replica: LocalReplica, status: int) -> str:
-        """What its log says, else how it ended."""
+        """The reason in its log, else its exit status."""
         ended = f"ended by itself with status {status}"
         if replica.state is not ReplicaState.WAKING:
             return ended

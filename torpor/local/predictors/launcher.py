@@ -1,7 +1,6 @@
-"""Starts predictor processes: each on its own, or forked from a parent that has imported vLLM
-already.
+"""Starts predictor processes: as new processes, or forked from a parent that has imported vLLM already.
 
-Called by the fleet. Both kinds give the same `RunningProcess`; the fleet does not know which it has.
+Called by the fleet. Both kinds give a `RunningProcess`.
 """
 
 import asyncio
@@ -22,8 +21,8 @@ _log = structlog.get_logger()
 _PARENT_START_S: Final = 180.0
 _FORK_TIMEOUT_S: Final = 10.0
 _COLD_ENDS_ALLOWED: Final = 3
-"""Ends of the parent in a row before it was warm. The first start has one only: what is wrong with it
-was wrong when the user typed it.
+"""Failures of the parent in a row before it was warm. The first start allows one: its cause was there when the user
+started the stack.
 """
 
 
@@ -84,9 +83,7 @@ class ForkLauncher:
         self.warm = asyncio.Event()
 
     async def run(self) -> None:
-        """Keep a warm parent until cancelled. Raises `StackError` with the reason when it can not be
-        had.
-        """
+        """Keep a warm parent until cancelled. Raises `StackError` with the reason when it cannot be started."""
         cold_ends, allowed = 0, 1
         while True:
             await self._parent.start()
@@ -121,11 +118,11 @@ class ForkLauncher:
         return self._running[answer["pid"]]
 
     async def stop(self, grace_s: float) -> None:
-        """End the parent, and with it whatever still runs."""
+        """End the parent, and with it every predictor that still runs."""
         await self._parent.stop(grace_s)
 
     async def _converse(self) -> None:
-        """Read what the parent says until it ends."""
+        """Read the parent's messages until it ends."""
         with suppress(ConnectionError):
             reader, self._writer = await self._connect()
             await self._read(reader)
@@ -163,7 +160,7 @@ class ForkLauncher:
 
 
 class _Forked:
-    """A predictor that the parent forked: not our child, so the parent tells us when it ends."""
+    """A predictor that the parent forked. It is not this process's child, so the parent reports its end."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid

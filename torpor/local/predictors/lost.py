@@ -1,7 +1,7 @@
-"""Gives back the lease of a job whose predictor is known to be dead.
+"""Releases the lease of a job whose predictor is known to be dead.
 
-Called by the activator. On a cluster nobody knows that a pod is dead rather than cut off, so there the
-lease runs out; here the process was our child.
+Called by the activator. On a cluster a dead pod cannot be told from one that is cut off, so there the lease must
+lapse; here the process was a child.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ _log = structlog.get_logger()
 
 
 class LostLeases:
-    """Releases in one store, on a client that it does not own."""
+    """Releases leases in one store; the client belongs to the caller."""
 
     def __init__(self, store: RedisStore) -> None:
         self._store = store
 
     async def release(self, owner: str, headers: Mapping[str, str], body: bytes) -> None:
-        """The next delivery of this event starts at once; what another holds stays untouched. A
-        store that is away costs the time until the lease runs out.
+        """The next delivery of this event starts at once; another owner's lease is unchanged. With the store
+        unavailable the lease lapses instead.
         """
         job_id = _job_id(headers, body)
         with suppress(StoreUnavailable):

@@ -1,6 +1,6 @@
-"""The report as one HTML page: the table and the plots, nothing loaded from anywhere.
+"""The report as one HTML page: the table and the plots, without external resources.
 
-Called by the command line. It must not know policies.
+Called by the command line.
 """
 
 from collections.abc import Sequence

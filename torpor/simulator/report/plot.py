@@ -1,6 +1,6 @@
 """Small line plots as SVG text, without a library and without a script.
 
-Called by the pages of the simulator and of `torpor load`. It must not know what it draws.
+Called by the pages of the simulator and of `torpor load`.
 """
 
 from collections.abc import Sequence

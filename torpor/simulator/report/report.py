@@ -1,7 +1,6 @@
-"""What a run says in the end: one value per question, as a table, as JSON.
+"""The result of a run: as a table and as JSON.
 
-Called by the command line, the benches and `plan.py`. It must not know how the numbers came about.
-The page with plots is `page.py`.
+Called by the command line, the benches and `plan.py`. `page.py` makes the page with plots.
 """
 
 import json
