@@ -148,7 +148,7 @@ async def test_a_store_that_is_away_leaves_a_gap_and_not_a_zero(
     assert depth(Lane.DEFAULT) is None
 
 
-@pytest.mark.parametrize("queue", ["results", "strays"])
+@pytest.mark.parametrize("queue", ["given-up", "strays"])
 async def test_queues_without_jobs_show_events_only(redis: Redis, queue: str) -> None:
     await QueueMetrics(redis, [queue]).refresh()
 

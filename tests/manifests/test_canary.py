@@ -167,7 +167,7 @@ def test_promoting_gives_the_model_what_the_canary_had(overlays: dict[str, Resou
     assert box["image"] == CHANGE.image
     assert {"name": "STORAGE_URI", "value": CHANGE.model_uri} in box["env"]
     assert not any("canary" in r["metadata"]["name"] for r in made)
-    assert set(own_triggers(made)) == {"requests-thinker", "results"}
+    assert set(own_triggers(made)) == {"requests-thinker", "strays"}
 
 
 def test_promoting_without_a_canary_says_so(overlays: dict[str, Resources]) -> None:

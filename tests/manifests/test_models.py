@@ -90,7 +90,7 @@ def test_our_broker_takes_each_job_to_one_place(
         if trigger.matches(event)
     ]
 
-    assert taken == ([f"requests-{named}"] if named in MODELS else ["results"])
+    assert taken == ([f"requests-{named}"] if named in MODELS else ["strays"])
 
 
 def test_knative_takes_each_job_by_its_models_name(overlays: dict[str, Resources]) -> None:

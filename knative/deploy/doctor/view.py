@@ -15,7 +15,7 @@ import yaml
 
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
-from knative.deploy.render.own_broker import RESULT_PATH
+from knative.deploy.render.own_broker import API_PATH
 from knative.deploy.timeouts import exponential_span, linear_span
 
 MODE = "serving.kserve.io/deploymentMode"
@@ -199,7 +199,7 @@ class ResourceView:
 
     def request_triggers(self) -> list[Resource]:
         """Give the triggers that deliver jobs to a predictor."""
-        return [t for t in self.all_triggers if not _is_for_results(t)]
+        return [t for t in self.all_triggers if not _is_for_others(t)]
 
     def delivery(self, trigger: Resource) -> DeliverySpec:
         """Give the delivery that applies; without any spec, Knative's default of 10 retries."""
@@ -249,10 +249,10 @@ _NOT_OURS = frozenset(
 )
 
 
-def _is_for_results(trigger: Resource) -> bool:
+def _is_for_others(trigger: Resource) -> bool:
     """Say whether a trigger's subscriber is not a predictor."""
     subscriber = str(dig(trigger, "spec.subscriber") or "")
-    if any(place in subscriber for place in (RESULT_PATH, "/healthz", f"{parts.BROKER}.")):
+    if any(place in subscriber for place in (API_PATH, "/healthz", f"{parts.BROKER}.")):
         return True
     kind = str(dig(trigger, "spec.filter.attributes.type") or "")
     if kind:

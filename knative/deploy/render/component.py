@@ -70,7 +70,7 @@ def _triggers_file(values: Values, triggers: list[Resource]) -> Resource:
 
 def _queue(values: Values, times: Timeouts) -> Parts:
     triggers = _triggers_file(values, own_broker.own_triggers(values, times))
-    deployment, *rest = own_broker.own_broker(values, own_broker.RESULTS)
+    deployment, *rest = own_broker.own_broker(values, own_broker.STRAYS)
     contents = {
         "broker": [deployment, *rest],
         "triggers": [triggers],

@@ -92,7 +92,7 @@ FLOWS: tuple[Flow, ...] = (
     Flow(Peer.FIRST_SECRETS, Peer.KUBERNETES, (443, 6443), "makes the Secrets that are missing"),
     Flow(Peer.API, Peer.BROKER, (8081,), "request and cancel events", "queue"),
     Flow(Peer.BROKER, Peer.REDIS, (6379,), "the durable log", "queue"),
-    Flow(Peer.BROKER, Peer.API, (8000,), "result events", "queue"),
+    Flow(Peer.BROKER, Peer.API, (8000,), "requests that name no model", "queue"),
     Flow(Peer.KEDA, Peer.REDIS, (6379,), "queue lengths, as a user that may see no more", "keda"),
     Flow(Peer.KEDA, Peer.SCALER, (9090,), "how many replicas", "work-scaler"),
     Flow(

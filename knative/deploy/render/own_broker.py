@@ -15,23 +15,20 @@ OWN_PARALLELISM = "torpor.dev/parallelism"
 RETRY_SPAN = "torpor.dev/retry-span"
 TRIGGERS = "torpor-triggers"
 TRIGGERS_FOLDER = "/etc/torpor/triggers"
-RESULTS = "results"
+STRAYS = "strays"
 GIVEN_UP = "given-up"
-RESULT_PATH = "/internal/events"
+API_PATH = "/internal/events"
 
 
 def own_triggers(values: Values, times: Timeouts) -> list[Resource]:
-    """Give the same Triggers for our own broker, which reads them from a file.
-
-    One for all results: each broker process pumps that, each predictor's sidecar its model's.
+    """Give the Triggers for our own broker, which reads them from a file: one a model, pumped by the
+    sidecar of its predictors, and one for requests that name none, pumped by the broker. None takes
+    results: the predictor has ended the job in the store.
     """
     spec = {key: value for key, value in delivery(values, times).items() if key != "deadLetterSink"}
-    # Requests that name no model of ours: the api fills in the attribute, or records a failure.
-    others = [{"not": {"exact": {"model": each.model.name}}} for each in values.each()]
-    strays = {"all": [{"exact": {"type": parts.REQUESTED}}, *others]}
     return [
         *(_own_requests_trigger(each, spec) for each in values.each()),
-        _results_trigger(values, spec, strays),
+        _strays_trigger(values, spec),
     ]
 
 
@@ -46,14 +43,17 @@ def _own_requests_trigger(values: Values, spec: Resource) -> Resource:
     return trigger(parts.trigger_name(values.model.name), values, requests, {OWN_PARALLELISM: one})
 
 
-def _results_trigger(values: Values, spec: Resource, *more: Resource) -> Resource:
-    """Give our broker's trigger that takes results to the api."""
-    wanted = {
-        "filters": [{"any": [*({"exact": {"type": kind}} for kind in parts.RESULTS), *more]}],
-        "subscriber": {"uri": parts.service_url(parts.API, parts.API_PORT, values) + RESULT_PATH},
+def _strays_trigger(values: Values, spec: Resource) -> Resource:
+    """Give our broker's trigger of requests that name no model of ours: the api fills in the
+    attribute, or records a failure.
+    """
+    others = [{"not": {"exact": {"model": each.model.name}}} for each in values.each()]
+    strays = {
+        "filters": [{"exact": {"type": parts.REQUESTED}}, *others],
+        "subscriber": {"uri": parts.service_url(parts.API, parts.API_PORT, values) + API_PATH},
         "delivery": {**spec, "timeout": "PT60S"},
     }
-    return trigger(RESULTS, values, wanted, {OWN_PARALLELISM: "16"})
+    return trigger(STRAYS, values, strays, {OWN_PARALLELISM: "4"})
 
 
 def relay_triggers(values: Values, times: Timeouts) -> list[Resource]:

@@ -73,14 +73,14 @@ async def test_a_removed_models_jobs_go_to_who_takes_requests_without_a_model(re
     removed = requests("requests-drafter", of_model("drafter"))
     kept = requests("requests-tiny", of_model("tiny"))
     strays = requests(
-        "results", {"all": [{"exact": {"type": REQUESTED}}, {"not": {"exact": {"model": "tiny"}}}]}
+        "strays", {"all": [{"exact": {"type": REQUESTED}}, {"not": {"exact": {"model": "tiny"}}}]}
     )
     await made(redis, removed, kept, strays)
     await DirectPublisher(redis, [removed]).publish(event(1, "drafter"))
 
     await mover(redis, [kept, strays]).move()
 
-    assert [await waiting(redis, each) for each in ("requests-drafter", "results")] == [0, 1]
+    assert [await waiting(redis, each) for each in ("requests-drafter", "strays")] == [0, 1]
 
 
 async def test_what_a_leaving_pump_holds_stays_until_it_is_silent(redis: Redis) -> None:

@@ -79,9 +79,9 @@ CASES: dict[str, tuple[dict[str, str], str, dict[str, str]]] = {
         {'torpor_dead_letters_total{trigger="requests-m"}': "7x40"},
     ),
     "TorporRetrying": (
-        {'torpor_queue_retrying{queue="results"}': "1x60"},
+        {'torpor_queue_retrying{queue="strays"}': "1x60"},
         "45m",
-        {'torpor_queue_retrying{queue="results"}': "1x10 0x50"},
+        {'torpor_queue_retrying{queue="strays"}': "1x10 0x50"},
     ),
     "TorporQueueAbandoned": (
         {'torpor_queue_abandoned_events{queue="requests-gone"}': "3x40"},
