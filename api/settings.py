@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from api.webhook.address import allow_list
 from api.webhook.schedule import SCHEDULE_S
+from eventing.job.capability import Capability
 from eventing.process.setting import HttpUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token, token_file
 from eventing.settings import StoreSettings
 from eventing.telemetry.cost import Price
@@ -39,6 +40,10 @@ class ModelCard(BaseModel):
     tokenizer_file: Path | None = None
     """`tokenizer.json` for an exact count; without it only prompts given as token ids are
     counted.
+    """
+    capabilities: frozenset[Capability] | None = None
+    """What it can: `generate`, `embed`, `image`, `audio`, `video`, `tools`. A call that asks for something else is
+    refused when it is submitted; where none are listed, the engine judges.
     """
 
 

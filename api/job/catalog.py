@@ -14,6 +14,7 @@ from api.http.errors import ModelNotFound
 from api.job.chat_template import ChatTemplate
 from api.settings import ModelCard
 from eventing.errors import ContextExceeded, InvalidJob
+from eventing.job.capability import Capability, asked_of
 from eventing.job.job import JobRequest
 
 _PIECE_CHARS: Final = 32 * 1024
@@ -39,13 +40,14 @@ class Catalog:
         return self._cards.get(name)
 
     async def check(self, request: JobRequest) -> None:
-        """Raises `ModelNotFound` (`body.model`) or `ContextExceeded` naming the field that is too
-        long.
+        """Raises `ModelNotFound` (`body.model`), `InvalidJob` naming what the model can not, or `ContextExceeded`
+        naming the field that is too long.
 
         Counts content only, not what a chat template adds: a refusal here is always right, the
         last few tokens are the engine's to judge.
         """
         card = self._known(request.model)
+        _check_can(card, request)
         _check_answer_fits(card, request)
         where, prompts = _prompts(request)
         for prompt in prompts:
@@ -132,11 +134,29 @@ def _check_countable(messages: Iterable[Mapping[str, Any]]) -> None:
             raise InvalidJob("only an engine can tell how many tokens an image is", "body.messages")
 
 
+_CAN_NOT: Final = {
+    Capability.GENERATE: "makes embeddings, and answers no prompts",
+    Capability.EMBED: "makes no embeddings",
+    Capability.IMAGE: "takes no images",
+    Capability.AUDIO: "takes no sound",
+    Capability.VIDEO: "takes no films",
+    Capability.TOOLS: "calls no tools here: its engine runs without --enable-auto-tool-choice and --tool-call-parser",
+}
+
+
+def _check_can(card: ModelCard, request: JobRequest) -> None:
+    if card.capabilities is None:
+        return
+    for capability, where in asked_of(request):
+        if capability not in card.capabilities:
+            raise InvalidJob(f"{where}: {card.name} {_CAN_NOT[capability]}", where)
+
+
 def _check_answer_fits(card: ModelCard, request: JobRequest) -> None:
-    """A prompt has a token at least, so an answer as long as the context never fits."""
+    """Engines cut a shorter answer to what the prompt leaves of the context."""
     for name in ("max_completion_tokens", "max_tokens"):
         asked = request.body.get(name)
-        if isinstance(asked, int) and asked >= card.context_tokens:
+        if isinstance(asked, int) and asked > card.context_tokens:
             raise ContextExceeded(
                 f"body.{name} is {asked}, and the context of {card.name} has {card.context_tokens} "
                 "tokens for prompt and answer",

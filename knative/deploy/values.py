@@ -15,6 +15,8 @@ import yaml.constructor
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from eventing.job.capability import Capability
+
 _LABEL = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
 _HOST = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 _URI = r"^(hf|s3|gs|pvc|https|oci|azure)://\S+$"
@@ -55,6 +57,8 @@ class ModelValues(_Section):
     max_tokens: int = Field(32768, ge=256, le=2_000_000)
     concurrency: int = Field(16, ge=1, le=1000)  # Knative's containerConcurrency ends at 1000
     size_gib: int = Field(16, ge=1, le=4096)
+    # What the api lets through; None: the engine judges, which wakes it.
+    capabilities: frozenset[Capability] | None = None
     # How fast one replica is; read by the component work-scaler alone.
     prefill_tokens_per_s: float = Field(5000, ge=0.1, le=1e7)
     decode_tokens_per_s: float = Field(500, ge=0.1, le=1e7)

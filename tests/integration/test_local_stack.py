@@ -255,6 +255,18 @@ def test_a_redis_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
+async def test_the_api_is_told_what_a_models_folder_says_that_it_can(tmp_path: Path) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 512}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").touch()
+
+    model = await prepare_model(str(tmp_path), tmp_path, print)
+
+    assert model.card([])["capabilities"] == ["generate"]
+    assert model.card(["--tool-call-parser", "hermes"])["capabilities"] == ["generate", "tools"]
+    assert model.card([])["context_tokens"] == 512
+
+
 async def test_a_model_folder_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="no folder /nowhere with a model"):
         await prepare_model("/nowhere", tmp_path, print)

@@ -7,14 +7,15 @@ nothing of vLLM is imported here.
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
+from eventing.job.capability import capabilities_of
 from torpor.local.child import child_env, die_with_parent, python_module
 from torpor.local.errors import StackError
 
@@ -34,11 +35,22 @@ class Model:
     folder: Path | None = None
     tokenizer_file: Path | None = None
     context_tokens: int = CONTEXT_TOKENS
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def location(self) -> str:
         """What the engine loads."""
         return str(self.folder or self.source or self.name)
+
+    def card(self, engine_args: Sequence[str]) -> dict[str, Any]:
+        """What the api is told of it, served by an engine with these arguments."""
+        card: dict[str, Any] = {"name": self.name, "context_tokens": self.context_tokens}
+        if self.tokenizer_file is not None:
+            card["tokenizer_file"] = str(self.tokenizer_file)
+        files = [path.name for path in self.folder.iterdir()] if self.folder is not None else []
+        if (found := capabilities_of(self.config, files, engine_args)) is not None:
+            card["capabilities"] = sorted(found)
+        return card
 
 
 async def prepare_model(
@@ -104,6 +116,7 @@ def _described(name: str, folder: Path, wanted: int | None) -> Model:
     context = wanted or CONTEXT_TOKENS
     if not folder.is_dir():
         return Model(name=name, source=name, context_tokens=context)
+    config: dict[str, Any] = {}
     with suppress(OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         config = orjson.loads((folder / "config.json").read_bytes())
         most = int(config["max_position_embeddings"])
@@ -116,4 +129,5 @@ def _described(name: str, folder: Path, wanted: int | None) -> Model:
         folder=folder.resolve(),
         tokenizer_file=tokenizer.resolve() if tokenizer.exists() else None,
         context_tokens=context,
+        config=config,
     )

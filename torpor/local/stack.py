@@ -152,9 +152,7 @@ class Stack:
         """
         s = self.settings
         broker_token = os.environ.get("TORPOR_BROKER_TOKEN") or self._token
-        cards = [{"name": model.name, "context_tokens": model.context_tokens}]
-        if model.tokenizer_file:
-            cards[0]["tokenizer_file"] = str(model.tokenizer_file)
+        cards = [model.card(self._predictor_argv(model))]
         return dict(os.environ) | {
             "TORPOR_HOST": s.host,
             "TORPOR_REDIS_URL": redis_url,

@@ -11,7 +11,7 @@ from typing import Any
 
 from knative.deploy.emit import Resource, because
 from knative.deploy.timeouts import Timeouts
-from knative.deploy.values import Values
+from knative.deploy.values import ModelValues, Values
 
 API = "torpor-api"
 DOOR = "torpor-door"  # the Knative Service; its own name, since Knative makes a Service of it
@@ -222,16 +222,18 @@ def disruption_budget(name: str, component: str, values: Values, spec: Resource)
     }
 
 
+def _model_card(model: ModelValues) -> dict[str, Any]:
+    card: dict[str, Any] = {"name": model.name, "context_tokens": model.max_tokens}
+    if model.capabilities is not None:
+        card["capabilities"] = sorted(model.capabilities)
+    return card
+
+
 def settings(values: Values, times: Timeouts) -> Resource:
     """Give the settings that every container reads. TORPOR_BROKER_URL comes with the topology."""
     data: Resource = {
         "TORPOR_MODELS": because(
-            json.dumps(
-                [
-                    {"name": each.model.name, "context_tokens": each.model.max_tokens}
-                    for each in values.each()
-                ]
-            ),
+            json.dumps([_model_card(each.model) for each in values.each()]),
             "What the api accepts in `model`; all else is refused when it is submitted.",
         ),
         "TORPOR_PUBLIC_URL": f"https://{values.host}",

@@ -11,7 +11,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from api.http.errors import ModelNotFound
 from api.job.catalog import Catalog
 from api.settings import ModelCard
-from eventing.errors import ContextExceeded
+from eventing.errors import ContextExceeded, InvalidJob
+from eventing.job.capability import Capability
 from eventing.job.job import JobRequest
 
 CHAT = "/v1/chat/completions"
@@ -105,12 +106,70 @@ async def test_completion_prompts_name_their_field(
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-async def test_an_answer_that_fills_the_context_leaves_no_room_for_a_prompt(name: str) -> None:
+async def test_an_answer_may_be_as_long_as_the_context_and_no_longer(name: str) -> None:
+    """Engines cut what is asked for to what the prompt leaves."""
     catalog = Catalog([ModelCard(name="m", context_tokens=64)])
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
     with pytest.raises(ContextExceeded) as caught:
-        await catalog.check(JobRequest(url="/v1/chat/completions", body=body | {name: 64}))
+        await catalog.check(JobRequest(url="/v1/chat/completions", body=body | {name: 65}))
 
     assert caught.value.field == f"body.{name}"
-    await catalog.check(JobRequest(url="/v1/chat/completions", body=body | {name: 63}))
+    await catalog.check(JobRequest(url="/v1/chat/completions", body=body | {name: 64}))
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+TOOL = {"type": "function", "function": {"name": "look"}}
+EMBEDDING = JobRequest(url="/v1/embeddings", body={"model": "m", "input": "a"})
+
+
+def chat_with(**body: Any) -> JobRequest:
+    given = {"model": "m", "messages": [{"role": "user", "content": "a"}]} | body
+    return JobRequest(url=CHAT, body=given)
+
+
+@pytest.mark.parametrize(
+    ("request_", "capability", "field"),
+    [
+        pytest.param(chat("a"), "generate", "body.model", id="a chat"),
+        pytest.param(EMBEDDING, "embed", "body.model", id="an embedding"),
+        pytest.param(chat([IMAGE]), "image", "body.messages[0].content[0].type", id="an image"),
+        pytest.param(
+            chat("a", [{"type": "text", "text": "b"}, {"type": "input_audio"}]),
+            "audio",
+            "body.messages[1].content[1].type",
+            id="a sound",
+        ),
+        pytest.param(
+            chat([{"type": "video_url"}]), "video", "body.messages[0].content[0].type", id="a film"
+        ),
+        pytest.param(chat_with(tools=[TOOL]), "tools", "body.tools", id="tools"),
+        pytest.param(
+            chat_with(tools=[TOOL], tool_choice="required"), "tools", "body.tools", id="a must"
+        ),
+    ],
+)
+async def test_what_a_model_can_not_is_refused(
+    request_: JobRequest, capability: str, field: str
+) -> None:
+    others = set(Capability) - {Capability(capability)}
+
+    with pytest.raises(InvalidJob) as caught:
+        await Catalog([ModelCard(name="m", capabilities=frozenset(others))]).check(request_)
+
+    assert caught.value.field == field
+    await Catalog([ModelCard(name="m", capabilities=frozenset(Capability))]).check(request_)
+    await Catalog([ModelCard(name="m")]).check(request_)
+
+
+async def test_tools_that_must_not_be_called_need_no_parser() -> None:
+    card = ModelCard(name="m", capabilities=frozenset({Capability.GENERATE}))
+
+    await Catalog([card]).check(chat_with(tools=[TOOL], tool_choice="none"))
+
+
+async def test_a_refusal_of_tools_names_the_engines_flags() -> None:
+    card = ModelCard(name="m", capabilities=frozenset({Capability.GENERATE}))
+
+    with pytest.raises(InvalidJob, match="--enable-auto-tool-choice and --tool-call-parser"):
+        await Catalog([card]).check(chat_with(tools=[TOOL]))
