@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.http.compression import Compression
 from api.http.manners import HeadAsGet, allowed_methods, path_meant
 from api.http.middleware import Edge
 from api.http.problem import error_response
@@ -42,6 +43,7 @@ def create_app(
         app.include_router(router)
     app.add_exception_handler(TorporError, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_middleware(Compression)
     app.add_middleware(RateHeaders)
     app.add_middleware(HeadAsGet)
     app.add_middleware(Edge)
