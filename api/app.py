@@ -5,6 +5,7 @@ Called by `api.__main__` and by tests. Must not know any route.
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Final
 
 from fastapi import APIRouter, FastAPI
@@ -19,6 +20,7 @@ from api.http.manners import HeadAsGet, allowed_methods, path_meant
 from api.http.middleware import Edge
 from api.http.problem import error_response
 from api.limit.gate import RateHeaders
+from api.openapi.document import document
 from eventing.errors import TorporError
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -33,7 +35,6 @@ def create_app(
     app = FastAPIOffline(
         title="Torpor",
         version="1",
-        description="Answers that may take long, from hardware that sleeps when nobody asks.",
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
@@ -41,6 +42,7 @@ def create_app(
     )
     for router in routers:
         app.include_router(router)
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
     app.add_exception_handler(TorporError, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_middleware(Compression)

@@ -6,13 +6,15 @@ Called by `/v1/batches` and the runner. A bad line fails alone, under its number
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import orjson
+from typing_extensions import TypedDict
 
+from api.http.described import described
 from api.http.problem import openai_error, openai_status
 from api.view.outcome import answer_of, failure_of
-from api.view.response import RECORD, response_view
+from api.view.response import RECORD, ResponseUsage, response_view
 from eventing.errors import BadRequest, InvalidJob, TorporError
 from eventing.job.job import RUNNABLE_URLS, Job
 from eventing.known_fields import known_fields, known_value
@@ -133,11 +135,8 @@ class Batch:
     def to_json(self) -> bytes:
         return orjson.dumps(asdict(self))
 
-    def view(self) -> dict[str, Any]:
-        """OpenAI's batch object."""
+    def view(self) -> "BatchView":
         has_ended = self.status.is_final
-        moments = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling")
-        times = {f"{name}_at": self.times.get(f"{name}_at") for name in (*moments, "cancelled")}
         return {
             "id": self.id,
             "object": "batch",
@@ -150,7 +149,13 @@ class Batch:
             "error_file_id": self.error_file_id if has_ended and self.error_parts else None,
             "created_at": self.created_at,
             "expires_at": self.expires_at,
-            **times,
+            "in_progress_at": self.times.get("in_progress_at"),
+            "finalizing_at": self.times.get("finalizing_at"),
+            "completed_at": self.times.get("completed_at"),
+            "failed_at": self.times.get("failed_at"),
+            "expired_at": self.times.get("expired_at"),
+            "cancelling_at": self.times.get("cancelling_at"),
+            "cancelled_at": self.times.get("cancelled_at"),
             "model": self.models[0] if len(self.models) == 1 else None,
             "usage": _usage_view(self.usage),
             "request_counts": {
@@ -160,6 +165,53 @@ class Batch:
             },
             "metadata": dict(self.metadata) or None,
         }
+
+
+class RequestCounts(TypedDict):
+    """Lines of a batch."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class BatchErrors(TypedDict):
+    """Why the first lines could never run."""
+
+    object: Literal["list"]
+    data: list[Mapping[str, Any]]
+
+
+@described
+class BatchView(TypedDict):
+    """OpenAI's batch object."""
+
+    id: str
+    object: Literal["batch"]
+    endpoint: str
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: Literal["24h"]
+    status: BatchStatus
+    output_file_id: str | None
+    """Answers, once it has ended"""
+    error_file_id: str | None
+    """Lines without an answer, once it has ended"""
+    created_at: int
+    """All times are seconds since 1970"""
+    expires_at: int
+    in_progress_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    model: str | None
+    """Of all its lines; null when they are for several"""
+    usage: ResponseUsage
+    request_counts: RequestCounts
+    metadata: dict[str, str] | None
 
 
 def parse_batch(raw: bytes) -> Batch:
@@ -189,7 +241,7 @@ def _sum(usage: Mapping[str, int], more: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def _usage_view(usage: Mapping[str, int]) -> dict[str, Any]:
+def _usage_view(usage: Mapping[str, int]) -> ResponseUsage:
     return {
         "input_tokens": usage.get("input_tokens", 0),
         "input_tokens_details": {"cached_tokens": usage.get("cached_tokens", 0)},

@@ -14,12 +14,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC
-from typing import IO, Any, Final, Protocol, TypeVar
+from typing import IO, Any, Final, Literal, Protocol, TypeVar
 
 import fsspec  # type: ignore[import-untyped]
 import orjson
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+from typing_extensions import TypedDict
 
+from api.http.described import described
 from eventing.clock import Clock, SystemClock
 from eventing.errors import IdempotencyConflict, NotFound, Unavailable
 from eventing.known_fields import known_fields
@@ -67,8 +69,7 @@ class FileCard:
     def kept_s(self) -> int:
         return self.expires_at - self.created_at
 
-    def view(self) -> dict[str, Any]:
-        """OpenAI's file object."""
+    def view(self) -> "FileView":
         return {
             "id": self.id,
             "object": "file",
@@ -79,6 +80,22 @@ class FileCard:
             "status": "processed",
             "expires_at": self.expires_at or None,
         }
+
+
+@described
+class FileView(TypedDict):
+    """OpenAI's file object."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    """All times are seconds since 1970"""
+    filename: str
+    purpose: str
+    status: Literal["processed"]
+    expires_at: int | None
+    """When it is forgotten"""
 
 
 class Check(Protocol):

@@ -6,43 +6,64 @@ announcements; with a Knative Broker there is no queue to look at, and only repl
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, Final, Protocol
+from typing import Final, Literal, Protocol
 
 from redis.asyncio import Redis
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from api.auth.principal import Scope
-from api.openapi.doc import Doc
-from api.openapi.examples import OVERVIEW
-from api.openapi.operation import answer, problems
+from api.http.described import described
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
 from eventing.broker.queue import QueueView, expected_wait_s
 from eventing.clock import Clock
-from eventing.replica import ReplicaDirectory
+from eventing.replica import Replica, ReplicaDirectory
+
+
+@described
+class QueueState(TypedDict):
+    """How much of a model's work waits."""
+
+    waiting: dict[str, int]
+    """By priority"""
+    in_delivery: int
+    retrying: int
+    settled_per_minute: float
+    expected_wait_s: float | None
+    oldest_ms: int | None
+    """When the oldest came"""
+
+
+class ModelState(TypedDict):
+    """A model's queue and its replicas."""
+
+    model: str
+    queue: QueueState
+    replicas: list[Replica]
+
+
+class OverviewView(TypedDict):
+    """Queues and replicas of every model."""
+
+    object: Literal["overview"]
+    now_ms: int
+    models: list[ModelState]
 
 
 class Overview(Protocol):
     """Tells what a console shows: queues and replicas."""
 
-    async def look(self) -> dict[str, Any]:
-        """Queues and replicas of every model, as JSON."""
+    async def look(self) -> OverviewView:
+        """Queues and replicas of every model."""
 
 
-routes: Routes[Overview] = Routes()
+routes: Routes[Overview] = Routes("overview")
 
 _FRESH_S: Final = 0.5
-_DOC: Final = Doc(
-    tag="overview",
-    answers={
-        200: answer("Queues and replicas of every model", None, OVERVIEW),
-        **problems(401, 403, 404, 503),
-    },
-)
 
 
-@routes.operation("GET", "/v1/overview", scope=Scope.JOBS_READ, doc=_DOC)
+@routes.operation("GET", "/v1/overview", Scope.JOBS_READ, answers=OverviewView, refuses=(404,))
 async def get_overview(call: Call[Overview]) -> Response:
     """Look at queues and replicas: how much waits, who wakes, how long each phase took."""
     return json_response(await call.deps.look())
@@ -57,18 +78,23 @@ class RedisOverview:
         self._models = tuple(models)
         self._clock = clock
         self._asking = asyncio.Lock()
-        self._seen: tuple[float, dict[str, Any]] = (float("-inf"), {})
+        self._seen: tuple[float, OverviewView] | None = None
 
-    async def look(self) -> dict[str, Any]:
+    async def look(self) -> OverviewView:
         """Raises `StoreUnavailable`."""
         async with self._asking:
-            if self._clock.monotonic_s() - self._seen[0] > _FRESH_S:
+            now_s = self._clock.monotonic_s()
+            if self._seen is None or now_s - self._seen[0] > _FRESH_S:
                 models = [await self._model(name) for name in self._models]
-                view = {"object": "overview", "now_ms": self._clock.wall_ms(), "models": models}
+                view: OverviewView = {
+                    "object": "overview",
+                    "now_ms": self._clock.wall_ms(),
+                    "models": models,
+                }
                 self._seen = (self._clock.monotonic_s(), view)
             return self._seen[1]
 
-    async def _model(self, name: str) -> dict[str, Any]:
+    async def _model(self, name: str) -> ModelState:
         depth = await self._queues.depth(f"requests-{name}")
         waiting = depth.total_waiting
         # The pace of a queue that nobody waits in says what was asked for, not what is possible.
@@ -83,5 +109,5 @@ class RedisOverview:
                 "expected_wait_s": wait_s,
                 "oldest_ms": depth.oldest_ms or None,
             },
-            "replicas": [asdict(replica) for replica in await self._directory.list(name)],
+            "replicas": list(await self._directory.list(name)),
         }

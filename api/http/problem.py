@@ -6,11 +6,13 @@ route but by its prefix.
 
 import math
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final, NotRequired
 
 import orjson
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
+from api.http.described import described
 from eventing.errors import BadRequest, TorporError, Unavailable, WrongState
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -26,9 +28,47 @@ _OURS: Final = (
 """Whatever else is under `/v1/` is asked for by clients of OpenAI's, be it served here or not."""
 
 
+@described
+class ProblemView(TypedDict):
+    """Problem details (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    """What is wrong, and what to do"""
+    code: str
+    """Stable; `type` is made of it"""
+    field: NotRequired[str]
+    """What to change, as a path into the request"""
+
+
+@described
+class ErrorView(TypedDict):
+    """What is wrong, as OpenAI says it."""
+
+    message: str
+    type: str
+    param: str | None
+    """The field of the body to change"""
+    code: str | None
+
+
+@described
+class OpenAIErrorView(TypedDict):
+    """An error in OpenAI's form."""
+
+    error: ErrorView
+
+
+def is_openai_path(path: str) -> bool:
+    """Whether its callers expect OpenAI's error body."""
+    return path.startswith("/v1/") and not path.startswith(_OURS)
+
+
 def error_response(path: str, error: TorporError) -> Response:
     """The answer that tells of `error`, in the form that callers of `path` expect."""
-    is_openai = path.startswith("/v1/") and not path.startswith(_OURS)
+    is_openai = is_openai_path(path)
     body = openai_error(error) if is_openai else problem(error)
     status = openai_status(error) if is_openai else error.status
     media_type = "application/json" if is_openai else MEDIA_TYPE
@@ -43,11 +83,11 @@ def error_response(path: str, error: TorporError) -> Response:
     return Response(orjson.dumps(body), status_code=status, media_type=media_type, headers=headers)
 
 
-def problem(error: TorporError) -> dict[str, Any]:
+def problem(error: TorporError) -> ProblemView:
     """Problem details. `field` names what to change; it is left out when nothing in the request is
     to blame.
     """
-    details: dict[str, Any] = {
+    details: ProblemView = {
         "type": f"urn:torpor:problem:{error.code}",
         "title": _title(error.status),
         "status": error.status,
@@ -66,7 +106,7 @@ def _title(status: int) -> str:
     return newer.get(status) or known.get(status, "Client Closed Request")
 
 
-def openai_error(error: TorporError) -> dict[str, Any]:
+def openai_error(error: TorporError) -> OpenAIErrorView:
     """OpenAI's error body; `param` is the field of the call's own body."""
     field = error.field.removeprefix("body.") if isinstance(error, BadRequest) else ""
     return {

@@ -7,11 +7,12 @@ specification has it; it is encoded and not encrypted, so that any process can r
 import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import orjson
+from typing_extensions import TypedDict
 
-from api.view.response import response_id, usage_view
+from api.view.response import ResponseUsage, response_id, usage_view
 from eventing.errors import InvalidJob
 from eventing.job.job import Job
 
@@ -21,6 +22,16 @@ _ASKED: Final = (
 )
 _GIVEN: Final = "Summary of the conversation so far:\n"
 _MOST_TOKENS: Final = 1024
+
+
+class CompactionView(TypedDict):
+    """The shortened conversation, in OpenAI's form."""
+
+    id: str
+    object: Literal["response.compaction"]
+    created_at: int
+    output: list[dict[str, Any]]
+    usage: ResponseUsage | None
 
 
 def compaction_line(
@@ -35,7 +46,7 @@ def compaction_line(
     return {"url": "/v1/chat/completions", "body": body}
 
 
-def compaction_view(job: Job) -> dict[str, Any]:
+def compaction_view(job: Job) -> CompactionView:
     """OpenAI's object of a compaction whose job has ended with an answer: what users said, and the summary."""
     tail = job.id.removeprefix("job_")
     said = _user_items(job.request.body["messages"][:-1], tail)

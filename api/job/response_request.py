@@ -22,6 +22,7 @@ from eventing.job.call_fields import (
     Rules,
     check,
     check_fields,
+    object_schema,
     one_of,
     whole,
 )
@@ -81,6 +82,24 @@ _RULES: Final[Rules] = {
     "text": OBJECT,
 }
 """By the names that the caller used; what they become in chat is judged again there."""
+REQUEST_SCHEMA: Final = object_schema(
+    {
+        "model": NAME.schema,
+        "input": {"type": ["string", "array"], "description": "text, or a list of items"},
+    },
+    {
+        **_RULES,
+        "background": FLAG,
+        "stream": FLAG,
+        "store": FLAG,
+        "previous_response_id": TEXT,
+        "user": TEXT,
+    },
+    {
+        "tools": {"type": "array", "items": {"type": "object", "required": ["type"]}},
+        "tool_choice": {"type": ["string", "object"]},
+    },
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,17 @@ import structlog
 from prometheus_client import Counter
 
 from api.auth.principal import Principal
+from api.http.parameter import IDEMPOTENCY_KEY, REQUEST_ID, Parameter
 from api.job.catalog import Catalog
 from api.job.concurrency_limiter import ConcurrencyLimiter
 from api.webhook.address import AllowList, check_url
-from api.webhook.webhook import BATCH, JOB_WEBHOOK, WEBHOOK_URL, parse_webhook_options
+from api.webhook.webhook import (
+    BATCH,
+    JOB_WEBHOOK,
+    WEBHOOK_SCHEMA,
+    WEBHOOK_URL,
+    parse_webhook_options,
+)
 from eventing.broker.intake import Intake
 from eventing.clock import Clock
 from eventing.cloudevent.request_id import KEPT, checked
@@ -28,8 +35,10 @@ from eventing.errors import (
     InvalidJob,
     StoreUnavailable,
 )
+from eventing.job.call_fields import FieldRule, Schema, check, nullable, one_of
 from eventing.job.job import (
     API_SOURCE,
+    RUNNABLE_URLS,
     Job,
     JobId,
     JobRequest,
@@ -252,6 +261,48 @@ def parse_submit_options(
     )
 
 
+_LONGEST_S: Final = 30 * 24 * 3600
+_PRIORITY: Final = one_of(*Lane)
+_EXPIRES: Final = FieldRule(
+    f"seconds, more than 0 and at most {_LONGEST_S}",
+    lambda v: isinstance(v, int | float) and not isinstance(v, bool) and 0 < v <= _LONGEST_S,
+    {"type": "number", "exclusiveMinimum": 0, "maximum": _LONGEST_S},
+)
+METADATA: Final[Schema] = {
+    "type": ["object", "null"],
+    "maxProperties": 16,
+    "propertyNames": {"maxLength": 64, "not": {"pattern": "^torpor\\."}},
+    "additionalProperties": {"type": "string", "maxLength": 512},
+    "description": "yours to fill, as at OpenAI; names that start with `torpor.` are ours",
+}
+JOB_SCHEMA: Final[Schema] = {
+    "type": "object",
+    "required": ["url", "body"],
+    "properties": {
+        "url": {"enum": list(RUNNABLE_URLS)},
+        "body": {
+            "type": "object",
+            "required": ["model"],
+            "description": "what `url` takes: ChatCompletionRequest, CompletionRequest ...",
+        },
+        "custom_id": {"type": ["string", "null"], "description": "your name for the job"},
+        "method": {"const": "POST"},
+        "priority": nullable(_PRIORITY.schema),
+        "expires_after": nullable(_EXPIRES.schema)
+        | {"description": "seconds after which nobody wants the answer any more"},
+        "metadata": METADATA,
+        "webhook": WEBHOOK_SCHEMA,
+    },
+}
+"""A job line: what `parse_request` and `parse_submit_options` judge."""
+SUBMIT_HEADERS: Final = (
+    IDEMPOTENCY_KEY,
+    REQUEST_ID,
+    Parameter("Torpor-Expires-After", "As `expires_after`: whole seconds", "header"),
+    Parameter("Torpor-Webhook", "As `webhook.url`", "header"),
+)
+
+
 def check_metadata(value: Any, where: str) -> dict[str, str]:
     """At most 16 pairs of text, as OpenAI has it; names that start with `torpor.` are ours."""
     if value is None:
@@ -274,12 +325,8 @@ def check_metadata(value: Any, where: str) -> dict[str, str]:
 def _lane(value: Any, default: Lane) -> Lane:
     if value is None:
         return default
-    if not isinstance(value, str) or value not in list(Lane):
-        raise InvalidJob(f"priority must be one of {', '.join(Lane)}", "priority")
+    check("", value, _PRIORITY, "priority")
     return Lane(value)
-
-
-_LONGEST_S: Final = 30 * 24 * 3600
 
 
 def _expires_after_s(line: Mapping[str, Any], headers: Mapping[str, str]) -> float:
@@ -290,7 +337,5 @@ def _expires_after_s(line: Mapping[str, Any], headers: Mapping[str, str]) -> flo
         value = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else -1
     if value is None:
         return 0.0
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= _LONGEST_S:
-        raise InvalidJob(f"{where} must be seconds, more than 0 and at most {_LONGEST_S}", where)
+    check("", value, _EXPIRES, where)
     return float(value)

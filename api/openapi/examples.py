@@ -1,6 +1,6 @@
-"""What the OpenAPI document shows as answers: one of each kind of thing, as the api sends it.
+"""What the OpenAPI document shows: one of each kind of body and answer, as the api takes or sends it.
 
-Called by the modules that describe calls. Must not know any call.
+Called by `api.openapi.document`; a test holds each against its schema. Must not know any call.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _AT_S: Final = 1_764_000_000
 _AT_MS: Final = _AT_S * 1000
 _USAGE: Final = {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17}
 
-ACCEPTED: Final[Example] = {
+_ACCEPTED: Final[Example] = {
     "id": _JOB_ID,
     "object": "job",
     "state": "queued",
@@ -28,7 +28,7 @@ ACCEPTED: Final[Example] = {
     "request_id": None,
     "links": {"self": f"/v1/jobs/{_JOB_ID}", "events": f"/v1/jobs/{_JOB_ID}/events"},
 }
-CHAT: Final[Example] = {
+_CHAT: Final[Example] = {
     "id": "chatcmpl-0123456789abcdef01234567",
     "object": "chat.completion",
     "created": _AT_S,
@@ -43,8 +43,8 @@ CHAT: Final[Example] = {
     ],
     "usage": _USAGE,
 }
-JOB: Final[Example] = {
-    **ACCEPTED,
+_JOB: Final[Example] = {
+    **_ACCEPTED,
     "state": "completed",
     "attempt": 1,
     "token_count": 5,
@@ -52,7 +52,7 @@ JOB: Final[Example] = {
     "first_token_ms": _AT_MS + 1000,
     "finished_ms": _AT_MS + 1400,
     "timings": {"queued_ms": 900, "first_token_ms": 1000, "total_ms": 1400},
-    "result": CHAT,
+    "result": _CHAT,
     "usage": _USAGE,
     "error": None,
     "is_dead_letter": False,
@@ -66,15 +66,8 @@ JOB: Final[Example] = {
         }
     ],
 }
-LISTED_JOB: Final[Example] = {name: value for name, value in JOB.items() if name != "result"}
-DEAD_LETTER: Final[Example] = {
-    **JOB,
-    "state": "failed",
-    "result": None,
-    "error": {"code": "engine_died", "message": "the engine died", "field": ""},
-    "is_dead_letter": True,
-}
-COMPLETION: Final[Example] = {
+_LISTED_JOB: Final[Example] = {name: value for name, value in _JOB.items() if name != "result"}
+_COMPLETION: Final[Example] = {
     "id": "cmpl-0123456789abcdef01234567",
     "object": "text_completion",
     "created": _AT_S,
@@ -82,20 +75,25 @@ COMPLETION: Final[Example] = {
     "choices": [{"index": 0, "text": " hovers.", "finish_reason": "stop", "logprobs": None}],
     "usage": _USAGE,
 }
-EMBEDDING: Final[Example] = {
+_EMBEDDING: Final[Example] = {
     "object": "list",
     "data": [{"object": "embedding", "index": 0, "embedding": [0.018, -0.007]}],
     "model": "an-embedding-model",
     "usage": {"prompt_tokens": 2, "total_tokens": 2},
 }
-MODEL: Final[Example] = {"id": _MODEL, "object": "model", "created": 0, "owned_by": "torpor"}
-RESPONSE: Final[Example] = {
+_MODEL_CARD: Final[Example] = {"id": _MODEL, "object": "model", "created": 0, "owned_by": "torpor"}
+_RESPONSE: Final[Example] = {
     "id": "resp_0123456789abcdef01234567",
     "object": "response",
     "created_at": _AT_S,
+    "completed_at": _AT_S + 2,
     "status": "completed",
     "background": True,
+    "error": None,
+    "incomplete_details": None,
     "model": _MODEL,
+    "store": True,
+    "metadata": {},
     "output": [
         {
             "type": "message",
@@ -107,15 +105,28 @@ RESPONSE: Final[Example] = {
             ],
         }
     ],
-    "usage": {"input_tokens": 12, "output_tokens": 5, "total_tokens": 17},
+    "usage": {
+        "input_tokens": 12,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": 5,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 17,
+    },
+    **{"instructions": None, "previous_response_id": None, "max_output_tokens": None},
+    **{"max_tool_calls": None, "parallel_tool_calls": True, "tools": [], "tool_choice": "auto"},
+    **{"temperature": 1.0, "top_p": 1.0, "top_logprobs": 0, "truncation": "disabled"},
+    **{"presence_penalty": 0.0, "frequency_penalty": 0.0, "prompt_cache_key": None},
+    "reasoning": {"effort": None, "summary": None},
+    **{"safety_identifier": None, "service_tier": "default", "user": None},
+    "text": {"format": {"type": "text"}},
 }
-INPUT_ITEM: Final[Example] = {
+_INPUT_ITEM: Final[Example] = {
     "id": "item_0123456789abcdef01234567_0",
     "type": "message",
     "role": "user",
     "content": [{"type": "input_text", "text": "Why is the sky blue?"}],
 }
-COMPACTION: Final[Example] = {
+_COMPACTION: Final[Example] = {
     "id": "resp_0123456789abcdef01234567",
     "object": "response.compaction",
     "created_at": _AT_S,
@@ -126,9 +137,9 @@ COMPACTION: Final[Example] = {
             "encrypted_content": "eyJzdW1tYXJ5IjoiLi4uIn0=",
         }
     ],
-    "usage": {"input_tokens": 12, "output_tokens": 5, "total_tokens": 17},
+    "usage": _RESPONSE["usage"],
 }
-FILE: Final[Example] = {
+_FILE: Final[Example] = {
     "id": "file-0123456789abcdef01234567",
     "object": "file",
     "bytes": 1234,
@@ -136,23 +147,34 @@ FILE: Final[Example] = {
     "filename": "lines.jsonl",
     "purpose": "batch",
     "status": "processed",
+    "expires_at": _AT_S + 30 * 86_400,
 }
-BATCH: Final[Example] = {
+_BATCH: Final[Example] = {
     "id": "batch_0123456789abcdef01234567",
     "object": "batch",
     "endpoint": "/v1/chat/completions",
     "errors": None,
-    "input_file_id": FILE["id"],
+    "input_file_id": _FILE["id"],
     "completion_window": "24h",
     "status": "in_progress",
     "output_file_id": None,
     "error_file_id": None,
     "created_at": _AT_S,
     "expires_at": _AT_S + 86_400,
+    **{"in_progress_at": _AT_S + 2, "finalizing_at": None, "completed_at": None, "failed_at": None},
+    **{"expired_at": None, "cancelling_at": None, "cancelled_at": None},
+    "model": _MODEL,
+    "usage": {
+        "input_tokens": 14_400,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 6000,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 20_400,
+    },
     "request_counts": {"total": 50_000, "completed": 1200, "failed": 1},
     "metadata": None,
 }
-OVERVIEW: Final[Example] = {
+_OVERVIEW: Final[Example] = {
     "object": "overview",
     "now_ms": _AT_MS,
     "models": [
@@ -170,13 +192,20 @@ OVERVIEW: Final[Example] = {
         }
     ],
 }
+_BILL: Final = {
+    **{"total": 0.025208, "busy": 0.002917, "idle": 0.020833, "waking": 0.001458, "wasted": 0.0},
+    "per_job": 0.008403,
+    "per_1k_output_tokens": 1.680556,
+    "per_1k_output_tokens_busy_only": 0.194444,
+}
 _SPENT: Final = {
     "jobs": 3,
     "input_tokens": 36,
     "output_tokens": 15,
     "gpu_seconds": {"waking": 2.1, "idle": 30.0, "busy": 4.2, "kept": 4.2, "wasted": 0.0},
+    "cost": _BILL,
 }
-USAGE: Final[Example] = {
+_USAGE_REPORT: Final[Example] = {
     "object": "usage",
     "since_s": 86_400,
     "price_per_gpu_hour": 2.5,
@@ -194,19 +223,137 @@ USAGE: Final[Example] = {
         }
     },
 }
+_LINE: Final[Example] = {
+    "url": "/v1/chat/completions",
+    "body": {
+        "model": _MODEL,
+        "messages": [{"role": "user", "content": "Why do hummingbirds sleep so deeply?"}],
+        "max_tokens": 64,
+    },
+}
+_RECEIVER: Final[Example] = {
+    "name": "orders",
+    "url": "https://hooks.example.com/torpor",
+    "event_types": ["response.completed", "response.failed"],
+}
+_ENDPOINT: Final[Example] = {
+    **_RECEIVER,
+    "id": "we_0123456789abcdef01234567",
+    "object": "webhook_endpoint",
+    "created_at": _AT_S,
+    "updated_at": _AT_S,
+    "signing_secret_hint": "whsec_...9Zk=",
+    "switched_off": None,
+}
+_DELIVERY: Final[Example] = {
+    "id": "wh_0123456789abcdef0123456789abcdef",
+    "object": "webhook_delivery",
+    "endpoint": _ENDPOINT["id"],
+    "url": _RECEIVER["url"],
+    "type": "response.completed",
+    "data": {"id": "resp_0123456789abcdef01234567"},
+    "state": "delivered",
+    "created_ms": _AT_MS,
+    "tries": [
+        {"at_ms": _AT_MS + 100, "status": 204, "error": None, "duration_ms": 35, "next_ms": None}
+    ],
+}
+FILE_LINE: Final = (
+    '{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": '
+    '"smollm2-135m-instruct", "messages": [{"role": "user", "content": "Say hello."}]}}'
+)
+CHAT_CHUNK: Final = (
+    '{"id":"chatcmpl-0123456789abcdef01234567","object":"chat.completion.chunk",'
+    f'"created":{_AT_S},"model":"{_MODEL}",'
+    '"choices":[{"index":0,"delta":{"role":"assistant","content":"Hello"}}]}'
+)
+TEXT_CHUNK: Final = (
+    '{"id":"cmpl-0123456789abcdef01234567","object":"text_completion",'
+    f'"created":{_AT_S},"model":"{_MODEL}","choices":[{{"index":0,"text":" hovers"}}]}}'
+)
 
 
-def listed(entry: Example) -> Example:
-    """A page in OpenAI's form."""
+def _listed(entry: Example) -> Example:
     ids = {"first_id": entry.get("id"), "last_id": entry.get("id")}
     return {"object": "list", "data": [entry], **ids, "has_more": False}
 
 
-def paged(entry: Example) -> Example:
-    """A page with a cursor."""
-    return {"object": "list", "data": [entry], "next_cursor": None}
-
-
-def deleted(thing: Example) -> Example:
-    """What a DELETE answers."""
-    return {"id": thing["id"], "object": thing["object"], "deleted": True}
+EXAMPLES: Final[Mapping[str, Example]] = {
+    "AcceptedJob": _ACCEPTED,
+    "Batch": _BATCH,
+    "BatchList": _listed(_BATCH),
+    "BatchRequest": {
+        "input_file_id": _FILE["id"],
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    },
+    "ChatCompletion": _CHAT,
+    "ChatCompletionRequest": {
+        "model": _MODEL,
+        "messages": [{"role": "user", "content": "Say hello."}],
+        "stream": True,
+    },
+    "CloudEvent": {
+        "specversion": "1.0",
+        "id": "order-17",
+        "source": "/my/shop",
+        "type": "dev.torpor.inference.requested.v1",
+        "datacontenttype": "application/json",
+        "data": _LINE,
+    },
+    "Compaction": _COMPACTION,
+    "CompactionRequest": {"model": _MODEL, "input": "We agreed to launch on Tuesday."},
+    "Completion": _COMPLETION,
+    "CompletionRequest": {"model": _MODEL, "prompt": "A hummingbird", "max_tokens": 16},
+    "Deleted": {"id": _JOB_ID, "object": "job", "deleted": True},
+    "EmbeddingList": _EMBEDDING,
+    "EmbeddingRequest": {"model": "an-embedding-model", "input": ["a text", "another"]},
+    "EventTypeList": {"object": "list", "data": ["response.completed", "batch.completed"]},
+    "File": _FILE,
+    "FileList": _listed(_FILE),
+    "FileUpload": {"file": FILE_LINE, "purpose": "batch"},
+    "InputTokens": {"object": "response.input_tokens", "input_tokens": 12},
+    "ItemList": _listed(_INPUT_ITEM),
+    "Job": _JOB,
+    "JobList": {"object": "list", "data": [_LISTED_JOB], "next_cursor": None},
+    "JobRequest": _LINE,
+    "Model": {**_MODEL_CARD, "max_model_len": 2048},
+    "ModelList": {"object": "list", "data": [_MODEL_CARD]},
+    "OpenAIError": {
+        "error": {
+            "message": "temperature must be a number of at least 0",
+            "type": "invalid_request_error",
+            "param": "temperature",
+            "code": "invalid_job",
+        }
+    },
+    "Overview": _OVERVIEW,
+    "Problem": {
+        "type": "urn:torpor:problem:invalid_job",
+        "title": "Unprocessable Content",
+        "status": 422,
+        "detail": "priority must be one of interactive, default, batch",
+        "code": "invalid_job",
+        "field": "priority",
+    },
+    "RedriveRequest": {**_LINE, "body": {**_LINE["body"], "max_tokens": 32}},
+    "Redriven": {"redriven": [_JOB_ID], "skipped": [], "has_more": False, "next_cursor": None},
+    "Response": _RESPONSE,
+    "ResponseRequest": {"model": _MODEL, "input": "Why is the sky blue?", "background": True},
+    "RotateSecretRequest": {"keep_old_secret_active_for_24_hours": True},
+    "Usage": _USAGE_REPORT,
+    "WebhookDelivery": _DELIVERY,
+    "WebhookDeliveryList": {"object": "list", "data": [_DELIVERY], "next_before": None},
+    "WebhookEndpoint": _ENDPOINT,
+    "WebhookEndpointList": _listed(_ENDPOINT),
+    "WebhookEndpointRequest": _RECEIVER,
+    "WebhookEndpointUpdate": {"event_types": ["response.failed"]},
+    "WebhookTest": {
+        "object": "webhook_endpoint.test",
+        "event_type": "response.completed",
+        "status_code": 204,
+        "success": True,
+        "webhook_endpoint_id": _ENDPOINT["id"],
+    },
+    "WebhookTestRequest": {"event_type": "response.completed"},
+}

@@ -4,21 +4,24 @@ Called by `api.wiring`.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from starlette.responses import Response
 
 from api.auth.principal import Scope
-from api.batch.batch import Batch, check_endpoint
+from api.batch.batch import RESPONSES, Batch, BatchStatus, BatchView, check_endpoint
 from api.batch.file_store import FileStore, new_file_id
 from api.batch.store import BatchStore
-from api.job.submission import check_metadata
-from api.openapi import files as docs
-from api.routes.files import check_expires_after, keyed_hex, page_of
-from api.routes.jobs import json_response, whole_number
+from api.http.parameter import AFTER, IDEMPOTENCY_KEY, LIMIT
+from api.job.submission import METADATA, check_metadata
+from api.openapi.operation import Body
+from api.routes.files import EXPIRES_AFTER, check_expires_after, keyed_hex
+from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
+from api.view.page import Page, page_of
 from eventing.clock import Clock
 from eventing.errors import BadRequest, IdempotencyConflict, NotFound
+from eventing.job.job import RUNNABLE_URLS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +33,38 @@ class BatchDeps:
     clock: Clock
 
 
-routes: Routes[BatchDeps] = Routes()
+routes: Routes[BatchDeps] = Routes("batches")
+
+_REQUEST: Final = Body(
+    "BatchRequest",
+    {
+        "type": "object",
+        "required": ["input_file_id", "endpoint", "completion_window"],
+        "properties": {
+            "input_file_id": {"type": "string", "description": "a file of the purpose `batch`"},
+            "endpoint": {"enum": [*RUNNABLE_URLS, RESPONSES]},
+            "completion_window": {"const": "24h"},
+            "metadata": METADATA,
+            "output_expires_after": EXPIRES_AFTER,
+        },
+    },
+)
 
 
-@routes.operation("POST", "/v1/batches", scope=Scope.JOBS_WRITE, doc=docs.CREATE_BATCH)
+class BatchList(Page):
+    """A page of batches, newest first."""
+
+    data: list[BatchView]
+
+
+@routes.operation(
+    "POST",
+    "/v1/batches",
+    Scope.JOBS_WRITE,
+    parameters=(IDEMPOTENCY_KEY,),
+    body=_REQUEST,
+    answers=BatchView,
+)
 async def create_batch(call: Call[BatchDeps]) -> Response:
     """Run an uploaded file of requests.
 
@@ -68,22 +99,23 @@ async def create_batch(call: Call[BatchDeps]) -> Response:
     return json_response(batch.view())
 
 
-@routes.operation("GET", "/v1/batches", scope=Scope.JOBS_READ, doc=docs.LIST_BATCHES)
+@routes.operation(
+    "GET", "/v1/batches", Scope.JOBS_READ, parameters=(LIMIT, AFTER), answers=BatchList
+)
 async def list_batches(call: Call[BatchDeps]) -> Response:
     """List batches, newest first."""
     query = call.request.query_params
-    limit = whole_number(query, "limit", default=20, least=1, most=100)
     batches = await call.deps.batches.list(call.principal.tenant)
-    return json_response(page_of([batch.view() for batch in batches], query.get("after"), limit))
+    return json_response(page_of([batch.view() for batch in batches], query, LIMIT.of(query)))
 
 
-@routes.operation("GET", "/v1/batches/{id}", scope=Scope.JOBS_READ, doc=docs.GET_BATCH)
+@routes.operation("GET", "/v1/batches/{id}", Scope.JOBS_READ, answers=BatchView)
 async def retrieve_batch(call: Call[BatchDeps]) -> Response:
     """Look at a batch."""
     return json_response((await _own(call)).view())
 
 
-@routes.operation("POST", "/v1/batches/{id}/cancel", scope=Scope.JOBS_WRITE, doc=docs.CANCEL_BATCH)
+@routes.operation("POST", "/v1/batches/{id}/cancel", Scope.JOBS_WRITE, answers=BatchView)
 async def cancel_batch(call: Call[BatchDeps]) -> Response:
     """Cancel a batch. What is done is kept; the runner stops the rest at its next turn."""
     batch = await _own(call)
@@ -92,7 +124,7 @@ async def cancel_batch(call: Call[BatchDeps]) -> Response:
         batch = await _own(call)
     view = batch.view()
     if not batch.status.is_final:
-        view["status"] = "cancelling"
+        view["status"] = BatchStatus.CANCELLING
     return json_response(view)
 
 

@@ -5,19 +5,22 @@ tenant. Must not know why it failed.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from api.auth.principal import Scope
 from api.http.body import parse_object
+from api.http.parameter import CURSOR, LIMIT
 from api.job.catalog import Catalog
-from api.job.submission import JobAdmission
-from api.openapi import dead_letters as docs
-from api.routes.jobs import json_response, own_job, whole_number
+from api.job.submission import JOB_SCHEMA, JobAdmission
+from api.openapi.operation import Body
+from api.routes.jobs import JobList, json_response, own_job
 from api.routes.route import Call, Routes
-from api.view.job import job_view
+from api.view.job import JobView, job_view
+from api.view.page import Deleted
 from eventing.broker.intake import Intake
 from eventing.errors import (
     NotFound,
@@ -39,7 +42,24 @@ class DeadLetterDeps:
     admission: JobAdmission
 
 
-routes: Routes[DeadLetterDeps] = Routes()
+class Skipped(TypedDict):
+    """A dead letter that was left as it is, and why."""
+
+    id: str
+    code: str
+    reason: str
+
+
+class Redriven(TypedDict):
+    """Jobs that were queued again, and those that were not."""
+
+    redriven: list[JobId]
+    skipped: list[Skipped]
+    has_more: bool
+    next_cursor: str | None
+
+
+routes: Routes[DeadLetterDeps] = Routes("dead letters")
 
 _AT_ONCE: Final = 100
 """Dead letters that one call looks at; it says when there are more."""
@@ -50,14 +70,16 @@ _NO_LONGER_DEAD: Final = "it is a dead letter no longer"
 _log = structlog.get_logger()
 
 
-@routes.operation("GET", "/v1/dead-letters", scope=Scope.JOBS_READ, doc=docs.LIST)
+@routes.operation(
+    "GET", "/v1/dead-letters", Scope.JOBS_READ, parameters=(LIMIT, CURSOR), answers=JobList
+)
 async def list_dead_letters(call: Call[DeadLetterDeps]) -> Response:
     """List jobs that were set aside, newest first, with reason, attempts and request."""
     query = call.request.query_params
     page = await call.deps.store.list_dead_letters(
         call.principal.tenant,
-        limit=whole_number(query, "limit", default=20, least=1, most=100),
-        cursor=query.get("cursor", ""),
+        limit=LIMIT.of(query),
+        cursor=query.get(CURSOR.name, ""),
     )
     return json_response(
         {
@@ -68,7 +90,7 @@ async def list_dead_letters(call: Call[DeadLetterDeps]) -> Response:
     )
 
 
-@routes.operation("GET", "/v1/dead-letters/{id}", scope=Scope.JOBS_READ, doc=docs.GET)
+@routes.operation("GET", "/v1/dead-letters/{id}", Scope.JOBS_READ, answers=JobView)
 async def get_dead_letter(call: Call[DeadLetterDeps]) -> Response:
     """Look at a dead letter."""
     return json_response(_view(await _own(call)))
@@ -77,8 +99,10 @@ async def get_dead_letter(call: Call[DeadLetterDeps]) -> Response:
 @routes.operation(
     "POST",
     "/v1/dead-letters/{id}/redrive",
-    scope=Scope.ADMIN,
-    doc=docs.REDRIVE,
+    Scope.ADMIN,
+    body=Body("RedriveRequest", JOB_SCHEMA, is_required=False),
+    answers={202: JobView},
+    refuses=(409,),
     replays=True,
 )
 async def redrive_dead_letter(call: Call[DeadLetterDeps]) -> Response:
@@ -100,8 +124,10 @@ async def redrive_dead_letter(call: Call[DeadLetterDeps]) -> Response:
 @routes.operation(
     "POST",
     "/v1/dead-letters/redrive",
-    scope=Scope.ADMIN,
-    doc=docs.REDRIVE_ALL,
+    Scope.ADMIN,
+    parameters=(CURSOR,),
+    answers={202: Redriven},
+    refuses=(422,),
     replays=True,
 )
 async def redrive_dead_letters(call: Call[DeadLetterDeps]) -> Response:
@@ -113,7 +139,7 @@ async def redrive_dead_letters(call: Call[DeadLetterDeps]) -> Response:
     """
     cursor = call.request.query_params.get("cursor", "")
     redriven: list[JobId] = []
-    skipped: list[dict[str, str]] = []
+    skipped: list[Skipped] = []
     has_more, is_refused = True, False
     while has_more and not is_refused and len(redriven) + len(skipped) < _AT_ONCE:
         page = await call.deps.store.list_dead_letters(
@@ -140,7 +166,7 @@ async def redrive_dead_letters(call: Call[DeadLetterDeps]) -> Response:
 
 
 async def _redrive_or_skip(
-    call: Call[DeadLetterDeps], job: Job, redriven: list[JobId], skipped: list[dict[str, str]]
+    call: Call[DeadLetterDeps], job: Job, redriven: list[JobId], skipped: list[Skipped]
 ) -> None:
     """Raises `Unavailable` when a limit or the store says no."""
     try:
@@ -156,7 +182,7 @@ async def _redrive_or_skip(
         redriven.append(job.id)
 
 
-@routes.operation("DELETE", "/v1/dead-letters/{id}", scope=Scope.ADMIN, doc=docs.DISCARD)
+@routes.operation("DELETE", "/v1/dead-letters/{id}", Scope.ADMIN, answers=Deleted, refuses=(409,))
 async def discard_dead_letter(call: Call[DeadLetterDeps]) -> Response:
     """Forget a dead letter, its tokens included."""
     job = await _own(call)
@@ -206,5 +232,5 @@ def _again(job: Job, request: JobRequest | None) -> NewJob:
     )
 
 
-def _view(job: Job) -> dict[str, Any]:
+def _view(job: Job) -> JobView:
     return job_view(job, with_request=True) | {"object": "dead_letter"}

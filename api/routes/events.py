@@ -6,6 +6,7 @@ Called by `api.wiring`. Answers by the Knative data-plane contract: 2xx only onc
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import orjson
 import structlog
@@ -19,10 +20,11 @@ from api.http.sse import KEEP_ALIVE, LINE_LIMIT_BYTES, Stream, frame, last_comme
 from api.job.catalog import Catalog
 from api.job.result_feed import ResultFeed
 from api.job.submission import SubmitDeps, submit_new
-from api.openapi import operation as docs
-from api.routes.jobs import accepted
+from api.openapi.operation import Body, Text
+from api.routes.jobs import AFTER_EVENT, LAST_EVENT_ID, accepted
 from api.routes.route import Call, Routes
 from api.routes.stream import parse_cursor
+from api.view.job import AcceptedJobView, JobView
 from eventing.cloudevent import request_id
 from eventing.cloudevent.event import Event, build_binary, build_structured, parse_http
 from eventing.cloudevent.job_event import (
@@ -58,11 +60,45 @@ class EventDeps:
     keep_alive_s: float
 
 
-routes: Routes[EventDeps] = Routes()
+routes: Routes[EventDeps] = Routes("events")
 _log = structlog.get_logger()
 
+_NOT_EMPTY: Final = {"type": "string", "minLength": 1}
+_EVENT: Final = Body(
+    "CloudEvent",
+    {
+        "type": "object",
+        "required": ["specversion", "id", "source", "type"],
+        "description": "A CloudEvent in structured mode; `data` of a request is a JobRequest",
+        "properties": {
+            "specversion": {"const": "1.0"},
+            "id": _NOT_EMPTY,
+            "source": _NOT_EMPTY | {"description": "with `id`, what names the job"},
+            "type": _NOT_EMPTY | {"description": REQUESTED},
+            "datacontenttype": {"type": "string"},
+            "correlationid": {"type": "string", "description": "your own id of it"},
+            "data": {},
+        },
+    },
+    "application/cloudevents+json",
+)
+_RESULTS: Final = Text(
+    "Results until you leave; `gap` when some were forgotten",
+    "text/event-stream",
+    "id: 1764000000000-0\nevent: dev.torpor.inference.completed.v1\n"
+    'data: {"specversion":"1.0","id":"job_0123456789abcdef01234567:completed:1",'
+    '"source":"/torpor/jobs","type":"dev.torpor.inference.completed.v1",'
+    '"subject":"job_0123456789abcdef01234567","data":{"state":"completed"}}\n\n',
+)
 
-@routes.operation("POST", "/v1/events", scope=Scope.EVENTS_WRITE, doc=docs.TAKE_EVENT)
+
+@routes.operation(
+    "POST",
+    "/v1/events",
+    Scope.EVENTS_WRITE,
+    body=_EVENT,
+    answers={200: JobView, 202: AcceptedJobView},
+)
 async def take_event(call: Call[EventDeps]) -> Response:
     """Hand in a CloudEvent that asks for a job.
 
@@ -82,7 +118,14 @@ async def take_event(call: Call[EventDeps]) -> Response:
     return accepted(job)
 
 
-@routes.operation("GET", "/v1/events", scope=Scope.JOBS_READ, doc=docs.FOLLOW_EVENTS)
+@routes.operation(
+    "GET",
+    "/v1/events",
+    Scope.JOBS_READ,
+    parameters=(LAST_EVENT_ID, AFTER_EVENT),
+    answers=_RESULTS,
+    refuses=(404,),
+)
 async def follow_events(call: Call[EventDeps]) -> Response:
     """Follow how your jobs end (server-sent events).
 
@@ -124,7 +167,9 @@ async def _result_frames(
         yield last_comment(error.message)  # it comes back with its last id
 
 
-@routes.operation("POST", "/internal/events", scope=Scope.RESULTS_WRITE, doc=docs.TAKE_RESULT)
+@routes.operation(
+    "POST", "/internal/events", Scope.RESULTS_WRITE, answers={202: Text("")}, is_public=False
+)
 async def take_result(call: Call[EventDeps]) -> Response:
     """Deliver a result event (the broker's trigger).
 

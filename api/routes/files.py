@@ -5,7 +5,7 @@ Called by `api.wiring`. An upload goes to disk as it comes in.
 
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,13 +15,16 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from api.auth.principal import Scope
-from api.batch.file_store import BATCH_FILE_KEPT_S, FileCard, FileStore
+from api.batch.file_store import BATCH_FILE_KEPT_S, FileCard, FileStore, FileView
 from api.batch.jsonl import JsonlCheck
 from api.http.errors import FileQuotaExceeded, UnsupportedMedia
 from api.http.multipart import NamedFileParser
-from api.openapi import files as docs
-from api.routes.jobs import json_response, whole_number
+from api.http.parameter import AFTER, IDEMPOTENCY_KEY, ORDER, Parameter, Whole
+from api.openapi.examples import FILE_LINE
+from api.openapi.operation import Body, Text
+from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
+from api.view.page import Deleted, Page, page_of
 from eventing.errors import BadRequest, InvalidJob
 from eventing.process.body import BodyReader
 
@@ -37,14 +40,51 @@ class FileDeps:
     quota_of: Callable[[str], int]
 
 
-routes: Routes[FileDeps] = Routes()
+routes: Routes[FileDeps] = Routes("files")
 
 _SHORTEST_S: Final = 3600
 _LONGEST_S: Final = 30 * 24 * 3600
 PURPOSES: Final = ("batch", "user_data", "assistants", "evals", "fine-tune", "vision")
+_ANCHOR: Final = {"const": "created_at"}
+_KEPT: Final = {"type": "integer", "minimum": _SHORTEST_S, "maximum": _LONGEST_S}
+EXPIRES_AFTER: Final = {
+    "type": ["object", "null"],
+    "required": ["anchor", "seconds"],
+    "properties": {"anchor": _ANCHOR, "seconds": _KEPT},
+}
+_FORM: Final = Body(
+    "FileUpload",
+    {
+        "type": "object",
+        "required": ["file", "purpose"],
+        "properties": {
+            "file": {"type": "string", "format": "binary"},
+            "purpose": {"enum": list(PURPOSES)},
+            "expires_after[anchor]": _ANCHOR,
+            "expires_after[seconds]": _KEPT,
+        },
+    },
+    "multipart/form-data",
+)
+_LIMIT: Final = Whole("limit", "Entries of a page", least=1, most=10_000, default=10_000)
+_PURPOSE: Final = Parameter("purpose", "Only files for this")
+_CONTENT: Final = Text("The content", "application/octet-stream", FILE_LINE)
 
 
-@routes.operation("POST", "/v1/files", scope=Scope.JOBS_WRITE, doc=docs.CREATE_FILE)
+class FileList(Page):
+    """A page of files."""
+
+    data: list[FileView]
+
+
+@routes.operation(
+    "POST",
+    "/v1/files",
+    Scope.JOBS_WRITE,
+    parameters=(IDEMPOTENCY_KEY,),
+    body=_FORM,
+    answers=FileView,
+)
 async def create_file(call: Call[FileDeps]) -> Response:
     """Upload a file.
 
@@ -123,30 +163,33 @@ def _check_quota(used: int, more: int, quota: int) -> None:
         raise FileQuotaExceeded(message, "file")
 
 
-@routes.operation("GET", "/v1/files", scope=Scope.JOBS_READ, doc=docs.LIST_FILES)
+@routes.operation(
+    "GET",
+    "/v1/files",
+    Scope.JOBS_READ,
+    parameters=(_LIMIT, AFTER, _PURPOSE, ORDER),
+    answers=FileList,
+)
 async def list_files(call: Call[FileDeps]) -> Response:
     """List files, newest first."""
     query = call.request.query_params
-    limit = whole_number(query, "limit", default=10_000, least=1, most=10_000)
-    order = query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise BadRequest("order must be asc or desc", "order")
+    limit, order = _LIMIT.of(query), ORDER.of(query)
     cards = await call.deps.files.cards(call.principal.tenant)
-    if purpose := query.get("purpose"):
+    if purpose := query.get(_PURPOSE.name):
         cards = [card for card in cards if card.purpose == purpose]
     if order == "asc":
         cards.reverse()
-    return json_response(page_of([card.view() for card in cards], query.get("after"), limit))
+    return json_response(page_of([card.view() for card in cards], query, limit))
 
 
-@routes.operation("GET", "/v1/files/{id}", scope=Scope.JOBS_READ, doc=docs.GET_FILE)
+@routes.operation("GET", "/v1/files/{id}", Scope.JOBS_READ, answers=FileView)
 async def retrieve_file(call: Call[FileDeps]) -> Response:
     """Look at a file's card."""
     card = await call.deps.files.card(call.principal.tenant, call.request.path_params["id"])
     return json_response(card.view())
 
 
-@routes.operation("GET", "/v1/files/{id}/content", scope=Scope.JOBS_READ, doc=docs.FILE_CONTENT)
+@routes.operation("GET", "/v1/files/{id}/content", Scope.JOBS_READ, answers=_CONTENT)
 async def read_file(call: Call[FileDeps]) -> Response:
     """Read a file's content."""
     card = await call.deps.files.card(call.principal.tenant, call.request.path_params["id"])
@@ -157,7 +200,7 @@ async def read_file(call: Call[FileDeps]) -> Response:
     )
 
 
-@routes.operation("DELETE", "/v1/files/{id}", scope=Scope.JOBS_WRITE, doc=docs.DELETE_FILE)
+@routes.operation("DELETE", "/v1/files/{id}", Scope.JOBS_WRITE, answers=Deleted)
 async def delete_file(call: Call[FileDeps]) -> Response:
     """Forget a file."""
     card = await call.deps.files.card(call.principal.tenant, call.request.path_params["id"])
@@ -172,23 +215,6 @@ def keyed_hex(call: Call[Any]) -> str:
         return secrets.token_hex(12)
     named = f"{call.principal.tenant}\0{call.request.url.path}\0{key}"
     return hashlib.sha256(named.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-
-
-def page_of(views: Sequence[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
-    """A page in OpenAI's form. Raises `BadRequest` for an `after` that is not in the list."""
-    if after:
-        places = [place for place, view in enumerate(views) if view["id"] == after]
-        if not places:
-            raise BadRequest("after must be the id of an entry of this list", "after")
-        views = views[places[0] + 1 :]
-    page = views[:limit]
-    return {
-        "object": "list",
-        "data": list(page),
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(views) > limit,
-    }
 
 
 async def _form(call: Call[FileDeps]) -> FormData:

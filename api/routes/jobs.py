@@ -10,23 +10,30 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import orjson
-from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from api.auth.principal import Principal, Scope
+from api.http.parameter import CURSOR, LIMIT, Parameter, Seconds, Words
 from api.http.protocol import wire_of
 from api.http.shutdown import Shutdown
 from api.http.sse import Stream
 from api.job.live import LiveDeps, outlook_of, wait_for_end
-from api.job.submission import SubmitDeps, parse_submit_options, submit
-from api.openapi import operation as docs
+from api.job.submission import (
+    JOB_SCHEMA,
+    SUBMIT_HEADERS,
+    SubmitDeps,
+    parse_submit_options,
+    submit,
+)
+from api.openapi.operation import Body, Text
 from api.routes.route import Call, Routes
 from api.routes.stream import END, job_frames, parse_cursor
-from api.view.job import accepted_view, cost_view, job_view
-from api.view.timeline import timeline
+from api.view.job import AcceptedJobView, JobView, accepted_view, cost_view, job_view
+from api.view.page import CursorPage
+from api.view.timeline import TimelineView, timeline
 from api.webhook.webhook import WebhookDelivery, subject_of
 from eventing.clock import Clock
-from eventing.errors import BadRequest, NotFound, TorporError
+from eventing.errors import NotFound, TorporError
 from eventing.job.job import Job, JobId, JobState, is_job_id
 from eventing.job.store import JobIntake, JobReader, ListField
 from eventing.telemetry.cost import Price
@@ -62,12 +69,36 @@ class JobDeps:
     max_wait_s: float
 
 
-routes: Routes[JobDeps] = Routes()
+class JobList(CursorPage):
+    """A page of jobs, newest first."""
 
-_LIST_LIMIT: Final = 100
+    data: list[JobView]
 
 
-@routes.operation("POST", "/v1/jobs", scope=Scope.JOBS_WRITE, doc=docs.SUBMIT_JOB)
+routes: Routes[JobDeps] = Routes("jobs")
+
+_STATE: Final = Words("state", "Only jobs in these states", kind=JobState)
+_FIELDS: Final = Words(
+    "include", "Show what was asked or answered, too; a page then ends after 4 MiB", kind=ListField
+)
+_WAIT: Final = Seconds("wait", "How long to wait for the end before answering", most=60)
+_PARTS: Final = Parameter(
+    "include",
+    "`request`: show what was asked, too; `timeline`: its life in steps; or both, by comma",
+)
+LAST_EVENT_ID: Final = Parameter("Last-Event-ID", "Go on after this event", "header")
+AFTER_EVENT: Final = Parameter("after", "The same, for clients that cannot set headers")
+JOB_REQUEST: Final = Body("JobRequest", JOB_SCHEMA)
+
+
+@routes.operation(
+    "POST",
+    "/v1/jobs",
+    Scope.JOBS_WRITE,
+    parameters=SUBMIT_HEADERS,
+    body=JOB_REQUEST,
+    answers={200: JobView, 202: AcceptedJobView},
+)
 async def submit_job(call: Call[JobDeps]) -> Response:
     """Submit a job and get its id.
 
@@ -80,7 +111,13 @@ async def submit_job(call: Call[JobDeps]) -> Response:
     return accepted(job)
 
 
-@routes.operation("GET", "/v1/jobs", scope=Scope.JOBS_READ, doc=docs.LIST_JOBS)
+@routes.operation(
+    "GET",
+    "/v1/jobs",
+    Scope.JOBS_READ,
+    parameters=(_STATE, LIMIT, CURSOR, _FIELDS),
+    answers=JobList,
+)
 async def list_jobs(call: Call[JobDeps]) -> Response:
     """List jobs, newest first.
 
@@ -89,12 +126,12 @@ async def list_jobs(call: Call[JobDeps]) -> Response:
     be more.
     """
     query = call.request.query_params
-    include = _included(query)
+    include = _FIELDS.of(query)
     page = await call.deps.store.list_jobs(
         call.principal.tenant,
-        states=_states(query),
-        limit=whole_number(query, "limit", default=20, least=1, most=_LIST_LIMIT),
-        cursor=query.get("cursor", ""),
+        states=_STATE.of(query),
+        limit=LIMIT.of(query),
+        cursor=query.get(CURSOR.name, ""),
         include=include,
     )
     has_result = ListField.RESULT in include
@@ -110,7 +147,13 @@ async def list_jobs(call: Call[JobDeps]) -> Response:
     )
 
 
-@routes.operation("GET", "/v1/jobs/{id}", scope=Scope.JOBS_READ, doc=docs.GET_JOB)
+@routes.operation(
+    "GET",
+    "/v1/jobs/{id}",
+    Scope.JOBS_READ,
+    parameters=(_WAIT, _PARTS),
+    answers=JobView,
+)
 async def get_job(call: Call[JobDeps]) -> Response:
     """Look at a job.
 
@@ -119,29 +162,48 @@ async def get_job(call: Call[JobDeps]) -> Response:
     its whole life with durations, webhooks included.
     """
     query = call.request.query_params
-    wait_s = seconds(query, "wait", most=call.deps.max_wait_s)
+    wait_s = _WAIT.of(query, call.deps.max_wait_s)
     job = await own_job(call.deps.store, call.principal, call.request.path_params["id"])
     if wait_s:
         with naming(job):
             held = wait_for_end(call.deps.live, job, wait_s)
             job = await call.deps.shutdown.cut_off(held)
     outlook = await outlook_of(call.deps.live, job)
-    wanted = query.get("include", "").split(",")
+    wanted = query.get(_PARTS.name, "").split(",")
     view = job_view(job, outlook, with_request="request" in wanted)
     if "timeline" in wanted:
         view["timeline"] = await _timeline(call.deps, job)
     overhead = await call.deps.ledger.overhead(job.request.model)
-    return json_response(view | {"cost": cost_view(job, call.deps.price, overhead)})
+    view["cost"] = cost_view(job, call.deps.price, overhead)
+    return json_response(view)
 
 
-async def _timeline(deps: JobDeps, job: Job) -> dict[str, Any]:
+async def _timeline(deps: JobDeps, job: Job) -> TimelineView:
     deliveries = await deps.deliveries.of(job.tenant, subject_of(job))
     replicas = await deps.live.waiting.replicas(job.request.model)
     kept = await deps.past_waking.of(job)
     return timeline(job, replicas, deliveries, deps.clock.wall_ms(), kept)
 
 
-@routes.operation("GET", "/v1/jobs/{id}/events", scope=Scope.JOBS_READ, doc=docs.JOB_EVENTS)
+_EVENTS: Final = Text(
+    "Events until the job has ended",
+    "text/event-stream",
+    'event: state\ndata: {"state":"queued","id":"job_0123456789abcdef01234567"}\n\n'
+    'event: waking\ndata: {"position":0,"phase":"weights","replicas":1}\n\n'
+    'id: 1764000000000-0\nevent: attempt\ndata: {"attempt":1,"index":0,"is_restart":false,'
+    '"state":"in_progress"}\n\n'
+    'id: 1764000000100-0\nevent: tokens\ndata: {"attempt":1,"index":0,"count":2,'
+    '"delta":[{"index":0,"delta":{"content":"They do"}}]}\n\n',
+)
+
+
+@routes.operation(
+    "GET",
+    "/v1/jobs/{id}/events",
+    Scope.JOBS_READ,
+    parameters=(LAST_EVENT_ID, AFTER_EVENT),
+    answers={200: _EVENTS, 204: Text("The job has ended and you have seen everything")},
+)
 async def follow_job(call: Call[JobDeps]) -> Response:
     """Follow a job live (server-sent events).
 
@@ -158,7 +220,7 @@ async def follow_job(call: Call[JobDeps]) -> Response:
     return Stream(frames, keep_alive_s=call.deps.keep_alive_s, shutdown=call.deps.shutdown)
 
 
-@routes.operation("DELETE", "/v1/jobs/{id}", scope=Scope.JOBS_CANCEL, doc=docs.CANCEL_JOB)
+@routes.operation("DELETE", "/v1/jobs/{id}", Scope.JOBS_CANCEL, answers=JobView)
 async def cancel_job(call: Call[JobDeps]) -> Response:
     """Cancel a job.
 
@@ -211,43 +273,3 @@ def json_response(
     return Response(
         orjson.dumps(body), status_code=status, media_type="application/json", headers=headers
     )
-
-
-def whole_number(query: QueryParams, name: str, *, default: int, least: int, most: int) -> int:
-    """A query parameter as a number in its range. Raises `BadRequest` naming it."""
-    text = query.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) < 10) or not least <= int(text) <= most:
-        raise BadRequest(f"{name} must be a whole number from {least} to {most}", name)
-    return int(text)
-
-
-def seconds(query: QueryParams, name: str, *, most: float) -> float:
-    """A query parameter as seconds, 0 when it is not there. Raises `BadRequest` naming it."""
-    text = query.get(name)
-    if text is None:
-        return 0.0
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= most:
-        raise BadRequest(f"{name} must be seconds from 0 to {most:g}", name)
-    return value
-
-
-def _states(query: QueryParams) -> list[JobState]:
-    named = [state for text in query.getlist("state") for state in text.split(",") if state]
-    for state in named:
-        if state not in list(JobState):
-            raise BadRequest(f"state must be one of {', '.join(JobState)}", "state")
-    return [JobState(state) for state in named]
-
-
-def _included(query: QueryParams) -> list[ListField]:
-    named = [name for text in query.getlist("include") for name in text.split(",") if name]
-    for name in named:
-        if name not in list(ListField):
-            raise BadRequest(f"include must be one of {', '.join(ListField)}", "include")
-    return [ListField(name) for name in named]

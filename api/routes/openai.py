@@ -13,14 +13,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auth.principal import Scope
+from api.http.parameter import Parameter
 from api.http.problem import openai_error
 from api.http.protocol import ResponseWriter, wire_of
 from api.http.sse import KEEP_ALIVE, data_frame
 from api.job.catalog import Catalog
 from api.job.live import LiveDeps, moments, write_directly
 from api.job.stream_position import StreamBroken
-from api.job.submission import SubmitDeps, parse_submit_options, submit
-from api.openapi import openai as docs
+from api.job.submission import (
+    METADATA,
+    SUBMIT_HEADERS,
+    SubmitDeps,
+    parse_submit_options,
+    submit,
+)
+from api.openapi.examples import CHAT_CHUNK, TEXT_CHUNK
+from api.openapi.operation import Body, Text
 from api.routes.held import (
     HeldDeps,
     cancel_when_left,
@@ -31,8 +39,11 @@ from api.routes.held import (
 from api.routes.jobs import accepted, json_response, naming
 from api.routes.route import Call, Routes
 from api.view.chunk import Chunker
+from api.view.job import AcceptedJobView
+from api.view.openai import ChatCompletion, Completion, EmbeddingList, ModelList, ModelView
 from api.view.outcome import answer_of, failure_of
 from eventing.errors import InvalidJob, NotFound, TorporError
+from eventing.job.call_fields import FLAG, nullable, request_schema
 from eventing.job.job import Job, Lane
 from eventing.job.store import StreamEntry
 
@@ -46,12 +57,46 @@ class OpenAIDeps:
     catalog: Catalog
 
 
-routes: Routes[OpenAIDeps] = Routes()
+routes: Routes[OpenAIDeps] = Routes("openai")
 
 DONE: Final = data_frame(b"[DONE]")
 
+GENERATING_HEADERS: Final = (
+    Parameter("Prefer", "`respond-async`: 202 and the job at once", "header"),
+    *SUBMIT_HEADERS,
+)
+GENERATING_REFUSES: Final = (404, 500, 504)
+_OPTIONS: Final = {"type": "object", "properties": {"include_usage": FLAG.schema}}
+_BESIDE: Final = {
+    "stream": nullable(FLAG.schema),
+    "stream_options": nullable(_OPTIONS),
+    "metadata": METADATA,
+}
+"""What a call has beside the fields of its job."""
 
-@routes.operation("POST", "/v1/chat/completions", scope=Scope.JOBS_WRITE, doc=docs.CHAT_COMPLETIONS)
+
+def _body(name: str, url: str, manual: str) -> Body:
+    schema = request_schema(url)
+    more = (
+        f"Further fields are the engine's; see https://developers.openai.com/api/reference/{manual}"
+    )
+    return Body(name, schema | {"description": more, "properties": schema["properties"] | _BESIDE})
+
+
+def _stream(chunk: str) -> Text:
+    """An answer with `stream: true`."""
+    return Text("", "text/event-stream", f"data: {chunk}\n\ndata: [DONE]\n\n")
+
+
+@routes.operation(
+    "POST",
+    "/v1/chat/completions",
+    Scope.JOBS_WRITE,
+    parameters=GENERATING_HEADERS,
+    body=_body("ChatCompletionRequest", "/v1/chat/completions", "resources/chat"),
+    answers={200: (ChatCompletion, _stream(CHAT_CHUNK)), 202: AcceptedJobView},
+    refuses=GENERATING_REFUSES,
+)
 async def create_chat_completion(call: Call[OpenAIDeps]) -> Response:
     """Answer a conversation.
 
@@ -61,7 +106,15 @@ async def create_chat_completion(call: Call[OpenAIDeps]) -> Response:
     return await _serve(call, "/v1/chat/completions")
 
 
-@routes.operation("POST", "/v1/completions", scope=Scope.JOBS_WRITE, doc=docs.COMPLETIONS)
+@routes.operation(
+    "POST",
+    "/v1/completions",
+    Scope.JOBS_WRITE,
+    parameters=GENERATING_HEADERS,
+    body=_body("CompletionRequest", "/v1/completions", "resources/completions"),
+    answers={200: (Completion, _stream(TEXT_CHUNK)), 202: AcceptedJobView},
+    refuses=GENERATING_REFUSES,
+)
 async def create_completion(call: Call[OpenAIDeps]) -> Response:
     """Go on with a text.
 
@@ -70,7 +123,15 @@ async def create_completion(call: Call[OpenAIDeps]) -> Response:
     return await _serve(call, "/v1/completions")
 
 
-@routes.operation("POST", "/v1/embeddings", scope=Scope.JOBS_WRITE, doc=docs.EMBEDDINGS)
+@routes.operation(
+    "POST",
+    "/v1/embeddings",
+    Scope.JOBS_WRITE,
+    parameters=GENERATING_HEADERS,
+    body=_body("EmbeddingRequest", "/v1/embeddings", "resources/embeddings"),
+    answers={200: EmbeddingList, 202: AcceptedJobView},
+    refuses=GENERATING_REFUSES,
+)
 async def create_embedding(call: Call[OpenAIDeps]) -> Response:
     """Turn texts into vectors.
 
@@ -79,14 +140,14 @@ async def create_embedding(call: Call[OpenAIDeps]) -> Response:
     return await _serve(call, "/v1/embeddings")
 
 
-@routes.operation("GET", "/v1/models", scope=Scope.JOBS_READ, doc=docs.LIST_MODELS)
+@routes.operation("GET", "/v1/models", Scope.JOBS_READ, answers=ModelList)
 async def list_models(call: Call[OpenAIDeps]) -> Response:
     """List the models served here, awake or asleep."""
     cards = call.deps.catalog.cards
     return json_response({"object": "list", "data": [_model(card.name) for card in cards]})
 
 
-@routes.operation("GET", "/v1/models/{model:path}", scope=Scope.JOBS_READ, doc=docs.GET_MODEL)
+@routes.operation("GET", "/v1/models/{model:path}", Scope.JOBS_READ, answers=ModelView)
 async def retrieve_model(call: Call[OpenAIDeps]) -> Response:
     """Look at one model."""
     card = call.deps.catalog.card(call.request.path_params["model"])
@@ -95,7 +156,7 @@ async def retrieve_model(call: Call[OpenAIDeps]) -> Response:
     return json_response(_model(card.name) | {"max_model_len": card.context_tokens})
 
 
-def _model(name: str) -> dict[str, Any]:
+def _model(name: str) -> ModelView:
     return {"id": name, "object": "model", "created": 0, "owned_by": "torpor"}
 
 

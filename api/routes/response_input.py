@@ -3,32 +3,55 @@
 Called by `api.wiring`. Must not know how a response is answered.
 """
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from api.auth.principal import Scope
-from api.job.compaction import compaction_line, compaction_view
+from api.job.compaction import CompactionView, compaction_line, compaction_view
 from api.job.conversation import field_of_call, history_of, read_ask, with_stored_items
 from api.job.response_request import Message, input_items, messages_of
-from api.job.submission import parse_submit_options, submit
-from api.openapi import openai as docs
+from api.job.submission import SUBMIT_HEADERS, parse_submit_options, submit
+from api.openapi.operation import Body
 from api.routes.held import ended_job
 from api.routes.jobs import json_response, naming
-from api.routes.responses import ResponseDeps
+from api.routes.openai import GENERATING_REFUSES
+from api.routes.responses import RESPONSE_REQUEST, ResponseDeps
 from api.routes.route import Call, Routes
 from api.view.outcome import failure_of
 from eventing.errors import BadRequest
-from eventing.job.call_fields import TEXT, check_fields
+from eventing.job.call_fields import NAME, TEXT, check_fields, object_schema
 from eventing.job.job import Job, Lane
 
-routes: Routes[ResponseDeps] = Routes()
+routes: Routes[ResponseDeps] = Routes("openai")
 
 _COMPACT_RULES: Final = {"instructions": TEXT, "prompt_cache_key": TEXT}
+_COMPACT: Final = Body(
+    "CompactionRequest",
+    object_schema(
+        {"model": NAME.schema},
+        {**_COMPACT_RULES, "previous_response_id": TEXT},
+        {"input": {"type": ["string", "array"]}},
+    ),
+)
+
+
+class InputTokens(TypedDict):
+    """The count."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
 
 
 @routes.operation(
-    "POST", "/v1/responses/compact", scope=Scope.JOBS_WRITE, doc=docs.COMPACT_RESPONSE
+    "POST",
+    "/v1/responses/compact",
+    Scope.JOBS_WRITE,
+    parameters=SUBMIT_HEADERS,
+    body=_COMPACT,
+    answers=CompactionView,
+    refuses=GENERATING_REFUSES,
 )
 async def compact_conversation(call: Call[ResponseDeps]) -> Response:
     """Make a conversation shorter.
@@ -47,7 +70,12 @@ async def compact_conversation(call: Call[ResponseDeps]) -> Response:
 
 
 @routes.operation(
-    "POST", "/v1/responses/input_tokens", scope=Scope.JOBS_WRITE, doc=docs.COUNT_INPUT_TOKENS
+    "POST",
+    "/v1/responses/input_tokens",
+    Scope.JOBS_WRITE,
+    body=RESPONSE_REQUEST,
+    answers=InputTokens,
+    refuses=GENERATING_REFUSES,
 )
 async def count_input_tokens(call: Call[ResponseDeps]) -> Response:
     """Count the tokens of a response's input.

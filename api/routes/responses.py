@@ -12,14 +12,16 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from api.auth.principal import Scope
+from api.http.parameter import AFTER, LIMIT, ORDER, Choice, Whole
 from api.http.problem import openai_error
 from api.http.protocol import wire_of
 from api.http.sse import LINE_LIMIT_BYTES, frame
 from api.job.conversation import named_items, read_ask, stored_response, submit_response
 from api.job.live import moments, write_directly
+from api.job.response_request import REQUEST_SCHEMA
 from api.job.stream_position import StreamBroken
 from api.job.submission import SubmitDeps
-from api.openapi import openai as docs
+from api.openapi.operation import Body, Text
 from api.routes.held import (
     HeldDeps,
     cancel_when_left,
@@ -27,11 +29,13 @@ from api.routes.held import (
     job_of_repeat,
     stream_of,
 )
-from api.routes.jobs import cancelled, json_response, naming, whole_number
-from api.routes.openai import prefers_async
+from api.routes.jobs import cancelled, json_response, naming
+from api.routes.openai import GENERATING_HEADERS, GENERATING_REFUSES, prefers_async
 from api.routes.route import Call, Routes
 from api.view.outcome import CallRefused, failure_of
+from api.view.page import Deleted, Page, page_of
 from api.view.response import (
+    ResponseView,
     output_items,
     response_id,
     response_view,
@@ -50,12 +54,39 @@ class ResponseDeps:
     held: HeldDeps
 
 
-routes: Routes[ResponseDeps] = Routes()
+routes: Routes[ResponseDeps] = Routes("openai")
 
 _CHAIN_LIMIT: Final = 100
+_STREAM: Final = Choice("stream", "Send the events", words=("false", "true"))
+_STARTING_AFTER: Final = Whole(
+    "starting_after", "Only events after this number", least=0, most=999_999_999, default=-1
+)
 
 
-@routes.operation("POST", "/v1/responses", scope=Scope.JOBS_WRITE, doc=docs.CREATE_RESPONSE)
+RESPONSE_REQUEST: Final = Body("ResponseRequest", REQUEST_SCHEMA)
+_EVENTS: Final = Text(
+    "",
+    "text/event-stream",
+    'id: 0\nevent: response.created\ndata: {"type":"response.created","sequence_number":0,'
+    '"response":{"id":"resp_0123456789abcdef01234567","status":"queued"}}\n\n',
+)
+
+
+class ItemList(Page):
+    """A page of items."""
+
+    data: list[Mapping[str, Any]]
+
+
+@routes.operation(
+    "POST",
+    "/v1/responses",
+    Scope.JOBS_WRITE,
+    parameters=GENERATING_HEADERS,
+    body=RESPONSE_REQUEST,
+    answers={200: (ResponseView, _EVENTS), 202: ResponseView},
+    refuses=GENERATING_REFUSES,
+)
 async def create_response(call: Call[ResponseDeps]) -> Response:
     """Create a response.
 
@@ -90,7 +121,13 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
     return json_response(response_view(ended, ask.record), headers={"torpor-job-id": job.id})
 
 
-@routes.operation("GET", "/v1/responses/{id}", scope=Scope.JOBS_READ, doc=docs.GET_RESPONSE)
+@routes.operation(
+    "GET",
+    "/v1/responses/{id}",
+    Scope.JOBS_READ,
+    parameters=(_STREAM, _STARTING_AFTER),
+    answers={200: (ResponseView, _EVENTS)},
+)
 async def retrieve_response(call: Call[ResponseDeps]) -> Response:
     """Look at a response, or go on with its stream.
 
@@ -99,23 +136,20 @@ async def retrieve_response(call: Call[ResponseDeps]) -> Response:
     """
     query = call.request.query_params
     job, record = await _own(call)
-    is_stream = query.get("stream", "false").lower()
-    if is_stream not in ("true", "false"):
-        raise BadRequest("stream must be true or false", "stream")
-    if is_stream == "false":
+    if _STREAM.of(query) == "false":
         return json_response(response_view(job, record))
     if not (record["background"] and record["stream"]):
         reason = "background=true" if not record["background"] else "stream=true"
         raise BadRequest(
             f"This response cannot be streamed because it was not created with {reason}.", "stream"
         )
-    last = whole_number(query, "starting_after", default=-1, least=0, most=999_999_999)
+    last = _STARTING_AFTER.of(query)
     call.check_stream_room()
     return _stream(call, job, record, after=last, gone=None)
 
 
 @routes.operation(
-    "POST", "/v1/responses/{id}/cancel", scope=Scope.JOBS_CANCEL, doc=docs.CANCEL_RESPONSE
+    "POST", "/v1/responses/{id}/cancel", Scope.JOBS_CANCEL, answers=ResponseView, refuses=(400,)
 )
 async def cancel_response(call: Call[ResponseDeps]) -> Response:
     """Cancel a background response. Idempotent: the answer is the response as it is."""
@@ -125,7 +159,7 @@ async def cancel_response(call: Call[ResponseDeps]) -> Response:
     return json_response(response_view(await cancelled(call.deps.held.store, job), record))
 
 
-@routes.operation("DELETE", "/v1/responses/{id}", scope=Scope.JOBS_WRITE, doc=docs.DELETE_RESPONSE)
+@routes.operation("DELETE", "/v1/responses/{id}", Scope.JOBS_WRITE, answers=Deleted)
 async def delete_response(call: Call[ResponseDeps]) -> Response:
     """Forget a response, cancelling it first if it runs."""
     job, _ = await _own(call)
@@ -135,33 +169,20 @@ async def delete_response(call: Call[ResponseDeps]) -> Response:
 
 
 @routes.operation(
-    "GET", "/v1/responses/{id}/input_items", scope=Scope.JOBS_READ, doc=docs.INPUT_ITEMS
+    "GET",
+    "/v1/responses/{id}/input_items",
+    Scope.JOBS_READ,
+    parameters=(LIMIT, ORDER, AFTER),
+    answers=ItemList,
 )
 async def list_input_items(call: Call[ResponseDeps]) -> Response:
     """List what a response was given, earlier responses of its conversation included."""
     query = call.request.query_params
-    limit = whole_number(query, "limit", default=20, least=1, most=100)
-    order = query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise BadRequest("order must be asc or desc", "order")
+    limit, order = LIMIT.of(query), ORDER.of(query)
     items = await _all_items(call)
     if order == "desc":
         items.reverse()
-    if after := query.get("after"):
-        places = [place for place, item in enumerate(items) if item["id"] == after]
-        if not places:
-            raise BadRequest("after must be the id of an item of this response", "after")
-        items = items[places[0] + 1 :]
-    page = items[:limit]
-    return json_response(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(items) > limit,
-        }
-    )
+    return json_response(page_of(items, query, limit, "an item of this response"))
 
 
 async def _own(call: Call[ResponseDeps]) -> tuple[Job, dict[str, Any]]:

@@ -8,6 +8,7 @@ submit, and its 422 bodies are not ours.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from inspect import cleandoc
 from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import APIRouter
@@ -19,10 +20,11 @@ from starlette.types import Scope as ASGIScope
 
 from api.auth.principal import Authenticator, Principal, Scope
 from api.http.body import read_object
+from api.http.parameter import IDEMPOTENCY_KEY, Parameter
 from api.http.sse import Stream
 from api.job.idempotency import Replay
 from api.limit.open_streams import OpenStreams, StreamHold
-from api.openapi.doc import Doc
+from api.openapi.operation import SECURITY, Answers, Body, Doc
 from eventing.process.body import BodyReader
 
 D = TypeVar("D")
@@ -81,25 +83,48 @@ class _Operation(Generic[D]):
     scope: Scope
     doc: Doc
     replays: bool
+    is_public: bool
     handler: Handler[D]
 
 
 class Routes(Generic[D]):
-    """The operations of one module, whose handlers need `D`."""
+    """The operations of one module, whose handlers need `D`. `tag` is their heading in the OpenAPI
+    document.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, tag: str) -> None:
+        self._tag = tag
         self._operations: list[_Operation[D]] = []
 
     def operation(
-        self, method: str, path: str, *, scope: Scope, doc: Doc, replays: bool = False
+        self,
+        method: str,
+        path: str,
+        scope: Scope,
+        *,
+        answers: Answers,
+        parameters: tuple[Parameter, ...] = (),
+        body: Body | None = None,
+        refuses: tuple[int, ...] = (),
+        replays: bool = False,
+        is_public: bool = True,
     ) -> Callable[[Handler[D]], Handler[D]]:
-        """Registers the decorated handler for callers who have `scope`. With `replays`, an
-        Idempotency-Key is kept beside its answer; without, it is the handler's own affair.
+        """Registers the decorated handler for callers who have `scope`; the rest is what the
+        document says (`Doc`). With `replays`, an Idempotency-Key is kept beside its answer;
+        without, it is the handler's own affair.
         """
+        parameters = (*parameters, IDEMPOTENCY_KEY) if replays else parameters
+        doc = Doc(answers=answers, parameters=parameters, body=body, refuses=refuses)
 
         def register(handler: Handler[D]) -> Handler[D]:
             operation = _Operation(
-                method=method, path=path, scope=scope, doc=doc, replays=replays, handler=handler
+                method=method,
+                path=path,
+                scope=scope,
+                doc=doc,
+                replays=replays,
+                is_public=is_public,
+                handler=handler,
             )
             self._operations.append(operation)
             return handler
@@ -110,20 +135,22 @@ class Routes(Generic[D]):
         """The operations as FastAPI's router, with what they need."""
         router = APIRouter(route_class=PlainRoute)
         for operation in self._operations:
-            doc, handler = operation.doc, operation.handler
+            handler = operation.handler
+            summary, _, more = (handler.__doc__ or "").partition("\n")
+            described = operation.doc.operation(operation.path)
             router.add_api_route(
                 operation.path,
                 _endpoint(operation, access, deps),
                 methods=[operation.method],
                 name=handler.__name__,
                 operation_id=handler.__name__,
-                summary=(handler.__doc__ or "").split("\n")[0].rstrip("."),
-                description="\n".join((handler.__doc__ or "").split("\n")[1:]).strip(),
-                tags=[doc.tag],
-                responses=dict(doc.answers.items()),
-                status_code=min(doc.answers, default=200),
-                openapi_extra=(doc.with_idempotency_key() if operation.replays else doc).extra(),
+                summary=summary.rstrip("."),
+                description=cleandoc(more),
+                tags=[self._tag],
+                status_code=int(min(described["responses"])),
+                openapi_extra=described | {"security": [{SECURITY: [operation.scope]}]},
                 response_class=Response,
+                include_in_schema=operation.is_public,
             )
         return router
 

@@ -14,7 +14,7 @@ from api.http.protocol import ResponseWriter
 from api.http.sse import LINE_LIMIT_BYTES, frame, last_comment
 from api.job.live import LiveDeps, Moment, moments, write_directly
 from api.job.stream_position import StreamFault
-from api.view.job import job_view
+from api.view.job import JobView, job_view
 from api.view.outlook import outlook_view
 from eventing.errors import BadRequest, NotFound, StoreUnavailable
 from eventing.job.job import Job, JobState
@@ -107,13 +107,14 @@ def _events_of(moment: Moment, cursor: str) -> list[tuple[str, Any, str]]:
     return [entry_event(entry) for entry in moment.entries if entry.kind is not EntryKind.OTHER]
 
 
-def _ended_view(job: Job) -> dict[str, Any]:
+def _ended_view(job: Job) -> JobView:
     """The ended job. A result that is too long for a line of a stream is left out, and
     `links.result` says where it is.
     """
     view = job_view(job)
     if len(orjson.dumps(view)) > LINE_LIMIT_BYTES:
-        view |= {"result": None, "links": view["links"] | {"result": view["links"]["self"]}}
+        view["result"] = None
+        view["links"]["result"] = view["links"]["self"]
     return view
 
 

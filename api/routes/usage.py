@@ -7,17 +7,17 @@ how time was measured.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, Literal
 
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from api.auth.principal import Scope
-from api.openapi import operation as docs
-from api.openapi.doc import Doc
-from api.openapi.examples import USAGE
-from api.routes.jobs import json_response, whole_number
+from api.http.described import described
+from api.http.parameter import Whole
+from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
-from eventing.telemetry.cost import Price, bill, overhead, spend_of
+from eventing.telemetry.cost import BillView, Price, bill, overhead, spend_of
 from eventing.telemetry.metric.ledger import KEEP_SLICES_S, SLICE_S, Ledger, Rows, by_name
 
 
@@ -29,40 +29,79 @@ class UsageDeps:
     price: Price
 
 
-routes: Routes[UsageDeps] = Routes()
+routes: Routes[UsageDeps] = Routes("usage")
 
 _DAY_S: Final = 24 * 3600
-_USAGE: Final = Doc(
-    tag="usage",
-    parameters=(
-        docs.parameter(
-            "since_s",
-            {"type": "integer", "minimum": SLICE_S, "maximum": KEEP_SLICES_S, "default": _DAY_S},
-            f"how far back, in seconds; known to {SLICE_S} s",
-        ),
-    ),
-    answers={
-        200: docs.answer("seconds, tokens and cost by model and by tenant", None, USAGE),
-        **docs.problems(400, 401, 403, 503),
-    },
+_SINCE: Final = Whole(
+    "since_s",
+    f"How far back, in seconds; known to {SLICE_S} s",
+    least=SLICE_S,
+    most=KEEP_SLICES_S,
+    default=_DAY_S,
 )
 
 
-@routes.operation("GET", "/v1/usage", scope=Scope.METRICS_READ, doc=_USAGE)
+class GpuSeconds(TypedDict):
+    """What GPUs did with the time. `kept` and `wasted` are parts of `busy`: whose tokens were kept, and not."""
+
+    waking: float
+    idle: float
+    busy: float
+    kept: float
+    wasted: float
+
+
+class SpendView(TypedDict):
+    """What a model, or all of them, used and cost."""
+
+    jobs: int
+    input_tokens: int
+    output_tokens: int
+    gpu_seconds: GpuSeconds
+    cost: BillView
+
+
+@described
+class TenantUsage(TypedDict):
+    """What a tenant used and cost."""
+
+    jobs: int
+    input_tokens: int
+    output_tokens: int
+    gpu_seconds: float
+    cost: float
+    """Of its own GPU time"""
+    cost_all_in: float | None
+    """With its part of idle time, wakes and waste"""
+
+
+@described
+class UsageView(TypedDict):
+    """Seconds, tokens and cost by model and by tenant."""
+
+    object: Literal["usage"]
+    since_s: int
+    price_per_gpu_hour: float
+    """In the operator's currency"""
+    gpus_per_replica: int
+    total: SpendView
+    models: dict[str, SpendView]
+    tenants: dict[str, TenantUsage]
+
+
+@routes.operation("GET", "/v1/usage", Scope.METRICS_READ, parameters=(_SINCE,), answers=UsageView)
 async def usage(call: Call[UsageDeps]) -> Response:
     """See what a span of time cost.
 
     Cost per 1,000 delivered tokens is given with everything in it: idle time, wakes and work that
     was thrown away. A tenant's `cost_all_in` is its own GPU time times what all GPU time cost.
     """
-    query = call.request.query_params
-    span_s = whole_number(query, "since_s", default=_DAY_S, least=SLICE_S, most=KEEP_SLICES_S)
+    span_s = _SINCE.of(call.request.query_params)
     rows = await call.deps.ledger.since(span_s)
-    view = usage_view(rows, call.deps.price)
-    return json_response({"object": "usage", "since_s": span_s, **view})
+    return json_response(usage_view(rows, call.deps.price, span_s))
 
 
-def usage_view(rows: Rows, price: Price) -> dict[str, Any]:
+def usage_view(rows: Rows, price: Price, span_s: int) -> UsageView:
     """The ledger's rows as shown."""
     models = by_name(rows, "model")
     everything: dict[str, int] = {}
@@ -71,6 +110,8 @@ def usage_view(rows: Rows, price: Price) -> dict[str, Any]:
             everything[name] = everything.get(name, 0) + amount
     factor = overhead(spend_of(everything))
     return {
+        "object": "usage",
+        "since_s": span_s,
         "price_per_gpu_hour": price.per_gpu_hour,
         "gpus_per_replica": price.gpus,
         "total": _spend_view(everything, price),
@@ -82,25 +123,24 @@ def usage_view(rows: Rows, price: Price) -> dict[str, Any]:
     }
 
 
-def _spend_view(measures: Mapping[str, int], price: Price) -> dict[str, Any]:
+def _spend_view(measures: Mapping[str, int], price: Price) -> SpendView:
     spend = spend_of(measures)
-    seconds = {
-        "waking": spend.waking_s,
-        "idle": spend.idle_s,
-        "busy": spend.busy_s,
-        "kept": spend.kept_s,
-        "wasted": spend.wasted_s,
-    }
     return {
         "jobs": spend.jobs,
         "input_tokens": spend.input_tokens,
         "output_tokens": spend.output_tokens,
-        "gpu_seconds": {name: round(s * price.gpus, 3) for name, s in seconds.items()},
+        "gpu_seconds": {
+            "waking": round(spend.waking_s * price.gpus, 3),
+            "idle": round(spend.idle_s * price.gpus, 3),
+            "busy": round(spend.busy_s * price.gpus, 3),
+            "kept": round(spend.kept_s * price.gpus, 3),
+            "wasted": round(spend.wasted_s * price.gpus, 3),
+        },
         "cost": bill(spend, price).to_dict(),
     }
 
 
-def _tenant_view(measures: Mapping[str, int], price: Price, factor: float | None) -> dict[str, Any]:
+def _tenant_view(measures: Mapping[str, int], price: Price, factor: float | None) -> TenantUsage:
     own_s = measures.get("gpu_ms", 0) / 1000
     return {
         "jobs": measures.get("jobs", 0),

@@ -11,9 +11,22 @@ from starlette.responses import Response
 
 from api.auth.principal import Scope
 from api.http.body import parse_object
-from api.openapi import webhooks as docs
-from api.routes.jobs import json_response, whole_number
+from api.http.parameter import AFTER, LIMIT, Whole
+from api.openapi.operation import Body
+from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
+from api.view.page import Deleted, page_of
+from api.view.webhook import (
+    EventTypeList,
+    WebhookDeliveryList,
+    WebhookDeliveryView,
+    WebhookEndpointList,
+    WebhookEndpointView,
+    WebhookTestView,
+    delivery_view,
+    endpoint_view,
+    with_secret,
+)
 from api.webhook.address import AllowList, check_url
 from api.webhook.service import WebhookService
 from api.webhook.webhook import (
@@ -23,12 +36,12 @@ from api.webhook.webhook import (
     EventType,
     Message,
     Secret,
-    WebhookDelivery,
     delivery_of,
     new_endpoint_id,
     new_secret,
 )
-from eventing.errors import BadRequest, InvalidJob, NotFound, Unavailable, WrongState
+from eventing.errors import InvalidJob, NotFound, Unavailable, WrongState
+from eventing.job.call_fields import FLAG, check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,17 +52,52 @@ class WebhookDeps:
     allowed: AllowList
 
 
-routes: Routes[WebhookDeps] = Routes()
+routes: Routes[WebhookDeps] = Routes("webhooks")
 
 _MOST_ENDPOINTS: Final = 50
 _LONGEST_NAME: Final = 256
+_KEEP: Final = "keep_old_secret_active_for_24_hours"
+_BEFORE: Final = Whole(
+    "before", "`next_before` of the page before", least=1, most=10**15, default=0
+)
+_OFF: Final = (404,)
+"""What every call answers where webhooks are switched off."""
+_SETTINGS: Final = {
+    "url": {"type": "string", "description": "https, to a public host"},
+    "name": {"type": "string", "maxLength": _LONGEST_NAME},
+    "event_types": {
+        "type": "array",
+        "minItems": 1,
+        "items": {"enum": list(EventType)},
+        "description": "all of them when it is left out",
+    },
+}
+_CREATE: Final = Body(
+    "WebhookEndpointRequest", {"type": "object", "required": ["url"], "properties": _SETTINGS}
+)
+_UPDATE: Final = Body("WebhookEndpointUpdate", {"type": "object", "properties": _SETTINGS})
+_ROTATE: Final = Body(
+    "RotateSecretRequest",
+    {"type": "object", "properties": {_KEEP: FLAG.schema}},
+    is_required=False,
+)
+_TEST: Final = Body(
+    "WebhookTestRequest",
+    {
+        "type": "object",
+        "required": ["event_type"],
+        "properties": {"event_type": {"enum": list(EventType)}},
+    },
+)
 
 
 @routes.operation(
     "POST",
     "/v1/webhook_endpoints",
-    scope=Scope.ADMIN,
-    doc=docs.CREATE_ENDPOINT,
+    Scope.ADMIN,
+    body=_CREATE,
+    answers=WebhookEndpointView,
+    refuses=_OFF,
     replays=True,
 )
 async def create_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
@@ -72,43 +120,38 @@ async def create_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
         updated_s=now_s,
     )
     await store.add(endpoint)
-    return json_response(_with_secret(endpoint))
+    return json_response(with_secret(endpoint))
 
 
-@routes.operation("GET", "/v1/webhook_endpoints", scope=Scope.JOBS_READ, doc=docs.LIST_ENDPOINTS)
+@routes.operation(
+    "GET",
+    "/v1/webhook_endpoints",
+    Scope.JOBS_READ,
+    parameters=(LIMIT, AFTER),
+    answers=WebhookEndpointList,
+    refuses=_OFF,
+)
 async def list_webhook_endpoints(call: Call[WebhookDeps]) -> Response:
     """List the tenant's receivers, oldest first."""
     query = call.request.query_params
-    limit = whole_number(query, "limit", default=20, least=1, most=100)
     endpoints = await call.deps.webhooks.store.endpoints(call.principal.tenant)
-    if after := query.get("after"):
-        places = [place for place, endpoint in enumerate(endpoints) if endpoint.id == after]
-        if not places:
-            raise BadRequest("after must be the id of an endpoint", "after")
-        endpoints = endpoints[places[0] + 1 :]
-    page = endpoints[:limit]
-    return json_response(
-        {
-            "object": "list",
-            "data": [_view(endpoint) for endpoint in page],
-            "first_id": page[0].id if page else None,
-            "last_id": page[-1].id if page else None,
-            "has_more": len(endpoints) > limit,
-        }
-    )
+    views = [endpoint_view(endpoint) for endpoint in endpoints]
+    return json_response(page_of(views, query, LIMIT.of(query), "an endpoint"))
 
 
-@routes.operation("GET", "/v1/webhook_endpoints/{id}", scope=Scope.JOBS_READ, doc=docs.GET_ENDPOINT)
+@routes.operation("GET", "/v1/webhook_endpoints/{id}", Scope.JOBS_READ, answers=WebhookEndpointView)
 async def retrieve_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
     """Look at a receiver. `we_jobs` is what signs the webhooks that jobs bring themselves."""
-    return json_response(_view(await _endpoint(call)))
+    return json_response(endpoint_view(await _endpoint(call)))
 
 
 @routes.operation(
     "POST",
     "/v1/webhook_endpoints/{id}",
-    scope=Scope.ADMIN,
-    doc=docs.UPDATE_ENDPOINT,
+    Scope.ADMIN,
+    body=_UPDATE,
+    answers=WebhookEndpointView,
+    refuses=(409,),
     replays=True,
 )
 async def update_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
@@ -127,12 +170,10 @@ async def update_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
     changed = await call.deps.webhooks.store.change(
         call.principal.tenant, current.id, lambda endpoint: replace(endpoint, **fields)
     )
-    return json_response(_view(changed))
+    return json_response(endpoint_view(changed))
 
 
-@routes.operation(
-    "DELETE", "/v1/webhook_endpoints/{id}", scope=Scope.ADMIN, doc=docs.DELETE_ENDPOINT
-)
+@routes.operation("DELETE", "/v1/webhook_endpoints/{id}", Scope.ADMIN, answers=Deleted)
 async def delete_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
     """Forget a receiver; what is on its way to it is dropped."""
     endpoint_id = call.request.path_params["id"]
@@ -146,8 +187,9 @@ async def delete_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
 @routes.operation(
     "POST",
     "/v1/webhook_endpoints/{id}/rotate_secret",
-    scope=Scope.ADMIN,
-    doc=docs.ROTATE_SECRET,
+    Scope.ADMIN,
+    body=_ROTATE,
+    answers=WebhookEndpointView,
     replays=True,
 )
 async def rotate_webhook_secret(call: Call[WebhookDeps]) -> Response:
@@ -157,10 +199,8 @@ async def rotate_webhook_secret(call: Call[WebhookDeps]) -> Response:
     that a receiver can change over at any time in it.
     """
     body = await _optional_body(call)
-    keep = body.get("keep_old_secret_active_for_24_hours", False)
-    if not isinstance(keep, bool):
-        field = "keep_old_secret_active_for_24_hours"
-        raise InvalidJob(f"{field} must be true or false", field)
+    keep = body.get(_KEEP, False)
+    check("", keep, FLAG, _KEEP)
     store, endpoint = call.deps.webhooks.store, await _endpoint(call)
     now_s = await store.now_ms() // 1000
     secret = new_secret()
@@ -169,14 +209,15 @@ async def rotate_webhook_secret(call: Call[WebhookDeps]) -> Response:
         endpoint.id,
         lambda current: current.rotated(secret, now_s, OVERLAP_S if keep else 0),
     )
-    return json_response(_with_secret(rotated))
+    return json_response(with_secret(rotated))
 
 
 @routes.operation(
     "POST",
     "/v1/webhook_endpoints/{id}/test",
-    scope=Scope.ADMIN,
-    doc=docs.TEST_ENDPOINT,
+    Scope.ADMIN,
+    body=_TEST,
+    answers=WebhookTestView,
     replays=True,
 )
 async def test_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
@@ -208,31 +249,39 @@ async def test_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
     )
 
 
-@routes.operation("GET", "/v1/webhook_event_types", scope=Scope.JOBS_READ, doc=docs.EVENT_TYPES)
+@routes.operation(
+    "GET", "/v1/webhook_event_types", Scope.JOBS_READ, answers=EventTypeList, refuses=_OFF
+)
 async def list_webhook_event_types(call: Call[WebhookDeps]) -> Response:
     """List the event types there are."""
     return json_response({"object": "list", "data": list(EventType)})
 
 
-@routes.operation("GET", "/v1/webhook_deliveries", scope=Scope.JOBS_READ, doc=docs.LIST_DELIVERIES)
+@routes.operation(
+    "GET",
+    "/v1/webhook_deliveries",
+    Scope.JOBS_READ,
+    parameters=(LIMIT, _BEFORE),
+    answers=WebhookDeliveryList,
+    refuses=_OFF,
+)
 async def list_webhook_deliveries(call: Call[WebhookDeps]) -> Response:
     """Read the delivery log, newest first: every try, what it was answered, when the next is."""
     query = call.request.query_params
-    limit = whole_number(query, "limit", default=20, least=1, most=100)
-    before_ms = whole_number(query, "before", default=0, least=1, most=10**15)
-    found = await call.deps.webhooks.store.log(call.principal.tenant, limit, before_ms)
+    limit, store = LIMIT.of(query), call.deps.webhooks.store
+    found = await store.log(call.principal.tenant, limit, _BEFORE.of(query))
     next_before = found[-1].created_ms if len(found) == limit else None
     return json_response(
         {
             "object": "list",
-            "data": [_delivery_view(delivery) for delivery in found],
+            "data": [delivery_view(delivery) for delivery in found],
             "next_before": next_before,
         }
     )
 
 
 @routes.operation(
-    "GET", "/v1/webhook_deliveries/{id}", scope=Scope.JOBS_READ, doc=docs.GET_DELIVERY
+    "GET", "/v1/webhook_deliveries/{id}", Scope.JOBS_READ, answers=WebhookDeliveryView
 )
 async def retrieve_webhook_delivery(call: Call[WebhookDeps]) -> Response:
     """Look at one delivery. Its id is the `webhook-id` that the receiver saw."""
@@ -241,7 +290,7 @@ async def retrieve_webhook_delivery(call: Call[WebhookDeps]) -> Response:
     )
     if delivery is None:
         raise NotFound("no such delivery")
-    return json_response(_delivery_view(delivery))
+    return json_response(delivery_view(delivery))
 
 
 async def _optional_body(call: Call[WebhookDeps]) -> Mapping[str, Any]:
@@ -278,45 +327,3 @@ def _event_types(value: Any, where: str = "event_types") -> tuple[str, ...]:
     if not isinstance(value, list) or not value or any(v not in list(EventType) for v in value):
         raise InvalidJob(f"{where} must be of: {', '.join(EventType)}", where)
     return tuple(dict.fromkeys(value))
-
-
-def _view(endpoint: Endpoint) -> dict[str, Any]:
-    newest = endpoint.secrets[0].text
-    return {
-        "id": endpoint.id,
-        "object": "webhook_endpoint",
-        "url": endpoint.url,
-        "name": endpoint.name,
-        "event_types": list(endpoint.event_types),
-        "created_at": endpoint.created_s,
-        "updated_at": endpoint.updated_s,
-        "signing_secret_hint": f"whsec_...{newest[-4:]}",
-        "switched_off": endpoint.switched_off or None,
-    }
-
-
-def _with_secret(endpoint: Endpoint) -> dict[str, Any]:
-    return _view(endpoint) | {"signing_secret": endpoint.secrets[0].text}
-
-
-def _delivery_view(delivery: WebhookDelivery) -> dict[str, Any]:
-    return {
-        "id": delivery.id,
-        "object": "webhook_delivery",
-        "endpoint": delivery.endpoint,
-        "url": delivery.url.split("?", 1)[0],
-        "type": delivery.type,
-        "data": {"id": delivery.subject},
-        "state": delivery.state,
-        "created_ms": delivery.created_ms,
-        "tries": [
-            {
-                "at_ms": entry.at_ms,
-                "status": entry.status or None,
-                "error": entry.error or None,
-                "duration_ms": entry.duration_ms,
-                "next_ms": entry.next_ms or None,
-            }
-            for entry in delivery.log
-        ],
-    }

@@ -3,13 +3,100 @@
 Called by the jobs' handlers, their streams and the WebSocket. Must not know HTTP.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, NotRequired
 
-from api.view.outlook import Outlook, outlook_view
-from eventing.cloudevent.job_event import timings
+from typing_extensions import TypedDict
+
+from api.http.described import described
+from api.view.outlook import Outlook, OutlookView, outlook_view
+from api.view.timeline import TimelineView
+from eventing.cloudevent.job_event import Timings, timings
 from eventing.cloudevent.request_id import KEPT
-from eventing.job.job import Job
-from eventing.telemetry.cost import Price, job_cost
+from eventing.job.job import Job, JobError, JobState, Lane
+from eventing.telemetry.cost import JobCost, Price, job_cost
+
+
+@described
+class AttemptView(TypedDict):
+    """One attempt at a job."""
+
+    attempt: int
+    started_ms: int
+    ended_ms: int | None
+    outcome: str | None
+    """How it ended; null while it runs"""
+    resumed_from: int
+    """Tokens of earlier attempts that it went on from"""
+
+
+@described
+class LinksView(TypedDict):
+    """Where to go on."""
+
+    self: str
+    events: str
+    """Server-sent events of the job's life"""
+    result: NotRequired[str]
+    """Where the result is, when it is too long for an event"""
+
+
+class AskedView(TypedDict):
+    """What was asked."""
+
+    url: str
+    body: Mapping[str, Any]
+
+
+@described
+class AcceptedJobView(TypedDict):
+    """The job, which is recorded; `Location` is where to look."""
+
+    id: str
+    object: Literal["job", "dead_letter"]
+    state: JobState
+    url: str
+    """What its body was for"""
+    model: str
+    custom_id: str | None
+    """Your name for it, of the request"""
+    priority: Lane
+    created_ms: int
+    """All times are the store's, in milliseconds since 1970; null: not yet"""
+    deadline_ms: int | None
+    """When it is given up"""
+    metadata: dict[str, str]
+    request_id: str | None
+    """`X-Request-Id` of the call that made it"""
+    links: LinksView
+
+
+@described
+class JobView(AcceptedJobView):
+    """The job as it is now."""
+
+    attempt: int
+    """How often a predictor has begun it"""
+    token_count: int
+    """Tokens that are kept"""
+    started_ms: int | None
+    first_token_ms: int | None
+    finished_ms: int | None
+    timings: Timings
+    result: NotRequired[Mapping[str, Any] | None]
+    """The answer, in the form of its `url`; a list has it with `include=result`"""
+    usage: Mapping[str, Any] | None
+    """Tokens as the engine counted them"""
+    error: JobError | None
+    is_dead_letter: bool
+    """It failed for good, and can be redriven"""
+    attempts: list[AttemptView]
+    waiting: NotRequired[OutlookView]
+    request: NotRequired[AskedView]
+    """With `include=request`"""
+    timeline: NotRequired[TimelineView]
+    """With `include=timeline`"""
+    cost: NotRequired[JobCost]
 
 
 def job_view(
@@ -18,25 +105,18 @@ def job_view(
     *,
     with_request: bool = False,
     with_result: bool = True,
-) -> dict[str, Any]:
-    """The job; `waiting` stands in it while something is known of the wait. Times are store time in
-    milliseconds since the epoch, null for «not yet».
-    """
-    view: dict[str, Any] = {
-        **_heading(job),
+) -> JobView:
+    """The job; `waiting` stands in it while something is known of the wait."""
+    view: JobView = {
+        **accepted_view(job),  # type: ignore[typeddict-item]  # it has none of the optional ones
         "attempt": job.attempt,
         "token_count": job.token_count,
-        "created_ms": job.created_ms,
         "started_ms": job.started_ms or None,
         "first_token_ms": job.first_token_ms or None,
         "finished_ms": job.finished_ms or None,
-        "deadline_ms": job.deadline_ms or None,
-        "timings": dict(timings(job)),
-        "metadata": public_metadata(job),
-        "request_id": job.metadata.get(KEPT),
-        **({"result": job.result} if with_result else {}),
+        "timings": timings(job),
         "usage": job.usage,
-        "error": job.error.to_dict() if job.error else None,
+        "error": job.error,
         "is_dead_letter": job.is_dead_letter,
         "attempts": [
             {
@@ -48,8 +128,9 @@ def job_view(
             }
             for a in job.history
         ],
-        "links": {"self": f"/v1/jobs/{job.id}", "events": f"/v1/jobs/{job.id}/events"},
     }
+    if with_result:
+        view["result"] = job.result
     if outlook is not None:
         view["waiting"] = outlook_view(outlook)
     if with_request:
@@ -57,7 +138,7 @@ def job_view(
     return view
 
 
-def cost_view(job: Job, price: Price, overhead: float | None = None) -> dict[str, Any]:
+def cost_view(job: Job, price: Price, overhead: float | None = None) -> JobCost:
     """The job's part of the GPU so far, and what that cost, with and without its part of idle time,
     wakes and waste.
     """
@@ -66,19 +147,8 @@ def cost_view(job: Job, price: Price, overhead: float | None = None) -> dict[str
     return job_cost(job.gpu_ms / 1000, output_tokens, price, overhead)
 
 
-def accepted_view(job: Job) -> dict[str, Any]:
+def accepted_view(job: Job) -> AcceptedJobView:
     """What a submit answers: enough to find the job again."""
-    return {
-        **_heading(job),
-        "created_ms": job.created_ms,
-        "deadline_ms": job.deadline_ms or None,
-        "metadata": public_metadata(job),
-        "request_id": job.metadata.get(KEPT),
-        "links": {"self": f"/v1/jobs/{job.id}", "events": f"/v1/jobs/{job.id}/events"},
-    }
-
-
-def _heading(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "object": "job",
@@ -87,6 +157,11 @@ def _heading(job: Job) -> dict[str, Any]:
         "model": job.request.model,
         "custom_id": job.request.custom_id,
         "priority": job.lane,
+        "created_ms": job.created_ms,
+        "deadline_ms": job.deadline_ms or None,
+        "metadata": public_metadata(job),
+        "request_id": job.metadata.get(KEPT),
+        "links": {"self": f"/v1/jobs/{job.id}", "events": f"/v1/jobs/{job.id}/events"},
     }
 
 

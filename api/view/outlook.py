@@ -4,7 +4,10 @@ Called by the jobs' handlers and streams, and by `api.job.waiting`, which finds 
 """
 
 from dataclasses import dataclass
-from typing import Any
+
+from typing_extensions import TypedDict
+
+from api.http.described import described
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +23,34 @@ class Outlook:
     """Why no replica starts."""
 
 
-def outlook_view(outlook: Outlook) -> dict[str, Any]:
-    """What is known of a wait; unknown fields are left out."""
-    fields = {
-        "position": outlook.position,
-        "expected_wait_s": outlook.expected_wait_s,
-        "phase": outlook.phase or None,
-        "phase_since_ms": outlook.phase_since_ms or None,
-        "replicas": outlook.replicas,
-        "reason": outlook.reason or None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+@described
+class OutlookView(TypedDict, total=False):
+    """What is known of a wait; what is not is left out."""
+
+    position: int
+    """Jobs before it"""
+    expected_wait_s: float
+    phase: str
+    """How far the replica is that wakes for it"""
+    phase_since_ms: int
+    replicas: int
+    reason: str
+    """Why no replica starts"""
+
+
+def outlook_view(outlook: Outlook) -> OutlookView:
+    """What is known of a wait."""
+    view: OutlookView = {}
+    if outlook.position is not None:
+        view["position"] = outlook.position
+    if outlook.expected_wait_s is not None:
+        view["expected_wait_s"] = outlook.expected_wait_s
+    if outlook.phase:
+        view["phase"] = outlook.phase
+    if outlook.phase_since_ms:
+        view["phase_since_ms"] = outlook.phase_since_ms
+    if outlook.replicas is not None:
+        view["replicas"] = outlook.replicas
+    if outlook.reason:
+        view["reason"] = outlook.reason
+    return view

@@ -4,10 +4,12 @@ Called by `api.routes.responses` and `api.view.response_stream`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal, NotRequired
 
 import orjson
+from typing_extensions import TypedDict
 
+from api.http.described import described
 from api.view.job import public_metadata
 from eventing.errors import NotFound
 from eventing.job.job import Job, JobId, JobState
@@ -37,9 +39,74 @@ def record_of(job: Job) -> dict[str, Any]:
     return record
 
 
+class CachedTokens(TypedDict):
+    """Tokens of the input that were known already."""
+
+    cached_tokens: int
+    cache_write_tokens: NotRequired[int]
+
+
+class ReasoningTokens(TypedDict):
+    """Tokens of the output that were thoughts."""
+
+    reasoning_tokens: int
+
+
+class ResponseUsage(TypedDict):
+    """Tokens, in the words of Responses."""
+
+    input_tokens: int
+    input_tokens_details: CachedTokens
+    output_tokens: int
+    output_tokens_details: ReasoningTokens
+    total_tokens: int
+
+
+@described
+class ResponseView(TypedDict):
+    """The response as it is now, in OpenAI's form."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    """Times are seconds since 1970"""
+    completed_at: int | None
+    status: str
+    """queued, in_progress, completed, incomplete, failed or cancelled"""
+    background: bool
+    error: dict[str, str] | None
+    incomplete_details: dict[str, str] | None
+    output: list[Item]
+    """Reasoning, message, function calls, in this order"""
+    usage: ResponseUsage | None
+    store: bool
+    model: str
+    metadata: dict[str, str]
+    instructions: str | None
+    """From here on what the call said, or the default"""
+    previous_response_id: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    parallel_tool_calls: bool
+    presence_penalty: float
+    frequency_penalty: float
+    prompt_cache_key: str | None
+    reasoning: dict[str, Any]
+    safety_identifier: str | None
+    service_tier: str
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[Item]
+    top_logprobs: int
+    top_p: float
+    truncation: str
+    user: str | None
+
+
 def response_view(
     job: Job, record: Mapping[str, Any], *, output: Sequence[Item] | None = None
-) -> dict[str, Any]:
+) -> ResponseView:
     """The response object as the job is now; `output` where the caller knows better."""
     status = status_of(job)
     error = None
@@ -172,7 +239,7 @@ def _incomplete_details(job: Job) -> dict[str, str] | None:
             return None
 
 
-def usage_view(job: Job) -> dict[str, Any] | None:
+def usage_view(job: Job) -> ResponseUsage | None:
     """The tokens of a job in the words of Responses; None while they are not known."""
     usage = job.usage or (job.result or {}).get("usage")
     if not usage:

@@ -5,15 +5,60 @@ is known comes in, what is shown goes out. Must not know HTTP.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NotRequired, cast
 
+from typing_extensions import TypedDict
 from yarl import URL
 
+from api.http.described import described
 from api.webhook.webhook import JOB_WEBHOOK, WebhookDelivery
 from eventing.job.job import Job
 from eventing.replica import Replica
 
 Step = dict[str, Any]
+
+
+_Try = TypedDict("_Try", {"try": int}, total=False)
+
+
+@described
+class StepView(_Try):
+    """A step; which of the later fields there are is a matter of its kind."""
+
+    step: str
+    """accepted, queued, waking, attempt, tokens, delivery, or the state it ended in"""
+    at_ms: int
+    duration_ms: int | None
+    """Up to now for what goes on; null for what has none"""
+    phase: NotRequired[str]
+    """Of waking"""
+    attempt: NotRequired[int]
+    outcome: NotRequired[str | None]
+    resumed_from: NotRequired[int]
+    count: NotRequired[int]
+    """Of tokens"""
+    delivery: NotRequired[str]
+    """The id of a webhook's delivery"""
+    endpoint: NotRequired[str]
+    host: NotRequired[str]
+    type: NotRequired[str]
+    state: NotRequired[str]
+    status: NotRequired[int | None]
+    """HTTP status that the receiver answered"""
+    error: NotRequired[str | None]
+    next_ms: NotRequired[int | None]
+    """When it is tried again"""
+
+
+@described
+class TimelineView(TypedDict):
+    """A job's life in order of time."""
+
+    steps: list[StepView]
+    is_whole: bool
+    """Nothing more is to be expected but a delivery that is tried again"""
+
+
 _OVER: Final = frozenset({"ready", "draining", "broken"})
 """Phases of a replica that is not waking any more."""
 
@@ -24,7 +69,7 @@ def timeline(
     deliveries: Iterable[WebhookDelivery],
     now_ms: int,
     kept: Sequence[Step] = (),
-) -> dict[str, Any]:
+) -> TimelineView:
     """The steps in order of time. `at_ms` is store time; `duration_ms` counts up to `now_ms` for
     what goes on, and is null for what has none. `is_whole` once nothing more is to be expected but
     a delivery that is tried again. `kept` are the waking phases that were noted at the job's end.
@@ -40,7 +85,7 @@ def timeline(
         steps[-1]["duration_ms"] = job.finished_ms - job.created_ms
     steps += [step for delivery in told for step in _tries(delivery)]
     return {
-        "steps": sorted(steps, key=lambda step: int(step["at_ms"])),
+        "steps": cast(list[StepView], sorted(steps, key=lambda step: int(step["at_ms"]))),
         "is_whole": bool(job.finished_ms)
         and bool(told or JOB_WEBHOOK not in job.metadata)
         and all(delivery.tries or delivery.state.is_settled for delivery in told),

@@ -18,6 +18,7 @@ from standardwebhooks import Webhook
 
 from api.webhook.schedule import TryVerdict
 from eventing.errors import InvalidJob
+from eventing.job.call_fields import Schema
 from eventing.job.job import Job
 
 PER_JOB: Final = "we_jobs"
@@ -29,6 +30,16 @@ BATCH: Final = "torpor.batch"
 """Name in a job's metadata of the batch that it is a line of."""
 WEBHOOK_URL: Final = "webhook.url"
 """The field that a refusal of such a URL names."""
+WEBHOOK_SCHEMA: Final[Schema] = {
+    "type": ["object", "null"],
+    "required": ["url"],
+    "properties": {
+        "url": {"type": "string", "minLength": 1, "description": "https, to a public host"}
+    },
+    "additionalProperties": False,
+    "description": "who is told when the job has ended",
+}
+"""What `parse_webhook_options` judges."""
 OVERLAP_S: Final = 24 * 3600
 """How long the old secret signs beside the new one after a rotation."""
 

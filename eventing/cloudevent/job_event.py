@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
+from typing_extensions import TypedDict
 
 from eventing.cloudevent import request_id
 from eventing.cloudevent.event import Event
@@ -239,14 +240,24 @@ def _error(data: Mapping[str, Any], *, is_needed: bool) -> JobError | None:
     return JobError(**told)
 
 
-def timings(job: Job) -> Mapping[str, int]:
-    """The duration of each phase so far, in milliseconds of store time."""
-    spans = {
-        "queued_ms": (job.created_ms, job.started_ms),
-        "first_token_ms": (job.created_ms, job.first_token_ms),
-        "total_ms": (job.created_ms, job.finished_ms),
-    }
-    return {name: end - start for name, (start, end) in spans.items() if end}
+class Timings(TypedDict, total=False):
+    """The duration of each phase in milliseconds of store time; those that have not ended are left out."""
+
+    queued_ms: int
+    first_token_ms: int
+    total_ms: int
+
+
+def timings(job: Job) -> Timings:
+    """The duration of each phase so far."""
+    spans: Timings = {}
+    if job.started_ms:
+        spans["queued_ms"] = job.started_ms - job.created_ms
+    if job.first_token_ms:
+        spans["first_token_ms"] = job.first_token_ms - job.created_ms
+    if job.finished_ms:
+        spans["total_ms"] = job.finished_ms - job.created_ms
+    return spans
 
 
 _RESULT_TYPE: Final = {

@@ -11,13 +11,17 @@ from typing import Any, Final
 
 from eventing.errors import InvalidJob
 
+Schema = Mapping[str, Any]
+"""JSON Schema, as OpenAPI 3.1 has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class FieldRule:
-    """What a value must be: a predicate and its description. A null field counts as missing."""
+    """What a value must be: a description, a predicate and JSON Schema. A null field counts as missing."""
 
     must_be: str
     is_kept_by: Callable[[Any], bool]
+    schema: Schema
 
 
 Rules = Mapping[str, FieldRule]
@@ -34,37 +38,61 @@ def _is_number(value: Any) -> bool:
 def whole(least: int, most: int | None = None) -> FieldRule:
     """A rule for whole numbers within bounds."""
     words = f"a whole number of at least {least}" + ("" if most is None else f" and at most {most}")
-    return FieldRule(words, lambda v: _is_whole(v) and v >= least and (most is None or v <= most))
+    return FieldRule(
+        words,
+        lambda v: _is_whole(v) and v >= least and (most is None or v <= most),
+        {"type": "integer", "minimum": least} | ({} if most is None else {"maximum": most}),
+    )
 
 
 def number(least: float, most: float | None = None) -> FieldRule:
     """A rule for numbers within bounds."""
     words = f"a number of at least {least:g}" + ("" if most is None else f" and at most {most:g}")
-    return FieldRule(words, lambda v: _is_number(v) and v >= least and (most is None or v <= most))
+    return FieldRule(
+        words,
+        lambda v: _is_number(v) and v >= least and (most is None or v <= most),
+        {"type": "number", "minimum": least} | ({} if most is None else {"maximum": most}),
+    )
 
 
 def one_of(*words: str) -> FieldRule:
     """A rule for one of several strings."""
-    return FieldRule(f"one of {', '.join(words)}", lambda v: isinstance(v, str) and v in words)
+    return FieldRule(
+        f"one of {', '.join(words)}",
+        lambda v: isinstance(v, str) and v in words,
+        {"type": "string", "enum": list(words)},
+    )
 
 
-TEXT: Final = FieldRule("text", lambda v: isinstance(v, str))
-NAME: Final = FieldRule("text that is not empty", lambda v: isinstance(v, str) and bool(v))
-FLAG: Final = FieldRule("true or false", lambda v: isinstance(v, bool))
-OBJECT: Final = FieldRule("an object", lambda v: isinstance(v, Mapping))
+_TEXT_SCHEMA: Final[Schema] = {"type": "string"}
+_TEXTS_SCHEMA: Final[Schema] = {"type": "array", "items": _TEXT_SCHEMA}
+TEXT: Final = FieldRule("text", lambda v: isinstance(v, str), _TEXT_SCHEMA)
+NAME: Final = FieldRule(
+    "text that is not empty",
+    lambda v: isinstance(v, str) and bool(v),
+    {"type": "string", "minLength": 1},
+)
+FLAG: Final = FieldRule("true or false", lambda v: isinstance(v, bool), {"type": "boolean"})
+OBJECT: Final = FieldRule("an object", lambda v: isinstance(v, Mapping), {"type": "object"})
 TEXTS: Final = FieldRule(
-    "a list of texts", lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v)
+    "a list of texts",
+    lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v),
+    _TEXTS_SCHEMA,
 )
 _STOP: Final = FieldRule(
-    "text or a list of texts", lambda v: isinstance(v, str) or TEXTS.is_kept_by(v)
+    "text or a list of texts",
+    lambda v: isinstance(v, str) or TEXTS.is_kept_by(v),
+    {"type": ["string", "array"], "items": _TEXT_SCHEMA},
 )
 _BIAS: Final = FieldRule(
     "an object of numbers",
     lambda v: isinstance(v, Mapping) and all(_is_number(one) for one in v.values()),
+    {"type": "object", "additionalProperties": {"type": "number"}},
 )
 _TOOL_CHOICE: Final = FieldRule(
     "none, auto, required or an object",
     lambda v: isinstance(v, Mapping) or v in ("none", "auto", "required"),
+    {"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object"}]},
 )
 _ROLE: Final = one_of("system", "developer", "user", "assistant", "tool", "function", "ipython")
 _PART: Final = one_of(
@@ -117,6 +145,95 @@ _EMBEDDING: Final[Rules] = {
     "encoding_format": one_of("float", "base64", "bytes", "bytes_only"),
     "user": TEXT,
 }
+_HOLDERS: Final[Schema] = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "type": _TEXT_SCHEMA,
+            "function": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": NAME.schema},
+            },
+        },
+    },
+}
+"""Tools, and calls of them: each holds a function."""
+_MESSAGES: Final[Schema] = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {
+            "role": _ROLE.schema,
+            "content": {
+                "type": ["string", "array", "null"],
+                "description": "text, or a list of parts",
+                "items": {
+                    "type": ["object", "string"],
+                    "required": ["type"],
+                    "properties": {"type": _PART.schema, "text": _TEXT_SCHEMA},
+                },
+            },
+            "tool_calls": _HOLDERS,
+        },
+    },
+}
+_FORMAT: Final[Schema] = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {
+        "type": _TEXT_SCHEMA,
+        "json_schema": {
+            "type": "object",
+            "required": ["name"],
+            "properties": {"name": NAME.schema, "schema": {"type": "object"}},
+        },
+    },
+}
+_PROMPT: Final[Schema] = {
+    "type": ["string", "array"],
+    "minLength": 1,
+    "minItems": 1,
+    "description": "text, token ids, or a list of either",
+}
+
+
+def request_schema(url: str) -> dict[str, Any]:
+    """What `check_body` judges at `url`, as JSON Schema; other fields are the engine's."""
+    match url:
+        case "/v1/chat/completions":
+            needed = {"model": NAME.schema, "messages": _MESSAGES}
+            more = {"tools": {**_HOLDERS, "minItems": 1}, "response_format": _FORMAT}
+            return object_schema(needed, _CHAT, more)
+        case "/v1/completions":
+            return object_schema({"model": NAME.schema, "prompt": _PROMPT}, _COMPLETION)
+        case _:
+            return object_schema({"model": NAME.schema, "input": _PROMPT}, _EMBEDDING)
+
+
+def object_schema(
+    needed: Mapping[str, Schema], rules: Rules, more: Mapping[str, Schema] | None = None
+) -> dict[str, Any]:
+    """An object with the fields it needs, and those it may have or leave null."""
+    optional = {name: rule.schema for name, rule in rules.items()} | dict(more or {})
+    return {
+        "type": "object",
+        "required": list(needed),
+        "properties": dict(needed) | {name: nullable(one) for name, one in optional.items()},
+    }
+
+
+def nullable(schema: Schema) -> dict[str, Any]:
+    """The same, or null."""
+    kind = schema.get("type")
+    if kind is None:
+        return {"anyOf": [schema, {"type": "null"}]}
+    kinds = {"type": [*(kind if isinstance(kind, list) else [kind]), "null"]}
+    choices = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
+    return {**schema, **kinds, **choices}
 
 
 def check_body(url: str, body: Mapping[str, Any]) -> None:

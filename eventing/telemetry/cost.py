@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+from typing_extensions import TypedDict
+
 _HOUR_S: Final = 3600.0
 
 
@@ -115,14 +117,30 @@ class Bill:
     per_1k_tokens: float | None
     per_1k_tokens_busy: float | None
 
-    def to_dict(self) -> dict[str, float | None]:
-        names = ("total", "busy", "idle", "waking", "wasted", "per_job")
-        figures = {name: getattr(self, name) for name in names}
-        figures |= {
-            "per_1k_output_tokens": self.per_1k_tokens,
-            "per_1k_output_tokens_busy_only": self.per_1k_tokens_busy,
+    def to_dict(self) -> "BillView":
+        return {
+            "total": round(self.total, 6),
+            "busy": round(self.busy, 6),
+            "idle": round(self.idle, 6),
+            "waking": round(self.waking, 6),
+            "wasted": round(self.wasted, 6),
+            "per_job": _rounded(self.per_job),
+            "per_1k_output_tokens": _rounded(self.per_1k_tokens),
+            "per_1k_output_tokens_busy_only": _rounded(self.per_1k_tokens_busy),
         }
-        return {name: None if value is None else round(value, 6) for name, value in figures.items()}
+
+
+class BillView(TypedDict):
+    """In money. `total` has everything in it: idle time, wakes and work that was thrown away."""
+
+    total: float
+    busy: float
+    idle: float
+    waking: float
+    wasted: float
+    per_job: float | None
+    per_1k_output_tokens: float | None
+    per_1k_output_tokens_busy_only: float | None
 
 
 def bill(spend: Spend, price: Price) -> Bill:
@@ -147,22 +165,35 @@ def overhead(spend: Spend) -> float | None:
     return spend.paid_s / spend.kept_s if spend.kept_s > 0 else None
 
 
+class JobCost(TypedDict):
+    """What one job cost so far; null where no price is set, or nothing is known."""
+
+    gpu_seconds: float
+    cost: float | None
+    cost_per_1k_output_tokens: float | None
+    cost_all_in: float | None
+    all_in_per_1k_output_tokens: float | None
+
+
 def job_cost(
     gpu_s: float, output_tokens: int, price: Price, overhead: float | None = None
-) -> dict[str, float | None]:
+) -> JobCost:
     """The cost of one job: its share of GPU time over all attempts, and that in money; `all_in` adds, by
     `overhead`, its part of idle time, starts and waste.
     """
     cost = price.of(gpu_s) if price.per_gpu_hour > 0 else None
     all_in = None if cost is None or overhead is None else cost * overhead
-    figures = {
-        "cost": cost,
-        "cost_per_1k_output_tokens": _per_1k(cost, output_tokens),
-        "cost_all_in": all_in,
-        "all_in_per_1k_output_tokens": _per_1k(all_in, output_tokens),
+    return {
+        "gpu_seconds": round(gpu_s * price.gpus, 3),
+        "cost": _rounded(cost),
+        "cost_per_1k_output_tokens": _rounded(_per_1k(cost, output_tokens)),
+        "cost_all_in": _rounded(all_in),
+        "all_in_per_1k_output_tokens": _rounded(_per_1k(all_in, output_tokens)),
     }
-    rounded = {k: None if value is None else round(value, 6) for k, value in figures.items()}
-    return {"gpu_seconds": round(gpu_s * price.gpus, 3), **rounded}
+
+
+def _rounded(money: float | None) -> float | None:
+    return None if money is None else round(money, 6)
 
 
 def _per_1k(cost: float | None, tokens: int) -> float | None:

@@ -186,6 +186,21 @@ async def test_the_log_tells_every_try(api: Furnished, receiver: Receiver) -> No
     assert "secret" not in one["url"]
 
 
+async def test_the_log_of_deliveries_is_read_page_by_page(
+    api: Furnished, receiver: Receiver
+) -> None:
+    for _ in range(2):
+        await api.answer(await api.submit(webhook={"url": receiver.url}))
+    await receiver.wait_for(2)
+
+    first = (await api.client.get("/v1/webhook_deliveries?limit=1")).json()
+    then = {"limit": 1, "before": first["next_before"]}
+    second = (await api.client.get("/v1/webhook_deliveries", params=then)).json()
+
+    assert len(second["data"]) == 1
+    assert first["data"][0]["id"] != second["data"][0]["id"]
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

@@ -3,58 +3,131 @@
 from contextlib import nullcontext
 from typing import Any
 
+import jsonschema
 import pytest
 
 from api import wiring
 from api.app import create_app
+from api.routes import response_socket, socket
 from api.settings import ApiSettings
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import FakeBroker
 
+Operations = dict[str, dict[str, Any]]
+
 
 @pytest.fixture(scope="module")
-def operations() -> dict[str, dict[str, Any]]:
-    """By method and path."""
+def document() -> dict[str, Any]:
     settings = ApiSettings()
     redis = connect(settings.redis_url.get_secret_value(), timeout_s=1.0, max_connections=2)
     parts = wiring.make_parts(settings, redis, RedisStore(redis), FakeBroker())
-    paths = create_app(wiring.routers(parts), lambda _: nullcontext()).openapi()["paths"]
+    return create_app(wiring.routers(parts), lambda _: nullcontext()).openapi()
+
+
+@pytest.fixture(scope="module")
+def operations(document: dict[str, Any]) -> Operations:
+    """By method and path."""
+    paths = document["paths"]
     return {f"{m.upper()} {path}": op for path, ms in paths.items() for m, op in ms.items()}
 
 
-def has_example(content: dict[str, Any]) -> bool:
-    return "example" in content or "examples" in content or "example" in content["schema"]
+def contents(operation: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the body and the good answers hold."""
+    good = [answer for status, answer in operation["responses"].items() if status < "300"]
+    parts = (operation.get("requestBody", {}), *good)
+    return [content for part in parts for content in part.get("content", {}).values()]
 
 
-def test_every_body_and_every_answer_has_an_example(operations: dict[str, dict[str, Any]]) -> None:
-    without = []
-    for name, operation in operations.items():
-        good = [answer for status, answer in operation["responses"].items() if status < "300"]
-        for part in (operation.get("requestBody", {}), *good):
-            for content in part.get("content", {}).values():
-                if not has_example(content):
-                    without.append(name)
-
-    assert without == []
+def name_of(reference: str) -> str:
+    return reference.rsplit("/", 1)[-1]
 
 
-def test_an_example_has_what_its_schema_requires(operations: dict[str, dict[str, Any]]) -> None:
-    lacking = {}
-    for name, operation in operations.items():
-        for status, answer in operation["responses"].items():
-            for content in answer.get("content", {}).values():
-                example, schema = content.get("example"), content["schema"]
-                required = {*schema.get("required", ())} if isinstance(example, dict) else set()
-                if missing := required - {*(example or ())}:
-                    lacking[name, status] = missing
+def test_every_body_and_every_answer_has_an_example(
+    document: dict[str, Any], operations: Operations
+) -> None:
+    schemas = document["components"]["schemas"]
+    without = {
+        name
+        for name, operation in operations.items()
+        for content in contents(operation)
+        if "example" not in content
+        and "examples" not in schemas[name_of(content["schema"]["$ref"])]
+    }
 
-    assert lacking == {}
+    assert without == set()
+
+
+def test_every_example_is_valid_by_its_schema(document: dict[str, Any]) -> None:
+    wrong = {}
+    for name, schema in document["components"]["schemas"].items():
+        judge = jsonschema.Draft202012Validator({**schema, "components": document["components"]})
+        for example in schema.get("examples", ()):
+            if errors := [error.message for error in judge.iter_errors(example)]:
+                wrong[name] = errors
+
+    assert wrong == {}
+
+
+def test_every_object_says_which_fields_it_has(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+
+    objects = {name: one for name, one in schemas.items() if one.get("type") == "object"}
+    assert [name for name, one in objects.items() if not one.get("properties")] == []
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    kinds = document["components"]
+
+    for where in references(document):
+        _, _, kind, name = where.split("/")
+        assert name in kinds[kind]
+
+
+def references(part: Any) -> set[str]:
+    if isinstance(part, dict):
+        own = {part["$ref"]} if "$ref" in part else set()
+        return own.union(*map(references, part.values()))
+    return set().union(*map(references, part)) if isinstance(part, list) else set()
+
+
+def test_every_call_names_the_key_and_the_scope_that_it_needs(
+    document: dict[str, Any], operations: Operations
+) -> None:
+    bearer = document["components"]["securitySchemes"]["bearer"]
+
+    assert (bearer["type"], bearer["scheme"]) == ("http", "bearer")
+    assert all(len(operation["security"][0]["bearer"]) == 1 for operation in operations.values())
+
+
+def test_the_document_tells_of_both_websockets_and_of_nothing_internal(
+    document: dict[str, Any], operations: Operations
+) -> None:
+    for path in (socket.PATH, response_socket.PATH):
+        assert f"**WebSocket** `{path}`" in document["info"]["description"]
+    assert [name for name in operations if "/v1/" not in name] == []
+
+
+def test_every_tag_is_explained(document: dict[str, Any], operations: Operations) -> None:
+    used = {tag for operation in operations.values() for tag in operation["tags"]}
+
+    assert {tag["name"] for tag in document["tags"]} == used
+
+
+def test_a_field_of_a_base_has_its_description_in_the_object_that_extends_it(
+    document: dict[str, Any],
+) -> None:
+    schemas = document["components"]["schemas"]
+    said = schemas["AcceptedJob"]["properties"]["deadline_ms"]["description"]
+
+    assert schemas["Job"]["properties"]["deadline_ms"]["description"] == said
 
 
 def test_every_call_says_that_it_may_be_limited_and_when_to_come_back(
-    operations: dict[str, dict[str, Any]],
+    document: dict[str, Any], operations: Operations
 ) -> None:
+    refusals = document["components"]["responses"]
     for name, operation in operations.items():
         for status in ("429", "503"):
-            assert "Retry-After" in operation["responses"][status]["headers"], (name, status)
+            refusal = refusals[name_of(operation["responses"][status]["$ref"])]
+            assert "Retry-After" in refusal["headers"], (name, status)

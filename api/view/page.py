@@ -1,0 +1,58 @@
+"""Pages of lists, and what is answered when an entry is deleted.
+
+Called by the modules with handlers. Pure.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
+
+from api.http.parameter import AFTER
+from eventing.errors import BadRequest
+
+
+class Page(TypedDict):
+    """A page in OpenAI's form; go on with `?after=` its `last_id`."""
+
+    object: Literal["list"]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class CursorPage(TypedDict):
+    """A page; go on with `?cursor=` its `next_cursor`, until that is null."""
+
+    object: Literal["list"]
+    next_cursor: str | None
+
+
+class Deleted(TypedDict):
+    """It is gone."""
+
+    id: str
+    object: str
+    deleted: Literal[True]
+
+
+def page_of(
+    views: Sequence[Mapping[str, Any]],
+    query: Mapping[str, str],
+    limit: int,
+    entry: str = "an entry of this list",
+) -> dict[str, Any]:
+    """A page in OpenAI's form. Raises `BadRequest` for an `after` that is not in the list."""
+    if after := query.get(AFTER.name):
+        places = [place for place, view in enumerate(views) if view["id"] == after]
+        if not places:
+            raise BadRequest(f"after must be the id of {entry}", "after")
+        views = views[places[0] + 1 :]
+    page = views[:limit]
+    return {
+        "object": "list",
+        "data": list(page),
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(views) > limit,
+    }
