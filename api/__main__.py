@@ -25,7 +25,7 @@ from api import wiring
 from api.app import create_app
 from api.auth.rules import anonymous_access_warning, startup_error
 from api.http.background import forever
-from api.http.protocol import door_for
+from api.http.protocol import protocol_class
 from api.http.shutdown import Shutdown, ShutdownServer
 from api.settings import ApiSettings
 from eventing.errors import BadRequest
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=door_for(settings.open_connections),
+        http=protocol_class(settings.open_connections),
         access_log=False,
         log_config=None,
         ws="websockets-sansio",

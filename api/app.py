@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.http.compression import Compression
-from api.http.manners import HeadAsGet, allowed_methods, path_meant
-from api.http.middleware import Edge
+from api.http.methods import HeadAsGet, allowed_methods, path_meant
+from api.http.middleware import RequestMiddleware
 from api.http.problem import error_response
 from api.limit.gate import RateHeaders
 from api.openapi.document import document
@@ -48,7 +48,7 @@ def create_app(
     app.add_middleware(Compression)
     app.add_middleware(RateHeaders)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(Edge)
+    app.add_middleware(RequestMiddleware)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,

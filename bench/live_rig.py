@@ -65,7 +65,7 @@ class Rig:
         return MODEL if self.engine == "vllm" else "seeded"
 
     def api(self) -> Child:
-        """The front door; it is asked for streams only."""
+        """The api, used for streams only."""
         port = free_port()
         env = {
             "TORPOR_PORT": str(port),

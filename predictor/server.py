@@ -35,7 +35,7 @@ from predictor.engine.engine import ColdStartPhase, Engine
 from predictor.errors import EngineStartError
 from predictor.generation.generation import Interrupted
 from predictor.heartbeat import Heartbeat
-from predictor.serving.abort_when_gone import AbortWhenGone
+from predictor.serving.cancel_on_disconnect import CancelOnDisconnect
 from predictor.serving.direct_access import DirectAccess, DirectRules
 from predictor.serving.direct_call import DirectCalls
 from predictor.serving.event_routes import EventMiddleware, add_error_handler, add_probes
@@ -144,7 +144,7 @@ class Predictor:
         add_openai_routes(app, self._calls)
         add_probes(app, self._admission, lambda: self._heartbeat.phase)
         add_error_handler(app)
-        app.add_middleware(AbortWhenGone)
+        app.add_middleware(CancelOnDisconnect)
         rules = DirectRules(
             token=settings.direct_token.get_secret_value(),
             is_on=settings.serves_direct_routes,

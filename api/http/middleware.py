@@ -33,7 +33,7 @@ _METHODS: Final = frozenset({"GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "O
 _log = structlog.get_logger()
 
 
-class Edge:
+class RequestMiddleware:
     """ASGI middleware; adds `x-request-id` to every response, the caller's own if it sent one."""
 
     def __init__(self, app: ASGIApp) -> None:

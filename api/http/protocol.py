@@ -2,7 +2,7 @@
 closes refused uploads so that the client can read the answer, and writes streams to the socket directly.
 
 Given to uvicorn by `api.__main__` (`http=`). It relies on undocumented parts of uvicorn's `HttpToolsProtocol`;
-`tests/integration/api/test_api_door.py` fails when they change. Must not know any route.
+`tests/integration/api/test_api_connections.py` fails when they change. Must not know any route.
 """
 
 import asyncio
@@ -94,9 +94,9 @@ class BoundedHttpProtocol(HttpProtocol):
 
     def _bound_unsent(self, transport: asyncio.Transport) -> None:
         """By default the kernel buffers 7 MB for a client that reads nothing (measured)."""
-        door = transport.get_extra_info("socket")
-        if door is not None and door.family in (socket.AF_INET, socket.AF_INET6):
-            door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._reject, *_SLOW)
@@ -126,19 +126,19 @@ class BoundedHttpProtocol(HttpProtocol):
 class _LingeringClose:
     """The transport of a call with a body: closing it before the whole body was read is a lingering close."""
 
-    __slots__ = ("_cycle", "_door", "is_closing", "write")
+    __slots__ = ("_cycle", "_protocol", "is_closing", "write")
 
-    def __init__(self, door: BoundedHttpProtocol, cycle: RequestResponseCycle) -> None:
-        self._door = door
+    def __init__(self, protocol: BoundedHttpProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol = protocol
         self._cycle = cycle
-        self.write = door.transport.write
-        self.is_closing = door.transport.is_closing
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
 
     def close(self) -> None:
         if self._cycle.more_body:
-            self._door.lingering_close()
+            self._protocol.lingering_close()
         else:
-            self._door.transport.close()
+            self._protocol.transport.close()
 
 
 class ResponseWriter:
@@ -172,6 +172,6 @@ def wire_of(scope: Mapping[str, Any]) -> ResponseWriter | None:
     return ResponseWriter(cycle) if cycle is not None else None
 
 
-def door_for(connections: int) -> type[BoundedHttpProtocol]:
+def protocol_class(connections: int) -> type[BoundedHttpProtocol]:
     """The protocol class for uvicorn, with the settings of this process."""
-    return type("Door", (BoundedHttpProtocol,), {"connections_limit": connections})
+    return type("LimitedHttpProtocol", (BoundedHttpProtocol,), {"connections_limit": connections})

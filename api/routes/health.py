@@ -9,12 +9,12 @@ from starlette.responses import Response
 
 from api.auth.principal import Authenticator, Scope
 from eventing.process.address import is_loopback
-from eventing.process.probe import Pinged, ReadyOnceStarted, alive, metrics_page, readiness
+from eventing.process.probe import ReadyOnceStarted, SupportsPing, alive, metrics_page, readiness
 
 
 def router(
     authenticator: Authenticator,
-    store: Pinged,
+    store: SupportsPing,
     *,
     store_timeout_s: float,
     is_metrics_open: bool,

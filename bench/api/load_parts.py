@@ -50,7 +50,7 @@ def writer(port: int, per_second: float, seconds: float) -> None:
     job_ids = json.load(sys.stdin)
     names = [f"torpor:{{{job_id}}}:tokens" for job_id in job_ids]
     heads = [HEAD + f"${len(name)}\r\n{name}\r\n{FIELDS}".encode() for name in names]
-    door = socket.create_connection(("127.0.0.1", port))
+    sock = socket.create_connection(("127.0.0.1", port))
     step = len(heads) * per_second / TICKS_PER_SECOND
     started_s = time.perf_counter()
     lateness_ms = []
@@ -63,10 +63,10 @@ def writer(port: int, per_second: float, seconds: float) -> None:
         upto = int((tick + 1) * step)
         stamp = b'[{"index":0,"delta":{"content":"%d"}}]' % time.time_ns()
         tail = b"$%d\r\n%b\r\n" % (len(stamp), stamp)
-        door.sendall(b"".join(heads[n % len(heads)] + tail for n in range(written, upto)))
+        sock.sendall(b"".join(heads[n % len(heads)] + tail for n in range(written, upto)))
         written = upto
         with suppress(BlockingIOError):
-            while len(door.recv(1 << 20, socket.MSG_DONTWAIT)) == 1 << 20:
+            while len(sock.recv(1 << 20, socket.MSG_DONTWAIT)) == 1 << 20:
                 continue
     late = sorted(lateness_ms)
     print(json.dumps({"written": written, "late_p99_ms": round(late[int(len(late) * 0.99)], 1)}))

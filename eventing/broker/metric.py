@@ -76,7 +76,7 @@ class LaneView:
 
 
 @dataclass(slots=True, kw_only=True)
-class QueueLook:
+class QueueStats:
     """The content of a queue at one time."""
 
     now_s: int
@@ -122,7 +122,7 @@ class QueueMetrics:
     async def _read(self) -> Samples:
         return samples({name: await self._look(name) for name in self._queues})
 
-    async def _look(self, name: str) -> QueueLook:
+    async def _look(self, name: str) -> QueueStats:
         parts = ("tickets", "events", "held", "retry", "pace", *(f"ready:{lane}" for lane in Lane))
         async with failures_named():
             answer = await run(
@@ -131,12 +131,12 @@ class QueueMetrics:
                 [keys.queue(name, part) for part in parts],
                 [keys.GROUP, _HEADS, _HELD],
             )
-        look, held = read_look(answer)
+        look, held = parse_stats(answer)
         if name.startswith(REQUESTS):
             await self._sort_out(look, held)
         return look
 
-    async def _sort_out(self, look: QueueLook, held: Sequence[_Held]) -> None:
+    async def _sort_out(self, look: QueueStats, held: Sequence[_Held]) -> None:
         """Which events claimed by a pump belong to running jobs, and which still wait for a predictor."""
         async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
             for each in held:
@@ -150,11 +150,11 @@ class QueueMetrics:
                 look.lanes[found].add(int(created_ms or each.enqueued_ms))
 
 
-def read_look(answer: Sequence[Any]) -> tuple[QueueLook, list[_Held]]:
+def parse_stats(answer: Sequence[Any]) -> tuple[QueueStats, list[_Held]]:
     """The answer of `queue_stats.lua`."""
     now_s, retrying, pace, lanes, held = answer
     settled = {int(k): int(v) for k, v in zip(pace[0::2], pace[1::2], strict=True)}
-    look = QueueLook(
+    look = QueueStats(
         now_s=int(now_s),
         retrying=int(retrying),
         per_minute=pace_per_minute(settled, int(now_s)),
@@ -168,7 +168,7 @@ def read_look(answer: Sequence[Any]) -> tuple[QueueLook, list[_Held]]:
     return look, [_held(member, int(stamp)) for member, stamp in held]
 
 
-def samples(looks: dict[str, QueueLook]) -> Samples:
+def samples(looks: dict[str, QueueStats]) -> Samples:
     """The series of each family, by queue name."""
     found = Series(list)
     for name, look in looks.items():
@@ -180,7 +180,7 @@ def samples(looks: dict[str, QueueLook]) -> Samples:
     return found
 
 
-def _add_model(found: Series, model: str, look: QueueLook) -> None:
+def _add_model(found: Series, model: str, look: QueueStats) -> None:
     found[RUNNING].append(((model,), look.running))
     ahead = 0
     for lane, view in look.lanes.items():

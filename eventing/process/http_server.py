@@ -40,11 +40,11 @@ async def listen(
         timeout_graceful_shutdown=grace_s,
     )
     server = _QuietServer(config)
-    door = socket.create_server((host, port), backlog=2048)
+    listener = socket.create_server((host, port), backlog=2048)
     # asyncio sets it only for sockets that it makes itself. Without, the body of an answer waits
     # for the ACK of its head, which a client on a kept-alive connection sends 40 ms later.
-    door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     async with asyncio.TaskGroup() as group:
-        group.create_task(server.serve(sockets=[door]))
+        group.create_task(server.serve(sockets=[listener]))
         await stopping.wait()
         server.should_exit = True

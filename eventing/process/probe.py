@@ -16,7 +16,7 @@ from eventing.errors import Unavailable
 _RETRY_AFTER: Final = {"retry-after": "1"}
 
 
-class Pinged(Protocol):
+class SupportsPing(Protocol):
     """A store whose availability can be checked."""
 
     async def ping(self) -> None:
@@ -28,7 +28,7 @@ async def alive(_: Request) -> Response:
     return PlainTextResponse("ok")
 
 
-async def readiness(store: Pinged, *, timeout_s: float) -> Response:
+async def readiness(store: SupportsPing, *, timeout_s: float) -> Response:
     """200 while the store accepts writes, else 503, within `timeout_s`."""
     try:
         async with asyncio.timeout(timeout_s):
@@ -45,7 +45,7 @@ class ReadyOnceStarted:
     503 into a refused connection, for all replicas at once (docs/adr/0166).
     """
 
-    def __init__(self, store: Pinged, *, timeout_s: float) -> None:
+    def __init__(self, store: SupportsPing, *, timeout_s: float) -> None:
         self._store = store
         self._timeout_s = timeout_s
         self._has_started = False

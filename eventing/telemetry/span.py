@@ -40,7 +40,7 @@ class Tracer(Protocol):
     def close(self) -> None: ...
 
 
-class Unkept:
+class NonRecordingSpan:
     """A span that is not recorded; its children get its parent."""
 
     __slots__ = ("traceparent",)
@@ -58,7 +58,7 @@ class Unkept:
         return None
 
 
-NO_SPAN: Final = Unkept("")
+NO_SPAN: Final = NonRecordingSpan("")
 """A span without a trace."""
 
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")

@@ -23,7 +23,7 @@ from eventing.process.setting import WrongSetting, http_url, read
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import run
-from eventing.telemetry.span import Span, Tracer, Unkept, followable, is_sampled
+from eventing.telemetry.span import NonRecordingSpan, Span, Tracer, followable, is_sampled
 
 _log = structlog.get_logger()
 _COLLECTOR_VARIABLES: Final = (
@@ -104,7 +104,7 @@ def span(
     is passed on. An exception marks the span failed, with the exception's type only.
     """
     if _tracer is None:
-        return Unkept(followable(parent))
+        return NonRecordingSpan(followable(parent))
     return _tracer.open(name, parent, links, attributes, begins=begins)
 
 

@@ -28,7 +28,14 @@ from opentelemetry.sdk.trace.export import (
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from eventing.process.address import is_inside
-from eventing.telemetry.span import NO_SPAN, Span, Unkept, followable, is_sampled, is_well_formed
+from eventing.telemetry.span import (
+    NO_SPAN,
+    NonRecordingSpan,
+    Span,
+    followable,
+    is_sampled,
+    is_well_formed,
+)
 
 _CLOSE_MS: Final = 3000
 _ROOT: Final = Context()
@@ -98,7 +105,7 @@ class _Open:
         self._span.end()
 
 
-class _Within(Unkept):
+class _Within(NonRecordingSpan):
     """A span of a caller's trace that is not sampled: passes its context on to its children."""
 
     __slots__ = ("_token",)

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from knative.deploy.emit import Resource
-from knative.deploy.faults import BuildError
+from knative.deploy.errors import BuildError
 
 BUILD_TIMEOUT_S = 60.0
 

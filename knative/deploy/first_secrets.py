@@ -29,7 +29,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventing.api_key import SCOPES, mint
 from knative.deploy.emit import Resource
-from knative.deploy.faults import Conflict, DeployError
+from knative.deploy.errors import Conflict, DeployError
 from knative.deploy.render import parts
 from knative.deploy.rollout.client import Cluster, Ref, connected
 

@@ -168,7 +168,7 @@ TR = "requests-thinker"
 D = "spec>delivery"
 
 BREAKS = [
-    # the front door
+    # the api
     Break("api-behind-queue-proxy", "queue", add=ksvc("torpor-api")),
     Break("api-sleeps", "serverless+api-knative", "KnativeService", f"spec>template>metadata>annotations>{A}min-scale", "0"),
     Break("api-sleeps", "queue", "HorizontalPodAutoscaler", "spec>minReplicas", 0),

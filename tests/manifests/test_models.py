@@ -1,4 +1,4 @@
-"""Several models behind one front door and one broker: each job reaches its own and no other."""
+"""Several models behind one api and one broker: each job reaches its own and no other."""
 
 from __future__ import annotations
 

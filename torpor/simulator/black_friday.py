@@ -71,7 +71,7 @@ def tell() -> tuple[LoadPhase, LoadPhase]:
     )
 
 
-def write_story(folder: Path) -> Table:
+def write_report(folder: Path) -> Table:
     """Write the plots into `folder` and give the table of what happened."""
     folder.mkdir(parents=True, exist_ok=True)
     chapters = tell()

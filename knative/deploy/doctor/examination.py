@@ -12,9 +12,9 @@ from yaml import YAMLError
 
 from knative.deploy.doctor.finding import Fault, Finding, Hop, Rule, Severity
 from knative.deploy.doctor.rules import (
+    api,
     broker,
     delivery,
-    door,
     hold,
     kpa,
     mode,
@@ -32,7 +32,7 @@ from knative.deploy.emit import Resource
 RULES: tuple[Rule, ...] = tuple(
     rule
     for module in (
-        door,
+        api,
         hold,
         kpa,
         mode,

@@ -17,7 +17,7 @@ import yaml
 
 from knative.deploy.doctor.view import CANARY_OF, is_in_knative_mode
 from knative.deploy.emit import Resource
-from knative.deploy.faults import DeployError
+from knative.deploy.errors import DeployError
 from knative.deploy.render.own_broker import TRIGGERS
 from knative.deploy.render.parts import trigger_name
 

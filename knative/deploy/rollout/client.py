@@ -20,7 +20,7 @@ from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
 
 from knative.deploy.emit import Resource
-from knative.deploy.faults import (
+from knative.deploy.errors import (
     ApiFault,
     ClusterForbidden,
     ClusterUnreachable,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from knative.deploy.doctor.view import is_in_knative_mode
 from knative.deploy.emit import Resource
-from knative.deploy.faults import ClusterForbidden, DeployError, MissingKind, ObjectNotFound
+from knative.deploy.errors import ClusterForbidden, DeployError, MissingKind, ObjectNotFound
 from knative.deploy.rollout import knative_service
 from knative.deploy.rollout.client import Cluster, Ref, ref_of
 from knative.deploy.rollout.readiness import ObjectReadiness, readiness

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from knative.deploy.config_hash import with_config_hash
 from knative.deploy.doctor.view import annotation, dig, is_in_knative_mode
 from knative.deploy.emit import Resource
-from knative.deploy.faults import ClusterForbidden, MissingKind, ObjectNotFound
+from knative.deploy.errors import ClusterForbidden, MissingKind, ObjectNotFound
 from knative.deploy.rollout.client import Cluster, Ref
 from knative.deploy.rollout.readiness import READY, ObjectReadiness
 

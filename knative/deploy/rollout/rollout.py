@@ -18,7 +18,7 @@ import yaml
 from eventing.errors import first_of
 from knative.deploy.doctor.view import annotation, is_in_knative_mode
 from knative.deploy.emit import Resource
-from knative.deploy.faults import (
+from knative.deploy.errors import (
     ClusterForbidden,
     Conflict,
     DeployError,
@@ -26,7 +26,7 @@ from knative.deploy.faults import (
     MissingKind,
     ObjectNotFound,
 )
-from knative.deploy.faults import NotReady as NotReadyError
+from knative.deploy.errors import NotReady as NotReadyError
 from knative.deploy.rollout import knative_service
 from knative.deploy.rollout import release as history
 from knative.deploy.rollout.canary import is_traffic_split

@@ -12,7 +12,7 @@ from math import isnan, sqrt
 
 import aiohttp
 
-from knative.deploy.faults import ClusterUnreachable
+from knative.deploy.errors import ClusterUnreachable
 
 QUERY_TIMEOUT_S = 10.0
 # Outcomes of an attempt that a new version may have caused.

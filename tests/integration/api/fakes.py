@@ -14,7 +14,7 @@ import orjson
 import uvicorn
 from fastapi import FastAPI
 
-from api.http.protocol import BoundedHttpProtocol, door_for
+from api.http.protocol import BoundedHttpProtocol, protocol_class
 from eventing.cloudevent.event import Event
 from eventing.errors import BrokerUnavailable
 from eventing.job.job import Job, JobError, JobId, JobState
@@ -170,17 +170,17 @@ def _embedding_result(texts: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def serving(
-    app: FastAPI, door: type[BoundedHttpProtocol] | None = None
+    app: FastAPI, protocol: type[BoundedHttpProtocol] | None = None
 ) -> AsyncIterator[str]:
     """The application behind a real uvicorn on a free loopback port; gives its base URL."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        async with _served(app, listening, door) as url:
+        async with _served(app, listening, protocol) as url:
             yield url
 
 
 @asynccontextmanager
 async def _served(
-    app: FastAPI, listening: socket.socket, door: type[BoundedHttpProtocol] | None
+    app: FastAPI, listening: socket.socket, protocol: type[BoundedHttpProtocol] | None
 ) -> AsyncIterator[str]:
     # asyncio sets it for sockets that it makes itself; without, an answer waits 40 ms for an ACK.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -189,7 +189,7 @@ async def _served(
         log_config=None,
         access_log=False,
         lifespan="on",
-        http=door_for(10_000) if door is None else door,
+        http=protocol_class(10_000) if protocol is None else protocol,
         ws="websockets-sansio",
         timeout_graceful_shutdown=1,
     )

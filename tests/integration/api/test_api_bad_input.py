@@ -132,7 +132,7 @@ async def test_no_input_makes_a_key_outside_our_own(rig: Rig, line: RawLine) -> 
     "where",
     ["url", "model", "priority", "method", "expires_after", "metadata", "messages", "max_tokens"],
 )
-async def test_naughty_strings_in_a_field_never_break_the_door(line: RawLine, where: str) -> None:
+async def test_naughty_strings_in_a_field_never_break_the_api(line: RawLine, where: str) -> None:
     requests: dict[Any, tuple[Any, ...]] = {}
     for text in NAUGHTY:
         wanted = chat_line()
@@ -213,7 +213,7 @@ async def test_naughty_strings_for_a_cursor_are_refused(rig: Rig, line: RawLine)
         *("torpor-expires-after", "torpor-webhook-url", "authorization", "accept", "x\x01"),
     ],
 )
-async def test_naughty_strings_in_a_header_never_break_the_door(line: RawLine, name: str) -> None:
+async def test_naughty_strings_in_a_header_never_break_the_api(line: RawLine, name: str) -> None:
     requests: dict[Any, tuple[Any, ...]] = {}
     for number, text in enumerate(NAUGHTY):
         body = orjson.dumps(chat_line(f"{name} {number}"))

@@ -141,7 +141,9 @@ async def test_a_result_that_arrived_is_not_announced_again(rig: Rig) -> None:
     assert await rig.store.redis.zcard("torpor:outbox:results") == 0
 
 
-async def test_another_event_at_the_results_door_is_let_pass(rig: Rig) -> None:
+async def test_an_event_of_another_type_sent_to_the_results_route_is_accepted_and_ignored(
+    rig: Rig,
+) -> None:
     answer = await send(rig, "/internal/events", wanted(type="something.else.v1"))
 
     assert answer.status_code == 202

@@ -52,7 +52,7 @@ def test_settings_that_cannot_work_are_named_all_at_once(
     assert "TORPOR_SYNC_TIMEOUT_S" in said
 
 
-def test_a_door_that_everybody_could_enter_does_not_open(
+def test_an_api_without_authentication_refuses_to_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORPOR_HOST", "0.0.0.0")

@@ -176,10 +176,10 @@ async def test_the_repeat_of_an_sdk_finds_the_job_of_the_call_that_was_cut_off(
 ) -> None:
     """By the official client, unmodified: it calls again by itself, another process answers."""
     async with started(environment, tmp_path) as other:
-        door = api.url
+        address = api.url
 
         async def route(request: httpx.Request) -> None:
-            request.url = request.url.copy_with(port=httpx.URL(door).port)
+            request.url = request.url.copy_with(port=httpx.URL(address).port)
 
         async with (
             httpx.AsyncClient(event_hooks={"request": [route]}) as http,
@@ -187,7 +187,7 @@ async def test_the_repeat_of_an_sdk_finds_the_job_of_the_call_that_was_cut_off(
         ):
             call = asyncio.create_task(sdk.chat.completions.create(**BODY))
             (job_id,) = await job_ids(store)
-            door = other.url
+            address = other.url
             api.terminate()
             predictor = await FakePredictor(store, job_id).start()
             await asyncio.sleep(1)

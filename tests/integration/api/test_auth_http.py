@@ -139,7 +139,7 @@ def run_torpor(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-async def test_a_key_from_the_command_line_opens_the_door(
+async def test_a_key_from_the_command_line_authenticates(
     redis_url: str, store: RedisStore, redis: Redis, tmp_path: Path
 ) -> None:
     file = tmp_path / "keys.json"

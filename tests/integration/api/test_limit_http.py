@@ -194,7 +194,7 @@ async def fill(
     await redis.hset(pace, mapping={str(minute - n): per_minute for n in range(6)})
 
 
-async def test_a_job_that_cannot_make_its_deadline_is_refused_at_the_door(
+async def test_a_job_that_cannot_make_its_deadline_is_refused_at_submit(
     api_with: Any, redis: Redis
 ) -> None:
     await fill(redis, 100, age_s=120, per_minute=10)
@@ -250,7 +250,7 @@ async def test_the_time_to_wait_for_a_deadline_is_neither_too_short_nor_too_long
         ),
     ],
 )
-async def test_every_way_in_is_refused_at_the_door_before_its_deadline_is_missed(
+async def test_every_way_in_refuses_a_job_that_would_miss_its_deadline(
     api_with: Any, redis: Redis, way: tuple[str, dict[str, Any], dict[str, str]]
 ) -> None:
     path, body, headers = way
@@ -293,7 +293,7 @@ async def test_with_the_store_away_nobody_gets_past_a_limit(
     assert [answer.status_code for answer in later] == [202, 202, 429]
 
 
-async def test_a_full_queue_is_said_at_the_door(api_with: Any, redis: Redis) -> None:
+async def test_a_full_queue_refuses_a_submit(api_with: Any, redis: Redis) -> None:
     await fill(redis, 5, age_s=1, per_minute=30)
     async with api_with(limit_queue_depth=5) as api:
         refused = await api.client.post("/v1/jobs", json=chat_line())

@@ -47,8 +47,8 @@ async def cutting(
         if is_cut(len(sent)):
             writer.write(after)
             await writer.drain()
-            door = writer.get_extra_info("socket")
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             writer.transport.abort()
         else:
             writer.write(OK)
@@ -83,10 +83,10 @@ async def told(
 async def test_a_receiver_that_is_down_for_an_hour_is_told_when_it_is_back(
     webhooks: WebhookStore,
 ) -> None:
-    with socket.socket() as door:  # ours, and refused as long as nobody listens
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind(("127.0.0.1", 0))
-        port = door.getsockname()[1]
+    with socket.socket() as sock:  # ours, and refused as long as nobody listens
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
         await add(webhooks, f"http://127.0.0.1:{port}/hook")
         async with sending(webhooks, settings(schedule_s=SCALED)), receiving() as other:
             await tell(webhooks, message(1))

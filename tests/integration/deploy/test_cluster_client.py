@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from knative.deploy.faults import (
+from knative.deploy.errors import (
     ClusterForbidden,
     ClusterUnreachable,
     Conflict,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from knative.deploy.faults import (
+from knative.deploy.errors import (
     ObjectNotFound,
 )
 from knative.deploy.rollout import cluster_view

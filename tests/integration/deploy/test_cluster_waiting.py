@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from knative.deploy.faults import (
+from knative.deploy.errors import (
     NotReady,
 )
 from knative.deploy.rollout import rollout

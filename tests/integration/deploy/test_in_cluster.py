@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from knative.deploy.faults import ClusterUnreachable
+from knative.deploy.errors import ClusterUnreachable
 from knative.deploy.rollout.client import Ref, connected
 from tests.integration.deploy.api_server import ApiServer
 from tests.integration.deploy.certificate import certificate, serving

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from knative.deploy.doctor.view import MODE
-from knative.deploy.faults import NotReady
+from knative.deploy.errors import NotReady
 from knative.deploy.rollout import cluster_view, rollout
 from knative.deploy.rollout.client import Cluster
 from knative.deploy.rollout.knative_service import HASH, with_hash, with_hashes

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from knative.deploy.faults import ClusterUnreachable
+from knative.deploy.errors import ClusterUnreachable
 from knative.deploy.rollout.verdict import FAULTS, measure, queries
 from tests.manifests.conftest import ROOT
 

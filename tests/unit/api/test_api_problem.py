@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from api.http.errors import ModelNotFound, Unauthorized
-from api.http.middleware import Edge
+from api.http.middleware import RequestMiddleware
 from api.http.problem import error_response, problem
 from api.settings import ApiSettings, ModelCard
 from eventing.errors import (
@@ -108,7 +108,7 @@ async def test_an_internal_error_names_the_request_and_nothing_of_the_error(
     async def broken(_: object) -> None:
         raise ValueError("a piece of a prompt")
 
-    app = Starlette(routes=[Route("/v1/jobs", broken)], middleware=[Middleware(Edge)])
+    app = Starlette(routes=[Route("/v1/jobs", broken)], middleware=[Middleware(RequestMiddleware)])
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
         answer = await http.get("/v1/jobs", headers={"x-request-id": "req-7"})

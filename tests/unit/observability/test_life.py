@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from torpor.cli.view.life import life_lines, whole_life
+from torpor.cli.view.timeline import full_timeline, timeline_lines
 
 DELIVERY: dict[str, Any] = {
     "step": "delivery",
@@ -52,7 +52,7 @@ def test_every_step_stands_with_its_time_from_the_submit_and_its_length() -> Non
         DELIVERY,
     ]
 
-    assert [" ".join(line.split()) for line in life_lines(steps)] == [
+    assert [" ".join(line.split()) for line in timeline_lines(steps)] == [
         "+0.00 s accepted",
         "+0.00 s queued 1.50 s",
         "+0.20 s waking: weights 0.90 s",
@@ -80,7 +80,7 @@ def test_every_step_stands_with_its_time_from_the_submit_and_its_length() -> Non
     ],
 )
 def test_a_delivery_says_what_came_of_it(changes: dict[str, Any], words: str) -> None:
-    (line,) = life_lines([DELIVERY | changes])
+    (line,) = timeline_lines([DELIVERY | changes])
 
     assert words in line
 
@@ -88,9 +88,9 @@ def test_a_delivery_says_what_came_of_it(changes: dict[str, Any], words: str) ->
 async def test_a_webhook_that_is_just_going_out_is_waited_for() -> None:
     api = Api({"steps": [], "is_whole": False}, {"steps": [DELIVERY], "is_whole": True})
 
-    assert await whole_life(api, "job_1") == [DELIVERY]
+    assert await full_timeline(api, "job_1") == [DELIVERY]
     assert api.calls == 2
 
 
 async def test_an_api_that_tells_no_timeline_leaves_the_job_as_it_was() -> None:
-    assert await whole_life(Api(None), "job_1") == []
+    assert await full_timeline(Api(None), "job_1") == []

@@ -18,7 +18,7 @@ from knative.deploy.build import load
 from knative.deploy.doctor import Severity, examine
 from knative.deploy.doctor import report as doctor_view
 from knative.deploy.emit import Resource
-from knative.deploy.faults import ApplyRefused, NotReady
+from knative.deploy.errors import ApplyRefused, NotReady
 from knative.deploy.rollout import canary as split
 from knative.deploy.rollout import cluster_view, rollout, verdict
 from knative.deploy.rollout import release as history

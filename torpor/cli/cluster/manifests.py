@@ -19,7 +19,7 @@ from knative.deploy.build import load
 from knative.deploy.doctor import examine
 from knative.deploy.doctor import report as doctor_view
 from knative.deploy.emit import Resource
-from knative.deploy.faults import DeployError
+from knative.deploy.errors import DeployError
 from knative.deploy.render.render import differences, write
 from knative.deploy.values import Values, ValuesError, load_values
 from torpor.cli.errors import UserError

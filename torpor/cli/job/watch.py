@@ -19,13 +19,13 @@ def watch(
 
 
 async def _watch(api: "AsyncClient", job_id: str, as_json: bool) -> dict[str, Any]:
-    from torpor.cli.view.life import life_lines, whole_life
     from torpor.cli.view.screen import JobScreen, print_json
+    from torpor.cli.view.timeline import full_timeline, timeline_lines
 
     if not as_json:
         screen = JobScreen()
         ended = await screen.follow(api.stream(job_id))
-        screen.life(life_lines(await whole_life(api, job_id)))
+        screen.life(timeline_lines(await full_timeline(api, job_id)))
         return ended
     last: dict[str, Any] = {}
     async for event in api.stream(job_id):

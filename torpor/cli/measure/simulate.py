@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from knative.autoscaling.setting import RefusedSettingsError, duration_s
-from knative.deploy.faults import BuildError
+from knative.deploy.errors import BuildError
 from torpor.cli.errors import UsageError, UserError
 from torpor.cli.flags import with_options
 from torpor.cli.options import Json
 from torpor.cli.view.screen import stderr, stdout
 from torpor.simulator import command
-from torpor.simulator.black_friday import write_story
+from torpor.simulator.black_friday import write_report
 from torpor.simulator.candidate import Place
 from torpor.simulator.command import Settings
 from torpor.simulator.plan import Tried, WaitTarget, best
@@ -167,7 +167,7 @@ def black_friday(
     folder: Annotated[Path, typer.Argument(help="Where the plots go.")] = Path("docs/images"),
 ) -> None:
     """Replay a retail peak: an HPA on CPU beside KEDA on queue depth and p95, with plots."""
-    stdout.print(write_story(folder))
+    stdout.print(write_report(folder))
 
 
 app.command()(simulate)

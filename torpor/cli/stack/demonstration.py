@@ -12,8 +12,8 @@ from rich.text import Text
 from eventing.telemetry import log
 from torpor.cli.errors import UserError
 from torpor.cli.flags import build
-from torpor.cli.view.life import life_lines, whole_life
 from torpor.cli.view.screen import JobScreen, stderr, step
+from torpor.cli.view.timeline import full_timeline, timeline_lines
 from torpor.client import AsyncClient
 from torpor.local.engine_kind import EngineKind
 from torpor.local.settings import StackSettings
@@ -79,7 +79,7 @@ async def _story(stack: Stack, prompt: str, max_tokens: int) -> None:
             job = await api.submit(prompt, body=body)
             screen.line(f"202 accepted, {job.id}")
             end = await screen.follow(api.stream(job.id))
-            screen.life(life_lines(await whole_life(api, job.id)))
+            screen.life(timeline_lines(await full_timeline(api, job.id)))
         _require_completed(end)
         step("waiting for the stable window to pass (at ten times Knative's speed)")
         await seen.wait_for_zero()

@@ -16,7 +16,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
-class AbortWhenGone:
+class CancelOnDisconnect:
     """Cancels the handler of a POST whose connection closes."""
 
     def __init__(self, app: App) -> None:

@@ -17,7 +17,7 @@ class _Caller(Protocol):
     ) -> Any: ...
 
 
-async def whole_life(api: _Caller, job_id: str) -> list[dict[str, Any]]:
+async def full_timeline(api: _Caller, job_id: str) -> list[dict[str, Any]]:
     """The steps of an ended job. Webhooks are sent just after the end, so they are waited for a moment; a failing
     one is retried for days.
     """
@@ -31,7 +31,7 @@ async def whole_life(api: _Caller, job_id: str) -> list[dict[str, Any]]:
         await asyncio.sleep(_PAUSE_S)
 
 
-def life_lines(steps: list[dict[str, Any]]) -> list[str]:
+def timeline_lines(steps: list[dict[str, Any]]) -> list[str]:
     """One line a step: time since the submit, name, duration."""
     start_ms = steps[0]["at_ms"] if steps else 0
     return [

@@ -1,6 +1,4 @@
-"""The door: what a client may do with a connection before it has asked anything, and streams that
-bypass the server's own `send`.
-"""
+"""What a client may do with a connection before its first request, and streams that bypass the server's `send`."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -17,7 +15,7 @@ from api.http.sse import Stream
 from tests.integration.api.fakes import serving
 
 
-class HastyDoor(BoundedHttpProtocol):
+class HastyProtocol(BoundedHttpProtocol):
     """Patience of tests, and room for three."""
 
     head_timeout_s = 0.2
@@ -58,7 +56,7 @@ async def desk() -> Desk:
 
 @pytest.fixture
 async def port(desk: Desk) -> AsyncIterator[int]:
-    async with serving(desk.app, HastyDoor) as url:
+    async with serving(desk.app, HastyProtocol) as url:
         yield int(url.rsplit(":", 1)[1])
 
 
