@@ -6,6 +6,7 @@ Used by `tests/conftest.py` and the fault tests, which kill, stop and restart it
 
 import atexit
 import ctypes
+import os
 import secrets
 import shutil
 import signal
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -85,11 +86,19 @@ def _become_server() -> None:
 class RedisServer:
     """One server with a life: start, kill, stop, start again on the same port and data."""
 
-    def __init__(self, folder: Path, *, binary: Path = VALKEY, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        binary: Path = VALKEY,
+        options: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self.folder = folder
         self._binary = binary
         self._options = tuple(options)
+        self._env = os.environ | dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -128,6 +137,7 @@ class RedisServer:
                 ],
                 stdout=log,
                 stderr=log,
+                env=self._env,
                 preexec_fn=_become_server,
             )
 

@@ -76,7 +76,10 @@ class AbandonedQueues:
     async def _empty(self, name: str) -> int:
         queue = self._queues.setdefault(name, Queue(self._redis, name, self._consumer))
         moved = 0
-        while claimed := await queue.claim(_AT_ONCE, claim_idle_ms=self._claim_idle_ms):
+        while True:
+            claimed = await queue.claim(_AT_ONCE, claim_idle_ms=self._claim_idle_ms)
+            if not claimed and not queue.is_searching:
+                break
             for each in claimed:
                 if calls := self._router.put_calls(each.event):
                     await queue.send([*calls, queue.settle_call(each.ticket)])

@@ -28,7 +28,7 @@ from eventing.cloudevent.job_event import REQUESTED, job_of, unreadable_job
 from eventing.cloudevent.publisher import payload
 from eventing.errors import BadRequest, IdempotencyConflict
 from eventing.job.job import API_SOURCE, JobError, JobId, JobState
-from eventing.job.store import Ending, JobIntake, LeaseStatus
+from eventing.job.store import Ending, JobIntake, LeaseSettings, LeaseStatus
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run
@@ -46,8 +46,11 @@ _LONGEST_MS: Final = 900_000
 class DeadLetterHandler:
     """Records undeliverable events."""
 
-    def __init__(self, redis: Redis, store: JobIntake) -> None:
+    def __init__(
+        self, redis: Redis, store: JobIntake, lease_ms: int = LeaseSettings().lease_ms
+    ) -> None:
         self._redis = redis
+        self._lease_ms = lease_ms
         self._store = store
 
     async def record(
@@ -107,6 +110,7 @@ class DeadLetterHandler:
             return "spent"
         is_answered = event.extensions.get("knativeerrorcode", "") not in _UNANSWERED
         args: list[Argument] = [int(retry_span_s * 1000), int(is_answered), _LONGEST_MS]
+        args.append(self._lease_ms)
         async with failures_named():
             answer: bytes = await run(self._redis, "requeue", [keys.job(job_id)], args)
         return answer.decode()

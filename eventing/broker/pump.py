@@ -26,7 +26,7 @@ from eventing.broker.delivery import (
     retry_after_s,
     span_s,
 )
-from eventing.broker.queue import Claimed, Queue
+from eventing.broker.queue import Claimed, ClaimRoom, Queue
 from eventing.broker.readiness import SubscriberReadiness
 from eventing.broker.router import Router, lane_of
 from eventing.broker.trigger import Trigger
@@ -77,6 +77,7 @@ class Pump:
         dead_letters: DeadLetterHandler,
         *,
         token: str = "",
+        room: ClaimRoom | None = None,
     ) -> None:
         self._trigger = trigger
         self._queue = queue
@@ -93,6 +94,8 @@ class Pump:
         _in_flight.labels(trigger.name).set_function(self._in_flight.__len__)
         self._orphans_due_s = 0.0
         self._freed = asyncio.Event()
+        self._room = room or ClaimRoom()
+        self._room.watch(self._freed)
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -125,12 +128,12 @@ class Pump:
         """
         free = await self._wait_for_capacity()
         want = min(free, _CLAIM_AT_ONCE, await self._claimable())
-        claimed = await self._claim(want)
+        claimed, is_all = await self._claim(want)
         for each in claimed:
             if each.event.type == REQUESTED:
                 self._requests[each.ticket] = each.event
             self._in_flight[each.ticket] = group.create_task(self._handle(each))
-        if len(claimed) < want and not self._stopping.is_set():
+        if is_all and not self._stopping.is_set():
             await self._queue.wait(_WAIT_MS)
 
     async def _claimable(self) -> int:
@@ -148,22 +151,38 @@ class Pump:
         is_given_up = self._readiness.away_s(loop.time()) >= span_s(self._trigger.delivery)
         return 1 if is_given_up else 0
 
-    async def _claim(self, want: int) -> list[Claimed]:
-        """Up to `want` events: new ones, and at intervals those whose pump fell silent."""
-        if not want:
-            return []
-        idle_ms = self._idle_ms()
-        claimed = await self._queue.claim(want, claim_idle_ms=idle_ms)
-        if idle_ms and len(claimed) == want and claimed[-1].tries > 1:
-            self._orphans_due_s = 0.0  # retries and orphans filled the claim: there may be more
-        return claimed
+    async def _claim(self, want: int) -> tuple[list[Claimed], bool]:
+        """Up to `want` events: new ones, and at intervals those whose pump fell silent; and whether that was all
+        there is.
+        """
+        reserved = await self._reserve() if want else 0
+        if not reserved:
+            return [], False
+        taken = 0
+        try:
+            idle_ms = self._idle_ms()
+            claimed = await self._queue.claim(want, most_bytes=reserved, claim_idle_ms=idle_ms)
+            taken = sum(each.size for each in claimed)
+        finally:
+            self._room.release(reserved - taken)
+        is_all = len(claimed) < want and taken < reserved and not self._queue.is_searching
+        return claimed, is_all
+
+    async def _reserve(self) -> int:
+        """Room for a claim; 0 only when stopping."""
+        while not self._stopping.is_set():
+            if size := self._room.reserve():
+                return size
+            self._freed.clear()
+            await self._freed.wait()
+        return 0
 
     def _idle_ms(self) -> int:
         """How long another consumer must have been silent for its events to be claimed; 0 in most rounds, since the
-        script then walks the whole pending list.
+        script then reads a page of the pending list.
         """
         now_s = asyncio.get_running_loop().time()
-        if now_s < self._orphans_due_s:
+        if now_s < self._orphans_due_s and not self._queue.is_searching:
             return 0
         self._orphans_due_s = now_s + CLAIM_IDLE_MS / 3000
         return CLAIM_IDLE_MS
@@ -196,6 +215,7 @@ class Pump:
         finally:
             self._in_flight.pop(claimed.ticket, None)
             self._requests.pop(claimed.ticket, None)
+            self._room.release(claimed.size)
             self._freed.set()
 
     def _span(self, claimed: Claimed) -> AbstractContextManager[Span]:

@@ -25,6 +25,8 @@ from eventing.redis.script import Argument, Call, run, run_all
 
 _log = structlog.get_logger()
 
+CLAIM_BYTES: Final = 8 * 1024 * 1024
+"""A claim ends with the event that reaches this size."""
 LANE_WEIGHTS: Final = {Lane.INTERACTIVE: 16, Lane.DEFAULT: 4, Lane.BATCH: 1}
 """Weights of the lottery for the next event, among lanes that have one: batch gets at least 1 in 21, so it is never
 starved.
@@ -45,6 +47,33 @@ class Claimed:
     enqueued_ms: int
     refusals: int = 0
     refused_ms: int = 0
+    size: int = 0  #: bytes of its record
+
+
+class ClaimRoom:
+    """Room for the claimed events of all pumps of a process, in bytes of their records. The last event of a claim
+    may exceed it: an event larger than the room must still be delivered.
+    """
+
+    def __init__(self, most_bytes: int = 32 * 1024 * 1024) -> None:
+        self._left = most_bytes
+        self._waiting: list[asyncio.Event] = []
+
+    def watch(self, freed: asyncio.Event) -> None:
+        """Set `freed` whenever room is given back."""
+        self._waiting.append(freed)
+
+    def reserve(self) -> int:
+        """Bytes for one claim; 0 when no room is left."""
+        size = max(0, min(self._left, CLAIM_BYTES))
+        self._left -= size
+        return size
+
+    def release(self, size: int) -> None:
+        """Give back what was reserved and not used, or an event that was delivered."""
+        self._left += size
+        for freed in self._waiting:
+            freed.set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +115,7 @@ class Queue:
         self._key = {part: keys.queue(name, part) for part in _PARTS}
         self.prefix: Final = keys.queue(name, "")  #: prefix of the queue's keys
         self._last_ticket = "0-0"
+        self._search = ""
         self._tail_connection = redis.dedicated_connection()
         self._ended: list[str] = []
         self._before_end: list[Call] = []
@@ -108,10 +138,20 @@ class Queue:
                 if "BUSYGROUP" not in str(error):
                     raise
 
-    async def claim(self, count: int, *, claim_idle_ms: int = 0) -> list[Claimed]:
-        """Up to `count` events; with `claim_idle_ms` also those whose consumer has been silent for that long."""
+    @property
+    def is_searching(self) -> bool:
+        """The last claim did not see all events of other consumers; the next one with `claim_idle_ms` goes on."""
+        return bool(self._search)
+
+    async def claim(
+        self, count: int, *, most_bytes: int = CLAIM_BYTES, claim_idle_ms: int = 0
+    ) -> list[Claimed]:
+        """Up to `count` events, fewer once they hold `most_bytes`; with `claim_idle_ms` also those whose consumer
+        has been silent for that long.
+        """
         names = ("tickets", "events", "held", "retry", "tries", *_READY, *_FAIR)
-        args: list[Argument] = [keys.GROUP, self._consumer, count, claim_idle_ms]
+        args: list[Argument] = [keys.GROUP, self._consumer, count, most_bytes]
+        args += [claim_idle_ms, self._search]
         args += [LANE_WEIGHTS[lane] for lane in Lane]
         args += [repr(self._draw.random()) for _ in range(count)]
         async with failures_named():
@@ -121,7 +161,8 @@ class Queue:
                 await self._make_again(error)
                 return []
         self._last_ticket = answer[0].decode() or self._last_ticket
-        return [_claimed(row) for row in answer[1:]]
+        self._search = answer[1].decode()
+        return [_claimed(row) for row in answer[2:]]
 
     async def wait(self, timeout_ms: int) -> None:
         """Return when an event was put since the last claim, or after the timeout."""
@@ -309,6 +350,7 @@ def _claimed(row: Sequence[Any]) -> Claimed:
         enqueued_ms=int(stamp),
         refusals=int(row[4]),
         refused_ms=int(row[5]),
+        size=len(row[2]),
     )
 
 

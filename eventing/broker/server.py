@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Final
 
 import structlog
 from starlette.applications import Starlette
@@ -21,7 +22,7 @@ from eventing.broker.dead_letter import DeadLetterHandler
 from eventing.broker.ingress import Ingress
 from eventing.broker.metric import QueueMetrics
 from eventing.broker.pump import CLAIM_IDLE_MS, LONGEST_BLOCK_S, Pump
-from eventing.broker.queue import Queue
+from eventing.broker.queue import ClaimRoom, Queue
 from eventing.broker.router import Router
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import Trigger
@@ -34,6 +35,8 @@ from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
 
 _log = structlog.get_logger()
+_BODIES_BYTES: Final = 32 * 1024 * 1024
+"""Of events that are still arriving; with `ClaimRoom` as much again, it fits into the pod's 256 MiB."""
 _ANSWER_S = 0.5
 """Time for the store's answer beyond the time that a command blocks."""
 
@@ -62,7 +65,8 @@ class Broker:
             consumer=consumer,
             claim_idle_ms=CLAIM_IDLE_MS,
         )
-        dead_letters = DeadLetterHandler(self._redis, self._store)
+        dead_letters = DeadLetterHandler(self._redis, self._store, settings.lease.lease_ms)
+        room = ClaimRoom()
         self._pumps = [
             Pump(
                 trigger,
@@ -70,6 +74,7 @@ class Broker:
                 self._router,
                 dead_letters,
                 token=settings.delivery_token.get_secret_value(),
+                room=room,
             )
             for trigger, queue in self._routes
             if settings.trigger in ("", trigger.name)
@@ -78,7 +83,7 @@ class Broker:
     def app(self) -> Starlette:
         """The ASGI application: `/` and Knative's `/{namespace}/{broker}` accept events."""
         bodies = BodyReader(
-            BodyRoom(),
+            BodyRoom(_BODIES_BYTES),
             limit_bytes=self._settings.event_limit_bytes,
             timeout_s=self._settings.body_timeout_s,
         )

@@ -105,7 +105,7 @@ async def _sweep_unstarted(store: JobSweeper, publisher: Publisher) -> int:
         job_ids = await store.claim_unstarted(_BATCH)
         for job_id in job_ids:
             job = await store.get(job_id)
-            if job is not None and _is_owed(job):
+            if job is not None and not job.state.is_terminal:
                 await publish_recorded(store, publisher, job_id, request_event(job))
                 await store.look_later(job_id, max(SystemClock().wall_ms() - job.created_ms, 1))
                 sent += 1

@@ -135,8 +135,8 @@ class MemoryStore:
             return Acquired(status=AcquireStatus.TERMINAL)
         failures, history = record.failures, job.history
         if job.state is JobState.IN_PROGRESS:
-            if job.lease_until_ms > now:
-                return Acquired(status=AcquireStatus.HELD, lease_left_ms=job.lease_until_ms - now)
+            if left := self._lease_left(record):
+                return Acquired(status=AcquireStatus.HELD, lease_left_ms=left)
             failures, history = failures + 1, closed(history, "lost", now)
         reason = self._why_over(job, failures, now)
         if not reason and not is_exclusive and self._is_suspect(failures, history):
@@ -257,10 +257,10 @@ class MemoryStore:
     async def claim_unstarted(self, limit: int) -> list[JobId]:
         stranded, now = [], self._now()
         for job_id in take_due(self._index.unstarted, limit, now):
-            job = self._job(job_id)
-            if job is None or job.state.is_terminal:
+            record = self._find(job_id)
+            if record is None or record.job.state.is_terminal:
                 del self._index.unstarted[job_id]
-            elif job.lease_until_ms <= now:
+            elif not self._lease_left(record):
                 stranded.append(job_id)
         return stranded
 
@@ -275,8 +275,8 @@ class MemoryStore:
             record = self._find(job_id)
             if record is None:
                 del self._index.deadlines[job_id]
-            elif record.job.lease_until_ms > now:
-                self._index.deadlines[job_id] = record.job.lease_until_ms
+            elif left := self._lease_left(record):
+                self._index.deadlines[job_id] = now + left
             else:
                 self._end(record, _dead_letter(_LATE), outcome="lost")
                 failed.append(job_id)
@@ -299,6 +299,13 @@ class MemoryStore:
 
     def _now(self) -> int:
         return self._clock.wall_ms()
+
+    def _lease_left(self, record: MemoryRecord) -> int:
+        """As `lease_left` of `_lib.lua`; 0 when nobody holds one."""
+        now, lease_ms = self._now(), self._settings.lease_ms
+        if record.job.lease_until_ms > now + lease_ms:
+            record.job = replace(record.job, lease_until_ms=now + lease_ms)
+        return max(0, record.job.lease_until_ms - now)
 
     def _is_deleted(self, job_id: JobId) -> bool:
         if self._deleted.get(job_id, 0) > self._now():
@@ -354,7 +361,7 @@ class MemoryStore:
         job = record.job
         if job.state.is_terminal:
             return LeaseStatus.TERMINAL
-        if job.lease_until_ms > self._now() and not is_forced:
+        if not is_forced and self._lease_left(record):
             return LeaseStatus.HELD
         if attempt is not None:
             if attempt < job.attempt:

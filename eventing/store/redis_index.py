@@ -20,8 +20,9 @@ _HOLD_BY_SWEEPER_MS: Final = 15_000
 class RedisIndex:
     """The entries that sweepers work off."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, lease_ms: int) -> None:
         self._redis = redis
+        self._lease_ms = lease_ms
 
     async def take_due(self, index: str, limit: int) -> list[JobId]:
         """Members that are due, reserved for 15 s, so that sweepers share the work."""
@@ -47,7 +48,8 @@ class RedisIndex:
         return [
             job_id
             for job_id, row in rows.items()
-            if not _has_ended(row) and int(row[1] or 0) <= now_ms
+            # One that ends later than any lease was given before the store's clock went back.
+            if not _has_ended(row) and not 0 < int(row[1] or 0) - now_ms <= self._lease_ms
         ]
 
     async def look_later(self, job_id: JobId, after_ms: int) -> None:

@@ -53,7 +53,7 @@ class RedisStore:
     def __init__(self, redis: Redis, settings: LeaseSettings | None = None) -> None:
         self._redis = redis
         self._settings = settings or LeaseSettings()
-        self._index = RedisIndex(redis)
+        self._index = RedisIndex(redis, self._settings.lease_ms)
 
     @property
     def redis(self) -> Redis:
@@ -236,7 +236,8 @@ class RedisStore:
         self, job_id: JobId, ending: Ending, attempt: int | None, *, is_forced: bool
     ) -> LeaseStatus:
         args: list[Argument] = [*self._ending_args(ending), int(is_forced)]
-        args += ["" if attempt is None else attempt, *job_record.ending_fields(ending)]
+        args += ["" if attempt is None else attempt, self._settings.lease_ms]
+        args += [*job_record.ending_fields(ending)]
         (answer,) = await self._run_all([("conclude", [keys.job(job_id)], args)])
         return LeaseStatus(answer.decode())
 
@@ -290,7 +291,8 @@ class RedisStore:
         await self._index.look_later(job_id, max(after_ms, self._settings.republish_after_s * 1000))
 
     async def expire(self, limit: int) -> list[JobId]:
-        args: list[Argument] = [limit, self._settings.dead_letter_retention_s]
+        s = self._settings
+        args: list[Argument] = [limit, s.dead_letter_retention_s, s.lease_ms]
         (failed,) = await self._run_all([("expire", [keys.DEADLINES], args)])
         return [JobId(member.decode()) for member in failed]
 

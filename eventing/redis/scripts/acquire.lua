@@ -17,7 +17,8 @@ local failures, tokens = tonumber(job.failures), tonumber(job.token_count)
 local lease_until, deadline = tonumber(job.lease_until_ms or 0), tonumber(job.deadline_ms or 0)
 local history = history_of(job.history)
 if state == 'in_progress' then
-  if lease_until > now then return {'held', lease_until - now} end
+  local left = lease_left(KEYS[1], lease_until, now, tonumber(ARGV[2]))
+  if left > 0 then return {'held', left} end
   failures = failures + 1
   close_attempt(history, 'lost', now)
 end

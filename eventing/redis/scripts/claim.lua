@@ -1,92 +1,125 @@
 -- Hand events to a consumer: retries that are due, then what dead consumers held, then new ones by weighted draw among the lanes.
 -- Every ticket that is handed out stands for exactly one event, so the stream's lag and pending are right at every step.
+-- USES _lib
 -- KEYS  1 tickets, 2 events, 3 held hash (ticket to member), 4 retry set, 5 tries hash, 6..8 ready sets, 9..11 fair-share hashes
--- ARGV  1 group, 2 consumer, 3 count, 4 claim_idle_ms (0: leave other consumers' events alone), 5..7 lane weights, 8.. one number in [0,1) an event
--- gives {last ticket id ('' when there may be more), {ticket, member, '<enqueued_ms> <record>', tries, refusals, ms since the first refusal}...}
-local group, consumer, count, idle = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- ARGV  1 group, 2 consumer, 3 count, 4 bytes with which a claim is full, 5 claim_idle_ms (0: leave other consumers' events alone),
+--       6 the last ticket that the search for those saw, '' at its begin, 7..9 lane weights, 10.. one number in [0,1) an event
+-- gives {last ticket id ('' when there may be more), last ticket that the search saw ('' when it is at its end),
+--        {ticket, member, '<enqueued_ms> <record>', tries, refusals, ms since the first refusal}...}
+local group, consumer, count, idle, seen = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[5]), ARGV[6]
+local now, left = now_ms(), tonumber(ARGV[4])
+local PAGE = 500
 
--- What was handed out before. Of a ticket that stands for nothing any more, the member is false.
+-- Of a ticket that stands for nothing any more, the member is false.
 local tickets, members = {}, {}
+local function is_full() return #tickets >= count or left <= 0 end
+local function take(ticket, member)
+  tickets[#tickets + 1], members[#members + 1] = ticket, member
+  left = left - (member and redis.call('HSTRLEN', KEYS[2], member) or 0)
+end
+-- What was handed out before.
 local function take_over(found)
-  if #found == 0 then return end
-  local words = {KEYS[1], group, consumer, 0, unpack(found)}
+  local taken = {}
+  for i, member in ipairs(#found > 0 and redis.call('HMGET', KEYS[3], unpack(found)) or {}) do
+    if is_full() then break end
+    take(found[i], member)
+    taken[i] = found[i]
+  end
+  if #taken == 0 then return 0 end
+  redis.call('ZREM', KEYS[4], unpack(taken))
+  local words = {KEYS[1], group, consumer, 0, unpack(taken)}
   words[#words + 1] = 'JUSTID'
   redis.call('XCLAIM', unpack(words))
-  for i, member in ipairs(redis.call('HMGET', KEYS[3], unpack(found))) do
-    tickets[#tickets + 1], members[#members + 1] = found[i], member
-  end
+  return #taken
 end
-local due = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, count)
-if #due > 0 then redis.call('ZREM', KEYS[4], unpack(due)) end
-take_over(due)
--- Orphans: idle, and not because they wait for their retry. XAUTOCLAIM would look at ten entries for each it may give, always from
--- the first, and never reach an orphan behind enough that live or wait.
-local from = '-'
-while idle > 0 and #tickets < count do
-  local page, orphans = redis.call('XPENDING', KEYS[1], group, 'IDLE', idle, from, '+', 100), {}
-  for _, row in ipairs(page) do
-    if #tickets + #orphans < count and not redis.call('ZSCORE', KEYS[4], row[1]) then orphans[#orphans + 1] = row[1] end
-    from = '(' .. row[1]
+if idle > 0 then follow_clock(KEYS[4], now) end
+take_over(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, count))
+-- Orphans: idle, and not because they wait for their retry. One page a call, since very many may wait. (XAUTOCLAIM would look at ten
+-- entries for each it may give, always from the first, and never reach an orphan behind enough that live or wait.)
+if idle > 0 and is_full() then
+  seen = seen == '' and '0-0' or seen -- the search is still to be made
+elseif idle > 0 then
+  local page = redis.call('XPENDING', KEYS[1], group, seen == '' and '-' or '(' .. seen, '+', PAGE)
+  local waits, orphans = {}, {}
+  for i, row in ipairs(page) do waits[i] = row[1] end
+  if #page > 0 then waits = redis.call('ZMSCORE', KEYS[4], unpack(waits)) end
+  seen = #page == PAGE and page[PAGE][1] or ''
+  for i, row in ipairs(page) do
+    if not waits[i] and row[3] >= idle then
+      orphans[#orphans + 1] = row[1]
+    elseif not waits[i] and row[3] == 0 then
+      -- Heard of just now, or by a clock that was ahead of ours: as of now, or it would not be idle until that time comes again.
+      redis.call('XCLAIM', KEYS[1], group, row[2], 0, row[1], 'JUSTID')
+    end
   end
-  take_over(orphans)
-  if #page < 100 then break end
+  local taken = take_over(orphans)
+  if taken < #orphans then seen = orphans[taken] or seen end
 end
 
--- New ones: first whose turn each is, then all of a lane at once.
-local want, newest = count - #tickets, ''
-local read = want > 0 and redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', want, 'STREAMS', KEYS[1], '>')
-local entries = read and read[1] and read[1][2] or {}
-local waiting, drawn, lanes = {0, 0, 0}, {0, 0, 0}, {}
-for lane = 1, #entries > 0 and 3 or 0 do waiting[lane] = redis.call('ZCARD', KEYS[5 + lane]) end
-for i = 1, #entries do
+-- New ones: first whose turn each is, as far as there is room, then all of a lane at once.
+local waiting, drawn, lanes, turns, heads = {0, 0, 0}, {0, 0, 0}, {}, {}, {{}, {}, {}}
+local want = is_full() and 0 or count - #tickets
+for lane = 1, want > 0 and 3 or 0 do waiting[lane] = redis.call('ZCARD', KEYS[5 + lane]) end
+for i = 1, math.min(want, waiting[1] + waiting[2] + waiting[3]) do
   local total = 0
   for lane = 1, 3 do
-    if drawn[lane] < waiting[lane] then total = total + ARGV[4 + lane] end
+    if drawn[lane] < waiting[lane] then total = total + ARGV[6 + lane] end
   end
-  local draw = ARGV[7 + i] * total
+  local draw = ARGV[9 + i] * total
   for lane = 1, 3 do
     if drawn[lane] < waiting[lane] then
       lanes[i] = lane
-      draw = draw - ARGV[4 + lane]
+      draw = draw - ARGV[6 + lane]
       if draw < 0 then break end
     end
   end
-  if lanes[i] then drawn[lanes[i]] = drawn[lanes[i]] + 1 end
+  drawn[lanes[i]] = drawn[lanes[i]] + 1
 end
-local popped = {}
 for lane = 1, 3 do
-  if drawn[lane] > 0 then
-    popped[lane] = redis.call('ZPOPMIN', KEYS[5 + lane], drawn[lane])
-    if drawn[lane] == waiting[lane] then redis.call('DEL', KEYS[8 + lane])
-    else redis.call('HSET', KEYS[8 + lane], 'clock', popped[lane][2 * drawn[lane]]) end
-  end
+  if drawn[lane] > 0 then heads[lane] = redis.call('ZRANGE', KEYS[5 + lane], 0, drawn[lane] - 1) end
+  drawn[lane] = 0
 end
-local pairs_held = {}
+for i, lane in ipairs(lanes) do
+  if left <= 0 then break end
+  drawn[lane] = drawn[lane] + 1
+  turns[i] = heads[lane][drawn[lane]]
+  left = left - redis.call('HSTRLEN', KEYS[2], turns[i])
+end
+local most = #turns < #lanes and #turns or want
+local read = most > 0 and redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', most, 'STREAMS', KEYS[1], '>')
+local entries = read and read[1] and read[1][2] or {}
+local pairs_held, popped = {}, {0, 0, 0}
 for i, entry in ipairs(entries) do
-  local member = lanes[i] and table.remove(popped[lanes[i]], 1)
+  local member = turns[i]
   if member then
-    table.remove(popped[lanes[i]], 1) -- its score
+    popped[lanes[i]] = popped[lanes[i]] + 1
     pairs_held[#pairs_held + 1], pairs_held[#pairs_held + 2] = entry[1], member
   end
   tickets[#tickets + 1], members[#members + 1] = entry[1], member or false
 end
+for lane = 1, 3 do
+  if popped[lane] > 0 then
+    local clock = redis.call('ZPOPMIN', KEYS[5 + lane], popped[lane])[2 * popped[lane]]
+    if popped[lane] == waiting[lane] then redis.call('DEL', KEYS[8 + lane])
+    else redis.call('HSET', KEYS[8 + lane], 'clock', clock) end
+  end
+end
 if #pairs_held > 0 then redis.call('HSET', KEYS[3], unpack(pairs_held)) end
-if want > #entries then
+local newest = ''
+if want > 0 and most == want and #entries < want then
   local last = entries[#entries] or redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
   newest = last and last[1] or ''
 end
 
 -- What they stand for, and how often that was tried. A ticket that stands for nothing is done with.
-if #tickets == 0 then return {newest} end
+if #tickets == 0 then return {newest, seen} end
 local names, fields = {}, {}
 for i, member in ipairs(members) do
   names[i] = member or ''
   for _, before in ipairs({'', '\0refused:', '\0refused_ms:'}) do fields[#fields + 1] = before .. names[i] end
 end
 local records, before = redis.call('HMGET', KEYS[2], unpack(names)), redis.call('HMGET', KEYS[5], unpack(fields))
-local out, tries = {newest}, {}
+local out, tries = {newest, seen}, {}
 for i, ticket in ipairs(tickets) do
   if records[i] then
     local tried, refused, refused_ms = unpack(before, 3 * i - 2, 3 * i)

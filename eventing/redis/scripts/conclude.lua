@@ -2,13 +2,13 @@
 -- USES _lib
 -- KEYS  1 job hash
 -- ARGV  1 state, 2 retention_s, 3 '1' for a dead letter, 4 '1' to end it even under a live lease (cancel),
---       5 attempt that the ending is of, '' when it is of none, 6.. field, value pairs
+--       5 attempt that the ending is of, '' when it is of none, 6 lease_ms, 7.. field, value pairs
 -- gives 'ok' | 'terminal' | 'held' (somebody runs it) | 'fenced' (the ending of an earlier life, or attempt) | 'missing'
 local job = read_job(KEYS[1])
 if not job.state then return 'missing' end
 if job.state ~= 'in_progress' and job.state ~= 'queued' then return 'terminal' end
 local now = now_ms()
-if job.state == 'in_progress' and tonumber(job.lease_until_ms or 0) > now and ARGV[4] ~= '1' then return 'held' end
+if job.state == 'in_progress' and ARGV[4] ~= '1' and lease_left(KEYS[1], job.lease_until_ms, now, ARGV[6]) > 0 then return 'held' end
 local attempt = tonumber(ARGV[5])
 if attempt then
   if attempt < tonumber(job.attempt) then
@@ -17,5 +17,5 @@ if attempt then
   end
   job.attempt = ARGV[5]
 end
-end_job(KEYS[1], job, ARGV[1], now, ARGV[2], ARGV[3], ARGV[1], {unpack(ARGV, 6)})
+end_job(KEYS[1], job, ARGV[1], now, ARGV[2], ARGV[3], ARGV[1], {unpack(ARGV, 7)})
 return 'ok'

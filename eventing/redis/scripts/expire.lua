@@ -1,15 +1,15 @@
 -- Fail jobs whose deadline has passed and that nobody runs. Who runs one is told by `renew`, and ends it.
 -- USES _lib
 -- KEYS  1 index of deadlines
--- ARGV  1 most to look at, 2 retention_s
+-- ARGV  1 most to look at, 2 retention_s, 3 lease_ms
 -- gives the ids that were failed
 local now, failed = now_ms(), {}
 for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
   local key = 'torpor:{' .. job_id .. '}'
   local job = read_job(key)
-  local lease_until = tonumber(job.lease_until_ms or 0)
-  if job.state == 'in_progress' and lease_until > now then
-    redis.call('ZADD', KEYS[1], lease_until, job_id)
+  local left = job.state == 'in_progress' and lease_left(key, job.lease_until_ms, now, ARGV[3]) or 0
+  if left > 0 then
+    redis.call('ZADD', KEYS[1], now + left, job_id)
   elseif job.state == 'queued' or job.state == 'in_progress' then
     end_job(key, job, 'failed', now, ARGV[2], '1', 'lost', {'error', LATE})
     failed[#failed + 1] = job_id

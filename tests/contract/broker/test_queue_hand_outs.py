@@ -4,6 +4,7 @@ from redis.asyncio import Redis
 
 from eventing.broker.queue import Queue, QueueView, member_of
 from eventing.redis import keys
+from eventing.redis.script import Call
 from tests.contract.broker.queue_rig import (
     IDLE_MS,
     NAME,
@@ -15,6 +16,11 @@ from tests.contract.broker.queue_rig import (
     settle,
     silence,
 )
+
+
+def defer_call(ticket: str) -> Call:
+    """The call that defers an event by an hour."""
+    return ("defer", [keys.queue(NAME, "held"), keys.queue(NAME, "retry")], [ticket, 3_600_000])
 
 
 class TestStay:
@@ -113,6 +119,36 @@ class TestStay:
 
         assert ids(await queue.claim(1)) == ["1"]
 
+    async def test_a_claim_ends_with_the_event_that_fills_it(self, queue: Queue) -> None:
+        await put(queue, *(event(n) for n in range(5)))
+        (first,) = await queue.claim(1)
+
+        claimed = await queue.claim(5, most_bytes=2 * first.size)
+
+        assert ids(claimed) == ["1", "2"]
+        assert (await QueueView(queue.redis).depth(NAME)).total_waiting == 2
+
+    async def test_an_event_larger_than_a_claim_may_be_is_claimed_alone(self, queue: Queue) -> None:
+        await put(queue, event(1), event(2))
+
+        assert ids(await queue.claim(5, most_bytes=1)) == ["1"]
+
+    async def test_retries_and_orphans_fill_a_claim_too(
+        self, queue: Queue, other: Queue, redis: Redis
+    ) -> None:
+        await put(queue, *(event(n) for n in range(4)))
+        claimed = await queue.claim(4)
+        for each in claimed[:2]:
+            await queue.defer(each.ticket, 0)
+        await silence(redis, claimed[2:])
+
+        taken = []
+        for _ in range(4):
+            (one,) = await other.claim(9, most_bytes=1, claim_idle_ms=IDLE_MS)
+            taken.append(one.event.id)
+
+        assert taken == ["0", "1", "2", "3"]
+
 
 class TestDeferred:
     async def test_a_deferred_event_waits_and_comes_again(self, queue: Queue, redis: Redis) -> None:
@@ -198,6 +234,23 @@ class TestDeadConsumers:
         await silence(redis, claimed)
 
         assert ids(await other.claim(1, claim_idle_ms=IDLE_MS)) == ["249"]
+
+    async def test_one_claim_reads_a_page_of_what_waits_however_much_that_is(
+        self, queue: Queue, other: Queue, redis: Redis
+    ) -> None:
+        # A thousand deferred events held the store for 2.75 ms, every five seconds, and so on.
+        count = 1200
+        await put(queue, *(event(n) for n in range(count)))
+        claimed = await queue.claim(count)
+        await queue.send([defer_call(each.ticket) for each in claimed[:-1]])
+        await silence(redis, claimed[-1:])
+
+        looks = [await other.claim(1, claim_idle_ms=IDLE_MS) for _ in range(2)]
+
+        assert looks == [[], []]
+        assert other.is_searching
+        assert ids(await other.claim(1, claim_idle_ms=IDLE_MS)) == [str(count - 1)]
+        assert not other.is_searching
 
     async def test_no_more_orphans_are_taken_than_asked_for(
         self, queue: Queue, other: Queue, redis: Redis
