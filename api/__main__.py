@@ -1,7 +1,7 @@
 """`python -m api`: the api as a process.
 
-`--print-settings` shows what it would run with, secrets masked. Exit status: 0 after a clean end, 1
-for a taken port, 2 for settings that cannot work.
+`--print-settings` prints its settings with secrets masked. Exit status: 0 after a clean end, 1 when the port is
+taken, 2 for invalid settings.
 """
 
 import os
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         ws="websockets-sansio",
         server_header=False,
         backlog=2048,
-        # Longer than clients and balancers keep a line (5 to 60 s): one that we close first is
+        # Longer than clients and balancers keep a connection (5 to 60 s): one that we close first is
         # reset under the call that they just sent on it.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
@@ -74,9 +74,7 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 def build(settings: ApiSettings) -> tuple[FastAPI, Shutdown]:
-    """The application with its real parts, and what tells them of the end. Raises `BadRequest` when
-    triggers or keys cannot be read.
-    """
+    """The application and its shutdown signal. Raises `BadRequest` when the triggers or the keys cannot be read."""
     redis = connect(
         settings.redis_url.get_secret_value(),
         timeout_s=settings.store_timeout_s,

@@ -1,4 +1,4 @@
-"""The ASGI application around the routers: how errors become answers, and what is outermost.
+"""The ASGI application around the routers: exception handlers and middleware.
 
 Called by `api.__main__` and by tests. Must not know any route.
 """
@@ -29,8 +29,8 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def create_app(
     routers: Iterable[APIRouter], lifespan: Lifespan, cors_origins: Sequence[str] = ()
 ) -> FastAPI:
-    """The application of `routers`. `lifespan` owns the background loops; pages of `cors_origins` may
-    call it from a browser.
+    """The application of `routers`. `lifespan` owns the background loops; pages of `cors_origins` may call it from
+    a browser.
     """
     app = FastAPIOffline(
         title="Torpor",
@@ -74,11 +74,11 @@ _EXPOSED: Final = (
     "x-ratelimit-remaining-tokens",
     "x-ratelimit-reset-tokens",
 )
-"""Named too: `*` stands for itself only in calls with credentials."""
+"""Named besides `*`, which has no special meaning in calls with credentials."""
 
 
 class _NoRoute(TorporError):
-    """No route of that path or method."""
+    """There is no such path, or it does not have this method."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -97,7 +97,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     match error.status_code:
         case 404:
             meant = path_meant(routes, request.scope)
-            hint = f"did you mean {meant}?" if meant else "/docs lists what is"
+            hint = f"did you mean {meant}?" if meant else "/docs lists every route"
             words, path = f"nothing is served at {path[:200]}; {hint}", meant or path
             return error_response(path, _NoRoute(words, 404))
         case 405:

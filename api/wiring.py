@@ -1,6 +1,6 @@
-"""The one place that knows all parts of the api: makes them, and gives each router what it needs.
+"""Builds the parts of the api and gives each router its dependencies.
 
-Called by `api.__main__` and by tests, which pass a broker of their own. Nothing here decides anything.
+Called by `api.__main__` and by tests, which pass a broker of their own. It contains no decisions.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -73,7 +73,7 @@ Loop = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The parts of one api process. Only this module takes it as a whole."""
+    """The parts of one api process. Only this module uses it as a whole."""
 
     settings: ApiSettings
     redis: SharedRedis
@@ -107,8 +107,8 @@ def make_parts(
     store: RedisStore,
     publisher: Publisher | None = None,
 ) -> Parts:
-    """The parts over a store and the Redis client that it uses; connections open when first used.
-    Raises `BadRequest` when the triggers or the keys cannot be read.
+    """The parts over a store and its Redis client; connections are opened on first use. Raises `BadRequest` when
+    the triggers or the keys cannot be read.
     """
     clock, body_room = SystemClock(), BodyRoom()
     route = _route(settings, redis, publisher)
@@ -174,7 +174,7 @@ def make_parts(
 
 
 def routers(parts: Parts) -> list[APIRouter]:
-    """Every route, over what it needs."""
+    """Every route with its dependencies."""
     settings = parts.settings
     return [
         *_job_routers(parts),
@@ -197,7 +197,7 @@ def routers(parts: Parts) -> list[APIRouter]:
 
 
 def _job_routers(parts: Parts) -> list[APIRouter]:
-    """Jobs by their own name: submitted, listed, followed, ended, set aside, paid for."""
+    """Routes of jobs: submit, list, follow, dead letters, usage."""
     settings, access, submission = parts.settings, parts.access, parts.submission
     job_deps = jobs.JobDeps(
         store=parts.store,
@@ -244,7 +244,7 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
 
 
 def _call_routers(parts: Parts) -> list[APIRouter]:
-    """Calls as OpenAI's clients know them."""
+    """Routes of OpenAI's API."""
     settings, access, submission = parts.settings, parts.access, parts.submission
     held = HeldDeps(
         store=parts.store,
@@ -285,7 +285,7 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
 
 
 def loops(parts: Parts) -> Mapping[str, Loop]:
-    """What must run for the parts, by name."""
+    """The background loops, by name."""
     settings, route = parts.settings, parts.route
     models = [card.name for card in settings.models]
     named: dict[str, Loop] = {
@@ -306,7 +306,7 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
 
 
 def _listeners(parts: Parts) -> tuple[EndListener, ...]:
-    """Who is told of every end."""
+    """The listeners for ended jobs."""
     return (
         JobMetrics([card.name for card in parts.settings.models], parts.ledger),
         parts.gate,
@@ -328,7 +328,7 @@ def _webhooks(settings: ApiSettings, redis: SharedRedis) -> WebhookService:
 def _route(
     settings: ApiSettings, redis: SharedRedis, publisher: Publisher | None
 ) -> DirectPublisher | OutboxPublisher:
-    """The way to the broker. Raises `BadRequest` when the triggers cannot be read."""
+    """The route to the broker. Raises `BadRequest` when the triggers cannot be read."""
     if publisher is None and settings.queue_triggers_file is not None:
         try:
             return DirectPublisher(redis, load_triggers(settings.queue_triggers_file))

@@ -1,8 +1,8 @@
 """`python -m predictor [--engine vllm|seeded] [vLLM's own arguments]`: one predictor process.
 
-Also called as `main(argv)` in a child that a pre-imported parent has forked (`predictor.process.parent`),
-so importing this module does nothing, and the event loop is made inside `main`. Needs `TORPOR_*`
-variables for everything that is not a flag (`predictor.settings`).
+Also called as `main(argv)` in a child that a pre-imported parent has forked (`predictor.process.parent`), so
+importing this module has no effects, and the event loop is made inside `main`. Everything that is not a flag is a
+`TORPOR_*` variable (`predictor.settings`).
 """
 
 import os
@@ -48,8 +48,8 @@ _FIELDS = {
 
 
 def main(argv: list[str]) -> int:
-    """Run a predictor until it is told to go; the exit code is 0 for that, 1 for every failure, 2
-    for wrong settings.
+    """Run a predictor until it is told to end; exit code 0 after a clean end, 1 for a failure, 2 for invalid
+    settings.
     """
     started_s = time.monotonic() - _age_s()
     signal.signal(signal.SIGTERM, _leave_early)
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
 
 
 def _settings(argv: list[str]) -> tuple[PredictorSettings, bool, list[str]]:
-    """Settings, whether to show them only, and what is left for vLLM."""
+    """Settings, whether only to print them, and the arguments for vLLM."""
     parser = argparse.ArgumentParser(
         prog="python -m predictor",
         allow_abbrev=False,
@@ -104,7 +104,7 @@ def _settings(argv: list[str]) -> tuple[PredictorSettings, bool, list[str]]:
 def _build_engine(
     settings: PredictorSettings, engine_args: list[str]
 ) -> tuple[Engine, Callable[[], object]]:
-    """The engine, not started, and what must be done before it can start."""
+    """The engine, not started, and what must be prepared before it can start."""
     match settings.engine:
         case EngineKind.SEEDED:
             from predictor.engine.seeded_engine import SeededEngine, SeededSettings
@@ -135,8 +135,8 @@ def _build_engine(
 
 
 def _bind(host: str, port: int, flag: str) -> socket.socket | None:
-    """The listening socket, so that a taken port is known before a model is loaded; None, and a
-    line that says so, when it cannot be had.
+    """The listening socket, so that a taken port is reported before the model is loaded; None, and a line that says
+    so, when it cannot be bound.
     """
     try:
         return socket.create_server((host, port), backlog=2048, reuse_port=False)
@@ -153,7 +153,7 @@ def _age_s() -> float:
 
 
 def _leave_early(*_: object) -> None:
-    """SIGTERM before there is anything to drain, or to take down."""
+    """SIGTERM before there is anything to drain or to stop."""
     os._exit(0)
 
 

@@ -1,6 +1,6 @@
-"""A predictor process from start to exit: what runs concurrently, and in which order.
+"""A predictor process from start to exit: builds its parts and runs them concurrently.
 
-Called by `python -m predictor`. Puts the parts together; decides nothing about jobs.
+Called by `python -m predictor`. It makes no decisions about jobs.
 """
 
 import asyncio
@@ -50,17 +50,17 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _HEALTH_EVERY_S: Final = 0.5
 _SETTLE_AFTER_DEATH_S: Final = 5.0
 _KEPT_IN_MEMORY_S: Final = 900
-"""Long enough for a broker's duplicates; nobody reads results from here."""
+"""Long enough for a broker's duplicates; results are not read from here."""
 _TIDY_EVERY_S: Final = 10.0
 _CONNECTIONS: Final = 1024
 """Opened as needed; a batch of 256 may flush all at once."""
 _SIGN_OFF_S: Final = 1.0
 _ENGINE_STOP_S: Final = 1.5
-"""vLLM's core takes 2 to 5 s to take itself apart on two cores; being killed hurts nobody."""
+"""vLLM's core takes 2 to 5 s to stop on two cores; killing it does no harm."""
 
 
 class Predictor:
-    """One process, one engine. `run` blocks until the end and gives the exit code."""
+    """One process with one engine. `run` blocks until the end and gives the exit code."""
 
     def __init__(
         self,
@@ -71,8 +71,8 @@ class Predictor:
         started_s: float,
         prepare: Callable[[], object] = lambda: None,
     ) -> None:
-        """`prepare` is run in a thread before the engine starts: it may fetch or convert a model
-        while the probes are answered.
+        """`prepare` is run in a thread before the engine starts: it may fetch or convert a model while the probes
+        are answered.
         """
         self._settings = settings
         self._engine = engine
@@ -113,7 +113,7 @@ class Predictor:
         self._add_routes(clock)
 
     def run(self) -> int:
-        """Serve until drained or broken."""
+        """Serve until drained or failed."""
         self._server.start([self._model(self._settings.served_name)])
         return self._exit_code
 
@@ -159,8 +159,8 @@ class Predictor:
         self._account.load(in_flight)
 
     async def _run_replica(self) -> None:
-        """Start the engine, serve, drain, end. The HTTP server answers from before the engine is
-        there until after the last job is settled.
+        """Start the engine, serve, drain, end. The HTTP server runs from before the engine's start until after the
+        last job is settled.
         """
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
@@ -180,7 +180,7 @@ class Predictor:
             await self._end()
 
     async def _tidy(self) -> None:
-        """A store of our own forgets nothing by itself."""
+        """An in-memory store must be asked to drop expired jobs."""
         while isinstance(self._store, MemoryStore):
             await asyncio.sleep(_TIDY_EVERY_S)
             await self._store.prune(0)
@@ -198,7 +198,7 @@ class Predictor:
             told_to_go.cancel()
 
     async def _exit_while_loading(self) -> None:
-        """A load under way cannot be taken back, and holds nobody's work: sign off and exit."""
+        """A load in progress cannot be stopped, and no job is running: sign off and exit."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_SIGN_OFF_S):
                 await self._heartbeat.end()
@@ -209,7 +209,7 @@ class Predictor:
         os._exit(0)
 
     async def _start(self) -> bool:
-        """True when the engine serves. Says on one line why it does not."""
+        """True when the engine serves; otherwise the reason is logged in one line."""
         _log.info("loading", action="start", model=self._settings.served_name)
         try:
             await asyncio.to_thread(self._prepare)
@@ -246,7 +246,7 @@ class Predictor:
             await asyncio.sleep(_HEALTH_EVERY_S)
 
     async def _shutdown_after_engine_failure(self) -> None:
-        """Give its jobs back and end with an error; `healthy` says no since it died."""
+        """Give the jobs back and end with an error; `healthy` has been false since the engine died."""
         _log.error("the engine died", action="engine_death", in_flight=self._admission.in_flight)
         metrics.ENGINE_UP.set(0)
         self._exit_code = 1
@@ -265,7 +265,7 @@ class Predictor:
         _log.info("ended", action="end", exit_code=self._exit_code)
 
     async def _stop_engine(self) -> None:
-        """In good order if that is quick; nothing runs in it any more."""
+        """Stop the engine cleanly if that is quick; no request is running any more."""
         stopping = asyncio.ensure_future(self._engine.stop())
         await asyncio.wait((stopping,), timeout=_ENGINE_STOP_S)
         if not stopping.done():

@@ -1,8 +1,7 @@
 """Settings of one predictor process, read once at start from `TORPOR_*` variables.
 
-Called by `python -m predictor`; flags of the command line win over variables. Names that the api
-and the broker also use (`port`, `host`) are prefixed here, because in the embedded stack all of
-them see the same environment.
+Called by `python -m predictor`; command line flags take precedence. Names that the api and the broker also use
+(`port`, `host`) are prefixed here, because in the local stack all of them have the same environment.
 """
 
 import os
@@ -17,14 +16,14 @@ from eventing.settings import StoreSettings
 
 
 class EngineKind(StrEnum):
-    """Which engine thinks."""
+    """The kinds of engines."""
 
-    VLLM = "vllm"  #: the real one
+    VLLM = "vllm"  #: vLLM
     SEEDED = "seeded"  #: tokens from a seed, for tests
 
 
 def _default_replica_id() -> str:
-    """Pod name where there is one (the host name of a pod), and the process on it."""
+    """The host name (in a pod, the pod's name) and the process id."""
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
@@ -34,13 +33,13 @@ class PredictorSettings(StoreSettings):
     engine: EngineKind = EngineKind.VLLM
     """The engine; `seeded` needs no model."""
     model: str = "smollm2-135m-instruct"
-    """What vLLM loads: a packaged model, a folder, or a name on a hub."""
+    """The model that vLLM loads: a packaged one, a folder, or a name on a hub."""
     model_name: str = ""
-    """Name that requests put in `model`; empty takes the name of what is loaded."""
+    """The name that requests use in `model`; empty uses the name of the loaded model."""
     models_dir: Path = Path(".torpor/models")
-    """Where converted models are kept; a volume that outlives the pod saves their conversion."""
+    """Folder of converted models; a persistent volume saves converting again."""
     replica_id: str = Field(default_factory=_default_replica_id, min_length=1, max_length=253)
-    """Who we are in leases and in the list of replicas."""
+    """This predictor's id in leases and in the replica directory."""
 
     predictor_host: str = "0.0.0.0"  # noqa: S104 (KServe's probes and queue-proxy come from outside)
     """Address to bind; the embedded stack binds loopback."""
@@ -49,35 +48,35 @@ class PredictorSettings(StoreSettings):
     grpc_port: int = Field(0, ge=0, le=65535)
     """gRPC port of the v2 protocol; 0 leaves gRPC off."""
     grpc_host: str = "127.0.0.1"
-    """Address that gRPC binds. It has no token and no encryption: only who means it exposes it."""
+    """Address that gRPC binds. It has no encryption: expose it deliberately."""
     delivery_token: Token = SecretStr("")
-    """Bearer token that deliveries must carry; empty takes any."""
+    """Bearer token that deliveries must carry; empty requires none."""
 
     direct_token: Token = SecretStr("")
-    """Bearer token that direct routes ask for: OpenAI's calls, predict, infer, models, `/metrics`, gRPC.
-    Empty asks for none.
+    """Bearer token for direct routes: OpenAI's calls, predict, infer, models, `/metrics`, gRPC. Empty requires
+    none.
     """
     direct_routes: bool | None = None
-    """Whether direct routes are served. Unset: they are, but not on Knative Serving without a
-    `direct_token`, where a gateway may lead to this process.
+    """Whether direct routes are served. Unset: yes, except on Knative Serving without a `direct_token`, where a
+    gateway may lead to this process.
     """
     direct_body_limit_bytes: int = Field(8 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """Largest body of a direct call."""
 
     redis_url: RedisUrl = SecretStr("")
-    """Redis or Valkey that holds the jobs; empty keeps them in memory: no live tokens for others,
-    no resumption after a crash, still correct.
+    """Redis or Valkey that holds the jobs; empty keeps them in memory, without live tokens for others and without
+    resumption after a crash.
     """
 
     flush_ms: int = Field(50, ge=1, le=100)
-    """Tokens are checkpointed at most this long after they were made; a crash costs no more."""
+    """Longest time from a token's generation to its checkpoint; a crash loses no more than that."""
     watch_ms: int = Field(500, ge=10, le=900)
-    """How often running jobs are compared with their records; a cancel is seen this soon."""
+    """Interval at which running jobs are compared with their records; a cancel is seen within it."""
     stall_s: float = Field(120.0, ge=0.1, le=3600)
-    """A job whose engine gives nothing for this long, prefill included, is aborted."""
+    """A job whose engine gives no token for this long, prefill included, is aborted."""
     drain_grace_s: float = Field(25.0, ge=0.5, le=3600)
-    """From SIGTERM to the exit; what cannot end in time is handed over 4 s before. Below the pod's
-    grace.
+    """From SIGTERM to the exit; jobs that cannot end in time are handed over 4 s before. Must be below the pod's
+    grace period.
     """
 
     seeded_tokens_per_s: float = Field(50.0, ge=0)
@@ -85,7 +84,7 @@ class PredictorSettings(StoreSettings):
     seeded_prefill_tokens_per_s: float = Field(2000.0, ge=0)
     """Test engine: prompt tokens a second."""
     seeded_start_up_s: float = Field(0.0, ge=0)
-    """Test engine: how long loading takes."""
+    """Test engine: duration of loading."""
     seeded_max_concurrency: int = Field(16, ge=1, le=4096)
     """Test engine: its useful batch."""
     seeded_max_model_len: int = Field(4096, ge=16)
@@ -107,12 +106,12 @@ class PredictorSettings(StoreSettings):
 
     @property
     def serves_direct_routes(self) -> bool:
-        """As set, or by where we run: Knative tells its containers by `K_SERVICE`."""
+        """As set, or by the platform: Knative sets `K_SERVICE` in its containers."""
         if self.direct_routes is not None:
             return self.direct_routes
         return bool(self.direct_token.get_secret_value()) or "K_SERVICE" not in os.environ
 
     @property
     def store_wait_s(self) -> float:
-        """Longest wait for one answer of the store: three tries must fit into a lease."""
+        """Longest wait for one reply of the store: three tries must fit into a lease."""
         return min(self.store_timeout_s, self.lease_s / 3)

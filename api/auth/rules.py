@@ -1,6 +1,7 @@
-"""Which credentials this process asks for, and whether it may start so. Pure but for reading files.
+"""The credentials that this process requires, and whether it may start with its settings. Pure but for reading
+files.
 
-Called by `api.__main__` (may it start?) and `api.wiring` (builds the authenticator).
+Called by `api.__main__` (before it starts) and `api.wiring` (builds the authenticator).
 """
 
 from pathlib import Path
@@ -20,10 +21,9 @@ IN_REDIS: Final = "redis"
 
 
 def startup_error(settings: ApiSettings) -> str:
-    """Why the process must not start with these settings; empty when it may.
+    """Why the process refuses to start with these settings; empty when it may start.
 
-    Without credentials everybody may do everything, so that must be asked for by name, and a second
-    time for an address that others can reach.
+    Serving without credentials must be set explicitly, and separately for an address that other hosts can reach.
     """
     if settings.oidc_issuer and not settings.oidc_audience:
         return "TORPOR_OIDC_AUDIENCE must be set beside TORPOR_OIDC_ISSUER"
@@ -40,7 +40,9 @@ def startup_error(settings: ApiSettings) -> str:
         case AnonymousAccess.LOOPBACK if is_loopback(settings.host):
             return ""
         case AnonymousAccess.LOOPBACK:
-            why = f"TORPOR_HOST is {settings.host}, which others can reach, and no keys are set"
+            why = (
+                f"TORPOR_HOST is {settings.host}, which other hosts can reach, and no keys are set"
+            )
             value = AnonymousAccess.ANYWHERE
         case AnonymousAccess.OFF:
             why, value = "no keys are set", AnonymousAccess.LOOPBACK
@@ -51,15 +53,17 @@ def startup_error(settings: ApiSettings) -> str:
 
 
 def anonymous_access_warning(settings: ApiSettings) -> str:
-    """What is to be said at start of who may call; empty when credentials are asked for."""
+    """The warning to log at start when callers need no credential; empty when they do."""
     if settings.keys_source or settings.oidc_issuer:
         return ""
     where = "on loopback" if is_loopback(settings.host) else f"on {settings.host}"
-    return f"no keys: everybody who reaches us {where} may do everything as tenant default"
+    return (
+        f"no keys: every caller that can reach this api {where} may do everything as tenant default"
+    )
 
 
 def authenticator_for(settings: ApiSettings, redis: Redis, clock: Clock) -> CredentialAuthenticator:
-    """The authenticator these settings ask for. Raises `BadRequest` for a key file that is none."""
+    """The authenticator of these settings. Raises `BadRequest` for an invalid key file."""
     verifier = None
     if settings.oidc_issuer:
         rules = OidcRules(

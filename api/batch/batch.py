@@ -1,6 +1,6 @@
-"""A batch: its record, its lines, and the lines of its result. Pure.
+"""A batch: its record, its input lines, and the lines of its results. Pure.
 
-Called by `/v1/batches` and the runner. A bad line fails alone, under its number.
+Called by `/v1/batches` and the runner. An invalid line fails alone, with its line number.
 """
 
 from collections.abc import Mapping
@@ -23,20 +23,20 @@ LINE_LIMIT: Final = 50_000
 RESPONSES: Final = "/v1/responses"
 WINDOW_S: Final = 24 * 3600
 _SHOWN: Final = 20
-"""Errors that the object of a batch with nothing but broken lines shows; all are in its error file."""
+"""Errors listed in the object of a batch whose lines are all invalid; the error file has all of them."""
 
 
 class BatchStatus(StrEnum):
     """OpenAI's statuses of a batch."""
 
-    VALIDATING = "validating"  #: its lines are being counted
-    FAILED = "failed"  #: the file as a whole cannot be a batch
-    IN_PROGRESS = "in_progress"  #: lines are being run
-    FINALIZING = "finalizing"  #: all lines are done; result files are being closed
-    COMPLETED = "completed"  #: result files are there
-    EXPIRED = "expired"  #: the window closed first; what was done is kept
+    VALIDATING = "validating"  #: the lines are being counted
+    FAILED = "failed"  #: the file is not a batch
+    IN_PROGRESS = "in_progress"  #: lines are running
+    FINALIZING = "finalizing"  #: all lines have ended; result files are being written
+    COMPLETED = "completed"  #: the result files exist
+    EXPIRED = "expired"  #: the completion window passed; finished lines are kept
     CANCELLING = "cancelling"  #: running lines are being stopped
-    CANCELLED = "cancelled"  #: stopped; what was done is kept
+    CANCELLED = "cancelled"  #: cancelled; finished lines are kept
 
     @property
     def is_final(self) -> bool:
@@ -53,12 +53,12 @@ NOT_RUN_CODE: Final = {
     BatchStatus.EXPIRED: "batch_expired",
     BatchStatus.FAILED: "batch_failed",
 }
-"""What the error file says of lines that were not run, by the batch's end."""
+"""Error code of lines that were not run, by the batch's final status."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A line whose job has not been collected."""
+    """A submitted line whose job's result was not collected yet."""
 
     number: int
     custom_id: str
@@ -67,10 +67,10 @@ class Running:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """The durable record. `offset` and `line` say how far the input was submitted; `*_parts` name
-    the pieces of result that count. `refused` of the `failed` lines could never run, `refusals`
-    tells why of the first; of `models` two are enough to know that there is no one. With an
-    `ending` nothing is added any more.
+    """The durable record. `offset` and `line` say how far the input was submitted; `*_parts` name the parts of the
+    result files. `refused` counts the invalid lines among the `failed`, `refusals` has the first reasons; of
+    `models` at most two are kept, enough to know that there is more than one. Once `ending` is set nothing is
+    added.
     """
 
     id: str
@@ -102,11 +102,11 @@ class Batch:
     ending: BatchStatus | None = None
 
     def in_status(self, status: BatchStatus, now_s: int) -> "Batch":
-        """The same in another status, with when that was."""
+        """The batch in another status, with its time."""
         return replace(self, status=status, times={**self.times, f"{status}_at": now_s})
 
     def asks_the_same_as(self, other: "Batch") -> bool:
-        """Whether both come from the same request."""
+        """True when both come from the same request."""
         mine, theirs = (
             (each.endpoint, each.input_file_id, dict(each.metadata), each.output_kept_s)
             for each in (self, other)
@@ -114,16 +114,16 @@ class Batch:
         return mine == theirs
 
     def with_refusal(self, reason: Mapping[str, Any]) -> "Batch":
-        """The same with one line more that can never run."""
+        """The batch with one more invalid line."""
         kept = self.refusals if len(self.refusals) >= _SHOWN else (*self.refusals, reason)
         return replace(self, failed=self.failed + 1, refused=self.refused + 1, refusals=kept)
 
     def with_answer(self, job: Job) -> "Batch":
-        """The same with one line more that was answered."""
+        """The batch with one more answered line."""
         return replace(self, completed=self.completed + 1, usage=_sum(self.usage, job.usage or {}))
 
     def with_model(self, model: str) -> "Batch":
-        """The same with a line for `model` in it."""
+        """The batch with a line for `model`."""
         if model in self.models or len(self.models) > 1:
             return self
         return replace(self, models=(*self.models, model))
@@ -215,7 +215,7 @@ class BatchView(TypedDict):
 
 
 def parse_batch(raw: bytes) -> Batch:
-    """The batch that `to_json` wrote, in this version or another."""
+    """The batch in a record that `to_json` of this version or another wrote."""
     found = known_fields(Batch, orjson.loads(raw))
     found["status"] = known_value(BatchStatus, found["status"])
     found["running"] = tuple(Running(**known_fields(Running, one)) for one in found["running"])
@@ -227,7 +227,7 @@ def parse_batch(raw: bytes) -> Batch:
 
 
 def _sum(usage: Mapping[str, int], more: Mapping[str, Any]) -> dict[str, int]:
-    """Tokens so far and those of one more answer, by the names of a batch's usage."""
+    """The sum of two usage objects."""
     read = {
         "input_tokens": more.get("prompt_tokens"),
         "cached_tokens": (more.get("prompt_tokens_details") or {}).get("cached_tokens"),
@@ -252,7 +252,7 @@ def _usage_view(usage: Mapping[str, int]) -> ResponseUsage:
 
 
 def parse_line(raw: bytes, endpoint: str) -> dict[str, Any]:
-    """A line as a job line. Raises `InvalidJob` saying what is wrong with it."""
+    """An input line as a job line. Raises `InvalidJob` saying what is wrong with it."""
     try:
         line = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -273,7 +273,7 @@ def parse_line(raw: bytes, endpoint: str) -> dict[str, Any]:
 
 
 def custom_id_of(raw: bytes) -> str | None:
-    """The line's own name, where it can be read at all."""
+    """The line's custom_id, if it can be read."""
     try:
         line = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -283,7 +283,7 @@ def custom_id_of(raw: bytes) -> str | None:
 
 
 def check_endpoint(endpoint: Any) -> str:
-    """Raises `BadRequest` for what no predictor serves."""
+    """Raises `BadRequest` for an endpoint that predictors do not serve."""
     if endpoint not in (*RUNNABLE_URLS, RESPONSES):
         served = ", ".join((*RUNNABLE_URLS, RESPONSES))
         raise BadRequest(f"endpoint must be one of {served}", "endpoint")
@@ -291,7 +291,7 @@ def check_endpoint(endpoint: Any) -> str:
 
 
 def refusal_of(number: int, error: TorporError) -> Mapping[str, Any]:
-    """Why an input line could never run."""
+    """Why an input line is invalid."""
     where = getattr(error, "field", "")
     field = f" ({where})" if where else ""
     return {
@@ -305,7 +305,7 @@ def refusal_of(number: int, error: TorporError) -> Mapping[str, Any]:
 def refused_entry(
     batch: Batch, number: int, custom_id: str | None, reason: Mapping[str, Any]
 ) -> bytes:
-    """The error file's line for an input line that could never run."""
+    """The error file's line for an invalid input line."""
     return _entry(batch, number, custom_id, response=None, error=reason)
 
 
@@ -331,7 +331,7 @@ def ended_entry(batch: Batch, running: Running, job: Job) -> tuple[bytes, bool]:
 
 
 def _answer_of(job: Job) -> Mapping[str, Any]:
-    """In the form of the endpoint that was asked: a response is a chat job that remembers it."""
+    """The answer in the endpoint's own form: a response is run as a chat job."""
     record = job.metadata.get(RECORD)
     return response_view(job, orjson.loads(record)) if record else answer_of(job)
 

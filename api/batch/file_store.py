@@ -1,8 +1,8 @@
-"""Uploaded files and batch results, wherever fsspec can write: a folder, or object storage.
+"""Uploaded files and batch results on any fsspec filesystem: a folder, or object storage.
 
-Called by `/v1/files` and the batch runner. A file is some parts and one small `meta.json` that
-names them, written last: a file is there whole or not at all. Nothing is held in memory but one
-piece. A file past its `expires_at` is gone; `sweep` removes what is left of it. Must not know HTTP.
+Called by `/v1/files` and the batch runner. A file is a number of parts and one small `meta.json` that names them,
+written last, so that a file exists completely or not at all. At most one piece is held in memory. A file is gone
+once its `expires_at` has passed; `sweep` deletes its parts. Must not know HTTP.
 """
 
 import asyncio
@@ -28,22 +28,22 @@ from eventing.known_fields import known_fields
 
 PIECE_BYTES: Final = 256 * 1024
 BATCH_FILE_KEPT_S: Final = 30 * 24 * 3600
-"""Files of batches expire after this, unless told otherwise; others stay, as at OpenAI."""
+"""Files of batches expire after this by default; others do not expire, as at OpenAI."""
 _ABANDONED_S: Final = 3 * 24 * 3600
-"""Parts this old without a card belong to an upload or a batch that died: a batch runs for a day."""
+"""Parts this old without a card belong to an upload or a batch that died: a batch runs for at most a day."""
 _ID: Final = re.compile(r"file-[0-9a-f]{24}\Z")
 _T = TypeVar("_T")
 
 
 class FilesUnavailable(Unavailable):
-    """The place for files cannot be written or read now."""
+    """The storage of files cannot be written or read now."""
 
     code = "files_unavailable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileCard:
-    """What is known of a file."""
+    """The metadata of a file."""
 
     id: str
     tenant: str
@@ -56,7 +56,7 @@ class FileCard:
     expires_at: int = 0
 
     def is_as_asked(self, other: "FileCard") -> bool:
-        """Whether both come from the same upload. Cards of older versions have no digest."""
+        """True when both come from the same upload. Cards of older versions have no digest."""
         if self.sha256 and other.sha256 and self.sha256 != other.sha256:
             return False
         mine, theirs = (
@@ -99,7 +99,7 @@ class FileView(TypedDict):
 
 
 class Check(Protocol):
-    """Judges an upload on its way (`api.batch.jsonl.JsonlCheck`); raises what to answer instead."""
+    """Validates an upload while it is received (`api.batch.jsonl.JsonlCheck`); raises the error to answer."""
 
     def feed(self, piece: bytes) -> None: ...
 
@@ -111,7 +111,7 @@ def new_file_id() -> str:
 
 
 class FileStore:
-    """Files below one fsspec URL; each call runs in a thread, since fsspec blocks."""
+    """Files below one fsspec URL. Each call runs in a thread, since fsspec blocks."""
 
     def __init__(self, url: str, clock: Clock | None = None) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(url)
@@ -122,7 +122,7 @@ class FileStore:
     def new_card(
         self, tenant: str, filename: str, purpose: str, file_id: str, *, kept_s: int = 0
     ) -> FileCard:
-        """A card for a file that is about to be written; it expires after `kept_s`, if that is set."""
+        """The card of a file that is about to be written; it expires after `kept_s` if that is set."""
         now_s = self._now_s()
         return FileCard(
             id=file_id,
@@ -135,14 +135,14 @@ class FileStore:
         )
 
     async def save(self, card: FileCard, source: IO[bytes], check: Check | None = None) -> FileCard:
-        """Copy an upload; the file of that id, which the same upload may have made before.
+        """Store an upload; gives its file, which an identical upload may have stored before.
 
-        Raises `IdempotencyConflict` when another upload made it, `FilesUnavailable`, and what
-        `check` raises; then nothing is left but, at worst, a nameless part.
+        Raises `IdempotencyConflict` when a different upload has this id, `FilesUnavailable`, and what `check`
+        raises; then at most a part without a card is left, which `sweep` deletes.
         """
 
         def copy() -> FileCard:
-            part = f"part-{secrets.token_hex(4)}"  # of two uploads under one key, each has its own
+            part = f"part-{secrets.token_hex(4)}"  # two uploads under one key write different parts
             path, size, digest = self._path(card, part), 0, hashlib.sha256()
             try:
                 with self._open(path, "wb") as target:
@@ -169,7 +169,7 @@ class FileStore:
         return await self._run(copy)
 
     async def used_bytes(self, tenant: str) -> int:
-        """What the tenant's files take, with what is arriving here and now."""
+        """The size of the tenant's files, with the uploads that this process is receiving."""
 
         def add_up() -> int:
             known = self._sizes.setdefault(tenant, {})
@@ -187,7 +187,7 @@ class FileStore:
 
     @contextmanager
     def arriving(self, tenant: str, size: int) -> Iterator[None]:
-        """While an upload of at most `size` bytes is under way."""
+        """Counts an upload of at most `size` bytes while the block runs."""
         self._arriving[tenant] = self._arriving.get(tenant, 0) + size
         try:
             yield
@@ -197,7 +197,7 @@ class FileStore:
                 del self._arriving[tenant]
 
     async def sweep(self) -> int:
-        """Remove files that have expired and parts that nobody will name; how many there were."""
+        """Delete expired files and parts without a card; gives their number."""
 
         def remove() -> int:
             removed = 0
@@ -213,7 +213,7 @@ class FileStore:
         return await self._run(remove)
 
     async def write_part(self, tenant: str, file_id: str, part: str, data: bytes) -> None:
-        """A part of a file that has no card yet. Writing it again replaces it."""
+        """Write a part of a file that has no card yet. Writing it again replaces it."""
 
         def write() -> None:
             with self._open(f"{self._folder(tenant, file_id)}/{part}", "wb") as target:
@@ -222,9 +222,7 @@ class FileStore:
         await self._run(write)
 
     async def drop_part(self, tenant: str, file_id: str, part: str) -> None:
-        """Forget a part that no record names any more. One that cannot be removed now goes with its
-        file.
-        """
+        """Delete a part that no record names any more. One that cannot be deleted now is deleted with its file."""
         with suppress(FilesUnavailable):
             await self._run(lambda: self._remove(f"{self._folder(tenant, file_id)}/{part}"))
 
@@ -233,7 +231,7 @@ class FileStore:
         await self._run(lambda: self._write_card(card))
 
     async def card(self, tenant: str, file_id: str) -> FileCard:
-        """Raises `NotFound`, also for another tenant's file."""
+        """The card of the tenant's file. Raises `NotFound`."""
         if not _ID.match(file_id):
             raise NotFound("no such file")
         return await self._run(lambda: self._read_card(tenant, file_id))
@@ -253,7 +251,7 @@ class FileStore:
         return await self._run(read)
 
     async def delete(self, card: FileCard) -> None:
-        """Forget it, card first."""
+        """Delete the file, its card first."""
 
         def remove() -> None:
             self._remove(self._path(card, "meta.json"))
@@ -262,7 +260,7 @@ class FileStore:
         await self._run(remove)
 
     async def read(self, card: FileCard, start: int, size: int) -> bytes:
-        """At most `size` bytes from `start` on; nothing at the end. For files of one part."""
+        """At most `size` bytes from `start` on; empty at the end. For files with one part."""
         path = self._path(card, card.parts[0])
         end = min(start + size, card.bytes)
         if start >= end:
@@ -271,7 +269,7 @@ class FileStore:
         return data
 
     async def pieces(self, card: FileCard) -> AsyncIterator[bytes]:
-        """The content, piece by piece."""
+        """The content in pieces."""
         for part in card.parts:
             path = self._path(card, part)
             source = await self._run(lambda path=path: self._open(path, "rb"))  # type: ignore[misc]
@@ -287,14 +285,14 @@ class FileStore:
         return self._fs.open(path, mode)
 
     def _write_card(self, card: FileCard) -> None:
-        """Under another name first, where that helps: a local file appears whole or not at all."""
+        """Written under a temporary name where needed, so that a local file appears completely or not at all."""
         path = self._path(card, "meta.json")
         with self._open(f"{path}.new", "wb") as target:
             target.write(orjson.dumps(asdict(card)))
         self._fs.mv(f"{path}.new", path)
 
     def _create_card(self, card: FileCard) -> FileCard:
-        """The card, unless there is one already: then that one."""
+        """Create the card, or give the existing one."""
         path, data = self._path(card, "meta.json"), orjson.dumps(asdict(card))
         try:
             if isinstance(self._fs, LocalFileSystem):
@@ -309,7 +307,7 @@ class FileStore:
         return card
 
     def _link(self, path: str, data: bytes) -> None:
-        """A local file that appears whole, and only if there is none."""
+        """Create a local file atomically, and only if it does not exist."""
         written = f"{path}.{secrets.token_hex(4)}"
         with self._open(written, "wb") as target:
             target.write(data)
@@ -332,7 +330,7 @@ class FileStore:
         return raw
 
     def _is_over(self, folder: str) -> bool:
-        """Whether nobody will read what is in this folder any more."""
+        """True when the files in this folder have expired or have no card."""
         try:
             card = parse_card(self._card_bytes(folder))
         except NotFound:
@@ -355,7 +353,7 @@ class FileStore:
         return {str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed}
 
     def _remove(self, path: str) -> None:
-        """Whatever is there, if it is there."""
+        """Delete the path if it exists."""
         with suppress(FileNotFoundError):
             self._fs.rm(path, recursive=True)
 
@@ -369,17 +367,17 @@ class FileStore:
         return f"{self._tenant_folder(tenant)}/{file_id}"
 
     def _tenant_folder(self, tenant: str) -> str:
-        """A tenant's name may hold anything; its digest is a safe name for a folder."""
+        """A tenant's name may contain any character; its digest is a safe folder name."""
         return f"{self._root}/{hashlib.sha256(tenant.encode()).hexdigest()[:24]}"
 
     async def _run(self, work: Callable[[], _T]) -> _T:
         try:
             return await asyncio.to_thread(work)
         except OSError as error:
-            raise FilesUnavailable("the place for files does not work now", 5.0) from error
+            raise FilesUnavailable("the file storage is unavailable", 5.0) from error
 
 
 def parse_card(raw: bytes) -> FileCard:
-    """The card that was written, by this version or another."""
+    """The card in a record of this version or another."""
     found = known_fields(FileCard, orjson.loads(raw))
     return FileCard(**found | {"parts": tuple(found["parts"])})

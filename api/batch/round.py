@@ -1,4 +1,4 @@
-"""Lines of a batch that are submitted together, and each as the job that does it.
+"""Batch lines that are submitted together, and the job of each.
 
 Called by `api.batch.run`.
 """
@@ -17,7 +17,7 @@ from eventing.job.store import JobIntake
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A line that may be submitted."""
+    """A line that is ready to be submitted."""
 
     number: int
     custom_id: str
@@ -26,7 +26,7 @@ class Ready:
 
 @dataclass(slots=True)
 class Round:
-    """Lines that were read together, up to the line `end`; over when none is `waiting`."""
+    """Lines that were read together, up to line `end`; done when none is `waiting`."""
 
     end: int = 0
     offset: int = 0
@@ -38,7 +38,7 @@ class Round:
 async def job_line(
     endpoint: str, ready: Ready, deps: SubmitDeps, store: JobIntake, principal: Principal
 ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """The line as a job's, and what the job is to remember. Raises `InvalidJob`."""
+    """The line's job, and its metadata. Raises `InvalidJob`."""
     if endpoint != RESPONSES:
         return ready.call, {}
     body = ready.call.get("body")
@@ -51,7 +51,7 @@ async def job_line(
 
 
 def in_words_of(endpoint: str, error: TorporError) -> TorporError:
-    """The refusal, its field named as the line has it."""
+    """The error with its field named as in the batch line."""
     if endpoint == RESPONSES and isinstance(error, BadRequest) and error.field not in ("", "body"):
         error.field = f"body.{field_of_call(error.field).removeprefix('body.')}"
     return error

@@ -1,9 +1,9 @@
-"""One runner's work on one batch: lines in as jobs, answers out as lines, a window at a time.
+"""Runs one batch: submits its lines as jobs and collects their answers, a window at a time.
 
-Called by `api.batch.runner`. Everything that counts is in the batch's record, and job ids come from
-batch and line number: a runner may die anywhere, and the next one goes on without a line lost, run
-or told twice. Lines are submitted in rounds; a round is in the record once each of its lines was
-accepted or refused, and no answer of its is written before. Must not know HTTP.
+Called by `api.batch.runner`. All state is in the batch's record, and job ids derive from batch and line number: a
+runner may die anywhere, and the next one continues without losing, repeating or reporting a line twice. Lines are
+submitted in rounds; a round is recorded once each of its lines was accepted or refused, and answers of a round are
+written only after that. Must not know HTTP.
 """
 
 import asyncio
@@ -41,16 +41,16 @@ from eventing.job.store import JobIntake
 from eventing.process.body import BodyTooLarge
 
 WINDOW: Final = 200
-"""Lines of one batch in flight: enough to fill some predictors, few enough to poll each second."""
+"""Lines of one batch in flight: enough for several predictors, few enough to poll each second."""
 _ROUND: Final = 16
-"""Most submits of one batch under way at once; calls of people share the limit."""
+"""Largest number of concurrent submits of one batch; other callers share the limit."""
 _LONGEST_WAIT_S: Final = 5.0
-"""A limit that says to come back later is asked again after this: others may have left room."""
+"""Longest pause after a limit's refusal, since capacity may be freed earlier than announced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerDeps:
-    """What running batches needs."""
+    """The dependencies of a batch runner."""
 
     batches: BatchStore
     files: FileStore
@@ -62,11 +62,11 @@ class RunnerDeps:
 
 
 class Overtaken(Exception):
-    """Another runner has the batch now; what we have not saved is void."""
+    """Another runner has claimed the batch; what this one has not saved is discarded."""
 
 
 class BatchRun:
-    """The work of one claim."""
+    """Runs a batch under one claim."""
 
     def __init__(self, deps: RunnerDeps, batch: Batch, epoch: int, *, turn_s: float) -> None:
         self._deps = deps
@@ -87,8 +87,8 @@ class BatchRun:
         self._is_read = False
 
     async def run(self) -> None:
-        """To the batch's end. Raises `Overtaken`, or `Unavailable` to be gone on with later."""
-        if self._batch.status.is_final:  # asked for again, or cancelled too late
+        """Run the batch to its end. Raises `Overtaken`, or `Unavailable` to continue later."""
+        if self._batch.status.is_final:  # ended already, and claimed again or cancelled too late
             await self._save()
             return
         if self._batch.ending is not None:
@@ -113,7 +113,7 @@ class BatchRun:
         await self._close(end)
 
     async def _validate(self, card: FileCard) -> BatchStatus | None:
-        """Count the lines; why to stop, if there is a reason. Raises `InvalidJob`."""
+        """Count the lines; gives the reason to stop, if any. Raises `InvalidJob`."""
         if self._batch.status is not BatchStatus.VALIDATING:
             return None
         total = 0
@@ -131,7 +131,7 @@ class BatchRun:
         return None
 
     async def _remember_names(self, card: FileCard) -> None:
-        """Names of the lines before ours, to tell a second use of one."""
+        """Remember the custom_ids of earlier lines, to refuse duplicates."""
         if self._batch.line:
             async with aclosing(self._lines(card, 0, 0)) as lines:
                 async for line in lines:
@@ -140,18 +140,18 @@ class BatchRun:
                     self._seen.add(custom_id_of(line.raw) or "")
 
     async def _run_lines(self, lines: AsyncGenerator[BatchLine, None]) -> BatchStatus:
-        """Submit and collect until there is a reason to stop; the end that the batch comes to."""
+        """Submit and collect until there is a reason to stop; gives the final status."""
         while (end := await self._why_stop()) is None:
             await self._fill(lines)
             ended = await self._collect()
             await self._save()
             if ended:
-                self._not_before_s = 0.0  # that may have left room under a limit
+                self._not_before_s = 0.0  # a job that ended may have freed capacity under a limit
             is_submitted = self._is_read and not self._round.waiting
             if is_submitted and not self._running:
                 return BatchStatus.COMPLETED
             if is_submitted or self._must_wait or len(self._running) >= WINDOW:
-                # Lines that end by the dozen are worth looking again at once.
+                # When dozens of lines end at once, more are likely to have ended.
                 await asyncio.sleep(self._turn_s / (10 if ended > WINDOW // 4 else 1))
         return end
 
@@ -167,15 +167,15 @@ class BatchRun:
         return asyncio.get_running_loop().time() < self._not_before_s
 
     async def _fill(self, lines: AsyncGenerator[BatchLine, None]) -> None:
-        """Submit lines until the window is full, a limit says to wait, or there are no more. At
-        most a window of lines: what was refused must be written, however many are bad.
+        """Submit lines until the window is full, a limit refuses, or the input ends. At most a window of lines at a
+        time: refused lines must be written too, however many there are.
         """
         for _ in range(WINDOW):
             if not self._round.waiting:
                 room = WINDOW - max(len(self._running), self._errors.pending)
                 if self._is_read or room <= 0:
                     return
-                # No more lines are read ahead than were just done with.
+                # Read ahead no more lines than were just finished.
                 await self._read_round(lines, min(max(self._done, 1), _ROUND, room))
             if self._round.waiting:
                 if self._must_wait:
@@ -188,8 +188,8 @@ class BatchRun:
                     await self._save()
 
     async def _read_round(self, lines: AsyncGenerator[BatchLine, None], count: int) -> None:
-        """The next lines, each judged. One that a dead runner may have submitted is looked up: what
-        was accepted needs no second admission.
+        """The next lines, each validated. A line that a dead runner may have submitted is looked up, so that an
+        accepted one is not admitted twice.
         """
         self._round = Round(end=self._batch.line, offset=self._batch.offset)
         for _ in range(count):
@@ -209,7 +209,7 @@ class BatchRun:
                 self._round.waiting.append(ready)
 
     async def _was_submitted(self, number: int) -> bool:
-        """Whether a runner that died submitted the line and could not say so."""
+        """True when a dead runner submitted the line without recording it."""
         if not self._looked_up:
             return False
         self._looked_up -= 1
@@ -219,7 +219,7 @@ class BatchRun:
         return keyed_job_id(self._batch.tenant, f"batch:{self._batch.id}:{number}")
 
     def _judged(self, line: BatchLine) -> Ready:
-        """The line, its name remembered. Raises `BadRequest` and its kin."""
+        """The validated line, its custom_id remembered. Raises `BadRequest`."""
         if len(line.raw) > self._deps.line_limit_bytes:
             raise BodyTooLarge("the line is over the limit of a call's body", "body")
         call = parse_line(line.raw, self._batch.endpoint)
@@ -229,7 +229,7 @@ class BatchRun:
         return Ready(line.number, call["custom_id"], call)
 
     async def _submit_round(self) -> None:
-        """Submit what waits. After a limit's no, one line asks for all."""
+        """Submit the waiting lines. After a limit's refusal only one line is tried."""
         asking = self._round.waiting[: 1 if self._is_limited else None]
         left = await asyncio.gather(*map(self._submit, asking))
         refusals = [refusal for refusal in left if refusal is not None]
@@ -243,7 +243,7 @@ class BatchRun:
             self._is_limited = False
 
     async def _submit(self, ready: Ready) -> Unavailable | None:
-        """Submit one line; what to wait for, when it was neither accepted nor refused for good."""
+        """Submit one line; gives how long to wait when it was neither accepted nor refused for good."""
         key = f"{self._batch.id}:{ready.number}"
         try:
             submission = self._deps.submission
@@ -266,7 +266,7 @@ class BatchRun:
         self._batch = self._batch.with_model(str((ready.call.get("body") or {}).get("model", "")))
 
     def _commit_round(self) -> None:
-        """Every line of the round was accepted or refused: the record may say so."""
+        """Record the round once each of its lines was accepted or refused."""
         for number, custom_id, error in sorted(self._round.refused, key=lambda each: each[0]):
             reason = refusal_of(number, error)
             self._errors.add(refused_entry(self._batch, number, custom_id, reason))
@@ -277,7 +277,7 @@ class BatchRun:
         self._round = Round(end=self._round.end, offset=self._round.offset)
 
     async def _collect(self, stopped: BatchStatus | None = None) -> int:
-        """Take the answers of jobs that have ended; how many there were."""
+        """Collect the answers of ended jobs; gives their number."""
         waiting = list(self._running.values())
         jobs = await asyncio.gather(*(self._deps.store.get(JobId(one.job_id)) for one in waiting))
         for one, job in zip(waiting, jobs, strict=True):
@@ -299,13 +299,13 @@ class BatchRun:
         return len(waiting) - len(self._running)
 
     def _leave_out(self, number: int, custom_id: str | None, code: str) -> None:
-        """Say of a line that it was not run to its end."""
+        """Report a line that was not run to its end."""
         self._errors.add(unrun_entry(self._batch, number, custom_id, code))
         self._batch = replace(self._batch, failed=self._batch.failed + 1)
 
     async def _stop(self, end: BatchStatus, lines: AsyncGenerator[BatchLine, None]) -> None:
-        """Cancel what runs, keep what is done, and say of the rest that it was not run. A runner
-        that died may have submitted lines behind the record's: they are looked up and cancelled.
+        """Cancel running lines, keep finished ones, report the rest as not run. Lines that a dead runner may have
+        submitted beyond the record are looked up and cancelled.
         """
         if end is BatchStatus.CANCELLED and self._batch.status is not BatchStatus.CANCELLING:
             await self._enter(BatchStatus.CANCELLING)
@@ -324,7 +324,7 @@ class BatchRun:
                 await self._save()
 
     async def _stop_line(self, end: BatchStatus, line: BatchLine) -> None:
-        """A line behind the record's, with what a dead runner made of it."""
+        """Cancel a line beyond the record that a dead runner may have submitted."""
         job_id, custom_id = self._job_id(line.number), custom_id_of(line.raw)
         if await self._was_submitted(line.number):
             await self._deps.store.cancel(job_id)
@@ -335,7 +335,7 @@ class BatchRun:
             self._leave_out(line.number, custom_id, NOT_RUN_CODE[end])
 
     async def _close(self, end: BatchStatus) -> None:
-        """Seal the record: nothing is added any more. A file of which no line could run failed."""
+        """Seal the record: nothing is added any more. A file without a valid line has failed."""
         batch = self._batch
         if end is BatchStatus.COMPLETED and batch.refused == batch.total:
             end, batch = BatchStatus.FAILED, replace(batch, errors=batch.refusals)
@@ -348,8 +348,8 @@ class BatchRun:
         await self._end(end)
 
     async def _end(self, end: BatchStatus) -> None:
-        """Make the parts of the sealed record files, tell it, and say so. Whoever does it again, or
-        late, after it was overtaken, makes the same files and tells the same.
+        """Publish the result files of the sealed record, notify webhooks, and save the final status. Idempotent: a
+        runner that was overtaken creates the same files and the same notifications.
         """
         await self._output.publish()
         await self._errors.publish()
@@ -358,7 +358,7 @@ class BatchRun:
         await self._enter(end)
 
     async def _fail(self, message: str) -> None:
-        """The file as a whole is no good. What ran of it stops; what was answered is kept."""
+        """The file is not a batch. Running lines are cancelled; answers are kept."""
         error = {"code": "invalid_input_file", "message": message, "line": None, "param": None}
         self._commit_round()
         for one in self._running.values():
@@ -375,7 +375,7 @@ class BatchRun:
         return self._deps.clock.wall_ms() // 1000
 
     async def _save(self) -> None:
-        """Parts first, then the record that names them: a part that no record names is nothing."""
+        """Save the parts first, then the record that names them."""
         await self._output.write()
         await self._errors.write()
         self._batch = replace(

@@ -1,7 +1,7 @@
-"""What a console shows beyond jobs: each model's queue, and its replicas with how far they are.
+"""The queue of each model, and its replicas with their start phases.
 
-Called by `api.wiring`. Reads the broker's queue and the replicas' own
-announcements; with a Knative Broker there is no queue to look at, and only replicas are told of.
+Called by `api.wiring`. Reads the embedded broker's queues and the replica directory; with a Knative Broker only the
+replicas are known.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class OverviewView(TypedDict):
 
 
 class Overview(Protocol):
-    """Tells what a console shows: queues and replicas."""
+    """Reads queues and replicas."""
 
     async def look(self) -> OverviewView:
         """Queues and replicas of every model."""
@@ -65,12 +65,12 @@ _FRESH_S: Final = 0.5
 
 @routes.operation("GET", "/v1/overview", Scope.JOBS_READ, answers=OverviewView, refuses=(404,))
 async def get_overview(call: Call[Overview]) -> Response:
-    """Look at queues and replicas: how much waits, who wakes, how long each phase took."""
+    """Get queues and replicas: waiting jobs, starting replicas, duration of each phase."""
     return json_response(await call.deps.look())
 
 
 class RedisOverview:
-    """An `Overview` on one Redis; asked by many, it looks twice a second at most."""
+    """An `Overview` of one Redis, cached for half a second."""
 
     def __init__(self, redis: Redis, models: Sequence[str], clock: Clock) -> None:
         self._queues = QueueView(redis)
@@ -97,7 +97,7 @@ class RedisOverview:
     async def _model(self, name: str) -> ModelState:
         depth = await self._queues.depth(f"requests-{name}")
         waiting = depth.total_waiting
-        # The pace of a queue that nobody waits in says what was asked for, not what is possible.
+        # With an empty queue the pace measures demand, not capacity.
         wait_s = expected_wait_s(waiting, depth.settled_per_minute) if waiting else None
         return {
             "model": name,

@@ -1,7 +1,6 @@
-"""Errors as HTTP answers: RFC 9457 problem details, and OpenAI's error body on OpenAI's paths.
+"""Errors as HTTP responses: RFC 9457 problem details, and OpenAI's error body on OpenAI's paths.
 
-Called by the application's exception handlers and by streams that fail half-way. Must not know any
-route but by its prefix.
+Called by the application's exception handlers and by streams that fail half-way. Knows routes by prefix only.
 """
 
 import math
@@ -25,7 +24,7 @@ _OURS: Final = (
     "/v1/usage",
     "/v1/webhook",
 )
-"""Whatever else is under `/v1/` is asked for by clients of OpenAI's, be it served here or not."""
+"""Our own paths below `/v1/`; every other path there gets OpenAI's error body, whether it is served or not."""
 
 
 @described
@@ -67,7 +66,7 @@ def is_openai_path(path: str) -> bool:
 
 
 def error_response(path: str, error: TorporError) -> Response:
-    """The answer that tells of `error`, in the form that callers of `path` expect."""
+    """The response for `error`, in the form that callers of `path` expect."""
     is_openai = is_openai_path(path)
     body = openai_error(error) if is_openai else problem(error)
     status = openai_status(error) if is_openai else error.status
@@ -76,7 +75,7 @@ def error_response(path: str, error: TorporError) -> Response:
     if isinstance(error, Unavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status in (408, 413, 500) or error.code == "no_body_room":
-        # The rest of the body is still on its way; after a bug the server hangs up.
+        # The rest of the body is still arriving; after a bug the server closes the connection.
         headers["connection"] = "close"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
@@ -84,9 +83,7 @@ def error_response(path: str, error: TorporError) -> Response:
 
 
 def problem(error: TorporError) -> ProblemView:
-    """Problem details. `field` names what to change; it is left out when nothing in the request is
-    to blame.
-    """
+    """Problem details. `field` names what to change; it is left out when the request is not at fault."""
     details: ProblemView = {
         "type": f"urn:torpor:problem:{error.code}",
         "title": _title(error.status),
@@ -100,14 +97,14 @@ def problem(error: TorporError) -> ProblemView:
 
 
 def _title(status: int) -> str:
-    """The reason phrase of RFC 9110; Python has the older ones of two."""
+    """The reason phrase of RFC 9110; Python has older ones for two statuses."""
     newer = {413: "Content Too Large", 422: "Unprocessable Content"}
     known = {each.value: each.phrase for each in HTTPStatus}
     return newer.get(status) or known.get(status, "Client Closed Request")
 
 
 def openai_error(error: TorporError) -> OpenAIErrorView:
-    """OpenAI's error body; `param` is the field of the call's own body."""
+    """OpenAI's error body; `param` is the field of the call's body."""
     field = error.field.removeprefix("body.") if isinstance(error, BadRequest) else ""
     return {
         "error": {
@@ -120,7 +117,7 @@ def openai_error(error: TorporError) -> OpenAIErrorView:
 
 
 def openai_status(error: TorporError) -> int:
-    """OpenAI says 400 for what cannot run, and 404 for a model it does not have."""
+    """OpenAI answers 400 for an invalid request, and 404 for an unknown model."""
     if error.code == "model_not_found":
         return 404
     return 400 if error.status == 422 or isinstance(error, WrongState) else error.status

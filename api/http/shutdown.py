@@ -1,4 +1,4 @@
-"""The end of the process, for those who hold a call open: they answer before the server hangs up.
+"""Shutdown of the process, for handlers with an open call: they answer before the server closes their connections.
 
 Called by `api.__main__`, which runs the server, and by every handler that waits. Must not know jobs.
 """
@@ -17,7 +17,7 @@ _RETRY_AFTER_S = 1.0
 
 
 class ShuttingDown(Unavailable):
-    """This process ends; another one answers."""
+    """This process is shutting down; another one will answer."""
 
     code = "shutting_down"
 
@@ -26,7 +26,7 @@ class ShuttingDown(Unavailable):
 
 
 class Shutdown:
-    """Whether the process is ending."""
+    """Whether the process is shutting down."""
 
     def __init__(self) -> None:
         self._begun = asyncio.Event()
@@ -35,11 +35,11 @@ class Shutdown:
         self._begun.set()
 
     async def wait(self) -> None:
-        """Return once the process is ending."""
+        """Return once the process is shutting down."""
         await self._begun.wait()
 
     async def cut_off(self, held: Coroutine[Any, Any, _T]) -> _T:
-        """What `held` gives. Raises `ShuttingDown` when the process ends before."""
+        """The result of `held`. Raises `ShuttingDown` when the process shuts down before it."""
         answer, ending = asyncio.create_task(held), asyncio.create_task(self.wait())
         try:
             await asyncio.wait({answer, ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -52,7 +52,7 @@ class Shutdown:
 
 
 class ShutdownServer(uvicorn.Server):
-    """uvicorn's server; it tells of its end before it waits for open calls."""
+    """uvicorn's server; it sets `Shutdown` before it waits for open calls."""
 
     def __init__(self, config: uvicorn.Config, shutdown: Shutdown) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""The models served here, and whether a request fits one.
+"""The models that are served, and whether a request fits a model's context.
 
 Called by `api.job.submission` for every job, and by `/v1/models`. Must not know HTTP or the store.
 """
@@ -18,17 +18,17 @@ from eventing.job.capability import Capability, asked_of
 from eventing.job.job import JobRequest
 
 _PIECE_CHARS: Final = 32 * 1024
-"""A long text is counted in pieces, so that a far too long one is refused after the first."""
+"""A long text is counted in pieces, so that one far over the limit is refused after the first."""
 
 
 class Catalog:
-    """Model cards by name, with their tokenizers, loaded when first needed."""
+    """Model cards by name, with their tokenizers, loaded on first use."""
 
     def __init__(self, cards: Iterable[ModelCard]) -> None:
         self._cards = {card.name: card for card in cards}
         self._tokenizers: dict[str, Tokenizer] = {}
         self._templates: dict[str, ChatTemplate | None] = {}
-        # One thread: the counting itself is Rust; two would only fight over a small machine.
+        # One thread: counting is CPU work, and a small machine has no core to spare for a second.
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="token-count")
 
     @property
@@ -40,11 +40,11 @@ class Catalog:
         return self._cards.get(name)
 
     async def check(self, request: JobRequest) -> None:
-        """Raises `ModelNotFound` (`body.model`), `InvalidJob` naming what the model can not, or `ContextExceeded`
-        naming the field that is too long.
+        """Raises `ModelNotFound` (`body.model`), `InvalidJob` naming what the model does not support, or
+        `ContextExceeded` naming the field that is too long.
 
-        Counts content only, not what a chat template adds: a refusal here is always right, the
-        last few tokens are the engine's to judge.
+        Counts the content only, without the chat template's tokens: a refusal here is always right, and the engine
+        judges the last few tokens.
         """
         card = self._known(request.model)
         _check_can(card, request)
@@ -52,7 +52,7 @@ class Catalog:
         where, prompts = _prompts(request)
         for prompt in prompts:
             if _floor_bytes(prompt) <= card.context_tokens:
-                continue  # a token is at least a byte, so this fits: the usual case costs nothing
+                continue  # a token has at least one byte, so this fits: the usual case costs nothing
             if isinstance(prompt, int):
                 raise _too_long(card, where)
             if card.tokenizer_file is not None and await self._is_over(card, prompt):
@@ -108,10 +108,10 @@ class Catalog:
 
 
 def _count_is_over(tokenizer: Tokenizer, texts: list[str], limit: int) -> bool:
-    """Whether `texts` hold more than `limit` tokens.
+    """True when `texts` have more than `limit` tokens.
 
-    Cutting a text adds at most a token a cut, so pieces decide the clear cases; only a close call
-    is counted whole.
+    Each cut between pieces adds at most one token, so pieces decide clear cases; only a close case is counted
+    whole.
     """
     count = cuts = 0
     for text in texts:
@@ -153,7 +153,7 @@ def _check_can(card: ModelCard, request: JobRequest) -> None:
 
 
 def _check_answer_fits(card: ModelCard, request: JobRequest) -> None:
-    """Engines cut a shorter answer to what the prompt leaves of the context."""
+    """Refuses an answer as long as the whole context; the engine shortens others to what the prompt leaves."""
     for name in ("max_completion_tokens", "max_tokens"):
         asked = request.body.get(name)
         if isinstance(asked, int) and asked > card.context_tokens:
@@ -171,7 +171,7 @@ def _too_long(card: ModelCard, where: str) -> ContextExceeded:
 
 
 def _prompts(request: JobRequest) -> tuple[str, list[list[str] | int]]:
-    """The field that holds the prompt, and each prompt as texts, or as a number of token ids."""
+    """The field with the prompt, and each prompt as texts or as a number of token ids."""
     match request.url:
         case "/v1/chat/completions":
             return "body.messages", [list(_texts(request.body.get("messages", [])))]

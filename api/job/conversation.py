@@ -1,4 +1,4 @@
-"""Responses as chat jobs, and what was said in the ones before.
+"""Responses as chat jobs, with the conversation that came before.
 
 Called by `api.routes.responses` and the batch runner. Must not know HTTP.
 """
@@ -20,7 +20,7 @@ from eventing.job.store import JobIntake
 
 
 class PreviousNotFound(InvalidJob):
-    """The response to go on from is not there."""
+    """There is no such previous response."""
 
     code = "previous_response_not_found"
 
@@ -37,7 +37,7 @@ _ITEM_ID: Final = re.compile(r"(?:msg|rs|fc|item)_([0-9a-f]{24})(?:_[0-9]+)?\Z")
 async def stored_response(
     store: JobIntake, principal: Principal, response: str
 ) -> tuple[Job, dict[str, Any]]:
-    """The tenant's response of that id, and how it was asked for. Raises `NotFound`."""
+    """The tenant's response with that id, and its request. Raises `NotFound`."""
     job_id = job_id_of(response)
     job = await store.get(job_id) if is_job_id(job_id) else None
     try:
@@ -49,7 +49,7 @@ async def stored_response(
 
 
 async def history_of(store: JobIntake, principal: Principal, previous: Any) -> Sequence[Message]:
-    """What was said up to and including an earlier response, its instructions left out."""
+    """The conversation up to and including an earlier response, without its instructions."""
     if previous is None:
         return []
     if not isinstance(previous, str):
@@ -62,7 +62,7 @@ async def history_of(store: JobIntake, principal: Principal, previous: Any) -> S
         ) from error
     if job.state not in (JobState.COMPLETED, JobState.INCOMPLETE):
         raise InvalidJob(
-            f"the previous response is {job.state}; only a completed one can be gone on from",
+            f"the previous response is {job.state}; only a completed one can be continued",
             "previous_response_id",
         )
     return said_in(job, record)
@@ -112,9 +112,7 @@ def said_in(job: Job, record: Mapping[str, Any]) -> list[Message]:
 
 
 async def with_stored_items(store: JobIntake, principal: Principal, given: Any) -> Any:
-    """The input with each `item_reference` replaced by the item of a stored response that it names. Raises
-    `ItemNotFound`.
-    """
+    """The input with each `item_reference` replaced by the stored item that it names. Raises `ItemNotFound`."""
     if not isinstance(given, list):
         return given
     return [
@@ -139,7 +137,7 @@ async def _stored_item(
 
 
 def named_items(job: Job, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a response was given, each item with an id."""
+    """The input items of a response, each with an id."""
     tail = job.id.removeprefix("job_")
     return [{"id": f"item_{tail}_{n}", **item} for n, item in enumerate(record["input"])]
 
@@ -150,12 +148,12 @@ def chat_line(ask: Ask) -> dict[str, Any]:
 
 
 def record_metadata(ask: Ask) -> Mapping[str, str]:
-    """What the job remembers of how the response was asked for."""
+    """The metadata by which the job remembers the response's request."""
     return {RECORD: orjson.dumps(ask.record).decode()}
 
 
 def field_of_call(field: str) -> str:
-    """The field of the response's call that a refusal of its chat body means."""
+    """The field of the response's call that corresponds to a field of its chat body."""
     if field.startswith("body.messages"):
         return "input"
     return "max_output_tokens" if field == "body.max_completion_tokens" else field

@@ -1,7 +1,7 @@
-"""OpenAI Responses calls as chat completions. Pure.
+"""Converts OpenAI Responses calls to chat completions. Pure.
 
-Called by `api.routes.responses`. A response is a chat job that remembers how it was asked for; what the
-engine cannot do (hosted tools, files) is refused by name instead of being ignored.
+Called by `api.routes.responses`. A response is a chat job that remembers its request. What the engine does not
+support (hosted tools, files) is refused by name instead of being ignored.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,8 @@ _SAME: Final = (
 """Fields that a chat completion has under the same name; the last are vLLM's."""
 _LOGPROBS: Final = "message.output_text.logprobs"
 _INCLUDED: Final = (_LOGPROBS, "reasoning.encrypted_content")
-"""What `include` may ask for. A thought is never encrypted here: it stands in the open, and its encrypted form is null.
+"""Allowed values of `include`. Reasoning is never encrypted here: it is returned as text, and its encrypted form is
+null.
 """
 _UNSUPPORTED: Final = ("conversation", "prompt", "context_management")
 _ECHOED: Final = (
@@ -81,7 +82,7 @@ _RULES: Final[Rules] = {
     "reasoning": OBJECT,
     "text": OBJECT,
 }
-"""By the names that the caller used; what they become in chat is judged again there."""
+"""Rules by the call's own field names; the chat fields that they become are validated again as such."""
 REQUEST_SCHEMA: Final = object_schema(
     {
         "model": NAME.schema,
@@ -104,7 +105,7 @@ REQUEST_SCHEMA: Final = object_schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """A parsed call: the chat body that does it, and what the response object will say of it."""
+    """A parsed call: its chat body, and the response object's fields that come from it."""
 
     body: dict[str, Any]
     record: dict[str, Any]
@@ -116,8 +117,8 @@ class Ask:
 def parse_ask(
     call: Mapping[str, Any], history: Sequence[Message], *, drops_tools: bool = False
 ) -> Ask:
-    """The chat job that `call` asks for, after the messages of earlier responses. With `drops_tools`,
-    tools that nobody here can run are left out, else refused.
+    """The chat job of `call`, after the messages of earlier responses. Hosted tools, which cannot run here, are
+    left out with `drops_tools`, else refused.
 
     Raises `InvalidJob` naming the field of the call.
     """
@@ -154,7 +155,7 @@ def parse_ask(
 
 
 def flag(call: Mapping[str, Any], name: str, *, default: bool = False) -> bool:
-    """A boolean of the call. Raises `InvalidJob` naming it."""
+    """A boolean field of the call. Raises `InvalidJob` naming it."""
     value = call.get(name)
     if value is None:
         return default
@@ -164,7 +165,7 @@ def flag(call: Mapping[str, Any], name: str, *, default: bool = False) -> bool:
 
 
 def input_items(value: Any) -> list[dict[str, Any]]:
-    """`input` as a list of items, whichever short form it came in."""
+    """`input` as a list of items, whichever short form it has."""
     if isinstance(value, str) and value:
         content = [{"type": "input_text", "text": value}]
         return [{"type": "message", "role": "user", "content": content}]
@@ -179,7 +180,7 @@ def input_items(value: Any) -> list[dict[str, Any]]:
 
 
 def messages_of(items: Iterable[Item], where: str = "input") -> list[Message]:
-    """Chat messages that say what the items say. Raises `InvalidJob` naming the item."""
+    """The chat messages for these items. Raises `InvalidJob` naming the item."""
     messages: list[Message] = []
     for index, item in enumerate(items):
         _add(messages, item, f"{where}[{index}]")
@@ -201,13 +202,13 @@ def _add(messages: list[Message], item: Item, where: str) -> None:
         case "compaction":
             messages.append({"role": "assistant", "content": summary_of(item, where)})
         case "reasoning":
-            pass  # a thought that was had; models are not shown their old ones
+            pass  # earlier reasoning is not sent to the model
         case other:
             raise InvalidJob(f"{where}.type {other!r:.40} is not supported", f"{where}.type")
 
 
 def _add_call(messages: list[Message], item: Item, where: str) -> None:
-    """A call of a function goes with the assistant's message before it, as chat has it."""
+    """A function call belongs to the assistant message before it, as in chat."""
     function = {
         "name": _text(item, "name", where),
         "arguments": _text(item, "arguments", where, may_be_empty=True),
@@ -233,7 +234,7 @@ def _check_call_ids(messages: Iterable[Message]) -> None:
 def _role(item: Item, where: str) -> str:
     role = item.get("role")
     if role == "developer":
-        return "system"  # OpenAI's newer word; chat templates know the older one
+        return "system"  # `developer` is OpenAI's newer name; chat templates know `system`
     if role not in ("user", "assistant", "system"):
         raise InvalidJob(f"{where}.role must be user, assistant, system or developer", where)
     return str(role)
@@ -349,7 +350,7 @@ def _is_hosted(tool: Any) -> bool:
 
 
 _TOOL: Final = {"description": None, "parameters": None, "strict": None}
-"""What the response object says of a tool that the call left it out of."""
+"""Default fields of a tool in the response object."""
 
 
 def _allowed(tools: list[dict[str, Any]], choice: Item) -> tuple[list[dict[str, Any]], Any]:

@@ -1,4 +1,4 @@
-"""Takes a job in: checked, admitted, recorded together with its event (docs/adr/0140).
+"""Submits a job: validate, admit, record together with its event (docs/adr/0140).
 
 Called by every way in: jobs, OpenAI's endpoints, batches. Must not know HTTP.
 """
@@ -54,15 +54,15 @@ from eventing.telemetry.span import followable
 
 _GIVE_BACK_S: Final = 0.3
 _QUEUING_SHARE: Final = 0.5
-"""Of the time a submit may take, how much of it may pass before its turn comes."""
+"""The share of a submit's time limit that it may spend waiting for its turn."""
 
 _log = structlog.get_logger()
-_submitted = Counter("torpor_api_submits_total", "Submits, by what became of them.", ["outcome"])
+_submitted = Counter("torpor_api_submits_total", "Submits, by outcome.", ["outcome"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitOptions:
-    """How a job is to be taken in, beyond what it asks."""
+    """The options of a submit besides the request itself."""
 
     idempotency_key: str = ""
     lane: Lane = Lane.DEFAULT
@@ -72,15 +72,13 @@ class SubmitOptions:
 
     @property
     def sha(self) -> str:
-        """Tells these options from others. Who traces the call, and under which request id, is no
-        part of what it asks.
-        """
+        """A digest of the options. Trace and request id are not part of it."""
         metadata = {name: text for name, text in self.metadata.items() if name != KEPT}
         asked = [self.lane, self.expires_after_s, metadata]
         return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def with_metadata(self, own: Mapping[str, str]) -> "SubmitOptions":
-        """The same, with entries of ours beside the caller's."""
+        """The options with our metadata added to the caller's."""
         return replace(self, metadata={**self.metadata, **own})
 
 
@@ -88,18 +86,18 @@ class JobAdmission(Protocol):
     """The limits on jobs: asked once for every job before it is recorded."""
 
     async def admit(self, principal: Principal, new: NewJob) -> None:
-        """Return to let it in; raise what should be answered instead."""
+        """Return to admit the job; raise the refusal otherwise."""
 
     async def on_admitted(self, new: NewJob, job: Job, is_new: bool) -> None:
-        """It was let in and is recorded as `job`; not `is_new` for one that was there before."""
+        """The admitted job was recorded as `job`; not `is_new` when it existed before."""
 
     async def on_rejected(self, tenant: str, job_id: JobId) -> None:
-        """It was let in, and nothing came of it."""
+        """The admitted job was not recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitDeps:
-    """What a submit needs."""
+    """The dependencies of a submit."""
 
     catalog: Catalog
     intake: Intake
@@ -114,11 +112,11 @@ class SubmitDeps:
 async def submit(
     deps: SubmitDeps, principal: Principal, line: Mapping[str, Any], options: SubmitOptions
 ) -> tuple[Job, bool]:
-    """The job that `line` asks for, recorded and on its way; True when it is new.
+    """The recorded job for `line`; True when it is new.
 
-    Raises `InvalidJob` and its kin for what can never run, `IdempotencyConflict` for a key used
-    with another body, `Unavailable` when nothing was promised. If the process dies before it
-    answers, the same key finds the job or makes it.
+    Raises `InvalidJob` and its subclasses for an invalid request, `IdempotencyConflict` for a key used with another
+    body, `Unavailable` when the submit may be repeated. If the process dies before it answers, a submit with the
+    same key finds the job or creates it.
     """
     new = _new_job(deps, principal, parse_request(line), options)
     key = options.idempotency_key
@@ -133,7 +131,7 @@ async def submit_line(
     key: str,
     metadata: Mapping[str, str],
 ) -> Job:
-    """The job of a batch's line; the same key is the same job, however often it is submitted."""
+    """The job of a batch's line; the same key always gives the same job."""
     own = {**metadata, BATCH: key.partition(":")[0]}
     options = SubmitOptions(idempotency_key=f"batch:{key}", lane=Lane.BATCH, metadata=own)
     job, _ = await submit(deps, principal, line, options)
@@ -143,12 +141,12 @@ async def submit_line(
 async def submit_new(
     deps: SubmitDeps, principal: Principal, new: NewJob, *, idempotency_key: str = ""
 ) -> tuple[Job, bool]:
-    """As `submit`, for a job whose identity is known. With a key, the id comes from that."""
+    """As `submit`, for a job with a given identity. With a key, the id derives from the key."""
     with trace.span("submit", parent=new.traceparent, begins=True) as span:
         traced = replace(new, traceparent=span.traceparent)
         job, is_new = await _submit_new(deps, principal, traced, idempotency_key)
         span.set(job_id=job.id, is_new=is_new, model=job.request.model)
-        # The one line that knows both the caller's request id and the job.
+        # The only log line with both the caller's request id and the job id.
         _log.info("accepted", action="submit", job_id=job.id, is_new=is_new, lane=job.lane)
         return job, is_new
 
@@ -173,8 +171,8 @@ async def _submit_new(
 
 
 async def _take(deps: SubmitDeps, new: NewJob, key: str, deadline_s: float) -> tuple[Job, bool]:
-    """The record and its event, in one step. A store that was not heard of in time may have taken
-    both: the caller is told 503, and finds the job under the same key (docs/adr/0140).
+    """Record the job and its event in one step. When the store does not answer in time they may or may not be
+    recorded: the caller gets a 503, and finds the job under the same key (docs/adr/0140).
     """
     if key:
         job_id = keyed_job_id(new.tenant, key)
@@ -193,14 +191,14 @@ async def _take(deps: SubmitDeps, new: NewJob, key: str, deadline_s: float) -> t
 
 
 async def _left(deps: SubmitDeps, tenant: str, job_id: JobId) -> None:
-    """What was let in did not become a job. Limits mend themselves when this fails."""
+    """Release the admission of a job that was not recorded. When this fails, the limits correct themselves."""
     with suppress(StoreUnavailable, TimeoutError):
         async with asyncio.timeout(_GIVE_BACK_S):
             await deps.admission.on_rejected(tenant, job_id)
 
 
 async def _admit(deps: SubmitDeps, principal: Principal, new: NewJob, deadline_s: float) -> None:
-    """Limits are kept in the store too; one that does not answer must not eat the others' time."""
+    """Limits are kept in the store; waiting for them must not use up the time of other submits."""
     budget_s = deadline_s - deps.clock.monotonic_s() - _GIVE_BACK_S
     try:
         async with asyncio.timeout(max(budget_s, 0.0)):
@@ -231,7 +229,7 @@ def _new_job(
 
 
 def keyed_job_id(tenant: str, key: str) -> JobId:
-    """The id that an Idempotency-Key stands for, among a tenant's jobs."""
+    """The job id that derives from a tenant's Idempotency-Key."""
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
     return derive_job_id(f"{API_SOURCE}/idempotency/{tenant}", f"{digest}:0")
 
@@ -239,8 +237,7 @@ def keyed_job_id(tenant: str, key: str) -> JobId:
 def parse_submit_options(
     line: Mapping[str, Any], headers: Mapping[str, str], *, lane: Lane = Lane.DEFAULT
 ) -> SubmitOptions:
-    """What a call asks beyond its body: headers, and the job line's own `priority`,
-    `expires_after` and `metadata`.
+    """The options of a submit: from headers, and from the job line's `priority`, `expires_after` and `metadata`.
 
     Raises `InvalidJob` naming the field or header.
     """
@@ -304,7 +301,7 @@ SUBMIT_HEADERS: Final = (
 
 
 def check_metadata(value: Any, where: str) -> dict[str, str]:
-    """At most 16 pairs of text, as OpenAI has it; names that start with `torpor.` are ours."""
+    """At most 16 pairs of strings, as at OpenAI; keys that start with `torpor.` are reserved."""
     if value is None:
         return {}
     if not isinstance(value, Mapping) or len(value) > 16:

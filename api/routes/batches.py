@@ -1,4 +1,4 @@
-"""OpenAI's batches: create, look, list, cancel. The runner does the work.
+"""OpenAI's batches: create, retrieve, list, cancel. The runner does the work.
 
 Called by `api.wiring`.
 """
@@ -26,7 +26,7 @@ from eventing.job.job import RUNNABLE_URLS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchDeps:
-    """What `/v1/batches` needs."""
+    """The dependencies of `/v1/batches`."""
 
     batches: BatchStore
     files: FileStore
@@ -68,7 +68,7 @@ class BatchList(Page):
 async def create_batch(call: Call[BatchDeps]) -> Response:
     """Run an uploaded file of requests.
 
-    A bad line fails alone: it stands in the error file under its number.
+    An invalid line fails alone; the error file has it under its number.
     """
     body = await call.read_object()
     if body.get("completion_window") != "24h":
@@ -111,13 +111,13 @@ async def list_batches(call: Call[BatchDeps]) -> Response:
 
 @routes.operation("GET", "/v1/batches/{id}", Scope.JOBS_READ, answers=BatchView)
 async def retrieve_batch(call: Call[BatchDeps]) -> Response:
-    """Look at a batch."""
+    """Retrieve a batch."""
     return json_response((await _own(call)).view())
 
 
 @routes.operation("POST", "/v1/batches/{id}/cancel", Scope.JOBS_WRITE, answers=BatchView)
 async def cancel_batch(call: Call[BatchDeps]) -> Response:
-    """Cancel a batch. What is done is kept; the runner stops the rest at its next turn."""
+    """Cancel a batch. Finished lines are kept; the runner cancels the rest in its next round."""
     batch = await _own(call)
     if not batch.status.is_final:
         await call.deps.batches.ask_to_cancel(batch.id)
@@ -129,7 +129,7 @@ async def cancel_batch(call: Call[BatchDeps]) -> Response:
 
 
 def _output_kept_s(wish: Any) -> int:
-    """0 where nothing is said. Raises `BadRequest`."""
+    """Seconds to keep the result files; 0 when not set. Raises `BadRequest`."""
     name = "output_expires_after"
     if wish is None:
         return 0

@@ -1,7 +1,7 @@
-"""`/v1/dead-letters`: jobs that failed for good, and what a person may do about them.
+"""`/v1/dead-letters`: list, redrive and discard jobs that failed for good.
 
-Called by `api.wiring`. A dead letter is the failed job itself, so it has the job's id and the job's
-tenant. Must not know why it failed.
+Called by `api.wiring`. A dead letter is the failed job itself, with the job's id and tenant. Must not know why it
+failed.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from eventing.job.store import JobIntake, NewJob
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterDeps:
-    """What `/v1/dead-letters` needs."""
+    """The dependencies of `/v1/dead-letters`."""
 
     store: JobIntake
     catalog: Catalog
@@ -62,11 +62,11 @@ class Redriven(TypedDict):
 routes: Routes[DeadLetterDeps] = Routes("dead letters")
 
 _AT_ONCE: Final = 100
-"""Dead letters that one call looks at; it says when there are more."""
+"""Dead letters that one call reads; its answer says when there are more."""
 _CHUNK: Final = 10
-"""They are read so many at a time: where a limit ends the call, the cursor is that near."""
-_NEVER_A_JOB: Final = "it never was a job; send a request to redrive it with"
-_NO_LONGER_DEAD: Final = "it is a dead letter no longer"
+"""Dead letters read at a time: when a limit ends the call, the cursor is at most this far behind."""
+_NEVER_A_JOB: Final = "it is not a valid job; redrive it with a request"
+_NO_LONGER_DEAD: Final = "it is not a dead letter any more"
 _log = structlog.get_logger()
 
 
@@ -74,7 +74,7 @@ _log = structlog.get_logger()
     "GET", "/v1/dead-letters", Scope.JOBS_READ, parameters=(LIMIT, CURSOR), answers=JobList
 )
 async def list_dead_letters(call: Call[DeadLetterDeps]) -> Response:
-    """List jobs that were set aside, newest first, with reason, attempts and request."""
+    """List dead letters, newest first, with reason, attempts and request."""
     query = call.request.query_params
     page = await call.deps.store.list_dead_letters(
         call.principal.tenant,
@@ -92,7 +92,7 @@ async def list_dead_letters(call: Call[DeadLetterDeps]) -> Response:
 
 @routes.operation("GET", "/v1/dead-letters/{id}", Scope.JOBS_READ, answers=JobView)
 async def get_dead_letter(call: Call[DeadLetterDeps]) -> Response:
-    """Look at a dead letter."""
+    """Retrieve a dead letter."""
     return json_response(_view(await _own(call)))
 
 
@@ -106,10 +106,9 @@ async def get_dead_letter(call: Call[DeadLetterDeps]) -> Response:
     replays=True,
 )
 async def redrive_dead_letter(call: Call[DeadLetterDeps]) -> Response:
-    """Give a dead letter a new life under its id.
+    """Queue a dead letter again under its id.
 
-    A body `{url, body}` replaces its request, for one that could never work as it was; without,
-    what was generated so far is kept.
+    A body `{url, body}` replaces its request; without one, the tokens generated so far are kept.
     """
     job = await _own(call)
     request = await _edited(call)
@@ -131,11 +130,11 @@ async def redrive_dead_letter(call: Call[DeadLetterDeps]) -> Response:
     replays=True,
 )
 async def redrive_dead_letters(call: Call[DeadLetterDeps]) -> Response:
-    """Redrive the tenant's dead letters, newest first: up to 100 are looked at in a call.
+    """Redrive the tenant's dead letters, newest first, up to 100 a call.
 
-    `skipped` names those that were left and why. While `has_more` is true, call again with
-    `?cursor=` the `next_cursor`, where there is one. A limit on the way ends the call: refused
-    when none was redriven, else with what was.
+    `skipped` names those that were not redriven and why. While `has_more` is true, call again with `?cursor=` set
+    to `next_cursor`, if there is one. When a limit ends the call, it is refused if no job was redriven, and
+    otherwise answers with those that were.
     """
     cursor = call.request.query_params.get("cursor", "")
     redriven: list[JobId] = []
@@ -168,7 +167,7 @@ async def redrive_dead_letters(call: Call[DeadLetterDeps]) -> Response:
 async def _redrive_or_skip(
     call: Call[DeadLetterDeps], job: Job, redriven: list[JobId], skipped: list[Skipped]
 ) -> None:
-    """Raises `Unavailable` when a limit or the store says no."""
+    """Raises `Unavailable` when a limit or the store refuses."""
     try:
         if not job.request.url:
             raise WrongState(_NEVER_A_JOB)
@@ -184,7 +183,7 @@ async def _redrive_or_skip(
 
 @routes.operation("DELETE", "/v1/dead-letters/{id}", Scope.ADMIN, answers=Deleted, refuses=(409,))
 async def discard_dead_letter(call: Call[DeadLetterDeps]) -> Response:
-    """Forget a dead letter, its tokens included."""
+    """Delete a dead letter and its tokens."""
     job = await _own(call)
     if not await call.deps.store.delete(job.id):
         raise WrongState(_NO_LONGER_DEAD)
@@ -210,7 +209,7 @@ async def _edited(call: Call[DeadLetterDeps]) -> JobRequest | None:
 
 
 async def _redrive(call: Call[DeadLetterDeps], job: Job, request: JobRequest | None) -> bool:
-    """It waits again, and its event with it. Limits hold for it as for a new job."""
+    """Queue the job and its event again. Limits apply as to a new job."""
     deps = call.deps
     await deps.admission.admit(call.principal, _again(job, request))
     if not await deps.intake.redrive(job, request):
@@ -221,7 +220,7 @@ async def _redrive(call: Call[DeadLetterDeps], job: Job, request: JobRequest | N
 
 
 def _again(job: Job, request: JobRequest | None) -> NewJob:
-    """The job as if it were new, for those who let new ones in. It has no deadline any more."""
+    """The job as a new one, for admission. It has no deadline any more."""
     return NewJob(
         id=job.id,
         request=request or job.request,

@@ -1,7 +1,7 @@
-"""CloudEvents in: results from the broker, and requests from producers that cannot reach it. And
-out, as server-sent events: their results.
+"""CloudEvents in: results from the broker, and requests from producers that cannot reach it. CloudEvents out:
+results, as server-sent events.
 
-Called by `api.wiring`. Answers by the Knative data-plane contract: 2xx only once the store has it.
+Called by `api.wiring`. Answers by the Knative data-plane contract: 2xx only once the event is stored.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -49,7 +49,7 @@ from eventing.telemetry.span import followable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventDeps:
-    """What `/v1/events` and `/internal/events` need."""
+    """The dependencies of `/v1/events` and `/internal/events`."""
 
     submission: SubmitDeps
     store: JobIntake
@@ -100,11 +100,10 @@ _RESULTS: Final = Text(
     answers={200: JobView, 202: AcceptedJobView},
 )
 async def take_event(call: Call[EventDeps]) -> Response:
-    """Hand in a CloudEvent that asks for a job.
+    """Submit a job by CloudEvent.
 
-    Binary or structured mode. The same `source` and `id` is the same job. The tenant is the
-    caller's, whatever the event says. `correlationid`, or else `X-Request-Id`, is the id under
-    which you know it.
+    Binary or structured mode. The same `source` and `id` is the same job. The tenant is the caller's, whatever the
+    event says. `correlationid`, or else `X-Request-Id`, is stored as the job's request id.
     """
     event = await _read_event(call)
     if event.type != REQUESTED:
@@ -127,11 +126,10 @@ async def take_event(call: Call[EventDeps]) -> Response:
     refuses=(404,),
 )
 async def follow_events(call: Call[EventDeps]) -> Response:
-    """Follow how your jobs end (server-sent events).
+    """Follow the results of all your jobs (server-sent events).
 
-    Each is a CloudEvent in structured mode, named by its type. From now on, or after
-    `Last-Event-ID` (or `?after=`; `0-0` for all that is kept). An event can come twice; its `id` is
-    the same then.
+    Each is a CloudEvent in structured mode, with its type as the event's name. Starts at the present, or after
+    `Last-Event-ID` (or `?after=`; `0-0` for all that are kept). An event can be repeated, with the same `id`.
     """
     call.check_stream_room()
     feed, tenant = call.deps.results, call.principal.tenant
@@ -147,7 +145,7 @@ async def follow_events(call: Call[EventDeps]) -> Response:
 async def _result_frames(
     feed: ResultFeed, tenant: str, after: str, *, is_behind: bool
 ) -> AsyncGenerator[bytes, None]:
-    """Results after a cursor, for as long as the reader stays."""
+    """Frames of the results after a cursor, until the reader leaves."""
     if is_behind:
         yield frame("gap", {"after": after})
     try:
@@ -173,8 +171,8 @@ async def _result_frames(
 async def take_result(call: Call[EventDeps]) -> Response:
     """Deliver a result event (the broker's trigger).
 
-    Any 2xx means that the store has it. A job that has ended in the store already, as it has when
-    the predictor has a store, is left as it is: the first terminal state wins.
+    Any 2xx means that it is stored. A job that has ended already, as it has when the predictor shares the store, is
+    unchanged: the first terminal state wins.
     """
     event = await _read_event(call)
     parent = followable(call.request.headers.get("traceparent", ""))
@@ -197,11 +195,11 @@ async def _take_result(deps: EventDeps, event: Event) -> Response:
 
 
 async def _take_stray(deps: EventDeps, event: Event) -> Response:
-    """A request that no model's trigger wanted: its `model` attribute is missing or unknown.
+    """A request event that matched no model's trigger: its `model` attribute is missing or unknown.
 
-    When its body names a model we serve, the reply is the same event with the attribute filled in,
-    and the broker routes it on; not when it was there already, which would come back for ever.
-    Otherwise the job is recorded as failed, so that nothing is lost silently.
+    When its body names a model that is served, the reply is the same event with the attribute set, and the broker
+    routes it. An event that already had the attribute would be replied to for ever, so it is not. Otherwise the job
+    is recorded as failed, so that nothing is lost silently.
     """
     try:
         new = job_of(event)
@@ -226,7 +224,9 @@ async def _read_event(call: Call[EventDeps]) -> Event:
 
 
 def handshake_router(origins: Sequence[str]) -> APIRouter:
-    """OPTIONS of senders that ask first. It needs no key: it tells what may be sent, not who may."""
+    """OPTIONS for senders that ask for permission first. No key is needed, since it says what may be sent, not by
+    whom.
+    """
     router = APIRouter(include_in_schema=False)
 
     @router.options("/v1/events")

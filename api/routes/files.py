@@ -1,6 +1,6 @@
-"""OpenAI's files: upload, list, read, forget. They carry batches in and their results out.
+"""OpenAI's files: upload, list, retrieve, delete. They hold the input and the results of batches.
 
-Called by `api.wiring`. An upload goes to disk as it comes in.
+Called by `api.wiring`. An upload is written to disk while it is received.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from eventing.process.body import BodyReader
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileDeps:
-    """What `/v1/files` needs. A quota of 0 bytes is none."""
+    """The dependencies of `/v1/files`. A quota of 0 bytes is none."""
 
     files: FileStore
     uploads: BodyReader
@@ -88,8 +88,8 @@ class FileList(Page):
 async def create_file(call: Call[FileDeps]) -> Response:
     """Upload a file.
 
-    Multipart, as OpenAI's; a batch's lines have the purpose `batch`. With an `Idempotency-Key`, the
-    same upload gives the same file again, another one 409.
+    Multipart, as at OpenAI; the purpose of a batch's lines is `batch`. With an `Idempotency-Key`, the same upload
+    gives the same file again, another one 409.
     """
     tenant, files = call.principal.tenant, call.deps.files
     quota = call.deps.quota_of(tenant)
@@ -105,7 +105,7 @@ async def create_file(call: Call[FileDeps]) -> Response:
 
 
 async def _save(call: Call[FileDeps], form: FormData, quota: int) -> FileCard:
-    """The file that `form` holds. Raises `BadRequest` and its kin."""
+    """Store the file in `form`. Raises `BadRequest` and its subclasses."""
     files, tenant = call.deps.files, call.principal.tenant
     upload, purpose = form.get("file"), form.get("purpose")
     if not isinstance(upload, UploadFile):
@@ -127,13 +127,13 @@ async def _save(call: Call[FileDeps], form: FormData, quota: int) -> FileCard:
 
 
 def _kept_s(form: FormData) -> int:
-    """`expires_after[anchor]` and `expires_after[seconds]`; 0 where nothing is said."""
+    """`expires_after[anchor]` and `expires_after[seconds]`; 0 when not set."""
     anchor, seconds = form.get("expires_after[anchor]"), form.get("expires_after[seconds]")
     return 0 if anchor is None and seconds is None else check_expires_after(anchor, seconds)
 
 
 def check_expires_after(anchor: Any, seconds: Any, where: str = "expires_after") -> int:
-    """The seconds that a file is to be kept, as OpenAI has them. Raises `BadRequest`."""
+    """The seconds that a file is kept, with OpenAI's rules. Raises `BadRequest`."""
     if anchor != "created_at":
         raise BadRequest(f"{where}.anchor must be created_at", f"{where}.anchor")
     text = str(seconds)
@@ -145,7 +145,7 @@ def check_expires_after(anchor: Any, seconds: Any, where: str = "expires_after")
 
 
 def _largest(call: Call[FileDeps]) -> int:
-    """Bytes that this upload takes at most, while it arrives."""
+    """The largest size of this upload, assumed while it is received."""
     limit = call.deps.largest_bytes
     return min(_declared(call) or limit, limit)
 
@@ -184,14 +184,14 @@ async def list_files(call: Call[FileDeps]) -> Response:
 
 @routes.operation("GET", "/v1/files/{id}", Scope.JOBS_READ, answers=FileView)
 async def retrieve_file(call: Call[FileDeps]) -> Response:
-    """Look at a file's card."""
+    """Retrieve a file's metadata."""
     card = await call.deps.files.card(call.principal.tenant, call.request.path_params["id"])
     return json_response(card.view())
 
 
 @routes.operation("GET", "/v1/files/{id}/content", Scope.JOBS_READ, answers=_CONTENT)
 async def read_file(call: Call[FileDeps]) -> Response:
-    """Read a file's content."""
+    """Retrieve a file's content."""
     card = await call.deps.files.card(call.principal.tenant, call.request.path_params["id"])
     return StreamingResponse(
         call.deps.files.pieces(card),
@@ -202,14 +202,14 @@ async def read_file(call: Call[FileDeps]) -> Response:
 
 @routes.operation("DELETE", "/v1/files/{id}", Scope.JOBS_WRITE, answers=Deleted)
 async def delete_file(call: Call[FileDeps]) -> Response:
-    """Forget a file."""
+    """Delete a file."""
     card = await call.deps.files.card(call.principal.tenant, call.request.path_params["id"])
     await call.deps.files.delete(card)
     return json_response({"id": card.id, "object": "file", "deleted": True})
 
 
 def keyed_hex(call: Call[Any]) -> str:
-    """24 hex digits: of the call's Idempotency-Key among the tenant's, or random ones."""
+    """24 hex digits that derive from the tenant's Idempotency-Key, or random ones."""
     key = call.request.headers.get("idempotency-key", "")
     if not key:
         return secrets.token_hex(12)
@@ -218,7 +218,7 @@ def keyed_hex(call: Call[Any]) -> str:
 
 
 async def _form(call: Call[FileDeps]) -> FormData:
-    """The multipart form, its file on disk. Raises `BadRequest` and its kin."""
+    """The multipart form, with its file on disk. Raises `BadRequest` and its subclasses."""
     request: Request = call.request
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("multipart/form-data"):

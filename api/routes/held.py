@@ -1,7 +1,7 @@
-"""Calls that are held open until their job has ended: answered, streamed, left by their client, or cut
-off by the end of this process.
+"""Calls that are held open until their job has ended: answered, streamed, abandoned by the client, or cut off by a
+shutdown.
 
-Called by `api.routes.openai` and `api.routes.responses`. Must not know what the answer looks like.
+Called by `api.routes.openai` and `api.routes.responses`. Must not know the form of the answer.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _NOTE_S: Final = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldDeps:
-    """What holding a call needs."""
+    """The dependencies of held calls."""
 
     store: JobIntake
     live: LiveDeps
@@ -41,8 +41,8 @@ class HeldDeps:
 
 
 async def job_of_repeat(deps: HeldDeps, call: Call[Any], body: Mapping[str, Any]) -> Job | None:
-    """The job of the same call, when an SDK repeats it because a process before us ended. A call
-    with an Idempotency-Key finds its job by that.
+    """The first call's job, when an SDK repeats a call that a shutdown cut off. A call with an Idempotency-Key
+    finds its job by the key.
     """
     count = call.request.headers.get("x-stainless-retry-count", "0")
     if "idempotency-key" in call.request.headers or not count.isdigit() or not int(count):
@@ -56,8 +56,8 @@ async def job_of_repeat(deps: HeldDeps, call: Call[Any], body: Mapping[str, Any]
 
 
 def cancel_when_left(deps: HeldDeps, call: Call[Any], job: Job) -> Callable[[], Awaitable[None]]:
-    """What to do when the client of a held call goes away: nobody else waits for the answer, unless
-    an Idempotency-Key lets it come back.
+    """The action when the client of a held call disconnects: cancel the job, unless an Idempotency-Key lets the
+    client return.
     """
 
     async def cancel() -> None:
@@ -82,8 +82,8 @@ def stream_of(
     gone: Callable[[], Awaitable[None]] | None,
     error_frame: Callable[[TorporError], bytes],
 ) -> Stream:
-    """The response that streams `frames`; `gone` is called when the client leaves before its end. A
-    stream that the end of the process cuts off ends in an error.
+    """The response that streams `frames`; `gone` is called when the client disconnects early. A shutdown ends the
+    stream with an error.
     """
 
     async def on_disconnect(_: Message) -> None:
@@ -101,8 +101,8 @@ def stream_of(
 
 
 async def ended_job(deps: HeldDeps, call: Call[Any], body: Mapping[str, Any], job: Job) -> Job:
-    """The job once it has ended. Raises `CallFailed` when it has not in the time a call may be held,
-    `ShuttingDown` when this process ends before; both name the job.
+    """The ended job. Raises `CallFailed` when it has not ended within the longest time allowed, `ShuttingDown` at
+    shutdown; both name the job.
     """
     gone = cancel_when_left(deps, call, job)
     try:
@@ -129,7 +129,7 @@ async def _ended_or_left(
 
 
 async def _when_left(request: Request, gone: Callable[[], Awaitable[None]]) -> None:
-    """Raises `CallFailed` once the client has left; nobody reads that, but the wait ends."""
+    """Raises `CallFailed` once the client has disconnected, which ends the wait."""
     while (await request.receive())["type"] != "http.disconnect":
         continue
     await gone()
@@ -137,7 +137,7 @@ async def _when_left(request: Request, gone: Callable[[], Awaitable[None]]) -> N
 
 
 async def _note_cut_off(deps: HeldDeps, call: Call[Any], body: Mapping[str, Any], job: Job) -> None:
-    """Without the note the repeat makes a second job, as it would have before."""
+    """Record the call, so that its repeat finds the job instead of creating another."""
     if "idempotency-key" in call.request.headers:
         return
     with suppress(TimeoutError, StoreUnavailable):

@@ -1,7 +1,6 @@
-"""`/v1/jobs`: submit, look, list, follow, cancel.
+"""`/v1/jobs`: submit, retrieve, list, follow, cancel.
 
-Called by `api.wiring`. A job is one line of an OpenAI Batch file; everything else the api offers ends
-up as one.
+Called by `api.wiring`. A job is one line of an OpenAI Batch file; every other call that runs a model becomes one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,20 +40,20 @@ from eventing.telemetry.metric.ledger import Ledger
 
 
 class WebhookDeliveries(Protocol):
-    """The webhooks that were sent of a job (`api.webhook.store.WebhookStore`)."""
+    """The webhook deliveries of a job (`api.webhook.store.WebhookStore`)."""
 
     async def of(self, tenant: str, subject: str) -> Sequence[WebhookDelivery]: ...
 
 
 class PastWaking(Protocol):
-    """Tells what a job that has ended waited for (`api.job.waiting.WakingNotes`)."""
+    """The replica phases that an ended job waited for (`api.job.waiting.WakingNotes`)."""
 
     async def of(self, job: Job) -> list[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobDeps:
-    """What `/v1/jobs` needs."""
+    """The dependencies of `/v1/jobs`."""
 
     store: JobIntake
     submission: SubmitDeps
@@ -102,8 +101,8 @@ JOB_REQUEST: Final = Body("JobRequest", JOB_SCHEMA)
 async def submit_job(call: Call[JobDeps]) -> Response:
     """Submit a job and get its id.
 
-    The job is recorded before the answer: a 202 is a promise. With an `Idempotency-Key`, the same
-    body gives the same job again (200 once it has ended), another body 409.
+    A 202 is sent only after the job is recorded. With an `Idempotency-Key`, the same body gives the same job again
+    (200 once it has ended), another body 409.
     """
     line = await call.read_object()
     options = parse_submit_options(line, call.request.headers)
@@ -121,9 +120,8 @@ async def submit_job(call: Call[JobDeps]) -> Response:
 async def list_jobs(call: Call[JobDeps]) -> Response:
     """List jobs, newest first.
 
-    Without their results, unless `include=result` asks for them. A page looks at a bounded number
-    of jobs, so it may hold fewer than `limit`, or none: while there is a `next_cursor`, there may
-    be more.
+    Without results, unless `include=result` asks for them. A page reads a bounded number of jobs, so it may have
+    fewer than `limit`, or none; while there is a `next_cursor`, there may be more.
     """
     query = call.request.query_params
     include = _FIELDS.of(query)
@@ -155,11 +153,11 @@ async def list_jobs(call: Call[JobDeps]) -> Response:
     answers=JobView,
 )
 async def get_job(call: Call[JobDeps]) -> Response:
-    """Look at a job.
+    """Retrieve a job.
 
-    With `wait`, the answer comes when the job has ended, or after that many seconds. While it is
-    queued, `waiting` tells its place, the expected wait and what is waking for it. `timeline` tells
-    its whole life with durations, webhooks included.
+    With `wait`, the answer is sent when the job has ended, or after that many seconds. While it is queued,
+    `waiting` has its place, the expected wait and the starting replicas. `timeline` has every step with its
+    duration, webhooks included.
     """
     query = call.request.query_params
     wait_s = _WAIT.of(query, call.deps.max_wait_s)
@@ -207,8 +205,8 @@ _EVENTS: Final = Text(
 async def follow_job(call: Call[JobDeps]) -> Response:
     """Follow a job live (server-sent events).
 
-    `state`, `waking` (no id), `attempt`, `tokens`, and last `result`. `Last-Event-ID` (or
-    `?after=`) resumes where a stream was left; after the last event the answer is 204.
+    `state`, `waking` (without id), `attempt`, `tokens`, and last `result`. `Last-Event-ID` (or `?after=`) resumes a
+    stream; after the last event the answer is 204.
     """
     call.check_stream_room()
     text = call.request.headers.get("last-event-id") or call.request.query_params.get("after", "")
@@ -224,8 +222,7 @@ async def follow_job(call: Call[JobDeps]) -> Response:
 async def cancel_job(call: Call[JobDeps]) -> Response:
     """Cancel a job.
 
-    Idempotent; the answer is the job as it then is, so a job that ended just before stays
-    `completed` and says so.
+    Idempotent; the answer is the job as it is afterwards. A job that ended just before stays `completed`.
     """
     job = await own_job(call.deps.store, call.principal, call.request.path_params["id"])
     return json_response(job_view(await cancelled(call.deps.store, job)))
@@ -233,7 +230,7 @@ async def cancel_job(call: Call[JobDeps]) -> Response:
 
 @contextmanager
 def naming(job: Job) -> Iterator[None]:
-    """A refusal of the call inside names the job that it has."""
+    """Adds the job's id to a refusal raised inside."""
     try:
         yield
     except TorporError as error:
@@ -252,7 +249,7 @@ async def cancelled(store: JobIntake, job: Job) -> Job:
 
 
 async def own_job(store: JobReader, principal: Principal, job_id: str) -> Job:
-    """The tenant's job of that id. Raises `NotFound`, also for another tenant's."""
+    """The tenant's job with that id. Raises `NotFound`."""
     job = await store.get(JobId(job_id)) if is_job_id(job_id) else None
     if job is None or job.tenant != principal.tenant:
         raise NotFound("no such job")
@@ -260,7 +257,7 @@ async def own_job(store: JobReader, principal: Principal, job_id: str) -> Job:
 
 
 def accepted(job: Job) -> Response:
-    """202 with the way to the job; 200 when it has ended before (a repeated key)."""
+    """202 with the job's address; 200 when it has ended before (a repeated key)."""
     body = job_view(job) if job.state.is_terminal else accepted_view(job)
     status = 200 if job.state.is_terminal else 202
     return json_response(body, status=status, headers={"location": f"/v1/jobs/{job.id}"})

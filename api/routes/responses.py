@@ -1,7 +1,7 @@
-"""OpenAI's Responses: background, streamed, both or neither; look, go on, cancel, forget.
+"""OpenAI's Responses: create (background, streamed, both or neither), retrieve, resume, cancel, delete.
 
-Called by `api.wiring`. A response is a chat job (`resp_x` is `job_x`); its stream is derived from the
-job's token stream, so it outlives this process.
+Called by `api.wiring`. A response is a chat job (`resp_x` is `job_x`); its stream is derived from the job's token
+stream, so it survives a restart of this process.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ from eventing.job.store import StreamEntry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseDeps:
-    """What `/v1/responses` needs."""
+    """The dependencies of `/v1/responses`."""
 
     submission: SubmitDeps
     held: HeldDeps
@@ -90,8 +90,8 @@ class ItemList(Page):
 async def create_response(call: Call[ResponseDeps]) -> Response:
     """Create a response.
 
-    As OpenAI's. `background: true` answers at once with a queued response; `stream: true` sends
-    events, which a background response's reader can take up again after any break.
+    As at OpenAI. `background: true` answers at once with a queued response; `stream: true` sends events, which a
+    reader of a background response can resume after a disconnect.
     """
     body = await call.read_object()
     is_async = prefers_async(call.request)
@@ -129,10 +129,10 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
     answers={200: (ResponseView, _EVENTS)},
 )
 async def retrieve_response(call: Call[ResponseDeps]) -> Response:
-    """Look at a response, or go on with its stream.
+    """Retrieve a response, or resume its stream.
 
-    `stream=true&starting_after=N` sends the events after number N, of a response that was created
-    with `background` and `stream`.
+    `stream=true&starting_after=N` sends the events after number N, of a response that was created with `background`
+    and `stream`.
     """
     query = call.request.query_params
     job, record = await _own(call)
@@ -161,7 +161,7 @@ async def cancel_response(call: Call[ResponseDeps]) -> Response:
 
 @routes.operation("DELETE", "/v1/responses/{id}", Scope.JOBS_WRITE, answers=Deleted)
 async def delete_response(call: Call[ResponseDeps]) -> Response:
-    """Forget a response, cancelling it first if it runs."""
+    """Delete a response, cancelling it first if it runs."""
     job, _ = await _own(call)
     await cancelled(call.deps.held.store, job)
     await call.deps.held.store.delete(job.id)
@@ -176,7 +176,7 @@ async def delete_response(call: Call[ResponseDeps]) -> Response:
     answers=ItemList,
 )
 async def list_input_items(call: Call[ResponseDeps]) -> Response:
-    """List what a response was given, earlier responses of its conversation included."""
+    """List the input of a response, including earlier responses of its conversation."""
     query = call.request.query_params
     limit, order = LIMIT.of(query), ORDER.of(query)
     items = await _all_items(call)
@@ -186,14 +186,14 @@ async def list_input_items(call: Call[ResponseDeps]) -> Response:
 
 
 async def _own(call: Call[ResponseDeps]) -> tuple[Job, dict[str, Any]]:
-    """The tenant's response of that id. Raises `NotFound`."""
+    """The tenant's response with that id. Raises `NotFound`."""
     return await stored_response(
         call.deps.held.store, call.principal, call.request.path_params["id"]
     )
 
 
 async def _all_items(call: Call[ResponseDeps]) -> list[dict[str, Any]]:
-    """Oldest first. A conversation whose beginning was forgotten starts where it is remembered."""
+    """Oldest first. A conversation whose beginning was deleted starts with what is left."""
     job, record = await _own(call)
     turns: list[list[dict[str, Any]]] = [named_items(job, record)]
     while (previous := record.get("previous_response_id")) and len(turns) < _CHAIN_LIMIT:
@@ -225,8 +225,8 @@ def _stream(
 async def _frames(
     call: Call[ResponseDeps], job: Job, translator: Translator, *, after: int
 ) -> AsyncGenerator[bytes, None]:
-    """Events numbered above `after`. The whole stream is read each time; only numbers tell what a
-    reader has seen.
+    """Events numbered above `after`. The whole stream is read each time, since readers are known by event numbers
+    only.
     """
 
     def render(entry: StreamEntry) -> bytes:
@@ -258,7 +258,7 @@ def _dump(events: Iterable[dict[str, Any]], after: int) -> bytes:
 
 
 def _event_frame(event: dict[str, Any], number: int) -> bytes:
-    """The event; one that is too long for a line leaves out what only repeats the request."""
+    """The event; when it is too long for a line, the fields that only repeat the request are left out."""
     made = frame(event["type"], event, cursor=str(number))
     if len(made) > LINE_LIMIT_BYTES:
         made = frame(event["type"], without_repeats(event), cursor=str(number))

@@ -1,9 +1,8 @@
-"""How a handler becomes a route: who calls is settled first, what it takes is in the OpenAPI
-document, and nothing else stands between the server and the handler.
+"""Turns handlers into routes: authentication, limits and the OpenAPI entry.
 
-Called by every module with handlers, which names what its handlers need (`D`), and by `api.wiring`,
-which gives it to them. FastAPI's own argument parsing is left out: it costs more than the whole
-submit, and its 422 bodies are not ours.
+Called by every module with handlers, which declares what its handlers need (`D`), and by `api.wiring`, which
+provides it. FastAPI's own argument parsing is not used: it costs more than the whole submit, and its 422 bodies
+have another format.
 """
 
 from collections.abc import Awaitable, Callable
@@ -31,17 +30,15 @@ D = TypeVar("D")
 
 
 class Gate(Protocol):
-    """The limits on calls: asked for every call, once it is known who calls."""
+    """The limits on calls: asked for every call, once the caller is known."""
 
     async def enter(self, principal: Principal, method: str) -> None:
-        """Return to let the call in; raise what should be answered instead."""
+        """Return to admit the call; raise the refusal otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What stands before every handler. Nothing here has a default: a route without an
-    authenticator cannot be made.
-    """
+    """The checks before every handler. Nothing here has a default: a route cannot be made without an authenticator."""
 
     authenticator: Authenticator
     gate: Gate
@@ -52,7 +49,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[D]):
-    """One authenticated call, and what its handler needs."""
+    """One authenticated call, and its handler's dependencies."""
 
     request: Request
     principal: Principal
@@ -61,15 +58,15 @@ class Call(Generic[D]):
     deps: D
 
     def check_stream_room(self) -> None:
-        """Raises `RateLimited` when the tenant has as many streams open as it may."""
+        """Raises `RateLimited` when the tenant has the largest allowed number of open streams."""
         self.streams.check_room(self.principal)
 
     async def read(self) -> bytes:
-        """The body. Raises `BadRequest` and its kin."""
+        """The body. Raises `BadRequest` and its subclasses."""
         return await self.bodies.read(self.request)
 
     async def read_object(self) -> dict[str, Any]:
-        """The body as a JSON object. Raises `BadRequest` and its kin."""
+        """The body as a JSON object. Raises `BadRequest` and its subclasses."""
         return await read_object(self.bodies, self.request)
 
 
@@ -88,9 +85,7 @@ class _Operation(Generic[D]):
 
 
 class Routes(Generic[D]):
-    """The operations of one module, whose handlers need `D`. `tag` is their heading in the OpenAPI
-    document.
-    """
+    """The operations of one module, whose handlers need `D`. `tag` is their heading in the OpenAPI document."""
 
     def __init__(self, tag: str) -> None:
         self._tag = tag
@@ -109,9 +104,9 @@ class Routes(Generic[D]):
         replays: bool = False,
         is_public: bool = True,
     ) -> Callable[[Handler[D]], Handler[D]]:
-        """Registers the decorated handler for callers who have `scope`; the rest is what the
-        document says (`Doc`). With `replays`, an Idempotency-Key is kept beside its answer;
-        without, it is the handler's own affair.
+        """Registers the decorated handler for callers with `scope`; the other arguments are for the OpenAPI
+        document (`Doc`). With `replays`, its response is stored and replayed for the same Idempotency-Key; without,
+        the handler deals with the key.
         """
         parameters = (*parameters, IDEMPOTENCY_KEY) if replays else parameters
         doc = Doc(answers=answers, parameters=parameters, body=body, refuses=refuses)
@@ -132,7 +127,7 @@ class Routes(Generic[D]):
         return register
 
     def router(self, access: Access, deps: D) -> APIRouter:
-        """The operations as FastAPI's router, with what they need."""
+        """The operations as FastAPI's router, with their dependencies."""
         router = APIRouter(route_class=PlainRoute)
         for operation in self._operations:
             handler = operation.handler
@@ -156,8 +151,8 @@ class Routes(Generic[D]):
 
 
 class PlainRoute(APIRoute):
-    """A route whose handler takes the request as it is. Neither FastAPI's two exit stacks nor a
-    second net for exceptions: what a handler raises goes to the application's one.
+    """A route whose handler takes the request itself, without FastAPI's exit stacks and exception handling:
+    exceptions go to the application's handlers.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -190,7 +185,7 @@ def _endpoint(
 
 
 async def _once(replay: Replay, call: Call[D], handler: Handler[D]) -> Response:
-    """The handler's answer, or the one it gave to the same key."""
+    """The handler's response, or the stored one of the same key."""
     request = call.request
     key = request.headers.get("idempotency-key", "")
     if not key:

@@ -1,7 +1,7 @@
-"""A job's events over a WebSocket: the same as over SSE, for clients that cannot have that.
+"""A job's events over a WebSocket: the same as over SSE, for clients without SSE.
 
-Called by `api.wiring`. Each message is one JSON object `{event, id, data}`; `?after=` takes the id of
-the last one seen. Must not know how tokens are made.
+Called by `api.wiring`. Each message is one JSON object `{event, id, data}`; `?after=` takes the id of the last one
+received. Must not know how tokens are made.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from eventing.live.stream_multiplexer import ReaderCutOff
 PATH = "/v1/jobs/{id}/ws"
 
 _NORMAL: Final = 1000
-"""The last message was the end of the job; any other code says that it was not."""
+"""Close code after the job's end; any other code means that the stream is incomplete."""
 _TRY_AGAIN_LATER: Final = 1013
 REVOKED: Final = 4401
 _GONE: Final = 4404
@@ -40,7 +40,7 @@ _GONE: Final = 4404
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketDeps:
-    """What a job's WebSocket needs."""
+    """The dependencies of a job's WebSocket."""
 
     authenticator: Authenticator
     streams: OpenStreams
@@ -58,7 +58,7 @@ def router(deps: SocketDeps) -> APIRouter:
 
 
 async def follow_job_socket(deps: SocketDeps, socket: WebSocket) -> None:
-    """Send the job's events and close; what a client sends is not looked at."""
+    """Send the job's events and close; messages from the client are ignored."""
     text = socket.query_params.get("after", "")
     async with told_refusals(socket):
         principal = await caller_of(socket, deps.authenticator, deps.streams, Scope.JOBS_READ)
@@ -88,7 +88,7 @@ async def told_refusals(socket: WebSocket) -> AsyncIterator[None]:
         yield
     except TorporError as error:
         await socket.send_denial_response(error_response(socket.url.path, error))
-        # To uvicorn a refusal that returns is a handshake that was forgotten: it logs an error.
+        # uvicorn logs an error when the handler returns without accepting or closing.
         raise ClientDisconnected from None
 
 
@@ -116,19 +116,17 @@ async def _send(socket: WebSocket, deps: LiveDeps, job: Job, after: str) -> None
         else:
             await socket.close(_NORMAL)
     except (WebSocketDisconnect, RuntimeError):
-        return  # it left in the middle of a message
+        return  # the client disconnected during a message
 
 
 async def _listen(socket: WebSocket) -> None:
-    """Returns when the client has left."""
+    """Returns when the client has disconnected."""
     while (await socket.receive())["type"] != "websocket.disconnect":
         continue
 
 
 def _check_origin(socket: WebSocket) -> None:
-    """A browser tells whose page opens the socket; another site's page must not read along where
-    no key is asked for.
-    """
+    """Browsers send the page's origin; where no key is required, another site's page must not read along."""
     origin = socket.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
         raise Forbidden("pages of another site may not open this socket")

@@ -1,7 +1,7 @@
 """A job's events over SSE: states, waking, tokens, attempts, the result.
 
-Called by `GET /v1/jobs/{id}/events`. The id of an event is the stream's cursor, so `Last-Event-ID`
-resumes exactly. Must not know how tokens are made.
+Called by `GET /v1/jobs/{id}/events`. The id of an event is the stream's cursor, so `Last-Event-ID` resumes exactly.
+Must not know how tokens are made.
 """
 
 from collections.abc import AsyncGenerator
@@ -23,13 +23,11 @@ from eventing.job.store import EntryKind, StreamEntry
 from eventing.live.stream_multiplexer import ReaderCutOff, TokenCallback
 
 END: Final = ".end"
-"""What the id of the last event ends with; a reader that resumes there has seen everything."""
+"""Suffix of the last event's id; a reader that resumes there has received everything."""
 
 
 def parse_cursor(text: str) -> str:
-    """A cursor as a client sent it; empty for the beginning. Raises `BadRequest` naming the
-    header.
-    """
+    """A client's cursor; empty for the beginning. Raises `BadRequest` naming the header."""
     cursor = text.removesuffix(END)
     milliseconds, dash, sequence = cursor.partition("-")
     is_number = all(part.isascii() and part.isdigit() for part in (milliseconds, sequence))
@@ -41,8 +39,8 @@ def parse_cursor(text: str) -> str:
 async def job_frames(
     deps: LiveDeps, job: Job, after: str, wire: ResponseWriter | None
 ) -> AsyncGenerator[bytes, None]:
-    """Frames of the job's life after a cursor, ending with `result`. Tokens that come while nobody
-    asks for the next frame go to `wire` at once.
+    """Frames of the job's events after a cursor, ending with `result`. Tokens that arrive while no frame is being
+    requested are written to `wire` directly.
     """
     on_tokens = write_directly(wire, token_frame)
     try:
@@ -53,12 +51,12 @@ async def job_frames(
     except NotFound:
         yield last_comment("the job was deleted")
     except StoreUnavailable as error:
-        yield last_comment(error.message)  # it comes back with its last id
+        yield last_comment(error.message)  # the client reconnects with its last id
 
 
 def token_frame(entry: StreamEntry) -> bytes:
-    """`entry_event` of tokens as a frame. Every live token of every reader passes here, and this
-    takes a third of the time.
+    """`entry_event` of tokens as a frame, in a third of the time, since every live token of every reader passes
+    here.
     """
     return (
         f"id: {entry.cursor}\nevent: tokens\n"
@@ -70,10 +68,10 @@ def token_frame(entry: StreamEntry) -> bytes:
 async def job_events(
     deps: LiveDeps, job: Job, after: str, on_tokens: TokenCallback | None = None
 ) -> AsyncGenerator[tuple[str, Any, str], None]:
-    """Name, data and cursor of each event. What `on_tokens` takes is not among them.
+    """Name, data and cursor of each event, except those that `on_tokens` takes.
 
-    When the store has lost what was shown, the reader is told to start over and is given everything anew. Raises as
-    `moments` does.
+    When the store has lost tokens that were sent, the reader is told to start over and gets everything again.
+    Raises as `moments` does.
     """
     cursor = after
     if not after:
@@ -108,9 +106,7 @@ def _events_of(moment: Moment, cursor: str) -> list[tuple[str, Any, str]]:
 
 
 def _ended_view(job: Job) -> JobView:
-    """The ended job. A result that is too long for a line of a stream is left out, and
-    `links.result` says where it is.
-    """
+    """The ended job. A result too long for a line of a stream is left out, and `links.result` is its address."""
     view = job_view(job)
     if len(orjson.dumps(view)) > LINE_LIMIT_BYTES:
         view["result"] = None
@@ -119,7 +115,7 @@ def _ended_view(job: Job) -> JobView:
 
 
 def entry_event(entry: StreamEntry) -> tuple[str, Any, str]:
-    """The event that an entry of the stream is."""
+    """The event for an entry of the stream."""
     match entry.kind:
         case EntryKind.ATTEMPT:
             data: dict[str, Any] = {

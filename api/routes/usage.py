@@ -1,8 +1,7 @@
-"""`/v1/usage`: what a span of time cost, by model and by tenant.
+"""`/v1/usage`: GPU time and cost of a period, by model and by tenant.
 
-Called by `api.wiring` and `torpor report`. It shows every tenant, so it is for those who read metrics,
-not for a tenant's own admin; the figures come from the ledger that predictors keep. Must not know
-how time was measured.
+Called by `api.wiring` and `torpor report`. It shows every tenant, so it needs the scope for metrics, not that of a
+tenant's admin; the figures come from the ledger that predictors write. Must not know how time is measured.
 """
 
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from eventing.telemetry.metric.ledger import KEEP_SLICES_S, SLICE_S, Ledger, Row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageDeps:
-    """What `/v1/usage` needs."""
+    """The dependencies of `/v1/usage`."""
 
     ledger: Ledger
     price: Price
@@ -91,10 +90,10 @@ class UsageView(TypedDict):
 
 @routes.operation("GET", "/v1/usage", Scope.METRICS_READ, parameters=(_SINCE,), answers=UsageView)
 async def usage(call: Call[UsageDeps]) -> Response:
-    """See what a span of time cost.
+    """Get the cost of a period.
 
-    Cost per 1,000 delivered tokens is given with everything in it: idle time, wakes and work that
-    was thrown away. A tenant's `cost_all_in` is its own GPU time times what all GPU time cost.
+    Cost per 1,000 delivered tokens includes idle time, starts and discarded work. A tenant's `cost_all_in` is its
+    own GPU time at that full rate.
     """
     span_s = _SINCE.of(call.request.query_params)
     rows = await call.deps.ledger.since(span_s)
@@ -102,7 +101,7 @@ async def usage(call: Call[UsageDeps]) -> Response:
 
 
 def usage_view(rows: Rows, price: Price, span_s: int) -> UsageView:
-    """The ledger's rows as shown."""
+    """The ledger's rows as JSON."""
     models = by_name(rows, "model")
     everything: dict[str, int] = {}
     for measures in models.values():

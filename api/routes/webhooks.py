@@ -1,4 +1,4 @@
-"""`/v1/webhook_endpoints` as OpenAI's client knows it, and the log of what was delivered.
+"""`/v1/webhook_endpoints`, as OpenAI's client expects it, and the delivery log.
 
 Called by `api.wiring`. Must not know how deliveries are sent.
 """
@@ -46,7 +46,7 @@ from eventing.job.call_fields import FLAG, check
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookDeps:
-    """What `/v1/webhook_endpoints` and its kin need."""
+    """The dependencies of `/v1/webhook_endpoints` and `/v1/webhook_deliveries`."""
 
     webhooks: WebhookService
     allowed: AllowList
@@ -101,9 +101,9 @@ _TEST: Final = Body(
     replays=True,
 )
 async def create_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
-    """Register a receiver.
+    """Create an endpoint.
 
-    The signing secret is shown in this answer only.
+    The signing secret is in this answer only.
     """
     store, body = call.deps.webhooks.store, await call.read_object()
     if len(await store.endpoints(call.principal.tenant)) >= _MOST_ENDPOINTS:
@@ -132,7 +132,7 @@ async def create_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
     refuses=_OFF,
 )
 async def list_webhook_endpoints(call: Call[WebhookDeps]) -> Response:
-    """List the tenant's receivers, oldest first."""
+    """List the tenant's endpoints, oldest first."""
     query = call.request.query_params
     endpoints = await call.deps.webhooks.store.endpoints(call.principal.tenant)
     views = [endpoint_view(endpoint) for endpoint in endpoints]
@@ -141,7 +141,7 @@ async def list_webhook_endpoints(call: Call[WebhookDeps]) -> Response:
 
 @routes.operation("GET", "/v1/webhook_endpoints/{id}", Scope.JOBS_READ, answers=WebhookEndpointView)
 async def retrieve_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
-    """Look at a receiver. `we_jobs` is what signs the webhooks that jobs bring themselves."""
+    """Retrieve an endpoint. `we_jobs` signs the webhooks of jobs that have a `webhook` of their own."""
     return json_response(endpoint_view(await _endpoint(call)))
 
 
@@ -155,7 +155,7 @@ async def retrieve_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
     replays=True,
 )
 async def update_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
-    """Change a receiver; a change switches it on again if a 410 had switched it off."""
+    """Update an endpoint; any change also re-enables it after a 410."""
     body, current = await call.read_object(), await _endpoint(call)
     if current.id == PER_JOB:
         raise WrongState("this endpoint has nothing to change but its secret")
@@ -175,7 +175,7 @@ async def update_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
 
 @routes.operation("DELETE", "/v1/webhook_endpoints/{id}", Scope.ADMIN, answers=Deleted)
 async def delete_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
-    """Forget a receiver; what is on its way to it is dropped."""
+    """Delete an endpoint; its pending deliveries are dropped."""
     endpoint_id = call.request.path_params["id"]
     if endpoint_id == PER_JOB or not await call.deps.webhooks.store.remove(
         call.principal.tenant, endpoint_id
@@ -193,10 +193,10 @@ async def delete_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
     replays=True,
 )
 async def rotate_webhook_secret(call: Call[WebhookDeps]) -> Response:
-    """Make a new signing secret.
+    """Rotate the signing secret.
 
-    With `keep_old_secret_active_for_24_hours` every delivery carries two signatures for a day, so
-    that a receiver can change over at any time in it.
+    With `keep_old_secret_active_for_24_hours` every delivery has two signatures for a day, so that the receiver can
+    switch at any time.
     """
     body = await _optional_body(call)
     keep = body.get(_KEEP, False)
@@ -221,7 +221,7 @@ async def rotate_webhook_secret(call: Call[WebhookDeps]) -> Response:
     replays=True,
 )
 async def test_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
-    """Send a sample event now, once, and tell what the receiver answered."""
+    """Send one sample event now, and return the receiver's answer."""
     body, endpoint = await call.read_object(), await _endpoint(call)
     (event_type,) = _event_types([body.get("event_type")], "event_type")
     if endpoint.id == PER_JOB:
@@ -253,7 +253,7 @@ async def test_webhook_endpoint(call: Call[WebhookDeps]) -> Response:
     "GET", "/v1/webhook_event_types", Scope.JOBS_READ, answers=EventTypeList, refuses=_OFF
 )
 async def list_webhook_event_types(call: Call[WebhookDeps]) -> Response:
-    """List the event types there are."""
+    """List the event types."""
     return json_response({"object": "list", "data": list(EventType)})
 
 
@@ -266,7 +266,7 @@ async def list_webhook_event_types(call: Call[WebhookDeps]) -> Response:
     refuses=_OFF,
 )
 async def list_webhook_deliveries(call: Call[WebhookDeps]) -> Response:
-    """Read the delivery log, newest first: every try, what it was answered, when the next is."""
+    """List deliveries, newest first: every try with its answer, and the time of the next."""
     query = call.request.query_params
     limit, store = LIMIT.of(query), call.deps.webhooks.store
     found = await store.log(call.principal.tenant, limit, _BEFORE.of(query))
@@ -284,7 +284,7 @@ async def list_webhook_deliveries(call: Call[WebhookDeps]) -> Response:
     "GET", "/v1/webhook_deliveries/{id}", Scope.JOBS_READ, answers=WebhookDeliveryView
 )
 async def retrieve_webhook_delivery(call: Call[WebhookDeps]) -> Response:
-    """Look at one delivery. Its id is the `webhook-id` that the receiver saw."""
+    """Retrieve a delivery. Its id is the `webhook-id` header."""
     delivery = await call.deps.webhooks.store.delivery(
         call.principal.tenant, call.request.path_params["id"]
     )
@@ -294,7 +294,7 @@ async def retrieve_webhook_delivery(call: Call[WebhookDeps]) -> Response:
 
 
 async def _optional_body(call: Call[WebhookDeps]) -> Mapping[str, Any]:
-    """The body, or nothing: OpenAI's client sends none for a plain rotation."""
+    """The body, if there is one: OpenAI's client sends none for a plain rotation."""
     raw = await call.read()
     return parse_object(raw) if raw else {}
 

@@ -1,6 +1,6 @@
-"""What can be said to somebody whose job waits.
+"""The state of a queued job's wait, as shown to its owner.
 
-Called by the jobs' handlers and streams, and by `api.job.waiting`, which finds it out. Pure.
+Called by the jobs' handlers and streams, and by `api.job.waiting`, which reads it. Pure.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from api.http.described import described
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """Place, expected wait and what is waking. Empty fields are not known."""
+    """Place, expected wait and starting replicas. Empty fields are not known."""
 
     position: int | None = None
     expected_wait_s: float | None = None
@@ -39,7 +39,7 @@ class OutlookView(TypedDict, total=False):
 
 
 def outlook_view(outlook: Outlook) -> OutlookView:
-    """What is known of a wait."""
+    """The known fields of a wait."""
     view: OutlookView = {}
     if outlook.position is not None:
         view["position"] = outlook.position

@@ -1,4 +1,4 @@
-"""The response object of OpenAI's Responses, out of a job. Pure.
+"""The response object of OpenAI's Responses, from a job. Pure.
 
 Called by `api.routes.responses` and `api.view.response_stream`.
 """
@@ -15,7 +15,7 @@ from eventing.errors import NotFound
 from eventing.job.job import Job, JobId, JobState
 
 RECORD: Final = "torpor.response"
-"""The metadata entry of a job that is a response: how it was asked for."""
+"""Metadata key of a job that is a response; its value is the response's request."""
 
 Item = dict[str, Any]
 
@@ -25,14 +25,12 @@ def response_id(job_id: JobId) -> str:
 
 
 def job_id_of(response: str) -> JobId:
-    """The job behind a response's id. What is no such id gives one that no job has."""
+    """The job id behind a response's id. Any other text gives an id that no job has."""
     return JobId(f"job_{response.removeprefix('resp_')}" if response.startswith("resp_") else "")
 
 
 def record_of(job: Job) -> dict[str, Any]:
-    """How the response was asked for. Raises `NotFound` for a job that is none, or was not to be
-    stored.
-    """
+    """The response's request. Raises `NotFound` for a job that is not a response, or was not to be stored."""
     record: dict[str, Any] = orjson.loads(job.metadata.get(RECORD, "{}"))
     if not record.get("store"):
         raise NotFound("no such response")
@@ -107,7 +105,7 @@ class ResponseView(TypedDict):
 def response_view(
     job: Job, record: Mapping[str, Any], *, output: Sequence[Item] | None = None
 ) -> ResponseView:
-    """The response object as the job is now; `output` where the caller knows better."""
+    """The response object as the job is now; `output` when the caller has newer items."""
     status = status_of(job)
     error = None
     if job.state is JobState.FAILED:
@@ -151,16 +149,14 @@ def response_view(
 
 
 def status_of(job: Job) -> str:
-    """OpenAI's status. An answer cut by a limit is incomplete, whatever the engine called its
-    end.
-    """
+    """OpenAI's status. An answer cut off by a limit is incomplete, whatever finish reason the engine gave."""
     if job.state is JobState.COMPLETED and _incomplete_details(job) is not None:
         return "incomplete"
     return str(job.state)
 
 
 def output_items(job: Job) -> list[Item]:
-    """What the model gave: reasoning, message, function calls, in this order."""
+    """The model's output: reasoning, message, function calls, in this order."""
     message = _choice(job).get("message") or {}
     tail = job.id.removeprefix("job_")
     is_cut = _incomplete_details(job) is not None
@@ -205,7 +201,7 @@ def text_part(text: str, logprobs: Sequence[Item] = ()) -> Item:
 
 
 def logprobs_of(choice: Mapping[str, Any]) -> list[Item]:
-    """The log probabilities of a choice's tokens, or of a delta's; none where none were asked for."""
+    """The log probabilities of the tokens of a choice or a delta; empty when none were requested."""
     return list((choice.get("logprobs") or {}).get("content") or ())
 
 

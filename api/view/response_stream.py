@@ -1,7 +1,7 @@
-"""A job's token stream as the events of OpenAI's Responses. Pure.
+"""The events of OpenAI's Responses from a job's token stream. Pure.
 
-Called by `api.routes.responses`. The same stream always gives the same events under the same sequence
-numbers, so a reader may go on at another api process, or after this one was restarted.
+Called by `api.routes.responses`. The same stream always gives the same events with the same sequence numbers, so a
+reader can resume at another api process, or after a restart.
 """
 
 from collections.abc import Iterator, Mapping
@@ -57,7 +57,7 @@ class _Open:
         self.logprobs: list[Item] = []
 
     def item(self, status: str) -> Item:
-        """The item as it is now; an item in progress shows nothing yet, as OpenAI has it."""
+        """The item as it is now; an item in progress has no content, as at OpenAI."""
         text = "" if status == "in_progress" else "".join(self.text)
         match self.kind:
             case "reasoning":
@@ -81,7 +81,7 @@ class _Open:
 
 
 class Translator:
-    """Turns one job's stream into events. Feed it from the beginning, always."""
+    """Translates one job's stream into events. It must be fed from the beginning of the stream."""
 
     def __init__(self, job: Job, record: Mapping[str, Any]) -> None:
         self._job = job
@@ -94,14 +94,14 @@ class Translator:
         self._open: _Open | None = None
 
     def begin(self) -> Iterator[Event]:
-        """What stands before the first entry."""
+        """The events before the first entry."""
         state = "queued" if self._record["background"] else "in_progress"
         yield self._response_event("response.created", state)
         if self._record["background"]:
             yield self._response_event("response.queued", state)
 
     def feed(self, entry: StreamEntry) -> Iterator[Event]:
-        """The events that an entry of the stream is."""
+        """The events for an entry of the stream."""
         match entry.kind:
             case EntryKind.ATTEMPT:
                 if self._attempt == 0:
@@ -114,12 +114,12 @@ class Translator:
                     yield from self._choice(choice)
 
     def end(self, job: Job) -> Iterator[Event]:
-        """What stands after the last entry, once the job has ended."""
+        """The events after the last entry, once the job has ended."""
         status = status_of(job)
         choices = (job.result or {}).get("choices")
         if (
             not self._names and choices
-        ):  # its tokens are not kept any more, or its predictor streams none
+        ):  # its tokens are no longer stored, or its predictor does not stream
             yield from self._choice(
                 {**choices[0], "delta": delta_of(choices[0].get("message") or {})}
             )
@@ -130,7 +130,7 @@ class Translator:
         yield self._event(f"response.{status}", response=view)
 
     def error(self, error: Mapping[str, Any]) -> Event:
-        """The last event of a stream that broke: OpenAI's fields, and Open Responses' object."""
+        """The last event of a stream that broke, with OpenAI's fields and Open Responses' object."""
         told = {name: error.get(name) for name in ("code", "message", "param")}
         return self._event("error", **told, error=dict(error))
 
@@ -164,8 +164,8 @@ class Translator:
         yield from self._begin_item(kind, f"{prefix}_{self._tail}", {})
 
     def _begin_item(self, kind: str, name: str, call: Mapping[str, Any]) -> Iterator[Event]:
-        """The first item of a name has the id that the stored response gives it; one that comes
-        again, after another or after a restart, needs an id of its own.
+        """The first item of a kind has the id that it has in the stored response; a later one of the same kind
+        (after another item or a restart) needs an id of its own.
         """
         again = self._names.count(name)
         item_id = f"{name}_again{again}" if again else name
@@ -186,7 +186,7 @@ class Translator:
         return self._event(kind, **self._open.place(), delta=text, **extra)
 
     def _close(self, status: str) -> Iterator[Event]:
-        """End the open item, if there is one."""
+        """Close the open item, if there is one."""
         item, self._open = self._open, None
         if item is None:
             return
@@ -209,14 +209,14 @@ class Translator:
         yield self._event("response.output_item.done", output_index=item.index, item=whole)
 
     def _start_over(self) -> Iterator[Event]:
-        """What was shown is void: its item ends incomplete, and new items follow it."""
+        """The text shown so far is void: its item ends incomplete, and new items follow."""
         yield from self._close("incomplete")
         for item in self._done:
             if "status" in item:
                 item["status"] = "incomplete"
 
     def _response_event(self, kind: str, state: str) -> Event:
-        """A snapshot that does not depend on when it is asked for."""
+        """A snapshot that does not depend on when it is made."""
         bare = Job(
             id=self._job.id,
             state=JobState(state),

@@ -1,7 +1,6 @@
-"""One job's life as steps with times: accepted, queued, waking, attempts, tokens, end, deliveries.
+"""The timeline of a job: accepted, queued, waking, attempts, tokens, end, webhook deliveries, with times.
 
-Called by `GET /v1/jobs/{id}?include=timeline`; `torpor watch` and the console draw it. Pure: what
-is known comes in, what is shown goes out. Must not know HTTP.
+Called by `GET /v1/jobs/{id}?include=timeline`; `torpor watch` and the console draw it. Pure. Must not know HTTP.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -60,7 +59,7 @@ class TimelineView(TypedDict):
 
 
 _OVER: Final = frozenset({"ready", "draining", "broken"})
-"""Phases of a replica that is not waking any more."""
+"""Phases of a replica that has finished its start."""
 
 
 def timeline(
@@ -70,9 +69,9 @@ def timeline(
     now_ms: int,
     kept: Sequence[Step] = (),
 ) -> TimelineView:
-    """The steps in order of time. `at_ms` is store time; `duration_ms` counts up to `now_ms` for
-    what goes on, and is null for what has none. `is_whole` once nothing more is to be expected but
-    a delivery that is tried again. `kept` are the waking phases that were noted at the job's end.
+    """The steps in order of time. `at_ms` is store time; `duration_ms` counts up to `now_ms` for a running step,
+    and is null for a step without duration. `is_whole` is set once no further step is expected except a webhook's
+    retry. `kept` are the replica phases stored at the job's end.
     """
     told = sorted(deliveries, key=lambda delivery: delivery.created_ms)
     first_ms = job.started_ms or job.finished_ms
@@ -98,8 +97,8 @@ def _span(step: str, start_ms: int, end_ms: int, now_ms: int, **more: Any) -> St
 
 
 def waking_steps(job: Job, replicas: Sequence[Replica], now_ms: int) -> list[Step]:
-    """Phases of the replica that took the job, or that may, as far as the job waited for them. A
-    replica that is gone has taken its phases with it: note them while it is there.
+    """The phases of the replica that runs the job, or may run it, as far as the job waited for them. Read them
+    while the replica exists.
     """
     return list(_waking(job, replicas, job.started_ms or job.finished_ms or now_ms, now_ms))
 
@@ -140,7 +139,7 @@ def _attempts(job: Job, now_ms: int) -> Iterator[Step]:
 
 
 def _tries(delivery: WebhookDelivery) -> Iterator[Step]:
-    """A step a try; one without a duration for a delivery that has not been tried."""
+    """One step for each try; without a duration for a delivery that has not been tried."""
     told = {
         "step": "delivery",
         "delivery": delivery.id,

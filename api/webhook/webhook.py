@@ -1,7 +1,7 @@
-"""The values of webhooks: endpoints, their signing secrets, messages and deliveries. Pure.
+"""Values of webhooks: endpoints, signing secrets, messages and deliveries. Pure.
 
-Called by the store, the sender and the handlers of webhooks. Bodies are thin and events are named
-as OpenAI names them; signatures are Standard Webhooks'.
+Called by the store, the sender and the handlers of webhooks. Events have OpenAI's names and small bodies;
+signatures are those of Standard Webhooks.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from eventing.job.call_fields import Schema
 from eventing.job.job import Job
 
 PER_JOB: Final = "we_jobs"
-"""The endpoint that signs what jobs with a `webhook` of their own send; it has no URL."""
+"""Id of the endpoint whose secret signs the webhooks of jobs with a `webhook` of their own; it has no URL."""
 JOB_WEBHOOK: Final = "torpor.webhook"
-"""Name in a job's metadata of the URL it wants told."""
+"""Metadata key of the URL that a job's webhook goes to."""
 _RESPONSE: Final = "torpor.response"
 BATCH: Final = "torpor.batch"
-"""Name in a job's metadata of the batch that it is a line of."""
+"""Metadata key of the batch that a job is a line of."""
 WEBHOOK_URL: Final = "webhook.url"
-"""The field that a refusal of such a URL names."""
+"""The request field that is named when such a URL is refused."""
 WEBHOOK_SCHEMA: Final[Schema] = {
     "type": ["object", "null"],
     "required": ["url"],
@@ -41,25 +41,25 @@ WEBHOOK_SCHEMA: Final[Schema] = {
 }
 """What `parse_webhook_options` judges."""
 OVERLAP_S: Final = 24 * 3600
-"""How long the old secret signs beside the new one after a rotation."""
+"""How long the old secret signs as well after a rotation."""
 
 
 class EventType(StrEnum):
-    """What may be told, by OpenAI's names."""
+    """The event types, with OpenAI's names."""
 
-    RESPONSE_COMPLETED = "response.completed"  #: the answer is whole
-    RESPONSE_FAILED = "response.failed"  #: there will be no answer
-    RESPONSE_CANCELLED = "response.cancelled"  #: somebody who may, stopped it
-    RESPONSE_INCOMPLETE = "response.incomplete"  #: an answer, cut by a limit
+    RESPONSE_COMPLETED = "response.completed"  #: the answer is complete
+    RESPONSE_FAILED = "response.failed"  #: there is no answer
+    RESPONSE_CANCELLED = "response.cancelled"  #: cancelled by its owner or an operator
+    RESPONSE_INCOMPLETE = "response.incomplete"  #: the answer was cut off by a limit
     BATCH_COMPLETED = "batch.completed"  #: every line has ended
     BATCH_FAILED = "batch.failed"  #: the batch was not valid
-    BATCH_CANCELLED = "batch.cancelled"  #: somebody stopped it; what ended is kept
-    BATCH_EXPIRED = "batch.expired"  #: its window closed; what ended is kept
+    BATCH_CANCELLED = "batch.cancelled"  #: cancelled; finished lines are kept
+    BATCH_EXPIRED = "batch.expired"  #: the completion window passed; finished lines are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secret:
-    """A signing secret, `whsec_` and base64; good until `until_s` (0 for ever)."""
+    """A signing secret, `whsec_` and base64; valid until `until_s` (0 for ever)."""
 
     text: str
     until_s: int = 0
@@ -67,8 +67,8 @@ class Secret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """A receiver of a tenant's events. The newest secret stands first. `switched_off` says why
-    nothing is sent, and is empty while it is.
+    """A receiver of a tenant's events. The newest secret is first. `switched_off` is the reason why the endpoint is
+    off, empty while it is on.
     """
 
     id: str
@@ -89,15 +89,15 @@ class Endpoint:
         return tuple(s.text for s in self.secrets if not s.until_s or s.until_s > now_s)
 
     def rotated(self, secret: str, now_s: int, overlap_s: int) -> "Endpoint":
-        """The endpoint with a new secret; the old one goes on signing for `overlap_s`."""
+        """The endpoint with a new secret; the old one also signs for `overlap_s`."""
         old = (replace(self.secrets[0], until_s=now_s + overlap_s),) if overlap_s else ()
         return replace(self, secrets=(Secret(text=secret), *old), updated_s=now_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One event to tell a tenant's receivers. `key` says which ending it is: the same one always
-    gives the same ids.
+    """One event for a tenant's receivers. `key` identifies the end: the same end always gives the same delivery
+    ids.
     """
 
     tenant: str
@@ -112,7 +112,7 @@ class Message:
         return "evt_" + _digest(self.tenant, self.key)
 
     def body(self) -> bytes:
-        """OpenAI's thin body: what happened to which id; the receiver fetches the rest."""
+        """OpenAI's small body: the event type and the object's id; the receiver fetches the rest."""
         return orjson.dumps(
             {
                 "id": self.event_id,
@@ -126,7 +126,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Try:
-    """One try at a delivery, for the log."""
+    """One try of a delivery, for the log."""
 
     at_ms: int
     status: int
@@ -137,7 +137,7 @@ class Try:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookDelivery:
-    """A message on its way to one receiver. `id` is the `webhook-id`: the same on every try."""
+    """A message for one receiver. `id` is the `webhook-id`, the same on every try."""
 
     id: str
     tenant: str
@@ -166,8 +166,8 @@ def delivery_of(message: Message, endpoint_id: str, url: str) -> WebhookDelivery
 
 
 def message_of(job: Job) -> Message | None:
-    """What is told of an ended job; None for a line of a batch, whose batch is told of. A job that
-    is redriven and ends again is told of again.
+    """The message for an ended job; None for a line of a batch, whose batch has a message of its own. A redriven
+    job that ends again gives a new message.
     """
     if BATCH in job.metadata:
         return None
@@ -182,13 +182,13 @@ def message_of(job: Job) -> Message | None:
 
 
 def subject_of(job: Job) -> str:
-    """What receivers know the job by: the id it came in under."""
+    """The id by which receivers know the job: the one of the call that submitted it."""
     return f"resp_{job.id.removeprefix('job_')}" if _RESPONSE in job.metadata else job.id
 
 
 def parse_webhook_options(line: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:
-    """What a submit asks of webhooks, for the job's metadata: `webhook: {url}` beside url and body,
-    or the header `Torpor-Webhook`. Raises `InvalidJob`; where it points is checked when it is submitted.
+    """The webhook of a submit, for the job's metadata: from `webhook: {url}` beside url and body, or the header
+    `Torpor-Webhook`. Raises `InvalidJob`. Its address is checked when the job is submitted.
     """
     webhook = line.get("webhook")
     if webhook is None:
@@ -206,7 +206,7 @@ def parse_webhook_options(line: Mapping[str, Any], headers: Mapping[str, str]) -
 def signed_headers(
     delivery_id: str, body: bytes, signing: tuple[str, ...], now_s: float
 ) -> Mapping[str, str]:
-    """Headers of one try: the id, this try's time, a signature for each secret."""
+    """Headers of one try: id, time, and a signature for each secret."""
     at = datetime.fromtimestamp(int(now_s), UTC)
     signatures = [Webhook(secret).sign(delivery_id, at, body.decode()) for secret in signing]
     return {
@@ -219,7 +219,7 @@ def signed_headers(
 
 
 def new_secret() -> str:
-    """A fresh secret of 32 bytes (the standard asks for 24 to 64)."""
+    """A new secret of 32 bytes (the standard asks for 24 to 64)."""
     return "whsec_" + b64encode(secrets.token_bytes(32)).decode()
 
 

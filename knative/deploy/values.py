@@ -1,7 +1,7 @@
-"""The handful of values that a deployment is rendered from.
+"""The values that a deployment is rendered from.
 
-Read by `render` and the command line. Knows nothing of Kubernetes objects; the seconds that follow
-from these values are in `timeouts`.
+Read by `render` and the command line. Knows no Kubernetes objects; `timeouts` derives the timeouts from these
+values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _URI = r"^(hf|s3|gs|pvc|https|oci|azure)://\S+$"
 DnsLabel = Annotated[str, Field(pattern=_LABEL)]
 HostName = Annotated[str, Field(pattern=_HOST)]
 StorageUri = Annotated[str, Field(pattern=_URI)]
-# What a person is told instead of a regular expression.
+# Error messages in place of a regular expression.
 _IN_WORDS = {
     _LABEL: "must be lower-case letters, digits and dashes, 40 at most, a letter first",
     _HOST: "must be a host name alone: no https://, no path, no port",
@@ -32,7 +32,7 @@ _IN_WORDS = {
 
 
 class ValuesError(ValueError):
-    """The file of values cannot be used; the message names each field and what it must be."""
+    """The values file is invalid; the message names each field and what it must be."""
 
 
 class _Section(BaseModel):
@@ -47,7 +47,7 @@ class _Section(BaseModel):
 
 
 class ModelValues(_Section):
-    """Which model is served, and how much of it at once."""
+    """The served model and its batch size."""
 
     # 40 characters at most: KServe adds "-predictor", Knative a revision of up to 12 more, and the
     # whole has to stay a DNS label of 63.
@@ -73,7 +73,7 @@ class MoreModel(ModelValues):
 
 
 class GpuValues(_Section):
-    """What one replica sits on, and what it costs. One for all models: the api counts one price."""
+    """The hardware of one replica and its price. The same for all models: the api has one price."""
 
     count: int = Field(1, ge=1, le=16)
     product: str = Field("NVIDIA-L40S", pattern=r"^[A-Za-z0-9._-]{1,63}$")
@@ -81,7 +81,7 @@ class GpuValues(_Section):
 
 
 class ImageValues(_Section):
-    """Where the containers come from. Tags or digests: `tag: 0.1.0` or `tag: sha256:...`."""
+    """The container images. Tags or digests: `tag: 0.1.0` or `tag: sha256:...`."""
 
     repository: str = Field("registry.example.com/torpor", min_length=1)
     tag: str = Field("0.1.0", pattern=r"^[A-Za-z0-9._:-]+$")
@@ -102,7 +102,7 @@ class ImageValues(_Section):
 
 
 class PlatformValues(_Section):
-    """What the cluster has; defaults are the releases that the manifests are checked against."""
+    """Versions of the cluster's platforms; defaults are the releases that the manifests are checked against."""
 
     kserve: str = Field("0.20", pattern=r"^0\.\d+$")
     keda: str = Field("2.20", pattern=r"^2\.\d+$")
@@ -115,7 +115,7 @@ class PlatformValues(_Section):
 
 
 class Values(_Section):
-    """All that a person decides. Everything else on a job's path is derived."""
+    """All values that the operator sets. Every timeout is derived from them."""
 
     max_job_seconds: int = Field(1800, ge=10, le=86_400)
     cold_start_seconds: int = Field(600, ge=5, le=3600)
@@ -174,7 +174,7 @@ def load_values(path: Path) -> Values:
 
 
 class _OnceLoader(yaml.SafeLoader):
-    """Reads YAML in which a key stands once: the second would win without a word."""
+    """A YAML loader that refuses a repeated key, of which PyYAML would use the second."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -188,7 +188,7 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 def _told(error: ErrorDetails) -> str:
-    """Give one wrong value as a person reads it: its name, what it must be, what was given."""
+    """Give one invalid value in words: its name, what it must be, what was given."""
     *parents, last = (str(step) for step in error["loc"]) if error["loc"] else ("values",)
     message = error["msg"].removeprefix("Value error, ")
     match error["type"]:

@@ -1,9 +1,9 @@
-"""The life of one delivery: from an HTTP message to the answer that the broker goes by.
+"""Handles one delivery: from the HTTP message to the response that decides what the broker does.
 
-Called by the event route of `predictor.server`. The steps stand in `Deliveries._run`, in
-order; what each outcome is answered with is the table of `answer_for` (docs/adr/0015). Nothing is
-answered 2xx that the store does not hold; if the process dies in here, the job's lease lapses and
-the next delivery goes on. A caller that goes away changes nothing: the next one finds the result.
+Called by the event route of `predictor.server`. `Deliveries._run` has the steps in order; `answer_for` has the
+response to each outcome (docs/adr/0015). No 2xx is sent before its outcome is stored; if the process dies in here,
+the job's lease lapses and the next delivery continues. A caller that disconnects changes nothing: the next delivery
+finds the result.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ _HELD_AT_MOST_S: Final = 5.0
 
 
 class Deliveries:
-    """Takes deliveries, any number at once."""
+    """Handles deliveries, any number concurrently."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Deliveries:
         self._account = account or GpuAccount(None, clock, model="", started_s=0.0)
 
     async def handle(self, headers: Mapping[str, str], body: bytes) -> DeliveryResponse:
-        """The answer to one delivery."""
+        """The response to one delivery."""
         try:
             event = parse_http(headers, body)
             parent = followable(headers.get("traceparent", "")) or event.extensions.get(
@@ -107,12 +107,12 @@ class Deliveries:
         except BadRequest as error:
             outcome = Malformed(error)
         labelled(metrics.DELIVERIES, type(outcome).__name__.lower()).inc()
-        # Without a shared store nobody could fetch what was left out of the reply.
+        # Without a shared store, what was left out of the reply could not be fetched.
         inline_bytes = job_event.DATAREF_ABOVE_BYTES if self._is_store_shared else sys.maxsize
         return answer_for(outcome, inline_bytes=inline_bytes)
 
     async def outcome_of(self, event: Event) -> Outcome:
-        """What came of the event: a job that ran, or why none did."""
+        """The outcome of an event: a job that ran, or why none did."""
         if event.type != job_event.REQUESTED:
             _log.warning("event of another type", action="ignore", type=event.type[:100])
             return Ignored()
@@ -126,7 +126,7 @@ class Deliveries:
             return self._ignore_strange(new.id)
 
     async def _refusable(self, step: Awaitable[Outcome]) -> Outcome:
-        """The step's outcome; where something it needs is away, nothing was done."""
+        """The step's outcome; `Refused` when a dependency is unavailable."""
         try:
             return await step
         except Unavailable as error:
@@ -137,15 +137,15 @@ class Deliveries:
             return self._ignore_strange(event.subject)
         new = job_event.unreadable_job(event)
         if not await self._store.reject(new, problem(error), event.data):
-            # Somebody else's job has this identity; whoever knows it must not be able to end it.
+            # The identity belongs to another job, which this event must not be able to end.
             _log.warning("invalid event of a known job", action="reject", job_id=new.id)
             return Rejected(None)
-        # A shared store tells of it itself; nobody reads one of our own.
+        # A shared store records the end itself; an in-memory one has no readers.
         return Rejected(None if self._is_store_shared else await self._store.get(new.id))
 
     async def _run(self, new: NewJob) -> Outcome:
-        """Five steps: slot, lease, checkpoint, generate, settle. Each gives what the next one needs, or
-        the outcome. A job that may be what kills predictors gets one for itself (docs/adr/0018).
+        """Five steps: slot, lease, checkpoint, generate, settle. Each returns the input of the next one, or the
+        outcome. A job suspected of killing predictors runs alone (docs/adr/0018).
         """
         async with self._admission.reserve(sequences(new.request.body)) as slot:
             leased = await self._lease(new, slot)
@@ -160,8 +160,8 @@ class Deliveries:
                 return await self._attempt(whole, span)
 
     def _validate(self, job: Job) -> bool | Exception:
-        """Whether the answer may be continued, or what is wrong with the request. An error that is no
-        `BadRequest` is a bug of the check.
+        """Whether the answer can be continued, or what is wrong with the request. An error that is not a
+        `BadRequest` is a bug in the check.
         """
         try:
             request = _request(job, job.attempt + 1)
@@ -171,8 +171,8 @@ class Deliveries:
             return error
 
     async def _lease(self, new: NewJob, slot: Slot) -> "Leased | Outcome":
-        """The job's lease. Most records say what the event says: then it is all that need be asked for.
-        Where they differ, or the event's request is wrong, the record decides.
+        """The job's lease. Most records equal the event, so the lease is requested without reading the record
+        first; when they differ, or the event's request is invalid, the record decides.
         """
         job, expected = fresh(new, 0), True
         checked = self._validate(job)
@@ -190,7 +190,7 @@ class Deliveries:
                 job.id,
                 self._owner,
                 can_resume=checked is not False,
-                # What fails before it gets to the engine is as good as exclusive.
+                # A request that fails before it reaches the engine counts as exclusive.
                 is_exclusive=is_exclusive or isinstance(checked, Exception),
                 expected=new if expected else None,
             )
@@ -208,7 +208,7 @@ class Deliveries:
                     return await self._not_ours(job, acquired)
 
     async def _not_ours(self, job: Job, acquired: Acquired) -> Outcome:
-        """What the delivery is told when there is no lease to be had."""
+        """The outcome when the lease is not granted."""
         match acquired.status:
             case AcquireStatus.HELD:
                 return Held(min(acquired.lease_left_ms / 1000, _HELD_AT_MOST_S))
@@ -218,10 +218,9 @@ class Deliveries:
                 return await self._settlement.ended(job.id)
 
     async def _record(self, new: NewJob) -> Job:
-        """The job as recorded: what stands in the record is what was promised, whatever a later
-        event of the same identity says (a redriven job may have been edited). Our api's jobs are
-        there already; only those of other producers are recorded here. Raises `JobDeleted`, also
-        for one that says it is our api's and is not.
+        """The job as recorded: the record decides, whatever a later event with the same identity says (a redriven
+        job may have been edited). Jobs of our api are recorded already; those of other producers are recorded here.
+        Raises `JobDeleted`, also for an event that claims our api as its source without a record.
         """
         recorded = await self._store.get(new.id)
         if recorded is not None:
@@ -237,9 +236,7 @@ class Deliveries:
         return job
 
     def _is_strange(self, source: str) -> bool:
-        """Whether a job of that source must be in the store already: our api records before it
-        sends. (Without a shared store, nothing is.)
-        """
+        """True when the source is our api, which records before it sends. (Without a shared store, false.)"""
         return self._is_store_shared and source == API_SOURCE
 
     def _ignore_strange(self, job_id: str) -> Outcome:
@@ -247,8 +244,8 @@ class Deliveries:
         return Ignored()
 
     async def _checkpoint(self, leased: "Leased") -> "Leased | Outcome":
-        """What earlier attempts left. A checkpoint that is not whole (its stream was evicted) is of no
-        use: the job starts over, under a lease that says so.
+        """The state that earlier attempts left. An incomplete checkpoint (its stream was evicted) cannot be used:
+        the job starts over, under a lease that says so.
         """
         attempt = leased.attempt
         if not attempt.token_count:
@@ -261,7 +258,7 @@ class Deliveries:
         _log.warning("checkpoint not whole", action="restart", job_id=attempt.job_id)
         await self._settlement.release(attempt, ReleaseReason.HANDOVER, "handover")
         asked_s = self._clock.monotonic_s()
-        # Who may run it was asked a moment ago, and nothing was lost since.
+        # The lease was granted a moment ago, so the exclusive check need not be repeated.
         acquired = await self._store.acquire(
             attempt.job_id, self._owner, can_resume=False, is_exclusive=True
         )
@@ -271,7 +268,7 @@ class Deliveries:
         return Leased.of(leased.job, acquired, False, asked_s)
 
     async def _attempt(self, leased: "Leased", span: Span) -> Outcome:
-        """Generate and settle, whatever goes wrong."""
+        """Generate and settle; every error is handled."""
         attempt = leased.attempt
         log = _log.bind(job_id=attempt.job_id, attempt=attempt.number)
         log.info("attempt starts", action="attempt", resumed_tokens=attempt.token_count)
@@ -283,7 +280,7 @@ class Deliveries:
         except StoreUnavailable as error:
             outcome, word = Refused(error.message, error.retry_after_s), "store_unavailable"
         except Exception as error:
-            # The outermost handler of this job: whatever went wrong counts, so that it ends.
+            # The last handler of this job: any error counts as an attempt, so that retries end.
             log.error("attempt broke", action="attempt", **where(error))
             outcome, word = await self._settlement.failed(attempt, "internal_error"), "bug"
         labelled(metrics.ATTEMPTS, word).inc()
@@ -293,7 +290,7 @@ class Deliveries:
         return outcome
 
     async def _generate_and_settle(self, leased: "Leased") -> tuple[Outcome, str]:
-        """Both under the eyes of whoever keeps the lease."""
+        """Both while the lease is renewed."""
         generation = Generation(
             leased.attempt,
             leased.checkpoint,
@@ -325,7 +322,7 @@ class Deliveries:
         if isinstance(result, Completed):
             return await self._settlement.settle(attempt, result, new_tokens=made, gpu_ms=gpu_ms)
         charging = asyncio.ensure_future(self._account.charge(attempt.job_id, gpu_ms))
-        await asyncio.sleep(0)  # the charge goes out first, so the end is shown with it
+        await asyncio.sleep(0)  # charged first, so that the end is shown with it
         try:
             return await self._settlement.settle(attempt, result, new_tokens=made)
         finally:
@@ -334,9 +331,7 @@ class Deliveries:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leased:
-    """A job that is ours, and what its attempt starts with. `bug` is what the check of its request
-    raised.
-    """
+    """A leased job and the start state of its attempt. `bug` is the exception of the check of its request."""
 
     job: Job
     attempt: Attempt
@@ -347,7 +342,7 @@ class Leased:
     def of(
         cls, job: Job, acquired: Acquired, checked: bool | Exception, asked_s: float
     ) -> "Leased":
-        """From the store's answer to a request of `asked_s`."""
+        """From the store's answer to a request sent at `asked_s`."""
         attempt = Attempt(
             lease=acquired.lease,
             acquired_s=asked_s,
@@ -367,10 +362,10 @@ def _wants_result(headers: Mapping[str, str]) -> bool:
 
 
 def _request(job: Job, attempt: int) -> EngineRequest:
-    """The engine call of an attempt; two attempts may overlap in one engine for a moment."""
+    """The engine call of an attempt; two attempts of a job may overlap in one engine for a moment."""
     return EngineRequest(f"{job.id}-{attempt}", job.request.url, job.request.body)
 
 
 def _is_kept(result: Result, attempt: Attempt) -> bool:
-    """True when somebody goes on with what this attempt made, or has it all."""
+    """True when this attempt's tokens are continued by another attempt, or are in the result."""
     return isinstance(result, Completed) or (attempt.can_resume and result is not Interrupted.ENDED)

@@ -1,10 +1,10 @@
-"""The test engine: tokens from prompt and seed, at a set speed, with faults on demand. No model.
+"""The test engine: tokens from prompt and seed, at a set speed, with faults on request. No model.
 
-Used wherever everything but the thinking is to be exercised (`--engine seeded`). Answers in the
-form of vLLM's stream chunks and keeps `predictor.engine.engine.Engine` to the letter, resumption included.
-Starts in some tens of milliseconds: must not import vLLM, torch or KServe.
+Used for tests of everything but the model (`--engine seeded`). Answers in the form of vLLM's stream chunks and
+implements `predictor.engine.engine.Engine` completely, resumption included. Starts in some tens of milliseconds:
+must not import vLLM, torch or KServe.
 
-The body's `seeded` object sets what one request shall do (`predictor.engine.seeded_tokens.SeededParams`).
+The body's `seeded` object controls one request (`predictor.engine.seeded_tokens.SeededParams`).
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from predictor.engine.seeded_tokens import EMBEDDING_URL, EOS, SeededRequest
 from predictor.errors import BadRequest, EngineDeadError, EngineRequestError, EngineStartError
 
 _YIELD_EVERY: Final = 32
-"""Tokens after which an engine without a speed lets other tasks run."""
+"""Tokens after which an engine without a set speed yields to other tasks."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeededSettings:
-    """How the test engine behaves. Speeds are per request; 0 means as fast as the machine can."""
+    """The test engine's behaviour. Speeds are per request; 0 means as fast as the machine can."""
 
     model_names: tuple[str, ...] = ("seeded",)
     tokens_per_s: float = 50.0
@@ -38,7 +38,7 @@ class SeededSettings:
 
 
 class SeededEngine:
-    """An `Engine` whose answers follow from prompt and seed."""
+    """An `Engine` whose answers are a function of prompt and seed."""
 
     def __init__(self, settings: SeededSettings | None = None) -> None:
         self._settings = settings or SeededSettings()
@@ -69,7 +69,7 @@ class SeededEngine:
 
     @property
     def running(self) -> frozenset[str]:
-        """Ids of the requests that hold a slot, for tests that check that slots are freed."""
+        """Ids of the requests that hold a slot, for tests."""
         return frozenset(self._running)
 
     async def start(self, report: PhaseReporter) -> None:
@@ -158,7 +158,7 @@ class SeededEngine:
         return self._settings.tokens_per_s if asked is None else asked
 
     async def _pause_until(self, due: float, position: int) -> None:
-        """Keep the pace against the clock, so that late wake-ups do not add up."""
+        """Keep the pace by the clock, so that late wake-ups do not add up."""
         wait_s = due - asyncio.get_running_loop().time()
         if wait_s > 0 or position % _YIELD_EVERY == 0:
             await self._pause(wait_s)
@@ -176,7 +176,7 @@ class SeededEngine:
             raise EngineDeadError("the test engine died")
 
     async def _inject_faults(self, request: SeededRequest, position: int) -> None:
-        """Whatever fault the request's knobs ask for at this token."""
+        """The fault that the request's `seeded` object asks for at this token."""
         knobs = request.knobs
         if position == knobs.stall_at:
             await self._dead.wait()

@@ -1,9 +1,9 @@
-"""What the test engine says: a request read strictly, and tokens that follow from prompt and seed.
+"""The test engine's answers: strict parsing of a request, and tokens as a function of prompt and seed.
 
 Called by `predictor.engine.seeded_engine` only. Pure: no clock, no randomness, no I/O.
 
-Every token depends on all the tokens before it, as a model's do: a run that goes on from wrong or
-missing ids says something else, so a test that compares texts sees a bad checkpoint.
+Every token depends on all tokens before it, as a model's do: a run that continues from wrong or missing ids gives
+another text, so a test that compares texts detects a bad checkpoint.
 """
 
 import hashlib
@@ -31,21 +31,21 @@ EMBEDDING_DIMENSIONS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class SeededParams:
-    """What a body's `seeded` object may ask of the test engine; counts are output token indices."""
+    """The fields of a body's `seeded` object; counts are output token indices."""
 
     output_tokens: int | None = None  #: length of the answer; else drawn from the seed
-    reasoning_tokens: int = 0  #: how many of them are thought, not answer
-    tokens_per_s: float | None = None  #: instead of the engine's
+    reasoning_tokens: int = 0  #: how many of them are reasoning, not answer
+    tokens_per_s: float | None = None  #: overrides the engine's
     stall_at: int | None = None  #: never make this token
     fail_at: int | None = None  #: raise EngineRequestError instead of this token
-    engine_dies_at: int | None = None  #: raise EngineDeadError, for everybody, for ever
+    engine_dies_at: int | None = None  #: raise EngineDeadError, for all requests, for good
     process_dies_at: int | None = None  #: SIGKILL to our own process before this token
-    resumable: bool = True  #: what `can_resume` says
+    resumable: bool = True  #: the result of `can_resume`
 
 
 @dataclass(frozen=True, slots=True)
 class SeededRequest:
-    """A request as the test engine understands it."""
+    """A parsed request."""
 
     url: str
     model: str | None
@@ -59,7 +59,7 @@ class SeededRequest:
 
     @property
     def prompt_tokens(self) -> int:
-        """One a word, and four for each message's frame."""
+        """One for each word, and four for each message."""
         return sum(len(part.split()) + 4 for part in self.prompt)
 
     @property
@@ -94,7 +94,7 @@ def parse(request: EngineRequest) -> SeededRequest:
 
 
 def output_limit(request: SeededRequest, max_model_len: int) -> int:
-    """How many tokens the answer may have. Raises `BadRequest` when the context is too short."""
+    """The largest number of output tokens. Raises `BadRequest` when the context is too short."""
     room = max_model_len - request.prompt_tokens
     if room < 1:
         raise ContextExceeded(
@@ -111,7 +111,7 @@ def output_limit(request: SeededRequest, max_model_len: int) -> int:
 
 
 def tokens(request: SeededRequest, choice: int, prior: Sequence[int]) -> Iterator[int]:
-    """The ids that follow `prior`, without end but for `EOS`."""
+    """The ids that follow `prior`, without end except for `EOS`."""
     state = _digest(f"{request.seed}|{choice}|{request.model}|{request.prompt}".encode())
     length = request.knobs.output_tokens or 16 + int.from_bytes(state[:2], "big") % 112
     for token_id in prior:
@@ -139,7 +139,7 @@ def text_of(token_id: int, is_first: bool) -> str:
 
 
 def embedding(text: str) -> list[float]:
-    """Eight numbers between -1 and 1 that follow from the text."""
+    """Eight numbers between -1 and 1 that depend on the text."""
     return [byte / 127.5 - 1 for byte in _digest(text.encode())[:EMBEDDING_DIMENSIONS]]
 
 

@@ -1,8 +1,7 @@
-"""Gets the model ready on disk before anything needs it, and tells the api what it must know
-of it.
+"""Prepares the model's files before the stack starts, and describes the model to the api.
 
-Called by the stack. The work is the predictor's (`python -m predictor.model_files.weights`), run as a process:
-nothing of vLLM is imported here.
+Called by the stack. The predictor does the work (`python -m predictor.model_files.weights`), as a process of its
+own: nothing of vLLM is imported here.
 """
 
 import asyncio
@@ -20,15 +19,13 @@ from torpor.local.child import child_env, die_with_parent, python_module
 from torpor.local.errors import StackError
 
 CONTEXT_TOKENS: Final = 2048
-"""A laptop's context, unless the user says otherwise."""
+"""The default context length, for a laptop."""
 _WEIGHTS: Final = ("*.safetensors", "*.bin", "*.gguf", "*.pt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model by the name in requests; `folder` is None for one the engine finds itself, by its
-    `source`.
-    """
+    """A model by its name in requests; `folder` is None for one that the engine finds itself, by its `source`."""
 
     name: str
     source: str = ""
@@ -56,8 +53,8 @@ class Model:
 async def prepare_model(
     name: str, cache_dir: Path, report: Callable[[str], None], *, context_tokens: int | None = None
 ) -> Model:
-    """The model, converted if it must be; `report` gets each line of progress. The conversion ends
-    with whoever waits for it. Raises `StackError` for one that no engine could start with.
+    """The model, converted if necessary; `report` gets each line of progress. The conversion ends when this is
+    cancelled. Raises `StackError` for a model that no engine could load.
     """
     _require_folder(name)
     argv = python_module(
@@ -82,7 +79,7 @@ async def prepare_model(
 
 
 def _require_folder(name: str) -> None:
-    """Raises `StackError` for a path that leads nowhere, or to no model."""
+    """Raises `StackError` for a path that does not exist or contains no model."""
     folder = Path(name)
     if name.startswith(("/", ".")) and not folder.exists():
         raise StackError(f"there is no folder {name} with a model; name another with --model")
@@ -97,7 +94,7 @@ def _require_folder(name: str) -> None:
 async def _heard(
     process: asyncio.subprocess.Process, report: Callable[[str], None]
 ) -> tuple[str, list[str]]:
-    """What it printed, and what it said meanwhile, once it has ended."""
+    """The process's output, with its progress reported meanwhile, once it has ended."""
     assert process.stderr is not None  # noqa: S101
     assert process.stdout is not None  # noqa: S101
     said: list[str] = []
@@ -110,8 +107,8 @@ async def _heard(
 
 
 def _described(name: str, folder: Path, wanted: int | None) -> Model:
-    """What the folder says of itself; a name that is no folder is the engine's to find. Raises
-    `StackError` when more context is wanted than the model has.
+    """The model's own description of itself; a name that is not a folder is left to the engine. Raises `StackError`
+    when the requested context is longer than the model's.
     """
     context = wanted or CONTEXT_TOKENS
     if not folder.is_dir():

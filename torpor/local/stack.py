@@ -1,8 +1,8 @@
-"""The whole stack on one machine, from `up` to the last process gone.
+"""The whole stack on one machine, from `up` until the last process has ended.
 
-Called by `torpor up` and `torpor demo`. Starts store, model, broker, api, activator and autoscaler
-in this order and stops them in reverse. What a part needs to know it gets as `TORPOR_*` variables,
-as on a cluster. A part that crashes is started again; one that keeps crashing ends the stack.
+Called by `torpor up` and `torpor demo`. Starts store, model, broker, api, activator and autoscaler in this order
+and stops them in reverse. Parts are configured by `TORPOR_*` variables, as on a cluster. A part that crashes is
+started again; one that keeps crashing ends the stack.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ _CRASH_WINDOW_S: Final = 60.0
 
 
 class Stack:
-    """One embedded stack. `report` is told each step in words."""
+    """One local stack. `report` is called with each step in words."""
 
     def __init__(self, settings: StackSettings, report: Callable[[str], None]) -> None:
         self.settings = settings
@@ -70,17 +70,15 @@ class Stack:
         self.fleet: Fleet | None = None
 
     def stop(self) -> None:
-        """End in order: drain the predictors, then the rest. Told twice, it does not drain: what
-        the predictors hold then goes on from its last checkpoint, at the next start.
+        """Stop in order: drain the predictors, then the rest. A second call skips draining: jobs then continue from
+        their last checkpoint at the next start.
         """
         if self._stopping.is_set():
             self._hurried.set()
         self._stopping.set()
 
     async def run(self) -> None:
-        """Run until `stop`. Raises `StackError` when a part cannot be had; every process is gone
-        either way.
-        """
+        """Run until `stop`. Raises `StackError` when a part cannot run; every process has ended either way."""
         async with AsyncExitStack() as exits:
             exits.enter_context(private_files())
             exits.enter_context(locked(self._data))
@@ -89,7 +87,7 @@ class Stack:
                 async with asyncio.TaskGroup() as group:
                     starting = group.create_task(self._start(group, exits))
                     await self._stopping.wait()
-                    starting.cancel()  # nobody waits half a minute for what is not wanted any more
+                    starting.cancel()  # a conversion that is no longer wanted is not waited for
                     await asyncio.wait({starting})
                     if self.up.is_set():
                         await self._stop(group)
@@ -147,9 +145,7 @@ class Stack:
         )
 
     def _environment(self, redis_url: str, model: Model) -> dict[str, str]:
-        """What every part of the stack is told; `os.environ` keeps proxies, paths and the user's
-        own `TORPOR_*`.
-        """
+        """The variables of every part; `os.environ` gives proxies, paths and the user's own `TORPOR_*`."""
         s = self.settings
         broker_token = os.environ.get("TORPOR_BROKER_TOKEN") or self._token
         cards = [model.card(self._predictor_argv(model))]
@@ -206,7 +202,7 @@ class Stack:
         redis_url: str,
         port: int,
     ) -> None:
-        """Activator, autoscaler and a fleet of none."""
+        """Activator, autoscaler and an empty fleet."""
         s = self.settings
         redis = connect(redis_url)
         exits.push_async_callback(redis.aclose)
@@ -302,7 +298,7 @@ class Stack:
                 return KedaLoop(spec, scale=self.fleet, view=view, queue=queue, clock=clock)
 
     async def _supervise(self, child: Child) -> None:
-        """Start the part again when it ends by itself; give up on one that keeps ending."""
+        """Start the part again when it ends by itself; give up when it keeps ending."""
         ends: list[float] = []
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
@@ -321,9 +317,7 @@ class Stack:
             await child.start()
 
     async def _stop(self, group: asyncio.TaskGroup) -> None:
-        """Predictors first: what they hold is finished or handed over while store and broker still
-        listen.
-        """
+        """Predictors first: their jobs are finished or handed over while store and broker still run."""
         self._autoscaling.cancel()
         await asyncio.wait({self._autoscaling})
         grace = f", up to {self.settings.drain_grace:g} s; Ctrl-C again does not wait"
@@ -347,17 +341,17 @@ class _Ports:
 
 
 class _Stopped(Exception):
-    """Leaves the task group: its other tasks have no end of their own."""
+    """Ends the task group, whose other tasks never end by themselves."""
 
 
 async def _tell_failure(directory: ReplicaDirectory, model: str, reason: str) -> None:
-    """Let whoever waits for the model know. A store that is away costs the news only."""
+    """Report the failure to callers that wait for the model. With the store unavailable only the report is lost."""
     with suppress(Unavailable):
         await directory.report_failure(model, reason)
 
 
 async def _reachable(redis_url: str, message: str, child: Child | None = None) -> None:
-    """Return once the store takes writes."""
+    """Return once the store accepts writes."""
     store = RedisStore(connect(redis_url, timeout_s=1.0))
     deadline = asyncio.get_running_loop().time() + (_START_TIMEOUT_S if child else 3.0)
     try:
