@@ -12,9 +12,10 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from api.http.described import DESCRIBED, field_texts
-from api.http.problem import MEDIA_TYPE, OpenAIErrorView, ProblemView
+from api.http.problem import MEDIA_TYPE, OpenAIErrorView, ProblemView, openai_error, problem
 from api.openapi.examples import EXAMPLES
 from api.openapi.operation import COMPONENTS, SECURITY, component_name, ref
+from eventing.errors import BadRequest, TorporError
 
 _ABOUT: Final = """Answers that may take long, from hardware that sleeps when nobody asks.
 
@@ -46,23 +47,23 @@ _TAGS: Final = {
     "usage": "What it cost.",
 }
 _REFUSALS: Final = {
-    400: "The request cannot be read",
-    401: "No credential that we know",
-    403: "The credential lacks the scope",
-    404: "No such thing, or not yours",
-    408: "The body came too slowly",
-    409: "Not in this state, or the key was used with another body",
-    413: "The body is over the limit",
-    415: "Not the content type that this call takes",
-    422: "The request can never run as it is; `field` names why",
-    429: "Over a limit of the tenant; see Retry-After",
-    500: "The model gave no answer",
-    503: "Not now: nothing was accepted; see Retry-After",
-    504: "The answer took longer than a call may be held; the job goes on",
+    400: ("bad_request", "The request cannot be read"),
+    401: ("unauthorized", "No credential that we know"),
+    403: ("forbidden", "The credential lacks the scope"),
+    404: ("not_found", "No such thing, or not yours"),
+    408: ("body_too_slow", "The body came too slowly"),
+    409: ("wrong_state", "Not in this state, or the key was used with another body"),
+    413: ("body_too_large", "The body is over the limit"),
+    415: ("unsupported_media_type", "Not the content type that this call takes"),
+    422: ("invalid_job", "The request can never run as it is; `field` names why"),
+    429: ("rate_limit_exceeded", "Over a limit of the tenant; see Retry-After"),
+    500: ("no_answer", "The model gave no answer"),
+    503: ("store_unavailable", "Not now: nothing was accepted; see Retry-After"),
+    504: ("still_running", "The answer took longer than a call may be held; the job goes on"),
 }
 _FORMS: Final = {
-    "Problem": (MEDIA_TYPE, ref("Problem", ProblemView)),
-    "OpenAI": ("application/json", ref("OpenAIError", OpenAIErrorView)),
+    "Problem": (MEDIA_TYPE, ref("Problem", ProblemView), problem),
+    "OpenAI": ("application/json", ref("OpenAIError", OpenAIErrorView), openai_error),
 }
 
 
@@ -122,9 +123,16 @@ def _responses() -> dict[str, Any]:
     return {
         f"{form}{status}": {
             "description": text,
-            "content": {media_type: {"schema": schema}},
+            "content": {media_type: {"schema": schema, "example": body(_refusal(status))}},
             **({"headers": {"Retry-After": wait}} if status in (429, 503) else {}),
         }
-        for form, (media_type, schema) in _FORMS.items()
-        for status, text in _REFUSALS.items()
+        for form, (media_type, schema, body) in _FORMS.items()
+        for status, (_, text) in _REFUSALS.items()
     }
+
+
+def _refusal(status: int) -> TorporError:
+    code, text = _REFUSALS[status]
+    error = BadRequest(text, "body") if status in (400, 408, 413, 415, 422) else TorporError(text)
+    error.status, error.code = status, code  # type: ignore[misc]  # of this one
+    return error

@@ -335,3 +335,12 @@ async def test_a_narrow_window_does_not_scroll_sideways(api: Furnished, browser:
 
     assert await page.evaluate("() => document.documentElement.scrollWidth") <= 360
     await page.close()
+
+
+async def test_the_console_leads_to_the_calls_where_a_key_can_be_given(page: Page) -> None:
+    await page.get_by_role("link", name="API").click()
+    call = page.locator("#operations-jobs-submit_job")
+    await call.get_by_role("button").first.click()
+
+    await expect(page.get_by_role("button", name="Authorize").first).to_be_visible()
+    await expect(call.get_by_text("hummingbirds").first).to_be_visible()

@@ -123,6 +123,17 @@ def test_a_field_of_a_base_has_its_description_in_the_object_that_extends_it(
     assert schemas["Job"]["properties"]["deadline_ms"]["description"] == said
 
 
+def test_every_refusal_shows_its_own_status(document: dict[str, Any]) -> None:
+    shown = {}
+    for name, refusal in document["components"]["responses"].items():
+        ((media_type, content),) = refusal["content"].items()
+        if media_type == "application/problem+json":
+            shown[name] = f"Problem{content['example']['status']}"
+
+    assert shown
+    assert list(shown) == list(shown.values())
+
+
 def test_every_call_says_that_it_may_be_limited_and_when_to_come_back(
     document: dict[str, Any], operations: Operations
 ) -> None:
