@@ -8,8 +8,15 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 import sys
+from collections.abc import Sequence
 
-from eventing.broker.__main__ import main
+from eventing.broker import __main__ as broker
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """As `eventing.broker.__main__.main`, without an ingress."""
+    return broker.main(arguments, with_ingress=False)
+
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], with_ingress=False))
+    sys.exit(main(sys.argv[1:]))
