@@ -78,8 +78,10 @@ class Pump:
         *,
         token: str = "",
         room: ClaimRoom | None = None,
+        drain_s: float = 0.0,
     ) -> None:
         self._trigger = trigger
+        self._drain_s = drain_s
         self._queue = queue
         self._router = router
         self._dead_letters = dead_letters
@@ -119,6 +121,7 @@ class Pump:
                     await self._turn(group)
                 except Unavailable:
                     await self._pause(_AFTER_TROUBLE_S)
+            await self._drain()
             await self._nack_in_flight()
             keeper.cancel()
 
@@ -331,6 +334,13 @@ class Pump:
                 task.cancel()
                 await self._queue.settle(ticket)
         self._cancelled = gone
+
+    async def _drain(self) -> None:
+        """Let deliveries in flight end, no longer than `drain_s`. Given back now, they would go to a pump whose engine
+        can only wait for the leases that ours holds, and would fill it.
+        """
+        if self._drain_s and self._in_flight:
+            await asyncio.wait(list(self._in_flight.values()), timeout=self._drain_s)
 
     async def _nack_in_flight(self) -> None:
         """Stop waiting for answers and give the events back. A predictor that holds a job's lease continues, and

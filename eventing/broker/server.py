@@ -44,7 +44,9 @@ _ANSWER_S = 0.5
 class Broker:
     """Ingress and pumps over one Redis."""
 
-    def __init__(self, settings: BrokerSettings, triggers: Sequence[Trigger]) -> None:
+    def __init__(
+        self, settings: BrokerSettings, triggers: Sequence[Trigger], *, drain_s: float = 0.0
+    ) -> None:
         self._settings = settings
         self._redis = connect(
             settings.redis_url.get_secret_value(),
@@ -75,6 +77,7 @@ class Broker:
                 dead_letters,
                 token=settings.delivery_token.get_secret_value(),
                 room=room,
+                drain_s=drain_s,
             )
             for trigger, queue in self._routes
             if settings.trigger in ("", trigger.name)
@@ -139,17 +142,20 @@ class Broker:
 async def serve(
     settings: BrokerSettings, triggers: Sequence[Trigger], *, with_ingress: bool
 ) -> None:
-    """Run until SIGTERM or SIGINT; then stop listening and give back the events in flight."""
-    broker = Broker(settings, triggers)
+    """Run until SIGTERM or SIGINT; then stop listening and give back the events in flight, or, beside an engine,
+    let them end first.
+    """
+    broker = Broker(settings, triggers, drain_s=0.0 if with_ingress else settings.drain_grace_s)
     collector.freeze_gc_after_startup()
-    stopping = asyncio.Event()
+    stopping, drained = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     served = settings.trigger or "all"
     where = {"host": settings.host, "port": settings.port} if with_ingress else {}
     _log.info("started", action="start", triggers=len(triggers), pumps=served, **where)
     async with asyncio.TaskGroup() as group:
-        group.create_task(broker.pump(stopping))
+        pumping = group.create_task(broker.pump(stopping))
+        pumping.add_done_callback(lambda _: drained.set())
         if with_ingress:
             group.create_task(broker.abandoned.run(stopping))
             app = broker.app()
@@ -162,7 +168,7 @@ async def serve(
                     broker.side_app(),
                     host="0.0.0.0",  # noqa: S104 (Prometheus comes from outside the pod)
                     port=settings.metrics_port,
-                    stopping=stopping,
+                    stopping=drained,
                 )
             )
     await broker.close()

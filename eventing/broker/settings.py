@@ -40,5 +40,9 @@ class BrokerSettings(StoreSettings):
     """Port of a pump's own `/healthz` and `/metrics`, on all addresses; 0 serves none. The ingress
     shows them on its own port.
     """
+    drain_grace_s: float = Field(0.0, ge=0)
+    """Seconds that a pump beside its engine lets its deliveries end after SIGTERM; 0, and a broker with an ingress,
+    gives them back at once.
+    """
     log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
