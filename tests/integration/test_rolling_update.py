@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from eventing.redis import keys
-from tests.faults.processes import QUEUE, Program, Zygote, port_of, zygote_in
+from tests.faults.programs import QUEUE, Program, Zygote, port_of, zygote_in
 from tests.redis_server import free_port
 
 pytestmark = pytest.mark.timeout(120)

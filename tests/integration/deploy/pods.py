@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.faults.processes import Program, Zygote
+from tests.faults.programs import Program, Zygote
 from tests.integration.deploy.api_server import ApiServer, Object
 from tests.redis_server import free_port
 

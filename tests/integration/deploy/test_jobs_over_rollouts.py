@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from eventing.redis import keys
 from knative.deploy.render.render import write
-from tests.faults.processes import Zygote, zygote_in
+from tests.faults.programs import Zygote, zygote_in
 from tests.integration.deploy.api_server import ApiServer
 from tests.integration.deploy.conftest import Run
 from tests.integration.deploy.pods import Pods
