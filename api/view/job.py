@@ -14,6 +14,7 @@ from api.view.timeline import TimelineView
 from eventing.cloudevent.job_event import Timings, timings
 from eventing.cloudevent.request_id import KEPT
 from eventing.job.job import Job, JobError, JobState, Lane
+from eventing.job.reasoning import body_with_both_names
 from eventing.telemetry.cost import JobCost, Price, job_cost
 
 
@@ -130,7 +131,7 @@ def job_view(
         ],
     }
     if with_result:
-        view["result"] = job.result
+        view["result"] = body_with_both_names(job.result)
     if outlook is not None:
         view["waiting"] = outlook_view(outlook)
     if with_request:

@@ -27,6 +27,7 @@ from eventing.job.job import (
     is_job_id,
     parse_request,
 )
+from eventing.job.reasoning import body_with_both_names
 from eventing.job.store import Ending, NewJob
 from eventing.telemetry.span import followable
 
@@ -138,7 +139,7 @@ def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
         "attempt": job.attempt,
         "model": job.request.model,
         "custom_id": job.request.custom_id,
-        "response": job.result,
+        "response": body_with_both_names(job.result),
         "usage": job.usage,
         "error": job.error.to_dict() if job.error else None,
         "timings": timings(job),

@@ -26,6 +26,14 @@ def choice_with_both_names(choice: Mapping[str, Any]) -> Mapping[str, Any]:
     return choice
 
 
+def body_with_both_names(body: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A whole body as the store keeps it, likewise. Records of an older version have one name."""
+    choices = (body or {}).get("choices")
+    if body is None or not isinstance(choices, list):
+        return body
+    return {**body, "choices": [choice_with_both_names(each) for each in choices]}
+
+
 def entries_with_both_names(delta: str) -> str:
     """The `delta` of a token stream's entry (JSON, as stored), with both names."""
     if '"reasoning' not in delta:
