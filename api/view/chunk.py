@@ -4,7 +4,7 @@ Called by the streaming forms of chat completions and completions. The same stre
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -12,6 +12,9 @@ from api.view.outcome import CallFailed, answer_id, answer_of
 from eventing.job.job import Job
 from eventing.job.reasoning import choice_with_both_names
 from eventing.job.store import EntryKind, StreamEntry
+
+_PIECE_CHARS: Final = 8_000
+"""Of a text, in a chunk: JSON may take six bytes for a character, and a thought stands there twice."""
 
 
 class Restarted(CallFailed):
@@ -59,7 +62,8 @@ class Chunker:
             kept = {"index": 0, **choice}
             if self._is_chat:
                 kept["delta"] = delta_of(kept.pop("message", None) or {})
-            yield self._dump([self._whole(kept)])
+            for piece in _pieces(kept, is_chat=self._is_chat):
+                yield self._dump([self._whole(piece)])
 
     def usage(self, usage: Mapping[str, Any] | None) -> bytes:
         """The last chunk of a stream that requested usage."""
@@ -74,6 +78,27 @@ class Chunker:
 
     def _dump(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
         return orjson.dumps({**self._base, "choices": choices, **extra})
+
+
+def _pieces(choice: dict[str, Any], *, is_chat: bool) -> Iterator[dict[str, Any]]:
+    """A whole choice as chunks whose texts fit into a line: the thought, the answer, then what else
+    it has.
+    """
+    texts, answer = (choice["delta"], "content") if is_chat else (choice, "text")
+    thought = texts.get("reasoning") or texts.get("reasoning_content") or ""
+    told = {"reasoning": thought, answer: texts.get(answer) or ""}
+    if sum(map(len, told.values())) <= _PIECE_CHARS:
+        yield choice
+        return
+    for name, text in told.items():
+        for start in range(0, len(text), _PIECE_CHARS):
+            piece = {name: text[start : start + _PIECE_CHARS]}
+            yield {"index": choice["index"], **({"delta": piece} if is_chat else piece)}
+    if not is_chat:
+        yield choice | {"text": ""}
+        return
+    shown = ("role", "content", "reasoning", "reasoning_content")
+    yield choice | {"delta": {key: each for key, each in texts.items() if key not in shown}}
 
 
 def delta_of(message: Mapping[str, Any]) -> dict[str, Any]:

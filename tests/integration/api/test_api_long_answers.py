@@ -1,0 +1,115 @@
+"""An answer of 2 MB reaches readers with default limits: aiohttp takes lines of 128 KiB, websockets
+messages of 1 MiB.
+"""
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+from websockets.asyncio.client import connect
+
+from tests.integration.api.conftest import Rig, chat_line
+from tests.integration.api.fakes import chat_result
+
+PIECE = "many words, " * 2_000
+PIECES = 84
+TEXT = PIECE * PIECES
+
+
+async def long_answer(rig: Rig, job_id: str, *, streamed: bool = True) -> None:
+    predictor = await rig.predictor(job_id)
+    for _ in range(PIECES if streamed else 0):
+        await predictor.chat(PIECE)
+    await predictor.finish(chat_result(TEXT, reasoning=TEXT))
+
+
+async def lines_of(rig: Rig, method: str, path: str, call: Any = None) -> list[bytes]:
+    """What follows `data: `, by aiohttp's own lines."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(method, rig.url + path, json=call) as answer,
+    ):
+        lines = [line async for line in answer.content]
+    assert max(map(len, lines)) <= 128 * 1024
+    return [line[6:].strip() for line in lines if line.startswith(b"data: ")]
+
+
+async def the_job(rig: Rig) -> str:
+    async with asyncio.timeout(5):
+        while not rig.broker.events:
+            await asyncio.sleep(0.01)
+    return rig.broker.events[0].subject
+
+
+async def test_a_jobs_stream_ends_with_a_link_to_its_result(rig: Rig) -> None:
+    job_id = await rig.submit()
+    await long_answer(rig, job_id)
+
+    lines = [orjson.loads(line) for line in await lines_of(rig, "GET", f"/v1/jobs/{job_id}/events")]
+
+    told = "".join(line["delta"][0]["delta"]["content"] for line in lines if line.get("delta"))
+    assert told == TEXT
+    assert (lines[-1]["state"], lines[-1]["result"]) == ("completed", None)
+    linked = (await rig.client.get(lines[-1]["links"]["result"])).json()
+    assert linked["result"]["choices"][0]["message"]["content"] == TEXT
+
+
+async def test_a_jobs_socket_too(rig: Rig) -> None:
+    job_id = await rig.submit()
+    await long_answer(rig, job_id)
+
+    async with connect(f"{rig.url.replace('http', 'ws')}/v1/jobs/{job_id}/ws") as socket:
+        messages = [orjson.loads(message) async for message in socket]
+
+    assert messages[-1]["event"] == "result"
+    assert messages[-1]["data"]["links"]["result"] == f"/v1/jobs/{job_id}"
+
+
+async def test_result_events_carry_an_address(rig: Rig) -> None:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{rig.url}/v1/events") as answer,
+    ):
+        job_id = await rig.submit()
+        await long_answer(rig, job_id)
+        async for line in answer.content:
+            if line.startswith(b"data: "):
+                break
+
+    event = orjson.loads(line[6:])
+    assert (event["dataref"], event["data"]["response"]) == (f"/v1/jobs/{job_id}", None)
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["in tokens", "whole at the end"])
+async def test_a_chat_stream_has_no_line_that_is_too_long(rig: Rig, streamed: bool) -> None:
+    """An engine that can not stream a call (beam search) gives its answer whole, at the end."""
+    call = chat_line()["body"] | {"stream": True}
+    reading = asyncio.create_task(lines_of(rig, "POST", "/v1/chat/completions", call))
+    await long_answer(rig, await the_job(rig), streamed=streamed)
+
+    *chunks, done = await reading
+
+    deltas = [choice["delta"] for chunk in chunks for choice in orjson.loads(chunk)["choices"]]
+    assert done == b"[DONE]"
+    assert "".join(delta.get("content") or "" for delta in deltas) == TEXT
+    if not streamed:
+        for name in ("reasoning", "reasoning_content"):
+            assert "".join(delta.get(name) or "" for delta in deltas) == TEXT
+        ends = [choice["finish_reason"] for c in chunks for choice in orjson.loads(c)["choices"]]
+        assert ends == [None] * (len(ends) - 1) + ["stop"]
+        assert [delta.get("role") for delta in deltas if "role" in delta] == ["assistant"]
+
+
+async def test_a_completions_stream_has_none_either(rig: Rig) -> None:
+    call = {"model": "m", "prompt": "hi", "stream": True}
+    reading = asyncio.create_task(lines_of(rig, "POST", "/v1/completions", call))
+    predictor = await rig.predictor(await the_job(rig))
+    choice = {"index": 0, "text": TEXT, "finish_reason": "stop", "logprobs": None}
+    await predictor.finish({"object": "text_completion", "choices": [choice]})
+
+    *chunks, _ = await reading
+
+    choices = [choice for chunk in chunks for choice in orjson.loads(chunk)["choices"]]
+    assert "".join(choice["text"] for choice in choices) == TEXT
