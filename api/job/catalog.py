@@ -153,7 +153,7 @@ def _check_can(card: ModelCard, request: JobRequest) -> None:
 
 
 def _check_answer_fits(card: ModelCard, request: JobRequest) -> None:
-    """Refuses an answer as long as the whole context; the engine shortens others to what the prompt leaves."""
+    """Refuses an answer longer than the whole context; the engine shortens others to what the prompt leaves."""
     for name in ("max_completion_tokens", "max_tokens"):
         asked = request.body.get(name)
         if isinstance(asked, int) and asked > card.context_tokens:

@@ -135,7 +135,7 @@ def ends(node: Node) -> int:
         return int(client.xlen("torpor:ended"))
 
 
-def test_a_job_gets_its_answer_and_every_process_ends_when_told(
+def test_a_job_gets_its_answer_and_every_process_ends_on_sigterm(
     node: Node, images: dict[str, Image]
 ) -> None:
     pods = start(node, images)

@@ -110,7 +110,7 @@ async def test_a_predictor_that_lives_keeps_its_lease(shifted: ShiftedServer, ba
 
 
 @BACK
-async def test_what_nobody_could_deliver_ends_although_its_lease_seems_to_last(
+async def test_an_undeliverable_job_ends_although_its_lease_seems_to_last(
     shifted: ShiftedServer, back_s: int
 ) -> None:
     rig = RedisRig(shifted.redis)

@@ -88,7 +88,7 @@ def test_a_connection_that_is_reset_before_it_is_written_to_is_a_store_that_is_a
         uvloop.run(call())
 
 
-async def test_a_bug_of_ours_is_not_taken_for_a_store_that_is_away() -> None:
+async def test_a_bug_is_not_reported_as_an_unavailable_store() -> None:
     with pytest.raises(RuntimeError, match="ours"):
         async with failures_named():
             raise RuntimeError("ours")
@@ -97,7 +97,7 @@ async def test_a_bug_of_ours_is_not_taken_for_a_store_that_is_away() -> None:
 @pytest.mark.parametrize(
     "answer", [MovedError("1 10.0.0.1:6379"), ClusterCrossSlotError("two slots")]
 )
-async def test_a_cluster_of_several_nodes_is_said_to_be_one(answer: ResponseError) -> None:
+async def test_a_redis_cluster_is_refused_with_its_reason(answer: ResponseError) -> None:
     with pytest.raises(StoreUnavailable, match="Redis Cluster"):
         async with failures_named():
             raise answer

@@ -93,7 +93,7 @@ async def test_who_comes_just_after_the_end_hears_of_it(store: RedisStore) -> No
             assert later.is_set()
 
 
-async def test_an_end_that_nobody_heard_is_looked_for_when_the_store_is_back(
+async def test_waiting_callers_read_the_record_when_the_store_is_back(
     tmp_path: Path,
 ) -> None:
     server = RedisServer(tmp_path / "own", options=["--appendonly", "yes"])

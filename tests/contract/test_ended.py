@@ -105,7 +105,7 @@ async def by_reject(rig: RedisRig) -> None:
     "end",
     [by_finish, by_cancel, by_conclude, by_release, by_acquire, by_deadline, by_reject],
 )
-async def test_every_end_is_told_to_every_listener_once(
+async def test_every_listener_is_called_once_for_every_end(
     rig: RedisRig, end: Callable[[RedisRig], Awaitable[None]]
 ) -> None:
     # Ends that a sweep found were told to nobody but who subscribed to result events (B22).
@@ -123,7 +123,7 @@ async def test_every_end_is_told_to_every_listener_once(
     assert one.told == other.told == [(job.id, job.state, job.attempt, job.is_dead_letter)]
 
 
-async def test_an_end_of_a_time_when_nobody_listened_is_told(rig: RedisRig) -> None:
+async def test_an_end_from_before_the_consumer_started_is_delivered(rig: RedisRig) -> None:
     await by_cancel(rig)
     listener = Listener()
 
@@ -146,7 +146,7 @@ async def test_processes_share_the_ends(rig: RedisRig) -> None:
     assert len({end[0] for end in one.told + other.told}) == 40
 
 
-async def test_an_end_that_a_listener_could_not_take_is_told_again(rig: RedisRig) -> None:
+async def test_an_end_that_a_listener_refused_is_delivered_again(rig: RedisRig) -> None:
     listener = Listener()
     listener.failures = 1
     async with consuming(rig, listener):
@@ -159,7 +159,7 @@ async def test_an_end_that_a_listener_could_not_take_is_told_again(rig: RedisRig
         await until(lambda: none_pending(rig))
 
 
-async def test_an_end_that_a_process_died_with_is_told_by_another(rig: RedisRig) -> None:
+async def test_an_end_claimed_by_a_dead_process_is_delivered_by_another(rig: RedisRig) -> None:
     await by_cancel(rig)
     await rig.redis.xgroup_create(keys.ENDED, "api", id="0")
     await rig.redis.xreadgroup("api", "dead", {keys.ENDED: ">"})
@@ -191,7 +191,9 @@ async def test_a_store_that_came_back_empty_is_listened_to_again(rig: RedisRig) 
         await until(lambda: told(listener, 2))
 
 
-async def test_an_end_whose_job_is_deleted_or_lives_again_is_told_as_it_was(rig: RedisRig) -> None:
+async def test_an_end_whose_job_was_deleted_or_redriven_is_delivered_as_it_was(
+    rig: RedisRig,
+) -> None:
     await by_cancel(rig)
     await rig.store.delete(job_id())
     await rig.store.reject(new_job("2"), FAULT, b"no job")
@@ -207,7 +209,7 @@ async def test_an_end_whose_job_is_deleted_or_lives_again_is_told_as_it_was(rig:
     ]
 
 
-async def test_an_end_of_which_a_power_cut_took_the_second_half_is_not_told(rig: RedisRig) -> None:
+async def test_an_end_whose_second_half_a_power_cut_lost_is_not_delivered(rig: RedisRig) -> None:
     lease = await started(rig)
     entry = {"job": job_id(), "tenant": "acme", "model": "m", "lane": "default", "dead": 0}
     await rig.redis.xadd(keys.ENDED, entry | {"attempt": 1, "state": "completed", "at_ms": 1})

@@ -26,7 +26,7 @@ def own_server(tmp_path: Path) -> RedisServer:
     return RedisServer(tmp_path / "own")
 
 
-async def test_everybody_gets_the_answer_to_what_they_asked(redis: SharedRedis) -> None:
+async def test_concurrent_callers_each_get_their_own_reply(redis: SharedRedis) -> None:
     answers = await asyncio.gather(*(redis.echo(f"word {n}") for n in range(500)))
 
     assert answers == [f"word {n}".encode() for n in range(500)]
@@ -40,7 +40,7 @@ async def test_five_hundred_commands_take_one_connection(redis: SharedRedis) -> 
     assert len(await redis.client_list()) == before
 
 
-async def test_an_answer_that_nobody_waits_for_any_more_goes_to_nobody(redis: SharedRedis) -> None:
+async def test_the_reply_to_a_cancelled_caller_is_dropped(redis: SharedRedis) -> None:
     await redis.ping()
     left = asyncio.ensure_future(redis.echo("left"))
     await asyncio.sleep(0)  # it is sent
@@ -49,7 +49,7 @@ async def test_an_answer_that_nobody_waits_for_any_more_goes_to_nobody(redis: Sh
     assert await redis.echo("stays") == b"stays"
 
 
-async def test_a_command_that_fails_fails_alone(redis: SharedRedis) -> None:
+async def test_a_failing_command_does_not_fail_the_others(redis: SharedRedis) -> None:
     await redis.set("text", "x")
 
     asked = [redis.incr("text"), redis.echo("y")]
@@ -66,7 +66,7 @@ async def test_the_first_error_of_several_commands_is_raised(redis: SharedRedis)
         await redis.send([("ECHO", "a"), ("INCR", "text"), ("ECHO", "b")])
 
 
-async def test_a_read_that_blocks_holds_nobody_up(redis: SharedRedis) -> None:
+async def test_a_blocking_read_does_not_delay_other_commands(redis: SharedRedis) -> None:
     reading = asyncio.ensure_future(redis.xread({"nothing": "$"}, block=400))
     await asyncio.sleep(0.05)
 
@@ -95,7 +95,7 @@ async def test_a_server_that_hangs_is_given_up_in_time_and_found_again(
     own_server.kill()
 
 
-async def test_those_who_wait_while_the_server_is_away_fail_together(
+async def test_callers_that_wait_for_a_lost_server_fail_together(
     own_server: RedisServer,
 ) -> None:
     own_server.start()

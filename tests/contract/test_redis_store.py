@@ -44,7 +44,7 @@ async def test_a_dead_letter_is_listed_in_the_step_that_makes_it(rig: RedisRig) 
         assert listed == [job_id(name, tenant).encode()]
 
 
-async def test_an_index_entry_without_a_job_is_dropped_by_whoever_lists(rig: RedisRig) -> None:
+async def test_an_index_entry_without_a_job_is_dropped_by_the_next_list(rig: RedisRig) -> None:
     # Its record has expired since.
     await rig.redis.zadd(keys.jobs_of("acme"), {job_id("never"): 1})
 
@@ -92,7 +92,7 @@ async def test_a_list_of_an_older_version_no_longer_goes_by_itself(rig: RedisRig
     assert await rig.redis.ttl(keys.jobs_of("acme")) == -1
 
 
-async def test_a_server_that_forgot_the_scripts_is_told_them_again(rig: RedisRig) -> None:
+async def test_scripts_are_sent_again_to_a_server_that_lost_them(rig: RedisRig) -> None:
     await rig.store.submit(new_job())
     await rig.redis.script_flush()
 

@@ -63,7 +63,7 @@ class TestFinish:
         assert job is not None
         assert job.first_token_ms == job.finished_ms
 
-    async def test_text_alone_can_be_the_rest(self, rig: Rig) -> None:
+    async def test_the_final_batch_can_be_text_without_tokens(self, rig: Rig) -> None:
         lease = await started(rig)
         final_batch = TokenBatch(index=0, token_ids=(), delta='["late"]')
 
@@ -88,7 +88,7 @@ class TestFinish:
         assert answer is LeaseStatus.GAP
         assert (await rig.store.read_stream(job_id()), await rig.store.get(job_id())) == before
 
-    async def test_an_end_told_twice_writes_its_tokens_and_its_charge_once(self, rig: Rig) -> None:
+    async def test_a_repeated_finish_writes_its_tokens_and_its_charge_once(self, rig: Rig) -> None:
         lease = await started(rig)
         ending = replace(ANSWER, final_batch=TokenBatch(index=0, token_ids=(1,)), gpu_ms=70)
         await finish(rig.store, lease, ending)
@@ -237,7 +237,7 @@ class TestCancelAndConclude:
             won = finished is LeaseStatus.OK
             assert cancelled.state is (JobState.COMPLETED if won else JobState.CANCELLED)
 
-    async def test_a_job_that_somebody_runs_is_not_concluded(self, rig: Rig) -> None:
+    async def test_a_job_with_a_live_lease_is_not_concluded(self, rig: Rig) -> None:
         await started(rig)
 
         assert await rig.store.conclude(job_id(), ANSWER) is LeaseStatus.HELD
@@ -246,7 +246,7 @@ class TestCancelAndConclude:
         assert job is not None
         assert job.state is JobState.IN_PROGRESS
 
-    async def test_a_job_that_nobody_runs_is_concluded(self, rig: Rig) -> None:
+    async def test_a_job_without_a_lease_is_concluded(self, rig: Rig) -> None:
         await rig.store.submit(new_job("queued"))
         await started(rig, "lapsed")
         await rig.pass_time(LEASE_MS + 1)

@@ -90,7 +90,7 @@ class TestAcquire:
         assert taken.status is AcquireStatus.HELD
         assert 0 < taken.lease_left_ms <= LEASE_MS - 10_000
 
-    async def test_of_many_who_ask_at_once_one_gets_the_lease(self, rig: Rig) -> None:
+    async def test_of_many_concurrent_acquires_one_gets_the_lease(self, rig: Rig) -> None:
         await rig.store.submit(new_job())
 
         answers = await asyncio.gather(
@@ -131,7 +131,7 @@ class TestAcquire:
         assert [a.outcome for a in job.history] == ["lost"] * 3
         assert [j.id for j in (await rig.store.list_dead_letters("acme")).jobs] == [job_id()]
 
-    async def test_the_last_attempt_of_a_job_that_lost_one_is_for_who_runs_nothing_else(
+    async def test_the_last_attempt_after_a_lost_one_is_given_to_an_exclusive_owner_only(
         self, rig: Rig
     ) -> None:
         await rig.store.submit(new_job())
@@ -151,7 +151,9 @@ class TestAcquire:
             SETTINGS.max_attempts,
         )
 
-    async def test_a_job_that_lost_engines_has_its_last_attempt_alone_too(self, rig: Rig) -> None:
+    async def test_the_last_attempt_after_engine_deaths_needs_an_exclusive_owner_too(
+        self, rig: Rig
+    ) -> None:
         await rig.store.submit(new_job())
         for why in (ReleaseReason.LOST, ReleaseReason.FAILURE):
             taken = await rig.store.acquire(job_id(), "worker", can_resume=True)
@@ -161,7 +163,7 @@ class TestAcquire:
 
         assert taken.status is AcquireStatus.ALONE
 
-    async def test_a_job_that_only_fails_by_itself_needs_nobody_to_make_room(
+    async def test_the_last_attempt_after_plain_failures_needs_no_exclusive_owner(
         self, rig: Rig
     ) -> None:
         await rig.store.submit(new_job())
@@ -200,7 +202,9 @@ class TestAcquire:
 
         assert taken.status is AcquireStatus.MISSING
 
-    async def test_tokens_so_far_are_continued_by_who_can(self, rig: Rig) -> None:
+    async def test_stored_tokens_are_continued_by_an_attempt_that_can_resume(
+        self, rig: Rig
+    ) -> None:
         lease = await started(rig)
         await append(rig.store, lease, TokenBatch(index=0, token_ids=(5, 6, 7)))
         await rig.pass_time(LEASE_MS + 1)
@@ -213,7 +217,7 @@ class TestAcquire:
         assert (entry.kind, entry.attempt, entry.index) == (EntryKind.ATTEMPT, 2, 3)
         assert not entry.is_restart
 
-    async def test_who_was_told_what_the_record_says_need_not_read_it(self, rig: Rig) -> None:
+    async def test_acquire_skips_the_read_when_the_event_matches_the_record(self, rig: Rig) -> None:
         await rig.store.submit(new_job())
 
         taken = await rig.store.acquire(job_id(), "w", can_resume=True, expected=new_job())
@@ -221,7 +225,7 @@ class TestAcquire:
         assert (taken.status, taken.lease.attempt) == (AcquireStatus.ACQUIRED, 1)
 
     @pytest.mark.parametrize("other", [{"prompt": "other"}, {"tenant": "other"}], ids=str)
-    async def test_who_was_told_something_else_changes_nothing(
+    async def test_acquire_with_another_expected_request_changes_nothing(
         self, rig: Rig, other: dict[str, str]
     ) -> None:
         await rig.store.submit(new_job())
@@ -232,7 +236,7 @@ class TestAcquire:
         assert taken == Acquired(status=AcquireStatus.OTHER)
         assert await rig.store.get(job_id()) == before
 
-    async def test_after_an_edited_redrive_the_first_event_tells_something_else(
+    async def test_after_an_edited_redrive_the_first_event_no_longer_matches(
         self, rig: Rig
     ) -> None:
         await dead(rig)
@@ -245,7 +249,9 @@ class TestAcquire:
 
         assert [first.status, second.status] == [AcquireStatus.OTHER, AcquireStatus.ACQUIRED]
 
-    async def test_who_starts_over_is_told_how_much_is_void(self, rig: Rig) -> None:
+    async def test_an_attempt_that_starts_over_gets_the_number_of_void_tokens(
+        self, rig: Rig
+    ) -> None:
         lease = await started(rig)
         await append(rig.store, lease, TokenBatch(index=0, token_ids=(1, 2)))
         await rig.pass_time(LEASE_MS + 1)
@@ -254,7 +260,7 @@ class TestAcquire:
 
         assert (taken.token_count, taken.void_count) == (0, 2)
 
-    async def test_tokens_so_far_are_void_for_who_cannot_continue_them(self, rig: Rig) -> None:
+    async def test_stored_tokens_are_void_for_an_attempt_that_cannot_resume(self, rig: Rig) -> None:
         lease = await started(rig)
         await append(rig.store, lease, TokenBatch(index=0, token_ids=(5, 6, 7)))
         await rig.pass_time(LEASE_MS + 1)
@@ -289,7 +295,7 @@ class TestRenew:
         taken = await rig.store.acquire(job_id(), "worker-2", can_resume=True)
         assert taken.status is AcquireStatus.ACQUIRED
 
-    async def test_a_lapsed_lease_that_nobody_took_is_still_ours(self, rig: Rig) -> None:
+    async def test_a_lapsed_lease_that_was_not_taken_over_can_be_renewed(self, rig: Rig) -> None:
         lease = await started(rig)
         await rig.pass_time(LEASE_MS * 2)
 
@@ -366,7 +372,7 @@ class TestRelease:
         assert [a.outcome for a in job.history] == ["failure"] * 3
         assert [j.id for j in (await rig.store.list_dead_letters("acme")).jobs] == [job_id()]
 
-    async def test_what_is_not_ours_is_not_given_back_and_counted(self, rig: Rig) -> None:
+    async def test_a_release_without_the_lease_is_refused_and_counted(self, rig: Rig) -> None:
         zombie = await started(rig)
         await rig.pass_time(LEASE_MS + 1)
         await rig.store.acquire(job_id(), "worker-2", can_resume=True)

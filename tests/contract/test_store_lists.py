@@ -72,7 +72,7 @@ class TestLists:
     @pytest.mark.parametrize(
         "cursor", ["x", "inf", "-inf", "1", "1-2", "(1", "1e3", "99999999999999999999-job_x", "\0"]
     )
-    async def test_a_cursor_of_nobody_is_a_bad_request(self, rig: Rig, cursor: str) -> None:
+    async def test_an_invalid_cursor_is_a_bad_request(self, rig: Rig, cursor: str) -> None:
         with pytest.raises(BadRequest) as caught:
             await rig.store.list_jobs("acme", cursor=cursor)
 

@@ -63,7 +63,7 @@ class TestCreate:
         assert again == (first, False)
 
     @pytest.mark.parametrize(("known", "asked"), [("", "a"), ("a", "")])
-    async def test_options_that_nobody_knows_are_no_others(
+    async def test_a_record_without_options_matches_any_options(
         self, rig: Rig, known: str, asked: str
     ) -> None:
         await rig.store.submit(replace(new_job(), options_sha=known))

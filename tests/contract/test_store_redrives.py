@@ -157,7 +157,7 @@ class TestRedrive:
 
         assert len(set(attempts)) == 2
 
-    async def test_of_two_who_redrive_at_once_one_does(self, rig: Rig) -> None:
+    async def test_of_two_concurrent_redrives_one_succeeds(self, rig: Rig) -> None:
         await dead(rig)
         job = await rig.store.get(job_id())
         assert job is not None

@@ -84,7 +84,7 @@ class TestOutbox:
         taken = [job for share in shares for job in share]
         assert len(taken) == len(set(taken)) == 40
 
-    async def test_a_started_job_that_nobody_holds_is_due_again(self, rig: Rig) -> None:
+    async def test_a_started_job_without_a_lease_is_due_again(self, rig: Rig) -> None:
         # Its event may be gone: settled by a pump whose store forgot the end (docs/adr/0140).
         await started(rig)
         await rig.pass_time(LEASE_MS - 1000)
@@ -103,7 +103,7 @@ class TestOutbox:
 
         assert await rig.store.claim_unstarted(10) == []
 
-    async def test_a_job_that_nobody_starts_is_due_again(self, rig: Rig) -> None:
+    async def test_a_job_that_is_not_started_is_due_again(self, rig: Rig) -> None:
         # The broker that took its event may have lost it (docs/adr/0140).
         await rig.store.submit(new_job())
         await rig.pass_time(SETTINGS.republish_after_s * 1000 - 1000)
@@ -145,7 +145,7 @@ class TestOutbox:
         await rig.pass_time(LEASE_MS * 2 + 1)
         assert await rig.store.claim_unstarted(10) == [job_id()]
 
-    async def test_many_confirmations_are_told_at_once(self, rig: Rig) -> None:
+    async def test_many_confirmations_are_recorded_in_one_call(self, rig: Rig) -> None:
         for name in "abc":
             await rig.store.submit(new_job(name), NOTED)
 
@@ -202,7 +202,7 @@ class TestDeadlines:
         assert (job.state, job.error.code, job.is_dead_letter) == (JobState.FAILED, "expired", True)
         assert await rig.store.expire(10) == []
 
-    async def test_a_job_that_somebody_runs_is_left_to_who_runs_it(self, rig: Rig) -> None:
+    async def test_a_late_job_with_a_lease_is_left_to_its_owner(self, rig: Rig) -> None:
         lease = await started(rig, deadline_ms=await rig.now_ms() + 1000)
         await rig.pass_time(1001)
 

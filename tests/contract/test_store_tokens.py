@@ -69,7 +69,7 @@ class TestAppend:
         assert answer is LeaseStatus.TERMINAL
         assert await ids_of(rig.store, job_id(), 10) == []
 
-    async def test_a_job_that_is_gone_is_missing_and_stays_gone(self, rig: Rig) -> None:
+    async def test_a_write_to_a_deleted_job_is_missing_and_creates_nothing(self, rig: Rig) -> None:
         batch = TokenBatch(index=0, token_ids=(9,))
 
         assert await append(rig.store, NOBODYS, batch) is LeaseStatus.MISSING

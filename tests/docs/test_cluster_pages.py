@@ -48,7 +48,7 @@ def help_of() -> dict[str, str]:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("call", torpor_calls())
-def test_a_command_of_ours_has_the_flags_that_the_page_uses(
+def test_every_torpor_command_in_the_docs_has_the_flags_used_there(
     call: str, help_of: dict[str, str]
 ) -> None:
     _, name, *words = shlex.split(call.replace("'", "").replace("...", "X"))

@@ -99,7 +99,7 @@ class Load:
         return [json.loads(line) for line in text.splitlines()]
 
 
-async def test_batches_under_a_limit_tell_each_line_once_whatever_dies(
+async def test_batches_under_a_limit_report_each_line_once_whatever_process_dies(
     zygote: Zygote, tmp_path: Path, trials: int, judge: Judge
 ) -> None:
     draw = random.Random(13)

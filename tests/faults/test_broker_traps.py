@@ -216,7 +216,7 @@ async def a_relay(system: System) -> AsyncIterator[str]:
         await relay.kill()
 
 
-async def test_trap_4_a_consumer_that_is_told_to_end_fails_no_job_that_waits(
+async def test_trap_4_a_consumer_that_shuts_down_fails_no_waiting_job(
     system: System, source: str
 ) -> None:
     data = orjson.dumps(body(1))

@@ -177,7 +177,7 @@ async def test_f25_a_cancel_that_races_the_finish_has_one_winner(
         await judge(system, races, of=f"races {won}")
 
 
-async def test_f26_a_result_that_expires_under_a_reader_is_gone_and_not_run_again(
+async def test_f26_a_result_that_expires_during_a_read_is_not_found_and_not_run_again(
     zygote: Zygote, tmp_path: Path, many: int, judge: Judge
 ) -> None:
     async with running(zygote, tmp_path, Tuning(tokens_per_s=20)) as system:

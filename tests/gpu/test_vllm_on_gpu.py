@@ -59,7 +59,7 @@ async def test_a_greedy_answer_resumed_anywhere_is_the_uninterrupted_one(
     assert different == []
 
 
-async def test_a_spawned_worker_tells_its_phases(engine: VllmEngine) -> None:
+async def test_a_spawned_worker_reports_its_phases(engine: VllmEngine) -> None:
     for (phase, since), (_, until) in pairwise(PHASES):
         print(f"{phase}: {until - since:.2f} s")
     told = [phase for phase, _ in PHASES]

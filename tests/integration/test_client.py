@@ -85,7 +85,7 @@ async def test_another_end_and_a_refusal_are_errors_with_the_apis_words(
     assert "no such model" in str(refused.value)
 
 
-async def test_nobody_there_is_said_at_once() -> None:
+async def test_a_refused_connection_is_reported_at_once() -> None:
     async with AsyncClient("http://127.0.0.1:9") as torpor:
         with pytest.raises(Unreachable, match="nothing answers"):
             await torpor.submit("x", model="m")

@@ -91,7 +91,7 @@ def test_a_job_that_ended_is_asked_again(stack: LocalStack) -> None:
     assert job["request"]["body"]["messages"][-1]["content"] == "Again?"
 
 
-def test_watch_of_a_job_that_ended_tells_it_in_order(stack: LocalStack) -> None:
+def test_watch_of_an_ended_job_shows_its_steps_in_order(stack: LocalStack) -> None:
     job_id = submitted(stack, "In order?")
     stack.job(job_id, wait_s=50)
 

@@ -144,7 +144,7 @@ async def test_bad_metadata_is_refused_by_name() -> None:
     assert "metadata.colour" in refused.value.details()
 
 
-async def test_a_real_queue_wakes_it_and_an_empty_one_lets_it_sleep(redis: Redis) -> None:
+async def test_a_real_queue_activates_it_and_an_empty_one_does_not(redis: Redis) -> None:
     queue = Queue(redis, "jobs", "test")
     await queue.ensure()
     event = Event(id="job-1", source="/test", type="t", data=b"x" * 4000)

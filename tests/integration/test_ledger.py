@@ -137,9 +137,7 @@ async def test_charges_wait_for_the_next_post_and_are_posted_once(
     assert by_name(rows, "model")[MODEL]["thrown_ms"] == 6000
 
 
-async def test_a_job_that_is_gone_is_not_brought_back_by_its_charge(
-    ledger: Ledger, redis: Redis
-) -> None:
+async def test_a_charge_does_not_recreate_a_deleted_job(ledger: Ledger, redis: Redis) -> None:
     await ledger.charge(JobId("job_" + "0" * 24), 500)
 
     assert not await redis.exists(keys.job(JobId("job_" + "0" * 24)))

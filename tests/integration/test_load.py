@@ -106,7 +106,7 @@ def test_a_trace_comes_at_its_own_times(stack: LocalStack, tmp_path: Path) -> No
     assert report["span_s"] >= 2
 
 
-def test_what_nobody_serves_is_refused_and_counted(stack: LocalStack, tmp_path: Path) -> None:
+def test_an_unknown_model_is_refused_and_counted(stack: LocalStack, tmp_path: Path) -> None:
     report, _ = load(stack, tmp_path, "--rate", "3", "--peak", "3", "--model", "unknown")
 
     assert report["outcomes"] == {"refused": report["sent"]}
@@ -125,7 +125,7 @@ def report_of(stack: LocalStack) -> dict[str, Any]:
     return usage
 
 
-def test_the_report_command_tells_the_same_cost_story(
+def test_the_report_command_shows_the_same_cost(
     stack: LocalStack, open_loop: tuple[dict[str, Any], str]
 ) -> None:
     usage = report_of(stack)

@@ -255,7 +255,7 @@ def test_a_redis_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
-async def test_the_api_is_told_what_a_models_folder_says_that_it_can(tmp_path: Path) -> None:
+async def test_the_api_gets_the_capabilities_in_the_models_folder(tmp_path: Path) -> None:
     config = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 512}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").touch()
@@ -390,7 +390,7 @@ BURST = 10_000 if int(os.environ.get("TORPOR_FAULT_TRIALS", "20")) >= 200 else 1
 
 
 @pytest.mark.timeout(60 + BURST / 10)
-def test_a_burst_at_zero_is_accepted_or_honestly_refused_and_the_queue_drains(
+def test_a_burst_at_zero_is_accepted_or_refused_with_503_and_the_queue_drains(
     stack: LocalStack,
 ) -> None:
     """F23: nothing that got its 202 is lost, what got none never ran, and no predictor more."""
@@ -494,7 +494,9 @@ def test_a_hostile_dead_letter_is_listed_and_never_obeyed(stack: LocalStack) -> 
     assert "\x1b" not in listed.stdout
 
 
-def test_a_predictor_that_cannot_start_says_why_in_status_and_to_who_waits(tmp_path: Path) -> None:
+def test_the_reason_for_a_failed_start_is_in_status_and_shown_to_waiting_callers(
+    tmp_path: Path,
+) -> None:
     wrong = {"TORPOR_SEEDED_PREFILL_TOKENS_PER_S": "steam"}
     stack = LocalStack(tmp_path / "data", env=wrong).start()
     try:

@@ -172,7 +172,9 @@ class TestKServe:
 
 
 class TestAsVllm:
-    async def test_both_model_routes_tell_the_context(self, client: httpx.AsyncClient) -> None:
+    async def test_both_model_routes_have_the_context_length(
+        self, client: httpx.AsyncClient
+    ) -> None:
         for prefix in ("/v1", "/openai/v1"):
             (listed,) = (await client.get(f"{prefix}/models")).json()["data"]
             one = (await client.get(f"{prefix}/models/seeded")).json()

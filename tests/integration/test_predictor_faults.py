@@ -66,7 +66,7 @@ async def test_a_thought_survives_kill_9(tmp_path: Path, store: RedisStore, redi
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["sigterm", "preemption"])
-async def test_whoever_is_told_to_go_hands_a_long_thought_over_and_ends_well(
+async def test_a_predictor_hands_a_long_job_over_on_sigterm_and_exits_cleanly(
     tmp_path: Path, store: RedisStore, redis_url: str, number: int
 ) -> None:
     event = asking(seeded={"output_tokens": 400})

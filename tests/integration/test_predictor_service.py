@@ -246,7 +246,7 @@ async def test_waiting_clients_can_see_where_a_replica_is(
     assert replicas[0].phases["import"] > 0
 
 
-def test_both_ours_and_the_engines_metrics_come_out(predictor: PredictorProcess) -> None:
+def test_both_torpor_and_engine_metrics_are_exported(predictor: PredictorProcess) -> None:
     assert predictor.metric("torpor_cold_start_seconds") > 0
     assert predictor.metric("torpor_engine_up") == 1
 
@@ -295,7 +295,9 @@ async def test_grpc_is_served_where_it_is_asked_for(tmp_path: Path, port: int) -
     assert len(answer.outputs[0].data[0].split()) == 3
 
 
-async def test_grpc_names_a_bad_field_and_binds_loopback_alone(tmp_path: Path, port: int) -> None:
+async def test_grpc_names_an_invalid_field_and_binds_loopback_only(
+    tmp_path: Path, port: int
+) -> None:
     """One process for what gRPC refuses: each start costs seconds."""
     prompts = InferInput(name="prompt", shape=[1], datatype="BYTES", data=[b"a"])
     torn = InferInput(name="prompt", shape=[3], datatype="BYTES", data=[b"a"])
@@ -323,7 +325,7 @@ async def test_grpc_names_a_bad_field_and_binds_loopback_alone(tmp_path: Path, p
     assert at == ["127.0.0.1"]
 
 
-async def test_nobody_can_unload_the_model(predictor: PredictorProcess) -> None:
+async def test_the_model_cannot_be_unloaded(predictor: PredictorProcess) -> None:
     async with aiohttp.ClientSession(predictor.url) as session:
         for verb in ("unload", "load"):
             reply = await session.post(f"/v2/repository/models/seeded/{verb}")

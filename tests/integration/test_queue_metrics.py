@@ -54,7 +54,9 @@ async def test_jobs_are_counted_in_the_lane_they_wait_in(redis: Redis) -> None:
     assert [depth(lane) for lane in Lane] == [1, 0, 2]
 
 
-async def test_a_job_handed_over_to_nobody_yet_still_waits(redis: Redis, store: RedisStore) -> None:
+async def test_a_job_handed_to_a_starting_predictor_still_counts_as_waiting(
+    redis: Redis, store: RedisStore
+) -> None:
     job_id = await record(store, Lane.BATCH)
     await put(redis, job_id, lane=Lane.BATCH)
     await Queue(redis, QUEUE, "p").claim(1)
@@ -104,7 +106,7 @@ async def test_an_empty_queue_is_no_age_and_no_depth(redis: Redis) -> None:
     assert value("torpor_queue_oldest_age_seconds", model=MODEL, lane="default") == 0
 
 
-async def test_without_a_pace_no_wait_is_foretold(redis: Redis) -> None:
+async def test_without_a_pace_there_is_no_expected_wait(redis: Redis) -> None:
     await put(redis, new_job_id())
 
     await QueueMetrics(redis, [QUEUE]).refresh()
@@ -112,7 +114,7 @@ async def test_without_a_pace_no_wait_is_foretold(redis: Redis) -> None:
     assert value("torpor_queue_expected_wait_seconds", model=MODEL, lane="default") is None
 
 
-async def test_where_nobody_waits_nobody_is_told_to(redis: Redis) -> None:
+async def test_an_empty_queue_has_an_expected_wait_of_zero(redis: Redis) -> None:
     """A quiet hour's pace said a minute, beside an idle predictor."""
     queue = Queue(redis, QUEUE, "p")
     await put(redis, new_job_id(), lane=Lane.DEFAULT)

@@ -71,7 +71,7 @@ def test_a_sigterm_ends_a_process_of_any_age(program: str, environment: Mapping[
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, unshare")
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_pid_1_hears_a_sigterm_as_soon_as_it_runs_a_line_of_ours(
+def test_pid_1_handles_a_sigterm_from_its_first_line_on(
     program: str, environment: Mapping[str, str]
 ) -> None:
     """The kernel drops what PID 1 has no handler for, so a default action would not do."""

@@ -92,7 +92,7 @@ def page() -> Iterator[ThreadingHTTPServer]:
     server.server_close()
 
 
-def test_top_draws_in_place_says_who_is_silent_and_leaves_the_terminal_as_it_was(
+def test_top_redraws_in_place_names_silent_parts_and_restores_the_terminal(
     page: ThreadingHTTPServer,
 ) -> None:
     at = f"http://127.0.0.1:{page.server_port}"
@@ -112,7 +112,7 @@ def test_top_draws_in_place_says_who_is_silent_and_leaves_the_terminal_as_it_was
     assert b"Traceback" not in terminal.written
 
 
-def test_top_of_nobody_says_so_in_a_line(page: ThreadingHTTPServer) -> None:
+def test_top_without_an_api_fails_in_one_line(page: ThreadingHTTPServer) -> None:
     page.shutdown()
     page.server_close()
     terminal = Terminal(TORPOR, "top", "--api", f"http://127.0.0.1:{page.server_port}")

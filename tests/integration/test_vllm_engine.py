@@ -116,7 +116,7 @@ async def test_a_seam_under_a_repetition_penalty_does_not_show(engine: VllmEngin
 
 
 @pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
-def test_what_counts_the_answer_alone_is_not_continued(engine: VllmEngine, penalty: str) -> None:
+def test_requests_with_output_penalties_are_not_resumed(engine: VllmEngine, penalty: str) -> None:
     assert not engine.can_resume(chat(**{penalty: 0.5}))
     assert engine.can_resume(chat(**{penalty: 0}))
 

@@ -65,7 +65,7 @@ def closeness(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
 
 
-async def test_lora_adapters_are_models_and_a_dead_engine_is_told_at_once(
+async def test_lora_adapters_are_models_and_a_dead_engine_is_reported_at_once(
     model: str, tmp_path: Path
 ) -> None:
     """Two claims, one engine: starting another costs six seconds."""

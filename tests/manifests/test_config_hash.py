@@ -82,7 +82,7 @@ def rolled(before: Resources, after: Resources) -> set[str]:
     return {who for who in old.keys() & new.keys() if old[who] != new[who]}
 
 
-def test_a_canary_its_promotion_and_its_withdrawal_roll_who_routes_jobs_and_no_engine(
+def test_a_canary_its_promotion_and_its_withdrawal_restart_routing_pods_and_no_engine(
     overlays: dict[str, Resources],
 ) -> None:
     plain = overlays["queue"]

@@ -251,7 +251,7 @@ def test_every_policy_is_in_the_matrix_of_the_docs() -> None:
     assert network.matrix() in page
 
 
-def test_the_store_is_reached_by_nobody_but_its_users(overlays: dict[str, Resources]) -> None:
+def test_only_its_users_may_reach_the_store(overlays: dict[str, Resources]) -> None:
     sources = {f.source for f in network.FLOWS if f.target is network.Peer.REDIS}
 
     assert sources == {

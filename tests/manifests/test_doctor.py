@@ -382,7 +382,7 @@ def _set(node: Any, path: str, value: Any) -> None:
         node[key] = value
 
 
-def test_without_istio_kserve_is_told_to_make_no_virtual_service(
+def test_without_istio_kserve_must_not_create_virtual_services(
     overlays: dict[str, Resources],
 ) -> None:
     kourier = config(

@@ -81,7 +81,7 @@ def test_what_an_image_copies_is_let_into_the_build(dockerfile: str) -> None:
         assert set(sources.split()) <= let_in
 
 
-def test_what_asks_a_package_index_may_be_told_of_a_mirror_and_its_authority(
+def test_image_builds_accept_a_package_mirror_and_its_authority(
     dockerfile: str,
 ) -> None:
     """As secrets, so that neither the address nor a password in it is in a layer."""
@@ -103,7 +103,7 @@ def test_every_image_of_the_manifests_has_a_dockerfile(overlays: dict[str, Resou
     assert used == built
 
 
-def test_what_the_broker_image_is_told_to_run_is_a_module(overlays: dict[str, Resources]) -> None:
+def test_the_broker_images_command_is_an_existing_module(overlays: dict[str, Resources]) -> None:
     told = set(re.findall(r"'args': \['([a-z_.]+)'\]", str(list(overlays.values()))))
 
     assert told == {

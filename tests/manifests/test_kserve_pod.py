@@ -38,7 +38,7 @@ def test_a_cluster_whose_storage_initializer_is_hardened_has_no_finding(
     assert said(resources, "restricted-pod") == []
 
 
-def test_kserve_installed_without_helm_is_told_what_its_storage_initializer_lacks(
+def test_the_doctor_names_what_kserves_storage_initializer_lacks_without_helm(
     overlays: dict[str, Resources],
 ) -> None:
     found = said([*overlays["queue"], storage_container()], "restricted-pod")

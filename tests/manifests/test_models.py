@@ -116,7 +116,7 @@ def test_the_api_accepts_both(
     ]
 
 
-def test_pressure_is_measured_for_each_model_alone(overlays: dict[str, Resources]) -> None:
+def test_pressure_is_measured_for_each_model_separately(overlays: dict[str, Resources]) -> None:
     for name, scaled in of(overlays["queue"], "ScaledObject").items():
         queries = [t["metadata"].get("query", "") for t in scaled["spec"]["triggers"]]
         p95, gpu = (query for query in queries if query)
@@ -129,7 +129,7 @@ def test_the_doctor_finds_no_error(overlays: dict[str, Resources], overlay: str)
     assert examine(overlays[overlay]).of(Severity.ERROR) == ()
 
 
-def test_a_canary_of_one_leaves_the_other_alone(overlays: dict[str, Resources]) -> None:
+def test_a_canary_of_one_model_does_not_change_the_other(overlays: dict[str, Resources]) -> None:
     before = of(overlays["queue"], "InferenceService")["thinker"]
 
     after = with_canary(overlays["queue"], "drafter", 10, Change(image="x/predictor:2"))
@@ -173,7 +173,7 @@ def test_the_budget_counts_every_models_replicas() -> None:
         ),
     ],
 )
-def test_models_that_cannot_be_told_apart_are_refused(
+def test_models_with_colliding_names_are_refused(
     tmp_path: Path, more: list[dict[str, Any]], words: str
 ) -> None:
     (tmp_path / "values.yaml").write_text(json.dumps({"more_models": more}))

@@ -92,7 +92,7 @@ def test_older_kserve_gets_the_older_mode_names() -> None:
     assert "deploymentMode: Standard" not in rendered
 
 
-def test_reasons_stand_above_what_they_explain_and_leave_the_data_alone() -> None:
+def test_comments_stand_above_their_value_and_do_not_change_the_data() -> None:
     resource = {
         "a": because(1, "one"),
         "l": [because({"x": because("y", "inner"), "z": []}, "outer"), "k", [1, 2], "two\nlines\n"],

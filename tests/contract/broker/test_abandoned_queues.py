@@ -69,7 +69,9 @@ async def test_a_withdrawn_canarys_jobs_are_delivered_to_the_model_each_once(red
     assert await waiting(redis, canary.name) == 0
 
 
-async def test_a_removed_models_jobs_go_to_who_takes_requests_without_a_model(redis: Redis) -> None:
+async def test_a_removed_models_jobs_go_to_the_trigger_for_requests_without_a_model(
+    redis: Redis,
+) -> None:
     removed = requests("requests-drafter", of_model("drafter"))
     kept = requests("requests-tiny", of_model("tiny"))
     strays = requests(
@@ -118,7 +120,7 @@ async def test_a_relay_beside_knatives_broker_leaves_requests_where_they_are(red
     assert [await waiting(redis, each.name) for each in (given_up, old)] == [0, 1]
 
 
-async def test_jobs_that_nobody_wants_are_shown(redis: Redis) -> None:
+async def test_jobs_without_a_matching_trigger_are_counted(redis: Redis) -> None:
     gone = requests("requests-gone", of_model("gone"))
     kept = requests("requests-tiny", of_model("tiny"))
     await made(redis, gone, kept)

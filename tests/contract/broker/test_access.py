@@ -76,7 +76,7 @@ async def test_the_token_opens_all(
     assert await queued(redis) == 1
 
 
-async def test_a_request_of_a_stranger_needs_no_token(client: httpx.AsyncClient) -> None:
+async def test_a_request_for_a_job_needs_no_token(client: httpx.AsyncClient) -> None:
     assert (await client.post("/", headers=ASKS)).status_code == 202
     assert (await client.post("/", headers=ASKS | {"ce-tenant": "default"})).status_code == 202
 
@@ -99,7 +99,7 @@ async def test_another_token_is_401(client: httpx.AsyncClient, token: str) -> No
     ],
     ids=str,
 )
-async def test_a_web_page_of_somebody_else_puts_nothing_through_its_readers_browser(
+async def test_another_sites_web_page_cannot_send_events_through_a_browser(
     client: httpx.AsyncClient, redis: Redis, headers: dict[str, str]
 ) -> None:
     answer = await client.post("/", headers=ASKS | headers)

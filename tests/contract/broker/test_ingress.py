@@ -151,7 +151,7 @@ class TestJobs:
 
         assert await queued(redis) == 1
 
-    async def test_what_can_never_be_a_job_is_a_dead_letter_and_wakes_nobody(
+    async def test_an_invalid_job_becomes_a_dead_letter_and_starts_no_predictor(
         self, client: httpx.AsyncClient, store: RedisStore, redis: Redis
     ) -> None:
         answer = await client.post("/", headers=self.ASKS, content=b"{no")
@@ -374,7 +374,7 @@ class TestEncoded:
         assert await queued(redis) == 0
 
 
-async def test_an_event_whose_body_is_not_what_its_length_said_is_400(
+async def test_an_event_whose_body_differs_from_its_content_length_is_400(
     client: httpx.AsyncClient, redis: Redis
 ) -> None:
     headers = HEADERS | {"content-length": "5"}
@@ -402,7 +402,7 @@ async def test_an_event_that_comes_too_slowly_is_408(redis_url: str, redis: Redi
 
 
 @pytest.mark.parametrize("path", ["/", "/default/broker"])
-async def test_a_sender_that_asks_before_it_sends_is_told_whether_it_may(
+async def test_an_options_request_is_answered_with_the_allowed_origin(
     redis_url: str, redis: Redis, path: str
 ) -> None:
     broker = Broker(settings(redis_url, event_origins=("eventgrid.azure.net",)), [])

@@ -122,7 +122,7 @@ async def test_a_store_that_is_away_takes_nothing() -> None:
 
 
 @pytest.mark.parametrize("lane", list(Lane))
-async def test_a_job_cancelled_while_it_waits_wakes_nobody(redis: Redis, lane: Lane) -> None:
+async def test_a_job_cancelled_while_it_waits_starts_no_predictor(redis: Redis, lane: Lane) -> None:
     await queue_of(redis)
     intake, _, store = intake_over(redis)
     await intake.submit(replace(new_job("cancelled"), lane=lane))
@@ -135,7 +135,7 @@ async def test_a_job_cancelled_while_it_waits_wakes_nobody(redis: Redis, lane: L
     assert claimed.event.id == "other"
 
 
-async def test_a_job_whose_deadline_passes_while_it_waits_wakes_nobody(redis: Redis) -> None:
+async def test_a_job_whose_deadline_passes_while_it_waits_starts_no_predictor(redis: Redis) -> None:
     # It stayed queued for as long as no predictor ran, and woke one to be told that it was late
     # (B10).
     await queue_of(redis)
@@ -165,7 +165,7 @@ async def test_an_event_that_waits_for_its_next_delivery_leaves_with_its_job(red
     assert await redis.hlen(keys.queue(NAME, "held")) == 0
 
 
-async def test_an_event_in_somebodys_hands_stays_theirs(redis: Redis) -> None:
+async def test_a_claimed_event_stays_with_its_consumer(redis: Redis) -> None:
     queue = await queue_of(redis)
     intake, _, store = intake_over(redis)
     await intake.submit(new_job())

@@ -91,7 +91,7 @@ class TestDeadLetters:
         ending = Ending(state=JobState.COMPLETED)
         assert await finish(stack.store, taken.lease, ending) == "ok"
 
-    async def test_the_sink_is_told_with_knatives_extensions(self, redis: Redis) -> None:
+    async def test_the_sink_gets_knatives_extensions(self, redis: Redis) -> None:
         async with Subscriber([says(400)]).serving() as one, Subscriber().serving() as sink:
             spec = DeliverySpec(retry=0, dead_letter_sink=sink.url)
             (stack,) = build(redis, trigger(one.url, spec))
@@ -105,7 +105,7 @@ class TestDeadLetters:
         assert told.extensions["knativeerrorcode"] == "400"
         assert told.extensions["knativeerrordata"]
 
-    async def test_the_sink_is_told_what_the_subscriber_answered(self, redis: Redis) -> None:
+    async def test_the_sink_gets_the_subscribers_answer(self, redis: Redis) -> None:
         async def refuses(_: web.Request, __: int) -> web.Response:
             return web.Response(status=400, body=b"no such shelf " + b"x" * 2000)
 

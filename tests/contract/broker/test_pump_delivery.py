@@ -35,7 +35,7 @@ class TestDelivery:
         assert subscriber.got == [EVENT]
         assert subscriber.headers[0]["prefer"] == "reply"
 
-    async def test_a_header_of_ours_that_cannot_be_sent_is_not_the_events_fault(
+    async def test_a_configured_header_that_cannot_be_sent_does_not_dead_letter_the_event(
         self, redis: Redis
     ) -> None:
         probed = asyncio.Event()
@@ -99,7 +99,7 @@ class TestDelivery:
         assert len(subscriber.got) == FAST.retry + 1
         assert await redis.hlen(keys.queue(stack.trigger.name, "dead")) == 1
 
-    async def test_nobody_there_is_tried_again(self, redis: Redis) -> None:
+    async def test_a_refused_connection_is_retried(self, redis: Redis) -> None:
         subscriber = Subscriber()
         slow = DeliverySpec(retry=100, backoff_policy=BackoffPolicy.LINEAR, backoff_delay_s=0.02)
         (stack,) = build(redis, trigger(subscriber.url, slow))

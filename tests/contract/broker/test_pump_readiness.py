@@ -50,7 +50,7 @@ class TestNobodyThere:
 
         assert (depth.total_waiting, depth.pending, depth.retrying) == (40, 0, 0)
 
-    async def test_all_of_it_is_delivered_untried_and_in_order_once_somebody_listens(
+    async def test_every_event_is_delivered_in_order_without_a_try_counted_once_the_subscriber_listens(
         self, redis: Redis
     ) -> None:
         subscriber = Subscriber()
@@ -150,7 +150,7 @@ class TestNack:
 
         assert again.tries == 2
 
-    async def test_whoever_waits_for_work_hears_of_it_at_once(
+    async def test_a_waiting_pump_gets_a_nacked_event_at_once(
         self, queue: Queue, other: Queue
     ) -> None:
         await put(queue, event(1))

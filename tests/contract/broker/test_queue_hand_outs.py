@@ -128,7 +128,9 @@ class TestStay:
         assert ids(claimed) == ["1", "2"]
         assert (await QueueView(queue.redis).depth(NAME)).total_waiting == 2
 
-    async def test_an_event_larger_than_a_claim_may_be_is_claimed_alone(self, queue: Queue) -> None:
+    async def test_an_event_larger_than_a_claims_limit_is_claimed_by_itself(
+        self, queue: Queue
+    ) -> None:
         await put(queue, event(1), event(2))
 
         assert ids(await queue.claim(5, most_bytes=1)) == ["1"]
@@ -162,7 +164,7 @@ class TestDeferred:
         (again,) = await queue.claim(1)
         assert (again.event.id, again.tries) == ("1", 2)
 
-    async def test_anybody_may_take_what_is_due(
+    async def test_any_consumer_may_claim_a_due_retry(
         self, queue: Queue, other: Queue, redis: Redis
     ) -> None:
         await put(queue, event(1))

@@ -11,7 +11,7 @@ from tests.contract.broker.queue_rig import NAME, event, ids, put, settle
 
 
 class TestLanes:
-    async def test_a_lane_alone_gets_everything(self, queue: Queue) -> None:
+    async def test_a_single_lane_gets_every_turn(self, queue: Queue) -> None:
         await put(queue, *(event(n) for n in range(5)), lane=Lane.BATCH)
 
         assert len(await queue.claim(5)) == 5
@@ -79,7 +79,7 @@ class TestFairShare:
 
 
 class TestPosition:
-    async def test_the_next_in_line_has_nobody_ahead(self, queue: Queue, redis: Redis) -> None:
+    async def test_the_next_event_has_none_ahead(self, queue: Queue, redis: Redis) -> None:
         await put(queue, *(event(n) for n in range(5)))
         view = QueueView(redis)
 

@@ -90,7 +90,7 @@ async def test_a_job_whose_retries_can_be_spent_is_failed_with_the_last_answer(
     assert "503" in failed.error.message
 
 
-async def test_a_job_that_waited_long_in_a_queue_is_not_failed_by_a_consumer_that_was_told_to_end(
+async def test_a_job_that_waited_long_in_a_queue_is_not_failed_by_a_consumer_that_shuts_down(
     stack: Stack,
 ) -> None:
     job = await published(stack)
@@ -173,7 +173,7 @@ async def test_a_deleted_job_of_the_api_is_not_made_anew(stack: Stack) -> None:
     assert await stack.redis.hgetall(keys.job(job.id)) == {b"deleted": b"1"}
 
 
-async def test_a_producers_request_that_nobody_recorded_yet_is_recorded_and_published_again(
+async def test_a_producers_unrecorded_request_is_recorded_and_published_again(
     stack: Stack,
 ) -> None:
     new: NewJob = new_job("9")

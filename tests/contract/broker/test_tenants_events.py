@@ -141,7 +141,7 @@ async def test_a_job_recorded_by_an_earlier_version_is_found_by_its_event(redis:
     assert (job.id, is_new) == (earlier, False)
 
 
-async def test_an_earlier_record_of_another_tenant_is_left_alone(redis: Redis) -> None:
+async def test_an_earlier_record_of_another_tenant_is_unchanged(redis: Redis) -> None:
     takes, _ = intake(redis)
     await takes.submit(replace(asked("/shop", "42", "mallory"), id=derive_job_id("/shop", "42")))
 

@@ -146,7 +146,9 @@ async def test_every_line_of_a_batch_is_answered(
     assert body["choices"][0]["message"]["content"] == engine.answer
 
 
-async def test_a_bad_line_fails_alone_under_its_number(client: AsyncOpenAI, runner: None) -> None:
+async def test_an_invalid_line_fails_alone_with_its_number(
+    client: AsyncOpenAI, runner: None
+) -> None:
     good = lines(6)
     bad = [
         b"{not json",
@@ -329,7 +331,7 @@ async def test_a_batch_that_can_never_run_names_its_parameter(
 
 
 @pytest.mark.timeout(30)
-async def test_five_hundred_lines_become_a_few_parts_and_a_bad_one_fails_alone(
+async def test_five_hundred_lines_become_a_few_parts_and_an_invalid_one_fails_alone(
     rig: Rig, client: AsyncOpenAI, runner: None
 ) -> None:
     """50,000 in `bench/api/batch.py`."""

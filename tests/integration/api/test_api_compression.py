@@ -31,7 +31,7 @@ async def long_job(rig: Rig) -> str:
     return job_id
 
 
-async def test_a_large_answer_is_compressed_for_who_accepts_it(rig: Rig) -> None:
+async def test_a_large_answer_is_compressed_for_clients_that_accept_gzip(rig: Rig) -> None:
     job_id = await long_job(rig)
 
     answer = await raw(rig, f"/v1/jobs/{job_id}", "gzip, deflate, br")
@@ -69,7 +69,7 @@ async def test_a_stream_is_sent_as_it_comes(rig: Rig) -> None:
     assert b"event: result" in answer.content
 
 
-async def test_head_tells_what_get_would_send(rig: Rig) -> None:
+async def test_head_has_the_headers_of_get(rig: Rig) -> None:
     job_id = await long_job(rig)
 
     got = await raw(rig, f"/v1/jobs/{job_id}", "gzip")
@@ -80,7 +80,7 @@ async def test_head_tells_what_get_would_send(rig: Rig) -> None:
     assert head.content == b""
 
 
-async def test_a_body_that_an_etag_names_is_left_alone(rig: Rig) -> None:
+async def test_a_body_with_an_etag_is_not_compressed(rig: Rig) -> None:
     page = (await rig.client.get("/docs")).text
     script = next(part for part in page.split('"') if part.endswith(".js"))
 

@@ -105,7 +105,7 @@ async def test_headers_without_end_are_not_held(port: int) -> None:
         assert (await reader.read()).startswith(b"HTTP/1.1 431")
 
 
-async def test_a_refusal_is_read_by_one_who_sends_all_before_it_listens(port: int) -> None:
+async def test_a_client_that_sends_its_whole_body_first_can_read_the_refusal(port: int) -> None:
     async with line(port) as (reader, writer):
         writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n")
         answer = asyncio.create_task(reader.read())
@@ -128,7 +128,7 @@ async def test_who_sends_on_after_a_refusal_is_cut_off(
                 await asyncio.sleep(0.01)
 
 
-async def test_one_connection_too_many_is_told_to_come_back(port: int) -> None:
+async def test_a_connection_over_the_limit_gets_503_with_retry_after(port: int) -> None:
     async with line(port) as (_, a), line(port) as (_, b), line(port) as (_, c):
         for writer in (a, b, c):
             writer.write(b"GET / HTTP/1.1\r\n")

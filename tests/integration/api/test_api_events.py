@@ -179,7 +179,7 @@ async def test_a_request_that_came_round_with_its_model_is_failed_and_not_sent_r
     assert (job.state, job.error.field) == (JobState.FAILED, "body.model")
 
 
-async def test_a_recorded_request_for_a_model_that_nobody_knows_is_failed(rig: Rig) -> None:
+async def test_a_recorded_request_for_an_unknown_model_is_failed(rig: Rig) -> None:
     event = wanted(line=chat_line(model="nobody"))
     await rig.store.submit(job_of(event))
 

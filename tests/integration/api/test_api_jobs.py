@@ -141,7 +141,7 @@ async def test_cancel_twice_gives_the_same_answer(rig: Rig) -> None:
     assert first.json() == second.json()
 
 
-async def test_cancel_after_the_end_tells_how_it_ended(rig: Rig) -> None:
+async def test_cancel_after_the_end_returns_the_ended_job(rig: Rig) -> None:
     job_id = await rig.submit()
     await (await rig.predictor(job_id)).finish(chat_result("four"))
 

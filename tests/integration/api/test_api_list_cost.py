@@ -26,7 +26,7 @@ async def test_sixteen_calls_for_one_large_job_read_none_of_their_answers(rig: R
     assert after - before < MEGABYTE
 
 
-async def test_a_list_shows_results_only_to_who_asks_for_them(rig: Rig) -> None:
+async def test_a_list_shows_results_only_on_request(rig: Rig) -> None:
     await large_job(rig)
 
     (bare,) = (await rig.client.get("/v1/jobs")).json()["data"]

@@ -70,7 +70,7 @@ async def test_allow_lists_every_method_of_the_path(rig: Rig, path: str) -> None
         ("/responses", "/v1/responses"),
     ],
 )
-async def test_a_path_that_is_nearly_one_of_ours_is_a_404_that_names_it(
+async def test_a_404_names_the_path_that_was_probably_meant(
     rig: Rig, path: str, meant: str
 ) -> None:
     async with httpx.AsyncClient() as client:
@@ -155,7 +155,7 @@ async def test_a_page_that_is_not_allowed_gets_no_leave(browsed: Furnished) -> N
     assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_a_sender_that_asks_before_it_sends_is_told_whether_it_may(
+async def test_an_options_request_is_answered_with_the_allowed_origin(
     redis_url: str, store: RedisStore
 ) -> None:
     settings = settings_for(redis_url, event_origins=("eventgrid.azure.net",))

@@ -50,7 +50,7 @@ async def test_a_streamed_chat_completion(client: AsyncOpenAI, engine: FakeEngin
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
-async def test_a_stream_tells_its_usage_when_asked(client: AsyncOpenAI, engine: FakeEngine) -> None:
+async def test_a_stream_has_usage_on_request(client: AsyncOpenAI, engine: FakeEngine) -> None:
     stream = await client.chat.completions.create(
         model="m", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
     )

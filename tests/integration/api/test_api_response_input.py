@@ -75,7 +75,7 @@ async def test_what_can_not_be_made_shorter_is_refused_by_name(
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-async def test_a_compaction_of_somebody_else_is_refused(client: AsyncOpenAI) -> None:
+async def test_another_tenants_compaction_is_refused(client: AsyncOpenAI) -> None:
     item = {"type": "compaction", "encrypted_content": "gAAAAABn"}
 
     with pytest.raises(BadRequestError) as refusal:
@@ -84,7 +84,7 @@ async def test_a_compaction_of_somebody_else_is_refused(client: AsyncOpenAI) -> 
     assert refusal.value.param == "input[0].encrypted_content"
 
 
-async def test_tools_that_nobody_here_runs_are_refused_by_name(client: AsyncOpenAI) -> None:
+async def test_hosted_tools_are_refused_by_name(client: AsyncOpenAI) -> None:
     with pytest.raises(BadRequestError) as refusal:
         await client.responses.create(model="m", input="hi", tools=[FUNCTION, *HOSTED])  # type: ignore[list-item]
 
@@ -118,7 +118,7 @@ async def test_a_call_with_no_other_tools_has_none(
     assert job.request.body.keys() & {"tools", "tool_choice"} == set()
 
 
-async def test_an_output_of_a_function_that_nobody_called_is_refused(client: AsyncOpenAI) -> None:
+async def test_an_output_without_its_function_call_is_refused(client: AsyncOpenAI) -> None:
     output = {"type": "function_call_output", "call_id": "call_7", "output": "7"}
 
     with pytest.raises(BadRequestError, match="call_7") as refusal:
@@ -146,7 +146,7 @@ def counted_model(tmp_path: Path) -> ModelCard:
     return ModelCard(name="m", context_tokens=64, tokenizer_file=tmp_path / "tokenizer.json")
 
 
-async def test_input_tokens_are_counted_with_the_models_template_and_wake_nobody(
+async def test_input_tokens_are_counted_with_the_models_template_without_a_predictor(
     api_settings: ApiSettings, store: RedisStore, broker: FakeBroker, counted_model: ModelCard
 ) -> None:
     settings = api_settings.model_copy(update={"models": (counted_model,)})

@@ -104,7 +104,7 @@ async def test_calls_that_were_sent_ahead_are_answered_one_by_one(
     assert [job.request.body["messages"][0]["content"] for job in engine.played] == ["one", "two"]
 
 
-async def test_a_response_that_is_not_stored_is_gone_on_from_on_its_connection(
+async def test_an_unstored_response_can_be_continued_on_its_connection(
     engine: FakeEngine, socket: ClientConnection
 ) -> None:
     first = await turn(socket, store=False, input="my name is Ann")
@@ -131,7 +131,7 @@ async def test_another_connection_does_not_know_what_was_not_stored(
     assert after["type"] == "response.completed"
 
 
-async def test_a_stored_response_is_gone_on_from_on_any_connection(
+async def test_a_stored_response_can_be_continued_on_any_connection(
     rig: Rig, engine: FakeEngine, socket: ClientConnection
 ) -> None:
     first = await turn(socket)
@@ -183,7 +183,7 @@ async def test_a_response_can_be_prepared_without_an_answer(
         pytest.param({"input": []}, 400, "input", id="nothing asked"),
     ],
 )
-async def test_a_call_that_is_refused_is_told_and_the_connection_goes_on(
+async def test_a_refused_call_gets_an_error_and_the_connection_stays_open(
     engine: FakeEngine, socket: ClientConnection, message: Any, status: int, param: str
 ) -> None:
     asked = {"type": "response.create", "model": "m", "input": "hi"}
@@ -244,7 +244,7 @@ async def test_who_sends_too_much_ahead_is_cut_off(rig: Rig) -> None:
         assert socket.close_code == 1008
 
 
-async def test_the_end_of_the_process_is_told_and_the_response_goes_on(rig: Rig) -> None:
+async def test_at_shutdown_the_client_gets_an_error_and_the_response_goes_on(rig: Rig) -> None:
     async with opened(rig) as socket:
         await send(socket)
         created = orjson.loads(await socket.recv())

@@ -255,7 +255,7 @@ async def test_a_conversation_goes_on_from_an_earlier_response(
     ]
 
 
-async def test_input_items_tell_the_whole_conversation(
+async def test_input_items_contain_the_whole_conversation(
     client: AsyncOpenAI, engine: FakeEngine
 ) -> None:
     first = await client.responses.create(model="m", input="one")

@@ -49,7 +49,7 @@ async def test_penalties_that_were_not_asked_for_are_none(rig: Rig, engine: Fake
     assert (answer["presence_penalty"], answer["frequency_penalty"]) == (0.0, 0.0)
 
 
-async def test_a_tools_strict_is_said_though_the_call_left_it_out(
+async def test_a_tools_strict_is_shown_though_the_call_left_it_out(
     rig: Rig, engine: FakeEngine
 ) -> None:
     answer = (await ask(rig, tools=TOOLS)).json()

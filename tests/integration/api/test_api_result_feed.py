@@ -72,7 +72,7 @@ async def test_a_reader_goes_on_after_the_last_event_it_saw(api: Furnished) -> N
     assert [orjson.loads(e["data"])["subject"] for e in (first, *rest)] == jobs
 
 
-async def test_an_end_that_is_delivered_again_is_told_once(api: Furnished) -> None:
+async def test_a_redelivered_end_is_in_the_feed_once(api: Furnished) -> None:
     first = await answered(api)
     await api.deliver(first)
     second = await answered(api)
@@ -83,7 +83,7 @@ async def test_an_end_that_is_delivered_again_is_told_once(api: Furnished) -> No
     assert [orjson.loads(e["data"])["subject"] for e in seen] == [first, second]
 
 
-async def test_a_reader_from_before_what_is_kept_is_told_of_the_gap(api: Furnished) -> None:
+async def test_a_reader_with_a_cursor_older_than_the_feed_gets_a_gap_event(api: Furnished) -> None:
     await answered(api)
 
     async with listening(api, **{"Last-Event-ID": "1-0"}) as events:
@@ -99,7 +99,7 @@ async def test_another_tenants_results_are_not_seen(api: Furnished) -> None:
     assert [ended async for ended in api.parts.results.page("somebody", "0-0")] == []
 
 
-async def test_one_reader_too_many_is_told_to_come_back(
+async def test_a_reader_over_the_limit_gets_503_with_retry_after(
     api: Furnished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(result_feed, "READERS", 1)

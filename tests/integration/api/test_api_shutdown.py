@@ -198,7 +198,7 @@ async def test_the_repeat_of_an_sdk_finds_the_job_of_the_call_that_was_cut_off(
     assert await job_ids(store) == [job_id]
 
 
-async def test_the_repeat_of_somebody_who_was_not_cut_off_is_a_new_job(
+async def test_the_repeat_of_a_call_that_was_not_cut_off_is_a_new_job(
     api: Process, store: RedisStore
 ) -> None:
     again = {"x-stainless-retry-count": "1"}

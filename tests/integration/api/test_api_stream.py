@@ -84,7 +84,7 @@ async def test_a_reader_goes_on_after_the_last_event_it_saw(rig: Rig) -> None:
     assert rest == whole[cut + 1 :]
 
 
-async def test_a_reader_that_has_seen_the_end_is_told_to_stop(rig: Rig) -> None:
+async def test_a_reader_that_resumes_after_the_end_gets_204(rig: Rig) -> None:
     job_id = await rig.submit()
     await (await rig.predictor(job_id)).finish(chat_result("x"))
     end = (await everything(rig, job_id))[-1]["id"]
@@ -180,7 +180,7 @@ async def test_a_reader_of_a_running_job_that_is_deleted_is_let_go(
     assert {"comment": "the job was deleted"} in rest
 
 
-async def test_an_end_that_the_stream_does_not_tell_is_found(
+async def test_an_end_missing_from_the_stream_is_found_in_the_record(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "_LOOK_AGAIN_S", 0.1)

@@ -221,7 +221,7 @@ async def test_a_gap_in_a_response_stream_ends_it_in_an_error(rig: Rig) -> None:
     assert "response.completed" not in names_of(seen)
 
 
-async def test_a_gap_in_a_jobs_events_is_said_where_it_is(rig: Rig) -> None:
+async def test_a_gap_in_a_jobs_events_is_reported_where_it_is(rig: Rig) -> None:
     job_id = await with_a_hole(rig)
 
     answer = await rig.client.get(f"/v1/jobs/{job_id}/events")

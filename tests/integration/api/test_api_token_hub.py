@@ -96,7 +96,7 @@ async def test_a_new_stream_is_heard_at_once_while_others_are_silent(
     assert asyncio.get_running_loop().time() - started_s < 0.3
 
 
-async def test_a_reader_that_does_not_keep_up_is_cut_off_and_slows_nobody(
+async def test_a_slow_reader_is_cut_off_and_delays_no_other(
     hub: StreamMultiplexer, store: RedisStore
 ) -> None:
     predictor = await running(store)

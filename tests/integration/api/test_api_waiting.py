@@ -66,7 +66,7 @@ async def test_the_phase_is_the_one_of_the_replica_that_is_furthest(
     assert (waiting["phase"], waiting["replicas"]) == ("weights", 2)
 
 
-async def test_who_waits_is_told_why_no_replica_starts_until_one_does(
+async def test_a_waiting_caller_sees_why_no_replica_starts_until_one_does(
     rig: Rig, queue: Queue, redis: Redis
 ) -> None:
     directory = ReplicaDirectory(redis)
@@ -82,7 +82,9 @@ async def test_who_waits_is_told_why_no_replica_starts_until_one_does(
     assert await directory.failure("m") == ""
 
 
-async def test_a_stream_tells_of_each_new_phase(rig: Rig, queue: Queue, redis: Redis) -> None:
+async def test_a_stream_has_an_event_for_each_new_phase(
+    rig: Rig, queue: Queue, redis: Redis
+) -> None:
     job_id = await rig.submit()
     directory = ReplicaDirectory(redis)
     phases: list[str] = []
@@ -119,7 +121,7 @@ async def test_with_no_queue_to_look_at_only_replicas_are_known(rig: Rig, redis:
     assert (outlook.position, outlook.phase) == (None, "asleep")
 
 
-async def test_what_woke_for_a_job_is_told_when_it_is_long_gone(
+async def test_the_cold_start_of_a_job_is_shown_after_its_replica_ended(
     rig: Rig, queue: Queue, redis: Redis
 ) -> None:
     notes = rig.parts.past_waking

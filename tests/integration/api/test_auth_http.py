@@ -54,7 +54,7 @@ async def test_without_a_key_the_answer_is_401(
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/health", "/docs", "/openapi.json"])
-async def test_what_tells_nothing_of_a_tenant_is_open(api: Furnished, path: str) -> None:
+async def test_routes_without_tenant_data_need_no_key(api: Furnished, path: str) -> None:
     assert (await api.client.get(path)).status_code == 200
 
 
@@ -203,7 +203,7 @@ def test_the_process_refuses_to_start_open_to_others() -> None:
     assert b"TORPOR_ANONYMOUS_ACCESS=anywhere" in ended.stderr
 
 
-async def test_behind_a_sidecar_nobody_reads_metrics_for_being_on_loopback(
+async def test_behind_a_sidecar_a_loopback_address_gives_no_access_to_metrics(
     redis_url: str, store: RedisStore, redis: Redis
 ) -> None:
     """A sidecar hands on everybody's calls, and all of them come from loopback."""

@@ -235,7 +235,7 @@ async def test_a_runner_that_stops_at_once_goes_on_behind_the_record(rig: Rig) -
 
 
 @pytest.mark.timeout(60)
-async def test_an_expiry_whose_runners_die_tells_each_line_once(
+async def test_an_expiry_whose_runners_die_reports_each_line_once(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_run, "WINDOW", 10)
@@ -391,7 +391,7 @@ async def test_a_list_is_pruned_with_its_records(rig: Rig) -> None:
     assert await rig.store.redis.ttl(keys.batch(kept)) > 0
 
 
-async def test_a_cancel_of_what_is_gone_leaves_no_record(rig: Rig) -> None:
+async def test_a_cancel_of_a_deleted_batch_leaves_no_record(rig: Rig) -> None:
     batch_id = await stored(rig, new_batch("t", "file"))
     await rig.store.redis.delete(keys.batch(batch_id))
 
@@ -427,7 +427,7 @@ async def test_a_file_of_which_no_line_can_run_is_a_failed_batch(
     assert len(errors) == 30
 
 
-async def test_a_batch_tells_its_model_and_what_it_used(rig: Rig, engine: FakeEngine) -> None:
+async def test_a_batch_shows_its_model_and_usage(rig: Rig, engine: FakeEngine) -> None:
     batch_id = await start(rig, lines(3))
     async with running(rig):
         batch = await ended(rig, batch_id)

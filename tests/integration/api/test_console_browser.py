@@ -104,7 +104,7 @@ async def test_what_a_model_writes_is_text_and_never_markup(api: Furnished, page
     assert await page.locator("main img").count() == 0
 
 
-async def test_what_anybody_else_wrote_is_text_too(api: Furnished, page: Page) -> None:
+async def test_text_of_other_origins_is_shown_as_text_too(api: Furnished, page: Page) -> None:
     """Reasoning, refusals, errors of a dead letter, a webhook's host, a replica's name."""
     markup = "<img src=x onerror=document.title=1>"
     directory = ReplicaDirectory(api.store.redis)

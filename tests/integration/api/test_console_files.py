@@ -78,7 +78,9 @@ class TestDeadLetters:
         assert letter["request"]["body"]["messages"][0]["content"] == "poison"
         assert len(letter["attempts"]) == 1
 
-    async def test_a_redrive_queues_the_same_job_and_tells_the_broker(self, api: Furnished) -> None:
+    async def test_a_redrive_queues_the_same_job_and_publishes_its_event(
+        self, api: Furnished
+    ) -> None:
         job_id = await dead(api)
 
         answer = await api.client.post(f"/v1/dead-letters/{job_id}/redrive")
@@ -192,7 +194,7 @@ class TestDeadLetters:
         assert (answer.status_code, answer.json()["field"]) == (422, "url")
 
 
-async def test_the_overview_tells_of_every_model(api: Furnished) -> None:
+async def test_the_overview_has_every_model(api: Furnished) -> None:
     overview = (await api.client.get("/v1/overview")).json()
 
     (model,) = overview["models"]

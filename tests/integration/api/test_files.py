@@ -154,7 +154,7 @@ class TestTime:
         async with AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as made:
             yield made
 
-    async def test_a_file_expires_when_it_was_told_to(self, client: AsyncOpenAI) -> None:
+    async def test_a_file_expires_after_its_expires_after(self, client: AsyncOpenAI) -> None:
         made = await client.files.create(
             file=("x", b"x"),
             purpose="user_data",
@@ -185,7 +185,7 @@ class TestTime:
 
         assert refused.value.param == "expires_after.seconds"
 
-    async def test_what_has_expired_is_gone_and_swept(
+    async def test_an_expired_file_is_not_found_and_is_swept(
         self, client: AsyncOpenAI, api_settings: ApiSettings
     ) -> None:
         kept = await client.files.create(file=("x", b"x"), purpose="user_data")

@@ -79,7 +79,7 @@ async def test_openais_client_understands_the_refusal(api_with: Any) -> None:
     assert refused.value.response.headers["retry-after"]
 
 
-async def test_a_call_over_a_whole_minute_is_told_that_waiting_does_not_help(
+async def test_a_call_over_a_whole_minutes_limit_is_refused_for_good(
     api_with: Any,
 ) -> None:
     line = chat_line()
@@ -265,7 +265,7 @@ async def test_every_way_in_refuses_a_job_that_would_miss_its_deadline(
     assert api.broker.events == []
 
 
-async def test_with_the_store_away_nobody_gets_past_a_limit(
+async def test_with_the_store_unavailable_no_call_passes_a_limit(
     redis_server: Any, redis_url: str
 ) -> None:
     """Limits fail closed: what cannot be counted is not let in; it says so within 2 s, and the

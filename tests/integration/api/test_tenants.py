@@ -155,7 +155,7 @@ async def test_a_list_holds_only_ones_own(
     assert theirs == []
 
 
-async def test_a_tenant_called_as_an_index_of_ours_sees_nobodys_batches(
+async def test_a_tenant_named_like_an_index_key_sees_no_batches(
     api: Furnished, owned: Owned, redis: Redis
 ) -> None:
     active = await headers_of(redis, "active")
@@ -210,7 +210,7 @@ async def test_anothers_thing_cannot_be_named_in_a_body(
 
 
 @pytest.mark.parametrize("text", ["mine", "yours"], ids=["the same body", "another body"])
-async def test_the_same_event_of_another_tenant_tells_nothing_of_the_job(
+async def test_the_same_event_of_another_tenant_reveals_nothing_of_the_job(
     api: Furnished, acme: dict[str, str], other: dict[str, str], text: str
 ) -> None:
     def event(text: str) -> tuple[dict[str, str], bytes]:

@@ -80,7 +80,7 @@ async def told(
             await asyncio.sleep(0.02)
 
 
-async def test_a_receiver_that_is_down_for_an_hour_is_told_when_it_is_back(
+async def test_a_receiver_that_is_down_for_an_hour_gets_its_webhook_when_it_is_back(
     webhooks: WebhookStore,
 ) -> None:
     with socket.socket() as sock:  # ours, and refused as long as nobody listens

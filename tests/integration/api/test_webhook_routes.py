@@ -131,7 +131,7 @@ async def test_a_job_brings_its_own_webhook(api: Furnished, receiver: Receiver) 
     assert job["metadata"] == {}  # what we keep beside the caller's own is not theirs to see
 
 
-async def test_a_result_event_that_comes_twice_is_told_once(
+async def test_a_repeated_result_event_sends_one_webhook(
     api: Furnished, receiver: Receiver
 ) -> None:
     job_id = await api.submit(webhook={"url": receiver.url})
@@ -171,7 +171,7 @@ async def test_an_address_inside_is_refused_when_it_is_handed_in(
     assert api.broker.events == []
 
 
-async def test_the_log_tells_every_try(api: Furnished, receiver: Receiver) -> None:
+async def test_the_log_has_every_try(api: Furnished, receiver: Receiver) -> None:
     receiver.answer = lambda n: web.Response(status=500 if n == 1 else 200)
     await api.answer(await api.submit(webhook={"url": receiver.url + "?token=secret"}))
     await receiver.wait_for(2)
@@ -284,7 +284,7 @@ async def process(environment: dict[str, str]) -> AsyncIterator[str]:
         api.wait()
 
 
-async def test_a_jobs_timeline_tells_its_webhooks_with_durations(
+async def test_a_jobs_timeline_has_its_webhooks_with_durations(
     api: Furnished, receiver: Receiver
 ) -> None:
     job_id = await api.submit("hi", webhook={"url": receiver.url})

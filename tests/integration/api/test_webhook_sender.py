@@ -109,9 +109,7 @@ async def test_an_ending_arrives_signed(webhooks: WebhookStore, receiver: Receiv
     assert (delivery.state, delivery.tries) == (TryVerdict.DELIVERED, 1)
 
 
-async def test_an_ending_told_twice_is_sent_once(
-    webhooks: WebhookStore, receiver: Receiver
-) -> None:
+async def test_a_repeated_end_sends_one_webhook(webhooks: WebhookStore, receiver: Receiver) -> None:
     await add(webhooks, receiver.url)
 
     async with sending(webhooks, settings()):
@@ -140,7 +138,7 @@ async def test_a_failing_receiver_is_asked_by_the_schedule_with_one_id(
     assert [entry.status for entry in delivery.log] == [500, 500, 500, 200]
 
 
-async def test_what_nobody_takes_is_failed_and_kept_in_the_log(
+async def test_a_webhook_that_is_never_accepted_is_failed_and_kept_in_the_log(
     webhooks: WebhookStore, receiver: Receiver
 ) -> None:
     receiver.answer = lambda _: web.Response(status=500)

@@ -13,7 +13,7 @@ from tests.integration.deploy.api_server import ApiServer
 from tests.integration.deploy.objects import TERMS, Notes, config
 
 
-async def test_a_plan_tells_new_changed_and_same_without_applying(
+async def test_a_plan_shows_new_changed_and_same_without_applying(
     cluster: Cluster, server: ApiServer
 ) -> None:
     await cluster.apply(config("same", a="1"))
@@ -72,7 +72,7 @@ async def test_a_conflict_in_the_dry_run_stops_before_anything_is_applied(
     assert "a" not in server.names("ConfigMap")
 
 
-async def test_all_missing_kinds_are_told_at_once(cluster: Cluster, server: ApiServer) -> None:
+async def test_all_missing_kinds_are_reported_at_once(cluster: Cluster, server: ApiServer) -> None:
     del server.kinds["keda.sh/v1alpha1"], server.kinds["serving.kserve.io/v1beta1"]
     wanted = [
         {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject"},

@@ -61,7 +61,7 @@ async def test_a_rollback_without_an_earlier_release_says_so(cluster: Cluster) -
 
 
 @pytest.mark.parametrize(("with_data", "left"), [(False, {"disk"}), (True, set())])
-async def test_delete_keeps_disks_unless_told(
+async def test_delete_keeps_disks_without_data(
     cluster: Cluster, server: ApiServer, with_data: bool, left: set[str]
 ) -> None:
     claim = {
@@ -78,7 +78,7 @@ async def test_delete_keeps_disks_unless_told(
     assert await release.releases(cluster, "torpor") == []
 
 
-async def test_a_deploy_that_only_changes_a_config_map_rolls_who_reads_it(
+async def test_a_deploy_that_only_changes_a_config_map_restarts_the_pods_that_read_it(
     cluster: Cluster, server: ApiServer
 ) -> None:
     api = deployment()

@@ -48,7 +48,7 @@ async def test_a_snapshot_passes_over_what_is_not_installed_or_not_allowed(
     assert [r["metadata"]["name"] for r in found] == ["torpor-api"]
 
 
-async def test_a_snapshot_has_what_tells_why_pods_are_not_made(
+async def test_a_snapshot_has_the_reasons_why_pods_are_not_created(
     cluster: Cluster, server: ApiServer
 ) -> None:
     owned = {"ownerReferences": [{"kind": "Deployment", "name": "thinker-predictor"}]}

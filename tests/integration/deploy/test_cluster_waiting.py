@@ -81,7 +81,7 @@ async def test_what_never_comes_up_says_why(cluster: Cluster, server: ApiServer)
         )
 
 
-async def test_why_it_hangs_is_told_while_waiting(
+async def test_the_reason_for_a_stuck_pod_is_reported_while_waiting(
     cluster: Cluster, server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollout, "STUCK_AFTER_S", 0.1)

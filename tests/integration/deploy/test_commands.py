@@ -64,7 +64,7 @@ async def test_the_same_deploy_again_has_nothing_to_do(
     assert server.names("ConfigMap") & {"torpor-release-000002"} == set()
 
 
-async def test_a_cluster_without_keda_is_told_how_to_get_it(
+async def test_on_a_cluster_without_keda_the_error_says_how_to_install_it(
     run: Run, server: ApiServer, overlay: Path
 ) -> None:
     del server.kinds["keda.sh/v1alpha1"]

@@ -49,7 +49,7 @@ def releases(server: ApiServer) -> set[str]:
     return {name for name in server.names("ConfigMap") if name.startswith("torpor-release")}
 
 
-async def test_a_deploy_after_scale_is_no_conflict_with_ourselves(
+async def test_a_deploy_after_scale_is_no_conflict(
     run: Run, server: ApiServer, overlay: Path
 ) -> None:
     await run("deploy", overlay, "--yes", "--no-wait")

@@ -169,7 +169,7 @@ async def test_superseded_revisions_that_never_came_up_are_deleted(
     assert notes.steps == ["prune Revision/thinker-2"]
 
 
-async def test_knative_serving_is_asked_for_though_no_object_of_ours_is_of_its_kind(
+async def test_knative_serving_is_required_though_no_rendered_object_is_of_its_kind(
     cluster: Cluster, server: ApiServer
 ) -> None:
     del server.kinds[SERVING]
@@ -179,7 +179,7 @@ async def test_knative_serving_is_asked_for_though_no_object_of_ours_is_of_its_k
     assert "Knative Serving" in str(missing)
 
 
-async def test_a_reason_that_stays_is_said_once(
+async def test_an_unchanged_reason_is_reported_once(
     cluster: Cluster, server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollout, "STUCK_AFTER_S", 0.05)
@@ -211,7 +211,7 @@ async def test_a_rollback_passes_over_a_split_of_traffic(
         await rollout.roll_back(cluster, TERMS, Notes(), to=2)
 
 
-def test_the_hash_tells_two_predictors_apart_and_is_the_same_for_the_same() -> None:
+def test_the_hash_differs_for_different_predictors_and_is_stable() -> None:
     def told(made: dict[str, Any]) -> str:
         (stamped,) = with_hash([made])
         return str(stamped["metadata"]["annotations"][HASH])

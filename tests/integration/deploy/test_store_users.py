@@ -146,7 +146,7 @@ def scaler_login(secret: dict[str, str]) -> tuple[str, str]:
     return str(address.username), str(address.password)
 
 
-async def test_nobody_gets_in_without_a_password(server: RedisServer) -> None:
+async def test_the_store_refuses_clients_without_a_password(server: RedisServer) -> None:
     async with Redis(port=server.port) as stranger:
         with pytest.raises(AuthenticationError):
             await stranger.ping()

@@ -100,7 +100,7 @@ def test_every_call_names_the_key_and_the_scope_that_it_needs(
     assert all(len(operation["security"][0]["bearer"]) == 1 for operation in operations.values())
 
 
-def test_the_document_tells_of_both_websockets_and_of_nothing_internal(
+def test_the_document_has_both_websockets_and_no_internal_route(
     document: dict[str, Any], operations: Operations
 ) -> None:
     for path in (socket.PATH, response_socket.PATH):

@@ -68,7 +68,7 @@ def test_retry_after_is_whole_seconds_and_never_zero(seconds: float, header: str
     assert answer.headers["retry-after"] == header
 
 
-def test_a_stranger_is_told_how_to_say_who_they_are() -> None:
+def test_a_401_says_how_to_authenticate() -> None:
     assert error_response("/v1/jobs", Unauthorized("x")).headers["www-authenticate"] == "Bearer"
 
 

@@ -115,7 +115,7 @@ class TestWithoutKeys:
     OPEN = CredentialAuthenticator(Credentials(is_anonymous=True, delivery_token=BROKER))
 
     @pytest.mark.parametrize("token", ["", "sk-anything"])
-    async def test_everybody_is_the_default_tenant(self, token: str) -> None:
+    async def test_every_anonymous_caller_is_the_default_tenant(self, token: str) -> None:
         principal = await self.OPEN.principal_of(calling(token))
 
         assert principal.tenant == "default"
@@ -139,7 +139,7 @@ class TestWithoutKeys:
         assert Scope.RESULTS_WRITE in principal.scopes
 
 
-async def test_without_keys_nobody_is_served_unless_anonymous_access_was_asked_for() -> None:
+async def test_without_keys_no_call_is_served_unless_anonymous_access_is_set() -> None:
     with pytest.raises(Unauthorized):
         await CredentialAuthenticator(Credentials()).principal_of(calling())
 
@@ -264,5 +264,5 @@ def test_anonymous_access_must_be_asked_for_by_name(fields: dict[str, object], m
         ({"keys_source": "redis"}, False),
     ],
 )
-def test_anonymous_access_is_said_at_start(fields: dict[str, object], says: bool) -> None:
+def test_anonymous_access_is_logged_at_start(fields: dict[str, object], says: bool) -> None:
     assert bool(anonymous_access_warning(ApiSettings(**fields))) is says

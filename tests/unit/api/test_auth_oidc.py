@@ -127,7 +127,7 @@ def unsigned(**header: Any) -> str:
         pytest.param("a" * 20_000 + ".b.c", id="too long"),
     ],
 )
-async def test_a_token_that_is_not_good_is_nobody(verifier: OidcVerifier, bad: str) -> None:
+async def test_an_invalid_token_authenticates_no_one(verifier: OidcVerifier, bad: str) -> None:
     assert await verifier.verify(bad) is None
 
 
@@ -275,7 +275,7 @@ async def test_old_keys_serve_while_the_provider_hangs(
         pytest.param(token(STRANGER, "two", iss=None), id="no issuer"),
     ],
 )
-async def test_a_strangers_token_does_not_make_us_ask(
+async def test_a_token_of_another_issuer_causes_no_key_request(
     verifier: OidcVerifier, provider: Provider, clock: Time, junk: str
 ) -> None:
     await verifier.verify(token())

@@ -58,7 +58,7 @@ def test_after_the_wait_it_fits(window: LimitWindow, share: float) -> None:
 
 
 @given(window=windows(), share=st.floats(0.001, 1))
-def test_the_wait_is_honest_not_a_round_number(window: LimitWindow, share: float) -> None:
+def test_retry_after_is_the_computed_wait(window: LimitWindow, share: float) -> None:
     """At most one unit of the limit longer than it had to be: the floor of the library's count."""
     cost = max(1, int(window.limit * share))
     wait_s = window.wait_s(cost)
@@ -145,7 +145,7 @@ def asked(url: str, **body: Any) -> int:
         pytest.param("/v1/embeddings", {"input": "é" * 4}, 2, id="bytes, not letters; no answer"),
     ],
 )
-def test_a_call_costs_its_prompt_and_what_it_lets_the_answer_have(
+def test_a_call_costs_its_prompt_and_its_longest_answer(
     url: str, body: dict[str, Any], tokens: int
 ) -> None:
     assert asked(url, **body) == tokens

@@ -56,7 +56,7 @@ def steps(told: dict[str, Any]) -> list[tuple[str, int, int | None]]:
     return [(step["step"], step["at_ms"], step["duration_ms"]) for step in told["steps"]]
 
 
-def test_a_jobs_life_is_told_in_order_with_durations() -> None:
+def test_a_timeline_is_in_order_with_durations() -> None:
     told = timeline(ENDED, [READY], [DELIVERY], now_ms=9000)
 
     assert steps(told) == [
@@ -89,7 +89,9 @@ def test_what_goes_on_is_counted_up_to_now() -> None:
         pytest.param([replace(READY, since_ms=900)], id="it was awake before"),
     ],
 )
-def test_no_waking_is_told_of_that_the_job_did_not_wait_for(replicas: list[Replica]) -> None:
+def test_a_timeline_has_no_cold_start_that_the_job_did_not_wait_for(
+    replicas: list[Replica],
+) -> None:
     told = timeline(ENDED, replicas, [], now_ms=9000)
 
     assert "waking" not in [step["step"] for step in told["steps"]]

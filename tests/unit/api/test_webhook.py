@@ -64,7 +64,7 @@ def test_a_response_is_named_by_its_own_id() -> None:
     assert sent(job)["data"]["id"] == "resp_0123456789abcdef01234567"
 
 
-def test_a_line_of_a_batch_tells_nobody() -> None:
+def test_a_line_of_a_batch_sends_no_webhook() -> None:
     assert message_of(ended(metadata={"torpor.batch": "batch_1"})) is None
 
 
@@ -195,7 +195,7 @@ def test_a_webhook_that_is_none_is_named(webhook: object) -> None:
     assert refused.value.field.startswith("webhook")
 
 
-def test_only_an_endpoint_that_wants_it_is_told() -> None:
+def test_only_subscribed_endpoints_get_an_event() -> None:
     endpoint = Endpoint(id="we_1", tenant="t", url="u", event_types=("response.failed",))
     off = Endpoint(id="we_1", tenant="t", url="u", event_types=("a",), switched_off="410")
 

@@ -43,7 +43,7 @@ def test_the_schedule_is_the_published_one_as_far_as_the_promise_goes() -> None:
     assert sum(SCHEDULE_S) == 72 * 3600
 
 
-def test_the_page_tells_the_schedule_that_is_kept() -> None:
+def test_the_documented_schedule_is_the_configured_one() -> None:
     pauses = ["5 s", "5 min", "30 min", "2 h", "5 h", "10 h", "14 h", "20 h", "20 h 25 min"]
     said = f"{', '.join(pauses[:-1])} and {pauses[-1]} after the try before"
 
@@ -92,7 +92,7 @@ def test_a_refused_address_is_not_tried_again() -> None:
 
 
 @given(seconds=st.integers(6, 86_400), seed=st.integers())
-def test_a_receiver_is_never_asked_before_it_said(seconds: int, seed: int) -> None:
+def test_a_receiver_is_not_tried_before_its_retry_after(seconds: int, seed: int) -> None:
     _, delay_s, _ = after(1, TryOutcome(429, retry_after=str(seconds)), seed)
 
     assert seconds <= delay_s <= seconds * (1 + JITTER)
@@ -105,7 +105,7 @@ def test_a_short_retry_after_does_not_hurry_the_schedule() -> None:
 
 
 @pytest.mark.parametrize(("status", "pause_s"), [(429, 60), (503, 60), (500, 0)])
-def test_a_receiver_that_is_busy_is_left_alone_by_its_other_deliveries(
+def test_a_retry_after_delays_the_receivers_other_deliveries_too(
     status: int, pause_s: float
 ) -> None:
     assert after(1, TryOutcome(status, retry_after="60"))[2] == pause_s

@@ -103,7 +103,7 @@ def test_kserve_drops_an_initial_scale_of_zero_where_the_cluster_does_not_allow_
     assert read_knative(isvc, allowed).policy.initial_scale == 0
 
 
-def test_an_inference_service_keeps_one_replica_unless_told_otherwise() -> None:
+def test_an_inference_service_keeps_one_replica_by_default() -> None:
     isvc = {"kind": "InferenceService", "metadata": {"name": "a"}, "spec": {"predictor": {}}}
     assert read_knative(isvc).policy.min_scale == 1
 
@@ -170,7 +170,7 @@ def test_the_config_map_sets_the_defaults() -> None:
     assert (config.stable_window_s, config.target_utilization) == (120, 0.8)
 
 
-def test_a_config_map_key_nobody_knows_is_refused() -> None:
+def test_an_unknown_config_map_key_is_refused() -> None:
     with pytest.raises(RefusedSettingsError, match="stabel-window"):
         read_autoscaler_config({"stabel-window": "60s"})
 

@@ -105,7 +105,7 @@ def test_the_hpa_sees_the_fallback_only_after_more_failures_than_the_threshold()
     assert seen == [2, 2, 4]
 
 
-def test_a_lag_nobody_knows_never_wakes() -> None:
+def test_an_unknown_lag_never_activates() -> None:
     assert polled(KedaSpec((LAG,)), {"lag": -1.0}, 0).replicas == 0
 
 
@@ -171,7 +171,7 @@ def test_a_scale_up_policy_reaches_the_goal_in_one_sync() -> None:
     assert grown == [(0, 1), (15, 6)]
 
 
-def test_lag_alone_kills_the_job_that_is_running() -> None:
+def test_lag_alone_ends_the_pod_of_a_running_job() -> None:
     spec = KedaSpec((LAG,), polling_interval_s=2, cooldown_s=6)
     state, _ = lived(spec, keda.start(spec, now=0.0), 1, 0, 0, 0, 2)
     _, ended = lived(spec, state, 0, 1, 1, 2, 20)

@@ -86,7 +86,7 @@ def test_lag_wins_where_both_modes_are_set() -> None:
     assert (spec.triggers[0].source, spec.triggers[0].target) == (RedisStreams(StreamMode.LAG), 3)
 
 
-def test_a_rabbitmq_host_tells_its_protocol() -> None:
+def test_a_rabbitmq_hosts_scheme_gives_its_protocol() -> None:
     def source(host: str) -> object:
         metadata = {"queueName": "q", "host": host, "value": "2"}
         triggers = [{"type": "rabbitmq", "metadata": metadata}]

@@ -63,7 +63,7 @@ def test_without_its_group_lag_reads_the_length_and_pending_fails() -> None:
     assert number(RedisStreams(StreamMode.PENDING), fresh) is None
 
 
-def test_a_lag_that_redis_cannot_tell_reads_minus_one() -> None:
+def test_an_unknown_redis_lag_reads_minus_one() -> None:
     assert number(RedisStreams(StreamMode.LAG), Backlog(undelivered=None)) == -1
 
 
@@ -82,6 +82,6 @@ def test_kafka_lag_is_bounded_by_its_partitions(kafka: Kafka, expected: float) -
     assert number(kafka, backlog) == expected
 
 
-def test_an_external_trigger_reads_what_its_server_said() -> None:
+def test_an_external_trigger_reads_its_servers_value() -> None:
     trigger = ScalerTrigger("work", External("torpor:9090"), target=1)
     assert measured((trigger,), Backlog(queries={"work": 3.5})) == {"work": 3.5}

@@ -13,7 +13,7 @@ def filled(size: int, *values: tuple[float, float]) -> w.MetricWindow:
     return window
 
 
-def test_after_a_whole_window_of_silence_a_burst_is_averaged_alone() -> None:
+def test_after_a_window_without_values_only_the_burst_is_averaged() -> None:
     assert w.average(filled(60, (0, 9.0), (60, 5.0)), 60) == 5.0
     assert w.average(filled(60, (0, 9.0), (59, 5.0)), 59) == pytest.approx(14 / 60, abs=1e-6)
 

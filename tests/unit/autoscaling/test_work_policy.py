@@ -39,7 +39,7 @@ def test_without_slack_it_wakes_at_once() -> None:
     assert asked(waiting(1, oldest_s=0), replace(SPEC, p95_wait_s=10)) == 1
 
 
-def test_at_zero_it_wakes_as_many_as_have_places_for_all_who_can_wait_no_longer() -> None:
+def test_at_zero_it_starts_enough_replicas_for_every_job_that_cannot_wait() -> None:
     assert asked(waiting(400, each_s=1.0, oldest_s=30)) == 50
 
 
@@ -91,13 +91,13 @@ def test_arriving_work_that_cannot_be_put_off_keeps_replicas_up() -> None:
     assert later[1] == 4  # 3.0 / 0.85
 
 
-def test_nobody_is_drained_for_want_of_places() -> None:
+def test_no_replica_is_drained_while_its_slots_are_needed() -> None:
     busy = Observation((), 0.0, 17, 3, 3)
     held = WorkState(less_since=-1e6, less_than=3)
     assert work.decide(SPEC, held, busy, 0.0)[1] == 3
 
 
-def test_it_goes_on_asking_for_less_until_somebody_follows() -> None:
+def test_a_scale_down_decision_stays_until_it_is_followed() -> None:
     """Alternating answers met a poll of every other second only with "as many as there are"."""
     state, answers = WorkState(), []
     for second in range(6):
@@ -106,7 +106,7 @@ def test_it_goes_on_asking_for_less_until_somebody_follows() -> None:
     assert answers == [0] * 6
 
 
-def test_the_last_replica_alone_lingers() -> None:
+def test_only_the_last_replica_lingers() -> None:
     strict, state = replace(SPEC, p95_wait_s=5), WorkState()
     for second in range(32):
         state, replicas = work.decide(strict, state, Observation((), 0, 0, 4, 4), float(second))

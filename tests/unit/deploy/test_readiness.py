@@ -109,7 +109,9 @@ def box(**state: Any) -> dict[str, Any]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_pods_tell_why_they_are_stuck(found: dict[str, Any], words: str) -> None:
+def test_the_reasons_of_stuck_pods_are_read_from_their_status(
+    found: dict[str, Any], words: str
+) -> None:
     (reason,) = why_stuck([found], [])
 
     assert words in reason
@@ -122,7 +124,7 @@ def test_pods_tell_why_they_are_stuck(found: dict[str, Any], words: str) -> None
         ('pods "x" is forbidden: violates PodSecurity "restricted"', "pod standard"),
     ],
 )
-def test_events_tell_what_no_pod_can(message: str, words: str) -> None:
+def test_events_show_why_pods_are_not_created(message: str, words: str) -> None:
     event = {"type": "Warning", "message": message, "involvedObject": {"name": "rs"}}
 
     (reason,) = why_stuck([], [event, event])
@@ -130,7 +132,7 @@ def test_events_tell_what_no_pod_can(message: str, words: str) -> None:
     assert words in reason
 
 
-def test_a_refusal_is_told_once_whatever_the_pod_was_to_be_called() -> None:
+def test_a_refusal_is_reported_once_for_all_pod_names() -> None:
     refused = 'pods "thinker-{}" is forbidden: violates PodSecurity "restricted"'
     events = [
         {

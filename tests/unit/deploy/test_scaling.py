@@ -65,7 +65,7 @@ def replicas_after_install(job_from_s: int, job_until_s: int, until_s: int) -> l
     return seen
 
 
-def test_a_pod_that_nobody_asked_for_is_gone_within_a_minute_of_the_install() -> None:
+def test_the_first_pod_of_an_install_ends_within_a_minute() -> None:
     assert replicas_after_install(0, 0, 60)[-1] == 0
 
 

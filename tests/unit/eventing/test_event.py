@@ -492,7 +492,7 @@ def test_a_traceparent_that_is_none_ends_here_and_its_state_with_it(text: str) -
     assert followable(text) == ""
 
 
-def test_a_traceparent_of_a_later_version_is_followed_as_ours() -> None:
+def test_a_traceparent_of_a_later_version_is_accepted() -> None:
     later = "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more"
 
     assert followable(later) == "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

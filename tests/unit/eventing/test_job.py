@@ -53,7 +53,7 @@ class TestIdentity:
     def test_where_source_ends_and_id_begins_matters(self) -> None:
         assert derive_job_id("/a", "b") != derive_job_id("/ab", "") != derive_job_id("/", "ab")
 
-    def test_a_foreign_source_cannot_name_somebody_elses_job(self) -> None:
+    def test_an_external_source_cannot_name_another_producers_job(self) -> None:
         job_id = new_job_id()
 
         assert derive_job_id("/mallory", job_id) != job_id
@@ -72,7 +72,7 @@ class TestIdentity:
         assert (derive_job_id(*named) == derive_job_id(source, event_id)) == is_default
 
     @given(NAMED)
-    def test_an_identity_in_a_queue_tells_its_job(self, named: tuple[str, str, str]) -> None:
+    def test_a_queue_members_identity_gives_its_job(self, named: tuple[str, str, str]) -> None:
         assert job_id_of_identity(event_identity(*named)) == derive_job_id(*named)
 
     @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_two_names_never_share_a_key_of_any_kind(first: str, second: str) -> Non
 
 @given(word)
 @example("active")
-def test_no_name_spells_a_key_of_ours(name: str) -> None:
+def test_no_name_equals_a_reserved_key(name: str) -> None:
     assert {key(name) for key in ONE_WORD.values()}.isdisjoint(OURS)
 
 
@@ -76,7 +76,7 @@ def test_a_name_and_an_id_side_by_side_do_not_run_together(
 
 
 @given(word)
-def test_no_name_brings_a_letter_of_ours_into_a_key(name: str) -> None:
+def test_no_name_adds_a_separator_to_a_key(name: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9._%-]+", keys.escape(name))
 
 

@@ -7,7 +7,7 @@ import pytest
 from torpor.local.child import free_port
 
 
-def test_a_port_that_was_found_is_nobody_elses_before_its_process_listens() -> None:
+def test_a_free_port_stays_reserved_until_its_process_listens() -> None:
     port = free_port()
 
     with socket.socket() as other, pytest.raises(OSError, match="in use"):

@@ -86,7 +86,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_at_zero_a_request_is_held_and_the_autoscaler_is_told(
+async def test_at_zero_a_request_is_held_and_the_autoscaler_is_poked(
     client: httpx.AsyncClient, activator: Activator, pokes: list[int]
 ) -> None:
     request = asyncio.create_task(client.post("/events", content=b"x"))
@@ -179,7 +179,7 @@ async def test_a_full_hold_asks_the_broker_to_come_again(
         request.cancel()
 
 
-async def test_a_request_for_a_replica_that_is_gone_is_offered_to_another(
+async def test_a_request_to_a_replica_that_ended_is_sent_to_another(
     client: httpx.AsyncClient, replicas: dict[str, LocalReplica]
 ) -> None:
     predictor = Predictor()
@@ -266,7 +266,7 @@ async def test_a_caller_that_leaves_before_there_is_a_replica_wakes_nothing() ->
     assert activator.concurrency == 0
 
 
-async def test_a_replica_that_died_with_a_request_is_told_once_its_end_is_seen(
+async def test_a_replica_that_died_with_a_request_is_reported_once_its_end_is_seen(
     replicas: dict[str, LocalReplica],
 ) -> None:
     told: list[tuple[str, bytes]] = []

@@ -52,6 +52,6 @@ def test_no_surplus_drains_nothing() -> None:
     assert to_drain([replica("a", READY)], 0) == []
 
 
-def test_growing_drains_nobody() -> None:
+def test_scaling_up_drains_no_replica() -> None:
     """From two to three, a surplus of -1 once cut the list from its end and drained the first."""
     assert to_drain([replica("a", READY), replica("b", READY)], -1) == []

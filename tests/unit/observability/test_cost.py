@@ -28,7 +28,7 @@ def test_time_is_waking_until_ready_then_idle_until_there_is_work_then_busy() ->
     assert (meter.waking_s, meter.idle_s, meter.busy_s) == (3.0, 3.0, 4.0)
 
 
-def test_two_jobs_at_once_share_the_gpu_and_a_job_alone_has_it_all() -> None:
+def test_concurrent_jobs_share_the_gpu_and_a_single_job_has_all_of_it() -> None:
     meter = advance(GpuMeter(at_s=0.0, is_ready=True), 0.0, in_flight=1)
     first_began = meter.share_s
     meter = advance(meter, 10.0, in_flight=2)
@@ -98,7 +98,7 @@ def test_nothing_delivered_has_no_price_each() -> None:
     assert (found.total, found.per_1k_tokens, found.per_job) == (2.0, None, None)
 
 
-def test_what_dead_predictors_did_is_wasted_though_nobody_reported_it() -> None:
+def test_work_of_dead_predictors_counts_as_wasted() -> None:
     assert Spend(busy_s=100, kept_s=70).wasted_s == 30
 
 

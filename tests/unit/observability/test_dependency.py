@@ -18,7 +18,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_it_is_said_once_that_it_is_away_and_once_that_it_is_back(clock: Clock) -> None:
+def test_an_outage_is_logged_once_and_its_end_once(clock: Clock) -> None:
     store = Dependency("store", clock)
     with structlog.testing.capture_logs() as lines:
         for _ in range(100):

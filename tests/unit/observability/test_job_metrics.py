@@ -45,7 +45,7 @@ async def test_the_time_per_token_is_the_time_between_tokens() -> None:
     assert after - before == 0.5
 
 
-async def test_a_job_that_is_told_of_twice_counts_once() -> None:
+async def test_a_job_reported_twice_counts_once() -> None:
     metrics = JobMetrics([MODEL])
     before = value("torpor_jobs_ended_total", model=MODEL, lane="default", state="completed")
 

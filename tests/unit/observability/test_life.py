@@ -92,5 +92,5 @@ async def test_a_webhook_that_is_just_going_out_is_waited_for() -> None:
     assert api.calls == 2
 
 
-async def test_an_api_that_tells_no_timeline_leaves_the_job_as_it_was() -> None:
+async def test_without_a_timeline_in_the_answer_the_job_is_unchanged() -> None:
     assert await full_timeline(Api(None), "job_1") == []

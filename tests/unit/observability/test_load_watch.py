@@ -78,7 +78,7 @@ def test_a_cost_is_whole_once_predictors_posted_what_their_jobs_were_charged(
     assert is_accounted(look(10.0, 10.0), last, jobs=3) == is_whole
 
 
-def test_a_side_that_never_tells_its_seconds_is_not_waited_for() -> None:
+def test_missing_gpu_seconds_are_not_waited_for() -> None:
     silent = look_of(0.0, {}, Scrape())
 
     assert is_accounted(silent, silent, jobs=3)

@@ -62,7 +62,7 @@ def test_lines_within_a_block_carry_its_marks_and_later_ones_do_not(said: Path) 
     assert "request_id" not in last_line(said)
 
 
-def test_a_line_of_the_standard_library_is_stamped_as_ours(said: Path) -> None:
+def test_a_standard_library_log_line_has_our_fields(said: Path) -> None:
     with log.log_context({"request_id": "order-17"}):
         logging.getLogger("somebody").warning("said %s", "so")
 

@@ -73,7 +73,7 @@ def test_a_caller_that_samples_nothing_is_obeyed(spans: Path, flags: str) -> Non
     assert read(spans) == []
 
 
-def test_spans_inside_one_that_nobody_keeps_begin_no_trace_of_their_own(spans: Path) -> None:
+def test_spans_inside_an_unsampled_span_begin_no_trace(spans: Path) -> None:
     with trace.span("submit", parent=UNSAMPLED), trace.span("inner") as inner:
         assert inner.traceparent == UNSAMPLED
         assert trace.headers() == {"traceparent": UNSAMPLED}

@@ -41,21 +41,21 @@ def test_a_slot_is_free_again_when_its_holder_fails(admission: Admission) -> Non
     assert admission.in_flight == 0
 
 
-def test_nobody_is_let_in_before_the_engine_serves(engine: SeededEngine) -> None:
+def test_no_call_is_admitted_before_the_engine_serves(engine: SeededEngine) -> None:
     admission = Admission(engine)
 
     with pytest.raises(Unavailable, match="starting"), admission.slot():
         pass
 
 
-def test_nobody_is_let_in_while_draining(admission: Admission) -> None:
+def test_no_call_is_admitted_while_draining(admission: Admission) -> None:
     admission.drain()
 
     with pytest.raises(Unavailable, match="draining"), admission.slot():
         pass
 
 
-async def test_nobody_is_let_in_once_the_engine_died(
+async def test_no_call_is_admitted_once_the_engine_died(
     admission: Admission, engine: SeededEngine
 ) -> None:
     await engine.stop()
@@ -65,7 +65,7 @@ async def test_nobody_is_let_in_once_the_engine_died(
         pass
 
 
-def test_every_change_is_told(engine: SeededEngine) -> None:
+def test_every_change_of_load_is_reported(engine: SeededEngine) -> None:
     told: list[int] = []
     admission = Admission(engine, told.append)
     admission.open()
@@ -115,7 +115,7 @@ async def entered(admission: Admission, running: asyncio.Event, end: asyncio.Eve
         await end.wait()
 
 
-async def test_who_runs_alone_waits_until_the_others_have_ended(admission: Admission) -> None:
+async def test_an_exclusive_slot_waits_until_the_others_are_released(admission: Admission) -> None:
     running, end = asyncio.Event(), asyncio.Event()
     with admission.slot():
         alone = asyncio.create_task(entered(admission, running, end))
@@ -130,7 +130,7 @@ async def test_who_runs_alone_waits_until_the_others_have_ended(admission: Admis
 
 
 @pytest.mark.parametrize("has_begun", [False, True], ids=["it waits", "it runs"])
-async def test_nobody_is_let_in_beside_who_runs_alone(
+async def test_no_call_is_admitted_beside_an_exclusive_slot(
     admission: Admission, has_begun: bool
 ) -> None:
     running, end = asyncio.Event(), asyncio.Event()
@@ -153,7 +153,7 @@ async def test_nobody_is_let_in_beside_who_runs_alone(
         pass
 
 
-async def test_who_waits_to_run_alone_is_sent_away_by_a_drain(admission: Admission) -> None:
+async def test_a_drain_refuses_a_waiting_exclusive_slot(admission: Admission) -> None:
     with admission.slot():
         alone = asyncio.create_task(entered(admission, asyncio.Event(), asyncio.Event()))
         await asyncio.sleep(0)
@@ -198,7 +198,7 @@ async def test_a_slot_grows_to_the_whole_batch(admission: Admission) -> None:
     assert admission.in_flight == 0
 
 
-async def test_a_reservation_ends_with_whoever_gave_it_up(admission: Admission) -> None:
+async def test_a_reservation_ends_when_its_caller_is_cancelled(admission: Admission) -> None:
     async def large() -> None:
         async with admission.reserve(2):
             pass

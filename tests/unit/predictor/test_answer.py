@@ -58,7 +58,7 @@ def test_each_outcome_has_its_status(outcome: Outcome, status: int) -> None:
     ],
     ids=["completed", "incomplete", "failed", "cancelled", "rejected-without-a-sweep"],
 )
-def test_an_ended_job_is_told_with_a_200_because_a_202_takes_no_reply(
+def test_an_ended_job_is_answered_200_because_a_202_carries_no_reply(
     outcome: Outcome, type_: str
 ) -> None:
     answer = answer_for(outcome)
@@ -68,7 +68,7 @@ def test_an_ended_job_is_told_with_a_200_because_a_202_takes_no_reply(
     assert answer.event.type == type_
 
 
-def test_a_duplicate_is_told_with_the_very_event_of_the_first_time() -> None:
+def test_a_duplicate_delivery_gets_the_same_result_event() -> None:
     first, second = (answer_for(ended(JobState.COMPLETED)).event for _ in range(2))
 
     assert first == second
@@ -79,10 +79,10 @@ def test_a_duplicate_is_told_with_the_very_event_of_the_first_time() -> None:
     [(Held(0.2), "1"), (Held(2.1), "3"), (Refused("full", 7), "7"), (AttemptFailed("x"), "1")],
     ids=["held-briefly", "held", "refused", "failed"],
 )
-def test_who_shall_come_again_is_told_when_in_whole_seconds(outcome: Outcome, header: str) -> None:
+def test_retry_after_is_in_whole_seconds(outcome: Outcome, header: str) -> None:
     assert answer_for(outcome).headers == {"retry-after": header}
 
 
 @pytest.mark.parametrize("outcome", [Ignored(), Rejected(None), Held(1), Refused("full")])
-def test_nothing_but_an_ended_job_is_told_with_an_event(outcome: Outcome) -> None:
+def test_only_an_ended_job_is_answered_with_an_event(outcome: Outcome) -> None:
     assert answer_for(outcome).event is None

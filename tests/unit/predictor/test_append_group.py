@@ -55,7 +55,7 @@ async def test_each_gets_its_own_answer() -> None:
     assert holds == [LeaseStatus.TERMINAL, LeaseStatus.OK]
 
 
-async def test_a_store_that_is_away_is_everybodys_trouble() -> None:
+async def test_an_unavailable_store_fails_every_append_of_the_batch() -> None:
     store = CountingStore()
     group = AppendBatcher(store)
     jobs = await store.running(3)

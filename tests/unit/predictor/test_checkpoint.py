@@ -108,7 +108,7 @@ async def test_lost_answers_lose_and_repeat_nothing(lost: int) -> None:
     assert read_text(entries) == "".join(f"{i} " for i in range(20)) + "end"
 
 
-async def test_text_alone_whose_answer_was_lost_is_shown_once() -> None:
+async def test_text_without_tokens_whose_reply_was_lost_is_written_once() -> None:
     made = await rig(0.001)
     made.store.lost_answers = 1
     async with asyncio.TaskGroup() as group:
@@ -119,7 +119,7 @@ async def test_text_alone_whose_answer_was_lost_is_shown_once() -> None:
     assert read_text(await made.store.read_stream(made.job_id)) == "end"
 
 
-async def test_a_refusal_is_told_once_and_ends_the_writing() -> None:
+async def test_a_refused_write_is_reported_once_and_ends_the_writer() -> None:
     made = await rig(0.001)
     await made.store.cancel(made.job_id)
     made.writer.add([1], [word("a")])
@@ -138,7 +138,7 @@ async def test_an_abandoned_writer_writes_nothing_more() -> None:
     assert made.store.appended == []
 
 
-async def test_an_engine_far_ahead_of_the_store_is_told_to_wait() -> None:
+async def test_a_full_buffer_makes_the_engine_wait() -> None:
     made = await rig(0.001)
     made.writer.add(range(20_000), [])
     assert made.writer.is_full
@@ -148,7 +148,7 @@ async def test_an_engine_far_ahead_of_the_store_is_told_to_wait() -> None:
     assert not made.writer.is_full
 
 
-async def test_only_the_newest_run_from_the_start_is_gone_on_from() -> None:
+async def test_only_the_newest_restart_is_continued() -> None:
     made = await rig(0.001)
     made.writer.add([1, 2, 3], [word("old")])
     made.writer.close()
@@ -159,7 +159,7 @@ async def test_only_the_newest_run_from_the_start_is_gone_on_from() -> None:
     assert (await read_checkpoint(made.store, made.job_id, 1)).token_ids == (7,)
 
 
-async def test_what_an_edited_request_left_behind_is_not_gone_on_from() -> None:
+async def test_tokens_of_an_edited_request_are_not_continued() -> None:
     made = await rig(0.001)
     made.writer.add([1, 2, 3], [word("old")])
     made.writer.close()

@@ -28,7 +28,7 @@ APP = Starlette(routes=[Route("/metrics", page), Route("/v1/models", page)])
         ("", "/metrics", 403),
     ],
 )
-async def test_only_who_did_not_come_by_queue_proxy_sees_metrics(
+async def test_metrics_are_for_callers_that_did_not_pass_queue_proxy(
     address: str, path: str, status: int
 ) -> None:
     app = DirectAccess(APP, rules=DirectRules(is_on=False))

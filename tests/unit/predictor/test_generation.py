@@ -168,7 +168,7 @@ async def test_the_first_reason_stands() -> None:
     assert await made.run() is Interrupted.HANDOVER
 
 
-async def test_one_that_is_told_to_go_before_its_engine_has_begun_goes() -> None:
+async def test_an_interruption_before_the_engine_started_ends_the_attempt() -> None:
     """It used to wait for ever: a task that is cancelled so early never gets to its `finally`."""
     made, _, engine = await generation([DecodeStep((1,), None)])
     running = asyncio.ensure_future(made.run())
@@ -180,7 +180,7 @@ async def test_one_that_is_told_to_go_before_its_engine_has_begun_goes() -> None
 
 
 @pytest.mark.parametrize("why", OURS)
-async def test_what_was_made_before_an_interruption_is_written_while_the_job_is_ours(
+async def test_tokens_made_before_an_interruption_are_written_while_the_lease_is_held(
     why: Interrupted,
 ) -> None:
     steps = [DecodeStep((i,), None) for i in range(100_000)]
@@ -196,7 +196,7 @@ async def test_what_was_made_before_an_interruption_is_written_while_the_job_is_
 
 
 @pytest.mark.parametrize("why", [why for why in Interrupted if why not in OURS])
-async def test_a_write_that_hangs_does_not_hold_up_who_has_lost_the_job(
+async def test_a_hanging_write_does_not_delay_an_attempt_that_lost_its_lease(
     why: Interrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, store, _ = await generation([DecodeStep((i,), None) for i in range(100_000)])
@@ -274,7 +274,7 @@ async def test_what_an_engine_made_before_it_failed_is_written() -> None:
     assert await ids_of(store, made.attempt.job_id, 9) == [1]
 
 
-async def test_told_to_go_as_the_engine_ends_the_last_tokens_are_written() -> None:
+async def test_an_interruption_as_the_engine_ends_still_writes_the_last_tokens() -> None:
     made, store, engine = await generation([DecodeStep((1,), None)])
     engine.on_closing = lambda: made.interrupt(Interrupted.HANDOVER)
 

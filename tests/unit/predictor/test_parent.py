@@ -173,12 +173,12 @@ def test_a_parent_has_no_path_before_it_can_be_reached(
         pytest.param(["raise"], 1, id="raises"),
     ],
 )
-def test_the_end_of_a_child_is_told(client: Client, argv: list[str], exit_code: int) -> None:
+def test_the_exit_of_a_child_is_reported(client: Client, argv: list[str], exit_code: int) -> None:
     pid = client.start(*argv)
     assert client.read() == {"pid": pid, "exit_code": exit_code}
 
 
-def test_a_killed_child_is_told_with_its_signal(client: Client) -> None:
+def test_a_killed_child_is_reported_with_its_signal(client: Client) -> None:
     pid = client.start("sleep")
     os.kill(pid, signal.SIGKILL)
     assert client.read() == {"pid": pid, "exit_code": -9}
@@ -214,7 +214,7 @@ def test_a_wrong_request_is_refused(line: bytes, complaint: str) -> None:
         ForkRequest.parse(line)
 
 
-def test_a_refusal_is_told_and_the_parent_serves_on(client: Client) -> None:
+def test_an_invalid_request_gets_an_error_and_the_parent_continues(client: Client) -> None:
     client.send(argv=["exit", "0"], log_path="/nowhere/at/all.log")
     assert "error" in client.read()
     client.start("exit", "0")
@@ -242,7 +242,7 @@ def test_sigterm_ends_the_children_first(start: Start, connect: Connect) -> None
     assert not path.exists()
 
 
-def test_a_child_that_is_told_to_go_as_soon_as_it_is_there_goes(client: Client) -> None:
+def test_a_child_signalled_right_after_its_start_ends(client: Client) -> None:
     for _ in range(30):
         pid = client.start("sleep")
         os.kill(pid, signal.SIGTERM)

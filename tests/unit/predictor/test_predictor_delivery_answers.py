@@ -53,7 +53,7 @@ async def test_readers_see_what_the_result_says() -> None:
         assert len(read_ids(entries)) == 11
 
 
-async def test_a_duplicate_of_a_finished_job_is_told_the_same_and_runs_nothing() -> None:
+async def test_a_duplicate_of_an_ended_job_gets_the_same_answer_and_runs_nothing() -> None:
     async with open_desk() as desk:
         event = asking(seeded=TEN)
         first = await desk.deliver(event)

@@ -57,7 +57,7 @@ async def test_an_invalid_job_is_recorded_as_failed_with_a_dead_letter(
         assert job.error.field == field
 
 
-async def test_without_a_shared_store_an_invalid_job_is_told_in_the_reply() -> None:
+async def test_without_a_shared_store_an_invalid_job_is_reported_in_the_reply() -> None:
     async with open_desk(is_store_shared=False) as desk:
         answer = await desk.deliver(event_of(b"no json"))
 
@@ -89,7 +89,7 @@ async def test_what_the_engine_can_never_serve_is_a_dead_letter_that_names_the_f
 
 
 @pytest.mark.parametrize("body", [{"model": "other"}, {"seeded": {"heat": 1}}])
-async def test_a_refusal_that_our_api_tells_its_caller_is_no_dead_letter(
+async def test_a_refused_job_of_our_api_is_no_dead_letter(
     body: dict[str, Any],
 ) -> None:
     """The caller has his 400; an operator need not look at it, nor be alerted."""
@@ -122,7 +122,7 @@ async def test_a_deadline_ends_a_running_job() -> None:
         assert desk.engine.running == frozenset()
 
 
-async def test_a_cancelled_job_frees_its_slot_and_is_told_as_cancelled() -> None:
+async def test_a_cancelled_job_frees_its_slot_and_is_answered_as_cancelled() -> None:
     async with open_desk() as desk:
         event = asking(seeded=LONG)
         running = asyncio.ensure_future(desk.deliver(event))

@@ -58,7 +58,7 @@ class TestRetryRules:
         assert tries == spec.retry + 1
 
     @given(SPECS, st.integers(0, 999), st.integers(1, 100))
-    def test_a_reason_is_said_without_a_body(
+    def test_a_refusal_without_a_body_has_a_reason(
         self, spec: DeliverySpec, status: int, tries: int
     ) -> None:
         match decide(spec, SubscriberResponse(status=status), tries):
