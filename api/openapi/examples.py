@@ -81,7 +81,13 @@ _EMBEDDING: Final[Example] = {
     "model": "an-embedding-model",
     "usage": {"prompt_tokens": 2, "total_tokens": 2},
 }
-_MODEL_CARD: Final[Example] = {"id": _MODEL, "object": "model", "created": 0, "owned_by": "torpor"}
+_MODEL_CARD: Final[Example] = {
+    "id": _MODEL,
+    "object": "model",
+    "created": 0,
+    "owned_by": "torpor",
+    "max_model_len": 2048,
+}
 _RESPONSE: Final[Example] = {
     "id": "resp_0123456789abcdef01234567",
     "object": "response",
@@ -317,7 +323,7 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "Job": _JOB,
     "JobList": {"object": "list", "data": [_LISTED_JOB], "next_cursor": None},
     "JobRequest": _LINE,
-    "Model": {**_MODEL_CARD, "max_model_len": 2048},
+    "Model": _MODEL_CARD,
     "ModelList": {"object": "list", "data": [_MODEL_CARD]},
     "OpenAIError": {
         "error": {

@@ -38,6 +38,7 @@ from api.routes.held import (
 )
 from api.routes.jobs import accepted, json_response, naming
 from api.routes.route import Call, Routes
+from api.settings import ModelCard
 from api.view.chunk import Chunker
 from api.view.job import AcceptedJobView
 from api.view.openai import ChatCompletion, Completion, EmbeddingList, ModelList, ModelView
@@ -144,7 +145,7 @@ async def create_embedding(call: Call[OpenAIDeps]) -> Response:
 async def list_models(call: Call[OpenAIDeps]) -> Response:
     """List the models served here, awake or asleep."""
     cards = call.deps.catalog.cards
-    return json_response({"object": "list", "data": [_model(card.name) for card in cards]})
+    return json_response({"object": "list", "data": [_model(card) for card in cards]})
 
 
 @routes.operation("GET", "/v1/models/{model:path}", Scope.JOBS_READ, answers=ModelView)
@@ -153,11 +154,17 @@ async def retrieve_model(call: Call[OpenAIDeps]) -> Response:
     card = call.deps.catalog.card(call.request.path_params["model"])
     if card is None:
         raise NotFound("no such model here")
-    return json_response(_model(card.name) | {"max_model_len": card.context_tokens})
+    return json_response(_model(card))
 
 
-def _model(name: str) -> ModelView:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "torpor"}
+def _model(card: ModelCard) -> ModelView:
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "torpor",
+        "max_model_len": card.context_tokens,
+    }
 
 
 async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
@@ -165,7 +172,7 @@ async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
     is_stream = _flag(body, "stream")
     if is_stream:
         call.check_stream_room()
-    has_usage = _has_usage(body)
+    has_usage = _has_usage(body, is_stream=is_stream)
     is_async = prefers_async(call.request)
     line = {"url": url, "body": {k: v for k, v in body.items() if k not in _OURS}}
     lane = Lane.DEFAULT if is_async else Lane.INTERACTIVE
@@ -197,7 +204,7 @@ async def _frames(
     deps: LiveDeps, job: Job, wire: ResponseWriter | None, *, has_usage: bool
 ) -> AsyncGenerator[bytes, None]:
     """Chunks until the end; a failure half-way is an error in the stream, as OpenAI does it."""
-    chunker = Chunker(job)
+    chunker = Chunker(job, has_usage=has_usage)
 
     def render(entry: StreamEntry) -> bytes:
         return b"".join(map(data_frame, chunker.chunks(entry)))
@@ -250,12 +257,14 @@ def _flag(body: dict[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _has_usage(body: dict[str, Any]) -> bool:
+def _has_usage(body: dict[str, Any], *, is_stream: bool) -> bool:
     options = body.get("stream_options")
     if options is None:
         return False
     if not isinstance(options, dict):
         raise InvalidJob("stream_options must be an object", "body.stream_options")
+    if options and not is_stream:
+        raise InvalidJob("stream_options is only allowed with stream: true", "body.stream_options")
     return bool(options.get("include_usage"))
 
 

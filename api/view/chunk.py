@@ -29,14 +29,14 @@ class Restarted(CallFailed):
 class Chunker:
     """The chunks of one job's stream."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, has_usage: bool = False) -> None:
         self._is_chat = job.request.url == "/v1/chat/completions"
         self._base = {
             "id": answer_id(job),
             "object": "chat.completion.chunk" if self._is_chat else "text_completion",
             "created": job.created_ms // 1000,
             "model": job.request.model,
-        }
+        } | ({"usage": None} if has_usage else {})
         self._spoken: set[int] = set()
 
     def chunks(self, entry: StreamEntry) -> Iterator[bytes]:

@@ -98,8 +98,8 @@ class ModelView(TypedDict):
     object: Literal["model"]
     created: int
     owned_by: str
-    max_model_len: NotRequired[int | None]
-    """Tokens of its context; shown of one model"""
+    max_model_len: int
+    """Tokens of its context"""
 
 
 class ModelList(TypedDict):

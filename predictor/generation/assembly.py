@@ -36,10 +36,14 @@ class Assembler:
     def __init__(self) -> None:
         self._body: dict[str, Any] | None = None
         self._choices: dict[int, _Choice] = {}
+        self._whole: Mapping[str, Any] | None = None
         self._is_chat = False
 
     def add(self, chunk: Mapping[str, Any]) -> None:
         """Add the next chunk. A body that is not a chunk (`embeddings`) is the whole answer."""
+        # A text's whole body has the object of its chunks; none of these alone holds choices and usage.
+        is_first = self._body is None
+        self._whole = chunk if is_first and chunk.get("choices") and chunk.get("usage") else None
         if self._body is None:
             self._body = self._frame(chunk)
         if chunk.get("object") not in _FULL_NAME:
@@ -53,7 +57,9 @@ class Assembler:
         """The assembled body. Raises ValueError without any chunk."""
         if self._body is None:
             raise ValueError("no chunk to assemble")
-        if not self._choices:
+        if self._whole is not None:
+            self._body = dict(self._whole)
+        if self._whole is not None or not self._choices:
             return self._as_is()
         choices = [
             {"index": index, **(choice.as_chat() if self._is_chat else choice.as_text())}

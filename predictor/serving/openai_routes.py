@@ -21,6 +21,11 @@ from eventing.job.job import RUNNABLE_URLS
 from predictor.serving.direct_call import Chunk, DirectCalls
 
 _PREFIXES: Final = ("/openai/v1", "/v1")
+_BY_FIELD: Final = {
+    "messages": "/v1/chat/completions",
+    "prompt": "/v1/completions",
+    "input": "/v1/embeddings",
+}
 
 
 def add_openai_routes(app: Starlette, calls: DirectCalls) -> None:
@@ -32,6 +37,7 @@ def add_openai_routes(app: Starlette, calls: DirectCalls) -> None:
         app.add_route(f"{prefix}/models", routes.list_models, methods=["GET"])
         app.add_route(f"{prefix}/models/{{name:path}}", routes.get_model, methods=["GET"])
     app.add_route("/version", routes.version, methods=["GET"])
+    app.add_route("/invocations", routes.invoke, methods=["POST"])
 
 
 class OpenAiRoutes:
@@ -46,14 +52,27 @@ class OpenAiRoutes:
 
         async def handle(request: Request) -> Response:
             try:
-                body = _parse(await request.body())
-                if body.get("stream"):
-                    return await self._stream(url, body)
-                return _json(await self._calls.answer(url, body))
+                return await self._answer(url, _parse(await request.body()))
             except TorporError as error:
                 return _failure(error)
 
         return handle
+
+    async def invoke(self, request: Request) -> Response:
+        """SageMaker's one route, as vLLM has it: what the body holds says which endpoint is meant."""
+        try:
+            body = _parse(await request.body())
+            url = next((url for field, url in _BY_FIELD.items() if field in body), None)
+            if url is None:
+                raise BadRequest(f"the body must hold one of {', '.join(_BY_FIELD)}")
+            return await self._answer(url, body)
+        except TorporError as error:
+            return _failure(error)
+
+    async def _answer(self, url: str, body: Mapping[str, Any]) -> Response:
+        if body.get("stream"):
+            return await self._stream(url, body)
+        return _json(await self._calls.answer(url, body))
 
     async def list_models(self, request: Request) -> Response:
         """OpenAI's list; KServe's v1 clients read its `models`."""
@@ -123,6 +142,8 @@ def _parse(raw: bytes) -> Mapping[str, Any]:
         raise BadRequest("the body must be a JSON object")
     if not isinstance(body.get("stream_options") or {}, dict):
         raise BadRequest("stream_options must be an object", "stream_options")
+    if body.get("stream_options") and not body.get("stream"):
+        raise BadRequest("stream_options is only allowed with stream: true", "stream_options")
     return body
 
 

@@ -22,6 +22,7 @@ DIRECT = [
     ("POST", "/openai/v1/completions", {"model": "seeded", "prompt": "x", "max_tokens": 1}),
     ("POST", "/v1/models/seeded:predict", PREDICT),
     ("POST", "/v2/models/seeded/infer", INFER),
+    ("POST", "/invocations", CHAT),
     ("GET", "/v1/models", None),
     ("GET", "/v2/models/seeded", None),
     ("GET", "/metrics", None),
@@ -182,6 +183,30 @@ class TestAsVllm:
             assert one["id"] == listed["id"] == listed["root"] == "seeded"
         kserve = (await client.get("/v1/models/seeded")).json()
         assert (kserve["name"], kserve["ready"]) == ("seeded", True)
+
+    async def test_options_of_a_stream_are_refused_without_one(
+        self, client: httpx.AsyncClient
+    ) -> None:
+        for said in ({}, {"stream": False}):
+            body = {**CHAT, **said, "stream_options": {"include_usage": True}}
+            answer = await client.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"] == "stream_options"
+
+    async def test_invocations_is_the_endpoint_that_the_body_is_of(
+        self, client: httpx.AsyncClient
+    ) -> None:
+        chat = await client.post("/invocations", json=CHAT)
+        text = await client.post(
+            "/invocations", json={"model": "seeded", "prompt": "x", "max_tokens": 1}
+        )
+        streamed = await client.post("/invocations", json={**CHAT, "stream": True})
+        neither = await client.post("/invocations", json={"model": "seeded"})
+
+        assert chat.json()["object"] == "chat.completion"
+        assert text.json()["object"] == "text_completion"
+        assert streamed.text.endswith("data: [DONE]\n\n")
+        assert neither.status_code == 400
 
     async def test_ping_and_version(self, client: httpx.AsyncClient) -> None:
         assert (await client.get("/ping")).status_code == 200

@@ -46,7 +46,9 @@ def bad_fields(error: Any) -> BadRequest:
     """A pydantic `ValidationError` as the first invalid field, by its path in the body."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
     path = [str(part) for part in first["loc"] if not _is_union_label(part)]
-    return BadRequest(_one_line(first["msg"]), field=".".join(path))
+    field = ".".join(path)
+    message = _one_line(first["msg"])
+    return BadRequest(f"{field}: {message}" if field else message, field=field)
 
 
 def translate(error: BaseException, request: EngineRequest) -> Exception:

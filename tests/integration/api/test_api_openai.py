@@ -59,6 +59,19 @@ async def test_a_stream_has_usage_on_request(client: AsyncOpenAI, engine: FakeEn
     assert chunks[-1].choices == []
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.prompt_tokens == 7
+    for chunk in chunks[:-1]:
+        assert chunk.to_dict()["usage"] is None  # OpenAI's sentence: null in all other chunks
+
+
+async def test_options_of_a_stream_are_refused_without_one(
+    client: AsyncOpenAI, engine: FakeEngine
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.chat.completions.create(
+            model="m", messages=MESSAGES, stream_options={"include_usage": True}
+        )
+
+    assert refused.value.param == "stream_options"
 
 
 async def test_the_stream_helper_of_the_client_assembles_the_answer(

@@ -152,3 +152,21 @@ def test_a_whole_completion_keeps_what_no_chunk_has() -> None:
 
     assert body["choices"][0]["prompt_logprobs"] == [None]
     assert body["choices"][0]["prompt_token_ids"] == [1, 2]
+
+
+def test_a_whole_text_answer_keeps_its_nulls() -> None:
+    """vLLM's whole text has the object of its chunks; clients look for fields that are null."""
+    whole = {
+        **text("x", "stop", prompt_logprobs=None, prompt_token_ids=None, stop_reason=None),
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+        "kv_transfer_params": None,
+    }
+
+    assert assemble([whole]) == whole
+
+
+def test_chunks_that_carry_usage_are_still_assembled() -> None:
+    usage = {"prompt_tokens": 1, "completion_tokens": 2}
+    chunks = [{**text("a"), "usage": usage}, {**text("b", "stop"), "usage": usage}]
+
+    assert assemble(chunks)["choices"][0]["text"] == "ab"

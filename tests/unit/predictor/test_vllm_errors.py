@@ -35,7 +35,9 @@ def chat(**body: Any) -> EngineRequest:
 def test_a_schema_error_names_its_path(body: Mapping[str, Any], field: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Body.model_validate(body)
-    assert bad_fields(caught.value).field == field
+    found = bad_fields(caught.value)
+    assert found.field == field
+    assert found.message.startswith(f"{field}: ")
 
 
 def test_a_schema_error_does_not_repeat_what_was_sent() -> None:
