@@ -32,7 +32,6 @@ from eventing.errors import BadRequest
 from eventing.process import gc as collector
 from eventing.process.setting import WrongSetting, from_command_line
 from eventing.redis.connection import connect
-from eventing.store.redis_store import RedisStore
 from eventing.telemetry import log, trace
 
 _log = structlog.get_logger()
@@ -80,7 +79,7 @@ def build(settings: ApiSettings) -> tuple[FastAPI, Shutdown]:
         timeout_s=settings.store_timeout_s,
         max_connections=settings.max_connections,
     )
-    parts = wiring.make_parts(settings, redis, RedisStore(redis, settings.lease))
+    parts = wiring.make_parts(settings, redis)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

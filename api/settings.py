@@ -94,7 +94,9 @@ class ApiSettings(StoreSettings):
     file_limit_bytes: int = Field(200 * 1024 * 1024, ge=1024)
     """Largest upload of a batch file; streamed to `files_url`, never held in memory."""
     files_url: str = "file://.torpor/files"
-    """Storage of files and batch results, as an fsspec URL (file://, s3://, gs://)."""
+    """Storage of files, batch results and results above 64 KiB, as an fsspec URL (file://, s3://, gs://); all api
+    processes need the same.
+    """
     submit_timeout_s: float = Field(1.8, gt=0.1, le=30)
     """Longest time of a submit while store or broker are unavailable, before it is answered 503."""
     store_timeout_s: float = Field(1.0, gt=0.1, le=30)

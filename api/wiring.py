@@ -5,6 +5,7 @@ Called by `api.__main__` and by tests, which pass a broker of their own. It cont
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from fastapi import APIRouter
 
@@ -55,6 +56,7 @@ from eventing.broker.trigger import load_triggers
 from eventing.clock import Clock, SystemClock
 from eventing.cloudevent.publisher import HttpPublisher, Publisher
 from eventing.errors import BadRequest
+from eventing.live import archiver
 from eventing.live.completion_notifier import CompletionNotifier
 from eventing.live.ended import EndedConsumer, EndListener
 from eventing.live.stream_multiplexer import StreamMultiplexer
@@ -63,11 +65,15 @@ from eventing.outbox.publisher import OutboxPublisher
 from eventing.process.address import is_loopback
 from eventing.process.body import BodyReader, BodyRoom
 from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.store.archive import Archive
+from eventing.store.object_store import ObjectStore
 from eventing.store.redis_store import RedisStore
 from eventing.telemetry.metric.job import JobMetrics
 from eventing.telemetry.metric.ledger import Ledger
 from eventing.telemetry.metric.live import LiveMetrics
 
+_RESULTS: Final = "results"
+"""The folder of large results, beside those of tenants' files."""
 Loop = Callable[[], Awaitable[None]]
 
 
@@ -78,6 +84,7 @@ class Parts:
     settings: ApiSettings
     redis: SharedRedis
     store: RedisStore
+    archive: Archive
     route: DirectPublisher | OutboxPublisher
     clock: Clock
     streams: StreamMultiplexer
@@ -102,15 +109,14 @@ class Parts:
 
 
 def make_parts(
-    settings: ApiSettings,
-    redis: SharedRedis,
-    store: RedisStore,
-    publisher: Publisher | None = None,
+    settings: ApiSettings, redis: SharedRedis, publisher: Publisher | None = None
 ) -> Parts:
-    """The parts over a store and its Redis client; connections are opened on first use. Raises `BadRequest` when
-    the triggers or the keys cannot be read.
+    """The parts over one Redis client; connections are opened on first use. Raises `BadRequest` when the triggers or
+    the keys cannot be read.
     """
     clock, body_room = SystemClock(), BodyRoom()
+    archive = Archive(redis, ObjectStore(f"{settings.files_url.rstrip('/')}/{_RESULTS}"))
+    store = RedisStore(redis, settings.lease, archive)
     route = _route(settings, redis, publisher)
     intake = Intake(store, route, clock)
     gate = LimitGate(settings, redis, store, clock)
@@ -141,6 +147,7 @@ def make_parts(
         settings=settings,
         redis=redis,
         store=store,
+        archive=archive,
         route=route,
         clock=clock,
         streams=streams,
@@ -295,6 +302,8 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
         "files": lambda: batch_runner.sweep_files(parts.batches.files),
         "metrics": LiveMetrics(parts.redis, models, settings.price).run,
         "ended": EndedConsumer(parts.redis, parts.store, _listeners(parts)).run,
+        "archive": lambda: archiver.run(parts.archive),
+        "objects": lambda: archiver.run_sweep(parts.archive),
         "sweep": lambda: outbox.run(parts.store, route, settings.sweep_every_s),
         "deadlines": lambda: outbox.run_deadlines(parts.store),
         "webhooks": parts.webhooks.sender.run,

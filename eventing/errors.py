@@ -11,10 +11,12 @@
     │   ├── EventTooLarge       over the broker's size limit                413
     │   └── EventRefused        the broker refused the event for good       400
     ├── NotFound                no such object, or another tenant's         404
+    ├── ObjectGone              its large result is no longer stored        410
     ├── WrongState              the job's state does not allow it           409
     └── Unavailable             store, broker or engine: retry later        503
         ├── StoreUnavailable
         ├── BrokerUnavailable
+        ├── ObjectsUnavailable
         ├── NewerRecord         written by a newer version: upgrade this one
         └── Overloaded          a bounded queue is full
 
@@ -114,6 +116,13 @@ class NotFound(TorporError):
     code = "not_found"
 
 
+class ObjectGone(TorporError):
+    """A large result is not in the object store any more, and its job still is."""
+
+    status = 410
+    code = "result_gone"
+
+
 class WrongState(TorporError):
     """The job's state does not allow the operation."""
 
@@ -143,6 +152,12 @@ class BrokerUnavailable(Unavailable):
     """The broker did not confirm an event."""
 
     code = "broker_unavailable"
+
+
+class ObjectsUnavailable(Unavailable):
+    """The object store cannot be written or read now."""
+
+    code = "objects_unavailable"
 
 
 class NewerRecord(Unavailable):

@@ -10,7 +10,7 @@ COPY pyproject.toml README.md LICENSE ./
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
     for package in api eventing knative predictor torpor; do \
         mkdir "$package" && touch "$package/__init__.py"; done \
-    && /opt/torpor/bin/pip install -c images/constraints.txt ".[api,traces]"
+    && /opt/torpor/bin/pip install -c images/constraints.txt ".[api,s3,traces]"
 COPY eventing eventing
 COPY knative knative
 COPY torpor torpor

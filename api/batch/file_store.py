@@ -32,6 +32,7 @@ BATCH_FILE_KEPT_S: Final = 30 * 24 * 3600
 _ABANDONED_S: Final = 3 * 24 * 3600
 """Parts this old without a card belong to an upload or a batch that died: a batch runs for at most a day."""
 _ID: Final = re.compile(r"file-[0-9a-f]{24}\Z")
+_TENANT_FOLDER: Final = re.compile(r"[0-9a-f]{24}\Z")
 _T = TypeVar("_T")
 
 
@@ -201,7 +202,7 @@ class FileStore:
 
         def remove() -> int:
             removed = 0
-            for tenant_folder in self._names(self._root):
+            for tenant_folder in filter(_TENANT_FOLDER.match, self._names(self._root)):
                 for name in self._names(f"{self._root}/{tenant_folder}"):
                     folder = f"{self._root}/{tenant_folder}/{name}"
                     if self._is_over(folder):
@@ -280,7 +281,9 @@ class FileStore:
                 source.close()
 
     def _open(self, path: str, mode: str) -> Any:
-        if mode == "wb":
+        if mode == "wb" and isinstance(
+            self._fs, LocalFileSystem
+        ):  # elsewhere it might make a bucket
             self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
         return self._fs.open(path, mode)
 

@@ -16,8 +16,8 @@ from api.view.outlook import Outlook
 from eventing.clock import Clock
 from eventing.errors import NotFound, StoreUnavailable
 from eventing.job.job import Job, JobId, JobState
-from eventing.job.store import EntryKind, JobReader, StreamEntry
-from eventing.live.stream_multiplexer import TokenCallback, order_of
+from eventing.job.store import EntryKind, JobReader, StreamEntry, cursor_order
+from eventing.live.stream_multiplexer import TokenCallback
 from eventing.replica import Replica
 
 _OUTLOOK_EVERY_S: Final = 1.0
@@ -216,7 +216,7 @@ async def _position_at(deps: LiveDeps, job_id: JobId, after: str) -> StreamPosit
     """The position of a reader that has seen everything up to a cursor; None when the stream no longer has the
     entry there.
     """
-    if not after or order_of(after) == (0, 0):
+    if not after or cursor_order(after) == (0, 0):
         return StreamPosition(is_start=True)
     seen = await _retry_for_a_moment(lambda: deps.store.read_stream(job_id, before(after), 1))
     if not seen or seen[0].cursor != after:

@@ -15,8 +15,7 @@ from redis.asyncio import Redis
 
 from eventing.errors import Overloaded, StoreUnavailable
 from eventing.job.job import Job, JobId
-from eventing.job.store import JobReader
-from eventing.live.stream_multiplexer import order_of
+from eventing.job.store import JobReader, cursor_order
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 
@@ -65,7 +64,7 @@ class ResultFeed:
         """True when entries right after that cursor may have been trimmed."""
         async with failures_named():
             rows = await self._redis.xrange(keys.results_of(tenant), count=1)
-            if not rows or order_of(rows[0][0].decode()) <= order_of(after):
+            if not rows or cursor_order(rows[0][0].decode()) <= cursor_order(after):
                 return not rows
             return not await self._redis.xrange(
                 keys.results_of(tenant), min=after, max=after, count=1
@@ -101,7 +100,7 @@ class ResultFeed:
     async def grew(self, tenant: str, after: str) -> None:
         """Return once there are entries after `after`. Only inside `reading`."""
         line = self._lines[tenant]
-        while order_of(line.newest) <= order_of(after):
+        while cursor_order(line.newest) <= cursor_order(after):
             line.grew.clear()
             await line.grew.wait()
 

@@ -40,8 +40,7 @@ from eventing.cloudevent.job_event import (
 from eventing.cloudevent.webhook_handshake import handshake
 from eventing.errors import BadRequest, InvalidJob, Unavailable
 from eventing.job.job import API_SOURCE, OUR_SOURCES, JobError, JobState
-from eventing.job.store import Ending, JobIntake, LeaseStatus
-from eventing.live.stream_multiplexer import order_of
+from eventing.job.store import Ending, JobIntake, LeaseStatus, cursor_order
 from eventing.process.body import BodyReader
 from eventing.telemetry import trace
 from eventing.telemetry.span import followable
@@ -137,7 +136,9 @@ async def follow_events(call: Call[EventDeps]) -> Response:
     request = call.request
     text = request.headers.get("last-event-id") or request.query_params.get("after", "")
     after = parse_cursor(text)
-    is_behind = bool(after) and order_of(after) > (0, 0) and await feed.has_forgotten(tenant, after)
+    is_behind = (
+        bool(after) and cursor_order(after) > (0, 0) and await feed.has_forgotten(tenant, after)
+    )
     frames = _result_frames(feed, tenant, after or await feed.newest(tenant), is_behind=is_behind)
     return Stream(frames, keep_alive_s=call.deps.keep_alive_s, shutdown=call.deps.shutdown)
 

@@ -12,6 +12,7 @@ import orjson
 from starlette.responses import Response
 
 from api.auth.principal import Principal, Scope
+from api.http.byte_range import partial_response
 from api.http.parameter import CURSOR, LIMIT, Parameter, Seconds, Words
 from api.http.protocol import wire_of
 from api.http.shutdown import Shutdown
@@ -27,12 +28,12 @@ from api.job.submission import (
 from api.openapi.operation import Body, Text
 from api.routes.route import Call, Routes
 from api.routes.stream import END, job_frames, parse_cursor
-from api.view.job import AcceptedJobView, JobView, accepted_view, cost_view, job_view
+from api.view.job import AcceptedJobView, JobView, ResultView, accepted_view, cost_view, job_view
 from api.view.page import CursorPage
 from api.view.timeline import TimelineView, timeline
 from api.webhook.webhook import WebhookDelivery, subject_of
 from eventing.clock import Clock
-from eventing.errors import NotFound, TorporError
+from eventing.errors import NotFound, TorporError, WrongState
 from eventing.job.job import Job, JobId, JobState, is_job_id
 from eventing.job.store import JobIntake, JobReader, ListField
 from eventing.telemetry.cost import Price
@@ -87,6 +88,9 @@ _PARTS: Final = Parameter(
 )
 LAST_EVENT_ID: Final = Parameter("Last-Event-ID", "Go on after this event", "header")
 AFTER_EVENT: Final = Parameter("after", "The same, for clients that cannot set headers")
+_RANGE: Final = Parameter("Range", "Some of its bytes: `bytes=0-999`", "header")
+_IF_RANGE: Final = Parameter("If-Range", "An `ETag`: the whole, if it has changed since", "header")
+_IF_NONE_MATCH: Final = Parameter("If-None-Match", "An `ETag`: 304, if it has not", "header")
 JOB_REQUEST: Final = Body("JobRequest", JOB_SCHEMA)
 
 
@@ -216,6 +220,28 @@ async def follow_job(call: Call[JobDeps]) -> Response:
         return Response(status_code=204)  # tells a browser's EventSource to stop coming back
     frames = job_frames(call.deps.live, job, after, wire_of(call.request.scope))
     return Stream(frames, keep_alive_s=call.deps.keep_alive_s, shutdown=call.deps.shutdown)
+
+
+@routes.operation(
+    "GET",
+    "/v1/jobs/{id}/result",
+    Scope.JOBS_READ,
+    parameters=(_RANGE, _IF_RANGE, _IF_NONE_MATCH),
+    answers={200: ResultView, 206: Text("The bytes that were asked for"), 304: Text("As it was")},
+    refuses=(409, 410, 416),
+)
+async def get_result(call: Call[JobDeps]) -> Response:
+    """Read what a job gave, whole or in part.
+
+    The `result` of the job and nothing else, with an `ETag`; `Range` asks for some of its bytes, so
+    that a large one can be fetched in pieces and after a broken connection.
+    """
+    job = await own_job(call.deps.store, call.principal, call.request.path_params["id"])
+    if not job.state.is_terminal:
+        raise WrongState(f"the job is {job.state}: it has no result yet")
+    if job.result is None:
+        raise NotFound(f"the job is {job.state} and has no result")
+    return partial_response(orjson.dumps(job.result), call.request.headers, "application/json")
 
 
 @routes.operation("DELETE", "/v1/jobs/{id}", Scope.JOBS_CANCEL, answers=JobView)

@@ -110,7 +110,6 @@ def _ended_view(job: Job) -> JobView:
     view = job_view(job)
     if len(orjson.dumps(view)) > LINE_LIMIT_BYTES:
         view["result"] = None
-        view["links"]["result"] = view["links"]["self"]
     return view
 
 

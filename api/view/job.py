@@ -39,7 +39,7 @@ class LinksView(TypedDict):
     events: str
     """Server-sent events of the job's life"""
     result: NotRequired[str]
-    """Where the result is, when it is too long for an event"""
+    """What the job gave, by itself; a large one can be fetched in parts"""
 
 
 class AskedView(TypedDict):
@@ -70,6 +70,11 @@ class AcceptedJobView(TypedDict):
     request_id: str | None
     """`X-Request-Id` of the call that made it"""
     links: LinksView
+
+
+@described
+class ResultView(TypedDict):
+    """What the job gave, in the form of its `url`."""
 
 
 @described
@@ -162,8 +167,16 @@ def accepted_view(job: Job) -> AcceptedJobView:
         "deadline_ms": job.deadline_ms or None,
         "metadata": public_metadata(job),
         "request_id": job.metadata.get(KEPT),
-        "links": {"self": f"/v1/jobs/{job.id}", "events": f"/v1/jobs/{job.id}/events"},
+        "links": _links(job),
     }
+
+
+def _links(job: Job) -> LinksView:
+    place = f"/v1/jobs/{job.id}"
+    links: LinksView = {"self": place, "events": f"{place}/events"}
+    if job.result is not None or job.archived_bytes:
+        links["result"] = f"{place}/result"
+    return links
 
 
 def public_metadata(job: Job) -> dict[str, str]:

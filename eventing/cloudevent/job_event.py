@@ -156,8 +156,8 @@ def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
     extensions = {"tenant": job.tenant, "attempt": str(job.attempt)}
     extensions |= _sendable({"model": job.request.model} | _carried(job))
     encoded = orjson.dumps(data)
-    if len(encoded) > inline_bytes:
-        extensions["dataref"] = f"/v1/jobs/{job.id}"
+    if len(encoded) > inline_bytes or job.archived_bytes:
+        extensions["dataref"] = f"/v1/jobs/{job.id}/result"
         encoded = orjson.dumps(data | {"response": None})
     return Event(
         id=f"{job.id}:{job.state}:{job.attempt}",

@@ -121,6 +121,9 @@ class Job:
     lease_owner: str = ""
     lease_until_ms: int = 0
     result: Mapping[str, Any] | None = None
+    archived_bytes: int = (
+        0  #: of the result, where it lies in the object store; 0 for in the record
+    )
     usage: Mapping[str, Any] | None = None
     error: JobError | None = None
     is_dead_letter: bool = False

@@ -153,6 +153,7 @@ class EntryKind(StrEnum):
     ATTEMPT = "attempt"  #: a new attempt starts at `index` (0 when it had to start over)
     TOKENS = "tokens"  #: tokens from `index` on
     STATE = "state"  #: the job changed state
+    ARCHIVED = "archived"  #: the entries before it are in the object store; no reader is given it
     OTHER = "other"  #: written by a newer version; ignored
 
 
@@ -170,6 +171,12 @@ class StreamEntry(NamedTuple):
     state: JobState | None = None
     is_restart: bool = False
     at_ms: int = 0
+
+
+def cursor_order(cursor: str) -> tuple[int, int]:
+    """Where a stream cursor stands: cursors are ordered by their two numbers, the empty one first."""
+    milliseconds, _, sequence = cursor.partition("-")
+    return int(milliseconds or 0), int(sequence or 0)
 
 
 class ListField(StrEnum):

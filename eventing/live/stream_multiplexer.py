@@ -19,7 +19,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from eventing.errors import StoreUnavailable, TorporError
 from eventing.job.job import JobId
-from eventing.job.store import EntryKind, JobReader, StreamEntry
+from eventing.job.store import EntryKind, JobReader, StreamEntry, cursor_order
 from eventing.redis import keys
 from eventing.redis.connection import connect, failures_named
 from eventing.store.job_record import parse_flat_entry
@@ -178,6 +178,11 @@ class Reader:
         self._bytes = 0
         fresh = list(self._fresh(self._entries))
         self._entries.clear()
+        if (
+            fresh and fresh[-1].kind is EntryKind.ARCHIVED
+        ):  # what came before may not have reached us
+            self._is_live = False
+            fresh.pop()
         if fresh:
             self.cursor = fresh[-1].cursor
         return fresh
@@ -186,8 +191,8 @@ class Reader:
         """The entries after the cursor. Catch-up and live tail overlap; the overlap is dropped."""
         if self._is_ahead:
             return list(entries)
-        seen = order_of(self.cursor)
-        fresh = [entry for entry in entries if order_of(entry.cursor) > seen]
+        seen = cursor_order(self.cursor)
+        fresh = [entry for entry in entries if cursor_order(entry.cursor) > seen]
         self._is_ahead = bool(fresh)
         return fresh
 
@@ -243,7 +248,7 @@ class StreamMultiplexer:
             self._version += 1
             self._changed.set()
         stream.readers.add(reader)
-        return order_of(stream.position.decode()) > order_of(reader.cursor)
+        return cursor_order(stream.position.decode()) > cursor_order(reader.cursor)
 
     def _leave(self, reader: Reader) -> None:
         key = keys.tokens(reader.job_id).encode()
@@ -341,12 +346,6 @@ class StreamMultiplexer:
                         async with failures_named():
                             await self._control.client_unblock(self._connection_id)
                 await asyncio.sleep(_NUDGE_EVERY_S)
-
-
-def order_of(cursor: str) -> tuple[int, int]:
-    """The position of a stream cursor as two numbers, by which cursors are ordered."""
-    milliseconds, _, sequence = cursor.partition("-")
-    return int(milliseconds or 0), int(sequence or 0)
 
 
 def _weight(entry: StreamEntry) -> int:

@@ -15,6 +15,7 @@ from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState, La
 from eventing.job.store import Ending, EntryKind, ListField, NewJob, StreamEntry
 from eventing.known_fields import check_version, known_fields, known_value
 from eventing.redis import keys
+from eventing.store.object_ref import ObjectRef
 
 Field = str | bytes | int
 
@@ -46,6 +47,7 @@ LIST_FIELDS: Final = (
     "lease_until_ms",
     "announced",
     "fenced",
+    "object",
 )
 """Fields that lists read: neither prompt nor answer."""
 LABELS_BYTES: Final = 16 * 1024
@@ -152,6 +154,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         lease_owner=text.get("lease_owner", ""),
         lease_until_ms=number("lease_until_ms"),
         result=orjson.loads(text["result"]) if "result" in text else None,
+        archived_bytes=archived_bytes(record),
         usage=orjson.loads(text["usage"]) if "usage" in text else None,
         error=error_of(orjson.loads(text["error"])) if "error" in text else None,
         is_dead_letter=text.get("dead") == "1",
@@ -160,6 +163,12 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         history=_history(text.get("history", "[]")),
         metadata=orjson.loads(text.get("metadata") or text.get("labels") or "{}"),
     )
+
+
+def archived_bytes(record: Mapping[bytes, bytes]) -> int:
+    """How much of a result is in the object store; 0 where it is in the record."""
+    ref = ObjectRef.parse(record[b"object"]) if b"object" in record else None
+    return ref.result_bytes if ref else 0
 
 
 def listed(job: Job, include: Collection[ListField]) -> Job:

@@ -11,7 +11,15 @@ from typing import Any
 import orjson
 
 from eventing.job.job import AttemptRecord, Job, JobRequest, JobState
-from eventing.job.store import Ending, EntryKind, Lease, LeaseStatus, StreamEntry, TokenBatch
+from eventing.job.store import (
+    Ending,
+    EntryKind,
+    Lease,
+    LeaseStatus,
+    StreamEntry,
+    TokenBatch,
+    cursor_order,
+)
 
 
 @dataclass(slots=True)
@@ -129,7 +137,7 @@ class MemoryRecord:
         self._write(now_ms, EntryKind.STATE, state=self.job.state, at_ms=now_ms)
 
     def _write(self, now_ms: int, kind: EntryKind, **fields: Any) -> None:
-        last = entry_order(self.entries[-1].cursor) if self.entries else (0, 0)
+        last = cursor_order(self.entries[-1].cursor) if self.entries else (0, 0)
         at_ms, sequence = max((now_ms, 0), (last[0], last[1] + 1))
         cursor = f"{at_ms}-{sequence}"
         self.entries.append(
@@ -144,12 +152,6 @@ def closed(
     if not history:
         return ()
     return (*history[:-1], replace(history[-1], outcome=outcome, ended_ms=now_ms))
-
-
-def entry_order(cursor: str) -> tuple[int, int]:
-    """The order of stream entries; cursors do not sort correctly as text."""
-    milliseconds, _, sequence = cursor.partition("-")
-    return int(milliseconds), int(sequence or 0)
 
 
 def _stored(value: Mapping[str, Any] | None, before: Any) -> Any:

@@ -29,10 +29,11 @@ from eventing.job.store import (
     ReleaseReason,
     StreamEntry,
     TokenBatch,
+    cursor_order,
 )
 from eventing.store.job_record import fingerprint, fresh, request_of
 from eventing.store.memory_index import SWEEP_AFTER_MS, MemoryIndex, due, page, take_due
-from eventing.store.memory_record import MemoryRecord, closed, entry_order
+from eventing.store.memory_record import MemoryRecord, closed
 
 
 class MemoryStore:
@@ -244,8 +245,8 @@ class MemoryStore:
     ) -> list[StreamEntry]:
         record = self._find(job_id)
         entries = record.entries if record else []
-        start = entry_order(after) if after else (-1, -1)
-        return [entry for entry in entries if entry_order(entry.cursor) > start][:limit]
+        seen = cursor_order(after)
+        return [entry for entry in entries if cursor_order(entry.cursor) > seen][:limit]
 
     async def take_unpublished(self, limit: int) -> list[JobId]:
         return take_due(self._index.unpublished, limit, self._now())

@@ -4,7 +4,7 @@ Called by `eventing.store.redis_store`. A request or result can be a megabyte, s
 and only as many as fit (`eventing.job.list_cursor`).
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +19,7 @@ from eventing.store import job_record
 
 _SCAN: Final = 100
 _STATE: Final = ("state", "tenant", "dead")
+FetchResult = Callable[[dict[bytes, bytes]], Awaitable[None]]
 Marks = Mapping[str, str]
 """The fields by which jobs are filtered: `state`, `tenant`, `dead`."""
 
@@ -26,9 +27,11 @@ Marks = Mapping[str, str]
 class RedisList:
     """A sorted set of job ids by time, read from its newest end."""
 
-    def __init__(self, redis: Redis, key: str) -> None:
+    def __init__(self, redis: Redis, key: str, fetch_result: FetchResult) -> None:
+        """`fetch_result` completes a record whose result is in the object store."""
         self._redis = redis
         self._key = key
+        self._fetch_result = fetch_result
 
     async def page(
         self,
@@ -102,6 +105,9 @@ class RedisList:
         rows = await self._narrow(places, sorted(include))
         fit = rows[: fitting([row.size for row in rows])]
         await self._widen([row for row in fit if row.wide])
+        if ListField.RESULT in include:
+            for row in fit:
+                await self._fetch_result(row.record)
         jobs = [job_record.parse(row.place.job_id, row.record) for row in fit]
         return jobs, len(fit) == len(rows)
 
@@ -122,6 +128,8 @@ class RedisList:
         for place in places:
             record = _record(job_record.LIST_FIELDS, next(answers))
             metadata_bytes, *sizes = (next(answers) for _ in lengths_of)
+            if ListField.RESULT in include:
+                sizes.append(job_record.archived_bytes(record))
             is_short = b"labels" not in record and metadata_bytes <= job_record.LABELS_BYTES
             wide = [*include, *(["metadata"] if is_short and metadata_bytes else [])]
             rows.append(_Row(place, record, wide, sum(sizes)))

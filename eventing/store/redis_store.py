@@ -7,13 +7,14 @@ Called by api, predictor and broker through the protocols of `eventing.job.store
 
 import secrets
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from redis.asyncio import Redis
 
-from eventing.errors import BrokerUnavailable, IdempotencyConflict, JobDeleted
+from eventing.errors import BrokerUnavailable, IdempotencyConflict, JobDeleted, ObjectsUnavailable
 from eventing.job.job import (
     Job,
     JobError,
@@ -28,6 +29,7 @@ from eventing.job.store import (
     Acquired,
     AcquireStatus,
     Ending,
+    EntryKind,
     Lease,
     LeaseSettings,
     LeaseStatus,
@@ -43,15 +45,35 @@ from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, Call, run_all
 from eventing.store import job_record
+from eventing.store.object_ref import ObjectRef
 from eventing.store.redis_index import RedisIndex
 from eventing.store.redis_list import Marks, RedisList
+
+
+class ArchiveReader(Protocol):
+    """Where large results lie (`eventing.store.archive.Archive`)."""
+
+    async def result(self, ref: ObjectRef) -> bytes: ...
+
+    async def read_stream(self, job_id: JobId, after: str, limit: int) -> list[StreamEntry]: ...
+
+    async def forget(self, ref: ObjectRef) -> None: ...
 
 
 class RedisStore:
     """A `Store` over one Redis client, which it owns."""
 
-    def __init__(self, redis: Redis, settings: LeaseSettings | None = None) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        settings: LeaseSettings | None = None,
+        archive: ArchiveReader | None = None,
+    ) -> None:
+        """Without an `archive`, archived jobs have no result and no stream here, only
+        `archived_bytes`.
+        """
         self._redis = redis
+        self._archive = archive
         self._settings = settings or LeaseSettings()
         self._index = RedisIndex(redis, self._settings.lease_ms)
 
@@ -120,7 +142,15 @@ class RedisStore:
     async def get(self, job_id: JobId) -> Job | None:
         async with failures_named():
             record = await self._redis.hgetall(keys.job(job_id))
+        await self._fetch_result(record)
         return job_record.parse(job_id, record)
+
+    async def _fetch_result(self, record: dict[bytes, bytes]) -> None:
+        """Put an archived result where it was in the record."""
+        if self._archive is not None and b"object" in record and b"result" not in record:
+            ref = ObjectRef.parse(record[b"object"])
+            if ref.result_bytes:
+                record[b"result"] = await self._archive.result(ref)
 
     async def list_jobs(
         self,
@@ -135,14 +165,14 @@ class RedisStore:
             # A conflicting event of another tenant leaves the id in that tenant's index.
             return marks["tenant"] == tenant and (not states or marks["state"] in states)
 
-        jobs = RedisList(self._redis, keys.jobs_of(tenant))
+        jobs = RedisList(self._redis, keys.jobs_of(tenant), self._fetch_result)
         return await jobs.page(is_wanted, limit, cursor, include)
 
     async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
         def is_wanted(marks: Marks) -> bool:
             return marks["tenant"] == tenant and marks["dead"] == "1"
 
-        dead = RedisList(self._redis, keys.dead_letters_of(tenant))
+        dead = RedisList(self._redis, keys.dead_letters_of(tenant), self._fetch_result)
         return await dead.page(is_wanted, limit, cursor, [ListField.REQUEST])
 
     async def acquire(
@@ -261,12 +291,15 @@ class RedisStore:
 
     async def delete(self, job_id: JobId) -> bool:
         async with failures_named():
-            tenant = await self._redis.hget(keys.job(job_id), "tenant")
+            tenant, ref = await self._redis.hmget(keys.job(job_id), "tenant", "object")
         if tenant is None:
             return False
         name = tenant.decode()
         names = [*_job_keys(job_id), keys.jobs_of(name), keys.dead_letters_of(name)]
         (answer,) = await self._run_all([("delete", names, [job_id, self._settings.retention_s])])
+        if answer and ref and self._archive is not None:
+            with suppress(ObjectsUnavailable):  # then it is an orphan, which is swept
+                await self._archive.forget(ObjectRef.parse(ref))
         return bool(answer)
 
     async def read_stream(
@@ -274,8 +307,11 @@ class RedisStore:
     ) -> list[StreamEntry]:
         start = f"({after}" if after else "-"
         async with failures_named():
-            entries = await self._redis.xrange(keys.tokens(job_id), min=start, max="+", count=limit)
-        return [job_record.parse_entry(cursor, fields) for cursor, fields in entries]
+            rows = await self._redis.xrange(keys.tokens(job_id), min=start, max="+", count=limit)
+        entries = [job_record.parse_entry(cursor, fields) for cursor, fields in rows]
+        if entries and entries[-1].kind is EntryKind.ARCHIVED:
+            return await self._archive.read_stream(job_id, after, limit) if self._archive else []
+        return entries
 
     async def take_unpublished(self, limit: int) -> list[JobId]:
         return await self._index.take_due(keys.UNPUBLISHED, limit)

@@ -3,6 +3,7 @@
 local ENDED, ENDED_KEPT = 'torpor:ended', 100000
 local FEED_KEPT = 10000 -- of a tenant's own ends
 local DEADLINES, UNSTARTED, UNPUBLISHED = 'torpor:deadlines', 'torpor:outbox:awaited', 'torpor:outbox:requests'
+local UNARCHIVED, LARGE = 'torpor:unarchived', 65536 -- bytes of result and tokens (16 each) that do not stay in Redis
 local GROUP = 'torpor'
 local LEAVING = 'torpor:leaving'
 local CLOCK, CLOCK_SLACK_MS = 'torpor:clock', 1000
@@ -122,6 +123,10 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   redis.call('EXPIRE', key, retention_s)
   redis.call('EXPIRE', key .. ':tokens', retention_s)
   redis.call('ZADD', LEAVING, now + 1000 * retention_s, list .. ' ' .. job_id)
+  -- Not of a failed job: a redrive goes on from its tokens.
+  local size = 16 * (tonumber(job.token_count) or 0)
+  for i = 1, #fields, 2 do if fields[i] == 'result' then size = size + #fields[i + 1] end end
+  if size > LARGE and state ~= 'failed' then redis.call('ZADD', UNARCHIVED, now, job_id) end
   if dead == '1' then redis.call('ZADD', 'torpor:dead:' .. list, now, job_id) end
   if job.deadline_ms and job.deadline_ms ~= '0' then redis.call('ZREM', DEADLINES, job_id) end
   redis.call('ZREM', UNSTARTED, job_id)

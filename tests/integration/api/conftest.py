@@ -116,7 +116,7 @@ async def rig_over(
     settings: ApiSettings, store: RedisStore, broker: FakeBroker
 ) -> AsyncIterator[Rig]:
     """A rig; leaving it ends its api as a SIGTERM would."""
-    parts = wiring.make_parts(settings, store.redis, store, broker)
+    parts = wiring.make_parts(settings, store.redis, broker)
     async with (
         serving(app_over(parts)) as url,
         httpx.AsyncClient(base_url=url, timeout=5) as client,

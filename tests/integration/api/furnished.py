@@ -57,7 +57,7 @@ def settings_for(redis_url: str, **fields: Any) -> ApiSettings:
 async def furnished(settings: ApiSettings, store: RedisStore) -> AsyncIterator[Furnished]:
     """The api while the block runs."""
     broker = FakeBroker()
-    parts = wiring.make_parts(settings, store.redis, store, broker)
+    parts = wiring.make_parts(settings, store.redis, broker)
     app = app_over(parts)
     async with (
         serving(app) as url,

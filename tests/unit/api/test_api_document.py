@@ -11,7 +11,6 @@ from api.app import create_app
 from api.routes import response_socket, socket
 from api.settings import ApiSettings
 from eventing.redis.connection import connect
-from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import FakeBroker
 
 Operations = dict[str, dict[str, Any]]
@@ -21,7 +20,7 @@ Operations = dict[str, dict[str, Any]]
 def document() -> dict[str, Any]:
     settings = ApiSettings()
     redis = connect(settings.redis_url.get_secret_value(), timeout_s=1.0, max_connections=2)
-    parts = wiring.make_parts(settings, redis, RedisStore(redis), FakeBroker())
+    parts = wiring.make_parts(settings, redis, FakeBroker())
     return create_app(wiring.routers(parts), lambda _: nullcontext()).openapi()
 
 

@@ -3,8 +3,7 @@
 import pytest
 
 from api.job.stream_position import StreamFault, StreamPosition, before
-from eventing.job.store import EntryKind, StreamEntry
-from eventing.live.stream_multiplexer import order_of
+from eventing.job.store import EntryKind, StreamEntry, cursor_order
 
 
 def tokens(index: int, count: int, attempt: int = 1) -> StreamEntry:
@@ -49,7 +48,7 @@ def test_a_reader_that_resumed_at_a_state_takes_the_next_entry_as_it_is() -> Non
 
 @pytest.mark.parametrize("cursor", ["5-3", "5-1", "5-0", "1764000000000-0"])
 def test_nothing_fits_between_a_cursor_and_the_one_before_it(cursor: str) -> None:
-    milliseconds, sequence = order_of(before(cursor))
+    milliseconds, sequence = cursor_order(before(cursor))
 
     following = (milliseconds, sequence + 1) if sequence < 2**64 - 1 else (milliseconds + 1, 0)
-    assert following == order_of(cursor)
+    assert following == cursor_order(cursor)

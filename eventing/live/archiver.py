@@ -1,0 +1,49 @@
+"""Moves what large jobs gave to the object store, and removes what nobody reads any more.
+
+Called by the api, in loops; any number of processes share the work (`eventing.store.archive`). One
+that dies half-way leaves its job to the next within 15 s, and at most an object that is swept later.
+"""
+
+import asyncio
+from typing import Final
+
+import structlog
+from prometheus_client import Counter
+
+from eventing.errors import Unavailable
+from eventing.store.archive import Archive
+
+_AT_ONCE: Final = 4
+"""Each is held in memory while it is written."""
+_EVERY_S: Final = 1.0
+_SWEEP_EVERY_S: Final = 3600.0
+
+_archived = Counter("torpor_results_archived_total", "Jobs whose result went to the object store.")
+_log = structlog.get_logger()
+
+
+async def run(archive: Archive) -> None:
+    """Archive until cancelled; with store or object store away, jobs stay where they are and are
+    looked at again.
+    """
+    while True:
+        try:
+            while due := await archive.take_due(_AT_ONCE):
+                for job_id in due:
+                    if await archive.archive(job_id):
+                        _archived.inc()
+        except Unavailable as error:
+            _log.warning("results stay in the store", action="archive", reason=error.code)
+            await asyncio.sleep(error.retry_after_s)
+        await asyncio.sleep(_EVERY_S)
+
+
+async def run_sweep(archive: Archive) -> None:
+    """Sweep objects now and then, until cancelled."""
+    while True:
+        try:
+            if removed := await archive.sweep():
+                _log.info("objects removed", action="sweep", count=removed)
+        except Unavailable as error:
+            _log.debug("objects not swept", action="sweep", reason=error.code)
+        await asyncio.sleep(_SWEEP_EVERY_S)

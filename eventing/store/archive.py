@@ -1,0 +1,178 @@
+"""Large results in the object store: what a job gave and its token stream, as one object, with a
+reference to it in the record.
+
+Called by `eventing.store.redis_store` to read, and by the api's loops to write and to sweep. The
+script that ends a job lists it here when result and tokens are above 64 KiB (`end_job` in
+`_lib.lua`); a failed job is never listed, since a redrive goes on from its tokens. The object is
+written first, then one script puts the reference into the record, unless the job has changed, and
+trims the stream (`archive.lua`). A process that dies between the two leaves an object that no record
+names: `sweep` removes it. Nothing is lost at any point.
+"""
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from secrets import token_hex
+from typing import Final
+
+import orjson
+from redis.asyncio import Redis
+
+from eventing.job.job import JobId
+from eventing.job.store import StreamEntry, cursor_order
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
+from eventing.redis.script import run
+from eventing.store import job_record
+from eventing.store.object_ref import ObjectRef
+from eventing.store.object_store import ObjectStore
+
+LARGE_BYTES: Final = 64 * 1024
+"""A smaller result stays in the record, also when its many tokens do not."""
+_TAKEN_FOR_MS: Final = 15_000
+_ENTRIES_PER_READ: Final = 1000
+_BLOCK_BYTES: Final = 512 * 1024
+"""Before they are compressed: what a reader holds while it reads from one."""
+_ORPHAN_AFTER_MS: Final = 3_600_000
+"""An object that no record names after so long was left by a process that died, or by a delete that did."""
+_DAY_MS: Final = 86_400_000
+_NAME: Final = re.compile(r"/(?P<job>job_[0-9a-f]{24})\.(?P<written_ms>[0-9]+)\.")
+_Raw = tuple[bytes, Mapping[bytes, bytes]]
+
+
+class Archive:
+    """The large results of one Redis, in one object store."""
+
+    def __init__(self, redis: Redis, objects: ObjectStore) -> None:
+        self._redis = redis
+        self._objects = objects
+
+    async def take_due(self, limit: int) -> list[JobId]:
+        """Ended jobs that are to be archived, taken for 15 s, so that processes share them."""
+        async with failures_named():
+            due = await run(self._redis, "take_due", [keys.UNARCHIVED], [limit, _TAKEN_FOR_MS])
+        return [JobId(member.decode()) for member in due]
+
+    async def archive(self, job_id: JobId) -> bool:
+        """Move what a job gave out of Redis; False when it is gone or was moved before. Raises
+        `StoreUnavailable` and `ObjectsUnavailable`; then the job is due again.
+        """
+        async with failures_named():
+            attempt, result = await self._redis.hmget(keys.job(job_id), "attempt", "result")
+            left_ms = await self._redis.pttl(keys.job(job_id))
+        if attempt is None or left_ms <= 0:
+            await self._strike_off(job_id)
+            return False
+        name = _name(job_id, await self._now_ms(), left_ms)
+        moved = result if result and len(result) > LARGE_BYTES else b""
+        ref, data = _packed(name, moved, await self._raw(job_id))
+        await self._objects.write(ref.name, data)
+        job_keys = [keys.job(job_id), keys.tokens(job_id), keys.UNARCHIVED]
+        args = [job_id, attempt, ref.to_json(), int(bool(moved))]
+        async with failures_named():
+            answer = await run(self._redis, "archive", job_keys, args)
+        if answer != b"archived":
+            await self._objects.remove(ref.name)
+        return bool(answer == b"archived")
+
+    async def result(self, ref: ObjectRef) -> bytes:
+        """What the job gave, as JSON. Raises `ObjectGone`, `ObjectsUnavailable`."""
+        return await self._objects.read(ref.name, 0, ref.result_bytes)
+
+    async def read_stream(self, job_id: JobId, after: str, limit: int) -> list[StreamEntry]:
+        """Some entries of an archived stream after a cursor, in order, at most `limit`; none at its
+        end only. Raises `ObjectGone`, `ObjectsUnavailable`.
+        """
+        async with failures_named():
+            raw = await self._redis.hget(keys.job(job_id), "object")
+        ref = ObjectRef.parse(raw) if raw else None
+        block = ref.block_after(after) if ref else None
+        if ref is None or block is None:
+            return []
+        lines = zlib.decompress(await self._objects.read(ref.name, *block)).splitlines()
+        entries = map(_parse_line, lines)
+        seen = cursor_order(after)
+        return [entry for entry in entries if cursor_order(entry.cursor) > seen][:limit]
+
+    async def forget(self, ref: ObjectRef) -> None:
+        """Remove the object of a job whose record is gone."""
+        await self._objects.remove(ref.name)
+
+    async def sweep(self) -> int:
+        """Remove objects whose jobs have expired, by whole days, and orphans; how many of both."""
+        now_ms, removed = await self._now_ms(), 0
+        for folder in await self._objects.names():
+            if folder < _day(now_ms):
+                await self._objects.remove(folder)
+                removed += 1
+                continue
+            for name in await self._objects.names(folder):
+                if await self._is_orphan(f"{folder}/{name}", now_ms):
+                    await self._objects.remove(f"{folder}/{name}")
+                    removed += 1
+        return removed
+
+    async def _is_orphan(self, name: str, now_ms: int) -> bool:
+        found = _NAME.search(name)
+        if found is None or now_ms - int(found["written_ms"]) < _ORPHAN_AFTER_MS:
+            return False
+        async with failures_named():
+            raw = await self._redis.hget(keys.job(JobId(found["job"])), "object")
+        return raw is None or ObjectRef.parse(raw).name != name
+
+    async def _raw(self, job_id: JobId) -> list[_Raw]:
+        """All entries of the job's stream."""
+        found: list[_Raw] = []
+        start = "-"
+        while True:
+            async with failures_named():
+                some = await self._redis.xrange(
+                    keys.tokens(job_id), min=start, max="+", count=_ENTRIES_PER_READ
+                )
+            found += some
+            if len(some) < _ENTRIES_PER_READ:
+                return found
+            start = f"({some[-1][0].decode()}"
+
+    async def _strike_off(self, job_id: JobId) -> None:
+        async with failures_named():
+            await self._redis.zrem(keys.UNARCHIVED, job_id)
+
+    async def _now_ms(self) -> int:
+        async with failures_named():
+            seconds, microseconds = await self._redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _name(job_id: JobId, now_ms: int, left_ms: int) -> str:
+    """A name of its own for each try, in the folder of the day after the record's last."""
+    return f"{_day(now_ms + left_ms + _DAY_MS)}/{job_id}.{now_ms}.{token_hex(4)}"
+
+
+def _day(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d")
+
+
+def _packed(name: str, result: bytes, entries: Sequence[_Raw]) -> tuple[ObjectRef, bytes]:
+    """An object and the reference to it."""
+    data, blocks, lines = bytearray(result), [], bytearray()
+    for place, (cursor, fields) in enumerate(entries):
+        lines += _line(cursor, fields)
+        if len(lines) >= _BLOCK_BYTES or place == len(entries) - 1:
+            blocks.append((cursor.decode(), len(data)))
+            data += zlib.compress(lines, level=1)
+            lines.clear()
+    ref = ObjectRef(name=name, size_bytes=len(data), result_bytes=len(result), blocks=tuple(blocks))
+    return ref, bytes(data)
+
+
+def _line(cursor: bytes, fields: Mapping[bytes, bytes]) -> bytes:
+    named = {key.decode(): value.decode() for key, value in fields.items()}
+    return orjson.dumps([cursor.decode(), named], option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _parse_line(line: bytes) -> StreamEntry:
+    cursor, named = orjson.loads(line)
+    fields = {key.encode(): value.encode() for key, value in named.items()}
+    return job_record.parse_entry(cursor.encode(), fields)
