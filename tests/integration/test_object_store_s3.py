@@ -16,6 +16,7 @@ server = pytest.importorskip("moto.server")
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a folder in a bucket, with credentials in the environment as in a pod."""
     import boto3
+    from s3fs import S3FileSystem
 
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
@@ -28,15 +29,15 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_ENDPOINT_URL": endpoint,
     }.items():
         monkeypatch.setenv(variable, value)
-    name = (
-        f"torpor-{secrets.token_hex(4)}"  # moto keeps its buckets for as long as the process lives
-    )
+    # moto keeps its buckets for as long as the process lives.
+    name = f"torpor-{secrets.token_hex(4)}"
     client = boto3.client("s3", endpoint_url=endpoint)
     client.create_bucket(
         Bucket=name, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
     )
     client.close()
     yield f"s3://{name}/files/results"
+    S3FileSystem.clear_instance_cache()  # it knows the address of this server
     running.stop()
 
 
