@@ -47,7 +47,8 @@ async def ended(
         ids = tuple(range(place * size, (place + 1) * size))
         batch = TokenBatch(index=place * size, token_ids=ids, delta=f'["☃ {place}"]')
         await append(rig.store, lease, batch)
-    _, job = await rig.store.finish(lease, Ending(state=JobState.COMPLETED, result=result))
+    await rig.store.finish(lease, Ending(state=JobState.COMPLETED, result=result))
+    job = await rig.store.get(job_id())
     assert job is not None
     return job, await whole_stream(rig)
 
