@@ -320,6 +320,7 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "FileUpload": {"file": FILE_LINE, "purpose": "batch"},
     "InputTokens": {"object": "response.input_tokens", "input_tokens": 12},
     "ItemList": _listed(_INPUT_ITEM),
+    "Result": _CHAT,
     "Job": _JOB,
     "JobList": {"object": "list", "data": [_LISTED_JOB], "next_cursor": None},
     "JobRequest": _LINE,

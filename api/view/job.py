@@ -76,6 +76,14 @@ class AcceptedJobView(TypedDict):
 class ResultView(TypedDict):
     """What the job gave, in the form of its `url`."""
 
+    object: str
+    model: str
+    choices: NotRequired[list[Mapping[str, Any]]]
+    """Of a chat or text completion"""
+    data: NotRequired[list[Mapping[str, Any]]]
+    """Embeddings"""
+    usage: NotRequired[Mapping[str, Any] | None]
+
 
 @described
 class JobView(AcceptedJobView):
