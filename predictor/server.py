@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from eventing.clock import Clock, SystemClock
 from eventing.job.store import Store
 from eventing.process import gc as collector
+from eventing.process.body import HELD_BYTES, BodyReader, BodyRoom
 from eventing.redis.connection import connect
 from eventing.replica import ReplicaDirectory
 from eventing.store.memory_store import MemoryStore
@@ -54,6 +55,9 @@ _KEPT_IN_MEMORY_S: Final = 900
 _TIDY_EVERY_S: Final = 10.0
 _CONNECTIONS: Final = 1024
 """Opened as needed; a batch of 256 may flush all at once."""
+_BODY_TIMEOUT_S: Final = 5.0
+_EVENT_LIMIT_BYTES: Final = 256 * 1024 * 1024
+"""The largest event that a broker can be set to accept."""
 _SIGN_OFF_S: Final = 1.0
 _ENGINE_STOP_S: Final = 1.5
 """vLLM's core takes 2 to 5 s to stop on two cores; killing it does no harm."""
@@ -148,11 +152,12 @@ class Predictor:
         rules = DirectRules(
             token=settings.direct_token.get_secret_value(),
             is_on=settings.serves_direct_routes,
-            body_limit_bytes=settings.direct_body_limit_bytes,
         )
-        app.add_middleware(DirectAccess, rules=rules)
+        direct = _body_reader(settings.direct_body_limit_bytes)
+        app.add_middleware(DirectAccess, rules=rules, bodies=direct)
         token = settings.delivery_token.get_secret_value()
-        app.add_middleware(EventMiddleware, deliveries=deliveries, token=token)
+        events = _body_reader(_EVENT_LIMIT_BYTES)
+        app.add_middleware(EventMiddleware, deliveries=deliveries, token=token, bodies=events)
 
     def _note_load(self, in_flight: int) -> None:
         metrics.IN_FLIGHT.set(in_flight)
@@ -287,3 +292,9 @@ def _open_store(redis: Redis | None, settings: PredictorSettings) -> Store:
         return RedisStore(redis, settings.lease)
     kept = min(settings.retention_s, _KEPT_IN_MEMORY_S)
     return MemoryStore(replace(settings.lease, retention_s=kept, dead_letter_retention_s=kept))
+
+
+def _body_reader(limit_bytes: int) -> BodyReader:
+    """Reads bodies within a room that the largest of them fits in."""
+    room = BodyRoom(max(HELD_BYTES, limit_bytes))
+    return BodyReader(room, limit_bytes=limit_bytes, timeout_s=_BODY_TIMEOUT_S)

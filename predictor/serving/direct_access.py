@@ -7,6 +7,7 @@ gives no rights.
 """
 
 import hmac
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +16,17 @@ from typing import Final
 
 import orjson
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from eventing.errors import TorporError, Unavailable
+from eventing.process.body import BodyReader
 
 _PROBES: Final = re.compile(
     r"/|/healthz|/readyz|/health|/ping|/v2/health/(live|ready)|/v2/models/[^/]+/ready|/v1/models/[^/]+"
 )
+_OF_THE_CODED: Final = (b"content-encoding", b"content-length")
 _BEARER: Final[Mapping[str, str]] = {"www-authenticate": "Bearer"}
 
 
@@ -30,15 +36,17 @@ class DirectRules:
 
     token: str = ""
     is_on: bool = True
-    body_limit_bytes: int = 8 * 1024 * 1024
 
 
 class DirectAccess:
-    """Answers 403 when direct routes are off, 401 without the token, 413 over the body limit."""
+    """Answers 403 when direct routes are off, 401 without the token, 413 over the body limit, 408 for a body that
+    stops arriving.
+    """
 
-    def __init__(self, app: ASGIApp, *, rules: DirectRules) -> None:
+    def __init__(self, app: ASGIApp, *, rules: DirectRules, bodies: BodyReader) -> None:
         self._app = app
         self._rules = rules
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or _is_probe(scope) or self._is_scrape(scope):
@@ -47,13 +55,13 @@ class DirectAccess:
         if (refusal := self._refusal(Headers(scope=scope))) is not None:
             await refusal(scope, receive, send)
             return
-        body = await _read(receive, self._rules.body_limit_bytes)
-        if body is None:
-            limit = self._rules.body_limit_bytes
-            answer = _failure(413, f"the body is over {limit} bytes", "body_too_large")
+        try:
+            body = await self._bodies.read(Request(scope, receive))
+        except TorporError as error:
+            answer = _failure(error.status, error.message, error.code, headers_of(error))
             await answer(scope, receive, send)
             return
-        await self._app(scope, _replayed(body, receive), send)
+        await self._app(_decoded(scope, len(body)), _replayed(body, receive), send)
 
     def _is_scrape(self, scope: Scope) -> bool:
         """True for a scraper at the container's own port, when direct routes are off: a request through Knative's
@@ -76,11 +84,14 @@ class DirectAccess:
         if rules.token and not carries(headers.get("authorization", ""), rules.token):
             words = "direct routes need the bearer token of TORPOR_DIRECT_TOKEN"
             return _failure(401, words, "invalid_api_key", _BEARER)
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > rules.body_limit_bytes:
-            words = f"the body is over {rules.body_limit_bytes} bytes"
-            return _failure(413, words, "body_too_large")
         return None
+
+
+def headers_of(error: TorporError) -> dict[str, str]:
+    """The headers of the answer that tells of `error`."""
+    if isinstance(error, Unavailable):
+        return {**error.headers, "retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    return dict(error.headers)
 
 
 def carries(authorization: str, token: str) -> bool:
@@ -94,20 +105,12 @@ def _is_probe(scope: Scope) -> bool:
     )
 
 
-async def _read(receive: Receive, limit_bytes: int) -> bytes | None:
-    """The whole body; None when it is over the limit. Also empty when the client has disconnected."""
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return b""
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit_bytes:
-            return None
-        if not message.get("more_body", False):
-            return b"".join(parts)
+def _decoded(scope: Scope, size: int) -> Scope:
+    """The scope of the body as it was read: without its content coding."""
+    if b"content-encoding" not in dict(scope["headers"]):
+        return scope
+    kept = [pair for pair in scope["headers"] if pair[0] not in _OF_THE_CODED]
+    return {**scope, "headers": [*kept, (b"content-length", str(size).encode())]}
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -3,7 +3,6 @@
 Called by `predictor.server`. HTTP only; `predictor.delivery.delivery` decides the response to a delivery.
 """
 
-import math
 from collections.abc import Callable
 from typing import Final
 
@@ -13,11 +12,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eventing.cloudevent.event import build_binary
-from eventing.errors import TorporError, Unavailable
+from eventing.errors import TorporError
+from eventing.process.body import BodyReader
 from predictor.delivery.admission import Admission, AdmissionPhase
 from predictor.delivery.answer import DeliveryResponse
 from predictor.delivery.delivery import Deliveries
-from predictor.serving.direct_access import carries
+from predictor.serving.direct_access import carries, headers_of
 
 _EVENT_PATHS: Final = frozenset({"/events", "/"})
 """The second path is for Triggers without one."""
@@ -28,10 +28,13 @@ class EventMiddleware:
     ended. A route would stand behind KServe's twenty and FastAPI's layers, at a cost for every job.
     """
 
-    def __init__(self, app: ASGIApp, *, deliveries: Deliveries, token: str) -> None:
+    def __init__(
+        self, app: ASGIApp, *, deliveries: Deliveries, token: str, bodies: BodyReader
+    ) -> None:
         self._app = app
         self._deliveries = deliveries
         self._token = token
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _EVENT_PATHS:
@@ -46,7 +49,11 @@ class EventMiddleware:
         }
         if self._token and not carries(headers.get("authorization", ""), self._token):
             return _problem(401, "deliveries need the bearer token of TORPOR_DELIVERY_TOKEN")
-        return _response(await self._deliveries.handle(headers, await request.body()))
+        try:
+            body = await self._bodies.read(request)
+        except TorporError as error:
+            return _problem(error.status, error.message, headers_of(error))
+        return _response(await self._deliveries.handle(headers, body))
 
 
 def add_probes(app: Starlette, admission: Admission, phase: Callable[[], str]) -> None:
@@ -74,10 +81,7 @@ def add_error_handler(app: Starlette) -> None:
     async def explain(_: Request, error: Exception) -> Response:
         if not isinstance(error, TorporError):
             raise error
-        headers = {}
-        if isinstance(error, Unavailable):
-            headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-        return JSONResponse({"error": error.message}, error.status, headers)
+        return JSONResponse({"error": error.message}, error.status, headers_of(error))
 
     app.add_exception_handler(TorporError, explain)
 

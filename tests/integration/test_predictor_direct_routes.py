@@ -1,5 +1,6 @@
 """The predictor's direct routes: who may use them, how large a call may be, KServe's protocols to the letter."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -99,6 +100,20 @@ class TestAccess:
                     assert (whole.status_code, chunked.status_code) == (413, 413), path
                 small = await client.post("/v1/chat/completions", json=CHAT)
                 assert small.status_code == 200
+
+    async def test_an_event_larger_than_a_broker_takes_is_refused_before_it_is_sent(
+        self, predictor: PredictorProcess
+    ) -> None:
+        host, port = predictor.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = "".join(f"{name}: {value}\r\n" for name, value in EVENT.items())
+        writer.write(f"POST /events HTTP/1.1\r\nhost: x\r\n{head}".encode())
+        writer.write(b"content-length: 300000000\r\n\r\n")
+        status = await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
+        assert b" 413 " in status
 
 
 class TestKServe:
