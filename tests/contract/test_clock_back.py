@@ -155,7 +155,7 @@ async def test_an_event_that_waits_for_its_retry_is_delivered(
 
 
 @BACK
-async def test_what_a_dead_pump_held_is_claimed(
+async def test_events_of_a_dead_pump_are_claimed(
     shifted: ShiftedServer, pump: Queue, back_s: int
 ) -> None:
     await put(pump, event(1))
@@ -171,7 +171,7 @@ async def test_what_a_dead_pump_held_is_claimed(
 
 @BACK
 @pytest.mark.parametrize("index", [keys.DUE_WEBHOOKS, keys.ACTIVE_BATCHES, keys.UNPUBLISHED])
-async def test_what_a_dead_process_took_from_an_index_is_due_again(
+async def test_index_entries_reserved_by_a_dead_process_are_due_again(
     shifted: ShiftedServer, back_s: int, index: str
 ) -> None:
     await shifted.redis.zadd(index, {"one": 1})

@@ -42,7 +42,7 @@ async def test_a_cancel_that_the_client_swallowed_is_raised_all_the_same() -> No
         await task
 
 
-async def test_what_is_cleaned_up_after_a_cancel_may_use_the_store(redis_url: str) -> None:
+async def test_cleanup_after_a_cancellation_can_use_the_store(redis_url: str) -> None:
     store = RedisStore(connect(redis_url))
     began = asyncio.Event()
     is_clean = False

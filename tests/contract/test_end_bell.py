@@ -82,7 +82,9 @@ async def test_tokens_ring_no_bell(store: RedisStore) -> None:
             assert not news.is_set()
 
 
-async def test_who_comes_just_after_the_end_hears_of_it(store: RedisStore) -> None:
+async def test_a_caller_that_starts_waiting_just_after_the_end_is_notified(
+    store: RedisStore,
+) -> None:
     job, _ = await store.submit(new_job("bell late"))
 
     async with ringing(store) as bell:

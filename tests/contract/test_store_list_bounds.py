@@ -33,7 +33,7 @@ async def test_a_list_shows_neither_prompts_nor_results(rig: Rig) -> None:
     assert job.metadata == {"webhook": "https://example.org/hook"}
 
 
-async def test_who_asks_for_prompts_and_results_has_them(rig: Rig) -> None:
+async def test_prompts_and_results_are_listed_on_request(rig: Rig) -> None:
     await ended(rig, "1")
 
     (job,) = (await rig.store.list_jobs("acme", include=list(ListField))).jobs

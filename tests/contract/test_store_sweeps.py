@@ -62,9 +62,7 @@ class TestOutbox:
         await rig.store.mark_published(job_id("a"))
         await rig.store.submit(new_job("c"), full)
 
-    async def test_what_one_sweeper_took_no_other_gets_until_it_is_due_again(
-        self, rig: Rig
-    ) -> None:
+    async def test_an_entry_reserved_by_one_sweeper_is_not_given_to_another(self, rig: Rig) -> None:
         await rig.store.submit(new_job(), NOTED)
         await rig.pass_time(10_001)
 

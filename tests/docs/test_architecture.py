@@ -26,7 +26,7 @@ def defines(path: Path, name: str) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_names_is_there(page: str) -> None:
+def test_every_file_and_name_on_the_page_exists(page: str) -> None:
     named = NAMED.findall((ROOT / page).read_text(encoding="utf-8"))
     gone = [
         f"{path}:{name}"

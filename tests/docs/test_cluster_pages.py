@@ -71,7 +71,7 @@ def test_the_pages_have_the_commands_that_are_run_here() -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("command", WITHOUT_A_CLUSTER)
-def test_what_needs_no_cluster_runs_as_written(command: str, tmp_path: Path) -> None:
+def test_commands_that_need_no_cluster_run_as_written(command: str, tmp_path: Path) -> None:
     (tmp_path / "manifests").symlink_to(ROOT / "manifests")
     path = f"{Path(TORPOR).parent}:/usr/local/bin:/usr/bin:/bin"
 

@@ -230,7 +230,7 @@ def test_a_redriven_job_may_end_otherwise() -> None:
     assert check(lines(failed, redriven, *HISTORY), store()) == []
 
 
-def test_what_a_power_cut_may_take_is_no_loss() -> None:
+def test_the_checker_allows_what_a_power_cut_may_lose() -> None:
     events = [("ok", "submit", {"job_id": OTHER, "key": "late"})]
 
     assert check(lines(*events), store(), Rules(lost_by_design=frozenset({"late"}))) == []

@@ -304,11 +304,11 @@ def test_the_run_wrote_enough_to_prove_something(run: Run) -> None:
         pytest.param(QUERY, id="query"),
     ],
 )
-def test_what_a_caller_sent_is_nowhere(run: Run, text: str) -> None:
+def test_no_log_metric_span_or_refusal_contains_the_callers_input(run: Run, text: str) -> None:
     assert where(run, text) == []
 
 
-def test_what_the_model_answered_is_nowhere(run: Run) -> None:
+def test_no_log_metric_span_or_refusal_contains_the_models_output(run: Run) -> None:
     for output in run.outputs:
         words = output.split()
         assert where(run, " ".join(words[:4])) == []
@@ -348,7 +348,7 @@ def test_every_line_of_every_process_is_json_with_an_action(run: Run) -> None:
     assert [line for line in written if not line.get("action")] == []
 
 
-def test_one_line_joins_the_callers_request_to_its_job_and_its_trace(run: Run) -> None:
+def test_one_log_line_has_the_request_id_the_job_id_and_the_trace_id(run: Run) -> None:
     accepted = [line for line in lines(run) if line["action"] == "submit"]
 
     assert len(accepted) >= len(run.outputs)

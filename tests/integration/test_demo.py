@@ -56,7 +56,7 @@ def test_ctrl_c_in_the_middle_ends_it_with_one_line_and_no_process(tmp_path: Pat
     assert _processes_in(tmp_path) == []
 
 
-def test_what_the_api_refuses_ends_it_with_one_line_and_no_process(tmp_path: Path) -> None:
+def test_a_refusal_of_the_api_ends_the_demo_with_one_line_and_no_process(tmp_path: Path) -> None:
     command = [TORPOR, "demo", "--engine", "seeded", "--max-tokens", "999999"]
     demo = subprocess.run(
         [*command, "--data-dir", str(tmp_path)], capture_output=True, text=True, timeout=60

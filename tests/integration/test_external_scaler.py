@@ -165,7 +165,7 @@ async def test_a_real_queue_activates_it_and_an_empty_one_does_not(redis: Redis)
     assert (asleep, busy, kept) == (False, True, True)
 
 
-async def test_what_a_job_brings_with_it_is_read_from_its_event(redis: Redis) -> None:
+async def test_prompt_length_and_deadline_are_read_from_the_event(redis: Redis) -> None:
     queue = Queue(redis, "jobs", "test")
     await queue.ensure()
     soon = (datetime.now(UTC) + timedelta(seconds=90)).isoformat()

@@ -69,7 +69,7 @@ async def test_only_what_was_added_is_posted(ledger: Ledger, clock: Clock) -> No
     assert measures == {"waking_ms": 3000, "output_tokens": 7}
 
 
-async def test_what_could_not_be_posted_is_posted_later(
+async def test_amounts_that_could_not_be_posted_are_posted_later(
     redis_server: Callable[[], RedisServer], clock: Clock
 ) -> None:
     from eventing.redis.connection import connect

@@ -73,7 +73,7 @@ def test_the_first_token_comes_after_the_wait_and_before_the_end(
     assert seconds["wait"]["p50"] <= seconds["ttft"]["p50"] <= seconds["total"]["p50"]
 
 
-def test_what_it_cost_is_known(open_loop: tuple[dict[str, Any], str]) -> None:
+def test_the_report_has_the_cost(open_loop: tuple[dict[str, Any], str]) -> None:
     report, _ = open_loop
 
     assert report["cost"]["cost"] > 0

@@ -156,7 +156,7 @@ def test_a_predictor_killed_in_mid_thought_costs_no_token(own_stack: LocalStack)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_it_ends_cleanly_in_the_middle_of_work_and_the_next_start_finishes_it(
+def test_a_stack_stopped_during_work_ends_cleanly_and_the_next_start_finishes_it(
     tmp_path: Path, number: int
 ) -> None:
     first = LocalStack(tmp_path / "data", "--window", "6s").start()
@@ -520,7 +520,7 @@ def test_the_reason_for_a_failed_start_is_in_status_and_shown_to_waiting_callers
         (["--max-model-len", "9999999"], "--max-model-len 9999999 is over the 8192 tokens"),
     ],
 )
-def test_what_no_engine_starts_with_ends_the_start_in_one_line(
+def test_a_model_that_no_engine_can_load_ends_the_start_in_one_line(
     tmp_path: Path, flags: list[str], said: str
 ) -> None:
     refused = _up(tmp_path / "data", "--engine", "vllm", *flags, timeout_s=120)

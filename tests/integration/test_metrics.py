@@ -105,7 +105,7 @@ def test_names_carry_their_unit(part: str, families: dict[str, dict[str, set[str
     assert bare <= COUNTS
 
 
-def test_what_wakes_a_predictor_is_shown_without_one(
+def test_metrics_for_scaling_are_exported_without_a_predictor(
     families: dict[str, dict[str, set[str]]],
 ) -> None:
     shown = set(families["api"]) | set(families["broker"])

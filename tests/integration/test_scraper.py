@@ -104,7 +104,7 @@ def test_from_elsewhere_the_scrapers_key_opens_metrics_and_nothing_else(api: Api
 
 @needs_address
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_what_it_reads_is_well_formed(api: Api) -> None:
+def test_every_metrics_page_is_well_formed(api: Api) -> None:
     text = httpx.get(f"{api.url}/metrics", headers={"authorization": f"Bearer {api.key}"}).content
 
     checked = subprocess.run(

@@ -188,7 +188,7 @@ def asked_by_all(overlays: dict[str, Resources]) -> list[str]:
     return found
 
 
-def test_what_every_replica_shows_alike_is_never_summed_over_replicas(
+def test_metrics_that_every_replica_shows_alike_are_never_summed(
     overlays: dict[str, Resources],
 ) -> None:
     """`sum` would count the same GPU, job or second once a replica of the api."""

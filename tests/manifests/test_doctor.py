@@ -460,7 +460,7 @@ def test_a_held_job_of_thirty_minutes_is_warned_about(overlays: dict[str, Resour
     assert names == {"hold-mode-length"}
 
 
-def test_what_a_folder_cannot_show_is_asked_for_and_not_failed(
+def test_facts_that_a_folder_cannot_show_are_listed_as_needed(
     overlays: dict[str, Resources],
 ) -> None:
     report = examine(overlays["serverless"])
@@ -565,7 +565,7 @@ def test_garbage_is_examined_without_falling_over() -> None:
         ),
     ],
 )
-def test_what_has_no_form_is_an_error_and_no_traceback(
+def test_a_malformed_object_is_an_error_and_no_traceback(
     overlays: dict[str, Resources], garbage: dict[str, Any]
 ) -> None:
     findings = examine([garbage, *overlays["queue"]]).of(Severity.ERROR)

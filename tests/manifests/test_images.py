@@ -72,7 +72,7 @@ def test_every_package_of_the_wheel_is_in_every_image(dockerfile: str) -> None:
     assert copied == set(wheel["packages"])
 
 
-def test_what_an_image_copies_is_let_into_the_build(dockerfile: str) -> None:
+def test_files_that_an_image_copies_are_not_ignored_by_the_build(dockerfile: str) -> None:
     """A package that `.dockerignore` keeps out fails the build, and no Dockerfile says so."""
     listed = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     let_in = {line.removeprefix("!") for line in listed if line.startswith("!")}

@@ -65,7 +65,7 @@ def test_each_model_has_its_service_its_scaler_and_its_stream(
         assert scaled[name]["spec"]["scaleTargetRef"]["name"] == f"{name}-predictor"
 
 
-def test_what_a_model_says_of_itself_is_its_own(overlays: dict[str, Resources]) -> None:
+def test_each_models_settings_are_its_own(overlays: dict[str, Resources]) -> None:
     services = of(overlays["queue"], "InferenceService")
 
     for name, batch, most in (("thinker", 16, 4), ("drafter", 64, 2)):

@@ -68,7 +68,7 @@ def test_the_doctor_finds_no_fault_in_a_planned_overlay(patched: tuple[str, Reso
     assert errors == []
 
 
-def test_what_is_deployed_is_what_was_simulated(patched: tuple[str, Resources]) -> None:
+def test_the_printed_patch_gives_the_simulated_settings(patched: tuple[str, Resources]) -> None:
     policy, resources = patched
     if policy == "kpa":
         (service,) = [r for r in resources if r["kind"] == "InferenceService"]

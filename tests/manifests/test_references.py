@@ -191,7 +191,7 @@ BREAKS = [
 
 
 @pytest.mark.parametrize(("who", "path", "value", "said"), BREAKS)
-def test_what_hangs_in_the_air_is_named(
+def test_dangling_references_are_named(
     overlays: dict[str, Resources], who: str, path: str, value: Any, said: str
 ) -> None:
     found = dangling(planted(overlays["queue"], who, path, value))

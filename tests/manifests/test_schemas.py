@@ -169,7 +169,7 @@ def test_few_cel_rules_are_beyond_the_library(overlays: dict[str, Resources], cr
 
 
 @pytest.mark.parametrize("overlay", ["serverless", "serverless-kafka", "serverless-cpu"])
-def test_what_kserve_hands_to_knative_is_accepted_there(
+def test_the_service_that_kserve_creates_is_accepted_by_knative(
     overlays: dict[str, Resources], crds: Crds, overlay: str
 ) -> None:
     """KServe copies the pod's fields into a Knative Service, whose pod spec knows fewer."""

@@ -109,5 +109,5 @@ def test_quantities_are_written_as_the_server_keeps_them(
 
 
 @pytest.mark.parametrize("text", ["2048Mi", "1000m", "1.5", "0.5Gi", "4096Ki"])
-def test_what_the_server_would_write_otherwise_is_seen(text: str) -> None:
+def test_values_that_the_server_would_normalise_are_detected(text: str) -> None:
     assert not is_canonical(text)

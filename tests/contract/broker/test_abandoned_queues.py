@@ -85,7 +85,7 @@ async def test_a_removed_models_jobs_go_to_the_trigger_for_requests_without_a_mo
     assert [await waiting(redis, each) for each in ("requests-drafter", "strays")] == [0, 1]
 
 
-async def test_what_a_leaving_pump_holds_stays_until_it_is_silent(redis: Redis) -> None:
+async def test_events_claimed_by_a_leaving_pump_stay_until_it_is_silent(redis: Redis) -> None:
     canary = requests("requests-tiny-canary", of_model("tiny"))
     stable = requests("requests-tiny", of_model("tiny"))
     await made(redis, canary, stable)
@@ -97,7 +97,7 @@ async def test_what_a_leaving_pump_holds_stays_until_it_is_silent(redis: Redis) 
     assert await waiting(redis, "requests-tiny") == 1
 
 
-async def test_what_an_old_api_still_puts_there_is_moved_too(redis: Redis) -> None:
+async def test_events_that_an_older_api_still_puts_there_are_moved_too(redis: Redis) -> None:
     canary = requests("requests-tiny-canary", of_model("tiny"))
     stable = requests("requests-tiny", of_model("tiny"))
     await made(redis, canary, stable)

@@ -42,7 +42,7 @@ async def queued(redis: Redis) -> int:
 
 
 @pytest.mark.parametrize("changes", RESERVED, ids=str)
-async def test_what_ends_jobs_or_speaks_for_others_is_refused_without_the_token(
+async def test_events_that_end_jobs_or_name_a_tenant_need_the_token(
     client: httpx.AsyncClient, redis: Redis, changes: dict[str, str]
 ) -> None:
     answer = await client.post("/", headers=ASKS | changes)

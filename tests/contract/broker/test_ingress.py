@@ -206,7 +206,7 @@ class TestRefused:
             assert (await client.request(method, path, headers=HEADERS)).status_code == 405
 
     @pytest.mark.parametrize("missing", HEADERS)
-    async def test_what_is_no_event_is_400_and_says_why(
+    async def test_an_invalid_event_is_400_with_its_reason(
         self, client: httpx.AsyncClient, redis: Redis, missing: str
     ) -> None:
         headers = {k: v for k, v in HEADERS.items() if k != missing}
@@ -354,7 +354,7 @@ class TestEncoded:
         assert await queued(redis) == 0
 
     @pytest.mark.parametrize("encoding", CODINGS)
-    async def test_what_is_too_large_when_decoded_is_413(
+    async def test_a_body_too_large_once_decoded_is_413(
         self, client: httpx.AsyncClient, redis: Redis, encoding: str
     ) -> None:
         body = CODINGS[encoding](bytes(1024 * 1024))

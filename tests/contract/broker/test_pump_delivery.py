@@ -66,7 +66,7 @@ class TestDelivery:
         assert subscriber.headers[0]["authorization"] == "Bearer s3cret"
 
     @pytest.mark.parametrize("status", [404, 408, 409, 429, 500, 503])
-    async def test_what_may_do_better_is_tried_until_it_does(
+    async def test_a_retryable_status_is_retried_until_it_succeeds(
         self, redis: Redis, status: int
     ) -> None:
         async with Subscriber([says(status), says(status), says(202)]).serving() as subscriber:

@@ -127,7 +127,9 @@ class TestRefusals:
 
 
 class TestNack:
-    async def test_it_comes_first_untried_under_a_new_ticket(self, queue: Queue) -> None:
+    async def test_a_nacked_event_is_next_without_a_try_under_a_new_ticket(
+        self, queue: Queue
+    ) -> None:
         await put(queue, *(event(n) for n in range(5)))
         first, _ = await queue.claim(2)
         await queue.nack(first.ticket, Lane.DEFAULT)

@@ -33,7 +33,7 @@ class TestStay:
         assert claimed.tries == 1
         assert claimed.enqueued_ms > 0
 
-    async def test_it_comes_in_the_order_it_was_put(self, queue: Queue) -> None:
+    async def test_events_of_a_lane_are_claimed_in_order(self, queue: Queue) -> None:
         await put(queue, *(event(n) for n in range(20)))
 
         assert ids(await queue.claim(20)) == [str(n) for n in range(20)]
@@ -195,7 +195,7 @@ class TestDeferred:
 
 
 class TestDeadConsumers:
-    async def test_what_a_dead_consumer_held_is_claimed(
+    async def test_events_of_a_dead_consumer_are_claimed(
         self, queue: Queue, other: Queue, redis: Redis
     ) -> None:
         await put(queue, event(1))
@@ -205,7 +205,7 @@ class TestDeadConsumers:
 
         assert (orphan.event.id, orphan.tries) == ("1", 2)
 
-    async def test_who_speaks_up_keeps_its_events(
+    async def test_a_consumer_that_renews_keeps_its_events(
         self, queue: Queue, other: Queue, redis: Redis
     ) -> None:
         await put(queue, event(1))
@@ -237,7 +237,7 @@ class TestDeadConsumers:
 
         assert ids(await other.claim(1, claim_idle_ms=IDLE_MS)) == ["249"]
 
-    async def test_one_claim_reads_a_page_of_what_waits_however_much_that_is(
+    async def test_a_claim_reads_one_page_however_long_the_queue_is(
         self, queue: Queue, other: Queue, redis: Redis
     ) -> None:
         # A thousand deferred events held the store for 2.75 ms, every five seconds, and so on.

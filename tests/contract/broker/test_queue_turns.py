@@ -68,7 +68,7 @@ class TestFairShare:
         for position in range(0, 90, 3):
             assert sorted(order[position : position + 3]) == ["a", "b", "c"]
 
-    async def test_who_comes_late_is_not_paid_for_having_been_away(self, queue: Queue) -> None:
+    async def test_an_idle_tenant_earns_no_credit_in_fair_queueing(self, queue: Queue) -> None:
         await put(queue, *(event(f"a-{n:03}") for n in range(100)), tenant="a")
         await settle(queue, *await queue.claim(50))
         await put(queue, *(event(f"b-{n:03}") for n in range(50)), tenant="b")
@@ -97,7 +97,7 @@ class TestPosition:
         assert position is not None
         assert position.ahead == 2
 
-    async def test_what_runs_or_is_unknown_has_no_position(
+    async def test_a_running_or_unknown_job_has_no_position(
         self, queue: Queue, redis: Redis
     ) -> None:
         await put(queue, event(1))

@@ -193,7 +193,7 @@ async def test_a_producers_unrecorded_request_is_recorded_and_published_again(
     assert job_id in await stack.store.take_unpublished(10)
 
 
-async def test_what_can_never_be_a_job_is_a_dead_letter_at_once(stack: Stack) -> None:
+async def test_an_invalid_job_becomes_a_dead_letter_at_once(stack: Stack) -> None:
     await given_up(stack, Event(id="bad", source="/s", type=REQUESTED, data=b"{no"), CUT_OFF)
 
     (dead,) = (await stack.store.list_dead_letters("default")).jobs

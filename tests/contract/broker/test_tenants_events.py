@@ -63,7 +63,7 @@ async def test_another_tenants_event_of_the_same_source_and_id_is_another_job(re
 
 @given(source=_WORD.map("/{}".format), event_id=_WORD, tenants=st.sets(_TENANT, min_size=2))
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_whatever_its_names_a_cancelled_job_takes_its_own_event_out_and_no_other(
+async def test_a_cancelled_job_removes_its_own_event_only_whatever_its_names(
     redis: Redis, source: str, event_id: str, tenants: set[str]
 ) -> None:
     await redis.flushall()

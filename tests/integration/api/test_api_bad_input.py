@@ -74,7 +74,9 @@ async def offenders(
 
 
 @pytest.mark.parametrize("path", POSTS)
-async def test_what_is_no_json_object_is_a_400_at_once(furnished_line: RawLine, path: str) -> None:
+async def test_a_body_that_is_not_a_json_object_is_a_400(
+    furnished_line: RawLine, path: str
+) -> None:
     bodies = JSON_INVALID | JSON_NOT_AN_OBJECT
     requests = {name: ("POST", path, body, POSTS[path]) for name, body in bodies.items()}
 
@@ -90,7 +92,7 @@ async def test_odd_but_valid_json_is_refused_by_what_it_says(
     assert await offenders(furnished_line, requests, {400, 404, 422}) == {}
 
 
-async def test_what_is_no_form_is_no_file(line: RawLine) -> None:
+async def test_an_upload_that_is_not_a_form_is_refused(line: RawLine) -> None:
     form = {"content-type": b"multipart/form-data; boundary=x"}
     bodies = {name: body for name, body in JSON_INVALID.items() if body}
     requests = {name: ("POST", "/v1/files", body, form) for name, body in bodies.items()}
@@ -249,7 +251,7 @@ def in_a_header(text: str) -> bytes:
         pytest.param({"metadata": {"a": 1}}, "metadata.a", id="a number in metadata"),
     ],
 )
-async def test_what_can_never_run_names_its_field(
+async def test_an_invalid_request_names_its_field(
     rig: Rig, change: dict[str, Any], field: str
 ) -> None:
     answer = await rig.client.post("/v1/jobs", json=chat_line() | change)
@@ -361,7 +363,7 @@ async def test_a_connection_that_is_half_closed_does_not_hang(rig: Rig) -> None:
     assert (await rig.client.get("/healthz")).status_code == 200
 
 
-async def test_what_is_no_http_does_not_hang(rig: Rig) -> None:
+async def test_bytes_that_are_not_http_do_not_hang_the_server(rig: Rig) -> None:
     answer = await raw(rig, b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
 
     assert answer.startswith(b"HTTP/1.1 400")
@@ -408,7 +410,7 @@ async def test_other_methods_are_refused(rig: Rig, method: str) -> None:
         ("GET", "/v1/chat/completions", 405, "this path takes OPTIONS, POST"),
     ],
 )
-async def test_what_openai_serves_and_we_do_not_is_refused_in_openais_form(
+async def test_unsupported_openai_routes_are_refused_with_openais_error_body(
     rig: Rig, method: str, path: str, status: int, message: str
 ) -> None:
     answer = await rig.client.request(method, path, json={} if method == "POST" else None)

@@ -76,7 +76,7 @@ async def text_rig(
         ),
     ],
 )
-async def test_what_the_model_can_not_is_refused_and_nothing_is_queued(
+async def test_a_capability_that_the_model_lacks_is_refused_at_submit(
     text_rig: Rig, path: str, call: dict[str, Any], status: int, param: str
 ) -> None:
     answer = await text_rig.client.post(path, json=call)

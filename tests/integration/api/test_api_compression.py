@@ -44,7 +44,9 @@ async def test_a_large_answer_is_compressed_for_clients_that_accept_gzip(rig: Ri
 
 
 @pytest.mark.parametrize("accepted", [None, "identity", "gzip;q=0", "br"])
-async def test_who_does_not_accept_it_has_the_plain_body(rig: Rig, accepted: str | None) -> None:
+async def test_clients_that_do_not_accept_gzip_get_the_plain_body(
+    rig: Rig, accepted: str | None
+) -> None:
     job_id = await long_job(rig)
 
     answer = await raw(rig, f"/v1/jobs/{job_id}", accepted)

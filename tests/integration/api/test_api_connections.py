@@ -116,7 +116,7 @@ async def test_a_client_that_sends_its_whole_body_first_can_read_the_refusal(por
         assert (await answer).endswith(b"too much")
 
 
-async def test_who_sends_on_after_a_refusal_is_cut_off(
+async def test_a_client_that_keeps_sending_after_a_refusal_is_disconnected(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.http.protocol.PART_S", 0.1)
@@ -140,7 +140,7 @@ async def test_a_connection_over_the_limit_gets_503_with_retry_after(port: int) 
     assert b"retry-after: 1" in answer
 
 
-async def test_what_goes_over_the_wire_is_part_of_the_answer(port: int, desk: Desk) -> None:
+async def test_directly_written_bytes_are_part_of_the_response(port: int, desk: Desk) -> None:
     async with line(port) as (reader, writer):
         writer.write(b"GET /stream HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         await reader.readuntil(b"first\n")

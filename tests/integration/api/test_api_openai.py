@@ -123,7 +123,7 @@ async def test_a_refusal_has_openais_body_and_names_the_parameter(client: AsyncO
     assert caught.value.type == "invalid_request_error"
 
 
-async def test_what_the_engine_refuses_is_the_callers_fault(rig: Rig, client: AsyncOpenAI) -> None:
+async def test_a_request_that_the_engine_refuses_is_a_4xx(rig: Rig, client: AsyncOpenAI) -> None:
     async with asyncio.TaskGroup() as group:
         call = group.create_task(_caught(client))
         predictor = await rig.predictor(await the_job(rig))
@@ -134,7 +134,7 @@ async def test_what_the_engine_refuses_is_the_callers_fault(rig: Rig, client: As
     assert error.param == "temperature"
 
 
-async def test_what_the_engine_breaks_is_a_server_error(rig: Rig, client: AsyncOpenAI) -> None:
+async def test_a_request_that_the_engine_fails_is_a_5xx(rig: Rig, client: AsyncOpenAI) -> None:
     async with asyncio.TaskGroup() as group:
         call = group.create_task(_caught(client))
         await (await rig.predictor(await the_job(rig))).fail("exhausted")

@@ -67,7 +67,7 @@ async def test_a_long_backlog_is_not_published_again_at_one_go(
     assert await sweep_once(store, broker) == Swept(stranded=1)
 
 
-async def test_what_was_sent_is_not_sent_again(
+async def test_a_published_event_is_not_published_again(
     store: RedisStore, redis: Redis, broker: FakeBroker
 ) -> None:
     await recorded(store)

@@ -67,7 +67,7 @@ async def test_the_answers_so_far_are_part_of_what_is_made_shorter(
         pytest.param({"model": "m", "input": TALK, "instructions": 7}, "instructions", id="a type"),
     ],
 )
-async def test_what_can_not_be_made_shorter_is_refused_by_name(
+async def test_input_that_cannot_be_compacted_is_refused_by_name(
     rig: Rig, call: dict[str, Any], param: str
 ) -> None:
     answer = await rig.client.post("/v1/responses/compact", json=call)

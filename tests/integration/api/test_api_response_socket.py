@@ -233,7 +233,7 @@ async def test_a_connection_is_served_for_so_long(
     assert error_of(last)[:2] == (400, "websocket_connection_limit_reached")
 
 
-async def test_who_sends_too_much_ahead_is_cut_off(rig: Rig) -> None:
+async def test_a_client_that_sends_too_far_ahead_is_disconnected(rig: Rig) -> None:
     async with opened(rig) as socket:
         for _ in range(30):
             await send(socket)

@@ -93,7 +93,7 @@ async def test_the_stream_helper_of_the_client_assembles_the_answer(
     assert final.output_text == engine.answer
 
 
-async def test_what_keeps_a_stream_open_between_numbered_events_does_not_break_the_client(
+async def test_keep_alives_between_numbered_events_do_not_break_the_client(
     rig: Rig, client: AsyncOpenAI
 ) -> None:
     """Its decoder takes an empty line for an event once it has seen an id."""

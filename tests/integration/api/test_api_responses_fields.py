@@ -128,7 +128,7 @@ async def test_log_probabilities_are_streamed(rig: Rig) -> None:
         ),
     ],
 )
-async def test_what_can_not_be_served_is_refused_by_name(
+async def test_unsupported_fields_are_refused_by_name(
     rig: Rig, call: dict[str, Any], param: str, code: str
 ) -> None:
     answer = await ask(rig, **call)

@@ -111,7 +111,7 @@ async def test_a_reader_over_the_limit_gets_503_with_retry_after(
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
-async def test_what_is_kept_is_bounded(api: Furnished) -> None:
+async def test_the_feed_is_bounded(api: Furnished) -> None:
     async with api.store.redis.pipeline(transaction=False) as pipe:
         for _ in range(10_150):  # more than one of the strides in which the store trims
             pipe.xadd("torpor:results:default", {"job": "job_x", "attempt": 1})

@@ -178,7 +178,7 @@ async def test_a_tap_takes_tokens_while_the_reader_waits_and_no_other_entry(
     assert bucket.tokens == list(range(5))
 
 
-async def test_what_a_shut_tap_leaves_is_given_in_order(
+async def test_entries_that_a_callback_declines_are_returned_in_order(
     hub: StreamMultiplexer, store: RedisStore
 ) -> None:
     predictor, bucket = await running(store), Bucket()

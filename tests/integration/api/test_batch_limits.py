@@ -150,7 +150,7 @@ async def test_a_batch_takes_half_of_a_minutes_tokens_and_goes_on_in_the_next(
 
 
 @pytest.mark.timeout(40)
-async def test_what_waits_for_a_limit_is_not_read_ahead(
+async def test_lines_are_not_read_ahead_while_a_limit_is_waited_for(
     redis_url: str, store: RedisStore, tmp_path: Path
 ) -> None:
     limit = 8 * COST

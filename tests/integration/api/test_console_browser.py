@@ -91,7 +91,7 @@ async def test_a_job_is_written_followed_and_answered_by_keyboard(
     await expect(page.locator("#job-list .state").first).to_have_text("completed")
 
 
-async def test_what_a_model_writes_is_text_and_never_markup(api: Furnished, page: Page) -> None:
+async def test_a_models_output_is_shown_as_text_never_as_markup(api: Furnished, page: Page) -> None:
     markup = '<img src=x onerror="document.title=1"><script>document.title=1</script>'
     job_id = await write_job(page, markup)
     predictor = await FakePredictor(api.store, job_id).start()
@@ -268,7 +268,7 @@ async def test_a_cold_start_shows_its_phases(api: Furnished, page: Page, redis: 
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
-async def test_it_follows_the_systems_colours_and_can_be_switched(
+async def test_the_theme_follows_the_system_and_can_be_switched(
     api: Furnished, browser: Any, scheme: str
 ) -> None:
     context = await browser.new_context(color_scheme=scheme)

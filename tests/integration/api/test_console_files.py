@@ -122,7 +122,7 @@ class TestDeadLetters:
         assert sorted(answer.json()["redriven"]) == sorted(jobs)
         assert answer.json()["has_more"] is False
 
-    async def test_those_under_a_hundred_rejects_are_redriven_and_the_rest_is_named(
+    async def test_dead_letters_behind_a_hundred_rejects_are_redriven_and_the_others_named(
         self, api: Furnished
     ) -> None:
         jobs = [await dead(api, str(n)) for n in range(2)]

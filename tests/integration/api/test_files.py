@@ -106,7 +106,7 @@ class TestNames:
 
 
 class TestContent:
-    async def test_what_is_no_json_lines_is_refused_by_name_and_not_kept(
+    async def test_an_upload_that_is_not_json_lines_is_refused_by_name_and_not_stored(
         self, rig: Rig, api_settings: ApiSettings
     ) -> None:
         answer = await upload(rig, b"custom_id,prompt\n1,hi\n")

@@ -234,7 +234,7 @@ class TestTheWindow:
             pytest.param(90, 100, 0, id="in the next one, from the window before"),
         ],
     )
-    async def test_it_is_given_back_to_the_window_it_was_taken_from(
+    async def test_unused_tokens_are_returned_to_their_own_window(
         self, redis: Redis, later_s: int, previous: int, current: int
     ) -> None:
         windows = await self.charged(redis, 500)
@@ -263,7 +263,7 @@ class TestTheWindow:
             pytest.param(0, 350, 0, 0, id="as far as they go"),
         ],
     )
-    async def test_what_has_faded_is_given_back_to_what_counts_now(
+    async def test_tokens_of_a_faded_window_are_returned_to_the_current_ones(
         self, redis: Redis, took: int, given: int, previous: int, current: int
     ) -> None:
         windows = await self.three_minutes_later(redis, 500)
@@ -284,7 +284,7 @@ class TestTheWindow:
         assert back == -METER.limit  # and not 350 and 900
         assert 0 < await redis.ttl(f"{METER.current}/late") <= 60
 
-    async def test_what_took_more_can_go_over_the_limit_and_is_waited_for(
+    async def test_a_job_that_used_more_can_exceed_the_limit_and_later_calls_wait(
         self, redis: Redis
     ) -> None:
         windows = await self.charged(redis, 500)

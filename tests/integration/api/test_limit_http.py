@@ -147,7 +147,7 @@ async def test_a_burst_at_once_never_gets_more_places_than_there_are(redis: Redi
     assert sum(taken) <= 10
 
 
-async def test_one_tenants_limit_is_not_anothers(redis: Redis) -> None:
+async def test_limits_of_tenants_are_independent(redis: Redis) -> None:
     windows = Windows(redis)
 
     first = [(await windows.take(meter("a", 2), 1))[0] for _ in range(3)]

@@ -126,7 +126,7 @@ async def test_a_guess_of_anothers_id_is_the_same_404_as_an_id_that_never_was(
     assert len(calls) > 20
 
 
-async def test_what_was_guessed_at_is_still_there(
+async def test_a_tenant_cannot_delete_another_tenants_objects(
     api: Furnished, owned: Owned, acme: dict[str, str], other: dict[str, str]
 ) -> None:
     for method, path in named_things(api):
@@ -229,7 +229,7 @@ async def test_the_same_event_of_another_tenant_reveals_nothing_of_the_job(
     assert seen.status_code == 404
 
 
-async def test_what_every_tenant_costs_is_not_for_a_tenants_admin(
+async def test_the_cost_of_all_tenants_needs_more_than_a_tenants_admin_scope(
     api: Furnished, redis: Redis
 ) -> None:
     admin = await headers_of(redis, "acme", "admin", "jobs:read")

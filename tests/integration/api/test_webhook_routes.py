@@ -209,7 +209,9 @@ async def test_the_log_of_deliveries_is_read_page_by_page(
         ("GET", "/v1/webhook_deliveries/wh_no"),
     ],
 )
-async def test_what_is_not_there_is_a_404(api: Furnished, method: str, path: str) -> None:
+async def test_an_unknown_endpoint_or_delivery_is_a_404(
+    api: Furnished, method: str, path: str
+) -> None:
     assert (await api.client.request(method, path)).status_code == 404
 
 

@@ -167,7 +167,7 @@ async def test_gone_switches_the_endpoint_off(webhooks: WebhookStore, receiver: 
     assert len(receiver.sent) == 1
 
 
-async def test_what_is_due_to_a_deleted_endpoint_is_dropped(
+async def test_deliveries_of_a_deleted_endpoint_are_dropped(
     webhooks: WebhookStore, receiver: Receiver
 ) -> None:
     await add(webhooks, receiver.url)

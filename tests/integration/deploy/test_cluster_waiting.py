@@ -63,7 +63,9 @@ async def test_a_deletion_in_the_middle_ends_the_waiting_at_once(
             await asyncio.gather(vanish(), rollout.wait(cluster, [deployment()], TERMS, Notes()))
 
 
-async def test_what_never_comes_up_says_why(cluster: Cluster, server: ApiServer) -> None:
+async def test_an_object_that_never_becomes_ready_is_reported_with_its_reason(
+    cluster: Cluster, server: ApiServer
+) -> None:
     await cluster.apply(deployment())
     waiting = {"reason": "ImagePullBackOff", "message": "not found"}
     server.put(

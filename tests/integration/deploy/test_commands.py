@@ -76,7 +76,7 @@ async def test_on_a_cluster_without_keda_the_error_says_how_to_install_it(
     assert server.names("Deployment") == set()
 
 
-async def test_what_the_doctor_refuses_is_not_applied(
+async def test_resources_with_doctor_errors_are_not_applied(
     run: Run, server: ApiServer, overlay: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.yaml"

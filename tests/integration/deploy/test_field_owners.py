@@ -87,7 +87,9 @@ async def test_a_deploy_after_kubectl_that_changes_a_value_names_the_field(
     assert "nothing to do" in said(again)
 
 
-async def test_who_owns_a_field_is_no_release(run: Run, server: ApiServer, overlay: Path) -> None:
+async def test_a_change_of_field_owners_only_is_no_release(
+    run: Run, server: ApiServer, overlay: Path
+) -> None:
     await run("deploy", overlay, "--yes", "--no-wait")
     for owned in server.owners.values():
         owned.update(dict.fromkeys(owned, ("helm", "Update")))

@@ -80,7 +80,7 @@ def applied(image: str) -> dict[str, Any]:
     return made
 
 
-async def test_it_is_waited_for_until_the_change_is_handed_on_and_its_revision_is_ready(
+async def test_a_deploy_waits_until_the_change_has_reached_knative_and_its_revision_is_ready(
     cluster: Cluster, server: ApiServer
 ) -> None:
     # KServe's own status says ready all the time: it is of the revision before.

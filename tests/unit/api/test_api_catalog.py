@@ -149,7 +149,7 @@ def chat_with(**body: Any) -> JobRequest:
         ),
     ],
 )
-async def test_what_a_model_can_not_is_refused(
+async def test_a_missing_capability_of_the_model_is_refused(
     request_: JobRequest, capability: str, field: str
 ) -> None:
     others = set(Capability) - {Capability(capability)}

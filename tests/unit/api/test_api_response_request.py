@@ -132,7 +132,7 @@ def test_items_become_messages(items: list[Any], messages: list[Any]) -> None:
         pytest.param({"stream": 1}, "stream", id="stream"),
     ],
 )
-def test_what_cannot_be_done_names_its_field(call: dict[str, Any], field: str) -> None:
+def test_an_unsupported_call_names_its_field(call: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidJob) as caught:
         parse_ask(CALL | call, [])
 

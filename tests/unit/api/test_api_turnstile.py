@@ -17,7 +17,7 @@ async def go(turnstile: ConcurrencyLimiter, done: asyncio.Event, timeout_s: floa
         return "sent away"
 
 
-async def test_those_beyond_the_room_are_sent_away_at_once() -> None:
+async def test_submits_over_the_waiting_limit_are_refused_at_once() -> None:
     turnstile, done = ConcurrencyLimiter(max_concurrent=2, waiting=3), asyncio.Event()
     tasks = [asyncio.create_task(go(turnstile, done)) for _ in range(8)]
     await asyncio.sleep(0.01)

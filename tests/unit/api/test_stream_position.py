@@ -34,7 +34,7 @@ def behind(*entries: StreamEntry) -> StreamPosition:
         (StreamEntry("1-1", EntryKind.STATE, 1), None),
     ],
 )
-def test_what_comes_must_go_on_from_the_last_token(
+def test_entries_must_continue_at_the_last_token(
     entry: StreamEntry, fault: StreamFault | None
 ) -> None:
     assert behind(attempt(1), tokens(0, 2), tokens(2, 1)).fault_of(entry) is fault

@@ -72,7 +72,7 @@ def test_a_timeline_is_in_order_with_durations() -> None:
     assert told["is_whole"]
 
 
-def test_what_goes_on_is_counted_up_to_now() -> None:
+def test_a_running_step_has_its_duration_until_now() -> None:
     importing = Replica(id="p-9", phase="import", since_ms=2000, seen_ms=3000)
 
     told = timeline(WAITING, [importing], [], now_ms=3000)

@@ -117,7 +117,7 @@ def test_a_public_host_may_be_tried(url: str) -> None:
         pytest.param("https://" + "a" * 3000, id="too long"),
     ],
 )
-def test_what_is_no_plain_https_url_is_refused(url: object) -> None:
+def test_a_url_that_is_not_plain_https_is_refused(url: object) -> None:
     with pytest.raises(InvalidJob):
         check_url(url, NOTHING, "url")
 

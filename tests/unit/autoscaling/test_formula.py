@@ -40,12 +40,12 @@ def test_a_formula_knows_the_triggers_it_needs() -> None:
     "text",
     ["", "1 +", "(1", "1 2", "a.b", "exit(1)", "__import__('os')", "a ? 1", "1 = 2", "(" * 99],
 )
-def test_what_is_no_formula_is_refused(text: str) -> None:
+def test_an_invalid_formula_is_refused(text: str) -> None:
     with pytest.raises(FormulaError):
         parse(text)
 
 
 @pytest.mark.parametrize("text", ["a > 1", "a / 0", "missing", "b + 1", "[a]", "1 && true"])
-def test_what_is_no_number_is_an_error(text: str) -> None:
+def test_a_result_that_is_not_a_number_is_an_error(text: str) -> None:
     with pytest.raises(FormulaError):
         parse(text).value({"a": 1, "b": None})

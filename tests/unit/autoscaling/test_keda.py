@@ -66,7 +66,7 @@ def test_zero_comes_strictly_after_the_cooldown(idle_s: float, replicas: int) ->
     assert decision.replicas == replicas
 
 
-def test_what_was_never_active_goes_to_zero_after_the_initial_cooldown() -> None:
+def test_a_workload_that_was_never_active_goes_to_zero_after_the_initial_cooldown() -> None:
     assert polled(KedaSpec((LAG,)), {"lag": 0}, 1, last_active=None).replicas == 0
     patient = KedaSpec((LAG,), initial_cooldown_s=1000)
     assert polled(patient, {"lag": 0}, 1, last_active=None).replicas == 1

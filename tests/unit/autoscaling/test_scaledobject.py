@@ -68,7 +68,7 @@ def test_a_scaled_object_is_read_whole() -> None:
     assert spec.pause.is_scale_in_paused
 
 
-def test_what_is_left_out_has_kedas_defaults() -> None:
+def test_missing_fields_have_kedas_defaults() -> None:
     triggers = [{"type": "redis-streams", "metadata": {"stream": "jobs", "address": "r:1"}}]
     spec = read_scaled_object({"spec": {"triggers": triggers}})
     assert (spec.polling_interval_s, spec.cooldown_s, spec.max_replicas) == (30, 300, 100)

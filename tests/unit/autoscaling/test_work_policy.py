@@ -49,7 +49,7 @@ def test_where_there_is_time_a_replica_takes_one_job_after_the_other() -> None:
     assert asked(waiting(400, each_s=1.0, oldest_s=30, replicas=1), patient) == 2
 
 
-def test_who_came_later_may_wait_longer_and_needs_no_replica_of_his_own() -> None:
+def test_a_later_job_may_wait_longer_and_needs_no_replica_of_its_own() -> None:
     at_once = Observation((30.0,) * 40, 40 * 0.5, 0, 0, 0)
     one_by_one = Observation(tuple(30.0 - 0.75 * n for n in range(40)), 40 * 0.5, 0, 0, 0)
     assert (asked(at_once), asked(one_by_one)) == (5, 1)
@@ -62,7 +62,7 @@ def test_no_second_replica_is_woken_for_those_whom_the_first_takes_before_it_is_
     assert asked(waking, strict, WorkState(rose_at=0.0)) == 3  # it is up no sooner than new ones
 
 
-def test_who_was_called_is_not_sent_home_before_he_was_seen() -> None:
+def test_a_requested_replica_is_not_withdrawn_before_it_is_visible() -> None:
     """A node takes minutes to come and shows nothing; jobs that pay for lateness come meanwhile."""
     state, replicas = work.decide(SPEC, WorkState(), waiting(1, oldest_s=29), 0.0)
     for _ in range(100):
@@ -151,7 +151,7 @@ def test_where_it_does_not_fit_it_stays_through_the_usual_gap() -> None:
     assert 20 <= work.linger_s(strict, state) < 60
 
 
-def test_it_stays_longer_than_any_gap_where_too_many_jobs_would_wait() -> None:
+def test_the_last_replica_outlasts_every_gap_when_too_many_jobs_would_wait() -> None:
     strict = replace(SPEC, p95_wait_s=5)
     assert work.linger_s(strict, with_gaps(strict, [20.0, 100.0] * 20)) > 100
 
@@ -169,7 +169,7 @@ def test_before_it_knows_the_gaps_a_strict_target_keeps_it_awake() -> None:
     replicas=st.integers(0, 50),
     rate=st.floats(0, 100),
 )
-def test_whatever_it_sees_it_stays_within_its_bounds(
+def test_the_decision_is_always_within_the_bounds(
     queued: int, each: float, oldest: float, running: int, replicas: int, rate: float
 ) -> None:
     seen = Observation((oldest,) * queued, queued * each, running, replicas, replicas)

@@ -60,7 +60,7 @@ def test_a_rendered_formula_stays_within_exprs_language(formula: str) -> None:
 
 
 @pytest.mark.parametrize("formula", RENDERED)
-def test_what_begins_with_float_is_wholly_inside_it(formula: str) -> None:
+def test_a_formula_that_begins_with_float_is_entirely_inside_its_parentheses(formula: str) -> None:
     """KEDA adds its own `float( )` otherwise, and only looks at the beginning."""
     depths = [
         formula[: i + 1].count("(") - formula[: i + 1].count(")") for i in range(len(formula))

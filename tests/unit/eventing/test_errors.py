@@ -27,7 +27,9 @@ class TestEveryError:
     def test_its_message_is_its_text(self, error: type[TorporError]) -> None:
         assert str(error("safe to show")) == error("safe to show").message == "safe to show"
 
-    def test_it_stands_in_the_picture_at_the_top(self, error: type[TorporError]) -> None:
+    def test_every_error_is_in_the_tree_of_the_modules_docstring(
+        self, error: type[TorporError]
+    ) -> None:
         assert error.__name__ in (errors.__doc__ or "")
         assert error is TorporError or str(error.status) in (errors.__doc__ or "")
 
@@ -43,6 +45,6 @@ def test_a_bad_request_names_its_field() -> None:
     assert BadRequest("x").field == ""
 
 
-def test_what_is_away_says_when_to_come_back() -> None:
+def test_every_unavailable_error_has_a_retry_after() -> None:
     assert Unavailable("x").retry_after_s > 0
     assert Unavailable("x", 5).retry_after_s == 5

@@ -136,7 +136,7 @@ class TestBinaryMode:
         assert parse_http(REQUIRED | {"ce-subject": on_the_wire}, b"").subject == meant
 
     @pytest.mark.parametrize("value", ["%C0%A0", "%FF", "%ED%A0%80", "%E2%82"])
-    def test_what_is_not_utf8_once_decoded_is_refused(self, value: str) -> None:
+    def test_a_value_that_is_not_utf8_once_decoded_is_refused(self, value: str) -> None:
         with pytest.raises(NotACloudEvent) as caught:
             parse_http(REQUIRED | {"ce-subject": value}, b"")
 
@@ -453,7 +453,9 @@ class TestWhatNoEventMayHold:
 
 class TestRawUtf8:
     @pytest.mark.parametrize("text", ["/läden", "/店", "/a☃b"])
-    def test_it_is_the_same_identity_as_percent_encoded(self, text: str) -> None:
+    def test_a_raw_header_has_the_same_identity_as_its_percent_encoded_form(
+        self, text: str
+    ) -> None:
         raw = text.encode().decode("latin-1")  # as a server hands headers on
 
         plain = parse_http(BINARY | {"ce-source": raw, "ce-tenant": raw}, b"")

@@ -156,7 +156,7 @@ class TestRequest:
             ),
         ],
     )
-    def test_what_can_never_run_is_refused_by_field(self, data: bytes, field: str) -> None:
+    def test_an_invalid_request_is_refused_by_field(self, data: bytes, field: str) -> None:
         with pytest.raises(InvalidJob) as caught:
             parse_request(data)
 

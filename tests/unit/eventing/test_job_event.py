@@ -294,7 +294,7 @@ class TestResultEvents:
         assert "dataref" not in event.extensions
 
     @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"[" * 5000, b"\xff"])
-    def test_what_is_no_object_is_refused(self, data: bytes) -> None:
+    def test_data_that_is_not_an_object_is_refused(self, data: bytes) -> None:
         with pytest.raises(InvalidJob):
             ending_of(Event(id="1", source="/s", type=COMPLETED, subject=JOB.id, data=data))
 
@@ -351,7 +351,7 @@ class TestResultEvents:
 
         assert ending.error == JobError(code="x", message="y")
 
-    def test_it_survives_the_wire_in_structured_mode(self) -> None:
+    def test_a_result_event_survives_structured_mode(self) -> None:
         event = result_event(ENDED)
 
         assert ending_of(parse_http(*build_structured(event))) == ending_of(event)
@@ -365,12 +365,12 @@ class TestTimings:
     def test_each_part_is_timed_from_when_the_job_came(self) -> None:
         assert timings(ENDED) == {"queued_ms": 10, "first_token_ms": 20, "total_ms": 500}
 
-    def test_what_has_not_happened_has_no_time(self) -> None:
+    def test_a_phase_that_has_not_begun_has_no_time(self) -> None:
         assert timings(JOB) == {}
 
 
 @pytest.mark.parametrize("trace", ["x" * 30_000, "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "00"])
-def test_what_is_no_trace_goes_no_further(trace: str) -> None:
+def test_a_malformed_traceparent_is_not_passed_on(trace: str) -> None:
     """A result with a header of 30,000 letters was never taken by anybody."""
     asked = request_event(replace(JOB, traceparent=TRACE))
     told = job_of(replace(asked, extensions={**asked.extensions, "traceparent": trace}))

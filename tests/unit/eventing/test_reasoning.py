@@ -21,7 +21,7 @@ def test_either_name_gives_both(name: str) -> None:
 
 
 @pytest.mark.parametrize("delta", ["", "[]", '[{"index":0,"delta":{"content":"the reasoning"}}]'])
-def test_what_has_no_thought_stays_as_it_is(delta: str) -> None:
+def test_a_message_without_reasoning_is_unchanged(delta: str) -> None:
     assert entries_with_both_names(delta) == delta
 
 

@@ -12,7 +12,7 @@ PROCESSES = [ApiSettings, BrokerSettings, PredictorSettings]
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_what_ends_and_keeps_jobs_is_the_same_everywhere(
+def test_settings_of_leases_and_retention_are_the_same_in_every_process(
     process: type[BaseSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The retention held for jobs that a predictor ended, and not for those that the api did."""

@@ -137,7 +137,7 @@ def test_a_wrong_variable_is_one_line_that_names_it(
         (["simulate"], "--profile"),
     ],
 )
-def test_what_does_not_fit_together_names_what_was_meant(
+def test_contradicting_options_name_the_right_ones(
     words: list[str],
     meant: str,
     monkeypatch: pytest.MonkeyPatch,

@@ -5,7 +5,7 @@ from pathlib import Path
 from torpor.local.data_dir import Addresses, find_addresses, record_addresses
 
 
-def test_who_reads_the_note_while_it_is_written_again_sees_a_whole_one(tmp_path: Path) -> None:
+def test_a_note_read_during_a_rewrite_is_complete(tmp_path: Path) -> None:
     record_addresses(tmp_path, Addresses(api="http://old"))
     with (tmp_path / "addresses.json").open() as reader:
         record_addresses(tmp_path, Addresses(api="http://new"))

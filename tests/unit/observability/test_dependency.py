@@ -42,7 +42,7 @@ def test_reads_that_succeed_between_refused_writes_are_not_its_return(clock: Clo
     assert len(lines) == 1
 
 
-def test_one_that_never_failed_says_nothing() -> None:
+def test_a_dependency_that_never_failed_logs_nothing() -> None:
     with structlog.testing.capture_logs() as lines:
         Dependency("store").answered()
 

@@ -72,7 +72,7 @@ async def test_a_generator_that_is_late_does_not_move_what_was_due() -> None:
     assert [sample.due_s for sample in run.samples] == [0.0, 0.1, 0.2]
 
 
-async def test_what_the_generator_has_no_room_for_counts_as_unsent() -> None:
+async def test_requests_over_the_generators_own_limit_count_as_unsent() -> None:
     system = StalledSystem(0.2)
     run = Run(system, system.now, most_open=3)  # type: ignore[arg-type]
 
@@ -124,7 +124,7 @@ def test_only_a_promise_that_was_not_kept_is_lost(outcome: SampleOutcome, lost: 
     assert summarise(setup(is_open=True), [sample], [])["lost"] == lost
 
 
-def test_what_did_not_complete_is_in_no_percentile() -> None:
+def test_percentiles_contain_completed_requests_only() -> None:
     samples = [
         LoadSample(kind=ClientKind.ASYNC, due_s=0, ended_s=1, outcome=SampleOutcome.COMPLETED),
         LoadSample(kind=ClientKind.ASYNC, due_s=0, ended_s=99, outcome=SampleOutcome.FAILED),

@@ -25,7 +25,7 @@ def test_series_are_summed_over_the_labels_not_asked_for() -> None:
     assert seen.by("torpor_queue_depth", "lane") == {"default": 3, "batch": 4}
 
 
-def test_what_is_not_there_is_none_and_not_zero() -> None:
+def test_a_missing_series_is_none_and_not_zero() -> None:
     assert parse(PAGE).total("torpor_nothing") is None
     assert parse(PAGE).highest("torpor_queue_depth", lane="interactive") is None
 

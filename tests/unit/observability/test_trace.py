@@ -94,7 +94,7 @@ def test_a_share_of_nothing_keeps_nothing_of_what_begins_here(tmp_path: Path) ->
     assert read(path) == []
 
 
-def test_what_begins_nothing_begins_no_trace(spans: Path) -> None:
+def test_a_span_that_may_not_begin_a_trace_begins_none(spans: Path) -> None:
     """Or every process that meets a job of an unkept trace would draw the lot again."""
     with trace.span("deliver") as span:
         assert span.traceparent == ""

@@ -33,7 +33,7 @@ class CountingStore(UnreliableStore):
         return [(await self.acquire(job.id, "p", can_resume=True)).lease for job in jobs]
 
 
-async def test_what_is_due_together_is_written_in_one_round_trip() -> None:
+async def test_appends_due_together_are_written_in_one_round_trip() -> None:
     store = CountingStore()
     group = AppendBatcher(store)
     jobs = await store.running(16)

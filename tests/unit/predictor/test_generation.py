@@ -140,7 +140,7 @@ async def test_an_engine_far_ahead_of_a_silent_store_is_held_back() -> None:
     assert held_at < 17_000
 
 
-async def test_what_the_engine_finds_wrong_while_it_runs_is_the_requests_fault() -> None:
+async def test_a_bad_request_raised_during_the_run_is_the_callers_error() -> None:
     made, _, _ = await generation([BadRequest("too long", "messages")])
     result = await made.run()
 
@@ -266,7 +266,7 @@ async def test_text_that_comes_after_the_last_token_is_shown() -> None:
     assert "late" in result.final_batch.delta
 
 
-async def test_what_an_engine_made_before_it_failed_is_written() -> None:
+async def test_tokens_made_before_the_engine_failed_are_written() -> None:
     made, store, _ = await generation([DecodeStep((1,), None), EngineRequestError("it broke")])
 
     assert isinstance(await made.run(), EngineFailed)

@@ -267,7 +267,7 @@ def test_children_die_with_a_killed_parent(start: Start, connect: Connect) -> No
     wait_for(lambda: not is_alive(pid))
 
 
-def test_what_a_killed_child_leaves_behind_is_ended(client: Client, tmp_path: Path) -> None:
+def test_orphans_of_a_killed_child_are_ended(client: Client, tmp_path: Path) -> None:
     log = tmp_path / "child.log"
     pid = client.start("leave", log_path=str(log))
     wait_for(lambda: log.exists() and log.read_text() != "")

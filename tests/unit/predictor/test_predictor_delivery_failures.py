@@ -74,7 +74,7 @@ async def test_without_a_shared_store_an_invalid_job_is_reported_in_the_reply() 
         pytest.param({"text": "word " * 5000}, "messages", id="longer-than-the-context"),
     ],
 )
-async def test_what_the_engine_can_never_serve_is_a_dead_letter_that_names_the_field(
+async def test_a_request_that_the_engine_can_never_serve_is_a_dead_letter_naming_the_field(
     body: dict[str, Any], field: str
 ) -> None:
     async with open_desk() as desk:
@@ -168,7 +168,7 @@ async def test_an_invalid_event_cannot_end_a_job_that_has_its_identity() -> None
 
 
 @pytest.mark.parametrize("is_told", [False, True])
-async def test_what_only_a_run_finds_out_is_a_dead_letter_unless_its_caller_is_told(
+async def test_an_error_found_during_the_run_is_a_dead_letter_unless_its_caller_gets_it(
     is_told: bool,
 ) -> None:
     async with open_desk() as desk:

@@ -13,7 +13,7 @@ LONG = {"output_tokens": 2000, "tokens_per_s": 100}
 SHORT = {"output_tokens": 30, "tokens_per_s": 100}
 
 
-async def test_what_ends_within_the_grace_ends() -> None:
+async def test_a_job_that_ends_within_the_grace_is_finished() -> None:
     async with open_desk() as desk:
         event = asking(seeded=SHORT)
         running = asyncio.ensure_future(desk.deliver(event))
@@ -25,7 +25,7 @@ async def test_what_ends_within_the_grace_ends() -> None:
         assert (await running).status == 200
 
 
-async def test_what_does_not_is_handed_over_within_the_grace_and_keeps_its_tokens() -> None:
+async def test_a_longer_job_is_handed_over_within_the_grace_with_its_tokens() -> None:
     async with open_desk() as desk:
         event = asking(seeded=LONG)
         running = asyncio.ensure_future(desk.deliver(event))

@@ -207,7 +207,7 @@ async def test_a_start_passes_through_its_phases() -> None:
     assert engine.is_healthy()
 
 
-def test_it_imports_no_model_library() -> None:
+def test_the_seeded_engine_imports_no_model_library() -> None:
     code = (
         "import sys, predictor.engine.seeded_engine as e; "
         "heavy = {'torch', 'vllm', 'kserve', 'transformers', 'pydantic'} & set(sys.modules); "

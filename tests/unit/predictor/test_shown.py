@@ -41,7 +41,7 @@ def texts(found: Sequence[Entry], channel: str) -> str:
 
 
 @given(st.text(min_size=1), st.data())
-def test_what_was_shown_and_the_rest_make_the_text(text: str, data: st.DataObject) -> None:
+def test_shown_text_plus_new_deltas_is_the_whole_text(text: str, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(text)))
     pieces = data.draw(st.lists(st.integers(0, len(text)), max_size=5).map(sorted))
     replay = [

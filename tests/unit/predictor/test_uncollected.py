@@ -7,7 +7,7 @@ import pytest
 from predictor.process.gc import gc_disabled
 
 
-def test_what_is_made_meanwhile_is_never_looked_through() -> None:
+def test_objects_made_inside_the_block_are_never_collected() -> None:
     frozen = gc.get_freeze_count()
     try:
         with gc_disabled():

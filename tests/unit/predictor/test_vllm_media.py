@@ -42,7 +42,7 @@ def test_an_address_is_refused_by_its_place(part: Any) -> None:
         None,
     ],
 )
-def test_what_is_fetched_from_nowhere_passes(part: Any) -> None:
+def test_media_without_an_address_pass(part: Any) -> None:
     check_media(body(part), domains=False, local_path=False)
 
 

@@ -90,7 +90,7 @@ def test_a_conversion_that_dies_leaves_no_model_behind(ensure: Ensure) -> None:
     assert converter.calls == 1
 
 
-def test_what_a_killed_conversion_left_is_removed(ensure: Ensure, tmp_path: Path) -> None:
+def test_the_rest_of_a_killed_conversion_is_removed(ensure: Ensure, tmp_path: Path) -> None:
     stale = tmp_path / "cache" / ".tiny.partial-1"
     stale.mkdir(parents=True)
     (stale / "model.safetensors").touch()

@@ -63,9 +63,7 @@ def test_two_that_are_near_share_a_cold_start_and_two_that_are_far_do_not() -> N
     assert near < 2 * START_S < far
 
 
-def test_who_borrows_nothing_serves_the_first_lonely_request_that_others_leave_for_the_burst() -> (
-    None
-):
+def test_without_borrowing_the_first_lone_request_is_served_at_once() -> None:
     lonely, burst = Request(0.0, 1000, 101), [Request(600.0, 1000, 101)] * 39
     earned_first = replace(SETTING, is_earned_first=True)
 
@@ -77,7 +75,7 @@ def test_who_borrows_nothing_serves_the_first_lonely_request_that_others_leave_f
     assert ready_at == {False: [660.0], True: [60.0, 660.0]}
 
 
-def test_who_borrows_nothing_may_leave_a_request_behind_a_burst_that_earned_it() -> None:
+def test_without_borrowing_a_request_may_be_deferred_after_a_burst_has_earned_it() -> None:
     burst, lonely = [Request(0.0, 1000, 101)] * 39, Request(200.0, 1000, 101)
     last = Request(900.0, 1000, 101)
 

@@ -94,7 +94,7 @@ def test_a_plan_ends_with_a_manifest_to_apply() -> None:
     ],
     ids=["no load", "policy", "engine", "trace", "duration", "impossible"],
 )
-def test_what_cannot_be_done_is_one_clear_line(words: list[str], message: str) -> None:
+def test_an_invalid_call_gives_one_clear_line(words: list[str], message: str) -> None:
     with pytest.raises((UserError, OSError), match=message):  # `main` has words for both
         typed(*words)
 

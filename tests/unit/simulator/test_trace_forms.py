@@ -61,7 +61,7 @@ def test_a_trace_is_read_as_it_is_published(
         ("", "empty file"),
     ],
 )
-def test_what_is_no_trace_is_refused_by_line_and_reason(
+def test_an_invalid_trace_is_refused_with_line_and_reason(
     tmp_path: Path, content: str | bytes, said: str
 ) -> None:
     with pytest.raises(TraceError) as refused:

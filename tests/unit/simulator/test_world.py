@@ -105,7 +105,7 @@ def test_a_full_queue_refuses() -> None:
     assert (outcome.served, outcome.refused) == (2, 2)
 
 
-def test_what_nobody_serves_is_counted() -> None:
+def test_requests_that_are_never_served_are_counted() -> None:
     outcome = simulate(BASE, at(0, 1), FixedPolicy(0))
     assert (outcome.served, outcome.unserved) == (0, 2)
 

@@ -37,7 +37,7 @@ class TestRetryRules:
         )
 
     @pytest.mark.parametrize("status", RETRIED)
-    def test_what_selective_retry_retries_is_tried_again(self, status: int) -> None:
+    def test_statuses_of_knatives_selective_retry_are_retried(self, status: int) -> None:
         assert is_retried(status)
         assert isinstance(
             decide(DeliverySpec(retry=1), SubscriberResponse(status=status), 1), TryAgain
@@ -134,7 +134,7 @@ class TestRetryAfter:
             ("Sun, 99 Nov 1994 08:49:37 GMT", None),
         ],
     )
-    def test_it_is_seconds_or_a_date_in_any_of_https_forms(
+    def test_retry_after_is_seconds_or_a_date_in_any_of_https_forms(
         self, header: str, asked_s: float | None
     ) -> None:
         assert retry_after_s(header, now_s=784_111_747.0) == asked_s

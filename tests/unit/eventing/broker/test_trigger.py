@@ -167,7 +167,7 @@ class TestDeliverySpec:
         ],
         ids=str,
     )
-    def test_what_we_cannot_keep_is_refused_by_name(
+    def test_an_unsupported_trigger_field_is_refused_by_name(
         self, changes: dict[str, Any], field: str
     ) -> None:
         with pytest.raises(BadRequest) as caught:
