@@ -95,6 +95,21 @@ async def settled(store: WebhookStore, timeout_s: float = 6) -> WebhookDelivery:
             await asyncio.sleep(0.02)
 
 
+async def test_ends_that_are_told_together_read_the_endpoints_once(
+    webhooks: WebhookStore, redis: Redis
+) -> None:
+    listener = WebhookListener(webhooks, lambda: None)
+    await listener.tell(message(0))
+    await add(webhooks, "http://127.0.0.1:9/")
+    await redis.config_resetstat()
+
+    await asyncio.gather(*(listener.tell(message(number)) for number in range(1, 21)))
+
+    stats = await redis.info("commandstats")
+    assert stats["cmdstat_hgetall"]["calls"] == 1
+    assert len(await webhooks.log("t", 100)) == 20
+
+
 async def test_an_ending_arrives_signed(webhooks: WebhookStore, receiver: Receiver) -> None:
     endpoint = await add(webhooks, receiver.url)
     await tell(webhooks, message())
