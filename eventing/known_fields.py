@@ -8,6 +8,7 @@ misreading it.
 from collections.abc import Mapping
 from dataclasses import fields
 from enum import StrEnum
+from functools import cache
 from typing import Any, Final, TypeVar
 
 from eventing.errors import NewerRecord
@@ -21,8 +22,13 @@ _Enum = TypeVar("_Enum", bound=StrEnum)
 def known_fields(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `record` that the dataclass `kind` has. Raises `NewerRecord`."""
     check_version(record.get("v"))
-    names = {field.name for field in fields(kind)}
+    names = _names(kind)
     return {name: value for name, value in record.items() if name in names}
+
+
+@cache
+def _names(kind: type) -> frozenset[str]:
+    return frozenset(field.name for field in fields(kind))
 
 
 def known_value(kind: type[_Enum], text: str) -> _Enum:

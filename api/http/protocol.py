@@ -126,13 +126,14 @@ class BoundedHttpProtocol(HttpProtocol):
 class _LingeringClose:
     """The transport of a call with a body: closing it before the whole body was read is a lingering close."""
 
-    __slots__ = ("_cycle", "_protocol", "is_closing", "write")
+    __slots__ = ("_cycle", "_protocol", "abort", "is_closing", "write")
 
     def __init__(self, protocol: BoundedHttpProtocol, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
         self._cycle = cycle
         self.write = protocol.transport.write
         self.is_closing = protocol.transport.is_closing
+        self.abort = protocol.transport.abort
 
     def close(self) -> None:
         if self._cycle.more_body:

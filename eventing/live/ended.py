@@ -109,14 +109,14 @@ class EndedConsumer:
     async def _tell(self, rows: Sequence[_Row]) -> None:
         if not rows:
             return
-        found = await asyncio.gather(*(self._job(_fields(flat)) for _, flat in rows))
-        is_done = await asyncio.gather(*(self._tell_all(job) for job in found))
+        is_done = await asyncio.gather(*(self._tell_one(_fields(flat)) for _, flat in rows))
         done = [cursor for (cursor, _), is_one in zip(rows, is_done, strict=True) if is_one]
         if done:
             await self._redis.xack(keys.ENDED, _GROUP, *done)
 
-    async def _tell_all(self, job: Job | None) -> bool:
+    async def _tell_one(self, entry: Mapping[str, str]) -> bool:
         """False when a listener must be called again."""
+        job = await self._job(entry)
         if job is None:
             return True
         is_done = True

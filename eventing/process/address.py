@@ -4,19 +4,24 @@ Called by every server that allows calls without a credential on loopback.
 """
 
 import socket
+from functools import lru_cache
 from ipaddress import ip_address
 
 
 def is_loopback(host: str) -> bool:
     """True for a loopback address or a name that resolves to one."""
+    if host == "localhost":
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return all(_is_loopback_address(str(entry[4][0])) for entry in found)
+    return _is_loopback_address(host)
+
+
+@lru_cache(maxsize=64)
+def _is_loopback_address(text: str) -> bool:
     try:
-        return ip_address(host).is_loopback
+        return ip_address(text).is_loopback
     except ValueError:
-        pass
-    if host != "localhost":
         return False
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return all(ip_address(entry[4][0]).is_loopback for entry in found)
 
 
 def is_inside(host: str) -> bool:

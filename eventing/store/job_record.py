@@ -125,12 +125,20 @@ def fresh(new: NewJob, created_ms: int) -> Job:
     )
 
 
+_LONG_FIELDS: Final = frozenset({b"request", b"result"})
+_LANES: Final = {str(lane): lane for lane in Lane}
+
+
 def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
     """The job in a hash; None when the hash is empty or incomplete because the job has expired."""
     if b"state" not in record:
         return None
     check_version(record.get(b"v"))
-    text = {name.decode(): value.decode("utf-8", "replace") for name, value in record.items()}
+    text = {
+        name.decode(): value.decode("utf-8", "replace")
+        for name, value in record.items()
+        if name not in _LONG_FIELDS
+    }
 
     def number(name: str) -> int:
         return int(text.get(name) or 0)
@@ -140,7 +148,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         state=known_value(JobState, text["state"]),
         request=request_of(record[b"request"]) if b"request" in record else _listed_request(text),
         tenant=text["tenant"],
-        lane=Lane(text["lane"]) if text["lane"] in list(Lane) else Lane.DEFAULT,
+        lane=_LANES.get(text["lane"], Lane.DEFAULT),
         source=text["source"],
         event_id=text["event_id"],
         traceparent=text.get("traceparent", ""),
@@ -153,7 +161,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         deadline_ms=number("deadline_ms"),
         lease_owner=text.get("lease_owner", ""),
         lease_until_ms=number("lease_until_ms"),
-        result=orjson.loads(text["result"]) if "result" in text else None,
+        result=orjson.loads(record[b"result"]) if b"result" in record else None,
         archived_bytes=archived_bytes(record),
         usage=orjson.loads(text["usage"]) if "usage" in text else None,
         error=error_of(orjson.loads(text["error"])) if "error" in text else None,

@@ -6,43 +6,53 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
+import orjson
 import pytest
 from structlog.testing import capture_logs
 
 from api.http import sse
-from tests.integration.api.conftest import Rig
+from tests.integration.api.conftest import Rig, chat_line
 
 
 @asynccontextmanager
-async def deaf(rig: Rig, job_id: str) -> AsyncIterator[asyncio.StreamReader]:
-    """A reader of the job's events that asks and never reads."""
+async def deaf(rig: Rig, request: str, body: bytes = b"") -> AsyncIterator[asyncio.StreamReader]:
+    """A client that makes a request and never reads."""
     address = urlsplit(rig.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=1024)
     writer.transport.pause_reading()  # type: ignore[attr-defined]
-    writer.write(
-        f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nhost: {address.netloc}\r\n\r\n".encode()
-    )
+    head = f"{request} HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-length: {len(body)}\r\n"
+    writer.write(f"{head}content-type: application/json\r\n\r\n".encode() + body)
     try:
         yield reader
     finally:
         writer.transport.abort()
 
 
+async def never_read(rig: Rig, request: str, body: bytes = b"") -> None:
+    """Returns once the api has let the client of this stream go."""
+    async with deaf(rig, request, body):
+        while not (jobs := (await rig.store.list_jobs("default")).jobs):
+            await asyncio.sleep(0.01)
+        predictor = await rig.predictor(jobs[0].id)
+        with capture_logs() as logs:
+            while not any(line["event"] == "a client does not read its stream" for line in logs):
+                await predictor.chat("x" * 60_000)
+            while rig.parts.streams.reader_count:
+                await asyncio.sleep(0.02)
+    assert not [line for line in logs if line["log_level"] == "error"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_reader_that_takes_nothing_is_let_go_and_is_no_bug(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
     monkeypatch.setattr(sse, "_STUCK_S", 0.3)
-    job_id = await rig.submit()
-    predictor = await rig.predictor(job_id)
-    with caplog.at_level(logging.INFO), capture_logs() as logs:
-        async with deaf(rig, job_id):
-            async with asyncio.timeout(8):
-                while not any(
-                    line["event"] == "a client does not read its stream" for line in logs
-                ):
-                    await predictor.chat("x" * 60_000)
-                while rig.parts.streams.reader_count:
-                    await asyncio.sleep(0.02)
+    with caplog.at_level(logging.INFO):
+        async with asyncio.timeout(8):
+            if method == "GET":
+                await never_read(rig, f"GET /v1/jobs/{await rig.submit()}/events")
+            else:
+                body = orjson.dumps({**chat_line()["body"], "stream": True})
+                await never_read(rig, "POST /v1/chat/completions", body)
 
-    assert not [line for line in logs if line["log_level"] == "error"]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
