@@ -9,7 +9,7 @@ or jobs.
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
@@ -269,7 +269,19 @@ class QueueView:
         self._redis = redis
 
     async def depth(self, name: str) -> Depth:
-        """The size of the queue now."""
+        """The size of the queue now, and the age of its head: reads one whole event a lane."""
+        size = await self.size(name)
+        async with failures_named():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for part in _READY:
+                    pipe.zrange(keys.queue(name, part), 0, 0)
+                heads = [member for head in await pipe.execute() for member in head]
+            records = await self._redis.hmget(keys.queue(name, "events"), heads) if heads else []
+        stamps = [int(record.split(b" ", 1)[0]) for record in records if record]
+        return replace(size, oldest_ms=min(stamps, default=0))
+
+    async def size(self, name: str) -> Depth:
+        """As `depth`, without the age of the head."""
         tickets = keys.queue(name, "tickets")
         async with failures_named():
             async with self._redis.pipeline(transaction=False) as pipe:
@@ -277,20 +289,14 @@ class QueueView:
                     pipe.zcard(keys.queue(name, part))
                 pipe.hgetall(keys.queue(name, "pace"))
                 pipe.time()
-                for part in _READY:
-                    pipe.zrange(keys.queue(name, part), 0, 0)
-                *counts, pace, now, head_i, head_d, head_b = await pipe.execute()
+                *counts, pace, now = await pipe.execute()
             group = await self._group(tickets)
-            heads = [m for head in (head_i, head_d, head_b) for m in head]
-            records = await self._redis.hmget(keys.queue(name, "events"), heads) if heads else []
-        stamps = [int(r.split(b" ", 1)[0]) for r in records if r]
         return Depth(
             waiting=dict(zip(Lane, counts[:3], strict=True)),
             pending=int(group.get("pending", 0)),
             retrying=counts[3],
             lag=group.get("lag", 0),
             settled_per_minute=pace_per_minute({int(k): int(v) for k, v in pace.items()}, now[0]),
-            oldest_ms=min(stamps, default=0),
         )
 
     async def position(self, name: str, member: str) -> Position | None:

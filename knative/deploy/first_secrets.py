@@ -37,7 +37,7 @@ Random = Callable[[int], str]
 # What the external scaler sends: a greeting, and reads of one key at a time.
 SCALER_MAY = (
     "+hello +auth +ping +select +client +time +xinfo +xpending +xlen "
-    "+zcard +zrange +hgetall +hkeys +hmget +hget +hexists +exists"
+    "+zcard +zrange +hgetall +hkeys +hmget +hget +hexists +hstrlen +exists"
 )
 
 

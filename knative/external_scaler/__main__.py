@@ -17,7 +17,6 @@ import structlog
 from eventing.clock import SystemClock
 from eventing.process.setting import WrongSetting, from_command_line
 from eventing.redis.connection import connect
-from eventing.store.redis_store import RedisStore
 from eventing.telemetry import log
 from knative.external_scaler.queue_source import QueueSource
 from knative.external_scaler.server import ScalerServer
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 async def _serve(settings: ExternalScalerSettings) -> None:
     redis = connect(settings.redis_url.get_secret_value(), timeout_s=settings.store_timeout_s)
-    source = QueueSource(redis, RedisStore(redis))
+    source = QueueSource(redis)
     server = ScalerServer(
         source, SystemClock(), queue=settings.queue, model=settings.model, tick_s=settings.tick_s
     )

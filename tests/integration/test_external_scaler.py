@@ -4,11 +4,12 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
+import orjson
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
@@ -17,15 +18,16 @@ from eventing.broker.queue import Queue
 from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event
 from eventing.errors import StoreUnavailable
-from eventing.job.job import Lane
+from eventing.job.job import API_SOURCE, Lane, new_job_id
+from eventing.redis import keys
 from eventing.replica import ReplicaDirectory
-from eventing.store.redis_store import RedisStore
 from knative.deploy.first_secrets import SCALER_MAY
 from knative.external_scaler import protocol
 from knative.external_scaler.queue_source import QueueSource
-from knative.external_scaler.scaler import QueueSnapshot, WaitingJob, WorkSource
+from knative.external_scaler.scaler import Finished, QueueSnapshot, WaitingJob, WorkSource
 from knative.external_scaler.server import ScalerServer
 
+pytestmark = pytest.mark.timeout(60)
 NOW = {"coldStartSeconds": "30", "p95WaitSeconds": "0", "slots": "2"}
 IDLE = QueueSnapshot((), 0, 0, 0)
 
@@ -91,8 +93,22 @@ async def served(source: WorkSource) -> AsyncIterator[Keda]:
         task.cancel()
 
 
-async def until(claim: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(5):
+@asynccontextmanager
+async def scaler_user(redis: Redis, may: str) -> AsyncIterator[Redis]:
+    """A client of a user that may only do that."""
+    rules = ["reset", "on", ">pw", "resetchannels", "%R~torpor:*", "-@all", *may.split()]
+    await redis.execute_command("ACL", "SETUSER", "scaler", *rules)
+    address = redis.connection_pool.connection_kwargs
+    client = Redis(host=address["host"], port=address["port"], username="scaler", password="pw")
+    try:
+        yield client
+    finally:
+        await client.aclose()
+        await redis.execute_command("ACL", "DELUSER", "scaler")
+
+
+async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = 5) -> None:
+    async with asyncio.timeout(timeout_s):
         while not await claim():
             await asyncio.sleep(0.02)
 
@@ -148,7 +164,7 @@ async def test_a_real_queue_activates_it_and_an_empty_one_does_not(redis: Redis)
     queue = Queue(redis, "jobs", "test")
     await queue.ensure()
     event = Event(id="job-1", source="/test", type="t", data=b"x" * 4000)
-    async with served(QueueSource(redis, RedisStore(redis))) as keda:
+    async with served(QueueSource(redis)) as keda:
         asleep = await keda.is_active()
         await queue.send([queue.put_call(event, lane=Lane.DEFAULT, tenant="a")])
         await until(keda.is_active)
@@ -171,7 +187,7 @@ async def test_prompt_length_and_deadline_are_read_from_the_event(redis: Redis) 
     soon = (datetime.now(UTC) + timedelta(seconds=90)).isoformat()
     plain = Event(id="job-1", source="/test", type="t", data=b"x" * 4000)
     urgent = Event(id="job-2", source="/test", type="t", extensions={"expirytime": soon})
-    source = QueueSource(redis, RedisStore(redis))
+    source = QueueSource(redis)
     for event in (plain, urgent):
         await queue.send([queue.put_call(event, lane=Lane.DEFAULT, tenant="a")])
         await asyncio.sleep(0.01)
@@ -184,6 +200,76 @@ async def test_prompt_length_and_deadline_are_read_from_the_event(redis: Redis) 
     assert first.wait_s > second.wait_s >= 0
 
 
+async def test_a_deep_queue_is_answered_for(redis: Redis) -> None:
+    # All records came in one command: 50,000 were UNAVAILABLE for as long as they waited.
+    count = 50_000
+    queue = Queue(redis, "jobs", "test")
+    await queue.ensure()
+    calls = [
+        queue.put_call(
+            Event(id=str(number), source="/test", type="t", data=b"x" * 400),
+            lane=Lane.DEFAULT,
+            tenant="a",
+        )
+        for number in range(count)
+    ]
+    for start in range(0, count, 500):
+        await queue.send(calls[start : start + 500])
+    source = QueueSource(redis)
+    async with served(source) as keda:
+
+        async def is_active() -> bool:
+            try:
+                return await keda.is_active()
+            except grpc.aio.AioRpcError:  # the first look at so much may take longer than one call
+                return False
+
+        await until(is_active, timeout_s=40)
+    look = await source.look("jobs", "m")
+    assert len(look.waiting) == count
+    assert {job.prompt_tokens for job in look.waiting} == {100}
+
+
+@pytest.mark.parametrize("may_ask_sizes", [True, False])
+async def test_large_events_are_read_a_few_at_a_time(redis: Redis, may_ask_sizes: bool) -> None:
+    count, size = 12, 1024 * 1024
+    queue = Queue(redis, "jobs", "test")
+    await queue.ensure()
+    large = Event(id="", source="/test", type="t", data=b"x" * size)
+    for number in range(count):
+        event = replace(large, id=str(number))
+        await queue.send([queue.put_call(event, lane=Lane.DEFAULT, tenant="a")])
+    del event, large
+    may = SCALER_MAY if may_ask_sizes else SCALER_MAY.replace("+hstrlen", "")
+    async with scaler_user(redis, may) as as_scaler:
+        await redis.config_resetstat()
+        look = await QueueSource(as_scaler).look("jobs", "m")
+        asked = (await redis.info("commandstats"))["cmdstat_hmget"]["calls"]
+
+    assert len(look.arrived) == count
+    # A record is a third larger than its data, and 4 MiB of them are read at once; unasked, 16 of any size.
+    assert asked == (6 if may_ask_sizes else 1)
+
+
+async def test_a_job_that_ended_is_learnt_from_by_its_usage_alone(redis: Redis) -> None:
+    queue = Queue(redis, "jobs", "test")
+    await queue.ensure()
+    job_id = new_job_id()
+    event = Event(id=job_id, source=API_SOURCE, type="t", data=b"x" * 400)
+    await queue.send([queue.put_call(event, lane=Lane.DEFAULT, tenant="a")])
+    source = QueueSource(redis)
+    await source.look("jobs", "m")
+    usage = orjson.dumps({"prompt_tokens": 7, "completion_tokens": 9})
+    await redis.hset(keys.job(job_id), mapping={"usage": usage, "result": b"x" * 1000})
+    (claimed,) = await queue.claim(1)
+    assert (await source.look("jobs", "m")).finished == ()
+
+    await queue.send([queue.settle_call(claimed.ticket)])
+
+    assert (await source.look("jobs", "m")).finished == (Finished(7, 9),)
+    assert (await source.look("jobs", "m")).finished == ()
+
+
 async def test_the_user_that_it_gets_in_a_cluster_is_enough_and_may_write_nothing(
     redis: Redis,
 ) -> None:
@@ -191,37 +277,13 @@ async def test_the_user_that_it_gets_in_a_cluster_is_enough_and_may_write_nothin
     await queue.ensure()
     event = Event(id="job-1", source="/test", type="t", data=b"x")
     await queue.send([queue.put_call(event, lane=Lane.DEFAULT, tenant="a")])
-    await redis.execute_command(
-        *[
-            "ACL",
-            "SETUSER",
-            "scaler",
-            "reset",
-            "on",
-            ">pw",
-            "resetchannels",
-            "%R~torpor:*",
-            "-@all",
-        ],
-        *SCALER_MAY.split(),
-    )
-    address = redis.connection_pool.connection_kwargs
-    as_scaler = Redis(
-        host=address["host"],
-        port=address["port"],
-        username="scaler",
-        password="pw",
-    )
-    try:
-        source = QueueSource(as_scaler, RedisStore(as_scaler))
+    async with scaler_user(redis, SCALER_MAY) as as_scaler:
+        source = QueueSource(as_scaler)
         seen = [await source.look("jobs", "m")]
         await queue.send([queue.settle_call((await queue.claim(1))[0].ticket)])
         seen.append(await source.look("jobs", "m"))
         with pytest.raises(NoPermissionError):
             await as_scaler.set("torpor:x", "1")
-    finally:
-        await as_scaler.aclose()
-        await redis.execute_command("ACL", "DELUSER", "scaler")
     assert [(len(look.waiting), len(look.finished)) for look in seen] == [(1, 0), (0, 1)]
 
 
@@ -230,7 +292,7 @@ async def test_a_job_with_slack_does_not_wake_it_yet(redis: Redis) -> None:
     await queue.ensure()
     event = Event(id="job-1", source="/test", type="t", data=b"x")
     patient = NOW | {"p95WaitSeconds": "600"}
-    async with served(QueueSource(redis, RedisStore(redis))) as keda:
+    async with served(QueueSource(redis)) as keda:
         await keda.is_active(patient)
         await queue.send([queue.put_call(event, lane=Lane.DEFAULT, tenant="a")])
         seen = []

@@ -15,7 +15,6 @@ from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionE
 
 from eventing.cloudevent.event import Event, to_record
 from eventing.redis import keys
-from eventing.store.redis_store import RedisStore
 from knative.deploy.first_secrets import redis_secret
 from knative.deploy.render import parts, store
 from knative.deploy.values import Values
@@ -114,14 +113,16 @@ async def test_the_scalers_user_can_look_at_a_queue_and_its_jobs(
     name, password = scaler_login(secret)
     queue = parts.trigger_name("thinker")
     async with Redis(port=server.port, password=secret["password"]) as ours:
+        await ours.zadd(keys.queue(queue, "ready:default"), {"/api\0job_1": 1})
         await ours.hset(
             keys.queue(queue, "events"), "/api\0job_1", b"1700000000000 " + to_record(EVENT)
         )
 
     async with Redis(port=server.port, username=name, password=password) as scaler:
-        source = QueueSource(scaler, RedisStore(scaler))
+        source = QueueSource(scaler)
         first = await source.look(queue, "thinker")
         async with Redis(port=server.port, password=secret["password"]) as ours:
+            await ours.zrem(keys.queue(queue, "ready:default"), "/api\0job_1")
             await ours.hdel(keys.queue(queue, "events"), "/api\0job_1")
         second = await source.look(queue, "thinker")
 
