@@ -28,7 +28,7 @@ from bench.live_rig import Child, bench_or_predictor, running
 from bench.report import machine, publish
 from eventing.cloudevent.event import Event
 from tests.integration.predictor_process import deliver
-from tests.unit.predictor.desk import asking, job_id_of
+from tests.unit.predictor.harness import asking, job_id_of
 
 NOTES: Final = "BENCH_TOKEN_TIMES"
 STORY: Final = "Tell me a long story about a hummingbird, part"

@@ -25,7 +25,7 @@ from typing import Any, Final
 from bench.live_rig import Child, Rig, bench_or_predictor, running
 from bench.report import machine, publish
 from tests.integration.predictor_process import deliver
-from tests.unit.predictor.desk import asking
+from tests.unit.predictor.harness import asking
 
 COUNTER: Final = "BENCH_COUNTER"
 CALLERS: Final = 16

@@ -18,7 +18,14 @@ from eventing.job.store import EntryKind
 from eventing.store.redis_store import RedisStore
 from tests.integration.predictor_process import LEASE_S, predictors
 from tests.redis_server import RedisServer
-from tests.unit.predictor.desk import asking, job_id_of, open_desk, read_ids, read_text, text_of
+from tests.unit.predictor.harness import (
+    asking,
+    job_id_of,
+    open_harness,
+    read_ids,
+    read_text,
+    text_of,
+)
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -28,8 +35,8 @@ LONG: dict[str, float] = {"output_tokens": 3000}
 
 async def whole_answer(event: Event) -> str:
     """What an uninterrupted run says."""
-    async with open_desk() as desk:
-        return text_of(await desk.deliver(event))
+    async with open_harness() as harness:
+        return text_of(await harness.deliver(event))
 
 
 async def job_of(store: RedisStore, event: Event) -> Job:

@@ -39,7 +39,7 @@ from tests.integration.predictor_process import (
     read_metric,
 )
 from tests.redis_server import die_with_parent, free_port
-from tests.unit.predictor.desk import asking, job_id_of, read_ids, read_text
+from tests.unit.predictor.harness import asking, job_id_of, read_ids, read_text
 
 pytest.importorskip("vllm", reason="needs vLLM (`pip install torpor[cpu]`)")
 

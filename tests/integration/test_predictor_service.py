@@ -22,7 +22,7 @@ from eventing.cloudevent.event import build_structured
 from eventing.job.job import JobState
 from eventing.replica import ReplicaDirectory
 from tests.integration.predictor_process import Answered, PredictorProcess, predictors
-from tests.unit.predictor.desk import asking, event_of
+from tests.unit.predictor.harness import asking, event_of
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -25,7 +25,7 @@ from eventing.store.redis_store import RedisStore
 from tests.contract.rig import append
 from tests.integration.predictor_process import PredictorProcess, predictors
 from tests.redis_server import die_with_parent, free_port
-from tests.unit.predictor.desk import asking, job_id_of
+from tests.unit.predictor.harness import asking, job_id_of
 
 pytestmark = pytest.mark.timeout(90)
 

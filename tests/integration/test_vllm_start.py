@@ -20,7 +20,7 @@ from predictor.errors import BadRequest, EngineDeadError, EngineStartError
 from predictor.generation.generation import Interrupted
 from predictor.model_files.weights import DEFAULT_MODEL, ensure_model
 from tests.integration.engine_calls import REAL_ENGINE, all_steps, body_of, chat, completion
-from tests.unit.predictor.desk import data_of, event_of, open_desk, read_text, text_of
+from tests.unit.predictor.harness import data_of, event_of, open_harness, read_text, text_of
 
 pytestmark = REAL_ENGINE
 
@@ -115,14 +115,14 @@ async def check_that_an_adapter_thinks_on_for_a_job(engine: VllmEngine) -> None:
     """
     body = {"model": "tuned", "prompt": "The sun is", "temperature": 0, **SIXTEEN}
     once, cut = (event_of({"url": "/v1/completions", "body": body}, event_id=e) for e in "ab")
-    async with open_desk(running=engine) as desk:
-        whole = await desk.deliver(once)
-        first = asyncio.ensure_future(desk.deliver(cut))
-        await desk.wait_tokens(cut, 2)
-        desk.keeper.interrupt_all(Interrupted.HANDOVER)
+    async with open_harness(running=engine) as harness:
+        whole = await harness.deliver(once)
+        first = asyncio.ensure_future(harness.deliver(cut))
+        await harness.wait_tokens(cut, 2)
+        harness.keeper.interrupt_all(Interrupted.HANDOVER)
         assert (await first).status == 503
-        answer = await desk.deliver(cut)
-        entries = await desk.entries(cut)
+        answer = await harness.deliver(cut)
+        entries = await harness.entries(cut)
 
     starts = [entry.index for entry in entries if entry.kind is EntryKind.ATTEMPT]
     assert len(starts) == 2

@@ -100,20 +100,6 @@ def start(spec: KpaSpec, *, ready_pods: int, now: float) -> KpaState:
     )
 
 
-def respec(state: KpaState, spec: KpaSpec) -> KpaState:
-    """The state under new settings: what was measured is kept, windows take their new length."""
-    delay = state.delay
-    if spec.scale_down_delay_s != state.spec.scale_down_delay_s:
-        delay = replace(w.max_window(spec.scale_down_delay_s, TICK_S), entries=delay.entries)
-    return replace(
-        state,
-        spec=spec,
-        stable=w.resized(state.stable, spec.stable_window_s),
-        panic=w.resized(state.panic, spec.panic_window_s),
-        delay=delay,
-    )
-
-
 def record(state: KpaState, t: float, value: float) -> KpaState:
     """The state with one measurement, the sum over all pods and the activator, at second `t`.
 

@@ -91,19 +91,6 @@ def is_empty(window: MetricWindow, now: float) -> bool:
     return window.last is None or math.floor(now) - window.last > window.size
 
 
-def resized(window: MetricWindow, size_s: int) -> MetricWindow:
-    """The same seconds in a window of another length; only what falls out of it is lost."""
-    if size_s == window.size:
-        return window
-    if size_s > window.size:
-        longer = (0.0,) * (size_s - window.size) + window.buckets
-        return replace(window, buckets=longer)
-    first = window.first
-    if first is not None and window.last is not None:
-        first = max(first, window.last - size_s + 1)
-    return MetricWindow(window.buckets[window.size - size_s :], first=first, last=window.last)
-
-
 def _weighted(buckets: Sequence[float], lag: int) -> float:
     size = len(buckets)
     weight = max(1 - (1 - _MIN_EXPONENT) ** (1 / size), _MIN_WEIGHT)

@@ -22,7 +22,7 @@ class HastyProtocol(BoundedHttpProtocol):
     connections_limit = 3
 
 
-class Desk:
+class StreamingApp:
     """An application with one stream that says when it has begun."""
 
     def __init__(self) -> None:
@@ -50,13 +50,13 @@ class Desk:
 
 
 @pytest.fixture
-async def desk() -> Desk:
-    return Desk()
+async def streaming() -> StreamingApp:
+    return StreamingApp()
 
 
 @pytest.fixture
-async def port(desk: Desk) -> AsyncIterator[int]:
-    async with serving(desk.app, HastyProtocol) as url:
+async def port(streaming: StreamingApp) -> AsyncIterator[int]:
+    async with serving(streaming.app, HastyProtocol) as url:
         yield int(url.rsplit(":", 1)[1])
 
 
@@ -140,30 +140,34 @@ async def test_a_connection_over_the_limit_gets_503_with_retry_after(port: int) 
     assert b"retry-after: 1" in answer
 
 
-async def test_directly_written_bytes_are_part_of_the_response(port: int, desk: Desk) -> None:
+async def test_directly_written_bytes_are_part_of_the_response(
+    port: int, streaming: StreamingApp
+) -> None:
     async with line(port) as (reader, writer):
         writer.write(b"GET /stream HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         await reader.readuntil(b"first\n")
-        assert desk.wire is not None
+        assert streaming.wire is not None
 
-        assert desk.wire.write(b"second\n")
-        assert desk.wire.write(b"")  # nothing to say must not look like the end
-        desk.go_on.set()
+        assert streaming.wire.write(b"second\n")
+        assert streaming.wire.write(b"")  # nothing to say must not look like the end
+        streaming.go_on.set()
 
         body = await reader.read()
         assert body == b"\r\n7\r\nsecond\n\r\n5\r\nlast\n\r\n0\r\n\r\n"
-        assert not desk.wire.write(b"late\n")
+        assert not streaming.wire.write(b"late\n")
 
 
-async def test_a_client_that_takes_nothing_shuts_the_wire(port: int, desk: Desk) -> None:
+async def test_a_client_that_takes_nothing_shuts_the_wire(
+    port: int, streaming: StreamingApp
+) -> None:
     async with line(port) as (reader, writer):
         writer.write(b"GET /stream HTTP/1.1\r\nhost: x\r\n\r\n")
         await reader.readuntil(b"first\n")
-        assert desk.wire is not None
+        assert streaming.wire is not None
         sent = 0
-        while desk.wire.write(b"x" * 65_536) and sent < 200:
+        while streaming.wire.write(b"x" * 65_536) and sent < 200:
             sent += 1
             await asyncio.sleep(0)
 
         assert sent < 200
-        desk.go_on.set()
+        streaming.go_on.set()

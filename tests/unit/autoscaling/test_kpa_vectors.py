@@ -51,7 +51,7 @@ def test_every_step_of_a_recorded_run_decides_the_same(case: dict[str, Any]) -> 
     params = dict(case["params"])
     for number, step in enumerate(case["steps"]):
         params |= step.get("update_params", {})
-        state = kpa.respec(state, _spec(params))
+        state = replace(state, spec=_spec(params))
         now = T0 + step["t_s"]
         for at, value in step.get("samples", []):
             state = kpa.record(state, T0 + at, value)

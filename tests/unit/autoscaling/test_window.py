@@ -40,10 +40,3 @@ def test_weights_favour_the_newest_second() -> None:
     # Six buckets: m = 1 - 0.0001^(1/6) = 0.785; the newest has m, the one before m(1-m).
     assert newest == pytest.approx(6 * 0.78456, rel=1e-4)
     assert oldest == pytest.approx(6 * 0.78456 * 0.21544, rel=1e-4)
-
-
-def test_a_new_length_keeps_what_still_fits() -> None:
-    longer = w.resized(filled(3, (0, 3.0), (1, 3.0), (2, 3.0)), 6)
-    shorter = w.resized(filled(6, (0, 9.0), (4, 3.0), (5, 3.0)), 2)
-    assert w.average(longer, 2) == 3.0
-    assert w.average(shorter, 5) == 3.0

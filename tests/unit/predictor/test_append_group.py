@@ -9,7 +9,7 @@ from eventing.cloudevent.job_event import job_of
 from eventing.errors import StoreUnavailable
 from eventing.job.store import Lease, LeaseStatus, TokenBatch
 from predictor.generation.append_batcher import AppendBatcher, flush_interval_s
-from tests.unit.predictor.desk import UnreliableStore, asking
+from tests.unit.predictor.harness import UnreliableStore, asking
 
 ONE = TokenBatch(index=0, token_ids=(1,))
 

@@ -11,7 +11,7 @@ from eventing.job.store import Lease, LeaseStatus, TokenBatch
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import CheckpointWriter, read_checkpoint
 from tests.contract.rig import append
-from tests.unit.predictor.desk import UnreliableStore, asking, read_ids, read_text
+from tests.unit.predictor.harness import UnreliableStore, asking, read_ids, read_text
 
 
 def word(text: str) -> dict[str, object]:

@@ -24,7 +24,7 @@ from predictor.generation.generation import (
 )
 from predictor.generation.replay_filter import ReplayFilter, entries_of
 from tests.contract.rig import ids_of
-from tests.unit.predictor.desk import UnreliableStore, asking, read_ids
+from tests.unit.predictor.harness import UnreliableStore, asking, read_ids
 
 OURS = (Interrupted.EXPIRED, Interrupted.STALLED, Interrupted.HANDOVER, Interrupted.ENGINE_DEAD)
 """Reasons that leave the job with us until it is settled."""

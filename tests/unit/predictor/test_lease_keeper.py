@@ -12,7 +12,7 @@ from eventing.job.job import JobId
 from eventing.job.store import Lease, LeaseStatus
 from predictor.delivery.lease import LeaseKeeper, verdict
 from predictor.generation.generation import Attempt, Interrupted
-from tests.unit.predictor.desk import Desk, asking, job_id_of, open_desk
+from tests.unit.predictor.harness import Harness, asking, job_id_of, open_harness
 
 LONG = {"output_tokens": 2000, "tokens_per_s": 100}
 
@@ -40,30 +40,30 @@ def test_a_verdict_follows_from_the_clock(running: Running, expected: Interrupte
 
 
 async def test_a_lease_is_lengthened_for_as_long_as_the_job_runs() -> None:
-    async with open_desk(lease_s=0.5) as desk:
+    async with open_harness(lease_s=0.5) as harness:
         event = asking(seeded={"output_tokens": 150, "tokens_per_s": 100})
-        answer = await desk.deliver(event)
+        answer = await harness.deliver(event)
 
         assert answer.status == 200  # it took three leases
-        job = await desk.store.get(job_id_of(event))
+        job = await harness.store.get(job_id_of(event))
         assert job is not None
         assert job.attempt == 1
 
 
 async def test_the_stores_lease_grows_while_the_job_runs() -> None:
-    async with open_desk(lease_s=0.5) as desk:
+    async with open_harness(lease_s=0.5) as harness:
         event = asking(seeded=LONG)
-        running = asyncio.ensure_future(desk.deliver(event))
-        await desk.wait_tokens(event, 1)
-        first = await lease_until(desk, event)
+        running = asyncio.ensure_future(harness.deliver(event))
+        await harness.wait_tokens(event, 1)
+        first = await lease_until(harness, event)
         async with asyncio.timeout(8):
-            while await lease_until(desk, event) == first:
+            while await lease_until(harness, event) == first:
                 await asyncio.sleep(0.01)
         running.cancel()
 
 
-async def lease_until(desk: Desk, event: Event) -> int | None:
-    job = await desk.store.get(job_id_of(event))
+async def lease_until(harness: Harness, event: Event) -> int | None:
+    job = await harness.store.get(job_id_of(event))
     return job.lease_until_ms if job else None
 
 
@@ -122,18 +122,18 @@ class Watched:
 
 
 async def test_all_jobs_are_asked_about_in_one_round_trip() -> None:
-    async with open_desk() as desk:
+    async with open_harness() as harness:
         rounds: list[int] = []
-        renew = desk.store.renew
+        renew = harness.store.renew
 
         async def counted(leases: list[object], *, extend: bool) -> object:
             rounds.append(len(leases))
             return await renew(leases, extend=extend)
 
-        desk.store.renew = counted  # type: ignore[method-assign,assignment]
+        harness.store.renew = counted  # type: ignore[method-assign,assignment]
         events = [asking(event_id=f"e{i}", seeded=LONG) for i in range(3)]
-        running = [asyncio.ensure_future(desk.deliver(event)) for event in events]
-        await desk.wait_tokens(events[-1], 20)
+        running = [asyncio.ensure_future(harness.deliver(event)) for event in events]
+        await harness.wait_tokens(events[-1], 20)
         for task in running:
             task.cancel()
 
@@ -141,10 +141,10 @@ async def test_all_jobs_are_asked_about_in_one_round_trip() -> None:
 
 
 async def test_a_job_that_ended_is_not_asked_about() -> None:
-    async with open_desk() as desk:
-        await desk.deliver(asking(seeded={"output_tokens": 3}))
+    async with open_harness() as harness:
+        await harness.deliver(asking(seeded={"output_tokens": 3}))
 
-        assert desk.keeper.running == 0
+        assert harness.keeper.running == 0
 
 
 def test_an_attempt_that_was_overtaken_here_leaves_the_next_one_watched() -> None:

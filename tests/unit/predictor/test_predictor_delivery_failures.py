@@ -17,19 +17,19 @@ from predictor.delivery.settlement import Settlement
 from predictor.engine.engine import DecodeStep, EngineRequest
 from predictor.engine.seeded_engine import SeededEngine
 from predictor.generation.generation import Attempt, EngineFailed
-from tests.unit.predictor.desk import (
+from tests.unit.predictor.harness import (
     LONG,
     asking,
     data_of,
     event_of,
     job_id_of,
-    open_desk,
+    open_harness,
 )
 
 
 async def test_what_is_no_event_is_refused() -> None:
-    async with open_desk() as desk:
-        answer = await desk.deliveries.handle({"content-type": "application/json"}, b"{}")
+    async with open_harness() as harness:
+        answer = await harness.deliveries.handle({"content-type": "application/json"}, b"{}")
 
         assert answer.status == 400
 
@@ -45,12 +45,12 @@ async def test_what_is_no_event_is_refused() -> None:
 async def test_an_invalid_job_is_recorded_as_failed_with_a_dead_letter(
     data: object, field: str
 ) -> None:
-    async with open_desk() as desk:
+    async with open_harness() as harness:
         event = event_of(data)
-        answer = await desk.deliver(event)
+        answer = await harness.deliver(event)
 
         assert (answer.status, answer.event) == (202, None)
-        job = await desk.store.get(job_id_of(event))
+        job = await harness.store.get(job_id_of(event))
         assert job is not None
         assert job.is_dead_letter
         assert job.error is not None
@@ -58,8 +58,8 @@ async def test_an_invalid_job_is_recorded_as_failed_with_a_dead_letter(
 
 
 async def test_without_a_shared_store_an_invalid_job_is_reported_in_the_reply() -> None:
-    async with open_desk(is_store_shared=False) as desk:
-        answer = await desk.deliver(event_of(b"no json"))
+    async with open_harness(is_store_shared=False) as harness:
+        answer = await harness.deliver(event_of(b"no json"))
 
         assert answer.status == 200
         assert answer.event is not None
@@ -77,13 +77,13 @@ async def test_without_a_shared_store_an_invalid_job_is_reported_in_the_reply() 
 async def test_a_request_that_the_engine_can_never_serve_is_a_dead_letter_naming_the_field(
     body: dict[str, Any], field: str
 ) -> None:
-    async with open_desk() as desk:
-        answer = await desk.deliver(asking(**body))
+    async with open_harness() as harness:
+        answer = await harness.deliver(asking(**body))
 
         assert answer.status == 200
         assert data_of(answer)["state"] == JobState.FAILED
         assert data_of(answer)["error"]["field"] == field
-        job = await desk.store.get(job_id_of(asking()))
+        job = await harness.store.get(job_id_of(asking()))
         assert job is not None
         assert job.is_dead_letter
 
@@ -93,11 +93,11 @@ async def test_a_refused_job_of_our_api_is_no_dead_letter(
     body: dict[str, Any],
 ) -> None:
     """The caller has his 400; an operator need not look at it, nor be alerted."""
-    async with open_desk(is_store_shared=False) as desk:
+    async with open_harness(is_store_shared=False) as harness:
         event = replace(asking(**body), source=API_SOURCE)
-        answer = await desk.deliver(event)
+        answer = await harness.deliver(event)
 
-        job = await desk.store.get(job_id_of(event))
+        job = await harness.store.get(job_id_of(event))
         assert job is not None
         assert (job.state, job.is_dead_letter) == (JobState.FAILED, False)
         assert data_of(answer)["error"]["field"] in body
@@ -105,8 +105,8 @@ async def test_a_refused_job_of_our_api_is_no_dead_letter(
 
 async def test_a_job_past_its_deadline_is_failed_without_a_run() -> None:
     past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
-    async with open_desk() as desk:
-        answer = await desk.deliver(asking(extensions={"expirytime": past}))
+    async with open_harness() as harness:
+        answer = await harness.deliver(asking(extensions={"expirytime": past}))
 
         assert data_of(answer)["error"]["code"] == "expired"
         assert data_of(answer)["attempts"] == []
@@ -114,31 +114,31 @@ async def test_a_job_past_its_deadline_is_failed_without_a_run() -> None:
 
 async def test_a_deadline_ends_a_running_job() -> None:
     soon = (datetime.now(UTC) + timedelta(milliseconds=300)).isoformat()
-    async with open_desk() as desk:
+    async with open_harness() as harness:
         event = asking(seeded=LONG, extensions={"expirytime": soon})
-        answer = await desk.deliver(event)
+        answer = await harness.deliver(event)
 
         assert data_of(answer)["error"]["code"] == "expired"
-        assert desk.engine.running == frozenset()
+        assert harness.engine.running == frozenset()
 
 
 async def test_a_cancelled_job_frees_its_slot_and_is_answered_as_cancelled() -> None:
-    async with open_desk() as desk:
+    async with open_harness() as harness:
         event = asking(seeded=LONG)
-        running = asyncio.ensure_future(desk.deliver(event))
-        await desk.wait_tokens(event, 1)
-        await desk.store.cancel(job_id_of(event))
+        running = asyncio.ensure_future(harness.deliver(event))
+        await harness.wait_tokens(event, 1)
+        await harness.store.cancel(job_id_of(event))
         answer = await asyncio.wait_for(running, 1)
 
         assert data_of(answer)["state"] == JobState.CANCELLED
-        assert desk.engine.running == frozenset()
+        assert harness.engine.running == frozenset()
 
 
 async def test_a_request_that_the_engine_fails_is_tried_again_and_then_set_aside() -> None:
-    async with open_desk(max_attempts=2) as desk:
+    async with open_harness(max_attempts=2) as harness:
         event = asking(seeded={"fail_at": 3})
-        first = await desk.deliver(event)
-        second = await desk.deliver(event)
+        first = await harness.deliver(event)
+        second = await harness.deliver(event)
 
         assert first.status == 500
         assert data_of(second)["error"]["code"] == "engine_request_failed"
@@ -146,20 +146,20 @@ async def test_a_request_that_the_engine_fails_is_tried_again_and_then_set_aside
 
 
 async def test_a_stalled_request_is_aborted_and_counted() -> None:
-    async with open_desk(stall_s=0.1, max_attempts=1) as desk:
-        answer = await desk.deliver(asking(seeded={"stall_at": 3}))
+    async with open_harness(stall_s=0.1, max_attempts=1) as harness:
+        answer = await harness.deliver(asking(seeded={"stall_at": 3}))
 
         assert data_of(answer)["error"]["code"] == "stalled"
-        assert desk.engine.running == frozenset()
+        assert harness.engine.running == frozenset()
 
 
 async def test_an_invalid_event_cannot_end_a_job_that_has_its_identity() -> None:
-    async with open_desk() as desk:
+    async with open_harness() as harness:
         event = asking(seeded=LONG)
-        running = asyncio.ensure_future(desk.deliver(event))
-        await desk.wait_tokens(event, 1)
-        answer = await desk.deliver(event_of(b"no json"))
-        job = await desk.store.get(job_id_of(event))
+        running = asyncio.ensure_future(harness.deliver(event))
+        await harness.wait_tokens(event, 1)
+        answer = await harness.deliver(event_of(b"no json"))
+        job = await harness.store.get(job_id_of(event))
         running.cancel()
 
         assert (answer.status, answer.event) == (202, None)
@@ -171,18 +171,18 @@ async def test_an_invalid_event_cannot_end_a_job_that_has_its_identity() -> None
 async def test_an_error_found_during_the_run_is_a_dead_letter_unless_its_caller_gets_it(
     is_told: bool,
 ) -> None:
-    async with open_desk() as desk:
-        await desk.store.submit(job_of(asking()))
-        taken = await desk.store.acquire(job_id_of(asking()), "p", can_resume=True)
+    async with open_harness() as harness:
+        await harness.store.submit(job_of(asking()))
+        taken = await harness.store.acquire(job_id_of(asking()), "p", can_resume=True)
         attempt = Attempt(
             lease=taken.lease, acquired_s=0, token_count=0, can_resume=True, is_told=is_told
         )
-        settlement = Settlement(desk.store, SystemClock(), lease_s=30)
+        settlement = Settlement(harness.store, SystemClock(), lease_s=30)
         fault = EngineFailed(BadRequest("longer than the context", "messages"))
         outcome, _ = await settlement.settle(attempt, fault, new_tokens=0)
 
         assert outcome == Ended(taken.lease.job_id)
-        job = await desk.store.get(taken.lease.job_id)
+        job = await harness.store.get(taken.lease.job_id)
         assert job is not None
         assert job.is_dead_letter is not is_told
         assert job.error is not None
@@ -199,8 +199,8 @@ class BrokenCheck(SeededEngine):
 async def test_a_bug_in_the_check_of_a_request_ends_in_the_dead_letters(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with open_desk(max_attempts=2, engine_type=BrokenCheck) as desk:
-        answers = [await desk.deliver(asking("canary-5d1e")) for _ in range(2)]
+    async with open_harness(max_attempts=2, engine_type=BrokenCheck) as harness:
+        answers = [await harness.deliver(asking("canary-5d1e")) for _ in range(2)]
 
         assert answers[0].status == 500
         assert data_of(answers[1])["error"]["code"] == "internal_error"
@@ -221,8 +221,8 @@ class BrokenRun(SeededEngine):
 async def test_a_bug_in_an_attempt_counts_and_gives_the_job_back_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async with open_desk(max_attempts=2, engine_type=BrokenRun) as desk:
-        answers = [await desk.deliver(asking("canary-8e2f")) for _ in range(2)]
+    async with open_harness(max_attempts=2, engine_type=BrokenRun) as harness:
+        answers = [await harness.deliver(asking("canary-8e2f")) for _ in range(2)]
 
         assert answers[0].status == 500
         assert data_of(answers[1])["error"]["code"] == "internal_error"

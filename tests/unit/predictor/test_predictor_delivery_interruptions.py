@@ -8,14 +8,14 @@ from prometheus_client import REGISTRY
 from eventing.job.job import JobState
 from eventing.job.store import EntryKind, LeaseSettings, ReleaseReason
 from predictor.delivery.settlement import release_after_engine_death
-from tests.unit.predictor.desk import (
+from tests.unit.predictor.harness import (
     LONG,
     TEN,
     UnreliableStore,
     asking,
     data_of,
     job_id_of,
-    open_desk,
+    open_harness,
     read_ids,
     read_text,
     text_of,
@@ -23,12 +23,12 @@ from tests.unit.predictor.desk import (
 
 
 async def test_a_dead_engine_gives_its_jobs_back_for_nothing_when_they_got_further() -> None:
-    async with open_desk() as desk:
+    async with open_harness() as harness:
         event = asking(seeded={"engine_dies_at": 5})
-        answer = await desk.deliver(event)
+        answer = await harness.deliver(event)
 
         assert answer.status == 503
-        job = await desk.store.get(job_id_of(event))
+        job = await harness.store.get(job_id_of(event))
         assert job is not None
         assert (job.state, job.history[0].outcome) == (JobState.QUEUED, "handover")
 
@@ -51,15 +51,15 @@ def test_a_job_that_may_be_what_kills_engines_pays_for_it(
 @pytest.mark.parametrize("cut", [1, 7, 39])
 async def test_a_thought_goes_on_in_another_process(url: str, cut: int) -> None:
     knobs = {"output_tokens": 40, "reasoning_tokens": 20 if "chat" in url else 0}
-    async with open_desk() as desk:
-        whole = await desk.deliver(asking(url=url, seeded=knobs))
+    async with open_harness() as harness:
+        whole = await harness.deliver(asking(url=url, seeded=knobs))
     store = UnreliableStore(LeaseSettings(lease_ms=200))
     event = asking(url=url, seeded=knobs)
-    async with open_desk(store=store, lease_s=0.5) as desk:
+    async with open_harness(store=store, lease_s=0.5) as harness:
         await store.create_and_make(event, cut)
         await asyncio.sleep(0.25)  # its lease lapses
-        answer = await desk.deliver(event)
-        entries = await desk.entries(event)
+        answer = await harness.deliver(event)
+        entries = await harness.entries(event)
 
     assert text_of(answer) == text_of(whole)
     assert len(read_ids(entries)) == 41
@@ -73,12 +73,12 @@ async def test_a_request_that_cannot_go_on_starts_over_and_says_so() -> None:
     knobs = {"output_tokens": 40, "resumable": False}
     store = UnreliableStore(LeaseSettings(lease_ms=200))
     event = asking(seeded=knobs)
-    async with open_desk(store=store, lease_s=0.5) as desk:
+    async with open_harness(store=store, lease_s=0.5) as harness:
         await store.create_and_make(event, 10)
         await asyncio.sleep(0.25)
         before = made_again()
-        answer = await desk.deliver(event)
-        entries = await desk.entries(event)
+        answer = await harness.deliver(event)
+        entries = await harness.entries(event)
 
     assert made_again() - before == 10
     assert [e.is_restart for e in entries if e.kind is EntryKind.ATTEMPT] == [False, True]
@@ -90,71 +90,71 @@ def made_again() -> float:
 
 
 async def test_the_recorded_request_counts_and_not_what_a_later_event_says() -> None:
-    async with open_desk() as desk:
+    async with open_harness() as harness:
         event = asking(seeded=TEN)
-        first = await desk.deliver(event)
-        other = await desk.deliver(asking("something else", seeded=TEN))
+        first = await harness.deliver(event)
+        other = await harness.deliver(asking("something else", seeded=TEN))
 
         assert other == first
 
 
 async def test_a_result_outlives_a_store_that_is_away_for_a_moment() -> None:
-    async with open_desk(tokens_per_s=200) as desk:
+    async with open_harness(tokens_per_s=200) as harness:
         event = asking(seeded=TEN)
-        running = asyncio.ensure_future(desk.deliver(event))
-        await desk.wait_tokens(event, 1)
-        desk.store.is_away = True
+        running = asyncio.ensure_future(harness.deliver(event))
+        await harness.wait_tokens(event, 1)
+        harness.store.is_away = True
         await asyncio.sleep(0.3)
-        desk.store.is_away = False
+        harness.store.is_away = False
         answer = await running
 
-        assert read_text(await desk.entries(event)) == text_of(answer)
+        assert read_text(await harness.entries(event)) == text_of(answer)
 
 
 async def test_a_write_whose_answer_was_lost_is_not_written_twice() -> None:
-    async with open_desk(tokens_per_s=100) as desk:
+    async with open_harness(tokens_per_s=100) as harness:
         event = asking(seeded=TEN)
-        desk.store.lost_answers = 2
-        answer = await desk.deliver(event)
-        entries = await desk.entries(event)
+        harness.store.lost_answers = 2
+        answer = await harness.deliver(event)
+        entries = await harness.entries(event)
 
         assert len(read_ids(entries)) == 11
         assert read_text(entries) == text_of(answer)
 
 
 async def test_an_answer_that_does_not_go_on_from_what_is_stored_does_not_end_its_job() -> None:
-    async with open_desk() as desk:
+    async with open_harness() as harness:
         event = asking(seeded={"output_tokens": 1})
-        desk.store.has_foreign_token = True  # what no writer of ours does
-        answer = await desk.deliver(event)
+        harness.store.has_foreign_token = True  # what no writer of ours does
+        answer = await harness.deliver(event)
 
-        job = await desk.store.get(job_id_of(event))
+        job = await harness.store.get(job_id_of(event))
         assert job is not None
         assert (answer.status, job.state, job.result) == (500, JobState.QUEUED, None)
 
 
 async def test_a_store_away_for_longer_than_the_lease_stops_the_engine() -> None:
-    async with open_desk(lease_s=0.5) as desk:
+    async with open_harness(lease_s=0.5) as harness:
         event = asking(seeded=LONG)
-        running = asyncio.ensure_future(desk.deliver(event))
-        await desk.wait_tokens(event, 1)
-        desk.store.is_away = True
+        running = asyncio.ensure_future(harness.deliver(event))
+        await harness.wait_tokens(event, 1)
+        harness.store.is_away = True
         answer = await asyncio.wait_for(running, 1)
 
         assert answer.status == 503
-        assert desk.engine.running == frozenset()
+        assert harness.engine.running == frozenset()
 
 
 async def test_an_attempt_that_was_overtaken_writes_nothing_more() -> None:
-    async with open_desk(lease_s=30) as desk:
+    async with open_harness(lease_s=30) as harness:
         event = asking(seeded=LONG)
-        running = asyncio.ensure_future(desk.deliver(event))
-        await desk.wait_tokens(event, 1)
-        await desk.store.overtake(event)
+        running = asyncio.ensure_future(harness.deliver(event))
+        await harness.wait_tokens(event, 1)
+        await harness.store.overtake(event)
         answer = await asyncio.wait_for(running, 1)
 
         assert answer.status == 409
-        job = await desk.store.get(job_id_of(event))
+        job = await harness.store.get(job_id_of(event))
         assert job is not None
         assert (job.attempt, job.lease_owner) == (2, "another")
 
@@ -162,12 +162,12 @@ async def test_an_attempt_that_was_overtaken_writes_nothing_more() -> None:
 async def test_a_checkpoint_that_is_not_whole_makes_the_job_start_over() -> None:
     store = UnreliableStore(LeaseSettings(lease_ms=200))
     event = asking(seeded={"output_tokens": 40})
-    async with open_desk(store=store, lease_s=0.5) as desk:
+    async with open_harness(store=store, lease_s=0.5) as harness:
         await store.create_and_make(event, 10)
         store.evict_stream(event)
         await asyncio.sleep(0.25)
-        answer = await desk.deliver(event)
-        entries = await desk.entries(event)
+        answer = await harness.deliver(event)
+        entries = await harness.entries(event)
 
     assert answer.status == 200
     assert read_text(entries) == text_of(answer)
@@ -175,9 +175,9 @@ async def test_a_checkpoint_that_is_not_whole_makes_the_job_start_over() -> None
 
 
 async def test_a_whole_answer_waits_for_a_store_that_is_away() -> None:
-    async with open_desk() as desk:
-        desk.store.failing_ends = 2
-        answer = await desk.deliver(asking(seeded=TEN))
+    async with open_harness() as harness:
+        harness.store.failing_ends = 2
+        answer = await harness.deliver(asking(seeded=TEN))
 
         assert answer.status == 200
         assert data_of(answer)["attempt"] == 1

@@ -7,7 +7,7 @@ from eventing.job.job import Job
 from predictor.delivery.answer import Held, Refused
 from predictor.delivery.settlement import Settlement
 from predictor.generation.generation import Attempt, EngineFailed, Interrupted
-from tests.unit.predictor.desk import UnreliableStore, asking
+from tests.unit.predictor.harness import UnreliableStore, asking
 
 
 async def running_job() -> tuple[UnreliableStore, Settlement, Attempt]:

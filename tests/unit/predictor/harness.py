@@ -1,4 +1,4 @@
-"""A predictor's delivery desk on the test engine and the store in memory, for unit tests."""
+"""A predictor's deliveries on the test engine and the store in memory, for unit tests."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -138,7 +138,7 @@ class UnreliableStore(MemoryStore):
 
 
 @dataclass(slots=True)
-class Desk:
+class Harness:
     """Everything between a delivery and the engine."""
 
     engine: SeededEngine
@@ -164,7 +164,7 @@ class Desk:
 
 
 @asynccontextmanager
-async def open_desk(
+async def open_harness(
     *,
     tokens_per_s: float = 0,
     max_concurrency: int = 4,
@@ -179,8 +179,8 @@ async def open_desk(
     is_open: bool = True,
     engine_type: type[SeededEngine] = SeededEngine,
     running: Any = None,
-) -> AsyncIterator[Desk]:
-    """A desk that serves; its lease keeper runs beside it. `running` is an engine that does already
+) -> AsyncIterator[Harness]:
+    """Deliveries that are served; the lease keeper runs beside it. `running` is an engine that does already
     and goes on.
     """
     engine = running or engine_type(
@@ -211,7 +211,7 @@ async def open_desk(
     )
     rounds = asyncio.ensure_future(keeper.run())
     try:
-        yield Desk(engine, store, admission, keeper, deliveries)
+        yield Harness(engine, store, admission, keeper, deliveries)
     finally:
         rounds.cancel()
         await asyncio.wait((rounds,))
