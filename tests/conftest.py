@@ -1,7 +1,7 @@
-"""Fixtures every room's tests may use: a real Valkey, a clean client, a store.
+"""Fixtures for all tests: a real Valkey, a clean client, a store.
 
-`redis_url` is one server for the whole run; `redis` and `store` start from an empty database.
-`redis_server` makes servers of your own, for tests that kill them.
+`redis_url` is one server for the whole run; `redis` and `store` start from an empty database. `redis_server` makes
+further servers, for tests that kill them.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator

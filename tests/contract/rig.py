@@ -1,8 +1,7 @@
 """A store and a way to let time pass in it, for suites that run against every implementation.
 
-A lease lapses in 30 s and a dead letter stays for 14 days; no test waits for either. In memory the
-clock is ours. In Redis everything that is measured in store time is moved into the past instead,
-which is the same to every script.
+A lease lapses in 30 s and a dead letter stays for 14 days; no test waits for either. In memory the clock is an
+argument. In Redis every stored time is moved into the past instead, which is the same to every script.
 """
 
 from dataclasses import dataclass, field

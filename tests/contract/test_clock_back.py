@@ -1,5 +1,5 @@
-"""The store's clock goes back (it is set, or a host whose clock is behind takes over): whatever waited for
-a time recovers within two leases, on a real server whose clock is ours (libfaketime).
+"""The store's clock goes back (it is set, or a host whose clock is behind takes over): everything that waited for a
+time recovers within two leases, on a real server with a controlled clock (libfaketime).
 """
 
 import asyncio

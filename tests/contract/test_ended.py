@@ -1,4 +1,4 @@
-"""Every end is told to every listener, whoever ended the job and whoever dies in between."""
+"""Every end is delivered to every listener, whoever ended the job and whichever process dies."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

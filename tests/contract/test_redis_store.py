@@ -1,4 +1,4 @@
-"""What only a real server can show: death between two writes, keys, and forgotten scripts."""
+"""Behaviour that only a real server shows: death between two writes, keys, lost scripts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How jobs end, once and for good, and when they are forgotten."""
+"""Jobs end once and for good, and expire."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Who may run a job, for how long, and at what price it is given back or lost."""
+"""Leases: who gets one, how long it lasts, and what a release or a loss costs."""
 
 import asyncio
 from dataclasses import replace

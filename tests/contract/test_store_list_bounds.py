@@ -1,4 +1,4 @@
-"""What one page of a list may cost: jobs looked at, fields and bytes read."""
+"""The cost of one page of a list: jobs, fields and bytes read."""
 
 import asyncio
 from dataclasses import replace

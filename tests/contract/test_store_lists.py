@@ -1,4 +1,4 @@
-"""Lists of jobs and of dead letters, page by page, and whether the store answers at all."""
+"""Lists of jobs and of dead letters, page by page, and the store's ping."""
 
 import asyncio
 

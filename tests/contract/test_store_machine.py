@@ -1,6 +1,6 @@
-"""Any history of calls gets the same answers from both stores, and keeps the job's invariants.
+"""Both stores give the same answers to any history of calls, and keep a job's invariants.
 
-Hypothesis makes up the histories. Times are left out of the comparison, order is not.
+Hypothesis generates the histories. Times are left out of the comparison, order is not.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What becomes of a request that comes to a store: a job, once, or a refusal that is kept."""
+"""A submitted request becomes a job once, or a stored refusal."""
 
 import asyncio
 from dataclasses import replace

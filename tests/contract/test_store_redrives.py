@@ -1,4 +1,4 @@
-"""Dead letters get a second life."""
+"""Redrives of dead letters."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What a sweep finds: jobs whose event nobody has, or whose deadline has passed."""
+"""Sweeps find jobs whose event was lost, and jobs past their deadline."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Tokens of a job: written in order by whoever holds it, read by anybody."""
+"""Tokens of a job: written in order by the lease's holder only, read by any reader."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The pages that name code name what is there."""
+"""The files and names on the documentation's pages exist."""
 
 import ast
 import re

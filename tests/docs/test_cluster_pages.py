@@ -1,4 +1,4 @@
-"""The commands of the cluster's pages: what needs no cluster is run, of the rest all names are right."""
+"""The commands on the cluster's pages: those that need no cluster are run; all names in the others exist."""
 
 import re
 import shlex

@@ -1,7 +1,7 @@
-"""The judge: a pure function from a history and a dump to what was promised and not kept.
+"""The checker: a pure function from a history and a dump to the violated invariants.
 
-Called after every fault run. `test_checker.py` holds a bad history for each invariant, which it
-must flag; without that a green run says nothing. The invariants are those of docs/reliability.md.
+Called after every fault run. `test_checker.py` has a history for each invariant that violates it. The invariants
+are those of docs/reliability.md.
 """
 
 from collections import Counter, defaultdict

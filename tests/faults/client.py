@@ -1,7 +1,4 @@
-"""A client as a careful user writes one: one Idempotency-Key a job, the same key on every retry.
-
-Whatever it does goes into the history.
-"""
+"""A careful client: one Idempotency-Key a job, the same key on every retry. All its calls go into the history."""
 
 import asyncio
 import time

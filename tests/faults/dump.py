@@ -1,4 +1,4 @@
-"""What a store holds after a run, in the checker's words."""
+"""The store's content after a run, as the checker reads it."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""The judge itself: for each invariant a history that breaks it, and one that does not."""
+"""The checker itself: for each invariant a history that violates it, and one that does not."""
 
 from collections.abc import Iterator
 from dataclasses import replace

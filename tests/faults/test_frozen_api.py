@@ -1,4 +1,6 @@
-"""An api process that stands still (a lid, a migrated virtual machine) while jobs end: its readers get the rest."""
+"""An api process is suspended (a closed lid, a migrated virtual machine) while jobs end: its readers still get the
+rest.
+"""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""F07, F08, F22: a worker that sleeps, is cut off or has a wrong clock; another takes over."""
+"""F07, F08, F22: a worker is suspended, cut off or has a wrong clock, and another takes over."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Pods roll when a ConfigMap that they read at start is another one, and only then."""
+"""Pods restart when a ConfigMap that they read at start changes, and only then."""
 
 from __future__ import annotations
 

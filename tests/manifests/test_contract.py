@@ -1,4 +1,4 @@
-"""What the manifests tell the processes is what the processes read."""
+"""The settings in the manifests are those that the processes read."""
 
 from __future__ import annotations
 

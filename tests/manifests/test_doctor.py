@@ -1,4 +1,4 @@
-"""Each of the doctor's rules is broken once in a shipped overlay and must say so by name."""
+"""Each of the doctor's rules is broken once in a shipped overlay and must be reported by name."""
 
 # ruff: noqa: E501  a table of mistakes is read by row
 

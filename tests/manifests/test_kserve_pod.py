@@ -1,4 +1,4 @@
-"""The pod that KServe makes of a predictor is what admission judges, not the one that we write."""
+"""Admission judges the pod that KServe makes of a predictor, not the one in our manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a container is told to read is there: its volumes, its files, its module, its token."""
+"""Everything that a container reads exists: its volumes, files, module and token."""
 
 # ruff: noqa: E501  a table of mistakes is read by row
 

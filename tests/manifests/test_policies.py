@@ -1,7 +1,7 @@
-"""Who must reach whom may, at the port that is open there, and nobody stands open by mistake.
+"""Every required connection is allowed at its port, and no other.
 
-What must be reached follows from the objects that name an address, not from the matrix of flows
-that the policies are made of.
+Required connections follow from the objects that name an address, not from the matrix of flows that the policies
+are made of.
 """
 
 # ruff: noqa: E501  a table of mistakes is read by row

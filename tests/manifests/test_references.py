@@ -1,4 +1,4 @@
-"""Whatever a resource names is there: Secrets and keys, accounts, claims, pods, ports, hosts."""
+"""Everything that a resource references exists: Secrets and keys, accounts, claims, pods, ports, hosts."""
 
 # ruff: noqa: E501  a table of mistakes is read by row
 

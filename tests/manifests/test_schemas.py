@@ -1,4 +1,4 @@
-"""Every manifest is what an API server with strict validation accepts, and the check has teeth."""
+"""Every manifest is accepted by strict schema validation, and wrong ones are refused."""
 
 from __future__ import annotations
 

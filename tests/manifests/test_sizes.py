@@ -1,4 +1,4 @@
-"""The small overlay fits the laptop that the install page names, with everybody who is on it."""
+"""The small overlay fits the laptop that the install page names, with the platforms beside it."""
 
 from __future__ import annotations
 

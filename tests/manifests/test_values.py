@@ -1,4 +1,4 @@
-"""Whatever values a person chooses, what is rendered is sound: no doctor's error, no refusal."""
+"""Any allowed values render to sound manifests: no doctor error, no schema refusal."""
 
 from __future__ import annotations
 

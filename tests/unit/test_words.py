@@ -1,4 +1,4 @@
-"""One word is one thing, and it is the field's: words that were ours alone do not come back."""
+"""Old private words do not come back: one term for one thing, and the field's own."""
 
 import re
 import subprocess

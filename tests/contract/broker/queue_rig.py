@@ -1,4 +1,4 @@
-"""What is put in a queue and taken from it, and how it looks long after, for tests of the queue."""
+"""Puts and claims events of a queue, and lets time pass in it, for tests of the queue."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A broker in this process and a subscriber that answers as told, for tests of the data plane."""
+"""A broker in this process and a subscriber with scripted answers, for tests of the data plane."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

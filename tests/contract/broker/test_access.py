@@ -1,4 +1,4 @@
-"""Who reaches the ingress may ask for a job; ending jobs and other tenants' shares need the token."""
+"""Any producer may request a job; ending jobs and naming a tenant need the ingress token."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""The broker's front, a sentence of Knative's data-plane contract a test."""
+"""The broker's ingress: one test for each sentence of Knative's data-plane contract."""
 
 import asyncio
 import base64

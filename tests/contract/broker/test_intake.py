@@ -1,4 +1,4 @@
-"""The one way in: a job's record, its listing and its event, in one step or not at all."""
+"""Submit: a job's record, its list entry and its event are written in one step or not at all."""
 
 import asyncio
 from dataclasses import replace

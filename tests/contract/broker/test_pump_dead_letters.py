@@ -1,4 +1,4 @@
-"""What cannot be delivered is set aside, and its job is failed first."""
+"""Undeliverable events become dead letters; their jobs are failed first."""
 
 import asyncio
 import base64

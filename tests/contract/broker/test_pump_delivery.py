@@ -1,4 +1,4 @@
-"""What a subscriber of our broker may rely on: Knative's delivery rules, on a real server."""
+"""Deliveries follow Knative's delivery rules, on a real server."""
 
 import asyncio
 from dataclasses import replace

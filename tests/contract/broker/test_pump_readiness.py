@@ -1,4 +1,4 @@
-"""A pump claims for a subscriber that is ready, and gives back what was not accepted (issue 15, C3)."""
+"""A pump claims only while its subscriber is ready, and gives refused events back."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Where events go, and what becomes of those that a subscriber answers with."""
+"""Routing of events, and of the events that subscribers reply with."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Events that a producer beside the broker puts into its queues itself, without the ingress."""
+"""Events that a producer with the broker's Redis puts into its queues itself, without the ingress."""
 
 from dataclasses import replace
 

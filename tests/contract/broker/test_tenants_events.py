@@ -1,5 +1,5 @@
-"""Events of two tenants that name the same `source` and `id` (CloudEvents' identity): neither takes
-the other's place, whatever the names are.
+"""Events of two tenants with the same `source` and `id` (CloudEvents' identity): neither replaces the other,
+whatever the names are.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The api over a real Valkey and a broker that remembers, served by a real uvicorn."""
+"""The api on a real Valkey and real uvicorn, with a recording broker."""
 
 import asyncio
 from collections.abc import AsyncIterator

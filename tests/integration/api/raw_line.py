@@ -1,7 +1,7 @@
-"""A client that sends what it is told, byte by byte, over one kept-alive connection.
+"""A client that sends given bytes over one kept-alive connection.
 
-For corpora: thousands of requests, some of which no proper client would send. A client library
-costs more than the api does.
+For corpora: thousands of requests, some of which no proper client would send. A client library costs more than the
+api does.
 """
 
 import asyncio

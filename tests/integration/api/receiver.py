@@ -1,4 +1,4 @@
-"""A webhook receiver on the loopback that answers as it is told and remembers what it was sent."""
+"""A webhook receiver on the loopback with scripted answers; it records what it received."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

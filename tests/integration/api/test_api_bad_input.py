@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 from eventing.job.job import JobId
 from eventing.process.body import HELD_BYTES
 from eventing.store.redis_store import RedisStore
+from tests.integration.api.api_with_jobs import api_with_jobs, settings_for
 from tests.integration.api.conftest import Rig, chat_line
 from tests.integration.api.corpora import JSON_INVALID, JSON_NOT_AN_OBJECT, JSON_ODD, NAUGHTY
-from tests.integration.api.furnished import furnished, settings_for
 from tests.integration.api.raw_line import RawLine, raw_line
 
 CE = {
@@ -50,9 +50,9 @@ async def line(rig: Rig) -> AsyncIterator[RawLine]:
 
 
 @pytest.fixture
-async def furnished_line(redis_url: str, store: RedisStore) -> AsyncIterator[RawLine]:
+async def whole_api_line(redis_url: str, store: RedisStore) -> AsyncIterator[RawLine]:
     """To an api that has webhooks as well."""
-    async with furnished(settings_for(redis_url), store) as api, raw_line(api.url) as made:
+    async with api_with_jobs(settings_for(redis_url), store) as api, raw_line(api.url) as made:
         yield made
 
 
@@ -75,21 +75,21 @@ async def offenders(
 
 @pytest.mark.parametrize("path", POSTS)
 async def test_a_body_that_is_not_a_json_object_is_a_400(
-    furnished_line: RawLine, path: str
+    whole_api_line: RawLine, path: str
 ) -> None:
     bodies = JSON_INVALID | JSON_NOT_AN_OBJECT
     requests = {name: ("POST", path, body, POSTS[path]) for name, body in bodies.items()}
 
-    assert await offenders(furnished_line, requests, {400}) == {}
+    assert await offenders(whole_api_line, requests, {400}) == {}
 
 
 @pytest.mark.parametrize("path", POSTS)
 async def test_odd_but_valid_json_is_refused_by_what_it_says(
-    furnished_line: RawLine, path: str
+    whole_api_line: RawLine, path: str
 ) -> None:
     requests = {name: ("POST", path, body, POSTS[path]) for name, body in JSON_ODD.items()}
 
-    assert await offenders(furnished_line, requests, {400, 404, 422}) == {}
+    assert await offenders(whole_api_line, requests, {400, 404, 422}) == {}
 
 
 async def test_an_upload_that_is_not_a_form_is_refused(line: RawLine) -> None:

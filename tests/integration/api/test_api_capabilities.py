@@ -1,4 +1,4 @@
-"""What a model can not is refused by every way in, before anything is queued."""
+"""A capability that the model lacks is refused by every way in, before anything is queued."""
 
 from collections.abc import AsyncIterator
 from typing import Any

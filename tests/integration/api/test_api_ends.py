@@ -1,4 +1,4 @@
-"""Ends that no predictor tells of: the sweep's, a cancel's. Everybody hears of them all the same."""
+"""Ends without a predictor (a sweep's, a cancel's) reach every listener too."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,17 +10,17 @@ from eventing.job.job import JobId
 from eventing.outbox.outbox import run_deadlines
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
+from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.fakes import sse_events
-from tests.integration.api.furnished import Furnished, furnished, settings_for
 
 
 @pytest.fixture
-async def api(redis_url: str, store: RedisStore) -> AsyncIterator[Furnished]:
-    async with furnished(settings_for(redis_url, limit_jobs_in_flight=1), store) as made:
+async def api(redis_url: str, store: RedisStore) -> AsyncIterator[ApiWithJobs]:
+    async with api_with_jobs(settings_for(redis_url, limit_jobs_in_flight=1), store) as made:
         yield made
 
 
-async def dead_letters(api: Furnished) -> float:
+async def dead_letters(api: ApiWithJobs) -> float:
     """What the alert on dead letters reads."""
     page = (await api.client.get("/metrics")).text
     (line,) = [
@@ -32,7 +32,7 @@ async def dead_letters(api: Furnished) -> float:
 
 
 async def test_an_end_made_by_the_sweep_reaches_feed_webhooks_metrics_and_limits(
-    api: Furnished,
+    api: ApiWithJobs,
 ) -> None:
     # 18 of 477 ends were missing from the feed, 9 of 11 failed jobs among them, and with four dead
     # letters the counter said 0 (B22); a deadline waited for a predictor (B10).
@@ -58,7 +58,7 @@ async def test_an_end_made_by_the_sweep_reaches_feed_webhooks_metrics_and_limits
     await api.submit()  # its place among the tenant's jobs is free
 
 
-async def test_a_deleted_response_that_waited_is_never_run(api: Furnished) -> None:
+async def test_a_deleted_response_that_waited_is_never_run(api: ApiWithJobs) -> None:
     # It said `deleted`, and its event made the record anew, prompt and all (B3).
     created = await api.client.post(
         "/v1/responses", json={"model": "m", "input": "secret", "background": True}

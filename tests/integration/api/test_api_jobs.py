@@ -1,4 +1,4 @@
-"""`/v1/jobs`: what is promised to whoever hands in a job."""
+"""`/v1/jobs`."""
 
 import asyncio
 import time

@@ -11,20 +11,22 @@ from openai import AsyncOpenAI
 from eventing.job.job import JobId
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
+from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.fakes import FakePredictor, chat_result, names_of, sse_events
-from tests.integration.api.furnished import Furnished, furnished, settings_for
 
 WORDS = [f"word-{number} ☃ " for number in range(6_000)]
 TEXT = "".join(WORDS)
 
 
 @pytest.fixture
-async def api(redis_url: str, store: RedisStore, tmp_path: Path) -> AsyncIterator[Furnished]:
-    async with furnished(settings_for(redis_url, files_url=f"file://{tmp_path}"), store) as made:
+async def api(redis_url: str, store: RedisStore, tmp_path: Path) -> AsyncIterator[ApiWithJobs]:
+    async with api_with_jobs(
+        settings_for(redis_url, files_url=f"file://{tmp_path}"), store
+    ) as made:
         yield made
 
 
-async def archived_job(api: Furnished) -> str:
+async def archived_job(api: ApiWithJobs) -> str:
     """A job whose long answer has left Redis."""
     job_id = await api.submit()
     predictor = await FakePredictor(api.store, job_id).start()
@@ -39,7 +41,7 @@ async def archived_job(api: Furnished) -> str:
     return job_id
 
 
-async def test_a_job_shows_its_archived_result_and_where_to_fetch_it(api: Furnished) -> None:
+async def test_a_job_shows_its_archived_result_and_where_to_fetch_it(api: ApiWithJobs) -> None:
     job_id = await archived_job(api)
 
     job = (await api.client.get(f"/v1/jobs/{job_id}")).json()
@@ -52,7 +54,7 @@ async def test_a_job_shows_its_archived_result_and_where_to_fetch_it(api: Furnis
     assert job["links"]["result"] == f"/v1/jobs/{job_id}/result"
 
 
-async def test_its_stream_is_replayed_from_the_start_and_from_any_event(api: Furnished) -> None:
+async def test_its_stream_is_replayed_from_the_start_and_from_any_event(api: ApiWithJobs) -> None:
     job_id = await archived_job(api)
 
     whole = await events_of(api, job_id)
@@ -70,7 +72,7 @@ async def test_its_stream_is_replayed_from_the_start_and_from_any_event(api: Fur
     assert not {"gap", "archived", "attempt"} & {*names_of(rest)}
 
 
-async def events_of(api: Furnished, job_id: str, after: str = "") -> list[dict[str, str]]:
+async def events_of(api: ApiWithJobs, job_id: str, after: str = "") -> list[dict[str, str]]:
     """What the job's stream tells, to its end."""
     headers = {"last-event-id": after} if after else {}
     url = f"/v1/jobs/{job_id}/events"
@@ -78,7 +80,7 @@ async def events_of(api: Furnished, job_id: str, after: str = "") -> list[dict[s
         return [event async for event in sse_events(answer.aiter_lines()) if "event" in event]
 
 
-async def test_openais_client_gets_an_archived_response(api: Furnished) -> None:
+async def test_openais_client_gets_an_archived_response(api: ApiWithJobs) -> None:
     async with AsyncOpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0) as client:
         response = await client.responses.create(model="m", input="hi", background=True)
         job_id = next(event.subject for event in api.broker.events)
@@ -92,7 +94,7 @@ async def test_openais_client_gets_an_archived_response(api: Furnished) -> None:
 
 
 class TestRanges:
-    async def test_a_result_is_fetched_in_pieces_that_fit(self, api: Furnished) -> None:
+    async def test_a_result_is_fetched_in_pieces_that_fit(self, api: ApiWithJobs) -> None:
         path = f"/v1/jobs/{await archived_job(api)}/result"
         whole = await api.client.get(path)
         size, found = len(whole.content), b""
@@ -110,7 +112,7 @@ class TestRanges:
 
         assert found == whole.content
 
-    async def test_what_has_not_changed_is_not_sent_again(self, api: Furnished) -> None:
+    async def test_what_has_not_changed_is_not_sent_again(self, api: ApiWithJobs) -> None:
         path = f"/v1/jobs/{await archived_job(api)}/result"
         etag = (await api.client.get(path)).headers["etag"]
 
@@ -118,7 +120,7 @@ class TestRanges:
 
         assert (again.status_code, again.content) == (304, b"")
 
-    async def test_head_tells_the_size(self, api: Furnished) -> None:
+    async def test_head_tells_the_size(self, api: ApiWithJobs) -> None:
         path = f"/v1/jobs/{await archived_job(api)}/result"
         size = len((await api.client.get(path)).content)
 
@@ -129,7 +131,7 @@ class TestRanges:
             "bytes",
         )
 
-    async def test_a_range_behind_the_end_is_416_with_the_size(self, api: Furnished) -> None:
+    async def test_a_range_behind_the_end_is_416_with_the_size(self, api: ApiWithJobs) -> None:
         path = f"/v1/jobs/{await archived_job(api)}/result"
 
         refused = await api.client.get(path, headers={"range": "bytes=99999999-"})
@@ -137,7 +139,7 @@ class TestRanges:
         assert refused.status_code == 416
         assert refused.headers["content-range"].startswith("bytes */")
 
-    async def test_a_job_without_a_result_says_why(self, api: Furnished) -> None:
+    async def test_a_job_without_a_result_says_why(self, api: ApiWithJobs) -> None:
         job_id = await api.submit()
         path = f"/v1/jobs/{job_id}/result"
         assert (await api.client.get(path)).status_code == 409

@@ -1,4 +1,4 @@
-"""Streams that are open: how many a tenant may have, and that a revoked key ends them."""
+"""Open streams: the limit for each tenant, and their end when a key is revoked."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 from api.limit import open_streams
 from eventing.api_key import RedisKeys
 from eventing.store.redis_store import RedisStore
+from tests.integration.api.api_with_jobs import api_with_jobs, settings_for
 from tests.integration.api.conftest import headers_of
-from tests.integration.api.furnished import furnished, settings_for
 
 
 def key_id_of(headers: dict[str, str]) -> str:
@@ -23,7 +23,7 @@ async def test_a_tenant_may_have_so_many_streams_and_another_as_many(
     redis_url: str, store: RedisStore, redis: Redis, acme: dict[str, str], other: dict[str, str]
 ) -> None:
     settings = settings_for(redis_url, keys_source="redis", limit_open_streams=2)
-    async with furnished(settings, store) as api, AsyncExitStack() as stack:
+    async with api_with_jobs(settings, store) as api, AsyncExitStack() as stack:
         path = f"/v1/jobs/{await api.submit(headers=acme)}/events"
         held = []  # an iterator that is let go closes its stream
         for _ in range(2):
@@ -47,7 +47,7 @@ async def test_a_stream_that_was_left_makes_room(
     redis_url: str, store: RedisStore, redis: Redis, acme: dict[str, str]
 ) -> None:
     settings = settings_for(redis_url, keys_source="redis", limit_open_streams=1)
-    async with furnished(settings, store) as api:
+    async with api_with_jobs(settings, store) as api:
         path = f"/v1/jobs/{await api.submit(headers=acme)}/events"
         async with api.client.stream("GET", path, headers=acme) as first:
             await anext(first.aiter_lines())
@@ -66,7 +66,7 @@ async def test_a_revoked_key_ends_the_streams_that_it_opened(
     monkeypatch.setattr("api.auth.authenticator._REMEMBER_S", 0.1)
     keeper, revoked = [await headers_of(redis, "acme") for _ in range(2)]
     settings = settings_for(redis_url, keys_source="redis")
-    async with furnished(settings, store) as api:
+    async with api_with_jobs(settings, store) as api:
         job_id = await api.submit(headers=keeper)
         path = f"/v1/jobs/{job_id}/{way}"
         async with asyncio.timeout(8):

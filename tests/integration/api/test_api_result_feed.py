@@ -10,18 +10,20 @@ import pytest
 from api.job import result_feed
 from eventing.job.job import JobId
 from eventing.store.redis_store import RedisStore
+from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.fakes import sse_events
-from tests.integration.api.furnished import Furnished, furnished, settings_for
 
 
 @pytest.fixture
-async def api(redis_url: str, store: RedisStore) -> AsyncIterator[Furnished]:
-    async with furnished(settings_for(redis_url), store) as made:
+async def api(redis_url: str, store: RedisStore) -> AsyncIterator[ApiWithJobs]:
+    async with api_with_jobs(settings_for(redis_url), store) as made:
         yield made
 
 
 @asynccontextmanager
-async def listening(api: Furnished, **headers: str) -> AsyncIterator[AsyncIterator[dict[str, str]]]:
+async def listening(
+    api: ApiWithJobs, **headers: str
+) -> AsyncIterator[AsyncIterator[dict[str, str]]]:
     """The events of a reader who is there already."""
     async with (
         api.client.stream("GET", "/v1/events", headers=headers) as answer,
@@ -37,13 +39,13 @@ async def listening(api: Furnished, **headers: str) -> AsyncIterator[AsyncIterat
         yield events()
 
 
-async def answered(api: Furnished, text: str = "four") -> str:
+async def answered(api: ApiWithJobs, text: str = "four") -> str:
     job_id = await api.submit()
     await api.answer(job_id, text)
     return job_id
 
 
-async def test_results_come_as_cloud_events(api: Furnished) -> None:
+async def test_results_come_as_cloud_events(api: ApiWithJobs) -> None:
     async with listening(api) as events:
         job_id = await answered(api)
         event = await anext(events)
@@ -54,7 +56,7 @@ async def test_results_come_as_cloud_events(api: Furnished) -> None:
     assert body["data"]["response"]["choices"][0]["message"]["content"] == "four"
 
 
-async def test_a_reader_sees_only_what_comes(api: Furnished) -> None:
+async def test_a_reader_sees_only_what_comes(api: ApiWithJobs) -> None:
     await answered(api)
     async with listening(api) as events:
         later = await answered(api)
@@ -62,7 +64,7 @@ async def test_a_reader_sees_only_what_comes(api: Furnished) -> None:
         assert orjson.loads((await anext(events))["data"])["subject"] == later
 
 
-async def test_a_reader_goes_on_after_the_last_event_it_saw(api: Furnished) -> None:
+async def test_a_reader_goes_on_after_the_last_event_it_saw(api: ApiWithJobs) -> None:
     jobs = [await answered(api) for _ in range(3)]
     async with listening(api, **{"Last-Event-ID": "0-0"}) as events:
         first = await anext(events)
@@ -72,7 +74,7 @@ async def test_a_reader_goes_on_after_the_last_event_it_saw(api: Furnished) -> N
     assert [orjson.loads(e["data"])["subject"] for e in (first, *rest)] == jobs
 
 
-async def test_a_redelivered_end_is_in_the_feed_once(api: Furnished) -> None:
+async def test_a_redelivered_end_is_in_the_feed_once(api: ApiWithJobs) -> None:
     first = await answered(api)
     await api.deliver(first)
     second = await answered(api)
@@ -83,7 +85,9 @@ async def test_a_redelivered_end_is_in_the_feed_once(api: Furnished) -> None:
     assert [orjson.loads(e["data"])["subject"] for e in seen] == [first, second]
 
 
-async def test_a_reader_with_a_cursor_older_than_the_feed_gets_a_gap_event(api: Furnished) -> None:
+async def test_a_reader_with_a_cursor_older_than_the_feed_gets_a_gap_event(
+    api: ApiWithJobs,
+) -> None:
     await answered(api)
 
     async with listening(api, **{"Last-Event-ID": "1-0"}) as events:
@@ -91,7 +95,7 @@ async def test_a_reader_with_a_cursor_older_than_the_feed_gets_a_gap_event(api: 
         assert (await anext(events))["event"].endswith("completed.v1")
 
 
-async def test_another_tenants_results_are_not_seen(api: Furnished) -> None:
+async def test_another_tenants_results_are_not_seen(api: ApiWithJobs) -> None:
     job_id = await answered(api)
     job = await api.store.get(JobId(job_id))
     assert job is not None
@@ -100,7 +104,7 @@ async def test_another_tenants_results_are_not_seen(api: Furnished) -> None:
 
 
 async def test_a_reader_over_the_limit_gets_503_with_retry_after(
-    api: Furnished, monkeypatch: pytest.MonkeyPatch
+    api: ApiWithJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(result_feed, "READERS", 1)
     async with listening(api) as events:
@@ -111,7 +115,7 @@ async def test_a_reader_over_the_limit_gets_503_with_retry_after(
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
-async def test_the_feed_is_bounded(api: Furnished) -> None:
+async def test_the_feed_is_bounded(api: ApiWithJobs) -> None:
     async with api.store.redis.pipeline(transaction=False) as pipe:
         for _ in range(10_150):  # more than one of the strides in which the store trims
             pipe.xadd("torpor:results:default", {"job": "job_x", "attempt": 1})

@@ -16,22 +16,22 @@ from eventing.api_key import FileKeys, RedisKeys, mint
 from eventing.errors import BadRequest
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
+from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import NOW_S, chat_line, headers_of
 from tests.integration.api.fakes import FakePredictor
-from tests.integration.api.furnished import Furnished, furnished, settings_for
 from torpor.cli.app import assembled
 
 TOKEN = "broker-token-of-24-bytes"
 
 
 @pytest.fixture
-async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[Furnished]:
+async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[ApiWithJobs]:
     settings = settings_for(redis_url, keys_source="redis", delivery_token=TOKEN)
-    async with furnished(settings, store) as made:
+    async with api_with_jobs(settings, store) as made:
         yield made
 
 
-async def test_a_job_belongs_to_the_keys_tenant(api: Furnished, acme: dict[str, str]) -> None:
+async def test_a_job_belongs_to_the_keys_tenant(api: ApiWithJobs, acme: dict[str, str]) -> None:
     job_id = await api.submit(headers=acme)
 
     job = await api.client.get(f"/v1/jobs/{job_id}", headers=acme)
@@ -45,7 +45,7 @@ async def test_a_job_belongs_to_the_keys_tenant(api: Furnished, acme: dict[str, 
     "headers", [{}, {"authorization": "Bearer nonsense"}], ids=["no key", "a wrong key"]
 )
 async def test_without_a_key_the_answer_is_401(
-    api: Furnished, path: str, headers: dict[str, str]
+    api: ApiWithJobs, path: str, headers: dict[str, str]
 ) -> None:
     answer = await api.client.get(path, headers=headers)
 
@@ -54,7 +54,7 @@ async def test_without_a_key_the_answer_is_401(
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/health", "/docs", "/openapi.json"])
-async def test_routes_without_tenant_data_need_no_key(api: Furnished, path: str) -> None:
+async def test_routes_without_tenant_data_need_no_key(api: ApiWithJobs, path: str) -> None:
     assert (await api.client.get(path)).status_code == 200
 
 
@@ -71,7 +71,7 @@ async def test_routes_without_tenant_data_need_no_key(api: Furnished, path: str)
     ],
 )
 async def test_a_key_may_what_its_scopes_say(
-    api: Furnished, redis: Redis, scopes: tuple[str, ...], method: str, path: str, status: int
+    api: ApiWithJobs, redis: Redis, scopes: tuple[str, ...], method: str, path: str, status: int
 ) -> None:
     headers = await headers_of(redis, "acme", *scopes)
 
@@ -81,7 +81,7 @@ async def test_a_key_may_what_its_scopes_say(
 
 
 async def test_an_event_cannot_speak_for_another_tenant(
-    api: Furnished, acme: dict[str, str]
+    api: ApiWithJobs, acme: dict[str, str]
 ) -> None:
     event = {
         "specversion": "1.0",
@@ -102,7 +102,7 @@ async def test_an_event_cannot_speak_for_another_tenant(
     ("token", "status"), [(TOKEN, 202), ("", 401), ("wrong", 401), (TOKEN + "x", 401)]
 )
 async def test_only_the_broker_delivers_results(
-    api: Furnished, acme: dict[str, str], token: str, status: int
+    api: ApiWithJobs, acme: dict[str, str], token: str, status: int
 ) -> None:
     job_id = await api.submit(headers=acme)
     await (await FakePredictor(api.store, job_id).start()).finish({"choices": []})
@@ -110,7 +110,7 @@ async def test_only_the_broker_delivers_results(
     assert (await api.deliver(job_id, token)).status_code == status
 
 
-async def test_a_tenants_key_cannot_deliver_results(api: Furnished, acme: dict[str, str]) -> None:
+async def test_a_tenants_key_cannot_deliver_results(api: ApiWithJobs, acme: dict[str, str]) -> None:
     job_id = await api.submit(headers=acme)
     await (await FakePredictor(api.store, job_id).start()).finish({"choices": []})
 
@@ -124,7 +124,7 @@ async def test_the_store_away_is_a_503_and_no_401(
     server.start()
     settings = settings_for(server.url, keys_source="redis", store_timeout_s=0.5)
     away = RedisStore(connect(server.url, timeout_s=0.5))
-    async with furnished(settings, away) as api:
+    async with api_with_jobs(settings, away) as api:
         server.kill()
         _, text = mint("acme", now_s=NOW_S)
         answer = await api.client.get("/v1/jobs", headers={"authorization": f"Bearer {text}"})
@@ -146,7 +146,7 @@ async def test_a_key_from_the_command_line_authenticates(
     text = await in_thread("create", "acme", "--file", str(file), "--name", "ci")
     settings = settings_for(redis_url, keys_source=str(file))
 
-    async with furnished(settings, store) as api:
+    async with api_with_jobs(settings, store) as api:
         headers = {"authorization": f"Bearer {text}"}
         good = await api.client.get("/v1/jobs", headers=headers)
         await in_thread("revoke", text.split("_")[1], "--file", str(file))
@@ -209,7 +209,7 @@ async def test_behind_a_sidecar_a_loopback_address_gives_no_access_to_metrics(
     """A sidecar hands on everybody's calls, and all of them come from loopback."""
     settings = settings_for(redis_url, keys_source="redis", host="0.0.0.0")
     reader = await headers_of(redis, "acme", "metrics:read")
-    async with furnished(settings, store) as api:
+    async with api_with_jobs(settings, store) as api:
         anybody = await api.client.get("/metrics")
         known = await api.client.get("/metrics", headers=reader)
 
@@ -217,7 +217,7 @@ async def test_behind_a_sidecar_a_loopback_address_gives_no_access_to_metrics(
 
 
 async def test_metrics_are_for_this_machine_or_a_scope(
-    api: Furnished, redis: Redis, acme: dict[str, str]
+    api: ApiWithJobs, redis: Redis, acme: dict[str, str]
 ) -> None:
     elsewhere = httpx.ASGITransport(api.app, client=("203.0.113.7", 1))
     reader = await headers_of(redis, "acme", "metrics:read")

@@ -19,9 +19,9 @@ from eventing.job.job import JobRequest, new_job_id
 from eventing.job.store import NewJob
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
+from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor, chat_result
-from tests.integration.api.furnished import Furnished, furnished, settings_for
 
 TENANT = "default"
 URL = "/v1/chat/completions"
@@ -42,14 +42,14 @@ COST = tokens_asked(JobRequest(url=URL, body=orjson.loads(lines(1))["body"]), 64
 @asynccontextmanager
 async def limited(
     redis_url: str, store: RedisStore, folder: Path, **limits: int
-) -> AsyncIterator[Furnished]:
+) -> AsyncIterator[ApiWithJobs]:
     settings = settings_for(redis_url, files_url=f"file://{folder}", **limits)
-    async with furnished(settings, store) as api:
+    async with api_with_jobs(settings, store) as api:
         yield api
 
 
 @asynccontextmanager
-async def running(api: Furnished) -> AsyncIterator[None]:
+async def running(api: ApiWithJobs) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as group:
         task = group.create_task(batch_runner.run(api.parts.batches, turn_s=0.02))
         yield
@@ -57,7 +57,7 @@ async def running(api: Furnished) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def answering(api: Furnished) -> AsyncIterator[None]:
+async def answering(api: ApiWithJobs) -> AsyncIterator[None]:
     """Every job is answered, and its result delivered."""
 
     async def work(job_id: str) -> None:
@@ -70,32 +70,32 @@ async def answering(api: Furnished) -> AsyncIterator[None]:
         yield
 
 
-async def start(api: Furnished, body: bytes) -> str:
+async def start(api: ApiWithJobs, body: bytes) -> str:
     form = {"file": ("in.jsonl", body), "purpose": (None, "batch")}
     file_id = (await api.client.post("/v1/files", files=form)).json()["id"]
     call = {"input_file_id": file_id, "endpoint": URL, "completion_window": "24h"}
     return str((await api.client.post("/v1/batches", json=call)).json()["id"])
 
 
-async def look(api: Furnished, batch_id: str) -> dict[str, Any]:
+async def look(api: ApiWithJobs, batch_id: str) -> dict[str, Any]:
     seen: dict[str, Any] = (await api.client.get(f"/v1/batches/{batch_id}")).json()
     return seen
 
 
-async def ended(api: Furnished, batch_id: str) -> dict[str, Any]:
+async def ended(api: ApiWithJobs, batch_id: str) -> dict[str, Any]:
     async with asyncio.timeout(25):
         while (seen := await look(api, batch_id))["completed_at"] is None:
             await asyncio.sleep(0.05)
     return seen
 
 
-async def until_used(api: Furnished, meter: LimitMeter, tokens: int) -> None:
+async def until_used(api: ApiWithJobs, meter: LimitMeter, tokens: int) -> None:
     async with asyncio.timeout(5):
         while (await Windows(api.store.redis).look(meter)).used < tokens:
             await asyncio.sleep(0.02)
 
 
-async def a_minute_passes(api: Furnished) -> None:
+async def a_minute_passes(api: ApiWithJobs) -> None:
     """The windows of every limit start anew."""
     async for key in api.store.redis.scan_iter(f"{keys.LIMITS}*"):
         if b":charge:" not in key:
@@ -201,7 +201,7 @@ async def test_an_admission_that_is_cut_off_gives_everything_back(
         await _until_nothing_is_taken(api, meter)
 
 
-async def _until_nothing_is_taken(api: Furnished, meter: LimitMeter) -> None:
+async def _until_nothing_is_taken(api: ApiWithJobs, meter: LimitMeter) -> None:
     async with asyncio.timeout(5):
         while (await Windows(api.store.redis).look(meter)).used:
             await asyncio.sleep(0.02)

@@ -16,8 +16,8 @@ from eventing.api_key import RedisKeys, mint
 from eventing.job.job import JobId
 from eventing.replica import ReplicaDirectory
 from eventing.store.redis_store import RedisStore
+from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.fakes import FakePredictor, chat_result
-from tests.integration.api.furnished import Furnished, furnished, settings_for
 from tests.integration.api.receiver import receiving
 from tests.integration.api.test_console_files import rejected
 
@@ -33,8 +33,8 @@ Page = Any
 
 
 @pytest.fixture
-async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[Furnished]:
-    async with furnished(
+async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[ApiWithJobs]:
+    async with api_with_jobs(
         settings_for(redis_url, models=(ModelCard(name="m", context_tokens=4096),)), store
     ) as made:
         yield made
@@ -49,7 +49,7 @@ async def browser() -> AsyncIterator[Any]:
 
 
 @pytest.fixture
-async def page(api: Furnished, browser: Any) -> AsyncIterator[Page]:
+async def page(api: ApiWithJobs, browser: Any) -> AsyncIterator[Page]:
     """The console, open; any error on the page fails the test."""
     context = await browser.new_context(
         color_scheme="dark", viewport={"width": 1360, "height": 960}
@@ -75,7 +75,7 @@ async def write_job(page: Page, text: str) -> str:
 
 
 async def test_a_job_is_written_followed_and_answered_by_keyboard(
-    api: Furnished, page: Page
+    api: ApiWithJobs, page: Page
 ) -> None:
     job_id = await write_job(page, "Why do hummingbirds sleep?")
     await expect(page.locator("#detail-state")).to_have_text("queued")
@@ -91,7 +91,9 @@ async def test_a_job_is_written_followed_and_answered_by_keyboard(
     await expect(page.locator("#job-list .state").first).to_have_text("completed")
 
 
-async def test_a_models_output_is_shown_as_text_never_as_markup(api: Furnished, page: Page) -> None:
+async def test_a_models_output_is_shown_as_text_never_as_markup(
+    api: ApiWithJobs, page: Page
+) -> None:
     markup = '<img src=x onerror="document.title=1"><script>document.title=1</script>'
     job_id = await write_job(page, markup)
     predictor = await FakePredictor(api.store, job_id).start()
@@ -104,7 +106,7 @@ async def test_a_models_output_is_shown_as_text_never_as_markup(api: Furnished, 
     assert await page.locator("main img").count() == 0
 
 
-async def test_text_of_other_origins_is_shown_as_text_too(api: Furnished, page: Page) -> None:
+async def test_text_of_other_origins_is_shown_as_text_too(api: ApiWithJobs, page: Page) -> None:
     """Reasoning, refusals, errors of a dead letter, a webhook's host, a replica's name."""
     markup = "<img src=x onerror=document.title=1>"
     directory = ReplicaDirectory(api.store.redis)
@@ -124,7 +126,7 @@ async def test_text_of_other_origins_is_shown_as_text_too(api: Furnished, page: 
 
 
 async def test_nothing_of_the_page_is_inline_and_nothing_inline_would_run(
-    api: Furnished, browser: Any
+    api: ApiWithJobs, browser: Any
 ) -> None:
     page = await browser.new_page()
     await page.goto(f"{api.url}/console")
@@ -142,7 +144,7 @@ async def test_nothing_of_the_page_is_inline_and_nothing_inline_would_run(
     assert is_held
 
 
-async def test_thinking_stands_apart_from_the_answer(api: Furnished, page: Page) -> None:
+async def test_thinking_stands_apart_from_the_answer(api: ApiWithJobs, page: Page) -> None:
     predictor = await FakePredictor(api.store, await write_job(page, "2+2?")).start()
 
     await predictor.say({"index": 0, "delta": {"reasoning_content": "hmm"}})
@@ -153,7 +155,7 @@ async def test_thinking_stands_apart_from_the_answer(api: Furnished, page: Page)
     await expect(page.locator("#detail-output")).to_have_text("four")
 
 
-async def test_an_answer_that_starts_over_is_wiped(api: Furnished, page: Page) -> None:
+async def test_an_answer_that_starts_over_is_wiped(api: ApiWithJobs, page: Page) -> None:
     job_id = await write_job(page, "hi")
     predictor = await FakePredictor(api.store, job_id).start()
     await predictor.chat("lost")
@@ -167,7 +169,7 @@ async def test_an_answer_that_starts_over_is_wiped(api: Furnished, page: Page) -
     await expect(page.locator("#detail-log")).to_contain_text("starts over")
 
 
-async def test_a_job_is_cancelled_with_a_key(api: Furnished, page: Page) -> None:
+async def test_a_job_is_cancelled_with_a_key(api: ApiWithJobs, page: Page) -> None:
     job_id = await write_job(page, "never mind")
     await expect(page.locator("#cancel")).to_be_visible()
     await page.keyboard.press("Escape")
@@ -180,7 +182,7 @@ async def test_a_job_is_cancelled_with_a_key(api: Furnished, page: Page) -> None
     assert job.state == "cancelled"
 
 
-async def test_jobs_are_walked_with_j_and_k(api: Furnished, page: Page) -> None:
+async def test_jobs_are_walked_with_j_and_k(api: ApiWithJobs, page: Page) -> None:
     jobs = [await api.submit(str(n)) for n in range(3)]
     await expect(page.locator("#job-list .row")).to_have_count(3)
     await page.keyboard.press("Escape")
@@ -193,7 +195,7 @@ async def test_jobs_are_walked_with_j_and_k(api: Furnished, page: Page) -> None:
     await expect(page.locator("#detail-title")).to_have_text(jobs[2])
 
 
-async def test_a_dead_letter_is_redriven(api: Furnished, page: Page) -> None:
+async def test_a_dead_letter_is_redriven(api: ApiWithJobs, page: Page) -> None:
     job_id = await api.submit("poison")
     await (await FakePredictor(api.store, job_id).start()).fail("boom", "it broke")
     await expect(page.locator("#dead-count")).to_have_text("1", timeout=8000)
@@ -206,7 +208,7 @@ async def test_a_dead_letter_is_redriven(api: Furnished, page: Page) -> None:
     assert [event.subject for event in api.broker.events] == [job_id, job_id]
 
 
-async def test_redriving_all_ends_and_says_what_was_left(api: Furnished, page: Page) -> None:
+async def test_redriving_all_ends_and_says_what_was_left(api: ApiWithJobs, page: Page) -> None:
     job_id = await api.submit("poison")
     await (await FakePredictor(api.store, job_id).start()).fail("boom")
     for n in range(101):
@@ -218,7 +220,9 @@ async def test_redriving_all_ends_and_says_what_was_left(api: Furnished, page: P
     assert [event.subject for event in api.broker.events] == [job_id, job_id]
 
 
-async def test_a_dead_letter_is_discarded_only_after_a_question(api: Furnished, page: Page) -> None:
+async def test_a_dead_letter_is_discarded_only_after_a_question(
+    api: ApiWithJobs, page: Page
+) -> None:
     job_id = await api.submit("poison")
     await (await FakePredictor(api.store, job_id).start()).fail("boom")
     button = page.get_by_role("button", name=f"Discard {job_id}")
@@ -235,7 +239,7 @@ async def test_a_dead_letter_is_discarded_only_after_a_question(api: Furnished, 
     assert await api.store.get(JobId(job_id)) is None
 
 
-async def test_a_jobs_timeline_ends_with_its_webhook(api: Furnished, page: Page) -> None:
+async def test_a_jobs_timeline_ends_with_its_webhook(api: ApiWithJobs, page: Page) -> None:
     async with receiving() as receiver:
         job_id = await api.submit("tell me", webhook={"url": receiver.url})
         await page.locator(f'[data-id="{job_id}"] .row').click()
@@ -251,7 +255,7 @@ async def test_a_jobs_timeline_ends_with_its_webhook(api: Furnished, page: Page)
         await expect(sent.locator(".long")).to_have_text(LONG)
 
 
-async def test_a_cold_start_shows_its_phases(api: Furnished, page: Page, redis: Redis) -> None:
+async def test_a_cold_start_shows_its_phases(api: ApiWithJobs, page: Page, redis: Redis) -> None:
     await expect(page.locator("#model-list")).to_contain_text("Asleep")
     directory = ReplicaDirectory(redis)
 
@@ -269,7 +273,7 @@ async def test_a_cold_start_shows_its_phases(api: Furnished, page: Page, redis: 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 async def test_the_theme_follows_the_system_and_can_be_switched(
-    api: Furnished, browser: Any, scheme: str
+    api: ApiWithJobs, browser: Any, scheme: str
 ) -> None:
     context = await browser.new_context(color_scheme=scheme)
     page = await context.new_page()
@@ -291,7 +295,7 @@ async def test_a_key_is_asked_for_and_kept_in_the_tab(
 ) -> None:
     key, text = mint("acme", now_s=0)
     await RedisKeys(redis).put(key)
-    async with furnished(settings_for(redis_url, keys_source="redis"), store) as api:
+    async with api_with_jobs(settings_for(redis_url, keys_source="redis"), store) as api:
         page = await browser.new_page()
         await page.goto(f"{api.url}/console")
         await expect(page.locator("#key-dialog")).to_be_visible()
@@ -306,7 +310,7 @@ async def test_a_key_is_asked_for_and_kept_in_the_tab(
 
 
 async def test_everything_that_can_be_clicked_can_be_reached_by_tab_and_has_a_name(
-    api: Furnished, page: Page
+    api: ApiWithJobs, page: Page
 ) -> None:
     await api.submit("one")
     await expect(page.locator("#job-list .row")).to_have_count(1)
@@ -328,7 +332,7 @@ async def test_everything_that_can_be_clicked_can_be_reached_by_tab_and_has_a_na
     assert nameless == 0
 
 
-async def test_a_narrow_window_does_not_scroll_sideways(api: Furnished, browser: Any) -> None:
+async def test_a_narrow_window_does_not_scroll_sideways(api: ApiWithJobs, browser: Any) -> None:
     page = await browser.new_page(viewport={"width": 360, "height": 700})
     await page.goto(f"{api.url}/console")
     await expect(page.locator("#pulse")).to_have_text("live")

@@ -13,9 +13,9 @@ from api.limit.window import LimitMeter, Windows
 from eventing.job.job import JobId, JobState
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
+from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor, chat_result
-from tests.integration.api.furnished import Furnished, furnished, settings_for
 
 EARLIER = """
 for _, key in ipairs(KEYS) do
@@ -32,9 +32,9 @@ ASKED = 41
 
 @pytest.fixture
 def api_with(redis_url: str, store: RedisStore, redis: Redis) -> Any:
-    def make(**fields: Any) -> AbstractAsyncContextManager[Furnished]:
+    def make(**fields: Any) -> AbstractAsyncContextManager[ApiWithJobs]:
         fields = {"limit_tokens_per_minute": 1000} | fields
-        return furnished(settings_for(redis_url, **fields), store)
+        return api_with_jobs(settings_for(redis_url, **fields), store)
 
     return make
 
@@ -46,13 +46,13 @@ def chat(max_tokens: int | None) -> dict[str, Any]:
     return line
 
 
-async def used(api: Furnished) -> int:
+async def used(api: ApiWithJobs) -> int:
     """Tokens of the tenant that the window holds now, as a caller is told."""
     answer = await api.client.post("/v1/jobs", json=chat(1))
     return 1000 - int(answer.headers["x-ratelimit-remaining-tokens"]) - 2
 
 
-async def submit(api: Furnished, line: dict[str, Any], **headers: str) -> httpx.Response:
+async def submit(api: ApiWithJobs, line: dict[str, Any], **headers: str) -> httpx.Response:
     return await api.client.post("/v1/jobs", json=line, headers=headers)
 
 
@@ -133,12 +133,12 @@ async def test_a_place_is_given_back_by_a_submit_that_was_refused(api_with: Any)
         assert (await submit(api, chat(None))).status_code == 202
 
 
-async def fill_the_outbox(api: Furnished) -> None:
+async def fill_the_outbox(api: ApiWithJobs) -> None:
     """More jobs than the broker may owe: every submit is refused."""
     await api.store.redis.zadd(keys.UNPUBLISHED, {f"job_{n}": 9e12 for n in range(100)})
 
 
-async def dead_letter(api: Furnished) -> str:
+async def dead_letter(api: ApiWithJobs) -> str:
     job_id = await api.submit()
     await (await FakePredictor(api.store, job_id).start()).fail("broken")
     await api.deliver(job_id)
@@ -344,7 +344,7 @@ async def test_calls_without_a_bound_cannot_pass_a_limit_under_the_context(
 ) -> None:
     """The first takes the whole minute; what it leaves is given back at its end."""
     settings = settings_for(redis_url, limit_tokens_per_minute=50)
-    async with furnished(settings, store) as api:
+    async with api_with_jobs(settings, store) as api:
         answers = [await submit(api, chat(None)) for _ in range(4)]
         await api.answer(answers[0].json()["id"])
         after = await submit(api, chat(None))

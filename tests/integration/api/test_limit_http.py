@@ -18,15 +18,15 @@ from eventing.job.job import JobId, Lane
 from eventing.redis import keys
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
+from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor
-from tests.integration.api.furnished import Furnished, furnished, settings_for
 
 
 @pytest.fixture
 def api_with(redis_url: str, store: RedisStore, redis: Redis) -> Any:
-    def make(**fields: Any) -> AbstractAsyncContextManager[Furnished]:
-        return furnished(settings_for(redis_url, **fields), store)
+    def make(**fields: Any) -> AbstractAsyncContextManager[ApiWithJobs]:
+        return api_with_jobs(settings_for(redis_url, **fields), store)
 
     return make
 
@@ -277,7 +277,7 @@ async def test_with_the_store_unavailable_no_call_passes_a_limit(
     settings = settings_for(
         server.url, limit_requests_per_minute=3, limit_tokens_per_minute=1000, store_timeout_s=0.5
     )
-    async with furnished(settings, away) as api:
+    async with api_with_jobs(settings, away) as api:
         first = await api.client.post("/v1/jobs", json=chat_line())
         server.kill()
         began_s = time.monotonic()

@@ -18,7 +18,7 @@ from jwt.algorithms import ECAlgorithm
 from api.auth.oidc import OidcRules, OidcVerifier, ProviderAway
 from eventing.clock import SystemClock
 from eventing.store.redis_store import RedisStore
-from tests.integration.api.furnished import furnished, settings_for
+from tests.integration.api.api_with_jobs import api_with_jobs, settings_for
 from tests.redis_server import free_port
 
 OLD, NEW = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
@@ -106,7 +106,7 @@ async def test_the_api_takes_what_the_provider_signed_and_nothing_else(
         "no signature": none,
         "a shared secret": provider.token("x" * 32, algorithm="HS256"),
     }
-    async with serving(provider), furnished(settings, store) as api:
+    async with serving(provider), api_with_jobs(settings, store) as api:
 
         async def status(token: str, method: str = "GET") -> int:
             headers = {"authorization": f"Bearer {token}"}
@@ -124,7 +124,7 @@ async def test_a_provider_that_never_answered_makes_every_token_a_503(
 ) -> None:
     settings = settings_for(redis_url, oidc_issuer=provider.url, oidc_audience=AUDIENCE)
     headers = {"authorization": f"Bearer {provider.token()}"}
-    async with furnished(settings, store) as api:
+    async with api_with_jobs(settings, store) as api:
         answer = await api.client.get("/v1/jobs", headers=headers)
 
     assert answer.status_code == 503

@@ -14,9 +14,9 @@ from websockets.exceptions import InvalidStatus
 from eventing.cloudevent.event import Event, build_binary
 from eventing.cloudevent.job_event import REQUESTED
 from eventing.store.redis_store import RedisStore
+from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import chat_line, headers_of
 from tests.integration.api.fakes import FakePredictor
-from tests.integration.api.furnished import Furnished, furnished, settings_for
 
 LISTS = (
     "/v1/jobs",
@@ -58,14 +58,14 @@ class Owned:
 
 
 @pytest.fixture
-async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[Furnished]:
+async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[ApiWithJobs]:
     settings = settings_for(redis_url, keys_source="redis", delivery_token="b" * 24)
-    async with furnished(settings, store) as made:
+    async with api_with_jobs(settings, store) as made:
         yield made
 
 
 @pytest.fixture
-async def owned(api: Furnished, acme: dict[str, str]) -> Owned:
+async def owned(api: ApiWithJobs, acme: dict[str, str]) -> Owned:
     async def made(path: str, **fields: Any) -> dict[str, Any]:
         answer = await api.client.post(path, headers=acme, **fields)
         assert answer.status_code in (200, 201, 202), answer.text
@@ -92,7 +92,7 @@ async def owned(api: Furnished, acme: dict[str, str]) -> Owned:
     )
 
 
-def named_things(api: Furnished) -> list[tuple[str, str]]:
+def named_things(api: ApiWithJobs) -> list[tuple[str, str]]:
     """Method and path of every call that names a thing, as the OpenAPI document has them."""
     assert api.app is not None
     return [
@@ -108,7 +108,7 @@ def body_for(path: str) -> dict[str, Any]:
 
 
 async def test_a_guess_of_anothers_id_is_the_same_404_as_an_id_that_never_was(
-    api: Furnished, owned: Owned, other: dict[str, str]
+    api: ApiWithJobs, owned: Owned, other: dict[str, str]
 ) -> None:
     calls = named_things(api)
     wrong = {}
@@ -127,7 +127,7 @@ async def test_a_guess_of_anothers_id_is_the_same_404_as_an_id_that_never_was(
 
 
 async def test_a_tenant_cannot_delete_another_tenants_objects(
-    api: Furnished, owned: Owned, acme: dict[str, str], other: dict[str, str]
+    api: ApiWithJobs, owned: Owned, acme: dict[str, str], other: dict[str, str]
 ) -> None:
     for method, path in named_things(api):
         if method != "GET":
@@ -146,7 +146,7 @@ async def test_a_tenant_cannot_delete_another_tenants_objects(
 
 @pytest.mark.parametrize("path", LISTS)
 async def test_a_list_holds_only_ones_own(
-    api: Furnished, owned: Owned, acme: dict[str, str], other: dict[str, str], path: str
+    api: ApiWithJobs, owned: Owned, acme: dict[str, str], other: dict[str, str], path: str
 ) -> None:
     mine = (await api.client.get(path, headers=acme)).json()["data"]
     theirs = (await api.client.get(path, headers=other)).json()["data"]
@@ -156,7 +156,7 @@ async def test_a_list_holds_only_ones_own(
 
 
 async def test_a_tenant_named_like_an_index_key_sees_no_batches(
-    api: Furnished, owned: Owned, redis: Redis
+    api: ApiWithJobs, owned: Owned, redis: Redis
 ) -> None:
     active = await headers_of(redis, "active")
 
@@ -164,7 +164,7 @@ async def test_a_tenant_named_like_an_index_key_sees_no_batches(
 
 
 async def test_a_socket_on_anothers_job_is_a_404(
-    api: Furnished, owned: Owned, other: dict[str, str]
+    api: ApiWithJobs, owned: Owned, other: dict[str, str]
 ) -> None:
     url = f"{api.url.replace('http', 'ws')}/v1/jobs/{owned.job}/ws"
 
@@ -195,7 +195,7 @@ async def test_a_socket_on_anothers_job_is_a_404(
     ],
 )
 async def test_anothers_thing_cannot_be_named_in_a_body(
-    api: Furnished, owned: Owned, other: dict[str, str], path: str, body: dict[str, str]
+    api: ApiWithJobs, owned: Owned, other: dict[str, str], path: str, body: dict[str, str]
 ) -> None:
     async def refusal(file: str, response: str) -> httpx.Response:
         filled = {n: t.format(file=file, response=response) for n, t in body.items()}
@@ -211,7 +211,7 @@ async def test_anothers_thing_cannot_be_named_in_a_body(
 
 @pytest.mark.parametrize("text", ["mine", "yours"], ids=["the same body", "another body"])
 async def test_the_same_event_of_another_tenant_reveals_nothing_of_the_job(
-    api: Furnished, acme: dict[str, str], other: dict[str, str], text: str
+    api: ApiWithJobs, acme: dict[str, str], other: dict[str, str], text: str
 ) -> None:
     def event(text: str) -> tuple[dict[str, str], bytes]:
         data = orjson.dumps(chat_line(text))
@@ -230,7 +230,7 @@ async def test_the_same_event_of_another_tenant_reveals_nothing_of_the_job(
 
 
 async def test_the_cost_of_all_tenants_needs_more_than_a_tenants_admin_scope(
-    api: Furnished, redis: Redis
+    api: ApiWithJobs, redis: Redis
 ) -> None:
     admin = await headers_of(redis, "acme", "admin", "jobs:read")
 

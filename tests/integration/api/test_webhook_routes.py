@@ -16,20 +16,20 @@ from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
 from eventing.store.redis_store import RedisStore
+from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import chat_line
-from tests.integration.api.furnished import Furnished, furnished, settings_for
 from tests.integration.api.receiver import Receiver, receiving
 from tests.redis_server import die_with_parent, free_port
 
 
 @pytest.fixture
-async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[Furnished]:
-    async with furnished(settings_for(redis_url, webhook_schedule_s=(0.0, 0.2)), store) as made:
+async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[ApiWithJobs]:
+    async with api_with_jobs(settings_for(redis_url, webhook_schedule_s=(0.0, 0.2)), store) as made:
         yield made
 
 
 @pytest.fixture
-async def client(api: Furnished) -> AsyncIterator[AsyncOpenAI]:
+async def client(api: ApiWithJobs) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(base_url=f"{api.url}/v1", api_key="none", max_retries=0) as made:
         yield made
 
@@ -41,7 +41,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 async def test_openais_client_registers_and_verifies(
-    api: Furnished, client: AsyncOpenAI, receiver: Receiver
+    api: ApiWithJobs, client: AsyncOpenAI, receiver: Receiver
 ) -> None:
     """The whole way with the official client: endpoint, job, delivery, `unwrap`."""
     endpoint = await client.webhooks.create(
@@ -79,7 +79,7 @@ async def test_openais_client_lists_changes_tests_and_deletes(
 
 
 async def test_a_rotation_keeps_both_secrets_good_for_a_day(
-    api: Furnished, client: AsyncOpenAI, receiver: Receiver
+    api: ApiWithJobs, client: AsyncOpenAI, receiver: Receiver
 ) -> None:
     old = await client.webhooks.create(
         name="mine", url=receiver.url, event_types=["response.completed"]
@@ -109,7 +109,7 @@ async def test_a_plain_rotation_ends_the_old_secret(
         client.webhooks.unwrap(sent.body, sent.headers, secret=old.signing_secret)
 
 
-async def test_a_secret_is_shown_once(api: Furnished, client: AsyncOpenAI) -> None:
+async def test_a_secret_is_shown_once(api: ApiWithJobs, client: AsyncOpenAI) -> None:
     made = await client.webhooks.create(
         name="x", url="https://hooks.example.com/", event_types=["response.failed"]
     )
@@ -120,7 +120,7 @@ async def test_a_secret_is_shown_once(api: Furnished, client: AsyncOpenAI) -> No
     assert answer.json()["signing_secret_hint"].endswith(made.signing_secret[-4:])
 
 
-async def test_a_job_brings_its_own_webhook(api: Furnished, receiver: Receiver) -> None:
+async def test_a_job_brings_its_own_webhook(api: ApiWithJobs, receiver: Receiver) -> None:
     job_id = await api.submit(webhook={"url": receiver.url})
     await api.answer(job_id)
 
@@ -132,7 +132,7 @@ async def test_a_job_brings_its_own_webhook(api: Furnished, receiver: Receiver) 
 
 
 async def test_a_repeated_result_event_sends_one_webhook(
-    api: Furnished, receiver: Receiver
+    api: ApiWithJobs, receiver: Receiver
 ) -> None:
     job_id = await api.submit(webhook={"url": receiver.url})
     await api.answer(job_id)
@@ -156,7 +156,7 @@ async def test_a_repeated_result_event_sends_one_webhook(
 async def test_an_address_inside_is_refused_when_it_is_handed_in(
     redis_url: str, store: RedisStore, redis: Redis, url: str, way: str
 ) -> None:
-    async with furnished(settings_for(redis_url, webhook_allow=()), store) as api:
+    async with api_with_jobs(settings_for(redis_url, webhook_allow=()), store) as api:
         match way:
             case "body":
                 answer = await api.client.post("/v1/jobs", json=chat_line(webhook={"url": url}))
@@ -171,7 +171,7 @@ async def test_an_address_inside_is_refused_when_it_is_handed_in(
     assert api.broker.events == []
 
 
-async def test_the_log_has_every_try(api: Furnished, receiver: Receiver) -> None:
+async def test_the_log_has_every_try(api: ApiWithJobs, receiver: Receiver) -> None:
     receiver.answer = lambda n: web.Response(status=500 if n == 1 else 200)
     await api.answer(await api.submit(webhook={"url": receiver.url + "?token=secret"}))
     await receiver.wait_for(2)
@@ -187,7 +187,7 @@ async def test_the_log_has_every_try(api: Furnished, receiver: Receiver) -> None
 
 
 async def test_the_log_of_deliveries_is_read_page_by_page(
-    api: Furnished, receiver: Receiver
+    api: ApiWithJobs, receiver: Receiver
 ) -> None:
     for _ in range(2):
         await api.answer(await api.submit(webhook={"url": receiver.url}))
@@ -210,7 +210,7 @@ async def test_the_log_of_deliveries_is_read_page_by_page(
     ],
 )
 async def test_an_unknown_endpoint_or_delivery_is_a_404(
-    api: Furnished, method: str, path: str
+    api: ApiWithJobs, method: str, path: str
 ) -> None:
     assert (await api.client.request(method, path)).status_code == 404
 
@@ -227,7 +227,7 @@ async def test_an_unknown_endpoint_or_delivery_is_a_404(
     ],
 )
 async def test_a_wrong_endpoint_names_its_field(
-    api: Furnished, body: dict[str, object], field: str
+    api: ApiWithJobs, body: dict[str, object], field: str
 ) -> None:
     answer = await api.client.post("/v1/webhook_endpoints", json=body)
 
@@ -251,7 +251,7 @@ async def test_a_delivery_survives_a_kill_of_its_sender(
             "TORPOR_WEBHOOK_TIMEOUT_S": "0.5",
         }
         async with process(environment) as url, httpx.AsyncClient(base_url=url) as client:
-            tools = Furnished(url, client, None, store, None)  # type: ignore[arg-type]
+            tools = ApiWithJobs(url, client, None, store, None)  # type: ignore[arg-type]
             await tools.answer(await tools.submit(webhook={"url": receiver.url}))
             await receiver.wait_for(1)
         async with process(environment):
@@ -287,7 +287,7 @@ async def process(environment: dict[str, str]) -> AsyncIterator[str]:
 
 
 async def test_a_jobs_timeline_has_its_webhooks_with_durations(
-    api: Furnished, receiver: Receiver
+    api: ApiWithJobs, receiver: Receiver
 ) -> None:
     job_id = await api.submit("hi", webhook={"url": receiver.url})
     look = f"/v1/jobs/{job_id}?include=timeline"
@@ -306,7 +306,7 @@ async def test_a_jobs_timeline_has_its_webhooks_with_durations(
 
 
 async def test_a_responses_webhooks_stand_in_its_jobs_timeline(
-    api: Furnished, client: AsyncOpenAI, receiver: Receiver
+    api: ApiWithJobs, client: AsyncOpenAI, receiver: Receiver
 ) -> None:
     await client.webhooks.create(name="n", url=receiver.url, event_types=["response.completed"])
     response = await client.responses.create(model="m", input="hi", background=True)

@@ -1,4 +1,6 @@
-"""Taking a job in, with the store in memory: what is promised whatever store and broker do."""
+"""Submitting a job, with the store in memory: no answer claims more than was recorded, whatever store and broker
+do.
+"""
 
 import asyncio
 from dataclasses import replace

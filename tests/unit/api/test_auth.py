@@ -1,4 +1,4 @@
-"""Who calls: keys, the broker's token, and what every refusal looks like."""
+"""Authentication: API keys, the broker's token, and uniform refusals."""
 
 from collections.abc import Mapping
 

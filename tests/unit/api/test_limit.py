@@ -1,4 +1,4 @@
-"""What a tenant may, what a call costs, and how long to wait."""
+"""Limits of a tenant, the cost of a call, and the wait after a refusal."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Where the reader of a token stream stands."""
+"""The position of a token stream's reader."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One job's life as steps with times."""
+"""The timeline of a job."""
 
 from dataclasses import replace
 from typing import Any

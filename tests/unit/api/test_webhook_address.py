@@ -1,4 +1,4 @@
-"""Where a webhook may go (OWASP's SSRF cases; the encodings are those of its cheat sheet)."""
+"""Addresses that webhooks may reach (OWASP's SSRF cases, with the encodings of its cheat sheet)."""
 
 from ipaddress import ip_address, ip_network
 

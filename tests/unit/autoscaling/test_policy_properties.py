@@ -1,4 +1,4 @@
-"""What holds for every policy whatever the load: bounds, calm in panic, rest at rest."""
+"""Properties of every policy under any load: within bounds, never down in panic, no change at rest."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Our own policy weighs work, spends the slack it is given, and keeps what pays for itself."""
+"""Our own policy weighs work, uses the allowed wait, and keeps an idle replica while that is cheaper."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Whether an object is up, and the plainest word for why not."""
+"""Whether an object is ready, and the clearest reason why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every second on the path follows from one number, and each hop outlasts the one inside it."""
+"""All timeouts follow from one number, and each hop is longer than the one inside it."""
 
 from __future__ import annotations
 

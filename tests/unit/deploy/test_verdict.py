@@ -1,4 +1,4 @@
-"""When a canary may take over: as good, beyond chance worse, or too early to tell."""
+"""When a canary may be promoted: not worse, significantly worse, or too early to decide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is judged at the door: every mistake by its field, and nothing that an engine might take."""
+"""Validation at submit: every mistake is named by its field, and values that an engine might accept pass."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Errors that come in groups reach their caller as one, on every Python we support."""
+"""Errors in exception groups reach their caller as one, on every supported Python."""
 
 import ast
 from pathlib import Path

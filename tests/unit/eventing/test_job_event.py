@@ -1,4 +1,4 @@
-"""Events that ask for jobs and events that tell of their ends, against the published schemas."""
+"""Request and result events, against the published schemas."""
 
 from dataclasses import replace
 from pathlib import Path

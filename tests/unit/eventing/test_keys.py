@@ -1,4 +1,4 @@
-"""No caller's word ends its part of a key, or spells a key of ours: whatever a tenant, a model or an id is called."""
+"""No caller's string ends its part of a key, or equals a reserved key."""
 
 import re
 from collections.abc import Callable, Mapping

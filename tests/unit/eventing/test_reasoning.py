@@ -1,4 +1,4 @@
-"""A thought has both of its names wherever it is shown."""
+"""Reasoning text has both names wherever it is shown."""
 
 import orjson
 import pytest

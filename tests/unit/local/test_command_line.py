@@ -1,4 +1,4 @@
-"""`torpor` as a person types it: help, completion, and what is wrong said in one line."""
+"""The `torpor` command: help, completion, and errors in one line."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The activator holds what nobody can take yet, and never overfills a replica."""
+"""The activator holds requests without a free replica, and never overfills one."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

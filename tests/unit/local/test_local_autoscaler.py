@@ -1,4 +1,4 @@
-"""The loop around the policies, with a scale that only remembers."""
+"""The loop around the policies, with a recording scale."""
 
 import asyncio
 from collections.abc import AsyncIterator

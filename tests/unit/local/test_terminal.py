@@ -1,4 +1,4 @@
-"""What reaches the operator's terminal of words that models and callers chose."""
+"""Text of models and callers on the operator's terminal."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What thinking costs: seconds told apart, shared among jobs, and turned into money."""
+"""The cost of inference: seconds by state, shared among jobs, in money."""
 
 import pytest
 from hypothesis import given

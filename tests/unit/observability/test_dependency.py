@@ -1,4 +1,4 @@
-"""What is said of a store or broker that goes and comes back, by a clock of our own."""
+"""Log lines about an unavailable store or broker."""
 
 import pytest
 import structlog

@@ -1,4 +1,4 @@
-"""Ended jobs are counted once, under labels that nobody outside can make up."""
+"""Ended jobs are counted once, under labels that callers cannot invent."""
 
 import pytest
 from prometheus_client import REGISTRY

@@ -1,4 +1,4 @@
-"""What a soak run takes for a leak, and what it does not."""
+"""Leak detection of a soak run."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Open and closed loops against a system that stalls: what an honest generator shows."""
+"""Open and closed loops against a stalled server."""
 
 import asyncio
 from collections.abc import Iterator

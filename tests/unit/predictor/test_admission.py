@@ -1,4 +1,4 @@
-"""Who may start, and who waits for how much of the batch."""
+"""Admission: which call gets slots, and which waits for how many."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Every row of the table «what the predictor answers to a delivery»."""
+"""Every row of the table of delivery outcomes and their responses."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One attempt, on an engine that plays what a test wrote down."""
+"""One attempt, on a scripted engine."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence

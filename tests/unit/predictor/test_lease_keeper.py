@@ -1,4 +1,4 @@
-"""What clocks and the store say of running attempts."""
+"""Decisions about running attempts, by the clock and by the store's answer."""
 
 import asyncio
 from collections.abc import Sequence

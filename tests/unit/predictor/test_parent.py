@@ -1,4 +1,4 @@
-"""The parent forks what it is asked to, tells how it ended, and leaves nobody behind."""
+"""The parent forks on request, reports exits, and leaves no process behind."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Deliveries that come when there is no room or no need for them."""
+"""Deliveries that are refused for lack of a slot, or not needed."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A predictor that is told to go."""
+"""Graceful shutdown of a predictor."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The test engine keeps the engine's contract, or no test built on it means anything."""
+"""The test engine implements the engine's contract, on which all tests with it rely."""
 
 import asyncio
 import subprocess

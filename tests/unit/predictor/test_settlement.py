@@ -1,4 +1,4 @@
-"""What an ending costs a job, where somebody else has a say in it."""
+"""The cost of an ending for a job, when store or engine interfere."""
 
 from eventing.clock import SystemClock
 from eventing.cloudevent.job_event import job_of

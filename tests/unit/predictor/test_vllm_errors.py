@@ -1,4 +1,4 @@
-"""vLLM's complaints name the field of the body, carry no values, and say what to change."""
+"""vLLM's errors name the field of the body, contain no values, and say what to change."""
 
 from collections.abc import Mapping
 from typing import Any

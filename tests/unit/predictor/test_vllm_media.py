@@ -1,4 +1,4 @@
-"""Nobody makes a predictor fetch an address: server-side request forgery by an image."""
+"""No call can make a predictor fetch an address (server-side request forgery by an image)."""
 
 from typing import Any
 

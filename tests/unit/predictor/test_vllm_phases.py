@@ -1,4 +1,4 @@
-"""What vLLM's worker tells of its start, and who hears it."""
+"""The start phases that vLLM's worker reports, and their receiver."""
 
 import asyncio
 from importlib import import_module

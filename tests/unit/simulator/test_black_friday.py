@@ -1,4 +1,4 @@
-"""The Black-Friday finding: CPU stays calm while users leave; queue depth and p95 notice."""
+"""The Black-Friday scenario: CPU stays low while users time out; queue depth and p95 react."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""No run of the simulator that serves everybody in time costs less than the lower bound."""
+"""No simulated run that meets the objective costs less than the lower bound."""
 
 from collections.abc import Sequence
 from dataclasses import replace

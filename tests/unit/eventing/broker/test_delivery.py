@@ -1,4 +1,4 @@
-"""What follows an answer, by Knative's rules (`pkg/kncloudevents/retries.go`, data-plane spec)."""
+"""The decision after an answer, by Knative's rules (`pkg/kncloudevents/retries.go`, data-plane specification)."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""One job's life as `torpor watch` ends it."""
+"""The timeline that `torpor watch` prints at the end."""
 
 from typing import Any
 

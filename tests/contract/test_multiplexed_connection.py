@@ -1,4 +1,4 @@
-"""How commands of many tasks share one connection, against a real server."""
+"""Commands of many tasks share one connection, against a real server."""
 
 import asyncio
 import os

@@ -19,7 +19,7 @@ from tests.integration.api.fakes import FakeBroker, FakePredictor, chat_result, 
 
 
 @dataclass
-class Furnished(Served):
+class ApiWithJobs(Served):
     """One running api."""
 
     app: FastAPI | None = None
@@ -54,7 +54,7 @@ def settings_for(redis_url: str, **fields: Any) -> ApiSettings:
 
 
 @asynccontextmanager
-async def furnished(settings: ApiSettings, store: RedisStore) -> AsyncIterator[Furnished]:
+async def api_with_jobs(settings: ApiSettings, store: RedisStore) -> AsyncIterator[ApiWithJobs]:
     """The api while the block runs."""
     broker = FakeBroker()
     parts = wiring.make_parts(settings, store.redis, broker)
@@ -63,4 +63,4 @@ async def furnished(settings: ApiSettings, store: RedisStore) -> AsyncIterator[F
         serving(app) as url,
         httpx.AsyncClient(base_url=url, timeout=5) as client,
     ):
-        yield Furnished(url, client, parts, store, broker, app)
+        yield ApiWithJobs(url, client, parts, store, broker, app)

@@ -1,4 +1,4 @@
-"""Whose turn it is in the queue: lanes, tenants, and how many are ahead."""
+"""The order of the queue: lanes, tenants, and how many events are ahead."""
 
 from collections import Counter
 

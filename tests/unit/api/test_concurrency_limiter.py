@@ -1,4 +1,4 @@
-"""A burst: some go, some wait a moment, the rest is sent away while it is cheap."""
+"""A burst of submits: some run, some wait a moment, the rest is refused at once."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""An event's stay in the queue on a real server: order, waits, dead consumers, nothing lost."""
+"""Claims, retries and dead consumers of the queue on a real server; no event is lost."""
 
 from redis.asyncio import Redis
 

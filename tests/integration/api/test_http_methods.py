@@ -1,4 +1,4 @@
-"""What HTTP clients and browsers expect of every server: HEAD, Allow, CORS, a hint at the path meant."""
+"""HTTP behaviour that clients and browsers expect of every server: HEAD, Allow, CORS, a hint for a mistyped path."""
 
 from collections.abc import AsyncIterator
 
@@ -7,8 +7,8 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.store.redis_store import RedisStore
+from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import Rig, chat_line, headers_of
-from tests.integration.api.furnished import Furnished, furnished, settings_for
 
 PAGE = "http://localhost:3000"
 PREFLIGHT = {
@@ -115,16 +115,16 @@ async def test_metrics_come_in_the_form_that_is_asked_for(rig: Rig, accept: str,
 @pytest.fixture(params=["anonymous", "with keys"])
 async def browsed(
     request: pytest.FixtureRequest, redis_url: str, store: RedisStore, redis: Redis
-) -> AsyncIterator[Furnished]:
+) -> AsyncIterator[ApiWithJobs]:
     source = "redis" if request.param == "with keys" else ""
     settings = settings_for(redis_url, cors_origins=(PAGE,), keys_source=source)
-    async with furnished(settings, store) as made:
+    async with api_with_jobs(settings, store) as made:
         made.client.headers.update(await headers_of(redis, "acme"))
         yield made
 
 
 async def test_a_preflight_of_an_allowed_page_is_answered_without_a_key(
-    browsed: Furnished,
+    browsed: ApiWithJobs,
 ) -> None:
     async with httpx.AsyncClient(base_url=browsed.url) as stranger:
         answer = await stranger.options("/v1/chat/completions", headers=PREFLIGHT)
@@ -134,7 +134,7 @@ async def test_a_preflight_of_an_allowed_page_is_answered_without_a_key(
     assert "x-stainless-retry-count" in answer.headers["access-control-allow-headers"]
 
 
-async def test_an_allowed_page_reads_answers_errors_and_streams(browsed: Furnished) -> None:
+async def test_an_allowed_page_reads_answers_errors_and_streams(browsed: ApiWithJobs) -> None:
     origin = {"origin": PAGE}
     answer = await browsed.client.post("/v1/jobs", json=chat_line(), headers=origin)
     error = await browsed.client.get("/v1/jobs/nope", headers=origin)
@@ -147,7 +147,7 @@ async def test_an_allowed_page_reads_answers_errors_and_streams(browsed: Furnish
     assert "torpor-job-id" in answer.headers["access-control-expose-headers"]
 
 
-async def test_a_page_that_is_not_allowed_gets_no_leave(browsed: Furnished) -> None:
+async def test_a_page_that_is_not_allowed_gets_no_leave(browsed: ApiWithJobs) -> None:
     headers = PREFLIGHT | {"origin": "https://evil.example"}
     answer = await browsed.client.options("/v1/chat/completions", headers=headers)
 
@@ -159,7 +159,7 @@ async def test_an_options_request_is_answered_with_the_allowed_origin(
     redis_url: str, store: RedisStore
 ) -> None:
     settings = settings_for(redis_url, event_origins=("eventgrid.azure.net",))
-    async with furnished(settings, store) as api:
+    async with api_with_jobs(settings, store) as api:
         allowed, refused = [
             await api.client.options("/v1/events", headers={"webhook-request-origin": origin})
             for origin in ("eventgrid.azure.net", "evil.example")

@@ -1,4 +1,4 @@
-"""How those who wait for a job's end hear of it, whichever script ended it."""
+"""Callers that wait for a job's end are notified, whichever script ended it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
