@@ -286,7 +286,8 @@ def accepted(job: Job) -> Response:
     """202 with the job's address; 200 when it has ended before (a repeated key)."""
     body = job_view(job) if job.state.is_terminal else accepted_view(job)
     status = 200 if job.state.is_terminal else 202
-    return json_response(body, status=status, headers={"location": f"/v1/jobs/{job.id}"})
+    headers = {"location": f"/v1/jobs/{job.id}", "torpor-job-id": job.id}
+    return json_response(body, status=status, headers=headers)
 
 
 def json_response(
