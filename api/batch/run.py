@@ -36,14 +36,14 @@ from api.job.submission import SubmitDeps, keyed_job_id, submit_line
 from api.webhook.service import WebhookService
 from eventing.clock import Clock
 from eventing.errors import InvalidJob, NotFound, TorporError, Unavailable
-from eventing.job.job import JobId, JobState
+from eventing.job.job import Job, JobId, JobState
 from eventing.job.store import JobIntake
 from eventing.process.body import BodyTooLarge
 
 WINDOW: Final = 200
 """Lines of one batch in flight: enough for several predictors, few enough to poll each second."""
 _ROUND: Final = 16
-"""Largest number of concurrent submits of one batch; other callers share the limit."""
+"""Largest number of concurrent submits, or reads of answers, of one batch; other callers share limit and memory."""
 _LONGEST_WAIT_S: Final = 5.0
 """Longest pause after a limit's refusal, since capacity may be freed earlier than announced."""
 
@@ -213,7 +213,7 @@ class BatchRun:
         if not self._looked_up:
             return False
         self._looked_up -= 1
-        return await self._deps.store.get(self._job_id(number)) is not None
+        return await self._deps.store.states([self._job_id(number)]) != [None]
 
     def _job_id(self, number: int) -> JobId:
         return keyed_job_id(self._batch.tenant, f"batch:{self._batch.id}:{number}")
@@ -279,24 +279,31 @@ class BatchRun:
     async def _collect(self, stopped: BatchStatus | None = None) -> int:
         """Collect the answers of ended jobs; gives their number."""
         waiting = list(self._running.values())
-        jobs = await asyncio.gather(*(self._deps.store.get(JobId(one.job_id)) for one in waiting))
-        for one, job in zip(waiting, jobs, strict=True):
-            if job is not None and not job.state.is_terminal:
-                continue
-            del self._running[one.number]
-            if job is None:
-                self._leave_out(one.number, one.custom_id, "result_expired")
-            elif stopped is not None and job.state is JobState.CANCELLED:
-                self._leave_out(one.number, one.custom_id, NOT_RUN_CODE[stopped])
-            else:
-                entry, is_answer = ended_entry(self._batch, one, job)
-                if is_answer:
-                    self._output.add(entry)
-                    self._batch = self._batch.with_answer(job)
-                else:
-                    self._errors.add(entry)
-                    self._batch = replace(self._batch, failed=self._batch.failed + 1)
+        states = await self._deps.store.states([JobId(one.job_id) for one in waiting])
+        ended = [n for n, state in enumerate(states) if state is None or state.is_terminal]
+        for start in range(0, len(ended), _ROUND):
+            group = [waiting[n] for n in ended[start : start + _ROUND]]
+            jobs = await asyncio.gather(*(self._deps.store.get(JobId(one.job_id)) for one in group))
+            for one, job in zip(group, jobs, strict=True):
+                self._collect_one(one, job, stopped)
         return len(waiting) - len(self._running)
+
+    def _collect_one(self, one: Running, job: Job | None, stopped: BatchStatus | None) -> None:
+        if job is not None and not job.state.is_terminal:
+            return  # redriven just now
+        del self._running[one.number]
+        if job is None:
+            self._leave_out(one.number, one.custom_id, "result_expired")
+        elif stopped is not None and job.state is JobState.CANCELLED:
+            self._leave_out(one.number, one.custom_id, NOT_RUN_CODE[stopped])
+        else:
+            entry, is_answer = ended_entry(self._batch, one, job)
+            if is_answer:
+                self._output.add(entry)
+                self._batch = self._batch.with_answer(job)
+            else:
+                self._errors.add(entry)
+                self._batch = replace(self._batch, failed=self._batch.failed + 1)
 
     def _leave_out(self, number: int, custom_id: str | None, code: str) -> None:
         """Report a line that was not run to its end."""

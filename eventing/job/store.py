@@ -200,6 +200,9 @@ class JobReader(Protocol):
     async def get(self, job_id: JobId) -> Job | None:
         """The job, or None."""
 
+    async def states(self, job_ids: Sequence[JobId]) -> list[JobState | None]:
+        """The state of each job, without reading the rest of its record; None for one that is not there."""
+
     async def list_jobs(
         self,
         tenant: str,
@@ -313,6 +316,9 @@ class JobSweeper(Protocol):
 
     async def get(self, job_id: JobId) -> Job | None:
         """The job, or None."""
+
+    async def states(self, job_ids: Sequence[JobId]) -> list[JobState | None]:
+        """The state of each job, without reading the rest of its record; None for one that is not there."""
 
     async def take_unpublished(self, limit: int) -> list[JobId]:
         """Jobs whose request event may not have reached an external broker."""

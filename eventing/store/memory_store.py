@@ -95,6 +95,9 @@ class MemoryStore:
     async def get(self, job_id: JobId) -> Job | None:
         return self._job(job_id)
 
+    async def states(self, job_ids: Sequence[JobId]) -> list[JobState | None]:
+        return [job.state if (job := self._job(job_id)) else None for job_id in job_ids]
+
     async def list_jobs(
         self,
         tenant: str,

@@ -41,9 +41,10 @@ from eventing.job.store import (
     StreamEntry,
     TokenBatch,
 )
+from eventing.known_fields import known_value
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.redis.script import Argument, Call, run_all
+from eventing.redis.script import Argument, Call, run_all, send
 from eventing.store import job_record
 from eventing.store.object_ref import ObjectRef
 from eventing.store.redis_index import RedisIndex
@@ -151,6 +152,11 @@ class RedisStore:
             ref = ObjectRef.parse(record[b"object"])
             if ref.result_bytes:
                 record[b"result"] = await self._archive.result(ref)
+
+    async def states(self, job_ids: Sequence[JobId]) -> list[JobState | None]:
+        async with failures_named():
+            found = await send(self._redis, [("HGET", keys.job(each), "state") for each in job_ids])
+        return [known_value(JobState, state.decode()) if state else None for state in found]
 
     async def list_jobs(
         self,

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from redis.asyncio import Redis
 
 from api.auth.principal import Principal
 from api.batch import run as batch_run
@@ -95,6 +96,33 @@ class LateClock(SystemClock):
 
     def wall_ms(self) -> int:
         return super().wall_ms() + 25 * 3600 * 1000
+
+
+async def test_a_runner_that_waits_reads_no_prompt_and_no_answer(rig: Rig) -> None:
+    megabyte = 1024 * 1024
+    line = chat_line("x" * (megabyte - 1000), custom_id="c1")
+    await start(rig, orjson.dumps(line))
+    redis = rig.store.redis
+    async with running(rig), asyncio.timeout(8):
+        while not (jobs := (await rig.store.list_jobs("default")).jobs):
+            await asyncio.sleep(0.02)
+        key = keys.job(jobs[0].id)
+        while not await polls(redis):
+            await asyncio.sleep(0.02)
+        before = int((await redis.info("stats"))["total_net_output_bytes"])
+        asked = await polls(redis)
+        while await polls(redis) < asked + 5:
+            await asyncio.sleep(0.02)
+        after = int((await redis.info("stats"))["total_net_output_bytes"])
+
+    assert int(await redis.hstrlen(key, "request")) > megabyte // 2
+    assert after - before < megabyte
+
+
+async def polls(redis: Redis) -> int:
+    """How often one field of a record was read."""
+    stats = await redis.info("commandstats")
+    return int(stats.get("cmdstat_hget", {"calls": 0})["calls"])
 
 
 @pytest.mark.timeout(30)
