@@ -130,7 +130,7 @@ class MemoryStore:
     ) -> Acquired:
         now = self._now()
         record = self._find(job_id)
-        if record is None:
+        if record is None or (expected and self._is_redriven(record.job, expected)):
             return Acquired(status=AcquireStatus.MISSING)
         if expected and record.sha != fingerprint(expected.request.to_json(), expected.tenant):
             return Acquired(status=AcquireStatus.OTHER)

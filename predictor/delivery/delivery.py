@@ -223,7 +223,7 @@ class Deliveries:
         Raises `JobDeleted`, also for an event that claims our api as its source without a record.
         """
         recorded = await self._store.get(new.id)
-        if recorded is not None:
+        if recorded is not None and not self._is_redriven(recorded, new):
             return recorded
         if self._is_strange(new.source):
             raise JobDeleted("our api has no such job")
@@ -234,6 +234,11 @@ class Deliveries:
         except IdempotencyConflict:
             raise Unavailable("another request took this identity just now") from None
         return job
+
+    def _is_redriven(self, recorded: Job, new: NewJob) -> bool:
+        """True when the shared store, which is not ours, has given a job that ended here a new life."""
+        is_later = recorded.state.is_terminal and recorded.attempt < new.attempt
+        return is_later and not self._is_store_shared
 
     def _is_strange(self, source: str) -> bool:
         """True when the source is our api, which records before it sends. (Without a shared store, false.)"""

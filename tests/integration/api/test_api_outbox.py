@@ -7,9 +7,10 @@ from redis.asyncio import Redis
 
 from eventing.cloudevent.event import Event
 from eventing.errors import BrokerUnavailable, EventRefused
-from eventing.job.job import JobId, JobState, new_job_id, parse_request
+from eventing.job.job import API_SOURCE, JobId, JobState, new_job_id, parse_request
 from eventing.job.store import NewJob, Publication
 from eventing.outbox.outbox import Swept, run, sweep_once
+from eventing.outbox.publisher import OutboxPublisher
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import chat_line
@@ -180,3 +181,29 @@ async def test_the_sweep_prunes_lists_of_jobs_that_are_no_longer_kept(
             await asyncio.sleep(0.01)
     sweeping.cancel()
     await asyncio.wait([sweeping])
+
+
+async def test_no_more_events_wait_for_a_broker_than_fit_and_the_others_are_left_to_the_sweep(
+    store: RedisStore,
+) -> None:
+    largest = bytes(8 * 1024 * 1024)
+    broker = FakeBroker()
+    route = OutboxPublisher(broker, max_unpublished=1000)
+    job_ids = [new_job_id() for _ in range(12)]
+
+    def record(job_id: JobId) -> None:
+        route.recorded(job_id, Event(id=job_id, source=API_SOURCE, type="t", data=largest))
+
+    for job_id in job_ids:
+        record(job_id)
+    publishing = asyncio.create_task(route.run(store))
+    try:
+        async with asyncio.timeout(8):
+            while job_ids[-1] not in {event.id for event in broker.events}:
+                record(job_ids[-1])  # once there is room again
+                await asyncio.sleep(0.01)
+    finally:
+        publishing.cancel()
+        await asyncio.wait([publishing])
+
+    assert {event.id for event in broker.events} == {*job_ids[:8], job_ids[-1]}

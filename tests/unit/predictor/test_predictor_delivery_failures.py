@@ -228,3 +228,25 @@ async def test_a_bug_in_an_attempt_counts_and_gives_the_job_back_at_once(
         assert data_of(answers[1])["error"]["code"] == "internal_error"
         assert [a["outcome"] for a in data_of(answers[1])["attempts"]] == ["failure", "failure"]
         assert "canary-8e2f" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_edited", [False, True])
+async def test_without_a_shared_store_a_redriven_job_runs_again_under_a_higher_attempt(
+    is_edited: bool,
+) -> None:
+    # Its own memory said that the job had ended: the new life was told the end of the old one, which the api refuses.
+    first = asking(text="word " * 5000)
+    asked = asking(text="short") if is_edited else first
+    redriven = replace(asked, extensions={**asked.extensions, "attempt": "3"})
+    async with open_harness(is_store_shared=False) as harness:
+        failed = await harness.deliver(first)
+        assert data_of(failed)["state"] == JobState.FAILED
+
+        answer = await harness.deliver(redriven)
+        late = await harness.deliver(first)
+
+    state = JobState.COMPLETED if is_edited else JobState.FAILED
+    assert data_of(answer)["state"] == state
+    assert data_of(answer)["attempt"] >= 3
+    assert data_of(late) == data_of(answer)
+    assert data_of(failed)["attempt"] < 3
