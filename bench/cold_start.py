@@ -1,11 +1,10 @@
 """Exec to first token of the engine alone, by phase and by lever: vLLM's way and ours, in one run.
 
-`python bench/cold_start.py --runs 3 --json cold_start.json`. The ways are interleaved, so that a
-slow minute of the machine hits all of them; ratios to vLLM's default within this run are what
-counts. All ways use the same model and engine settings (float32, eager, the same KV cache): only
-the start differs. `--compile` adds starts with torch.compile, without and with its cache kept
-(minutes each); `--convert` times the packaged model's conversion, which a kept folder saves. What
-the whole path adds (api, broker, activator) is not in here.
+`python bench/cold_start.py --runs 3 --json cold_start.json`. The ways are interleaved, so that a slow minute of the
+machine hits all of them; ratios to vLLM's default within this run are what counts. All ways use the same model and
+engine settings (float32, eager, the same KV cache): only the start differs. `--compile` adds starts with
+torch.compile, without and with its cache kept (minutes each); `--convert` times the packaged model's conversion,
+which a kept folder saves. What the whole path adds (api, broker, activator) is not in here.
 """
 
 import argparse

@@ -1,10 +1,9 @@
-"""One real job through the whole path: cold start, warm overhead, idle footprint, as ratios in one
-run.
+"""One real job through the whole path: cold start, warm overhead, idle footprint, as ratios in one run.
 
-`python -m bench.one_job --runs 3 --json one_job.json`. Cold: submit at zero replicas → first token,
-with and without the pre-imported parent, against a bare `AsyncLLM` as vLLM starts it (exec → first
-token), interleaved. Warm: submit → first token at one replica against the engine called in its own
-process. Idle: resident memory of every process of the stack at zero replicas.
+`python -m bench.one_job --runs 3 --json one_job.json`. Cold: submit at zero replicas → first token, with and
+without the pre-imported parent, against a bare `AsyncLLM` as vLLM starts it (exec → first token), interleaved.
+Warm: submit → first token at one replica against the engine called in its own process. Idle: resident memory of
+every process of the stack at zero replicas.
 """
 
 import argparse
@@ -31,9 +30,7 @@ WARM_RUNS: Final = 30
 
 
 def rss_mb(stack: Stack) -> int:
-    """Private and shared pages of the whole stack, counted once where they are shared by fork
-    (PSS), in MB.
-    """
+    """Private and shared pages of the whole stack, counted once where they are shared by fork (PSS), in MB."""
     root = psutil.Process(stack.pid)
     return sum(p.memory_full_info().pss for p in (root, *root.children(recursive=True))) >> 20
 

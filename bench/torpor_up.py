@@ -36,9 +36,7 @@ def torpor_up(
     env: Mapping[str, str] | None = None,
     within_s: float = _START_WITHIN_S,
 ) -> Iterator[Stack]:
-    """A stack on `folder` and free ports, ended with the block. What it says is in a file beside
-    the folder.
-    """
+    """A stack on `folder` and free ports, ended with the block. What it says is in a file beside the folder."""
     said = folder.with_suffix(".log")
     command = [str(Path(sys.executable).parent / "torpor"), "up", "--data-dir", str(folder)]
     command += ["--port", "0", "--broker-port", "0", *flags]

@@ -1,12 +1,10 @@
 """Tokens generated for each token delivered while predictors are killed, with and without resuming.
 
-`python -m bench.work_saved [--seconds 120] [--every 10] [--json work_saved.json]`. The test engine
-at a reasoning model's speed; sixteen callers, each with a job at a time, of 60 to 180 tokens. Every
-ten seconds the predictor that serves is killed (SIGKILL) and a spare takes over; leases of two
-seconds.
-Generated: every token an engine handed over, counted in memory that outlives the process.
-Delivered: the tokens of completed answers. Aim: at most 1.02. Without resuming (the same jobs,
-marked as not to be continued) it is reported beside.
+`python -m bench.work_saved [--seconds 120] [--every 10] [--json work_saved.json]`. The test engine at a reasoning
+model's speed; sixteen callers, each with a job at a time, of 60 to 180 tokens. Every ten seconds the predictor that
+serves is killed (SIGKILL) and a spare takes over; leases of two seconds. Generated: every token an engine handed
+over, counted in memory that outlives the process. Delivered: the tokens of completed answers. Aim: at most 1.02.
+Without resuming (the same jobs, marked as not to be continued) it is reported beside.
 """
 
 import argparse

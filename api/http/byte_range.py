@@ -46,9 +46,7 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
 
 
 def partial_response(data: bytes, asked: Mapping[str, str], media_type: str) -> Response:
-    """`data`, or the part of it that the headers in `asked` want: 200, 206 or 304. Raises
-    `RangeNotSatisfiable`.
-    """
+    """`data`, or the part of it that the headers in `asked` want: 200, 206 or 304. Raises `RangeNotSatisfiable`."""
     etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
     headers = {"etag": etag, "accept-ranges": "bytes"}
     known = [tag.strip().removeprefix("W/") for tag in asked.get("if-none-match", "").split(",")]

@@ -80,8 +80,7 @@ async def compact_conversation(call: Call[ResponseDeps]) -> Response:
 async def count_input_tokens(call: Call[ResponseDeps]) -> Response:
     """Count the tokens of a response's input.
 
-    With the model's own chat template and tokenizer, earlier responses and tools included; no
-    predictor is woken.
+    With the model's own chat template and tokenizer, earlier responses and tools included; no predictor is woken.
     """
     body = await call.read_object()
     ask = await read_ask(call.deps.submission, call.deps.held.store, call.principal, body)

@@ -81,9 +81,7 @@ class Chunker:
 
 
 def _pieces(choice: dict[str, Any], *, is_chat: bool) -> Iterator[dict[str, Any]]:
-    """A whole choice as chunks whose texts fit into a line: the thought, the answer, then what else
-    it has.
-    """
+    """A whole choice as chunks whose texts fit into a line: the thought, the answer, then what else it has."""
     texts, answer = (choice["delta"], "content") if is_chat else (choice, "text")
     thought = texts.get("reasoning") or texts.get("reasoning_content") or ""
     told = {"reasoning": thought, answer: texts.get(answer) or ""}

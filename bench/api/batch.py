@@ -1,9 +1,8 @@
-"""A batch from its upload to its result files, through the whole stack: rate, and the api's memory.
+"""A batch from its upload to its result files, through the whole stack: lines a second, and the api's memory.
 
-`python -m bench.api.batch --lines 50000 --json api_batch.json`. The engine is the seeded one, which
-costs next to nothing, so this is what Torpor itself takes for a line. One line in a thousand is
-bad. Ends with status 1 when a line is missing, doubled, or failed under another number than its
-own.
+`python -m bench.api.batch --lines 50000 --json api_batch.json`. With the seeded engine, whose own cost is
+negligible, so this is Torpor's own cost of a line. One line in a thousand is invalid. Exit status 1 when a line is
+missing, doubled, or has another number than its own.
 """
 
 import argparse

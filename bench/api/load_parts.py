@@ -1,5 +1,5 @@
-"""What `bench.api.load` runs as processes of their own: a broker that confirms at once, and a
-writer of tokens. They know nothing of ours: what is measured must not wait for them.
+"""Helper processes of `bench.api.load`: a broker that confirms at once, and a writer of tokens. They share no code
+with Torpor, so that they cannot slow down what is measured.
 """
 
 import asyncio
@@ -42,10 +42,10 @@ TICKS_PER_SECOND: Final = 200
 
 
 def writer(port: int, per_second: float, seconds: float) -> None:
-    """Tokens for all jobs, evenly spread over time; each says when it was written.
+    """Tokens for all jobs, evenly spread over time, each with the time of its writing.
 
-    Commands are put together by hand and answers thrown away: with a client library, writing cost
-    more than all that the api does with a token. Prints how late its own ticks were.
+    Commands are built by hand and replies discarded: with a client library, writing would cost more than all of the
+    api's work for a token. Prints how late its own ticks were.
     """
     job_ids = json.load(sys.stdin)
     names = [f"torpor:{{{job_id}}}:tokens" for job_id in job_ids]

@@ -1,6 +1,6 @@
-"""HTTP over bare sockets, and what it costs the api: for `bench.api.load`.
+"""HTTP over bare sockets, and the api's CPU time, for `bench.api.load`.
 
-A client library would be what is measured.
+A client library would dominate the measurement.
 """
 
 import asyncio
@@ -44,9 +44,7 @@ class Wire(asyncio.Protocol):
 
 
 class Reader(asyncio.Protocol):
-    """One SSE client; it notes how old each token is when it arrives. A stamp that two pieces share
-    is passed over.
-    """
+    """One SSE client; it records how old each token is when it arrives. A stamp split between two reads is skipped."""
 
     def __init__(self, request: bytes, delays: list[int]) -> None:
         self._request = request

@@ -1,21 +1,18 @@
-"""What being seen costs a whole stack: CPU per job and latency, seen against unseen.
+"""The cost of observability for a whole stack: CPU per job and latency, with it on and off.
 
-    python -m bench.observability.cost [--seen sampled|all|logs|metrics|traces] [--blocks N]
+python -m bench.observability.cost [--seen sampled|all|logs|metrics|traces] [--blocks N]
 
-One embedded stack with the test engine, made seeing and blind again while it runs, by a signal to
-each of its processes (`_SWITCH`): no two stacks have the same luck with their memory, and what was
-measured as the cost of being seen used to hold the difference between two of them. Rounds of the
-same jobs come in blocks of eight (`_ORDER`), so that whatever else the machine does, and however it
-drifts, falls on both alike. What is compared is CPU seconds (of every process
-of the stack, the store included, as the kernel's clocks of processes have them) per job: another
-program that takes the cores away stretches the wall clock, but hardly that. A block gives one
-ratio; reported are the median of the ratios and a 95 % interval from a bootstrap over the blocks.
-The latencies of all rounds are pooled, and p50 and p99 compared likewise.
+One local stack with the test engine is switched on and off while it runs, by a signal to each of its processes
+(`_SWITCH`), because two stacks differ by their memory layout. Rounds of the same jobs come in blocks of eight
+(`_ORDER`), so that drift of the machine affects both sides alike. Compared are CPU seconds per job of every process
+of the stack, the store included, by the kernel's process clocks, which other programs hardly affect. Each block
+gives one ratio; reported are the median and a 95 % interval from a bootstrap over the blocks. Latencies of all
+rounds are pooled, and p50 and p99 compared likewise.
 
-*Unseen* is more than off: INFO is not logged, nothing is traced, and counters and histograms do
-nothing. *Seen* logs at INFO, counts, and keeps the default share of its traces; with `--seen all`
-every trace. Scrapes are measured by themselves, since they cost by the second and not by the job:
-what one of all pages takes, and what part of these jobs' CPU that is every 15 seconds.
+*Off* means that INFO is not logged, nothing is traced, and counters and histograms do nothing. *On* logs at INFO,
+counts, and samples the default share of traces; with `--seen all` every trace. Scrapes are measured separately,
+since they cost by the second and not by the job: the time of all pages, and the share of these jobs' CPU at one
+scrape every 15 seconds.
 """
 
 import argparse
@@ -49,11 +46,11 @@ LENGTHS: Final = Lengths(prompt_median=20, output_median=20)
 SCRAPE_EVERY_S: Final = 15.0
 _SCRAPES: Final = 60
 _ORDER: Final = (0, 1, 1, 0, 1, 0, 0, 1)
-"""Unseen and seen within a block, so that early and late falls on both alike. Of ABBA and BAAB in
-turn the median fell on whichever kind it met once more.
+"""Off and on within a block, so that early and late rounds affect both alike. With ABBA and BAAB in turns the
+median fell on one kind of block.
 """
 _LET_GO_S: Final = 0.05
-"""What a round leaves to be done (its last events are settled) is done before the next."""
+"""Pause after a round, in which its last events are settled."""
 
 _SWITCH: Final = """
 import signal
@@ -88,7 +85,7 @@ SEEN: Final = {
     "all": LOGS | METRICS | TRACES,
     "nothing": 0,
 }
-"""What is switched on; `nothing` measures the measuring."""
+"""What is switched on; `nothing` checks the method itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +102,11 @@ class Round:
 
 
 Block = Sequence[Sequence[Round]]
-"""The rounds unseen, and those seen."""
+"""The rounds with observability off, and those with it on."""
 
 
 class Watched:
-    """A stack whose processes can be switched, and their CPU read."""
+    """A stack that can be switched and whose CPU time can be read."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -230,7 +227,7 @@ async def scrape_ms(
 async def measure(
     stack: Stack, seen: int, blocks: int, jobs: int
 ) -> tuple[list[list[list[Round]]], float]:
-    """The rounds of every block, those unseen and those seen; and milliseconds of CPU a scrape."""
+    """The rounds of every block, off and on; and milliseconds of CPU a scrape."""
     found: list[list[list[Round]]] = []
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, read_bufsize=1 << 20) as session:
@@ -266,12 +263,12 @@ def latency(share: float) -> Callable[[Sequence[Round]], float]:
 
 
 def ratio_of(blocks: Sequence[Block], figure: Callable[[Sequence[Round]], float]) -> float:
-    """Seen over unseen: the median over blocks."""
+    """On over off: the median over blocks."""
     return statistics.median(figure(seen) / figure(unseen) for unseen, seen in blocks)
 
 
 def pooled(blocks: Sequence[Block], figure: Callable[[Sequence[Round]], float]) -> float:
-    """Seen over unseen, of all rounds together: a p99 needs more jobs than a block has."""
+    """On over off, of all rounds together: a p99 needs more jobs than a block has."""
     unseen = [each for block in blocks for each in block[0]]
     return figure([each for block in blocks for each in block[1]]) / figure(unseen)
 
@@ -281,7 +278,7 @@ def interval(
     figure: Callable[[Sequence[Round]], float],
     over: Callable[[Sequence[Block], Callable[[Sequence[Round]], float]], float],
 ) -> dict[str, float]:
-    """Percent that being seen adds, with the middle 95 % of what resampled blocks say."""
+    """The added per cent, with the middle 95 % of resampled blocks."""
     rng = random.Random(0)
     times = 1000 if over is ratio_of else 200
     resampled = sorted(over(rng.choices(blocks, k=len(blocks)), figure) for _ in range(times))

@@ -1,9 +1,9 @@
-"""What one log line, one metric, one span and one scrape cost, and so what a job pays to be seen.
+"""The cost of one log line, one metric, one span and one scrape, and of all that a job causes.
 
-    .venv/bin/python bench/observability/parts.py
+.venv/bin/python bench/observability/parts.py
 
-Each is the fastest of many repeats in one process, so that what else the machine does is left out.
-How often a job does each was counted on the embedded stack (`PER_JOB`). Writes JSON.
+Each is the fastest of many repeats in one process, which excludes other load of the machine. How often a job does
+each was counted on the local stack (`PER_JOB`). Writes JSON.
 """
 
 import json

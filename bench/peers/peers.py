@@ -1,13 +1,12 @@
-"""The plumbing of Torpor against what a user would pick instead: the same echo job, the same Redis.
+"""Torpor's overhead compared with other task queues: the same echo job, the same Redis.
 
-    python -m bench.peers.peers [--seconds 8] [--only torpor,taskiq] [--ahead]
+python -m bench.peers.peers [--seconds 8] [--only torpor,taskiq] [--ahead]
 
-FastAPI with Celery, RQ, arq, taskiq and dramatiq (`bench/peers/app.py`, each in an environment that the
-first run makes) and Torpor: one HTTP process, one worker, the same server (AOF everysec),
-the same closed loop of 1 and of 64 clients, one after the other in one run. A client asks and waits
-for its result, then asks again. Torpor's job is an OpenAI completion of one token by the test
-engine: event, queue, lease, token stream, result and result event included, which the others have
-nothing of. It has one more process, the broker; all of them share the same cores.
+FastAPI with Celery, RQ, arq, taskiq and dramatiq (`bench/peers/app.py`, each in an environment that the first run
+makes) and Torpor: one HTTP process, one worker, the same server (AOF everysec), the same closed loop of 1 and of 64
+clients, one after the other in one run. A client waits for its result before the next call. Torpor's job is an
+OpenAI completion of one token by the test engine, with event, queue, lease, token stream, result and result event,
+which the others do not have. It has one more process, the broker; all of them share the same cores.
 """
 
 import argparse
@@ -158,9 +157,7 @@ def torpor(redis_url: str, folder: Path) -> Iterator[Contestant]:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that a process and its children have used: what the machine's other load moves
-    least.
-    """
+    """CPU seconds that a process and its children have used: what the machine's other load moves least."""
     parent = psutil.Process(pid)
     times = [each.cpu_times() for each in (parent, *parent.children(recursive=True))]
     return float(sum(each.user + each.system for each in times))

@@ -1,22 +1,21 @@
-"""What no policy can pay less than, and what somebody who knows every arrival was seen to pay.
+"""A lower bound on the cost of any policy, and the cost of a simulated player that knows every arrival.
 
-Called by `policies_table.py`. For a list of requests, a cold start C and a wait target T that at
-least 95 of 100 requests keep:
+Called by `policies_table.py`. For a list of requests, a cold start C and a wait target T that at least 95 of 100
+requests keep:
 
-* Replicas are up in one or more stretches. A stretch whose first kept request came at `a` is ready
-  at `a + T` at the latest, lasts at least until its last request could be done with the engine to
-  itself, and costs C besides. Requests in between ride for nothing. Any 5 % may wait as
-  long as it takes, and ride with a later stretch for nothing; those after the last one need one of
-  their own. The cheapest cut into stretches is found by dynamic programming.
-* All work must be done, by replicas that are up, at the engine's best batch rate. The seconds that
-  replicas are up are at least the stretches' and at least the work's, hence at least any mixture:
-  each second of a stretch at weight 1 - w, plus all work at weight w. Every w gives a bound, and
-  the largest counts.
+* Replicas are up in one or more stretches. A stretch whose first kept request came at `a` is ready at `a + T` at
+  the latest, lasts at least until its last request could be done with the engine to itself, and costs C besides.
+  Requests in between ride for nothing. Any 5 % may wait as long as it takes, and ride with a later stretch for
+  nothing; those after the last one need one of their own. The cheapest cut into stretches is found by dynamic
+  programming.
+* All work must be done, by replicas that are up, at the engine's best batch rate. The seconds that replicas are up
+  are at least the stretches' and at least the work's, hence at least any mixture: each second of a stretch at
+  weight 1 - w, plus all work at weight w. Every w gives a bound, and the largest counts.
 
-Real schedules batch at lower rates, so nobody reaches it. How far the bound itself is from what can
-be done is told by `Clairvoyant`, which plays the cheapest cut in the simulator. With
-`Setting.is_earned_first` the cut may leave out a request only once so many have come that the kept
-share holds at that moment: what a policy that borrows nothing could do at best if it knew all.
+Real schedules batch at lower rates, so nobody reaches it. How far the bound itself is from what can be done is told
+by `Clairvoyant`, which plays the cheapest cut in the simulator. With `Setting.is_earned_first` the cut may leave
+out a request only once so many have come that the kept share holds at that moment: what a policy that borrows
+nothing could do at best if it knew all.
 """
 
 import math
@@ -34,7 +33,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Somebody is up: ready at `ready_at`, for requests until the one that comes at `last_at`."""
+    """A replica runs: ready at `ready_at`, for requests until the one that arrives at `last_at`."""
 
     ready_at: float
     last_at: float
@@ -180,5 +179,5 @@ class Clairvoyant:
         return int(now >= self._left[0].ready_at - self._start_s - self.tick_s)
 
     def wake(self, view: PolicyView, now: float) -> int | None:
-        """It knew."""
+        """Nothing to do: every arrival is known."""
         return None

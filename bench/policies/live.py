@@ -2,11 +2,10 @@
 
     python -m bench.policies.live
 
-Starts `torpor up --engine seeded` on a clock ten times as fast. Follows a job at zero from a new
-connection over its record (the api's clock) to the autoscaler's decision (its own log line), and
-from its end to the decision for zero. All on one machine, hence on one clock. What a client spends
-on itself before it connects is timed beside: an `httpx.Client` reads the machine's certificates
-even for plain HTTP.
+Starts `torpor up --engine seeded` on a clock ten times as fast. Follows a job at zero from a new connection over
+its record (the api's clock) to the autoscaler's decision (its own log line), and from its end to the decision for
+zero. All on one machine, hence on one clock. What a client spends on itself before it connects is timed beside: an
+`httpx.Client` reads the machine's certificates even for plain HTTP.
 """
 
 import argparse

@@ -1,12 +1,11 @@
-"""Policies side by side on the trace and on bursts: who waits, who pays, and how far from the
-bound.
+"""Policies side by side on the trace and on bursts: who waits, who pays, and how far from the bound.
 
     python -m bench.policies.table --trace ../shared/traces/azure_llm_2023_conv.csv
 
     python -m bench.policies.table --seeds 10        # bursts only, as many of them
 
-"best" rows are the cheapest setting of a grid that keeps the target, chosen with hindsight on the
-very load they are judged by: a generous rival. "work" has no setting but the target itself.
+"best" rows are the cheapest setting of a grid that keeps the target, chosen with hindsight on the very load they
+are judged by: a generous rival. "work" has no setting but the target itself.
 """
 
 import argparse

@@ -186,9 +186,7 @@ class Queue:
         return ("settle", [self._key[n] for n in names], [keys.GROUP, *tickets])
 
     async def settle(self, ticket: str, before: Sequence[Call] = ()) -> None:
-        """End an event's stay, after the calls `before`; those of the same turns of the loop in one
-        round trip.
-        """
+        """End an event's stay, after the calls `before`; those of the same turns of the loop in one round trip."""
         self._ended.append(ticket)
         self._before_end += before
         if self._settling is None:

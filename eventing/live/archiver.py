@@ -23,9 +23,7 @@ _log = structlog.get_logger()
 
 
 async def run(archive: Archive) -> None:
-    """Archive until cancelled; with store or object store away, jobs stay where they are and are
-    looked at again.
-    """
+    """Archive until cancelled; with store or object store away, jobs stay where they are and are looked at again."""
     while True:
         try:
             while due := await archive.take_due(_AT_ONCE):

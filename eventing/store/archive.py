@@ -1,12 +1,11 @@
-"""Large results in the object store: what a job gave and its token stream, as one object, with a
-reference to it in the record.
+"""Large results in the object store: what a job gave and its token stream, as one object, with a reference to it in
+the record.
 
-Called by `eventing.store.redis_store` to read, and by the api's loops to write and to sweep. The
-script that ends a job lists it here when result and tokens are above 64 KiB (`end_job` in
-`_lib.lua`); a failed job is never listed, since a redrive goes on from its tokens. The object is
-written first, then one script puts the reference into the record, unless the job has changed, and
-trims the stream (`archive.lua`). A process that dies between the two leaves an object that no record
-names: `sweep` removes it. Nothing is lost at any point.
+Called by `eventing.store.redis_store` to read, and by the api's loops to write and to sweep. The script that ends a
+job lists it here when result and tokens are above 64 KiB (`end_job` in `_lib.lua`); a failed job is never listed,
+since a redrive goes on from its tokens. The object is written first, then one script puts the reference into the
+record, unless the job has changed, and trims the stream (`archive.lua`). A process that dies between the two leaves
+an object that no record names: `sweep` removes it. Nothing is lost at any point.
 """
 
 import re

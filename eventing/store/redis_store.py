@@ -70,9 +70,7 @@ class RedisStore:
         settings: LeaseSettings | None = None,
         archive: ArchiveReader | None = None,
     ) -> None:
-        """Without an `archive`, archived jobs have no result and no stream here, only
-        `archived_bytes`.
-        """
+        """Without an `archive`, archived jobs have no result and no stream here, only `archived_bytes`."""
         self._redis = redis
         self._archive = archive
         self._settings = settings or LeaseSettings()

@@ -1,5 +1,4 @@
-"""The api as the command line uses it: the client that everybody has, with a person's words for
-what goes wrong.
+"""The api as the command line uses it: the client that everybody has, with a person's words for what goes wrong.
 
 Called by the commands, through `ask`.
 """
@@ -21,9 +20,8 @@ _HINT: Final = "start one with `torpor up`, or name one with --api or TORPOR_API
 
 
 def api_address(named: str, data_dir: Path | None) -> str:
-    """The api to talk to: the one named, else the stack of the folder named, else the one of
-    `.torpor`, else the default port. Raises `UserError` when no stack runs on a folder that was
-    named: somebody else's would answer.
+    """The api to talk to: the one named, else the stack of the folder named, else the one of `.torpor`, else the
+    default port. Raises `UserError` when no stack runs on a folder that was named: somebody else's would answer.
     """
     if named:
         return checked_url(named, "--api")

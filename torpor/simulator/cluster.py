@@ -26,14 +26,10 @@ class NodeModel:
 class PodPhase(StrEnum):
     """The life of a predictor."""
 
-    WAKING = "waking"
-    """Asked for: its node or its engine is starting."""
-    READY = "ready"
-    """Takes work."""
-    DRAINING = "draining"
-    """Ends what it has and takes nothing new."""
-    GONE = "gone"
-    """Ended."""
+    WAKING = "waking"  #: asked for: its node or its engine is starting
+    READY = "ready"  #: takes work
+    DRAINING = "draining"  #: ends what it has and takes nothing new
+    GONE = "gone"  #: ended
 
 
 @dataclass(slots=True)

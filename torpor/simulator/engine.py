@@ -1,11 +1,10 @@
 """A batching inference engine as speeds: prefill one prompt at a time, decode all answers together.
 
-Called by the world (`world.py`), one `SimulatedReplica` a predictor. It must not know queues, policies or
-nodes.
+Called by the world (`world.py`), one `SimulatedReplica` a predictor. It must not know queues, policies or nodes.
 
-All answers of a batch get the same share of the engine, so each replica keeps one count of tokens
-"per answer" (`_tokens`); an answer ends when that count has grown by its length. Joining and
-leaving cost O(log batch) and no answer is touched in between.
+All answers of a batch get the same share of the engine, so each replica keeps one count of tokens "per answer"
+(`_tokens`); an answer ends when that count has grown by its length. Joining and leaving cost O(log batch) and no
+answer is touched in between.
 """
 
 import heapq
@@ -20,9 +19,8 @@ NEVER = float("inf")
 class EngineModel:
     """Speeds of one predictor.
 
-    `decode` are (batch size, tokens a second of the whole batch), linear in between; `max_batch`
-    is how many answers it works on at once. While a prompt is read, answers go on at
-    `decode_during_prefill` of their speed.
+    `decode` are (batch size, tokens a second of the whole batch), linear in between; `max_batch` is how many
+    answers it works on at once. While a prompt is read, answers go on at `decode_during_prefill` of their speed.
     """
 
     prefill_tokens_per_s: float

@@ -14,10 +14,9 @@ from torpor.simulator.engine import SimulatedJob
 class PolicyView:
     """The world as a metrics pipeline sees it.
 
-    `asked`: replicas asked for last; `existing`: those that are there, draining ones left out;
-    `in_flight_average`: queued and running together, averaged since the last step; `slot_share`:
-    used share of the ready replicas' places in the same time; `p95_s`: of total times in the last
-    minute.
+    `asked`: replicas asked for last; `existing`: those that are there, draining ones left out; `in_flight_average`:
+    queued and running together, averaged since the last step; `slot_share`: used share of the ready replicas'
+    places in the same time; `p95_s`: of total times in the last minute.
     """
 
     queued: int

@@ -44,16 +44,13 @@ class Lengths:
 class ProfileKind(StrEnum):
     """The shapes of load that `torpor simulate --profile` knows."""
 
-    STEADY = "steady"
-    """The base rate all the time."""
-    STEP = "step"
-    """From base to peak at a third of the time, and back at two thirds."""
-    BURST = "burst"
-    """Silence, and every quarter of the time thirty seconds at the peak."""
-    RAMP = "ramp"
-    """From base to peak in a straight line."""
-    BLACK_FRIDAY = "black-friday"
-    """A quiet start, a climb to the peak, a plateau, and a slow way down."""
+    STEADY = "steady"  #: the base rate all the time
+    STEP = "step"  #: from base to peak at a third of the time, and back at two thirds
+    BURST = "burst"  #: silence, and every quarter of the time thirty seconds at the peak
+    RAMP = "ramp"  #: from base to peak in a straight line
+    BLACK_FRIDAY = (
+        "black-friday"  #: a quiet start, a climb to the peak, a plateau, and a slow way down
+    )
 
 
 @dataclass(frozen=True, slots=True)

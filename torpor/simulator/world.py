@@ -35,12 +35,11 @@ _NAMES = ("asked", "ready", "queued", "running", "p95_s", "slot_percent", "arriv
 class Scenario:
     """Everything but the requests and the policy; times in seconds.
 
-    `container_concurrency` 0 lets a replica take as much as its engine batches. `timeout_s` is how
-    long a client waits in all (None: for ever). `grace_s` is how long a draining replica may go on
-    before it hands its work over; `does_resume` keeps the tokens made so far. `queue_limit` 0
-    means no limit. `delivery_limit` is how many requests a broker holds out at once (0: all of
-    them); an autoscaler on concurrency sees no more than these. `seen_starts_s` are cold starts
-    that were measured, used in order instead of `start_s`.
+    `container_concurrency` 0 lets a replica take as much as its engine batches. `timeout_s` is how long a client
+    waits in all (None: for ever). `grace_s` is how long a draining replica may go on before it hands its work over;
+    `does_resume` keeps the tokens made so far. `queue_limit` 0 means no limit. `delivery_limit` is how many
+    requests a broker holds out at once (0: all of them); an autoscaler on concurrency sees no more than these.
+    `seen_starts_s` are cold starts that were measured, used in order instead of `start_s`.
     """
 
     engine: EngineModel

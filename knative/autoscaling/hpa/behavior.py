@@ -19,21 +19,16 @@ _LEAST_UP_LIMIT = 4
 class PolicyType(StrEnum):
     """The unit of a rate policy."""
 
-    PODS = "Pods"
-    """Pods a period."""
-    PERCENT = "Percent"
-    """Percent of the pods at the period's start."""
+    PODS = "Pods"  #: pods a period
+    PERCENT = "Percent"  #: percent of the pods at the period's start
 
 
 class SelectPolicy(StrEnum):
     """Which of several policies applies."""
 
-    MAX = "Max"
-    """The one that allows the largest change (the default)."""
-    MIN = "Min"
-    """The one that allows the smallest change."""
-    DISABLED = "Disabled"
-    """None: no scaling in this direction."""
+    MAX = "Max"  #: the one that allows the largest change (the default)
+    MIN = "Min"  #: the one that allows the smallest change
+    DISABLED = "Disabled"  #: none: no scaling in this direction
 
 
 @dataclass(frozen=True, slots=True)

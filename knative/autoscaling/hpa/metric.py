@@ -20,12 +20,9 @@ _INITIAL_READINESS_S = 30.0
 class TargetType(StrEnum):
     """The meaning of a metric's target."""
 
-    AVERAGE_VALUE = "AverageValue"
-    """The sum divided by the replicas (KEDA's default)."""
-    VALUE = "Value"
-    """The value as it is."""
-    UTILIZATION = "Utilization"
-    """Usage in percent of what the pods request."""
+    AVERAGE_VALUE = "AverageValue"  #: the sum divided by the replicas (KEDA's default)
+    VALUE = "Value"  #: the value as it is
+    UTILIZATION = "Utilization"  #: usage in percent of what the pods request
 
 
 @dataclass(frozen=True, slots=True)

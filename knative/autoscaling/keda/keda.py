@@ -23,14 +23,10 @@ COMPOSITE = "composite"
 class FallbackBehavior(StrEnum):
     """The replicas while a trigger fails."""
 
-    STATIC = "static"
-    """The configured number."""
-    CURRENT = "currentReplicas"
-    """The current number."""
-    IF_HIGHER = "currentReplicasIfHigher"
-    """The current number, if it is higher than the configured one."""
-    IF_LOWER = "currentReplicasIfLower"
-    """The current number, if it is lower than the configured one."""
+    STATIC = "static"  #: the configured number
+    CURRENT = "currentReplicas"  #: the current number
+    IF_HIGHER = "currentReplicasIfHigher"  #: the higher of current and configured number
+    IF_LOWER = "currentReplicasIfLower"  #: the lower of current and configured number
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +80,9 @@ class KedaSpec:
 class KedaReadiness(StrEnum):
     """The Ready condition of a ScaledObject."""
 
-    READY = "ready"
-    """All triggers can be read."""
-    UNKNOWN = "unknown"
-    """Some fail while others are active."""
-    FAILED = "failed"
-    """Some fail and none is active: nothing is scaled."""
+    READY = "ready"  #: all triggers can be read
+    UNKNOWN = "unknown"  #: some fail while others are active
+    FAILED = "failed"  #: some fail and none is active: nothing is scaled
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,12 +38,9 @@ class Backlog:
 class StreamMode(StrEnum):
     """What a redis-streams trigger counts."""
 
-    LAG = "lagCount"
-    """Entries not yet delivered to the group; the only mode that wakes from zero."""
-    PENDING = "pendingEntriesCount"
-    """Entries delivered and not acknowledged."""
-    LENGTH = "streamLength"
-    """All entries of the stream."""
+    LAG = "lagCount"  #: entries not yet delivered to the group; the only mode that wakes from zero
+    PENDING = "pendingEntriesCount"  #: entries delivered and not acknowledged
+    LENGTH = "streamLength"  #: all entries of the stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +53,9 @@ class RedisStreams:
 class QueueMode(StrEnum):
     """What a rabbitmq trigger measures."""
 
-    LENGTH = "QueueLength"
-    """Messages in the queue."""
-    RATE = "MessageRate"
-    """Messages published a second."""
-    DELIVER_GET_RATE = "DeliverGetRate"
-    """Messages delivered a second."""
+    LENGTH = "QueueLength"  #: messages in the queue
+    RATE = "MessageRate"  #: messages published a second
+    DELIVER_GET_RATE = "DeliverGetRate"  #: messages delivered a second
 
 
 @dataclass(frozen=True, slots=True)

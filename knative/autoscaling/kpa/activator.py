@@ -10,10 +10,8 @@ from enum import StrEnum
 class PathMode(StrEnum):
     """Who stands before the pods."""
 
-    PROXY = "proxy"
-    """The activator: it holds requests while there is no room."""
-    SERVE = "serve"
-    """Nobody: requests go straight to the pods."""
+    PROXY = "proxy"  #: in the path: it holds requests without a free pod
+    SERVE = "serve"  #: not in the path: requests go straight to the pods
 
 
 def path_mode(*, want: int, excess_burst_capacity: int, is_inactive: bool) -> PathMode:

@@ -28,10 +28,8 @@ ALWAYS_BUFFER = -1.0
 class ScaleMetric(StrEnum):
     """What is measured per pod."""
 
-    CONCURRENCY = "concurrency"
-    """Requests in flight."""
-    RPS = "rps"
-    """Requests a second."""
+    CONCURRENCY = "concurrency"  #: requests in flight
+    RPS = "rps"  #: requests a second
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,9 @@ _ACTIVATION_SLACK_S = 30.0
 class Activity(StrEnum):
     """The Active condition of a revision's autoscaler."""
 
-    ACTIVATING = "activating"
-    """Pods are wanted and too few are ready."""
-    ACTIVE = "active"
-    """Enough pods are ready."""
-    INACTIVE = "inactive"
-    """No pods are wanted; the activator holds incoming requests."""
+    ACTIVATING = "activating"  #: pods are wanted and too few are ready
+    ACTIVE = "active"  #: enough pods are ready
+    INACTIVE = "inactive"  #: no pods are wanted; the activator holds incoming requests
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,7 @@ _MIN_WEIGHT = 0.2
 class Aggregation(StrEnum):
     """How the seconds of a window are weighted."""
 
-    LINEAR = "linear"
-    """Every second counts the same (the default)."""
+    LINEAR = "linear"  #: every second counts the same (the default)
     WEIGHTED_EXPONENTIAL = "weighted-exponential"
     """The newest second counts most; a second at the window's edge counts almost nothing."""
 

@@ -19,12 +19,9 @@ if TYPE_CHECKING:
 class Severity(StrEnum):
     """How serious a finding is."""
 
-    ERROR = "error"
-    """A job is cut off, lost or duplicated, a busy pod is killed, or no pod is started."""
-    WARNING = "warning"
-    """Works, but costs more or guarantees less than it could."""
-    NEEDED = "needed"
-    """The cluster must have it, and the examined resources do not show it."""
+    ERROR = "error"  #: a job is cut off, lost or duplicated, or no pod starts for it
+    WARNING = "warning"  #: works, but costs more or guarantees less than it could
+    NEEDED = "needed"  #: the cluster must have it, and the examined resources do not show it
 
 
 class Hop(StrEnum):

@@ -54,9 +54,8 @@ def trigger(name: str, values: Values, spec: Resource, annotations: Resource) ->
 
 
 def triggers(values: Values, times: Timeouts) -> list[Resource]:
-    """Give the Triggers: requests to each predictor. Results go to whoever subscribed: the predictor
-    has ended the job in the store, and a result event that the api believed would let anybody who
-    reaches the Broker end jobs.
+    """Give the Triggers: requests to each predictor. Results go to whoever subscribed: the predictor has ended the
+    job in the store, and a result event that the api believed would let anybody who reaches the Broker end jobs.
     """
     is_only = not values.more_models
     return [_requests_trigger(each, times, is_only=is_only) for each in values.each()]

@@ -22,12 +22,9 @@ FAULTS = "engine_dead|engine_request_failed|stalled|out_of_step|bug"
 class CanaryDecision(StrEnum):
     """What to do with a canary."""
 
-    PROMOTE = "promote"
-    """It is not worse."""
-    ROLL_BACK = "roll back"
-    """It is significantly worse."""
-    WAIT = "wait"
-    """Too few requests to decide."""
+    PROMOTE = "promote"  #: it is not worse
+    ROLL_BACK = "roll back"  #: it is significantly worse
+    WAIT = "wait"  #: too few requests to decide
 
 
 @dataclass(frozen=True, slots=True)
