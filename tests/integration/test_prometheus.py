@@ -14,7 +14,6 @@ import httpx
 import pytest
 import yaml
 
-from knative.monitoring.__main__ import RULES, files
 from knative.monitoring.dashboard import queries
 from tests.integration.stack import LocalStack
 from tests.redis_server import free_port
@@ -30,24 +29,12 @@ PREDICTOR_FAILS = {"max_tokens": 6, "seeded": {"fail_at": 3, "output_tokens": 6}
 
 
 class Prometheus:
-    """Debian's, with our rules, scraping every second."""
+    """Debian's, on the files of `torpor up --metrics`, scraping every second."""
 
-    def __init__(self, folder: Path, targets: dict[str, str]) -> None:
+    def __init__(self, folder: Path) -> None:
         self._port = free_port()
-        (folder / RULES).write_text(files()[RULES])
-        config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": [RULES],
-            "scrape_configs": [
-                {
-                    "job_name": name,
-                    "static_configs": [{"targets": [at.removeprefix("http://")]}],
-                    "metrics_path": "/metrics",
-                }
-                for name, at in targets.items()
-            ],
-        }
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        config = folder / "prometheus.yml"
+        config.write_text(config.read_text().replace("_interval: 5s", "_interval: 1s"))
         with (folder / "prometheus.log").open("w") as log:
             self._process = subprocess.Popen(
                 [
@@ -91,11 +78,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     """Looks at a stack before, while and after it works."""
     env = {"TORPOR_GPU_PRICE_PER_HOUR": "3.6"}
     folder = tmp_path_factory.mktemp("prometheus")
-    names = {"api": "torpor-api", "broker": "torpor-broker", "activator": "torpor-activator"}
     with ExitStack() as running:
-        stack = LocalStack(folder / "data", "--window", "60s", env=env).start()
+        stack = LocalStack(folder / "data", "--window", "60s", "--metrics", env=env).start()
         running.callback(stack.stop)
-        made = Prometheus(folder, {job: stack.addresses[part] for part, job in names.items()})
+        made = Prometheus(folder / "data" / "metrics")
         running.callback(made.stop)
         made.until_scraped(2)
         for _ in range(3):

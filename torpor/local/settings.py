@@ -85,6 +85,8 @@ class StackSettings(BaseSettings):
     """Where state, models and logs live; survives restarts."""
     redis_url: SecretStr | None = Field(None, json_schema_extra=_PLACE)
     """A Redis or Valkey of your own instead of the embedded one."""
+    metrics: bool = Field(False, json_schema_extra=_PLACE)
+    """Write into `metrics/` of the data folder what Prometheus and Grafana need to watch the stack."""
     models_dir: Path = Field(default_factory=models_folder, json_schema_extra=_PLACE)
     """Where converted models are kept, for every stack: `.torpor/models` where it is there, else the user's cache."""
     engine: EngineKind = Field(EngineKind.VLLM, json_schema_extra=_ENGINE)

@@ -42,6 +42,7 @@ from torpor.local.predictors.fleet import Fleet, PredictorSpec
 from torpor.local.predictors.launcher import ForkLauncher, Launcher, SpawnLauncher
 from torpor.local.predictors.lost import LostLeases
 from torpor.local.predictors.replica import LocalReplica
+from torpor.local.prometheus_files import write_prometheus_files
 from torpor.local.settings import AutoscalerKind, StackSettings
 from torpor.local.status import status_app
 
@@ -111,6 +112,8 @@ class Stack:
         await self._start_part(group, exits, "broker", "eventing.broker", ports.broker)
         await self._start_part(group, exits, "api", "api", ports.api)
         await self._start_predictors(group, exits, model, redis_url, ports.activator)
+        if s.metrics:
+            write_prometheus_files(self._data / "metrics", self.addresses)
         record_addresses(self._data, self.addresses)
         exits.callback(record_addresses, self._data, None)
         self.up.set()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from knative.monitoring.__main__ import RULES, files
 from knative.monitoring.dashboard import dashboard, queries
+from knative.monitoring.files import RULES, files
 from knative.monitoring.rule import Objective, alerts
 
 ROOT = Path(__file__).parents[3]

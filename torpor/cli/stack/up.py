@@ -66,6 +66,14 @@ def _announce(settings: StackSettings, how_to_end: str) -> None:
     stderr.print(Text.assemble(("Torpor is up", "bold green"), awake))
     stderr.print(f"  api     {at.api}     (docs at {at.api}/docs, console at {at.api}/console)")
     stderr.print(f"  broker  {at.broker}/    (CloudEvents in)")
+    if settings.metrics:
+        from torpor.local.prometheus_files import CONFIG
+
+        metrics = folder / "metrics"
+        stderr.print(
+            f"  metrics prometheus --config.file={metrics / CONFIG} "
+            f"--storage.tsdb.path={metrics / 'data'}     (Grafana's dashboard stands beside it)"
+        )
     key = "TORPOR_API_KEY=... " if _asks_for_keys() else ""
     stderr.print(f'  try     {key}torpor submit{here} --wait "Why is the sky blue?"')
     if _asks_for_keys():
