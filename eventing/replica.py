@@ -23,6 +23,8 @@ _FAILURE: Final = "start-failure"
 """
 _FAILURE_KNOWN_MS: Final = 600_000
 READY: Final = "ready"
+DRAINING: Final = "draining"
+"""Told to end: it thinks on, and starts nothing more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,11 @@ class Replica:
     seen_ms: int
     phases: Mapping[str, float] = field(default_factory=dict)
     device: str = ""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes no job any more."""
+        return self.phase == DRAINING
 
 
 class ReplicaDirectory:

@@ -22,7 +22,7 @@ from eventing.job.store import Store
 from eventing.process import gc as collector
 from eventing.process.body import HELD_BYTES, BodyReader, BodyRoom
 from eventing.redis.connection import connect
-from eventing.replica import ReplicaDirectory
+from eventing.replica import DRAINING, ReplicaDirectory
 from eventing.store.memory_store import MemoryStore
 from eventing.store.redis_store import RedisStore
 from eventing.telemetry.metric.ledger import GpuAccount, Ledger
@@ -169,7 +169,7 @@ class Predictor:
         """
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
-            loop.add_signal_handler(number, self._drain.begin, signal.Signals(number).name)
+            loop.add_signal_handler(number, self._begin_drain, signal.Signals(number).name)
         try:
             async with asyncio.TaskGroup() as group:
                 beside = [
@@ -183,6 +183,11 @@ class Predictor:
                     task.cancel()
         finally:
             await self._end()
+
+    def _begin_drain(self, reason: str) -> None:
+        self._drain.begin(reason)
+        if self._heartbeat.phase == ColdStartPhase.READY:  # one that loads exits at once
+            self._heartbeat.enter(DRAINING)
 
     async def _tidy(self) -> None:
         """An in-memory store must be asked to drop expired jobs."""

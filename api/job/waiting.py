@@ -46,7 +46,8 @@ class QueueWaiting:
     async def outlook(self, job: Job) -> Outlook | None:
         member = member_of(request_event(job))
         position = await self._queues.position(f"requests-{job.request.model}", member)
-        replicas = await self.replicas(job.request.model)
+        known = await self.replicas(job.request.model)
+        replicas = tuple(each for each in known if not each.is_draining)
         return Outlook(
             position=position.ahead if position else None,
             expected_wait_s=position.expected_wait_s if position else None,

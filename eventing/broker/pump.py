@@ -121,7 +121,9 @@ class Pump:
                     await self._turn(group)
                 except Unavailable:
                     await self._pause(_AFTER_TROUBLE_S)
-            await self._drain()
+            if self._drain_s and self._in_flight:
+                # Given back now, they would fill a pump whose engine can only wait for the leases of ours.
+                await asyncio.wait(list(self._in_flight.values()), timeout=self._drain_s)
             await self._nack_in_flight()
             keeper.cancel()
 
@@ -334,13 +336,6 @@ class Pump:
                 task.cancel()
                 await self._queue.settle(ticket)
         self._cancelled = gone
-
-    async def _drain(self) -> None:
-        """Let deliveries in flight end, no longer than `drain_s`. Given back now, they would go to a pump whose engine
-        can only wait for the leases that ours holds, and would fill it.
-        """
-        if self._drain_s and self._in_flight:
-            await asyncio.wait(list(self._in_flight.values()), timeout=self._drain_s)
 
     async def _nack_in_flight(self) -> None:
         """Stop waiting for answers and give the events back. A predictor that holds a job's lease continues, and

@@ -61,7 +61,7 @@ class QueueSource:
 
     async def look(self, queue: str, model: str) -> QueueSnapshot:
         """The queue now. Raises `StoreUnavailable`; the next read reports what was missed."""
-        replicas = await self._replicas.list(model)
+        replicas = [each for each in await self._replicas.list(model) if not each.is_draining]
         async with failures_named():
             depth = await self._view.size(queue)
             known, before = self._known.setdefault(queue, {}), self._reported.get(queue, set())

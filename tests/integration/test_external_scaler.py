@@ -287,6 +287,16 @@ async def test_the_user_that_it_gets_in_a_cluster_is_enough_and_may_write_nothin
     assert [(len(look.waiting), len(look.finished)) for look in seen] == [(1, 0), (0, 1)]
 
 
+async def test_a_draining_replica_is_not_counted(redis: Redis) -> None:
+    directory = ReplicaDirectory(redis)
+    await directory.report("m", "stays", "ready", {})
+    await directory.report("m", "goes", "draining", {})
+
+    look = await QueueSource(redis, RedisStore(redis)).look("jobs", "m")
+
+    assert (look.ready, look.existing) == (1, 1)
+
+
 async def test_a_job_with_slack_does_not_wake_it_yet(redis: Redis) -> None:
     queue = Queue(redis, "jobs", "test")
     await queue.ensure()

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from eventing.redis import keys
+from eventing.replica import ReplicaDirectory
 from tests.faults.programs import QUEUE, Program, Zygote, port_of, zygote_in
 from tests.redis_server import free_port
 
@@ -152,6 +153,15 @@ class Rollout:
         """A field of every job, in the order of their submits."""
         return [int(await self.redis.hget(keys.job(each), name) or 0) for each in self.accepted]
 
+    async def until_draining(self, replica: str) -> None:
+        """It has signed off: whoever waits is not told of it as a replica any more."""
+        async with asyncio.timeout(10):
+            while not any(
+                each.id == replica and each.is_draining
+                for each in await ReplicaDirectory(self.redis).list("seeded")
+            ):
+                await asyncio.sleep(0.02)
+
     async def until_started(self, count: int) -> None:
         await self._until("started_ms", count)
 
@@ -211,6 +221,7 @@ async def test_waiting_jobs_start_on_the_new_pod_while_the_old_one_ends_its_own(
 
     for each in (old_pump, old):
         each.signal(signal.SIGTERM)
+    await rollout.until_draining("old")
     new_pump = await rollout.pump(new)
     await rollout.until_completed(2 * PARALLELISM)
     await old_pump.gone()

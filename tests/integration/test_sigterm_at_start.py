@@ -26,6 +26,7 @@ PROGRAMS = {
     "broker": ("eventing.broker",),
     "pump": ("eventing.pump",),
     "predictor": ("predictor", "--engine", "seeded"),
+    "external scaler": ("knative.external_scaler",),
 }
 _CAUGHT = 1 << (signal.SIGTERM - 1)
 

@@ -137,5 +137,6 @@ def samples(
     for model, known in replicas.items():
         ready = sum(replica.phase == _READY for replica in known)
         found[READY].append(((model,), ready))
-        found[WAKING].append(((model,), len(known) - ready))
+        draining = sum(replica.is_draining for replica in known)
+        found[WAKING].append(((model,), len(known) - ready - draining))
     return found

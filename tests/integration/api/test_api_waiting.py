@@ -66,6 +66,16 @@ async def test_the_phase_is_the_one_of_the_replica_that_is_furthest(
     assert (waiting["phase"], waiting["replicas"]) == ("weights", 2)
 
 
+async def test_a_draining_replica_is_not_counted_for_a_waiting_job(
+    rig: Rig, queue: Queue, redis: Redis
+) -> None:
+    await ReplicaDirectory(redis).report("m", "leaving", "draining", {})
+
+    waiting = await look(rig, await rig.submit())
+
+    assert (waiting["phase"], waiting["replicas"]) == ("asleep", 0)
+
+
 async def test_a_waiting_caller_sees_why_no_replica_starts_until_one_does(
     rig: Rig, queue: Queue, redis: Redis
 ) -> None:
