@@ -292,7 +292,7 @@ async def test_a_draining_replica_is_not_counted(redis: Redis) -> None:
     await directory.report("m", "stays", "ready", {})
     await directory.report("m", "goes", "draining", {})
 
-    look = await QueueSource(redis, RedisStore(redis)).look("jobs", "m")
+    look = await QueueSource(redis).look("jobs", "m")
 
     assert (look.ready, look.existing) == (1, 1)
 
