@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from knative.deploy.doctor.view import is_in_knative_mode
 from knative.deploy.emit import Resource
 from knative.deploy.errors import ClusterForbidden, DeployError, MissingKind, ObjectNotFound
+from knative.deploy.readiness import ObjectReadiness, readiness
 from knative.deploy.rollout import knative_service
 from knative.deploy.rollout.client import Cluster, Ref, ref_of
-from knative.deploy.rollout.readiness import ObjectReadiness, readiness
 from knative.deploy.rollout.rollout import stuck_reasons
 
 OURS = "app.kubernetes.io/part-of=torpor"

@@ -16,8 +16,8 @@ from knative.deploy.config_hash import with_config_hash
 from knative.deploy.doctor.view import annotation, dig, is_in_knative_mode
 from knative.deploy.emit import Resource
 from knative.deploy.errors import ClusterForbidden, MissingKind, ObjectNotFound
+from knative.deploy.readiness import READY, ObjectReadiness
 from knative.deploy.rollout.client import Cluster, Ref
-from knative.deploy.rollout.readiness import READY, ObjectReadiness
 
 API_VERSION = "serving.knative.dev/v1"
 HASH = "torpor.dev/revision"

@@ -27,11 +27,11 @@ from knative.deploy.errors import (
     ObjectNotFound,
 )
 from knative.deploy.errors import NotReady as NotReadyError
+from knative.deploy.readiness import READY, ObjectReadiness, readiness, waits_for, why_stuck
 from knative.deploy.rollout import knative_service
 from knative.deploy.rollout import release as history
 from knative.deploy.rollout.canary import is_traffic_split
 from knative.deploy.rollout.client import FIELD_MANAGER, Cluster, Ref, ref_of
-from knative.deploy.rollout.readiness import READY, ObjectReadiness, readiness, waits_for, why_stuck
 from knative.deploy.rollout.release import Release
 
 # Applied in this order; everything that others refer to comes first.

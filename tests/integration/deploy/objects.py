@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from knative.deploy.readiness import ObjectReadiness
 from knative.deploy.rollout.client import Ref
-from knative.deploy.rollout.readiness import ObjectReadiness
 from knative.deploy.rollout.rollout import RolloutOptions, RolloutStep
 
 TERMS = RolloutOptions("torpor", timeout_s=2)

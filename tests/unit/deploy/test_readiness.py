@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from knative.deploy.rollout.readiness import readiness, why_stuck
+from knative.deploy.readiness import readiness, why_stuck
 
 
 def live(kind: str, spec: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from knative.deploy.doctor import Severity, examine
 from knative.deploy.doctor import report as doctor_view
 from knative.deploy.emit import Resource
 from knative.deploy.errors import ApplyRefused, NotReady
+from knative.deploy.readiness import ObjectReadiness
 from knative.deploy.rollout import canary as split
 from knative.deploy.rollout import cluster_view, rollout, verdict
 from knative.deploy.rollout import release as history
 from knative.deploy.rollout.client import Cluster, Ref, connected
-from knative.deploy.rollout.readiness import ObjectReadiness
 from knative.deploy.rollout.rollout import RolloutOptions, RolloutPlan, RolloutStep
 from torpor.cli.cluster.manifests import (
     DEFAULT_SOURCE,

@@ -8,7 +8,7 @@ from knative.deploy.config_hash import config_names
 from knative.deploy.doctor.finding import Fault, Hop, Register, fault
 from knative.deploy.doctor.view import ResourceView, dig
 from knative.deploy.emit import Resource
-from knative.deploy.rollout.readiness import nameless, why_stuck
+from knative.deploy.readiness import nameless, why_stuck
 
 register = Register()
 _MAKERS = ("ReplicaSet", "StatefulSet", "Job")

@@ -1,6 +1,6 @@
 """The readiness of an object, and the reason when it is not ready. Pure.
 
-Called by the waiting in `rollout`. Reads documented status fields and conditions only.
+Called by the doctor and by `rollout`. Reads documented status fields and conditions only.
 """
 
 from __future__ import annotations
