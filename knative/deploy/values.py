@@ -112,6 +112,9 @@ class PlatformValues(_Section):
     files_url: str = "file:///var/lib/torpor/files"  # batch files: or s3://, gs://
     storage_class: str | None = None  # None: the cluster's default
     ingress_class: str = "nginx"
+    direct_token_secret: str = Field(
+        "", pattern=rf"^$|{_LABEL}"
+    )  # a Secret's name; its key is `token`
 
 
 class Values(_Section):

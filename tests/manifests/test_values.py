@@ -25,6 +25,7 @@ CHOICES = [
     ),
     pytest.param({"platform": {"kserve": "0.15", "storage_class": "fast"}}, id="an older KServe"),
     pytest.param({"images": {"tag": "sha256:" + "0" * 64}}, id="pinned by digest"),
+    pytest.param({"platform": {"direct_token_secret": "direct"}}, id="a token for direct calls"),
     pytest.param(
         {
             "more_models": [

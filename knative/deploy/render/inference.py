@@ -109,6 +109,7 @@ def _container(values: Values, times: Timeouts) -> Resource:
             {"name": "PROTOCOL", "value": "v2"},
             {"name": "TORPOR_MODEL_NAME", "value": values.model.name},
             parts.redis_url_env(),
+            *direct_token_env(values),
             {"name": "HOME", "value": "/tmp"},  # noqa: S108  the container's own
             {"name": "TORPOR_MODELS_DIR", "value": f"{CACHE}/models"},
             {"name": "VLLM_CACHE_ROOT", "value": f"{CACHE}/vllm"},
@@ -138,6 +139,12 @@ def _container(values: Values, times: Timeouts) -> Resource:
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
         ],
     }
+
+
+def direct_token_env(values: Values) -> list[Resource]:
+    """Give the token of the direct routes, where an operator has named its Secret."""
+    name = values.platform.direct_token_secret
+    return [parts.secret_env("TORPOR_DIRECT_TOKEN", name, "token")] if name else []
 
 
 def hold_patch(values: Values, times: Timeouts) -> Patch:

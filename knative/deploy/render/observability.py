@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from knative.deploy.emit import Resource, because
+from knative.deploy.emit import Resource, because, plain
 from knative.deploy.render import parts
 from knative.deploy.values import Values
 from knative.monitoring.dashboard import dashboard
@@ -59,10 +59,15 @@ def monitors(values: Values) -> list[Resource]:
         because(parts.PULL_PORT, "The container's own port: queue-proxy's 9091 is Knative's."),
         because(parts.PUMP_METRICS_PORT, "The pump beside it, where there is one."),
     )
+    asked: dict[int, Resource] = {}
+    if secret := values.platform.direct_token_secret:
+        credentials = {"name": secret, "key": "token"}
+        asked[parts.PULL_PORT] = {"authorization": {"credentials": credentials}}
     predictors = {
         "selector": {"matchLabels": parts.labels("predictor")},
         "podMetricsEndpoints": [
-            {"portNumber": port, "path": "/metrics", "interval": "15s"} for port in ports
+            {"portNumber": port, "path": "/metrics", "interval": "15s", **asked.get(plain(port), {})}
+            for port in ports
         ],
     }
     return [*by_service, _monitor("PodMonitor", parts.PREDICTOR, values, predictors)]
