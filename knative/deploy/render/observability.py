@@ -66,7 +66,12 @@ def monitors(values: Values) -> list[Resource]:
     predictors = {
         "selector": {"matchLabels": parts.labels("predictor")},
         "podMetricsEndpoints": [
-            {"portNumber": port, "path": "/metrics", "interval": "15s", **asked.get(plain(port), {})}
+            {
+                "portNumber": port,
+                "path": "/metrics",
+                "interval": "15s",
+                **asked.get(plain(port), {}),
+            }
             for port in ports
         ],
     }
