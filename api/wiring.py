@@ -22,6 +22,7 @@ from api.job.cut_off import CutOffCalls
 from api.job.idempotency import Replay
 from api.job.live import LiveDeps
 from api.job.result_feed import ResultFeed
+from api.job.stored_completions import StoredCompletions
 from api.job.submission import SubmitDeps
 from api.job.waiting import QueueWaiting, WakingNotes
 from api.limit.gate import LimitGate
@@ -39,6 +40,7 @@ from api.routes import (
     response_socket,
     responses,
     socket,
+    stored_completions,
     usage,
     webhooks,
 )
@@ -261,7 +263,13 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
         keep_alive_s=settings.keep_alive_s,
         sync_timeout_s=settings.sync_timeout_s,
     )
-    openai_deps = openai.OpenAIDeps(submission=submission, held=held, catalog=submission.catalog)
+    completions = StoredCompletions(parts.redis, parts.store)
+    openai_deps = openai.OpenAIDeps(
+        submission=submission, held=held, catalog=submission.catalog, completions=completions
+    )
+    stored_deps = stored_completions.StoredCompletionDeps(
+        completions=completions, store=parts.store
+    )
     response_deps = responses.ResponseDeps(submission=submission, held=held)
     response_socket_deps = response_socket.ResponseSocketDeps(
         access=access,
@@ -282,6 +290,7 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
     webhook_deps = webhooks.WebhookDeps(webhooks=parts.webhooks, allowed=submission.webhook_allow)
     return [
         openai.routes.router(access, openai_deps),
+        stored_completions.routes.router(access, stored_deps),
         response_input.routes.router(access, response_deps),
         responses.routes.router(access, response_deps),
         response_socket.router(response_socket_deps),

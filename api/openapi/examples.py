@@ -43,6 +43,13 @@ _CHAT: Final[Example] = {
     ],
     "usage": _USAGE,
 }
+_STORED_CHAT: Final[Example] = {**_CHAT, "metadata": {"team": "ads"}}
+_STORED_MESSAGE: Final[Example] = {
+    "id": "chatcmpl-0123456789abcdef01234567-0",
+    "role": "user",
+    "content": "Why do birds sleep?",
+    "content_parts": None,
+}
 _JOB: Final[Example] = {
     **_ACCEPTED,
     "state": "completed",
@@ -321,6 +328,10 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "InputTokens": {"object": "response.input_tokens", "input_tokens": 12},
     "ItemList": _listed(_INPUT_ITEM),
     "Result": _CHAT,
+    "CompletionList": _listed(_STORED_CHAT),
+    "StoredChatCompletion": _STORED_CHAT,
+    "StoredCompletionUpdate": {"metadata": {"team": "billing"}},
+    "MessageList": _listed(_STORED_MESSAGE),
     "Job": _JOB,
     "JobList": {"object": "list", "data": [_LISTED_JOB], "next_cursor": None},
     "JobRequest": _LINE,

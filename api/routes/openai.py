@@ -19,6 +19,7 @@ from api.http.protocol import ResponseWriter, wire_of
 from api.http.sse import KEEP_ALIVE, data_frame
 from api.job.catalog import Catalog
 from api.job.live import LiveDeps, moments, write_directly
+from api.job.stored_completions import MARK, StoredCompletions
 from api.job.stream_position import StreamBroken
 from api.job.submission import (
     METADATA,
@@ -56,6 +57,7 @@ class OpenAIDeps:
     submission: SubmitDeps
     held: HeldDeps
     catalog: Catalog
+    completions: StoredCompletions
 
 
 routes: Routes[OpenAIDeps] = Routes("openai")
@@ -72,6 +74,7 @@ _BESIDE: Final = {
     "stream": nullable(FLAG.schema),
     "stream_options": nullable(_OPTIONS),
     "metadata": METADATA,
+    "store": nullable(FLAG.schema),
 }
 """What a call has beside the fields of its job."""
 
@@ -179,10 +182,15 @@ async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
     options = parse_submit_options(
         {"metadata": body.get("metadata")}, call.request.headers, lane=lane
     )
+    is_stored = _flag(body, "store") and url == "/v1/chat/completions"
+    if is_stored:
+        options = options.with_metadata({MARK: "1"})
     held = call.deps.held
     job = None if is_async or is_stream else await job_of_repeat(held, call, body)
     if job is None:
-        job, _ = await submit(call.deps.submission, call.principal, line, options)
+        job, is_new = await submit(call.deps.submission, call.principal, line, options)
+        if is_stored and is_new:
+            await call.deps.completions.add(job)
     if is_async:
         return accepted_async(job)
     if is_stream and url != "/v1/embeddings":
@@ -196,8 +204,8 @@ async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
     return json_response(answer_of(ended), headers={"torpor-job-id": job.id})
 
 
-_OURS: Final = ("stream", "stream_options")
-"""How the answer travels is between the client and us; the job is the same."""
+_OURS: Final = ("stream", "stream_options", "store")
+"""How the answer travels, and whether it is kept, is between the client and us; the job is the same."""
 
 
 async def _frames(

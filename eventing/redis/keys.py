@@ -64,6 +64,10 @@ def dead_letters_of(tenant: str) -> str:
     return f"{PREFIX}:dead:{escape(tenant)}"
 
 
+def completions_of(tenant: str) -> str:
+    return f"{PREFIX}:completions:{escape(tenant)}"
+
+
 def jobs_in_flight_of(tenant: str) -> str:
     return f"{PREFIX}:flight:{escape(tenant)}"
 

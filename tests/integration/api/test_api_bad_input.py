@@ -407,7 +407,7 @@ async def test_other_methods_are_refused(rig: Rig, method: str) -> None:
         ),
         ("GET", "/v1/fine_tuning/jobs", 404, "nothing is served at /v1/fine_tuning/jobs; /docs"),
         ("POST", "/v1/models", 405, "this path takes GET, HEAD, OPTIONS"),
-        ("GET", "/v1/chat/completions", 405, "this path takes OPTIONS, POST"),
+        ("GET", "/v1/embeddings", 405, "this path takes OPTIONS, POST"),
     ],
 )
 async def test_unsupported_openai_routes_are_refused_with_openais_error_body(

@@ -25,6 +25,7 @@ LISTS = (
     "/v1/dead-letters",
     "/v1/webhook_endpoints",
     "/v1/webhook_deliveries",
+    "/v1/chat/completions",
 )
 OPEN_TO_ALL = {"/v1/models/{model}"}
 """Names that are the same for everybody."""
@@ -42,6 +43,7 @@ class Owned:
     batch: str
     endpoint: str
     delivery: str
+    completion: str
 
     def id_for(self, path: str) -> str:
         """The id that a call on `path` takes."""
@@ -49,6 +51,7 @@ class Owned:
             "/v1/jobs": self.job,
             "/v1/dead-letters": self.letter,
             "/v1/responses": self.response,
+            "/v1/chat/completions": self.completion,
             "/v1/files": self.file,
             "/v1/batches": self.batch,
             "/v1/webhook_endpoints": self.endpoint,
@@ -67,7 +70,8 @@ async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[
 @pytest.fixture
 async def owned(api: ApiWithJobs, acme: dict[str, str]) -> Owned:
     async def made(path: str, **fields: Any) -> dict[str, Any]:
-        answer = await api.client.post(path, headers=acme, **fields)
+        headers = acme | ({"prefer": fields.pop("prefer")} if "prefer" in fields else {})
+        answer = await api.client.post(path, headers=headers, **fields)
         assert answer.status_code in (200, 201, 202), answer.text
         found: dict[str, Any] = answer.json()
         return found
@@ -77,6 +81,9 @@ async def owned(api: ApiWithJobs, acme: dict[str, str]) -> Owned:
     window = {"completion_window": "24h", "endpoint": "/v1/chat/completions"}
     batch = await made("/v1/batches", json=window | {"input_file_id": file["id"]})
     response = await made("/v1/responses", json={"model": "m", "input": "x", "background": True})
+    chat = {"model": "m", "messages": [{"role": "user", "content": "x"}], "store": True}
+    kept = await made("/v1/chat/completions", json=chat, prefer="respond-async")
+    await api.answer(kept["id"])
     letter = await api.submit("poison", headers=acme)
     await (await FakePredictor(api.store, letter).start()).fail("it_broke")
     await api.deliver(letter, "b" * 24)
@@ -89,6 +96,7 @@ async def owned(api: ApiWithJobs, acme: dict[str, str]) -> Owned:
         batch=batch["id"],
         endpoint=hook["id"],
         delivery=log.json()["data"][0]["id"],
+        completion=kept["id"].replace("job_", "chatcmpl-"),
     )
 
 
@@ -104,7 +112,9 @@ def named_things(api: ApiWithJobs) -> list[tuple[str, str]]:
 
 
 def body_for(path: str) -> dict[str, Any]:
-    return {"event_type": "response.completed"} if path.endswith("/test") else {}
+    if path.endswith("/test"):
+        return {"event_type": "response.completed"}
+    return {"metadata": {}} if path.startswith("/v1/chat/completions") else {}
 
 
 async def test_a_guess_of_anothers_id_is_the_same_404_as_an_id_that_never_was(
