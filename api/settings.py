@@ -142,8 +142,8 @@ class ApiSettings(StoreSettings):
     event_origins: tuple[str, ...] = ()
     """JSON list of senders (or `["*"]`) that may send CloudEvents after asking by OPTIONS, as Event Grid does."""
     drop_unsupported_tools: bool = False
-    """Leave tools that nobody here can run (`web_search`, `custom` ...) out of a response's call, as Codex and the
-    AI SDK send them, instead of refusing it.
+    """Leave hosted tools, which cannot run here (`web_search`, `custom` ...), out of a response's call, as Codex and
+    the AI SDK send them, instead of refusing it.
     """
     response_socket_s: float = Field(3600.0, gt=0, le=24 * 3600)
     """Longest a WebSocket of `/v1/responses` is used; the specification says 60 minutes."""

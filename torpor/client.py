@@ -1,6 +1,6 @@
 """A client of Torpor's api: submit, wait, stream, resume; async, and a blocking form of it.
 
-For programs that want jobs; whoever speaks OpenAI's API needs none of it. Needs `aiohttp` only.
+For programs that use jobs; clients of OpenAI's API do not need it. Depends on `aiohttp` only.
 
     async with AsyncClient() as torpor:
         job = await torpor.submit("Why is the sky blue?")

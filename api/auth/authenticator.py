@@ -21,7 +21,7 @@ from eventing.process.page import page_refusal
 _REFUSED: Final = "send a valid key as «Authorization: Bearer ...»"
 _REMEMBER_S: Final = 5.0
 _REMEMBERED: Final = 10_000
-_NOBODY: Final = ApiKey(id="", tenant="nobody", scopes=(), digest="0" * 64)
+_NOBODY: Final = ApiKey(id="", tenant="none", scopes=(), digest="0" * 64)
 """Compared with when there is no such key, so that a wrong id takes as long as a wrong key."""
 
 

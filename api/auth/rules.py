@@ -47,7 +47,7 @@ def startup_error(settings: ApiSettings) -> str:
         case AnonymousAccess.OFF:
             why, value = "no keys are set", AnonymousAccess.LOOPBACK
     return (
-        f"{why}: set TORPOR_KEYS_SOURCE (redis, or a file) or TORPOR_OIDC_ISSUER, or serve everybody "
+        f"{why}: set TORPOR_KEYS_SOURCE (redis, or a file) or TORPOR_OIDC_ISSUER, or serve every caller "
         f"with TORPOR_ANONYMOUS_ACCESS={value}"
     )
 

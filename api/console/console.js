@@ -50,7 +50,7 @@ async function doing(work) {
   }
 }
 
-/** Calls `work` again and again, `pauseMs` after it is done; rests while nobody looks. */
+/** Calls `work` again and again, `pauseMs` after it is done; pauses while the page is hidden. */
 function repeat(pauseMs, work) {
   const turn = async () => {
     if (!document.hidden) {
@@ -340,7 +340,7 @@ function wakingWords(data) {
   const words = [];
   if (data.position !== undefined) words.push(data.position ? `${data.position} ahead` : "next in line");
   if (data.expected_wait_s) words.push(`about ${data.expected_wait_s} s to wait`);
-  if (data.phase) words.push(data.phase === "asleep" ? "nobody is awake yet" : `a predictor: ${data.phase}`);
+  if (data.phase) words.push(data.phase === "asleep" ? "no predictor is running yet" : `a predictor: ${data.phase}`);
   if (data.reason) words.push(data.reason);
   return words.join(", ") || "waiting";
 }

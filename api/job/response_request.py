@@ -221,7 +221,7 @@ def _add_call(messages: list[Message], item: Item, where: str) -> None:
 
 
 def _check_call_ids(messages: Iterable[Message]) -> None:
-    """Raises `InvalidJob` for an output of a function that nobody called."""
+    """Raises `InvalidJob` for a function output without its call."""
     called: set[str] = set()
     for message in messages:
         called |= {call["id"] for call in message.get("tool_calls") or ()}

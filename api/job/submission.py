@@ -286,7 +286,7 @@ JOB_SCHEMA: Final[Schema] = {
         "method": {"const": "POST"},
         "priority": nullable(_PRIORITY.schema),
         "expires_after": nullable(_EXPIRES.schema)
-        | {"description": "seconds after which nobody wants the answer any more"},
+        | {"description": "deadline in seconds; a job that has not ended by then fails"},
         "metadata": METADATA,
         "webhook": WEBHOOK_SCHEMA,
     },

@@ -1,6 +1,6 @@
 """The OpenAPI document: FastAPI's, with the shared parts that the calls refer to.
 
-Called by `api.app`, once, when somebody asks for it. Must not know any call.
+Called by `api.app`, once, on first request. Must not know any call.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from api.openapi.examples import EXAMPLES
 from api.openapi.operation import COMPONENTS, SECURITY, component_name, ref
 from eventing.errors import BadRequest, TorporError
 
-_ABOUT: Final = """Answers that may take long, from hardware that sleeps when nobody asks.
+_ABOUT: Final = """Asynchronous inference on models that scale to zero.
 
 Errors are problem details (RFC 9457), and OpenAI's error object on the paths that OpenAI has too.
 429 and 503 say in `Retry-After` when to come again; nothing was accepted then.

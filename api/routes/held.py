@@ -68,7 +68,7 @@ def cancel_when_left(deps: HeldDeps, call: Call[Any], job: Job) -> Callable[[], 
 
 
 async def cancel_if_possible(deps: HeldDeps, job: Job) -> None:
-    """Cancel a job that nobody waits for any more. Where that fails, its deadline or its end will do."""
+    """Cancel a job whose caller has left. When that fails, the job ends by itself or by its deadline."""
     with suppress(TimeoutError, Unavailable, NotFound):
         async with asyncio.timeout(_CANCEL_S):
             await cancelled(deps.store, job)

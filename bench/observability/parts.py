@@ -24,7 +24,7 @@ from eventing.telemetry.trace_export import OtelTracer
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 PER_JOB = {"log line": 3, "job counted": 1, "call counted": 2.7, "span": 8}
 """Lines at INFO, calls of the api (a submit and a look, or one that is held), and spans of a job
-that wakes nobody: submit, enqueue, two deliveries, receive, attempt, generate, result.
+that starts no predictor: submit, enqueue, two deliveries, receive, attempt, generate, result.
 """
 SCRAPE_EVERY_S = 15.0
 

@@ -12,7 +12,7 @@ requests keep:
   are at least the stretches' and at least the work's, hence at least any mixture: each second of a stretch at
   weight 1 - w, plus all work at weight w. Every w gives a bound, and the largest counts.
 
-Real schedules batch at lower rates, so nobody reaches it. How far the bound itself is from what can be done is told
+Real schedules batch at lower rates, so it is never reached. How far the bound itself is from what can be done is told
 by `Clairvoyant`, which plays the cheapest cut in the simulator. With `Setting.is_earned_first` the cut may leave
 out a request only once so many have come that the kept share holds at that moment: what a policy that borrows
 nothing could do at best if it knew all.
@@ -128,7 +128,7 @@ class _Table:
                     target[k], began[k] = row[k] + cost, p
 
     def cheapest(self) -> tuple[float, list[Stretch]]:
-        """The cheapest cut of all requests. Who is left out at the very end rides with nobody: he
+        """The cheapest cut of all requests. Requests left out at the very end ride with no stretch: each
         costs a stretch of his own, as he must be served.
         """
         count = len(self._requests)
@@ -157,7 +157,7 @@ class _Table:
 class Clairvoyant:
     """Plays stretches with one replica: up in time for each, down once its requests are served.
 
-    At the end it serves whoever was left out, as every policy must.
+    At the end it serves the requests that were left out, as every policy must.
     """
 
     tick_s = 0.25
@@ -167,7 +167,7 @@ class Clairvoyant:
         self._start_s = start_s
 
     def step(self, view: PolicyView, now: float) -> int:
-        """One from a cold start before a stretch until nobody of it is left."""
+        """One replica from a cold start before a stretch until its requests are served."""
         is_idle = not view.queued and not view.running
         if view.asked:
             if is_idle and now > self._left[0].last_at and view.ready:

@@ -54,7 +54,7 @@ class Life:
 
 
 class NoWakeUp(Exception):
-    """The job was served and nobody said that a predictor was asked for."""
+    """The job was served without a log line that a predictor was requested."""
 
 
 def is_asleep(stack: LocalStack) -> bool:

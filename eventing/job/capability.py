@@ -1,6 +1,6 @@
-"""What a model can do, and what a call asks of one: so that a call that it can never answer wakes nobody.
+"""What a model can do, and what a call asks of one: so that a call that it can never answer is refused at submit.
 
-Called by the api's catalog for every job, and by whoever describes a model to it. Pure.
+Called by the api's catalog for every job, and by the local stack, which describes its model to the api. Pure.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Moves what large jobs gave to the object store, and removes what nobody reads any more.
+"""Moves what large jobs gave to the object store, and removes what is no longer referenced.
 
 Called by the api, in loops; any number of processes share the work (`eventing.store.archive`). One
 that dies half-way leaves its job to the next within 15 s, and at most an object that is swept later.

@@ -305,7 +305,7 @@ class MemoryStore:
         return self._clock.wall_ms()
 
     def _lease_left(self, record: MemoryRecord) -> int:
-        """As `lease_left` of `_lib.lua`; 0 when nobody holds one."""
+        """As `lease_left` of `_lib.lua`; 0 without one."""
         now, lease_ms = self._now(), self._settings.lease_ms
         if record.job.lease_until_ms > now + lease_ms:
             record.job = replace(record.job, lease_until_ms=now + lease_ms)

@@ -43,7 +43,7 @@ def waits_for(resource: Resource) -> bool:
 def readiness(live: Resource | None) -> ObjectReadiness:
     """Give the readiness of an object as the server shows it."""
     if live is None:
-        return ObjectReadiness(False, "it is gone: somebody deleted it")
+        return ObjectReadiness(False, "it was deleted")
     status = live.get("status") or {}
     generation = live["metadata"].get("generation", 0)
     seen = status.get("observedGeneration", generation)

@@ -17,7 +17,7 @@ from knative.deploy.values import Values
 
 MAX_ATTEMPTS = 3  # of one job, by our own counter; after that it is a dead letter
 HOP_MARGIN_S = 30  # by how much a hop is longer than the one inside it
-INITIAL_COOLDOWN_S = 30  # until the first pod, which nobody asked for, is ended
+INITIAL_COOLDOWN_S = 30  # until the first pod of an install, started without a job, is ended
 RABBITMQ_PREFETCH = 100  # fixed in eventing-rabbitmq, whatever the parallelism (docs/facts.md 3.2)
 
 
@@ -219,7 +219,7 @@ EXPLANATIONS: dict[str, Why] = {
     ),
     "initial_cooldown": Why(
         "30",
-        "KServe's new Deployment has one pod that nobody asked for: it ends after this. One that a "
+        "KServe's new Deployment starts one pod without a job: it ends after this. One that a "
         "job woke is held by that job, and then by the cooldown.",
         "docs/facts.md 3.5; ADR 167",
     ),

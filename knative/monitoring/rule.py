@@ -23,7 +23,7 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One alert. `page` calls somebody at once, `ticket` waits for working hours."""
+    """One alert. `page` is for at once, `ticket` for working hours."""
 
     name: str
     expression: str

@@ -56,3 +56,26 @@ def test_words_that_were_ours_alone_do_not_come_back() -> None:
     ]
 
     assert found == []
+
+
+PRONOUNS = re.compile(r"\b(nobody|somebody|whoever|everybody|anybody)\b", re.IGNORECASE)
+
+
+def test_product_code_names_its_subjects() -> None:
+    """Say the caller, the consumer, the tenant or the pump, not «somebody» or «whoever»."""
+    listed = subprocess.run(
+        ["git", "ls-files", "api", "eventing", "predictor", "knative", "torpor"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = [
+        f"{name}:{number}: {line.strip()[:80]}"
+        for name in listed.stdout.splitlines()
+        if Path(name).suffix in {".py", ".lua", ".js"}
+        for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1)
+        if PRONOUNS.search(line)
+    ]
+
+    assert found == []

@@ -1,4 +1,4 @@
-"""The api as the command line uses it: the client that everybody has, with a person's words for what goes wrong.
+"""The command line's use of the Python client, with errors in words for the user.
 
 Called by the commands, through `ask`.
 """
@@ -21,7 +21,7 @@ _HINT: Final = "start one with `torpor up`, or name one with --api or TORPOR_API
 
 def api_address(named: str, data_dir: Path | None) -> str:
     """The api to talk to: the one named, else the stack of the folder named, else the one of `.torpor`, else the
-    default port. Raises `UserError` when no stack runs on a folder that was named: somebody else's would answer.
+    default port. Raises `UserError` when no stack runs on a folder that was named: another stack would answer.
     """
     if named:
         return checked_url(named, "--api")

@@ -220,7 +220,7 @@ def _objects(path: Path) -> list[Resource]:
 
 
 def _is_scaled(document: Mapping[str, Any]) -> bool:
-    """A Service of the core API is scaled by nobody."""
+    """A Service of the core API is not scaled."""
     kind = document.get("kind")
     is_core = kind == "Service" and "knative" not in str(document.get("apiVersion"))
     return kind in _SCALING_KINDS and not is_core

@@ -84,13 +84,13 @@ local function enqueue(prefix, lane, member, record, tenant, is_reply, now)
   return 1
 end
 
--- Take an event out of a queue where nobody has it in flight, with its ticket: nobody is to be woken for it.
+-- Take an event out of a queue, with its ticket, unless it is in flight, so that no predictor is started for it.
 local function void_entry(prefix, lane, member)
   local tickets, held, retry = prefix .. 'tickets', prefix .. 'held', prefix .. 'retry'
   local ticket
   if redis.call('ZREM', prefix .. 'ready:' .. lane, member) == 1 then
     if redis.call('EXISTS', prefix .. 'ready:' .. lane) == 0 then redis.call('DEL', prefix .. 'fair:' .. lane) end
-    -- Tickets that nobody claimed are alike: the next one is given up. Deleting it would make KEDA's lag unknown.
+    -- Unclaimed tickets are alike: the next one is given up. Deleting it would make KEDA's lag unknown.
     local read = redis.pcall('XREADGROUP', 'GROUP', GROUP, 'void', 'COUNT', 1, 'STREAMS', tickets, '>')
     if read and not read.err and read[1] then ticket = read[1][2][1][1] end
   elseif redis.call('HEXISTS', prefix .. 'tries', member) == 1 then
@@ -106,7 +106,7 @@ local function void_entry(prefix, lane, member)
   redis.call('HDEL', prefix .. 'tries', member, '\0again:' .. member, '\0refused:' .. member, '\0refused_ms:' .. member)
 end
 
--- The one way into a terminal state: record, stream, lists, queues, and the entry that tells everybody (docs/adr/0140).
+-- The one way into a terminal state: record, stream, lists, queues, and the entry for the ended stream (docs/adr/0140).
 -- `job` is the record as `read_job` gave it in this script; `outcome` closes a running attempt; `fields` are field, value pairs
 -- (result, usage, error).
 local function end_job(key, job, state, now, retention_s, dead, outcome, fields)

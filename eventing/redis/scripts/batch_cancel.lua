@@ -1,4 +1,4 @@
--- Ask for a batch to be cancelled: the mark, and a place in the index for one that nobody runs.
+-- Ask for a batch to be cancelled: the mark, and an index entry for one without a runner.
 -- KEYS  1 batch hash, 2 active batches
 -- ARGV  1 batch id
 -- gives 1 | 0 (there is no such batch)

@@ -1,9 +1,9 @@
--- End a job that no attempt holds: cancelled by somebody, undeliverable, or answered by a predictor without a store.
+-- End a job without a lease: cancelled by its owner, undeliverable, or answered by a predictor without a store.
 -- USES _lib
 -- KEYS  1 job hash
 -- ARGV  1 state, 2 retention_s, 3 '1' for a dead letter, 4 '1' to end it even under a live lease (cancel),
 --       5 attempt that the ending is of, '' when it is of none, 6 lease_ms, 7.. field, value pairs
--- gives 'ok' | 'terminal' | 'held' (somebody runs it) | 'fenced' (the ending of an earlier life, or attempt) | 'missing'
+-- gives 'ok' | 'terminal' | 'held' (it has a live lease) | 'fenced' (the ending of an earlier life, or attempt) | 'missing'
 local job = read_job(KEYS[1])
 if not job.state then return 'missing' end
 if job.state ~= 'in_progress' and job.state ~= 'queued' then return 'terminal' end

@@ -1,4 +1,4 @@
--- Fail jobs whose deadline has passed and that nobody runs. Who runs one is told by `renew`, and ends it.
+-- Fail jobs whose deadline has passed and that have no lease. An owner learns of the deadline by `renew`, and ends the job.
 -- USES _lib
 -- KEYS  1 index of deadlines
 -- ARGV  1 most to look at, 2 retention_s, 3 lease_ms

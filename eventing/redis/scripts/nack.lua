@@ -1,4 +1,4 @@
--- Give back an event that its subscriber did not accept: untried, at the head of its lane, under a new ticket, so that whoever waits for
+-- Give back an event that its subscriber did not accept: untried, at the head of its lane, under a new ticket, so that a consumer that waits for
 -- work hears of it at once. How often and since when that happens is kept until the event is settled.
 -- KEYS  1 tickets, 2 events, 3 held, 4 retry, 5 tries, 6 ready set of its lane, 7 fair-share hash of its lane
 -- ARGV  1 group, 2 ticket

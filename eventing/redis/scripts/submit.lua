@@ -9,7 +9,7 @@
 local job = redis.call('HMGET', KEYS[1], 'sha', 'options_sha', 'created_ms', 'deleted')
 if job[4] then return {'deleted', 0} end
 if job[1] then
-  -- A record without options is one of an event or of an older version: nobody knows what was asked.
+  -- A record without options comes from an event or an older version: its options are unknown.
   if job[1] ~= ARGV[2] or (job[2] and ARGV[3] ~= '' and job[2] ~= ARGV[3]) then return {'conflict', 0} end
   return {'exists', tonumber(job[3])}
 end

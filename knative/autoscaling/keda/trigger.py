@@ -11,7 +11,7 @@ from typing import assert_never
 
 from knative.autoscaling.hpa.metric import TargetType
 
-# What go-redis makes of a lag that Redis does not know: below every threshold, so it wakes nobody.
+# What go-redis makes of a lag that Redis does not know: below every threshold, so it never activates.
 _UNKNOWN_LAG = -1.0
 
 

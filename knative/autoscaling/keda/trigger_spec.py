@@ -76,7 +76,7 @@ def read_trigger(entry: Mapping[str, Any], index: int) -> ScalerTrigger:
         outer.refuse("metricType", target_type, "AverageValue, Value")
     outer.finish()
     if read is None:
-        raise AssertionError("a trigger type passed that nobody reads")
+        raise AssertionError("a trigger type without a reader")
     metadata.ignore(*_CONNECTION)
     source, target, activation = read(metadata)
     if target <= 0:

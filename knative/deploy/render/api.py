@@ -1,7 +1,7 @@
 """The api in the cluster: a Deployment with its own autoscaling, and a Knative Service variant.
 
 Called by `tree` and `component`. A Deployment by default: a stream of tokens outlives queue-proxy's
-hard total (timeoutSeconds ends even a flowing answer), and an api that is at zero wakes nobody.
+hard total (timeoutSeconds ends even a flowing answer), and an api at zero starts no predictor.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def knative_service(values: Values, times: Timeouts) -> Resource:
     box["ports"] = [{"containerPort": parts.API_PORT}]  # Knative allows only its own port names
     annotations = {
         "autoscaling.knative.dev/min-scale": because(
-            "1", "At zero nobody would re-publish a job whose event did not leave (the outbox)."
+            "1", "At zero no sweep would publish a job whose event did not leave (the outbox)."
         ),
         "autoscaling.knative.dev/max-scale": "10",
         "autoscaling.knative.dev/target": "200",

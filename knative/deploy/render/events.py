@@ -54,8 +54,8 @@ def trigger(name: str, values: Values, spec: Resource, annotations: Resource) ->
 
 
 def triggers(values: Values, times: Timeouts) -> list[Resource]:
-    """Give the Triggers: requests to each predictor. Results go to whoever subscribed: the predictor has ended the
-    job in the store, and a result event that the api believed would let anybody who reaches the Broker end jobs.
+    """Give the Triggers: requests to each predictor. Results go to their subscribers: the predictor has ended the
+    job in the store, and a result event that the api believed would let any client of the Broker end jobs.
     """
     is_only = not values.more_models
     return [_requests_trigger(each, times, is_only=is_only) for each in values.each()]
@@ -190,7 +190,7 @@ def kafka_broker(values: Values, times: Timeouts) -> list[Resource]:
 
 def event_policy(values: Values) -> Resource:
     """Give who may send to the Broker once Knative's OIDC is on: our own accounts."""
-    # Replies of the predictor are the broker's own; nobody else sends.
+    # Replies of the predictor are the broker's own; no other client sends.
     senders = [{"sub": f"system:serviceaccount:{values.namespace}:{parts.API}"}]
     broker = {"apiVersion": "eventing.knative.dev/v1", "kind": "Broker", "name": parts.EVENTS}
     return {

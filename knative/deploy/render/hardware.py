@@ -59,7 +59,7 @@ def cpu_patch(values: Values) -> Patch:
                     "limits": {"cpu": "4", "memory": "4Gi"},
                 },
                 "Asks for what it holds when ready, 0.9 GiB and 1 of KV cache, and takes the cores "
-                "that nobody else wants.",
+                "that no other pod uses.",
             ),
         },
         {"op": "test", "path": f"{_BOX}/env/0/name", "value": "STORAGE_URI"},
@@ -79,7 +79,7 @@ def single_patch() -> Patch:
 
 
 def small_requests_patch(memory: str, limit: str) -> Patch:
-    """Give what a process of ours asks for on a node of four cores that everybody shares."""
+    """Give what a process of ours asks for on a shared node of four cores."""
     asked = {"requests": {"cpu": "100m", "memory": memory}, "limits": {"memory": limit}}
     path = "/spec/template/spec/containers/0/resources"
     return [{"op": "replace", "path": path, "value": asked}]

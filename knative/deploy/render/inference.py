@@ -70,7 +70,7 @@ def service(values: Values, times: Timeouts) -> Resource:
         "spec": {
             "predictor": {
                 **parts.pod_metadata("predictor"),
-                "minReplicas": because(0, "Hardware that sleeps when nobody asks."),
+                "minReplicas": because(0, "No replica without jobs."),
                 "maxReplicas": values.max_replicas,
                 "serviceAccountName": parts.PREDICTOR,
                 "automountServiceAccountToken": False,

@@ -14,7 +14,7 @@ from knative.deploy.values import Values
 
 
 class Peer(StrEnum):
-    """Somebody who sends or is sent to."""
+    """A sender or receiver of connections."""
 
     API = "api"
     BROKER = "broker"
@@ -214,7 +214,7 @@ def _rule(direction: str, other: Peer, flow: Flow) -> Resource:
 
 
 def _peers(party: Peer) -> list[Resource]:
-    """Give a party as peers of a rule; none means everybody."""
+    """Give a party as peers of a rule; none means every peer."""
     if party is Peer.INTERNET:
         return [{"ipBlock": {"cidr": "0.0.0.0/0", "except": list(NOT_PUBLIC)}}]
     if party in _NAMESPACES:

@@ -40,7 +40,7 @@ def _monitor(kind: str, name: str, values: Values, spec: Resource) -> Resource:
 def monitors(values: Values) -> list[Resource]:
     """Give who is scraped: api and broker by their Services, predictors pod by pod."""
     endpoint = {"port": "http", "path": "/metrics", "interval": "15s"}
-    # The api's port is open to everybody, its numbers are not.
+    # The api's port is open to every caller, its metrics are not.
     key = {"credentials": {"name": parts.KEYS_SECRET, "key": "metrics-key"}}
     locked = {**endpoint, "authorization": key}
     by_service = [

@@ -76,7 +76,7 @@ def scaled_object(values: Values, times: Timeouts) -> Resource:
             ),
             "initialCooldownPeriod": because(
                 times.initial_cooldown,
-                "KServe's new Deployment starts a pod that nobody asked for. One that a job woke "
+                "KServe's new Deployment starts a pod without a job. One that a job woke "
                 "is held by the job, and then by cooldownPeriod.",
             ),
             "advanced": because(
@@ -128,7 +128,7 @@ def _work_triggers(values: Values) -> list[Resource]:
     return [
         because(
             _stream_trigger("lag", values, {"lagCount": target, "activationLagCount": "0"}),
-            "Wakes: entries that nobody has taken.",
+            "Wakes: entries that are not delivered.",
         ),
         because(
             _stream_trigger("pend", values, {"pendingEntriesCount": target}),

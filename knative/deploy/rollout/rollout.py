@@ -39,7 +39,7 @@ _ORDER = ("Namespace", "ServiceAccount", "Role", "RoleBinding", "Secret", "Confi
           "PersistentVolumeClaim", "NetworkPolicy", "Service", "TriggerAuthentication",
           "RabbitmqCluster", "RabbitmqBrokerConfig", "Job", "StatefulSet", "Broker", "Deployment",
           "InferenceService", "Trigger", "ScaledObject")  # fmt: skip
-# Made once by whoever installs; a deployer without the right to touch them leaves them as they are.
+# Made once at install; a deployer without the right to touch them leaves them as they are.
 _BY_INSTALLER = frozenset({"Namespace", "Role", "RoleBinding", "ServiceAccount", "NodePool",
                            "LocalModelCache", "LocalModelNodeGroup"})  # fmt: skip
 _NOISE = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp", "selfLink")
@@ -216,7 +216,7 @@ async def _try(
 def _told(conflict: Conflict, ref: Ref) -> Conflict:
     causes = "; ".join(map(str, conflict.causes)) or str(conflict)
     return Conflict(
-        f"{ref}: somebody else manages what we want to set: {causes}. --take-over makes it ours",
+        f"{ref}: fields to be set belong to another manager: {causes}. --take-over takes them over",
         409,
         causes=conflict.causes,
     )

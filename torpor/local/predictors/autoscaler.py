@@ -75,7 +75,7 @@ class KpaLoop:
             now = self._clock.now()
             concurrency = self._concurrency()
             if concurrency or self._scale.ready:
-                # With neither pod nor request nobody is scraped: a burst after silence is averaged
+                # With neither pod nor request nothing is scraped: a burst after silence is averaged
                 # over the seconds since it began, not over the zeros before it.
                 self._state = kpa.record(self._state, now, concurrency)
             if now >= next_tick or self._poked.is_set():

@@ -144,8 +144,7 @@ class ForkLauncher:
                 if forked := self._running.pop(pid, None):
                     forked.end(code)
             case {"pid": pid}:
-                # Known before the launch returns: the child may end before anybody has asked for
-                # it.
+                # Recorded before the launch returns, since the child may end before that.
                 self._running[pid] = _Forked(pid)
                 self._answers.put_nowait(message)
             case _:

@@ -58,7 +58,7 @@ def api_sleeps(view: ResourceView) -> Iterator[Fault]:
 @register.rule(
     "models-listed",
     Hop.FRONT,
-    why="A model that the api does not know is refused when it is submitted; one that it knows and nobody "
+    why="A model that the api does not know is refused when it is submitted; one that it knows and no predictor "
     "serves is accepted, and waits for ever.",
     source="docs/architecture.md; TORPOR_MODELS of the api",
 )

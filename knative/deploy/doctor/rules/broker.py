@@ -68,7 +68,7 @@ def broker_address(view: ResourceView) -> Iterator[Fault]:
     "broker-tls",
     Hop.BROKER,
     why="A broker's certificate is signed inside the cluster: without that authority the api "
-    "trusts nobody there and answers every submit with 503. A token over plain http can be read.",
+    "trusts no broker and answers every submit with 503. A token over plain http can be read.",
     source="Knative, Transport Encryption; Sender Identity",
 )
 def broker_tls(view: ResourceView) -> Iterator[Fault]:
@@ -88,7 +88,7 @@ def broker_tls(view: ResourceView) -> Iterator[Fault]:
 @register.rule(
     "ingress-token",
     Hop.BROKER,
-    why="Whoever reaches the broker's ingress could end jobs and spend other tenants' shares; "
+    why="Any client of the broker's ingress could end jobs and use other tenants' shares; "
     "without the token it does not start on an address that others reach.",
     source="eventing.broker.access",
 )

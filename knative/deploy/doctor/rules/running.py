@@ -45,7 +45,7 @@ def _refusals(view: ResourceView, name: str, maker: Resource) -> Iterator[str]:
     "config-followed",
     Hop.FRONT,
     why="Settings and triggers are read once, at start: a pod older than they are puts jobs where "
-    "nobody looks any more, and gives a canary none.",
+    "no pump looks any more, and gives a canary none.",
     source="ADR 165",
 )
 def config_followed(view: ResourceView) -> Iterator[Fault]:
@@ -65,7 +65,7 @@ def config_followed(view: ResourceView) -> Iterator[Fault]:
 
 
 def _times_of_change(config: Resource) -> list[str]:
-    """Give when somebody changed the data; RFC 3339 in UTC, so texts compare as times do."""
+    """Give when the data was changed; RFC 3339 in UTC, so texts compare as times do."""
     listed = dig(config, "metadata.managedFields") or []
     return [str(e["time"]) for e in listed if "time" in e and "f:data" in (e.get("fieldsV1") or {})]
 
@@ -77,7 +77,7 @@ def _component(pod: Resource) -> str:
 @register.rule(
     "pods-stuck",
     Hop.NODE,
-    why="A pod without a node, an image or a volume serves nobody, however long a job waits.",
+    why="A pod without a node, an image or a volume serves no job, however long a job waits.",
     source="Kubernetes, PodScheduled and container states",
 )
 def pods_stuck(view: ResourceView) -> Iterator[Fault]:

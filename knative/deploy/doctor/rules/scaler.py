@@ -156,7 +156,7 @@ register.rule(
 register.rule(
     "keda-initial-cooldown",
     Hop.SCALER,
-    why="KServe's new Deployment has a pod that nobody asked for, and it keeps its GPU for so long "
+    why="KServe's new Deployment starts a pod without a job, and it keeps its GPU for so long "
     "after each install.",
     source="docs/facts.md 3.5 scale_scaledobjects.go; ADR 167",
 )(

@@ -263,7 +263,7 @@ register.rule(
 @register.rule(
     "keys-file",
     Hop.SECURITY,
-    why="Without a file of keys the api would accept anybody: it is off only on loopback.",
+    why="Without a file of keys the api would accept any caller: it is off only on loopback.",
     source="issue 5.8",
 )
 def keys_file(view: ResourceView) -> Iterator[Fault]:

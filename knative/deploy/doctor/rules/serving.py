@@ -18,8 +18,8 @@ _REJECTED = "ServerlessModeRejected"
 @register.rule(
     "predictor-visibility",
     Hop.SECURITY,
-    why="Knative publishes every Service on the external gateway unless it is told not to: whoever "
-    "reaches that gateway has the model, its metrics and its event route without a key.",
+    why="Knative publishes every Service on the external gateway by default: any client of "
+    "that gateway has the model, its metrics and its event route without a key.",
     source="Knative Serving, private services (networking.knative.dev/visibility)",
 )
 def predictor_visibility(view: ResourceView) -> Iterator[Fault]:

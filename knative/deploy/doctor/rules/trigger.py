@@ -27,7 +27,7 @@ def _external(scaled: Resource) -> list[tuple[int, Resource]]:
 @register.rule(
     "keda-lag-alone",
     Hop.SCALER,
-    why="Lag counts entries that nobody has taken: it is 0 while a job runs, and the pod was seen "
+    why="Lag counts entries that are not delivered: it is 0 while a job runs, and the pod was seen "
     "to be ended within 9 s.",
     source="docs/facts.md 3.6, 3.6b, #7, #8",
 )
@@ -92,7 +92,7 @@ def keda_stream(view: ResourceView) -> Iterator[Fault]:
     "queue-served",
     Hop.SCALER,
     why="A queue of our broker without a pump, or at zero without a scaler that reads it, takes "
-    "jobs that nobody ever runs.",
+    "jobs that are never run.",
     source="docs/operations.md, Canary",
 )
 def queue_served(view: ResourceView) -> Iterator[Fault]:
@@ -145,7 +145,7 @@ def keda_rabbitmq_amqp(view: ResourceView) -> Iterator[Fault]:
 @register.rule(
     "scaler-address",
     Hop.SCALER,
-    why="Where nobody answers, KEDA's trigger errs: nothing is ended, and nothing wakes. Two "
+    why="Without an answer KEDA's trigger errs: nothing is ended, and nothing wakes. Two "
     "servers learn apart, and answer unlike.",
     source="ADR 23; KEDA external scalers",
 )
@@ -176,7 +176,7 @@ def scaler_settings(view: ResourceView) -> Iterator[Fault]:
         for index, trigger in _external(scaled):
             metadata = trigger.get("metadata") or {}
             if not str(metadata.get("scalerAddress")).startswith(f"{parts.SCALER}."):
-                continue  # somebody else's scaler has settings of its own
+                continue  # another scaler has settings of its own
             field = f"spec.triggers[{index}]"
             try:
                 queue = read_metadata(metadata, queue="", model="").queue
