@@ -45,3 +45,10 @@ async def test_the_documents_page_needs_nothing_from_elsewhere(rig: Rig) -> None
 
     assert "https://" not in page
     assert len((await rig.client.get(script)).content) > 100_000
+
+
+async def test_the_document_is_sent_compressed(rig: Rig) -> None:
+    answer = await rig.client.get("/openapi.json", headers={"accept-encoding": "gzip"})
+
+    assert answer.headers["content-encoding"] == "gzip"
+    assert "ChatCompletionRequest" in answer.json()["components"]["schemas"]
