@@ -159,7 +159,8 @@ def rendered_queries() -> list[str]:
     """What the dashboard among the rendered manifests asks of api and broker."""
     path = MANIFESTS / "components" / "monitoring" / "dashboard.yaml"
     (content,) = yaml.safe_load(path.read_text())["data"].values()
-    asked = [t["expr"] for p in json.loads(content)["panels"] for t in p.get("targets", [])]
+    panels = json.loads(content)["panels"]
+    asked = [t["expr"].replace("$model", ".+") for p in panels for t in p.get("targets", [])]
     predictors = ("torpor_predictor", "torpor_engine", "torpor_cold", "torpor_tokens_")
     elsewhere = (*predictors, "torpor_time_", "DCGM", "vllm:", "torpor_attempts", "torpor_fenced")
     return [query for query in asked if not any(word in query for word in elsewhere)]

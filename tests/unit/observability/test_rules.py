@@ -213,4 +213,13 @@ def test_every_query_of_the_dashboard_is_in_what_grafana_imports() -> None:
     text = json.dumps(dashboard())
 
     for query in queries():
-        assert json.dumps(query)[1:-1] in text
+        assert json.dumps(query.replace('model=~".+"', 'model=~"$model"'))[1:-1] in text
+
+
+def test_every_panel_says_what_it_tells_and_follows_the_chosen_model() -> None:
+    panels = [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+    by_model = [t["expr"] for p in panels for t in p["targets"] if "by (model" in t["expr"]]
+
+    assert [panel["title"] for panel in panels if not panel["description"]] == []
+    assert by_model
+    assert [expr for expr in by_model if "$model" not in expr] == []
