@@ -146,7 +146,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 "Tokens a second",
                 "ops",
                 ((once("torpor_tokens_total", "model, kind", "1m"), "{{model}} {{kind}}"),),
-                "Delivered tokens were shown to somebody; others were thrown away by a restart.",
+                "Delivered tokens were read by a client; the rest was discarded by a restart.",
             ),
             Panel(
                 "Attempts a second",
@@ -240,7 +240,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 "Wasted share of busy time",
                 "percentunit",
                 ((query.wasted_share(), "wasted"),),
-                "Busy GPU time whose tokens nobody got.",
+                "Busy GPU time whose tokens were discarded.",
             ),
         ),
     ),
