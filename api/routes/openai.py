@@ -154,9 +154,15 @@ async def list_models(call: Call[OpenAIDeps]) -> Response:
 @routes.operation("GET", "/v1/models/{model:path}", Scope.JOBS_READ, answers=ModelView)
 async def retrieve_model(call: Call[OpenAIDeps]) -> Response:
     """Look at one model."""
-    card = call.deps.catalog.card(call.request.path_params["model"])
+    name = call.request.path_params["model"]
+    card = call.deps.catalog.card(name)
     if card is None:
-        raise NotFound("no such model here")
+        path = call.request.url.path
+        raise NotFound(
+            "no such model here"
+            if name
+            else f"nothing is served at {path}; did you mean {path.rstrip('/')}?"
+        )
     return json_response(_model(card))
 
 
@@ -175,6 +181,8 @@ async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
     is_stream = _flag(body, "stream")
     if is_stream:
         call.check_stream_room()
+        if body.get("prompt_logprobs"):
+            raise InvalidJob("prompt_logprobs are not told in a stream", "body.prompt_logprobs")
     has_usage = _has_usage(body, is_stream=is_stream)
     is_async = prefers_async(call.request)
     line = {"url": url, "body": {k: v for k, v in body.items() if k not in _OURS}}

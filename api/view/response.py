@@ -120,7 +120,7 @@ def response_view(
         "status": status,
         "background": record["background"],
         "error": error,
-        "incomplete_details": _incomplete_details(job),
+        "incomplete_details": {"reason": cut} if (cut := job.incomplete_reason) else None,
         "instructions": record.get("instructions"),
         "max_output_tokens": record.get("max_output_tokens"),
         "max_tool_calls": record.get("max_tool_calls"),
@@ -150,7 +150,7 @@ def response_view(
 
 def status_of(job: Job) -> str:
     """OpenAI's status. An answer cut off by a limit is incomplete, whatever finish reason the engine gave."""
-    if job.state is JobState.COMPLETED and _incomplete_details(job) is not None:
+    if job.state is JobState.COMPLETED and job.incomplete_reason is not None:
         return "incomplete"
     return str(job.state)
 
@@ -159,7 +159,7 @@ def output_items(job: Job) -> list[Item]:
     """The model's output: reasoning, message, function calls, in this order."""
     message = _choice(job).get("message") or {}
     tail = job.id.removeprefix("job_")
-    is_cut = _incomplete_details(job) is not None
+    is_cut = job.incomplete_reason is not None
     status = "incomplete" if is_cut else "completed"
     items: list[Item] = []
     if thought := message.get("reasoning") or message.get("reasoning_content"):
@@ -221,18 +221,6 @@ def _choice(job: Job) -> Mapping[str, Any]:
     choices = (job.result or {}).get("choices") or [{}]
     first: Mapping[str, Any] = choices[0]
     return first
-
-
-def _incomplete_details(job: Job) -> dict[str, str] | None:
-    match _choice(job).get("finish_reason"):
-        case "length":
-            return {"reason": "max_output_tokens"}
-        case "content_filter":
-            return {"reason": "content_filter"}
-        case _ if job.state is JobState.INCOMPLETE:
-            return {"reason": "max_output_tokens"}
-        case _:
-            return None
 
 
 def usage_view(job: Job) -> ResponseUsage | None:

@@ -19,7 +19,7 @@ from standardwebhooks import Webhook
 from api.webhook.schedule import TryVerdict
 from eventing.errors import InvalidJob
 from eventing.job.call_fields import Schema
-from eventing.job.job import Job
+from eventing.job.job import Job, JobState
 
 PER_JOB: Final = "we_jobs"
 """Id of the endpoint whose secret signs the webhooks of jobs with a `webhook` of their own; it has no URL."""
@@ -171,9 +171,11 @@ def message_of(job: Job) -> Message | None:
     """
     if BATCH in job.metadata:
         return None
+    is_cut = _RESPONSE in job.metadata and job.incomplete_reason is not None
+    state = JobState.INCOMPLETE if is_cut else job.state
     return Message(
         tenant=job.tenant,
-        type=f"response.{job.state}",
+        type=f"response.{state}",
         subject=subject_of(job),
         key=f"{job.id}:{job.state}:{job.attempt}",
         created_s=job.finished_ms // 1000,

@@ -128,6 +128,7 @@ _CHAT: Final[Rules] = {
     "max_completion_tokens": whole(1),
     "logprobs": FLAG,
     "top_logprobs": whole(-1),
+    "prompt_logprobs": whole(-1),
     "parallel_tool_calls": FLAG,
     "reasoning_effort": TEXT,
     "tool_choice": _TOOL_CHOICE,
@@ -136,6 +137,7 @@ _COMPLETION: Final[Rules] = {
     **_GENERATING,
     "max_tokens": whole(0),  # with `echo`: logprobs of the prompt only
     "logprobs": whole(-1),
+    "prompt_logprobs": whole(-1),
     "best_of": whole(1, 128),
     "suffix": TEXT,
     "echo": FLAG,
@@ -244,6 +246,7 @@ def check_body(url: str, body: Mapping[str, Any]) -> None:
             _check_messages(body.get("messages"))
             check_fields(body, _CHAT, "body.")
             _check_tools(body.get("tools"))
+            _check_pairs(body)
             _check_format(body.get("response_format"))
         case "/v1/completions":
             _check_prompt(body.get("prompt"), "body.prompt")
@@ -310,6 +313,21 @@ def _check_tools(tools: Any) -> None:
         check(f"{where}.", tool.get("type"), TEXT, "type")
         if tool["type"] == "function":
             _check_function(tool, where)
+
+
+def _check_pairs(body: Mapping[str, Any]) -> None:
+    """Fields that mean nothing without another; `check_fields` has judged their types."""
+    if body.get("top_logprobs") and not body.get("logprobs"):
+        raise InvalidJob("body.top_logprobs must stand beside logprobs: true", "body.top_logprobs")
+    choice = body.get("tool_choice")
+    if choice is None or choice == "none":
+        return
+    if not body.get("tools"):
+        raise InvalidJob("body.tool_choice must stand beside tools", "body.tool_choice")
+    if isinstance(choice, Mapping) and choice.get("type", "function") == "function":
+        name = _inner(choice, "function", "body.tool_choice").get("name")
+        if name not in [(tool.get("function") or {}).get("name") for tool in body["tools"]]:
+            raise InvalidJob("body.tool_choice must name one of tools", "body.tool_choice")
 
 
 def _objects(value: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:

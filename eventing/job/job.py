@@ -132,6 +132,18 @@ class Job:
     history: tuple[AttemptRecord, ...] = field(default=())
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def incomplete_reason(self) -> str | None:
+        """What cut the answer short, in the words of OpenAI's Responses; None for a whole one, or none yet."""
+        choices = (self.result or {}).get("choices") or [{}]
+        match choices[0].get("finish_reason"):
+            case "length":
+                return "max_output_tokens"
+            case "content_filter":
+                return "content_filter"
+            case _:
+                return "max_output_tokens" if self.state is JobState.INCOMPLETE else None
+
 
 def new_job_id() -> JobId:
     """A new id with 96 random bits, so that ids cannot be guessed."""

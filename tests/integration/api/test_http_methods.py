@@ -168,3 +168,10 @@ async def test_an_options_request_is_answered_with_the_allowed_origin(
     assert allowed.status_code == refused.status_code == 200
     assert allowed.headers["webhook-allowed-origin"] == "eventgrid.azure.net"
     assert "webhook-allowed-origin" not in refused.headers
+
+
+async def test_a_slash_behind_the_models_is_named(rig: Rig) -> None:
+    answer = await rig.client.get("/v1/models/")
+
+    assert answer.status_code == 404
+    assert "did you mean /v1/models?" in answer.json()["error"]["message"]

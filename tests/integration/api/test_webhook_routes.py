@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import chat_line
+from tests.integration.api.fakes import FakePredictor, chat_result
 from tests.integration.api.receiver import Receiver, receiving
 from tests.redis_server import die_with_parent, free_port
 
@@ -317,3 +318,23 @@ async def test_a_responses_webhooks_stand_in_its_jobs_timeline(
 
     told = (await api.client.get(f"/v1/jobs/{job_id}?include=timeline")).json()["timeline"]
     assert [s["type"] for s in told["steps"] if s["step"] == "delivery"] == ["response.completed"]
+
+
+async def test_an_answer_cut_by_its_limit_is_told_as_incomplete(
+    api: ApiWithJobs, client: AsyncOpenAI, receiver: Receiver
+) -> None:
+    """As `GET /v1/responses/{id}` says it; the job behind it is completed."""
+    await client.webhooks.create(
+        name="n", url=receiver.url, event_types=["response.completed", "response.incomplete"]
+    )
+    response = await client.responses.create(model="m", input="hi", background=True)
+    cut = chat_result("half")
+    cut["choices"][0]["finish_reason"] = "length"
+    predictor = await FakePredictor(api.store, response.id.replace("resp_", "job_")).start()
+    await predictor.finish(cut)
+
+    (sent,) = await receiver.wait_for(1)
+
+    body = orjson.loads(sent.body)
+    assert (body["type"], body["data"]) == ("response.incomplete", {"id": response.id})
+    assert (await client.responses.retrieve(response.id)).status == "incomplete"

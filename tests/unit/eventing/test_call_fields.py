@@ -34,7 +34,7 @@ WRONG: list[tuple[str, str, list[Any]]] = [
     (CHAT, "frequency_penalty", ["x", -2.1]),
     (CHAT, "logit_bias", ["x", [1], {"1": "x"}]),
     (CHAT, "logprobs", ["x", 7]),
-    (CHAT, "top_logprobs", ["x", -2, True]),
+    (CHAT, "top_logprobs", ["x", -2, True, 1, -1]),
     (CHAT, "user", [7]),
     (CHAT, "parallel_tool_calls", ["x"]),
     (CHAT, "reasoning_effort", [7]),
@@ -43,7 +43,9 @@ WRONG: list[tuple[str, str, list[Any]]] = [
     (CHAT, "tools[0].type", [[{}], [{"type": 7}]]),
     (CHAT, "tools[0].function", [[{"type": "function"}], [{"type": "function", "function": 7}]]),
     (CHAT, "tools[1].function.name", [[FUNCTION, {"type": "function", "function": {}}]]),
-    (CHAT, "tool_choice", [7, "maybe", ["auto"]]),
+    (CHAT, "tool_choice", [7, "maybe", ["auto"], "auto", "required"]),
+    (CHAT, "prompt_logprobs", ["x", -2, True]),
+    (TEXT, "prompt_logprobs", ["x", -2]),
     (CHAT, "response_format", [7, "json"]),
     (CHAT, "response_format.type", [{}, {"type": 7}]),
     (CHAT, "response_format.json_schema", [{"type": "json_schema"}]),
@@ -96,6 +98,7 @@ RIGHT: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"stop": ["a"] * 9, "temperature": 2.5, "logit_bias": {"7": -100}, "user": ""}),
     (CHAT, {"logprobs": True, "top_logprobs": -1, "reasoning_effort": "extreme"}),
     (CHAT, {"tools": [FUNCTION, {"type": "of an engine"}], "tool_choice": "required"}),
+    (CHAT, {"tool_choice": "none", "top_logprobs": 0, "prompt_logprobs": -1}),
     (CHAT, {"tool_choice": {"type": "function", "function": {"name": "f"}}, "tools": [FUNCTION]}),
     (CHAT, {"response_format": SCHEMA}),
     (CHAT, {"response_format": {"type": "structural_tag", "format": {}}}),
@@ -116,3 +119,13 @@ RIGHT: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("url", "fields"), RIGHT)
 def test_values_that_an_engine_might_accept_pass(url: str, fields: dict[str, Any]) -> None:
     check_body(url, BODIES[url] | fields)
+
+
+def test_a_choice_of_a_tool_that_is_not_there_names_the_choice() -> None:
+    choice = {"type": "function", "function": {"name": "other"}}
+    body = BODIES[CHAT] | {"tools": [FUNCTION], "tool_choice": choice}
+
+    with pytest.raises(InvalidJob) as refusal:
+        check_body(CHAT, body)
+
+    assert refusal.value.field == "body.tool_choice"
