@@ -48,7 +48,7 @@ _FIELDS = {
 
 
 def main(argv: list[str]) -> int:
-    """Run a predictor until it is told to end; exit code 0 after a clean end, 1 for a failure, 2 for invalid
+    """Run a predictor until it is stopped; exit code 0 after a clean end, 1 for a failure, 2 for invalid
     settings.
     """
     started_s = time.monotonic() - _age_s()

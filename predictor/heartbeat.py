@@ -71,7 +71,7 @@ class Heartbeat:
         """Report every few seconds, and at once when something changed."""
         while True:
             self._news.clear()
-            await self._tell()
+            await self._report()
             # Not wait_for: until Python 3.12 it swallows a cancel that comes with the event, and a
             # predictor told to go just after it was ready never ended (F31).
             with suppress(TimeoutError):
@@ -90,7 +90,7 @@ class Heartbeat:
             with suppress(StoreUnavailable):
                 await self._directory.remove(self._model, self._replica_id)
 
-    async def _tell(self) -> None:
+    async def _report(self) -> None:
         if self._directory is None:
             return
         age_ms = int((self._clock.monotonic_s() - self._since_s) * 1000)

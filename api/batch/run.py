@@ -361,7 +361,7 @@ class BatchRun:
         await self._output.publish()
         await self._errors.publish()
         batch = self._batch
-        await self._deps.webhooks.tell_batch(batch.tenant, batch.id, end, self._now_s())
+        await self._deps.webhooks.notify_batch(batch.tenant, batch.id, end, self._now_s())
         await self._enter(end)
 
     async def _fail(self, message: str) -> None:

@@ -77,7 +77,7 @@ async def _run_claimed(
             await BatchRun(deps, batch, epoch, turn_s=turn_s).run()
             renewing.cancel()
     except ExceptionGroup as failures:
-        _tell(batch_id, first_of(failures))
+        _log_failure(batch_id, first_of(failures))
     finally:
         tenants[batch.tenant] -= 1
 
@@ -94,7 +94,7 @@ async def _renew(batches: BatchStore, batch_id: str, epoch: int) -> None:
             raise Overtaken
 
 
-def _tell(batch_id: str, failure: BaseException) -> None:
+def _log_failure(batch_id: str, failure: BaseException) -> None:
     """A batch that raises must not end the others; it is tried again when its claim lapses."""
     match failure:
         case Unavailable():

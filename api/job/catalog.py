@@ -131,7 +131,9 @@ def _check_countable(messages: Iterable[Mapping[str, Any]]) -> None:
     for message in messages:
         content = message.get("content")
         if isinstance(content, list) and any(part.get("type") != "text" for part in content):
-            raise InvalidJob("only an engine can tell how many tokens an image is", "body.messages")
+            raise InvalidJob(
+                "the tokens of an image can only be counted by an engine", "body.messages"
+            )
 
 
 _CAN_NOT: Final = {

@@ -48,7 +48,7 @@ _refused = Counter("torpor_api_limited_total", "Calls and jobs refused by a limi
 _metered = Counter(
     "torpor_api_metered_tokens_total", "Tokens counted against limits a minute.", ["kind"]
 )
-_told: ContextVar[dict[str, str] | None] = ContextVar("torpor_rate_headers", default=None)
+_headers: ContextVar[dict[str, str] | None] = ContextVar("torpor_rate_headers", default=None)
 
 
 class LimitGate:
@@ -73,7 +73,7 @@ class LimitGate:
             return
         meter = LimitMeter(name="requests", tenant=principal.tenant, limit=limit)
         is_taken, window = await self._windows.take(meter, 1)
-        _tell(headers_of("requests", window))
+        _set_headers(headers_of("requests", window))
         if not is_taken:
             with _counted(Limit.REQUESTS_PER_MINUTE):
                 raise _over("requests", window, 1)
@@ -122,7 +122,7 @@ class LimitGate:
             if not is_new:
                 await self.on_rejected(new.tenant, new.id)
                 if meter := self._tokens(new.tenant):
-                    _tell(headers_of("tokens", await self._windows.look(meter)))
+                    _set_headers(headers_of("tokens", await self._windows.look(meter)))
             elif job.id != new.id:
                 await self._rename(new.tenant, new.id, job.id)
 
@@ -163,7 +163,7 @@ class LimitGate:
                 is_taken, window = await self._windows.take(meter, cost)
         else:
             is_taken, window = await self._windows.take(meter, cost)
-        _tell(headers_of("tokens", window))
+        _set_headers(headers_of("tokens", window))
         if not is_taken:
             with _counted(Limit.TOKENS_PER_MINUTE, new):
                 raise _over("tokens", window, cost)
@@ -231,24 +231,24 @@ class RateHeaders:
         if scope["type"] != "http" or scope["method"] == "GET":
             await self._app(scope, receive, send)
             return
-        told: dict[str, str] = {}
-        token = _told.set(told)
+        headers_found: dict[str, str] = {}
+        token = _headers.set(headers_found)
 
         async def send_on(message: Message) -> None:
-            if told and message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(told)
+            if headers_found and message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(headers_found)
             await send(message)
 
         try:
             await self._app(scope, receive, send_on)
         finally:
-            _told.reset(token)
+            _headers.reset(token)
 
 
-def _tell(headers: Mapping[str, str]) -> None:
-    told = _told.get()
-    if told is not None:  # a batch's lines have no response for the headers
-        told.update(headers)
+def _set_headers(headers: Mapping[str, str]) -> None:
+    headers_found = _headers.get()
+    if headers_found is not None:  # a batch's lines have no response for the headers
+        headers_found.update(headers)
 
 
 @contextmanager

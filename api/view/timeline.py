@@ -73,7 +73,7 @@ def timeline(
     and is null for a step without duration. `is_whole` is set once no further step is expected except a webhook's
     retry. `kept` are the replica phases stored at the job's end.
     """
-    told = sorted(deliveries, key=lambda delivery: delivery.created_ms)
+    shown = sorted(deliveries, key=lambda delivery: delivery.created_ms)
     first_ms = job.started_ms or job.finished_ms
     steps: list[Step] = [{"step": "accepted", "at_ms": job.created_ms, "duration_ms": None}]
     steps.append(_span("queued", job.created_ms, first_ms, now_ms))
@@ -82,12 +82,12 @@ def timeline(
     if job.finished_ms:
         steps.append(_span(str(job.state), job.finished_ms, job.finished_ms, now_ms))
         steps[-1]["duration_ms"] = job.finished_ms - job.created_ms
-    steps += [step for delivery in told for step in _tries(delivery)]
+    steps += [step for delivery in shown for step in _tries(delivery)]
     return {
         "steps": cast(list[StepView], sorted(steps, key=lambda step: int(step["at_ms"]))),
         "is_whole": bool(job.finished_ms)
-        and bool(told or JOB_WEBHOOK not in job.metadata)
-        and all(delivery.tries or delivery.state.is_settled for delivery in told),
+        and bool(shown or JOB_WEBHOOK not in job.metadata)
+        and all(delivery.tries or delivery.state.is_settled for delivery in shown),
     }
 
 
@@ -140,7 +140,7 @@ def _attempts(job: Job, now_ms: int) -> Iterator[Step]:
 
 def _tries(delivery: WebhookDelivery) -> Iterator[Step]:
     """One step for each try; without a duration for a delivery that has not been tried."""
-    told = {
+    shown = {
         "step": "delivery",
         "delivery": delivery.id,
         "endpoint": delivery.endpoint,
@@ -149,9 +149,9 @@ def _tries(delivery: WebhookDelivery) -> Iterator[Step]:
         "state": delivery.state,
     }
     if not delivery.log:
-        yield told | {"at_ms": delivery.created_ms, "duration_ms": None, "try": 0}
+        yield shown | {"at_ms": delivery.created_ms, "duration_ms": None, "try": 0}
     for number, entry in enumerate(delivery.log, start=1):
-        yield told | {
+        yield shown | {
             "at_ms": entry.at_ms,
             "duration_ms": entry.duration_ms,
             "try": number,

@@ -24,9 +24,9 @@ class WebhookListener:
         """Return once every delivery is recorded. Raises `StoreUnavailable`; the call must then be repeated."""
         message = message_of(job)
         if message is not None:
-            await self.tell(message)
+            await self.notify(message)
 
-    async def tell(self, message: Message) -> None:
+    async def notify(self, message: Message) -> None:
         """As `ended`, for any other message, such as a batch's."""
         wanted = [
             (endpoint.id, endpoint.url)

@@ -15,11 +15,11 @@ class WebhookService:
     store: WebhookStore
     sender: WebhookSender
 
-    async def tell(self, message: Message) -> None:
+    async def notify(self, message: Message) -> None:
         """Record a delivery for each subscribed receiver. Raises `StoreUnavailable`."""
-        await WebhookListener(self.store, self.sender.wake).tell(message)
+        await WebhookListener(self.store, self.sender.wake).notify(message)
 
-    async def tell_batch(self, tenant: str, batch_id: str, status: str, now_s: int) -> None:
+    async def notify_batch(self, tenant: str, batch_id: str, status: str, now_s: int) -> None:
         """Notify of an ended batch; repeated calls give the same message."""
         message = Message(
             tenant=tenant,
@@ -28,4 +28,4 @@ class WebhookService:
             key=f"{batch_id}:{status}",
             created_s=now_s,
         )
-        await self.tell(message)
+        await self.notify(message)

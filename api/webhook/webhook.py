@@ -37,7 +37,7 @@ WEBHOOK_SCHEMA: Final[Schema] = {
         "url": {"type": "string", "minLength": 1, "description": "https, to a public host"}
     },
     "additionalProperties": False,
-    "description": "who is told when the job has ended",
+    "description": "where to send a webhook when the job has ended",
 }
 """What `parse_webhook_options` judges."""
 OVERLAP_S: Final = 24 * 3600

@@ -81,7 +81,7 @@ class DeadLetterHandler:
             DEAD_LETTERS.labels(trigger.name).inc()
         _log.warning("set aside", action="dead_letter", trigger=trigger.name, status=answer.status)
         if trigger.delivery.dead_letter_sink:
-            await _tell(trigger.delivery, _explained(event, trigger, reason, answer))
+            await _send_to_sink(trigger.delivery, _explained(event, trigger, reason, answer))
         return True
 
     async def _fail_job(self, event: Event, reason: str) -> LeaseStatus:
@@ -150,7 +150,7 @@ def _explained(event: Event, trigger: Trigger, reason: str, answer: SubscriberRe
     return replace(event, extensions=dict(event.extensions) | why)
 
 
-async def _tell(spec: DeliverySpec, event: Event) -> None:
+async def _send_to_sink(spec: DeliverySpec, event: Event) -> None:
     """POST the event to the sink, best effort, as often as `retry` says; the record in the store is what counts."""
     headers, body = build_binary(event)
     async with aiohttp.ClientSession(timeout=_SINK_TIMEOUT) as session:

@@ -232,13 +232,13 @@ def _error(data: Mapping[str, Any], *, is_needed: bool) -> JobError | None:
         if is_needed:
             raise InvalidJob("data.error must be set for a failed job", "data.error")
         return None
-    told = {name: error.get(name, "") for name in ("code", "message", "field")}
-    for name, value in told.items():
+    found = {name: error.get(name, "") for name in ("code", "message", "field")}
+    for name, value in found.items():
         if not isinstance(value, str):
             raise InvalidJob(f"data.error.{name} must be a string", f"data.error.{name}")
-    if not told["code"]:
+    if not found["code"]:
         raise InvalidJob("data.error.code must not be empty", "data.error.code")
-    return JobError(**told)
+    return JobError(**found)
 
 
 class Timings(TypedDict, total=False):

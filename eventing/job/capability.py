@@ -35,7 +35,7 @@ def capabilities_of(
     config: Mapping[str, Any], files: Collection[str], engine_args: Sequence[str]
 ) -> frozenset[Capability] | None:
     """What the model of a `config.json`, the names of the files beside it and vLLM's arguments can do; None when
-    that cannot be told. Where there is a doubt, the model can.
+    that is not known. In doubt, the model has the capability.
     """
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:

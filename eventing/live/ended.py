@@ -70,9 +70,9 @@ class EndedConsumer:
         try:
             now_s = asyncio.get_running_loop().time()
             if now_s >= self._take_over_due_s:
-                await self._tell(await self._take_over())
+                await self._notify_all(await self._take_over())
                 self._take_over_due_s = now_s + _TAKE_OVER_EVERY_S
-            await self._tell(await self._next())
+            await self._notify_all(await self._next())
         except ResponseError as error:
             # Redis before 7.2 has another error for a blocked read whose stream is deleted.
             if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
@@ -106,15 +106,15 @@ class EndedConsumer:
             if "BUSYGROUP" not in str(error):
                 raise
 
-    async def _tell(self, rows: Sequence[_Row]) -> None:
+    async def _notify_all(self, rows: Sequence[_Row]) -> None:
         if not rows:
             return
-        is_done = await asyncio.gather(*(self._tell_one(_fields(flat)) for _, flat in rows))
+        is_done = await asyncio.gather(*(self._notify_one(_fields(flat)) for _, flat in rows))
         done = [cursor for (cursor, _), is_one in zip(rows, is_done, strict=True) if is_one]
         if done:
             await self._redis.xack(keys.ENDED, _GROUP, *done)
 
-    async def _tell_one(self, entry: Mapping[str, str]) -> bool:
+    async def _notify_one(self, entry: Mapping[str, str]) -> bool:
         """False when a listener must be called again."""
         job = await self._job(entry)
         if job is None:
@@ -122,7 +122,7 @@ class EndedConsumer:
         is_done = True
         with trace.span("result", parent=job.traceparent, job_id=job.id, state=job.state):
             for listener in self._listeners:
-                is_done &= await _told(listener.ended, job)
+                is_done &= await _notified(listener.ended, job)
         return is_done
 
     async def _job(self, entry: Mapping[str, str]) -> Job | None:
@@ -154,10 +154,10 @@ class EndedConsumer:
         )
 
 
-async def _told(tell: Callable[[Job], Awaitable[None]], job: Job) -> bool:
+async def _notified(notify: Callable[[Job], Awaitable[None]], job: Job) -> bool:
     """False when the listener must be called again. A bug in one listener must not block the others."""
     try:
-        await tell(job)
+        await notify(job)
     except Unavailable:
         return False
     except Exception as error:

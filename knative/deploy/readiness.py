@@ -134,11 +134,11 @@ def nameless(message: str) -> str:
 
 def why_stuck(pods: Iterable[Resource], events: Iterable[Resource]) -> list[str]:
     """Give the reasons in pods and events, without repetitions, the clearest first."""
-    told: dict[str, list[str]] = {}  # a reason, and the pods that it is told of
+    pods_by_reason: dict[str, list[str]] = {}  # a reason, and the pods that it is pods_by_reason of
     for pod in pods:
         for place, reason in _pod_reasons(pod):
-            told.setdefault(reason, []).append(f"{pod['metadata']['name']}{place}")
-    found = [f"{_first_of_several(names)}: {reason}" for reason, names in told.items()]
+            pods_by_reason.setdefault(reason, []).append(f"{pod['metadata']['name']}{place}")
+    found = [f"{_first_of_several(names)}: {reason}" for reason, names in pods_by_reason.items()]
     found += [said for event in events if (said := _event_reason(event))]
     return list(dict.fromkeys(found))
 

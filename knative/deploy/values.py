@@ -172,7 +172,7 @@ def load_values(path: Path) -> Values:
     try:
         return Values.model_validate(data)
     except ValidationError as error:
-        lines = [f"{path}: {_told(each)}" for each in error.errors()]
+        lines = [f"{path}: {_explained(each)}" for each in error.errors()]
         raise ValuesError("\n".join(lines)) from error
 
 
@@ -190,7 +190,7 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _told(error: ErrorDetails) -> str:
+def _explained(error: ErrorDetails) -> str:
     """Give one invalid value in words: its name, what it must be, what was given."""
     *parents, last = (str(step) for step in error["loc"]) if error["loc"] else ("values",)
     message = error["msg"].removeprefix("Value error, ")

@@ -12,7 +12,7 @@ class ExternalScalerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TORPOR_", frozen=True, extra="ignore")
 
     host: str = "127.0.0.1"
-    """Address to bind; loopback unless told otherwise, since it has no login of its own."""
+    """Address to bind; loopback by default, since it has no authentication."""
     port: int = Field(9090, ge=0, le=65535)
     """Port of the gRPC server."""
     redis_url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")

@@ -94,9 +94,9 @@ def answer_for(outcome: Outcome, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> 
         case Ignored():
             return DeliveryResponse(202)
         case Rejected(job):
-            return DeliveryResponse(202) if job is None else _told(job, inline_bytes)
+            return DeliveryResponse(202) if job is None else _result_response(job, inline_bytes)
         case Ended(_, job):
-            return DeliveryResponse(200) if job is None else _told(job, inline_bytes)
+            return DeliveryResponse(200) if job is None else _result_response(job, inline_bytes)
         case Held(retry_after_s):
             return DeliveryResponse(
                 409, _retry_after(retry_after_s), problem="the job runs elsewhere"
@@ -109,7 +109,7 @@ def answer_for(outcome: Outcome, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> 
             assert_never(outcome)
 
 
-def _told(job: Job, inline_bytes: int) -> DeliveryResponse:
+def _result_response(job: Job, inline_bytes: int) -> DeliveryResponse:
     return DeliveryResponse(200, event=job_event.result_event(job, inline_bytes=inline_bytes))
 
 

@@ -354,7 +354,7 @@ class Leased:
             token_count=acquired.token_count,
             can_resume=checked is not False,
             void_count=acquired.void_count,
-            is_told=job.source == API_SOURCE,
+            is_reported_to_caller=job.source == API_SOURCE,
         )
         return cls(
             job=job, attempt=attempt, bug=checked if isinstance(checked, Exception) else None

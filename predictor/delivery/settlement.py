@@ -64,7 +64,7 @@ class Settlement:
                 )
                 return await self._finish(attempt, ending), "completed"
             case EngineFailed(BadRequest() as error):
-                refusal = _refused(error, is_told=attempt.is_told)
+                refusal = _refused(error, is_reported_to_caller=attempt.is_reported_to_caller)
                 return await self._finish(attempt, refusal), "invalid"
             case EngineFailed(EngineDeadError()) | Interrupted.ENGINE_DEAD:
                 why = release_after_engine_death(
@@ -163,7 +163,7 @@ class Settlement:
 
     async def refuse(self, job: Job, error: BadRequest) -> Outcome:
         """End a job that this engine can never serve, unless another attempt runs it."""
-        ending = _refused(error, is_told=job.source == API_SOURCE)
+        ending = _refused(error, is_reported_to_caller=job.source == API_SOURCE)
         match await self._store.conclude(job.id, ending):
             case LeaseStatus.OK | LeaseStatus.TERMINAL:
                 return await self.ended(job.id)
@@ -193,8 +193,10 @@ def _dead(error: JobError) -> Ending:
     return Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
 
 
-def _refused(error: BadRequest, *, is_told: bool) -> Ending:
+def _refused(error: BadRequest, *, is_reported_to_caller: bool) -> Ending:
     """The end of a request that can never be served. For a job of our api the caller gets the error; another
     producer's event becomes a dead letter for the operator.
     """
-    return Ending(state=JobState.FAILED, error=problem(error), is_dead_letter=not is_told)
+    return Ending(
+        state=JobState.FAILED, error=problem(error), is_dead_letter=not is_reported_to_caller
+    )

@@ -181,7 +181,7 @@ class SeededEngine:
         if position == knobs.stall_at:
             await self._dead.wait()
         if position == knobs.fail_at:
-            raise EngineRequestError(f"the test engine was told to fail at token {position}")
+            raise EngineRequestError(f"the test engine fails as requested at token {position}")
         if position == knobs.process_dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if position == knobs.engine_dies_at:

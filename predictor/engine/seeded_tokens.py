@@ -155,7 +155,7 @@ def _knobs(given: Mapping[str, Any]) -> SeededParams:
 
 
 def _called_tool(body: Mapping[str, Any]) -> str:
-    """A model with tools calls the one that it must, or the first; it answers once it was told what came of it."""
+    """A model with tools calls the one that it must, or the first; it answers once it has the result of the call."""
     tools, choice = body.get("tools"), body.get("tool_choice")
     if not tools or choice == "none" or body["messages"][-1]["role"] == "tool":
         return ""

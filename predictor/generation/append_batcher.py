@@ -66,7 +66,7 @@ class AppendBatcher:
             _fail(group, StoreUnavailable("the write was stopped"))
             raise
         else:
-            _tell(group, holds)
+            _resolve(group, holds)
 
     def _note(self, took_s: float) -> None:
         """A moving average: half the old value, half the new one."""
@@ -90,7 +90,7 @@ def _fail(group: Sequence[_Waiting], error: StoreUnavailable) -> None:
             answer.set_exception(error)
 
 
-def _tell(group: Sequence[_Waiting], holds: Sequence[LeaseStatus]) -> None:
+def _resolve(group: Sequence[_Waiting], holds: Sequence[LeaseStatus]) -> None:
     for (*_, answer), hold in zip(group, holds, strict=True):
         if not answer.done():
             answer.set_result(hold)

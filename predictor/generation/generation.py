@@ -92,7 +92,7 @@ class Attempt:
     token_count: int
     can_resume: bool
     void_count: int = 0
-    is_told: bool = False  #: our api shows the caller why the call was refused
+    is_reported_to_caller: bool = False  #: our api shows the caller why the call was refused
 
     @property
     def job_id(self) -> JobId:

@@ -110,7 +110,7 @@ class Parent:
         connection.setblocking(False)
         self._lines[connection] = b""
         self._selector.register(connection, selectors.EVENT_READ, self._read)
-        self._tell(connection, self._hello)
+        self._send(connection, self._hello)
 
     def _read(self, connection: socket.socket) -> None:
         try:
@@ -133,10 +133,10 @@ class Parent:
         try:
             pid = self._fork(ForkRequest.parse(line))
         except (ValueError, OSError) as error:
-            self._tell(connection, {"error": str(error)})
+            self._send(connection, {"error": str(error)})
             return
         self._children[pid] = connection
-        self._tell(connection, {"pid": pid})
+        self._send(connection, {"pid": pid})
 
     def _fork(self, request: ForkRequest) -> int:
         if self._is_ending:
@@ -187,11 +187,11 @@ class Parent:
             connection = self._children.pop(pid, None)
             if connection is not None:
                 exit_code = os.waitstatus_to_exitcode(status)
-                self._tell(connection, {"pid": pid, "exit_code": exit_code})
+                self._send(connection, {"pid": pid, "exit_code": exit_code})
         for orphan in _children_of(os.getpid()) - self._children.keys():
             _signal(orphan, signal.SIGKILL)
 
-    def _tell(self, connection: socket.socket, message: Mapping[str, Any]) -> None:
+    def _send(self, connection: socket.socket, message: Mapping[str, Any]) -> None:
         if connection not in self._lines:
             return
         try:
@@ -308,7 +308,7 @@ def _say_why(reason: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m predictor.process.parent`: listen, preload, then fork until told to end."""
+    """`python -m predictor.process.parent`: listen, preload, then fork until stopped."""
     parser = argparse.ArgumentParser(
         prog="python -m predictor.process.parent", description=main.__doc__
     )

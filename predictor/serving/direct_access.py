@@ -88,7 +88,7 @@ class DirectAccess:
 
 
 def headers_of(error: TorporError) -> dict[str, str]:
-    """The headers of the answer that tells of `error`."""
+    """The headers of the response for `error`."""
     if isinstance(error, Unavailable):
         return {**error.headers, "retry-after": str(max(1, math.ceil(error.retry_after_s)))}
     return dict(error.headers)

@@ -61,7 +61,7 @@ def main() -> None:
         status = _INTERRUPTED
     except* Exception as group:
         for error in _flat(group):
-            status = max(status, _tell(error))
+            status = max(status, _report_error(error))
     if status:  # not inside `except*`, where the exit would be wrapped in a group
         sys.exit(status)
 
@@ -73,7 +73,7 @@ def _run(asked: str) -> int:
     return ended if isinstance(ended, int) else 0
 
 
-def _tell(error: BaseException) -> int:
+def _report_error(error: BaseException) -> int:
     """Print an error in one line; gives the exit code. A bug keeps its stack trace."""
     from pydantic import ValidationError
 
@@ -89,12 +89,12 @@ def _tell(error: BaseException) -> int:
         case ValidationError():
             wrong = (f"TORPOR_{e['loc'][0]}".upper() + f": {e['msg']}" for e in error.errors())
             return _say("; ".join(wrong), _WRONG_USAGE)
-        case _ if isinstance(error, (UserError, OSError)) or _is_told(error):
+        case _ if isinstance(error, (UserError, OSError)) or _has_user_message(error):
             return _say(_words(error), _FAILED)
     raise error
 
 
-def _is_told(error: BaseException) -> bool:
+def _has_user_message(error: BaseException) -> bool:
     """True for an error whose message is meant for the user."""
     from torpor.client import TorporError
     from torpor.local.errors import StackError

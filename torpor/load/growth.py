@@ -94,7 +94,7 @@ def growing(report: Mapping[str, Any]) -> list[str]:
     gives no result.
     """
     if report["span_s"] < _SOAK_S:
-        return [f"unknown: {report['span_s']:g} s are too short to tell"]
+        return [f"unknown: {report['span_s']:g} s are too short to decide"]
     found: list[str] = []
     for name, figures in report["growth"].items():
         if name == "store bytes":

@@ -40,7 +40,7 @@ class Model:
         return str(self.folder or self.source or self.name)
 
     def card(self, engine_args: Sequence[str]) -> dict[str, Any]:
-        """What the api is told of it, served by an engine with these arguments."""
+        """The model card for the api, when an engine with these arguments serves it."""
         card: dict[str, Any] = {"name": self.name, "context_tokens": self.context_tokens}
         if self.tokenizer_file is not None:
             card["tokenizer_file"] = str(self.tokenizer_file)

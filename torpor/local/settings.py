@@ -76,7 +76,7 @@ class StackSettings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", json_schema_extra=_PLACE)
-    """Address of the api and the broker; loopback unless told otherwise."""
+    """Address of the api and the broker; loopback by default."""
     port: int = Field(8000, ge=0, le=65535, json_schema_extra=_PLACE)
     """Port of the api; 0 takes a free one."""
     broker_port: int = Field(8081, ge=0, le=65535, json_schema_extra=_PLACE)
@@ -122,7 +122,7 @@ class StackSettings(BaseSettings):
     lease: Seconds = Field(30, ge=1, le=600)
     """A predictor that is silent for this long has lost its job."""
     drain_grace: Seconds = Field(10, ge=0.5, le=3600)
-    """A predictor told to end may finish what ends within this time; the rest is handed over."""
+    """A predictor that shuts down finishes jobs that end within this time; the others are handed over."""
     log_level: Annotated[LogLevel, BeforeValidator(_upper)] = LogLevel.WARNING
     """DEBUG, INFO, WARNING or ERROR."""
 

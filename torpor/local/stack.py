@@ -225,7 +225,7 @@ class Stack:
             launcher,
             self.replicas,
             on_change=activator.changed,
-            on_failure=lambda reason: _tell_failure(directory, model.name, reason),
+            on_failure=lambda reason: _report_failure(directory, model.name, reason),
             group=group,
         )
         view = QueueView(redis)
@@ -347,7 +347,7 @@ class _Stopped(Exception):
     """Ends the task group, whose other tasks never end by themselves."""
 
 
-async def _tell_failure(directory: ReplicaDirectory, model: str, reason: str) -> None:
+async def _report_failure(directory: ReplicaDirectory, model: str, reason: str) -> None:
     """Report the failure to callers that wait for the model. With the store unavailable only the report is lost."""
     with suppress(Unavailable):
         await directory.report_failure(model, reason)

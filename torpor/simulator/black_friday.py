@@ -56,7 +56,7 @@ class LoadPhase:
     cpu_most_percent: float
 
 
-def tell() -> tuple[LoadPhase, LoadPhase]:
+def run() -> tuple[LoadPhase, LoadPhase]:
     """The day under the HPA on CPU, and under KEDA on queue depth and p95."""
     load = Load(PROFILE, SEED)
     scenario = Scenario(ENGINE, DURATION_S, start_s=5.0, initial_replicas=PODS, timeout_s=TIMEOUT_S)
@@ -74,23 +74,23 @@ def tell() -> tuple[LoadPhase, LoadPhase]:
 def write_report(folder: Path) -> Table:
     """Write the plots into `folder` and give the table of what happened."""
     folder.mkdir(parents=True, exist_ok=True)
-    chapters = tell()
-    reports = [_with_cpu(chapter.report) for chapter in chapters]
+    phases = run()
+    reports = [_with_cpu(chapter.report) for chapter in phases]
     for name, caption, unit in _PLOTS:
         picture = plot(name, caption, unit, reports)
         (folder / f"black-friday-{name.replace('_', '-')}.svg").write_text(
             picture, encoding="utf-8"
         )
-    return _table(chapters)
+    return _table(phases)
 
 
-def _table(chapters: tuple[LoadPhase, LoadPhase]) -> Table:
-    table = as_table([chapter.report for chapter in chapters], title="Black Friday")
-    table.add_row("mean queue, quiet", *(f"{c.queue_quiet:.1f}" for c in chapters))
-    table.add_row("mean queue, plateau", *(f"{c.queue_peak:.1f}" for c in chapters))
-    table.add_row("p95, quiet", *(f"{c.p95_quiet_s * 1000:.0f} ms" for c in chapters))
-    table.add_row("p95, plateau", *(f"{c.p95_peak_s * 1000:.0f} ms" for c in chapters))
-    table.add_row("CPU at most", *(f"{c.cpu_most_percent:.0f} %" for c in chapters))
+def _table(phases: tuple[LoadPhase, LoadPhase]) -> Table:
+    table = as_table([chapter.report for chapter in phases], title="Black Friday")
+    table.add_row("mean queue, quiet", *(f"{c.queue_quiet:.1f}" for c in phases))
+    table.add_row("mean queue, plateau", *(f"{c.queue_peak:.1f}" for c in phases))
+    table.add_row("p95, quiet", *(f"{c.p95_quiet_s * 1000:.0f} ms" for c in phases))
+    table.add_row("p95, plateau", *(f"{c.p95_peak_s * 1000:.0f} ms" for c in phases))
+    table.add_row("CPU at most", *(f"{c.cpu_most_percent:.0f} %" for c in phases))
     return table
 
 

@@ -113,7 +113,7 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   local job_id, list = string.match(key, '{(.*)}'), job.tenant_key or job.tenant
   local history = history_of(job.history)
   if job.state == 'in_progress' then close_attempt(history, outcome, now) end
-  -- First: Redis 7.0 can apply the first half of a script after a power cut. An end that is told and did not come is seen by the record.
+  -- First: Redis 7.0 can apply the first half of a script after a power cut. An announced end that is not in the record is detected.
   redis.call('XADD', ENDED, 'MAXLEN', '~', ENDED_KEPT, '*', 'job', job_id, 'tenant', job.tenant, 'model', job.model or '',
     'lane', job.lane, 'attempt', job.attempt, 'state', state, 'dead', dead, 'at_ms', now)
   redis.call('XADD', 'torpor:results:' .. list, 'MAXLEN', '~', FEED_KEPT, '*', 'job', job_id, 'attempt', job.attempt)

@@ -2,7 +2,7 @@
 -- USES _lib
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 owner, 2 lease_ms, 3 max_attempts, 4 '1' if tokens so far may be continued, 5 retention_s of a failed job,
---       6 '1' if the owner runs nothing else, 7 sha of the request that the owner was told, '' for any,
+--       6 '1' if the owner runs nothing else, 7 sha of the request that the owner expects, '' for any,
 --       8 a random id for the lease, 9 job id
 -- gives {'acquired', attempt, token_count, tokens that are void now} | {'held', lease_left_ms} | {'missing'} | {'terminal'}
 --       | {'expired'} | {'exhausted'} | {'other'} (recorded with another request: unchanged)

@@ -15,7 +15,7 @@ for _, moment in ipairs({job[4] or 0, job[5] or 0, job[6] or 0}) do since = math
 local history = history_of(job[3])
 if #history > 0 then since = math.max(since, tonumber(history[#history].ended_ms or 0)) end
 local requeues = tonumber(job[7] or 0)
--- Not answered may be a consumer that was told to end while it held the event: not once, but not for ever either.
+-- No answer can mean a consumer that shut down while it held the event: tolerated more than once, but not for ever.
 if now - since >= tonumber(ARGV[1]) and (ARGV[2] == '1' or requeues >= 3) then return 'spent' end
 local delay = requeues > 0 and math.min(1000 * 2 ^ requeues, tonumber(ARGV[3])) or 0
 redis.call('HSET', KEYS[1], 'requeued_ms', now + delay, 'requeues', requeues + 1)

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field, replace
 from knative.autoscaling.work import error_budget
 from knative.autoscaling.work.error_budget import ErrorBudget, WaitObjective
 
-# Prompt lengths are told apart by powers of two.
+# Prompt lengths are classed by powers of two.
 _CLASSES = 18
 # Lengths and rates follow the last so many observations.
 _LENGTH_MEMORY = 200
 _RATE_WINDOW_S = 60.0
-# Gaps are told apart in steps of a quarter; below half a second there was no gap.
+# Gaps are classed in steps of a quarter; less than half a second is no gap.
 _GAP_GROWTH = 1.25
 _SHORTEST_GAP_S = 0.5
 _GAP_CLASSES = 48

@@ -149,13 +149,13 @@ class ResourceView:
     @cached_property
     def job_s(self) -> int:
         """The longest job: as given, else from the settings, else the default."""
-        told = self._job_s or number(self.settings.get("TORPOR_MAX_JOB_SECONDS"))
-        return int(told or DEFAULT_JOB_S)
+        given = self._job_s or number(self.settings.get("TORPOR_MAX_JOB_SECONDS"))
+        return int(given or DEFAULT_JOB_S)
 
     @cached_property
     def cold_start_s(self) -> int:
-        told = self._cold_start_s or number(self.settings.get("TORPOR_COLD_START_SECONDS"))
-        return int(told or DEFAULT_COLD_START_S)
+        given = self._cold_start_s or number(self.settings.get("TORPOR_COLD_START_SECONDS"))
+        return int(given or DEFAULT_COLD_START_S)
 
     @cached_property
     def held_s(self) -> int:

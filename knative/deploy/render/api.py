@@ -106,7 +106,7 @@ def deployment(values: Values) -> Resource:
 
 
 def autoscaler(values: Values) -> Resource:
-    """Give the api's HPA: its work is many small sends, so CPU tells the truth here."""
+    """Give the api's HPA: its work is many small sends, so CPU measures its load."""
     return {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",

@@ -91,13 +91,13 @@ async def snapshot(cluster: Cluster, namespace: str) -> list[Resource]:
     lists = await asyncio.gather(*(_listed(cluster, v, k, namespace) for v, k in _EXAMINED))
     own = [resource for found in lists for resource in found if not _is_by_controller(resource)]
     platform = await asyncio.gather(*(_got(cluster, ref) for ref in _PLATFORM))
-    told = await asyncio.gather(
+    found = await asyncio.gather(
         *(
             _listed(cluster, "v1", "Event", namespace, fieldSelector=f"reason={reason}")
             for reason in _TELLING
         )
     )
-    return [*own, *(r for r in platform if r), *(event for events in told for event in events)]
+    return [*own, *(r for r in platform if r), *(event for events in found for event in events)]
 
 
 def over(seen: Sequence[Resource], planned: Sequence[Resource]) -> list[Resource]:

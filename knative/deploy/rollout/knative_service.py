@@ -38,8 +38,8 @@ def _hashed(predictor: Resource) -> Resource:
     made = copy.deepcopy(predictor)
     notes = made["metadata"].setdefault("annotations", {})
     notes.pop(HASH, None)
-    told = json.dumps([made["spec"], notes, made["metadata"].get("labels")], sort_keys=True)
-    notes[HASH] = "sha256-" + hashlib.sha256(told.encode()).hexdigest()[:12]
+    content = json.dumps([made["spec"], notes, made["metadata"].get("labels")], sort_keys=True)
+    notes[HASH] = "sha256-" + hashlib.sha256(content.encode()).hexdigest()[:12]
     return made
 
 

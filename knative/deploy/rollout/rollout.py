@@ -107,7 +107,7 @@ class _Watched:
     state: ObjectReadiness = field(
         default_factory=lambda: ObjectReadiness(False, "not looked at yet")
     )
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
 
 
 def _watched(resource: Resource) -> _Watched:
@@ -185,7 +185,7 @@ async def _look(
             return RolloutStep(ref, "leave")
         raise
     except Conflict as conflict:
-        raise _told(conflict, ref) from conflict
+        raise _explained(conflict, ref) from conflict
     except Invalid as refused:
         raise Invalid(f"{ref} is refused: {refused}", refused.status) from refused
     difference = _shown(live or {}, made, ref)
@@ -213,7 +213,7 @@ async def _try(
         raise
 
 
-def _told(conflict: Conflict, ref: Ref) -> Conflict:
+def _explained(conflict: Conflict, ref: Ref) -> Conflict:
     causes = "; ".join(map(str, conflict.causes)) or str(conflict)
     return Conflict(
         f"{ref}: fields to be set belong to another manager: {causes}. --take-over takes them over",
@@ -312,9 +312,9 @@ async def _wait_for(cluster: Cluster, each: _Watched, screen: Screen) -> None:
                         return
         except TimeoutError:
             reasons = await stuck_reasons(cluster, each.ref)
-            if reasons != each.told:  # a reason is reported once
+            if reasons != each.reported:  # a reason is reported once
                 screen.waiting(each.ref, each.state, reasons)
-            each.told = reasons
+            each.reported = reasons
 
 
 async def _drop_superseded(

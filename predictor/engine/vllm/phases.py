@@ -38,21 +38,23 @@ def __getattr__(name: str) -> Any:
 def _timed(worker: Any) -> Any:
     class Timed(worker):  # type: ignore[misc]
         def load_model(self, *args: Any, **kwargs: Any) -> Any:
-            _tell(ColdStartPhase.WEIGHTS)
+            _report(ColdStartPhase.WEIGHTS)
             return super().load_model(*args, **kwargs)
 
         def determine_available_memory(self) -> Any:
-            _tell(ColdStartPhase.COMPILE)  # the profiling run is the first to call what is compiled
+            _report(
+                ColdStartPhase.COMPILE
+            )  # the profiling run is the first to call what is compiled
             return super().determine_available_memory()
 
         def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
-            _tell(ColdStartPhase.WARM_UP)
+            _report(ColdStartPhase.WARM_UP)
             return super().initialize_from_config(*args, **kwargs)
 
     return Timed
 
 
-def _tell(phase: ColdStartPhase) -> None:
+def _report(phase: ColdStartPhase) -> None:
     """Never delays or fails a start: without a receiver the report is lost."""
     address = os.environ.get(_ADDRESS, "")
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
@@ -93,5 +95,5 @@ def heard(report: PhaseReporter) -> Iterator[None]:
 
 def _take(line: socket.socket, report: PhaseReporter) -> None:
     with suppress(BlockingIOError):
-        while told := line.recv(64):
-            report(ColdStartPhase(told.decode()))
+        while phase_name := line.recv(64):
+            report(ColdStartPhase(phase_name.decode()))

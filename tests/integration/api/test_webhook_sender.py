@@ -69,7 +69,7 @@ def message(number: int = 1, **fields: Any) -> Message:
 async def tell(store: WebhookStore, *messages: Message) -> None:
     listener = WebhookListener(store, lambda: None)
     for each in messages:
-        await listener.tell(each)
+        await listener.notify(each)
 
 
 async def add(store: WebhookStore, url: str, endpoint_id: str = "we_1") -> Endpoint:
@@ -99,11 +99,11 @@ async def test_ends_that_are_told_together_read_the_endpoints_once(
     webhooks: WebhookStore, redis: Redis
 ) -> None:
     listener = WebhookListener(webhooks, lambda: None)
-    await listener.tell(message(0))
+    await listener.notify(message(0))
     await add(webhooks, "http://127.0.0.1:9/")
     await redis.config_resetstat()
 
-    await asyncio.gather(*(listener.tell(message(number)) for number in range(1, 21)))
+    await asyncio.gather(*(listener.notify(message(number)) for number in range(1, 21)))
 
     stats = await redis.info("commandstats")
     assert stats["cmdstat_hgetall"]["calls"] == 1

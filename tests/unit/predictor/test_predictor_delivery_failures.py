@@ -167,15 +167,19 @@ async def test_an_invalid_event_cannot_end_a_job_that_has_its_identity() -> None
         assert job.state is JobState.IN_PROGRESS
 
 
-@pytest.mark.parametrize("is_told", [False, True])
+@pytest.mark.parametrize("is_reported_to_caller", [False, True])
 async def test_an_error_found_during_the_run_is_a_dead_letter_unless_its_caller_gets_it(
-    is_told: bool,
+    is_reported_to_caller: bool,
 ) -> None:
     async with open_harness() as harness:
         await harness.store.submit(job_of(asking()))
         taken = await harness.store.acquire(job_id_of(asking()), "p", can_resume=True)
         attempt = Attempt(
-            lease=taken.lease, acquired_s=0, token_count=0, can_resume=True, is_told=is_told
+            lease=taken.lease,
+            acquired_s=0,
+            token_count=0,
+            can_resume=True,
+            is_reported_to_caller=is_reported_to_caller,
         )
         settlement = Settlement(harness.store, SystemClock(), lease_s=30)
         fault = EngineFailed(BadRequest("longer than the context", "messages"))
@@ -184,7 +188,7 @@ async def test_an_error_found_during_the_run_is_a_dead_letter_unless_its_caller_
         assert outcome == Ended(taken.lease.job_id)
         job = await harness.store.get(taken.lease.job_id)
         assert job is not None
-        assert job.is_dead_letter is not is_told
+        assert job.is_dead_letter is not is_reported_to_caller
         assert job.error is not None
         assert job.error.field == "messages"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from torpor.simulator.black_friday import LoadPhase, tell
+from torpor.simulator.black_friday import LoadPhase, run
 
 PAGE = Path(__file__).parents[3] / "docs" / "black-friday.md"
 pytestmark = pytest.mark.timeout(30)
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.timeout(30)
 
 @pytest.fixture(scope="module")
 def day() -> tuple[LoadPhase, LoadPhase]:
-    return tell()
+    return run()
 
 
 def test_cpu_sits_at_55_percent_and_nothing_scales(day: tuple[LoadPhase, LoadPhase]) -> None:

@@ -234,7 +234,7 @@ def promote(
         str, typer.Option(help="Where Prometheus answers from here.")
     ] = "http://127.0.0.1:9090",
     window: Annotated[str, typer.Option(help="How far back to look.")] = "15m",
-    min_requests: Annotated[int, typer.Option(min=1, help="Fewer tell nothing.")] = 50,
+    min_requests: Annotated[int, typer.Option(min=1, help="Fewer are not enough to decide.")] = 50,
     error_rise: Annotated[float, typer.Option(min=0, max=1)] = 0.02,
     latency_ratio: Annotated[float, typer.Option(min=1)] = 1.25,
     now: Annotated[bool, typer.Option(help="Without looking at the figures.")] = False,
@@ -251,11 +251,11 @@ def promote(
             better = split.promoted(current, model)
             decision = verdict.CanaryDecision.PROMOTE
             if not now and split.is_traffic_split(current):
-                raise NotReady("no figures tell the halves of a traffic split apart; use --now")
+                raise NotReady("a traffic split has no separate figures; use --now")
             if not now:
                 decision = await _judge(prometheus, model, window, limits)
             if decision is verdict.CanaryDecision.WAIT:
-                raise NotReady("too early to tell; try again later, or --now")
+                raise NotReady("too early to decide; try again later, or use --now")
             is_better = decision is verdict.CanaryDecision.PROMOTE
             resources = better if is_better else split.without_canary(current, model)
             note = f"{decision} of the canary of {model}"

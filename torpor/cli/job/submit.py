@@ -60,7 +60,7 @@ class SubmitFlags:
         typer.Option(help="name=value to find it by; may be repeated.", rich_help_panel=_JOB),
     ] = None
     webhook: Annotated[
-        str, typer.Option(help="Address that is told of the end.", rich_help_panel=_JOB)
+        str, typer.Option(help="Webhook address for the end.", rich_help_panel=_JOB)
     ] = ""
     expires_after: Annotated[
         str,

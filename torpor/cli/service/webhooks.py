@@ -1,4 +1,4 @@
-"""`torpor webhooks`: who is told of ends, and what became of it."""
+"""`torpor webhooks`: endpoints and deliveries."""
 
 import time
 from typing import Annotated, Any
@@ -58,7 +58,7 @@ def try_once(
     api: ApiOption = "",
     data_dir: DataDir = None,
 ) -> None:
-    """Send a receiver a sample event now, and tell what it answered."""
+    """Send a receiver a sample event now, and show its answer."""
     from torpor.cli.view.screen import print_json
 
     kind = event or _call(api, data_dir, "GET", f"/{endpoint_id}")["event_types"][0]

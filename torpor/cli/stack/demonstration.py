@@ -51,11 +51,11 @@ async def _run(stack: Stack, prompt: str, max_tokens: int) -> None:
         loop.add_signal_handler(number, interrupt)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(stack.run())
-        told = group.create_task(interrupted.wait())
+        stopping = group.create_task(interrupted.wait())
         story = group.create_task(_story(stack, prompt, max_tokens))
-        await asyncio.wait({running, told, story}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running, stopping, story}, return_when=asyncio.FIRST_COMPLETED)
         # Stop watching before the stack stops, which would be reported as a lost api.
-        for task in (story, told):
+        for task in (story, stopping):
             task.cancel()
         stack.stop()
     where = stack.settings.data_dir

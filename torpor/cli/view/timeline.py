@@ -24,9 +24,12 @@ async def full_timeline(api: _Caller, job_id: str) -> list[dict[str, Any]]:
     deadline_s = asyncio.get_running_loop().time() + _PATIENCE_S
     while True:
         job = await api.call("GET", f"/v1/jobs/{job_id}", query={"include": "timeline"})
-        told = job.get("timeline") or {"steps": [], "is_whole": True}  # an older api tells of none
-        if told["is_whole"] or asyncio.get_running_loop().time() > deadline_s:
-            steps: list[dict[str, Any]] = told["steps"]
+        timeline = job.get("timeline") or {
+            "steps": [],
+            "is_whole": True,
+        }  # an older api tells of none
+        if timeline["is_whole"] or asyncio.get_running_loop().time() > deadline_s:
+            steps: list[dict[str, Any]] = timeline["steps"]
             return steps
         await asyncio.sleep(_PAUSE_S)
 

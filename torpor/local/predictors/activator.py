@@ -168,7 +168,7 @@ class Activator:
             _log.info(
                 "replica lost", action="activate", replica=replica.id, reason=type(error).__name__
             )
-            await self._tell_lost(replica, headers, body)
+            await self._report_lost(replica, headers, body)
             return Response(status_code=502)
         if answer.status == 503 and replica.state is not ReplicaState.READY:
             return None
@@ -179,7 +179,7 @@ class Activator:
         }
         return Response(content, status_code=answer.status, headers=kept)
 
-    async def _tell_lost(
+    async def _report_lost(
         self, replica: LocalReplica, headers: Mapping[str, str], body: bytes
     ) -> None:
         """Called once the replica's process is seen to have ended; a running one may still answer."""

@@ -151,7 +151,7 @@ def rabbitmq_ack_timer(view: ResourceView) -> Iterator[Fault]:
 @register.rule(
     "rabbitmq-parallelism",
     Hop.BROKER,
-    why="One dispatcher works on one event at a time unless told otherwise: one job at a time for "
+    why="One dispatcher works on one event at a time by default: one job at a time for "
     "the whole fleet.",
     source="docs/facts.md 3.2 (trigger_validation.go: 1-1000, default 1)",
 )
