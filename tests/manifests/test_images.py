@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -115,3 +116,27 @@ def test_the_broker_images_command_is_an_existing_module(overlays: dict[str, Res
     for module in told:
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+
+
+def test_the_engine_can_do_without_what_the_cpu_image_leaves_out(tmp_path: Path) -> None:
+    dockerfile = text(ROOT / "images" / "predictor-cpu.Dockerfile")
+    (words,) = re.findall(r"pip uninstall -y ([\w -]+)", dockerfile)
+    names = [name.replace("opencv-python-headless", "cv2") for name in words.split()]
+    assert "triton" in names
+    # `None` in sys.modules is what an import of something absent meets.
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys\nsys.modules.update(dict.fromkeys({names!r}))\n"
+    )
+    modules = "vllm.v1.engine.async_llm, vllm.v1.worker.cpu_worker, predictor.engine.vllm.engine"
+
+    made = subprocess.run(
+        [sys.executable, "-c", f"import {modules}"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=80,
+        check=False,
+    )
+
+    assert made.returncode == 0, made.stderr[-2000:]
