@@ -55,7 +55,8 @@ _log = structlog.get_logger()
 class Hold(Protocol):
     """Counts an open stream for its tenant, and says how long its credential is valid."""
 
-    def counted(self) -> AbstractContextManager[None]: ...
+    @property
+    def count(self) -> AbstractContextManager[Any]: ...
 
     async def until_revoked(self) -> None: ...
 
@@ -95,7 +96,7 @@ class Stream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._wire = scope.get(RAW_SEND, send)
         try:
-            with self.hold.counted() if self.hold is not None else nullcontext():
+            with self.hold.count if self.hold is not None else nullcontext():
                 await super().__call__(scope, receive, send)
         except (SendTimeoutError, ExceptionGroup) as error:
             if not isinstance(first_of(error), SendTimeoutError):

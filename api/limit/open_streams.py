@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from api.auth.principal import Principal
 from api.limit.limit import RateLimited
@@ -26,14 +26,11 @@ class StreamCredentials(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StreamHold:
-    """One open stream of a principal."""
+    """One open stream of a principal, which is counted until `count` is closed."""
 
     streams: "OpenStreams"
     principal: Principal
-
-    def counted(self) -> AbstractContextManager[None]:
-        """Counts the stream while the block runs."""
-        return self.streams.counted(self.principal)
+    count: AbstractContextManager[Any]
 
     async def until_revoked(self) -> None:
         """Return once the key is revoked; never for a credential that cannot be revoked."""
@@ -48,14 +45,13 @@ class OpenStreams:
         self._credentials = credentials
         self._open: Counter[str] = Counter()
 
-    def check_room(self, principal: Principal) -> None:
-        """Raises `RateLimited` when the tenant has the largest allowed number of streams here."""
-        if self._limit and self._open[principal.tenant] >= self._limit:
-            raise RateLimited(f"{self._limit} streams of this tenant are open here", _FULL_S)
-
     @contextmanager
     def counted(self, principal: Principal) -> Iterator[None]:
-        """Counts a stream of the tenant while the block runs."""
+        """Counts a stream of the tenant while the block runs. Raises `RateLimited` when the tenant has the largest
+        allowed number of streams here.
+        """
+        if self._limit and self._open[principal.tenant] >= self._limit:
+            raise RateLimited(f"{self._limit} streams of this tenant are open here", _FULL_S)
         self._open[principal.tenant] += 1
         try:
             yield

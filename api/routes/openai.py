@@ -180,7 +180,7 @@ async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
     body = await call.read_object()
     is_stream = _flag(body, "stream")
     if is_stream:
-        call.check_stream_room()
+        call.hold_stream()
         if body.get("prompt_logprobs"):
             raise InvalidJob("prompt_logprobs are not told in a stream", "body.prompt_logprobs")
     has_usage = _has_usage(body, is_stream=is_stream)

@@ -7,7 +7,7 @@ that are not stored can be gone on from.
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -66,12 +66,11 @@ def router(deps: ResponseSocketDeps) -> APIRouter:
 
     async def converse(socket: WebSocket) -> None:
         access = deps.access
-        async with told_refusals(socket):
-            principal = await caller_of(
-                socket, access.authenticator, access.streams, Scope.JOBS_WRITE
-            )
-        await socket.accept()
-        with access.streams.counted(principal):
+        with ExitStack() as held:
+            async with told_refusals(socket):
+                principal = await caller_of(socket, access.authenticator, Scope.JOBS_WRITE)
+                held.enter_context(access.streams.counted(principal))
+            await socket.accept()
             await _Connection(deps, socket, principal).run()
 
     return APIRouter(routes=[WebSocketRoute(PATH, converse)])

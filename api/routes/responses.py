@@ -99,7 +99,7 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
         body["background"] = True
     ask = await read_ask(call.deps.submission, call.deps.held.store, call.principal, body)
     if ask.is_stream:
-        call.check_stream_room()
+        call.hold_stream()
     held, is_held = call.deps.held, not (ask.is_stream or ask.is_background)
     job = await job_of_repeat(held, call, body) if is_held else None
     job = job or await submit_response(
@@ -144,7 +144,7 @@ async def retrieve_response(call: Call[ResponseDeps]) -> Response:
             f"This response cannot be streamed because it was not created with {reason}.", "stream"
         )
     last = _STARTING_AFTER.of(query)
-    call.check_stream_room()
+    call.hold_stream()
     return _stream(call, job, record, after=last, gone=None)
 
 

@@ -6,6 +6,7 @@ have another format.
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from inspect import cleandoc
 from typing import Any, Generic, Protocol, TypeVar
@@ -56,10 +57,13 @@ class Call(Generic[D]):
     bodies: BodyReader
     streams: OpenStreams
     deps: D
+    held: ExitStack
 
-    def check_stream_room(self) -> None:
-        """Raises `RateLimited` when the tenant has the largest allowed number of open streams."""
-        self.streams.check_room(self.principal)
+    def hold_stream(self) -> None:
+        """Count the stream that the response is going to be. Raises `RateLimited` when the tenant has the largest
+        allowed number of open streams.
+        """
+        self.held.enter_context(self.streams.counted(self.principal))
 
     async def read(self) -> bytes:
         """The body. Raises `BadRequest` and its subclasses."""
@@ -173,13 +177,14 @@ def _endpoint(
         principal = await access.authenticator.principal_of(request)
         principal.require(operation.scope)
         await access.gate.enter(principal, operation.method)
-        call = Call(request, principal, access.bodies, access.streams, deps)
-        if operation.replays:
-            return await _once(access.replay, call, handler)
-        answer = await handler(call)
-        if isinstance(answer, Stream):
-            answer.hold = StreamHold(access.streams, principal)
-        return answer
+        with ExitStack() as held:
+            call = Call(request, principal, access.bodies, access.streams, deps, held)
+            if operation.replays:
+                return await _once(access.replay, call, handler)
+            answer = await handler(call)
+            if isinstance(answer, Stream):
+                answer.hold = StreamHold(access.streams, principal, held.pop_all())
+            return answer
 
     return endpoint
 

@@ -6,7 +6,7 @@ received. Must not know how tokens are made.
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -60,15 +60,16 @@ def router(deps: SocketDeps) -> APIRouter:
 async def follow_job_socket(deps: SocketDeps, socket: WebSocket) -> None:
     """Send the job's events and close; messages from the client are ignored."""
     text = socket.query_params.get("after", "")
-    async with told_refusals(socket):
-        principal = await caller_of(socket, deps.authenticator, deps.streams, Scope.JOBS_READ)
-        after = parse_cursor(text)
-        job = await own_job(deps.store, principal, socket.path_params["id"])
-    await socket.accept()
-    if text.endswith(END) and job.state.is_terminal:
-        await socket.close(_NORMAL)
-        return
-    with deps.streams.counted(principal):
+    with ExitStack() as held:
+        async with told_refusals(socket):
+            principal = await caller_of(socket, deps.authenticator, Scope.JOBS_READ)
+            held.enter_context(deps.streams.counted(principal))
+            after = parse_cursor(text)
+            job = await own_job(deps.store, principal, socket.path_params["id"])
+        await socket.accept()
+        if text.endswith(END) and job.state.is_terminal:
+            await socket.close(_NORMAL)
+            return
         async with asyncio.TaskGroup() as group:
             sending = group.create_task(_send(socket, deps.live, job, after))
             listening = group.create_task(_listen(socket))
@@ -92,14 +93,11 @@ async def told_refusals(socket: WebSocket) -> AsyncIterator[None]:
         raise ClientDisconnected from None
 
 
-async def caller_of(
-    socket: WebSocket, authenticator: Authenticator, streams: OpenStreams, scope: Scope
-) -> Principal:
+async def caller_of(socket: WebSocket, authenticator: Authenticator, scope: Scope) -> Principal:
     """Who opens the socket. Raises why it may not."""
     _check_origin(socket)
     principal = await authenticator.principal_of(socket)
     principal.require(scope)
-    streams.check_room(principal)
     return principal
 
 
