@@ -193,8 +193,10 @@ class AsyncClient:
             try:
                 async for event in self._events(job_id, cursor):
                     cursor, since = event.cursor or cursor, _now()
-                    if result := event.data.get("links", {}).get("result"):  # too long for an event
-                        event = replace(event, data=await self.call("GET", result))
+                    place = event.data.get("links", {}).get("result")
+                    if place and event.data.get("result") is None:  # too long for an event
+                        result = await self.call("GET", place)
+                        event = replace(event, data={**event.data, "result": result})
                     yield event
                     if event.name == "result":
                         return

@@ -53,7 +53,7 @@ async def test_a_jobs_stream_ends_with_a_link_to_its_result(rig: Rig) -> None:
     assert told == TEXT
     assert (lines[-1]["state"], lines[-1]["result"]) == ("completed", None)
     linked = (await rig.client.get(lines[-1]["links"]["result"])).json()
-    assert linked["result"]["choices"][0]["message"]["content"] == TEXT
+    assert linked["choices"][0]["message"]["content"] == TEXT
 
 
 async def test_a_jobs_socket_too(rig: Rig) -> None:
@@ -64,7 +64,7 @@ async def test_a_jobs_socket_too(rig: Rig) -> None:
         messages = [orjson.loads(message) async for message in socket]
 
     assert messages[-1]["event"] == "result"
-    assert messages[-1]["data"]["links"]["result"] == f"/v1/jobs/{job_id}"
+    assert messages[-1]["data"]["links"]["result"] == f"/v1/jobs/{job_id}/result"
 
 
 async def test_result_events_carry_an_address(rig: Rig) -> None:
@@ -79,7 +79,10 @@ async def test_result_events_carry_an_address(rig: Rig) -> None:
                 break
 
     event = orjson.loads(line[6:])
-    assert (event["dataref"], event["data"]["response"]) == (f"/v1/jobs/{job_id}", None)
+    assert (event["dataref"], event["data"]["response"]) == (
+        f"/v1/jobs/{job_id}/result",
+        None,
+    )
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["in tokens", "whole at the end"])

@@ -224,10 +224,10 @@ async def test_no_line_of_a_stream_is_too_long_for_a_default_reader(rig: Rig) ->
             lines = [line async for line in answer.content]
         ended = orjson.loads([line for line in lines if line.startswith(b"data: ")][-1][6:])
         async with session.get(ended["links"]["result"]) as answer:
-            job = await answer.json()
+            result = await answer.json()
 
     assert ended["result"] is None
-    assert job["result"]["choices"][0]["message"]["content"] == LONG
+    assert result["choices"][0]["message"]["content"] == LONG
 
 
 async def test_our_own_client_follows_the_link_to_a_long_result(rig: Rig) -> None:
