@@ -7,6 +7,7 @@ files name their columns in the first line.
 """
 
 import csv
+import itertools
 import json
 import math
 import random
@@ -28,7 +29,15 @@ _OUTPUT = (
 )  # fmt: skip
 _DELIMITERS = ",;\t|"
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
-_NOT_TEXT = {b"PK\x03\x04": "an Excel file or an archive", b"\x1f\x8b": "compressed by gzip"}
+_NOT_TEXT = {
+    b"PK\x03\x04": "an Excel file or an archive",
+    b"\xd0\xcf\x11\xe0": "an Excel file",
+    b"\x1f\x8b": "compressed by gzip",
+    b"PAR1": "a Parquet file",
+    b"(\xb5/\xfd": "compressed by zstd",
+}
+_MOST_TOKENS = 100_000_000
+"""A prompt that is longer is a mistake in the file."""
 
 
 class TraceError(ValueError):
@@ -112,19 +121,29 @@ def _cells(path: Path) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
     """Number of the line, and its three values as they stand there."""
     try:
         with path.open(newline="", encoding=_encoding(path)) as file:
-            first = file.readline()
-            if not first.strip():
+            before, first = _first_line(file)
+            if not first:
                 raise TraceError(f"{path}: empty file")
-            file.seek(0)
-            yield from (
-                _json_lines(path, file)
-                if first.lstrip().startswith("{")
-                else _csv(path, file, first)
-            )
+            if first.startswith("["):
+                raise TraceError(f"{path}:1: a JSON array; write one object a line")
+            lines = itertools.chain([first], file)
+            read = _json_lines if first.startswith("{") else _csv
+            for number, values in read(path, lines):
+                yield number + before, values
     except OSError as error:
         raise TraceError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise TraceError(f"{path}: not text in UTF-8 or UTF-16 ({error.reason})") from error
+
+
+def _first_line(file: TextIO) -> tuple[int, str]:
+    """How many lines stand before the first that says something, and that one. Excel's own line that names the
+    separator says nothing.
+    """
+    for number, line in enumerate(file):
+        if line.strip() and not line.lower().startswith("sep="):
+            return number, line
+    return 0, ""
 
 
 def _encoding(path: Path) -> str:
@@ -133,27 +152,32 @@ def _encoding(path: Path) -> str:
     for mark, what in _NOT_TEXT.items():
         if head.startswith(mark):
             raise TraceError(f"{path}: {what}; save it as CSV")
+    if head[1:2] == b"\0" and head[3:4] == b"\0":
+        return "utf-16-le"  # Windows' programs leave the mark out
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
 
 
-def _csv(path: Path, file: TextIO, first: str) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
+def _csv(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
+    first = next(lines)
     delimiter = max(_DELIMITERS, key=first.count)
-    rows = csv.reader(file, delimiter=delimiter)
+    rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter)
     header = [name.strip() for name in next(rows)]
     columns = [header.index(name) for name in _names(path, header)]
     for number, row in enumerate(rows, start=2):
-        if not row:
-            continue
+        if not any(cell.strip() for cell in row):
+            continue  # spreadsheets end their files with such rows
         if len(row) <= max(columns):
             raise TraceError(f"{path}:{number}: {len(row)} cells, {len(header)} in the first line")
         time, prompt, output = (row[column] for column in columns)
+        if delimiter == ";":  # where it parts cells, a comma parts a number
+            time, prompt, output = (cell.replace(",", ".") for cell in (time, prompt, output))
         yield number, (time, prompt, output)
 
 
-def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
+def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
     """Mooncake's form: one object a line, its time in milliseconds."""
     names: tuple[str, str, str] | None = None
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -162,7 +186,7 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[int, tuple[Any, Any,
             time, prompt, output = (row[name] for name in names)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise TraceError(f"{path}:{number}: {error}") from error
-        is_ms = names[0].lower() in ("timestamp", "timestamp_ms") and not isinstance(time, str)
+        is_ms = names[0].lower() in ("timestamp", "timestamp_ms") and isinstance(time, int | float)
         yield number, (time / 1000 if is_ms else time, prompt, output)
 
 
@@ -182,22 +206,34 @@ def _names(path: Path, header: list[str]) -> tuple[str, str, str]:
 
 
 def _tokens(value: Any) -> int:
-    number = float(value)
-    if not math.isfinite(number) or number < 0:
-        raise ValueError(f"{value!r} is no number of tokens")
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= _MOST_TOKENS:
+        raise ValueError(f"{value!r:.60} is no number of tokens")
     return int(number)
 
 
 def _seconds(value: Any) -> float:
     try:
-        number = float(value)
-    except ValueError:
-        moment = datetime.fromisoformat(_shortened(value.strip()))
-        # Only differences count: a zone that changes its clocks must not change them.
-        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return _moment_s(value)
     if not math.isfinite(number):
         raise ValueError(f"{value!r} is no time")
     return number
+
+
+def _moment_s(value: Any) -> float:
+    try:
+        moment = datetime.fromisoformat(_shortened(str(value).strip()))
+    except ValueError as error:
+        raise ValueError(
+            f"{value!r:.60} is no time; write seconds, or 2024-05-10 12:00:00.5"
+        ) from error
+    # Only differences count: a zone that changes its clocks must not change them.
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
 def _shortened(text: str) -> str:
