@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings
 
 from api.settings import ApiSettings
 from eventing.broker.settings import BrokerSettings
+from eventing.telemetry.trace import TraceSettings
 from knative.external_scaler.settings import ExternalScalerSettings
 from predictor.settings import PredictorSettings
 from torpor.cli.app import assembled
@@ -28,6 +29,7 @@ PROCESSES: dict[str, type[BaseSettings]] = {
     "Broker and pump: `python -m eventing.broker`, `python -m eventing.pump`": BrokerSettings,
     "The predictor: `python -m predictor`": PredictorSettings,
     "The external scaler: `python -m knative.external_scaler`": ExternalScalerSettings,
+    "Traces, of every process but the scaler": TraceSettings,
 }
 
 

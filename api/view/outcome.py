@@ -13,6 +13,8 @@ from eventing.job.reasoning import choice_with_both_names
 _CALLERS_FAULT: Final = frozenset(
     {"bad_request", "invalid_job", "invalid_request", "context_length_exceeded", "model_not_found"}
 )
+_UNASKED: Final = {"prompt_logprobs": None, "prompt_token_ids": None}
+"""What vLLM's whole answers say of the prompt: null unless it was asked for."""
 
 
 class CallRefused(BadRequest):
@@ -61,12 +63,18 @@ def answer_of(job: Job) -> Mapping[str, Any]:
     own = {"id": answer_id(job), "created": job.created_ms // 1000, "model": job.request.model}
     if isinstance(choices := body.get("choices"), list):
         body["choices"] = [_whole(choice_with_both_names(each)) for each in choices]
+    if body.get("object") == "chat.completion":
+        body = {**_UNASKED, **body}
     return body | own
 
 
 def _whole(choice: Any) -> Any:
-    """OpenAI's messages have a `refusal` field, null for none."""
-    message = choice.get("message") if isinstance(choice, dict) else None
+    """OpenAI's messages have a `refusal` field, null for none; vLLM's choices of a text tell of its prompt."""
+    if not isinstance(choice, dict):
+        return choice
+    if "text" in choice:
+        return {**_UNASKED, **choice}
+    message = choice.get("message")
     return choice | {"message": {"refusal": None, **message}} if message else choice
 
 

@@ -72,6 +72,10 @@ NAME: Final = FieldRule(
     lambda v: isinstance(v, str) and bool(v),
     {"type": "string", "minLength": 1},
 )
+_FLAG_OR_WORD: Final = FieldRule(
+    "true or false", lambda v: isinstance(v, bool) or v in ("true", "false"), {"type": "boolean"}
+)
+"""As vLLM reads it."""
 FLAG: Final = FieldRule("true or false", lambda v: isinstance(v, bool), {"type": "boolean"})
 OBJECT: Final = FieldRule("an object", lambda v: isinstance(v, Mapping), {"type": "object"})
 TEXTS: Final = FieldRule(
@@ -126,7 +130,7 @@ _GENERATING: Final[Rules] = {
 _CHAT: Final[Rules] = {
     **_GENERATING,
     "max_completion_tokens": whole(1),
-    "logprobs": FLAG,
+    "logprobs": _FLAG_OR_WORD,
     "top_logprobs": whole(-1),
     "prompt_logprobs": whole(-1),
     "parallel_tool_calls": FLAG,

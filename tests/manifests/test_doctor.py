@@ -85,6 +85,21 @@ def deployment(name: str, namespace: str, **box: Any) -> dict[str, Any]:
     }
 
 
+def scaled_worker(grace_s: int | None) -> list[dict[str, Any]]:
+    """A StatefulSet with a number of its own, and the ScaledObject that scales it."""
+    worker = deployment("worker", "torpor") | {"kind": "StatefulSet"}
+    worker["spec"]["replicas"] = 2
+    worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = grace_s
+    target = {"scaleTargetRef": {"kind": "StatefulSet", "name": "worker"}, "triggers": []}
+    scaler = {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": {"name": "worker", "namespace": "torpor"},
+        "spec": target,
+    }
+    return [worker, scaler]
+
+
 def config(name: str, namespace: str = "knative-serving", **data: str) -> dict[str, Any]:
     """A ConfigMap of the platform."""
     return {
@@ -176,6 +191,19 @@ BREAKS = [
     Break("ingress-timeout", "queue", "Ingress", f"metadata>annotations>{N}proxy-send-timeout"),
     Break("ingress-buffering", "queue", "Ingress", f"metadata>annotations>{N}proxy-buffering"),
     Break("ingress-retry", "queue", "Ingress", f"metadata>annotations>{N}proxy-next-upstream"),
+    # names, and what an autoscaler owns
+    Break("names-lead-somewhere", "queue", "ScaledObject", "spec>scaleTargetRef>name", "thinker"),
+    Break("names-lead-somewhere", "queue", "ScaledObject", "spec>triggers>0>metadata>address", "torpor-redis2.torpor.svc:6379"),
+    Break("names-lead-somewhere", "queue", "ScaledObject", "spec>triggers>0>authenticationRef>name", "redis"),
+    Break("names-lead-somewhere", "queue", "TriggerAuthentication", "spec>secretTargetRef>0>name", "redis"),
+    Break("names-lead-somewhere", "queue", "ConfigMap", "data>TORPOR_BROKER_URL", "http://broker:8081", "torpor-settings"),
+    Break("names-lead-somewhere", "queue", "Trigger", "spec>subscriber>uri", "http://thinker.torpor.svc.cluster.local/events"),
+    Break("names-lead-somewhere", "queue", ISVC, f"{P}>serviceAccountName", "predictor"),
+    Break("names-lead-somewhere", "queue", "Ingress", "spec>rules>0>http>paths>0>backend>service>name", "api"),
+    Break("names-lead-somewhere", "serverless-kafka", "Trigger", "spec>broker", "default"),
+    Break("replicas-of-an-autoscaler", "queue", add=scaled_worker(600)),
+    Break("workload-grace", "queue", add=scaled_worker(5)),
+    Break("workload-grace", "queue", add=scaled_worker(None)),
     # the held path
     Break("models-listed", "queue", "ConfigMap", "data>TORPOR_MODELS", '[{"name": "other"}]', "torpor-settings"),
     Break("models-listed", "queue", "ConfigMap", "data>TORPOR_MODELS", "thinker", "torpor-settings"),

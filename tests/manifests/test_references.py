@@ -4,12 +4,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.manifests.conftest import Resources
+from knative.deploy.doctor.examination import examine
+from knative.deploy.doctor.finding import Severity
+from tests.manifests.conftest import MANIFESTS, Resources, kustomize
 from tests.manifests.objects import (
     OVERLAYS,
     OWN_HOST,
@@ -168,6 +173,34 @@ def test_all_that_is_named_is_there(overlays: dict[str, Resources], overlay: str
 
 def test_no_overlay_is_left_out(overlays: dict[str, Resources]) -> None:
     assert set(overlays) == set(OVERLAYS)
+
+
+def test_a_prefix_and_a_namespace_leave_no_name_behind_unsaid(tmp_path: Path) -> None:
+    """What a team puts over an overlay to have two of it: kustomize renames objects, and no text."""
+    shutil.copytree(MANIFESTS, tmp_path / "manifests")
+    over = {
+        "namePrefix": "staging-",
+        "namespace": "llm",
+        "resources": ["../manifests/overlays/queue"],
+    }
+    (tmp_path / "staging").mkdir()
+    (tmp_path / "staging" / "kustomization.yaml").write_text(yaml.safe_dump(over))
+
+    report = examine(kustomize(tmp_path / "staging"))
+
+    found = {f.fault for f in report.findings if f.rule.name == "names-lead-somewhere"}
+    assert {each.severity for each in found} == {Severity.ERROR}
+    assert all("staging-" in each.must_be for each in found)
+    told = {(each.resource.split("/")[0], each.value.split("/")[0]) for each in found}
+    assert told >= {
+        ("ScaledObject", "Deployment"),
+        ("ScaledObject", "TriggerAuthentication"),
+        ("ScaledObject", "Service"),
+        ("ConfigMap", "Service"),
+        ("Job", "Service"),
+        ("InferenceService", "ConfigMap"),
+        ("InferenceService", "ServiceAccount"),
+    }
 
 
 BREAKS = [

@@ -20,6 +20,7 @@ from knative.deploy.doctor.rules import (
     mode,
     node,
     pod,
+    reference,
     running,
     scaler,
     security,
@@ -45,6 +46,7 @@ RULES: tuple[Rule, ...] = tuple(
         running,
         serving,
         security,
+        reference,
     )
     for rule in module.register.rules
 )

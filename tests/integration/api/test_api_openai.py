@@ -294,3 +294,14 @@ async def test_a_batch_waits_behind_people(rig: Rig, client: AsyncOpenAI) -> Non
     await stream.close()
 
     assert rig.broker.events[0].extensions["priority"] == "interactive"
+
+
+async def test_what_was_not_asked_of_the_prompt_is_null_as_in_vllms_answers(
+    client: AsyncOpenAI, engine: FakeEngine
+) -> None:
+    chat = await client.chat.completions.create(
+        model="m", messages=MESSAGES, extra_body={"logprobs": "true"}
+    )
+
+    assert chat.to_dict()["prompt_logprobs"] is None
+    assert chat.to_dict()["prompt_token_ids"] is None

@@ -1,5 +1,6 @@
 """Every variable of every process: a wrong value is one line that names it, and exit status 2."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_origin
@@ -17,6 +18,7 @@ from eventing.process.address import is_inside
 from eventing.process.setting import http_url, redis_url, token
 from knative.external_scaler.settings import ExternalScalerSettings
 from predictor.settings import PredictorSettings
+from torpor.local.settings import StackSettings
 
 PROCESSES: dict[str, tuple[type[BaseSettings], Callable[[list[str]], int]]] = {
     "api": (ApiSettings, api_main.main),
@@ -71,6 +73,16 @@ def wrong_values() -> Iterator[tuple[str, str, str]]:
                 yield process, name, "steam"
         if process != "scaler":
             yield process, "traces", TEXTS["traces"]
+            yield process, "traces_share", "2"
+
+
+def test_every_variable_of_the_reference_is_tried_with_a_wrong_value() -> None:
+    page = (Path(__file__).parents[3] / "docs/reference/settings.md").read_text()
+    listed = set(re.findall(r"^\| TORPOR_(\w+) \|", page, re.MULTILINE))
+    of_the_stack = set(StackSettings.model_fields)  # tests/unit/local/test_command_line.py
+
+    tried = {name for _, name, _ in wrong_values()} | FREE | of_the_stack
+    assert {name.lower() for name in listed} == tried
 
 
 @pytest.fixture(autouse=True)

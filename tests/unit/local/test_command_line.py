@@ -1,6 +1,7 @@
 """The `torpor` command: help, completion, and errors in one line."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,6 +80,28 @@ def wrong_values() -> Iterator[tuple[str, ...]]:
                 assert flag in FREE | SETTINGS_OF_TEXT, (
                     f"{' '.join(words)} {flag}: say what is wrong for it"
                 )
+
+
+def test_every_flag_of_the_reference_is_tried_or_takes_any_text() -> None:
+    page = (Path(__file__).parents[3] / "docs/reference/cli.md").read_text()
+    listed = {
+        (heading.strip("`"), option)
+        for heading, rows in re.findall(r"^## (`[^`]+`)\n(.*?)(?=^## |\Z)", page, re.M | re.S)
+        for cell in re.findall(r"^\| `([^`]+)` \|", rows, re.M)
+        for option in cell.split(", ")
+        if option.startswith("--")
+    }
+    known, tried = set(), {words[-2] for words in wrong_values()}
+    for words, command in leaves():
+        for option in command.params:
+            flag = max(option.opts, key=len)
+            if option.param_type_name != "argument":
+                assert flag in tried | FREE | SETTINGS_OF_TEXT or option.is_flag, flag
+                names = [*option.opts, *option.secondary_opts]
+                known |= {(" ".join(["torpor", *words]), name) for name in names}
+
+    assert listed
+    assert listed <= known
 
 
 def said(monkeypatch: pytest.MonkeyPatch, capsys: Any, *words: str) -> tuple[int, str]:
