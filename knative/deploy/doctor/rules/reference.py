@@ -40,8 +40,8 @@ class Named(NamedTuple):
 @register.rule(
     "names-lead-somewhere",
     Hop.FRONT,
-    why="A name that leads nowhere is found out by the first job: a pod that cannot start, a queue that nobody "
-    "reads, a scaler that never wakes. namePrefix and namespace rename objects, not what texts say.",
+    why="A name that leads nowhere shows at the first job: a pod that cannot start, a queue without a reader, a "
+    "scaler that never wakes. namePrefix and namespace rename objects, not what texts say.",
     source="kubernetes-sigs/kustomize, name references",
 )
 def names_lead_somewhere(view: ResourceView) -> Iterator[Fault]:
@@ -60,7 +60,7 @@ def names_lead_somewhere(view: ResourceView) -> Iterator[Fault]:
 @register.rule(
     "replicas-of-an-autoscaler",
     Hop.SCALER,
-    why="Whoever applies the manifest again sets the number back: busy pods are ended, or a queue waits.",
+    why="The next apply of the manifest sets the number back: busy pods are ended, or a queue waits.",
     source="Kubernetes, HorizontalPodAutoscaler, migrating to horizontal autoscaling",
 )
 def replicas_of_an_autoscaler(view: ResourceView) -> Iterator[Fault]:
