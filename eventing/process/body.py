@@ -6,6 +6,7 @@ know the content.
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
@@ -103,24 +104,25 @@ class BodyReader:
         declared = request.headers.get("content-length", "")
         length = int(declared[:19]) if declared.isdigit() else None
         self._check_size(length or 0)
-        chunks, seen = request.stream(), 0
+        seen = 0
         clock = asyncio.get_running_loop()
         started_s = clock.time()
-        while True:
-            whole_s = started_s + self._timeout_s + seen / SLOWEST_BYTES_PER_S
-            # Pieces that came fast earn no extra time for later ones: an upload could stand still for hours with it.
-            try:
-                async with asyncio.timeout_at(min(whole_s, clock.time() + self._timeout_s)):
-                    chunk = await anext(chunks, None)
-            except TimeoutError as error:
-                raise BodyTooSlow("the body comes too slowly", "body") from error
-            except ClientDisconnect as error:
-                raise BadRequest("the body ended early", "body") from error
-            if chunk is None:
-                break
-            seen += len(chunk)
-            self._check_size(seen)
-            yield chunk
+        async with aclosing(request.stream()) as chunks:
+            while seen != length:
+                whole_s = started_s + self._timeout_s + seen / SLOWEST_BYTES_PER_S
+                # Pieces that came fast earn no extra time for later ones: an upload could stand still for hours.
+                try:
+                    async with asyncio.timeout_at(min(whole_s, clock.time() + self._timeout_s)):
+                        chunk = await anext(chunks, None)
+                except TimeoutError as error:
+                    raise BodyTooSlow("the body comes too slowly", "body") from error
+                except ClientDisconnect as error:
+                    raise BadRequest("the body ended early", "body") from error
+                if chunk is None:
+                    break
+                seen += len(chunk)
+                self._check_size(seen)
+                yield chunk
         if length is not None and seen != length:
             raise BadRequest(f"{seen} bytes came, and content-length said {length}", "body")
 

@@ -7,7 +7,7 @@ changes, under the same names.
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -125,7 +125,6 @@ def fresh(new: NewJob, created_ms: int) -> Job:
     )
 
 
-_LONG_FIELDS: Final = frozenset({b"request", b"result"})
 _LANES: Final = {str(lane): lane for lane in Lane}
 
 
@@ -134,42 +133,43 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
     if b"state" not in record:
         return None
     check_version(record.get(b"v"))
-    text = {
-        name.decode(): value.decode("utf-8", "replace")
-        for name, value in record.items()
-        if name not in _LONG_FIELDS
-    }
 
-    def number(name: str) -> int:
-        return int(text.get(name) or 0)
+    def text(name: bytes) -> str:
+        return record.get(name, b"").decode("utf-8", "replace")
+
+    def number(name: bytes) -> int:
+        return int(record.get(name) or 0)
+
+    def value(name: bytes) -> Any:
+        return orjson.loads(record[name]) if name in record else None
 
     return Job(
         id=job_id,
-        state=known_value(JobState, text["state"]),
-        request=request_of(record[b"request"]) if b"request" in record else _listed_request(text),
-        tenant=text["tenant"],
-        lane=_LANES.get(text["lane"], Lane.DEFAULT),
-        source=text["source"],
-        event_id=text["event_id"],
-        traceparent=text.get("traceparent", ""),
-        attempt=number("attempt"),
-        token_count=number("token_count"),
-        created_ms=number("created_ms"),
-        started_ms=number("started_ms"),
-        first_token_ms=number("first_token_ms"),
-        finished_ms=number("finished_ms"),
-        deadline_ms=number("deadline_ms"),
-        lease_owner=text.get("lease_owner", ""),
-        lease_until_ms=number("lease_until_ms"),
-        result=orjson.loads(record[b"result"]) if b"result" in record else None,
+        state=known_value(JobState, text(b"state")),
+        request=request_of(record[b"request"]) if b"request" in record else _listed_request(record),
+        tenant=text(b"tenant"),
+        lane=_LANES.get(text(b"lane"), Lane.DEFAULT),
+        source=text(b"source"),
+        event_id=text(b"event_id"),
+        traceparent=text(b"traceparent"),
+        attempt=number(b"attempt"),
+        token_count=number(b"token_count"),
+        created_ms=number(b"created_ms"),
+        started_ms=number(b"started_ms"),
+        first_token_ms=number(b"first_token_ms"),
+        finished_ms=number(b"finished_ms"),
+        deadline_ms=number(b"deadline_ms"),
+        lease_owner=text(b"lease_owner"),
+        lease_until_ms=number(b"lease_until_ms"),
+        result=value(b"result"),
         archived_bytes=archived_bytes(record),
-        usage=orjson.loads(text["usage"]) if "usage" in text else None,
-        error=error_of(orjson.loads(text["error"])) if "error" in text else None,
-        is_dead_letter=text.get("dead") == "1",
-        refused_writes=number("fenced"),
-        gpu_ms=number("gpu_ms"),
-        history=_history(text.get("history", "[]")),
-        metadata=orjson.loads(text.get("metadata") or text.get("labels") or "{}"),
+        usage=value(b"usage"),
+        error=error_of(value(b"error")) if b"error" in record else None,
+        is_dead_letter=record.get(b"dead") == b"1",
+        refused_writes=number(b"fenced"),
+        gpu_ms=number(b"gpu_ms"),
+        history=_history(record.get(b"history", b"[]")),
+        metadata=value(b"metadata") or value(b"labels") or {},
     )
 
 
@@ -191,9 +191,9 @@ def listed(job: Job, include: Collection[ListField]) -> Job:
     )
 
 
-def _listed_request(text: Mapping[str, str]) -> JobRequest:
-    body = {"model": text.get("model", "")}
-    return JobRequest(url=text.get("url", ""), body=body, custom_id=text.get("custom_id") or None)
+def _listed_request(record: Mapping[bytes, bytes]) -> JobRequest:
+    model, url, custom_id = (record.get(n, b"").decode() for n in (b"model", b"url", b"custom_id"))
+    return JobRequest(url=url, body={"model": model}, custom_id=custom_id or None)
 
 
 _TOKENS_LAYOUT: Final = [b"kind", b"attempt", b"index", b"ids", b"delta"]
@@ -258,7 +258,7 @@ def request_of(raw: bytes) -> JobRequest:
     )
 
 
-def _history(text: str) -> tuple[AttemptRecord, ...]:
+def _history(text: bytes) -> tuple[AttemptRecord, ...]:
     attempts = orjson.loads(text)
     return (
         tuple(AttemptRecord(**known_fields(AttemptRecord, attempt)) for attempt in attempts)
