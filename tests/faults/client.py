@@ -30,6 +30,8 @@ class Client:
     def __init__(self, history: History, *bases: str) -> None:
         self._history = history
         self.bases = list(bases)
+        self.headers: dict[str, str] = {}
+        """On every call, a credential for instance."""
         self._calls = count(1)
         self._session: aiohttp.ClientSession | None = None
 
@@ -46,7 +48,9 @@ class Client:
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=10)
             connector = aiohttp.TCPConnector(limit=0, force_close=True)
-            self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
+            self._session = aiohttp.ClientSession(
+                timeout=timeout, connector=connector, headers=self.headers
+            )
         return self._session
 
     async def submit_once(self, line: dict[str, Any], key: str, **noted: Any) -> JobId | None:

@@ -22,6 +22,7 @@ _LISTED = (
     "queues",
     "replicas:",
     "webhooks",
+    "api-keys",
     "ping",
 )
 """Keys that live without a TTL, by what follows the prefix: indexes, which their readers prune, and streams of
