@@ -44,6 +44,11 @@ class Rules:
     """Idempotency keys whose 202 a power cut may take back, if their client asks again; it may then
     get another job.
     """
+    lost_s: tuple[tuple[float, float], ...] = ()
+    """From when until when answers may have told of what a failover to a lagging replica took back."""
+
+    def may_be_lost(self, line: Line) -> bool:
+        return any(since <= line.at_s <= until for since, until in self.lost_s)
 
 
 def check(history: Iterable[Line], store: StoreDump, rules: Rules | None = None) -> list[Violation]:
@@ -59,19 +64,29 @@ def _accepted(lines: Sequence[Line]) -> Iterator[Line]:
             yield line
 
 
+def _deleted(lines: Sequence[Line]) -> set[str]:
+    """Jobs that were deleted, or may have been."""
+    return {line.fields["job_id"] for line in lines if line.operation == "delete"}
+
+
 def _no_loss(lines: Sequence[Line], store: StoreDump, rules: Rules) -> Iterator[Violation]:
+    deleted = _deleted(lines)
     for line in _accepted(lines):
         job_id = line.fields["job_id"]
         job = store.jobs.get(job_id)
+        if job_id in deleted or rules.may_be_lost(line):
+            continue
         if job is None and line.fields.get("key") not in rules.lost_by_design:
             yield Violation("I1", f"{job_id} was accepted and is gone")
         if job is not None and rules.is_drained and job.state not in _TERMINAL:
             yield Violation("I1", f"{job_id} was accepted and is still {job.state}")
 
 
-def _one_end(lines: Sequence[Line], store: StoreDump, _: Rules) -> Iterator[Violation]:
+def _one_end(lines: Sequence[Line], store: StoreDump, rules: Rules) -> Iterator[Violation]:
     seen: dict[str, str] = {}
     for line in lines:
+        if rules.may_be_lost(line):
+            continue
         if line.operation == "redrive" and line.kind is Kind.OK:
             seen.pop(line.fields["job_id"], None)
         state = line.fields.get("state", "")
@@ -99,7 +114,12 @@ def _whole_transitions(_: Sequence[Line], store: StoreDump, __: Rules) -> Iterat
             yield Violation("I12", f"{job_id} is {job.state} and nobody is told")
 
 
-def _one_effect(_: Sequence[Line], store: StoreDump, rules: Rules) -> Iterator[Violation]:
+def _one_effect(lines: Sequence[Line], store: StoreDump, rules: Rules) -> Iterator[Violation]:
+    for line in lines:
+        if line.operation != "delete" or line.kind is not Kind.OK or rules.may_be_lost(line):
+            continue
+        if line.fields["job_id"] in store.jobs.keys() | store.orphan_streams:
+            yield Violation("I3", f"{line.fields['job_id']} was deleted and lives again")
     for job_id, job in store.jobs.items():
         ends = 0
         for entry in job.entries:
@@ -118,6 +138,15 @@ def _last_life(job: JobDump) -> tuple[str, ...]:
     """Attempts since the last redrive, which gives them back."""
     lives = sum(e.kind is EntryKind.STATE and e.state == "failed" for e in job.entries[:-1])
     return job.attempts if not lives else ()
+
+
+def _whole_streams(lines: Sequence[Line], store: StoreDump, _: Rules) -> Iterator[Violation]:
+    for line in lines:
+        job = store.jobs.get(line.fields.get("job_id", ""))
+        if line.operation != "whole stream" or job is None or job.state != "completed":
+            continue
+        if line.fields["text"] != job.result_text:
+            yield Violation("I4", f"{line.fields['job_id']}: a whole stream had another text")
 
 
 def _tokens(_: Sequence[Line], store: StoreDump, rules: Rules) -> Iterator[Violation]:
@@ -150,8 +179,10 @@ def _dead_letters(lines: Sequence[Line], store: StoreDump, rules: Rules) -> Iter
         job = store.jobs[job_id]
         if not job.reason or not job.is_request_kept:
             yield Violation("I5", f"{job_id} is a dead letter without its reason or its event")
+    mended = {line.fields["job_id"] for line in lines if line.fields.get("is_mended")}
     poison = {line.fields["job_id"] for line in _accepted(lines) if line.fields.get("is_poison")}
-    for job_id in poison - dead if rules.is_drained else ():
+    mended &= poison
+    for job_id in poison - mended - dead if rules.is_drained else ():
         yield Violation("I5", f"{job_id} can never run and is no dead letter")
     healthy = {line.fields["job_id"] for line in _accepted(lines)} - poison
     for job_id in healthy & dead:
@@ -174,6 +205,8 @@ def _fencing(lines: Sequence[Line], store: StoreDump, _: Rules) -> Iterator[Viol
 def _idempotent(lines: Sequence[Line], _: StoreDump, rules: Rules) -> Iterator[Violation]:
     by_key: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for line in _accepted(lines):
+        if rules.may_be_lost(line):
+            continue
         if key := line.fields.get("key"):
             by_key[key].add((line.fields["job_id"], line.fields.get("body", "")))
     for key, found in by_key.items():
@@ -220,7 +253,10 @@ def _bounded(_: Sequence[Line], store: StoreDump, rules: Rules) -> Iterator[Viol
 
 def _webhooks(lines: Sequence[Line], store: StoreDump, rules: Rules) -> Iterator[Violation]:
     ids: dict[str, set[str]] = defaultdict(set)
+    lives: Counter[str] = Counter()
     for line in lines:
+        if line.operation == "redrive" and line.kind is not Kind.FAIL:
+            lives[line.fields["job_id"]] += 1
         if line.operation != "webhook":
             continue
         ids[line.fields["job_id"]].add(line.fields["webhook_id"])
@@ -229,7 +265,8 @@ def _webhooks(lines: Sequence[Line], store: StoreDump, rules: Rules) -> Iterator
         if line.fields.get("is_refused_address"):
             yield Violation("I10", f"webhook of {line.fields['job_id']} went where none may go")
     for job_id, found in ids.items():
-        if len(found) > 1:
+        # An end that a failover took back may come again, of another attempt.
+        if len(found) > 1 + lives[job_id] + len(rules.lost_s):
             yield Violation("I10", f"webhooks of {job_id} have {len(found)} ids")
     for line in _accepted(lines):
         job = store.jobs.get(line.fields["job_id"])
@@ -250,6 +287,7 @@ _JUDGES: Final[tuple[Callable[[Sequence[Line], StoreDump, Rules], Iterator[Viola
     _whole_transitions,
     _one_effect,
     _tokens,
+    _whole_streams,
     _dead_letters,
     _fencing,
     _idempotent,

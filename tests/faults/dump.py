@@ -52,6 +52,8 @@ class StoreDump:
 
     jobs: dict[JobId, JobDump]
     dead_letters: frozenset[JobId] = frozenset()
+    orphan_streams: frozenset[JobId] = frozenset()
+    """Jobs that have a token stream and no record."""
     leases: int = 0
     pending: int = 0
     waiting: int = 0
@@ -76,11 +78,17 @@ async def dump(redis: Redis, queue: str, tenant: str) -> StoreDump:
     return StoreDump(
         jobs={job_id: await _job(store, job, told) for job_id, job in jobs.items()},
         dead_letters=frozenset(dead),
+        orphan_streams=frozenset(_with_streams(names) - jobs.keys()),
         leases=sum(bool(job.lease_owner) for job in jobs.values()),
         pending=depth.pending,
         waiting=depth.total_waiting,
         immortal_keys=frozenset(await _immortal(redis, names)),
     )
+
+
+def _with_streams(names: list[str]) -> set[JobId]:
+    found = {name[8:].split("}")[0] for name in names if name.endswith("}:tokens")}
+    return {JobId(each) for each in found if is_job_id(each)}
 
 
 async def _told(redis: Redis, tenants: set[str]) -> set[tuple[bytes, bytes]]:

@@ -49,12 +49,24 @@ class System:
     predictors: list[Program] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.redis: Redis = connect(self.server.url, timeout_s=5)
+        self._look_at(self.server)
+        self.client = Client(self.history, self.api.health.removesuffix("/healthz"))
+
+    def _look_at(self, server: RedisServer) -> None:
+        self.redis: Redis = connect(server.url, timeout_s=5)
         lease = LeaseSettings(
             lease_ms=int(self.tuning.lease_s * 1000), max_attempts=self.tuning.max_attempts
         )
         self.store = RedisStore(self.redis, lease)
-        self.client = Client(self.history, self.api.health.removesuffix("/healthz"))
+
+    async def fail_over_to(self, server: RedisServer) -> None:
+        """Everybody is led to another server from now on."""
+        await self.redis.aclose()
+        self.server = server
+        self._look_at(server)
+        for link in (self.api_redis, self.broker_redis, self.predictor_redis):
+            link.target = server.port
+            link.cut()
 
     @property
     def proxies(self) -> tuple[Proxy, ...]:
@@ -182,5 +194,6 @@ async def running(
         finally:
             for program in {*parts, *system.predictors}:
                 program.signal(signal.SIGKILL)
+            system.server.kill()
             await system.client.close()
             await system.redis.aclose()

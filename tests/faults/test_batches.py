@@ -7,20 +7,18 @@ runners meet: a frozen one wakes up to find that it was overtaken.
 """
 
 import asyncio
-import json
 import random
 import signal
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import httpx
 import pytest
 
 from eventing.redis import keys
+from tests.faults.batches import BatchLoad, all_ended, check_batch
 from tests.faults.client import body
 from tests.faults.conftest import Judge
 from tests.faults.history import Kind
@@ -31,11 +29,8 @@ from tests.faults.proxy import Way
 pytestmark = pytest.mark.timeout(1800)
 
 _IN_FLIGHT: Final = 12
-_LINES: Final = 25
 _CALLS: Final = 5
 """Calls that must be accepted after a batch was created and before the next one is."""
-_FINAL: Final = ("completed", "failed", "cancelled", "expired")
-_AWAY: Final = (httpx.TransportError, json.JSONDecodeError)
 TUNING: Final = Tuning(
     puts_itself=True,
     tokens_per_s=200.0,
@@ -49,54 +44,11 @@ TUNING: Final = Tuning(
 
 
 @dataclass(eq=False)
-class Load:
-    """What is asked of the system, and of which api: of any that answers."""
+class Load(BatchLoad):
+    """Batches, and calls beside them."""
 
-    system: System
-    apis: Sequence[Program]
-    draw: random.Random
-    batches: dict[str, int] = field(default_factory=dict)
+    system: System = field(kw_only=True)
     calls: list[str] = field(default_factory=list)
-
-    async def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
-        """The first answer that is no 5xx and no 429; every call here is safe to make again."""
-        async with httpx.AsyncClient(timeout=5) as client:
-            while True:
-                base = self.draw.choice(self.apis).health.removesuffix("/healthz")
-                with suppress(*_AWAY):
-                    answer = await client.request(method, base + path, **more)
-                    if answer.status_code < 500 and answer.status_code != 429:
-                        return answer
-                await asyncio.sleep(0.1)
-
-    async def start(self, number: int) -> str:
-        """A batch, created under a key, however often that takes."""
-        made = [
-            json.dumps(body(number * 1000 + n, tokens=8) | {"custom_id": f"c{n}"})
-            for n in range(_LINES)
-        ]
-        made[7] = "{no line"
-        form = {"file": ("in.jsonl", "\n".join(made)), "purpose": (None, "batch")}
-        key = {"idempotency-key": f"batch-{number}"}
-        file_id = (await self.ask("POST", "/v1/files", files=form, headers=key)).json()["id"]
-        call = {
-            "input_file_id": file_id,
-            "endpoint": "/v1/chat/completions",
-            "completion_window": "24h",
-        }
-        batch_id = str((await self.ask("POST", "/v1/batches", json=call, headers=key)).json()["id"])
-        self.batches[batch_id] = number
-        return batch_id
-
-    async def look(self, batch_id: str) -> dict[str, Any]:
-        seen: dict[str, Any] = (await self.ask("GET", f"/v1/batches/{batch_id}")).json()
-        return seen
-
-    async def entries(self, file_id: str | None) -> list[dict[str, Any]]:
-        if file_id is None:
-            return []
-        text = (await self.ask("GET", f"/v1/files/{file_id}/content")).text
-        return [json.loads(line) for line in text.splitlines()]
 
 
 async def test_batches_under_a_limit_report_each_line_once_whatever_process_dies(
@@ -108,7 +60,7 @@ async def test_batches_under_a_limit_report_each_line_once_whatever_process_dies
         second_api(system) as other,
         asyncio.timeout(120 + 10 * trials),
     ):
-        load = Load(system, [system.api, other], draw)
+        load = Load([system.api, other], draw, system=system)
         async with asyncio.TaskGroup() as group:
             calling = group.create_task(call_all_the_time(load))
             for number in range(max(trials // 4, 3)):
@@ -184,25 +136,6 @@ async def lapse(system: System) -> None:
     """Every claim is due, also of those that live."""
     for member in await system.redis.zrange(keys.ACTIVE_BATCHES, 0, -1):
         await system.redis.zadd(keys.ACTIVE_BATCHES, {member: 1}, xx=True)
-
-
-async def all_ended(load: Load) -> None:
-    for batch_id in load.batches:
-        while (await load.look(batch_id))["status"] not in _FINAL:
-            await asyncio.sleep(0.2)
-
-
-async def check_batch(load: Load, batch_id: str) -> None:
-    batch = await load.look(batch_id)
-    output = await load.entries(batch["output_file_id"])
-    errors = await load.entries(batch["error_file_id"])
-    told = Counter(entry["id"] for entry in (*output, *errors))
-    wanted = Counter(f"batch_req_{batch_id.removeprefix('batch_')}_{n + 1}" for n in range(_LINES))
-    counts = batch["request_counts"]
-    assert told == wanted
-    assert counts == {"total": _LINES, "completed": len(output), "failed": len(errors)}
-    if batch["status"] == "completed":
-        assert [entry["error"]["line"] for entry in errors] == [8]
 
 
 async def check_limit(load: Load) -> None:

@@ -155,6 +155,11 @@ BAD_HISTORIES = {
         "I2",
         [*HISTORY, ("ok", "cancel", {"job_id": JOB, "state": "cancelled"})],
     ),
+    "I3 deleted and there": ("I3", [*HISTORY, ("ok", "delete", {"job_id": JOB})]),
+    "I4 a whole stream of another text": (
+        "I4",
+        [*HISTORY, ("seen", "whole stream", {"job_id": JOB, "text": "to"})],
+    ),
     "I5 poison that is no dead letter": ("I5", [POISON]),
     "I6 a zombie that nobody counted": ("I6", [*HISTORY, ZOMBIE]),
     "I7 two jobs of a key": ("I7", [*HISTORY, ("ok", "submit", {"job_id": OTHER, "key": "k"})]),
@@ -234,6 +239,20 @@ def test_the_checker_allows_what_a_power_cut_may_lose() -> None:
     events = [("ok", "submit", {"job_id": OTHER, "key": "late"})]
 
     assert check(lines(*events), store(), Rules(lost_by_design=frozenset({"late"}))) == []
+
+
+def test_what_a_failover_may_take_is_no_loss_and_no_second_end() -> None:
+    cancelled = ("seen", "state", {"job_id": JOB, "state": "cancelled"})
+    events = [cancelled, ("ok", "submit", {"job_id": OTHER}), *WAITED, *HISTORY]
+
+    assert check(lines(*events), store(), Rules(lost_s=((0.0, 0.05),))) == []
+    assert broken(check(lines(*events), store(), Rules(lost_s=((3.5, 4.0),)))) == {"I1", "I2"}
+
+
+def test_a_deleted_job_is_no_loss() -> None:
+    events = [*HISTORY, ("ok", "delete", {"job_id": JOB})]
+
+    assert check(lines(*events), store(jobs={})) == []
 
 
 def test_a_history_survives_the_crash_of_its_writer(tmp_path: Path) -> None:
