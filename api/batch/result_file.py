@@ -3,6 +3,7 @@
 Called by the runner. Parts are written before the record that names them; a part that no record names is ignored.
 """
 
+from collections import deque
 from dataclasses import replace
 from typing import Final
 
@@ -11,6 +12,8 @@ from api.batch.file_store import BATCH_FILE_KEPT_S, FileStore
 
 _PART_BYTES: Final = 256 * 1024
 """Size of a part: 50,000 answers make some 120 of them."""
+KEPT_MERGED_S: Final = 60.0
+"""How long a merged part is kept: a store that lost its last second (power cut, failover) names it again."""
 
 
 class ResultFile:
@@ -26,7 +29,7 @@ class ResultFile:
         self._written = 0
         self._entries: list[bytes] = []
         self._last = b""
-        self._merged: list[str] = []
+        self._merged: deque[tuple[float, str]] = deque()
         self.parts = batch.output_parts if is_output else batch.error_parts
         self.size = batch.output_bytes if is_output else batch.error_bytes
 
@@ -39,10 +42,10 @@ class ResultFile:
         """Add one line."""
         self._entries.append(entry)
 
-    async def write(self) -> None:
+    async def write(self, now_s: float) -> None:
         """Write the pending entries as a part. A small last part is written again together with them, or there
-        would be a part for each half second. The merged part has a new name; the old one is deleted once the record
-        does not name it any more.
+        would be a part for each half second. The merged part has a new name; the old one is deleted once no record
+        can name it any more.
         """
         if not self._entries:
             return
@@ -55,16 +58,16 @@ class ResultFile:
         self._last = whole
         self.size += len(data)
         if is_small:
-            self._merged.append(self.parts[-1])
+            self._merged.append((now_s, self.parts[-1]))
             self.parts = (*self.parts[:-1], part)
         else:
             self.parts = (*self.parts, part)
 
-    async def drop_merged(self) -> None:
-        """Delete parts that the saved record does not name any more."""
-        for part in self._merged:
+    async def drop_merged(self, now_s: float) -> None:
+        """Delete parts that were merged long ago; the last ones go with the file."""
+        while self._merged and self._merged[0][0] + KEPT_MERGED_S <= now_s:
+            _, part = self._merged.popleft()
             await self._files.drop_part(self._tenant, self._id, part)
-        self._merged.clear()
 
     async def publish(self) -> None:
         """Make the parts a file, if there are any."""

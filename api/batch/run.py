@@ -81,7 +81,7 @@ class BatchRun:
         self._seen: set[str] = set()
         self._round = Round(end=batch.line, offset=batch.offset)
         self._done = 0
-        self._looked_up = WINDOW if epoch > 1 else 0
+        self._looked_up = 0 if batch.status is BatchStatus.VALIDATING else WINDOW
         self._is_limited = False
         self._not_before_s = 0.0
         self._is_read = False
@@ -383,8 +383,9 @@ class BatchRun:
 
     async def _save(self) -> None:
         """Save the parts first, then the record that names them."""
-        await self._output.write()
-        await self._errors.write()
+        now_s = asyncio.get_running_loop().time()
+        await self._output.write(now_s)
+        await self._errors.write(now_s)
         self._batch = replace(
             self._batch,
             running=tuple(self._running[number] for number in sorted(self._running)),
@@ -395,8 +396,8 @@ class BatchRun:
         )
         if not await self._batches.save(self._batch, self._epoch):
             raise Overtaken
-        await self._output.drop_merged()
-        await self._errors.drop_merged()
+        await self._output.drop_merged(now_s)
+        await self._errors.drop_merged(now_s)
 
     def _lines(self, card: FileCard, offset: int, number: int) -> AsyncGenerator[BatchLine, None]:
         longest = self._deps.line_limit_bytes

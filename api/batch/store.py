@@ -5,6 +5,7 @@ and its later writes are fenced by its epoch. Record, list and index change in o
 """
 
 import re
+import secrets
 from collections.abc import Sequence
 from typing import Final
 
@@ -21,6 +22,8 @@ CLAIM_MS: Final = 15_000
 _RETENTION_S: Final = 30 * 24 * 3600
 _LISTED_S: Final = _RETENTION_S + 2 * WINDOW_S
 """A record is kept from its last change on, which is at most a completion window after its creation."""
+_LONGEST_STEP: Final = 2**32
+"""Epochs grow by chance: after a failover to a lagging replica two runners would be given the same next one."""
 _ID: Final = re.compile(r"batch_[0-9a-f]{24}\Z")
 
 
@@ -84,7 +87,8 @@ class BatchStore:
         async with failures_named():
             due = await run(self._redis, "take_due", [keys.ACTIVE_BATCHES], [limit, CLAIM_MS])
             for name in (member.decode() for member in due):
-                epoch = int(await run(self._redis, "batch_claim", _keys(name), [name]))
+                step = 1 + secrets.randbelow(_LONGEST_STEP)
+                epoch = int(await run(self._redis, "batch_claim", _keys(name), [name, step]))
                 if epoch:
                     claimed.append((name, epoch))
         return claimed

@@ -68,6 +68,7 @@ class Faults:
     on_failover: Callable[[float], Awaitable[None]] | None = None
     _hurt: set[Program | Proxy] = field(default_factory=set)
     _api_is_frozen: int = 0
+    _store: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self, until_s: float) -> None:
         """One fault after the other until that time."""
@@ -102,6 +103,8 @@ class Faults:
     async def freeze(self) -> None:
         async with self._victim("freeze") as program:
             is_api = program in self.fleet.members["api"]
+            if is_api and self._store.locked():
+                return  # as in `fail_over`
             self._api_is_frozen += is_api
             program.signal(signal.SIGSTOP)
             try:
@@ -112,13 +115,14 @@ class Faults:
             await program.ready()
 
     async def pause_store(self) -> None:
-        server = self.fleet.system.server
-        self._note("pause", "store")
-        server.signal(signal.SIGSTOP)
-        try:
-            await asyncio.sleep(self.draw.uniform(0.2, 3))
-        finally:
-            server.signal(signal.SIGCONT)
+        async with self._store:
+            server = self.fleet.system.server
+            self._note("pause", "store")
+            server.signal(signal.SIGSTOP)
+            try:
+                await asyncio.sleep(self.draw.uniform(0.2, 3))
+            finally:
+                server.signal(signal.SIGCONT)
 
     async def cut(self) -> None:
         """A partition of one link: closed, or one way swallowed, or both."""
@@ -139,21 +143,25 @@ class Faults:
         """The replica stops hearing, the primary dies, the replica takes its place, a new one follows it."""
         if self._api_is_frozen:
             return  # it would tell later, of any time, what was taken back
-        system, since_s = self.fleet.system, time.monotonic()
+        async with self._store:
+            since_s = time.monotonic()
+            await self._promote()
+            self.replica = await self.replicas.follow(self.fleet, self.link)
+        self.lost_s.append((since_s, time.monotonic()))
+        if self.on_failover is not None:
+            await self.on_failover(since_s)
+
+    async def _promote(self) -> None:
+        system, heir = self.fleet.system, self.replica
         self._note("failover", system.server.url)
         self.link.black_hole()
         await asyncio.sleep(self.draw.uniform(0.05, 1))
-        heir = self.replica
         system.server.kill()
         with redis_client.Redis(port=heir.port) as promoted:
             promoted.replicaof("NO", "ONE")
         self.link.heal()
         await system.fail_over_to(heir)
         await asyncio.sleep(2)  # answers that were on their way
-        self.lost_s.append((since_s, time.monotonic()))
-        if self.on_failover is not None:
-            await self.on_failover(since_s)
-        self.replica = await self.replicas.follow(self.fleet, self.link)
 
     @asynccontextmanager
     async def _victim(self, what: str) -> AsyncIterator[Program]:

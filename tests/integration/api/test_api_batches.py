@@ -13,6 +13,7 @@ import orjson
 import pytest
 from openai import AsyncOpenAI
 
+from api.batch import result_file
 from api.batch import run as batch_run
 from api.batch import runner as batch_runner
 from api.batch.batch import Batch
@@ -332,9 +333,10 @@ async def test_a_batch_that_can_never_run_names_its_parameter(
 
 @pytest.mark.timeout(30)
 async def test_five_hundred_lines_become_a_few_parts_and_an_invalid_one_fails_alone(
-    rig: Rig, client: AsyncOpenAI, runner: None
+    rig: Rig, client: AsyncOpenAI, runner: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """50,000 in `bench/api/batch.py`."""
+    monkeypatch.setattr(result_file, "KEPT_MERGED_S", 0)
     content = lines(500)
     content[249] = b'{"custom_id": "c250", "url": "/v1/chat/completions", "body": {"model": "m"}}'
     batch = await final(client, (await start(client, content)).id)
