@@ -60,6 +60,12 @@ test-unit: install ## Tests without processes (seconds)
 test-faults: install ## Kill, cut and freeze real processes; TRIALS=200 for the long form
 	@TORPOR_FAULT_TRIALS=$(or $(TRIALS),20) $(BIN)/pytest -q tests/faults
 
+soak: install ## Two api, two broker, three predictors under random faults for MINUTES=30; SEED=n draws the same again
+	@TORPOR_SOAK_MINUTES=$(or $(MINUTES),30) TORPOR_SOAK_SEED=$(or $(SEED),$$RANDOM) $(BIN)/pytest -q -s tests/faults/test_soak.py
+
+mutate: install ## How many small faults in the core its tests see: MUTANTS=20 of each group, drawn by SEED=1
+	@$(BIN)/python -m tests.mutate --mutants $(or $(MUTANTS),20) --seed $(or $(SEED),1)
+
 test-gpu: install ## Tests that need an NVIDIA GPU; they skip themselves without one
 	@$(BIN)/pytest -q -m gpu tests/gpu
 
@@ -120,5 +126,5 @@ images-push: ## Push what `make images` built
 clean: ## Remove what was made, but not the state in .torpor
 	@rm -rf $(VENV) .site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up test install format lint docs reference types test-unit test-faults test-gpu check clean \
+.PHONY: help demo up test install format lint docs reference types test-unit test-faults soak mutate test-gpu check clean \
   wheel bench bench-peers manifests manifests-lint images-lint images images-push test-containers
