@@ -36,7 +36,11 @@ class Group:
 GROUPS: Final = {
     "job": Group(
         ("eventing/job/job.py", "eventing/store/job_record.py"),
-        ("tests/unit/eventing", "tests/contract/test_store_machine.py"),
+        (
+            "tests/unit/eventing/test_job*.py",
+            "tests/unit/eventing/test_known_fields.py",
+            "tests/contract/test_store_tokens.py",
+        ),
     ),
     "store": Group(
         ("eventing/store/redis_store.py", "eventing/store/redis_list.py"),
