@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from api.auth.rules import authenticator_for
 from api.batch import runner as batch_runner
 from api.batch.file_store import FileStore
-from api.batch.run import RunnerDeps
+from api.batch.round import RunnerDeps
 from api.batch.store import BatchStore
 from api.console import overview, page
 from api.http.shutdown import Shutdown

@@ -8,11 +8,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api.auth.principal import Principal
-from api.batch.batch import RESPONSES, Running
+from api.batch.batch import RESPONSES, Batch, Running
+from api.batch.file_store import FileStore
+from api.batch.store import BatchStore
 from api.job.conversation import chat_line, field_of_call, read_ask, record_metadata
-from api.job.submission import SubmitDeps, check_metadata
+from api.job.submission import SubmitDeps, check_metadata, submit_line
+from api.webhook.service import WebhookService
+from eventing.clock import Clock
 from eventing.errors import BadRequest, InvalidJob, TorporError
+from eventing.job.job import Job
 from eventing.job.store import JobIntake
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerDeps:
+    """What running batches needs."""
+
+    batches: BatchStore
+    files: FileStore
+    store: JobIntake
+    submission: SubmitDeps
+    webhooks: WebhookService
+    clock: Clock
+    line_limit_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +66,13 @@ async def job_line(
     own = check_metadata(body.get("metadata"), "metadata")
     line = chat_line(ask) | {"custom_id": ready.custom_id}
     return line, {**own, **record_metadata(ask)}
+
+
+async def submitted(deps: RunnerDeps, principal: Principal, batch: Batch, ready: Ready) -> Job:
+    """The job of the line, new or not. Raises as `submit_line` does."""
+    line, metadata = await job_line(batch.endpoint, ready, deps.submission, deps.store, principal)
+    key = f"{batch.id}:{ready.number}"
+    return await submit_line(deps.submission, principal, line, key=key, metadata=metadata)
 
 
 def in_words_of(endpoint: str, error: TorporError) -> TorporError:

@@ -9,7 +9,7 @@ written only after that. Must not know HTTP.
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from api.auth.principal import Principal
@@ -26,18 +26,14 @@ from api.batch.batch import (
     refused_entry,
     unrun_entry,
 )
-from api.batch.file_store import FileCard, FileStore
+from api.batch.file_store import FileCard
 from api.batch.input_file import read_lines
 from api.batch.jsonl import BatchLine
 from api.batch.result_file import ResultFile
-from api.batch.round import Ready, Round, in_words_of, job_line
-from api.batch.store import BatchStore
-from api.job.submission import SubmitDeps, keyed_job_id, submit_line
-from api.webhook.service import WebhookService
-from eventing.clock import Clock
+from api.batch.round import Ready, Round, RunnerDeps, in_words_of, submitted
+from api.job.submission import keyed_job_id
 from eventing.errors import InvalidJob, NotFound, TorporError, Unavailable
 from eventing.job.job import Job, JobId, JobState
-from eventing.job.store import JobIntake
 from eventing.process.body import BodyTooLarge
 
 WINDOW: Final = 200
@@ -46,19 +42,6 @@ _ROUND: Final = 16
 """Largest number of concurrent submits, or reads of answers, of one batch; other callers share limit and memory."""
 _LONGEST_WAIT_S: Final = 5.0
 """Longest pause after a limit's refusal, since capacity may be freed earlier than announced."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerDeps:
-    """The dependencies of a batch runner."""
-
-    batches: BatchStore
-    files: FileStore
-    store: JobIntake
-    submission: SubmitDeps
-    webhooks: WebhookService
-    clock: Clock
-    line_limit_bytes: int
 
 
 class Overtaken(Exception):
@@ -244,13 +227,8 @@ class BatchRun:
 
     async def _submit(self, ready: Ready) -> Unavailable | None:
         """Submit one line; gives how long to wait when it was neither accepted nor refused for good."""
-        key = f"{self._batch.id}:{ready.number}"
         try:
-            submission = self._deps.submission
-            line, metadata = await job_line(
-                self._batch.endpoint, ready, submission, self._deps.store, self._principal
-            )
-            job = await submit_line(submission, self._principal, line, key=key, metadata=metadata)
+            job = await submitted(self._deps, self._principal, self._batch, ready)
         except Unavailable as error:
             return error
         except TorporError as error:
@@ -280,6 +258,9 @@ class BatchRun:
         """Collect the answers of ended jobs; gives their number."""
         waiting = list(self._running.values())
         states = await self._deps.store.states([JobId(one.job_id) for one in waiting])
+        lost = {one.number for one, state in zip(waiting, states, strict=True) if state is None}
+        if lost and stopped is None:
+            await self._run_again(lost)
         ended = [n for n, state in enumerate(states) if state is None or state.is_terminal]
         for start in range(0, len(ended), _ROUND):
             group = [waiting[n] for n in ended[start : start + _ROUND]]
@@ -288,25 +269,40 @@ class BatchRun:
                 self._collect_one(one, job, stopped)
         return len(waiting) - len(self._running)
 
+    async def _run_again(self, lost: set[int]) -> None:
+        """Submit lines whose jobs are missing: lost with the store's last second, or expired uncollected."""
+        try:
+            card = await self._deps.files.card(self._batch.tenant, self._batch.input_file_id)
+            async with aclosing(self._lines(card, 0, 0)) as lines:
+                async for line in lines:
+                    if line.number in lost:
+                        call = parse_line(line.raw, self._batch.endpoint)
+                        ready = Ready(line.number, call["custom_id"], call)
+                        await submitted(self._deps, self._principal, self._batch, ready)
+                        lost.remove(line.number)
+        except Unavailable:
+            return  # the next turn finds them missing again
+        except TorporError:  # the file is gone, or a job was deleted
+            for number in lost:
+                self._leave_out(number, self._running[number].custom_id, "result_expired")
+
     def _collect_one(self, one: Running, job: Job | None, stopped: BatchStatus | None) -> None:
-        if job is not None and not job.state.is_terminal:
-            return  # redriven just now
-        del self._running[one.number]
-        if job is None:
-            self._leave_out(one.number, one.custom_id, "result_expired")
-        elif stopped is not None and job.state is JobState.CANCELLED:
+        if stopped is not None and (job is None or job.state is JobState.CANCELLED):
             self._leave_out(one.number, one.custom_id, NOT_RUN_CODE[stopped])
+        if job is None or not job.state.is_terminal or one.number not in self._running:
+            return  # missing or redriven just now, or left out
+        del self._running[one.number]
+        entry, is_answer = ended_entry(self._batch, one, job)
+        if is_answer:
+            self._output.add(entry)
+            self._batch = self._batch.with_answer(job)
         else:
-            entry, is_answer = ended_entry(self._batch, one, job)
-            if is_answer:
-                self._output.add(entry)
-                self._batch = self._batch.with_answer(job)
-            else:
-                self._errors.add(entry)
-                self._batch = replace(self._batch, failed=self._batch.failed + 1)
+            self._errors.add(entry)
+            self._batch = replace(self._batch, failed=self._batch.failed + 1)
 
     def _leave_out(self, number: int, custom_id: str | None, code: str) -> None:
         """Report a line that was not run to its end."""
+        self._running.pop(number, None)
         self._errors.add(unrun_entry(self._batch, number, custom_id, code))
         self._batch = replace(self._batch, failed=self._batch.failed + 1)
 

@@ -11,7 +11,8 @@ from typing import Final
 import structlog
 
 from api.batch.file_store import FileStore
-from api.batch.run import BatchRun, Overtaken, RunnerDeps
+from api.batch.round import RunnerDeps
+from api.batch.run import BatchRun, Overtaken
 from api.batch.store import CLAIM_MS, BatchStore
 from eventing.errors import NotFound, Unavailable, first_of
 

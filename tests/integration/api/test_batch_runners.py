@@ -22,9 +22,10 @@ from api.batch.file_store import FileCard, FileStore, new_file_id
 from api.batch.store import BatchStore
 from api.job.submission import keyed_job_id, submit_line
 from eventing.clock import Clock, SystemClock
+from eventing.job.job import JobId
 from eventing.redis import keys
 from tests.integration.api.conftest import Rig, chat_line
-from tests.integration.api.fakes import FakeEngine, chat_result
+from tests.integration.api.fakes import FakeEngine, FakePredictor, chat_result
 
 URL = "/v1/chat/completions"
 FINAL = ("completed", "failed", "cancelled", "expired")
@@ -341,7 +342,8 @@ async def test_a_batch_whose_store_forgets_its_last_saves_answers_each_line_once
     rig: Rig, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failover to a replica that lags, and runners that do not know of it."""
-    draw, save = random.Random(5), BatchStore.save
+    monkeypatch.setattr(batch_run, "WINDOW", 5)
+    draw, save = random.Random(1), BatchStore.save
     older: list[dict[bytes, bytes]] = []
 
     async def forgets(self: BatchStore, batch: Batch, epoch: int) -> bool:
@@ -367,6 +369,47 @@ async def test_a_batch_whose_store_forgets_its_last_saves_answers_each_line_once
     assert await told(rig, batch) == Counter(f"c{n}" for n in range(1, 61))
     assert batch["request_counts"] == {"total": 60, "completed": 60, "failed": 0}
     assert len({job.id for job in engine.played}) == 60
+
+
+async def submitted(rig: Rig, batch_id: str) -> list[JobId]:
+    """The jobs of five lines, once the runner has noted them."""
+    async with asyncio.timeout(10):
+        while len((record := await rig.parts.batches.batches.get(batch_id)).running) < 5:
+            await asyncio.sleep(0.02)
+    return [JobId(one.job_id) for one in record.running]
+
+
+async def forget(rig: Rig, jobs: Sequence[JobId]) -> None:
+    """What a failover takes while the runner lives: it goes on with the names of jobs that nobody knows."""
+    for job_id in jobs:
+        await rig.store.redis.delete(keys.job(job_id), keys.tokens(job_id))
+
+
+async def test_lines_whose_jobs_the_store_forgot_are_run_again(rig: Rig) -> None:
+    batch_id = await start(rig, lines(5))
+    async with running(rig), asyncio.TaskGroup() as group:
+        jobs = await submitted(rig, batch_id)
+        engine = FakeEngine(rig.store, rig.broker, group)
+        await forget(rig, jobs[:2])
+        for job_id in jobs[2:]:
+            await (await FakePredictor(rig.store, job_id).start()).finish(chat_result("there"))
+        batch = await ended(rig, batch_id)
+
+    assert await told(rig, batch) == Counter(f"c{n}" for n in range(1, 6))
+    assert batch["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
+    assert {job.id for job in engine.played} == set(jobs[:2])
+
+
+async def test_lines_whose_jobs_are_gone_with_the_input_file_are_told_so(rig: Rig) -> None:
+    batch_id = await start(rig, lines(5))
+    async with running(rig):
+        jobs = await submitted(rig, batch_id)
+        await rig.client.delete(f"/v1/files/{(await look(rig, batch_id))['input_file_id']}")
+        await forget(rig, jobs)
+        batch = await ended(rig, batch_id)
+
+    errors = await entries(rig, batch["error_file_id"])
+    assert [entry["error"]["code"] for entry in errors] == ["result_expired"] * 5
 
 
 async def test_two_claims_after_a_failover_have_two_epochs(rig: Rig) -> None:
