@@ -24,6 +24,8 @@ _LISTED = (
     "webhooks",
     "api-keys",
     "ping",
+    "clock",
+    "unarchived",
 )
 """Keys that live without a TTL, by what follows the prefix: indexes, which their readers prune, and streams of
 a bounded length."""
