@@ -73,16 +73,16 @@ class AcceptedJobView(TypedDict):
 
 
 @described
-class ResultView(TypedDict):
-    """What the job gave, in the form of its `url`."""
+class ResultView(TypedDict, total=False):
+    """What the job gave, in the form of its `url`, as the engine wrote it."""
 
     object: str
     model: str
-    choices: NotRequired[list[Mapping[str, Any]]]
+    choices: list[Mapping[str, Any]]
     """Of a chat or text completion"""
-    data: NotRequired[list[Mapping[str, Any]]]
+    data: list[Mapping[str, Any]]
     """Embeddings"""
-    usage: NotRequired[Mapping[str, Any] | None]
+    usage: Mapping[str, Any] | None
 
 
 @described

@@ -19,7 +19,7 @@ CHECKS = (
 )
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_the_document_is_what_the_api_does(
     rig: Rig, engine: FakeEngine, tmp_path: Path
 ) -> None:
