@@ -111,7 +111,7 @@ ROUTES = (
     ("POST", "/v1/chat/completions"),
     ("GET", "/v1/events"),
     ("GET", "/v1/webhook_endpoints"),
-    ("POST", "/internal/results"),
+    ("POST", "/internal/events"),
 )
 
 
