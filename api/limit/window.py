@@ -70,9 +70,16 @@ class Windows:
         return is_taken, await self.look(meter)
 
     async def look(self, meter: LimitMeter) -> LimitWindow:
-        """The window as it is now."""
+        """The window as it is now. One that would last longer than any was begun before the store's clock went
+        back: it lasts a whole window from now.
+        """
+        name = meter.item.key_for(*meter.whose)
         async with failures_named():
-            row = await self._storage.get_sliding_window(meter.item.key_for(*meter.whose), MINUTE_S)
+            row = await self._storage.get_sliding_window(name, MINUTE_S)
+            if row[3] > 2 * MINUTE_S + 1:
+                await self._redis.expire(meter.current, 2 * MINUTE_S)
+                await self._redis.expire(f"{meter.current}/-1", MINUTE_S)
+                row = await self._storage.get_sliding_window(name, MINUTE_S)
         previous, previous_left_s, current, current_kept_s = row
         return LimitWindow(
             limit=meter.limit,

@@ -10,6 +10,8 @@ from typing import Final
 
 import pytest
 
+from api.limit.limit import MINUTE_S
+from api.limit.window import LimitMeter, Windows
 from eventing.broker.queue import Queue
 from eventing.broker.router import DirectPublisher
 from eventing.job.job import JobState
@@ -212,3 +214,20 @@ async def test_the_twin_in_memory_gives_a_lease_no_longer(rig: Rig) -> None:
     assert (held.status, held.lease_left_ms <= LEASE_MS) == (AcquireStatus.HELD, True)
     await rig.pass_time(LEASE_MS + 1)
     assert (await rig.store.acquire(job_id(), "two", can_resume=True)).lease.attempt == 2
+
+
+@BACK
+async def test_a_tenant_at_its_limit_waits_no_longer_than_two_windows(
+    shifted: ShiftedServer, back_s: int
+) -> None:
+    windows = Windows(shifted.redis)
+    meter = LimitMeter(name="requests", tenant="acme", limit=10)
+    assert (await windows.take(meter, 10))[0]
+
+    await shifted.move(-back_s)
+
+    is_taken, window = await windows.take(meter, 1)
+    assert not is_taken
+    assert window.current_left_s <= MINUTE_S
+    await shifted.move(2 * MINUTE_S + 1)
+    assert (await windows.take(meter, 10))[0]
