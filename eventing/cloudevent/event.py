@@ -9,7 +9,7 @@ Redis or any route.
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -37,6 +37,8 @@ _TIME: Final = re.compile(
 )
 _TRACE_CONTEXT: Final = ("traceparent", "tracestate")
 """W3C: a receiver that cannot read the one hands neither on."""
+_MEDIA_TYPE: Final = re.compile(r"\s*[\w!#$&^.+*'`|~-]+/[\w!#$&^.+*'`|~-]+\s*(;.*)?\Z", re.ASCII)
+"""RFC 2046, parameters as they come."""
 _ABSOLUTE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+\Z")
 _INT32: Final = range(-(2**31), 2**31)
 _HEADER_SAFE: Final = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"%')
@@ -159,6 +161,8 @@ def _parse_structured(content_type: str, body: bytes) -> Event:
     if "data" in envelope and "data_base64" in envelope:
         raise NotACloudEvent("data and data_base64 are both there", "data_base64")
     named = {k: v for k, v in envelope.items() if k not in ("data", "data_base64")}
+    _check_names(named)  # the SDK makes capitals small
+    _check_base64(envelope.get("data_base64"))
     _check_values({k: _text(k, v) for k, v in named.items() if v is not None})
     event = _from_sdk({"content-type": STRUCTURED}, body, is_json_default="data" in envelope)
     # null means not set (JSON format 2.2); the SDK would fill in a time of its own.
@@ -195,11 +199,25 @@ def _from_attributes(attributes: Mapping[str, str], data: bytes) -> Event:
     extensions = {k: v for k, v in attributes.items() if k not in _KNOWN}
     if "traceparent" in extensions and not followable(extensions["traceparent"]):
         extensions = {k: v for k, v in extensions.items() if k not in _TRACE_CONTEXT}
-    for name in extensions:
-        if not _EXTENSION_NAME.match(name):
-            raise NotACloudEvent(f"attribute name {name!r:.40} must be a-z and 0-9 only", name)
+    _check_names(extensions)
     named = {k: attributes[k] for k in _KNOWN if k in attributes and k != "specversion"}
     return Event(**named, extensions=extensions, data=data)
+
+
+def _check_names(attributes: Iterable[str]) -> None:
+    for name in attributes:
+        if not _EXTENSION_NAME.match(name):
+            raise NotACloudEvent(f"attribute name {name!r:.40} must be a-z and 0-9 only", name)
+
+
+def _check_base64(data: Any) -> None:
+    """Raise for data that a lenient decoder would cut to what it understands."""
+    if data is None:
+        return
+    try:
+        base64.b64decode(data if isinstance(data, str) else "!", validate=True)
+    except ValueError as error:
+        raise NotACloudEvent("data_base64 must be base64", "data_base64") from error
 
 
 def _text(name: str, value: Any) -> str:
@@ -254,6 +272,8 @@ def _checked(content_type: str) -> str:
     """A content type is used as a header unchanged, so a line break in it would inject another header."""
     if not (content_type.isascii() and content_type.isprintable()):
         raise NotACloudEvent("datacontenttype must be printable ASCII", "datacontenttype")
+    if content_type and not _MEDIA_TYPE.match(content_type):
+        raise NotACloudEvent("datacontenttype must be a media type", "datacontenttype")
     return content_type
 
 

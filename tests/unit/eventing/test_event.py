@@ -499,3 +499,68 @@ def test_a_traceparent_of_a_later_version_is_accepted() -> None:
 
     assert followable(later) == "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     assert followable(followable(later)) == followable(later)
+
+
+BASE = {"specversion": "1.0", "id": "e", "type": "io.test", "source": "https://example.org"}
+GONE = object()
+INVALID = [
+    *({name: GONE} for name in BASE),
+    *({name: ""} for name in BASE),
+    *({"time": text} for text in (
+        "lunchtime", "2018-04-05T18:31Z", "2018-04-05T18:31:00X", "2018-04-05T18:31:00+25:00",
+        "2018-04-05T18:31:00+xx:00", "2018-04-05T18:31:00+05", "2018-02-30T18:31:00Z",
+    )),
+    {"specversion": "0.9"},
+    {"specversion": 1.0},
+    {"datacontenttype": "xyz"},
+    {"datacontenttype": "text/"},
+    {"datacontenttype": ""},
+    {"dataschema": ""},
+    {"subject": ""},
+    {"id": 25},
+    {"id": {"xyz": "abc"}},
+    {"MyExtension": "bad"},
+    {"my.extension": "bad"},
+    {"myextension": 1.5},
+    {"myextension": ["bad"]},
+    {"data": "text", "data_base64": "eyAieHl6IjogMTIzIH0="},
+    {"data_base64": "no base64!"},
+    {"data_base64": 7},
+]  # fmt: skip
+"""The invalid events of cloudevents/conformance (format/json), and their like."""
+VALID = [
+    {},
+    dict.fromkeys(("datacontenttype", "dataschema", "subject", "time")),
+    {"datacontenttype": "text/plain", "dataschema": "https://example.org/s", "subject": "tests"},
+    {"time": "2018-04-05T17:31:00.000000000Z"},
+    {"time": "2018-04-05T16:31:00-01:00"},
+    {"source": "#fragment"},
+    {"datacontenttype": "text/plain", "data": "Simple text"},
+    {
+        "extinteger": 10, "extboolean": True, "extstring": "text", "exturiref": "//authority/path",
+        "exttimestamp": "2023-03-31T15:12:00Z", "extbinary": "TWE=",
+    },
+]  # fmt: skip
+
+
+def as_json(changes: dict[str, object]) -> bytes:
+    return orjson.dumps({k: v for k, v in (BASE | changes).items() if v is not GONE})
+
+
+@pytest.mark.parametrize("changes", INVALID, ids=str)
+def test_an_invalid_event_of_the_conformance_suite_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(NotACloudEvent):
+        parse_http({"content-type": "application/cloudevents+json"}, as_json(changes))
+
+
+@pytest.mark.parametrize("changes", VALID, ids=str)
+def test_a_valid_event_of_the_conformance_suite_is_read_and_travels(
+    changes: dict[str, object],
+) -> None:
+    event = parse_http({"content-type": "application/cloudevents+json"}, as_json(changes))
+
+    told = event.attributes()
+    for name, value in changes.items():
+        if value is not None and name != "data":
+            assert told[name] == (str(value).lower() if isinstance(value, bool) else str(value))
+    assert parse_http(*build_binary(event)) == event
