@@ -5,7 +5,8 @@ Called by `api.__main__`, which runs the server, and by every handler that waits
 
 import asyncio
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import uvicorn
@@ -14,6 +15,7 @@ from eventing.errors import Unavailable
 
 _T = TypeVar("_T")
 _RETRY_AFTER_S = 1.0
+_FAREWELL_S = 1.0
 
 
 class ShuttingDown(Unavailable):
@@ -30,6 +32,8 @@ class Shutdown:
 
     def __init__(self) -> None:
         self._begun = asyncio.Event()
+        self._farewells = 0
+        self._all_said = asyncio.Event()
 
     def begin(self) -> None:
         self._begun.set()
@@ -37,6 +41,26 @@ class Shutdown:
     async def wait(self) -> None:
         """Return once the process is shutting down."""
         await self._begun.wait()
+
+    @contextmanager
+    def farewell(self) -> Iterator[None]:
+        """While the block runs, the server waits with hanging up, for a moment: WebSockets it would
+        close before their handlers could say why.
+        """
+        self._farewells += 1
+        try:
+            yield
+        finally:
+            self._farewells -= 1
+            self._all_said.set()
+
+    async def wait_for_farewells(self) -> None:
+        """Return once no such block runs, or a moment has passed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):
+                while self._farewells:
+                    self._all_said.clear()
+                    await self._all_said.wait()
 
     async def cut_off(self, held: Coroutine[Any, Any, _T]) -> _T:
         """The result of `held`. Raises `ShuttingDown` when the process shuts down before it."""
@@ -60,4 +84,5 @@ class ShutdownServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._shutdown.begin()
+        await self._shutdown.wait_for_farewells()
         await super().shutdown(sockets)

@@ -14,7 +14,7 @@ from api.job.conversation import field_of_call, history_of, read_ask, with_store
 from api.job.response_request import Message, input_items, messages_of
 from api.job.submission import SUBMIT_HEADERS, parse_submit_options, submit
 from api.openapi.operation import Body
-from api.routes.held import ended_job
+from api.routes.held import ended_job, job_of_repeat
 from api.routes.jobs import json_response, naming
 from api.routes.openai import GENERATING_REFUSES
 from api.routes.responses import RESPONSE_REQUEST, ResponseDeps
@@ -61,9 +61,10 @@ async def compact_conversation(call: Call[ResponseDeps]) -> Response:
     """
     body = await call.read_object()
     check_fields(body, _COMPACT_RULES)
-    job = await _summarize(call, body)
+    held = call.deps.held
+    job = await job_of_repeat(held, call, body) or await _summarize(call, body)
     with naming(job):
-        ended = await ended_job(call.deps.held, call, body, job)
+        ended = await ended_job(held, call, body, job)
         if failure := failure_of(ended):
             raise failure
     return json_response(compaction_view(ended), headers={"torpor-job-id": job.id})

@@ -70,6 +70,7 @@ def router(deps: ResponseSocketDeps) -> APIRouter:
             async with told_refusals(socket):
                 principal = await caller_of(socket, access.authenticator, Scope.JOBS_WRITE)
                 held.enter_context(access.streams.counted(principal))
+            held.enter_context(deps.responses.held.shutdown.farewell())
             await socket.accept()
             await _Connection(deps, socket, principal).run()
 
@@ -90,26 +91,25 @@ class _Connection:
 
     async def run(self) -> None:
         """Serve until the client leaves, its key is revoked, or this process ends."""
-        shutdown = self._deps.responses.held.shutdown
+        held = self._deps.responses.held
         async with asyncio.TaskGroup() as group:
-            serving = group.create_task(self._serve())
             listening = group.create_task(self._listen())
             revoked = group.create_task(self._deps.access.streams.until_revoked(self._principal))
-            ending = group.create_task(shutdown.wait())
-            tasks = {serving, listening, revoked, ending}
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks - {listening}:
+            ending = group.create_task(held.shutdown.wait())
+            others = {group.create_task(self._serve()), revoked, ending}
+            await asyncio.wait({listening, *others}, return_when=asyncio.FIRST_COMPLETED)
+            is_ending, is_revoked, has_left = ending.done(), revoked.done(), listening.done()
+            for task in others:
                 task.cancel()
             with suppress(WebSocketDisconnect, RuntimeError):
-                if ending.done() and not ending.cancelled():
+                if is_ending:
                     await self._send(_error_event(ShuttingDown()))
                     await self._socket.close(_RESTARTING, "this process is shutting down")
-                elif revoked.done() and not revoked.cancelled():
+                elif is_revoked:
                     await self._socket.close(REVOKED, "the key of this connection was revoked")
-            has_left = listening.done()
             listening.cancel()
-        if has_left and self._running is not None:
-            await cancel_if_possible(self._deps.responses.held, self._running)
+        if has_left and not is_ending and self._running is not None:
+            await cancel_if_possible(held, self._running)
 
     async def _listen(self) -> None:
         """Returns when the client has left, or has sent too much ahead."""

@@ -17,6 +17,7 @@ import orjson
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
+from websockets.asyncio.client import connect
 
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.fakes import FakePredictor, chat_result, sse_events
@@ -210,3 +211,46 @@ async def test_the_repeat_of_a_call_that_was_not_cut_off_is_a_new_job(
     assert len(set(await job_ids(store, 2))) == 2
     for call in calls:
         call.cancel()
+
+
+async def test_a_socket_of_responses_is_told_and_its_response_goes_on(
+    environment: dict[str, str], store: RedisStore, tmp_path: Path
+) -> None:
+    call = {"type": "response.create", "model": "m", "input": "hi"}
+    async with (
+        started(environment, tmp_path) as process,
+        connect(f"{process.url.replace('http', 'ws')}/v1/responses") as socket,
+    ):
+        await socket.send(orjson.dumps(call).decode())
+        response = orjson.loads(await socket.recv())["response"]
+        process.terminate()
+        last = orjson.loads(await socket.recv())
+
+    assert (last["type"], last["error"]["code"]) == ("error", "shutting_down")
+    job_id = response["id"].replace("resp_", "job_")
+    assert (await FakePredictor(store, job_id).start()).lease.attempt == 1
+
+
+async def test_a_repeated_compaction_waits_for_the_job_of_the_one_that_was_cut_off(
+    environment: dict[str, str], store: RedisStore, tmp_path: Path
+) -> None:
+    call = {"model": "m", "input": "We launch on Tuesday."}
+    async with started(environment, tmp_path) as process:
+        held = asyncio.create_task(process.client.post("/v1/responses/compact", json=call))
+        async with asyncio.timeout(20):
+            while not (await store.list_jobs("default")).jobs:
+                await asyncio.sleep(0.02)
+        process.terminate()
+        cut = await held
+    async with started(environment, tmp_path) as process:
+        repeat = {"x-stainless-retry-count": "1"}
+        again = asyncio.create_task(
+            process.client.post("/v1/responses/compact", json=call, headers=repeat)
+        )
+        await (await FakePredictor(store, cut.headers["torpor-job-id"]).start()).finish(
+            chat_result("Tuesday")
+        )
+        answer = await again
+
+    assert (cut.status_code, answer.status_code) == (503, 200)
+    assert answer.headers["torpor-job-id"] == cut.headers["torpor-job-id"]
