@@ -93,7 +93,7 @@ def _settings(argv: list[str]) -> tuple[PredictorSettings, bool, list[str]]:
     )
     for flag, text in _FLAGS.items():
         parser.add_argument(flag, *_ALIASES.get(flag, ()), help=text, default=argparse.SUPPRESS)
-    parser.add_argument("--print-settings", action="store_true", help="show them and end")
+    parser.add_argument("--print-settings", action="store_true", help="show them and exit")
     known, rest = parser.parse_known_args(argv)
     given: dict[str, Any] = vars(known)
     show = given.pop("print_settings")

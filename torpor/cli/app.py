@@ -132,7 +132,7 @@ def _root(
     is_version_asked: Annotated[
         bool,
         typer.Option(
-            "--version", help="Show the version and end.", is_eager=True, callback=_show_version
+            "--version", help="Show the version and exit.", is_eager=True, callback=_show_version
         ),
     ] = False,
 ) -> None:

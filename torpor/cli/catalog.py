@@ -32,7 +32,7 @@ COMMANDS: Final = {
     "demo": Entry(
         "stack.demo:demo",
         STACK,
-        "Start the stack with no predictor, ask, watch it wake, answer and fall asleep again.",
+        "Run one job from zero predictors to an answer and back to zero.",
         ("torpor demo", 'torpor demo --prompt "What is the capital of France?"'),
     ),
     "up": Entry(
@@ -48,7 +48,7 @@ COMMANDS: Final = {
     "down": Entry(
         "stack.down:down",
         STACK,
-        "End the stack of this machine; its state stays.",
+        "Stop the stack of this machine; its state is kept.",
         ("torpor down", "torpor down --data-dir /srv/torpor"),
     ),
     "status": Entry(
@@ -66,7 +66,7 @@ COMMANDS: Final = {
     "submit": Entry(
         "job.submit:submit",
         JOBS,
-        "Hand over a prompt; prints the job's id, or with --wait the answer.",
+        "Submit a prompt; prints the job's id, or with --wait the answer.",
         (
             'torpor submit --wait "Why is the sky blue?"',
             "torpor submit --system 'Answer in French.' --max-tokens 64 < question.txt",
@@ -83,7 +83,7 @@ COMMANDS: Final = {
     "watch": Entry(
         "job.watch:watch",
         JOBS,
-        "Show a job's life as it goes on, then each step with its time, webhooks included.",
+        "Show a job live, then its timeline, webhooks included.",
         ("torpor watch job_0123", "torpor watch job_0123 --json"),
     ),
     "jobs": Entry(
@@ -106,13 +106,13 @@ COMMANDS: Final = {
     "retry": Entry(
         "job.listing:retry",
         JOBS,
-        "Ask again what a job asked: a dead letter under its id, any other as a new job.",
+        "Run a job again: a dead letter under its id, any other as a new job.",
         ("torpor retry job_0123",),
     ),
     "dead-letters": Entry(
         "job.dead_letters:dead_letters",
         JOBS,
-        "Jobs that were set aside: look, redrive, discard.",
+        "Dead letters: list, redrive, discard.",
         ("torpor dead-letters list", "torpor dead-letters redrive --all"),
     ),
     "keys": Entry(
@@ -130,7 +130,7 @@ COMMANDS: Final = {
     "files": Entry(
         "service.files:files",
         SERVICE,
-        "Files at the api: upload, list, read, delete.",
+        "Files: upload, list, read, delete.",
         ("torpor files upload requests.jsonl", "torpor files read file-0123 -o answers.jsonl"),
     ),
     "batch": Entry(
@@ -142,37 +142,37 @@ COMMANDS: Final = {
     "webhooks": Entry(
         "service.webhooks:webhooks",
         SERVICE,
-        "Receivers of webhooks: register, list, test, rotate, look at deliveries.",
+        "Webhook endpoints: register, list, test, rotate, show deliveries.",
         ("torpor webhooks add https://example.com/hook", "torpor webhooks deliveries"),
     ),
     "usage": Entry(
         "service.usage:report",
         SERVICE,
-        "Show GPU time, tokens and cost by model and tenant; per 1,000 tokens with everything in.",
+        "Show GPU time, tokens and cost by model and tenant; per 1,000 tokens all included.",
         ("torpor usage --since 24h", "torpor usage --json"),
     ),
     "report": Entry(
         "service.usage:report",
         SERVICE,
-        "Show GPU time, tokens and cost by model and tenant; per 1,000 tokens with everything in.",
+        "Show GPU time, tokens and cost by model and tenant; per 1,000 tokens all included.",
         ("torpor report --since 24h",),
     ),
     "top": Entry(
         "measure.top:top",
         MEASURE,
-        "Watch a Torpor: what waits, what runs, what it costs. Ctrl-C ends it.",
+        "Show queue, replicas, jobs and cost live. Ctrl-C ends it.",
         ("torpor top", "torpor top --once"),
     ),
     "load": Entry(
         "measure.load:load",
         MEASURE,
-        "Put a load on a Torpor and report what its clients saw. Exits 1 when a job was lost.",
+        "Generate load on a Torpor and report what its clients saw. Exits 1 when a job was lost.",
         ("torpor load --profile burst --minutes 2", "torpor load --trace trace.csv --speed 10"),
     ),
     "simulate": Entry(
         "measure.simulate:simulate",
         MEASURE,
-        "Run a load through scaling policies and say what it costs and who waits.",
+        "Simulate a load under scaling policies; reports cost and waits.",
         (
             "torpor simulate --profile step --compare",
             "torpor simulate --trace azure.csv --policy keda --html report.html",
@@ -200,7 +200,7 @@ COMMANDS: Final = {
     "doctor": Entry(
         "cluster.manifests:doctor",
         CLUSTER,
-        "Find what would cut, lose or double a job, kill a busy pod, or keep it from waking.",
+        "Find settings that would cut off, lose or duplicate a job, kill a busy pod, or keep one from starting.",
         ("torpor doctor manifests/overlays/queue", "torpor doctor --live -n torpor"),
     ),
     "deploy": Entry(
@@ -218,7 +218,7 @@ COMMANDS: Final = {
     "promote": Entry(
         "cluster.commands:promote",
         CLUSTER,
-        "Make the canary the model, if its errors and latency allow; withdraw it if they are worse.",
+        "Promote the canary if its errors and latency allow; withdraw it if they are worse.",
         ("torpor promote thinker", "torpor promote thinker --now"),
     ),
     "rollback": Entry(

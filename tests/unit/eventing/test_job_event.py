@@ -281,7 +281,7 @@ class TestResultEvents:
     def test_a_result_over_the_limit_travels_as_a_reference(self) -> None:
         event = result_event(ENDINGS["thin"])
 
-        assert event.extensions["dataref"] == f"/v1/jobs/{JOB.id}"
+        assert event.extensions["dataref"] == f"/v1/jobs/{JOB.id}/result"
         assert len(event.data) < DATAREF_ABOVE_BYTES
         assert orjson.loads(event.data)["response"] is None
 

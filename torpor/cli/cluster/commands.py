@@ -241,7 +241,7 @@ def promote(
     take_over: TakeOver = False,
     timeout: Timeout = 900,
 ) -> None:
-    """Make the canary the model, if its errors and latency allow; withdraw it if they are worse."""
+    """Promote the canary if its errors and latency allow; withdraw it if they are worse."""
     limits = verdict.CanaryLimits(min_requests, error_rise, latency_ratio)
 
     async def work() -> None:

@@ -90,7 +90,7 @@ def doctor(
     namespace: Namespace = "torpor",
     as_json: AsJson = False,
 ) -> None:
-    """Find what would cut, lose or double a job, kill a busy pod, or keep it from waking."""
+    """Find settings that would cut off, lose or duplicate a job, kill a busy pod, or keep one from starting."""
 
     async def gather() -> list[Resource]:
         found = [r for source in sources or [] for r in await load(source)]

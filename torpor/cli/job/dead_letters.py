@@ -63,7 +63,9 @@ def show(job_id: JobId, api: ApiOption = "", data_dir: DataDir = None) -> None:
 )
 def redrive(
     job_ids: Annotated[list[str] | None, typer.Argument(help="Ids; none with --all.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every one of yours.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All of the tenant's dead letters.")
+    ] = False,
     request: Annotated[
         str, typer.Option(help="A Batch line to run instead: a file, or - for standard input.")
     ] = "",
@@ -85,7 +87,7 @@ def redrive(
 
 @dead_letters.command(epilog=epilog("torpor dead-letters discard job_0123"))
 def discard(job_ids: JobIds, api: ApiOption = "", data_dir: DataDir = None) -> None:
-    """Forget dead letters for good."""
+    """Delete dead letters."""
     from torpor.cli.client import ask
     from torpor.cli.view.screen import stdout
 

@@ -64,7 +64,7 @@ def list_jobs(
 def retry(
     job_id: JobId, api: ApiOption = "", data_dir: DataDir = None, as_json: Json = False
 ) -> None:
-    """Ask again what a job asked: a dead letter under its id, any other as a new job."""
+    """Run a job again: a dead letter under its id, any other as a new job."""
     from torpor.cli.client import ask
     from torpor.cli.view.screen import print_json, stdout
 

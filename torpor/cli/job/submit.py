@@ -79,7 +79,7 @@ class SubmitFlags:
 
 @with_options(SubmitFlags)
 def submit(**given: Any) -> None:
-    """Hand over a prompt; prints the job's id, or with --wait the answer."""
+    """Submit a prompt; prints the job's id, or with --wait the answer."""
     from torpor.cli.client import api_address, asked
     from torpor.cli.view.screen import print_json, stdout
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def watch(
     job_id: JobId, api: ApiOption = "", data_dir: DataDir = None, as_json: Json = False
 ) -> None:
-    """Show a job's life as it goes on, then each step with its time, webhooks included."""
+    """Show a job live, then its timeline, webhooks included."""
     from torpor.cli.client import ask
 
     exit_like(ask(api, data_dir, lambda client: _watch(client, job_id, as_json)))

@@ -78,7 +78,7 @@ class LoadOptions:
 
 @with_options(LoadOptions)
 def load(**given: Any) -> None:
-    """Put a load on a Torpor and report what its clients saw. Exits 1 when a job was lost."""
+    """Generate load on a Torpor and report what its clients saw. Exits 1 when a job was lost."""
     options = LoadOptions(**given)
     try:
         plan = _plan(options)

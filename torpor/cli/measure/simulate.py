@@ -122,7 +122,7 @@ class PlanOptions(WorldOptions):
 
 @with_options(SimulateOptions)
 def simulate(**given: Any) -> None:
-    """Run a load through scaling policies and say what it costs and who waits."""
+    """Simulate a load under scaling policies; reports cost and waits."""
     options = SimulateOptions(**given)
     settings = options.settings(
         policies=command.POLICIES if options.compare else tuple(options.policy or ("kpa",)),

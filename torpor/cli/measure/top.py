@@ -39,7 +39,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Show two looks apart and end.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Watch a Torpor: what waits, what runs, what it costs. Ctrl-C ends it."""
+    """Show queue, replicas, jobs and cost live. Ctrl-C ends it."""
     found = find_addresses(data_dir or DEFAULT_DATA_DIR)
     parts = {
         "api": api_address(api, data_dir),

@@ -71,7 +71,7 @@ def read(
 
 @files.command(epilog=epilog("torpor files delete file-0123"))
 def delete(file_id: FileId, api: ApiOption = "", data_dir: DataDir = None) -> None:
-    """Forget a file."""
+    """Delete a file."""
     from torpor.cli.client import ask
     from torpor.cli.view.screen import stdout
 

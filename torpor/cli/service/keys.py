@@ -75,7 +75,7 @@ def create(
     file: File = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a key for TENANT and print it, this once."""
+    """Create a key for TENANT and print it once."""
 
     async def run(key_store: _KeyStore) -> str:
         now_s = int(time.time())
@@ -100,7 +100,7 @@ def list_keys(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """List keys: whose they are and what they may, never what they are."""
+    """List keys with tenant and scopes, without their text."""
     found = _with(_Place(redis_url, file, data_dir), lambda key_store: key_store.list(tenant))
     if as_json:
         shown = [asdict(key) for key in found]

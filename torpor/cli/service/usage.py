@@ -14,7 +14,7 @@ def report(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Show GPU time, tokens and cost by model and tenant; per 1,000 tokens with everything in."""
+    """Show GPU time, tokens and cost by model and tenant; per 1,000 tokens all included."""
     from torpor.cli.client import ask
     from torpor.cli.view.screen import print_json
 

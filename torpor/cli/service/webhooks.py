@@ -25,7 +25,7 @@ def add(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Register a receiver; prints its id and, this once, the secret that signs."""
+    """Register a receiver; prints its id and, once, its signing secret."""
     body: dict[str, Any] = {"url": url, "name": name}
     if event:
         body["event_types"] = event
@@ -75,7 +75,7 @@ def rotate(
 
 @webhooks.command(epilog=epilog("torpor webhooks delete we_0123"))
 def delete(endpoint_id: EndpointId, api: ApiOption = "", data_dir: DataDir = None) -> None:
-    """Forget a receiver."""
+    """Delete a receiver."""
     from torpor.cli.view.screen import stdout
 
     _call(api, data_dir, "DELETE", f"/{endpoint_id}")
@@ -86,7 +86,7 @@ def delete(endpoint_id: EndpointId, api: ApiOption = "", data_dir: DataDir = Non
 def deliveries(
     limit: Limit = 20, api: ApiOption = "", data_dir: DataDir = None, as_json: Json = False
 ) -> None:
-    """List what was sent, newest first, and what became of it."""
+    """List deliveries with their outcome, newest first."""
     from torpor.cli.view.screen import print_json, stdout
     from torpor.cli.view.table import moment, number, state, table
 

@@ -17,7 +17,7 @@ def demo(
     engine: Annotated[EngineKind, typer.Option(help="vllm, or the test engine.")] = EngineKind.VLLM,
     data_dir: DataDir = None,
 ) -> None:
-    """Start the stack with no predictor, ask, watch it wake, answer and fall asleep again."""
+    """Run one job from zero predictors to an answer and back to zero."""
     from torpor.cli.stack.demonstration import show
 
     if not prompt.strip():

@@ -20,7 +20,7 @@ def down(
     ] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for its end.")] = 120,
 ) -> None:
-    """End the stack of this machine; its state stays."""
+    """Stop the stack of this machine; its state is kept."""
     from torpor.cli.view.screen import stderr
     from torpor.local.data_dir import owner_of
 
