@@ -102,7 +102,7 @@ class ApiSettings(StoreSettings):
     store_timeout_s: float = Field(1.0, gt=0.1, le=30)
     """Longest wait for one reply of the store; shorter than elsewhere, since a caller waits for the api."""
     keep_alive_s: float = Field(10.0, gt=0.01, le=300)
-    """Interval of keep-alives on an idle stream, so that proxies keep it open."""
+    """Interval of keep-alive comments on an idle stream, so that proxies keep it open."""
     sync_timeout_s: float = Field(3600.0, gt=0, le=7 * 24 * 3600)
     """Longest time that a plain (not streamed, not background) OpenAI call is held open."""
     max_wait_s: float = Field(60.0, gt=0, le=300)
