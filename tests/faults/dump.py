@@ -25,7 +25,6 @@ _LISTED = (
     "api-keys",
     "clock",
     "ping",
-    "clock",
     "unarchived",
 )
 """Keys that live without a TTL, by what follows the prefix: indexes, which their readers prune, and streams of

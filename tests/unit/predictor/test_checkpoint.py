@@ -1,7 +1,7 @@
 """Tokens on their way to the store."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import pytest_asyncio
@@ -117,6 +117,27 @@ async def test_text_without_tokens_whose_reply_was_lost_is_written_once() -> Non
         made.writer.close()
 
     assert read_text(await made.store.read_stream(made.job_id)) == "end"
+
+
+async def test_a_write_that_a_pipeline_did_twice_is_a_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that forgot its scripts half-way: the first time was done, the second one is told of a gap."""
+    made = await rig(0.001)
+    append_all = made.store.append_all
+
+    async def twice(appends: Sequence[tuple[Lease, TokenBatch]]) -> list[LeaseStatus]:
+        await append_all(appends)
+        return await append_all(appends)
+
+    monkeypatch.setattr(made.store, "append_all", twice)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(made.writer.run())
+        made.writer.add([1], [word("a")])
+        made.writer.close()
+
+    assert made.refusals == []
+    assert read_ids(await made.store.read_stream(made.job_id)) == [1]
 
 
 async def test_a_refused_write_is_reported_once_and_ends_the_writer() -> None:
