@@ -232,3 +232,43 @@ def test_an_expiry_that_is_no_time_names_its_header(value: str) -> None:
 def test_the_lane_is_the_calls_unless_the_line_says() -> None:
     assert parse_submit_options({}, {}, lane=Lane.INTERACTIVE).lane is Lane.INTERACTIVE
     assert parse_submit_options({"priority": "batch"}, {}, lane=Lane.INTERACTIVE).lane is Lane.BATCH
+
+
+AT_THE_BOUND = {
+    "metadata": {f"k{n}": "v" for n in range(16)},
+    "name": {"n" * 64: "v"},
+    "text": {"k": "v" * 512},
+}
+OVER_THE_BOUND = {
+    "metadata": {f"k{n}": "v" for n in range(17)},
+    "name": {"n" * 65: "v"},
+    "text": {"k": "v" * 513},
+    "no object": "v" * 3,
+    "a list": ["v"],
+}
+
+
+@pytest.mark.parametrize("metadata", AT_THE_BOUND.values(), ids=AT_THE_BOUND)
+def test_metadata_at_the_bound_is_taken(metadata: dict[str, str]) -> None:
+    assert parse_submit_options({"metadata": metadata}, {}).metadata == metadata
+
+
+@pytest.mark.parametrize("metadata", OVER_THE_BOUND.values(), ids=OVER_THE_BOUND)
+def test_metadata_over_the_bound_is_refused(metadata: object) -> None:
+    with pytest.raises(InvalidJob, match="metadata"):
+        parse_submit_options({"metadata": metadata}, {})
+
+
+def test_a_deadline_is_at_most_thirty_days_away() -> None:
+    month_s = 2_592_000
+
+    assert parse_submit_options({"expires_after": month_s}, {}).expires_after_s == month_s
+    for wrong in (month_s + 1, 0, -1, True):
+        with pytest.raises(InvalidJob):
+            parse_submit_options({"expires_after": wrong}, {})
+
+
+def test_a_key_has_at_most_255_characters() -> None:
+    assert parse_submit_options({}, {"idempotency-key": "k" * 255}).idempotency_key
+    with pytest.raises(InvalidJob):
+        parse_submit_options({}, {"idempotency-key": "k" * 256})
