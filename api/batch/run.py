@@ -80,7 +80,7 @@ class BatchRun:
         try:
             card = await self._deps.files.card(self._batch.tenant, self._batch.input_file_id)
         except NotFound:
-            await self._fail("the input file is gone")
+            await self._fail("the input file was deleted")
             return
         try:
             end = await self._validate(card)

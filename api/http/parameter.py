@@ -134,5 +134,5 @@ IDEMPOTENCY_KEY: Final = Parameter(
     "header",
 )
 REQUEST_ID: Final = Parameter(
-    "X-Request-Id", "Your own id of the call; it stands in the answer and in the log", "header"
+    "X-Request-Id", "Your own id of the call; it is in the response and in the log", "header"
 )

@@ -67,7 +67,7 @@ def compaction_view(job: Job) -> CompactionView:
 
 
 def summary_of(item: Mapping[str, Any], where: str) -> str:
-    """What an item of ours says of the conversation. Raises `InvalidJob` for what is none of ours."""
+    """The summary in a compaction item. Raises `InvalidJob` for an item that this api did not make."""
     field = f"{where}.encrypted_content"
     try:
         summary = orjson.loads(base64.urlsafe_b64decode(item["encrypted_content"]))["summary"]

@@ -295,7 +295,7 @@ async def _as_it_is(deps: LiveDeps, job: Job) -> Job:
     except (StoreUnavailable, TimeoutError):
         return job
     if now is None:
-        raise NotFound("the job is gone")
+        raise NotFound("the job was deleted")
     return now
 
 
@@ -303,7 +303,7 @@ async def _ended(deps: LiveDeps, job_id: JobId) -> Job:
     """The record; it changed in the same step in which the stream got the entry of the end."""
     job = await _retry_for_a_moment(lambda: deps.store.get(job_id))
     if job is None:
-        raise NotFound("the job is gone")
+        raise NotFound("the job was deleted")
     return job
 
 

@@ -36,7 +36,7 @@ the type `error`. The close code is 1000 when the client has closed, 1008 after 
 1012 when the process ends, 4401 when the key was revoked.
 """
 _TAGS: Final = {
-    "jobs": "One line of an OpenAI Batch file each: submit, look, follow, cancel.",
+    "jobs": "Each is one line of an OpenAI Batch file: submit, retrieve, follow, cancel.",
     "openai": "OpenAI's calls: point its client here. Their answers wait for a sleeping model.",
     "batches": "Many requests in one file, as at OpenAI.",
     "files": "What carries batches in and their results out, as at OpenAI.",

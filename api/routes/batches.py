@@ -79,7 +79,9 @@ async def create_batch(call: Call[BatchDeps]) -> Response:
     try:
         card = await call.deps.files.card(call.principal.tenant, str(body.get("input_file_id", "")))
     except NotFound as error:
-        raise BadRequest("input_file_id names no file of yours", "input_file_id") from error
+        raise BadRequest(
+            "input_file_id is not the id of one of your files", "input_file_id"
+        ) from error
     if card.purpose != "batch":
         raise BadRequest("the file was not uploaded with the purpose batch", "input_file_id")
     wanted = Batch(

@@ -146,14 +146,14 @@ async def create_embedding(call: Call[OpenAIDeps]) -> Response:
 
 @routes.operation("GET", "/v1/models", Scope.JOBS_READ, answers=ModelList)
 async def list_models(call: Call[OpenAIDeps]) -> Response:
-    """List the models served here, awake or asleep."""
+    """List the models, running or at zero."""
     cards = call.deps.catalog.cards
     return json_response({"object": "list", "data": [_model(card) for card in cards]})
 
 
 @routes.operation("GET", "/v1/models/{model:path}", Scope.JOBS_READ, answers=ModelView)
 async def retrieve_model(call: Call[OpenAIDeps]) -> Response:
-    """Look at one model."""
+    """Retrieve a model."""
     name = call.request.path_params["model"]
     card = call.deps.catalog.card(name)
     if card is None:
@@ -182,7 +182,7 @@ async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
     if is_stream:
         call.hold_stream()
         if body.get("prompt_logprobs"):
-            raise InvalidJob("prompt_logprobs are not told in a stream", "body.prompt_logprobs")
+            raise InvalidJob("prompt_logprobs cannot be streamed", "body.prompt_logprobs")
     has_usage = _has_usage(body, is_stream=is_stream)
     is_async = prefers_async(call.request)
     line = {"url": url, "body": {k: v for k, v in body.items() if k not in _OURS}}

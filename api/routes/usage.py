@@ -71,7 +71,7 @@ class TenantUsage(TypedDict):
     cost: float
     """Of its own GPU time"""
     cost_all_in: float | None
-    """With its part of idle time, wakes and waste"""
+    """Including its part of idle time, starts and waste"""
 
 
 @described

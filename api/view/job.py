@@ -28,7 +28,7 @@ class AttemptView(TypedDict):
     outcome: str | None
     """How it ended; null while it runs"""
     resumed_from: int
-    """Tokens of earlier attempts that it went on from"""
+    """Tokens of earlier attempts that it continued from"""
 
 
 @described
@@ -51,7 +51,7 @@ class AskedView(TypedDict):
 
 @described
 class AcceptedJobView(TypedDict):
-    """The job, which is recorded; `Location` is where to look."""
+    """The recorded job; `Location` is its address."""
 
     id: str
     object: Literal["job", "dead_letter"]
@@ -120,7 +120,7 @@ def job_view(
     with_request: bool = False,
     with_result: bool = True,
 ) -> JobView:
-    """The job; `waiting` stands in it while something is known of the wait."""
+    """The job; `waiting` is set while something is known of the wait."""
     view: JobView = {
         **accepted_view(job),  # type: ignore[typeddict-item]  # it has none of the optional ones
         "attempt": job.attempt,
@@ -153,8 +153,8 @@ def job_view(
 
 
 def cost_view(job: Job, price: Price, overhead: float | None = None) -> JobCost:
-    """The job's part of the GPU so far, and what that cost, with and without its part of idle time,
-    wakes and waste.
+    """The job's GPU share so far and its cost, with and without its part of idle time, starts
+    and waste.
     """
     tokens = (job.usage or {}).get("completion_tokens")
     output_tokens = tokens if isinstance(tokens, int) else 0

@@ -1,4 +1,4 @@
-"""What OpenAI's calls answer, as far as it is ours or can be relied on; the rest is the engine's.
+"""OpenAI's response bodies, as far as the api guarantees them; other fields come from the engine.
 
 Called by `api.routes.openai`, for the OpenAPI document.
 """
@@ -92,7 +92,7 @@ class EmbeddingList(TypedDict):
 
 @described
 class ModelView(TypedDict):
-    """A model that is served here, awake or asleep."""
+    """A model that is served, running or at zero."""
 
     id: str
     object: Literal["model"]
@@ -103,7 +103,7 @@ class ModelView(TypedDict):
 
 
 class ModelList(TypedDict):
-    """Models, awake or asleep."""
+    """Models, running or at zero."""
 
     object: Literal["list"]
     data: list[ModelView]

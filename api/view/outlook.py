@@ -31,7 +31,7 @@ class OutlookView(TypedDict, total=False):
     """Jobs before it"""
     expected_wait_s: float
     phase: str
-    """How far the replica is that wakes for it"""
+    """The phase of the starting replica"""
     phase_since_ms: int
     replicas: int
     reason: str

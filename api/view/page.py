@@ -29,7 +29,7 @@ class CursorPage(TypedDict):
 
 
 class Deleted(TypedDict):
-    """It is gone."""
+    """The object was deleted."""
 
     id: str
     object: str

@@ -28,7 +28,7 @@ class StepView(_Try):
     """accepted, queued, waking, attempt, tokens, delivery, or the state it ended in"""
     at_ms: int
     duration_ms: int | None
-    """Up to now for what goes on; null for what has none"""
+    """Until now for a running step; null for a step without duration"""
     phase: NotRequired[str]
     """Of waking"""
     attempt: NotRequired[int]

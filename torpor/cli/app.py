@@ -1,7 +1,7 @@
 """Builds the command line application. Called by the console script `torpor`.
 
 A command's module is imported only when that command is called: all of them together take two seconds, mostly for
-the Kubernetes client. Exit codes of every command: 0 done, 1 failed, 2 called wrongly, 130 interrupted
+the Kubernetes client. Exit codes of every command: 0 done, 1 failed, 2 usage error, 130 interrupted
 (docs/reference/cli.md). Must not know the commands.
 """
 

@@ -6,4 +6,4 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """The command was called wrongly: exit 2."""
+    """A usage error: exit 2."""

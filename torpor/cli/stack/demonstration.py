@@ -73,7 +73,7 @@ async def _story(stack: Stack, prompt: str, max_tokens: int) -> None:
     seen = _Replicas(stack, screen)
     counting = asyncio.create_task(seen.count())
     try:
-        seen.say("nothing to do, nothing awake")
+        seen.say("no jobs, no predictor running")
         async with AsyncClient(stack.addresses.api) as api:
             body = {"max_tokens": max_tokens, "temperature": 0}
             job = await api.submit(prompt, body=body)

@@ -142,7 +142,7 @@ def waking_words(data: dict[str, Any]) -> str:
         case None:
             pass
         case "asleep":
-            words.append("no predictor is awake")
+            words.append("no predictor is running")
         case "failed":
             words.append("no predictor starts")
         case phase:
