@@ -278,9 +278,11 @@ JOB_SCHEMA: Final[Schema] = {
     "properties": {
         "url": {"enum": list(RUNNABLE_URLS)},
         "body": {
-            "type": "object",
-            "required": ["model"],
-            "description": "what `url` takes: ChatCompletionRequest, CompletionRequest ...",
+            "description": "what `url` takes",
+            "anyOf": [
+                {"$ref": f"#/components/schemas/{name}"}
+                for name in ("ChatCompletionRequest", "CompletionRequest", "EmbeddingRequest")
+            ],
         },
         "custom_id": {"type": ["string", "null"], "description": "your name for the job"},
         "method": {"const": "POST"},
