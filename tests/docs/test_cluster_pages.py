@@ -2,16 +2,34 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
+import yaml
+
+from knative.deploy.doctor import Severity, examine
+from knative.deploy.values import Values
+from tests.manifests.conftest import kustomize
+from tests.manifests.objects import secrets
 
 ROOT = Path(__file__).parents[2]
 TORPOR = str(Path(sys.executable).parent / "torpor")
-PAGES = ("install.md", "operations.md")
+PAGES = (
+    "install.md",
+    "operations.md",
+    "security.md",
+    "topologies.md",
+    "autoscaling.md",
+    "kn.md",
+    "tutorials/serverless.md",
+)
 # `render` changes nothing here: the committed manifests are those of their values.
 WITHOUT_A_CLUSTER = ("torpor render && torpor doctor manifests/overlays/queue",)
 
@@ -65,6 +83,48 @@ def test_a_folder_of_manifests_that_a_command_names_is_there(page: str) -> None:
         assert (ROOT / path).exists(), path
 
 
+MADE_BY_THE_PLATFORM = {
+    ("deployment", "activator"),
+    ("deployment", "kserve-controller-manager"),
+    ("configmap", "config-network"),
+    ("secret", "torpor-direct"),  # the reader makes it
+}
+SHORT = {"svc": "service", "ksvc": "service", "deploy": "deployment", "secrets": "secret"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_object_that_a_kubectl_command_names_is_rendered(page: str) -> None:
+    known = {(kind.lower(), name) for kind, name in rendered()} | MADE_BY_THE_PLATFORM
+
+    assert set(named_by(page)) <= known
+
+
+def named_by(page: str) -> Iterator[tuple[str, str]]:
+    """Kinds and names of ours in the page's commands: `kubectl get secret NAME`, `svc/NAME`, `deployment NAME`."""
+    kinds = "deployment|statefulset|service|svc|ksvc|secret|configmap|trigger|scaledobject|cronjob|job|hpa|pvc"
+    for command in commands(page):
+        if not command.startswith("kubectl"):
+            continue
+        for kind, names in re.findall(rf"\b({kinds})(?:/| )((?:[a-z][\w-]*(?=\s|$) ?)+)", command):
+            for name in set(names.split()) - {"generic"}:  # `create secret generic NAME`
+                yield SHORT.get(kind, kind), name
+
+
+@cache
+def rendered() -> frozenset[tuple[str, str]]:
+    """What the shipped overlays apply, and what is made from it."""
+    found = set()
+    for overlay in ("queue-cpu", "queue", "serverless", "serverless-cpu", "serverless-kafka"):
+        for each in kustomize(ROOT / "manifests" / "overlays" / overlay):
+            found.add((each["kind"], each["metadata"]["name"]))
+            if each["kind"] == "InferenceService":
+                found |= {
+                    (kind, f"{each['metadata']['name']}-predictor")
+                    for kind in ("Deployment", "Service")
+                }
+    return frozenset(found | {("Secret", name) for name in secrets()})
+
+
 def test_the_pages_have_the_commands_that_are_run_here() -> None:
     assert set(WITHOUT_A_CLUSTER) <= set(commands("install.md"))
 
@@ -94,3 +154,46 @@ def test_the_operations_page_links_to_every_run_book() -> None:
     linked = re.findall(r"\]\((runbooks/\w+\.md)\)", (docs / "operations.md").read_text())
 
     assert linked == sorted(f"runbooks/{page.name}" for page in (docs / "runbooks").iterdir())
+
+
+def yaml_blocks(page: str) -> list[str]:
+    """The indented blocks of a page that are YAML and no commands."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    blocks = [
+        textwrap.dedent(each)
+        for each in re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)
+    ]
+    return [each for each in blocks if re.match(r"\s*(?:#.*\n)?[\w]+:(?:\s|$)", each)]
+
+
+def test_the_values_of_the_install_page_are_values() -> None:
+    found = [yaml.safe_load(each) for each in yaml_blocks("install.md")]
+    values = [each for each in found if not {"kind", "resources"} & each.keys()]
+
+    assert {key for each in values for key in each} >= {"images", "more_models"}
+    for each in values:
+        Values.model_validate(each)
+
+
+def test_the_overlay_of_the_install_page_builds_and_the_doctor_passes_it(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "manifests", tmp_path / "manifests")
+    (own,) = (yaml.safe_load(e) for e in yaml_blocks("install.md") if "resources:" in e)
+    (tmp_path / "my-overlay").mkdir()
+    (tmp_path / "my-overlay" / "kustomization.yaml").write_text(yaml.safe_dump(own))
+
+    resources = kustomize(tmp_path / "my-overlay")
+
+    assert examine(resources).of(Severity.ERROR) == ()
+
+
+def test_the_policy_of_the_install_page_takes_our_predictors() -> None:
+    (policy,) = (yaml.safe_load(e) for e in yaml_blocks("install.md") if "NetworkPolicy" in e)
+    chosen = policy["spec"]["podSelector"]["matchLabels"]
+    (service,) = (
+        each
+        for each in kustomize(ROOT / "manifests" / "overlays" / "queue-cpu")
+        if each["kind"] == "InferenceService"
+    )
+
+    assert chosen.items() <= service["spec"]["predictor"]["labels"].items()
+    kubernetes_validate.validate(policy, "1.36", strict=True)
