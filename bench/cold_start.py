@@ -116,7 +116,8 @@ def forking_parent(model: str) -> Iterator[tuple[Callable[[str], Start], dict[st
     """The pre-imported parent; gives what forks a start from it, and what it costs to keep."""
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder, "parent.sock"), Path(folder, "child.log")
-        options = {"model": model, "served_model_name": NAME, "vllm_args": ENGINE_ARGS}
+        shared = {"model": model, "served_model_name": NAME, "vllm_args": ENGINE_ARGS}
+        options = {"models": [shared]}
         command = [sys.executable, "-m", "predictor.process.parent", "--socket", str(path)]
         command += ["--entry", "cold_start:forked_main"]
         command += ["--preload", f"predictor.engine.vllm.preload:preload={json.dumps(options)}"]

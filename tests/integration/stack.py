@@ -95,8 +95,9 @@ class LocalStack:
         return found
 
     def status(self) -> dict[str, Any]:
+        """The state of the stack, with that of its only, or first, model."""
         seen: dict[str, Any] = httpx.get(self.addresses["activator"] + "/status").json()
-        return seen
+        return seen | seen["models"][0]
 
     def until(self, condition: Callable[[], bool], timeout_s: float = 45) -> None:
         self._wait(condition, timeout_s)

@@ -81,7 +81,8 @@ class Parent:
 
     def __init__(self, folder: Path, redis_url: str) -> None:
         place = ensure_model(DEFAULT_MODEL, Path(".torpor/models"), print)
-        shared = {"model": place, "served_model_name": DEFAULT_MODEL, "vllm_args": ARGS}
+        ours = {"model": place, "served_model_name": DEFAULT_MODEL, "vllm_args": ARGS}
+        shared = {"models": [ours]}
         path = folder / "parent.sock"
         self._folder = folder
         self.log = folder / "parent.log"

@@ -65,7 +65,7 @@ def build(settings: type[S], **flags: Any) -> S:
     from pydantic import ValidationError
 
     try:
-        return settings(**{name: value for name, value in flags.items() if value is not None})
+        return settings(**{name: value for name, value in flags.items() if value not in (None, [])})
     except ValidationError as error:
         raise UsageError("; ".join(map(_wrong, error.errors()))) from error
 
@@ -85,8 +85,9 @@ def _switch(name: str, text: str) -> inspect.Parameter:
 
 def _parameter(name: str, field: "FieldInfo") -> inspect.Parameter:
     is_switch = field.annotation is bool
+    is_several = isinstance(field.default, tuple)
     is_shown = field.default_factory is None and field.default is not None
-    default = str(field.default) if is_shown else ""
+    default = (",".join(field.default) if is_several else str(field.default)) if is_shown else ""
     option = typer.Option(
         None,
         f"{_flag(name)}/--no-{_flag(name)[2:]}" if is_switch else _flag(name),
@@ -96,7 +97,7 @@ def _parameter(name: str, field: "FieldInfo") -> inspect.Parameter:
         show_default=default or False,
         metavar=None if is_switch else _metavar(field),
     )
-    kind = bool if is_switch else str
+    kind: Any = bool if is_switch else list[str] if is_several else str
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
 
 
@@ -111,6 +112,8 @@ def _flag(name: str) -> str:
 
 
 def _metavar(field: "FieldInfo") -> str:
+    if isinstance(field.default, tuple):
+        return "text"
     members = getattr(field.annotation, "__members__", None)
     if members:
         return "|".join(member.value for member in members.values())

@@ -4,7 +4,7 @@ Called by the stack, which gives them to the same parsers that read a user's YAM
 `knative.autoscaling.read_knative` and `read_scaled_object`. Pure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from eventing.broker.trigger import PARALLELISM
@@ -17,32 +17,36 @@ Manifest = Mapping[str, Any]
 
 
 def triggers(
-    settings: StackSettings, model: str, *, activator_url: str, api_url: str
+    models: Mapping[str, StackSettings], *, activator_url: Callable[[str], str], api_url: str
 ) -> list[Manifest]:
-    """Requests for the model go to the activator, those for an unknown model to the api. Results are not delivered:
+    """Requests for a model go to its activator, those for an unknown model to the api. Results are not delivered:
     the predictor has ended the job in the store, where the api reads its end.
     """
-    wanted = {"type": REQUESTED, "model": model}
-    longest_s = settings.max_job_seconds + 60
-    # At least one retry each 15 s for twice the longest job: a job that runs in another predictor
-    # is never given up.
-    patient = _delivery(retry=2 * longest_s // 15 + 10, backoff_s=1, timeout_s=longest_s)
+    unknown = [{"not": {"exact": {"model": model}}} for model in models]
     return [
-        _trigger(
-            requests_queue(model),
-            filters=[{"exact": wanted}],
-            subscriber=activator_url,
-            delivery=patient,
-            parallelism=settings.max_replicas * settings.container_concurrency,
-        ),
+        *(_requests(settings, name, activator_url(name)) for name, settings in models.items()),
         _trigger(
             STRAYS,
-            filters=[{"exact": {"type": REQUESTED}}, {"not": {"exact": {"model": model}}}],
+            filters=[{"exact": {"type": REQUESTED}}, *unknown],
             subscriber=api_url,
             delivery=_delivery(retry=200, backoff_s=0.5, timeout_s=10),
             parallelism=4,
         ),
     ]
+
+
+def _requests(settings: StackSettings, model: str, activator_url: str) -> Manifest:
+    longest_s = settings.max_job_seconds + 60
+    # At least one retry each 15 s for twice the longest job: a job that runs in another predictor
+    # is never given up.
+    patient = _delivery(retry=2 * longest_s // 15 + 10, backoff_s=1, timeout_s=longest_s)
+    return _trigger(
+        requests_queue(model),
+        filters=[{"exact": {"type": REQUESTED, "model": model}}],
+        subscriber=activator_url,
+        delivery=patient,
+        parallelism=settings.max_replicas * settings.container_concurrency,
+    )
 
 
 def requests_queue(model: str) -> str:

@@ -4,13 +4,15 @@ variables.
 
 import re
 import shlex
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+import yaml
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic.config import JsonDict
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from eventing.process.setting import redis_url as checked_redis_url
 from torpor.local.engine_kind import EngineKind
@@ -55,6 +57,20 @@ _RESERVED: Final = {
 """Engine arguments that are Torpor's to give, and what says the same here."""
 
 
+_NAMED: Final = r"[A-Za-z0-9._:/@-]{1,128}=.+"
+_ENTRY: Final = (
+    "name",
+    "model",
+    "engine",
+    "max_model_len",
+    "engine_args",
+    "min_replicas",
+    "max_replicas",
+    "container_concurrency",
+)
+"""What a models file says of each model."""
+
+
 class LogLevel(StrEnum):
     """Least severity of a line in the log."""
 
@@ -62,6 +78,11 @@ class LogLevel(StrEnum):
     INFO = "INFO"
     WARNING = "WARNING"
     ERROR = "ERROR"
+
+
+def _words(value: Any) -> Any:
+    """A variable holds several, separated by commas."""
+    return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
 
 
 def _upper(value: Any) -> Any:
@@ -91,8 +112,16 @@ class StackSettings(BaseSettings):
     """Where converted models are kept, for every stack: `.torpor/models` where it is there, else the user's cache."""
     engine: EngineKind = Field(EngineKind.VLLM, json_schema_extra=_ENGINE)
     """What makes the tokens: the real engine, or the test engine, from a seed."""
-    model: str = Field("smollm2-135m-instruct", min_length=1, json_schema_extra=_ENGINE)
-    """A packaged model by name, a folder, or (with network) a hub id."""
+    model: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+        ("smollm2-135m-instruct",), min_length=1, json_schema_extra=_ENGINE
+    )
+    """A packaged model by name, a folder, or (with network) a hub id. Several are given as NAME=MODEL, each by a
+    flag of its own; NAME=seeded is the test engine.
+    """
+    models_file: Path | None = Field(None, json_schema_extra=_ENGINE)
+    """Models with settings of their own, in YAML: a list `models` of `name`, `model`, `engine`, `max_model_len`,
+    `engine_args`, `min_replicas`, `max_replicas`, `container_concurrency`.
+    """
     model_name: str = Field("", pattern=r"^[A-Za-z0-9._:/@-]{0,128}$", json_schema_extra=_NAME)
     """What callers put into `model`; the model's own name when empty."""
     max_model_len: int | None = Field(None, ge=1, json_schema_extra=_ENGINE)
@@ -132,6 +161,30 @@ class StackSettings(BaseSettings):
         found = re.search(r"--max[-_]model[-_]len[= ](\d+)(?!\S)", self.engine_args)
         return int(found[1]) if found else self.max_model_len
 
+    def each_model(self) -> tuple["StackSettings", ...]:
+        """The settings of each model by itself: `model` is one source, `model_name` its name."""
+        if self.models_file is not None:
+            return tuple(self._with(entry) for entry in read_models(self.models_file))
+        if len(self.model) == 1 and "=" not in self.model[0]:
+            return (self,)
+        named = [entry.partition("=") for entry in self.model]
+        return tuple(self._with({"name": name, "model": source}) for name, _, source in named)
+
+    def _with(self, entry: Mapping[str, Any]) -> "StackSettings":
+        """These settings with those of one model."""
+        given = dict(entry)
+        name, source = given.pop("name"), given.pop("model")
+        if source == EngineKind.SEEDED:
+            given, source = {**given, "engine": EngineKind.SEEDED}, name
+        own = {**given, "model": (source,), "model_name": name, "models_file": None}
+        try:
+            return type(self)(**(self.model_dump() | own))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            said = str(first["msg"]).removeprefix("Value error, ")
+            raise ValueError(f"model {name}: {where}{': ' if where else ''}{said}") from error
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         """Raises ValueError, in the words of the flags."""
@@ -139,6 +192,9 @@ class StackSettings(BaseSettings):
             raise ValueError(
                 f"--min-replicas {self.min_replicas} is over --max-replicas {self.max_replicas}"
             )
+        if self.models_file is None:
+            self._check_models()
+        self.each_model()
         try:
             words = shlex.split(self.engine_args)
         except ValueError as error:
@@ -153,3 +209,44 @@ class StackSettings(BaseSettings):
             except ValueError as error:
                 raise ValueError(f"--redis-url: {error}") from error
         return self
+
+    def _check_models(self) -> None:
+        """Raises ValueError when several models are not told apart."""
+        if len(self.model) > 1 and self.model_name:
+            raise ValueError("--model-name names one model; give several as --model NAME=MODEL")
+        names = [entry.partition("=")[0] for entry in self.model]
+        for entry, name in zip(self.model, names, strict=True):
+            if len(self.model) > 1 and not re.fullmatch(_NAMED, entry):
+                raise ValueError(f"--model {entry}: of several, each is given as NAME=MODEL")
+            if names.count(name) > 1:
+                raise ValueError(f"--model {name}=...: two models have this name")
+
+
+def read_models(path: Path) -> list[dict[str, Any]]:
+    """The entries of a models file. Raises `ValueError` naming the file, the entry and the field."""
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--models-file: cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"--models-file: {path} is not YAML: {' '.join(str(error).split())}"
+        ) from error
+    models = found.get("models") if isinstance(found, dict) else None
+    if not isinstance(models, list) or not models:
+        raise ValueError(f"--models-file: {path}: it must hold a list `models`")
+    for number, entry in enumerate(models, 1):
+        where = f"--models-file: {path}: model {number}"
+        if not isinstance(entry, dict):
+            raise ValueError(f"{where} must be a mapping with `name` and `model`")
+        if unknown := sorted(str(key) for key in entry if key not in _ENTRY):
+            raise ValueError(
+                f"{where} has an unknown field {unknown[0]}; known: {', '.join(_ENTRY)}"
+            )
+        for name in ("name", "model"):
+            if not isinstance(entry.get(name), str) or not entry[name]:
+                raise ValueError(f"{where} needs a `{name}`")
+    names = [entry["name"] for entry in models]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"--models-file: {path}: two models have the name {twice[0]}")
+    return models

@@ -10,9 +10,10 @@ import os
 import secrets
 import shlex
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import aiohttp
@@ -26,9 +27,6 @@ from eventing.process.http_server import listen
 from eventing.redis.connection import connect
 from eventing.replica import ReplicaDirectory
 from eventing.store.redis_store import RedisStore
-from knative.autoscaling.keda.scaledobject import read_scaled_object
-from knative.autoscaling.kpa.annotations import read_knative
-from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
 from torpor.local import manifest
 from torpor.local.child import Child, free_port, python_module
 from torpor.local.data_dir import Addresses, locked, private_files, record_addresses
@@ -36,15 +34,13 @@ from torpor.local.embedded_store import embedded_store
 from torpor.local.engine_kind import EngineKind
 from torpor.local.errors import StackError
 from torpor.local.model import CONTEXT_TOKENS, Model, prepare_model
-from torpor.local.predictors.activator import Activator
-from torpor.local.predictors.autoscaler import KedaLoop, KpaLoop, PolicyClock
-from torpor.local.predictors.fleet import Fleet, PredictorSpec
-from torpor.local.predictors.launcher import ForkLauncher, Launcher, SpawnLauncher
+from torpor.local.predictors.launcher import ForkLauncher, SpawnLauncher
 from torpor.local.predictors.lost import LostLeases
+from torpor.local.predictors.model_service import ModelService
 from torpor.local.predictors.replica import LocalReplica
 from torpor.local.prometheus_files import write_prometheus_files
-from torpor.local.settings import AutoscalerKind, StackSettings
-from torpor.local.status import status_app
+from torpor.local.settings import StackSettings
+from torpor.local.status import events_path, status_app
 
 _log = structlog.get_logger()
 _START_TIMEOUT_S: Final = 20.0
@@ -58,7 +54,7 @@ class Stack:
 
     def __init__(self, settings: StackSettings, report: Callable[[str], None]) -> None:
         self.settings = settings
-        self.replicas: dict[str, LocalReplica] = {}
+        self.services: dict[str, ModelService] = {}
         self._report = report
         self._data = settings.data_dir
         self._logs = settings.data_dir / "logs"
@@ -68,7 +64,16 @@ class Stack:
         self._drained = asyncio.Event()
         self.up = asyncio.Event()
         self.addresses = Addresses()
-        self.fleet: Fleet | None = None
+
+    @property
+    def replicas(self) -> list[LocalReplica]:
+        """The predictors of all models."""
+        return [one for service in self.services.values() for one in service.replicas.values()]
+
+    @property
+    def ready(self) -> int:
+        """How many of them can serve."""
+        return sum(service.fleet.ready for service in self.services.values())
 
     def stop(self) -> None:
         """Stop in order: drain the predictors, then the rest. A second call skips draining: jobs then continue from
@@ -99,7 +104,7 @@ class Stack:
     async def _start(self, group: asyncio.TaskGroup, exits: AsyncExitStack) -> None:
         s = self.settings
         redis_url = await self._start_store(group, exits)
-        model = await self._prepare_model()
+        models = await self._prepare_models()
         ports = self._choose_ports()
         self.addresses = Addresses(
             api=f"http://{s.host}:{ports.api}",
@@ -107,11 +112,11 @@ class Stack:
             activator=f"http://127.0.0.1:{ports.activator}",
             redis=redis_url,
         )
-        self._base_env = self._environment(redis_url, model)
-        self._write_triggers(model.name)
+        self._base_env = self._environment(redis_url, models)
+        self._write_triggers({one.model.name: one.settings for one in models})
         await self._start_part(group, exits, "broker", "eventing.broker", ports.broker)
         await self._start_part(group, exits, "api", "api", ports.api)
-        await self._start_predictors(group, exits, model, redis_url, ports.activator)
+        await self._start_predictors(group, exits, models, redis_url, ports.activator)
         if s.metrics:
             write_prometheus_files(self._data / "metrics", self.addresses)
         record_addresses(self._data, self.addresses)
@@ -131,15 +136,24 @@ class Stack:
         group.create_task(self._supervise(child))
         return url
 
-    async def _prepare_model(self) -> Model:
-        s = self.settings
-        if s.engine is EngineKind.SEEDED:
-            made = Model(name=s.model, context_tokens=s.context_tokens or CONTEXT_TOKENS)
+    async def _prepare_models(self) -> list["_Prepared"]:
+        prepared: list[_Prepared] = []
+        for settings in self.settings.each_model():
+            model = await self._prepare_model(settings)
+            if any(one.model.name == model.name for one in prepared):
+                raise StackError(f"two models have the name {model.name}; give each one of its own")
+            prepared.append(_Prepared(settings, model))
+        return prepared
+
+    async def _prepare_model(self, settings: StackSettings) -> Model:
+        (source,), wanted = settings.model, settings.context_tokens
+        if settings.engine is EngineKind.SEEDED:
+            made = Model(name=source, context_tokens=wanted or CONTEXT_TOKENS)
         else:
             made = await prepare_model(
-                s.model, s.models_dir, self._report, context_tokens=s.context_tokens
+                source, settings.models_dir, self._report, context_tokens=wanted
             )
-        return replace(made, name=s.model_name or made.name)
+        return replace(made, name=settings.model_name or made.name)
 
     def _choose_ports(self) -> "_Ports":
         s = self.settings
@@ -147,11 +161,11 @@ class Stack:
             api=s.port or free_port(), broker=s.broker_port or free_port(), activator=free_port()
         )
 
-    def _environment(self, redis_url: str, model: Model) -> dict[str, str]:
+    def _environment(self, redis_url: str, models: Sequence["_Prepared"]) -> dict[str, str]:
         """The variables of every part; `os.environ` gives proxies, paths and the user's own `TORPOR_*`."""
         s = self.settings
         broker_token = os.environ.get("TORPOR_BROKER_TOKEN") or self._token
-        cards = [model.card(self._predictor_argv(model))]
+        cards = [one.model.card(one.argv) for one in models]
         return dict(os.environ) | {
             "TORPOR_HOST": s.host,
             "TORPOR_REDIS_URL": redis_url,
@@ -164,22 +178,17 @@ class Stack:
             "TORPOR_BROKER_TOKEN": broker_token,
             "TORPOR_MODELS": orjson.dumps(cards).decode(),
             "TORPOR_FILES_URL": (self._data / "files").resolve().as_uri(),
-            "TORPOR_ENGINE": s.engine,
-            "TORPOR_MODEL": model.location,
-            "TORPOR_MODEL_NAME": model.name,
             "TORPOR_PREDICTOR_HOST": "127.0.0.1",
-            "TORPOR_SEEDED_MAX_CONCURRENCY": str(s.container_concurrency),
             "TORPOR_LEASE_S": str(s.lease),
             "TORPOR_DRAIN_GRACE_S": str(s.drain_grace),
             "TORPOR_LOG_LEVEL": s.log_level,
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
 
-    def _write_triggers(self, model: str) -> None:
+    def _write_triggers(self, models: Mapping[str, StackSettings]) -> None:
         documents = manifest.triggers(
-            self.settings,
-            model,
-            activator_url=self.addresses.activator + "/events",
+            models,
+            activator_url=lambda model: self.addresses.activator + events_path(model),
             api_url=self.addresses.api + "/internal/events",
         )
         (self._data / "triggers.yaml").write_text(yaml.safe_dump_all(documents, sort_keys=False))
@@ -201,104 +210,65 @@ class Stack:
         self,
         group: asyncio.TaskGroup,
         exits: AsyncExitStack,
-        model: Model,
+        models: Sequence["_Prepared"],
         redis_url: str,
         port: int,
     ) -> None:
-        """Activator, autoscaler and an empty fleet."""
-        s = self.settings
+        """Activator, autoscaler and an empty fleet for each model."""
         redis = connect(redis_url)
         exits.push_async_callback(redis.aclose)
-        directory = ReplicaDirectory(redis)
-        launcher = await self._launcher(group, exits, model)
-        activator = Activator(
-            self.replicas,
-            concurrency=s.container_concurrency,
-            timeout_s=s.max_job_seconds + 30,
-            on_waiting=lambda: loop.poke(),
-            on_lost=LostLeases(RedisStore(redis)).release,
-        )
-        self._activator = activator
-        exits.push_async_callback(activator.close)
-        self.fleet = Fleet(
-            self._predictor_spec(model),
-            launcher,
-            self.replicas,
-            on_change=activator.changed,
-            on_failure=lambda reason: _report_failure(directory, model.name, reason),
-            group=group,
-        )
-        view = QueueView(redis)
-        loop = self._autoscaler(model, activator, view)
-        self._autoscaling = group.create_task(loop.run())
-        app = status_app(self, activator, view, manifest.requests_queue(model.name))
+        directory, view = ReplicaDirectory(redis), QueueView(redis)
+        lost = LostLeases(RedisStore(redis))
+        forking = await self._fork_launcher(group, exits, models)
+        for one in models:
+            is_seeded = one.settings.engine is EngineKind.SEEDED
+            self.services[one.model.name] = service = ModelService(
+                one.settings,
+                one.model,
+                SpawnLauncher(self._logs) if forking is None or is_seeded else forking,
+                view,
+                argv=one.argv,
+                env=self._base_env | one.env,
+                log_dir=self._logs,
+                on_lost=lost.release,
+                on_failure=partial(_report_failure, directory, one.model.name),
+                group=group,
+            )
+            exits.push_async_callback(service.activator.close)
+        app = status_app(self.addresses, self.services, view)
         serving = listen(app, host="127.0.0.1", port=port, stopping=self._drained, grace_s=1)
         group.create_task(serving)
+        for service in self.services.values():
+            service.start()
 
-    async def _launcher(
-        self, group: asyncio.TaskGroup, exits: AsyncExitStack, model: Model
-    ) -> Launcher:
-        if self.settings.engine is EngineKind.SEEDED or not self.settings.warm_parent:
-            return SpawnLauncher(self._logs)
+    async def _fork_launcher(
+        self, group: asyncio.TaskGroup, exits: AsyncExitStack, models: Sequence["_Prepared"]
+    ) -> ForkLauncher | None:
+        """The warm parent of every model that vLLM serves; None where there is to be none."""
+        real = [one for one in models if one.settings.engine is not EngineKind.SEEDED]
+        if not real or not self.settings.warm_parent:
+            return None
         self._report("warming the parent: importing vLLM once, predictors will fork from it")
-        launcher = self._fork_launcher(model)
-        group.create_task(launcher.run())
-        exits.push_async_callback(launcher.stop, _STOP_GRACE_S)
-        await launcher.warm.wait()
-        return launcher
-
-    def _fork_launcher(self, model: Model) -> ForkLauncher:
         socket_path = self._data / "parent.sock"
         preload = {
-            "model": model.location,
-            "served_model_name": model.name,
-            "vllm_args": self._predictor_argv(model),
+            "models": [
+                {
+                    "model": one.model.location,
+                    "served_model_name": one.model.name,
+                    "vllm_args": one.argv,
+                }
+                for one in real
+            ]
         }
         argv = ["--socket", str(socket_path), "--preload"]
         argv.append("predictor.engine.vllm.preload:preload=" + orjson.dumps(preload).decode())
         command = python_module("predictor.process.parent", *argv)
         parent = Child("parent", command, env=self._base_env, log_dir=self._logs)
-        return ForkLauncher(parent, socket_path, self._logs)
-
-    def _predictor_argv(self, model: Model) -> list[str]:
-        """vLLM's arguments; ours travel as variables."""
-        s = self.settings
-        if s.engine is EngineKind.SEEDED:
-            return []
-        limits = ("--max-model-len", str(model.context_tokens))
-        batch = ("--max-num-seqs", str(s.container_concurrency))
-        return [*limits, *batch, *shlex.split(s.engine_args)]
-
-    def _predictor_spec(self, model: Model) -> PredictorSpec:
-        return PredictorSpec(
-            argv=self._predictor_argv(model),
-            env=self._base_env,
-            ready_path=f"/v2/models/{model.name}/ready",
-            drain_grace_s=self.settings.drain_grace,
-            log_dir=self._logs,
-        )
-
-    def _autoscaler(
-        self, model: Model, activator: Activator, view: QueueView
-    ) -> KpaLoop | KedaLoop:
-        s = self.settings
-        assert self.fleet is not None  # noqa: S101
-        clock = PolicyClock(s.time_scale)
-        match s.autoscaler:
-            case AutoscalerKind.KPA:
-                config = read_autoscaler_config(manifest.config_autoscaler(s))
-                scaling = read_knative(manifest.service(s, model.name), config)
-                return KpaLoop(
-                    scaling.spec,
-                    scaling.policy,
-                    scale=self.fleet,
-                    concurrency=lambda: activator.concurrency,
-                    clock=clock,
-                )
-            case AutoscalerKind.KEDA:
-                spec = read_scaled_object(manifest.scaled_object(s, model.name))
-                queue = manifest.requests_queue(model.name)
-                return KedaLoop(spec, scale=self.fleet, view=view, queue=queue, clock=clock)
+        launcher = ForkLauncher(parent, socket_path, self._logs)
+        group.create_task(launcher.run())
+        exits.push_async_callback(launcher.stop, _STOP_GRACE_S)
+        await launcher.warm.wait()
+        return launcher
 
     async def _supervise(self, child: Child) -> None:
         """Start the part again when it ends by itself; give up when it keeps ending."""
@@ -321,8 +291,6 @@ class Stack:
 
     async def _stop(self, group: asyncio.TaskGroup) -> None:
         """Predictors first: their jobs are finished or handed over while store and broker still run."""
-        self._autoscaling.cancel()
-        await asyncio.wait({self._autoscaling})
         grace = f", up to {self.settings.drain_grace:g} s; Ctrl-C again does not wait"
         self._report(f"draining the predictors{grace}" if self.replicas else "stopping")
         draining = group.create_task(self._drain())
@@ -331,9 +299,35 @@ class Stack:
         self._drained.set()
 
     async def _drain(self) -> None:
-        assert self.fleet is not None  # noqa: S101
-        await self._activator.turn_away()
-        await self.fleet.stop()
+        await asyncio.gather(*(service.drain() for service in self.services.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A model that can be started, with the settings of its own."""
+
+    settings: StackSettings
+    model: Model
+
+    @property
+    def argv(self) -> list[str]:
+        """vLLM's arguments; ours travel as variables."""
+        s = self.settings
+        if s.engine is EngineKind.SEEDED:
+            return []
+        limits = ("--max-model-len", str(self.model.context_tokens))
+        batch = ("--max-num-seqs", str(s.container_concurrency))
+        return [*limits, *batch, *shlex.split(s.engine_args)]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What its predictors are told beside what all parts are."""
+        return {
+            "TORPOR_ENGINE": self.settings.engine,
+            "TORPOR_MODEL": self.model.location,
+            "TORPOR_MODEL_NAME": self.model.name,
+            "TORPOR_SEEDED_MAX_CONCURRENCY": str(self.settings.container_concurrency),
+        }
 
 
 @dataclass(frozen=True, slots=True)

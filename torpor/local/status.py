@@ -3,7 +3,9 @@
 Called by the broker's pump (deliveries), `torpor status` and Prometheus. Bound to loopback only.
 """
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
 
 from prometheus_client import Gauge
 from starlette.applications import Starlette
@@ -14,59 +16,65 @@ from starlette.routing import Route
 from eventing.broker.queue import QueueView
 from eventing.process.probe import metrics_page
 from torpor.local.data_dir import Addresses
-from torpor.local.predictors.activator import Activator
-from torpor.local.predictors.fleet import Fleet
-from torpor.local.predictors.replica import LocalReplica
+from torpor.local.predictors.model_service import ModelService
 
-_replicas = Gauge(
-    "torpor_replicas", "Predictors, by state; `wanted` is what the autoscaler asks for.", ["state"]
-)
+_replicas = Gauge("torpor_replicas", "Predictors, by state.", ["model", "state"])
 _wanted = Gauge("torpor_replicas_wanted", "Predictors that the autoscaler asks for.", ["model"])
 _held = Gauge(
-    "torpor_activator_requests", "Requests at the activator, by where they are.", ["where"]
+    "torpor_activator_requests", "Requests at the activator, by where they are.", ["model", "where"]
 )
 
-
-class Watched(Protocol):
-    """The state that is shown."""
-
-    addresses: Addresses
-    replicas: dict[str, LocalReplica]
-    fleet: Fleet | None
+Services = Mapping[str, ModelService]
 
 
-def status_app(stack: Watched, activator: Activator, view: QueueView, queue: str) -> Starlette:
-    """`/events` is the activator; `/status` and `/metrics` show the state."""
+def events_path(model: str) -> str:
+    """Where the activator of a model takes its requests."""
+    return f"/models/{quote(model, safe='')}/events"
+
+
+def status_app(addresses: Addresses, services: Services, view: QueueView) -> Starlette:
+    """`/models/MODEL/events` is the activator; `/status` and `/metrics` show the state."""
+
+    async def events(request: Request) -> Response:
+        service = services.get(request.path_params["model"])
+        if service is None:
+            return Response("no such model", status_code=404)
+        return await service.activator.handle(request)
 
     async def status(_: Request) -> Response:
-        return JSONResponse(await describe(stack, activator, view, queue))
+        return JSONResponse(await describe(addresses, services, view))
 
     async def metrics(request: Request) -> Response:
-        _measure(stack, activator, queue.removeprefix("requests-"))
+        for service in services.values():
+            _measure(service)
         return metrics_page(request)
 
     return Starlette(
         routes=[
-            Route("/events", activator.handle, methods=["POST"]),
+            Route("/models/{model:path}/events", events, methods=["POST"]),
             Route("/status", status),
             Route("/metrics", metrics),
         ]
     )
 
 
-async def describe(
-    stack: Watched, activator: Activator, view: QueueView, queue: str
-) -> dict[str, Any]:
-    """Addresses, replicas, activator and queue as plain data."""
-    fleet = stack.fleet
-    depth = await view.depth(queue)
+async def describe(addresses: Addresses, services: Services, view: QueueView) -> dict[str, Any]:
+    """Addresses, and each model's replicas, activator and queue, as plain data."""
     return {
-        "addresses": {"api": stack.addresses.api, "broker": stack.addresses.broker},
+        "addresses": {"api": addresses.api, "broker": addresses.broker},
+        "models": [await _describe_model(service, view) for service in services.values()],
+    }
+
+
+async def _describe_model(service: ModelService, view: QueueView) -> dict[str, Any]:
+    fleet, activator, depth = service.fleet, service.activator, await view.depth(service.queue)
+    return {
+        "model": service.name,
         "replicas": {
-            "wanted": fleet.wanted if fleet else 0,
-            "ready": fleet.ready if fleet else 0,
-            "crashes": fleet.crashes if fleet else 0,
-            "last_failure": fleet.last_failure if fleet else "",
+            "wanted": fleet.wanted,
+            "ready": fleet.ready,
+            "crashes": fleet.crashes,
+            "last_failure": fleet.last_failure,
             "list": [
                 {
                     "id": r.id,
@@ -75,12 +83,12 @@ async def describe(
                     "in_flight": r.in_flight,
                     "ready_after_s": round(r.ready_after_s, 2),
                 }
-                for r in stack.replicas.values()
+                for r in service.replicas.values()
             ],
         },
         "activator": {"waiting": activator.waiting, "in_flight": activator.in_flight},
         "queue": {
-            "name": queue,
+            "name": service.queue,
             "waiting": {str(lane): n for lane, n in depth.waiting.items()},
             "pending": depth.pending,
             "retrying": depth.retrying,
@@ -90,11 +98,10 @@ async def describe(
     }
 
 
-def _measure(stack: Watched, activator: Activator, model: str) -> None:
-    if stack.fleet is not None:
-        _wanted.labels(model).set(stack.fleet.wanted)
-        _replicas.labels("wanted").set(stack.fleet.wanted)
-        _replicas.labels("ready").set(stack.fleet.ready)
-        _replicas.labels("alive").set(stack.fleet.alive)
-    _held.labels("waiting").set(activator.waiting)
-    _held.labels("in_flight").set(activator.in_flight)
+def _measure(service: ModelService) -> None:
+    model, fleet, activator = service.name, service.fleet, service.activator
+    _wanted.labels(model).set(fleet.wanted)
+    _replicas.labels(model, "ready").set(fleet.ready)
+    _replicas.labels(model, "alive").set(fleet.alive)
+    _held.labels(model, "waiting").set(activator.waiting)
+    _held.labels(model, "in_flight").set(activator.in_flight)

@@ -1,7 +1,7 @@
 """Prepares a pre-imported parent for its forks: imports vLLM and KServe, and makes the model's configuration.
 
 Called by `python -m predictor.process.parent --preload predictor.engine.vllm.preload:preload=JSON`, where the JSON
-has fields of `VllmSettings`, or is empty to import only. Must leave no thread behind.
+has `models`, a list of fields of `VllmSettings`, or is empty to import only. Must leave no thread behind.
 """
 
 from collections.abc import Mapping
@@ -17,24 +17,20 @@ from predictor.errors import EngineStartError
 
 
 def preload(options: Mapping[str, Any]) -> None:
-    """Import everything that a predictor needs; with a model's settings, make its configuration too.
+    """Import everything that a predictor needs; with models, make the configuration of each too.
 
     Raises `EngineStartError` on a GPU build: a process that has used CUDA must not be forked.
     """
     if not is_cpu_build():
         raise EngineStartError("a forking parent is for CPU only: set TORPOR_WARM_PARENT=false")
-    settings = VllmSettings(
-        **{
-            "model": "",
-            "served_model_name": "",
-            **options,
-            "vllm_args": tuple(options.get("vllm_args", ())),
-        }
-    )
-    prepare_environment(settings)
+    models = [
+        VllmSettings(**{**model, "vllm_args": tuple(model.get("vllm_args", ()))})
+        for model in options.get("models", ())
+    ]
+    prepare_environment(models[0] if models else VllmSettings(model="", served_model_name=""))
     _import_all()
-    if settings.model:
-        share_configuration(settings)
+    for model in models:
+        share_configuration(model)
 
 
 def _import_all() -> None:

@@ -133,7 +133,11 @@ def test_a_wrong_value_is_one_line_and_exit_2(
 
 @pytest.mark.parametrize(
     "name",
-    [name for name, f in StackSettings.model_fields.items() if f.annotation not in (str, Path)],
+    [
+        name
+        for name, f in StackSettings.model_fields.items()
+        if f.annotation not in (str, Path, tuple[str, ...])
+    ],
 )
 def test_a_wrong_variable_is_one_line_that_names_it(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

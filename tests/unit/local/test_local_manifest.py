@@ -16,7 +16,9 @@ SETTINGS = StackSettings(max_replicas=3, container_concurrency=4, window=12, max
 
 
 def triggers(settings: StackSettings = SETTINGS) -> dict[str, Trigger]:
-    made = manifest.triggers(settings, "m", activator_url="http://a/events", api_url="http://b/in")
+    made = manifest.triggers(
+        {"m": settings}, activator_url=lambda model: f"http://a/{model}", api_url="http://b/in"
+    )
     return {t.name: t for t in map(parse_trigger, made)}
 
 

@@ -104,7 +104,7 @@ class _Replicas:
 
     @property
     def ready(self) -> int:
-        return self._stack.fleet.ready if self._stack.fleet else 0
+        return self._stack.ready
 
     def say(self, why: str) -> None:
         self._screen.remark(Text.assemble((f"replicas: {self.ready}", "bold"), f"  {why}"))

@@ -50,12 +50,20 @@ def status(
 
 def _draw(seen: dict[str, Any]) -> None:
     from torpor.cli.view.screen import stdout
+
+    stdout.print(f"api        {seen['addresses']['api']}")
+    stdout.print(f"broker     {seen['addresses']['broker']}/")
+    for model in seen["models"]:
+        _draw_model(model)
+
+
+def _draw_model(seen: dict[str, Any]) -> None:
+    from torpor.cli.view.screen import stdout
     from torpor.cli.view.table import number, state, table
 
     replicas, queue, activator = seen["replicas"], seen["queue"], seen["activator"]
     waiting = ", ".join(f"{lane} {n}" for lane, n in queue["waiting"].items())
-    stdout.print(f"api        {seen['addresses']['api']}")
-    stdout.print(f"broker     {seen['addresses']['broker']}/")
+    stdout.print(f"model      {seen['model']}", style="bold")
     stdout.print(
         f"queue      {waiting}; in delivery {queue['pending']}, to be retried {queue['retrying']}"
     )

@@ -23,6 +23,8 @@ from torpor.local.predictors.replica import LocalReplica, ReplicaState, least_bu
 _log = structlog.get_logger()
 QUEUE_LIMIT: Final = 10_000
 """Knative's activator queue depth."""
+_EVENTS: Final = "/events"
+"""Where a predictor takes deliveries."""
 _TRIES: Final = 3
 """Replicas that a request is offered to when one turns out to be gone or full."""
 _DEATH_KNOWN_S: Final = 2.0
@@ -154,7 +156,7 @@ class Activator:
         headers = {
             k: v for k, v in request.headers.items() if k.startswith("ce-") or k in _PASSED_ON
         }
-        url = replica.url + request.url.path
+        url = replica.url + _EVENTS
         try:
             async with self._open().post(url, data=body, headers=headers) as answer:
                 content = await answer.read()
