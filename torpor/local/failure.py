@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final
 
 _ERROR: Final = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Failure)): (.+)")
-_OURS: Final = re.compile(r"^(?:torpor: )(.+)|^(TORPOR_\w+=.+|cannot listen on .+)")
+_OURS: Final = re.compile(r"^torpor(?: [\w.-]+)?: (.+)|^(TORPOR_\w+=.+|cannot listen on .+)")
 _LONGEST: Final = 300
 
 
