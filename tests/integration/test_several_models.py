@@ -8,7 +8,6 @@ import pytest
 
 from tests.integration.stack import LocalStack
 
-
 pytestmark = pytest.mark.timeout(90)  # two cold starts
 
 
