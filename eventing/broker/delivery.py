@@ -65,7 +65,7 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
-class TryAgain:
+class Retry:
     """Deliver again after `delay_s`."""
 
     delay_s: float
@@ -77,7 +77,7 @@ class Nack:
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
+class DeadLetter:
     """The event cannot be delivered and becomes a dead letter."""
 
     reason: str
@@ -85,26 +85,26 @@ class SetAside:
 
 def decide(
     spec: DeliverySpec, answer: SubscriberResponse, tries: int
-) -> Delivered | TryAgain | SetAside:
+) -> Delivered | Retry | DeadLetter:
     """The decision for the answer to delivery number `tries` (from 1)."""
     if 200 <= answer.status < 300:
         return Delivered(may_reply=answer.status == 200)
     if not is_retried(answer.status):
-        return SetAside(f"the subscriber refused it with {answer.status}")
+        return DeadLetter(f"the subscriber refused it with {answer.status}")
     if tries > spec.retry:
-        return SetAside(f"no answer but {answer.status or 'silence'} in {tries} deliveries")
+        return DeadLetter(f"no answer but {answer.status or 'silence'} in {tries} deliveries")
     delay_s = backoff_s(spec, tries)
     if answer.retry_after_s is not None and answer.status in _OBEYS_RETRY_AFTER:
         delay_s = max(delay_s, min(answer.retry_after_s, spec.retry_after_max_s))
-    return TryAgain(delay_s)
+    return Retry(delay_s)
 
 
-def decide_refused(spec: DeliverySpec, refusals: int, refused_s: float) -> Nack | SetAside:
+def decide_refused(spec: DeliverySpec, refusals: int, refused_s: float) -> Nack | DeadLetter:
     """The decision for an event that was not accepted, after `refusals` earlier refusals, the first of them
     `refused_s` ago.
     """
     if refusals >= spec.retry and refused_s >= span_s(spec):
-        return SetAside(f"not accepted in {refusals + 1} deliveries")
+        return DeadLetter(f"not accepted in {refusals + 1} deliveries")
     return Nack()
 
 

@@ -16,11 +16,11 @@ from prometheus_client import Counter, Gauge
 
 from eventing.broker.dead_letter import DeadLetterHandler
 from eventing.broker.delivery import (
+    DeadLetter,
     Delivered,
     Nack,
-    SetAside,
+    Retry,
     SubscriberResponse,
-    TryAgain,
     decide,
     decide_refused,
     retry_after_s,
@@ -261,11 +261,11 @@ class Pump:
                 reply = reply if decision.may_reply else None
                 calls = self._router.put_calls(reply, is_reply=True) if reply else []
                 await self._queue.settle(claimed.ticket, calls)
-            case TryAgain(delay_s):
+            case Retry(delay_s):
                 await self._queue.defer(claimed.ticket, int(delay_s * 1000))
             case Nack():
                 await self._queue.nack(claimed.ticket, lane_of(claimed.event))
-            case SetAside(reason):
+            case DeadLetter(reason):
                 if await self._dead_letters.record(self._trigger, claimed, reason, answer):
                     await self._queue.settle(claimed.ticket)
                 else:
@@ -274,7 +274,7 @@ class Pump:
 
     def _decide(
         self, claimed: Claimed, answer: SubscriberResponse
-    ) -> Delivered | TryAgain | Nack | SetAside:
+    ) -> Delivered | Retry | Nack | DeadLetter:
         """The decision for an answer, and its effect on later claims."""
         spec, now_s = self._trigger.delivery, asyncio.get_running_loop().time()
         if not answer.is_refusal:

@@ -1,7 +1,7 @@
 """A predictor is replaced while jobs come: nobody waits for the pod that loads, nor for what the old one still does.
 
 What a job waits beside the store's own time is counted, not timed: a delivery that the subscriber refused and that is
-tried later (`TryAgain`), or a claim by a pump whose engine is not ready (`Nack`).
+tried later (`Retry`), or a claim by a pump whose engine is not ready (`Nack`).
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from eventing.broker.delivery import (
     BackoffPolicy,
+    DeadLetter,
     Delivered,
     DeliverySpec,
-    SetAside,
+    Retry,
     SubscriberResponse,
-    TryAgain,
     backoff_s,
     decide,
     is_retried,
@@ -40,19 +40,19 @@ class TestRetryRules:
     def test_statuses_of_knatives_selective_retry_are_retried(self, status: int) -> None:
         assert is_retried(status)
         assert isinstance(
-            decide(DeliverySpec(retry=1), SubscriberResponse(status=status), 1), TryAgain
+            decide(DeliverySpec(retry=1), SubscriberResponse(status=status), 1), Retry
         )
 
     @pytest.mark.parametrize("status", REFUSED)
     def test_everything_else_is_set_aside_at_once(self, status: int) -> None:
         assert isinstance(
-            decide(DeliverySpec(retry=9), SubscriberResponse(status=status), 1), SetAside
+            decide(DeliverySpec(retry=9), SubscriberResponse(status=status), 1), DeadLetter
         )
 
     @given(SPECS, st.sampled_from(RETRIED))
     def test_retry_counts_the_tries_after_the_first(self, spec: DeliverySpec, status: int) -> None:
         tries = 1
-        while isinstance(decide(spec, SubscriberResponse(status=status), tries), TryAgain):
+        while isinstance(decide(spec, SubscriberResponse(status=status), tries), Retry):
             tries += 1
 
         assert tries == spec.retry + 1
@@ -62,9 +62,9 @@ class TestRetryRules:
         self, spec: DeliverySpec, status: int, tries: int
     ) -> None:
         match decide(spec, SubscriberResponse(status=status), tries):
-            case SetAside(reason):
+            case DeadLetter(reason):
                 assert reason
-            case TryAgain(delay_s):
+            case Retry(delay_s):
                 assert delay_s >= 0
             case Delivered():
                 assert 200 <= status < 300
@@ -96,7 +96,7 @@ class TestBackoff:
     def test_the_span_is_what_an_event_waits_in_all(self, spec: DeliverySpec) -> None:
         waited = 0.0
         tries = 1
-        while isinstance(again := decide(spec, SubscriberResponse(status=503), tries), TryAgain):
+        while isinstance(again := decide(spec, SubscriberResponse(status=503), tries), Retry):
             waited += again.delay_s
             tries += 1
 
@@ -115,7 +115,7 @@ class TestRetryAfter:
     ) -> None:
         answer = SubscriberResponse(status=status, retry_after_s=asked_s)
 
-        assert decide(self.SPEC, answer, 1) == TryAgain(waited_s)
+        assert decide(self.SPEC, answer, 1) == Retry(waited_s)
 
     @pytest.mark.parametrize(
         ("header", "asked_s"),
@@ -147,6 +147,6 @@ class TestRetryAfter:
 
     @pytest.mark.parametrize("status", [0, 404, 408, 409, 500, 502, 504])
     def test_others_cannot_ask_for_a_wait(self, status: int) -> None:
-        assert decide(
-            self.SPEC, SubscriberResponse(status=status, retry_after_s=30), 1
-        ) == TryAgain(2.0)
+        assert decide(self.SPEC, SubscriberResponse(status=status, retry_after_s=30), 1) == Retry(
+            2.0
+        )
