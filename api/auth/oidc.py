@@ -12,12 +12,14 @@ import aiohttp
 import jwt
 import orjson
 import structlog
+from yarl import URL
 
 from api.auth.authenticator import scopes_of
 from api.auth.principal import Principal
 from eventing.api_key import check_tenant
 from eventing.clock import Clock
 from eventing.errors import BadRequest, Unavailable
+from eventing.process.address import is_inside
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "ES256", "ES384", "EdDSA")
 """Asymmetric algorithms only: with HS256 an attacker could use the public key as the shared secret."""
@@ -62,10 +64,11 @@ class OidcRules:
 
 
 async def fetch_json(url: str) -> Mapping[str, Any]:
-    """The JSON object at `url`. Raises `ProviderAway`."""
+    """The JSON object at `url`, by the environment's proxy when it is outside. Raises `ProviderAway`."""
+    is_outside = not is_inside(URL(url).host or "")
     try:
         async with (
-            aiohttp.ClientSession(timeout=_TIMEOUT) as session,
+            aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=is_outside) as session,
             session.get(url, allow_redirects=False) as answer,
         ):
             raw = await answer.content.read(_LARGEST_DOCUMENT)

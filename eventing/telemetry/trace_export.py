@@ -176,15 +176,15 @@ def _processor(target: str) -> SimpleSpanProcessor | BatchSpanProcessor:
         return SimpleSpanProcessor(FileExporter(Path(path)))
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    return BatchSpanProcessor(OTLPSpanExporter(session=_session()))
-
-
-def _session() -> requests.Session:
-    """One that asks a proxy of the environment only for a collector outside."""
-    session = requests.Session()
     address = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
         "OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost"
     )
+    return BatchSpanProcessor(OTLPSpanExporter(session=collector_session(address)))
+
+
+def collector_session(address: str) -> requests.Session:
+    """A session that asks a proxy of the environment only for a collector outside."""
+    session = requests.Session()
     session.trust_env = not is_inside(urlsplit(address).hostname or "")
     return session
 
