@@ -338,15 +338,22 @@ def _tools(tools: Any) -> list[dict[str, Any]]:
 
 def _without_hosted_tools(call: Mapping[str, Any]) -> Mapping[str, Any]:
     """The call with the tools alone that its caller runs."""
-    tools = call.get("tools")
-    if not isinstance(tools, list):
-        return call
-    return {**call, "tools": [one for one in tools if not _is_hosted(one)]}
+    kept: dict[str, Any] = {}
+    if isinstance(tools := call.get("tools"), list):
+        kept["tools"] = [one for one in tools if not _is_hosted(one)]
+    if isinstance(include := call.get("include"), list):
+        kept["include"] = [one for one in include if not _is_of_hosted(one)]
+    return {**call, **kept}
 
 
 def _is_hosted(tool: Any) -> bool:
     kind = tool.get("type") if isinstance(tool, Mapping) else None
     return isinstance(kind, str) and kind != "function"
+
+
+def _is_of_hosted(name: Any) -> bool:
+    """Whether a word of `include` asks for what a hosted tool's call gave."""
+    return isinstance(name, str) and "_call" in name.partition(".")[0]
 
 
 _TOOL: Final = {"description": None, "parameters": None, "strict": None}

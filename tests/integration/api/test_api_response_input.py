@@ -105,6 +105,21 @@ async def test_a_setting_leaves_them_out(
     assert [tool["function"]["name"] for tool in job.request.body["tools"]] == ["look"]
 
 
+async def test_what_is_to_be_included_of_them_is_left_out_too(
+    api_settings: ApiSettings, store: RedisStore, broker: FakeBroker
+) -> None:
+    """The AI SDK asks for the sources of a search that it offers."""
+    settings = api_settings.model_copy(update={"drop_unsupported_tools": True})
+    call = {"model": "m", "input": "hi", "background": True, "tools": HOSTED}
+    sources = ["web_search_call.action.sources", "computer_call_output.output.image_url"]
+    async with rig_over(settings, store, broker) as rig:
+        taken = await rig.client.post("/v1/responses", json=call | {"include": sources})
+        refused = await rig.client.post("/v1/responses", json=call | {"include": ["files"]})
+
+    assert taken.status_code == 200, taken.text
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "include[0]")
+
+
 async def test_a_call_with_no_other_tools_has_none(
     api_settings: ApiSettings, store: RedisStore, broker: FakeBroker
 ) -> None:
