@@ -167,7 +167,7 @@ class ResponseWriter:
         self._cycle.transport.abort()
 
 
-def wire_of(scope: Mapping[str, Any]) -> ResponseWriter | None:
+def writer_of(scope: Mapping[str, Any]) -> ResponseWriter | None:
     """The `ResponseWriter` of a call; None under a server without this protocol."""
     cycle = scope.get(_CYCLE)
     return ResponseWriter(cycle) if cycle is not None else None

@@ -15,7 +15,7 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
-from api.http.protocol import wire_of
+from api.http.protocol import writer_of
 from api.http.shutdown import Shutdown
 from eventing.errors import first_of
 
@@ -102,7 +102,7 @@ class Stream(EventSourceResponse):
             if not isinstance(first_of(error), SendTimeoutError):
                 raise
             _log.info("a client does not read its stream", action="stream", for_s=_STUCK_S)
-            if (wire := wire_of(scope)) is not None:
+            if (wire := writer_of(scope)) is not None:
                 wire.abort()
                 await asyncio.sleep(0)  # the server is told before this returns
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from api.auth.principal import Principal, Scope
 from api.http.byte_range import partial_response
 from api.http.parameter import CURSOR, LIMIT, Parameter, Seconds, Words
-from api.http.protocol import wire_of
+from api.http.protocol import writer_of
 from api.http.shutdown import Shutdown
 from api.http.sse import Stream
 from api.job.live import LiveDeps, outlook_of, wait_for_end
@@ -218,7 +218,7 @@ async def follow_job(call: Call[JobDeps]) -> Response:
     job = await own_job(call.deps.store, call.principal, call.request.path_params["id"])
     if text.endswith(END) and job.state.is_terminal:
         return Response(status_code=204)  # tells a browser's EventSource to stop coming back
-    frames = job_frames(call.deps.live, job, after, wire_of(call.request.scope))
+    frames = job_frames(call.deps.live, job, after, writer_of(call.request.scope))
     return Stream(frames, keep_alive_s=call.deps.keep_alive_s, shutdown=call.deps.shutdown)
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from api.auth.principal import Scope
 from api.http.parameter import Parameter
 from api.http.problem import openai_error
-from api.http.protocol import ResponseWriter, wire_of
+from api.http.protocol import ResponseWriter, writer_of
 from api.http.sse import KEEP_ALIVE, data_frame
 from api.job.catalog import Catalog
 from api.job.live import LiveDeps, moments, write_directly
@@ -202,7 +202,7 @@ async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
     if is_async:
         return accepted_async(job)
     if is_stream and url != "/v1/embeddings":
-        frames = _frames(held.live, job, wire_of(call.request.scope), has_usage=has_usage)
+        frames = _frames(held.live, job, writer_of(call.request.scope), has_usage=has_usage)
         gone = cancel_when_left(held, call, job)
         return stream_of(held, job, frames, gone=gone, error_frame=_error_frame)
     with naming(job):

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from api.auth.principal import Scope
 from api.http.parameter import AFTER, LIMIT, ORDER, Choice, Whole
 from api.http.problem import openai_error
-from api.http.protocol import wire_of
+from api.http.protocol import writer_of
 from api.http.sse import LINE_LIMIT_BYTES, frame
 from api.job.conversation import named_items, read_ask, stored_response, submit_response
 from api.job.live import moments, write_directly
@@ -232,7 +232,7 @@ async def _frames(
     def render(entry: StreamEntry) -> bytes:
         return _dump(translator.feed(entry), after)
 
-    on_tokens = write_directly(wire_of(call.request.scope), render)
+    on_tokens = write_directly(writer_of(call.request.scope), render)
     yield _dump(translator.begin(), after)
     try:
         async for moment in moments(call.deps.held.live, job, "", on_tokens):

@@ -36,6 +36,7 @@ OURS = (
         "last_words",
         "crosses a room",
     ),
+    *("Furnished", "Unkept", "QueueLook", "AbortWhenGone", "door_for", "wire_of", "manners"),
 )
 """What stood for: dead-letter handler, authenticator, concurrency limiter, stream multiplexer, in flight ..."""
 HISTORY = "docs/adr/"

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from api.http.protocol import HEAD_LIMIT_BYTES, BoundedHttpProtocol, ResponseWriter, wire_of
+from api.http.protocol import HEAD_LIMIT_BYTES, BoundedHttpProtocol, ResponseWriter, writer_of
 from api.http.shutdown import Shutdown
 from api.http.sse import Stream
 from tests.integration.api.fakes import serving
@@ -40,7 +40,7 @@ class StreamingApp:
         return PlainTextResponse("too much", 413, {"connection": "close"})
 
     async def stream(self, request: Request) -> Response:
-        self.wire = wire_of(request.scope)
+        self.wire = writer_of(request.scope)
         return Stream(self._frames(), keep_alive_s=10, shutdown=Shutdown())
 
     async def _frames(self) -> AsyncGenerator[bytes, None]:
