@@ -157,9 +157,7 @@ class Pump:
         return 1 if is_given_up else 0
 
     async def _claim(self, want: int) -> tuple[list[Claimed], bool]:
-        """Up to `want` events: new ones, and at intervals those whose pump fell silent; and whether that was all
-        there is.
-        """
+        """Up to `want` events, also those whose pump fell silent, and whether that was all there is."""
         reserved = await self._reserve() if want else 0
         if not reserved:
             return [], False
