@@ -203,6 +203,28 @@ def test_a_prefix_and_a_namespace_leave_no_name_behind_unsaid(tmp_path: Path) ->
     }
 
 
+NAMING = [
+    ("an address with a password", {"data": {"u": "https://user:pw@shop.d.svc/x"}}, {"Service/shop (d)"}),
+    ("a variable, a template, this machine, the world", {"data": {"u": "http://$(HOST):80 http://{{ .x }} http://127.0.0.1 http://localhost:1 https://example.com"}}, set()),
+    ("a host of another namespace", {"data": {"u": "http://prometheus.monitoring.svc:9090"}}, set()),
+    ("a sink", {"kind": "PingSource", "spec": {"sink": {"ref": {"kind": "Broker", "name": "b"}}}}, {"Broker/b (d)"}),
+    ("a cluster's authentication", {"kind": "ScaledJob", "spec": {"triggers": [{"authenticationRef": {"name": "a", "kind": "ClusterTriggerAuthentication"}}]}}, {"ClusterTriggerAuthentication/a (no namespace)"}),
+    ("an optional Secret", {"kind": "Pod", "spec": {"env": [{"secretKeyRef": {"name": "s", "key": "k", "optional": True}}]}}, set()),
+    ("a CronJob's claim", {"kind": "CronJob", "spec": {"volumes": [{"persistentVolumeClaim": {"claimName": "c"}}]}}, {"PersistentVolumeClaim/c (d)"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "fields", "named_"), NAMING, ids=[each[0] for each in NAMING])
+def test_the_doctor_knows_a_name_when_it_sees_one(
+    what: str, fields: dict[str, Any], named_: set[str]
+) -> None:
+    resource = {"kind": "ConfigMap", "metadata": {"name": "x", "namespace": "d"}, **fields}
+
+    found = examine([resource]).findings
+
+    assert {f.fault.value for f in found if f.rule.name == "names-lead-somewhere"} == named_
+
+
 BREAKS = [
     ("Deployment/torpor-api", "spec>template>spec>serviceAccountName", "torpor-door", "ServiceAccount"),
     ("Deployment/torpor-api", "spec>template>metadata>labels>app.kubernetes.io/component", "door", "no pod"),

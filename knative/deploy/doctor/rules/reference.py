@@ -22,7 +22,7 @@ _BY_PLATFORM: Final = {
 }
 _IN_CLUSTER: Final = re.compile(r"(?<![\w.-])([a-z0-9][a-z0-9-]*)\.([a-z0-9][a-z0-9-]*)\.svc\b")
 _IN_URL: Final = re.compile(
-    r"\b(?:https?|rediss?)://(?:[^@/\s\"']*@)?([a-z0-9][a-z0-9-]*)(?=[:/\s\"']|$)"
+    r"\b(?:https?|rediss?)://(?:[^@/\s\"']*@)?(?![^@/\s\"']*@)([a-z0-9][a-z0-9-]*)(?=[:/\s\"']|$)"
 )
 _IN_ADDRESS: Final = re.compile(r"\A([a-z0-9][a-z0-9-]*):\d+\Z")
 _HERE: Final = re.compile(r"localhost|\d+")
@@ -120,7 +120,7 @@ def _severity(named: Named, there: set[tuple[str, str, str]]) -> Severity | None
     """
     if _meant(named, there):
         return Severity.ERROR
-    if named.namespace not in {space for _, _, space in there}:
+    if named.namespace and named.namespace not in {space for _, _, space in there}:
         return None
     is_shown = any(kind == named.kind and space == named.namespace for kind, _, space in there)
     return Severity.ERROR if is_shown else Severity.NEEDED
@@ -141,7 +141,7 @@ def _named_in(resource: Resource) -> Iterator[Named]:
     root = "spec" if "spec" in resource else "data"
     for path, key, value in _fields(resource.get(root) or {}, root):
         for what, name in _by_field(str(kind), key, value):
-            yield Named(path, what, name, space)
+            yield Named(path, what, name, "" if what.startswith("Cluster") else space)
         if isinstance(value, str) and key != "query":
             yield from _hosts(path, value, space)
     if kind == "Job" and "knative.deploy.first_secrets" in str(resource):
@@ -161,8 +161,7 @@ def _by_field(owner: str, key: str, value: Any) -> Iterator[tuple[str, str]]:
         case "scaleTargetRef", {"name": str(name)}:
             yield str(value.get("kind", "Deployment")), name
         case "authenticationRef", {"name": str(name)}:
-            if value.get("kind", "TriggerAuthentication") == "TriggerAuthentication":
-                yield "TriggerAuthentication", name
+            yield str(value.get("kind", "TriggerAuthentication")), name
     yield from _of_kind(owner, key, value)
 
 
@@ -186,8 +185,8 @@ def _of_kind(owner: str, key: str, value: Any) -> Iterator[tuple[str, str]]:
             yield "Service", name
         case "Trigger", "broker", str():
             yield "Broker", value
-        case "Trigger" | "Broker", "ref", {"kind": str(kind), "name": str(name)}:
-            yield kind, name
+        case _, "ref", {"kind": str(kind), "name": str(name)} if "namespace" not in value:
+            yield kind, name  # a sink, a subscriber, a reply
 
 
 def _hosts(path: str, text: str, space: str) -> Iterator[Named]:
