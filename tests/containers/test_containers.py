@@ -36,7 +36,6 @@ WHY_NOT = (
 pytestmark = [
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
     pytest.mark.timeout(1800 if IS_LONG else 300),
-    pytest.mark.xdist_group("containers"),
 ]
 ANSWER_TOKENS = 110  # before the seed of this prompt stops by itself
 FAST = {"TORPOR_LEASE_S": "2"}  # how long a killed predictor's job waits
