@@ -66,9 +66,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
+def overlay() -> str:
+    return "queue-cpu"
+
+
+@pytest.fixture
+def node(tmp_path: Path, overlay: str) -> Iterator[Node]:
     tmp_path.chmod(0o755)
-    made = Node(kustomize(MANIFESTS / "overlays" / "queue-cpu"), tmp_path / "node", FAST)
+    made = Node(kustomize(MANIFESTS / "overlays" / overlay), tmp_path / "node", FAST)
     yield made
     made.close()
 
@@ -180,3 +185,23 @@ def test_a_job_ends_once_though_every_process_is_killed_while_it_runs(
     assert node.call(lambda: ends(node)) == 1
     alone = pods.until(pods.submit(1000), lambda job: job["state"] == "completed")
     assert job["result"]["choices"] == alone["result"]["choices"]
+
+
+@pytest.mark.parametrize("overlay", ["serverless-cpu"])
+def test_the_serverless_pods_are_ready_and_end_on_sigterm(
+    node: Node, images: dict[str, Image]
+) -> None:
+    node.run("StatefulSet", "torpor-redis", "redis", images["store"]).until_ready()
+    thinker = ("InferenceService", "thinker")
+    started = [
+        node.run("Deployment", "torpor-api", "api", images["api"]),
+        node.run("Deployment", "torpor-broker", "broker", images["broker"]),  # the relay
+        node.run(*thinker, "kserve-container", images["predictor"], "--engine", "seeded"),
+    ]
+    for each in started:
+        each.until_ready()
+
+    for each in started:
+        each.send(signal.SIGTERM)
+
+    assert [each.wait() for each in started] == [0, 0, 0], [each.log() for each in started]
