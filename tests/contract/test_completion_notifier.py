@@ -113,3 +113,18 @@ async def test_waiting_callers_read_the_record_when_the_store_is_back(
     assert await store.redis.exists(keys.job(job.id))
     await store.close()
     server.kill()
+
+
+async def test_no_more_ends_are_remembered_than_a_caller_may_have_missed(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventing.live.completion_notifier._REMEMBERED", 2)
+    async with ringing(store) as bell:
+        for number in range(5):
+            last, _ = await store.submit(new_job(f"bell {number}"))
+            await finished(store, last)
+        async with asyncio.timeout(5):
+            while last.id.encode() not in bell._ended:
+                await asyncio.sleep(0.005)
+
+        assert len(bell._ended) == 2

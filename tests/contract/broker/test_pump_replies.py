@@ -1,12 +1,14 @@
 """Routing of events, and of the events that subscribers reply with."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
+from eventing.broker import pump
 from eventing.cloudevent.event import Event, build_binary, build_structured
 from eventing.cloudevent.job_event import COMPLETED, REQUESTED, request_event, result_event
 from eventing.job.job import Job, JobState, new_job_id
@@ -186,3 +188,28 @@ class TestRouting:
 
         assert [e.type for e in two.got] == [COMPLETED]
         assert {e.type for e in one.got} == {REQUESTED, COMPLETED}
+
+
+async def test_an_endless_reply_is_read_to_the_limit_and_no_further(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump, "_REPLY_LIMIT_BYTES", 64 * 1024)
+    sent, enough = [0], 64 * 1024 * 1024
+
+    async def endless(request: web.Request, _: int) -> web.StreamResponse:
+        headers, _body = build_binary(EVENT)
+        answer = web.StreamResponse(status=200, headers=headers)
+        await answer.prepare(request)
+        with suppress(ConnectionError):
+            while sent[0] < enough:
+                await answer.write(b"x" * 65_536)
+                sent[0] += 65_536
+        return answer
+
+    async with Subscriber(answers=[endless, says(204)]).serving() as subscriber:
+        (stack,) = build(redis, trigger(subscriber.url))
+        async with pumping(stack):
+            await stack.send(EVENT)
+            await until(stack.is_drained)
+
+    assert sent[0] < enough

@@ -117,3 +117,17 @@ def test_counters_that_page_stand_at_zero_before_anything_happens() -> None:
         "torpor_dead_letters_total", {"trigger": "requests-fresh-model"}
     )
     assert shown == 0.0
+
+
+async def test_no_more_jobs_are_remembered_than_are_likely_to_be_reported_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("eventing.telemetry.metric.job._REMEMBERED", 2)
+    metrics = JobMetrics([MODEL])
+    before = value("torpor_jobs_ended_total", model=MODEL, lane="default", state="completed")
+
+    for number in (11, 12, 13, 13, 12, 11):
+        await metrics.ended(a_job(number))
+
+    after = value("torpor_jobs_ended_total", model=MODEL, lane="default", state="completed")
+    assert after - before == 4  # the first was forgotten, and counts again
