@@ -1,6 +1,6 @@
-"""Bytes that can be asked for in part (RFC 9110, sections 13 and 14).
+"""Range and conditional requests (RFC 9110, sections 13 and 14).
 
-Called by routes that serve what may be large. `byte_range` is pure.
+Called by routes with large responses. `byte_range` is pure.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ class RangeNotSatisfiable(TorporError):
 
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:
-    """Start and end (not included) of the one range that `header` asks for; None for the whole,
-    also where several are asked for, or in other words than bytes. Raises `RangeNotSatisfiable`.
+    """Start and end (exclusive) of the one range in `header`; None for the whole body, also for several ranges or
+    another unit. Raises `RangeNotSatisfiable`.
     """
     found = _ONE_RANGE.match(header)
     if found is None or found.groups() == ("", ""):
@@ -46,7 +46,7 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
 
 
 def partial_response(data: bytes, asked: Mapping[str, str], media_type: str) -> Response:
-    """`data`, or the part of it that the headers in `asked` want: 200, 206 or 304. Raises `RangeNotSatisfiable`."""
+    """`data`, or the part that the headers in `asked` request: 200, 206 or 304. Raises `RangeNotSatisfiable`."""
     etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
     headers = {"etag": etag, "accept-ranges": "bytes"}
     known = [tag.strip().removeprefix("W/") for tag in asked.get("if-none-match", "").split(",")]

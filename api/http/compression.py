@@ -23,8 +23,8 @@ _TYPES: Final = (
 
 
 class Compression:
-    """ASGI middleware. An answer is compressed when it is whole and large, unless an ETag or a range
-    names its bytes.
+    """ASGI middleware. A response is compressed when it is whole and large, unless an ETag or a range refers to its
+    bytes.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -84,7 +84,7 @@ def _weight(parameter: str) -> float:
 
 
 def _is_compressible(headers: Headers) -> bool:
-    """By its head. A stream has no length."""
+    """Decided by the response's headers. A stream has no length."""
     length = headers.get("content-length", "")
     return (
         length.isdigit()

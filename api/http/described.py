@@ -1,7 +1,7 @@
-"""Marks the types of answers whose fields are described by the text below them, and reads it.
+"""Marks response types whose fields have a description below them, and reads these descriptions.
 
-The OpenAPI document shows it. pydantic can read such text too, but it reads the module anew for each
-class: three quarters of a second for ours, in which no stream would move.
+Used for the OpenAPI document. pydantic can read such descriptions too, but parses the module again for each class:
+three quarters of a second for ours, in which the event loop would be blocked.
 """
 
 import ast

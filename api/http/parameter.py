@@ -1,6 +1,6 @@
-"""Query parameters and headers: how each is judged, and what the OpenAPI document says of it.
+"""Query parameters and headers: validation, and their entries in the OpenAPI document.
 
-Called by the modules with handlers, which name those that they take.
+Called by the modules with handlers, which declare their parameters.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ E = TypeVar("E", bound=StrEnum)
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A text of any kind, which stands in the query, in a header or in the path."""
+    """Any text, in the query, in a header or in the path."""
 
     name: str
     means: str
@@ -39,7 +39,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole(Parameter):
-    """A whole number in its range."""
+    """An integer within a range."""
 
     least: int
     most: int
@@ -64,7 +64,7 @@ class Whole(Parameter):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seconds(Parameter):
-    """Seconds; 0 when they are left out."""
+    """Seconds; 0 by default."""
 
     most: float
 
@@ -88,7 +88,7 @@ class Seconds(Parameter):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice(Parameter):
-    """One of a few words, the first when it is left out."""
+    """One of several values, the first by default."""
 
     words: tuple[str, ...]
 
@@ -106,7 +106,7 @@ class Choice(Parameter):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words(Parameter, Generic[E]):
-    """Any of some words: the parameter repeated, or with commas."""
+    """Any of several values: the parameter repeated, or separated by commas."""
 
     kind: type[E]
 

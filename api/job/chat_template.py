@@ -1,4 +1,4 @@
-"""A model's chat template, as its files hold it: the very text that an engine would make of a conversation.
+"""A model's chat template, which gives exactly the text that the engine makes of a conversation.
 
 Called by `api.job.catalog`. Must not know jobs.
 """
@@ -21,7 +21,7 @@ _FILE: Final = "chat_template.jinja"
 
 
 class ChatTemplate:
-    """One model's template, compiled. Its environment is the one that templates are written for (transformers')."""
+    """One model's compiled template, in transformers' own environment for templates."""
 
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
         extensions: list[type[Extension]] = [loopcontrols]
@@ -36,7 +36,7 @@ class ChatTemplate:
 
     @classmethod
     def beside(cls, tokenizer_file: Path) -> Self | None:
-        """The template that lies beside a tokenizer's file; None when there is none."""
+        """The template in the folder of a tokenizer's file; None when there is none."""
         config: dict[str, Any] = {}
         if (path := tokenizer_file.with_name(_CONFIG)).exists():
             config = orjson.loads(path.read_bytes())
@@ -52,7 +52,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
     ) -> str:
-        """The prompt, up to where the answer begins. Raises `InvalidJob` for messages that the template refuses."""
+        """The prompt up to the beginning of the answer. Raises `InvalidJob` for messages that the template refuses."""
         try:
             return self._template.render(
                 messages=[_plain(message) for message in messages],
@@ -66,7 +66,7 @@ class ChatTemplate:
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates know it: parts of text as one, arguments of calls as objects."""
+    """A message in the form that templates expect: text parts joined, arguments of calls as objects."""
     plain = dict(message)
     if isinstance(content := message.get("content"), list):
         plain["content"] = "\n".join(part["text"] for part in content if part.get("type") == "text")
@@ -91,7 +91,7 @@ def _text(token: Any) -> str:
 
 
 def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-    """By `json`: templates count on its blanks."""
+    """With `json`'s whitespace, which templates rely on."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 

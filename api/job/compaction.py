@@ -1,7 +1,7 @@
-"""A conversation made shorter: its summary by the model, in an item that stands for what was said. Pure.
+"""Compaction of a conversation: a summary by the model, in an item that replaces what was said. Pure.
 
-Called by `api.routes.responses` and `api.job.response_request`. The item's content is opaque to clients, as the
-specification has it; it is encoded and not encrypted, so that any process can read it.
+Called by `api.routes.responses` and `api.job.response_request`. The item's content is opaque to clients, as in the
+specification; it is encoded and not encrypted, so that any process can read it.
 """
 
 import base64
@@ -37,7 +37,7 @@ class CompactionView(TypedDict):
 def compaction_line(
     model: Any, messages: Sequence[Mapping[str, Any]], context_tokens: int
 ) -> dict[str, Any]:
-    """The job line that makes a summary of `messages`, of a quarter of the context at most."""
+    """The job line for a summary of `messages`, of at most a quarter of the context."""
     body = {
         "model": model,
         "messages": [*messages, {"role": "user", "content": _ASKED}],
@@ -47,7 +47,7 @@ def compaction_line(
 
 
 def compaction_view(job: Job) -> CompactionView:
-    """OpenAI's object of a compaction whose job has ended with an answer: what users said, and the summary."""
+    """OpenAI's object of an ended compaction job: the users' messages, and the summary."""
     tail = job.id.removeprefix("job_")
     said = _user_items(job.request.body["messages"][:-1], tail)
     message = ((job.result or {}).get("choices") or [{}])[0].get("message") or {}

@@ -1,7 +1,7 @@
-"""Chat completions that were asked to be kept (`store: true`): found by id, listed, renamed.
+"""Chat completions created with `store: true`: retrieve, list, change metadata.
 
-Called by OpenAI's endpoints. A completion is its job; what is kept beside it is its place in the tenant's list, and
-metadata that were set later. It goes when the job's record does.
+Called by OpenAI's endpoints. A completion is its job; stored separately are its entry in the tenant's list, and
+metadata that were set later. It expires with the job's record.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from eventing.redis.connection import failures_named
 from eventing.redis.script import run
 
 MARK: Final = "torpor.store"
-"""The metadata entry of a job whose answer is kept as a chat completion."""
+"""Metadata key of a job whose answer is stored as a chat completion."""
 _FIELD: Final = "completion_metadata"
 _MOST: Final = 10_000
-"""Completions that a tenant's list names; older ones are still found by id."""
+"""Length of a tenant's list; older completions are still found by id."""
 _SCAN: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCompletion:
-    """A completion whose job has ended with an answer, and its metadata as they are now."""
+    """An ended completion, with its current metadata."""
 
     job: Job
     metadata: Mapping[str, str]
@@ -47,8 +47,8 @@ class StoredCompletions:
         self._store = store
 
     async def add(self, job: Job) -> None:
-        """Put a job's completion into its tenant's list, where it shows once it has ended. A process that dies before
-        leaves it out of the list; it is found by id all the same.
+        """Add a job's completion to its tenant's list, where it appears once it has ended. If the process dies
+        before, it is missing from the list, but is found by id.
         """
         key = keys.completions_of(job.tenant)
         async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
@@ -57,7 +57,7 @@ class StoredCompletions:
             await pipe.execute()
 
     async def get(self, tenant: str, completion: str) -> StoredCompletion:
-        """The tenant's completion of that id. Raises `NotFound`."""
+        """The tenant's completion with that id. Raises `NotFound`."""
         job_id = _job_id(completion)
         job = await self._store.get(job_id) if is_job_id(job_id) else None
         found = await self._completion_of(job)
@@ -82,8 +82,8 @@ class StoredCompletions:
         after: str,
         is_newest_first: bool,
     ) -> tuple[list[StoredCompletion], bool]:
-        """The next completions that are wanted, and whether there may be more. One call looks at a bounded number.
-        Raises `BadRequest` for an `after` that is not in the list.
+        """The next matching completions, and whether there may be more. One call reads a bounded number. Raises
+        `BadRequest` for an `after` that is not in the list.
         """
         key, found, gone = keys.completions_of(tenant), list[StoredCompletion](), list[JobId]()
         has_more = True

@@ -1,7 +1,7 @@
 """OpenAI's chat completions, completions, embeddings and models, through the queue.
 
-Called by `api.wiring`. A call is a job; it works from zero replicas, since the job waits for one. A
-client that goes away cancels its job, unless an Idempotency-Key lets it come back.
+Called by `api.wiring`. A call is a job, so it also works while the model is at zero. A client that disconnects
+cancels its job, unless an Idempotency-Key lets it return.
 """
 
 from collections.abc import AsyncGenerator
@@ -52,7 +52,7 @@ from eventing.job.store import StreamEntry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenAIDeps:
-    """What OpenAI's calls need."""
+    """The dependencies of OpenAI's calls."""
 
     submission: SubmitDeps
     held: HeldDeps
@@ -102,10 +102,10 @@ def _stream(chunk: str) -> Text:
     refuses=GENERATING_REFUSES,
 )
 async def create_chat_completion(call: Call[OpenAIDeps]) -> Response:
-    """Answer a conversation.
+    """Create a chat completion.
 
-    As OpenAI's. `stream: true` sends chunks, and blank lines while a predictor wakes; `Prefer:
-    respond-async` answers 202 and the job at once.
+    As at OpenAI. `stream: true` sends chunks, and keep-alives while a predictor starts; `Prefer: respond-async`
+    answers 202 and the job at once.
     """
     return await _serve(call, "/v1/chat/completions")
 
@@ -120,9 +120,9 @@ async def create_chat_completion(call: Call[OpenAIDeps]) -> Response:
     refuses=GENERATING_REFUSES,
 )
 async def create_completion(call: Call[OpenAIDeps]) -> Response:
-    """Go on with a text.
+    """Create a completion.
 
-    As OpenAI's, with the same additions as chat completions.
+    As at OpenAI, with the same additions as chat completions.
     """
     return await _serve(call, "/v1/completions")
 
@@ -137,9 +137,9 @@ async def create_completion(call: Call[OpenAIDeps]) -> Response:
     refuses=GENERATING_REFUSES,
 )
 async def create_embedding(call: Call[OpenAIDeps]) -> Response:
-    """Turn texts into vectors.
+    """Create embeddings.
 
-    As OpenAI's; a model that makes no embeddings says so.
+    As at OpenAI; 400 for a model without embeddings.
     """
     return await _serve(call, "/v1/embeddings")
 
@@ -213,13 +213,13 @@ async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
 
 
 _OURS: Final = ("stream", "stream_options", "store")
-"""How the answer travels, and whether it is kept, is between the client and us; the job is the same."""
+"""Fields that concern the response and its storage only, and are not part of the job."""
 
 
 async def _frames(
     deps: LiveDeps, job: Job, wire: ResponseWriter | None, *, has_usage: bool
 ) -> AsyncGenerator[bytes, None]:
-    """Chunks until the end; a failure half-way is an error in the stream, as OpenAI does it."""
+    """Chunks until the end; a failure half-way is an error in the stream, as at OpenAI."""
     chunker = Chunker(job, has_usage=has_usage)
 
     def render(entry: StreamEntry) -> bytes:
@@ -244,7 +244,7 @@ def _error_frame(error: TorporError) -> bytes:
 
 
 def _last_frames(chunker: Chunker, job: Job, *, has_usage: bool) -> bytes:
-    """What the end of `job` adds to its stream. Raises why there is no answer."""
+    """The frames for the end of `job`. Raises the reason when it has no answer."""
     if failure := failure_of(job):
         raise failure
     chunks = list(chunker.unshown(job))
@@ -254,13 +254,13 @@ def _last_frames(chunker: Chunker, job: Job, *, has_usage: bool) -> bytes:
 
 
 def prefers_async(request: Request) -> bool:
-    """RFC 7240: `Prefer: respond-async`, alone or among others."""
+    """True for `Prefer: respond-async` (RFC 7240), alone or among others."""
     preferences = ",".join(request.headers.getlist("prefer")).split(",")
     return any(p.split(";")[0].strip().lower() == "respond-async" for p in preferences)
 
 
 def accepted_async(job: Job) -> Response:
-    """202, and says that the preference was kept."""
+    """202, with `Preference-Applied`."""
     answer = accepted(job)
     answer.headers["preference-applied"] = "respond-async"
     return answer

@@ -1,4 +1,4 @@
-"""What the input of a response costs, and how it is made shorter.
+"""Input of a response: token count and compaction.
 
 Called by `api.wiring`. Must not know how a response is answered.
 """

@@ -1,8 +1,8 @@
 """Responses over a WebSocket: `response.create` messages in, the events of streamed responses out.
 
-Called by `api.wiring`. One response at a time, as the Open Responses specification has it (WebSocket
-Transport); what was said last is remembered for as long as the connection lasts, so that responses
-that are not stored can be gone on from.
+Called by `api.wiring`. One response at a time, as in the Open Responses specification (WebSocket Transport); the
+last response is remembered for as long as the connection lasts, so that responses that are not stored can be
+continued.
 """
 
 import asyncio
@@ -46,14 +46,14 @@ _LARGEST_BYTES: Final = 1000 * 1024
 
 
 class LimitReached(BadRequest):
-    """The connection has been used as long as one may be."""
+    """The connection was open for the longest time allowed."""
 
     code = "websocket_connection_limit_reached"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseSocketDeps:
-    """What the WebSocket needs."""
+    """The dependencies of the WebSocket."""
 
     access: Access
     responses: ResponseDeps
@@ -78,7 +78,7 @@ def router(deps: ResponseSocketDeps) -> APIRouter:
 
 
 class _Connection:
-    """One client's connection. `_last` is the newest response and what was said up to its end."""
+    """One client's connection. `_last` is the newest response and the conversation up to its end."""
 
     def __init__(self, deps: ResponseSocketDeps, socket: WebSocket, principal: Principal) -> None:
         self._deps = deps
@@ -90,7 +90,7 @@ class _Connection:
         self._ends_s = asyncio.get_running_loop().time() + deps.longest_s
 
     async def run(self) -> None:
-        """Serve until the client leaves, its key is revoked, or this process ends."""
+        """Serve until the client disconnects, its key is revoked, or this process shuts down."""
         held = self._deps.responses.held
         async with asyncio.TaskGroup() as group:
             listening = group.create_task(self._listen())
@@ -112,7 +112,7 @@ class _Connection:
             await cancel_if_possible(held, self._running)
 
     async def _listen(self) -> None:
-        """Returns when the client has left, or has sent too much ahead."""
+        """Returns when the client has disconnected, or has sent too many calls ahead."""
         while (message := await self._socket.receive())["type"] != "websocket.disconnect":
             data = message.get("bytes") or (message.get("text") or "").encode()
             try:
@@ -134,7 +134,7 @@ class _Connection:
             return  # it left in the middle of a message
 
     async def _next(self) -> bytes | None:
-        """The next call, or None once the connection has been used long enough."""
+        """The next call, or None once the connection's time is over."""
         if asyncio.get_running_loop().time() >= self._ends_s:
             return None
         try:
@@ -144,7 +144,7 @@ class _Connection:
             return None
 
     async def _answer(self, raw: bytes) -> None:
-        """One turn. When it fails, what it was to go on from is forgotten (specification, WebSocket Continuation)."""
+        """One turn. When it fails, the conversation is forgotten (specification, WebSocket Continuation)."""
         last, self._last = self._last, None
         previous = None
         try:
@@ -185,7 +185,7 @@ class _Connection:
         )
 
     async def _prepared(self, ask: Ask) -> Job:
-        """A response without output (`generate: false`), to go on from on this connection; no predictor hears of it.
+        """A response without output (`generate: false`), to be continued on this connection; no predictor is used.
         Raises as a submit does.
         """
         submission = self._deps.responses.submission
@@ -199,7 +199,7 @@ class _Connection:
         return ended
 
     async def _tell(self, job: Job, ask: Ask) -> Job:
-        """The ended job, once its events were sent. Raises why they could not be told."""
+        """The ended job, after its events were sent. Raises the reason when they could not be sent."""
         translator, ended = Translator(job, ask.record), job
         await self._send_all(translator.begin())
         async for moment in moments(self._deps.responses.held.live, job, ""):

@@ -28,7 +28,7 @@ from eventing.job.store import JobIntake
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredCompletionDeps:
-    """What stored completions need."""
+    """The dependencies of stored completions."""
 
     completions: StoredCompletions
     store: JobIntake
@@ -83,9 +83,8 @@ class MessageList(Page):
 async def list_chat_completions(call: Call[StoredCompletionDeps]) -> Response:
     """List stored chat completions.
 
-    Those created with `store: true` that have ended, oldest first; `metadata[NAME]=TEXT` asks for
-    those with that pair. One call looks at 1,000 of them: a page may be short, or empty, and there
-    may be more while it `has_more`.
+    Those created with `store: true` that have ended, oldest first; `metadata[NAME]=TEXT` asks for those with that
+    pair. One call looks at 1,000 of them: a page may be short, or empty, and there may be more while it `has_more`.
     """
     query = call.request.query_params
     page, has_more = await call.deps.completions.page(
@@ -102,7 +101,7 @@ async def list_chat_completions(call: Call[StoredCompletionDeps]) -> Response:
 
 @routes.operation("GET", _PATH, Scope.JOBS_READ, answers=StoredChatCompletion)
 async def retrieve_chat_completion(call: Call[StoredCompletionDeps]) -> Response:
-    """Look at a stored chat completion."""
+    """Retrieve a stored chat completion."""
     return json_response(_view(await _own(call)))
 
 
@@ -110,7 +109,7 @@ async def retrieve_chat_completion(call: Call[StoredCompletionDeps]) -> Response
     "POST", _PATH, Scope.JOBS_WRITE, body=_UPDATE, answers=StoredChatCompletion, replays=True
 )
 async def update_chat_completion(call: Call[StoredCompletionDeps]) -> Response:
-    """Give a stored chat completion other metadata."""
+    """Change the metadata of a stored chat completion."""
     body = await call.read_object()
     if "metadata" not in body:
         raise InvalidJob("metadata must be an object of texts", "metadata")

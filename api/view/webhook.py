@@ -1,4 +1,4 @@
-"""Webhooks as callers see them: receivers, and the log of what was delivered.
+"""The JSON of webhooks: endpoints, and the delivery log.
 
 Called by `api.routes.webhooks`. Pure.
 """

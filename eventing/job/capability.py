@@ -1,4 +1,4 @@
-"""What a model can do, and what a call asks of one: so that a call that it can never answer is refused at submit.
+"""Capabilities: what a model supports and what a call needs, so that an impossible call is refused at submit.
 
 Called by the api's catalog for every job, and by the local stack, which describes its model to the api. Pure.
 """
@@ -11,7 +11,7 @@ from eventing.job.job import JobRequest
 
 
 class Capability(StrEnum):
-    """One thing that a model, or its engine, can do."""
+    """Something that a model, or its engine, supports."""
 
     GENERATE = "generate"  #: chat completions and completions
     EMBED = "embed"  #: embeddings
@@ -66,7 +66,7 @@ def _is_text_alone(
 
 
 def asked_of(request: JobRequest) -> Iterator[tuple[Capability, str]]:
-    """What the request asks a model to do, each with the field that asks it."""
+    """The capabilities that the request needs, each with the field that needs it."""
     if request.url == "/v1/embeddings":
         yield Capability.EMBED, "body.model"
         return

@@ -1,7 +1,7 @@
-"""Moves what large jobs gave to the object store, and removes what is no longer referenced.
+"""The loops that move large results to the object store and delete unreferenced objects.
 
-Called by the api, in loops; any number of processes share the work (`eventing.store.archive`). One
-that dies half-way leaves its job to the next within 15 s, and at most an object that is swept later.
+Called by the api; any number of processes share the work (`eventing.store.archive`). When one dies half-way,
+another takes its job within 15 s, and at most an object is left for the sweep.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _log = structlog.get_logger()
 
 
 async def run(archive: Archive) -> None:
-    """Archive until cancelled; with store or object store away, jobs stay where they are and are looked at again."""
+    """Archive until cancelled; while store or object store are unavailable, results stay where they are."""
     while True:
         try:
             while due := await archive.take_due(_AT_ONCE):
@@ -37,7 +37,7 @@ async def run(archive: Archive) -> None:
 
 
 async def run_sweep(archive: Archive) -> None:
-    """Sweep objects now and then, until cancelled."""
+    """Sweep objects at intervals, until cancelled."""
     while True:
         try:
             if removed := await archive.sweep():

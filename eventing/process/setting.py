@@ -1,9 +1,7 @@
-"""How a process reads its settings: each value is judged at start, and a wrong one is one line that
-names its variable.
+"""Reading and validating a process's settings: an invalid value is reported in one line that names its variable.
 
-Called by the `__main__` of every process, and by the settings classes for their types. A value that
-is read here can be sent: what only a connection or a header would refuse later is refused now. Lines
-never hold a value, which may be a password.
+Called by the `__main__` of every process, and by the settings classes for their types. Values that a connection or
+a header would refuse later are refused at start. Messages never contain a value, which may be a password.
 """
 
 import argparse
@@ -28,12 +26,12 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class WrongSetting(Exception):
-    """A process must not start with these settings; the text is one line and names the variable."""
+    """The process must not start with these settings; the message is one line that names the variable."""
 
 
 def token(text: str) -> str:
-    """A bearer token as a header carries it. A line break at its end is what `echo` and editors put
-    into a Secret. Raises `ValueError` for one that no header can carry.
+    """A bearer token. A line break at its end, which `echo` and editors put into a Secret, is removed. Raises
+    `ValueError` for one that a header cannot carry.
     """
     found = text.strip()
     if len(found) > _LONGEST_TOKEN:

@@ -1,11 +1,11 @@
-"""Large results in the object store: what a job gave and its token stream, as one object, with a reference to it in
-the record.
+"""Large results in the object store: a job's result and its token stream as one object, with a reference in the
+record.
 
 Called by `eventing.store.redis_store` to read, and by the api's loops to write and to sweep. The script that ends a
 job lists it here when result and tokens are above 64 KiB (`end_job` in `_lib.lua`); a failed job is never listed,
-since a redrive goes on from its tokens. The object is written first, then one script puts the reference into the
-record, unless the job has changed, and trims the stream (`archive.lua`). A process that dies between the two leaves
-an object that no record names: `sweep` removes it. Nothing is lost at any point.
+since a redrive continues from its tokens. The object is written first; then one script puts the reference into the
+record, unless the job has changed, and trims the stream (`archive.lua`). A process that dies in between leaves an
+object that no record names, which `sweep` deletes.
 """
 
 import re
@@ -28,13 +28,13 @@ from eventing.store.object_ref import ObjectRef
 from eventing.store.object_store import ObjectStore
 
 LARGE_BYTES: Final = 64 * 1024
-"""A smaller result stays in the record, also when its many tokens do not."""
+"""A smaller result stays in the record, even when its tokens are archived."""
 _TAKEN_FOR_MS: Final = 15_000
 _ENTRIES_PER_READ: Final = 1000
 _BLOCK_BYTES: Final = 512 * 1024
-"""Before they are compressed: what a reader holds while it reads from one."""
+"""Size of a block before compression: what a reader holds in memory at a time."""
 _ORPHAN_AFTER_MS: Final = 3_600_000
-"""An object that no record names after so long was left by a process that died, or by a delete that did."""
+"""Age after which an object that no record names is an orphan of a process that died, or of a delete that did."""
 _DAY_MS: Final = 86_400_000
 _NAME: Final = re.compile(r"/(?P<job>job_[0-9a-f]{24})\.(?P<written_ms>[0-9]+)\.")
 _Raw = tuple[bytes, Mapping[bytes, bytes]]
@@ -48,13 +48,13 @@ class Archive:
         self._objects = objects
 
     async def take_due(self, limit: int) -> list[JobId]:
-        """Ended jobs that are to be archived, taken for 15 s, so that processes share them."""
+        """Ended jobs to be archived, reserved for 15 s, so that processes share the work."""
         async with failures_named():
             due = await run(self._redis, "take_due", [keys.UNARCHIVED], [limit, _TAKEN_FOR_MS])
         return [JobId(member.decode()) for member in due]
 
     async def archive(self, job_id: JobId) -> bool:
-        """Move what a job gave out of Redis; False when it is gone or was moved before. Raises
+        """Move a job's result out of Redis; False when the job was deleted or archived before. Raises
         `StoreUnavailable` and `ObjectsUnavailable`; then the job is due again.
         """
         async with failures_named():
@@ -76,7 +76,7 @@ class Archive:
         return bool(answer == b"archived")
 
     async def result(self, ref: ObjectRef) -> bytes:
-        """What the job gave, as JSON. Raises `ObjectGone`, `ObjectsUnavailable`."""
+        """The job's result, as JSON. Raises `ObjectGone`, `ObjectsUnavailable`."""
         return await self._objects.read(ref.name, 0, ref.result_bytes)
 
     async def read_stream(self, job_id: JobId, after: str, limit: int) -> list[StreamEntry]:
@@ -95,11 +95,11 @@ class Archive:
         return [entry for entry in entries if cursor_order(entry.cursor) > seen][:limit]
 
     async def forget(self, ref: ObjectRef) -> None:
-        """Remove the object of a job whose record is gone."""
+        """Delete the object of a deleted job."""
         await self._objects.remove(ref.name)
 
     async def sweep(self) -> int:
-        """Remove objects whose jobs have expired, by whole days, and orphans; how many of both."""
+        """Delete objects whose jobs have expired, by whole days, and orphans; gives the number of both."""
         now_ms, removed = await self._now_ms(), 0
         for folder in await self._objects.names():
             if folder < _day(now_ms):
@@ -145,7 +145,7 @@ class Archive:
 
 
 def _name(job_id: JobId, now_ms: int, left_ms: int) -> str:
-    """A name of its own for each try, in the folder of the day after the record's last."""
+    """A new name for each try, in the folder of the day after the record's expiry."""
     return f"{_day(now_ms + left_ms + _DAY_MS)}/{job_id}.{now_ms}.{token_hex(4)}"
 
 

@@ -1,7 +1,7 @@
-"""Objects below one fsspec URL: a folder, or object storage. What is too large for Redis lies there.
+"""Objects below one fsspec URL: a folder, or object storage, for data too large for Redis.
 
-Called by `eventing.store.archive`. An object appears whole or not at all; one that is written again
-is replaced. Must not know what is in it.
+Called by `eventing.store.archive`. An object appears completely or not at all; writing it again replaces it. Must
+not know the content.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ _UNFINISHED: Final = ".part-"
 
 
 class ObjectStore:
-    """Objects by name. Each call runs in a thread, since fsspec blocks, and raises
-    `ObjectsUnavailable` when the place cannot be written or read now.
+    """Objects by name. Each call runs in a thread, since fsspec blocks, and raises `ObjectsUnavailable` when the
+    storage cannot be written or read.
     """
 
     def __init__(self, url: str) -> None:
@@ -55,7 +55,7 @@ class ObjectStore:
         return await self._run(read)
 
     async def remove(self, name: str) -> None:
-        """Forget an object, or a whole folder of them, if it is there."""
+        """Delete an object, or a whole folder of them, if it exists."""
 
         def remove() -> None:
             with suppress(FileNotFoundError):

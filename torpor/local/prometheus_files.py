@@ -1,7 +1,7 @@
-"""The files by which Prometheus and Grafana watch a local stack (`torpor up --metrics`).
+"""Files by which Prometheus and Grafana monitor a local stack (`torpor up --metrics`).
 
-Called by the stack at each start. Ports can change then, so targets stand in a file of their own, which a running
-Prometheus reads again; the configuration is written once and is the user's from then on.
+Called by the stack at each start. Ports can change then, so the targets are in a file of their own, which a running
+Prometheus reads again; the configuration is written once and belongs to the user from then on.
 """
 
 import json

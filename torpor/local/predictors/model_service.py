@@ -1,6 +1,6 @@
-"""One model of a stack: the activator that holds its requests, its predictors, and the autoscaler between them.
+"""One model of a stack: its activator, predictors and autoscaler.
 
-Called by the stack. What Knative has for each Service; models share nothing here but the launcher.
+Called by the stack. It corresponds to a Knative Service; models share only the launcher.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ class ModelService:
         self._scaling = self._group.create_task(self._autoscaler.run())
 
     async def drain(self) -> None:
-        """Scale no more, turn requests away, and end the predictors within their grace."""
+        """Stop scaling, refuse requests, and end the predictors within their grace period."""
         self._scaling.cancel()
         await asyncio.wait({self._scaling})
         await self.activator.turn_away()
