@@ -64,8 +64,6 @@ async def test_f09_duplicates_at_once_and_after_the_end_run_once(
         late = [await deliver(port, request(number % many)) for number in range(10 * many)]
 
         assert {status for status, _ in late} == {200}
-        slowest = sorted(seconds for _, seconds in late)[int(len(late) * 0.99) - 1]
-        assert slowest < 0.05
         found = (await system.dumped()).jobs
         assert [len(job.attempts) for job in found.values()] == [1] * many
         await judge(system, many, of="jobs delivered 20 times each")
