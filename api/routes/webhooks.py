@@ -270,7 +270,7 @@ async def list_webhook_deliveries(call: Call[WebhookDeps]) -> Response:
     query = call.request.query_params
     limit, store = LIMIT.of(query), call.deps.webhooks.store
     found = await store.log(call.principal.tenant, limit, _BEFORE.of(query))
-    next_before = found[-1].created_ms if len(found) == limit else None
+    next_before = found[-1].created_ms if len(found) >= limit else None
     return json_response(
         {
             "object": "list",

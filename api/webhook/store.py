@@ -178,18 +178,17 @@ class WebhookStore:
         return found if found is not None and found.tenant == tenant else None
 
     async def log(self, tenant: str, limit: int, before_ms: int = 0) -> list[WebhookDelivery]:
-        """The tenant's deliveries, newest first."""
-        top = f"({before_ms}" if before_ms else "+inf"
+        """The tenant's deliveries, newest first. Those of one millisecond stand together, beyond `limit` too: one job
+        has a delivery for each endpoint, and the next page begins before the last millisecond.
+        """
+        key, top = keys.webhook_log_of(tenant), f"({before_ms}" if before_ms else "+inf"
         async with failures_named():
             ids = await self._redis.zrange(
-                keys.webhook_log_of(tenant),
-                top,
-                "-inf",
-                desc=True,
-                byscore=True,
-                offset=0,
-                num=limit,
+                key, top, "-inf", desc=True, byscore=True, offset=0, num=limit
             )
+            if len(ids) == limit and (last_ms := await self._redis.zscore(key, ids[-1])):
+                together = await self._redis.zrange(key, int(last_ms), int(last_ms), byscore=True)
+                ids += [member for member in together if member not in ids]
             found = await self._read([member.decode() for member in ids])
         return [delivery for delivery in found if delivery is not None]
 

@@ -202,6 +202,24 @@ async def test_the_log_of_deliveries_is_read_page_by_page(
     assert first["data"][0]["id"] != second["data"][0]["id"]
 
 
+async def test_no_delivery_of_a_job_with_two_receivers_is_between_two_pages(
+    api: ApiWithJobs, receiver: Receiver
+) -> None:
+    for _ in range(2):
+        await api.client.post("/v1/webhook_endpoints", json={"url": receiver.url})
+    for _ in range(2):
+        await api.answer(await api.submit())
+    await receiver.wait_for(4)
+
+    listed, query = [], {"limit": 1}
+    while "before" not in query or query["before"]:
+        page = (await api.client.get("/v1/webhook_deliveries", params=query)).json()
+        listed += [each["id"] for each in page["data"]]
+        query["before"] = page["next_before"]
+
+    assert len(listed) == len(set(listed)) == 4
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
