@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from redis.asyncio import Redis
 
-from eventing.broker.queue import LANE_WEIGHTS, Queue, QueueView, member_of
+from eventing.broker.queue import LANE_WEIGHTS, Queue, QueueView, expected_wait_s, member_of
 from eventing.job.job import Lane
 from tests.contract.broker.queue_rig import NAME, event, ids, put, settle
 
@@ -121,3 +121,9 @@ class TestPosition:
         assert after.expected_wait_s is not None
         pace = (await view.depth(NAME)).settled_per_minute
         assert after.expected_wait_s == pytest.approx(6 * 60 / pace, rel=0.5)
+
+
+def test_the_expected_wait_is_that_of_all_ahead_and_the_event_itself() -> None:
+    assert expected_wait_s(5, 60) == 6
+    assert expected_wait_s(0, 30) == 2
+    assert expected_wait_s(5, 0) is None

@@ -17,6 +17,7 @@ from eventing.cloudevent.job_event import (
     FAILED,
     REQUESTED,
     RESULT_TYPES,
+    attempt_of,
     ending_of,
     job_of,
     request_event,
@@ -229,6 +230,19 @@ class TestRequestEvents:
 
     def test_a_deadline_is_kept_to_the_millisecond(self) -> None:
         assert request_event(JOB).extensions["expirytime"] == "2027-01-15T08:01:00.123Z"
+
+    @pytest.mark.parametrize("name", ["x", "x" * 64, "é" * 32])
+    def test_a_tenant_of_one_to_64_bytes_is_taken(self, name: str) -> None:
+        assert tenant_of(replace(request_event(JOB), extensions={"tenant": name})) == name
+
+    @pytest.mark.parametrize(
+        ("text", "attempt"),
+        [("999999", 999_999), ("1000000", None), ("\u0663", None), ("-1", None), ("", None)],
+    )
+    def test_an_attempt_is_a_number_of_at_most_six_digits(
+        self, text: str, attempt: int | None
+    ) -> None:
+        assert attempt_of(replace(request_event(JOB), extensions={"attempt": text})) == attempt
 
     @given(st.text(max_size=80))
     def test_any_tenant_is_taken_or_refused(self, name: str) -> None:
