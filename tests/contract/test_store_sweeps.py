@@ -111,6 +111,16 @@ class TestOutbox:
 
         assert await rig.store.claim_unstarted(10) == [job_id()]
 
+    async def test_a_redriven_job_that_is_not_started_is_due_again(self, rig: Rig) -> None:
+        await dead(rig)
+        await redrive(rig)
+        await rig.pass_time(SETTINGS.republish_after_s * 1000 - 1000)
+        assert await rig.store.claim_unstarted(10) == []
+
+        await rig.pass_time(1001)
+
+        assert await rig.store.claim_unstarted(10) == [job_id()]
+
     async def test_a_job_that_was_published_again_is_due_when_it_is_twice_as_old(
         self, rig: Rig
     ) -> None:
