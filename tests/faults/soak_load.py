@@ -249,10 +249,18 @@ class SoakLoad:
         """What careful callers do after a failover: everything that was accepted of late is asked again."""
         since_s -= 1
         for it in [it for it in self.asked if it.at_s >= since_s]:
-            await self.system.client.submit(it.line, it.key, within_s=120, **it.noted)
+            await self._ask_again(it)
         for event, at_s in list(self.events):
             if at_s >= since_s:
                 await self.send(event)
+
+    async def _ask_again(self, it: Asked) -> None:
+        """Until it is accepted. A job that was redriven with another request answers its old call with 409."""
+        async with asyncio.timeout(120):
+            while it.job_id not in self.mended:
+                if await self.system.client.submit_once(it.line, it.key, **it.noted):
+                    return
+                await asyncio.sleep(0.1)
 
 
 class Reader:
