@@ -104,7 +104,7 @@ def _stream(chunk: str) -> Text:
 async def create_chat_completion(call: Call[OpenAIDeps]) -> Response:
     """Create a chat completion.
 
-    As at OpenAI. `stream: true` sends chunks, and keep-alives while a predictor starts; `Prefer: respond-async`
+    As at OpenAI. `stream: true` sends chunks, and keep-alive comments while a predictor starts; `Prefer: respond-async`
     answers 202 and the job at once.
     """
     return await _serve(call, "/v1/chat/completions")
