@@ -140,6 +140,12 @@ def may_end_in_peace(resources: Resources) -> Iterator[str]:
                 yield f"{name}: a rollout takes one away first"
             if waits < 1:
                 yield f"{name}: ends before the Service forgets it"
+    for r in named(resources, "InferenceService"):
+        boxes = r["spec"]["predictor"]["containers"]
+        for box in boxes if len(boxes) > 1 else ():  # Knative's queue-proxy does it for one alone
+            waits = box.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+            if waits < 1:
+                yield f"{r['metadata']['name']}: {box['name']} is told before it can hear"
 
 
 def runs(resources: Resources) -> Iterator[str]:
@@ -219,6 +225,8 @@ BREAKS = [
     (may_end_in_peace, API, f"{POD}>terminationGracePeriodSeconds", 10, "ended before 15 s"),
     (may_end_in_peace, STORE, f"{POD}>terminationGracePeriodSeconds", 5, "ended before 60 s"),
     (may_end_in_peace, BROKER, f"{BOX}>lifecycle", None, "before the Service forgets it"),
+    (may_end_in_peace, "InferenceService/thinker", f"{PUMP}>lifecycle", None, "pump is told before"),
+    (may_end_in_peace, "InferenceService/thinker", f"{ENGINE}>lifecycle", None, "kserve-container is told"),
     (may_end_in_peace, API, "spec>strategy>rollingUpdate>maxUnavailable", 1, "takes one away first"),
     (runs, BROKER, "spec>replicas", 0, "runs at 0"),
     (runs, BROKER, "spec>replicas", None, "None replicas and None"),

@@ -228,6 +228,7 @@ def pull_patch(values: Values, times: Timeouts) -> Patch:
                 "Only our pump may deliver. Knative's brokers carry no such token.",
             ),
         },
+        {"op": "add", "path": "/spec/predictor/containers/0/lifecycle", "value": _late_sigterm()},
         {"op": "add", "path": "/spec/predictor/containers/-", "value": _pump(values)},
         {"op": "add", "path": "/spec/predictor/volumes/-", "value": own_broker.triggers_volume()},
     ]
@@ -250,6 +251,7 @@ def _pump(values: Values) -> Resource:
             },
         ],
         "ports": [{"containerPort": parts.PUMP_METRICS_PORT, "protocol": "TCP"}],
+        "lifecycle": _late_sigterm(),
         "livenessProbe": parts.http_get(
             "/healthz", parts.PUMP_METRICS_PORT, periodSeconds=10, failureThreshold=6
         ),
@@ -260,6 +262,14 @@ def _pump(values: Values) -> Resource:
             own_broker.triggers_mount(),
         ],
     }
+
+
+def _late_sigterm() -> Resource:
+    wait: Resource = because(
+        {"preStop": {"sleep": {"seconds": 2}}},
+        "A process 1 without a handler ignores SIGTERM: one that was just started has none yet.",
+    )
+    return wait
 
 
 def _escape(key: str) -> str:

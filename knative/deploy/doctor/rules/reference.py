@@ -115,13 +115,15 @@ def _there(view: ResourceView) -> set[tuple[str, str, str]]:
 
 
 def _severity(named: Named, there: set[tuple[str, str, str]]) -> Severity | None:
-    """An error where the object was renamed or its kind is shown there; else a demand. Nothing for another
-    namespace's: what is in there is not ours to say.
+    """An error where the object was renamed or its kind is shown there; else a demand. A Secret is demanded too: who
+    keeps it apart from the manifests does well. Nothing for another namespace's: what is in there is not ours to say.
     """
     if _meant(named, there):
         return Severity.ERROR
     if named.namespace and named.namespace not in {space for _, _, space in there}:
         return None
+    if named.kind == "Secret":
+        return Severity.NEEDED
     is_shown = any(kind == named.kind and space == named.namespace for kind, _, space in there)
     return Severity.ERROR if is_shown else Severity.NEEDED
 
