@@ -10,7 +10,8 @@ from typing import Final
 import structlog
 from prometheus_client import Counter
 
-from eventing.errors import Unavailable
+from eventing.errors import ObjectsUnavailable, Unavailable
+from eventing.process.dependency import Dependency
 from eventing.store.archive import Archive
 
 _AT_ONCE: Final = 4
@@ -24,14 +25,17 @@ _log = structlog.get_logger()
 
 async def run(archive: Archive) -> None:
     """Archive until cancelled; while store or object store are unavailable, results stay where they are."""
+    objects = Dependency("object store")
     while True:
         try:
             while due := await archive.take_due(_AT_ONCE):
                 for job_id in due:
                     if await archive.archive(job_id):
                         _archived.inc()
+                        objects.answered()
         except Unavailable as error:
-            _log.warning("results stay in the store", action="archive", reason=error.code)
+            if isinstance(error, ObjectsUnavailable):
+                objects.failed(error.message)
             await asyncio.sleep(error.retry_after_s)
         await asyncio.sleep(_EVERY_S)
 

@@ -1,27 +1,46 @@
 """Large results in S3: the real s3fs against a real HTTP server that speaks S3 (moto)."""
 
 import secrets
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
 
+import httpx
 import pytest
 
 from eventing.errors import ObjectGone, ObjectsUnavailable
 from eventing.store.object_store import ObjectStore
+from tests.redis_server import free_port
 
 pytest.importorskip("s3fs")
-server = pytest.importorskip("moto.server")
+pytestmark = pytest.mark.skipif(find_spec("moto") is None, reason="moto is not installed")
+_SIGNED = {"authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request"}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """The server, as a process: vLLM looks into every module of ours, and Flask's do not bear that."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    with httpx.Client() as client:
+        for _ in range(600):
+            with suppress(httpx.TransportError):
+                client.get(f"{url}/moto-api/")
+                break
+            time.sleep(0.05)
+    yield url
+    server.terminate()
+    server.wait(10)
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of a folder in a bucket, with credentials in the environment as in a pod."""
-    import boto3
-    from s3fs import S3FileSystem
-
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a folder in a bucket of its own, with credentials in the environment as in a pod."""
     for variable, value in {
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
@@ -29,16 +48,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_ENDPOINT_URL": endpoint,
     }.items():
         monkeypatch.setenv(variable, value)
-    # moto keeps its buckets for as long as the process lives.
     name = f"torpor-{secrets.token_hex(4)}"
-    client = boto3.client("s3", endpoint_url=endpoint)
-    client.create_bucket(
-        Bucket=name, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
-    )
-    client.close()
-    yield f"s3://{name}/files/results"
-    S3FileSystem.clear_instance_cache()  # it knows the address of this server
-    running.stop()
+    assert httpx.put(f"{endpoint}/{name}", headers=_SIGNED).status_code == 200
+    return f"s3://{name}/files/results"
 
 
 async def test_objects_are_written_read_in_part_listed_and_removed(bucket: str) -> None:

@@ -76,7 +76,9 @@ class Watch:
         before = time.monotonic()
         with httpx.Client() as client:
             while not stop.wait(0.05):
-                seen = client.get(stack.addresses["activator"] + "/status").json()["replicas"]
+                seen = client.get(stack.addresses["activator"] + "/status").json()["models"][0][
+                    "replicas"
+                ]
                 now = time.monotonic()
                 self.replica_s += (now - before) * len(seen["list"])
                 before = now

@@ -144,7 +144,10 @@ def _named_in(resource: Resource) -> Iterator[Named]:
     for path, key, value in _fields(resource.get(root) or {}, root):
         for what, name in _by_field(str(kind), key, value):
             yield Named(path, what, name, "" if what.startswith("Cluster") else space)
-        if isinstance(value, str) and key != "query":
+        if isinstance(value, str) and key not in (
+            "query",
+            "image",
+        ):  # `new:2` is an image, no address
             yield from _hosts(path, value, space)
     if kind == "Job" and "knative.deploy.first_secrets" in str(resource):
         yield Named(f"Secret/{parts.REDIS_SECRET} url", "Service", parts.STORE, space)
