@@ -108,7 +108,7 @@ async def by_reject(rig: RedisRig) -> None:
 async def test_every_listener_is_called_once_for_every_end(
     rig: RedisRig, end: Callable[[RedisRig], Awaitable[None]]
 ) -> None:
-    # Ends that a sweep found were told to nobody but who subscribed to result events (B22).
+    # Ends that a sweep found were told to nobody but who subscribed to result events.
     one, other = Listener(), Listener()
     async with consuming(rig, one, other):
         await end(rig)

@@ -280,7 +280,7 @@ class TestDelete:
 
     async def test_an_event_of_a_deleted_job_makes_no_new_one(self, rig: Rig) -> None:
         # It was cancelled and deleted while its event waited: the prompt came back with the event
-        # and was run (B3).
+        # and was run.
         await rig.store.submit(new_job())
         await rig.store.cancel(job_id())
         assert await rig.store.delete(job_id())

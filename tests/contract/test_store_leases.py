@@ -38,7 +38,7 @@ class TestLease:
     async def test_a_lease_with_the_same_attempt_and_another_id_writes_nothing(
         self, rig: Rig
     ) -> None:
-        # After a failover to a lagging replica two workers hold the same attempt number (B11).
+        # After a failover to a lagging replica two workers hold the same attempt number.
         lease = await started(rig)
         twin = replace(lease, id="another")
 

@@ -120,7 +120,7 @@ class TestJobs:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         # Its job had been withdrawn, so the second POST was answered as a duplicate of a job that
-        # would never run (B2).
+        # would never run.
         submit, heard = RedisStore.submit, iter([False])
 
         async def unheard(*args: Any) -> tuple[Job, bool]:

@@ -137,7 +137,7 @@ async def test_a_job_cancelled_while_it_waits_starts_no_predictor(redis: Redis, 
 
 async def test_a_job_whose_deadline_passes_while_it_waits_starts_no_predictor(redis: Redis) -> None:
     # It stayed queued for as long as no predictor ran, and woke one to be told that it was late
-    # (B10).
+    # .
     await queue_of(redis)
     intake, _, store = intake_over(redis)
     rig = RedisRig(redis)

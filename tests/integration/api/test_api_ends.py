@@ -35,7 +35,7 @@ async def test_an_end_made_by_the_sweep_reaches_feed_webhooks_metrics_and_limits
     api: ApiWithJobs,
 ) -> None:
     # 18 of 477 ends were missing from the feed, 9 of 11 failed jobs among them, and with four dead
-    # letters the counter said 0 (B22); a deadline waited for a predictor (B10).
+    # letters the counter said 0; a deadline waited for a predictor.
     before = await dead_letters(api)
     sweep = asyncio.ensure_future(run_deadlines(api.store))
     async with api.client.stream("GET", "/v1/events") as answer, asyncio.timeout(8):
@@ -59,7 +59,7 @@ async def test_an_end_made_by_the_sweep_reaches_feed_webhooks_metrics_and_limits
 
 
 async def test_a_deleted_response_that_waited_is_never_run(api: ApiWithJobs) -> None:
-    # It said `deleted`, and its event made the record anew, prompt and all (B3).
+    # It said `deleted`, and its event made the record anew, prompt and all.
     created = await api.client.post(
         "/v1/responses", json={"model": "m", "input": "secret", "background": True}
     )

@@ -127,7 +127,7 @@ class ChoosyBroker(FakeBroker):
 async def test_an_event_that_fails_does_not_stop_those_behind_it(
     store: RedisStore, redis: Redis
 ) -> None:
-    # One refused event stopped the outbox behind it for ever (B14).
+    # One refused event stopped the outbox behind it for ever.
     failing, *others = [await recorded(store) for _ in range(5)]
     await make_due(redis, keys.UNPUBLISHED)
     broker = ChoosyBroker(failing, BrokerUnavailable("500"))

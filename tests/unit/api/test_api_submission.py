@@ -129,7 +129,7 @@ async def test_its_event_is_published_right_after() -> None:
 
 async def test_no_submit_waits_for_the_broker_and_none_is_taken_back() -> None:
     # A posts with a key and its publish hangs; B posts the same and has 202; A's submit failed
-    # and withdrew the job that B was promised (B1).
+    # and withdrew the job that B was promised.
     store, broker = MemoryStore(), FakeBroker(is_mute=True)
     route = OutboxPublisher(broker, max_unpublished=10)
     made = replace(deps(broker, store), intake=Intake(store, route))
