@@ -1,5 +1,5 @@
 -- What several scripts share. `eventing.redis.script` puts it in front of each script that says `-- USES _lib`.
--- The names stand in `eventing.redis.keys` too; `tests/contract/test_scripts.py` holds the two together.
+-- The names stand in `eventing.redis.keys` too; `tests/unit/eventing/test_script_names.py` holds the two together.
 local ENDED, ENDED_KEPT = 'torpor:ended', 100000
 local FEED_KEPT = 10000 -- of a tenant's own ends
 local DEADLINES, UNSTARTED, UNPUBLISHED = 'torpor:deadlines', 'torpor:outbox:awaited', 'torpor:outbox:requests'

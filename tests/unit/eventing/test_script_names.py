@@ -1,0 +1,31 @@
+"""The names that scripts and Python both write: one value in both places."""
+
+import re
+from importlib.resources import files
+
+import pytest
+
+from eventing.redis import keys
+from eventing.store.archive import LARGE_BYTES
+
+LIB = files("eventing.redis.scripts").joinpath("_lib.lua").read_text(encoding="utf-8")
+HEAD = LIB.partition("\nlocal function")[0]
+
+
+def constants() -> dict[str, str]:
+    """The constants at the top of what scripts share, by name."""
+    found: dict[str, str] = {}
+    for names, values in re.findall(r"^local ([A-Z_, ]+) = ([^-\n]+)", HEAD, re.MULTILINE):
+        found |= dict(zip(names.split(", "), values.strip().split(", "), strict=True))
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["ENDED", "DEADLINES", "UNSTARTED", "UNPUBLISHED", "UNARCHIVED", "LEAVING", "GROUP"]
+)
+def test_a_key_has_one_name(name: str) -> None:
+    assert constants()[name] == f"'{getattr(keys, name)}'"
+
+
+def test_what_is_large_is_so_to_both() -> None:
+    assert int(constants()["LARGE"]) == LARGE_BYTES
