@@ -32,7 +32,7 @@ from api.batch.jsonl import BatchLine
 from api.batch.result_file import ResultFile
 from api.batch.round import Ready, Round, RunnerDeps, in_words_of, submitted
 from api.job.submission import keyed_job_id
-from eventing.errors import InvalidJob, NotFound, TorporError, Unavailable
+from eventing.errors import InvalidJob, NotFound, ObjectGone, TorporError, Unavailable
 from eventing.job.job import Job, JobId, JobState
 from eventing.process.body import BodyTooLarge
 
@@ -264,10 +264,17 @@ class BatchRun:
         ended = [n for n, state in enumerate(states) if state is None or state.is_terminal]
         for start in range(0, len(ended), _ROUND):
             group = [waiting[n] for n in ended[start : start + _ROUND]]
-            jobs = await asyncio.gather(*(self._deps.store.get(JobId(one.job_id)) for one in group))
+            jobs = await asyncio.gather(*(self._ended_job(JobId(one.job_id)) for one in group))
             for one, job in zip(group, jobs, strict=True):
                 self._collect_one(one, job, stopped)
         return len(waiting) - len(self._running)
+
+    async def _ended_job(self, job_id: JobId) -> Job | None:
+        """The job; without a result whose object is gone, so that its line is an error and the batch goes on."""
+        try:
+            return await self._deps.store.get(job_id)
+        except ObjectGone:
+            return await self._deps.store.get(job_id, with_result=False)
 
     async def _run_again(self, lost: set[int]) -> None:
         """Submit lines whose jobs are missing: lost with the store's last second, or expired uncollected."""

@@ -35,11 +35,11 @@ _ITEM_ID: Final = re.compile(r"(?:msg|rs|fc|item)_([0-9a-f]{24})(?:_[0-9]+)?\Z")
 
 
 async def stored_response(
-    store: JobIntake, principal: Principal, response: str
+    store: JobIntake, principal: Principal, response: str, *, with_result: bool = True
 ) -> tuple[Job, dict[str, Any]]:
     """The tenant's response with that id, and its request. Raises `NotFound`."""
     job_id = job_id_of(response)
-    job = await store.get(job_id) if is_job_id(job_id) else None
+    job = await store.get(job_id, with_result=with_result) if is_job_id(job_id) else None
     try:
         if job is None or job.tenant != principal.tenant:
             raise NotFound("no such job")

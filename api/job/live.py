@@ -14,7 +14,7 @@ from api.http.protocol import ResponseWriter
 from api.job.stream_position import StreamFault, StreamPosition, before
 from api.view.outlook import Outlook
 from eventing.clock import Clock
-from eventing.errors import NotFound, StoreUnavailable
+from eventing.errors import NotFound, StoreUnavailable, Unavailable
 from eventing.job.job import Job, JobId, JobState
 from eventing.job.store import EntryKind, JobReader, StreamEntry, cursor_order
 from eventing.live.stream_multiplexer import TokenCallback
@@ -292,7 +292,7 @@ async def _as_it_is(deps: LiveDeps, job: Job) -> Job:
     try:
         async with asyncio.timeout(deps.store_timeout_s):
             now = await deps.store.get(job.id)
-    except (StoreUnavailable, TimeoutError):
+    except (Unavailable, TimeoutError):
         return job
     if now is None:
         raise NotFound("the job was deleted")
@@ -308,12 +308,12 @@ async def _ended(deps: LiveDeps, job_id: JobId) -> Job:
 
 
 async def _retry_for_a_moment(read: Callable[[], Awaitable[_Read]]) -> _Read:
-    """The result of `read`, retried for two seconds. Raises `StoreUnavailable`."""
+    """The result of `read`, retried for two seconds. Raises `StoreUnavailable` and `ObjectsUnavailable`."""
     give_up_s = time.monotonic() + _AFTER_END_S
     while True:
         try:
             return await read()
-        except StoreUnavailable:
+        except Unavailable:
             if time.monotonic() > give_up_s:
                 raise
             await asyncio.sleep(0.1)

@@ -127,7 +127,7 @@ class ResultFeed:
                 line.grew.set()
 
     async def _read(self, tenant: str, cursor: str, fields: dict[bytes, bytes]) -> FeedEntry:
-        job = await self._store.get(JobId(fields[b"job"].decode()))
+        job = await self._store.get(JobId(fields[b"job"].decode()), with_result=False)
         is_it = (
             job is not None
             and job.tenant == tenant

@@ -215,7 +215,9 @@ async def follow_job(call: Call[JobDeps]) -> Response:
     call.hold_stream()
     text = call.request.headers.get("last-event-id") or call.request.query_params.get("after", "")
     after = parse_cursor(text)
-    job = await own_job(call.deps.store, call.principal, call.request.path_params["id"])
+    job = await own_job(
+        call.deps.store, call.principal, call.request.path_params["id"], with_result=False
+    )
     if text.endswith(END) and job.state.is_terminal:
         return Response(status_code=204)  # tells a browser's EventSource to stop coming back
     frames = job_frames(call.deps.live, job, after, writer_of(call.request.scope))
@@ -274,9 +276,12 @@ async def cancelled(store: JobIntake, job: Job) -> Job:
     return after
 
 
-async def own_job(store: JobReader, principal: Principal, job_id: str) -> Job:
+async def own_job(
+    store: JobReader, principal: Principal, job_id: str, *, with_result: bool = True
+) -> Job:
     """The tenant's job with that id. Raises `NotFound`."""
-    job = await store.get(JobId(job_id)) if is_job_id(job_id) else None
+    known = is_job_id(job_id)
+    job = await store.get(JobId(job_id), with_result=with_result) if known else None
     if job is None or job.tenant != principal.tenant:
         raise NotFound("no such job")
     return job

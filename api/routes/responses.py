@@ -162,7 +162,7 @@ async def cancel_response(call: Call[ResponseDeps]) -> Response:
 @routes.operation("DELETE", "/v1/responses/{id}", Scope.JOBS_WRITE, answers=Deleted)
 async def delete_response(call: Call[ResponseDeps]) -> Response:
     """Delete a response, cancelling it first if it runs."""
-    job, _ = await _own(call)
+    job, _ = await _own(call, with_result=False)
     await cancelled(call.deps.held.store, job)
     await call.deps.held.store.delete(job.id)
     return json_response({"id": response_id(job.id), "object": "response", "deleted": True})
@@ -185,11 +185,11 @@ async def list_input_items(call: Call[ResponseDeps]) -> Response:
     return json_response(page_of(items, query, limit, "an item of this response"))
 
 
-async def _own(call: Call[ResponseDeps]) -> tuple[Job, dict[str, Any]]:
+async def _own(call: Call[ResponseDeps], *, with_result: bool = True) -> tuple[Job, dict[str, Any]]:
     """The tenant's response with that id. Raises `NotFound`."""
-    return await stored_response(
-        call.deps.held.store, call.principal, call.request.path_params["id"]
-    )
+    response = call.request.path_params["id"]
+    store = call.deps.held.store
+    return await stored_response(store, call.principal, response, with_result=with_result)
 
 
 async def _all_items(call: Call[ResponseDeps]) -> list[dict[str, Any]]:

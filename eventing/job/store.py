@@ -197,8 +197,11 @@ class Page:
 class JobReader(Protocol):
     """Reads jobs, for those who show them."""
 
-    async def get(self, job_id: JobId) -> Job | None:
-        """The job, or None."""
+    async def get(self, job_id: JobId, *, with_result: bool = True) -> Job | None:
+        """The job, or None. With its result, also a large one, which may be in the object store: raises
+        `ObjectsUnavailable`, and `ObjectGone` when it is not there any more. A caller that shows no result asks without
+        it, so that no object store can stop it.
+        """
 
     async def states(self, job_ids: Sequence[JobId]) -> list[JobState | None]:
         """The state of each job, without reading the rest of its record; None for one that is not there."""
@@ -314,8 +317,8 @@ class JobSweeper(Protocol):
     work.
     """
 
-    async def get(self, job_id: JobId) -> Job | None:
-        """The job, or None."""
+    async def get(self, job_id: JobId, *, with_result: bool = True) -> Job | None:
+        """As `JobReader.get`."""
 
     async def states(self, job_ids: Sequence[JobId]) -> list[JobState | None]:
         """The state of each job, without reading the rest of its record; None for one that is not there."""

@@ -129,7 +129,7 @@ class EndedConsumer:
         """The job as it ended, also when its record was deleted or redriven since. None when it has not ended,
         because a power cut lost the second half of the script.
         """
-        job = await self._store.get(JobId(entry["job"]))
+        job = await self._store.get(JobId(entry["job"]), with_result=False)
         attempt, state = int(entry["attempt"]), JobState(entry["state"])
         if job is not None and job.attempt == attempt:
             return job if job.state is state else None

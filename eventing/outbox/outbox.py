@@ -84,7 +84,7 @@ async def _sweep_unpublished(store: JobSweeper, publisher: Publisher) -> int:
     sent = failures = 0
     while job_ids := await store.take_unpublished(_BATCH):
         for job_id in job_ids:
-            job = await store.get(job_id)
+            job = await store.get(job_id, with_result=False)
             if job is None or not _is_owed(job):
                 await store.mark_published(job_id)
                 continue
@@ -104,7 +104,7 @@ async def _sweep_unstarted(store: JobSweeper, publisher: Publisher) -> int:
     for _ in range(_STRANDED_BATCHES):
         job_ids = await store.claim_unstarted(_BATCH)
         for job_id in job_ids:
-            job = await store.get(job_id)
+            job = await store.get(job_id, with_result=False)
             if job is not None and not job.state.is_terminal:
                 await publish_recorded(store, publisher, job_id, request_event(job))
                 await store.look_later(job_id, max(SystemClock().wall_ms() - job.created_ms, 1))

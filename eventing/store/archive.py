@@ -8,6 +8,7 @@ record, unless the job has changed, and trims the stream (`archive.lua`). A proc
 object that no record names, which `sweep` deletes.
 """
 
+import asyncio
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,8 @@ class Archive:
             return False
         name = _name(job_id, await self._now_ms(), left_ms)
         moved = result if result and len(result) > LARGE_BYTES else b""
-        ref, data = _packed(name, moved, await self._raw(job_id))
+        # In a thread: packing a megabyte takes longer than a live reader should wait.
+        ref, data = await asyncio.to_thread(_packed, name, moved, await self._raw(job_id))
         await self._objects.write(ref.name, data)
         job_keys = [keys.job(job_id), keys.tokens(job_id), keys.UNARCHIVED]
         args = [job_id, attempt, ref.to_json(), int(bool(moved))]

@@ -92,7 +92,7 @@ class MemoryStore:
             self._end(record, _dead_letter(error), outcome="")
         return True
 
-    async def get(self, job_id: JobId) -> Job | None:
+    async def get(self, job_id: JobId, *, with_result: bool = True) -> Job | None:
         return self._job(job_id)
 
     async def states(self, job_ids: Sequence[JobId]) -> list[JobState | None]:

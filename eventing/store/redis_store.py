@@ -138,10 +138,11 @@ class RedisStore:
         (answer,) = await self._run_all([("reject", job_keys, args)])
         return answer not in (b"conflict", b"deleted")
 
-    async def get(self, job_id: JobId) -> Job | None:
+    async def get(self, job_id: JobId, *, with_result: bool = True) -> Job | None:
         async with failures_named():
             record = await self._redis.hgetall(keys.job(job_id))
-        await self._fetch_result(record)
+        if with_result:
+            await self._fetch_result(record)
         return job_record.parse(job_id, record)
 
     async def _fetch_result(self, record: dict[bytes, bytes]) -> None:

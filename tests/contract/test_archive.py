@@ -10,8 +10,10 @@ from eventing.cloudevent.job_event import result_event
 from eventing.errors import ObjectGone, ObjectsUnavailable
 from eventing.job.job import Job, JobState
 from eventing.job.store import Ending, EntryKind, ListField, StreamEntry, TokenBatch
+from eventing.live.ended import EndedConsumer
 from eventing.live.stream_multiplexer import StreamMultiplexer
 from eventing.redis import keys
+from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.store.archive import Archive
 from eventing.store.object_store import ObjectStore
 from eventing.store.redis_store import RedisStore
@@ -254,3 +256,25 @@ async def test_a_live_reader_that_the_archive_overtakes_misses_nothing(
 
     assert [e.delta for e in seen if e.kind is EntryKind.TOKENS] == ['["a"]', '["b"]']
     assert all(entry.kind is not EntryKind.ARCHIVED for entry in seen)
+
+
+async def test_an_end_is_notified_although_its_object_is_gone(
+    rig: RedisRig, archive: Archive, objects: ObjectStore, redis: SharedRedis
+) -> None:
+    await ended(rig)
+    await archive.archive(job_id())
+    (day,) = await objects.names()
+    await objects.remove(day)
+    told: asyncio.Queue[Job] = asyncio.Queue()
+
+    class Listener:
+        async def ended(self, job: Job) -> None:
+            told.put_nowait(job)
+
+    consuming = asyncio.create_task(EndedConsumer(redis, rig.store, (Listener(),)).run())
+    async with asyncio.timeout(10):
+        job = await told.get()
+    consuming.cancel()
+    await asyncio.wait([consuming])
+
+    assert (job.id, job.state) == (job_id(), JobState.COMPLETED)

@@ -1,6 +1,7 @@
 """A large result lies in the object store a moment after its job has ended; callers see no difference."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -146,3 +147,42 @@ class TestRanges:
 
         await api.client.delete(f"/v1/jobs/{job_id}")
         assert (await api.client.get(path)).status_code == 404
+
+
+class TestObjectThatIsGone:
+    """Only who wants the result is told so."""
+
+    @pytest.fixture
+    async def job_id(self, api: ApiWithJobs, tmp_path: Path) -> str:
+        made = await archived_job(api)
+        shutil.rmtree(tmp_path / "results")
+        return made
+
+    async def test_the_result_is_410(self, api: ApiWithJobs, job_id: str) -> None:
+        for path in (f"/v1/jobs/{job_id}", f"/v1/jobs/{job_id}/result"):
+            answer = await api.client.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (410, "result_gone")
+
+    async def test_its_end_stays_in_the_feed(self, api: ApiWithJobs, job_id: str) -> None:
+        async with api.client.stream("GET", "/v1/events?after=0-0") as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    break
+
+        assert orjson.loads(line[6:])["dataref"] == f"/v1/jobs/{job_id}/result"
+
+    async def test_a_response_is_deleted_all_the_same(
+        self, api: ApiWithJobs, tmp_path: Path
+    ) -> None:
+        body = {"model": "m", "input": "hi", "background": True}
+        response = (await api.client.post("/v1/responses", json=body)).json()["id"]
+        job_id = JobId(api.broker.events[-1].subject)
+        await (await FakePredictor(api.store, job_id).start()).finish(chat_result(TEXT))
+        async with asyncio.timeout(10):
+            while not await api.store.redis.hexists(keys.job(job_id), "object"):
+                await asyncio.sleep(0.02)
+        shutil.rmtree(tmp_path / "results")
+
+        deleted = await api.client.delete(f"/v1/responses/{response}")
+
+        assert (deleted.status_code, deleted.json()["deleted"]) == (200, True)

@@ -20,6 +20,8 @@ from torpor.local.predictors.launcher import Launcher, RunningProcess
 from torpor.local.predictors.replica import LocalReplica, ReplicaState, to_drain
 
 _log = structlog.get_logger()
+_READY_PATH: Final = "/readyz"
+"""Answers 200 when the predictor can serve. No path of KServe's: a model's name may hold a slash."""
 _PROBE_EVERY_S: Final = 0.05
 _PROBE_TIMEOUT: Final = aiohttp.ClientTimeout(total=1)
 _KILL_AFTER_GRACE_S: Final = 5.0
@@ -33,11 +35,10 @@ _TAIL_CHARACTERS: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictorSpec:
-    """How to start one predictor. `ready_path` answers 200 when it can serve."""
+    """How to start one predictor."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
-    ready_path: str
     drain_grace_s: float
     log_dir: Path
 
@@ -140,7 +141,7 @@ class Fleet:
         loop = asyncio.get_running_loop()
         async with aiohttp.ClientSession(timeout=_PROBE_TIMEOUT) as session:
             while True:
-                is_ready = await _answers(session, replica.url + self._spec.ready_path)
+                is_ready = await _answers(session, replica.url + _READY_PATH)
                 if is_ready and replica.state is ReplicaState.WAKING:
                     replica.state = ReplicaState.READY
                     self._failures.clear()

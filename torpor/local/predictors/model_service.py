@@ -55,7 +55,6 @@ class ModelService:
             PredictorSpec(
                 argv=argv,
                 env=env,
-                ready_path="/readyz",
                 drain_grace_s=settings.drain_grace,
                 log_dir=log_dir,
             ),
