@@ -226,8 +226,10 @@ def read_models(path: Path) -> list[dict[str, Any]]:
     """The entries of a models file. Raises `ValueError` naming the file, the entry and the field."""
     try:
         found = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--models-file: cannot read {path}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"--models-file: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--models-file: {path} is not UTF-8") from error
     except yaml.YAMLError as error:
         raise ValueError(
             f"--models-file: {path} is not YAML: {' '.join(str(error).split())}"
