@@ -223,17 +223,8 @@ class StackSettings(BaseSettings):
 
 
 def read_models(path: Path) -> list[dict[str, Any]]:
-    """The entries of a models file. Raises `ValueError` naming the file, the entry and the field."""
-    try:
-        found = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"--models-file: cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--models-file: {path} is not UTF-8") from error
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"--models-file: {path} is not YAML: {' '.join(str(error).split())}"
-        ) from error
+    """The entries of a models file. Raises ValueError naming the file, the entry and the field."""
+    found = _read_yaml(path)
     models = found.get("models") if isinstance(found, dict) else None
     if not isinstance(models, list) or not models:
         raise ValueError(f"--models-file: {path}: it must hold a list `models`")
@@ -252,3 +243,15 @@ def read_models(path: Path) -> list[dict[str, Any]]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"--models-file: {path}: two models have the name {twice[0]}")
     return models
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"--models-file: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--models-file: {path} is not UTF-8") from error
+    except yaml.YAMLError as error:
+        words = " ".join(str(error).split())
+        raise ValueError(f"--models-file: {path} is not YAML: {words}") from error
