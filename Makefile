@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := eventing predictor api knative torpor tests bench examples
+SOURCES := eventing predictor api knative steps torpor tests bench examples
 # One a core: with more, tests that start real engines wait for each other.
 WORKERS ?= 2
 PROMPT ?= Why do hummingbirds fall into torpor at night? Answer in two sentences.
@@ -43,7 +43,7 @@ lint: install ## Style, spelling and the direction of imports
 	@$(BIN)/ruff format -q --check $(SOURCES) scripts
 	@$(BIN)/ruff check -q $(SOURCES) scripts
 	@$(BIN)/lint-imports
-	@$(BIN)/codespell eventing predictor api knative torpor docs README.md CHANGELOG.md
+	@$(BIN)/codespell eventing predictor api knative steps torpor docs README.md CHANGELOG.md
 
 docs: install ## The documentation as a site in .site (links are checked)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("eventing", "predictor", "api", "knative", "torpor")
+PACKAGES = ("eventing", "predictor", "api", "knative", "steps", "torpor")
 MOST = 16
 EXCEPTED = {"api/routes", "eventing/redis/scripts"}  # one file a resource, one file a script
 

@@ -65,7 +65,7 @@ PRONOUNS = re.compile(r"\b(nobody|somebody|whoever|everybody|anybody)\b", re.IGN
 def test_product_code_names_its_subjects() -> None:
     """Say the caller, the consumer, the tenant or the pump, not «somebody» or «whoever»."""
     listed = subprocess.run(
-        ["git", "ls-files", "api", "eventing", "predictor", "knative", "torpor"],
+        ["git", "ls-files", "api", "eventing", "predictor", "knative", "steps", "torpor"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,0 +1,238 @@
+"""Plans: the steps that a job passes through before its predictor, and how far it has come.
+
+Called by the api and the broker (which make plans), the steps process, the stores and the views. A plan is made once,
+when the job is recorded, of the configuration (`pipelines.yaml`, one entry a public model name) and the request; it
+stands in the record under a version, so that a changed configuration does not touch a job under way. Pure, once the
+file is read.
+"""
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import yaml
+
+from eventing.errors import BadRequest, InvalidJob
+from eventing.known_fields import known_fields
+
+STEP_ORDER: Final = ("moderate-input", "memory", "semantic-cache", "retrieve", "route")
+"""The order of the steps that Torpor knows; each may be absent, and a step of another name may stand anywhere."""
+MOST_STEPS: Final = 16
+_NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?\Z")
+_STEP_FIELDS: Final = frozenset({"step", "settings", "on_failure", "timeout_ms", "skippable"})
+_LONGEST_MS: Final = 24 * 3600 * 1000
+
+
+class OnFailure(StrEnum):
+    """What becomes of a job whose step is unavailable."""
+
+    WAIT = "wait"  #: the step is tried again; when its tries are used up, the job fails as a dead letter
+    CONTINUE = "continue"  #: the step is skipped, and the job says so
+
+
+class StepStatus(StrEnum):
+    """How far a step of a job is."""
+
+    QUEUED = "queued"  #: waits for the steps before it, or for its own turn
+    IN_PROGRESS = "in_progress"  #: its handler has begun
+    COMPLETED = "completed"  #: done; the job went on, or was answered by it
+    SKIPPED = "skipped"  #: did not apply, or was unavailable where that is allowed
+    FAILED = "failed"  #: refused the request, or its tries were used up
+    NOT_RUN = "not_run"  #: the job ended before it
+
+    @property
+    def is_done(self) -> bool:
+        return self not in (StepStatus.QUEUED, StepStatus.IN_PROGRESS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStep:
+    """One step with its settings. `timeout_ms` limits one run of its handler, 0 for the time of its delivery."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    on_failure: OnFailure = OnFailure.WAIT
+    timeout_ms: int = 0
+    skippable: bool = False  #: a request may leave it out
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the record: what differs from the defaults."""
+        record: dict[str, Any] = {"name": self.name}
+        if self.settings:
+            record["settings"] = dict(self.settings)
+        if self.on_failure is not OnFailure.WAIT:
+            record["on_failure"] = str(self.on_failure)
+        if self.timeout_ms:
+            record["timeout_ms"] = self.timeout_ms
+        if self.skippable:
+            record["skippable"] = True
+        return record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Steps in their order; never empty. `version` is a digest of them."""
+
+    steps: tuple[PlannedStep, ...]
+
+    @property
+    def version(self) -> str:
+        return hashlib.sha256(self._steps_json()).hexdigest()[:16]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(step.name for step in self.steps)
+
+    def step(self, name: str) -> PlannedStep | None:
+        """The step of this name."""
+        return next((step for step in self.steps if step.name == name), None)
+
+    def after(self, name: str) -> str:
+        """The name of the step after this one; empty after the last."""
+        place = self.names.index(name) + 1
+        return self.names[place] if place < len(self.steps) else ""
+
+    def without(self, names: Collection[str]) -> "Plan | None":
+        """The plan without these steps; None when none is left. Raises `InvalidJob` for a step that may not be
+        left out, or that is not in the plan.
+        """
+        for name in names:
+            step = self.step(name)
+            if step is None or not step.skippable:
+                raise InvalidJob(f"skip_steps: {name!r:.60} can not be left out", "skip_steps")
+        left = tuple(step for step in self.steps if step.name not in names)
+        return Plan(steps=left) if left else None
+
+    def to_json(self) -> bytes:
+        return orjson.dumps({"version": self.version, "steps": [s.to_dict() for s in self.steps]})
+
+    def _steps_json(self) -> bytes:
+        steps = [step.to_dict() for step in self.steps]
+        return orjson.dumps(steps, option=orjson.OPT_SORT_KEYS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """How a step of one job went. Times are store time in milliseconds, 0 for not yet; `attempts` counts the runs of
+    its handler that began.
+    """
+
+    step: str
+    status: StepStatus = StepStatus.QUEUED
+    started_ms: int = 0
+    ended_ms: int = 0
+    attempts: int = 0
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plan_of_json(raw: bytes | str) -> Plan:
+    """The plan that `to_json` of this version or another wrote."""
+    record = orjson.loads(raw)
+    steps = []
+    for each in record["steps"]:
+        known = known_fields(PlannedStep, each)
+        known["on_failure"] = OnFailure(known.get("on_failure", OnFailure.WAIT))
+        steps.append(PlannedStep(**known))
+    return Plan(steps=tuple(steps))
+
+
+Pipelines = Mapping[str, Plan]
+"""The configured plan of each public model name that has one."""
+
+
+def load_pipelines(path: Path) -> Pipelines:
+    """The plans in a YAML file. Raises `BadRequest` naming the invalid field, or that the file cannot be read."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise BadRequest(f"cannot read pipelines from {path}: {reason}", "path") from error
+    return parse_pipelines(document)
+
+
+def parse_pipelines(document: Any) -> Pipelines:
+    """The plans in a document `{MODEL: {steps: [...]}}`. Raises `BadRequest` naming the field."""
+    if document is None:
+        return {}
+    if not isinstance(document, Mapping):
+        raise _invalid("", "must be an object with one entry a model")
+    return {_model(name): _plan(str(name), entry) for name, entry in document.items()}
+
+
+def _model(name: Any) -> str:
+    if not isinstance(name, str) or not name:
+        raise _invalid(str(name), "is no name of a model")
+    return name
+
+
+def _plan(model: str, entry: Any) -> Plan:
+    if not isinstance(entry, Mapping):
+        raise _invalid(model, "must be an object with steps")
+    for name in entry.keys() - {"steps"}:
+        raise _invalid(f"{model}.{name}", "is not supported")
+    steps = entry.get("steps")
+    where = f"{model}.steps"
+    if not isinstance(steps, Sequence) or isinstance(steps, str) or not steps:
+        raise _invalid(where, "must be a list of steps")
+    if len(steps) > MOST_STEPS:
+        raise _invalid(where, f"may have {MOST_STEPS} steps, not {len(steps)}")
+    plan = Plan(steps=tuple(_step(f"{where}[{i}]", step) for i, step in enumerate(steps)))
+    _check_names(where, plan.names)
+    return plan
+
+
+def _check_names(where: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise _invalid(where, f"has {name} twice")
+    ours = [name for name in names if name in STEP_ORDER]
+    if ours != sorted(ours, key=STEP_ORDER.index):
+        raise _invalid(where, f"must be in the order {', '.join(STEP_ORDER)}")
+
+
+def _step(where: str, entry: Any) -> PlannedStep:
+    record = {"step": entry} if isinstance(entry, str) else entry
+    if not isinstance(record, Mapping):
+        raise _invalid(where, "must be the name of a step, or an object with it")
+    for name in record.keys() - _STEP_FIELDS:
+        raise _invalid(f"{where}.{name}", "is not supported")
+    step, settings = record.get("step"), record.get("settings", {})
+    if not isinstance(step, str) or not _NAME.match(step):
+        raise _invalid(f"{where}.step", "must be a name of a-z, 0-9 and hyphens")
+    if not isinstance(settings, Mapping):
+        raise _invalid(f"{where}.settings", "must be an object")
+    on_failure = record.get("on_failure", OnFailure.WAIT)
+    if on_failure not in list(OnFailure):
+        raise _invalid(f"{where}.on_failure", f"must be {' or '.join(OnFailure)}")
+    # A check that may block and is skipped when it is down would let everything through.
+    if on_failure == OnFailure.CONTINUE and settings.get("mode") == "block":
+        raise _invalid(f"{where}.on_failure", "must be wait for a step that blocks")
+    return PlannedStep(
+        name=step,
+        settings=dict(settings),
+        on_failure=OnFailure(on_failure),
+        timeout_ms=_timeout_ms(where, record.get("timeout_ms", 0)),
+        skippable=_flag(where, record.get("skippable", False)),
+    )
+
+
+def _timeout_ms(where: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LONGEST_MS:
+        raise _invalid(f"{where}.timeout_ms", f"must be whole milliseconds up to {_LONGEST_MS}")
+    return value
+
+
+def _flag(where: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _invalid(f"{where}.skippable", "must be true or false")
+    return value
+
+
+def _invalid(field_name: str, reason: str) -> BadRequest:
+    where = f"pipelines: {field_name}" if field_name else "pipelines"
+    return BadRequest(f"{where} {reason}", field_name)

@@ -1,0 +1,72 @@
+"""What a step's handler is given, and what it gives back.
+
+Implemented once for each step and called by the steps process. A handler changes nothing by itself: its outcome is
+stored by one script, which compares the step, the run and the plan's version, so a handler may run again at any time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from eventing.job.job import Job, JobError, JobRequest
+from eventing.job.store import TokenBatch
+
+Detail = Mapping[str, Any]
+"""Small JSON that the caller is shown in `pipeline[].detail`: never a prompt, an answer or a secret of another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCall:
+    """One run of a step. `request` is the caller's request as the steps before have prepared it, `settings` are this
+    step's in the plan, `attempt` counts the runs of this step of this job from 1, `deadline_ms` is the job's (epoch
+    milliseconds, 0 for none).
+    """
+
+    job: Job
+    request: JobRequest
+    settings: Mapping[str, Any]
+    attempt: int
+    deadline_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continue:
+    """The job goes on to its next step; with another `request`, or with the same one for None."""
+
+    request: JobRequest | None = None
+    detail: Detail = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The job ends here, completed: no predictor is woken. `tokens` are shown to readers of the token stream."""
+
+    result: Mapping[str, Any]
+    usage: Mapping[str, Any] | None = None
+    detail: Detail = field(default_factory=dict)
+    tokens: tuple[TokenBatch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """The step does not apply; the job goes on unchanged."""
+
+    reason: str
+    detail: Detail = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """The job ends here, failed, with an error for the caller. It is final: no retry, no dead letter."""
+
+    error: JobError
+    detail: Detail = field(default_factory=dict)
+
+
+StepOutcome = Continue | Answer | Skip | Refuse
+
+
+class Handler(Protocol):
+    """One step. Raises `eventing.errors.Unavailable` to be called again later; any other error counts as a try too."""
+
+    async def __call__(self, call: StepCall) -> StepOutcome: ...
