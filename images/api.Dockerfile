@@ -8,13 +8,14 @@ COPY images/constraints.txt images/constraints.txt
 # Dependencies before the source: a change of ours rebuilds the last layer only.
 COPY pyproject.toml README.md LICENSE ./
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
-    for package in api eventing knative predictor torpor; do \
+    for package in api eventing knative predictor steps torpor; do \
         mkdir "$package" && touch "$package/__init__.py"; done \
     && /opt/torpor/bin/pip install -c images/constraints.txt ".[api,s3,traces]"
 COPY eventing eventing
 COPY knative knative
 COPY torpor torpor
 COPY predictor predictor
+COPY steps steps
 COPY api api
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
     /opt/torpor/bin/pip install --no-deps --force-reinstall .

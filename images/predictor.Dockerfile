@@ -9,6 +9,7 @@ COPY eventing eventing
 COPY knative knative
 COPY torpor torpor
 COPY predictor predictor
+COPY steps steps
 COPY api api
 # What the base image has stays as it is: its versions are the constraints of what we add.
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \

