@@ -16,7 +16,7 @@ Vectors: TypeAlias = NDArray[np.float32]
 class Embedder(Protocol):
     """Vectors of unit length, so that a dot product is the cosine.
 
-    Vectors of two revisions cannot be compared: whoever keeps vectors keeps `revision` beside them.
+    Vectors of two revisions cannot be compared: what keeps vectors keeps `revision` beside them.
     """
 
     @property
