@@ -79,8 +79,15 @@ routes: Routes[JobDeps] = Routes("jobs")
 
 _STATE: Final = Words("state", "Only jobs in these states", kind=JobState)
 _FIELDS: Final = Words(
-    "include", "Show what was asked or answered, too; a page then ends after 4 MiB", kind=ListField
+    "include",
+    "Show more: `prompt`, its first 160 characters; the whole request or result, and then a page ends after 4 MiB",
+    kind=ListField,
 )
+_SEARCH: Final = Parameter(
+    "search",
+    "Only jobs with each of these words in id, model, custom_id or the start of the prompt",
+)
+_SEARCH_CHARS: Final = 256
 _WAIT: Final = Seconds("wait", "How long to wait for the end before answering", most=60)
 _PARTS: Final = Parameter(
     "include",
@@ -118,7 +125,7 @@ async def submit_job(call: Call[JobDeps]) -> Response:
     "GET",
     "/v1/jobs",
     Scope.JOBS_READ,
-    parameters=(_STATE, LIMIT, CURSOR, _FIELDS),
+    parameters=(_STATE, _SEARCH, LIMIT, CURSOR, _FIELDS),
     answers=JobList,
 )
 async def list_jobs(call: Call[JobDeps]) -> Response:
@@ -135,13 +142,18 @@ async def list_jobs(call: Call[JobDeps]) -> Response:
         limit=LIMIT.of(query),
         cursor=query.get(CURSOR.name, ""),
         include=include,
+        search=query.get(_SEARCH.name, "")[:_SEARCH_CHARS],
     )
-    has_result = ListField.RESULT in include
     return json_response(
         {
             "object": "list",
             "data": [
-                job_view(job, with_request=ListField.REQUEST in include, with_result=has_result)
+                job_view(
+                    job,
+                    with_request=ListField.REQUEST in include,
+                    with_result=ListField.RESULT in include,
+                    with_prompt=ListField.PROMPT in include,
+                )
                 for job in page.jobs
             ],
             "next_cursor": page.next_cursor or None,

@@ -106,6 +106,8 @@ class JobView(AcceptedJobView):
     """It failed for good, and can be redriven"""
     attempts: list[AttemptView]
     waiting: NotRequired[OutlookView]
+    prompt: NotRequired[str]
+    """Its first 160 characters, in a list with `include=prompt`"""
     request: NotRequired[AskedView]
     """With `include=request`"""
     timeline: NotRequired[TimelineView]
@@ -119,6 +121,7 @@ def job_view(
     *,
     with_request: bool = False,
     with_result: bool = True,
+    with_prompt: bool = False,
 ) -> JobView:
     """The job; `waiting` is set while something is known of the wait."""
     view: JobView = {
@@ -149,6 +152,8 @@ def job_view(
         view["waiting"] = outlook_view(outlook)
     if with_request:
         view["request"] = {"url": job.request.url, "body": job.request.body}
+    if with_prompt:
+        view["prompt"] = job.prompt
     return view
 
 

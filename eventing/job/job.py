@@ -131,6 +131,7 @@ class Job:
     gpu_ms: int = 0
     history: tuple[AttemptRecord, ...] = field(default=())
     metadata: Mapping[str, str] = field(default_factory=dict)
+    prompt: str = ""  #: its start (`eventing.job.prompt`); empty in a record of an older version
 
     @property
     def incomplete_reason(self) -> str | None:

@@ -184,6 +184,7 @@ class ListField(StrEnum):
 
     REQUEST = "request"  #: without it, a listed job's body holds its model only
     RESULT = "result"
+    PROMPT = "prompt"  #: its start (`eventing.job.prompt`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,9 +215,11 @@ class JobReader(Protocol):
         limit: int = 20,
         cursor: str = "",
         include: Collection[ListField] = (),
+        search: str = "",
     ) -> Page:
-        """Jobs of a tenant, newest first, without the fields not in `include`. A page reads a bounded number of
-        jobs and bytes, so it may be short or empty before the last page. Raises `BadRequest` for an invalid cursor.
+        """Jobs of a tenant, newest first, without the fields not in `include`; with `search`, those that have each of
+        its words in id, model, `custom_id` or the start of the prompt. A page reads a bounded number of jobs and
+        bytes, so it may be short or empty before the last page. Raises `BadRequest` for an invalid cursor.
         """
 
     async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:

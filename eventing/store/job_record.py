@@ -12,6 +12,7 @@ from typing import Any, Final
 import orjson
 
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState, Lane, error_of
+from eventing.job.prompt import prompt_start
 from eventing.job.store import Ending, EntryKind, ListField, NewJob, StreamEntry
 from eventing.known_fields import check_version, known_fields, known_value
 from eventing.redis import keys
@@ -84,7 +85,12 @@ def new_fields(new: NewJob, request: bytes, queues: Sequence[str] = ()) -> list[
 
 def shown_fields(request: JobRequest) -> dict[str, str]:
     """The fields that lists show of a request in place of the request itself."""
-    return {"model": request.model, "url": request.url, "custom_id": request.custom_id or ""}
+    return {
+        "model": request.model,
+        "url": request.url,
+        "custom_id": request.custom_id or "",
+        "prompt": prompt_start(request),
+    }
 
 
 def fingerprint(request: bytes, tenant: str) -> str:
@@ -122,6 +128,7 @@ def fresh(new: NewJob, created_ms: int) -> Job:
         created_ms=created_ms,
         deadline_ms=new.deadline_ms,
         metadata=new.metadata,
+        prompt=prompt_start(new.request),
     )
 
 
@@ -170,6 +177,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         gpu_ms=number(b"gpu_ms"),
         history=_history(record.get(b"history", b"[]")),
         metadata=value(b"metadata") or value(b"labels") or {},
+        prompt=text(b"prompt"),
     )
 
 
@@ -188,6 +196,7 @@ def listed(job: Job, include: Collection[ListField]) -> Job:
         job,
         request=job.request if ListField.REQUEST in include else request,
         result=job.result if ListField.RESULT in include else None,
+        prompt=job.prompt if ListField.PROMPT in include else "",
     )
 
 

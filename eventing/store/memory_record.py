@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from eventing.job.job import AttemptRecord, Job, JobRequest, JobState
+from eventing.job.prompt import prompt_start
 from eventing.job.store import (
     Ending,
     EntryKind,
@@ -129,7 +130,8 @@ class MemoryRecord:
         if request is not None:
             self.sha, self.is_rejected = sha, False
             self.must_restart = self.job.token_count > 0
-            self.job = replace(self.job, request=request, token_count=0)
+            prompt = prompt_start(request)
+            self.job = replace(self.job, request=request, prompt=prompt, token_count=0)
         self.failures, self.expires_ms = 0, 0
         self._write_state(now_ms)
 

@@ -14,6 +14,7 @@ from typing import Final
 from eventing.clock import Clock, SystemClock
 from eventing.errors import BrokerUnavailable, IdempotencyConflict, JobDeleted
 from eventing.job.job import AttemptRecord, Job, JobError, JobId, JobRequest, JobState
+from eventing.job.prompt import is_match
 from eventing.job.store import (
     ARRIVED,
     Acquired,
@@ -106,9 +107,13 @@ class MemoryStore:
         limit: int = 20,
         cursor: str = "",
         include: Collection[ListField] = (),
+        search: str = "",
     ) -> Page:
         def is_wanted(job: Job) -> bool:
-            return job.tenant == tenant and (not states or job.state in states)
+            if job.tenant != tenant or (states and job.state not in states):
+                return False
+            where = (job.id, job.request.model, job.request.custom_id or "")
+            return is_match(search, *where, job.prompt)
 
         return page(self._index.jobs(tenant), self._job, is_wanted, limit, cursor, include)
 

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from eventing.job.job import Job, JobId
 from eventing.job.list_cursor import LIST_LOOKS, ListCursor, fitting
+from eventing.job.prompt import is_match
 from eventing.job.store import ListField, Page
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
@@ -19,9 +20,10 @@ from eventing.store import job_record
 
 _SCAN: Final = 100
 _STATE: Final = ("state", "tenant", "dead")
+_SEARCHED: Final = ("model", "custom_id", "prompt")
 FetchResult = Callable[[dict[bytes, bytes]], Awaitable[None]]
 Marks = Mapping[str, str]
-"""The fields by which jobs are filtered: `state`, `tenant`, `dead`."""
+"""The fields by which jobs are filtered: `state`, `tenant`, `dead`, and those that a search reads."""
 
 
 class RedisList:
@@ -39,6 +41,7 @@ class RedisList:
         limit: int,
         cursor: str,
         include: Collection[ListField] = (),
+        search: str = "",
     ) -> Page:
         """The next matching jobs, `limit` at most, and the cursor after them. A page may be short or empty before
         the end of the list. Ids of expired jobs are dropped.
@@ -50,7 +53,7 @@ class RedisList:
             if not places:
                 place = None
                 break
-            found += await self._wanted(places, is_wanted)
+            found += await self._wanted(places, is_wanted, search)
             place, looks = places[-1], looks + len(places)
         if len(found) > limit:
             place = found[limit - 1]
@@ -83,19 +86,24 @@ class RedisList:
             offset += _SCAN
 
     async def _wanted(
-        self, places: Sequence[ListCursor], is_wanted: Callable[[Marks], bool]
+        self, places: Sequence[ListCursor], is_wanted: Callable[[Marks], bool], search: str
     ) -> list[ListCursor]:
+        fields = _STATE + (_SEARCHED if search else ())
         async with failures_named():
             async with self._redis.pipeline(transaction=False) as pipe:
                 for place in places:
-                    pipe.hmget(keys.job(place.job_id), _STATE)
+                    pipe.hmget(keys.job(place.job_id), fields)
                 rows = await pipe.execute()
             gone = [place.job_id for place, row in zip(places, rows, strict=True) if row[0] is None]
             if gone:
                 await self._redis.zrem(self._key, *gone)
-        marks = [dict(zip(_STATE, ((v or b"").decode() for v in row), strict=True)) for row in rows]
+        marks = [dict(zip(fields, ((v or b"").decode() for v in row), strict=True)) for row in rows]
         return [
-            place for place, m in zip(places, marks, strict=True) if m["state"] and is_wanted(m)
+            place
+            for place, m in zip(places, marks, strict=True)
+            if m["state"]
+            and is_wanted(m)
+            and is_match(search, place.job_id, *(m.get(name, "") for name in _SEARCHED))
         ]
 
     async def _read(

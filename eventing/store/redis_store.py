@@ -165,13 +165,14 @@ class RedisStore:
         limit: int = 20,
         cursor: str = "",
         include: Collection[ListField] = (),
+        search: str = "",
     ) -> Page:
         def is_wanted(marks: Marks) -> bool:
             # A conflicting event of another tenant leaves the id in that tenant's index.
             return marks["tenant"] == tenant and (not states or marks["state"] in states)
 
         jobs = RedisList(self._redis, keys.jobs_of(tenant), self._fetch_result)
-        return await jobs.page(is_wanted, limit, cursor, include)
+        return await jobs.page(is_wanted, limit, cursor, include, search)
 
     async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
         def is_wanted(marks: Marks) -> bool:

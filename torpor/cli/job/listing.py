@@ -110,6 +110,8 @@ async def _page(
         pages += 1
         size = _PAGE if search else limit - len(found)  # a page is short where few are in the state
         more = {"cursor": cursor} if cursor else {}
+        if with_prompts and not search:
+            more["include"] = "prompt"
         page = await api.call("GET", "/v1/jobs", query={**query, **more, "limit": str(size)})
         rows = await _with_prompts(api, page["data"]) if search or with_prompts else page["data"]
         found += [row for row in rows if _matches(row, search)]
