@@ -84,6 +84,12 @@ def batches_of(tenant: str) -> str:
     return f"{PREFIX}:batches:{escape(tenant)}"
 
 
+def index(tenant: str, name: str, part: str = "") -> str:
+    """The key `part` of a tenant's vector index: none for its hash, `chunks`, `changes`, or `chunk:` before an id."""
+    whole = f"{PREFIX}:{{index:{escape(tenant)}:{escape(name)}}}"
+    return f"{whole}:{part}" if part else whole
+
+
 def webhook_endpoints_of(tenant: str) -> str:
     return f"{PREFIX}:{{webhooks}}:endpoints:{escape(tenant)}"
 
