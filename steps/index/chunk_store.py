@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
+from eventing.redis.multiplexed_connection import Command
 from eventing.redis.script import Argument, run, send
 from steps.index.index import Chunk, IndexStats, ModelMismatch, normalised
 
@@ -88,7 +89,7 @@ class ChunkStore:
                 return count
 
     async def _delete(self, tenant: str, name: str, ids: Sequence[str], extent: str) -> int:
-        args = [keys.index(tenant, name, "chunk:"), _CHANGES_KEPT, extent, *ids]
+        args: list[Argument] = [keys.index(tenant, name, "chunk:"), _CHANGES_KEPT, extent, *ids]
         async with failures_named():
             return int(await run(self._redis, "index_delete", _names(tenant, name), args))
 
@@ -104,7 +105,7 @@ class ChunkStore:
 
     async def head(self, tenant: str, name: str) -> tuple[Head, str]:
         """The index, and the cursor of its last change."""
-        commands = [
+        commands: list[Command] = [
             ("HMGET", keys.index(tenant, name), "born", "version", "dim", "revision"),
             ("XREVRANGE", keys.index(tenant, name, "changes"), "+", "-", "COUNT", 1),
         ]

@@ -67,7 +67,7 @@ def _parse(raw: Any, where: str, depth: int) -> Filter:
             raise BadRequest(message, f"{where}.filters")
         inner = (_parse(one, f"{where}.filters[{n}]", depth + 1) for n, one in enumerate(parts))
         return Compound(kind, tuple(inner))
-    if kind not in _COMPARE:
+    if not isinstance(kind, str) or kind not in _COMPARE:
         known = ", ".join((*_COMPARE, "and", "or"))
         raise BadRequest(f"{where}.type must be one of {known}", f"{where}.type")
     key, value = raw.get("key"), raw.get("value")
