@@ -24,7 +24,7 @@ _MOST_BYTES: Final = 1024 * 1024 * 1024
 
 @dataclass(slots=True)
 class _View:
-    """A ranking, and how far it has followed the index. Whoever holds the lock may change it."""
+    """A ranking, and how far it has followed the index. It changes under its lock only."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     ranking: Ranking | None = None

@@ -1,6 +1,6 @@
 """Filters on attributes, with OpenAI's meaning: comparisons, and `and` and `or` of filters.
 
-Called by the engines, which evaluate a filter before they rank, and by whoever parses a request. Pure. A comparison
+Called by the engines, which evaluate a filter before they rank, and by the parsers of requests. Pure. A comparison
 with an attribute that is missing, or of another kind, does not hold; `ne` and `nin` do.
 """
 
