@@ -4,6 +4,8 @@ The settings classes of api, broker and predictor inherit from this class: each 
 over leases or keeps records, so a value set for only one of them would apply to only some of the jobs.
 """
 
+from pathlib import Path
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -25,6 +27,8 @@ class StoreSettings(BaseSettings):
     """How long ended jobs are kept."""
     dead_letter_retention_s: int = Field(14 * 24 * 3600, ge=60)
     """How long dead letters are kept."""
+    pipelines_file: Path | None = None
+    """YAML with an entry for each public model name that has a plan of steps or cached answers."""
 
     @property
     def lease(self) -> LeaseSettings:

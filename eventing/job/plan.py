@@ -147,21 +147,31 @@ Pipelines = Mapping[str, Plan]
 
 def load_pipelines(path: Path) -> Pipelines:
     """The plans in a YAML file. Raises `BadRequest` naming the invalid field, or that the file cannot be read."""
+    return parse_pipelines(read_pipelines(path))
+
+
+def read_pipelines(path: Path) -> Any:
+    """The document in a YAML file, as it stands there. Raises `BadRequest` when the file cannot be read."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise BadRequest(f"cannot read pipelines from {path}: {reason}", "path") from error
-    return parse_pipelines(document)
 
 
 def parse_pipelines(document: Any) -> Pipelines:
-    """The plans in a document `{MODEL: {steps: [...]}}`. Raises `BadRequest` naming the field."""
+    """The plans in a document `{MODEL: {steps: [...], cache: {...}}}`; `eventing.job.cache` reads `cache`, and a
+    model that has only that has no plan. Raises `BadRequest` naming the field.
+    """
     if document is None:
         return {}
     if not isinstance(document, Mapping):
         raise _invalid("", "must be an object with one entry a model")
-    return {_model(name): _plan(str(name), entry) for name, entry in document.items()}
+    return {
+        _model(name): _plan(str(name), entry)
+        for name, entry in document.items()
+        if not (isinstance(entry, Mapping) and entry.keys() == {"cache"})
+    }
 
 
 def _model(name: Any) -> str:
@@ -173,7 +183,7 @@ def _model(name: Any) -> str:
 def _plan(model: str, entry: Any) -> Plan:
     if not isinstance(entry, Mapping):
         raise _invalid(model, "must be an object with steps")
-    for name in entry.keys() - {"steps"}:
+    for name in entry.keys() - {"steps", "cache"}:
         raise _invalid(f"{model}.{name}", "is not supported")
     steps = entry.get("steps")
     where = f"{model}.steps"
