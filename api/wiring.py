@@ -11,7 +11,6 @@ from fastapi import APIRouter
 
 from api.auth.rules import authenticator_for
 from api.batch import runner as batch_runner
-from api.batch.file_store import FileStore
 from api.batch.round import RunnerDeps
 from api.batch.store import BatchStore
 from api.console import overview, page
@@ -68,6 +67,7 @@ from eventing.process.address import is_loopback
 from eventing.process.body import BodyReader, BodyRoom
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.store.archive import Archive
+from eventing.store.file_store import FileStore
 from eventing.store.object_store import ObjectStore
 from eventing.store.redis_store import RedisStore
 from eventing.telemetry.metric.job import JobMetrics

@@ -4,9 +4,9 @@ from collections.abc import AsyncGenerator
 from typing import Final
 
 from api.batch.batch import LINE_LIMIT
-from api.batch.file_store import FileCard, FileStore
 from api.batch.jsonl import BatchLine, LineSplitter
 from eventing.errors import InvalidJob
+from eventing.store.file_store import FileCard, FileStore
 
 _READ_BYTES: Final = 256 * 1024
 _WITH_BLANK: Final = 10 * LINE_LIMIT

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from api.batch.batch import Batch
-from api.batch.file_store import BATCH_FILE_KEPT_S, FileStore
+from eventing.store.file_store import BATCH_FILE_KEPT_S, FileStore
 
 _PART_BYTES: Final = 256 * 1024
 """Size of a part: 50,000 answers make some 120 of them."""

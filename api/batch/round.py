@@ -9,7 +9,6 @@ from typing import Any
 
 from api.auth.principal import Principal
 from api.batch.batch import RESPONSES, Batch, Running
-from api.batch.file_store import FileStore
 from api.batch.store import BatchStore
 from api.job.conversation import chat_line, field_of_call, read_ask, record_metadata
 from api.job.submission import SubmitDeps, check_metadata, submit_line
@@ -18,6 +17,7 @@ from eventing.clock import Clock
 from eventing.errors import BadRequest, InvalidJob, TorporError
 from eventing.job.job import Job
 from eventing.job.store import JobIntake
+from eventing.store.file_store import FileStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,6 @@ from api.batch.batch import (
     refused_entry,
     unrun_entry,
 )
-from api.batch.file_store import FileCard
 from api.batch.input_file import read_lines
 from api.batch.jsonl import BatchLine
 from api.batch.result_file import ResultFile
@@ -35,6 +34,7 @@ from api.job.submission import keyed_job_id
 from eventing.errors import InvalidJob, NotFound, ObjectGone, TorporError, Unavailable
 from eventing.job.job import Job, JobId, JobState
 from eventing.process.body import BodyTooLarge
+from eventing.store.file_store import FileCard
 
 WINDOW: Final = 200
 """Lines of one batch in flight: enough for several predictors, few enough to poll each second."""

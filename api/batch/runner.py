@@ -10,11 +10,11 @@ from typing import Final
 
 import structlog
 
-from api.batch.file_store import FileStore
 from api.batch.round import RunnerDeps
 from api.batch.run import BatchRun, Overtaken
 from api.batch.store import CLAIM_MS, BatchStore
 from eventing.errors import NotFound, Unavailable, first_of
+from eventing.store.file_store import FileStore
 
 _TURN_S: Final = 0.5
 _BATCHES_AT_ONCE: Final = 16

@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from api.auth.principal import Scope
 from api.batch.batch import RESPONSES, Batch, BatchStatus, BatchView, check_endpoint
-from api.batch.file_store import FileStore, new_file_id
 from api.batch.store import BatchStore
 from api.http.parameter import AFTER, IDEMPOTENCY_KEY, LIMIT
 from api.job.submission import METADATA, check_metadata
@@ -22,6 +21,7 @@ from api.view.page import Page, page_of
 from eventing.clock import Clock
 from eventing.errors import BadRequest, IdempotencyConflict, NotFound
 from eventing.job.job import RUNNABLE_URLS
+from eventing.store.file_store import FileStore, new_file_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from api.auth.principal import Scope
-from api.batch.file_store import BATCH_FILE_KEPT_S, FileCard, FileStore, FileView
 from api.batch.jsonl import JsonlCheck
 from api.http.errors import FileQuotaExceeded, UnsupportedMedia
 from api.http.multipart import NamedFileParser
@@ -24,9 +23,11 @@ from api.openapi.examples import FILE_LINE
 from api.openapi.operation import Body, Text
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
+from api.view.file import FileView, file_view
 from api.view.page import Deleted, Page, page_of
 from eventing.errors import BadRequest, InvalidJob
 from eventing.process.body import BodyReader
+from eventing.store.file_store import BATCH_FILE_KEPT_S, FileCard, FileStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,7 @@ async def create_file(call: Call[FileDeps]) -> Response:
     with files.arriving(tenant, largest if quota else 0):
         form = await _form(call)
         try:
-            return json_response((await _save(call, form, quota)).view())
+            return json_response(file_view(await _save(call, form, quota)))
         finally:
             await form.close()
 
@@ -179,14 +180,14 @@ async def list_files(call: Call[FileDeps]) -> Response:
         cards = [card for card in cards if card.purpose == purpose]
     if order == "asc":
         cards.reverse()
-    return json_response(page_of([card.view() for card in cards], query, limit))
+    return json_response(page_of([file_view(card) for card in cards], query, limit))
 
 
 @routes.operation("GET", "/v1/files/{id}", Scope.JOBS_READ, answers=FileView)
 async def retrieve_file(call: Call[FileDeps]) -> Response:
     """Retrieve a file's metadata."""
     card = await call.deps.files.card(call.principal.tenant, call.request.path_params["id"])
-    return json_response(card.view())
+    return json_response(file_view(card))
 
 
 @routes.operation("GET", "/v1/files/{id}/content", Scope.JOBS_READ, answers=_CONTENT)

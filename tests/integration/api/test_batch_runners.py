@@ -18,12 +18,12 @@ from api.batch import run as batch_run
 from api.batch import runner as batch_runner
 from api.batch import store as batch_store
 from api.batch.batch import Batch, BatchStatus, parse_batch
-from api.batch.file_store import FileCard, FileStore, new_file_id
 from api.batch.store import BatchStore
 from api.job.submission import keyed_job_id, submit_line
 from eventing.clock import Clock, SystemClock
 from eventing.job.job import JobId
 from eventing.redis import keys
+from eventing.store.file_store import FileCard, FileStore, new_file_id
 from tests.integration.api.conftest import Rig, chat_line
 from tests.integration.api.fakes import FakeEngine, FakePredictor, chat_result
 

@@ -13,10 +13,10 @@ import orjson
 import pytest
 from openai import AsyncOpenAI
 
-from api.batch.file_store import FileStore
 from api.settings import ApiSettings
 from eventing.clock import SystemClock
 from eventing.errors import NotFound
+from eventing.store.file_store import FileStore
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import Rig, chat_line, rig_over
 from tests.integration.api.fakes import FakeBroker

@@ -9,7 +9,6 @@ import orjson
 import pytest
 
 from api.batch.batch import Batch, Running, parse_batch
-from api.batch.file_store import FileCard, FileStore
 from api.webhook import store as webhook_store
 from api.webhook.webhook import Endpoint, Secret
 from eventing.api_key import FileKeys, RedisKeys, mint
@@ -18,6 +17,7 @@ from eventing.errors import NewerRecord
 from eventing.job.job import AttemptRecord, Job, JobError, JobId, JobRequest, JobState, Lane
 from eventing.job.store import EntryKind
 from eventing.known_fields import VERSION, known_fields
+from eventing.store.file_store import FileCard, FileStore
 from eventing.store.job_record import parse, parse_flat_entry
 
 MORE = {"of_tomorrow": 1}

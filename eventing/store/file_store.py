@@ -1,8 +1,8 @@
 """Uploaded files and batch results on any fsspec filesystem: a folder, or object storage.
 
-Called by `/v1/files` and the batch runner. A file is a number of parts and one small `meta.json` that names them,
-written last, so that a file exists completely or not at all. At most one piece is held in memory. A file is gone
-once its `expires_at` has passed; `sweep` deletes its parts. Must not know HTTP.
+Called by `/v1/files`, the batch runner and the steps that index files. A file is a number of parts and one small
+`meta.json` that names them, written last, so that a file exists completely or not at all. At most one piece is held
+in memory. A file is gone once its `expires_at` has passed; `sweep` deletes its parts. Must not know HTTP.
 """
 
 import asyncio
@@ -14,14 +14,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC
-from typing import IO, Any, Final, Literal, Protocol, TypeVar
+from typing import IO, Any, Final, Protocol, TypeVar
 
 import fsspec  # type: ignore[import-untyped]
 import orjson
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
-from typing_extensions import TypedDict
 
-from api.http.described import described
 from eventing.clock import Clock, SystemClock
 from eventing.errors import IdempotencyConflict, NotFound, Unavailable
 from eventing.known_fields import known_fields
@@ -69,34 +67,6 @@ class FileCard:
     @property
     def kept_s(self) -> int:
         return self.expires_at - self.created_at
-
-    def view(self) -> "FileView":
-        return {
-            "id": self.id,
-            "object": "file",
-            "bytes": self.bytes,
-            "created_at": self.created_at,
-            "filename": self.filename,
-            "purpose": self.purpose,
-            "status": "processed",
-            "expires_at": self.expires_at or None,
-        }
-
-
-@described
-class FileView(TypedDict):
-    """OpenAI's file object."""
-
-    id: str
-    object: Literal["file"]
-    bytes: int
-    created_at: int
-    """All times are seconds since 1970"""
-    filename: str
-    purpose: str
-    status: Literal["processed"]
-    expires_at: int | None
-    """When it is forgotten"""
 
 
 class Check(Protocol):
