@@ -29,6 +29,7 @@ from api.limit.limit import limits_of
 from api.limit.open_streams import OpenStreams
 from api.routes import (
     batches,
+    conversations,
     dead_letters,
     events,
     files,
@@ -67,6 +68,7 @@ from eventing.process.address import is_loopback
 from eventing.process.body import BodyReader, BodyRoom
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.store.archive import Archive
+from eventing.store.conversation.store import Conversations
 from eventing.store.file_store import FileStore
 from eventing.store.object_store import ObjectStore
 from eventing.store.redis_store import RedisStore
@@ -287,6 +289,7 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
     batch_deps = batches.BatchDeps(
         batches=parts.batches.batches, files=parts.batches.files, clock=parts.clock
     )
+    conversation_deps = conversations.ConversationDeps(conversations=Conversations(parts.redis))
     webhook_deps = webhooks.WebhookDeps(webhooks=parts.webhooks, allowed=submission.webhook_allow)
     return [
         openai.routes.router(access, openai_deps),
@@ -294,6 +297,7 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
         response_input.routes.router(access, response_deps),
         responses.routes.router(access, response_deps),
         response_socket.router(response_socket_deps),
+        conversations.routes.router(access, conversation_deps),
         files.routes.router(access, file_deps),
         batches.routes.router(access, batch_deps),
         webhooks.routes.router(access, webhook_deps),

@@ -13,6 +13,8 @@
     ├── NotFound                no such object, or another tenant's         404
     ├── ObjectGone              its large result is no longer stored        410
     ├── WrongState              the job's state does not allow it           409
+    ├── ConversationLocked      another response is adding to it            409
+    ├── ConversationMoved       it has grown since it was read              409
     └── Unavailable             store, broker or engine: retry later        503
         ├── StoreUnavailable
         ├── BrokerUnavailable
@@ -128,6 +130,20 @@ class WrongState(TorporError):
 
     status = 409
     code = "wrong_state"
+
+
+class ConversationLocked(TorporError):
+    """Another response that has not ended is adding to the conversation."""
+
+    status = 409
+    code = "conversation_locked"
+
+
+class ConversationMoved(TorporError):
+    """The conversation has grown between reading it and recording the job that goes on from it."""
+
+    status = 409
+    code = "conversation_moved"
 
 
 class Unavailable(TorporError):

@@ -271,6 +271,22 @@ _DELIVERY: Final[Example] = {
         {"at_ms": _AT_MS + 100, "status": 204, "error": None, "duration_ms": 35, "next_ms": None}
     ],
 }
+_CONVERSATION: Final[Example] = {
+    "id": "conv_0123456789abcdef01234567",
+    "object": "conversation",
+    "created_at": _AT_S,
+    "metadata": {"topic": "birds"},
+}
+_ITEM: Final[Example] = {
+    "type": "message",
+    "role": "user",
+    "content": [{"type": "input_text", "text": "Why do birds sleep?"}],
+}
+_NAMED_ITEM: Final[Example] = {
+    **_ITEM,
+    "id": "msg_0123456789abcdef01234567",
+    "status": "completed",
+}
 FILE_LINE: Final = (
     '{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": '
     '"smollm2-135m-instruct", "messages": [{"role": "user", "content": "Say hello."}]}}'
@@ -332,6 +348,12 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "StoredChatCompletion": _STORED_CHAT,
     "StoredCompletionUpdate": {"metadata": {"team": "billing"}},
     "MessageList": _listed(_STORED_MESSAGE),
+    "Conversation": _CONVERSATION,
+    "ConversationRequest": {"items": [_ITEM], "metadata": {"topic": "birds"}},
+    "ConversationUpdate": {"metadata": {"topic": "sleep"}},
+    "ConversationItem": _NAMED_ITEM,
+    "ConversationItemList": _listed(_NAMED_ITEM),
+    "ConversationItemsRequest": {"items": [_ITEM]},
     "Job": _JOB,
     "JobList": {"object": "list", "data": [_LISTED_JOB], "next_cursor": None},
     "JobRequest": _LINE,

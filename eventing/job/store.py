@@ -15,6 +15,18 @@ from eventing.job.job import DEFAULT_TENANT, Job, JobError, JobId, JobRequest, J
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationTurn:
+    """The conversation that a job belongs to, and the items that it was asked, which are put there with its answer
+    when it ends with one. `seq` is the conversation's sequence number at which the prompt was made, None where it is
+    made later. Only one job at a time has a conversation.
+    """
+
+    id: str
+    items: tuple[Mapping[str, Any], ...]
+    seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
     """A job to record. `deadline_ms` is epoch milliseconds, 0 for none; `options_sha` is a digest of the submit
     options besides the request, empty where a submit cannot be repeated.
@@ -31,6 +43,7 @@ class NewJob:
     metadata: Mapping[str, str] = field(default_factory=dict)
     options_sha: str = ""
     attempt: int = 0  #: attempts counted by another, unshared store (of a redriven job)
+    turn: ConversationTurn | None = None  #: kept by the store in Redis alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +255,8 @@ class JobIntake(JobReader, Protocol):
         be recorded.
 
         Raises `IdempotencyConflict` when the id exists with another request or other options, or was deleted
-        (`JobDeleted`); `BrokerUnavailable` above `max_unpublished` outbox notes.
+        (`JobDeleted`); `BrokerUnavailable` above `max_unpublished` outbox notes; `ConversationLocked`,
+        `ConversationMoved` and `NotFound` for the conversation of its turn.
         """
 
     async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:

@@ -90,6 +90,22 @@ def index(tenant: str, name: str, part: str = "") -> str:
     return f"{whole}:{part}" if part else whole
 
 
+def conversation(conversation_id: str) -> str:
+    return f"{PREFIX}:{{{escape(conversation_id)}}}"
+
+
+def conversation_items(conversation_id: str) -> str:
+    return f"{PREFIX}:{{{escape(conversation_id)}}}:items"
+
+
+def conversation_order(conversation_id: str) -> str:
+    return f"{PREFIX}:{{{escape(conversation_id)}}}:order"
+
+
+def conversation_vectors(conversation_id: str) -> str:
+    return f"{PREFIX}:{{{escape(conversation_id)}}}:vectors"
+
+
 def webhook_endpoints_of(tenant: str) -> str:
     return f"{PREFIX}:{{webhooks}}:endpoints:{escape(tenant)}"
 

@@ -13,7 +13,14 @@ import orjson
 
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState, Lane, error_of
 from eventing.job.prompt import prompt_start
-from eventing.job.store import Ending, EntryKind, ListField, NewJob, StreamEntry
+from eventing.job.store import (
+    ConversationTurn,
+    Ending,
+    EntryKind,
+    ListField,
+    NewJob,
+    StreamEntry,
+)
 from eventing.known_fields import check_version, known_fields, known_value
 from eventing.redis import keys
 from eventing.store.object_ref import ObjectRef
@@ -75,12 +82,28 @@ def new_fields(new: NewJob, request: bytes, queues: Sequence[str] = ()) -> list[
         pairs["options_sha"] = new.options_sha
     if new.traceparent:
         pairs["traceparent"] = new.traceparent
+    if new.turn:
+        pairs["conversation"] = new.turn.id
+        pairs["turn"] = orjson.dumps(_turn_items(new.id, new.turn))
     if new.metadata:
         pairs["metadata"] = metadata = orjson.dumps(dict(new.metadata))
         if len(metadata) > LABELS_BYTES:
             short = {n: text for n, text in new.metadata.items() if len(text) <= _LABEL_CHARS}
             pairs["labels"] = orjson.dumps(short)
     return [item for pair in pairs.items() for item in pair]
+
+
+def _turn_items(job_id: JobId, turn: ConversationTurn) -> list[str]:
+    """Ids and items (JSON), in turn, as the script that ends the job appends them."""
+    named = [(turn_item_id(job_id, place), item) for place, item in enumerate(turn.items)]
+    return [
+        text for name, item in named for text in (name, orjson.dumps({**item, "id": name}).decode())
+    ]
+
+
+def turn_item_id(job_id: JobId, place: int) -> str:
+    """The id of an item that a response was asked."""
+    return f"item_{job_id.removeprefix('job_')}_{place}"
 
 
 def shown_fields(request: JobRequest) -> dict[str, str]:

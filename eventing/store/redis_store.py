@@ -9,12 +9,20 @@ import secrets
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import orjson
 from redis.asyncio import Redis
 
-from eventing.errors import BrokerUnavailable, IdempotencyConflict, JobDeleted, ObjectsUnavailable
+from eventing.errors import (
+    BrokerUnavailable,
+    ConversationLocked,
+    ConversationMoved,
+    IdempotencyConflict,
+    JobDeleted,
+    NotFound,
+    ObjectsUnavailable,
+)
 from eventing.job.job import (
     Job,
     JobError,
@@ -49,6 +57,8 @@ from eventing.store import job_record
 from eventing.store.object_ref import ObjectRef
 from eventing.store.redis_index import RedisIndex
 from eventing.store.redis_list import Marks, RedisList
+
+_LOCKED: Final = "another response is adding to this conversation; try again when it has ended"
 
 
 class ArchiveReader(Protocol):
@@ -95,10 +105,14 @@ class RedisStore:
             new.lane,
             new.tenant,
             event_identity(new.source, new.event_id, new.tenant),
-            *_publication_args(publication),
+            publication.event,
+            "" if new.turn is None or new.turn.seq is None else new.turn.seq,
+            *_queue_args(publication),
             *job_record.new_fields(new, request, publication.queues),
         ]
         job_keys = [keys.job(new.id), keys.jobs_of(new.tenant)]
+        if new.turn is not None:
+            job_keys.append(keys.conversation(new.turn.id))
         ((status, created_ms),) = await self._run_all([("submit", job_keys, args)])
         match status:
             case b"created":
@@ -108,6 +122,12 @@ class RedisStore:
                 return job or job_record.fresh(new, int(created_ms)), False
             case b"deleted":
                 raise JobDeleted("the job of this identity was deleted")
+            case b"locked":
+                raise ConversationLocked(_LOCKED)
+            case b"moved":
+                raise ConversationMoved("the conversation has grown meanwhile")
+            case b"gone":
+                raise NotFound("the conversation was deleted")
             case b"full":
                 raise BrokerUnavailable(f"the broker has yet to take {most} jobs", 2.0)
             case _:
@@ -285,7 +305,8 @@ class RedisStore:
             job.attempt,
             self._settings.republish_after_s * 1000,
             int(publication.max_unpublished is not None),
-            *_publication_args(publication),
+            publication.event,
+            *_queue_args(publication),
         ]
         if request is not None:
             text = request.to_json()
@@ -293,6 +314,8 @@ class RedisStore:
             shown = job_record.shown_fields(request).items()
             args += ["request", text, "sha", sha, *(part for pair in shown for part in pair)]
         (answer,) = await self._run_all([("redrive", _job_keys(job.id), args)])
+        if answer == b"locked":
+            raise ConversationLocked(_LOCKED)
         return bool(answer == b"queued")
 
     async def delete(self, job_id: JobId) -> bool:
@@ -368,5 +391,5 @@ def _batch_args(batch: TokenBatch) -> list[Argument]:
     return [batch.index, len(batch.token_ids), ids, batch.delta]
 
 
-def _publication_args(publication: Publication) -> list[Argument]:
-    return [publication.event, len(publication.queues), *publication.queues]
+def _queue_args(publication: Publication) -> list[Argument]:
+    return [len(publication.queues), *publication.queues]

@@ -49,7 +49,7 @@ end
 
 -- What the scripts judge by, of a job's record, in one read; `false` for a field that it has not.
 local FIELDS = {'state', 'attempt', 'failures', 'token_count', 'history', 'tenant', 'tenant_key', 'model', 'queues', 'lane', 'source',
-  'event_id', 'deadline_ms', 'lease_id', 'lease_until_ms', 'started_ms', 'first_token_ms', 'gpu_ms', 'restart', 'sha'}
+  'event_id', 'deadline_ms', 'lease_id', 'lease_until_ms', 'started_ms', 'first_token_ms', 'gpu_ms', 'restart', 'sha', 'conversation'}
 local function read_job(key)
   local job = {}
   for i, value in ipairs(redis.call('HMGET', key, unpack(FIELDS))) do job[FIELDS[i]] = value end
@@ -106,6 +106,89 @@ local function void_entry(prefix, lane, member)
   redis.call('HDEL', prefix .. 'tries', member, '\0again:' .. member, '\0refused:' .. member, '\0refused_ms:' .. member)
 end
 
+-- Let a conversation live for its whole time again, from now on.
+local function keep_conversation(conversation)
+  local keep_s = redis.call('HGET', conversation, 'keep_s')
+  for _, part in ipairs({'', ':items', ':order', ':vectors'}) do redis.call('EXPIRE', conversation .. part, keep_s) end
+end
+
+-- Put items (id, JSON in turn) at the end of a conversation. One whose id is there already stays as it is, so that the same items again
+-- change nothing.
+local function append_items(conversation, pairs_of_items)
+  local seq, added = tonumber(redis.call('HGET', conversation, 'seq')), 0
+  for i = 1, #pairs_of_items, 2 do
+    if redis.call('HSETNX', conversation .. ':items', pairs_of_items[i], pairs_of_items[i + 1]) == 1 then
+      seq, added = seq + 1, added + #pairs_of_items[i + 1]
+    end
+    redis.call('ZADD', conversation .. ':order', 'NX', seq, pairs_of_items[i])
+  end
+  redis.call('HSET', conversation, 'seq', seq)
+  redis.call('HINCRBY', conversation, 'bytes', added)
+  keep_conversation(conversation)
+end
+
+-- Text of the chat message of a result; '' for none.
+local function text_of(value) return type(value) == 'string' and value or '' end
+
+-- The items of an answer as id, JSON in turn: as `api.view.response.output_items` makes them, without log probabilities.
+local function answer_items(job_id, result)
+  local tail, items = string.sub(job_id, 5), {}
+  local choice = (cjson.decode(result).choices or {})[1] or {}
+  local message = type(choice.message) == 'table' and choice.message or {}
+  local cut = choice.finish_reason == 'length' or choice.finish_reason == 'content_filter'
+  local function add(id, kind, rest)
+    items[#items + 1] = id
+    items[#items + 1] = '{"id":"' .. id .. '","type":"' .. kind .. '",' .. rest .. '}'
+  end
+  local thought = text_of(message.reasoning)
+  if thought == '' then thought = text_of(message.reasoning_content) end
+  if thought ~= '' then
+    add('rs_' .. tail, 'reasoning', '"summary":[],"content":[{"type":"reasoning_text","text":' .. cjson.encode(thought)
+      .. '}],"status":"completed"')
+  end
+  if text_of(message.content) ~= '' then
+    add('msg_' .. tail, 'message', '"role":"assistant","status":"' .. (cut and 'incomplete' or 'completed')
+      .. '","content":[{"type":"output_text","text":' .. cjson.encode(message.content) .. ',"annotations":[],"logprobs":[]}]')
+  end
+  for n, call in ipairs(type(message.tool_calls) == 'table' and message.tool_calls or {}) do
+    local id, named = 'fc_' .. tail .. '_' .. (n - 1), type(call['function']) == 'table' and call['function'] or {}
+    local call_id = text_of(call.id)
+    add(id, 'function_call', '"call_id":' .. cjson.encode(call_id ~= '' and call_id or id) .. ',"name":' .. cjson.encode(text_of(named.name))
+      .. ',"arguments":' .. cjson.encode(text_of(named.arguments)) .. ',"status":"completed"')
+  end
+  return items
+end
+
+-- Take a conversation for one job, so that no two add to it at once; `seq` is the number that it was read at, '' for any. Gives nothing, or
+-- why not. A job that has it and has ended, or is gone, is no obstacle.
+local function begin_turn(conversation, job_id, seq)
+  local held = redis.call('HMGET', conversation, 'tenant', 'seq', 'job')
+  if not held[1] then return 'gone' end
+  if held[3] and held[3] ~= job_id then
+    local state = redis.call('HGET', 'torpor:{' .. held[3] .. '}', 'state')
+    if state == 'queued' or state == 'in_progress' then return 'locked' end
+  end
+  if seq ~= '' and seq ~= held[2] then return 'moved' end
+  redis.call('HSET', conversation, 'job', job_id)
+  keep_conversation(conversation)
+end
+
+-- Let the conversation of a job go, and put what an answered job was asked and answered at its end. Called before the job's state
+-- changes: when a power cut keeps only the first half of a script (Redis 7.0 can do that), the job ends again and adds what is missing.
+local function end_turn(key, job_id, conversation_id, state, result)
+  local conversation = 'torpor:{' .. conversation_id .. '}'
+  if redis.call('HGET', conversation, 'job') ~= job_id then return end -- deleted meanwhile
+  if state == 'completed' or state == 'incomplete' then
+    local items = cjson.decode(redis.call('HGET', key, 'turn') or '[]')
+    if result then
+      for _, each in ipairs(answer_items(job_id, result)) do items[#items + 1] = each end
+    end
+    append_items(conversation, items)
+    redis.call('HDEL', key, 'turn')
+  end
+  redis.call('HDEL', conversation, 'job')
+end
+
 -- The one way into a terminal state: record, stream, lists, queues, and the entry for the ended stream (docs/adr/0140).
 -- `job` is the record as `read_job` gave it in this script; `outcome` closes a running attempt; `fields` are field, value pairs
 -- (result, usage, error).
@@ -117,6 +200,9 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   redis.call('XADD', ENDED, 'MAXLEN', '~', ENDED_KEPT, '*', 'job', job_id, 'tenant', job.tenant, 'model', job.model or '',
     'lane', job.lane, 'attempt', job.attempt, 'state', state, 'dead', dead, 'at_ms', now)
   redis.call('XADD', 'torpor:results:' .. list, 'MAXLEN', '~', FEED_KEPT, '*', 'job', job_id, 'attempt', job.attempt)
+  local size, result = 16 * (tonumber(job.token_count) or 0), nil
+  for i = 1, #fields, 2 do if fields[i] == 'result' then result = fields[i + 1] end end
+  if job.conversation then end_turn(key, job_id, job.conversation, state, result) end
   redis.call('HSET', key, 'state', state, 'attempt', job.attempt, 'finished_ms', now, 'lease_owner', '', 'lease_until_ms', 0,
     'dead', dead, 'history', history_json(history), unpack(fields))
   redis.call('XADD', key .. ':tokens', '*', 'kind', 'state', 'state', state, 'attempt', job.attempt, 'at_ms', now)
@@ -124,9 +210,7 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   redis.call('EXPIRE', key .. ':tokens', retention_s)
   redis.call('ZADD', LEAVING, now + 1000 * retention_s, list .. ' ' .. job_id)
   -- Not of a failed job: a redrive goes on from its tokens.
-  local size = 16 * (tonumber(job.token_count) or 0)
-  for i = 1, #fields, 2 do if fields[i] == 'result' then size = size + #fields[i + 1] end end
-  if size > LARGE and state ~= 'failed' then redis.call('ZADD', UNARCHIVED, now, job_id) end
+  if size + #(result or '') > LARGE and state ~= 'failed' then redis.call('ZADD', UNARCHIVED, now, job_id) end
   if dead == '1' then redis.call('ZADD', 'torpor:dead:' .. list, now, job_id) end
   if job.deadline_ms and job.deadline_ms ~= '0' then redis.call('ZREM', DEADLINES, job_id) end
   redis.call('ZREM', UNSTARTED, job_id)

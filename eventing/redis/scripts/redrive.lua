@@ -5,11 +5,12 @@
 -- ARGV  1 '1' if the request was edited (then tokens so far are void, and the next attempt says so), 2 attempt of the dead letter,
 --       3 recheck_ms, 4 '1' to note that its event is unpublished, 5 event record, 6 number n of queues that want it,
 --       7..6+n prefixes of their keys, 7+n.. field, value pairs (request, sha, model)
--- gives 'queued' | 'not_dead' (or redriven meanwhile) | 'missing'
-local job = redis.call('HMGET', KEYS[1], 'state', 'dead', 'attempt', 'token_count', 'tenant', 'lane', 'source', 'event_id')
+-- gives 'queued' | 'not_dead' (or redriven meanwhile) | 'missing' | 'locked' (another job is adding to its conversation)
+local job = redis.call('HMGET', KEYS[1], 'state', 'dead', 'attempt', 'token_count', 'tenant', 'lane', 'source', 'event_id', 'conversation')
 if not job[1] then return 'missing' end
 if job[1] ~= 'failed' or job[2] ~= '1' or job[3] ~= ARGV[2] then return 'not_dead' end
 local now, job_id = now_ms(), string.match(KEYS[1], '{(.*)}')
+if job[9] and begin_turn('torpor:{' .. job[9] .. '}', job_id, '') == 'locked' then return 'locked' end
 local attempt, n = job[3] + 1, tonumber(ARGV[6])
 redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', attempt, 'dead', 0, 'failures', 0, 'finished_ms', 0, 'deadline_ms', 0, 'redriven_ms', now)
 redis.call('HDEL', KEYS[1], 'error', 'result', 'usage')

@@ -44,6 +44,12 @@ class Owned:
     endpoint: str
     delivery: str
     completion: str
+    conversation: str
+    item: str
+
+    def url_for(self, path: str) -> str:
+        """The path with the ids in it."""
+        return path.replace("{id}", self.id_for(path)).replace("{item_id}", self.item)
 
     def id_for(self, path: str) -> str:
         """The id that a call on `path` takes."""
@@ -56,6 +62,7 @@ class Owned:
             "/v1/batches": self.batch,
             "/v1/webhook_endpoints": self.endpoint,
             "/v1/webhook_deliveries": self.delivery,
+            "/v1/conversations": self.conversation,
         }
         return kinds[path.partition("/{")[0]]
 
@@ -88,6 +95,9 @@ async def owned(api: ApiWithJobs, acme: dict[str, str]) -> Owned:
     await (await FakePredictor(api.store, letter).start()).fail("it_broke")
     await api.deliver(letter, "b" * 24)
     log = await api.client.get("/v1/webhook_deliveries", headers=acme)
+    said = [{"role": "user", "content": "mine"}]
+    conversation = (await made("/v1/conversations", json={"items": said}))["id"]
+    items = await api.client.get(f"/v1/conversations/{conversation}/items", headers=acme)
     return Owned(
         job=await api.submit("mine", headers=acme),
         letter=letter,
@@ -97,6 +107,8 @@ async def owned(api: ApiWithJobs, acme: dict[str, str]) -> Owned:
         endpoint=hook["id"],
         delivery=log.json()["data"][0]["id"],
         completion=kept["id"].replace("job_", "chatcmpl-"),
+        conversation=conversation,
+        item=items.json()["first_id"],
     )
 
 
@@ -114,7 +126,10 @@ def named_things(api: ApiWithJobs) -> list[tuple[str, str]]:
 def body_for(path: str) -> dict[str, Any]:
     if path.endswith("/test"):
         return {"event_type": "response.completed"}
-    return {"metadata": {}} if path.startswith("/v1/chat/completions") else {}
+    if path == "/v1/conversations/{id}/items":
+        return {"items": [{"role": "user", "content": "theirs"}]}
+    is_update = path.startswith(("/v1/chat/completions", "/v1/conversations"))
+    return {"metadata": {}} if is_update else {}
 
 
 async def test_a_guess_of_anothers_id_is_the_same_404_as_an_id_that_never_was(
@@ -126,7 +141,7 @@ async def test_a_guess_of_anothers_id_is_the_same_404_as_an_id_that_never_was(
         answers = []
         for id_ in (owned.id_for(path), owned.id_for(path)[:-24] + UNKNOWN):
             body = body_for(path) if method == "POST" else None
-            url = path.replace("{id}", id_)
+            url = path.replace("{id}", id_).replace("{item_id}", owned.item)
             answer = await api.client.request(method, url, headers=other, json=body)
             answers.append((answer.status_code, answer.text.replace(id_, "")))
         if answers[0][0] != 404 or answers[0] != answers[1]:
@@ -141,16 +156,14 @@ async def test_a_tenant_cannot_delete_another_tenants_objects(
 ) -> None:
     for method, path in named_things(api):
         if method != "GET":
-            url = path.replace("{id}", owned.id_for(path))
-            await api.client.request(method, url, headers=other)
+            await api.client.request(method, owned.url_for(path), headers=other)
 
     missing = [
         path
         for method, path in named_things(api)
         # The first never ends; the second is there once the job has ended.
         if method == "GET" and not path.endswith(("/events", "/result"))
-        for url in [path.replace("{id}", owned.id_for(path))]
-        if (await api.client.get(url, headers=acme)).status_code != 200
+        if (await api.client.get(owned.url_for(path), headers=acme)).status_code != 200
     ]
     assert missing == []
 
