@@ -12,9 +12,9 @@ import fsspec  # type: ignore[import-untyped]
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-from api.webhook.address import allow_list
 from api.webhook.schedule import SCHEDULE_S
 from eventing.job.capability import Capability
+from eventing.process.egress import allow_list
 from eventing.process.setting import HttpUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token, token_file
 from eventing.settings import StoreSettings
 from eventing.telemetry.cost import Price

@@ -47,7 +47,6 @@ from api.routes import (
 from api.routes.held import HeldDeps
 from api.routes.route import Access
 from api.settings import ApiSettings
-from api.webhook.address import allow_list
 from api.webhook.listener import WebhookListener
 from api.webhook.sender import SenderSettings, WebhookSender
 from api.webhook.service import WebhookService
@@ -66,6 +65,7 @@ from eventing.outbox import outbox
 from eventing.outbox.publisher import OutboxPublisher
 from eventing.process.address import is_loopback
 from eventing.process.body import BodyReader, BodyRoom
+from eventing.process.egress import allow_list
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.store.archive import Archive
 from eventing.store.conversation.store import Conversations

@@ -18,7 +18,6 @@ from api.auth.principal import Principal
 from api.http.parameter import IDEMPOTENCY_KEY, REQUEST_ID, Parameter
 from api.job.catalog import Catalog
 from api.job.concurrency_limiter import ConcurrencyLimiter
-from api.webhook.address import AllowList, check_url
 from api.webhook.webhook import (
     BATCH,
     JOB_WEBHOOK,
@@ -48,6 +47,7 @@ from eventing.job.job import (
     parse_request,
 )
 from eventing.job.store import NewJob
+from eventing.process.egress import AllowList, check_url
 from eventing.telemetry import trace
 from eventing.telemetry.metric.series import labelled
 from eventing.telemetry.span import followable

@@ -27,7 +27,6 @@ from api.view.webhook import (
     endpoint_view,
     with_secret,
 )
-from api.webhook.address import AllowList, check_url
 from api.webhook.service import WebhookService
 from api.webhook.webhook import (
     OVERLAP_S,
@@ -42,6 +41,7 @@ from api.webhook.webhook import (
 )
 from eventing.errors import InvalidJob, NotFound, Unavailable, WrongState
 from eventing.job.call_fields import FLAG, check
+from eventing.process.egress import AllowList, check_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,14 +16,14 @@ import structlog
 from aiohttp.abc import AbstractResolver
 from prometheus_client import Counter, Histogram
 
-from api.webhook.address import AllowList, check_url
 from api.webhook.receiver_queue import Lane, ReceiverQueues
-from api.webhook.resolver import GuardedResolver, TargetRefused
 from api.webhook.schedule import SCHEDULE_S, RetryDecision, TryOutcome, TryVerdict, decide
 from api.webhook.store import WebhookStore
 from api.webhook.webhook import PER_JOB, Endpoint, Try, WebhookDelivery, signed_headers
 from eventing.errors import BadRequest, NotFound, StoreUnavailable
 from eventing.job.job import JobId
+from eventing.process.egress import AllowList, check_url
+from eventing.process.guarded_resolver import GuardedResolver, TargetRefused
 from eventing.telemetry import trace
 
 _TAKE: Final = 100

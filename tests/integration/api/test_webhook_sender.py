@@ -14,7 +14,6 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from redis.asyncio import Redis
 from standardwebhooks import Webhook
 
-from api.webhook.address import AllowList
 from api.webhook.listener import WebhookListener
 from api.webhook.schedule import TryVerdict
 from api.webhook.sender import SenderSettings, WebhookSender
@@ -28,8 +27,9 @@ from api.webhook.webhook import (
     WebhookDelivery,
     new_secret,
 )
+from eventing.process.egress import AllowList
 from tests.integration.api.receiver import Receiver, receiving
-from tests.unit.api.test_webhook_address import INSIDE
+from tests.unit.eventing.test_egress import INSIDE
 
 LOOPBACK = AllowList.parse(["127.0.0.0/8"])
 QUICK = (0.0, 0.2, 0.2, 0.2)

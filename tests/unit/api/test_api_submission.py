@@ -12,7 +12,6 @@ from api.job.catalog import Catalog
 from api.job.concurrency_limiter import ConcurrencyLimiter
 from api.job.submission import SubmitDeps, SubmitOptions, keyed_job_id, parse_submit_options, submit
 from api.settings import ModelCard
-from api.webhook.address import AllowList
 from eventing.broker.intake import Intake
 from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event
@@ -26,6 +25,7 @@ from eventing.errors import (
 from eventing.job.job import Job, JobId, JobState, Lane
 from eventing.job.store import ARRIVED, NewJob, Publication
 from eventing.outbox.publisher import OutboxPublisher
+from eventing.process.egress import AllowList
 from eventing.store.memory_store import MemoryStore
 
 TENANT = Principal(tenant="t")

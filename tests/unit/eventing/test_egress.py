@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.webhook.address import AllowList, check_url, may_dial, refusal
 from eventing.errors import InvalidJob
+from eventing.process.egress import AllowList, check_url, may_dial, refusal
 
 NOTHING = AllowList()
 

@@ -1,8 +1,8 @@
-"""The policy on addresses and hosts that webhooks may reach. Pure.
+"""The policy on addresses and hosts that calls to a named URL may reach: webhooks, and upstream providers. Pure.
 
-Called when a URL is submitted, and again by the resolver and the sender before each connection. It prevents SSRF
-(OWASP): a caller who can submit a URL must not reach hosts that only this network can reach. Must not know
-deliveries or sockets.
+Called when a URL is submitted or configured, and again by the resolver and the sender before each connection. It
+prevents SSRF (OWASP): who names a URL must not reach hosts that only this network can reach. Must not know deliveries
+or sockets.
 """
 
 import re
@@ -74,7 +74,7 @@ _NUMBER: Final = re.compile(r"([0-9]+|0x[0-9a-f]*)\Z")
 
 @dataclass(frozen=True, slots=True)
 class AllowList:
-    """Internal addresses that webhooks may reach: networks, and host names (`*.` for all below one). A listed name
+    """Internal addresses that may be reached: networks, and host names (`*.` for all below one). A listed name
     may resolve to any address.
     """
 
@@ -109,7 +109,7 @@ class AllowList:
 
 
 @dataclass(frozen=True, slots=True)
-class WebhookTarget:
+class Target:
     """An accepted URL. `host` is lower-case, without a final dot; `address` is set when the host is a literal
     address.
     """
@@ -125,7 +125,7 @@ def allow_list(entries: tuple[str, ...]) -> AllowList:
     return AllowList.parse(entries)
 
 
-def check_url(text: object, allowed: AllowList, where: str) -> WebhookTarget:
+def check_url(text: object, allowed: AllowList, where: str) -> Target:
     """The target in `text`.
 
     Raises `InvalidJob` naming `where` for anything but an https URL (or http for hosts on the allow-list) to a
@@ -149,7 +149,7 @@ def check_url(text: object, allowed: AllowList, where: str) -> WebhookTarget:
         _check_public(host, address, where)
         if url.scheme != "https":
             raise InvalidJob(f"{where} must start with https://", where)
-    return WebhookTarget(url, host, address)
+    return Target(url, host, address)
 
 
 def refusal(address: Address) -> str:

@@ -1,6 +1,6 @@
-"""Resolves a webhook's host once and refuses internal addresses.
+"""Resolves a host once and refuses internal addresses.
 
-Called by aiohttp's connector for each connection of the sender. The connector connects to the addresses returned
+Called by aiohttp's connector for each connection of a sender. The connector connects to the addresses returned
 here, so there is no second look-up with another answer. Must not know deliveries.
 """
 
@@ -9,11 +9,11 @@ from ipaddress import ip_address
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from api.webhook.address import AllowList, may_dial, refusal
+from eventing.process.egress import AllowList, may_dial, refusal
 
 
 class TargetRefused(OSError):
-    """The host resolves to an address that webhooks must not reach."""
+    """The host resolves to an address that must not be reached."""
 
 
 class GuardedResolver(AbstractResolver):
