@@ -150,17 +150,20 @@ class ResponseWriter:
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
 
-    def write(self, data: bytes) -> bool:
-        """Write `data` to the socket at once, as the server's `send` would. False when that would have to wait: the
-        response has not begun, or the client reads too slowly.
-        """
+    @property
+    def is_writable(self) -> bool:
+        """False when a write would have to wait: the response has not begun, or the client reads too slowly."""
         cycle = self._cycle
-        if cycle.flow.write_paused or not cycle.response_started or cycle.response_complete:
-            return False
+        return (
+            cycle.response_started and not cycle.response_complete and not cycle.flow.write_paused
+        )
+
+    def write(self, data: bytes) -> None:
+        """Write `data` to the socket at once, as the server's `send` would. Only while it is writable."""
+        cycle = self._cycle
         if data and not cycle.disconnected:  # an empty chunk would end the response
             framed = b"%x\r\n%b\r\n" % (len(data), data) if cycle.chunked_encoding else data
             cycle.transport.write(framed)
-        return True
 
     def abort(self) -> None:
         """Close the connection of a client that does not read; unsent data is dropped."""

@@ -277,12 +277,18 @@ async def _next(reader: LiveReader, timeout_s: float) -> list[StreamEntry]:
 def write_directly(
     wire: ResponseWriter | None, render: Callable[[StreamEntry], bytes]
 ) -> TokenCallback | None:
-    """A callback that writes tokens to the connection as they are read."""
+    """A callback that writes tokens to the connection as they are read.
+
+    `render` may count and collect what it renders, so it gets an entry only when its frames are surely written.
+    """
     if wire is None:
         return None
 
     def on_tokens(entries: Sequence[StreamEntry]) -> bool:
-        return wire.write(b"".join(map(render, entries)))
+        if not wire.is_writable:
+            return False
+        wire.write(b"".join(map(render, entries)))
+        return True
 
     return on_tokens
 

@@ -9,7 +9,7 @@ and delays no other. Must not know HTTP. A Redis Cluster, which would need one c
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -143,7 +143,10 @@ class Reader:
         """Called by the multiplexer only. A reader whose buffer overflows is cut off; a reader with an empty buffer
         can always take one read of the multiplexer.
         """
-        if self._failure is not None or self._was_taken(entries):
+        if self._failure is not None:
+            return
+        entries = self._fresh(entries)
+        if not entries or self._was_taken(entries):
             return
         more = sum(_weight(entry) for entry in entries)
         if self._entries and self._bytes + more > _BUFFER_BYTES:
@@ -160,18 +163,17 @@ class Reader:
             return False
         if any(entry.kind is not EntryKind.TOKENS for entry in entries):
             return False
-        fresh = self._fresh(entries)
         try:
-            was_tapped = not fresh or self._on_tokens(fresh)
+            was_taken = self._on_tokens(entries)
         except (
             Exception
         ) as error:  # the error is raised by the reader's next(); other readers go on
             self._failure = error
             self._arrived.set()
             return True
-        if was_tapped and fresh:
-            self.cursor = fresh[-1].cursor
-        return was_tapped
+        if was_taken:
+            self.cursor = entries[-1].cursor
+        return was_taken
 
     def _drain(self) -> list[StreamEntry]:
         self._arrived.clear()
@@ -304,29 +306,32 @@ class StreamMultiplexer:
         self, connection: AbstractConnection, names: Sequence[bytes], all_names: int
     ) -> None:
         """One read of some of the streams, and a pause."""
-        streams = [stream for name in names if (stream := self._streams.get(name))]
+        streams = {name: stream for name in names if (stream := self._streams.get(name))}
         if not streams:
             return
         block_ms = _BLOCK_MS if all_names == len(names) else _SHORT_BLOCK_MS
         # Not the client's `xread`, whose parsing of entries costs as much as all of this loop.
         await connection.send_command(
             *("XREAD", "COUNT", _ENTRIES_PER_READ, "BLOCK", block_ms, "STREAMS"),
-            *(stream.key for stream in streams),
-            *(stream.position for stream in streams),
+            *streams,
+            *(stream.position for stream in streams.values()),
         )
         answer = await connection.read_response()
         began_s = (
             time.thread_time()
         )  # CPU time, not wall time, which on a busy machine counts other processes
-        self._hand_out(answer or ())
+        self._hand_out(streams, answer or ())
         worked_s = time.thread_time() - began_s
         await asyncio.sleep(max(worked_s * _REST_SHARE, len(streams) * _REST_PER_STREAM_S))
 
-    def _hand_out(self, answer: Iterable[tuple[bytes, Sequence[_Entry]]]) -> None:
+    def _hand_out(
+        self, streams: Mapping[bytes, _Stream], answer: Iterable[tuple[bytes, Sequence[_Entry]]]
+    ) -> None:
+        """Pass on what was read of `streams`. A stream whose last reader left meanwhile may have been joined anew,
+        from an earlier position: this answer is not for that reader.
+        """
         for key, raw in answer:
-            stream = self._streams.get(key)
-            if stream is None:
-                continue
+            stream = streams[key]
             entries = [parse_flat_entry(cursor, flat) for cursor, flat in raw]
             stream.position = raw[-1][0]
             for reader in tuple(stream.readers):

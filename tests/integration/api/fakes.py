@@ -206,8 +206,12 @@ async def _served(
             server.should_exit = True
 
 
-async def sse_events(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, str]]:
-    """The events of an SSE stream as dicts of their fields; comments are under `comment`, blank lines under `blank`."""
+async def sse_events(
+    lines: AsyncIterator[str], *, with_keep_alives: bool = False
+) -> AsyncIterator[dict[str, str]]:
+    """The events of an SSE stream as dicts of their fields; comments are under `comment`. Keep-alives, which come by
+    the clock, are left out unless wanted; they are under `blank`.
+    """
     event: dict[str, str] = {}
     async for line in lines:
         if not line:
@@ -216,7 +220,8 @@ async def sse_events(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, str]]
             event = {}
             continue
         if line == " ":
-            yield {"blank": ""}
+            if with_keep_alives:
+                yield {"blank": ""}
             continue
         name, _, value = line.partition(": ")
         if name:

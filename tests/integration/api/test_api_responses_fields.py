@@ -91,6 +91,7 @@ async def test_log_probabilities_are_streamed(rig: Rig) -> None:
     call = {"model": "m", "input": "hi", "stream": True, "top_logprobs": 1}
     async with rig.client.stream("POST", "/v1/responses", json=call) as answer:
         predictor = await rig.predictor(await the_job(rig))
+        await asyncio.sleep(2 * rig.parts.settings.keep_alive_s)
         choice = {"index": 0, "delta": {"content": "four"}, "logprobs": {"content": LOGPROBS}}
         await predictor.say(choice)
         await predictor.finish(chat_result("four"))

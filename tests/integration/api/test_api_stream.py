@@ -97,7 +97,8 @@ async def test_a_reader_that_resumes_after_the_end_gets_204(rig: Rig) -> None:
 async def test_a_silent_stream_is_kept_open_with_lines_of_one_blank(rig: Rig) -> None:
     job_id = await rig.submit()
 
-    async with following(rig, job_id) as events:
+    async with rig.client.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
+        events = sse_events(answer.aiter_lines(), with_keep_alives=True)
         while "blank" not in await anext(events):
             continue
 

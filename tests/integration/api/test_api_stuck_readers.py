@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from api.http import sse
 from tests.integration.api.conftest import Rig, chat_line
+from tests.integration.api.fakes import chat_result, sse_events
 
 
 @asynccontextmanager
@@ -56,3 +57,21 @@ async def test_a_reader_that_takes_nothing_is_let_go_and_is_no_bug(
                 await never_read(rig, "POST /v1/chat/completions", body)
 
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_reader_that_pauses_is_told_every_word_once(rig: Rig) -> None:
+    call = {"model": "m", "input": "hi", "stream": True}
+    words = [str(number) + "x" * 8_000 for number in range(48)]
+    async with rig.client.stream("POST", "/v1/responses", json=call) as answer:
+        predictor = await rig.predictor(answer.headers["torpor-job-id"])
+        for word in words:  # more than the connection takes, less than a reader may be behind
+            await predictor.chat(word)
+        await asyncio.sleep(0.1)
+        await predictor.finish(chat_result("".join(words)))
+        events = [orjson.loads(e["data"]) async for e in sse_events(answer.aiter_lines())]
+
+    deltas = [each["delta"] for each in events if each["type"] == "response.output_text.delta"]
+    done = next(each for each in events if each["type"] == "response.output_text.done")
+    assert deltas == words
+    assert done["text"] == "".join(words)
+    assert [each["sequence_number"] for each in events] == list(range(len(events)))

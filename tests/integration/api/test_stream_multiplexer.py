@@ -198,6 +198,49 @@ async def test_entries_that_a_callback_declines_are_returned_in_order(
     assert bucket.tokens == []
 
 
+async def test_a_tap_that_declines_an_overlap_makes_no_entry_come_twice(
+    store: RedisStore,
+) -> None:
+    predictor, bucket = await running(store), Bucket()
+    bucket.is_open = False
+    await predictor.chat("x")
+    reader = Reader(store, predictor.job_id, "", lambda _: False, bucket)
+    assert len(await reader.next(1.0)) == 2
+    assert not await reader.next(0.01)
+    waiting = asyncio.create_task(reader.next(4.0))
+    await asyncio.sleep(0)
+    await predictor.chat("y")
+
+    reader.push((await store.read_stream(predictor.job_id))[1:])
+
+    assert [token for entry in await waiting for token in entry.token_ids] == [1]
+
+
+async def test_a_read_that_was_begun_for_a_reader_who_left_is_not_told_to_the_next(
+    hub: StreamMultiplexer, store: RedisStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = await running(store)
+    before = (await store.read_stream(predictor.job_id))[-1].cursor
+    await predictor.chat("x")
+    async with hub.follow(predictor.job_id) as first:
+        await caught_up(first)
+
+    async def unheard(_: int) -> None:
+        """The read in flight ends by the next entry."""
+
+    async def nothing_yet(*_: object) -> list[StreamEntry]:
+        """The entry of `x` came after this read."""
+        return []
+
+    monkeypatch.setattr(redis, "client_unblock", unheard)
+    monkeypatch.setattr(store, "read_stream", nothing_yet)
+    async with hub.follow(predictor.job_id, before) as second:
+        assert not await second.next(0.01)
+        await predictor.chat("y")
+
+        assert await tokens_of(second, 2) == [0, 1]
+
+
 async def test_a_tap_that_breaks_is_its_own_readers_affair(
     hub: StreamMultiplexer, store: RedisStore
 ) -> None:
