@@ -315,9 +315,11 @@ def unrun_entry(batch: Batch, number: int, custom_id: str | None, code: str) -> 
     return _entry(batch, number, custom_id, response=None, error=reason)
 
 
-def ended_entry(batch: Batch, running: Running, job: Job) -> tuple[bytes, bool]:
-    """The result line of an ended job, and whether it is an answer."""
-    failure = failure_of(job)
+def ended_entry(
+    batch: Batch, running: Running, job: Job, failure: TorporError | None = None
+) -> tuple[bytes, bool]:
+    """The result line of an ended job, and whether it is an answer. `failure` says why its answer cannot be read."""
+    failure = failure or failure_of(job)
     if failure is None:
         response = {"status_code": 200, "request_id": job.id, "body": _answer_of(job)}
     else:

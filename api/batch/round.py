@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api.auth.principal import Principal
-from api.batch.batch import RESPONSES, Batch, Running
+from api.batch.batch import RESPONSES, Batch, BatchStatus, Running, parse_line
+from api.batch.jsonl import BatchLine
 from api.batch.store import BatchStore
 from api.job.conversation import chat_line, field_of_call, read_ask, record_metadata
 from api.job.submission import SubmitDeps, check_metadata, submit_line
 from api.webhook.service import WebhookService
 from eventing.clock import Clock
-from eventing.errors import BadRequest, InvalidJob, TorporError
-from eventing.job.job import Job
-from eventing.job.store import JobIntake
+from eventing.errors import BadRequest, InvalidJob, ObjectGone, ObjectsUnavailable, TorporError
+from eventing.job.job import Job, JobId
+from eventing.job.store import JobIntake, JobReader
+from eventing.process.body import BodyTooLarge
 from eventing.store.file_store import FileStore
 
 
@@ -53,6 +55,26 @@ class Round:
     refused: list[tuple[int, str | None, TorporError]] = field(default_factory=list)
 
 
+def checked(line: BatchLine, endpoint: str, limit_bytes: int, seen: set[str]) -> Ready:
+    """The validated line; its custom_id is added to those that were `seen`. Raises `BadRequest`."""
+    if len(line.raw) > limit_bytes:
+        raise BodyTooLarge("the line is over the limit of a call's body", "body")
+    call = parse_line(line.raw, endpoint)
+    if call["custom_id"] in seen:
+        raise InvalidJob("custom_id was used before in this file", "custom_id")
+    seen.add(call["custom_id"])
+    return Ready(line.number, call["custom_id"], call)
+
+
+async def reason_to_stop(deps: RunnerDeps, batch: Batch) -> BatchStatus | None:
+    """`CANCELLED` or `EXPIRED` when the batch is to end before its last line."""
+    if await deps.batches.is_cancel_asked(batch.id):
+        return BatchStatus.CANCELLED
+    if deps.clock.wall_ms() / 1000 > batch.expires_at:
+        return BatchStatus.EXPIRED
+    return None
+
+
 async def job_line(
     endpoint: str, ready: Ready, deps: SubmitDeps, store: JobIntake, principal: Principal
 ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
@@ -73,6 +95,14 @@ async def submitted(deps: RunnerDeps, principal: Principal, batch: Batch, ready:
     line, metadata = await job_line(batch.endpoint, ready, deps.submission, deps.store, principal)
     key = f"{batch.id}:{ready.number}"
     return await submit_line(deps.submission, principal, line, key=key, metadata=metadata)
+
+
+async def ended_job(store: JobReader, job_id: JobId) -> tuple[Job | None, TorporError | None]:
+    """The ended job, and why its answer cannot be read, when it cannot."""
+    try:
+        return await store.get(job_id), None
+    except (ObjectGone, ObjectsUnavailable) as error:
+        return await store.get(job_id, with_result=False), error
 
 
 def in_words_of(endpoint: str, error: TorporError) -> TorporError:

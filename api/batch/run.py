@@ -29,11 +29,19 @@ from api.batch.batch import (
 from api.batch.input_file import read_lines
 from api.batch.jsonl import BatchLine
 from api.batch.result_file import ResultFile
-from api.batch.round import Ready, Round, RunnerDeps, in_words_of, submitted
+from api.batch.round import (
+    Ready,
+    Round,
+    RunnerDeps,
+    checked,
+    ended_job,
+    in_words_of,
+    reason_to_stop,
+    submitted,
+)
 from api.job.submission import keyed_job_id
-from eventing.errors import InvalidJob, NotFound, ObjectGone, TorporError, Unavailable
+from eventing.errors import InvalidJob, NotFound, ObjectsUnavailable, TorporError, Unavailable
 from eventing.job.job import Job, JobId, JobState
-from eventing.process.body import BodyTooLarge
 from eventing.store.file_store import FileCard
 
 WINDOW: Final = 200
@@ -67,6 +75,7 @@ class BatchRun:
         self._looked_up = 0 if batch.status is BatchStatus.VALIDATING else WINDOW
         self._is_limited = False
         self._not_before_s = 0.0
+        self._collect_after_s = 0.0
         self._is_read = False
 
     async def run(self) -> None:
@@ -105,7 +114,7 @@ class BatchRun:
                 total += 1
                 if total > LINE_LIMIT:
                     raise InvalidJob(f"a batch may have {LINE_LIMIT} lines")
-                if total % 1_000 == 0 and (end := await self._why_stop()):
+                if total % 1_000 == 0 and (end := await reason_to_stop(self._deps, self._batch)):
                     return end
         if not total:
             raise InvalidJob("the input file has no lines")
@@ -124,7 +133,7 @@ class BatchRun:
 
     async def _run_lines(self, lines: AsyncGenerator[BatchLine, None]) -> BatchStatus:
         """Submit and collect until there is a reason to stop; gives the final status."""
-        while (end := await self._why_stop()) is None:
+        while (end := await reason_to_stop(self._deps, self._batch)) is None:
             await self._fill(lines)
             ended = await self._collect()
             await self._save()
@@ -137,13 +146,6 @@ class BatchRun:
                 # When dozens of lines end at once, more are likely to have ended.
                 await asyncio.sleep(self._turn_s / (10 if ended > WINDOW // 4 else 1))
         return end
-
-    async def _why_stop(self) -> BatchStatus | None:
-        if await self._batches.is_cancel_asked(self._batch.id):
-            return BatchStatus.CANCELLED
-        if self._deps.clock.wall_ms() / 1000 > self._batch.expires_at:
-            return BatchStatus.EXPIRED
-        return None
 
     @property
     def _must_wait(self) -> bool:
@@ -182,7 +184,7 @@ class BatchRun:
                 return
             self._round.end, self._round.offset = line.number, line.end
             try:
-                ready = self._judged(line)
+                ready = checked(line, self._batch.endpoint, self._deps.line_limit_bytes, self._seen)
             except TorporError as error:
                 self._round.refused.append((line.number, custom_id_of(line.raw), error))
                 continue
@@ -200,16 +202,6 @@ class BatchRun:
 
     def _job_id(self, number: int) -> JobId:
         return keyed_job_id(self._batch.tenant, f"batch:{self._batch.id}:{number}")
-
-    def _judged(self, line: BatchLine) -> Ready:
-        """The validated line, its custom_id remembered. Raises `BadRequest`."""
-        if len(line.raw) > self._deps.line_limit_bytes:
-            raise BodyTooLarge("the line is over the limit of a call's body", "body")
-        call = parse_line(line.raw, self._batch.endpoint)
-        if call["custom_id"] in self._seen:
-            raise InvalidJob("custom_id was used before in this file", "custom_id")
-        self._seen.add(call["custom_id"])
-        return Ready(line.number, call["custom_id"], call)
 
     async def _submit_round(self) -> None:
         """Submit the waiting lines. After a limit's refusal only one line is tried."""
@@ -255,7 +247,12 @@ class BatchRun:
         self._round = Round(end=self._round.end, offset=self._round.offset)
 
     async def _collect(self, stopped: BatchStatus | None = None) -> int:
-        """Collect the answers of ended jobs; gives their number."""
+        """Collect the answers of ended jobs; gives their number. An answer that cannot be read now is read later, or
+        is an error when the batch stops.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if stopped is None and now_s < self._collect_after_s:
+            return 0
         waiting = list(self._running.values())
         states = await self._deps.store.states([JobId(one.job_id) for one in waiting])
         lost = {one.number for one, state in zip(waiting, states, strict=True) if state is None}
@@ -264,17 +261,13 @@ class BatchRun:
         ended = [n for n, state in enumerate(states) if state is None or state.is_terminal]
         for start in range(0, len(ended), _ROUND):
             group = [waiting[n] for n in ended[start : start + _ROUND]]
-            jobs = await asyncio.gather(*(self._ended_job(JobId(one.job_id)) for one in group))
-            for one, job in zip(group, jobs, strict=True):
-                self._collect_one(one, job, stopped)
+            jobs = [ended_job(self._deps.store, JobId(one.job_id)) for one in group]
+            for one, (job, failure) in zip(group, await asyncio.gather(*jobs), strict=True):
+                if stopped is None and isinstance(failure, ObjectsUnavailable):
+                    self._collect_after_s = now_s + failure.retry_after_s
+                else:
+                    self._collect_one(one, job, failure, stopped)
         return len(waiting) - len(self._running)
-
-    async def _ended_job(self, job_id: JobId) -> Job | None:
-        """The job; without a result whose object is gone, so that its line is an error and the batch goes on."""
-        try:
-            return await self._deps.store.get(job_id)
-        except ObjectGone:
-            return await self._deps.store.get(job_id, with_result=False)
 
     async def _run_again(self, lost: set[int]) -> None:
         """Submit lines whose jobs are missing: lost with the store's last second, or expired uncollected."""
@@ -293,13 +286,19 @@ class BatchRun:
             for number in lost:
                 self._leave_out(number, self._running[number].custom_id, "result_expired")
 
-    def _collect_one(self, one: Running, job: Job | None, stopped: BatchStatus | None) -> None:
+    def _collect_one(
+        self,
+        one: Running,
+        job: Job | None,
+        failure: TorporError | None,
+        stopped: BatchStatus | None,
+    ) -> None:
         if stopped is not None and (job is None or job.state is JobState.CANCELLED):
             self._leave_out(one.number, one.custom_id, NOT_RUN_CODE[stopped])
         if job is None or not job.state.is_terminal or one.number not in self._running:
             return  # missing or redriven just now, or left out
         del self._running[one.number]
-        entry, is_answer = ended_entry(self._batch, one, job)
+        entry, is_answer = ended_entry(self._batch, one, job, failure)
         if is_answer:
             self._output.add(entry)
             self._batch = self._batch.with_answer(job)

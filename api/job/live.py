@@ -14,7 +14,7 @@ from api.http.protocol import ResponseWriter
 from api.job.stream_position import StreamFault, StreamPosition, before
 from api.view.outlook import Outlook
 from eventing.clock import Clock
-from eventing.errors import NotFound, StoreUnavailable, Unavailable
+from eventing.errors import NotFound, ObjectGone, StoreUnavailable, Unavailable
 from eventing.job.job import Job, JobId, JobState
 from eventing.job.store import EntryKind, JobReader, StreamEntry, cursor_order
 from eventing.live.stream_multiplexer import TokenCallback
@@ -90,24 +90,35 @@ class Moment:
 
 
 async def moments(
-    deps: LiveDeps, job: Job, after: str, on_tokens: TokenCallback | None = None
+    deps: LiveDeps,
+    job: Job,
+    after: str,
+    on_tokens: TokenCallback | None = None,
+    *,
+    with_result: bool = True,
 ) -> AsyncGenerator[Moment, None]:
     """The events of `job` after a cursor, until it has ended and its stream is read; the last one has the ended
-    job. Tokens that `on_tokens` takes are not included; it is called while the caller waits for the next event.
+    job, without a result that is in the object store unless `with_result`. Tokens that `on_tokens` takes are not
+    included; it is called while the caller waits for the next event.
 
     Raises `ReaderCutOff` when the caller is too slow; it may resume at its last cursor. Raises `NotFound` when the
-    job is deleted. While the store is unavailable there is a pause; at the very end it raises `StoreUnavailable`.
+    job is deleted, and `ObjectGone` when its result is wanted and no longer stored. While the store or the object
+    store is unavailable there is a pause; at the very end it raises `Unavailable`.
     """
     position = await _position_at(deps, job.id, after)
     if position is None:
         yield Moment(fault=StreamFault.REWOUND)
         position = StreamPosition(is_start=False)
-    follower = _Follower(deps, job, position)
+    follower = _Follower(deps, job, position, with_result=with_result)
     async with deps.live.follow(job.id, after, _in_order(position, on_tokens)) as reader:
         while True:
-            async with aclosing(follower.moments(reader)) as living:
-                async for moment in living:
-                    yield moment
+            try:
+                async with aclosing(follower.moments(reader)) as living:
+                    async for moment in living:
+                        yield moment
+            except ObjectGone:  # with its tokens; the job has ended, and may have no more to show
+                if not await follower.has_ended():
+                    raise
             if follower.job.state.is_terminal:
                 break
     if (fault := position.fault_at_end(follower.job)) is not None:
@@ -118,8 +129,11 @@ async def moments(
 class _Follower:
     """One reader of one job; `job` is the record as it was last read."""
 
-    def __init__(self, deps: LiveDeps, job: Job, position: StreamPosition) -> None:
+    def __init__(
+        self, deps: LiveDeps, job: Job, position: StreamPosition, *, with_result: bool
+    ) -> None:
         self.job = job
+        self._with_result = with_result
         self._deps = deps
         self._position = position
         self._outlook: Outlook | None = None
@@ -134,11 +148,11 @@ class _Follower:
             entries = await _next(reader, _LOOK_AGAIN_S if is_running else self._pause_s)
             self._pause_s = min(2 * self._pause_s, _OUTLOOK_EVERY_S)
             if not entries and self._is_due():
-                self.job = await _as_it_is(self._deps, self.job)
+                self.job = await _as_it_is(self._deps, self.job, with_result=self._with_result)
                 self._heard_s = time.monotonic()
                 if self._is_behind():
                     entries = await _retry_for_a_moment(reader.catch_up)
-                if not entries and self.job.state.is_terminal and await self._has_ended():
+                if not entries and self.job.state.is_terminal and await self.has_ended():
                     return
             if entries:
                 self._heard_s = time.monotonic()
@@ -146,7 +160,7 @@ class _Follower:
                     yield moment
                 state = last_state(entries)
                 self._is_waiting = state is JobState.QUEUED
-                if state is not None and state.is_terminal and await self._has_ended():
+                if state is not None and state.is_terminal and await self.has_ended():
                     return
             elif self._is_waiting and (outlook := await self._news()) is not None:
                 yield Moment(outlook=outlook)
@@ -165,9 +179,9 @@ class _Follower:
         place = self._position.place
         return self.job.state.is_terminal or place is None or place[0] != self.job.token_count
 
-    async def _has_ended(self) -> bool:
+    async def has_ended(self) -> bool:
         """True when the record has ended as well: the job may have been redriven since."""
-        self.job = await _ended(self._deps, self.job.id)
+        self.job = await _ended(self._deps, self.job.id, with_result=self._with_result)
         self._is_waiting = self.job.state is JobState.QUEUED
         return self.job.state.is_terminal
 
@@ -218,7 +232,10 @@ async def _position_at(deps: LiveDeps, job_id: JobId, after: str) -> StreamPosit
     """
     if not after or cursor_order(after) == (0, 0):
         return StreamPosition(is_start=True)
-    seen = await _retry_for_a_moment(lambda: deps.store.read_stream(job_id, before(after), 1))
+    try:
+        seen = await _retry_for_a_moment(lambda: deps.store.read_stream(job_id, before(after), 1))
+    except ObjectGone:
+        return StreamPosition(is_start=True)
     if not seen or seen[0].cursor != after:
         return None
     position = StreamPosition(is_start=False)
@@ -269,7 +286,7 @@ async def outlook_of(deps: LiveDeps, job: Job) -> Outlook | None:
 async def _next(reader: LiveReader, timeout_s: float) -> list[StreamEntry]:
     try:
         return await reader.next(timeout_s)
-    except StoreUnavailable:
+    except Unavailable:
         await asyncio.sleep(min(timeout_s, 0.5))
         return []
 
@@ -293,11 +310,11 @@ def write_directly(
     return on_tokens
 
 
-async def _as_it_is(deps: LiveDeps, job: Job) -> Job:
+async def _as_it_is(deps: LiveDeps, job: Job, *, with_result: bool = True) -> Job:
     """The record of a job that has been silent for long, since a deleted job's stream has no more entries."""
     try:
         async with asyncio.timeout(deps.store_timeout_s):
-            now = await deps.store.get(job.id)
+            now = await deps.store.get(job.id, with_result=with_result)
     except (Unavailable, TimeoutError):
         return job
     if now is None:
@@ -305,9 +322,9 @@ async def _as_it_is(deps: LiveDeps, job: Job) -> Job:
     return now
 
 
-async def _ended(deps: LiveDeps, job_id: JobId) -> Job:
+async def _ended(deps: LiveDeps, job_id: JobId, *, with_result: bool) -> Job:
     """The record; it changed in the same step in which the stream got the entry of the end."""
-    job = await _retry_for_a_moment(lambda: deps.store.get(job_id))
+    job = await _retry_for_a_moment(lambda: deps.store.get(job_id, with_result=with_result))
     if job is None:
         raise NotFound("the job was deleted")
     return job

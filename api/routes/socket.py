@@ -24,7 +24,7 @@ from api.job.live import LiveDeps
 from api.limit.open_streams import OpenStreams
 from api.routes.jobs import own_job
 from api.routes.stream import END, job_events, parse_cursor
-from eventing.errors import NotFound, StoreUnavailable, TorporError
+from eventing.errors import NotFound, TorporError, Unavailable
 from eventing.job.job import Job
 from eventing.job.store import JobReader
 from eventing.live.stream_multiplexer import ReaderCutOff
@@ -65,7 +65,7 @@ async def follow_job_socket(deps: SocketDeps, socket: WebSocket) -> None:
             principal = await caller_of(socket, deps.authenticator, Scope.JOBS_READ)
             held.enter_context(deps.streams.counted(principal))
             after = parse_cursor(text)
-            job = await own_job(deps.store, principal, socket.path_params["id"])
+            job = await own_job(deps.store, principal, socket.path_params["id"], with_result=False)
         await socket.accept()
         if text.endswith(END) and job.state.is_terminal:
             await socket.close(_NORMAL)
@@ -109,7 +109,7 @@ async def _send(socket: WebSocket, deps: LiveDeps, job: Job, after: str) -> None
                 await socket.send_text(orjson.dumps(message).decode())
         except NotFound:
             await socket.close(_GONE, "the job was deleted")
-        except (ReaderCutOff, StoreUnavailable) as error:
+        except (ReaderCutOff, Unavailable) as error:
             await socket.close(_TRY_AGAIN_LATER, error.message)
         else:
             await socket.close(_NORMAL)

@@ -16,11 +16,12 @@ from api.job.live import LiveDeps, Moment, moments, write_directly
 from api.job.stream_position import StreamFault
 from api.view.job import JobView, job_view
 from api.view.outlook import outlook_view
-from eventing.errors import BadRequest, NotFound, StoreUnavailable
+from eventing.errors import BadRequest, NotFound, Unavailable
 from eventing.job.job import Job, JobState
 from eventing.job.reasoning import entries_with_both_names
 from eventing.job.store import EntryKind, StreamEntry
 from eventing.live.stream_multiplexer import ReaderCutOff, TokenCallback
+from eventing.store.archive import LARGE_BYTES
 
 END: Final = ".end"
 """Suffix of the last event's id; a reader that resumes there has received everything."""
@@ -50,7 +51,7 @@ async def job_frames(
         yield last_comment(error.message)
     except NotFound:
         yield last_comment("the job was deleted")
-    except StoreUnavailable as error:
+    except Unavailable as error:
         yield last_comment(error.message)  # the client reconnects with its last id
 
 
@@ -78,7 +79,7 @@ async def job_events(
         yield "state", {"state": job.state, "id": job.id}, ""
     is_anew = False
     while True:
-        async with aclosing(moments(deps, job, cursor, on_tokens)) as life:
+        async with aclosing(moments(deps, job, cursor, on_tokens, with_result=False)) as life:
             async for moment in life:
                 if moment.fault is StreamFault.REWOUND and not is_anew:
                     break
@@ -106,9 +107,14 @@ def _events_of(moment: Moment, cursor: str) -> list[tuple[str, Any, str]]:
 
 
 def _ended_view(job: Job) -> JobView:
-    """The ended job. A result too long for a line of a stream is left out, and `links.result` is its address."""
+    """The ended job. A large result is left out whether it is in the object store yet or not, and `links.result` is
+    its address.
+    """
     view = job_view(job)
-    if len(orjson.dumps(view)) > LINE_LIMIT_BYTES:
+    if (
+        len(line := orjson.dumps(view)) > LARGE_BYTES
+        and len(orjson.dumps(view["result"])) > LARGE_BYTES
+    ) or len(line) > LINE_LIMIT_BYTES:
         view["result"] = None
     return view
 

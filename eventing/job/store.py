@@ -267,7 +267,9 @@ class JobIntake(JobReader, Protocol):
         """
 
     async def cancel(self, job_id: JobId) -> Job | None:
-        """End the job as cancelled unless it has ended; gives the job as it is afterwards."""
+        """End the job as cancelled unless it has ended; gives the job as it is afterwards, without a result that is
+        in the object store.
+        """
 
     async def conclude(
         self, job_id: JobId, ending: Ending, *, attempt: int | None = None

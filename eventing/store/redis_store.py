@@ -281,7 +281,7 @@ class RedisStore:
 
     async def cancel(self, job_id: JobId) -> Job | None:
         await self._conclude(job_id, Ending(state=JobState.CANCELLED), None, is_forced=True)
-        return await self.get(job_id)
+        return await self.get(job_id, with_result=False)
 
     async def conclude(
         self, job_id: JobId, ending: Ending, *, attempt: int | None = None

@@ -163,6 +163,34 @@ class TestObjectThatIsGone:
             answer = await api.client.get(path)
             assert (answer.status_code, answer.json()["code"]) == (410, "result_gone")
 
+    async def test_its_stream_ends_with_a_link_as_it_did_before(
+        self, api: ApiWithJobs, tmp_path: Path
+    ) -> None:
+        job_id = await api.submit()
+        predictor = await FakePredictor(api.store, job_id).start()
+        text = "x" * 70_000  # fits into a line, and is archived
+        await predictor.finish(chat_result(text))
+        before = await events_of(api, job_id)
+        async with asyncio.timeout(10):
+            while not await api.store.redis.hexists(keys.job(JobId(job_id)), "object"):
+                await asyncio.sleep(0.02)
+        shutil.rmtree(tmp_path / "results")
+
+        after = await events_of(api, job_id)
+
+        assert orjson.loads(before[-1]["data"]) == orjson.loads(after[-1]["data"])
+        told = orjson.loads(after[-1]["data"])
+        assert (told["state"], told["result"]) == ("completed", None)
+        assert told["links"]["result"] == f"/v1/jobs/{job_id}/result"
+        assert names_of(after) == ["state", "result"]
+
+    async def test_tokens_that_are_gone_are_a_gap(self, api: ApiWithJobs, job_id: str) -> None:
+        entries = await events_of(api, job_id)
+        resumed = await events_of(api, job_id, after=entries[-1]["id"].removesuffix(".end"))
+
+        assert names_of(entries) == ["state", "gap", "result"]
+        assert names_of(resumed)[-1] == "result"
+
     async def test_its_end_stays_in_the_feed(self, api: ApiWithJobs, job_id: str) -> None:
         async with api.client.stream("GET", "/v1/events?after=0-0") as answer:
             async for line in answer.aiter_lines():
