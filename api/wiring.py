@@ -141,6 +141,7 @@ def make_parts(
         admission=gate,
         limiter=ConcurrencyLimiter(),
         clock=clock,
+        conversations=Conversations(redis),
         webhook_allow=allow_list(settings.webhook_allow),
         submit_timeout_s=settings.submit_timeout_s,
         drops_unsupported_tools=settings.drop_unsupported_tools,
@@ -289,7 +290,7 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
     batch_deps = batches.BatchDeps(
         batches=parts.batches.batches, files=parts.batches.files, clock=parts.clock
     )
-    conversation_deps = conversations.ConversationDeps(conversations=Conversations(parts.redis))
+    conversation_deps = conversations.ConversationDeps(conversations=submission.conversations)
     webhook_deps = webhooks.WebhookDeps(webhooks=parts.webhooks, allowed=submission.webhook_allow)
     return [
         openai.routes.router(access, openai_deps),

@@ -84,6 +84,9 @@ async def job_line(
     body = ready.call.get("body")
     if not isinstance(body, dict):
         raise InvalidJob("body must be a JSON object", "body")
+    if body.get("conversation") is not None:
+        message = "conversation: the lines of a batch run at once, and a conversation takes one response at a time"
+        raise InvalidJob(message, "conversation")
     ask = await read_ask(deps, store, principal, body)
     own = check_metadata(body.get("metadata"), "metadata")
     line = chat_line(ask) | {"custom_id": ready.custom_id}

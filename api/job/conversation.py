@@ -6,17 +6,27 @@ Called by `api.routes.responses` and the batch runner. Must not know HTTP.
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
 
 from api.auth.principal import Principal
-from api.job.response_request import Ask, Message, messages_of, parse_ask
-from api.job.submission import SubmitDeps, parse_submit_options, submit
+from api.job.response_request import Ask, Message, conversation_of, messages_of, parse_ask
+from api.job.submission import (
+    SubmitDeps,
+    SubmitOptions,
+    keyed_job_id,
+    parse_submit_options,
+    submit,
+)
 from api.view.response import RECORD, job_id_of, output_items, record_of
 from eventing.errors import BadRequest, InvalidJob, NotFound
 from eventing.job.job import Job, JobState, Lane, is_job_id
 from eventing.job.store import JobIntake
+from eventing.store.conversation.conversation import Conversation
+from eventing.store.conversation.store import Conversations, full
+from eventing.store.job_record import turn_item_id
 
 
 class PreviousNotFound(InvalidJob):
@@ -76,31 +86,66 @@ async def read_ask(
     history: Sequence[Message] | None = None,
 ) -> Ask:
     """The call of a response, with what it refers to read from the store; `history` where the caller knows what was
-    said before. Raises `InvalidJob` and its kin.
+    said before. Raises `InvalidJob` and its kin, `NotFound` for a conversation that is not the tenant's.
     """
-    if history is None:
+    conversation = None
+    if (named := conversation_of(body)) is not None:
+        conversation = await deps.conversations.get(principal.tenant, named)
+        if await deps.conversations.is_full(conversation):
+            raise full()
+        history = await _said_before(deps.conversations, conversation)
+    elif history is None:
         history = await history_of(store, principal, body.get("previous_response_id"))
     given = await with_stored_items(store, principal, body.get("input"))
-    return parse_ask({**body, "input": given}, history, drops_tools=deps.drops_unsupported_tools)
+    return parse_ask(
+        {**body, "input": given},
+        history,
+        drops_tools=deps.drops_unsupported_tools,
+        conversation=conversation,
+    )
+
+
+async def _said_before(conversations: Conversations, found: Conversation) -> Sequence[Message]:
+    """The messages of a conversation."""
+    items = await conversations.items(found)
+    return messages_of([numbered.item for numbered in items], "conversation")
 
 
 async def submit_response(
     deps: SubmitDeps,
+    store: JobIntake,
     principal: Principal,
     ask: Ask,
     metadata: Any,
     headers: Mapping[str, str],
 ) -> Job:
-    """The job of a response, its refusals told in the words of the call."""
+    """The job of a response, its refusals told in the words of the call. Raises `ConversationLocked` and
+    `ConversationMoved` while another response adds to its conversation.
+    """
     lane = Lane.DEFAULT if ask.is_background else Lane.INTERACTIVE
     options = parse_submit_options({"metadata": metadata}, headers, lane=lane)
-    options = options.with_metadata(record_metadata(ask))
+    options = replace(options.with_metadata(record_metadata(ask)), turn=ask.turn)
+    if ask.turn is not None and (repeated := await _repeated(store, principal, ask, options)):
+        return repeated
     try:
         job, _ = await submit(deps, principal, chat_line(ask), options)
     except BadRequest as error:
         error.field = field_of_call(error.field)
         raise
     return job
+
+
+async def _repeated(
+    store: JobIntake, principal: Principal, ask: Ask, options: SubmitOptions
+) -> Job | None:
+    """The job of the same call under the same Idempotency-Key. Its prompt need not be the same: the conversation has
+    grown since, by this very job.
+    """
+    if not options.idempotency_key:
+        return None
+    job = await store.get(keyed_job_id(principal.tenant, options.idempotency_key))
+    is_same = job is not None and job.metadata.get(RECORD) == record_metadata(ask)[RECORD]
+    return job if is_same else None
 
 
 def said_in(job: Job, record: Mapping[str, Any]) -> list[Message]:
@@ -138,8 +183,10 @@ async def _stored_item(
 
 def named_items(job: Job, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The input items of a response, each with an id."""
-    tail = job.id.removeprefix("job_")
-    return [{"id": f"item_{tail}_{n}", **item} for n, item in enumerate(record["input"])]
+    named = [(turn_item_id(job.id, n), item) for n, item in enumerate(record["input"])]
+    if record.get("conversation"):
+        return [{**item, "id": item_id} for item_id, item in named]
+    return [{"id": item_id, **item} for item_id, item in named]
 
 
 def chat_line(ask: Ask) -> dict[str, Any]:

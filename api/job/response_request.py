@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from api.job.compaction import summary_of
+from api.view.conversation import whole_item
 from eventing.errors import InvalidJob
 from eventing.job.call_fields import (
     FLAG,
@@ -26,6 +27,8 @@ from eventing.job.call_fields import (
     one_of,
     whole,
 )
+from eventing.job.store import ConversationTurn
+from eventing.store.conversation.conversation import Conversation
 
 Item = Mapping[str, Any]
 Message = dict[str, Any]
@@ -41,7 +44,7 @@ _INCLUDED: Final = (_LOGPROBS, "reasoning.encrypted_content")
 """Allowed values of `include`. Reasoning is never encrypted here: it is returned as text, and its encrypted form is
 null.
 """
-_UNSUPPORTED: Final = ("conversation", "prompt", "context_management")
+_UNSUPPORTED: Final = ("prompt", "context_management")
 _ECHOED: Final = (
     "instructions",
     "max_output_tokens",
@@ -97,10 +100,23 @@ REQUEST_SCHEMA: Final = object_schema(
         "user": TEXT,
     },
     {
+        "conversation": {
+            "description": "id of a conversation, or an object with it; what is asked and answered is added there",
+            "anyOf": [
+                {"type": "string"},
+                {"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}},
+            ],
+        },
         "tools": {"type": "array", "items": {"type": "object", "required": ["type"]}},
         "tool_choice": {"type": ["string", "object"]},
     },
 )
+
+
+class MutuallyExclusive(InvalidJob):
+    """Two fields of the call exclude each other."""
+
+    code = "mutually_exclusive_parameters"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,13 +128,37 @@ class Ask:
     is_background: bool
     is_stream: bool
     is_stored: bool
+    turn: ConversationTurn | None = None
+
+
+def conversation_of(call: Mapping[str, Any]) -> str | None:
+    """The id of the conversation that the call names. Raises `InvalidJob`, and `MutuallyExclusive`."""
+    named = call.get("conversation")
+    if named is None:
+        return None
+    if call.get("previous_response_id") is not None:
+        raise MutuallyExclusive(
+            "Mutually exclusive parameters: ensure you are only providing one of: "
+            "'previous_response_id' or 'conversation'.",
+            "conversation",
+        )
+    found = named.get("id") if isinstance(named, Mapping) else named
+    if not isinstance(found, str):
+        raise InvalidJob("conversation must be an id, or an object with it", "conversation")
+    if call.get("store") is False:
+        raise InvalidJob("what is not to be stored can not be added to a conversation", "store")
+    return found
 
 
 def parse_ask(
-    call: Mapping[str, Any], history: Sequence[Message], *, drops_tools: bool = False
+    call: Mapping[str, Any],
+    history: Sequence[Message],
+    *,
+    drops_tools: bool = False,
+    conversation: Conversation | None = None,
 ) -> Ask:
-    """The chat job of `call`, after the messages of earlier responses. Hosted tools, which cannot run here, are
-    left out with `drops_tools`, else refused.
+    """The chat job of `call`, after the messages of earlier responses, or of `conversation`. Hosted tools, which
+    cannot run here, are left out with `drops_tools`, else refused.
 
     Raises `InvalidJob` naming the field of the call.
     """
@@ -134,7 +174,8 @@ def parse_ask(
     check_fields(call, _RULES)
     _check_include(call.get("include") or ())
     instructions = call.get("instructions")
-    items = input_items(call.get("input"))
+    is_bare = conversation is not None and bool(history) and call.get("input") is None
+    items = [] if is_bare else input_items(call.get("input"))
     system = [{"role": "system", "content": instructions}] if instructions else []
     messages = [*system, *history, *messages_of(items)]
     _check_call_ids(messages)
@@ -145,12 +186,18 @@ def parse_ask(
     if record.get("tools") is not None:
         record["tools"] = [_TOOL | tool for tool in record["tools"]]
     record |= {"input": items, "background": is_background, "stream": is_stream, "store": is_stored}
+    turn = None
+    if conversation is not None:
+        record["conversation"] = {"id": conversation.id}
+        whole = tuple(whole_item(item) for item in items)
+        turn = ConversationTurn(id=conversation.id, items=whole, seq=conversation.seq)
     return Ask(
         body=body,
         record=record,
         is_background=is_background,
         is_stream=is_stream,
         is_stored=is_stored,
+        turn=turn,
     )
 
 

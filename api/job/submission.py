@@ -31,7 +31,10 @@ from eventing.cloudevent.request_id import KEPT, checked
 from eventing.errors import (
     BadRequest,
     BrokerUnavailable,
+    ConversationLocked,
+    ConversationMoved,
     InvalidJob,
+    NotFound,
     StoreUnavailable,
 )
 from eventing.job.call_fields import FieldRule, Schema, check, nullable, one_of
@@ -46,8 +49,9 @@ from eventing.job.job import (
     new_job_id,
     parse_request,
 )
-from eventing.job.store import NewJob
+from eventing.job.store import ConversationTurn, NewJob
 from eventing.process.egress import AllowList, check_url
+from eventing.store.conversation.store import Conversations
 from eventing.telemetry import trace
 from eventing.telemetry.metric.series import labelled
 from eventing.telemetry.span import followable
@@ -55,6 +59,8 @@ from eventing.telemetry.span import followable
 _GIVE_BACK_S: Final = 0.3
 _QUEUING_SHARE: Final = 0.5
 """The share of a submit's time limit that it may spend waiting for its turn."""
+
+_NOT_RECORDED: Final = (ConversationLocked, ConversationMoved, NotFound)
 
 _log = structlog.get_logger()
 _submitted = Counter("torpor_api_submits_total", "Submits, by outcome.", ["outcome"])
@@ -69,6 +75,7 @@ class SubmitOptions:
     expires_after_s: float = 0.0
     traceparent: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    turn: ConversationTurn | None = None
 
     @property
     def sha(self) -> str:
@@ -104,6 +111,7 @@ class SubmitDeps:
     admission: JobAdmission
     limiter: ConcurrencyLimiter
     clock: Clock
+    conversations: Conversations
     webhook_allow: AllowList
     submit_timeout_s: float
     drops_unsupported_tools: bool = False
@@ -162,7 +170,7 @@ async def _submit_new(
         await _admit(deps, principal, new, deadline_s)
         try:
             job, is_new = await _take(deps, new, key, deadline_s)
-        except (BadRequest, BrokerUnavailable):
+        except (*_NOT_RECORDED, BadRequest, BrokerUnavailable):
             await _left(deps, new.tenant, new.id)
             raise
         await deps.admission.on_admitted(new, job, is_new)
@@ -225,6 +233,7 @@ def _new_job(
         traceparent=options.traceparent,
         metadata=options.metadata,
         options_sha=options.sha if options.idempotency_key else "",
+        turn=options.turn,
     )
 
 

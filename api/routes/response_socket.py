@@ -179,9 +179,9 @@ class _Connection:
             for name, text in self._socket.headers.items()
             if name in ("traceparent", "x-request-id")
         }
-        submission = self._deps.responses.submission
+        deps = self._deps.responses
         return await submit_response(
-            submission, self._principal, ask, body.get("metadata"), headers
+            deps.submission, deps.held.store, self._principal, ask, body.get("metadata"), headers
         )
 
     async def _prepared(self, ask: Ask) -> Job:

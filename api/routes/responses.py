@@ -103,7 +103,12 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
     held, is_held = call.deps.held, not (ask.is_stream or ask.is_background)
     job = await job_of_repeat(held, call, body) if is_held else None
     job = job or await submit_response(
-        call.deps.submission, call.principal, ask, body.get("metadata"), call.request.headers
+        call.deps.submission,
+        held.store,
+        call.principal,
+        ask,
+        body.get("metadata"),
+        call.request.headers,
     )
     if ask.is_stream and not is_async:
         gone = None if ask.is_background else cancel_when_left(held, call, job)

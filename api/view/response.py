@@ -83,6 +83,7 @@ class ResponseView(TypedDict):
     instructions: str | None
     """From here on what the call said, or the default"""
     previous_response_id: str | None
+    conversation: dict[str, str] | None
     max_output_tokens: int | None
     max_tool_calls: int | None
     parallel_tool_calls: bool
@@ -119,6 +120,7 @@ def response_view(
         "completed_at": job.finished_ms // 1000 if status == "completed" else None,
         "status": status,
         "background": record["background"],
+        "conversation": record.get("conversation"),
         "error": error,
         "incomplete_details": {"reason": cut} if (cut := job.incomplete_reason) else None,
         "instructions": record.get("instructions"),

@@ -393,7 +393,6 @@ async def test_an_answer_that_starts_over_says_so_and_numbers_go_on(
         pytest.param({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type", id="tool"),
         pytest.param({"input": "x", "background": "yes"}, "background", id="no boolean"),
         pytest.param({"input": "x", "background": True, "store": False}, "store", id="not stored"),
-        pytest.param({"input": "x", "conversation": "c"}, "conversation", id="conversation"),
         pytest.param(
             {"input": "x", "previous_response_id": "resp_x"}, "previous_response_id", id="previous"
         ),

@@ -216,17 +216,26 @@ async def test_a_socket_on_anothers_job_is_a_404(
             {"model": "m", "input": "x", "previous_response_id": "{response}"},
             id="a response that goes on from another's",
         ),
+        pytest.param(
+            "/v1/responses",
+            {"model": "m", "input": "x", "conversation": "{conversation}"},
+            id="a response in another's conversation",
+        ),
     ],
 )
 async def test_anothers_thing_cannot_be_named_in_a_body(
     api: ApiWithJobs, owned: Owned, other: dict[str, str], path: str, body: dict[str, str]
 ) -> None:
-    async def refusal(file: str, response: str) -> httpx.Response:
-        filled = {n: t.format(file=file, response=response) for n, t in body.items()}
+    async def refusal(**named: str) -> httpx.Response:
+        filled = {n: t.format(**named) for n, t in body.items()}
         return await api.client.post(path, json=filled, headers=other)
 
-    guessed = await refusal(owned.file, owned.response)
-    unknown = await refusal(f"file-{UNKNOWN}", f"resp_{UNKNOWN}")
+    guessed = await refusal(
+        file=owned.file, response=owned.response, conversation=owned.conversation
+    )
+    unknown = await refusal(
+        file=f"file-{UNKNOWN}", response=f"resp_{UNKNOWN}", conversation=f"conv_{UNKNOWN}"
+    )
 
     assert 400 <= guessed.status_code < 500
     assert guessed.status_code == unknown.status_code

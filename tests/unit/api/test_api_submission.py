@@ -26,6 +26,8 @@ from eventing.job.job import Job, JobId, JobState, Lane
 from eventing.job.store import ARRIVED, NewJob, Publication
 from eventing.outbox.publisher import OutboxPublisher
 from eventing.process.egress import AllowList
+from eventing.redis.connection import connect
+from eventing.store.conversation.store import Conversations
 from eventing.store.memory_store import MemoryStore
 
 TENANT = Principal(tenant="t")
@@ -96,6 +98,7 @@ def deps(
         admission=Places(),
         limiter=ConcurrencyLimiter(),
         clock=SystemClock(),
+        conversations=Conversations(connect("redis://127.0.0.1:1")),  # never asked
         webhook_allow=AllowList(),
         submit_timeout_s=0.5,
     )
