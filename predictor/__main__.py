@@ -1,4 +1,4 @@
-"""`python -m predictor [--engine vllm|seeded] [vLLM's own arguments]`: one predictor process.
+"""`python -m predictor [--engine vllm|upstream|seeded] [vLLM's own arguments]`: one predictor process.
 
 Also called as `main(argv)` in a child that a pre-imported parent has forked (`predictor.process.parent`), so
 importing this module has no effects, and the event loop is made inside `main`. Everything that is not a flag is a
@@ -20,13 +20,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from eventing.process.egress import allow_list
 from eventing.process.setting import WrongSetting, read
 from predictor.engine.engine import Engine
 from predictor.process.gc import gc_disabled
 from predictor.settings import EngineKind, PredictorSettings
 
 _FLAGS = {
-    "--engine": "vllm (default) or seeded, the test engine",
+    "--engine": "vllm (default), upstream (a provider's endpoint), or seeded, the test engine",
     "--model": "what vLLM loads: a packaged model, a folder, or a name on a hub",
     "--model_name": "name that requests use (also --served-model-name)",
     "--host": "address to bind",
@@ -120,6 +121,21 @@ def _build_engine(
                 )
             )
             return engine, lambda: None
+        case EngineKind.UPSTREAM:
+            from predictor.engine.upstream.engine import UpstreamEngine, UpstreamSettings
+
+            upstream = UpstreamSettings(
+                url=settings.upstream_url,
+                model_name=settings.served_name,
+                upstream_model=settings.upstream_model or settings.served_name,
+                key_file=settings.upstream_key_file,
+                tenants=frozenset(settings.upstream_tenants),
+                allowed=allow_list(settings.upstream_allow),
+                max_concurrency=settings.upstream_max_concurrency,
+                max_model_len=settings.upstream_context_tokens,
+                stall_s=settings.stall_s,
+            )
+            return UpstreamEngine(upstream), lambda: None
         case EngineKind.VLLM:
             from predictor.engine.vllm.engine import VllmEngine, VllmSettings
             from predictor.model_files.weights import PACKAGED, ensure_model

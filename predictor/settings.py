@@ -9,9 +9,10 @@ import socket
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
-from eventing.process.setting import LogLevel, RedisUrl, Token
+from eventing.process.egress import allow_list
+from eventing.process.setting import LogLevel, OptionalHttpUrl, RedisUrl, Token
 from eventing.settings import StoreSettings
 
 
@@ -19,6 +20,7 @@ class EngineKind(StrEnum):
     """The kinds of engines."""
 
     VLLM = "vllm"  #: vLLM
+    UPSTREAM = "upstream"  #: an OpenAI-compatible endpoint of a provider
     SEEDED = "seeded"  #: tokens from a seed, for tests
 
 
@@ -79,6 +81,23 @@ class PredictorSettings(StoreSettings):
     grace period.
     """
 
+    upstream_url: OptionalHttpUrl = ""
+    """Engine `upstream`: the provider's address, with its version: `https://HOST/v1`."""
+    upstream_model: str = ""
+    """The model's name at the provider; empty uses `model_name`."""
+    upstream_key_file: Path | None = None
+    """File with the provider's key, read for each call."""
+    upstream_tenants: tuple[str, ...] = ()
+    """Tenants whose data may leave the cluster to the provider, a JSON list; `["*"]` for all, also for direct
+    calls. Empty: none, and the engine does not start.
+    """
+    upstream_allow: tuple[str, ...] = ()
+    """Internal hosts and networks that the provider's address may lead to; others must be public, and https."""
+    upstream_max_concurrency: int = Field(64, ge=1, le=4096)
+    """Calls at once to the provider, of this process."""
+    upstream_context_tokens: int = Field(131_072, ge=16)
+    """Tokens that the provider's model takes, prompt and answer together."""
+
     seeded_tokens_per_s: float = Field(50.0, ge=0)
     """Test engine: tokens a second of each request; 0 is as fast as possible."""
     seeded_prefill_tokens_per_s: float = Field(2000.0, ge=0)
@@ -93,10 +112,18 @@ class PredictorSettings(StoreSettings):
     log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
 
+    @field_validator("upstream_allow")
+    @classmethod
+    def _check_allow(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        allow_list(entries)
+        return entries
+
     @property
     def served_name(self) -> str:
         """The model's name in requests."""
-        return self.model_name or ("seeded" if self.engine is EngineKind.SEEDED else self.model)
+        if self.model_name or self.engine is EngineKind.VLLM:
+            return self.model_name or self.model
+        return self.upstream_model if self.engine is EngineKind.UPSTREAM else "seeded"
 
     @property
     def grpc_address(self) -> str:

@@ -368,7 +368,13 @@ def _wants_result(headers: Mapping[str, str]) -> bool:
 
 def _request(job: Job, attempt: int) -> EngineRequest:
     """The engine call of an attempt; two attempts of a job may overlap in one engine for a moment."""
-    return EngineRequest(f"{job.id}-{attempt}", job.request.url, job.request.body)
+    return EngineRequest(
+        f"{job.id}-{attempt}",
+        job.request.url,
+        job.request.body,
+        tenant=job.tenant,
+        idempotency_key=job.id,
+    )
 
 
 def _is_kept(result: Result, attempt: Attempt) -> bool:

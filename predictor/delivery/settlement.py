@@ -6,6 +6,7 @@ dies in here, the record either has the end or it has not; then the lease lapses
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final, TypeVar, assert_never
 
 from eventing.clock import Clock
@@ -25,6 +26,9 @@ _MESSAGES: Final = {
     "out_of_step": "the store holds other tokens than were written",
     "engine_dead": "the engine died",
     "engine_request_failed": "the engine failed this request",
+    "upstream_failed": "the provider failed this request",
+    "upstream_unavailable": "the provider takes no calls now",
+    "upstream_rate_limited": "the provider's rate limit is used up",
     "handover": "this predictor ends; the job goes on elsewhere",
     "internal_error": "the predictor failed",
 }
@@ -72,7 +76,10 @@ class Settlement:
                 )
                 return await self.release(attempt, why, "engine_dead"), "engine_dead"
             case EngineFailed(Unavailable() as error):
-                return await self.release(attempt, ReleaseReason.HANDOVER, error.code), error.code
+                released = await self.release(attempt, ReleaseReason.HANDOVER, error.code)
+                if isinstance(released, Refused):
+                    released = replace(released, retry_after_s=error.retry_after_s)
+                return released, error.code
             case EngineFailed(error):
                 return await self.failed(attempt, error.code), error.code
             case Interrupted():

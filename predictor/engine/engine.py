@@ -1,7 +1,8 @@
 """The interface between the predictor and its engine.
 
 Called by `predictor.generation.generation` (queued jobs) and `predictor.serving.direct_call` (direct calls).
-Implemented by `predictor.engine.vllm.engine` and `predictor.engine.seeded_engine` (tokens from a seed, for tests).
+Implemented by `predictor.engine.vllm.engine`, `predictor.engine.upstream.engine` (a provider's endpoint) and
+`predictor.engine.seeded_engine` (tokens from a seed, for tests).
 Must not know the store, events or HTTP.
 """
 
@@ -50,6 +51,8 @@ class EngineRequest:
     url: str
     body: Mapping[str, Any]
     wants_chunks: bool = True  #: False when only the whole body is needed
+    tenant: str = ""  #: whose data it is; empty for a direct call
+    idempotency_key: str = ""  #: the same for each attempt of a job
 
 
 class Engine(Protocol):

@@ -89,7 +89,9 @@ class PredictorProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         self.name = name
         self.log = folder / f"{name}.log"
-        arguments = ["--engine", "seeded", "--host", "127.0.0.1", "--http_port", str(self.port)]
+        folder.mkdir(exist_ok=True)
+        engine = environment.get("TORPOR_ENGINE", "seeded")
+        arguments = ["--engine", engine, "--host", "127.0.0.1", "--http_port", str(self.port)]
         kept = {k: v for k, v in os.environ.items() if not k.startswith("TORPOR_")}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
