@@ -1,7 +1,7 @@
-"""An engine that is somebody else's: an OpenAI-compatible endpoint.
+"""A provider as the engine: an OpenAI-compatible endpoint.
 
 Implements `predictor.engine.engine.Engine`, so jobs are delivered, leased, streamed, admitted and drained as with
-vLLM. A provider gives text and no token ids, so an answer that broke off starts over, and its readers are told. A
+vLLM. A provider gives text and no token ids, so an answer that broke off starts over, and its stream says so. A
 tenant's data leaves the cluster only where `tenants` allows it. Must not know the store or events.
 
 Each chunk that shows text counts as one token until the provider's `usage` comes with the last one.
@@ -42,7 +42,7 @@ _CONNECT_S: Final = 5.0
 _CHECK_S: Final = 10.0
 _LIMIT_BYTES: Final = 64 * 1024 * 1024
 _ERROR_BYTES: Final = 64 * 1024
-EVERYBODY: Final = "*"
+ALL_TENANTS: Final = "*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ class UpstreamEngine:
             )
         if request.url not in _URLS:
             raise BadRequest(f"the provider serves {', '.join(_URLS)}", field="url")
-        if EVERYBODY not in tenants and request.tenant not in tenants:
+        if ALL_TENANTS not in tenants and request.tenant not in tenants:
             raise BadRequest(
                 f"this tenant's data may not leave the cluster, and {self._settings.model_name} is outside",
                 field="model",
