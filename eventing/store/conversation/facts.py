@@ -1,0 +1,103 @@
+"""Facts of a conversation, word for word: the sentences that hold a name, a number, a date, an id or a path. Pure.
+
+Called by the memory step, which puts them into the prompt, and by what checks a summary. No model is asked: a fact is
+a piece of what was said, so it can be neither reworded nor lost by a summary. It is made again of the items each
+time, so it goes with its item.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from eventing.store.conversation.conversation import NumberedItem, item_text
+
+_LONGEST: Final = 240
+"""Characters of a fact; of a longer sentence only what is around its values is kept."""
+_AROUND: Final = 80
+_SENTENCE: Final = re.compile(r"[^\n]*?(?:[.!?](?=\s|$)|\n|$)")
+_NUMBER: Final = re.compile(r"\d+(?:[.,:/\-]\d+)*")
+_VALUE: Final = re.compile(
+    r"""
+    https?://\S+ | [\w.+-]+@[\w-]+\.\w+          # an address
+  | (?:[A-Za-z]:)?(?:[\w.~-]*[/\\]){1,}[\w.-]+   # a path
+  | \b\w*\d[\w.:/\-]*                            # a number, a date, an id with a digit in it
+  | \b[A-Z][A-Z0-9_-]{2,}\b                      # an id in capitals
+  | "[^"\n]{1,80}" | '[^'\n]{2,80}'(?!\w) | `[^`\n]{1,80}` | «[^»\n]{1,80}»   # a word that was quoted
+    """,
+    re.VERBOSE,
+)
+_NAME: Final = re.compile(
+    r"(?<=[\w,;:)] )(?!I\b|I')[A-Z][a-z]+\w*"  # a capital that does not begin its sentence
+    r"|(?i:\b(?:named|called|name is|name's)\s+\w+)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A piece of what was said, and where. `is_value` when it holds more than names."""
+
+    seq: int
+    role: str
+    text: str
+    is_value: bool
+
+
+def facts_of(items: Iterable[NumberedItem]) -> list[Fact]:
+    """The facts in the messages of users and assistants, in order, each once."""
+    found: list[Fact] = []
+    seen: set[str] = set()
+    for numbered in items:
+        role = str(numbered.item.get("role", ""))
+        if numbered.item.get("type") != "message" or role not in ("user", "assistant"):
+            continue
+        for text, is_value in _pieces(item_text(numbered.item)):
+            if text not in seen:
+                seen.add(text)
+                found.append(Fact(numbered.seq, role, text, is_value))
+    return found
+
+
+def within(facts: Sequence[Fact], most_bytes: int) -> list[Fact]:
+    """The facts that fit, in order: values before names, what users said before what was answered, old ones first."""
+    ranked = sorted(facts, key=lambda fact: (not fact.is_value, fact.role != "user", fact.seq))
+    kept, left = set[int](), most_bytes
+    for fact in ranked:
+        left -= len(fact.text.encode()) + 4
+        if left < 0:
+            break
+        kept.add(id(fact))
+    return [fact for fact in facts if id(fact) in kept]
+
+
+def numbers_in(text: str) -> frozenset[str]:
+    """The numbers in a text, separators of thousands left out."""
+    return frozenset(re.sub(r"(?<=\d),(?=\d{3}\b)", "", found) for found in _NUMBER.findall(text))
+
+
+def _pieces(text: str) -> Iterable[tuple[str, bool]]:
+    """The sentences with a value or a name, shortened to what is around these."""
+    for match in _SENTENCE.finditer(text):
+        sentence = match[0].strip()
+        places = [found.span() for found in _VALUE.finditer(sentence)]
+        names = [found.span() for found in _NAME.finditer(sentence)]
+        if not places and not names:
+            continue
+        if len(sentence) <= _LONGEST:
+            yield sentence, bool(places)
+            continue
+        for start, end in _joined(places or names):
+            yield sentence[start:end].strip(), bool(places)
+            # Of a value that is longer than a fact the whole is kept all the same: half of it is another value.
+
+
+def _joined(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The places with some text around each; those that overlap as one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(places):
+        wide = (max(0, start - _AROUND), end + _AROUND)
+        if joined and wide[0] <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], wide[1]))
+        else:
+            joined.append(wide)
+    return joined
