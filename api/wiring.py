@@ -42,11 +42,14 @@ from api.routes import (
     socket,
     stored_completions,
     usage,
+    vector_store_files,
+    vector_stores,
     webhooks,
 )
 from api.routes.held import HeldDeps
 from api.routes.route import Access
 from api.settings import ApiSettings
+from api.vector_store.indexing import IndexingEvents
 from api.webhook.listener import WebhookListener
 from api.webhook.sender import SenderSettings, WebhookSender
 from api.webhook.service import WebhookService
@@ -75,6 +78,8 @@ from eventing.store.redis_store import RedisStore
 from eventing.telemetry.metric.job import JobMetrics
 from eventing.telemetry.metric.ledger import Ledger
 from eventing.telemetry.metric.live import LiveMetrics
+from eventing.vector_store.store import VectorStores
+from eventing.vector_store.text_object import FOLDER as TEXTS
 
 _RESULTS: Final = "results"
 """The folder of large results, beside those of tenants' files."""
@@ -104,6 +109,7 @@ class Parts:
     live: LiveDeps
     submission: SubmitDeps
     batches: RunnerDeps
+    vector_stores: vector_stores.VectorStoreDeps
 
     async def close(self) -> None:
         self.submission.catalog.close()
@@ -147,6 +153,7 @@ def make_parts(
         drops_unsupported_tools=settings.drop_unsupported_tools,
     )
     webhook_service = _webhooks(settings, redis)
+    files, stores = FileStore(settings.files_url), VectorStores(redis)
     authenticator = authenticator_for(settings, redis, clock)
     return Parts(
         settings=settings,
@@ -175,12 +182,19 @@ def make_parts(
         submission=submission,
         batches=RunnerDeps(
             batches=BatchStore(redis),
-            files=FileStore(settings.files_url),
+            files=files,
             store=store,
             submission=submission,
             webhooks=webhook_service,
             clock=clock,
             line_limit_bytes=settings.body_limit_bytes,
+        ),
+        vector_stores=vector_stores.VectorStoreDeps(
+            stores=stores,
+            files=files,
+            texts=ObjectStore(f"{settings.files_url.rstrip('/')}/{TEXTS}"),
+            events=IndexingEvents(stores, route, clock),
+            clock=clock,
         ),
     )
 
@@ -286,6 +300,8 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
         largest_bytes=settings.file_limit_bytes,
         longest_line=settings.body_limit_bytes,
         quota_of=lambda tenant: limits_of(settings, tenant).file_bytes,
+        vector_stores=parts.vector_stores.stores,
+        events=parts.vector_stores.events,
     )
     batch_deps = batches.BatchDeps(
         batches=parts.batches.batches, files=parts.batches.files, clock=parts.clock
@@ -301,6 +317,8 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
         conversations.routes.router(access, conversation_deps),
         files.routes.router(access, file_deps),
         batches.routes.router(access, batch_deps),
+        vector_stores.routes.router(access, parts.vector_stores),
+        vector_store_files.routes.router(access, parts.vector_stores),
         webhooks.routes.router(access, webhook_deps),
     ]
 
@@ -322,6 +340,7 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
         "deadlines": lambda: outbox.run_deadlines(parts.store),
         "webhooks": parts.webhooks.sender.run,
         "results": parts.results.run,
+        "indexing": parts.vector_stores.events.run,
     }
     if isinstance(route, OutboxPublisher):
         named["publish"] = lambda: route.run(parts.store)

@@ -40,6 +40,7 @@ _TAGS: Final = {
     "openai": "OpenAI's calls: point its client here. Their answers wait for a sleeping model.",
     "batches": "Many requests in one file, as at OpenAI.",
     "files": "What carries batches in and their results out, as at OpenAI.",
+    "vector stores": "Files cut into passages and searched by meaning and words, as at OpenAI.",
     "webhooks": "Notifications of ended jobs and batches, as at OpenAI, and their log.",
     "dead letters": "Jobs that failed for good, kept to be looked at and redriven.",
     "events": "CloudEvents in and out.",

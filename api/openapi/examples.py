@@ -6,6 +6,8 @@ Called by `api.openapi.document`; a test holds each against its schema. Must not
 from collections.abc import Mapping
 from typing import Any, Final
 
+from api.openapi.vector_store_examples import VECTOR_STORE_EXAMPLES
+
 Example = Mapping[str, Any]
 
 _JOB_ID: Final = "job_0123456789abcdef01234567"
@@ -396,4 +398,5 @@ EXAMPLES: Final[Mapping[str, Example]] = {
         "webhook_endpoint_id": _ENDPOINT["id"],
     },
     "WebhookTestRequest": {"event_type": "response.completed"},
+    **VECTOR_STORE_EXAMPLES,
 }

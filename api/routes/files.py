@@ -6,6 +6,7 @@ Called by `api.wiring`. An upload is written to disk while it is received.
 import hashlib
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,11 +24,13 @@ from api.openapi.examples import FILE_LINE
 from api.openapi.operation import Body, Text
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
+from api.vector_store.indexing import IndexingEvents
 from api.view.file import FileView, file_view
 from api.view.page import Deleted, Page, page_of
-from eventing.errors import BadRequest, InvalidJob
+from eventing.errors import BadRequest, InvalidJob, NotFound
 from eventing.process.body import BodyReader
 from eventing.store.file_store import BATCH_FILE_KEPT_S, FileCard, FileStore
+from eventing.vector_store.store import VectorStores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,8 @@ class FileDeps:
     largest_bytes: int
     longest_line: int
     quota_of: Callable[[str], int]
+    vector_stores: VectorStores
+    events: IndexingEvents
 
 
 routes: Routes[FileDeps] = Routes("files")
@@ -203,9 +208,13 @@ async def read_file(call: Call[FileDeps]) -> Response:
 
 @routes.operation("DELETE", "/v1/files/{id}", Scope.JOBS_WRITE, answers=Deleted)
 async def delete_file(call: Call[FileDeps]) -> Response:
-    """Delete a file."""
-    card = await call.deps.files.card(call.principal.tenant, call.request.path_params["id"])
-    await call.deps.files.delete(card)
+    """Delete a file, and take it out of every vector store."""
+    deps, tenant = call.deps, call.principal.tenant
+    card = await deps.files.card(tenant, call.request.path_params["id"])
+    for store in await deps.vector_stores.stores_with(tenant, card.id):
+        with suppress(NotFound):  # it was taken out meanwhile
+            await deps.events.send(await deps.vector_stores.remove_file(store, card.id))
+    await deps.files.delete(card)
     return json_response({"id": card.id, "object": "file", "deleted": True})
 
 

@@ -28,6 +28,10 @@ GROUP: Final = "torpor"
 ACTIVE_BATCHES: Final = f"{PREFIX}:batches:active"
 DUE_WEBHOOKS: Final = f"{PREFIX}:{{webhooks}}:due"
 LIMITS: Final = f"{PREFIX}:limits"
+UNINDEXED: Final = f"{PREFIX}:vectorstores:unindexed"
+"""Files of vector stores whose chunks are not yet as their records say, by the time of the next event about them."""
+VECTORS: Final = f"{PREFIX}:{{"
+"""Before the id of a vector store or of a batch of its files, and a closing brace: their keys."""
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._-]+\Z")
 _PLAIN_BYTES: Final = frozenset(byte for byte in range(128) if _PLAIN.match(chr(byte)))
@@ -82,6 +86,16 @@ def batch(batch_id: str) -> str:
 
 def batches_of(tenant: str) -> str:
     return f"{PREFIX}:batches:{escape(tenant)}"
+
+
+def vector_store(store_id: str, part: str = "") -> str:
+    """The key `part` of a vector store: none for its hash, `files`, or `file:` before an id."""
+    whole = f"{VECTORS}{escape(store_id)}}}"
+    return f"{whole}:{part}" if part else whole
+
+
+def vector_stores_of(tenant: str) -> str:
+    return f"{PREFIX}:vectorstores:of:{escape(tenant)}"
 
 
 def index(tenant: str, name: str, part: str = "") -> str:

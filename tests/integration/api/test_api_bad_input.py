@@ -36,6 +36,7 @@ POSTS: dict[str, Mapping[str, bytes]] = {
     "/v1/embeddings": IS_JSON,
     "/v1/responses": IS_JSON,
     "/v1/batches": IS_JSON,
+    "/v1/vector_stores": IS_JSON,
     "/v1/webhook_endpoints": IS_JSON,
     "/v1/events": {"content-type": b"application/cloudevents+json"},
     "/internal/events": {"content-type": b"application/cloudevents+json"},
@@ -160,6 +161,9 @@ async def test_naughty_strings_in_a_field_never_break_the_api(line: RawLine, whe
         ("DELETE", "/v1/files/{}"),
         ("GET", "/v1/batches/{}"),
         ("POST", "/v1/batches/{}/cancel"),
+        ("GET", "/v1/vector_stores/{}"),
+        ("GET", "/v1/vector_stores/{}/files"),
+        ("DELETE", "/v1/vector_stores/{}"),
         ("GET", "/v1/models/{}"),
         ("GET", "/v1/dead-letters/{}"),
         ("POST", "/v1/dead-letters/{}/redrive"),
@@ -183,6 +187,7 @@ async def test_naughty_strings_in_a_query_are_refused(rig: Rig, line: RawLine) -
         f"/v1/jobs/{job_id}": ["wait", "include"],
         "/v1/files": ["after", "order", "limit", "purpose"],
         "/v1/batches": ["after", "limit"],
+        "/v1/vector_stores": ["after", "before", "order", "limit"],
         "/v1/dead-letters": ["cursor", "limit"],
     }
     requests = {

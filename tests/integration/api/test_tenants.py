@@ -14,6 +14,9 @@ from websockets.exceptions import InvalidStatus
 from eventing.cloudevent.event import Event, build_binary
 from eventing.cloudevent.job_event import REQUESTED
 from eventing.store.redis_store import RedisStore
+from eventing.vector_store.note import Note
+from eventing.vector_store.record import FileStatus
+from eventing.vector_store.text_object import text_object_name
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import chat_line, headers_of
 from tests.integration.api.fakes import FakePredictor
@@ -26,6 +29,7 @@ LISTS = (
     "/v1/webhook_endpoints",
     "/v1/webhook_deliveries",
     "/v1/chat/completions",
+    "/v1/vector_stores",
 )
 OPEN_TO_ALL = {"/v1/models/{model}"}
 """Names that are the same for everybody."""
@@ -46,10 +50,15 @@ class Owned:
     completion: str
     conversation: str
     item: str
+    vector_store: str
+    file_batch: str
 
-    def url_for(self, path: str) -> str:
-        """The path with the ids in it."""
-        return path.replace("{id}", self.id_for(path)).replace("{item_id}", self.item)
+    def url_for(self, path: str, id_: str = "") -> str:
+        """The path with the ids in it, the first of them `id_` if that is set."""
+        inner = {"{item_id}": self.item, "{file_id}": self.file, "{batch_id}": self.file_batch}
+        for name, each in inner.items():
+            path = path.replace(name, each)
+        return path.replace("{id}", id_ or self.id_for(path))
 
     def id_for(self, path: str) -> str:
         """The id that a call on `path` takes."""
@@ -63,6 +72,7 @@ class Owned:
             "/v1/webhook_endpoints": self.endpoint,
             "/v1/webhook_deliveries": self.delivery,
             "/v1/conversations": self.conversation,
+            "/v1/vector_stores": self.vector_store,
         }
         return kinds[path.partition("/{")[0]]
 
@@ -87,6 +97,10 @@ async def owned(api: ApiWithJobs, acme: dict[str, str]) -> Owned:
     file = await made("/v1/files", files={"file": ("a.jsonl", b"{}\n")}, data={"purpose": "batch"})
     window = {"completion_window": "24h", "endpoint": "/v1/chat/completions"}
     batch = await made("/v1/batches", json=window | {"input_file_id": file["id"]})
+    stores = await made("/v1/vector_stores", json={"file_ids": [file["id"]]})
+    added = f"/v1/vector_stores/{stores['id']}/file_batches"
+    file_batch = await made(added, json={"file_ids": [file["id"]]})
+    await index(api, stores["id"], file["id"])
     response = await made("/v1/responses", json={"model": "m", "input": "x", "background": True})
     chat = {"model": "m", "messages": [{"role": "user", "content": "x"}], "store": True}
     kept = await made("/v1/chat/completions", json=chat, prefer="respond-async")
@@ -109,7 +123,20 @@ async def owned(api: ApiWithJobs, acme: dict[str, str]) -> Owned:
         completion=kept["id"].replace("job_", "chatcmpl-"),
         conversation=conversation,
         item=items.json()["first_id"],
+        vector_store=stores["id"],
+        file_batch=file_batch["id"],
     )
+
+
+async def index(api: ApiWithJobs, store_id: str, file_id: str) -> None:
+    """Index a file as the steps do."""
+    assert api.parts is not None
+    deps = api.parts.vector_stores
+    store = await deps.stores.get("acme", store_id)
+    file = await deps.stores.file(store, file_id)
+    await deps.texts.write(text_object_name(store_id, file_id, file.generation), b"text")
+    note = Note(store_id=store_id, file_id=file_id, tenant="acme")
+    assert await deps.stores.end(note, file.generation, FileStatus.COMPLETED)
 
 
 def named_things(api: ApiWithJobs) -> list[tuple[str, str]]:
@@ -128,6 +155,11 @@ def body_for(path: str) -> dict[str, Any]:
         return {"event_type": "response.completed"}
     if path == "/v1/conversations/{id}/items":
         return {"items": [{"role": "user", "content": "theirs"}]}
+    if path.endswith("/file_batches"):
+        return {"file_ids": ["file-" + UNKNOWN]}
+    if path.startswith("/v1/vector_stores"):
+        is_file = path.endswith("/files")
+        return {"file_id": "file-" + UNKNOWN} if is_file else {"attributes": {}}
     is_update = path.startswith(("/v1/chat/completions", "/v1/conversations"))
     return {"metadata": {}} if is_update else {}
 
@@ -141,7 +173,7 @@ async def test_a_guess_of_anothers_id_is_the_same_404_as_an_id_that_never_was(
         answers = []
         for id_ in (owned.id_for(path), owned.id_for(path)[:-24] + UNKNOWN):
             body = body_for(path) if method == "POST" else None
-            url = path.replace("{id}", id_).replace("{item_id}", owned.item)
+            url = owned.url_for(path, id_)
             answer = await api.client.request(method, url, headers=other, json=body)
             answers.append((answer.status_code, answer.text.replace(id_, "")))
         if answers[0][0] != 404 or answers[0] != answers[1]:
