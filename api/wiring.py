@@ -75,11 +75,11 @@ from eventing.store.conversation.store import Conversations
 from eventing.store.file_store import FileStore
 from eventing.store.object_store import ObjectStore
 from eventing.store.redis_store import RedisStore
+from eventing.store.vector_store.store import VectorStores
+from eventing.store.vector_store.text_object import FOLDER as TEXTS
 from eventing.telemetry.metric.job import JobMetrics
 from eventing.telemetry.metric.ledger import Ledger
 from eventing.telemetry.metric.live import LiveMetrics
-from eventing.vector_store.store import VectorStores
-from eventing.vector_store.text_object import FOLDER as TEXTS
 
 _RESULTS: Final = "results"
 """The folder of large results, beside those of tenants' files."""

@@ -30,7 +30,7 @@ from api.view.page import Deleted, Page, page_of
 from eventing.errors import BadRequest, InvalidJob, NotFound
 from eventing.process.body import BodyReader
 from eventing.store.file_store import BATCH_FILE_KEPT_S, FileCard, FileStore
-from eventing.vector_store.store import VectorStores
+from eventing.store.vector_store.store import VectorStores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

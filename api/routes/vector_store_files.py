@@ -41,8 +41,8 @@ from api.view.vector_store import (
     file_view,
 )
 from eventing.errors import BadRequest, NotFound, ObjectGone, WrongState
-from eventing.vector_store.record import FileStatus, VectorStore, VectorStoreFile
-from eventing.vector_store.text_object import PIECE_CHARACTERS, text_object_name
+from eventing.store.vector_store.record import FileStatus, VectorStore, VectorStoreFile
+from eventing.store.vector_store.text_object import PIECE_CHARACTERS, text_object_name
 
 routes: Routes[VectorStoreDeps] = Routes("vector stores")
 

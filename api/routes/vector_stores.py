@@ -29,9 +29,9 @@ from eventing.clock import Clock
 from eventing.errors import BadRequest, NotFound
 from eventing.store.file_store import FileStore
 from eventing.store.object_store import ObjectStore
-from eventing.vector_store.note import Note
-from eventing.vector_store.record import VectorStore
-from eventing.vector_store.store import VectorStores
+from eventing.store.vector_store.note import Note
+from eventing.store.vector_store.record import VectorStore
+from eventing.store.vector_store.store import VectorStores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ from eventing.clock import Clock
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.publisher import Publisher
 from eventing.errors import BadRequest, Unavailable
-from eventing.vector_store.note import ADDED, CHANGED, REMOVED, Note
-from eventing.vector_store.record import FileStatus, StoreStatus
-from eventing.vector_store.store import VectorStores
+from eventing.store.vector_store.note import ADDED, CHANGED, REMOVED, Note
+from eventing.store.vector_store.record import FileStatus, StoreStatus
+from eventing.store.vector_store.store import VectorStores
 
 _SWEEP_EVERY_S: Final = 5.0
 _AT_ONCE: Final = 100

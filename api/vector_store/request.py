@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from api.job.submission import METADATA, check_metadata
 from eventing.errors import BadRequest, InvalidJob
-from eventing.vector_store.record import Chunking, FileSettings, StoreSettings, is_file_id
+from eventing.store.vector_store.record import Chunking, FileSettings, StoreSettings, is_file_id
 
 MOST_OF_BATCH: Final = 2000
 _NAME_CHARACTERS: Final = 256

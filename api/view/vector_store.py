@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from api.http.described import described
 from api.view.page import Page
-from eventing.vector_store.record import (
+from eventing.store.vector_store.record import (
     FileBatch,
     FileStatus,
     StoreStatus,

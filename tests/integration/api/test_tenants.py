@@ -14,9 +14,9 @@ from websockets.exceptions import InvalidStatus
 from eventing.cloudevent.event import Event, build_binary
 from eventing.cloudevent.job_event import REQUESTED
 from eventing.store.redis_store import RedisStore
-from eventing.vector_store.note import Note
-from eventing.vector_store.record import FileStatus
-from eventing.vector_store.text_object import text_object_name
+from eventing.store.vector_store.note import Note
+from eventing.store.vector_store.record import FileStatus
+from eventing.store.vector_store.text_object import text_object_name
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import chat_line, headers_of
 from tests.integration.api.fakes import FakePredictor

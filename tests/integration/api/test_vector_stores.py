@@ -10,9 +10,9 @@ from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
 from eventing.redis import keys
-from eventing.vector_store.note import ADDED, CHANGED, REMOVED, Note, note_of
-from eventing.vector_store.record import FileError, FileStatus
-from eventing.vector_store.text_object import text_object_name
+from eventing.store.vector_store.note import ADDED, CHANGED, REMOVED, Note, note_of
+from eventing.store.vector_store.record import FileError, FileStatus
+from eventing.store.vector_store.text_object import text_object_name
 from tests.integration.api.conftest import Rig
 
 TENANT = "default"

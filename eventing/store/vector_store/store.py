@@ -16,8 +16,8 @@ from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import Command
 from eventing.redis.script import Argument, run, send
-from eventing.vector_store.note import Note
-from eventing.vector_store.record import (
+from eventing.store.vector_store.note import Note
+from eventing.store.vector_store.record import (
     MOST_FILES,
     FileBatch,
     FileError,

@@ -1,6 +1,6 @@
 """What is to be done for a file of a vector store, and the events that say so. Pure.
 
-Called by `eventing.vector_store.store`, the api that sends the events, and the steps that receive them. An event
+Called by `eventing.store.vector_store.store`, the api that sends the events, and the steps that receive them. An event
 only says that a record has changed: what is done follows from the record, so a repeated or late event does no harm.
 """
 
