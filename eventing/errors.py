@@ -11,6 +11,7 @@
     │   ├── EventTooLarge       over the broker's size limit                413
     │   └── EventRefused        the broker refused the event for good       400
     ├── NotFound                no such object, or another tenant's         404
+    ├── NotCached               only-if-cached, and no answer is kept       504
     ├── ObjectGone              its large result is no longer stored        410
     ├── WrongState              the job's state does not allow it           409
     ├── ConversationLocked      another response is adding to it            409
@@ -123,6 +124,13 @@ class ObjectGone(TorporError):
 
     status = 410
     code = "result_gone"
+
+
+class NotCached(TorporError):
+    """The caller accepts a cached answer only, and there is none (RFC 9111, section 5.2.1.7)."""
+
+    status = 504
+    code = "not_cached"
 
 
 class WrongState(TorporError):

@@ -14,6 +14,7 @@ from typing import Any, Final, NewType
 import orjson
 
 from eventing.errors import InvalidJob
+from eventing.job.cache import CacheUse
 from eventing.job.call_fields import check_body
 from eventing.known_fields import known_fields
 
@@ -132,6 +133,15 @@ class Job:
     history: tuple[AttemptRecord, ...] = field(default=())
     metadata: Mapping[str, str] = field(default_factory=dict)
     prompt: str = ""  #: its start (`eventing.job.prompt`); empty in a record of an older version
+    cache_control: str = ""  #: the caller's directives (RFC 9111)
+    cache: CacheUse | None = None
+    follows: str = ""  #: the job whose answer this one waits for, while it is queued
+
+    @property
+    def stream_id(self) -> JobId:
+        """The job whose token stream readers of this one read."""
+        is_following = self.follows and self.state is JobState.QUEUED
+        return JobId(self.follows) if is_following else self.id
 
     @property
     def incomplete_reason(self) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol
 
+from eventing.job.cache import CacheAsk
 from eventing.job.job import DEFAULT_TENANT, Job, JobError, JobId, JobRequest, JobState, Lane
 
 
@@ -44,6 +45,8 @@ class NewJob:
     options_sha: str = ""
     attempt: int = 0  #: attempts counted by another, unshared store (of a redriven job)
     turn: ConversationTurn | None = None  #: kept by the store in Redis alone
+    cache_control: str = ""  #: the caller's directives (RFC 9111)
+    cache: CacheAsk | None = None  #: what is asked of the exact cache; None for nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,9 +257,12 @@ class JobIntake(JobReader, Protocol):
         """Record the job and its event; True when the job is new. After `StoreUnavailable` the job may or may not
         be recorded.
 
+        Where `new.cache` asks for it, the job may come back ended, with a kept answer, or following another job of
+        the same request; then nothing is published.
+
         Raises `IdempotencyConflict` when the id exists with another request or other options, or was deleted
         (`JobDeleted`); `BrokerUnavailable` above `max_unpublished` outbox notes; `ConversationLocked`,
-        `ConversationMoved` and `NotFound` for the conversation of its turn.
+        `ConversationMoved` and `NotFound` for the conversation of its turn; `NotCached`.
         """
 
     async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:

@@ -27,6 +27,8 @@ GROUP: Final = "torpor"
 """Consumer group of every queue; KEDA's `consumerGroup`."""
 ACTIVE_BATCHES: Final = f"{PREFIX}:batches:active"
 DUE_WEBHOOKS: Final = f"{PREFIX}:{{webhooks}}:due"
+REVISIONS: Final = f"{PREFIX}:cache:revisions"
+"""Hash of the weights revision of each model, as its newest predictor reported it."""
 LIMITS: Final = f"{PREFIX}:limits"
 UNINDEXED: Final = f"{PREFIX}:vectorstores:unindexed"
 """Files of vector stores whose chunks are not yet as their records say, by the time of the next event about them."""
@@ -58,6 +60,21 @@ def job(job_id: JobId) -> str:
 
 def tokens(job_id: JobId) -> str:
     return f"{PREFIX}:{{{escape(job_id)}}}:tokens"
+
+
+def followers(job_id: JobId) -> str:
+    """Jobs that will end with this job's answer, oldest first."""
+    return f"{PREFIX}:{{{escape(job_id)}}}:followers"
+
+
+def cache_entry(tenant: str, name: str) -> str:
+    """A kept answer: the job that gave it, or will."""
+    return f"{PREFIX}:cache:entry:{escape(tenant)}:{escape(name)}"
+
+
+def cache_epochs(tenant: str) -> str:
+    """Counters by model (`*` for all) that void every entry made under an earlier value."""
+    return f"{PREFIX}:cache:epochs:{escape(tenant)}"
 
 
 def jobs_of(tenant: str) -> str:

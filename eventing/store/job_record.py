@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 
+from eventing.job.cache import CacheUse, cache_use_of
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState, Lane, error_of
 from eventing.job.prompt import prompt_start
 from eventing.job.store import (
@@ -56,6 +57,8 @@ LIST_FIELDS: Final = (
     "announced",
     "fenced",
     "object",
+    "cache",
+    "follows",
 )
 """Fields that lists read: neither prompt nor answer."""
 LABELS_BYTES: Final = 16 * 1024
@@ -78,6 +81,10 @@ def new_fields(new: NewJob, request: bytes, queues: Sequence[str] = ()) -> list[
         pairs["tenant_key"] = name
     if queues:
         pairs["queues"] = orjson.dumps(queues)
+    if new.cache_control:
+        pairs["cache_control"] = new.cache_control
+    if new.cache is not None:
+        pairs["cache"] = new.cache.use.to_json()
     if new.options_sha:
         pairs["options_sha"] = new.options_sha
     if new.traceparent:
@@ -152,6 +159,8 @@ def fresh(new: NewJob, created_ms: int) -> Job:
         deadline_ms=new.deadline_ms,
         metadata=new.metadata,
         prompt=prompt_start(new.request),
+        cache_control=new.cache_control,
+        cache=new.cache.use if new.cache else None,
     )
 
 
@@ -173,6 +182,8 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
     def value(name: bytes) -> Any:
         return orjson.loads(record[name]) if name in record else None
 
+    cache = cache_use_of(record[b"cache"]) if b"cache" in record else None
+    usage = value(b"usage")
     return Job(
         id=job_id,
         state=known_value(JobState, text(b"state")),
@@ -191,17 +202,37 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         deadline_ms=number(b"deadline_ms"),
         lease_owner=text(b"lease_owner"),
         lease_until_ms=number(b"lease_until_ms"),
-        result=value(b"result"),
+        result=served_again(job_id, value(b"result"), usage, number(b"created_ms"), cache),
         archived_bytes=archived_bytes(record),
-        usage=value(b"usage"),
+        usage=usage,
         error=error_of(value(b"error")) if b"error" in record else None,
         is_dead_letter=record.get(b"dead") == b"1",
         refused_writes=number(b"fenced"),
         gpu_ms=number(b"gpu_ms"),
         history=_history(record.get(b"history", b"[]")),
         metadata=value(b"metadata") or value(b"labels") or {},
+        cache_control=text(b"cache_control"),
+        cache=cache,
+        follows=text(b"follows"),
         prompt=text(b"prompt"),
     )
+
+
+def served_again(
+    job_id: JobId, result: Any, usage: Any, created_ms: int, cache: CacheUse | None
+) -> Any:
+    """The result as the job's own: a kept answer has the id and the time of the job that gave it, and cost this one
+    no tokens.
+    """
+    if cache is None or not cache.is_hit or not isinstance(result, dict):
+        return result
+    kind = str(result.get("id", "")).partition("-")[0]
+    own = {
+        "id": f"{kind}-{job_id.removeprefix('job_')}",
+        "created": created_ms // 1000,
+        "usage": usage,
+    }
+    return result | {name: each for name, each in own.items() if name in result}
 
 
 def archived_bytes(record: Mapping[bytes, bytes]) -> int:

@@ -6,11 +6,11 @@ stream. It knows no other jobs and no clock.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
-from eventing.job.job import AttemptRecord, Job, JobRequest, JobState
+from eventing.job.job import AttemptRecord, Job, JobError, JobRequest, JobState
 from eventing.job.prompt import prompt_start
 from eventing.job.store import (
     Ending,
@@ -35,6 +35,7 @@ class MemoryRecord:
     expires_ms: int = 0
     is_rejected: bool = False
     must_restart: bool = False
+    was_restarted: bool = False
     entries: list[StreamEntry] = field(default_factory=list)
 
     def is_leased_as(self, lease: Lease) -> bool:
@@ -56,6 +57,7 @@ class MemoryRecord:
             attempt=attempt, owner=owner, started_ms=now_ms, resumed_from=tokens
         )
         self.must_restart = False
+        self.was_restarted |= is_restart and job.token_count > 0
         self.job = replace(
             job,
             state=JobState.IN_PROGRESS,
@@ -90,7 +92,7 @@ class MemoryRecord:
             lease_until_ms=0,
             history=closed(self.job.history, outcome, now_ms),
         )
-        self._write_state(now_ms)
+        self.write_state(now_ms)
 
     def end(self, ending: Ending, outcome: str, keep_ms: int, now_ms: int) -> None:
         """The only transition into a terminal state; a running attempt is closed with `outcome`."""
@@ -110,7 +112,7 @@ class MemoryRecord:
             history=closed(job.history, outcome, now_ms) if is_closing else job.history,
         )
         self.expires_ms = now_ms + keep_ms
-        self._write_state(now_ms)
+        self.write_state(now_ms)
 
     def queue_again(self, request: JobRequest | None, sha: str, now_ms: int) -> None:
         """Queue an ended job again, with an attempt number that it never had; with another `request` and its `sha`,
@@ -133,9 +135,10 @@ class MemoryRecord:
             prompt = prompt_start(request)
             self.job = replace(self.job, request=request, prompt=prompt, token_count=0)
         self.failures, self.expires_ms = 0, 0
-        self._write_state(now_ms)
+        self.write_state(now_ms)
 
-    def _write_state(self, now_ms: int) -> None:
+    def write_state(self, now_ms: int) -> None:
+        """Add the job's state to its stream."""
         self._write(now_ms, EntryKind.STATE, state=self.job.state, at_ms=now_ms)
 
     def _write(self, now_ms: int, kind: EntryKind, **fields: Any) -> None:
@@ -154,6 +157,24 @@ def closed(
     if not history:
         return ()
     return (*history[:-1], replace(history[-1], outcome=outcome, ended_ms=now_ms))
+
+
+def is_suspect(failures: int, max_attempts: int, history: tuple[AttemptRecord, ...]) -> bool:
+    """True before the last attempt of a job that has lost one."""
+    return failures == max_attempts - 1 and any(each.outcome == "lost" for each in history)
+
+
+LATE: Final = JobError(code="expired", message="the deadline passed before the job ended")
+
+
+def why_over(job: Job, failures: int, max_attempts: int, now_ms: int) -> JobError | None:
+    """Why a job gets no further attempt."""
+    if 0 < job.deadline_ms <= now_ms:
+        return LATE
+    if failures >= max_attempts:
+        lost = f"every attempt was lost ({failures} of {max_attempts})"
+        return JobError(code="exhausted", message=lost)
+    return None
 
 
 def _stored(value: Mapping[str, Any] | None, before: Any) -> Any:

@@ -9,11 +9,11 @@ process.
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Final
 
 from eventing.clock import Clock, SystemClock
 from eventing.errors import BrokerUnavailable, IdempotencyConflict, JobDeleted
-from eventing.job.job import AttemptRecord, Job, JobError, JobId, JobRequest, JobState
+from eventing.job.cache import CacheKind
+from eventing.job.job import Job, JobError, JobId, JobRequest, JobState
 from eventing.job.prompt import is_match
 from eventing.job.store import (
     ARRIVED,
@@ -33,8 +33,9 @@ from eventing.job.store import (
     cursor_order,
 )
 from eventing.store.job_record import fingerprint, fresh, request_of
+from eventing.store.memory_cache import MemoryAnswers
 from eventing.store.memory_index import SWEEP_AFTER_MS, MemoryIndex, due, page, take_due
-from eventing.store.memory_record import MemoryRecord, closed
+from eventing.store.memory_record import LATE, MemoryRecord, closed, is_suspect, why_over
 
 
 class MemoryStore:
@@ -46,6 +47,7 @@ class MemoryStore:
         self._records: dict[JobId, MemoryRecord] = {}
         self._deleted: dict[JobId, int] = {}
         self._index = MemoryIndex()
+        self.answers = MemoryAnswers(self._find, self._index, self._settings, self._now)
 
     async def submit(self, new: NewJob, publication: Publication = ARRIVED) -> tuple[Job, bool]:
         if self._is_deleted(new.id):
@@ -67,15 +69,22 @@ class MemoryStore:
 
     def _record(self, new: NewJob, publication: Publication, sha: str) -> Job:
         now, most = self._now(), publication.max_unpublished
-        if most is not None:
+        served = self.answers.take(new)
+        if most is not None and served is None:
             if len(self._index.unpublished) >= most:
                 raise BrokerUnavailable(f"the broker has yet to take {most} jobs", 2.0)
             self._index.unpublished[new.id] = now + SWEEP_AFTER_MS
         self._index.note_new(new, now + self._settings.republish_after_s * 1000, now)
         request = request_of(new.request.to_json())
         job = replace(fresh(new, now), request=request, attempt=new.attempt)
-        self._records[new.id] = MemoryRecord(job, sha, options_sha=new.options_sha)
-        return job
+        record = self._records[new.id] = MemoryRecord(job, sha, options_sha=new.options_sha)
+        if served is None:
+            self.answers.note_new(new)
+        elif served[0].kind is CacheKind.COALESCED:
+            self.answers.follow(record, served[0])
+        else:
+            self.answers.serve(record, *served)
+        return record.job
 
     async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
         now, sha = self._now(), fingerprint(raw, new.tenant)
@@ -147,14 +156,18 @@ class MemoryStore:
             if left := self._lease_left(record):
                 return Acquired(status=AcquireStatus.HELD, lease_left_ms=left)
             failures, history = failures + 1, closed(history, "lost", now)
-        reason = self._why_over(job, failures, now)
-        if not reason and not is_exclusive and self._is_suspect(failures, history):
+        reason = why_over(job, failures, self._settings.max_attempts, now)
+        if (
+            not reason
+            and not is_exclusive
+            and is_suspect(failures, self._settings.max_attempts, history)
+        ):
             return Acquired(status=AcquireStatus.ALONE)
         record.failures = failures
         if reason:
             self._end(record, _dead_letter(reason), outcome="lost")
             return Acquired(status=AcquireStatus(reason.code))
-        record.job = replace(job, history=history)
+        record.job = self.answers.running(replace(job, history=history))
         record.start_attempt(owner, can_resume, now + self._settings.lease_ms, now)
         record.lease_id = secrets.token_hex(8)
         self._index.unstarted[job_id] = now + 2 * self._settings.lease_ms
@@ -244,6 +257,7 @@ class MemoryStore:
         if record is None or not record.job.state.is_terminal:
             return False
         del self._records[job_id]
+        self.answers.note_deleted(record.job)
         self._index.unlist(job_id, record.job.tenant)
         self._deleted[job_id] = self._now() + self._settings.retention_s * 1000
         return True
@@ -287,7 +301,7 @@ class MemoryStore:
             elif left := self._lease_left(record):
                 self._index.deadlines[job_id] = now + left
             else:
-                self._end(record, _dead_letter(_LATE), outcome="lost")
+                self._end(record, _dead_letter(LATE), outcome="lost")
                 failed.append(job_id)
         return failed
 
@@ -333,19 +347,6 @@ class MemoryStore:
         record = self._find(job_id)
         return record.job if record else None
 
-    def _is_suspect(self, failures: int, history: tuple[AttemptRecord, ...]) -> bool:
-        is_last = failures == self._settings.max_attempts - 1
-        return is_last and any(attempt.outcome == "lost" for attempt in history)
-
-    def _why_over(self, job: Job, failures: int, now: int) -> JobError | None:
-        if 0 < job.deadline_ms <= now:
-            return _LATE
-        limit = self._settings.max_attempts
-        if failures >= limit:
-            lost = f"every attempt was lost ({failures} of {limit})"
-            return JobError(code="exhausted", message=lost)
-        return None
-
     def _renew(self, lease: Lease, extend: bool) -> LeaseStatus:
         record = self._find(lease.job_id)
         if record is None:
@@ -383,10 +384,8 @@ class MemoryStore:
         s = self._settings
         keep_s = s.dead_letter_retention_s if ending.is_dead_letter else s.retention_s
         record.end(ending, outcome, keep_s * 1000, self._now())
+        self.answers.note_end(record.job)
         self._index.note_end(record.job, self._now())
-
-
-_LATE: Final = JobError(code="expired", message="the deadline passed before the job ended")
 
 
 def _dead_letter(error: JobError) -> Ending:

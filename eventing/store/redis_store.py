@@ -9,18 +9,14 @@ import secrets
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import orjson
 from redis.asyncio import Redis
 
 from eventing.errors import (
-    BrokerUnavailable,
     ConversationLocked,
-    ConversationMoved,
-    IdempotencyConflict,
-    JobDeleted,
-    NotFound,
+    ObjectGone,
     ObjectsUnavailable,
 )
 from eventing.job.job import (
@@ -30,7 +26,6 @@ from eventing.job.job import (
     JobRequest,
     JobState,
     derive_job_id,
-    event_identity,
 )
 from eventing.job.store import (
     ARRIVED,
@@ -55,10 +50,10 @@ from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, Call, run_all, send
 from eventing.store import job_record
 from eventing.store.object_ref import ObjectRef
+from eventing.store.redis_cache import RedisAnswers, following
 from eventing.store.redis_index import RedisIndex
 from eventing.store.redis_list import Marks, RedisList
-
-_LOCKED: Final = "another response is adding to this conversation; try again when it has ended"
+from eventing.store.redis_submit import queue_args, refusal_of, submit_call
 
 
 class ArchiveReader(Protocol):
@@ -85,6 +80,7 @@ class RedisStore:
         self._archive = archive
         self._settings = settings or LeaseSettings()
         self._index = RedisIndex(redis, self._settings.lease_ms)
+        self.answers = RedisAnswers(redis, self._settings)
 
     @property
     def redis(self) -> Redis:
@@ -93,48 +89,29 @@ class RedisStore:
 
     async def submit(self, new: NewJob, publication: Publication = ARRIVED) -> tuple[Job, bool]:
         new = await self._as_recorded_earlier(new)
-        request = new.request.to_json()
-        most = publication.max_unpublished
-        args: list[Argument] = [
-            new.id,
-            job_record.fingerprint(request, new.tenant),
-            new.options_sha,
-            new.deadline_ms,
-            self._settings.republish_after_s * 1000,
-            "" if most is None else most,
-            new.lane,
-            new.tenant,
-            event_identity(new.source, new.event_id, new.tenant),
-            publication.event,
-            "" if new.turn is None or new.turn.seq is None else new.turn.seq,
-            *_queue_args(publication),
-            *job_record.new_fields(new, request, publication.queues),
-        ]
-        job_keys = [keys.job(new.id), keys.jobs_of(new.tenant)]
-        if new.turn is not None:
-            job_keys.append(keys.conversation(new.turn.id))
-        ((status, created_ms),) = await self._run_all([("submit", job_keys, args)])
+        call = submit_call(new, publication, self._settings)
+        ((status, created_ms, *more),) = await self._run_all([call])
         match status:
             case b"created":
                 return job_record.fresh(new, int(created_ms)), True
             case b"exists":
                 job = await self.get(new.id)
                 return job or job_record.fresh(new, int(created_ms)), False
-            case b"deleted":
-                raise JobDeleted("the job of this identity was deleted")
-            case b"locked":
-                raise ConversationLocked(_LOCKED)
-            case b"moved":
-                raise ConversationMoved("the conversation has grown meanwhile")
-            case b"gone":
-                raise NotFound("the conversation was deleted")
-            case b"full":
-                raise BrokerUnavailable(f"the broker has yet to take {most} jobs", 2.0)
+            case b"hit":
+                return await self._served(new.id, more[0]), True
+            case b"follows":
+                return following(new, int(created_ms), *more), True
             case _:
-                raise IdempotencyConflict(
-                    "the same identity was used before with another request or other options",
-                    "body",
-                )
+                raise refusal_of(status, publication)
+
+    async def _served(self, job_id: JobId, flat: Sequence[bytes]) -> Job:
+        """The job that a kept answer ended, from its record. While the object store is away it has no result."""
+        record = dict(zip(flat[::2], flat[1::2], strict=True))
+        with suppress(ObjectsUnavailable, ObjectGone):
+            await self._fetch_result(record)
+        job = job_record.parse(job_id, record)
+        assert job is not None  # noqa: S101 (the script has just written it)
+        return job
 
     async def _as_recorded_earlier(self, new: NewJob) -> NewJob:
         """The job under the id that versions before this one gave it: they did not tell tenants' events
@@ -306,7 +283,7 @@ class RedisStore:
             self._settings.republish_after_s * 1000,
             int(publication.max_unpublished is not None),
             publication.event,
-            *_queue_args(publication),
+            *queue_args(publication),
         ]
         if request is not None:
             text = request.to_json()
@@ -389,7 +366,3 @@ def _job_keys(job_id: JobId) -> list[str]:
 def _batch_args(batch: TokenBatch) -> list[Argument]:
     ids = " ".join(map(str, batch.token_ids))
     return [batch.index, len(batch.token_ids), ids, batch.delta]
-
-
-def _queue_args(publication: Publication) -> list[Argument]:
-    return [len(publication.queues), *publication.queues]

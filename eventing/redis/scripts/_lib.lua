@@ -8,6 +8,8 @@ local GROUP = 'torpor'
 local LEAVING = 'torpor:leaving'
 local CLOCK, CLOCK_SLACK_MS = 'torpor:clock', 1000
 local SWEEP_AFTER_MS = 10000 -- a note this old was not cleared by its writer
+local REVISIONS = 'torpor:cache:revisions'
+local MOST_FOLLOWERS = 10000 -- of one job
 
 -- Store time in milliseconds.
 local function now_ms()
@@ -49,7 +51,8 @@ end
 
 -- What the scripts judge by, of a job's record, in one read; `false` for a field that it has not.
 local FIELDS = {'state', 'attempt', 'failures', 'token_count', 'history', 'tenant', 'tenant_key', 'model', 'queues', 'lane', 'source',
-  'event_id', 'deadline_ms', 'lease_id', 'lease_until_ms', 'started_ms', 'first_token_ms', 'gpu_ms', 'restart', 'sha', 'conversation'}
+  'event_id', 'deadline_ms', 'lease_id', 'lease_until_ms', 'started_ms', 'first_token_ms', 'gpu_ms', 'restart', 'sha', 'conversation', 'cache',
+  'follows'}
 local function read_job(key)
   local job = {}
   for i, value in ipairs(redis.call('HMGET', key, unpack(FIELDS))) do job[FIELDS[i]] = value end
@@ -189,6 +192,41 @@ local function end_turn(key, job_id, conversation_id, state, result)
   redis.call('HDEL', conversation, 'job')
 end
 
+-- The names of a tenant's cached answers: an entry, the index of a model's entries by when they expire, and the counters that void them.
+local function cache_entry(list, name) return 'torpor:cache:entry:' .. list .. ':' .. name end
+local function cache_index(list, model) return 'torpor:cache:index:' .. list .. ':' .. string.gsub(model, '[^%w._-]', function(c)
+  return string.format('%%%02X', string.byte(c)) end) end
+local function cache_epoch(list, model)
+  local counts = redis.pcall('HMGET', 'torpor:cache:epochs:' .. list, '*', model)
+  if counts.err then return false end
+  return (counts[1] or '0') .. ':' .. (counts[2] or '0')
+end
+local function cache_revision(model)
+  local revision = redis.pcall('HGET', REVISIONS, model)
+  return type(revision) == 'string' and revision or ''
+end
+
+-- Keep the answer of a job that ended, for the same request; or, when it is none to be served, forget that it was to come. Not while the
+-- model's weights changed: it is not known which of them answered.
+local function keep_answer(job_id, list, job, state, now)
+  local use = cjson.decode(job.cache)
+  if use.status ~= 'miss' or not use.key then return end
+  local entry = cache_entry(list, use.key)
+  local held = redis.pcall('HMGET', entry, 'job', 'revision')
+  if held.err or held[1] ~= job_id then return end
+  local revision = cache_revision(job.model)
+  if state ~= 'completed' or (held[2] ~= '' and held[2] ~= revision) then
+    redis.call('DEL', entry)
+    return
+  end
+  local index = cache_index(list, job.model)
+  redis.call('HSET', entry, 'revision', revision)
+  redis.call('EXPIRE', entry, use.ttl_s)
+  redis.call('ZREMRANGEBYSCORE', index, '-inf', now)
+  redis.call('ZADD', index, now + 1000 * use.ttl_s, use.key)
+  redis.call('PEXPIREAT', index, math.floor(math.max(now + 1000 * use.ttl_s, redis.call('ZRANGE', index, -1, -1, 'WITHSCORES')[2])))
+end
+
 -- The one way into a terminal state: record, stream, lists, queues, and the entry for the ended stream (docs/adr/0140).
 -- `job` is the record as `read_job` gave it in this script; `outcome` closes a running attempt; `fields` are field, value pairs
 -- (result, usage, error).
@@ -205,7 +243,9 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   if job.conversation then end_turn(key, job_id, job.conversation, state, result) end
   redis.call('HSET', key, 'state', state, 'attempt', job.attempt, 'finished_ms', now, 'lease_owner', '', 'lease_until_ms', 0,
     'dead', dead, 'history', history_json(history), unpack(fields))
-  redis.call('XADD', key .. ':tokens', '*', 'kind', 'state', 'state', state, 'attempt', job.attempt, 'at_ms', now)
+  if not job.has_stream then
+    redis.call('XADD', key .. ':tokens', '*', 'kind', 'state', 'state', state, 'attempt', job.attempt, 'at_ms', now)
+  end
   redis.call('EXPIRE', key, retention_s)
   redis.call('EXPIRE', key .. ':tokens', retention_s)
   redis.call('ZADD', LEAVING, now + 1000 * retention_s, list .. ' ' .. job_id)
@@ -214,6 +254,8 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   if dead == '1' then redis.call('ZADD', 'torpor:dead:' .. list, now, job_id) end
   if job.deadline_ms and job.deadline_ms ~= '0' then redis.call('ZREM', DEADLINES, job_id) end
   redis.call('ZREM', UNSTARTED, job_id)
+  if job.follows then redis.call('ZREM', 'torpor:{' .. job.follows .. '}:followers', job_id) end
+  if job.cache then keep_answer(job_id, list, job, state, now) end
   if not job.queues then redis.call('ZREM', UNPUBLISHED, job_id) end
   if job.state == 'queued' and job.queues then
     local member = event_identity(job.source, job.event_id, job.tenant)
@@ -224,3 +266,28 @@ end
 -- The error of a job, as JSON.
 local function error_json(code, message) return cjson.encode({code = code, message = message, field = ''}) end
 local LATE = error_json('expired', 'the deadline passed before the job ended')
+
+local NO_USAGE = '{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
+
+-- End a job with the answer of another that ended, of the same request. `use` is the start of what it says of the cache, as JSON, to
+-- which the usage that was saved is added. A stream of tokens that were started over, which no reader of this job saw, is left out.
+local function end_with(key, job, from, state, now, retention_s, use, is_seen)
+  local got = redis.call('HMGET', from, 'result', 'object', 'usage', 'token_count', 'restarts')
+  local fields = {'cache', use .. ',"saved_usage":' .. (got[3] or 'null') .. '}'}
+  local function add(name, value) fields[#fields + 1], fields[#fields + 2] = name, value end
+  if got[1] then add('result', got[1]) end
+  if got[3] then add('usage', NO_USAGE) end
+  if got[2] then
+    add('object', got[2])
+    redis.call('ZADD', UNARCHIVED, now, string.match(key, '{(.*)}')) -- it gets an object of its own
+  end
+  if is_seen or not got[5] then
+    job.has_stream = redis.call('COPY', from .. ':tokens', key .. ':tokens', 'REPLACE') == 1
+    if job.has_stream then
+      job.token_count = got[4]
+      add('token_count', got[4])
+    end
+  end
+  job.cache = nil
+  end_job(key, job, state, now, retention_s, '0', '', fields)
+end

@@ -44,6 +44,11 @@ redis.call('HSET', KEYS[1], 'state', 'in_progress', 'attempt', attempt, 'failure
   'lease_owner', ARGV[1], 'lease_id', ARGV[8], 'lease_until_ms', now + tonumber(ARGV[2]), 'history', cjson.encode(history),
   'started_ms', job.started_ms or now)
 if job.restart then redis.call('HDEL', KEYS[1], 'restart') end
+if void > 0 then redis.call('HSET', KEYS[1], 'restarts', 1) end
+if job.follows then -- an older process queued it: it runs for itself
+  redis.call('ZREM', 'torpor:{' .. job.follows .. '}:followers', ARGV[9])
+  redis.call('HDEL', KEYS[1], 'follows', 'cache')
+end
 redis.call('ZADD', UNSTARTED, now + 2 * ARGV[2], ARGV[9])
 redis.call('XADD', KEYS[2], '*', 'kind', 'attempt', 'attempt', attempt, 'index', tokens, 'restarted', restarted and 1 or 0, 'at_ms', now)
 return {'acquired', attempt, tokens, void}

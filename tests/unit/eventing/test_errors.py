@@ -18,6 +18,8 @@ class TestEveryError:
     def test_its_status_says_whose_fault_it_is(self, error: type[TorporError]) -> None:
         if issubclass(error, Unavailable):
             assert error.status == 503
+        elif issubclass(error, errors.NotCached):
+            assert error.status == 504  # as RFC 9111 has it
         elif error is not TorporError:
             assert 400 <= error.status < 500
 

@@ -35,6 +35,7 @@ TEXTS = {
     "broker_ca_file": "/nowhere/ca.pem",
     "queue_triggers_file": "/nowhere/triggers.yaml",
     "triggers_file": "/nowhere/triggers.yaml",
+    "pipelines_file": "/nowhere/pipelines.yaml",
     "files_url": "s4://bucket/x",
     "keys_source": "/nowhere/keys.json",
     "oidc_issuer": "example.com",

@@ -21,7 +21,17 @@ def constants() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["ENDED", "DEADLINES", "UNSTARTED", "UNPUBLISHED", "UNARCHIVED", "LEAVING", "GROUP"]
+    "name",
+    [
+        "ENDED",
+        "DEADLINES",
+        "UNSTARTED",
+        "UNPUBLISHED",
+        "UNARCHIVED",
+        "LEAVING",
+        "GROUP",
+        "REVISIONS",
+    ],
 )
 def test_a_key_has_one_name(name: str) -> None:
     assert constants()[name] == f"'{getattr(keys, name)}'"
