@@ -4,11 +4,15 @@ The settings classes of api, broker and predictor inherit from this class: each 
 over leases or keeps records, so a value set for only one of them would apply to only some of the jobs.
 """
 
+from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from eventing.errors import BadRequest
+from eventing.job.cache import CacheRules, load_cache_rules
+from eventing.job.plan import load_pipelines
 from eventing.job.store import LeaseSettings
 
 
@@ -29,6 +33,22 @@ class StoreSettings(BaseSettings):
     """How long dead letters are kept."""
     pipelines_file: Path | None = None
     """YAML with an entry for each public model name that has a plan of steps or cached answers."""
+
+    @cached_property
+    def cache_rules(self) -> CacheRules:
+        """The rules of cached answers in that file; none without one."""
+        return load_cache_rules(self.pipelines_file) if self.pipelines_file else {}
+
+    @field_validator("pipelines_file")
+    @classmethod
+    def _check_pipelines(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            try:
+                load_pipelines(path)
+                load_cache_rules(path)
+            except BadRequest as error:
+                raise ValueError(error.message) from error
+        return path
 
     @property
     def lease(self) -> LeaseSettings:

@@ -93,7 +93,7 @@ class MemoryStore:
         record = self._find(new.id)
         if record is None:
             self._index.jobs(new.tenant).setdefault(new.id, now)
-            job = replace(fresh(new, now), request=request_of(raw))
+            job = fresh(replace(new, request=request_of(raw)), now)
             record = self._records[new.id] = MemoryRecord(job, sha, is_rejected=True)
         elif record.sha != sha and not record.is_rejected:
             return False

@@ -53,7 +53,7 @@ from eventing.store.object_ref import ObjectRef
 from eventing.store.redis_cache import RedisAnswers, following
 from eventing.store.redis_index import RedisIndex
 from eventing.store.redis_list import Marks, RedisList
-from eventing.store.redis_submit import queue_args, refusal_of, submit_call
+from eventing.store.redis_submit import LOCKED, queue_args, refusal_of, submit_call
 
 
 class ArchiveReader(Protocol):
@@ -292,7 +292,7 @@ class RedisStore:
             args += ["request", text, "sha", sha, *(part for pair in shown for part in pair)]
         (answer,) = await self._run_all([("redrive", _job_keys(job.id), args)])
         if answer == b"locked":
-            raise ConversationLocked(_LOCKED)
+            raise ConversationLocked(LOCKED)
         return bool(answer == b"queued")
 
     async def delete(self, job_id: JobId) -> bool:

@@ -22,7 +22,7 @@ from eventing.redis.script import Argument, Call
 from eventing.store import job_record
 from eventing.store.redis_cache import ask_args
 
-_LOCKED: Final = "another response is adding to this conversation; try again when it has ended"
+LOCKED: Final = "another response is adding to this conversation; try again when it has ended"
 
 
 def submit_call(new: NewJob, publication: Publication, settings: LeaseSettings) -> Call:
@@ -61,7 +61,7 @@ def refusal_of(status: bytes, publication: Publication) -> TorporError:
         case b"deleted":
             return JobDeleted("the job of this identity was deleted")
         case b"locked":
-            return ConversationLocked(_LOCKED)
+            return ConversationLocked(LOCKED)
         case b"moved":
             return ConversationMoved("the conversation has grown meanwhile")
         case b"gone":
