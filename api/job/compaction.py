@@ -5,7 +5,6 @@ specification; it is encoded and not encrypted, so that any process can read it.
 """
 
 import base64
-import binascii
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -13,14 +12,12 @@ import orjson
 from typing_extensions import TypedDict
 
 from api.view.response import ResponseUsage, response_id, usage_view
-from eventing.errors import InvalidJob
 from eventing.job.job import Job
 
 _ASKED: Final = (
     "Summarize the conversation above, so that another assistant can go on with it: what was asked, what was found "
     "and decided, names, numbers and open questions. Answer with the summary alone."
 )
-_GIVEN: Final = "Summary of the conversation so far:\n"
 _MOST_TOKENS: Final = 1024
 
 
@@ -64,18 +61,6 @@ def compaction_view(job: Job) -> CompactionView:
         "output": [*said, item],
         "usage": usage_view(job),
     }
-
-
-def summary_of(item: Mapping[str, Any], where: str) -> str:
-    """The summary in a compaction item. Raises `InvalidJob` for an item that this api did not make."""
-    field = f"{where}.encrypted_content"
-    try:
-        summary = orjson.loads(base64.urlsafe_b64decode(item["encrypted_content"]))["summary"]
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
-        raise InvalidJob(f"{field} is none that /v1/responses/compact gave", field) from error
-    if not isinstance(summary, str):
-        raise InvalidJob(f"{field} is none that /v1/responses/compact gave", field)
-    return _GIVEN + summary
 
 
 def _user_items(messages: Iterable[Mapping[str, Any]], tail: str) -> list[dict[str, Any]]:

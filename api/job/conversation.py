@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from api.auth.principal import Principal
-from api.job.response_request import Ask, Message, conversation_of, messages_of, parse_ask
+from api.job.response_request import Ask, conversation_of, parse_ask
 from api.job.submission import (
     SubmitDeps,
     SubmitOptions,
@@ -25,6 +25,7 @@ from eventing.errors import BadRequest, InvalidJob, NotFound
 from eventing.job.job import Job, JobState, Lane, is_job_id
 from eventing.job.store import JobIntake
 from eventing.store.conversation.conversation import Conversation
+from eventing.store.conversation.messages import Message, messages_of
 from eventing.store.conversation.store import Conversations, full
 from eventing.store.job_record import turn_item_id
 

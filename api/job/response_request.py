@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from api.job.compaction import summary_of
 from api.view.conversation import whole_item
 from eventing.errors import InvalidJob
 from eventing.job.call_fields import (
@@ -29,9 +28,7 @@ from eventing.job.call_fields import (
 )
 from eventing.job.store import ConversationTurn
 from eventing.store.conversation.conversation import Conversation
-
-Item = Mapping[str, Any]
-Message = dict[str, Any]
+from eventing.store.conversation.messages import Item, Message, item_field, messages_of
 
 _SAME: Final = (
     *("temperature", "top_p", "parallel_tool_calls", "user", "seed"),
@@ -226,47 +223,6 @@ def input_items(value: Any) -> list[dict[str, Any]]:
     return items
 
 
-def messages_of(items: Iterable[Item], where: str = "input") -> list[Message]:
-    """The chat messages for these items. Raises `InvalidJob` naming the item."""
-    messages: list[Message] = []
-    for index, item in enumerate(items):
-        _add(messages, item, f"{where}[{index}]")
-    return messages
-
-
-def _add(messages: list[Message], item: Item, where: str) -> None:
-    match item.get("type"):
-        case "message":
-            messages.append(
-                {"role": _role(item, where), "content": _content(item.get("content"), where)}
-            )
-        case "function_call":
-            _add_call(messages, item, where)
-        case "function_call_output":
-            content = _content(item.get("output"), where, name="output")
-            call_id = _text(item, "call_id", where)
-            messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
-        case "compaction":
-            messages.append({"role": "assistant", "content": summary_of(item, where)})
-        case "reasoning":
-            pass  # earlier reasoning is not sent to the model
-        case other:
-            raise InvalidJob(f"{where}.type {other!r:.40} is not supported", f"{where}.type")
-
-
-def _add_call(messages: list[Message], item: Item, where: str) -> None:
-    """A function call belongs to the assistant message before it, as in chat."""
-    function = {
-        "name": _text(item, "name", where),
-        "arguments": _text(item, "arguments", where, may_be_empty=True),
-    }
-    call = {"id": _text(item, "call_id", where), "type": "function", "function": function}
-    if messages and messages[-1]["role"] == "assistant":
-        messages[-1].setdefault("tool_calls", []).append(call)
-    else:
-        messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
-
-
 def _check_call_ids(messages: Iterable[Message]) -> None:
     """Raises `InvalidJob` for a function output without its call."""
     called: set[str] = set()
@@ -276,48 +232,6 @@ def _check_call_ids(messages: Iterable[Message]) -> None:
             raise InvalidJob(
                 f"No tool call found for function call output with call_id {name:.64}.", "input"
             )
-
-
-def _role(item: Item, where: str) -> str:
-    role = item.get("role")
-    if role == "developer":
-        return "system"  # `developer` is OpenAI's newer name; chat templates know `system`
-    if role not in ("user", "assistant", "system"):
-        raise InvalidJob(f"{where}.role must be user, assistant, system or developer", where)
-    return str(role)
-
-
-def _content(value: Any, where: str, *, name: str = "content") -> Any:
-    field = f"{where}.{name}"
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise InvalidJob(f"{field} must be text or a list of parts", field)
-    parts = [_part(part, f"{field}[{index}]") for index, part in enumerate(value)]
-    if all(part["type"] == "text" for part in parts):
-        return "".join(part["text"] for part in parts)
-    return parts
-
-
-def _part(part: Any, where: str) -> dict[str, Any]:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    match kind:
-        case "input_text" | "output_text" | "text":
-            return {"type": "text", "text": _text(part, "text", where, may_be_empty=True)}
-        case "refusal":
-            return {"type": "text", "text": _text(part, "refusal", where, may_be_empty=True)}
-        case "input_image":
-            url = {"url": _text(part, "image_url", where)}
-            return {"type": "image_url", "image_url": url}
-        case _:
-            raise InvalidJob(f"{where}.type {kind!r:.40} is not supported", f"{where}.type")
-
-
-def _text(item: Item, name: str, where: str, *, may_be_empty: bool = False) -> str:
-    value = item.get(name)
-    if not isinstance(value, str) or not (value or may_be_empty):
-        raise InvalidJob(f"{where}.{name} must be text", f"{where}.{name}")
-    return value
 
 
 def _options(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -378,7 +292,7 @@ def _tools(tools: Any) -> list[dict[str, Any]]:
             raise InvalidJob(message, f"{where}.type")
         names = ("description", "parameters", "strict")
         function = {name: tool[name] for name in names if tool.get(name) is not None}
-        function["name"] = _text(tool, "name", where)
+        function["name"] = item_field(tool, "name", where)
         found.append({"type": "function", "function": function})
     return found
 
@@ -417,7 +331,7 @@ def _allowed(tools: list[dict[str, Any]], choice: Item) -> tuple[list[dict[str, 
     allowed = []
     for index, one in enumerate(named):
         where = f"tool_choice.tools[{index}]"
-        name = _text(one if isinstance(one, Mapping) else {}, "name", where)
+        name = item_field(one if isinstance(one, Mapping) else {}, "name", where)
         if name not in known:
             raise InvalidJob(f"{where}.name is none of tools", f"{where}.name")
         allowed.append(known[name])
@@ -437,6 +351,6 @@ def _tool_choice(choice: Any) -> Any:
     if choice is None or choice in ("auto", "none", "required"):
         return choice
     if isinstance(choice, Mapping) and choice.get("type") == "function":
-        name = _text(choice, "name", "tool_choice")
+        name = item_field(choice, "name", "tool_choice")
         return {"type": "function", "function": {"name": name}}
     raise InvalidJob("tool_choice must be auto, none, required or a function", "tool_choice")

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from api.auth.principal import Scope
 from api.http.parameter import AFTER, LIMIT, ORDER, Parameter
-from api.job.response_request import input_items, messages_of
+from api.job.response_request import input_items
 from api.job.submission import METADATA, check_metadata
 from api.openapi.operation import Body
 from api.routes.jobs import json_response
@@ -20,6 +20,7 @@ from api.view.conversation import ConversationView, conversation_view, new_item_
 from api.view.page import Deleted, Page
 from eventing.errors import BadRequest, InvalidJob
 from eventing.store.conversation.conversation import Conversation, new_conversation_id
+from eventing.store.conversation.messages import messages_of
 from eventing.store.conversation.store import Conversations
 
 

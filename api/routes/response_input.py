@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from api.auth.principal import Scope
 from api.job.compaction import CompactionView, compaction_line, compaction_view
 from api.job.conversation import field_of_call, history_of, read_ask, with_stored_items
-from api.job.response_request import Message, input_items, messages_of
+from api.job.response_request import input_items
 from api.job.submission import SUBMIT_HEADERS, parse_submit_options, submit
 from api.openapi.operation import Body
 from api.routes.held import ended_job, job_of_repeat
@@ -23,6 +23,7 @@ from api.view.outcome import failure_of
 from eventing.errors import BadRequest
 from eventing.job.call_fields import NAME, TEXT, check_fields, object_schema
 from eventing.job.job import Job, Lane
+from eventing.store.conversation.messages import Message, messages_of
 
 routes: Routes[ResponseDeps] = Routes("openai")
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from api.job.response_request import input_items, messages_of, parse_ask
+from api.job.response_request import input_items, parse_ask
 from eventing.errors import InvalidJob
+from eventing.store.conversation.messages import messages_of
 
 CALL = {"model": "m", "input": "hi"}
 

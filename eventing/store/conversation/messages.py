@@ -1,0 +1,113 @@
+"""Items of a response as messages of a chat. Pure.
+
+Called by the api, which makes a prompt of a call, and by the memory step, which makes one of a conversation.
+"""
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import orjson
+
+from eventing.errors import InvalidJob
+
+Item = Mapping[str, Any]
+Message = dict[str, Any]
+
+_GIVEN: Final = "Summary of the conversation so far:\n"
+
+
+def messages_of(items: Iterable[Item], where: str = "input") -> list[Message]:
+    """The chat messages for these items. Raises `InvalidJob` naming the item."""
+    messages: list[Message] = []
+    for index, item in enumerate(items):
+        _add(messages, item, f"{where}[{index}]")
+    return messages
+
+
+def _add(messages: list[Message], item: Item, where: str) -> None:
+    match item.get("type"):
+        case "message":
+            messages.append(
+                {"role": _role(item, where), "content": _content(item.get("content"), where)}
+            )
+        case "function_call":
+            _add_call(messages, item, where)
+        case "function_call_output":
+            content = _content(item.get("output"), where, name="output")
+            call_id = item_field(item, "call_id", where)
+            messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+        case "compaction":
+            messages.append({"role": "assistant", "content": summary_of(item, where)})
+        case "reasoning":
+            pass  # earlier reasoning is not sent to the model
+        case other:
+            raise InvalidJob(f"{where}.type {other!r:.40} is not supported", f"{where}.type")
+
+
+def _add_call(messages: list[Message], item: Item, where: str) -> None:
+    """A function call belongs to the assistant message before it, as in chat."""
+    function = {
+        "name": item_field(item, "name", where),
+        "arguments": item_field(item, "arguments", where, may_be_empty=True),
+    }
+    call = {"id": item_field(item, "call_id", where), "type": "function", "function": function}
+    if messages and messages[-1]["role"] == "assistant":
+        messages[-1].setdefault("tool_calls", []).append(call)
+    else:
+        messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+
+
+def _role(item: Item, where: str) -> str:
+    role = item.get("role")
+    if role == "developer":
+        return "system"  # `developer` is OpenAI's newer name; chat templates know `system`
+    if role not in ("user", "assistant", "system"):
+        raise InvalidJob(f"{where}.role must be user, assistant, system or developer", where)
+    return str(role)
+
+
+def _content(value: Any, where: str, *, name: str = "content") -> Any:
+    field = f"{where}.{name}"
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise InvalidJob(f"{field} must be text or a list of parts", field)
+    parts = [_part(part, f"{field}[{index}]") for index, part in enumerate(value)]
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+def _part(part: Any, where: str) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    match kind:
+        case "input_text" | "output_text" | "text":
+            return {"type": "text", "text": item_field(part, "text", where, may_be_empty=True)}
+        case "refusal":
+            return {"type": "text", "text": item_field(part, "refusal", where, may_be_empty=True)}
+        case "input_image":
+            url = {"url": item_field(part, "image_url", where)}
+            return {"type": "image_url", "image_url": url}
+        case _:
+            raise InvalidJob(f"{where}.type {kind!r:.40} is not supported", f"{where}.type")
+
+
+def item_field(item: Item, name: str, where: str, *, may_be_empty: bool = False) -> str:
+    value = item.get(name)
+    if not isinstance(value, str) or not (value or may_be_empty):
+        raise InvalidJob(f"{where}.{name} must be text", f"{where}.{name}")
+    return value
+
+
+def summary_of(item: Mapping[str, Any], where: str) -> str:
+    """The summary in a compaction item. Raises `InvalidJob` for an item that this api did not make."""
+    field = f"{where}.encrypted_content"
+    try:
+        summary = orjson.loads(base64.urlsafe_b64decode(item["encrypted_content"]))["summary"]
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise InvalidJob(f"{field} is none that /v1/responses/compact gave", field) from error
+    if not isinstance(summary, str):
+        raise InvalidJob(f"{field} is none that /v1/responses/compact gave", field)
+    return _GIVEN + summary
