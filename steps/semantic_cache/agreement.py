@@ -60,7 +60,11 @@ def _is_same(a: Canonical, b: Canonical, is_word: IsWord) -> bool:
     for one, other in zip(a.tokens, b.tokens, strict=True):
         if one.text == other.text:
             continue
-        if _may_be_name(one, a) or _may_be_name(other, b) or not is_typo(one.text, other.text, is_word):
+        if (
+            _may_be_name(one, a)
+            or _may_be_name(other, b)
+            or not is_typo(one.text, other.text, is_word)
+        ):
             return False
         typos += 1
     return typos <= _MOST_TYPOS
@@ -100,10 +104,10 @@ def _singular(text: str) -> str:
 
 
 _SHORTEST_LIGHT: Final = 6
-_SUPERLATIVES: Final = frozenset("best worst most least top first last main single only".split())
+_SUPERLATIVES: Final = words.word_set("best worst most least top first last main single only")
 _AGREE: Final = {"are": "is", "were": "was", "do": "does"}
-_DETERMINERS: Final = frozenset(
-    "a the my our your his her its their this that these those each every both all 's".split()
+_DETERMINERS: Final = words.word_set(
+    "a the my our your his her its their this that these those each every both all 's"
 )
 
 
@@ -114,7 +118,7 @@ def _may_be_name(token: Token, of: Canonical) -> bool:
 def _other_name(a: Canonical, b: Canonical) -> bool:
     """True when a word is a name in one text and none in the other."""
     for one, other in zip(a.tokens, b.tokens, strict=True):
-        if not one.raw or not other.raw or one.raw == other.raw or one.text in ("i", "?"):
+        if one.raw.casefold() != other.raw.casefold() or one.raw == other.raw or one.text == "i":
             continue
         if one.is_first or other.is_first or _shape(one.raw) == _shape(other.raw):
             continue

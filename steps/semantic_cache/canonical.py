@@ -25,11 +25,14 @@ _TOKEN: Final = re.compile(
     re.IGNORECASE,
 )
 _MADE_STRICT: Final = re.compile(r"""["`«»“”„‚‹›{}\[\]<>=\\|^~_]|\w:(?!\d)|:\s|://|\n\s*\S|\t""")
-_TYPOGRAPHY: Final = str.maketrans({"’": "'", "‘": "'", "‐": "-", "‑": "-", "–": "-", "—": "-", "\u00a0": " "})
+_TYPOGRAPHY: Final = str.maketrans(
+    {"’": "'", "‘": "'", "‐": "-", "‑": "-", "–": "-", "—": "-", "\u00a0": " "}
+)
 _THOUSANDS: Final = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?\Z")
+_INITIALS: Final = re.compile(r"\b(?:[^\W\d_]\.){2,}")
 MARK: Final = ","
 _MARKS: Final = frozenset((MARK, "?"))
-_LETTER: Final = re.compile(r"(?<!\S)[b-hj-z](?:'?s)?(?![^\s?.!,])", re.IGNORECASE)
+_LETTER: Final = re.compile(r"(?<!\S)[b-hj-z](?:'?s)?(?![^\s?!,])", re.IGNORECASE)
 """A letter that stands alone: «how many r's are in ...»."""
 
 
@@ -70,6 +73,7 @@ class Canonical:
 def canonical(text: str) -> Canonical:
     """The form of a text."""
     text = unicodedata.normalize("NFC", text).translate(_TYPOGRAPHY).strip()
+    text = _INITIALS.sub(lambda found: found.group().replace(".", ""), text)
     casing = _casing(text)
     tokens = _tokens(text)
     if _is_strict(text, tokens):
@@ -262,9 +266,12 @@ def _cost(tokens: list[Token]) -> list[Token]:
     """«How much does X cost», «what is the price of X» and «how much is the X» as one."""
     texts = [token.text for token in tokens]
     cost = [Token(text, "", True) for text in ("what", "does")]
-    if texts[:3] == ["how", "much", "does"] and texts[-1] == "cost" and "it" != texts[3]:
+    if texts[:3] == ["how", "much", "does"] and texts[-1] == "cost" and texts[3] != "it":
         return [*cost, *tokens[3:]]
-    is_price = texts[:3] == ["what", "is", "the"] and texts[3:5] in (["price", "of"], ["cost", "of"])
+    is_price = texts[:3] == ["what", "is", "the"] and texts[3:5] in (
+        ["price", "of"],
+        ["cost", "of"],
+    )
     if is_price and len(texts) > 5:
         return [*cost, *tokens[5:], Token("cost")]
     if texts[:3] == ["how", "much", "is"] and texts[3:4] and texts[3] in ("a", "the"):

@@ -8,30 +8,27 @@ from collections import Counter
 from typing import Final
 
 from steps.semantic_cache.canonical import Canonical
+from steps.semantic_cache.words import word_set
 
-_DATES: Final = frozenset(
-    """
+_DATES: Final = word_set("""
     monday tuesday wednesday thursday friday saturday sunday mondays tuesdays wednesdays thursdays fridays saturdays
     sundays weekday weekdays weekend weekends january february march april june july august september october november
     december today tomorrow yesterday tonight morning afternoon evening midnight noon spring summer autumn winter
     am pm daily weekly monthly yearly annual annually quarterly hourly century decade
-    """.split()
-)
-_UNITS: Final = frozenset(
-    """
+    """)
+_UNITS: Final = word_set("""
     % £ $ € ¥ usd gbp eur pounds pound dollars dollar euros euro cents pence kg g mg mcg µg lb lbs oz km m cm mm mi
     mile miles inch inches ft feet yard yards litre litres liter liters ml gallon gallons kb mb gb tb hours hour minutes
     minute seconds second days day weeks week months month years year celsius fahrenheit kelvin
-    """.split()
-)
-_NEGATIVE: Final = frozenset(
-    """
+    """)
+_NEGATIVE: Final = word_set("""
     no not never none nothing nobody nowhere neither nor without unless except excluding hardly barely rarely seldom
     non cannot avoid exclude excluded excludes stop refuse deny denied decline ban banned forbid forbidden prohibited
     illegal unlawful unable lack
-    """.split()
+    """)
+_NEGATIVE_PREFIX: Final = re.compile(
+    r"un(?!der|iver|it|ion|ique|iform|til|cle)[a-z]{4}|dis(?!c|h|t|play)[a-z]{4}|non[a-z]{4}"
 )
-_NEGATIVE_PREFIX: Final = re.compile(r"un(?!der|iver|it|ion|ique|iform|til|cle)[a-z]{4}|dis(?!c|h|t|play)[a-z]{4}|non[a-z]{4}")
 _OPPOSITES: Final = tuple(
     tuple(frozenset(side.split(",")) for side in pair.split(":"))
     for pair in """
@@ -98,9 +95,7 @@ def _numbers(of: Canonical) -> Counter[str]:
 
 
 def _negations(of: Canonical) -> int:
-    return sum(
-        text in _NEGATIVE or bool(_NEGATIVE_PREFIX.match(text)) for text in of.texts
-    )
+    return sum(text in _NEGATIVE or bool(_NEGATIVE_PREFIX.match(text)) for text in of.texts)
 
 
 def _opposed(mine: frozenset[str], other: frozenset[str]) -> bool:

@@ -17,7 +17,9 @@ def is_typo(a: str, b: str, is_word: IsWord) -> bool:
     """True when one is a word and the other is it with two neighbouring letters exchanged, one letter left out, or
     one too many; first and last letter stay. Another letter in a place («arteritis», «arthritis») does not count.
     """
-    if not (a.isalpha() and b.isalpha() and a.isascii() and b.isascii()) or is_word(a) == is_word(b):
+    if not (a.isalpha() and b.isalpha() and a.isascii() and b.isascii()) or is_word(a) == is_word(
+        b
+    ):
         return False
     right, wrong = (a, b) if is_word(a) else (b, a)
     if len(right) < _SHORTEST or right[0] != wrong[0] or right[-1] != wrong[-1]:

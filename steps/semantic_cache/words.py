@@ -21,11 +21,16 @@ def _table(text: str) -> Table:
     return found
 
 
-def _words(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text, as it is written in these lists."""
     return frozenset(text.split())
 
 
-HESITATIONS: Final = _words("um umm uh uhm uhh erm hmm")
+def _numbers(text: str, first: int, factor: int) -> dict[str, str]:
+    return {word: str(n * factor) for n, word in enumerate(text.split(), first)}
+
+
+HESITATIONS: Final = word_set("um umm uh uhm uhh erm hmm")
 """Dropped anywhere."""
 
 OPENINGS: Final = _table(
@@ -231,22 +236,22 @@ FRAMES: Final = _table(
 )
 """Ways to open the same question; matched at the start only."""
 
-KEEPS_HOW: Final = _words(
+KEEPS_HOW: Final = word_set(
     "look feel seem sound appear smell taste rank score compare do fare come differ stand belong live"
 )
 """Verbs that tell a state: «how do I look» is not «how can I look»."""
 
-QUESTION_WORDS: Final = _words("what which who whom whose when where why how")
-AUXILIARIES: Final = _words(
+QUESTION_WORDS: Final = word_set("what which who whom whose when where why how")
+AUXILIARIES: Final = word_set(
     "is are am was were do does did can could will would shall should may might must has have had"
 )
 QUESTION_STARTS: Final = QUESTION_WORDS | AUXILIARIES
-FRONTED: Final = _words(
+FRONTED: Final = word_set(
     "in on at to for from with without by during after before if when while under over through into since until as"
 )
 """Words that open a part of the sentence which may stand before or after the question."""
 
-STRICT_WORDS: Final = _words(
+STRICT_WORDS: Final = word_set(
     """
     translate translation say says said saying spell spells spelled spelt spelling pronounce pronounced pronunciation
     rhyme rhymes define definition word words phrase phrases letter letters sentence sentences synonym synonyms antonym
@@ -258,14 +263,14 @@ STRICT_WORDS: Final = _words(
 )
 """A request with one of these may be about its own words: it must be equal byte for byte."""
 
-NEGATIONS: Final = _words(
+NEGATIONS: Final = word_set(
     """
     no not never none nothing nobody nowhere neither nor without unless except excluding hardly scarcely barely rarely
     seldom only stop yes non
     """
 )
 
-CASE_HOMOGRAPHS: Final = _words(
+CASE_HOMOGRAPHS: Final = word_set(
     """
     us it who may march august polish turkey china nice reading bath mobile job pole aids mark will bill rose grace
     hope faith art cat ram mint lent ms mrs
@@ -274,11 +279,7 @@ CASE_HOMOGRAPHS: Final = _words(
 """Words that are others with a capital: «tell us» and «tell US»."""
 
 NUMBERS: Final = {
-    **{w: str(n) for n, w in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen".split()
-    )},
-    **{w: str(n * 10) for n, w in enumerate(
-        "twenty thirty forty fifty sixty seventy eighty ninety".split(), 2
-    )},
-}  # fmt: skip
+    **_numbers("zero one two three four five six seven eight nine ten eleven twelve", 0, 1),
+    **_numbers("thirteen fourteen fifteen sixteen seventeen eighteen nineteen", 13, 1),
+    **_numbers("twenty thirty forty fifty sixty seventy eighty ninety", 2, 10),
+}
