@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Final
 
 from steps.semantic_cache.canonical import Canonical
-from steps.semantic_cache.words import word_set
+from steps.semantic_cache.words import NEGATIONS, word_set
 
 _DATES: Final = word_set("""
     monday tuesday wednesday thursday friday saturday sunday mondays tuesdays wednesdays thursdays fridays saturdays
@@ -21,11 +21,12 @@ _UNITS: Final = word_set("""
     mile miles inch inches ft feet yard yards litre litres liter liters ml gallon gallons kb mb gb tb hours hour minutes
     minute seconds second days day weeks week months month years year celsius fahrenheit kelvin
     """)
-_NEGATIVE: Final = word_set("""
-    no not never none nothing nobody nowhere neither nor without unless except excluding hardly barely rarely seldom
-    non cannot avoid exclude excluded excludes stop refuse deny denied decline ban banned forbid forbidden prohibited
-    illegal unlawful unable lack
-    """)
+_NEGATIVE: Final = (NEGATIONS - {"yes", "only"}) | word_set(
+    """
+    cannot avoid exclude excluded excludes refuse deny denied decline ban banned forbid forbidden prohibited illegal
+    unlawful unable lack
+    """
+)
 _NEGATIVE_PREFIX: Final = re.compile(
     r"un(?!der|iver|it|ion|ique|iform|til|cle)[a-z]{4}|dis(?!c|h|t|play)[a-z]{4}|non[a-z]{4}"
 )

@@ -75,6 +75,7 @@ def test_product_code_names_its_subjects() -> None:
         f"{name}:{number}: {line.strip()[:80]}"
         for name in listed.stdout.splitlines()
         if Path(name).suffix in {".py", ".lua", ".js"}
+        if name != "steps/semantic_cache/words.py"  # lists of words that callers use
         for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1)
         if PRONOUNS.search(line)
     ]
