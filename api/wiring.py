@@ -55,11 +55,9 @@ from api.webhook.sender import SenderSettings, WebhookSender
 from api.webhook.service import WebhookService
 from api.webhook.store import WebhookStore
 from eventing.broker.intake import Intake
-from eventing.broker.router import DirectPublisher
-from eventing.broker.trigger import load_triggers
+from eventing.broker.router import DirectPublisher, make_route
 from eventing.clock import Clock, SystemClock
-from eventing.cloudevent.publisher import HttpPublisher, Publisher
-from eventing.errors import BadRequest
+from eventing.cloudevent.publisher import Publisher
 from eventing.live import archiver
 from eventing.live.completion_notifier import CompletionNotifier
 from eventing.live.ended import EndedConsumer, EndListener
@@ -127,8 +125,8 @@ def make_parts(
     clock, body_room = SystemClock(), BodyRoom()
     archive = Archive(redis, ObjectStore(f"{settings.files_url.rstrip('/')}/{_RESULTS}"))
     store = RedisStore(redis, settings.lease, archive)
-    route = _route(settings, redis, publisher)
-    intake = Intake(store, route, clock)
+    route = make_route(settings, redis, publisher, max_unpublished=settings.max_unpublished)
+    intake = Intake(store, route, clock, settings.plans)
     gate = LimitGate(settings, redis, store, clock)
     bodies = BodyReader(
         body_room, limit_bytes=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
@@ -365,26 +363,3 @@ def _webhooks(settings: ApiSettings, redis: SharedRedis) -> WebhookService:
         allowed=allow_list(settings.webhook_allow),
     )
     return WebhookService(store, WebhookSender(store, how))
-
-
-def _route(
-    settings: ApiSettings, redis: SharedRedis, publisher: Publisher | None
-) -> DirectPublisher | OutboxPublisher:
-    """The route to the broker. Raises `BadRequest` when the triggers cannot be read."""
-    if publisher is None and settings.queue_triggers_file is not None:
-        try:
-            return DirectPublisher(redis, load_triggers(settings.queue_triggers_file))
-        except BadRequest as error:
-            raise BadRequest(f"TORPOR_QUEUE_TRIGGERS_FILE: {error}", error.field) from error
-    over_http = HttpPublisher(
-        settings.broker_url,
-        timeout_s=settings.broker_timeout_s,
-        token=settings.broker_token.get_secret_value(),
-        token_file=settings.broker_token_file,
-        ca_file=settings.broker_ca_file,
-    )
-    return OutboxPublisher(
-        publisher or over_http,
-        max_unpublished=settings.max_unpublished,
-        event_limit_bytes=settings.broker_event_limit_bytes,
-    )

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventing.errors import BadRequest
 from eventing.job.cache import CacheRules, load_cache_rules
-from eventing.job.plan import load_pipelines
+from eventing.job.plan import NO_PIPELINES, Pipelines, load_pipelines
 from eventing.job.store import LeaseSettings
 
 
@@ -32,7 +32,14 @@ class StoreSettings(BaseSettings):
     dead_letter_retention_s: int = Field(14 * 24 * 3600, ge=60)
     """How long dead letters are kept."""
     pipelines_file: Path | None = None
-    """YAML with an entry for each public model name that has a plan of steps or cached answers."""
+    """YAML with an entry for each public model name that has a plan of steps or cached answers (docs/pipelines.md).
+    Api, broker and steps need the same.
+    """
+
+    @cached_property
+    def plans(self) -> Pipelines:
+        """The plans in that file; none without one."""
+        return load_pipelines(self.pipelines_file) if self.pipelines_file else NO_PIPELINES
 
     @cached_property
     def cache_rules(self) -> CacheRules:

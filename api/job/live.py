@@ -269,6 +269,8 @@ def last_state(entries: Sequence[StreamEntry]) -> JobState | None:
                 return entry.state
             case EntryKind.ATTEMPT | EntryKind.TOKENS:
                 return JobState.IN_PROGRESS
+            case EntryKind.STEP:
+                return JobState.QUEUED
     return None
 
 

@@ -49,6 +49,7 @@ from eventing.job.job import (
     new_job_id,
     parse_request,
 )
+from eventing.job.plan import MOST_STEPS
 from eventing.job.store import ConversationTurn, NewJob
 from eventing.process.egress import AllowList, check_url
 from eventing.store.conversation.store import Conversations
@@ -76,12 +77,13 @@ class SubmitOptions:
     traceparent: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     turn: ConversationTurn | None = None
+    skip_steps: tuple[str, ...] = ()
 
     @property
     def sha(self) -> str:
         """A digest of the options. Trace and request id are not part of it."""
         metadata = {name: text for name, text in self.metadata.items() if name != KEPT}
-        asked = [self.lane, self.expires_after_s, metadata]
+        asked = [self.lane, self.expires_after_s, metadata, *self.skip_steps]
         return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def with_metadata(self, own: Mapping[str, str]) -> "SubmitOptions":
@@ -264,7 +266,18 @@ def parse_submit_options(
         expires_after_s=_expires_after_s(line, headers),
         traceparent=followable(headers.get("traceparent", "")),
         metadata=metadata,
+        skip_steps=_skip_steps(line, headers),
     )
+
+
+def _skip_steps(line: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[str, ...]:
+    """Names of steps, sorted. Whether they may be left out, the plan says."""
+    value = line.get("skip_steps")
+    if value is None:
+        named = headers.get("torpor-skip-steps", "").split(",")
+        value = [name.strip() for name in named if name.strip()]
+    check("", value, _SKIP_STEPS, "skip_steps")
+    return tuple(sorted(set(value)))
 
 
 _LONGEST_S: Final = 30 * 24 * 3600
@@ -273,6 +286,11 @@ _EXPIRES: Final = FieldRule(
     f"seconds, more than 0 and at most {_LONGEST_S}",
     lambda v: isinstance(v, int | float) and not isinstance(v, bool) and 0 < v <= _LONGEST_S,
     {"type": "number", "exclusiveMinimum": 0, "maximum": _LONGEST_S},
+)
+_SKIP_STEPS: Final = FieldRule(
+    f"a list of at most {MOST_STEPS} names of steps",
+    lambda v: isinstance(v, list) and len(v) <= MOST_STEPS and all(isinstance(n, str) for n in v),
+    {"type": "array", "maxItems": MOST_STEPS, "items": {"type": "string"}},
 )
 METADATA: Final[Schema] = {
     "type": ["object", "null"],
@@ -299,6 +317,8 @@ JOB_SCHEMA: Final[Schema] = {
         "expires_after": nullable(_EXPIRES.schema)
         | {"description": "deadline in seconds; a job that has not ended by then fails"},
         "metadata": METADATA,
+        "skip_steps": nullable(_SKIP_STEPS.schema)
+        | {"description": "steps of the model's pipeline to leave out, of those that may be"},
         "webhook": WEBHOOK_SCHEMA,
     },
 }
@@ -307,6 +327,7 @@ SUBMIT_HEADERS: Final = (
     IDEMPOTENCY_KEY,
     REQUEST_ID,
     Parameter("Torpor-Expires-After", "As `expires_after`: whole seconds", "header"),
+    Parameter("Torpor-Skip-Steps", "As `skip_steps`: names, separated by commas", "header"),
     Parameter("Torpor-Webhook", "As `webhook.url`", "header"),
 )
 

@@ -136,6 +136,8 @@ def entry_event(entry: StreamEntry) -> tuple[str, Any, str]:
                 "count": len(entry.token_ids),
                 "delta": orjson.Fragment(entries_with_both_names(entry.delta) or "[]"),
             }
+        case EntryKind.STEP:
+            data = {"name": entry.step, "status": entry.step_status, "ms": entry.step_ms or None}
         case EntryKind.STATE | EntryKind.OTHER:
             data = {"state": entry.state, "attempt": entry.attempt}
     return str(entry.kind), data, entry.cursor

@@ -14,6 +14,7 @@ from api.view.timeline import TimelineView
 from eventing.cloudevent.job_event import Timings, timings
 from eventing.cloudevent.request_id import KEPT
 from eventing.job.job import Job, JobError, JobState, Lane
+from eventing.job.plan import StepRecord, StepStatus
 from eventing.job.reasoning import body_with_both_names
 from eventing.telemetry.cost import JobCost, Price, job_cost
 
@@ -86,6 +87,20 @@ class ResultView(TypedDict, total=False):
 
 
 @described
+class PipelineStepView(TypedDict):
+    """A step before the predictor."""
+
+    step: str
+    status: StepStatus
+    started_ms: int | None
+    ended_ms: int | None
+    attempts: int
+    """How often its handler has begun"""
+    detail: Mapping[str, Any]
+    """What the step tells of itself"""
+
+
+@described
 class JobView(AcceptedJobView):
     """The job as it is now."""
 
@@ -105,6 +120,8 @@ class JobView(AcceptedJobView):
     is_dead_letter: bool
     """It failed for good, and can be redriven"""
     attempts: list[AttemptView]
+    pipeline: NotRequired[list[PipelineStepView]]
+    """The steps before the predictor, where its model has some"""
     waiting: NotRequired[OutlookView]
     prompt: NotRequired[str]
     """Its first 160 characters, in a list with `include=prompt`"""
@@ -146,6 +163,8 @@ def job_view(
             for a in job.history
         ],
     }
+    if job.plan is not None:
+        view["pipeline"] = [_step_view(record) for record in job.steps]
     if with_result:
         view["result"] = body_with_both_names(job.result)
     if outlook is not None:
@@ -155,6 +174,17 @@ def job_view(
     if with_prompt:
         view["prompt"] = job.prompt
     return view
+
+
+def _step_view(record: StepRecord) -> PipelineStepView:
+    return {
+        "step": record.step,
+        "status": record.status,
+        "started_ms": record.started_ms or None,
+        "ended_ms": record.ended_ms or None,
+        "attempts": record.attempts,
+        "detail": record.detail,
+    }
 
 
 def cost_view(job: Job, price: Price, overhead: float | None = None) -> JobCost:

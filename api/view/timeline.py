@@ -25,12 +25,14 @@ class StepView(_Try):
     """A step; which of the later fields there are is a matter of its kind."""
 
     step: str
-    """accepted, queued, waking, attempt, tokens, delivery, or the state it ended in"""
+    """accepted, queued, step, waking, attempt, tokens, delivery, or the state it ended in"""
     at_ms: int
     duration_ms: int | None
     """Until now for a running step; null for a step without duration"""
     phase: NotRequired[str]
     """Of waking"""
+    name: NotRequired[str]
+    """Of a step before the predictor; `outcome` is its status"""
     attempt: NotRequired[int]
     outcome: NotRequired[str | None]
     resumed_from: NotRequired[int]
@@ -77,6 +79,7 @@ def timeline(
     first_ms = job.started_ms or job.finished_ms
     steps: list[Step] = [{"step": "accepted", "at_ms": job.created_ms, "duration_ms": None}]
     steps.append(_span("queued", job.created_ms, first_ms, now_ms))
+    steps += _pipeline(job, now_ms)
     steps += kept or waking_steps(job, replicas, now_ms)
     steps += _attempts(job, now_ms)
     if job.finished_ms:
@@ -121,6 +124,20 @@ def _waking(job: Job, replicas: Sequence[Replica], until_ms: int, now_ms: int) -
                 "duration_ms": duration_ms,
             }
         start_ms += duration_ms
+
+
+def _pipeline(job: Job, now_ms: int) -> Iterator[Step]:
+    """The steps before the predictor that have begun, or were left out."""
+    for record in job.steps:
+        if begun_ms := record.started_ms or record.ended_ms:
+            yield _span(
+                "step",
+                begun_ms,
+                record.ended_ms,
+                now_ms,
+                name=record.step,
+                outcome=str(record.status),
+            )
 
 
 def _attempts(job: Job, now_ms: int) -> Iterator[Step]:

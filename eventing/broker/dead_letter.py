@@ -20,15 +20,26 @@ import orjson
 import structlog
 from redis.asyncio import Redis
 
+from eventing.broker.advance import Advance
 from eventing.broker.delivery import DeliverySpec, SubscriberResponse, backoff_s, is_retried
+from eventing.broker.intake import Route
 from eventing.broker.queue import Claimed, member_of
 from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event, build_binary, to_record
-from eventing.cloudevent.job_event import REQUESTED, job_of, unreadable_job
+from eventing.cloudevent.job_event import (
+    PLANNED,
+    REQUEST_TYPES,
+    REQUESTED,
+    STEP,
+    job_id_of,
+    job_of,
+    unreadable_job,
+)
 from eventing.cloudevent.publisher import payload
 from eventing.errors import BadRequest, IdempotencyConflict
 from eventing.job.job import API_SOURCE, JobError, JobId, JobState
-from eventing.job.store import Ending, JobIntake, LeaseSettings, LeaseStatus
+from eventing.job.step import AdvanceStatus, StepStore
+from eventing.job.store import Ending, LeaseSettings, LeaseStatus
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run
@@ -47,9 +58,14 @@ class DeadLetterHandler:
     """Records undeliverable events."""
 
     def __init__(
-        self, redis: Redis, store: JobIntake, lease_ms: int = LeaseSettings().lease_ms
+        self,
+        redis: Redis,
+        store: StepStore,
+        route: Route,
+        lease_ms: int = LeaseSettings().lease_ms,
     ) -> None:
         self._redis = redis
+        self._advance = Advance(store, route)
         self._lease_ms = lease_ms
         self._store = store
 
@@ -61,7 +77,7 @@ class DeadLetterHandler:
         Raises `StoreUnavailable` when the event could not be recorded; then it must not be settled.
         """
         event = claimed.event
-        if event.type == REQUESTED and trigger.retry_span_s:
+        if event.type in REQUEST_TYPES and trigger.retry_span_s:
             match await self._requeue(event, trigger.retry_span_s):
                 case "held":
                     return False
@@ -72,7 +88,10 @@ class DeadLetterHandler:
                     reason = f"given up by its broker after {_last_answer(event)}"
                 case _:
                     return True  # the job has ended or was deleted
-        if event.type == REQUESTED:
+        if event.type == PLANNED:
+            if await self._end_step(event, reason) is not AdvanceStatus.OK:
+                return True  # another delivery of it was first
+        elif event.type in REQUEST_TYPES:
             hold = await self._fail_job(event, reason)
             if hold is not LeaseStatus.OK:
                 return hold is not LeaseStatus.HELD
@@ -83,6 +102,13 @@ class DeadLetterHandler:
         if trigger.delivery.dead_letter_sink:
             await _send_to_sink(trigger.delivery, _explained(event, trigger, reason, answer))
         return True
+
+    async def _end_step(self, event: Event, reason: str) -> AdvanceStatus:
+        """The step that could not be run is skipped, or fails its job."""
+        job = await self._store.get(job_id_of(event), with_result=False)
+        if job is None:
+            return AdvanceStatus.MISSING
+        return await self._advance.exhausted(job, event.extensions.get(STEP, ""), reason)
 
     async def _fail_job(self, event: Event, reason: str) -> LeaseStatus:
         """`OK` when this call failed the job; otherwise the reason why it did not."""
@@ -117,6 +143,8 @@ class DeadLetterHandler:
 
     async def _recorded(self, event: Event) -> JobId:
         """The job that the event asks for, which is in the store now."""
+        if event.type != REQUESTED:  # we sent it, of a job that is recorded
+            return job_id_of(event)
         new = job_of(event)
         if event.source == API_SOURCE:  # the api records its own before it publishes them
             return new.id

@@ -17,10 +17,18 @@ from eventing.broker.access import Forbidden, IngressAccess, Unauthorized
 from eventing.broker.intake import Intake
 from eventing.broker.router import Router
 from eventing.cloudevent.event import Event, parse_http
-from eventing.cloudevent.job_event import REQUESTED, job_id_of, job_of, unreadable_job
+from eventing.cloudevent.job_event import (
+    REQUEST_TYPES,
+    REQUESTED,
+    job_id_of,
+    job_of,
+    request_event,
+    unreadable_job,
+)
 from eventing.cloudevent.webhook_handshake import handshake
 from eventing.errors import BadRequest, IdempotencyConflict, JobDeleted, TorporError, Unavailable
 from eventing.job.job import API_SOURCE, JobError, JobId
+from eventing.job.plan import NO_PIPELINES, Pipelines
 from eventing.job.store import JobIntake
 from eventing.process.body import BodyReader
 from eventing.telemetry import trace
@@ -37,11 +45,16 @@ class Ingress:
     """The HTTP endpoint over a `Router`."""
 
     def __init__(
-        self, router: Router, store: JobIntake, access: IngressAccess, bodies: BodyReader
+        self,
+        router: Router,
+        store: JobIntake,
+        access: IngressAccess,
+        bodies: BodyReader,
+        pipelines: Pipelines = NO_PIPELINES,
     ) -> None:
         self._router = router
         self._store = store
-        self._intake = Intake(store, router)
+        self._intake = Intake(store, router, pipelines=pipelines)
         self._access = access
         self._bodies = bodies
 
@@ -54,7 +67,7 @@ class Ingress:
             if not is_trusted:
                 self._access.check(event)
             parent = event.extensions.get("traceparent", "")
-            job_id = job_id_of(event) if event.type == REQUESTED else None
+            job_id = job_id_of(event) if event.type in REQUEST_TYPES else None
             if self._is_job(event):
                 outcome, job_id = await self._take_job(event)
             else:
@@ -102,7 +115,8 @@ class Ingress:
             if not is_new and not job.state.is_terminal:
                 # Recorded by an api that publishes through this broker, or sent again by a sweep: a queue that has
                 # it knows it by its identity.
-                await self._router.route(event)
+                # A job with a plan is sent to where it is now.
+                await self._router.route(request_event(job) if job.plan else event)
         except IdempotencyConflict:
             raise
         except BadRequest as error:

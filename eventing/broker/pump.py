@@ -32,7 +32,7 @@ from eventing.broker.router import Router, lane_of
 from eventing.broker.trigger import Trigger
 from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event, build_binary, parse_http
-from eventing.cloudevent.job_event import MINIMAL, REQUESTED, job_id_of
+from eventing.cloudevent.job_event import MINIMAL, REQUEST_TYPES, REQUESTED, job_id_of
 from eventing.cloudevent.publisher import payload
 from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
 from eventing.job.job import API_SOURCE, JobId
@@ -135,7 +135,7 @@ class Pump:
         want = min(free, _CLAIM_AT_ONCE, await self._claimable())
         claimed, is_all = await self._claim(want)
         for each in claimed:
-            if each.event.type == REQUESTED:
+            if each.event.type in REQUEST_TYPES:
                 self._requests[each.ticket] = each.event
             self._in_flight[each.ticket] = group.create_task(self._handle(each))
         if is_all and not self._stopping.is_set():
@@ -287,12 +287,12 @@ class Pump:
     async def _deliver(self, event: Event) -> tuple[SubscriberResponse, Event | None]:
         """POST the event; no answer, a refused connection and a timeout are all status 0."""
         headers, body = build_binary(event)
-        prefer = {"prefer": self._prefer_of_requests if event.type == REQUESTED else "reply"}
+        prefer = self._prefer_of_requests if event.type in REQUEST_TYPES else "reply"
         try:
             async with self._session.post(
                 self._trigger.subscriber,
                 data=payload(body),
-                headers=headers | prefer | self._headers | trace.headers(),
+                headers=headers | {"prefer": prefer} | self._headers | trace.headers(),
                 allow_redirects=False,
                 skip_auto_headers=("content-type",),  # an event without data has none
             ) as response:
@@ -394,6 +394,6 @@ def _reply(response: aiohttp.ClientResponse, content: bytes | None) -> Event | N
 
 def _job_id(event: Event) -> JobId:
     """The id of the job that the event requests or reports on."""
-    if event.type == REQUESTED:
+    if event.type in REQUEST_TYPES:
         return job_id_of(event)
     return JobId(event.subject)

@@ -5,14 +5,20 @@ the same script serve both ways in. Must not know HTTP.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import SecretStr
 
 from eventing.broker.queue import Queue
-from eventing.broker.trigger import Trigger
+from eventing.broker.trigger import Trigger, load_triggers
 from eventing.cloudevent.event import Event, to_record
 from eventing.cloudevent.job_event import RESULT_TYPES
-from eventing.errors import BrokerUnavailable, InvalidJob, StoreUnavailable
+from eventing.cloudevent.publisher import HttpPublisher, Publisher
+from eventing.errors import BadRequest, BrokerUnavailable, InvalidJob, StoreUnavailable
 from eventing.job.job import JobId, Lane
 from eventing.job.store import Publication
+from eventing.outbox.publisher import OutboxPublisher
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.redis.script import Call
 from eventing.telemetry import trace
@@ -48,9 +54,11 @@ class Router:
         ]
 
     def publication(self, event: Event) -> Publication:
-        """The event in every matching queue, for the script that records its job. Raises `InvalidJob` when no
-        trigger matches: the job would wait for ever.
+        """The event in every matching queue, for the script that records its job or moves it on. Raises `InvalidJob`
+        when no trigger matches: the job would wait for ever.
         """
+        if self.is_relay:  # the queues are the other broker's: the sweep publishes what is noted
+            return Publication(max_unpublished=0)
         wanted = [queue.prefix for trigger, queue in self._routes if trigger.matches(event)]
         if not wanted:
             raise InvalidJob("no trigger takes jobs of this model", "body.model")
@@ -102,3 +110,51 @@ def lane_of(event: Event) -> Lane:
     """The lane of an event; an unknown lane is the default one."""
     named = event.extensions.get("priority", "")
     return Lane(named) if named in list(Lane) else Lane.DEFAULT
+
+
+class RouteSettings(Protocol):
+    """How a process reaches its broker: the settings of the api and the steps process."""
+
+    @property
+    def queue_triggers_file(self) -> Path | None: ...
+    @property
+    def broker_url(self) -> str: ...
+    @property
+    def broker_timeout_s(self) -> float: ...
+    @property
+    def broker_token(self) -> SecretStr: ...
+    @property
+    def broker_token_file(self) -> Path | None: ...
+    @property
+    def broker_ca_file(self) -> Path | None: ...
+    @property
+    def broker_event_limit_bytes(self) -> int: ...
+
+
+def make_route(
+    settings: RouteSettings,
+    redis: SharedRedis,
+    publisher: Publisher | None = None,
+    *,
+    max_unpublished: int = 0,
+) -> DirectPublisher | OutboxPublisher:
+    """The route to the broker: its queues, where they are in `redis`, else its ingress. Raises `BadRequest` when the
+    triggers cannot be read.
+    """
+    if publisher is None and settings.queue_triggers_file is not None:
+        try:
+            return DirectPublisher(redis, load_triggers(settings.queue_triggers_file))
+        except BadRequest as error:
+            raise BadRequest(f"TORPOR_QUEUE_TRIGGERS_FILE: {error}", error.field) from error
+    over_http = HttpPublisher(
+        settings.broker_url,
+        timeout_s=settings.broker_timeout_s,
+        token=settings.broker_token.get_secret_value(),
+        token_file=settings.broker_token_file,
+        ca_file=settings.broker_ca_file,
+    )
+    return OutboxPublisher(
+        publisher or over_http,
+        max_unpublished=max_unpublished,
+        event_limit_bytes=settings.broker_event_limit_bytes,
+    )

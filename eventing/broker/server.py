@@ -32,7 +32,7 @@ from eventing.process.body import BodyReader, BodyRoom
 from eventing.process.http_server import listen
 from eventing.process.probe import ReadyOnceStarted, alive, metrics_page
 from eventing.redis.connection import connect
-from eventing.store.redis_store import RedisStore
+from eventing.store.redis_steps import RedisStepStore
 
 _log = structlog.get_logger()
 _BODIES_BYTES: Final = 32 * 1024 * 1024
@@ -52,7 +52,7 @@ class Broker:
             settings.redis_url.get_secret_value(),
             timeout_s=max(settings.store_timeout_s, LONGEST_BLOCK_S + _ANSWER_S),
         )
-        self._store = RedisStore(self._redis, settings.lease)
+        self._store = RedisStepStore(self._redis, settings.lease)
         self._started = ReadyOnceStarted(self._store, timeout_s=settings.store_timeout_s)
         consumer = f"{socket.gethostname()}-{id(self):x}"
         self._routes = [
@@ -67,7 +67,9 @@ class Broker:
             consumer=consumer,
             claim_idle_ms=CLAIM_IDLE_MS,
         )
-        dead_letters = DeadLetterHandler(self._redis, self._store, settings.lease.lease_ms)
+        dead_letters = DeadLetterHandler(
+            self._redis, self._store, self._router, settings.lease.lease_ms
+        )
         room = ClaimRoom()
         self._pumps = [
             Pump(
@@ -90,7 +92,8 @@ class Broker:
             limit_bytes=self._settings.event_limit_bytes,
             timeout_s=self._settings.body_timeout_s,
         )
-        ingress = Ingress(self._router, self._store, access_of(self._settings), bodies)
+        access = access_of(self._settings)
+        ingress = Ingress(self._router, self._store, access, bodies, self._settings.plans)
         asked = ingress.ask_to_send(self._settings.event_origins)
         return Starlette(
             routes=[

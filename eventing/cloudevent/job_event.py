@@ -6,6 +6,7 @@ again (reads results). Event types are a public contract and carry a version; th
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -27,11 +28,21 @@ from eventing.job.job import (
     is_job_id,
     parse_request,
 )
+from eventing.job.plan import Plan
 from eventing.job.reasoning import body_with_both_names
 from eventing.job.store import Ending, NewJob
 from eventing.telemetry.span import followable
 
 REQUESTED: Final = "dev.torpor.inference.requested.v1"
+"""A job is asked for. Where its model has steps, their plan is still to be made."""
+PLANNED: Final = "dev.torpor.inference.planned.v1"
+"""A step of a job is next: the one that the extension `step` names (docs/adr/0210)."""
+PREPARED: Final = "dev.torpor.inference.prepared.v1"
+"""A job whose steps are done, or that needs none where others do: its predictor is next."""
+REQUEST_TYPES: Final = (REQUESTED, PLANNED, PREPARED)
+"""The types of the events that bring a job to whoever is next. All events of a job have one identity."""
+STEP: Final = "step"
+"""The extension with the name of the next step."""
 COMPLETED: Final = "dev.torpor.inference.completed.v1"
 FAILED: Final = "dev.torpor.inference.failed.v1"
 CANCELLED: Final = "dev.torpor.inference.cancelled.v1"
@@ -51,7 +62,9 @@ _MOST_TOKENS: Final = 2**40
 
 
 def request_event(job: Job) -> Event:
-    """The event that requests `job`. The same job always gives the same identity, so a second event is a duplicate."""
+    """The event that brings `job` to its next step, or to its predictor. The same job always gives the same
+    identity, so a second event in the same queue is a duplicate.
+    """
     optional = _carried(job) | {"expirytime": _rfc3339(job.deadline_ms)}
     if (
         job.attempt
@@ -60,14 +73,29 @@ def request_event(job: Job) -> Event:
     return Event(
         id=job.event_id or job.id,
         source=job.source,
-        type=REQUESTED,
+        type=_request_type(job),
         subject=job.id,
         time=_rfc3339(job.created_ms),
         datacontenttype="application/json",
         extensions={"tenant": job.tenant, "priority": job.lane}
-        | _sendable({"model": job.request.model} | optional),
-        data=job.request.to_json(),
+        | _sendable({"model": job.request.model, STEP: job.step} | optional),
+        data=job.to_run.to_json(),
     )
+
+
+def planned_event(event: Event, plan: Plan | None) -> Event:
+    """A request event as it goes on under the plan that was made for it."""
+    if plan is None:
+        return event
+    if not plan.steps:
+        return replace(event, type=PREPARED)
+    return replace(event, type=PLANNED, extensions={**event.extensions, STEP: plan.first})
+
+
+def _request_type(job: Job) -> str:
+    if job.plan is None:
+        return REQUESTED
+    return PLANNED if job.step else PREPARED
 
 
 def job_id_of(event: Event) -> JobId:

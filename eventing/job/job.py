@@ -7,7 +7,7 @@ enforced by the Lua scripts in `eventing/redis/scripts`; `tests/contract` checks
 import hashlib
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, NewType
 
@@ -16,6 +16,7 @@ import orjson
 from eventing.errors import InvalidJob
 from eventing.job.cache import CacheUse
 from eventing.job.call_fields import check_body
+from eventing.job.plan import Plan, StepRecord, StepStatus
 from eventing.known_fields import known_fields
 
 JobId = NewType("JobId", str)
@@ -136,12 +137,38 @@ class Job:
     cache_control: str = ""  #: the caller's directives (RFC 9111)
     cache: CacheUse | None = None
     follows: str = ""  #: the job whose answer this one waits for, while it is queued
+    plan: Plan | None = None  #: None for a job that goes straight to its predictor
+    step: str = ""  #: the step that is next; empty when none is left
+    pipeline: tuple[StepRecord, ...] = ()  #: the steps that have begun, as they are recorded
+    prepared: JobRequest | None = None  #: the request as steps have changed it
 
     @property
     def stream_id(self) -> JobId:
         """The job whose token stream readers of this one read."""
         is_following = self.follows and self.state is JobState.QUEUED
         return JobId(self.follows) if is_following else self.id
+
+    @property
+    def to_run(self) -> JobRequest:
+        """The request that the next step or the predictor is given."""
+        return self.prepared or self.request
+
+    @property
+    def steps(self) -> tuple[StepRecord, ...]:
+        """Every planned step as it is now, in order. A step that the job's end cut off says how the job ended."""
+        if self.plan is None:
+            return ()
+        begun = {record.step: record for record in self.pipeline}
+        return tuple(self._shown(begun.get(n) or StepRecord(step=n)) for n in self.plan.names)
+
+    def _shown(self, record: StepRecord) -> StepRecord:
+        is_open = record.status in (StepStatus.QUEUED, StepStatus.IN_PROGRESS)
+        if not (is_open and self.state.is_terminal):
+            return record
+        if not record.attempts:
+            return replace(record, status=StepStatus.NOT_RUN)
+        status = StepStatus.FAILED if self.state is JobState.FAILED else StepStatus.CANCELLED
+        return replace(record, status=status, ended_ms=self.finished_ms)
 
     @property
     def incomplete_reason(self) -> str | None:

@@ -18,7 +18,7 @@ import orjson
 import yaml
 
 from eventing.errors import BadRequest, InvalidJob
-from eventing.known_fields import known_fields
+from eventing.known_fields import known_fields, known_value
 
 STEP_ORDER: Final = ("moderate-input", "memory", "semantic-cache", "retrieve", "route")
 """The order of the steps that Torpor knows; each may be absent, and a step of another name may stand anywhere."""
@@ -43,11 +43,8 @@ class StepStatus(StrEnum):
     COMPLETED = "completed"  #: done; the job went on, or was answered by it
     SKIPPED = "skipped"  #: did not apply, or was unavailable where that is allowed
     FAILED = "failed"  #: refused the request, or its tries were used up
+    CANCELLED = "cancelled"  #: the job was cancelled while it ran
     NOT_RUN = "not_run"  #: the job ended before it
-
-    @property
-    def is_done(self) -> bool:
-        return self not in (StepStatus.QUEUED, StepStatus.IN_PROGRESS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +73,7 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Steps in their order; never empty. `version` is a digest of them."""
+    """Steps in their order. `version` is a digest of them. A plan may be empty: made, and nothing is to be done."""
 
     steps: tuple[PlannedStep, ...]
 
@@ -88,6 +85,11 @@ class Plan:
     def names(self) -> tuple[str, ...]:
         return tuple(step.name for step in self.steps)
 
+    @property
+    def first(self) -> str:
+        """The name of the first step; empty when there is none."""
+        return self.steps[0].name if self.steps else ""
+
     def step(self, name: str) -> PlannedStep | None:
         """The step of this name."""
         return next((step for step in self.steps if step.name == name), None)
@@ -97,16 +99,15 @@ class Plan:
         place = self.names.index(name) + 1
         return self.names[place] if place < len(self.steps) else ""
 
-    def without(self, names: Collection[str]) -> "Plan | None":
-        """The plan without these steps; None when none is left. Raises `InvalidJob` for a step that may not be
-        left out, or that is not in the plan.
+    def without(self, names: Collection[str]) -> "Plan":
+        """The plan without these steps. Raises `InvalidJob` for a step that may not be left out, or that is not in
+        the plan.
         """
         for name in names:
             step = self.step(name)
             if step is None or not step.skippable:
                 raise InvalidJob(f"skip_steps: {name!r:.60} can not be left out", "skip_steps")
-        left = tuple(step for step in self.steps if step.name not in names)
-        return Plan(steps=left) if left else None
+        return Plan(steps=tuple(step for step in self.steps if step.name not in names))
 
     def to_json(self) -> bytes:
         return orjson.dumps({"version": self.version, "steps": [s.to_dict() for s in self.steps]})
@@ -136,13 +137,24 @@ def plan_of_json(raw: bytes | str) -> Plan:
     steps = []
     for each in record["steps"]:
         known = known_fields(PlannedStep, each)
-        known["on_failure"] = OnFailure(known.get("on_failure", OnFailure.WAIT))
+        known["on_failure"] = known_value(OnFailure, known.get("on_failure", OnFailure.WAIT))
         steps.append(PlannedStep(**known))
     return Plan(steps=tuple(steps))
 
 
 Pipelines = Mapping[str, Plan]
 """The configured plan of each public model name that has one."""
+NO_PIPELINES: Final[Pipelines] = {}
+
+
+def plan_for(pipelines: Pipelines, model: str, skip_steps: Sequence[str] = ()) -> Plan | None:
+    """The plan of a new job; None for a model that has none. Raises `InvalidJob` for a step in `skip_steps` that may
+    not be left out.
+    """
+    plan = pipelines.get(model)
+    if plan is None and not skip_steps:
+        return None
+    return (plan or Plan(steps=())).without(skip_steps)
 
 
 def load_pipelines(path: Path) -> Pipelines:

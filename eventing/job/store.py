@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from eventing.job.cache import CacheAsk
 from eventing.job.job import DEFAULT_TENANT, Job, JobError, JobId, JobRequest, JobState, Lane
+from eventing.job.plan import Plan, StepStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,8 @@ class NewJob:
     turn: ConversationTurn | None = None  #: kept by the store in Redis alone
     cache_control: str = ""  #: the caller's directives (RFC 9111)
     cache: CacheAsk | None = None  #: what is asked of the exact cache; None for nothing
+    plan: Plan | None = None
+    skip_steps: tuple[str, ...] = ()  #: steps that its caller wants left out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,7 @@ class AcquireStatus(StrEnum):
     EXHAUSTED = "exhausted"  #: failed here: no attempt left
     ALONE = "alone"  #: last attempt after lost ones: only for an otherwise idle owner (ADR 18)
     OTHER = "other"  #: the record has another request than `expected`: unchanged
+    UNPREPARED = "unprepared"  #: steps are left before it: its event comes when they are done
     MISSING = "missing"  #: no record; create it first
 
 
@@ -169,6 +173,7 @@ class EntryKind(StrEnum):
     ATTEMPT = "attempt"  #: a new attempt starts at `index` (0 when it had to start over)
     TOKENS = "tokens"  #: tokens from `index` on
     STATE = "state"  #: the job changed state
+    STEP = "step"  #: a step before the predictor has begun or ended
     ARCHIVED = "archived"  #: the entries before it are in the object store; no reader is given it
     OTHER = "other"  #: written by a newer version; ignored
 
@@ -187,6 +192,9 @@ class StreamEntry(NamedTuple):
     state: JobState | None = None
     is_restart: bool = False
     at_ms: int = 0
+    step: str = ""
+    step_status: StepStatus | None = None
+    step_ms: int = 0  #: how long an ended one took
 
 
 def cursor_order(cursor: str) -> tuple[int, int]:
@@ -285,10 +293,14 @@ class JobIntake(JobReader, Protocol):
         """
 
     async def redrive(
-        self, job: Job, request: JobRequest | None, publication: Publication = ARRIVED
+        self,
+        job: Job,
+        request: JobRequest | None,
+        publication: Publication = ARRIVED,
+        plan: Plan | None = None,
     ) -> bool:
-        """Queue a dead letter again, with an edited request if given; False when it is not a dead letter any more.
-        Its attempt number is raised, so that late writes of the earlier run are fenced.
+        """Queue a dead letter again, with an edited request and its `plan` if given; False when it is not a dead
+        letter any more. Its attempt number is raised, so that late writes of the earlier run are fenced.
         """
 
     async def delete(self, job_id: JobId) -> bool:

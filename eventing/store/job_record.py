@@ -13,6 +13,7 @@ import orjson
 
 from eventing.job.cache import CacheUse, cache_use_of
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState, Lane, error_of
+from eventing.job.plan import Plan, StepRecord, StepStatus, plan_of_json
 from eventing.job.prompt import prompt_start
 from eventing.job.store import (
     ConversationTurn,
@@ -59,6 +60,9 @@ LIST_FIELDS: Final = (
     "object",
     "cache",
     "follows",
+    "plan",
+    "step",
+    "pipeline",
 )
 """Fields that lists read: neither prompt nor answer."""
 LABELS_BYTES: Final = 16 * 1024
@@ -85,6 +89,7 @@ def new_fields(new: NewJob, request: bytes, queues: Sequence[str] = ()) -> list[
         pairs["cache_control"] = new.cache_control
     if new.cache is not None:
         pairs["cache"] = new.cache.use.to_json()
+    pairs |= _plan_pairs(new.plan)
     if new.options_sha:
         pairs["options_sha"] = new.options_sha
     if new.traceparent:
@@ -111,6 +116,17 @@ def _turn_items(job_id: JobId, turn: ConversationTurn) -> list[str]:
 def turn_item_id(job_id: JobId, place: int) -> str:
     """The id of an item that a response was asked."""
     return f"item_{job_id.removeprefix('job_')}_{place}"
+
+
+def plan_fields(plan: Plan | None) -> list[Field]:
+    """Names and values, in turn, of a job's plan; none without one."""
+    return [item for pair in _plan_pairs(plan).items() for item in pair]
+
+
+def _plan_pairs(plan: Plan | None) -> dict[str, Field]:
+    if plan is None:
+        return {}
+    return {"plan": plan.to_json(), "plan_version": plan.version, "step": plan.first}
 
 
 def shown_fields(request: JobRequest) -> dict[str, str]:
@@ -161,6 +177,8 @@ def fresh(new: NewJob, created_ms: int) -> Job:
         prompt=prompt_start(new.request),
         cache_control=new.cache_control,
         cache=new.cache.use if new.cache else None,
+        plan=new.plan,
+        step=new.plan.first if new.plan else "",
     )
 
 
@@ -215,6 +233,10 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         cache=cache,
         follows=text(b"follows"),
         prompt=text(b"prompt"),
+        plan=plan_of_json(record[b"plan"]) if b"plan" in record else None,
+        step=text(b"step"),
+        pipeline=_pipeline(record.get(b"pipeline", b"")),
+        prepared=request_of(record[b"prepared"]) if b"prepared" in record else None,
     )
 
 
@@ -305,7 +327,14 @@ def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
         state=JobState(state) if (state := fields.get(b"state", b"").decode()) in _STATES else None,
         is_restart=fields.get(b"restarted") == b"1",
         at_ms=int(fields.get(b"at_ms", 0)),
+        step=fields.get(b"step", b"").decode(),
+        step_status=_step_status(fields.get(b"status", b"").decode()),
+        step_ms=int(fields.get(b"ms", 0)),
     )
+
+
+def _step_status(text: str) -> StepStatus | None:
+    return StepStatus(text) if text in list(StepStatus) else None
 
 
 def request_of(raw: bytes) -> JobRequest:
@@ -319,6 +348,24 @@ def request_of(raw: bytes) -> JobRequest:
     return JobRequest(
         url=str(line.get("url", "")), body=line["body"], custom_id=line.get("custom_id")
     )
+
+
+def _pipeline(text: bytes) -> tuple[StepRecord, ...]:
+    """The steps that have begun: one line each (`put_step` in `_lib.lua`)."""
+    records = []
+    for line in text.splitlines():
+        name, status, started, ended, runs, detail = line.split(b" ", 5)
+        records.append(
+            StepRecord(
+                step=name.decode(),
+                status=known_value(StepStatus, status.decode()),
+                started_ms=int(started),
+                ended_ms=int(ended),
+                attempts=int(runs),
+                detail=orjson.loads(detail),
+            )
+        )
+    return tuple(records)
 
 
 def _history(text: bytes) -> tuple[AttemptRecord, ...]:

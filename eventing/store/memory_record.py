@@ -4,13 +4,14 @@ Called by `eventing.store.memory_store` only, which decides; this module applies
 stream. It knows no other jobs and no clock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
 
 from eventing.job.job import AttemptRecord, Job, JobError, JobRequest, JobState
+from eventing.job.plan import Plan
 from eventing.job.prompt import prompt_start
 from eventing.job.store import (
     Ending,
@@ -36,7 +37,13 @@ class MemoryRecord:
     is_rejected: bool = False
     must_restart: bool = False
     was_restarted: bool = False
+    prepared_sha: str = ""
     entries: list[StreamEntry] = field(default_factory=list)
+
+    @property
+    def runs_sha(self) -> str:
+        """The digest of the request that the predictor is given."""
+        return self.prepared_sha or self.sha
 
     def is_leased_as(self, lease: Lease) -> bool:
         """True when `lease` is the newest lease of the job."""
@@ -68,14 +75,14 @@ class MemoryRecord:
             started_ms=job.started_ms or now_ms,
             history=(*job.history, started),
         )
-        self._write(now_ms, EntryKind.ATTEMPT, index=tokens, is_restart=is_restart, at_ms=now_ms)
+        self.write(now_ms, EntryKind.ATTEMPT, index=tokens, is_restart=is_restart, at_ms=now_ms)
 
     def append(self, batch: TokenBatch, now_ms: int) -> None:
         """Append tokens after the stored ones."""
         first_ms = self.job.first_token_ms or (0 if batch.index else now_ms)
         count = batch.index + len(batch.token_ids)
         self.job = replace(self.job, token_count=count, first_token_ms=first_ms)
-        self._write(
+        self.write(
             now_ms,
             EntryKind.TOKENS,
             index=batch.index,
@@ -111,12 +118,23 @@ class MemoryRecord:
             is_dead_letter=ending.is_dead_letter,
             history=closed(job.history, outcome, now_ms) if is_closing else job.history,
         )
+        if ending.state is not JobState.FAILED:
+            self.job, self.prepared_sha = replace(self.job, prepared=None), ""
         self.expires_ms = now_ms + keep_ms
         self.write_state(now_ms)
 
-    def queue_again(self, request: JobRequest | None, sha: str, now_ms: int) -> None:
-        """Queue an ended job again, with an attempt number that it never had; with another `request` and its `sha`,
-        from the first token.
+    def answer(self, batches: Sequence[TokenBatch], now_ms: int) -> None:
+        """Write the tokens of an answer that no predictor made."""
+        self.write(now_ms, EntryKind.ATTEMPT, is_restart=self.must_restart, at_ms=now_ms)
+        self.job = replace(self.job, first_token_ms=0)
+        for batch in batches:
+            self.append(batch, now_ms)
+
+    def queue_again(
+        self, request: JobRequest | None, sha: str, plan: Plan | None, now_ms: int
+    ) -> None:
+        """Queue an ended job again, with an attempt number that it never had; with another `request`, its `sha` and
+        its `plan`, from the first step and the first token.
         """
         self.job = replace(
             self.job,
@@ -128,20 +146,24 @@ class MemoryRecord:
             error=None,
             result=None,
             usage=None,
+            pipeline=tuple(each for each in self.job.pipeline if each.step != self.job.step),
         )
         if request is not None:
             self.sha, self.is_rejected = sha, False
             self.must_restart = self.job.token_count > 0
-            prompt = prompt_start(request)
+            prompt, step = prompt_start(request), plan.first if plan else ""
             self.job = replace(self.job, request=request, prompt=prompt, token_count=0)
+            self.job = replace(self.job, plan=plan, step=step, pipeline=(), prepared=None)
+            self.prepared_sha = ""
         self.failures, self.expires_ms = 0, 0
         self.write_state(now_ms)
 
     def write_state(self, now_ms: int) -> None:
         """Add the job's state to its stream."""
-        self._write(now_ms, EntryKind.STATE, state=self.job.state, at_ms=now_ms)
+        self.write(now_ms, EntryKind.STATE, state=self.job.state, at_ms=now_ms)
 
-    def _write(self, now_ms: int, kind: EntryKind, **fields: Any) -> None:
+    def write(self, now_ms: int, kind: EntryKind, **fields: Any) -> None:
+        """Add an entry to the job's stream."""
         last = cursor_order(self.entries[-1].cursor) if self.entries else (0, 0)
         at_ms, sequence = max((now_ms, 0), (last[0], last[1] + 1))
         cursor = f"{at_ms}-{sequence}"

@@ -14,6 +14,7 @@ from eventing.clock import Clock, SystemClock
 from eventing.errors import BrokerUnavailable, IdempotencyConflict, JobDeleted
 from eventing.job.cache import CacheKind
 from eventing.job.job import Job, JobError, JobId, JobRequest, JobState
+from eventing.job.plan import Plan
 from eventing.job.prompt import is_match
 from eventing.job.store import (
     ARRIVED,
@@ -99,7 +100,7 @@ class MemoryStore:
             return False
         if record.job.state is JobState.QUEUED:
             record.is_rejected = True
-            self._end(record, _dead_letter(error), outcome="")
+            self._end(record, dead_letter(error), outcome="")
         return True
 
     async def get(self, job_id: JobId, *, with_result: bool = True) -> Job | None:
@@ -146,11 +147,13 @@ class MemoryStore:
         record = self._find(job_id)
         if record is None or (expected and self._is_redriven(record.job, expected)):
             return Acquired(status=AcquireStatus.MISSING)
-        if expected and record.sha != fingerprint(expected.request.to_json(), expected.tenant):
+        if expected and record.runs_sha != fingerprint(expected.request.to_json(), expected.tenant):
             return Acquired(status=AcquireStatus.OTHER)
         job = record.job
         if job.state.is_terminal:
             return Acquired(status=AcquireStatus.TERMINAL)
+        if job.step:
+            return Acquired(status=AcquireStatus.UNPREPARED)
         failures, history = record.failures, job.history
         if job.state is JobState.IN_PROGRESS:
             if left := self._lease_left(record):
@@ -165,7 +168,7 @@ class MemoryStore:
             return Acquired(status=AcquireStatus.ALONE)
         record.failures = failures
         if reason:
-            self._end(record, _dead_letter(reason), outcome="lost")
+            self._end(record, dead_letter(reason), outcome="lost")
             return Acquired(status=AcquireStatus(reason.code))
         record.job = self.answers.running(replace(job, history=history))
         record.start_attempt(owner, can_resume, now + self._settings.lease_ms, now)
@@ -223,7 +226,7 @@ class MemoryStore:
             return False
         record.failures += why is not ReleaseReason.HANDOVER
         if record.failures >= self._settings.max_attempts:
-            self._end(record, _dead_letter(error), str(why))
+            self._end(record, dead_letter(error), str(why))
             return False
         record.give_back(str(why), now)
         return True
@@ -238,7 +241,11 @@ class MemoryStore:
         return self._conclude(job_id, ending, attempt, is_forced=False)
 
     async def redrive(
-        self, job: Job, request: JobRequest | None, publication: Publication = ARRIVED
+        self,
+        job: Job,
+        request: JobRequest | None,
+        publication: Publication = ARRIVED,
+        plan: Plan | None = None,
     ) -> bool:
         now, record = self._now(), self._find(job.id)
         if record is None or not record.job.is_dead_letter or record.job.state != JobState.FAILED:
@@ -249,7 +256,7 @@ class MemoryStore:
         if publication.max_unpublished is not None:
             self._index.unpublished[job.id] = now + SWEEP_AFTER_MS
         sha = fingerprint(request.to_json(), record.job.tenant) if request else record.sha
-        record.queue_again(request, sha, now)
+        record.queue_again(request, sha, plan, now)
         return True
 
     async def delete(self, job_id: JobId) -> bool:
@@ -301,7 +308,7 @@ class MemoryStore:
             elif left := self._lease_left(record):
                 self._index.deadlines[job_id] = now + left
             else:
-                self._end(record, _dead_letter(LATE), outcome="lost")
+                self._end(record, dead_letter(LATE), outcome="lost")
                 failed.append(job_id)
         return failed
 
@@ -388,5 +395,6 @@ class MemoryStore:
         self._index.note_end(record.job, self._now())
 
 
-def _dead_letter(error: JobError) -> Ending:
+def dead_letter(error: JobError) -> Ending:
+    """The end of a job that can be redriven."""
     return Ending(state=JobState.FAILED, error=error, is_dead_letter=True)

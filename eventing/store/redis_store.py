@@ -27,6 +27,7 @@ from eventing.job.job import (
     JobState,
     derive_job_id,
 )
+from eventing.job.plan import Plan
 from eventing.job.store import (
     ARRIVED,
     Acquired,
@@ -131,8 +132,8 @@ class RedisStore:
             orjson.dumps(error.to_dict()),
             *job_record.new_fields(replace(new, request=job_record.request_of(raw)), raw),
         ]
-        job_keys = [keys.job(new.id), keys.jobs_of(new.tenant)]
-        (answer,) = await self._run_all([("reject", job_keys, args)])
+        names = [keys.job(new.id), keys.jobs_of(new.tenant)]
+        (answer,) = await self._run_all([("reject", names, args)])
         return answer not in (b"conflict", b"deleted")
 
     async def get(self, job_id: JobId, *, with_result: bool = True) -> Job | None:
@@ -199,7 +200,7 @@ class RedisStore:
             lease_id := secrets.token_hex(8),
             job_id,
         ]
-        (answer,) = await self._run_all([("acquire", _job_keys(job_id), args)])
+        (answer,) = await self._run_all([("acquire", job_keys(job_id), args)])
         status = AcquireStatus(answer[0].decode())
         match status:
             case AcquireStatus.ACQUIRED:
@@ -221,7 +222,7 @@ class RedisStore:
 
     async def append_all(self, appends: Sequence[tuple[Lease, TokenBatch]]) -> list[LeaseStatus]:
         calls: list[Call] = [
-            ("append", _job_keys(lease.job_id), [lease.attempt, lease.id, *_batch_args(batch)])
+            ("append", job_keys(lease.job_id), [lease.attempt, lease.id, *batch_args(batch)])
             for lease, batch in appends
         ]
         return [LeaseStatus(answer.decode()) for answer in await self._run_all(calls)]
@@ -232,18 +233,18 @@ class RedisStore:
             lease.id,
             *self._ending_args(ending),
             ending.error.code if ending.error else str(ending.state),
-            *(_batch_args(ending.final_batch) if ending.final_batch else ["", 0, "", ""]),
+            *(batch_args(ending.final_batch) if ending.final_batch else ["", 0, "", ""]),
             ending.gpu_ms,
             *job_record.ending_fields(ending),
         ]
-        (answer,) = await self._run_all([("finish", _job_keys(lease.job_id), args)])
+        (answer,) = await self._run_all([("finish", job_keys(lease.job_id), args)])
         return LeaseStatus(answer.decode())
 
     async def release(self, lease: Lease, why: ReleaseReason, error: JobError) -> bool:
         s = self._settings
         args: list[Argument] = [lease.attempt, lease.id, why, s.max_attempts]
         args += [s.dead_letter_retention_s, orjson.dumps(error.to_dict())]
-        (answer,) = await self._run_all([("release", _job_keys(lease.job_id), args)])
+        (answer,) = await self._run_all([("release", job_keys(lease.job_id), args)])
         return bool(answer == b"queued")
 
     async def lease_of(self, job_id: JobId, owner: str) -> Lease | None:
@@ -275,7 +276,11 @@ class RedisStore:
         return LeaseStatus(answer.decode())
 
     async def redrive(
-        self, job: Job, request: JobRequest | None, publication: Publication = ARRIVED
+        self,
+        job: Job,
+        request: JobRequest | None,
+        publication: Publication = ARRIVED,
+        plan: Plan | None = None,
     ) -> bool:
         args: list[Argument] = [
             int(request is not None),
@@ -290,7 +295,8 @@ class RedisStore:
             sha = job_record.fingerprint(text, job.tenant)
             shown = job_record.shown_fields(request).items()
             args += ["request", text, "sha", sha, *(part for pair in shown for part in pair)]
-        (answer,) = await self._run_all([("redrive", _job_keys(job.id), args)])
+            args += job_record.plan_fields(plan)
+        (answer,) = await self._run_all([("redrive", job_keys(job.id), args)])
         if answer == b"locked":
             raise ConversationLocked(LOCKED)
         return bool(answer == b"queued")
@@ -301,7 +307,7 @@ class RedisStore:
         if tenant is None:
             return False
         name = tenant.decode()
-        names = [*_job_keys(job_id), keys.jobs_of(name), keys.dead_letters_of(name)]
+        names = [*job_keys(job_id), keys.jobs_of(name), keys.dead_letters_of(name)]
         (answer,) = await self._run_all([("delete", names, [job_id, self._settings.retention_s])])
         if answer and ref and self._archive is not None:
             with suppress(ObjectsUnavailable):  # then it is an orphan, which is swept
@@ -359,10 +365,12 @@ class RedisStore:
         return [ending.state, retention_s, int(ending.is_dead_letter)]
 
 
-def _job_keys(job_id: JobId) -> list[str]:
+def job_keys(job_id: JobId) -> list[str]:
+    """The keys of scripts that write a job and its stream."""
     return [keys.job(job_id), keys.tokens(job_id)]
 
 
-def _batch_args(batch: TokenBatch) -> list[Argument]:
+def batch_args(batch: TokenBatch) -> list[Argument]:
+    """Index, number of tokens, their ids, and what readers are shown."""
     ids = " ".join(map(str, batch.token_ids))
     return [batch.index, len(batch.token_ids), ids, batch.delta]

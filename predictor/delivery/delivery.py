@@ -113,7 +113,7 @@ class Deliveries:
 
     async def outcome_of(self, event: Event) -> Outcome:
         """The outcome of an event: a job that ran, or why none did."""
-        if event.type != job_event.REQUESTED:
+        if event.type not in (job_event.REQUESTED, job_event.PREPARED):
             _log.warning("event of another type", action="ignore", type=event.type[:100])
             return Ignored()
         try:
@@ -214,6 +214,9 @@ class Deliveries:
                 return Held(min(acquired.lease_left_ms / 1000, _HELD_AT_MOST_S))
             case AcquireStatus.MISSING | AcquireStatus.OTHER:
                 return Refused("the job's record is gone")
+            case AcquireStatus.UNPREPARED:
+                _log.info("steps are left before it", action="ignore", job_id=job.id)
+                return Ignored()
             case _:
                 return await self._settlement.ended(job.id)
 
@@ -224,7 +227,7 @@ class Deliveries:
         """
         recorded = await self._store.get(new.id)
         if recorded is not None and not self._is_redriven(recorded, new):
-            return recorded
+            return replace(recorded, request=recorded.to_run)
         if self._is_strange(new.source):
             raise JobDeleted("our api has no such job")
         try:

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from redis.asyncio import Redis
 
 from eventing.job.job import JobError, JobId, JobRequest, JobState, Lane, derive_job_id
+from eventing.job.step import StepStore
 from eventing.job.store import (
     ARRIVED,
     Ending,
@@ -26,8 +27,8 @@ from eventing.job.store import (
     TokenBatch,
 )
 from eventing.redis import keys
-from eventing.store.memory_store import MemoryStore
-from eventing.store.redis_store import RedisStore
+from eventing.store.memory_steps import MemoryStepStore
+from eventing.store.redis_steps import RedisStepStore
 
 SOURCE: Final = "/tests/producer"
 SETTINGS: Final = LeaseSettings(
@@ -62,11 +63,15 @@ class FakeClock:
         return self.now_ms
 
 
+class WholeStore(Store, StepStore, Protocol):
+    """Every interface of the store together."""
+
+
 class Rig(Protocol):
     """What a suite needs of an implementation under test."""
 
     @property
-    def store(self) -> Store: ...
+    def store(self) -> WholeStore: ...
 
     async def pass_time(self, milliseconds: int) -> None: ...
 
@@ -76,10 +81,10 @@ class Rig(Protocol):
 @dataclass(slots=True)
 class MemoryRig:
     clock: FakeClock = field(default_factory=FakeClock)
-    store: MemoryStore = field(init=False)
+    store: MemoryStepStore = field(init=False)
 
     def __post_init__(self) -> None:
-        self.store = MemoryStore(SETTINGS, self.clock)
+        self.store = MemoryStepStore(SETTINGS, self.clock)
 
     async def pass_time(self, milliseconds: int) -> None:
         self.clock.now_ms += milliseconds
@@ -91,10 +96,10 @@ class MemoryRig:
 @dataclass(slots=True)
 class RedisRig:
     redis: Redis
-    store: RedisStore = field(init=False)
+    store: RedisStepStore = field(init=False)
 
     def __post_init__(self) -> None:
-        self.store = RedisStore(self.redis, SETTINGS)
+        self.store = RedisStepStore(self.redis, SETTINGS)
 
     async def pass_time(self, milliseconds: int) -> None:
         for key in [key async for key in self.redis.scan_iter(match=f"{keys.PREFIX}:*")]:

@@ -52,11 +52,40 @@ end
 -- What the scripts judge by, of a job's record, in one read; `false` for a field that it has not.
 local FIELDS = {'state', 'attempt', 'failures', 'token_count', 'history', 'tenant', 'tenant_key', 'model', 'queues', 'lane', 'source',
   'event_id', 'deadline_ms', 'lease_id', 'lease_until_ms', 'started_ms', 'first_token_ms', 'gpu_ms', 'restart', 'sha', 'conversation', 'cache',
-  'follows'}
+  'follows', 'step', 'prepared_sha'}
 local function read_job(key)
   local job = {}
   for i, value in ipairs(redis.call('HMGET', key, unpack(FIELDS))) do job[FIELDS[i]] = value end
   return job
+end
+
+-- A job's steps that have begun, in `pipeline`: a line each, of name, status, start, end, runs and detail (JSON, which has no line break).
+local LINE = '^(%S+) (%S+) (%d+) (%d+) (%d+) (.*)$'
+local function step_line(pipeline, name)
+  for line in string.gmatch(pipeline or '', '[^\n]+') do
+    local step, status, started, ended, runs, detail = string.match(line, LINE)
+    if step == name then
+      return {name = step, status = status, started = started, ended = ended, runs = tonumber(runs), detail = detail}
+    end
+  end
+end
+
+-- Write the line of a step, in its place or at the end; without `line`, drop it.
+local function put_step(key, pipeline, line, name)
+  local kept, is_new, text = {}, line, nil
+  if line then
+    text = string.format('%s %s %s %s %d %s', line.name, line.status, string.format('%d', line.started), string.format('%d', line.ended),
+      line.runs, line.detail)
+  end
+  for each in string.gmatch(pipeline or '', '[^\n]+') do
+    if string.match(each, '^(%S+) ') ~= (line and line.name or name) then
+      kept[#kept + 1] = each
+    elseif line then
+      kept[#kept + 1], is_new = text, nil
+    end
+  end
+  if is_new then kept[#kept + 1] = text end
+  redis.call('HSET', key, 'pipeline', table.concat(kept, '\n'))
 end
 
 -- What names an event in a queue, as `eventing.job.job.event_identity` says it.
@@ -243,6 +272,7 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   if job.conversation then end_turn(key, job_id, job.conversation, state, result) end
   redis.call('HSET', key, 'state', state, 'attempt', job.attempt, 'finished_ms', now, 'lease_owner', '', 'lease_until_ms', 0,
     'dead', dead, 'history', history_json(history), unpack(fields))
+  if state ~= 'failed' and job.prepared_sha then redis.call('HDEL', key, 'prepared', 'prepared_sha') end
   if not job.has_stream then
     redis.call('XADD', key .. ':tokens', '*', 'kind', 'state', 'state', state, 'attempt', job.attempt, 'at_ms', now)
   end

@@ -6,12 +6,14 @@
 --       8 a random id for the lease, 9 job id
 -- gives {'acquired', attempt, token_count, tokens that are void now} | {'held', lease_left_ms} | {'missing'} | {'terminal'}
 --       | {'expired'} | {'exhausted'} | {'other'} (recorded with another request: unchanged)
+--       | {'unprepared'} (steps are left before it: unchanged)
 --       | {'alone'} (its last attempt, and it has lost one before: unchanged, for an owner that runs nothing else; docs/adr/0018)
 local job = read_job(KEYS[1])
 local state = job.state
 if not state then return {'missing'} end
-if ARGV[7] ~= '' and job.sha ~= ARGV[7] then return {'other'} end
+if ARGV[7] ~= '' and (job.prepared_sha or job.sha) ~= ARGV[7] then return {'other'} end
 if state ~= 'queued' and state ~= 'in_progress' then return {'terminal'} end
+if job.step and job.step ~= '' then return {'unprepared'} end
 local now = now_ms()
 local failures, tokens = tonumber(job.failures), tonumber(job.token_count)
 local lease_until, deadline = tonumber(job.lease_until_ms or 0), tonumber(job.deadline_ms or 0)

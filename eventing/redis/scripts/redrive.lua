@@ -1,12 +1,13 @@
 -- Give a dead letter a new life under the same id: it waits again, for its first attempt of a fresh budget. Its attempt number is raised,
--- so that whatever still comes of the old life is known by its number.
+-- so that whatever still comes of the old life is known by its number. The steps that were done stay done, unless the request was edited.
 -- USES _lib
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 '1' if the request was edited (then tokens so far are void, and the next attempt says so), 2 attempt of the dead letter,
 --       3 recheck_ms, 4 '1' to note that its event is unpublished, 5 event record, 6 number n of queues that want it,
---       7..6+n prefixes of their keys, 7+n.. field, value pairs (request, sha, model)
+--       7..6+n prefixes of their keys, 7+n.. field, value pairs (request, sha, model, and plan, plan_version, step)
 -- gives 'queued' | 'not_dead' (or redriven meanwhile) | 'missing' | 'locked' (another job is adding to its conversation)
-local job = redis.call('HMGET', KEYS[1], 'state', 'dead', 'attempt', 'token_count', 'tenant', 'lane', 'source', 'event_id', 'conversation')
+local job = redis.call('HMGET', KEYS[1], 'state', 'dead', 'attempt', 'token_count', 'tenant', 'lane', 'source', 'event_id', 'conversation',
+  'step', 'pipeline')
 if not job[1] then return 'missing' end
 if job[1] ~= 'failed' or job[2] ~= '1' or job[3] ~= ARGV[2] then return 'not_dead' end
 local now, job_id = now_ms(), string.match(KEYS[1], '{(.*)}')
@@ -14,8 +15,9 @@ if job[9] and begin_turn('torpor:{' .. job[9] .. '}', job_id, '') == 'locked' th
 local attempt, n = job[3] + 1, tonumber(ARGV[6])
 redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', attempt, 'dead', 0, 'failures', 0, 'finished_ms', 0, 'deadline_ms', 0, 'redriven_ms', now)
 redis.call('HDEL', KEYS[1], 'error', 'result', 'usage')
+if job[11] then put_step(KEYS[1], job[11], nil, job[10]) end
 if ARGV[1] == '1' then
-  redis.call('HDEL', KEYS[1], 'rejected')
+  redis.call('HDEL', KEYS[1], 'rejected', 'plan', 'plan_version', 'step', 'pipeline', 'prepared', 'prepared_sha')
   redis.call('HSET', KEYS[1], 'token_count', 0, 'restart', job[4] ~= '0' and 1 or 0, unpack(ARGV, 7 + n))
 end
 redis.call('PERSIST', KEYS[1])

@@ -17,7 +17,7 @@ from eventing.broker.router import Router
 from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event, parse_http
 from eventing.redis import keys
-from eventing.store.redis_store import RedisStore
+from eventing.store.redis_steps import RedisStepStore
 from tests.redis_server import free_port
 
 NAME = "requests-tiny"
@@ -94,7 +94,7 @@ class Stack:
     trigger: Trigger
     pump: Pump
     queue: Queue
-    store: RedisStore
+    store: RedisStepStore
     router: Router
 
     async def send(self, event: Event) -> int:
@@ -114,14 +114,14 @@ def trigger(subscriber: str, delivery: DeliverySpec = FAST, *, parallelism: int 
 
 def build(redis: Redis, *triggers: Trigger, token: str = "") -> list[Stack]:
     """A stack for each trigger, all behind one router."""
-    store = RedisStore(redis)
+    store = RedisStepStore(redis)
     queues = [Queue(redis, each.name, f"pump-{n}") for n, each in enumerate(triggers)]
     router = Router(list(zip(triggers, queues, strict=True)))
     return [
         Stack(
             redis,
             each,
-            Pump(each, queue, router, DeadLetterHandler(redis, store), token=token),
+            Pump(each, queue, router, DeadLetterHandler(redis, store, router), token=token),
             queue,
             store,
             router,

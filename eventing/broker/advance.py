@@ -1,0 +1,95 @@
+"""Moves jobs from one step to the next, or ends them there: what is stored, and the event that follows.
+
+Called by the steps process with the outcome of a handler, and by the broker for a step whose tries are used up. Must
+not know HTTP.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from eventing.broker.intake import Route
+from eventing.cloudevent.job_event import request_event
+from eventing.job.job import API_SOURCE, Job, JobError, JobRequest, JobState
+from eventing.job.plan import OnFailure, Plan, StepStatus
+from eventing.job.step import AdvanceStatus, StepEnd, StepRun, StepStore
+from eventing.job.store import Ending, TokenBatch
+
+UNAVAILABLE: Final[Mapping[str, Any]] = {"reason": "unavailable"}
+"""The detail of a step that was skipped because its tries were used up, or its time."""
+
+
+class Advance:
+    """Ends runs of steps. Store and route belong to the caller."""
+
+    def __init__(self, store: StepStore, route: Route) -> None:
+        self._store = store
+        self._route = route
+
+    async def go_on(
+        self,
+        job: Job,
+        run: StepRun,
+        status: StepStatus,
+        detail: Mapping[str, Any],
+        prepared: JobRequest | None = None,
+    ) -> AdvanceStatus:
+        """The job goes on to what its plan has after the step. Raises `BadRequest` when no trigger takes it, or its
+        event is too large for the broker.
+        """
+        assert job.plan is not None  # noqa: S101 (it has a run of a step of it)
+        next_step = job.plan.after(run.step)
+        event = request_event(replace(job, step=next_step, prepared=prepared or job.prepared))
+        publication = self._route.publication(event)
+        end = StepEnd(status=status, detail=detail, next_step=next_step, prepared=prepared)
+        answer = await self._store.advance(run, end, publication)
+        if answer is AdvanceStatus.OK:
+            self._route.recorded(job.id, event)
+        return answer
+
+    async def answer(
+        self,
+        run: StepRun,
+        detail: Mapping[str, Any],
+        ending: Ending,
+        tokens: tuple[TokenBatch, ...] = (),
+    ) -> AdvanceStatus:
+        """The job ends completed, without its predictor."""
+        end = StepEnd(status=StepStatus.COMPLETED, detail=detail, ending=ending, tokens=tokens)
+        return await self._store.advance(run, end)
+
+    async def refuse(
+        self, job: Job, run: StepRun, detail: Mapping[str, Any], error: JobError
+    ) -> AdvanceStatus:
+        """The job ends failed. For a job of our api the caller gets the error; another producer's event becomes a
+        dead letter for the operator.
+        """
+        is_dead = job.source != API_SOURCE
+        ending = Ending(state=JobState.FAILED, error=error, is_dead_letter=is_dead)
+        end = StepEnd(status=StepStatus.FAILED, detail=detail, ending=ending)
+        return await self._store.advance(run, end)
+
+    async def exhausted(self, job: Job, step: str, reason: str) -> AdvanceStatus:
+        """The tries of a step are used up: it is skipped where its plan allows that; else the job fails as a dead
+        letter, and a redrive goes on at this step.
+        """
+        planned = job.plan.step(step) if job.plan else None
+        if planned is None or job.step != step:
+            return AdvanceStatus.DONE
+        run = StepRun.of(job, step)
+        if planned.on_failure is OnFailure.CONTINUE:
+            return await self.go_on(job, run, StepStatus.SKIPPED, UNAVAILABLE)
+        error = JobError(code="undeliverable", message=f"step {step}: {reason}")
+        ending = Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
+        end = StepEnd(status=StepStatus.FAILED, detail=UNAVAILABLE, ending=ending)
+        return await self._store.advance(run, end)
+
+    async def plan_nothing(self, job: Job) -> bool:
+        """Send a job that was recorded before its model had a plan to its predictor; False when it has one, or has
+        ended.
+        """
+        event = request_event(replace(job, plan=Plan(steps=())))
+        is_sent = await self._store.plan_nothing(job.id, self._route.publication(event))
+        if is_sent:
+            self._route.recorded(job.id, event)
+        return is_sent

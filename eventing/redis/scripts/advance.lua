@@ -1,0 +1,49 @@
+-- End a step: its outcome, and what follows in the same script, which is the event of the next step or of the predictor, or the end of the
+-- job. Only the step that is next can end, in the life of the job and under the plan that its run began with.
+-- USES _lib
+-- KEYS  1 job hash, 2 token stream
+-- ARGV  1 step, 2 attempt, 3 plan version, 4 status, 5 detail (JSON), 6 next step, 7 recheck_ms, 8 '1' to note that its event is unpublished,
+--       9 state in which the job ends ('' for none), 10 its retention_s, 11 '1' for a dead letter, 12 event record,
+--       13 number n of queues that want it, 14..13+n prefixes of their keys, 14+n number m of token batches, then for each: index, number
+--       of tokens, ids, delta; then field, value pairs (prepared, prepared_sha, or result, usage, error)
+-- gives 'ok' | 'done' (another run was first) | 'fenced' | 'terminal' | 'missing'
+local job = read_job(KEYS[1])
+if not job.state then return 'missing' end
+if job.state ~= 'queued' and job.state ~= 'in_progress' then return 'terminal' end
+if job.attempt ~= ARGV[2] or redis.call('HGET', KEYS[1], 'plan_version') ~= ARGV[3] then
+  redis.call('HINCRBY', KEYS[1], 'fenced', 1)
+  return 'fenced'
+end
+if job.step ~= ARGV[1] then return 'done' end
+local now, n = now_ms(), tonumber(ARGV[13])
+local queues, m, at = {unpack(ARGV, 14, 13 + n)}, tonumber(ARGV[14 + n]), 15 + n
+local batches, fields = {}, {unpack(ARGV, at + 4 * m)}
+for i = 0, m - 1 do batches[i + 1] = {unpack(ARGV, at + 4 * i, at + 4 * i + 3)} end
+
+local is_end = ARGV[9] ~= ''
+if not is_end then
+  -- First: Redis 7.0 can apply the first half of a script after a power cut. An event that comes before its step is in the record does nothing.
+  local job_id, member = string.match(KEYS[1], '{(.*)}'), event_identity(job.source, job.event_id, job.tenant)
+  redis.call('ZADD', UNSTARTED, now + ARGV[7], job_id)
+  if ARGV[8] == '1' then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, job_id) end
+  for _, prefix in ipairs(queues) do enqueue(prefix, job.lane, member, ARGV[12], job.tenant, false, now) end
+  redis.call('HSET', KEYS[1], 'step', ARGV[6], unpack(fields))
+  if n > 0 then redis.call('HSET', KEYS[1], 'queues', cjson.encode(queues)) end
+end
+local pipeline = redis.call('HGET', KEYS[1], 'pipeline')
+local before = step_line(pipeline, ARGV[1]) or {started = now, runs = 0}
+put_step(KEYS[1], pipeline, {name = ARGV[1], status = ARGV[4], started = before.started, ended = now, runs = before.runs, detail = ARGV[5]})
+redis.call('XADD', KEYS[2], '*', 'kind', 'step', 'step', ARGV[1], 'status', ARGV[4], 'attempt', job.attempt, 'at_ms', now, 'ms',
+  now - before.started)
+if not is_end then return 'ok' end
+if m > 0 then
+  local restarted = job.restart == '1' and 1 or 0
+  redis.call('XADD', KEYS[2], '*', 'kind', 'attempt', 'attempt', job.attempt, 'index', 0, 'restarted', restarted, 'at_ms', now)
+  for _, each in ipairs(batches) do
+    redis.call('XADD', KEYS[2], '*', 'kind', 'tokens', 'attempt', job.attempt, 'index', each[1], 'ids', each[3], 'delta', each[4])
+  end
+  job.token_count = batches[m][1] + batches[m][2]
+  for _, each in ipairs({'token_count', job.token_count, 'first_token_ms', now}) do fields[#fields + 1] = each end
+end
+end_job(KEYS[1], job, ARGV[9], now, ARGV[10], ARGV[11], '', fields)
+return 'ok'

@@ -1,0 +1,52 @@
+"""`python -m steps`: every step before the predictor in one process.
+
+Exit status: 0 after a clean end, 1 when the port is taken, 2 for invalid settings.
+"""
+
+import os
+import signal
+
+if __name__ == "__main__":
+    # Before the imports, which take a second: as PID 1 a process ignores what it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+from eventing.errors import BadRequest, first_of
+from eventing.process.setting import WrongSetting, from_command_line
+from eventing.telemetry import log, trace
+from steps.server import Table, serve
+from steps.settings import StepsSettings
+from steps.table import handlers
+
+
+def main(arguments: Sequence[str] = (), table: Table = handlers) -> int:
+    """Run until SIGTERM or SIGINT."""
+    try:
+        settings = from_command_line("python -m steps", StepsSettings, arguments)
+        log.configure("steps", level=settings.log_level)
+        trace.configure("steps")
+    except WrongSetting as error:
+        sys.stderr.write(f"torpor steps: {error}\n")
+        return 2
+    try:
+        uvloop.run(serve(settings, table))
+    except (OSError, BadRequest, ExceptionGroup) as failure:
+        cause = first_of(failure)
+        if isinstance(cause, BadRequest):
+            sys.stderr.write(f"torpor steps: {cause}\n")
+            return 2
+        if not isinstance(cause, OSError):
+            raise
+        address = f"{settings.steps_host}:{settings.steps_port}"
+        sys.stderr.write(f"torpor steps: cannot listen on {address}: {cause}\n")
+        return 1
+    trace.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,64 @@
+"""Which runs may be under way together: any number, or one alone that may be killing processes.
+
+Called by `steps.runner`. A run whose process died leaves its step in progress; the next run of it may die of the same
+input, and would cost every run beside it a try. So it waits for the others to end and runs alone; what comes
+meanwhile is refused, which costs no try (docs/adr/0018 has the same rule for predictors). Must not know steps.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from eventing.errors import Unavailable
+
+_RETRY_S: Final = 0.5
+
+
+class Room:
+    """The runs of one process."""
+
+    def __init__(self) -> None:
+        self._is_taken = False
+        self.is_closed = False
+        self._left = asyncio.Condition()
+        self.in_flight = 0
+
+    def close(self) -> None:
+        """Admit nothing more: the process shuts down."""
+        self.is_closed = True
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        """A run beside others. Raises `Unavailable` while one runs, or waits to run, alone."""
+        if self.is_closed:
+            raise Unavailable("this process shuts down", _RETRY_S)
+        if self._is_taken:
+            raise Unavailable("a run that may kill its process is alone", _RETRY_S)
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            async with self._left:
+                self._left.notify_all()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Within `shared`: until every other run has ended, and none begins. Raises `Unavailable` when another run
+        has asked for that.
+        """
+        if self._is_taken:
+            raise Unavailable("another run is alone", _RETRY_S)
+        self._is_taken = True
+        try:
+            async with self._left:
+                await self._left.wait_for(lambda: self.in_flight == 1)
+            yield
+        finally:
+            self._is_taken = False
+
+    async def wait_idle(self) -> None:
+        """Return when no run is under way."""
+        async with self._left:
+            await self._left.wait_for(lambda: self.in_flight == 0)

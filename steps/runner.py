@@ -1,0 +1,290 @@
+"""One delivery of a step: begin, run its handler, store the outcome.
+
+Called by the routes of `steps.server`. Nothing that a handler did is kept but its outcome, which one script stores
+together with what follows, so a process may die anywhere in here: the broker delivers the event again. A second
+delivery of a step that is done changes nothing and sends its job's event again.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+import structlog
+
+from eventing.broker.advance import Advance
+from eventing.broker.intake import Intake
+from eventing.clock import Clock
+from eventing.cloudevent.event import Event
+from eventing.cloudevent.job_event import STEP, job_id_of, job_of, request_event, unreadable_job
+from eventing.cloudevent.publisher import Publisher
+from eventing.errors import (
+    BadRequest,
+    IdempotencyConflict,
+    InvalidJob,
+    NotFound,
+    TorporError,
+    Unavailable,
+)
+from eventing.job.job import API_SOURCE, Job, JobError, JobId, JobRequest, JobState
+from eventing.job.plan import OnFailure, PlannedStep, StepStatus
+from eventing.job.step import BeginStatus, StepRun, StepStore
+from eventing.job.store import Ending
+from eventing.telemetry import trace
+from eventing.telemetry.metric.series import labelled
+from steps import metrics
+from steps.handler import Answer, Continue, Handler, Refuse, Skip, StepCall, StepOutcome
+from steps.room import Room
+
+_log = structlog.get_logger()
+_DETAIL_BYTES: Final = 32 * 1024
+_PREPARED_BYTES: Final = 8 * 1024 * 1024
+"""Longest request that a step may make; the largest event that the ingress takes."""
+_PATIENCE_S: Final = 10.0
+_PAUSE_S: Final = 0.2
+
+
+class RunFailed(TorporError):
+    """The run failed; it counts as a try."""
+
+    code = "step_failed"
+    is_retryable = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerDeps:
+    """The dependencies of a runner."""
+
+    store: StepStore
+    intake: Intake
+    advance: Advance
+    publisher: Publisher
+    handlers: Mapping[str, Handler]
+    clock: Clock
+
+
+class Runner:
+    """Runs steps, any number concurrently."""
+
+    def __init__(self, deps: RunnerDeps) -> None:
+        self._deps = deps
+        self._running: dict[tuple[JobId, str], asyncio.Task[None]] = {}
+        self.room = Room()
+        metrics.IN_FLIGHT.set_function(lambda: self.room.in_flight)
+
+    async def run(self, event: Event) -> None:
+        """Run the step that the event names. Raises `NotFound` for a step that this process does not have,
+        `RunFailed`, and `Unavailable`, which costs no try.
+        """
+        step, job_id = event.extensions.get(STEP, ""), job_id_of(event)
+        if step not in self._deps.handlers:
+            raise NotFound(f"no step {step!r:.60} here")
+        # Deliveries of one event may overlap: a broker sends it again when it has lost sight of the first.
+        key = (job_id, step)
+        task = self._running.get(key)
+        if task is None:
+            task = self._running[key] = asyncio.ensure_future(self._run(job_id, step))
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        await asyncio.shield(task)
+
+    async def plan(self, event: Event) -> None:
+        """Make the plan of a job that another producer asked for through a broker that is not ours, and send it to
+        its first step; a job that was recorded before goes to where it is. Raises `Unavailable`.
+        """
+        try:
+            job = await self._recorded(event)
+        except IdempotencyConflict:
+            return  # the identity belongs to another request's job
+        except BadRequest as error:
+            if event.source != API_SOURCE:
+                reason = JobError(code=error.code, message=error.message, field=error.field)
+                await self._deps.store.reject(unreadable_job(event), reason, event.data)
+            return
+        if job is not None and not (
+            job.plan is None and await self._deps.advance.plan_nothing(job)
+        ):
+            await self._publish_again(job)
+
+    async def drain(self, grace_s: float) -> None:
+        """Begin nothing more; runs that do not end within the grace are given up."""
+        self.room.close()
+        if self._running:
+            await asyncio.wait(list(self._running.values()), timeout=grace_s)
+        left = list(self._running.values())
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def _recorded(self, event: Event) -> Job | None:
+        """The job of a request event if it was recorded before; None for one that is recorded here, or that claims
+        to be our api's without a record.
+        """
+        new = job_of(event)
+        if new.source == API_SOURCE:
+            return await self._deps.store.get(new.id, with_result=False)
+        job, is_new = await self._deps.intake.submit(new, event)
+        return None if is_new else job
+
+    async def _publish_again(self, job: Job) -> None:
+        """Send a waiting job's event again: the one before may be lost where an external broker has it."""
+        if job.state is JobState.QUEUED:
+            await self._deps.publisher.publish(request_event(job))
+
+    async def _run(self, job_id: JobId, step: str) -> None:
+        async with self.room.shared():
+            begun = await self._deps.store.begin_step(job_id, step)
+            job = begun.job
+            planned = job.plan.step(step) if job and job.plan else None
+            if begun.status is BeginStatus.DONE and job is not None:
+                await self._publish_again(job)
+            if begun.status is not BeginStatus.BEGUN or job is None or planned is None:
+                _log.info("nothing to run", action="step", job_id=job_id, reason=begun.status)
+                return
+            _note_wait(job, step, begun.number)
+            if not begun.is_suspect:
+                return await self._attempt(job, planned, begun.number)
+            _log.warning("runs alone", action="step", job_id=job_id, step=step, run=begun.number)
+            async with self.room.alone():
+                await self._attempt(job, planned, begun.number)
+
+    async def _attempt(self, job: Job, planned: PlannedStep, number: int) -> None:
+        """One run of the handler, and what follows. A run that failed is given up, unless its step may be skipped."""
+        run, loop = StepRun.of(job, planned.name), asyncio.get_running_loop()
+        started_s, word = loop.time(), "failed"
+        with trace.span("step", step=run.step, job_id=job.id, number=number) as span:
+            try:
+                outcome = await self._outcome(job, planned, number)
+                word = _WORDS[type(outcome)]
+                await self._until_stored(lambda: self._store(job, run, outcome))
+            except asyncio.CancelledError:
+                await self._give_up(run)
+                raise Unavailable("this process shuts down") from None
+            except Unavailable:
+                word = "unavailable"
+                await self._give_up(run)
+                raise
+            except RunFailed:
+                await self._give_up(run)
+                raise
+            finally:
+                took_s = loop.time() - started_s
+                span.set(outcome=word)
+                labelled(metrics.RUNS, run.step, word).inc()
+                labelled(metrics.RUN_SECONDS, run.step, word).observe(took_s)
+                _log.info(
+                    "step ran",
+                    action="step",
+                    job_id=job.id,
+                    step=run.step,
+                    run=number,
+                    outcome=word,
+                    duration_ms=int(took_s * 1000),
+                )
+
+    async def _outcome(self, job: Job, planned: PlannedStep, number: int) -> StepOutcome:
+        """What the handler gave. Raises `Unavailable` and `RunFailed` where the step may not be skipped."""
+        call = StepCall(
+            job=job,
+            request=job.to_run,
+            settings=planned.settings,
+            attempt=number,
+            deadline_ms=job.deadline_ms,
+        )
+        may_skip = planned.on_failure is OnFailure.CONTINUE
+        limit_s = self._limit_s(job, planned)
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._deps.handlers[planned.name](call)
+        except TimeoutError as error:
+            if may_skip:
+                return Skip(reason="timeout")
+            raise RunFailed(f"the step took longer than {limit_s} s") from error
+        except Unavailable:
+            if may_skip:
+                return Skip(reason="unavailable")
+            raise
+        except Exception as error:
+            # The last handler of a run: any error counts as a try, so that retries end.
+            _log.error("step broke", action="step", step=planned.name, reason=type(error).__name__)
+            if may_skip:
+                return Skip(reason="failed")
+            raise RunFailed("the step failed") from error
+
+    def _limit_s(self, job: Job, planned: PlannedStep) -> float | None:
+        """How long a run may take: its step's time, and never past the job's deadline."""
+        limits_s = [planned.timeout_ms / 1000] if planned.timeout_ms else []
+        if job.deadline_ms:
+            limits_s.append(max(0.0, (job.deadline_ms - self._deps.clock.wall_ms()) / 1000))
+        return min(limits_s, default=None)
+
+    async def _store(self, job: Job, run: StepRun, outcome: StepOutcome) -> None:
+        """The outcome and what follows, in one script."""
+        advance, detail = self._deps.advance, _checked(outcome.detail, run.step)
+        match outcome:
+            case Answer(result=result, usage=usage, tokens=tokens):
+                ending = Ending(state=JobState.COMPLETED, result=result, usage=usage)
+                await advance.answer(run, detail, ending, tokens)
+            case Refuse(error=error):
+                await advance.refuse(job, run, detail, error)
+            case Skip(reason=reason):
+                await advance.go_on(job, run, StepStatus.SKIPPED, {"reason": reason, **detail})
+            case Continue(request=request):
+                try:
+                    await advance.go_on(job, run, StepStatus.COMPLETED, detail, _fitting(request))
+                except BadRequest as error:
+                    refusal = JobError(code=error.code, message=error.message, field=error.field)
+                    await advance.refuse(job, run, detail, refusal)
+
+    async def _until_stored(self, store: Callable[[], Awaitable[None]]) -> None:
+        """Store the outcome, again while the store is away: the handler's work may have been expensive. Whether an
+        earlier try was stored, the script knows.
+        """
+        give_up_s = asyncio.get_running_loop().time() + _PATIENCE_S
+        while True:
+            try:
+                return await store()
+            except Unavailable:
+                if asyncio.get_running_loop().time() >= give_up_s:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _give_up(self, run: StepRun) -> None:
+        """The step waits again. With the store unavailable it stays in progress, and its next run is alone."""
+        with suppress(Unavailable):
+            await self._deps.store.give_up_run(run)
+
+
+def _fitting(request: JobRequest | None) -> JobRequest | None:
+    if request is not None and len(request.to_json()) > _PREPARED_BYTES:
+        raise InvalidJob(f"with its steps the request is over {_PREPARED_BYTES} bytes", "body")
+    return request
+
+
+def _checked(detail: Mapping[str, Any], step: str) -> Mapping[str, Any]:
+    """The detail, unless it is longer than a record should hold for each step."""
+    if len(orjson.dumps(dict(detail))) <= _DETAIL_BYTES:
+        return detail
+    _log.error("detail is too long", action="step", step=step)
+    return {}
+
+
+def _note_wait(job: Job, step: str, number: int) -> None:
+    """Measure how long the step waited for its first run."""
+    if number != 1 or job.plan is None:
+        return
+    begun = {record.step: record for record in job.pipeline}
+    place = job.plan.names.index(step)
+    before = begun.get(job.plan.names[place - 1]) if place else None
+    next_ms = before.ended_ms if before else job.created_ms
+    waited_s = max(0, begun[step].started_ms - next_ms) / 1000
+    labelled(metrics.QUEUE_SECONDS, step).observe(waited_s)
+
+
+_WORDS: Final[Mapping[type[object], str]] = {
+    Continue: "completed",
+    Answer: "answered",
+    Skip: "skipped",
+    Refuse: "refused",
+}

@@ -1,0 +1,182 @@
+"""Builds the steps process and runs it: an ASGI application whose `/events` takes the deliveries of every step.
+
+Called by `python -m steps`.
+"""
+
+import asyncio
+import hmac
+import signal
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import structlog
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from eventing.broker.advance import Advance
+from eventing.broker.intake import Intake
+from eventing.broker.router import make_route
+from eventing.clock import SystemClock
+from eventing.cloudevent import request_id
+from eventing.cloudevent.event import Event, build_binary, parse_http
+from eventing.cloudevent.job_event import (
+    MINIMAL,
+    PLANNED,
+    REQUESTED,
+    job_id_of,
+    result_event,
+)
+from eventing.errors import TorporError, Unavailable
+from eventing.outbox.publisher import OutboxPublisher
+from eventing.process import gc as collector
+from eventing.process.body import BodyReader, BodyRoom
+from eventing.process.http_server import listen
+from eventing.process.probe import ReadyOnceStarted, alive, metrics_page
+from eventing.redis.connection import connect
+from eventing.store.redis_steps import RedisStepStore
+from eventing.telemetry import trace
+from eventing.telemetry.log import log_context
+from eventing.telemetry.span import followable
+from steps.handler import Handler
+from steps.runner import Runner, RunnerDeps
+from steps.settings import StepsSettings
+from steps.table import Parts, handlers
+
+_log = structlog.get_logger()
+Table = Callable[[Parts], Mapping[str, Handler]]
+_DRAIN_ENDS_S: Final = 2
+"""Time for the answers of runs that were given up."""
+
+
+class StepServer:
+    """The routes of one process. `table` gives the handlers."""
+
+    def __init__(self, settings: StepsSettings, table: Table = handlers) -> None:
+        """Raises `BadRequest` when the triggers cannot be read."""
+        self._settings = settings
+        self._redis = connect(
+            settings.redis_url.get_secret_value(), timeout_s=settings.store_timeout_s
+        )
+        self._store = RedisStepStore(self._redis, settings.lease)
+        self._route = make_route(settings, self._redis)
+        clock = SystemClock()
+        parts = Parts(settings=settings, redis=self._redis, store=self._store, clock=clock)
+        self.runner = Runner(
+            RunnerDeps(
+                store=self._store,
+                intake=Intake(self._store, self._route, clock, settings.plans),
+                advance=Advance(self._store, self._route),
+                publisher=self._route,
+                handlers=table(parts),
+                clock=clock,
+            )
+        )
+        self._bodies = BodyReader(
+            BodyRoom(), limit_bytes=settings.event_limit_bytes, timeout_s=settings.body_timeout_s
+        )
+        self._ready = ReadyOnceStarted(self._store, timeout_s=settings.store_timeout_s)
+
+    def app(self) -> Starlette:
+        """The ASGI application. The second path of deliveries is for Triggers without one."""
+        return Starlette(
+            routes=[
+                Route("/healthz", alive),
+                Route("/readyz", self._readiness),
+                Route("/metrics", metrics_page),
+                Route("/events", self._take, methods=["POST"]),
+                Route("/", self._take, methods=["POST"]),
+            ]
+        )
+
+    async def publish(self) -> None:
+        """Publish the events of an external broker, until cancelled."""
+        if isinstance(self._route, OutboxPublisher):
+            await self._route.run(self._store)
+
+    async def close(self) -> None:
+        await self._route.close()
+        await self._redis.aclose()
+
+    async def _readiness(self, _: Request) -> Response:
+        if self.runner.room.is_closed:
+            return Response(status_code=503)
+        return await self._ready.answer()
+
+    async def _take(self, request: Request) -> Response:
+        """One delivery."""
+        token = self._settings.delivery_token.get_secret_value()
+        shown = request.headers.get("authorization", "")
+        if token and not hmac.compare_digest(shown.encode(), f"Bearer {token}".encode()):
+            return JSONResponse({"detail": "deliveries need the token"}, 401)
+        try:
+            event = parse_http(request.headers, await self._bodies.read(request))
+            parent = followable(request.headers.get("traceparent", "")) or event.extensions.get(
+                "traceparent", ""
+            )
+            with (
+                log_context(request_id.context_fields(event.extensions)),
+                trace.span("receive", parent=parent),
+            ):
+                await self._handle(event)
+                return await self._reply(request, event)
+        except TorporError as error:
+            return _problem(error)
+
+    async def _handle(self, event: Event) -> None:
+        if event.type == PLANNED:
+            await self.runner.run(event)
+        elif event.type == REQUESTED:
+            await self.runner.plan(event)
+        else:
+            _log.warning("event of another type", action="ignore", type=event.type[:100])
+
+    async def _reply(self, request: Request, event: Event) -> Response:
+        """200; with the result event where the job has ended and a subscriber may want that."""
+        if event.type != PLANNED or MINIMAL in request.headers.get("prefer", ""):
+            return Response(status_code=200)
+        job = await self._store.get(job_id_of(event), with_result=False)
+        if job is None or not job.state.is_terminal:
+            return Response(status_code=200)
+        whole = await self._store.get(job.id)
+        headers, body = build_binary(result_event(whole or job))
+        return Response(body, headers=headers)
+
+
+def _problem(error: TorporError) -> Response:
+    """Problem details (RFC 9457)."""
+    headers = dict(error.headers)
+    if isinstance(error, Unavailable):
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    body = {"type": "about:blank", "status": error.status, "detail": error.message}
+    return JSONResponse(body, error.status, headers, media_type="application/problem+json")
+
+
+async def serve(settings: StepsSettings, table: Table = handlers) -> None:
+    """Run until SIGTERM or SIGINT; then runs under way may end, and the others are given up. Raises `BadRequest`
+    when the triggers cannot be read.
+    """
+    server = StepServer(settings, table)
+    collector.freeze_gc_after_startup()
+    stopping, drained = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    _log.info("started", action="start", host=settings.steps_host, port=settings.steps_port)
+    listening = listen(
+        server.app(),
+        host=settings.steps_host,
+        port=settings.steps_port,
+        stopping=drained,
+        grace_s=_DRAIN_ENDS_S,
+    )
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(listening)
+            publishing = group.create_task(server.publish())
+            await stopping.wait()
+            await server.runner.drain(settings.drain_grace_s)
+            publishing.cancel()
+            drained.set()
+    finally:
+        await server.close()
