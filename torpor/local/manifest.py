@@ -8,23 +8,39 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from eventing.broker.trigger import PARALLELISM
-from eventing.cloudevent.job_event import REQUESTED
+from eventing.cloudevent.job_event import PLANNED, PREPARED, REQUESTED
+from eventing.job.plan import NO_PIPELINES, Pipelines
 from eventing.redis import keys
 from torpor.local.settings import StackSettings
 
 STRAYS: Final = "strays"
+STEP_RETRY: Final = 10
+STEP_TIMEOUT_S: Final = 120
+STEP_PARALLELISM: Final = 32
 Manifest = Mapping[str, Any]
 
 
 def triggers(
-    models: Mapping[str, StackSettings], *, activator_url: Callable[[str], str], api_url: str
+    models: Mapping[str, StackSettings],
+    *,
+    activator_url: Callable[[str], str],
+    api_url: str,
+    pipelines: Pipelines = NO_PIPELINES,
+    steps_url: str = "",
 ) -> list[Manifest]:
     """Requests for a model go to its activator, those for an unknown model to the api. Results are not delivered:
-    the predictor has ended the job in the store, where the api reads its end.
+    the predictor has ended the job in the store, where the api reads its end. Where a model has a plan, the
+    activator gets what is prepared, and requests go to the steps; each step has a queue of its own.
     """
-    unknown = [{"not": {"exact": {"model": model}}} for model in models]
+    unknown = [{"not": {"exact": {"model": model}}} for model in {**models, **pipelines}]
+    steps = {step.name: None for plan in pipelines.values() for step in plan.steps}
     return [
-        *(_requests(settings, name, activator_url(name)) for name, settings in models.items()),
+        *(
+            _requests(settings, name, activator_url(name), is_prepared=name in pipelines)
+            for name, settings in models.items()
+        ),
+        *(_plans(name, steps_url) for name in pipelines),
+        *(_step(name, steps_url) for name in steps),
         _trigger(
             STRAYS,
             filters=[{"exact": {"type": REQUESTED}}, *unknown],
@@ -35,17 +51,41 @@ def triggers(
     ]
 
 
-def _requests(settings: StackSettings, model: str, activator_url: str) -> Manifest:
+def _requests(
+    settings: StackSettings, model: str, activator_url: str, *, is_prepared: bool
+) -> Manifest:
     longest_s = settings.max_job_seconds + 60
     # At least one retry each 15 s for twice the longest job: a job that runs in another predictor
     # is never given up.
     patient = _delivery(retry=2 * longest_s // 15 + 10, backoff_s=1, timeout_s=longest_s)
     return _trigger(
         requests_queue(model),
-        filters=[{"exact": {"type": REQUESTED, "model": model}}],
+        filters=[{"exact": {"type": PREPARED if is_prepared else REQUESTED, "model": model}}],
         subscriber=activator_url,
         delivery=patient,
         parallelism=settings.max_replicas * settings.container_concurrency,
+    )
+
+
+def _plans(model: str, steps_url: str) -> Manifest:
+    """Requests that have no plan yet: of jobs from before their model had one."""
+    return _trigger(
+        f"plans-{model}",
+        filters=[{"exact": {"type": REQUESTED, "model": model}}],
+        subscriber=steps_url,
+        delivery=_delivery(retry=20, backoff_s=0.5, timeout_s=60),
+        parallelism=4,
+    )
+
+
+def _step(name: str, steps_url: str) -> Manifest:
+    """A queue for each step: its tries are the step's attempts."""
+    return _trigger(
+        f"step-{name}",
+        filters=[{"exact": {"type": PLANNED, "step": name}}],
+        subscriber=steps_url,
+        delivery=_delivery(retry=STEP_RETRY, backoff_s=0.5, timeout_s=STEP_TIMEOUT_S),
+        parallelism=STEP_PARALLELISM,
     )
 
 

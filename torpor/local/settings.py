@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
@@ -14,6 +15,8 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_v
 from pydantic.config import JsonDict
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from eventing.errors import BadRequest
+from eventing.job.plan import NO_PIPELINES, Pipelines, load_pipelines
 from eventing.process.setting import redis_url as checked_redis_url
 from torpor.local.engine_kind import EngineKind
 from torpor.local.install import models_folder
@@ -122,6 +125,8 @@ class StackSettings(BaseSettings):
     """Models with settings of their own, in YAML: a list `models` of `name`, `model`, `engine`, `max_model_len`,
     `engine_args`, `min_replicas`, `max_replicas`, `container_concurrency`.
     """
+    pipelines: Path | None = Field(None, json_schema_extra=_ENGINE)
+    """Steps before the thought, in YAML: one entry a model, with its steps."""
     model_name: str = Field("", pattern=r"^[A-Za-z0-9._:/@-]{0,128}$", json_schema_extra=_NAME)
     """What callers put into `model`; the model's own name when empty."""
     max_model_len: int | None = Field(None, ge=1, json_schema_extra=_ENGINE)
@@ -154,6 +159,11 @@ class StackSettings(BaseSettings):
     """A predictor that shuts down finishes jobs that end within this time; the others are handed over."""
     log_level: Annotated[LogLevel, BeforeValidator(_upper)] = LogLevel.WARNING
     """DEBUG, INFO, WARNING or ERROR."""
+
+    @cached_property
+    def plans(self) -> Pipelines:
+        """The plan of each model that has one."""
+        return load_pipelines(self.pipelines) if self.pipelines else NO_PIPELINES
 
     @property
     def context_tokens(self) -> int | None:
@@ -203,6 +213,10 @@ class StackSettings(BaseSettings):
             flag = word.partition("=")[0].replace("_", "-")
             if ours := _RESERVED.get(flag):
                 raise ValueError(f"--engine-args: {flag} is Torpor's own; use {ours}")
+        try:
+            _ = self.plans
+        except BadRequest as error:
+            raise ValueError(f"--pipelines: {error.message}") from error
         if self.redis_url is not None:
             try:
                 checked_redis_url(self.redis_url.get_secret_value())

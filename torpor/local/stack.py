@@ -38,9 +38,10 @@ from torpor.local.predictors.launcher import ForkLauncher, SpawnLauncher
 from torpor.local.predictors.lost import LostLeases
 from torpor.local.predictors.model_service import ModelService
 from torpor.local.predictors.replica import LocalReplica
+from torpor.local.predictors.steps_service import steps_service
 from torpor.local.prometheus_files import write_prometheus_files
 from torpor.local.settings import StackSettings
-from torpor.local.status import events_path, status_app
+from torpor.local.status import STEPS_PATH, events_path, status_app
 
 _log = structlog.get_logger()
 _START_TIMEOUT_S: Final = 20.0
@@ -55,6 +56,7 @@ class Stack:
     def __init__(self, settings: StackSettings, report: Callable[[str], None]) -> None:
         self.settings = settings
         self.services: dict[str, ModelService] = {}
+        self.steps: ModelService | None = None
         self._report = report
         self._data = settings.data_dir
         self._logs = settings.data_dir / "logs"
@@ -183,6 +185,7 @@ class Stack:
             "TORPOR_DRAIN_GRACE_S": str(s.drain_grace),
             "TORPOR_LOG_LEVEL": s.log_level,
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            **({"TORPOR_PIPELINES": str(s.pipelines.resolve())} if s.pipelines else {}),
         }
 
     def _write_triggers(self, models: Mapping[str, StackSettings]) -> None:
@@ -190,6 +193,8 @@ class Stack:
             models,
             activator_url=lambda model: self.addresses.activator + events_path(model),
             api_url=self.addresses.api + "/internal/events",
+            pipelines=self.settings.plans,
+            steps_url=self.addresses.activator + STEPS_PATH,
         )
         (self._data / "triggers.yaml").write_text(yaml.safe_dump_all(documents, sort_keys=False))
 
@@ -235,11 +240,19 @@ class Stack:
                 group=group,
             )
             exits.push_async_callback(service.activator.close)
-        app = status_app(self.addresses, self.services, view)
+        if self.settings.plans:
+            self.steps = steps_service(
+                self.settings, view, env=self._base_env, lost=lost, group=group
+            )
+            exits.push_async_callback(self.steps.activator.close)
+        app = status_app(self.addresses, self.services, view, self.steps)
         serving = listen(app, host="127.0.0.1", port=port, stopping=self._drained, grace_s=1)
         group.create_task(serving)
-        for service in self.services.values():
+        for service in self._all_services():
             service.start()
+
+    def _all_services(self) -> list[ModelService]:
+        return [*self.services.values(), *([self.steps] if self.steps else [])]
 
     async def _fork_launcher(
         self, group: asyncio.TaskGroup, exits: AsyncExitStack, models: Sequence["_Prepared"]
@@ -299,7 +312,7 @@ class Stack:
         self._drained.set()
 
     async def _drain(self) -> None:
-        await asyncio.gather(*(service.drain() for service in self.services.values()))
+        await asyncio.gather(*(service.drain() for service in self._all_services()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Called by the broker's pump (deliveries), `torpor status` and Prometheus. Bound 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 from prometheus_client import Gauge
@@ -25,6 +25,8 @@ _held = Gauge(
 )
 
 Services = Mapping[str, ModelService]
+STEPS_PATH: Final = "/steps/events"
+"""Where the activator of the steps takes its deliveries."""
 
 
 def events_path(model: str) -> str:
@@ -32,44 +34,60 @@ def events_path(model: str) -> str:
     return f"/models/{quote(model, safe='')}/events"
 
 
-def status_app(addresses: Addresses, services: Services, view: QueueView) -> Starlette:
-    """`/models/MODEL/events` is the activator; `/status` and `/metrics` show the state."""
+def status_app(
+    addresses: Addresses,
+    services: Services,
+    view: QueueView,
+    steps: ModelService | None = None,
+) -> Starlette:
+    """`/models/MODEL/events` is the activator, `/steps/events` that of the steps; `/status` and `/metrics` show the
+    state.
+    """
 
     async def events(request: Request) -> Response:
-        service = services.get(request.path_params["model"])
+        model = request.path_params.get("model")
+        service = steps if model is None else services.get(model)
         if service is None:
             return Response("no such model", status_code=404)
         return await service.activator.handle(request)
 
     async def status(_: Request) -> Response:
-        return JSONResponse(await describe(addresses, services, view))
+        return JSONResponse(await describe(addresses, services, view, steps))
 
     async def metrics(request: Request) -> Response:
-        for service in services.values():
+        for service in (*services.values(), *([steps] if steps else ())):
             _measure(service)
         return metrics_page(request)
 
     return Starlette(
         routes=[
             Route("/models/{model:path}/events", events, methods=["POST"]),
+            Route(STEPS_PATH, events, methods=["POST"]),
             Route("/status", status),
             Route("/metrics", metrics),
         ]
     )
 
 
-async def describe(addresses: Addresses, services: Services, view: QueueView) -> dict[str, Any]:
-    """Addresses, and each model's replicas, activator and queue, as plain data."""
-    return {
+async def describe(
+    addresses: Addresses,
+    services: Services,
+    view: QueueView,
+    steps: ModelService | None = None,
+) -> dict[str, Any]:
+    """Addresses, and each model's replicas, activator and queue, as plain data; also those of the steps, which have
+    no single queue.
+    """
+    shown: dict[str, Any] = {
         "addresses": {"api": addresses.api, "broker": addresses.broker},
         "models": [await _describe_model(service, view) for service in services.values()],
     }
+    return shown if steps is None else shown | {"steps": _describe_service(steps)}
 
 
-async def _describe_model(service: ModelService, view: QueueView) -> dict[str, Any]:
-    fleet, activator, depth = service.fleet, service.activator, await view.depth(service.queue)
+def _describe_service(service: ModelService) -> dict[str, Any]:
+    fleet, activator = service.fleet, service.activator
     return {
-        "model": service.name,
         "replicas": {
             "wanted": fleet.wanted,
             "ready": fleet.ready,
@@ -87,6 +105,14 @@ async def _describe_model(service: ModelService, view: QueueView) -> dict[str, A
             ],
         },
         "activator": {"waiting": activator.waiting, "in_flight": activator.in_flight},
+    }
+
+
+async def _describe_model(service: ModelService, view: QueueView) -> dict[str, Any]:
+    depth = await view.depth(service.queue)
+    return {
+        "model": service.name,
+        **_describe_service(service),
         "queue": {
             "name": service.queue,
             "waiting": {str(lane): n for lane, n in depth.waiting.items()},

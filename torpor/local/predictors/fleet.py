@@ -41,6 +41,7 @@ class PredictorSpec:
     env: Mapping[str, str]
     drain_grace_s: float
     log_dir: Path
+    kind: str = "predictor"  #: in its name, and in the name of the variable with its port
 
 
 class Fleet:
@@ -99,7 +100,7 @@ class Fleet:
 
     def _start(self, now: float) -> None:
         port = free_port()
-        replica_id = f"predictor-{next(self._numbers)}-{port}"
+        replica_id = f"{self._spec.kind}-{next(self._numbers)}-{port}"
         replica = LocalReplica(id=replica_id, url=f"http://127.0.0.1:{port}", started_s=now)
         self._replicas[replica_id] = replica
         self._drains[replica_id] = asyncio.Event()
@@ -107,7 +108,8 @@ class Fleet:
 
     async def _run_replica(self, replica: LocalReplica, port: int) -> None:
         """One predictor from its start to its end."""
-        own = {"TORPOR_REPLICA_ID": replica.id, "TORPOR_PREDICTOR_PORT": str(port)}
+        port_variable = f"TORPOR_{self._spec.kind.upper()}_PORT"
+        own = {"TORPOR_REPLICA_ID": replica.id, port_variable: str(port)}
         try:
             running = await self._launcher.launch(
                 replica.id, self._spec.argv, {**self._spec.env, **own}

@@ -50,15 +50,16 @@ class Launcher(Protocol):
 
 
 class SpawnLauncher:
-    """A fresh interpreter for every predictor."""
+    """A fresh interpreter for every one, which runs `module`."""
 
-    def __init__(self, log_dir: Path) -> None:
+    def __init__(self, log_dir: Path, module: str = "predictor") -> None:
         self._log_dir = log_dir
+        self._module = module
 
     async def launch(
         self, name: str, argv: Sequence[str], env: Mapping[str, str]
     ) -> RunningProcess:
-        child = Child(name, python_module("predictor", *argv), env=env, log_dir=self._log_dir)
+        child = Child(name, python_module(self._module, *argv), env=env, log_dir=self._log_dir)
         await child.start()
         return child
 

@@ -1,4 +1,5 @@
-"""One model of a stack: its activator, predictors and autoscaler.
+"""One model of a stack: its activator, predictors and autoscaler. The steps before the predictors are served in the
+same way.
 
 Called by the stack. It corresponds to a Knative Service; models share only the launcher.
 """
@@ -37,6 +38,7 @@ class ModelService:
         on_lost: Callable[[str, Mapping[str, str], bytes], Awaitable[None]],
         on_failure: Callable[[str], Awaitable[None]],
         group: asyncio.TaskGroup,
+        kind: str = "predictor",
     ) -> None:
         self.name = model.name
         self.queue = manifest.requests_queue(model.name)
@@ -57,6 +59,7 @@ class ModelService:
                 env=env,
                 drain_grace_s=settings.drain_grace,
                 log_dir=log_dir,
+                kind=kind,
             ),
             launcher,
             self.replicas,
