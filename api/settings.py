@@ -3,20 +3,18 @@
 Called by `api.__main__` and by tests, which pass fields as arguments.
 """
 
-import ssl
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import fsspec  # type: ignore[import-untyped]
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from api.webhook.schedule import SCHEDULE_S
 from eventing.job.capability import Capability
 from eventing.process.egress import allow_list
-from eventing.process.setting import HttpUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token, token_file
-from eventing.settings import StoreSettings
+from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token
+from eventing.settings import BrokerClientSettings
 from eventing.telemetry.cost import Price
 
 
@@ -56,7 +54,7 @@ class TenantLimits(BaseModel):
     file_bytes: int | None = Field(None, ge=0)
 
 
-class ApiSettings(StoreSettings):
+class ApiSettings(BrokerClientSettings):
     """One process of the api. Every field is a variable: `redis_url` is `TORPOR_REDIS_URL`."""
 
     host: str = "127.0.0.1"
@@ -65,24 +63,8 @@ class ApiSettings(StoreSettings):
     """Port to bind."""
     redis_url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")
     """Redis or Valkey that holds jobs and token streams; may carry a password."""
-    broker_url: HttpUrl = "http://127.0.0.1:8081/"
-    """Ingress of the broker: ours or a Knative Broker's."""
-    queue_triggers_file: Path | None = None
-    """The Trigger manifests of the embedded broker, when its queues are in `redis_url`: the api then writes events
-    to the queues itself, and `broker_url` is not used.
-    """
-    broker_timeout_s: float = Field(5.0, gt=0.1, le=60)
-    """Longest wait for an external broker to accept an event; no submit waits for it."""
-    broker_event_limit_bytes: int = Field(0, ge=0)
-    """Largest event that the external broker accepts, checked at submit (413); 0 when it is not known."""
     max_unpublished: int = Field(10_000, ge=1)
     """Number of unpublished events for an external broker above which submits are answered 503."""
-    broker_token: Token = SecretStr("")
-    """Bearer token for the broker; empty sends none."""
-    broker_token_file: Path | None = None
-    """File with that token, read for each event: Kubernetes rotates projected tokens."""
-    broker_ca_file: Path | None = None
-    """PEM file of the authorities for an https broker's certificate; empty uses the system's."""
     models: tuple[ModelCard, ...] = ()
     """JSON list of model cards; a model that is not listed is unknown."""
     body_limit_bytes: int = Field(1024 * 1024, ge=1024, le=256 * 1024 * 1024)
@@ -93,7 +75,7 @@ class ApiSettings(StoreSettings):
     """Largest CloudEvent accepted; a result can be larger than a request."""
     file_limit_bytes: int = Field(200 * 1024 * 1024, ge=1024)
     """Largest upload of a batch file; streamed to `files_url`, never held in memory."""
-    files_url: str = "file://.torpor/files"
+    files_url: FilesUrl = "file://.torpor/files"
     """Storage of files, batch results and results above 64 KiB, as an fsspec URL (file://, s3://, gs://); all api
     processes need the same.
     """
@@ -186,34 +168,6 @@ class ApiSettings(StoreSettings):
     def _check_allow(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         allow_list(entries)
         return entries
-
-    @field_validator("broker_token_file")
-    @classmethod
-    def _check_token(cls, path: Path | None) -> Path | None:
-        if path is not None:
-            token_file(path)
-        return path
-
-    @field_validator("broker_ca_file")
-    @classmethod
-    def _check_authorities(cls, path: Path | None) -> Path | None:
-        try:
-            if path is not None:
-                ssl.create_default_context(cafile=path)
-        except OSError as error:  # SSLError is one
-            raise ValueError(f"cannot read {path} as PEM: {error.strerror or error}") from error
-        return path
-
-    @field_validator("files_url")
-    @classmethod
-    def _check_files(cls, url: str) -> str:
-        scheme, is_url, _ = url.partition("://")
-        try:
-            if is_url:
-                fsspec.get_filesystem_class(scheme)
-        except (ValueError, ImportError) as error:
-            raise ValueError(str(error)) from error
-        return url
 
     def masked(self) -> bytes:
         """All settings as JSON, with secrets and the store's password masked."""

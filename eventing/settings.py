@@ -4,16 +4,18 @@ The settings classes of api, broker and predictor inherit from this class: each 
 over leases or keeps records, so a value set for only one of them would apply to only some of the jobs.
 """
 
+import ssl
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventing.errors import BadRequest
 from eventing.job.cache import CacheRules, load_cache_rules
 from eventing.job.plan import NO_PIPELINES, Pipelines, load_pipelines
 from eventing.job.store import LeaseSettings
+from eventing.process.setting import HttpUrl, Token, token_file
 
 
 class StoreSettings(BaseSettings):
@@ -66,3 +68,41 @@ class StoreSettings(BaseSettings):
             retention_s=self.retention_s,
             dead_letter_retention_s=self.dead_letter_retention_s,
         )
+
+
+class BrokerClientSettings(StoreSettings):
+    """How a process that sends the events of jobs reaches the broker."""
+
+    broker_url: HttpUrl = "http://127.0.0.1:8081/"
+    """Ingress of the broker: ours or a Knative Broker's."""
+    queue_triggers_file: Path | None = None
+    """The Trigger manifests of the embedded broker, when its queues are in `redis_url`: the api then writes events
+    to the queues itself, and `broker_url` is not used.
+    """
+    broker_timeout_s: float = Field(5.0, gt=0.1, le=60)
+    """Longest wait for an external broker to accept an event; no submit waits for it."""
+    broker_event_limit_bytes: int = Field(0, ge=0)
+    """Largest event that the external broker accepts, checked at submit (413); 0 when it is not known."""
+    broker_token: Token = SecretStr("")
+    """Bearer token for the broker; empty sends none."""
+    broker_token_file: Path | None = None
+    """File with that token, read for each event: Kubernetes rotates projected tokens."""
+    broker_ca_file: Path | None = None
+    """PEM file of the authorities for an https broker's certificate; empty uses the system's."""
+
+    @field_validator("broker_token_file")
+    @classmethod
+    def _check_token(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            token_file(path)
+        return path
+
+    @field_validator("broker_ca_file")
+    @classmethod
+    def _check_authorities(cls, path: Path | None) -> Path | None:
+        try:
+            if path is not None:
+                ssl.create_default_context(cafile=path)
+        except OSError as error:  # SSLError is one
+            raise ValueError(f"cannot read {path} as PEM: {error.strerror or error}") from error
+        return path

@@ -19,6 +19,7 @@ from eventing.broker.settings import BrokerSettings
 from eventing.telemetry.trace import TraceSettings
 from knative.external_scaler.settings import ExternalScalerSettings
 from predictor.settings import PredictorSettings
+from steps.settings import StepsSettings
 from torpor.cli.app import assembled
 from torpor.local.settings import StackSettings
 
@@ -28,6 +29,7 @@ PROCESSES: dict[str, type[BaseSettings]] = {
     "The api: `python -m api`": ApiSettings,
     "Broker and pump: `python -m eventing.broker`, `python -m eventing.pump`": BrokerSettings,
     "The predictor: `python -m predictor`": PredictorSettings,
+    "The steps: `python -m steps`": StepsSettings,
     "The external scaler: `python -m knative.external_scaler`": ExternalScalerSettings,
     "Traces, of every process but the scaler": TraceSettings,
 }

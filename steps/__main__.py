@@ -18,7 +18,7 @@ import uvloop
 from eventing.errors import BadRequest, first_of
 from eventing.process.setting import WrongSetting, from_command_line
 from eventing.telemetry import log, trace
-from steps.server import Table, serve
+from steps.server import StepServer, Table, serve
 from steps.settings import StepsSettings
 from steps.table import handlers
 
@@ -29,16 +29,14 @@ def main(arguments: Sequence[str] = (), table: Table = handlers) -> int:
         settings = from_command_line("python -m steps", StepsSettings, arguments)
         log.configure("steps", level=settings.log_level)
         trace.configure("steps")
-    except WrongSetting as error:
+        server = StepServer(settings, table)
+    except (WrongSetting, BadRequest) as error:
         sys.stderr.write(f"torpor steps: {error}\n")
         return 2
     try:
-        uvloop.run(serve(settings, table))
-    except (OSError, BadRequest, ExceptionGroup) as failure:
+        uvloop.run(serve(server))
+    except (OSError, ExceptionGroup) as failure:
         cause = first_of(failure)
-        if isinstance(cause, BadRequest):
-            sys.stderr.write(f"torpor steps: {cause}\n")
-            return 2
         if not isinstance(cause, OSError):
             raise
         address = f"{settings.steps_host}:{settings.steps_port}"

@@ -55,7 +55,7 @@ class StepServer:
 
     def __init__(self, settings: StepsSettings, table: Table = handlers) -> None:
         """Raises `BadRequest` when the triggers cannot be read."""
-        self._settings = settings
+        self.settings = settings
         self._redis = connect(
             settings.redis_url.get_secret_value(), timeout_s=settings.store_timeout_s
         )
@@ -106,7 +106,7 @@ class StepServer:
 
     async def _take(self, request: Request) -> Response:
         """One delivery."""
-        token = self._settings.delivery_token.get_secret_value()
+        token = self.settings.delivery_token.get_secret_value()
         shown = request.headers.get("authorization", "")
         if token and not hmac.compare_digest(shown.encode(), f"Bearer {token}".encode()):
             return JSONResponse({"detail": "deliveries need the token"}, 401)
@@ -153,11 +153,9 @@ def _problem(error: TorporError) -> Response:
     return JSONResponse(body, error.status, headers, media_type="application/problem+json")
 
 
-async def serve(settings: StepsSettings, table: Table = handlers) -> None:
-    """Run until SIGTERM or SIGINT; then runs under way may end, and the others are given up. Raises `BadRequest`
-    when the triggers cannot be read.
-    """
-    server = StepServer(settings, table)
+async def serve(server: StepServer) -> None:
+    """Run until SIGTERM or SIGINT; then runs under way may end, and the others are given up."""
+    settings = server.settings
     collector.freeze_gc_after_startup()
     stopping, drained = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -5,10 +5,6 @@ the same script serve both ways in. Must not know HTTP.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
-
-from pydantic import SecretStr
 
 from eventing.broker.queue import Queue
 from eventing.broker.trigger import Trigger, load_triggers
@@ -21,6 +17,7 @@ from eventing.job.store import Publication
 from eventing.outbox.publisher import OutboxPublisher
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.redis.script import Call
+from eventing.settings import BrokerClientSettings
 from eventing.telemetry import trace
 
 
@@ -112,27 +109,8 @@ def lane_of(event: Event) -> Lane:
     return Lane(named) if named in list(Lane) else Lane.DEFAULT
 
 
-class RouteSettings(Protocol):
-    """How a process reaches its broker: the settings of the api and the steps process."""
-
-    @property
-    def queue_triggers_file(self) -> Path | None: ...
-    @property
-    def broker_url(self) -> str: ...
-    @property
-    def broker_timeout_s(self) -> float: ...
-    @property
-    def broker_token(self) -> SecretStr: ...
-    @property
-    def broker_token_file(self) -> Path | None: ...
-    @property
-    def broker_ca_file(self) -> Path | None: ...
-    @property
-    def broker_event_limit_bytes(self) -> int: ...
-
-
 def make_route(
-    settings: RouteSettings,
+    settings: BrokerClientSettings,
     redis: SharedRedis,
     publisher: Publisher | None = None,
     *,

@@ -86,6 +86,19 @@ def redis_url(text: str) -> str:
     raise ValueError(f"write it as {_REDIS_FORM}; {_ENCODE}")
 
 
+def files_url(text: str) -> str:
+    """The address of a folder or an object storage, as fsspec reads it. Raises `ValueError`."""
+    import fsspec  # type: ignore[import-untyped]
+
+    scheme, is_url, _ = text.partition("://")
+    try:
+        if is_url:
+            fsspec.get_filesystem_class(scheme)
+    except (ValueError, ImportError) as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
 def _is_unix(url: str) -> bool:
     return url.startswith("unix://")
 
@@ -114,6 +127,7 @@ Token = Annotated[SecretStr, _secret(token)]
 RedisUrl = Annotated[SecretStr, _secret(_or_none(redis_url))]
 HttpUrl = Annotated[str, AfterValidator(http_url)]
 OptionalHttpUrl = Annotated[str, AfterValidator(_or_none(http_url))]
+FilesUrl = Annotated[str, AfterValidator(files_url)]
 LogLevel = Annotated[str, BeforeValidator(_level)]
 
 

@@ -49,6 +49,7 @@ _PLACE: Final[JsonDict] = {"panel": "Addresses and places"}
 _ENGINE: Final[JsonDict] = {"panel": "Model and engine"}
 _SCALE: Final[JsonDict] = {"panel": "Scaling"}
 _NAME: Final[JsonDict] = {**_ENGINE, "flags": ["--served-model-name"]}
+_PIPELINES: Final[JsonDict] = {**_ENGINE, "flags": ["--pipelines"]}
 _RESERVED: Final = {
     "--model": "--model",
     "--served-model-name": "--model-name",
@@ -125,7 +126,7 @@ class StackSettings(BaseSettings):
     """Models with settings of their own, in YAML: a list `models` of `name`, `model`, `engine`, `max_model_len`,
     `engine_args`, `min_replicas`, `max_replicas`, `container_concurrency`.
     """
-    pipelines: Path | None = Field(None, json_schema_extra=_ENGINE)
+    pipelines_file: Path | None = Field(None, json_schema_extra=_PIPELINES)
     """Steps before the thought, in YAML: one entry a model, with its steps."""
     model_name: str = Field("", pattern=r"^[A-Za-z0-9._:/@-]{0,128}$", json_schema_extra=_NAME)
     """What callers put into `model`; the model's own name when empty."""
@@ -163,7 +164,7 @@ class StackSettings(BaseSettings):
     @cached_property
     def plans(self) -> Pipelines:
         """The plan of each model that has one."""
-        return load_pipelines(self.pipelines) if self.pipelines else NO_PIPELINES
+        return load_pipelines(self.pipelines_file) if self.pipelines_file else NO_PIPELINES
 
     @property
     def context_tokens(self) -> int | None:
@@ -216,7 +217,7 @@ class StackSettings(BaseSettings):
         try:
             _ = self.plans
         except BadRequest as error:
-            raise ValueError(f"--pipelines: {error.message}") from error
+            raise ValueError(f"--pipelines-file: {error.message}") from error
         if self.redis_url is not None:
             try:
                 checked_redis_url(self.redis_url.get_secret_value())

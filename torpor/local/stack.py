@@ -185,7 +185,9 @@ class Stack:
             "TORPOR_DRAIN_GRACE_S": str(s.drain_grace),
             "TORPOR_LOG_LEVEL": s.log_level,
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-            **({"TORPOR_PIPELINES": str(s.pipelines.resolve())} if s.pipelines else {}),
+            **(
+                {"TORPOR_PIPELINES_FILE": str(file.resolve())} if (file := s.pipelines_file) else {}
+            ),
         }
 
     def _write_triggers(self, models: Mapping[str, StackSettings]) -> None:

@@ -18,6 +18,8 @@ from eventing.process.address import is_inside
 from eventing.process.setting import http_url, redis_url, token
 from knative.external_scaler.settings import ExternalScalerSettings
 from predictor.settings import PredictorSettings
+from steps import __main__ as steps_main
+from steps.settings import StepsSettings
 from torpor.local.settings import StackSettings
 
 PROCESSES: dict[str, tuple[type[BaseSettings], Callable[[list[str]], int]]] = {
@@ -25,6 +27,7 @@ PROCESSES: dict[str, tuple[type[BaseSettings], Callable[[list[str]], int]]] = {
     "broker": (BrokerSettings, broker_main.main),
     "pump": (BrokerSettings, lambda words: broker_main.main(words, with_ingress=False)),
     "predictor": (PredictorSettings, predictor_main.main),
+    "steps": (StepsSettings, steps_main.main),
     "scaler": (ExternalScalerSettings, scaler_main.main),
 }
 TEXTS = {
@@ -48,11 +51,12 @@ TEXTS = {
     "engine": "steam",
     "replica_id": "x" * 300,
     "traces": "steam",
+    "pipelines_file": "/nowhere/pipelines.yaml",
 }
 """A wrong value for each variable of text; the others get a word, or a brace where JSON is wanted."""
 FREE = {
     "host", "trigger", "oidc_audience", "oidc_tenant_claim", "oidc_scope_claim", "model",
-    "model_name", "models_dir", "predictor_host", "grpc_host", "queue",
+    "model_name", "models_dir", "predictor_host", "grpc_host", "queue", "steps_host",
 }  # fmt: skip
 """Any text, or what only the network can judge."""
 
@@ -94,6 +98,7 @@ def _no_process_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(api_main.ShutdownServer, "run", begin)
     monkeypatch.setattr(broker_main, "serve", begin)
     monkeypatch.setattr(predictor_main, "_bind", begin)
+    monkeypatch.setattr(steps_main, "serve", begin)
     monkeypatch.setattr(scaler_main, "_serve", begin)
     monkeypatch.setattr("eventing.telemetry.log.configure", lambda *_, **__: None)
     (tmp_path / "triggers.yaml").write_text("")
@@ -193,7 +198,7 @@ def test_a_token_that_no_header_can_carry_is_refused_at_start(
 @pytest.mark.parametrize(
     "name", ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]
 )
-@pytest.mark.parametrize("process", ["api", "broker", "pump", "predictor"])
+@pytest.mark.parametrize("process", ["api", "broker", "pump", "predictor", "steps"])
 def test_an_address_of_a_collector_that_is_none_is_refused(
     process: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
