@@ -51,7 +51,6 @@ TEXTS = {
     "engine": "steam",
     "replica_id": "x" * 300,
     "traces": "steam",
-    "pipelines_file": "/nowhere/pipelines.yaml",
 }
 """A wrong value for each variable of text; the others get a word, or a brace where JSON is wanted."""
 FREE = {
