@@ -71,7 +71,7 @@ from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.store.archive import Archive
 from eventing.store.conversation.store import Conversations
 from eventing.store.file_store import FileStore
-from eventing.store.object_store import ObjectStore
+from eventing.store.objects.object_store import ObjectStore
 from eventing.store.redis_store import RedisStore
 from eventing.store.vector_store.store import VectorStores
 from eventing.store.vector_store.text_object import FOLDER as TEXTS

@@ -21,7 +21,7 @@ from eventing.job.job import JobState
 from eventing.job.store import Ending, TokenBatch
 from eventing.redis.connection import connect
 from eventing.store.archive import Archive
-from eventing.store.object_store import ObjectStore
+from eventing.store.objects.object_store import ObjectStore
 from eventing.store.redis_store import RedisStore
 from tests.redis_server import RedisServer
 

@@ -35,7 +35,7 @@ from eventing.process.body import BodyReader, BodyRoom
 from eventing.process.http_server import listen
 from eventing.process.probe import ReadyOnceStarted, alive, metrics_page
 from eventing.redis.connection import connect
-from eventing.store.redis_steps import RedisStepStore
+from eventing.store.steps.redis_steps import RedisStepStore
 from eventing.telemetry import trace
 from eventing.telemetry.log import log_context
 from eventing.telemetry.span import followable

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from eventing.clock import Clock
 from eventing.redis.multiplexed_connection import SharedRedis
-from eventing.store.redis_steps import RedisStepStore
+from eventing.store.steps.redis_steps import RedisStepStore
 from steps.handler import Handler
 from steps.no_op import no_op
 from steps.settings import StepsSettings

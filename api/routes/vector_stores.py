@@ -28,7 +28,7 @@ from api.view.vector_store import VectorStoreList, VectorStoreView, store_view
 from eventing.clock import Clock
 from eventing.errors import BadRequest, NotFound
 from eventing.store.file_store import FileStore
-from eventing.store.object_store import ObjectStore
+from eventing.store.objects.object_store import ObjectStore
 from eventing.store.vector_store.note import Note
 from eventing.store.vector_store.record import VectorStore
 from eventing.store.vector_store.store import VectorStores

@@ -32,7 +32,7 @@ from eventing.process.body import BodyReader, BodyRoom
 from eventing.process.http_server import listen
 from eventing.process.probe import ReadyOnceStarted, alive, metrics_page
 from eventing.redis.connection import connect
-from eventing.store.redis_steps import RedisStepStore
+from eventing.store.steps.redis_steps import RedisStepStore
 
 _log = structlog.get_logger()
 _BODIES_BYTES: Final = 32 * 1024 * 1024

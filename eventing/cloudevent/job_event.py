@@ -40,7 +40,7 @@ PLANNED: Final = "dev.torpor.inference.planned.v1"
 PREPARED: Final = "dev.torpor.inference.prepared.v1"
 """A job whose steps are done, or that needs none where others do: its predictor is next."""
 REQUEST_TYPES: Final = (REQUESTED, PLANNED, PREPARED)
-"""The types of the events that bring a job to whoever is next. All events of a job have one identity."""
+"""The types of the events that bring a job to its next station. All events of a job have one identity."""
 STEP: Final = "step"
 """The extension with the name of the next step."""
 COMPLETED: Final = "dev.torpor.inference.completed.v1"

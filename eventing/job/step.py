@@ -2,8 +2,8 @@
 
 A step takes no job lease: the claim of its queue entry is its lease, and its queue's tries are its attempts. A run
 changes the job by one write, which is compared with the record: the step must still be the next one, and life and
-plan of the job those of the run. Implemented by `eventing.store.redis_steps` and its in-memory twin
-`eventing.store.memory_steps`; `tests/contract/test_steps.py` runs against both. Must not know its callers.
+plan of the job those of the run. Implemented by `eventing.store.steps.redis_steps` and its in-memory twin
+`eventing.store.steps.memory_steps`; `tests/contract/test_steps.py` runs against both. Must not know its callers.
 """
 
 from collections.abc import Mapping

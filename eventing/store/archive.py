@@ -25,8 +25,8 @@ from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import run
 from eventing.store import job_record
-from eventing.store.object_ref import ObjectRef
-from eventing.store.object_store import ObjectStore
+from eventing.store.objects.object_ref import ObjectRef
+from eventing.store.objects.object_store import ObjectStore
 
 LARGE_BYTES: Final = 64 * 1024
 """A smaller result stays in the record, even when its tokens are archived."""

@@ -25,7 +25,7 @@ from eventing.job.store import (
 )
 from eventing.known_fields import check_version, known_fields, known_value
 from eventing.redis import keys
-from eventing.store.object_ref import ObjectRef
+from eventing.store.objects.object_ref import ObjectRef
 
 Field = str | bytes | int
 

@@ -50,7 +50,7 @@ from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, Call, run_all, send
 from eventing.store import job_record
-from eventing.store.object_ref import ObjectRef
+from eventing.store.objects.object_ref import ObjectRef
 from eventing.store.redis_cache import RedisAnswers, following
 from eventing.store.redis_index import RedisIndex
 from eventing.store.redis_list import Marks, RedisList

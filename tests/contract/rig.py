@@ -27,8 +27,8 @@ from eventing.job.store import (
     TokenBatch,
 )
 from eventing.redis import keys
-from eventing.store.memory_steps import MemoryStepStore
-from eventing.store.redis_steps import RedisStepStore
+from eventing.store.steps.memory_steps import MemoryStepStore
+from eventing.store.steps.redis_steps import RedisStepStore
 
 SOURCE: Final = "/tests/producer"
 SETTINGS: Final = LeaseSettings(

@@ -15,7 +15,7 @@ from eventing.live.stream_multiplexer import StreamMultiplexer
 from eventing.redis import keys
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.store.archive import Archive
-from eventing.store.object_store import ObjectStore
+from eventing.store.objects.object_store import ObjectStore
 from eventing.store.redis_store import RedisStore
 from tests.contract.rig import SETTINGS, RedisRig, append, job_id, started
 

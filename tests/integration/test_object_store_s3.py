@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from eventing.errors import ObjectGone, ObjectsUnavailable
-from eventing.store.object_store import ObjectStore
+from eventing.store.objects.object_store import ObjectStore
 from tests.redis_server import free_port
 
 pytest.importorskip("s3fs")

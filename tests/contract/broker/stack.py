@@ -17,7 +17,7 @@ from eventing.broker.router import Router
 from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event, parse_http
 from eventing.redis import keys
-from eventing.store.redis_steps import RedisStepStore
+from eventing.store.steps.redis_steps import RedisStepStore
 from tests.redis_server import free_port
 
 NAME = "requests-tiny"

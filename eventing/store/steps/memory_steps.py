@@ -1,4 +1,4 @@
-"""The in-memory store of those who run steps: the twin of `eventing.store.redis_steps`, for tests."""
+"""The in-memory store of those who run steps: the twin of `eventing.store.steps.redis_steps`, for tests."""
 
 from collections.abc import Mapping
 from dataclasses import replace
