@@ -133,6 +133,7 @@ class Job:
     gpu_ms: int = 0
     history: tuple[AttemptRecord, ...] = field(default=())
     metadata: Mapping[str, str] = field(default_factory=dict)
+    conversation: str = ""  #: the id of the one that it belongs to
     prompt: str = ""  #: its start (`eventing.job.prompt`); empty in a record of an older version
     cache_control: str = ""  #: the caller's directives (RFC 9111)
     cache: CacheUse | None = None

@@ -6,6 +6,7 @@ change; its items, their order and their vectors live and go with it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import orjson
@@ -149,6 +150,27 @@ class Conversations:
         """Delete it with its items, summary and vectors. A response that is adding to it adds nothing any more."""
         async with failures_named():
             await self._redis.delete(*_keys(found.id))
+
+    async def summarise(self, found: Conversation, summary: Summary) -> bool:
+        """Put a summary in place of the one that `found` was read with; False when there is another now."""
+        before = found.summary.seq if found.summary else 0
+        args: list[str | bytes | int] = [before, summary.seq, orjson.dumps(asdict(summary))]
+        async with failures_named():
+            where = [keys.conversation(found.id)]
+            return bool(await run(self._redis, "conversation_summarise", where, args))
+
+    async def vectors(self, found: Conversation) -> Mapping[str, bytes]:
+        """The vectors that are kept, by item."""
+        async with failures_named():
+            rows = await self._redis.hgetall(keys.conversation_vectors(found.id))
+        return {name.decode(): vector for name, vector in rows.items()}
+
+    async def put_vectors(self, found: Conversation, vectors: Mapping[str, bytes]) -> None:
+        """Keep vectors of items that are still there."""
+        if vectors:
+            args = [part for pair in vectors.items() for part in pair]
+            async with failures_named():
+                await run(self._redis, "conversation_vectors", _keys(found.id), args)
 
     async def _update(self, found: Conversation, field: str, value: bytes) -> None:
         where = [keys.conversation(found.id)]
