@@ -62,7 +62,7 @@ class OpenAIErrorView(TypedDict):
 
 def is_openai_path(path: str) -> bool:
     """Whether its callers expect OpenAI's error body."""
-    return path.startswith("/v1/") and not path.startswith(_OURS)
+    return path == "/invocations" or (path.startswith("/v1/") and not path.startswith(_OURS))
 
 
 def error_response(path: str, error: TorporError) -> Response:

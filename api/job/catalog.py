@@ -177,6 +177,8 @@ def _prompts(request: JobRequest) -> tuple[str, list[list[str] | int]]:
     match request.url:
         case "/v1/chat/completions":
             return "body.messages", [list(_texts(request.body.get("messages", [])))]
+        case "/v1/chat/completions/batch":
+            return "body.messages", [list(_texts(chat)) for chat in request.body["messages"]]
         case "/v1/completions":
             return "body.prompt", _plain(request.body.get("prompt"))
         case _:

@@ -308,7 +308,12 @@ JOB_SCHEMA: Final[Schema] = {
             "description": "what `url` takes",
             "anyOf": [
                 {"$ref": f"#/components/schemas/{name}"}
-                for name in ("ChatCompletionRequest", "CompletionRequest", "EmbeddingRequest")
+                for name in (
+                    "ChatCompletionRequest",
+                    "ChatBatchRequest",
+                    "CompletionRequest",
+                    "EmbeddingRequest",
+                )
             ],
         },
         "custom_id": {"type": ["string", "null"], "description": "your name for the job"},

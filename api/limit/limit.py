@@ -11,6 +11,7 @@ from typing import Any, Final, TypeGuard
 
 from api.settings import ApiSettings
 from eventing.errors import BadRequest, Unavailable
+from eventing.job.call_fields import CHAT_BATCH_URL
 from eventing.job.job import Job, JobRequest
 
 MINUTE_S: Final = 60
@@ -164,6 +165,8 @@ def _prompt_sizes(request: JobRequest) -> list[int]:
     prompts: list[Any]
     if request.url == "/v1/chat/completions":
         prompts = [body.get("messages")]
+    elif request.url == CHAT_BATCH_URL:
+        prompts = list(body.get("messages") or ())
     else:
         given = body.get("prompt") or body.get("input")
         is_list = isinstance(given, list) and not all(isinstance(item, int) for item in given)

@@ -318,6 +318,13 @@ EXAMPLES: Final[Mapping[str, Example]] = {
         "endpoint": "/v1/chat/completions",
         "completion_window": "24h",
     },
+    "ChatBatchRequest": {
+        "model": _MODEL,
+        "messages": [
+            [{"role": "user", "content": "Say hello."}],
+            [{"role": "user", "content": "Say bye."}],
+        ],
+    },
     "ChatCompletion": _CHAT,
     "ChatCompletionRequest": {
         "model": _MODEL,
@@ -358,6 +365,7 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "ConversationItemsRequest": {"items": [_ITEM]},
     "Job": _JOB,
     "JobList": {"object": "list", "data": [_LISTED_JOB], "next_cursor": None},
+    "Invocation": {"model": _MODEL, "prompt": "A hummingbird"},
     "JobRequest": _LINE,
     "Model": _MODEL_CARD,
     "ModelList": {"object": "list", "data": [_MODEL_CARD]},

@@ -4,7 +4,7 @@ Called by `api.wiring`. A call is a job, so it also works while the model is at 
 cancels its job, unless an Idempotency-Key lets it return.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,13 +40,13 @@ from api.routes.held import (
 from api.routes.jobs import accepted, json_response, naming
 from api.routes.route import Call, Routes
 from api.settings import ModelCard
-from api.view.chunk import Chunker
+from api.view.chunk import Chunker, wants_usage_throughout
 from api.view.job import AcceptedJobView
 from api.view.openai import ChatCompletion, Completion, EmbeddingList, ModelList, ModelView
 from api.view.outcome import answer_of, failure_of
 from eventing.errors import InvalidJob, NotFound, TorporError
-from eventing.job.call_fields import FLAG, nullable, request_schema
-from eventing.job.job import Job, Lane
+from eventing.job.call_fields import CHAT_BATCH_URL, FLAG, nullable, request_schema
+from eventing.job.job import URL_BY_FIELD, Job, Lane
 from eventing.job.store import StreamEntry
 
 
@@ -69,7 +69,10 @@ GENERATING_HEADERS: Final = (
     *SUBMIT_HEADERS,
 )
 GENERATING_REFUSES: Final = (404, 500, 504)
-_OPTIONS: Final = {"type": "object", "properties": {"include_usage": FLAG.schema}}
+_OPTIONS: Final = {
+    "type": "object",
+    "properties": {"include_usage": FLAG.schema, "continuous_usage_stats": FLAG.schema},
+}
 _BESIDE: Final = {
     "stream": nullable(FLAG.schema),
     "stream_options": nullable(_OPTIONS),
@@ -107,7 +110,49 @@ async def create_chat_completion(call: Call[OpenAIDeps]) -> Response:
     As at OpenAI. `stream: true` sends chunks, and keep-alive comments while a predictor starts; `Prefer: respond-async`
     answers 202 and the job at once.
     """
-    return await _serve(call, "/v1/chat/completions")
+    return await _serve(call, "/v1/chat/completions", await call.read_object())
+
+
+@routes.operation(
+    "POST",
+    CHAT_BATCH_URL,
+    Scope.JOBS_WRITE,
+    parameters=GENERATING_HEADERS,
+    body=_body("ChatBatchRequest", CHAT_BATCH_URL, "resources/chat"),
+    answers={200: ChatCompletion, 202: AcceptedJobView},
+    refuses=GENERATING_REFUSES,
+)
+async def create_chat_batch(call: Call[OpenAIDeps]) -> Response:
+    """Create an answer to each of several conversations.
+
+    As at vLLM: `messages` is a list of conversations, and choice N answers conversation N. One job; it is not streamed,
+    takes no tools, and starts over when its predictor is lost.
+    """
+    body = await call.read_object()
+    if _flag(body, "stream"):
+        raise InvalidJob("several conversations are not streamed", "body.stream")
+    return await _serve(call, CHAT_BATCH_URL, body)
+
+
+@routes.operation(
+    "POST",
+    "/invocations",
+    Scope.JOBS_WRITE,
+    parameters=GENERATING_HEADERS,
+    body=Body("Invocation", {"type": "object", "description": "what the call it means takes"}),
+    answers={200: (ChatCompletion, Completion, EmbeddingList), 202: AcceptedJobView},
+    refuses=GENERATING_REFUSES,
+)
+async def invoke(call: Call[OpenAIDeps]) -> Response:
+    """Make the call that the body's fields mean.
+
+    SageMaker's one route, as at vLLM: `messages` is a chat completion, `prompt` a completion, `input` embeddings.
+    """
+    body = await call.read_object()
+    url = next((url for field, url in URL_BY_FIELD.items() if field in body), None)
+    if url is None:
+        raise InvalidJob(f"the body must hold one of {', '.join(URL_BY_FIELD)}", "body")
+    return await _serve(call, url, body)
 
 
 @routes.operation(
@@ -124,7 +169,7 @@ async def create_completion(call: Call[OpenAIDeps]) -> Response:
 
     As at OpenAI, with the same additions as chat completions.
     """
-    return await _serve(call, "/v1/completions")
+    return await _serve(call, "/v1/completions", await call.read_object())
 
 
 @routes.operation(
@@ -141,7 +186,7 @@ async def create_embedding(call: Call[OpenAIDeps]) -> Response:
 
     As at OpenAI; 400 for a model without embeddings.
     """
-    return await _serve(call, "/v1/embeddings")
+    return await _serve(call, "/v1/embeddings", await call.read_object())
 
 
 @routes.operation("GET", "/v1/models", Scope.JOBS_READ, answers=ModelList)
@@ -176,8 +221,7 @@ def _model(card: ModelCard) -> ModelView:
     }
 
 
-async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
-    body = await call.read_object()
+async def _serve(call: Call[OpenAIDeps], url: str, body: dict[str, Any]) -> Response:
     is_stream = _flag(body, "stream")
     if is_stream:
         call.hold_stream()
@@ -185,7 +229,7 @@ async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
             raise InvalidJob("prompt_logprobs cannot be streamed", "body.prompt_logprobs")
     has_usage = _has_usage(body, is_stream=is_stream)
     is_async = prefers_async(call.request)
-    line = {"url": url, "body": {k: v for k, v in body.items() if k not in _OURS}}
+    line = {"url": url, "body": _of_job(body)}
     lane = Lane.DEFAULT if is_async else Lane.INTERACTIVE
     options = parse_submit_options(
         {"metadata": body.get("metadata")}, call.request.headers, lane=lane
@@ -210,6 +254,14 @@ async def _serve(call: Call[OpenAIDeps], url: str) -> Response:
         if failure := failure_of(ended):
             raise failure
     return json_response(answer_of(ended), headers={"torpor-job-id": job.id})
+
+
+def _of_job(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What the job gets of a call."""
+    kept = {name: value for name, value in body.items() if name not in _OURS}
+    if wants_usage_throughout(body):
+        kept["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+    return kept
 
 
 _OURS: Final = ("stream", "stream_options", "store")
@@ -254,9 +306,14 @@ def _last_frames(chunker: Chunker, job: Job, *, has_usage: bool) -> bytes:
 
 
 def prefers_async(request: Request) -> bool:
-    """True for `Prefer: respond-async` (RFC 7240), alone or among others."""
-    preferences = ",".join(request.headers.getlist("prefer")).split(",")
-    return any(p.split(";")[0].strip().lower() == "respond-async" for p in preferences)
+    """True for `Prefer: respond-async`, alone or among others."""
+    return "respond-async" in preferences(request)
+
+
+def preferences(request: Request) -> set[str]:
+    """What the call prefers (RFC 7240), in small letters and without parameters."""
+    given = ",".join(request.headers.getlist("prefer")).split(",")
+    return {each.split(";")[0].replace(" ", "").replace('"', "").lower() for each in given}
 
 
 def accepted_async(job: Job) -> Response:

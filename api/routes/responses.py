@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from dataclasses import dataclass
 from typing import Any, Final
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auth.principal import Scope
@@ -30,7 +31,12 @@ from api.routes.held import (
     stream_of,
 )
 from api.routes.jobs import cancelled, json_response, naming
-from api.routes.openai import GENERATING_HEADERS, GENERATING_REFUSES, prefers_async
+from api.routes.openai import (
+    GENERATING_HEADERS,
+    GENERATING_REFUSES,
+    preferences,
+    prefers_async,
+)
 from api.routes.route import Call, Routes
 from api.view.outcome import CallRefused, failure_of
 from api.view.page import Deleted, Page, page_of
@@ -40,7 +46,7 @@ from api.view.response import (
     response_id,
     response_view,
 )
-from api.view.response_stream import Translator, without_repeats
+from api.view.response_stream import Event, Translator, without_repeats, without_text
 from eventing.errors import BadRequest, NotFound, TorporError, WrongState
 from eventing.job.job import Job
 from eventing.job.store import StreamEntry
@@ -219,7 +225,9 @@ def _stream(
     gone: Callable[[], Awaitable[None]] | None,
 ) -> Response:
     translator = Translator(job, record)
-    frames = _frames(call, job, translator, after=after)
+    frames = _frames(
+        call, job, translator, _Dump(after, has_short_lines=_reads_short(call.request))
+    )
 
     def error_frame(error: TorporError) -> bytes:
         return _error_frame(translator, error)
@@ -227,25 +235,32 @@ def _stream(
     return stream_of(call.deps.held, job, frames, gone=gone, error_frame=error_frame)
 
 
+def _reads_short(request: Request) -> bool:
+    """Whether the reader of a stream can not take long lines: aiohttp's own (128 KiB), or one that says so."""
+    preferred = preferences(request)
+    is_limited = "aiohttp/" in request.headers.get("user-agent", "").lower()
+    return "return=minimal" in preferred or (
+        is_limited and "return=representation" not in preferred
+    )
+
+
 async def _frames(
-    call: Call[ResponseDeps], job: Job, translator: Translator, *, after: int
+    call: Call[ResponseDeps], job: Job, translator: Translator, dump: "_Dump"
 ) -> AsyncGenerator[bytes, None]:
-    """Events numbered above `after`. The whole stream is read each time, since readers are known by event numbers
-    only.
-    """
+    """The events. The whole stream is read each time, since readers are known by event numbers only."""
 
     def render(entry: StreamEntry) -> bytes:
-        return _dump(translator.feed(entry), after)
+        return dump(translator.feed(entry))
 
     on_tokens = write_directly(writer_of(call.request.scope), render)
-    yield _dump(translator.begin(), after)
+    yield dump(translator.begin())
     try:
         async for moment in moments(call.deps.held.live, job, "", on_tokens):
             if moment.fault is not None:
                 raise StreamBroken(moment.fault, job)
             frames = b"".join(map(render, moment.entries))
             if moment.job is not None:
-                frames += _dump(translator.end(moment.job), after)
+                frames += dump(translator.end(moment.job))
             if frames:
                 yield frames
             await asyncio.sleep(0)  # a long stream that is read again must not hold up the others
@@ -254,17 +269,32 @@ async def _frames(
 
 
 def _error_frame(translator: Translator, error: TorporError) -> bytes:
-    return _dump([translator.error(openai_error(error)["error"])], -1)
+    return _frame(translator.error(openai_error(error)["error"]))
 
 
-def _dump(events: Iterable[dict[str, Any]], after: int) -> bytes:
-    numbered = ((event["sequence_number"], event) for event in events)
-    return b"".join(_event_frame(event, n) for n, event in numbered if n > after)
+class _Dump:
+    """Events numbered above `after` as frames. Of one that is too long for a line, the fields that only repeat the
+    request are left out; for a reader of short lines, so is the text that the deltas before told.
+    """
+
+    def __init__(self, after: int, *, has_short_lines: bool) -> None:
+        self._after = after
+        self._has_short_lines = has_short_lines
+
+    def __call__(self, events: Iterable[Event]) -> bytes:
+        return b"".join(
+            self._fitting(event) for event in events if event["sequence_number"] > self._after
+        )
+
+    def _fitting(self, event: Event) -> bytes:
+        made = _frame(event)
+        if len(made) > LINE_LIMIT_BYTES:
+            made = _frame(without_repeats(event))
+        if len(made) <= LINE_LIMIT_BYTES or not self._has_short_lines:
+            return made
+        shorter = without_text(event)
+        return b"" if shorter is None else _frame(shorter)
 
 
-def _event_frame(event: dict[str, Any], number: int) -> bytes:
-    """The event; when it is too long for a line, the fields that only repeat the request are left out."""
-    made = frame(event["type"], event, cursor=str(number))
-    if len(made) > LINE_LIMIT_BYTES:
-        made = frame(event["type"], without_repeats(event), cursor=str(number))
-    return made
+def _frame(event: Event) -> bytes:
+    return frame(event["type"], event, cursor=str(event["sequence_number"]))

@@ -17,6 +17,12 @@ _PIECE_CHARS: Final = 8_000
 """Of a text, in a chunk: JSON may take six bytes for a character, and a thought stands there twice."""
 
 
+def wants_usage_throughout(body: Mapping[str, Any]) -> bool:
+    """Whether every chunk of the call's stream tells the usage so far (vLLM's `continuous_usage_stats`)."""
+    options = body.get("stream_options") or {}
+    return bool(options.get("include_usage") and options.get("continuous_usage_stats"))
+
+
 class Restarted(CallFailed):
     """A new attempt had to start from the first token after text was shown; a stream cannot take text back."""
 
@@ -30,6 +36,7 @@ class Chunker:
     """The chunks of one job's stream."""
 
     def __init__(self, job: Job, *, has_usage: bool = False) -> None:
+        """`has_usage`: the call asked for it, at the end or, by its job's `stream_options`, in every chunk."""
         self._is_chat = job.request.url == "/v1/chat/completions"
         self._base = {
             "id": answer_id(job),
@@ -38,6 +45,7 @@ class Chunker:
             "model": job.request.model,
         } | ({"usage": None} if has_usage else {})
         self._spoken: set[int] = set()
+        self._usage: Mapping[str, Any] | None = None
 
     def chunks(self, entry: StreamEntry) -> Iterator[bytes]:
         """The chunks for an entry of the stream. Raises `Restarted`."""
@@ -49,6 +57,8 @@ class Chunker:
             prompt = (
                 {"prompt_token_ids": choice.pop("prompt_token_ids", None)} if self._is_chat else {}
             )
+            self._usage = choice.pop("usage", None) or self._usage
+            prompt |= {"usage": self._usage}
             extra = {name: value for name, value in prompt.items() if value is not None}
             yield self._dump([self._whole(choice)], **extra)
 
@@ -58,12 +68,13 @@ class Chunker:
         """
         if self._spoken:
             return
+        extra = {"usage": job.usage} if wants_usage_throughout(job.request.body) else {}
         for choice in answer_of(job).get("choices") or ():
             kept = {"index": 0, **choice}
             if self._is_chat:
                 kept["delta"] = delta_of(kept.pop("message", None) or {})
             for piece in _pieces(kept, is_chat=self._is_chat):
-                yield self._dump([self._whole(piece)])
+                yield self._dump([self._whole(piece)], **extra)
 
     def usage(self, usage: Mapping[str, Any] | None) -> bytes:
         """The last chunk of a stream that requested usage."""
@@ -80,6 +91,12 @@ class Chunker:
         return orjson.dumps({**self._base, "choices": choices, **extra})
 
 
+def pieces_of(text: str) -> Iterator[str]:
+    """A text in pieces that each fit into a line."""
+    for start in range(0, len(text), _PIECE_CHARS):
+        yield text[start : start + _PIECE_CHARS]
+
+
 def _pieces(choice: dict[str, Any], *, is_chat: bool) -> Iterator[dict[str, Any]]:
     """A whole choice as chunks whose texts fit into a line: the thought, the answer, then what else it has."""
     texts, answer = (choice["delta"], "content") if is_chat else (choice, "text")
@@ -89,8 +106,8 @@ def _pieces(choice: dict[str, Any], *, is_chat: bool) -> Iterator[dict[str, Any]
         yield choice
         return
     for name, text in told.items():
-        for start in range(0, len(text), _PIECE_CHARS):
-            piece = {name: text[start : start + _PIECE_CHARS]}
+        for part in pieces_of(text):
+            piece = {name: part}
             yield {"index": choice["index"], **({"delta": piece} if is_chat else piece)}
     if not is_chat:
         yield choice | {"text": ""}

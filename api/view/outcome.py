@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from eventing.errors import BadRequest, TorporError
-from eventing.job.job import Job, JobState
+from eventing.job.job import CHAT_URLS, Job, JobState
 from eventing.job.reasoning import choice_with_both_names
 
 _CALLERS_FAULT: Final = frozenset(
@@ -80,5 +80,5 @@ def _whole(choice: Any) -> Any:
 
 def answer_id(job: Job) -> str:
     """The id of the job's answer in OpenAI's form."""
-    prefix = "chatcmpl" if job.request.url == "/v1/chat/completions" else "cmpl"
+    prefix = "chatcmpl" if job.request.url in CHAT_URLS else "cmpl"
     return f"{prefix}-{job.id.removeprefix('job_')}"

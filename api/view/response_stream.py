@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from api.view.chunk import delta_of
+from api.view.chunk import delta_of, pieces_of
 from api.view.response import (
     Item,
     call_item,
@@ -138,13 +138,16 @@ class Translator:
         delta = choice.get("delta") or {}
         if thought := delta.get("reasoning_content") or delta.get("reasoning"):
             yield from self._switch("reasoning", "rs")
-            yield self._delta("response.reasoning_text.delta", thought)
+            for piece in pieces_of(thought):
+                yield self._delta("response.reasoning_text.delta", piece)
         if text := delta.get("content") or delta.get("refusal"):
             yield from self._switch("message", "msg")
             logprobs = logprobs_of(choice)
             assert self._open is not None  # noqa: S101 (just opened)
             self._open.logprobs += logprobs
-            yield self._delta("response.output_text.delta", text, logprobs=logprobs)
+            for piece in pieces_of(text):
+                yield self._delta("response.output_text.delta", piece, logprobs=logprobs)
+                logprobs = []
         for call in delta.get("tool_calls") or ():
             yield from self._call(call)
 
@@ -154,7 +157,8 @@ class Translator:
             yield from self._close("completed")
             yield from self._begin_item("function_call", name, call)
         if arguments := (call.get("function") or {}).get("arguments"):
-            yield self._delta("response.function_call_arguments.delta", arguments)
+            for piece in pieces_of(arguments):
+                yield self._delta("response.function_call_arguments.delta", piece)
 
     def _switch(self, kind: str, prefix: str) -> Iterator[Event]:
         """Make the open item one of `kind`."""

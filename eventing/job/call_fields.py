@@ -11,6 +11,9 @@ from typing import Any, Final
 
 from eventing.errors import InvalidJob
 
+CHAT_BATCH_URL: Final = "/v1/chat/completions/batch"
+"""vLLM's call of several conversations, answered by one choice each."""
+
 Schema = Mapping[str, Any]
 """JSON Schema, as OpenAPI 3.1 has it."""
 
@@ -108,6 +111,9 @@ _PART: Final = one_of(
 """Content part types that OpenAI or one of our engines supports; `output_text` belongs to responses, not to chats.
 """
 _INT64: Final = 2**63
+
+_MAX_CHATS: Final = 128
+"""As many answers as `n` may ask for."""
 
 SAMPLING: Final[Rules] = {
     "temperature": number(0),
@@ -214,6 +220,10 @@ def request_schema(url: str) -> dict[str, Any]:
             needed = {"model": NAME.schema, "messages": _MESSAGES}
             more = {"tools": {**_HOLDERS, "minItems": 1}, "response_format": _FORMAT}
             return object_schema(needed, _CHAT, more)
+        case "/v1/chat/completions/batch":
+            several = {"type": "array", "minItems": 1, "maxItems": _MAX_CHATS, "items": _MESSAGES}
+            needed = {"model": NAME.schema, "messages": several}
+            return object_schema(needed, _CHAT, {"response_format": _FORMAT})
         case "/v1/completions":
             return object_schema({"model": NAME.schema, "prompt": _PROMPT}, _COMPLETION)
         case _:
@@ -247,9 +257,14 @@ def check_body(url: str, body: Mapping[str, Any]) -> None:
     check("body.", body.get("model") or "", NAME, "model")
     match url:
         case "/v1/chat/completions":
-            _check_messages(body.get("messages"))
+            _check_messages(body.get("messages"), "body.messages")
             check_fields(body, _CHAT, "body.")
             _check_tools(body.get("tools"))
+            _check_pairs(body)
+            _check_format(body.get("response_format"))
+        case "/v1/chat/completions/batch":
+            _check_chats(body)
+            check_fields(body, _CHAT, "body.")
             _check_pairs(body)
             _check_format(body.get("response_format"))
         case "/v1/completions":
@@ -273,11 +288,29 @@ def check(where: str, value: Any, rule: FieldRule, name: str) -> None:
         raise InvalidJob(f"{where}{name} must be {rule.must_be}", f"{where}{name}")
 
 
-def _check_messages(messages: Any) -> None:
+def _check_chats(body: Mapping[str, Any]) -> None:
+    """Several conversations, without what vLLM's batch has no answer for."""
+    chats = body.get("messages")
+    if not isinstance(chats, list) or not 0 < len(chats) <= _MAX_CHATS:
+        raise InvalidJob(
+            f"body.messages must be a list of 1 to {_MAX_CHATS} conversations", "body.messages"
+        )
+    for index, messages in enumerate(chats):
+        _check_messages(messages, f"body.messages[{index}]")
+    for name in ("stream", "tools", "use_beam_search"):
+        if body.get(name):
+            raise InvalidJob(
+                f"body.{name} can not be used for several conversations", f"body.{name}"
+            )
+    if body.get("n") not in (None, 1):
+        raise InvalidJob("body.n must be 1 for several conversations", "body.n")
+
+
+def _check_messages(messages: Any, place: str) -> None:
     if not isinstance(messages, list) or not messages:
-        raise InvalidJob("body.messages must be a non-empty list", "body.messages")
+        raise InvalidJob(f"{place} must be a non-empty list", place)
     for index, message in enumerate(messages):
-        where = f"body.messages[{index}]"
+        where = f"{place}[{index}]"
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InvalidJob(f"{where} must be an object with a role", where)
         check(f"{where}.", message["role"], _ROLE, "role")
@@ -285,7 +318,7 @@ def _check_messages(messages: Any) -> None:
         _check_calls(message.get("tool_calls"), f"{where}.tool_calls")
     last = messages[-1]
     if last["role"] == "user" and not last.get("content"):
-        where = f"body.messages[{len(messages) - 1}].content"
+        where = f"{place}[{len(messages) - 1}].content"
         raise InvalidJob(f"{where} must not be empty", where)
 
 

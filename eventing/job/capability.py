@@ -74,8 +74,12 @@ def asked_of(request: JobRequest) -> Iterator[tuple[Capability, str]]:
     body = request.body
     if body.get("tools") and body.get("tool_choice") != "none":
         yield Capability.TOOLS, "body.tools"
-    if request.url == "/v1/chat/completions":
-        yield from _media_in(body.get("messages") or ())
+    match request.url:
+        case "/v1/chat/completions":
+            yield from _media_in(body.get("messages") or (), "body.messages")
+        case "/v1/chat/completions/batch":
+            for row, messages in enumerate(body.get("messages") or ()):
+                yield from _media_in(messages, f"body.messages[{row}]")
 
 
 _MEDIA: Final = {
@@ -85,10 +89,12 @@ _MEDIA: Final = {
 }
 
 
-def _media_in(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Capability, str]]:
+def _media_in(
+    messages: Sequence[Mapping[str, Any]], where: str
+) -> Iterator[tuple[Capability, str]]:
     for row, message in enumerate(messages):
         content = message.get("content")
         for column, part in enumerate(content if isinstance(content, list) else ()):
             kind = part.get("type") if isinstance(part, Mapping) else None
             if (asked := _MEDIA.get(str(kind))) is not None:
-                yield asked, f"body.messages[{row}].content[{column}].type"
+                yield asked, f"{where}[{row}].content[{column}].type"

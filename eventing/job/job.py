@@ -15,7 +15,7 @@ import orjson
 
 from eventing.errors import InvalidJob
 from eventing.job.cache import CacheUse
-from eventing.job.call_fields import check_body
+from eventing.job.call_fields import CHAT_BATCH_URL, check_body
 from eventing.job.plan import Plan, StepRecord, StepStatus
 from eventing.known_fields import known_fields
 
@@ -27,8 +27,15 @@ API_SOURCE: Final = f"{OUR_SOURCES}api"
 """`source` of request events whose `id` is a job id."""
 DEFAULT_TENANT: Final = "default"
 
-RUNNABLE_URLS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+CHAT_URLS: Final = ("/v1/chat/completions", CHAT_BATCH_URL)
+RUNNABLE_URLS: Final = (*CHAT_URLS, "/v1/completions", "/v1/embeddings")
 """Paths that a predictor can serve, as in a line of an OpenAI Batch file."""
+URL_BY_FIELD: Final = {
+    "messages": "/v1/chat/completions",
+    "prompt": "/v1/completions",
+    "input": "/v1/embeddings",
+}
+"""The call that a body without a path means, by the field that it has (SageMaker's `/invocations`)."""
 
 
 class JobState(StrEnum):

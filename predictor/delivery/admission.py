@@ -35,6 +35,9 @@ def sequences(body: Mapping[str, Any]) -> int:
     body is refused by the engine.
     """
     prompts, choices = body.get("prompt"), body.get("n")
+    chats = body.get("messages")
+    if isinstance(chats, list) and chats and all(isinstance(chat, list) for chat in chats):
+        prompts = chats
     is_many = isinstance(prompts, list) and not all(isinstance(part, int) for part in prompts)
     count = len(prompts) if is_many and isinstance(prompts, list) else 1
     return max(1, count) * (choices if isinstance(choices, int) and choices > 0 else 1)

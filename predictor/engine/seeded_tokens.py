@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from eventing.job.job import CHAT_URLS
 from predictor.engine.engine import EngineRequest
 from predictor.errors import BadRequest, ContextExceeded
 
-CHAT_URL: Final = "/v1/chat/completions"
 COMPLETION_URL: Final = "/v1/completions"
 EMBEDDING_URL: Final = "/v1/embeddings"
 
@@ -64,15 +64,19 @@ class SeededRequest:
 
     @property
     def is_chat(self) -> bool:
-        return self.url == CHAT_URL
+        return self.url in CHAT_URLS
 
 
 def parse(request: EngineRequest) -> SeededRequest:
     """Read a body. Raises `BadRequest` naming the first field that is wrong."""
     body = request.body
+    chats: list[Any] = []
     match request.url:
         case "/v1/chat/completions":
             prompt, field = _messages(body.get("messages")), "messages"
+        case "/v1/chat/completions/batch":
+            chats = body["messages"] if isinstance(body.get("messages"), list) else [None]
+            prompt, field = tuple(text for chat in chats for text in _messages(chat)), "messages"
         case "/v1/completions":
             prompt, field = _texts(body.get("prompt"), "prompt"), "prompt"
         case "/v1/embeddings":
@@ -86,7 +90,7 @@ def parse(request: EngineRequest) -> SeededRequest:
         prompt=prompt,
         prompt_field=field,
         max_tokens=_at_least_one(_typed(body, limit, int, None), limit),
-        n=_at_least_one(_typed(body, "n", int, 1), "n") or 1,
+        n=len(chats) if chats else _at_least_one(_typed(body, "n", int, 1), "n") or 1,
         seed=_typed(body, "seed", int, 0),
         knobs=_knobs(_typed(body, "seeded", dict, {})),
         tool=_called_tool(body),

@@ -130,6 +130,8 @@ class Generation:
         self._counted_tokens = 0
         self._counted_s = self.last_step_s
         self._answer = Assembler()
+        options = request.body.get("stream_options") or {}
+        self._has_usage = bool(options.get("continuous_usage_stats"))
         self._first_token_s = self.last_step_s
         self._failure: TorporError | None = None
         self._stop: Interrupted | None = None
@@ -230,7 +232,8 @@ class Generation:
         shown = self._checkpoint.shown
         chunk = shown.rename(step.chunk)
         self._answer.add(chunk)
-        self._writer.add(step.token_ids, list(shown.new_deltas(entries_of(chunk))))
+        entries = entries_of(chunk, has_usage=self._has_usage)
+        self._writer.add(step.token_ids, list(shown.new_deltas(entries)))
 
     def _observe_pace(self) -> None:
         if self.new_tokens > 1:

@@ -23,14 +23,18 @@ _SPELLINGS: Final = {"reasoning": _REASONING}
 """vLLM renamed the field that most clients know under its older name."""
 
 
-def entries_of(chunk: Mapping[str, Any]) -> Iterator[Entry]:
-    """The entries of a stream chunk, each with one channel at most, without empty ones."""
+def entries_of(chunk: Mapping[str, Any], *, has_usage: bool = False) -> Iterator[Entry]:
+    """The entries of a stream chunk, each with one channel at most, without empty ones; `has_usage` for a call that
+    asked for the usage so far in every chunk.
+    """
     for choice in chunk.get("choices", ()):
         index = choice["index"]
         if chunk.get("prompt_token_ids") and "delta" in choice:  # chat has them beside its choices
             choice = {**choice, "prompt_token_ids": chunk["prompt_token_ids"]}
         parts = list(_parts(index, choice))
         extras = {name: choice[name] for name in _EXTRAS if choice.get(name) is not None}
+        if has_usage and chunk.get("usage"):
+            extras["usage"] = chunk["usage"]
         if extras:
             if not parts:
                 parts = [_blank(index, choice)]

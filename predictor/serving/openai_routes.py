@@ -17,15 +17,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from eventing.errors import BadRequest, TorporError, Unavailable
-from eventing.job.job import RUNNABLE_URLS
+from eventing.job.job import RUNNABLE_URLS, URL_BY_FIELD
 from predictor.serving.direct_call import Chunk, DirectCalls
 
 _PREFIXES: Final = ("/openai/v1", "/v1")
-_BY_FIELD: Final = {
-    "messages": "/v1/chat/completions",
-    "prompt": "/v1/completions",
-    "input": "/v1/embeddings",
-}
 
 
 def add_openai_routes(app: Starlette, calls: DirectCalls) -> None:
@@ -62,9 +57,9 @@ class OpenAiRoutes:
         """SageMaker's one route, as vLLM has it: what the body holds says which endpoint is meant."""
         try:
             body = _parse(await request.body())
-            url = next((url for field, url in _BY_FIELD.items() if field in body), None)
+            url = next((url for field, url in URL_BY_FIELD.items() if field in body), None)
             if url is None:
-                raise BadRequest(f"the body must hold one of {', '.join(_BY_FIELD)}")
+                raise BadRequest(f"the body must hold one of {', '.join(URL_BY_FIELD)}")
             return await self._answer(url, body)
         except TorporError as error:
             return _failure(error)

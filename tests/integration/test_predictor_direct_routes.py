@@ -24,6 +24,7 @@ DIRECT = [
     ("POST", "/v1/models/seeded:predict", PREDICT),
     ("POST", "/v2/models/seeded/infer", INFER),
     ("POST", "/invocations", CHAT),
+    ("POST", "/v1/chat/completions/batch", CHAT | {"messages": [CHAT["messages"]] * 2}),
     ("GET", "/v1/models", None),
     ("GET", "/v2/models/seeded", None),
     ("GET", "/metrics", None),

@@ -25,6 +25,17 @@ CALLS: Mapping[str, EngineRequest] = {
     "chat prompt_logprobs 0": chat("Hi", max_tokens=3, prompt_logprobs=0),
     "chat beam search": chat("Hi", max_tokens=4, use_beam_search=True, n=2),
     "chat token ids": chat("Hi", max_tokens=4, return_token_ids=True),
+    "chats": EngineRequest(
+        "chats",
+        "/v1/chat/completions/batch",
+        {
+            "messages": [[{"role": "user", "content": text}] for text in ("Hi", "Name a bird")],
+            "max_tokens": 4,
+            "temperature": 0,
+            "logprobs": True,
+            "top_logprobs": 1,
+        },
+    ),
     "chat n": chat("Hi", max_tokens=4, n=3, temperature=0.7, seed=5),
     "chat stop": chat(max_tokens=20, stop=["of"]),
     "chat include_stop_str": chat(max_tokens=20, stop=["of"], include_stop_str_in_output=True),

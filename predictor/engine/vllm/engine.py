@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from predictor.engine.engine import ColdStartPhase, DecodeStep, EngineRequest, PhaseReporter
-from predictor.engine.vllm.errors import COMPLETION_URL
+from predictor.engine.vllm.errors import CHAT_BATCH_URL, COMPLETION_URL, EMBEDDING_URL
 from predictor.engine.vllm.phases import forward_only, heard
 from predictor.engine.vllm.start import (
     VllmSettings,
@@ -171,7 +171,7 @@ class VllmEngine:
 
     def can_resume(self, request: EngineRequest) -> bool:
         body = request.body
-        if request.url == "/v1/embeddings" or body.get("n") not in (None, 1):
+        if request.url in (EMBEDDING_URL, CHAT_BATCH_URL) or body.get("n") not in (None, 1):
             return False
         if any(body.get(field) for field in _NOT_RESUMABLE) or _has_grammar_tools(body):
             return False

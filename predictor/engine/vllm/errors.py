@@ -18,6 +18,7 @@ from predictor.errors import (
 )
 
 CHAT_URL: Final = "/v1/chat/completions"
+CHAT_BATCH_URL: Final = "/v1/chat/completions/batch"
 COMPLETION_URL: Final = "/v1/completions"
 EMBEDDING_URL: Final = "/v1/embeddings"
 
@@ -30,7 +31,11 @@ _OUT_OF_MEMORY: Final = re.compile(
     r"no available memory|memory .{0,120}is less than|KV cache is needed|exit code -9|'-9'|: -9\b",
     re.IGNORECASE,
 )
-INPUT_FIELD: Final = {CHAT_URL: "messages", COMPLETION_URL: "prompt", EMBEDDING_URL: "input"}
+INPUT_FIELD: Final = {
+    **dict.fromkeys((CHAT_URL, CHAT_BATCH_URL), "messages"),
+    COMPLETION_URL: "prompt",
+    EMBEDDING_URL: "input",
+}
 _TOO_LONG: Final = ("input_text", "input_tokens")
 """vLLM's names for an input that is too long, whatever the endpoint."""
 _SIGNS: Final = {

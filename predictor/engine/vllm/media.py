@@ -24,8 +24,14 @@ def check_media(body: Mapping[str, Any], *, domains: bool, local_path: bool) -> 
 
 
 def _addresses(messages: Any) -> Iterator[tuple[str, str]]:
-    """Each address in the messages' content parts, with its place in the body."""
+    """Each address in the messages' content parts, with its place in the body; messages may be of several
+    conversations.
+    """
     for row, message in enumerate(_list(messages)):
+        if isinstance(message, list):
+            for place, found in _addresses(message):
+                yield place.replace("messages", f"messages[{row}]", 1), found
+            continue
         content = message.get("content") if isinstance(message, Mapping) else None
         for column, part in enumerate(_list(content)):
             for name, value in part.items() if isinstance(part, Mapping) else ():

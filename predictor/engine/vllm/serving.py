@@ -15,7 +15,11 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: F401  (first: vLLM's circular imports)
 from vllm.entrypoints.launchers.cli_args import resolve_default_chat_template_kwargs
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    BatchChatCompletionRequest,
+    ChatCompletionRequest,
+)
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
@@ -29,6 +33,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 
 from predictor.engine.engine import DecodeStep, EngineRequest
 from predictor.engine.vllm.errors import (
+    CHAT_BATCH_URL,
     CHAT_URL,
     COMPLETION_URL,
     EMBEDDING_URL,
@@ -60,8 +65,10 @@ class VllmServing:
         if "generate" in tasks:
             chat, completion = _generation(args, client, models)
             self._calls[CHAT_URL] = chat.create_chat_completion
+            self._calls[CHAT_BATCH_URL] = chat.create_batch_chat_completion
             self._calls[COMPLETION_URL] = completion.create_completion
             self._types[CHAT_URL] = TypeAdapter(ChatCompletionRequest)
+            self._types[CHAT_BATCH_URL] = TypeAdapter(BatchChatCompletionRequest)
             self._types[COMPLETION_URL] = TypeAdapter(CompletionRequest)
         if "embed" in tasks:
             self._calls[EMBEDDING_URL], self._types[EMBEDDING_URL] = _embedding(
@@ -86,7 +93,7 @@ class VllmServing:
             raise BadRequest(f"this model does not serve {request.url}, only {offered}", "url")
         check_media(request.body, **self._allowed_media)
         body: dict[str, Any] = {**request.body, "request_id": request.request_id}
-        if request.url != EMBEDDING_URL:
+        if request.url in (CHAT_URL, COMPLETION_URL):
             body |= _stream_fields(request)
         try:
             parsed = self._types[request.url].validate_python(body)
@@ -131,8 +138,8 @@ class VllmServing:
         queue: asyncio.Queue[DecodeStep | BaseException | None],
     ) -> None:
         """Run the serving layer to its end, in a task of its own, so that ids flow while it parses."""
-        if not getattr(parsed, "use_beam_search", False):  # its steps are not tokens of the answer
-            CURRENT_BUFFER.set(buffer)
+        if not (request.url == CHAT_BATCH_URL or getattr(parsed, "use_beam_search", False)):
+            CURRENT_BUFFER.set(buffer)  # in those, steps are not tokens of one answer
         try:
             async for chunk in self._chunks(request, parsed):
                 queue.put_nowait(DecodeStep((), chunk))
@@ -149,7 +156,7 @@ class VllmServing:
         if request.url == EMBEDDING_URL:
             yield orjson.loads(answer.body)
             return
-        if not parsed.stream:
+        if not getattr(parsed, "stream", False):
             yield orjson.loads(answer.model_dump_json())
             return
         try:
@@ -252,7 +259,7 @@ def _generation(args: Any, client: Any, models: Any) -> tuple[Any, Any]:
     }
     renderer = OnlineRenderer(client.model_config, client.renderer, **shared)
     renderer.warmup()
-    chat = OpenAIServingChat(
+    chat = OpenAIServingChatBatch(
         client,
         models,
         args.response_role,

@@ -38,6 +38,20 @@ async def text_rig(
             id="an image",
         ),
         pytest.param(
+            "/v1/chat/completions/batch",
+            {"model": "m", "messages": [TALK, [{"role": "user", "content": [IMAGE]}]]},
+            400,
+            "messages[1][0].content[0].type",
+            id="an image in one of two conversations",
+        ),
+        pytest.param(
+            "/v1/chat/completions/batch",
+            {"model": "m", "messages": [TALK, [{"role": "user", "content": "x " * 200}]]},
+            400,
+            "messages",
+            id="one of two conversations too long",
+        ),
+        pytest.param(
             "/v1/chat/completions",
             {"model": "m", "messages": TALK, "tools": [{"type": "function", "function": TOOL}]},
             400,

@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
+from openai import AsyncOpenAI
 from websockets.asyncio.client import connect
 
 from tests.integration.api.conftest import Rig, chat_line
@@ -116,3 +117,56 @@ async def test_a_completions_stream_has_none_either(rig: Rig) -> None:
 
     choices = [choice for chunk in chunks for choice in orjson.loads(chunk)["choices"]]
     assert "".join(choice["text"] for choice in choices) == TEXT
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["in tokens", "whole at the end"])
+async def test_a_responses_stream_ends_for_a_reader_of_short_lines(
+    rig: Rig, streamed: bool
+) -> None:
+    """aiohttp's own reader: it fails at a longer line, although it has the whole text by then."""
+    call = {"model": "m", "input": "hi", "stream": True}
+    reading = asyncio.create_task(lines_of(rig, "POST", "/v1/responses", call))
+    await long_answer(rig, await the_job(rig), streamed=streamed)
+
+    events = [orjson.loads(line) for line in await reading]
+
+    deltas = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
+    assert "".join(deltas) == TEXT
+    last = events[-1]
+    assert (last["type"], last["response"]["status"]) == ("response.completed", "completed")
+    whole = (await rig.client.get(f"/v1/responses/{last['response']['id']}")).json()
+    assert whole["output"][-1]["content"][0]["text"] == TEXT
+
+
+async def test_openais_sdk_assembles_a_long_response(rig: Rig) -> None:
+    """It takes the answer from the events that close the response, and lines of any length."""
+    async with (
+        AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as client,
+        client.responses.stream(model="m", input="hi") as stream,
+    ):
+        reading = asyncio.create_task(stream.get_final_response())
+        await long_answer(rig, await the_job(rig))
+        response = await reading
+
+    assert response.output_text == TEXT
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_whole"),
+    [
+        ({}, True),
+        ({"prefer": "return=minimal"}, False),
+        ({"prefer": 'respond-sync, Return = "minimal"'}, False),
+        ({"user-agent": "Python/3.11 aiohttp/3.14.5", "prefer": "return=representation"}, True),
+    ],
+    ids=["any reader", "minimal", "minimal among others", "aiohttp with a longer line"],
+)
+async def test_the_reader_of_a_response_says_whether_its_end_repeats_the_text(
+    rig: Rig, headers: dict[str, str], is_whole: bool
+) -> None:
+    call = {"model": "m", "input": "hi", "stream": True}
+    asking = asyncio.create_task(rig.client.post("/v1/responses", json=call, headers=headers))
+    await long_answer(rig, await the_job(rig))
+    lines = [line for line in (await asking).text.splitlines() if line.startswith("data: ")]
+
+    assert bool(orjson.loads(lines[-1][6:])["response"]["output"]) is is_whole

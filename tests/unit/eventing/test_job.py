@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from eventing.errors import InvalidJob
 from eventing.job.job import (
     API_SOURCE,
-    RUNNABLE_URLS,
     JobRequest,
     JobState,
     derive_job_id,
@@ -29,6 +28,15 @@ URL = "/v1/chat/completions"
 
 def line(body: object = None, **changes: object) -> bytes:
     return orjson.dumps({"url": URL, "body": CHAT if body is None else body} | changes)
+
+
+TALK = CHAT["messages"]
+
+
+def chats(**changes: object) -> bytes:
+    """A call of two conversations."""
+    body = {"model": "m", "messages": [TALK, TALK]} | changes
+    return line(body, url="/v1/chat/completions/batch")
 
 
 class TestIdentity:
@@ -144,8 +152,22 @@ class TestRequest:
                 "body.messages[0].content",
                 id="empty question",
             ),
-            pytest.param(line({"model": "m"}, url=RUNNABLE_URLS[1]), "body.prompt", id="no prompt"),
-            pytest.param(line({"model": "m"}, url=RUNNABLE_URLS[2]), "body.input", id="no input"),
+            pytest.param(
+                line({"model": "m"}, url="/v1/completions"), "body.prompt", id="no prompt"
+            ),
+            pytest.param(line({"model": "m"}, url="/v1/embeddings"), "body.input", id="no input"),
+            pytest.param(chats(messages=[]), "body.messages", id="no conversations"),
+            pytest.param(chats(messages=[[]]), "body.messages[0]", id="an empty conversation"),
+            pytest.param(chats(messages=TALK), "body.messages[0]", id="one conversation, bare"),
+            pytest.param(
+                chats(messages=[TALK, [{"role": "wizard"}]]),
+                "body.messages[1][0].role",
+                id="a wizard in the second conversation",
+            ),
+            pytest.param(chats(messages=[TALK] * 129), "body.messages", id="129 conversations"),
+            pytest.param(chats(stream=True), "body.stream", id="conversations streamed"),
+            pytest.param(chats(tools=[{}]), "body.tools", id="conversations with tools"),
+            pytest.param(chats(n=2), "body.n", id="two answers to each conversation"),
             pytest.param(line(CHAT | {"max_tokens": 0}), "body.max_tokens", id="no tokens"),
             pytest.param(line(CHAT | {"max_tokens": True}), "body.max_tokens", id="true tokens"),
             pytest.param(line(CHAT | {"max_tokens": 1.5}), "body.max_tokens", id="half a token"),

@@ -87,6 +87,7 @@ async def test_idle_comes_with_the_end_of_the_last_one(admission: Admission) -> 
     ("body", "slots"),
     [
         pytest.param({"messages": []}, 1, id="one-chat"),
+        pytest.param({"messages": [[{}], [{}]]}, 2, id="two-conversations"),
         pytest.param({"messages": [], "n": 3}, 3, id="three-choices"),
         pytest.param({"prompt": ["a", "b"], "n": 2}, 4, id="two-prompts-of-two-choices"),
         pytest.param({"prompt": [1, 2, 3]}, 1, id="one-prompt-of-token-ids"),

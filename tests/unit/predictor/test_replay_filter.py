@@ -72,6 +72,14 @@ def test_a_seam_within_the_answer_shows_no_thought_again() -> None:
     assert found == [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]
 
 
+def test_usage_so_far_stands_in_the_last_of_the_entries_that_were_joined() -> None:
+    made = [chat(content=word) | {"usage": {"completion_tokens": n}} for n, word in enumerate("ab")]
+    asked = coalesce(entry for chunk in made for entry in entries_of(chunk, has_usage=True))
+
+    assert asked == [{"index": 0, "delta": {"content": "ab"}, "usage": {"completion_tokens": 1}}]
+    assert coalesce(entries(made)) == [{"index": 0, "delta": {"content": "ab"}}]
+
+
 def test_choices_are_counted_apart() -> None:
     found = rest([chat(1, content="abc")], [chat(0, content="abc"), chat(1, content="abcd")])
 

@@ -31,6 +31,13 @@ def test_an_address_is_refused_by_its_place(part: Any) -> None:
     assert "169.254" not in refused.value.message
 
 
+def test_an_address_in_one_of_several_conversations_is_refused() -> None:
+    part = {"type": "image_url", "image_url": {"url": "http://x"}}
+    with pytest.raises(BadRequest) as refused:
+        check_media({"messages": [[], body(part)["messages"]]}, domains=False, local_path=False)
+    assert refused.value.field == "messages[1][1].content[0].image_url"
+
+
 @pytest.mark.parametrize(
     "part",
     [
