@@ -6,6 +6,7 @@
     │   ├── UnsupportedMode     batched events                              415
     │   ├── InvalidJob          an event, but not a job we can run          422
     │   ├── ContextExceeded     the prompt alone is longer than the context 422
+    │   ├── ResultTooLarge      the answer is larger than the store keeps   422
     │   ├── IdempotencyConflict same key, other body                        409
     │   │   └── JobDeleted      same key, and its job was deleted           409
     │   ├── EventTooLarge       over the broker's size limit                413
@@ -84,6 +85,13 @@ class ContextExceeded(BadRequest):
 
     status = 422
     code = "context_length_exceeded"
+
+
+class ResultTooLarge(BadRequest):
+    """The answer is larger than what the store keeps: many logprobs, or many choices, of a long text."""
+
+    status = 422
+    code = "result_too_large"
 
 
 class IdempotencyConflict(BadRequest):

@@ -11,7 +11,10 @@ from eventing.job.job import CHAT_URLS, Job, JobState
 from eventing.job.reasoning import choice_with_both_names
 
 _CALLERS_FAULT: Final = frozenset(
-    {"bad_request", "invalid_job", "invalid_request", "context_length_exceeded", "model_not_found"}
+    {
+        *("bad_request", "invalid_job", "invalid_request", "model_not_found"),
+        *("context_length_exceeded", "result_too_large"),
+    }
 )
 _UNASKED: Final = {"prompt_logprobs": None, "prompt_token_ids": None}
 """What vLLM's whole answers say of the prompt: null unless it was asked for."""

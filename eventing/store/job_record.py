@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 
+from eventing.errors import ResultTooLarge
 from eventing.job.cache import CacheUse, cache_use_of
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState, Lane, error_of
 from eventing.job.plan import Plan, StepRecord, StepStatus, plan_of_json
@@ -28,6 +29,11 @@ from eventing.redis import keys
 from eventing.store.objects.object_ref import ObjectRef
 
 Field = str | bytes | int
+
+MAX_RESULT_BYTES: Final = 32 * 1024 * 1024
+"""Largest result. Redis serves no other command while it copies one: 0.4 s for this size, and more than the 2.5 s
+after which everything takes the store for gone at 100 MiB on a busy machine (measured).
+"""
 
 
 LIST_FIELDS: Final = (
@@ -149,10 +155,15 @@ def fingerprint(request: bytes, tenant: str) -> str:
 
 
 def ending_fields(ending: Ending) -> list[Field]:
-    """Names and values, in turn, of a job's end."""
+    """Names and values, in turn, of a job's end. Raises `ResultTooLarge`."""
     pairs: dict[str, Field] = {}
     if ending.result is not None:
-        pairs["result"] = orjson.dumps(ending.result)
+        pairs["result"] = result = orjson.dumps(ending.result)
+        if len(result) > MAX_RESULT_BYTES:
+            raise ResultTooLarge(
+                f"the answer has {len(result) >> 20} MiB, of which at most {MAX_RESULT_BYTES >> 20} are kept; "
+                "ask for fewer logprobs, choices or tokens"
+            )
     if ending.usage is not None:
         pairs["usage"] = orjson.dumps(ending.usage)
     if ending.error is not None:

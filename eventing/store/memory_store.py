@@ -33,7 +33,7 @@ from eventing.job.store import (
     TokenBatch,
     cursor_order,
 )
-from eventing.store.job_record import fingerprint, fresh, request_of
+from eventing.store.job_record import ending_fields, fingerprint, fresh, request_of
 from eventing.store.memory_cache import MemoryAnswers
 from eventing.store.memory_index import SWEEP_AFTER_MS, MemoryIndex, due, page, take_due
 from eventing.store.memory_record import LATE, MemoryRecord, closed, is_suspect, why_over
@@ -209,6 +209,7 @@ class MemoryStore:
             return record.refuse(LeaseStatus.TERMINAL)
         if not record.is_leased_as(lease) or record.job.state is JobState.QUEUED:
             return record.refuse(LeaseStatus.FENCED)
+        ending_fields(ending)  # refuses what is too large
         if ending.final_batch is not None:
             if record.job.token_count != ending.final_batch.index:
                 return LeaseStatus.GAP

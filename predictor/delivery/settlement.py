@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final, TypeVar, assert_never
 
 from eventing.clock import Clock
-from eventing.errors import BadRequest, StoreUnavailable, Unavailable
+from eventing.errors import BadRequest, ResultTooLarge, StoreUnavailable, Unavailable
 from eventing.job.job import API_SOURCE, Job, JobError, JobId, JobState
 from eventing.job.store import Ending, JobWorker, LeaseStatus, ReleaseReason
 from predictor import metrics
@@ -66,7 +66,11 @@ class Settlement:
                     final_batch=final_batch,
                     gpu_ms=gpu_ms,
                 )
-                return await self._finish(attempt, ending), "completed"
+                try:
+                    return await self._finish(attempt, ending), "completed"
+                except ResultTooLarge as error:
+                    refusal = _refused(error, is_reported_to_caller=attempt.is_reported_to_caller)
+                    return await self._finish(attempt, refusal), "invalid"
             case EngineFailed(BadRequest() as error):
                 refusal = _refused(error, is_reported_to_caller=attempt.is_reported_to_caller)
                 return await self._finish(attempt, refusal), "invalid"

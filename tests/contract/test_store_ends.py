@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from eventing.errors import JobDeleted
+from eventing.errors import JobDeleted, ResultTooLarge
 from eventing.job.job import JobState
 from eventing.job.store import (
     AcquireStatus,
@@ -62,6 +62,15 @@ class TestFinish:
         job = await rig.store.get(job_id())
         assert job is not None
         assert job.first_token_ms == job.finished_ms
+
+    async def test_a_result_that_would_hold_up_the_store_is_refused(self, rig: Rig) -> None:
+        lease = await started(rig)
+        with pytest.raises(ResultTooLarge, match="33 MiB, of which at most 32 are kept"):
+            await finish(rig.store, lease, replace(ANSWER, result={"text": "x" * 33 * 1024 * 1024}))
+
+        job = await rig.store.get(job_id())
+        assert job is not None
+        assert job.state is JobState.IN_PROGRESS
 
     async def test_the_final_batch_can_be_text_without_tokens(self, rig: Rig) -> None:
         lease = await started(rig)

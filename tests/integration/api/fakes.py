@@ -133,7 +133,7 @@ class FakeEngine:
         self.played.append(job)
         predictor = await FakePredictor(self._store, job_id).start()
         match job.request.url:
-            case "/v1/chat/completions":
+            case "/v1/chat/completions" | "/v1/chat/completions/batch":
                 await self._speak(predictor, lambda text: {"delta": {"content": text}})
                 await predictor.finish(chat_result(self.answer))
             case "/v1/completions":

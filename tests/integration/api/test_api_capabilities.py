@@ -45,13 +45,6 @@ async def text_rig(
             id="an image in one of two conversations",
         ),
         pytest.param(
-            "/v1/chat/completions/batch",
-            {"model": "m", "messages": [TALK, [{"role": "user", "content": "x " * 200}]]},
-            400,
-            "messages",
-            id="one of two conversations too long",
-        ),
-        pytest.param(
             "/v1/chat/completions",
             {"model": "m", "messages": TALK, "tools": [{"type": "function", "function": TOOL}]},
             400,

@@ -142,6 +142,16 @@ async def test_a_request_that_the_engine_fails_is_a_5xx(rig: Rig, client: AsyncO
     assert isinstance(call.result(), openai.InternalServerError)
 
 
+async def test_an_answer_that_was_too_large_to_keep_is_the_callers_to_change(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        call = group.create_task(_caught(client))
+        await (await rig.predictor(await the_job(rig))).fail("result_too_large")
+
+    assert isinstance(call.result(), openai.BadRequestError)
+
+
 async def _caught(client: AsyncOpenAI) -> openai.APIError:
     with pytest.raises(openai.APIError) as caught:
         await client.chat.completions.create(model="m", messages=MESSAGES)

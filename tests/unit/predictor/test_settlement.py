@@ -3,10 +3,10 @@
 from eventing.clock import SystemClock
 from eventing.cloudevent.job_event import job_of
 from eventing.errors import BadRequest, Overloaded
-from eventing.job.job import Job
-from predictor.delivery.answer import Held, Refused
+from eventing.job.job import Job, JobState
+from predictor.delivery.answer import Ended, Held, Refused
 from predictor.delivery.settlement import Settlement
-from predictor.generation.generation import Attempt, EngineFailed, Interrupted
+from predictor.generation.generation import Attempt, Completed, EngineFailed, Interrupted
 from tests.unit.predictor.harness import UnreliableStore, asking
 
 
@@ -45,6 +45,19 @@ async def test_an_engine_whose_own_queue_is_full_costs_no_attempt() -> None:
 
     assert isinstance(outcome, Refused)
     assert (await job_of_attempt(store, attempt)).history[0].outcome == "handover"
+
+
+async def test_an_answer_that_is_too_large_to_keep_is_refused_to_its_caller() -> None:
+    """107 MB of prompt logprobs took the store away from everybody, again and again, for a minute."""
+    store, settlement, attempt = await running_job()
+    body = {"choices": [{"prompt_logprobs": "x" * 33 * 1024 * 1024}]}
+
+    outcome, name = await settlement.settle(attempt, Completed(body), new_tokens=3)
+
+    job = await job_of_attempt(store, attempt)
+    assert (type(outcome), name) == (Ended, "invalid")
+    assert job.error is not None
+    assert (job.state, job.error.code) == (JobState.FAILED, "result_too_large")
 
 
 async def test_a_refusal_ends_no_job_that_somebody_runs() -> None:
