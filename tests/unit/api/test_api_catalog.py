@@ -69,6 +69,18 @@ async def test_content_is_counted_in_tokens(
     assert caught.value.field == "body.messages"
 
 
+async def test_each_of_several_conversations_has_the_context_for_itself(
+    tokenizer_file: Path,
+) -> None:
+    def chats(*texts: str) -> JobRequest:
+        talks = [[{"role": "user", "content": text}] for text in texts]
+        return JobRequest(url=f"{CHAT}/batch", body={"model": "m", "messages": talks})
+
+    await catalog(tokenizer_file).check(chats("a " * 6, "a " * 6))
+    with pytest.raises(ContextExceeded):
+        await catalog(tokenizer_file).check(chats("a", "a " * 11))
+
+
 async def test_a_text_in_pieces_is_counted_exactly(tokenizer_file: Path) -> None:
     """32 KiB pieces: a cut must not turn a prompt that fits into one that does not."""
     words = 40_000
