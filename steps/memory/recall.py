@@ -10,18 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eventing.store.conversation.conversation import Conversation, NumberedItem, item_text
 from eventing.store.conversation.store import Conversations
 from steps.embedding.embedder import Embedder
-from steps.index.index import Chunk, Query
-from steps.index.ranking import Ranking
+from steps.memory.ranking import Vector, rank
 
 _MOST_NEW: Final = 128
 """Vectors that one run computes, of the newest items; the others are found by their words until the next."""
 _TEXT_CHARS: Final = 4000
-Vector = NDArray[np.float32]
 
 
 class Recall:
@@ -41,8 +38,11 @@ class Recall:
             return []
         vectors = await self._vectors(found, texts)
         (wanted,) = await self._embedder.embed([query[:_TEXT_CHARS]])
-        ids = await asyncio.to_thread(best, texts, vectors, query, wanted, k)
-        return [each for each in items if each.id in ids]
+        known = [vectors.get(item_id) for item_id in texts]
+        ranked = await asyncio.to_thread(rank, list(texts.values()), known, query, wanted)
+        names = list(texts)
+        chosen = {names[row] for row in ranked[:k]}
+        return [each for each in items if each.id in chosen]
 
     async def _vectors(self, found: Conversation, texts: Mapping[str, str]) -> Mapping[str, Vector]:
         """The vectors of the items, by id: those that are kept, and some of those that are missing."""
@@ -61,23 +61,3 @@ class Recall:
             await self._conversations.put_vectors(found, raw)
             known |= new
         return known
-
-
-def best(
-    texts: Mapping[str, str],
-    vectors: Mapping[str, Vector],
-    query: str,
-    wanted: Vector,
-    k: int,
-) -> frozenset[str]:
-    """The ids of the texts that fit a query best."""
-    ranking = Ranking(len(wanted))
-    try:
-        ranking.put(
-            Chunk(id=item_id, text=text, vector=vectors.get(item_id))
-            for item_id, text in texts.items()
-        )
-        hits = ranking.search(Query(text=query, vector=wanted, k=k))
-    finally:
-        ranking.close()
-    return frozenset(hit.id for hit in hits)
