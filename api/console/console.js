@@ -304,6 +304,9 @@ function onEvent(name, data) {
     case "waking":
       note(wakingWords(data));
       break;
+    case "step":
+      if (data.status !== "in_progress") note(`step ${data.name}: ${data.status.replace("_", " ")}`);
+      break;
     case "attempt":
       if (data.is_restart) for (const part of ["detail-output", "detail-thinking"]) el(part).textContent = "";
       setState("in_progress");
@@ -381,6 +384,7 @@ const precise = (ms) => (ms < 1000 ? `${ms} ms` : seconds(ms));
 function stepWords(step) {
   switch (step.step) {
     case "waking": return `waking: ${step.phase}`;
+    case "step": return `step ${step.name}: ${step.outcome.replace("_", " ")}`;
     case "attempt":
       return `attempt ${step.attempt}: ${step.outcome ?? "running"}`
         + (step.resumed_from ? `, goes on after ${step.resumed_from} tokens` : "");

@@ -236,6 +236,7 @@ def _new_job(
         metadata=options.metadata,
         options_sha=options.sha if options.idempotency_key else "",
         turn=options.turn,
+        skip_steps=options.skip_steps,
     )
 
 

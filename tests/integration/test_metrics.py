@@ -9,11 +9,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.stack import LocalStack
+from tests.integration.stack import MODEL, LocalStack
 
 pytestmark = pytest.mark.timeout(60)
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
-PARTS = ("api", "broker", "activator", "predictor")
+PARTS = ("api", "broker", "activator", "predictor", "steps")
 UNITS = ("_seconds", "_total", "_bytes", "_per_minute")
 COUNTS = {
     # Gauges that count things carry the thing's name.
@@ -25,6 +25,7 @@ COUNTS = {
     "torpor_deliveries_in_flight",
     "torpor_predictor_in_flight",
     "torpor_activator_requests",
+    "torpor_step_runs_in_flight",
     "torpor_store_keys",
     "torpor_store_up",
     "torpor_engine_up",
@@ -39,16 +40,25 @@ COUNTS = {
 def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, set[str]]]]:
     """Family names and their labels, by part, of a stack that has done one job."""
     env = {"TORPOR_GPU_PRICE_PER_HOUR": "3.6"}
-    stack = LocalStack(tmp_path_factory.mktemp("metrics"), "--window", "60s", env=env).start()
+    folder = tmp_path_factory.mktemp("metrics")
+    plans = folder / "pipelines.yaml"
+    plans.write_text(f"{MODEL}: {{steps: [no-op]}}")
+    flags = ("--window", "60s", "--pipelines", str(plans))
+    stack = LocalStack(folder / "data", *flags, env=env).start()
     try:
         stack.job(stack.submit(max_tokens=5), wait_s=20)
         time.sleep(2.5)  # the api reads the store every two seconds
-        (replica,) = stack.status()["replicas"]["list"]
-        port = replica["id"].rsplit("-", 1)[1]
-        addresses = stack.addresses | {"predictor": f"http://127.0.0.1:{port}"}
+        status = stack.status()
+        (replica,), (steps,) = status["replicas"]["list"], status["steps"]["replicas"]["list"]
+        addresses = stack.addresses | {"predictor": at(replica), "steps": at(steps)}
         yield {part: read(addresses[part]) for part in PARTS}
     finally:
         stack.stop()
+
+
+def at(replica: dict[str, str]) -> str:
+    """Its address: its name has its port."""
+    return f"http://127.0.0.1:{replica['id'].rsplit('-', 1)[1]}"
 
 
 def read(address: str) -> dict[str, set[str]]:

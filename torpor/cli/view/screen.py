@@ -59,6 +59,9 @@ class JobScreen:
                 self.line(data["state"])
             case "waking":
                 self._draw_waking(data)
+            case "step" if data["status"] != "in_progress":
+                took = f" after {data['ms']} ms" if data.get("ms") else ""
+                self.line(f"step {data['name']}: {data['status']}{took}")
             case "attempt":
                 again = " (starts over)" if data.get("is_restart") else ""
                 since = f", goes on after {data['index']} tokens" if data.get("index") else ""

@@ -52,6 +52,8 @@ def _words(step: dict[str, Any]) -> str:
     match step["step"]:
         case "waking":
             return f"waking: {step['phase']}"
+        case "step":
+            return f"step {step['name']}: {step['outcome']}"
         case "attempt":
             since = f", goes on after {step['resumed_from']} tokens" if step["resumed_from"] else ""
             return f"attempt {step['attempt']}: {step['outcome'] or 'running'}{since}"
