@@ -167,8 +167,9 @@ def attributes_of(value: Any, where: str = "attributes") -> dict[str, str | floa
     if not isinstance(value, Mapping) or len(value) > 16:
         raise BadRequest(f"{where} must be an object of at most 16 values", where)
     for name, each in value.items():
-        if len(name) > 64 or "\x00" in name:
-            raise BadRequest(f"{where}: a name may have 64 characters", where)
+        if len(name) > 64 or name.startswith("torpor."):
+            message = f"{where}: a name may have 64 characters, and not begin with torpor."
+            raise BadRequest(message, where)
         if not isinstance(each, str | int | float | bool):
             message = f"{where}.{name} must be a text, a number or a boolean"
             raise BadRequest(message, f"{where}.{name}")

@@ -150,6 +150,7 @@ class VectorStoreFile:
     status: FileStatus = FileStatus.IN_PROGRESS
     error: FileError | None = None
     usage_bytes: int = 0
+    chunks: int = 0
     attempts: int = 0
     settings_json: bytes = b""  #: as it stands in the record
 
@@ -219,6 +220,7 @@ def parse_file(store_id: str, file_id: str, raw: Mapping[bytes, bytes]) -> Vecto
         status=known_value(FileStatus, raw[b"status"].decode()),
         error=FileError(**known_fields(FileError, orjson.loads(error))) if error else None,
         usage_bytes=int(raw.get(b"usage_bytes", 0)),
+        chunks=int(raw.get(b"chunks", 0)),
         attempts=int(raw.get(b"attempts", 0)),
         settings_json=raw[b"settings"],
     )

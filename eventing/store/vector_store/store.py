@@ -179,11 +179,13 @@ class VectorStores:
         found = await self.read([member.decode() for member in members])
         return [store for store in found if store.tenant == tenant]
 
-    async def begin(self, note: Note, generation: str) -> int:
-        """Begin a try to index a file; gives its number, 0 when there is nothing to do."""
+    async def begin(self, note: Note, generation: str, *, count: int = 1) -> int:
+        """Begin a try to index a file; gives its number, 0 when there is nothing to do. A `count` of -1 takes back
+        one that could not be made.
+        """
         where = [keys.vector_store(note.store_id, "file:") + note.file_id]
         async with failures_named():
-            return int(await run(self._redis, "vector_file_begin", where, [generation]))
+            return int(await run(self._redis, "vector_file_begin", where, [generation, count]))
 
     async def end(
         self,
@@ -192,12 +194,13 @@ class VectorStores:
         status: FileStatus,
         *,
         usage_bytes: int = 0,
+        chunks: int = 0,
         error: FileError | None = None,
     ) -> bool:
         """End the indexing of a file; False when it was removed, added again or had ended."""
         text = orjson.dumps({"code": error.code, "message": error.message}) if error else b""
         args: list[Argument] = [generation, str(status), text, usage_bytes]
-        args += [note.to_member(), keys.VECTORS]
+        args += [note.to_member(), keys.VECTORS, chunks]
         async with failures_named():
             return bool(await run(self._redis, "vector_file_end", _file_keys(note), args))
 
