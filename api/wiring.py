@@ -43,6 +43,7 @@ from api.routes import (
     stored_completions,
     usage,
     vector_store_files,
+    vector_store_search,
     vector_stores,
     webhooks,
 )
@@ -305,6 +306,9 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
         batches=parts.batches.batches, files=parts.batches.files, clock=parts.clock
     )
     conversation_deps = conversations.ConversationDeps(conversations=submission.conversations)
+    search_deps = vector_store_search.SearchDeps(
+        stores=parts.vector_stores.stores, submission=submission, held=held, clock=parts.clock
+    )
     webhook_deps = webhooks.WebhookDeps(webhooks=parts.webhooks, allowed=submission.webhook_allow)
     return [
         openai.routes.router(access, openai_deps),
@@ -317,6 +321,7 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
         batches.routes.router(access, batch_deps),
         vector_stores.routes.router(access, parts.vector_stores),
         vector_store_files.routes.router(access, parts.vector_stores),
+        vector_store_search.routes.router(access, search_deps),
         webhooks.routes.router(access, webhook_deps),
     ]
 

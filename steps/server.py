@@ -39,10 +39,12 @@ from eventing.store.steps.redis_steps import RedisStepStore
 from eventing.telemetry import trace
 from eventing.telemetry.log import log_context
 from eventing.telemetry.span import followable
+from steps.embedding.embedder import open_embedder
 from steps.handler import Handler
+from steps.index.embedded import EmbeddedIndex
 from steps.runner import Runner, RunnerDeps
 from steps.settings import StepsSettings
-from steps.table import Parts, handlers
+from steps.table import EventHandler, Parts, event_handlers, handlers
 
 _log = structlog.get_logger()
 Table = Callable[[Parts], Mapping[str, Handler]]
@@ -62,7 +64,16 @@ class StepServer:
         self._store = RedisStepStore(self._redis, settings.lease)
         self._route = make_route(settings, self._redis)
         clock = SystemClock()
-        parts = Parts(settings=settings, redis=self._redis, store=self._store, clock=clock)
+        self._embedder, self._index = open_embedder(settings), EmbeddedIndex(self._redis)
+        parts = Parts(
+            settings=settings,
+            redis=self._redis,
+            store=self._store,
+            clock=clock,
+            embedder=self._embedder,
+            index=self._index,
+        )
+        self._event_handlers: Mapping[str, EventHandler] = event_handlers(parts)
         self.runner = Runner(
             RunnerDeps(
                 store=self._store,
@@ -97,6 +108,8 @@ class StepServer:
 
     async def close(self) -> None:
         await self._route.close()
+        await self._embedder.aclose()
+        self._index.close()
         await self._redis.aclose()
 
     async def _readiness(self, _: Request) -> Response:
@@ -119,6 +132,8 @@ class StepServer:
                 log_context(request_id.context_fields(event.extensions)),
                 trace.span("receive", parent=parent),
             ):
+                if handler := self._event_handlers.get(event.type):
+                    return _answer(await handler(event))
                 await self._handle(event)
                 return await self._reply(request, event)
         except TorporError as error:
@@ -140,8 +155,15 @@ class StepServer:
         if job is None or not job.state.is_terminal:
             return Response(status_code=200)
         whole = await self._store.get(job.id)
-        headers, body = build_binary(result_event(whole or job))
-        return Response(body, headers=headers)
+        return _answer(result_event(whole or job))
+
+
+def _answer(reply: Event | None) -> Response:
+    """200, with an event or without."""
+    if reply is None:
+        return Response(status_code=200)
+    headers, body = build_binary(reply)
+    return Response(body, headers=headers)
 
 
 def _problem(error: TorporError) -> Response:

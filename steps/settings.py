@@ -8,9 +8,10 @@ from pydantic import Field, SecretStr
 
 from eventing.process.setting import FilesUrl, LogLevel, RedisUrl, Token
 from eventing.settings import BrokerClientSettings
+from steps.embedding.settings import EmbeddingSettings
 
 
-class StepsSettings(BrokerClientSettings):
+class StepsSettings(BrokerClientSettings, EmbeddingSettings):
     """One steps process. Every field is a variable: `steps_port` is `TORPOR_STEPS_PORT`."""
 
     steps_host: str = "127.0.0.1"

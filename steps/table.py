@@ -4,15 +4,32 @@ Called by `steps.server`. A handler is made at start and should be cheap to make
 index) it loads at its first call.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from eventing.clock import Clock
+from eventing.cloudevent.event import Event
 from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.store.file_store import FileStore
+from eventing.store.objects.object_store import ObjectStore
 from eventing.store.steps.redis_steps import RedisStepStore
+from eventing.store.vector_store.note import WORK_TYPES
+from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
+from eventing.store.vector_store.store import VectorStores
+from eventing.store.vector_store.text_object import FOLDER as TEXTS
+from steps.embedding.embedder import Embedder
 from steps.handler import Handler
+from steps.index.index import Index
 from steps.no_op import no_op
+from steps.retrieval.events import VectorStoreEvents
+from steps.retrieval.ingest import IngestDeps, Ingester
+from steps.retrieval.search import SearchDeps, VectorSearch
+from steps.retrieval.steps import RetrieveStep, SearchStep
+from steps.retrieval.tokens import word_pieces
 from steps.settings import StepsSettings
+
+EventHandler = Callable[[Event], Awaitable[Event | None]]
+"""Handles an event that is no step of a job; gives the event that replies to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +40,38 @@ class Parts:
     redis: SharedRedis
     store: RedisStepStore
     clock: Clock
+    embedder: Embedder
+    index: Index
 
 
 def handlers(parts: Parts) -> Mapping[str, Handler]:
     """The handler of each step, by its name in `pipelines.yaml`."""
-    del parts  # the first step needs none of them
+    search = VectorSearch(
+        SearchDeps(
+            stores=VectorStores(parts.redis),
+            index=parts.index,
+            embedder=parts.embedder,
+            clock=parts.clock,
+        )
+    )
     return {
         "no-op": no_op,
+        SEARCH_STEP: SearchStep(search),
+        RETRIEVE_STEP: RetrieveStep(search),
     }
+
+
+def event_handlers(parts: Parts) -> Mapping[str, EventHandler]:
+    """The handler of each type of event that is no step of a job."""
+    url = parts.settings.files_url
+    ingester = Ingester(
+        IngestDeps(
+            stores=VectorStores(parts.redis),
+            files=FileStore(url),
+            texts=ObjectStore(f"{url.rstrip('/')}/{TEXTS}"),
+            index=parts.index,
+            embedder=parts.embedder,
+            tokenize=word_pieces,
+        )
+    )
+    return dict.fromkeys(WORK_TYPES, VectorStoreEvents(ingester))

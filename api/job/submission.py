@@ -49,7 +49,7 @@ from eventing.job.job import (
     new_job_id,
     parse_request,
 )
-from eventing.job.plan import MOST_STEPS
+from eventing.job.plan import MOST_STEPS, PlannedStep
 from eventing.job.store import ConversationTurn, NewJob
 from eventing.process.egress import AllowList, check_url
 from eventing.store.conversation.store import Conversations
@@ -164,7 +164,8 @@ async def submit_new(
 async def _submit_new(
     deps: SubmitDeps, principal: Principal, new: NewJob, key: str
 ) -> tuple[Job, bool]:
-    await deps.catalog.check(new.request)
+    if new.request.url in RUNNABLE_URLS:  # any other is answered by a step, and needs no model
+        await deps.catalog.check(new.request)
     if url := new.metadata.get(JOB_WEBHOOK):
         check_url(url, deps.webhook_allow, WEBHOOK_URL)
     deadline_s = deps.clock.monotonic_s() + deps.submit_timeout_s
@@ -238,6 +239,17 @@ def _new_job(
         turn=options.turn,
         skip_steps=options.skip_steps,
     )
+
+
+def step_job(
+    deps: SubmitDeps,
+    principal: Principal,
+    request: JobRequest,
+    options: SubmitOptions,
+    step: PlannedStep,
+) -> NewJob:
+    """A job that a step answers, without a predictor."""
+    return replace(_new_job(deps, principal, request, options), own_steps=(step,))
 
 
 def keyed_job_id(tenant: str, key: str) -> JobId:

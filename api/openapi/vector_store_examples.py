@@ -65,6 +65,22 @@ VECTOR_STORE_EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
         "status": "completed",
         "file_counts": _COUNTS,
     },
+    "VectorStoreSearchRequest": {"query": "How long is leave?", "max_num_results": 3},
+    "SearchResults": {
+        "object": "vector_store.search_results.page",
+        "search_query": ["How long is leave?"],
+        "data": [
+            {
+                "file_id": _FILE_ID,
+                "filename": "handbook.md",
+                "score": 1.0,
+                "attributes": {"language": "en"},
+                "content": [{"type": "text", "text": "Leave is 30 days a year."}],
+            }
+        ],
+        "has_more": False,
+        "next_page": None,
+    },
     "FileContent": {
         "object": "vector_store.file_content.page",
         "data": [{"type": "text", "text": "Leave is 30 days a year."}],

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from api.job.submission import METADATA, check_metadata
 from eventing.errors import BadRequest, InvalidJob
+from eventing.store.vector_store.query import parse_query
 from eventing.store.vector_store.record import Chunking, FileSettings, StoreSettings, is_file_id
 
 MOST_OF_BATCH: Final = 2000
@@ -234,3 +235,49 @@ def _days(value: Any) -> int:
     if not isinstance(value, Mapping) or value.get("anchor") != "last_active_at":
         raise BadRequest(f"{name}.anchor must be last_active_at", f"{name}.anchor")
     return _whole(value, "days", name, range(1, _LONGEST_DAYS + 1))
+
+
+_WEIGHT: Final = {"type": "number", "minimum": 0}
+SEARCH_SCHEMA: Final = {
+    "type": "object",
+    "required": ["query"],
+    "properties": {
+        "query": {
+            "anyOf": [
+                {"type": "string", "minLength": 1, "maxLength": 4096},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 10},
+            ]
+        },
+        "max_num_results": {"type": "integer", "minimum": 1, "maximum": 50, "default": 10},
+        "filters": {
+            "type": ["object", "null"],
+            "description": "a comparison `{type, key, value}`, or `{type: and | or, filters}`",
+        },
+        "ranking_options": {
+            "type": ["object", "null"],
+            "properties": {
+                "ranker": {"enum": ["auto", "default-2024-11-15", "none"]},
+                "score_threshold": {"type": "number", "minimum": 0, "maximum": 1},
+                "hybrid_search": {
+                    "type": "object",
+                    "properties": {"embedding_weight": _WEIGHT, "text_weight": _WEIGHT},
+                },
+            },
+        },
+        "rewrite_query": {
+            "type": ["boolean", "null"],
+            "description": "accepted; the query is searched for as it is",
+        },
+    },
+}
+_SEARCHED: Final = ("query", "max_num_results", "filters", "ranking_options")
+
+
+def search_body(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of the job that searches."""
+    rewrite = body.get("rewrite_query")
+    if rewrite is not None and not isinstance(rewrite, bool):
+        raise BadRequest("rewrite_query must be true or false", "rewrite_query")
+    asked = {name: body[name] for name in _SEARCHED if body.get(name) is not None}
+    parse_query(asked.get("query"), asked)
+    return asked

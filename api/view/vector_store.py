@@ -134,6 +134,28 @@ class FileContent(TypedDict):
     next_page: str | None
 
 
+class SearchResult(TypedDict):
+    """A passage."""
+
+    file_id: str
+    filename: str
+    score: float
+    attributes: Mapping[str, str | float | bool]
+    content: list[TextContent]
+
+
+@described
+class SearchResults(TypedDict):
+    """Passages, best first."""
+
+    object: Literal["vector_store.search_results.page"]
+    search_query: list[str]
+    data: list[SearchResult]
+    has_more: bool
+    """Always false: ask for more with `max_num_results`"""
+    next_page: str | None
+
+
 def store_view(store: VectorStore, now_s: int) -> VectorStoreView:
     """What the caller is shown of a vector store."""
     settings = store.settings

@@ -12,7 +12,7 @@ from eventing.clock import Clock, SystemClock
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import planned_event, request_event
 from eventing.job.job import Job, JobId, JobRequest
-from eventing.job.plan import NO_PIPELINES, Pipelines, plan_for
+from eventing.job.plan import NO_PIPELINES, Pipelines, Plan, plan_for
 from eventing.job.store import JobIntake, NewJob, Publication
 from eventing.store.job_record import fresh
 from eventing.telemetry import trace
@@ -53,6 +53,8 @@ class Intake:
         """
         if new.plan is None:
             plan = plan_for(self._pipelines, new.request.model, new.skip_steps)
+            for step in new.own_steps:
+                plan = (plan or Plan(steps=())).with_step(step)
             new = replace(new, plan=plan)
         # An event of ours carries this host's time; the record's is not known yet.
         made = planned_event(event, new.plan) if event else None

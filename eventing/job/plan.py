@@ -109,6 +109,15 @@ class Plan:
                 raise InvalidJob(f"skip_steps: {name!r:.60} can not be left out", "skip_steps")
         return Plan(steps=tuple(step for step in self.steps if step.name not in names))
 
+    def with_step(self, own: PlannedStep) -> "Plan":
+        """The plan with a step that a request asks for, at its place in `STEP_ORDER`; in place of a planned one of
+        that name.
+        """
+        others = [step for step in self.steps if step.name != own.name]
+        before = STEP_ORDER[: STEP_ORDER.index(own.name)] if own.name in STEP_ORDER else ()
+        place = max((n + 1 for n, step in enumerate(others) if step.name in before), default=0)
+        return Plan(steps=(*others[:place], own, *others[place:]))
+
     def to_json(self) -> bytes:
         return orjson.dumps({"version": self.version, "steps": [s.to_dict() for s in self.steps]})
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from eventing.job.cache import CacheAsk
 from eventing.job.job import DEFAULT_TENANT, Job, JobError, JobId, JobRequest, JobState, Lane
-from eventing.job.plan import Plan, StepStatus
+from eventing.job.plan import Plan, PlannedStep, StepStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,7 @@ class NewJob:
     cache: CacheAsk | None = None  #: what is asked of the exact cache; None for nothing
     plan: Plan | None = None
     skip_steps: tuple[str, ...] = ()  #: steps that its caller wants left out
+    own_steps: tuple[PlannedStep, ...] = ()  #: steps that its request asks for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import structlog
 
 from eventing.errors import NotFound, Unavailable
 from eventing.store.file_store import FileStore
-from eventing.store.object_store import ObjectStore
+from eventing.store.objects.object_store import ObjectStore
 from eventing.store.vector_store.note import Note
 from eventing.store.vector_store.record import (
     FileError,
@@ -60,6 +60,8 @@ class Ingester:
     def __init__(self, deps: IngestDeps) -> None:
         self._deps = deps
         self._running: dict[Note, asyncio.Task[FileStatus | None]] = {}
+        # One file at a time: they share the embedder, and a file that kills the process costs no other one a try.
+        self._one_file = asyncio.Lock()
 
     async def handle(self, note: Note) -> FileStatus | None:
         """Do what the note's record says; gives the status of a file that this call ended. Raises `Unavailable`;
@@ -81,7 +83,8 @@ class Ingester:
             return None
         found = await deps.stores.files(note.store_id, [note.file_id])
         if found and found[0].status is FileStatus.IN_PROGRESS:
-            return await self._index(note, found[0])
+            async with self._one_file:
+                return await self._index(note, found[0])
         if found and found[0].status is FileStatus.COMPLETED:
             await self._follow(note, found[0])
             return None

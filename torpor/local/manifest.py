@@ -11,6 +11,8 @@ from eventing.broker.trigger import PARALLELISM
 from eventing.cloudevent.job_event import PLANNED, PREPARED, REQUESTED
 from eventing.job.plan import NO_PIPELINES, Pipelines
 from eventing.redis import keys
+from eventing.store.vector_store.note import WORK_TYPES
+from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
 from torpor.local.settings import StackSettings
 
 STRAYS: Final = "strays"
@@ -30,10 +32,12 @@ def triggers(
 ) -> list[Manifest]:
     """Requests for a model go to its activator, those for an unknown model to the api. Results are not delivered:
     the predictor has ended the job in the store, where the api reads its end. Where a model has a plan, the
-    activator gets what is prepared, and requests go to the steps; each step has a queue of its own.
+    activator gets what is prepared, and requests go to the steps; each step has a queue of its own. Searches of
+    vector stores, and calls that ask for one, need no plan.
     """
     unknown = [{"not": {"exact": {"model": model}}} for model in {**models, **pipelines}]
-    steps = {step.name: None for plan in pipelines.values() for step in plan.steps}
+    planned = {step.name: None for plan in pipelines.values() for step in plan.steps}
+    steps = {**dict.fromkeys((SEARCH_STEP, RETRIEVE_STEP)), **planned} if steps_url else planned
     return [
         *(
             _requests(settings, name, activator_url(name), is_prepared=name in pipelines)
@@ -41,6 +45,7 @@ def triggers(
         ),
         *(_plans(name, steps_url) for name in pipelines),
         *(_step(name, steps_url) for name in steps),
+        *([_vector_stores(steps_url)] if steps_url else []),
         _trigger(
             STRAYS,
             filters=[{"exact": {"type": REQUESTED}}, *unknown],
@@ -58,9 +63,10 @@ def _requests(
     # At least one retry each 15 s for twice the longest job: a job that runs in another predictor
     # is never given up.
     patient = _delivery(retry=2 * longest_s // 15 + 10, backoff_s=1, timeout_s=longest_s)
+    types = [PREPARED] if is_prepared else [REQUESTED, PREPARED]
     return _trigger(
         requests_queue(model),
-        filters=[{"exact": {"type": PREPARED if is_prepared else REQUESTED, "model": model}}],
+        filters=[_any_type(*types), {"exact": {"model": model}}],
         subscriber=activator_url,
         delivery=patient,
         parallelism=settings.max_replicas * settings.container_concurrency,
@@ -87,6 +93,21 @@ def _step(name: str, steps_url: str) -> Manifest:
         delivery=_delivery(retry=STEP_RETRY, backoff_s=0.5, timeout_s=STEP_TIMEOUT_S),
         parallelism=STEP_PARALLELISM,
     )
+
+
+def _vector_stores(steps_url: str) -> Manifest:
+    """Files to be indexed. A large one takes minutes; how often one is tried is the record's affair."""
+    return _trigger(
+        "vector-stores",
+        filters=[_any_type(*WORK_TYPES)],
+        subscriber=steps_url,
+        delivery=_delivery(retry=20, backoff_s=1, timeout_s=1800),
+        parallelism=4,
+    )
+
+
+def _any_type(*types: str) -> Manifest:
+    return {"any": [{"exact": {"type": each}} for each in types]}
 
 
 def requests_queue(model: str) -> str:

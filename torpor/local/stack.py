@@ -242,11 +242,8 @@ class Stack:
                 group=group,
             )
             exits.push_async_callback(service.activator.close)
-        if self.settings.plans:
-            self.steps = steps_service(
-                self.settings, view, env=self._base_env, lost=lost, group=group
-            )
-            exits.push_async_callback(self.steps.activator.close)
+        self.steps = steps_service(self.settings, view, env=self._base_env, lost=lost, group=group)
+        exits.push_async_callback(self.steps.activator.close)
         app = status_app(self.addresses, self.services, view, self.steps)
         serving = listen(app, host="127.0.0.1", port=port, stopping=self._drained, grace_s=1)
         group.create_task(serving)

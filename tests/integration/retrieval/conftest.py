@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 
 from eventing.store.file_store import FileStore, new_file_id
-from eventing.store.object_store import ObjectStore
+from eventing.store.objects.object_store import ObjectStore
 from eventing.store.vector_store.note import Note
 from eventing.store.vector_store.record import FileSettings, StoreSettings, VectorStore
 from eventing.store.vector_store.store import VectorStores

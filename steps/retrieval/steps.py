@@ -1,0 +1,125 @@
+"""The two steps of retrieval: `search` answers a search of vector stores, `retrieve` puts passages into a prompt.
+
+Called by the steps process. Tools are never changed by what was found, and nothing of it becomes a system message.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from eventing.errors import BadRequest, NotFound
+from eventing.job.job import JobError
+from eventing.job.passage import Passage, last_user, text_of, with_passages
+from eventing.store.vector_store.query import MOST_STORES, VectorQuery, parse_query
+from steps.handler import Answer, Continue, Refuse, Skip, StepCall, StepOutcome
+from steps.index.filter import parse_filter
+from steps.index.index import ModelMismatch
+from steps.retrieval.search import VectorSearch
+
+_RESULTS: Final = 5
+_CONTEXT_CHARACTERS: Final = 12_000
+_QUESTION_CHARACTERS: Final = 2000
+
+
+class SearchStep:
+    """Answers a job whose request is a search."""
+
+    def __init__(self, search: VectorSearch) -> None:
+        self._search = search
+
+    async def __call__(self, call: StepCall) -> StepOutcome:
+        body = call.request.body
+        try:
+            query = _query(body.get("query"), body)
+            stores = _store_ids(body)
+            found = await self._search.search(call.job.tenant, stores, query)
+        except (BadRequest, NotFound, ModelMismatch) as error:
+            return Refuse(error=_error(error))
+        page = {
+            "object": "vector_store.search_results.page",
+            "search_query": list(query.texts),
+            "data": [_result(each) for each in found],
+            "has_more": False,
+            "next_page": None,
+        }
+        return Answer(result=page, detail={"found": len(found)})
+
+
+class RetrieveStep:
+    """Puts passages that fit the last user message before it."""
+
+    def __init__(self, search: VectorSearch) -> None:
+        self._search = search
+
+    async def __call__(self, call: StepCall) -> StepOutcome:
+        messages, settings = call.request.body.get("messages"), call.settings
+        place = last_user(messages) if isinstance(messages, list) else None
+        if not isinstance(messages, list) or place is None:
+            return Skip(reason="no user message")
+        question = text_of(messages[place]).strip()[-_QUESTION_CHARACTERS:]
+        if not question:
+            return Skip(reason="the user message has no text")
+        try:
+            query = _query(question, {"max_num_results": _RESULTS, **settings})
+            found = await self._search.search(call.job.tenant, _store_ids(settings), query)
+        except (BadRequest, NotFound, ModelMismatch) as error:
+            return Refuse(error=_error(error))
+        passages = _fitting(found, int(settings.get("context_characters", _CONTEXT_CHARACTERS)))
+        fence = secrets.token_hex(8)
+        detail: dict[str, Any] = {"found": len(passages), "queries": [question[:200]]}
+        if not passages:
+            return Continue(detail={**detail, "sources": []})
+        detail |= {"fence": fence, "sources": [_source(each) for each in passages]}
+        hosts = [str(host).lower() for host in settings.get("allowed_hosts", ())]
+        changed = with_passages(messages, passages, fence, hosts=hosts)
+        body = {**call.request.body, "messages": changed}
+        return Continue(request=replace(call.request, body=body), detail=detail)
+
+
+def _query(texts: Any, options: Mapping[str, Any]) -> VectorQuery:
+    query = parse_query(texts, options)
+    parse_filter(query.filters)
+    return query
+
+
+def _store_ids(owner: Mapping[str, Any]) -> Sequence[str]:
+    ids = owner.get("vector_store_ids")
+    if not isinstance(ids, Sequence) or isinstance(ids, str) or not 1 <= len(ids) <= MOST_STORES:
+        message = f"vector_store_ids must name 1 to {MOST_STORES} vector stores"
+        raise BadRequest(message, "vector_store_ids")
+    return [str(each) for each in ids]
+
+
+def _fitting(found: Sequence[Passage], characters: int) -> list[Passage]:
+    """The best passages that fit; the first one is cut rather than left out."""
+    kept: list[Passage] = []
+    for passage in found:
+        left = characters - sum(len(each.text) for each in kept)
+        if len(passage.text) > left:
+            return kept or [replace(passage, text=passage.text[:characters])]
+        kept.append(passage)
+    return kept
+
+
+def _result(passage: Passage) -> dict[str, Any]:
+    return {
+        "file_id": passage.file_id,
+        "filename": passage.filename,
+        "score": passage.score,
+        "attributes": dict(passage.attributes or {}),
+        "content": [{"type": "text", "text": passage.text}],
+    }
+
+
+def _source(passage: Passage) -> dict[str, Any]:
+    return {
+        "file_id": passage.file_id,
+        "filename": passage.filename[:200],
+        "score": passage.score,
+    }
+
+
+def _error(error: BadRequest | NotFound | ModelMismatch) -> JobError:
+    field = error.field if isinstance(error, BadRequest) else ""
+    return JobError(code=error.code, message=error.message, field=field or "vector_store_ids")
