@@ -1,0 +1,60 @@
+"""Vector stores in a whole stack, from zero: the official client, the packaged embedder, the seeded engine."""
+
+from collections.abc import Iterator
+
+import pytest
+from openai import OpenAI
+
+from tests.integration.stack import LocalStack
+
+pytestmark = pytest.mark.timeout(120)  # cold starts of the steps and of a predictor
+
+HANDBOOK = """# Handbook
+
+## Leave
+Every employee has thirty days of paid leave a year.
+
+## Expenses
+Train tickets are refunded in second class, within two weeks.
+"""
+ASTRONOMY = """# Astronomy
+
+Saturn's rings are made of ice and rock, and are at most a kilometre thick.
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    made = LocalStack(tmp_path_factory.mktemp("vectors") / "data").start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def client(stack: LocalStack) -> Iterator[OpenAI]:
+    with OpenAI(base_url=stack.addresses["api"] + "/v1", api_key="none", timeout=60) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def store_id(client: OpenAI) -> str:
+    """A vector store with both texts, indexed."""
+    store = client.vector_stores.create(name="library")
+    files = [("handbook.md", HANDBOOK.encode()), ("astronomy.md", ASTRONOMY.encode())]
+    batch = client.vector_stores.file_batches.upload_and_poll(
+        vector_store_id=store.id, files=files, poll_interval_ms=100
+    )
+    assert (batch.status, batch.file_counts.completed) == ("completed", 2)
+    return store.id
+
+
+def test_a_search_finds_the_passage_by_meaning_and_by_word(client: OpenAI, store_id: str) -> None:
+    by_meaning = client.vector_stores.search(
+        store_id, query="How much vacation do I get?", ranking_options={"ranker": "none"}
+    )
+    by_word = client.vector_stores.search(store_id, query="kilometre", max_num_results=1)
+
+    assert by_meaning.data[0].filename == "handbook.md"
+    assert "thirty days" in by_meaning.data[0].content[0].text
+    assert 0 < by_meaning.data[0].score <= 1
+    assert [hit.filename for hit in by_word.data] == ["astronomy.md"]
