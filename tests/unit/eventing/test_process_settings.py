@@ -44,6 +44,8 @@ TEXTS = {
     "oidc_issuer": "example.com",
     "oidc_jwks_url": "ftp://example.com/jwks",
     "delivery_token": "to ken",
+    "embedding_url": "ftp://example.com",
+    "embedding_token": "to ken",
     "ingress_token": "tøken",
     "direct_token": "x" * 5000,
     "log_level": "steam",
@@ -56,6 +58,7 @@ TEXTS = {
 FREE = {
     "host", "trigger", "oidc_audience", "oidc_tenant_claim", "oidc_scope_claim", "model",
     "model_name", "models_dir", "predictor_host", "grpc_host", "queue", "steps_host",
+    "embedding_model",
 }  # fmt: skip
 """Any text, or what only the network can judge."""
 
