@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         log_config=None,
         ws="websockets-sansio",
         server_header=False,
-        backlog=2048,
+        backlog=4096,
         # Longer than clients and balancers keep a connection (5 to 60 s): one that we close first is
         # reset under the call that they just sent on it.
         timeout_keep_alive=75,

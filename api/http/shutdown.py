@@ -4,6 +4,7 @@ Called by `api.__main__`, which runs the server, and by every handler that waits
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,8 @@ from eventing.errors import Unavailable
 _T = TypeVar("_T")
 _RETRY_AFTER_S = 1.0
 _FAREWELL_S = 1.0
+_ACCEPTED_AT_ONCE = 16
+"""Connections that one iteration of the event loop accepts; uvloop's listeners accept one each."""
 
 
 class ShuttingDown(Unavailable):
@@ -76,11 +79,31 @@ class Shutdown:
 
 
 class ShutdownServer(uvicorn.Server):
-    """uvicorn's server; it sets `Shutdown` before it waits for open calls."""
+    """uvicorn's server; it sets `Shutdown` before it waits for open calls, and accepts many connections at a time, so
+    that a new one (a health check) does not wait for as many iterations of the loop as there are before it.
+    """
 
     def __init__(self, config: uvicorn.Config, shutdown: Shutdown) -> None:
         super().__init__(config)
         self._shutdown = shutdown
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        loop, config = asyncio.get_running_loop(), self.config
+
+        def connection() -> asyncio.Protocol:
+            made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+            return made
+
+        listening = [sock for server in self.servers for sock in server.sockets]
+        for sock in listening:
+            for _ in range(_ACCEPTED_AT_ONCE - 1):
+                again = socket.socket(fileno=os.dup(sock.fileno()))
+                self.servers.append(
+                    await loop.create_server(connection, sock=again, backlog=config.backlog)
+                )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._shutdown.begin()

@@ -1,10 +1,11 @@
-"""The streams that each tenant has open at this process, and whether the key of each is still valid.
+"""The streams that each tenant has open at this process, the rate at which they are opened, and whether the key of
+each is still valid.
 
 Called by `api.routes.route` for every call, and by the handlers of streams. Must not know what is streamed.
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from eventing.errors import Unavailable
 
 _LOOK_EVERY_S: Final = 5.0
 _FULL_S: Final = 5.0
+_OPENED_AT_ONCE: Final = 4
+"""Streams that begin in one iteration of the event loop. Opening one takes about a millisecond, and whatever else
+the process serves waits for it.
+"""
 
 
 class StreamCredentials(Protocol):
@@ -44,6 +49,32 @@ class OpenStreams:
         self._limit = limit
         self._credentials = credentials
         self._open: Counter[str] = Counter()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._begun = 0
+
+    async def turn(self) -> None:
+        """Return when one more stream may be opened: in the order of the calls, so many in each iteration of the event
+        loop, so that other calls are answered while thousands of readers return at once.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._begun:
+            loop.call_soon(self._next_iteration)
+        if self._begun < _OPENED_AT_ONCE:
+            self._begun += 1
+            return
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _next_iteration(self) -> None:
+        self._begun = 0
+        while self._waiting and self._begun < _OPENED_AT_ONCE:
+            turn = self._waiting.popleft()
+            if not turn.done():  # its call was cancelled
+                turn.set_result(None)
+                self._begun += 1
+        if self._begun:
+            asyncio.get_running_loop().call_soon(self._next_iteration)
 
     @contextmanager
     def counted(self, principal: Principal) -> Iterator[None]:

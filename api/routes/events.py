@@ -130,7 +130,7 @@ async def follow_events(call: Call[EventDeps]) -> Response:
     Each is a CloudEvent in structured mode, with its type as the event's name. Starts at the present, or after
     `Last-Event-ID` (or `?after=`; `0-0` for all that are kept). An event can be repeated, with the same `id`.
     """
-    call.hold_stream()
+    await call.hold_stream()
     feed, tenant = call.deps.results, call.principal.tenant
     feed.check_room(tenant)
     request = call.request

@@ -224,7 +224,7 @@ async def follow_job(call: Call[JobDeps]) -> Response:
     `state`, `waking` (without id), `attempt`, `tokens`, and last `result`. `Last-Event-ID` (or `?after=`) resumes a
     stream; after the last event the answer is 204.
     """
-    call.hold_stream()
+    await call.hold_stream()
     text = call.request.headers.get("last-event-id") or call.request.query_params.get("after", "")
     after = parse_cursor(text)
     job = await own_job(

@@ -224,7 +224,7 @@ def _model(card: ModelCard) -> ModelView:
 async def _serve(call: Call[OpenAIDeps], url: str, body: dict[str, Any]) -> Response:
     is_stream = _flag(body, "stream")
     if is_stream:
-        call.hold_stream()
+        await call.hold_stream()
         if body.get("prompt_logprobs"):
             raise InvalidJob("prompt_logprobs cannot be streamed", "body.prompt_logprobs")
     has_usage = _has_usage(body, is_stream=is_stream)

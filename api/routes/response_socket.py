@@ -71,6 +71,7 @@ def router(deps: ResponseSocketDeps) -> APIRouter:
             async with told_refusals(socket):
                 principal = await caller_of(socket, access.authenticator, Scope.JOBS_WRITE)
                 held.enter_context(access.streams.counted(principal))
+                await access.streams.turn()
             held.enter_context(deps.responses.held.shutdown.farewell())
             await socket.accept()
             await _Connection(deps, socket, principal).run()

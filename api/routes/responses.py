@@ -105,7 +105,7 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
         body["background"] = True
     ask = await read_ask(call.deps.submission, call.deps.held.store, call.principal, body)
     if ask.is_stream:
-        call.hold_stream()
+        await call.hold_stream()
     held, is_held = call.deps.held, not (ask.is_stream or ask.is_background)
     job = await job_of_repeat(held, call, body) if is_held else None
     job = job or await submit_response(
@@ -155,7 +155,7 @@ async def retrieve_response(call: Call[ResponseDeps]) -> Response:
             f"This response cannot be streamed because it was not created with {reason}.", "stream"
         )
     last = _STARTING_AFTER.of(query)
-    call.hold_stream()
+    await call.hold_stream()
     return _stream(call, job, record, after=last, gone=None)
 
 

@@ -59,11 +59,12 @@ class Call(Generic[D]):
     deps: D
     held: ExitStack
 
-    def hold_stream(self) -> None:
-        """Count the stream that the response is going to be. Raises `RateLimited` when the tenant has the largest
-        allowed number of open streams.
+    async def hold_stream(self) -> None:
+        """Count the stream that the response is going to be, and wait for its turn. Raises `RateLimited` when the
+        tenant has the largest allowed number of open streams.
         """
         self.held.enter_context(self.streams.counted(self.principal))
+        await self.streams.turn()
 
     async def read(self) -> bytes:
         """The body. Raises `BadRequest` and its subclasses."""

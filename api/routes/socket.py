@@ -64,6 +64,7 @@ async def follow_job_socket(deps: SocketDeps, socket: WebSocket) -> None:
         async with told_refusals(socket):
             principal = await caller_of(socket, deps.authenticator, Scope.JOBS_READ)
             held.enter_context(deps.streams.counted(principal))
+            await deps.streams.turn()
             after = parse_cursor(text)
             job = await own_job(deps.store, principal, socket.path_params["id"], with_result=False)
         await socket.accept()

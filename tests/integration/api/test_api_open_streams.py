@@ -1,18 +1,26 @@
-"""Open streams: the limit for each tenant, and their end when a key is revoked."""
+"""Open streams: the limit for each tenant, how many are opened at a time, and their end when a key is revoked."""
 
 import asyncio
-from contextlib import AsyncExitStack
+import socket
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import uvicorn
+import uvloop
 import websockets
+from fastapi import FastAPI
 from redis.asyncio import Redis
 
+from api.http.protocol import BoundedHttpProtocol
+from api.http.shutdown import Shutdown, ShutdownServer
 from api.limit import open_streams
 from eventing.api_key import RedisKeys
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.api_with_jobs import api_with_jobs, settings_for
-from tests.integration.api.conftest import headers_of
+from tests.integration.api.conftest import Rig, headers_of
+from tests.redis_server import free_port
 
 
 def key_id_of(headers: dict[str, str]) -> str:
@@ -91,3 +99,69 @@ async def _socket(api: Any, path: str, headers: dict[str, str], redis: Redis) ->
         await socket.wait_closed()
         assert socket.close_code == 4401
         return str(socket.close_reason)
+
+
+async def test_a_call_is_answered_while_hundreds_of_streams_wait_to_be_opened(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id, read, begun = await rig.submit(), RedisStore.get, 0
+
+    async def noted(*asked: Any, **how: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        return await read(*asked, **how)
+
+    monkeypatch.setattr(RedisStore, "get", noted)
+    address = urlsplit(rig.url)
+    host = f"host: {address.netloc}"
+    lines = [await asyncio.open_connection(address.hostname, address.port) for _ in range(301)]
+    *streams, call = (writer for _, writer in lines)
+    try:
+        for writer in streams:  # none of these waits, so the server finds them all at once
+            writer.write(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\n{host}\r\n\r\n".encode())
+        call.write(f"GET /healthz HTTP/1.1\r\n{host}\r\n\r\n".encode())
+        assert b"200 OK" in await lines[-1][0].readline()
+        begun_before = begun
+        for reader, _ in lines[:-1]:
+            assert b"200 OK" in await reader.readline()
+    finally:
+        for writer in (*streams, call):
+            writer.transport.abort()
+
+    assert begun_before < 40
+
+
+def test_connections_are_accepted_many_at_a_time() -> None:
+    """A health check is a new connection, and stands behind all that came before it."""
+    accepted: list[int] = []
+
+    class Noting(BoundedHttpProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            accepted.append(iterations)
+            super().connection_made(transport)
+
+    iterations = 0
+
+    def count() -> None:
+        nonlocal iterations
+        iterations += 1
+        asyncio.get_running_loop().call_soon(count)
+
+    async def serve() -> None:
+        port = free_port()
+        config = uvicorn.Config(FastAPI(), port=port, http=Noting, log_config=None, lifespan="off")
+        server = ShutdownServer(config, Shutdown())
+        with ExitStack() as clients:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(server.serve())
+                while not server.started:
+                    await asyncio.sleep(0.01)
+                for _ in range(160):  # in the kernel's queue while the loop does something else
+                    clients.enter_context(socket.create_connection(("127.0.0.1", port)))
+                count()
+                while len(accepted) < 160:
+                    await asyncio.sleep(0)
+                server.should_exit = True
+
+    uvloop.run(serve())
+    assert accepted[-1] - accepted[0] < 40
