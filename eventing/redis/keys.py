@@ -167,3 +167,13 @@ def queue(name: str, part: str) -> str:
 def replicas(model: str) -> str:
     """Hash of the starting and ready replicas of a model (replica id to its phase)."""
     return f"{PREFIX}:replicas:{escape(model)}"
+
+
+def provider(digest: str) -> str:
+    """Hash of a provider's rate limits and circuit breaker (`predictor.engine.upstream.provider`)."""
+    return f"{PREFIX}:{{provider:{digest}}}"
+
+
+def provider_answers(digest: str) -> str:
+    """List of the lengths of a provider's newest answers."""
+    return f"{PREFIX}:{{provider:{digest}}}:answers"

@@ -4,6 +4,7 @@ Called by everything that changes Redis with more than one command. Each script 
 `eventing/redis/scripts` whose head lists its keys, arguments and replies.
 """
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha1
@@ -15,7 +16,8 @@ from redis.exceptions import NoScriptError
 
 from eventing.redis.multiplexed_connection import Command, SharedRedis
 
-_USES_LIB: Final = "-- USES _lib\n"
+_USES: Final = re.compile(r"^-- USES (.+)$", re.MULTILINE)
+"""The line that names what a script shares with others: `_lib`, and `_provider` for those of a provider."""
 
 Argument = str | bytes | int
 Call = tuple[str, Sequence[str], Sequence[Argument]]
@@ -24,9 +26,11 @@ Call = tuple[str, Sequence[str], Sequence[Argument]]
 
 @cache
 def source(name: str) -> str:
-    """The text of the script `name`, after the shared code if it asks for it."""
+    """The text of the script `name`, after the shared code that it asks for."""
     text = _read(name)
-    return _read("_lib") + text if _USES_LIB in text else text
+    used = _USES.search(text)
+    shared = used[1].split() if used else []
+    return "".join(_read(each) for each in [*shared, name])
 
 
 def _read(name: str) -> str:
