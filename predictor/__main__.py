@@ -123,19 +123,26 @@ def _build_engine(
             return engine, lambda: None
         case EngineKind.UPSTREAM:
             from predictor.engine.upstream.engine import UpstreamEngine, UpstreamSettings
+            from predictor.engine.upstream.provider import shared_state
+            from predictor.engine.upstream.target import Endpoint
 
-            upstream = UpstreamSettings(
+            first = Endpoint(
                 url=settings.upstream_url,
-                model_name=settings.served_name,
-                upstream_model=settings.upstream_model or settings.served_name,
+                model=settings.upstream_model or settings.served_name,
                 key_file=settings.upstream_key_file,
+            )
+            others = (Endpoint(**dict(each)) for each in settings.upstream_fallbacks)
+            upstream = UpstreamSettings(
+                model_name=settings.served_name,
+                endpoints=(first, *others),
                 tenants=frozenset(settings.upstream_tenants),
                 allowed=allow_list(settings.upstream_allow),
                 max_concurrency=settings.upstream_max_concurrency,
                 max_model_len=settings.upstream_context_tokens,
                 stall_s=settings.stall_s,
             )
-            return UpstreamEngine(upstream), lambda: None
+            url = settings.redis_url.get_secret_value()
+            return UpstreamEngine(upstream, shared_state(url, settings.store_wait_s)), lambda: None
         case EngineKind.VLLM:
             from predictor.engine.vllm.engine import VllmEngine, VllmSettings
             from predictor.model_files.weights import PACKAGED, ensure_model

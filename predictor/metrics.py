@@ -53,6 +53,14 @@ FLUSH: Final = Histogram(
     "torpor_checkpoint_seconds", "How long one write of tokens took.", buckets=_SECONDS
 )
 ENGINE_UP: Final = Gauge("torpor_engine_up", "1 while the engine can serve.")
+UPSTREAM_CALLS: Final = Counter(
+    "torpor_upstream_calls_total", "Calls to providers, by how they went.", ["result"]
+)
+UPSTREAM_DENIED: Final = Counter(
+    "torpor_upstream_denied_total",
+    "Calls that were not sent to a provider: its limit is used up, or its breaker open.",
+    ["reason"],
+)
 
 _KEPT: Final = {
     "output_tokens": TOKENS_MADE,

@@ -9,10 +9,10 @@ import socket
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from eventing.process.egress import allow_list
-from eventing.process.setting import LogLevel, OptionalHttpUrl, RedisUrl, Token
+from eventing.process.setting import HttpUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token
 from eventing.settings import StoreSettings
 
 
@@ -22,6 +22,16 @@ class EngineKind(StrEnum):
     VLLM = "vllm"  #: vLLM
     UPSTREAM = "upstream"  #: an OpenAI-compatible endpoint of a provider
     SEEDED = "seeded"  #: tokens from a seed, for tests
+
+
+class UpstreamFallback(BaseModel):
+    """A provider's model that stands in for the first one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: HttpUrl
+    model: str = Field(min_length=1)
+    key_file: Path | None = None
 
 
 def _default_replica_id() -> str:
@@ -87,6 +97,10 @@ class PredictorSettings(StoreSettings):
     """The model's name at the provider; empty uses `model_name`."""
     upstream_key_file: Path | None = None
     """File with the provider's key, read for each call."""
+    upstream_fallbacks: tuple[UpstreamFallback, ...] = ()
+    """JSON list of endpoints that are asked, in order, while the first one's breaker is open or when it failed before
+    it showed anything: `[{"url": "https://HOST/v1", "model": "NAME", "key_file": "PATH"}]`.
+    """
     upstream_tenants: tuple[str, ...] = ()
     """Tenants whose data may leave the cluster to the provider, a JSON list; `["*"]` for all, also for direct
     calls. Empty: none, and the engine does not start.

@@ -377,6 +377,8 @@ def _request(job: Job, attempt: int) -> EngineRequest:
         job.request.body,
         tenant=job.tenant,
         idempotency_key=job.id,
+        lane=job.lane,
+        is_retry=attempt > 1,
     )
 
 

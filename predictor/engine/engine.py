@@ -53,6 +53,8 @@ class EngineRequest:
     wants_chunks: bool = True  #: False when only the whole body is needed
     tenant: str = ""  #: whose data it is; empty for a direct call
     idempotency_key: str = ""  #: the same for each attempt of a job
+    lane: str = ""
+    is_retry: bool = False  #: an earlier attempt has begun
 
 
 class Engine(Protocol):

@@ -23,6 +23,7 @@ _TOP_LEVEL: Final = (
     "prompt_text",
     "metrics",
     "kv_transfer_params",
+    "routing",
     "ec_transfer_params",
 )
 """Fields of a chunk that belong to the whole answer; the last value set counts."""

@@ -1,58 +1,58 @@
-"""A provider as the engine: an OpenAI-compatible endpoint.
+"""A provider as the engine: OpenAI-compatible endpoints, the first one and those that stand in for it.
 
 Implements `predictor.engine.engine.Engine`, so jobs are delivered, leased, streamed, admitted and drained as with
 vLLM. A provider gives text and no token ids, so an answer that broke off starts over, and its stream says so. A
-tenant's data leaves the cluster only where `tenants` allows it. Must not know the store or events.
+tenant's data leaves the cluster only where `tenants` allows it. Must not know events or how jobs are stored.
 
-Each chunk that shows text counts as one token until the provider's `usage` comes with the last one.
+A call waits in the queue while the limits of its provider are used up; while the provider's breaker is open, or when
+it failed before it showed anything, the call goes to the next one. Each chunk that shows text counts as one token.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
-import aiohttp
 import orjson
-from yarl import URL
+import structlog
 
-from eventing.clock import Clock, SystemClock
-from eventing.errors import InvalidJob
-from eventing.process.egress import AllowList, check_url
-from eventing.process.guarded_resolver import GuardedResolver, TargetRefused
-from eventing.process.setting import token_file
+from eventing.errors import BadRequest, StoreUnavailable, TorporError
+from eventing.process.egress import AllowList
+from predictor import metrics
 from predictor.engine.engine import ColdStartPhase, DecodeStep, EngineRequest, PhaseReporter
 from predictor.engine.upstream.errors import (
     UpstreamFailed,
+    UpstreamKeyRefused,
     UpstreamRateLimited,
     UpstreamUnavailable,
-    error_in_stream,
-    error_of,
 )
-from predictor.engine.upstream.event_stream import EventStream
-from predictor.errors import BadRequest, EngineDeadError, EngineStartError
+from predictor.engine.upstream.provider import (
+    CallResult,
+    Denied,
+    ProviderState,
+    Report,
+    Reservation,
+    UnlimitedProvider,
+)
+from predictor.engine.upstream.rate_headers import UNSAID, RateLimits, rate_limits
+from predictor.engine.upstream.target import EMBEDDING_URL, Chunk, Endpoint, Target
+from predictor.errors import EngineStartError
 
-EMBEDDING_URL: Final = "/v1/embeddings"
 _URLS: Final = ("/v1/chat/completions", "/v1/completions", EMBEDDING_URL)
-_OURS: Final = ("store", "metadata", "background", "prompt_cache_key", "safety_identifier")
-"""Fields that we serve ourselves; a provider would keep them."""
 _PLACEHOLDER: Final = (0,)
-"""Stands for the tokens of a chunk: their ids are the provider's secret."""
-_CONNECT_S: Final = 5.0
-_CHECK_S: Final = 10.0
-_LIMIT_BYTES: Final = 64 * 1024 * 1024
-_ERROR_BYTES: Final = 64 * 1024
+"""Stands for the tokens of a chunk: a provider does not give their ids."""
+_BYTES_A_TOKEN: Final = 4
+_SHOWN: Final = ("content", "reasoning", "reasoning_content", "tool_calls", "text")
 ALL_TENANTS: Final = "*"
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamSettings:
-    """A provider. `url` ends with the version, as OpenAI clients have it: `https://HOST/v1`."""
+    """Endpoints in the order in which they are asked."""
 
-    url: str
     model_name: str  #: in requests
-    upstream_model: str  #: in the provider's
-    key_file: Path | None = None
+    endpoints: tuple[Endpoint, ...]
     tenants: frozenset[str] = frozenset()  #: whose data may leave the cluster; `*` for all
     allowed: AllowList = field(default_factory=AllowList)
     max_concurrency: int = 64
@@ -63,11 +63,18 @@ class UpstreamSettings:
 class UpstreamEngine:
     """An `Engine` that sends each request to a provider."""
 
-    def __init__(self, settings: UpstreamSettings, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        settings: UpstreamSettings,
+        state_of: Callable[[Endpoint], ProviderState] = lambda _: UnlimitedProvider(),
+    ) -> None:
+        """`state_of` gives the limits and the breaker of an endpoint."""
         self._settings = settings
-        self._clock = clock or SystemClock()
-        self._session: aiohttp.ClientSession | None = None
-        self._not_before_s = 0.0
+        self._targets = [
+            Target(each, settings.allowed, stall_s=settings.stall_s) for each in settings.endpoints
+        ]
+        self._states = [state_of(each) for each in settings.endpoints]
+        self._settling: set[asyncio.Task[None]] = set()
 
     @property
     def model_names(self) -> Sequence[str]:
@@ -75,7 +82,7 @@ class UpstreamEngine:
 
     @property
     def device(self) -> str:
-        return f"provider at {URL(self._settings.url).host}"
+        return "provider at " + ", then ".join(each.host for each in self._settings.endpoints)
 
     @property
     def max_concurrency(self) -> int:
@@ -90,49 +97,46 @@ class UpstreamEngine:
         return "upstream"
 
     async def start(self, report: PhaseReporter) -> None:
-        """Check the settings, and the credentials where the provider answers. One that is away is no reason not to
-        start: jobs wait for it.
-        """
+        """Open the connections. Raises `EngineStartError`."""
         report(ColdStartPhase.WARM_UP)
         if not self._settings.tenants:
             raise EngineStartError(
-                "no tenant's data may leave the cluster: set TORPOR_UPSTREAM_TENANTS (* for all)"
+                "no tenant's data may leave the cluster: set TORPOR_UPSTREAM_TENANTS "
+                '(["*"] for all)'
             )
         try:
-            check_url(self._settings.url, self._settings.allowed, "TORPOR_UPSTREAM_URL")
-            headers = self._headers("")
-        except (InvalidJob, ValueError) as error:
-            raise EngineStartError(str(error)) from error
-        self._session = self._open()
-        await self._check_key(self._session, headers)
+            for target in self._targets:
+                await target.open()
+        except EngineStartError:
+            await self.stop()
+            raise
         report(ColdStartPhase.READY)
 
     async def stop(self) -> None:
         """Close the connections; what runs fails."""
-        if self._session is not None:
-            await self._session.close()
+        if self._settling:
+            await asyncio.wait(self._settling)
+        for target, state in zip(self._targets, self._states, strict=True):
+            await target.close()
+            await state.close()
 
     def is_healthy(self) -> bool:
-        return self._session is not None and not self._session.closed
+        return all(target.is_open for target in self._targets)
 
     def validate(self, request: EngineRequest) -> None:
-        """See `Engine.validate`. Raises `UpstreamRateLimited` too, before a lease is taken, while the provider has
-        asked for patience.
-        """
         model, tenants = request.body.get("model"), self._settings.tenants
         if model is not None and model not in self.model_names:
             raise BadRequest(
-                f"no model {model!r:.80} here; there is: {self._settings.model_name}", field="model"
+                f"no model {model!r:.80} here; there is: {self._settings.model_name}", "model"
             )
         if request.url not in _URLS:
-            raise BadRequest(f"the provider serves {', '.join(_URLS)}", field="url")
+            raise BadRequest(f"the provider serves {', '.join(_URLS)}", "url")
         if ALL_TENANTS not in tenants and request.tenant not in tenants:
             raise BadRequest(
-                f"this tenant's data may not leave the cluster, and {self._settings.model_name} is outside",
-                field="model",
+                "this tenant's data may not leave the cluster, "
+                f"and {self._settings.model_name} is outside",
+                "model",
             )
-        if (wait_s := self._not_before_s - self._clock.monotonic_s()) > 0:
-            raise UpstreamRateLimited("the provider asked for patience", wait_s)
 
     def can_resume(self, request: EngineRequest) -> bool:
         """Never: there are no token ids."""
@@ -142,138 +146,141 @@ class UpstreamEngine:
         self, request: EngineRequest, prior_token_ids: Sequence[int]
     ) -> AsyncGenerator[DecodeStep, None]:
         """See `Engine.run`. Raises `UpstreamFailed` when the answer broke off, `UpstreamUnavailable`,
-        `UpstreamRateLimited`, `UpstreamRefused`, `UpstreamKeyRefused`.
+        `UpstreamRateLimited`, `UpstreamRefused`, `UpstreamKeyRefused`, `StoreUnavailable`.
         """
         self.validate(request)
-        if self._session is None or self._session.closed:
-            raise EngineDeadError("the provider's connections are closed")
-        url = f"{self._settings.url.rstrip('/')}{request.url.removeprefix('/v1')}"
-        body = orjson.dumps(provider_body(request, self._settings.upstream_model))
-        headers = self._headers(request.idempotency_key) | {"content-type": "application/json"}
-        try:
-            async with self._session.post(
-                url, data=body, headers=headers, allow_redirects=False
-            ) as response:
-                if response.status != 200:
-                    raise await self._refusal(response)
-                async for step in _steps(response):
-                    yield step
-        except TargetRefused as error:
-            raise UpstreamUnavailable(f"the provider's host is refused: {error}") from error
-        except aiohttp.ClientConnectorError as error:
-            raise UpstreamUnavailable("the provider cannot be reached") from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise UpstreamFailed("the provider's answer broke off") from error
-
-    async def _refusal(self, response: aiohttp.ClientResponse) -> Exception:
-        error = error_of(response.status, response.headers, await _json_or_none(response))
-        if isinstance(error, UpstreamRateLimited):
-            until_s = self._clock.monotonic_s() + error.retry_after_s
-            self._not_before_s = max(self._not_before_s, until_s)
-        return error
-
-    def _open(self) -> aiohttp.ClientSession:
-        guard = GuardedResolver(aiohttp.ThreadedResolver(), self._settings.allowed)
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=guard, limit=0),
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=_CONNECT_S, sock_read=self._settings.stall_s
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-        )
-
-    async def _check_key(self, session: aiohttp.ClientSession, headers: Mapping[str, str]) -> None:
-        url = f"{self._settings.url.rstrip('/')}/models"
-        timeout = aiohttp.ClientTimeout(total=_CHECK_S)
-        try:
-            async with session.get(
-                url, headers=headers, timeout=timeout, allow_redirects=False
-            ) as response:
-                status = response.status
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return
-        if status in (401, 403):
-            await session.close()
-            raise EngineStartError(f"the provider refuses our key: {status} from {url}")
-
-    def _headers(self, idempotency_key: str) -> dict[str, str]:
-        """The key is read for each call: a Secret that is rotated is a file that changes. Raises `ValueError`."""
-        headers = {"user-agent": "torpor"}
-        if self._settings.key_file is not None:
-            headers["authorization"] = f"Bearer {token_file(self._settings.key_file)}"
-        if idempotency_key:
-            headers["idempotency-key"] = idempotency_key
-        return headers
-
-
-def provider_body(request: EngineRequest, model: str) -> dict[str, Any]:
-    """The body for the provider: its model name, always a stream, nothing that it would keep."""
-    body = {name: value for name, value in request.body.items() if name not in _OURS}
-    body["model"] = model
-    if request.url != EMBEDDING_URL:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return body
-
-
-async def _steps(response: aiohttp.ClientResponse) -> AsyncIterator[DecodeStep]:
-    """The answer's steps: of a stream, or one for a whole body. Raises `UpstreamFailed` for a stream without an
-    end.
-    """
-    if response.content_type != "text/event-stream":
-        whole = await _json_or_none(response)
-        if not isinstance(whole, dict):
-            raise UpstreamFailed("the provider's answer is not JSON")
-        yield DecodeStep(_PLACEHOLDER, whole)
-        return
-    events, open_choices, is_begun = EventStream(limit_bytes=_LIMIT_BYTES), set[int](), False
-    async for received in response.content.iter_any():
-        for data in events.feed(received):
-            if data == b"[DONE]":
+        reasons: list[str] = []
+        for place, target in self._in_order(request):
+            is_last = len(reasons) == len(self._targets) - 1
+            right = await self._states[place].reserve(*_size(request), request.lane)
+            if isinstance(right, Denied):
+                reasons.append(_denial(right, is_last=is_last))
                 continue
-            chunk = _chunk(data)
-            for choice in chunk.get("choices", ()):
-                is_begun = True
-                change = (
-                    open_choices.add
-                    if choice.get("finish_reason") is None
-                    else open_choices.discard
-                )
-                change(choice.get("index", 0))
-            yield DecodeStep(_PLACEHOLDER if _shows_text(chunk) else (), chunk)
-    if open_choices or not is_begun:
-        raise UpstreamFailed("the provider's stream ended before its answer")
+            call = _Call(target, right, asked=self._settings.model_name, after=tuple(reasons))
+            try:
+                async for step in call.steps(request):
+                    yield step
+                return
+            except (UpstreamFailed, UpstreamUnavailable, UpstreamKeyRefused) as error:
+                # What was shown is never taken back: only the next attempt may start over.
+                if call.is_shown or is_last:
+                    raise
+                reasons.append(error.code)
+                _log.warning("asks the next provider", action="fallback", reason=error.code)
+            finally:
+                self._settle(self._states[place], right, call.report)
+
+    def _in_order(self, request: EngineRequest) -> list[tuple[int, Target]]:
+        """The targets as this call asks them: an answer that broke off is asked of the next one first."""
+        targets = list(enumerate(self._targets))
+        first = 1 if request.is_retry and len(targets) > 1 else 0
+        return [*targets[first:], *targets[:first]]
+
+    def _settle(self, state: ProviderState, right: Reservation, report: Report) -> None:
+        """Beside the answer: nothing waits for it, and a closed generator may not."""
+        metrics.UPSTREAM_CALLS.labels(report.result).inc()
+        task = asyncio.get_running_loop().create_task(_settled(state, right, report))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
 
 
-def _chunk(data: bytes) -> dict[str, Any]:
+class _Call:
+    """One call to one target; its `report` is true at any time."""
+
+    def __init__(
+        self, target: Target, right: Reservation, *, asked: str, after: tuple[str, ...]
+    ) -> None:
+        self._target = target
+        self._right = right
+        self._asked = asked
+        self._after = after
+        self.is_shown = False
+        self.report = Report(result=CallResult.CUT)
+
+    async def steps(self, request: EngineRequest) -> AsyncIterator[DecodeStep]:
+        limits, usage = UNSAID, {}
+        try:
+            async with self._target.send(request) as answer:
+                limits = rate_limits(answer.headers)
+                self.report = Report(result=CallResult.CUT, limits=limits)
+                async for chunk in answer.chunks:
+                    usage = chunk.get("usage") or usage
+                    shows = _shows(chunk) or request.url == EMBEDDING_URL
+                    self.is_shown = self.is_shown or shows
+                    yield DecodeStep(_PLACEHOLDER if shows else (), self._named(chunk))
+            self.report = Report(
+                result=CallResult.OK,
+                limits=limits,
+                taken_tokens=usage.get("total_tokens"),
+                answer_tokens=usage.get("completion_tokens"),
+            )
+        except TorporError as error:
+            self.report = _report_of(error, limits)
+            raise
+
+    def _named(self, chunk: Chunk) -> Chunk:
+        """A chunk that says who answered, when that is not the first one that was asked."""
+        if not self._after or "usage" not in chunk:
+            return chunk
+        routing = {
+            "asked": self._asked,
+            "answered": f"{chunk.get('model', '')} at {self._target.endpoint.host}",
+            "reason": ", ".join(self._after),
+        }
+        return {**chunk, "routing": routing}
+
+
+async def _settled(state: ProviderState, right: Reservation, report: Report) -> None:
     try:
-        chunk = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise UpstreamFailed("the provider sent a chunk that is not JSON") from error
-    if not isinstance(chunk, dict):
-        raise UpstreamFailed("the provider sent a chunk that is no object")
-    if (said := error_in_stream(chunk)) is not None:
-        raise said
-    return chunk
+        await state.settle(right, report)
+    except StoreUnavailable:
+        # The reservation stays in the bucket, which refills.
+        _log.warning("a provider's state was not written", action="settle", result=report.result)
 
 
-def _shows_text(chunk: Mapping[str, Any]) -> bool:
+def _denial(denied: Denied, *, is_last: bool) -> str:
+    """Why the next provider is asked. Raises when the call waits: for a limit always, for a breaker when there is no
+    other provider.
+    """
+    reason = "breaker_open" if denied.is_open else "rate_limited"
+    metrics.UPSTREAM_DENIED.labels(reason).inc()
+    if not denied.is_open:
+        raise UpstreamRateLimited("the provider's rate limit is used up", denied.wait_s)
+    if is_last:
+        raise UpstreamUnavailable("the provider's circuit breaker is open", denied.wait_s)
+    return reason
+
+
+def _report_of(error: TorporError, limits: RateLimits) -> Report:
+    wait_s = 0.0
+    match error:
+        case UpstreamRateLimited():
+            result, limits, wait_s = CallResult.LIMITED, error.limits, error.retry_after_s
+        case UpstreamUnavailable(is_reached=is_reached):
+            result = CallResult.FAILED if is_reached else CallResult.UNREACHABLE
+        case BadRequest():
+            result = CallResult.REFUSED
+        case _:
+            result = CallResult.FAILED
+    taken = None if result is CallResult.FAILED else 0
+    return Report(result=result, limits=limits, taken_tokens=taken, retry_after_s=wait_s)
+
+
+def _size(request: EngineRequest) -> tuple[int, int | None]:
+    """Tokens of the prompt, estimated by its bytes, and the most that the answer may have, if it says so."""
+    body = request.body
+    content = body.get("messages") or body.get("prompt") or body.get("input") or ""
+    prompt = len(orjson.dumps(content)) // _BYTES_A_TOKEN + 1
+    if request.url == EMBEDDING_URL:
+        return prompt, 0
+    asked = body.get("max_completion_tokens") or body.get("max_tokens")
+    return prompt, asked if isinstance(asked, int) else None
+
+
+def _shows(chunk: Mapping[str, Any]) -> bool:
+    """True when a reader is shown something of it."""
     for choice in chunk.get("choices", ()):
-        shown = choice.get("delta") or choice
-        if any(
-            shown.get(name)
-            for name in ("content", "reasoning", "reasoning_content", "tool_calls", "text")
-        ):
+        shown = choice.get("delta") or choice.get("message") or choice
+        if any(shown.get(name) for name in _SHOWN):
             return True
     return False
-
-
-async def _json_or_none(response: aiohttp.ClientResponse) -> object:
-    limit = _ERROR_BYTES if response.status != 200 else _LIMIT_BYTES
-    raw = await response.content.read(limit)
-    try:
-        while len(raw) < limit and (more := await response.content.read(limit - len(raw))):
-            raw += more
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return None

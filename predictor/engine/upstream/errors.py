@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from eventing.errors import BadRequest, ContextExceeded, Overloaded, TorporError, Unavailable
+from predictor.engine.upstream.rate_headers import UNSAID, RateLimits, rate_limits
 from predictor.errors import EngineRequestError
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,80}\Z")
@@ -26,15 +27,27 @@ class UpstreamFailed(EngineRequestError):
 
 
 class UpstreamUnavailable(Unavailable):
-    """The provider cannot be reached, or takes no calls now: the job waits."""
+    """The provider cannot be reached, or takes no calls now: the job waits. `is_reached` when it has answered."""
 
     code = "upstream_unavailable"
 
+    def __init__(
+        self, message: str, retry_after_s: float = 1.0, *, is_reached: bool = False
+    ) -> None:
+        super().__init__(message, retry_after_s)
+        self.is_reached = is_reached
+
 
 class UpstreamRateLimited(Overloaded):
-    """The provider's rate limit is used up: the job waits."""
+    """The provider's rate limit is used up: the job waits. `limits` are what its answer said of them."""
 
     code = "upstream_rate_limited"
+
+    def __init__(
+        self, message: str, retry_after_s: float = 1.0, limits: RateLimits = UNSAID
+    ) -> None:
+        super().__init__(message, retry_after_s)
+        self.limits = limits
 
 
 class UpstreamRefused(BadRequest):
@@ -59,9 +72,9 @@ def error_of(status: int, headers: Mapping[str, str], body: object) -> TorporErr
     if status == 429 and code == "insufficient_quota":
         return UpstreamKeyRefused(what)
     if status == 429:
-        return UpstreamRateLimited(what, retry_after_s(headers))
+        return UpstreamRateLimited(what, retry_after_s(headers), rate_limits(headers))
     if status in _AWAY:
-        return UpstreamUnavailable(what, retry_after_s(headers))
+        return UpstreamUnavailable(what, retry_after_s(headers), is_reached=True)
     if status in _OF_THE_KEY:
         return UpstreamKeyRefused(what)
     if code == "context_length_exceeded":

@@ -7,6 +7,7 @@ its reservation in the bucket, which refills, and its probe lapses.
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -14,7 +15,9 @@ from typing import Final, Protocol
 from redis.asyncio import Redis
 
 from eventing.redis import keys, script
+from eventing.redis.connection import connect
 from predictor.engine.upstream.rate_headers import UNSAID, RateLimits
+from predictor.engine.upstream.target import Endpoint
 
 _BATCH_SHARE: Final = {"batch": 0.10, "default": 0.05}
 """Share of the limits that a lane leaves to those above it."""
@@ -83,6 +86,9 @@ class ProviderState(Protocol):
     async def settle(self, reservation: Reservation, report: Report) -> None:
         """Note how the call went. Raises `StoreUnavailable`."""
 
+    async def close(self) -> None:
+        """End its connections."""
+
 
 class UnlimitedProvider:
     """Without a shared store: nothing is known of a provider but its last answer, which the engine heeds."""
@@ -95,9 +101,12 @@ class UnlimitedProvider:
     async def settle(self, reservation: Reservation, report: Report) -> None:
         """Nothing is kept."""
 
+    async def close(self) -> None:
+        """Nothing is open."""
+
 
 class SharedProvider:
-    """State in Redis, under a digest of address, model and key."""
+    """State in Redis, under a digest of address, model and the key's file. Ends its client with `close`."""
 
     def __init__(
         self,
@@ -165,6 +174,23 @@ class SharedProvider:
                 _ms(rules.look_back_s / 6),
             ],
         )
+
+    async def close(self) -> None:
+        """See `ProviderState.close`."""
+        await self._redis.aclose()
+
+
+def shared_state(redis_url: str, timeout_s: float) -> Callable[[Endpoint], ProviderState]:
+    """What gives the state of an endpoint: shared in this Redis, or unlimited without one."""
+
+    def state_of(endpoint: Endpoint) -> ProviderState:
+        if not redis_url:
+            return UnlimitedProvider()
+        redis = connect(redis_url, timeout_s=timeout_s)
+        key = str(endpoint.key_file or "")
+        return SharedProvider(redis, url=endpoint.url, model=endpoint.model, key=key)
+
+    return state_of
 
 
 def _or_empty(value: int | None) -> int | str:

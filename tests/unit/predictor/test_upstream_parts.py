@@ -6,7 +6,6 @@ import pytest
 
 from eventing.errors import BadRequest, ContextExceeded, TorporError, Unavailable
 from predictor.engine.engine import EngineRequest
-from predictor.engine.upstream.engine import provider_body
 from predictor.engine.upstream.errors import (
     UpstreamFailed,
     UpstreamKeyRefused,
@@ -17,6 +16,7 @@ from predictor.engine.upstream.errors import (
     retry_after_s,
 )
 from predictor.engine.upstream.event_stream import EventStream
+from predictor.engine.upstream.target import provider_body
 
 CHAT = "/v1/chat/completions"
 
