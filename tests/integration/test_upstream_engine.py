@@ -1,7 +1,7 @@
 """A provider as the engine: a scripted one, and another Torpor's predictor."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +13,23 @@ from eventing.cloudevent.event import Event
 from eventing.job.job import Job, JobState
 from eventing.job.store import EntryKind
 from eventing.process.egress import AllowList
+from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
 from predictor.engine.engine import EngineRequest
 from predictor.engine.upstream.engine import UpstreamEngine, UpstreamSettings
-from predictor.engine.upstream.errors import UpstreamFailed, UpstreamUnavailable
-from predictor.errors import BadRequest, EngineStartError, Overloaded
+from predictor.engine.upstream.errors import (
+    UpstreamFailed,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+)
+from predictor.engine.upstream.provider import (
+    ProviderRules,
+    ProviderState,
+    SharedProvider,
+    UnlimitedProvider,
+)
+from predictor.engine.upstream.target import Endpoint
+from predictor.errors import BadRequest, EngineStartError
 from tests.integration.engine_calls import all_steps, body_of, chat
 from tests.integration.predictor_process import predictors
 from tests.integration.scripted_provider import (
@@ -40,16 +52,28 @@ async def provider() -> AsyncIterator[ScriptedProvider]:
 
 
 @asynccontextmanager
-async def engine_at(url: str, **settings: Any) -> AsyncIterator[UpstreamEngine]:
-    """An engine that every tenant may use."""
+async def engine_at(
+    *urls: str,
+    key_file: Path | None = None,
+    redis_url: str = "",
+    rules: ProviderRules | None = None,
+    **settings: Any,
+) -> AsyncIterator[UpstreamEngine]:
+    """An engine that every tenant may use; with a `redis_url` it shares what it knows of its providers."""
     given = UpstreamSettings(
-        url=url,
         model_name="seeded",
-        upstream_model="theirs",
+        endpoints=tuple(Endpoint(url=url, model="theirs", key_file=key_file) for url in urls),
         tenants=frozenset({"*"}),
         allowed=INSIDE,
     )
-    engine = UpstreamEngine(replace(given, **settings))
+
+    def state_of(endpoint: Endpoint) -> ProviderState:
+        if not redis_url:
+            return UnlimitedProvider()
+        redis = connect(redis_url, timeout_s=5)
+        return SharedProvider(redis, url=endpoint.url, model=endpoint.model, rules=rules)
+
+    engine = UpstreamEngine(replace(given, **settings), state_of)
     await engine.start(lambda _: None)
     try:
         yield engine
@@ -105,16 +129,98 @@ async def test_closing_the_generator_ends_the_call_at_the_provider(
         await asyncio.wait_for(provider.dropped.wait(), 10)
 
 
-async def test_a_limit_is_waited_for_before_the_next_call(provider: ScriptedProvider) -> None:
+async def test_a_limit_is_waited_for_before_the_next_call(
+    provider: ScriptedProvider, redis_url: str
+) -> None:
     provider.answers = [refuses(429, retry_after="30"), says("late")]
-    async with engine_at(provider.url) as engine:
-        with pytest.raises(Overloaded):
+    async with engine_at(provider.url, redis_url=redis_url) as engine:
+        with pytest.raises(UpstreamRateLimited):
             await all_steps(engine, asked())
-        with pytest.raises(Overloaded) as refused:
-            engine.validate(asked())
+    async with engine_at(provider.url, redis_url=redis_url) as another:  # another process
+        with pytest.raises(UpstreamRateLimited) as refused:
+            await all_steps(another, asked())
 
     assert 20 < refused.value.retry_after_s <= 30
     assert len(provider.bodies) == 1
+
+
+@asynccontextmanager
+async def two_providers() -> AsyncIterator[tuple[ScriptedProvider, ScriptedProvider]]:
+    async with scripted_provider() as first, scripted_provider() as second:
+        second.answers = [says("from", " the", " other")]
+        yield first, second
+
+
+def said_in(body: Mapping[str, Any]) -> str:
+    return str(body["choices"][0]["message"]["content"])
+
+
+FAST = ProviderRules(open_s=1.0, jitter_s=0.1, look_back_s=6)
+
+
+async def test_a_provider_that_fails_is_stood_in_for_and_the_answer_says_so(
+    redis_url: str,
+) -> None:
+    """Ten failed calls, and from then on none; after a while one probe at a time, and three close the breaker."""
+    async with (
+        two_providers() as (first, second),
+        engine_at(first.url, second.url, redis_url=redis_url, rules=FAST) as engine,
+    ):
+        first.answers = [refuses(500)]
+        bodies = [body_of(await all_steps(engine, asked())) for _ in range(20)]
+        sent = len(first.bodies)
+        first.answers = [says("back")]
+        await asyncio.sleep(1.15)
+        later: list[str] = []
+        while (
+            later[-5:] != ["back"] * 5
+        ):  # until it is closed, a call beside a probe goes to the other
+            later.append(said_in(body_of(await all_steps(engine, asked()))))
+
+    assert {said_in(body) for body in bodies} == {"from the other"}
+    assert bodies[0]["routing"]["reason"] == "upstream_failed"
+    assert bodies[-1]["routing"]["reason"] == "breaker_open"
+    assert bodies[-1]["routing"]["asked"] == "seeded"
+    assert sent == 10
+
+
+async def test_an_answer_that_has_begun_is_never_glued_to_anothers(redis_url: str) -> None:
+    async with (
+        two_providers() as (first, second),
+        engine_at(first.url, second.url, redis_url=redis_url) as engine,
+    ):
+        first.answers = [says("half", breaks_after=1)]
+        with pytest.raises(UpstreamFailed):
+            await all_steps(engine, asked())
+        again = body_of(await all_steps(engine, replace(asked(), is_retry=True)))
+
+    assert said_in(again) == "from the other"
+    assert len(first.bodies) == 1
+
+
+async def test_a_used_up_limit_waits_and_wakes_no_other_provider(redis_url: str) -> None:
+    async with (
+        two_providers() as (first, second),
+        engine_at(first.url, second.url, redis_url=redis_url) as engine,
+    ):
+        first.answers = [refuses(429, retry_after="5")]
+        for _ in range(2):
+            with pytest.raises(UpstreamRateLimited):
+                await all_steps(engine, asked())
+
+    assert second.bodies == []
+
+
+async def test_all_open_breakers_wait_as_long_as_the_last_ones(redis_url: str) -> None:
+    gone = ("http://127.0.0.1:9/v1", "http://127.0.0.1:19/v1")
+    async with engine_at(*gone, redis_url=redis_url) as engine:
+        for _ in range(5):
+            with pytest.raises(UpstreamUnavailable, match="reached"):
+                await all_steps(engine, asked())
+        with pytest.raises(UpstreamUnavailable, match="breaker") as refused:
+            await all_steps(engine, asked())
+
+    assert 50 < refused.value.retry_after_s <= 66
 
 
 async def test_a_provider_that_is_away_is_waited_for() -> None:
@@ -215,13 +321,11 @@ async def test_a_rate_limited_job_is_put_off_for_as_long_as_the_provider_says(
         open_harness(running=engine, is_store_shared=False) as harness,
     ):
         first = await harness.deliver(event)
-        second = await harness.deliver(event)
-        job = await harness.store.get(job_id_of(event))
+        answer = await harness.deliver(event)
 
-    assert first.status == second.status == 503
+    assert first.status == 503
     assert first.headers["retry-after"] == "20"
-    assert job is not None
-    assert len(job.history) == 1  # the second was put off before it took a lease
+    assert text_of(answer) == "late"
 
 
 async def recorded(store: RedisStore, event: Event) -> Job:

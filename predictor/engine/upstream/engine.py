@@ -198,7 +198,8 @@ class _Call:
         self.report = Report(result=CallResult.CUT)
 
     async def steps(self, request: EngineRequest) -> AsyncIterator[DecodeStep]:
-        limits, usage = UNSAID, {}
+        limits = UNSAID
+        usage: Mapping[str, Any] = {}
         try:
             async with self._target.send(request) as answer:
                 limits = rate_limits(answer.headers)
