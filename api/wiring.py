@@ -29,6 +29,7 @@ from api.limit.limit import limits_of
 from api.limit.open_streams import OpenStreams
 from api.routes import (
     batches,
+    cache,
     conversations,
     dead_letters,
     events,
@@ -64,6 +65,7 @@ from eventing.live.completion_notifier import CompletionNotifier
 from eventing.live.ended import EndedConsumer, EndListener
 from eventing.live.stream_multiplexer import StreamMultiplexer
 from eventing.outbox import outbox
+from eventing.outbox.followers import FollowerListener
 from eventing.outbox.publisher import OutboxPublisher
 from eventing.process.address import is_loopback
 from eventing.process.body import BodyReader, BodyRoom
@@ -107,6 +109,7 @@ class Parts:
     shutdown: Shutdown
     live: LiveDeps
     submission: SubmitDeps
+    followers: FollowerListener
     batches: RunnerDeps
     vector_stores: vector_stores.VectorStoreDeps
 
@@ -127,7 +130,7 @@ def make_parts(
     archive = Archive(redis, ObjectStore(f"{settings.files_url.rstrip('/')}/{_RESULTS}"))
     store = RedisStore(redis, settings.lease, archive)
     route = make_route(settings, redis, publisher, max_unpublished=settings.max_unpublished)
-    intake = Intake(store, route, clock, settings.plans)
+    intake = Intake(store, route, clock, settings.plans, settings.cache_rules)
     gate = LimitGate(settings, redis, store, clock)
     bodies = BodyReader(
         body_room, limit_bytes=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
@@ -179,6 +182,7 @@ def make_parts(
         shutdown=Shutdown(),
         live=live,
         submission=submission,
+        followers=FollowerListener(store, store.answers, intake, route),
         batches=RunnerDeps(
             batches=BatchStore(redis),
             files=files,
@@ -323,6 +327,7 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
         vector_store_files.routes.router(access, parts.vector_stores),
         vector_store_search.routes.router(access, search_deps),
         webhooks.routes.router(access, webhook_deps),
+        cache.routes.router(access, cache.CacheDeps(parts.store.answers, submission.catalog)),
     ]
 
 
@@ -339,7 +344,7 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
         "ended": EndedConsumer(parts.redis, parts.store, _listeners(parts)).run,
         "archive": lambda: archiver.run(parts.archive),
         "objects": lambda: archiver.run_sweep(parts.archive),
-        "sweep": lambda: outbox.run(parts.store, route, settings.sweep_every_s),
+        "sweep": lambda: outbox.run(parts.store, route, settings.sweep_every_s, parts.followers),
         "deadlines": lambda: outbox.run_deadlines(parts.store),
         "webhooks": parts.webhooks.sender.run,
         "results": parts.results.run,
@@ -355,6 +360,7 @@ def _listeners(parts: Parts) -> tuple[EndListener, ...]:
     return (
         JobMetrics([card.name for card in parts.settings.models], parts.ledger),
         parts.gate,
+        parts.followers,
         WebhookListener(parts.webhooks.store, parts.webhooks.sender.wake),
         parts.past_waking,
     )

@@ -105,29 +105,33 @@ async def moments(
     job is deleted, and `ObjectGone` when its result is wanted and no longer stored. While the store or the object
     store is unavailable there is a pause; at the very end it raises `Unavailable`.
     """
-    position = await _position_at(deps, job.id, after)
+    position = await _position_at(deps, job.stream_id, after)
     if position is None:
         yield Moment(fault=StreamFault.REWOUND)
         position = StreamPosition(is_start=False)
-    follower = _Follower(deps, job, position, with_result=with_result)
-    async with deps.live.follow(job.id, after, _in_order(position, on_tokens)) as reader:
-        while True:
+    watched = _Reading(deps, job, position, with_result=with_result)
+    stream = job.stream_id
+    while not watched.is_over(stream):
+        stream = watched.job.stream_id
+        async with deps.live.follow(stream, after, _in_order(position, on_tokens)) as reader:
             try:
-                async with aclosing(follower.moments(reader)) as living:
+                async with aclosing(watched.moments(reader)) as living:
                     async for moment in living:
                         yield moment
             except ObjectGone:  # with its tokens; the job has ended, and may have no more to show
-                if not await follower.has_ended():
+                if not await watched.has_ended():
                     raise
-            if follower.job.state.is_terminal:
                 break
-    if (fault := position.fault_at_end(follower.job)) is not None:
+            after = reader.cursor
+    if (fault := position.fault_at_end(watched.job)) is not None:
         yield Moment(fault=fault)
-    yield Moment(job=follower.job)
+    yield Moment(job=watched.job)
 
 
-class _Follower:
-    """One reader of one job; `job` is the record as it was last read."""
+class _Reading:
+    """One reader of one job; `job` is the record as it was last read. The stream of a job that follows another is that
+    one's: the reader goes from one to the next under the same cursor.
+    """
 
     def __init__(
         self, deps: LiveDeps, job: Job, position: StreamPosition, *, with_result: bool
@@ -140,9 +144,21 @@ class _Follower:
         self._is_waiting = job.state is JobState.QUEUED
         self._heard_s = time.monotonic()
         self._pause_s = _FIRST_OUTLOOK_S  # the first second of a start has the most phases
+        self._stream = job.stream_id
+        self._is_led_over = False
+        self._was_read = False
+
+    def is_over(self, stream: JobId) -> bool:
+        """True when the job has ended, and its stream was read: `stream`, or as much of it as another had."""
+        if not self._was_read or not self.job.state.is_terminal:
+            return False
+        return stream == self.job.id or self._position.fault_at_end(self.job) is None
 
     async def moments(self, reader: LiveReader) -> AsyncGenerator[Moment, None]:
-        """Events until the stream says that the job has ended, or the record does and the stream has been read."""
+        """Events until the stream says that the job has ended, or the record does and the stream has been read; or
+        until the job has another stream.
+        """
+        self._stream, self._is_led_over, self._was_read = self.job.stream_id, False, True
         while True:
             is_running = not (self._is_waiting or self.job.state.is_terminal)
             entries = await _next(reader, _LOOK_AGAIN_S if is_running else self._pause_s)
@@ -152,25 +168,41 @@ class _Follower:
                 self._heard_s = time.monotonic()
                 if self._is_behind():
                     entries = await _retry_for_a_moment(reader.catch_up)
-                if not entries and self.job.state.is_terminal and await self.has_ended():
+                if not entries and await self._has_left():
                     return
             if entries:
                 self._heard_s = time.monotonic()
                 for moment in _checked(entries, self._position):
                     yield moment
-                state = last_state(entries)
-                self._is_waiting = state is JobState.QUEUED
-                if state is not None and state.is_terminal and await self.has_ended():
+                if await self._is_left_by(entries):
                     return
             elif self._is_waiting and (outlook := await self._news()) is not None:
                 yield Moment(outlook=outlook)
+
+    async def _has_left(self) -> bool:
+        """True when the job has ended, or has another stream."""
+        if self.job.stream_id != self._stream and not self.job.state.is_terminal:
+            return True
+        return self.job.state.is_terminal and await self.has_ended()
+
+    async def _is_left_by(self, entries: Sequence[StreamEntry]) -> bool:
+        """True when the job's stream is at its end with these entries."""
+        state = last_state(entries)
+        self._is_waiting = state is JobState.QUEUED
+        if state is None or not state.is_terminal:
+            return False
+        if await self.has_ended() or self.job.stream_id != self._stream:
+            return True
+        if self._stream != self.job.id:  # the job that it follows has ended: soon it will, too
+            self._is_led_over, self._pause_s = True, _FIRST_OUTLOOK_S
+        return False
 
     def _is_due(self) -> bool:
         """True when the record should be read: it says that the job has ended, or the stream has been silent for
         long.
         """
         is_silent = time.monotonic() - self._heard_s >= _LOOK_AGAIN_S
-        return is_silent or self.job.state.is_terminal
+        return is_silent or self._is_led_over or self.job.state.is_terminal
 
     def _is_behind(self) -> bool:
         """True when the record is ahead of the live tail, for example because this process was suspended."""

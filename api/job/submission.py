@@ -34,9 +34,12 @@ from eventing.errors import (
     ConversationLocked,
     ConversationMoved,
     InvalidJob,
+    NotCached,
     NotFound,
     StoreUnavailable,
+    TorporError,
 )
+from eventing.job.cache import parse_cache_control
 from eventing.job.call_fields import FieldRule, Schema, check, nullable, one_of
 from eventing.job.job import (
     API_SOURCE,
@@ -78,6 +81,7 @@ class SubmitOptions:
     metadata: Mapping[str, str] = field(default_factory=dict)
     turn: ConversationTurn | None = None
     skip_steps: tuple[str, ...] = ()
+    cache_control: str = ""
 
     @property
     def sha(self) -> str:
@@ -170,7 +174,12 @@ async def _submit_new(
         check_url(url, deps.webhook_allow, WEBHOOK_URL)
     deadline_s = deps.clock.monotonic_s() + deps.submit_timeout_s
     async with deps.limiter.acquire(deps.submit_timeout_s * _QUEUING_SHARE):
-        await _admit(deps, principal, new, deadline_s)
+        try:
+            await _admit(deps, principal, new, deadline_s)
+        except StoreUnavailable:
+            raise
+        except TorporError as refusal:
+            return await _kept_answer(deps, new, key, deadline_s, refusal)
         try:
             job, is_new = await _take(deps, new, key, deadline_s)
         except (*_NOT_RECORDED, BadRequest, BrokerUnavailable):
@@ -179,6 +188,18 @@ async def _submit_new(
         await deps.admission.on_admitted(new, job, is_new)
     labelled(_submitted, "accepted" if is_new else "repeated").inc()
     return job, is_new
+
+
+async def _kept_answer(
+    deps: SubmitDeps, new: NewJob, key: str, deadline_s: float, refusal: TorporError
+) -> tuple[Job, bool]:
+    """The job of a request that a limit stands against, answered from the cache: that takes no tokens and no place in
+    the queue. Raises the refusal when no answer is kept.
+    """
+    try:
+        return await _take(deps, replace(new, only_kept=True), key, deadline_s)
+    except NotCached:
+        raise refusal from None
 
 
 async def _take(deps: SubmitDeps, new: NewJob, key: str, deadline_s: float) -> tuple[Job, bool]:
@@ -235,6 +256,7 @@ def _new_job(
         deadline_ms=deadline_ms,
         traceparent=options.traceparent,
         metadata=options.metadata,
+        cache_control=options.cache_control,
         options_sha=options.sha if options.idempotency_key else "",
         turn=options.turn,
         skip_steps=options.skip_steps,
@@ -280,6 +302,7 @@ def parse_submit_options(
         traceparent=followable(headers.get("traceparent", "")),
         metadata=metadata,
         skip_steps=_skip_steps(line, headers),
+        cache_control=parse_cache_control(headers.get("cache-control", "")).text,
     )
 
 
@@ -347,6 +370,12 @@ SUBMIT_HEADERS: Final = (
     Parameter("Torpor-Expires-After", "As `expires_after`: whole seconds", "header"),
     Parameter("Torpor-Skip-Steps", "As `skip_steps`: names, separated by commas", "header"),
     Parameter("Torpor-Webhook", "As `webhook.url`", "header"),
+    Parameter(
+        "Cache-Control",
+        "`max-age=N`: an answer may be that many seconds old; `no-cache`: none is served; `no-store`: none is kept "
+        "either; `only-if-cached`: 504 where none is kept",
+        "header",
+    ),
 )
 
 

@@ -123,8 +123,15 @@ class LimitGate:
                 await self.on_rejected(new.tenant, new.id)
                 if meter := self._tokens(new.tenant):
                     _set_headers(headers_of("tokens", await self._windows.look(meter)))
-            elif job.id != new.id:
+                return
+            if job.id != new.id:
                 await self._rename(new.tenant, new.id, job.id)
+            if job.cache is not None and job.cache.is_hit:
+                await self._settle(
+                    new.tenant, job.id, 0
+                )  # if it is to run after all, its end counts
+                if job.state.is_terminal:
+                    await self._leave(new.tenant, job.id)
 
     async def on_rejected(self, tenant: str, job_id: JobId) -> None:
         """Release the place and the tokens of a job that was not recorded."""

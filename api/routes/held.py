@@ -19,6 +19,7 @@ from api.job.cut_off import CutOffCalls
 from api.job.live import LiveDeps, wait_for_end
 from api.routes.jobs import cancelled
 from api.routes.route import Call
+from api.view.cache import job_headers
 from api.view.outcome import CallFailed, still_running
 from eventing.errors import NotFound, StoreUnavailable, TorporError, Unavailable, first_of
 from eventing.job.job import Job, JobState
@@ -96,7 +97,7 @@ def stream_of(
         shutdown=deps.shutdown,
         farewell=lambda: error_frame(ShuttingDown()),
         on_disconnect=on_disconnect,
-        headers={"torpor-job-id": job.id},
+        headers=job_headers(job),
     )
 
 

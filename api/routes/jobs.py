@@ -28,6 +28,7 @@ from api.job.submission import (
 from api.openapi.operation import Body, Text
 from api.routes.route import Call, Routes
 from api.routes.stream import END, job_frames, parse_cursor
+from api.view.cache import job_headers
 from api.view.job import AcceptedJobView, JobView, ResultView, accepted_view, cost_view, job_view
 from api.view.page import CursorPage
 from api.view.timeline import TimelineView, timeline
@@ -303,7 +304,7 @@ def accepted(job: Job) -> Response:
     """202 with the job's address; 200 when it has ended before (a repeated key)."""
     body = job_view(job) if job.state.is_terminal else accepted_view(job)
     status = 200 if job.state.is_terminal else 202
-    headers = {"location": f"/v1/jobs/{job.id}", "torpor-job-id": job.id}
+    headers = {"location": f"/v1/jobs/{job.id}"} | job_headers(job)
     return json_response(body, status=status, headers=headers)
 
 

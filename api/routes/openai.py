@@ -40,6 +40,7 @@ from api.routes.held import (
 from api.routes.jobs import accepted, json_response, naming
 from api.routes.route import Call, Routes
 from api.settings import ModelCard
+from api.view.cache import job_headers
 from api.view.chunk import Chunker, wants_usage_throughout
 from api.view.job import AcceptedJobView
 from api.view.openai import ChatCompletion, Completion, EmbeddingList, ModelList, ModelView
@@ -253,7 +254,7 @@ async def _serve(call: Call[OpenAIDeps], url: str, body: dict[str, Any]) -> Resp
         ended = await ended_job(held, call, body, job)
         if failure := failure_of(ended):
             raise failure
-    return json_response(answer_of(ended), headers={"torpor-job-id": job.id})
+    return json_response(answer_of(ended), headers=job_headers(ended))
 
 
 def _of_job(body: Mapping[str, Any]) -> dict[str, Any]:

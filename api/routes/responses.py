@@ -38,6 +38,7 @@ from api.routes.openai import (
     prefers_async,
 )
 from api.routes.route import Call, Routes
+from api.view.cache import cache_headers, job_headers
 from api.view.outcome import CallRefused, failure_of
 from api.view.page import Deleted, Page, page_of
 from api.view.response import (
@@ -121,7 +122,7 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
         return _stream(call, job, ask.record, after=-1, gone=gone)
     if ask.is_background:
         status = 202 if is_async else 200
-        headers = {"location": f"/v1/responses/{response_id(job.id)}"}
+        headers = {"location": f"/v1/responses/{response_id(job.id)}"} | cache_headers(job)
         if is_async:
             headers["preference-applied"] = "respond-async"
         return json_response(response_view(job, ask.record), status=status, headers=headers)
@@ -129,7 +130,7 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
         ended = await ended_job(held, call, body, job)
         if isinstance(failure := failure_of(ended), CallRefused):
             raise failure
-    return json_response(response_view(ended, ask.record), headers={"torpor-job-id": job.id})
+    return json_response(response_view(ended, ask.record), headers=job_headers(ended))
 
 
 @routes.operation(

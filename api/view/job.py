@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from api.http.described import described
 from api.view.outlook import Outlook, OutlookView, outlook_view
 from api.view.timeline import TimelineView
-from eventing.cloudevent.job_event import Timings, timings
+from eventing.cloudevent.job_event import CacheView, Timings, cache_view, timings
 from eventing.cloudevent.request_id import KEPT
 from eventing.job.job import Job, JobError, JobState, Lane
 from eventing.job.plan import StepRecord, StepStatus
@@ -71,6 +71,10 @@ class AcceptedJobView(TypedDict):
     request_id: str | None
     """`X-Request-Id` of the call that made it"""
     links: LinksView
+    cache: NotRequired[CacheView]
+    """How the exact cache served it, when it was asked"""
+    follows: NotRequired[str]
+    """The running job whose answer it waits for"""
 
 
 @described
@@ -116,6 +120,8 @@ class JobView(AcceptedJobView):
     """The answer, in the form of its `url`; a list has it with `include=result`"""
     usage: Mapping[str, Any] | None
     """Tokens as the engine counted them"""
+    saved_usage: NotRequired[Mapping[str, Any] | None]
+    """Tokens that a kept answer saved"""
     error: JobError | None
     is_dead_letter: bool
     """It failed for good, and can be redriven"""
@@ -165,6 +171,8 @@ def job_view(
     }
     if job.plan is not None:
         view["pipeline"] = [_step_view(record) for record in job.steps]
+    if job.cache is not None and job.cache.is_hit:
+        view["saved_usage"] = job.cache.saved_usage
     if with_result:
         view["result"] = body_with_both_names(job.result)
     if outlook is not None:
@@ -198,7 +206,7 @@ def cost_view(job: Job, price: Price, overhead: float | None = None) -> JobCost:
 
 def accepted_view(job: Job) -> AcceptedJobView:
     """What a submit answers: enough to find the job again."""
-    return {
+    view: AcceptedJobView = {
         "id": job.id,
         "object": "job",
         "state": job.state,
@@ -212,6 +220,11 @@ def accepted_view(job: Job) -> AcceptedJobView:
         "request_id": job.metadata.get(KEPT),
         "links": _links(job),
     }
+    if job.cache is not None:
+        view["cache"] = cache_view(job.cache)
+    if job.stream_id != job.id:
+        view["follows"] = job.follows
+    return view
 
 
 def _links(job: Job) -> LinksView:

@@ -26,7 +26,15 @@ from eventing.cloudevent.job_event import (
     unreadable_job,
 )
 from eventing.cloudevent.webhook_handshake import handshake
-from eventing.errors import BadRequest, IdempotencyConflict, JobDeleted, TorporError, Unavailable
+from eventing.errors import (
+    BadRequest,
+    IdempotencyConflict,
+    JobDeleted,
+    NotCached,
+    TorporError,
+    Unavailable,
+)
+from eventing.job.cache import CacheRules
 from eventing.job.job import API_SOURCE, JobError, JobId
 from eventing.job.plan import NO_PIPELINES, Pipelines
 from eventing.job.store import JobIntake
@@ -51,10 +59,11 @@ class Ingress:
         access: IngressAccess,
         bodies: BodyReader,
         pipelines: Pipelines = NO_PIPELINES,
+        cache_rules: CacheRules | None = None,
     ) -> None:
         self._router = router
         self._store = store
-        self._intake = Intake(store, router, pipelines=pipelines)
+        self._intake = Intake(store, router, pipelines=pipelines, cache_rules=cache_rules)
         self._access = access
         self._bodies = bodies
 
@@ -112,13 +121,17 @@ class Ingress:
         """
         try:
             job, is_new = await self._intake.submit(job_of(event), event)
-            if not is_new and not job.state.is_terminal:
+            if not is_new and not job.state.is_terminal and job.stream_id == job.id:
                 # Recorded by an api that publishes through this broker, or sent again by a sweep: a queue that has
                 # it knows it by its identity.
                 # A job with a plan is sent to where it is now.
                 await self._router.route(request_event(job) if job.plan else event)
         except IdempotencyConflict:
             raise
+        except NotCached as error:
+            reason = JobError(code=error.code, message=error.message)
+            await self._store.reject(job_of(event), reason, event.data)
+            return "rejected", job_id_of(event)
         except BadRequest as error:
             reason = JobError(code=error.code, message=error.message, field=error.field)
             await self._store.reject(unreadable_job(event), reason, event.data)

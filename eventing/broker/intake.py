@@ -6,16 +6,22 @@ Must not know HTTP.
 """
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Final, Protocol
 
 from eventing.clock import Clock, SystemClock
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import planned_event, request_event
-from eventing.job.job import Job, JobId, JobRequest
+from eventing.errors import NotCached
+from eventing.job.cache import CacheRules, cache_ask, parse_cache_control
+from eventing.job.followers import Followers
+from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.plan import NO_PIPELINES, Pipelines, Plan, plan_for
 from eventing.job.store import JobIntake, NewJob, Publication
 from eventing.store.job_record import fresh
 from eventing.telemetry import trace
+
+_RESPONSES: Final = "torpor.response"
+"""Metadata of a job that a call of OpenAI's Responses made."""
 
 
 class Route(Protocol):
@@ -41,30 +47,65 @@ class Intake:
         route: Route,
         clock: Clock | None = None,
         pipelines: Pipelines = NO_PIPELINES,
+        cache_rules: CacheRules | None = None,
     ) -> None:
         self._store = store
         self._route = route
         self._clock = clock or SystemClock()
         self._pipelines = pipelines
+        self._cache_rules = cache_rules or {}
 
     async def submit(self, new: NewJob, event: Event | None = None) -> tuple[Job, bool]:
         """As `JobIntake.submit`, and publish the job's event: `event`, if the job was requested by one. Raises
-        `InvalidJob` when the caller wants a step left out that may not be.
+        `InvalidJob` when the caller wants a step left out that may not be, and `NotCached`.
         """
         if new.plan is None:
             plan = plan_for(self._pipelines, new.request.model, new.skip_steps)
             for step in new.own_steps:
                 plan = (plan or Plan(steps=())).with_step(step)
             new = replace(new, plan=plan)
+        new = self._asking(new)
         # An event of ours carries this host's time; the record's is not known yet.
         made = planned_event(event, new.plan) if event else None
         event = made or request_event(fresh(new, self._clock.wall_ms()))
         publication = self._route.publication(event)
         with trace.span("enqueue", parent=new.traceparent, type=event.type):
             job, is_new = await self._store.submit(new, publication)
-        if is_new:
+        if is_new and job.state is JobState.QUEUED and not job.follows:
             self._route.recorded(job.id, event)
         return job, is_new
+
+    def _asking(self, new: NewJob) -> NewJob:
+        """The job with what is asked of the exact cache for it. Raises `NotCached` for one that only a kept answer can
+        serve, and that asks for none.
+        """
+        ask = None
+        if new.cache_control or self._cache_rules:
+            ask = cache_ask(
+                new.request.url,
+                new.request.body,
+                tenant=new.tenant,
+                rule=self._cache_rules.get(new.request.model),
+                control=parse_cache_control(new.cache_control),
+                plan=new.plan,
+                kind=_RESPONSES if _RESPONSES in new.metadata else "",
+                has_context=new.turn is not None,
+            )
+        if not new.only_kept:
+            return replace(new, cache=ask) if ask else new
+        if ask is None or not ask.key:
+            raise NotCached("no answer is kept for this request")
+        return replace(new, cache=replace(ask, only_if_cached=True))
+
+    async def promote(self, follower: Job, followers: Followers) -> bool:
+        """Queue a follower whose leader ended without an answer, and publish its event."""
+        leader = await self._store.get(JobId(follower.follows), with_result=False)
+        attempt = leader.attempt if leader else 0
+        event = request_event(replace(follower, follows="", attempt=attempt))
+        is_queued = await followers.promote(follower, self._route.publication(event))
+        if is_queued:
+            self._route.recorded(follower.id, event)
+        return is_queued
 
     async def redrive(self, job: Job, request: JobRequest | None) -> bool:
         """As `JobIntake.redrive`, and publish the event of the new run: at the step that failed, or from the start

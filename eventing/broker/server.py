@@ -92,8 +92,10 @@ class Broker:
             limit_bytes=self._settings.event_limit_bytes,
             timeout_s=self._settings.body_timeout_s,
         )
-        access = access_of(self._settings)
-        ingress = Ingress(self._router, self._store, access, bodies, self._settings.plans)
+        access, settings = access_of(self._settings), self._settings
+        ingress = Ingress(
+            self._router, self._store, access, bodies, settings.plans, settings.cache_rules
+        )
         asked = ingress.ask_to_send(self._settings.event_origins)
         return Starlette(
             routes=[

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from eventing.cloudevent import request_id
 from eventing.cloudevent.event import Event
 from eventing.errors import InvalidJob
+from eventing.job.cache import CacheUse
 from eventing.job.job import (
     DEFAULT_TENANT,
     Job,
@@ -48,6 +49,8 @@ FAILED: Final = "dev.torpor.inference.failed.v1"
 CANCELLED: Final = "dev.torpor.inference.cancelled.v1"
 RESULT_TYPES: Final = (COMPLETED, FAILED, CANCELLED)
 
+CACHE_CONTROL: Final = "cachecontrol"
+"""Extension with the caller's directives, as in the header `Cache-Control`."""
 RESULT_SOURCE: Final = "/torpor/jobs"
 MINIMAL: Final = "return=minimal"
 """`Prefer` (RFC 7240) of a delivery whose result event no subscriber would take."""
@@ -120,6 +123,7 @@ def job_of(event: Event) -> NewJob:
         deadline_ms=_deadline_ms(event.extensions.get("expirytime", "")),
         traceparent=followable(event.extensions.get("traceparent", "")),
         metadata={request_id.KEPT: asked_as} if asked_as else {},
+        cache_control=event.extensions.get(CACHE_CONTROL, ""),
         attempt=attempt_of(event) or 0,
     )
 
@@ -181,6 +185,8 @@ def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
             for a in job.history
         ],
     }
+    if job.cache is not None:
+        data |= {"cache": cache_view(job.cache), "saved_usage": job.cache.saved_usage}
     extensions = {"tenant": job.tenant, "attempt": str(job.attempt)}
     extensions |= _sendable({"model": job.request.model} | _carried(job))
     encoded = orjson.dumps(data)
@@ -199,10 +205,36 @@ def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
     )
 
 
+class CacheView(TypedDict):
+    """How the exact cache served a job."""
+
+    status: str
+    kind: str | None
+    key: str | None
+    age_s: int | None
+    source_job: str | None
+    similarity: float | None
+    reason: str | None
+
+
+def cache_view(use: CacheUse) -> CacheView:
+    """The same as events and the api tell it."""
+    return {
+        "status": use.status,
+        "kind": use.kind,
+        "key": use.key or None,
+        "age_s": use.age_s if use.is_hit else None,
+        "source_job": use.source_job or None,
+        "similarity": use.similarity,
+        "reason": use.reason or None,
+    }
+
+
 def _carried(job: Job) -> dict[str, str]:
     """Extensions that every event of a job carries, as far as they are set."""
     return {
         "traceparent": followable(job.traceparent),
+        CACHE_CONTROL: job.cache_control,
         request_id.EXTENSION: job.metadata.get(request_id.KEPT, ""),
     }
 

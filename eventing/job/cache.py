@@ -50,6 +50,19 @@ class CacheControl:
     max_age_s: int | None = None
 
     @property
+    def text(self) -> str:
+        """The directives as a header has them; empty for none."""
+        flags = {
+            "no-cache": self.no_cache,
+            "no-store": self.no_store,
+            "only-if-cached": self.only_if_cached,
+        }
+        given = [name for name, is_given in flags.items() if is_given]
+        if self.max_age_s is not None:
+            given.append(f"max-age={self.max_age_s}")
+        return ", ".join(given)
+
+    @property
     def opts_in(self) -> bool:
         """True when the caller asks for cached answers, whatever the model's rule is."""
         return bool(self.max_age_s) or self.only_if_cached
@@ -142,16 +155,19 @@ def cache_ask(
     control: CacheControl,
     plan: Plan | None = None,
     kind: str = "",
+    has_context: bool = False,
 ) -> CacheAsk | None:
     """What is asked of the cache for a call; None when neither the model's rule nor the caller asks for anything.
 
-    `kind` tells calls of different APIs apart that run as the same job.
+    `kind` tells calls of different APIs apart that run as the same job; `has_context` is true for a turn of a
+    conversation.
     """
     if control.no_store:
         return CacheAsk(reason="no-store", only_if_cached=control.only_if_cached)
     if rule is None and not control.opts_in:
         return None
-    if reason := _unfit(url, body, rule, control, plan):
+    is_alone = not has_context and not (plan and not _CONTEXT_STEPS.isdisjoint(plan.names))
+    if reason := _unfit(url, body, rule, control) if is_alone else "context":
         return CacheAsk(reason=reason, only_if_cached=control.only_if_cached)
     version = plan.version if plan else ""
     ttl_s = rule.ttl_s if rule else max(DEFAULT_TTL_S, control.max_age_s or 0)
@@ -169,11 +185,8 @@ def _unfit(
     body: Mapping[str, Any],
     rule: CacheRule | None,
     control: CacheControl,
-    plan: Plan | None,
 ) -> str:
     """Why the call's answer is not to be served again; empty when it may be."""
-    if body.get("conversation") or (plan and not _CONTEXT_STEPS.isdisjoint(plan.names)):
-        return "context"  # the answer depends on more than the body
     if control.opts_in or rule is None:
         return ""
     if not rule.sampled and is_sampled(url, body):

@@ -63,12 +63,18 @@ def canonical_body(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
     defaults = _DEFAULTS if url != "/v1/completions" else {**_DEFAULTS, "logprobs": None}
     kept = {}
     for name, value in body.items():
-        if value is None or name in IGNORED or name.startswith(IGNORED_PREFIX):
+        if value is None or _is_ignored(name, value):
             continue
         value = _canonical([value] if name == "stop" and isinstance(value, str) else value)
         if name not in defaults or orjson.dumps(value) != orjson.dumps(defaults[name]):
             kept[name] = value
     return kept
+
+
+def _is_ignored(name: str, value: Any) -> bool:
+    if name == "stream_options":  # with usage in each chunk, a stream's record is another
+        return not (isinstance(value, Mapping) and value.get("continuous_usage_stats"))
+    return name in IGNORED or name.startswith(IGNORED_PREFIX)
 
 
 def _canonical(value: Any) -> Any:

@@ -51,6 +51,7 @@ class NewJob:
     plan: Plan | None = None
     skip_steps: tuple[str, ...] = ()  #: steps that its caller wants left out
     own_steps: tuple[PlannedStep, ...] = ()  #: steps that its request asks for
+    only_kept: bool = False  #: only a kept answer can serve it: a limit stands against running it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

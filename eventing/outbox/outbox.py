@@ -10,7 +10,7 @@ of the lists.
 
 import asyncio
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 from prometheus_client import Counter
@@ -19,7 +19,7 @@ from eventing.clock import SystemClock
 from eventing.cloudevent.job_event import request_event
 from eventing.cloudevent.publisher import Publisher
 from eventing.errors import BrokerUnavailable, Unavailable
-from eventing.job.job import Job, JobState
+from eventing.job.job import Job, JobId, JobState
 from eventing.job.store import JobSweeper
 from eventing.outbox.publisher import publish_recorded
 
@@ -42,13 +42,24 @@ class Swept:
     stranded: int = 0
 
 
-async def run(store: JobSweeper, publisher: Publisher, every_s: float) -> None:
+class FollowerSettler(Protocol):
+    """Ends or promotes jobs that follow another (`eventing.outbox.followers.FollowerListener`)."""
+
+    async def settle(self, leader: JobId) -> None: ...
+
+
+async def run(
+    store: JobSweeper,
+    publisher: Publisher,
+    every_s: float,
+    followers: FollowerSettler | None = None,
+) -> None:
     """Sweep until cancelled; an unavailable store or broker is logged, and the next sweep tries again."""
     while True:
         try:
             while await store.prune(_PRUNED_AT_ONCE) == _PRUNED_AT_ONCE:
                 pass
-            swept = await sweep_once(store, publisher)
+            swept = await sweep_once(store, publisher, followers)
             if swept != Swept():
                 counts = {"requests": swept.requests, "stranded": swept.stranded}
                 _log.info("sent again", action="sweep", **counts)
@@ -68,13 +79,15 @@ async def run_deadlines(store: JobSweeper) -> None:
         await asyncio.sleep(_DEADLINES_EVERY_S)
 
 
-async def sweep_once(store: JobSweeper, publisher: Publisher) -> Swept:
+async def sweep_once(
+    store: JobSweeper, publisher: Publisher, followers: FollowerSettler | None = None
+) -> Swept:
     """Send the events that are due. Raises `Unavailable` for the store or the broker; events not sent are due again
     in 15 s, so a crash in here can only duplicate an event.
     """
     requests = await _sweep_unpublished(store, publisher)
     _swept.labels("request").inc(requests)
-    stranded = await _sweep_unstarted(store, publisher)
+    stranded = await _sweep_unstarted(store, publisher, followers)
     _swept.labels("stranded").inc(stranded)
     return Swept(requests=requests, stranded=stranded)
 
@@ -98,14 +111,20 @@ async def _sweep_unpublished(store: JobSweeper, publisher: Publisher) -> int:
     return sent
 
 
-async def _sweep_unstarted(store: JobSweeper, publisher: Publisher) -> int:
+async def _sweep_unstarted(
+    store: JobSweeper, publisher: Publisher, followers: FollowerSettler | None
+) -> int:
     """A broker that does not deduplicate gets one more event each time a job's age has doubled, not one each sweep."""
     sent = 0
     for _ in range(_STRANDED_BATCHES):
         job_ids = await store.claim_unstarted(_BATCH)
         for job_id in job_ids:
             job = await store.get(job_id, with_result=False)
-            if job is not None and not job.state.is_terminal:
+            if job is not None and job.stream_id != job.id:
+                if followers is not None:
+                    await followers.settle(job.stream_id)
+                await store.look_later(job_id, 0)
+            elif job is not None and not job.state.is_terminal:
                 await publish_recorded(store, publisher, job_id, request_event(job))
                 await store.look_later(job_id, max(SystemClock().wall_ms() - job.created_ms, 1))
                 sent += 1

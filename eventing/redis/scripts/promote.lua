@@ -29,6 +29,8 @@ if epoch and redis.call('EXISTS', entry) == 0 then
 end
 redis.call('ZADD', UNSTARTED, now + ARGV[3], ARGV[1])
 if ARGV[4] == '1' then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, ARGV[1]) end
+local queues = {unpack(ARGV, 7)}
+if #queues > 0 then redis.call('HSET', KEYS[1], 'queues', cjson.encode(queues)) end
 local member = event_identity(job.source, job.event_id, job.tenant)
-for _, prefix in ipairs({unpack(ARGV, 7)}) do enqueue(prefix, job.lane, member, ARGV[5], job.tenant, false, now) end
+for _, prefix in ipairs(queues) do enqueue(prefix, job.lane, member, ARGV[5], job.tenant, false, now) end
 return 'queued'

@@ -144,7 +144,10 @@ def test_a_call_whose_answer_may_differ_is_cached_only_when_asked(
 def test_a_call_whose_answer_depends_on_a_conversation_is_never_cached() -> None:
     plan = Plan(steps=(PlannedStep(name="memory"),))
     assert ask(BODY, CacheRule(), "max-age=60", plan).reason == "context"
-    assert ask({**BODY, "conversation": "conv_1"}, CacheRule(), "max-age=60").reason == "context"
+    control = parse_cache_control("max-age=60")
+    turn = cache_ask(CHAT, BODY, tenant="a", rule=None, control=control, has_context=True)
+    assert turn is not None
+    assert turn.reason == "context"
     routed = Plan(steps=(PlannedStep(name="route"),))
     assert ask(BODY, CacheRule(), plan=routed).key == key(BODY, plan=routed.version)
 
