@@ -43,6 +43,7 @@ _TAGS: Final = {
     "vector stores": "Files cut into passages and searched by meaning and words, as at OpenAI.",
     "webhooks": "Notifications of ended jobs and batches, as at OpenAI, and their log.",
     "dead letters": "Jobs that failed for good, kept to be looked at and redriven.",
+    "cache": "Answers that are served again.",
     "events": "CloudEvents in and out.",
     "overview": "Queues and replicas.",
     "usage": "What it cost.",
@@ -62,7 +63,11 @@ _REFUSALS: Final = {
     429: ("rate_limit_exceeded", "Over a limit of the tenant; see Retry-After"),
     500: ("no_answer", "The model gave no answer"),
     503: ("store_unavailable", "Not now: nothing was accepted; see Retry-After"),
-    504: ("still_running", "The answer took longer than a call may be held; the job goes on"),
+    504: (
+        "still_running",
+        "The answer took longer than a call may be held; the job goes on. Or only a kept answer was wanted, and "
+        "there is none (`not_cached`)",
+    ),
 }
 _FORMS: Final = {
     "Problem": (MEDIA_TYPE, ref("Problem", ProblemView), problem),

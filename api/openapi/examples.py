@@ -6,6 +6,7 @@ Called by `api.openapi.document`; a test holds each against its schema. Must not
 from collections.abc import Mapping
 from typing import Any, Final
 
+from api.openapi.cache_examples import CACHE_EXAMPLES
 from api.openapi.vector_store_examples import VECTOR_STORE_EXAMPLES
 
 Example = Mapping[str, Any]
@@ -407,4 +408,5 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     },
     "WebhookTestRequest": {"event_type": "response.completed"},
     **VECTOR_STORE_EXAMPLES,
+    **CACHE_EXAMPLES,
 }

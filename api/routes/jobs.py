@@ -109,6 +109,7 @@ JOB_REQUEST: Final = Body("JobRequest", JOB_SCHEMA)
     parameters=SUBMIT_HEADERS,
     body=JOB_REQUEST,
     answers={200: JobView, 202: AcceptedJobView},
+    refuses=(504,),
 )
 async def submit_job(call: Call[JobDeps]) -> Response:
     """Submit a job and get its id.
