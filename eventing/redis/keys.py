@@ -77,6 +77,36 @@ def cache_epochs(tenant: str) -> str:
     return f"{PREFIX}:cache:epochs:{escape(tenant)}"
 
 
+def semantic_name(job_id: JobId) -> str:
+    """The name of the entry that keeps a job's answer for questions of the same meaning."""
+    return f"semantic_{job_id.removeprefix('job_')}"
+
+
+def semantic_vectors(tenant: str, partition: str) -> str:
+    """Hash of the vectors of a tenant's answered questions that may share answers, by the entry's name."""
+    return f"{PREFIX}:cache:vectors:{escape(tenant)}:{escape(partition)}"
+
+
+def semantic_entries(tenant: str) -> str:
+    """The tenant's partitions and entries, by when they expire."""
+    return f"{PREFIX}:cache:semantic:{escape(tenant)}"
+
+
+def semantic_shadow(tenant: str) -> str:
+    """Hash of counts of the tenant's shadow phase, by model, rule and result."""
+    return f"{PREFIX}:cache:shadow:{escape(tenant)}"
+
+
+def semantic_served(tenant: str, digest: str) -> str:
+    """The entry that a question was answered with a moment ago, so that a repeated call is a complaint."""
+    return f"{PREFIX}:cache:served:{escape(tenant)}:{escape(digest)}"
+
+
+def semantic_mark(job_id: JobId) -> str:
+    """Says that a job's answer was counted in its tenant's shadow phase."""
+    return f"{PREFIX}:{{{escape(job_id)}}}:compared"
+
+
 def jobs_of(tenant: str) -> str:
     return f"{PREFIX}:jobs:{escape(tenant)}"
 

@@ -12,14 +12,33 @@ from steps.semantic_cache.agreement import Verdict, agree
 from steps.semantic_cache.canonical import canonical
 from steps.semantic_cache.typo import IsWord
 
-SIMILARITY: Final = 0.8
-"""Least cosine for two questions that differ in harmless words only."""
-NEAR_SIMILARITY: Final = 0.95
-"""Least cosine where articles or a plural differ as well."""
-VERIFIED_SIMILARITY: Final = 0.75
-"""Least cosine at which a verifier model is asked."""
-
 C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Least:
+    """The least cosine for each rule: two questions that differ in harmless words, in articles or a plural too, and
+    in other words, for which a verifier model is asked.
+    """
+
+    same: float = 0.8
+    near: float = 0.95
+    verified: float = 0.75
+
+    def of(self, rule: Verdict) -> float:
+        """The least cosine at which the rule serves; above 1 for one that never does."""
+        match rule:
+            case Verdict.SAME:
+                return self.same
+            case Verdict.NEAR:
+                return self.near
+            case Verdict.OPEN:
+                return self.verified
+            case Verdict.DIFFERENT:
+                return 2.0
+
+
+_LEAST: Final = Least()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +59,21 @@ class Match(Generic[C]):
 
 
 def best_match(
-    text: str, candidates: Iterable[Candidate[C]], is_word: IsWord, *, has_verifier: bool = False
+    text: str,
+    candidates: Iterable[Candidate[C]],
+    is_word: IsWord,
+    *,
+    least: Least = _LEAST,
+    has_verifier: bool = False,
 ) -> Match[C] | None:
     """The candidate whose answer may be given: the strictest rule first, then the nearest."""
     asked = canonical(text)
     found = []
     for candidate in candidates:
         rule = agree(asked, canonical(candidate.text), is_word).verdict
-        if candidate.similarity >= _LEAST[rule] and (rule is not Verdict.OPEN or has_verifier):
+        if candidate.similarity >= least.of(rule) and (rule is not Verdict.OPEN or has_verifier):
             found.append(Match(candidate, rule))
     return min(found, key=lambda m: (_ORDER[m.rule], -m.candidate.similarity), default=None)
 
 
 _ORDER: Final = {rule: place for place, rule in enumerate(Verdict)}
-_LEAST: Final = {
-    Verdict.SAME: SIMILARITY,
-    Verdict.NEAR: NEAR_SIMILARITY,
-    Verdict.OPEN: VERIFIED_SIMILARITY,
-    Verdict.DIFFERENT: 2.0,
-}

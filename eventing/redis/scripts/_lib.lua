@@ -235,6 +235,27 @@ local function cache_revision(model)
   return type(revision) == 'string' and revision or ''
 end
 
+-- The vectors of questions that were answered, of one tenant and one partition of its requests.
+local function semantic_vectors(list, partition) return 'torpor:cache:vectors:' .. list .. ':' .. partition end
+
+-- Forget the answer of a job for questions of the same meaning; a mark stays, so that it is not kept again.
+local function forget_semantic(list, job_id, model, is_marked)
+  local name = 'semantic_' .. string.sub(job_id, 5)
+  local entry = cache_entry(list, name)
+  local partition = redis.call('HGET', entry, 'partition')
+  if not partition then return 0 end
+  redis.call('HDEL', semantic_vectors(list, partition), name)
+  redis.call('ZREM', 'torpor:cache:semantic:' .. list, partition .. ' ' .. name)
+  if model then redis.call('ZREM', cache_index(list, model), name) end
+  if is_marked then
+    redis.call('HDEL', entry, 'job', 'partition')
+    redis.call('HSET', entry, 'forgotten', now_ms())
+  else
+    redis.call('DEL', entry)
+  end
+  return 1
+end
+
 -- Keep the answer of a job that ended, for the same request; or, when it is none to be served, forget that it was to come. Not while the
 -- model's weights changed: it is not known which of them answered.
 local function keep_answer(job_id, list, job, state, now)

@@ -7,8 +7,10 @@
 local job = read_job(KEYS[1])
 local state = job.state
 if not state or state == 'queued' or state == 'in_progress' then return 0 end
+local list = job.tenant_key or job.tenant
+forget_semantic(list, ARGV[1], job.model, false)
 if job.cache then
-  local list, use = job.tenant_key or job.tenant, cjson.decode(job.cache)
+  local use = cjson.decode(job.cache)
   local entry = use.key and cache_entry(list, use.key)
   if entry and redis.call('HGET', entry, 'job') == ARGV[1] then
     redis.call('DEL', entry)

@@ -1,0 +1,26 @@
+"""Metrics of the semantic cache. Their sums over tenants; a tenant's shadow phase is in the store."""
+
+from typing import Final
+
+from prometheus_client import Counter
+
+LOOKUPS: Final = Counter(
+    "torpor_semantic_cache_lookups_total",
+    "Look-ups of the semantic cache, by what became of them and the rule that matched.",
+    ["outcome", "rule"],
+)
+COMPLAINTS: Final = Counter(
+    "torpor_semantic_cache_complaints_total",
+    "Answers of the semantic cache that their caller refused within a minute.",
+    ["model"],
+)
+COMPARED: Final = Counter(
+    "torpor_semantic_cache_compared_total",
+    "Answers that the semantic cache would have given, compared with fresh ones.",
+    ["rule", "result"],
+)
+SAVED_TOKENS: Final = Counter(
+    "torpor_semantic_cache_saved_tokens_total",
+    "Completion tokens of answers that the semantic cache gave again.",
+    ["model"],
+)
