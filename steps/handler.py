@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from eventing.job.cache import CacheUse
 from eventing.job.job import Job, JobError, JobRequest
 from eventing.job.store import TokenBatch
 
@@ -39,12 +40,15 @@ class Continue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The job ends here, completed: no predictor is woken. `tokens` are shown to readers of the token stream."""
+    """The job ends here, completed: no predictor is woken. `tokens` are shown to readers of the token stream; `cache`
+    says whose answer it is.
+    """
 
     result: Mapping[str, Any]
     usage: Mapping[str, Any] | None = None
     detail: Detail = field(default_factory=dict)
     tokens: tuple[TokenBatch, ...] = ()
+    cache: CacheUse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

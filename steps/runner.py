@@ -223,8 +223,8 @@ class Runner:
         """The outcome and what follows, in one script."""
         advance, detail = self._deps.advance, _checked(outcome.detail, run.step)
         match outcome:
-            case Answer(result=result, usage=usage, tokens=tokens):
-                ending = Ending(state=JobState.COMPLETED, result=result, usage=usage)
+            case Answer(result=result, usage=usage, tokens=tokens, cache=cache):
+                ending = Ending(state=JobState.COMPLETED, result=result, usage=usage, cache=cache)
                 await advance.answer(run, detail, ending, tokens)
             case Refuse(error=error):
                 await advance.refuse(job, run, detail, error)

@@ -7,6 +7,7 @@ import asyncio
 import hmac
 import signal
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 import structlog
@@ -42,9 +43,10 @@ from eventing.telemetry.span import followable
 from steps.embedding.embedder import open_embedder
 from steps.handler import Handler
 from steps.index.embedded import EmbeddedIndex
+from steps.parts import Parts
 from steps.runner import Runner, RunnerDeps
 from steps.settings import StepsSettings
-from steps.table import EventHandler, Parts, event_handlers, handlers
+from steps.table import EventHandler, event_handlers, handlers
 
 _log = structlog.get_logger()
 Table = Callable[[Parts], Mapping[str, Handler]]
@@ -65,7 +67,7 @@ class StepServer:
         self._route = make_route(settings, self._redis)
         clock = SystemClock()
         self._embedder, self._index = open_embedder(settings), EmbeddedIndex(self._redis)
-        parts = Parts(
+        self._parts = Parts(
             settings=settings,
             redis=self._redis,
             store=self._store,
@@ -73,14 +75,14 @@ class StepServer:
             embedder=self._embedder,
             index=self._index,
         )
-        self._event_handlers: Mapping[str, EventHandler] = event_handlers(parts)
+        self._event_handlers: Mapping[str, EventHandler] = event_handlers(self._parts)
         self.runner = Runner(
             RunnerDeps(
                 store=self._store,
                 intake=Intake(self._store, self._route, clock, settings.plans),
                 advance=Advance(self._store, self._route),
                 publisher=self._route,
-                handlers=table(parts),
+                handlers=table(self._parts),
                 clock=clock,
             )
         )
@@ -101,12 +103,18 @@ class StepServer:
             ]
         )
 
-    async def publish(self) -> None:
-        """Publish the events of an external broker, until cancelled."""
+    async def run_background(self) -> None:
+        """Run what steps have beside their handlers, and publish the events of an external broker, until
+        cancelled.
+        """
+        beside = list(self._parts.background)
         if isinstance(self._route, OutboxPublisher):
-            await self._route.run(self._store)
+            beside.append(partial(self._route.run, self._store))
+        await asyncio.gather(*(run() for run in beside))
 
     async def close(self) -> None:
+        for close in self._parts.at_end:
+            await close()
         await self._route.close()
         await self._embedder.aclose()
         self._index.close()
@@ -193,10 +201,10 @@ async def serve(server: StepServer) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(listening)
-            publishing = group.create_task(server.publish())
+            beside = group.create_task(server.run_background())
             await stopping.wait()
             await server.runner.drain(settings.drain_grace_s)
-            publishing.cancel()
+            beside.cancel()
             drained.set()
     finally:
         await server.close()

@@ -30,5 +30,7 @@ class StepsSettings(BrokerClientSettings, EmbeddingSettings):
     """Longest time for a delivery's body, plus a second for each 16 KiB of it."""
     drain_grace_s: float = Field(10.0, ge=0)
     """Seconds that runs may go on after SIGTERM; then they are given up, to be tried again elsewhere."""
+    verifier_token: Token = SecretStr("")
+    """Bearer token of the model that verifies matches of the semantic cache."""
     log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""

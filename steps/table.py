@@ -5,43 +5,26 @@ index) it loads at its first call.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
-from eventing.clock import Clock
 from eventing.cloudevent.event import Event
-from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.store.file_store import FileStore
 from eventing.store.objects.object_store import ObjectStore
-from eventing.store.steps.redis_steps import RedisStepStore
 from eventing.store.vector_store.note import WORK_TYPES
 from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
 from eventing.store.vector_store.store import VectorStores
 from eventing.store.vector_store.text_object import FOLDER as TEXTS
-from steps.embedding.embedder import Embedder
 from steps.handler import Handler
-from steps.index.index import Index
 from steps.no_op import no_op
+from steps.parts import Parts
 from steps.retrieval.events import VectorStoreEvents
 from steps.retrieval.ingest import IngestDeps, Ingester
 from steps.retrieval.search import SearchDeps, VectorSearch
 from steps.retrieval.steps import RetrieveStep, SearchStep
 from steps.retrieval.tokens import word_pieces
-from steps.settings import StepsSettings
+from steps.semantic_cache.make import semantic_cache
 
 EventHandler = Callable[[Event], Awaitable[Event | None]]
 """Handles an event that is no step of a job; gives the event that replies to it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What handlers may be made of."""
-
-    settings: StepsSettings
-    redis: SharedRedis
-    store: RedisStepStore
-    clock: Clock
-    embedder: Embedder
-    index: Index
 
 
 def handlers(parts: Parts) -> Mapping[str, Handler]:
@@ -56,6 +39,7 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
     )
     return {
         "no-op": no_op,
+        "semantic-cache": semantic_cache(parts),
         SEARCH_STEP: SearchStep(search),
         RETRIEVE_STEP: RetrieveStep(search),
     }

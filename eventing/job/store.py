@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol
 
-from eventing.job.cache import CacheAsk
+from eventing.job.cache import CacheAsk, CacheUse
 from eventing.job.job import DEFAULT_TENANT, Job, JobError, JobId, JobRequest, JobState, Lane
 from eventing.job.plan import Plan, PlannedStep, StepStatus
 
@@ -149,7 +149,7 @@ class TokenBatch:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """How an attempt ended its job. `final_batch` holds the tokens not yet checkpointed, `gpu_ms` the charge to the
-    job; both are written atomically with the end.
+    job; both are written atomically with the end. With `cache`, a step gave another job's answer.
     """
 
     state: JobState
@@ -158,6 +158,7 @@ class Ending:
     error: JobError | None = None
     is_dead_letter: bool = False
     final_batch: TokenBatch | None = None
+    cache: CacheUse | None = None
     gpu_ms: int = 0
 
 

@@ -25,6 +25,7 @@ from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.telemetry import trace
 
 _GROUP: Final = "api"
+"""The group of the api's listeners; another process has one of its own."""
 _BATCH: Final = 100
 _TAKEN_OVER_AFTER_MS: Final = 15_000
 """An entry that was delivered this long ago and not acked is claimed by another process."""
@@ -47,12 +48,17 @@ class EndedConsumer:
     """One consumer of the group. Run `run` in a task."""
 
     def __init__(
-        self, redis: SharedRedis, store: JobReader, listeners: Sequence[EndListener]
+        self,
+        redis: SharedRedis,
+        store: JobReader,
+        listeners: Sequence[EndListener],
+        group: str = _GROUP,
     ) -> None:
         self._redis = redis
         self._tail = redis.dedicated_connection()
         self._store = store
         self._listeners = listeners
+        self._group = group
         self._name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._take_over_due_s = 0.0
 
@@ -81,7 +87,7 @@ class EndedConsumer:
 
     async def _next(self) -> Sequence[_Row]:
         wait = ("COUNT", _BATCH, "BLOCK", self._redis.longest_block_ms)
-        read = ("XREADGROUP", "GROUP", _GROUP, self._name, *wait, "STREAMS", keys.ENDED, ">")
+        read = ("XREADGROUP", "GROUP", self._group, self._name, *wait, "STREAMS", keys.ENDED, ">")
         (found,) = await self._tail.send([read])
         return found[0][1] if found else ()
 
@@ -89,11 +95,11 @@ class EndedConsumer:
         """Claim entries that a consumer, this one included, did not ack in time; delete consumers that are long
         gone.
         """
-        claim = ("XAUTOCLAIM", keys.ENDED, _GROUP, self._name, _TAKEN_OVER_AFTER_MS, "0-0")
+        claim = ("XAUTOCLAIM", keys.ENDED, self._group, self._name, _TAKEN_OVER_AFTER_MS, "0-0")
         ((_, rows, *_),) = await self._redis.send([(*claim, "COUNT", _BATCH)])
-        for consumer in await self._redis.xinfo_consumers(keys.ENDED, _GROUP):
+        for consumer in await self._redis.xinfo_consumers(keys.ENDED, self._group):
             if consumer["idle"] > _FORGOTTEN_AFTER_MS and not consumer["pending"]:
-                await self._redis.xgroup_delconsumer(keys.ENDED, _GROUP, consumer["name"])
+                await self._redis.xgroup_delconsumer(keys.ENDED, self._group, consumer["name"])
         return [row for row in rows if row[1]]
 
     async def _make_group(self) -> None:
@@ -101,7 +107,7 @@ class EndedConsumer:
         listener has seen, and a repeated call does no harm.
         """
         try:
-            await self._redis.xgroup_create(keys.ENDED, _GROUP, id="0", mkstream=True)
+            await self._redis.xgroup_create(keys.ENDED, self._group, id="0", mkstream=True)
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
@@ -112,7 +118,7 @@ class EndedConsumer:
         is_done = await asyncio.gather(*(self._notify_one(_fields(flat)) for _, flat in rows))
         done = [cursor for (cursor, _), is_one in zip(rows, is_done, strict=True) if is_one]
         if done:
-            await self._redis.xack(keys.ENDED, _GROUP, *done)
+            await self._redis.xack(keys.ENDED, self._group, *done)
 
     async def _notify_one(self, entry: Mapping[str, str]) -> bool:
         """False when a listener must be called again."""

@@ -168,6 +168,8 @@ def ending_fields(ending: Ending) -> list[Field]:
         pairs["usage"] = orjson.dumps(ending.usage)
     if ending.error is not None:
         pairs["error"] = orjson.dumps(ending.error.to_dict())
+    if ending.cache is not None:
+        pairs["cache"] = ending.cache.to_json()
     return [item for pair in pairs.items() for item in pair]
 
 

@@ -22,6 +22,7 @@ from eventing.job.store import (
     TokenBatch,
     cursor_order,
 )
+from eventing.store.job_record import served_again
 
 
 @dataclass(slots=True)
@@ -112,7 +113,14 @@ class MemoryRecord:
             gpu_ms=job.gpu_ms + ending.gpu_ms,
             lease_owner="",
             lease_until_ms=0,
-            result=_stored(ending.result, job.result),
+            result=served_again(
+                job.id,
+                _stored(ending.result, job.result),
+                ending.usage,
+                job.created_ms,
+                ending.cache,
+            ),
+            cache=ending.cache or job.cache,
             usage=_stored(ending.usage, job.usage),
             error=ending.error or job.error,
             is_dead_letter=ending.is_dead_letter,

@@ -391,6 +391,8 @@ class MemoryStore:
     def _end(self, record: MemoryRecord, ending: Ending, outcome: str) -> None:
         s = self._settings
         keep_s = s.dead_letter_retention_s if ending.is_dead_letter else s.retention_s
+        if ending.cache is not None:  # another job's answer: it is not kept as this one's
+            self.answers.note_end(replace(record.job, state=JobState.FAILED))
         record.end(ending, outcome, keep_s * 1000, self._now())
         self.answers.note_end(record.job)
         self._index.note_end(record.job, self._now())

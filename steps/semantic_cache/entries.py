@@ -62,12 +62,10 @@ class SemanticEntries:
                 self._redis,
                 [
                     ("HGETALL", keys.semantic_vectors(tenant, partition)),
-                    ("HMGET", keys.cache_epochs(tenant), "*", model),
-                    ("HGET", keys.REVISIONS, model),
+                    *_version_reads(tenant, model),
                 ],
             )
-            epoch = ":".join((value or b"0").decode() for value in epochs)
-            weights = (revision or b"").decode()
+            version = _version(epochs, revision)
             best = nearest(_pairs(flat), vector, least=least, limit=limit)
             names = [name for name, _ in best]
             entries = await send(
@@ -77,9 +75,15 @@ class SemanticEntries:
         found = tuple(
             Found(name, JobId(entry[0].decode()), similarity)
             for (name, similarity), entry in zip(best, entries, strict=True)
-            if entry[0] and entry[1] == epoch.encode() and entry[2] == weights.encode()
+            if entry[0] and (entry[1] or b"") + b"/" + (entry[2] or b"") == version.encode()
         )
-        return Nearby(f"{epoch}/{weights}", found)
+        return Nearby(version, found)
+
+    async def version(self, tenant: str, model: str) -> str:
+        """Changes whenever the tenant's answers of the model are voided, or its weights change."""
+        async with failures_named():
+            epochs, revision = await send(self._redis, _version_reads(tenant, model))
+        return _version(epochs, revision)
 
     async def keep(
         self,
@@ -153,6 +157,19 @@ class SemanticEntries:
         async with failures_named():
             names = [keys.semantic_mark(job_id), keys.semantic_shadow(tenant)]
             return bool(await run(self._redis, "semantic_count", names, [field, _MARK_S]))
+
+
+def _version_reads(tenant: str, model: str) -> list[tuple[str, ...]]:
+    return [
+        ("HMGET", keys.cache_epochs(tenant), "*", model),
+        ("HGET", keys.REVISIONS, model),
+    ]
+
+
+def _version(epochs: Sequence[bytes | None], revision: bytes | None) -> str:
+    """As `semantic_keep.lua` makes it."""
+    epoch = ":".join((value or b"0").decode() for value in epochs)
+    return f"{epoch}/{(revision or b'').decode()}"
 
 
 def nearest(

@@ -5,7 +5,6 @@ A cache never holds a job up: a look-up that is slow, or whose store or embedder
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +20,7 @@ from eventing.job.cache import (
     is_sampled,
     parse_cache_control,
 )
-from eventing.job.job import Job, JobRequest, JobState
+from eventing.job.job import Job, JobState
 from eventing.job.store import EntryKind, JobReader, TokenBatch
 from eventing.telemetry.metric.series import labelled
 from steps.embedding.embedder import Embedder
@@ -40,7 +39,7 @@ _log = structlog.get_logger()
 _CANDIDATES: Final = 8
 _MOST_TOKENS: Final = 100_000
 _CONTEXT_STEPS: Final = frozenset(("memory", "retrieve"))
-_RESPONSES: Final = "torpor.responses"
+_RESPONSES: Final = "torpor.response"
 NO_USAGE: Final = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 
@@ -74,8 +73,12 @@ class SemanticCacheStep:
         """Answer the job, or say what was found. Raises `InvalidJob` for settings that are none."""
         settings = parse_settings(call.settings)
         control = parse_cache_control(call.job.cache_control)
-        reason = unfit(call.job, call.request, settings, control)
-        asked = reason or question(call.job, call.request, self._embedder.revision)
+        reason = unfit(call.job, settings, control)
+        if call.job.prepared is not None:
+            reason = (
+                "prepared"  # what a step before changed is not in the record of a job that ended
+            )
+        asked = reason or question(call.job, self._embedder.revision)
         if isinstance(asked, str):
             return self._skipped(asked)
         try:
@@ -127,7 +130,7 @@ class SemanticCacheStep:
             return ""
         if self._age_s(source) > oldest_s or source.id == job.id:
             return ""
-        answered = question(source, source.request, self._embedder.revision)
+        answered = question(source, self._embedder.revision)
         same = isinstance(answered, Question) and answered.partition == asked.partition
         return answered.text if same and isinstance(answered, Question) else ""
 
@@ -193,9 +196,7 @@ class SemanticCacheStep:
         saved = int(usage.get("completion_tokens") or 0)
         labelled(metrics.SAVED_TOKENS, job.request.model).inc(saved)
         detail = {"cache": "hit", "rule": str(match.rule), "similarity": use.similarity}
-        return Answer(
-            result=source.result, usage=NO_USAGE, detail=detail, tokens=tokens, cache=use
-        )
+        return Answer(result=source.result, usage=NO_USAGE, detail=detail, tokens=tokens, cache=use)
 
     async def _tokens(self, source: Job) -> tuple[TokenBatch, ...]:
         """The token stream of the answer, to be shown again; of an attempt that started over, the last."""
@@ -204,7 +205,9 @@ class SemanticCacheStep:
             if entry.kind is EntryKind.ATTEMPT and entry.is_restart:
                 batches.clear()
             if entry.kind is EntryKind.TOKENS:
-                batches.append(TokenBatch(index=entry.index, token_ids=entry.token_ids, delta=entry.delta))
+                batches.append(
+                    TokenBatch(index=entry.index, token_ids=entry.token_ids, delta=entry.delta)
+                )
         return tuple(batches)
 
     async def _refused(self, job: Job, asked: Question) -> StepOutcome:
@@ -233,9 +236,7 @@ class SemanticCacheStep:
         return Skip(reason=reason)
 
 
-def unfit(
-    job: Job, request: JobRequest, settings: SemanticSettings, control: CacheControl
-) -> str:
+def unfit(job: Job, settings: SemanticSettings, control: CacheControl) -> str:
     """Why neither an answer is looked for nor this one kept; empty when both may be."""
     if settings.tenants is not None and job.tenant not in settings.tenants:
         return "tenant"
@@ -243,7 +244,7 @@ def unfit(
         return "no-store"
     if job.plan and not _CONTEXT_STEPS.isdisjoint(job.plan.names):
         return "context"
-    body = request.body
+    request, body = job.request, job.request.body
     if body.get("conversation") or body.get("previous_response_id"):
         return "context"
     if not settings.sampled and is_sampled(request.url, body):
@@ -253,11 +254,11 @@ def unfit(
     return ""
 
 
-def question(job: Job, request: JobRequest, revision: str) -> Question | str:
+def question(job: Job, revision: str) -> Question | str:
     """The question of a job, or why it has none."""
     return question_of(
-        request.url,
-        request.body,
+        job.request.url,
+        job.request.body,
         tenant=job.tenant,
         plan_version=job.plan.version if job.plan else "",
         api=_RESPONSES if _RESPONSES in job.metadata else "",

@@ -4,7 +4,6 @@ Reads the stream of ended jobs as a consumer group of its own. It may lag, and s
 of a job waits for it.
 """
 
-import asyncio
 from typing import Any
 
 import structlog
@@ -27,9 +26,7 @@ _log = structlog.get_logger()
 class SemanticCacheWriter:
     """A listener of ended jobs. What it is made of belongs to the caller."""
 
-    def __init__(
-        self, *, entries: SemanticEntries, store: JobReader, embedder: Embedder
-    ) -> None:
+    def __init__(self, *, entries: SemanticEntries, store: JobReader, embedder: Embedder) -> None:
         self._entries = entries
         self._store = store
         self._embedder = embedder
@@ -43,9 +40,9 @@ class SemanticCacheWriter:
         if step.detail.get("cache") != "miss":
             return
         settings = parse_settings(planned.settings)
-        if unfit(job, job.request, settings, parse_cache_control(job.cache_control)):
+        if unfit(job, settings, parse_cache_control(job.cache_control)):
             return
-        asked = question(job, job.request, self._embedder.revision)
+        asked = question(job, self._embedder.revision)
         if not isinstance(asked, Question) or not answer_text(job.result):
             return  # a tool call, or an answer that lies in the object store
         await self._keep(job, asked, settings, str(step.detail.get("version", "")))
@@ -81,8 +78,3 @@ class SemanticCacheWriter:
         field = count_field(job.request.model, rule, result)
         if await self._entries.count(job.tenant, job.id, field):
             metrics.COMPARED.labels(rule, result).inc()
-
-
-async def run_writer(consumer: Any) -> None:
-    """Run the writer's consumer until cancelled."""
-    await asyncio.shield(consumer.run())

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from eventing.job.cache import CacheAsk, CacheKind, CacheStatus, CacheUse
 from eventing.job.job import Job, JobError, JobRequest, JobState
 from eventing.job.plan import Plan, StepStatus, parse_pipelines
 from eventing.job.step import AdvanceStatus, BeginStatus, StepEnd, StepRun
@@ -441,3 +442,43 @@ class TestPlanNothing:
         assert not await rig.store.plan_nothing(job_id("2"))
         assert not await rig.store.plan_nothing(job_id("3"))
         assert (await job_of(rig)).plan == PLAN
+
+
+class TestAnotherJobsAnswer:
+    async def test_a_step_that_gives_another_jobs_answer_says_whose_it_is(self, rig: Rig) -> None:
+        use = CacheUse(
+            status=CacheStatus.HIT,
+            kind=CacheKind.SEMANTIC,
+            key="semantic_0",
+            source_job="job_of_another",
+            similarity=0.97,
+            saved_usage={"completion_tokens": 7},
+        )
+        await rig.store.submit(planned())
+        result = {"id": "chatcmpl-other", "created": 1, "choices": []}
+        ending = Ending(
+            state=JobState.COMPLETED, result=result, usage={"total_tokens": 0}, cache=use
+        )
+        end = StepEnd(status=StepStatus.COMPLETED, ending=ending)
+
+        assert await rig.store.advance(await begun(rig), end) is AdvanceStatus.OK
+
+        job = await job_of(rig)
+        assert job.cache == use
+        assert job.result is not None
+        assert job.result["id"] == f"chatcmpl-{job.id.removeprefix('job_')}"
+
+    async def test_the_exact_cache_does_not_keep_it_for_the_same_request(self, rig: Rig) -> None:
+        ask = CacheAsk(key="cache_1")
+        await rig.store.submit(replace(planned(), cache=ask))
+        use = CacheUse(status=CacheStatus.HIT, kind=CacheKind.SEMANTIC, source_job="job_other")
+        ending = Ending(state=JobState.COMPLETED, result={}, cache=use)
+        await rig.store.advance(
+            await begun(rig), StepEnd(status=StepStatus.COMPLETED, ending=ending)
+        )
+
+        again, _ = await rig.store.submit(replace(planned("2"), cache=ask))
+
+        assert again.state is JobState.QUEUED
+        assert again.cache is not None
+        assert again.cache.status is CacheStatus.MISS

@@ -5,7 +5,7 @@
 -- ARGV  1 step, 2 attempt, 3 plan version, 4 status, 5 detail (JSON), 6 next step, 7 recheck_ms, 8 '1' to note that its event is unpublished,
 --       9 state in which the job ends ('' for none), 10 its retention_s, 11 '1' for a dead letter, 12 event record,
 --       13 number n of queues that want it, 14..13+n prefixes of their keys, 14+n number m of token batches, then for each: index, number
---       of tokens, ids, delta; then field, value pairs (prepared, prepared_sha, or result, usage, error)
+--       of tokens, ids, delta; then field, value pairs (prepared, prepared_sha, or result, usage, error, cache)
 -- gives 'ok' | 'done' (another run was first) | 'fenced' | 'terminal' | 'missing'
 local job = read_job(KEYS[1])
 if not job.state then return 'missing' end
@@ -44,6 +44,13 @@ if m > 0 then
   end
   job.token_count = batches[m][1] + batches[m][2]
   for _, each in ipairs({'token_count', job.token_count, 'first_token_ms', now}) do fields[#fields + 1] = each end
+end
+for i = 1, #fields, 2 do
+  if fields[i] == 'cache' and job.cache then
+    -- Another job's answer: the exact cache does not keep it as this one's.
+    keep_answer(string.match(KEYS[1], '{(.*)}'), job.tenant_key or job.tenant, job, 'failed', now)
+    job.cache = nil
+  end
 end
 end_job(KEYS[1], job, ARGV[9], now, ARGV[10], ARGV[11], '', fields)
 return 'ok'
