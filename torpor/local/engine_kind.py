@@ -7,4 +7,5 @@ class EngineKind(StrEnum):
     """What makes the tokens."""
 
     VLLM = "vllm"  #: the real engine
+    UPSTREAM = "upstream"  #: a provider's endpoint
     SEEDED = "seeded"  #: the test engine: tokens from a seed, no model

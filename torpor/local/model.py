@@ -20,6 +20,8 @@ from torpor.local.errors import StackError
 
 CONTEXT_TOKENS: Final = 2048
 """The default context length, for a laptop."""
+PROVIDER_TOKENS: Final = 131_072
+"""The default context length of a provider's model."""
 _WEIGHTS: Final = ("*.safetensors", "*.bin", "*.gguf", "*.pt")
 
 

@@ -120,7 +120,7 @@ class StackSettings(BaseSettings):
         ("smollm2-135m-instruct",), min_length=1, json_schema_extra=_ENGINE
     )
     """A packaged model by name, a folder, or (with network) a hub id. Several are given as NAME=MODEL, each by a
-    flag of its own; NAME=seeded is the test engine.
+    flag of its own; NAME=seeded is the test engine, NAME=https://HOST/v1#MODEL a provider.
     """
     models_file: Path | None = Field(None, json_schema_extra=_ENGINE)
     """Models with settings of their own, in YAML: a list `models` of `name`, `model`, `engine`, `max_model_len`,
@@ -187,6 +187,8 @@ class StackSettings(BaseSettings):
         name, source = given.pop("name"), given.pop("model")
         if source == EngineKind.SEEDED:
             given, source = {**given, "engine": EngineKind.SEEDED}, name
+        elif _is_url(source):
+            given["engine"] = EngineKind.UPSTREAM
         own = {**given, "model": (source,), "model_name": name, "models_file": None}
         try:
             return type(self)(**(self.model_dump() | own))
@@ -227,6 +229,9 @@ class StackSettings(BaseSettings):
 
     def _check_models(self) -> None:
         """Raises ValueError when several models are not told apart."""
+        is_named = re.fullmatch(_NAMED, self.model[0])
+        if self.engine is not EngineKind.UPSTREAM and _is_url(self.model[0]) and not is_named:
+            raise ValueError(f"--model {self.model[0]}: a provider is given as NAME=URL#MODEL")
         if len(self.model) > 1 and self.model_name:
             raise ValueError("--model-name names one model; give several as --model NAME=MODEL")
         names = [entry.partition("=")[0] for entry in self.model]
@@ -235,6 +240,10 @@ class StackSettings(BaseSettings):
                 raise ValueError(f"--model {entry}: of several, each is given as NAME=MODEL")
             if names.count(name) > 1:
                 raise ValueError(f"--model {name}=...: two models have this name")
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
 
 
 def read_models(path: Path) -> list[dict[str, Any]]:

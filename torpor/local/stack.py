@@ -33,7 +33,7 @@ from torpor.local.data_dir import Addresses, locked, private_files, record_addre
 from torpor.local.embedded_store import embedded_store
 from torpor.local.engine_kind import EngineKind
 from torpor.local.errors import StackError
-from torpor.local.model import CONTEXT_TOKENS, Model, prepare_model
+from torpor.local.model import CONTEXT_TOKENS, PROVIDER_TOKENS, Model, prepare_model
 from torpor.local.predictors.launcher import ForkLauncher, SpawnLauncher
 from torpor.local.predictors.lost import LostLeases
 from torpor.local.predictors.model_service import ModelService
@@ -151,6 +151,8 @@ class Stack:
         (source,), wanted = settings.model, settings.context_tokens
         if settings.engine is EngineKind.SEEDED:
             made = Model(name=source, context_tokens=wanted or CONTEXT_TOKENS)
+        elif settings.engine is EngineKind.UPSTREAM:
+            made = Model(name=source, source=source, context_tokens=wanted or PROVIDER_TOKENS)
         else:
             made = await prepare_model(
                 source, settings.models_dir, self._report, context_tokens=wanted
@@ -228,11 +230,11 @@ class Stack:
         lost = LostLeases(RedisStore(redis))
         forking = await self._fork_launcher(group, exits, models)
         for one in models:
-            is_seeded = one.settings.engine is EngineKind.SEEDED
+            is_vllm = one.settings.engine is EngineKind.VLLM
             self.services[one.model.name] = service = ModelService(
                 one.settings,
                 one.model,
-                SpawnLauncher(self._logs) if forking is None or is_seeded else forking,
+                forking if forking and is_vllm else SpawnLauncher(self._logs),
                 view,
                 argv=one.argv,
                 env=self._base_env | one.env,
@@ -257,7 +259,7 @@ class Stack:
         self, group: asyncio.TaskGroup, exits: AsyncExitStack, models: Sequence["_Prepared"]
     ) -> ForkLauncher | None:
         """The warm parent of every model that vLLM serves; None where there is to be none."""
-        real = [one for one in models if one.settings.engine is not EngineKind.SEEDED]
+        real = [one for one in models if one.settings.engine is EngineKind.VLLM]
         if not real or not self.settings.warm_parent:
             return None
         self._report("warming the parent: importing vLLM once, predictors will fork from it")
@@ -325,7 +327,7 @@ class _Prepared:
     def argv(self) -> list[str]:
         """vLLM's arguments; ours travel as variables."""
         s = self.settings
-        if s.engine is EngineKind.SEEDED:
+        if s.engine is not EngineKind.VLLM:
             return []
         limits = ("--max-model-len", str(self.model.context_tokens))
         batch = ("--max-num-seqs", str(s.container_concurrency))
@@ -334,7 +336,15 @@ class _Prepared:
     @property
     def env(self) -> dict[str, str]:
         """What its predictors are told beside what all parts are."""
-        return {
+        url, _, there = self.model.source.partition("#")
+        is_provider = self.settings.engine is EngineKind.UPSTREAM
+        provider = {
+            "TORPOR_UPSTREAM_URL": url,
+            "TORPOR_UPSTREAM_MODEL": there,
+            "TORPOR_UPSTREAM_MAX_CONCURRENCY": str(self.settings.container_concurrency),
+            "TORPOR_UPSTREAM_CONTEXT_TOKENS": str(self.model.context_tokens),
+        }
+        return (provider if is_provider else {}) | {
             "TORPOR_ENGINE": self.settings.engine,
             "TORPOR_MODEL": self.model.location,
             "TORPOR_MODEL_NAME": self.model.name,

@@ -1,0 +1,91 @@
+"""A provider beside a local model in one stack; the local model stands in for it, woken from zero."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tests.integration.scripted_provider import ScriptedProvider, refuses, scripted_provider
+from tests.integration.stack import LocalStack
+from tests.redis_server import free_port
+
+pytestmark = pytest.mark.timeout(90)
+in_module_loop = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def provider() -> AsyncIterator[ScriptedProvider]:
+    async with scripted_provider() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def stack(
+    provider: ScriptedProvider, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalStack]:
+    port = free_port()
+    fallback = f'[{{"url": "http://127.0.0.1:{port}/v1", "model": "small"}}]'
+    environment = {
+        "TORPOR_UPSTREAM_TENANTS": '["*"]',
+        "TORPOR_UPSTREAM_ALLOW": '["127.0.0.1"]',
+        "TORPOR_UPSTREAM_FALLBACKS": fallback,
+    }
+    flags = ("--model", "small=seeded", "--model", f"big={provider.url}#large-4")
+    folder = tmp_path_factory.mktemp("provider") / "data"
+    made = LocalStack(folder, *flags, "--port", str(port), env=environment).start()
+    yield made
+    made.stop()
+
+
+async def ask(stack: LocalStack, model: str) -> dict[str, Any]:
+    """A chat call of a client that waits."""
+    body = {"model": model, "messages": [{"role": "user", "content": "?"}]}
+    async with httpx.AsyncClient(timeout=60) as client:
+        answer = await client.post(stack.addresses["api"] + "/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+@in_module_loop
+async def test_a_call_goes_to_the_provider_under_its_name_there(
+    stack: LocalStack, provider: ScriptedProvider
+) -> None:
+    answer = await ask(stack, "big")
+
+    assert answer["choices"][0]["message"]["content"] == "Paris."
+    assert provider.bodies[-1]["model"] == "large-4"
+    assert answer["usage"]["completion_tokens"] == 2
+
+
+@in_module_loop
+async def test_a_local_model_stands_in_for_a_provider_that_fails(
+    stack: LocalStack, provider: ScriptedProvider
+) -> None:
+    provider.answers = [refuses(500)]
+
+    answer = await ask(stack, "big")
+
+    assert answer["choices"][0]["message"]["content"]
+    assert answer["routing"]["asked"] == "big"
+    assert answer["routing"]["reason"] == "upstream_failed"
+
+
+def test_a_provider_needs_a_name_in_requests(tmp_path: Path) -> None:
+    started = subprocess.run(
+        [sys.executable, "-m", "torpor", "up", "--model", "https://api.example.com/v1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=os.environ,
+    )
+
+    assert started.returncode == 2
+    assert "NAME=URL#MODEL" in started.stderr
