@@ -9,7 +9,7 @@ from typing import Final
 
 from fastapi import APIRouter
 
-from api.auth.rules import authenticator_for
+from api.auth.rules import IN_REDIS, authenticator_for
 from api.batch import runner as batch_runner
 from api.batch.round import RunnerDeps
 from api.batch.store import BatchStore
@@ -36,12 +36,14 @@ from api.routes import (
     files,
     health,
     jobs,
+    keys,
     openai,
     response_input,
     response_socket,
     responses,
     socket,
     stored_completions,
+    tenant,
     usage,
     vector_store_files,
     vector_store_search,
@@ -56,6 +58,7 @@ from api.webhook.listener import WebhookListener
 from api.webhook.sender import SenderSettings, WebhookSender
 from api.webhook.service import WebhookService
 from api.webhook.store import WebhookStore
+from eventing.api_key import RedisKeys
 from eventing.broker.intake import Intake
 from eventing.broker.router import DirectPublisher, make_route
 from eventing.clock import Clock, SystemClock
@@ -269,6 +272,24 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
         events.routes.router(access, event_deps),
         events.handshake_router(settings.event_origins),
         usage.routes.router(access, usage.UsageDeps(ledger=parts.ledger, price=settings.price)),
+        *_tenant_routers(parts),
+    ]
+
+
+def _tenant_routers(parts: Parts) -> list[APIRouter]:
+    """Routes of a tenant's own view: limits, usage, keys."""
+    settings, access = parts.settings, parts.access
+    tenant_deps = tenant.TenantDeps(
+        limits=parts.gate,
+        ledger=parts.ledger,
+        price=settings.price,
+        file_bytes_of=parts.batches.files.used_bytes,
+        file_limit_of=lambda name: limits_of(settings, name).file_bytes,
+    )
+    in_redis = RedisKeys(parts.redis) if settings.keys_source == IN_REDIS else None
+    return [
+        tenant.routes.router(access, tenant_deps),
+        keys.routes.router(access, keys.KeyDeps(keys=in_redis, clock=parts.clock)),
     ]
 
 

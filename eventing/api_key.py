@@ -52,6 +52,8 @@ class ApiKey:
     name: str = ""
     created_s: int = 0
     expires_s: int = 0
+    requests_per_minute: int = 0
+    """Calls other than GET; 0 for no limit but its tenant's."""
 
     def opens(self, text: str, now_s: float) -> bool:
         """True when `text` is this key and the key is valid at that time. The comparison takes constant time."""
@@ -73,6 +75,7 @@ def mint(
     scopes: Iterable[str] = DEFAULT_SCOPES,
     name: str = "",
     expires_s: int = 0,
+    requests_per_minute: int = 0,
 ) -> tuple[ApiKey, str]:
     """A new key and its text; the text is not stored anywhere. Raises `BadRequest` naming the invalid field."""
     key_id = secrets.token_hex(8)
@@ -85,6 +88,7 @@ def mint(
         name=name,
         created_s=now_s,
         expires_s=expires_s,
+        requests_per_minute=requests_per_minute,
     )
     return key, text
 
@@ -119,7 +123,13 @@ async def rotate(
     old = await key_store.find(key_id)
     if old is None:
         raise NotFound(f"no key {key_id}")
-    new, text = mint(old.tenant, now_s=now_s, scopes=old.scopes, name=old.name)
+    new, text = mint(
+        old.tenant,
+        now_s=now_s,
+        scopes=old.scopes,
+        name=old.name,
+        requests_per_minute=old.requests_per_minute,
+    )
     await key_store.put(new)
     await key_store.put(replace(old, expires_s=now_s + overlap_s))
     return new, text

@@ -136,7 +136,11 @@ def scopes_of(names: tuple[str, ...]) -> frozenset[Scope]:
 
 def _principal(key: ApiKey) -> Principal:
     return Principal(
-        tenant=key.tenant, scopes=scopes_of(key.scopes), key_id=key.id, is_revocable=True
+        tenant=key.tenant,
+        scopes=scopes_of(key.scopes),
+        key_id=key.id,
+        requests_per_minute=key.requests_per_minute,
+        is_revocable=True,
     )
 
 

@@ -4,14 +4,18 @@ with each call.
 Called by `api.app`.
 """
 
+import gzip
 import hashlib
 from functools import cache
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Final
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+
+from api.http.compression import accepts_gzip
 
 router = APIRouter(include_in_schema=False)
 
@@ -33,12 +37,14 @@ _HEADERS: Final = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
+    "vary": "accept-encoding",
 }
 _KINDS: Final = {
-    "console.html": "text/html; charset=utf-8",
-    "console.js": "text/javascript; charset=utf-8",
-    "console.css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
 }
+_FOLDER: Final = files("api.console").joinpath("web")
 
 
 @router.get("/")
@@ -61,21 +67,33 @@ async def console(request: Request) -> Response:
 
 @router.get("/console/{name}")
 async def console_file(request: Request, name: str) -> Response:
-    """The console's script or style sheet."""
+    """A script of the console, or its style sheet."""
     return _file(request, name)
 
 
 def _file(request: Request, name: str) -> Response:
-    if name not in _KINDS:
+    """The file, as gzip to clients that accept it; each form has an ETag of its own."""
+    if name not in _names():
         return Response("no such file", status_code=404, media_type="text/plain")
-    content, tag = _content(name)
-    headers = _HEADERS | {"etag": tag}
+    is_packed = accepts_gzip(",".join(request.headers.getlist("accept-encoding")))
+    content, tag = _content(name, is_packed)
+    headers = _HEADERS | {"etag": tag} | ({"content-encoding": "gzip"} if is_packed else {})
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
-    return Response(content, media_type=_KINDS[name], headers=headers)
+    return Response(content, media_type=_KINDS[PurePath(name).suffix], headers=headers)
 
 
 @cache
-def _content(name: str) -> tuple[bytes, str]:
-    content = files("api.console").joinpath(name).read_bytes()
-    return content, f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+def _names() -> frozenset[str]:
+    return frozenset(
+        each.name for each in _FOLDER.iterdir() if PurePath(each.name).suffix in _KINDS
+    )
+
+
+@cache
+def _content(name: str, is_packed: bool) -> tuple[bytes, str]:
+    content = _FOLDER.joinpath(name).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    if is_packed:
+        return gzip.compress(content, 9, mtime=0), f'"{digest}-gzip"'
+    return content, f'"{digest}"'

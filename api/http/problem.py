@@ -18,6 +18,8 @@ MEDIA_TYPE: Final = "application/problem+json"
 
 _OURS: Final = (
     "/v1/jobs",
+    "/v1/keys",
+    "/v1/tenant",
     "/v1/dead-letters",
     "/v1/events",
     "/v1/overview",

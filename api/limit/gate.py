@@ -21,6 +21,7 @@ from api.limit.in_flight import InFlightJobs
 from api.limit.limit import (
     Limit,
     Limits,
+    LimitUse,
     LimitWindow,
     RateLimited,
     TooLargeForLimit,
@@ -44,6 +45,7 @@ from eventing.job.store import JobReader, NewJob
 _FRESH_S: Final = 0.5
 _NO_PACE_S: Final = 5.0
 _FULL_S: Final = 5.0
+_NO_LIMIT: Final[LimitUse] = {"limit": 0, "used": 0, "reset_s": None}
 _refused = Counter("torpor_api_limited_total", "Calls and jobs refused by a limit.", ["limit"])
 _metered = Counter(
     "torpor_api_metered_tokens_total", "Tokens counted against limits a minute.", ["kind"]
@@ -68,15 +70,45 @@ class LimitGate:
 
     async def enter(self, principal: Principal, method: str) -> None:
         """Raises `RateLimited`. GET is not counted."""
-        limit = self._limits(principal.tenant).requests_per_minute
-        if not limit or method == "GET" or not principal.tenant:
+        if method == "GET" or not principal.tenant:
             return
-        meter = LimitMeter(name="requests", tenant=principal.tenant, limit=limit)
-        is_taken, window = await self._windows.take(meter, 1)
-        _set_headers(headers_of("requests", window))
-        if not is_taken:
-            with _counted(Limit.REQUESTS_PER_MINUTE):
-                raise _over("requests", window, 1)
+        for limit, meter in self._requests(principal):
+            is_taken, window = await self._windows.take(meter, 1)
+            _set_headers(headers_of("requests", window))
+            if not is_taken:
+                with _counted(limit):
+                    raise _over("requests", window, 1)
+
+    async def look(self, principal: Principal) -> dict[str, LimitUse]:
+        """The limits of a caller by name, and how much of them is used."""
+        limits, tenant = self._limits(principal.tenant), principal.tenant
+        in_flight = await self._flight.count(tenant) if limits.jobs_in_flight else 0
+        uses: dict[str, LimitUse] = {
+            Limit.REQUESTS_PER_MINUTE: _NO_LIMIT,
+            Limit.TOKENS_PER_MINUTE: _NO_LIMIT,
+            Limit.JOBS_IN_FLIGHT: {
+                "limit": limits.jobs_in_flight,
+                "used": in_flight,
+                "reset_s": None,
+            },
+        }
+        meters = dict(self._requests(principal))
+        if tokens := self._tokens(tenant):
+            meters[Limit.TOKENS_PER_MINUTE] = tokens
+        for limit, meter in meters.items():
+            uses[limit] = (await self._windows.look(meter)).use()
+        return {str(limit): use for limit, use in uses.items()}
+
+    def _requests(self, principal: Principal) -> list[tuple[Limit, LimitMeter]]:
+        """The meters of calls: of the key itself, where it has a limit, and of the tenant."""
+        meters = []
+        if own := principal.requests_per_minute:
+            meter = LimitMeter(name="key-requests", tenant=principal.key_id, limit=own)
+            meters.append((Limit.KEY_REQUESTS_PER_MINUTE, meter))
+        if limit := self._limits(principal.tenant).requests_per_minute:
+            meter = LimitMeter(name="requests", tenant=principal.tenant, limit=limit)
+            meters.append((Limit.REQUESTS_PER_MINUTE, meter))
+        return meters
 
     async def admit(self, principal: Principal, new: NewJob) -> None:
         """Raises `RateLimited`, `TooLargeForLimit`, `DeadlineOutOfReach` or `Overloaded`. Tokens are taken last, so

@@ -48,6 +48,11 @@ class InFlightJobs:
         async with failures_named():
             await self._redis.zrem(keys.jobs_in_flight_of(tenant), job_id)
 
+    async def count(self, tenant: str) -> int:
+        """How many jobs are in the set."""
+        async with failures_named():
+            return int(await self._redis.zcard(keys.jobs_in_flight_of(tenant)))
+
     async def _add(self, tenant: str, job_id: JobId) -> int:
         """The size of the set, this job included."""
         key = keys.jobs_in_flight_of(tenant)

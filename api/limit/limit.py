@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeGuard
 
+from typing_extensions import TypedDict
+
 from api.settings import ApiSettings
 from eventing.errors import BadRequest, Unavailable
 from eventing.job.call_fields import CHAT_BATCH_URL
@@ -23,11 +25,21 @@ class Limit(StrEnum):
     """The limits, by their names in metrics."""
 
     REQUESTS_PER_MINUTE = "requests_per_minute"  #: calls other than GET
+    KEY_REQUESTS_PER_MINUTE = "key_requests_per_minute"  #: those of one API key
     TOKENS_PER_MINUTE = "tokens_per_minute"  #: tokens of jobs, estimated
     TOKENS_OF_ONE_CALL = "tokens_of_one_call"  #: one job over a whole minute's tokens
     JOBS_IN_FLIGHT = "jobs_in_flight"  #: jobs that have not ended
     QUEUE_DEPTH = "queue_depth"  #: jobs of all tenants that wait for a model
     DEADLINE = "deadline"  #: the job would wait beyond its deadline
+
+
+class LimitUse(TypedDict):
+    """A limit, 0 for none, and how much of it is used."""
+
+    limit: int
+    used: int
+    reset_s: float | None
+    """Until nothing is used, if nothing is added; null for a limit that no time frees"""
 
 
 class RateLimited(Unavailable):
@@ -92,6 +104,10 @@ class LimitWindow:
             return max(0.0, self.previous_left_s - share)
         fade_s = MINUTE_S * (1 - room / self.current)
         return self.current_left_s + fade_s
+
+    def use(self) -> LimitUse:
+        """As JSON."""
+        return {"limit": self.limit, "used": self.used, "reset_s": round(self.reset_s, 3)}
 
     @property
     def reset_s(self) -> float:

@@ -4,6 +4,7 @@ Called by `api.wiring`. A dead letter is the failed job itself, with the job's i
 failed.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +18,7 @@ from api.http.parameter import CURSOR, LIMIT
 from api.job.catalog import Catalog
 from api.job.submission import JOB_SCHEMA, JobAdmission
 from api.openapi.operation import Body
-from api.routes.jobs import JobList, json_response, own_job
+from api.routes.jobs import FIELDS, JobList, json_response, own_job
 from api.routes.route import Call, Routes
 from api.view.job import JobView, job_view
 from api.view.page import Deleted
@@ -29,7 +30,7 @@ from eventing.errors import (
     WrongState,
 )
 from eventing.job.job import Job, JobId, JobRequest, parse_request
-from eventing.job.store import JobIntake, NewJob
+from eventing.job.store import JobIntake, ListField, NewJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,20 +72,22 @@ _log = structlog.get_logger()
 
 
 @routes.operation(
-    "GET", "/v1/dead-letters", Scope.JOBS_READ, parameters=(LIMIT, CURSOR), answers=JobList
+    "GET", "/v1/dead-letters", Scope.JOBS_READ, parameters=(LIMIT, CURSOR, FIELDS), answers=JobList
 )
 async def list_dead_letters(call: Call[DeadLetterDeps]) -> Response:
-    """List dead letters, newest first, with reason, attempts and request."""
+    """List dead letters, newest first, with reason, attempts and request; with `include`, what it names instead."""
     query = call.request.query_params
+    include = FIELDS.of(query) or [ListField.REQUEST]
     page = await call.deps.store.list_dead_letters(
         call.principal.tenant,
         limit=LIMIT.of(query),
         cursor=query.get(CURSOR.name, ""),
+        include=include,
     )
     return json_response(
         {
             "object": "list",
-            "data": [_view(job) for job in page.jobs],
+            "data": [_view(job, include) for job in page.jobs],
             "next_cursor": page.next_cursor or None,
         }
     )
@@ -231,5 +234,8 @@ def _again(job: Job, request: JobRequest | None) -> NewJob:
     )
 
 
-def _view(job: Job) -> JobView:
-    return job_view(job, with_request=True) | {"object": "dead_letter"}
+def _view(job: Job, include: Collection[ListField] = (ListField.REQUEST,)) -> JobView:
+    view = job_view(
+        job, with_request=ListField.REQUEST in include, with_prompt=ListField.PROMPT in include
+    )
+    return view | {"object": "dead_letter"}

@@ -79,7 +79,7 @@ class JobList(CursorPage):
 routes: Routes[JobDeps] = Routes("jobs")
 
 _STATE: Final = Words("state", "Only jobs in these states", kind=JobState)
-_FIELDS: Final = Words(
+FIELDS: Final = Words(
     "include",
     "Show more: `prompt`, its first 160 characters; the whole request or result, and then a page ends after 4 MiB",
     kind=ListField,
@@ -127,7 +127,7 @@ async def submit_job(call: Call[JobDeps]) -> Response:
     "GET",
     "/v1/jobs",
     Scope.JOBS_READ,
-    parameters=(_STATE, _SEARCH, LIMIT, CURSOR, _FIELDS),
+    parameters=(_STATE, _SEARCH, LIMIT, CURSOR, FIELDS),
     answers=JobList,
 )
 async def list_jobs(call: Call[JobDeps]) -> Response:
@@ -137,7 +137,7 @@ async def list_jobs(call: Call[JobDeps]) -> Response:
     fewer than `limit`, or none; while there is a `next_cursor`, there may be more.
     """
     query = call.request.query_params
-    include = _FIELDS.of(query)
+    include = FIELDS.of(query)
     page = await call.deps.store.list_jobs(
         call.principal.tenant,
         states=_STATE.of(query),

@@ -219,6 +219,7 @@ def _model(card: ModelCard) -> ModelView:
         "created": 0,
         "owned_by": "torpor",
         "max_model_len": card.context_tokens,
+        "capabilities": None if card.capabilities is None else sorted(card.capabilities),
     }
 
 

@@ -4,7 +4,7 @@ Called by `api.wiring` and `torpor report`. It shows every tenant, so it needs t
 tenant's admin; the figures come from the ledger that predictors write. Must not know how time is measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -17,7 +17,15 @@ from api.http.parameter import Whole
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
 from eventing.telemetry.cost import BillView, Price, bill, overhead, spend_of
-from eventing.telemetry.metric.ledger import KEEP_SLICES_S, SLICE_S, Ledger, Rows, by_name
+from eventing.telemetry.metric.ledger import (
+    KEEP_SLICES_S,
+    SLICE_S,
+    Ledger,
+    Measures,
+    Rows,
+    by_name,
+    merged,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +39,21 @@ class UsageDeps:
 routes: Routes[UsageDeps] = Routes("usage")
 
 _DAY_S: Final = 24 * 3600
-_SINCE: Final = Whole(
+SINCE: Final = Whole(
     "since_s",
     f"How far back, in seconds; known to {SLICE_S} s",
     least=SLICE_S,
     most=KEEP_SLICES_S,
     default=_DAY_S,
+)
+
+
+STEP: Final = Whole(
+    "step_s",
+    f"Length of a step of the series, in seconds; whole steps of {SLICE_S} s",
+    least=SLICE_S,
+    most=_DAY_S,
+    default=3600,
 )
 
 
@@ -75,6 +92,19 @@ class TenantUsage(TypedDict):
 
 
 @described
+class UsageSlice(TypedDict):
+    """What all models used in a step of time."""
+
+    at_ms: int
+    """When it begins"""
+    jobs: int
+    input_tokens: int
+    output_tokens: int
+    gpu_seconds: GpuSeconds
+    cost: float
+
+
+@described
 class UsageView(TypedDict):
     """Seconds, tokens and cost by model and by tenant."""
 
@@ -86,27 +116,30 @@ class UsageView(TypedDict):
     total: SpendView
     models: dict[str, SpendView]
     tenants: dict[str, TenantUsage]
+    series: list[UsageSlice]
+    """By steps of time"""
 
 
-@routes.operation("GET", "/v1/usage", Scope.METRICS_READ, parameters=(_SINCE,), answers=UsageView)
+@routes.operation(
+    "GET", "/v1/usage", Scope.METRICS_READ, parameters=(SINCE, STEP), answers=UsageView
+)
 async def usage(call: Call[UsageDeps]) -> Response:
     """Get the cost of a period.
 
     Cost per 1,000 delivered tokens includes idle time, starts and discarded work. A tenant's `cost_all_in` is its
     own GPU time at that full rate.
     """
-    span_s = _SINCE.of(call.request.query_params)
-    rows = await call.deps.ledger.since(span_s)
-    return json_response(usage_view(rows, call.deps.price, span_s))
+    query = call.request.query_params
+    span_s = SINCE.of(query)
+    slices = await call.deps.ledger.series(span_s, STEP.of(query))
+    return json_response(usage_view(slices, call.deps.price, span_s))
 
 
-def usage_view(rows: Rows, price: Price, span_s: int) -> UsageView:
-    """The ledger's rows as JSON."""
+def usage_view(slices: Sequence[tuple[int, Rows]], price: Price, span_s: int) -> UsageView:
+    """The ledger's rows by time (seconds) as JSON."""
+    rows = merged(each for _, each in slices)
     models = by_name(rows, "model")
-    everything: dict[str, int] = {}
-    for measures in models.values():
-        for name, amount in measures.items():
-            everything[name] = everything.get(name, 0) + amount
+    everything = total_of(models)
     factor = overhead(spend_of(everything))
     return {
         "object": "usage",
@@ -116,9 +149,31 @@ def usage_view(rows: Rows, price: Price, span_s: int) -> UsageView:
         "total": _spend_view(everything, price),
         "models": {name: _spend_view(measures, price) for name, measures in models.items()},
         "tenants": {
-            name: _tenant_view(measures, price, factor)
+            name: tenant_view(measures, price, factor)
             for name, measures in by_name(rows, "tenant").items()
         },
+        "series": [_slice_view(at_s, each, price) for at_s, each in slices],
+    }
+
+
+def total_of(models: Mapping[str, Measures]) -> Measures:
+    """The sums over all models."""
+    total: Measures = {}
+    for measures in models.values():
+        for name, amount in measures.items():
+            total[name] = total.get(name, 0) + amount
+    return total
+
+
+def _slice_view(at_s: int, rows: Rows, price: Price) -> UsageSlice:
+    spend = _spend_view(total_of(by_name(rows, "model")), price)
+    return {
+        "at_ms": at_s * 1000,
+        "jobs": spend["jobs"],
+        "input_tokens": spend["input_tokens"],
+        "output_tokens": spend["output_tokens"],
+        "gpu_seconds": spend["gpu_seconds"],
+        "cost": spend["cost"]["total"],
     }
 
 
@@ -139,7 +194,8 @@ def _spend_view(measures: Mapping[str, int], price: Price) -> SpendView:
     }
 
 
-def _tenant_view(measures: Mapping[str, int], price: Price, factor: float | None) -> TenantUsage:
+def tenant_view(measures: Mapping[str, int], price: Price, factor: float | None) -> TenantUsage:
+    """What a tenant used; `factor` is the paid seconds for each second whose tokens were kept."""
     own_s = measures.get("gpu_ms", 0) / 1000
     return {
         "jobs": measures.get("jobs", 0),

@@ -100,6 +100,8 @@ class ModelView(TypedDict):
     owned_by: str
     max_model_len: int
     """Tokens of its context"""
+    capabilities: list[str] | None
+    """What it can: generate, embed, image, audio, video, tools; null where the engine judges"""
 
 
 class ModelList(TypedDict):

@@ -249,7 +249,14 @@ class JobReader(Protocol):
         bytes, so it may be short or empty before the last page. Raises `BadRequest` for an invalid cursor.
         """
 
-    async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
+    async def list_dead_letters(
+        self,
+        tenant: str,
+        *,
+        limit: int = 20,
+        cursor: str = "",
+        include: Collection[ListField] = (ListField.REQUEST,),
+    ) -> Page:
         """Failed jobs that are dead letters, newest first, with their requests; otherwise as `list_jobs`."""
 
     async def read_stream(

@@ -127,11 +127,17 @@ class MemoryStore:
 
         return page(self._index.jobs(tenant), self._job, is_wanted, limit, cursor, include)
 
-    async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
+    async def list_dead_letters(
+        self,
+        tenant: str,
+        *,
+        limit: int = 20,
+        cursor: str = "",
+        include: Collection[ListField] = (ListField.REQUEST,),
+    ) -> Page:
         def is_wanted(job: Job) -> bool:
             return job.tenant == tenant and job.is_dead_letter
 
-        include = [ListField.REQUEST]
         return page(self._index.dead(tenant), self._job, is_wanted, limit, cursor, include)
 
     async def acquire(

@@ -172,12 +172,19 @@ class RedisStore:
         jobs = RedisList(self._redis, keys.jobs_of(tenant), self._fetch_result)
         return await jobs.page(is_wanted, limit, cursor, include, search)
 
-    async def list_dead_letters(self, tenant: str, *, limit: int = 20, cursor: str = "") -> Page:
+    async def list_dead_letters(
+        self,
+        tenant: str,
+        *,
+        limit: int = 20,
+        cursor: str = "",
+        include: Collection[ListField] = (ListField.REQUEST,),
+    ) -> Page:
         def is_wanted(marks: Marks) -> bool:
             return marks["tenant"] == tenant and marks["dead"] == "1"
 
         dead = RedisList(self._redis, keys.dead_letters_of(tenant), self._fetch_result)
-        return await dead.page(is_wanted, limit, cursor, [ListField.REQUEST])
+        return await dead.page(is_wanted, limit, cursor, include)
 
     async def acquire(
         self,

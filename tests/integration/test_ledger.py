@@ -186,7 +186,7 @@ async def test_tenants_together_are_charged_what_everything_cost(ledger: Ledger)
         }
     )
 
-    view = usage_view(await ledger.totals(), Price(per_gpu_hour=3600), 60)
+    view = usage_view([(0, await ledger.totals())], Price(per_gpu_hour=3600), 60)
 
     assert view["total"]["cost"]["total"] == 12.0
     assert {name: row["cost_all_in"] for name, row in view["tenants"].items()} == {

@@ -7,7 +7,7 @@ know prices.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -92,14 +92,22 @@ class Ledger:
 
     async def since(self, span_s: int) -> Rows:
         """Sums of the last `span_s` seconds, in whole slices. Raises `StoreUnavailable`."""
+        return merged(rows for _, rows in await self.series(span_s, SLICE_S))
+
+    async def series(self, span_s: int, step_s: int) -> list[tuple[int, Rows]]:
+        """The last `span_s` seconds in steps of `step_s`, whole slices: when each begins (seconds since the epoch),
+        and its sums. Raises `StoreUnavailable`.
+        """
         async with failures_named():
             now_s, _ = await self._redis.time()
-            last = int(now_s) - int(now_s) % SLICE_S
             first = max(int(now_s) - min(span_s, KEEP_SLICES_S), 0)
+            starts = range(first - first % SLICE_S, int(now_s) + 1, SLICE_S)
             async with self._redis.pipeline(transaction=False) as pipe:
-                for start in range(first - first % SLICE_S, last + 1, SLICE_S):
+                for start in starts:
                     pipe.hgetall(f"{_TOTALS}:{start}")
-                return _rows(await pipe.execute())
+                records = await pipe.execute()
+        size = max(1, step_s // SLICE_S)
+        return [(starts[at], _rows(records[at : at + size])) for at in range(0, len(starts), size)]
 
 
 class GpuAccount:
@@ -202,6 +210,14 @@ class GpuAccount:
 def by_name(rows: Rows, scope: Scope) -> dict[str, Measures]:
     """The measures of every model, or of every tenant."""
     return {name: measures for (kind, name), measures in rows.items() if kind == scope}
+
+
+def merged(parts: Iterable[Rows]) -> Rows:
+    """The sums of all the parts."""
+    rows: Rows = {}
+    for part in parts:
+        _add(rows, part)
+    return rows
 
 
 def _add(rows: Rows, more: Mapping[tuple[Scope, str], Mapping[str, int]]) -> None:

@@ -4,7 +4,6 @@ Skips itself by name without the browser: `apt-get install chromium`.
 """
 
 import re
-import shutil
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,19 +16,21 @@ from eventing.job.job import JobId
 from eventing.replica import ReplicaDirectory
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
+from tests.integration.api.console import (
+    Page,
+    chromium,
+    console,
+    expect,
+    go,
+    in_chromium,
+    submit_job,
+)
 from tests.integration.api.fakes import FakePredictor, chat_result
 from tests.integration.api.receiver import receiving
 from tests.integration.api.test_console_files import rejected
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
-    pytest.mark.timeout(30),
-]
-expect = playwright.expect
+pytestmark = in_chromium
 LONG = re.compile(r"^\d+(\.\d)? m?s$")
-Page = Any
 
 
 @pytest.fixture
@@ -42,42 +43,20 @@ async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Any]:
-    async with playwright.async_playwright() as driver:
-        made = await driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    async with chromium() as made:
         yield made
-        await made.close()
 
 
 @pytest.fixture
 async def page(api: ApiWithJobs, browser: Any) -> AsyncIterator[Page]:
-    """The console, open; any error on the page fails the test."""
-    context = await browser.new_context(
-        color_scheme="dark", viewport={"width": 1360, "height": 960}
-    )
-    made = await context.new_page()
-    wrong: list[str] = []
-    made.on("pageerror", lambda error: wrong.append(str(error)))
-    made.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
-    await made.goto(f"{api.url}/console")
-    await expect(made.locator("#pulse")).to_have_text("live")
-    yield made
-    await context.close()
-    assert wrong == []
-
-
-async def write_job(page: Page, text: str) -> str:
-    """Submit from the keyboard alone; the job's id."""
-    await page.keyboard.press("n")
-    await page.keyboard.type(text)
-    await page.keyboard.press("Control+Enter")
-    await expect(page.locator("#detail-title")).to_have_text(re.compile("^job_"))
-    return str(await page.locator("#detail-title").text_content())
+    async with console(api, browser) as made:
+        yield made
 
 
 async def test_a_job_is_written_followed_and_answered_by_keyboard(
     api: ApiWithJobs, page: Page
 ) -> None:
-    job_id = await write_job(page, "Why do hummingbirds sleep?")
+    job_id = await submit_job(page, "Why do hummingbirds sleep?")
     await expect(page.locator("#detail-state")).to_have_text("queued")
     predictor = await FakePredictor(api.store, job_id).start()
 
@@ -95,13 +74,14 @@ async def test_a_models_output_is_shown_as_text_never_as_markup(
     api: ApiWithJobs, page: Page
 ) -> None:
     markup = '<img src=x onerror="document.title=1"><script>document.title=1</script>'
-    job_id = await write_job(page, markup)
+    job_id = await submit_job(page, markup)
     predictor = await FakePredictor(api.store, job_id).start()
 
     await predictor.chat(markup)
 
     await expect(page.locator("#detail-output")).to_have_text(markup)
     await expect(page.locator("#detail-prompt")).to_have_text(markup)
+    await expect(page.locator("#job-list .prompt")).to_have_text(markup)
     assert await page.title() == "Torpor console"
     assert await page.locator("main img").count() == 0
 
@@ -111,15 +91,17 @@ async def test_text_of_other_origins_is_shown_as_text_too(api: ApiWithJobs, page
     markup = "<img src=x onerror=document.title=1>"
     directory = ReplicaDirectory(api.store.redis)
     await directory.report("m", markup, markup, {markup: 1.0}, device=markup)
-    job_id = await write_job(page, "hi")
+    job_id = await submit_job(page, "hi")
     predictor = await FakePredictor(api.store, job_id).start()
     await predictor.say({"index": 0, "delta": {"reasoning_content": markup}})
     await expect(page.locator("#detail-thinking")).to_have_text(markup)
 
     await predictor.fail(markup, markup)
 
-    await expect(page.locator("#dead-list")).to_contain_text(f"{markup}: {markup}", timeout=8000)
     await expect(page.locator("#detail-life")).to_contain_text("failed, in all")
+    await go(page, "#/dead")
+    await expect(page.locator("#dead-list")).to_contain_text(f"{markup}: {markup}")
+    await go(page, "#/models")
     await expect(page.locator(".replica .name")).to_contain_text(markup)
     assert await page.title() == "Torpor console"
     assert await page.locator("main img").count() == 0
@@ -145,7 +127,7 @@ async def test_nothing_of_the_page_is_inline_and_nothing_inline_would_run(
 
 
 async def test_thinking_stands_apart_from_the_answer(api: ApiWithJobs, page: Page) -> None:
-    predictor = await FakePredictor(api.store, await write_job(page, "2+2?")).start()
+    predictor = await FakePredictor(api.store, await submit_job(page, "2+2?")).start()
 
     await predictor.say({"index": 0, "delta": {"reasoning_content": "hmm"}})
     await predictor.chat("four")
@@ -156,7 +138,7 @@ async def test_thinking_stands_apart_from_the_answer(api: ApiWithJobs, page: Pag
 
 
 async def test_an_answer_that_starts_over_is_wiped(api: ApiWithJobs, page: Page) -> None:
-    job_id = await write_job(page, "hi")
+    job_id = await submit_job(page, "hi")
     predictor = await FakePredictor(api.store, job_id).start()
     await predictor.chat("lost")
     await expect(page.locator("#detail-output")).to_have_text("lost")
@@ -170,7 +152,7 @@ async def test_an_answer_that_starts_over_is_wiped(api: ApiWithJobs, page: Page)
 
 
 async def test_a_job_is_cancelled_with_a_key(api: ApiWithJobs, page: Page) -> None:
-    job_id = await write_job(page, "never mind")
+    job_id = await submit_job(page, "never mind")
     await expect(page.locator("#cancel")).to_be_visible()
     await page.keyboard.press("Escape")
 
@@ -198,13 +180,16 @@ async def test_jobs_are_walked_with_j_and_k(api: ApiWithJobs, page: Page) -> Non
 async def test_a_dead_letter_is_redriven(api: ApiWithJobs, page: Page) -> None:
     job_id = await api.submit("poison")
     await (await FakePredictor(api.store, job_id).start()).fail("boom", "it broke")
-    await expect(page.locator("#dead-count")).to_have_text("1", timeout=8000)
+    await page.keyboard.press("d")
+    await page.reload()
+    await expect(page.locator("#dead-count")).to_have_text("1")
     await expect(page.locator("#dead-list")).to_contain_text("boom: it broke")
 
     await page.get_by_role("button", name=f"Redrive {job_id}").click()
 
-    await expect(page.locator("#dead-none")).to_be_visible()
     await expect(page.locator("#detail-state")).to_have_text("queued")
+    await go(page, "#/dead")
+    await expect(page.locator("#dead-none")).to_be_visible()
     assert [event.subject for event in api.broker.events] == [job_id, job_id]
 
 
@@ -214,7 +199,8 @@ async def test_redriving_all_ends_and_says_what_was_left(api: ApiWithJobs, page:
     for n in range(101):
         await rejected(api, n)
 
-    await page.locator("#redrive-all").click(timeout=8000)
+    await page.keyboard.press("d")
+    await page.locator("#redrive-all").click()
 
     await expect(page.locator("#alert")).to_contain_text("101 not redriven")
     assert [event.subject for event in api.broker.events] == [job_id, job_id]
@@ -225,8 +211,9 @@ async def test_a_dead_letter_is_discarded_only_after_a_question(
 ) -> None:
     job_id = await api.submit("poison")
     await (await FakePredictor(api.store, job_id).start()).fail("boom")
+    await page.keyboard.press("d")
     button = page.get_by_role("button", name=f"Discard {job_id}")
-    await expect(button).to_be_visible(timeout=8000)
+    await expect(button).to_be_visible()
 
     await button.click()
     await page.keyboard.press("Enter")  # the safe answer has the focus
@@ -256,6 +243,8 @@ async def test_a_jobs_timeline_ends_with_its_webhook(api: ApiWithJobs, page: Pag
 
 
 async def test_a_cold_start_shows_its_phases(api: ApiWithJobs, page: Page, redis: Redis) -> None:
+    await expect(page.locator(".strip")).to_contain_text("m · asleep")
+    await go(page, "#/models")
     await expect(page.locator("#model-list")).to_contain_text("Asleep")
     directory = ReplicaDirectory(redis)
 
@@ -312,8 +301,10 @@ async def test_a_key_is_asked_for_and_kept_in_the_tab(
 async def test_everything_that_can_be_clicked_can_be_reached_by_tab_and_has_a_name(
     api: ApiWithJobs, page: Page
 ) -> None:
-    await api.submit("one")
+    job_id = await api.submit("one")
+    await go(page, f"#/jobs/{job_id}")
     await expect(page.locator("#job-list .row")).to_have_count(1)
+    await expect(page.locator("#detail-state")).to_have_text("queued")
 
     reached: set[str] = set()
     for _ in range(40):
@@ -324,7 +315,7 @@ async def test_everything_that_can_be_clicked_can_be_reached_by_tab_and_has_a_na
             )
         )
 
-    assert {"key-open", "theme", "prompt", "model", "max-tokens", "filter", "row"} <= reached
+    assert {"key-open", "theme", "search", "filter", "row", "edit", "copy"} <= reached
     nameless = await page.evaluate(
         "() => [...document.querySelectorAll('button, input, select, textarea')]"
         ".filter((n) => !(n.labels?.length || n.textContent.trim() || n.ariaLabel)).length"
@@ -333,12 +324,33 @@ async def test_everything_that_can_be_clicked_can_be_reached_by_tab_and_has_a_na
 
 
 async def test_a_narrow_window_does_not_scroll_sideways(api: ApiWithJobs, browser: Any) -> None:
+    job_id = await api.submit("a prompt of " + "x" * 400)
+    await (await FakePredictor(api.store, job_id).start()).fail("boom", "y" * 400)
     page = await browser.new_page(viewport={"width": 360, "height": 700})
     await page.goto(f"{api.url}/console")
     await expect(page.locator("#pulse")).to_have_text("live")
 
-    assert await page.evaluate("() => document.documentElement.scrollWidth") <= 360
+    wide = {}
+    for where in (
+        "jobs",
+        f"jobs/{job_id}",
+        f"play?from={job_id}",
+        "models",
+        "dead",
+        "batches",
+        "files",
+        "webhooks",
+        "usage",
+        "keys",
+    ):
+        await go(page, f"#/{where}")
+        await expect(page.locator("#page")).to_have_class(
+            re.compile(f"page-{re.split('[/?]', where)[0]}")
+        )
+        wide[where] = await page.evaluate("() => document.documentElement.scrollWidth")
+
     await page.close()
+    assert {where: width for where, width in wide.items() if width > 360} == {}
 
 
 async def test_the_console_leads_to_the_calls_where_a_key_can_be_given(page: Page) -> None:

@@ -25,7 +25,7 @@ async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[
     ("path", "kind"),
     [
         ("/console", "text/html"),
-        ("/console/console.js", "text/javascript"),
+        ("/console/main.js", "text/javascript"),
         ("/console/console.css", "text/css"),
     ],
 )
@@ -47,7 +47,9 @@ async def test_a_file_that_has_not_changed_is_not_sent_again(api: ApiWithJobs) -
     assert (await api.client.get("/console", headers={"if-none-match": tag})).status_code == 304
 
 
-@pytest.mark.parametrize("name", ["page.py", "..%2fapp.py", "%2e%2e/settings.py", "nothing"])
+@pytest.mark.parametrize(
+    "name", ["page.py", "overview.py", "..%2fapp.py", "%2e%2e/settings.py", "nothing"]
+)
 async def test_no_other_file_is_served(api: ApiWithJobs, name: str) -> None:
     assert (await api.client.get(f"/console/{name}")).status_code == 404
 

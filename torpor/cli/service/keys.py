@@ -71,6 +71,9 @@ def create(
     ] = None,
     name: Annotated[str, typer.Option(help="A name for people.")] = "",
     days: Annotated[int, typer.Option(min=0, help="Days until it expires; 0 for never.")] = 0,
+    requests_per_minute: Annotated[
+        int, typer.Option(min=0, help="Calls other than GET; 0 for the tenant's limit alone.")
+    ] = 0,
     redis_url: RedisUrl = "",
     file: File = None,
     data_dir: DataDir = None,
@@ -85,6 +88,7 @@ def create(
             scopes=scope or DEFAULT_SCOPES,
             name=name,
             expires_s=now_s + days * _DAY_S if days else 0,
+            requests_per_minute=requests_per_minute,
         )
         await key_store.put(key)
         return text
