@@ -4,36 +4,34 @@ Called by `torpor load`. Must not know how a figure was computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 from typing import Any, Final
 
 from torpor.load.sample import LoadSample, SampleOutcome
 from torpor.load.summary import percentiles
 from torpor.load.watch import MetricsSnapshot
-from torpor.simulator.report.plot import PlotLine, line_plot
+from torpor.simulator.report.plot import PlotAxis, PlotLine, line_plot
+from torpor.simulator.report.style import framed, row, table
 
-_STYLE: Final = (
-    "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
-    "table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;"
-    "border-bottom:1px solid #ddd;text-align:right}td:first-child{text-align:left}"
-    "svg{width:100%;margin:.5em 0}"
-)
 _COLUMNS: Final = ("p50", "p95", "p99", "max", "mean", "count")
 _WINDOWS: Final = 60
 
 
 def page(
-    report: Mapping[str, Any], samples: Sequence[LoadSample], looks: Sequence[MetricsSnapshot]
+    report: Mapping[str, Any],
+    samples: Sequence[LoadSample],
+    looks: Sequence[MetricsSnapshot],
+    now: datetime,
 ) -> str:
     """The whole page."""
-    title = escape(report["setup"]["title"])
     remarks = "".join(f"<li>{escape(note)}</li>\n" for note in report["notes"])
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{title}</title><style>{_STYLE}</style></head><body>\n<h1>{title}</h1>\n"
+    body = (
         f"<ul>\n{remarks}</ul>\n{_facts(report)}{_times(report)}{_growth(report)}"
-        f"{_plots(samples, looks)}</body></html>\n"
+        f'<div class="plots">\n{_plots(samples, looks)}</div>\n'
     )
+    return framed(report["setup"]["title"], body, now)
 
 
 def _facts(report: Mapping[str, Any]) -> str:
@@ -48,53 +46,52 @@ def _facts(report: Mapping[str, Any]) -> str:
         **{f"cost: {name}": value for name, value in report["cost"].items()},
         **{f"replicas: {name}": value for name, value in report["replicas"].items()},
     }
-    rows = "".join(
-        f"<tr><td>{escape(str(name))}</td><td>{escape(_text(value))}</td></tr>\n"
-        for name, value in facts.items()
-    )
-    return f"<table>\n{rows}</table>\n"
+    return table(("", ""), [row(str(name), [_text(value)]) for name, value in facts.items()])
 
 
 def _times(report: Mapping[str, Any]) -> str:
     groups = dict(report["seconds"])
     groups |= {f"total, {kind}": value for kind, value in report["seconds_by_client"].items()}
     groups["generator lag"] = report["generator_lag_seconds"]
-    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td>"
-        + "".join(f"<td>{_text(values[column])}</td>" for column in _COLUMNS)
-        + "</tr>\n"
+    rows = [
+        row(name, [_text(values[column]) for column in _COLUMNS])
         for name, values in groups.items()
         if values
-    )
-    return f"<table><tr><th>seconds</th>{head}</tr>\n{rows}</table>\n"
+    ]
+    return table(("seconds", *_COLUMNS), rows)
 
 
 def _growth(report: Mapping[str, Any]) -> str:
     columns = ("first", "last", "highest", "per_hour")
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td>"
-        + "".join(f"<td>{_text(values[column])}</td>" for column in columns)
-        + "</tr>\n"
+    rows = [
+        row(name, [_text(values[column]) for column in columns])
         for name, values in report["growth"].items()
-    )
-    head = "".join(f"<th>{name}</th>" for name in columns)
-    return f"<table><tr><th>growth</th>{head}</tr>\n{rows}</table>\n" if rows else ""
+    ]
+    return table(("growth", *columns), rows) if rows else ""
 
 
 def _plots(samples: Sequence[LoadSample], looks: Sequence[MetricsSnapshot]) -> str:
     done = [s for s in samples if s.outcome is SampleOutcome.COMPLETED]
     wrong = [s for s in samples if s.outcome is not SampleOutcome.COMPLETED]
+    width_s, span_s = _width_s(samples), max((s.due_s for s in samples), default=0.0)
+    windows = _Windows(width_s, int(span_s / width_s) + 1)
+    seconds, counts = PlotAxis(unit=" s"), PlotAxis(is_whole=True, is_step=True)
     plots = [
-        line_plot("Total time by when it was due, p95", [_p95("p95", done, _total)], y_unit="s"),
+        line_plot(
+            "Total time by when it was due, p95", [windows.p95("p95", done, _total)], seconds
+        ),
         line_plot(
             "First token by when it was due, p95",
-            [_p95("p95", done, lambda s: s.ttft_s)],
-            y_unit="s",
+            [windows.p95("p95", done, lambda s: s.ttft_s)],
+            seconds,
         ),
         line_plot(
             "Requests a second",
-            [_rate("due", samples), _rate("completed", done), _rate("anything else", wrong)],
+            [
+                windows.rate("due", samples),
+                windows.rate("completed", done),
+                windows.rate("anything else", wrong),
+            ],
         ),
         line_plot(
             "Replicas and jobs",
@@ -103,12 +100,13 @@ def _plots(samples: Sequence[LoadSample], looks: Sequence[MetricsSnapshot]) -> s
                 _seen("in flight", looks, lambda look: look.in_flight),
                 _seen("waiting", looks, lambda look: look.depth),
             ],
+            counts,
         ),
     ]
     if any(look.gpu_utilisation is not None for look in looks):
         line = _seen("highest", looks, lambda look: look.gpu_utilisation)
-        plots.append(line_plot("GPU utilisation", [line], y_unit="%"))
-    plots.append(line_plot("Memory", _memory(looks), y_unit=" MB"))
+        plots.append(line_plot("GPU utilisation", [line], PlotAxis(unit=" %")))
+    plots.append(line_plot("Memory", _memory(looks), PlotAxis(unit=" MB")))
     return "\n".join(plots)
 
 
@@ -116,27 +114,34 @@ def _total(sample: LoadSample) -> float | None:
     return sample.total_s
 
 
-def _p95(
-    name: str, samples: Sequence[LoadSample], value: Callable[[LoadSample], float | None]
-) -> PlotLine:
-    points: list[tuple[float, float]] = []
-    for at_s, group in _windows(samples):
-        if found := percentiles(group, value):
-            points.append((at_s, found["p95"]))
-    return PlotLine(name, points)
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    """The run in `count` windows of equal width, by when requests were due."""
 
+    width_s: float
+    count: int
 
-def _rate(name: str, samples: Sequence[LoadSample]) -> PlotLine:
-    width_s = _width_s(samples)
-    return PlotLine(name, [(at_s, len(group) / width_s) for at_s, group in _windows(samples)])
+    def p95(
+        self, name: str, samples: Sequence[LoadSample], value: Callable[[LoadSample], float | None]
+    ) -> PlotLine:
+        """The p95 of each window; a gap where nothing was asked or nothing came."""
+        points: list[tuple[float, float | None]] = []
+        for at_s, group in self._groups(samples):
+            found = percentiles(group, value)
+            points.append((at_s, found["p95"] if found else None))
+        return PlotLine(name, points)
 
+    def rate(self, name: str, samples: Sequence[LoadSample]) -> PlotLine:
+        """Requests a second in each window."""
+        return PlotLine(
+            name, [(at, len(group) / self.width_s) for at, group in self._groups(samples)]
+        )
 
-def _windows(samples: Sequence[LoadSample]) -> list[tuple[float, list[LoadSample]]]:
-    width_s = _width_s(samples)
-    groups: dict[int, list[LoadSample]] = {}
-    for sample in samples:
-        groups.setdefault(int(sample.due_s / width_s), []).append(sample)
-    return [(index * width_s, groups[index]) for index in sorted(groups)]
+    def _groups(self, samples: Sequence[LoadSample]) -> list[tuple[float, list[LoadSample]]]:
+        groups: list[list[LoadSample]] = [[] for _ in range(self.count)]
+        for sample in samples:
+            groups[int(sample.due_s / self.width_s)].append(sample)
+        return [(number * self.width_s, group) for number, group in enumerate(groups)]
 
 
 def _width_s(samples: Sequence[LoadSample]) -> float:

@@ -21,6 +21,7 @@ from torpor.simulator.engine import EngineModel
 from torpor.simulator.load import Load
 from torpor.simulator.policy import CpuModel, HpaPolicy, KedaPolicy
 from torpor.simulator.report.page import plot
+from torpor.simulator.report.plot import PlotAxis
 from torpor.simulator.report.report import SimulationReport, as_table, report
 from torpor.simulator.workload import Lengths, Profile, ProfileKind
 from torpor.simulator.world import Scenario, simulate
@@ -34,10 +35,10 @@ ENGINE = EngineModel(20_000.0, ((1, 400.0), (2, 300.0)), max_batch=2, decode_dur
 LENGTHS = Lengths(prompt_median=100, prompt_sigma=0.2, output_median=70, output_sigma=0.08)
 PROFILE = Profile(ProfileKind.BLACK_FRIDAY, DURATION_S, 3.0, 13.9, LENGTHS)
 _PLOTS = (
-    ("queued", "Requests that wait", ""),
-    ("p95_s", "p95 of total time, last minute", "s"),
-    ("ready", "Ready pods", ""),
-    ("cpu_percent", "CPU of a pod", "%"),
+    ("queued", "Requests that wait", PlotAxis(is_whole=True)),
+    ("p95_s", "p95 of total time, last minute", PlotAxis(unit=" s")),
+    ("ready", "Ready pods", PlotAxis(is_whole=True, is_step=True)),
+    ("cpu_percent", "CPU of a pod", PlotAxis(unit=" %")),
 )
 # The plateau of the profile, and its quiet start, as shares of the time.
 _PLATEAU = (0.5, 0.65)
@@ -76,8 +77,8 @@ def write_report(folder: Path) -> Table:
     folder.mkdir(parents=True, exist_ok=True)
     phases = run()
     reports = [_with_cpu(chapter.report) for chapter in phases]
-    for name, caption, unit in _PLOTS:
-        picture = plot(name, caption, unit, reports)
+    for name, caption, axis in _PLOTS:
+        picture = plot(name, caption, axis, reports)
         (folder / f"black-friday-{name.replace('_', '-')}.svg").write_text(
             picture, encoding="utf-8"
         )

@@ -32,7 +32,7 @@ def test_a_comparison_says_the_target_and_who_keeps_it_cheapest(tmp_path: Path) 
 
     assert "GPU-seconds" in shown
     assert "target: p95 wait of at most 90 s; the cheapest that keeps it: " in shown
-    assert html_file.read_text().count("<svg") == 5
+    assert html_file.read_text().count("<svg") == 7
 
 
 def test_json_is_all_that_goes_to_the_screen() -> None:

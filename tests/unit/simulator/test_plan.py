@@ -1,5 +1,6 @@
 """The search finds the cheapest policy that keeps the target, and its patch says the same."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,8 @@ def test_an_engine_file_that_says_too_little_is_refused(tmp_path: Path, text: st
 
 def test_the_page_loads_nothing_and_escapes_names() -> None:
     tried = search(SCENARIO, LOAD, list(grid(SCENARIO, WaitTarget(30)))[:2], 4.5)
-    html = page("<load>", ["a & b"], [one.report for one in tried])
+    now = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
+    html = page("<load>", ["a & b"], [one.report for one in tried], WaitTarget(30), now)
     assert "&lt;load&gt;" in html
     assert "<svg" in html
     assert "<script" not in html

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -138,7 +139,7 @@ def _source(options: LoadOptions, lengths: Lengths) -> Trace | Profile:
 def _write(options: LoadOptions, result: Result) -> None:
     """The report, where it was asked for."""
     if options.html_file is not None:
-        text = page(result.report, result.samples, result.looks)
+        text = page(result.report, result.samples, result.looks, datetime.now(UTC))
         options.html_file.write_text(text, encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ Mounted by the `torpor` application. It parses and prints; `torpor.simulator` do
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +21,8 @@ from torpor.simulator.black_friday import write_report
 from torpor.simulator.candidate import Place
 from torpor.simulator.command import Settings
 from torpor.simulator.plan import Tried, WaitTarget, best
-from torpor.simulator.report.page import page
-from torpor.simulator.report.report import SimulationReport, as_json, as_table, seconds
+from torpor.simulator.report.page import page, verdict
+from torpor.simulator.report.report import as_json, as_table, seconds
 from torpor.simulator.trace import TraceError
 from torpor.simulator.workload import ProfileKind
 
@@ -140,9 +141,11 @@ def simulate(**given: Any) -> None:
         for note in notes[1:]:
             stderr.print(note, style="dim")
         if len(reports) > 1:
-            stderr.print(_who_keeps(reports, WaitTarget(settings.p95_wait_s)))
+            stderr.print(verdict(reports, WaitTarget(settings.p95_wait_s)))
     if options.html_file is not None:
-        options.html_file.write_text(page(load.title, notes, reports), encoding="utf-8")
+        target = WaitTarget(settings.p95_wait_s)
+        html = page(load.title, notes, reports, target, datetime.now(UTC))
+        options.html_file.write_text(html, encoding="utf-8")
 
 
 @with_options(PlanOptions)
@@ -173,16 +176,6 @@ def black_friday(
 app.command()(simulate)
 app.command()(plan)
 app.command(name="black-friday")(black_friday)
-
-
-def _who_keeps(reports: list[SimulationReport], target: WaitTarget) -> str:
-    """Print the target, and the cheapest policy that meets it."""
-    keeping = [one for one in reports if target.is_met_by(one)]
-    words = f"target: p95 wait of at most {target.p95_wait_s:g} s; "
-    if not keeping:
-        return f"{words}none keeps it"
-    cheapest = min(keeping, key=lambda one: one.cost)
-    return f"{words}the cheapest that keeps it: {cheapest.policy}, cost {cheapest.cost:,.3f}"
 
 
 def _print_plan(tried: list[Tried], target: WaitTarget, place: Place) -> None:
