@@ -5,7 +5,7 @@ import { ENDED, precise, seconds, words } from "./format.js";
 
 /** What a step before the thought told of itself. */
 const detailOf = (job, step) =>
-  job.pipeline?.find((each) => each.step === step.name && each.started_ms === step.at_ms)?.detail;
+  job.pipeline?.find((each) => each.step === step.name && (each.started_ms ?? each.ended_ms) === step.at_ms)?.detail;
 
 function detailWords(detail) {
   const pairs = Object.entries(detail ?? {}).filter(([, value]) => typeof value !== "object");
