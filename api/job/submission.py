@@ -328,11 +328,14 @@ _SKIP_STEPS: Final = FieldRule(
     lambda v: isinstance(v, list) and len(v) <= MOST_STEPS and all(isinstance(n, str) for n in v),
     {"type": "array", "maxItems": MOST_STEPS, "items": {"type": "string"}},
 )
+_METADATA_PAIRS: Final = 16
+_METADATA_NAME_CHARS: Final = 64
+_METADATA_TEXT_CHARS: Final = 512
 METADATA: Final[Schema] = {
     "type": ["object", "null"],
-    "maxProperties": 16,
-    "propertyNames": {"maxLength": 64, "not": {"pattern": "^torpor\\."}},
-    "additionalProperties": {"type": "string", "maxLength": 512},
+    "maxProperties": _METADATA_PAIRS,
+    "propertyNames": {"maxLength": _METADATA_NAME_CHARS, "not": {"pattern": "^torpor\\."}},
+    "additionalProperties": {"type": "string", "maxLength": _METADATA_TEXT_CHARS},
     "description": "yours to fill, as at OpenAI; names that start with `torpor.` are ours",
 }
 JOB_SCHEMA: Final[Schema] = {
@@ -383,16 +386,16 @@ def check_metadata(value: Any, where: str) -> dict[str, str]:
     """At most 16 pairs of strings, as at OpenAI; keys that start with `torpor.` are reserved."""
     if value is None:
         return {}
-    if not isinstance(value, Mapping) or len(value) > 16:
-        raise InvalidJob(f"{where} must be an object of at most 16 texts", where)
+    if not isinstance(value, Mapping) or len(value) > _METADATA_PAIRS:
+        raise InvalidJob(f"{where} must be an object of at most {_METADATA_PAIRS} texts", where)
     for name, text in value.items():
-        pair = f"{where}.{name[:64]}"
-        if len(name) > 64:
-            raise InvalidJob(f"{pair}...: a name may have 64 characters, not {len(name)}", pair)
+        pair = f"{where}.{name[:_METADATA_NAME_CHARS]}"
+        if (length := len(name)) > (most := _METADATA_NAME_CHARS):
+            raise InvalidJob(f"{pair}...: a name may have {most} characters, not {length}", pair)
         if not isinstance(text, str):
             raise InvalidJob(f"{pair} must be text", pair)
-        if len(text) > 512:
-            raise InvalidJob(f"{pair} may have 512 characters, not {len(text)}", pair)
+        if (length := len(text)) > (most := _METADATA_TEXT_CHARS):
+            raise InvalidJob(f"{pair} may have {most} characters, not {length}", pair)
         if name.startswith("torpor."):
             raise InvalidJob(f"{pair}: names that start with torpor. are reserved", pair)
     return dict(value)

@@ -56,6 +56,8 @@ _cold = Histogram(
 _PHASES: Final = ("import", "weights", "compile", "warm_up", "total")
 _EVERY_S: Final = 2.0
 _READY: Final = "ready"
+_REMEMBERED: Final = 4096
+"""Predictors that were seen ready; above that, those that have ended are forgotten."""
 _TOKEN_MEASURES: Final = {
     "input": "input_tokens",
     "delivered": "delivered_tokens",
@@ -75,7 +77,7 @@ class LiveMetrics:
         self._directory = ReplicaDirectory(redis)
         self._models = tuple(models)
         self._price = price
-        self._seen: set[str] = set()
+        self._seen: set[tuple[str, str]] = set()
         for model in self._models:
             for phase in _PHASES:
                 _cold.labels(model, phase)  # started at zero, so that the first wake is counted
@@ -94,8 +96,7 @@ class LiveMetrics:
         measures = by_name(await self._ledger.totals(), "model")
         replicas = {model: await self._directory.list(model) for model in self._models}
         store = await self._store()
-        for model, known in replicas.items():
-            self._observe_wakes(model, known)
+        self._observe_wakes(replicas)
         kept = {model: measures.get(model, {}) for model in self._models}
         return {**samples(kept, replicas, self._price), **store}
 
@@ -108,15 +109,20 @@ class LiveMetrics:
             return {}
         return {KEYS: [((), keys)], MEMORY: [((), int(memory["used_memory"]))]}
 
-    def _observe_wakes(self, model: str, replicas: Sequence[Replica]) -> None:
-        for replica in replicas:
-            if replica.phase == _READY and replica.id not in self._seen:
-                self._seen.add(replica.id)
-                for phase, seconds in replica.phases.items():
-                    _cold.labels(model, phase).observe(seconds)
-                _cold.labels(model, "total").observe(sum(replica.phases.values()))
-        if len(self._seen) > 4096:  # ids of replicas that ended long ago
-            self._seen = {replica.id for replica in replicas}
+    def _observe_wakes(self, replicas: Mapping[str, Sequence[Replica]]) -> None:
+        ready: set[tuple[str, str]] = set()
+        for model, known in replicas.items():
+            for replica in known:
+                if replica.phase != _READY:
+                    continue
+                ready.add((model, replica.id))
+                if (model, replica.id) not in self._seen:
+                    for phase, seconds in replica.phases.items():
+                        _cold.labels(model, phase).observe(seconds)
+                    _cold.labels(model, "total").observe(sum(replica.phases.values()))
+        self._seen |= ready
+        if len(self._seen) > _REMEMBERED:
+            self._seen = ready
 
 
 def samples(

@@ -18,6 +18,11 @@ def event(number: object, source: str = "/s") -> Event:
     return Event(id=str(number), source=source, type="t", data=b"x" * 10)
 
 
+def sized_event(number: int, size_bytes: int) -> Event:
+    """An event whose record in the queue has so many bytes, or a few more: its data is in base64."""
+    return Event(id=str(number), source="/s", type="t", data=b"x" * (size_bytes * 3 // 4))
+
+
 async def put(
     queue: Queue, *events: Event, lane: Lane = Lane.DEFAULT, tenant: str = ""
 ) -> Sequence[int]:

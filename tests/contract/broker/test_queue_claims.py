@@ -2,7 +2,7 @@
 
 from redis.asyncio import Redis
 
-from eventing.broker.queue import Queue, QueueView, member_of
+from eventing.broker.queue import Queue, QueueView, member_of, pace_per_minute
 from eventing.redis import keys
 from eventing.redis.script import Call
 from tests.contract.broker.queue_rig import (
@@ -15,6 +15,7 @@ from tests.contract.broker.queue_rig import (
     put,
     settle,
     silence,
+    sized_event,
 )
 
 
@@ -127,6 +128,11 @@ class TestStay:
 
         assert ids(claimed) == ["1", "2"]
         assert (await QueueView(queue.redis).depth(NAME)).total_waiting == 2
+
+    async def test_a_claim_takes_eight_mebibytes(self, queue: Queue) -> None:
+        await put(queue, *(sized_event(n, 1024 * 1024) for n in range(10)))
+
+        assert len(await queue.claim(10)) == 8
 
     async def test_an_event_larger_than_a_claims_limit_is_claimed_by_itself(
         self, queue: Queue
@@ -265,3 +271,10 @@ class TestDeadConsumers:
 
         assert len(first) == 3
         assert sorted(ids(first) + ids(final_batch)) == sorted(str(n) for n in range(10))
+
+
+def test_the_pace_is_of_five_minutes_and_the_one_that_runs() -> None:
+    now_s = 100 * 60 + 30
+
+    assert pace_per_minute({94: 7_000, 95: 11, 100: 11, 101: 7_000}, now_s) == 22 / 5.5
+    assert pace_per_minute({94: 7_000}, now_s) == 0.0

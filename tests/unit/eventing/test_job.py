@@ -1,5 +1,7 @@
 """The job: identity, request and states, as pure values."""
 
+from dataclasses import FrozenInstanceError, fields
+
 import orjson
 import pytest
 from hypothesis import given
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 from eventing.errors import InvalidJob
 from eventing.job.job import (
     API_SOURCE,
+    AttemptRecord,
+    JobError,
     JobRequest,
     JobState,
     derive_job_id,
@@ -228,3 +232,25 @@ class TestRequest:
         request = JobRequest(url=URL, body=body, custom_id=custom_id)
 
         assert parse_request(request.to_json()) == request
+
+
+def test_an_attempt_that_is_recorded_without_more_resumed_from_nothing() -> None:
+    begun = AttemptRecord(attempt=1, owner="p", started_ms=5)
+
+    assert (begun.ended_ms, begun.outcome, begun.resumed_from) == (0, "", 0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        AttemptRecord(attempt=1, owner="p", started_ms=5),
+        JobError(code="c", message="m"),
+        JobRequest(url=URL, body=CHAT),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_jobs_parts_cannot_be_changed(value: object) -> None:
+    (first, *_) = fields(value)  # type: ignore[arg-type]
+
+    with pytest.raises(FrozenInstanceError):
+        setattr(value, first.name, None)
