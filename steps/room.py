@@ -13,6 +13,8 @@ from typing import Final
 from eventing.errors import Unavailable
 
 _RETRY_S: Final = 0.5
+_ANSWERS_LEAVE_S: Final = 0.05
+"""Until the answers of the others are on the wire: a process that dies first would cost them a try."""
 
 
 class Room:
@@ -23,6 +25,11 @@ class Room:
         self.is_closed = False
         self._left = asyncio.Condition()
         self.in_flight = 0
+
+    @property
+    def is_open(self) -> bool:
+        """False while deliveries are refused."""
+        return not (self.is_closed or self._is_taken)
 
     def close(self) -> None:
         """Admit nothing more: the process shuts down."""
@@ -54,6 +61,7 @@ class Room:
         try:
             async with self._left:
                 await self._left.wait_for(lambda: self.in_flight == 1)
+            await asyncio.sleep(_ANSWERS_LEAVE_S)
             yield
         finally:
             self._is_taken = False

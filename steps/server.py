@@ -121,7 +121,7 @@ class StepServer:
         await self._redis.aclose()
 
     async def _readiness(self, _: Request) -> Response:
-        if self.runner.room.is_closed:
+        if not self.runner.room.is_open:  # pumps do not claim what would be refused
             return Response(status_code=503)
         return await self._ready.answer()
 
@@ -177,8 +177,8 @@ def _answer(reply: Event | None) -> Response:
 def _problem(error: TorporError) -> Response:
     """Problem details (RFC 9457)."""
     headers = dict(error.headers)
-    if isinstance(error, Unavailable):
-        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    if isinstance(error, Unavailable) and error.retry_after_s >= 1:
+        headers["retry-after"] = str(round(error.retry_after_s))
     body = {"type": "about:blank", "status": error.status, "detail": error.message}
     return JSONResponse(body, error.status, headers, media_type="application/problem+json")
 

@@ -47,6 +47,9 @@ class System:
     broker: Program
     predictor: Program
     predictors: list[Program] = field(default_factory=list)
+    steps_redis: Proxy = field(default_factory=lambda: Proxy(0))
+    steps_delivery: Proxy = field(default_factory=lambda: Proxy(0))
+    steps: Program | None = None
 
     def __post_init__(self) -> None:
         self._look_at(self.server)
@@ -159,14 +162,20 @@ async def running(
 
     async with AsyncExitStack() as stack:
         stack.callback(server.kill)
-        links = [Proxy(server.port) for _ in range(3)]
-        api_broker, delivery = Proxy(0), Proxy(0)
-        for link in (*links, api_broker, delivery):
+        links = [Proxy(server.port) for _ in range(4)]
+        api_broker, delivery, steps_delivery = Proxy(0), Proxy(0), Proxy(0)
+        for link in (*links, api_broker, delivery, steps_delivery):
             await stack.enter_async_context(link.serving())
-        broker = programs.new_broker(zygote, folder, tuning, links[1].port, delivery.port)
+        steps = programs.new_steps(zygote, folder, tuning, links[3].port) if tuning.steps else None
+        is_direct = steps is not None and tuning.steps_are_refused
+        steps_port = port_of(steps) if steps and is_direct else steps_delivery.port
+        broker = programs.new_broker(
+            zygote, folder, tuning, links[1].port, delivery.port, steps_port=steps_port
+        )
         api = programs.new_api(zygote, folder, tuning, links[0].port, api_broker.port)
         predictor = programs.new_predictor(zygote, folder, tuning, links[2].port)
         api_broker.target, delivery.target = port_of(broker), port_of(predictor)
+        steps_delivery.target = port_of(steps) if steps else 0
         system = System(
             zygote,
             folder,
@@ -182,8 +191,11 @@ async def running(
             broker,
             predictor,
             [predictor],
+            links[3],
+            steps_delivery,
+            steps,
         )
-        parts = [api, broker, predictor]
+        parts = [api, broker, predictor, *([steps] if steps else [])]
         try:
             for program in parts:
                 program.start()

@@ -154,8 +154,21 @@ class Tuning:
     puts_itself: bool = False
     """The api puts events into the queues itself, not through the broker (docs/adr/0140)."""
     api_env: tuple[tuple[str, str], ...] = ()
+    steps: tuple[Any, ...] = ()
+    """The plan of the model, as `pipelines.yaml` has it; none for none."""
+    step_retry: int = 1000
+    steps_are_refused: bool = False
+    """Deliveries go to the steps process itself: when it is down, the connection is refused. A proxy would take it."""
     binary: Path = VALKEY
     redis_options: tuple[str, ...] = ("--appendonly", "yes", "--appendfsync", "everysec")
+
+    def write_pipelines(self, folder: Path) -> dict[str, str]:
+        """The variables of a process that reads the plan."""
+        if not self.steps:
+            return {}
+        path = folder / "pipelines.yaml"
+        path.write_text(json.dumps({"seeded": {"steps": self.steps}}))
+        return {"TORPOR_PIPELINES_FILE": str(path)}
 
 
 def port_of(program: Program) -> int:
@@ -180,6 +193,7 @@ def new_api(
         "TORPOR_FILES_URL": f"file://{folder}/files",
         "TORPOR_SWEEP_EVERY_S": "1",
     } | dict(tuning.api_env)
+    env |= tuning.write_pipelines(folder)
     if tuning.puts_itself:
         env["TORPOR_QUEUE_TRIGGERS_FILE"] = str(folder / "triggers.yaml")
     return Program(zygote, "api.__main__", name, folder, env, f"http://127.0.0.1:{port}/healthz")
@@ -192,10 +206,11 @@ def new_broker(
     redis_port: int,
     delivery_port: int,
     name: str = "broker",
+    steps_port: int = 0,
 ) -> Program:
     port = free_port()
-    (folder / "triggers.yaml").write_text(_trigger(tuning, delivery_port))
-    env = {
+    (folder / "triggers.yaml").write_text(_triggers(tuning, delivery_port, steps_port))
+    env = tuning.write_pipelines(folder) | {
         "TORPOR_PORT": str(port),
         "TORPOR_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
         "TORPOR_TRIGGERS_FILE": str(folder / "triggers.yaml"),
@@ -204,11 +219,30 @@ def new_broker(
     return Program(zygote, "eventing.broker.__main__", name, folder, env, health)
 
 
-def _trigger(tuning: Tuning, delivery_port: int) -> str:
+def _triggers(tuning: Tuning, delivery_port: int, steps_port: int) -> str:
+    """The predictor's, and one for each step."""
+    requested, planned, prepared = (
+        f"dev.torpor.inference.{word}.v1" for word in ("requested", "planned", "prepared")
+    )
+    if not tuning.steps:
+        return _trigger(tuning, QUEUE, {"type": requested}, delivery_port, tuning.retry)
+    made = [_trigger(tuning, QUEUE, {"type": prepared}, delivery_port, tuning.retry)]
+    made.append(_trigger(tuning, "plans", {"type": requested}, steps_port, tuning.retry))
+    for step in tuning.steps:
+        name = step if isinstance(step, str) else step["step"]
+        wanted = {"type": planned, "step": name}
+        made.append(_trigger(tuning, f"step-{name}", wanted, steps_port, tuning.step_retry))
+    return "\n---\n".join(made)
+
+
+def _trigger(
+    tuning: Tuning, name: str, wanted: dict[str, str], delivery_port: int, retry: int
+) -> str:
+    is_short = retry < tuning.retry  # its retries must last until a process that died is back
     delivery: dict[str, Any] = {
-        "retry": tuning.retry,
-        "backoffPolicy": "linear",
-        "backoffDelay": "PT0.02S",
+        "retry": retry,
+        "backoffPolicy": "exponential" if is_short else "linear",
+        "backoffDelay": "PT0.5S" if is_short else "PT0.02S",
         "timeout": tuning.delivery_timeout,
         "retryAfterMax": "PT0.2S",
     }
@@ -219,12 +253,12 @@ def _trigger(tuning: Tuning, delivery_port: int) -> str:
             "apiVersion": "eventing.knative.dev/v1",
             "kind": "Trigger",
             "metadata": {
-                "name": QUEUE,
+                "name": name,
                 "annotations": {"torpor.dev/parallelism": str(tuning.parallelism)},
             },
             "spec": {
                 "broker": "default",
-                "filters": [{"exact": {"type": "dev.torpor.inference.requested.v1"}}],
+                "filters": [{"exact": wanted}],
                 "subscriber": {"uri": f"http://127.0.0.1:{delivery_port}/"},
                 "delivery": delivery,
             },
@@ -256,3 +290,17 @@ def new_predictor(
     argv = ("--engine", "seeded", *where, "--replica-id", name)
     health = f"http://127.0.0.1:{port}/v2/health/ready"
     return Program(zygote, "predictor.__main__", name, folder, env, health, argv, skew)
+
+
+def new_steps(
+    zygote: Zygote, folder: Path, tuning: Tuning, redis_port: int, name: str = "steps"
+) -> Program:
+    port = free_port()
+    env = tuning.write_pipelines(folder) | {
+        "TORPOR_STEPS_PORT": str(port),
+        "TORPOR_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
+        "TORPOR_QUEUE_TRIGGERS_FILE": str(folder / "triggers.yaml"),
+        "TORPOR_DRAIN_GRACE_S": "1",
+    }
+    health = f"http://127.0.0.1:{port}/readyz"
+    return Program(zygote, "tests.faults.steps_program", name, folder, env, health)

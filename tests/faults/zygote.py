@@ -21,7 +21,13 @@ from typing import Any
 
 from tests.redis_server import die_with_parent
 
-MODULES = ("api.__main__", "eventing.broker.__main__", "predictor.__main__", "predictor.server")
+MODULES = (
+    "api.__main__",
+    "eventing.broker.__main__",
+    "predictor.__main__",
+    "predictor.server",
+    "tests.faults.steps_program",
+)
 
 
 def main() -> None:
