@@ -92,8 +92,10 @@ def _step(name: str, steps_url: str) -> Manifest:
         subscriber=steps_url,
         # Few tries, since input that kills the process kills it in each; and a span of 17 minutes, in which a step
         # that is unavailable is waited for.
-        delivery=_delivery(retry=STEP_RETRY, backoff_s=1, timeout_s=STEP_TIMEOUT_S)
-        | {"backoffPolicy": "exponential"},
+        delivery={
+            **_delivery(retry=STEP_RETRY, backoff_s=1, timeout_s=STEP_TIMEOUT_S),
+            "backoffPolicy": "exponential",
+        },
         parallelism=STEP_PARALLELISM,
     )
 
