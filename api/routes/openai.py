@@ -46,7 +46,7 @@ from api.view.job import AcceptedJobView
 from api.view.openai import ChatCompletion, Completion, EmbeddingList, ModelList, ModelView
 from api.view.outcome import answer_of, failure_of
 from eventing.errors import InvalidJob, NotFound, TorporError
-from eventing.job.call_fields import CHAT_BATCH_URL, FLAG, nullable, request_schema
+from eventing.job.call_fields import CHAT_BATCH_URL, FLAG, NAME, nullable, request_schema
 from eventing.job.job import URL_BY_FIELD, Job, Lane
 from eventing.job.store import StreamEntry
 
@@ -89,6 +89,14 @@ def _body(name: str, url: str, manual: str) -> Body:
         f"Further fields are the engine's; see https://developers.openai.com/api/reference/{manual}"
     )
     return Body(name, schema | {"description": more, "properties": schema["properties"] | _BESIDE})
+
+
+_INVOCATION: Final = {
+    "type": "object",
+    "required": ["model"],
+    "description": "what the call that it means takes, with one of these fields",
+    "properties": {"model": NAME.schema, **{field: {} for field in URL_BY_FIELD}},
+}
 
 
 def _stream(chunk: str) -> Text:
@@ -140,7 +148,7 @@ async def create_chat_batch(call: Call[OpenAIDeps]) -> Response:
     "/invocations",
     Scope.JOBS_WRITE,
     parameters=GENERATING_HEADERS,
-    body=Body("Invocation", {"type": "object", "description": "what the call it means takes"}),
+    body=Body("Invocation", _INVOCATION),
     answers={200: (ChatCompletion, Completion, EmbeddingList), 202: AcceptedJobView},
     refuses=GENERATING_REFUSES,
 )
