@@ -60,7 +60,10 @@ def path_meant(routes: Iterable[BaseRoute], scope: Scope) -> str:
     every = list(routes)
     plain = re.sub(r"/{2,}", "/", scope["path"]).rstrip("/")
     bare = re.sub(r"^(/v1)+(?=/|$)", "", plain)
-    for path in (plain, f"/v1{bare}"):
+    # Behind a gateway's prefix, in capitals, or as Azure has it (`/openai/deployments/NAME/chat/completions`).
+    behind = re.match(r".*/(?:v1|deployments/[^/]+|engines/[^/]+)(/.+)$", plain, re.IGNORECASE)
+    tail = behind[1] if behind else ""
+    for path in (plain, f"/v1{bare}", f"/v1{tail}", f"/v1{tail.lower()}"):
         if path != scope["path"] and allowed_methods(every, {**scope, "path": path}):
             return path
     return ""

@@ -58,6 +58,16 @@ def number(least: float, most: float | None = None) -> FieldRule:
     )
 
 
+def _above(least: float, most: float | None = None) -> FieldRule:
+    """A rule for numbers above one bound and, if there is another, not above that."""
+    words = f"a number above {least:g}" + ("" if most is None else f" and at most {most:g}")
+    return FieldRule(
+        words,
+        lambda v: _is_number(v) and v > least and (most is None or v <= most),
+        {"type": "number", "exclusiveMinimum": least} | ({} if most is None else {"maximum": most}),
+    )
+
+
 def one_of(*words: str) -> FieldRule:
     """A rule for one of several strings."""
     return FieldRule(
@@ -87,14 +97,25 @@ TEXTS: Final = FieldRule(
     _TEXTS_SCHEMA,
 )
 _STOP: Final = FieldRule(
-    "text or a list of texts",
-    lambda v: isinstance(v, str) or TEXTS.is_kept_by(v),
-    {"type": ["string", "array"], "items": _TEXT_SCHEMA},
+    "text or a list of texts, none of them empty",
+    lambda v: NAME.is_kept_by(v) or (TEXTS.is_kept_by(v) and all(v)),
+    {"type": ["string", "array"], "minLength": 1, "items": NAME.schema},
 )
 _BIAS: Final = FieldRule(
-    "an object of numbers",
-    lambda v: isinstance(v, Mapping) and all(_is_number(one) for one in v.values()),
-    {"type": "object", "additionalProperties": {"type": "number"}},
+    "an object of numbers by token id",
+    lambda v: (
+        isinstance(v, Mapping) and all(k.isdecimal() and _is_number(one) for k, one in v.items())
+    ),
+    {
+        "type": "object",
+        "propertyNames": {"pattern": "^[0-9]+$"},
+        "additionalProperties": {"type": "number"},
+    },
+)
+_IDS: Final = FieldRule(
+    "a list of token ids",
+    lambda v: isinstance(v, list) and all(_is_whole(one) and one >= 0 for one in v),
+    {"type": "array", "items": {"type": "integer", "minimum": 0}},
 )
 _TOOL_CHOICE: Final = FieldRule(
     "none, auto, required or an object",
@@ -116,7 +137,7 @@ _MAX_CHATS: Final = 128
 """As many answers as `n` may ask for."""
 
 SAMPLING: Final[Rules] = {
-    "temperature": number(0),
+    "temperature": number(0, 2),
     "top_p": number(0, 1),
     "user": TEXT,
     "seed": whole(-_INT64, _INT64 - 1),
@@ -126,8 +147,17 @@ PENALTIES: Final[Rules] = {
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
 }
+_OF_ENGINES: Final[Rules] = {
+    "top_k": whole(-1),
+    "min_p": number(0, 1),
+    "repetition_penalty": _above(0),
+    "min_tokens": whole(0),
+    "stop_token_ids": _IDS,
+}
+"""Fields of vLLM and its kin that OpenAI does not have."""
 _GENERATING: Final[Rules] = {
     **SAMPLING,
+    **_OF_ENGINES,
     "n": whole(1, 128),
     **PENALTIES,
     **SHAPING,

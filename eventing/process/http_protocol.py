@@ -51,6 +51,10 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._is_ignored_offer():
             super().on_message_complete()
 
+    def _should_upgrade(self) -> bool:
+        """A WebSocket is opened by GET (RFC 6455, 4.1); any other call that offers one keeps its body."""
+        return self.parser.get_method() == b"GET" and super()._should_upgrade()
+
     def _is_ignored_offer(self) -> bool:
         return (
             self.parser.should_upgrade()

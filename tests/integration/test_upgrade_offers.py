@@ -104,6 +104,13 @@ async def test_a_second_call_on_the_connection_works_with_and_without_an_offer(p
     assert await answers(port, SIZED + CHUNKED + plain, count=3) == [b"hello", b"hello", b"bye"]
 
 
+async def test_a_post_that_offers_a_websocket_keeps_its_body(port: int) -> None:
+    """Proxies that pass `Upgrade` on for every path send it; only a GET opens a WebSocket."""
+    offer = SIZED.replace(b"Upgrade: h2c", b"Upgrade: websocket").replace(b", HTTP2-Settings", b"")
+
+    assert await answers(port, offer, CHUNKED, count=2) == [b"hello", b"hello"]
+
+
 async def test_curl_with_an_offer_of_http2_gets_its_answer(port: int) -> None:
     curl = await asyncio.create_subprocess_exec(
         *("curl", "-sS", "--http2", "-d", "hello", f"http://127.0.0.1:{port}/echo"),

@@ -68,6 +68,10 @@ async def test_allow_lists_every_method_of_the_path(rig: Rig, path: str) -> None
         ("//v1/chat/completions", "/v1/chat/completions"),
         ("/v1//chat/completions", "/v1/chat/completions"),
         ("/responses", "/v1/responses"),
+        ("/openai/v1/chat/completions", "/v1/chat/completions"),
+        ("/api/V1/Chat/Completions", "/v1/chat/completions"),
+        ("/openai/deployments/gpt/chat/completions", "/v1/chat/completions"),
+        ("/v1/engines/m/completions", "/v1/completions"),
     ],
 )
 async def test_a_404_names_the_path_that_was_probably_meant(

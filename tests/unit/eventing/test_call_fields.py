@@ -23,16 +23,21 @@ def said(content: Any, **more: Any) -> list[dict[str, Any]]:
 
 WRONG: list[tuple[str, str, list[Any]]] = [
     (CHAT, "model", [7, "", [], None]),
-    (CHAT, "temperature", ["hot", "0.5", -1, True, [1]]),
+    (CHAT, "temperature", ["hot", "0.5", -1, True, [1], 2.1]),
+    (CHAT, "top_k", ["x", -2, 1.5, True]),
+    (CHAT, "min_p", ["x", -0.1, 1.1]),
+    (CHAT, "repetition_penalty", ["x", 0, -1]),
+    (TEXT, "min_tokens", ["x", -1, 1.5]),
+    (TEXT, "stop_token_ids", [7, ["x"], [-1], [True]]),
     (CHAT, "top_p", ["x", -0.1, 1.1, False]),
     (CHAT, "n", ["2", 0, 1.5, True, 129]),
-    (CHAT, "stop", [7, {}, [1]]),
+    (CHAT, "stop", [7, {}, [1], "", ["a", ""]]),
     (CHAT, "seed", ["x", 1.5, True, 1e400, 2**63]),
     (CHAT, "max_tokens", ["3", 0, 1.5, True, {}]),
     (CHAT, "max_completion_tokens", ["3", 0]),
     (CHAT, "presence_penalty", ["x", 2.1]),
     (CHAT, "frequency_penalty", ["x", -2.1]),
-    (CHAT, "logit_bias", ["x", [1], {"1": "x"}]),
+    (CHAT, "logit_bias", ["x", [1], {"1": "x"}, {"word": 1}, {"-1": 1}]),
     (CHAT, "logprobs", ["x", 7]),
     (CHAT, "top_logprobs", ["x", -2, True, 1, -1]),
     (CHAT, "user", [7]),
@@ -95,7 +100,7 @@ def test_a_mistake_is_refused_by_its_field(url: str, field: str, value: Any) -> 
 
 RIGHT: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"temperature": 0, "top_p": 1, "n": 2, "seed": -5, "stop": "x", "max_tokens": 1}),
-    (CHAT, {"stop": ["a"] * 9, "temperature": 2.5, "logit_bias": {"7": -100}, "user": ""}),
+    (CHAT, {"stop": ["a"] * 9, "temperature": 2, "logit_bias": {"7": -100}, "user": ""}),
     (CHAT, {"logprobs": True, "top_logprobs": -1, "reasoning_effort": "extreme"}),
     (CHAT, {"tools": [FUNCTION, {"type": "of an engine"}], "tool_choice": "required"}),
     (CHAT, {"tool_choice": "none", "top_logprobs": 0, "prompt_logprobs": -1}),
@@ -103,7 +108,8 @@ RIGHT: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"response_format": SCHEMA}),
     (CHAT, {"response_format": {"type": "structural_tag", "format": {}}}),
     (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "s"}}}),
-    (CHAT, {"top_k": "an engine's own", "min_p": [], "priority": "now"}),
+    (CHAT, {"top_k": -1, "min_p": 0, "repetition_penalty": 0.1, "stop_token_ids": [0]}),
+    (CHAT, {"bad_words": "an engine's own", "typical_p": [], "priority": "now"}),
     (
         CHAT,
         {"messages": [*said("x"), {"role": "ipython", "content": ["a", {"type": "audio_url"}]}]},
