@@ -23,6 +23,7 @@ from api.job.live import LiveDeps
 from api.job.result_feed import ResultFeed
 from api.job.stored_completions import StoredCompletions
 from api.job.submission import SubmitDeps
+from api.job.summaries import Summaries
 from api.job.waiting import QueueWaiting, WakingNotes
 from api.limit.gate import LimitGate
 from api.limit.limit import limits_of
@@ -383,6 +384,7 @@ def _listeners(parts: Parts) -> tuple[EndListener, ...]:
         parts.gate,
         parts.followers,
         WebhookListener(parts.webhooks.store, parts.webhooks.sender.wake),
+        Summaries(parts.submission.conversations, parts.submission.intake, parts.store),
         parts.past_waking,
     )
 

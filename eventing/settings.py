@@ -16,6 +16,8 @@ from eventing.job.cache import CacheRules, load_cache_rules
 from eventing.job.plan import NO_PIPELINES, Pipelines, load_pipelines
 from eventing.job.store import LeaseSettings
 from eventing.process.setting import HttpUrl, Token, token_file
+from eventing.store.conversation.policy import STEP as MEMORY
+from eventing.store.conversation.policy import memory_policy
 
 
 class StoreSettings(BaseSettings):
@@ -53,7 +55,9 @@ class StoreSettings(BaseSettings):
     def _check_pipelines(cls, path: Path | None) -> Path | None:
         if path is not None:
             try:
-                load_pipelines(path)
+                for plan in load_pipelines(path).values():
+                    if step := plan.step(MEMORY):
+                        memory_policy(step.settings)
                 load_cache_rules(path)
             except BadRequest as error:
                 raise ValueError(error.message) from error

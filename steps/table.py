@@ -7,6 +7,8 @@ index) it loads at its first call.
 from collections.abc import Awaitable, Callable, Mapping
 
 from eventing.cloudevent.event import Event
+from eventing.store.conversation.policy import STEP as MEMORY
+from eventing.store.conversation.store import Conversations
 from eventing.store.file_store import FileStore
 from eventing.store.objects.object_store import ObjectStore
 from eventing.store.vector_store.note import WORK_TYPES
@@ -14,6 +16,8 @@ from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
 from eventing.store.vector_store.store import VectorStores
 from eventing.store.vector_store.text_object import FOLDER as TEXTS
 from steps.handler import Handler
+from steps.memory.memory import Memory
+from steps.memory.recall import Recall
 from steps.no_op import no_op
 from steps.parts import Parts
 from steps.retrieval.events import VectorStoreEvents
@@ -37,9 +41,11 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
             clock=parts.clock,
         )
     )
+    conversations = Conversations(parts.redis)
     return {
         "no-op": no_op,
         "semantic-cache": semantic_cache(parts),
+        MEMORY: Memory(conversations, Recall(conversations, parts.embedder)),
         SEARCH_STEP: SearchStep(search),
         RETRIEVE_STEP: RetrieveStep(search),
     }

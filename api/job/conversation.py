@@ -26,6 +26,7 @@ from eventing.job.job import Job, JobState, Lane, is_job_id
 from eventing.job.store import JobIntake
 from eventing.store.conversation.conversation import Conversation
 from eventing.store.conversation.messages import Message, messages_of
+from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.store import Conversations, full
 from eventing.store.job_record import turn_item_id
 
@@ -126,6 +127,13 @@ async def submit_response(
     lane = Lane.DEFAULT if ask.is_background else Lane.INTERACTIVE
     options = parse_submit_options({"metadata": metadata}, headers, lane=lane)
     options = replace(options.with_metadata(record_metadata(ask)), turn=ask.turn)
+    if ask.turn is not None:
+        plan = deps.intake.plan_of(str(ask.body.get("model")), options.skip_steps)
+        if plan is not None and plan.step(MEMORY):
+            ask = ask.without_history()
+            if not ask.body["messages"]:
+                raise InvalidJob("input is needed where a plan gives the conversation", "input")
+            options = replace(options, turn=ask.turn)
     if ask.turn is not None and (repeated := await _repeated(store, principal, ask, options)):
         return repeated
     try:

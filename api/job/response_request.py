@@ -5,7 +5,7 @@ support (hosted tools, files) is refused by name instead of being ignored.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from api.view.conversation import whole_item
@@ -126,6 +126,15 @@ class Ask:
     is_stream: bool
     is_stored: bool
     turn: ConversationTurn | None = None
+    history: int = 0  #: messages of the body that were said before, behind the instructions
+
+    def without_history(self) -> "Ask":
+        """The call without what was said before: a step puts that into its prompt when it runs."""
+        begin = 1 if self.record.get("instructions") else 0
+        messages = self.body["messages"]
+        left = [*messages[:begin], *messages[begin + self.history :]]
+        turn = replace(self.turn, seq=None) if self.turn else None
+        return replace(self, body={**self.body, "messages": left}, turn=turn, history=0)
 
 
 def conversation_of(call: Mapping[str, Any]) -> str | None:
@@ -195,6 +204,7 @@ def parse_ask(
         is_stream=is_stream,
         is_stored=is_stored,
         turn=turn,
+        history=len(history),
     )
 
 

@@ -20,6 +20,7 @@ from api.webhook.schedule import TryVerdict
 from eventing.errors import InvalidJob
 from eventing.job.call_fields import Schema
 from eventing.job.job import Job, JobState
+from eventing.store.conversation.summary import SUMMARY
 
 PER_JOB: Final = "we_jobs"
 """Id of the endpoint whose secret signs the webhooks of jobs with a `webhook` of their own; it has no URL."""
@@ -166,10 +167,10 @@ def delivery_of(message: Message, endpoint_id: str, url: str) -> WebhookDelivery
 
 
 def message_of(job: Job) -> Message | None:
-    """The message for an ended job; None for a line of a batch, whose batch has a message of its own. A redriven
-    job that ends again gives a new message.
+    """The message for an ended job; None for a line of a batch, whose batch has a message of its own, and for a
+    summary, which no caller asked for. A redriven job that ends again gives a new message.
     """
-    if BATCH in job.metadata:
+    if BATCH in job.metadata or SUMMARY in job.metadata:
         return None
     is_cut = _RESPONSE in job.metadata and job.incomplete_reason is not None
     state = JobState.INCOMPLETE if is_cut else job.state

@@ -5,6 +5,7 @@ of other producers. If the process dies before it has the script's answer, the j
 Must not know HTTP.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -60,7 +61,7 @@ class Intake:
         `InvalidJob` when the caller wants a step left out that may not be, and `NotCached`.
         """
         if new.plan is None:
-            plan = plan_for(self._pipelines, new.request.model, new.skip_steps)
+            plan = self.plan_of(new.request.model, new.skip_steps)
             for step in new.own_steps:
                 plan = (plan or Plan(steps=())).with_step(step)
             new = replace(new, plan=plan)
@@ -106,6 +107,10 @@ class Intake:
         if is_queued:
             self._route.recorded(follower.id, event)
         return is_queued
+
+    def plan_of(self, model: str, skip_steps: Sequence[str] = ()) -> Plan | None:
+        """The plan that a new job of a model is given. Raises `InvalidJob` as `submit`."""
+        return plan_for(self._pipelines, model, skip_steps)
 
     async def redrive(self, job: Job, request: JobRequest | None) -> bool:
         """As `JobIntake.redrive`, and publish the event of the new run: at the step that failed, or from the start

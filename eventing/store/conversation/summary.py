@@ -9,6 +9,8 @@ from typing import Any, Final
 from eventing.store.conversation.conversation import NumberedItem, Summary, item_text
 from eventing.store.conversation.facts import Fact, numbers_in
 
+SUMMARY: Final = "torpor.summary"
+"""Metadata key of a job that summarises: conversation, and the items that the summary before and this one end at."""
 VERBATIM: Final = 6
 """The newest messages, which are never summarised: the model is given them as they are."""
 _MOST_TOKENS: Final = 512
