@@ -10,8 +10,10 @@ object that no record names, which `sweep` deletes.
 
 import asyncio
 import re
+import time
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from secrets import token_hex
 from typing import Final
@@ -19,11 +21,12 @@ from typing import Final
 import orjson
 from redis.asyncio import Redis
 
+from eventing.errors import ObjectGone, ObjectsUnavailable
 from eventing.job.job import JobId
 from eventing.job.store import StreamEntry, cursor_order
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.redis.script import run
+from eventing.redis.script import Argument, run
 from eventing.store import job_record
 from eventing.store.objects.object_ref import ObjectRef
 from eventing.store.objects.object_store import ObjectStore
@@ -36,6 +39,7 @@ _BLOCK_BYTES: Final = 512 * 1024
 """Size of a block before compression: what a reader holds in memory at a time."""
 _ORPHAN_AFTER_MS: Final = 3_600_000
 """Age after which an object that no record names is an orphan of a process that died, or of a delete that did."""
+_UNREADABLE_S: Final = 5.0
 _DAY_MS: Final = 86_400_000
 _NAME: Final = re.compile(r"/(?P<job>job_[0-9a-f]{24})\.(?P<written_ms>[0-9]+)\.")
 _Raw = tuple[bytes, Mapping[bytes, bytes]]
@@ -47,6 +51,12 @@ class Archive:
     def __init__(self, redis: Redis, objects: ObjectStore) -> None:
         self._redis = redis
         self._objects = objects
+        self._unreadable_until_s = 0.0
+
+    @property
+    def is_readable(self) -> bool:
+        """False for some seconds after the object store did not answer."""
+        return time.monotonic() >= self._unreadable_until_s
 
     async def take_due(self, limit: int) -> list[JobId]:
         """Ended jobs to be archived, reserved for 15 s, so that processes share the work."""
@@ -59,18 +69,38 @@ class Archive:
         `StoreUnavailable` and `ObjectsUnavailable`; then the job is due again.
         """
         async with failures_named():
-            attempt, result = await self._redis.hmget(keys.job(job_id), "attempt", "result")
+            attempt, result, shared = await self._redis.hmget(
+                keys.job(job_id), "attempt", "result", "object"
+            )
             left_ms = await self._redis.pttl(keys.job(job_id))
         if attempt is None or left_ms <= 0:
             await self._strike_off(job_id)
             return False
         name = _name(job_id, await self._now_ms(), left_ms)
+        if shared and not _is_of(job_id, given := ObjectRef.parse(shared)):
+            return await self._copy(job_id, attempt, shared, replace(given, name=name))
         moved = result if result and len(result) > LARGE_BYTES else b""
         # In a thread: packing a megabyte takes longer than a live reader should wait.
         ref, data = await asyncio.to_thread(_packed, name, moved, await self._raw(job_id))
         await self._objects.write(ref.name, data)
+        return await self._refer(job_id, attempt, ref, b"", is_moved=bool(moved))
+
+    async def _copy(self, job_id: JobId, attempt: bytes, shared: bytes, ref: ObjectRef) -> bool:
+        """Give a job that was answered with another's result an object of its own, which lives as long as itself."""
+        given = ObjectRef.parse(shared)
+        try:
+            data = await self._objects.read(given.name, 0, given.size_bytes)
+        except ObjectGone:  # deleted with its job, a moment after it was served
+            await self._strike_off(job_id)
+            return False
+        await self._objects.write(ref.name, data)
+        return await self._refer(job_id, attempt, ref, shared, is_moved=False)
+
+    async def _refer(
+        self, job_id: JobId, attempt: bytes, ref: ObjectRef, instead_of: bytes, *, is_moved: bool
+    ) -> bool:
         job_keys = [keys.job(job_id), keys.tokens(job_id), keys.UNARCHIVED]
-        args = [job_id, attempt, ref.to_json(), int(bool(moved))]
+        args: list[Argument] = [job_id, attempt, ref.to_json(), int(is_moved), instead_of]
         async with failures_named():
             answer = await run(self._redis, "archive", job_keys, args)
         if answer != b"archived":
@@ -79,7 +109,11 @@ class Archive:
 
     async def result(self, ref: ObjectRef) -> bytes:
         """The job's result, as JSON. Raises `ObjectGone`, `ObjectsUnavailable`."""
-        return await self._objects.read(ref.name, 0, ref.result_bytes)
+        try:
+            return await self._objects.read(ref.name, 0, ref.result_bytes)
+        except ObjectsUnavailable:
+            self._unreadable_until_s = time.monotonic() + _UNREADABLE_S
+            raise
 
     async def read_stream(self, job_id: JobId, after: str, limit: int) -> list[StreamEntry]:
         """Some entries of an archived stream after a cursor, in order, at most `limit`; none at its
@@ -96,9 +130,10 @@ class Archive:
         seen = cursor_order(after)
         return [entry for entry in entries if cursor_order(entry.cursor) > seen][:limit]
 
-    async def forget(self, ref: ObjectRef) -> None:
-        """Delete the object of a deleted job."""
-        await self._objects.remove(ref.name)
+    async def forget(self, job_id: JobId, ref: ObjectRef) -> None:
+        """Delete the object of a deleted job, unless it is another's."""
+        if _is_of(job_id, ref):
+            await self._objects.remove(ref.name)
 
     async def sweep(self) -> int:
         """Delete objects whose jobs have expired, by whole days, and orphans; gives the number of both."""
@@ -144,6 +179,12 @@ class Archive:
         async with failures_named():
             seconds, microseconds = await self._redis.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _is_of(job_id: JobId, ref: ObjectRef) -> bool:
+    """False for the object of another job, with whose result this one was answered."""
+    found = _NAME.search(ref.name)
+    return found is None or found["job"] == job_id
 
 
 def _name(job_id: JobId, now_ms: int, left_ms: int) -> str:

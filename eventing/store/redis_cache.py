@@ -20,8 +20,10 @@ from eventing.redis.script import Argument, run
 from eventing.store import job_record
 
 
-def ask_args(new: NewJob, retention_s: int) -> bytes:
-    """What the script is told of the cache; empty for nothing."""
+def ask_args(new: NewJob, retention_s: int, *, has_objects: bool) -> bytes:
+    """What the script is told of the cache; empty for nothing. Without `has_objects`, answers that lie in the object
+    store are not served.
+    """
     ask = new.cache
     if ask is None:
         return b""
@@ -35,6 +37,7 @@ def ask_args(new: NewJob, retention_s: int) -> bytes:
             "max_age_s": ask.max_age_s,
             "reads": ask.reads,
             "only_if_cached": ask.only_if_cached,
+            "has_objects": has_objects,
             "retention_s": retention_s,
         }
     )

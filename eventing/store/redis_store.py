@@ -60,11 +60,13 @@ from eventing.store.redis_submit import LOCKED, queue_args, refusal_of, submit_c
 class ArchiveReader(Protocol):
     """Where large results lie (`eventing.store.archive.Archive`)."""
 
+    is_readable: bool
+
     async def result(self, ref: ObjectRef) -> bytes: ...
 
     async def read_stream(self, job_id: JobId, after: str, limit: int) -> list[StreamEntry]: ...
 
-    async def forget(self, ref: ObjectRef) -> None: ...
+    async def forget(self, job_id: JobId, ref: ObjectRef) -> None: ...
 
 
 class RedisStore:
@@ -90,7 +92,8 @@ class RedisStore:
 
     async def submit(self, new: NewJob, publication: Publication = ARRIVED) -> tuple[Job, bool]:
         new = await self._as_recorded_earlier(new)
-        call = submit_call(new, publication, self._settings)
+        has_objects = self._archive is not None and self._archive.is_readable
+        call = submit_call(new, publication, self._settings, has_objects=has_objects)
         ((status, created_ms, *more),) = await self._run_all([call])
         match status:
             case b"created":
@@ -99,18 +102,24 @@ class RedisStore:
                 job = await self.get(new.id)
                 return job or job_record.fresh(new, int(created_ms)), False
             case b"hit":
-                return await self._served(new.id, more[0]), True
+                return await self._served(new, more[0]), True
             case b"follows":
                 return following(new, int(created_ms), *more), True
             case _:
                 raise refusal_of(status, publication)
 
-    async def _served(self, job_id: JobId, flat: Sequence[bytes]) -> Job:
-        """The job that a kept answer ended, from its record. While the object store is away it has no result."""
+    async def _served(self, new: NewJob, flat: Sequence[bytes]) -> Job:
+        """The job that a kept answer ended, from its record. When the answer can not be read, a repeated call is not
+        served it again.
+        """
         record = dict(zip(flat[::2], flat[1::2], strict=True))
-        with suppress(ObjectsUnavailable, ObjectGone):
+        try:
             await self._fetch_result(record)
-        job = job_record.parse(job_id, record)
+        except ObjectGone as error:
+            if new.cache is not None:
+                await self.answers.forget_answer(new.tenant, new.cache.key)
+            raise ObjectsUnavailable("a kept answer is gone; try again") from error
+        job = job_record.parse(new.id, record)
         assert job is not None  # noqa: S101 (the script has just written it)
         return job
 
@@ -318,7 +327,7 @@ class RedisStore:
         (answer,) = await self._run_all([("delete", names, [job_id, self._settings.retention_s])])
         if answer and ref and self._archive is not None:
             with suppress(ObjectsUnavailable):  # then it is an orphan, which is swept
-                await self._archive.forget(ObjectRef.parse(ref))
+                await self._archive.forget(job_id, ObjectRef.parse(ref))
         return bool(answer)
 
     async def read_stream(

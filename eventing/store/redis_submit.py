@@ -25,7 +25,9 @@ from eventing.store.redis_cache import ask_args
 LOCKED: Final = "another response is adding to this conversation; try again when it has ended"
 
 
-def submit_call(new: NewJob, publication: Publication, settings: LeaseSettings) -> Call:
+def submit_call(
+    new: NewJob, publication: Publication, settings: LeaseSettings, *, has_objects: bool
+) -> Call:
     """The call of `submit.lua` for a job."""
     request, most = new.request.to_json(), publication.max_unpublished
     args: list[Argument] = [
@@ -40,7 +42,7 @@ def submit_call(new: NewJob, publication: Publication, settings: LeaseSettings) 
         event_identity(new.source, new.event_id, new.tenant),
         publication.event,
         "" if new.turn is None or new.turn.seq is None else new.turn.seq,
-        ask_args(new, settings.retention_s),
+        ask_args(new, settings.retention_s, has_objects=has_objects),
         *queue_args(publication),
         *job_record.new_fields(new, request, publication.queues),
     ]

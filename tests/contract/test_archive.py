@@ -1,6 +1,7 @@
 """Large results in the object store: moved whole, read as before, removed with their jobs."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from redis.asyncio import Redis
 
 from eventing.cloudevent.job_event import result_event
 from eventing.errors import ObjectGone, ObjectsUnavailable
+from eventing.job.cache import CacheAsk
 from eventing.job.job import Job, JobState
 from eventing.job.store import Ending, EntryKind, ListField, StreamEntry, TokenBatch
 from eventing.live.ended import EndedConsumer
@@ -17,7 +19,7 @@ from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.store.archive import Archive
 from eventing.store.objects.object_store import ObjectStore
 from eventing.store.redis_store import RedisStore
-from tests.contract.rig import SETTINGS, RedisRig, append, job_id, started
+from tests.contract.rig import SETTINGS, RedisRig, append, job_id, new_job, started
 
 LARGE = {"choices": [{"message": {"content": "long " * 40_000}}]}
 SMALL = {"choices": [{"message": {"content": "short"}}]}
@@ -278,3 +280,60 @@ async def test_an_end_is_notified_although_its_object_is_gone(
     await asyncio.wait([consuming])
 
     assert (job.id, job.state) == (job_id(), JobState.COMPLETED)
+
+
+async def test_a_job_answered_with_an_archived_result_gets_an_object_of_its_own(
+    rig: RedisRig, archive: Archive, objects: ObjectStore
+) -> None:
+    """Its record may live a day longer than that of the job that gave the answer."""
+    ask = CacheAsk(key="cache_1")
+    await rig.store.submit(replace(new_job(), cache=ask))
+    lease = (await rig.store.acquire(job_id(), "worker-1", can_resume=True)).lease
+    await append(rig.store, lease, TokenBatch(index=0, token_ids=(7,), delta="[]"))
+    await rig.store.finish(lease, Ending(state=JobState.COMPLETED, result=LARGE))
+    await archive.archive(job_id())
+    hit, _ = await rig.store.submit(replace(new_job("2"), cache=ask))
+    assert (hit.state, hit.result) == (JobState.COMPLETED, LARGE)
+    assert await archive.take_due(10) == [hit.id]
+    assert await archive.archive(hit.id)
+    assert not await archive.archive(hit.id)
+    await rig.store.delete(job_id())
+    again = await rig.store.get(hit.id)
+    assert again is not None
+    assert again.result == LARGE
+    read = await rig.store.read_stream(hit.id)
+    assert [entry.token_ids for entry in read if entry.token_ids] == [(7,)]
+    await rig.store.delete(hit.id)
+    assert [name for day in await objects.names() for name in await objects.names(day)] == []
+
+
+async def test_a_job_answered_a_moment_before_its_source_was_deleted_has_no_result_any_more(
+    rig: RedisRig, archive: Archive
+) -> None:
+    ask = CacheAsk(key="cache_1")
+    await rig.store.submit(replace(new_job(), cache=ask))
+    lease = (await rig.store.acquire(job_id(), "worker-1", can_resume=True)).lease
+    await rig.store.finish(lease, Ending(state=JobState.COMPLETED, result=LARGE))
+    await archive.archive(job_id())
+    hit, _ = await rig.store.submit(replace(new_job("2"), cache=ask))
+    await rig.store.delete(job_id())
+    assert not await archive.archive(hit.id)
+    assert await archive.take_due(10) == []
+    with pytest.raises(ObjectGone):
+        await rig.store.get(hit.id)
+
+
+async def test_an_archived_answer_is_not_served_while_the_object_store_is_away(
+    rig: RedisRig, archive: Archive, tmp_path: Path
+) -> None:
+    ask = CacheAsk(key="cache_1")
+    await rig.store.submit(replace(new_job(), cache=ask))
+    lease = (await rig.store.acquire(job_id(), "worker-1", can_resume=True)).lease
+    await rig.store.finish(lease, Ending(state=JobState.COMPLETED, result=LARGE))
+    await archive.archive(job_id())
+    (tmp_path / "objects").rename(tmp_path / "away")
+    (tmp_path / "objects").write_text("no folder")
+    with pytest.raises(ObjectsUnavailable):
+        await rig.store.submit(replace(new_job("2"), cache=ask))
+    plain, _ = await rig.store.submit(replace(new_job("3"), cache=ask))
+    assert plain.state is JobState.QUEUED

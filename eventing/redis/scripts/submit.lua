@@ -7,7 +7,7 @@
 -- ARGV  1 job id, 2 sha of the request, 3 sha of the call's options, '' for any, 4 deadline_ms, 5 recheck_ms,
 --       6 most unpublished notes ('' for none: nothing is to be published), 7 lane, 8 tenant, 9 member, 10 event record,
 --       11 sequence number that its conversation was read at, '' for any,
---       12 what is asked of the cache (JSON: key, model, ttl_s, max_age_s, reads, only_if_cached, retention_s), '' for nothing,
+--       12 what is asked of the cache (JSON: key, model, ttl_s, max_age_s, reads, only_if_cached, has_objects, retention_s), '' for nothing,
 --       13 number n of queues that want it, 14..13+n prefixes of their keys, 14+n.. field, value pairs of the record
 -- gives {'created' | 'exists' | 'conflict', created_ms} | {'deleted', 0} | {'full', 0} (too many unpublished)
 --       | {'locked', 0} (another job is adding to its conversation) | {'moved', 0} (the conversation is longer now) | {'gone', 0} (deleted)
@@ -21,8 +21,8 @@ local function look_up(ask, now)
   local entry = redis.pcall('HMGET', cache_entry(list, ask.key), 'job', 'epoch', 'revision')
   if entry.err or not entry[1] or entry[2] ~= ask.epoch or entry[3] ~= ask.revision then return nil end
   local from = 'torpor:{' .. entry[1] .. '}'
-  local held = redis.pcall('HMGET', from, 'state', 'tenant', 'finished_ms', 'cache', 'lane', 'follows')
-  if held.err or held[2] ~= ARGV[8] or not held[4] then return nil end
+  local held = redis.pcall('HMGET', from, 'state', 'tenant', 'finished_ms', 'cache', 'lane', 'follows', 'object')
+  if held.err or held[2] ~= ARGV[8] or not held[4] or (held[7] and not ask.has_objects) then return nil end
   if held[1] == 'completed' then
     local age, ttl = math.max(0, math.floor((now - held[3]) / 1000)), cjson.decode(held[4]).ttl_s or 0
     if age < ttl and age <= ask.max_age_s then return 'hit', entry[1], age, ttl - age end
