@@ -61,8 +61,11 @@ class ReplicaDirectory:
         age_ms: int = 0,
         *,
         device: str = "",
+        revision: str = "",
     ) -> None:
-        """Report this replica alive, in `phase` since `age_ms`. Raises `StoreUnavailable`."""
+        """Report this replica alive, in `phase` since `age_ms`; when it is ready, also with which `revision` of the
+        weights it answers. Raises `StoreUnavailable`.
+        """
         key = keys.replicas(model)
         async with failures_named():
             now = await self._now_ms()
@@ -77,6 +80,8 @@ class ReplicaDirectory:
                 pipe.hset(key, replica_id, orjson.dumps(entry))
                 if entry["phase"] == READY:
                     pipe.hdel(key, _FAILURE)
+                    if revision:
+                        pipe.hset(keys.REVISIONS, model, revision)
                 pipe.expire(key, _FORGOTTEN_AFTER_S)
                 await pipe.execute()
 

@@ -33,7 +33,9 @@ class Heartbeat:
         model: str,
         replica_id: str,
         started_s: float,
+        revision: str = "",
     ) -> None:
+        self._revision = revision
         self._directory = directory
         self._clock = clock
         self._model = model
@@ -102,6 +104,7 @@ class Heartbeat:
                 self._seconds,
                 age_ms,
                 device=self.device,
+                revision=self._revision,
             )
         except StoreUnavailable as error:
             _log.debug("no heartbeat", action="heartbeat", reason=error.message)

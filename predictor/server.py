@@ -108,6 +108,7 @@ class Predictor:
             model=settings.served_name,
             replica_id=settings.replica_id,
             started_s=started_s,
+            revision=settings.revision,
         )
         self._server = PredictorServer(
             listener,

@@ -48,6 +48,10 @@ class PredictorSettings(StoreSettings):
     """The model that vLLM loads: a packaged one, a folder, or a name on a hub."""
     model_name: str = ""
     """The name that requests use in `model`; empty uses the name of the loaded model."""
+    model_revision: str = Field("", max_length=200)
+    """Names the weights: a kept answer is served only under the revision that gave it. Empty uses `model` itself, so
+    set it where other weights come under the same name.
+    """
     models_dir: Path = Path(".torpor/models")
     """Folder of converted models; a persistent volume saves converting again."""
     replica_id: str = Field(default_factory=_default_replica_id, min_length=1, max_length=253)
@@ -131,6 +135,12 @@ class PredictorSettings(StoreSettings):
     def _check_allow(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         allow_list(entries)
         return entries
+
+    @property
+    def revision(self) -> str:
+        """What the weights are known by."""
+        loaded = {EngineKind.VLLM: self.model, EngineKind.UPSTREAM: self.upstream_model}
+        return self.model_revision or loaded.get(self.engine, self.served_name)
 
     @property
     def served_name(self) -> str:

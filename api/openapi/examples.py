@@ -218,6 +218,8 @@ _SPENT: Final = {
     "jobs": 3,
     "input_tokens": 36,
     "output_tokens": 15,
+    "cache_hits": 1,
+    "saved_tokens": 17,
     "gpu_seconds": {"waking": 2.1, "idle": 30.0, "busy": 4.2, "kept": 4.2, "wasted": 0.0},
     "cost": _BILL,
 }
@@ -233,6 +235,8 @@ _USAGE_REPORT: Final[Example] = {
             "jobs": 3,
             "input_tokens": 36,
             "output_tokens": 15,
+            "cache_hits": 1,
+            "saved_tokens": 17,
             "gpu_seconds": 4.2,
             "cost": 0.002917,
             "cost_all_in": 0.025208,

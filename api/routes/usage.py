@@ -67,12 +67,17 @@ class GpuSeconds(TypedDict):
     wasted: float
 
 
+@described
 class SpendView(TypedDict):
     """What a model, or all of them, used and cost."""
 
     jobs: int
     input_tokens: int
     output_tokens: int
+    cache_hits: int
+    """Jobs answered with a kept answer"""
+    saved_tokens: int
+    """Tokens of those answers, which were not generated again"""
     gpu_seconds: GpuSeconds
     cost: BillView
 
@@ -84,6 +89,8 @@ class TenantUsage(TypedDict):
     jobs: int
     input_tokens: int
     output_tokens: int
+    cache_hits: int
+    saved_tokens: int
     gpu_seconds: float
     cost: float
     """Of its own GPU time"""
@@ -183,6 +190,8 @@ def _spend_view(measures: Mapping[str, int], price: Price) -> SpendView:
         "jobs": spend.jobs,
         "input_tokens": spend.input_tokens,
         "output_tokens": spend.output_tokens,
+        "cache_hits": measures.get("cache_hits", 0),
+        "saved_tokens": measures.get("saved_tokens", 0),
         "gpu_seconds": {
             "waking": round(spend.waking_s * price.gpus, 3),
             "idle": round(spend.idle_s * price.gpus, 3),
@@ -201,6 +210,8 @@ def tenant_view(measures: Mapping[str, int], price: Price, factor: float | None)
         "jobs": measures.get("jobs", 0),
         "input_tokens": measures.get("input_tokens", 0),
         "output_tokens": measures.get("delivered_tokens", 0),
+        "cache_hits": measures.get("cache_hits", 0),
+        "saved_tokens": measures.get("saved_tokens", 0),
         "gpu_seconds": round(own_s * price.gpus, 3),
         "cost": round(price.of(own_s), 6),
         "cost_all_in": None if factor is None else round(price.of(own_s * factor), 6),

@@ -60,7 +60,8 @@ from eventing.store.redis_submit import LOCKED, queue_args, refusal_of, submit_c
 class ArchiveReader(Protocol):
     """Where large results lie (`eventing.store.archive.Archive`)."""
 
-    is_readable: bool
+    @property
+    def is_readable(self) -> bool: ...
 
     async def result(self, ref: ObjectRef) -> bytes: ...
 

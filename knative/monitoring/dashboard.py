@@ -116,6 +116,32 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 "By the state they ended in.",
             ),
             Panel(
+                "Jobs answered by the cache, a second",
+                "ops",
+                (
+                    (
+                        'sum by (model, kind) (rate(torpor_cache_jobs_total{status="hit"}[5m]))',
+                        "{{model}} {{kind}}",
+                    ),
+                    (
+                        'sum by (model) (rate(torpor_cache_jobs_total{status="miss"}[5m]))',
+                        "{{model}} misses",
+                    ),
+                ),
+                "`exact`: answered before; `coalesced`: the same call was running.",
+            ),
+            Panel(
+                "Tokens saved a second",
+                "ops",
+                (
+                    (
+                        "sum by (model, kind) (rate(torpor_cache_saved_tokens_total[5m]))",
+                        "{{model}} {{kind}}",
+                    ),
+                ),
+                "Of answers that were served again and not generated.",
+            ),
+            Panel(
                 "Answers of the api by status",
                 "ops",
                 (("sum by (status) (rate(torpor_api_requests_total[5m]))", "{{status}}"),),

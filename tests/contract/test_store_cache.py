@@ -395,3 +395,12 @@ async def test_other_weights_have_other_answers(redis: Redis) -> None:
     await redis.hset(keys.REVISIONS, "m", "4")
     await end(rig, "4")  # it is not known which weights answered
     assert (await submit(rig, "5")).state == "queued"
+
+
+async def test_calls_before_and_after_a_models_first_start_are_one(redis: Redis) -> None:
+    rig = RedisRig(redis)
+    leader = await submit(rig)
+    await redis.hset(keys.REVISIONS, "m", "1")
+    assert (await submit(rig, "2")).follows == leader.id
+    await end(rig)
+    assert (await submit(rig, "3")).state == "completed"

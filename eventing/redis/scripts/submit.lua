@@ -19,10 +19,13 @@ local list = string.match(KEYS[2], '^torpor:jobs:(.*)$')
 -- age and how long it is served yet, in seconds.
 local function look_up(ask, now)
   local entry = redis.pcall('HMGET', cache_entry(list, ask.key), 'job', 'epoch', 'revision')
-  if entry.err or not entry[1] or entry[2] ~= ask.epoch or entry[3] ~= ask.revision then return nil end
+  if entry.err or not entry[1] or entry[2] ~= ask.epoch then return nil end
   local from = 'torpor:{' .. entry[1] .. '}'
   local held = redis.pcall('HMGET', from, 'state', 'tenant', 'finished_ms', 'cache', 'lane', 'follows', 'object')
   if held.err or held[2] ~= ARGV[8] or not held[4] or (held[7] and not ask.has_objects) then return nil end
+  -- Which weights will answer is not known before the model's first start.
+  local is_running = held[1] == 'queued' or held[1] == 'in_progress'
+  if entry[3] ~= ask.revision and not (is_running and entry[3] == '') then return nil end
   if held[1] == 'completed' then
     local age, ttl = math.max(0, math.floor((now - held[3]) / 1000)), cjson.decode(held[4]).ttl_s or 0
     if age < ttl and age <= ask.max_age_s then return 'hit', entry[1], age, ttl - age end

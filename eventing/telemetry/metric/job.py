@@ -13,6 +13,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from eventing.errors import StoreUnavailable
+from eventing.job.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import Job, JobId, JobState, Lane
 from eventing.telemetry.metric.family import DEAD_LETTERS
 from eventing.telemetry.metric.ledger import Ledger
@@ -64,6 +65,16 @@ _refused = Counter(
     "Writes of outdated attempts that the store refused (fencing), of ended jobs.",
     ["model"],
 )
+_cache = Counter(
+    "torpor_cache_jobs_total",
+    "Ended jobs that asked the exact or the semantic cache, by how it served them.",
+    ["model", "status", "kind"],
+)
+_saved = Counter(
+    "torpor_cache_saved_tokens_total",
+    "Tokens of answers that were served again and not generated.",
+    ["model", "kind"],
+)
 
 _OUTCOMES: Final = frozenset(
     {"completed", "incomplete", "cancelled", "handover", "failure", "lost", "invalid", "expired"}
@@ -72,6 +83,11 @@ _OUTCOMES: Final = frozenset(
 number of them.
 """
 _REMEMBERED: Final = 1024
+_CACHE_SERIES: Final = (
+    *((CacheStatus.HIT, str(kind)) for kind in CacheKind),
+    (CacheStatus.MISS, ""),
+    (CacheStatus.BYPASS, ""),
+)
 
 
 class JobMetrics:
@@ -104,6 +120,8 @@ class JobMetrics:
             "input_tokens": _usage(job, "prompt_tokens"),
             "delivered_tokens": _usage(job, "completion_tokens"),
         }
+        if job.cache is not None and job.cache.is_hit:
+            measures |= {"cache_hits": 1, "saved_tokens": _saved_tokens(job.cache)}
         try:
             await ledger.post({("model", model): measures, ("tenant", job.tenant): measures})
         except StoreUnavailable as error:
@@ -124,13 +142,22 @@ def start_at_zero(model: str) -> None:
         for times in (_wait, _first, _total):
             times.labels(model, lane)
     _pace.labels(model)
+    for status, kind in _CACHE_SERIES:
+        _cache.labels(model, status, kind)
+        if kind:
+            _saved.labels(model, kind)
 
 
 def observe(job: Job, model: str) -> None:
     """Count an ended job in this process."""
     lane = str(job.lane)
     labelled(_ended, model, lane, str(job.state)).inc()
-    _observe_times(job, model, lane)
+    if job.cache is not None:
+        kind = str(job.cache.kind or "")
+        labelled(_cache, model, str(job.cache.status), kind).inc()
+        labelled(_saved, model, kind).inc(_saved_tokens(job.cache))
+    if job.cache is None or not job.cache.is_hit:  # a hit waits for no predictor
+        _observe_times(job, model, lane)
     for record in job.history:
         outcome = record.outcome if record.outcome in _OUTCOMES else "failed"
         labelled(_attempts, model, outcome).inc()
@@ -154,6 +181,11 @@ def _observe_times(job: Job, model: str, lane: str) -> None:
             spent_s = (job.finished_ms - job.first_token_ms) / 1000
             labelled(_pace, model).observe(spent_s / (tokens - 1))
     labelled(_total, model, lane).observe((job.finished_ms - job.created_ms) / 1000)
+
+
+def _saved_tokens(use: CacheUse) -> int:
+    value = (use.saved_usage or {}).get("total_tokens")
+    return value if isinstance(value, int) else 0
 
 
 def _usage(job: Job, name: str) -> int:

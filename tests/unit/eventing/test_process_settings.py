@@ -57,7 +57,7 @@ TEXTS = {
 """A wrong value for each variable of text; the others get a word, or a brace where JSON is wanted."""
 FREE = {
     "host", "trigger", "oidc_audience", "oidc_tenant_claim", "oidc_scope_claim", "model",
-    "model_name", "models_dir", "predictor_host", "grpc_host", "queue", "steps_host",
+    "model_name", "model_revision", "models_dir", "predictor_host", "grpc_host", "queue", "steps_host",
     "embedding_model",
 }  # fmt: skip
 """Any text, or what only the network can judge."""

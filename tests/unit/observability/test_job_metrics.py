@@ -1,8 +1,11 @@
 """Ended jobs are counted once, under labels that callers cannot invent."""
 
+from dataclasses import replace
+
 import pytest
 from prometheus_client import REGISTRY
 
+from eventing.job.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
 from eventing.telemetry.metric.job import JobMetrics
 
@@ -131,3 +134,19 @@ async def test_no_more_jobs_are_remembered_than_are_likely_to_be_reported_again(
 
     after = value("torpor_jobs_ended_total", model=MODEL, lane="default", state="completed")
     assert after - before == 4  # the first was forgotten, and counts again
+
+
+async def test_a_kept_answer_is_a_hit_with_its_saved_tokens_and_no_wait() -> None:
+    metrics = JobMetrics([MODEL])
+    use = CacheUse(status=CacheStatus.HIT, kind=CacheKind.EXACT, saved_usage={"total_tokens": 12})
+    names = {
+        "torpor_cache_jobs_total": {"model": MODEL, "status": "hit", "kind": "exact"},
+        "torpor_cache_saved_tokens_total": {"model": MODEL, "kind": "exact"},
+        "torpor_ttft_seconds_count": {"model": MODEL, "lane": "default"},
+    }
+    before = [value(name, **labels) for name, labels in names.items()]
+
+    await metrics.ended(replace(a_job(21), cache=use))
+
+    after = [value(name, **labels) for name, labels in names.items()]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 12, 0]

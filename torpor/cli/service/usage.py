@@ -31,7 +31,7 @@ def _draw(usage: dict[str, Any], since: str) -> None:
     from torpor.cli.view.table import number, table
 
     figures = (
-        "jobs", "output tokens", "busy, s", "idle, s", "waking, s", "wasted, s", "cost",
+        "jobs", "output tokens", "saved tokens", "busy, s", "idle, s", "waking, s", "wasted, s", "cost",
         "per 1,000 tokens", "busy only",
     )  # fmt: skip
     models = table("model", *figures, numbers=figures, title=f"GPU time of the last {since}")
@@ -41,19 +41,21 @@ def _draw(usage: dict[str, Any], since: str) -> None:
             name,
             number(row["jobs"]),
             number(row["output_tokens"]),
+            number(row.get("saved_tokens", 0)),
             *(number(spent[part], 1) for part in ("busy", "idle", "waking", "wasted")),
             number(cost["total"], 4),
             number(cost["per_1k_output_tokens"], 4),
             number(cost["per_1k_output_tokens_busy_only"], 4),
         )
     stdout.print(models)
-    shares = ("jobs", "output tokens", "GPU, s", "cost", "all in")
+    shares = ("jobs", "output tokens", "saved tokens", "GPU, s", "cost", "all in")
     tenants = table("tenant", *shares, numbers=shares)
     for name, row in sorted(usage["tenants"].items(), key=lambda each: -each[1]["gpu_seconds"]):
         tenants.add_row(
             name,
             number(row["jobs"]),
             number(row["output_tokens"]),
+            number(row.get("saved_tokens", 0)),
             number(row["gpu_seconds"], 1),
             number(row["cost"], 4),
             number(row["cost_all_in"], 4),
