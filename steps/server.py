@@ -50,6 +50,8 @@ from steps.table import EventHandler, event_handlers, handlers
 
 _log = structlog.get_logger()
 Table = Callable[[Parts], Mapping[str, Handler]]
+_MAX_UNPUBLISHED: Final = 100_000
+"""Notes above which no stranger's job is taken in; the api has its own limit."""
 _DRAIN_ENDS_S: Final = 2
 """Time for the answers of runs that were given up."""
 
@@ -64,7 +66,7 @@ class StepServer:
             settings.redis_url.get_secret_value(), timeout_s=settings.store_timeout_s
         )
         self._store = RedisStepStore(self._redis, settings.lease)
-        self._route = make_route(settings, self._redis)
+        self.route = make_route(settings, self._redis, max_unpublished=_MAX_UNPUBLISHED)
         clock = SystemClock()
         self._embedder, self._index = open_embedder(settings), EmbeddedIndex(self._redis)
         self._parts = Parts(
@@ -79,9 +81,9 @@ class StepServer:
         self.runner = Runner(
             RunnerDeps(
                 store=self._store,
-                intake=Intake(self._store, self._route, clock, settings.plans),
-                advance=Advance(self._store, self._route),
-                publisher=self._route,
+                intake=Intake(self._store, self.route, clock, settings.plans),
+                advance=Advance(self._store, self.route),
+                publisher=self.route,
                 handlers=table(self._parts),
                 clock=clock,
             )
@@ -108,14 +110,14 @@ class StepServer:
         cancelled.
         """
         beside = list(self._parts.background)
-        if isinstance(self._route, OutboxPublisher):
-            beside.append(partial(self._route.run, self._store))
+        if isinstance(self.route, OutboxPublisher):
+            beside.append(partial(self.route.run, self._store))
         await asyncio.gather(*(run() for run in beside))
 
     async def close(self) -> None:
         for close in self._parts.at_end:
             await close()
-        await self._route.close()
+        await self.route.close()
         await self._embedder.aclose()
         self._index.close()
         await self._redis.aclose()

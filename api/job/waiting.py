@@ -45,6 +45,9 @@ class QueueWaiting:
 
     async def outlook(self, job: Job) -> Outlook | None:
         member = member_of(request_event(job))
+        if job.step:  # no predictor is wanted yet
+            before = await self._queues.position(f"step-{job.step}", member)
+            return Outlook(position=before.ahead) if before else None
         position = await self._queues.position(f"requests-{job.request.model}", member)
         known = await self.replicas(job.request.model)
         replicas = tuple(each for each in known if not each.is_draining)
