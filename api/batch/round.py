@@ -88,6 +88,8 @@ async def job_line(
         message = "conversation: the lines of a batch run at once, and a conversation takes one response at a time"
         raise InvalidJob(message, "conversation")
     ask = await read_ask(deps, store, principal, body)
+    if ask.search is not None:
+        raise InvalidJob("file_search is not served in a batch", "body.tools")
     own = check_metadata(body.get("metadata"), "metadata")
     line = chat_line(ask) | {"custom_id": ready.custom_id}
     return line, {**own, **record_metadata(ask)}

@@ -126,7 +126,9 @@ async def submit_response(
     """
     lane = Lane.DEFAULT if ask.is_background else Lane.INTERACTIVE
     options = parse_submit_options({"metadata": metadata}, headers, lane=lane)
-    options = replace(options.with_metadata(record_metadata(ask)), turn=ask.turn)
+    own_steps = (ask.search,) if ask.search else ()
+    options = options.with_metadata(record_metadata(ask))
+    options = replace(options, turn=ask.turn, own_steps=own_steps)
     if ask.turn is not None:
         plan = deps.intake.plan_of(str(ask.body.get("model")), options.skip_steps)
         if plan is not None and plan.step(MEMORY):

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from api.view.conversation import whole_item
-from eventing.errors import InvalidJob
+from api.view.retrieval import RESULTS
+from eventing.errors import BadRequest, InvalidJob
 from eventing.job.call_fields import (
     FLAG,
     NAME,
@@ -26,9 +27,11 @@ from eventing.job.call_fields import (
     one_of,
     whole,
 )
+from eventing.job.plan import PlannedStep
 from eventing.job.store import ConversationTurn
 from eventing.store.conversation.conversation import Conversation
 from eventing.store.conversation.messages import Item, Message, item_field, messages_of
+from eventing.store.vector_store.query import MOST_STORES, RETRIEVE_STEP, parse_query
 
 _SAME: Final = (
     *("temperature", "top_p", "parallel_tool_calls", "user", "seed"),
@@ -41,6 +44,8 @@ _INCLUDED: Final = (_LOGPROBS, "reasoning.encrypted_content")
 """Allowed values of `include`. Reasoning is never encrypted here: it is returned as text, and its encrypted form is
 null.
 """
+FILE_SEARCH: Final = "file_search"
+_SEARCH_FIELDS: Final = ("vector_store_ids", "max_num_results", "filters", "ranking_options")
 _UNSUPPORTED: Final = ("prompt", "context_management")
 _ECHOED: Final = (
     "instructions",
@@ -127,6 +132,7 @@ class Ask:
     is_stored: bool
     turn: ConversationTurn | None = None
     history: int = 0  #: messages of the body that were said before, behind the instructions
+    search: PlannedStep | None = None
 
     def without_history(self) -> "Ask":
         """The call without what was said before: a step puts that into its prompt when it runs."""
@@ -178,7 +184,8 @@ def parse_ask(
     if is_background and not is_stored:
         raise InvalidJob("background responses must be stored; leave store out", "store")
     check_fields(call, _RULES)
-    _check_include(call.get("include") or ())
+    call, search = _without_search(call)
+    _check_include(call.get("include") or (), (RESULTS,) if search else ())
     instructions = call.get("instructions")
     is_bare = conversation is not None and bool(history) and call.get("input") is None
     items = [] if is_bare else input_items(call.get("input"))
@@ -191,6 +198,9 @@ def parse_ask(
     record = {name: call[name] for name in _ECHOED if call.get(name) is not None}
     if record.get("tools") is not None:
         record["tools"] = [_TOOL | tool for tool in record["tools"]]
+    if search is not None:
+        record["tools"] = [*record.get("tools", ()), {"type": FILE_SEARCH, **search.settings}]
+        record["include"] = list(call.get("include") or ())
     record |= {"input": items, "background": is_background, "stream": is_stream, "store": is_stored}
     turn = None
     if conversation is not None:
@@ -205,6 +215,7 @@ def parse_ask(
         is_stored=is_stored,
         turn=turn,
         history=len(history),
+        search=search,
     )
 
 
@@ -307,6 +318,39 @@ def _tools(tools: Any) -> list[dict[str, Any]]:
     return found
 
 
+def _without_search(call: Mapping[str, Any]) -> tuple[Mapping[str, Any], PlannedStep | None]:
+    """The call without its `file_search` tool, and the step that this tool becomes: what it finds is in the prompt
+    before the model begins.
+    """
+    tools = call.get("tools")
+    if not isinstance(tools, list):
+        return call, None
+    found = [(n, tool) for n, tool in enumerate(tools) if _kind(tool) == FILE_SEARCH]
+    if not found:
+        return call, None
+    place, tool = found[0]
+    where = f"tools[{place}]"
+    if len(found) > 1:
+        raise InvalidJob("there may be one file_search", f"tools[{found[1][0]}]")
+    ids = tool.get("vector_store_ids")
+    if not isinstance(ids, list) or not 1 <= len(ids) <= MOST_STORES:
+        message = f"{where}.vector_store_ids must name 1 to {MOST_STORES} vector stores"
+        raise InvalidJob(message, f"{where}.vector_store_ids")
+    settings = {name: tool[name] for name in _SEARCH_FIELDS if tool.get(name) is not None}
+    try:
+        parse_query("x", settings, f"{where}.")
+    except BadRequest as error:
+        raise InvalidJob(error.message, error.field) from error
+    kept = {**call, "tools": [one for one in tools if one is not tool]}
+    if _kind(call.get("tool_choice")) == FILE_SEARCH:
+        kept["tool_choice"] = None
+    return kept, PlannedStep(name=RETRIEVE_STEP, settings=settings)
+
+
+def _kind(tool: Any) -> Any:
+    return tool.get("type") if isinstance(tool, Mapping) else None
+
+
 def _without_hosted_tools(call: Mapping[str, Any]) -> Mapping[str, Any]:
     """The call with the tools alone that its caller runs."""
     kept: dict[str, Any] = {}
@@ -319,12 +363,12 @@ def _without_hosted_tools(call: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _is_hosted(tool: Any) -> bool:
     kind = tool.get("type") if isinstance(tool, Mapping) else None
-    return isinstance(kind, str) and kind != "function"
+    return isinstance(kind, str) and kind not in ("function", FILE_SEARCH)
 
 
 def _is_of_hosted(name: Any) -> bool:
     """Whether a word of `include` asks for what a hosted tool's call gave."""
-    return isinstance(name, str) and "_call" in name.partition(".")[0]
+    return isinstance(name, str) and "_call" in name.partition(".")[0] and name != RESULTS
 
 
 _TOOL: Final = {"description": None, "parameters": None, "strict": None}
@@ -348,12 +392,11 @@ def _allowed(tools: list[dict[str, Any]], choice: Item) -> tuple[list[dict[str, 
     return allowed, choice.get("mode", "auto")
 
 
-def _check_include(include: Iterable[str]) -> None:
+def _check_include(include: Iterable[str], more: Sequence[str]) -> None:
+    allowed = (*_INCLUDED, *more)
     for index, name in enumerate(include):
-        if name not in _INCLUDED:
-            message = (
-                f"include[{index}] {name!r:.60} is not served; it may be {', '.join(_INCLUDED)}"
-            )
+        if name not in allowed:
+            message = f"include[{index}] {name!r:.60} is not served; it may be {', '.join(allowed)}"
             raise InvalidJob(message, f"include[{index}]")
 
 

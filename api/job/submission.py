@@ -82,12 +82,14 @@ class SubmitOptions:
     turn: ConversationTurn | None = None
     skip_steps: tuple[str, ...] = ()
     cache_control: str = ""
+    own_steps: tuple[PlannedStep, ...] = ()
 
     @property
     def sha(self) -> str:
         """A digest of the options. Trace and request id are not part of it."""
         metadata = {name: text for name, text in self.metadata.items() if name != KEPT}
-        asked = [self.lane, self.expires_after_s, metadata, *self.skip_steps]
+        own = [step.to_dict() for step in self.own_steps]
+        asked = [self.lane, self.expires_after_s, metadata, *self.skip_steps, *own]
         return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def with_metadata(self, own: Mapping[str, str]) -> "SubmitOptions":
@@ -260,6 +262,7 @@ def _new_job(
         options_sha=options.sha if options.idempotency_key else "",
         turn=options.turn,
         skip_steps=options.skip_steps,
+        own_steps=options.own_steps,
     )
 
 
@@ -271,7 +274,7 @@ def step_job(
     step: PlannedStep,
 ) -> NewJob:
     """A job that a step answers, without a predictor."""
-    return replace(_new_job(deps, principal, request, options), own_steps=(step,))
+    return _new_job(deps, principal, request, replace(options, own_steps=(step,)))
 
 
 def keyed_job_id(tenant: str, key: str) -> JobId:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import orjson
 
 from api.view.outcome import CallFailed, answer_id, answer_of
+from api.view.retrieval import LinkFilters, link_hosts
 from eventing.job.job import Job
 from eventing.job.reasoning import choice_with_both_names
 from eventing.job.store import EntryKind, StreamEntry
@@ -46,6 +47,8 @@ class Chunker:
         } | ({"usage": None} if has_usage else {})
         self._spoken: set[int] = set()
         self._usage: Mapping[str, Any] | None = None
+        hosts = link_hosts(job)
+        self._links = None if hosts is None or not self._is_chat else LinkFilters(hosts)
 
     def chunks(self, entry: StreamEntry) -> Iterator[bytes]:
         """The chunks for an entry of the stream. Raises `Restarted`."""
@@ -54,6 +57,8 @@ class Chunker:
         if entry.kind is not EntryKind.TOKENS or not entry.delta:
             return
         for choice in orjson.loads(entry.delta):
+            if self._links is not None:
+                choice = self._links.shown(choice)
             prompt = (
                 {"prompt_token_ids": choice.pop("prompt_token_ids", None)} if self._is_chat else {}
             )

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 
 from api.http.described import described
 from api.view.outlook import Outlook, OutlookView, outlook_view
+from api.view.retrieval import shown_result
 from api.view.timeline import TimelineView
 from eventing.cloudevent.job_event import CacheView, Timings, cache_view, timings
 from eventing.cloudevent.request_id import KEPT
@@ -174,7 +175,7 @@ def job_view(
     if job.cache is not None and job.cache.is_hit:
         view["saved_usage"] = job.cache.saved_usage
     if with_result:
-        view["result"] = body_with_both_names(job.result)
+        view["result"] = body_with_both_names(shown_result(job))
     if outlook is not None:
         view["waiting"] = outlook_view(outlook)
     if with_request:

@@ -6,6 +6,7 @@ Called by OpenAI's endpoints. Pure.
 from collections.abc import Mapping
 from typing import Any, Final
 
+from api.view.retrieval import shown_result
 from eventing.errors import BadRequest, TorporError
 from eventing.job.job import CHAT_URLS, Job, JobState
 from eventing.job.reasoning import choice_with_both_names
@@ -60,7 +61,7 @@ def still_running(job: Job) -> CallFailed:
 
 def answer_of(job: Job) -> Mapping[str, Any]:
     """The OpenAI body of an answered job, with our id, time and model name."""
-    body = dict(job.result or {})
+    body = dict(shown_result(job) or {})
     if body.get("object") == "list":  # embeddings have no id
         return body | {"model": job.request.model}
     own = {"id": answer_id(job), "created": job.created_ms // 1000, "model": job.request.model}

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from api.http.described import described
 from api.view.job import public_metadata
+from api.view.retrieval import annotations, search_item, shown_text
 from eventing.errors import NotFound
 from eventing.job.job import Job, JobId, JobState
 
@@ -127,7 +128,7 @@ def response_view(
         "max_output_tokens": record.get("max_output_tokens"),
         "max_tool_calls": record.get("max_tool_calls"),
         "model": job.request.model,
-        "output": list(output_items(job) if output is None else output),
+        "output": list(output_items(job, record) if output is None else output),
         "parallel_tool_calls": record.get("parallel_tool_calls", True),
         "previous_response_id": record.get("previous_response_id"),
         "presence_penalty": record.get("presence_penalty", 0.0),
@@ -157,18 +158,25 @@ def status_of(job: Job) -> str:
     return str(job.state)
 
 
-def output_items(job: Job) -> list[Item]:
-    """The model's output: reasoning, message, function calls, in this order."""
+def output_items(job: Job, record: Mapping[str, Any] | None = None) -> list[Item]:
+    """The output: the search of files if `record` says that one was asked for, then the model's reasoning, message
+    and function calls.
+    """
     message = _choice(job).get("message") or {}
     tail = job.id.removeprefix("job_")
     is_cut = job.incomplete_reason is not None
     status = "incomplete" if is_cut else "completed"
     items: list[Item] = []
+    if record is not None and "include" in record:  # only a search puts it there
+        items.append(search_item(job, record))
     if thought := message.get("reasoning") or message.get("reasoning_content"):
         items.append(reasoning_item(f"rs_{tail}", thought, "completed"))
     if message.get("content"):
         logprobs = logprobs_of(_choice(job))
-        items.append(message_item(f"msg_{tail}", message["content"], status, logprobs))
+        text = shown_text(job, message["content"])
+        item = message_item(f"msg_{tail}", text, status, logprobs)
+        item["content"][0]["annotations"] = annotations(job, text)
+        items.append(item)
     for index, call in enumerate(message.get("tool_calls") or ()):
         items.append(call_item(f"fc_{tail}_{index}", call, "completed"))
     return items

@@ -20,7 +20,9 @@ from api.view.response import (
     status_of,
     text_part,
 )
+from api.view.retrieval import RETRIEVE, LinkFilters, annotations, link_hosts, search_item
 from eventing.job.job import Job, JobState
+from eventing.job.plan import StepStatus
 from eventing.job.store import EntryKind, StreamEntry
 
 Event = dict[str, Any]
@@ -55,6 +57,7 @@ class _Open:
         self.call = call
         self.text: list[str] = []
         self.logprobs: list[Item] = []
+        self.annotations: list[Item] = []
 
     def item(self, status: str) -> Item:
         """The item as it is now; an item in progress has no content, as at OpenAI."""
@@ -64,7 +67,10 @@ class _Open:
                 return reasoning_item(self.item_id, text, status)
             case "message":
                 shown = None if status == "in_progress" else text
-                return message_item(self.item_id, shown, status, self.logprobs)
+                item = message_item(self.item_id, shown, status, self.logprobs)
+                for part in item["content"]:
+                    part["annotations"] = self.annotations
+                return item
             case _:
                 function = {"name": (self.call.get("function") or {}).get("name")}
                 call = {"id": self.call.get("id"), "function": function | {"arguments": text}}
@@ -73,7 +79,8 @@ class _Open:
     def part(self, text: str) -> Item:
         if self.kind == "reasoning":
             return {"type": "reasoning_text", "text": text}
-        return text_part(text, self.logprobs if text else ())
+        part = text_part(text, self.logprobs if text else ())
+        return part | {"annotations": self.annotations} if text else part
 
     def place(self) -> dict[str, Any]:
         place: dict[str, Any] = {"item_id": self.item_id, "output_index": self.index}
@@ -89,9 +96,12 @@ class Translator:
         self._tail = job.id.removeprefix("job_")
         self._sequence = 0
         self._attempt = 0
+        self._is_announced = False
         self._done: list[Item] = []
         self._names: list[str] = []
         self._open: _Open | None = None
+        hosts = link_hosts(job)
+        self._links = None if hosts is None else LinkFilters(hosts)
 
     def begin(self) -> Iterator[Event]:
         """The events before the first entry."""
@@ -104,26 +114,31 @@ class Translator:
         """The events for an entry of the stream."""
         match entry.kind:
             case EntryKind.ATTEMPT:
-                if self._attempt == 0:
-                    yield self._response_event("response.in_progress", "in_progress")
+                yield from self._announce()
                 self._attempt = entry.attempt
                 if entry.is_restart:
                     yield from self._start_over()
+            case EntryKind.STEP if entry.step == RETRIEVE and "include" in self._record:
+                yield from self._search(entry)
             case EntryKind.TOKENS if entry.delta:
                 for choice in orjson.loads(entry.delta):
-                    yield from self._choice(choice)
+                    yield from self._choice(self._links.shown(choice) if self._links else choice)
 
     def end(self, job: Job) -> Iterator[Event]:
         """The events after the last entry, once the job has ended."""
         status = status_of(job)
         choices = (job.result or {}).get("choices")
         if (
-            not self._names and choices
+            not any(not name.startswith("fs_") for name in self._names) and choices
         ):  # its tokens are no longer stored, or its predictor does not stream
-            yield from self._choice(
-                {**choices[0], "delta": delta_of(choices[0].get("message") or {})}
-            )
+            whole = {**choices[0], "delta": delta_of(choices[0].get("message") or {})}
+            whole["finish_reason"] = whole.get("finish_reason") or "stop"
+            yield from self._choice(self._links.shown(whole) if self._links else whole)
+        self._job = job  # with what its steps found
         yield from self._close("completed" if status == "completed" else "incomplete")
+        if "include" in self._record and self._done:
+            has_call = self._done[0]["type"] == "file_search_call"
+            self._done[: int(has_call)] = [search_item(job, self._record)]
         # The items as they were streamed.
         output = self._done if self._done else None
         view = response_view(job, self._record, output=output)
@@ -133,6 +148,32 @@ class Translator:
         """The last event of a stream that broke, with OpenAI's fields and Open Responses' object."""
         told = {name: error.get(name) for name in ("code", "message", "param")}
         return self._event("error", **told, error=dict(error))
+
+    def _announce(self) -> Iterator[Event]:
+        if not self._is_announced:
+            self._is_announced = True
+            yield self._response_event("response.in_progress", "in_progress")
+
+    def _search(self, entry: StreamEntry) -> Iterator[Event]:
+        """The search of files before the answer. Its results are in the response that the stream ends with."""
+        name = f"fs_{self._tail}"
+        place = {"output_index": 0, "item_id": name}
+        if name not in self._names:
+            yield from self._announce()
+            self._names.append(name)
+            item = search_item(self._job, self._record, "in_progress")
+            yield self._event("response.output_item.added", output_index=0, item=item)
+            yield self._event("response.file_search_call.in_progress", **place)
+            yield self._event("response.file_search_call.searching", **place)
+        status = entry.step_status
+        if status in (None, StepStatus.QUEUED, StepStatus.IN_PROGRESS) or self._done:
+            return
+        is_found = status is StepStatus.COMPLETED
+        item = search_item(self._job, self._record, "completed" if is_found else "failed")
+        if is_found:
+            yield self._event("response.file_search_call.completed", **place)
+        self._done.append(item)
+        yield self._event("response.output_item.done", output_index=0, item=item)
 
     def _choice(self, choice: Mapping[str, Any]) -> Iterator[Event]:
         delta = choice.get("delta") or {}
@@ -199,6 +240,15 @@ class Translator:
             case "reasoning":
                 yield self._event("response.reasoning_text.done", **place, text=text)
             case "message":
+                cited = annotations(self._job, text)
+                for number, each in enumerate(cited):
+                    yield self._event(
+                        "response.output_text.annotation.added",
+                        **place,
+                        annotation_index=number,
+                        annotation=each,
+                    )
+                item.annotations = cited
                 done = {"text": text, "logprobs": item.logprobs}
                 yield self._event("response.output_text.done", **place, **done)
             case _:
@@ -216,7 +266,7 @@ class Translator:
         """The text shown so far is void: its item ends incomplete, and new items follow."""
         yield from self._close("incomplete")
         for item in self._done:
-            if "status" in item:
+            if "status" in item and item["type"] != "file_search_call":
                 item["status"] = "incomplete"
 
     def _response_event(self, kind: str, state: str) -> Event:

@@ -1,9 +1,9 @@
-"""Retrieved passages in a prompt: how they stand there, and how they are read back. Pure.
+"""Retrieved passages in a prompt, and links in what is answered from them. Pure.
 
-Called by the step that retrieves, which writes them, and by the api, which shows them with the answer. Passages are
-data of unknown authors: they stand between markers with random digits of this job alone, in a message of the user and
-never of the system, without characters that a reader does not see, without links and images that lead elsewhere, and
-without texts that a chat template would turn into a special token.
+Called by the step that retrieves, and by the api, which shows the answer. Passages are data of unknown authors: they
+stand between markers with random digits of this job alone, in a message of the user and never of the system, without
+characters that a reader does not see, without links and images that lead elsewhere, and without texts that a chat
+template would turn into a special token.
 """
 
 import re
@@ -43,6 +43,7 @@ _SPECIAL: Final = re.compile(
     r"|(?<=[|｜])>"
     r"|\[(?=/?[A-Z]+(?:_[A-Z]+)*\])",
 )
+_LONGEST_LINK: Final = 6000
 LINK_REMOVED: Final = "(link removed)"
 
 
@@ -94,17 +95,6 @@ def text_of(message: Mapping[str, Any]) -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
-def passage_texts(body: Mapping[str, Any], fence: str) -> list[str]:
-    """The passages that `with_passages` put into a request's body, in order."""
-    messages = body.get("messages")
-    if not isinstance(messages, list) or (place := last_user(messages)) is None:
-        return []
-    whole = text_of(messages[place])
-    parts = re.split(rf"^<<<passage \d+ {re.escape(fence)}[^\n]*>>>\n", whole, flags=re.M)[1:]
-    end = f"\n<<<end of passages {fence}>>>"
-    return [part.partition(end)[0].removesuffix("\n") for part in parts]
-
-
 def plain(text: str, hosts: Collection[str] = ()) -> str:
     """The text as harmless data: visible characters only, no links and images to hosts but `hosts`, and nothing
     that a tokenizer takes for a special token.
@@ -132,6 +122,48 @@ def without_links(text: str, hosts: Collection[str] = ()) -> str:
 
     text = _TAG.sub("", _IMAGE.sub(lambda match: match[1], text))
     return _URL.sub(url, _LINK.sub(link, text))
+
+
+class LinkFilter:
+    """`without_links` over a text that comes in pieces: what may still become a link is held back."""
+
+    def __init__(self, hosts: Collection[str] = ()) -> None:
+        self._hosts = hosts
+        self._held = ""
+
+    def feed(self, piece: str) -> str:
+        """What can be shown now."""
+        self._held += piece
+        end = _harmless_end(self._held)
+        shown, self._held = self._held[:end], self._held[end:]
+        return without_links(shown, self._hosts)
+
+    def rest(self) -> str:
+        """What was held back, at the end of the text."""
+        held, self._held = self._held, ""
+        return without_links(held, self._hosts)
+
+
+def _harmless_end(text: str) -> int:
+    """How much of a text can not be the beginning of a link: up to the last white space, and not past a bracket that
+    is open, or after which a link's target may follow.
+    """
+    end = max(text.rfind(c) for c in " \n\t") + 1
+    start = max(0, len(text) - _LONGEST_LINK)
+    opened = min((at for c in "[<" if 0 <= (at := _unclosed(text, c, start)) < end), default=end)
+    return opened if text[opened - 1 : opened] != "!" else opened - 1
+
+
+def _unclosed(text: str, opening: str, start: int) -> int:
+    """Where the first bracket is that has no end yet; -1 for none."""
+    closing = {"[": "]", "<": ">"}[opening]
+    at = text.find(opening, start)
+    while at >= 0:
+        close = text.find(closing, at)
+        if close < 0 or (text[close + 1 : close + 2] == "(" and text.find(")", close) < 0):
+            return at
+        at = text.find(opening, at + 1)
+    return -1
 
 
 def without_special_tokens(text: str) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+import orjson
+
 from eventing.errors import BadRequest, NotFound
 from eventing.job.job import JobError
 from eventing.job.passage import Passage, last_user, text_of, with_passages
@@ -20,6 +22,7 @@ from steps.retrieval.search import VectorSearch
 _RESULTS: Final = 5
 _CONTEXT_CHARACTERS: Final = 12_000
 _QUESTION_CHARACTERS: Final = 2000
+_DETAIL_BYTES: Final = 20_000
 
 
 class SearchStep:
@@ -66,13 +69,12 @@ class RetrieveStep:
         except (BadRequest, NotFound, ModelMismatch) as error:
             return Refuse(error=_error(error))
         passages = _fitting(found, int(settings.get("context_characters", _CONTEXT_CHARACTERS)))
-        fence = secrets.token_hex(8)
         detail: dict[str, Any] = {"found": len(passages), "queries": [question[:200]]}
         if not passages:
             return Continue(detail={**detail, "sources": []})
-        detail |= {"fence": fence, "sources": [_source(each) for each in passages]}
+        detail["sources"] = _sources(passages)
         hosts = [str(host).lower() for host in settings.get("allowed_hosts", ())]
-        changed = with_passages(messages, passages, fence, hosts=hosts)
+        changed = with_passages(messages, passages, secrets.token_hex(8), hosts=hosts)
         body = {**call.request.body, "messages": changed}
         return Continue(request=replace(call.request, body=body), detail=detail)
 
@@ -112,12 +114,19 @@ def _result(passage: Passage) -> dict[str, Any]:
     }
 
 
-def _source(passage: Passage) -> dict[str, Any]:
-    return {
-        "file_id": passage.file_id,
-        "filename": passage.filename[:200],
-        "score": passage.score,
-    }
+def _sources(passages: Sequence[Passage]) -> list[dict[str, Any]]:
+    """Where passages are from, with their texts as far as the record of a step can hold them."""
+    left, sources = _DETAIL_BYTES, []
+    for passage in passages:
+        source = {
+            "file_id": passage.file_id,
+            "filename": passage.filename[:200],
+            "score": passage.score,
+            "text": passage.text.encode()[:left].decode(errors="ignore"),
+        }
+        left = max(0, left - len(orjson.dumps(source)))
+        sources.append(source)
+    return sources
 
 
 def _error(error: BadRequest | NotFound | ModelMismatch) -> JobError:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from openai import OpenAI
 
-from tests.integration.stack import LocalStack
+from tests.integration.stack import MODEL, LocalStack
 
 pytestmark = pytest.mark.timeout(120)  # cold starts of the steps and of a predictor
 
@@ -58,3 +58,47 @@ def test_a_search_finds_the_passage_by_meaning_and_by_word(client: OpenAI, store
     assert "thirty days" in by_meaning.data[0].content[0].text
     assert 0 < by_meaning.data[0].score <= 1
     assert [hit.filename for hit in by_word.data] == ["astronomy.md"]
+
+
+def test_a_response_searches_files_and_cites_them(client: OpenAI, store_id: str) -> None:
+    response = client.responses.create(
+        model=MODEL,
+        input="How many days of paid leave does every employee have?",
+        tools=[{"type": "file_search", "vector_store_ids": [store_id], "max_num_results": 1}],
+        include=["file_search_call.results"],
+        max_output_tokens=40,
+    )
+
+    search, message = response.output
+    assert search.type == "file_search_call"
+    assert (search.status, len(search.results or ())) == ("completed", 1)
+    assert search.results is not None
+    assert search.results[0].filename == "handbook.md"
+    assert "thirty days of paid leave" in (search.results[0].text or "")
+    assert message.type == "message"
+    assert response.tools[0].type == "file_search"
+
+
+def test_a_streamed_response_tells_of_its_search(client: OpenAI, store_id: str) -> None:
+    stream = client.responses.create(
+        model=MODEL,
+        input="How thick are the rings?",
+        tools=[{"type": "file_search", "vector_store_ids": [store_id]}],
+        max_output_tokens=20,
+        stream=True,
+    )
+    events = list(stream)
+
+    kinds = [event.type for event in events]
+    assert kinds[:6] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.file_search_call.in_progress",
+        "response.file_search_call.searching",
+        "response.file_search_call.completed",
+    ]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    last = events[-1]
+    assert last.type in ("response.completed", "response.incomplete")
+    assert [item.type for item in last.response.output] == ["file_search_call", "message"]

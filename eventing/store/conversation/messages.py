@@ -40,8 +40,8 @@ def _add(messages: list[Message], item: Item, where: str) -> None:
             messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
         case "compaction":
             messages.append({"role": "assistant", "content": summary_of(item, where)})
-        case "reasoning":
-            pass  # earlier reasoning is not sent to the model
+        case "reasoning" | "file_search_call":
+            pass  # neither earlier reasoning nor what was found for an earlier question is sent to the model
         case other:
             raise InvalidJob(f"{where}.type {other!r:.40} is not supported", f"{where}.type")
 
