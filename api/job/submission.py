@@ -134,7 +134,7 @@ async def submit(
     body, `Unavailable` when the submit may be repeated. If the process dies before it answers, a submit with the
     same key finds the job or creates it.
     """
-    new = _new_job(deps, principal, parse_request(line), options)
+    new = _new_job(deps, principal, parse_request(line, known=JOB_SCHEMA["properties"]), options)
     key = options.idempotency_key
     return await submit_new(deps, principal, new, idempotency_key=key)
 

@@ -19,6 +19,8 @@ from eventing.errors import InvalidJob
 from eventing.job.cache import CacheUse
 from eventing.job.job import (
     DEFAULT_TENANT,
+    OUR_SOURCES,
+    REQUEST_FIELDS,
     Job,
     JobError,
     JobId,
@@ -107,8 +109,11 @@ def job_id_of(event: Event) -> JobId:
 
 
 def job_of(event: Event) -> NewJob:
-    """The job that a request event asks for. Raises `InvalidJob` naming the field."""
-    request = parse_request(event.data)
+    """The job that a request event asks for. Raises `InvalidJob` naming the field; of an event of ours, fields of
+    a newer version are left out.
+    """
+    is_ours = event.source.startswith(OUR_SOURCES)
+    request = parse_request(event.data, known=() if is_ours else REQUEST_FIELDS)
     asked_as = request_id.checked(event.extensions.get(request_id.EXTENSION, ""))
     lane = event.extensions.get("priority", Lane.DEFAULT)
     if lane not in list(Lane):

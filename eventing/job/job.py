@@ -6,8 +6,9 @@ enforced by the Lua scripts in `eventing/redis/scripts`; `tests/contract` checks
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, Final, NewType
 
@@ -227,9 +228,22 @@ def is_job_id(text: str) -> bool:
     return len(tail) == 24 and tail != text and all(c in "0123456789abcdef" for c in tail)
 
 
-def parse_request(data: bytes | str | Mapping[str, Any]) -> JobRequest:
-    """The job request in `data`. Raises `InvalidJob` naming the first invalid field."""
+REQUEST_FIELDS: Final = ("url", "body", "custom_id", "method")
+"""Fields of a request; a job line of the api has more."""
+
+
+def parse_request(
+    data: bytes | str | Mapping[str, Any], *, known: Collection[str] = ()
+) -> JobRequest:
+    """The job request in `data`. Raises `InvalidJob` naming the first invalid field, or the first that is not among
+    `known` ones, if there are any.
+    """
     line = data if isinstance(data, Mapping) else _load_object(data)
+    for name in line:
+        if known and name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise InvalidJob(f"{name!r:.60} is no field here; {hint}", f"{name:.60}")
     match line.get("method", "POST"):
         case "POST":
             pass

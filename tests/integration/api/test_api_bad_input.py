@@ -248,6 +248,7 @@ def in_a_header(text: str) -> bytes:
         pytest.param({"custom_id": 7}, "custom_id", id="a number for an id"),
         pytest.param({"method": "GET"}, "method", id="GET"),
         pytest.param({"priority": "now"}, "priority", id="unknown priority"),
+        pytest.param({"priorty": "batch"}, "priorty", id="a field that is not there"),
         pytest.param({"expires_after": -1}, "expires_after", id="in the past"),
         pytest.param({"expires_after": True}, "expires_after", id="a boolean for seconds"),
         pytest.param(
@@ -263,6 +264,22 @@ async def test_an_invalid_request_names_its_field(
 
     assert (answer.status_code, answer.json()["field"]) == (422, field)
     assert rig.broker.events == []
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("priorty", "did you mean priority?"),
+        ("expire_after", "did you mean expires_after?"),
+        ("zzz", "there are url, body"),
+    ],
+)
+async def test_a_field_that_is_not_there_is_refused_with_the_nearest_name(
+    rig: Rig, name: str, hint: str
+) -> None:
+    answer = await rig.client.post("/v1/jobs", json=chat_line() | {name: 1})
+
+    assert hint in answer.json()["detail"]
 
 
 async def test_an_empty_prompt_names_the_message(rig: Rig) -> None:

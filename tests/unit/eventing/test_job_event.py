@@ -182,6 +182,25 @@ class TestRequestEvents:
         assert (new.source, new.event_id) == ("/shop", "42")
         assert (new.tenant, new.lane, new.deadline_ms) == ("default", Lane.DEFAULT, 0)
 
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [("urls", "did you mean url"), ("priority", "there are url, body, custom_id, method")],
+    )
+    def test_a_field_of_another_producer_that_is_not_there_is_refused(
+        self, name: str, hint: str
+    ) -> None:
+        data = orjson.dumps(orjson.loads(REQUEST.to_json()) | {name: "batch"})
+
+        with pytest.raises(InvalidJob, match=hint) as refusal:
+            job_of(Event(id="42", source="/shop", type=REQUESTED, data=data))
+        assert refusal.value.field == name
+
+    def test_a_newer_api_may_say_more_of_its_job(self) -> None:
+        event = request_event(JOB)
+        data = orjson.dumps(orjson.loads(event.data) | {"later": 1})
+
+        assert job_of(replace(event, data=data)).request == JOB.request
+
     def test_a_job_of_another_producer_is_asked_for_in_its_producers_name(self) -> None:
         event = Event(id="42", source="/shop", type=REQUESTED, data=REQUEST.to_json())
         new = job_of(event)
