@@ -4,7 +4,7 @@ Called by `api.job.submission` for every job, and by `/v1/models`. Must not know
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -68,6 +68,16 @@ class Catalog:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._count_prompt, card, body)
 
+    async def count_texts(self, name: str, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text; an estimate, of three bytes each, for a model whose tokenizer is not known here.
+        Raises `ModelNotFound`.
+        """
+        card = self._known(name)
+        if card.tokenizer_file is None:
+            return [-(-len(text.encode()) // 3) for text in texts]
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._count_each, card, texts)
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -97,6 +107,11 @@ class Catalog:
         _check_countable(body["messages"])
         prompt = template.render(body["messages"], body.get("tools"))
         return len(self._tokenizer(card).encode(prompt, add_special_tokens=False).ids)
+
+    def _count_each(self, card: ModelCard, texts: Sequence[str]) -> list[int]:
+        """Runs in the counting thread."""
+        tokenizer = self._tokenizer(card)
+        return [len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
 
     def _tokenizer(self, card: ModelCard) -> Tokenizer:
         tokenizer = self._tokenizers.get(card.name)

@@ -1,24 +1,32 @@
-"""Compaction of a conversation: a summary by the model, in an item that replaces what was said. Pure.
+"""Compaction of a conversation: an item that replaces what was said, with a summary by the model, or without a model
+what was said word for word. Pure.
 
-Called by `api.routes.responses` and `api.job.response_request`. The item's content is opaque to clients, as in the
+Called by `api.routes.response_input` and `api.job.context_fit`. The item's content is opaque to clients, as in the
 specification; it is encoded and not encrypted, so that any process can read it.
 """
 
-import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
-import orjson
 from typing_extensions import TypedDict
 
+from api.view.outcome import CallFailed
 from api.view.response import ResponseUsage, response_id, usage_view
 from eventing.job.job import Job
+from eventing.store.conversation.conversation import NumberedItem, item_text
+from eventing.store.conversation.facts import Fact, facts_of, within
+from eventing.store.conversation.messages import GIVEN, Message, compaction_item
+from eventing.store.conversation.summary import VERBATIM
+from eventing.store.job_record import compaction_id
 
 _ASKED: Final = (
     "Summarize the conversation above, so that another assistant can go on with it: what was asked, what was found "
     "and decided, names, numbers and open questions. Answer with the summary alone."
 )
 _MOST_TOKENS: Final = 1024
+_FACTS_BYTES: Final = 4000
+_SAID: Final = re.compile(r"^- (user|assistant) said: (.*(?:\n  .*)*)", re.MULTILINE)
 
 
 class CompactionView(TypedDict):
@@ -44,16 +52,23 @@ def compaction_line(
 
 
 def compaction_view(job: Job) -> CompactionView:
-    """OpenAI's object of an ended compaction job: the users' messages, and the summary."""
+    """OpenAI's object of an ended compaction job: the users' messages, and the summary. Raises `CallFailed` for an
+    empty one, which would replace the conversation by nothing.
+    """
     tail = job.id.removeprefix("job_")
     said = _user_items(job.request.body["messages"][:-1], tail)
     message = ((job.result or {}).get("choices") or [{}])[0].get("message") or {}
-    sealed = orjson.dumps({"summary": message.get("content") or ""})
-    item = {
-        "id": f"cmp_{tail}",
-        "type": "compaction",
-        "encrypted_content": base64.urlsafe_b64encode(sealed).decode(),
-    }
+    summary = str(message.get("content") or "").strip()
+    if not summary:
+        raise CallFailed("the model gave no summary; nothing was compacted", 500, "no_answer")
+    # What users said goes on as it is; of the answers, what a summary may lose.
+    facts = [
+        fact
+        for fact in facts_of(_numbered(job.request.body["messages"][:-1]))
+        if fact.role == "assistant"
+    ]
+    text = "\n".join([summary, *_lines(within(facts, _FACTS_BYTES))])
+    item = compaction_item(compaction_id(job.id), text)
     return {
         "id": response_id(job.id),
         "object": "response.compaction",
@@ -61,6 +76,60 @@ def compaction_view(job: Job) -> CompactionView:
         "output": [*said, item],
         "usage": usage_view(job),
     }
+
+
+def compacted(messages: Sequence[Message], most_bytes: int) -> str:
+    """What was said, made short without a model: facts word for word, those of an earlier compaction among them, and
+    the newest messages.
+    """
+    told = [message for message in messages if not _is_compaction(message)]
+    rows = _numbered(told)
+    carried = [
+        fact for message in messages if _is_compaction(message) for fact in _carried(message)
+    ]
+    newest = _newest(rows, most_bytes // 2)
+    left = most_bytes - sum(len(fact.text.encode()) for fact in newest)
+    facts = within([*carried, *facts_of(rows[: len(rows) - len(newest)])], left)
+    return "\n".join(["Said word for word:", *_lines([*facts, *newest])])
+
+
+def _newest(rows: Sequence[NumberedItem], most_bytes: int) -> list[Fact]:
+    """As many of the newest messages as fit, at most `VERBATIM`."""
+    found: list[Fact] = []
+    for row in reversed(rows[-VERBATIM:]):
+        text = item_text(row.item)
+        most_bytes -= len(text.encode())
+        if most_bytes < 0:
+            break
+        found.insert(0, Fact(row.seq, str(row.item["role"]), text, is_value=True))
+    return found
+
+
+def _carried(message: Message) -> list[Fact]:
+    """The facts in what an earlier compaction told."""
+    found = []
+    for role, text in _SAID.findall(str(message["content"])):
+        row = NumberedItem(0, {"type": "message", "role": role, "content": text})
+        if facts := facts_of([row]):
+            found.append(Fact(0, role, text, any(fact.is_value for fact in facts)))
+    return found
+
+
+def _is_compaction(message: Message) -> bool:
+    return message["role"] == "assistant" and str(message.get("content")).startswith(GIVEN)
+
+
+def _numbered(messages: Iterable[Mapping[str, Any]]) -> list[NumberedItem]:
+    """The messages of users and assistants that have text, as items."""
+    return [
+        NumberedItem(place, {**message, "type": "message"})
+        for place, message in enumerate(messages)
+        if message["role"] in ("user", "assistant") and message.get("content")
+    ]
+
+
+def _lines(facts: Iterable[Fact]) -> list[str]:
+    return [f"- {fact.role} said: " + fact.text.replace("\n", "\n  ") for fact in facts]
 
 
 def _user_items(messages: Iterable[Mapping[str, Any]], tail: str) -> list[dict[str, Any]]:

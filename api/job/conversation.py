@@ -12,12 +12,14 @@ from typing import Any, Final
 import orjson
 
 from api.auth.principal import Principal
+from api.job.context_fit import fitted
 from api.job.response_request import Ask, conversation_of, parse_ask
 from api.job.submission import (
     SubmitDeps,
     SubmitOptions,
     keyed_job_id,
     parse_submit_options,
+    skip_steps_of,
     submit,
 )
 from api.view.response import RECORD, job_id_of, output_items, record_of
@@ -43,7 +45,8 @@ class ItemNotFound(InvalidJob):
     code = "item_not_found"
 
 
-_ITEM_ID: Final = re.compile(r"(?:msg|rs|fc|item)_([0-9a-f]{24})(?:_[0-9]+)?\Z")
+_NO_HEADERS: Final[Mapping[str, str]] = {}
+_ITEM_ID: Final = re.compile(r"(?:msg|rs|fc|item|cmp)_([0-9a-f]{24})(?:_[0-9]+)?\Z")
 
 
 async def stored_response(
@@ -86,9 +89,10 @@ async def read_ask(
     principal: Principal,
     body: Mapping[str, Any],
     history: Sequence[Message] | None = None,
+    headers: Mapping[str, str] = _NO_HEADERS,
 ) -> Ask:
-    """The call of a response, with what it refers to read from the store; `history` where the caller knows what was
-    said before. Raises `InvalidJob` and its kin, `NotFound` for a conversation that is not the tenant's.
+    """The call of a response, with what it refers to read from the store, and made to fit; `history` where the caller
+    knows what was said before. Raises `InvalidJob` and its kin, `NotFound` for a conversation that is not the tenant's.
     """
     conversation = None
     if (named := conversation_of(body)) is not None:
@@ -99,18 +103,31 @@ async def read_ask(
     elif history is None:
         history = await history_of(store, principal, body.get("previous_response_id"))
     given = await with_stored_items(store, principal, body.get("input"))
-    return parse_ask(
+    ask = parse_ask(
         {**body, "input": given},
         history,
         drops_tools=deps.drops_unsupported_tools,
         conversation=conversation,
     )
+    if ask.turn is not None and _has_memory(deps, ask, headers):
+        ask = ask.without_history()
+        if not ask.body["messages"]:
+            raise InvalidJob("input is needed where a plan gives the conversation", "input")
+        return ask
+    return await fitted(deps.catalog, ask)
+
+
+def _has_memory(deps: SubmitDeps, ask: Ask, headers: Mapping[str, str]) -> bool:
+    """Whether a step of the call's plan puts its conversation into the prompt."""
+    plan = deps.intake.plan_of(str(ask.body.get("model")), skip_steps_of({}, headers))
+    return plan is not None and plan.step(MEMORY) is not None
 
 
 async def _said_before(conversations: Conversations, found: Conversation) -> Sequence[Message]:
-    """The messages of a conversation."""
-    items = await conversations.items(found)
-    return messages_of([numbered.item for numbered in items], "conversation")
+    """The messages of a conversation, from its newest compaction on."""
+    items = [numbered.item for numbered in await conversations.items(found)]
+    compactions = [place for place, item in enumerate(items) if item["type"] == "compaction"]
+    return messages_of(items[compactions[-1] if compactions else 0 :], "conversation")
 
 
 async def submit_response(
@@ -129,13 +146,6 @@ async def submit_response(
     own_steps = (ask.search,) if ask.search else ()
     options = options.with_metadata(record_metadata(ask))
     options = replace(options, turn=ask.turn, own_steps=own_steps)
-    if ask.turn is not None:
-        plan = deps.intake.plan_of(str(ask.body.get("model")), options.skip_steps)
-        if plan is not None and plan.step(MEMORY):
-            ask = ask.without_history()
-            if not ask.body["messages"]:
-                raise InvalidJob("input is needed where a plan gives the conversation", "input")
-            options = replace(options, turn=ask.turn)
     if ask.turn is not None and (repeated := await _repeated(store, principal, ask, options)):
         return repeated
     try:
@@ -186,7 +196,7 @@ async def _stored_item(
     if found is not None:
         with suppress(NotFound):
             job, record = await stored_response(store, principal, f"resp_{found[1]}")
-            for item in [*named_items(job, record), *output_items(job)]:
+            for item in [*named_items(job, record), *output_items(job, record)]:
                 if item["id"] == item_id:
                     return item
     raise ItemNotFound(f"Item with id '{item_id!s:.64}' not found.", where)

@@ -46,7 +46,8 @@ null.
 """
 FILE_SEARCH: Final = "file_search"
 _SEARCH_FIELDS: Final = ("vector_store_ids", "max_num_results", "filters", "ranking_options")
-_UNSUPPORTED: Final = ("prompt", "context_management")
+_UNSUPPORTED: Final = ("prompt",)
+_LEAST_THRESHOLD: Final = 1000
 _ECHOED: Final = (
     "instructions",
     "max_output_tokens",
@@ -109,6 +110,18 @@ REQUEST_SCHEMA: Final = object_schema(
                 {"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}},
             ],
         },
+        "context_management": {
+            "type": ["array", "null"],
+            "maxItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["type", "compact_threshold"],
+                "properties": {
+                    "type": {"const": "compaction"},
+                    "compact_threshold": whole(_LEAST_THRESHOLD).schema,
+                },
+            },
+        },
         "tools": {"type": "array", "items": {"type": "object", "required": ["type"]}},
         "tool_choice": {"type": ["string", "object"]},
     },
@@ -133,14 +146,30 @@ class Ask:
     turn: ConversationTurn | None = None
     history: int = 0  #: messages of the body that were said before, behind the instructions
     search: PlannedStep | None = None
+    compact_threshold: int = (
+        0  #: tokens of a prompt from which on its history is compacted; 0 for none
+    )
+
+    @property
+    def said_before(self) -> list[Message]:
+        """What was said before."""
+        begin = self._history_at
+        return list(self.body["messages"][begin : begin + self.history])
+
+    def with_history(self, messages: Sequence[Message]) -> "Ask":
+        """The call with another history."""
+        begin, told = self._history_at, self.body["messages"]
+        whole = [*told[:begin], *messages, *told[begin + self.history :]]
+        return replace(self, body={**self.body, "messages": whole}, history=len(messages))
+
+    @property
+    def _history_at(self) -> int:
+        return 1 if self.record.get("instructions") else 0
 
     def without_history(self) -> "Ask":
         """The call without what was said before: a step puts that into its prompt when it runs."""
-        begin = 1 if self.record.get("instructions") else 0
-        messages = self.body["messages"]
-        left = [*messages[:begin], *messages[begin + self.history :]]
         turn = replace(self.turn, seq=None) if self.turn else None
-        return replace(self, body={**self.body, "messages": left}, turn=turn, history=0)
+        return replace(self.with_history([]), turn=turn)
 
 
 def conversation_of(call: Mapping[str, Any]) -> str | None:
@@ -216,7 +245,22 @@ def parse_ask(
         turn=turn,
         history=len(history),
         search=search,
+        compact_threshold=_compact_threshold(call.get("context_management")),
     )
+
+
+def _compact_threshold(given: Any) -> int:
+    """The threshold of a `context_management`; 0 without one. Raises `InvalidJob`."""
+    name = "context_management"
+    if given is None:
+        return 0
+    if not isinstance(given, list) or len(given) != 1 or not isinstance(given[0], Mapping):
+        raise InvalidJob(f"{name} must be a list of one object", name)
+    if given[0].get("type") != "compaction":
+        raise InvalidJob(f"{name}[0].type must be compaction", f"{name}[0].type")
+    threshold = given[0].get("compact_threshold")
+    check(f"{name}[0].", threshold, whole(_LEAST_THRESHOLD), "compact_threshold")
+    return int(threshold or 0)
 
 
 def flag(call: Mapping[str, Any], name: str, *, default: bool = False) -> bool:

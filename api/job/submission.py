@@ -304,12 +304,12 @@ def parse_submit_options(
         expires_after_s=_expires_after_s(line, headers),
         traceparent=followable(headers.get("traceparent", "")),
         metadata=metadata,
-        skip_steps=_skip_steps(line, headers),
+        skip_steps=skip_steps_of(line, headers),
         cache_control=parse_cache_control(headers.get("cache-control", "")).text,
     )
 
 
-def _skip_steps(line: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[str, ...]:
+def skip_steps_of(line: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[str, ...]:
     """Names of steps, sorted. Whether they may be left out, the plan says."""
     value = line.get("skip_steps")
     if value is None:

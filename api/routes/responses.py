@@ -104,7 +104,13 @@ async def create_response(call: Call[ResponseDeps]) -> Response:
     is_async = prefers_async(call.request)
     if is_async:
         body["background"] = True
-    ask = await read_ask(call.deps.submission, call.deps.held.store, call.principal, body)
+    ask = await read_ask(
+        call.deps.submission,
+        call.deps.held.store,
+        call.principal,
+        body,
+        headers=call.request.headers,
+    )
     if ask.is_stream:
         await call.hold_stream()
     held, is_held = call.deps.held, not (ask.is_stream or ask.is_background)
@@ -213,7 +219,7 @@ async def _all_items(call: Call[ResponseDeps]) -> list[dict[str, Any]]:
             job, record = await stored_response(call.deps.held.store, call.principal, previous)
         except NotFound:
             break
-        turns.append([*named_items(job, record), *output_items(job)])
+        turns.append([*named_items(job, record), *output_items(job, record)])
     return [item for turn in reversed(turns) for item in turn]
 
 

@@ -14,6 +14,7 @@ from api.view.job import public_metadata
 from api.view.retrieval import annotations, search_item, shown_text
 from eventing.errors import NotFound
 from eventing.job.job import Job, JobId, JobState
+from eventing.store.job_record import compaction_id
 
 RECORD: Final = "torpor.response"
 """Metadata key of a job that is a response; its value is the response's request."""
@@ -158,6 +159,14 @@ def status_of(job: Job) -> str:
     return str(job.state)
 
 
+def compaction_of(job: Job, record: Mapping[str, Any]) -> list[Item]:
+    """The item in place of what was said before; none where nothing was compacted."""
+    if not record.get("compaction"):
+        return []
+    sealed = record["compaction"]
+    return [{"id": compaction_id(job.id), "type": "compaction", "encrypted_content": sealed}]
+
+
 def output_items(job: Job, record: Mapping[str, Any] | None = None) -> list[Item]:
     """The output: the search of files if `record` says that one was asked for, then the model's reasoning, message
     and function calls.
@@ -169,6 +178,8 @@ def output_items(job: Job, record: Mapping[str, Any] | None = None) -> list[Item
     items: list[Item] = []
     if record is not None and "include" in record:  # only a search puts it there
         items.append(search_item(job, record))
+    if record is not None and message:
+        items += compaction_of(job, record)
     if thought := message.get("reasoning") or message.get("reasoning_content"):
         items.append(reasoning_item(f"rs_{tail}", thought, "completed"))
     if message.get("content"):

@@ -13,6 +13,7 @@ from api.view.chunk import delta_of, pieces_of
 from api.view.response import (
     Item,
     call_item,
+    compaction_of,
     logprobs_of,
     message_item,
     reasoning_item,
@@ -115,6 +116,8 @@ class Translator:
         match entry.kind:
             case EntryKind.ATTEMPT:
                 yield from self._announce()
+                if self._attempt == 0:
+                    yield from self._compaction()
                 self._attempt = entry.attempt
                 if entry.is_restart:
                     yield from self._start_over()
@@ -128,8 +131,10 @@ class Translator:
         """The events after the last entry, once the job has ended."""
         status = status_of(job)
         choices = (job.result or {}).get("choices")
+        if choices:
+            yield from self._compaction()
         if (
-            not any(not name.startswith("fs_") for name in self._names) and choices
+            not any(not name.startswith(("fs_", "cmp_")) for name in self._names) and choices
         ):  # its tokens are no longer stored, or its predictor does not stream
             whole = {**choices[0], "delta": delta_of(choices[0].get("message") or {})}
             whole["finish_reason"] = whole.get("finish_reason") or "stop"
@@ -174,6 +179,16 @@ class Translator:
             yield self._event("response.file_search_call.completed", **place)
         self._done.append(item)
         yield self._event("response.output_item.done", output_index=0, item=item)
+
+    def _compaction(self) -> Iterator[Event]:
+        """The item in place of what was said before, once."""
+        for item in compaction_of(self._job, self._record):
+            if item["id"] not in self._names:
+                index = len(self._names)
+                self._names.append(item["id"])
+                self._done.append(item)
+                yield self._event("response.output_item.added", output_index=index, item=item)
+                yield self._event("response.output_item.done", output_index=index, item=item)
 
     def _choice(self, choice: Mapping[str, Any]) -> Iterator[Event]:
         delta = choice.get("delta") or {}

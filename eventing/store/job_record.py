@@ -113,10 +113,18 @@ def new_fields(new: NewJob, request: bytes, queues: Sequence[str] = ()) -> list[
 
 def _turn_items(job_id: JobId, turn: ConversationTurn) -> list[str]:
     """Ids and items (JSON), in turn, as the script that ends the job appends them."""
-    named = [(turn_item_id(job_id, place), item) for place, item in enumerate(turn.items)]
+    asked = [item for item in turn.items if item["type"] != "compaction"]
+    named = [(turn_item_id(job_id, place), item) for place, item in enumerate(asked)]
+    compacted = [item for item in turn.items if item["type"] == "compaction"]
+    named = [*((compaction_id(job_id), item) for item in compacted), *named]
     return [
         text for name, item in named for text in (name, orjson.dumps({**item, "id": name}).decode())
     ]
+
+
+def compaction_id(job_id: JobId) -> str:
+    """The id of the item that a response was given in place of what was said before."""
+    return f"cmp_{job_id.removeprefix('job_')}"
 
 
 def turn_item_id(job_id: JobId, place: int) -> str:

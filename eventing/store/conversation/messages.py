@@ -15,7 +15,8 @@ from eventing.errors import InvalidJob
 Item = Mapping[str, Any]
 Message = dict[str, Any]
 
-_GIVEN: Final = "Summary of the conversation so far:\n"
+GIVEN: Final = "Summary of the conversation so far:\n"
+"""How a message that stands for a compaction begins."""
 
 
 def messages_of(items: Iterable[Item], where: str = "input") -> list[Message]:
@@ -101,6 +102,12 @@ def item_field(item: Item, name: str, where: str, *, may_be_empty: bool = False)
     return value
 
 
+def compaction_item(item_id: str, text: str) -> dict[str, Any]:
+    """An item that stands for what was said before it."""
+    sealed = base64.urlsafe_b64encode(orjson.dumps({"summary": text})).decode()
+    return {"id": item_id, "type": "compaction", "encrypted_content": sealed}
+
+
 def summary_of(item: Mapping[str, Any], where: str) -> str:
     """The summary in a compaction item. Raises `InvalidJob` for an item that this api did not make."""
     field = f"{where}.encrypted_content"
@@ -110,4 +117,4 @@ def summary_of(item: Mapping[str, Any], where: str) -> str:
         raise InvalidJob(f"{field} is none that /v1/responses/compact gave", field) from error
     if not isinstance(summary, str):
         raise InvalidJob(f"{field} is none that /v1/responses/compact gave", field)
-    return _GIVEN + summary
+    return GIVEN + summary
