@@ -9,21 +9,31 @@
 local group, consumer, count, idle, seen = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[5]), ARGV[6]
 local now, left = now_ms(), tonumber(ARGV[4])
 local PAGE = 500
+local READ = 4 -- records in one read; of those, what is over the bytes of a claim is read in vain
 
 -- Of a ticket that stands for nothing any more, the member is false.
-local tickets, members = {}, {}
+local tickets, members, records = {}, {}, {}
 local function is_full() return #tickets >= count or left <= 0 end
-local function take(ticket, member)
-  tickets[#tickets + 1], members[#members + 1] = ticket, member
-  left = left - (member and redis.call('HSTRLEN', KEYS[2], member) or 0)
+-- Read the records of these members, until the claim is full; gives how many.
+local function read(names)
+  local done = 0
+  for first = 1, #names, READ do
+    for _, record in ipairs(redis.call('HMGET', KEYS[2], unpack(names, first, math.min(first + READ - 1, #names)))) do
+      if left <= 0 then return done end
+      done = done + 1
+      records[names[done]] = record
+      left = left - #(record or '')
+    end
+  end
+  return done
 end
 -- What was handed out before.
 local function take_over(found)
   local taken = {}
   for i, member in ipairs(#found > 0 and redis.call('HMGET', KEYS[3], unpack(found)) or {}) do
     if is_full() then break end
-    take(found[i], member)
-    taken[i] = found[i]
+    if member then read({member}) end
+    tickets[#tickets + 1], members[#members + 1], taken[i] = found[i], member, found[i]
   end
   if #taken == 0 then return 0 end
   redis.call('ZREM', KEYS[4], unpack(taken))
@@ -57,40 +67,32 @@ elseif idle > 0 then
 end
 
 -- New ones: first whose turn each is, as far as there is room, then all of a lane at once.
-local waiting, drawn, lanes, turns, heads = {0, 0, 0}, {0, 0, 0}, {}, {}, {{}, {}, {}}
+local drawn, lanes, turns, heads = {0, 0, 0}, {}, {}, {{}, {}, {}}
 local want = is_full() and 0 or count - #tickets
-for lane = 1, want > 0 and 3 or 0 do waiting[lane] = redis.call('ZCARD', KEYS[5 + lane]) end
-for i = 1, math.min(want, waiting[1] + waiting[2] + waiting[3]) do
+for lane = 1, want > 0 and 3 or 0 do heads[lane] = redis.call('ZRANGE', KEYS[5 + lane], 0, want - 1) end
+for i = 1, math.min(want, #heads[1] + #heads[2] + #heads[3]) do
   local total = 0
   for lane = 1, 3 do
-    if drawn[lane] < waiting[lane] then total = total + ARGV[6 + lane] end
+    if drawn[lane] < #heads[lane] then total = total + ARGV[6 + lane] end
   end
   local draw = ARGV[9 + i] * total
   for lane = 1, 3 do
-    if drawn[lane] < waiting[lane] then
+    if drawn[lane] < #heads[lane] then
       lanes[i] = lane
       draw = draw - ARGV[6 + lane]
       if draw < 0 then break end
     end
   end
   drawn[lanes[i]] = drawn[lanes[i]] + 1
+  turns[i] = heads[lanes[i]][drawn[lanes[i]]]
 end
-for lane = 1, 3 do
-  if drawn[lane] > 0 then heads[lane] = redis.call('ZRANGE', KEYS[5 + lane], 0, drawn[lane] - 1) end
-  drawn[lane] = 0
-end
-for i, lane in ipairs(lanes) do
-  if left <= 0 then break end
-  drawn[lane] = drawn[lane] + 1
-  turns[i] = heads[lane][drawn[lane]]
-  left = left - redis.call('HSTRLEN', KEYS[2], turns[i])
-end
-local most = #turns < #lanes and #turns or want
-local read = most > 0 and redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', most, 'STREAMS', KEYS[1], '>')
-local entries = read and read[1] and read[1][2] or {}
+local chosen = read(turns)
+local most = chosen < #turns and chosen or want
+local answer = most > 0 and redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', most, 'STREAMS', KEYS[1], '>')
+local entries = answer and answer[1] and answer[1][2] or {}
 local pairs_held, popped = {}, {0, 0, 0}
 for i, entry in ipairs(entries) do
-  local member = turns[i]
+  local member = i <= chosen and turns[i]
   if member then
     popped[lanes[i]] = popped[lanes[i]] + 1
     pairs_held[#pairs_held + 1], pairs_held[#pairs_held + 2] = entry[1], member
@@ -100,7 +102,8 @@ end
 for lane = 1, 3 do
   if popped[lane] > 0 then
     local clock = redis.call('ZPOPMIN', KEYS[5 + lane], popped[lane])[2 * popped[lane]]
-    if popped[lane] == waiting[lane] then redis.call('DEL', KEYS[8 + lane])
+    local is_last = popped[lane] == #heads[lane] and (#heads[lane] < want or redis.call('EXISTS', KEYS[5 + lane]) == 0)
+    if is_last then redis.call('DEL', KEYS[8 + lane])
     else redis.call('HSET', KEYS[8 + lane], 'clock', clock) end
   end
 end
@@ -118,12 +121,12 @@ for i, member in ipairs(members) do
   names[i] = member or ''
   for _, before in ipairs({'', '\0refused:', '\0refused_ms:'}) do fields[#fields + 1] = before .. names[i] end
 end
-local records, before = redis.call('HMGET', KEYS[2], unpack(names)), redis.call('HMGET', KEYS[5], unpack(fields))
+local before = redis.call('HMGET', KEYS[5], unpack(fields))
 local out, tries = {newest, seen}, {}
 for i, ticket in ipairs(tickets) do
-  if records[i] then
+  if records[names[i]] then
     local tried, refused, refused_ms = unpack(before, 3 * i - 2, 3 * i)
-    out[#out + 1] = {ticket, names[i], records[i], (tried or 0) + 1, tonumber(refused or 0), refused_ms and now - refused_ms or 0}
+    out[#out + 1] = {ticket, names[i], records[names[i]], (tried or 0) + 1, tonumber(refused or 0), refused_ms and now - refused_ms or 0}
     tries[#tries + 1] = names[i]
     tries[#tries + 1] = (tried or 0) + 1
   else
