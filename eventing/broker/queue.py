@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
-from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from eventing.cloudevent.event import Event, from_record, to_record
 from eventing.job.job import JobId, Lane, event_identity
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.redis.multiplexed_connection import SharedRedis
-from eventing.redis.script import Argument, Call, run, run_all
+from eventing.redis.multiplexed_connection import Command, SharedRedis
+from eventing.redis.script import Argument, Call, run, run_all, send
 
 _log = structlog.get_logger()
 
@@ -263,39 +262,51 @@ class Queue:
 class QueueView:
     """Reads queues without changing them."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: SharedRedis) -> None:
         self._redis = redis
 
     async def depth(self, name: str) -> Depth:
         """The size of the queue now, and the age of its head: reads one whole event a lane."""
-        size = await self.size(name)
-        async with failures_named():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for part in _READY:
-                    pipe.zrange(keys.queue(name, part), 0, 0)
-                heads = [member for head in await pipe.execute() for member in head]
-            records = await self._redis.hmget(keys.queue(name, "events"), heads) if heads else []
+        reads = [("ZRANGE", keys.queue(name, part), 0, 0) for part in _READY]
+        size, heads = await self._read(name, reads)
+        members = [member for head in heads for member in head]
+        records = []
+        if members:
+            async with failures_named():
+                records = await self._redis.hmget(keys.queue(name, "events"), members)
         stamps = [int(record.split(b" ", 1)[0]) for record in records if record]
         return replace(size, oldest_ms=min(stamps, default=0))
 
     async def size(self, name: str) -> Depth:
         """As `depth`, without the age of the head."""
-        tickets = keys.queue(name, "tickets")
+        return (await self._read(name, ()))[0]
+
+    async def _read(self, name: str, more: Sequence[Command]) -> tuple[Depth, list[Any]]:
+        """The size of the queue and the replies to `more` commands, in one round trip."""
+        commands: list[Command] = [
+            ("XINFO", "GROUPS", keys.queue(name, "tickets")),
+            *(("ZCARD", keys.queue(name, part)) for part in (*_READY, "retry")),
+            ("HGETALL", keys.queue(name, "pace")),
+            ("TIME",),
+            *more,
+        ]
         async with failures_named():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for part in (*_READY, "retry"):
-                    pipe.zcard(keys.queue(name, part))
-                pipe.hgetall(keys.queue(name, "pace"))
-                pipe.time()
-                *counts, pace, now = await pipe.execute()
-            group = await self._group(tickets)
-        return Depth(
-            waiting=dict(zip(Lane, counts[:3], strict=True)),
-            pending=int(group.get("pending", 0)),
-            retrying=counts[3],
-            lag=group.get("lag", 0),
-            settled_per_minute=pace_per_minute({int(k): int(v) for k, v in pace.items()}, now[0]),
+            try:
+                groups, *answers = await send(self._redis, commands)
+            except ResponseError as error:
+                if "no such key" not in str(error):
+                    raise
+                groups, answers = [], await send(self._redis, commands[1:])
+        *counts, retrying, pace, now = answers[:6]
+        group = _group_of(groups)
+        size = Depth(
+            waiting=dict(zip(Lane, counts, strict=True)),
+            pending=int(group.get(b"pending", 0)),
+            retrying=retrying,
+            lag=group.get(b"lag", 0),
+            settled_per_minute=pace_per_minute(_counts_of(pace), int(now[0])),
         )
+        return size, answers[6:]
 
     async def position(self, name: str, member: str) -> Position | None:
         """The place of the event `member`; None when it is not waiting."""
@@ -314,15 +325,18 @@ class QueueView:
                 return Position(ahead=ahead, expected_wait_s=expected_wait_s(ahead, rate))
         return None
 
-    async def _group(self, tickets: str) -> dict[str, Any]:
-        try:
-            groups = await self._redis.xinfo_groups(tickets)
-        except ResponseError:  # no such stream yet
-            return {}
-        for group in groups:
-            if group["name"] in (keys.GROUP, keys.GROUP.encode()):
-                return dict(group)
-        return {}
+
+def _group_of(groups: Sequence[Sequence[Any]]) -> dict[bytes, Any]:
+    """The pumps' group among those that XINFO GROUPS gave."""
+    for flat in groups:
+        group = dict(zip(flat[0::2], flat[1::2], strict=True))
+        if group[b"name"] == keys.GROUP.encode():
+            return group
+    return {}
+
+
+def _counts_of(pace: Sequence[bytes]) -> dict[int, int]:
+    return {int(k): int(v) for k, v in zip(pace[0::2], pace[1::2], strict=True)}
 
 
 def member_of(event: Event) -> str:
