@@ -4,7 +4,7 @@ Called by `torpor/cli/simulate.py`. It must not know the command line's library.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from knative.autoscaling.setting import Refusal, RefusedSettingsError
@@ -120,6 +120,20 @@ def plan_all(
     target = WaitTarget(settings.p95_wait_s)
     candidates = grid(scenario, target, warm_start_s=warm_start_s, is_safe=True)
     return search(scenario, load, candidates, settings.gpu_price, on_progress=on_progress)
+
+
+def cache_note(settings: Settings, chosen: Candidate, cost: float, ttl_s: float) -> str:
+    """What an exact cache would save under the chosen setting; empty when the load does not say which requests are
+    equal.
+    """
+    load = load_of(settings)
+    savings = load.savings(ttl_s)
+    if savings is None:
+        return ""
+    cached = replace(load, cache_ttl_s=ttl_s)
+    scenario = scenario_of(settings, load)
+    less = run(scenario, cached, chosen, settings.gpu_price).cost
+    return f"{savings.text}: cost {cost:.3f} becomes {less:.3f}"
 
 
 def notes(load: Load, scenario: Scenario, settings: Settings) -> Sequence[str]:

@@ -3,8 +3,8 @@
 Called by the command line, `plan.py` and the benches. It must not know policies.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from torpor.simulator.trace import Trace, read_trace, span_s
 from torpor.simulator.workload import Profile, Request, arrivals
@@ -16,12 +16,25 @@ class Load:
 
     source: Trace | Profile
     seed: int = 0
+    cache_ttl_s: float = 0.0  #: of an exact cache, which answers what was asked before; 0 for none
 
     def requests(self) -> Iterator[Request]:
-        """The requests from the first to the last."""
-        if isinstance(self.source, Trace):
-            return read_trace(self.source)
-        return arrivals(self.source, self.seed)
+        """The requests that a predictor answers, from the first to the last."""
+        source = self.source
+        every = read_trace(source) if isinstance(source, Trace) else arrivals(source, self.seed)
+        return every if not self.cache_ttl_s else _generated(every, self.cache_ttl_s)
+
+    def savings(self, ttl_s: float) -> "CacheSavings | None":
+        """What an exact cache would save; None when the load does not say which requests are equal."""
+        every = replace(self, cache_ttl_s=0.0).requests()
+        known, totals, kept = False, [0, 0], [0, 0]
+        for request in _counted(every, totals):
+            known = known or bool(request.same_as)
+        if not known:
+            return None
+        for _ in _counted(replace(self, cache_ttl_s=ttl_s).requests(), kept):
+            pass
+        return CacheSavings(totals[0], totals[0] - kept[0], totals[1], totals[1] - kept[1])
 
     @property
     def span_s(self) -> float:
@@ -40,3 +53,44 @@ class Load:
         profile = self.source
         rates = f"{profile.base_per_s:g} to {profile.peak_per_s:g} requests/s"
         return f"profile {profile.kind}, {rates}, {profile.duration_s:.0f} s (seed {self.seed})"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSavings:
+    """How many requests, and output tokens, there are, and how many an exact cache answers."""
+
+    requests: int
+    hits: int
+    output_tokens: int
+    saved_tokens: int
+
+    @property
+    def text(self) -> str:
+        """The same in a line."""
+        share = 100 * self.hits / max(self.requests, 1)
+        tokens = 100 * self.saved_tokens / max(self.output_tokens, 1)
+        return (
+            f"an exact cache answers {self.hits:,} of {self.requests:,} requests ({share:.1f} %) and saves "
+            f"{self.saved_tokens:,} output tokens ({tokens:.1f} %)"
+        )
+
+
+def _generated(requests: Iterable[Request], ttl_s: float) -> Iterator[Request]:
+    """Those that no earlier equal one answers. An answer is as old as its request here: one that still runs is
+    followed, too.
+    """
+    asked: dict[str, float] = {}
+    for request in requests:
+        before = asked.get(request.same_as)
+        if request.same_as and before is not None and request.at - before < ttl_s:
+            continue
+        asked[request.same_as] = request.at
+        yield request
+
+
+def _counted(requests: Iterable[Request], totals: list[int]) -> Iterator[Request]:
+    """The requests, while their number and output tokens are added to `totals`."""
+    for request in requests:
+        totals[0] += 1
+        totals[1] += request.output_tokens
+        yield request

@@ -12,7 +12,7 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,6 +27,8 @@ _OUTPUT = (
     "generatedtokens", "output_tokens", "completion_tokens", "response tokens", "output",
     "output_length",
 )  # fmt: skip
+_SAME = ("prompt_hash", "request_hash", "hash", "hash_ids")
+"""A column that is equal for equal prompts; Mooncake's `hash_ids` are those of a prompt's blocks."""
 _DELIMITERS = ",;\t|"
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 _NOT_TEXT = {
@@ -74,7 +76,11 @@ def read_trace(trace: Trace) -> Iterator[Request]:
         for request in _thinned(trace):
             if request.at + offset >= end:
                 return
-            yield Request(request.at + offset, request.prompt_tokens, request.output_tokens)
+            # A repetition asks for other things: what is asked again within it is what the trace has.
+            same = (
+                f"{offset:g} {request.same_as}" if offset and request.same_as else request.same_as
+            )
+            yield replace(request, at=request.at + offset, same_as=same)
         offset += span
 
 
@@ -103,10 +109,12 @@ def _thinned(trace: Trace) -> Iterator[Request]:
 def _rows(path: Path) -> Iterator[Request]:
     start: float | None = None
     before = 0.0
-    for number, (time, prompt, output) in _cells(path):
+    for number, (time, prompt, output, same) in _cells(path):
         try:
             seconds = _seconds(time)
-            request = Request(seconds, _tokens(prompt), max(1, _tokens(output)))
+            prompt_tokens = _tokens(prompt)
+            same_as = f"{same} {prompt_tokens}" if same else ""
+            request = Request(seconds, prompt_tokens, max(1, _tokens(output)), same_as)
         except (ValueError, TypeError) as error:
             raise TraceError(f"{path}:{number}: {error}") from error
         start = seconds if start is None else start
@@ -114,11 +122,15 @@ def _rows(path: Path) -> Iterator[Request]:
         if at < before:
             raise TraceError(f"{path}:{number}: time goes back by {before - at:g} s")
         before = at
-        yield Request(at, request.prompt_tokens, request.output_tokens)
+        yield replace(request, at=at)
 
 
-def _cells(path: Path) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
-    """Number of the line, and its three values as they stand there."""
+_Cells = tuple[Any, Any, Any, Any]
+"""Time, prompt tokens, output tokens, and what is equal for equal prompts (or nothing)."""
+
+
+def _cells(path: Path) -> Iterator[tuple[int, _Cells]]:
+    """Number of the line, and its values as they stand there."""
     try:
         with path.open(newline="", encoding=_encoding(path)) as file:
             before, first = _first_line(file)
@@ -157,12 +169,14 @@ def _encoding(path: Path) -> str:
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
 
 
-def _csv(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
+def _csv(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, _Cells]]:
     first = next(lines)
     delimiter = max(_DELIMITERS, key=first.count)
     rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter)
     header = [name.strip() for name in next(rows)]
     columns = [header.index(name) for name in _names(path, header)]
+    known = _same(header)
+    place = header.index(known) if known else None
     for number, row in enumerate(rows, start=2):
         if not any(cell.strip() for cell in row):
             continue  # spreadsheets end their files with such rows
@@ -171,10 +185,11 @@ def _csv(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, tuple[Any, Any
         time, prompt, output = (row[column] for column in columns)
         if delimiter == ";":  # where it parts cells, a comma parts a number
             time, prompt, output = (cell.replace(",", ".") for cell in (time, prompt, output))
-        yield number, (time, prompt, output)
+        same = row[place].strip() if place is not None and place < len(row) else ""
+        yield number, (time, prompt, output, same)
 
 
-def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
+def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, _Cells]]:
     """Mooncake's form: one object a line, its time in milliseconds."""
     names: tuple[str, str, str] | None = None
     for number, line in enumerate(lines, start=1):
@@ -184,10 +199,11 @@ def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, tuple[A
             row: Mapping[str, Any] = json.loads(line)
             names = names or _names(path, list(row))
             time, prompt, output = (row[name] for name in names)
+            known = _same(list(row))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise TraceError(f"{path}:{number}: {error}") from error
         is_ms = names[0].lower() in ("timestamp", "timestamp_ms") and isinstance(time, int | float)
-        yield number, (time / 1000 if is_ms else time, prompt, output)
+        yield number, (time / 1000 if is_ms else time, prompt, output, row[known] if known else "")
 
 
 def _names(path: Path, header: list[str]) -> tuple[str, str, str]:
@@ -203,6 +219,12 @@ def _names(path: Path, header: list[str]) -> tuple[str, str, str]:
         )
 
     return found(_TIME), found(_PROMPT), found(_OUTPUT)
+
+
+def _same(header: list[str]) -> str:
+    """The column that is equal for equal prompts; empty without one."""
+    by_word = {name.lower(): name for name in header}
+    return next((by_word[name] for name in _SAME if name in by_word), "")
 
 
 def _tokens(value: Any) -> int:

@@ -14,11 +14,14 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: when it comes (seconds from the start) and how long prompt and answer are."""
+    """One request: when it comes (seconds from the start) and how long prompt and answer are. `same_as` is equal for
+    requests that an exact cache answers alike; empty where that is not known.
+    """
 
     at: float
     prompt_tokens: int
     output_tokens: int
+    same_as: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,10 @@ class PlanOptions(WorldOptions):
     ] = None
     model: Annotated[str, typer.Option(help="The model that the patch is for.")] = Place().model
     namespace: Annotated[str, typer.Option(help="Where its objects are.")] = Place().namespace
+    cache_ttl: Annotated[
+        str,
+        typer.Option(help="Lifetime of kept answers, for a trace whose rows have a prompt_hash."),
+    ] = "1h"
 
 
 @with_options(SimulateOptions)
@@ -163,7 +167,10 @@ def plan(**given: Any) -> None:
     except (RefusedSettingsError, TraceError, BuildError) as error:
         raise UsageError(str(error)) from error
     place = Place(options.model, options.namespace)
-    _print_plan(tried, WaitTarget(settings.p95_wait_s), place)
+    chosen = _print_plan(tried, WaitTarget(settings.p95_wait_s), place)
+    ttl_s = _duration(options.cache_ttl)
+    if note := command.cache_note(settings, chosen.candidate, chosen.report.cost, ttl_s):
+        stderr.print(note)
 
 
 def black_friday(
@@ -178,7 +185,7 @@ app.command()(plan)
 app.command(name="black-friday")(black_friday)
 
 
-def _print_plan(tried: list[Tried], target: WaitTarget, place: Place) -> None:
+def _print_plan(tried: list[Tried], target: WaitTarget, place: Place) -> Tried:
     chosen = best(tried, target)
     if chosen is None:
         closest = min(tried, key=lambda one: one.report.wait_s.p95)
@@ -195,6 +202,7 @@ def _print_plan(tried: list[Tried], target: WaitTarget, place: Place) -> None:
     if text := chosen.candidate.patch_text(place):
         stderr.print("merge it into the rendered manifests: kustomize `patches: [{path: FILE}]`")
         stdout.print(text, end="")
+    return chosen
 
 
 def _duration(text: str) -> float:
