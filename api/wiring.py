@@ -134,7 +134,10 @@ def make_parts(
     archive = Archive(redis, ObjectStore(f"{settings.files_url.rstrip('/')}/{_RESULTS}"))
     store = RedisStore(redis, settings.lease, archive)
     route = make_route(settings, redis, publisher, max_unpublished=settings.max_unpublished)
-    intake = Intake(store, route, clock, settings.plans, settings.cache_rules)
+    stores = VectorStores(redis)
+    intake = Intake(
+        store, route, clock, settings.plans, settings.cache_rules, index_versions=stores.versions
+    )
     gate = LimitGate(settings, redis, store, clock)
     bodies = BodyReader(
         body_room, limit_bytes=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
@@ -159,7 +162,7 @@ def make_parts(
         drops_unsupported_tools=settings.drop_unsupported_tools,
     )
     webhook_service = _webhooks(settings, redis)
-    files, stores = FileStore(settings.files_url), VectorStores(redis)
+    files = FileStore(settings.files_url)
     authenticator = authenticator_for(settings, redis, clock)
     return Parts(
         settings=settings,

@@ -5,7 +5,7 @@ of other producers. If the process dies before it has the script's answer, the j
 Must not know HTTP.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -19,6 +19,7 @@ from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.plan import NO_PIPELINES, Pipelines, Plan, plan_for
 from eventing.job.store import JobIntake, NewJob, Publication
 from eventing.store.job_record import fresh
+from eventing.store.vector_store.query import RETRIEVE_STEP
 from eventing.telemetry import trace
 
 _RESPONSES: Final = "torpor.response"
@@ -39,6 +40,10 @@ class Route(Protocol):
         """Called once the store has the job."""
 
 
+IndexVersions = Callable[[str, Sequence[str]], Awaitable[Mapping[str, str] | None]]
+"""Gives the versions of a tenant's vector stores; None where one is not there."""
+
+
 class Intake:
     """Submits jobs, and makes their plans; the store and the route belong to the caller."""
 
@@ -49,12 +54,14 @@ class Intake:
         clock: Clock | None = None,
         pipelines: Pipelines = NO_PIPELINES,
         cache_rules: CacheRules | None = None,
+        index_versions: IndexVersions | None = None,
     ) -> None:
         self._store = store
         self._route = route
         self._clock = clock or SystemClock()
         self._pipelines = pipelines
         self._cache_rules = cache_rules or {}
+        self._index_versions = index_versions
 
     async def submit(self, new: NewJob, event: Event | None = None) -> tuple[Job, bool]:
         """As `JobIntake.submit`, and publish the job's event: `event`, if the job was requested by one. Raises
@@ -65,7 +72,7 @@ class Intake:
             for step in new.own_steps:
                 plan = (plan or Plan(steps=())).with_step(step)
             new = replace(new, plan=plan)
-        new = self._asking(new)
+        new = await self._asking(new)
         # An event of ours carries this host's time; the record's is not known yet.
         made = planned_event(event, new.plan) if event else None
         event = made or request_event(fresh(new, self._clock.wall_ms()))
@@ -76,7 +83,7 @@ class Intake:
             self._route.recorded(job.id, event)
         return job, is_new
 
-    def _asking(self, new: NewJob) -> NewJob:
+    async def _asking(self, new: NewJob) -> NewJob:
         """The job with what is asked of the exact cache for it. Raises `NotCached` for one that only a kept answer can
         serve, and that asks for none.
         """
@@ -91,12 +98,22 @@ class Intake:
                 plan=new.plan,
                 kind=_RESPONSES if _RESPONSES in new.metadata else "",
                 has_context=new.turn is not None,
+                index_versions=await self._versions_for(new),
             )
         if not new.only_kept:
             return replace(new, cache=ask) if ask else new
         if ask is None or not ask.key:
             raise NotCached("no answer is kept for this request")
         return replace(new, cache=replace(ask, only_if_cached=True))
+
+    async def _versions_for(self, new: NewJob) -> Mapping[str, str] | None:
+        """The versions of the vector stores that the plan searches; None for a plan that searches none, or for stores
+        that are not there.
+        """
+        step = new.plan.step(RETRIEVE_STEP) if new.plan else None
+        if step is None or self._index_versions is None:
+            return None
+        return await self._index_versions(new.tenant, step.settings.get("vector_store_ids", ()))
 
     async def promote(self, follower: Job, followers: Followers) -> bool:
         """Queue a follower whose leader ended without an answer, and publish its event."""

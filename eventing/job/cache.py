@@ -21,8 +21,8 @@ from eventing.known_fields import known_fields
 DEFAULT_TTL_S: Final = 3600
 LONGEST_TTL_S: Final = 24 * 3600
 _RULE_FIELDS: Final = frozenset({"ttl_s", "sampled", "tools"})
-_CONTEXT_STEPS: Final = frozenset({"memory", "retrieve"})
-"""Steps that add to the request what its body does not show."""
+_MEMORY: Final = "memory"
+_RETRIEVE: Final = "retrieve"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,23 +156,34 @@ def cache_ask(
     plan: Plan | None = None,
     kind: str = "",
     has_context: bool = False,
+    index_versions: Mapping[str, str] | None = None,
 ) -> CacheAsk | None:
     """What is asked of the cache for a call; None when neither the model's rule nor the caller asks for anything.
 
     `kind` tells calls of different APIs apart that run as the same job; `has_context` is true for a turn of a
-    conversation.
+    conversation. `index_versions` are those of the vector stores whose passages a plan adds; an answer made of them is
+    not kept where they are not known.
     """
     if control.no_store:
         return CacheAsk(reason="no-store", only_if_cached=control.only_if_cached)
     if rule is None and not control.opts_in:
         return None
-    is_alone = not has_context and not (plan and not _CONTEXT_STEPS.isdisjoint(plan.names))
+    adding = set(plan.names) & {_MEMORY, _RETRIEVE} if plan else set()
+    is_known = adding <= {_RETRIEVE} and (not adding or index_versions is not None)
+    is_alone = not has_context and is_known
     if reason := _unfit(url, body, rule, control) if is_alone else "context":
         return CacheAsk(reason=reason, only_if_cached=control.only_if_cached)
     version = plan.version if plan else ""
     ttl_s = rule.ttl_s if rule else max(DEFAULT_TTL_S, control.max_age_s or 0)
     return CacheAsk(
-        key=cache_key(url, body, tenant=tenant, plan_version=version, kind=kind),
+        key=cache_key(
+            url,
+            body,
+            tenant=tenant,
+            plan_version=version,
+            kind=kind,
+            index_versions=index_versions,
+        ),
         ttl_s=min(ttl_s, LONGEST_TTL_S),
         max_age_s=LONGEST_TTL_S if control.max_age_s is None else control.max_age_s,
         reads=not control.no_cache and control.max_age_s != 0,

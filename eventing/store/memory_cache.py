@@ -123,6 +123,7 @@ class MemoryAnswers:
             usage=usage,
             result=served_again(job.id, given.result, usage, job.created_ms, use),
             cache=use,
+            pipeline=given.pipeline,
         )
         record.expires_ms = now + self._settings.retention_s * 1000
         if not has_stream:

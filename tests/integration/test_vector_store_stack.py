@@ -1,6 +1,8 @@
 """Vector stores in a whole stack, from zero: the official client, the packaged embedder, the seeded engine."""
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -102,3 +104,33 @@ def test_a_streamed_response_tells_of_its_search(client: OpenAI, store_id: str) 
     last = events[-1]
     assert last.type in ("response.completed", "response.incomplete")
     assert [item.type for item in last.response.output] == ["file_search_call", "message"]
+
+
+def test_the_same_question_again_is_a_hit_until_the_files_change(client: OpenAI) -> None:
+    store = client.vector_stores.create()
+    files = client.vector_stores.files
+    file = ("handbook.md", HANDBOOK.encode())
+    files.upload_and_poll(vector_store_id=store.id, file=file, poll_interval_ms=100)
+
+    def ask() -> tuple[str, dict[str, Any]]:
+        raw = client.responses.with_raw_response.create(
+            model=MODEL,
+            input="How many days of leave?",
+            tools=[{"type": "file_search", "vector_store_ids": [store.id]}],
+            include=["file_search_call.results"],
+            max_output_tokens=10,
+            temperature=0,
+            extra_headers={"Cache-Control": "max-age=3600"},
+        )
+        answer: dict[str, Any] = json.loads(raw.text)
+        return raw.headers.get("cache-status", ""), answer
+
+    first, again = ask(), ask()
+    assert "hit" not in first[0]
+    assert "; hit" in again[0]
+    assert again[1]["output"][1]["content"] == first[1]["output"][1]["content"]
+    assert again[1]["output"][0]["results"] == first[1]["output"][0]["results"] != []
+
+    more = ("astronomy.md", ASTRONOMY.encode())
+    files.upload_and_poll(vector_store_id=store.id, file=more, poll_interval_ms=100)
+    assert "hit" not in ask()[0]

@@ -323,11 +323,12 @@ local NO_USAGE = '{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
 -- End a job with the answer of another that ended, of the same request. `use` is the start of what it says of the cache, as JSON, to
 -- which the usage that was saved is added. A stream of tokens that were started over, which no reader of this job saw, is left out.
 local function end_with(key, job, from, state, now, retention_s, use, is_seen)
-  local got = redis.call('HMGET', from, 'result', 'object', 'usage', 'token_count', 'restarts')
+  local got = redis.call('HMGET', from, 'result', 'object', 'usage', 'token_count', 'restarts', 'pipeline')
   local fields = {'cache', use .. ',"saved_usage":' .. (got[3] or 'null') .. '}'}
   local function add(name, value) fields[#fields + 1], fields[#fields + 2] = name, value end
   if got[1] then add('result', got[1]) end
   if got[3] then add('usage', NO_USAGE) end
+  if got[6] and got[6] ~= '' then add('pipeline', got[6]) end -- what its answer cites was found by these steps
   if got[2] then
     add('object', got[2])
     redis.call('ZADD', UNARCHIVED, now, string.match(key, '{(.*)}')) -- it gets an object of its own

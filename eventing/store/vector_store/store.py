@@ -5,7 +5,7 @@ record says, and the api's sweep sends an event for each note that is due. Must 
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import orjson
@@ -67,6 +67,12 @@ class VectorStores:
         known = [store_id for store_id in store_ids if is_store_id(store_id)]
         rows = await self._hashes([keys.vector_store(store_id) for store_id in known])
         return [parse_store(id_, row) for id_, row in zip(known, rows, strict=True) if row]
+
+    async def versions(self, tenant: str, store_ids: Sequence[str]) -> Mapping[str, str] | None:
+        """The version of each of these vector stores; None when one is not the tenant's."""
+        found = await self.read([str(store_id) for store_id in store_ids])
+        mine = {store.id: str(store.version) for store in found if store.tenant == tenant}
+        return mine if len(mine) == len(set(store_ids)) else None
 
     async def ids(self, tenant: str) -> list[str]:
         """The tenant's vector stores, oldest first."""
