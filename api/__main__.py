@@ -99,7 +99,7 @@ def build(settings: ApiSettings) -> tuple[FastAPI, Shutdown]:
 
 
 def _say_what_is_open(settings: ApiSettings) -> None:
-    if not settings.models:
+    if not settings.cards:
         _log.warning("no model: every job will be refused", action="start")
     if said := anonymous_access_warning(settings):
         _log.warning(said, action="start")

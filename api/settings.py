@@ -5,13 +5,14 @@ Called by `api.__main__` and by tests, which pass fields as arguments.
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from api.webhook.schedule import SCHEDULE_S
 from eventing.job.capability import Capability
+from eventing.job.plan import EMBED_STEP
 from eventing.process.egress import allow_list
 from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token
 from eventing.settings import BrokerClientSettings
@@ -41,6 +42,10 @@ class ModelCard(BaseModel):
     """What it can: `generate`, `embed`, `image`, `audio`, `video`, `tools`. A call that asks for something else is
     refused when it is submitted; where none are listed, the engine judges.
     """
+
+
+EMBEDDER_CONTEXT: Final = 256
+"""Tokens that the packaged embedding model reads of a text."""
 
 
 class TenantLimits(BaseModel):
@@ -157,6 +162,17 @@ class ApiSettings(BrokerClientSettings):
     """GPUs of one predictor."""
     log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
+
+    @property
+    def cards(self) -> tuple[ModelCard, ...]:
+        """The models that are served: those listed, and those whose plan answers embeddings without a predictor."""
+        listed = {card.name for card in self.models}
+        embedders = [
+            ModelCard(name=name, context_tokens=EMBEDDER_CONTEXT, capabilities={Capability.EMBED})
+            for name, plan in self.plans.items()
+            if plan.step(EMBED_STEP) and name not in listed
+        ]
+        return (*self.models, *embedders)
 
     @property
     def price(self) -> Price:

@@ -151,7 +151,7 @@ def make_parts(
         store_timeout_s=settings.store_timeout_s,
     )
     submission = SubmitDeps(
-        catalog=Catalog(settings.models),
+        catalog=Catalog(settings.cards),
         intake=intake,
         admission=gate,
         limiter=ConcurrencyLimiter(),
@@ -383,7 +383,7 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
 def _listeners(parts: Parts) -> tuple[EndListener, ...]:
     """The listeners for ended jobs."""
     return (
-        JobMetrics([card.name for card in parts.settings.models], parts.ledger),
+        JobMetrics([card.name for card in parts.settings.cards], parts.ledger),
         parts.gate,
         parts.followers,
         WebhookListener(parts.webhooks.store, parts.webhooks.sender.wake),

@@ -7,6 +7,7 @@ index) it loads at its first call.
 from collections.abc import Awaitable, Callable, Mapping
 
 from eventing.cloudevent.event import Event
+from eventing.job.plan import EMBED_STEP
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.store import Conversations
 from eventing.store.file_store import FileStore
@@ -15,6 +16,7 @@ from eventing.store.vector_store.note import WORK_TYPES
 from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
 from eventing.store.vector_store.store import VectorStores
 from eventing.store.vector_store.text_object import FOLDER as TEXTS
+from steps.embedding.make import embed
 from steps.handler import Handler
 from steps.memory.memory import Memory
 from steps.memory.recall import Recall
@@ -44,6 +46,7 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
     conversations = Conversations(parts.redis)
     return {
         "no-op": no_op,
+        EMBED_STEP: embed(parts),
         "semantic-cache": semantic_cache(parts),
         MEMORY: Memory(conversations, Recall(conversations, parts.embedder)),
         SEARCH_STEP: SearchStep(search),

@@ -62,7 +62,7 @@ class LimitGate:
         self._flight = InFlightJobs(redis)
         self._queues = QueueView(redis)
         self._clock = clock
-        self._context_tokens = {card.name: card.context_tokens for card in settings.models}
+        self._context_tokens = {card.name: card.context_tokens for card in settings.cards}
         self._depths: dict[str, tuple[float, Depth]] = {}
         self._asking = asyncio.Lock()
         self._batch_turn = asyncio.Lock()

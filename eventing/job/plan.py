@@ -22,6 +22,8 @@ from eventing.known_fields import known_fields, known_value
 
 STEP_ORDER: Final = ("moderate-input", "memory", "semantic-cache", "retrieve", "route")
 """The order of the steps that Torpor knows; each may be absent, and a step of another name may stand anywhere."""
+EMBED_STEP: Final = "embed"
+"""Answers embeddings: a model whose plan has it is served by the steps alone."""
 MOST_STEPS: Final = 16
 _NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?\Z")
 _STEP_FIELDS: Final = frozenset({"step", "settings", "on_failure", "timeout_ms", "skippable"})

@@ -22,6 +22,8 @@ DIM: Final = 384
 MAX_PIECES: Final = 256
 REVISION: Final = f"all-MiniLM-L6-v2-int8@{MODEL.sha256[:12]}"
 _BATCH: Final = 16
+_FRAME: Final = 2
+"""Pieces that open and close every text."""
 
 
 class PackagedEmbedder:
@@ -49,11 +51,9 @@ class PackagedEmbedder:
         return found
 
     async def count_pieces(self, texts: Sequence[str]) -> list[int]:
-        """Word pieces of each text as the model reads it: what OpenAI's `usage.prompt_tokens` counts."""
+        """Word pieces of each text, also those that the model does not read any more."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._worker, lambda: [len(found.ids) for found in self._encode(list(texts))]
-        )
+        return await loop.run_in_executor(self._worker, self._count, list(texts))
 
     async def aclose(self) -> None:
         """End the thread; a batch that runs is let end."""
@@ -73,6 +73,12 @@ class PackagedEmbedder:
             0
         ]
         return pool(states, mask)
+
+    def _count(self, texts: list[str]) -> list[int]:
+        return [
+            len(found.ids) + sum(len(each.ids) - _FRAME for each in found.overflowing)
+            for found in self._encode(texts)
+        ]
 
     def _encode(self, texts: list[str]) -> "list[Encoding]":
         tokenizer = self._tokenizer or self._load()

@@ -4,18 +4,23 @@ from eventing.live.ended import EndedConsumer
 from steps.handler import Handler
 from steps.parts import Parts
 from steps.semantic_cache.entries import SemanticEntries
-from steps.semantic_cache.settings import NAME
+from steps.semantic_cache.settings import NAME, parse_settings
 from steps.semantic_cache.step import SemanticCacheStep
 from steps.semantic_cache.verifier import Verifier
 from steps.semantic_cache.writer import SemanticCacheWriter
 
 
 def semantic_cache(parts: Parts) -> Handler:
-    """The handler; its writer runs beside it where a plan has the step."""
+    """The handler; its writer runs beside it where a plan has the step. Raises `BadRequest` for a plan with settings
+    that are none.
+    """
+    plans = [plan.step(NAME) for plan in parts.settings.plans.values()]
+    for planned in filter(None, plans):
+        parse_settings(planned.settings)
     entries = SemanticEntries(parts.redis)
     verifier = Verifier(parts.settings.verifier_token.get_secret_value())
     parts.at_end.append(verifier.aclose)
-    if any(plan.step(NAME) for plan in parts.settings.plans.values()):
+    if any(plans):
         writer = SemanticCacheWriter(entries=entries, store=parts.store, embedder=parts.embedder)
         consumer = EndedConsumer(parts.redis, parts.store, [writer], group=NAME)
         parts.background.append(consumer.run)

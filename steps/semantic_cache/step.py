@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from eventing.clock import Clock
-from eventing.errors import Unavailable
+from eventing.errors import InvalidJob, Unavailable
 from eventing.job.cache import (
     CacheControl,
     CacheKind,
@@ -70,8 +70,11 @@ class SemanticCacheStep:
         self._clock = clock
 
     async def __call__(self, call: StepCall) -> StepOutcome:
-        """Answer the job, or say what was found. Raises `InvalidJob` for settings that are none."""
-        settings = parse_settings(call.settings)
+        """Answer the job, or say what was found."""
+        try:
+            settings = parse_settings(call.settings)
+        except InvalidJob as error:  # of a plan that an earlier process made
+            return self._skipped(error.message[:200])
         control = parse_cache_control(call.job.cache_control)
         reason = unfit(call.job, settings, control)
         if call.job.prepared is not None:

@@ -66,10 +66,11 @@ def content(answer: httpx.Response) -> Any:
 def test_the_same_question_in_other_words_wakes_no_predictor_and_can_be_taken_back(
     stack: LocalStack,
 ) -> None:
-    first = ask(stack, ONE)
+    first = until_hit(stack, ONE)
 
-    hit = until_hit(stack, SAME)
+    hit = ask(stack, SAME)
 
+    assert "detail=semantic" in hit.headers["cache-status"]
     assert content(hit) == content(first)
     assert hit.json()["usage"]["total_tokens"] == 0
     assert hit.json()["id"] != first.json()["id"]

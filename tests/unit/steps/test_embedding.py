@@ -58,7 +58,7 @@ async def test_a_long_text_is_read_up_to_256_word_pieces(packaged: PackagedEmbed
     said = await packaged.embed([start + "cat " * 900, start])
 
     assert (said[0] == said[1]).all()
-    assert await packaged.count_pieces([start + "cat", "one two"]) == [256, 4]
+    assert await packaged.count_pieces([start + "cat", "one two"]) == [257, 4]
 
 
 async def test_the_loop_runs_on_while_a_long_list_is_embedded(packaged: PackagedEmbedder) -> None:
