@@ -16,7 +16,7 @@ from eventing.store.vector_store.note import WORK_TYPES
 from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
 from eventing.store.vector_store.store import VectorStores
 from eventing.store.vector_store.text_object import FOLDER as TEXTS
-from steps.embedding.make import embed
+from steps.embed.make import embed
 from steps.handler import Handler
 from steps.memory.memory import Memory
 from steps.memory.recall import Recall

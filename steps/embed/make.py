@@ -1,7 +1,7 @@
 """Makes the step `embed` of the parts of a process."""
 
+from steps.embed.step import EmbedStep
 from steps.embedding.packaged import PackagedEmbedder
-from steps.embedding.step import EmbedStep
 from steps.handler import Handler
 from steps.parts import Parts
 

@@ -1,0 +1,1 @@
+"""The step that answers `/v1/embeddings` by itself."""
