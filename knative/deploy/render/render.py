@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from knative.deploy.render.tree import files
+from knative.deploy.render import chart, tree
 from knative.deploy.values import Values
 
-OWNED = ("base", "components", "overlays", "cluster")  # folders that hold nothing by hand
+OWNED = ("base", "components", "overlays", "cluster", "chart")  # folders that hold nothing by hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +22,18 @@ class Difference:
     kind: str
 
 
+def _files(values: Values) -> dict[str, str]:
+    return tree.files(values) | chart.files(values)
+
+
 def differences(folder: Path, values: Values) -> list[Difference]:
     """Give every file that differs from the render of the values."""
-    wanted = files(values)
+    wanted = _files(values)
     present = {
         str(path.relative_to(folder)): path
         for owned in OWNED
-        for path in (folder / owned).rglob("*.yaml")
+        for path in (folder / owned).rglob("*")
+        if path.is_file()
     }
     found = [Difference(path, "stale") for path in present if path not in wanted]
     for path, text in wanted.items():
@@ -42,7 +47,7 @@ def differences(folder: Path, values: Values) -> list[Difference]:
 def write(folder: Path, values: Values) -> list[Difference]:
     """Make the folder equal to the render; give what was changed. Safe to run again half-way."""
     found = differences(folder, values)
-    wanted = files(values)
+    wanted = _files(values)
     for difference in found:
         path = folder / difference.path
         if difference.kind == "stale":

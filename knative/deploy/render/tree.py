@@ -62,11 +62,21 @@ def files(values: Values) -> dict[str, str]:
 
 def built(name: str, values: Values) -> list[Resource]:
     """Give an overlay's objects as kustomize builds them, all but the hashes of ConfigMaps."""
+    return _assembled(name, values, _small_patches(name, values))
+
+
+def finished(name: str, values: Values) -> list[Resource]:
+    """Give an overlay's objects as kustomize builds them."""
+    patches = [*_small_patches(name, values), *_hash_patches(built(name, values))]
+    return _assembled(name, values, patches)
+
+
+def _assembled(name: str, values: Values, patches: Sequence[Resource]) -> list[Resource]:
     times = derive(values)
     return overlay.assemble(
         (resource for listed in _base(values, times).values() for resource in listed),
         (COMPONENTS[component](values, times) for component in OVERLAYS[name]),
-        _small_patches(name, values),
+        patches,
     )
 
 
