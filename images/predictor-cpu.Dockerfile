@@ -1,7 +1,9 @@
 # syntax=docker/dockerfile:1.7
 # The predictor without a GPU, to try Torpor on a small cluster. Build from the repository's root:
 # docker build -f images/predictor-cpu.Dockerfile .
-FROM docker.io/library/python:3.11.14-slim-bookworm AS build
+# Where the base comes from: a mirror of your own by --build-arg REGISTRY=mirror.example.com
+ARG REGISTRY=docker.io
+FROM ${REGISTRY}/library/python:3.11.14-slim-bookworm AS build
 WORKDIR /src
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # CPU torch first, from PyTorch's own index: PyPI has CUDA builds only. Empty: as pip is configured.
@@ -38,7 +40,7 @@ COPY steps steps
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
     /opt/torpor/bin/pip install --no-deps --force-reinstall .
 
-FROM docker.io/library/python:3.11.14-slim-bookworm
+FROM ${REGISTRY}/library/python:3.11.14-slim-bookworm
 # libgomp: OpenMP of torch; libnuma: vLLM binds its threads to a memory node. g++: torch.compile
 # hadolint ignore=DL3008
 RUN apt-get update \

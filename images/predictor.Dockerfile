@@ -1,8 +1,10 @@
 # syntax=docker/dockerfile:1.7
 # The predictor on NVIDIA GPUs, on vLLM's own image (CUDA, torch and vLLM as vLLM tested them).
 # Build from the repository's root: docker build -f images/predictor.Dockerfile .
+# Where the base comes from: a mirror of your own by --build-arg REGISTRY=mirror.example.com
+ARG REGISTRY=docker.io
 ARG VLLM_VERSION=v0.32.0
-FROM docker.io/vllm/vllm-openai:${VLLM_VERSION}
+FROM ${REGISTRY}/vllm/vllm-openai:${VLLM_VERSION}
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY eventing eventing

@@ -8,10 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from knative.deploy.render import chart, tree
+from knative.deploy.render import chart, compose, tree
 from knative.deploy.values import Values
 
-OWNED = ("base", "components", "overlays", "cluster", "chart")  # folders that hold nothing by hand
+OWNED = (
+    "base",
+    "components",
+    "overlays",
+    "cluster",
+    "chart",
+    "compose",
+)  # folders that hold nothing by hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +30,7 @@ class Difference:
 
 
 def _files(values: Values) -> dict[str, str]:
-    return tree.files(values) | chart.files(values)
+    return tree.files(values) | chart.files(values) | compose.files(values)
 
 
 def differences(folder: Path, values: Values) -> list[Difference]:

@@ -1,0 +1,148 @@
+"""The compose file: the containers of the overlay `queue-cpu` on one machine with a container engine.
+
+Called by `render`. Pure. Images, arguments, settings and triggers are those of the pods. What is different follows
+from what compose has not: the predictor stays (nothing scales to zero), secrets are variables of an `.env` file, keys
+lie in Redis, and the weights are a folder of this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from knative.deploy.emit import Resource, because, document
+from knative.deploy.render import parts
+from knative.deploy.render.tree import HEADER, finished
+from knative.deploy.values import Values
+
+OVERLAY: Final = "queue-cpu"
+_REDIS_URL: Final = "redis://redis:6379/0"
+_TOKEN: Final = "${TORPOR_DELIVERY_TOKEN:?a random text of 24 characters or more, in .env}"  # noqa: S105 (a variable)
+_SECRETS: Final = {("torpor-redis", "url"): _REDIS_URL, ("torpor-internal", "token"): _TOKEN}
+_TRIGGERS: Final = "/etc/torpor/triggers/triggers.yaml"
+_HARDENED: Final[Resource] = {
+    "restart": "unless-stopped",
+    "read_only": True,
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges:true"],
+    "tmpfs": ["/tmp"],  # noqa: S108 (of the container)
+}
+
+
+def files(values: Values) -> dict[str, str]:
+    """The compose file by its path under manifests/."""
+    return {"compose/compose.yaml": document(_project(values), header=HEADER)}
+
+
+def _project(values: Values) -> Resource:
+    objects = finished(OVERLAY, values)
+    settings = _config(objects, "torpor-settings")
+    services: dict[str, Any] = {"redis": _redis(objects)}
+    services |= {
+        "api": _api(objects, settings, values),
+        "broker": _service(_box(objects, "Deployment", parts.BROKER), settings)
+        | _known_as(parts.BROKER, values),
+    }
+    for each in values.each():
+        services |= _predictor(objects, settings, each.model.name)
+    return {
+        "name": "torpor",
+        "services": services,
+        "configs": {
+            "triggers": {"content": _config(objects, "torpor-triggers")["triggers.yaml"]},
+            "valkey": {"content": _valkey(objects)},
+        },
+        "volumes": {"redis": {}, "files": {}},
+    }
+
+
+def _redis(objects: Sequence[Resource]) -> Resource:
+    box = _box(objects, "StatefulSet", "torpor-redis")
+    return {
+        "image": box["image"],
+        "command": box["command"],
+        "restart": "unless-stopped",
+        "stop_grace_period": f"{box['grace_s']}s",
+        "configs": [{"source": "valkey", "target": "/etc/valkey/valkey.conf"}],
+        "volumes": ["redis:/data"],
+    }
+
+
+def _valkey(objects: Sequence[Resource]) -> str:
+    """The store's settings without the users of a Secret; only this project's network reaches it."""
+    text = str(_config(objects, "torpor-redis")["valkey.conf"])
+    kept = [line for line in text.splitlines() if not line.startswith(("aclfile", "# Users"))]
+    return "\n".join([*kept, "protected-mode no", ""])
+
+
+def _api(objects: Sequence[Resource], settings: Mapping[str, str], values: Values) -> Resource:
+    box = _box(objects, "Deployment", parts.API)
+    service = _service(box, settings)
+    service["environment"] |= {
+        "TORPOR_KEYS_SOURCE": because("redis", "docker compose exec api torpor keys create NAME"),
+        "TORPOR_PUBLIC_URL": "http://127.0.0.1:8000",
+    }
+    more = {"ports": ["127.0.0.1:8000:8000"], "volumes": ["files:/var/lib/torpor"]}
+    return service | more | _known_as(parts.API, values)
+
+
+def _known_as(name: str, values: Values) -> Resource:
+    """The name by which settings and triggers know it in a cluster."""
+    alias = f"{name}.{values.namespace}.svc.cluster.local"
+    return {"networks": {"default": {"aliases": [alias]}}}
+
+
+def _predictor(
+    objects: Sequence[Resource], settings: Mapping[str, str], model: str
+) -> dict[str, Resource]:
+    engine = _service(_box(objects, "InferenceService", model), settings)
+    del engine["environment"]["STORAGE_URI"]
+    engine |= {
+        "volumes": [
+            because(f"./models/{model}:/mnt/models:ro", "config.json, tokenizer and weights.")
+        ],
+        "tmpfs": ["/tmp", "/var/cache/torpor:uid=10001,gid=10001"],  # noqa: S108
+        "shm_size": "4gb",
+    }
+    pump = _service(_box(objects, "InferenceService", model, "pump"), settings)
+    pump["network_mode"] = because(f"service:{model}", "Beside its engine, as in the pod.")
+    pump["depends_on"] = ["redis", model]
+    return {model: engine, f"{model}-pump": pump}
+
+
+def _service(box: Resource, settings: Mapping[str, str]) -> Resource:
+    service: Resource = {"image": box["image"]}
+    if arguments := box.get("args"):
+        service["command"] = list(arguments)
+    own = {each["name"]: _value(each) for each in box["env"]}
+    service["environment"] = {**settings, **own}
+    service |= _HARDENED | {"stop_grace_period": f"{box['grace_s']}s"}
+    if any(value == _TRIGGERS for value in own.values()):
+        service["configs"] = [{"source": "triggers", "target": _TRIGGERS}]
+    service["depends_on"] = ["redis"]
+    return service
+
+
+def _value(entry: Resource) -> str:
+    if "value" in entry:
+        return str(entry["value"])
+    secret = entry["valueFrom"]["secretKeyRef"]
+    return _SECRETS[(secret["name"], secret["key"])]
+
+
+def _config(objects: Sequence[Resource], name: str) -> Mapping[str, str]:
+    data: Mapping[str, str] = _one(objects, "ConfigMap", name)["data"]
+    return data
+
+
+def _box(objects: Sequence[Resource], kind: str, name: str, box: str = "") -> Resource:
+    """A container of an object, with its pod's grace; the first, if none is named."""
+    spec = _one(objects, kind, name)["spec"]
+    pod = spec["predictor" if kind == "InferenceService" else "template"]
+    pod = pod.get("spec", pod)
+    found: Iterator[Resource] = (e for e in pod["containers"] if not box or e["name"] == box)
+    return {**next(found), "grace_s": pod.get("terminationGracePeriodSeconds", 30)}
+
+
+def _one(objects: Sequence[Resource], kind: str, name: str) -> Resource:
+    return next(o for o in objects if (o["kind"], o["metadata"]["name"]) == (kind, name))
