@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from knative.deploy.render.chart import IMAGES, files
+from knative.deploy.package.chart import IMAGES, files
 from knative.deploy.render.tree import OVERLAYS, finished
 from knative.deploy.values import ImageValues, Values
 from tests.manifests.conftest import ROOT

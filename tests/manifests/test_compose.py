@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from eventing.broker.trigger import load_triggers
-from knative.deploy.render.compose import files
+from knative.deploy.package.compose import files
 from knative.deploy.values import MoreModel, Values
 
 PROJECT: dict[str, Any] = yaml.safe_load(files(Values())["compose/compose.yaml"])

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from knative.deploy.render import chart, compose, tree
+from knative.deploy.package import chart, compose
+from knative.deploy.render import tree
 from knative.deploy.values import Values
 
 OWNED = (

@@ -1,0 +1,1 @@
+"""Other forms of the rendered objects: a Helm chart, a compose file."""
