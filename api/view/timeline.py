@@ -11,6 +11,7 @@ from yarl import URL
 
 from api.http.described import described
 from api.webhook.webhook import JOB_WEBHOOK, WebhookDelivery
+from eventing.job.cache import CacheKind
 from eventing.job.job import Job
 from eventing.replica import Replica
 
@@ -25,12 +26,16 @@ class StepView(_Try):
     """A step; which of the later fields there are is a matter of its kind."""
 
     step: str
-    """accepted, queued, step, waking, attempt, tokens, delivery, or the state it ended in"""
+    """accepted, cache, queued, step, waking, attempt, tokens, delivery, or the state it ended in"""
     at_ms: int
     duration_ms: int | None
     """Until now for a running step; null for a step without duration"""
     phase: NotRequired[str]
     """Of waking"""
+    kind: NotRequired[str]
+    """Of a hit of the cache, whose `outcome` is its status"""
+    source_job: NotRequired[str]
+    """The job that gave, or gives, the answer of a hit"""
     name: NotRequired[str]
     """Of a step before the predictor; `outcome` is its status"""
     attempt: NotRequired[int]
@@ -78,7 +83,9 @@ def timeline(
     shown = sorted(deliveries, key=lambda delivery: delivery.created_ms)
     first_ms = job.started_ms or job.finished_ms
     steps: list[Step] = [{"step": "accepted", "at_ms": job.created_ms, "duration_ms": None}]
-    steps.append(_span("queued", job.created_ms, first_ms, now_ms))
+    steps += _cache(job)
+    if job.cache is None or job.cache.kind is not CacheKind.EXACT:
+        steps.append(_span("queued", job.created_ms, first_ms, now_ms))
     steps += _pipeline(job, now_ms)
     steps += kept or waking_steps(job, replicas, now_ms)
     steps += _attempts(job, now_ms)
@@ -92,6 +99,18 @@ def timeline(
         and bool(shown or JOB_WEBHOOK not in job.metadata)
         and all(delivery.tries or delivery.state.is_settled for delivery in shown),
     }
+
+
+def _cache(job: Job) -> Iterator[Step]:
+    """How the cache served the job, when it was asked."""
+    use = job.cache
+    if use is None:
+        return
+    step: Step = {"step": "cache", "at_ms": job.created_ms, "duration_ms": None}
+    step["outcome"] = str(use.status)
+    if use.kind is not None:
+        step |= {"kind": str(use.kind), "source_job": use.source_job}
+    yield step
 
 
 def _span(step: str, start_ms: int, end_ms: int, now_ms: int, **more: Any) -> Step:

@@ -15,6 +15,7 @@ function detailWords(detail) {
 function stepWords(step) {
   switch (step.step) {
     case "step": return `step ${step.name}: ${words(step.outcome)}${detailWords(step.detail)}`;
+    case "cache": return `cache: ${words(step.outcome)}${step.kind ? `, ${step.kind}, of ${step.source_job}` : ""}`;
     case "waking": return `waking: ${step.phase}`;
     case "attempt":
       return `attempt ${step.attempt}: ${step.outcome ?? "running"}`

@@ -8,6 +8,7 @@ import pytest
 from api.view.timeline import timeline
 from api.webhook.schedule import TryVerdict
 from api.webhook.webhook import JOB_WEBHOOK, Try, WebhookDelivery
+from eventing.job.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
 from eventing.replica import Replica
 
@@ -130,3 +131,18 @@ def test_a_delivery_that_is_tried_again_for_days_is_not_waited_for() -> None:
     again = replace(DELIVERY, state=TryVerdict.PENDING, log=(replace(SENT, status=500, next_ms=1),))
 
     assert timeline(ENDED, [], [again], 9000)["is_whole"]
+
+
+def test_a_job_that_was_answered_from_the_cache_says_by_which_job_and_was_never_queued() -> None:
+    use = CacheUse(status=CacheStatus.HIT, kind=CacheKind.EXACT, source_job="job_1")
+    steps = timeline(replace(ENDED, cache=use, history=()), [], [], 9000)["steps"]
+    assert [step["step"] for step in steps][:2] == ["accepted", "cache"]
+    assert (steps[1]["outcome"], steps[1]["kind"], steps[1]["source_job"]) == (
+        "hit",
+        "exact",
+        "job_1",
+    )
+    assert "queued" not in [step["step"] for step in steps]
+    missed = replace(ENDED, cache=CacheUse(status=CacheStatus.MISS, key="cache_1"))
+    names = [step["step"] for step in timeline(missed, [], [], 9000)["steps"]]
+    assert names[:3] == ["accepted", "cache", "queued"]

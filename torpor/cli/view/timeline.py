@@ -50,6 +50,8 @@ def _long(step: dict[str, Any]) -> str:
 
 def _words(step: dict[str, Any]) -> str:
     match step["step"]:
+        case "cache":
+            return " ".join(["cache:", str(step["outcome"]), *filter(None, [step.get("kind")])])
         case "waking":
             return f"waking: {step['phase']}"
         case "step":
