@@ -14,7 +14,6 @@ from itertools import islice
 from typing import Final
 
 import orjson
-from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from eventing.broker.queue import QueueView
@@ -22,6 +21,7 @@ from eventing.cloudevent.event import from_record
 from eventing.job.job import Lane, job_id_of_identity
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
+from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.replica import ReplicaDirectory
 from knative.external_scaler.scaler import Finished, QueueSnapshot, WaitingJob
 
@@ -52,7 +52,7 @@ class QueueSource:
     large events, costs time and not memory; what a read that timed out has learnt is kept.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: SharedRedis) -> None:
         self._redis = redis
         self._view = QueueView(redis)
         self._replicas = ReplicaDirectory(redis)

@@ -20,6 +20,7 @@ from eventing.cloudevent.event import Event
 from eventing.errors import StoreUnavailable
 from eventing.job.job import API_SOURCE, Lane, new_job_id
 from eventing.redis import keys
+from eventing.redis.connection import connect
 from eventing.replica import ReplicaDirectory
 from knative.deploy.first_secrets import SCALER_MAY
 from knative.external_scaler import protocol
@@ -99,7 +100,7 @@ async def scaler_user(redis: Redis, may: str) -> AsyncIterator[Redis]:
     rules = ["reset", "on", ">pw", "resetchannels", "%R~torpor:*", "-@all", *may.split()]
     await redis.execute_command("ACL", "SETUSER", "scaler", *rules)
     address = redis.connection_pool.connection_kwargs
-    client = Redis(host=address["host"], port=address["port"], username="scaler", password="pw")
+    client = connect(f"redis://scaler:pw@{address['host']}:{address['port']}")
     try:
         yield client
     finally:

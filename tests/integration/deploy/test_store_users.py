@@ -15,6 +15,7 @@ from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionE
 
 from eventing.cloudevent.event import Event, to_record
 from eventing.redis import keys
+from eventing.redis.connection import connect
 from knative.deploy.first_secrets import redis_secret
 from knative.deploy.render import parts, store
 from knative.deploy.values import Values
@@ -118,7 +119,7 @@ async def test_the_scalers_user_can_look_at_a_queue_and_its_jobs(
             keys.queue(queue, "events"), "/api\0job_1", b"1700000000000 " + to_record(EVENT)
         )
 
-    async with Redis(port=server.port, username=name, password=password) as scaler:
+    async with connect(f"redis://{name}:{password}@127.0.0.1:{server.port}") as scaler:
         source = QueueSource(scaler)
         first = await source.look(queue, "thinker")
         async with Redis(port=server.port, password=secret["password"]) as ours:
