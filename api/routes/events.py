@@ -97,6 +97,7 @@ _RESULTS: Final = Text(
     Scope.EVENTS_WRITE,
     body=_EVENT,
     answers={200: JobView, 202: AcceptedJobView},
+    refuses=(504,),
 )
 async def take_event(call: Call[EventDeps]) -> Response:
     """Submit a job by CloudEvent.

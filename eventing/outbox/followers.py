@@ -12,7 +12,7 @@ import structlog
 from eventing.cloudevent.job_event import result_event
 from eventing.cloudevent.publisher import Publisher
 from eventing.errors import BadRequest
-from eventing.job.cache import CacheStatus
+from eventing.job.cache import CacheKind, CacheStatus
 from eventing.job.followers import Followers, FollowerStatus
 from eventing.job.job import Job, JobError, JobId, JobState
 from eventing.job.store import Ending, JobIntake
@@ -44,8 +44,8 @@ class FollowerListener:
         if job.cache is None:
             if not job.request.url:  # deleted since: not known whether others follow it
                 await self.settle(job.id)
-        elif job.cache.status is CacheStatus.MISS:
-            await self.settle(job.id)
+        elif job.cache.status is CacheStatus.MISS or job.cache.kind is CacheKind.SEMANTIC:
+            await self.settle(job.id)  # a step sends the result event itself
         elif job.cache.is_hit:
             whole = await self._store.get(job.id)
             if whole is not None and whole.state.is_terminal:

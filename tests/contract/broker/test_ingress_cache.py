@@ -17,7 +17,8 @@ from eventing.broker.server import Broker
 from eventing.broker.settings import BrokerSettings
 from eventing.cloudevent.event import from_record
 from eventing.cloudevent.job_event import COMPLETED, REQUESTED
-from eventing.job.job import Job, JobState, derive_job_id
+from eventing.job.cache import CacheKind, CacheStatus, CacheUse
+from eventing.job.job import Job, JobId, JobState, derive_job_id
 from eventing.job.store import Ending
 from eventing.outbox.followers import FollowerListener
 from eventing.redis import keys
@@ -153,3 +154,16 @@ async def test_an_orphan_is_queued_by_its_own_event_and_results_reach_who_wants_
     result = from_record(raw.split(b" ", 1)[1])
     assert result.subject == last
     assert orjson.loads(result.data)["cache"]["kind"] == "coalesced"
+
+
+async def test_followers_of_a_job_that_a_semantic_cache_answered_end_with_its_answer(
+    client: httpx.AsyncClient, store: RedisStore, redis: Redis
+) -> None:
+    leader, follower = await send(client, "1"), await send(client, "2")
+    await end(store, leader)
+    use = CacheUse(status=CacheStatus.HIT, kind=CacheKind.SEMANTIC, source_job="job_1")
+    await redis.hset(keys.job(JobId(leader)), "cache", use.to_json())
+    route = DirectPublisher(redis, [trigger("http://127.0.0.1:9/")])
+    listener = FollowerListener(store, store.answers, Intake(store, route), route)
+    await listener.ended(await get(store, leader))
+    assert (await get(store, follower)).state == "completed"
