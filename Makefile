@@ -97,7 +97,7 @@ wheel: ## Build wheel and sdist into dist/, and try both in fresh environments
 
 REPOSITORY ?= registry.example.com/torpor
 TAG ?= 0.1.0
-IMAGES := api broker predictor predictor-cpu
+IMAGES := api broker steps predictor predictor-cpu
 OVERLAYS := $(notdir $(wildcard manifests/overlays/*))
 
 manifests: install ## Write manifests/ from manifests/values.yaml, then examine every overlay

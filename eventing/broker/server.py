@@ -82,7 +82,7 @@ class Broker:
                 drain_s=drain_s,
             )
             for trigger, queue in self._routes
-            if settings.trigger in ("", trigger.name)
+            if not settings.trigger or trigger.name in settings.trigger.split(",")
         ]
 
     def app(self) -> Starlette:

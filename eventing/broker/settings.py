@@ -20,7 +20,7 @@ class BrokerSettings(StoreSettings):
     triggers_file: Path = Path("triggers.yaml")
     """Knative Trigger manifests, one YAML document each."""
     trigger: str = ""
-    """The one trigger a pump serves; empty serves all."""
+    """The trigger that a pump serves, or several, separated by commas; empty serves all."""
     event_limit_bytes: int = Field(8 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """Largest CloudEvent accepted, as sent and as decoded."""
     event_origins: tuple[str, ...] = ()

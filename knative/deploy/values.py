@@ -15,7 +15,9 @@ import yaml.constructor
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from eventing.errors import BadRequest
 from eventing.job.capability import Capability
+from eventing.job.plan import Pipelines, parse_pipelines
 
 _LABEL = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
 _HOST = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
@@ -117,6 +119,16 @@ class PlatformValues(_Section):
     )  # a Secret's name; its key is `token`
 
 
+class StepsValues(_Section):
+    """The process of the steps before the predictor; with `max_replicas` 0 there is none."""
+
+    max_replicas: int = Field(0, ge=0, le=1000)
+    concurrency: int = Field(32, ge=1, le=1000)
+    timeout_seconds: int = Field(30, ge=1, le=3600)  # of one run of a step
+    retries: int = Field(10, ge=0, le=20)
+    memory: str = Field("1Gi", pattern=r"^[1-9][0-9]*(Mi|Gi)$")
+
+
 class Values(_Section):
     """All values that the operator sets. Every timeout is derived from them."""
 
@@ -131,6 +143,29 @@ class Values(_Section):
     host: HostName = "torpor.example.com"
     namespace: DnsLabel = "torpor"
     more_models: tuple[MoreModel, ...] = ()
+    steps: StepsValues = StepsValues()
+    pipelines: dict[str, Any] = Field(
+        default_factory=dict
+    )  # as `pipelines.yaml`: docs/pipelines.md
+
+    @property
+    def plans(self) -> Pipelines:
+        """The plan of each model that has one."""
+        return parse_pipelines(self.pipelines)
+
+    @model_validator(mode="after")
+    def _pipelines_are_of_models(self) -> Self:
+        try:
+            plans = self.plans
+        except BadRequest as error:
+            raise ValueError(error.message) from error
+        names = {self.model.name, *(more.name for more in self.more_models)}
+        for name in plans:
+            if name not in names:
+                raise ValueError(f"pipelines: {name} is none of the models")
+        if plans and not self.steps.max_replicas:
+            raise ValueError("pipelines need steps: set steps.max_replicas")
+        return self
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -206,5 +241,13 @@ def _explained(error: ErrorDetails) -> str:
 
 
 def _names() -> list[str]:
-    sections = (Values, ModelValues, GpuValues, ImageValues, PlatformValues, MoreModel)
+    sections = (
+        Values,
+        ModelValues,
+        GpuValues,
+        ImageValues,
+        PlatformValues,
+        MoreModel,
+        StepsValues,
+    )
     return [name for section in sections for name in section.model_fields]

@@ -260,6 +260,7 @@ def test_only_its_users_may_reach_the_store(overlays: dict[str, Resources]) -> N
         network.Peer.BROKER,
         network.Peer.KEDA,
         network.Peer.SCALER,
+        network.Peer.STEPS,
     }
     assert not any(
         6379 in egress(r) and "broker-rabbitmq" in r["metadata"]["name"]

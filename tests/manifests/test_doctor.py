@@ -53,6 +53,35 @@ def ksvc(name: str, **spec: Any) -> dict[str, Any]:
     }
 
 
+BLOCKING = {"step": "moderate-input", "settings": {"mode": "block"}, "on_failure": "continue"}
+
+
+def plans(document: Any) -> dict[str, Any]:
+    """The plans of a cluster."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "torpor-pipelines", "namespace": "torpor"},
+        "data": {"pipelines.yaml": yaml.safe_dump(document)},
+    }
+
+
+def step_trigger(*, retry: int, timeout: str) -> dict[str, Any]:
+    """The trigger of one step."""
+    wanted = {"type": "dev.torpor.inference.planned.v1", "step": "no-op"}
+    return {
+        "apiVersion": "eventing.knative.dev/v1",
+        "kind": "Trigger",
+        "metadata": {"name": "step-no-op", "namespace": "torpor"},
+        "spec": {
+            "broker": "torpor",
+            "filter": {"attributes": wanted},
+            "subscriber": {"uri": "http://torpor-steps.torpor.svc.cluster.local/events"},
+            "delivery": {"retry": retry, "timeout": timeout, "backoffDelay": "PT1S"},
+        },
+    }
+
+
 def published(name: str) -> dict[str, Any]:
     """A predictor's Knative Service as it was seen on the external gateway."""
     made = ksvc(name, responseStartTimeoutSeconds=2460)
@@ -286,6 +315,10 @@ BREAKS = [
     Break("keda-lag-alone", "queue", SO, "spec>triggers>1"),
     Break("keda-lag-alone", "queue", SO, "spec>triggers>0"),
     Break("keda-both-counts", "queue", SO, f"{RED}>pendingEntriesCount", "16"),
+    Break("steps-block", "queue", add=plans({"thinker": {"steps": [BLOCKING]}})),
+    Break("steps-block", "queue", add=plans({"thinker": {"step": "no-op"}})),
+    Break("steps-trigger", "queue", add=plans({"thinker": {"steps": ["no-op"]}})),
+    Break("steps-timeout", "serverless-kafka", add=step_trigger(retry=10, timeout="PT300S")),
     Break("keda-formula", "queue", SO, f"{MOD}>formula", "lag + pend"),
     Break("keda-formula", "queue", SO, "spec>advanced>scalingModifiers"),
     Break("keda-activation", "queue", SO, f"{MOD}>activationTarget", "1"),

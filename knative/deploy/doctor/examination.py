@@ -25,6 +25,7 @@ from knative.deploy.doctor.rules import (
     scaler,
     security,
     serving,
+    steps,
     trigger,
 )
 from knative.deploy.doctor.view import ResourceView
@@ -39,6 +40,7 @@ RULES: tuple[Rule, ...] = tuple(
         mode,
         broker,
         delivery,
+        steps,
         scaler,
         trigger,
         pod,

@@ -252,13 +252,14 @@ _NOT_OURS = frozenset(
 def _is_for_others(trigger: Resource) -> bool:
     """Say whether a trigger's subscriber is not a predictor."""
     subscriber = str(dig(trigger, "spec.subscriber") or "")
-    if any(place in subscriber for place in (API_PATH, "/healthz", f"{parts.BROKER}.")):
+    others = (API_PATH, "/healthz", f"{parts.BROKER}.", parts.STEPS)
+    if any(place in subscriber for place in others):
         return True
     kind = str(dig(trigger, "spec.filter.attributes.type") or "")
     if kind:
-        return kind != parts.REQUESTED
+        return kind not in (parts.REQUESTED, parts.PREPARED)
     listed = str(dig(trigger, "spec.filters") or "")
-    return bool(listed) and parts.REQUESTED not in listed
+    return bool(listed) and not any(t in listed for t in (parts.REQUESTED, parts.PREPARED))
 
 
 def argument(container: Resource, name: str) -> str | None:

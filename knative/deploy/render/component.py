@@ -22,7 +22,7 @@ from knative.deploy.render import (
     own_broker,
     parts,
     scaling,
-    work_scaler,
+    steps,
 )
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
@@ -69,8 +69,10 @@ def _triggers_file(values: Values, triggers: list[Resource]) -> Resource:
 
 
 def _queue(values: Values, times: Timeouts) -> Parts:
-    triggers = _triggers_file(values, own_broker.own_triggers(values, times))
-    deployment, *rest = own_broker.own_broker(values, own_broker.STRAYS)
+    own = [*own_broker.own_triggers(values, times), *steps.own_triggers(values)]
+    triggers = _triggers_file(values, own)
+    pumped = ",".join([own_broker.STRAYS, *steps.queues(values)])
+    deployment, *rest = own_broker.own_broker(values, pumped)
     contents = {
         "broker": [deployment, *rest],
         "triggers": [triggers],
@@ -79,6 +81,36 @@ def _queue(values: Values, times: Timeouts) -> Parts:
     pull = _for_each_model(_SERVICE, values, lambda each: inference.pull_patch(each, times))
     puts = patch("Deployment", parts.API, own_broker.api_puts_patch())
     return contents, [_broker_url("Torpor", values), puts, *pull]
+
+
+def _steps_queue(values: Values, times: Timeouts) -> Parts:
+    contents = {
+        "steps": [
+            parts.service_account(parts.STEPS, "steps", values),
+            steps.pipelines_file(values),
+            steps.deployment(values),
+            parts.service(parts.STEPS, "steps", values, http=parts.STEPS_PORT),
+            steps.scaled_object(values, times),
+        ],
+        "network-policies": network.policies("steps-queue", values),
+    }
+    readers = [
+        patch("Deployment", name, steps.pipelines_patch()) for name in (parts.API, parts.BROKER)
+    ]
+    return contents, readers
+
+
+def _steps_knative(values: Values, times: Timeouts) -> Parts:
+    contents = {
+        "steps": [
+            parts.service_account(parts.STEPS, "steps", values),
+            steps.pipelines_file(values),
+            steps.knative_service(values),
+        ],
+        "triggers": steps.knative_triggers(values, times),
+        "network-policies": network.policies("steps-knative", values),
+    }
+    return contents, [patch("Deployment", parts.API, steps.pipelines_patch())]
 
 
 def _rabbitmq(values: Values, times: Timeouts) -> Parts:
@@ -125,12 +157,12 @@ def _pressure(values: Values, _: Timeouts) -> Parts:
 
 
 def _work_scaler(values: Values, _: Timeouts) -> Parts:
-    deployment, service = work_scaler.scaler(values)
+    deployment, service = scaling.work_scaler(values)
     contents = {
         "scaler": [parts.service_account(parts.SCALER, "scaler", values), deployment, service],
         "network-policies": network.policies("work-scaler", values),
     }
-    return contents, _for_each_model("ScaledObject", values, work_scaler.scaled_object_patch)
+    return contents, _for_each_model("ScaledObject", values, scaling.work_patch)
 
 
 def _monitoring(values: Values, _: Timeouts) -> Parts:
@@ -258,3 +290,10 @@ COMPONENTS = {
     "eventing-oidc": _oidc,
     "eventing-tls": _eventing_tls,
 }
+STEPS_COMPONENTS = {"steps-queue": _steps_queue, "steps-knative": _steps_knative}
+"""Written only where the values have steps."""
+
+
+def components(values: Values) -> dict[str, Callable[[Values, Timeouts], Parts]]:
+    """Give the components that these values have, by name."""
+    return {**COMPONENTS, **(STEPS_COMPONENTS if values.steps.max_replicas else {})}

@@ -57,14 +57,22 @@ def triggers(values: Values, times: Timeouts) -> list[Resource]:
     """Give the Triggers: requests to each predictor. Results go to their subscribers: the predictor has ended the
     job in the store, and a result event that the api believed would let any client of the Broker end jobs.
     """
-    is_only = not values.more_models
-    return [_requests_trigger(each, times, is_only=is_only) for each in values.each()]
+    is_only = not values.more_models and not values.steps.max_replicas
+    found = []
+    for each in values.each():
+        types = [parts.REQUESTED]
+        if values.steps.max_replicas:
+            types = [parts.PREPARED, *([] if each.model.name in values.plans else types)]
+        found += [_requests_trigger(each, times, type_, is_only=is_only) for type_ in types]
+    return found
 
 
-def _requests_trigger(values: Values, times: Timeouts, *, is_only: bool) -> Resource:
-    """Give the Trigger of one model's requests; alone it takes those that name no model too."""
+def _requests_trigger(values: Values, times: Timeouts, type_: str, *, is_only: bool) -> Resource:
+    """Give the Trigger of one model's requests; alone it takes those that name no model too. What steps have
+    prepared has a Trigger of its own: one with a filter of several types is not to be had of every broker.
+    """
     model = values.model.name
-    wanted = {"type": parts.REQUESTED} if is_only else {"type": parts.REQUESTED, "model": model}
+    wanted = {"type": type_} if is_only else {"type": type_, "model": model}
     reason = (
         "Not by `model`: one predictor here, and a request without that attribute must not fall "
         "between the triggers. With more_models it is added to each."
@@ -77,7 +85,7 @@ def _requests_trigger(values: Values, times: Timeouts, *, is_only: bool) -> Reso
         "name": f"{model}-predictor",
     }
     return trigger(
-        parts.trigger_name(model),
+        parts.trigger_name(model) if type_ == parts.REQUESTED else f"prepared-{model}",
         values,
         {
             "filter": because({"attributes": wanted}, reason),

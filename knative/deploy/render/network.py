@@ -22,6 +22,7 @@ class Peer(StrEnum):
     REDIS = "redis"
     FIRST_SECRETS = "first-secrets"
     SCALER = "scaler"
+    STEPS = "steps"
     RABBITMQ = "rabbitmq"
     EVENT_MESH = "event-mesh"  # ingress and dispatcher pods of the Knative RabbitMQ broker
     ANYONE = "anyone"
@@ -54,6 +55,7 @@ OURS = frozenset(
         Peer.REDIS,
         Peer.FIRST_SECRETS,
         Peer.SCALER,
+        Peer.STEPS,
         Peer.RABBITMQ,
         Peer.EVENT_MESH,
     }
@@ -149,6 +151,30 @@ FLOWS: tuple[Flow, ...] = (
         Peer.KNATIVE_EVENTING, Peer.BROKER, (8081,), "what it gave up, to the relay", "broker-kafka"
     ),
     Flow(Peer.API, Peer.KNATIVE_EVENTING, (8443,), "request events, over TLS", "eventing-tls"),
+    Flow(Peer.BROKER, Peer.STEPS, (8083,), "what steps are to do", "steps-queue"),
+    Flow(Peer.STEPS, Peer.REDIS, (6379,), "jobs, queues, indexes", "steps-queue"),
+    Flow(Peer.MONITORING, Peer.STEPS, (8083,), "metrics", "steps-queue"),
+    Flow(Peer.STEPS, Peer.REDIS, (6379,), "jobs, indexes", "steps-knative"),
+    Flow(Peer.STEPS, Peer.EVENT_MESH, (8080,), "the next step's event", "steps-knative"),
+    Flow(
+        Peer.STEPS,
+        Peer.KNATIVE_EVENTING,
+        (8080, 8443),
+        "the next step's event, on Kafka",
+        "steps-knative",
+    ),
+    Flow(
+        Peer.KNATIVE_SERVING,
+        Peer.STEPS,
+        QUEUE_PROXY,
+        "activator and autoscaler to queue-proxy",
+        "steps-knative",
+    ),
+    Flow(Peer.KOURIER, Peer.STEPS, KNATIVE_HTTP, "the ingress once awake", "steps-knative"),
+    Flow(
+        Peer.STEPS, Peer.KNATIVE_SERVING, (8080,), "queue-proxy to the autoscaler", "steps-knative"
+    ),
+    Flow(Peer.MONITORING, Peer.STEPS, (8083,), "metrics", "steps-knative"),
     Flow(Peer.MONITORING, Peer.API, (8000,), "metrics", "monitoring"),
     Flow(Peer.MONITORING, Peer.BROKER, (8081,), "metrics", "monitoring"),
     Flow(Peer.MONITORING, Peer.PREDICTOR, (8080, 8082), "metrics", "monitoring"),

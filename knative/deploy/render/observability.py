@@ -38,7 +38,7 @@ def _monitor(kind: str, name: str, values: Values, spec: Resource) -> Resource:
 
 
 def monitors(values: Values) -> list[Resource]:
-    """Give who is scraped: api and broker by their Services, predictors pod by pod."""
+    """Give who is scraped: api and broker by their Services, predictors and steps pod by pod."""
     endpoint = {"port": "http", "path": "/metrics", "interval": "15s"}
     # The api's port is open to every caller, its metrics are not.
     key = {"credentials": {"name": parts.KEYS_SECRET, "key": "metrics-key"}}
@@ -75,7 +75,15 @@ def monitors(values: Values) -> list[Resource]:
             for port in ports
         ],
     }
-    return [*by_service, _monitor("PodMonitor", parts.PREDICTOR, values, predictors)]
+    by_pod = {parts.PREDICTOR: predictors}
+    if values.steps.max_replicas:
+        scraped = {"portNumber": parts.STEPS_PORT, "path": "/metrics", "interval": "15s"}
+        selector = {"matchLabels": parts.labels("steps")}
+        by_pod[parts.STEPS] = {"selector": selector, "podMetricsEndpoints": [scraped]}
+    return [
+        *by_service,
+        *(_monitor("PodMonitor", name, values, spec) for name, spec in by_pod.items()),
+    ]
 
 
 def alerts(values: Values) -> Resource:

@@ -34,8 +34,14 @@ def own_triggers(values: Values, times: Timeouts) -> list[Resource]:
 
 def _own_requests_trigger(values: Values, spec: Resource) -> Resource:
     """Give our broker's trigger of one model's requests, for the pump beside its predictors."""
+    model = values.model.name
+    wanted: Resource = {"filter": {"attributes": {"type": parts.REQUESTED, "model": model}}}
+    if values.steps.max_replicas:
+        types = [] if model in values.plans else [parts.REQUESTED]
+        taken = [{"exact": {"type": each}} for each in (*types, parts.PREPARED)]
+        wanted = {"filters": [{"any": taken}, {"exact": {"model": model}}]}
     requests = {
-        "filter": {"attributes": {"type": parts.REQUESTED, "model": values.model.name}},
+        **wanted,
         "subscriber": {"uri": f"http://localhost:{parts.PULL_PORT}/events"},
         "delivery": spec,
     }
@@ -62,8 +68,12 @@ def relay_triggers(values: Values, times: Timeouts) -> list[Resource]:
     Its pump knows what to do with such a request: have it published again, or record the dead
     letter when Knative can have spent its retries and the job does not run.
     """
+    wanted: Resource = {"filter": {"attributes": {"type": parts.REQUESTED}}}
+    if values.steps.max_replicas:
+        types = (parts.REQUESTED, parts.PLANNED, parts.PREPARED)
+        wanted = {"filters": [{"any": [{"exact": {"type": each}} for each in types]}]}
     given_up = {
-        "filter": {"attributes": {"type": parts.REQUESTED}},
+        **wanted,
         "subscriber": {
             "uri": because(
                 parts.service_url(parts.API, parts.API_PORT, values) + "/healthz",

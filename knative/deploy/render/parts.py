@@ -18,6 +18,7 @@ DOOR = "torpor-door"  # the Knative Service; its own name, since Knative makes a
 BROKER = "torpor-broker"  # our ingress in the queue topology
 REDIS = "torpor-redis"
 STORE = "torpor-store"  # the Service that clients of Redis use
+STEPS = "torpor-steps"  # the steps before the predictor
 SCALER = "torpor-scaler"  # our own policy, served to KEDA
 PREDICTOR = "torpor-predictor"  # service account; the InferenceService carries the model's name
 EVENTS = "torpor"  # the Knative Broker in the serverless topology
@@ -31,6 +32,7 @@ API_PORT = 8000
 BROKER_PORT = 8081
 REDIS_PORT = 6379
 SCALER_PORT = 9090
+STEPS_PORT = 8083
 USER_ID = 10001  # the images' user; OpenShift picks its own (component openshift)
 NO_SERVICE_LINKS = because(
     False, "A Service torpor-api would inject TORPOR_API_PORT=tcp://... into our settings' prefix."
@@ -40,6 +42,8 @@ ONE_AT_A_TIME = because(
 )
 GROUP = "torpor"  # consumer group of every trigger stream
 REQUESTED = "dev.torpor.inference.requested.v1"
+PLANNED = "dev.torpor.inference.planned.v1"
+PREPARED = "dev.torpor.inference.prepared.v1"
 RESULTS = tuple(
     f"dev.torpor.inference.{state}.v1" for state in ("completed", "failed", "cancelled")
 )

@@ -1,4 +1,6 @@
-"""KEDA for the queue topology: work waiting and work in flight, p95 and GPU as pressure.
+"""KEDA for the queue topology: work waiting and work in flight, p95 and GPU as pressure; and our own policy, the
+work-aware one: one small pod answers for every model, and KEDA gets an error from it while the queue cannot be read,
+which never scales to zero (ADR 23).
 
 Called by `component`; the simulator and the local stack read what is written here. Sources: facts
 3.5, 3.6 and the runs of 3.6b.
@@ -40,14 +42,15 @@ def authentication(values: Values) -> Resource:
     }
 
 
-def _stream_trigger(name: str, values: Values, counts: Resource) -> Resource:
+def stream_trigger(name: str, stream: str, values: Values, counts: Resource) -> Resource:
+    """Give KEDA's trigger on one stream of tickets."""
     address = f"{parts.STORE}.{values.namespace}.svc.cluster.local:{parts.REDIS_PORT}"
     return {
         "type": "redis-streams",
         "name": name,
         "metadata": {
             "address": address,
-            "stream": parts.stream_key(values.model.name),
+            "stream": stream,
             "consumerGroup": parts.GROUP,
             **counts,
         },
@@ -82,7 +85,9 @@ def scaled_object(values: Values, times: Timeouts) -> Resource:
             "advanced": because(
                 {
                     "scalingModifiers": _modifiers(values),
-                    "horizontalPodAutoscalerConfig": {"behavior": _behavior(values, times)},
+                    "horizontalPodAutoscalerConfig": {
+                        "behavior": behavior(values.max_replicas, times)
+                    },
                 },
                 "No `fallback`: on an error KEDA then leaves the replicas as they are, and that is "
                 "what a store that is down for a minute deserves.",
@@ -105,12 +110,13 @@ def _modifiers(values: Values) -> Resource:
     }
 
 
-def _behavior(values: Values, times: Timeouts) -> Resource:
+def behavior(max_replicas: int, times: Timeouts) -> Resource:
+    """Give how fast the HPA may go up and down."""
     return {
         "scaleUp": because(
             {
                 "stabilizationWindowSeconds": 0,
-                "policies": [{"type": "Pods", "value": values.max_replicas, "periodSeconds": 15}],
+                "policies": [{"type": "Pods", "value": max_replicas, "periodSeconds": 15}],
             },
             "Without it the HPA may only go to max(2n, 4) a sync: 30 s instead of 10 s (3.6b).",
         ),
@@ -124,14 +130,14 @@ def _behavior(values: Values, times: Timeouts) -> Resource:
 
 
 def _work_triggers(values: Values) -> list[Resource]:
-    target = str(values.model.concurrency)
+    target, stream = str(values.model.concurrency), parts.stream_key(values.model.name)
     return [
         because(
-            _stream_trigger("lag", values, {"lagCount": target, "activationLagCount": "0"}),
+            stream_trigger("lag", stream, values, {"lagCount": target, "activationLagCount": "0"}),
             "Wakes: entries that are not delivered.",
         ),
         because(
-            _stream_trigger("pend", values, {"pendingEntriesCount": target}),
+            stream_trigger("pend", stream, values, {"pendingEntriesCount": target}),
             "Stays: entries taken and not yet acknowledged.",
         ),
     ]
@@ -187,3 +193,111 @@ def _prometheus(name: str, values: Values, query: str, threshold: str) -> Resour
             "ignoreNullValues": "true",
         },
     }
+
+
+def work_scaler(values: Values) -> tuple[Resource, Resource]:
+    """Give the scaler's Deployment and Service."""
+    pod = {
+        "serviceAccountName": parts.SCALER,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": parts.NO_SERVICE_LINKS,
+        "terminationGracePeriodSeconds": 10,
+        "securityContext": parts.hardened_pod(),
+        "containers": [_scaler_container(values)],
+        "volumes": [parts.scratch("tmp", "64Mi")],
+    }
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": parts.metadata(parts.SCALER, "scaler", values),
+        "spec": {
+            "replicas": because(1, "What it learnt is in its memory; two would answer unlike."),
+            "strategy": {"type": "Recreate"},
+            "selector": {"matchLabels": parts.labels("scaler")},
+            "template": {"metadata": {"labels": parts.labels("scaler")}, "spec": pod},
+        },
+    }
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": parts.metadata(parts.SCALER, "scaler", values),
+        "spec": {
+            "selector": parts.labels("scaler"),
+            "ports": [
+                {
+                    "name": "grpc",
+                    "port": parts.SCALER_PORT,
+                    "targetPort": "grpc",
+                    "appProtocol": "grpc",
+                }
+            ],
+        },
+    }
+    return deployment, service
+
+
+def _scaler_container(values: Values) -> Resource:
+    listens = {"tcpSocket": {"port": "grpc"}}  # the protocol has no health of its own
+    return {
+        "name": "scaler",
+        "image": values.images.reference("broker"),
+        "args": ["knative.external_scaler"],
+        "ports": [{"name": "grpc", "containerPort": parts.SCALER_PORT}],
+        "env": [
+            because(
+                parts.secret_env("TORPOR_REDIS_URL", parts.REDIS_SECRET, "scaler-url"),
+                "A user that may read our keys and write nothing.",
+            ),
+            {"name": "TORPOR_HOST", "value": "0.0.0.0"},  # noqa: S104  inside its own pod
+            {"name": "TORPOR_PORT", "value": str(parts.SCALER_PORT)},
+        ],
+        "startupProbe": {**listens, "periodSeconds": 2, "failureThreshold": 30},
+        "readinessProbe": {**listens, "periodSeconds": 5},
+        "livenessProbe": {**listens, "periodSeconds": 10, "failureThreshold": 6},
+        "resources": parts.resources("50m", "128Mi"),
+        "securityContext": parts.hardened(),
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
+    }
+
+
+def work_patch(values: Values) -> Patch:
+    """Give a ScaledObject that asks the scaler instead of counting events."""
+    model = values.model
+    metadata = {
+        "scalerAddress": (
+            f"{parts.SCALER}.{values.namespace}.svc.cluster.local:{parts.SCALER_PORT}"
+        ),
+        "queue": parts.trigger_name(model.name),
+        "model": model.name,
+        "slots": str(model.concurrency),
+        "maxReplicas": str(values.max_replicas),
+        "coldStartSeconds": str(values.cold_start_seconds),
+        "p95WaitSeconds": str(values.p95_wait_seconds),
+        "prefillTokensPerSecond": f"{model.prefill_tokens_per_s:g}",
+        "decodeTokensPerSecond": f"{model.decode_tokens_per_s:g}",
+    }
+    trigger = because(
+        {"type": "external-push", "name": "work", "metadata": metadata},
+        "Its number is the replicas, target 1: running and loading ones are in it.",
+    )
+    down = "/spec/advanced/horizontalPodAutoscalerConfig/behavior/scaleDown"
+    return [
+        {"op": "replace", "path": "/spec/triggers", "value": [trigger]},
+        {"op": "remove", "path": "/spec/advanced/scalingModifiers"},
+        {
+            "op": "replace",
+            "path": down,
+            "value": because(
+                {"stabilizationWindowSeconds": 0},
+                "The scaler has waited already before it asks for less.",
+            ),
+        },
+        {"op": "replace", "path": "/spec/pollingInterval", "value": 2},
+        {
+            "op": "replace",
+            "path": "/spec/cooldownPeriod",
+            "value": because(
+                0, "It stays active while anything waits, starts or runs, and knows when to stop."
+            ),
+        },
+    ]

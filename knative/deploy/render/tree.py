@@ -22,7 +22,7 @@ from knative.deploy.render import (
     parts,
     store,
 )
-from knative.deploy.render.component import COMPONENTS, patch
+from knative.deploy.render.component import components, patch
 from knative.deploy.rollout import cluster
 from knative.deploy.timeouts import Timeouts, derive
 from knative.deploy.values import Values
@@ -45,6 +45,12 @@ WHAT_FOR: Mapping[str, str] = {
 }
 
 
+def parts_of(name: str, values: Values) -> list[str]:
+    """Give the components of an overlay; those of the steps are last, since they patch what others made."""
+    own = "steps-queue" if name.startswith("queue") else "steps-knative"
+    return [*OVERLAYS[name], *([own] if values.steps.max_replicas else [])]
+
+
 def files(values: Values) -> dict[str, str]:
     """Give every file under manifests/ by its path, values.yaml and images aside."""
     times = derive(values)
@@ -52,11 +58,11 @@ def files(values: Values) -> dict[str, str]:
     found = {f"base/{name}.yaml": document(*r, header=HEADER) for name, r in base.items()}
     listed = [f"{name}.yaml" for name in base]
     found["base/kustomization.yaml"] = _kustomization("Kustomization", resources=listed)
-    for name, make in COMPONENTS.items():
+    for name, make in components(values).items():
         found |= _component(name, *make(values, times))
     for name in OVERLAYS:
         hashes = _hash_patches(built(name, values))
-        found |= _overlay(name, [*_small_patches(name, values), *hashes])
+        found |= _overlay(name, parts_of(name, values), [*_small_patches(name, values), *hashes])
     return found | cluster.files(values, times)
 
 
@@ -75,7 +81,7 @@ def _assembled(name: str, values: Values, patches: Sequence[Resource]) -> list[R
     times = derive(values)
     return overlay.assemble(
         (resource for listed in _base(values, times).values() for resource in listed),
-        (COMPONENTS[component](values, times) for component in OVERLAYS[name]),
+        (components(values)[component](values, times) for component in parts_of(name, values)),
         patches,
     )
 
@@ -138,11 +144,11 @@ def _component(
     return found
 
 
-def _overlay(name: str, patches: Sequence[Resource]) -> dict[str, str]:
+def _overlay(name: str, components: Sequence[str], patches: Sequence[Resource]) -> dict[str, str]:
     text = _kustomization(
         "Kustomization",
         resources=["../../base"],
-        components=[f"../../components/{component}" for component in OVERLAYS[name]],
+        components=[f"../../components/{component}" for component in components],
         patches=patches,
     )
     head, _, rest = text.partition("\n")

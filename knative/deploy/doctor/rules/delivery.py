@@ -137,7 +137,7 @@ def trigger_filter(view: ResourceView) -> Iterator[Fault]:
     names = {p["metadata"]["name"] for p in view.predictors}
     for trigger in view.request_triggers():
         wanted = str(dig(trigger, "spec.filter") or "") + str(dig(trigger, "spec.filters") or "")
-        if parts.REQUESTED not in wanted:
+        if not any(type_ in wanted for type_ in (parts.REQUESTED, parts.PREPARED)):
             yield fault(trigger, "spec.filter.attributes.type", None, parts.REQUESTED)
         model = dig(trigger, "spec.filter.attributes.model")
         if model is not None and names and model not in names:

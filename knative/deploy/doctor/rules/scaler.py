@@ -108,8 +108,18 @@ def keda_formula(view: ResourceView) -> Iterator[Fault]:
             continue
         formula = str(dig(scaled, _FORMULA) or "")
         tight = formula.replace(" ", "")
-        if "lag>0?lag:0" not in tight or "pend" not in tight:
+        if not all(term in tight for term in _terms(scaled)):
             yield fault(scaled, _FORMULA, formula or None, "(lag > 0 ? lag : 0) + pend")
+
+
+def _terms(scaled: Resource) -> list[str]:
+    """What the formula must have for each trigger: a lag as it is when positive, a pending as it is."""
+    found = []
+    for _, trigger in triggers(scaled, "redis-streams"):
+        is_lag = "lagCount" in (trigger.get("metadata") or {})
+        name = str(trigger.get("name") or ("lag" if is_lag else "pend"))
+        found.append(f"{name}>0?{name}:0" if is_lag else name)
+    return found
 
 
 @register.rule(

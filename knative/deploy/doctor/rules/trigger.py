@@ -61,6 +61,16 @@ def keda_both_counts(view: ResourceView) -> Iterator[Fault]:
                 yield fault(scaled, f"spec.triggers[{index}]", "both counts", "two named triggers")
 
 
+def _steps_streams(scaled: Resource, wanted: set[str]) -> Iterator[Fault]:
+    """One process runs every step: a queue that is not counted wakes nobody."""
+    counted = {
+        str((t.get("metadata") or {}).get("stream")) for _, t in triggers(scaled, "redis-streams")
+    }
+    if counted != wanted:
+        shown, must = ", ".join(sorted(counted)), ", ".join(sorted(wanted))
+        yield fault(scaled, "spec.triggers", shown, must)
+
+
 @register.rule(
     "keda-stream",
     Hop.SCALER,
@@ -73,9 +83,17 @@ def keda_stream(view: ResourceView) -> Iterator[Fault]:
         for t in view.request_triggers()
         if t in view.own_triggers
     }
+    of_steps = {
+        f"torpor:{{{t['metadata']['name']}}}:tickets"
+        for t in view.own_triggers
+        if parts.STEPS in str(dig(t, "spec.subscriber"))
+    }
     for scaled in view.scaled_objects:
-        # Another model's stream would wake this one for nothing, and that one never.
         target = str(dig(scaled, "spec.scaleTargetRef.name"))
+        if target == parts.STEPS:
+            yield from _steps_streams(scaled, of_steps)
+            continue
+        # Another model's stream would wake this one for nothing, and that one never.
         own = parts.stream_key(target.removesuffix("-predictor"))
         for index, trigger in triggers(scaled, "redis-streams"):
             data = trigger.get("metadata") or {}

@@ -1,0 +1,105 @@
+"""Rules of the steps before the predictor: that each has a queue, fits the deadline, and lets nothing through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import yaml
+
+from eventing.errors import BadRequest
+from eventing.job.plan import Pipelines, parse_pipelines
+from knative.deploy.doctor.finding import Fault, Hop, Register, fault
+from knative.deploy.doctor.view import DeliverySpec, ResourceView, dig, number
+from knative.deploy.emit import Resource
+from knative.deploy.render import parts
+
+register = Register()
+PIPELINES = "torpor-pipelines"
+_FILE = "data.pipelines.yaml"
+
+
+def _plans(view: ResourceView) -> Pipelines:
+    """The plans that can be read; a file that cannot be is a fault of `steps-block`."""
+    try:
+        return parse_pipelines(_document(view))
+    except (BadRequest, yaml.YAMLError):
+        return {}
+
+
+def _document(view: ResourceView) -> object:
+    return yaml.safe_load(str((view.config(PIPELINES) or {}).get("pipelines.yaml", "")))
+
+
+def _step_triggers(view: ResourceView) -> dict[str, Resource]:
+    """The triggers of steps, by the step that they take."""
+    found = {}
+    for trigger in view.all_triggers:
+        wanted = dict(dig(trigger, "spec.filter.attributes") or {})
+        for listed in dig(trigger, "spec.filters") or []:
+            wanted |= dict(listed.get("exact") or {})
+        if wanted.get("type") == parts.PLANNED and wanted.get("step"):
+            found[str(wanted["step"])] = trigger
+    return found
+
+
+def _longest_s(delivery: DeliverySpec) -> float:
+    """How long all tries of a step can work together."""
+    retries = int(number(delivery.spec.get("retry")) or 0)
+    return (retries + 1) * (delivery.timeout_s or 0)
+
+
+@register.rule(
+    "steps-block",
+    Hop.DELIVERY,
+    why="A check that may block and is skipped when it is down lets everything through; and a file "
+    "that api and steps refuse keeps them from starting.",
+    source="docs/pipelines.md",
+)
+def steps_block(view: ResourceView) -> Iterator[Fault]:
+    file = view.named("ConfigMap", PIPELINES, "v1")
+    if file is None:
+        return
+    try:
+        parse_pipelines(_document(view))
+    except BadRequest as error:
+        yield fault(file, _FILE, error.field or "unreadable", error.message)
+    except yaml.YAMLError:
+        yield fault(file, _FILE, "not YAML", "one entry a model")
+
+
+@register.rule(
+    "steps-trigger",
+    Hop.DELIVERY,
+    why="A job whose next step no trigger takes is refused, and one that is under way waits for "
+    "ever.",
+    source="docs/adr/0210",
+)
+def steps_trigger(view: ResourceView) -> Iterator[Fault]:
+    file, taken = view.named("ConfigMap", PIPELINES, "v1"), _step_triggers(view)
+    for model, plan in _plans(view).items():
+        for name in plan.names:
+            if file is not None and name not in taken:
+                yield fault(file, f"{_FILE}: {model}", name, "a step that a Trigger takes")
+
+
+@register.rule(
+    "steps-timeout",
+    Hop.DELIVERY,
+    why="A step that fails in every try, each as long as it may be, must leave the job its time: "
+    "else the deadline ends it, and its dead letter does not say why.",
+    source="docs/pipelines.md",
+)
+def steps_timeout(view: ResourceView) -> Iterator[Fault]:
+    taken = _step_triggers(view)
+    longest = {name: _longest_s(view.delivery(each)) for name, each in taken.items()}
+    for name, trigger in taken.items():
+        if longest[name] > view.job_s:
+            shown = f"{longest[name]:.0f} s in all tries"
+            yield fault(trigger, "spec.delivery.timeout", shown, f"at most {view.job_s} s")
+    for model, plan in _plans(view).items():
+        whole = sum(longest.get(name, 0) for name in plan.names)
+        file = view.named("ConfigMap", PIPELINES, "v1")
+        is_told = any(longest.get(name, 0) > view.job_s for name in plan.names)
+        if file is not None and whole > view.job_s and not is_told:
+            shown = f"{whole:.0f} s in all tries of its steps"
+            yield fault(file, f"{_FILE}: {model}", shown, f"at most {view.job_s} s")
