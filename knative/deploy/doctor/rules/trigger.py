@@ -62,7 +62,7 @@ def keda_both_counts(view: ResourceView) -> Iterator[Fault]:
 
 
 def _steps_streams(scaled: Resource, wanted: set[str]) -> Iterator[Fault]:
-    """One process runs every step: a queue that is not counted wakes nobody."""
+    """One process runs every step: a queue that is not counted starts no process."""
     counted = {
         str((t.get("metadata") or {}).get("stream")) for _, t in triggers(scaled, "redis-streams")
     }
