@@ -1,4 +1,6 @@
-"""Metrics of the semantic cache. Their sums over tenants; a tenant's shadow phase is in the store."""
+"""Metrics of the semantic cache, summed over tenants; a tenant's shadow phase is in the store. What it saves is counted
+with the other caches (`torpor_cache_saved_tokens_total`).
+"""
 
 from typing import Final
 
@@ -18,9 +20,4 @@ COMPARED: Final = Counter(
     "torpor_semantic_cache_compared_total",
     "Answers that the semantic cache would have given, compared with fresh ones.",
     ["rule", "result"],
-)
-SAVED_TOKENS: Final = Counter(
-    "torpor_semantic_cache_saved_tokens_total",
-    "Completion tokens of answers that the semantic cache gave again.",
-    ["model"],
 )

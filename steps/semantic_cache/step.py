@@ -196,8 +196,6 @@ class SemanticCacheStep:
             saved_usage=usage,
         )
         metrics.LOOKUPS.labels("hit", match.rule).inc()
-        saved = int(usage.get("completion_tokens") or 0)
-        labelled(metrics.SAVED_TOKENS, job.request.model).inc(saved)
         detail = {"cache": "hit", "rule": str(match.rule), "similarity": use.similarity}
         return Answer(result=source.result, usage=NO_USAGE, detail=detail, tokens=tokens, cache=use)
 
