@@ -151,7 +151,11 @@ class MultiplexedConnection:
         return answers
 
     async def close(self) -> None:
-        """Close; the next command opens the connection again."""
+        """Close, also what is being opened; the next command opens the connection again."""
+        opening = self._opening
+        if opening is not None and opening.get_loop() is asyncio.get_running_loop():
+            opening.cancel()
+            await asyncio.wait({opening})
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.close(ConnectionError(_CLOSED))
@@ -173,8 +177,16 @@ class MultiplexedConnection:
     async def _connect(self) -> _Protocol:
         """The stock client does the handshake (TLS, password, database); then this protocol takes the socket over."""
         connection = self._pool.connection_class(**self._pool.connection_kwargs)
-        async with asyncio.timeout(self._timeout_s):
-            await connection.connect()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await connection.connect()
+        except BaseException as error:
+            connection._close()  # redis-py leaves a connection that was cancelled in its handshake to the collector
+            if isinstance(
+                error, asyncio.CancelledError
+            ):  # of this task, not of those that wait for it
+                raise ConnectionError(_CLOSED) from None
+            raise
         stream, connection._writer, connection._reader = connection._writer, None, None
         wire = self._wire = _Protocol(stream, self._timeout_s)
         stream.transport.set_protocol(wire)

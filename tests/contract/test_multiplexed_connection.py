@@ -109,3 +109,30 @@ async def test_callers_that_wait_for_a_lost_server_fail_together(
 
     assert all(isinstance(answer, ConnectionError) for answer in answers)
     await client.aclose()
+
+
+async def test_a_client_that_is_closed_while_it_connects_leaves_no_connection(
+    own_server: RedisServer,
+) -> None:
+    own_server.start()
+    client = connect(own_server.url, timeout_s=5)
+    os.kill(own_server.pid, signal.SIGSTOP)  # the kernel still accepts; the handshake waits
+    asking = asyncio.create_task(client.ping())
+    try:
+        async with asyncio.timeout(5):
+            while "MultiplexedConnection._connect" not in running():
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            await client.aclose()
+
+            with pytest.raises(ConnectionError):
+                await asking
+        assert "MultiplexedConnection._connect" not in running()
+    finally:
+        os.kill(own_server.pid, signal.SIGCONT)
+        own_server.kill()
+
+
+def running() -> list[str]:
+    """What the tasks of the event loop run."""
+    return [str(task.get_coro().__qualname__) for task in asyncio.all_tasks()]  # type: ignore[union-attr]
