@@ -11,6 +11,7 @@ from eventing.errors import InvalidJob
 from eventing.job.job import (
     API_SOURCE,
     AttemptRecord,
+    Job,
     JobError,
     JobRequest,
     JobState,
@@ -21,6 +22,7 @@ from eventing.job.job import (
     new_job_id,
     parse_request,
 )
+from eventing.job.plan import Plan, PlannedStep, StepRecord, StepStatus
 
 # What a parsed event can hold: no control characters. Few letters, so that names often meet.
 _WORD = st.text("a/:\x20é", min_size=1, max_size=3)
@@ -254,3 +256,34 @@ def test_a_jobs_parts_cannot_be_changed(value: object) -> None:
 
     with pytest.raises(FrozenInstanceError):
         setattr(value, first.name, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "attempts", "shown"),
+    [
+        (JobState.FAILED, 1, StepStatus.FAILED),
+        (JobState.CANCELLED, 1, StepStatus.CANCELLED),
+        (JobState.COMPLETED, 1, StepStatus.CANCELLED),
+        (JobState.INCOMPLETE, 1, StepStatus.CANCELLED),
+        (JobState.FAILED, 0, StepStatus.NOT_RUN),
+        (JobState.IN_PROGRESS, 1, StepStatus.IN_PROGRESS),
+    ],
+)
+def test_a_step_that_the_jobs_end_cut_off_says_how_the_job_ended(
+    state: JobState, attempts: int, shown: StepStatus
+) -> None:
+    begun = StepRecord(step="a", status=StepStatus.IN_PROGRESS, started_ms=5, attempts=attempts)
+    job = Job(
+        id=new_job_id(),
+        state=state,
+        request=JobRequest(url=URL, body=CHAT),
+        finished_ms=9,
+        plan=Plan(steps=(PlannedStep(name="a"), PlannedStep(name="b"))),
+        pipeline=(begun,),
+    )
+
+    first, second = job.steps
+
+    assert first.status is shown
+    assert first.ended_ms == (9 if attempts and state.is_terminal else 0)
+    assert second.status is (StepStatus.NOT_RUN if state.is_terminal else StepStatus.QUEUED)

@@ -15,11 +15,14 @@ from eventing.cloudevent.job_event import (
     COMPLETED,
     DATAREF_ABOVE_BYTES,
     FAILED,
+    PLANNED,
+    PREPARED,
     REQUESTED,
     RESULT_TYPES,
     attempt_of,
     ending_of,
     job_of,
+    planned_event,
     request_event,
     result_event,
     tenant_of,
@@ -38,6 +41,7 @@ from eventing.job.job import (
     derive_job_id,
     new_job_id,
 )
+from eventing.job.plan import Plan, PlannedStep
 
 SCHEMAS = Path(__file__).parents[3] / "docs" / "schemas"
 REQUEST = JobRequest(
@@ -419,3 +423,24 @@ def test_a_model_name_that_fits_into_no_header_stays_in_the_data() -> None:
 
     assert "model" not in event.extensions
     assert orjson.loads(event.data)["model"] == "m" * 30_000
+
+
+@pytest.mark.parametrize(
+    ("plan", "type_", "step"),
+    [
+        pytest.param(None, REQUESTED, "", id="no plan"),
+        pytest.param(Plan(steps=()), PREPARED, "", id="every step is left out"),
+        pytest.param(Plan(steps=(PlannedStep(name="a"), PlannedStep(name="b"))), PLANNED, "a"),
+    ],
+)
+def test_a_request_goes_on_to_its_first_step(plan: Plan | None, type_: str, step: str) -> None:
+    event = planned_event(request_event(JOB), plan)
+
+    assert (event.type, event.extensions.get("step", "")) == (type_, step)
+    assert replace(event, type=REQUESTED, extensions={}) == replace(
+        request_event(JOB), extensions={}
+    )
+
+
+def test_an_event_that_names_no_attempt_is_of_none() -> None:
+    assert job_of(replace(request_event(JOB), extensions={"tenant": "acme"})).attempt == 0
