@@ -34,8 +34,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
         [sys.executable, "openai_client.py"],
         ["sh", "submit_and_wait.sh"],
         ["node", "stream.mjs"],
+        ["java", "SubmitAndWait.java"],
+        ["go", "run", "submit_and_wait.go"],
     ],
-    ids=lambda command: command[1],
+    ids=lambda command: command[-1],
 )
 def test_an_example_prints_the_whole_answer(stack: LocalStack, command: list[str]) -> None:
     if shutil.which(command[0]) is None:
