@@ -93,6 +93,13 @@ wheel: ## Build wheel and sdist into dist/, and try both in fresh environments
 	@folder=$$(mktemp -d) && cd "$$folder" && $(CURDIR)/.venv-wheel/bin/torpor demo --engine seeded && rm -rf "$$folder"
 	@rm -rf .venv-wheel && ls dist
 
+sbom: ## The wheel's dependencies as CycloneDX, in dist/torpor.cdx.json (after `make wheel`)
+	@rm -rf .venv-wheel .venv-sbom && $(PYTHON) -m venv .venv-wheel && $(PYTHON) -m venv .venv-sbom
+	@.venv-wheel/bin/pip install -q dist/*.whl && .venv-wheel/bin/pip install -q "torpor[api,s3,traces]"
+	@.venv-sbom/bin/pip install -q cyclonedx-bom
+	@.venv-sbom/bin/cyclonedx-py environment .venv-wheel/bin/python --pyproject pyproject.toml -o dist/torpor.cdx.json
+	@rm -rf .venv-wheel .venv-sbom && ls dist
+
 ##@ On a cluster
 
 REPOSITORY ?= registry.example.com/torpor
@@ -127,4 +134,4 @@ clean: ## Remove what was made, but not the state in .torpor
 	@rm -rf $(VENV) .site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .PHONY: help demo up test install format lint docs reference types test-unit test-faults soak mutate test-gpu check clean \
-  wheel bench bench-peers manifests manifests-lint images-lint images images-push test-containers
+  wheel sbom bench bench-peers manifests manifests-lint images-lint images images-push test-containers
