@@ -21,6 +21,9 @@ help: ## Show this list
 demo: install ## Run one real job from zero to an answer and back to zero (PROMPT="...")
 	@$(BIN)/torpor demo --prompt "$(subst ",\",$(PROMPT))"
 
+demo-rag: install ## Ask this repository's own docs from zero, with citations, and the same again from the cache
+	@$(BIN)/python scripts/demo_rag.py
+
 up: install ## Run the embedded stack until Ctrl-C
 	@$(BIN)/torpor up
 

@@ -42,7 +42,7 @@ from eventing.telemetry.log import log_context
 from eventing.telemetry.span import followable
 from steps.embedding.embedder import open_embedder
 from steps.handler import Handler
-from steps.index.embedded import EmbeddedIndex
+from steps.index.opening import open_index
 from steps.parts import Parts
 from steps.runner import Runner, RunnerDeps
 from steps.settings import StepsSettings
@@ -68,7 +68,7 @@ class StepServer:
         self._store = RedisStepStore(self._redis, settings.lease)
         self.route = make_route(settings, self._redis, max_unpublished=_MAX_UNPUBLISHED)
         clock = SystemClock()
-        self._embedder, self._index = open_embedder(settings), EmbeddedIndex(self._redis)
+        self._embedder, self._index = open_embedder(settings), open_index(settings, self._redis)
         self._parts = Parts(
             settings=settings,
             redis=self._redis,
@@ -119,7 +119,7 @@ class StepServer:
             await close()
         await self.route.close()
         await self._embedder.aclose()
-        self._index.close()
+        await self._index.aclose()
         await self._redis.aclose()
 
     async def _readiness(self, _: Request) -> Response:

@@ -4,11 +4,26 @@ Names that the other processes also use (`host`, `port`) are prefixed here, beca
 have the same environment.
 """
 
-from pydantic import Field, SecretStr
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
 
 from eventing.process.setting import FilesUrl, LogLevel, RedisUrl, Token
 from eventing.settings import BrokerClientSettings
 from steps.embedding.settings import EmbeddingSettings
+
+
+def _postgres_url(value: SecretStr) -> SecretStr:
+    """Raises `ValueError` for another address than PostgreSQL's; the message does not repeat it, since it may hold a
+    password.
+    """
+    url = value.get_secret_value()
+    if url and not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError("must begin with postgresql://")
+    return value
+
+
+OptionalPostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 
 
 class StepsSettings(BrokerClientSettings, EmbeddingSettings):
@@ -28,6 +43,12 @@ class StepsSettings(BrokerClientSettings, EmbeddingSettings):
     """Largest CloudEvent accepted."""
     body_timeout_s: float = Field(5.0, gt=0, le=300)
     """Longest time for a delivery's body, plus a second for each 16 KiB of it."""
+    index_url: OptionalPostgresUrl = SecretStr("")
+    """PostgreSQL with pgvector that holds the vector indexes (`postgresql://...`); empty for Redis, with exact search
+    in the memory of each steps process.
+    """
+    index_memory_bytes: int = Field(1024**3, ge=1024**2)
+    """Largest size of the vectors that a steps process holds; the indexes longest unused go first."""
     drain_grace_s: float = Field(10.0, ge=0)
     """Seconds that runs may go on after SIGTERM; then they are given up, to be tried again elsewhere."""
     verifier_token: Token = SecretStr("")

@@ -40,7 +40,7 @@ class EmbeddedIndex:
         self._views: OrderedDict[tuple[str, str], _View] = OrderedDict()
         self._most_bytes = most_bytes
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Drop all rankings; what is stored stays."""
         for view in self._views.values():
             _drop(view)

@@ -110,6 +110,9 @@ class Index(Protocol):
 
     async def stats(self, tenant: str, name: str) -> IndexStats: ...
 
+    async def aclose(self) -> None:
+        """Let go of memory and connections; what is stored stays."""
+
 
 def normalised(vector: Vector) -> Vector:
     """The vector with length 1, as float32; a zero vector stays zero."""

@@ -1,17 +1,48 @@
 """Every engine behind the six verbs, each with a real server."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
+import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from eventing.redis.connection import connect
 from steps.index.embedded import EmbeddedIndex
 from steps.index.index import Index
+from steps.index.pgvector import PgVectorIndex
 
 
-@pytest.fixture(params=["embedded"])
-async def index(request: pytest.FixtureRequest, redis: Redis) -> AsyncIterator[Index]:
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL with pgvector, shared by the run."""
+    pgserver = pytest.importorskip("pgserver", reason="pgserver has no build for this platform")
+    folder: Path = tmp_path_factory.mktemp("postgres")
+    server = pgserver.get_server(folder, cleanup_mode="stop")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(params=["embedded", "pgvector"])
+async def index(request: pytest.FixtureRequest) -> AsyncIterator[Index]:
     """An empty engine."""
-    engine = EmbeddedIndex(redis)
+    if request.param == "embedded":
+        redis: Redis = await _redis(request)
+        embedded = EmbeddedIndex(redis)
+        yield embedded
+        await embedded.aclose()
+        await redis.aclose()
+        return
+    url: str = request.getfixturevalue("postgres_url")
+    connection = await asyncpg.connect(url)
+    await connection.execute("DROP TABLE IF EXISTS torpor_chunk, torpor_index")
+    await connection.close()
+    engine = PgVectorIndex(url)
     yield engine
-    engine.close()
+    await engine.aclose()
+
+
+async def _redis(request: pytest.FixtureRequest) -> Redis:
+    client = connect(request.getfixturevalue("redis_url"))
+    await client.flushall()
+    return client

@@ -18,8 +18,8 @@ async def test_a_process_finds_what_another_one_put(redis: Redis) -> None:
     await writer.delete("acme", "docs", ids=["a"])
 
     assert ids(await search(reader, Query(vector=unit(0)))) == ["b"]
-    writer.close()
-    reader.close()
+    await writer.aclose()
+    await reader.aclose()
 
 
 async def test_a_process_behind_a_trimmed_stream_reads_the_whole(redis: Redis) -> None:
@@ -33,8 +33,8 @@ async def test_a_process_behind_a_trimmed_stream_reads_the_whole(redis: Redis) -
     assert ids(await search(reader, Query(vector=unit(0)))) == ["b"]
     await writer.put("acme", "docs", [chunk("c", 0)], model_revision=REVISION)
     assert sorted(ids(await search(reader, Query(vector=unit(0))))) == ["b", "c"]
-    writer.close()
-    reader.close()
+    await writer.aclose()
+    await reader.aclose()
 
 
 async def test_an_index_made_again_is_not_taken_for_the_earlier_one(redis: Redis) -> None:
@@ -45,8 +45,8 @@ async def test_an_index_made_again_is_not_taken_for_the_earlier_one(redis: Redis
     await filled(writer, chunk("b", 0))
 
     assert ids(await search(reader, Query(vector=unit(0)))) == ["b"]
-    writer.close()
-    reader.close()
+    await writer.aclose()
+    await reader.aclose()
 
 
 async def test_rankings_that_take_too_much_memory_are_read_again(redis: Redis) -> None:
@@ -58,7 +58,7 @@ async def test_rankings_that_take_too_much_memory_are_read_again(redis: Redis) -
         for name in ("one", "two"):
             assert ids(await search(index, Query(vector=unit(0)), name=name)) == [name]
     assert len(index._views) == 1
-    index.close()
+    await index.aclose()
 
 
 async def test_replaced_chunks_do_not_grow_the_memory_for_ever(redis: Redis) -> None:
@@ -73,7 +73,7 @@ async def test_replaced_chunks_do_not_grow_the_memory_for_ever(redis: Redis) -> 
     assert view.ranking is not None
     assert len(view.ranking._ids) <= 1400
     assert len(view.ranking) == 200
-    index.close()
+    await index.aclose()
 
 
 async def test_a_deleted_index_leaves_no_key(redis: Redis) -> None:
@@ -82,7 +82,7 @@ async def test_a_deleted_index_leaves_no_key(redis: Redis) -> None:
 
     assert await index.delete("acme", "docs") == 450
     assert await redis.keys("*") == []
-    index.close()
+    await index.aclose()
 
 
 async def test_vectors_lie_in_the_store_as_float32_bytes(redis: Redis) -> None:
@@ -93,4 +93,4 @@ async def test_vectors_lie_in_the_store_as_float32_bytes(redis: Redis) -> None:
 
     assert np.frombuffer(stored[b"vector"], dtype=np.float32).tolist() == unit(2).tolist()
     assert (stored[b"text"], stored[b"attributes"]) == (b"apples", b'{"lang":"en"}')
-    index.close()
+    await index.aclose()

@@ -96,4 +96,4 @@ async def library(redis: Redis, tmp_path: Path) -> AsyncIterator[Library]:
         tokenize=words,
     )
     yield Library(deps, Ingester(deps), stores, files, index, embedder)
-    index.close()
+    await index.aclose()

@@ -46,6 +46,7 @@ TEXTS = {
     "delivery_token": "to ken",
     "embedding_url": "ftp://example.com",
     "embedding_token": "to ken",
+    "index_url": "mysql://x",
     "ingress_token": "tøken",
     "direct_token": "x" * 5000,
     "log_level": "steam",
