@@ -68,8 +68,8 @@ async def test_passages_stand_before_the_question_in_the_users_own_message(
     system, user = outcome.request.body["messages"]
     assert system["content"] == f"Never say {CANARY}."
     assert re.fullmatch(
-        r"Passages.*\n--- passages ([0-9a-f]{16}) ---\n\[1\] 0\.md\nThe warranty lasts two years\.\n\n"
-        r"--- end of passages \1 ---\nAnswer.*\n\n" + re.escape(QUESTION),
+        r"Context.*\n=== ([0-9a-f]{16}) ===\n\[1\] 0\.md\nThe warranty lasts two years\.\n\n"
+        r"=== \1 ===\nAnswer.*\n\n" + re.escape(QUESTION),
         user["content"],
     )
     (source,) = outcome.detail["sources"]
@@ -85,7 +85,7 @@ async def test_the_fence_of_every_job_is_another(library: Library) -> None:
         assert isinstance(outcome, Continue)
         assert outcome.request is not None
         content = outcome.request.body["messages"][-1]["content"]
-        fences |= set(re.findall(r"--- end of passages (\w+) ---", content))
+        fences |= set(re.findall(r"=== (\w+) ===", content))
 
     assert len(fences) == 5
 
@@ -108,9 +108,9 @@ async def test_planted_orders_stay_inside_the_fence(
     assert {**body, "messages": []} == {**call.request.body, "messages": []}
     assert body["messages"][:-1] == call.request.body["messages"][:-1]
     content = body["messages"][-1]["content"]
-    (fence,) = set(re.findall(r"--- passages ([0-9a-f]{16}) ---", content))
+    (fence,) = set(re.findall(r"=== ([0-9a-f]{16}) ===", content))
     assert content.count(fence) == 2
-    before, _, after = content.partition(f"--- end of passages {fence} ---")
+    _, before, after = content.split(f"=== {fence} ===")
     assert re.fullmatch(r"\nAnswer[^\n]*\n\n" + re.escape(QUESTION), after)
     assert "warranty lasts two years" in before
     assert CANARY not in content

@@ -44,6 +44,8 @@ TEXTS = {
     "oidc_issuer": "example.com",
     "oidc_jwks_url": "ftp://example.com/jwks",
     "delivery_token": "to ken",
+    "upstream_url": "ftp://example.com",
+    "verifier_token": "to ken",
     "embedding_url": "ftp://example.com",
     "embedding_token": "to ken",
     "index_url": "mysql://x",
@@ -59,7 +61,7 @@ TEXTS = {
 FREE = {
     "host", "trigger", "oidc_audience", "oidc_tenant_claim", "oidc_scope_claim", "model",
     "model_name", "model_revision", "models_dir", "predictor_host", "grpc_host", "queue", "steps_host",
-    "embedding_model",
+    "embedding_model", "upstream_model", "upstream_key_file",
 }  # fmt: skip
 """Any text, or what only the network can judge."""
 
