@@ -1,5 +1,9 @@
 """A tenant's own view: its limits, its usage over time, its keys."""
 
+import asyncio
+import json
+import os
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +17,7 @@ from eventing.store.redis_store import RedisStore
 from eventing.telemetry.metric.ledger import SLICE_S, Ledger
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import chat_line, headers_of
+from tests.integration.stack import TORPOR
 
 Headers = dict[str, str]
 
@@ -40,7 +45,8 @@ async def get(api: ApiWithJobs, path: str, headers: Headers, **query: Any) -> An
 async def test_a_tenant_sees_its_scopes_its_limits_and_how_much_is_used(
     api: ApiWithJobs, acme: Headers
 ) -> None:
-    line = chat_line(max_tokens=10)
+    line = chat_line()
+    line["body"]["max_tokens"] = 10
     assert (await api.client.post("/v1/jobs", json=line, headers=acme)).status_code == 202
 
     tenant = await get(api, "/v1/tenant", acme)
@@ -94,6 +100,31 @@ async def test_steps_are_summed_to_what_a_period_used(ledger_of: Ledger, redis: 
 @pytest.fixture
 def ledger_of(redis: Redis) -> Ledger:
     return Ledger(redis)
+
+
+async def test_the_command_line_shows_a_tenant_its_own_where_its_key_may_not_see_every_one(
+    api: ApiWithJobs, redis: Redis
+) -> None:
+    await Ledger(redis).post({("tenant", "acme"): {"gpu_ms": 4000, "jobs": 7}})
+    key = (await headers_of(redis, "acme", "jobs:read"))["authorization"].split()[1]
+
+    said = await torpor("usage", "--json", api=api.url, key=key)
+    retried = await torpor("jobs", "--state", "incomplete", "--json", api=api.url, key=key)
+
+    assert (said["tenant"], said["total"]["jobs"]) == ("acme", 7)
+    assert said["limits"]["requests_per_minute"]["limit"] == 50
+    assert retried["data"] == []
+
+
+async def torpor(*words: str, api: str, key: str) -> Any:
+    """What a command prints as JSON."""
+    env = os.environ | {"TORPOR_API_KEY": key}
+    process = await asyncio.create_subprocess_exec(
+        TORPOR, *words, "--api", api, stdout=PIPE, stderr=PIPE, env=env
+    )
+    said, complaint = await process.communicate()
+    assert process.returncode == 0, complaint.decode()
+    return json.loads(said)
 
 
 class TestKeys:

@@ -13,7 +13,7 @@ from torpor.cli.options import ApiOption, Cursor, DataDir, JobId, Json, Limit
 if TYPE_CHECKING:
     from torpor.client import AsyncClient
 
-_STATES: Final = ("queued", "in_progress", "completed", "failed", "cancelled")
+_STATES: Final = ("queued", "in_progress", "completed", "failed", "cancelled", "incomplete")
 _ABREAST: Final = 8
 """Number of concurrent requests for jobs' prompts."""
 _PAGES_SEARCHED: Final = 20
@@ -91,7 +91,7 @@ def cancel(
 
 async def _retry(api: "AsyncClient", job_id: str) -> dict[str, Any]:
     job = await api.call("GET", f"/v1/jobs/{job_id}", query={"include": "request"})
-    if job["state"] not in ("failed", "cancelled", "completed"):
+    if job["state"] in ("queued", "in_progress"):
         raise UserError(f"{job_id} has not ended: it is {job['state']}")
     if job.get("is_dead_letter"):
         path = f"/v1/dead-letters/{job_id}/redrive"

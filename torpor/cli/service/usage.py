@@ -1,15 +1,26 @@
-"""`torpor usage` (also `report`): what the last hours cost, and whom for."""
+"""`torpor usage` (also `report`): what the last hours cost, and whom for; a tenant's key sees its own."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from torpor.cli.job.submit import seconds
 from torpor.cli.options import ApiOption, DataDir, Json
 
+if TYPE_CHECKING:
+    from torpor.client import AsyncClient
+
+_FORBIDDEN: Final = 403
+
 
 def report(
     since: Annotated[str, typer.Option(help="How far back: 90m, 24h (at most 192h).")] = "24h",
+    own: Annotated[
+        bool,
+        typer.Option(
+            "--own", help="Only your tenant, with its limits; all that most keys may see."
+        ),
+    ] = False,
     api: ApiOption = "",
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -19,11 +30,51 @@ def report(
     from torpor.cli.view.screen import print_json
 
     query = {"since_s": str(int(seconds(since or "0s", "--since")))}
-    usage = ask(api, data_dir, lambda client: client.call("GET", "/v1/usage", query=query))
+    usage = ask(api, data_dir, lambda client: _asked(client, query, own))
     if as_json:
         print_json(usage)
-    else:
+    elif usage["object"] == "usage":
         _draw(usage, since)
+    else:
+        _draw_own(usage, since)
+
+
+async def _asked(client: "AsyncClient", query: dict[str, str], own: bool) -> dict[str, Any]:
+    """The usage of every tenant, or of the caller's own, with its limits."""
+    from torpor.client import TorporError
+
+    if not own:
+        try:
+            return dict(await client.call("GET", "/v1/usage", query=query))
+        except TorporError as error:
+            if error.status != _FORBIDDEN:
+                raise
+    tenant = await client.call("GET", "/v1/tenant")
+    used = await client.call("GET", "/v1/tenant/usage", query=query)
+    return {**used, "tenant": tenant["id"], "limits": tenant["limits"]}
+
+
+def _draw_own(usage: dict[str, Any], since: str) -> None:
+    from torpor.cli.view.screen import stdout
+    from torpor.cli.view.table import number, table
+
+    total = usage["total"]
+    shares = ("jobs", "input tokens", "output tokens", "GPU, s", "cost", "all in")
+    tenant = table("tenant", *shares, numbers=shares, title=f"The last {since}")
+    tenant.add_row(
+        usage["tenant"],
+        number(total["jobs"]),
+        number(total["input_tokens"]),
+        number(total["output_tokens"]),
+        number(total["gpu_seconds"], 1),
+        number(total["cost"], 4),
+        number(total["cost_all_in"], 4),
+    )
+    stdout.print(tenant)
+    limits = table("limit", "used", "of", numbers=("used", "of"))
+    for name, use in usage["limits"].items():
+        limits.add_row(name, number(use["used"]), number(use["limit"]) if use["limit"] else "none")
+    stdout.print(limits)
 
 
 def _draw(usage: dict[str, Any], since: str) -> None:
