@@ -27,6 +27,7 @@ from steps.retrieval.ingest import IngestDeps, Ingester
 from steps.retrieval.search import SearchDeps, VectorSearch
 from steps.retrieval.steps import RetrieveStep, SearchStep
 from steps.retrieval.tokens import word_pieces
+from steps.route.step import route
 from steps.semantic_cache.make import semantic_cache
 
 EventHandler = Callable[[Event], Awaitable[Event | None]]
@@ -47,6 +48,7 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
     return {
         "no-op": no_op,
         EMBED_STEP: embed(parts),
+        ROUTE_STEP: route,
         "semantic-cache": semantic_cache(parts),
         MEMORY: Memory(conversations, Recall(conversations, parts.embedder)),
         SEARCH_STEP: SearchStep(search),

@@ -43,7 +43,7 @@ class Chunker:
             "id": answer_id(job),
             "object": "chat.completion.chunk" if self._is_chat else "text_completion",
             "created": job.created_ms // 1000,
-            "model": job.request.model,
+            "model": job.answered_by,
         } | ({"usage": None} if has_usage else {})
         self._spoken: set[int] = set()
         self._usage: Mapping[str, Any] | None = None

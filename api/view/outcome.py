@@ -63,8 +63,8 @@ def answer_of(job: Job) -> Mapping[str, Any]:
     """The OpenAI body of an answered job, with our id, time and model name."""
     body = dict(shown_result(job) or {})
     if body.get("object") == "list":  # embeddings have no id
-        return body | {"model": job.request.model}
-    own = {"id": answer_id(job), "created": job.created_ms // 1000, "model": job.request.model}
+        return body | {"model": job.answered_by}
+    own = {"id": answer_id(job), "created": job.created_ms // 1000, "model": job.answered_by}
     if isinstance(choices := body.get("choices"), list):
         body["choices"] = [_whole(choice_with_both_names(each)) for each in choices]
     if body.get("object") == "chat.completion":

@@ -128,7 +128,7 @@ def response_view(
         "instructions": record.get("instructions"),
         "max_output_tokens": record.get("max_output_tokens"),
         "max_tool_calls": record.get("max_tool_calls"),
-        "model": job.request.model,
+        "model": job.answered_by,
         "output": list(output_items(job, record) if output is None else output),
         "parallel_tool_calls": record.get("parallel_tool_calls", True),
         "previous_response_id": record.get("previous_response_id"),

@@ -83,7 +83,7 @@ def request_event(job: Job) -> Event:
         time=_rfc3339(job.created_ms),
         datacontenttype="application/json",
         extensions={"tenant": job.tenant, "priority": job.lane}
-        | _sendable({"model": job.request.model, STEP: job.step} | optional),
+        | _sendable({"model": job.to_run.model, STEP: job.step} | optional),
         data=job.to_run.to_json(),
     )
 

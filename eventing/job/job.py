@@ -163,6 +163,11 @@ class Job:
         return self.prepared or self.request
 
     @property
+    def answered_by(self) -> str:
+        """The model that answered, by the answer; until then the one that is asked."""
+        return str((self.result or {}).get("model") or self.to_run.model)
+
+    @property
     def steps(self) -> tuple[StepRecord, ...]:
         """Every planned step as it is now, in order. A step that the job's end cut off says how the job ended."""
         if self.plan is None:

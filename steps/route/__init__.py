@@ -1,0 +1,1 @@
+"""Chooses the model that a job under a public name is sent to."""
