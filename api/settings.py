@@ -3,6 +3,7 @@
 Called by `api.__main__` and by tests, which pass fields as arguments.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from api.webhook.schedule import SCHEDULE_S
 from eventing.job.capability import Capability
-from eventing.job.plan import EMBED_STEP
+from eventing.job.plan import EMBED_STEP, ROUTE_STEP, Plan
 from eventing.process.egress import allow_list
 from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token
 from eventing.settings import BrokerClientSettings
@@ -46,6 +47,29 @@ class ModelCard(BaseModel):
 
 EMBEDDER_CONTEXT: Final = 256
 """Tokens that the packaged embedding model reads of a text."""
+
+
+def _planned_card(name: str, plan: Plan, listed: Mapping[str, ModelCard]) -> ModelCard | None:
+    """The card of a public name: of the embedder that answers it, or of the models that it chooses among, which
+    can together what each of them can.
+    """
+    if plan.step(EMBED_STEP):
+        return ModelCard(
+            name=name, context_tokens=EMBEDDER_CONTEXT, capabilities=frozenset({Capability.EMBED})
+        )
+    step = plan.step(ROUTE_STEP)
+    chosen = step.settings.get("tiers", ()) if step else ()
+    names = [each.get("model") if isinstance(each, Mapping) else each for each in chosen]
+    tiers = [listed[str(each)] for each in names if str(each) in listed]
+    if not tiers:
+        return None
+    known = [card.capabilities for card in tiers if card.capabilities is not None]
+    return max(tiers, key=lambda card: card.context_tokens).model_copy(
+        update={
+            "name": name,
+            "capabilities": frozenset().union(*known) if len(known) == len(tiers) else None,
+        }
+    )
 
 
 class TenantLimits(BaseModel):
@@ -165,14 +189,14 @@ class ApiSettings(BrokerClientSettings):
 
     @property
     def cards(self) -> tuple[ModelCard, ...]:
-        """The models that are served: those listed, and those whose plan answers embeddings without a predictor."""
-        listed = {card.name for card in self.models}
-        embedders = [
-            ModelCard(name=name, context_tokens=EMBEDDER_CONTEXT, capabilities={Capability.EMBED})
+        """The models that are served: those listed, and public names whose plan needs no predictor of that name."""
+        listed = {card.name: card for card in self.models}
+        others = [
+            card
             for name, plan in self.plans.items()
-            if plan.step(EMBED_STEP) and name not in listed
+            if name not in listed and (card := _planned_card(name, plan, listed))
         ]
-        return (*self.models, *embedders)
+        return (*self.models, *others)
 
     @property
     def price(self) -> Price:

@@ -7,7 +7,7 @@ index) it loads at its first call.
 from collections.abc import Awaitable, Callable, Mapping
 
 from eventing.cloudevent.event import Event
-from eventing.job.plan import EMBED_STEP
+from eventing.job.plan import EMBED_STEP, ROUTE_STEP
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.store import Conversations
 from eventing.store.file_store import FileStore

@@ -164,7 +164,7 @@ class _Reading:
             entries = await _next(reader, _LOOK_AGAIN_S if is_running else self._pause_s)
             self._pause_s = min(2 * self._pause_s, _OUTLOOK_EVERY_S)
             if not entries and self._is_due():
-                self.job = await _as_it_is(self._deps, self.job, with_result=self._with_result)
+                self.job = await job_now(self._deps, self.job, with_result=self._with_result)
                 self._heard_s = time.monotonic()
                 if self._is_behind():
                     entries = await _retry_for_a_moment(reader.catch_up)
@@ -289,7 +289,7 @@ async def wait_for_end(deps: LiveDeps, job: Job, timeout_s: float) -> Job:
                 async with asyncio.timeout(min(left_s, _LOOK_UNASKED_S)):
                     await news.wait()
             news.clear()
-            job = await _as_it_is(deps, job)
+            job = await job_now(deps, job)
     return job
 
 
@@ -344,7 +344,7 @@ def write_directly(
     return on_tokens
 
 
-async def _as_it_is(deps: LiveDeps, job: Job, *, with_result: bool = True) -> Job:
+async def job_now(deps: LiveDeps, job: Job, *, with_result: bool = True) -> Job:
     """The record of a job that has been silent for long, since a deleted job's stream has no more entries."""
     try:
         async with asyncio.timeout(deps.store_timeout_s):

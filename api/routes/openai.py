@@ -18,7 +18,7 @@ from api.http.problem import openai_error
 from api.http.protocol import ResponseWriter, writer_of
 from api.http.sse import KEEP_ALIVE, data_frame
 from api.job.catalog import Catalog
-from api.job.live import LiveDeps, moments, write_directly
+from api.job.live import LiveDeps, job_now, moments, write_directly
 from api.job.stored_completions import MARK, StoredCompletions
 from api.job.stream_position import StreamBroken
 from api.job.submission import (
@@ -48,6 +48,7 @@ from api.view.outcome import answer_of, failure_of
 from eventing.errors import InvalidJob, NotFound, TorporError
 from eventing.job.call_fields import CHAT_BATCH_URL, FLAG, NAME, nullable, request_schema
 from eventing.job.job import URL_BY_FIELD, Job, Lane
+from eventing.job.plan import ROUTE_STEP
 from eventing.job.store import StreamEntry
 
 
@@ -292,6 +293,8 @@ async def _frames(
         async for moment in moments(deps, job, "", write_directly(wire, render)):
             if moment.fault is not None:
                 raise StreamBroken(moment.fault, job)
+            if any(each.step == ROUTE_STEP for each in moment.entries):
+                chunker.name_model(await job_now(deps, job, with_result=False))
             if frames := b"".join(map(render, moment.entries)):
                 yield frames
             if moment.job is not None:

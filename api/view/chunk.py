@@ -50,6 +50,10 @@ class Chunker:
         hosts = link_hosts(job)
         self._links = None if hosts is None or not self._is_chat else LinkFilters(hosts)
 
+    def name_model(self, job: Job) -> None:
+        """The job as it is now: a step may have chosen another model."""
+        self._base["model"] = job.answered_by
+
     def chunks(self, entry: StreamEntry) -> Iterator[bytes]:
         """The chunks for an entry of the stream. Raises `Restarted`."""
         if entry.kind is EntryKind.ATTEMPT and entry.is_restart and self._spoken:

@@ -15,7 +15,7 @@ from api.view.timeline import TimelineView
 from eventing.cloudevent.job_event import CacheView, Timings, cache_view, timings
 from eventing.cloudevent.request_id import KEPT
 from eventing.job.job import Job, JobError, JobState, Lane
-from eventing.job.plan import StepRecord, StepStatus
+from eventing.job.plan import ROUTE_STEP, StepRecord, StepStatus
 from eventing.job.reasoning import body_with_both_names
 from eventing.telemetry.cost import JobCost, Price, job_cost
 
@@ -106,6 +106,15 @@ class PipelineStepView(TypedDict):
 
 
 @described
+class RoutingView(TypedDict):
+    """Why another model answers than the one that was asked for."""
+
+    asked: str
+    answered: str
+    reason: str
+
+
+@described
 class JobView(AcceptedJobView):
     """The job as it is now."""
 
@@ -127,6 +136,8 @@ class JobView(AcceptedJobView):
     is_dead_letter: bool
     """It failed for good, and can be redriven"""
     attempts: list[AttemptView]
+    routing: NotRequired[RoutingView]
+    """Which model answered, where that is not the one that was asked for"""
     pipeline: NotRequired[list[PipelineStepView]]
     """The steps before the predictor, where its model has some"""
     waiting: NotRequired[OutlookView]
@@ -172,6 +183,8 @@ def job_view(
     }
     if job.plan is not None:
         view["pipeline"] = [_step_view(record) for record in job.steps]
+    if (routing := routing_view(job)) is not None:
+        view["routing"] = routing
     if job.cache is not None and job.cache.is_hit:
         view["saved_usage"] = job.cache.saved_usage
     if with_result:
@@ -239,3 +252,19 @@ def _links(job: Job) -> LinksView:
 def public_metadata(job: Job) -> dict[str, str]:
     """The caller's own metadata, without what we keep beside it."""
     return {name: text for name, text in job.metadata.items() if not name.startswith("torpor.")}
+
+
+def routing_view(job: Job) -> RoutingView | None:
+    """What the step `route` chose, and which provider stood in for another; None where neither did."""
+    step = next((each for each in job.steps if each.step == ROUTE_STEP), None)
+    chosen = step.detail if step is not None and "answered" in step.detail else {}
+    stood_in = (job.result or {}).get("routing") or {}
+    found = {**chosen, **stood_in}
+    if not found:
+        return None
+    reasons = [each["reason"] for each in (chosen, stood_in) if each]
+    return {
+        "asked": chosen.get("asked", found["asked"]),
+        "answered": found["answered"],
+        "reason": ", ".join(reasons),
+    }

@@ -22,6 +22,8 @@ from eventing.known_fields import known_fields, known_value
 
 STEP_ORDER: Final = ("moderate-input", "memory", "semantic-cache", "retrieve", "route")
 """The order of the steps that Torpor knows; each may be absent, and a step of another name may stand anywhere."""
+ROUTE_STEP: Final = "route"
+"""Chooses among the models of its setting `tiers`: a model whose plan has it needs no predictor of its own."""
 EMBED_STEP: Final = "embed"
 """Answers embeddings: a model whose plan has it is served by the steps alone."""
 MOST_STEPS: Final = 16

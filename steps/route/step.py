@@ -19,14 +19,14 @@ async def route(call: StepCall) -> StepOutcome:
         rule = parse_rule(call.settings)
     except BadRequest as error:
         message = f"the step's setting {error.field}: {error.message}"
-        return Refuse(JobError(code="invalid_pipeline", message=message))
+        return Refuse(error=JobError(code="invalid_pipeline", message=message))
     choice = choose(rule, call.request, tenant=call.job.tenant, job_id=call.job.id)
     if choice is None:
-        return Refuse(_NO_TIER)
+        return Refuse(error=_NO_TIER)
     body = {**call.request.body, "model": choice.model}
     detail = {
         "asked": call.job.request.model,
         "answered": choice.model,
         "reason": choice.reason,
     }
-    return Continue(replace(call.request, body=body), detail)
+    return Continue(request=replace(call.request, body=body), detail=detail)

@@ -60,6 +60,7 @@ async def test_a_call_goes_to_the_provider_under_its_name_there(
     answer = await ask(stack, "big")
 
     assert answer["choices"][0]["message"]["content"] == "Paris."
+    assert answer["model"] == "theirs-4"
     assert provider.bodies[-1]["model"] == "large-4"
     assert answer["usage"]["completion_tokens"] == 2
 
