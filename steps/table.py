@@ -17,10 +17,9 @@ from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
 from eventing.store.vector_store.store import VectorStores
 from eventing.store.vector_store.text_object import FOLDER as TEXTS
 from steps.embed.make import embed
-from steps.handler import Handler
+from steps.handler import Continue, Handler, StepCall, StepOutcome
 from steps.memory.memory import Memory
 from steps.memory.recall import Recall
-from steps.no_op import no_op
 from steps.parts import Parts
 from steps.retrieval.events import VectorStoreEvents
 from steps.retrieval.ingest import IngestDeps, Ingester
@@ -70,3 +69,9 @@ def event_handlers(parts: Parts) -> Mapping[str, EventHandler]:
         )
     )
     return dict.fromkeys(WORK_TYPES, VectorStoreEvents(ingester))
+
+
+async def no_op(call: StepCall) -> StepOutcome:
+    """Changes nothing, to measure what a step costs; the setting `detail` is shown to the caller."""
+    detail = call.settings.get("detail", {})
+    return Continue(detail=detail if isinstance(detail, dict) else {})
