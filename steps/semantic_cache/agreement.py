@@ -20,7 +20,7 @@ class Verdict(StrEnum):
     """What code can tell of two questions."""
 
     SAME = "same"  #: they differ in nothing but harmless words: the answer may be given
-    NEAR = "near"  #: articles or a plural differ as well: the answer may be given if the vectors are very near
+    NEAR = "near"  #: articles differ as well: the answer may be given if the vectors are very near
     OPEN = "open"  #: other words, but no number, name, sign or negation differs: a verifier model may decide
     DIFFERENT = "different"  #: something that changes the answer differs
 
@@ -80,35 +80,18 @@ def _are_questions(a: Canonical, b: Canonical) -> bool:
 
 
 def _light(of: Canonical) -> tuple[str, ...]:
-    """The form without articles, with a plural that nothing determines («on trains», not «my trains») as singular."""
-    found: list[str] = []
-    before = ""
-    asks_for_one = not _SUPERLATIVES.isdisjoint(of.texts)
-    for token, after in zip(of.tokens, (*of.tokens[1:], None), strict=True):
-        text = token.text
-        is_article = text in ("a", "the") and (after is None or after.text not in ("few", "little"))
-        if not is_article:
-            is_kept = asks_for_one or _is_determined(before, token)
-            found.append(_AGREE.get(text, text if is_kept else _singular(text)))
-        before = text
-    return tuple(found)
-
-
-def _is_determined(before: str, token: Token) -> bool:
-    return before in _DETERMINERS or before[-1:].isdigit() or not token.raw.islower()
-
-
-def _singular(text: str) -> str:
-    is_plural = len(text) > 4 and text.endswith("s") and not text.endswith(("ss", "us", "is"))
-    return text[:-1] if is_plural else text
+    """The form without articles."""
+    after = (*of.texts[1:], "")
+    return tuple(
+        text
+        for text, follows in zip(of.texts, after, strict=True)
+        if text not in ("a", "the") or follows in _COUNTED
+    )
 
 
 _SHORTEST_LIGHT: Final = 6
-_SUPERLATIVES: Final = words.word_set("best worst most least top first last main single only")
-_AGREE: Final = {"are": "is", "were": "was", "do": "does"}
-_DETERMINERS: Final = words.word_set(
-    "a the my our your his her its their this that these those each every both all 's"
-)
+_COUNTED: Final = words.word_set("few little lot lots number bit couple")
+"""«A few» are some, «few» are not many; «a number» are several."""
 
 
 def _may_be_name(token: Token, of: Canonical) -> bool:

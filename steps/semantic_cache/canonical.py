@@ -93,11 +93,6 @@ def _tokens(text: str) -> list[Token]:
             found.append(Token("?" if "?" in raw else MARK, raw))
             is_first = is_first or raw[0] not in ",;"
             continue
-        if raw == "-":
-            # Between words it only joins them; before a number it is a sign or a range.
-            after = text[match.end() : match.end() + 1]
-            if not after.isdigit():
-                continue
         found.append(Token(_folded(raw, found), raw, is_first))
         is_first = False
     return found
@@ -133,7 +128,15 @@ def _casing(text: str) -> Casing:
 
 
 def _without_hesitations(tokens: list[Token]) -> list[Token]:
-    return [token for token in tokens if token.text not in words.HESITATIONS]
+    found: list[Token] = []
+    for place, token in enumerate(tokens):
+        before = found[-1].text if found else ""
+        is_pause = token.text in words.HESITATIONS and (token.raw.islower() or not found)
+        is_last = place == len(tokens) - 1
+        if is_pause and not is_last and (not found or before in words.BEFORE_HESITATION):
+            continue
+        found.append(token)
+    return found
 
 
 def _without_courtesy(tokens: list[Token]) -> list[Token]:
@@ -232,7 +235,8 @@ def _question(tokens: list[Token]) -> list[Token]:
 
 
 def _spelled(tokens: list[Token]) -> list[Token]:
-    return _replaced(_replaced(tokens, words.SPELLINGS), words.SYNONYMS)
+    named = _replaced(tokens, words.NAMES, may_be_name=True)
+    return _replaced(_replaced(named, words.SPELLINGS), words.SYNONYMS)
 
 
 def _fronted(tokens: list[Token]) -> list[Token]:
@@ -245,11 +249,7 @@ def _fronted(tokens: list[Token]) -> list[Token]:
             front = [tokens[0]._replace(is_first=True), *tokens[1:cut]]
             end = [t for t in rest if t.text != "?"]
             return [*end, *front]
-    return [t for n, t in enumerate(tokens) if t.text != MARK or _stays(texts, n)]
-
-
-def _stays(texts: Sequence[str], place: int) -> bool:
-    return not words.NEGATIONS.isdisjoint(texts[max(place - 1, 0) : place + 2])
+    return tokens  # «let us eat, grandma»
 
 
 def _framed(tokens: list[Token]) -> list[Token]:
@@ -263,7 +263,7 @@ def _framed(tokens: list[Token]) -> list[Token]:
 
 
 def _cost(tokens: list[Token]) -> list[Token]:
-    """«How much does X cost», «what is the price of X» and «how much is the X» as one."""
+    """«How much does X cost» and «what is the price of X» as one."""
     texts = [token.text for token in tokens]
     cost = [Token(text, "", True) for text in ("what", "does")]
     if texts[:3] == ["how", "much", "does"] and texts[-1] == "cost" and texts[3] != "it":
@@ -274,13 +274,13 @@ def _cost(tokens: list[Token]) -> list[Token]:
     )
     if is_price and len(texts) > 5:
         return [*cost, *tokens[5:], Token("cost")]
-    if texts[:3] == ["how", "much", "is"] and texts[3:4] and texts[3] in ("a", "the"):
-        return [*cost, *tokens[3:], Token("cost")]
     return tokens
 
 
-def _replaced(tokens: list[Token], table: words.Table) -> list[Token]:
-    """Each phrase of the table by the one that it reads as, the longest first."""
+def _replaced(tokens: list[Token], table: words.Table, *, may_be_name: bool = False) -> list[Token]:
+    """Each phrase of the table by the one that it reads as, the longest first; not in what may be a name («the
+    Harbour Centre»).
+    """
     longest = max(map(len, table))
     found: list[Token] = []
     place = 0
@@ -288,7 +288,7 @@ def _replaced(tokens: list[Token], table: words.Table) -> list[Token]:
         for length in range(min(longest, len(tokens) - place), 0, -1):
             piece = tokens[place : place + length]
             new = table.get(tuple(token.text for token in piece))
-            if new is not None:
+            if new is not None and (may_be_name or not any(map(_is_capital, piece))):
                 found += _as_one(piece, new)
                 place += length
                 break
@@ -296,6 +296,10 @@ def _replaced(tokens: list[Token], table: words.Table) -> list[Token]:
             found.append(tokens[place])
             place += 1
     return found
+
+
+def _is_capital(token: Token) -> bool:
+    return token.raw[:1].isupper() and not token.is_first and len(token.raw) > 1
 
 
 def _as_one(piece: Sequence[Token], new: Iterable[str]) -> list[Token]:

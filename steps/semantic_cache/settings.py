@@ -63,7 +63,7 @@ class SemanticSettings(_Strict):
     similarity: float = Field(_LEAST.same, ge=0.5, le=1)
     """Least cosine of two questions that differ in harmless words."""
     near_similarity: float = Field(_LEAST.near, ge=0.5, le=1)
-    """Least cosine where articles or a plural differ too."""
+    """Least cosine where articles differ too."""
     verified_similarity: float = Field(_LEAST.verified, ge=0.5, le=1)
     """Least cosine at which the verifier is asked."""
     sampled: bool = False

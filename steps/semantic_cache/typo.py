@@ -9,8 +9,10 @@ from typing import Final
 
 IsWord = Callable[[str], bool]
 
-_SHORTEST: Final = 5
+_SHORTEST: Final = 7
 """Letters of the right word: in shorter ones too many words are one letter apart."""
+_DOUBLING: Final = ("ing", "ed", "er", "or")
+"""Endings before which a letter is doubled in one word and not in another: «canning», «caning»."""
 
 
 def is_typo(a: str, b: str, is_word: IsWord) -> bool:
@@ -22,6 +24,8 @@ def is_typo(a: str, b: str, is_word: IsWord) -> bool:
     ):
         return False
     right, wrong = (a, b) if is_word(a) else (b, a)
+    if right.endswith(_DOUBLING):
+        return False
     if len(right) < _SHORTEST or right[0] != wrong[0] or right[-1] != wrong[-1]:
         return False
     if len(right) == len(wrong):

@@ -11,6 +11,7 @@ from steps.semantic_cache.words import word_set
 _RARE: Final = word_set("""
     averse ordnance interment payee lessee proscribe ordinand forego forbear calender canvass complacent corporal
     dairy diary eminent marital cavalry statue angel quiet lightening moral personnel perspective veracity uninterested
+    intestate prostrate corporeal apprise ordinal causality statins stationery
     """)
 """Words that the model does not know and that are one letter from one which it does."""
 

@@ -31,7 +31,8 @@ def _numbers(text: str, first: int, factor: int) -> dict[str, str]:
 
 
 HESITATIONS: Final = word_set("um umm uh uhm uhh erm hmm")
-"""Dropped anywhere."""
+"""Dropped at the start and after a pronoun, in small letters: «apply to um» and «apply to UH» name universities."""
+BEFORE_HESITATION: Final = word_set("i we you so and")
 
 OPENINGS: Final = _table(
     """
@@ -109,8 +110,9 @@ SPELLINGS: Final = _table(
     """
     an = a
     percent | per cent = %
-    e mail | e mails = email
-    wi fi = wifi
+    e - mail = email
+    wi - fi = wifi
+    on - line = online
     till | til = until
     whilst = while
     amongst = among
@@ -118,8 +120,6 @@ SPELLINGS: Final = _table(
     okay = ok
     versus | vs = vs
     and = &
-    u k | united kingdom = uk
-    u s a | united states of america = usa
     everybody = everyone
     somebody = someone
     anybody = anyone
@@ -129,13 +129,12 @@ SPELLINGS: Final = _table(
     refrigerator = fridge
     information = info
     cheque | cheques = check
-    mum | mummy = mom
+    mum = mom
     programme = program
     programmes = programs
     tyre = tire
     tyres = tires
     aluminium = aluminum
-    grey = gray
     jewellery = jewelry
     licence = license
     licences = licenses
@@ -157,7 +156,6 @@ SPELLINGS: Final = _table(
     neighbour = neighbor
     neighbours = neighbors
     behaviour = behavior
-    labour = labor
     honour = honor
     flavour = flavor
     flavours = flavors
@@ -187,6 +185,14 @@ SPELLINGS: Final = _table(
 )
 """Two spellings of one word."""
 
+NAMES: Final = _table(
+    """
+    united kingdom = uk
+    united states of america = usa
+    """
+)
+"""Two names of one thing."""
+
 SYNONYMS: Final = _table(
     """
     obtain = get
@@ -209,9 +215,8 @@ QUESTION_OPENINGS: Final = _table(
     """
     can you tell me | could you tell me | can you please tell me | could you please tell me =
     please could you tell me | please can you tell me | would you please tell me | please tell me | tell me =
-    do you know | i want to know | i would like to know | i need to know | i'd like to know =
-    i was wondering | i am wondering | just wondering | could you let me know | can you let me know =
-    please let me know | let me know =
+    i want to know | i would like to know | i need to know | i'd like to know =
+    i was wondering | i am wondering | just wondering =
     """
 )
 """Dropped before a question word: «can you tell me how ...»."""
@@ -221,23 +226,26 @@ FRAMES: Final = _table(
     how can i | how could i | how would i | how do i go about | how to | how might i = how do i
     how can we | how could we | how would we | how might we = how do we
     where can i | where could i | where would i = where do i
-    who can i | who should i | who could i | who would i = who do i
+    who can i | who should i = who do i
     what is the way to = how do i
     what should i do if | what can i do if | what do i need to do if = what do i do if
     what should i do when | what can i do when = what do i do when
     is it possible for me to | would it be possible for me to | am i able to = can i
-    is it ok for me to | is it ok if i | am i ok to = is it ok to
+    is it ok if i | am i ok to = is it ok for me to
     how much do you charge for = what do you charge for
     how much do you charge to = what do you charge to
     how much does it cost to | how much is it to | how much would it cost to = what does it cost to
     what is the cost to = what does it cost to
-    do you have | have you got | are there = is there
+    have you got = do you have
     """
 )
 """Ways to open the same question; matched at the start only."""
 
 KEEPS_HOW: Final = word_set(
-    "look feel seem sound appear smell taste rank score compare do fare come differ stand belong live"
+    """
+    look feel seem sound appear smell taste rank score compare do fare come differ stand belong live work sleep die
+    trust know love like hate want need think believe
+    """
 )
 """Verbs that tell a state: «how do I look» is not «how can I look»."""
 

@@ -27,8 +27,8 @@ Is 15 percent the usual tip? | Is 15% the usual tip?
 Do I need two passport photos? | Do I need 2 passport photos?
 When does the museum begin the tour? | When does the museum start the tour?
 Where can I purchase stamps? | Where can I buy stamps?
-How do I lose a ticekt for my seat? | How do I lose a ticket for my seat?
-How do I update my adress book? | How do I update my address book?
+How do I read my electricty meter? | How do I read my electricity meter?
+How do I change my delivrey address? | How do I change my delivery address?
 Who’s the mayor of Lyon? | Who's the mayor of Lyon?
 Please remind me to water the plants | Remind me to water the plants
 Was ist die Hauptstadt von Peru? | was ist die Hauptstadt von Peru
@@ -113,6 +113,31 @@ Does the trial include support? | Does the trial exclude support?
 How do I lock the door from inside? | How do I unlock the door from inside?
 Do I need an adult ticket? | Do I need a child ticket?
 Can I pay by card or cash? | Can I pay by card and cash?
+Let us eat, grandma | Let us eat grandma
+What is a man-eating shark? | What is a man eating shark?
+How many thirty-one day passes are left? | How many thirty one-day passes are left?
+How much is a pint? | What is the price of a pint?
+Do you know how to swim? | How do I swim?
+Do you have a soul? | Is there a soul?
+Who do I trust? | Who can I trust?
+How do I die in this game? | How can I die in this game?
+how do i apply to um | how do i apply to uh
+What does um mean? | What does uh mean?
+When does Grey's Anatomy start? | When does Gray's Anatomy start?
+What does Labour want? | What does labor want?
+Where is the Harbour Centre? | Where is the Harbour center?
+Where is the mummy buried? | Where is the mum buried?
+How do I get rid of stains? | How do I get rid of statins?
+What happens to interstate property? | What happens to intestate property?
+Is caning legal in schools? | Is canning legal in schools?
+What does custom require of us here? | What does customs require of us here?
+Where can I claim damage to my car? | Where can I claim damages to my car?
+Did a few of the guests come on time? | Did few of the guests come on time?
+Is a number of people here right? | Is the number of people here right?
+Do you take me for a fool? | Do you take me for full?
+Can two people share one pass? | Can one people share two pass?
+Is it 3-5 days? | Is it 35 days?
+What is 2024-01-02 in words? | What is 2024-02-01 in words?
 """
 
 
@@ -134,7 +159,7 @@ def test_what_changes_the_answer_is_never_the_same(a: str, b: str) -> None:
 
 
 NEAR = """
-How do I pay the fine for a late book? | How do I pay the fine for late books?
+How do I pay the fine for a late book? | How do I pay fine for the late book?
 Is it safe to buy a laptop from them online? | Is it safe to buy laptop from them online?
 """
 
