@@ -128,7 +128,12 @@ _RESPONSE: Final[Example] = {
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": 17,
     },
-    **{"instructions": None, "previous_response_id": None, "max_output_tokens": None},
+    **{
+        "instructions": None,
+        "conversation": None,
+        "previous_response_id": None,
+        "max_output_tokens": None,
+    },
     **{"max_tool_calls": None, "parallel_tool_calls": True, "tools": [], "tool_choice": "auto"},
     **{"temperature": 1.0, "top_p": 1.0, "top_logprobs": 0, "truncation": "disabled"},
     **{"presence_penalty": 0.0, "frequency_penalty": 0.0, "prompt_cache_key": None},

@@ -159,14 +159,15 @@ local function append_items(conversation, pairs_of_items)
   keep_conversation(conversation)
 end
 
--- Text of the chat message of a result; '' for none.
+-- A value of a result as text, or as a table; an empty one where it is something else. A foreign predictor's result may hold anything.
 local function text_of(value) return type(value) == 'string' and value or '' end
+local function table_of(value) return type(value) == 'table' and value or {} end
 
 -- The items of an answer as id, JSON in turn: as `api.view.response.output_items` makes them, without log probabilities.
 local function answer_items(job_id, result)
   local tail, items = string.sub(job_id, 5), {}
-  local choice = (cjson.decode(result).choices or {})[1] or {}
-  local message = type(choice.message) == 'table' and choice.message or {}
+  local choice = table_of(table_of(table_of(cjson.decode(result)).choices)[1])
+  local message = table_of(choice.message)
   local cut = choice.finish_reason == 'length' or choice.finish_reason == 'content_filter'
   local function add(id, kind, rest)
     items[#items + 1] = id
@@ -182,11 +183,13 @@ local function answer_items(job_id, result)
     add('msg_' .. tail, 'message', '"role":"assistant","status":"' .. (cut and 'incomplete' or 'completed')
       .. '","content":[{"type":"output_text","text":' .. cjson.encode(message.content) .. ',"annotations":[],"logprobs":[]}]')
   end
-  for n, call in ipairs(type(message.tool_calls) == 'table' and message.tool_calls or {}) do
-    local id, named = 'fc_' .. tail .. '_' .. (n - 1), type(call['function']) == 'table' and call['function'] or {}
-    local call_id = text_of(call.id)
-    add(id, 'function_call', '"call_id":' .. cjson.encode(call_id ~= '' and call_id or id) .. ',"name":' .. cjson.encode(text_of(named.name))
-      .. ',"arguments":' .. cjson.encode(text_of(named.arguments)) .. ',"status":"completed"')
+  for n, each in ipairs(table_of(message.tool_calls)) do
+    local call = table_of(each)
+    local id, named, call_id = 'fc_' .. tail .. '_' .. (n - 1), table_of(call['function']), text_of(call.id)
+    if text_of(named.name) ~= '' then -- a call of nothing could be given to no engine again
+      add(id, 'function_call', '"call_id":' .. cjson.encode(call_id ~= '' and call_id or id) .. ',"name":' .. cjson.encode(named.name)
+        .. ',"arguments":' .. cjson.encode(text_of(named.arguments)) .. ',"status":"completed"')
+    end
   end
   return items
 end

@@ -15,20 +15,18 @@ from eventing.store.conversation.conversation import NumberedItem, item_text
 _LONGEST: Final = 240
 """Characters of a fact; of a longer sentence only what is around its values is kept."""
 _AROUND: Final = 80
-_SENTENCE: Final = re.compile(r"[^\n]*?(?:[.!?](?=\s|$)|\n|$)")
+_LONGEST_WORD: Final = 200
+"""A longer word is data, not a value that was named."""
+_SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+|\n+")
+_WORD: Final = re.compile(r"\S+")
+_DIGIT: Final = re.compile(r"\d")
 _NUMBER: Final = re.compile(r"\d+(?:[.,:/\-]\d+)*")
-_VALUE: Final = re.compile(
-    r"""
-    https?://\S+ | [\w.+-]+@[\w-]+\.\w+          # an address
-  | (?:[A-Za-z]:)?(?:[\w.~-]*[/\\]){1,}[\w.-]+   # a path
-  | \b\w*\d[\w.:/\-]*                            # a number, a date, an id with a digit in it
-  | \b[A-Z][A-Z0-9_-]{2,}\b                      # an id in capitals
-  | "[^"\n]{1,80}" | '[^'\n]{2,80}'(?!\w) | `[^`\n]{1,80}` | «[^»\n]{1,80}»   # a word that was quoted
-    """,
-    re.VERBOSE,
+_CAPITALS: Final = re.compile(r"\W*[A-Z][A-Z0-9_-]{2,}\W*\Z")
+_QUOTED: Final = re.compile(
+    r"""(?<!\w)(?:"[^"\n]{1,80}"|'[^'\n]{2,80}'(?!\w)|`[^`\n]{1,80}`|«[^»\n]{1,80}»)"""
 )
 _NAME: Final = re.compile(
-    r"(?<=[\w,;:)] )(?!I\b|I')[A-Z][a-z]+\w*"  # a capital that does not begin its sentence
+    r"(?<=[\w,;:)] )(?!I\b)[A-Z][a-z]\w*"  # a capital that does not begin its sentence
     r"|(?i:\b(?:named|called|name is|name's)\s+\w+)"
 )
 
@@ -63,10 +61,10 @@ def within(facts: Sequence[Fact], most_bytes: int) -> list[Fact]:
     ranked = sorted(facts, key=lambda fact: (not fact.is_value, fact.role != "user", fact.seq))
     kept, left = set[int](), most_bytes
     for fact in ranked:
-        left -= len(fact.text.encode()) + 4
-        if left < 0:
-            break
-        kept.add(id(fact))
+        size = len(fact.text.encode()) + 4
+        if size <= left:
+            left -= size
+            kept.add(id(fact))
     return [fact for fact in facts if id(fact) in kept]
 
 
@@ -76,19 +74,28 @@ def numbers_in(text: str) -> frozenset[str]:
 
 
 def _pieces(text: str) -> Iterable[tuple[str, bool]]:
-    """The sentences with a value or a name, shortened to what is around these."""
-    for match in _SENTENCE.finditer(text):
-        sentence = match[0].strip()
-        places = [found.span() for found in _VALUE.finditer(sentence)]
-        names = [found.span() for found in _NAME.finditer(sentence)]
-        if not places and not names:
-            continue
-        if len(sentence) <= _LONGEST:
-            yield sentence, bool(places)
-            continue
-        for start, end in _joined(places or names):
-            yield sentence[start:end].strip(), bool(places)
-            # Of a value that is longer than a fact the whole is kept all the same: half of it is another value.
+    """The sentences with a value or a name, shortened to what is around these. Linear in the text, whatever it is."""
+    for sentence in map(str.strip, _SENTENCE_END.split(text)):
+        places = [word.span() for word in _WORD.finditer(sentence) if _is_value(word[0])]
+        places += [quoted.span() for quoted in _QUOTED.finditer(sentence)]
+        is_value = bool(places)
+        places = places or [name.span() for name in _NAME.finditer(sentence)]
+        if places and len(sentence) <= _LONGEST:
+            yield sentence, is_value
+        elif places:
+            for start, end in _joined(places):
+                yield sentence[start:end].strip(), is_value
+
+
+def _is_value(word: str) -> bool:
+    """Whether it holds a number, or is an address, a path, or an id in capitals."""
+    if len(word) > _LONGEST_WORD:
+        return False
+    if _DIGIT.search(word) or "@" in word[1:-1] or "://" in word or "\\" in word:
+        return True
+    slashes = word.count("/")
+    is_path = slashes > 1 or (slashes == 1 and (word[0] == "/" or "." in word[:-1]))
+    return (is_path and len(word) > slashes) or _CAPITALS.match(word) is not None
 
 
 def _joined(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

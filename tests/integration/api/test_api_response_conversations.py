@@ -99,6 +99,36 @@ async def test_an_answer_without_words_adds_what_was_asked(
     assert await said(client, made.id) == ["x"]
 
 
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"choices": 7},
+        {"choices": [7]},
+        {"choices": [{"message": 7}]},
+        {"choices": [{"message": {"content": {"a": 1}, "tool_calls": [7, {"function": 7}]}}]},
+        {"text": "no chat at all"},
+    ],
+    ids=["choices", "choice", "message", "content", "other"],
+)
+async def test_a_result_that_is_no_chat_ends_its_job_all_the_same(
+    rig: Rig, client: AsyncOpenAI, result: dict[str, Any]
+) -> None:
+    made = await client.conversations.create()
+    response = await begun(client, made.id, "x")
+    predictor = await FakePredictor(rig.store, job_of(response)).start()
+
+    await predictor.finish(result)
+
+    assert await rig.store.states([job_of(response)]) == [JobState.COMPLETED]
+    assert (await said_by_users(client, made.id))[0] == "x"
+    await begun(client, made.id, "the next is let in")
+
+
+async def said_by_users(client: AsyncOpenAI, conversation: str) -> list[str]:
+    found = await items(client, conversation)
+    return [item.content[0].text for item in found if getattr(item, "role", "") == "user"]
+
+
 async def test_two_responses_at_once_are_refused_and_no_item_is_lost(
     rig: Rig, client: AsyncOpenAI
 ) -> None:

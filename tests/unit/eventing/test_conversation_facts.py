@@ -58,6 +58,19 @@ def test_a_long_sentence_is_shortened_to_what_is_around_its_values() -> None:
     assert len(fact) < 200
 
 
+@pytest.mark.parametrize("piece", ["a", "a/", "1", "@", "A", "'", '"', "\\", ". ", "a.b-", "«"])
+def test_the_time_that_it_takes_is_linear_in_the_text(piece: str) -> None:
+    """Much of anything that a pattern could try again and again: the test's limit would be over."""
+    facts_of([said(piece * (200_000 // len(piece)))])
+
+
+def test_a_word_of_any_length_is_no_value() -> None:
+    blob = "x9" * 5000
+
+    assert texts(said(f"Here it is: {blob} and the port is 8443.")) != []
+    assert all(blob not in fact for fact in texts(said(f"The port is 8443 and here: {blob}")))
+
+
 def test_what_tools_gave_is_left_to_recall() -> None:
     output = {"id": "o", "type": "function_call_output", "call_id": "c", "output": "port 1234"}
 
