@@ -111,9 +111,10 @@ class Intake:
         that are not there.
         """
         step = new.plan.step(RETRIEVE_STEP) if new.plan else None
-        if step is None or self._index_versions is None:
+        ids = step.settings.get("vector_store_ids") if step else None
+        if not ids or self._index_versions is None:
             return None
-        return await self._index_versions(new.tenant, step.settings.get("vector_store_ids", ()))
+        return await self._index_versions(new.tenant, ids)
 
     async def promote(self, follower: Job, followers: Followers) -> bool:
         """Queue a follower whose leader ended without an answer, and publish its event."""

@@ -36,8 +36,8 @@ MOST_FILE_BYTES: Final = 64 * 1024 * 1024
 FILE: Final = "torpor.file"
 """Attribute of a chunk: the id of its file. Callers' names never begin like that."""
 FILENAME: Final = "torpor.filename"
-_WINDOWS_AT_ONCE: Final = 64
-_CHUNKS_AT_ONCE: Final = 128
+_WINDOWS_AT_ONCE: Final = 32
+_CHUNKS_AT_ONCE: Final = 32
 
 _log = structlog.get_logger()
 

@@ -60,6 +60,16 @@ class VectorSearch:
         metrics.SEARCHES.labels("found" if kept else "empty").inc()
         return kept[: query.max_num_results]
 
+    async def named(self, tenant: str, names: Sequence[str]) -> list[str]:
+        """The tenant's vector stores with one of these names that have not expired, newest first."""
+        now_s = self._deps.clock.wall_ms() // 1000
+        stores = await self._deps.stores.read(await self._deps.stores.ids(tenant))
+        return [
+            store.id
+            for store in reversed(stores)
+            if store.settings.name in names and store.status(now_s) is not StoreStatus.EXPIRED
+        ]
+
     async def _store(self, tenant: str, store_id: str) -> VectorStore:
         store = await self._deps.stores.get(tenant, store_id)
         if store.status(self._deps.clock.wall_ms() // 1000) is StoreStatus.EXPIRED:

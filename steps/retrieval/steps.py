@@ -65,7 +65,10 @@ class RetrieveStep:
             return Skip(reason="the user message has no text")
         try:
             query = _query(question, {"max_num_results": _RESULTS, **settings})
-            found = await self._search.search(call.job.tenant, _store_ids(settings), query)
+            stores = await self._stores(call.job.tenant, settings)
+            if not stores:
+                return Skip(reason="no vector store of that name")
+            found = await self._search.search(call.job.tenant, stores, query)
         except (BadRequest, NotFound, ModelMismatch) as error:
             return Refuse(error=_error(error))
         passages = _fitting(found, int(settings.get("context_characters", _CONTEXT_CHARACTERS)))
@@ -77,6 +80,18 @@ class RetrieveStep:
         changed = with_passages(messages, passages, secrets.token_hex(8), hosts=hosts)
         body = {**call.request.body, "messages": changed}
         return Continue(request=replace(call.request, body=body), detail=detail)
+
+    async def _stores(self, tenant: str, settings: Mapping[str, Any]) -> Sequence[str]:
+        """The vector stores to search: by id, or those of the tenant that have one of some names. A plan is for all
+        tenants; by names each one's own are searched.
+        """
+        names = settings.get("vector_store_names")
+        if names is None:
+            return _store_ids(settings)
+        if not isinstance(names, list | tuple) or "vector_store_ids" in settings:
+            message = "vector_store_names must be a list, and stand without vector_store_ids"
+            raise BadRequest(message, "vector_store_names")
+        return (await self._search.named(tenant, names))[:MOST_STORES]
 
 
 def _query(texts: Any, options: Mapping[str, Any]) -> VectorQuery:

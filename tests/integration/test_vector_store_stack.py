@@ -1,12 +1,18 @@
 """Vector stores in a whole stack, from zero: the official client, the packaged embedder, the seeded engine."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
+import yaml
 from openai import OpenAI
+from redis import Redis
 
+from eventing.redis import keys
 from tests.integration.stack import MODEL, LocalStack
 
 pytestmark = pytest.mark.timeout(120)  # cold starts of the steps and of a predictor
@@ -25,9 +31,17 @@ Saturn's rings are made of ice and rock, and are at most a kilometre thick.
 """
 
 
+SETTINGS = {"vector_store_names": ["library"], "max_num_results": 1}
+
+
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    made = LocalStack(tmp_path_factory.mktemp("vectors") / "data").start()
+    folder = tmp_path_factory.mktemp("vectors")
+    plan = {"planned": {"steps": [{"step": "retrieve", "settings": SETTINGS}]}}
+    (folder / "pipelines.yaml").write_text(yaml.safe_dump(plan))
+    flags = ("--model", f"{MODEL}=seeded", "--model", "planned=seeded")
+    flags += ("--pipelines", str(folder / "pipelines.yaml"))
+    made = LocalStack(folder / "data", *flags).start()
     yield made
     made.stop()
 
@@ -134,3 +148,45 @@ def test_the_same_question_again_is_a_hit_until_the_files_change(client: OpenAI)
     more = ("astronomy.md", ASTRONOMY.encode())
     files.upload_and_poll(vector_store_id=store.id, file=more, poll_interval_ms=100)
     assert "hit" not in ask()[0]
+
+
+def test_a_plan_retrieves_for_chat_completions(client: OpenAI, store_id: str) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model="planned",
+        messages=[{"role": "user", "content": "How many days of paid leave?"}],
+        max_tokens=5,
+    )
+    job_id = raw.headers["torpor-job-id"]
+
+    job = httpx.get(f"{client.base_url!s}jobs/{job_id}").json()
+
+    (step,) = job["pipeline"]
+    assert (step["step"], step["status"]) == ("retrieve", "completed")
+    assert [each["filename"] for each in step["detail"]["sources"]] == ["handbook.md"]
+    assert job["usage"]["prompt_tokens"] > 20
+
+
+def test_files_are_indexed_although_the_steps_are_killed(client: OpenAI, stack: LocalStack) -> None:
+    """kill -9 of the steps process while it indexes: another one goes on."""
+    store = client.vector_stores.create()
+    text = " ".join(f"word{n}" for n in range(1500)).encode()
+    files = [client.files.create(file=(f"{n}.txt", text), purpose="assistants") for n in range(2)]
+    small = {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 0}
+    batch = client.vector_stores.file_batches.create(
+        store.id,
+        file_ids=[file.id for file in files],
+        chunking_strategy={"type": "static", "static": small},
+    )
+    index = keys.index("default", store.id, "chunks")
+    with Redis.from_url(stack.addresses["redis"]) as redis:
+        stack.until(lambda: bool(redis.scard(index)))
+    for replica in stack.status()["steps"]["replicas"]["list"]:
+        os.kill(replica["pid"], signal.SIGKILL)
+
+    ended = client.vector_stores.file_batches.poll(
+        batch.id, vector_store_id=store.id, poll_interval_ms=200
+    )
+
+    assert (ended.status, ended.file_counts.completed) == ("completed", 2)
+    found = client.vector_stores.search(store.id, query="word1499", max_num_results=5)
+    assert len({(hit.file_id, hit.content[0].text) for hit in found.data}) == len(found.data)

@@ -205,3 +205,17 @@ async def test_passages_are_bounded(library: Library) -> None:
     assert outcome.request is not None
     assert outcome.detail["found"] == 2
     assert len(outcome.request.body["messages"][-1]["content"]) < 6000
+
+
+async def test_a_plan_names_each_tenants_own_vector_stores(library: Library) -> None:
+    await library.store_of("The warranty lasts two years.")
+    await library.store_of("The warranty lasts ten years.", tenant="globex")
+    step = RetrieveStep(search_over(library))
+    settings = {"vector_store_names": ["docs"]}
+
+    for tenant, years in ((TENANT, "two"), ("globex", "ten")):
+        outcome = await step(call_of(settings, tenant=tenant))
+        assert isinstance(outcome, Continue)
+        assert outcome.request is not None
+        assert f"lasts {years} years" in outcome.request.body["messages"][-1]["content"]
+    assert isinstance(await step(call_of(settings, tenant="nobody")), Skip)
