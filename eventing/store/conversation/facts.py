@@ -8,6 +8,7 @@ time, so it goes with its item.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Final
 
 from eventing.store.conversation.conversation import NumberedItem, item_text
@@ -57,15 +58,41 @@ def facts_of(items: Iterable[NumberedItem]) -> list[Fact]:
 
 
 def within(facts: Sequence[Fact], most_bytes: int) -> list[Fact]:
-    """The facts that fit, in order: values before names, what users said before what was answered, old ones first."""
-    ranked = sorted(facts, key=lambda fact: (not fact.is_value, fact.role != "user", fact.seq))
-    kept, left = set[int](), most_bytes
-    for fact in ranked:
-        size = len(fact.text.encode()) + 4
-        if size <= left:
-            left -= size
-            kept.add(id(fact))
-    return [fact for fact in facts if id(fact) in kept]
+    """The facts that fit, in order. Two thirds are for values and a third for names, or what the other leaves; in each
+    what users said goes before what was answered, and the oldest and the newest by turns.
+    """
+    values = _ranked([fact for fact in facts if fact.is_value])
+    names = _ranked([fact for fact in facts if not fact.is_value])
+    kept = _first(values, most_bytes * 2 // 3)
+    for more in (names, values):
+        left = most_bytes - sum(map(_size, kept))
+        kept += _first([fact for fact in more if fact not in kept], left)
+    chosen = set(map(id, kept))
+    return [fact for fact in facts if id(fact) in chosen]
+
+
+def _ranked(facts: Sequence[Fact]) -> list[Fact]:
+    ranked: list[Fact] = []
+    for is_users in (True, False):
+        own = [fact for fact in facts if (fact.role == "user") is is_users]
+        half = -(-len(own) // 2)
+        by_turns = zip_longest(own[:half], reversed(own[half:]))
+        ranked += [fact for pair in by_turns for fact in pair if fact is not None]
+    return ranked
+
+
+def _first(facts: Sequence[Fact], most_bytes: int) -> list[Fact]:
+    """Those that fit, without those that do not."""
+    kept: list[Fact] = []
+    for fact in facts:
+        if _size(fact) <= most_bytes:
+            most_bytes -= _size(fact)
+            kept.append(fact)
+    return kept
+
+
+def _size(fact: Fact) -> int:
+    return len(fact.text.encode()) + 4
 
 
 def numbers_in(text: str) -> frozenset[str]:

@@ -89,17 +89,27 @@ def test_every_fact_is_a_piece_of_a_message_and_every_number_is_in_one(given_: l
         assert all(any(word in fact for fact in facts) for word in digits)
 
 
-def test_the_facts_that_fit_are_what_users_said_with_values_and_the_oldest() -> None:
-    facts = [
-        Fact(1, "assistant", "a 1", True),
-        Fact(2, "user", "Ann", False),
-        Fact(3, "user", "u 3", True),
-        Fact(4, "user", "u 4", True),
-    ]
+def fact(seq: int, *, role: str = "user", is_value: bool = True) -> Fact:
+    """A fact of sixteen bytes, with what a line of it adds."""
+    return Fact(seq, role, f"fact {seq:07d}", is_value)
 
-    assert within(facts, 15) == facts[2:]
-    assert within(facts, 7) == [facts[2]]
+
+def test_the_oldest_and_the_newest_fit_first_and_users_before_answers() -> None:
+    facts = [fact(n) for n in range(8)] + [fact(n, role="assistant") for n in range(8, 12)]
+
+    assert [each.seq for each in within(facts, 6 * 16)] == [0, 1, 2, 5, 6, 7]
+    assert [each.seq for each in within(facts, 10 * 16)] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 11]
     assert within(facts, 1000) == facts
+    assert within(facts, 15) == []
+
+
+def test_values_leave_a_third_to_names_and_either_takes_what_the_other_leaves() -> None:
+    facts = [fact(n, is_value=n % 2 == 0) for n in range(40)]
+
+    kept = within(facts, 9 * 16)
+
+    assert sum(each.is_value for each in kept) == 6
+    assert len(within(facts[::2], 9 * 16)) == len(within(facts[1::2], 9 * 16)) == 9
 
 
 @pytest.mark.parametrize(
