@@ -2,7 +2,7 @@
 
 from redis.asyncio import Redis
 
-from eventing.broker.queue import Queue, QueueView, member_of, pace_per_minute
+from eventing.broker.queue import ClaimRoom, Queue, QueueView, member_of, pace_per_minute
 from eventing.redis import keys
 from eventing.redis.script import Call
 from tests.contract.broker.queue_rig import (
@@ -278,3 +278,11 @@ def test_the_pace_is_of_five_minutes_and_the_one_that_runs() -> None:
 
     assert pace_per_minute({94: 7_000, 95: 11, 100: 11, 101: 7_000}, now_s) == 22 / 5.5
     assert pace_per_minute({94: 7_000}, now_s) == 0.0
+
+
+def test_the_claims_of_a_pump_hold_thirty_two_mebibytes() -> None:
+    room, eight = ClaimRoom(), 8 * 1024 * 1024
+
+    assert [room.reserve() for _ in range(5)] == [eight] * 4 + [0]
+    room.release(1000)
+    assert room.reserve() == 1000

@@ -6,11 +6,19 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from api.auth.principal import Principal
 from api.job.catalog import Catalog
 from api.job.concurrency_limiter import ConcurrencyLimiter
-from api.job.submission import SubmitDeps, SubmitOptions, keyed_job_id, parse_submit_options, submit
+from api.job.submission import (
+    JOB_SCHEMA,
+    SubmitDeps,
+    SubmitOptions,
+    keyed_job_id,
+    parse_submit_options,
+    submit,
+)
 from api.settings import ModelCard
 from eventing.broker.intake import Intake
 from eventing.clock import SystemClock
@@ -275,3 +283,15 @@ def test_a_key_has_at_most_255_characters() -> None:
     assert parse_submit_options({}, {"idempotency-key": "k" * 255}).idempotency_key
     with pytest.raises(InvalidJob):
         parse_submit_options({}, {"idempotency-key": "k" * 256})
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, 0.5, 1, 2_592_000, 2_592_001, True, "1"])
+def test_an_expiry_is_refused_exactly_where_its_schema_refuses_it(seconds: object) -> None:
+    schema = JOB_SCHEMA["properties"]["expires_after"]
+    is_fine = not list(Draft202012Validator(schema).iter_errors(seconds))
+
+    if is_fine:
+        assert parse_submit_options({"expires_after": seconds}, {}).expires_after_s == seconds
+    else:
+        with pytest.raises(InvalidJob):
+            parse_submit_options({"expires_after": seconds}, {})
