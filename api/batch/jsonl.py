@@ -46,7 +46,6 @@ class LineSplitter:
         self._offset = offset
         self._number = number
         self._rest = b""
-        self._may_have_bom = offset == 0
 
     @property
     def number(self) -> int:
@@ -60,32 +59,28 @@ class LineSplitter:
 
     def feed(self, piece: bytes, *, is_last: bool = False) -> list[BatchLine]:
         """The lines that end in `piece`."""
-        data = self._without_bom(self._rest + piece, is_last)
+        data = self._rest + piece
         lines, start = [], 0
         for end in _END.finditer(data):
             if end.end() == len(data) and end[0] == b"\r" and not is_last:
                 break  # an LF may follow
             self._number += 1
-            if raw := data[start : end.start()].strip():
+            if raw := _text(data[start : end.start()]):
                 lines.append(BatchLine(self._number, self._offset + end.end(), raw))
             start = end.end()
         if is_last and start < len(data):
             self._number += 1
-            if raw := data[start:].strip():
+            if raw := _text(data[start:]):
                 lines.append(BatchLine(self._number, self._offset + len(data), raw))
             start = len(data)
         self._offset += start
         self._rest = data[start:]
         return lines
 
-    def _without_bom(self, data: bytes, is_last: bool) -> bytes:
-        if not self._may_have_bom or (len(data) < len(_BOM) and not is_last):
-            return data
-        self._may_have_bom = False
-        if not data.startswith(_BOM):
-            return data
-        self._offset += len(_BOM)
-        return data[len(_BOM) :]
+
+def _text(line: bytes) -> bytes:
+    """A line without what is around it; files that were joined have byte order marks in their middle."""
+    return line.strip().removeprefix(_BOM).strip()
 
 
 class JsonlCheck:

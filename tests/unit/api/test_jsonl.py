@@ -54,6 +54,12 @@ def test_reading_goes_on_behind_any_line(
     assert rest == lines[len(done) :]
 
 
+def test_files_that_were_joined_have_marks_in_their_middle() -> None:
+    lines = split(BOM + b"a\r\n" + BOM + b"b\n" + BOM + b" \nc" + BOM, [4, 5, 6, 7])
+
+    assert [(line.number, line.raw) for line in lines] == [(1, b"a"), (2, b"b"), (4, b"c" + BOM)]
+
+
 def judge(data: bytes, size: int = 7) -> None:
     check = JsonlCheck(1000)
     for start in range(0, len(data), size):
