@@ -206,6 +206,11 @@ def write_adapter(folder: Path, model: str) -> Path:
             "not enough memory for this model: lower --kv-cache-memory-bytes",
             id="more memory than there is",
         ),
+        pytest.param(
+            ("--enable-auto-tool-choice", "--tool-call-parser", "wizard"),
+            "tool_parser:'wizard' which has not been registered",
+            id="a parser that is not there",
+        ),
     ],
 )
 async def test_a_start_that_fails_says_what_to_change(

@@ -9,7 +9,7 @@ import re
 from contextlib import suppress
 from typing import Final
 
-_ERROR: Final = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Failure)): (.+)")
+_ERROR: Final = re.compile(r"^[ |]*(?:[\w.]+\.)?(\w*(?:Error|Exception|Failure)): (.+)")
 _OURS: Final = re.compile(r"^torpor(?: [\w.-]+)?: (.+)|^(TORPOR_\w+=.+|cannot listen on .+)")
 _LONGEST: Final = 300
 

@@ -122,7 +122,8 @@ class VllmEngine:
             )
             if not is_cpu_build():
                 await self.warm_up()
-        except (ValueError, OSError) as error:  # a chat template or an adapter that does not load
+        except Exception as error:
+            # A chat template or an adapter that does not load, a parser that is not there: vLLM has no base of these.
             await self.stop()
             raise EngineStartError(f"the engine did not start: {error}") from error
         report(ColdStartPhase.READY)
