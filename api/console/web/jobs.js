@@ -39,7 +39,7 @@ function fillRow(item, job, at) {
   prompt.textContent = job.prompt || job.id;
   prompt.classList.toggle("id", !job.prompt);
   const attempt = job.attempt > 1 ? `attempt ${job.attempt} · ` : "";
-  more.textContent = `${job.model} · ${attempt}${amount(job.token_count)} tokens · ${age(job.created_ms)}`;
+  more.textContent = `${age(job.created_ms)} · ${attempt}${amount(job.token_count)} tokens · ${job.model}`;
   row.title = `${job.id}, submitted ${moment(job.created_ms)}`;
 }
 

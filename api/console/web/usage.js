@@ -41,7 +41,8 @@ function ownCard(tenant, own, stepS) {
   const { total, price_per_gpu_hour: price } = own;
   return [
     facts([["tenant", tenant.id], ["key", tenant.key_id], ["jobs", amount(total.jobs)], ["output tokens", amount(total.output_tokens)],
-      ["input tokens", amount(total.input_tokens)], ["GPU", `${amount(total.gpu_seconds, 1)} s`],
+      ["input tokens", amount(total.input_tokens)],
+      ["saved tokens", total.saved_tokens ? amount(total.saved_tokens) : undefined], ["GPU", `${amount(total.gpu_seconds, 1)} s`],
       ["cost", money(price, total.cost)], ["all in", total.cost_all_in === null ? undefined : money(price, total.cost_all_in)]]),
     plotsOf(own.series, stepS, price),
     make("h3", {}, "Limits"), limitTable(tenant),

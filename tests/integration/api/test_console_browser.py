@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from api.settings import ModelCard
 from eventing.api_key import RedisKeys, mint
 from eventing.job.job import JobId
+from eventing.job.plan import Plan, PlannedStep
 from eventing.replica import ReplicaDirectory
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
@@ -360,3 +361,28 @@ async def test_the_console_leads_to_the_calls_where_a_key_can_be_given(page: Pag
 
     await expect(page.get_by_role("button", name="Authorize").first).to_be_visible()
     await expect(call.get_by_text("hummingbirds").first).to_be_visible()
+
+
+async def test_steps_before_the_thought_stand_in_the_timeline(
+    api: ApiWithJobs, page: Page, redis: Redis
+) -> None:
+    job_id = await api.submit("tell me")
+    job = await api.store.get(JobId(job_id))
+    assert job is not None
+    at = job.created_ms
+    lines = [
+        f'retrieve completed {at + 5} {at + 45} 1 {{"hits": 3, "source": "<b>x</b>"}}',
+        f"cache in_progress {at + 45} 0 1 {{}}",
+    ]
+    plan = Plan(steps=(PlannedStep(name="retrieve"), PlannedStep(name="cache")))
+    record = {"plan": plan.to_json(), "pipeline": "\n".join(lines)}
+    await redis.hset(f"torpor:{{{job_id}}}", mapping=record)
+
+    await go(page, f"#/jobs/{job_id}")
+
+    steps = page.locator('#detail-life [data-step="step"]')
+    await expect(steps.first.locator(".name")).to_have_text(
+        "step retrieve: completed (hits 3, source <b>x</b>)"
+    )
+    await expect(steps.first.locator(".long")).to_have_text("40 ms")
+    await expect(steps.nth(1).locator(".name")).to_have_text("step cache: in progress")
