@@ -133,6 +133,12 @@ def test_a_webhook_behind_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+def test_ask_your_own_files(tmp_path: Path) -> None:
+    with stack(tmp_path) as api, Reader(tmp_path, api) as reader:
+        reader.type(blocks("ask-files.md"))
+
+
+@pytest.mark.timeout(120)
 def test_keys_for_two_teams(tmp_path: Path) -> None:
     make_keys, *rest = blocks("two-teams.md")
     variables = {

@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -164,6 +167,22 @@ def test_a_plan_retrieves_for_chat_completions(client: OpenAI, store_id: str) ->
     assert (step["step"], step["status"]) == ("retrieve", "completed")
     assert [each["filename"] for each in step["detail"]["sources"]] == ["handbook.md"]
     assert job["usage"]["prompt_tokens"] > 20
+
+
+def test_the_example_answers_twice_and_the_second_time_from_the_cache(
+    stack: LocalStack, tmp_path: Path
+) -> None:
+    (tmp_path / "handbook.md").write_text(HANDBOOK)
+    (tmp_path / "astronomy.html").write_text(f"<html><p>{ASTRONOMY}</p></html>")
+    example = Path(__file__).parents[2] / "examples/ask_files.py"
+    command = [sys.executable, str(example), str(tmp_path), "How many days of leave?"]
+    env = os.environ | {"OPENAI_BASE_URL": stack.addresses["api"] + "/v1"}
+
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90, check=True)
+
+    assert "2 of 2 files are indexed" in ran.stdout
+    assert ran.stdout.count("found handbook.md") == 2
+    assert ran.stdout.count("from the cache") == 1
 
 
 def test_files_are_indexed_although_the_steps_are_killed(client: OpenAI, stack: LocalStack) -> None:
