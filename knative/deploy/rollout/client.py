@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -327,6 +328,8 @@ async def connected(context: str | None = None) -> AsyncIterator[Cluster]:
     Raises ClusterUnreachable, saying what to do, when there is neither.
     """
     settings = kubernetes_client.Configuration()
+    # It writes a line of its own where there is no kubeconfig, before the error that says what to do.
+    logging.getLogger("kubernetes.aio.config.kube_config").setLevel(logging.ERROR)
     try:
         try:
             if context is not None:  # given explicitly, so it takes precedence

@@ -113,6 +113,7 @@ class VllmEngine:
         with heard(report):
             self._building = self._in_thread(build_llm, args, config)
             self._llm = await asyncio.shield(self._building)
+            self._building = None
         report(ColdStartPhase.WARM_UP)
         try:
             from predictor.engine.vllm.serving import build_serving
