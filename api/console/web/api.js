@@ -2,7 +2,10 @@
 
 const KEY = "torpor-key";
 export const on = { unauthorized: () => {}, pulse: () => {}, deadChanged: () => {} };
-let isLocked = false; // without a valid key nothing is asked again
+let isLocked = false;
+
+/** Whether there is no valid key: then nothing is asked again by itself. */
+export const locked = () => isLocked;
 
 export class Refused extends Error {
   constructor(status, words) { super(words); this.status = status; }

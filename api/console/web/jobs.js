@@ -1,6 +1,6 @@
 // Jobs: the list, its search and its pages; the chosen one stands beside it.
 
-import { call, pathOf } from "./api.js";
+import { call, locked, pathOf } from "./api.js";
 import { card, choice, doing, el, make } from "./dom.js";
 import { age, amount, moment, words } from "./format.js";
 import { openJob } from "./job.js";
@@ -91,73 +91,86 @@ function drawPages(nav, at, next) {
   ].filter(Boolean));
 }
 
+class JobsPage {
+  constructor(root, at, signal) {
+    Object.assign(this, { root, at, signal, chosen: "", turn: 0, leaveJob: null, detail: null });
+    this.list = make("ul", { id: "job-list", className: "rows", "aria-label": "Jobs, newest first" });
+    this.none = make("p", { id: "job-none", className: "quiet", hidden: true });
+    this.pages = make("nav", { className: "pages", "aria-label": "Pages of the list" });
+    this.place = make("div", { id: "detail-place" });
+    const change = (query) => replace("jobs", this.at.id, { ...here().query, ...query, cursor: "" });
+    root.append(card("jobs", "Jobs", toolbar(at, change), strip(signal), this.list, this.none, this.pages), this.place);
+    this.choose(at.id);
+    doing(() => this.load()).then(() => this.poll());
+  }
+
+  async load() {
+    const asked = ++this.turn;
+    const { query } = this.at;
+    const { jobs: found, next } = await read(query, this.signal);
+    if (asked !== this.turn) return; // another page was asked for meanwhile
+    drawRows(this.list, found, this.at);
+    drawPages(this.pages, this.at, next);
+    this.none.hidden = found.length > 0;
+    this.none.textContent = query.search || query.state ? "No job matches." : "No jobs yet. Press n to submit one.";
+  }
+
+  /** Reads the list again, a while after it was read; what fails is tried again. */
+  poll() {
+    if (this.signal.aborted) return;
+    const again = async () => {
+      if (!document.hidden && !locked()) await this.refresh();
+      this.poll();
+    };
+    setTimeout(again, this.at.query.search ? SEARCH_MS : PLAIN_MS);
+  }
+
+  refresh() { return this.load().catch(() => {}); }
+
+  /** Shows a job beside the list, or none. */
+  choose(id) {
+    if (id === this.chosen) return;
+    this.leaveJob?.abort();
+    this.chosen = id;
+    this.root.classList.toggle("has-job", Boolean(id));
+    this.place.replaceChildren();
+    this.detail = null;
+    if (!id) return;
+    this.leaveJob = new AbortController();
+    this.signal.addEventListener("abort", () => this.leaveJob.abort());
+    this.detail = openJob(this.place, id, this.leaveJob.signal, {
+      onChange: () => this.refresh(),
+      reopen: () => { this.choose(""); this.choose(id); this.refresh(); },
+    });
+  }
+
+  update(next) {
+    const isOther = ["state", "search", "cursor"].some((name) => next.query[name] !== this.at.query[name]);
+    this.at = next;
+    this.choose(next.id);
+    if (isOther) doing(() => this.load());
+    else for (const item of this.list.children) {
+      item.firstChild.setAttribute("aria-current", String(item.dataset.id === next.id));
+    }
+  }
+
+  step(by) {
+    const rows = [...this.list.querySelectorAll(".row")];
+    const current = rows.findIndex((row) => row.getAttribute("aria-current") === "true");
+    const row = rows[Math.min(Math.max(current + by, 0), rows.length - 1)];
+    row?.focus();
+    row?.click();
+  }
+
+  back() {
+    const row = this.list.querySelector('[aria-current="true"]');
+    if (matchMedia("(max-width: 60rem)").matches && this.at.id) go("jobs", "", this.at.query);
+    (row ?? el("jobs")).focus();
+  }
+
+  cancel() { this.detail?.cancel(); }
+}
+
 export const jobs = {
-  open(root, start, signal) {
-    let at = start, chosen = "", leaveJob = null, turn = 0, detail = null;
-    const list = make("ul", { id: "job-list", className: "rows", "aria-label": "Jobs, newest first" });
-    const none = make("p", { id: "job-none", className: "quiet", hidden: true });
-    const pages = make("nav", { className: "pages", "aria-label": "Pages of the list" });
-    const place = make("div", { id: "detail-place" });
-    const change = (query) => replace("jobs", at.id, { ...here().query, ...query, cursor: "" });
-    root.append(card("jobs", "Jobs", toolbar(at, change), strip(signal), list, none, pages), place);
-
-    async function load() {
-      const asked = ++turn;
-      const { jobs: found, next } = await read(at.query, signal);
-      if (asked !== turn) return; // another page was asked for meanwhile
-      drawRows(list, found, at);
-      drawPages(pages, at, next);
-      none.hidden = found.length > 0;
-      none.textContent = at.query.search || at.query.state ? "No job matches." : "No jobs yet. Press n to submit one.";
-    }
-
-    function choose(id) {
-      if (id === chosen) return;
-      leaveJob?.abort();
-      chosen = id;
-      root.classList.toggle("has-job", Boolean(id));
-      place.replaceChildren();
-      detail = null;
-      if (!id) return;
-      leaveJob = new AbortController();
-      signal.addEventListener("abort", () => leaveJob.abort());
-      detail = openJob(place, id, leaveJob.signal, {
-        onChange: () => load().catch(() => {}),
-        reopen: () => { choose(""); choose(id); load().catch(() => {}); },
-      });
-    }
-
-    const pause = () => (at.query.search ? SEARCH_MS : PLAIN_MS);
-    const poll = () => {
-      if (signal.aborted) return;
-      setTimeout(async () => { if (!document.hidden) await load().catch(() => {}); poll(); }, pause());
-    };
-    choose(at.id);
-    doing(load).then(poll);
-    return {
-      update(next) {
-        const isOther = ["state", "search", "cursor"].some((name) => next.query[name] !== at.query[name]);
-        at = next;
-        choose(at.id);
-        if (isOther) doing(load);
-        else for (const item of list.children) {
-          item.firstChild.setAttribute("aria-current", String(item.dataset.id === at.id));
-        }
-      },
-      step(by) {
-        const rows = [...list.querySelectorAll(".row")];
-        const current = rows.findIndex((row) => row.getAttribute("aria-current") === "true");
-        const row = rows[Math.min(Math.max(current + by, 0), rows.length - 1)];
-        row?.focus();
-        row?.click();
-      },
-      back() {
-        const row = list.querySelector('[aria-current="true"]');
-        if (matchMedia("(max-width: 60rem)").matches && at.id) go("jobs", "", at.query);
-        (row ?? el("jobs")).focus();
-      },
-      cancel: () => detail?.cancel(),
-    };
-  },
+  open: (root, at, signal) => new JobsPage(root, at, signal),
 };
-

@@ -52,6 +52,7 @@ class Owned:
     item: str
     vector_store: str
     file_batch: str
+    key: str
 
     def url_for(self, path: str, id_: str = "") -> str:
         """The path with the ids in it, the first of them `id_` if that is set."""
@@ -73,6 +74,7 @@ class Owned:
             "/v1/webhook_deliveries": self.delivery,
             "/v1/conversations": self.conversation,
             "/v1/vector_stores": self.vector_store,
+            "/v1/keys": self.key,
         }
         return kinds[path.partition("/{")[0]]
 
@@ -125,6 +127,7 @@ async def owned(api: ApiWithJobs, acme: dict[str, str]) -> Owned:
         item=items.json()["first_id"],
         vector_store=stores["id"],
         file_batch=file_batch["id"],
+        key=acme["authorization"].split("_")[1],
     )
 
 
