@@ -140,6 +140,7 @@ def _build_engine(
                 max_concurrency=settings.upstream_max_concurrency,
                 max_model_len=settings.upstream_context_tokens,
                 stall_s=settings.stall_s,
+                hedges=settings.upstream_hedges,
             )
             url = settings.redis_url.get_secret_value()
             return UpstreamEngine(upstream, shared_state(url, settings.store_wait_s)), lambda: None

@@ -56,6 +56,9 @@ ENGINE_UP: Final = Gauge("torpor_engine_up", "1 while the engine can serve.")
 UPSTREAM_CALLS: Final = Counter(
     "torpor_upstream_calls_total", "Calls to providers, by how they went.", ["result"]
 )
+UPSTREAM_HEDGES: Final = Counter(
+    "torpor_upstream_hedges_total", "Second calls that were sent beside a late one."
+)
 UPSTREAM_DENIED: Final = Counter(
     "torpor_upstream_denied_total",
     "Calls that were not sent to a provider: its limit is used up, or its breaker open.",

@@ -105,6 +105,10 @@ class PredictorSettings(StoreSettings):
     """JSON list of endpoints that are asked, in order, while the first one's breaker is open or when it failed before
     it showed anything: `[{"url": "https://HOST/v1", "model": "NAME", "key_file": "PATH"}]`.
     """
+    upstream_hedges: bool = False
+    """Ask the next endpoint as well when the first token is late (the 95th percentile, or twice the median), for at
+    most a twentieth of the calls; the first to show something answers.
+    """
     upstream_tenants: tuple[str, ...] = ()
     """Tenants whose data may leave the cluster to the provider, a JSON list; `["*"]` for all, also for direct
     calls. Empty: none, and the engine does not start.

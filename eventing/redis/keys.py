@@ -204,6 +204,11 @@ def provider(digest: str) -> str:
     return f"{PREFIX}:{{provider:{digest}}}"
 
 
+def provider_first_tokens(digest: str) -> str:
+    """List of a provider's newest times to a first token."""
+    return f"{PREFIX}:{{provider:{digest}}}:first"
+
+
 def provider_answers(digest: str) -> str:
     """List of the lengths of a provider's newest answers."""
     return f"{PREFIX}:{{provider:{digest}}}:answers"

@@ -54,12 +54,15 @@ async def scripted_provider() -> AsyncIterator[ScriptedProvider]:
         await runner.cleanup()
 
 
-def says(*words: str, breaks_after: int | None = None, pause_s: float = 0.0) -> Answer:
+def says(
+    *words: str, breaks_after: int | None = None, pause_s: float = 0.0, delay_s: float = 0.0
+) -> Answer:
     """A chat stream of these words, with the usage last; cut off after `breaks_after` of them."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
+        await asyncio.sleep(delay_s)
         for word in words[:breaks_after]:
             await response.write(chunk({"content": word}))
             await asyncio.sleep(pause_s)

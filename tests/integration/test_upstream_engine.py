@@ -23,8 +23,11 @@ from predictor.engine.upstream.errors import (
     UpstreamUnavailable,
 )
 from predictor.engine.upstream.provider import (
+    CallResult,
     ProviderRules,
     ProviderState,
+    Report,
+    Reservation,
     SharedProvider,
     UnlimitedProvider,
 )
@@ -221,6 +224,79 @@ async def test_all_open_breakers_wait_as_long_as_the_last_ones(redis_url: str) -
             await all_steps(engine, asked())
 
     assert 50 < refused.value.retry_after_s <= 66
+
+
+async def used_to(redis_url: str, url: str, seconds: float, calls: int = 100) -> None:
+    """Many calls at a provider whose first token came after `seconds`."""
+    state = SharedProvider(connect(redis_url, timeout_s=5), url=url, model="theirs")
+    for _ in range(calls):
+        right = await state.reserve(1, 1, "")
+        assert isinstance(right, Reservation)
+        await state.settle(right, Report(result=CallResult.OK, first_token_s=seconds))
+    await state.close()
+
+
+async def test_a_late_call_is_asked_of_the_next_and_the_first_to_show_something_answers(
+    redis_url: str,
+) -> None:
+    async with (
+        two_providers() as (first, second),
+        engine_at(first.url, second.url, redis_url=redis_url, hedges=True) as engine,
+    ):
+        await used_to(redis_url, first.url, 0.1)
+        first.answers = [says("late", delay_s=30)]
+        answer = body_of(await all_steps(engine, asked()))
+        await asyncio.wait_for(first.dropped.wait(), 10)
+
+    assert said_in(answer) == "from the other"
+    assert answer["routing"]["reason"] == "late"
+    assert len(second.bodies) == 1
+
+
+async def test_a_late_call_that_shows_something_first_after_all_is_the_answer(
+    redis_url: str,
+) -> None:
+    async with (
+        two_providers() as (first, second),
+        engine_at(first.url, second.url, redis_url=redis_url, hedges=True) as engine,
+    ):
+        await used_to(redis_url, first.url, 0.1)
+        first.answers = [says("late", " but", " here", delay_s=0.5)]
+        second.answers = [says("even", " later", delay_s=30)]
+        answer = body_of(await all_steps(engine, asked()))
+        await asyncio.wait_for(second.dropped.wait(), 10)
+
+    assert said_in(answer) == "late but here"
+    assert "routing" not in answer
+
+
+async def test_second_calls_are_a_twentieth_of_the_answers_at_most(redis_url: str) -> None:
+    async with (
+        two_providers() as (first, second),
+        engine_at(first.url, second.url, redis_url=redis_url, hedges=True) as engine,
+    ):
+        await used_to(redis_url, first.url, 0.02, calls=110)  # earns five
+        first.answers = [says("late", delay_s=0.3)]
+        await asyncio.gather(*[all_steps(engine, asked(request_id=f"r{i}")) for i in range(20)])
+
+    assert len(second.bodies) == 5
+
+
+@pytest.mark.parametrize(
+    "body", [{"tools": [{"type": "function", "function": {"name": "pay"}}]}, {"n": 2}]
+)
+async def test_a_call_that_may_act_or_has_several_answers_is_never_sent_twice(
+    redis_url: str, body: dict[str, Any]
+) -> None:
+    async with (
+        two_providers() as (first, second),
+        engine_at(first.url, second.url, redis_url=redis_url, hedges=True) as engine,
+    ):
+        await used_to(redis_url, first.url, 0.02)
+        first.answers = [says("late", delay_s=0.3)]
+        await all_steps(engine, asked(**body))
+
+    assert second.bodies == []
 
 
 async def test_a_provider_that_is_away_is_waited_for() -> None:

@@ -92,10 +92,10 @@ async def test_a_limit_that_halves_and_doubles_by_header_is_followed(
     async def change() -> None:
         for limit in (20_000, 10_000, 20_000, 10_000, 20_000):
             provider.change(limit)
-            await asyncio.sleep(1.2)
+            await asyncio.sleep(0.8)
 
     changing = asyncio.ensure_future(change())
-    await side_by_side(workers, call, 6.0)
+    await side_by_side(workers, call, 4.0)
     await changing
 
     assert provider.calls > 300
@@ -145,7 +145,7 @@ async def test_without_headers_the_pace_falls_after_a_429(workers: list[SharedPr
         await state.settle(reservation, Report(result=result, retry_after_s=0.05))
         await asyncio.sleep(0.001)
 
-    await side_by_side(workers, call, 3.0)
+    await side_by_side(workers, call, 2.0)
 
     assert provider.calls > 100
     assert provider.refused < 0.2 * provider.calls

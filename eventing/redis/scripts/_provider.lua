@@ -1,7 +1,7 @@
 -- What the scripts of a provider's state share. `level_*` is what may be sent now of requests (r) and tokens (t), `limit_*` what a window
 -- allows, 0 for unknown. The breaker counts answers in six slots.
 local NUMBERS = {'seq', 'settled', 'reserved', 'level_r', 'level_t', 'limit_r', 'limit_t', 'at', 'blocked_until', 'seen_seq', 'told',
-  'cut_at', 'open_until', 'probe_until', 'successes', 'unreachable', 'closed_at', 'p95', 'answers'}
+  'cut_at', 'open_until', 'probe_until', 'successes', 'unreachable', 'closed_at', 'p95', 'answers', 'firsts', 'hedge_after'}
 local PROVIDER_KEPT_S = 7 * 24 * 3600
 
 local function read_provider(key)
@@ -34,4 +34,12 @@ local function wait_for(level, limit, need, argv)
   if limit == 0 then return 0 end
   local missing = math.min(need + limit * argv[4], limit) - level
   return missing > 0 and math.ceil(missing / limit * argv[3]) or 0
+end
+
+-- The numbers in a list, in order.
+local function sorted(key)
+  local numbers = redis.call('LRANGE', key, 0, -1)
+  for i, each in ipairs(numbers) do numbers[i] = tonumber(each) end
+  table.sort(numbers)
+  return numbers
 end

@@ -4,7 +4,8 @@
 -- KEYS  1 provider hash
 -- ARGV  1 tokens of the prompt (estimated), 2 most tokens of the answer ('' for any), 3 window_ms of the limits,
 --       4 share of the limits that this lane leaves to others (0 to 1), 5 requests a window to begin with, 6 probe_ms: longest probe
--- gives {'granted', seq, tokens reserved, tokens reserved by all so far, '1' for a probe} | {'wait', ms, 'open' | 'limited'}
+-- gives {'granted', seq, tokens reserved, tokens reserved by all so far, '1' for a probe, ms after which it is late (0: unknown)}
+--       | {'wait', ms, 'open' | 'limited'}
 local FIRST_CALLS, WAIT_MS, USUAL_ANSWER = 5, 200, 512
 local p = read_provider(KEYS[1])
 local now = now_ms()
@@ -33,4 +34,4 @@ p.level_r, p.level_t = p.level_r - 1, p.level_t - tokens
 p.seq, p.reserved = p.seq + 1, p.reserved + tokens
 if is_probe then p.probe_until = now + ARGV[6] end
 write_provider(KEYS[1], p)
-return {'granted', p.seq, tokens, p.reserved, is_probe and '1' or ''}
+return {'granted', p.seq, tokens, p.reserved, is_probe and '1' or '', is_probe and 0 or p.hedge_after}

@@ -1,12 +1,14 @@
 -- Note how a call to a provider went: what it really took, what the answer said of the limits, and whether the breaker opens or closes.
 -- USES _lib _provider
--- KEYS  1 provider hash, 2 list of the newest answers' lengths
+-- KEYS  1 provider hash, 2 list of the newest answers' lengths, 3 list of their times to a first token
 -- ARGV  1 seq, 2 tokens reserved, 3 tokens reserved by all at that time, 4 '1' for a probe,
 --       5 'ok' | 'failed' | 'unreachable' | 'limited' | 'refused' (the call's own fault) | 'cut' (by us: says nothing of the provider),
 --       6 tokens that it took ('' for unknown), 7 tokens of the answer ('' for none), 8 ms to wait when limited,
 --       9 limit and 10 remaining of requests, 11 limit and 12 remaining of tokens ('' for not said),
---       13 window_ms, 14 requests a window to begin with, 15 open_ms with its jitter, 16 slot_ms: a sixth of what the breaker looks at
+--       13 window_ms, 14 requests a window to begin with, 15 open_ms with its jitter, 16 slot_ms: a sixth of what the breaker looks at,
+--       17 ms to the first token ('' for none)
 -- gives the breaker's state
+local HEDGED, HEDGES, SAMPLES = 0.05, 10, 100
 local AT_LEAST, HALF, MOST, IN_A_ROW, TO_CLOSE, KEPT = 10, 0.5, 0.8, 5, 3, 200
 local p = read_provider(KEYS[1])
 local now, window, how = now_ms(), tonumber(ARGV[13]), ARGV[5]
@@ -38,6 +40,22 @@ end
 if p.told == 0 and how == 'ok' then p.limit_r = p.limit_r + 0.05 * ARGV[14] / p.limit_r end
 if p.told == 0 and how == 'limited' and now - p.cut_at > window / 10 then p.limit_r, p.cut_at = math.max(p.limit_r * 0.7, 1), now end
 
+-- Times to a first token: what is later than the 95th percentile, or twice the median, is late. Answers earn a budget of second calls.
+if ARGV[17] ~= '' then
+  redis.call('LPUSH', KEYS[3], ARGV[17])
+  redis.call('LTRIM', KEYS[3], 0, KEPT - 1)
+  redis.call('EXPIRE', KEYS[3], PROVIDER_KEPT_S)
+  p.firsts = p.firsts + 1
+  if p.firsts >= SAMPLES and p.firsts % 20 == 0 then
+    local times = sorted(KEYS[3])
+    p.hedge_after = math.min(times[math.ceil(0.95 * #times)], 2 * times[math.ceil(0.5 * #times)])
+  end
+end
+if how == 'ok' then
+  local budget = tonumber(redis.call('HGET', KEYS[1], 'hedges') or 0)
+  redis.call('HSET', KEYS[1], 'hedges', math.min(budget + HEDGED, HEDGES))
+end
+
 -- Lengths of answers: the next reservations go by their 95th percentile.
 if ARGV[7] ~= '' then
   redis.call('LPUSH', KEYS[2], ARGV[7])
@@ -45,9 +63,7 @@ if ARGV[7] ~= '' then
   redis.call('EXPIRE', KEYS[2], PROVIDER_KEPT_S)
   p.answers = p.answers + 1
   if p.answers <= 20 or p.answers % 20 == 0 then
-    local lengths = redis.call('LRANGE', KEYS[2], 0, -1)
-    for i, each in ipairs(lengths) do lengths[i] = tonumber(each) end
-    table.sort(lengths)
+    local lengths = sorted(KEYS[2])
     p.p95 = lengths[math.ceil(0.95 * #lengths)]
   end
 end

@@ -10,7 +10,9 @@ it failed before it showed anything, the call goes to the next one. Each chunk t
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -34,7 +36,8 @@ from predictor.engine.upstream.provider import (
     Reservation,
     UnlimitedProvider,
 )
-from predictor.engine.upstream.rate_headers import UNSAID, RateLimits, rate_limits
+from predictor.engine.upstream.race import Steps, race
+from predictor.engine.upstream.rate_headers import RateLimits, rate_limits
 from predictor.engine.upstream.target import EMBEDDING_URL, Chunk, Endpoint, Target
 from predictor.errors import EngineStartError
 
@@ -58,6 +61,7 @@ class UpstreamSettings:
     max_concurrency: int = 64
     max_model_len: int = 131_072
     stall_s: float = 120.0
+    hedges: bool = False  #: ask the next endpoint beside a late one
 
 
 class UpstreamEngine:
@@ -150,25 +154,52 @@ class UpstreamEngine:
         """
         self.validate(request)
         reasons: list[str] = []
+        is_shown = False
         for place, target in self._in_order(request):
             is_last = len(reasons) == len(self._targets) - 1
             right = await self._states[place].reserve(*_size(request), request.lane)
             if isinstance(right, Denied):
                 reasons.append(_denial(right, is_last=is_last))
                 continue
-            call = _Call(target, right, asked=self._settings.model_name, after=tuple(reasons))
+            call = self._call(place, target, right, tuple(reasons))
+            steps = self._with_hedge(call, request) if not is_last else call.steps(request)
             try:
-                async for step in call.steps(request):
-                    yield step
+                async with aclosing(steps) as running:
+                    async for step in running:
+                        is_shown = is_shown or bool(step.token_ids)
+                        yield step
                 return
             except (UpstreamFailed, UpstreamUnavailable, UpstreamKeyRefused) as error:
                 # What was shown is never taken back: only the next attempt may start over.
-                if call.is_shown or is_last:
+                if is_shown or is_last:
                     raise
                 reasons.append(error.code)
                 _log.warning("asks the next provider", action="fallback", reason=error.code)
-            finally:
-                self._settle(self._states[place], right, call.report)
+
+    def _call(
+        self, place: int, target: Target, right: Reservation, after: tuple[str, ...]
+    ) -> "_Call":
+        asked = self._settings.model_name
+        settle = partial(self._settle, self._states[place], right)
+        return _Call(target, right, place=place, asked=asked, after=after, settle=settle)
+
+    def _with_hedge(self, call: "_Call", request: EngineRequest) -> Steps:
+        """The call's steps; when it is late, those of the next provider's if that shows something first."""
+        body, late_s = request.body, call.right.late_after_s
+        if not self._settings.hedges or not late_s or body.get("tools") or _choices(body) > 1:
+            return call.steps(request)
+
+        async def second() -> Steps | None:
+            place = (call.place + 1) % len(self._targets)
+            if not await self._states[call.place].take_hedge():
+                return None
+            right = await self._states[place].reserve(*_size(request), request.lane)
+            if isinstance(right, Denied):
+                return None
+            metrics.UPSTREAM_HEDGES.inc()
+            return self._call(place, self._targets[place], right, ("late",)).steps(request)
+
+        return race(call.steps(request), after_s=late_s, second=second)
 
     def _in_order(self, request: EngineRequest) -> list[tuple[int, Target]]:
         """The targets as this call asks them: an answer that broke off is asked of the next one first."""
@@ -188,36 +219,63 @@ class _Call:
     """One call to one target; its `report` is true at any time."""
 
     def __init__(
-        self, target: Target, right: Reservation, *, asked: str, after: tuple[str, ...]
+        self,
+        target: Target,
+        right: Reservation,
+        *,
+        place: int,
+        asked: str,
+        after: tuple[str, ...],
+        settle: Callable[[Report], None],
     ) -> None:
+        self.right: Final = right
+        self.place: Final = place
         self._target = target
-        self._right = right
         self._asked = asked
         self._after = after
-        self.is_shown = False
-        self.report = Report(result=CallResult.CUT)
+        self._settle = settle
+        self._report = Report(result=CallResult.CUT)
+        self._started_s = asyncio.get_running_loop().time()
 
-    async def steps(self, request: EngineRequest) -> AsyncIterator[DecodeStep]:
-        limits = UNSAID
-        usage: Mapping[str, Any] = {}
+    async def steps(self, request: EngineRequest) -> AsyncGenerator[DecodeStep, None]:
+        """The answer; what became of the call is settled however it ends."""
         try:
-            async with self._target.send(request) as answer:
-                limits = rate_limits(answer.headers)
-                self.report = Report(result=CallResult.CUT, limits=limits)
-                async for chunk in answer.chunks:
-                    usage = chunk.get("usage") or usage
-                    shows = _shows(chunk) or request.url == EMBEDDING_URL
-                    self.is_shown = self.is_shown or shows
-                    yield DecodeStep(_PLACEHOLDER if shows else (), self._named(chunk))
-            self.report = Report(
-                result=CallResult.OK,
-                limits=limits,
-                taken_tokens=usage.get("total_tokens"),
-                answer_tokens=usage.get("completion_tokens"),
-            )
+            async for step in self._steps(request):
+                yield step
         except TorporError as error:
-            self.report = _report_of(error, limits)
+            self._report = _report_of(error, self._report.limits)
             raise
+        finally:
+            self._settle(self._with_lateness(self._report))
+
+    def _with_lateness(self, report: Report) -> Report:
+        """A call that was cut because it was late took at least this long: without it the late ones would be missing
+        among those that say what is late.
+        """
+        passed_s = asyncio.get_running_loop().time() - self._started_s
+        is_late = 0 < self.right.late_after_s <= passed_s
+        if report.result is CallResult.CUT and report.first_token_s is None and is_late:
+            return replace(report, first_token_s=passed_s)
+        return report
+
+    async def _steps(self, request: EngineRequest) -> AsyncIterator[DecodeStep]:
+        usage: Mapping[str, Any] = {}
+        async with self._target.send(request) as answer:
+            report = Report(result=CallResult.CUT, limits=rate_limits(answer.headers))
+            self._report = report
+            async for chunk in answer.chunks:
+                usage = chunk.get("usage") or usage
+                shows = _shows(chunk) or request.url == EMBEDDING_URL
+                if shows and report.first_token_s is None:
+                    first_s = asyncio.get_running_loop().time() - self._started_s
+                    self._report = report = replace(report, first_token_s=first_s)
+                yield DecodeStep(_PLACEHOLDER if shows else (), self._named(chunk))
+        self._report = replace(
+            report,
+            result=CallResult.OK,
+            taken_tokens=usage.get("total_tokens"),
+            answer_tokens=usage.get("completion_tokens"),
+        )
 
     def _named(self, chunk: Chunk) -> Chunk:
         """A chunk that says who answered, when that is not the first one that was asked."""
@@ -276,6 +334,11 @@ def _size(request: EngineRequest) -> tuple[int, int | None]:
         return prompt, 0
     asked = body.get("max_completion_tokens") or body.get("max_tokens")
     return prompt, asked if isinstance(asked, int) else None
+
+
+def _choices(body: Mapping[str, Any]) -> int:
+    n = body.get("n")
+    return n if isinstance(n, int) else 1
 
 
 def _shows(chunk: Mapping[str, Any]) -> bool:

@@ -42,6 +42,7 @@ class Reservation:
     tokens: int = 0
     reserved_before: float = 0.0
     is_probe: bool = False
+    late_after_s: float = 0.0  #: without a first token; 0 while too few answers were seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,7 @@ class Report:
     limits: RateLimits = UNSAID
     taken_tokens: int | None = None
     answer_tokens: int | None = None
+    first_token_s: float | None = None
     retry_after_s: float = 0.0
 
 
@@ -86,6 +88,9 @@ class ProviderState(Protocol):
     async def settle(self, reservation: Reservation, report: Report) -> None:
         """Note how the call went. Raises `StoreUnavailable`."""
 
+    async def take_hedge(self) -> bool:
+        """True when a second call beside a late one is within the budget. Raises `StoreUnavailable`."""
+
     async def close(self) -> None:
         """End its connections."""
 
@@ -100,6 +105,9 @@ class UnlimitedProvider:
 
     async def settle(self, reservation: Reservation, report: Report) -> None:
         """Nothing is kept."""
+
+    async def take_hedge(self) -> bool:
+        return False
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -119,7 +127,11 @@ class SharedProvider:
     ) -> None:
         digest = hashlib.sha256(f"{url}\0{model}\0{key}".encode()).hexdigest()[:24]
         self._redis = redis
-        self._keys = (keys.provider(digest), keys.provider_answers(digest))
+        self._keys = (
+            keys.provider(digest),
+            keys.provider_answers(digest),
+            keys.provider_first_tokens(digest),
+        )
         self._rules = rules or ProviderRules()
 
     async def reserve(
@@ -142,9 +154,13 @@ class SharedProvider:
         )
         if answer[0] == b"wait":
             return Denied(wait_s=answer[1] / 1000, is_open=answer[2] == b"open")
-        _, number, tokens, reserved, probe = answer
+        _, number, tokens, reserved, probe, late_after_ms = answer
         return Reservation(
-            number=number, tokens=tokens, reserved_before=reserved, is_probe=probe == b"1"
+            number=number,
+            tokens=tokens,
+            reserved_before=reserved,
+            is_probe=probe == b"1",
+            late_after_s=late_after_ms / 1000,
         )
 
     async def settle(self, reservation: Reservation, report: Report) -> None:
@@ -172,8 +188,13 @@ class SharedProvider:
                 rules.first_requests,
                 _ms(open_s),
                 _ms(rules.look_back_s / 6),
+                "" if report.first_token_s is None else _ms(report.first_token_s),
             ],
         )
+
+    async def take_hedge(self) -> bool:
+        """See `ProviderState.take_hedge`."""
+        return bool(await script.run(self._redis, "provider_hedge", self._keys[:1], []))
 
     async def close(self) -> None:
         """See `ProviderState.close`."""
