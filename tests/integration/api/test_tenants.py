@@ -13,6 +13,7 @@ from websockets.exceptions import InvalidStatus
 
 from eventing.cloudevent.event import Event, build_binary
 from eventing.cloudevent.job_event import REQUESTED
+from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from eventing.store.vector_store.note import Note
 from eventing.store.vector_store.record import FileStatus
@@ -53,6 +54,7 @@ class Owned:
     vector_store: str
     file_batch: str
     key: str
+    answer: str
 
     def url_for(self, path: str, id_: str = "") -> str:
         """The path with the ids in it, the first of them `id_` if that is set."""
@@ -75,6 +77,7 @@ class Owned:
             "/v1/conversations": self.conversation,
             "/v1/vector_stores": self.vector_store,
             "/v1/keys": self.key,
+            "/v1/cache/entries": self.answer,
         }
         return kinds[path.partition("/{")[0]]
 
@@ -128,7 +131,15 @@ async def owned(api: ApiWithJobs, acme: dict[str, str]) -> Owned:
         vector_store=stores["id"],
         file_batch=file_batch["id"],
         key=acme["authorization"].split("_")[1],
+        answer=await kept_answer(api),
     )
+
+
+async def kept_answer(api: ApiWithJobs) -> str:
+    """An entry of acme's cache."""
+    name = "a" * 24
+    await api.store.redis.hset(keys.cache_entry("acme", name), "model", "m")
+    return name
 
 
 async def index(api: ApiWithJobs, store_id: str, file_id: str) -> None:
