@@ -26,9 +26,10 @@ _LISTED = (
     "clock",
     "ping",
     "unarchived",
+    "cache:revisions",
 )
 """Keys that live without a TTL, by what follows the prefix: indexes, which their readers prune, and streams of
-a bounded length."""
+a bounded length; of `cache:revisions`, a field for each model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
