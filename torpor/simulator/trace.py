@@ -232,7 +232,8 @@ def _tokens(value: Any) -> int:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not 0 <= number <= _MOST_TOKENS:
+    # A whole number: in a spreadsheet of another language 1.234 is a thousand.
+    if not 0 <= number <= _MOST_TOKENS or not number.is_integer():
         raise ValueError(f"{value!r:.60} is no number of tokens")
     return int(number)
 

@@ -74,6 +74,7 @@ def test_a_trace_is_read_as_it_is_published(
         ('{"timestamp": 1, "input_length": 2}\n', "found timestamp, input_length"),
         ("\ntime,prompt_tokens,output_tokens\n\n0,inf,1\n", ":4: 'inf'"),
         ("time,prompt_tokens,output_tokens\n0,1e300,1\n", "'1e300' is no number of tokens"),
+        ("time;prompt_tokens;output_tokens\n0;1.234;1\n", "'1.234' is no number of tokens"),
         ("time,prompt_tokens,output_tokens\n0,,1\n", "'' is no number of tokens"),
         ("time,prompt_tokens,output_tokens\n18/11/2023 10:00,1,1\n", "is no time; write"),
         ('{"timestamp": null, "input_length": 2, "output_length": 3}\n', ":1: None is no time"),
