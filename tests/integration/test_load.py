@@ -1,6 +1,7 @@
 """`torpor load` against a whole stack: every kind of client, both loops, and its report."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,7 @@ def test_the_page_has_its_plots(open_loop: tuple[dict[str, Any], str]) -> None:
     _, html = open_loop
 
     assert html.count("<svg") >= 5
+    assert not re.search(r"\de\+\d", html)  # 79,510,000 bytes, not 7.951e+07
 
 
 def test_users_of_a_closed_loop_wait_for_their_answers(stack: LocalStack, tmp_path: Path) -> None:

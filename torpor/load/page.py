@@ -17,6 +17,8 @@ from torpor.simulator.report.style import framed, row, table
 
 _COLUMNS: Final = ("p50", "p95", "p99", "max", "mean", "count")
 _WINDOWS: Final = 60
+_LARGE: Final = 10_000
+"""From here on figures have no digits after the point."""
 
 
 def page(
@@ -46,7 +48,9 @@ def _facts(report: Mapping[str, Any]) -> str:
         **{f"cost: {name}": value for name, value in report["cost"].items()},
         **{f"replicas: {name}": value for name, value in report["replicas"].items()},
     }
-    return table(("", ""), [row(str(name), [_text(value)]) for name, value in facts.items()])
+    return table(
+        ("", ""), [row(name.replace("_", " "), [_text(value)]) for name, value in facts.items()]
+    )
 
 
 def _times(report: Mapping[str, Any]) -> str:
@@ -64,7 +68,7 @@ def _times(report: Mapping[str, Any]) -> str:
 def _growth(report: Mapping[str, Any]) -> str:
     columns = ("first", "last", "highest", "per_hour")
     rows = [
-        row(name, [_text(values[column]) for column in columns])
+        row(name.replace("_", " "), [_text(values[column]) for column in columns])
         for name, values in report["growth"].items()
     ]
     return table(("growth", *columns), rows) if rows else ""
@@ -170,4 +174,6 @@ def _megabytes(value: float | None) -> float | None:
 def _text(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
