@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from eventing.errors import BrokerUnavailable, IdempotencyConflict
+from eventing.errors import BrokerUnavailable, IdempotencyConflict, NotCached
 from eventing.job.job import Job, JobError, JobId, JobState
 from eventing.job.store import (
     Acquired,
@@ -112,7 +112,7 @@ class TwoStores(RuleBasedStateMachine):
         async def expected(store: Store) -> Any:
             try:
                 return timeless(await ask(store))
-            except (IdempotencyConflict, BrokerUnavailable) as error:
+            except (IdempotencyConflict, BrokerUnavailable, NotCached) as error:
                 return type(error)
 
         async def all_told() -> tuple[Any, Any]:
