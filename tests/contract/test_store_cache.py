@@ -223,6 +223,18 @@ async def test_all_answers_of_a_tenant_are_voided_after_a_dry_run(rig: Rig) -> N
     assert (await submit(rig, "7", tenant="other")).follows
 
 
+async def test_an_answer_that_is_being_made_anew_is_not_counted_as_kept(rig: Rig) -> None:
+    await submit(rig)
+    await end(rig)
+    await submit(rig, "2", replace(ASK, reads=False))
+    void = answers(rig).invalidate_answers
+    assert await void("acme", ["m"], is_all=True, is_dry_run=True) == 0
+    await end(rig, "2")
+    assert await void("acme", ["m"], is_all=True, is_dry_run=True) == 1
+    await rig.store.delete(job_id("2"))
+    assert await void("acme", ["m"], is_all=True, is_dry_run=True) == 0
+
+
 async def test_answers_of_one_model_are_voided(rig: Rig) -> None:
     await submit(rig)
     await end(rig)
@@ -376,6 +388,8 @@ async def test_a_cache_that_can_not_be_read_has_no_answer(redis: Redis) -> None:
     plain = await submit(rig, "2")
     assert plain.state == "queued"
     await end(rig, "2")
+    await redis.set(keys.cache_entry("acme", ASK.key), "not a hash")
+    assert await rig.store.delete(job_id("2"))
     await redis.set(keys.cache_epochs("acme"), "not a hash")
     assert (await submit(rig, "3")).state == "queued"
 

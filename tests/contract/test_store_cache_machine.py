@@ -7,10 +7,11 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
 from eventing.job.cache import CacheAsk
-from eventing.job.store import Publication, Store
+from eventing.job.followers import FollowerStatus
+from eventing.job.store import Publication, Store, TokenBatch
 from tests.contract.rig import job_id, new_job
 from tests.contract.test_store_cache import answers
 from tests.contract.test_store_machine import EVENTS, PROMPTS, TENANTS, TwoStores
@@ -46,6 +47,36 @@ class TwoCaches(TwoStores):
         )
         new = replace(new_job(event, tenant=tenant, prompt=prompt), cache=ask)
         self.both(lambda store: store.submit(new, Publication(max_unpublished=most)))
+
+    @initialize(tokens=st.integers(0, 2), prompt=PROMPTS)
+    def three_ask_the_same(self, tokens: int, prompt: str) -> None:
+        """Every history begins with a job that may run, and two that follow it."""
+        for event in "abc":
+            self.submit_cached(event, "acme", prompt, True, False, 90_000, None)
+            if event == "a" and tokens:
+                self.acquire("a", "w1", True, True, "")
+                batch = TokenBatch(index=0, token_ids=(7,) * tokens)
+                self.append("a", 0, batch, is_next=True)
+
+    @rule(event=EVENTS, limit=st.integers(1, 3), most=st.sampled_from([None, 2]))
+    def settle_to_the_end(self, event: str, limit: int, most: int | None) -> None:
+        """As the listener does it: until nothing is left to do."""
+        leader = job_id(event)
+        for _ in range(9):
+            asked = leader
+            step = self.both(
+                lambda store: self.answers_of(store).settle_followers(asked, limit)  # noqa: B023
+            )
+            match step.status:
+                case FollowerStatus.MOVED:
+                    leader = step.job_id
+                case FollowerStatus.ORPHANED:
+                    orphan = next(each for each in "abc" if job_id(each) == step.job_id)
+                    self.promote(orphan, most)
+                case FollowerStatus.MORE:
+                    continue
+                case _:
+                    return
 
     @rule(event=EVENTS, limit=st.integers(1, 3))
     def settle(self, event: str, limit: int) -> None:

@@ -259,16 +259,16 @@ local function forget_semantic(list, job_id, model, is_marked)
   return 1
 end
 
--- Keep the answer of a job that ended, for the same request; or, when it is none to be served, forget that it was to come. Not while the
--- model's weights changed: it is not known which of them answered.
+-- Keep the answer of a job that ended, for the same request; or, when it is none to be served, forget that it was to come. Not when
+-- the model's weights changed meanwhile, since it is not known which of them answered, or the tenant's answers were voided.
 local function keep_answer(job_id, list, job, state, now)
   local use = cjson.decode(job.cache)
   if use.status ~= 'miss' or not use.key then return end
   local entry = cache_entry(list, use.key)
-  local held = redis.pcall('HMGET', entry, 'job', 'revision')
+  local held = redis.pcall('HMGET', entry, 'job', 'revision', 'epoch')
   if held.err or held[1] ~= job_id then return end
   local revision = cache_revision(job.model)
-  if state ~= 'completed' or (held[2] ~= '' and held[2] ~= revision) then
+  if state ~= 'completed' or (held[2] ~= '' and held[2] ~= revision) or held[3] ~= cache_epoch(list, job.model) then
     redis.call('DEL', entry)
     return
   end

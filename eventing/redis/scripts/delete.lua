@@ -12,7 +12,7 @@ forget_semantic(list, ARGV[1], job.model, false)
 if job.cache then
   local use = cjson.decode(job.cache)
   local entry = use.key and cache_entry(list, use.key)
-  if entry and redis.call('HGET', entry, 'job') == ARGV[1] then
+  if entry and redis.pcall('HGET', entry, 'job') == ARGV[1] then
     redis.call('DEL', entry)
     redis.call('ZREM', cache_index(list, job.model), use.key)
   end

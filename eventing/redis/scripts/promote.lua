@@ -24,7 +24,7 @@ if redis.call('TTL', KEYS[3]) < 0 then redis.call('EXPIRE', KEYS[3], ARGV[6]) en
 redis.call('ZREM', KEYS[5], ARGV[1])
 local entry, epoch = cache_entry(list, use.key), cache_epoch(list, job.model)
 if epoch and redis.call('EXISTS', entry) == 0 then
-  redis.call('HSET', entry, 'job', ARGV[1], 'epoch', epoch, 'revision', cache_revision(job.model))
+  redis.call('HSET', entry, 'job', ARGV[1], 'model', job.model, 'epoch', epoch, 'revision', cache_revision(job.model))
   redis.call('EXPIRE', entry, 604800)
 end
 redis.call('ZADD', UNSTARTED, now + ARGV[3], ARGV[1])

@@ -81,7 +81,8 @@ end
 if ask and ask.key and ask.epoch then
   local entry = cache_entry(list, ask.key)
   redis.call('DEL', entry)
-  redis.call('HSET', entry, 'job', ARGV[1], 'epoch', ask.epoch, 'revision', ask.revision)
+  redis.call('ZREM', cache_index(list, ask.model), ask.key)
+  redis.call('HSET', entry, 'job', ARGV[1], 'model', ask.model, 'epoch', ask.epoch, 'revision', ask.revision)
   redis.call('EXPIRE', entry, 604800) -- the job's end decides; this is for a job that is lost
 end
 for _, prefix in ipairs({unpack(ARGV, 14, 13 + n)}) do enqueue(prefix, ARGV[7], ARGV[9], ARGV[10], ARGV[8], false, now) end
