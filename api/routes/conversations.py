@@ -14,12 +14,13 @@ from api.http.parameter import AFTER, LIMIT, ORDER, Parameter
 from api.job.response_request import input_items
 from api.job.submission import METADATA, check_metadata
 from api.openapi.operation import Body
+from api.routes.files import keyed_hex
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
 from api.view.conversation import ConversationView, conversation_view, new_item_id, whole_item
 from api.view.page import Deleted, Page
 from eventing.errors import BadRequest, InvalidJob
-from eventing.store.conversation.conversation import Conversation, new_conversation_id
+from eventing.store.conversation.conversation import Conversation
 from eventing.store.conversation.messages import messages_of
 from eventing.store.conversation.store import Conversations
 
@@ -92,9 +93,10 @@ async def create_conversation(call: Call[ConversationDeps]) -> Response:
     """
     body = await call.read_object()
     metadata = check_metadata(body.get("metadata"), "metadata")
-    items = _new_items(body["items"]) if body.get("items") else []
+    name = keyed_hex(call)
+    items = _new_items(body["items"], name) if body.get("items") else []
     made = await call.deps.conversations.create(
-        new_conversation_id(), call.principal.tenant, metadata, items
+        f"conv_{name}", call.principal.tenant, metadata, items
     )
     return json_response(conversation_view(made))
 
@@ -139,7 +141,7 @@ async def delete_conversation(call: Call[ConversationDeps]) -> Response:
 async def create_conversation_items(call: Call[ConversationDeps]) -> Response:
     """Add up to 20 items at the end of a conversation."""
     body = await call.read_object()
-    items = _new_items(body.get("items"))
+    items = _new_items(body.get("items"), keyed_hex(call))
     own = await _own(call)
     await call.deps.conversations.append(own, items)
     return json_response(_page(items, has_more=False))
@@ -188,8 +190,10 @@ async def _own(call: Call[ConversationDeps]) -> Conversation:
     return await call.deps.conversations.get(call.principal.tenant, found)
 
 
-def _new_items(given: Any) -> list[dict[str, Any]]:
-    """The items under ids of ours. Raises `BadRequest` naming the item that is none."""
+def _new_items(given: Any, call: str) -> list[dict[str, Any]]:
+    """The items under ids of ours, which are the same when a call is repeated under its key. Raises `BadRequest` naming
+    the item that is none.
+    """
     if not isinstance(given, list) or not 0 < len(given) <= _MOST_ITEMS:
         raise BadRequest(f"items must be a list of 1 to {_MOST_ITEMS} items", "items")
     try:
@@ -199,7 +203,10 @@ def _new_items(given: Any) -> list[dict[str, Any]]:
         error.field = error.field.replace("input", "items", 1)
         error.message = error.message.replace("input", "items", 1)
         raise
-    return [{**whole_item(item), "id": new_item_id(item)} for item in items]
+    return [
+        {**whole_item(item), "id": new_item_id(item, call, place)}
+        for place, item in enumerate(items)
+    ]
 
 
 def _page(items: list[Any], *, has_more: bool) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Called by `api.routes.conversations` and `api.job.conversation`.
 """
 
-import secrets
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -36,9 +35,9 @@ def conversation_view(found: Conversation) -> ConversationView:
     }
 
 
-def new_item_id(item: Mapping[str, Any]) -> str:
-    """An id for an item that a caller puts into a conversation."""
-    return f"{_PREFIXES.get(item['type'], 'item')}_{secrets.token_hex(12)}"
+def new_item_id(item: Mapping[str, Any], call: str, place: int) -> str:
+    """An id for an item that a caller puts into a conversation: the one at `place` of those that a call has."""
+    return f"{_PREFIXES.get(item['type'], 'item')}_{call}_{place}"
 
 
 def whole_item(item: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The memory step over a real store: what the prompt has of a long conversation, and what is left of a deleted one."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from eventing.redis import keys
 from eventing.store.conversation.conversation import (
     Conversation,
     Summary,
-    new_conversation_id,
 )
 from eventing.store.conversation.store import Conversations
 from steps.embedding.packaged import PackagedEmbedder
@@ -56,7 +56,7 @@ async def talked(
     conversations: Conversations, said: Sequence[str], tenant: str = "default"
 ) -> Conversation:
     """A conversation in which user and assistant said these in turn."""
-    name = new_conversation_id()
+    name = f"conv_{token_hex(12)}"
     made = await conversations.create(name, tenant, {}, [])
     items = [
         {

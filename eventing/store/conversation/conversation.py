@@ -5,7 +5,6 @@ Responses (a message, a function call, its output, ...), with an id that is its 
 """
 
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -56,13 +55,8 @@ class NumberedItem:
         return str(self.item["id"])
 
 
-def new_conversation_id() -> str:
-    """A new id with 96 random bits."""
-    return f"conv_{secrets.token_hex(12)}"
-
-
 def is_conversation_id(text: str) -> bool:
-    """True for an id in the form of `new_conversation_id`."""
+    """True for an id in the form that conversations have."""
     return _ID.match(text) is not None
 
 

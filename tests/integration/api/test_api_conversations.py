@@ -116,12 +116,29 @@ async def test_after_must_be_an_item_of_the_conversation(client: AsyncOpenAI) ->
         await client.conversations.items.list(made.id, after="msg_of_another")
 
 
-async def test_a_repeat_under_one_key_makes_one_conversation(rig: Rig) -> None:
+@pytest.mark.parametrize("is_answer_lost", [False, True], ids=["kept", "lost"])
+async def test_a_repeat_under_one_key_makes_one_conversation_and_adds_items_once(
+    rig: Rig, client: AsyncOpenAI, redis: Redis, is_answer_lost: bool
+) -> None:
+    """Also when the process died before it kept its answer under the key."""
     head = {"idempotency-key": "k"}
+    body = {"items": [says("a"), says("b")]}
 
-    answers = [await rig.client.post("/v1/conversations", json={}, headers=head) for _ in range(2)]
+    async def twice(path: str) -> list[Any]:
+        answers = []
+        for _ in range(2):
+            answers.append((await rig.client.post(path, json=body, headers=head)).json())
+            if is_answer_lost:
+                await redis.delete(*await redis.keys("torpor:replay:*"))
+        return answers
 
-    assert answers[0].json()["id"] == answers[1].json()["id"]
+    first, second = await twice("/v1/conversations")
+    added, again = await twice(f"/v1/conversations/{first['id']}/items")
+
+    assert first == second
+    assert added == again
+    found = [i async for i in client.conversations.items.list(first["id"], order="asc")]
+    assert texts(found) == ["a", "b", "a", "b"]
 
 
 async def test_nothing_is_left_of_a_deleted_conversation(client: AsyncOpenAI, redis: Redis) -> None:
