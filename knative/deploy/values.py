@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from eventing.errors import BadRequest
 from eventing.job.capability import Capability
-from eventing.job.plan import Pipelines, parse_pipelines
+from eventing.job.plan import EMBED_STEP, Pipelines, parse_pipelines
 
 _LABEL = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
 _HOST = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
@@ -160,8 +160,8 @@ class Values(_Section):
         except BadRequest as error:
             raise ValueError(error.message) from error
         names = {self.model.name, *(more.name for more in self.more_models)}
-        for name in plans:
-            if name not in names:
+        for name, plan in plans.items():
+            if name not in names and EMBED_STEP not in plan.names:
                 raise ValueError(f"pipelines: {name} is none of the models")
         if plans and not self.steps.max_replicas:
             raise ValueError("pipelines need steps: set steps.max_replicas")

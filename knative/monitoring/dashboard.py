@@ -142,6 +142,34 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 "Of answers that were served again and not generated.",
             ),
             Panel(
+                "Steps before the predictor, seconds",
+                "s",
+                (
+                    (
+                        "histogram_quantile(0.95, sum by (step, le) "
+                        "(rate(torpor_step_run_seconds_bucket[5m])))",
+                        "{{step}} p95 run",
+                    ),
+                    (
+                        "histogram_quantile(0.95, sum by (step, le) "
+                        "(rate(torpor_step_queue_seconds_bucket[5m])))",
+                        "{{step}} p95 wait",
+                    ),
+                ),
+                "A wait includes the start of the process from zero.",
+            ),
+            Panel(
+                "Runs of steps a second",
+                "ops",
+                (
+                    (
+                        "sum by (step, outcome) (rate(torpor_step_runs_total[5m]))",
+                        "{{step}} {{outcome}}",
+                    ),
+                ),
+                "`unavailable` is given back without a try; `failed` costs one.",
+            ),
+            Panel(
                 "Answers of the api by status",
                 "ops",
                 (("sum by (status) (rate(torpor_api_requests_total[5m]))", "{{status}}"),),

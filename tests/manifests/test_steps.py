@@ -16,7 +16,7 @@ from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.deploy.doctor import Severity, examine
 from knative.deploy.render import parts
 from knative.deploy.render.render import write
-from knative.deploy.render.tree import files
+from knative.deploy.render.tree import built, files
 from knative.deploy.values import Values, ValuesError, load_values
 from steps.settings import StepsSettings
 from tests.manifests.conftest import Resources, kustomize
@@ -160,6 +160,16 @@ def test_the_doctor_finds_no_error(overlays: dict[str, Resources], overlay: str)
     report = examine(overlays[overlay])
 
     assert [f for f in report.findings if f.severity is Severity.ERROR] == []
+
+
+def test_a_model_that_the_steps_serve_alone_needs_no_predictor() -> None:
+    values = Values.model_validate(
+        {"steps": {"max_replicas": 1}, "pipelines": {"minilm": {"steps": ["embed"]}}}
+    )
+
+    triggers = own_triggers(built("queue", values))
+
+    assert takers(triggers, event(PLANNED, step="embed", model="minilm")) == ["step-embed"]
 
 
 @pytest.mark.parametrize(
