@@ -19,7 +19,6 @@ from eventing.broker.intake import Intake
 from eventing.clock import Clock
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import STEP, job_id_of, job_of, request_event, unreadable_job
-from eventing.cloudevent.publisher import Publisher
 from eventing.errors import (
     BadRequest,
     IdempotencyConflict,
@@ -60,7 +59,7 @@ class RunnerDeps:
     store: StepStore
     intake: Intake
     advance: Advance
-    publisher: Publisher
+    publish_again: Callable[[Event], Awaitable[None]]
     handlers: Mapping[str, Handler]
     clock: Clock
 
@@ -130,7 +129,7 @@ class Runner:
     async def _publish_again(self, job: Job) -> None:
         """Send a waiting job's event again: the one before may be lost where an external broker has it."""
         if job.state is JobState.QUEUED:
-            await self._deps.publisher.publish(request_event(job))
+            await self._deps.publish_again(request_event(job))
 
     async def _run(self, job_id: JobId, step: str) -> None:
         async with self.room.shared():

@@ -83,7 +83,7 @@ class StepServer:
                 store=self._store,
                 intake=Intake(self._store, self.route, clock, settings.plans),
                 advance=Advance(self._store, self.route),
-                publisher=self.route,
+                publish_again=self.route.publish_again,
                 handlers=table(self._parts),
                 clock=clock,
             )

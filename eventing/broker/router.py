@@ -64,13 +64,14 @@ class Router:
     def recorded(self, job_id: JobId, event: Event) -> None:
         """Nothing is left to do."""
 
-    async def route(self, event: Event) -> int:
-        """Put the event into the matching queues; gives their number.
+    async def route(self, event: Event, *, is_reply: bool = False) -> int:
+        """Put the event into the matching queues; gives their number. As a reply, it is not delivered once more where
+        a pump has it in hand.
 
         Raises `StoreUnavailable` when a queue could not be reached; the sender retries, and a queue that already
         has the event recognises its identity.
         """
-        calls = self.put_calls(event)
+        calls = self.put_calls(event, is_reply=is_reply)
         if calls:
             await self._routes[0][1].send(calls)
         return len(calls)
@@ -92,10 +93,17 @@ class DirectPublisher:
         """Nothing is left to do."""
 
     async def publish(self, event: Event) -> None:
+        await self._put(event, is_reply=False)
+
+    async def publish_again(self, event: Event) -> None:
+        """Publish an event that should be in its queue: only one that is not there is put."""
+        await self._put(event, is_reply=True)
+
+    async def _put(self, event: Event, *, is_reply: bool) -> None:
         parent = event.extensions.get("traceparent", "")
         with trace.span("enqueue", parent=parent, type=event.type):
             try:
-                await self._router.route(event)
+                await self._router.route(event, is_reply=is_reply)
             except StoreUnavailable as error:
                 raise BrokerUnavailable("the broker's store does not answer") from error
 

@@ -49,6 +49,10 @@ class OutboxPublisher:
     async def publish(self, event: Event) -> None:
         await self._publisher.publish(event)
 
+    async def publish_again(self, event: Event) -> None:
+        """Publish an event that the broker should have; one that does not know duplicates gets it twice."""
+        await self._publisher.publish(event)
+
     async def close(self) -> None:
         await self._publisher.close()
 

@@ -143,7 +143,7 @@ async def test_the_store_is_frozen_while_jobs_are_in_their_steps(
 async def test_input_that_kills_its_step_costs_no_other_job_a_thing(
     zygote: Zygote, tmp_path: Path, judge: Judge
 ) -> None:
-    async with stepping(zygote, tmp_path, "deadly", step_retry=4, is_direct=True) as (
+    async with stepping(zygote, tmp_path, "deadly", step_retry=5, is_direct=True) as (
         system,
         steps,
     ):
@@ -248,7 +248,7 @@ async def test_a_step_that_is_down_is_waited_for_or_skipped_as_its_plan_says(
 async def test_a_step_whose_tries_are_used_up_fails_its_job_and_a_redrive_goes_on_there(
     zygote: Zygote, tmp_path: Path
 ) -> None:
-    broken = {"step": "broken", "settings": {"times": 3}}
+    broken = {"step": "broken", "settings": {"times": 99}}
     async with stepping(zygote, tmp_path, "mark-a", broken, step_retry=2) as (system, _):
         job_id = await system.client.submit(body(1), "tries", is_poison=True)
         await system.ended([job_id], within_s=20)
