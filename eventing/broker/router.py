@@ -66,7 +66,7 @@ class Router:
 
     async def route(self, event: Event, *, is_reply: bool = False) -> int:
         """Put the event into the matching queues; gives their number. As a reply, it is not delivered once more where
-        a pump has it in hand.
+        a pump has claimed it.
 
         Raises `StoreUnavailable` when a queue could not be reached; the sender retries, and a queue that already
         has the event recognises its identity.
