@@ -171,6 +171,12 @@ class PgVectorIndex:
         asked = " | ".join(f"'{word}'" for word in dict.fromkeys(words[:_MOST_WORDS]))
         values: list[Any] = [tenant, name, asked, most]
         wanted = _sql(query.filter, values) if query.filter is not None else "true"
+        if query.vector is not None and query.embedding_weight:
+            # As in the embedded index: a passage that shares a word or two of a sentence is noise.
+            values.append([f"'{word}'" for word in dict.fromkeys(words[:_MOST_WORDS])])
+            of_all = f"unnest(${len(values)}::text[]) AS word"
+            held = f"(SELECT count(*) FROM {of_all} WHERE words @@ to_tsquery('simple', word))"  # noqa: S608
+            wanted += f" AND 3 * {held} >= cardinality(${len(values)}::text[])"
         sql = (
             "SELECT id, text, attributes, ts_rank_cd(words, asked, 1) AS score "  # noqa: S608
             "FROM torpor_chunk, to_tsquery('simple', $3) AS asked "

@@ -4,6 +4,7 @@ Called by `steps.index.embedded`, in a thread, one call at a time. Rows are only
 replaced or deleted leaves a dead row, and `is_sparse` says when to build the whole again. Must not know Redis.
 """
 
+import math
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,9 @@ _WORD: Final = re.compile(r"\w+")
 _MOST_WORDS: Final = 64
 """Words of a query that BM25 looks for; the first ones of a longer text."""
 _FEWEST_DEAD: Final = 1000
+_LEAST_WEIGHT: Final = 1e-6
+_SHARE: Final = 1 / 3
+"""Of the weight of a query's words: what a passage must hold to be ranked by words beside vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,10 @@ class Ranking:
         allowed = self._allowed(query.filter)
         cosines = self._cosines(query.vector)
         by_vector = [] if cosines is None else _best(cosines, allowed, max(RANKED, query.k))
-        by_text = self._by_text(query.text, allowed, max(RANKED, query.k))
+        # With vectors beside it, a passage that shares only a word or two of a sentence is noise: by its rank alone it
+        # would outweigh what is near.
+        share = _SHARE if by_vector and query.embedding_weight else 0.0
+        by_text = self._by_text(query.text, allowed, max(RANKED, query.k), share=share)
         fused = fuse(
             [self._ids[row] for row in by_vector],
             [self._ids[row] for row, _ in by_text],
@@ -118,29 +125,37 @@ class Ranking:
         cosines: Vector = self._matrix[: len(self._ids)] @ normalised(vector)
         return cosines
 
-    def _by_text(self, text: str, allowed: NDArray[np.bool_], most: int) -> list[tuple[int, float]]:
+    def _by_text(
+        self, text: str, allowed: NDArray[np.bool_], most: int, *, share: float
+    ) -> list[tuple[int, float]]:
         """Rows by BM25, best first. Words that stand in more than half of the chunks are left out: FTS5 weighs them
-        at a millionth, and most of the time would go to them. A query of nothing else keeps them.
+        at a millionth, and most of the time would go to them. A query of nothing else, and a small index, keep them.
         """
         words = list(dict.fromkeys(word.lower() for word in _WORD.findall(text)))[:_MOST_WORDS]
-        rare = [word for word in words if not self._is_frequent(word)] or words
+        weights = {word: self._weight(word) for word in words}
+        is_small = len(self._ids) <= RANKED
+        rare = [word for word in words if is_small or weights[word] > _LEAST_WEIGHT] or words
         if not rare:
             return []
         phrase = " OR ".join(f'"{word}"' for word in rare)
         sql = "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ? ORDER BY rank"
+        least = share * sum(weights[word] for word in rare)
         found: list[tuple[int, float]] = []
         for row, score in self._words.execute(sql, (phrase,)):
+            if score < least or len(found) == most:
+                break
             if allowed[row]:
                 found.append((row, score))
-                if len(found) == most:
-                    break
         return found
 
-    def _is_frequent(self, word: str) -> bool:
-        limit = len(self._ids) // 2 + 1
+    def _weight(self, word: str) -> float:
+        """The inverse document frequency of a word, as FTS5 has it: what BM25 gives a passage of average length that
+        holds it once.
+        """
+        rows = len(self._ids)
         sql = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
-        found = self._words.execute(sql, (f'"{word}"', limit + 1)).fetchone()
-        return len(self._ids) > RANKED and int(found[0]) > limit
+        count = int(self._words.execute(sql, (f'"{word}"', rows // 2 + 1)).fetchone()[0])
+        return max(_LEAST_WEIGHT, math.log((rows - count + 0.5) / (count + 0.5)))
 
     def _allowed(self, wanted: Filter | None) -> NDArray[np.bool_]:
         """Which rows may be found: those alive, of attributes that pass."""
