@@ -17,6 +17,7 @@ from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.redis.script import run, send
+from steps.semantic_cache.vectors import VERSION, Known, KnownVectors, nearest
 
 COMPLAINT_S: Final = 60
 """A call that refuses stored answers this soon after such an answer is a complaint about it."""
@@ -45,6 +46,7 @@ class SemanticEntries:
 
     def __init__(self, redis: SharedRedis) -> None:
         self._redis = redis
+        self._known = KnownVectors()
 
     async def near(
         self,
@@ -57,16 +59,13 @@ class SemanticEntries:
         limit: int,
     ) -> Nearby:
         """The partition's entries with a cosine of at least `least`: an exact scan."""
+        key = keys.semantic_vectors(tenant, partition)
         async with failures_named():
-            flat, epochs, revision = await send(
-                self._redis,
-                [
-                    ("HGETALL", keys.semantic_vectors(tenant, partition)),
-                    *_version_reads(tenant, model),
-                ],
+            at, epochs, revision = await send(
+                self._redis, [("HGET", key, VERSION), *_version_reads(tenant, model)]
             )
             version = _version(epochs, revision)
-            best = nearest(_pairs(flat), vector, least=least, limit=limit)
+            best = nearest(await self._vectors(key, at), vector, least=least, limit=limit)
             names = [name for name, _ in best]
             entries = await send(
                 self._redis,
@@ -78,6 +77,22 @@ class SemanticEntries:
             if entry[0] and (entry[1] or b"") + b"/" + (entry[2] or b"") == version.encode()
         )
         return Nearby(version, found)
+
+    async def _vectors(self, key: str, version: bytes | None) -> Known:
+        """The partition's vectors. What this process knows of them is not read again."""
+        if version is None:
+            self._known.forget(key)
+            return Known(b"", (), np.empty((0, 0), np.float32))
+        known = self._known.get(key)
+        if known is not None and known.version == version:
+            return known
+        (fields,) = await send(self._redis, [("HKEYS", key)])
+        names = [name for name in fields if name != VERSION]
+        before = set(known.names) if known else set()
+        asked = [name for name in names if name not in before]
+        (raws,) = await send(self._redis, [("HMGET", key, *asked)]) if asked else ([],)
+        new = {name: raw for name, raw in zip(asked, raws, strict=True) if raw is not None}
+        return self._known.update(key, version, names, new)
 
     async def version(self, tenant: str, model: str) -> str:
         """Changes whenever the tenant's answers of the model are voided, or its weights change."""
@@ -170,22 +185,3 @@ def _version(epochs: Sequence[bytes | None], revision: bytes | None) -> str:
     """As `semantic_keep.lua` makes it."""
     epoch = ":".join((value or b"0").decode() for value in epochs)
     return f"{epoch}/{(revision or b'').decode()}"
-
-
-def nearest(
-    entries: Mapping[str, bytes], vector: NDArray[np.float32], *, least: float, limit: int
-) -> list[tuple[str, float]]:
-    """The names of the nearest vectors and their cosines, nearest first. A vector of another length is left out."""
-    same = [(name, raw) for name, raw in entries.items() if len(raw) == vector.nbytes]
-    if not same:
-        return []
-    matrix = np.frombuffer(b"".join(raw for _, raw in same), np.float32).reshape(len(same), -1)
-    cosines = matrix @ vector
-    order = np.argsort(-cosines, kind="stable")[:limit]
-    return [(same[i][0], float(cosines[i])) for i in order if cosines[i] >= least]
-
-
-def _pairs(flat: Sequence[bytes] | Mapping[bytes, bytes]) -> dict[str, bytes]:
-    """A reply of HGETALL, as a list (RESP2) or as a map (RESP3)."""
-    items = flat.items() if isinstance(flat, Mapping) else zip(flat[::2], flat[1::2], strict=True)
-    return {name.decode(): raw for name, raw in items}

@@ -101,7 +101,8 @@ class SemanticCacheStep:
         self, job: Job, asked: Question, settings: SemanticSettings, control: CacheControl
     ) -> tuple[str, Match[Source] | None]:
         """The best entry for the question, if any."""
-        await asyncio.to_thread(vocabulary)
+        if not vocabulary.cache_info().currsize:
+            await asyncio.to_thread(vocabulary)
         vector = (await self._embedder.embed([asked.text]))[0]
         least = settings.least.verified if settings.verifier else settings.least.same
         nearby = await self._entries.near(
@@ -176,13 +177,14 @@ class SemanticCacheStep:
     async def _answer(
         self, job: Job, asked: Question, settings: SemanticSettings, match: Match[Source]
     ) -> Answer | None:
-        """The answer of the source; None when it is not in the store any more, or was moved out of it."""
-        found = match.candidate.of.found
-        source = await self._store.get(found.job, with_result=False)
-        if source is None or not source.result:
+        """The answer of the source; None when it was moved to the object store."""
+        found, source = match.candidate.of.found, match.candidate.of.job
+        if not source.result:
             return None
-        tokens = await self._tokens(source)
-        await self._entries.note_served(job.tenant, served_digest(asked), found.name, match.rule)
+        tokens, _ = await asyncio.gather(
+            self._tokens(source),
+            self._entries.note_served(job.tenant, served_digest(asked), found.name, match.rule),
+        )
         age_s = self._age_s(source)
         usage = source.usage or {}
         use = CacheUse(

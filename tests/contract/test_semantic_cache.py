@@ -1,7 +1,7 @@
 """The semantic cache on a real store with the real embedder: what is served, to whom, and until when."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 import pytest
@@ -15,11 +15,15 @@ from eventing.job.job import JobId
 from eventing.job.store import EntryKind
 from eventing.live.ended import EndedConsumer
 from eventing.redis import keys
+from eventing.redis.connection import connect
 from steps.embedding.packaged import REVISION, PackagedEmbedder
 from steps.handler import Skip
+from steps.semantic_cache.entries import SemanticEntries
 from steps.semantic_cache.settings import NAME, parse_settings
+from steps.semantic_cache.step import SemanticCacheStep
 from tests.contract.broker.stack import until
 from tests.contract.semantic_rig import SERVES, SemanticRig, is_hit, text_of
+from tests.redis_server import RedisServer
 
 ONE = "How do I renew my library card?"
 SAME = "hi, how can i renew my library card please"
@@ -227,7 +231,65 @@ class TestErasure:
         assert hits == [True, True, True]
         assert await redis.zcard(keys.semantic_entries("acme")) == 3
         partition = (await redis.keys("torpor:cache:vectors:*"))[0]
-        assert await redis.hlen(partition) == 3
+        assert await redis.hlen(partition) == 4  # and its version
+
+
+class TestVectors:
+    """Two processes look up in one partition: each knows what the other kept or forgot."""
+
+    async def test_what_one_process_keeps_or_forgets_another_knows(
+        self, rig: SemanticRig, embedder: PackagedEmbedder
+    ) -> None:
+        other = SemanticRig(rig.redis, embedder)
+        first = await rig.ask(ONE)
+        assert is_hit(await other.ask(SAME))
+        second = await other.ask("How do I pay a late fee?")
+        assert is_hit(await rig.ask("how can I pay a late fee"))
+
+        await rig.store.delete(first.id)
+        assert not is_hit(await other.ask("How could I renew my library card?"))
+        await rig.store.delete(second.id)
+        assert not is_hit(await other.ask("How could I pay a late fee?"))
+
+    async def test_a_partition_that_was_emptied_and_filled_again_is_read_again(
+        self, rig: SemanticRig
+    ) -> None:
+        first = await rig.ask(ONE)
+        assert is_hit(await rig.ask(SAME))
+        await rig.store.delete(first.id)
+        again = await rig.ask(ONE)
+
+        hit = await rig.ask(SAME)
+
+        assert hit.cache is not None
+        assert hit.cache.source_job == again.id
+
+
+class TestWhoHasIt:
+    @pytest.mark.parametrize(
+        ("settings", "call", "reason"),
+        [
+            ({"tenants": ["other"]}, {}, "tenant"),
+            ({"sampled": False}, {"temperature": 1}, "sampled"),
+            ({"sampled": False}, {"n": 2}, "sampled"),
+            ({}, {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+            ({"unknown": 1}, {}, "semantic-cache: unknown: Extra inputs are not permitted"),
+        ],
+        ids=["tenant", "temperature", "n", "tools", "settings"],
+    )
+    async def test_a_call_that_is_not_for_the_cache_says_why(
+        self,
+        redis: Redis,
+        embedder: PackagedEmbedder,
+        settings: dict[str, object],
+        call: dict[str, object],
+        reason: str,
+    ) -> None:
+        rig = SemanticRig(redis, embedder, settings={**SERVES, **settings})  # type: ignore[arg-type]
+        job = await rig.submit(ONE, **call)
+        await rig.run_step(job)
+
+        assert rig.reason(job) == reason
 
 
 class TestComplaint:
@@ -375,6 +437,28 @@ class TestDown:
 
         assert isinstance(rig.outcomes[job.id], Skip)
         assert rig.reason(job) == "slow"
+
+    async def test_a_store_that_is_away_is_left_out(
+        self, rig: SemanticRig, redis_server: Callable[..., RedisServer]
+    ) -> None:
+        server = redis_server()
+        server.start()
+        away = connect(server.url, timeout_s=0.5)
+        await away.ping()
+        server.kill()
+        rig.step = SemanticCacheStep(
+            entries=SemanticEntries(away),
+            store=rig.store,
+            embedder=rig.embedder,
+            verifier=rig.verifier,
+            clock=rig.clock,
+        )
+        job = await rig.submit(ONE)
+
+        assert not await rig.run_step(job)
+
+        assert rig.reason(job) == "store_unavailable"
+        await away.aclose()
 
     async def test_the_writer_catches_up_as_a_consumer_group(self, rig: SemanticRig) -> None:
         job = await rig.submit(ONE)

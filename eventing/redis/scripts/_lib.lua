@@ -241,13 +241,21 @@ end
 -- The vectors of questions that were answered, of one tenant and one partition of its requests.
 local function semantic_vectors(list, partition) return 'torpor:cache:vectors:' .. list .. ':' .. partition end
 
+-- Changes with every vector of a partition, so that a process knows whether it knows them all.
+local function note_vectors(key, name) redis.call('HSET', key, 'version', now_ms() .. name) end
+local function drop_vector(list, partition, name)
+  local key = semantic_vectors(list, partition)
+  redis.call('HDEL', key, name)
+  if redis.call('HLEN', key) <= 1 then redis.call('DEL', key) else note_vectors(key, name) end
+end
+
 -- Forget the answer of a job for questions of the same meaning; a mark stays, so that it is not kept again.
 local function forget_semantic(list, job_id, model, is_marked)
   local name = 'semantic_' .. string.sub(job_id, 5)
   local entry = cache_entry(list, name)
   local partition = redis.call('HGET', entry, 'partition')
   if not partition then return 0 end
-  redis.call('HDEL', semantic_vectors(list, partition), name)
+  drop_vector(list, partition, name)
   redis.call('ZREM', 'torpor:cache:semantic:' .. list, partition .. ' ' .. name)
   if model then redis.call('ZREM', cache_index(list, model), name) end
   if is_marked then

@@ -16,13 +16,14 @@ local until_ms, index, member = now + 1000 * ttl_s, cache_index(ARGV[2], job.mod
 local function drop(old)
   local partition, name = string.match(old, '^(%S+) (%S+)$')
   redis.call('DEL', cache_entry(ARGV[2], name))
-  redis.call('HDEL', semantic_vectors(ARGV[2], partition), name)
+  drop_vector(ARGV[2], partition, name)
   redis.call('ZREM', KEYS[4], old)
 end
 for _, old in ipairs(redis.call('ZRANGE', KEYS[4], '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)) do drop(old) end
 redis.call('HSET', KEYS[2], 'job', ARGV[1], 'epoch', epoch, 'revision', revision, 'partition', ARGV[4])
 redis.call('EXPIRE', KEYS[2], ttl_s)
 redis.call('HSET', KEYS[3], ARGV[3], ARGV[5])
+note_vectors(KEYS[3], ARGV[3])
 redis.call('EXPIRE', KEYS[3], math.max(ttl_s, redis.call('TTL', KEYS[3])))
 redis.call('ZADD', KEYS[4], until_ms, member)
 redis.call('EXPIRE', KEYS[4], math.max(ttl_s, redis.call('TTL', KEYS[4])))
