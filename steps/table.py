@@ -17,7 +17,8 @@ from eventing.store.vector_store.note import WORK_TYPES
 from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
 from eventing.store.vector_store.store import VectorStores
 from eventing.store.vector_store.text_object import FOLDER as TEXTS
-from steps.embed.make import embed
+from steps.embedding.packaged import PackagedEmbedder
+from steps.embedding.step import EmbedStep
 from steps.handler import Continue, Handler, StepCall, StepOutcome
 from steps.memory.memory import Memory
 from steps.memory.recall import Recall
@@ -51,7 +52,7 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
     conversations = Conversations(parts.redis)
     return {
         **dict.fromkeys(NO_OPS, no_op),
-        EMBED_STEP: embed(parts),
+        EMBED_STEP: EmbedStep(_packaged(parts)),
         ROUTE_STEP: route,
         "semantic-cache": semantic_cache(parts),
         MEMORY: Memory(conversations, Recall(conversations, parts.embedder)),
@@ -80,3 +81,12 @@ async def no_op(call: StepCall) -> StepOutcome:
     """Changes nothing, to measure what a step costs; the setting `detail` is shown to the caller."""
     detail = call.settings.get("detail", {})
     return Continue(detail=detail if isinstance(detail, dict) else {})
+
+
+def _packaged(parts: Parts) -> PackagedEmbedder:
+    """The packaged model, also where the other steps use an endpoint's."""
+    if isinstance(parts.embedder, PackagedEmbedder):
+        return parts.embedder
+    own = PackagedEmbedder(threads=parts.settings.embedding_threads)
+    parts.at_end.append(own.aclose)
+    return own

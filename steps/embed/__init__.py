@@ -1,1 +1,0 @@
-"""The step that answers `/v1/embeddings` by itself."""
