@@ -26,7 +26,7 @@ from steps.embedding.packaged import PackagedEmbedder
 from steps.semantic_cache.agreement import Verdict
 from steps.semantic_cache.question import Question, question_of
 from steps.semantic_cache.rule import Candidate, best_match
-from steps.semantic_cache.vocabulary import is_word
+from steps.semantic_cache.spelling import is_word
 
 
 class Pair(NamedTuple):

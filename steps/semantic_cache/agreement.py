@@ -11,7 +11,7 @@ from typing import Final
 
 from steps.semantic_cache import polarity, words
 from steps.semantic_cache.canonical import Canonical, Token
-from steps.semantic_cache.typo import IsWord, is_typo
+from steps.semantic_cache.spelling import IsWord, is_typo
 
 _MOST_TYPOS: Final = 2
 

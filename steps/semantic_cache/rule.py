@@ -10,7 +10,7 @@ from typing import Final, Generic, TypeVar
 
 from steps.semantic_cache.agreement import Verdict, agree
 from steps.semantic_cache.canonical import canonical
-from steps.semantic_cache.typo import IsWord
+from steps.semantic_cache.spelling import IsWord
 
 C = TypeVar("C")
 

@@ -32,8 +32,8 @@ from steps.semantic_cache.question import Question, question_of
 from steps.semantic_cache.rule import Candidate, Match, best_match
 from steps.semantic_cache.settings import SemanticSettings, parse_settings
 from steps.semantic_cache.shadow import COMPLAINED, count_field, is_held_out, may_serve
+from steps.semantic_cache.spelling import is_word, vocabulary
 from steps.semantic_cache.verifier import Verifier
-from steps.semantic_cache.vocabulary import is_word, vocabulary
 
 _log = structlog.get_logger()
 _CANDIDATES: Final = 8

@@ -4,8 +4,7 @@ import pytest
 
 from steps.semantic_cache.agreement import Verdict, agree
 from steps.semantic_cache.canonical import canonical
-from steps.semantic_cache.typo import is_typo
-from steps.semantic_cache.vocabulary import is_word
+from steps.semantic_cache.spelling import is_typo, is_word
 
 SAME = """
 How do I renew my library card? | how do i renew my library card

@@ -6,7 +6,7 @@ from bench.semantic_cache import Judged, fow_pairs, judge, rates, served_chats
 from steps.embedding.packaged import PackagedEmbedder
 from steps.semantic_cache.agreement import Verdict, agree
 from steps.semantic_cache.canonical import canonical
-from steps.semantic_cache.vocabulary import is_word
+from steps.semantic_cache.spelling import is_word
 
 pytest.importorskip("fow_cache")
 

@@ -1,11 +1,18 @@
-"""Whether one word is a mistyping of another. Pure.
+"""Which words are English, and whether one word is a mistyping of another.
 
-Called by `agreement` with the vocabulary of the embedding model as `is_word`. A pair counts only if one of the two is
-a word and the other is none, so that two words («desert», «dessert»), two names and two codes never do.
+Called by `agreement`, with `is_word` as an argument, and by the step, which reads the vocabulary first. A pair counts
+as a mistyping only if one of the two is a word and the other is none, so that two words («desert», «dessert»), two
+names and two codes never do.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Final
+
+from tokenizers import Tokenizer
+
+from steps.embedding.model_file import TOKENIZER, read_verified
+from steps.semantic_cache.words import word_set
 
 IsWord = Callable[[str], bool]
 
@@ -41,3 +48,24 @@ def _is_exchanged(a: str, b: str) -> bool:
     if len(apart) != 2 or apart[1] != apart[0] + 1:
         return False
     return a[apart[0]] == b[apart[1]] and a[apart[1]] == b[apart[0]]
+
+
+_RARE: Final = word_set("""
+    averse ordnance interment payee lessee proscribe ordinand forego forbear calender canvass complacent corporal
+    dairy diary eminent marital cavalry statue angel quiet lightening moral personnel perspective veracity uninterested
+    intestate prostrate corporeal apprise ordinal causality statins stationery
+    """)
+"""Words that the model does not know and that are one letter from one which it does."""
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """About 20,000 words in small letters. Read at the first call, in some 100 ms. Raises `Unavailable`."""
+    names = Tokenizer.from_str(read_verified(TOKENIZER).decode()).get_vocab()
+    return _RARE | {word for word in names if word.isalpha()}
+
+
+def is_word(text: str) -> bool:
+    """True for a word of the vocabulary, and for the plural of one."""
+    known = vocabulary()
+    return text in known or (text.endswith("s") and text[:-1] in known)
