@@ -169,6 +169,7 @@ def test_a_stack_stopped_during_work_ends_cleanly_and_the_next_start_finishes_it
     assert status == 0
     assert "Traceback" not in first.said()
     assert "Exception" not in first.said()
+    assert "store is away" not in first.said()  # it was starting
     assert alive(below) == []
     second = LocalStack(tmp_path / "data", "--window", "6s").start()
     try:

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -22,7 +23,7 @@ import structlog
 import yaml
 
 from eventing.broker.queue import QueueView
-from eventing.errors import Unavailable
+from eventing.errors import StoreUnavailable, Unavailable
 from eventing.process.http_server import listen
 from eventing.redis.connection import connect
 from eventing.replica import ReplicaDirectory
@@ -369,6 +370,17 @@ async def _report_failure(directory: ReplicaDirectory, model: str, reason: str) 
         await directory.report_failure(model, reason)
 
 
+async def _listens(url: str) -> None:
+    """Raises `StoreUnavailable`, without the log line of a store that goes away, while it is only starting."""
+    address = urlsplit(url)
+    try:
+        _, writer = await asyncio.open_connection(address.hostname, address.port)
+    except OSError as error:
+        raise StoreUnavailable("the store does not answer") from error
+    writer.close()
+    await writer.wait_closed()
+
+
 async def _reachable(redis_url: str, message: str, child: Child | None = None) -> None:
     """Return once the store accepts writes."""
     store = RedisStore(connect(redis_url, timeout_s=1.0))
@@ -376,6 +388,8 @@ async def _reachable(redis_url: str, message: str, child: Child | None = None) -
     try:
         while True:
             try:
+                if child is not None:
+                    await _listens(redis_url)
                 await store.ping()
             except Unavailable as error:
                 is_over = asyncio.get_running_loop().time() > deadline
