@@ -317,6 +317,8 @@ def _options(call: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
         tools, choice = _allowed(tools, choice)
     choice = _tool_choice(choice)
+    if call.get("tools") is None and choice not in (None, "none", "auto"):
+        raise InvalidJob("tool_choice must stand beside tools", "tool_choice")
     if tools:
         options["tools"] = tools
         if choice is not None:

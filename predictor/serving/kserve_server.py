@@ -17,6 +17,7 @@ from typing import Any, Final
 import orjson
 import uvloop
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRouter
 from kserve import ModelServer
 from kserve.errors import (
@@ -35,6 +36,8 @@ from kserve.protocol.rest.server import (
 )
 from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
 from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from eventing.cloudevent.event import parse_http
 from eventing.process.http_protocol import HttpProtocol
@@ -82,6 +85,7 @@ class _RestServer(RESTServer):  # type: ignore[misc]
         root.add_api_route("/", self.dataplane.live)
         root.add_api_route("/metrics", metrics_handler, methods=["GET"])
         app.include_router(root)
+        app.add_exception_handler(RequestValidationError, _refuse)
         register_v1_endpoints(app, self.dataplane, self.model_repository_extension)
         register_v2_endpoints(app, self.dataplane, self.model_repository_extension)
 
@@ -94,6 +98,14 @@ class _RestServer(RESTServer):  # type: ignore[misc]
 
     def stop(self) -> None:
         self._server.should_exit = True
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """The open inference protocol's error for a body that its types refuse; FastAPI's repeats what was sent."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 (registered for nothing else)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:] if part != "InferenceRequest")
+    return JSONResponse({"error": f"{where}: {first['msg']}".removeprefix(": ")}, 400)
 
 
 class _DataPlane(DataPlane):  # type: ignore[misc]

@@ -118,6 +118,19 @@ class TestAccess:
 
 
 class TestKServe:
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [({"inputs": None}, "inputs"), ({"id": 5}, "id"), ({"inputs": [{}]}, "inputs.0.name")],
+        ids=["no inputs", "a number for an id", "a tensor without a name"],
+    )
+    async def test_a_body_of_another_form_is_a_400_with_the_protocols_error(
+        self, client: httpx.AsyncClient, change: dict[str, object], named: str
+    ) -> None:
+        answer = await client.post("/v2/models/seeded/infer", json=INFER | change)
+
+        assert answer.status_code == 400
+        assert answer.json()["error"].startswith(f"{named}: ")
+
     async def test_infer_needs_no_id_and_gives_back_the_one_it_got(
         self, client: httpx.AsyncClient
     ) -> None:

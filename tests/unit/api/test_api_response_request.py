@@ -153,6 +153,10 @@ def test_an_unsupported_call_names_its_field(call: dict[str, Any], field: str) -
         pytest.param({"reasoning": {"effort": 7}}, "reasoning.effort", id="effort"),
         pytest.param({"text": []}, "text", id="text"),
         pytest.param({"tool_choice": "maybe"}, "tool_choice", id="a choice without tools"),
+        pytest.param({"tool_choice": "required"}, "tool_choice", id="a call without tools"),
+        pytest.param(
+            {"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", id="a named one"
+        ),
         pytest.param({"text": {"format": {"type": "json_schema"}}}, "text.format.name", id="name"),
         pytest.param(
             {"text": {"format": {"type": "json_schema", "name": "s"}}},
