@@ -58,5 +58,10 @@ async def test_claims_are_renewed_often_and_the_queue_is_trimmed_seldom(
         async with pumping(stack):
             await until(lambda: is_called("keep", 5))
             assert not calls["tidy"]
-            monkeypatch.setattr(pump, "_TIDY_EVERY_S", 0.0)
+            monkeypatch.setattr(pump, "_TIDY_EVERY_S", 1.1)
             await until(lambda: is_called("tidy", 1))
+
+
+def test_a_pump_blocks_its_connection_for_a_second_at_most() -> None:
+    # A hung store is noticed after it: a submit is refused within two.
+    assert pump.LONGEST_BLOCK_S == 1
