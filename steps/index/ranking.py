@@ -129,12 +129,14 @@ class Ranking:
         self, text: str, allowed: NDArray[np.bool_], most: int, *, share: float
     ) -> list[tuple[int, float]]:
         """Rows by BM25, best first. Words that stand in more than half of the chunks are left out: FTS5 weighs them
-        at a millionth, and most of the time would go to them. A query of nothing else, and a small index, keep them.
+        at a millionth, and most of the time would go to them. A query by nothing else, and a small index, keep them.
         """
         words = list(dict.fromkeys(word.lower() for word in _WORD.findall(text)))[:_MOST_WORDS]
         weights = {word: self._weight(word) for word in words}
         is_small = len(self._ids) <= RANKED
-        rare = [word for word in words if is_small or weights[word] > _LEAST_WEIGHT] or words
+        rare = [word for word in words if is_small or weights[word] > _LEAST_WEIGHT]
+        if not rare and not share:
+            rare = words
         if not rare:
             return []
         phrase = " OR ".join(f'"{word}"' for word in rare)
