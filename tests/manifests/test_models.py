@@ -20,6 +20,7 @@ from knative.deploy.render.tree import built, files
 from knative.deploy.rollout.canary import Change, with_canary
 from knative.deploy.values import Values, ValuesError, load_values
 from tests.manifests.conftest import Resources, kustomize
+from tests.manifests.objects import named
 
 MODELS = ("thinker", "drafter")
 VALUES = Values.model_validate(
@@ -180,3 +181,19 @@ def test_models_with_colliding_names_are_refused(
 
     with pytest.raises(ValuesError, match=words):
         load_values(tmp_path / "values.yaml")
+
+
+def test_the_door_knows_the_context_that_each_engine_runs_with(
+    overlays: dict[str, Resources],
+) -> None:
+    """Otherwise a prompt between the two wakes a predictor to be refused."""
+    for overlay, resources in overlays.items():
+        (settings,) = [
+            r for r in named(resources, "ConfigMap") if r["metadata"]["name"] == "torpor-settings"
+        ]
+        cards = {card["name"]: card for card in json.loads(settings["data"]["TORPOR_MODELS"])}
+        for service in named(resources, "InferenceService"):
+            args = service["spec"]["predictor"]["containers"][0]["args"]
+            given = dict(each.split("=", 1) for each in args if "=" in each)
+            name = given["--served-model-name"]
+            assert cards[name]["context_tokens"] == int(given["--max-model-len"]), (overlay, name)

@@ -182,7 +182,7 @@ def _gpu(values: Values, _: Timeouts) -> Parts:
 def _cpu(values: Values, _: Timeouts) -> Parts:
     return {}, [
         *_for_each_model(_SERVICE, values, hardware.cpu_patch),
-        patch("ConfigMap", parts.SETTINGS, hardware.no_price_patch()),
+        patch("ConfigMap", parts.SETTINGS, hardware.cpu_settings_patch(values)),
         {"patch": _deletion("autoscaling/v2", "HorizontalPodAutoscaler", values)},
         patch("Deployment", parts.API, hardware.single_patch()),
         patch("Deployment", parts.API, hardware.small_requests_patch("256Mi", "512Mi")),

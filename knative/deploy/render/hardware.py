@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from knative.deploy.emit import Patch, Resource, because
 from knative.deploy.render import parts
-from knative.deploy.render.inference import engine_args, engine_resources
+from knative.deploy.render.inference import CPU_CONTEXT_TOKENS, engine_args, engine_resources
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 
@@ -85,9 +85,15 @@ def small_requests_patch(memory: str, limit: str) -> Patch:
     return [{"op": "replace", "path": path, "value": asked}]
 
 
-def no_price_patch() -> Patch:
-    """Give a price of nothing: there is no GPU, and the cost panels must not make one up."""
-    return [{"op": "replace", "path": "/data/TORPOR_GPU_PRICE_PER_HOUR", "value": "0"}]
+def cpu_settings_patch(values: Values) -> Patch:
+    """Give a price of nothing, for there is no GPU and the cost panels must not make one up, and the context that the
+    engine runs with, so that a longer prompt is refused at the door.
+    """
+    cards = parts.model_cards(values, context_tokens=CPU_CONTEXT_TOKENS)
+    return [
+        {"op": "replace", "path": "/data/TORPOR_GPU_PRICE_PER_HOUR", "value": "0"},
+        {"op": "replace", "path": "/data/TORPOR_MODELS", "value": cards},
+    ]
 
 
 def one_node_patch() -> Patch:

@@ -19,6 +19,10 @@ CLUSTER_LOCAL = "cluster-local"
 INITIAL_SCALE = "autoscaling.knative.dev/initial-scale"
 
 
+CPU_CONTEXT_TOKENS = 2048
+"""Prompt and answer of a model on a CPU: its cache has one GiB."""
+
+
 def deployment_mode(values: Values, *, knative: bool) -> str:
     """Give KServe's name of a mode; they changed with 0.16 (docs/facts.md 3.4)."""
     old = int(values.platform.kserve.split(".")[1]) < 16
@@ -34,7 +38,7 @@ def engine_args(values: Values, *, gpu: bool) -> list[str]:
         "--model=/mnt/models",
         f"--served-model-name={model.name}",
         f"--max-num-seqs={model.concurrency}",
-        f"--max-model-len={model.max_tokens if gpu else 2048}",
+        f"--max-model-len={model.max_tokens if gpu else CPU_CONTEXT_TOKENS}",
     ]
     return [*args, f"--tensor-parallel-size={values.gpu.count}"] if gpu else args
 

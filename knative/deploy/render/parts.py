@@ -226,6 +226,13 @@ def disruption_budget(name: str, component: str, values: Values, spec: Resource)
     }
 
 
+def model_cards(values: Values, *, context_tokens: int | None = None) -> str:
+    """Give the models that the api accepts, as JSON; all with this context, if one is given."""
+    cards = [_model_card(each.model) for each in values.each()]
+    given = {} if context_tokens is None else {"context_tokens": context_tokens}
+    return json.dumps([card | given for card in cards])
+
+
 def _model_card(model: ModelValues) -> dict[str, Any]:
     card: dict[str, Any] = {"name": model.name, "context_tokens": model.max_tokens}
     if model.capabilities is not None:
@@ -237,7 +244,7 @@ def settings(values: Values, times: Timeouts) -> Resource:
     """Give the settings that every container reads. TORPOR_BROKER_URL comes with the topology."""
     data: Resource = {
         "TORPOR_MODELS": because(
-            json.dumps([_model_card(each.model) for each in values.each()]),
+            model_cards(values),
             "What the api accepts in `model`; all else is refused when it is submitted.",
         ),
         "TORPOR_PUBLIC_URL": f"https://{values.host}",
