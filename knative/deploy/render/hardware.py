@@ -87,7 +87,7 @@ def small_requests_patch(memory: str, limit: str) -> Patch:
 
 def cpu_settings_patch(values: Values) -> Patch:
     """Give a price of nothing, for there is no GPU and the cost panels must not make one up, and the context that the
-    engine runs with, so that a longer prompt is refused at the door.
+    engine runs with, so that a longer prompt is refused when it is submitted.
     """
     cards = parts.model_cards(values, context_tokens=CPU_CONTEXT_TOKENS)
     return [
