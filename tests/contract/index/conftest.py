@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import asyncpg
 import pytest
@@ -14,13 +15,15 @@ from steps.index.pgvector import PgVectorIndex
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL with pgvector, shared by the run."""
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL with pgvector, shared by the run. It runs as another user than root: another session of pytest
+    that starts would close the folder of temporary files to it.
+    """
     pgserver = pytest.importorskip("pgserver", reason="pgserver has no build for this platform")
-    folder: Path = tmp_path_factory.mktemp("postgres")
-    server = pgserver.get_server(folder, cleanup_mode="stop")
-    yield server.get_uri()
-    server.cleanup()
+    with TemporaryDirectory(prefix="torpor-postgres-") as folder:
+        server = pgserver.get_server(Path(folder), cleanup_mode="stop")
+        yield server.get_uri()
+        server.cleanup()
 
 
 @pytest.fixture(params=["embedded", "pgvector"])
