@@ -22,7 +22,7 @@ def broker_url_patch(values: Values) -> Patch:
 
 
 def authority_patch() -> Patch:
-    """Give the api the authority that signed the Broker's certificate, and no other."""
+    """Give a process the authority that signed the Broker's certificate, and no other."""
     box = "/spec/template/spec/containers/0"
     volume = {
         "name": "eventing-ca",

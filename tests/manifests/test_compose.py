@@ -103,6 +103,14 @@ def test_no_secret_stands_in_the_file_and_a_missing_one_stops_the_start() -> Non
     assert all(text.startswith("${TORPOR_DELIVERY_TOKEN:?") for text in tokens)
 
 
+def test_a_secret_that_the_operator_makes_is_a_variable_of_its_own() -> None:
+    own = Values.model_validate({"platform": {"direct_token_secret": "own"}})
+    services = yaml.safe_load(files(own)["compose/compose.yaml"])["services"]
+
+    given = services["thinker"]["environment"]["TORPOR_DIRECT_TOKEN"]
+    assert given == "${TORPOR_DIRECT_TOKEN:?token of the Secret own, in .env}"
+
+
 def test_every_model_has_an_engine_and_a_pump() -> None:
     more = Values(more_models=(MoreModel(name="embedder", uri="hf://org/model"),))
     services = yaml.safe_load(files(more)["compose/compose.yaml"])["services"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -43,10 +44,15 @@ def overlays(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Resources]:
     """The overlays of a model with steps, and of one without."""
     folder = tmp_path_factory.mktemp("steps")
     write(folder, VALUES)
-    return {
-        name: kustomize(folder / "overlays" / name)
-        for name in ("queue", "queue-cpu", "serverless-kafka", "serverless")
+    secured = folder / "overlays" / "serverless+oidc"
+    secured.mkdir()
+    content = {
+        "resources": ["../serverless-kafka"],
+        "components": ["../../components/eventing-tls", "../../components/eventing-oidc"],
     }
+    (secured / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    names = ("queue", "queue-cpu", "serverless-kafka", "serverless", secured.name)
+    return {name: kustomize(folder / "overlays" / name) for name in names}
 
 
 def of(resources: Resources, kind: str, name: str) -> dict[str, Any]:
@@ -155,7 +161,42 @@ def test_the_process_can_start_with_what_it_is_given(
         assert box["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
-@pytest.mark.parametrize("overlay", ["queue", "queue-cpu", "serverless", "serverless-kafka"])
+def test_the_steps_show_knatives_broker_who_they_are_and_trust_its_authority_as_the_api_does(
+    overlays: dict[str, Resources],
+) -> None:
+    secured = overlays["serverless+oidc"]
+
+    def given(kind: str, name: str) -> dict[str, Any]:
+        pod = of(secured, kind, name)["spec"]["template"]["spec"]
+        box = pod["containers"][0]
+        env = {e["name"]: e for e in box["env"] if e["name"].startswith("TORPOR_BROKER_")}
+        own = ("identity", "eventing-ca")
+        listed = [*pod["volumes"], *box["volumeMounts"]]
+        return {"env": env, "volumes": [each for each in listed if each["name"] in own]}
+
+    wanted = given("Deployment", parts.API)
+    assert set(wanted["env"]) == {"TORPOR_BROKER_CA_FILE", "TORPOR_BROKER_TOKEN_FILE"}
+    assert given("Service", parts.STEPS) == wanted
+    senders = of(secured, "EventPolicy", parts.EVENTS)["spec"]["from"]
+    assert [each["sub"].rpartition(":")[2] for each in senders] == [parts.API, parts.STEPS]
+
+
+def test_the_doctor_names_the_steps_that_trust_no_authority_of_an_https_broker(
+    overlays: dict[str, Resources],
+) -> None:
+    broken = copy.deepcopy(overlays["serverless+oidc"])
+    pod = of(broken, "Service", parts.STEPS)["spec"]["template"]["spec"]
+    box = pod["containers"][0]
+    box["env"] = [each for each in box["env"] if each["name"] != "TORPOR_BROKER_CA_FILE"]
+
+    found = [f for f in examine(broken).findings if f.rule.name == "broker-tls"]
+
+    assert [f.fault.resource for f in found] == [f"Service/{parts.STEPS}"]
+
+
+@pytest.mark.parametrize(
+    "overlay", ["queue", "queue-cpu", "serverless", "serverless-kafka", "serverless+oidc"]
+)
 def test_the_doctor_finds_no_error(overlays: dict[str, Resources], overlay: str) -> None:
     report = examine(overlays[overlay])
 

@@ -127,7 +127,10 @@ def _value(entry: Resource) -> str:
     if "value" in entry:
         return str(entry["value"])
     secret = entry["valueFrom"]["secretKeyRef"]
-    return _SECRETS[(secret["name"], secret["key"])]
+    name, key = secret["name"], secret["key"]
+    # A Secret that the operator makes, such as the token for direct calls.
+    own = f"${{{entry['name']}:?{key} of the Secret {name}, in .env}}"
+    return _SECRETS.get((name, key), own)
 
 
 def _config(objects: Sequence[Resource], name: str) -> Mapping[str, str]:

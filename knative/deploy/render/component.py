@@ -240,15 +240,21 @@ def _deletion(version: str, kind: str, values: Values) -> str:
 
 
 def _oidc(values: Values, _: Timeouts) -> Parts:
-    change = patch("Deployment", parts.API, events.identity_patch(values))
-    return {"event-policy": [events.event_policy(values)]}, [change]
+    change = events.identity_patch(values)
+    return {"event-policy": [events.event_policy(values)]}, _for_each_sender(values, change)
+
+
+def _for_each_sender(values: Values, change: Patch) -> list[Resource]:
+    """Give one patch a process that sends to Knative's Broker: the api, and the steps where there are any."""
+    own = [patch("Service", parts.STEPS, change)] if values.steps.max_replicas else []
+    return [patch("Deployment", parts.API, change), *own]
 
 
 def _eventing_tls(values: Values, _: Timeouts) -> Parts:
     contents = {"network-policies": network.policies("eventing-tls", values)}
     return contents, [
         patch("ConfigMap", parts.SETTINGS, tls.broker_url_patch(values)),
-        patch("Deployment", parts.API, tls.authority_patch()),
+        *_for_each_sender(values, tls.authority_patch()),
     ]
 
 

@@ -199,7 +199,8 @@ def kafka_broker(values: Values, times: Timeouts) -> list[Resource]:
 def event_policy(values: Values) -> Resource:
     """Give who may send to the Broker once Knative's OIDC is on: our own accounts."""
     # Replies of the predictor are the broker's own; no other client sends.
-    senders = [{"sub": f"system:serviceaccount:{values.namespace}:{parts.API}"}]
+    names = [parts.API, *([parts.STEPS] if values.steps.max_replicas else [])]
+    senders = [{"sub": f"system:serviceaccount:{values.namespace}:{name}"} for name in names]
     broker = {"apiVersion": "eventing.knative.dev/v1", "kind": "Broker", "name": parts.EVENTS}
     return {
         "apiVersion": "eventing.knative.dev/v1alpha1",
@@ -210,7 +211,7 @@ def event_policy(values: Values) -> Resource:
 
 
 def identity_patch(values: Values) -> list[Resource]:
-    """Give what lets the api show the Broker who it is: a token for that audience and no other."""
+    """Give what lets a process show the Broker who it is: a token for that audience and no other."""
     token = {
         "serviceAccountToken": {
             "path": "token",

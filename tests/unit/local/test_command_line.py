@@ -26,6 +26,7 @@ TEXTS = {
     "--since": "soon",
     "--expires-after": "-5s",
     "--p95-wait": "soon",
+    "--cache-ttl": "soon",
     "--json-body": "{",
     "--image": "words.txt",
     "--metadata": "no pair",
@@ -175,6 +176,14 @@ def test_contradicting_options_name_the_right_ones(
     assert code == 2, line
     assert line.count("\n") == 1
     assert meant in line
+
+
+def test_a_wrong_lifetime_of_kept_answers_is_said_before_a_plan_is_searched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = said(monkeypatch, capsys, "plan", "--profile", "steady", "--cache-ttl", "soon")
+
+    assert (code, line) == (2, "torpor: 'soon' is no duration; write it as 30s, 2m or 1h\n")
 
 
 @pytest.mark.parametrize("words", [["jobs"], ["load", "--model", "m"]], ids=" ".join)

@@ -156,7 +156,7 @@ def simulate(**given: Any) -> None:
 def plan(**given: Any) -> None:
     """Search for the cheapest scaling that keeps a p95 wait, and print the manifest for it."""
     options = PlanOptions(**given)
-    settings = options.settings()
+    settings, ttl_s = options.settings(), _duration(options.cache_ttl)
     try:
         with stderr.status("trying policies") as status:
             tried = command.plan_all(
@@ -168,7 +168,6 @@ def plan(**given: Any) -> None:
         raise UsageError(str(error)) from error
     place = Place(options.model, options.namespace)
     chosen = _print_plan(tried, WaitTarget(settings.p95_wait_s), place)
-    ttl_s = _duration(options.cache_ttl)
     if note := command.cache_note(settings, chosen.candidate, chosen.report.cost, ttl_s):
         stderr.print(note)
 

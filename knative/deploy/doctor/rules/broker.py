@@ -67,14 +67,14 @@ def broker_address(view: ResourceView) -> Iterator[Fault]:
 @register.rule(
     "broker-tls",
     Hop.BROKER,
-    why="A broker's certificate is signed inside the cluster: without that authority the api "
-    "trusts no broker and answers every submit with 503. A token over plain http can be read.",
+    why="A broker's certificate is signed inside the cluster: without that authority api and "
+    "steps trust no broker, and every submit is answered with 503. A token over plain http can be read.",
     source="Knative, Transport Encryption; Sender Identity",
 )
 def broker_tls(view: ResourceView) -> Iterator[Fault]:
     is_https = str(view.settings.get("TORPOR_BROKER_URL", "")).startswith("https://")
     for pod in view.pods:
-        if pod.owner["metadata"].get("name") != parts.API:
+        if pod.owner["metadata"].get("name") not in (parts.API, parts.STEPS):
             continue
         for box in pod.containers:
             if is_https and not variable(box, tls.CA_FILE):
