@@ -46,7 +46,9 @@ _TAGS: Final = {
     "cache": "Answers that are served again.",
     "events": "CloudEvents in and out.",
     "overview": "Queues and replicas.",
-    "usage": "What it cost.",
+    "usage": "What it cost, of all tenants.",
+    "tenant": "Who calls: its limits, how much of them is used, and what it used over time.",
+    "keys": "The API keys of a tenant, where keys are kept in Redis.",
 }
 _REFUSALS: Final = {
     400: ("bad_request", "The request cannot be read"),

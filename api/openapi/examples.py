@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from api.openapi.cache_examples import CACHE_EXAMPLES
+from api.openapi.tenant_examples import TENANT_EXAMPLES
 from api.openapi.vector_store_examples import VECTOR_STORE_EXAMPLES
 
 Example = Mapping[str, Any]
@@ -97,6 +98,7 @@ _MODEL_CARD: Final[Example] = {
     "created": 0,
     "owned_by": "torpor",
     "max_model_len": 2048,
+    "capabilities": ["generate", "tools"],
 }
 _RESPONSE: Final[Example] = {
     "id": "resp_0123456789abcdef01234567",
@@ -247,6 +249,16 @@ _USAGE_REPORT: Final[Example] = {
             "cost_all_in": 0.025208,
         }
     },
+    "series": [
+        {
+            "at_ms": _AT_MS,
+            "jobs": 3,
+            "input_tokens": 36,
+            "output_tokens": 15,
+            "gpu_seconds": _SPENT["gpu_seconds"],
+            "cost": _BILL["total"],
+        }
+    ],
 }
 _LINE: Final[Example] = {
     "url": "/v1/chat/completions",
@@ -418,4 +430,5 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "WebhookTestRequest": {"event_type": "response.completed"},
     **VECTOR_STORE_EXAMPLES,
     **CACHE_EXAMPLES,
+    **TENANT_EXAMPLES,
 }

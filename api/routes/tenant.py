@@ -15,7 +15,7 @@ from api.http.described import described
 from api.limit.limit import LimitUse
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
-from api.routes.usage import SINCE, STEP, TenantUsage, tenant_view, total_of
+from api.routes.usage import SINCE, STEP, TenantSpend, tenant_view, total_of
 from eventing.telemetry.cost import Price, overhead, spend_of
 from eventing.telemetry.metric.ledger import Ledger, Rows, by_name, merged
 
@@ -51,17 +51,11 @@ class TenantView(TypedDict):
 
 
 @described
-class TenantSlice(TypedDict):
+class TenantSlice(TenantSpend):
     """What was used in a step of time."""
 
     at_ms: int
     """When it begins"""
-    jobs: int
-    input_tokens: int
-    output_tokens: int
-    gpu_seconds: float
-    cost: float
-    cost_all_in: float | None
 
 
 class TenantUsageView(TypedDict):
@@ -70,7 +64,7 @@ class TenantUsageView(TypedDict):
     object: Literal["tenant.usage"]
     since_s: int
     price_per_gpu_hour: float
-    total: TenantUsage
+    total: TenantSpend
     series: list[TenantSlice]
 
 
@@ -125,5 +119,5 @@ async def get_tenant_usage(call: Call[TenantDeps]) -> Response:
     )
 
 
-def _of_tenant(rows: Rows, tenant: str, price: Price, factor: float | None) -> TenantUsage:
+def _of_tenant(rows: Rows, tenant: str, price: Price, factor: float | None) -> TenantSpend:
     return tenant_view(by_name(rows, "tenant").get(tenant, {}), price, factor)

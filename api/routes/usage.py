@@ -83,7 +83,7 @@ class SpendView(TypedDict):
 
 
 @described
-class TenantUsage(TypedDict):
+class TenantSpend(TypedDict):
     """What a tenant used and cost."""
 
     jobs: int
@@ -122,7 +122,7 @@ class UsageView(TypedDict):
     gpus_per_replica: int
     total: SpendView
     models: dict[str, SpendView]
-    tenants: dict[str, TenantUsage]
+    tenants: dict[str, TenantSpend]
     series: list[UsageSlice]
     """By steps of time"""
 
@@ -203,7 +203,7 @@ def _spend_view(measures: Mapping[str, int], price: Price) -> SpendView:
     }
 
 
-def tenant_view(measures: Mapping[str, int], price: Price, factor: float | None) -> TenantUsage:
+def tenant_view(measures: Mapping[str, int], price: Price, factor: float | None) -> TenantSpend:
     """What a tenant used; `factor` is the paid seconds for each second whose tokens were kept."""
     own_s = measures.get("gpu_ms", 0) / 1000
     return {

@@ -122,7 +122,7 @@ async def delete_vector_store_file(call: Call[VectorStoreDeps]) -> Response:
 
 
 @routes.operation(
-    "GET", f"{_FILE}/content", Scope.JOBS_READ, answers=FileContent, refuses=(409, 410)
+    "GET", f"{_FILE}/content", Scope.JOBS_READ, answers=FileContent, refuses=(400, 410)
 )
 async def read_vector_store_file(call: Call[VectorStoreDeps]) -> Response:
     """Retrieve the text of a file, as it was read out of it."""

@@ -1,5 +1,7 @@
 """The other side's figures, as the watch reads them."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from torpor.load.page import page
@@ -44,7 +46,8 @@ def test_the_page_loads_nothing_and_escapes_what_it_shows() -> None:
     sample = LoadSample(kind=ClientKind.SSE, due_s=0, ended_s=1, outcome=SampleOutcome.COMPLETED)
     look = look_of(1.0, {"broker": parse(PAGE), "api": parse(PAGE)}, Scrape())
 
-    html = page(summarise(setup, [sample], [look]), [sample], [look])
+    now = datetime(2026, 11, 30, 12, 5, tzinfo=UTC)
+    html = page(summarise(setup, [sample], [look]), [sample], [look], now)
 
     assert "<b>&" not in html
     assert "<script" not in html

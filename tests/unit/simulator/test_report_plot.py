@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from torpor.simulator.plan import WaitTarget
@@ -60,6 +60,7 @@ def texts(svg: str) -> list[str]:
 
 
 @given(st.floats(0, 1e12))
+@example(5e-324)
 def test_marks_are_few_rise_from_zero_and_reach_the_highest_value(most: float) -> None:
     found = marks(most)
 

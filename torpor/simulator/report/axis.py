@@ -25,11 +25,13 @@ _TIMES_S: Final = (
     86400,
 )
 _MARKS: Final = 5
+_LEAST: Final = 1e-12
+"""What is below is drawn as 0: floats near their smallest have no round numbers between them."""
 
 
 def marks(most: float, *, is_whole: bool = False) -> list[float]:
     """From 0 to the first round number that is not below `most`; for counts no fractions."""
-    if most <= 0:
+    if most < _LEAST:
         return [0.0, 1.0]
     rough = most / _MARKS
     power = 10.0 ** math.floor(math.log10(rough))

@@ -1,0 +1,50 @@
+"""Examples of `/v1/tenant` and `/v1/keys` in the OpenAPI document."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+_AT_S: Final = 1_764_000_000
+_KEY: Final = {
+    "id": "0123456789abcdef",
+    "object": "key",
+    "name": "nightly reports",
+    "scopes": ["jobs:read", "jobs:write"],
+    "created_at": _AT_S,
+    "expires_at": None,
+    "requests_per_minute": 600,
+}
+_SPENT: Final = {
+    "jobs": 3,
+    "input_tokens": 36,
+    "output_tokens": 15,
+    "cache_hits": 1,
+    "saved_tokens": 17,
+    "gpu_seconds": 4.2,
+    "cost": 0.002917,
+    "cost_all_in": 0.025208,
+}
+
+TENANT_EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "Key": _KEY,
+    "KeyList": {"object": "list", "data": [_KEY]},
+    "KeyRequest": {"name": _KEY["name"], "scopes": _KEY["scopes"], "requests_per_minute": 600},
+    "KeyRotation": {"overlap_s": 3600},
+    "Tenant": {
+        "object": "tenant",
+        "id": "acme",
+        "key_id": _KEY["id"],
+        "scopes": _KEY["scopes"],
+        "limits": {
+            "requests_per_minute": {"limit": 1000, "used": 12, "reset_s": 71.5},
+            "jobs_in_flight": {"limit": 0, "used": 3, "reset_s": None},
+            "file_bytes": {"limit": 10_000_000_000, "used": 1234, "reset_s": None},
+        },
+    },
+    "TenantUsage": {
+        "object": "tenant.usage",
+        "since_s": 86_400,
+        "price_per_gpu_hour": 2.5,
+        "total": _SPENT,
+        "series": [{"at_ms": _AT_S * 1000, **_SPENT}],
+    },
+}
