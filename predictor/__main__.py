@@ -122,28 +122,7 @@ def _build_engine(
             )
             return engine, lambda: None
         case EngineKind.UPSTREAM:
-            from predictor.engine.upstream.engine import UpstreamEngine, UpstreamSettings
-            from predictor.engine.upstream.provider import shared_state
-            from predictor.engine.upstream.target import Endpoint
-
-            first = Endpoint(
-                url=settings.upstream_url,
-                model=settings.upstream_model or settings.served_name,
-                key_file=settings.upstream_key_file,
-            )
-            others = (Endpoint(**dict(each)) for each in settings.upstream_fallbacks)
-            upstream = UpstreamSettings(
-                model_name=settings.served_name,
-                endpoints=(first, *others),
-                tenants=frozenset(settings.upstream_tenants),
-                allowed=allow_list(settings.upstream_allow),
-                max_concurrency=settings.upstream_max_concurrency,
-                max_model_len=settings.upstream_context_tokens,
-                stall_s=settings.stall_s,
-                hedges=settings.upstream_hedges,
-            )
-            url = settings.redis_url.get_secret_value()
-            return UpstreamEngine(upstream, shared_state(url, settings.store_wait_s)), lambda: None
+            return _upstream_engine(settings), lambda: None
         case EngineKind.VLLM:
             from predictor.engine.vllm.engine import VllmEngine, VllmSettings
             from predictor.model_files.weights import PACKAGED, ensure_model
@@ -156,6 +135,32 @@ def _build_engine(
                 vllm_args=tuple(engine_args),
             )
             return VllmEngine(vllm), lambda: ensure_model(settings.model, settings.models_dir, _say)
+
+
+def _upstream_engine(settings: PredictorSettings) -> Engine:
+    """The engine that asks a provider, and those that stand in for it."""
+    from predictor.engine.upstream.engine import UpstreamEngine, UpstreamSettings
+    from predictor.engine.upstream.provider import shared_state
+    from predictor.engine.upstream.target import Endpoint
+
+    first = Endpoint(
+        url=settings.upstream_url,
+        model=settings.upstream_model or settings.served_name,
+        key_file=settings.upstream_key_file,
+    )
+    others = (Endpoint(**dict(each)) for each in settings.upstream_fallbacks)
+    upstream = UpstreamSettings(
+        model_name=settings.served_name,
+        endpoints=(first, *others),
+        tenants=frozenset(settings.upstream_tenants),
+        allowed=allow_list(settings.upstream_allow),
+        max_concurrency=settings.upstream_max_concurrency,
+        max_model_len=settings.upstream_context_tokens,
+        stall_s=settings.stall_s,
+        hedges=settings.upstream_hedges,
+    )
+    url = settings.redis_url.get_secret_value()
+    return UpstreamEngine(upstream, shared_state(url, settings.store_wait_s))
 
 
 def _bind(host: str, port: int, flag: str) -> socket.socket | None:
