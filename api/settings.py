@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from api.webhook.schedule import SCHEDULE_S
 from eventing.job.capability import Capability
-from eventing.job.plan import EMBED_STEP, ROUTE_STEP, Plan
+from eventing.job.plan import EMBED_STEP, Plan, tiers_of
 from eventing.process.egress import allow_list
 from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token
 from eventing.settings import BrokerClientSettings
@@ -57,10 +57,7 @@ def _planned_card(name: str, plan: Plan, listed: Mapping[str, ModelCard]) -> Mod
         return ModelCard(
             name=name, context_tokens=EMBEDDER_CONTEXT, capabilities=frozenset({Capability.EMBED})
         )
-    step = plan.step(ROUTE_STEP)
-    chosen = step.settings.get("tiers", ()) if step else ()
-    names = [each.get("model") if isinstance(each, Mapping) else each for each in chosen]
-    tiers = [listed[str(each)] for each in names if str(each) in listed]
+    tiers = [listed[each] for each in tiers_of(plan) if each in listed]
     if not tiers:
         return None
     known = [card.capabilities for card in tiers if card.capabilities is not None]

@@ -5,7 +5,6 @@ index) it loads at its first call.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
 
 from eventing.cloudevent.event import Event
 from eventing.job.plan import EMBED_STEP, ROUTE_STEP
@@ -17,6 +16,7 @@ from eventing.store.vector_store.note import WORK_TYPES
 from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
 from eventing.store.vector_store.store import VectorStores
 from eventing.store.vector_store.text_object import FOLDER as TEXTS
+from steps.check import NO_OPS
 from steps.embedding.packaged import PackagedEmbedder
 from steps.embedding.step import EmbedStep
 from steps.handler import Continue, Handler, StepCall, StepOutcome
@@ -33,10 +33,6 @@ from steps.semantic_cache.make import semantic_cache
 
 EventHandler = Callable[[Event], Awaitable[Event | None]]
 """Handles an event that is no step of a job; gives the event that replies to it."""
-
-
-NO_OPS: Final = ("no-op", "no-op-2", "no-op-3", "no-op-4", "no-op-5")
-"""It has several names, since a plan has each step once (`bench/step_overhead.py`)."""
 
 
 def handlers(parts: Parts) -> Mapping[str, Handler]:

@@ -199,6 +199,29 @@ def parse_pipelines(document: Any) -> Pipelines:
     }
 
 
+def tiers_of(plan: Plan) -> tuple[str, ...]:
+    """The models that a plan with `route` chooses among; empty for another plan."""
+    step = plan.step(ROUTE_STEP)
+    tiers = step.settings.get("tiers", ()) if step else ()
+    names = [each.get("model") if isinstance(each, Mapping) else each for each in tiers or ()]
+    return tuple(name for name in names if isinstance(name, str))
+
+
+def check_served(plans: Pipelines, cached: Collection[str], served: Collection[str]) -> None:
+    """Raises `BadRequest` for an entry whose model is not served, unless its plan needs no predictor of that name, and
+    for a tier of `route` that is not served. `cached` names the entries with a cache.
+    """
+    known = ", ".join(sorted(served))
+    for name in dict.fromkeys((*plans, *cached)):
+        plan = plans.get(name, Plan(steps=()))
+        if name not in served and not (plan.step(EMBED_STEP) or plan.step(ROUTE_STEP)):
+            raise _invalid(name, f"is none of the models that are served: {known}")
+        for tier in tiers_of(plan):
+            if tier not in served:
+                where = f"{name}.steps: {ROUTE_STEP}: tiers: {tier}"
+                raise _invalid(where, f"is none of the models that are served: {known}")
+
+
 def _model(name: Any) -> str:
     if not isinstance(name, str) or not name:
         raise _invalid(str(name), "is no name of a model")

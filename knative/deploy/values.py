@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from eventing.errors import BadRequest
+from eventing.job.cache import parse_cache_rules
 from eventing.job.capability import Capability
-from eventing.job.plan import EMBED_STEP, Pipelines, parse_pipelines
+from eventing.job.plan import Pipelines, check_served, parse_pipelines
 
 _LABEL = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
 _HOST = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
@@ -157,12 +158,10 @@ class Values(_Section):
     def _pipelines_are_of_models(self) -> Self:
         try:
             plans = self.plans
+            names = {self.model.name, *(more.name for more in self.more_models)}
+            check_served(plans, parse_cache_rules(self.pipelines), names)
         except BadRequest as error:
             raise ValueError(error.message) from error
-        names = {self.model.name, *(more.name for more in self.more_models)}
-        for name, plan in plans.items():
-            if name not in names and EMBED_STEP not in plan.names:
-                raise ValueError(f"pipelines: {name} is none of the models")
         if plans and not self.steps.max_replicas:
             raise ValueError("pipelines need steps: set steps.max_replicas")
         return self

@@ -22,6 +22,17 @@ from steps.retrieval.search import VectorSearch
 _RESULTS: Final = 5
 _CONTEXT_CHARACTERS: Final = 12_000
 _QUESTION_CHARACTERS: Final = 2000
+_SETTINGS: Final = frozenset(
+    {
+        "vector_store_ids",
+        "vector_store_names",
+        "max_num_results",
+        "filters",
+        "ranking_options",
+        "context_characters",
+        "allowed_hosts",
+    }
+)
 _DETAIL_BYTES: Final = 20_000
 
 
@@ -98,6 +109,28 @@ def _query(texts: Any, options: Mapping[str, Any]) -> VectorQuery:
     query = parse_query(texts, options)
     parse_filter(query.filters)
     return query
+
+
+def check_retrieve(settings: Mapping[str, Any]) -> None:
+    """Raises `BadRequest` for settings of `retrieve` in a plan that no search could have."""
+    for name in settings.keys() - _SETTINGS:
+        raise BadRequest(f"{name} is not supported", name)
+    names = settings.get("vector_store_names")
+    if names is None:
+        _store_ids(settings)
+    elif not _are_words(names) or not names or "vector_store_ids" in settings:
+        message = "vector_store_names must be a list of names, and stand without vector_store_ids"
+        raise BadRequest(message, "vector_store_names")
+    _query("x", settings)
+    characters = settings.get("context_characters", _CONTEXT_CHARACTERS)
+    if isinstance(characters, bool) or not isinstance(characters, int) or characters < 1:
+        raise BadRequest("context_characters must be a whole number above 0", "context_characters")
+    if not _are_words(settings.get("allowed_hosts", [])):
+        raise BadRequest("allowed_hosts must be a list of host names", "allowed_hosts")
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _store_ids(owner: Mapping[str, Any]) -> Sequence[str]:

@@ -213,10 +213,22 @@ def test_a_model_that_the_steps_serve_alone_needs_no_predictor() -> None:
     assert takers(triggers, event(PLANNED, step="embed", model="minilm")) == ["step-embed"]
 
 
+def test_a_public_name_over_several_models_needs_no_predictor() -> None:
+    route = {"step": "route", "settings": {"tiers": ["thinker"]}}
+    values = Values.model_validate(
+        {"steps": {"max_replicas": 1}, "pipelines": {"auto": {"steps": [route]}}}
+    )
+
+    triggers = own_triggers(built("queue", values))
+
+    assert takers(triggers, event(PLANNED, step="route", model="auto")) == ["step-route"]
+
+
 @pytest.mark.parametrize(
     ("more", "word"),
     [
         ({"pipelines": {"other": {"steps": ["no-op"]}}}, "other is none of the models"),
+        ({"pipelines": {"other": {"cache": {"exact": {}}}}}, "other is none of the models"),
         ({"pipelines": {"thinker": {"steps": ["no-op", "no-op"]}}}, "no-op twice"),
         ({"steps": {"max_replicas": 0}}, "set steps.max_replicas"),
     ],

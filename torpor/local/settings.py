@@ -16,7 +16,8 @@ from pydantic.config import JsonDict
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from eventing.errors import BadRequest
-from eventing.job.plan import NO_PIPELINES, Pipelines, load_pipelines
+from eventing.job.cache import load_cache_rules
+from eventing.job.plan import NO_PIPELINES, Pipelines, check_served, load_pipelines
 from eventing.process.setting import redis_url as checked_redis_url
 from torpor.local.engine_kind import EngineKind
 from torpor.local.install import models_folder
@@ -189,7 +190,8 @@ class StackSettings(BaseSettings):
             given, source = {**given, "engine": EngineKind.SEEDED}, name
         elif _is_url(source):
             given["engine"] = EngineKind.UPSTREAM
-        own = {**given, "model": (source,), "model_name": name, "models_file": None}
+        own = {**given, "model": (source,), "model_name": name}
+        own |= {"models_file": None, "pipelines_file": None}  # those of all models together
         try:
             return type(self)(**(self.model_dump() | own))
         except ValidationError as error:
@@ -216,16 +218,29 @@ class StackSettings(BaseSettings):
             flag = word.partition("=")[0].replace("_", "-")
             if ours := _RESERVED.get(flag):
                 raise ValueError(f"--engine-args: {flag} is Torpor's own; use {ours}")
-        try:
-            _ = self.plans
-        except BadRequest as error:
-            raise ValueError(f"--pipelines-file: {error.message}") from error
+        if self.pipelines_file is not None:
+            self._check_pipelines(self.pipelines_file)
         if self.redis_url is not None:
             try:
                 checked_redis_url(self.redis_url.get_secret_value())
             except ValueError as error:
                 raise ValueError(f"--redis-url: {error}") from error
         return self
+
+    def _check_pipelines(self, file: Path) -> None:
+        """Raises ValueError for a file that is none, or an entry whose model is not served."""
+        try:
+            check_served(self.plans, load_cache_rules(file), self._possible_names())
+        except BadRequest as error:
+            raise ValueError(f"--pipelines-file: {error.message}") from error
+
+    def _possible_names(self) -> set[str]:
+        """What callers may put into `model`. A folder is served under its last name, a model of a hub under both."""
+        names: set[str] = set()
+        for one in self.each_model():
+            source = one.model[0]
+            names |= {one.model_name} if one.model_name else {source, Path(source).name}
+        return names
 
     def _check_models(self) -> None:
         """Raises ValueError when several models are not told apart."""

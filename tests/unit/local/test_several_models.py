@@ -110,3 +110,25 @@ def test_each_model_has_a_queue_and_what_no_model_wants_goes_to_the_api() -> Non
         {"not": {"exact": {"model": "a"}}},
         {"not": {"exact": {"model": "b"}}},
     ]
+
+
+@pytest.mark.parametrize(
+    ("models", "entry", "is_served"),
+    [
+        (("a=seeded", "b=seeded"), "b", True),
+        (("a=seeded", "b=seeded"), "c", False),
+        (("some/model",), "model", True),
+        (("some/model",), "some", False),
+    ],
+)
+def test_pipelines_are_of_models_that_are_served(
+    tmp_path: Path, models: tuple[str, ...], entry: str, is_served: bool
+) -> None:
+    file = tmp_path / "pipelines.yaml"
+    file.write_text(f"{entry}:\n  cache: {{exact: {{}}}}\n")
+
+    if is_served:
+        assert len(StackSettings(model=models, pipelines_file=file).each_model()) == len(models)
+        return
+    with pytest.raises(ValidationError, match=f"--pipelines-file: pipelines: {entry} is none of"):
+        StackSettings(model=models, pipelines_file=file)

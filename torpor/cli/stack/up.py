@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from torpor.cli.errors import UserError
+from torpor.cli.errors import UsageError, UserError
 from torpor.cli.flags import build, with_flags
 from torpor.cli.options import DEFAULT_DATA_DIR
 from torpor.local.settings import StackSettings
@@ -26,6 +26,8 @@ def up(*, detach: bool = False, **flags: Any) -> None:
 
     settings = build(StackSettings, **flags)
     require_linux()
+    if settings.pipelines_file is not None:
+        _check_steps(settings.pipelines_file)
     if detach:
         _detach(settings)
         return
@@ -33,6 +35,19 @@ def up(*, detach: bool = False, **flags: Any) -> None:
     trace.configure("stack")
     asyncio.run(_run(settings))
     trace.close()
+
+
+def _check_steps(file: Path) -> None:
+    """Raises `UsageError` for a step that does not exist, or settings that it can not have."""
+    from torpor.local.child import child_env, python_module
+
+    command = python_module("steps.check", str(file))
+    checked = subprocess.run(  # noqa: S603
+        command, env=child_env(os.environ), capture_output=True, text=True, check=False
+    )
+    if checked.returncode != 0:
+        said = checked.stderr.strip().rpartition("\n")[2]
+        raise UsageError(f"--pipelines-file: {said}")
 
 
 async def _run(settings: StackSettings) -> None:

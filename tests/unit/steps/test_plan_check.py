@@ -1,0 +1,129 @@
+"""What `torpor up` says of a `pipelines.yaml` before it starts anything."""
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventing.errors import BadRequest
+from eventing.job.plan import check_served, parse_pipelines
+from eventing.store.vector_store.query import SEARCH_STEP
+from steps.check import CHECKS, check_steps
+from steps.handler import Handler
+from steps.parts import Parts
+from steps.server import StepServer
+from steps.settings import StepsSettings
+from steps.table import handlers
+from torpor.local.child import python_module
+
+
+async def test_every_step_of_the_table_is_checked() -> None:
+    tables: list[Mapping[str, Handler]] = []
+
+    def kept(parts: Parts) -> Mapping[str, Handler]:
+        tables.append(handlers(parts))
+        return tables[0]
+
+    await StepServer(StepsSettings(), kept).close()
+
+    assert set(CHECKS) == set(tables[0]) - {SEARCH_STEP}
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ("retreive", "m.steps: retreive is no step; known: embed, memory, retrieve"),
+        ("search", "m.steps: search is no step"),
+        ({"step": "memory", "settings": {"window_token": 5}}, "memory: window_token is not"),
+        ({"step": "retrieve"}, "retrieve: vector_store_ids must name"),
+        (
+            {"step": "retrieve", "settings": {"vector_store_ids": ["vs_1"], "max_results": 5}},
+            "retrieve: max_results is not supported",
+        ),
+        (
+            {"step": "retrieve", "settings": {"vector_store_ids": ["a"], "max_num_results": "x"}},
+            "retrieve: max_num_results must be",
+        ),
+        (
+            {"step": "retrieve", "settings": {"vector_store_ids": ["a"], "filters": {"type": 1}}},
+            "retrieve: filters.type must be",
+        ),
+        (
+            {"step": "retrieve", "settings": {"vector_store_names": []}},
+            "retrieve: vector_store_names must be",
+        ),
+        (
+            {
+                "step": "retrieve",
+                "settings": {"vector_store_ids": ["a"], "context_characters": "12000"},
+            },
+            "retrieve: context_characters must be",
+        ),
+        (
+            {"step": "retrieve", "settings": {"vector_store_ids": ["a"], "allowed_hosts": "x.org"}},
+            "retrieve: allowed_hosts must be",
+        ),
+        ({"step": "semantic-cache", "settings": {"ttl": 5}}, "semantic-cache: ttl: "),
+        ({"step": "route", "settings": {"tiers": []}}, "route: tiers must be a list"),
+        ({"step": "embed", "settings": {"model": "x"}}, "embed: model is not supported"),
+    ],
+)
+def test_a_wrong_step_is_named_with_its_model(step: Any, words: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        check_steps(parse_pipelines({"m": {"steps": [step]}}))
+
+    assert refused.value.message.startswith("pipelines: m.steps: ")
+    assert words in refused.value.message
+
+
+def test_right_settings_are_accepted() -> None:
+    memory = {"step": "memory", "settings": {"window_tokens": 500}}
+    retrieve = {
+        "step": "retrieve",
+        "settings": {"vector_store_names": ["handbook"], "allowed_hosts": ["docs.example.org"]},
+    }
+    semantic = {"step": "semantic-cache", "settings": {"ttl_s": 3600, "shadow": None}}
+    route = {"step": "route", "settings": {"tiers": ["m", {"model": "n", "tenants": ["acme"]}]}}
+
+    check_steps(parse_pipelines({"m": {"steps": [memory, semantic, retrieve, route]}}))
+    check_steps(parse_pipelines({"e": {"steps": ["embed"]}}))
+
+
+def test_the_command_says_it_in_one_line_and_exits_2(tmp_path: Path) -> None:
+    file = tmp_path / "pipelines.yaml"
+    file.write_text("m:\n  steps: [retreive]\n")
+
+    ended = subprocess.run(
+        python_module("steps.check", str(file)), capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("pipelines: m.steps: retreive is no step")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"ghost": {"steps": ["memory"]}}, "ghost is none of the models that are served: a, b"),
+        ({"ghost": {"cache": {"exact": {}}}}, "ghost is none of the models"),
+        (
+            {"auto": {"steps": [{"step": "route", "settings": {"tiers": ["a", {"model": "c"}]}}]}},
+            "auto.steps: route: tiers: c is none of the models",
+        ),
+    ],
+)
+def test_an_entry_whose_model_is_not_served_is_refused(document: Any, words: str) -> None:
+    cached = [name for name, entry in document.items() if "cache" in entry]
+
+    with pytest.raises(BadRequest, match=words):
+        check_served(parse_pipelines(document), cached, {"a", "b"})
+
+
+def test_a_plan_that_needs_no_predictor_needs_no_model() -> None:
+    route = {"step": "route", "settings": {"tiers": ["a"]}}
+    plans = parse_pipelines({"auto": {"steps": [route]}, "mini": {"steps": ["embed"]}})
+
+    check_served(plans, ["auto", "mini"], {"a"})
