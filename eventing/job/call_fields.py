@@ -277,7 +277,8 @@ def nullable(schema: Schema) -> dict[str, Any]:
     kind = schema.get("type")
     if kind is None:
         return {"anyOf": [schema, {"type": "null"}]}
-    kinds = {"type": [*(kind if isinstance(kind, list) else [kind]), "null"]}
+    others = [each for each in (kind if isinstance(kind, list) else [kind]) if each != "null"]
+    kinds = {"type": [*others, "null"]}
     choices = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
     return {**schema, **kinds, **choices}
 

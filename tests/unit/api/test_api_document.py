@@ -57,6 +57,11 @@ def test_every_body_and_every_answer_has_an_example(
     assert without == set()
 
 
+def test_every_schema_is_valid_json_schema(document: dict[str, Any]) -> None:
+    for schema in document["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
 def test_every_example_is_valid_by_its_schema(document: dict[str, Any]) -> None:
     wrong = {}
     for name, schema in document["components"]["schemas"].items():
