@@ -1,6 +1,8 @@
 # syntax=docker/dockerfile:1.7
 # The steps before the predictor. Build from the root: docker build -f images/steps.Dockerfile .
-FROM docker.io/library/python:3.11.14-slim-bookworm AS build
+# Where the base comes from: a mirror of your own by --build-arg REGISTRY=mirror.example.com
+ARG REGISTRY=docker.io
+FROM ${REGISTRY}/library/python:3.11.14-slim-bookworm AS build
 WORKDIR /src
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/torpor
@@ -21,7 +23,7 @@ COPY api api
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
     /opt/torpor/bin/pip install --no-deps --force-reinstall .
 
-FROM docker.io/library/python:3.11.14-slim-bookworm
+FROM ${REGISTRY}/library/python:3.11.14-slim-bookworm
 RUN groupadd --gid 10001 torpor \
     && useradd --uid 10001 --gid torpor --no-create-home --home-dir /tmp torpor
 COPY --from=build /opt/torpor /opt/torpor

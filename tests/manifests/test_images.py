@@ -53,6 +53,13 @@ def test_every_base_is_pinned(dockerfile: str) -> None:
         assert re.search(r"\d+\.\d+\.\d+", tag), base
 
 
+def test_every_base_can_come_from_a_mirror(dockerfile: str) -> None:
+    bases = re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)
+
+    assert bases
+    assert all(base.startswith("${REGISTRY}/") for base in bases)
+
+
 def test_the_process_is_not_root_and_gets_the_signal_itself(dockerfile: str) -> None:
     last = dockerfile.rpartition("\nFROM ")[2]
 
