@@ -111,6 +111,24 @@ def test_a_secret_that_the_operator_makes_is_a_variable_of_its_own() -> None:
     assert given == "${TORPOR_DIRECT_TOKEN:?token of the Secret own, in .env}"
 
 
+def test_steps_are_a_service_that_the_triggers_name_and_each_reader_has_the_plans() -> None:
+    plans = {"thinker": {"steps": ["no-op"]}}
+    values = Values.model_validate({"steps": {"max_replicas": 1}, "pipelines": plans})
+    project = yaml.safe_load(files(values)["compose/compose.yaml"])
+    services, configs = project["services"], project["configs"]
+
+    (alias,) = services["steps"]["networks"]["default"]["aliases"]
+    assert f"http://{alias}:8083/events" in configs["triggers"]["content"]
+    assert yaml.safe_load(configs["pipelines"]["content"]) == plans
+    for name in ("api", "broker", "steps"):
+        assert services[name]["environment"]["TORPOR_PIPELINES_FILE"] in {
+            each["target"] for each in services[name]["configs"] if each["source"] == "pipelines"
+        }
+    assert services["steps"]["volumes"] == services["api"]["volumes"]
+    assert "steps" not in SERVICES
+    assert "pipelines" not in PROJECT["configs"]
+
+
 def test_every_model_has_an_engine_and_a_pump() -> None:
     more = Values(more_models=(MoreModel(name="embedder", uri="hf://org/model"),))
     services = yaml.safe_load(files(more)["compose/compose.yaml"])["services"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from knative.deploy.emit import Resource, because, document
-from knative.deploy.render import parts
+from knative.deploy.render import parts, steps
 from knative.deploy.render.tree import HEADER, finished
 from knative.deploy.values import Values
 
@@ -20,6 +20,10 @@ _REDIS_URL: Final = "redis://redis:6379/0"
 _TOKEN: Final = "${TORPOR_DELIVERY_TOKEN:?a random text of 24 characters or more, in .env}"  # noqa: S105 (a variable)
 _SECRETS: Final = {("torpor-redis", "url"): _REDIS_URL, ("torpor-internal", "token"): _TOKEN}
 _TRIGGERS: Final = "/etc/torpor/triggers/triggers.yaml"
+_FILES: Final = {
+    _TRIGGERS: "triggers",
+    steps.FILE: "pipelines",
+}  # a mounted file to its config here
 _HARDENED: Final[Resource] = {
     "restart": "unless-stopped",
     "read_only": True,
@@ -45,13 +49,17 @@ def _project(values: Values) -> Resource:
     }
     for each in values.each():
         services |= _predictor(objects, settings, each.model.name)
+    configs = {
+        "triggers": {"content": _config(objects, "torpor-triggers")["triggers.yaml"]},
+        "valkey": {"content": _valkey(objects)},
+    }
+    if values.steps.max_replicas:
+        services["steps"] = _steps(objects, settings, values)
+        configs["pipelines"] = {"content": _config(objects, steps.PIPELINES)["pipelines.yaml"]}
     return {
         "name": "torpor",
         "services": services,
-        "configs": {
-            "triggers": {"content": _config(objects, "torpor-triggers")["triggers.yaml"]},
-            "valkey": {"content": _valkey(objects)},
-        },
+        "configs": configs,
         "volumes": {"redis": {}, "files": {}},
     }
 
@@ -86,6 +94,15 @@ def _api(objects: Sequence[Resource], settings: Mapping[str, str], values: Value
     return service | more | _known_as(parts.API, values)
 
 
+def _steps(objects: Sequence[Resource], settings: Mapping[str, str], values: Values) -> Resource:
+    service = _service(_box(objects, "Deployment", parts.STEPS), settings)
+    shared = {
+        "volumes": ["files:/var/lib/torpor"],
+        "depends_on": ["redis", because("api", "Its image has the folder's owner.")],
+    }
+    return service | shared | _known_as(parts.STEPS, values)
+
+
 def _known_as(name: str, values: Values) -> Resource:
     """The name by which settings and triggers know it in a cluster."""
     alias = f"{name}.{values.namespace}.svc.cluster.local"
@@ -117,8 +134,9 @@ def _service(box: Resource, settings: Mapping[str, str]) -> Resource:
     own = {each["name"]: _value(each) for each in box["env"]}
     service["environment"] = {**settings, **own}
     service |= _HARDENED | {"stop_grace_period": f"{box['grace_s']}s"}
-    if any(value == _TRIGGERS for value in own.values()):
-        service["configs"] = [{"source": "triggers", "target": _TRIGGERS}]
+    read = [path for path in _FILES if path in own.values()]
+    if read:
+        service["configs"] = [{"source": _FILES[path], "target": path} for path in read]
     service["depends_on"] = ["redis"]
     return service
 
