@@ -17,6 +17,7 @@ from eventing.errors import BadRequest, TorporError, Unavailable, WrongState
 MEDIA_TYPE: Final = "application/problem+json"
 
 _OURS: Final = (
+    "/v1/cache",
     "/v1/jobs",
     "/v1/keys",
     "/v1/tenant",

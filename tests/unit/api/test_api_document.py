@@ -118,6 +118,19 @@ def test_every_tag_is_explained(document: dict[str, Any], operations: Operations
     assert {tag["name"] for tag in document["tags"]} == used
 
 
+def test_the_paths_that_openai_has_too_and_no_others_refuse_in_its_form(
+    operations: Operations,
+) -> None:
+    theirs = {
+        tag
+        for operation in operations.values()
+        for tag in operation["tags"]
+        if name_of(operation["responses"]["401"]["$ref"]) == "OpenAI401"
+    }
+
+    assert theirs == {"openai", "batches", "files", "vector stores"}
+
+
 def test_a_field_of_a_base_has_its_description_in_the_object_that_extends_it(
     document: dict[str, Any],
 ) -> None:
