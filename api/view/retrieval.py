@@ -147,7 +147,10 @@ def _record_of(job: Job) -> StepRecord:
 def _results(step: StepRecord) -> list[Item]:
     sources: Sequence[Mapping[str, Any]] = step.detail.get("sources") or ()
     told = ("file_id", "filename", "score", "text")
-    return [{name: source.get(name) for name in told} | {"attributes": {}} for source in sources]
+    return [
+        {name: source.get(name) for name in told} | {"attributes": source.get("attributes", {})}
+        for source in sources
+    ]
 
 
 def _question(job: Job) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from eventing.errors import BadRequest
 
-Scalar = str | float | bool
+Scalar = str | int | float | bool
 _DEEPEST: Final = 8
 _MOST_PARTS: Final = 100
 _MOST_VALUES: Final = 2000

@@ -163,15 +163,19 @@ def _result(passage: Passage) -> dict[str, Any]:
 
 
 def _sources(passages: Sequence[Passage]) -> list[dict[str, Any]]:
-    """Where passages are from, with their texts as far as the record of a step can hold them."""
-    left, sources = _DETAIL_BYTES, []
+    """Where passages are from, with their texts and attributes as far as the record of a step can hold them."""
+    left = _DETAIL_BYTES
+    sources: list[dict[str, Any]] = []
     for passage in passages:
-        source = {
+        source: dict[str, Any] = {
             "file_id": passage.file_id,
             "filename": passage.filename[:200],
             "score": passage.score,
             "text": passage.text.encode()[:left].decode(errors="ignore"),
         }
+        attributes = dict(passage.attributes or {})
+        if attributes and len(orjson.dumps(attributes)) <= left:
+            source["attributes"] = attributes
         left = max(0, left - len(orjson.dumps(source)))
         sources.append(source)
     return sources

@@ -127,13 +127,17 @@ def test_the_same_question_again_is_a_hit_until_the_files_change(client: OpenAI)
     store = client.vector_stores.create()
     files = client.vector_stores.files
     file = ("handbook.md", HANDBOOK.encode())
-    files.upload_and_poll(vector_store_id=store.id, file=file, poll_interval_ms=100)
+    files.upload_and_poll(
+        vector_store_id=store.id, file=file, attributes={"year": 2024}, poll_interval_ms=100
+    )
+    since = {"type": "gte", "key": "year", "value": 2024}
+    search = {"type": "file_search", "vector_store_ids": [store.id], "filters": since}
 
     def ask() -> tuple[str, dict[str, Any]]:
         raw = client.responses.with_raw_response.create(
             model=MODEL,
             input="How many days of leave?",
-            tools=[{"type": "file_search", "vector_store_ids": [store.id]}],
+            tools=[search],  # type: ignore[list-item]
             include=["file_search_call.results"],
             max_output_tokens=10,
             temperature=0,
@@ -146,6 +150,7 @@ def test_the_same_question_again_is_a_hit_until_the_files_change(client: OpenAI)
     assert "hit" not in first[0]
     assert "; hit" in again[0]
     assert again[1]["output"][1]["content"] == first[1]["output"][1]["content"]
+    assert first[1]["output"][0]["results"][0]["attributes"] == {"year": 2024}
     assert again[1]["output"][0]["results"] == first[1]["output"][0]["results"] != []
 
     more = ("astronomy.md", ASTRONOMY.encode())
