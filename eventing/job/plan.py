@@ -202,8 +202,10 @@ def parse_pipelines(document: Any) -> Pipelines:
 def tiers_of(plan: Plan) -> tuple[str, ...]:
     """The models that a plan with `route` chooses among; empty for another plan."""
     step = plan.step(ROUTE_STEP)
-    tiers = step.settings.get("tiers", ()) if step else ()
-    names = [each.get("model") if isinstance(each, Mapping) else each for each in tiers or ()]
+    tiers = step.settings.get("tiers") if step else None
+    if not isinstance(tiers, list | tuple):
+        return ()  # the step itself refuses them
+    names = [each.get("model") if isinstance(each, Mapping) else each for each in tiers]
     return tuple(name for name in names if isinstance(name, str))
 
 

@@ -14,6 +14,7 @@ import typer
 
 from torpor.cli import app
 from torpor.cli.catalog import COMMANDS
+from torpor.cli.stack.up import key_command
 from torpor.local.settings import StackSettings
 
 TORPOR = str(Path(sys.executable).parent / "torpor")
@@ -294,6 +295,45 @@ def test_elsewhere_than_on_linux_a_stack_is_refused_in_one_line(
     assert code == 1
     assert line.count("\n") == 1
     assert "WSL 2 or a Linux VM" in line
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ("a: {steps: [retreive]}", "a.steps: retreive is no step"),
+        ("a: {steps: [{step: memory, settings: {window_token: 5}}]}", "window_token is not"),
+        ("b: {cache: {exact: {}}}", "b is none of the models that are served: a"),
+        ("auto: {steps: [{step: route, settings: {tiers: 5}}]}", "route: tiers must be a list"),
+    ],
+    ids=["step", "setting", "model", "tiers"],
+)
+def test_plans_that_can_not_run_are_refused_before_anything_starts(
+    document: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (file := tmp_path / "pipelines.yaml").write_text(document)
+    where = ["--pipelines", str(file), "--data-dir", str(tmp_path / "data")]
+
+    code, line = said(monkeypatch, capsys, "up", "--model", "a=seeded", *where)
+
+    assert code == 2
+    assert line.count("\n") == 1
+    assert words in line
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        ("redis", "torpor keys create TENANT --data-dir d"),
+        ("keys.json", "torpor keys create TENANT --file keys.json"),
+    ],
+)
+def test_a_stack_says_how_a_key_is_made_that_it_accepts(source: str, command: str) -> None:
+    assert key_command(source, " --data-dir d") == command
 
 
 def test_the_clients_commands_need_nothing_of_linux() -> None:

@@ -78,6 +78,16 @@ def test_a_wrong_step_is_named_with_its_model(step: Any, words: str) -> None:
     assert words in refused.value.message
 
 
+@pytest.mark.parametrize("tiers", [5, "a", None, {"model": "a"}, [["a"], 5, {"model": []}]])
+def test_tiers_that_are_no_list_of_models_are_left_to_their_step(tiers: Any) -> None:
+    step = {"step": "route", "settings": {"tiers": tiers}}
+    plans = parse_pipelines({"auto": {"steps": [step]}})
+
+    check_served(plans, [], {"a"})
+    with pytest.raises(BadRequest, match="route: tiers"):
+        check_steps(plans)
+
+
 def test_right_settings_are_accepted() -> None:
     memory = {"step": "memory", "settings": {"window_tokens": 500}}
     retrieve = {

@@ -91,10 +91,15 @@ def _announce(settings: StackSettings, how_to_end: str) -> None:
         )
     key = "TORPOR_API_KEY=... " if _asks_for_keys() else ""
     stderr.print(f'  try     {key}torpor submit{here} --wait "Why is the sky blue?"')
-    if _asks_for_keys():
-        stderr.print(f"  keys    torpor keys create TENANT{here}")
+    if source := os.environ.get("TORPOR_KEYS_SOURCE"):
+        stderr.print(f"  keys    {key_command(source, here)}")
     who = "Callers need a key." if _asks_for_keys() else "A development stack: no keys."
     stderr.print(f"{how_to_end} {who}")
+
+
+def key_command(source: str, here: str) -> str:
+    """What makes a key that this stack accepts: in its Redis, or in the file that it reads."""
+    return f"torpor keys create TENANT{here if source == 'redis' else f' --file {source}'}"
 
 
 def _asks_for_keys() -> bool:
