@@ -18,6 +18,7 @@ import orjson
 import yaml
 
 from eventing.errors import BadRequest, InvalidJob
+from eventing.job.once_loader import OnceLoader
 from eventing.known_fields import known_fields, known_value
 
 STEP_ORDER: Final = ("moderate-input", "memory", "semantic-cache", "retrieve", "route")
@@ -178,8 +179,9 @@ def load_pipelines(path: Path) -> Pipelines:
 def read_pipelines(path: Path) -> Any:
     """The document in a YAML file, as it stands there. Raises `BadRequest` when the file cannot be read."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        return yaml.load(text, OnceLoader)  # noqa: S506  a safe one
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise BadRequest(f"cannot read pipelines from {path}: {reason}", "path") from error
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-import yaml.constructor
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from eventing.errors import BadRequest
 from eventing.job.cache import parse_cache_rules
 from eventing.job.capability import Capability
+from eventing.job.once_loader import OnceLoader
 from eventing.job.plan import Pipelines, check_served, parse_pipelines
 
 _LABEL = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
@@ -196,7 +196,7 @@ def load_values(path: Path) -> Values:
     when the file is missing or not a mapping.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)  # noqa: S506  a safe one
+        data = yaml.load(path.read_text(encoding="utf-8"), OnceLoader)  # noqa: S506  a safe one
     except OSError as error:
         raise ValuesError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
@@ -208,20 +208,6 @@ def load_values(path: Path) -> Values:
     except ValidationError as error:
         lines = [f"{path}: {_explained(each)}" for each in error.errors()]
         raise ValuesError("\n".join(lines)) from error
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """A YAML loader that refuses a repeated key, of which PyYAML would use the second."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} stands there twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def _explained(error: ErrorDetails) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eventing.errors import BadRequest
-from eventing.job.plan import check_served, parse_pipelines
+from eventing.job.plan import check_served, load_pipelines, parse_pipelines
 from eventing.store.vector_store.query import SEARCH_STEP
 from steps.check import CHECKS, check_steps
 from steps.handler import Handler
@@ -112,6 +112,23 @@ def test_the_command_says_it_in_one_line_and_exits_2(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert ended.stderr.startswith("pipelines: m.steps: retreive is no step")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"m: {steps: [memory]}\nm: {cache: {exact: {}}}\n", "m stands there twice"),
+        (b"? [m]\n: {steps: [memory]}\n", "cannot read pipelines from"),
+        (b"m: {steps: [memory]} # \xff\n", "cannot read pipelines from"),
+    ],
+)
+def test_a_file_that_says_two_things_or_is_no_text_is_refused(
+    content: bytes, words: str, tmp_path: Path
+) -> None:
+    (file := tmp_path / "pipelines.yaml").write_bytes(content)
+
+    with pytest.raises(BadRequest, match=words):
+        load_pipelines(file)
 
 
 @pytest.mark.parametrize(
