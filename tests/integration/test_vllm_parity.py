@@ -94,6 +94,15 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
+def about(value: Any) -> Any:
+    """Equal to it, but for the last digits of log probabilities: a batch of another size adds in another order."""
+    if isinstance(value, dict):
+        return {k: about(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [about(each) for each in value]
+    return pytest.approx(value, abs=1e-3) if isinstance(value, float) else value
+
+
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_job_is_answered_as_a_call_that_did_not_stream(
     engine: VllmEngine, name: str
@@ -102,7 +111,7 @@ async def test_a_job_is_answered_as_a_call_that_did_not_stream(
     as_job = body_of(await all_steps(engine, request))
     bare = body_of(await all_steps(engine, replace(request, wants_chunks=False)))
 
-    assert without_nulls(as_job) == without_nulls(bare)
+    assert without_nulls(as_job) == about(without_nulls(bare))
 
 
 async def test_a_caller_that_streams_is_refused_what_vllm_cannot_stream(engine: VllmEngine) -> None:

@@ -106,7 +106,7 @@ def engine_of(rig: Rig, embedder: PackagedEmbedder) -> ScriptedEngine:
             store=store,
             intake=Intake(store, rig.parts.route, clock),
             advance=Advance(store, rig.parts.route),
-            publisher=rig.broker,
+            publish_again=rig.broker.publish,
             handlers={"memory": Memory(conversations, Recall(conversations, embedder))},
             clock=clock,
         )

@@ -38,7 +38,7 @@ async def test_a_chat_completion(client: AsyncOpenAI, engine: FakeEngine) -> Non
     assert answer.usage is not None
     assert answer.usage.total_tokens == 10
     assert answer.id.startswith("chatcmpl-")
-    assert answer.model == "m"
+    assert answer.model == "engine"  # the one that answered
 
 
 async def test_a_streamed_chat_completion(client: AsyncOpenAI, engine: FakeEngine) -> None:
