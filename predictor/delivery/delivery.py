@@ -302,7 +302,7 @@ class Deliveries:
         generation = Generation(
             leased.attempt,
             leased.checkpoint,
-            _request(leased.job, leased.attempt.number),
+            _request(leased.job, leased.attempt.number, starts_over=leased.attempt.void_count > 0),
             engine=self._engine,
             store=self._store,
             appends=self._appends,
@@ -369,7 +369,7 @@ def _wants_result(headers: Mapping[str, str]) -> bool:
     return job_event.MINIMAL not in headers.get("prefer", "")
 
 
-def _request(job: Job, attempt: int) -> EngineRequest:
+def _request(job: Job, attempt: int, *, starts_over: bool = False) -> EngineRequest:
     """The engine call of an attempt; two attempts of a job may overlap in one engine for a moment."""
     return EngineRequest(
         f"{job.id}-{attempt}",
@@ -378,7 +378,7 @@ def _request(job: Job, attempt: int) -> EngineRequest:
         tenant=job.tenant,
         idempotency_key=job.id,
         lane=job.lane,
-        is_retry=attempt > 1,
+        starts_over=starts_over,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from eventing.cloudevent.event import Event
+from eventing.errors import StoreUnavailable
 from eventing.job.job import Job, JobState
 from eventing.job.store import EntryKind
 from eventing.process.egress import AllowList
@@ -195,7 +196,7 @@ async def test_an_answer_that_has_begun_is_never_glued_to_anothers(redis_url: st
         first.answers = [says("half", breaks_after=1)]
         with pytest.raises(UpstreamFailed):
             await all_steps(engine, asked())
-        again = body_of(await all_steps(engine, replace(asked(), is_retry=True)))
+        again = body_of(await all_steps(engine, replace(asked(), starts_over=True)))
 
     assert said_in(again) == "from the other"
     assert len(first.bodies) == 1
@@ -365,6 +366,76 @@ async def test_an_answer_that_broke_off_starts_over_and_says_so(provider: Script
     assert read_text(entries) == "Paris."
     assert [e.is_restart for e in entries if e.kind is EntryKind.ATTEMPT] == [False, True]
     assert len({h["idempotency-key"] for h in provider.headers}) == 1
+
+
+async def test_a_job_that_waited_for_a_limit_asks_the_same_provider_again(redis_url: str) -> None:
+    async with (
+        two_providers() as (first, second),
+        engine_at(first.url, second.url, redis_url=redis_url) as engine,
+        open_harness(running=engine, is_store_shared=False) as harness,
+    ):
+        first.answers = [refuses(429, retry_after="0"), says("from", " the", " first")]
+        event = asking()
+        assert (await harness.deliver(event)).status == 503
+        while (answer := await harness.deliver(event)).status == 503:
+            await asyncio.sleep(0.05)
+
+    assert text_of(answer) == "from the first"
+    assert second.bodies == []
+
+
+async def test_a_job_whose_answer_broke_off_asks_the_next_provider(redis_url: str) -> None:
+    async with (
+        two_providers() as (first, second),
+        engine_at(first.url, second.url, redis_url=redis_url) as engine,
+        open_harness(running=engine, is_store_shared=False) as harness,
+    ):
+        first.answers = [says("half", breaks_after=1)]
+        event = asking()
+        assert (await harness.deliver(event)).status == 500
+        answer = await harness.deliver(event)
+
+    assert text_of(answer) == "from the other"
+    assert len(first.bodies) == len(second.bodies) == 1
+
+
+async def test_a_key_that_cannot_be_read_for_a_moment_is_waited_for(
+    provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("first")
+    async with engine_at(provider.url, key_file=key) as engine:
+        key.unlink()
+        with pytest.raises(UpstreamUnavailable, match="cannot read"):
+            await all_steps(engine, asked())
+
+
+class NoBudget(UnlimitedProvider):
+    """A provider whose calls are late at once, and whose store is away when a second call is asked for."""
+
+    async def reserve(self, *_: object) -> Reservation:
+        return Reservation(late_after_s=0.05)
+
+    async def take_hedge(self) -> bool:
+        raise StoreUnavailable("away")
+
+
+async def test_a_store_that_is_away_ends_no_call_that_is_only_late() -> None:
+    async with two_providers() as (first, second):
+        first.answers = [says("late", delay_s=0.3)]
+        settings = UpstreamSettings(
+            model_name="seeded",
+            endpoints=tuple(Endpoint(url=each.url, model="m") for each in (first, second)),
+            tenants=frozenset({"*"}),
+            allowed=INSIDE,
+            hedges=True,
+        )
+        engine = UpstreamEngine(settings, lambda _: NoBudget())
+        await engine.start(lambda _: None)
+        answer = body_of(await all_steps(engine, asked()))
+        await engine.stop()
+
+    assert said_in(answer) == "late"
 
 
 async def test_a_refusal_for_good_ends_the_job_and_is_no_attempt_more(

@@ -191,9 +191,12 @@ class UpstreamEngine:
 
         async def second() -> Steps | None:
             place = (call.place + 1) % len(self._targets)
-            if not await self._states[call.place].take_hedge():
+            try:
+                if not await self._states[call.place].take_hedge():
+                    return None
+                right = await self._states[place].reserve(*_size(request), request.lane)
+            except StoreUnavailable:  # no reason to end the call that is under way
                 return None
-            right = await self._states[place].reserve(*_size(request), request.lane)
             if isinstance(right, Denied):
                 return None
             metrics.UPSTREAM_HEDGES.inc()
@@ -204,7 +207,7 @@ class UpstreamEngine:
     def _in_order(self, request: EngineRequest) -> list[tuple[int, Target]]:
         """The targets as this call asks them: an answer that broke off is asked of the next one first."""
         targets = list(enumerate(self._targets))
-        first = 1 if request.is_retry and len(targets) > 1 else 0
+        first = 1 if request.starts_over and len(targets) > 1 else 0
         return [*targets[first:], *targets[:first]]
 
     def _settle(self, state: ProviderState, right: Reservation, report: Report) -> None:
@@ -278,8 +281,8 @@ class _Call:
         )
 
     def _named(self, chunk: Chunk) -> Chunk:
-        """A chunk that says who answered, when that is not the first one that was asked."""
-        if not self._after or "usage" not in chunk:
+        """A chunk that says who answers, when that is not the first one that was asked."""
+        if not self._after:
             return chunk
         routing = {
             "asked": self._asked,

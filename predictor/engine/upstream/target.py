@@ -105,7 +105,10 @@ class Target:
         """
         if self._session is None or self._session.closed:
             raise EngineDeadError("the provider's connections are closed")
-        headers = self._headers(request.idempotency_key) | {"content-type": "application/json"}
+        try:
+            headers = self._headers(request.idempotency_key) | {"content-type": "application/json"}
+        except ValueError as error:  # a Secret that is being replaced
+            raise UpstreamUnavailable(str(error)) from error
         body = orjson.dumps(provider_body(request, self.endpoint.model))
         url = f"{self._base}{request.url.removeprefix('/v1')}"
         try:
