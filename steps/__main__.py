@@ -13,9 +13,8 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Sequence
 
-import uvloop
-
-from eventing.errors import BadRequest, first_of
+from eventing.errors import BadRequest
+from eventing.process.http_server import run
 from eventing.process.setting import WrongSetting, from_command_line
 from eventing.telemetry import log, trace
 from steps.server import StepServer, Table, serve
@@ -33,17 +32,9 @@ def main(arguments: Sequence[str] = (), table: Table = handlers) -> int:
     except (WrongSetting, BadRequest) as error:
         sys.stderr.write(f"torpor steps: {error}\n")
         return 2
-    try:
-        uvloop.run(serve(server))
-    except (OSError, ExceptionGroup) as failure:
-        cause = first_of(failure)
-        if not isinstance(cause, OSError):
-            raise
-        address = f"{settings.steps_host}:{settings.steps_port}"
-        sys.stderr.write(f"torpor steps: cannot listen on {address}: {cause}\n")
-        return 1
+    status = run("steps", serve(server), host=settings.steps_host, port=settings.steps_port)
     trace.close()
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Sequence
 
-import uvloop
-
 from eventing.broker.access import startup_error
 from eventing.broker.server import serve
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import load_triggers
-from eventing.errors import BadRequest, first_of
+from eventing.errors import BadRequest
+from eventing.process.http_server import run
 from eventing.process.setting import WrongSetting, from_command_line
 from eventing.telemetry import log, trace
 
@@ -36,17 +35,10 @@ def main(arguments: Sequence[str] = (), *, with_ingress: bool = True) -> int:
         variable = "TORPOR_TRIGGERS_FILE: " if isinstance(error, BadRequest) else ""
         sys.stderr.write(f"torpor {name}: {variable}{error}\n")
         return 2
-    try:
-        uvloop.run(serve(settings, triggers, with_ingress=with_ingress))
-    except (OSError, ExceptionGroup) as failure:
-        cause = first_of(failure)
-        if not isinstance(cause, OSError):
-            raise
-        address = f"{settings.host}:{settings.port}"
-        sys.stderr.write(f"torpor {name}: cannot listen on {address}: {cause}\n")
-        return 1
+    serving = serve(settings, triggers, with_ingress=with_ingress)
+    status = run(name, serving, host=settings.host, port=settings.port)
     trace.close()
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """Runs an ASGI application until it is stopped; signals are handled elsewhere.
 
-Called by processes with more than one HTTP server (broker, activator).
+Called by processes that do more than serve (broker, steps, activator).
 """
 
 import asyncio
 import socket
-from collections.abc import Generator
+import sys
+from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+import uvloop
 
+from eventing.errors import first_of
 from eventing.process.http_protocol import HttpProtocol
 
 
@@ -48,3 +51,16 @@ async def listen(
         group.create_task(server.serve(sockets=[listener]))
         await stopping.wait()
         server.should_exit = True
+
+
+def run(name: str, serving: Coroutine[Any, Any, None], *, host: str, port: int) -> int:
+    """Run a process to its end; exit status 1, and a line that says so, when it cannot listen."""
+    try:
+        uvloop.run(serving)
+    except (OSError, ExceptionGroup) as failure:
+        cause = first_of(failure)
+        if not isinstance(cause, OSError):
+            raise
+        sys.stderr.write(f"torpor {name}: cannot listen on {host}:{port}: {cause}\n")
+        return 1
+    return 0
