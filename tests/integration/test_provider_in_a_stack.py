@@ -78,15 +78,28 @@ async def test_a_local_model_stands_in_for_a_provider_that_fails(
     assert answer["routing"]["reason"] == "upstream_failed"
 
 
-def test_a_provider_needs_a_name_in_requests(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "tenants", "reason"),
+    [
+        ("https://api.example.com/v1", '["*"]', "NAME=URL#MODEL"),
+        ("big=https://", '["*"]', "http://HOST"),
+        ("big=ftp://api.example.com/v1", '["*"]', "http://HOST"),
+        ("big=https://api.example.com/v1", "", "TORPOR_UPSTREAM_TENANTS"),
+    ],
+    ids=["no-name", "no-host", "other-scheme", "no-tenant"],
+)
+def test_a_provider_that_could_answer_no_call_is_refused_in_one_line(
+    tmp_path: Path, model: str, tenants: str, reason: str
+) -> None:
     started = subprocess.run(
-        [sys.executable, "-m", "torpor", "up", "--model", "https://api.example.com/v1"],
+        [sys.executable, "-m", "torpor", "up", "--model", model],
         capture_output=True,
         text=True,
         timeout=60,
         cwd=tmp_path,
-        env=os.environ,
+        env=os.environ | {"TORPOR_UPSTREAM_TENANTS": tenants},
     )
 
     assert started.returncode == 2
-    assert "NAME=URL#MODEL" in started.stderr
+    assert reason in started.stderr
+    assert started.stderr.count("\n") == 1

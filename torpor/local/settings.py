@@ -2,6 +2,7 @@
 variables.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from eventing.errors import BadRequest
 from eventing.job.cache import load_cache_rules
 from eventing.job.plan import NO_PIPELINES, Pipelines, check_served, load_pipelines
+from eventing.process.setting import http_url
 from eventing.process.setting import redis_url as checked_redis_url
 from torpor.local.engine_kind import EngineKind
 from torpor.local.install import models_folder
@@ -209,6 +211,8 @@ class StackSettings(BaseSettings):
             )
         if self.models_file is None:
             self._check_models()
+        if self.engine is EngineKind.UPSTREAM:
+            self._check_provider()
         self.each_model()
         try:
             words = shlex.split(self.engine_args)
@@ -242,6 +246,19 @@ class StackSettings(BaseSettings):
             names |= {one.model_name} if one.model_name else {source, Path(source).name}
         return names
 
+    def _check_provider(self) -> None:
+        """Raises ValueError for a provider that no call could reach."""
+        (source,) = self.model
+        try:
+            http_url(source.partition("#")[0])
+        except ValueError as error:
+            raise ValueError(f"--model {source}: {error}") from error
+        if not os.environ.get("TORPOR_UPSTREAM_TENANTS"):
+            raise ValueError(
+                f"--model {source}: no tenant's data may leave this machine; set TORPOR_UPSTREAM_TENANTS "
+                'to a JSON list of tenants (for all: ["*"])'
+            )
+
     def _check_models(self) -> None:
         """Raises ValueError when several models are not told apart."""
         is_named = re.fullmatch(_NAMED, self.model[0])
@@ -258,7 +275,7 @@ class StackSettings(BaseSettings):
 
 
 def _is_url(source: str) -> bool:
-    return source.startswith(("http://", "https://"))
+    return "://" in source
 
 
 def read_models(path: Path) -> list[dict[str, Any]]:
