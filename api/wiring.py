@@ -139,9 +139,6 @@ def make_parts(
         store, route, clock, settings.plans, settings.cache_rules, index_versions=stores.versions
     )
     gate = LimitGate(settings, redis, store, clock)
-    bodies = BodyReader(
-        body_room, limit_bytes=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
-    )
     live = LiveDeps(
         store=store,
         live=(streams := StreamMultiplexer(settings.redis_url.get_secret_value(), store, redis)),
@@ -150,20 +147,9 @@ def make_parts(
         clock=clock,
         store_timeout_s=settings.store_timeout_s,
     )
-    submission = SubmitDeps(
-        catalog=Catalog(settings.cards),
-        intake=intake,
-        admission=gate,
-        limiter=ConcurrencyLimiter(),
-        clock=clock,
-        conversations=Conversations(redis),
-        webhook_allow=allow_list(settings.webhook_allow),
-        submit_timeout_s=settings.submit_timeout_s,
-        drops_unsupported_tools=settings.drop_unsupported_tools,
-    )
+    submission = _submission(settings, redis, clock, intake, gate)
     webhook_service = _webhooks(settings, redis)
     files = FileStore(settings.files_url)
-    authenticator = authenticator_for(settings, redis, clock)
     return Parts(
         settings=settings,
         redis=redis,
@@ -178,13 +164,7 @@ def make_parts(
         webhooks=webhook_service,
         results=ResultFeed(redis, store),
         past_waking=WakingNotes(redis, waiting, clock),
-        access=Access(
-            authenticator=authenticator,
-            gate=gate,
-            replay=Replay(redis),
-            bodies=bodies,
-            streams=OpenStreams(settings.limit_open_streams, authenticator),
-        ),
+        access=_access(settings, redis, clock, gate, body_room),
         body_room=body_room,
         shutdown=Shutdown(),
         live=live,
@@ -206,6 +186,39 @@ def make_parts(
             events=IndexingEvents(stores, route, clock),
             clock=clock,
         ),
+    )
+
+
+def _submission(
+    settings: ApiSettings, redis: SharedRedis, clock: Clock, intake: Intake, gate: LimitGate
+) -> SubmitDeps:
+    """What every way of submitting a job uses."""
+    return SubmitDeps(
+        catalog=Catalog(settings.cards),
+        intake=intake,
+        admission=gate,
+        limiter=ConcurrencyLimiter(),
+        clock=clock,
+        conversations=Conversations(redis),
+        webhook_allow=allow_list(settings.webhook_allow),
+        submit_timeout_s=settings.submit_timeout_s,
+        drops_unsupported_tools=settings.drop_unsupported_tools,
+    )
+
+
+def _access(
+    settings: ApiSettings, redis: SharedRedis, clock: Clock, gate: LimitGate, room: BodyRoom
+) -> Access:
+    """What stands before every route: who calls, how often, with how long a body."""
+    authenticator = authenticator_for(settings, redis, clock)
+    return Access(
+        authenticator=authenticator,
+        gate=gate,
+        replay=Replay(redis),
+        bodies=BodyReader(
+            room, limit_bytes=settings.body_limit_bytes, timeout_s=settings.body_timeout_s
+        ),
+        streams=OpenStreams(settings.limit_open_streams, authenticator),
     )
 
 
