@@ -176,11 +176,9 @@ def without_special_tokens(text: str) -> str:
 def _is_allowed(target: str, hosts: Collection[str]) -> bool:
     """True for a link inside the same file or folder, and for the hosts that are allowed."""
     try:
-        parts = urlsplit(
-            target
-            if "://" in target or not target.lower().startswith("www.")
-            else f"https://{target}"
-        )
+        # What begins so is a host to a reader's program, whatever else is in it.
+        is_bare = target.lower().startswith("www.")
+        parts = urlsplit(f"https://{target}" if is_bare else target)
         host = (parts.hostname or "").lower()
     except ValueError:
         return False
