@@ -18,7 +18,11 @@ from tests.redis_server import RedisServer, free_port
 
 # How long an example takes says more of the machine than of the property; pytest-timeout bounds it.
 _SLOW_IS_FINE = [hypothesis.HealthCheck.too_slow]
-hypothesis.settings.register_profile("torpor", deadline=None, suppress_health_check=_SLOW_IS_FINE)
+_SETTINGS = hypothesis.settings(deadline=None, suppress_health_check=_SLOW_IS_FINE)
+# The same examples in every run: a commit that passed once is not refused for a fault it did not make.
+# `make test-properties` looks for others.
+hypothesis.settings.register_profile("torpor", _SETTINGS, derandomize=True)
+hypothesis.settings.register_profile("search", _SETTINGS, max_examples=20_000)
 hypothesis.settings.load_profile("torpor")
 
 

@@ -38,15 +38,17 @@ def window_start(
 
 def _with_calls(items: Sequence[NumberedItem], start: int) -> int:
     """The start, moved back to the call of every output in the window, and to the message that made the call."""
-    answered = {
-        each.item.get("call_id")
-        for each in items[start:]
-        if each.item.get("type") == "function_call_output"
-    }
-    start = min([start, *_places_of_calls(items, answered)])
-    while 0 < start < len(items) and items[start].item.get("type") in _AFTER_MESSAGE:
-        start -= 1
-    return start
+    moved = min([start, *_places_of_calls(items, _answered(items[start:]))])
+    while 0 < moved < len(items) and items[moved].item.get("type") in _AFTER_MESSAGE:
+        moved -= 1
+    # What came into the window on the way may hold another output.
+    return moved if moved == start else _with_calls(items, moved)
+
+
+def _answered(window: Sequence[NumberedItem]) -> set[object]:
+    """The calls whose output is in the window."""
+    outputs = (each.item for each in window if each.item.get("type") == "function_call_output")
+    return {output.get("call_id") for output in outputs}
 
 
 _AFTER_MESSAGE = ("function_call", "function_call_output")

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eventing.job.job import JobId
@@ -71,6 +71,9 @@ kinds = st.sampled_from(
 
 
 @given(st.lists(kinds, max_size=30), st.integers(1, 200))
+@example(
+    [call("a"), message("user"), call("b"), output("a"), output("b"), *[message("user")] * 6], 1
+)
 def test_whatever_the_items_the_window_is_an_end_of_them_with_every_call_of_its_outputs(
     items: list[dict[str, Any]], window_tokens: int
 ) -> None:
