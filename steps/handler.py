@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from eventing.job.cache import CacheUse
-from eventing.job.job import Job, JobError, JobRequest
+from eventing.job.job import CONTENT_FILTER, Job, JobError, JobRequest
+from eventing.job.passage import Passage
 from eventing.job.store import TokenBatch
 
 Detail = Mapping[str, Any]
@@ -20,7 +21,8 @@ Detail = Mapping[str, Any]
 class StepCall:
     """One run of a step. `request` is the caller's request as the steps before have prepared it, `settings` are this
     step's in the plan, `attempt` counts the runs of this step of this job from 1, `deadline_ms` is the job's (epoch
-    milliseconds, 0 for none).
+    milliseconds, 0 for none). A step after the predictor is given the answer so far, `candidate`, and `passages`, the
+    texts that retrieval put into the prompt.
     """
 
     job: Job
@@ -28,13 +30,18 @@ class StepCall:
     settings: Mapping[str, Any]
     attempt: int
     deadline_ms: int
+    candidate: Mapping[str, Any] | None = None
+    passages: tuple[Passage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continue:
-    """The job goes on to its next step; with another `request`, or with the same one for None."""
+    """The job goes on to its next step; with another `request`, or with the same one for None. After the predictor
+    the job goes on with another `result`, or with the same one for None; after the last step it ends with it.
+    """
 
     request: JobRequest | None = None
+    result: Mapping[str, Any] | None = None
     detail: Detail = field(default_factory=dict)
 
 
@@ -67,7 +74,29 @@ class Refuse:
     detail: Detail = field(default_factory=dict)
 
 
-StepOutcome = Continue | Answer | Skip | Refuse
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withhold:
+    """The job ends here, incomplete: its answer is deleted, and no reader has seen it. Of steps after the predictor
+    whose plan holds the answer back (`Plan.hold`).
+    """
+
+    reason: str = CONTENT_FILTER
+    detail: Detail = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """The answer is thrown away, and the job goes to its predictor once more, as its next attempt: with another
+    `request`, and to another `model`, or with what it had for None. Of steps after the predictor whose plan holds the
+    whole answer back. The handler says when to stop (`StepCall.job.history`).
+    """
+
+    request: JobRequest | None = None
+    model: str | None = None
+    detail: Detail = field(default_factory=dict)
+
+
+StepOutcome = Continue | Answer | Skip | Refuse | Withhold | Again
 
 
 class Handler(Protocol):

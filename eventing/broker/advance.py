@@ -38,7 +38,7 @@ class Advance:
         event is too large for the broker.
         """
         assert job.plan is not None  # noqa: S101 (it has a run of a step of it)
-        next_step = job.plan.after(run.step)
+        next_step = job.plan.next_after(run.step)
         event = request_event(replace(job, step=next_step, prepared=prepared or job.prepared))
         publication = self._route.publication(event)
         end = StepEnd(status=status, detail=detail, next_step=next_step, prepared=prepared)

@@ -92,7 +92,7 @@ def planned_event(event: Event, plan: Plan | None) -> Event:
     """A request event as it goes on under the plan that was made for it."""
     if plan is None:
         return event
-    if not plan.steps:
+    if not plan.first:
         return replace(event, type=PREPARED)
     return replace(event, type=PLANNED, extensions={**event.extensions, STEP: plan.first})
 

@@ -28,6 +28,11 @@ API_SOURCE: Final = f"{OUR_SOURCES}api"
 """`source` of request events whose `id` is a job id."""
 DEFAULT_TENANT: Final = "default"
 
+CONTENT_FILTER: Final = "content_filter"
+"""Why an answer is incomplete that was withheld (OpenAI's word)."""
+CONTENT_FILTER_UNAVAILABLE: Final = "content_filter_unavailable"
+"""Why an answer is incomplete that no step could judge before its job's deadline."""
+
 CHAT_URLS: Final = ("/v1/chat/completions", CHAT_BATCH_URL)
 RUNNABLE_URLS: Final = (*CHAT_URLS, "/v1/completions", "/v1/embeddings")
 """Paths that a predictor can serve, as in a line of an OpenAI Batch file."""

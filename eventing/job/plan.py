@@ -1,4 +1,4 @@
-"""Plans: the steps that a job passes through before its predictor, and how far it has come.
+"""Plans: the steps that a job passes through before its predictor and after it, and how far it has come.
 
 Called by the api and the broker (which make plans), the steps process, the stores and the views. A plan is made once,
 when the job is recorded, of the configuration (`pipelines.yaml`, one entry a public model name) and the request; it
@@ -23,14 +23,19 @@ from eventing.known_fields import known_fields, known_value
 
 STEP_ORDER: Final = ("moderate-input", "memory", "semantic-cache", "retrieve", "route")
 """The order of the steps that Torpor knows; each may be absent, and a step of another name may stand anywhere."""
+STEPS_AFTER: Final = ("validate-output", "ground")
+"""The steps that Torpor knows after the predictor, in their order; one of another name says `after: true`."""
 ROUTE_STEP: Final = "route"
 """Chooses among the models of its setting `tiers`: a model whose plan has it needs no predictor of its own."""
 EMBED_STEP: Final = "embed"
 """Answers embeddings: a model whose plan has it is served by the steps alone."""
 MOST_STEPS: Final = 16
 _NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?\Z")
-_STEP_FIELDS: Final = frozenset({"step", "settings", "on_failure", "timeout_ms", "skippable"})
+_STEP_FIELDS: Final = frozenset(
+    {"step", "settings", "on_failure", "timeout_ms", "skippable", "after"}
+)
 _LONGEST_MS: Final = 24 * 3600 * 1000
+_ORDER: Final = (*STEP_ORDER, *STEPS_AFTER)
 
 
 class OnFailure(StrEnum):
@@ -38,6 +43,14 @@ class OnFailure(StrEnum):
 
     WAIT = "wait"  #: the step is tried again; when its tries are used up, the job fails as a dead letter
     CONTINUE = "continue"  #: the step is skipped, and the job says so
+
+
+class Hold(StrEnum):
+    """What readers of a job's answer are shown before its end."""
+
+    NONE = "none"  #: every token as it comes
+    WINDOW = "window"  #: the text that rules in the predictor have judged
+    WHOLE = "whole"  #: nothing: a step after the predictor may withhold the answer, or have it made again
 
 
 class StepStatus(StrEnum):
@@ -61,6 +74,27 @@ class PlannedStep:
     on_failure: OnFailure = OnFailure.WAIT
     timeout_ms: int = 0
     skippable: bool = False  #: a request may leave it out
+    after: bool = (
+        False  #: it runs on the answer; the steps that Torpor knows have their place by name
+    )
+
+    @property
+    def is_after(self) -> bool:
+        """True for a step after the predictor."""
+        return self.after or self.name in STEPS_AFTER
+
+    @property
+    def hold(self) -> Hold:
+        """What this step holds back: its setting `hold`, `window` or `whole`; without it everything, where the step
+        may withhold the answer (`mode: block`) or have it made again (`repairs`, `cascade`).
+        """
+        asked = self.settings.get("hold")
+        if asked in (Hold.WINDOW, Hold.WHOLE):
+            return Hold(asked)
+        may_change = self.settings.get("mode") == "block" or any(
+            self.settings.get(name) for name in ("repairs", "cascade")
+        )
+        return Hold.WHOLE if self.is_after and may_change else Hold.NONE
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the record: what differs from the defaults."""
@@ -73,6 +107,8 @@ class PlannedStep:
             record["timeout_ms"] = self.timeout_ms
         if self.skippable:
             record["skippable"] = True
+        if self.after:
+            record["after"] = True
         return record
 
 
@@ -92,17 +128,41 @@ class Plan:
 
     @property
     def first(self) -> str:
-        """The name of the first step; empty when there is none."""
-        return self.steps[0].name if self.steps else ""
+        """The name of the first step before the predictor; empty when there is none."""
+        return next((step.name for step in self.before), "")
 
     def step(self, name: str) -> PlannedStep | None:
         """The step of this name."""
         return next((step for step in self.steps if step.name == name), None)
 
-    def after(self, name: str) -> str:
-        """The name of the step after this one; empty after the last."""
-        place = self.names.index(name) + 1
-        return self.names[place] if place < len(self.steps) else ""
+    @property
+    def before(self) -> tuple[PlannedStep, ...]:
+        """The steps before the predictor."""
+        return tuple(step for step in self.steps if not step.is_after)
+
+    @property
+    def after(self) -> tuple[PlannedStep, ...]:
+        """The steps after the predictor."""
+        return tuple(step for step in self.steps if step.is_after)
+
+    @property
+    def first_after(self) -> str:
+        """The name of the first step after the predictor; empty when there is none."""
+        return next((step.name for step in self.after), "")
+
+    @property
+    def hold(self) -> Hold:
+        """What readers are shown before the end: the strictest that a step asks for."""
+        holds = {step.hold for step in self.steps}
+        return next((each for each in (Hold.WHOLE, Hold.WINDOW) if each in holds), Hold.NONE)
+
+    def next_after(self, name: str) -> str:
+        """The name of the step after this one on its side of the predictor; empty after the last."""
+        step = self.step(name)
+        side = self.after if step is not None and step.is_after else self.before
+        names = [each.name for each in side]
+        place = names.index(name) + 1
+        return names[place] if place < len(names) else ""
 
     def without(self, names: Collection[str]) -> "Plan":
         """The plan without these steps. Raises `InvalidJob` for a step that may not be left out, or that is not in
@@ -115,12 +175,14 @@ class Plan:
         return Plan(steps=tuple(step for step in self.steps if step.name not in names))
 
     def with_step(self, own: PlannedStep) -> "Plan":
-        """The plan with a step that a request asks for, at its place in `STEP_ORDER`; in place of a planned one of
-        that name.
+        """The plan with a step that a request asks for, at its place in the order of known steps; in place of a
+        planned one of that name.
         """
         others = [step for step in self.steps if step.name != own.name]
-        before = STEP_ORDER[: STEP_ORDER.index(own.name)] if own.name in STEP_ORDER else ()
+        before = _ORDER[: _ORDER.index(own.name)] if own.name in _ORDER else ()
         place = max((n + 1 for n, step in enumerate(others) if step.name in before), default=0)
+        if own.is_after:
+            place = max(place, sum(not step.is_after for step in others))
         return Plan(steps=(*others[:place], own, *others[place:]))
 
     def to_json(self) -> bytes:
@@ -244,17 +306,19 @@ def _plan(model: str, entry: Any) -> Plan:
     if len(steps) > MOST_STEPS:
         raise _invalid(where, f"may have {MOST_STEPS} steps, not {len(steps)}")
     plan = Plan(steps=tuple(_step(f"{where}[{i}]", step) for i, step in enumerate(steps)))
-    _check_names(where, plan.names)
+    _check_names(where, plan)
     return plan
 
 
-def _check_names(where: str, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
+def _check_names(where: str, plan: Plan) -> None:
+    for name in plan.names:
+        if plan.names.count(name) > 1:
             raise _invalid(where, f"has {name} twice")
-    ours = [name for name in names if name in STEP_ORDER]
-    if ours != sorted(ours, key=STEP_ORDER.index):
-        raise _invalid(where, f"must be in the order {', '.join(STEP_ORDER)}")
+    ours = [name for name in plan.names if name in _ORDER]
+    if ours != sorted(ours, key=_ORDER.index):
+        raise _invalid(where, f"must be in the order {', '.join(_ORDER)}")
+    if plan.steps != (*plan.before, *plan.after):
+        raise _invalid(where, "must have the steps after the predictor after those before it")
 
 
 def _step(where: str, entry: Any) -> PlannedStep:
@@ -279,8 +343,16 @@ def _step(where: str, entry: Any) -> PlannedStep:
         settings=dict(settings),
         on_failure=OnFailure(on_failure),
         timeout_ms=_timeout_ms(where, record.get("timeout_ms", 0)),
-        skippable=_flag(where, record.get("skippable", False)),
+        skippable=_flag(f"{where}.skippable", record.get("skippable", False)),
+        after=_after(where, step, record.get("after", False)),
     )
+
+
+def _after(where: str, step: str, value: Any) -> bool:
+    after = _flag(f"{where}.after", value)
+    if after and step in STEP_ORDER:
+        raise _invalid(f"{where}.after", f"must be false: {step} runs before the predictor")
+    return after and step not in STEPS_AFTER
 
 
 def _timeout_ms(where: str, value: Any) -> int:
@@ -291,7 +363,7 @@ def _timeout_ms(where: str, value: Any) -> int:
 
 def _flag(where: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise _invalid(f"{where}.skippable", "must be true or false")
+        raise _invalid(where, "must be true or false")
     return value
 
 

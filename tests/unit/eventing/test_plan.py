@@ -8,6 +8,7 @@ import pytest
 
 from eventing.errors import BadRequest, InvalidJob
 from eventing.job.plan import (
+    Hold,
     OnFailure,
     Plan,
     PlannedStep,
@@ -142,8 +143,8 @@ def test_the_order_of_a_steps_settings_changes_no_version() -> None:
 
 
 def test_a_step_is_followed_by_the_next_one_and_the_last_by_none() -> None:
-    assert plan("a", "b").after("a") == "b"
-    assert plan("a", "b").after("b") == ""
+    assert plan("a", "b").next_after("a") == "b"
+    assert plan("a", "b").next_after("b") == ""
 
 
 def test_only_a_skippable_step_can_be_left_out() -> None:
@@ -156,3 +157,46 @@ def test_only_a_skippable_step_can_be_left_out() -> None:
     for name in ("b", "c"):
         with pytest.raises(InvalidJob, match="can not be left out"):
             both.without([name])
+
+
+def test_steps_after_the_predictor_stand_behind_those_before_it() -> None:
+    steps = ["retrieve", "mine", "validate-output", "ground", {"step": "own", "after": True}]
+    made = parse_pipelines({"m": {"steps": steps}})["m"]
+
+    assert [step.name for step in made.before] == ["retrieve", "mine"]
+    assert (made.first, made.first_after) == ("retrieve", "validate-output")
+    assert (made.next_after("mine"), made.next_after("ground")) == ("", "own")
+    assert plan_of_json(made.to_json()) == made
+    for wrong in (["ground", "retrieve"], ["ground", "mine"], ["ground", "validate-output"]):
+        with pytest.raises(BadRequest, match=r"steps"):
+            parse_pipelines({"m": {"steps": wrong}})
+    with pytest.raises(BadRequest, match=r"steps\[0\].after"):
+        parse_pipelines({"m": {"steps": [{"step": "route", "after": True}]}})
+
+
+def test_a_requests_own_step_after_the_predictor_stands_behind_the_others() -> None:
+    both = plan("a").with_step(PlannedStep(name="validate-output"))
+
+    assert both.names == ("a", "validate-output")
+    assert both.with_step(PlannedStep(name="b")).names == ("b", "a", "validate-output")
+
+
+@pytest.mark.parametrize(
+    ("settings", "held"),
+    [
+        ({}, Hold.NONE),
+        ({"mode": "score"}, Hold.NONE),
+        ({"mode": "block"}, Hold.WHOLE),
+        ({"mode": "block", "hold": "window"}, Hold.WINDOW),
+        ({"mode": "block", "hold": "none"}, Hold.WHOLE),
+        ({"repairs": 2}, Hold.WHOLE),
+        ({"repairs": 0}, Hold.NONE),
+        ({"cascade": ["large"]}, Hold.WHOLE),
+    ],
+)
+def test_a_plan_holds_back_what_a_step_after_the_predictor_may_change(
+    settings: dict[str, Any], held: Hold
+) -> None:
+    made = parse_pipelines({"m": {"steps": ["a", {"step": "ground", "settings": settings}]}})["m"]
+
+    assert made.hold is held
