@@ -63,7 +63,7 @@ test-unit: install ## Tests without processes (seconds)
 test-faults: install ## Kill, cut and freeze real processes; TRIALS=200 for the long form
 	@TORPOR_FAULT_TRIALS=$(or $(TRIALS),20) $(BIN)/pytest -q tests/faults
 
-test-properties: install ## Other examples of the property tests than the ones CI runs, 20,000 of each
+test-properties: install ## Other examples of the property tests than the ones CI runs, 2,000 of each
 	@$(BIN)/pytest -q -n $(WORKERS) -m hypothesis --hypothesis-profile=search --timeout=1800 tests/unit
 
 soak: install ## Two api, two broker, three predictors under random faults for MINUTES=30; SEED=n draws the same again

@@ -22,7 +22,7 @@ _SETTINGS = hypothesis.settings(deadline=None, suppress_health_check=_SLOW_IS_FI
 # The same examples in every run: a commit that passed once is not refused for a fault it did not make.
 # `make test-properties` looks for others.
 hypothesis.settings.register_profile("torpor", _SETTINGS, derandomize=True)
-hypothesis.settings.register_profile("search", _SETTINGS, max_examples=20_000)
+hypothesis.settings.register_profile("search", _SETTINGS, max_examples=2_000)
 hypothesis.settings.load_profile("torpor")
 
 
