@@ -8,6 +8,7 @@ lack is lacked here. Long form (`TORPOR_CONTAINERS=build`): buildah builds the D
 from __future__ import annotations
 
 import compileall
+import hashlib
 import json
 import os
 import re
@@ -27,9 +28,18 @@ from tests.manifests.conftest import ROOT
 
 BASE = "docker.io/library/python:3.11.14-slim-bookworm"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "torpor-containers"
-STORAGE = ["--root", CACHE / "storage", "--runroot", CACHE / "run", "--storage-driver", "overlay"]
 CA = Path("/etc/ssl/certs/ca-certificates.crt")
 SITE = "lib/python3.11/site-packages"
+
+
+def storage(cache: Path) -> list[str]:
+    """The engine's flags for its storage. Its sockets lie outside, since their path may have 50 characters at most."""
+    name = hashlib.sha256(str(cache).encode()).hexdigest()[:8]
+    flags = ["--root", str(cache / "pods"), "--runroot", f"/run/torpor-{name}"]
+    return [*flags, "--storage-driver", "overlay"]
+
+
+STORAGE = storage(CACHE)
 
 
 class Unavailable(Exception):
@@ -106,7 +116,7 @@ def linked(dockerfile: str, folder: Path) -> Image:
 def built(dockerfile: str, folder: Path) -> Image:
     """The long form: the Dockerfile built as it stands, layers kept from run to run."""
     buildah = ["buildah", *STORAGE]
-    if subprocess.run([*map(str, buildah), "images", "-q", BASE], capture_output=True).returncode:
+    if subprocess.run([*buildah, "images", "-q", BASE], capture_output=True).returncode:
         made = said(*buildah, "from", "scratch")
         said(*buildah, "add", "-q", made, base(), "/")
         said(*buildah, "config", "--env", "PATH=/usr/bin:/bin:/usr/sbin:/sbin", made)

@@ -43,7 +43,7 @@ T = TypeVar("T")
 def podman() -> list[str]:
     """The engine, with the runtime that a host of cgroup v1 takes too."""
     runtime = ["--runtime", shutil.which("runc") or "runc", "--cgroup-manager", "cgroupfs"]
-    return ["podman", *map(str, STORAGE), *runtime]
+    return ["podman", *STORAGE, *runtime]
 
 
 def store_image() -> Image:

@@ -20,7 +20,7 @@ import httpx
 import pytest
 import redis
 
-from tests.containers.image import Image, Unavailable, base, built, linked
+from tests.containers.image import Image, Unavailable, base, built, linked, storage
 from tests.containers.node import Container, Node, podman, store_image
 from tests.manifests.conftest import MANIFESTS, kustomize
 
@@ -63,6 +63,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
         "predictor": linked("predictor-cpu.Dockerfile", folder / "predictor"),
         "store": store_image(),
     }
+
+
+def test_the_engine_takes_a_cache_folder_of_any_length(tmp_path: Path) -> None:
+    flags = storage(tmp_path / ("a" * 60))
+    said = subprocess.run(["podman", *flags, "info"], capture_output=True, text=True, timeout=60)
+    shutil.rmtree(flags[flags.index("--runroot") + 1], ignore_errors=True)
+    assert said.returncode == 0, said.stderr
 
 
 @pytest.fixture
