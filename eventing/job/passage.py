@@ -147,24 +147,32 @@ class LinkFilter:
 
 
 def _harmless_end(text: str) -> int:
-    """How much of a text can not be the beginning of a link: up to the last white space, and not past a bracket that
-    is open, or after which a link's target may follow.
+    """How much of a text can not be the beginning of a link, or a part of one: up to the last white space that lies
+    in no bracket, and in no place of a target after one.
     """
-    end = max(text.rfind(c) for c in " \n\t") + 1
+    end = _after_space(text, len(text))
     start = max(0, len(text) - _LONGEST_LINK)
-    opened = min((at for c in "[<" if 0 <= (at := _unclosed(text, c, start)) < end), default=end)
-    return opened if text[opened - 1 : opened] != "!" else opened - 1
+    while opened := [at for c in "[<" if (at := _open_at(text, c, start, end)) >= 0]:
+        end = _after_space(text, min(opened))
+    return end
 
 
-def _unclosed(text: str, opening: str, start: int) -> int:
-    """Where the first bracket is that has no end yet; -1 for none."""
+def _after_space(text: str, end: int) -> int:
+    """The place after the last white space before `end`; 0 for none."""
+    return max(text.rfind(c, 0, end) for c in " \n\t") + 1
+
+
+def _open_at(text: str, opening: str, start: int, end: int) -> int:
+    """Where the first bracket before `end` is whose end, or whose target's end, is not before `end`; -1 for none."""
     closing = {"[": "]", "<": ">"}[opening]
-    at = text.find(opening, start)
+    at = text.find(opening, start, end)
     while at >= 0:
         close = text.find(closing, at)
-        if close < 0 or (text[close + 1 : close + 2] == "(" and text.find(")", close) < 0):
+        if close >= 0 and text[close + 1 : close + 2] == "(":
+            close = text.find(")", close)
+        if not 0 <= close < end:
             return at
-        at = text.find(opening, at + 1)
+        at = text.find(opening, at + 1, end)
     return -1
 
 

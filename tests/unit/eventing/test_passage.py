@@ -49,6 +49,8 @@ PIECES = st.lists(st.sampled_from(WORDS), max_size=40)
 
 @given(PIECES)
 @example(["www.", "![", "https://"])
+@example(["<img src=", "e.example/", ">"])
+@example(["www.", "<a href=", ">", "e.example/"])
 def test_a_text_in_pieces_leaks_no_link(pieces: list[str]) -> None:
     links = LinkFilter()
     shown = "".join([*map(links.feed, pieces), links.rest()])
