@@ -8,7 +8,7 @@ delivery of a step that is done changes nothing and sends its job's event again.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -27,20 +27,34 @@ from eventing.errors import (
     TorporError,
     Unavailable,
 )
-from eventing.job.job import API_SOURCE, Job, JobError, JobId, JobRequest, JobState
-from eventing.job.plan import OnFailure, PlannedStep, StepStatus
+from eventing.job.job import API_SOURCE, REJECTED, Job, JobError, JobId, JobRequest, JobState
+from eventing.job.passage import Passage
+from eventing.job.plan import Hold, OnFailure, PlannedStep, StepStatus
 from eventing.job.step import BeginStatus, StepRun, StepStore
 from eventing.job.store import Ending
+from eventing.store.vector_store.query import RETRIEVE_STEP
 from eventing.telemetry import trace
 from eventing.telemetry.metric.series import labelled
 from steps import metrics
-from steps.handler import Answer, Continue, Handler, Refuse, Skip, StepCall, StepOutcome
+from steps.handler import (
+    Again,
+    Answer,
+    Continue,
+    Handler,
+    Refuse,
+    Skip,
+    StepCall,
+    StepOutcome,
+    Withhold,
+)
 from steps.room import Room
 
 _log = structlog.get_logger()
 _DETAIL_BYTES: Final = 32 * 1024
 _PREPARED_BYTES: Final = 8 * 1024 * 1024
 """Longest request that a step may make; the largest event that the ingress takes."""
+MOST_AGAIN: Final = 8
+"""Of one job, whatever its steps say."""
 _PATIENCE_S: Final = 10.0
 _PAUSE_S: Final = 0.2
 
@@ -128,7 +142,7 @@ class Runner:
 
     async def _publish_again(self, job: Job) -> None:
         """Send a waiting job's event again: the one before may be lost where an external broker has it."""
-        if job.state is JobState.QUEUED:
+        if job.state is JobState.QUEUED or job.is_validating:
             await self._deps.publish_again(request_event(job))
 
     async def _run(self, job_id: JobId, step: str) -> None:
@@ -190,12 +204,16 @@ class Runner:
             settings=planned.settings,
             attempt=number,
             deadline_ms=job.deadline_ms,
+            candidate=job.candidate if planned.is_after else None,
+            passages=_passages(job) if planned.is_after else (),
         )
         may_skip = planned.on_failure is OnFailure.CONTINUE
         limit_s = self._limit_s(job, planned)
         try:
             async with asyncio.timeout(limit_s):
-                return await self._deps.handlers[planned.name](call)
+                outcome = await self._deps.handlers[planned.name](call)
+            _check_place(job, planned, outcome)
+            return outcome
         except TimeoutError as error:
             if may_skip:
                 return Skip(reason="timeout")
@@ -229,12 +247,29 @@ class Runner:
                 await advance.refuse(job, run, detail, error)
             case Skip(reason=reason):
                 await advance.go_on(job, run, StepStatus.SKIPPED, {"reason": reason, **detail})
-            case Continue(request=request):
+            case Withhold(reason=reason):
+                await advance.withhold(run, detail, reason)
+            case Continue() | Again():
                 try:
-                    await advance.go_on(job, run, StepStatus.COMPLETED, detail, _fitting(request))
+                    await self._go_on(job, run, outcome, detail)
                 except BadRequest as error:
                     refusal = JobError(code=error.code, message=error.message, field=error.field)
                     await advance.refuse(job, run, detail, refusal)
+
+    async def _go_on(
+        self, job: Job, run: StepRun, outcome: Continue | Again, detail: Mapping[str, Any]
+    ) -> None:
+        """To the next step, to the predictor, or to the job's end. Raises `BadRequest`."""
+        advance, request = self._deps.advance, _fitting(outcome.request)
+        if isinstance(outcome, Continue):
+            await advance.go_on(
+                job, run, StepStatus.COMPLETED, detail, request, result=outcome.result
+            )
+            return
+        request = request or job.to_run
+        if outcome.model is not None:
+            request = replace(request, body={**request.body, "model": outcome.model})
+        await advance.again(job, run, detail, request)
 
     async def _until_stored(self, store: Callable[[], Awaitable[None]]) -> None:
         """Store the outcome, again while the store is away: the handler's work may have been expensive. Whether an
@@ -253,6 +288,39 @@ class Runner:
         """The step waits again. With the store unavailable it stays in progress, and its next run is alone."""
         with suppress(Unavailable):
             await self._deps.store.give_up_run(run)
+
+
+def _check_place(job: Job, planned: PlannedStep, outcome: StepOutcome) -> None:
+    """Raises `RunFailed` for an outcome that the step may not give where it stands: a text that readers were shown is
+    not taken back, and no step ends a job with an answer that those after it did not judge.
+    """
+    is_judging = isinstance(outcome, Withhold | Again)
+    if isinstance(outcome, Answer) and planned.is_after:
+        raise RunFailed("a step after the predictor changes its answer, and gives no other")
+    if is_judging and not (planned.is_after and job.is_validating):
+        raise RunFailed("there is no answer yet")
+    if isinstance(outcome, Again):
+        if job.hold is not Hold.WHOLE:
+            raise RunFailed("the answer was shown already")
+        if sum(each.outcome == REJECTED for each in job.history) >= MOST_AGAIN:
+            raise RunFailed(f"the answer was made again {MOST_AGAIN} times")
+
+
+def _passages(job: Job) -> tuple[Passage, ...]:
+    """What retrieval put into the prompt, as its step recorded it."""
+    detail = next((each.detail for each in job.pipeline if each.step == RETRIEVE_STEP), {})
+    sources = detail.get("sources")
+    return tuple(
+        Passage(
+            file_id=str(each.get("file_id", "")),
+            filename=str(each.get("filename", "")),
+            text=str(each.get("text", "")),
+            score=float(each.get("score") or 0.0),
+            attributes=each.get("attributes"),
+        )
+        for each in (sources if isinstance(sources, list) else ())
+        if isinstance(each, Mapping)
+    )
 
 
 def _fitting(request: JobRequest | None) -> JobRequest | None:
@@ -274,6 +342,8 @@ def _note_wait(job: Job, step: str, number: int) -> None:
     if number != 1 or job.plan is None:
         return
     begun = {record.step: record for record in job.pipeline}
+    if job.is_validating and step == job.plan.first_after:
+        return  # its time began with the answer
     place = job.plan.names.index(step)
     before = begun.get(job.plan.names[place - 1]) if place else None
     next_ms = before.ended_ms if before else job.created_ms
@@ -286,4 +356,6 @@ _WORDS: Final[Mapping[type[object], str]] = {
     Answer: "answered",
     Skip: "skipped",
     Refuse: "refused",
+    Withhold: "withheld",
+    Again: "again",
 }

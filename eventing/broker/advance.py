@@ -12,8 +12,9 @@ from eventing.broker.intake import Route
 from eventing.cloudevent.job_event import request_event
 from eventing.job.job import API_SOURCE, Job, JobError, JobRequest, JobState
 from eventing.job.plan import OnFailure, Plan, StepStatus
-from eventing.job.step import AdvanceStatus, StepEnd, StepRun, StepStore
+from eventing.job.step import AdvanceStatus, StepEnd, StepRun, StepStore, Verdict
 from eventing.job.store import Ending, TokenBatch
+from eventing.job.withheld import shown_anew
 
 UNAVAILABLE: Final[Mapping[str, Any]] = {"reason": "unavailable"}
 """The detail of a step that was skipped because its tries were used up, or its time."""
@@ -33,15 +34,44 @@ class Advance:
         status: StepStatus,
         detail: Mapping[str, Any],
         prepared: JobRequest | None = None,
+        result: Mapping[str, Any] | None = None,
     ) -> AdvanceStatus:
-        """The job goes on to what its plan has after the step. Raises `BadRequest` when no trigger takes it, or its
-        event is too large for the broker.
+        """The job goes on to what its plan has after the step, with another `result` if the step changed it; after the
+        last step it ends with its answer. Raises `BadRequest` when no trigger takes it, or its event is too large for
+        the broker.
         """
         assert job.plan is not None  # noqa: S101 (it has a run of a step of it)
         next_step = job.plan.next_after(run.step)
-        event = request_event(replace(job, step=next_step, prepared=prepared or job.prepared))
-        publication = self._route.publication(event)
         end = StepEnd(status=status, detail=detail, next_step=next_step, prepared=prepared)
+        if result is not None:
+            end = replace(end, result=result, tokens=shown_anew(job, result))
+        if job.is_validating and not next_step:
+            return await self._store.advance(run, replace(end, verdict=Verdict.ACCEPT))
+        return await self._send(job, run, end)
+
+    async def again(
+        self, job: Job, run: StepRun, detail: Mapping[str, Any], request: JobRequest
+    ) -> AdvanceStatus:
+        """The predictor of the request's model answers once more. Raises as `go_on`."""
+        prepared = request if request != job.to_run else None
+        end = StepEnd(
+            status=StepStatus.COMPLETED, detail=detail, prepared=prepared, verdict=Verdict.AGAIN
+        )
+        return await self._send(job, run, end)
+
+    async def withhold(self, run: StepRun, detail: Mapping[str, Any], reason: str) -> AdvanceStatus:
+        """The job ends incomplete, and its answer is deleted."""
+        end = StepEnd(
+            status=StepStatus.COMPLETED, detail=detail, verdict=Verdict.WITHHOLD, withheld=reason
+        )
+        return await self._store.advance(run, end)
+
+    async def _send(self, job: Job, run: StepRun, end: StepEnd) -> AdvanceStatus:
+        """Store the end of the run with the event of what is next."""
+        event = request_event(
+            replace(job, step=end.next_step, prepared=end.prepared or job.prepared)
+        )
+        publication = self._route.publication(event)
         answer = await self._store.advance(run, end, publication)
         if answer is AdvanceStatus.OK:
             self._route.recorded(job.id, event)

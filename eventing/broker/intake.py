@@ -76,12 +76,21 @@ class Intake:
         # An event of ours carries this host's time; the record's is not known yet.
         made = planned_event(event, new.plan) if event else None
         event = made or request_event(fresh(new, self._clock.wall_ms()))
-        publication = self._route.publication(event)
+        publication = self._with_after(self._route.publication(event), fresh(new, 0))
         with trace.span("enqueue", parent=new.traceparent, type=event.type):
             job, is_new = await self._store.submit(new, publication)
         if is_new and job.state is JobState.QUEUED and not job.follows:
             self._route.recorded(job.id, event)
         return job, is_new
+
+    def _with_after(self, publication: Publication, job: Job) -> Publication:
+        """The publication with the queues of the first step after the predictor, which whoever has the answer puts its
+        event into.
+        """
+        if job.plan is None or not job.plan.first_after:
+            return publication
+        event = request_event(replace(job, step=job.plan.first_after))
+        return replace(publication, after_queues=self._route.publication(event).queues)
 
     async def _asking(self, new: NewJob) -> NewJob:
         """The job with what is asked of the exact cache for it. Raises `NotCached` for one that only a kept answer can
@@ -140,7 +149,8 @@ class Intake:
             step = plan.first if plan else ""
             again = replace(again, request=request, prepared=None, plan=plan, step=step)
         event = request_event(again)
-        is_queued = await self._store.redrive(job, request, self._route.publication(event), plan)
+        publication = self._with_after(self._route.publication(event), again)
+        is_queued = await self._store.redrive(job, request, publication, plan)
         if is_queued:
             self._route.recorded(job.id, event)
         return is_queued

@@ -17,7 +17,7 @@ import orjson
 from eventing.errors import InvalidJob
 from eventing.job.cache import CacheUse
 from eventing.job.call_fields import CHAT_BATCH_URL, check_body
-from eventing.job.plan import Plan, StepRecord, StepStatus
+from eventing.job.plan import Hold, Plan, StepRecord, StepStatus
 from eventing.known_fields import known_fields
 
 JobId = NewType("JobId", str)
@@ -32,6 +32,9 @@ CONTENT_FILTER: Final = "content_filter"
 """Why an answer is incomplete that was withheld (OpenAI's word)."""
 CONTENT_FILTER_UNAVAILABLE: Final = "content_filter_unavailable"
 """Why an answer is incomplete that no step could judge before its job's deadline."""
+
+REJECTED: Final = "rejected"
+"""The outcome of an attempt whose answer a step had made again."""
 
 CHAT_URLS: Final = ("/v1/chat/completions", CHAT_BATCH_URL)
 RUNNABLE_URLS: Final = (*CHAT_URLS, "/v1/completions", "/v1/embeddings")
@@ -155,6 +158,13 @@ class Job:
     step: str = ""  #: the step that is next; empty when none is left
     pipeline: tuple[StepRecord, ...] = ()  #: the steps that have begun, as they are recorded
     prepared: JobRequest | None = None  #: the request as steps have changed it
+    incomplete: str = ""  #: why the text of the answer is withheld
+    candidate: Mapping[str, Any] | None = (
+        None  #: the answer that steps are yet to judge: never shown
+    )
+    candidate_state: JobState | None = (
+        None  #: the state in which the job ends when they let it pass
+    )
 
     @property
     def stream_id(self) -> JobId:
@@ -166,6 +176,18 @@ class Job:
     def to_run(self) -> JobRequest:
         """The request that the next step or the predictor is given."""
         return self.prepared or self.request
+
+    @property
+    def is_validating(self) -> bool:
+        """True while steps judge the answer."""
+        return self.candidate_state is not None and not self.state.is_terminal
+
+    @property
+    def hold(self) -> Hold:
+        """What readers are not shown: nothing of an ended answer is held back, as what was withheld is deleted."""
+        if self.plan is None or self.state in (JobState.COMPLETED, JobState.INCOMPLETE):
+            return Hold.NONE
+        return self.plan.hold
 
     @property
     def answered_by(self) -> str:
@@ -192,6 +214,8 @@ class Job:
     @property
     def incomplete_reason(self) -> str | None:
         """What cut the answer short, in the words of OpenAI's Responses; None for a whole one, or none yet."""
+        if self.incomplete:
+            return self.incomplete
         choices = (self.result or {}).get("choices") or [{}]
         match choices[0].get("finish_reason"):
             case "length":

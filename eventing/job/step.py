@@ -57,6 +57,15 @@ class Begun:
     is_suspect: bool = False
 
 
+class Verdict(StrEnum):
+    """What becomes of the answer that a step after the predictor judged."""
+
+    NONE = ""  #: nothing yet: another step is next, or there is no answer
+    ACCEPT = "accept"  #: the job ends with it
+    AGAIN = "again"  #: it is thrown away; the predictor makes another
+    WITHHOLD = "withhold"  #: the job ends without its text
+
+
 class AdvanceStatus(StrEnum):
     """The answer to the end of a run."""
 
@@ -71,6 +80,9 @@ class AdvanceStatus(StrEnum):
 class StepEnd:
     """How a step ended. With `ending`, the job ends with it, and `tokens` are written to its stream; without, it
     goes on to `next_step` (empty: to its predictor), with the request `prepared` if that has changed.
+
+    After the predictor, `verdict` says what becomes of the answer. One that a step changed is `result`, whose `tokens`
+    take the place of what is in the stream.
     """
 
     status: StepStatus
@@ -79,6 +91,9 @@ class StepEnd:
     prepared: JobRequest | None = None
     ending: Ending | None = None
     tokens: tuple[TokenBatch, ...] = ()
+    verdict: Verdict = Verdict.NONE
+    result: Mapping[str, Any] | None = None
+    withheld: str = ""  #: why, of an answer that is
 
 
 class StepStore(JobIntake, Protocol):

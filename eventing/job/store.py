@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from eventing.job.cache import CacheAsk, CacheUse
 from eventing.job.job import DEFAULT_TENANT, Job, JobError, JobId, JobRequest, JobState, Lane
-from eventing.job.plan import Plan, PlannedStep, StepStatus
+from eventing.job.plan import Hold, Plan, PlannedStep, StepStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,7 @@ class Publication:
 
     queues: tuple[str, ...] = ()
     event: bytes = b""  #: as it stands in a queue (`eventing.cloudevent.event.to_record`)
+    after_queues: tuple[str, ...] = ()  #: those of the first step after the predictor
     max_unpublished: int | None = None
 
 
@@ -102,7 +103,7 @@ NO_LEASE: Final = Lease(JobId(""), 0, "")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acquired:
     """The answer to `acquire`. The stream holds `token_count` tokens of earlier attempts, from which this one
-    continues; `void_count` earlier tokens were discarded.
+    continues; `void_count` earlier tokens were discarded. `hold` says what its readers are shown before the end.
     """
 
     status: AcquireStatus
@@ -110,6 +111,7 @@ class Acquired:
     token_count: int = 0
     void_count: int = 0
     lease_left_ms: int = 0
+    hold: Hold = Hold.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,7 @@ class LeaseStatus(StrEnum):
     """The answer to a lease holder's renewal or write."""
 
     OK = "ok"  #: still ours
+    VALIDATING = "validating"  #: the answer is kept, for the steps that judge it
     FENCED = "fenced"  #: a newer attempt runs, or the job was given back
     HELD = "held"  #: another owner runs it
     TERMINAL = "terminal"  #: the job has ended (cancelled, say)
@@ -139,17 +142,21 @@ class LeaseStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
-    """Tokens from position `index` on; `delta` is what readers are shown for them (JSON text, may be empty)."""
+    """Tokens from position `index` on; `delta` is what readers are shown for them (JSON text, may be empty). Where an
+    answer is held back, `shown` is the position up to which its text may be shown.
+    """
 
     index: int
     token_ids: tuple[int, ...]
     delta: str = ""
+    shown: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """How an attempt ended its job. `final_batch` holds the tokens not yet checkpointed, `gpu_ms` the charge to the
-    job; both are written atomically with the end. With `cache`, a step gave another job's answer.
+    job; both are written atomically with the end. With `cache`, a step gave another job's answer. `incomplete` says why
+    the text is withheld, which is then not stored (`eventing.job.withheld`); empty where it is not.
     """
 
     state: JobState
@@ -160,6 +167,7 @@ class Ending:
     final_batch: TokenBatch | None = None
     cache: CacheUse | None = None
     gpu_ms: int = 0
+    incomplete: str = ""
 
 
 class ReleaseReason(StrEnum):
@@ -198,6 +206,10 @@ class StreamEntry(NamedTuple):
     step: str = ""
     step_status: StepStatus | None = None
     step_ms: int = 0  #: how long an ended one took
+    phase: str = ""  #: of a state: what the job waits for in it
+    shown: int = (
+        -1
+    )  #: position up to which the text may be shown, where it is held back; -1 for none said
 
 
 def cursor_order(cursor: str) -> tuple[int, int]:
@@ -349,7 +361,8 @@ class JobWorker(JobIntake, Protocol):
         """
 
     async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
-        """End the job: the last tokens, result and state. `GAP`, and nothing is changed, when those tokens do not go
+        """End the job: the last tokens, result and state; or keep the answer for the steps after the predictor, if the
+        job's plan has some (`VALIDATING`). `GAP`, and nothing is changed, when those tokens do not go
         on from what is stored.
         """
 

@@ -14,7 +14,7 @@ import orjson
 from eventing.errors import ResultTooLarge
 from eventing.job.cache import CacheUse, cache_use_of
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState, Lane, error_of
-from eventing.job.plan import Plan, StepRecord, StepStatus, plan_of_json
+from eventing.job.plan import Hold, Plan, StepRecord, StepStatus, plan_of_json
 from eventing.job.prompt import prompt_start
 from eventing.job.store import (
     ConversationTurn,
@@ -24,6 +24,7 @@ from eventing.job.store import (
     NewJob,
     StreamEntry,
 )
+from eventing.job.withheld import without_text
 from eventing.known_fields import check_version, known_fields, known_value
 from eventing.redis import keys
 from eventing.store.objects.object_ref import ObjectRef
@@ -69,6 +70,8 @@ LIST_FIELDS: Final = (
     "plan",
     "step",
     "pipeline",
+    "incomplete",
+    "candidate_state",
 )
 """Fields that lists read: neither prompt nor answer."""
 LABELS_BYTES: Final = 16 * 1024
@@ -76,8 +79,12 @@ LABELS_BYTES: Final = 16 * 1024
 _LABEL_CHARS: Final = 512
 
 
-def new_fields(new: NewJob, request: bytes, queues: Sequence[str] = ()) -> list[Field]:
-    """Names and values, in turn, of a job that is being recorded with its event in `queues`."""
+def new_fields(
+    new: NewJob, request: bytes, queues: Sequence[str] = (), after_queues: Sequence[str] = ()
+) -> list[Field]:
+    """Names and values, in turn, of a job that is being recorded with its event in `queues`; that of its first step
+    after the predictor will be in `after_queues`.
+    """
     pairs: dict[str, Field] = {
         "request": request,
         **shown_fields(new.request),
@@ -95,7 +102,7 @@ def new_fields(new: NewJob, request: bytes, queues: Sequence[str] = ()) -> list[
         pairs["cache_control"] = new.cache_control
     if new.cache is not None:
         pairs["cache"] = new.cache.use.to_json()
-    pairs |= _plan_pairs(new.plan)
+    pairs |= _plan_pairs(new.plan, after_queues)
     if new.options_sha:
         pairs["options_sha"] = new.options_sha
     if new.traceparent:
@@ -132,15 +139,26 @@ def turn_item_id(job_id: JobId, place: int) -> str:
     return f"item_{job_id.removeprefix('job_')}_{place}"
 
 
-def plan_fields(plan: Plan | None) -> list[Field]:
+def plan_fields(plan: Plan | None, after_queues: Sequence[str] = ()) -> list[Field]:
     """Names and values, in turn, of a job's plan; none without one."""
-    return [item for pair in _plan_pairs(plan).items() for item in pair]
+    return [item for pair in _plan_pairs(plan, after_queues).items() for item in pair]
 
 
-def _plan_pairs(plan: Plan | None) -> dict[str, Field]:
+def _plan_pairs(plan: Plan | None, after_queues: Sequence[str]) -> dict[str, Field]:
     if plan is None:
         return {}
-    return {"plan": plan.to_json(), "plan_version": plan.version, "step": plan.first}
+    pairs: dict[str, Field] = {
+        "plan": plan.to_json(),
+        "plan_version": plan.version,
+        "step": plan.first,
+    }
+    if plan.first_after:
+        pairs["after"] = plan.first_after
+        if after_queues:
+            pairs["after_queues"] = orjson.dumps(after_queues)
+    if plan.hold is not Hold.NONE:
+        pairs["hold"] = plan.hold
+    return pairs
 
 
 def shown_fields(request: JobRequest) -> dict[str, str]:
@@ -165,8 +183,11 @@ def fingerprint(request: bytes, tenant: str) -> str:
 def ending_fields(ending: Ending) -> list[Field]:
     """Names and values, in turn, of a job's end. Raises `ResultTooLarge`."""
     pairs: dict[str, Field] = {}
-    if ending.result is not None:
-        pairs["result"] = result = orjson.dumps(ending.result)
+    if ending.incomplete:
+        pairs["incomplete"] = ending.incomplete
+    kept = stored_result(ending)
+    if kept is not None:
+        pairs["result"] = result = orjson.dumps(kept)
         if len(result) > MAX_RESULT_BYTES:
             raise ResultTooLarge(
                 f"the answer has {len(result) >> 20} MiB, of which at most {MAX_RESULT_BYTES >> 20} are kept; "
@@ -179,6 +200,20 @@ def ending_fields(ending: Ending) -> list[Field]:
     if ending.cache is not None:
         pairs["cache"] = ending.cache.to_json()
     return [item for pair in pairs.items() for item in pair]
+
+
+def stored_result(ending: Ending) -> Mapping[str, Any] | None:
+    """The result of a job's end: without its text where that is withheld."""
+    if ending.result is not None and ending.incomplete:
+        return without_text(ending.result)
+    return ending.result
+
+
+def withheld_field(ending: Ending) -> list[Field]:
+    """What is kept beside an answer that steps will judge."""
+    if ending.result is None:
+        return []
+    return ["withheld", orjson.dumps(without_text(ending.result))]
 
 
 def fresh(new: NewJob, created_ms: int) -> Job:
@@ -260,6 +295,11 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         step=text(b"step"),
         pipeline=_pipeline(record.get(b"pipeline", b"")),
         prepared=request_of(record[b"prepared"]) if b"prepared" in record else None,
+        incomplete=text(b"incomplete"),
+        candidate=value(b"candidate"),
+        candidate_state=known_value(JobState, text(b"candidate_state"))
+        if b"candidate_state" in record
+        else None,
     )
 
 
@@ -341,6 +381,7 @@ def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
             index=int(fields.get(b"index", 0)),
             token_ids=tuple(map(int, fields.get(b"ids", b"").split())),
             delta=fields.get(b"delta", b"").decode(),
+            shown=int(fields.get(b"shown", -1)),
         )
     return StreamEntry(
         cursor=cursor.decode(),
@@ -353,6 +394,8 @@ def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
         step=fields.get(b"step", b"").decode(),
         step_status=_step_status(fields.get(b"status", b"").decode()),
         step_ms=int(fields.get(b"ms", 0)),
+        phase=fields.get(b"phase", b"").decode(),
+        shown=int(fields.get(b"shown", -1)),
     )
 
 

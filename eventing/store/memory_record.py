@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import orjson
 
-from eventing.job.job import AttemptRecord, Job, JobError, JobRequest, JobState
-from eventing.job.plan import Plan
+from eventing.job.job import REJECTED, AttemptRecord, Job, JobError, JobRequest, JobState
+from eventing.job.plan import Hold, Plan
 from eventing.job.prompt import prompt_start
 from eventing.job.store import (
     Ending,
@@ -22,7 +22,7 @@ from eventing.job.store import (
     TokenBatch,
     cursor_order,
 )
-from eventing.store.job_record import served_again
+from eventing.store.job_record import served_again, stored_result
 
 
 @dataclass(slots=True)
@@ -39,6 +39,7 @@ class MemoryRecord:
     must_restart: bool = False
     was_restarted: bool = False
     prepared_sha: str = ""
+    spent: Mapping[str, Any] | None = None
     entries: list[StreamEntry] = field(default_factory=list)
 
     @property
@@ -89,7 +90,62 @@ class MemoryRecord:
             index=batch.index,
             token_ids=batch.token_ids,
             delta=batch.delta,
+            shown=-1 if batch.shown is None else batch.shown,
         )
+
+    def is_unjudged(self, ending: Ending) -> bool:
+        """True where the ending is an answer that steps after the predictor judge first."""
+        has_steps = self.job.plan is not None and bool(self.job.plan.after)
+        is_answer = ending.state in (JobState.COMPLETED, JobState.INCOMPLETE)
+        return has_steps and is_answer and not ending.incomplete
+
+    def validate(self, ending: Ending, outcome: str, now_ms: int) -> None:
+        """Keep the answer for the steps that judge it."""
+        job = self.job
+        assert job.plan is not None  # noqa: S101 (`is_unjudged`)
+        usage = _stored(ending.usage, job.usage)
+        self.job = replace(
+            job,
+            state=JobState.IN_PROGRESS,
+            step=job.plan.first_after,
+            candidate=_stored(ending.result, None),
+            candidate_state=ending.state,
+            usage=_sum(usage, self.spent),
+            gpu_ms=job.gpu_ms + ending.gpu_ms,
+            lease_owner="",
+            lease_until_ms=0,
+            history=closed(job.history, outcome, now_ms),
+        )
+        self.lease_id = ""
+        self.write(
+            now_ms, EntryKind.STATE, state=JobState.IN_PROGRESS, phase="validating", at_ms=now_ms
+        )
+
+    def answer_again(self, now_ms: int) -> None:
+        """Throw the answer away, and queue the job for another."""
+        last = replace(self.job.history[-1], outcome=REJECTED) if self.job.history else None
+        history = (*self.job.history[:-1], last) if last else ()
+        self.spent, self.must_restart = self.job.usage or {}, True
+        self.job = replace(
+            self.job, state=JobState.QUEUED, history=history, candidate=None, candidate_state=None
+        )
+        self.entries.clear()
+        self.write_state(now_ms)
+
+    def judged(self, reason: str, result: Mapping[str, Any] | None) -> Ending:
+        """The end with the answer that steps let pass, changed or not; with a `reason`, without its text."""
+        state = self.job.candidate_state or JobState.COMPLETED
+        if reason:
+            return Ending(state=JobState.INCOMPLETE, result=self.job.candidate, incomplete=reason)
+        return Ending(state=state, result=result or self.job.candidate)
+
+    def show_anew(self, batches: Sequence[TokenBatch], now_ms: int) -> None:
+        """Tokens of a changed answer in place of those in the stream."""
+        if batches:
+            self.entries.clear()
+            self.must_restart, first_ms = True, self.job.first_token_ms
+            self.answer(batches, now_ms)
+            self.job = replace(self.job, first_token_ms=first_ms)
 
     def give_back(self, outcome: str, now_ms: int) -> None:
         """End the running attempt and queue the job for another."""
@@ -106,6 +162,13 @@ class MemoryRecord:
         """The only transition into a terminal state; a running attempt is closed with `outcome`."""
         job = self.job
         is_closing = job.state is JobState.IN_PROGRESS and outcome
+        hold = job.plan.hold if job.plan else Hold.NONE
+        is_over = ending.state is JobState.CANCELLED or (
+            ending.state is JobState.FAILED and not ending.is_dead_letter
+        )
+        if ending.incomplete or (hold is Hold.WHOLE and is_over):
+            self.entries.clear()
+        keeps_candidate = ending.state is JobState.FAILED and ending.is_dead_letter
         self.job = replace(
             job,
             state=ending.state,
@@ -115,7 +178,7 @@ class MemoryRecord:
             lease_until_ms=0,
             result=served_again(
                 job.id,
-                _stored(ending.result, job.result),
+                _stored(stored_result(ending), job.result),
                 ending.usage,
                 job.created_ms,
                 ending.cache,
@@ -123,13 +186,23 @@ class MemoryRecord:
             cache=ending.cache or job.cache,
             usage=_stored(ending.usage, job.usage),
             error=ending.error or job.error,
+            incomplete=ending.incomplete,
+            candidate=job.candidate if keeps_candidate else None,
+            candidate_state=job.candidate_state if keeps_candidate else None,
             is_dead_letter=ending.is_dead_letter,
             history=closed(job.history, outcome, now_ms) if is_closing else job.history,
         )
         if ending.state is not JobState.FAILED:
             self.job, self.prepared_sha = replace(self.job, prepared=None), ""
         self.expires_ms = now_ms + keep_ms
-        self.write_state(now_ms)
+        is_shown = hold is not Hold.NONE and self.job.hold is Hold.NONE and not ending.incomplete
+        self.write(
+            now_ms,
+            EntryKind.STATE,
+            state=self.job.state,
+            at_ms=now_ms,
+            shown=self.job.token_count if is_shown else -1,
+        )
 
     def answer(self, batches: Sequence[TokenBatch], now_ms: int) -> None:
         """Write the tokens of an answer that no predictor made."""
@@ -144,16 +217,17 @@ class MemoryRecord:
         """Queue an ended job again, with an attempt number that it never had; with another `request`, its `sha` and
         its `plan`, from the first step and the first token.
         """
+        is_judged_again = self.job.candidate_state is not None and request is None
         self.job = replace(
             self.job,
-            state=JobState.QUEUED,
+            state=JobState.IN_PROGRESS if is_judged_again else JobState.QUEUED,
             attempt=self.job.attempt + 1,
             is_dead_letter=False,
             finished_ms=0,
             deadline_ms=0,
             error=None,
             result=None,
-            usage=None,
+            usage=self.job.usage if is_judged_again else None,
             pipeline=tuple(each for each in self.job.pipeline if each.step != self.job.step),
         )
         if request is not None:
@@ -162,6 +236,8 @@ class MemoryRecord:
             prompt, step = prompt_start(request), plan.first if plan else ""
             self.job = replace(self.job, request=request, prompt=prompt, token_count=0)
             self.job = replace(self.job, plan=plan, step=step, pipeline=(), prepared=None)
+            self.job = replace(self.job, candidate=None, candidate_state=None)
+            self.spent = None
             self.prepared_sha = ""
         self.failures, self.expires_ms = 0, 0
         self.write_state(now_ms)
@@ -183,9 +259,9 @@ class MemoryRecord:
 def closed(
     history: tuple[AttemptRecord, ...], outcome: str, now_ms: int
 ) -> tuple[AttemptRecord, ...]:
-    """The history with its last attempt closed."""
-    if not history:
-        return ()
+    """The history with its last attempt closed, unless it is: its answer waits for steps."""
+    if not history or history[-1].ended_ms:
+        return history
     return (*history[:-1], replace(history[-1], outcome=outcome, ended_ms=now_ms))
 
 
@@ -205,6 +281,14 @@ def why_over(job: Job, failures: int, max_attempts: int, now_ms: int) -> JobErro
         lost = f"every attempt was lost ({failures} of {max_attempts})"
         return JobError(code="exhausted", message=lost)
     return None
+
+
+def _sum(usage: Any, spent: Mapping[str, Any] | None) -> Any:
+    """As `usage_with` of `_lib.lua`."""
+    if not spent or not usage:
+        return usage
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return {**usage, **{name: usage.get(name, 0) + spent.get(name, 0) for name in names}}
 
 
 def _stored(value: Mapping[str, Any] | None, before: Any) -> Any:

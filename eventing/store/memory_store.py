@@ -13,8 +13,15 @@ from dataclasses import replace
 from eventing.clock import Clock, SystemClock
 from eventing.errors import BrokerUnavailable, IdempotencyConflict, JobDeleted
 from eventing.job.cache import CacheKind
-from eventing.job.job import Job, JobError, JobId, JobRequest, JobState
-from eventing.job.plan import Plan
+from eventing.job.job import (
+    CONTENT_FILTER_UNAVAILABLE,
+    Job,
+    JobError,
+    JobId,
+    JobRequest,
+    JobState,
+)
+from eventing.job.plan import Hold, Plan
 from eventing.job.prompt import is_match
 from eventing.job.store import (
     ARRIVED,
@@ -185,6 +192,7 @@ class MemoryStore:
             lease=Lease(job_id, record.job.attempt, record.lease_id),
             token_count=record.job.token_count,
             void_count=job.token_count - record.job.token_count,
+            hold=job.plan.hold if job.plan else Hold.NONE,
         )
 
     async def renew(self, leases: Sequence[Lease], *, extend: bool) -> list[LeaseStatus]:
@@ -220,8 +228,26 @@ class MemoryStore:
             if record.job.token_count != ending.final_batch.index:
                 return LeaseStatus.GAP
             record.append(ending.final_batch, self._now())
-        self._end(record, ending, ending.error.code if ending.error else str(ending.state))
-        return LeaseStatus.OK
+        outcome = ending.error.code if ending.error else str(ending.state)
+        return self._end_or_validate(record, ending, outcome)
+
+    def _end_or_validate(self, record: MemoryRecord, ending: Ending, outcome: str) -> LeaseStatus:
+        now = self._now()
+        if not record.is_unjudged(ending):
+            self._end(record, ending, outcome)
+            return LeaseStatus.OK
+        record.validate(ending, outcome, now)
+        self._index.unstarted[record.job.id] = now + self._settings.republish_after_s * 1000
+        return LeaseStatus.VALIDATING
+
+    def _end_late(self, record: MemoryRecord, outcome: str) -> None:
+        """End a job past its deadline: with its answer, where steps have yet to judge one; without its text, where that
+        is held back.
+        """
+        if not record.job.is_validating:
+            return self._end(record, dead_letter(LATE), outcome)
+        is_held = record.job.hold is not Hold.NONE
+        self._end(record, record.judged(CONTENT_FILTER_UNAVAILABLE if is_held else "", None), "")
 
     async def release(self, lease: Lease, why: ReleaseReason, error: JobError) -> bool:
         record = self._find(lease.job_id)
@@ -315,7 +341,7 @@ class MemoryStore:
             elif left := self._lease_left(record):
                 self._index.deadlines[job_id] = now + left
             else:
-                self._end(record, dead_letter(LATE), outcome="lost")
+                self._end_late(record, "lost")
                 failed.append(job_id)
         return failed
 
@@ -387,12 +413,13 @@ class MemoryStore:
             return LeaseStatus.TERMINAL
         if not is_forced and self._lease_left(record):
             return LeaseStatus.HELD
+        if not is_forced and job.is_validating:
+            return LeaseStatus.FENCED
         if attempt is not None:
             if attempt < job.attempt:
                 return record.refuse(LeaseStatus.FENCED)
             record.job = replace(job, attempt=attempt)
-        self._end(record, ending, str(ending.state))
-        return LeaseStatus.OK
+        return self._end_or_validate(record, ending, str(ending.state))
 
     def _end(self, record: MemoryRecord, ending: Ending, outcome: str) -> None:
         s = self._settings

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import orjson
 from redis.asyncio import Redis
 
+from eventing.cloudevent.event import to_record
+from eventing.cloudevent.job_event import request_event
 from eventing.errors import (
     ConversationLocked,
     ObjectGone,
@@ -27,7 +29,7 @@ from eventing.job.job import (
     JobState,
     derive_job_id,
 )
-from eventing.job.plan import Plan
+from eventing.job.plan import Hold, Plan
 from eventing.job.store import (
     ARRIVED,
     Acquired,
@@ -223,7 +225,13 @@ class RedisStore:
             case AcquireStatus.ACQUIRED:
                 attempt, tokens, void = (int(number) for number in answer[1:4])
                 lease = Lease(job_id, attempt, lease_id)
-                return Acquired(status=status, lease=lease, token_count=tokens, void_count=void)
+                return Acquired(
+                    status=status,
+                    lease=lease,
+                    token_count=tokens,
+                    void_count=void,
+                    hold=known_value(Hold, answer[4].decode()),
+                )
             case AcquireStatus.HELD:
                 return Acquired(status=status, lease_left_ms=int(answer[1]))
             case _:
@@ -239,7 +247,7 @@ class RedisStore:
 
     async def append_all(self, appends: Sequence[tuple[Lease, TokenBatch]]) -> list[LeaseStatus]:
         calls: list[Call] = [
-            ("append", job_keys(lease.job_id), [lease.attempt, lease.id, *batch_args(batch)])
+            ("append", job_keys(lease.job_id), [lease.attempt, lease.id, *append_args(batch)])
             for lease, batch in appends
         ]
         return [LeaseStatus(answer.decode()) for answer in await self._run_all(calls)]
@@ -252,9 +260,26 @@ class RedisStore:
             ending.error.code if ending.error else str(ending.state),
             *(batch_args(ending.final_batch) if ending.final_batch else ["", 0, "", ""]),
             ending.gpu_ms,
-            *job_record.ending_fields(ending),
         ]
-        (answer,) = await self._run_all([("finish", job_keys(lease.job_id), args)])
+        return await self._end("finish", lease.job_id, args, ending)
+
+    async def _end(
+        self, script: str, job_id: JobId, args: Sequence[Argument], ending: Ending
+    ) -> LeaseStatus:
+        """Run a script that ends a job; again with the event of the first step after the predictor where it says that
+        one judges the answer first.
+        """
+        fields = job_record.ending_fields(ending)
+        recheck_ms = self._settings.republish_after_s * 1000
+        call = [*args, "", recheck_ms, *fields]
+        (answer,) = await self._run_all([(script, job_keys(job_id), call)])
+        if answer == b"unjudged":
+            job = await self.get(job_id, with_result=False)
+            if job is None or job.plan is None:
+                return LeaseStatus.MISSING
+            event = to_record(request_event(replace(job, step=job.plan.first_after)))
+            call = [*args, event, recheck_ms, *fields, *job_record.withheld_field(ending)]
+            (answer,) = await self._run_all([(script, job_keys(job_id), call)])
         return LeaseStatus(answer.decode())
 
     async def release(self, lease: Lease, why: ReleaseReason, error: JobError) -> bool:
@@ -288,9 +313,7 @@ class RedisStore:
     ) -> LeaseStatus:
         args: list[Argument] = [*self._ending_args(ending), int(is_forced)]
         args += ["" if attempt is None else attempt, self._settings.lease_ms]
-        args += [*job_record.ending_fields(ending)]
-        (answer,) = await self._run_all([("conclude", [keys.job(job_id)], args)])
-        return LeaseStatus(answer.decode())
+        return await self._end("conclude", job_id, args, ending)
 
     async def redrive(
         self,
@@ -312,7 +335,7 @@ class RedisStore:
             sha = job_record.fingerprint(text, job.tenant)
             shown = job_record.shown_fields(request).items()
             args += ["request", text, "sha", sha, *(part for pair in shown for part in pair)]
-            args += job_record.plan_fields(plan)
+            args += job_record.plan_fields(plan, publication.after_queues)
         (answer,) = await self._run_all([("redrive", job_keys(job.id), args)])
         if answer == b"locked":
             raise ConversationLocked(LOCKED)
@@ -357,7 +380,12 @@ class RedisStore:
 
     async def expire(self, limit: int) -> list[JobId]:
         s = self._settings
-        args: list[Argument] = [limit, s.dead_letter_retention_s, s.lease_ms]
+        args: list[Argument] = [
+            limit,
+            s.dead_letter_retention_s,
+            s.lease_ms,
+            s.retention_s,
+        ]
         (failed,) = await self._run_all([("expire", [keys.DEADLINES], args)])
         return [JobId(member.decode()) for member in failed]
 
@@ -391,3 +419,8 @@ def batch_args(batch: TokenBatch) -> list[Argument]:
     """Index, number of tokens, their ids, and what readers are shown."""
     ids = " ".join(map(str, batch.token_ids))
     return [batch.index, len(batch.token_ids), ids, batch.delta]
+
+
+def append_args(batch: TokenBatch) -> list[Argument]:
+    """The same, and the position up to which they are shown it."""
+    return [*batch_args(batch), "" if batch.shown is None else batch.shown]

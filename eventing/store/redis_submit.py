@@ -44,7 +44,7 @@ def submit_call(
         "" if new.turn is None or new.turn.seq is None else new.turn.seq,
         ask_args(new, settings.retention_s, has_objects=has_objects),
         *queue_args(publication),
-        *job_record.new_fields(new, request, publication.queues),
+        *job_record.new_fields(new, request, publication.queues, publication.after_queues),
     ]
     job_keys = [keys.job(new.id), keys.jobs_of(new.tenant)]
     if new.turn is not None:

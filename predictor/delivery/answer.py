@@ -60,6 +60,16 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Validating:
+    """The answer is kept for the steps after the predictor. `job` is its record, whose next event a broker is replied
+    that takes replies; without one the delivery is answered without an event.
+    """
+
+    job_id: JobId
+    job: Job | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """The job runs elsewhere under a live lease."""
 
@@ -81,7 +91,7 @@ class AttemptFailed:
     reason: str
 
 
-Outcome = Malformed | Ignored | Rejected | Ended | Held | Refused | AttemptFailed
+Outcome = Malformed | Ignored | Rejected | Ended | Validating | Held | Refused | AttemptFailed
 
 
 def answer_for(outcome: Outcome, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> DeliveryResponse:
@@ -97,6 +107,8 @@ def answer_for(outcome: Outcome, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> 
             return DeliveryResponse(202) if job is None else _result_response(job, inline_bytes)
         case Ended(_, job):
             return DeliveryResponse(200) if job is None else _result_response(job, inline_bytes)
+        case Validating(_, job):
+            return DeliveryResponse(200, event=job_event.request_event(job) if job else None)
         case Held(retry_after_s):
             return DeliveryResponse(
                 409, _retry_after(retry_after_s), problem="the job runs elsewhere"

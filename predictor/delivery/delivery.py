@@ -43,6 +43,7 @@ from predictor.delivery.answer import (
     Outcome,
     Refused,
     Rejected,
+    Validating,
     answer_for,
 )
 from predictor.delivery.lease import LeaseKeeper
@@ -103,6 +104,8 @@ class Deliveries:
                 outcome = await self.outcome_of(event)
                 if isinstance(outcome, Ended) and outcome.job is None and _wants_result(headers):
                     outcome = await self._refusable(self._settlement.ended(outcome.job_id))
+                elif isinstance(outcome, Validating) and _wants_result(headers):
+                    outcome = await self._refusable(self._settlement.validating(outcome.job_id))
                 span.set(outcome=type(outcome).__name__.lower())
         except BadRequest as error:
             outcome = Malformed(error)

@@ -14,7 +14,15 @@ from eventing.errors import BadRequest, ResultTooLarge, StoreUnavailable, Unavai
 from eventing.job.job import API_SOURCE, Job, JobError, JobId, JobState
 from eventing.job.store import Ending, JobWorker, LeaseStatus, ReleaseReason
 from predictor import metrics
-from predictor.delivery.answer import RETRY_SOON_S, AttemptFailed, Ended, Held, Outcome, Refused
+from predictor.delivery.answer import (
+    RETRY_SOON_S,
+    AttemptFailed,
+    Ended,
+    Held,
+    Outcome,
+    Refused,
+    Validating,
+)
 from predictor.errors import EngineDeadError
 from predictor.generation.generation import Attempt, Completed, EngineFailed, Interrupted, Result
 
@@ -124,6 +132,8 @@ class Settlement:
             raise
         if hold is LeaseStatus.OK:
             return Ended(attempt.job_id)
+        if hold is LeaseStatus.VALIDATING:
+            return Validating(attempt.job_id)
         job = await self._store.get(attempt.job_id) if hold is LeaseStatus.TERMINAL else None
         # The end is recorded already where the reply to an earlier call was lost.
         if job is None or job.state is not ending.state:
@@ -160,6 +170,11 @@ class Settlement:
     async def ended(self, job_id: JobId) -> Outcome:
         """The outcome for an ended job; a job that was deleted or redriven meanwhile is delivered again."""
         return _ended(await self._store.get(job_id))
+
+    async def validating(self, job_id: JobId) -> Validating:
+        """The outcome with the job's record, unless its answer has been judged meanwhile."""
+        job = await self._store.get(job_id, with_result=False)
+        return Validating(job_id, job if job is not None and job.is_validating else None)
 
     async def _retry_while_store_unavailable(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Retry while the store is unavailable, for as long as the lease may be ours."""

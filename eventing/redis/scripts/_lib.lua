@@ -41,9 +41,9 @@ end
 local function history_of(text) return cjson.decode(text or '[]') end
 local function history_json(history) return #history > 0 and cjson.encode(history) or '[]' end
 
--- Close the last attempt of a history.
+-- Close the last attempt of a history, unless it is closed: its answer waits for steps.
 local function close_attempt(history, outcome, now)
-  if #history > 0 then
+  if #history > 0 and not history[#history].ended_ms then
     history[#history].outcome = outcome
     history[#history].ended_ms = now
   end
@@ -52,7 +52,7 @@ end
 -- What the scripts judge by, of a job's record, in one read; `false` for a field that it has not.
 local FIELDS = {'state', 'attempt', 'failures', 'token_count', 'history', 'tenant', 'tenant_key', 'model', 'queues', 'lane', 'source',
   'event_id', 'deadline_ms', 'lease_id', 'lease_until_ms', 'started_ms', 'first_token_ms', 'gpu_ms', 'restart', 'sha', 'conversation', 'cache',
-  'follows', 'step', 'prepared_sha'}
+  'follows', 'step', 'prepared_sha', 'after', 'after_queues', 'hold', 'candidate_state', 'spent'}
 local function read_job(key)
   local job = {}
   for i, value in ipairs(redis.call('HMGET', key, unpack(FIELDS))) do job[FIELDS[i]] = value end
@@ -302,12 +302,23 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   local size, result = 16 * (tonumber(job.token_count) or 0), nil
   for i = 1, #fields, 2 do if fields[i] == 'result' then result = fields[i + 1] end end
   if job.conversation then end_turn(key, job_id, job.conversation, state, result) end
+  -- Before the state: what is shown of an ended job is all that its stream has.
+  local is_withheld = false
+  for i = 1, #fields, 2 do if fields[i] == 'incomplete' then is_withheld = true end end
+  local is_over = state == 'cancelled' or (state == 'failed' and dead ~= '1')
+  if is_withheld or (job.hold == 'whole' and is_over) then redis.call('XTRIM', key .. ':tokens', 'MAXLEN', 0) end
   redis.call('HSET', key, 'state', state, 'attempt', job.attempt, 'finished_ms', now, 'lease_owner', '', 'lease_until_ms', 0,
     'dead', dead, 'history', history_json(history), unpack(fields))
   if state ~= 'failed' and job.prepared_sha then redis.call('HDEL', key, 'prepared', 'prepared_sha') end
   if not job.has_stream then
-    redis.call('XADD', key .. ':tokens', '*', 'kind', 'state', 'state', state, 'attempt', job.attempt, 'at_ms', now)
+    local entry = {'kind', 'state', 'state', state, 'attempt', job.attempt, 'at_ms', now}
+    if job.hold and not is_withheld and (state == 'completed' or state == 'incomplete') then
+      entry[9], entry[10] = 'shown', job.token_count
+    end
+    redis.call('XADD', key .. ':tokens', '*', unpack(entry))
   end
+  -- A dead letter is redriven where it stopped.
+  if job.candidate_state and (state ~= 'failed' or dead ~= '1') then redis.call('HDEL', key, 'candidate', 'candidate_state', 'withheld', 'spent') end
   redis.call('EXPIRE', key, retention_s)
   redis.call('EXPIRE', key .. ':tokens', retention_s)
   redis.call('ZADD', LEAVING, now + 1000 * retention_s, list .. ' ' .. job_id)
@@ -319,22 +330,85 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   if job.follows then redis.call('ZREM', 'torpor:{' .. job.follows .. '}:followers', job_id) end
   if job.cache then keep_answer(job_id, list, job, state, now) end
   if not job.queues then redis.call('ZREM', UNPUBLISHED, job_id) end
-  if job.state == 'queued' and job.queues then
+  if (job.state == 'queued' or (job.step and job.step ~= '')) and job.queues then
     local member = event_identity(job.source, job.event_id, job.tenant)
     for _, prefix in ipairs(cjson.decode(job.queues)) do void_entry(prefix, job.lane, member) end
   end
+end
+
+-- The sum of two usages (JSON), of the counts that every answer has; `spent` may be missing.
+local function usage_with(usage, spent)
+  if not spent then return usage end
+  local sum, before = cjson.decode(usage), cjson.decode(spent)
+  for _, name in ipairs({'prompt_tokens', 'completion_tokens', 'total_tokens'}) do
+    sum[name] = (tonumber(sum[name]) or 0) + (tonumber(before[name]) or 0)
+  end
+  return cjson.encode(sum)
+end
+
+-- Keep an answer for the steps that judge it, and put the event of the first of them into its queues, or note that it is to be published.
+-- `state` is that in which the job ends when they let it pass; `event` is the event's record. No lease is needed from here on.
+local function validate(key, job, state, now, outcome, event, recheck_ms, fields)
+  local job_id, history, kept = string.match(key, '{(.*)}'), history_of(job.history), {}
+  local queues = job.after_queues and cjson.decode(job.after_queues) or {}
+  if job.state == 'in_progress' then close_attempt(history, outcome, now) end
+  for i = 1, #fields, 2 do
+    kept[i], kept[i + 1] = fields[i] == 'result' and 'candidate' or fields[i], fields[i + 1]
+    if fields[i] == 'usage' then kept[i + 1] = usage_with(fields[i + 1], job.spent) end
+  end
+  -- First: Redis 7.0 can apply the first half of a script after a power cut. An event that comes before its step is in the record does nothing.
+  redis.call('ZADD', UNSTARTED, now + recheck_ms, job_id)
+  if #queues == 0 then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, job_id) end
+  local member = event_identity(job.source, job.event_id, job.tenant)
+  for _, prefix in ipairs(queues) do enqueue(prefix, job.lane, member, event, job.tenant, false, now) end
+  if #queues > 0 then redis.call('HSET', key, 'queues', job.after_queues) end
+  redis.call('HSET', key, 'state', 'in_progress', 'attempt', job.attempt, 'step', job.after, 'candidate_state', state, 'lease_owner', '',
+    'lease_id', '', 'lease_until_ms', 0, 'history', history_json(history), unpack(kept))
+  redis.call('XADD', key .. ':tokens', '*', 'kind', 'state', 'state', 'in_progress', 'phase', 'validating', 'attempt', job.attempt,
+    'at_ms', now)
+end
+
+-- True where an ending is an answer that steps after the predictor judge first.
+local function is_unjudged(job, state, fields)
+  if not job.after or job.after == '' or (state ~= 'completed' and state ~= 'incomplete') then return false end
+  for i = 1, #fields, 2 do if fields[i] == 'incomplete' then return false end end -- withheld already
+  return true
+end
+
+-- End a job with the answer that its steps have let pass, or, with a `reason`, without its text.
+local function end_judged(key, job, now, retention_s, reason, fields)
+  local held = redis.call('HMGET', key, 'candidate', 'withheld')
+  local state, has_result = job.candidate_state, false
+  for i = 1, #fields, 2 do if fields[i] == 'result' then has_result = true end end
+  if reason ~= '' then
+    state = 'incomplete'
+    fields[#fields + 1], fields[#fields + 2] = 'incomplete', reason
+  end
+  local result = held[1]
+  if reason ~= '' then result = held[2] end
+  if result and not has_result then fields[#fields + 1], fields[#fields + 2] = 'result', result end
+  end_job(key, job, state, now, retention_s, '0', '', fields)
 end
 
 -- The error of a job, as JSON.
 local function error_json(code, message) return cjson.encode({code = code, message = message, field = ''}) end
 local LATE = error_json('expired', 'the deadline passed before the job ended')
 
+-- End a job whose deadline has passed and that has no lease: failed; or, when steps have yet to judge its answer, with it, unless it is held
+-- back. Then it ends without its text.
+local function end_late(key, job, now, retention_s, dead_retention_s, outcome)
+  if job.candidate_state then
+    return end_judged(key, job, now, retention_s, job.hold and 'content_filter_unavailable' or '', {})
+  end
+  end_job(key, job, 'failed', now, dead_retention_s, '1', outcome, {'error', LATE})
+end
+
 local NO_USAGE = '{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
 
 -- End a job with the answer of another that ended, of the same request. `use` is the start of what it says of the cache, as JSON, to
 -- which the usage that was saved is added. A stream of tokens that were started over, which no reader of this job saw, is left out.
 local function end_with(key, job, from, state, now, retention_s, use, is_seen)
-  local got = redis.call('HMGET', from, 'result', 'object', 'usage', 'token_count', 'restarts', 'pipeline')
+  local got = redis.call('HMGET', from, 'result', 'object', 'usage', 'token_count', 'restarts', 'pipeline', 'incomplete')
   local fields = {'cache', use .. ',"saved_usage":' .. (got[3] or 'null') .. '}'}
   local function add(name, value) fields[#fields + 1], fields[#fields + 2] = name, value end
   if got[1] then add('result', got[1]) end
@@ -352,5 +426,6 @@ local function end_with(key, job, from, state, now, retention_s, use, is_seen)
     end
   end
   job.cache = nil
+  if got[7] then add('incomplete', got[7]) end
   end_job(key, job, state, now, retention_s, '0', '', fields)
 end

@@ -3,9 +3,11 @@
 -- USES _lib
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 step, 2 attempt, 3 plan version, 4 status, 5 detail (JSON), 6 next step, 7 recheck_ms, 8 '1' to note that its event is unpublished,
---       9 state in which the job ends ('' for none), 10 its retention_s, 11 '1' for a dead letter, 12 event record,
---       13 number n of queues that want it, 14..13+n prefixes of their keys, 14+n number m of token batches, then for each: index, number
---       of tokens, ids, delta; then field, value pairs (prepared, prepared_sha, or result, usage, error, cache)
+--       9 state in which the job ends ('' for none), 10 its retention_s, 11 '1' for a dead letter,
+--       12 what becomes of the answer that a step after the predictor judged: 'accept' (the job ends with it), 'again' (it is thrown away and made
+--       again), 'changed' (`candidate` among the fields is in its place; with 9, `result`), '' for nothing, else why it is withheld,
+--       13 event record, 14 number n of queues that want it, 15..14+n prefixes of their keys, 15+n number m of token batches, then for each:
+--       index, number of tokens, ids, delta; then field, value pairs (prepared, prepared_sha, or result, usage, error, cache)
 -- gives 'ok' | 'done' (another run was first) | 'fenced' | 'terminal' | 'missing'
 local job = read_job(KEYS[1])
 if not job.state then return 'missing' end
@@ -15,18 +17,20 @@ if job.attempt ~= ARGV[2] or redis.call('HGET', KEYS[1], 'plan_version') ~= ARGV
   return 'fenced'
 end
 if job.step ~= ARGV[1] then return 'done' end
-local now, n = now_ms(), tonumber(ARGV[13])
-local queues, m, at = {unpack(ARGV, 14, 13 + n)}, tonumber(ARGV[14 + n]), 15 + n
+local now, n, verdict = now_ms(), tonumber(ARGV[14]), ARGV[12]
+local queues, m, at = {unpack(ARGV, 15, 14 + n)}, tonumber(ARGV[15 + n]), 16 + n
 local batches, fields = {}, {unpack(ARGV, at + 4 * m)}
 for i = 0, m - 1 do batches[i + 1] = {unpack(ARGV, at + 4 * i, at + 4 * i + 3)} end
 
 local is_end = ARGV[9] ~= ''
+-- What is thrown away, or was changed, is in no stream from here on.
+if verdict == 'again' or (verdict == 'changed' and m > 0) then redis.call('XTRIM', KEYS[2], 'MAXLEN', 0) end
 if not is_end then
   -- First: Redis 7.0 can apply the first half of a script after a power cut. An event that comes before its step is in the record does nothing.
   local job_id, member = string.match(KEYS[1], '{(.*)}'), event_identity(job.source, job.event_id, job.tenant)
   redis.call('ZADD', UNSTARTED, now + ARGV[7], job_id)
   if ARGV[8] == '1' then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, job_id) end
-  for _, prefix in ipairs(queues) do enqueue(prefix, job.lane, member, ARGV[12], job.tenant, false, now) end
+  for _, prefix in ipairs(queues) do enqueue(prefix, job.lane, member, ARGV[13], job.tenant, false, now) end
   redis.call('HSET', KEYS[1], 'step', ARGV[6], unpack(fields))
   if n > 0 then redis.call('HSET', KEYS[1], 'queues', cjson.encode(queues)) end
 end
@@ -35,7 +39,14 @@ local before = step_line(pipeline, ARGV[1]) or {started = now, runs = 0}
 put_step(KEYS[1], pipeline, {name = ARGV[1], status = ARGV[4], started = before.started, ended = now, runs = before.runs, detail = ARGV[5]})
 redis.call('XADD', KEYS[2], '*', 'kind', 'step', 'step', ARGV[1], 'status', ARGV[4], 'attempt', job.attempt, 'at_ms', now, 'ms',
   now - before.started)
-if not is_end then return 'ok' end
+if verdict == 'again' then
+  local history = history_of(job.history)
+  if #history > 0 then history[#history].outcome = 'rejected' end
+  redis.call('HSET', KEYS[1], 'state', 'queued', 'restart', 1, 'history', history_json(history), 'spent', redis.call('HGET', KEYS[1], 'usage') or '{}')
+  redis.call('HDEL', KEYS[1], 'candidate', 'candidate_state', 'withheld')
+  redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', 'queued', 'attempt', job.attempt, 'at_ms', now)
+end
+if verdict == 'changed' then job.restart = '1' end
 if m > 0 then
   local restarted = job.restart == '1' and 1 or 0
   redis.call('XADD', KEYS[2], '*', 'kind', 'attempt', 'attempt', job.attempt, 'index', 0, 'restarted', restarted, 'at_ms', now)
@@ -43,7 +54,14 @@ if m > 0 then
     redis.call('XADD', KEYS[2], '*', 'kind', 'tokens', 'attempt', job.attempt, 'index', each[1], 'ids', each[3], 'delta', each[4])
   end
   job.token_count = batches[m][1] + batches[m][2]
+  if not is_end then redis.call('HSET', KEYS[1], 'token_count', job.token_count) end
   for _, each in ipairs({'token_count', job.token_count, 'first_token_ms', now}) do fields[#fields + 1] = each end
+end
+if not is_end then return 'ok' end
+if verdict ~= '' then
+  local is_passed = verdict == 'accept' or verdict == 'changed'
+  end_judged(KEYS[1], job, now, ARGV[10], is_passed and '' or verdict, fields)
+  return 'ok'
 end
 for i = 1, #fields, 2 do
   if fields[i] == 'cache' and job.cache then

@@ -2,14 +2,19 @@
 -- USES _lib
 -- KEYS  1 job hash
 -- ARGV  1 state, 2 retention_s, 3 '1' for a dead letter, 4 '1' to end it even under a live lease (cancel),
---       5 attempt that the ending is of, '' when it is of none, 6 lease_ms, 7.. field, value pairs
--- gives 'ok' | 'terminal' | 'held' (it has a live lease) | 'fenced' (the ending of an earlier life, or attempt) | 'missing'
+--       5 attempt that the ending is of, '' when it is of none, 6 lease_ms, 7 event record of the first step after the predictor, '' for not
+--       given, 8 recheck_ms, 9.. field, value pairs
+-- gives 'ok' | 'validating' | 'unjudged' (as `finish`) | 'terminal' | 'held' (it has a live lease)
+--       | 'fenced' (the ending of an earlier life, or attempt, or the job has an answer, which steps judge) | 'missing'
 local job = read_job(KEYS[1])
 if not job.state then return 'missing' end
 if job.state ~= 'in_progress' and job.state ~= 'queued' then return 'terminal' end
 local now = now_ms()
 if job.state == 'in_progress' and ARGV[4] ~= '1' and lease_left(KEYS[1], job.lease_until_ms, now, ARGV[6]) > 0 then return 'held' end
-local attempt = tonumber(ARGV[5])
+local fields, attempt = {unpack(ARGV, 9)}, tonumber(ARGV[5])
+local unjudged = is_unjudged(job, ARGV[1], fields)
+if job.candidate_state and ARGV[4] ~= '1' then return 'fenced' end
+if unjudged and ARGV[7] == '' then return 'unjudged' end
 if attempt then
   if attempt < tonumber(job.attempt) then
     redis.call('HINCRBY', KEYS[1], 'fenced', 1)
@@ -17,5 +22,9 @@ if attempt then
   end
   job.attempt = ARGV[5]
 end
-end_job(KEYS[1], job, ARGV[1], now, ARGV[2], ARGV[3], ARGV[1], {unpack(ARGV, 7)})
+if unjudged then
+  validate(KEYS[1], job, ARGV[1], now, ARGV[1], ARGV[7], ARGV[8], fields)
+  return 'validating'
+end
+end_job(KEYS[1], job, ARGV[1], now, ARGV[2], ARGV[3], ARGV[1], fields)
 return 'ok'

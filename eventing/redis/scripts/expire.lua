@@ -1,8 +1,8 @@
 -- Fail jobs whose deadline has passed and that have no lease. An owner learns of the deadline by `renew`, and ends the job.
 -- USES _lib
 -- KEYS  1 index of deadlines
--- ARGV  1 most to look at, 2 retention_s, 3 lease_ms
--- gives the ids that were failed
+-- ARGV  1 most to look at, 2 retention_s of a failed job, 3 lease_ms, 4 retention_s of another
+-- gives the ids of the jobs that it ended
 local now, failed = now_ms(), {}
 for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
   local key = 'torpor:{' .. job_id .. '}'
@@ -11,7 +11,7 @@ for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT
   if left > 0 then
     redis.call('ZADD', KEYS[1], now + left, job_id)
   elseif job.state == 'queued' or job.state == 'in_progress' then
-    end_job(key, job, 'failed', now, ARGV[2], '1', 'lost', {'error', LATE})
+    end_late(key, job, now, ARGV[4], ARGV[2], 'lost')
     failed[#failed + 1] = job_id
   else
     redis.call('ZREM', KEYS[1], job_id)

@@ -4,7 +4,7 @@
 -- ARGV  1 step, 2 attempt
 -- gives 1 | 0
 local job = read_job(KEYS[1])
-if job.state ~= 'queued' or job.step ~= ARGV[1] or job.attempt ~= ARGV[2] then return 0 end
+if (job.state ~= 'queued' and job.state ~= 'in_progress') or job.step ~= ARGV[1] or job.attempt ~= ARGV[2] then return 0 end
 local pipeline = redis.call('HGET', KEYS[1], 'pipeline')
 local line = step_line(pipeline, ARGV[1])
 if not line or line.status ~= 'in_progress' then return 0 end

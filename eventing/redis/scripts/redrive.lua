@@ -7,22 +7,24 @@
 --       7..6+n prefixes of their keys, 7+n.. field, value pairs (request, sha, model, and plan, plan_version, step)
 -- gives 'queued' | 'not_dead' (or redriven meanwhile) | 'missing' | 'locked' (another job is adding to its conversation)
 local job = redis.call('HMGET', KEYS[1], 'state', 'dead', 'attempt', 'token_count', 'tenant', 'lane', 'source', 'event_id', 'conversation',
-  'step', 'pipeline')
+  'step', 'pipeline', 'candidate_state')
 if not job[1] then return 'missing' end
 if job[1] ~= 'failed' or job[2] ~= '1' or job[3] ~= ARGV[2] then return 'not_dead' end
 local now, job_id = now_ms(), string.match(KEYS[1], '{(.*)}')
 if job[9] and begin_turn('torpor:{' .. job[9] .. '}', job_id, '') == 'locked' then return 'locked' end
 local attempt, n = job[3] + 1, tonumber(ARGV[6])
-redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', attempt, 'dead', 0, 'failures', 0, 'finished_ms', 0, 'deadline_ms', 0, 'redriven_ms', now)
-redis.call('HDEL', KEYS[1], 'error', 'result', 'usage')
+local state = job[12] and ARGV[1] ~= '1' and 'in_progress' or 'queued' -- its answer waits for a step
+redis.call('HSET', KEYS[1], 'state', state, 'attempt', attempt, 'dead', 0, 'failures', 0, 'finished_ms', 0, 'deadline_ms', 0, 'redriven_ms', now)
+redis.call('HDEL', KEYS[1], 'error', 'result', state == 'queued' and 'usage' or 'error')
 if job[11] then put_step(KEYS[1], job[11], nil, job[10]) end
 if ARGV[1] == '1' then
-  redis.call('HDEL', KEYS[1], 'rejected', 'plan', 'plan_version', 'step', 'pipeline', 'prepared', 'prepared_sha')
+  redis.call('HDEL', KEYS[1], 'rejected', 'plan', 'plan_version', 'step', 'pipeline', 'prepared', 'prepared_sha', 'after', 'after_queues',
+    'hold', 'candidate', 'candidate_state', 'withheld', 'spent')
   redis.call('HSET', KEYS[1], 'token_count', 0, 'restart', job[4] ~= '0' and 1 or 0, unpack(ARGV, 7 + n))
 end
 redis.call('PERSIST', KEYS[1])
 redis.call('PERSIST', KEYS[2])
-redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', 'queued', 'attempt', attempt, 'at_ms', now)
+redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', state, 'attempt', attempt, 'at_ms', now)
 redis.call('ZADD', UNSTARTED, now + ARGV[3], job_id)
 if ARGV[4] == '1' then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, job_id) end
 local queues = {unpack(ARGV, 7, 6 + n)}

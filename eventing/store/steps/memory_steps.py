@@ -6,14 +6,14 @@ from typing import Any
 
 import orjson
 
-from eventing.job.job import Job, JobId, JobState
+from eventing.job.job import Job, JobId
 from eventing.job.plan import Plan, StepRecord, StepStatus
-from eventing.job.step import AdvanceStatus, BeginStatus, Begun, StepEnd, StepRun
+from eventing.job.step import AdvanceStatus, BeginStatus, Begun, StepEnd, StepRun, Verdict
 from eventing.job.store import ARRIVED, EntryKind, LeaseStatus, Publication
 from eventing.store.job_record import fingerprint, request_of
 from eventing.store.memory_index import SWEEP_AFTER_MS
-from eventing.store.memory_record import LATE, MemoryRecord
-from eventing.store.memory_store import MemoryStore, dead_letter
+from eventing.store.memory_record import MemoryRecord
+from eventing.store.memory_store import MemoryStore
 
 
 class MemoryStepStore(MemoryStore):
@@ -31,7 +31,7 @@ class MemoryStepStore(MemoryStore):
         if job.step != step:
             return Begun(status=BeginStatus.DONE, job=job)
         if 0 < job.deadline_ms <= now:
-            self._end(record, dead_letter(LATE), "")
+            self._end_late(record, "")
             return Begun(status=BeginStatus.EXPIRED, job=record.job)
         before = _line(job, step, now)
         begun = replace(
@@ -65,8 +65,12 @@ class MemoryStepStore(MemoryStore):
         if job.step != run.step:
             return AdvanceStatus.DONE
         ended = replace(_line(job, run.step, now), status=end.status, ended_ms=now)
+        if end.result is not None:
+            record.show_anew(end.tokens, now)
         _note(record, replace(ended, detail=_stored(end.detail)), now)
-        if end.ending is None:
+        if end.verdict in (Verdict.ACCEPT, Verdict.WITHHOLD):
+            self._end(record, record.judged(end.withheld, end.result), "")
+        elif end.ending is None:
             self._go_on(record, end, publication)
         else:
             if end.tokens:
@@ -80,11 +84,15 @@ class MemoryStepStore(MemoryStore):
             text = end.prepared.to_json()
             record.job = replace(record.job, prepared=request_of(text))
             record.prepared_sha = fingerprint(text, record.job.tenant)
+        if end.result is not None:
+            record.job = replace(record.job, candidate=_stored(end.result))
+        if end.verdict is Verdict.AGAIN:
+            record.answer_again(self._now())
         self._publish_again(record.job.id, publication)
 
     async def give_up_run(self, run: StepRun) -> None:
         record = self._find(run.job_id)
-        if record is None or record.job.state is not JobState.QUEUED:
+        if record is None or record.job.state.is_terminal:
             return
         now = self._now()
         line = _line(record.job, run.step, now)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import orjson
 
-from eventing.job.job import JobId
+from eventing.job.job import JobId, JobState
 from eventing.job.plan import Plan
-from eventing.job.step import AdvanceStatus, BeginStatus, Begun, StepEnd, StepRun
+from eventing.job.step import AdvanceStatus, BeginStatus, Begun, StepEnd, StepRun, Verdict
 from eventing.job.store import ARRIVED, Ending, Publication
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
@@ -23,7 +23,11 @@ class RedisStepStore(RedisStore):
     """A `StepStore`."""
 
     async def begin_step(self, job_id: JobId, step: str) -> Begun:
-        args: list[Argument] = [step, self._settings.dead_letter_retention_s]
+        args: list[Argument] = [
+            step,
+            self._settings.dead_letter_retention_s,
+            self._settings.retention_s,
+        ]
         read = [("HGETALL", keys.job(job_id))]
         async with failures_named():
             answer, flat = await run_all(
@@ -47,7 +51,8 @@ class RedisStepStore(RedisStore):
             end.next_step,
             self._settings.republish_after_s * 1000,
             int(publication.max_unpublished is not None),
-            *self._end_args(end.ending),
+            *self._end_args(end),
+            _verdict_word(end),
             publication.event,
             *queue_args(publication),
             len(end.tokens),
@@ -59,6 +64,9 @@ class RedisStepStore(RedisStore):
             text = end.prepared.to_json()
             sha = job_record.fingerprint(text, run.tenant)
             args += ["prepared", text, "prepared_sha", sha]
+        if end.result is not None:
+            is_end = end.verdict is Verdict.ACCEPT
+            args += ["result" if is_end else "candidate", orjson.dumps(end.result)]
         (answer,) = await self._run_all([("advance", job_keys(run.job_id), args)])
         return AdvanceStatus(answer.decode())
 
@@ -76,8 +84,17 @@ class RedisStepStore(RedisStore):
         (answer,) = await self._run_all([("plan_nothing", [keys.job(job_id)], args)])
         return bool(answer)
 
-    def _end_args(self, ending: Ending | None) -> list[Argument]:
-        return ["", 0, 0] if ending is None else self._ending_args(ending)
+    def _end_args(self, end: StepEnd) -> list[Argument]:
+        if end.verdict in (Verdict.ACCEPT, Verdict.WITHHOLD):  # its state is that of the answer
+            return self._ending_args(Ending(state=JobState.COMPLETED))
+        return ["", 0, 0] if end.ending is None else self._ending_args(end.ending)
+
+
+def _verdict_word(end: StepEnd) -> str:
+    """As `advance.lua` takes it."""
+    if end.verdict is Verdict.WITHHOLD:
+        return end.withheld
+    return "changed" if end.result is not None else end.verdict
 
 
 def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
