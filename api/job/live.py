@@ -16,7 +16,9 @@ from api.view.outlook import Outlook
 from eventing.clock import Clock
 from eventing.errors import NotFound, ObjectGone, StoreUnavailable, Unavailable
 from eventing.job.job import Job, JobId, JobState
+from eventing.job.plan import Hold
 from eventing.job.store import EntryKind, JobReader, StreamEntry, cursor_order
+from eventing.live.shown import LiveReader, ShownEntries
 from eventing.live.stream_multiplexer import TokenCallback
 from eventing.replica import Replica
 
@@ -28,16 +30,6 @@ _LOOK_UNASKED_S: Final = 2.0
 """Interval at which the record is read anyway: the longest delay when a notification is lost."""
 
 _Read = TypeVar("_Read")
-
-
-class LiveReader(Protocol):
-    """A reader of one job's token stream (`eventing.live.stream_multiplexer.Reader`)."""
-
-    cursor: str
-
-    async def next(self, timeout_s: float) -> list[StreamEntry]: ...
-
-    async def catch_up(self) -> list[StreamEntry]: ...
 
 
 class Live(Protocol):
@@ -113,7 +105,10 @@ async def moments(
     stream = job.stream_id
     while not watched.is_over(stream):
         stream = watched.job.stream_id
-        async with deps.live.follow(stream, after, _in_order(position, on_tokens)) as reader:
+        # Tokens of an answer that is held back are looked at one by one.
+        direct = on_tokens if watched.job.hold is Hold.NONE else None
+        async with deps.live.follow(stream, after, _in_order(position, direct)) as live:
+            reader = ShownEntries(live, deps.store, stream, lambda: watched.job.hold)
             try:
                 async with aclosing(watched.moments(reader)) as living:
                     async for moment in living:
@@ -147,6 +142,7 @@ class _Reading:
         self._stream = job.stream_id
         self._is_led_over = False
         self._was_read = False
+        self._is_validating = False
 
     def is_over(self, stream: JobId) -> bool:
         """True when the job has ended, and its stream was read: `stream`, or as much of it as another had."""
@@ -187,7 +183,11 @@ class _Reading:
 
     async def _is_left_by(self, entries: Sequence[StreamEntry]) -> bool:
         """True when the job's stream is at its end with these entries."""
-        state = last_state(entries)
+        for entry in entries:
+            if entry.kind is EntryKind.STEP and self.job.plan is not None:
+                step = self.job.plan.step(entry.step)
+                self._is_validating = step is not None and step.is_after
+        state = last_state(entries, is_validating=self._is_validating)
         self._is_waiting = state is JobState.QUEUED
         if state is None or not state.is_terminal:
             return False
@@ -293,8 +293,10 @@ async def wait_for_end(deps: LiveDeps, job: Job, timeout_s: float) -> Job:
     return job
 
 
-def last_state(entries: Sequence[StreamEntry]) -> JobState | None:
-    """The state in the newest of `entries` that has one."""
+def last_state(entries: Sequence[StreamEntry], *, is_validating: bool = False) -> JobState | None:
+    """The state in the newest of `entries` that has one; a step runs while its job waits for a predictor, or for the
+    end (`is_validating`).
+    """
     for entry in reversed(entries):
         match entry.kind:
             case EntryKind.STATE:
@@ -302,7 +304,7 @@ def last_state(entries: Sequence[StreamEntry]) -> JobState | None:
             case EntryKind.ATTEMPT | EntryKind.TOKENS:
                 return JobState.IN_PROGRESS
             case EntryKind.STEP:
-                return JobState.QUEUED
+                return JobState.IN_PROGRESS if is_validating else JobState.QUEUED
     return None
 
 

@@ -72,7 +72,7 @@ class StreamPosition:
 
     def fault_at_end(self, job: Job) -> StreamFault | None:
         """What is wrong with the stream of the ended `job` when it ends here; nothing for a job without an answer."""
-        has_answer = job.state in (JobState.COMPLETED, JobState.INCOMPLETE)
+        has_answer = job.state in (JobState.COMPLETED, JobState.INCOMPLETE) and not job.incomplete
         if not has_answer or self.place is None or self.place[0] == job.token_count:
             return None
         return StreamFault.GAP if self.place[0] < job.token_count else StreamFault.REWOUND

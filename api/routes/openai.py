@@ -48,7 +48,7 @@ from api.view.outcome import answer_of, failure_of
 from eventing.errors import InvalidJob, NotFound, TorporError
 from eventing.job.call_fields import CHAT_BATCH_URL, FLAG, NAME, nullable, request_schema
 from eventing.job.job import URL_BY_FIELD, Job, Lane
-from eventing.job.plan import ROUTE_STEP
+from eventing.job.plan import ROUTE_STEP, STEPS_AFTER
 from eventing.job.store import StreamEntry
 
 
@@ -275,6 +275,8 @@ def _of_job(body: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+_MODEL_STEPS: Final = (ROUTE_STEP, *STEPS_AFTER)
+"""Steps that may choose another model."""
 _OURS: Final = ("stream", "stream_options", "store")
 """Fields that concern the response and its storage only, and are not part of the job."""
 
@@ -293,7 +295,7 @@ async def _frames(
         async for moment in moments(deps, job, "", write_directly(wire, render)):
             if moment.fault is not None:
                 raise StreamBroken(moment.fault, job)
-            if any(each.step == ROUTE_STEP for each in moment.entries):
+            if any(each.step in _MODEL_STEPS for each in moment.entries):
                 chunker.name_model(await job_now(deps, job, with_result=False))
             if frames := b"".join(map(render, moment.entries)):
                 yield frames

@@ -140,4 +140,6 @@ def entry_event(entry: StreamEntry) -> tuple[str, Any, str]:
             data = {"name": entry.step, "status": entry.step_status, "ms": entry.step_ms or None}
         case EntryKind.STATE | EntryKind.OTHER:
             data = {"state": entry.state, "attempt": entry.attempt}
+            if entry.phase:
+                data["phase"] = entry.phase
     return str(entry.kind), data, entry.cursor

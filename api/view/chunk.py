@@ -10,7 +10,7 @@ import orjson
 
 from api.view.outcome import CallFailed, answer_id, answer_of
 from api.view.retrieval import LinkFilters, link_hosts
-from eventing.job.job import Job
+from eventing.job.job import CONTENT_FILTER, Job
 from eventing.job.reasoning import choice_with_both_names
 from eventing.job.store import EntryKind, StreamEntry
 
@@ -76,6 +76,19 @@ class Chunker:
         stored, or its predictor does not stream.
         """
         if self._spoken:
+            if job.incomplete:  # the rest is withheld
+                for index in sorted(self._spoken):
+                    empty: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
+                    yield self._dump(
+                        [
+                            {
+                                "index": index,
+                                **empty,
+                                "finish_reason": CONTENT_FILTER,
+                                "logprobs": None,
+                            }
+                        ]
+                    )
             return
         extra = {"usage": job.usage} if wants_usage_throughout(job.request.body) else {}
         for choice in answer_of(job).get("choices") or ():

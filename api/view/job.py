@@ -4,7 +4,7 @@ Called by the jobs' handlers, their streams and the WebSocket. Must not know HTT
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NotRequired
+from typing import Any, Final, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -18,6 +18,8 @@ from eventing.job.job import Job, JobError, JobState, Lane
 from eventing.job.plan import ROUTE_STEP, StepRecord, StepStatus
 from eventing.job.reasoning import body_with_both_names
 from eventing.telemetry.cost import JobCost, Price, job_cost
+
+VALIDATING: Final = "validating"
 
 
 @described
@@ -93,7 +95,7 @@ class ResultView(TypedDict, total=False):
 
 @described
 class PipelineStepView(TypedDict):
-    """A step before the predictor."""
+    """A step before the predictor, or after it."""
 
     step: str
     status: StepStatus
@@ -139,7 +141,11 @@ class JobView(AcceptedJobView):
     routing: NotRequired[RoutingView]
     """Which model answered, where that is not the one that was asked for"""
     pipeline: NotRequired[list[PipelineStepView]]
-    """The steps before the predictor, where its model has some"""
+    """The steps before the predictor and after it, where its model has some"""
+    phase: NotRequired[Literal["validating"]]
+    """The answer is there, and steps judge it"""
+    incomplete_reason: NotRequired[str]
+    """Why the text of the answer is withheld: `content_filter`, or `content_filter_unavailable`"""
     waiting: NotRequired[OutlookView]
     prompt: NotRequired[str]
     """Its first 160 characters, in a list with `include=prompt`"""
@@ -183,6 +189,10 @@ def job_view(
     }
     if job.plan is not None:
         view["pipeline"] = [_step_view(record) for record in job.steps]
+    if job.is_validating:
+        view["phase"] = VALIDATING
+    if job.incomplete:
+        view["incomplete_reason"] = job.incomplete
     if (routing := routing_view(job)) is not None:
         view["routing"] = routing
     if job.cache is not None and job.cache.is_hit:

@@ -13,7 +13,7 @@ from api.http.described import described
 from api.view.job import public_metadata
 from api.view.retrieval import annotations, search_item, shown_text
 from eventing.errors import NotFound
-from eventing.job.job import Job, JobId, JobState
+from eventing.job.job import CONTENT_FILTER, Job, JobId, JobState
 from eventing.store.job_record import compaction_id
 
 RECORD: Final = "torpor.response"
@@ -124,7 +124,7 @@ def response_view(
         "background": record["background"],
         "conversation": record.get("conversation"),
         "error": error,
-        "incomplete_details": {"reason": cut} if (cut := job.incomplete_reason) else None,
+        "incomplete_details": {"reason": cut} if (cut := _cut_by(job)) else None,
         "instructions": record.get("instructions"),
         "max_output_tokens": record.get("max_output_tokens"),
         "max_tool_calls": record.get("max_tool_calls"),
@@ -150,6 +150,11 @@ def response_view(
         "user": record.get("user"),
         "metadata": public_metadata(job),
     }
+
+
+def _cut_by(job: Job) -> str | None:
+    """OpenAI's word for what cut the answer short."""
+    return CONTENT_FILTER if job.incomplete else job.incomplete_reason
 
 
 def status_of(job: Job) -> str:

@@ -84,8 +84,8 @@ class Intake:
         return job, is_new
 
     def _with_after(self, publication: Publication, job: Job) -> Publication:
-        """The publication with the queues of the first step after the predictor, which whoever has the answer puts its
-        event into.
+        """The publication with the queues of the first step after the predictor, which the script that has the
+        answer puts its event into.
         """
         if job.plan is None or not job.plan.first_after:
             return publication

@@ -51,7 +51,7 @@ async def test_a_key_says_whose_it_is_and_what_it_may() -> None:
 
 def test_only_a_digest_is_kept() -> None:
     assert TEXT not in repr(KEY)
-    assert TEXT.rsplit("_", 1)[-1] not in repr(KEY)
+    assert TEXT[-20:] not in repr(KEY)  # random; it may have an underscore anywhere
     assert len(KEY.digest) == 64
 
 
