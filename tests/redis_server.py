@@ -126,15 +126,18 @@ class RedisServer:
 
     def launch(self) -> None:
         """Start the process and return at once; it may yet refuse to start."""
+        self.launch_with(
+            *("--port", str(self.port), "--bind", "127.0.0.1"),
+            *("--dir", str(self.folder), "--save", "", "--daemonize", "no"),
+            *self._options,
+        )
+
+    def launch_with(self, *arguments: str) -> None:
+        """As `launch`, with these arguments alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    self._binary,
-                    *("--port", str(self.port), "--bind", "127.0.0.1"),
-                    *("--dir", str(self.folder), "--save", "", "--daemonize", "no"),
-                    *self._options,
-                ],
+                [self._binary, *arguments],
                 stdout=log,
                 stderr=log,
                 env=self._env,

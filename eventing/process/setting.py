@@ -10,18 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsError
-from redis.asyncio import ConnectionPool
 from yarl import URL
+
+from eventing.process.store_url import parse_store_url
 
 _LONGEST_TOKEN: Final = 4096
 """Servers read header lines of 8 KiB."""
 _LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
-_ENCODE: Final = "a password in it must be percent-encoded"
-_REDIS_FORM: Final = "redis://[USER:PASSWORD@]HOST[:PORT][/DB]"
 S = TypeVar("S", bound=BaseSettings)
 
 
@@ -68,22 +66,9 @@ def http_url(text: str) -> str:
 
 
 def redis_url(text: str) -> str:
-    """The address of a Redis or Valkey, its password percent-encoded. Raises `ValueError`."""
-    found = text.strip()
-    if not found.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError(f"write it as {_REDIS_FORM}")
-    if not found.isprintable() or " " in found:
-        raise ValueError(f"it holds a blank or a line break; {_ENCODE}")
-    try:
-        parts = urlsplit(found)
-        is_whole = _is_unix(found) or bool(parts.hostname) or not parts.netloc
-        is_plain = is_whole and re.fullmatch(r"|/\d*", parts.path) is not None
-        if (is_plain or _is_unix(found)) and not parts.fragment and not _has_stray(found):
-            ConnectionPool.from_url(found).make_connection()
-            return found
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"write it as {_REDIS_FORM}; {_ENCODE}") from error
-    raise ValueError(f"write it as {_REDIS_FORM}; {_ENCODE}")
+    """The address of a Redis or Valkey, or of its sentinels, passwords percent-encoded. Raises `ValueError`."""
+    parse_store_url(text)
+    return text.strip()
 
 
 def files_url(text: str) -> str:
@@ -97,15 +82,6 @@ def files_url(text: str) -> str:
     except (ValueError, ImportError) as error:
         raise ValueError(str(error)) from error
     return text
-
-
-def _is_unix(url: str) -> bool:
-    return url.startswith("unix://")
-
-
-def _has_stray(url: str) -> bool:
-    """A percent sign that encodes nothing."""
-    return re.search(r"%(?![0-9A-Fa-f]{2})", url) is not None
 
 
 def _secret(judge: Any) -> AfterValidator:

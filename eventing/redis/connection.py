@@ -7,9 +7,11 @@ only the caller knows whether a command may be sent twice.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AskError,
@@ -25,7 +27,9 @@ from redis.exceptions import (
 
 from eventing.errors import StoreUnavailable
 from eventing.process.dependency import Dependency
+from eventing.process.store_url import parse_store_url
 from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.redis.sentinel import sentinel_pool
 
 _store = Dependency("store")
 _REFUSED_WRITE = (
@@ -41,22 +45,27 @@ _CLOSED_BY_UVLOOP = "the handler is closed"
 
 
 def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> SharedRedis:
-    """A client for `url`; it connects on first use.
+    """A client for `url`; it connects on first use, and looks the address up again each time: in DNS, or at the
+    sentinels.
 
     Plain commands share one connection (`eventing.redis.multiplexed_connection`). A command that needs a connection
     of its own waits up to `timeout_s` for one of the `max_connections`. (redis-py's plain pool raises at once, so
     that a burst of requests would look like an unavailable store.)
     """
-    pool = BlockingConnectionPool.from_url(
-        url,
-        timeout=timeout_s,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        max_connections=max_connections,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-        protocol=2,
-    )
+    options: dict[str, Any] = {
+        "timeout": timeout_s,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "max_connections": max_connections,
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 0,
+        "protocol": 2,
+    }
+    where = parse_store_url(url)
+    if where.sentinels:
+        pool = sentinel_pool(where, timeout_s=timeout_s, **options)
+    else:
+        pool = BlockingConnectionPool.from_url(where.url, **options)
     shared: SharedRedis = SharedRedis.from_pool(pool)
     return shared
 
@@ -98,6 +107,8 @@ def _named(error: Exception) -> StoreUnavailable | None:
             )
         case ResponseError():
             return None
+        case MasterNotFoundError():
+            return StoreUnavailable("no sentinel names a primary of the store")
         case ConnectionError() | TimeoutError() | OSError():
             return StoreUnavailable("the store does not answer")
         case RedisError():

@@ -51,9 +51,8 @@ class _Protocol(asyncio.Protocol):
         self._asked: deque[_PendingReplies] = deque()
         self._unsent: list[bytes] = []
         self._watch: asyncio.TimerHandle | None = None
-        self._reader = hiredis.Reader(
-            protocolError=InvalidResponse, replyError=BaseParser.parse_error
-        )
+        self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=self._refusal)
+        self.is_replica = False  #: the server was the primary once, and refuses writes now
 
     @property
     def is_open(self) -> bool:
@@ -94,6 +93,16 @@ class _Protocol(asyncio.Protocol):
                 self._take(answer)
         except (InvalidResponse, IndexError) as error:
             self.close(ConnectionError(f"a reply that is not valid RESP: {type(error).__name__}"))
+
+    def _refusal(self, text: str) -> Exception:
+        """An error reply. A server that became a replica keeps its connections: without this one's end the address
+        would never be looked up again.
+        """
+        if "READONLY" in text and not self.is_replica:
+            self.is_replica = True
+            self.loop.call_soon(self.close, ConnectionError("the server is a replica now"))
+        found: Exception = BaseParser.parse_error(text)
+        return found
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close(ConnectionError(_CLOSED))
@@ -176,6 +185,8 @@ class MultiplexedConnection:
 
     async def _connect(self) -> _Protocol:
         """The stock client does the handshake (TLS, password, database); then this protocol takes the socket over."""
+        if self._wire is not None and self._wire.is_replica:
+            await self._pool.disconnect(inuse_connections=False)
         connection = self._pool.connection_class(**self._pool.connection_kwargs)
         try:
             async with asyncio.timeout(self._timeout_s):

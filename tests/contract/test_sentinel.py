@@ -1,0 +1,147 @@
+"""The store's client behind real sentinels: it follows the primary, and an address that moves."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventing.errors import StoreUnavailable
+from eventing.process.store_url import parse_store_url
+from eventing.redis import keys, script
+from eventing.redis.connection import connect, failures_named
+from tests.redis_server import VALKEY, RedisServer
+from tests.sentinels import freeze, thaw, watched_store
+
+pytestmark = pytest.mark.timeout(60)
+
+
+async def again(call: Callable[[], Awaitable[Any]], *, within_s: float = 20.0) -> Any:
+    """The first answer of a call that may find the store away."""
+    async with asyncio.timeout(within_s):
+        while True:
+            try:
+                async with failures_named():
+                    return await call()
+            except StoreUnavailable:
+                await asyncio.sleep(0.05)
+
+
+async def test_commands_scripts_and_blocking_reads_follow_the_primary(tmp_path: Path) -> None:
+    async with watched_store(tmp_path) as store:
+        client = connect(store.url)
+        await client.set("before", "1")
+        await client.wait(2, 5_000)
+        old = store.primary()
+        old.server.kill()
+        await store.moved(old)
+
+        assert await again(lambda: client.get("before")) == b"1"
+        # No script is loaded on the server that was a replica.
+        assert await again(lambda: script.run(client, "prune", [keys.LEAVING], [10])) == 0
+        await again(lambda: client.xadd("stream", {"a": "b"}))
+        assert await again(lambda: client.xread({"stream": "0"}, block=50))
+        await client.aclose()
+
+
+async def test_a_sentinel_that_hangs_and_one_that_is_gone_cost_no_call(tmp_path: Path) -> None:
+    async with watched_store(tmp_path) as store:
+        store.sentinels[0].signal(19)
+        client = connect(store.url)
+        async with failures_named():
+            await client.set("one", "1")
+        await client.aclose()
+        store.sentinels[1].kill()
+        client = connect(store.url)
+        async with failures_named():
+            assert await client.get("one") == b"1"
+        await client.aclose()
+
+
+async def test_a_primary_that_wakes_up_after_it_was_replaced_is_left(tmp_path: Path) -> None:
+    async with watched_store(tmp_path) as store:
+        client = connect(store.url)
+        await client.set("x", "1")
+        old = store.primary()
+        freeze(old)
+        await store.moved(old)
+        thaw(old)
+        await again(lambda: client.set("x", "2"))
+        await store.in_step()
+        await again(lambda: client.set("x", "3"))
+        reader = connect(f"redis://127.0.0.1:{old.server.port}/0")
+        async with asyncio.timeout(10):
+            while (
+                await reader.get("x") != b"3"
+            ):  # it follows the new one, and nothing was written to it alone
+                await asyncio.sleep(0.02)
+        await reader.aclose()
+        await client.aclose()
+
+
+async def test_no_sentinel_that_knows_the_service_is_said(tmp_path: Path) -> None:
+    async with watched_store(tmp_path, servers=1) as store:
+        client = connect(store.url.replace("/torpor", "/other"))
+        with pytest.raises(StoreUnavailable, match="no sentinel names a primary"):
+            async with failures_named():
+                await client.get("x")
+        await client.aclose()
+
+
+async def test_a_managed_address_is_looked_up_again_when_its_server_refuses_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (RedisServer(tmp_path / name, binary=VALKEY) for name in ("a", "b"))
+    first.start()
+    second.start()
+    # The name server is the only part that is not real here.
+    loop, ports = asyncio.get_running_loop(), {"store.example": first.port}
+    resolve = loop.getaddrinfo
+
+    async def moved(host: Any, port: Any, **options: Any) -> Any:
+        found = await resolve("127.0.0.1", ports.get(host, port), **options)
+        return [row for row in found if row[0] is socket.AF_INET]
+
+    monkeypatch.setattr(loop, "getaddrinfo", moved)
+    client = connect("redis://store.example:6379/0")
+    await client.set("x", "first")
+    demoted = connect(first.url)
+    ports["store.example"] = second.port
+    await demoted.execute_command("REPLICAOF", "127.0.0.1", str(second.port))
+    await again(lambda: client.set("x", "second"))
+    assert await again(lambda: client.get("x")) == b"second"
+    await client.aclose()
+    await demoted.aclose()
+    first.kill()
+    second.kill()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("redis+sentinel://a,b", "no service"),
+        ("redis+sentinel://a,/torpor", "no host"),
+        ("redis+sentinel://a:port/torpor", "no number"),
+        ("redis+sentinel://a,a:26379/torpor", "twice"),
+        ("redis+sentinel://a/torpor/x", "write it as"),
+        ("redis+sentinel://a/torpor?sentinel_username=u", "sentinel_password"),
+        ("redis+sentinel://:p%zz@a/torpor", "percent-encoded"),
+        ("redis+sentinel://a/torpor?nonsense=1", "write it as"),
+        ("sentinel://a/torpor", r"redis\+sentinel://"),
+    ],
+)
+def test_a_wrong_address_of_sentinels_is_refused_without_its_value(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parse_store_url(text)
+
+
+def test_an_address_of_sentinels_has_both_logins_and_tls() -> None:
+    found = parse_store_url(
+        "rediss+sentinel://user:p%40ss@one:1,two,[::1]:3/torpor/2?sentinel_password=s%40&ssl_check_hostname=false"
+    )
+    assert found.sentinels == (("one", 1), ("two", 26379), ("::1", 3))
+    assert (found.service, found.sentinel_password, found.is_tls) == ("torpor", "s@", True)
+    assert found.url.startswith("rediss://user:p%40ss@sentinel/2?")
+    assert "p%40ss" not in repr(found)

@@ -1,0 +1,168 @@
+"""A primary with replicas and three sentinels as child processes, for tests: real ones, behind a proxy for each server,
+so that a server can be killed, frozen, or cut off from everything.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import redis as redis_client
+
+from tests.faults.proxy import Proxy
+from tests.redis_server import VALKEY, RedisServer
+
+SERVICE: Final = "torpor"
+SENTINELS: Final = 3
+DOWN_AFTER_MS: Final = 700
+_IN_STEP_WITHIN_S: Final = 20.0
+
+
+@dataclass(eq=False)
+class Node:
+    """A server, and the proxy through which everything reaches it."""
+
+    server: RedisServer
+    proxy: Proxy
+
+
+@dataclass(eq=False)
+class WatchedStore:
+    """The servers and their sentinels."""
+
+    nodes: list[Node]
+    sentinels: list[RedisServer]
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
+        return f"redis+sentinel://{hosts}/{SERVICE}"
+
+    def primary(self) -> Node:
+        """As the first sentinel that answers names it."""
+        for each in self.sentinels:
+            with redis_client.Redis(port=each.port, socket_timeout=2) as sentinel:
+                _, port = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+                return next(node for node in self.nodes if node.proxy.port == int(port))
+        raise AssertionError("there are no sentinels")
+
+    @property
+    def replicas(self) -> list[Node]:
+        primary = self.primary()
+        return [node for node in self.nodes if node is not primary]
+
+    async def moved(self, old: Node, *, within_s: float = 20.0) -> Node:
+        """The next primary, once the sentinels name another than `old`."""
+        async with asyncio.timeout(within_s):
+            while (found := await asyncio.to_thread(self.primary)) is old:
+                await asyncio.sleep(0.05)
+        return found
+
+    async def in_step(self) -> None:
+        """Return once every other server replicates from the primary, and every sentinel knows them."""
+        deadline_s = time.monotonic() + _IN_STEP_WITHIN_S
+        while not await asyncio.to_thread(self._is_in_step):
+            assert time.monotonic() < deadline_s, "the replicas did not connect to the primary"
+            await asyncio.sleep(0.05)
+
+    def _is_in_step(self) -> bool:
+        primary = self.primary()
+        try:
+            for node in self.nodes:
+                with redis_client.Redis(port=node.server.port, socket_timeout=1) as server:
+                    found = server.info("replication")
+                if node is primary:
+                    if found["role"] != "master" or found["connected_slaves"] < len(self.nodes) - 1:
+                        return False
+                elif (
+                    found["role"] != "slave"
+                    or found["master_link_status"] != "up"
+                    or found["master_port"] != primary.proxy.port
+                ):
+                    return False
+            return all(self._is_known_to(each) for each in self.sentinels)
+        except redis_client.RedisError:
+            return False
+
+    def _is_known_to(self, sentinel: RedisServer) -> bool:
+        with redis_client.Redis(port=sentinel.port, socket_timeout=1) as asked:
+            state = asked.sentinel_masters()[SERVICE]
+            replicas = asked.sentinel_slaves(SERVICE)
+        is_whole = state["num-other-sentinels"] == len(self.sentinels) - 1
+        are_up = sum(not each["is_sdown"] for each in replicas) == len(self.nodes) - 1
+        return bool(is_whole and are_up and state["flags"] == "master")
+
+
+@asynccontextmanager
+async def watched_store(
+    folder: Path, *, binary: Path = VALKEY, servers: int = 3
+) -> AsyncIterator[WatchedStore]:
+    """So many servers, the first of them the primary, and three sentinels, in step."""
+    async with AsyncExitStack() as stack:
+        nodes: list[Node] = []
+        for number in range(servers):
+            proxy = await stack.enter_async_context(Proxy(0).serving())
+            options = _options(proxy, nodes[0].proxy if nodes else None)
+            server = RedisServer(folder / f"server-{number}", binary=binary, options=options)
+            proxy.target = server.port
+            await asyncio.to_thread(server.start)
+            stack.callback(_end, server)
+            nodes.append(Node(server, proxy))
+        sentinels = []
+        for number in range(SENTINELS):
+            sentinel = _sentinel(folder / f"sentinel-{number}", binary, nodes[0].proxy.port)
+            await asyncio.to_thread(sentinel.start)
+            stack.callback(_end, sentinel)
+            sentinels.append(sentinel)
+        store = WatchedStore(nodes, sentinels)
+        await store.in_step()
+        yield store
+
+
+def _end(server: RedisServer) -> None:
+    if server.exit_code() is None:
+        server.kill()
+
+
+def _options(proxy: Proxy, primary: Proxy | None) -> tuple[str, ...]:
+    options = ("--appendonly", "yes", "--appendfsync", "everysec")
+    options += ("--repl-diskless-sync-delay", "0", "--repl-timeout", "5")
+    options += ("--replica-announce-ip", "127.0.0.1", "--replica-announce-port", str(proxy.port))
+    return (*options, "--replicaof", "127.0.0.1", str(primary.port)) if primary else options
+
+
+class _Sentinel(RedisServer):
+    """A server in sentinel mode; it writes its state into its configuration."""
+
+    def launch(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "sentinel.conf"
+        if not path.exists():
+            path.write_text("\n".join([*self.lines, f"port {self.port}", f"dir {self.folder}", ""]))
+        self.launch_with(str(path), "--sentinel")
+
+    lines: tuple[str, ...] = ()
+
+
+def _sentinel(folder: Path, binary: Path, primary_port: int) -> RedisServer:
+    made = _Sentinel(folder, binary=binary)
+    made.lines = (
+        "bind 127.0.0.1",
+        f"sentinel monitor {SERVICE} 127.0.0.1 {primary_port} 2",
+        f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
+        f"sentinel failover-timeout {SERVICE} 3000",
+        f"sentinel parallel-syncs {SERVICE} 2",
+    )
+    return made
+
+
+def freeze(node: Node) -> None:
+    node.server.signal(signal.SIGSTOP)
+
+
+def thaw(node: Node) -> None:
+    node.server.signal(signal.SIGCONT)
