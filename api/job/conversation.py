@@ -144,6 +144,7 @@ async def submit_response(
     lane = Lane.DEFAULT if ask.is_background else Lane.INTERACTIVE
     options = parse_submit_options({"metadata": metadata}, headers, lane=lane)
     own_steps = (ask.search,) if ask.search else ()
+    options = options.in_tier(ask.record.get("service_tier"), "service_tier")
     options = options.with_metadata(record_metadata(ask))
     options = replace(options, turn=ask.turn, own_steps=own_steps)
     if ask.turn is not None and (repeated := await _repeated(store, principal, ask, options)):

@@ -82,7 +82,7 @@ _RULES: Final[Rules] = {
     "instructions": TEXT,
     "truncation": one_of("auto", "disabled"),
     "include": TEXTS,
-    "service_tier": TEXT,
+    "service_tier": one_of("auto", "default", "flex", "priority"),
     "prompt_cache_key": TEXT,
     "safety_identifier": TEXT,
     "reasoning": OBJECT,

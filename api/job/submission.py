@@ -18,6 +18,7 @@ from api.auth.principal import Principal
 from api.http.parameter import IDEMPOTENCY_KEY, REQUEST_ID, Parameter
 from api.job.catalog import Catalog
 from api.job.concurrency_limiter import ConcurrencyLimiter
+from api.limit.service_tier import lane_of
 from api.webhook.webhook import (
     BATCH,
     JOB_WEBHOOK,
@@ -95,6 +96,11 @@ class SubmitOptions:
     def with_metadata(self, own: Mapping[str, str]) -> "SubmitOptions":
         """The options with our metadata added to the caller's."""
         return replace(self, metadata={**self.metadata, **own})
+
+    def in_tier(self, tier: Any, where: str) -> "SubmitOptions":
+        """The options of a call that asks for OpenAI's `service_tier`. Raises `InvalidJob` naming `where`."""
+        lane, mark = lane_of(tier, self.lane, where)
+        return replace(self, lane=lane).with_metadata(mark)
 
 
 class JobAdmission(Protocol):

@@ -28,6 +28,7 @@ from api.job.submission import (
     parse_submit_options,
     submit,
 )
+from api.limit import service_tier
 from api.openapi.examples import CHAT_CHUNK, TEXT_CHUNK
 from api.openapi.operation import Body, Text
 from api.routes.held import (
@@ -80,6 +81,7 @@ _BESIDE: Final = {
     "stream_options": nullable(_OPTIONS),
     "metadata": METADATA,
     "store": nullable(FLAG.schema),
+    service_tier.FIELD: nullable(service_tier.RULE.schema),
 }
 """What a call has beside the fields of its job."""
 
@@ -245,6 +247,7 @@ async def _serve(call: Call[OpenAIDeps], url: str, body: dict[str, Any]) -> Resp
     options = parse_submit_options(
         {"metadata": body.get("metadata")}, call.request.headers, lane=lane
     )
+    options = options.in_tier(body.get(service_tier.FIELD), f"body.{service_tier.FIELD}")
     is_stored = _flag(body, "store") and url == "/v1/chat/completions"
     if is_stored:
         options = options.with_metadata({MARK: "1"})
@@ -277,8 +280,8 @@ def _of_job(body: Mapping[str, Any]) -> dict[str, Any]:
 
 _MODEL_STEPS: Final = (ROUTE_STEP, *STEPS_AFTER)
 """Steps that may choose another model."""
-_OURS: Final = ("stream", "stream_options", "store")
-"""Fields that concern the response and its storage only, and are not part of the job."""
+_OURS: Final = ("stream", "stream_options", "store", service_tier.FIELD)
+"""Fields that concern the response, its storage and its lane only, and are not part of the job."""
 
 
 async def _frames(

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import orjson
 
+from api.limit.service_tier import used_tier
 from api.view.outcome import CallFailed, answer_id, answer_of
 from api.view.retrieval import LinkFilters, link_hosts
 from eventing.job.job import CONTENT_FILTER, Job
@@ -45,6 +46,8 @@ class Chunker:
             "created": job.created_ms // 1000,
             "model": job.answered_by,
         } | ({"usage": None} if has_usage else {})
+        if tier := used_tier(job):
+            self._base["service_tier"] = tier
         self._spoken: set[int] = set()
         self._usage: Mapping[str, Any] | None = None
         hosts = link_hosts(job)

@@ -6,6 +6,7 @@ Called by OpenAI's endpoints. Pure.
 from collections.abc import Mapping
 from typing import Any, Final
 
+from api.limit.service_tier import used_tier
 from api.view.retrieval import shown_result
 from eventing.errors import BadRequest, TorporError
 from eventing.job.job import CHAT_URLS, Job, JobState
@@ -64,7 +65,8 @@ def answer_of(job: Job) -> Mapping[str, Any]:
     body = dict(shown_result(job) or {})
     if body.get("object") == "list":  # embeddings have no id
         return body | {"model": job.answered_by}
-    own = {"id": answer_id(job), "created": job.created_ms // 1000, "model": job.answered_by}
+    tier = {"service_tier": used} if (used := used_tier(job)) else {}
+    own = tier | {"id": answer_id(job), "created": job.created_ms // 1000, "model": job.answered_by}
     if isinstance(choices := body.get("choices"), list):
         body["choices"] = [_whole(choice_with_both_names(each)) for each in choices]
     if body.get("object") == "chat.completion":

@@ -10,6 +10,7 @@ import orjson
 from typing_extensions import TypedDict
 
 from api.http.described import described
+from api.limit.service_tier import used_tier
 from api.view.job import public_metadata
 from api.view.retrieval import annotations, search_item, shown_text
 from eventing.errors import NotFound
@@ -137,7 +138,7 @@ def response_view(
         "prompt_cache_key": record.get("prompt_cache_key"),
         "reasoning": {"effort": None, "summary": None} | record.get("reasoning", {}),
         "safety_identifier": record.get("safety_identifier"),
-        "service_tier": record.get("service_tier", "default"),
+        "service_tier": used_tier(job) or "default",
         "store": record["store"],
         "temperature": record.get("temperature", 1.0),
         "text": {"format": {"type": "text"}} | record.get("text", {}),

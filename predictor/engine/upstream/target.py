@@ -28,8 +28,10 @@ from predictor.engine.upstream.event_stream import EventStream
 from predictor.errors import EngineDeadError, EngineStartError
 
 EMBEDDING_URL: Final = "/v1/embeddings"
-_OURS: Final = ("store", "metadata", "background", "prompt_cache_key", "safety_identifier")
-"""Fields that we serve ourselves; a provider would keep them."""
+_OURS: Final = (
+    *("store", "metadata", "background", "prompt_cache_key", "safety_identifier", "service_tier"),
+)
+"""Fields that we serve ourselves; a provider would keep them, or charge for them."""
 _CONNECT_S: Final = 5.0
 _CHECK_S: Final = 10.0
 _LIMIT_BYTES: Final = 64 * 1024 * 1024
