@@ -25,6 +25,7 @@ from eventing.broker.delivery import DeliverySpec, SubscriberResponse, backoff_s
 from eventing.broker.intake import Route
 from eventing.broker.queue import Claimed, member_of
 from eventing.broker.trigger import Trigger
+from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event, build_binary, to_record
 from eventing.cloudevent.job_event import (
     PLANNED,
@@ -38,11 +39,13 @@ from eventing.cloudevent.job_event import (
 from eventing.cloudevent.publisher import payload
 from eventing.errors import BadRequest, IdempotencyConflict
 from eventing.job.job import API_SOURCE, JobError, JobId, JobState
+from eventing.job.plan import OnFailure
 from eventing.job.step import AdvanceStatus, StepStore
 from eventing.job.store import Ending, LeaseSettings, LeaseStatus
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run
+from eventing.store.vector_store.note import WORK_TYPES
 from eventing.telemetry.metric.family import DEAD_LETTERS
 
 _log = structlog.get_logger()
@@ -50,6 +53,9 @@ _SINK_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
 _KEEP_DEAD_S: Final = 14 * 24 * 3600
 _UNANSWERED: Final = ("-1", "0")
 """The value of `knativeerrorcode` that Knative's brokers set when the last try had no HTTP answer."""
+_UNAVAILABLE: Final = "503"
+_LONGEST_WAIT_MS: Final = 24 * 3600 * 1000
+"""How long a job without a deadline waits for what a step of it needs."""
 _LONGEST_MS: Final = 900_000
 """Longest pause before a request that was given up is published again; the first time there is no pause."""
 
@@ -72,13 +78,17 @@ class DeadLetterHandler:
     async def record(
         self, trigger: Trigger, claimed: Claimed, reason: str, answer: SubscriberResponse
     ) -> bool:
-        """Record the event; False when it must stay in the queue because its job runs under a live lease.
+        """Record the event; False when it must stay in the queue: its job runs under a live lease, or what it needs is
+        unavailable and it is waited for.
 
         Raises `StoreUnavailable` when the event could not be recorded; then it must not be settled.
         """
         event = claimed.event
         if event.type in REQUEST_TYPES and trigger.retry_span_s:
-            match await self._requeue(event, trigger.retry_span_s):
+            is_refused = event.extensions.get("knativeerrorcode") == _UNAVAILABLE
+            is_waiting = is_refused and await self._is_waited_for(event)
+            span_s = _LONGEST_WAIT_MS / 1000 if is_waiting else trigger.retry_span_s
+            match await self._requeue(event, span_s):
                 case "held":
                     return False
                 case "requeued":
@@ -88,6 +98,8 @@ class DeadLetterHandler:
                     reason = f"given up by its broker after {_last_answer(event)}"
                 case _:
                     return True  # the job has ended or was deleted
+        elif answer.is_refusal and await self._is_waited_for(event):
+            return False
         if event.type == PLANNED:
             if await self._end_step(event, reason) is not AdvanceStatus.OK:
                 return True  # another delivery of it was first
@@ -102,6 +114,21 @@ class DeadLetterHandler:
         if trigger.delivery.dead_letter_sink:
             await _send_to_sink(trigger.delivery, _explained(event, trigger, reason, answer))
         return True
+
+    async def _is_waited_for(self, event: Event) -> bool:
+        """True for an event that is not given up while what takes it is unavailable: of a file to be indexed, and of
+        a step that may not be skipped, until its job is late, or a day old if it is never late.
+        """
+        if event.type in WORK_TYPES:
+            return True
+        if event.type != PLANNED:
+            return False
+        job = await self._store.get(job_id_of(event), with_result=False)
+        step = job.plan.step(event.extensions.get(STEP, "")) if job and job.plan else None
+        if job is None or step is None or step.on_failure is OnFailure.CONTINUE:
+            return False
+        late_ms = job.deadline_ms or job.created_ms + _LONGEST_WAIT_MS
+        return SystemClock().wall_ms() < late_ms
 
     async def _end_step(self, event: Event, reason: str) -> AdvanceStatus:
         """The step that could not be run is skipped, or fails its job."""

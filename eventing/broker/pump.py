@@ -267,7 +267,8 @@ class Pump:
                 if await self._dead_letters.record(self._trigger, claimed, reason, answer):
                     await self._queue.settle(claimed.ticket)
                 else:
-                    await self._queue.defer(claimed.ticket, CLAIM_IDLE_MS)
+                    is_tried = not answer.is_refusal
+                    await self._queue.defer(claimed.ticket, CLAIM_IDLE_MS, is_tried=is_tried)
         labelled(_deliveries, self._trigger.name, type(decision).__name__).inc()
 
     def _decide(

@@ -204,12 +204,11 @@ class Queue:
         async with failures_named():
             return await run_all(self._redis, calls)
 
-    async def defer(self, ticket: str, delay_ms: int) -> None:
-        """Deliver the event again after `delay_ms`, by any pump."""
+    async def defer(self, ticket: str, delay_ms: int, *, is_tried: bool = True) -> None:
+        """Deliver the event again after `delay_ms`, by any pump; not `is_tried` takes back the try that it counted."""
+        names = [self._key[name] for name in ("held", "retry", "tries")]
         async with failures_named():
-            await run(
-                self._redis, "defer", [self._key["held"], self._key["retry"]], [ticket, delay_ms]
-            )
+            await run(self._redis, "defer", names, [ticket, delay_ms, 0 if is_tried else 1])
 
     async def nack(self, ticket: str, lane: Lane) -> None:
         """Give back an event that was not accepted, without counting a try; it is the next of its lane."""

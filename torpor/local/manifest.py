@@ -79,7 +79,7 @@ def _plans(model: str, steps_url: str) -> Manifest:
         f"plans-{model}",
         filters=[{"exact": {"type": REQUESTED, "model": model}}],
         subscriber=steps_url,
-        delivery=_delivery(retry=20, backoff_s=0.5, timeout_s=60),
+        delivery=_delivery(retry=250, backoff_s=0.5, timeout_s=60),
         parallelism=4,
     )
 
@@ -90,8 +90,8 @@ def _step(name: str, steps_url: str) -> Manifest:
         f"step-{name}",
         filters=[{"exact": {"type": PLANNED, "step": name}}],
         subscriber=steps_url,
-        # Few tries, since input that kills the process kills it in each; and a span of 17 minutes, in which a step
-        # that is unavailable is waited for.
+        # Few tries, since input that kills the process kills it in each. A step that is unavailable is waited for
+        # as long as its job may take; one that may be skipped is, after the 17 minutes that all retries last.
         delivery={
             **_delivery(retry=STEP_RETRY, backoff_s=1, timeout_s=STEP_TIMEOUT_S),
             "backoffPolicy": "exponential",

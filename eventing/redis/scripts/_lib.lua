@@ -10,6 +10,7 @@ local CLOCK, CLOCK_SLACK_MS = 'torpor:clock', 1000
 local SWEEP_AFTER_MS = 10000 -- a note this old was not cleared by its writer
 local REVISIONS = 'torpor:cache:revisions'
 local MOST_FOLLOWERS = 10000 -- of one job
+local SHOWN_RUNS = 20 -- of a step in a token stream: one that waits for a day would fill it
 
 -- Store time in milliseconds.
 local function now_ms()

@@ -19,5 +19,7 @@ local before = step_line(pipeline, ARGV[1])
 local runs = before and before.runs + 1 or 1
 put_step(KEYS[1], pipeline, {name = ARGV[1], status = 'in_progress', started = before and before.started or now, ended = 0, runs = runs, detail = '{}'})
 if job.candidate_state and not job.after_queues then redis.call('ZREM', UNPUBLISHED, string.match(KEYS[1], '{(.*)}')) end
-redis.call('XADD', KEYS[2], '*', 'kind', 'step', 'step', ARGV[1], 'status', 'in_progress', 'attempt', job.attempt, 'at_ms', now)
+if runs <= SHOWN_RUNS then
+  redis.call('XADD', KEYS[2], '*', 'kind', 'step', 'step', ARGV[1], 'status', 'in_progress', 'attempt', job.attempt, 'at_ms', now)
+end
 return {'begun', runs, before and before.status == 'in_progress' and 1 or 0}

@@ -10,5 +10,7 @@ local line = step_line(pipeline, ARGV[1])
 if not line or line.status ~= 'in_progress' then return 0 end
 line.status = 'queued'
 put_step(KEYS[1], pipeline, line)
-redis.call('XADD', KEYS[2], '*', 'kind', 'step', 'step', ARGV[1], 'status', 'queued', 'attempt', job.attempt, 'at_ms', now_ms())
+if line.runs <= SHOWN_RUNS then
+  redis.call('XADD', KEYS[2], '*', 'kind', 'step', 'step', ARGV[1], 'status', 'queued', 'attempt', job.attempt, 'at_ms', now_ms())
+end
 return 1

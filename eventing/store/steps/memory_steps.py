@@ -115,6 +115,9 @@ class MemoryStepStore(MemoryStore):
             self._index.unpublished[job_id] = now + SWEEP_AFTER_MS
 
 
+_SHOWN_RUNS = 20  # of a step in a token stream, as in _lib.lua
+
+
 def _line(job: Job, step: str, now_ms: int) -> StepRecord:
     fresh = StepRecord(step=step, started_ms=now_ms)
     return next((record for record in job.pipeline if record.step == step), fresh)
@@ -126,6 +129,8 @@ def _note(record: MemoryRecord, line: StepRecord, now_ms: int) -> None:
     is_known = any(each.step == line.step for each in pipeline)
     others = tuple(line if each.step == line.step else each for each in pipeline)
     record.job = replace(record.job, pipeline=others if is_known else (*pipeline, line))
+    if line.attempts > _SHOWN_RUNS and line.status in (StepStatus.QUEUED, StepStatus.IN_PROGRESS):
+        return
     took_ms = line.ended_ms - line.started_ms if line.ended_ms else 0
     record.write(
         now_ms,

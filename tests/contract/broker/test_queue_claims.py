@@ -21,7 +21,11 @@ from tests.contract.broker.queue_rig import (
 
 def defer_call(ticket: str) -> Call:
     """The call that defers an event by an hour."""
-    return ("defer", [keys.queue(NAME, "held"), keys.queue(NAME, "retry")], [ticket, 3_600_000])
+    return (
+        "defer",
+        [keys.queue(NAME, name) for name in ("held", "retry", "tries")],
+        [ticket, 3_600_000, 0],
+    )
 
 
 class TestStay:

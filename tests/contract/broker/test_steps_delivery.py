@@ -12,7 +12,9 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.broker.advance import Advance
-from eventing.broker.delivery import DeliverySpec
+from eventing.broker.dead_letter import DeadLetterHandler
+from eventing.broker.delivery import DeliverySpec, SubscriberResponse
+from eventing.broker.queue import Claimed
 from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event, build_binary
 from eventing.cloudevent.job_event import PLANNED, PREPARED, REQUESTED, request_event
@@ -254,6 +256,68 @@ async def test_a_step_whose_tries_are_used_up_is_skipped_or_fails_its_job(
             assert job.error is not None
             assert job.error.code == "undeliverable"
             assert "no-op" in job.error.message
+
+
+async def test_a_step_that_is_unavailable_is_waited_for_long_after_its_retries_and_spends_no_try(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventing.broker.pump.CLAIM_IDLE_MS", 10)
+    monkeypatch.setattr("eventing.broker.readiness._LONGEST_PAUSE_S", 0.01)
+    away = [says(503)] * 40
+    subscriber = Subscriber(answers=[*away, says(500), says(204)])
+    async with subscriber.serving():
+        (step, *_) = build(redis, *triggers_of(subscriber.url, replace(FAST, retry=2)))
+        made, _ = await step.store.submit(planned())
+        await step.router.route(request_event(made))
+        async with pumping(step):
+            await until(step.is_drained, timeout_s=60)
+
+    assert len(subscriber.got) == len(away) + 2
+    job = await job_of(step.store, made.id)
+    assert (job.state, job.step) == (JobState.QUEUED, "no-op")
+
+
+@pytest.mark.parametrize("ends", ["late", "skipped"])
+async def test_a_step_that_is_unavailable_is_given_up_when_its_job_is_late_or_may_go_on(
+    redis: Redis, ends: str
+) -> None:
+    subscriber = Subscriber(answers=[says(503)])
+    plan = {"steps": [{"step": "no-op", "on_failure": "continue"}]} if ends == "skipped" else None
+    new = replace(
+        planned(),
+        plan=parse_pipelines({"m": plan})["m"] if plan else PLAN,
+        deadline_ms=0 if plan else 1,
+    )
+    async with subscriber.serving():
+        (step, *_) = build(redis, *triggers_of(subscriber.url, replace(FAST, retry=1)))
+        made, _ = await step.store.submit(new)
+        await step.router.route(request_event(made))
+        async with pumping(step):
+            await until(lambda: _is_settled(step.store, made.id, "no-op"))
+
+    job = await job_of(step.store, made.id)
+    status = StepStatus.SKIPPED if plan else StepStatus.FAILED
+    assert [each.status for each in job.steps][0] is status
+
+
+@pytest.mark.parametrize(("code", "ends"), [("503", "queued"), ("500", "failed")])
+async def test_a_step_that_another_broker_gave_up_as_unavailable_is_published_again(
+    redis: Redis, code: str, ends: str
+) -> None:
+    subscriber = Subscriber()
+    async with subscriber.serving():
+        (step, *_) = build(redis, *triggers_of(subscriber.url))
+        made, _ = await step.store.submit(planned())
+        event = request_event(made)
+        given_up = replace(event, extensions={**event.extensions, "knativeerrorcode": code})
+        relay = replace(step.trigger, retry_span_s=0.001)
+        await asyncio.sleep(0.002)
+        handler = DeadLetterHandler(redis, step.store, step.router)
+        claimed = Claimed(ticket="1-0", event=given_up, tries=1, enqueued_ms=0)
+
+        assert await handler.record(relay, claimed, "given up", SubscriberResponse(status=0))
+
+    assert (await job_of(step.store, made.id)).state == ends
 
 
 async def _is_settled(store: RedisStepStore, of: JobId, step: str) -> bool:
