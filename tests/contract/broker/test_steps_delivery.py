@@ -297,7 +297,7 @@ async def test_a_step_that_is_unavailable_is_given_up_when_its_job_is_late_or_ma
 
     job = await job_of(step.store, made.id)
     status = StepStatus.SKIPPED if plan else StepStatus.FAILED
-    assert [each.status for each in job.steps][0] is status
+    assert next(each.status for each in job.steps) is status
 
 
 @pytest.mark.parametrize(("code", "ends"), [("503", "queued"), ("500", "failed")])
