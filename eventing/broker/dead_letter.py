@@ -85,10 +85,7 @@ class DeadLetterHandler:
         """
         event = claimed.event
         if event.type in REQUEST_TYPES and trigger.retry_span_s:
-            is_refused = event.extensions.get("knativeerrorcode") == _UNAVAILABLE
-            is_waiting = is_refused and await self._is_waited_for(event)
-            span_s = _LONGEST_WAIT_MS / 1000 if is_waiting else trigger.retry_span_s
-            match await self._requeue(event, span_s):
+            match await self._requeue(event, trigger.retry_span_s):
                 case "held":
                     return False
                 case "requeued":
@@ -161,6 +158,9 @@ class DeadLetterHandler:
             return "missing"
         except BadRequest:
             return "spent"
+        is_refused = event.extensions.get("knativeerrorcode") == _UNAVAILABLE
+        if is_refused and await self._is_waited_for(event):
+            retry_span_s = _LONGEST_WAIT_MS / 1000
         is_answered = event.extensions.get("knativeerrorcode", "") not in _UNANSWERED
         args: list[Argument] = [int(retry_span_s * 1000), int(is_answered), _LONGEST_MS]
         args.append(self._lease_ms)
