@@ -14,7 +14,7 @@ from eventing.job.plan import EMBED_STEP, ROUTE_STEP, Pipelines, load_pipelines
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.policy import memory_policy
 from eventing.store.vector_store.query import RETRIEVE_STEP
-from steps.retrieval.steps import check_retrieve
+from steps.retrieval.settings import check_retrieve
 from steps.route.tiers import parse_rule
 from steps.semantic_cache.settings import NAME as SEMANTIC_CACHE
 from steps.semantic_cache.settings import parse_settings

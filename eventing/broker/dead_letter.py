@@ -108,8 +108,7 @@ class DeadLetterHandler:
             await self._keep(trigger, claimed, reason)
             DEAD_LETTERS.labels(trigger.name).inc()
         _log.warning("set aside", action="dead_letter", trigger=trigger.name, status=answer.status)
-        if trigger.delivery.dead_letter_sink:
-            await _send_to_sink(trigger.delivery, _explained(event, trigger, reason, answer))
+        await _send_to_sink(trigger.delivery, _explained(event, trigger, reason, answer))
         return True
 
     async def _is_waited_for(self, event: Event) -> bool:
@@ -206,7 +205,11 @@ def _explained(event: Event, trigger: Trigger, reason: str, answer: SubscriberRe
 
 
 async def _send_to_sink(spec: DeliverySpec, event: Event) -> None:
-    """POST the event to the sink, best effort, as often as `retry` says; the record in the store is what counts."""
+    """POST the event to the sink, if there is one, best effort, as often as `retry` says; the record in the store is
+    what counts.
+    """
+    if not spec.dead_letter_sink:
+        return
     headers, body = build_binary(event)
     async with aiohttp.ClientSession(timeout=_SINK_TIMEOUT) as session:
         for tries in range(1, spec.retry + 2):

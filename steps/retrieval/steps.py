@@ -13,26 +13,14 @@ import orjson
 from eventing.errors import BadRequest, NotFound
 from eventing.job.job import JobError
 from eventing.job.passage import Passage, last_user, text_of, with_passages
-from eventing.store.vector_store.query import MOST_STORES, VectorQuery, parse_query
+from eventing.store.vector_store.query import MOST_STORES
 from steps.handler import Answer, Continue, Refuse, Skip, StepCall, StepOutcome
-from steps.index.filter import parse_filter
 from steps.index.index import ModelMismatch
 from steps.retrieval.search import VectorSearch
+from steps.retrieval.settings import CONTEXT_CHARACTERS, query_of, store_ids
 
 _RESULTS: Final = 5
-_CONTEXT_CHARACTERS: Final = 12_000
 _QUESTION_CHARACTERS: Final = 2000
-_SETTINGS: Final = frozenset(
-    {
-        "vector_store_ids",
-        "vector_store_names",
-        "max_num_results",
-        "filters",
-        "ranking_options",
-        "context_characters",
-        "allowed_hosts",
-    }
-)
 _DETAIL_BYTES: Final = 20_000
 
 
@@ -45,8 +33,8 @@ class SearchStep:
     async def __call__(self, call: StepCall) -> StepOutcome:
         body = call.request.body
         try:
-            query = _query(body.get("query"), body)
-            stores = _store_ids(body)
+            query = query_of(body.get("query"), body)
+            stores = store_ids(body)
             found = await self._search.search(call.job.tenant, stores, query)
         except (BadRequest, NotFound, ModelMismatch) as error:
             return Refuse(error=_error(error))
@@ -75,14 +63,14 @@ class RetrieveStep:
         if not question:
             return Skip(reason="the user message has no text")
         try:
-            query = _query(question, {"max_num_results": _RESULTS, **settings})
+            query = query_of(question, {"max_num_results": _RESULTS, **settings})
             stores = await self._stores(call.job.tenant, settings)
             if not stores:
                 return Skip(reason="no vector store of that name")
             found = await self._search.search(call.job.tenant, stores, query)
         except (BadRequest, NotFound, ModelMismatch) as error:
             return Refuse(error=_error(error))
-        passages = _fitting(found, int(settings.get("context_characters", _CONTEXT_CHARACTERS)))
+        passages = _fitting(found, int(settings.get("context_characters", CONTEXT_CHARACTERS)))
         detail: dict[str, Any] = {"found": len(passages), "queries": [question[:200]]}
         if not passages:
             return Continue(detail={**detail, "sources": []})
@@ -98,47 +86,11 @@ class RetrieveStep:
         """
         names = settings.get("vector_store_names")
         if names is None:
-            return _store_ids(settings)
+            return store_ids(settings)
         if not isinstance(names, list | tuple) or "vector_store_ids" in settings:
             message = "vector_store_names must be a list, and stand without vector_store_ids"
             raise BadRequest(message, "vector_store_names")
         return (await self._search.named(tenant, names))[:MOST_STORES]
-
-
-def _query(texts: Any, options: Mapping[str, Any]) -> VectorQuery:
-    query = parse_query(texts, options)
-    parse_filter(query.filters)
-    return query
-
-
-def check_retrieve(settings: Mapping[str, Any]) -> None:
-    """Raises `BadRequest` for settings of `retrieve` in a plan that no search could have."""
-    for name in settings.keys() - _SETTINGS:
-        raise BadRequest(f"{name} is not supported", name)
-    names = settings.get("vector_store_names")
-    if names is None:
-        _store_ids(settings)
-    elif not _are_words(names) or not names or "vector_store_ids" in settings:
-        message = "vector_store_names must be a list of names, and stand without vector_store_ids"
-        raise BadRequest(message, "vector_store_names")
-    _query("x", settings)
-    characters = settings.get("context_characters", _CONTEXT_CHARACTERS)
-    if isinstance(characters, bool) or not isinstance(characters, int) or characters < 1:
-        raise BadRequest("context_characters must be a whole number above 0", "context_characters")
-    if not _are_words(settings.get("allowed_hosts", [])):
-        raise BadRequest("allowed_hosts must be a list of host names", "allowed_hosts")
-
-
-def _are_words(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
-
-
-def _store_ids(owner: Mapping[str, Any]) -> Sequence[str]:
-    ids = owner.get("vector_store_ids")
-    if not isinstance(ids, Sequence) or isinstance(ids, str) or not 1 <= len(ids) <= MOST_STORES:
-        message = f"vector_store_ids must name 1 to {MOST_STORES} vector stores"
-        raise BadRequest(message, "vector_store_ids")
-    return [str(each) for each in ids]
 
 
 def _fitting(found: Sequence[Passage], characters: int) -> list[Passage]:

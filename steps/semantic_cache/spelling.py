@@ -9,8 +9,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Final
 
-from tokenizers import Tokenizer
-
 from steps.embedding.model_file import TOKENIZER, read_verified
 from steps.semantic_cache.words import word_set
 
@@ -61,6 +59,8 @@ _RARE: Final = word_set("""
 @cache
 def vocabulary() -> frozenset[str]:
     """About 20,000 words in small letters. Read at the first call, in some 100 ms. Raises `Unavailable`."""
+    from tokenizers import Tokenizer  # settings are judged where it is not installed
+
     names = Tokenizer.from_str(read_verified(TOKENIZER).decode()).get_vocab()
     return _RARE | {word for word in names if word.isalpha()}
 

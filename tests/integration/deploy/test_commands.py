@@ -89,6 +89,42 @@ async def test_resources_with_doctor_errors_are_not_applied(
     assert server.names("Deployment") == set()
 
 
+WRONG_PLAN = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: torpor-pipelines, namespace: torpor}
+data:
+  pipelines.yaml: |
+    thinker: {steps: [{step: memory, settings: {window: 5}}]}
+"""
+
+
+@pytest.mark.parametrize("command", ["deploy", "doctor"])
+async def test_settings_that_a_step_can_not_have_are_said_before_anything_is_applied(
+    run: Run, server: ApiServer, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "plan.yaml").write_text(WRONG_PLAN)
+    flags = ["--yes", "--no-wait"] if command == "deploy" else []
+
+    result = await run(command, str(tmp_path / "plan.yaml"), *flags)
+
+    assert result.exit_code != 0
+    assert "torpor-pipelines: pipelines: thinker.steps: memory: window" in said(result)
+    assert not [each for each in server.requests if each[0] in ("PATCH", "POST")]
+
+
+async def test_render_refuses_settings_that_a_step_can_not_have(run: Run, tmp_path: Path) -> None:
+    plans = {"thinker": {"steps": [{"step": "route", "settings": {"tiers": []}}]}}
+    values = {"steps": {"max_replicas": 1}, "pipelines": plans}
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+
+    result = await run("render", "--folder", str(tmp_path))
+
+    assert result.exit_code != 0
+    assert "thinker.steps: route: tiers must be a list" in said(result)
+    assert not [each for each in tmp_path.iterdir() if each.is_dir()]
+
+
 async def test_a_wait_in_vain_says_what_is_missing(
     run: Run, server: ApiServer, overlay: Path
 ) -> None:

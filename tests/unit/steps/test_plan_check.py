@@ -1,6 +1,7 @@
 """What `torpor up` says of a `pipelines.yaml` before it starts anything."""
 
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,12 @@ def test_the_command_says_it_in_one_line_and_exits_2(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert ended.stderr.startswith("pipelines: m.steps: retreive is no step")
     assert ended.stderr.count("\n") == 1
+
+
+def test_settings_are_judged_where_no_numpy_is() -> None:
+    code = "import sys; sys.modules['numpy'] = sys.modules['tokenizers'] = None; import steps.check"
+
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

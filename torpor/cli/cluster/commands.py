@@ -35,6 +35,7 @@ from torpor.cli.cluster.manifests import (
     run,
 )
 from torpor.cli.errors import UsageError
+from torpor.cli.step_settings import refuse_wrong_steps
 from torpor.cli.view.screen import stderr, stdout
 from torpor.cli.view.table import table
 
@@ -103,6 +104,7 @@ def deploy(
                 known = await history.releases(cluster, namespace)
                 before = known[-1].resources if known else ()
                 resources = split.with_traffic(resources, model, traffic, change, before)
+            await asyncio.to_thread(refuse_wrong_steps, [] if force else resources)
             _refuse_errors(resources, force=force)
             await _deploy(cluster, resources, terms, dry_run=dry_run, yes=yes, wait=wait)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import typer
+import yaml
 from rich.table import Table
 
 from knative.deploy import timeouts
@@ -23,6 +24,7 @@ from knative.deploy.errors import DeployError
 from knative.deploy.render.render import differences, write
 from knative.deploy.values import Values, ValuesError, load_values
 from torpor.cli.errors import UserError
+from torpor.cli.step_settings import refuse_wrong_steps, wrong_step
 from torpor.cli.view.screen import stderr, stdout
 
 Folder = Annotated[Path, typer.Option(help="The manifests folder.")]
@@ -61,6 +63,8 @@ def render(
     if explain:
         _explain(values)
         return
+    if said := wrong_step(yaml.safe_dump(values.pipelines)) if values.pipelines else "":
+        raise UserError(f"{folder / 'values.yaml'}: {said}")
     found = differences(folder, values) if check else write(folder, values)
     for difference in found:
         stdout.print(f"{difference.kind:<8} {difference.path}")
@@ -105,9 +109,11 @@ def doctor(
         from knative.deploy.rollout.client import connected
     if not sources and not live:
         sources = [DEFAULT_SOURCE]
-    report = examine(run(gather), job_s=max_job_seconds, cold_start_s=cold_start_seconds)
+    resources = run(gather)
+    report = examine(resources, job_s=max_job_seconds, cold_start_s=cold_start_seconds)
     if as_json:
         stdout.print_json(json.dumps([finding.as_dict() for finding in report.findings]))
     else:
         doctor_view.show(report, stdout)
+    refuse_wrong_steps(resources)
     raise typer.Exit(report.exit_status(is_strict=strict))

@@ -39,14 +39,9 @@ def up(*, detach: bool = False, **flags: Any) -> None:
 
 def _check_steps(file: Path) -> None:
     """Raises `UsageError` for a step that does not exist, or settings that it can not have."""
-    from torpor.local.child import child_env, python_module
+    from torpor.cli.step_settings import wrong_step
 
-    command = python_module("steps.check", str(file))
-    checked = subprocess.run(  # noqa: S603
-        command, env=child_env(os.environ), capture_output=True, text=True, check=False
-    )
-    if checked.returncode != 0:
-        said = checked.stderr.strip().rpartition("\n")[2]
+    if said := wrong_step(None, str(file)):
         raise UsageError(f"--pipelines-file: {said}")
 
 
