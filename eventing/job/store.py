@@ -125,6 +125,8 @@ class LeaseSettings:
     republish_after_s: int = 900
     retention_s: int = 24 * 3600
     dead_letter_retention_s: int = 14 * 24 * 3600
+    acks: int = 0
+    """Replicas that must confirm a job that was taken, and its end."""
 
 
 class LeaseStatus(StrEnum):

@@ -18,6 +18,7 @@ from redis.exceptions import (
     AuthenticationError,
     ClusterCrossSlotError,
     ConnectionError,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -101,6 +102,8 @@ def _named(error: Exception) -> StoreUnavailable | None:
             return StoreUnavailable("the store refused our password (TORPOR_REDIS_URL)", 5.0)
         case AskError() | ClusterCrossSlotError():  # MOVED is an ASK to redis-py
             return StoreUnavailable("the store is a Redis Cluster: give a single primary", 5.0)
+        case NoScriptError():  # loaded a moment ago, on the server before this one
+            return StoreUnavailable("the store was replaced during the call")
         case ResponseError() if _is_refused_write(error):
             return StoreUnavailable(
                 "the store takes no writes now (memory, disk or a failover)", 2.0

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from eventing.redis.multiplexed_connection import Command, SharedRedis
+from eventing.redis.replicated import ReplicatedWrites
 
 _USES: Final = re.compile(r"^-- USES (.+)$", re.MULTILINE)
 """The line that names what a script shares with others: `_lib`, and `_provider` for those of a provider."""
@@ -47,7 +48,9 @@ async def run(redis: Redis, name: str, keys: Sequence[str], args: Sequence[Argum
     return (await run_all(redis, [(name, keys, args)]))[0]
 
 
-async def run_all(redis: Redis, calls: Sequence[Call], then: Sequence[Command] = ()) -> list[Any]:
+async def run_all(
+    redis: Redis | ReplicatedWrites, calls: Sequence[Call], then: Sequence[Command] = ()
+) -> list[Any]:
     """Run scripts in this order and then the reads in `then`, in one round trip. Not a transaction: after a crash,
     any prefix may have run.
     """
@@ -62,9 +65,9 @@ async def run_all(redis: Redis, calls: Sequence[Call], then: Sequence[Command] =
         return await send(redis, commands)
 
 
-async def send(redis: Redis, commands: Sequence[Command]) -> list[Any]:
+async def send(redis: Redis | ReplicatedWrites, commands: Sequence[Command]) -> list[Any]:
     """Raw replies to any commands, in one round trip; the first error reply is raised."""
-    if isinstance(redis, SharedRedis):
+    if isinstance(redis, SharedRedis | ReplicatedWrites):
         return await redis.send(commands)
     async with redis.pipeline(transaction=False) as pipe:
         for command in commands:

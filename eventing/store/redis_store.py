@@ -50,6 +50,8 @@ from eventing.job.store import (
 from eventing.known_fields import known_value
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
+from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.redis.replicated import ReplicatedWrites
 from eventing.redis.script import Argument, Call, run_all, send
 from eventing.store import job_record
 from eventing.store.objects.object_ref import ObjectRef
@@ -84,6 +86,9 @@ class RedisStore:
         """Without an `archive`, archived jobs have no result and no stream here, only `archived_bytes`."""
         self._redis = redis
         self._archive = archive
+        self._promises: Redis | ReplicatedWrites = redis
+        if settings and settings.acks and isinstance(redis, SharedRedis):
+            self._promises = ReplicatedWrites(redis, settings.acks)
         self._settings = settings or LeaseSettings()
         self._index = RedisIndex(redis, self._settings.lease_ms)
         self.answers = RedisAnswers(redis, self._settings)
@@ -97,7 +102,7 @@ class RedisStore:
         new = await self._as_recorded_earlier(new)
         has_objects = self._archive is not None and self._archive.is_readable
         call = submit_call(new, publication, self._settings, has_objects=has_objects)
-        ((status, created_ms, *more),) = await self._run_all([call])
+        ((status, created_ms, *more),) = await self._promise([call])
         match status:
             case b"created":
                 return job_record.fresh(new, int(created_ms)), True
@@ -145,7 +150,7 @@ class RedisStore:
             *job_record.new_fields(replace(new, request=job_record.request_of(raw)), raw),
         ]
         names = [keys.job(new.id), keys.jobs_of(new.tenant)]
-        (answer,) = await self._run_all([("reject", names, args)])
+        (answer,) = await self._promise([("reject", names, args)])
         return answer not in (b"conflict", b"deleted")
 
     async def get(self, job_id: JobId, *, with_result: bool = True) -> Job | None:
@@ -272,14 +277,14 @@ class RedisStore:
         fields = job_record.ending_fields(ending)
         recheck_ms = self._settings.republish_after_s * 1000
         call = [*args, "", recheck_ms, *fields]
-        (answer,) = await self._run_all([(script, job_keys(job_id), call)])
+        (answer,) = await self._promise([(script, job_keys(job_id), call)])
         if answer == b"unjudged":
             job = await self.get(job_id, with_result=False)
             if job is None or job.plan is None:
                 return LeaseStatus.MISSING
             event = to_record(request_event(replace(job, step=job.plan.first_after)))
             call = [*args, event, recheck_ms, *fields, *job_record.withheld_field(ending)]
-            (answer,) = await self._run_all([(script, job_keys(job_id), call)])
+            (answer,) = await self._promise([(script, job_keys(job_id), call)])
         return LeaseStatus(answer.decode())
 
     async def release(self, lease: Lease, why: ReleaseReason, error: JobError) -> bool:
@@ -336,7 +341,7 @@ class RedisStore:
             shown = job_record.shown_fields(request).items()
             args += ["request", text, "sha", sha, *(part for pair in shown for part in pair)]
             args += job_record.plan_fields(plan, publication.after_queues)
-        (answer,) = await self._run_all([("redrive", job_keys(job.id), args)])
+        (answer,) = await self._promise([("redrive", job_keys(job.id), args)])
         if answer == b"locked":
             raise ConversationLocked(LOCKED)
         return bool(answer == b"queued")
@@ -403,6 +408,11 @@ class RedisStore:
     async def _run_all(self, calls: Sequence[Call]) -> list[Any]:
         async with failures_named():
             return await run_all(self._redis, calls)
+
+    async def _promise(self, calls: Sequence[Call]) -> list[Any]:
+        """As `_run_all`, and the replicas of `store_acks` have what was written."""
+        async with failures_named():
+            return await run_all(self._promises, calls)
 
     def _ending_args(self, ending: Ending) -> list[Argument]:
         s = self._settings

@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 
 from eventing.errors import StoreUnavailable
+from eventing.job.store import LeaseSettings
 from eventing.process.store_url import parse_store_url
 from eventing.redis import keys, script
 from eventing.redis.connection import connect, failures_named
+from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.store.redis_store import RedisStore
+from tests.contract.rig import new_job
 from tests.redis_server import VALKEY, RedisServer
 from tests.sentinels import freeze, thaw, watched_store
 
@@ -145,3 +149,34 @@ def test_an_address_of_sentinels_has_both_logins_and_tls() -> None:
     assert (found.service, found.sentinel_password, found.is_tls) == ("torpor", "s@", True)
     assert found.url.startswith("rediss://user:p%40ss@sentinel/2?")
     assert "p%40ss" not in repr(found)
+
+
+async def test_a_submit_waits_for_a_replica_and_a_repeat_by_another_process_waits_for_it_too(
+    tmp_path: Path,
+) -> None:
+    async with watched_store(tmp_path, servers=2) as watched:
+        (replica,) = watched.replicas
+        settings = LeaseSettings(acks=1)
+        # Of one call with a replica that is away: long enough not to take it for one that is down.
+        one, two = (RedisStore(connect(watched.url, timeout_s=0.6), settings) for _ in range(2))
+        assert (await one.submit(new_job("first")))[1]
+        freeze(replica)
+        for store in (one, two):
+            with pytest.raises(StoreUnavailable, match="no replica"):
+                await store.submit(new_job("second"))
+        thaw(replica)
+        job, is_new = await again(lambda: two.submit(new_job("second")))
+        assert not is_new
+        both = await asyncio.gather(*(one.submit(new_job(f"more-{n}")) for n in range(50)))
+        assert all(is_new for _, is_new in both)
+        copy = RedisStore(connect(f"redis://127.0.0.1:{replica.server.port}/0"))
+        assert await copy.get(job.id) == job
+        for store in (one, two, copy):
+            await store.close()
+
+
+async def test_without_acks_nothing_waits_for_a_replica(redis: SharedRedis) -> None:
+    store = RedisStore(redis)
+    await redis.config_resetstat()
+    await store.submit(new_job("plain"))
+    assert set(await redis.info("commandstats")) & {"cmdstat_wait", "cmdstat_set"} == set()

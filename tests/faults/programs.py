@@ -159,8 +159,16 @@ class Tuning:
     step_retry: int = 1000
     steps_are_refused: bool = False
     """Deliveries go to the steps process itself: when it is down, the connection is refused. A proxy would take it."""
+    store_url: str = ""
+    """Sentinels that every process asks, instead of the proxied store."""
+    store_acks: int = 0
     binary: Path = VALKEY
     redis_options: tuple[str, ...] = ("--appendonly", "yes", "--appendfsync", "everysec")
+
+    def store_env(self, redis_port: int) -> dict[str, str]:
+        """The variables of every process's store."""
+        url = self.store_url or f"redis://127.0.0.1:{redis_port}/0"
+        return {"TORPOR_REDIS_URL": url, "TORPOR_STORE_ACKS": str(self.store_acks)}
 
     def write_pipelines(self, folder: Path) -> dict[str, str]:
         """The variables of a process that reads the plan."""
@@ -187,7 +195,7 @@ def new_api(
     env = {
         "TORPOR_ANONYMOUS_ACCESS": "loopback",
         "TORPOR_PORT": str(port),
-        "TORPOR_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
+        **tuning.store_env(redis_port),
         "TORPOR_BROKER_URL": f"http://127.0.0.1:{broker_port}/",
         "TORPOR_MODELS": '[{"name": "seeded", "context_tokens": 4096}]',
         "TORPOR_FILES_URL": f"file://{folder}/files",
@@ -212,7 +220,7 @@ def new_broker(
     (folder / "triggers.yaml").write_text(_triggers(tuning, delivery_port, steps_port))
     env = tuning.write_pipelines(folder) | {
         "TORPOR_PORT": str(port),
-        "TORPOR_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
+        **tuning.store_env(redis_port),
         "TORPOR_TRIGGERS_FILE": str(folder / "triggers.yaml"),
     }
     health = f"http://127.0.0.1:{port}/readyz"
@@ -276,7 +284,7 @@ def new_predictor(
 ) -> Program:
     port = free_port()
     env = {
-        "TORPOR_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
+        **tuning.store_env(redis_port),
         "TORPOR_LEASE_S": str(tuning.lease_s),
         "TORPOR_MAX_ATTEMPTS": str(tuning.max_attempts),
         "TORPOR_SEEDED_TOKENS_PER_S": str(tuning.tokens_per_s),
@@ -298,7 +306,7 @@ def new_steps(
     port = free_port()
     env = tuning.write_pipelines(folder) | {
         "TORPOR_STEPS_PORT": str(port),
-        "TORPOR_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
+        **tuning.store_env(redis_port),
         "TORPOR_QUEUE_TRIGGERS_FILE": str(folder / "triggers.yaml"),
         "TORPOR_DRAIN_GRACE_S": "1",
     }

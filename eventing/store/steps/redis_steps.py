@@ -67,7 +67,7 @@ class RedisStepStore(RedisStore):
         if end.result is not None:
             is_end = end.verdict is Verdict.ACCEPT
             args += ["result" if is_end else "candidate", orjson.dumps(end.result)]
-        (answer,) = await self._run_all([("advance", job_keys(run.job_id), args)])
+        (answer,) = await self._promise([("advance", job_keys(run.job_id), args)])
         return AdvanceStatus(answer.decode())
 
     async def give_up_run(self, run: StepRun) -> None:
