@@ -18,6 +18,8 @@ from steps.retrieval.settings import check_retrieve
 from steps.route.tiers import parse_rule
 from steps.semantic_cache.settings import NAME as SEMANTIC_CACHE
 from steps.semantic_cache.settings import parse_settings
+from steps.validation.step import NAME as VALIDATE_OUTPUT
+from steps.validation.step import parse_rule as parse_validation
 
 NO_OPS: Final = ("no-op", "no-op-2", "no-op-3", "no-op-4", "no-op-5")
 """Steps that change nothing; there are several names, since a plan has each step once (`bench/step_overhead.py`)."""
@@ -39,6 +41,7 @@ CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     RETRIEVE_STEP: check_retrieve,
     ROUTE_STEP: parse_rule,
     SEMANTIC_CACHE: parse_settings,
+    VALIDATE_OUTPUT: parse_validation,
 }
 """What judges the settings of each step that a plan may have."""
 

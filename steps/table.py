@@ -30,6 +30,8 @@ from steps.retrieval.steps import RetrieveStep, SearchStep
 from steps.retrieval.tokens import word_pieces
 from steps.route.step import route
 from steps.semantic_cache.make import semantic_cache
+from steps.validation.step import NAME as VALIDATE_OUTPUT
+from steps.validation.step import ValidateOutput, checks
 
 EventHandler = Callable[[Event], Awaitable[Event | None]]
 """Handles an event that is no step of a job; gives the event that replies to it."""
@@ -54,6 +56,7 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
         MEMORY: Memory(conversations, Recall(conversations, parts.embedder)),
         SEARCH_STEP: SearchStep(search),
         RETRIEVE_STEP: RetrieveStep(search),
+        VALIDATE_OUTPUT: ValidateOutput(checks(), parts.clock),
     }
 
 

@@ -15,7 +15,7 @@ from api.view.timeline import TimelineView
 from eventing.cloudevent.job_event import CacheView, Timings, cache_view, timings
 from eventing.cloudevent.request_id import KEPT
 from eventing.job.job import Job, JobError, JobState, Lane
-from eventing.job.plan import ROUTE_STEP, StepRecord, StepStatus
+from eventing.job.plan import ROUTE_STEP, STEPS_AFTER, StepRecord, StepStatus
 from eventing.job.reasoning import body_with_both_names
 from eventing.telemetry.cost import JobCost, Price, job_cost
 
@@ -265,9 +265,12 @@ def public_metadata(job: Job) -> dict[str, str]:
 
 
 def routing_view(job: Job) -> RoutingView | None:
-    """What the step `route` chose, and which provider stood in for another; None where neither did."""
-    step = next((each for each in job.steps if each.step == ROUTE_STEP), None)
-    chosen = step.detail if step is not None and "answered" in step.detail else {}
+    """What the step `route` chose, or a step that had another model asked, and which provider stood in for another;
+    None where none did.
+    """
+    # The last one: a step after the predictor may have asked another model.
+    details = [each.detail for each in job.steps if each.step in (ROUTE_STEP, *STEPS_AFTER)]
+    chosen: Mapping[str, Any] = next((each for each in reversed(details) if "answered" in each), {})
     stood_in = (job.result or {}).get("routing") or {}
     found = {**chosen, **stood_in}
     if not found:

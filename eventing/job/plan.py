@@ -282,9 +282,16 @@ def check_served(plans: Pipelines, cached: Collection[str], served: Collection[s
         plan = plans.get(name, Plan(steps=()))
         if name not in served and not (plan.step(EMBED_STEP) or plan.step(ROUTE_STEP)):
             raise _invalid(name, f"is none of the models that are served: {known}")
-        for tier in tiers_of(plan):
+        asked = [(f"{ROUTE_STEP}: tiers", tier) for tier in tiers_of(plan)]
+        asked += [
+            (f"{step.name}: cascade", tier)
+            for step in plan.after
+            if isinstance(step.settings.get("cascade"), list)
+            for tier in step.settings["cascade"]
+        ]
+        for field_name, tier in asked:
             if tier not in served:
-                where = f"{name}.steps: {ROUTE_STEP}: tiers: {tier}"
+                where = f"{name}.steps: {field_name}: {tier}"
                 raise _invalid(where, f"is none of the models that are served: {known}")
 
 

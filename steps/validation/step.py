@@ -1,0 +1,162 @@
+"""The step `validate-output`: judges the answer, has it repaired within bounds, and withholds what must not be shown.
+
+Settings: `mode`, `score` (default: the answer is shown with the verdict) or `block` (what stays wrong is withheld);
+`repairs`, how often the model is asked again with what was wrong; `cascade`, the models that are asked next, in turn;
+and one setting for each check that has some (`format`). It is repeatable: how often was asked is in the job's history.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from eventing.clock import Clock
+from eventing.errors import BadRequest
+from eventing.job.job import REJECTED, Job, JobError, JobRequest
+from steps.handler import Again, Continue, Refuse, StepCall, StepOutcome, Withhold
+from steps.validation.format_rules import SETTING as FORMAT
+from steps.validation.format_rules import answer_texts, check_format, parse_format
+from steps.validation.verdict import Check
+
+NAME: Final = "validate-output"
+MOST_REPAIRS: Final = 3
+MOST_TIERS: Final = 4
+_MODES: Final = ("score", "block")
+_FIELDS: Final = ("mode", "hold", "repairs", "cascade")
+_ASK: Final = "The answer above is not valid."
+_REQUEST: Final = "Answer again: only the corrected answer, without any remark."
+_PROMPT_MARK: Final = "\n\nAn answer to this was:\n"
+_QUOTED: Final = 20_000
+"""Characters of a wrong answer that its repair is shown."""
+
+
+def checks() -> dict[str, Check]:
+    """The checks, each under the name of its setting."""
+    return {FORMAT: check_format}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationRule:
+    """What becomes of an answer that is not valid."""
+
+    mode: str = "score"
+    repairs: int = 0
+    cascade: tuple[str, ...] = ()
+
+
+def parse_rule(
+    settings: Mapping[str, Any], names: Mapping[str, Check] | None = None
+) -> ValidationRule:
+    """The rule in a step's settings. Raises `BadRequest` naming the field."""
+    for name in settings.keys() - {*_FIELDS, *(checks() if names is None else names)}:
+        raise BadRequest(f"{name} is not supported", name)
+    parse_format(settings.get(FORMAT))
+    mode, repairs = settings.get("mode", "score"), settings.get("repairs", 0)
+    if mode not in _MODES:
+        raise BadRequest(f"mode must be {' or '.join(_MODES)}", "mode")
+    if (
+        isinstance(repairs, bool)
+        or not isinstance(repairs, int)
+        or not 0 <= repairs <= MOST_REPAIRS
+    ):
+        raise BadRequest(f"repairs must be a whole number up to {MOST_REPAIRS}", "repairs")
+    tiers = settings.get("cascade", ())
+    is_list = isinstance(tiers, list | tuple) and all(
+        isinstance(each, str) and each for each in tiers
+    )
+    if not is_list or len(tiers) > MOST_TIERS:
+        raise BadRequest(f"cascade must be a list of up to {MOST_TIERS} models", "cascade")
+    if (repairs or tiers) and settings.get("hold") == "window":
+        raise BadRequest("hold must be whole where an answer may be made again", "hold")
+    return ValidationRule(mode=mode, repairs=repairs, cascade=tuple(tiers))
+
+
+class ValidateOutput:
+    """The handler."""
+
+    def __init__(self, checks: Mapping[str, Check], clock: Clock) -> None:
+        self._checks = checks
+        self._clock = clock
+
+    async def __call__(self, call: StepCall) -> StepOutcome:
+        try:
+            rule = parse_rule(call.settings, self._checks)
+            verdicts = {name: await check(call) for name, check in self._checks.items()}
+        except BadRequest as error:
+            message = f"the step's setting {error.field}: {error.message}"
+            return Refuse(error=JobError(code="invalid_pipeline", message=message))
+        wrong = {name: each for name, each in verdicts.items() if each.problems}
+        detail: dict[str, Any] = {"valid": not wrong, **_tries(call)}
+        detail |= {name: dict(each.detail) for name, each in verdicts.items() if each.detail}
+        if not wrong:
+            return Continue(detail=detail)
+        detail["failed"] = sorted(wrong)
+        if all(each.may_repair for each in wrong.values()) and self._has_time(call):
+            problems = [text for each in wrong.values() for text in each.problems]
+            if (again := _next_try(rule, call, problems)) is not None:
+                return replace(again, detail=detail)
+        if rule.mode == "block":
+            return Withhold(detail=detail)
+        return Continue(detail=detail)
+
+    def _has_time(self, call: StepCall) -> bool:
+        """True when another answer that takes as long as the last one comes before the deadline."""
+        if not call.deadline_ms or not call.job.history:
+            return True
+        last = call.job.history[-1]
+        return self._clock.wall_ms() + last.ended_ms - last.started_ms < call.deadline_ms
+
+
+def _tries(call: StepCall) -> dict[str, Any]:
+    """How often was asked, and which model answered if that is another than was asked for."""
+    count = rejected(call.job)
+    if not count:
+        return {}
+    told: dict[str, Any] = {"asked_again": count}
+    asked, answered = call.job.request.model, call.request.model
+    if answered in call.settings.get("cascade", ()):
+        reason = f"{count} answers were not valid" if count > 1 else "an answer was not valid"
+        told |= {"asked": asked, "answered": answered, "reason": reason}
+    return told
+
+
+def rejected(job: Job) -> int:
+    """How many answers of the job were thrown away."""
+    return sum(each.outcome == REJECTED for each in job.history)
+
+
+def _next_try(rule: ValidationRule, call: StepCall, problems: list[str]) -> Again | None:
+    """The same model with what was wrong, as often as allowed; then one model after another. None when all were
+    asked.
+    """
+    count = rejected(call.job)
+    if count < rule.repairs:
+        return Again(request=repair_request(call, problems))
+    tier = count - rule.repairs
+    if tier < len(rule.cascade):
+        return Again(request=repair_request(call, problems), model=rule.cascade[tier])
+    return None
+
+
+def repair_request(call: StepCall, problems: list[str]) -> JobRequest:
+    """The request with the wrong answer and what is wrong with it, in place of an earlier one."""
+    texts = answer_texts(call.candidate or {})
+    wrong, said = texts[0][:_QUOTED] if texts else "", "\n".join(f"- {each}" for each in problems)
+    asks = f"{_ASK} What is wrong:\n{said}\n{_REQUEST}"
+    body = dict(call.request.body)
+    if isinstance(messages := body.get("messages"), list):
+        body["messages"] = [
+            *_without_repair(messages),
+            {"role": "assistant", "content": wrong},
+            {"role": "user", "content": asks},
+        ]
+    elif isinstance(prompt := body.get("prompt"), str):
+        first = prompt.partition(_PROMPT_MARK)[0]
+        body["prompt"] = f"{first}{_PROMPT_MARK}{wrong}\n\n{asks}\n"
+    return replace(call.request, body=body)
+
+
+def _without_repair(messages: list[Any]) -> list[Any]:
+    last = messages[-1] if messages else None
+    content = last.get("content") if isinstance(last, Mapping) else None
+    is_repair = isinstance(content, str) and content.startswith(f"{_ASK} What is wrong:")
+    return messages[:-2] if is_repair else messages
