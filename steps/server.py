@@ -44,7 +44,7 @@ from steps.embedding.embedder import open_embedder
 from steps.handler import Handler
 from steps.index.opening import open_index
 from steps.parts import Parts
-from steps.runner import Runner, RunnerDeps
+from steps.runner.runner import Runner, RunnerDeps
 from steps.settings import StepsSettings
 from steps.table import EventHandler, event_handlers, handlers
 

@@ -24,7 +24,7 @@ from eventing.store.steps.redis_steps import RedisStepStore
 from steps.embedding.packaged import PackagedEmbedder
 from steps.memory.memory import Memory
 from steps.memory.recall import Recall
-from steps.runner import Runner, RunnerDeps
+from steps.runner.runner import Runner, RunnerDeps
 from tests.integration.api.conftest import Rig
 from tests.integration.api.fakes import FakePredictor, chat_result
 

@@ -35,7 +35,6 @@ from eventing.job.store import Ending
 from eventing.store.vector_store.query import RETRIEVE_STEP
 from eventing.telemetry import trace
 from eventing.telemetry.metric.series import labelled
-from steps import metrics
 from steps.handler import (
     Again,
     Answer,
@@ -47,7 +46,8 @@ from steps.handler import (
     StepOutcome,
     Withhold,
 )
-from steps.room import Room
+from steps.runner import metrics
+from steps.runner.room import Room
 
 _log = structlog.get_logger()
 _DETAIL_BYTES: Final = 32 * 1024
