@@ -35,6 +35,7 @@ from api.view.timeline import TimelineView, timeline
 from api.webhook.webhook import WebhookDelivery, subject_of
 from eventing.clock import Clock
 from eventing.errors import NotFound, TorporError, WrongState
+from eventing.job.answer_links import shown_result
 from eventing.job.job import Job, JobId, JobState, is_job_id
 from eventing.job.store import JobIntake, JobReader, ListField
 from eventing.telemetry.cost import Price
@@ -257,7 +258,9 @@ async def get_result(call: Call[JobDeps]) -> Response:
         raise WrongState(f"the job is {job.state}: it has no result yet")
     if job.result is None:
         raise NotFound(f"the job is {job.state} and has no result")
-    return partial_response(orjson.dumps(job.result), call.request.headers, "application/json")
+    return partial_response(
+        orjson.dumps(shown_result(job)), call.request.headers, "application/json"
+    )
 
 
 @routes.operation("DELETE", "/v1/jobs/{id}", Scope.JOBS_CANCEL, answers=JobView)

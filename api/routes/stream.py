@@ -4,7 +4,7 @@ Called by `GET /v1/jobs/{id}/events`. The id of an event is the stream's cursor,
 Must not know how tokens are made.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -16,7 +16,9 @@ from api.job.live import LiveDeps, Moment, moments, write_directly
 from api.job.stream_position import StreamFault
 from api.view.job import JobView, job_view
 from api.view.outlook import outlook_view
+from api.view.retrieval import LinkFilters
 from eventing.errors import BadRequest, NotFound, Unavailable
+from eventing.job.answer_links import link_hosts
 from eventing.job.job import Job, JobState
 from eventing.job.reasoning import entries_with_both_names
 from eventing.job.store import EntryKind, StreamEntry
@@ -43,7 +45,7 @@ async def job_frames(
     """Frames of the job's events after a cursor, ending with `result`. Tokens that arrive while no frame is being
     requested are written to `wire` directly.
     """
-    on_tokens = write_directly(wire, token_frame)
+    on_tokens = write_directly(wire, token_frame) if link_hosts(job) is None else None
     try:
         async for name, data, cursor in job_events(deps, job, after, on_tokens):
             yield frame(name, data, cursor=cursor)
@@ -74,6 +76,45 @@ async def job_events(
     When the store has lost tokens that were sent, the reader is told to start over and gets everything again.
     Raises as `moments` does.
     """
+    hosts = link_hosts(job)
+    if hosts is not None:
+        async with aclosing(_without_links(deps, job, after, hosts)) as events:
+            async for event in events:
+                yield event
+        return
+    async with aclosing(_raw_events(deps, job, after, on_tokens)) as events:
+        async for event in events:
+            yield event
+
+
+async def _without_links(
+    deps: LiveDeps, job: Job, after: str, hosts: Collection[str]
+) -> AsyncGenerator[tuple[str, Any, str], None]:
+    """The events of a job with retrieval, whose texts show no links that passages may have planted. A reader that
+    resumes may do so within a link: the filters read the stream from its begin.
+    """
+    links = LinkFilters(hosts)
+    async with aclosing(_raw_events(deps, job, "", None)) as events:
+        async for name, data, cursor in events:
+            if name == "attempt" and data["is_restart"]:
+                links = LinkFilters(hosts)
+            if name == "tokens":
+                choices = [links.shown(each) for each in orjson.loads(orjson.dumps(data["delta"]))]
+                data["delta"] = orjson.loads(
+                    entries_with_both_names(orjson.dumps(choices).decode())
+                )
+            if not after or (cursor and _place(cursor) > _place(after)):
+                yield name, data, cursor
+
+
+def _place(cursor: str) -> tuple[int, int, bool]:
+    milliseconds, _, sequence = cursor.removesuffix(END).partition("-")
+    return int(milliseconds), int(sequence), cursor.endswith(END)
+
+
+async def _raw_events(
+    deps: LiveDeps, job: Job, after: str, on_tokens: TokenCallback | None
+) -> AsyncGenerator[tuple[str, Any, str], None]:
     cursor = after
     if not after:
         yield "state", {"state": job.state, "id": job.id}, ""

@@ -10,7 +10,8 @@ import orjson
 
 from api.limit.service_tier import used_tier
 from api.view.outcome import CallFailed, answer_id, answer_of
-from api.view.retrieval import LinkFilters, link_hosts
+from api.view.retrieval import LinkFilters
+from eventing.job.answer_links import link_hosts
 from eventing.job.job import CONTENT_FILTER, Job
 from eventing.job.reasoning import choice_with_both_names
 from eventing.job.store import EntryKind, StreamEntry

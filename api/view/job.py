@@ -10,10 +10,10 @@ from typing_extensions import TypedDict
 
 from api.http.described import described
 from api.view.outlook import Outlook, OutlookView, outlook_view
-from api.view.retrieval import shown_result
 from api.view.timeline import TimelineView
 from eventing.cloudevent.job_event import CacheView, Timings, cache_view, timings
 from eventing.cloudevent.request_id import KEPT
+from eventing.job.answer_links import shown_result
 from eventing.job.job import Job, JobError, JobState, Lane
 from eventing.job.plan import ROUTE_STEP, STEPS_AFTER, StepRecord, StepStatus
 from eventing.job.reasoning import body_with_both_names

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from api.limit.service_tier import used_tier
-from api.view.retrieval import shown_result
 from eventing.errors import BadRequest, TorporError
+from eventing.job.answer_links import shown_result
 from eventing.job.job import CHAT_URLS, Job, JobState
 from eventing.job.reasoning import choice_with_both_names
 

@@ -12,8 +12,9 @@ from typing_extensions import TypedDict
 from api.http.described import described
 from api.limit.service_tier import used_tier
 from api.view.job import public_metadata
-from api.view.retrieval import annotations, search_item, shown_text
+from api.view.retrieval import annotations, search_item
 from eventing.errors import NotFound
+from eventing.job.answer_links import shown_text
 from eventing.job.job import CONTENT_FILTER, Job, JobId, JobState
 from eventing.store.job_record import compaction_id
 

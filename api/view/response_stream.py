@@ -21,7 +21,8 @@ from api.view.response import (
     status_of,
     text_part,
 )
-from api.view.retrieval import RETRIEVE, LinkFilters, annotations, link_hosts, search_item
+from api.view.retrieval import RETRIEVE, LinkFilters, annotations, search_item
+from eventing.job.answer_links import link_hosts
 from eventing.job.job import Job, JobState
 from eventing.job.plan import StepStatus
 from eventing.job.store import EntryKind, StreamEntry

@@ -9,8 +9,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+from eventing.job.answer_links import ANSWER_TEXTS
 from eventing.job.job import Job
-from eventing.job.passage import LinkFilter, last_user, text_of, without_links
+from eventing.job.passage import LinkFilter, last_user, text_of
 from eventing.job.plan import PlannedStep, StepRecord, StepStatus
 
 RETRIEVE: Final = "retrieve"
@@ -36,54 +37,30 @@ def planned_search(job: Job) -> PlannedStep | None:
     return job.plan.step(RETRIEVE) if job.plan else None
 
 
-def link_hosts(job: Job) -> Collection[str] | None:
-    """Hosts that links of the answer may lead to; None for an answer without retrieval, which is shown as it is."""
-    step = planned_search(job)
-    if step is None:
-        return None
-    return [str(host).lower() for host in step.settings.get("allowed_hosts", ())]
-
-
-def shown_text(job: Job, text: str) -> str:
-    """The text of an answer, without links that its passages may have planted."""
-    hosts = link_hosts(job)
-    return text if hosts is None else without_links(text, hosts)
-
-
-def shown_result(job: Job) -> Mapping[str, Any] | None:
-    """The result of a job, its texts as `shown_text` has them."""
-    choices = (job.result or {}).get("choices")
-    if link_hosts(job) is None or not isinstance(choices, list):
-        return job.result
-    return {**(job.result or {}), "choices": [_shown_choice(job, each) for each in choices]}
-
-
-def _shown_choice(job: Job, choice: Any) -> Any:
-    message = choice.get("message") if isinstance(choice, Mapping) else None
-    if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-        return choice
-    return {**choice, "message": {**message, "content": shown_text(job, message["content"])}}
-
-
 class LinkFilters:
     """`shown_text` for the choices of a stream, whose texts come in pieces."""
 
     def __init__(self, hosts: Collection[str]) -> None:
         self._hosts = hosts
-        self._filters: dict[int, LinkFilter] = {}
+        self._filters: dict[tuple[int, str], LinkFilter] = {}
 
     def shown(self, choice: dict[str, Any]) -> dict[str, Any]:
-        """The choice with what can be shown of its text; with the rest, once it has finished."""
+        """The choice with what can be shown of its texts; with the rest, once they have ended."""
         delta = choice.get("delta")
         if not isinstance(delta, Mapping):
             return choice
-        links = self._filters.setdefault(choice.get("index", 0), LinkFilter(self._hosts))
-        text = links.feed(delta.get("content") or "")
-        if choice.get("finish_reason") or delta.get("tool_calls"):
-            text += links.rest()
-        if not text and not delta.get("content"):
-            return choice
-        return {**choice, "delta": {**delta, "content": text}}
+        is_over = bool(choice.get("finish_reason") or delta.get("tool_calls"))
+        texts: dict[str, str] = {}
+        for name in ANSWER_TEXTS:
+            links = self._filters.setdefault(
+                (choice.get("index", 0), name), LinkFilter(self._hosts)
+            )
+            text = links.feed(delta.get(name) or "")
+            if is_over or (name != "content" and delta.get("content")):
+                text += links.rest()
+            if text or delta.get(name):
+                texts[name] = text
+        return {**choice, "delta": {**delta, **texts}} if texts else choice
 
 
 def search_item(job: Job, record: Mapping[str, Any], status: str = "") -> Item:

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from eventing.cloudevent import request_id
 from eventing.cloudevent.event import Event
 from eventing.errors import InvalidJob
+from eventing.job.answer_links import shown_result
 from eventing.job.cache import CacheUse
 from eventing.job.job import (
     DEFAULT_TENANT,
@@ -176,7 +177,7 @@ def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
         "attempt": job.attempt,
         "model": job.request.model,
         "custom_id": job.request.custom_id,
-        "response": body_with_both_names(job.result),
+        "response": body_with_both_names(shown_result(job)),
         "usage": job.usage,
         "error": job.error.to_dict() if job.error else None,
         "timings": timings(job),
