@@ -29,13 +29,21 @@ from redis.exceptions import (
 )
 
 from eventing.process.store_url import StoreUrl
+from eventing.redis.multiplexed_connection import SharedRedis
 
 _SHARE: Final = 1 / 3
 """Of the time to connect, what the sentinels may take to answer."""
 
 
 class _Sentinels(Sentinel):  # type: ignore[misc]  # redis is untyped to us
-    """Asks all sentinels at once."""
+    """Asks all sentinels at once, each over one connection that stays open."""
+
+    def __init__(self, where: StoreUrl, **options: Any) -> None:
+        super().__init__([])
+        # redis-py leaves a connection whose handshake is cancelled to the collector; ours does not.
+        self.sentinels = [
+            SharedRedis(host=host, port=port, **options) for host, port in where.sentinels
+        ]
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         asked = [asyncio.ensure_future(each.sentinel_masters()) for each in self.sentinels]
@@ -100,15 +108,13 @@ def sentinel_pool(where: StoreUrl, *, timeout_s: float, **options: Any) -> Senti
         of_sentinel["password"] = where.sentinel_password
         of_sentinel["username"] = where.sentinel_username or None
     sentinels = _Sentinels(
-        where.sentinels,
-        sentinel_kwargs={
-            "ssl": where.is_tls,
-            "socket_timeout": timeout_s * _SHARE,
-            "socket_connect_timeout": timeout_s * _SHARE,
-            "retry": Retry(NoBackoff(), 0),
-            "protocol": 2,
-            **of_sentinel,
-        },
+        where,
+        ssl=where.is_tls,
+        socket_timeout=timeout_s * _SHARE,
+        socket_connect_timeout=timeout_s * _SHARE,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+        **of_sentinel,
     )
     return SentinelPool(
         where.service,

@@ -52,11 +52,12 @@ class System:
     steps: Program | None = None
 
     def __post_init__(self) -> None:
-        self._look_at(self.server)
+        self.look_at(self.server.url)
         self.client = Client(self.history, self.api.health.removesuffix("/healthz"))
 
-    def _look_at(self, server: RedisServer) -> None:
-        self.redis: Redis = connect(server.url, timeout_s=5)
+    def look_at(self, url: str) -> None:
+        """Read the store at `url` from now on."""
+        self.redis: Redis = connect(url, timeout_s=5)
         lease = LeaseSettings(
             lease_ms=int(self.tuning.lease_s * 1000), max_attempts=self.tuning.max_attempts
         )
@@ -66,7 +67,7 @@ class System:
         """Everybody is led to another server from now on."""
         await self.redis.aclose()
         self.server = server
-        self._look_at(server)
+        self.look_at(server.url)
         for link in (self.api_redis, self.broker_redis, self.predictor_redis):
             link.target = server.port
             link.cut()
