@@ -36,7 +36,7 @@ from knative.deploy.rollout.client import Cluster, Ref, connected
 Random = Callable[[int], str]
 # What the external scaler sends: a greeting, and reads of one key at a time.
 SCALER_MAY = (
-    "+hello +auth +ping +select +client +time +xinfo +xpending +xlen "
+    "+hello +auth +ping +select +client +role +time +xinfo +xpending +xlen "
     "+zcard +zrange +hgetall +hkeys +hmget +hget +hexists +hstrlen +exists"
 )
 

@@ -42,6 +42,8 @@ _CONNECTION = (
     "hosts",
     "ports",
     "sentinelMaster",
+    "sentinelUsername",
+    "sentinelPassword",
     "vhostName",
     "bootstrapServers",
     "bootstrapServersFromEnv",
@@ -165,6 +167,7 @@ def _memory(reader: SettingReader) -> _Read:
 
 _KINDS: dict[str, Callable[[SettingReader], _Read]] = {
     "redis-streams": _redis_streams,
+    "redis-sentinel-streams": _redis_streams,
     "rabbitmq": _rabbitmq,
     "kafka": _kafka,
     "prometheus": _prometheus,

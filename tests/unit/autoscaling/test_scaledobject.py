@@ -12,6 +12,7 @@ from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.autoscaling.keda.trigger import RabbitMq, RedisStreams, Resource, StreamMode
 from knative.autoscaling.quantity import quantity
 from knative.autoscaling.setting import RefusedSettingsError
+from knative.deploy.doctor.rules.trigger import triggers
 
 COMPOSITE = """
 apiVersion: keda.sh/v1alpha1
@@ -84,6 +85,22 @@ def test_lag_wins_where_both_modes_are_set() -> None:
         )
     )
     assert (spec.triggers[0].source, spec.triggers[0].target) == (RedisStreams(StreamMode.LAG), 3)
+
+
+def test_a_trigger_behind_sentinels_counts_and_is_judged_like_one_on_a_server() -> None:
+    metadata = {
+        "addresses": "a:26379,b:26379",
+        "sentinelMaster": "torpor",
+        "stream": "s",
+        "consumerGroup": "g",
+        "lagCount": "3",
+    }
+    entry = {"type": "redis-sentinel-streams", "name": "lag", "metadata": metadata}
+    document = manifest(triggers=[entry], advanced={})
+
+    (read,) = read_scaled_object(document).triggers
+    assert (read.source, read.target) == (RedisStreams(StreamMode.LAG), 3)
+    assert triggers(document, "redis-streams") == [(0, entry)]
 
 
 def test_a_rabbitmq_hosts_scheme_gives_its_protocol() -> None:

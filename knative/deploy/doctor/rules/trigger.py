@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from knative.autoscaling.setting import RefusedSettingsError
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
@@ -14,10 +15,15 @@ from knative.external_scaler.scaler import read_metadata
 register = Register()
 
 
+_BEHIND_SENTINELS: Final = {"redis-streams": "redis-sentinel-streams"}
+
+
 def triggers(scaled: Resource, kind: str) -> list[tuple[int, Resource]]:
-    """Give a ScaledObject's triggers of a type, each with its place in the list."""
+    """Give a ScaledObject's triggers of a type, also behind sentinels, each with its place in the list."""
     listed = dig(scaled, "spec.triggers") or []
-    return [(i, t) for i, t in enumerate(listed) if t.get("type") == kind]
+    return [
+        (i, t) for i, t in enumerate(listed) if t.get("type") in (kind, _BEHIND_SENTINELS.get(kind))
+    ]
 
 
 def _external(scaled: Resource) -> list[tuple[int, Resource]]:
