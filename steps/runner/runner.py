@@ -262,6 +262,8 @@ class Runner:
         """To the next step, to the predictor, or to the job's end. Raises `BadRequest`."""
         advance, request = self._deps.advance, _fitting(outcome.request)
         if isinstance(outcome, Continue):
+            if job.is_validating:
+                request = None  # no predictor is asked any more
             await advance.go_on(
                 job, run, StepStatus.COMPLETED, detail, request, result=outcome.result
             )

@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from eventing.errors import Unavailable
-from eventing.job.job import JobError, JobRequest
+from eventing.job.job import REJECTED, JobError, JobRequest
 from eventing.job.store import TokenBatch
 from steps.__main__ import main as run
-from steps.handler import Answer, Continue, Handler, Refuse, Skip, StepCall, StepOutcome
+from steps.handler import (
+    Again,
+    Answer,
+    Continue,
+    Handler,
+    Refuse,
+    Skip,
+    StepCall,
+    StepOutcome,
+    Withhold,
+)
 from steps.table import Parts
 
 RESULT = {
@@ -38,6 +48,18 @@ def marker(mark: str) -> Handler:
         return Continue(request=_marked(call, mark), detail={"found": _marks(call)})
 
     return handle
+
+
+async def judge(call: StepCall) -> StepOutcome:
+    """Withholds the answers of some callers, and has those of others made again, once."""
+    assert call.candidate is not None
+    await asyncio.sleep(float(call.settings.get("seconds", 0)))
+    asked = str(call.job.request.custom_id or "")
+    if "withhold" in asked:
+        return Withhold()
+    if "again" in asked and not any(each.outcome == REJECTED for each in call.job.history):
+        return Again()
+    return Continue(detail={"choices": len(call.candidate["choices"])})
 
 
 async def answer(call: StepCall) -> StepOutcome:
@@ -85,6 +107,8 @@ def table(_: Parts) -> Mapping[str, Handler]:
         "away": away,
         "broken": broken,
         "deadly": deadly,
+        "validate-output": judge,
+        "ground": judge,
     }
     return {**found, "mark-a": marker("a"), "mark-b": marker("b"), "mark-c": marker("c")}
 

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,17 @@ MARKS = ("mark-a", "mark-b", "mark-c")
 
 @asynccontextmanager
 async def stepping(
-    zygote: Zygote, folder: Path, *steps: Any, step_retry: int = 1000, is_direct: bool = False
+    zygote: Zygote,
+    folder: Path,
+    *steps: Any,
+    step_retry: int = 1000,
+    is_direct: bool = False,
+    max_attempts: int = 0,
 ) -> AsyncIterator[tuple[System, Program]]:
     """A system whose model has these steps, and its steps process."""
     tuning = Tuning(steps=steps, step_retry=step_retry, steps_are_refused=is_direct)
+    if max_attempts:  # more than kills, so that no job is a dead letter
+        tuning = replace(tuning, lease_s=0.6, max_attempts=max_attempts)
     async with running(zygote, folder, tuning) as system:
         assert system.steps is not None
         try:
