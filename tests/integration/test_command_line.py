@@ -136,7 +136,10 @@ def test_webhooks_keys_models_and_usage_are_in_reach(stack: LocalStack) -> None:
     assert "whsec_" in typed(stack, "webhooks", "rotate", receiver).stdout
     typed(stack, "webhooks", "delete", receiver)
 
-    typed(stack, "keys", "create", "acme", "--name", "laptop")
+    created = typed(stack, "keys", "create", "acme", "--name", "laptop")
+    said = " ".join(created.stderr.split())
+    assert "this stack asks for no keys" in said
+    assert "TORPOR_KEYS_SOURCE=redis" in said
     key = json.loads(typed(stack, "keys", "list", "--json").stdout)[0]
     assert (key["tenant"], "digest" in key) == ("acme", False)
     typed(stack, "keys", "revoke", key["id"])

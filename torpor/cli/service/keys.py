@@ -11,9 +11,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, NamedTuple, Protocol, TypeVar
 
+import aiohttp
 import orjson
 import typer
 
@@ -93,7 +95,14 @@ def create(
         await key_store.put(key)
         return text
 
-    _print_key(_with(_Place(redis_url, file, data_dir), run))
+    place = _Place(redis_url, file, data_dir)
+    _print_key(_with(place, run))
+    if not redis_url and file is None and asyncio.run(_asks_for_no_key(place)):
+        stderr.print(
+            "this stack asks for no keys: every caller is served as tenant default, and the key changes nothing. "
+            "Start it again with TORPOR_KEYS_SOURCE=redis",
+            style="yellow",
+        )
 
 
 @keys.command(name="list", epilog=epilog("torpor keys list --tenant acme"))
@@ -231,6 +240,22 @@ def _embedded(data_dir: Path | None) -> str:
             "Redis with --redis-url (TORPOR_REDIS_URL), or a --file"
         )
     return found.redis
+
+
+async def _asks_for_no_key(place: _Place) -> bool:
+    """True when the stack on this machine serves a caller without a key."""
+    found = find_addresses(place.data_dir or DEFAULT_DATA_DIR)
+    if found is None or not found.api:
+        return False
+    timeout = aiohttp.ClientTimeout(total=2)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"{found.api}/v1/jobs?limit=1") as answer,
+        ):
+            return answer.status == HTTPStatus.OK
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False
 
 
 def _print_key(text: str) -> None:
