@@ -17,7 +17,7 @@ from eventing.job.plan import EMBED_STEP, Plan, tiers_of
 from eventing.process.egress import allow_list
 from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token
 from eventing.settings import BrokerClientSettings
-from eventing.telemetry.cost import Price
+from eventing.telemetry.cost import Price, TokenPrice
 
 
 class AnonymousAccess(StrEnum):
@@ -39,6 +39,10 @@ class ModelCard(BaseModel):
     """Longest prompt plus answer; a prompt that alone is longer is refused when it is submitted."""
     tokenizer_file: Path | None = None
     """`tokenizer.json` for an exact count; without it only prompts given as token ids are counted."""
+    input_price_per_1m: Annotated[float, Field(ge=0)] = 0.0
+    """What its provider takes for a million tokens of prompts, in your currency; 0 for a model of your own."""
+    output_price_per_1m: Annotated[float, Field(ge=0)] = 0.0
+    """What its provider takes for a million tokens of answers."""
     capabilities: frozenset[Capability] | None = None
     """What it can: `generate`, `embed`, `image`, `audio`, `video`, `tools`. A call that asks for something else is
     refused when it is submitted; where none are listed, the engine judges.
@@ -65,6 +69,8 @@ def _planned_card(name: str, plan: Plan, listed: Mapping[str, ModelCard]) -> Mod
         update={
             "name": name,
             "capabilities": frozenset().union(*known) if len(known) == len(tiers) else None,
+            "input_price_per_1m": max(card.input_price_per_1m for card in tiers),
+            "output_price_per_1m": max(card.output_price_per_1m for card in tiers),
         }
     )
 
@@ -78,6 +84,7 @@ class TenantLimits(BaseModel):
     tokens_per_minute: int | None = Field(None, ge=0)
     jobs_in_flight: int | None = Field(None, ge=0)
     file_bytes: int | None = Field(None, ge=0)
+    budget_per_month: float | None = Field(None, ge=0)
 
 
 class ApiSettings(BrokerClientSettings):
@@ -165,6 +172,12 @@ class ApiSettings(BrokerClientSettings):
     """Streams (SSE and WebSockets) that a tenant may have open at one process."""
     limit_file_bytes: int = Field(10 * 1024 * 1024 * 1024, ge=0)
     """Total size of a tenant's files, including results of batches; 0 for no limit."""
+    limit_budget_per_month: float = Field(0.0, ge=0)
+    """What a tenant's jobs may cost in a calendar month (UTC), in your currency: GPU time at `gpu_price_per_hour`, and
+    tokens at the prices of the model cards. Over it, calls are answered 429.
+    """
+    budget_warn_share: float = Field(0.8, gt=0, le=1)
+    """Share of a budget from which on answers carry the header `Torpor-Budget`."""
     limit_queue_depth: int = Field(0, ge=0)
     """Jobs of all tenants that may wait for a model."""
     tenant_limits: dict[str, TenantLimits] = Field(default_factory=dict)
@@ -199,6 +212,17 @@ class ApiSettings(BrokerClientSettings):
     def price(self) -> Price:
         """The price of a predictor."""
         return Price(per_gpu_hour=self.gpu_price_per_hour, gpus=self.gpus_per_replica)
+
+    @property
+    def token_prices(self) -> dict[str, TokenPrice]:
+        """The prices of the models that have one, by name; of a public name over several, the highest of theirs."""
+        return {
+            card.name: TokenPrice(
+                input_per_1m=card.input_price_per_1m, output_per_1m=card.output_price_per_1m
+            )
+            for card in self.cards
+            if card.input_price_per_1m or card.output_price_per_1m
+        }
 
     @field_validator("webhook_allow")
     @classmethod

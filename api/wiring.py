@@ -256,6 +256,7 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
         past_waking=parts.past_waking,
         ledger=parts.ledger,
         price=settings.price,
+        token_prices=settings.token_prices,
         clock=parts.clock,
         shutdown=parts.shutdown,
         keep_alive_s=settings.keep_alive_s,

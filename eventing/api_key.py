@@ -54,6 +54,8 @@ class ApiKey:
     expires_s: int = 0
     requests_per_minute: int = 0
     """Calls other than GET; 0 for no limit but its tenant's."""
+    budget_per_month: float = 0.0
+    """What its jobs may cost in a calendar month; 0 for no budget but its tenant's."""
 
     def opens(self, text: str, now_s: float) -> bool:
         """True when `text` is this key and the key is valid at that time. The comparison takes constant time."""
@@ -76,6 +78,7 @@ def mint(
     name: str = "",
     expires_s: int = 0,
     requests_per_minute: int = 0,
+    budget_per_month: float = 0.0,
 ) -> tuple[ApiKey, str]:
     """A new key and its text; the text is not stored anywhere. Raises `BadRequest` naming the invalid field."""
     key_id = secrets.token_hex(8)
@@ -89,6 +92,7 @@ def mint(
         created_s=now_s,
         expires_s=expires_s,
         requests_per_minute=requests_per_minute,
+        budget_per_month=budget_per_month,
     )
     return key, text
 
@@ -129,6 +133,7 @@ async def rotate(
         scopes=old.scopes,
         name=old.name,
         requests_per_minute=old.requests_per_minute,
+        budget_per_month=old.budget_per_month,
     )
     await key_store.put(new)
     await key_store.put(replace(old, expires_s=now_s + overlap_s))

@@ -140,6 +140,7 @@ def _principal(key: ApiKey) -> Principal:
         scopes=scopes_of(key.scopes),
         key_id=key.id,
         requests_per_minute=key.requests_per_minute,
+        budget_per_month=key.budget_per_month,
         is_revocable=True,
     )
 

@@ -33,6 +33,8 @@ class Principal:
     key_id: str = ""
     requests_per_minute: int = 0
     """The limit of the key itself, beside its tenant's; 0 for none."""
+    budget_per_month: float = 0.0
+    """The budget of the key itself, beside its tenant's; 0 for none."""
     is_revocable: bool = False
     """The credential is an API key, which may be revoked while a stream is open."""
 

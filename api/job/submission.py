@@ -18,6 +18,7 @@ from api.auth.principal import Principal
 from api.http.parameter import IDEMPOTENCY_KEY, REQUEST_ID, Parameter
 from api.job.catalog import Catalog
 from api.job.concurrency_limiter import ConcurrencyLimiter
+from api.limit.budget import KEY, KEY_BUDGET
 from api.limit.service_tier import lane_of
 from api.webhook.webhook import (
     BATCH,
@@ -263,13 +264,20 @@ def _new_job(
         lane=options.lane,
         deadline_ms=deadline_ms,
         traceparent=options.traceparent,
-        metadata=options.metadata,
+        metadata={**options.metadata, **_key_of(principal)},
         cache_control=options.cache_control,
         options_sha=options.sha if options.idempotency_key else "",
         turn=options.turn,
         skip_steps=options.skip_steps,
         own_steps=options.own_steps,
     )
+
+
+def _key_of(principal: Principal) -> dict[str, str]:
+    """What a job remembers of the key that submitted it; no part of what makes two submits the same."""
+    if not principal.key_id:
+        return {}
+    return {KEY: principal.key_id} | ({KEY_BUDGET: "1"} if principal.budget_per_month else {})
 
 
 def step_job(

@@ -17,6 +17,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth.principal import Principal
+from api.limit.budget import KEY, KEY_BUDGET, Account, Budgets
 from api.limit.in_flight import InFlightJobs
 from api.limit.limit import (
     Limit,
@@ -46,6 +47,9 @@ _FRESH_S: Final = 0.5
 _NO_PACE_S: Final = 5.0
 _FULL_S: Final = 5.0
 _NO_LIMIT: Final[LimitUse] = {"limit": 0, "used": 0, "reset_s": None}
+_warned = Counter(
+    "torpor_api_budget_warnings_total", "Jobs admitted by a budget that is almost spent.", ["of"]
+)
 _refused = Counter("torpor_api_limited_total", "Calls and jobs refused by a limit.", ["limit"])
 _metered = Counter(
     "torpor_api_metered_tokens_total", "Tokens counted against limits a minute.", ["kind"]
@@ -59,6 +63,8 @@ class LimitGate:
     def __init__(self, settings: ApiSettings, redis: Redis, store: JobReader, clock: Clock) -> None:
         self._settings = settings
         self._windows = Windows(redis)
+        self._budgets = Budgets(redis)
+        self._prices = settings.token_prices
         self._flight = InFlightJobs(redis)
         self._queues = QueueView(redis)
         self._clock = clock
@@ -116,9 +122,10 @@ class LimitGate:
         """
         await self._check_queue(new)
         limits = self._limits(new.tenant)
-        if not limits.jobs_in_flight and not limits.tokens_per_minute:
+        accounts = self._accounts(new.tenant, new.metadata, principal)
+        if not limits.jobs_in_flight and not limits.tokens_per_minute and not accounts:
             return
-        taking = asyncio.ensure_future(self._take(new))
+        taking = asyncio.ensure_future(self._take(new, accounts))
         try:
             await asyncio.shield(taking)
         except asyncio.CancelledError:
@@ -128,18 +135,70 @@ class LimitGate:
             undoing.add_done_callback(self._undoing.discard)
             raise
 
-    async def _take(self, new: NewJob) -> None:
+    async def _take(self, new: NewJob, accounts: list[Account]) -> None:
         limit = self._limits(new.tenant).jobs_in_flight
         most = _share(limit) if BATCH in new.metadata else limit
         if limit and not await self._flight.take(new.tenant, new.id, most):
             with _counted(Limit.JOBS_IN_FLIGHT, new):
                 raise RateLimited(f"{most} jobs of this tenant have not ended", _FULL_S)
         try:
+            await self._take_budget(new, accounts)
             await self._take_tokens(new)
         except TorporError:
             with suppress(StoreUnavailable):
                 await self._leave(new.tenant, new.id)
+                await self._pay(accounts, new.id, 0.0)
             raise
+
+    async def _take_budget(self, new: NewJob, accounts: list[Account]) -> None:
+        if not accounts:
+            return
+        with _counted(Limit.BUDGET_PER_MONTH, new):
+            uses = await self._budgets.take(accounts, new.id, self._most(new))
+        for use in uses:
+            if use.share >= self._settings.budget_warn_share:
+                account = use.account
+                _warned.labels(account.of).inc()
+                text = f"{account.of}; spent={use.spent:.4f}; held={use.held:.4f}; budget={account.per_month:g}"
+                _set_headers({"torpor-budget": text})
+
+    def _accounts(
+        self, tenant: str, metadata: Mapping[str, str], principal: Principal | None = None
+    ) -> list[Account]:
+        """The accounts that pay for a job: of its tenant, and of the key that submitted it."""
+        found = []
+        if budget := self._limits(tenant).budget_per_month:
+            found.append(Account(of="tenant", name=tenant, per_month=budget))
+        if KEY_BUDGET in metadata:
+            key_id, own = metadata.get(KEY, ""), 0.0
+            if principal is not None and principal.key_id == key_id:
+                own = principal.budget_per_month
+            if own or principal is None:
+                found.append(Account(of="key", name=key_id, per_month=own))
+        return found
+
+    def _most(self, new: NewJob) -> float:
+        """What a job's tokens may cost at most; 0 for a model whose tokens have no price."""
+        price = self._prices.get(new.request.model)
+        if price is None:
+            return 0.0
+        asked = tokens_asked(new.request, self._context_tokens.get(new.request.model, 0))
+        prompt = prompt_tokens(new.request)
+        return price.of(prompt, max(asked - prompt, 0))
+
+    def _cost(self, job: Job) -> float:
+        """What an ended job did cost."""
+        price = self._prices.get(job.to_run.model)
+        if price is None or (job.cache is not None and job.cache.is_hit):
+            return self._settings.price.of(job.gpu_ms / 1000)
+        usage = job.usage or {}
+        if not isinstance(usage.get("prompt_tokens"), int):  # it broke off
+            return price.of(prompt_tokens(job.request), job.token_count) if job.attempt else 0.0
+        return price.of(usage["prompt_tokens"], int(usage.get("completion_tokens") or 0))
+
+    async def _pay(self, accounts: list[Account], job_id: JobId, cost: float) -> None:
+        if accounts:
+            await self._budgets.settle(accounts, job_id, cost)
 
     async def _undo(self, taking: "asyncio.Future[None]", new: NewJob) -> None:
         with suppress(TorporError):
@@ -153,11 +212,14 @@ class LimitGate:
         with suppress(StoreUnavailable):
             if not is_new:
                 await self.on_rejected(new.tenant, new.id)
+                await self._pay(self._accounts(new.tenant, new.metadata), new.id, 0.0)
                 if meter := self._tokens(new.tenant):
                     _set_headers(headers_of("tokens", await self._windows.look(meter)))
                 return
             if job.id != new.id:
                 await self._rename(new.tenant, new.id, job.id)
+                if accounts := self._accounts(new.tenant, new.metadata):
+                    await self._budgets.rename(accounts, new.id, job.id)
             if job.cache is not None and job.cache.is_hit:
                 await self._settle(
                     new.tenant, job.id, 0
@@ -172,6 +234,7 @@ class LimitGate:
 
     async def ended(self, job: Job) -> None:
         """Correct the estimate to the tokens actually used; idempotent."""
+        await self._pay(self._accounts(job.tenant, job.metadata), job.id, self._cost(job))
         await self._settle(job.tenant, job.id, tokens_taken(job))
         await self._leave(job.tenant, job.id)
 

@@ -29,6 +29,7 @@ class Limit(StrEnum):
     TOKENS_PER_MINUTE = "tokens_per_minute"  #: tokens of jobs, estimated
     TOKENS_OF_ONE_CALL = "tokens_of_one_call"  #: one job over a whole minute's tokens
     JOBS_IN_FLIGHT = "jobs_in_flight"  #: jobs that have not ended
+    BUDGET_PER_MONTH = "budget_per_month"  #: money, of a tenant or a key
     QUEUE_DEPTH = "queue_depth"  #: jobs of all tenants that wait for a model
     DEADLINE = "deadline"  #: the job would wait beyond its deadline
 
@@ -70,6 +71,7 @@ class Limits:
     tokens_per_minute: int = 0
     jobs_in_flight: int = 0
     file_bytes: int = 0
+    budget_per_month: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +126,9 @@ def limits_of(settings: ApiSettings, tenant: str) -> Limits:
     tokens = own.tokens_per_minute if own else None
     jobs = own.jobs_in_flight if own else None
     files = own.file_bytes if own else None
+    budget = own.budget_per_month if own else None
     return Limits(
+        budget_per_month=settings.limit_budget_per_month if budget is None else budget,
         requests_per_minute=(settings.limit_requests_per_minute if requests is None else requests),
         tokens_per_minute=settings.limit_tokens_per_minute if tokens is None else tokens,
         jobs_in_flight=settings.limit_jobs_in_flight if jobs is None else jobs,

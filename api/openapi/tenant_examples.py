@@ -12,6 +12,7 @@ _KEY: Final = {
     "created_at": _AT_S,
     "expires_at": None,
     "requests_per_minute": 600,
+    "budget_per_month": 50.0,
 }
 _SPENT: Final = {
     "jobs": 3,
@@ -27,7 +28,7 @@ _SPENT: Final = {
 TENANT_EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
     "Key": _KEY,
     "KeyList": {"object": "list", "data": [_KEY]},
-    "KeyRequest": {"name": _KEY["name"], "scopes": _KEY["scopes"], "requests_per_minute": 600},
+    "KeyRequest": {"name": _KEY["name"], "scopes": _KEY["scopes"], "budget_per_month": 50},
     "KeyRotation": {"overlap_s": 3600},
     "Tenant": {
         "object": "tenant",

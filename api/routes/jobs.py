@@ -3,7 +3,7 @@
 Called by `api.wiring`. A job is one line of an OpenAI Batch file; every other call that runs a model becomes one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -38,7 +38,7 @@ from eventing.errors import NotFound, TorporError, WrongState
 from eventing.job.answer_links import shown_result
 from eventing.job.job import Job, JobId, JobState, is_job_id
 from eventing.job.store import JobIntake, JobReader, ListField
-from eventing.telemetry.cost import Price
+from eventing.telemetry.cost import Price, TokenPrice
 from eventing.telemetry.metric.ledger import Ledger
 
 
@@ -65,6 +65,7 @@ class JobDeps:
     past_waking: PastWaking
     ledger: Ledger
     price: Price
+    token_prices: Mapping[str, TokenPrice]
     clock: Clock
     shutdown: Shutdown
     keep_alive_s: float
@@ -191,7 +192,7 @@ async def get_job(call: Call[JobDeps]) -> Response:
     if "timeline" in wanted:
         view["timeline"] = await _timeline(call.deps, job)
     overhead = await call.deps.ledger.overhead(job.request.model)
-    view["cost"] = cost_view(job, call.deps.price, overhead)
+    view["cost"] = cost_view(job, call.deps.price, overhead, call.deps.token_prices)
     return json_response(view)
 
 

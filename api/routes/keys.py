@@ -23,6 +23,7 @@ from api.view.page import Deleted
 from eventing.api_key import DEFAULT_SCOPES, SCOPES, ApiKey, RedisKeys, mint, rotate
 from eventing.clock import Clock
 from eventing.errors import InvalidJob, NotFound, WrongState
+from eventing.job.call_fields import check, number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,8 @@ class KeyView(TypedDict):
     """Times are seconds since 1970"""
     expires_at: int | None
     requests_per_minute: int | None
+    budget_per_month: float | None
+    """What its jobs may cost in a calendar month (UTC)"""
     """Calls other than GET, beside the limits of the tenant; null for no limit of its own"""
     key: NotRequired[str]
     """Its text: shown when it is made, and never again"""
@@ -81,6 +84,12 @@ _CREATE: Final = Body(
                 "type": ["integer", "null"],
                 "minimum": 1,
                 "maximum": _MOST_CALLS,
+            },
+            "budget_per_month": {
+                "type": ["number", "null"],
+                "minimum": 0,
+                "maximum": _MOST_CALLS,
+                "description": "what its jobs may cost in a calendar month (UTC)",
             },
         },
     },
@@ -131,6 +140,7 @@ async def create_key(call: Call[KeyDeps]) -> Response:
         name=_name(body.get("name", "")),
         expires_s=now_s + kept_s if kept_s else 0,
         requests_per_minute=_whole(body, "requests_per_minute", _MOST_CALLS),
+        budget_per_month=_budget(body.get("budget_per_month")),
     )
     await store.put(key)
     _log.info("key created", action="create_key", key_id=key.id)
@@ -162,6 +172,14 @@ async def revoke_key(call: Call[KeyDeps]) -> Response:
     return json_response({"id": key.id, "object": "key.deleted", "deleted": True})
 
 
+def _budget(value: Any) -> float:
+    """Raises `InvalidJob`."""
+    if value is None:
+        return 0.0
+    check("", value, number(0, _MOST_CALLS), "budget_per_month")
+    return float(value)
+
+
 def _keys(call: Call[KeyDeps]) -> RedisKeys:
     if call.deps.keys is None:
         raise NotFound("keys are not kept in Redis here (TORPOR_KEYS_SOURCE)")
@@ -184,6 +202,7 @@ def _view(key: ApiKey) -> KeyView:
         "created_at": key.created_s,
         "expires_at": key.expires_s or None,
         "requests_per_minute": key.requests_per_minute or None,
+        "budget_per_month": key.budget_per_month or None,
     }
 
 

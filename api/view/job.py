@@ -4,6 +4,7 @@ Called by the jobs' handlers, their streams and the WebSocket. Must not know HTT
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, Literal, NotRequired
 
 from typing_extensions import TypedDict
@@ -17,7 +18,7 @@ from eventing.job.answer_links import shown_result
 from eventing.job.job import Job, JobError, JobState, Lane
 from eventing.job.plan import ROUTE_STEP, STEPS_AFTER, StepRecord, StepStatus
 from eventing.job.reasoning import body_with_both_names
-from eventing.telemetry.cost import JobCost, Price, job_cost
+from eventing.telemetry.cost import FREE, JobCost, Price, TokenPrice, job_cost
 
 VALIDATING: Final = "validating"
 
@@ -219,13 +220,26 @@ def _step_view(record: StepRecord) -> PipelineStepView:
     }
 
 
-def cost_view(job: Job, price: Price, overhead: float | None = None) -> JobCost:
+def cost_view(
+    job: Job,
+    price: Price,
+    overhead: float | None = None,
+    token_prices: Mapping[str, TokenPrice] = MappingProxyType({}),
+) -> JobCost:
     """The job's GPU share so far and its cost, with and without its part of idle time, starts
-    and waste.
+    and waste; of a provider's model, what the tokens cost.
     """
+    prompt = (job.usage or {}).get("prompt_tokens")
     tokens = (job.usage or {}).get("completion_tokens")
     output_tokens = tokens if isinstance(tokens, int) else 0
-    return job_cost(job.gpu_ms / 1000, output_tokens, price, overhead)
+    return job_cost(
+        job.gpu_ms / 1000,
+        output_tokens,
+        price,
+        overhead,
+        input_tokens=prompt if isinstance(prompt, int) else 0,
+        tokens=token_prices.get(job.to_run.model, FREE),
+    )
 
 
 def accepted_view(job: Job) -> AcceptedJobView:

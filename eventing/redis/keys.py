@@ -199,6 +199,11 @@ def replicas(model: str) -> str:
     return f"{PREFIX}:replicas:{escape(model)}"
 
 
+def budget(of: str, name: str) -> str:
+    """What a tenant or an API key (`of`) spent this month. One hash slot: a job is held in both at once."""
+    return f"{PREFIX}:{{budgets}}:{of}:{escape(name)}"
+
+
 def provider(digest: str) -> str:
     """Hash of a provider's rate limits and circuit breaker (`predictor.engine.upstream.provider`)."""
     return f"{PREFIX}:{{provider:{digest}}}"

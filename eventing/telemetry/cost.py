@@ -79,6 +79,21 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPrice:
+    """What a provider takes for a million tokens, in the operator's currency."""
+
+    input_per_1m: float = 0.0
+    output_per_1m: float = 0.0
+
+    def of(self, input_tokens: int, output_tokens: int) -> float:
+        """The cost of so many tokens."""
+        return (input_tokens * self.input_per_1m + output_tokens * self.output_per_1m) / 1_000_000
+
+
+FREE: Final = TokenPrice()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spend:
     """Replica-seconds by purpose, and the output that they gave.
 
@@ -176,13 +191,21 @@ class JobCost(TypedDict):
 
 
 def job_cost(
-    gpu_s: float, output_tokens: int, price: Price, overhead: float | None = None
+    gpu_s: float,
+    output_tokens: int,
+    price: Price,
+    overhead: float | None = None,
+    *,
+    input_tokens: int = 0,
+    tokens: TokenPrice = FREE,
 ) -> JobCost:
-    """The cost of one job: its share of GPU time over all attempts, and that in money; `all_in` adds, by
-    `overhead`, its part of idle time, starts and waste.
+    """The cost of one job: its share of GPU time over all attempts, or what its provider takes for its tokens;
+    `all_in` adds, by `overhead`, its part of idle time, starts and waste.
     """
     cost = price.of(gpu_s) if price.per_gpu_hour > 0 else None
     all_in = None if cost is None or overhead is None else cost * overhead
+    if tokens != FREE:  # a provider's model uses no GPU of ours
+        cost = all_in = tokens.of(input_tokens, output_tokens)
     return {
         "gpu_seconds": round(gpu_s * price.gpus, 3),
         "cost": _rounded(cost),

@@ -76,6 +76,9 @@ def create(
     requests_per_minute: Annotated[
         int, typer.Option(min=0, help="Calls other than GET; 0 for the tenant's limit alone.")
     ] = 0,
+    budget_per_month: Annotated[
+        float, typer.Option(min=0, help="What its jobs may cost a month; 0 for the tenant's alone.")
+    ] = 0.0,
     redis_url: RedisUrl = "",
     file: File = None,
     data_dir: DataDir = None,
@@ -91,6 +94,7 @@ def create(
             name=name,
             expires_s=now_s + days * _DAY_S if days else 0,
             requests_per_minute=requests_per_minute,
+            budget_per_month=budget_per_month,
         )
         await key_store.put(key)
         return text

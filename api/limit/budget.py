@@ -1,0 +1,113 @@
+"""Budgets in money, of tenants and of API keys: what their jobs cost in a month, counted in the store.
+
+Called by `api.limit.gate`. A job holds what it may cost at most until it ends; then what it did cost is spent. All
+processes share the accounts, and the month is that of store time, in UTC. Must not know how a cost is computed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from redis.asyncio import Redis
+
+from eventing.errors import Unavailable
+from eventing.job.job import JobId
+from eventing.redis import keys
+from eventing.redis.connection import failures_named
+from eventing.redis.script import Argument, run
+
+MICRO: Final = 1_000_000
+KEY: Final = "torpor.key"
+"""Metadata of a job: the id of the API key that submitted it."""
+KEY_BUDGET: Final = "torpor.key_budget"
+"""Metadata of a job whose key has a budget."""
+
+
+class BudgetSpent(Unavailable):
+    """The budget of the month is spent, or the call may cost more than is left of it."""
+
+    status = 429
+    code = "insufficient_quota"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """The budget of a tenant or of an API key; 0 where only what was held is settled."""
+
+    of: str  #: `tenant` or `key`
+    name: str
+    per_month: float = 0.0
+
+    @property
+    def key(self) -> str:
+        return keys.budget(self.of, self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetUse:
+    """How much of an account's budget is spent, and held for jobs that have not ended."""
+
+    account: Account
+    spent: float
+    held: float
+
+    @property
+    def share(self) -> float:
+        return (self.spent + self.held) / self.account.per_month
+
+
+class Budgets:
+    """The accounts; every method raises `StoreUnavailable`. The client belongs to the caller."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def take(
+        self, accounts: Sequence[Account], job_id: JobId, cost: float
+    ) -> list[BudgetUse]:
+        """Hold `cost` in every account. Raises `BudgetSpent` naming the first that has not so much left."""
+        args: list[Argument] = [
+            job_id,
+            _micro(cost),
+            *(_micro(each.per_month) for each in accounts),
+        ]
+        async with failures_named():
+            answer = await run(self._redis, "budget_take", [each.key for each in accounts], args)
+        refusing, left_ms, *amounts = answer
+        uses = [
+            BudgetUse(account=each, spent=amounts[2 * i] / MICRO, held=amounts[2 * i + 1] / MICRO)
+            for i, each in enumerate(accounts)
+        ]
+        if refusing:
+            raise _spent(uses[refusing - 1], cost, left_ms / 1000)
+        return uses
+
+    async def settle(self, accounts: Sequence[Account], job_id: JobId, cost: float) -> None:
+        """The job has ended, and cost so much. Only the first call counts."""
+        await self._settle(accounts, job_id, cost, "")
+
+    async def rename(self, accounts: Sequence[Account], old: JobId, new: JobId) -> None:
+        """Change the id under which a job's cost is held."""
+        await self._settle(accounts, old, 0.0, new)
+
+    async def _settle(
+        self, accounts: Sequence[Account], job_id: JobId, cost: float, new: str
+    ) -> None:
+        args: list[Argument] = [job_id, _micro(cost), new]
+        async with failures_named():
+            await run(self._redis, "budget_settle", [each.key for each in accounts], args)
+
+
+def _micro(money: float) -> int:
+    return round(money * MICRO)
+
+
+def _spent(use: BudgetUse, cost: float, wait_s: float) -> BudgetSpent:
+    account = use.account
+    held = f", {use.held:.4f} held for jobs that have not ended" if use.held else ""
+    asked = f", and this call may cost {cost:.4f}" if cost else ""
+    return BudgetSpent(
+        f"the {account.of}'s budget is {account.per_month:g} a month: {use.spent:.4f} is spent{held}{asked}; "
+        f"the next month begins in {wait_s / 86400:.1f} days (UTC)",
+        wait_s,
+    )

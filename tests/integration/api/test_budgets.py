@@ -1,0 +1,164 @@
+"""Budgets in money: of tenants and keys, counted in the store."""
+
+import asyncio
+import calendar
+import datetime
+import sys
+from collections.abc import AsyncIterator
+from importlib.resources import files
+
+import pytest
+from redis.asyncio import Redis
+
+from api.settings import ApiSettings, ModelCard, TenantLimits
+from eventing.api_key import RedisKeys, mint
+from eventing.job.job import JobId
+from eventing.redis import keys
+from eventing.store.redis_store import RedisStore
+from tests.integration.api.conftest import NOW_S, Rig, chat_line, rig_over
+from tests.integration.api.fakes import FakeBroker, chat_result
+
+CARD = ModelCard(
+    name="m", context_tokens=64, input_price_per_1m=1_000_000, output_price_per_1m=2_000_000
+)
+"""One for a token of the prompt, two for one of the answer; a chat of the fakes costs 7 + 2 * 3."""
+COST = 13.0
+
+
+@pytest.fixture
+async def priced(
+    api_settings: ApiSettings, store: RedisStore, broker: FakeBroker
+) -> AsyncIterator[Rig]:
+    settings = api_settings.model_copy(
+        update={
+            "models": (CARD,),
+            "keys_source": "redis",
+            "tenant_limits": {"acme": TenantLimits(budget_per_month=40)},
+        }
+    )
+    async with rig_over(settings, store, broker) as made:
+        yield made
+
+
+async def key_of(redis: Redis, tenant: str, budget: float = 0.0) -> dict[str, str]:
+    key, text = mint(tenant, now_s=NOW_S, budget_per_month=budget)
+    await RedisKeys(redis).put(key)
+    return {"authorization": f"Bearer {text}"}
+
+
+def line(most: int) -> dict[str, object]:
+    made = chat_line("hi")
+    made["body"]["max_tokens"] = most
+    return made
+
+
+async def answered(rig: Rig, headers: dict[str, str], most: int = 3) -> str:
+    """A job that was let in and has ended."""
+    answer = await rig.client.post("/v1/jobs", json=line(most), headers=headers)
+    assert answer.status_code == 202, answer.text
+    job_id = str(answer.json()["id"])
+    await (await rig.predictor(job_id)).finish(chat_result("hello"))
+    await rig.until_told()
+    return job_id
+
+
+async def spent(redis: Redis, of: str, name: str) -> float:
+    return int(await redis.hget(keys.budget(of, name), "spent") or 0) / 1_000_000
+
+
+async def test_a_provider_job_costs_its_tokens(priced: Rig, redis: Redis) -> None:
+    headers = await key_of(redis, "acme")
+    job_id = await answered(priced, headers)
+    view = (await priced.client.get(f"/v1/jobs/{job_id}", headers=headers)).json()
+    assert view["cost"]["cost"] == COST
+    assert await spent(redis, "tenant", "acme") == COST
+
+
+async def test_a_spent_budget_refuses_with_what_and_when(priced: Rig, redis: Redis) -> None:
+    headers = await key_of(redis, "acme")
+    for _ in range(2):
+        await answered(priced, headers)
+    # 26 are spent: 14 are left, and this call may take 1 + 2 * 20.
+    refused = await priced.client.post("/v1/jobs", json=line(20), headers=headers)
+    assert refused.status_code == 429
+    assert refused.json()["code"] == "insufficient_quota"
+    assert "budget is 40 a month: 26.0000 is spent" in refused.json()["detail"]
+    assert 0 < int(refused.headers["retry-after"]) <= 31 * 24 * 3600
+    await answered(priced, headers)  # a smaller one fits
+    gone = await priced.client.post("/v1/jobs", json=line(1), headers=headers)
+    assert gone.status_code == 429
+    other = await priced.client.post("/v1/jobs", json=line(1), headers=await key_of(redis, "beta"))
+    assert other.status_code == 202
+
+
+async def test_a_budget_that_is_almost_spent_says_so(priced: Rig, redis: Redis) -> None:
+    headers = await key_of(redis, "acme")
+    first = await priced.client.post("/v1/jobs", json=line(1), headers=headers)
+    assert "torpor-budget" not in first.headers
+    close = await priced.client.post("/v1/jobs", json=line(16), headers=headers)
+    assert close.headers["torpor-budget"].startswith("tenant; spent=0.0000; held=")
+
+
+async def test_a_key_has_a_budget_of_its_own(priced: Rig, redis: Redis) -> None:
+    own = await key_of(redis, "beta", budget=20)
+    await answered(priced, own)
+    refused = await priced.client.post("/v1/jobs", json=line(20), headers=own)
+    assert refused.status_code == 429
+    assert "the key's budget is 20 a month" in refused.json()["detail"]
+    await answered(priced, await key_of(redis, "beta"))  # another key of the tenant
+
+
+async def test_a_repeated_submit_holds_once(priced: Rig, redis: Redis) -> None:
+    headers = {**await key_of(redis, "acme"), "idempotency-key": "once"}
+    for _ in range(3):
+        answer = await priced.client.post("/v1/jobs", json=line(5), headers=headers)
+        assert answer.status_code == 202
+    job_id = answer.json()["id"]
+    holds = [name for name in await redis.hkeys(keys.budget("tenant", "acme")) if b"hold" in name]
+    assert holds == [f"hold:{job_id}".encode()]
+
+
+async def test_jobs_that_were_never_recorded_hold_nothing_for_long(
+    priced: Rig, redis: Redis
+) -> None:
+    account = keys.budget("tenant", "acme")
+    await redis.hset(account, f"hold:{JobId('job_lost')}", "39000000 1000")
+    await answered(priced, await key_of(redis, "acme"))
+    assert await redis.hget(account, "hold:job_lost") is None
+
+
+async def test_eight_processes_and_a_paused_store_spend_no_more_than_the_budget(
+    redis: Redis, redis_url: str
+) -> None:
+    processes = [
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "tests.integration.api.budget_process"),
+            *(redis_url, f"p{number}", "20", "1.5", "90"),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        for number in range(8)
+    ]
+    async with asyncio.timeout(60):
+        while not await redis.exists(keys.budget("tenant", "acme")):
+            await asyncio.sleep(0.01)
+        await redis.client_pause(300)
+        said = await asyncio.gather(*(each.communicate() for each in processes))
+    assert sum(int(out) for out, _ in said) == 60  # 60 * 1.5 = 90
+
+
+async def test_months_are_those_of_the_calendar(redis: Redis) -> None:
+    text = files("eventing.redis.scripts").joinpath("_budget.lua").read_text(encoding="utf-8")
+    script = redis.register_script(
+        text
+        + "local found = {} for i, day in ipairs(ARGV) do local month, to = month_of(tonumber(day)) "
+        "found[i] = month .. ' ' .. string.format('%d', to) end return found"
+    )
+    epoch = datetime.date(1970, 1, 1)
+    days = [*range(19_000, 24_000), (datetime.date(2100, 2, 28) - epoch).days]
+    told = await script(args=days)
+    for day, said in zip(days, told, strict=True):
+        date = epoch + datetime.timedelta(days=day)
+        length = calendar.monthrange(date.year, date.month)[1]
+        ends = (date.replace(day=length) - epoch).days + 1
+        assert said.decode() == f"{date:%Y-%m} {ends}"
