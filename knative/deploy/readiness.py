@@ -124,6 +124,7 @@ _WAITING = {
 }
 
 
+_MOUNT_REASONS = ("FailedMount", "FailedAttachVolume")
 _POD_NAME = re.compile(r'\bpods? "[^"]*"')
 
 
@@ -135,12 +136,31 @@ def nameless(message: str) -> str:
 def why_stuck(pods: Iterable[Resource], events: Iterable[Resource]) -> list[str]:
     """Give the reasons in pods and events, without repetitions, the clearest first."""
     pods_by_reason: dict[str, list[str]] = {}  # a reason, and the pods that it is pods_by_reason of
+    mounted = set()
     for pod in pods:
+        if _has_started_container(pod):
+            mounted.add(pod["metadata"]["name"])
         for place, reason in _pod_reasons(pod):
             pods_by_reason.setdefault(reason, []).append(f"{pod['metadata']['name']}{place}")
     found = [f"{_first_of_several(names)}: {reason}" for reason, names in pods_by_reason.items()]
-    found += [said for event in events if (said := _event_reason(event))]
+    current = (event for event in events if not _is_over(event, mounted))
+    found += [said for event in current if (said := _event_reason(event))]
     return list(dict.fromkeys(found))
+
+
+def _has_started_container(pod: Resource) -> bool:
+    status = pod.get("status") or {}
+    boxes = [
+        *(status.get("initContainerStatuses") or []),
+        *(status.get("containerStatuses") or []),
+    ]
+    return any(box.get("containerID") for box in boxes)
+
+
+def _is_over(event: Resource, mounted: set[str]) -> bool:
+    """An API server keeps an event for an hour; a container that was started has its volumes."""
+    about = (event.get("involvedObject") or {}).get("name")
+    return event.get("reason") in _MOUNT_REASONS and about in mounted
 
 
 def _first_of_several(names: list[str]) -> str:
@@ -193,7 +213,7 @@ def _event_reason(event: Resource) -> str | None:
         return f"{about}: the namespace's quota is used up ({message[:200]})"
     if "violates PodSecurity" in message:
         return f"{about}: the namespace's pod standard refuses it ({message[:200]})"
-    if event.get("reason") in ("FailedMount", "FailedAttachVolume"):
+    if event.get("reason") in _MOUNT_REASONS:
         return f"{about}: a volume cannot be mounted ({message[:200]})"
     if event.get("reason") == "ServerlessModeRejected":
         return (

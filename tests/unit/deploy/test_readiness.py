@@ -148,5 +148,21 @@ def test_a_refusal_is_reported_once_for_all_pod_names() -> None:
     assert reason.startswith("thinker-predictor-6f9b7c: ")
 
 
+@pytest.mark.parametrize("reason", ["FailedMount", "FailedAttachVolume"])
+def test_a_volume_that_is_mounted_since_is_no_reason(reason: str) -> None:
+    event = {
+        "type": "Warning",
+        "reason": reason,
+        "message": 'secret "torpor-redis" not found',
+        "involvedObject": {"kind": "Pod", "name": "thinker-1"},
+    }
+    waits = box(state={"waiting": {"reason": "ContainerCreating"}})
+    again = box(state={"waiting": {"reason": "CrashLoopBackOff"}}, containerID="containerd://1")
+    waits["metadata"]["name"] = again["metadata"]["name"] = "thinker-1"
+
+    assert "cannot be mounted" in why_stuck([waits], [event])[0]
+    assert [said for said in why_stuck([again], [event]) if "mounted" in said] == []
+
+
 def test_a_healthy_pod_gives_no_reason() -> None:
     assert why_stuck([box(state={"running": {}})], [{"type": "Normal", "message": "quota"}]) == []
