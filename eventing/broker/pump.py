@@ -260,7 +260,9 @@ class Pump:
                 calls = self._router.put_calls(reply, is_reply=True) if reply else []
                 await self._queue.settle(claimed.ticket, calls)
             case Retry(delay_s):
-                await self._queue.defer(claimed.ticket, int(delay_s * 1000))
+                # An engine that did not answer may be gone.
+                by_any = answer.status == 0
+                await self._queue.defer(claimed.ticket, int(delay_s * 1000), by_any=by_any)
             case Nack():
                 await self._queue.nack(claimed.ticket, lane_of(claimed.event))
             case DeadLetter(reason):

@@ -13,16 +13,28 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
+from prometheus_client import Counter
 from redis.exceptions import ResponseError
 
 from eventing.cloudevent.event import Event, from_record, to_record
 from eventing.job.job import JobId, Lane, event_identity
+from eventing.job.prompt import PASS_MS, SeenPrefixes
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import Command, SharedRedis
 from eventing.redis.script import Argument, Call, run, run_all, send
 
 _log = structlog.get_logger()
+_prefix_claims = Counter(
+    "torpor_prefix_claims_total",
+    "Jobs claimed beside other pumps, by whether the engine had seen the start of their prompt.",
+    ["trigger", "result"],
+)
+_passes = Counter(
+    "torpor_claim_passes_total",
+    "How often claimed jobs had been passed over for one whose prompt an engine had seen.",
+    ["trigger"],
+)
 
 CLAIM_BYTES: Final = 8 * 1024 * 1024
 """A claim ends with the event that reaches this size."""
@@ -105,7 +117,13 @@ class Queue:
     """A queue by name, for one consumer."""
 
     def __init__(
-        self, redis: SharedRedis, name: str, consumer: str, *, draw: random.Random | None = None
+        self,
+        redis: SharedRedis,
+        name: str,
+        consumer: str,
+        *,
+        draw: random.Random | None = None,
+        seen: SeenPrefixes | None = None,
     ) -> None:
         self._redis = redis
         self._name = name
@@ -115,6 +133,9 @@ class Queue:
         self.prefix: Final = keys.queue(name, "")  #: prefix of the queue's keys
         self._last_ticket = "0-0"
         self._search = ""
+        self._seen = seen  #: of the engine that this consumer alone delivers to
+        self._has_others = False
+        self._may_wait = False  #: the last claim left events, as far as it knows
         self._tail_connection = redis.dedicated_connection()
         self._ended: list[str] = []
         self._before_end: list[Call] = []
@@ -153,6 +174,8 @@ class Queue:
         args += [claim_idle_ms, self._search]
         args += [LANE_WEIGHTS[lane] for lane in Lane]
         args += [repr(self._draw.random()) for _ in range(count)]
+        if self._seen is not None and self._has_others:
+            args.append(self._seen.words(with_prefixes=self._may_wait))
         async with failures_named():
             try:
                 answer = await run(self._redis, "claim", [self._key[n] for n in names], args)
@@ -161,7 +184,21 @@ class Queue:
                 return []
         self._last_ticket = answer[0].decode() or self._last_ticket
         self._search = answer[1].decode()
-        return [_claimed(row) for row in answer[2:]]
+        self._has_others = answer[2] == b"1" if answer[2] else self._has_others
+        rows = answer[3:]
+        self._may_wait = len(rows) >= count
+        for row in rows:
+            self._count_prefix(*row[6:8], ticket=row[0].decode())
+        return [_claimed(row) for row in rows]
+
+    def _count_prefix(self, prefix: bytes, passes: int, *, ticket: str) -> None:
+        if self._seen is None:
+            return
+        is_hit = self._seen.claim(ticket, prefix.decode())
+        if prefix:
+            _prefix_claims.labels(self._name, "hit" if is_hit else "miss").inc()
+        if passes:
+            _passes.labels(self._name).inc(passes)
 
     async def wait(self, timeout_ms: int) -> None:
         """Return when an event was put since the last claim, or after the timeout."""
@@ -204,9 +241,16 @@ class Queue:
         async with failures_named():
             return await run_all(self._redis, calls)
 
-    async def defer(self, ticket: str, delay_ms: int, *, is_tried: bool = True) -> None:
-        """Deliver the event again after `delay_ms`, by any pump; not `is_tried` takes back the try that it counted."""
+    async def defer(
+        self, ticket: str, delay_ms: int, *, is_tried: bool = True, by_any: bool = True
+    ) -> None:
+        """Deliver the event again after `delay_ms`, by any pump; not `is_tried` takes back the try that it counted.
+        With `by_any` false the other pumps leave it to this one for `PASS_MS` more, since its engine may have begun it.
+        """
         names = [self._key[name] for name in ("held", "retry", "tries")]
+        if self._seen is not None and self._has_others:
+            delay_ms -= PASS_MS if by_any else 0
+            self._seen.defer(ticket, is_ours=not by_any)
         async with failures_named():
             await run(self._redis, "defer", names, [ticket, delay_ms, 0 if is_tried else 1])
 

@@ -27,6 +27,7 @@ from eventing.broker.router import Router
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import Trigger
 from eventing.errors import Unavailable
+from eventing.job.prompt import SeenPrefixes
 from eventing.process import gc as collector
 from eventing.process.body import BodyReader, BodyRoom
 from eventing.process.http_server import listen
@@ -45,7 +46,12 @@ class Broker:
     """Ingress and pumps over one Redis."""
 
     def __init__(
-        self, settings: BrokerSettings, triggers: Sequence[Trigger], *, drain_s: float = 0.0
+        self,
+        settings: BrokerSettings,
+        triggers: Sequence[Trigger],
+        *,
+        drain_s: float = 0.0,
+        is_beside_engine: bool = False,
     ) -> None:
         self._settings = settings
         self._redis = connect(
@@ -55,8 +61,18 @@ class Broker:
         self._store = RedisStepStore(self._redis, settings.lease)
         self._started = ReadyOnceStarted(self._store, timeout_s=settings.store_timeout_s)
         consumer = f"{socket.gethostname()}-{id(self):x}"
+        # Only a pump beside one engine knows what that engine has seen.
         self._routes = [
-            (trigger, Queue(self._redis, trigger.name, consumer)) for trigger in triggers
+            (
+                trigger,
+                Queue(
+                    self._redis,
+                    trigger.name,
+                    consumer,
+                    seen=SeenPrefixes() if is_beside_engine else None,
+                ),
+            )
+            for trigger in triggers
         ]
         self._router = Router(self._routes)
         self._queue_metrics = QueueMetrics(self._redis, [trigger.name for trigger in triggers])
@@ -150,7 +166,12 @@ async def serve(
     """Run until SIGTERM or SIGINT; then stop listening and give back the events in flight, or, beside an engine,
     let them end first.
     """
-    broker = Broker(settings, triggers, drain_s=0.0 if with_ingress else settings.drain_grace_s)
+    broker = Broker(
+        settings,
+        triggers,
+        drain_s=0.0 if with_ingress else settings.drain_grace_s,
+        is_beside_engine=not with_ingress,
+    )
     collector.freeze_gc_after_startup()
     stopping, drained = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

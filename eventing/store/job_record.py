@@ -15,7 +15,7 @@ from eventing.errors import ResultTooLarge
 from eventing.job.cache import CacheUse, cache_use_of
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState, Lane, error_of
 from eventing.job.plan import Hold, Plan, StepRecord, StepStatus, plan_of_json
-from eventing.job.prompt import prompt_start
+from eventing.job.prompt import prompt_prefix, prompt_start
 from eventing.job.store import (
     ConversationTurn,
     Ending,
@@ -107,6 +107,7 @@ def new_fields(
         pairs["options_sha"] = new.options_sha
     if new.traceparent:
         pairs["traceparent"] = new.traceparent
+    pairs |= _prefix_pairs(new)
     if new.turn:
         pairs["conversation"] = new.turn.id
         pairs["turn"] = orjson.dumps(_turn_items(new.id, new.turn))
@@ -116,6 +117,11 @@ def new_fields(
             short = {n: text for n, text in new.metadata.items() if len(text) <= _LABEL_CHARS}
             pairs["labels"] = orjson.dumps(short)
     return [item for pair in pairs.items() for item in pair]
+
+
+def _prefix_pairs(new: NewJob) -> dict[str, Field]:
+    prefix = prompt_prefix(new)
+    return {"prefix": prefix} if prefix else {}
 
 
 def _turn_items(job_id: JobId, turn: ConversationTurn) -> list[str]:

@@ -136,7 +136,8 @@ local function void_entry(prefix, lane, member)
   end
   if ticket then redis.call('XACK', tickets, GROUP, ticket) end
   redis.call('HDEL', prefix .. 'events', member)
-  redis.call('HDEL', prefix .. 'tries', member, '\0again:' .. member, '\0refused:' .. member, '\0refused_ms:' .. member)
+  redis.call('HDEL', prefix .. 'tries', member, '\0again:' .. member, '\0refused:' .. member, '\0refused_ms:' .. member,
+    '\0passed:' .. member)
 end
 
 -- Let a conversation live for its whole time again, from now on.

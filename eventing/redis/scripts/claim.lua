@@ -3,12 +3,18 @@
 -- USES _lib
 -- KEYS  1 tickets, 2 events, 3 held hash (ticket to member), 4 retry set, 5 tries hash, 6..8 ready sets, 9..11 fair-share hashes
 -- ARGV  1 group, 2 consumer, 3 count, 4 bytes with which a claim is full, 5 claim_idle_ms (0: leave other consumers' events alone),
---       6 the last ticket that the search for those saw, '' at its begin, 7..9 lane weights, 10.. one number in [0,1) an event
+--       6 the last ticket that the search for those saw, '' at its begin, 7..9 lane weights, 10..9+n one number in [0,1) an event,
+--       10+n of a consumer beside others: tickets that it deferred, a bar if its engine has seen anything, and prefixes that it has seen where
+--       some may be waiting; ',' before and after each (docs/adr/0325)
 -- gives {last ticket id ('' when there may be more), last ticket that the search saw ('' when it is at its end),
---        {ticket, member, '<enqueued_ms> <record>', tries, refusals, ms since the first refusal}...}
+--        '1' if the search saw another consumer at work, '0' if it saw none, '' without a search,
+--        {ticket, member, '<enqueued_ms> <record>', tries, refusals, ms since the first refusal, prefix of its prompt (of a consumer beside
+--         others), how often it was passed over}...}
 local group, consumer, count, idle, seen = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[5]), ARGV[6]
 local now, left = now_ms(), tonumber(ARGV[4])
 local PAGE = 500
+local WINDOW, MOST_PASSES, PASS_MS = 16, 4, 500 -- of the fair order, how many are looked at; how often and for how long one is passed over
+local known, others = ARGV[10 + count], ''
 local READ = 4 -- records in one read; of those, what is over the bytes of a claim is read in vain
 
 -- Of a ticket that stands for nothing any more, the member is false.
@@ -42,8 +48,20 @@ local function take_over(found)
   redis.call('XCLAIM', unpack(words))
   return #taken
 end
+-- Of the retries that are due, those that another consumer is to take: its engine may have begun them, and it has not been due for long.
+local function without_others(due)
+  local kept = {}
+  for i = 1, #due, 2 do
+    if now - due[i + 1] >= PASS_MS or string.find(known, ',' .. due[i] .. ',', 1, true) then kept[#kept + 1] = due[i] end
+  end
+  return kept
+end
 if idle > 0 then follow_clock(KEYS[4], now) end
-take_over(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, count))
+if known and string.find(known, '|', 1, true) then
+  take_over(without_others(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'WITHSCORES', 'LIMIT', 0, count + WINDOW)))
+else
+  take_over(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, count))
+end
 -- Orphans: idle, and not because they wait for their retry. One page a call, since very many may wait. (XAUTOCLAIM would look at ten
 -- entries for each it may give, always from the first, and never reach an orphan behind enough that live or wait.)
 if idle > 0 and is_full() then
@@ -51,7 +69,11 @@ if idle > 0 and is_full() then
 elseif idle > 0 then
   local page = redis.call('XPENDING', KEYS[1], group, seen == '' and '-' or '(' .. seen, '+', PAGE)
   local waits, orphans = {}, {}
-  for i, row in ipairs(page) do waits[i] = row[1] end
+  others = '0'
+  for i, row in ipairs(page) do
+    waits[i] = row[1]
+    if row[2] ~= consumer and row[3] < idle then others = '1' end
+  end
   if #page > 0 then waits = redis.call('ZMSCORE', KEYS[4], unpack(waits)) end
   seen = #page == PAGE and page[PAGE][1] or ''
   for i, row in ipairs(page) do
@@ -69,22 +91,76 @@ end
 -- New ones: first whose turn each is, as far as there is room, then all of a lane at once.
 local drawn, lanes, turns, heads = {0, 0, 0}, {}, {}, {{}, {}, {}}
 local want = is_full() and 0 or count - #tickets
-for lane = 1, want > 0 and 3 or 0 do heads[lane] = redis.call('ZRANGE', KEYS[5 + lane], 0, want - 1) end
-for i = 1, math.min(want, #heads[1] + #heads[2] + #heads[3]) do
+local is_affine = known and string.find(known, '|,', 1, true)
+-- How much of a prompt this consumer's engine has seen: blocks from the first on, and keys that its caller named.
+local function match_length(prefix)
+  local length, is_seen = 0, true
+  for word in string.gmatch(prefix, '[^,]+') do
+    local is_block = string.find(word, '^%x')
+    if is_seen or not is_block then
+      local found = string.find(known, ',' .. word .. ',', 1, true)
+      if found then length = length + 1 elseif is_block then is_seen = false end
+    end
+  end
+  return length
+end
+local function prefix_of(member)
+  local job_id = string.match(member, '^/torpor/api%z(job_%x+)$')
+  return job_id and redis.call('HGET', 'torpor:{' .. job_id .. '}', 'prefix') or ''
+end
+-- The first that wait in a lane, each with its score, what matches, and how often and since when it was passed over.
+local function candidates(lane)
+  local rows, found, names = redis.call('ZRANGE', KEYS[5 + lane], 0, want + WINDOW - 2, 'WITHSCORES'), {}, {}
+  for i = 1, #rows, 2 do
+    found[#found + 1] = {member = rows[i], score = rows[i + 1]}
+    names[#names + 1] = '\0passed:' .. rows[i]
+  end
+  local passed = #names > 1 and redis.call('HMGET', KEYS[5], unpack(names)) or {}
+  for i, each in ipairs(found) do
+    each.length = #found > 1 and match_length(prefix_of(each.member)) or 0
+    each.passes, each.since = string.match(passed[i] or '0 ', '^(%d+) (%d*)$')
+    each.passes, each.since = tonumber(each.passes), tonumber(each.since)
+  end
+  return found
+end
+-- Take the best match among the first of a lane; nothing is taken from behind one that was passed over often enough.
+local passed_over = {}
+local function take_best(waiting)
+  local best, at = 0, 1
+  for i = 1, math.min(WINDOW, #waiting) do
+    local each = waiting[i]
+    if each.length > best then best, at = each.length, i end
+    if each.passes >= MOST_PASSES or (each.since and now - each.since >= PASS_MS) then break end
+  end
+  for i = 1, at - 1 do
+    local each = waiting[i]
+    each.passes, each.since = each.passes + 1, each.since or now
+    passed_over[each] = true
+  end
+  passed_over[waiting[at]] = nil
+  return table.remove(waiting, at)
+end
+local picked = {}
+for lane = 1, want > 0 and 3 or 0 do
+  heads[lane] = is_affine and candidates(lane) or redis.call('ZRANGE', KEYS[5 + lane], 0, want - 1)
+end
+local many = {#heads[1], #heads[2], #heads[3]}
+for i = 1, math.min(want, many[1] + many[2] + many[3]) do
   local total = 0
   for lane = 1, 3 do
-    if drawn[lane] < #heads[lane] then total = total + ARGV[6 + lane] end
+    if drawn[lane] < many[lane] then total = total + ARGV[6 + lane] end
   end
   local draw = ARGV[9 + i] * total
   for lane = 1, 3 do
-    if drawn[lane] < #heads[lane] then
+    if drawn[lane] < many[lane] then
       lanes[i] = lane
       draw = draw - ARGV[6 + lane]
       if draw < 0 then break end
     end
   end
   drawn[lanes[i]] = drawn[lanes[i]] + 1
-  turns[i] = heads[lanes[i]][drawn[lanes[i]]]
+  picked[i] = is_affine and take_best(heads[lanes[i]]) or nil
+  turns[i] = picked[i] and picked[i].member or heads[lanes[i]][drawn[lanes[i]]]
 end
 local chosen = read(turns)
 local most = chosen < #turns and chosen or want
@@ -99,14 +175,32 @@ for i, entry in ipairs(entries) do
   end
   tickets[#tickets + 1], members[#members + 1] = entry[1], member or false
 end
+-- As ZPOPMIN below, of those that were picked. Nothing that waits stands before the lane's clock.
+local function pop_picked(lane)
+  local names, clock = {}, 0
+  for i, each in ipairs(picked) do
+    if lanes[i] == lane and i <= #entries and i <= chosen then names[#names + 1], clock = each.member, math.max(clock, tonumber(each.score)) end
+  end
+  redis.call('ZREM', KEYS[5 + lane], unpack(names))
+  local first = redis.call('ZRANGE', KEYS[5 + lane], 0, 0, 'WITHSCORES')
+  if #first == 0 then redis.call('DEL', KEYS[8 + lane])
+  else redis.call('HSET', KEYS[8 + lane], 'clock', string.format('%.17g', math.min(clock, tonumber(first[2])))) end
+end
 for lane = 1, 3 do
-  if popped[lane] > 0 then
+  if popped[lane] > 0 and is_affine then
+    pop_picked(lane)
+  elseif popped[lane] > 0 then
     local clock = redis.call('ZPOPMIN', KEYS[5 + lane], popped[lane])[2 * popped[lane]]
     local is_last = popped[lane] == #heads[lane] and (#heads[lane] < want or redis.call('EXISTS', KEYS[5 + lane]) == 0)
     if is_last then redis.call('DEL', KEYS[8 + lane])
     else redis.call('HSET', KEYS[8 + lane], 'clock', clock) end
   end
 end
+local passes = {}
+for each in pairs(passed_over) do
+  passes[#passes + 1], passes[#passes + 2] = '\0passed:' .. each.member, string.format('%d %d', each.passes, each.since)
+end
+if #passes > 0 then redis.call('HSET', KEYS[5], unpack(passes)) end
 if #pairs_held > 0 then redis.call('HSET', KEYS[3], unpack(pairs_held)) end
 local newest = ''
 if want > 0 and most == want and #entries < want then
@@ -115,18 +209,19 @@ if want > 0 and most == want and #entries < want then
 end
 
 -- What they stand for, and how often that was tried. A ticket that stands for nothing is done with.
-if #tickets == 0 then return {newest, seen} end
+if #tickets == 0 then return {newest, seen, others} end
 local names, fields = {}, {}
 for i, member in ipairs(members) do
   names[i] = member or ''
-  for _, before in ipairs({'', '\0refused:', '\0refused_ms:'}) do fields[#fields + 1] = before .. names[i] end
+  for _, before in ipairs({'', '\0refused:', '\0refused_ms:', '\0passed:'}) do fields[#fields + 1] = before .. names[i] end
 end
 local before = redis.call('HMGET', KEYS[5], unpack(fields))
-local out, tries = {newest, seen}, {}
+local out, tries = {newest, seen, others}, {}
 for i, ticket in ipairs(tickets) do
   if records[names[i]] then
-    local tried, refused, refused_ms = unpack(before, 3 * i - 2, 3 * i)
-    out[#out + 1] = {ticket, names[i], records[names[i]], (tried or 0) + 1, tonumber(refused or 0), refused_ms and now - refused_ms or 0}
+    local tried, refused, refused_ms, passed = unpack(before, 4 * i - 3, 4 * i)
+    out[#out + 1] = {ticket, names[i], records[names[i]], (tried or 0) + 1, tonumber(refused or 0), refused_ms and now - refused_ms or 0,
+      known and prefix_of(names[i]) or '', tonumber(string.match(passed or '0', '^%d+'))}
     tries[#tries + 1] = names[i]
     tries[#tries + 1] = (tried or 0) + 1
   else

@@ -15,7 +15,7 @@ for i, member in ipairs(members) do
     if member then gone[#gone + 1] = member end
   end
   if member then
-    for _, before in ipairs({'', '\0again:', '\0refused:', '\0refused_ms:'}) do counters[#counters + 1] = before .. member end
+    for _, before in ipairs({'', '\0again:', '\0refused:', '\0refused_ms:', '\0passed:'}) do counters[#counters + 1] = before .. member end
   end
 end
 if #counters > 0 then redis.call('HDEL', KEYS[5], unpack(counters)) end
