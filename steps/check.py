@@ -14,6 +14,8 @@ from eventing.job.plan import EMBED_STEP, ROUTE_STEP, Pipelines, load_pipelines
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.policy import memory_policy
 from eventing.store.vector_store.query import RETRIEVE_STEP
+from steps.grounding.step import NAME as GROUND
+from steps.grounding.step import parse_rule as parse_grounding
 from steps.retrieval.settings import check_retrieve
 from steps.route.tiers import parse_rule
 from steps.semantic_cache.settings import NAME as SEMANTIC_CACHE
@@ -37,6 +39,7 @@ def _takes_any(_: Mapping[str, Any]) -> None:
 CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     **dict.fromkeys(NO_OPS, _takes_any),
     EMBED_STEP: _takes_none,
+    GROUND: parse_grounding,
     MEMORY: memory_policy,
     RETRIEVE_STEP: check_retrieve,
     ROUTE_STEP: parse_rule,

@@ -19,6 +19,8 @@ from eventing.store.vector_store.text_object import FOLDER as TEXTS
 from steps.check import NO_OPS
 from steps.embedding.packaged import PackagedEmbedder
 from steps.embedding.step import EmbedStep
+from steps.grounding.step import NAME as GROUND
+from steps.grounding.step import ground
 from steps.handler import Continue, Handler, StepCall, StepOutcome
 from steps.memory.memory import Memory
 from steps.memory.recall import Recall
@@ -52,6 +54,7 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
         **dict.fromkeys(NO_OPS, no_op),
         EMBED_STEP: EmbedStep(_packaged(parts)),
         ROUTE_STEP: route,
+        GROUND: ground,
         "semantic-cache": semantic_cache(parts),
         MEMORY: Memory(conversations, Recall(conversations, parts.embedder)),
         SEARCH_STEP: SearchStep(search),

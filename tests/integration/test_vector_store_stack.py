@@ -40,9 +40,16 @@ SETTINGS = {"vector_store_names": ["library"], "max_num_results": 1}
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     folder = tmp_path_factory.mktemp("vectors")
-    plan = {"planned": {"steps": [{"step": "retrieve", "settings": SETTINGS}]}}
+    retrieve = {"step": "retrieve", "settings": SETTINGS}
+    blocking = {"step": "ground", "settings": {"mode": "block", "min_score": 0.9}}
+    plan = {
+        "planned": {"steps": [retrieve]},
+        "grounded": {"steps": [retrieve, "ground"]},
+        "blocked": {"steps": [retrieve, blocking]},
+    }
     (folder / "pipelines.yaml").write_text(yaml.safe_dump(plan))
     flags = ("--model", f"{MODEL}=seeded", "--model", "planned=seeded")
+    flags += ("--model", "grounded=seeded", "--model", "blocked=seeded")
     flags += ("--pipelines", str(folder / "pipelines.yaml"))
     made = LocalStack(folder / "data", *flags).start()
     yield made
@@ -172,6 +179,44 @@ def test_a_plan_retrieves_for_chat_completions(client: OpenAI, store_id: str) ->
     assert (step["step"], step["status"]) == ("retrieve", "completed")
     assert [each["filename"] for each in step["detail"]["sources"]] == ["handbook.md"]
     assert job["usage"]["prompt_tokens"] > 20
+
+
+def answered_job(client: OpenAI, model: str) -> dict[str, Any]:
+    """A job of this model that has ended, once retrieval had passages for it."""
+    raw = client.chat.completions.with_raw_response.create(
+        model=model,
+        messages=[{"role": "user", "content": "How many days of paid leave?"}],
+        max_tokens=5,
+    )
+    got = httpx.get(f"{client.base_url!s}jobs/{raw.headers['torpor-job-id']}").json()
+    assert isinstance(got, dict)
+    return got
+
+
+def test_an_answer_is_shown_with_what_its_passages_do_not_support(
+    client: OpenAI, store_id: str
+) -> None:
+    job = answered_job(client, "grounded")
+
+    text = job["result"]["choices"][0]["message"]["content"]
+    step = job["pipeline"][1]
+    assert (job["state"], step["step"], step["status"]) == ("completed", "ground", "completed")
+    verdict = step["detail"]["grounding"]
+    assert verdict["score"] < 1  # the seeded engine writes words that no passage has
+    assert verdict["citations_ok"] is True
+    spans = [text[each["start"] : each["end"]] for each in verdict["unsupported"]]
+    assert spans
+    assert not [span for span in spans if span in HANDBOOK]
+
+
+def test_an_answer_that_its_passages_do_not_support_is_withheld(
+    client: OpenAI, store_id: str
+) -> None:
+    job = answered_job(client, "blocked")
+
+    assert (job["state"], job["incomplete_reason"]) == ("incomplete", "content_filter")
+    assert job["pipeline"][1]["detail"]["grounding"]["score"] < 0.9
+    assert not ((job["result"] or {}).get("choices") or [{}])[0].get("message", {}).get("content")
 
 
 def test_the_example_answers_twice_and_the_second_time_from_the_cache(
