@@ -25,6 +25,7 @@ from eventing.errors import (
     Unavailable,
 )
 from eventing.job.job import API_SOURCE, Job
+from eventing.job.plan import Hold
 from eventing.job.store import Acquired, AcquireStatus, JobWorker, NewJob, ReleaseReason
 from eventing.store.job_record import fresh
 from eventing.telemetry import trace
@@ -52,7 +53,8 @@ from predictor.engine.engine import Engine, EngineRequest
 from predictor.errors import where
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import Checkpoint, read_checkpoint
-from predictor.generation.generation import Attempt, Completed, Generation, Interrupted, Result
+from predictor.generation.generation import Answered, Attempt, Generation, Interrupted, Result
+from predictor.generation.judge import read_judge
 
 _log = structlog.get_logger()
 
@@ -311,6 +313,7 @@ class Deliveries:
             appends=self._appends,
             clock=self._clock,
             flush_s=self._flush_s,
+            judge=await read_judge(self._store, leased.attempt.job_id, leased.hold),
         )
         with self._keeper.watching(generation):
             result, gpu_ms = await self._generate(generation, leased)
@@ -330,7 +333,7 @@ class Deliveries:
         self, attempt: Attempt, result: Result, generation: Generation, gpu_ms: int
     ) -> tuple[Outcome, str]:
         made = generation.new_tokens
-        if isinstance(result, Completed):
+        if isinstance(result, Answered):
             return await self._settlement.settle(attempt, result, new_tokens=made, gpu_ms=gpu_ms)
         charging = asyncio.ensure_future(self._account.charge(attempt.job_id, gpu_ms))
         await asyncio.sleep(0)  # charged first, so that the end is shown with it
@@ -348,6 +351,7 @@ class Leased:
     attempt: Attempt
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     bug: Exception | None = None
+    hold: Hold = Hold.NONE
 
     @classmethod
     def of(
@@ -362,9 +366,8 @@ class Leased:
             void_count=acquired.void_count,
             is_reported_to_caller=job.source == API_SOURCE,
         )
-        return cls(
-            job=job, attempt=attempt, bug=checked if isinstance(checked, Exception) else None
-        )
+        bug = checked if isinstance(checked, Exception) else None
+        return cls(job=job, attempt=attempt, bug=bug, hold=acquired.hold)
 
 
 def _wants_result(headers: Mapping[str, str]) -> bool:
@@ -387,4 +390,4 @@ def _request(job: Job, attempt: int, *, starts_over: bool = False) -> EngineRequ
 
 def _is_kept(result: Result, attempt: Attempt) -> bool:
     """True when this attempt's tokens are continued by another attempt, or are in the result."""
-    return isinstance(result, Completed) or (attempt.can_resume and result is not Interrupted.ENDED)
+    return isinstance(result, Answered) or (attempt.can_resume and result is not Interrupted.ENDED)

@@ -5,13 +5,15 @@ dies in here, the record either has the end or it has not; then the lease lapses
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Final, TypeVar, assert_never
 
+import structlog
+
 from eventing.clock import Clock
 from eventing.errors import BadRequest, ResultTooLarge, StoreUnavailable, Unavailable
-from eventing.job.job import API_SOURCE, Job, JobError, JobId, JobState
+from eventing.job.job import API_SOURCE, CONTENT_FILTER, Job, JobError, JobId, JobState
 from eventing.job.store import Ending, JobWorker, LeaseStatus, ReleaseReason
 from predictor import metrics
 from predictor.delivery.answer import (
@@ -24,8 +26,16 @@ from predictor.delivery.answer import (
     Validating,
 )
 from predictor.errors import EngineDeadError
-from predictor.generation.generation import Attempt, Completed, EngineFailed, Interrupted, Result
+from predictor.generation.generation import (
+    Attempt,
+    Completed,
+    EngineFailed,
+    Interrupted,
+    Result,
+    Withheld,
+)
 
+_log = structlog.get_logger()
 _T = TypeVar("_T")
 
 _PAUSE_S: Final = 0.2
@@ -79,6 +89,21 @@ class Settlement:
                 except ResultTooLarge as error:
                     refusal = _refused(error, is_reported_to_caller=attempt.is_reported_to_caller)
                     return await self._finish(attempt, refusal), "invalid"
+            case Withheld(body, finding):
+                _log.info(
+                    "answer withheld",
+                    action="withhold",
+                    rule=finding.kind,
+                    category=finding.category,
+                )
+                ending = Ending(
+                    state=JobState.INCOMPLETE,
+                    result=body,
+                    usage=body.get("usage") or _usage(attempt.token_count + new_tokens),
+                    incomplete=CONTENT_FILTER,
+                    gpu_ms=gpu_ms,
+                )
+                return await self._finish(attempt, ending), "withheld"
             case EngineFailed(BadRequest() as error):
                 refusal = _refused(error, is_reported_to_caller=attempt.is_reported_to_caller)
                 return await self._finish(attempt, refusal), "invalid"
@@ -197,6 +222,11 @@ class Settlement:
                 return Refused("the job's record is gone")
             case _:
                 return Held(RETRY_SOON_S)
+
+
+def _usage(tokens: int) -> Mapping[str, int]:
+    """The usage of an answer that was stopped: the engine says it at the end only, and with it the prompt's tokens."""
+    return {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens}
 
 
 def _ended(job: Job | None) -> Outcome:

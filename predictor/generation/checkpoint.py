@@ -72,13 +72,16 @@ class CheckpointWriter:
         index: int,
         flush_s: float,
         on_refusal: Callable[[LeaseStatus], None],
+        shown: Callable[[], int] | None = None,
     ) -> None:
+        """`shown` gives the position up to which the tokens may be shown, of an answer that is judged meanwhile."""
         self._store = store
         self._appends = appends
         self._lease = lease
         self._index = index
         self._flush_s = flush_s
         self._on_refusal = on_refusal
+        self._shown = shown
         self._token_ids: list[int] = []
         self._entries: list[Entry] = []
         self._unsure: TokenBatch | None = None
@@ -175,7 +178,12 @@ class CheckpointWriter:
             return None
         entries = coalesce(self._entries)
         delta = orjson.dumps(entries).decode() if entries else ""
-        batch = TokenBatch(index=self._index, token_ids=tuple(self._token_ids), delta=delta)
+        batch = TokenBatch(
+            index=self._index,
+            token_ids=tuple(self._token_ids),
+            delta=delta,
+            shown=self._shown() if self._shown else None,
+        )
         self._token_ids = []
         self._entries = []
         return batch

@@ -5,7 +5,7 @@ job ends in the store. If the process dies in here, the next attempt continues f
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,13 +14,15 @@ from typing import Any, Final
 from eventing.clock import Clock
 from eventing.errors import TorporError
 from eventing.job.job import JobId
+from eventing.job.moderation.rules import Finding
+from eventing.job.moderation.window import WindowJudge
 from eventing.job.store import JobWorker, Lease, LeaseStatus, TokenBatch
 from predictor import metrics
 from predictor.engine.engine import DecodeStep, Engine, EngineRequest
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.assembly import Assembler
 from predictor.generation.checkpoint import Checkpoint, CheckpointWriter
-from predictor.generation.replay_filter import entries_of
+from predictor.generation.replay_filter import Entry, entries_of
 
 
 class Interrupted(StrEnum):
@@ -71,13 +73,22 @@ class Completed:
 
 
 @dataclass(frozen=True, slots=True)
+class Withheld:
+    """A rule found something that may not be shown; the engine was stopped there. `body` is the answer so far."""
+
+    body: Mapping[str, Any]
+    finding: Finding
+
+
+@dataclass(frozen=True, slots=True)
 class EngineFailed:
     """The engine refused the request, or failed during it."""
 
     error: TorporError
 
 
-Result = Completed | EngineFailed | Interrupted
+Answered = Completed | Withheld
+Result = Answered | EngineFailed | Interrupted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +128,9 @@ class Generation:
         appends: AppendBatcher,
         clock: Clock,
         flush_s: float,
+        judge: WindowJudge | None = None,
     ) -> None:
+        """`judge` looks at the answer before readers do, where the job's plan has rules for that."""
         self.attempt: Final = attempt
         self.extended_s = attempt.acquired_s  #: when the lease was last renewed
         self.last_step_s = clock.monotonic_s()
@@ -134,6 +147,8 @@ class Generation:
         self._has_usage = bool(options.get("continuous_usage_stats"))
         self._first_token_s = self.last_step_s
         self._failure: TorporError | None = None
+        self._judge = judge
+        self._finding: Finding | None = None
         self._stop: Interrupted | None = None
         self._decoding: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -144,6 +159,7 @@ class Generation:
             index=attempt.token_count,
             flush_s=flush_s,
             on_refusal=self._on_refused_write,
+            shown=(lambda: judge.mark) if judge else None,
         )
 
     async def run(self) -> Result:
@@ -184,7 +200,13 @@ class Generation:
     def _result(self) -> Result:
         if self._failure is not None:
             return EngineFailed(self._failure)
-        return self._stop or Completed(self._answer.body(), self._writer.pop_final_batch())
+        if self._stop is not None:
+            return self._stop
+        if self._judge is not None and self._finding is None:
+            self._finding = self._judge.finish()
+        if self._finding is not None:
+            return Withheld(self._answer.body(), self._finding)
+        return Completed(self._answer.body(), self._writer.pop_final_batch())
 
     def _on_refused_write(self, hold: LeaseStatus) -> None:
         metrics.FENCED_WRITES.inc()
@@ -197,6 +219,8 @@ class Generation:
             async with aclosing(self._engine.run(self._request, prior)) as steps:
                 async for step in steps:
                     self._take(step)
+                    if self._finding is not None:
+                        break
                     if self._writer.is_full:
                         await self._writer.wait_for_room()
             is_whole = True
@@ -232,7 +256,11 @@ class Generation:
         shown = self._checkpoint.shown
         chunk = shown.rename(step.chunk)
         self._answer.add(chunk)
-        entries = entries_of(chunk, has_usage=self._has_usage)
+        entries: Iterable[Entry] = entries_of(chunk, has_usage=self._has_usage)
+        if self._judge is not None:
+            # A continued answer has all its text again: the judge sees what an earlier attempt wrote, too.
+            entries = list(entries)
+            self._finding = self._judge.feed(entries, self.attempt.token_count + self.new_tokens)
         self._writer.add(step.token_ids, list(shown.new_deltas(entries)))
 
     def _observe_pace(self) -> None:

@@ -1,0 +1,87 @@
+"""Personal data and credentials in text, by shape and checksum. Pure.
+
+A shape alone would flag every long number: what has a check digit is only found where that is right. A shape takes as
+much as may belong together (all the groups of a number, say); what of it is real is looked for at the groups' ends.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+_SEPARATORS: Final = re.compile(r"[ -]")
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """A shape (RE2), and which parts of a text of that shape are real, as (start, end). `longest` is in characters: of
+    the longest beginning that does not have the shape yet. With `is_beginning` the shape is only the beginning of what
+    is found, as of a key of any length.
+    """
+
+    pattern: str
+    longest: int
+    real: Callable[[str], Iterator[tuple[int, int]]] = lambda text: iter([(0, len(text))])
+    is_beginning: bool = False
+
+
+def _parts(is_real: Callable[[str], bool]) -> Callable[[str], Iterator[tuple[int, int]]]:
+    """The real ones among the parts that begin and end with a group."""
+
+    def real(text: str) -> Iterator[tuple[int, int]]:
+        places = [each.start() for each in _SEPARATORS.finditer(text)]
+        starts, ends = [0, *(place + 1 for place in places)], [*places, len(text)]
+        for start in starts:
+            for end in ends:
+                if start < end and is_real(text[start:end]):
+                    yield start, end
+
+    return real
+
+
+def _has_luhn_digit(text: str) -> bool:
+    """ISO/IEC 7812-1: the check digit of payment cards."""
+    digits = _SEPARATORS.sub("", text)
+    if not 13 <= len(digits) <= 19 or len(set(digits)) == 1:
+        return False
+    doubled = [int(d) * (1 + place % 2) for place, d in enumerate(reversed(digits))]
+    return sum(d - 9 if d > 9 else d for d in doubled) % 10 == 0
+
+
+def _is_iban(text: str) -> bool:
+    """ISO 13616: the country's two check digits make the number 1 modulo 97."""
+    joined = text.replace(" ", "").upper()
+    if not 15 <= len(joined) <= 34 or not (joined[:2].isalpha() and joined[2:4].isdigit()):
+        return False
+    moved = joined[4:] + joined[:4]
+    return int("".join(str(int(c, 36)) for c in moved)) % 97 == 1
+
+
+def _ssn(text: str) -> Iterator[tuple[int, int]]:
+    """The numbers that the US Social Security Administration gives out."""
+    area, group, serial = _SEPARATORS.split(text)
+    if area not in ("000", "666") and area < "900" and group != "00" and serial != "0000":
+        yield 0, len(text)
+
+
+_KEYS: Final = (
+    r"sk-[A-Za-z0-9_-]{20}",  # OpenAI and those that followed it
+    r"AKIA[0-9A-Z]{16}",  # AWS
+    r"gh[pousr]_[A-Za-z0-9]{36}",  # GitHub
+    r"xox[abprs]-[A-Za-z0-9-]{10}",  # Slack
+    r"AIza[0-9A-Za-z_-]{35}",  # Google
+    r"eyJ[A-Za-z0-9_-]{8,180}\.eyJ[A-Za-z0-9_-]{8}",  # a JSON Web Token
+    r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----",
+)
+
+DETECTORS: Final[Mapping[str, Detector]] = {
+    "card": Detector(r"[0-9](?:[ -]?[0-9]){12,60}", 25, _parts(_has_luhn_digit)),
+    "iban": Detector(r"(?i:[a-z]{2}[0-9]{2}(?: ?[a-z0-9]){11,60})", 30, _parts(_is_iban)),
+    "email": Detector(
+        r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,63}", 131
+    ),
+    "phone": Detector(r"\+[0-9](?:[ ().-]{0,2}[0-9]){7,14}", 24),
+    "us_ssn": Detector(r"[0-9]{3}[- ][0-9]{2}[- ][0-9]{4}", 11, _ssn),
+    "secret": Detector("|".join(_KEYS), 196, is_beginning=True),
+}
+"""By the names that settings use."""
