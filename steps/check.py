@@ -16,6 +16,8 @@ from eventing.store.conversation.policy import memory_policy
 from eventing.store.vector_store.query import RETRIEVE_STEP
 from steps.grounding.step import NAME as GROUND
 from steps.grounding.step import parse_rule as parse_grounding
+from steps.moderation.step import NAME as MODERATE_INPUT
+from steps.moderation.step import parse_input_rule
 from steps.retrieval.settings import check_retrieve
 from steps.route.tiers import parse_rule
 from steps.semantic_cache.settings import NAME as SEMANTIC_CACHE
@@ -41,6 +43,7 @@ CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     EMBED_STEP: _takes_none,
     GROUND: parse_grounding,
     MEMORY: memory_policy,
+    MODERATE_INPUT: parse_input_rule,
     RETRIEVE_STEP: check_retrieve,
     ROUTE_STEP: parse_rule,
     SEMANTIC_CACHE: parse_settings,

@@ -24,6 +24,8 @@ from steps.grounding.step import ground
 from steps.handler import Continue, Handler, StepCall, StepOutcome
 from steps.memory.memory import Memory
 from steps.memory.recall import Recall
+from steps.moderation.step import NAME as MODERATE_INPUT
+from steps.moderation.step import moderate_input
 from steps.parts import Parts
 from steps.retrieval.events import VectorStoreEvents
 from steps.retrieval.ingest import IngestDeps, Ingester
@@ -59,6 +61,7 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
         MEMORY: Memory(conversations, Recall(conversations, parts.embedder)),
         SEARCH_STEP: SearchStep(search),
         RETRIEVE_STEP: RetrieveStep(search),
+        MODERATE_INPUT: moderate_input,
         VALIDATE_OUTPUT: ValidateOutput(checks(), parts.clock),
     }
 

@@ -2,7 +2,9 @@
 
 Settings: `mode`, `score` (default: the answer is shown with the verdict) or `block` (what stays wrong is withheld);
 `repairs`, how often the model is asked again with what was wrong; `cascade`, the models that are asked next, in turn;
-and one setting for each check that has some (`format`). It is repeatable: how often was asked is in the job's history.
+and one setting for each check that has some (`format`, `rules`). `hold: window` shows an answer while it is made, as
+far as its `rules` have judged it in the predictor; without it a `block` holds back the whole. It is repeatable: how
+often was asked is in the job's history.
 """
 
 from collections.abc import Mapping
@@ -12,9 +14,12 @@ from typing import Any, Final
 from eventing.clock import Clock
 from eventing.errors import BadRequest
 from eventing.job.job import REJECTED, Job, JobError, JobRequest
+from eventing.job.moderation.rules import parse_rules
 from steps.handler import Again, Continue, Refuse, StepCall, StepOutcome, Withhold
 from steps.validation.format_rules import SETTING as FORMAT
 from steps.validation.format_rules import answer_texts, check_format, parse_format
+from steps.validation.rule_check import SETTING as RULES
+from steps.validation.rule_check import check_rules
 from steps.validation.verdict import Check
 
 NAME: Final = "validate-output"
@@ -31,7 +36,7 @@ _QUOTED: Final = 20_000
 
 def checks() -> dict[str, Check]:
     """The checks, each under the name of its setting."""
-    return {FORMAT: check_format}
+    return {FORMAT: check_format, RULES: check_rules}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,7 @@ def parse_rule(
     for name in settings.keys() - {*_FIELDS, *(checks() if names is None else names)}:
         raise BadRequest(f"{name} is not supported", name)
     parse_format(settings.get(FORMAT))
+    parse_rules(settings.get(RULES))
     mode, repairs = settings.get("mode", "score"), settings.get("repairs", 0)
     if mode not in _MODES:
         raise BadRequest(f"mode must be {' or '.join(_MODES)}", "mode")
@@ -65,9 +71,25 @@ def parse_rule(
     )
     if not is_list or len(tiers) > MOST_TIERS:
         raise BadRequest(f"cascade must be a list of up to {MOST_TIERS} models", "cascade")
-    if (repairs or tiers) and settings.get("hold") == "window":
-        raise BadRequest("hold must be whole where an answer may be made again", "hold")
+    _check_hold(settings, mode)
     return ValidationRule(mode=mode, repairs=repairs, cascade=tuple(tiers))
+
+
+def _check_hold(settings: Mapping[str, Any], mode: str) -> None:
+    """By windows an answer is shown while it is made: only rules can judge it so, and only to block."""
+    hold = settings.get("hold")
+    if hold is None:
+        return
+    if hold not in ("window", "whole"):
+        raise BadRequest("hold must be window or whole", "hold")
+    if hold == "whole":
+        return
+    if settings.get("repairs") or settings.get("cascade"):
+        raise BadRequest("hold must be whole where an answer may be made again", "hold")
+    if mode != "block" or not settings.get(RULES):
+        raise BadRequest("hold: window is of mode block with rules", "hold")
+    for name in settings.keys() - {*_FIELDS, RULES}:
+        raise BadRequest(f"hold must be whole where {name} judges the answer", "hold")
 
 
 class ValidateOutput:

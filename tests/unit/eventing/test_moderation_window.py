@@ -56,9 +56,8 @@ def cut(text: str, draw: random.Random) -> list[str]:
 
 def test_no_part_of_a_forbidden_span_is_shown_wherever_tokens_are_cut() -> None:
     draw = random.Random(7)
-    words = (
-        "the bird assisting a class 411 DE nectar über allem at 12 is passwords sk- night".split()
-    )
+    said = "the bird assisting a class 411 DE nectar über allem at 12 is passwords sk- night"
+    words = said.split()
     for number in range(STREAMS):
         span = FORBIDDEN[number % len(FORBIDDEN)]
         before = " ".join(draw.choices(words, k=draw.randint(0, 60)))

@@ -1,0 +1,1 @@
+"""Judging a request before the predictor is asked: the step `moderate-input`."""

@@ -1,0 +1,89 @@
+"""The step `moderate-input`: judges a request by rules before anything is woken for it.
+
+Settings: `rules` (`eventing.job.moderation.rules`) and `mode`: `block` (default: the job fails with `content_filter`)
+or `score` (it goes on, and its view says what was found). What the rules found is in no log and no view, only its
+category.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from eventing.errors import BadRequest
+from eventing.job.job import CONTENT_FILTER, JobError
+from eventing.job.moderation.policy import RULES
+from eventing.job.moderation.rules import Finding, Rules, parse_rules
+from steps.handler import Continue, Refuse, StepCall, StepOutcome
+
+NAME: Final = "moderate-input"
+_MODES: Final = ("block", "score")
+_JUDGED: Final = ("messages", "prompt", "input", "instructions", "suffix")
+"""Fields of a body that a model reads as text; tools and schemas are the program's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputRule:
+    """What is looked for in requests, and what becomes of one in which it is found."""
+
+    rules: Rules
+    is_blocked: bool
+
+
+def parse_input_rule(settings: Mapping[str, Any]) -> InputRule:
+    """The rule in a step's settings. Raises `BadRequest` naming the field."""
+    for name in settings.keys() - {"mode", RULES}:
+        raise BadRequest(f"{name} is not supported", name)
+    mode, rules = settings.get("mode", "block"), parse_rules(settings.get(RULES))
+    if mode not in _MODES:
+        raise BadRequest(f"mode must be {' or '.join(_MODES)}", "mode")
+    if not rules.rules:
+        raise BadRequest("rules must be a list with at least one rule", RULES)
+    return InputRule(rules=rules, is_blocked=mode == "block")
+
+
+async def moderate_input(call: StepCall) -> StepOutcome:
+    """The handler."""
+    try:
+        rule = parse_input_rule(call.settings)
+    except BadRequest as error:
+        message = f"the step's setting {error.field}: {error.message}"
+        return Refuse(error=JobError(code="invalid_pipeline", message=message))
+    found, field = _findings(rule.rules, call.request.body)
+    detail = {"flagged": bool(found), **_categories(found)}
+    if found and rule.is_blocked:
+        names = ", ".join(detail["categories"])
+        message = f"the request was blocked by this service's rules: {names}"
+        return Refuse(
+            error=JobError(code=CONTENT_FILTER, message=message, field=field), detail=detail
+        )
+    return Continue(detail=detail)
+
+
+def _categories(found: Sequence[Finding]) -> dict[str, Any]:
+    return {"categories": sorted({each.category for each in found})} if found else {}
+
+
+def _findings(rules: Rules, body: Mapping[str, Any]) -> tuple[list[Finding], str]:
+    """What is found in the body's texts, and the first field of it in which something is."""
+    found: list[Finding] = []
+    first = ""
+    for name in _JUDGED:
+        for text in texts_in(body.get(name)):
+            here = rules.findings(text)
+            first = first or (f"body.{name}" if here else "")
+            found += here
+    return found, first
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value, as deep as it is; of objects the values only, and no data URL."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            if not each.startswith("data:"):
+                yield each
+        elif isinstance(each, Mapping):
+            waiting += each.values()
+        elif isinstance(each, Sequence) and not isinstance(each, bytes):
+            waiting += each

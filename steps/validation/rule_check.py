@@ -1,0 +1,29 @@
+"""Whether an answer has something in it that the setting `rules` names.
+
+Called by the step `validate-output`. With `hold: window` the predictor has judged the same rules while it made the
+answer; the whole is judged here whatever it did.
+"""
+
+from eventing.job.moderation.policy import RULES
+from eventing.job.moderation.rules import parse_rules
+from steps.handler import StepCall
+from steps.moderation.step import texts_in
+from steps.validation.verdict import Verdict
+
+SETTING = RULES
+
+
+async def check_rules(call: StepCall) -> Verdict:
+    """What the rules find in the answer's texts, reasoning and tool calls included."""
+    rules = parse_rules(call.settings.get(SETTING))
+    if not rules.rules:
+        return Verdict()
+    choices = (call.candidate or {}).get("choices")
+    found = [each for text in texts_in(choices) for each in rules.findings(text)]
+    names = sorted({each.category for each in found})
+    if not names:
+        return Verdict(detail={"flagged": False})
+    problems = tuple(f"It has something in it that is not allowed: {name}." for name in names)
+    return Verdict(
+        problems=problems, may_repair=False, detail={"flagged": True, "categories": names}
+    )

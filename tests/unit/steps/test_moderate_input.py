@@ -1,0 +1,99 @@
+"""Requests that are judged by rules before anything is woken for them."""
+
+from typing import Any
+
+import pytest
+
+from eventing.errors import BadRequest
+from eventing.job.job import Job, JobId, JobRequest, JobState
+from steps.handler import Continue, Refuse, StepCall, StepOutcome
+from steps.moderation.step import moderate_input, parse_input_rule
+from steps.validation.step import parse_rule
+
+SETTINGS = {"rules": [{"words": ["torpor"], "category": "illicit"}, {"personal_data": ["card"]}]}
+
+
+async def judged(body: dict[str, Any], **more: Any) -> StepOutcome:
+    request = JobRequest(url="/v1/chat/completions", body=body)
+    job = Job(id=JobId("job_1"), state=JobState.QUEUED, request=request)
+    settings = {**SETTINGS, **more}
+    call = StepCall(job=job, request=request, settings=settings, attempt=1, deadline_ms=0)
+    return await moderate_input(call)
+
+
+async def test_a_request_with_a_forbidden_word_is_refused_by_the_words_category() -> None:
+    outcome = await judged({"messages": [{"role": "user", "content": "what is Torpor?"}]})
+
+    assert isinstance(outcome, Refuse)
+    assert (outcome.error.code, outcome.error.field) == ("content_filter", "body.messages")
+    assert "illicit" in outcome.error.message
+    assert "torpor" not in outcome.error.message.lower()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "my card is 4111 1111 1111 1111"},
+        {"messages": [{"content": [{"type": "text", "text": "4111-1111-1111-1111"}]}]},
+        {"messages": [{"tool_calls": [{"function": {"arguments": '{"q": "torpor"}'}}]}]},
+        {"input": [["harmless"], "torpor"]},
+    ],
+    ids=["prompt", "part", "tool call", "nested"],
+)
+async def test_every_text_that_the_model_would_read_is_judged(body: dict[str, Any]) -> None:
+    assert isinstance(await judged(body), Refuse)
+
+
+async def test_with_score_the_job_goes_on_and_says_what_was_found() -> None:
+    body = {"messages": [{"role": "user", "content": "torpor"}]}
+
+    outcome = await judged(body, mode="score")
+
+    assert isinstance(outcome, Continue)
+    assert outcome.detail == {"flagged": True, "categories": ["illicit"]}
+
+
+async def test_a_harmless_request_goes_on() -> None:
+    outcome = await judged({"messages": [{"role": "user", "content": "hello"}]})
+
+    assert isinstance(outcome, Continue)
+    assert outcome.detail == {"flagged": False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({}, "rules"),
+        ({"rules": []}, "rules"),
+        ({"rules": [{"regex": "("}]}, "rules[0].regex"),
+        ({**SETTINGS, "mode": "warn"}, "mode"),
+        ({**SETTINGS, "hold": "window"}, "hold"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse_input_rule(settings)
+
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hold": "window"},
+        {"hold": "window", "mode": "block"},
+        {"hold": "window", **SETTINGS},
+        {"hold": "window", "mode": "block", "format": {"max_characters": 5}, **SETTINGS},
+        {"hold": "window", "mode": "block", "repairs": 1, **SETTINGS},
+        {"hold": "some", "mode": "block", **SETTINGS},
+    ],
+)
+def test_only_rules_that_block_judge_by_windows(settings: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse_rule(settings)
+
+    assert refused.value.field == "hold"
+
+
+def test_rules_that_block_may_judge_by_windows() -> None:
+    assert parse_rule({"hold": "window", "mode": "block", **SETTINGS}).mode == "block"
