@@ -16,12 +16,12 @@ from eventing.store.conversation.policy import memory_policy
 from eventing.store.vector_store.query import RETRIEVE_STEP
 from steps.grounding.step import NAME as GROUND
 from steps.grounding.step import parse_rule as parse_grounding
-from steps.moderation.step import NAME as MODERATE_INPUT
-from steps.moderation.step import parse_input_rule
 from steps.retrieval.settings import check_retrieve
 from steps.route.tiers import parse_rule
 from steps.semantic_cache.settings import NAME as SEMANTIC_CACHE
 from steps.semantic_cache.settings import parse_settings
+from steps.validation.moderate_input import NAME as MODERATE_INPUT
+from steps.validation.moderate_input import parse_input_rule
 from steps.validation.step import NAME as VALIDATE_OUTPUT
 from steps.validation.step import parse_rule as parse_validation
 

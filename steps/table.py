@@ -24,8 +24,6 @@ from steps.grounding.step import ground
 from steps.handler import Continue, Handler, StepCall, StepOutcome
 from steps.memory.memory import Memory
 from steps.memory.recall import Recall
-from steps.moderation.step import NAME as MODERATE_INPUT
-from steps.moderation.step import moderate_input
 from steps.parts import Parts
 from steps.retrieval.events import VectorStoreEvents
 from steps.retrieval.ingest import IngestDeps, Ingester
@@ -34,6 +32,8 @@ from steps.retrieval.steps import RetrieveStep, SearchStep
 from steps.retrieval.tokens import word_pieces
 from steps.route.step import route
 from steps.semantic_cache.make import semantic_cache
+from steps.validation.moderate_input import NAME as MODERATE_INPUT
+from steps.validation.moderate_input import moderate_input
 from steps.validation.step import NAME as VALIDATE_OUTPUT
 from steps.validation.step import ValidateOutput, checks
 

@@ -11,10 +11,10 @@ from typing import Any, Final
 from eventing.broker.intake import Route
 from eventing.cloudevent.job_event import request_event
 from eventing.job.job import API_SOURCE, Job, JobError, JobRequest, JobState
+from eventing.job.moderation.withheld import shown_anew
 from eventing.job.plan import OnFailure, Plan, StepStatus
 from eventing.job.step import AdvanceStatus, StepEnd, StepRun, StepStore, Verdict
 from eventing.job.store import Ending, TokenBatch
-from eventing.job.withheld import shown_anew
 
 UNAVAILABLE: Final[Mapping[str, Any]] = {"reason": "unavailable"}
 """The detail of a step that was skipped because its tries were used up, or its time."""

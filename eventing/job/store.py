@@ -158,7 +158,7 @@ class TokenBatch:
 class Ending:
     """How an attempt ended its job. `final_batch` holds the tokens not yet checkpointed, `gpu_ms` the charge to the
     job; both are written atomically with the end. With `cache`, a step gave another job's answer. `incomplete` says why
-    the text is withheld, which is then not stored (`eventing.job.withheld`); empty where it is not.
+    the text is withheld, which is then not stored (`eventing.job.moderation.withheld`); empty where it is not.
     """
 
     state: JobState

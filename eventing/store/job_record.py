@@ -14,6 +14,7 @@ import orjson
 from eventing.errors import ResultTooLarge
 from eventing.job.cache import CacheUse, cache_use_of
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState, Lane, error_of
+from eventing.job.moderation.withheld import without_text
 from eventing.job.plan import Hold, Plan, StepRecord, StepStatus, plan_of_json
 from eventing.job.prompt import prompt_prefix, prompt_start
 from eventing.job.store import (
@@ -24,7 +25,6 @@ from eventing.job.store import (
     NewJob,
     StreamEntry,
 )
-from eventing.job.withheld import without_text
 from eventing.known_fields import check_version, known_fields, known_value
 from eventing.redis import keys
 from eventing.store.objects.object_ref import ObjectRef

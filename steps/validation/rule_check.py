@@ -7,7 +7,7 @@ answer; the whole is judged here whatever it did.
 from eventing.job.moderation.policy import RULES
 from eventing.job.moderation.rules import parse_rules
 from steps.handler import StepCall
-from steps.moderation.step import texts_in
+from steps.validation.moderate_input import texts_in
 from steps.validation.verdict import Verdict
 
 SETTING = RULES

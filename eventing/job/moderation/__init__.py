@@ -1,5 +1,5 @@
 """Rules that judge text: word lists, regular expressions, personal data and credentials. Pure.
 
-Called by the predictor (answers, window by window), the steps (requests, whole answers, `/v1/moderations`) and whoever
-checks settings. Must not know stores, HTTP or models.
+Called by the predictor (answers, window by window), by the steps (requests, and answers as a whole), and to check
+settings. Must not know stores, HTTP or models.
 """

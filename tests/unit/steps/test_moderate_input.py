@@ -7,7 +7,7 @@ import pytest
 from eventing.errors import BadRequest
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from steps.handler import Continue, Refuse, StepCall, StepOutcome
-from steps.moderation.step import moderate_input, parse_input_rule
+from steps.validation.moderate_input import moderate_input, parse_input_rule
 from steps.validation.step import parse_rule
 
 SETTINGS = {"rules": [{"words": ["torpor"], "category": "illicit"}, {"personal_data": ["card"]}]}

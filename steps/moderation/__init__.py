@@ -1,1 +1,0 @@
-"""Judging a request before the predictor is asked: the step `moderate-input`."""
