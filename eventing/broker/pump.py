@@ -44,6 +44,16 @@ _log = structlog.get_logger()
 _deliveries = Counter(
     "torpor_deliveries_total", "Deliveries, by trigger and outcome.", ["trigger", "outcome"]
 )
+_prefix_claims = Counter(
+    "torpor_prefix_claims_total",
+    "Jobs claimed beside other pumps, by whether the engine had seen the start of their prompt.",
+    ["trigger", "result"],
+)
+_passes = Counter(
+    "torpor_claim_passes_total",
+    "How often claimed jobs had been passed over for one whose prompt an engine had seen.",
+    ["trigger"],
+)
 _in_flight = Gauge("torpor_deliveries_in_flight", "Deliveries under way.", ["trigger"])
 
 CLAIM_IDLE_MS: Final = 15_000
@@ -135,11 +145,19 @@ class Pump:
         want = min(free, _CLAIM_AT_ONCE, await self._claimable())
         claimed, is_all = await self._claim(want)
         for each in claimed:
+            self._count_prefix(each)
             if each.event.type in REQUEST_TYPES:
                 self._requests[each.ticket] = each.event
             self._in_flight[each.ticket] = group.create_task(self._handle(each))
         if is_all and not self._stopping.is_set():
             await self._queue.wait(_WAIT_MS)
+
+    def _count_prefix(self, claimed: Claimed) -> None:
+        if claimed.is_prefix_seen is not None:
+            result = "hit" if claimed.is_prefix_seen else "miss"
+            labelled(_prefix_claims, self._trigger.name, result).inc()
+        if claimed.passes:
+            labelled(_passes, self._trigger.name).inc(claimed.passes)
 
     async def _claimable(self) -> int:
         """How many events may be claimed: any number while the subscriber is ready. One at a time once it has been

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
-from prometheus_client import Counter
 from redis.exceptions import ResponseError
 
 from eventing.cloudevent.event import Event, from_record, to_record
@@ -25,16 +24,6 @@ from eventing.redis.multiplexed_connection import Command, SharedRedis
 from eventing.redis.script import Argument, Call, run, run_all, send
 
 _log = structlog.get_logger()
-_prefix_claims = Counter(
-    "torpor_prefix_claims_total",
-    "Jobs claimed beside other pumps, by whether the engine had seen the start of their prompt.",
-    ["trigger", "result"],
-)
-_passes = Counter(
-    "torpor_claim_passes_total",
-    "How often claimed jobs had been passed over for one whose prompt an engine had seen.",
-    ["trigger"],
-)
 
 CLAIM_BYTES: Final = 8 * 1024 * 1024
 """A claim ends with the event that reaches this size."""
@@ -59,6 +48,8 @@ class Claimed:
     refusals: int = 0
     refused_ms: int = 0
     size: int = 0  #: bytes of its record
+    passes: int = 0  #: how often it was passed over for one whose prompt an engine had seen
+    is_prefix_seen: bool | None = None  #: by the engine of its pump; None where that is not known
 
 
 class ClaimRoom:
@@ -187,18 +178,13 @@ class Queue:
         self._has_others = answer[2] == b"1" if answer[2] else self._has_others
         rows = answer[3:]
         self._may_wait = len(rows) >= count
-        for row in rows:
-            self._count_prefix(*row[6:8], ticket=row[0].decode())
-        return [_claimed(row) for row in rows]
+        return [self._with_prefix(_claimed(row), row[6].decode()) for row in rows]
 
-    def _count_prefix(self, prefix: bytes, passes: int, *, ticket: str) -> None:
+    def _with_prefix(self, claimed: Claimed, prefix: str) -> Claimed:
         if self._seen is None:
-            return
-        is_hit = self._seen.claim(ticket, prefix.decode())
-        if prefix:
-            _prefix_claims.labels(self._name, "hit" if is_hit else "miss").inc()
-        if passes:
-            _passes.labels(self._name).inc(passes)
+            return claimed
+        is_seen = self._seen.claim(claimed.ticket, prefix)
+        return replace(claimed, is_prefix_seen=is_seen) if prefix else claimed
 
     async def wait(self, timeout_ms: int) -> None:
         """Return when an event was put since the last claim, or after the timeout."""
@@ -412,6 +398,7 @@ def _claimed(row: Sequence[Any]) -> Claimed:
         refusals=int(row[4]),
         refused_ms=int(row[5]),
         size=len(row[2]),
+        passes=int(row[7]),
     )
 
 
