@@ -41,13 +41,13 @@ def _takes_any(_: Mapping[str, Any]) -> None:
 CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     **dict.fromkeys(NO_OPS, _takes_any),
     EMBED_STEP: _takes_none,
-    GROUND: parse_grounding,
     MEMORY: memory_policy,
     MODERATE_INPUT: parse_input_rule,
     RETRIEVE_STEP: check_retrieve,
     ROUTE_STEP: parse_rule,
     SEMANTIC_CACHE: parse_settings,
     VALIDATE_OUTPUT: parse_validation,
+    GROUND: parse_grounding,
 }
 """What judges the settings of each step that a plan may have."""
 
