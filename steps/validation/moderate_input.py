@@ -13,6 +13,7 @@ from eventing.errors import BadRequest
 from eventing.job.job import CONTENT_FILTER, JobError
 from eventing.job.moderation.policy import RULES
 from eventing.job.moderation.rules import Finding, Rules, parse_rules
+from eventing.job.moderation.window import decoded
 from steps.handler import Continue, Refuse, StepCall, StepOutcome
 
 NAME: Final = "moderate-input"
@@ -49,6 +50,9 @@ async def moderate_input(call: StepCall) -> StepOutcome:
         message = f"the step's setting {error.field}: {error.message}"
         return Refuse(error=JobError(code="invalid_pipeline", message=message))
     found, field = _findings(rule.rules, call.request.body)
+    if rule.is_blocked and _has_token_ids(call.request.body.get("prompt")):
+        message = "a prompt of token ids can not be judged by this service's rules; send text"
+        return Refuse(error=JobError(code=CONTENT_FILTER, message=message, field="body.prompt"))
     detail = {"flagged": bool(found), **_categories(found)}
     if found and rule.is_blocked:
         names = ", ".join(detail["categories"])
@@ -57,6 +61,11 @@ async def moderate_input(call: StepCall) -> StepOutcome:
             error=JobError(code=CONTENT_FILTER, message=message, field=field), detail=detail
         )
     return Continue(detail=detail)
+
+
+def _has_token_ids(prompt: Any) -> bool:
+    items = prompt if isinstance(prompt, list) else []
+    return any(isinstance(each, int) or (isinstance(each, list) and each) for each in items)
 
 
 def _categories(found: Sequence[Finding]) -> dict[str, Any]:
@@ -69,7 +78,7 @@ def _findings(rules: Rules, body: Mapping[str, Any]) -> tuple[list[Finding], str
     first = ""
     for name in _JUDGED:
         for text in texts_in(body.get(name)):
-            here = rules.findings(text)
+            here = rules.findings(text) or rules.findings(decoded(text))
             first = first or (f"body.{name}" if here else "")
             found += here
     return found, first

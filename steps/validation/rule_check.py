@@ -6,6 +6,7 @@ answer; the whole is judged here whatever it did.
 
 from eventing.job.moderation.policy import RULES
 from eventing.job.moderation.rules import parse_rules
+from eventing.job.moderation.window import decoded
 from steps.handler import StepCall
 from steps.validation.moderate_input import texts_in
 from steps.validation.verdict import Verdict
@@ -19,7 +20,8 @@ async def check_rules(call: StepCall) -> Verdict:
     if not rules.rules:
         return Verdict()
     choices = (call.candidate or {}).get("choices")
-    found = [each for text in texts_in(choices) for each in rules.findings(text)]
+    texts = [each for text in texts_in(choices) for each in (text, decoded(text))]
+    found = [each for text in texts for each in rules.findings(text)]
     names = sorted({each.category for each in found})
     if not names:
         return Verdict(detail={"flagged": False})

@@ -64,6 +64,34 @@ def _ssn(text: str) -> Iterator[tuple[int, int]]:
         yield 0, len(text)
 
 
+def _spanish(text: str) -> Iterator[tuple[int, int]]:
+    """DNI and NIE: the letter is that of the number modulo 23."""
+    number, letter = _SEPARATORS.sub("", text)[:-1].upper(), text[-1].upper()
+    if number[0] in "XYZ":
+        number = f"{'XYZ'.index(number[0])}{number[1:]}"
+    if len(number) == 8 and "TRWAGMYFPDXBNJZSQVHLCKE"[int(number) % 23] == letter:
+        yield 0, len(text)
+
+
+def _brazilian(text: str) -> Iterator[tuple[int, int]]:
+    """CPF: two check digits, each modulo 11."""
+    digits = [int(each) for each in text if each.isdigit()]
+    if len(set(digits)) == 1:
+        return
+    for length in (9, 10):
+        total = sum(digits[n] * (length + 1 - n) for n in range(length))
+        if total * 10 % 11 % 10 != digits[length]:
+            return
+    yield 0, len(text)
+
+
+def _french(text: str) -> Iterator[tuple[int, int]]:
+    """NIR: the key of a social security number, modulo 97."""
+    digits = _SEPARATORS.sub("", text)
+    if 97 - int(digits[:13]) % 97 == int(digits[13:]):
+        yield 0, len(text)
+
+
 _KEYS: Final = (
     r"sk-[A-Za-z0-9_-]{20}",  # OpenAI and those that followed it
     r"AKIA[0-9A-Z]{16}",  # AWS
@@ -82,6 +110,9 @@ DETECTORS: Final[Mapping[str, Detector]] = {
     ),
     "phone": Detector(r"\+[0-9](?:[ ().-]{0,2}[0-9]){7,14}", 24),
     "us_ssn": Detector(r"[0-9]{3}[- ][0-9]{2}[- ][0-9]{4}", 11, _ssn),
+    "dni": Detector(r"[XYZxyz]?[0-9]{7,8}[ -]?[A-Za-z]", 11, _spanish),
+    "cpf": Detector(r"[0-9]{3}\.?[0-9]{3}\.?[0-9]{3}[ -]?[0-9]{2}", 14, _brazilian),
+    "nir": Detector(r"[12](?: ?[0-9]){14}", 29, _french),
     "secret": Detector("|".join(_KEYS), 196, is_beginning=True),
 }
 """By the names that settings use."""

@@ -5,20 +5,23 @@
         category: secrets                    # what a finding is called; the kind of the rule without it
       - regex: "(?i)internal use only"       # RE2: linear time, no look-around, no back references
         longest: 200                         # characters of the longest beginning that does not match yet
-      - personal_data: [card, iban, email, phone, us_ssn, secret]
+      - personal_data: [card, iban, email, phone, us_ssn, dni, cpf, nir, secret]
 
-RE2 (PyPI `google-re2`) takes a time that grows with the text only, whatever a pattern or a text looks like.
+RE2 (PyPI `google-re2`) takes a time that grows with the text only, whatever a pattern or a text looks like. What is
+judged is `plain_letters` of a text, so that a word is not hidden by wide letters or by characters that are not seen.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from unicodedata import category, normalize
 
 import re2
 
 from eventing.errors import BadRequest
 from eventing.job.moderation.personal_data import DETECTORS
 
+_UNSEEN: Final = frozenset({"Cf", "Cc", "Mn"})
 _KINDS: Final = ("words", "regex", "personal_data")
 _FIELDS: Final = frozenset({*_KINDS, "category", "longest"})
 _MOST_RULES: Final = 200
@@ -28,6 +31,17 @@ _DEFAULT_LONGEST: Final = 200
 _MOST_LONGEST: Final = 4000
 _MEMORY_BYTES: Final = 16 * 1024 * 1024
 """Of one compiled pattern; RE2 refuses one that needs more."""
+
+
+def plain_letters(text: str) -> str:
+    """The text with wide and styled letters as plain ones, and without characters that are not seen. A text in pieces
+    gives the same, piece by piece.
+    """
+    if text.isascii():
+        return text
+    return "".join(
+        normalize("NFKC", each) for each in text if category(each) not in _UNSEEN or each in "\n\t"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +104,9 @@ class Rules:
         return max((rule.longest for rule in self.rules), default=0)
 
     def findings(self, text: str) -> list[Finding]:
-        """Everything that is found in a whole text, in the order of rules."""
-        return [found for rule in self.rules for found in rule.findings(text)]
+        """Everything that is found in a whole text, in the order of rules; places are those of its plain letters."""
+        plain = plain_letters(text)
+        return [found for rule in self.rules for found in rule.findings(plain)]
 
 
 def parse_rules(value: Any) -> Rules:
@@ -117,19 +132,19 @@ def _rules(where: str, entry: Any) -> Iterator[Rule]:
         raise BadRequest(f"{where} must have one of {', '.join(_KINDS)}", where)
     if "longest" in entry and kinds != ["regex"]:
         raise BadRequest(f"{where}.longest is of a regex only", f"{where}.longest")
-    category = entry.get("category", "")
-    if not isinstance(category, str) or len(category) > 64:
+    name = entry.get("category", "")
+    if not isinstance(name, str) or len(name) > 64:
         raise BadRequest(f"{where}.category must be a text", f"{where}.category")
     match kinds[0]:
         case "words":
-            yield _words(where, entry["words"], category)
+            yield _words(where, entry["words"], name)
         case "regex":
-            yield _regex(where, entry, category)
+            yield _regex(where, entry, name)
         case _:
-            yield from _personal_data(where, entry["personal_data"], category)
+            yield from _personal_data(where, entry["personal_data"], name)
 
 
-def _words(where: str, words: Any, category: str) -> Rule:
+def _words(where: str, words: Any, named: str) -> Rule:
     field = f"{where}.words"
     if not isinstance(words, Sequence) or isinstance(words, str) or not words:
         raise BadRequest(f"{field} must be a list of words", field)
@@ -139,13 +154,16 @@ def _words(where: str, words: Any, category: str) -> Rule:
         if not isinstance(word, str) or not 0 < len(word.strip()) <= _LONGEST_WORD:
             raise BadRequest(f"{field}: {word!r:.80} is no word", field)
     # White space in a text of several words may be more than one blank, or a line's end.
-    parts = [r"\s{1,3}".join(map(re2.escape, word.split())) for word in sorted(words, key=len)]
+    parts = [
+        r"\s{1,3}".join(map(re2.escape, plain_letters(word).split()))
+        for word in sorted(words, key=len)
+    ]
     longest = max(len(word) + 2 * len(word.split()) for word in words)
     pattern = _compiled(field, "(?i:" + "|".join(reversed(parts)) + ")")
-    return Rule(category or "words", "words", pattern, longest, _whole)
+    return Rule(named or "words", "words", pattern, longest, _whole)
 
 
-def _regex(where: str, entry: Mapping[str, Any], category: str) -> Rule:
+def _regex(where: str, entry: Mapping[str, Any], named: str) -> Rule:
     field = f"{where}.regex"
     pattern, longest = entry["regex"], entry.get("longest", _DEFAULT_LONGEST)
     if not isinstance(pattern, str) or not pattern:
@@ -159,10 +177,10 @@ def _regex(where: str, entry: Mapping[str, Any], category: str) -> Rule:
     compiled = _compiled(field, pattern)
     if compiled.search("") is not None:
         raise BadRequest(f"{field} matches the empty text", field)
-    return Rule(category or "regex", "regex", compiled, longest, _whole, is_word=False)
+    return Rule(named or "regex", "regex", compiled, longest, _whole, is_word=False)
 
 
-def _personal_data(where: str, names: Any, category: str) -> Iterator[Rule]:
+def _personal_data(where: str, names: Any, named: str) -> Iterator[Rule]:
     field = f"{where}.personal_data"
     if not isinstance(names, Sequence) or isinstance(names, str) or not names:
         raise BadRequest(f"{field} must be a list of {', '.join(DETECTORS)}", field)
@@ -171,7 +189,7 @@ def _personal_data(where: str, names: Any, category: str) -> Iterator[Rule]:
         if detector is None:
             raise BadRequest(f"{field}: {name!r:.40} is none of {', '.join(DETECTORS)}", field)
         yield Rule(
-            category or ("secrets" if name == "secret" else "pii"),
+            named or ("secrets" if name == "secret" else "pii"),
             name,
             _compiled(field, detector.pattern),
             detector.longest,

@@ -6,15 +6,17 @@ the end of the text so far. Text is judged decoded and joined, never token by to
 An attempt that goes on after another is given the whole answer's text again (`Engine.run`), so nothing is stored.
 """
 
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from eventing.job.moderation.rules import Finding, Rules
+from eventing.job.moderation.rules import Finding, Rules, plain_letters
 
 Channel = tuple[int, str]
 """A choice of the answer, and one of its texts."""
 
+_ARGUMENTS: Final = ".arguments"
 _TEXTS: Final = ("content", "reasoning_content", "reasoning", "refusal")
 
 
@@ -38,6 +40,9 @@ class WindowJudge:
         for channel in grown:
             text = self._channels[channel]
             self._milestones.append((position, channel, text.length))
+            # Escapes of JSON can hide what arguments say: they are judged at the end, decoded.
+            if channel[1].endswith(_ARGUMENTS):
+                continue
             if found := text.judge(self._rules, self._longest):
                 return found
         if not grown:
@@ -47,8 +52,12 @@ class WindowJudge:
 
     def finish(self) -> Finding | None:
         """Judge the rest: no text follows."""
-        for text in self._channels.values():
-            if found := text.judge(self._rules, self._longest, is_whole=True):
+        for (_, name), text in self._channels.items():
+            if name.endswith(_ARGUMENTS):
+                found = next(iter(self._rules.findings(decoded(text.kept))), None)
+            else:
+                found = text.judge(self._rules, self._longest, is_whole=True)
+            if found:
                 return found
         return None
 
@@ -66,21 +75,31 @@ class WindowJudge:
             self.mark = position
 
 
+def decoded(arguments: str) -> str:
+    """The arguments of a tool call as text, without the escapes of JSON; as they are where they are no JSON."""
+    try:
+        value = json.loads(arguments)
+    except ValueError:
+        return arguments
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 class _Text:
     """One channel's text: only what rules may still look at is kept."""
 
     def __init__(self) -> None:
         self.safe = 0  #: characters that may be shown
         self.length = 0
-        self._kept = ""
+        self.kept = ""
 
     def add(self, piece: str) -> None:
-        self._kept += piece
-        self.length += len(piece)
+        plain = plain_letters(piece)
+        self.kept += plain
+        self.length += len(plain)
 
     def judge(self, rules: Rules, longest: int, *, is_whole: bool = False) -> Finding | None:
         """The first finding that more text can not change; else moves `safe`."""
-        text, offset = self._kept, self.length - len(self._kept)
+        text, offset = self.kept, self.length - len(self.kept)
         safe = len(text) if is_whole else max(0, len(text) - longest)
         for rule in rules.rules:
             for found in rule.findings(text):
@@ -93,7 +112,7 @@ class _Text:
         self.safe = max(self.safe, offset + safe)
         # Of what is shown as much is kept as a match may begin with, and the character before that.
         keep_from = max(0, min(self.safe - offset, len(text)) - longest - 1)
-        self._kept = text[keep_from:]
+        self.kept = text[keep_from:]
         return None
 
 

@@ -43,6 +43,10 @@ def test_words_are_found_whole(words: list[str], text: str, seen: list[str]) -> 
         ("phone", "+12", []),
         ("us_ssn", "078-05-1120", ["078-05-1120"]),
         ("us_ssn", "000-05-1120 and 900-05-1120", []),
+        ("dni", "12345678Z and 12345678A", ["12345678Z"]),
+        ("dni", "X1234567-L", ["X1234567-L"]),
+        ("cpf", "529.982.247-25 and 529.982.247-26", ["529.982.247-25"]),
+        ("nir", "2 55 08 14 168 025 38", ["2 55 08 14 168 025 38"]),
         ("secret", f"key sk-{'a' * 48}", [f"sk-{'a' * 20}"]),
         ("secret", "-----BEGIN RSA PRIVATE KEY-----", ["-----BEGIN RSA PRIVATE KEY-----"]),
         ("secret", "task-force", []),
@@ -59,6 +63,11 @@ def test_a_finding_has_the_category_that_the_rule_names_and_none_of_the_text() -
 
     assert (one.category, one.kind) == ("illicit", "words")
     assert "torpor" not in repr(one)
+
+
+@pytest.mark.parametrize("text", ["t\u200borpor", "\uff54\uff4f\uff52\uff50\uff4f\uff52", "𝐭𝐨𝐫𝐩𝐨𝐫"])
+def test_a_word_is_not_hidden_by_other_letters(text: str) -> None:
+    assert parse_rules([{"words": ["torpor"]}]).findings(f"a {text}!")
 
 
 def test_a_pattern_made_to_be_slow_is_not() -> None:

@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -121,11 +122,15 @@ def test_each_choice_and_each_kind_of_text_is_judged_for_itself() -> None:
     assert judge.feed([{"index": 0, "text": "por "}], 3) is not None
 
 
-def test_arguments_of_a_tool_call_are_judged() -> None:
+@pytest.mark.parametrize("said", ["torpor", "\\u0074orpor"])
+def test_arguments_of_a_tool_call_are_judged_at_the_end_and_shown_then(said: str) -> None:
     judge = WindowJudge(parse_rules([{"words": ["torpor"]}]))
-    call = {"index": 0, "function": {"name": "f", "arguments": '{"q": "torpor"}'}}
+    call = {"index": 0, "function": {"name": "f", "arguments": f'{{"q": "{said}"}}'}}
 
-    assert judge.feed([{"index": 0, "delta": {"tool_calls": [call]}}], 1) is not None
+    assert judge.feed([{"index": 0, "delta": {"tool_calls": [call]}}], 1) is None
+    assert judge.feed([], 2) is None
+    assert judge.mark == 0
+    assert judge.finish() is not None
 
 
 def test_tokens_without_text_are_no_reason_to_hold_back() -> None:
