@@ -35,7 +35,7 @@ async def test_every_step_of_the_table_is_checked() -> None:
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        ("retreive", "m.steps: retreive is no step; known: embed, memory, retrieve"),
+        ("retreive", "m.steps: retreive is no step; known: embed, memory, "),
         ("search", "m.steps: search is no step"),
         ({"step": "memory", "settings": {"window_token": 5}}, "memory: window_token is not"),
         ({"step": "retrieve"}, "retrieve: vector_store_ids must name"),
