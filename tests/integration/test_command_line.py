@@ -209,3 +209,16 @@ def test_a_stack_that_cannot_start_behind_the_terminal_says_why(tmp_path: Path) 
 
 def _command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").replace("\0", " ")
+
+
+def test_what_a_command_prints_has_no_log_lines_in_it() -> None:
+    """A script reads the output of `keys`, which uses the store without an api between them."""
+    done = subprocess.run(
+        [TORPOR, "keys", "list", "--redis-url", "redis://127.0.0.1:1/0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "torpor: the store does not answer\n"

@@ -5,6 +5,7 @@ the Kubernetes client. Exit codes of every command: 0 done, 1 failed, 2 usage er
 (docs/reference/cli.md). Must not know the commands.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -69,8 +70,24 @@ def main() -> None:
 def _run(asked: str) -> int:
     """The exit code of a command that returned normally."""
     command = typer.main.get_command(assembled(asked or "-"))
+    if (
+        "structlog" in sys.modules
+    ):  # not imported for a command that logs nothing: it takes a tenth of a second
+        _keep_logs_out_of_the_output()
     ended = command.main(prog_name="torpor", standalone_mode=False)
     return ended if isinstance(ended, int) else 0
+
+
+def _keep_logs_out_of_the_output() -> None:
+    """What a command prints may be read by a script: log lines go to standard error, and only errors.
+    Commands that serve set up logs of their own.
+    """
+    import structlog
+
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+    )
 
 
 def _report_error(error: BaseException) -> int:
