@@ -5,7 +5,7 @@ or `score` (it goes on, and its view says what was found). What the rules found 
 category.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from eventing.job.moderation.window import decoded
 from steps.handler import Continue, Refuse, StepCall, StepOutcome
 
 NAME: Final = "moderate-input"
+_MEDIA: Final = ("url", "image_url", "file_data")
 _MODES: Final = ("block", "score")
 _JUDGED: Final = ("messages", "prompt", "input", "instructions", "suffix")
 """Fields of a body that a model reads as text; tools and schemas are the program's own."""
@@ -84,15 +85,24 @@ def _findings(rules: Rules, body: Mapping[str, Any]) -> tuple[list[Finding], str
     return found, first
 
 
-def texts_in(value: Any) -> Iterator[str]:
-    """Every text in a value, as deep as it is; of objects the values only, and no data URL."""
+def texts_in(value: Any, *, without: Collection[str] = ()) -> Iterator[str]:
+    """Every text in a value, as deep as it is; of objects the values only, and not of the members `without`. Data
+    URLs of media are left out; anywhere else a text is judged whatever it begins with.
+    """
     waiting = [value]
     while waiting:
         each = waiting.pop()
         if isinstance(each, str):
-            if not each.startswith("data:"):
-                yield each
+            yield each
         elif isinstance(each, Mapping):
-            waiting += each.values()
+            waiting += [
+                part
+                for name, part in each.items()
+                if name not in without and not (name in _MEDIA and _is_data_url(part))
+            ]
         elif isinstance(each, Sequence) and not isinstance(each, bytes):
             waiting += each
+
+
+def _is_data_url(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("data:")

@@ -4,6 +4,8 @@ Called by the step `validate-output`. With `hold: window` the predictor has judg
 answer; the whole is judged here whatever it did.
 """
 
+from typing import Final
+
 from eventing.job.moderation.policy import RULES
 from eventing.job.moderation.rules import parse_rules
 from eventing.job.moderation.window import decoded
@@ -12,6 +14,8 @@ from steps.validation.moderate_input import texts_in
 from steps.validation.verdict import Verdict
 
 SETTING = RULES
+_TOKENS: Final = ("logprobs", "prompt_logprobs")
+"""Tokens one by one: «ass» and «isting» are one word, which the text has whole."""
 
 
 async def check_rules(call: StepCall) -> Verdict:
@@ -20,7 +24,7 @@ async def check_rules(call: StepCall) -> Verdict:
     if not rules.rules:
         return Verdict()
     choices = (call.candidate or {}).get("choices")
-    texts = [each for text in texts_in(choices) for each in (text, decoded(text))]
+    texts = [each for text in texts_in(choices, without=_TOKENS) for each in (text, decoded(text))]
     found = [each for text in texts for each in rules.findings(text)]
     names = sorted({each.category for each in found})
     if not names:

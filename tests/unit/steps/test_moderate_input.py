@@ -1,5 +1,6 @@
 """Requests that are judged by rules before anything is woken for them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from eventing.errors import BadRequest
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from steps.handler import Continue, Refuse, StepCall, StepOutcome
 from steps.validation.moderate_input import moderate_input, parse_input_rule
+from steps.validation.rule_check import check_rules
 from steps.validation.step import parse_rule
 
 SETTINGS = {"rules": [{"words": ["torpor"], "category": "illicit"}, {"personal_data": ["card"]}]}
@@ -39,8 +41,9 @@ async def test_a_request_with_a_forbidden_word_is_refused_by_the_words_category(
         {"input": [["harmless"], "torpor"]},
         {"messages": [{"tool_calls": [{"function": {"arguments": '{"q": "\\u0074orpor"}'}}]}]},
         {"prompt": [1, 2, 3]},
+        {"messages": [{"content": "data: torpor"}]},
     ],
-    ids=["prompt", "part", "tool call", "nested", "escaped", "token ids"],
+    ids=["prompt", "part", "tool call", "nested", "escaped", "token ids", "data"],
 )
 async def test_every_text_that_the_model_would_read_is_judged(body: dict[str, Any]) -> None:
     assert isinstance(await judged(body), Refuse)
@@ -99,3 +102,27 @@ def test_only_rules_that_block_judge_by_windows(settings: dict[str, Any]) -> Non
 
 def test_rules_that_block_may_judge_by_windows() -> None:
     assert parse_rule({"hold": "window", "mode": "block", **SETTINGS}).mode == "block"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_found"), [("data: an ass", True), ("assisting", False)], ids=["data", "word"]
+)
+async def test_an_answers_text_is_judged_whole_whatever_it_begins_with(
+    text: str, is_found: bool
+) -> None:
+    request = JobRequest(url="/v1/chat/completions", body={})
+    job = Job(id=JobId("job_1"), state=JobState.IN_PROGRESS, request=request)
+    tokens = [{"token": "ass"}, {"token": "isting"}]
+    choice = {"message": {"content": text}, "logprobs": {"content": tokens}}
+    settings = {"mode": "block", "rules": [{"words": ["ass"]}]}
+    call = StepCall(job=job, request=request, settings=settings, attempt=1, deadline_ms=0)
+
+    verdict = await check_rules(replace(call, candidate={"choices": [choice]}))
+
+    assert bool(verdict.problems) is is_found
+
+
+async def test_a_data_url_of_an_image_is_no_text() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,torpor"}}
+
+    assert isinstance(await judged({"messages": [{"content": [image]}]}), Continue)
