@@ -19,6 +19,10 @@ _BY_READY_CONDITION = {
     "ScaledObject": "KEDA has not accepted it",
     "RabbitmqCluster": "RabbitMQ is not up",
 }
+_SCALER_FAILS = (
+    ": KEDA cannot scale it, so it may not wake. Check the trigger's address and Secret, and that keda-operator may "
+    "reach it; `kubectl -n keda logs deployment/keda-operator` shows each try"
+)
 _READY_NAMES = {"RabbitmqCluster": "AllReplicasReady"}
 
 
@@ -109,9 +113,8 @@ def _by_condition(kind: str, status: Resource) -> ObjectReadiness:
         for c in said
         if c.get("message") or c.get("reason")
     ]
-    return ObjectReadiness(
-        False, "; ".join(dict.fromkeys(words)) or _BY_READY_CONDITION.get(kind, "")
-    )
+    reason = "; ".join(dict.fromkeys(words)) or _BY_READY_CONDITION.get(kind, "")
+    return ObjectReadiness(False, reason + (_SCALER_FAILS if kind == "ScaledObject" else ""))
 
 
 _WAITING = {
@@ -220,6 +223,6 @@ def _event_reason(event: Resource) -> str | None:
             f"{about}: KServe started before Knative was installed: `kubectl -n kserve rollout "
             "restart deployment kserve-controller-manager`"
         )
-    if (event.get("involvedObject") or {}).get("kind") == "InferenceService":
+    if (event.get("involvedObject") or {}).get("kind") in ("InferenceService", "ScaledObject"):
         return f"{about}: {event.get('reason')}: {message[:200]}"
     return None

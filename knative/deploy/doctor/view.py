@@ -222,15 +222,18 @@ class ResourceView:
         return self.of("ScaledObject", "keda.sh/")
 
     @cached_property
+    def own(self) -> list[Resource]:
+        """The resources outside the platforms' namespaces, of which a live cluster shows a part only."""
+        return [r for r in self.resources if r["metadata"].get("namespace") not in _NOT_OURS]
+
+    @cached_property
     def pods(self) -> list[Pod]:
         """Every pod template of the resources."""
         return list(self._pods())
 
     def _pods(self) -> Iterator[Pod]:
-        for resource in self.resources:
+        for resource in self.own:
             kind, group = resource.get("kind"), str(resource.get("apiVersion", ""))
-            if resource.get("metadata", {}).get("namespace") in _NOT_OURS:
-                continue
             if kind == "InferenceService":
                 path = "spec.predictor"
             elif kind in ("Deployment", "StatefulSet", "Job", "DaemonSet") or (
@@ -243,7 +246,7 @@ class ResourceView:
                 yield Pod(resource, spec, path)
 
 
-# Namespaces of the platforms: a live cluster shows them, their pods are not ours to judge.
+# Namespaces of the platforms: a live cluster shows them, their pods and names are not ours to judge.
 _NOT_OURS = frozenset(
     {"knative-serving", "knative-eventing", "kserve", "keda", "kube-system", "kourier-system"}
 )

@@ -204,6 +204,69 @@ async def test_the_live_doctor_sees_the_platforms(
     assert {f["rule"] for f in findings if f["severity"] == "error"} == {"keda-version"}
 
 
+async def test_the_live_doctor_does_not_judge_the_names_in_a_platform_s_deployment(
+    run: Run, server: ApiServer, overlay: Path
+) -> None:
+    await run("deploy", overlay, "--yes", "--no-wait")
+    pod = {
+        "serviceAccountName": "keda-operator",
+        "containers": [{"name": "keda-operator", "image": "ghcr.io/kedacore/keda:2.17.2"}],
+        "volumes": [{"name": "certificates", "secret": {"secretName": "kedaorg-certs"}}],
+    }
+    server.put(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": "keda-operator", "namespace": "keda"},
+            "spec": {"template": {"spec": pod}},
+        }
+    )
+    server.put(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "inferenceservice-config", "namespace": "kserve"},
+            "data": {"password": "an example of the platform's"},
+        }
+    )
+
+    result = await run("doctor", overlay, "--live", "--json")
+
+    assert json.loads(result.output) == []
+
+
+@pytest.mark.parametrize("command", ["deploy", "status"])
+async def test_a_scaled_object_whose_trigger_fails_is_shown_with_its_reason(
+    run: Run, server: ApiServer, overlay: Path, command: str
+) -> None:
+    server.on_apply = lambda item: ready_at_once(server, item)
+    await run("deploy", overlay, "--yes", "--no-wait")
+    (failing, *_) = [each for each in server.names("ScaledObject") if "thinker" in each]
+    live = copy.deepcopy(server.find("ScaledObject", failing))
+    said_by_keda = "Triggers defined in ScaledObject are not working correctly"
+    ready = {"type": "Ready", "status": "False", "reason": "TriggerError", "message": said_by_keda}
+    live["status"] = {"conditions": [ready]}
+    server.put(live)
+    server.put(
+        {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": "thinker.1", "namespace": "torpor"},
+            "type": "Warning",
+            "reason": "KEDAScalerFailed",
+            "message": "connection to redis failed: i/o timeout",
+            "involvedObject": {"kind": "ScaledObject", "name": failing},
+        }
+    )
+
+    words = [overlay, "--yes"] if command == "deploy" else []
+    shown = " ".join(said(await run(command, *words)).replace("│", " ").split())
+
+    assert ("nothing to do" in shown) is (command == "deploy")
+    for words_shown in ("Triggers defined", "not wake", "keda-operator", "KEDAScalerFailed"):
+        assert words_shown in shown
+
+
 async def test_delete_asks_and_keeps_data(run: Run, server: ApiServer, overlay: Path) -> None:
     await run("deploy", overlay, "--yes", "--no-wait")
 

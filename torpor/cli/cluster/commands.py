@@ -135,6 +135,8 @@ async def _deploy(
     _show_plan(made)
     if dry_run or (made.is_empty and not made.takes_over):
         stderr.print("nothing to do" if made.is_empty else "dry run: nothing was applied")
+        if made.is_empty:
+            await _show_unready(cluster, terms.namespace)
         return
     if made.is_empty:
         await rollout.deploy(cluster, resources, terms, _Lines())
@@ -147,6 +149,13 @@ async def _deploy(
     if wait:
         await rollout.wait(cluster, resources, terms, _Lines())
         stderr.print("everything is ready", style="green")
+
+
+async def _show_unready(cluster: Cluster, namespace: str) -> None:
+    """Show what is deployed and not ready: an apply would not change it."""
+    for row in await cluster_view.rows(cluster, namespace):
+        if not row.state.is_ready:
+            _Lines().waiting(row.ref, row.state, row.stuck)
 
 
 def _show_plan(made: RolloutPlan) -> None:

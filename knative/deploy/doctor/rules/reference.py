@@ -46,7 +46,7 @@ class Named(NamedTuple):
 )
 def names_lead_somewhere(view: ResourceView) -> Iterator[Fault]:
     there = _there(view)
-    for resource in view.resources:
+    for resource in view.own:
         for named in dict.fromkeys(_named_in(resource)):
             key = (named.kind, named.name, named.namespace)
             if key in there or (named.kind, named.name) in _BY_PLATFORM:
@@ -99,7 +99,7 @@ def _targets(view: ResourceView) -> Iterator[tuple[Resource, Resource]]:
 def _there(view: ResourceView) -> set[tuple[str, str, str]]:
     """Kind, name and namespace of what is applied, and of what is made from it."""
     found = set()
-    for resource in view.resources:
+    for resource in view.own:
         name, space = str(resource["metadata"]["name"]), _space(resource)
         found.add((str(resource.get("kind")), name, space))
         match resource.get("kind"):

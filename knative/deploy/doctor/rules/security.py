@@ -131,7 +131,7 @@ def secret_in_manifest(view: ResourceView) -> Iterator[Fault]:
                 if _is_secret(str(entry.get("name")), entry.get("value")):
                     field = f"{box.get('name')}: env {entry['name']}"
                     yield fault(pod.owner, field, "(not shown)", "valueFrom.secretKeyRef")
-    for config in view.of("ConfigMap", "v1"):
+    for config in (r for r in view.own if r.get("kind") == "ConfigMap"):
         for key, value in (config.get("data") or {}).items():
             if _is_secret(key, value):
                 yield fault(config, f"data.{key}", "(not shown)", "a Secret")
