@@ -19,8 +19,11 @@ from steps.handler import Continue, Refuse, StepCall, StepOutcome
 NAME: Final = "moderate-input"
 _MEDIA: Final = ("url", "image_url", "file_data")
 _MODES: Final = ("block", "score")
-_JUDGED: Final = ("messages", "prompt", "input", "instructions", "suffix")
-"""Fields of a body that a model reads as text; tools and schemas are the program's own."""
+_JUDGED: Final = (
+    *("messages", "prompt", "input", "instructions", "suffix"),
+    *("tools", "functions", "response_format", "text"),
+)
+"""Fields of a body that a model reads; a caller writes the descriptions of tools and schemas, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-_SEPARATORS: Final = re.compile(r"[ -]")
+_SEPARATORS: Final = re.compile(r"[ .-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ def _has_luhn_digit(text: str) -> bool:
 
 def _is_iban(text: str) -> bool:
     """ISO 13616: the country's two check digits make the number 1 modulo 97."""
-    joined = text.replace(" ", "").upper()
-    if not 15 <= len(joined) <= 34 or not (joined[:2].isalpha() and joined[2:4].isdigit()):
+    joined = _SEPARATORS.sub("", text).upper()
+    if len(joined) != _IBAN_LENGTHS.get(joined[:2]) or not joined[2:4].isdigit():
         return False
     moved = joined[4:] + joined[:4]
     return int("".join(str(int(c, 36)) for c in moved)) % 97 == 1
@@ -92,6 +92,31 @@ def _french(text: str) -> Iterator[tuple[int, int]]:
         yield 0, len(text)
 
 
+_IBAN_LENGTHS: Final = {
+    name: length
+    for length, names in {
+        15: "NO",
+        16: "BE",
+        18: "DK FI FO GL NL",
+        19: "MK SI",
+        20: "AT BA EE KZ LT LU XK",
+        21: "CH HR LI LV",
+        22: "BG BH DE GB GE IE ME RS VA",
+        23: "AE GI IL TL",
+        24: "AD CZ ES MD PK RO SA SE SK TN VG",
+        25: "PT",
+        26: "IS TR",
+        27: "FR GR IT MC SM",
+        28: "AL AZ CY DO GT HU LB PL",
+        29: "BR PS QA UA",
+        30: "JO KW MU",
+        31: "MT SC",
+    }.items()
+    for name in names.split()
+}
+"""Characters of an IBAN by country (ISO 13616)."""
+
+
 _KEYS: Final = (
     r"sk-[A-Za-z0-9_-]{20}",  # OpenAI and those that followed it
     r"AKIA[0-9A-Z]{16}",  # AWS
@@ -103,8 +128,8 @@ _KEYS: Final = (
 )
 
 DETECTORS: Final[Mapping[str, Detector]] = {
-    "card": Detector(r"[0-9](?:[ -]?[0-9]){12,60}", 25, _parts(_has_luhn_digit)),
-    "iban": Detector(r"(?i:[a-z]{2}[0-9]{2}(?: ?[a-z0-9]){11,60})", 30, _parts(_is_iban)),
+    "card": Detector(r"[0-9](?:[ .-]?[0-9]){12,60}", 25, _parts(_has_luhn_digit)),
+    "iban": Detector(r"(?i:[a-z]{2}[0-9]{2}(?:[ .-]?[a-z0-9]){11,60})", 30, _parts(_is_iban)),
     "email": Detector(
         r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,63}", 131
     ),

@@ -41,9 +41,10 @@ async def test_a_request_with_a_forbidden_word_is_refused_by_the_words_category(
         {"input": [["harmless"], "torpor"]},
         {"messages": [{"tool_calls": [{"function": {"arguments": '{"q": "\\u0074orpor"}'}}]}]},
         {"prompt": [1, 2, 3]},
+        {"tools": [{"type": "function", "function": {"name": "f", "description": "torpor"}}]},
         {"messages": [{"content": "data: torpor"}]},
     ],
-    ids=["prompt", "part", "tool call", "nested", "escaped", "token ids", "data"],
+    ids=["prompt", "part", "tool call", "nested", "escaped", "token ids", "tool", "data"],
 )
 async def test_every_text_that_the_model_would_read_is_judged(body: dict[str, Any]) -> None:
     assert isinstance(await judged(body), Refuse)
