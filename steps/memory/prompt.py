@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from eventing.job.job import JobId
+from eventing.job.passage import without_special_tokens
 from eventing.store.conversation.conversation import NumberedItem, Summary, item_text
 from eventing.store.conversation.facts import Fact
 from eventing.store.conversation.messages import Message, messages_of
@@ -37,8 +38,8 @@ def earlier_text(
     facts: Sequence[Fact],
     recalled: Sequence[NumberedItem],
 ) -> str:
-    """What was said before the window; empty when there is nothing to tell. The marks are this job's own, so that
-    nothing that was said can end them.
+    """What was said before the window; empty when there is nothing to tell. The marks are this job's own, and what
+    looks like a special token of a chat template has a blank in it, so that nothing that was said can end them.
     """
     parts = []
     if summary is not None:
@@ -52,7 +53,7 @@ def earlier_text(
     if not parts:
         return ""
     mark = f"earlier-{hashlib.sha256(job_id.encode()).hexdigest()[:12]}"
-    body = "\n\n".join(parts)
+    body = without_special_tokens("\n\n".join(parts))
     return f"{_HEAD}\n<{mark}>\n{body}\n</{mark}>"
 
 

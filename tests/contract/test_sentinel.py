@@ -19,10 +19,10 @@ from tests.contract.rig import new_job
 from tests.redis_server import VALKEY, RedisServer
 from tests.sentinels import freeze, thaw, watched_store
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 
 
-async def again(call: Callable[[], Awaitable[Any]], *, within_s: float = 20.0) -> Any:
+async def again(call: Callable[[], Awaitable[Any]], *, within_s: float = 60.0) -> Any:
     """The first answer of a call that may find the store away."""
     async with asyncio.timeout(within_s):
         while True:
