@@ -97,7 +97,7 @@ _IBAN_LENGTHS: Final = {
     for length, names in {
         15: "NO",
         16: "BE",
-        18: "DK FI FO GL NL",  # codespell:ignore FO
+        18: "DK FI FO GL NL",
         19: "MK SI",
         20: "AT BA EE KZ LT LU XK",
         21: "CH HR LI LV",
