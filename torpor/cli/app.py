@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Final
@@ -70,24 +71,28 @@ def main() -> None:
 def _run(asked: str) -> int:
     """The exit code of a command that returned normally."""
     command = typer.main.get_command(assembled(asked or "-"))
-    if (
-        "structlog" in sys.modules
-    ):  # not imported for a command that logs nothing: it takes a tenth of a second
-        _keep_logs_out_of_the_output()
-    ended = command.main(prog_name="torpor", standalone_mode=False)
+    # Not imported for a command that logs nothing: it takes a tenth of a second.
+    with _logs_on_standard_error() if "structlog" in sys.modules else nullcontext():
+        ended = command.main(prog_name="torpor", standalone_mode=False)
     return ended if isinstance(ended, int) else 0
 
 
-def _keep_logs_out_of_the_output() -> None:
-    """What a command prints may be read by a script: log lines go to standard error, and only errors.
-    Commands that serve set up logs of their own.
+@contextmanager
+def _logs_on_standard_error() -> Iterator[None]:
+    """What a command prints may be read by a script: log lines go to standard error, and only errors. Commands that
+    serve set up logs of their own.
     """
     import structlog
 
+    before = structlog.get_config()
     structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
     )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def _report_error(error: BaseException) -> int:
