@@ -79,9 +79,9 @@ def decoded(arguments: str) -> str:
     """The arguments of a tool call as text, without the escapes of JSON; as they are where they are no JSON."""
     try:
         value = json.loads(arguments)
-    except ValueError:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except (ValueError, RecursionError):
         return arguments
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 class _Text:

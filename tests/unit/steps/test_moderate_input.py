@@ -66,6 +66,13 @@ async def test_a_harmless_request_goes_on() -> None:
     assert outcome.detail == {"flagged": False}
 
 
+async def test_a_text_of_brackets_without_end_is_judged_as_it_is() -> None:
+    brackets = "[" * 100_000
+
+    assert isinstance(await judged({"prompt": brackets}), Continue)
+    assert isinstance(await judged({"prompt": brackets + " torpor"}), Refuse)
+
+
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
