@@ -5,6 +5,7 @@ or `score` (it goes on, and its view says what was found). What the rules found 
 category.
 """
 
+import asyncio
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -53,7 +54,8 @@ async def moderate_input(call: StepCall) -> StepOutcome:
     except BadRequest as error:
         message = f"the step's setting {error.field}: {error.message}"
         return Refuse(error=JobError(code="invalid_pipeline", message=message))
-    found, field = _findings(rule.rules, call.request.body)
+    # In a thread: a long text made to be slow takes seconds, and the process has other runs.
+    found, field = await asyncio.to_thread(_findings, rule.rules, call.request.body)
     if rule.is_blocked and _has_token_ids(call.request.body.get("prompt")):
         message = "a prompt of token ids can not be judged by this service's rules; send text"
         return Refuse(error=JobError(code=CONTENT_FILTER, message=message, field="body.prompt"))

@@ -4,10 +4,11 @@ Called by the step `validate-output`. With `hold: window` the predictor has judg
 answer; the whole is judged here whatever it did.
 """
 
-from typing import Final
+import asyncio
+from typing import Any, Final
 
 from eventing.job.moderation.policy import RULES
-from eventing.job.moderation.rules import parse_rules
+from eventing.job.moderation.rules import Rules, parse_rules
 from eventing.job.moderation.window import decoded
 from steps.handler import StepCall
 from steps.validation.moderate_input import texts_in
@@ -24,12 +25,16 @@ async def check_rules(call: StepCall) -> Verdict:
     if not rules.rules:
         return Verdict()
     choices = (call.candidate or {}).get("choices")
-    texts = [each for text in texts_in(choices, without=_TOKENS) for each in (text, decoded(text))]
-    found = [each for text in texts for each in rules.findings(text)]
-    names = sorted({each.category for each in found})
+    names = await asyncio.to_thread(_categories, rules, choices)
     if not names:
         return Verdict(detail={"flagged": False})
     problems = tuple(f"It has something in it that is not allowed: {name}." for name in names)
     return Verdict(
         problems=problems, may_repair=False, detail={"flagged": True, "categories": names}
     )
+
+
+def _categories(rules: Rules, choices: Any) -> list[str]:
+    """The categories of all that is found, each once; it may take seconds."""
+    texts = [each for text in texts_in(choices, without=_TOKENS) for each in (text, decoded(text))]
+    return sorted({found.category for text in texts for found in rules.findings(text)})

@@ -5,6 +5,7 @@ much as may belong together (all the groups of a number, say); what of it is rea
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -25,15 +26,19 @@ class Detector:
     is_beginning: bool = False
 
 
-def _parts(is_real: Callable[[str], bool]) -> Callable[[str], Iterator[tuple[int, int]]]:
-    """The real ones among the parts that begin and end with a group."""
+def _parts(
+    is_real: Callable[[str], bool], least: int, most: int
+) -> Callable[[str], Iterator[tuple[int, int]]]:
+    """The real ones among the parts of `least` to `most` characters that begin and end with a group."""
 
     def real(text: str) -> Iterator[tuple[int, int]]:
         places = [each.start() for each in _SEPARATORS.finditer(text)]
         starts, ends = [0, *(place + 1 for place in places)], [*places, len(text)]
         for start in starts:
-            for end in ends:
-                if start < end and is_real(text[start:end]):
+            for end in ends[bisect_left(ends, start + least) :]:
+                if end - start > most:
+                    break
+                if is_real(text[start:end]):
                     yield start, end
 
     return real
@@ -128,8 +133,10 @@ _KEYS: Final = (
 )
 
 DETECTORS: Final[Mapping[str, Detector]] = {
-    "card": Detector(r"[0-9](?:[ .-]?[0-9]){12,60}", 25, _parts(_has_luhn_digit)),
-    "iban": Detector(r"(?i:[a-z]{2}[0-9]{2}(?:[ .-]?[a-z0-9]){11,60})", 30, _parts(_is_iban)),
+    "card": Detector(r"[0-9](?:[ .-]?[0-9]){12,60}", 25, _parts(_has_luhn_digit, 13, 37)),
+    "iban": Detector(
+        r"(?i:[a-z]{2}[0-9]{2}(?:[ .-]?[a-z0-9]){11,60})", 30, _parts(_is_iban, 15, 61)
+    ),
     "email": Detector(
         r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,63}", 131
     ),
