@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from eventing.errors import BadRequest
 from eventing.job.cache import CacheUse
 from eventing.job.job import CONTENT_FILTER, Job, JobError, JobRequest
 from eventing.job.passage import Passage
@@ -72,6 +73,12 @@ class Refuse:
 
     error: JobError
     detail: Detail = field(default_factory=dict)
+
+
+def wrong_setting(error: BadRequest) -> Refuse:
+    """The end of a job whose plan has a setting that its step can not have."""
+    message = f"the step's setting {error.field}: {error.message}"
+    return Refuse(error=JobError(code="invalid_pipeline", message=message))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from eventing.errors import BadRequest
-from eventing.job.job import JobError
 from eventing.job.passage import without_links
 from eventing.job.plan import Plan
 from steps.grounding.support import Support, support
-from steps.handler import Continue, Refuse, Skip, StepCall, StepOutcome, Withhold
+from steps.handler import Continue, Skip, StepCall, StepOutcome, Withhold, wrong_setting
 from steps.validation.format_rules import answer_texts
 
 NAME: Final = "ground"
@@ -51,8 +50,7 @@ async def ground(call: StepCall) -> StepOutcome:
     try:
         rule = parse_rule(call.settings)
     except BadRequest as error:
-        message = f"the step's setting {error.field}: {error.message}"
-        return Refuse(error=JobError(code="invalid_pipeline", message=message))
+        return wrong_setting(error)
     if not call.passages:
         return Skip(reason="no passages")
     hosts = _link_hosts(call.job.plan)

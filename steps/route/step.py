@@ -5,7 +5,7 @@ from typing import Final
 
 from eventing.errors import BadRequest
 from eventing.job.job import JobError
-from steps.handler import Continue, Refuse, StepCall, StepOutcome
+from steps.handler import Continue, Refuse, StepCall, StepOutcome, wrong_setting
 from steps.route.tiers import choose, parse_rule
 
 _NO_TIER: Final = JobError(
@@ -18,8 +18,7 @@ async def route(call: StepCall) -> StepOutcome:
     try:
         rule = parse_rule(call.settings)
     except BadRequest as error:
-        message = f"the step's setting {error.field}: {error.message}"
-        return Refuse(error=JobError(code="invalid_pipeline", message=message))
+        return wrong_setting(error)
     choice = choose(rule, call.request, tenant=call.job.tenant, job_id=call.job.id)
     if choice is None:
         return Refuse(error=_NO_TIER)

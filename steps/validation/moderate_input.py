@@ -15,7 +15,7 @@ from eventing.job.job import CONTENT_FILTER, JobError
 from eventing.job.moderation.policy import RULES
 from eventing.job.moderation.rules import Finding, Rules, parse_rules
 from eventing.job.moderation.window import decoded
-from steps.handler import Continue, Refuse, StepCall, StepOutcome
+from steps.handler import Continue, Refuse, StepCall, StepOutcome, wrong_setting
 
 NAME: Final = "moderate-input"
 _MEDIA: Final = ("url", "image_url", "file_data")
@@ -52,8 +52,7 @@ async def moderate_input(call: StepCall) -> StepOutcome:
     try:
         rule = parse_input_rule(call.settings)
     except BadRequest as error:
-        message = f"the step's setting {error.field}: {error.message}"
-        return Refuse(error=JobError(code="invalid_pipeline", message=message))
+        return wrong_setting(error)
     # In a thread: a long text made to be slow takes seconds, and the process has other runs.
     found, field = await asyncio.to_thread(_findings, rule.rules, call.request.body)
     if rule.is_blocked and _has_token_ids(call.request.body.get("prompt")):

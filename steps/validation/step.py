@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from eventing.clock import Clock
 from eventing.errors import BadRequest
-from eventing.job.job import REJECTED, Job, JobError, JobRequest
+from eventing.job.job import REJECTED, Job, JobRequest
 from eventing.job.moderation.rules import parse_rules
-from steps.handler import Again, Continue, Refuse, StepCall, StepOutcome, Withhold
+from steps.handler import Again, Continue, StepCall, StepOutcome, Withhold, wrong_setting
 from steps.validation.format_rules import SETTING as FORMAT
 from steps.validation.format_rules import answer_texts, check_format, parse_format
 from steps.validation.rule_check import SETTING as RULES
@@ -104,8 +104,7 @@ class ValidateOutput:
             rule = parse_rule(call.settings, self._checks)
             verdicts = {name: await check(call) for name, check in self._checks.items()}
         except BadRequest as error:
-            message = f"the step's setting {error.field}: {error.message}"
-            return Refuse(error=JobError(code="invalid_pipeline", message=message))
+            return wrong_setting(error)
         wrong = {name: each for name, each in verdicts.items() if each.problems}
         detail: dict[str, Any] = {"valid": not wrong, **_tries(call)}
         detail |= {name: dict(each.detail) for name, each in verdicts.items() if each.detail}
