@@ -20,7 +20,7 @@ import httpx
 import pytest
 import redis
 
-from tests.containers.image import Image, Unavailable, base, built, linked, storage
+from tests.containers.image import CACHE, Image, Unavailable, base, built, linked, storage
 from tests.containers.node import Container, Node, podman, store_image
 from tests.manifests.conftest import MANIFESTS, kustomize
 
@@ -42,7 +42,7 @@ FAST = {"TORPOR_LEASE_S": "2"}  # how long a killed predictor's job waits
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Image]]:
     """Our images by name; skips where no container runs."""
     try:
         root = ["--rootfs", str(base())]
@@ -56,13 +56,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
     folder = tmp_path_factory.mktemp("images")
     folder.chmod(0o755)
     make: Callable[[str, Path], Image] = built if IS_LONG else linked
-    return {
+    yield {
         "api": make("api.Dockerfile", folder / "api"),
         "broker": make("broker.Dockerfile", folder / "broker"),
         # The engine alone is gigabytes, and the seeded one needs none of them.
         "predictor": linked("predictor-cpu.Dockerfile", folder / "predictor"),
         "store": store_image(),
     }
+    # The engine leaves a mount of its storage in the caller's cache, which could not be removed then.
+    subprocess.run(["umount", str(CACHE / "pods/overlay")], capture_output=True, timeout=60)
 
 
 def test_the_engine_takes_a_cache_folder_of_any_length(tmp_path: Path) -> None:
