@@ -251,6 +251,9 @@ def _usage_view(usage: Mapping[str, int]) -> ResponseUsage:
     }
 
 
+_LINE_FIELDS: Final = ("custom_id", "method", "url", "body", "skip_steps", "fallback")
+
+
 def parse_line(raw: bytes, endpoint: str) -> dict[str, Any]:
     """An input line as a job line. Raises `InvalidJob` saying what is wrong with it."""
     try:
@@ -269,7 +272,7 @@ def parse_line(raw: bytes, endpoint: str) -> dict[str, Any]:
         if body.get("stream"):
             raise InvalidJob("a line of a batch cannot stream", "body.stream")
         line["body"] = {k: v for k, v in body.items() if k not in ("stream", "stream_options")}
-    return {name: line[name] for name in ("custom_id", "method", "url", "body") if name in line}
+    return {name: line[name] for name in _LINE_FIELDS if name in line}
 
 
 def custom_id_of(raw: bytes) -> str | None:

@@ -45,6 +45,7 @@ from eventing.job.cache import parse_cache_control
 from eventing.job.call_fields import FieldRule, Schema, check, nullable, one_of
 from eventing.job.job import (
     API_SOURCE,
+    NO_FALLBACK,
     RUNNABLE_URLS,
     Job,
     JobId,
@@ -83,6 +84,7 @@ class SubmitOptions:
     metadata: Mapping[str, str] = field(default_factory=dict)
     turn: ConversationTurn | None = None
     skip_steps: tuple[str, ...] = ()
+    fallback: str = ""
     cache_control: str = ""
     own_steps: tuple[PlannedStep, ...] = ()
 
@@ -92,6 +94,8 @@ class SubmitOptions:
         metadata = {name: text for name, text in self.metadata.items() if name != KEPT}
         own = [step.to_dict() for step in self.own_steps]
         asked = [self.lane, self.expires_after_s, metadata, *self.skip_steps, *own]
+        if self.fallback:
+            asked.append({"fallback": self.fallback})
         return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def with_metadata(self, own: Mapping[str, str]) -> "SubmitOptions":
@@ -156,7 +160,13 @@ async def submit_line(
 ) -> Job:
     """The job of a batch's line; the same key always gives the same job."""
     own = {**metadata, BATCH: key.partition(":")[0]}
-    options = SubmitOptions(idempotency_key=f"batch:{key}", lane=Lane.BATCH, metadata=own)
+    options = SubmitOptions(
+        idempotency_key=f"batch:{key}",
+        lane=Lane.BATCH,
+        metadata=own,
+        skip_steps=skip_steps_of(line, {}),
+        fallback=_fallback(line, {}),
+    )
     job, _ = await submit(deps, principal, line, options)
     return job
 
@@ -269,6 +279,7 @@ def _new_job(
         options_sha=options.sha if options.idempotency_key else "",
         turn=options.turn,
         skip_steps=options.skip_steps,
+        fallback=options.fallback,
         own_steps=options.own_steps,
     )
 
@@ -319,6 +330,7 @@ def parse_submit_options(
         traceparent=followable(headers.get("traceparent", "")),
         metadata=metadata,
         skip_steps=skip_steps_of(line, headers),
+        fallback=_fallback(line, headers),
         cache_control=parse_cache_control(headers.get("cache-control", "")).text,
     )
 
@@ -333,6 +345,16 @@ def skip_steps_of(line: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[
     return tuple(sorted(set(value)))
 
 
+def _fallback(line: Mapping[str, Any], headers: Mapping[str, str]) -> str:
+    where, value = "fallback", line.get("fallback")
+    if value is None and "torpor-fallback" in headers:
+        where, value = "Torpor-Fallback", headers["torpor-fallback"]
+    if value is None:
+        return ""
+    check("", value, _FALLBACK, where)
+    return str(value)
+
+
 _LONGEST_S: Final = 30 * 24 * 3600
 _PRIORITY: Final = one_of(*Lane)
 _EXPIRES: Final = FieldRule(
@@ -340,6 +362,7 @@ _EXPIRES: Final = FieldRule(
     lambda v: isinstance(v, int | float) and not isinstance(v, bool) and 0 < v <= _LONGEST_S,
     {"type": "number", "exclusiveMinimum": 0, "maximum": _LONGEST_S},
 )
+_FALLBACK: Final = one_of(NO_FALLBACK)
 _SKIP_STEPS: Final = FieldRule(
     f"a list of at most {MOST_STEPS} names of steps",
     lambda v: isinstance(v, list) and len(v) <= MOST_STEPS and all(isinstance(n, str) for n in v),
@@ -380,6 +403,8 @@ JOB_SCHEMA: Final[Schema] = {
         "metadata": METADATA,
         "skip_steps": nullable(_SKIP_STEPS.schema)
         | {"description": "steps of the model's pipeline to leave out, of those that may be"},
+        "fallback": nullable(_FALLBACK.schema)
+        | {"description": "`none`: no other model or provider than the one asked may answer"},
         "webhook": WEBHOOK_SCHEMA,
     },
 }
@@ -389,6 +414,7 @@ SUBMIT_HEADERS: Final = (
     REQUEST_ID,
     Parameter("Torpor-Expires-After", "As `expires_after`: whole seconds", "header"),
     Parameter("Torpor-Skip-Steps", "As `skip_steps`: names, separated by commas", "header"),
+    Parameter("Torpor-Fallback", "As `fallback`: `none`", "header"),
     Parameter("Torpor-Webhook", "As `webhook.url`", "header"),
     Parameter(
         "Cache-Control",

@@ -20,6 +20,7 @@ from eventing.job.answer_links import shown_result
 from eventing.job.cache import CacheUse
 from eventing.job.job import (
     DEFAULT_TENANT,
+    NO_FALLBACK,
     OUR_SOURCES,
     REQUEST_FIELDS,
     Job,
@@ -54,6 +55,8 @@ RESULT_TYPES: Final = (COMPLETED, FAILED, CANCELLED)
 
 CACHE_CONTROL: Final = "cachecontrol"
 """Extension with the caller's directives, as in the header `Cache-Control`."""
+FALLBACK: Final = "fallback"
+"""Extension that is `none` where no other model or provider than the one that was asked may answer."""
 RESULT_SOURCE: Final = "/torpor/jobs"
 MINIMAL: Final = "return=minimal"
 """`Prefer` (RFC 7240) of a delivery whose result event no subscriber would take."""
@@ -72,6 +75,8 @@ def request_event(job: Job) -> Event:
     identity, so a second event in the same queue is a duplicate.
     """
     optional = _carried(job) | {"expirytime": _rfc3339(job.deadline_ms)}
+    if job.fallback == NO_FALLBACK:
+        optional[FALLBACK] = NO_FALLBACK
     if (
         job.attempt
     ):  # a predictor with another store would otherwise treat a redriven job as a duplicate
@@ -119,6 +124,9 @@ def job_of(event: Event) -> NewJob:
     lane = event.extensions.get("priority", Lane.DEFAULT)
     if lane not in list(Lane):
         raise InvalidJob(f"priority must be one of {', '.join(Lane)}", "priority")
+    fallback = event.extensions.get(FALLBACK, "")
+    if fallback not in ("", NO_FALLBACK):
+        raise InvalidJob(f"{FALLBACK} must be {NO_FALLBACK}", FALLBACK)
     return NewJob(
         id=job_id_of(event),
         request=request,
@@ -130,6 +138,7 @@ def job_of(event: Event) -> NewJob:
         traceparent=followable(event.extensions.get("traceparent", "")),
         metadata={request_id.KEPT: asked_as} if asked_as else {},
         cache_control=event.extensions.get(CACHE_CONTROL, ""),
+        fallback=fallback,
         attempt=attempt_of(event) or 0,
     )
 

@@ -33,6 +33,9 @@ CONTENT_FILTER: Final = "content_filter"
 CONTENT_FILTER_UNAVAILABLE: Final = "content_filter_unavailable"
 """Why an answer is incomplete that no step could judge before its job's deadline."""
 
+NO_FALLBACK: Final = "none"
+"""What a caller says who wants the model that was asked, however long that takes."""
+
 REJECTED: Final = "rejected"
 """The outcome of an attempt whose answer a step had made again."""
 
@@ -153,6 +156,7 @@ class Job:
     prompt: str = ""  #: its start (`eventing.job.prompt`); empty in a record of an older version
     cache_control: str = ""  #: the caller's directives (RFC 9111)
     cache: CacheUse | None = None
+    fallback: str = ""  #: `NO_FALLBACK` where no other model or provider may answer
     follows: str = ""  #: the job whose answer this one waits for, while it is queued
     plan: Plan | None = None  #: None for a job that goes straight to its predictor
     step: str = ""  #: the step that is next; empty when none is left

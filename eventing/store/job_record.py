@@ -72,6 +72,7 @@ LIST_FIELDS: Final = (
     "pipeline",
     "incomplete",
     "candidate_state",
+    "fallback",
 )
 """Fields that lists read: neither prompt nor answer."""
 LABELS_BYTES: Final = 16 * 1024
@@ -98,15 +99,16 @@ def new_fields(
         pairs["tenant_key"] = name
     if queues:
         pairs["queues"] = orjson.dumps(queues)
-    if new.cache_control:
-        pairs["cache_control"] = new.cache_control
+    optional = {
+        "cache_control": new.cache_control,
+        "fallback": new.fallback,
+        "options_sha": new.options_sha,
+        "traceparent": new.traceparent,
+    }
+    pairs |= {name: text for name, text in optional.items() if text}
     if new.cache is not None:
         pairs["cache"] = new.cache.use.to_json()
     pairs |= _plan_pairs(new.plan, after_queues)
-    if new.options_sha:
-        pairs["options_sha"] = new.options_sha
-    if new.traceparent:
-        pairs["traceparent"] = new.traceparent
     pairs |= _prefix_pairs(new)
     if new.turn:
         pairs["conversation"] = new.turn.id
@@ -239,6 +241,7 @@ def fresh(new: NewJob, created_ms: int) -> Job:
         conversation=new.turn.id if new.turn else "",
         prompt=prompt_start(new.request),
         cache_control=new.cache_control,
+        fallback=new.fallback,
         cache=new.cache.use if new.cache else None,
         plan=new.plan,
         step=new.plan.first if new.plan else "",
@@ -295,6 +298,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         conversation=text(b"conversation"),
         cache_control=text(b"cache_control"),
         cache=cache,
+        fallback=text(b"fallback"),
         follows=text(b"follows"),
         prompt=text(b"prompt"),
         plan=plan_of_json(record[b"plan"]) if b"plan" in record else None,

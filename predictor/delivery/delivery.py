@@ -24,7 +24,7 @@ from eventing.errors import (
     StoreUnavailable,
     Unavailable,
 )
-from eventing.job.job import API_SOURCE, Job
+from eventing.job.job import API_SOURCE, NO_FALLBACK, Job
 from eventing.job.plan import Hold
 from eventing.job.store import Acquired, AcquireStatus, JobWorker, NewJob, ReleaseReason
 from eventing.store.job_record import fresh
@@ -384,6 +384,7 @@ def _request(job: Job, attempt: int, *, starts_over: bool = False) -> EngineRequ
         tenant=job.tenant,
         idempotency_key=job.id,
         lane=job.lane,
+        allows_fallback=job.fallback != NO_FALLBACK,
         starts_over=starts_over,
     )
 

@@ -54,6 +54,7 @@ class EngineRequest:
     tenant: str = ""  #: whose data it is; empty for a direct call
     idempotency_key: str = ""  #: the same for each attempt of a job
     lane: str = ""
+    allows_fallback: bool = True  #: another provider may answer
     starts_over: bool = False  #: an earlier attempt's answer broke off
 
 

@@ -188,6 +188,51 @@ async def test_a_provider_that_fails_is_stood_in_for_and_the_answer_says_so(
     assert sent == 10
 
 
+async def test_a_caller_who_wants_no_fallback_waits_for_the_provider_that_was_asked(
+    redis_url: str,
+) -> None:
+    event = asking(extensions={"fallback": "none"})
+    async with (
+        two_providers() as (first, second),
+        engine_at(first.url, second.url, redis_url=redis_url, rules=FAST) as engine,
+        open_harness(running=engine, is_store_shared=False) as harness,
+    ):
+        first.answers = [refuses(503), says("from", " the", " first")]
+        assert (await harness.deliver(event)).status == 503
+        while (answer := await harness.deliver(event)).status == 503:
+            await asyncio.sleep(0.05)
+
+    assert text_of(answer) == "from the first"
+    assert second.bodies == []
+
+
+async def until_waits(engine: UpstreamEngine, call: EngineRequest) -> UpstreamUnavailable:
+    """Why the call waits at last, after failures that are noted beside it."""
+    while True:
+        try:
+            await all_steps(engine, call)
+        except UpstreamUnavailable as error:
+            return error
+        except UpstreamFailed:
+            continue
+
+
+async def test_without_a_fallback_an_open_breaker_and_a_broken_answer_lead_to_no_other_provider(
+    redis_url: str,
+) -> None:
+    call = replace(asked(), allows_fallback=False)
+    async with (
+        two_providers() as (first, second),
+        engine_at(first.url, second.url, redis_url=redis_url) as engine,
+    ):
+        first.answers = [refuses(500)]
+        refused = [await until_waits(engine, call)]
+        refused.append(await until_waits(engine, replace(call, starts_over=True)))
+
+    assert all("breaker" in error.message for error in refused)
+    assert second.bodies == []
+
+
 async def test_an_answer_that_has_begun_is_never_glued_to_anothers(redis_url: str) -> None:
     async with (
         two_providers() as (first, second),

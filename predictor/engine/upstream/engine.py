@@ -155,8 +155,9 @@ class UpstreamEngine:
         self.validate(request)
         reasons: list[str] = []
         is_shown = False
-        for place, target in self._in_order(request):
-            is_last = len(reasons) == len(self._targets) - 1
+        targets = self._in_order(request)
+        for place, target in targets:
+            is_last = len(reasons) == len(targets) - 1
             right = await self._states[place].reserve(*_size(request), request.lane)
             if isinstance(right, Denied):
                 reasons.append(_denial(right, is_last=is_last))
@@ -205,8 +206,12 @@ class UpstreamEngine:
         return race(call.steps(request), after_s=late_s, second=second)
 
     def _in_order(self, request: EngineRequest) -> list[tuple[int, Target]]:
-        """The targets as this call asks them: an answer that broke off is asked of the next one first."""
+        """The targets as this call asks them: an answer that broke off is asked of the next one first, if the caller
+        takes another's.
+        """
         targets = list(enumerate(self._targets))
+        if not request.allows_fallback:
+            return targets[:1]
         first = 1 if request.starts_over and len(targets) > 1 else 0
         return [*targets[first:], *targets[:first]]
 

@@ -147,6 +147,16 @@ async def test_every_line_of_a_batch_is_answered(
     assert body["choices"][0]["message"]["content"] == engine.answer
 
 
+async def test_a_line_of_a_batch_may_ask_for_no_fallback(
+    rig: Rig, client: AsyncOpenAI, runner: None, engine: FakeEngine
+) -> None:
+    asking = [orjson.dumps(chat_line("q", custom_id="c1") | {"fallback": "none"}), *lines(2)[1:]]
+    await final(client, (await start(client, asking)).id)
+
+    carried = [event.extensions.get("fallback", "") for event in rig.broker.events]
+    assert sorted(carried) == ["", "none"]
+
+
 async def test_an_invalid_line_fails_alone_with_its_number(
     client: AsyncOpenAI, runner: None
 ) -> None:

@@ -47,6 +47,15 @@ async def test_the_same_event_again_is_the_same_job(rig: Rig) -> None:
     assert len(rig.broker.events) == 1
 
 
+async def test_an_event_may_ask_for_no_fallback(rig: Rig) -> None:
+    job_id = (await send(rig, "/v1/events", wanted(fallback="none"))).json()["id"]
+    job = await rig.store.get(job_id)
+
+    assert job is not None
+    assert job.fallback == "none"
+    assert rig.broker.events[0].extensions["fallback"] == "none"
+
+
 async def test_an_event_cannot_choose_its_tenant(rig: Rig) -> None:
     await send(rig, "/v1/events", wanted(tenant="somebody"))
 
@@ -61,6 +70,7 @@ async def test_an_event_cannot_choose_its_tenant(rig: Rig) -> None:
         pytest.param(wanted(line={"url": "/v1/x", "body": {}}), 422, "url", id="unknown url"),
         pytest.param(wanted(line=chat_line(model="x")), 422, "body.model", id="unknown model"),
         pytest.param(wanted(priority="now"), 422, "priority", id="unknown priority"),
+        pytest.param(wanted(fallback="big"), 422, "fallback", id="another fallback"),
         pytest.param(wanted(expirytime="soon"), 422, "expirytime", id="no time"),
     ],
 )

@@ -243,6 +243,25 @@ async def test_expires_after_becomes_the_deadline(rig: Rig) -> None:
     assert rig.broker.events[0].extensions["expirytime"]
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"fallback": "none"}, {"headers": {"torpor-fallback": "none"}}],
+    ids=["field", "header"],
+)
+async def test_a_caller_who_takes_no_other_models_answer_says_so_to_the_predictor(
+    rig: Rig, asked: dict[str, Any]
+) -> None:
+    await rig.submit(**asked)
+
+    assert rig.broker.events[0].extensions["fallback"] == "none"
+
+
+async def test_another_fallback_than_none_is_refused_by_name(rig: Rig) -> None:
+    answer = await rig.client.post("/v1/jobs", json=chat_line(fallback="big"))
+
+    assert (answer.status_code, answer.json()["field"]) == (422, "fallback")
+
+
 async def test_metadata_comes_back(rig: Rig) -> None:
     job_id = await rig.submit(metadata={"order": "17"})
 
