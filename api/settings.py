@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from api.webhook.schedule import SCHEDULE_S
 from eventing.job.capability import Capability
-from eventing.job.plan import EMBED_STEP, Plan, tiers_of
+from eventing.job.plan import EMBED_STEP, MODERATE_STEP, Plan, tiers_of
 from eventing.process.egress import allow_list
 from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token
 from eventing.settings import BrokerClientSettings
@@ -44,8 +44,8 @@ class ModelCard(BaseModel):
     output_price_per_1m: Annotated[float, Field(ge=0)] = 0.0
     """What its provider takes for a million tokens of answers."""
     capabilities: frozenset[Capability] | None = None
-    """What it can: `generate`, `embed`, `image`, `audio`, `video`, `tools`. A call that asks for something else is
-    refused when it is submitted; where none are listed, the engine judges.
+    """What it can: `generate`, `embed`, `moderate`, `image`, `audio`, `video`, `tools`. A call that asks for something
+    else is refused when it is submitted; where none are listed, the engine judges.
     """
 
 
@@ -53,13 +53,23 @@ EMBEDDER_CONTEXT: Final = 256
 """Tokens that the packaged embedding model reads of a text."""
 
 
+MODERATOR_CONTEXT: Final = 1_000_000
+"""Tokens of the texts of one moderation: rules read texts of any length, and a guard model gets them in pieces."""
+
+
 def _planned_card(name: str, plan: Plan, listed: Mapping[str, ModelCard]) -> ModelCard | None:
-    """The card of a public name: of the embedder that answers it, or of the models that it chooses among, which
+    """The card of a public name: of the step that answers it, or of the models that it chooses among, which
     can together what each of them can.
     """
     if plan.step(EMBED_STEP):
         return ModelCard(
             name=name, context_tokens=EMBEDDER_CONTEXT, capabilities=frozenset({Capability.EMBED})
+        )
+    if plan.step(MODERATE_STEP):
+        return ModelCard(
+            name=name,
+            context_tokens=MODERATOR_CONTEXT,
+            capabilities=frozenset({Capability.MODERATE}),
         )
     tiers = [listed[each] for each in tiers_of(plan) if each in listed]
     if not tiers:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from eventing.errors import BadRequest
-from eventing.job.plan import EMBED_STEP, ROUTE_STEP, Pipelines, load_pipelines
+from eventing.job.plan import EMBED_STEP, MODERATE_STEP, ROUTE_STEP, Pipelines, load_pipelines
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.policy import memory_policy
 from eventing.store.vector_store.query import RETRIEVE_STEP
@@ -20,6 +20,7 @@ from steps.retrieval.settings import check_retrieve
 from steps.route.tiers import parse_rule
 from steps.semantic_cache.settings import NAME as SEMANTIC_CACHE
 from steps.semantic_cache.settings import parse_settings
+from steps.validation.moderate import parse_moderation
 from steps.validation.moderate_input import NAME as MODERATE_INPUT
 from steps.validation.moderate_input import parse_input_rule
 from steps.validation.step import NAME as VALIDATE_OUTPUT
@@ -42,6 +43,7 @@ CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     **dict.fromkeys(NO_OPS, _takes_any),
     EMBED_STEP: _takes_none,
     MEMORY: memory_policy,
+    MODERATE_STEP: parse_moderation,
     MODERATE_INPUT: parse_input_rule,
     RETRIEVE_STEP: check_retrieve,
     ROUTE_STEP: parse_rule,

@@ -7,7 +7,7 @@ index) it loads at its first call.
 from collections.abc import Awaitable, Callable, Mapping
 
 from eventing.cloudevent.event import Event
-from eventing.job.plan import EMBED_STEP, ROUTE_STEP
+from eventing.job.plan import EMBED_STEP, MODERATE_STEP, ROUTE_STEP
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.store import Conversations
 from eventing.store.file_store import FileStore
@@ -32,6 +32,7 @@ from steps.retrieval.steps import RetrieveStep, SearchStep
 from steps.retrieval.tokens import word_pieces
 from steps.route.step import route
 from steps.semantic_cache.make import semantic_cache
+from steps.validation.moderate import moderate
 from steps.validation.moderate_input import NAME as MODERATE_INPUT
 from steps.validation.moderate_input import moderate_input
 from steps.validation.step import NAME as VALIDATE_OUTPUT
@@ -56,6 +57,7 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
         **dict.fromkeys(NO_OPS, no_op),
         EMBED_STEP: EmbedStep(_packaged(parts)),
         ROUTE_STEP: route,
+        MODERATE_STEP: moderate,
         GROUND: ground,
         "semantic-cache": semantic_cache(parts),
         MEMORY: Memory(conversations, Recall(conversations, parts.embedder)),

@@ -152,8 +152,9 @@ def _check_countable(messages: Iterable[Mapping[str, Any]]) -> None:
 
 
 _CAN_NOT: Final = {
-    Capability.GENERATE: "makes embeddings, and answers no prompts",
+    Capability.GENERATE: "answers no prompts: it is one for embeddings or for moderations",
     Capability.EMBED: "makes no embeddings",
+    Capability.MODERATE: "judges no texts: moderations need a model with the step `moderate`",
     Capability.IMAGE: "takes no images",
     Capability.AUDIO: "takes no sound",
     Capability.VIDEO: "takes no films",
@@ -161,11 +162,14 @@ _CAN_NOT: Final = {
 }
 
 
+_UNLISTED: Final = frozenset(Capability) - {Capability.MODERATE}
+
+
 def _check_can(card: ModelCard, request: JobRequest) -> None:
-    if card.capabilities is None:
-        return
+    # Where none are listed the engine judges; but no engine of ours moderates.
+    can = _UNLISTED if card.capabilities is None else card.capabilities
     for capability, where in asked_of(request):
-        if capability not in card.capabilities:
+        if capability not in can:
             raise InvalidJob(f"{where}: {card.name} {_CAN_NOT[capability]}", where)
 
 

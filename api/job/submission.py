@@ -392,6 +392,7 @@ JOB_SCHEMA: Final[Schema] = {
                     "ChatBatchRequest",
                     "CompletionRequest",
                     "EmbeddingRequest",
+                    "ModerationRequest",
                 )
             ],
         },

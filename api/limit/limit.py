@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from api.settings import ApiSettings
 from eventing.errors import BadRequest, Unavailable
-from eventing.job.call_fields import CHAT_BATCH_URL
+from eventing.job.call_fields import CHAT_BATCH_URL, MODERATION_URL
 from eventing.job.job import Job, JobRequest
 
 MINUTE_S: Final = 60
@@ -141,7 +141,7 @@ def tokens_asked(request: JobRequest, context_tokens: int) -> int:
     and choice the longest answer allowed, or what the context leaves when none is set.
     """
     prompts = _prompt_sizes(request)
-    if request.url == "/v1/embeddings":
+    if request.url in ("/v1/embeddings", MODERATION_URL):
         return max(1, sum(prompts))
     named = answer_tokens(request)
     answers = [max(context_tokens - size, 0) if named is None else named for size in prompts]

@@ -92,6 +92,18 @@ _EMBEDDING: Final[Example] = {
     "model": "an-embedding-model",
     "usage": {"prompt_tokens": 2, "total_tokens": 2},
 }
+_MODERATION: Final[Example] = {
+    "id": "modr-0123456789abcdef01234567",
+    "model": "omni-moderation-latest",
+    "results": [
+        {
+            "flagged": True,
+            "categories": {"harassment": True, "violence": False},
+            "category_scores": {"harassment": 1.0, "violence": 0.0},
+            "category_applied_input_types": {"harassment": ["text"], "violence": ["text"]},
+        }
+    ],
+}
 _MODEL_CARD: Final[Example] = {
     "id": _MODEL,
     "object": "model",
@@ -368,6 +380,8 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "Deleted": {"id": _JOB_ID, "object": "job", "deleted": True},
     "EmbeddingList": _EMBEDDING,
     "EmbeddingRequest": {"model": "an-embedding-model", "input": ["a text", "another"]},
+    "Moderation": _MODERATION,
+    "ModerationRequest": {"model": "omni-moderation-latest", "input": "a text"},
     "EventTypeList": {"object": "list", "data": ["response.completed", "batch.completed"]},
     "File": _FILE,
     "FileList": _listed(_FILE),

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, completions, embeddings and models, through the queue.
+"""OpenAI's chat completions, completions, embeddings, moderations and models, through the queue.
 
 Called by `api.wiring`. A call is a job, so it also works while the model is at zero. A client that disconnects
 cancels its job, unless an Idempotency-Key lets it return.
@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auth.principal import Scope
+from api.http.errors import ModelNotFound
 from api.http.parameter import Parameter
 from api.http.problem import openai_error
 from api.http.protocol import ResponseWriter, writer_of
@@ -44,10 +45,25 @@ from api.settings import ModelCard
 from api.view.cache import job_headers
 from api.view.chunk import Chunker, wants_usage_throughout
 from api.view.job import AcceptedJobView
-from api.view.openai import ChatCompletion, Completion, EmbeddingList, ModelList, ModelView
+from api.view.openai import (
+    ChatCompletion,
+    Completion,
+    EmbeddingList,
+    ModelList,
+    ModelView,
+    Moderation,
+)
 from api.view.outcome import answer_of, failure_of
 from eventing.errors import InvalidJob, NotFound, TorporError
-from eventing.job.call_fields import CHAT_BATCH_URL, FLAG, NAME, nullable, request_schema
+from eventing.job.call_fields import (
+    CHAT_BATCH_URL,
+    FLAG,
+    MODERATION_URL,
+    NAME,
+    nullable,
+    request_schema,
+)
+from eventing.job.capability import Capability
 from eventing.job.job import URL_BY_FIELD, Job, Lane
 from eventing.job.plan import ROUTE_STEP, STEPS_AFTER
 from eventing.job.store import StreamEntry
@@ -201,6 +217,35 @@ async def create_embedding(call: Call[OpenAIDeps]) -> Response:
     return await _serve(call, "/v1/embeddings", await call.read_object())
 
 
+@routes.operation(
+    "POST",
+    MODERATION_URL,
+    Scope.JOBS_WRITE,
+    parameters=GENERATING_HEADERS,
+    body=_body("ModerationRequest", MODERATION_URL, "resources/moderations"),
+    answers={200: Moderation, 202: AcceptedJobView},
+    refuses=GENERATING_REFUSES,
+)
+async def create_moderation(call: Call[OpenAIDeps]) -> Response:
+    """Judge texts.
+
+    As at OpenAI, by rules or a guard model of the step `moderate`; images are refused. Without `model` the first model
+    that moderates is asked.
+    """
+    body = await call.read_object()
+    if body.get("model") is None:
+        body["model"] = _moderator(call.deps.catalog)
+    return await _serve(call, MODERATION_URL, body)
+
+
+def _moderator(catalog: Catalog) -> str:
+    """The model of a call that names none. Raises `ModelNotFound`."""
+    for card in catalog.cards:
+        if card.capabilities and Capability.MODERATE in card.capabilities:
+            return card.name
+    raise ModelNotFound("no model here judges texts", "body.model")
+
+
 @routes.operation("GET", "/v1/models", Scope.JOBS_READ, answers=ModelList)
 async def list_models(call: Call[OpenAIDeps]) -> Response:
     """List the models, running or at zero."""
@@ -259,7 +304,7 @@ async def _serve(call: Call[OpenAIDeps], url: str, body: dict[str, Any]) -> Resp
             await call.deps.completions.add(job)
     if is_async:
         return accepted_async(job)
-    if is_stream and url != "/v1/embeddings":
+    if is_stream and url not in _WHOLE:
         frames = _frames(held.live, job, writer_of(call.request.scope), has_usage=has_usage)
         gone = cancel_when_left(held, call, job)
         return stream_of(held, job, frames, gone=gone, error_frame=_error_frame)
@@ -278,6 +323,8 @@ def _of_job(body: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+_WHOLE: Final = ("/v1/embeddings", MODERATION_URL)
+"""Calls whose answer is one body, whatever `stream` says."""
 _MODEL_STEPS: Final = (ROUTE_STEP, *STEPS_AFTER)
 """Steps that may choose another model."""
 _OURS: Final = ("stream", "stream_options", "store", service_tier.FIELD)

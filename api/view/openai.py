@@ -90,6 +90,23 @@ class EmbeddingList(TypedDict):
     usage: NotRequired[TokenUsage | None]
 
 
+class ModerationResult(TypedDict):
+    """What was found in a text."""
+
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+    category_applied_input_types: dict[str, list[str]]
+
+
+class Moderation(TypedDict):
+    """A result for each text, or one for all parts."""
+
+    id: str
+    model: str
+    results: list[ModerationResult]
+
+
 @described
 class ModelView(TypedDict):
     """A model that is served, running or at zero."""
@@ -101,7 +118,7 @@ class ModelView(TypedDict):
     max_model_len: int
     """Tokens of its context"""
     capabilities: list[str] | None
-    """What it can: generate, embed, image, audio, video, tools; null where the engine judges"""
+    """What it can: generate, embed, moderate, image, audio, video, tools; null where the engine judges"""
 
 
 class ModelList(TypedDict):

@@ -9,6 +9,7 @@ from typing import Any, Final
 from api.limit.service_tier import used_tier
 from eventing.errors import BadRequest, TorporError
 from eventing.job.answer_links import shown_result
+from eventing.job.call_fields import MODERATION_URL
 from eventing.job.job import CHAT_URLS, Job, JobState
 from eventing.job.reasoning import choice_with_both_names
 
@@ -65,6 +66,8 @@ def answer_of(job: Job) -> Mapping[str, Any]:
     body = dict(shown_result(job) or {})
     if body.get("object") == "list":  # embeddings have no id
         return body | {"model": job.answered_by}
+    if job.request.url == MODERATION_URL:
+        return body | {"id": answer_id(job), "model": job.answered_by}
     tier = {"service_tier": used} if (used := used_tier(job)) else {}
     own = tier | {"id": answer_id(job), "created": job.created_ms // 1000, "model": job.answered_by}
     if isinstance(choices := body.get("choices"), list):
@@ -87,4 +90,5 @@ def _whole(choice: Any) -> Any:
 def answer_id(job: Job) -> str:
     """The id of the job's answer in OpenAI's form."""
     prefix = "chatcmpl" if job.request.url in CHAT_URLS else "cmpl"
+    prefix = "modr" if job.request.url == MODERATION_URL else prefix
     return f"{prefix}-{job.id.removeprefix('job_')}"

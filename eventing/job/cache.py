@@ -15,6 +15,7 @@ import orjson
 
 from eventing.errors import BadRequest
 from eventing.job.cache_key import cache_key
+from eventing.job.call_fields import MODERATION_URL
 from eventing.job.plan import Plan, read_pipelines
 from eventing.known_fields import known_fields
 
@@ -209,7 +210,7 @@ def _unfit(
 
 def is_sampled(url: str, body: Mapping[str, Any]) -> bool:
     """True when the same call may be answered otherwise each time. A temperature that is not set is the engine's."""
-    if url == "/v1/embeddings":
+    if url in ("/v1/embeddings", MODERATION_URL):
         return False
     several = any((body.get(name) or 1) != 1 for name in ("n", "best_of"))
     return several or body.get("temperature") != 0

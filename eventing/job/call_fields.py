@@ -14,6 +14,9 @@ from eventing.errors import InvalidJob
 CHAT_BATCH_URL: Final = "/v1/chat/completions/batch"
 """vLLM's call of several conversations, answered by one choice each."""
 
+MODERATION_URL: Final = "/v1/moderations"
+"""OpenAI's judgement of texts."""
+
 Schema = Mapping[str, Any]
 """JSON Schema, as OpenAPI 3.1 has it."""
 
@@ -133,6 +136,8 @@ _PART: Final = one_of(
 """
 _INT64: Final = 2**63
 
+MOST_JUDGED: Final = 512
+"""Texts of one moderation."""
 _MAX_CHATS: Final = 128
 """As many answers as `n` may ask for."""
 
@@ -243,6 +248,19 @@ _PROMPT: Final[Schema] = {
 }
 
 
+_JUDGED: Final[Schema] = {
+    "type": ["string", "array"],
+    "minItems": 1,
+    "maxItems": MOST_JUDGED,
+    "description": "a text, a list of texts, or a list of parts, which are judged as one",
+    "items": {
+        "type": ["string", "object"],
+        "required": ["type"],
+        "properties": {"type": {"enum": ["text", "image_url"]}, "text": _TEXT_SCHEMA},
+    },
+}
+
+
 def request_schema(url: str) -> dict[str, Any]:
     """What `check_body` judges at `url`, as JSON Schema; other fields are the engine's."""
     match url:
@@ -256,6 +274,8 @@ def request_schema(url: str) -> dict[str, Any]:
             return object_schema(needed, _CHAT, {"response_format": _FORMAT})
         case "/v1/completions":
             return object_schema({"model": NAME.schema, "prompt": _PROMPT}, _COMPLETION)
+        case "/v1/moderations":
+            return object_schema({"model": NAME.schema, "input": _JUDGED}, {})
         case _:
             return object_schema({"model": NAME.schema, "input": _PROMPT}, _EMBEDDING)
 
@@ -301,6 +321,8 @@ def check_body(url: str, body: Mapping[str, Any]) -> None:
         case "/v1/completions":
             _check_prompt(body.get("prompt"), "body.prompt")
             check_fields(body, _COMPLETION, "body.")
+        case "/v1/moderations":
+            _check_judged(body.get("input"))
         case _:
             _check_prompt(body.get("input"), "body.input")
             check_fields(body, _EMBEDDING, "body.")
@@ -444,6 +466,22 @@ def _check_prompt(value: Any, where: str) -> None:
         return
     if not all(_are_ids(one) for one in value):
         raise InvalidJob(f"{where} must hold texts, or token ids, or lists of token ids", where)
+
+
+def _check_judged(value: Any) -> None:
+    """A text, texts, or parts."""
+    where = "body.input"
+    if isinstance(value, str) or (TEXTS.is_kept_by(value) and 0 < len(value) <= MOST_JUDGED):
+        return
+    if not isinstance(value, list) or not 0 < len(value) <= MOST_JUDGED:
+        raise InvalidJob(f"{where} must be text, or a list of 1 to {MOST_JUDGED} texts", where)
+    for index, part in enumerate(value):
+        part_where = f"{where}[{index}]"
+        if not isinstance(part, Mapping):
+            raise InvalidJob(f"{where} must hold texts, or parts", where)
+        check(f"{part_where}.", part.get("type"), one_of("text", "image_url"), "type")
+        if part["type"] == "text":
+            check(f"{part_where}.", part.get("text"), TEXT, "text")
 
 
 def _are_ids(value: Any) -> bool:

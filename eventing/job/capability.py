@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
+from eventing.job.call_fields import MODERATION_URL
 from eventing.job.job import JobRequest
 
 
@@ -15,6 +16,7 @@ class Capability(StrEnum):
 
     GENERATE = "generate"  #: chat completions and completions
     EMBED = "embed"  #: embeddings
+    MODERATE = "moderate"  #: moderations
     IMAGE = "image"  #: images in messages
     AUDIO = "audio"  #: sound in messages
     VIDEO = "video"  #: films in messages
@@ -41,7 +43,7 @@ def capabilities_of(
     if not isinstance(architectures, list) or not architectures:
         return None
     given = {word.partition("=")[0] for word in engine_args}
-    found = set(Capability)
+    found = set(Capability) - {Capability.MODERATE}
     if _is_text_alone(config, architectures, files):
         found -= {Capability.IMAGE, Capability.AUDIO, Capability.VIDEO}
     is_pooling = any(name in files for name in _POOLING_FILES)
@@ -70,6 +72,11 @@ def asked_of(request: JobRequest) -> Iterator[tuple[Capability, str]]:
     if request.url == "/v1/embeddings":
         yield Capability.EMBED, "body.model"
         return
+    if request.url == MODERATION_URL:
+        yield Capability.MODERATE, "body.model"
+        parts = request.body.get("input")
+        yield from _media_of(parts if isinstance(parts, list) else (), "body.input")
+        return
     yield Capability.GENERATE, "body.model"
     body = request.body
     if body.get("tools") and body.get("tool_choice") != "none":
@@ -94,7 +101,12 @@ def _media_in(
 ) -> Iterator[tuple[Capability, str]]:
     for row, message in enumerate(messages):
         content = message.get("content")
-        for column, part in enumerate(content if isinstance(content, list) else ()):
-            kind = part.get("type") if isinstance(part, Mapping) else None
-            if (asked := _MEDIA.get(str(kind))) is not None:
-                yield asked, f"{where}[{row}].content[{column}].type"
+        parts = content if isinstance(content, list) else ()
+        yield from _media_of(parts, f"{where}[{row}].content")
+
+
+def _media_of(parts: Sequence[Any], where: str) -> Iterator[tuple[Capability, str]]:
+    for column, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if (asked := _MEDIA.get(str(kind))) is not None:
+            yield asked, f"{where}[{column}].type"

@@ -16,7 +16,7 @@ import orjson
 
 from eventing.errors import InvalidJob
 from eventing.job.cache import CacheUse
-from eventing.job.call_fields import CHAT_BATCH_URL, check_body
+from eventing.job.call_fields import CHAT_BATCH_URL, MODERATION_URL, check_body
 from eventing.job.plan import Hold, Plan, StepRecord, StepStatus
 from eventing.known_fields import known_fields
 
@@ -40,8 +40,8 @@ REJECTED: Final = "rejected"
 """The outcome of an attempt whose answer a step had made again."""
 
 CHAT_URLS: Final = ("/v1/chat/completions", CHAT_BATCH_URL)
-RUNNABLE_URLS: Final = (*CHAT_URLS, "/v1/completions", "/v1/embeddings")
-"""Paths that a predictor can serve, as in a line of an OpenAI Batch file."""
+RUNNABLE_URLS: Final = (*CHAT_URLS, "/v1/completions", "/v1/embeddings", MODERATION_URL)
+"""Paths of calls that a job may be, as in a line of an OpenAI Batch file."""
 URL_BY_FIELD: Final = {
     "messages": "/v1/chat/completions",
     "prompt": "/v1/completions",

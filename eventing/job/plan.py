@@ -29,6 +29,10 @@ ROUTE_STEP: Final = "route"
 """Chooses among the models of its setting `tiers`: a model whose plan has it needs no predictor of its own."""
 EMBED_STEP: Final = "embed"
 """Answers embeddings: a model whose plan has it is served by the steps alone."""
+MODERATE_STEP: Final = "moderate"
+"""Answers moderations: a model whose plan has it is served by the steps alone."""
+SERVING_STEPS: Final = (EMBED_STEP, MODERATE_STEP, ROUTE_STEP)
+"""A model whose plan has one of these needs no predictor of its own name."""
 MOST_STEPS: Final = 16
 _NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?\Z")
 _STEP_FIELDS: Final = frozenset(
@@ -280,7 +284,7 @@ def check_served(plans: Pipelines, cached: Collection[str], served: Collection[s
     known = ", ".join(sorted(served))
     for name in dict.fromkeys((*plans, *cached)):
         plan = plans.get(name, Plan(steps=()))
-        if name not in served and not (plan.step(EMBED_STEP) or plan.step(ROUTE_STEP)):
+        if name not in served and not any(plan.step(each) for each in SERVING_STEPS):
             raise _invalid(name, f"is none of the models that are served: {known}")
         asked = [(f"{ROUTE_STEP}: tiers", tier) for tier in tiers_of(plan)]
         asked += [

@@ -34,6 +34,7 @@ POSTS: dict[str, Mapping[str, bytes]] = {
     "/v1/chat/completions": IS_JSON,
     "/v1/completions": IS_JSON,
     "/v1/embeddings": IS_JSON,
+    "/v1/moderations": IS_JSON,
     "/v1/responses": IS_JSON,
     "/v1/batches": IS_JSON,
     "/v1/vector_stores": IS_JSON,
