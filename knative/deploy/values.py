@@ -6,19 +6,32 @@ values.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
+from yarl import URL
 
-from eventing.errors import BadRequest
+from eventing.errors import BadRequest, InvalidJob
 from eventing.job.cache import parse_cache_rules
 from eventing.job.capability import Capability
 from eventing.job.once_loader import OnceLoader
-from eventing.job.plan import Pipelines, check_served, parse_pipelines
+from eventing.job.plan import Pipelines, check_served, parse_pipelines, tiers_of
+from eventing.process.egress import AllowList, check_url
+from eventing.process.setting import HttpUrl
 
 _LABEL = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
 _HOST = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
@@ -26,6 +39,7 @@ _URI = r"^(hf|s3|gs|pvc|https|oci|azure)://\S+$"
 DnsLabel = Annotated[str, Field(pattern=_LABEL)]
 HostName = Annotated[str, Field(pattern=_HOST)]
 StorageUri = Annotated[str, Field(pattern=_URI)]
+SecretName = Annotated[str, Field(pattern=_HOST)]
 # Error messages in place of a regular expression.
 _IN_WORDS = {
     _LABEL: "must be lower-case letters, digits and dashes, 40 at most, a letter first",
@@ -43,10 +57,56 @@ class _Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_no_boolean(cls, value: object) -> object:
-        if isinstance(value, bool):
+    def _is_no_boolean(cls, value: object, info: ValidationInfo) -> object:
+        wanted = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and wanted is not bool:
             raise ValueError("must not be true or false; YAML reads yes, no, on and off as that")
         return value
+
+
+class FallbackValues(_Section):
+    """What is asked when a provider fails: another endpoint or, without `url`, a model of this installation."""
+
+    url: HttpUrl | None = None
+    model: str = Field(min_length=1, max_length=128)
+    secret: SecretName | None = None
+
+
+class UpstreamValues(_Section):
+    """A provider's endpoint as the engine of a model: neither GPU nor weights."""
+
+    url: HttpUrl
+    model: str = Field(min_length=1, max_length=128)  # its name there
+    secret: SecretName | None = None  # its key `key` is the provider's
+    tenants: tuple[str, ...] = Field(min_length=1)  # whose data may leave the cluster; "*": all
+    fallbacks: tuple[FallbackValues, ...] = ()
+    hedges: bool = False
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()  # where it is, if not on public addresses
+    input_price_per_1m: float = Field(0, ge=0)
+    output_price_per_1m: float = Field(0, ge=0)
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The hosts and networks inside that it may be at."""
+        if not self.networks:
+            return ()
+        urls = (self.url, *(each.url for each in self.fallbacks if each.url))
+        hosts = dict.fromkeys(str(URL(url).host) for url in urls)
+        return (*hosts, *map(str, self.networks))
+
+    @model_validator(mode="after")
+    def _may_be_called(self) -> Self:
+        try:
+            for url in (self.url, *(each.url for each in self.fallbacks if each.url)):
+                check_url(url, AllowList.parse(self.allowed), "url")
+        except InvalidJob as error:
+            raise ValueError(f"{error.message} (or say in networks where it is)") from error
+        return self
+
+    @property
+    def own_models(self) -> tuple[str, ...]:
+        """The models of this installation that stand in for it."""
+        return tuple(each.model for each in self.fallbacks if each.url is None)
 
 
 class ModelValues(_Section):
@@ -65,14 +125,20 @@ class ModelValues(_Section):
     # How fast one replica is; read by the component work-scaler alone.
     prefill_tokens_per_s: float = Field(5000, ge=0.1, le=1e7)
     decode_tokens_per_s: float = Field(500, ge=0.1, le=1e7)
+    upstream: UpstreamValues | None = None  # instead of weights
 
 
 class MoreModel(ModelValues):
-    """Another model behind the same api and broker; on the same kind of GPU."""
+    """Another model behind the same api and broker; on the same kind of GPU, or a provider's."""
 
     name: DnsLabel
-    uri: StorageUri
     max_replicas: int | None = Field(None, ge=1, le=1000)  # None: as the first model's
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if ("uri" in self.model_fields_set) == (self.upstream is not None):
+            raise ValueError("needs a uri of weights, or an upstream; not both")
+        return self
 
 
 class GpuValues(_Section):
@@ -167,12 +233,29 @@ class Values(_Section):
         return self
 
     @model_validator(mode="after")
+    def _fallbacks_end(self) -> Self:
+        names = {self.model.name, *(more.name for more in self.more_models), *self.plans}
+        providers = {m.name: m.upstream for m in (self.model, *self.more_models) if m.upstream}
+        asked = {name: tiers_of(plan) for name, plan in self.plans.items()}
+        asked |= {name: upstream.own_models for name, upstream in providers.items()}
+        for provider, upstream in providers.items():
+            if strange := [name for name in upstream.own_models if name not in names]:
+                raise ValueError(f"{provider} falls back to {strange[0]}, which is no model here")
+            if way := way_back(provider, asked):
+                raise ValueError(f"fallbacks lead back to where they began: {' -> '.join(way)}")
+        return self
+
+    @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [self.model.name, *(more.name for more in self.more_models)]
         for name in names:
             if names.count(name) > 1 or f"{name}-canary" in names:
                 raise ValueError(f"model names must differ, and NAME-canary is taken: {name}")
         return self
+
+    def each_engine(self) -> tuple[Values, ...]:
+        """Give the values as each model with weights of its own sees them."""
+        return tuple(each for each in self.each() if each.model.upstream is None)
 
     def each(self) -> tuple[Values, ...]:
         """Give the values as each model sees them, the first one first."""
@@ -187,6 +270,20 @@ class Values(_Section):
             )
             for more in self.more_models
         )
+
+
+def way_back(start: str, asked: Mapping[str, Sequence[str]]) -> list[str]:
+    """Give the way that leads from a name back to itself, by the names that each one asks; empty without one."""
+    ways, seen = [[start]], {start}
+    while ways:
+        way = ways.pop()
+        for name in asked.get(way[-1], ()):
+            if name == start:
+                return [*way, name]
+            if name not in seen:
+                seen.add(name)
+                ways.append([*way, name])
+    return []
 
 
 def load_values(path: Path) -> Values:
@@ -233,6 +330,8 @@ def _names() -> list[str]:
         ImageValues,
         PlatformValues,
         MoreModel,
+        UpstreamValues,
+        FallbackValues,
         StepsValues,
     )
     return [name for section in sections for name in section.model_fields]

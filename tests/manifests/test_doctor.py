@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,11 @@ def plans(document: Any) -> dict[str, Any]:
     }
 
 
+def tiers(*models: Any) -> dict[str, Any]:
+    """A public name over several models."""
+    return {"auto": {"steps": [{"step": "route", "settings": {"tiers": list(models)}}]}}
+
+
 def step_trigger(*, retry: int, timeout: str) -> dict[str, Any]:
     """The trigger of one step."""
     wanted = {"type": "dev.torpor.inference.planned.v1", "step": "no-op"}
@@ -80,6 +86,39 @@ def step_trigger(*, retry: int, timeout: str) -> dict[str, Any]:
             "delivery": {"retry": retry, "timeout": timeout, "backoffDelay": "PT1S"},
         },
     }
+
+
+def provider(
+    *, url: str = "https://api.example.com/v1", price: int = 15, **changed: str
+) -> list[dict[str, Any]]:
+    """A predictor that asks a provider, sound but for what is changed, and its card."""
+    given = {
+        "MODEL": "large-4",
+        "KEY_FILE": "/etc/keys/key",
+        "TENANTS": '["acme"]',
+        "URL": url,
+        **changed,
+    }
+    env = [{"name": f"TORPOR_UPSTREAM_{key}", "value": value} for key, value in given.items()]
+    mounts = [{"name": "key", "mountPath": "/etc/keys"}]
+    box = {"name": "kserve-container", "env": env, "volumeMounts": mounts}
+    volumes = [{"name": "key", "secret": {"secretName": "big"}}]
+    cards = json.dumps([{"name": "thinker"}, {"name": "big", "output_price_per_1m": price}])
+    return [
+        config("torpor-settings", "torpor", TORPOR_MODELS=cards, TORPOR_MAX_JOB_SECONDS="1800"),
+        {
+            "apiVersion": "serving.kserve.io/v1beta1",
+            "kind": "InferenceService",
+            "metadata": {"name": "big", "namespace": "torpor"},
+            "spec": {"predictor": {"containers": [box], "volumes": volumes}},
+        },
+    ]
+
+
+def own(*models: str) -> str:
+    """Models of this installation that stand in for a provider."""
+    url = "http://torpor-api.torpor.svc.cluster.local:8000/v1"
+    return json.dumps([{"url": url, "model": m, "key_file": "/etc/keys/key"} for m in models])
 
 
 def published(name: str) -> dict[str, Any]:
@@ -397,6 +436,20 @@ BREAKS = [
     Break("rights", "queue", "Role", "rules>0>verbs", ["*"], "torpor-deployer"),
     Break("default-deny", "queue", "NetworkPolicy", "spec>policyTypes", ["Ingress"], "nothing-by-default"),
     Break("pod-standard", "queue", "Namespace", "metadata>labels>pod-security.kubernetes.io/enforce", "privileged"),
+    Break("provider-key", "queue", add=provider(KEY_FILE="")),
+    Break("provider-key", "queue", add=provider(KEY_FILE="/tmp/key")),
+    Break("provider-key", "queue", add=provider(FALLBACKS='[{"url": "http://torpor-api/v1", "model": "thinker"}]')),
+    Break("provider-tenants", "queue", add=provider(TENANTS="")),
+    Break("provider-tenants", "queue", add=provider(TENANTS="acme")),
+    Break("provider-tenants", "queue", add=[*provider(), plans(tiers("thinker", "big"))]),
+    Break("provider-tenants", "queue", add=[*provider(), plans(tiers({"model": "big", "tenants": ["acme", "zen"]}))]),
+    Break("provider-price", "queue", add=provider(price=0)),
+    Break("provider-fallback", "queue", add=provider(FALLBACKS=own("thinkr"))),
+    Break("provider-fallback", "queue", add=provider(FALLBACKS=own("big"))),
+    Break("provider-fallback", "queue", add=[*provider(FALLBACKS=own("auto")), plans(tiers("thinker", "big"))]),
+    Break("provider-fallback", "queue", add=provider(FALLBACKS="thinker")),
+    Break("provider-timeout", "queue", add=provider(FALLBACKS=own(*["thinker"] * 5))),
+    Break("provider-way-out", "queue", add=provider(url="https://api.example.com:8443/v1")),
     Break("keys-file", "queue", "Deployment", f"{CB}>env>5", {"name": "X", "value": "y"}, "torpor-api"),
 ]  # fmt: skip
 
@@ -406,7 +459,8 @@ def broken(resources: Resources, mistake: Break) -> Resources:
     made = copy.deepcopy(resources)
     if mistake.add is not None:
         added = mistake.add if isinstance(mistake.add, list) else [mistake.add]
-        return [*made, *added]
+        changed = [r["metadata"]["name"] for r in added if r["kind"] == "ConfigMap"]
+        return [*(r for r in made if r["metadata"]["name"] not in changed), *added]
     if mistake.kind == "Trigger" and not any(r["kind"] == "Trigger" for r in made):
         _break_own_trigger(made, mistake)
         return made
@@ -475,6 +529,21 @@ def test_a_mistake_is_named_by_its_rule(overlays: dict[str, Resources], mistake:
     }
 
     assert after - before
+
+
+def test_a_sound_provider_breaks_none_of_its_rules(overlays: dict[str, Resources]) -> None:
+    mistake = Break("", "queue", add=[*provider(FALLBACKS=own("thinker")), plans(tiers("thinker"))])
+    out = {"podSelector": {}, "egress": [{"ports": [{"port": 443}, {"port": 8000}]}]}
+    policy = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "out"},
+        "spec": out,
+    }
+
+    found = examine([*broken(overlays["queue"], mistake), policy]).findings
+
+    assert [f for f in found if f.rule.name.startswith("provider-")] == []
 
 
 def test_every_rule_is_broken_by_some_mistake() -> None:

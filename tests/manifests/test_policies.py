@@ -43,7 +43,14 @@ def opened(pod: Pod) -> set[int]:
 
 
 def chosen(selector: dict[str, Any], running: list[Pod]) -> set[str]:
-    return {pod.name for pod in running if takes(selector.get("matchLabels", {}), pod.labels)}
+    absent = {
+        e["key"] for e in selector.get("matchExpressions", ()) if e["operator"] == "DoesNotExist"
+    }
+    return {
+        pod.name
+        for pod in running
+        if takes(selector.get("matchLabels", {}), pod.labels) and not absent & pod.labels.keys()
+    }
 
 
 def parties(peers: list[dict[str, Any]] | None, running: list[Pod]) -> set[str]:
@@ -135,6 +142,9 @@ def needed_by(
         yield from ((pod.name, *door) for door in behind(resources, parts.REDIS))
     if "STORAGE_URI" in env or box["name"] == "api":
         yield pod.name, "internet", 443
+    if urlsplit(env.get("TORPOR_UPSTREAM_URL", "")).scheme == "https":
+        yield pod.name, "internet", 443
+    yield from called(resources, pod.name, env.get("TORPOR_UPSTREAM_FALLBACKS", ""))
     if box["name"] == "api":
         yield from to_broker(resources, pod.name, data[parts.SETTINGS]["TORPOR_BROKER_URL"])
     if box["name"] == "broker":
@@ -217,7 +227,7 @@ BREAKS = [
     ("queue", "base-api", "ingress>0>ports>0>port", 8001, "torpor-api opens no port 8001"),
     ("queue", "base-api", "egress>0>ports>0>port", 6380, "torpor-api is not let out to torpor-redis at 6379"),
     ("queue", "base-api", "egress>1", None, "torpor-api is not let out to internet at 443"),
-    ("queue", "base-predictor", "egress>1>ports>0>port", 80, "thinker is not let out to internet at 443"),
+    ("queue", "base-own-engine", "egress>0>ports>0>port", 80, "thinker is not let out to internet at 443"),
     ("queue", "base-predictor", "egress>0>ports>0>protocol", "UDP", "thinker is not let out to torpor-redis at 6379"),
     ("queue", "base-predictor", "policyTypes", ["Ingress"], "thinker is not let out to torpor-redis at 6379"),
     ("queue", "base-predictor", "egress>0>to", None, "thinker may go everywhere"),

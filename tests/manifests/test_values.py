@@ -35,6 +35,19 @@ CHOICES = [
         },
         id="three models behind one broker",
     ),
+    pytest.param(
+        {
+            "model": {
+                "upstream": {
+                    "url": "https://a.example/v1",
+                    "model": "m",
+                    "secret": "s",
+                    "tenants": ["*"],
+                }
+            }
+        },
+        id="a provider alone",
+    ),
 ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from knative.deploy import provider
 from knative.deploy.emit import Resource, because, document
 from knative.deploy.render import parts, steps
 from knative.deploy.render.tree import HEADER, finished
@@ -48,7 +49,7 @@ def _project(values: Values) -> Resource:
         | _known_as(parts.BROKER, values),
     }
     for each in values.each():
-        services |= _predictor(objects, settings, each.model.name)
+        services |= _predictor(objects, settings, each)
     configs = {
         "triggers": {"content": _config(objects, "torpor-triggers")["triggers.yaml"]},
         "valkey": {"content": _valkey(objects)},
@@ -110,17 +111,24 @@ def _known_as(name: str, values: Values) -> Resource:
 
 
 def _predictor(
-    objects: Sequence[Resource], settings: Mapping[str, str], model: str
+    objects: Sequence[Resource], settings: Mapping[str, str], values: Values
 ) -> dict[str, Resource]:
+    model = values.model.name
     engine = _service(_box(objects, "InferenceService", model), settings)
-    del engine["environment"]["STORAGE_URI"]
-    engine |= {
-        "volumes": [
-            because(f"./models/{model}:/mnt/models:ro", "config.json, tokenizer and weights.")
-        ],
-        "tmpfs": ["/tmp", "/var/cache/torpor:uid=10001,gid=10001"],  # noqa: S108
-        "shm_size": "4gb",
-    }
+    if values.model.upstream:
+        engine["volumes"] = [
+            because(f"./secrets/{each['mountPath'].rpartition('/')[2]}:{each['mountPath']}:ro", "A file `key`.")
+            for each in provider.mounts(values.model.upstream)
+        ]  # fmt: skip
+    else:
+        del engine["environment"]["STORAGE_URI"]
+        engine |= {
+            "volumes": [
+                because(f"./models/{model}:/mnt/models:ro", "config.json, tokenizer and weights.")
+            ],
+            "tmpfs": ["/tmp", "/var/cache/torpor:uid=10001,gid=10001"],  # noqa: S108
+            "shm_size": "4gb",
+        }
     pump = _service(_box(objects, "InferenceService", model, "pump"), settings)
     pump["network_mode"] = because(f"service:{model}", "Beside its engine, as in the pod.")
     pump["depends_on"] = ["redis", model]

@@ -41,6 +41,11 @@ def _for_each_model(kind: str, values: Values, change: Callable[[Values], Patch]
     return [patch(kind, each.model.name, change(each)) for each in values.each()]
 
 
+def _for_each_engine(values: Values, change: Callable[[Values], Patch]) -> list[Resource]:
+    """Give one patch a predictor with weights."""
+    return [patch(_SERVICE, each.model.name, change(each)) for each in values.each_engine()]
+
+
 def _broker_url(kind: str, values: Values) -> Resource:
     url = events.broker_url(kind, values)
     operation = {"op": "add", "path": "/data/TORPOR_BROKER_URL", "value": url}
@@ -176,12 +181,12 @@ def _monitoring(values: Values, _: Timeouts) -> Parts:
 
 
 def _gpu(values: Values, _: Timeouts) -> Parts:
-    return {}, _for_each_model(_SERVICE, values, hardware.gpu_patch)
+    return {}, _for_each_engine(values, hardware.gpu_patch)
 
 
 def _cpu(values: Values, _: Timeouts) -> Parts:
     return {}, [
-        *_for_each_model(_SERVICE, values, hardware.cpu_patch),
+        *_for_each_engine(values, hardware.cpu_patch),
         patch("ConfigMap", parts.SETTINGS, hardware.cpu_settings_patch(values)),
         {"patch": _deletion("autoscaling/v2", "HorizontalPodAutoscaler", values)},
         patch("Deployment", parts.API, hardware.single_patch()),
@@ -193,7 +198,7 @@ def _cpu(values: Values, _: Timeouts) -> Parts:
 
 
 def _karpenter(values: Values, times: Timeouts) -> Parts:
-    spot = _for_each_model(_SERVICE, values, hardware.spot_patch)
+    spot = _for_each_engine(values, hardware.spot_patch)
     return {"node-pool": [hardware.node_pool(values, times)]}, spot
 
 
@@ -202,7 +207,7 @@ def _model_cache(values: Values, _: Timeouts) -> Parts:
 
 
 def _compile_cache(values: Values, _: Timeouts) -> Parts:
-    cached = _for_each_model(_SERVICE, values, lambda _: hardware.compile_cache_patch())
+    cached = _for_each_engine(values, lambda _: hardware.compile_cache_patch())
     return {"claim": [hardware.compile_cache(values)]}, cached
 
 

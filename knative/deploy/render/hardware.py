@@ -126,7 +126,7 @@ def spot_patch(values: Values) -> Patch:
 
 def node_pool(values: Values, times: Timeouts) -> Resource:
     """Give Karpenter's pool of GPU nodes, spot first."""
-    limit = sum(each.max_replicas for each in values.each()) * values.gpu.count
+    limit = sum(each.max_replicas for each in values.each_engine()) * values.gpu.count
     template = {
         "metadata": {"labels": {"torpor.dev/pool": POOL}},
         "spec": {
@@ -172,7 +172,7 @@ def node_pool(values: Values, times: Timeouts) -> Resource:
 
 def model_cache(values: Values) -> list[Resource]:
     """Give KServe's cache of the weights on the GPU nodes' disks."""
-    room = f"{sum(each.model.size_gib for each in values.each()) * 4}Gi"
+    room = f"{sum(each.model.size_gib for each in values.each_engine()) * 4}Gi"
     group = {
         "apiVersion": "serving.kserve.io/v1alpha1",
         "kind": "LocalModelNodeGroup",
@@ -208,7 +208,7 @@ def model_cache(values: Values) -> list[Resource]:
             },
         },
     }
-    return [group, *(_cached_model(each) for each in values.each())]
+    return [group, *(_cached_model(each) for each in values.each_engine())]
 
 
 def _cached_model(values: Values) -> Resource:

@@ -7,6 +7,7 @@ under the KPA would scale a busy pod to zero, and KEDA cannot see work that is h
 
 from __future__ import annotations
 
+from knative.deploy import provider
 from knative.deploy.emit import Patch, Resource, because
 from knative.deploy.render import own_broker, parts
 from knative.deploy.timeouts import Timeouts
@@ -73,7 +74,7 @@ def service(values: Values, times: Timeouts) -> Resource:
         ),
         "spec": {
             "predictor": {
-                **parts.pod_metadata("predictor"),
+                **_pod_metadata(values),
                 "minReplicas": because(0, "No replica without jobs."),
                 "maxReplicas": values.max_replicas,
                 "serviceAccountName": parts.PREDICTOR,
@@ -85,41 +86,38 @@ def service(values: Values, times: Timeouts) -> Resource:
                     "pod's our namespace refuses every predictor.",
                 ),
                 "containers": [_container(values, times)],
-                "volumes": [
-                    parts.scratch("tmp", "4Gi"),
-                    parts.scratch("cache", "20Gi"),
-                    parts.scratch("shm", "4Gi", memory=True),
-                ],
+                "volumes": _volumes(values),
             }
         },
     }
 
 
+def _pod_metadata(values: Values) -> Resource:
+    made = parts.pod_metadata("predictor")
+    made["labels"] |= provider.labels(values)
+    return made
+
+
+def _volumes(values: Values) -> list[Resource]:
+    if upstream := values.model.upstream:
+        return [parts.scratch("tmp", "1Gi"), *provider.volumes(upstream)]
+    return [
+        parts.scratch("tmp", "4Gi"),
+        parts.scratch("cache", "20Gi"),
+        parts.scratch("shm", "4Gi", memory=True),
+    ]
+
+
 def _container(values: Values, times: Timeouts) -> Resource:
+    own = _provider_part(values) if values.model.upstream else _engine_part(values)
     ready = f"/v2/models/{values.model.name}/ready"
     return {
         "name": because("kserve-container", "KServe looks for this name when there are several."),
-        "image": values.images.reference("predictor"),
-        "args": engine_args(values, gpu=True),
+        "image": own["image"],
+        "args": own["args"],
         "ports": [{"containerPort": parts.PULL_PORT, "protocol": "TCP"}],
         "envFrom": parts.settings_from(),
-        "env": [
-            {
-                "name": "STORAGE_URI",
-                "value": because(
-                    values.model.uri, "KServe's initializer puts it under /mnt/models."
-                ),
-            },
-            {"name": "PROTOCOL", "value": "v2"},
-            {"name": "TORPOR_MODEL_NAME", "value": values.model.name},
-            parts.redis_url_env(),
-            *direct_token_env(values),
-            {"name": "HOME", "value": "/tmp"},  # noqa: S108  the container's own
-            {"name": "TORPOR_MODELS_DIR", "value": f"{CACHE}/models"},
-            {"name": "VLLM_CACHE_ROOT", "value": f"{CACHE}/vllm"},
-            {"name": "TRITON_CACHE_DIR", "value": f"{CACHE}/triton"},
-            {"name": "HF_HOME", "value": f"{CACHE}/huggingface"},
-        ],
+        "env": own["env"],
         "startupProbe": because(
             parts.http_get(
                 ready,
@@ -135,14 +133,58 @@ def _container(values: Values, times: Timeouts) -> Resource:
             | {"failureThreshold": 6},
             "A minute of silence: a long prefill must not look like a dead process.",
         ),
-        "resources": engine_resources("4", "16", "24Gi"),
+        "resources": own["resources"],
         "securityContext": parts.hardened(),
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, *own["volumeMounts"]],  # noqa: S108
+    }
+
+
+def _engine_part(values: Values) -> Resource:
+    """Give what the container of vLLM has of its own."""
+    uri = because(values.model.uri, "KServe's initializer puts it under /mnt/models.")
+    return {
+        "image": values.images.reference("predictor"),
+        "args": engine_args(values, gpu=True),
+        "env": [
+            {"name": "STORAGE_URI", "value": uri},
+            *_common_env(values),
+            {"name": "TORPOR_MODELS_DIR", "value": f"{CACHE}/models"},
+            {"name": "VLLM_CACHE_ROOT", "value": f"{CACHE}/vllm"},
+            {"name": "TRITON_CACHE_DIR", "value": f"{CACHE}/triton"},
+            {"name": "HF_HOME", "value": f"{CACHE}/huggingface"},
+        ],
+        "resources": engine_resources("4", "16", "24Gi"),
         "volumeMounts": [
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
             {"name": "cache", "mountPath": CACHE},
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
         ],
     }
+
+
+def _provider_part(values: Values) -> Resource:
+    """Give what the container has that asks a provider."""
+    upstream = values.model.upstream
+    assert upstream is not None  # noqa: S101 (asked by the caller)
+    return {
+        "image": because(
+            values.images.reference("predictor-cpu"),
+            "It uses no GPU; this image is the smaller one.",
+        ),
+        "args": provider.args(values),
+        "env": [*_common_env(values), *provider.env(values, upstream)],
+        "resources": provider.resources(),
+        "volumeMounts": provider.mounts(upstream),
+    }
+
+
+def _common_env(values: Values) -> list[Resource]:
+    return [
+        {"name": "PROTOCOL", "value": "v2"},
+        {"name": "TORPOR_MODEL_NAME", "value": values.model.name},
+        parts.redis_url_env(),
+        *direct_token_env(values),
+        {"name": "HOME", "value": "/tmp"},  # noqa: S108  the container's own
+    ]
 
 
 def direct_token_env(values: Values) -> list[Resource]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from knative.deploy import provider
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
 from knative.deploy.values import Values
@@ -19,6 +20,7 @@ class Peer(StrEnum):
     API = "api"
     BROKER = "broker"
     PREDICTOR = "predictor"
+    OWN_ENGINE = "own-engine"  # predictors with weights: all but those of providers
     REDIS = "redis"
     FIRST_SECRETS = "first-secrets"
     SCALER = "scaler"
@@ -52,6 +54,7 @@ OURS = frozenset(
         Peer.API,
         Peer.BROKER,
         Peer.PREDICTOR,
+        Peer.OWN_ENGINE,
         Peer.REDIS,
         Peer.FIRST_SECRETS,
         Peer.SCALER,
@@ -90,7 +93,7 @@ FLOWS: tuple[Flow, ...] = (
     Flow(Peer.API, Peer.REDIS, (6379,), "jobs, token streams, limits"),
     Flow(Peer.API, Peer.INTERNET, (443,), "webhooks, OIDC keys"),
     Flow(Peer.PREDICTOR, Peer.REDIS, (6379,), "leases, tokens, results"),
-    Flow(Peer.PREDICTOR, Peer.INTERNET, (443,), "the model's files, once a pod"),
+    Flow(Peer.OWN_ENGINE, Peer.INTERNET, (443,), "the model's files, once a pod"),
     Flow(Peer.FIRST_SECRETS, Peer.KUBERNETES, (443, 6443), "makes the Secrets that are missing"),
     Flow(Peer.API, Peer.BROKER, (8081,), "request and cancel events", "queue"),
     Flow(Peer.BROKER, Peer.REDIS, (6379,), "the durable log", "queue"),
@@ -185,8 +188,10 @@ def policies(part: str, values: Values) -> list[Resource]:
     """Give one part's policies: for each of our pods what this part lets in and out."""
     flows = [flow for flow in FLOWS if flow.part == part]
     found = [_policy(part, party, flows, values) for party in Peer if party in OURS]
-    shut = _shut(values) if part == "base" else []
-    return [*shut, *(policy for policy in found if policy)]
+    if part != "base":
+        return [policy for policy in found if policy]
+    (public,) = _peers(Peer.INTERNET)
+    return [*_shut(values), *filter(None, found), *provider.policies(values, public)]
 
 
 def _shut(values: Values) -> list[Resource]:
@@ -260,6 +265,11 @@ def _selector(party: Peer) -> Resource:
             return {"matchLabels": {"app.kubernetes.io/name": "torpor-rabbitmq"}}
         case Peer.EVENT_MESH:
             return {"matchLabels": {"eventing.knative.dev/broker": parts.EVENTS}}
+        case Peer.OWN_ENGINE:
+            return {
+                "matchLabels": parts.labels(Peer.PREDICTOR.value),
+                "matchExpressions": [{"key": provider.PROVIDER, "operator": "DoesNotExist"}],
+            }
         case _:
             return {"matchLabels": parts.labels(party.value)}
 

@@ -19,7 +19,7 @@ BUDGET_SHARE = 0.8  # of what all replicas together can cost; two hours over it 
 
 def objective(values: Values) -> Objective:
     """Give what was promised, from the values; every alert's threshold follows from it."""
-    replicas = sum(each.max_replicas for each in values.each())
+    replicas = sum(each.max_replicas for each in values.each_engine())
     most = values.gpu.price_per_hour * values.gpu.count * replicas
     return Objective(
         p95_wait_s=values.p95_wait_seconds,

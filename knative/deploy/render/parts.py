@@ -227,17 +227,18 @@ def disruption_budget(name: str, component: str, values: Values, spec: Resource)
 
 
 def model_cards(values: Values, *, context_tokens: int | None = None) -> str:
-    """Give the models that the api accepts, as JSON; all with this context, if one is given."""
-    cards = [_model_card(each.model) for each in values.each()]
-    given = {} if context_tokens is None else {"context_tokens": context_tokens}
-    return json.dumps([card | given for card in cards])
+    """Give the models that the api accepts, as JSON; those with weights with this context, if one is given."""
+    return json.dumps([_model_card(each.model, context_tokens) for each in values.each()])
 
 
-def _model_card(model: ModelValues) -> dict[str, Any]:
+def _model_card(model: ModelValues, context_tokens: int | None) -> dict[str, Any]:
     card: dict[str, Any] = {"name": model.name, "context_tokens": model.max_tokens}
     if model.capabilities is not None:
         card["capabilities"] = sorted(model.capabilities)
-    return card
+    if model.upstream:
+        prices = ("input_price_per_1m", "output_price_per_1m")
+        return card | {name: getattr(model.upstream, name) for name in prices}
+    return card if context_tokens is None else card | {"context_tokens": context_tokens}
 
 
 def settings(values: Values, times: Timeouts) -> Resource:

@@ -46,9 +46,13 @@ WHAT_FOR: Mapping[str, str] = {
 
 
 def parts_of(name: str, values: Values) -> list[str]:
-    """Give the components of an overlay; those of the steps are last, since they patch what others made."""
+    """Give the components of an overlay, without those that change nothing, which kustomize refuses; those of the
+    steps are last, since they patch what others made.
+    """
     own = "steps-queue" if name.startswith("queue") else "steps-knative"
-    return [*OVERLAYS[name], *([own] if values.steps.max_replicas else [])]
+    listed = [*OVERLAYS[name], *([own] if values.steps.max_replicas else [])]
+    times = derive(values)
+    return [each for each in listed if any(components(values)[each](values, times))]
 
 
 def files(values: Values) -> dict[str, str]:
@@ -59,7 +63,8 @@ def files(values: Values) -> dict[str, str]:
     listed = [f"{name}.yaml" for name in base]
     found["base/kustomization.yaml"] = _kustomization("Kustomization", resources=listed)
     for name, make in components(values).items():
-        found |= _component(name, *make(values, times))
+        if any(made := make(values, times)):
+            found |= _component(name, *made)
     for name in OVERLAYS:
         hashes = _hash_patches(built(name, values))
         found |= _overlay(name, parts_of(name, values), [*_small_patches(name, values), *hashes])

@@ -18,8 +18,8 @@ PIPELINES = "torpor-pipelines"
 _FILE = "data.pipelines.yaml"
 
 
-def _plans(view: ResourceView) -> Pipelines:
-    """The plans that can be read; a file that cannot be is a fault of `steps-block`."""
+def plans_of(view: ResourceView) -> Pipelines:
+    """Give the plans that can be read; a file that cannot be is a fault of `steps-block`."""
     try:
         return parse_pipelines(_document(view))
     except (BadRequest, yaml.YAMLError):
@@ -76,7 +76,7 @@ def steps_block(view: ResourceView) -> Iterator[Fault]:
 )
 def steps_trigger(view: ResourceView) -> Iterator[Fault]:
     file, taken = view.named("ConfigMap", PIPELINES, "v1"), _step_triggers(view)
-    for model, plan in _plans(view).items():
+    for model, plan in plans_of(view).items():
         for name in plan.names:
             if file is not None and name not in taken:
                 yield fault(file, f"{_FILE}: {model}", name, "a step that a Trigger takes")
@@ -96,7 +96,7 @@ def steps_timeout(view: ResourceView) -> Iterator[Fault]:
         if longest[name] > view.job_s:
             shown = f"{longest[name]:.0f} s in all tries"
             yield fault(trigger, "spec.delivery.timeout", shown, f"at most {view.job_s} s")
-    for model, plan in _plans(view).items():
+    for model, plan in plans_of(view).items():
         whole = sum(longest.get(name, 0) for name in plan.names)
         file = view.named("ConfigMap", PIPELINES, "v1")
         is_told = any(longest.get(name, 0) > view.job_s for name in plan.names)
