@@ -8,22 +8,25 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from eventing.process.setting import FilesUrl, LogLevel, RedisUrl, Token
+from eventing.process.setting import FilesUrl, LogLevel, RedisUrl, Token, redis_url
 from eventing.settings import BrokerClientSettings
 from steps.embedding.settings import EmbeddingSettings
 
 
-def _postgres_url(value: SecretStr) -> SecretStr:
-    """Raises `ValueError` for another address than PostgreSQL's; the message does not repeat it, since it may hold a
-    password.
+def _index_url(value: SecretStr) -> SecretStr:
+    """Raises `ValueError` for another address than PostgreSQL's or Redis's; the message does not repeat it, since it
+    may hold a password.
     """
     url = value.get_secret_value()
-    if url and not url.startswith(("postgresql://", "postgres://")):
-        raise ValueError("must begin with postgresql://")
-    return value
+    if not url or url.startswith(("postgresql://", "postgres://")):
+        return value
+    try:
+        return SecretStr(redis_url(url))
+    except ValueError as error:
+        raise ValueError(f"write it as postgresql://... for PostgreSQL, or {error}") from error
 
 
-OptionalPostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
+OptionalIndexUrl = Annotated[SecretStr, AfterValidator(_index_url)]
 
 
 class StepsSettings(BrokerClientSettings, EmbeddingSettings):
@@ -43,9 +46,9 @@ class StepsSettings(BrokerClientSettings, EmbeddingSettings):
     """Largest CloudEvent accepted."""
     body_timeout_s: float = Field(5.0, gt=0, le=300)
     """Longest time for a delivery's body, plus a second for each 16 KiB of it."""
-    index_url: OptionalPostgresUrl = SecretStr("")
-    """PostgreSQL with pgvector that holds the vector indexes (`postgresql://...`); empty for Redis, with exact search
-    in the memory of each steps process.
+    index_url: OptionalIndexUrl = SecretStr("")
+    """What holds the vector indexes: PostgreSQL with pgvector (`postgresql://...`), or Redis 8 with its vector sets
+    (`redis://...`). Empty for the store, with exact search in the memory of each steps process.
     """
     index_memory_bytes: int = Field(1024**3, ge=1024**2)
     """Largest size of the vectors that a steps process holds; the indexes longest unused go first."""

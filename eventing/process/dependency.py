@@ -19,10 +19,13 @@ reads between the writes that it refuses.
 class Dependency:
     """The availability of one dependency as last logged."""
 
-    __slots__ = ("_failed_s", "_monotonic_s", "_name", "_since_s", "is_away")
+    __slots__ = ("_failed_s", "_monotonic_s", "_since_s", "is_away", "name", "setting")
 
-    def __init__(self, name: str, monotonic_s: Callable[[], float] = time.monotonic) -> None:
-        self._name = name
+    def __init__(
+        self, name: str, monotonic_s: Callable[[], float] = time.monotonic, *, setting: str = ""
+    ) -> None:
+        """`setting` is the variable that says where it is."""
+        self.name, self.setting = name, setting
         self._monotonic_s = monotonic_s
         self._since_s = 0.0
         self._failed_s = 0.0
@@ -33,7 +36,7 @@ class Dependency:
         self._failed_s = self._monotonic_s()
         if not self.is_away:
             self.is_away, self._since_s = True, self._failed_s
-            _log.warning(f"{self._name} is away", action=self._name, reason=reason)
+            _log.warning(f"{self.name} is away", action=self.name, reason=reason)
 
     def answered(self) -> None:
         """A call was answered. On a hot path check `is_away` first."""
@@ -41,5 +44,5 @@ class Dependency:
         if self.is_away and now_s - self._failed_s >= _QUIET_S:
             self.is_away = False
             _log.info(
-                f"{self._name} is back", action=self._name, away_s=round(now_s - self._since_s, 1)
+                f"{self.name} is back", action=self.name, away_s=round(now_s - self._since_s, 1)
             )

@@ -32,7 +32,7 @@ from eventing.process.store_url import parse_store_url
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.redis.sentinel import sentinel_pool
 
-_store = Dependency("store")
+_store = Dependency("store", setting="TORPOR_REDIS_URL")
 _REFUSED_WRITE = (
     "OOM ",
     "MISCONF ",
@@ -72,8 +72,9 @@ def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> S
 
 
 @asynccontextmanager
-async def failures_named() -> AsyncIterator[None]:
-    """Translate a Redis client's exceptions into `StoreUnavailable`; a bug of ours passes unchanged.
+async def failures_named(of: Dependency = _store) -> AsyncIterator[None]:
+    """Translate a Redis client's exceptions into `StoreUnavailable`, with messages about `of`; a bug of ours passes
+    unchanged.
 
     A pending cancellation is raised here: redis-py sends under `asyncio.wait_for`, which until Python 3.12 swallows
     a cancellation that arrives as the bytes are sent, and a loop whose cancellation is lost keeps its process alive
@@ -83,44 +84,43 @@ async def failures_named() -> AsyncIterator[None]:
     asked_before = task.cancelling() if task else 0
     try:
         yield
-        if _store.is_away:
-            _store.answered()
+        if of.is_away:
+            of.answered()
         if task and task.cancelling() > asked_before:
             raise asyncio.CancelledError
     except (RedisError, OSError, RuntimeError) as error:
-        named = _named(error)
+        named = _named(error, of)
         if named is None:
             raise
-        _store.failed(named.message)
+        of.failed(named.message)
         raise named from error
 
 
-def _named(error: Exception) -> StoreUnavailable | None:
+def _named(error: Exception, of: Dependency) -> StoreUnavailable | None:
     """The error that callers see; None for a bug of ours."""
+    it = f"the {of.name}"
     match error:
         case AuthenticationError():
-            return StoreUnavailable("the store refused our password (TORPOR_REDIS_URL)", 5.0)
+            return StoreUnavailable(f"{it} refused our password ({of.setting})", 5.0)
         case AskError() | ClusterCrossSlotError():  # MOVED is an ASK to redis-py
-            return StoreUnavailable("the store is a Redis Cluster: give a single primary", 5.0)
+            return StoreUnavailable(f"{it} is a Redis Cluster: give a single primary", 5.0)
         case NoScriptError():  # loaded a moment ago, on the server before this one
-            return StoreUnavailable("the store was replaced during the call")
+            return StoreUnavailable(f"{it} was replaced during the call")
         case ResponseError() if _is_refused_write(error):
-            return StoreUnavailable(
-                "the store takes no writes now (memory, disk or a failover)", 2.0
-            )
+            return StoreUnavailable(f"{it} takes no writes now (memory, disk or a failover)", 2.0)
         case ResponseError():
             return None
         case MasterNotFoundError():
-            return StoreUnavailable("no sentinel names a primary of the store")
+            return StoreUnavailable(f"no sentinel names a primary of {it}")
         case ConnectionError() | TimeoutError() | OSError():
-            return StoreUnavailable("the store does not answer")
+            return StoreUnavailable(f"{it} does not answer")
         case RedisError():
-            return StoreUnavailable("the store failed")
+            return StoreUnavailable(f"{it} failed")
         case _:
             # uvloop's error for a connection that was reset between two steps of redis-py's
             # greeting; asyncio's own loop says OSError. Unnamed, it ended the broker (F17).
             is_closed = _CLOSED_BY_UVLOOP in str(error)
-            return StoreUnavailable("the store does not answer") if is_closed else None
+            return StoreUnavailable(f"{it} does not answer") if is_closed else None
 
 
 def _is_refused_write(error: ResponseError) -> bool:

@@ -151,6 +151,14 @@ def index(tenant: str, name: str, part: str = "") -> str:
     return f"{whole}:{part}" if part else whole
 
 
+def vector_set(tenant: str, name: str, part: str = "") -> str:
+    """The key `part` of a tenant's index in vector sets: none for its hash, `vectors`, or `chunk:` and `word:` before
+    an id or a word.
+    """
+    whole = f"{PREFIX}:{{vset:{escape(tenant)}:{escape(name)}}}"
+    return f"{whole}:{part}" if part else whole
+
+
 def conversation(conversation_id: str) -> str:
     return f"{PREFIX}:{{{escape(conversation_id)}}}"
 

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from steps.index.embedded import EmbeddedIndex
 from steps.index.index import Index
+from steps.index.vector_set import VectorSetIndex
 
 
 class IndexSettings(Protocol):
@@ -23,7 +24,10 @@ class IndexSettings(Protocol):
 
 def open_index(settings: IndexSettings, redis: Redis) -> Index:
     """The index; dials nothing before the first call."""
-    if url := settings.index_url.get_secret_value():
+    url = settings.index_url.get_secret_value()
+    if url.startswith(("redis", "unix")):
+        return VectorSetIndex(url)
+    if url:
         from steps.index.pgvector import PgVectorIndex  # asyncpg is not installed everywhere
 
         return PgVectorIndex(url)

