@@ -22,6 +22,10 @@ COPY steps steps
 COPY api api
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
     /opt/torpor/bin/pip install --no-deps --force-reinstall .
+# An image that lacks what a step needs is not made.
+RUN echo 'all: {steps: [embed, memory, semantic-cache, {step: retrieve, settings: {vector_store_names: [a]}}, \
+    validate-output]}' > plans.yaml \
+    && TORPOR_INDEX_URL=postgresql:// /opt/torpor/bin/python -P -m steps.check plans.yaml --installed
 
 FROM ${REGISTRY}/library/python:3.11.14-slim-bookworm
 RUN groupadd --gid 10001 torpor \

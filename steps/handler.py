@@ -4,11 +4,12 @@ Implemented once for each step and called by the steps process. A handler change
 stored by one script, which compares the step, the run and the plan's version, so a handler may run again at any time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from eventing.errors import BadRequest
+from eventing.errors import BadRequest, TorporError
 from eventing.job.cache import CacheUse
 from eventing.job.job import CONTENT_FILTER, Job, JobError, JobRequest
 from eventing.job.passage import Passage
@@ -106,7 +107,31 @@ class Again:
 StepOutcome = Continue | Answer | Skip | Refuse | Withhold | Again
 
 
+class NotInstalled(TorporError):
+    """A package that the step needs is missing where the steps run, or is not the pinned one. To wait does not help."""
+
+    code = "not_installed"
+
+
+def not_installed(package: str) -> NotInstalled:
+    """The error about a package of the extra `steps`."""
+    return NotInstalled(
+        f"{package} is not installed where the steps run: pip install 'torpor[steps]'"
+    )
+
+
+@contextmanager
+def packages() -> Iterator[None]:
+    """Around imports of packages that may be missing. Raises `NotInstalled`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise not_installed((error.name or "a package").partition(".")[0]) from error
+
+
 class Handler(Protocol):
-    """One step. Raises `eventing.errors.Unavailable` to be called again later; any other error counts as a try too."""
+    """One step. Raises `eventing.errors.Unavailable` to be called again later, and `NotInstalled` where a package that
+    it needs is missing; any other error counts as a try too.
+    """
 
     async def __call__(self, call: StepCall) -> StepOutcome: ...

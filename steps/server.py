@@ -6,7 +6,7 @@ Called by `python -m steps`.
 import asyncio
 import hmac
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -30,6 +30,7 @@ from eventing.cloudevent.job_event import (
     result_event,
 )
 from eventing.errors import TorporError, Unavailable
+from eventing.job.plan import PlannedStep
 from eventing.outbox.publisher import OutboxPublisher
 from eventing.process import gc as collector
 from eventing.process.body import BodyReader, BodyRoom
@@ -37,9 +38,11 @@ from eventing.process.http_server import listen
 from eventing.process.probe import ReadyOnceStarted, alive, metrics_page
 from eventing.redis.connection import connect
 from eventing.store.steps.redis_steps import RedisStepStore
+from eventing.store.vector_store.query import SEARCH_STEP
 from eventing.telemetry import trace
 from eventing.telemetry.log import log_context
 from eventing.telemetry.span import followable
+from steps.check import missing
 from steps.embedding.embedder import open_embedder
 from steps.handler import Handler
 from steps.index.opening import open_index
@@ -105,11 +108,27 @@ class StepServer:
             ]
         )
 
+    def _say_missing(self) -> None:
+        """Log what the planned steps, and searches, need and is not installed: jobs that need it will fail."""
+        planned = [step for plan in self.settings.plans.values() for step in plan.steps]
+        said = {
+            words: step.name
+            for step in (*planned, PlannedStep(name=SEARCH_STEP))
+            for words in missing(
+                step,
+                has_own_embedder=not self.settings.embedding_url,
+                has_postgres=self.settings.index_url.get_secret_value().startswith("postgres"),
+            )
+        }
+        for words, name in said.items():
+            _log.error("not installed", action="start", step=name, reason=words)
+
     async def run_background(self) -> None:
         """Run what steps have beside their handlers, and publish the events of an external broker, until
-        cancelled.
+        cancelled. Says first what is not installed.
         """
-        beside = list(self._parts.background)
+        beside: list[Callable[[], Awaitable[None]]] = list(self._parts.background)
+        beside.append(partial(asyncio.to_thread, self._say_missing))
         if isinstance(self.route, OutboxPublisher):
             beside.append(partial(self.route.run, self._store))
         await asyncio.gather(*(run() for run in beside))

@@ -110,8 +110,14 @@ class Advance:
         if planned.on_failure is OnFailure.CONTINUE:
             return await self.go_on(job, run, StepStatus.SKIPPED, UNAVAILABLE)
         error = JobError(code="undeliverable", message=f"step {step}: {reason}")
+        return await self.set_aside(run, UNAVAILABLE, error)
+
+    async def set_aside(
+        self, run: StepRun, detail: Mapping[str, Any], error: JobError
+    ) -> AdvanceStatus:
+        """The job fails as a dead letter, which an operator redrives once its cause is gone."""
         ending = Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
-        end = StepEnd(status=StepStatus.FAILED, detail=UNAVAILABLE, ending=ending)
+        end = StepEnd(status=StepStatus.FAILED, detail=detail, ending=ending)
         return await self._store.advance(run, end)
 
     async def plan_nothing(self, job: Job) -> bool:

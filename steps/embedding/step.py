@@ -26,7 +26,7 @@ class EmbedStep:
         self._embedder = embedder
 
     async def __call__(self, call: StepCall) -> StepOutcome:
-        """Vectors of unit length as OpenAI gives them. Raises `Unavailable` where the model is not installed."""
+        """Vectors of unit length as OpenAI gives them. Raises `NotInstalled`."""
         body = call.request.body
         try:
             texts = texts_of(call.request.url, body)

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from steps.index.embedded import EmbeddedIndex
 from steps.index.index import Index
+from steps.index.pgvector import PgVectorIndex
 from steps.index.vector_set import VectorSetIndex
 
 
@@ -28,7 +29,5 @@ def open_index(settings: IndexSettings, redis: Redis) -> Index:
     if url.startswith(("redis", "unix")):
         return VectorSetIndex(url)
     if url:
-        from steps.index.pgvector import PgVectorIndex  # asyncpg is not installed everywhere
-
         return PgVectorIndex(url)
     return EmbeddedIndex(redis, most_bytes=settings.index_memory_bytes)

@@ -11,14 +11,17 @@ import math
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import asyncpg
 import orjson
 
 from eventing.errors import Unavailable
+from steps.handler import NotInstalled, packages
 from steps.index.filter import Comparison, Filter
 from steps.index.index import RANKED, Chunk, Hit, IndexStats, ModelMismatch, Query, Vector, fuse
+
+if TYPE_CHECKING:
+    import asyncpg
 
 _WORD: Final = re.compile(r"\w+")
 _MOST_WORDS: Final = 64
@@ -209,7 +212,9 @@ class PgVectorIndex:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
-        """A connection; what goes wrong with it is `Unavailable`."""
+        """A connection; what goes wrong with it is `Unavailable`, or `NotInstalled`."""
+        with packages():
+            import asyncpg  # a process whose indexes lie elsewhere does without
         try:
             async with (await self._opened()).acquire(timeout=self._timeout_s) as connection:
                 yield connection
@@ -218,18 +223,41 @@ class PgVectorIndex:
         except (asyncpg.InterfaceError, asyncpg.CannotConnectNowError) as error:
             raise Unavailable("the vector index does not answer", 2.0) from error
 
-    async def _opened(self) -> asyncpg.Pool:
+    async def _opened(self) -> "asyncpg.Pool":
         """The pool; the schema is made at the first call."""
+        import asyncpg
+
         async with self._opening:
             if self._pool is None:
                 pool = await asyncpg.create_pool(
                     self._url, min_size=0, max_size=8, command_timeout=self._timeout_s
                 )
-                async with pool.acquire() as connection, connection.transaction():
-                    await connection.execute("SELECT pg_advisory_xact_lock($1)", _ONE_STARTS)
-                    await connection.execute(_SCHEMA)
+                try:
+                    await _make_schema(pool)
+                except BaseException:
+                    pool.terminate()
+                    raise
                 self._pool = pool
             return self._pool
+
+
+async def _make_schema(pool: "asyncpg.Pool") -> None:
+    """The tables, where they are missing. Raises `NotInstalled` where they cannot be made."""
+    import asyncpg
+
+    try:
+        async with pool.acquire() as connection, connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", _ONE_STARTS)
+            await connection.execute(_SCHEMA)
+    except (
+        asyncpg.FeatureNotSupportedError,  # pgvector is not on the database's machine
+        asyncpg.UndefinedFileError,  # the same, of an older PostgreSQL
+        asyncpg.InsufficientPrivilegeError,
+    ) as error:
+        raise NotInstalled(
+            f"the database of TORPOR_INDEX_URL cannot hold vector indexes: {error}; "
+            "install pgvector there, and run CREATE EXTENSION vector as its owner"
+        ) from error
 
 
 def _sql(wanted: Filter, values: list[Any]) -> str:

@@ -4,9 +4,10 @@ Called by the steps process for each delivery.
 """
 
 from eventing.cloudevent.event import Event
-from eventing.errors import TorporError
+from eventing.errors import TorporError, Unavailable
 from eventing.store.vector_store.note import note_of
 from eventing.store.vector_store.record import FileStatus
+from steps.handler import NotInstalled
 from steps.retrieval.ingest import Ingester
 
 
@@ -28,6 +29,8 @@ class VectorStoreEvents:
         note = note_of(event)
         try:
             status = await self._ingester.handle(note)
+        except NotInstalled as error:  # what is to be deleted is not forgotten
+            raise Unavailable(error.message, 60) from error
         except TorporError:
             raise
         except Exception as error:  # whatever a file did to its reader; the tries are counted

@@ -7,6 +7,7 @@ event begins again. A file that broke or killed three tries ends `failed`.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +26,7 @@ from eventing.store.vector_store.record import (
 from eventing.store.vector_store.store import VectorStores
 from eventing.store.vector_store.text_object import text_object_name
 from steps.embedding.embedder import Embedder
+from steps.handler import NotInstalled
 from steps.index.filter import Comparison
 from steps.index.index import Attribute, Chunk, Index, Vector
 from steps.retrieval import metrics
@@ -135,6 +137,9 @@ class Ingester:
         except FileUnreadable as error:
             reason = FileError(code=error.code, message=error.message)
             return await self._fail(note, generation, reason)
+        except NotInstalled as error:
+            reason = FileError(code="server_error", message=error.message)
+            return await self._fail(note, generation, reason)
         except (Unavailable, asyncio.CancelledError):
             await asyncio.shield(stores.begin(note, generation, count=-1))
             raise
@@ -154,7 +159,8 @@ class Ingester:
             await self._handle(note)
 
     async def _fail(self, note: Note, generation: str, error: FileError) -> FileStatus:
-        await self._remove_chunks(note)
+        with suppress(NotInstalled):  # chunks of a file that failed are not found
+            await self._remove_chunks(note)
         await self._deps.stores.end(note, generation, FileStatus.FAILED, error=error)
         metrics.FILES.labels(str(FileStatus.FAILED)).inc()
         _log.warning("not indexed", action="index", file_id=note.file_id, reason=error.code)

@@ -1,4 +1,5 @@
-"""`python -m steps.retrieval.pdf`: a PDF on stdin, its text as UTF-8 on stdout; exit status 1 when it has none.
+"""`python -m steps.retrieval.pdf`: a PDF on stdin, its text as UTF-8 on stdout; exit status 1 when it has none,
+3 when pypdf is not installed.
 
 Started by `steps.retrieval.text` for each PDF, and bounded: two minutes of CPU, 2 GiB of memory.
 """
@@ -8,6 +9,8 @@ import resource
 import sys
 from typing import Final
 
+NO_READER: Final = 3
+"""Exit status."""
 _CPU_S: Final = 120
 _MEMORY_BYTES: Final = 2 * 1024**3
 
@@ -16,8 +19,11 @@ def main() -> int:
     """Read, extract, write."""
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    from pypdf import PdfReader
-    from pypdf.errors import PyPdfError
+    try:
+        from pypdf import PdfReader
+        from pypdf.errors import PyPdfError
+    except ModuleNotFoundError:
+        return NO_READER
 
     try:
         reader = PdfReader(io.BytesIO(sys.stdin.buffer.read()))

@@ -12,6 +12,8 @@ from pathlib import PurePath
 from typing import Final
 
 from eventing.errors import TorporError
+from steps.handler import not_installed
+from steps.retrieval.pdf import NO_READER
 
 _PDF_TIMEOUT_S: Final = 120.0
 _MOST_TEXT_BYTES: Final = 32 * 1024 * 1024
@@ -39,7 +41,7 @@ class FileUnreadable(TorporError):
 
 
 async def text_of(data: bytes, filename: str) -> str:
-    """The text of a file. Raises `FileUnreadable`."""
+    """The text of a file. Raises `FileUnreadable`, and `NotInstalled`."""
     if data.startswith(b"%PDF-"):
         text = await _pdf_text(data)
     elif data.startswith(_ARCHIVE_STARTS):
@@ -91,6 +93,8 @@ async def _pdf_text(data: bytes) -> str:
         if process.returncode is None:
             process.kill()
             await process.wait()
+    if process.returncode == NO_READER:
+        raise not_installed("pypdf")
     if process.returncode != 0 or len(output) > _MOST_TEXT_BYTES:
         raise FileUnreadable("invalid_file", "the PDF cannot be read")
     return output.decode("utf-8", "replace")

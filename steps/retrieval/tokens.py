@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from steps.embedding.model_file import TOKENIZER, read_verified
+from steps.handler import packages
 from steps.retrieval.chunker import Offsets
 
 if TYPE_CHECKING:
@@ -14,14 +15,15 @@ if TYPE_CHECKING:
 
 
 def word_pieces(text: str) -> Offsets:
-    """Where each word piece begins and ends. Raises `Unavailable` where the model's files are not installed."""
+    """Where each word piece begins and ends. Raises `NotInstalled`."""
     offsets: Offsets = _tokenizer().encode(text, add_special_tokens=False).offsets
     return offsets
 
 
 @cache
 def _tokenizer() -> "Tokenizer":
-    from tokenizers import Tokenizer
+    with packages():
+        from tokenizers import Tokenizer
 
     made = Tokenizer.from_buffer(read_verified(TOKENIZER))
     made.no_truncation()

@@ -40,6 +40,7 @@ from steps.handler import (
     Answer,
     Continue,
     Handler,
+    NotInstalled,
     Refuse,
     Skip,
     StepCall,
@@ -174,6 +175,9 @@ class Runner:
             except asyncio.CancelledError:
                 await self._give_up(run)
                 raise Unavailable("this process shuts down") from None
+            except NotInstalled as error:
+                word = error.code
+                await self._set_aside(run, error)
             except Unavailable:
                 word = "unavailable"
                 await self._give_up(run)
@@ -197,7 +201,9 @@ class Runner:
                 )
 
     async def _outcome(self, job: Job, planned: PlannedStep, number: int) -> StepOutcome:
-        """What the handler gave. Raises `Unavailable` and `RunFailed` where the step may not be skipped."""
+        """What the handler gave. Raises `Unavailable`, `NotInstalled` and `RunFailed` where the step may not be
+        skipped.
+        """
         call = StepCall(
             job=job,
             request=job.to_run,
@@ -221,6 +227,11 @@ class Runner:
         except Unavailable:
             if may_skip:
                 return Skip(reason="unavailable")
+            raise
+        except NotInstalled as error:
+            _log.error("not installed", action="step", step=planned.name, reason=error.message)
+            if may_skip or (job.is_validating and job.hold is Hold.NONE):
+                return Skip(reason=error.code)  # readers have the answer already
             raise
         except Exception as error:
             # The last handler of a run: any error counts as a try, so that retries end.
@@ -285,6 +296,16 @@ class Runner:
                 if asyncio.get_running_loop().time() >= give_up_s:
                     raise
             await asyncio.sleep(_PAUSE_S)
+
+    async def _set_aside(self, run: StepRun, error: NotInstalled) -> None:
+        """The job fails with what is missing: it is not waited for, since nothing but an operator brings it."""
+        reason = JobError(code=error.code, message=f"step {run.step}: {error.message}")
+        detail = {"reason": error.code}
+
+        async def store() -> None:
+            await self._deps.advance.set_aside(run, detail, reason)
+
+        await self._until_stored(store)
 
     async def _give_up(self, run: StepRun) -> None:
         """The step waits again. With the store unavailable it stays in progress, and its next run is alone."""

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Final
 
 from steps.embedding.model_file import TOKENIZER, read_verified
+from steps.handler import packages
 from steps.semantic_cache.words import word_set
 
 IsWord = Callable[[str], bool]
@@ -58,8 +59,9 @@ _RARE: Final = word_set("""
 
 @cache
 def vocabulary() -> frozenset[str]:
-    """About 20,000 words in small letters. Read at the first call, in some 100 ms. Raises `Unavailable`."""
-    from tokenizers import Tokenizer  # settings are judged where it is not installed
+    """About 20,000 words in small letters. Read at the first call, in some 100 ms. Raises `NotInstalled`."""
+    with packages():  # settings are judged where it is not installed
+        from tokenizers import Tokenizer
 
     names = Tokenizer.from_str(read_verified(TOKENIZER).decode()).get_vocab()
     return _RARE | {word for word in names if word.isalpha()}

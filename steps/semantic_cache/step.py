@@ -24,7 +24,7 @@ from eventing.job.job import Job, JobState
 from eventing.job.store import EntryKind, JobReader, TokenBatch
 from eventing.telemetry.metric.series import labelled
 from steps.embedding.embedder import Embedder
-from steps.handler import Answer, Continue, Skip, StepCall, StepOutcome
+from steps.handler import Answer, Continue, NotInstalled, Skip, StepCall, StepOutcome
 from steps.semantic_cache import metrics
 from steps.semantic_cache.agreement import Verdict
 from steps.semantic_cache.entries import Found, SemanticEntries
@@ -91,7 +91,7 @@ class SemanticCacheStep:
                 version, match = await self._look_up(call.job, asked, settings, control)
         except TimeoutError:
             return self._skipped("slow")
-        except Unavailable as error:
+        except (Unavailable, NotInstalled) as error:
             return self._skipped(error.code)
         if match is None:
             return self._missed(version)

@@ -4,6 +4,7 @@ Reads the stream of ended jobs as a consumer group of its own. It may lag, and s
 of a job waits for it.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -12,6 +13,7 @@ from eventing.job.cache import parse_cache_control
 from eventing.job.job import Job, JobId, JobState
 from eventing.job.store import JobReader
 from steps.embedding.embedder import Embedder
+from steps.handler import NotInstalled
 from steps.semantic_cache import metrics
 from steps.semantic_cache.agreement import Verdict
 from steps.semantic_cache.entries import SemanticEntries
@@ -45,10 +47,11 @@ class SemanticCacheWriter:
         asked = question(job, self._embedder.revision)
         if not isinstance(asked, Question) or not answer_text(job.result):
             return  # a tool call, or an answer that lies in the object store
-        await self._keep(job, asked, settings, str(step.detail.get("version", "")))
-        shadow = step.detail.get("shadow")
-        if isinstance(shadow, dict):
-            await self._compare(job, shadow)
+        with suppress(NotInstalled):  # told at start, and by the step of each job
+            await self._keep(job, asked, settings, str(step.detail.get("version", "")))
+            shadow = step.detail.get("shadow")
+            if isinstance(shadow, dict):
+                await self._compare(job, shadow)
 
     async def _keep(
         self, job: Job, asked: Question, settings: SemanticSettings, version: str

@@ -13,7 +13,8 @@ from typing import Any, Final
 import orjson
 
 from eventing.errors import BadRequest
-from steps.handler import StepCall
+from steps.handler import StepCall, not_installed
+from steps.validation.schema_process import NO_VALIDATOR
 from steps.validation.verdict import Verdict
 
 SETTING: Final = "format"
@@ -102,7 +103,7 @@ async def _problems(rules: FormatRules, text: str) -> list[str]:
 
 
 async def schema_problems(schema: Mapping[str, Any], value: Any) -> list[str]:
-    """Where the value does not fit the schema."""
+    """Where the value does not fit the schema. Raises `NotInstalled`."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "steps.validation.schema_process"),
@@ -119,6 +120,8 @@ async def schema_problems(schema: Mapping[str, Any], value: Any) -> list[str]:
         if process.returncode is None:
             process.kill()
             await process.wait()
+    if process.returncode == NO_VALIDATOR:
+        raise not_installed("jsonschema")
     if process.returncode != 0 or len(out) > _MOST_ERROR_BYTES:
         return ["it could not be checked against the schema, which takes too long or is none"]
     found: list[str] = orjson.loads(out)

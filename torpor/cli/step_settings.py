@@ -15,12 +15,13 @@ from torpor.cli.errors import UserError
 from torpor.local.child import child_env, python_module
 
 
-def wrong_step(text: str | None, file: str = "/dev/stdin") -> str:
+def wrong_step(text: str | None, file: str = "/dev/stdin", *, runs_here: bool = False) -> str:
     """What is wrong with the first wrong step of a `pipelines.yaml`, given as text or as a file; empty when nothing
-    is.
+    is. Where the steps run here, a package that one needs and that is missing is wrong too.
     """
+    options = ["--installed"] if runs_here else []
     checked = subprocess.run(  # noqa: S603
-        python_module("steps.check", file),
+        python_module("steps.check", file, *options),
         env=child_env(os.environ),
         input=text,
         capture_output=True,

