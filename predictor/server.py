@@ -43,7 +43,7 @@ from predictor.serving.event_routes import EventMiddleware, add_error_handler, a
 from predictor.serving.kserve_server import PredictorServer
 from predictor.serving.model import PredictorModel
 from predictor.serving.openai_routes import add_openai_routes
-from predictor.settings import PredictorSettings
+from predictor.settings import EngineKind, PredictorSettings
 
 _log = structlog.get_logger()
 
@@ -92,6 +92,7 @@ class Predictor:
             model=settings.served_name,
             started_s=started_s,
             counters=metrics.kept_counters,
+            has_gpu=settings.engine is not EngineKind.UPSTREAM,
         )
         self._admission = Admission(engine, self._note_load)
         self._keeper = LeaseKeeper(

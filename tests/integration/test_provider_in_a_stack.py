@@ -1,6 +1,8 @@
 """A provider beside a local model in one stack; the local model stands in for it, woken from zero."""
 
+import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -76,6 +78,28 @@ async def test_a_local_model_stands_in_for_a_provider_that_fails(
     assert answer["choices"][0]["message"]["content"]
     assert answer["routing"]["asked"] == "big"
     assert answer["routing"]["reason"] == "upstream_failed"
+
+
+@in_module_loop
+async def test_a_providers_model_takes_no_gpu_time_of_ours(stack: LocalStack) -> None:
+    await ask(stack, "big")
+    await ask(stack, "small")
+
+    def seconds(shown: str, model: str) -> float:
+        found = re.findall(rf'torpor_gpu_seconds_total{{model="{model}",.*}} (.*)', shown)
+        assert found
+        return sum(map(float, found))
+
+    async with httpx.AsyncClient(timeout=10) as client:
+        shown = ""
+        # Both are posted together: tokens that were counted, and the time in which they were made.
+        for model in ("big", "small"):
+            counted = re.compile(rf'torpor_tokens_total{{kind="output",model="{model}"}} [1-9]')
+            while not counted.search(shown):
+                await asyncio.sleep(0.2)
+                shown = (await client.get(stack.addresses["api"] + "/metrics")).text
+    assert seconds(shown, "small") > 0
+    assert seconds(shown, "big") == 0
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,7 @@ class GpuAccount:
     """The GPU time of one predictor. Without a ledger (no shared store) nothing is posted.
 
     `counters` gives running totals of other per-process counts (tokens, attempts); their increase is posted too.
+    Without a GPU of ours (`has_gpu`; a provider's model) no time is posted and no job is charged.
     """
 
     def __init__(
@@ -124,12 +125,14 @@ class GpuAccount:
         model: str,
         started_s: float,
         counters: Callable[[], Mapping[str, int]] = dict,
+        has_gpu: bool = True,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._model = model
         self._meter = GpuMeter(at_s=started_s)
         self._counters = counters
+        self._has_gpu = has_gpu
         self._posted: Measures = {}
         self._charged: Rows = {}
 
@@ -150,7 +153,7 @@ class GpuAccount:
         """An attempt's share of the GPU in milliseconds, for its job; the same amount is posted for its tenant and
         model.
         """
-        if self._ledger is None:
+        if self._ledger is None or not self._has_gpu:
             return 0
         gpu_ms = round((self.share_s() - started_share_s) * 1000)
         measure = "kept_ms" if is_kept else "thrown_ms"
@@ -196,6 +199,8 @@ class GpuAccount:
             await self.post()
 
     def _so_far(self) -> Measures:
+        if not self._has_gpu:
+            return dict(self._counters())
         self.share_s()
         meter = self._meter
         seconds = {
