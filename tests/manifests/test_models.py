@@ -167,7 +167,7 @@ def test_the_budget_counts_every_models_replicas() -> None:
         pytest.param(
             [{"name": "thinker-canary", "uri": "hf://a/b"}], "NAME-canary", id="a canary's name"
         ),
-        pytest.param([{"name": "drafter"}], "more_models.0.uri", id="without weights"),
+        pytest.param([{"name": "drafter"}], "needs a uri of weights", id="without weights"),
         pytest.param([{"uri": "hf://a/b"}], "more_models.0.name", id="without a name"),
         pytest.param(
             [{"name": "b", "uri": "hf://a/b", "gpu": {}}], "more_models.0.gpu", id="its own GPU"
