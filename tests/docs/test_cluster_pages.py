@@ -125,6 +125,51 @@ def rendered() -> frozenset[tuple[str, str]]:
     return frozenset(found | {("Secret", name) for name in secrets()})
 
 
+LAPTOP = {"install.md": "queue-cpu", "tutorials/serverless.md": "serverless-cpu"}
+
+
+@pytest.mark.parametrize(("page", "overlay"), LAPTOP.items())
+def test_a_laptop_page_builds_and_loads_the_images_of_its_overlay_and_no_other(
+    page: str, overlay: str
+) -> None:
+    lines = list(commands(page))
+    (built,) = (set(found.group(1).split()) for e in lines if (found := IMAGES.search(e)))
+    (loaded,) = (set(found.group(1).split(",")) for e in lines if (found := LOADED.search(e)))
+    pods = yaml.safe_dump_all(kustomize(ROOT / "manifests" / "overlays" / overlay))
+
+    used = set(re.findall(r"registry\.example\.com/torpor/([\w-]+):", pods))
+    assert built == loaded == used
+
+
+IMAGES = re.compile(r'make images IMAGES="([\w -]+)"')
+LOADED = re.compile(r"kind load docker-image \S+/\{([\w,-]+)\}:")
+NAMESPACE_OF = {
+    "cert-manager.yaml": "cert-manager",
+    "serving-core.yaml": "knative-serving",
+    "eventing-core.yaml": "knative-eventing",
+    "cluster-operator.yml": "rabbitmq-system",
+    "keda keda ": "keda",
+    "charts/kserve-resources": "kserve",
+}
+
+
+@pytest.mark.parametrize("page", LAPTOP)
+def test_a_laptop_page_waits_for_each_platform_before_torpor_is_applied(page: str) -> None:
+    lines = list(commands(page))
+    (torpor,) = (
+        i
+        for i, each in enumerate(lines)
+        if f"overlays/{LAPTOP[page]}" in each and START.match(each)
+    )
+    installed = {ns for each in lines[:torpor] for mark, ns in NAMESPACE_OF.items() if mark in each}
+
+    assert installed == {found.group(1) for each in lines[:torpor] if (found := WAITED.match(each))}
+
+
+START = re.compile(r"kubectl apply|torpor deploy")
+WAITED = re.compile(r"kubectl -n (\S+) wait ")
+
+
 def test_the_pages_have_the_commands_that_are_run_here() -> None:
     assert set(WITHOUT_A_CLUSTER) <= set(commands("install.md"))
 
