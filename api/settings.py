@@ -18,6 +18,7 @@ from eventing.process.egress import allow_list
 from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token
 from eventing.settings import BrokerClientSettings
 from eventing.telemetry.cost import Price, TokenPrice
+from eventing.telemetry.usage import LONGEST_KEPT_DAYS
 
 
 class AnonymousAccess(StrEnum):
@@ -202,6 +203,10 @@ class ApiSettings(BrokerClientSettings):
     """JSON list of the pause before each try of a webhook; the default is documented in webhooks.md."""
     gpu_price_per_hour: float = Field(0.0, ge=0, le=1000)
     """Price of a GPU-hour in your currency; 0 shows GPU-seconds without money."""
+    currency: str = Field("usd", pattern=r"^[a-z]{3}$")
+    """The currency of all prices and budgets, as ISO 4217 has it, in small letters."""
+    usage_days: int = Field(100, ge=1, le=LONGEST_KEPT_DAYS)
+    """For how many days what tenants used is kept, by day, API key and model."""
     gpus_per_replica: int = Field(1, ge=1, le=64)
     """GPUs of one predictor."""
     log_level: LogLevel = "INFO"

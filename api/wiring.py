@@ -25,9 +25,11 @@ from api.job.stored_completions import StoredCompletions
 from api.job.submission import SubmitDeps
 from api.job.summaries import Summaries
 from api.job.waiting import QueueWaiting, WakingNotes
+from api.limit.cost import prices_of
 from api.limit.gate import LimitGate
 from api.limit.limit import limits_of
 from api.limit.open_streams import OpenStreams
+from api.limit.usage import UsageTally
 from api.routes import (
     batches,
     cache,
@@ -39,6 +41,7 @@ from api.routes import (
     jobs,
     keys,
     openai,
+    organization,
     response_input,
     response_socket,
     responses,
@@ -85,6 +88,7 @@ from eventing.store.vector_store.text_object import FOLDER as TEXTS
 from eventing.telemetry.metric.job import JobMetrics
 from eventing.telemetry.metric.ledger import Ledger
 from eventing.telemetry.metric.live import LiveMetrics
+from eventing.telemetry.usage import UsageRecords
 
 _RESULTS: Final = "results"
 """The folder of large results, beside those of tenants' files."""
@@ -304,9 +308,15 @@ def _tenant_routers(parts: Parts) -> list[APIRouter]:
         file_bytes_of=parts.batches.files.used_bytes,
         file_limit_of=lambda name: limits_of(settings, name).file_bytes,
     )
+    usage_deps = organization.OrganizationDeps(
+        records=UsageRecords(parts.redis),
+        currency=settings.currency,
+        gpus_per_replica=settings.gpus_per_replica,
+    )
     in_redis = RedisKeys(parts.redis) if settings.keys_source == IN_REDIS else None
     return [
         tenant.routes.router(access, tenant_deps),
+        organization.routes.router(access, usage_deps),
         keys.routes.router(access, keys.KeyDeps(keys=in_redis, clock=parts.clock)),
     ]
 
@@ -380,7 +390,9 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
         "batches": lambda: batch_runner.run(parts.batches),
         "files": lambda: batch_runner.sweep_files(parts.batches.files),
         "metrics": LiveMetrics(parts.redis, models, settings.price).run,
-        "ended": EndedConsumer(parts.redis, parts.store, _listeners(parts)).run,
+        "ended": EndedConsumer(
+            parts.redis, parts.store, _listeners(parts), tally=_tally(settings)
+        ).run,
         "archive": lambda: archiver.run(parts.archive),
         "objects": lambda: archiver.run_sweep(parts.archive),
         "sweep": lambda: outbox.run(parts.store, route, settings.sweep_every_s, parts.followers),
@@ -404,6 +416,12 @@ def _listeners(parts: Parts) -> tuple[EndListener, ...]:
         Summaries(parts.submission.conversations, parts.submission.intake, parts.store),
         parts.past_waking,
     )
+
+
+def _tally(settings: ApiSettings) -> UsageTally:
+    """What counts every ended job to its tenant's usage."""
+    models = [card.name for card in settings.cards]
+    return UsageTally(models, prices_of(settings), settings.usage_days)
 
 
 def _webhooks(settings: ApiSettings, redis: SharedRedis) -> WebhookService:

@@ -106,7 +106,7 @@ class Choice(Parameter):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words(Parameter, Generic[E]):
-    """Any of several values: the parameter repeated, or separated by commas."""
+    """Any of several values."""
 
     kind: type[E]
 
@@ -116,12 +116,18 @@ class Words(Parameter, Generic[E]):
 
     def of(self, query: QueryParams) -> list[E]:
         """Raises `BadRequest` naming the parameter."""
-        named = [word for text in query.getlist(self.name) for word in text.split(",") if word]
+        named = listed(query, self.name)
         for word in named:
             if word not in list(self.kind):
                 message = f"{self.name} must be one of {', '.join(self.kind)}"
                 raise BadRequest(message, self.name)
         return [self.kind(word) for word in named]
+
+
+def listed(query: QueryParams, name: str) -> list[str]:
+    """The values of a parameter that is repeated (OpenAI's clients write `name[]` then), or separated by commas."""
+    texts = [*query.getlist(name), *query.getlist(f"{name}[]")]
+    return [word for text in texts for word in text.split(",") if word]
 
 
 LIMIT: Final = Whole("limit", "Entries of a page", least=1, most=100, default=20)

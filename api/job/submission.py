@@ -18,7 +18,6 @@ from api.auth.principal import Principal
 from api.http.parameter import IDEMPOTENCY_KEY, REQUEST_ID, Parameter
 from api.job.catalog import Catalog
 from api.job.concurrency_limiter import ConcurrencyLimiter
-from api.limit.budget import KEY, KEY_BUDGET
 from api.limit.service_tier import lane_of
 from api.webhook.webhook import (
     BATCH,
@@ -45,6 +44,8 @@ from eventing.job.cache import parse_cache_control
 from eventing.job.call_fields import FieldRule, Schema, check, nullable, one_of
 from eventing.job.job import (
     API_SOURCE,
+    KEY,
+    KEY_BUDGET,
     NO_FALLBACK,
     RUNNABLE_URLS,
     Job,
@@ -176,7 +177,8 @@ async def submit_new(
 ) -> tuple[Job, bool]:
     """As `submit`, for a job with a given identity. With a key, the id derives from the key."""
     with trace.span("submit", parent=new.traceparent, begins=True) as span:
-        traced = replace(new, traceparent=span.traceparent)
+        metadata = {**new.metadata, **_key_of(principal)}
+        traced = replace(new, traceparent=span.traceparent, metadata=metadata)
         job, is_new = await _submit_new(deps, principal, traced, idempotency_key)
         span.set(job_id=job.id, is_new=is_new, model=job.request.model)
         # The only log line with both the caller's request id and the job id.
@@ -274,7 +276,7 @@ def _new_job(
         lane=options.lane,
         deadline_ms=deadline_ms,
         traceparent=options.traceparent,
-        metadata={**options.metadata, **_key_of(principal)},
+        metadata=options.metadata,
         cache_control=options.cache_control,
         options_sha=options.sha if options.idempotency_key else "",
         turn=options.turn,

@@ -17,10 +17,6 @@ from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run
 
 MICRO: Final = 1_000_000
-KEY: Final = "torpor.key"
-"""Metadata of a job: the id of the API key that submitted it."""
-KEY_BUDGET: Final = "torpor.key_budget"
-"""Metadata of a job whose key has a budget."""
 
 
 class BudgetSpent(Unavailable):

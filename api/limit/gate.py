@@ -17,7 +17,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth.principal import Principal
-from api.limit.budget import KEY, KEY_BUDGET, Account, Budgets
+from api.limit.budget import Account, Budgets
+from api.limit.cost import cost_of, prices_of
 from api.limit.in_flight import InFlightJobs
 from api.limit.limit import (
     Limit,
@@ -40,7 +41,7 @@ from api.webhook.webhook import BATCH
 from eventing.broker.queue import Depth, QueueView, expected_wait_s
 from eventing.clock import Clock
 from eventing.errors import Overloaded, StoreUnavailable, TorporError
-from eventing.job.job import Job, JobId, Lane
+from eventing.job.job import KEY, KEY_BUDGET, Job, JobId, Lane
 from eventing.job.store import JobReader, NewJob
 
 _FRESH_S: Final = 0.5
@@ -64,7 +65,7 @@ class LimitGate:
         self._settings = settings
         self._windows = Windows(redis)
         self._budgets = Budgets(redis)
-        self._prices = settings.token_prices
+        self._prices = prices_of(settings)
         self._flight = InFlightJobs(redis)
         self._queues = QueueView(redis)
         self._clock = clock
@@ -179,22 +180,12 @@ class LimitGate:
 
     def _most(self, new: NewJob) -> float:
         """What a job's tokens may cost at most; 0 for a model whose tokens have no price."""
-        price = self._prices.get(new.request.model)
+        price = self._prices.tokens.get(new.request.model)
         if price is None:
             return 0.0
         asked = tokens_asked(new.request, self._context_tokens.get(new.request.model, 0))
         prompt = prompt_tokens(new.request)
         return price.of(prompt, max(asked - prompt, 0))
-
-    def _cost(self, job: Job) -> float:
-        """What an ended job did cost."""
-        price = self._prices.get(job.to_run.model)
-        if price is None or (job.cache is not None and job.cache.is_hit):
-            return self._settings.price.of(job.gpu_ms / 1000)
-        usage = job.usage or {}
-        if not isinstance(usage.get("prompt_tokens"), int):  # it broke off
-            return price.of(prompt_tokens(job.request), job.token_count) if job.attempt else 0.0
-        return price.of(usage["prompt_tokens"], int(usage.get("completion_tokens") or 0))
 
     async def _pay(self, accounts: list[Account], job_id: JobId, cost: float) -> None:
         if accounts:
@@ -234,7 +225,8 @@ class LimitGate:
 
     async def ended(self, job: Job) -> None:
         """Correct the estimate to the tokens actually used; idempotent."""
-        await self._pay(self._accounts(job.tenant, job.metadata), job.id, self._cost(job))
+        cost = cost_of(job, self._prices)
+        await self._pay(self._accounts(job.tenant, job.metadata), job.id, cost)
         await self._settle(job.tenant, job.id, tokens_taken(job))
         await self._leave(job.tenant, job.id)
 

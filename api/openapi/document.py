@@ -48,6 +48,7 @@ _TAGS: Final = {
     "overview": "Queues and replicas.",
     "usage": "What it cost, of all tenants.",
     "tenant": "Who calls: its limits, how much of them is used, and what it used over time.",
+    "organization": "What a tenant used and what it cost, by day, as at OpenAI.",
     "keys": "The API keys of a tenant, where keys are kept in Redis.",
 }
 _REFUSALS: Final = {

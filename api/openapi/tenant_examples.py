@@ -1,4 +1,4 @@
-"""Examples of `/v1/tenant` and `/v1/keys` in the OpenAPI document."""
+"""Examples of `/v1/tenant`, `/v1/keys` and `/v1/organization` in the OpenAPI document."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -24,6 +24,41 @@ _SPENT: Final = {
     "cost": 0.002917,
     "cost_all_in": 0.025208,
 }
+_DAY: Final = {"object": "bucket", "start_time": 1_763_942_400, "end_time": 1_764_028_800}
+_USED: Final = {
+    "api_key_id": _KEY["id"],
+    "model": None,
+    "object": "organization.usage.completions.result",
+    "input_tokens": 36,
+    "input_cached_tokens": 12,
+    "output_tokens": 15,
+    "num_model_requests": 4,
+    "project_id": None,
+    "user_id": None,
+    "batch": None,
+    "thought_tokens": 9,
+    "ended": {"completed": 3, "incomplete": 0, "failed": 0, "cancelled": 1},
+    "dead_letters": 0,
+    "saved": {
+        "exact": 1,
+        "coalesced": 0,
+        "semantic": 0,
+        "input_tokens": 12,
+        "output_tokens": 5,
+        "cost": 0.0,
+    },
+    "gpu_seconds": 4.2,
+    "cost": 0.002917,
+}
+_COST: Final = {
+    "api_key_id": None,
+    "model": None,
+    "object": "organization.costs.result",
+    "amount": {"value": 0.002917, "currency": "usd"},
+    "line_item": None,
+    "project_id": None,
+}
+_LAST_PAGE: Final = {"object": "page", "has_more": False, "next_page": None}
 
 TENANT_EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
     "Key": _KEY,
@@ -41,6 +76,8 @@ TENANT_EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
             "file_bytes": {"limit": 10_000_000_000, "used": 1234, "reset_s": None},
         },
     },
+    "UsagePage": {**_LAST_PAGE, "data": [{**_DAY, "results": [_USED]}]},
+    "CostPage": {**_LAST_PAGE, "data": [{**_DAY, "results": [_COST]}]},
     "TenantUsage": {
         "object": "tenant.usage",
         "since_s": 86_400,

@@ -29,7 +29,7 @@ from eventing.errors import (
     Unavailable,
     WrongState,
 )
-from eventing.job.job import Job, JobId, JobRequest, parse_request
+from eventing.job.job import KEY, KEY_BUDGET, Job, JobId, JobRequest, parse_request
 from eventing.job.store import JobIntake, ListField, NewJob
 
 
@@ -231,6 +231,7 @@ def _again(job: Job, request: JobRequest | None) -> NewJob:
         event_id=job.event_id,
         tenant=job.tenant,
         lane=job.lane,
+        metadata={name: job.metadata[name] for name in (KEY, KEY_BUDGET) if name in job.metadata},
     )
 
 

@@ -10,18 +10,20 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+import orjson
 import structlog
 from redis.exceptions import ResponseError
 
 from eventing.errors import StoreUnavailable, Unavailable
-from eventing.job.job import Job, JobId, JobRequest, JobState, Lane
+from eventing.job.job import KEY, KEY_BUDGET, Job, JobId, JobRequest, JobState, Lane
 from eventing.job.store import JobReader
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.redis.script import Argument, run
 from eventing.telemetry import trace
 
 _GROUP: Final = "api"
@@ -44,6 +46,25 @@ class EndListener(Protocol):
         """Return once the ending is handled for good; raise `Unavailable` to be called again."""
 
 
+@dataclass(frozen=True, slots=True)
+class EndCount:
+    """What an ended job adds to the row `row` of the hash `key`: amounts by measure."""
+
+    key: str
+    row: str
+    measures: Mapping[str, int]
+
+
+class EndTally(Protocol):
+    """Counts every ended job, exactly once."""
+
+    kept_s: int
+    """How long a hash is kept after it was added to."""
+
+    def count(self, job: Job) -> EndCount:
+        """What the job adds. Pure."""
+
+
 class EndedConsumer:
     """One consumer of the group. Run `run` in a task."""
 
@@ -53,12 +74,14 @@ class EndedConsumer:
         store: JobReader,
         listeners: Sequence[EndListener],
         group: str = _GROUP,
+        tally: EndTally | None = None,
     ) -> None:
         self._redis = redis
         self._tail = redis.dedicated_connection()
         self._store = store
         self._listeners = listeners
         self._group = group
+        self._tally = tally
         self._name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._take_over_due_s = 0.0
 
@@ -115,14 +138,33 @@ class EndedConsumer:
     async def _notify_all(self, rows: Sequence[_Row]) -> None:
         if not rows:
             return
-        is_done = await asyncio.gather(*(self._notify_one(_fields(flat)) for _, flat in rows))
-        done = [cursor for (cursor, _), is_one in zip(rows, is_done, strict=True) if is_one]
-        if done:
-            await self._redis.xack(keys.ENDED, self._group, *done)
+        jobs = await asyncio.gather(*(self._job(_fields(flat)) for _, flat in rows))
+        is_done = await asyncio.gather(*map(self._notify_one, jobs))
+        ended = zip((cursor for cursor, _ in rows), jobs, is_done, strict=True)
+        if done := [(cursor, job) for cursor, job, is_one in ended if is_one]:
+            await self._ack(done)
 
-    async def _notify_one(self, entry: Mapping[str, str]) -> bool:
+    async def _ack(self, done: Sequence[tuple[bytes, Job | None]]) -> None:
+        """Acknowledge these entries and count their jobs, in one script."""
+        if self._tally is None:
+            await self._redis.xack(keys.ENDED, self._group, *(cursor for cursor, _ in done))
+            return
+        args: list[Argument] = [self._group, self._tally.kept_s]
+        for cursor, job in done:
+            counted = self._counted(job)
+            args += [cursor, counted.key, counted.row, orjson.dumps(counted.measures)]
+        await run(self._redis, "ack_ended", [keys.ENDED], args)
+
+    def _counted(self, job: Job | None) -> EndCount:
+        """A bug in the tally must not deliver the entry for ever."""
+        try:
+            return self._tally.count(job) if self._tally and job else _NOTHING
+        except Exception as error:
+            _log.error("not counted", action="ended", reason=type(error).__name__)
+            return _NOTHING
+
+    async def _notify_one(self, job: Job | None) -> bool:
         """False when a listener must be called again."""
-        job = await self._job(entry)
         if job is None:
             return True
         is_done = True
@@ -138,7 +180,7 @@ class EndedConsumer:
         job = await self._store.get(JobId(entry["job"]), with_result=False)
         attempt, state = int(entry["attempt"]), JobState(entry["state"])
         if job is not None and job.attempt == attempt:
-            return job if job.state is state else None
+            return _as_counted(job, entry) if job.state is state else None
         at_ms = int(entry["at_ms"])
         known = job or Job(
             id=JobId(entry["job"]),
@@ -148,16 +190,30 @@ class EndedConsumer:
             lane=Lane(entry["lane"]),
             created_ms=at_ms,
         )
-        return replace(
+        key = {KEY: entry["key"], KEY_BUDGET: "1"} if entry.get("key") else {}
+        ended = replace(
             known,
             state=state,
             attempt=attempt,
             finished_ms=at_ms,
             is_dead_letter=entry["dead"] == "1",
+            metadata=known.metadata or key,
             result=None,
             usage=None,
             error=None,
         )
+        return _as_counted(ended, entry)
+
+
+def _as_counted(job: Job, entry: Mapping[str, str]) -> Job:
+    """The job with what it used until this end and no other counts; an older version's entry does not say it."""
+    if "gpu_ms" not in entry:
+        return job
+    usage = orjson.loads(entry["usage"]) if entry["usage"] else None
+    return replace(job, usage=usage, gpu_ms=int(entry["gpu_ms"]))
+
+
+_NOTHING: Final = EndCount("", "", {})
 
 
 async def _notified(notify: Callable[[Job], Awaitable[None]], job: Job) -> bool:

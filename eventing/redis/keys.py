@@ -212,6 +212,11 @@ def budget(of: str, name: str) -> str:
     return f"{PREFIX}:{{budgets}}:{of}:{escape(name)}"
 
 
+def usage_of(tenant: str, day: int) -> str:
+    """Hash of what a tenant's jobs used that ended on a day (since the epoch, in UTC)."""
+    return f"{PREFIX}:usage:{escape(tenant)}:{day}"
+
+
 def provider(digest: str) -> str:
     """Hash of a provider's rate limits and circuit breaker (`predictor.engine.upstream.provider`)."""
     return f"{PREFIX}:{{provider:{digest}}}"

@@ -13,7 +13,7 @@ import orjson
 
 from eventing.errors import ResultTooLarge
 from eventing.job.cache import CacheUse, cache_use_of
-from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState, Lane, error_of
+from eventing.job.job import KEY, AttemptRecord, Job, JobId, JobRequest, JobState, Lane, error_of
 from eventing.job.moderation.withheld import without_text
 from eventing.job.plan import Hold, Plan, StepRecord, StepStatus, plan_of_json
 from eventing.job.prompt import prompt_prefix, prompt_start
@@ -113,12 +113,20 @@ def new_fields(
     if new.turn:
         pairs["conversation"] = new.turn.id
         pairs["turn"] = orjson.dumps(_turn_items(new.id, new.turn))
-    if new.metadata:
-        pairs["metadata"] = metadata = orjson.dumps(dict(new.metadata))
-        if len(metadata) > LABELS_BYTES:
-            short = {n: text for n, text in new.metadata.items() if len(text) <= _LABEL_CHARS}
-            pairs["labels"] = orjson.dumps(short)
+    pairs |= _metadata_pairs(new.metadata)
     return [item for pair in pairs.items() for item in pair]
+
+
+def _metadata_pairs(metadata: Mapping[str, str]) -> dict[str, Field]:
+    if not metadata:
+        return {}
+    pairs: dict[str, Field] = {"metadata": (raw := orjson.dumps(dict(metadata)))}
+    if key_id := metadata.get(KEY):
+        pairs["key_id"] = key_id
+    if len(raw) > LABELS_BYTES:
+        short = {n: text for n, text in metadata.items() if len(text) <= _LABEL_CHARS}
+        pairs["labels"] = orjson.dumps(short)
+    return pairs
 
 
 def _prefix_pairs(new: NewJob) -> dict[str, Field]:

@@ -53,7 +53,7 @@ async def test_two_predictors_add_up(ledger: Ledger, clock: Clock) -> None:
     for account in accounts:
         await account.post()
 
-    assert by_name(await ledger.totals(), "model")[MODEL]["waking_ms"] == 6000
+    assert by_name(await ledger.since(3600), "model")[MODEL]["waking_ms"] == 6000
 
 
 async def test_only_what_was_added_is_posted(ledger: Ledger, clock: Clock) -> None:
@@ -65,7 +65,7 @@ async def test_only_what_was_added_is_posted(ledger: Ledger, clock: Clock) -> No
         clock.now_s += 1
         await account.post()
 
-    measures = by_name(await ledger.totals(), "model")[MODEL]
+    measures = by_name(await ledger.since(3600), "model")[MODEL]
     assert measures == {"waking_ms": 3000, "output_tokens": 7}
 
 
@@ -89,7 +89,7 @@ async def test_amounts_that_could_not_be_posted_are_posted_later(
     server.start()
     await account.post()
 
-    rows = await Ledger(client).totals()
+    rows = await Ledger(client).since(3600)
     await client.aclose()
     assert by_name(rows, "model")[MODEL]["waking_ms"] == 5000
     assert by_name(rows, "tenant")["acme"]["gpu_ms"] == 1000
@@ -108,7 +108,7 @@ async def test_a_job_its_tenant_and_its_model_are_charged_its_share(
     await account.charge(job.id, account.take(job.tenant, began, is_kept=True))
     await account.post()
 
-    rows = await ledger.totals()
+    rows = await ledger.since(3600)
     found = await store.get(job.id)
     assert found is not None
     assert found.gpu_ms == 5000
@@ -127,12 +127,12 @@ async def test_charges_wait_for_the_next_post_and_are_posted_once(
         clock.now_s += 3.0
         account.take("acme", began, is_kept=False)
 
-    before = await ledger.totals()
+    before = await ledger.since(3600)
     await account.post()
     await account.post()
 
     assert not by_name(before, "tenant")
-    rows = await ledger.totals()
+    rows = await ledger.since(3600)
     assert by_name(rows, "tenant")["acme"]["gpu_ms"] == 6000
     assert by_name(rows, "model")[MODEL]["thrown_ms"] == 6000
 
@@ -186,7 +186,7 @@ async def test_tenants_together_are_charged_what_everything_cost(ledger: Ledger)
         }
     )
 
-    view = usage_view([(0, await ledger.totals())], Price(per_gpu_hour=3600), 60)
+    view = usage_view([(0, await ledger.since(3600))], Price(per_gpu_hour=3600), 60)
 
     assert view["total"]["cost"]["total"] == 12.0
     assert {name: row["cost_all_in"] for name, row in view["tenants"].items()} == {

@@ -149,7 +149,7 @@ COMMANDS: Final = {
         "service.usage:report",
         SERVICE,
         "Show GPU time, tokens and cost by model and tenant; per 1,000 tokens all included.",
-        ("torpor usage --since 24h", "torpor usage --json"),
+        ("torpor usage --since 24h", "torpor usage --days 31 --by key --csv > usage.csv"),
     ),
     "report": Entry(
         "service.usage:report",

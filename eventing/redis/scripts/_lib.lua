@@ -53,7 +53,8 @@ end
 -- What the scripts judge by, of a job's record, in one read; `false` for a field that it has not.
 local FIELDS = {'state', 'attempt', 'failures', 'token_count', 'history', 'tenant', 'tenant_key', 'model', 'queues', 'lane', 'source',
   'event_id', 'deadline_ms', 'lease_id', 'lease_until_ms', 'started_ms', 'first_token_ms', 'gpu_ms', 'restart', 'sha', 'conversation', 'cache',
-  'follows', 'step', 'prepared_sha', 'after', 'after_queues', 'hold', 'candidate_state', 'spent'}
+  'follows', 'step', 'prepared_sha', 'after', 'after_queues', 'hold', 'candidate_state', 'spent', 'usage', 'key_id', 'counted_usage',
+  'counted_gpu_ms'}
 local function read_job(key)
   local job = {}
   for i, value in ipairs(redis.call('HMGET', key, unpack(FIELDS))) do job[FIELDS[i]] = value end
@@ -290,6 +291,24 @@ local function keep_answer(job_id, list, job, state, now)
   redis.call('PEXPIREAT', index, math.floor(math.max(now + 1000 * use.ttl_s, redis.call('ZRANGE', index, -1, -1, 'WITHSCORES')[2])))
 end
 
+-- What a job used in the life that ends, for its entry in the stream of ends: not what an earlier one, which was redriven, was counted for.
+local function used_by(job, fields)
+  local usage, gpu_ms = job.usage or '', job.gpu_ms or 0
+  for i = 1, #fields, 2 do
+    if fields[i] == 'usage' then usage = fields[i + 1] end
+    if fields[i] == 'gpu_ms' then gpu_ms = fields[i + 1] end
+  end
+  if job.counted_usage and usage ~= '' then
+    local now, before = cjson.decode(usage), cjson.decode(job.counted_usage)
+    local rest = {}
+    for _, name in ipairs({'prompt_tokens', 'completion_tokens', 'total_tokens'}) do
+      rest[name] = math.max(0, (tonumber(now[name]) or 0) - (tonumber(before[name]) or 0))
+    end
+    usage = cjson.encode(rest)
+  end
+  return usage, string.format('%d', math.max(0, gpu_ms - (job.counted_gpu_ms or 0)))
+end
+
 -- The one way into a terminal state: record, stream, lists, queues, and the entry for the ended stream (docs/adr/0140).
 -- `job` is the record as `read_job` gave it in this script; `outcome` closes a running attempt; `fields` are field, value pairs
 -- (result, usage, error).
@@ -298,8 +317,10 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   local history = history_of(job.history)
   if job.state == 'in_progress' then close_attempt(history, outcome, now) end
   -- First: Redis 7.0 can apply the first half of a script after a power cut. An announced end that is not in the record is detected.
+  local usage, gpu_ms = used_by(job, fields)
   redis.call('XADD', ENDED, 'MAXLEN', '~', ENDED_KEPT, '*', 'job', job_id, 'tenant', job.tenant, 'model', job.model or '',
-    'lane', job.lane, 'attempt', job.attempt, 'state', state, 'dead', dead, 'at_ms', now)
+    'lane', job.lane, 'attempt', job.attempt, 'state', state, 'dead', dead, 'at_ms', now, 'usage', usage, 'gpu_ms', gpu_ms,
+    'key', job.key_id or '')
   redis.call('XADD', 'torpor:results:' .. list, 'MAXLEN', '~', FEED_KEPT, '*', 'job', job_id, 'attempt', job.attempt)
   local size, result = 16 * (tonumber(job.token_count) or 0), nil
   for i = 1, #fields, 2 do if fields[i] == 'result' then result = fields[i + 1] end end

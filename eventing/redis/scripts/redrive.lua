@@ -7,7 +7,7 @@
 --       7..6+n prefixes of their keys, 7+n.. field, value pairs (request, sha, model, and plan, plan_version, step)
 -- gives 'queued' | 'not_dead' (or redriven meanwhile) | 'missing' | 'locked' (another job is adding to its conversation)
 local job = redis.call('HMGET', KEYS[1], 'state', 'dead', 'attempt', 'token_count', 'tenant', 'lane', 'source', 'event_id', 'conversation',
-  'step', 'pipeline', 'candidate_state')
+  'step', 'pipeline', 'candidate_state', 'gpu_ms', 'usage')
 if not job[1] then return 'missing' end
 if job[1] ~= 'failed' or job[2] ~= '1' or job[3] ~= ARGV[2] then return 'not_dead' end
 local now, job_id = now_ms(), string.match(KEYS[1], '{(.*)}')
@@ -15,6 +15,10 @@ if job[9] and begin_turn('torpor:{' .. job[9] .. '}', job_id, '') == 'locked' th
 local attempt, n = job[3] + 1, tonumber(ARGV[6])
 local state = job[12] and ARGV[1] ~= '1' and 'in_progress' or 'queued' -- its answer waits for a step
 redis.call('HSET', KEYS[1], 'state', state, 'attempt', attempt, 'dead', 0, 'failures', 0, 'finished_ms', 0, 'deadline_ms', 0, 'redriven_ms', now)
+-- What this life used was counted at its end.
+redis.call('HSET', KEYS[1], 'counted_gpu_ms', job[13] or 0)
+if job[14] and ARGV[1] ~= '1' then redis.call('HSET', KEYS[1], 'counted_usage', job[14])
+else redis.call('HDEL', KEYS[1], 'counted_usage') end
 redis.call('HDEL', KEYS[1], 'error', 'result', state == 'queued' and 'usage' or 'error')
 if job[11] then put_step(KEYS[1], job[11], nil, job[10]) end
 if ARGV[1] == '1' then

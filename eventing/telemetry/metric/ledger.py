@@ -33,6 +33,15 @@ _GATHER_TURNS: Final = 2
 """Jobs that end within so many turns of the event loop are posted together."""
 _TOTALS: Final = f"{keys.PREFIX}:{{ledger}}"
 
+_OF_TENANTS: Final = (
+    "jobs",
+    "input_tokens",
+    "delivered_tokens",
+    "cache_hits",
+    "saved_tokens",
+    "gpu_ms",
+)
+"""The measures of a tenant."""
 Measures = dict[str, int]
 """Amounts by measure: milliseconds (`busy_ms`) or counts (`jobs`)."""
 Scope = str
@@ -42,7 +51,7 @@ Rows = dict[tuple[Scope, str], Measures]
 
 
 class Ledger:
-    """Sums by model and tenant, in total and by time slice."""
+    """Sums by model, in total and by time slice, and by tenant, by time slice."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -85,8 +94,19 @@ class Ledger:
         async with failures_named():
             await run(self._redis, "charge", [keys.job(job_id)], [gpu_ms])
 
+    async def forget_tenant(self, tenant: str) -> None:
+        """Drop the tenant's rows. Raises `StoreUnavailable`."""
+        fields = [f"tenant|{measure}|{tenant}" for measure in _OF_TENANTS]
+        async with failures_named():
+            now_s, _ = await self._redis.time()
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for start in _slices(int(now_s), KEEP_SLICES_S):
+                    pipe.hdel(f"{_TOTALS}:{start}", *fields)
+                pipe.hdel(_TOTALS, *fields)  # an older version kept them here too
+                await pipe.execute()
+
     async def totals(self) -> Rows:
-        """Sums since the store was created. Raises `StoreUnavailable`."""
+        """Sums of models since the store was created. Raises `StoreUnavailable`."""
         async with failures_named():
             return _rows([await self._redis.hgetall(_TOTALS)])
 
@@ -100,8 +120,7 @@ class Ledger:
         """
         async with failures_named():
             now_s, _ = await self._redis.time()
-            first = max(int(now_s) - min(span_s, KEEP_SLICES_S), 0)
-            starts = range(first - first % SLICE_S, int(now_s) + 1, SLICE_S)
+            starts = _slices(int(now_s), min(span_s, KEEP_SLICES_S))
             async with self._redis.pipeline(transaction=False) as pipe:
                 for start in starts:
                     pipe.hgetall(f"{_TOTALS}:{start}")
@@ -210,6 +229,12 @@ class GpuAccount:
         }
         times = {f"{state}_ms": round(value * 1000) for state, value in seconds.items()}
         return times | dict(self._counters())
+
+
+def _slices(now_s: int, span_s: int) -> range:
+    """When the slices of the last `span_s` seconds begin."""
+    first = max(now_s - span_s, 0)
+    return range(first - first % SLICE_S, now_s + 1, SLICE_S)
 
 
 def by_name(rows: Rows, scope: Scope) -> dict[str, Measures]:

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.settings import ApiSettings, ModelCard, TenantLimits
-from eventing.api_key import RedisKeys, mint
+from eventing.api_key import DEFAULT_SCOPES, RedisKeys, mint
 from eventing.job.job import JobId
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
@@ -41,7 +41,9 @@ async def priced(
 
 
 async def key_of(redis: Redis, tenant: str, budget: float = 0.0) -> dict[str, str]:
-    key, text = mint(tenant, now_s=NOW_S, budget_per_month=budget)
+    key, text = mint(
+        tenant, now_s=NOW_S, budget_per_month=budget, scopes=(*DEFAULT_SCOPES, "admin")
+    )
     await RedisKeys(redis).put(key)
     return {"authorization": f"Bearer {text}"}
 
@@ -106,6 +108,36 @@ async def test_a_key_has_a_budget_of_its_own(priced: Rig, redis: Redis) -> None:
     assert refused.status_code == 429
     assert "the key's budget is 20 a month" in refused.json()["detail"]
     await answered(priced, await key_of(redis, "beta"))  # another key of the tenant
+
+
+async def test_a_keys_budget_holds_for_its_events_too(priced: Rig, redis: Redis) -> None:
+    own = await key_of(redis, "beta", budget=10)
+    event = {
+        "specversion": "1.0",
+        "type": "dev.torpor.inference.requested.v1",
+        "source": "/shop",
+        "id": "1",
+        "data": line(20),
+    }
+    headers = {**own, "content-type": "application/cloudevents+json"}
+    refused = await priced.client.post("/v1/events", json=event, headers=headers)
+    assert refused.status_code == 429
+    assert "the key's budget is 10 a month" in refused.json()["detail"]
+
+
+async def test_a_redriven_job_is_paid_by_its_key_again(priced: Rig, redis: Redis) -> None:
+    own = await key_of(redis, "beta", budget=40)
+    answer = await priced.client.post("/v1/jobs", json=line(3), headers=own)
+    job_id = str(answer.json()["id"])
+    await (await priced.predictor(job_id)).fail("engine_broke")
+    await priced.until_told()
+    path = f"/v1/dead-letters/{job_id}/redrive"
+    assert (await priced.client.post(path, headers=own)).status_code == 202
+    await (await priced.predictor(job_id)).finish(chat_result("hello"))
+    await priced.until_told()
+    key_id = own["authorization"].split("_")[1]
+    # The first life broke off after the prompt, which its provider takes money for.
+    assert await spent(redis, "key", key_id) == 1 + COST
 
 
 async def test_a_repeated_submit_holds_once(priced: Rig, redis: Redis) -> None:

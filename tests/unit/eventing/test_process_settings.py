@@ -52,6 +52,7 @@ TEXTS = {
     "ingress_token": "tøken",
     "direct_token": "x" * 5000,
     "log_level": "steam",
+    "currency": "EURO",
     "anonymous_access": "steam",
     "engine": "steam",
     "replica_id": "x" * 300,

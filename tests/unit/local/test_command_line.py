@@ -38,6 +38,7 @@ TEXTS = {
     "--request": "/nowhere/line.json",
     "--engine": "steam",
     "--manifest": "/nowhere/manifest.yaml",
+    "--by": "steam",
 }
 """A wrong value for each option whose values are not numbers and not a fixed choice."""
 FREE = {

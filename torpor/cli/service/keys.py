@@ -18,6 +18,7 @@ from typing import Annotated, NamedTuple, Protocol, TypeVar
 import aiohttp
 import orjson
 import typer
+from redis.asyncio import Redis
 
 from eventing.api_key import (
     DEFAULT_SCOPES,
@@ -32,6 +33,7 @@ from eventing.api_key import (
 from eventing.errors import TorporError
 from eventing.process.setting import redis_url
 from eventing.redis.connection import connect
+from eventing.telemetry.usage import UsageRecords
 from torpor.cli.catalog import epilog
 from torpor.cli.errors import UsageError, UserError
 from torpor.cli.options import DEFAULT_DATA_DIR, WHERE, DataDir, Json
@@ -159,6 +161,30 @@ def revoke(
     stderr.print(f"revoked {key_id}")
 
 
+@keys.command(epilog=epilog("torpor keys forget acme --yes"))
+def forget(
+    tenant: Tenant,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    redis_url: RedisUrl = "",
+    data_dir: DataDir = None,
+) -> None:
+    """Revoke all of TENANT's keys, and erase what is known of its usage and its budgets."""
+    if not yes:
+        typer.confirm(f"revoke every key of {tenant} and erase its usage?", abort=True)
+    gone = _on_redis(_Place(redis_url, None, data_dir), lambda redis: _forgotten(redis, tenant))
+    stderr.print(f"revoked {gone} keys of {tenant}; its usage is erased")
+
+
+async def _forgotten(redis: Redis, tenant: str) -> int:
+    """How many keys there were. They go first, so that nothing more is used with them."""
+    key_store = RedisKeys(redis)
+    found = await key_store.list(tenant)
+    for key in found:
+        await key_store.remove(key.id)
+    await UsageRecords(redis).erase(tenant, [key.id for key in found])
+    return len(found)
+
+
 class FileKeyStore:
     """Keys in a JSON file that only its owner may read. One writer at a time, as a person is."""
 
@@ -209,28 +235,37 @@ class _Place(NamedTuple):
 def _with(place: _Place, run: Callable[[_KeyStore], Awaitable[_T]]) -> _T:
     """What `run` gives on the key store that was named; its refusals as one clear line."""
 
-    async def work() -> _T:
-        async with _key_store(place) as key_store:
-            return await run(key_store)
+    if place.file is None:
+        return _on_redis(place, lambda redis: run(RedisKeys(redis)))
+    return asyncio.run(_in_words(run(FileKeyStore(place.file))))
 
+
+def _on_redis(place: _Place, run: Callable[[Redis], Awaitable[_T]]) -> _T:
+    """As `_with`, on the store itself."""
+
+    async def work() -> _T:
+        async with _redis(place) as redis:
+            return await run(redis)
+
+    return asyncio.run(_in_words(work()))
+
+
+async def _in_words(work: Awaitable[_T]) -> _T:
     try:
-        return asyncio.run(work())
+        return await work
     except TorporError as error:
         raise UserError(error.message) from error
 
 
 @asynccontextmanager
-async def _key_store(place: _Place) -> AsyncIterator[_KeyStore]:
-    if place.file is not None:
-        yield FileKeyStore(place.file)
-        return
+async def _redis(place: _Place) -> AsyncIterator[Redis]:
     url = place.redis_url or _embedded(place.data_dir)
     try:
         redis = connect(redis_url(url))
     except ValueError as error:
         raise UsageError(f"--redis-url: {error}") from error
     try:
-        yield RedisKeys(redis)
+        yield redis
     finally:
         await redis.aclose()
 

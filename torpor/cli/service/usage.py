@@ -1,7 +1,12 @@
 """`torpor usage` (also `report`): what the last hours cost, and whom for; a tenant's key sees its own."""
 
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import orjson
 import typer
 
 from torpor.cli.job.submit import seconds
@@ -11,6 +16,17 @@ if TYPE_CHECKING:
     from torpor.client import AsyncClient
 
 _FORBIDDEN: Final = 403
+_BY_DAY: Final = "/v1/organization/usage/completions"
+
+
+class Group(StrEnum):
+    """What rows of a day are told apart by."""
+
+    KEY = "key"
+    MODEL = "model"
+
+
+_GROUPS: Final = {Group.KEY: "api_key_id", Group.MODEL: "model"}
 
 
 def report(
@@ -21,14 +37,26 @@ def report(
             "--own", help="Only your tenant, with its limits; all that most keys may see."
         ),
     ] = False,
+    days: Annotated[
+        int, typer.Option(min=0, max=31, help="Your tenant's last days instead, a row a day.")
+    ] = 0,
+    by: Annotated[
+        list[Group] | None, typer.Option(help="With --days: a row a key, or a model. Repeatable.")
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="With --days: CSV.")] = False,
     api: ApiOption = "",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Show GPU time, tokens and cost by model and tenant; per 1,000 tokens all included."""
     from torpor.cli.client import ask
+    from torpor.cli.errors import UsageError
     from torpor.cli.view.screen import print_json
 
+    if days:
+        return _report_days(days, by or [], as_csv, as_json, api, data_dir)
+    if as_csv or by:
+        raise UsageError("--csv and --by go with --days")
     query = {"since_s": str(int(seconds(since or "0s", "--since")))}
     usage = ask(api, data_dir, lambda client: _asked(client, query, own))
     if as_json:
@@ -37,6 +65,49 @@ def report(
         _draw(usage, since)
     else:
         _draw_own(usage, since)
+
+
+def _report_days(
+    days: int, by: list[Group], as_csv: bool, as_json: bool, api: str, data_dir: Path | None
+) -> None:
+    from torpor.cli.client import ask
+    from torpor.cli.view.screen import print_json
+
+    groups = ",".join(_GROUPS[each] for each in by)
+    query = {"limit": str(days), "format": "csv" if as_csv else "json"}
+    if groups:
+        query["group_by"] = groups
+    raw = ask(api, data_dir, lambda client: client.call_raw("GET", _BY_DAY, query=query))
+    if as_csv:
+        sys.stdout.write(raw.decode())
+    elif as_json:
+        print_json(orjson.loads(raw))
+    else:
+        _draw_days(orjson.loads(raw), by)
+
+
+def _draw_days(page: dict[str, Any], by: list[Group]) -> None:
+    from torpor.cli.view.screen import stdout
+    from torpor.cli.view.table import number, table
+
+    figures = ("jobs", "input tokens", "output tokens", "thought", "saved", "GPU, s", "cost")
+    rows = table("day", *by, *figures, numbers=figures, title="Used by your tenant, UTC")
+    for bucket in page["data"]:
+        day = time.strftime("%Y-%m-%d", time.gmtime(bucket["start_time"]))
+        for used in bucket["results"]:
+            saved = used["saved"]
+            rows.add_row(
+                day,
+                *(used[_GROUPS[each]] or "none" for each in by),
+                number(used["num_model_requests"]),
+                number(used["input_tokens"]),
+                number(used["output_tokens"]),
+                number(used["thought_tokens"]),
+                number(saved["input_tokens"] + saved["output_tokens"]),
+                number(used["gpu_seconds"], 1),
+                number(used["cost"], 4),
+            )
+    stdout.print(rows)
 
 
 async def _asked(client: "AsyncClient", query: dict[str, str], own: bool) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""What an ended job adds to its tenant's usage: tokens, GPU time, money, and what kept answers saved.
+
+`UsageTally` is called by `eventing.live.ended` for every end, and counted once. Pure. Must not know the store.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from api.limit.budget import MICRO
+from api.limit.cost import Prices, cost_of
+from eventing.job.job import KEY, RUNNABLE_URLS, Job, JobState
+from eventing.live.ended import EndCount
+from eventing.redis import keys
+from eventing.telemetry.cost import TokenPrice
+from eventing.telemetry.usage import DAY_S
+
+OTHER: Final = "other"
+"""The model of a job that names one which is not configured."""
+_MOST_TOKENS: Final = 2**40
+"""Of one job, whatever its engine says."""
+_ANSWERED: Final = (JobState.COMPLETED, JobState.INCOMPLETE)
+
+
+class UsageTally:
+    """An `EndTally`. Only configured `models` are named, since an event may name any."""
+
+    def __init__(self, models: Collection[str], prices: Prices, kept_days: int) -> None:
+        self._models = frozenset(models)
+        self._prices = prices
+        self.kept_s = kept_days * DAY_S
+
+    def count(self, job: Job) -> EndCount:
+        """What the job adds to its tenant's day."""
+        url = job.request.url if job.request.url in RUNNABLE_URLS else ""
+        model = job.request.model if job.request.model in self._models else OTHER
+        return EndCount(
+            key=keys.usage_of(job.tenant, job.finished_ms // 1000 // DAY_S),
+            row=f"{url}|{model}|{job.metadata.get(KEY, '')}",
+            measures=measures_of(job, self._prices),
+        )
+
+
+def measures_of(job: Job, prices: Prices) -> dict[str, int]:
+    """What an ended job used; amounts of 0 are left out."""
+    usage, cache = job.usage or {}, job.cache
+    found = {
+        str(job.state): 1,
+        "dead_letters": int(job.is_dead_letter),
+        "input_tokens": _count(usage, "prompt_tokens"),
+        "cached_tokens": _count(usage.get("prompt_tokens_details"), "cached_tokens"),
+        "output_tokens": _count(usage, "completion_tokens"),
+        "thought_tokens": _count(usage.get("completion_tokens_details"), "reasoning_tokens"),
+        "gpu_ms": max(job.gpu_ms, 0),
+        "cost": round(cost_of(job, prices) * MICRO),
+    }
+    if not usage and job.token_count and not job.is_dead_letter:  # it broke off; a redrive goes on
+        found["output_tokens"] = job.token_count
+    if cache is not None and cache.is_hit and job.state in _ANSWERED:
+        saved = cache.saved_usage or {}
+        tokens = _count(saved, "prompt_tokens"), _count(saved, "completion_tokens")
+        price = prices.tokens.get(job.request.model, TokenPrice())
+        found |= {f"hits_{cache.kind}": 1, "saved_cost": round(price.of(*tokens) * MICRO)}
+        found |= {"saved_input_tokens": tokens[0], "saved_output_tokens": tokens[1]}
+        found["output_tokens"] = 0
+    return {name: amount for name, amount in found.items() if amount}
+
+
+def _count(record: Any, name: str) -> int:
+    value = record.get(name) if isinstance(record, Mapping) else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return 0
+    return min(max(value, 0), _MOST_TOKENS)
