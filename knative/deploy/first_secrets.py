@@ -48,14 +48,15 @@ class FirstSecretsSettings(BaseSettings):
 
     namespace: str = Field("torpor", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     """Where the Secrets go; the Job fills in its own."""
+    store_replicas: int = Field(1, ge=1)
+    """More than one: the addresses of the store are those of its sentinels."""
 
 
-def redis_secret(namespace: str, token: Random) -> dict[str, str]:
+def redis_secret(namespace: str, token: Random, replicas: int = 1) -> dict[str, str]:
     """Give the store's users: ours has all rights, KEDA's may read queue lengths only, and the external scaler's
     may read queues and records.
     """
     password, keda, scaler = token(32), token(32), token(32)
-    host = f"{parts.STORE}.{namespace}.svc.cluster.local:{parts.REDIS_PORT}"
     # What KEDA's redis-streams scaler sends: its client's greeting, and the counts.
     may = "+hello +auth +ping +select +client +info +xinfo +xpending +xlen"
     users = (
@@ -65,12 +66,22 @@ def redis_secret(namespace: str, token: Random) -> dict[str, str]:
     )
     return {
         "password": password,
-        "url": f"redis://:{password}@{host}/0",
+        "url": _store_url("", password, namespace, replicas),
         "users.acl": users,
         "keda-username": "keda",
         "keda-password": keda,
-        "scaler-url": f"redis://scaler:{scaler}@{host}/0",
+        "scaler-url": _store_url("scaler", scaler, namespace, replicas),
     }
+
+
+def _store_url(user: str, password: str, namespace: str, replicas: int) -> str:
+    if replicas == 1:
+        host = f"{parts.STORE}.{namespace}.svc.cluster.local:{parts.REDIS_PORT}"
+        return f"redis://{user}:{password}@{host}/0"
+    named = parts.store_hosts(namespace, replicas)
+    hosts = ",".join(f"{host}:{parts.SENTINEL_PORT}" for host in named)
+    login = f"sentinel_password={password}" + (f"&sentinel_username={user}" if user else "")
+    return f"redis+sentinel://{user}:{password}@{hosts}/{parts.WATCHED}/0?{login}"
 
 
 def keys_secret(now_s: int) -> dict[str, str]:
@@ -110,10 +121,10 @@ def secret(name: str, namespace: str, data: dict[str, str]) -> Resource:
     }
 
 
-async def ensure(cluster: Cluster, namespace: str, token: Random) -> list[str]:
+async def ensure(cluster: Cluster, namespace: str, token: Random, replicas: int = 1) -> list[str]:
     """Create the missing Secrets; give their names. Losing a race to another process is not an error."""
     makers: dict[str, Callable[[], dict[str, str]]] = {
-        parts.REDIS_SECRET: lambda: redis_secret(namespace, token),
+        parts.REDIS_SECRET: lambda: redis_secret(namespace, token, replicas),
         parts.KEYS_SECRET: lambda: keys_secret(int(time.time())),
         parts.INTERNAL_SECRET: lambda: internal_secret(token),
     }
@@ -131,7 +142,10 @@ async def ensure(cluster: Cluster, namespace: str, token: Random) -> list[str]:
 async def run() -> Any:
     """Make the Secrets of this Job's namespace."""
     async with connected() as cluster:
-        return await ensure(cluster, FirstSecretsSettings().namespace, secrets.token_urlsafe)
+        settings = FirstSecretsSettings()
+        return await ensure(
+            cluster, settings.namespace, secrets.token_urlsafe, settings.store_replicas
+        )
 
 
 def main() -> int:

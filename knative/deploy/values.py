@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -186,6 +186,15 @@ class PlatformValues(_Section):
     )  # a Secret's name; its key is `token`
 
 
+class StoreValues(_Section):
+    """Redis: one server, or three that fail over by sentinels; and where its backups go."""
+
+    replicas: Literal[1, 3] = 1
+    backup_url: str = Field("", pattern=r"^$|^(s3|gs|azure|abfs)://\S+$")
+    backup_schedule: str = Field("17 * * * *", pattern=r"^\S+( \S+){4}$")
+    backups_kept: int = Field(48, ge=1, le=10_000)
+
+
 class StepsValues(_Section):
     """The process of the steps before the predictor; with `max_replicas` 0 there is none."""
 
@@ -210,6 +219,7 @@ class Values(_Section):
     host: HostName = "torpor.example.com"
     namespace: DnsLabel = "torpor"
     more_models: tuple[MoreModel, ...] = ()
+    store: StoreValues = StoreValues()
     steps: StepsValues = StepsValues()
     pipelines: dict[str, Any] = Field(
         default_factory=dict

@@ -42,6 +42,21 @@ class ObjectStore:
 
         await self._run(write)
 
+    async def write_file(self, name: str, path: str) -> None:
+        """Keep the file at `path` under `name`, without reading it into memory as a whole."""
+
+        def write() -> None:
+            target = f"{self._root}/{name}"
+            if not isinstance(self._fs, LocalFileSystem):
+                self._fs.put_file(path, target)
+                return
+            self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            unfinished = f"{target}{_UNFINISHED}{secrets.token_hex(4)}"
+            self._fs.put_file(path, unfinished)
+            self._fs.mv(unfinished, target)
+
+        await self._run(write)
+
     async def read(self, name: str, start: int, end: int) -> bytes:
         """Bytes `start` to `end` (not included). Raises `ObjectGone` when there is no such object."""
 

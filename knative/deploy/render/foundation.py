@@ -144,7 +144,8 @@ def first_secrets_job(values: Values) -> Resource:
             {
                 "name": "TORPOR_NAMESPACE",
                 "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}},
-            }
+            },
+            {"name": "TORPOR_STORE_REPLICAS", "value": str(values.store.replicas)},
         ],
         "resources": parts.resources("50m", "128Mi"),
         "securityContext": parts.hardened(),

@@ -22,6 +22,7 @@ class Peer(StrEnum):
     PREDICTOR = "predictor"
     OWN_ENGINE = "own-engine"  # predictors with weights: all but those of providers
     REDIS = "redis"
+    BACKUP = "backup"
     FIRST_SECRETS = "first-secrets"
     SCALER = "scaler"
     STEPS = "steps"
@@ -56,6 +57,7 @@ OURS = frozenset(
         Peer.PREDICTOR,
         Peer.OWN_ENGINE,
         Peer.REDIS,
+        Peer.BACKUP,
         Peer.FIRST_SECRETS,
         Peer.SCALER,
         Peer.STEPS,
@@ -88,22 +90,25 @@ NOT_PUBLIC = (
 KNATIVE_HTTP = (8012, 8013, 8112)
 QUEUE_PROXY = (8012, 8013, 8022, 8112, 9090)
 
+_STORE = (6379, 26379)  # the server, and where it has replicas its sentinel
+
 FLOWS: tuple[Flow, ...] = (
     Flow(Peer.ANYONE, Peer.API, (8000,), "clients; keys and tokens are checked inside"),
-    Flow(Peer.API, Peer.REDIS, (6379,), "jobs, token streams, limits"),
+    Flow(Peer.API, Peer.REDIS, _STORE, "jobs, token streams, limits"),
     Flow(Peer.API, Peer.INTERNET, (443,), "webhooks, OIDC keys"),
-    Flow(Peer.PREDICTOR, Peer.REDIS, (6379,), "leases, tokens, results"),
+    Flow(Peer.PREDICTOR, Peer.REDIS, _STORE, "leases, tokens, results"),
+    Flow(Peer.REDIS, Peer.REDIS, _STORE, "replicas and sentinels, where there are three"),
+    Flow(Peer.BACKUP, Peer.REDIS, _STORE, "the snapshot", "backup"),
+    Flow(Peer.BACKUP, Peer.INTERNET, (443,), "the snapshot, to object storage", "backup"),
     Flow(Peer.OWN_ENGINE, Peer.INTERNET, (443,), "the model's files, once a pod"),
     Flow(Peer.FIRST_SECRETS, Peer.KUBERNETES, (443, 6443), "makes the Secrets that are missing"),
     Flow(Peer.API, Peer.BROKER, (8081,), "request and cancel events", "queue"),
-    Flow(Peer.BROKER, Peer.REDIS, (6379,), "the durable log", "queue"),
+    Flow(Peer.BROKER, Peer.REDIS, _STORE, "the durable log", "queue"),
     Flow(Peer.BROKER, Peer.API, (8000,), "requests that name no model", "queue"),
-    Flow(Peer.KEDA, Peer.REDIS, (6379,), "queue lengths, as a user that may see no more", "keda"),
+    Flow(Peer.KEDA, Peer.REDIS, _STORE, "queue lengths, as a user that may see no more", "keda"),
     Flow(Peer.KEDA, Peer.SCALER, (9090,), "how many replicas", "work-scaler"),
-    Flow(
-        Peer.SCALER, Peer.REDIS, (6379,), "the queue, as a user that may only read", "work-scaler"
-    ),
-    Flow(Peer.BROKER, Peer.REDIS, (6379,), "the relay's log", "serverless"),
+    Flow(Peer.SCALER, Peer.REDIS, _STORE, "the queue, as a user that may only read", "work-scaler"),
+    Flow(Peer.BROKER, Peer.REDIS, _STORE, "the relay's log", "serverless"),
     Flow(
         Peer.BROKER, Peer.API, (8000,), "asked whether it takes events: it does not", "serverless"
     ),
@@ -155,9 +160,9 @@ FLOWS: tuple[Flow, ...] = (
     ),
     Flow(Peer.API, Peer.KNATIVE_EVENTING, (8443,), "request events, over TLS", "eventing-tls"),
     Flow(Peer.BROKER, Peer.STEPS, (8083,), "what steps are to do", "steps-queue"),
-    Flow(Peer.STEPS, Peer.REDIS, (6379,), "jobs, queues, indexes", "steps-queue"),
+    Flow(Peer.STEPS, Peer.REDIS, _STORE, "jobs, queues, indexes", "steps-queue"),
     Flow(Peer.MONITORING, Peer.STEPS, (8083,), "metrics", "steps-queue"),
-    Flow(Peer.STEPS, Peer.REDIS, (6379,), "jobs, indexes", "steps-knative"),
+    Flow(Peer.STEPS, Peer.REDIS, _STORE, "jobs, indexes", "steps-knative"),
     Flow(Peer.STEPS, Peer.EVENT_MESH, (8080,), "the next step's event", "steps-knative"),
     Flow(
         Peer.STEPS,

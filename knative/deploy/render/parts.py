@@ -31,6 +31,8 @@ PUMP_METRICS_PORT = 8082
 API_PORT = 8000
 BROKER_PORT = 8081
 REDIS_PORT = 6379
+SENTINEL_PORT = 26379
+WATCHED = "torpor"  # what the sentinels call the primary
 SCALER_PORT = 9090
 STEPS_PORT = 8083
 USER_ID = 10001  # the images' user; OpenShift picks its own (component openshift)
@@ -62,6 +64,11 @@ def stream_key(model: str) -> str:
 def service_url(name: str, port: int, values: Values) -> str:
     """Give the in-cluster address of one of our services."""
     return f"http://{name}.{values.namespace}.svc.cluster.local:{port}"
+
+
+def store_hosts(namespace: str, replicas: int) -> list[str]:
+    """Give the names of the store's servers where sentinels watch them; a Service each, since its address stays."""
+    return [f"{REDIS}-{number}.{namespace}.svc.cluster.local" for number in range(replicas)]
 
 
 def labels(component: str) -> dict[str, str]:
@@ -258,4 +265,8 @@ def settings(values: Values, times: Timeouts) -> Resource:
         "TORPOR_GPU_PRICE_PER_HOUR": str(values.gpu.price_per_hour),
         "TORPOR_GPUS_PER_REPLICA": str(values.gpu.count),
     }
+    if values.store.replicas > 1:
+        data["TORPOR_STORE_ACKS"] = because(
+            "1", "A 202 waits until a replica has the job too, so a failover loses none."
+        )
     return config_map(SETTINGS, "settings", values, data)

@@ -30,9 +30,12 @@ def pressure_formula(values: Values) -> str:
 
 def authentication(values: Values) -> Resource:
     """Give KEDA's way to Redis: a user that may look at queue lengths and nothing else."""
+    names = {"username": "keda-username", "password": "keda-password"}
+    if values.store.replicas > 1:
+        names |= {"sentinelUsername": "keda-username", "sentinelPassword": "keda-password"}
     targets = [
-        {"parameter": parameter, "name": parts.REDIS_SECRET, "key": f"keda-{parameter}"}
-        for parameter in ("username", "password")
+        {"parameter": parameter, "name": parts.REDIS_SECRET, "key": key}
+        for parameter, key in names.items()
     ]
     return {
         "apiVersion": "keda.sh/v1alpha1",
@@ -44,12 +47,16 @@ def authentication(values: Values) -> Resource:
 
 def stream_trigger(name: str, stream: str, values: Values, counts: Resource) -> Resource:
     """Give KEDA's trigger on one stream of tickets."""
-    address = f"{parts.STORE}.{values.namespace}.svc.cluster.local:{parts.REDIS_PORT}"
+    hosts = parts.store_hosts(values.namespace, values.store.replicas)
+    where = {"address": f"{parts.STORE}.{values.namespace}.svc.cluster.local:{parts.REDIS_PORT}"}
+    if len(hosts) > 1:
+        addresses = ",".join(f"{host}:{parts.SENTINEL_PORT}" for host in hosts)
+        where = {"addresses": addresses, "sentinelMaster": parts.WATCHED}
     return {
-        "type": "redis-streams",
+        "type": "redis-sentinel-streams" if len(hosts) > 1 else "redis-streams",
         "name": name,
         "metadata": {
-            "address": address,
+            **where,
             "stream": stream,
             "consumerGroup": parts.GROUP,
             **counts,

@@ -116,6 +116,8 @@ def _kustomization(kind: str, **fields: Any) -> str:
 
 
 def _base(values: Values, times: Timeouts) -> dict[str, list[Resource]]:
+    backup = store.backup(values)
+    kept = {"backup": [*backup, *network.policies("backup", values)]} if backup else {}
     return {
         "namespace": [foundation.namespace(values)],
         "service-accounts": foundation.service_accounts(values),
@@ -123,6 +125,7 @@ def _base(values: Values, times: Timeouts) -> dict[str, list[Resource]]:
         "first-secrets": [foundation.first_secrets_job(values)],
         "settings": [parts.settings(values, times)],
         "redis": store.redis(values),
+        **kept,
         "api": [
             front.files_claim(values),
             front.deployment(values),
