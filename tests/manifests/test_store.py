@@ -14,6 +14,7 @@ from knative.deploy.first_secrets import redis_secret
 from knative.deploy.render import parts
 from knative.deploy.render.tree import OVERLAYS, finished
 from knative.deploy.values import Values
+from tests.manifests.test_policies import wrong_ways
 
 VALUES = Values.model_validate(
     {
@@ -32,9 +33,10 @@ def one(objects: list[Any], kind: str, name: str) -> Any:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_doctor_finds_no_error_in_a_store_of_three(overlay: str) -> None:
-    found = examine(finished(overlay, VALUES))
-    assert [str(each) for each in found if each.severity is Severity.ERROR] == []
+def test_the_doctor_and_the_policies_allow_a_store_of_three(overlay: str) -> None:
+    found = examine(finished(overlay, VALUES)).findings
+    assert [each for each in found if each.severity is Severity.ERROR] == []
+    assert wrong_ways(finished(overlay, VALUES)) == set()
 
 
 def test_keda_asks_the_sentinels_for_every_queue() -> None:

@@ -5,7 +5,7 @@ Called by `tree` and by the test that holds the docs and the policies to this ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from knative.deploy import provider
@@ -97,7 +97,7 @@ FLOWS: tuple[Flow, ...] = (
     Flow(Peer.API, Peer.REDIS, _STORE, "jobs, token streams, limits"),
     Flow(Peer.API, Peer.INTERNET, (443,), "webhooks, OIDC keys"),
     Flow(Peer.PREDICTOR, Peer.REDIS, _STORE, "leases, tokens, results"),
-    Flow(Peer.REDIS, Peer.REDIS, _STORE, "replicas and sentinels, where there are three"),
+    Flow(Peer.REDIS, Peer.REDIS, _STORE, "replicas and sentinels", "store-of-three"),
     Flow(Peer.BACKUP, Peer.REDIS, _STORE, "the snapshot", "backup"),
     Flow(Peer.BACKUP, Peer.INTERNET, (443,), "the snapshot, to object storage", "backup"),
     Flow(Peer.OWN_ENGINE, Peer.INTERNET, (443,), "the model's files, once a pod"),
@@ -191,12 +191,19 @@ FLOWS: tuple[Flow, ...] = (
 
 def policies(part: str, values: Values) -> list[Resource]:
     """Give one part's policies: for each of our pods what this part lets in and out."""
-    flows = [flow for flow in FLOWS if flow.part == part]
+    flows = [_open(flow, values) for flow in FLOWS if flow.part == part]
     found = [_policy(part, party, flows, values) for party in Peer if party in OURS]
     if part != "base":
         return [policy for policy in found if policy]
     (public,) = _peers(Peer.INTERNET)
     return [*_shut(values), *filter(None, found), *provider.policies(values, public)]
+
+
+def _open(flow: Flow, values: Values) -> Flow:
+    """Give a flow without the sentinels' port where there are none."""
+    if flow.target is not Peer.REDIS or values.store.replicas > 1:
+        return flow
+    return replace(flow, ports=(parts.REDIS_PORT,))
 
 
 def _shut(values: Values) -> list[Resource]:

@@ -137,7 +137,10 @@ def _base(values: Values, times: Timeouts) -> dict[str, list[Resource]]:
             *(inference.service(each, times) for each in values.each()),
             inference.predictor_budget(values),
         ],
-        "network-policies": network.policies("base", values),
+        "network-policies": [
+            *network.policies("base", values),
+            *(network.policies("store-of-three", values) if values.store.replicas > 1 else []),
+        ],
     }
 
 

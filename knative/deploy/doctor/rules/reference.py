@@ -152,7 +152,19 @@ def _named_in(resource: Resource) -> Iterator[Named]:
         ):  # `new:2` is an image, no address
             yield from _hosts(path, value, space)
     if kind == "Job" and "knative.deploy.first_secrets" in str(resource):
-        yield Named(f"Secret/{parts.REDIS_SECRET} url", "Service", parts.STORE, space)
+        yield from (
+            Named(f"Secret/{parts.REDIS_SECRET} url", "Service", name, space)
+            for name in _store_services(resource)
+        )
+
+
+def _store_services(job: Resource) -> list[str]:
+    """Give the Services that the first-secrets job puts into the store's address."""
+    (box,) = job["spec"]["template"]["spec"]["containers"]
+    env = {each["name"]: each.get("value", "") for each in box.get("env", [])}
+    replicas = int(env.get("TORPOR_STORE_REPLICAS", "1"))
+    hosts = parts.store_hosts("", replicas) if replicas > 1 else [parts.STORE]
+    return [host.split(".")[0] for host in hosts]
 
 
 def _by_field(owner: str, key: str, value: Any) -> Iterator[tuple[str, str]]:
