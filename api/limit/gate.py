@@ -55,6 +55,10 @@ _refused = Counter("torpor_api_limited_total", "Calls and jobs refused by a limi
 _metered = Counter(
     "torpor_api_metered_tokens_total", "Tokens counted against limits a minute.", ["kind"]
 )
+for _limit in ("requests_per_minute", "tokens_per_minute", "budget_per_month", "queue_depth"):
+    _refused.labels(_limit)  # at zero before the first: a rate takes that for its start
+for _of in ("tenant", "key"):
+    _warned.labels(_of)
 _headers: ContextVar[dict[str, str] | None] = ContextVar("torpor_rate_headers", default=None)
 
 

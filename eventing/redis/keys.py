@@ -217,6 +217,11 @@ def usage_of(tenant: str, day: int) -> str:
     return f"{PREFIX}:usage:{escape(tenant)}:{day}"
 
 
+def providers() -> str:
+    """Hash of the providers that predictors ask: a digest to the model that it serves here, and the endpoint."""
+    return f"{PREFIX}:providers"
+
+
 def provider(digest: str) -> str:
     """Hash of a provider's rate limits and circuit breaker (`predictor.engine.upstream.provider`)."""
     return f"{PREFIX}:{{provider:{digest}}}"

@@ -7,6 +7,7 @@ OLDEST: Final = "max by (model, lane) (torpor_queue_oldest_age_seconds)"
 EXPECTED_WAIT: Final = "max by (model, lane) (torpor_queue_expected_wait_seconds)"
 RUNNING: Final = "max by (model) (torpor_jobs_in_flight)"
 READY: Final = "max by (model) (torpor_replicas_ready)"
+BREAKER_OPEN: Final = "max by (model, endpoint) (torpor_provider_breaker_open)"
 WAKING: Final = "max by (model) (torpor_replicas_waking)"
 
 

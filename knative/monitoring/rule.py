@@ -42,7 +42,7 @@ _ticket = partial(Alert, severity="ticket")
 
 def alerts(objective: Objective) -> tuple[Alert, ...]:
     """Every alert for an objective."""
-    return (*_paging(objective), *_late(objective), *_wasteful(objective))
+    return (*_paging(objective), *_late(objective), *_answers(), *_wasteful(objective))
 
 
 def _paging(objective: Objective) -> tuple[Alert, ...]:
@@ -123,6 +123,24 @@ def _late(objective: Objective) -> tuple[Alert, ...]:
             f"{wake} > {objective.wake_s:g}",
             "0m",
             f"A wake took over {objective.wake_s:g} s, which every timeout is rendered from.",
+        ),
+    )
+
+
+def _answers() -> tuple[Alert, ...]:
+    """Tickets about who answers, and answers that nobody is shown."""
+    return (
+        _ticket(
+            "TorporProviderOpen",
+            f"{query.BREAKER_OPEN} == 1",
+            "15m",
+            "Calls are kept from a provider for a quarter of an hour: it fails, or cannot be reached.",
+        ),
+        _ticket(
+            "TorporChecksDown",
+            'sum by (model) (increase(torpor_withheld_jobs_total{by="unavailable"}[15m])) > 0',
+            "0m",
+            "Answers were withheld since a check was down until their deadline.",
         ),
     )
 

@@ -27,5 +27,6 @@ async def route(call: StepCall) -> StepOutcome:
         "asked": call.job.request.model,
         "answered": choice.model,
         "reason": choice.reason,
+        "rules": list(choice.rules),
     }
     return Continue(request=replace(call.request, body=body), detail=detail)

@@ -58,10 +58,11 @@ class TierRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierChoice:
-    """The model, and why, in words."""
+    """The model, and why: in words, and by the rules' names."""
 
     model: str
     reason: str
+    rules: tuple[str, ...]
 
 
 def choose(rule: TierRule, request: JobRequest, *, tenant: str, job_id: str) -> TierChoice | None:
@@ -73,33 +74,38 @@ def choose(rule: TierRule, request: JobRequest, *, tenant: str, job_id: str) -> 
         return None
     effort = request.body.get("reasoning_effort")
     if effort in _LOW_EFFORT:
-        return TierChoice(model=tiers[0], reason=f"reasoning effort is {effort}")
+        return TierChoice(model=tiers[0], reason=f"reasoning effort is {effort}", rules=("effort",))
     if effort in _HIGH_EFFORT:
-        return TierChoice(model=tiers[-1], reason=f"reasoning effort is {effort}")
+        return TierChoice(
+            model=tiers[-1], reason=f"reasoning effort is {effort}", rules=("effort",)
+        )
     if _share(job_id) < rule.holdout:
-        return TierChoice(model=tiers[-1], reason="holdout")
-    reasons = list(_reasons(rule, request.body))
+        return TierChoice(model=tiers[-1], reason="holdout", rules=("holdout",))
+    reasons = dict(_reasons(rule, request.body))
     tier = tiers[min(len(reasons), len(tiers) - 1)]
-    return TierChoice(model=tier, reason=", ".join(reasons) or "short and plain")
+    if not reasons:
+        return TierChoice(model=tier, reason="short and plain", rules=("plain",))
+    return TierChoice(model=tier, reason=", ".join(reasons.values()), rules=tuple(reasons))
 
 
-def _reasons(rule: TierRule, body: Mapping[str, Any]) -> Iterator[str]:
+def _reasons(rule: TierRule, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What asks for a better tier: the rule's name, and the words."""
     text = prompt_text(body)
     words = len(text.split())
     if rule.words and words > rule.words:
-        yield f"{words} words"
+        yield "words", f"{words} words"
     asked = body.get("max_completion_tokens") or body.get("max_tokens") or 0
     if rule.answer_tokens and isinstance(asked, int) and asked > rule.answer_tokens:
-        yield f"up to {asked} tokens asked for"
+        yield "answer_tokens", f"up to {asked} tokens asked for"
     if rule.tools and body.get("tools"):
-        yield "tools"
+        yield "tools", "tools"
     form = body.get("response_format")
     if rule.formats and isinstance(form, Mapping) and form.get("type") == "json_schema":
-        yield "a schema"
+        yield "format", "a schema"
     if rule.marks and _CODE.search(text):
-        yield "code"
+        yield "code", "code"
     elif rule.marks and _MATHS.search(text):
-        yield "mathematics"
+        yield "maths", "mathematics"
 
 
 def prompt_text(body: Mapping[str, Any]) -> str:

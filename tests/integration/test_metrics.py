@@ -29,6 +29,8 @@ COUNTS = {
     "torpor_store_keys",
     "torpor_store_up",
     "torpor_engine_up",
+    "torpor_provider_breaker_open",
+    "torpor_provider_left",
     "torpor_replicas",
     "torpor_replicas_ready",
     "torpor_replicas_waking",

@@ -91,8 +91,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         yield made
 
 
-OF_PODS = ("torpor_step_",)
-"""Of the steps process, which comes and goes and is scraped on a cluster only."""
+OF_PODS = ("torpor_step_", "torpor_upstream_", "torpor_provider_", "torpor_routed_")
+"""Of processes that come and go and are scraped on a cluster only, and of providers and plans, which this stack has
+not.
+"""
 
 
 @pytest.mark.parametrize("query", [q for q in queries() if not any(n in q for n in OF_PODS)])

@@ -14,7 +14,8 @@ from prometheus_client import Counter, Histogram
 
 from eventing.errors import StoreUnavailable
 from eventing.job.cache import CacheKind, CacheStatus, CacheUse
-from eventing.job.job import Job, JobId, JobState, Lane
+from eventing.job.job import REJECTED, Job, JobId, JobState, Lane
+from eventing.telemetry.metric import routing
 from eventing.telemetry.metric.family import DEAD_LETTERS
 from eventing.telemetry.metric.ledger import Ledger
 from eventing.telemetry.metric.series import labelled
@@ -77,7 +78,10 @@ _saved = Counter(
 )
 
 _OUTCOMES: Final = frozenset(
-    {"completed", "incomplete", "cancelled", "handover", "failure", "lost", "invalid", "expired"}
+    {
+        *("completed", "incomplete", "cancelled", "handover", "failure", "lost", "invalid"),
+        *("expired", REJECTED),
+    }
 )
 """Attempt outcomes used as labels; every error code is counted as `failed`, since an engine could make up any
 number of them.
@@ -111,6 +115,7 @@ class JobMetrics:
         # An event may name any model; only configured ones become labels.
         model = job.request.model if job.request.model in self._models else "other"
         observe(job, model)
+        routing.observe(job, model, self._models)
         if self._ledger is not None:
             await self._post(self._ledger, job, model)
 
@@ -142,6 +147,8 @@ def start_at_zero(model: str) -> None:
         for times in (_wait, _first, _total):
             times.labels(model, lane)
     _pace.labels(model)
+    _attempts.labels(model, REJECTED)
+    routing.start_at_zero(model)
     for status, kind in _CACHE_SERIES:
         _cache.labels(model, status, kind)
         if kind:

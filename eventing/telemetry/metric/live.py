@@ -17,6 +17,7 @@ from eventing.replica import Replica, ReplicaDirectory
 from eventing.telemetry.cost import GpuState, Price
 from eventing.telemetry.metric.family import Family, Latest, Samples, Series
 from eventing.telemetry.metric.ledger import Ledger, Measures, by_name
+from eventing.telemetry.metric.provider import PROVIDER_FAMILIES, provider_samples
 
 GPU_SECONDS: Final = Family(
     "torpor_gpu_seconds_total",
@@ -43,7 +44,10 @@ READY: Final = Family("torpor_replicas_ready", "Predictors that can serve.", ("m
 WAKING: Final = Family("torpor_replicas_waking", "Predictors that are starting.", ("model",))
 KEYS: Final = Family("torpor_store_keys", "Keys in the store's database.", ())
 MEMORY: Final = Family("torpor_store_memory_bytes", "Memory that the store uses.", ())
-_FAMILIES: Final = (KEYS, MEMORY, GPU_SECONDS, GPU_COST, GPU_WORK, TOKENS, READY, WAKING)
+_FAMILIES: Final = (
+    *(KEYS, MEMORY, GPU_SECONDS, GPU_COST, GPU_WORK, TOKENS, READY, WAKING),
+    *PROVIDER_FAMILIES,
+)
 _latest: Final = Latest(_FAMILIES)
 
 _cold = Histogram(
@@ -96,9 +100,10 @@ class LiveMetrics:
         measures = by_name(await self._ledger.totals(), "model")
         replicas = {model: await self._directory.list(model) for model in self._models}
         store = await self._store()
+        providers = await provider_samples(self._redis, self._models)
         self._observe_wakes(replicas)
         kept = {model: measures.get(model, {}) for model in self._models}
-        return {**samples(kept, replicas, self._price), **store}
+        return {**samples(kept, replicas, self._price), **store, **providers}
 
     async def _store(self) -> Samples:
         try:

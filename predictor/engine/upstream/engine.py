@@ -10,7 +10,7 @@ it failed before it showed anything, the call goes to the next one. Each chunk t
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -114,6 +114,9 @@ class UpstreamEngine:
         except EngineStartError:
             await self.stop()
             raise
+        with suppress(StoreUnavailable):  # only those who look miss it
+            for state in self._states:
+                await state.announce(self._settings.model_name)
         report(ColdStartPhase.READY)
 
     async def stop(self) -> None:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
+import orjson
 from redis.asyncio import Redis
+from yarl import URL
 
 from eventing.redis import keys, script
-from eventing.redis.connection import connect
+from eventing.redis.connection import connect, failures_named
 from predictor.engine.upstream.rate_headers import UNSAID, RateLimits
 from predictor.engine.upstream.target import Endpoint
 
@@ -80,6 +82,9 @@ class ProviderRules:
 class ProviderState(Protocol):
     """Limits and breaker of one provider's model under one key."""
 
+    async def announce(self, model: str) -> None:
+        """List the provider as an endpoint of a model, for those who look. Raises `StoreUnavailable`."""
+
     async def reserve(
         self, prompt_tokens: int, most_answer_tokens: int | None, lane: str
     ) -> Reservation | Denied:
@@ -97,6 +102,9 @@ class ProviderState(Protocol):
 
 class UnlimitedProvider:
     """Without a shared store: nothing is known of a provider but its last answer, which the engine heeds."""
+
+    async def announce(self, model: str) -> None:
+        """Nothing is listed."""
 
     async def reserve(
         self, prompt_tokens: int, most_answer_tokens: int | None, lane: str
@@ -127,12 +135,19 @@ class SharedProvider:
     ) -> None:
         digest = hashlib.sha256(f"{url}\0{model}\0{key}".encode()).hexdigest()[:24]
         self._redis = redis
+        self._digest, self._endpoint = digest, f"{model} at {URL(url).host or url}"
         self._keys = (
             keys.provider(digest),
             keys.provider_answers(digest),
             keys.provider_first_tokens(digest),
         )
         self._rules = rules or ProviderRules()
+
+    async def announce(self, model: str) -> None:
+        """See `ProviderState.announce`."""
+        entry = orjson.dumps({"model": model, "endpoint": self._endpoint})
+        async with failures_named():
+            await self._redis.hset(keys.providers(), self._digest, entry)
 
     async def reserve(
         self, prompt_tokens: int, most_answer_tokens: int | None, lane: str

@@ -7,6 +7,7 @@ from prometheus_client import REGISTRY
 
 from eventing.job.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
+from eventing.job.plan import Plan, PlannedStep, StepRecord, StepStatus
 from eventing.telemetry.metric.job import JobMetrics
 
 MODEL = "counted-model"
@@ -150,3 +151,107 @@ async def test_a_kept_answer_is_a_hit_with_its_saved_tokens_and_no_wait() -> Non
 
     after = [value(name, **labels) for name, labels in names.items()]
     assert [now - then for now, then in zip(after, before, strict=True)] == [1, 12, 0]
+
+
+def planned(*steps: str, **details: dict[str, object]) -> dict[str, object]:
+    """A plan of these steps, the last ones not run, and what those that ran say."""
+    records = tuple(
+        StepRecord(step=name, status=StepStatus.COMPLETED, detail=detail)
+        for name, detail in ((name.replace("_", "-"), each) for name, each in details.items())
+    )
+    return {"plan": Plan(steps=tuple(PlannedStep(name=n) for n in steps)), "pipeline": records}
+
+
+@pytest.mark.parametrize(
+    ("steps", "answered", "reason"),
+    [
+        pytest.param({"route": {"rules": ["words"]}}, MODEL, "words", id="one rule"),
+        pytest.param({"route": {"rules": ["words", "tools"]}}, MODEL, "several", id="two rules"),
+        pytest.param({"route": {"rules": ["sk-1"]}}, MODEL, "other", id="an unknown rule"),
+        pytest.param(
+            {
+                "route": {"rules": ["plain"]},
+                "validate_output": {"reason": "an answer was not valid"},
+            },
+            MODEL,
+            "cascade",
+            id="asked one tier up",
+        ),
+        pytest.param({"route": {"rules": ["plain"]}}, "made-up", "plain", id="an unknown model"),
+    ],
+)
+async def test_a_tier_is_counted_by_the_rule_that_chose_it(
+    steps: dict[str, dict[str, object]], answered: str, reason: str
+) -> None:
+    shown = answered if answered == MODEL else "other"
+    labels = {"model": MODEL, "answered": shown, "reason": reason}
+    before = value("torpor_routed_jobs_total", **labels)
+    details = {name: {"answered": answered, **each} for name, each in steps.items()}
+
+    await JobMetrics([MODEL]).ended(a_job(31, **planned("route", "validate-output", **details)))
+
+    assert value("torpor_routed_jobs_total", **labels) - before == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [("breaker_open, late", "breaker_open"), ("late", "late"), ("what a provider wrote", "other")],
+)
+async def test_an_answer_of_a_stand_in_is_counted_by_the_first_reason(
+    said: str, reason: str
+) -> None:
+    labels = {"model": MODEL, "reason": reason}
+    before = value("torpor_fallback_jobs_total", **labels)
+    result = {"choices": [], "routing": {"asked": "a", "answered": "b", "reason": said}}
+
+    await JobMetrics([MODEL]).ended(a_job(32, result=result))
+
+    assert value("torpor_fallback_jobs_total", **labels) - before == 1
+
+
+async def test_an_answer_of_the_model_itself_is_no_fallback() -> None:
+    def all_of_them() -> float:
+        found = (f for f in REGISTRY.collect() if f.name == "torpor_fallback_jobs")
+        return sum(s.value for f in found for s in f.samples if s.name.endswith("_total"))
+
+    before = all_of_them()
+
+    await JobMetrics([MODEL]).ended(a_job(33, result={"choices": []}))
+
+    assert all_of_them() == before
+
+
+@pytest.mark.parametrize(
+    ("incomplete", "ran", "by"),
+    [
+        ("content_filter", ("validate_output", "ground"), "ground"),
+        ("content_filter", ("validate_output",), "validate-output"),
+        ("content_filter", ("retrieve",), "predictor"),
+        ("content_filter_unavailable", ("validate_output",), "unavailable"),
+    ],
+)
+async def test_a_withheld_answer_is_counted_by_who_withheld_it(
+    incomplete: str, ran: tuple[str, ...], by: str
+) -> None:
+    labels = {"model": MODEL, "by": by}
+    before = value("torpor_withheld_jobs_total", **labels)
+    steps = planned("retrieve", "validate-output", "ground", **{name: {} for name in ran})
+
+    await JobMetrics([MODEL]).ended(
+        a_job(34, state=JobState.INCOMPLETE, incomplete=incomplete, **steps)
+    )
+
+    assert value("torpor_withheld_jobs_total", **labels) - before == 1
+
+
+async def test_an_answer_that_was_asked_again_is_an_attempt_of_its_own_kind() -> None:
+    labels = {"model": MODEL, "outcome": "rejected"}
+    before = value("torpor_job_attempts_total", **labels)
+    history = (
+        AttemptRecord(attempt=1, owner="a", started_ms=1, outcome="rejected"),
+        AttemptRecord(attempt=2, owner="a", started_ms=2, outcome="completed"),
+    )
+
+    await JobMetrics([MODEL]).ended(a_job(35, history=history))
+
+    assert value("torpor_job_attempts_total", **labels) - before == 1

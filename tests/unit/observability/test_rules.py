@@ -1,6 +1,7 @@
 """The rules, judged by Prometheus's own tool: each alert fires when it should, and only then."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -104,6 +105,16 @@ CASES: dict[str, tuple[dict[str, str], str, dict[str, str]]] = {
             f'torpor_wake_seconds_bucket{{{M},phase="total",le="600"}}': "0+1x90",
             f'torpor_wake_seconds_bucket{{{M},phase="total",le="+Inf"}}': "0+1x90",
         },
+    ),
+    "TorporProviderOpen": (
+        {f'torpor_provider_breaker_open{{{M},endpoint="e"}}': "1x40"},
+        "30m",
+        {f'torpor_provider_breaker_open{{{M},endpoint="e"}}': "1x10 0x30"},
+    ),
+    "TorporChecksDown": (
+        {f'torpor_withheld_jobs_total{{{M},by="unavailable"}}': "0x5 1x20"},
+        "10m",
+        {f'torpor_withheld_jobs_total{{{M},by="ground"}}': "0+1x40"},
     ),
     "TorporWaste": (
         {BUSY: "0+60x200", KEPT: "0+30x200"},
@@ -223,3 +234,16 @@ def test_every_panel_says_what_it_tells_and_follows_the_chosen_model() -> None:
     assert [panel["title"] for panel in panels if not panel["description"]] == []
     assert by_model
     assert [expr for expr in by_model if "$model" not in expr] == []
+
+
+def test_every_metric_that_is_asked_for_is_on_the_page_of_metrics() -> None:
+    page = (ROOT / "docs/metrics.md").read_text()
+    listed = set(re.findall(r"^\| `(torpor_\w+)` \|", page, re.MULTILINE))
+    asked = {
+        name.removesuffix("_bucket")
+        for text in (*queries(), *(each.expression for each in ALERTS.values()))
+        for name in re.findall(r"torpor_\w+", text)
+        if name != "torpor-api"
+    }
+
+    assert asked - listed == set()

@@ -6,6 +6,7 @@ import pytest
 
 from eventing.errors import BadRequest
 from eventing.job.job import JobRequest
+from eventing.telemetry.metric.routing import TIER_RULES
 from steps.route.tiers import Tier, TierChoice, TierRule, choose, parse_rule
 
 TIERS = (Tier(model="small"), Tier(model="middle"), Tier(model="large"))
@@ -23,30 +24,31 @@ def asked(text: str = "What is a bird?", rule: TierRule = RULE, **body: Any) -> 
 
 
 def test_a_short_plain_question_goes_to_the_cheapest() -> None:
-    assert asked() == TierChoice(model="small", reason="short and plain")
+    assert asked() == TierChoice(model="small", reason="short and plain", rules=("plain",))
 
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
 
 
 @pytest.mark.parametrize(
-    ("text", "body", "reason"),
+    ("text", "body", "rule", "reason"),
     [
-        ("word " * 151, {}, "151 words"),
-        ("?", {"max_tokens": 4000}, "up to 4000 tokens asked for"),
-        ("?", {"tools": [{"type": "function"}]}, "tools"),
-        ("?", {"response_format": SCHEMA}, "a schema"),
-        ("Why does this fail: def f(x): return x()", {}, "code"),
-        ("```\nls\n```", {}, "code"),
-        ("Solve 3x + 4 = 5 * 7", {}, "mathematics"),
-        (r"Simplify \frac{a}{b}", {}, "mathematics"),
+        ("word " * 151, {}, "words", "151 words"),
+        ("?", {"max_tokens": 4000}, "answer_tokens", "up to 4000 tokens asked for"),
+        ("?", {"tools": [{"type": "function"}]}, "tools", "tools"),
+        ("?", {"response_format": SCHEMA}, "format", "a schema"),
+        ("Why does this fail: def f(x): return x()", {}, "code", "code"),
+        ("```\nls\n```", {}, "code", "code"),
+        ("Solve 3x + 4 = 5 * 7", {}, "maths", "mathematics"),
+        (r"Simplify \frac{a}{b}", {}, "maths", "mathematics"),
     ],
     ids=["long", "much", "tools", "schema", "code", "fence", "maths", "latex"],
 )
 def test_one_thing_asks_for_one_tier_more_and_is_named(
-    text: str, body: dict[str, Any], reason: str
+    text: str, body: dict[str, Any], rule: str, reason: str
 ) -> None:
-    assert asked(text, **body) == TierChoice(model="middle", reason=reason)
+    assert asked(text, **body) == TierChoice(model="middle", reason=reason, rules=(rule,))
+    assert rule in TIER_RULES
 
 
 def test_several_things_ask_for_the_best() -> None:
@@ -60,7 +62,9 @@ def test_several_things_ask_for_the_best() -> None:
 def test_the_callers_effort_is_heeded_before_the_rule(effort: str, model: str) -> None:
     choice = asked("word " * 500, reasoning_effort=effort)
 
-    assert choice == TierChoice(model=model, reason=f"reasoning effort is {effort}")
+    assert choice == TierChoice(
+        model=model, reason=f"reasoning effort is {effort}", rules=("effort",)
+    )
 
 
 @pytest.mark.parametrize(
