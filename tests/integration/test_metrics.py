@@ -45,7 +45,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dic
     folder = tmp_path_factory.mktemp("metrics")
     plans = folder / "pipelines.yaml"
     plans.write_text(f"{MODEL}: {{steps: [no-op]}}")
-    flags = ("--window", "60s", "--pipelines", str(plans))
+    flags = ("--window", "600s", "--pipelines", str(plans))
     stack = LocalStack(folder / "data", *flags, env=env).start()
     try:
         stack.job(stack.submit(max_tokens=5), wait_s=20)
