@@ -128,7 +128,7 @@ def _late(objective: Objective) -> tuple[Alert, ...]:
 
 
 def _answers() -> tuple[Alert, ...]:
-    """Tickets about who answers, and answers that nobody is shown."""
+    """Tickets about who answers, and answers that are not shown."""
     return (
         _ticket(
             "TorporProviderOpen",
