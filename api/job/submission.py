@@ -6,7 +6,7 @@ Called by every way in: jobs, OpenAI's endpoints, batches. Must not know HTTP.
 import asyncio
 import hashlib
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
@@ -112,6 +112,11 @@ class SubmitOptions:
 class JobAdmission(Protocol):
     """The limits on jobs: asked once for every job before it is recorded."""
 
+    def turn(
+        self, principal: Principal, new: NewJob, wait_s: float
+    ) -> AbstractAsyncContextManager[bool]:
+        """Hold back other submits of the same id; gives True when the job is recorded already."""
+
     async def admit(self, principal: Principal, new: NewJob) -> None:
         """Return to admit the job; raise the refusal otherwise."""
 
@@ -119,6 +124,9 @@ class JobAdmission(Protocol):
         """The admitted job was recorded as `job`; not `is_new` when it existed before."""
 
     async def on_rejected(self, tenant: str, job_id: JobId) -> None:
+        """The admitted job was not queued again."""
+
+    async def on_unrecorded(self, new: NewJob) -> None:
         """The admitted job was not recorded."""
 
 
@@ -193,43 +201,57 @@ async def _submit_new(
         await deps.catalog.check(new.request)
     if url := new.metadata.get(JOB_WEBHOOK):
         check_url(url, deps.webhook_allow, WEBHOOK_URL)
+    if key:
+        job_id = keyed_job_id(new.tenant, key)
+        new = replace(new, id=job_id, event_id=job_id)
+    if not key and new.source == API_SOURCE:  # its id is random
+        return await _admitted(deps, principal, new)
+    turn = deps.admission.turn(principal, new, deps.submit_timeout_s * _QUEUING_SHARE)
+    async with turn as is_recorded:
+        return await _admitted(deps, principal, new, is_recorded=is_recorded)
+
+
+async def _admitted(
+    deps: SubmitDeps, principal: Principal, new: NewJob, *, is_recorded: bool = False
+) -> tuple[Job, bool]:
+    """Admit the job and record it. One that is recorded already is not admitted again."""
     deadline_s = deps.clock.monotonic_s() + deps.submit_timeout_s
     async with deps.limiter.acquire(deps.submit_timeout_s * _QUEUING_SHARE):
-        try:
-            await _admit(deps, principal, new, deadline_s)
-        except StoreUnavailable:
-            raise
-        except TorporError as refusal:
-            return await _kept_answer(deps, new, key, deadline_s, refusal)
-        try:
-            job, is_new = await _take(deps, new, key, deadline_s)
-        except (*_NOT_RECORDED, BadRequest, BrokerUnavailable):
-            await _left(deps, new.tenant, new.id)
-            raise
-        await deps.admission.on_admitted(new, job, is_new)
+        if is_recorded:
+            job, is_new = await _take(deps, new, deadline_s)
+        else:
+            try:
+                await _admit(deps, principal, new, deadline_s)
+            except StoreUnavailable:
+                raise
+            except TorporError as refusal:
+                return await _kept_answer(deps, new, deadline_s, refusal)
+            try:
+                job, is_new = await _take(deps, new, deadline_s)
+            except (*_NOT_RECORDED, BadRequest, BrokerUnavailable):
+                await _left(deps, new)
+                raise
+            await deps.admission.on_admitted(new, job, is_new)
     labelled(_submitted, "accepted" if is_new else "repeated").inc()
     return job, is_new
 
 
 async def _kept_answer(
-    deps: SubmitDeps, new: NewJob, key: str, deadline_s: float, refusal: TorporError
+    deps: SubmitDeps, new: NewJob, deadline_s: float, refusal: TorporError
 ) -> tuple[Job, bool]:
     """The job of a request that a limit stands against, answered from the cache: that takes no tokens and no place in
     the queue. Raises the refusal when no answer is kept.
     """
     try:
-        return await _take(deps, replace(new, only_kept=True), key, deadline_s)
+        return await _take(deps, replace(new, only_kept=True), deadline_s)
     except NotCached:
         raise refusal from None
 
 
-async def _take(deps: SubmitDeps, new: NewJob, key: str, deadline_s: float) -> tuple[Job, bool]:
+async def _take(deps: SubmitDeps, new: NewJob, deadline_s: float) -> tuple[Job, bool]:
     """Record the job and its event in one step. When the store does not answer in time they may or may not be
     recorded: the caller gets a 503, and finds the job under the same key (docs/adr/0140).
     """
-    if key:
-        job_id = keyed_job_id(new.tenant, key)
-        new = replace(new, id=job_id, event_id=job_id)
     try:
         async with asyncio.timeout(max(deadline_s - deps.clock.monotonic_s(), 0.0)):
             return await deps.intake.submit(new)
@@ -243,11 +265,11 @@ async def _take(deps: SubmitDeps, new: NewJob, key: str, deadline_s: float) -> t
         raise StoreUnavailable("the store does not answer") from error
 
 
-async def _left(deps: SubmitDeps, tenant: str, job_id: JobId) -> None:
+async def _left(deps: SubmitDeps, new: NewJob) -> None:
     """Release the admission of a job that was not recorded. When this fails, the limits correct themselves."""
     with suppress(StoreUnavailable, TimeoutError):
         async with asyncio.timeout(_GIVE_BACK_S):
-            await deps.admission.on_rejected(tenant, job_id)
+            await deps.admission.on_unrecorded(new)
 
 
 async def _admit(deps: SubmitDeps, principal: Principal, new: NewJob, deadline_s: float) -> None:

@@ -80,16 +80,7 @@ class Budgets:
 
     async def settle(self, accounts: Sequence[Account], job_id: JobId, cost: float) -> None:
         """The job has ended, and cost so much. Only the first call counts."""
-        await self._settle(accounts, job_id, cost, "")
-
-    async def rename(self, accounts: Sequence[Account], old: JobId, new: JobId) -> None:
-        """Change the id under which a job's cost is held."""
-        await self._settle(accounts, old, 0.0, new)
-
-    async def _settle(
-        self, accounts: Sequence[Account], job_id: JobId, cost: float, new: str
-    ) -> None:
-        args: list[Argument] = [job_id, _micro(cost), new]
+        args: list[Argument] = [job_id, _micro(cost)]
         async with failures_named():
             await run(self._redis, "budget_settle", [each.key for each in accounts], args)
 

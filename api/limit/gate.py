@@ -5,8 +5,8 @@ Called by `api.routes.route` (every call), `api.job.submission` and `api.routes.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Final
@@ -35,6 +35,7 @@ from api.limit.limit import (
     tokens_asked,
     tokens_taken,
 )
+from api.limit.submit_turn import SubmitTurns
 from api.limit.window import LimitMeter, Windows
 from api.settings import ApiSettings
 from api.webhook.webhook import BATCH
@@ -72,12 +73,13 @@ class LimitGate:
         self._prices = prices_of(settings)
         self._flight = InFlightJobs(redis)
         self._queues = QueueView(redis)
+        self._turns = SubmitTurns(redis, 2 * settings.submit_timeout_s + _NO_PACE_S)
         self._clock = clock
         self._context_tokens = {card.name: card.context_tokens for card in settings.cards}
         self._depths: dict[str, tuple[float, Depth]] = {}
         self._asking = asyncio.Lock()
         self._batch_turn = asyncio.Lock()
-        self._undoing: set[asyncio.Future[None]] = set()
+        self._undoing: dict[JobId, asyncio.Future[None]] = {}
 
     async def enter(self, principal: Principal, method: str) -> None:
         """Raises `RateLimited`. GET is not counted."""
@@ -121,6 +123,24 @@ class LimitGate:
             meters.append((Limit.REQUESTS_PER_MINUTE, meter))
         return meters
 
+    @asynccontextmanager
+    async def turn(self, principal: Principal, new: NewJob, wait_s: float) -> AsyncIterator[bool]:
+        """As `JobAdmission.turn`; without limits nothing holds anything back, and the store is not asked."""
+        settings, limits = self._settings, self._limits(new.tenant)
+        is_limited = limits.jobs_in_flight or limits.tokens_per_minute or new.deadline_ms
+        accounts = self._accounts(new.tenant, new.metadata, principal)
+        if not (is_limited or settings.limit_queue_depth or accounts):
+            yield False
+            return
+        async with self._turns.of(new.id, wait_s) as is_recorded:
+            if is_recorded and (meter := self._tokens(new.tenant)):
+                _set_headers(headers_of("tokens", await self._windows.look(meter)))
+            try:
+                yield is_recorded
+            finally:  # what a cancelled submit took is given back before the next one's turn
+                if undoing := self._undoing.get(new.id):
+                    await asyncio.wait((undoing,))
+
     async def admit(self, principal: Principal, new: NewJob) -> None:
         """Raises `RateLimited`, `TooLargeForLimit`, `DeadlineOutOfReach` or `Overloaded`. Tokens are taken last, so
         that the headers that report them need not be undone after another refusal.
@@ -136,8 +156,8 @@ class LimitGate:
         except asyncio.CancelledError:
             # Shielded, so that a cancelled submit leaves nothing half taken.
             undoing = asyncio.ensure_future(self._undo(taking, new))
-            self._undoing.add(undoing)
-            undoing.add_done_callback(self._undoing.discard)
+            self._undoing[new.id] = undoing
+            undoing.add_done_callback(lambda _: self._undoing.pop(new.id, None))
             raise
 
     async def _take(self, new: NewJob, accounts: list[Account]) -> None:
@@ -198,23 +218,15 @@ class LimitGate:
     async def _undo(self, taking: "asyncio.Future[None]", new: NewJob) -> None:
         with suppress(TorporError):
             await taking
-            await self.on_rejected(new.tenant, new.id)
+            await self.on_unrecorded(new)
 
     async def on_admitted(self, new: NewJob, job: Job, is_new: bool) -> None:
         """The job was recorded, or existed already. The caller's 202 is certain by now, so an unavailable store
         must not turn it into a refusal; the count corrects itself.
         """
+        if not is_new:  # its turn had passed: the end gives back what is held under its id
+            return
         with suppress(StoreUnavailable):
-            if not is_new:
-                await self.on_rejected(new.tenant, new.id)
-                await self._pay(self._accounts(new.tenant, new.metadata), new.id, 0.0)
-                if meter := self._tokens(new.tenant):
-                    _set_headers(headers_of("tokens", await self._windows.look(meter)))
-                return
-            if job.id != new.id:
-                await self._rename(new.tenant, new.id, job.id)
-                if accounts := self._accounts(new.tenant, new.metadata):
-                    await self._budgets.rename(accounts, new.id, job.id)
             if job.cache is not None and job.cache.is_hit:
                 await self._settle(
                     new.tenant, job.id, 0
@@ -223,9 +235,14 @@ class LimitGate:
                     await self._leave(new.tenant, job.id)
 
     async def on_rejected(self, tenant: str, job_id: JobId) -> None:
-        """Release the place and the tokens of a job that was not recorded."""
+        """Release the place and the tokens of a job that was not queued again."""
         await self._settle(tenant, job_id, 0)
         await self._leave(tenant, job_id)
+
+    async def on_unrecorded(self, new: NewJob) -> None:
+        """Release the place, the tokens and the budget of a job that was not recorded."""
+        await self.on_rejected(new.tenant, new.id)
+        await self._pay(self._accounts(new.tenant, new.metadata), new.id, 0.0)
 
     async def ended(self, job: Job) -> None:
         """Correct the estimate to the tokens actually used; idempotent."""
@@ -284,12 +301,6 @@ class LimitGate:
     async def _leave(self, tenant: str, job_id: JobId) -> None:
         if self._limits(tenant).jobs_in_flight:
             await self._flight.leave(tenant, job_id)
-
-    async def _rename(self, tenant: str, old: JobId, new: JobId) -> None:
-        if meter := self._tokens(tenant):
-            await self._windows.rename(meter, old, new)
-        if self._limits(tenant).jobs_in_flight:
-            await self._flight.rename(tenant, old, new)
 
     async def _check_queue(self, new: NewJob) -> None:
         most = self._settings.limit_queue_depth

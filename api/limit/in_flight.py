@@ -38,11 +38,6 @@ class InFlightJobs:
         await self.leave(tenant, job_id)
         return False
 
-    async def rename(self, tenant: str, old: JobId, new: JobId) -> None:
-        """Change a job's id (an Idempotency-Key gave it another one)."""
-        await self._add(tenant, new)
-        await self.leave(tenant, old)
-
     async def leave(self, tenant: str, job_id: JobId) -> None:
         """Remove a job; idempotent."""
         async with failures_named():

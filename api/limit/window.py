@@ -10,7 +10,6 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from api.limit.limit import MINUTE_S, LimitWindow
 from eventing.job.job import JobId
@@ -93,14 +92,6 @@ class Windows:
         """Record that the job was charged `cost`."""
         async with failures_named():
             await run(self._redis, "limit_charge", [meter.charge(job_id)], [cost, _KEEP_S])
-
-    async def rename(self, meter: LimitMeter, old: JobId, new: JobId) -> None:
-        """Change the id of a charged job."""
-        try:
-            async with failures_named():
-                await self._redis.rename(meter.charge(old), meter.charge(new))
-        except ResponseError:
-            return  # no charge under that id
 
     async def settle(self, meter: LimitMeter, job_id: JobId, on_admitted: int) -> int:
         """Correct the job's charge to what it `used`; gives the difference, negative when tokens were returned.

@@ -62,6 +62,11 @@ def tokens(job_id: JobId) -> str:
     return f"{PREFIX}:{{{escape(job_id)}}}:tokens"
 
 
+def submitting(job_id: JobId) -> str:
+    """Held by the submit that has its turn."""
+    return f"{PREFIX}:{{{escape(job_id)}}}:submitting"
+
+
 def followers(job_id: JobId) -> str:
     """Jobs that will end with this job's answer, oldest first."""
     return f"{PREFIX}:{{{escape(job_id)}}}:followers"

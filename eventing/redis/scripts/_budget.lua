@@ -33,18 +33,21 @@ local function spent_in(key, month)
   return 0
 end
 
--- What jobs that have not ended may cost. A hold whose job was never recorded is given up after a while.
+-- What jobs that have not ended may cost. A hold whose job was never recorded is given up after a minute, and one whose job ended long ago
+-- after an hour: a repeat that came too late took it.
 local function held_in(key, now)
   local rows, sum = redis.call('HGETALL', key), 0
   for i = 1, #rows, 2 do
     local job_id = string.match(rows[i], '^hold:(.*)$')
     if job_id then
       local amount, since = string.match(rows[i + 1], '^(%d+) (%d+)$')
-      if now - since > 60000 and redis.call('EXISTS', 'torpor:{' .. job_id .. '}') == 0 then
-        redis.call('HDEL', key, rows[i])
-      else
-        sum = sum + amount
+      local is_over = false
+      if now - since > 60000 then
+        local job = redis.call('HMGET', 'torpor:{' .. job_id .. '}', 'state', 'finished_ms', 'deleted')
+        local finished = tonumber(job[2] or 0)
+        is_over = (not job[1] and not job[3]) or (finished > 0 and now - math.max(finished, since) > 3600000)
       end
+      if is_over then redis.call('HDEL', key, rows[i]) else sum = sum + amount end
     end
   end
   return sum

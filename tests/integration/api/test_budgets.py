@@ -150,6 +150,94 @@ async def test_a_repeated_submit_holds_once(priced: Rig, redis: Redis) -> None:
     assert holds == [f"hold:{job_id}".encode()]
 
 
+async def at_once(rig: Rig, count: int, headers: dict[str, str], body: object) -> list[int]:
+    """The statuses of submits that are sent together."""
+    sent = (rig.client.post("/v1/jobs", json=body, headers=headers) for _ in range(count))
+    return [answer.status_code for answer in await asyncio.gather(*sent)]
+
+
+async def test_eight_repeats_at_once_at_the_edge_of_the_budget_are_one_job(
+    priced: Rig, redis: Redis
+) -> None:
+    # 41 of 40 would be held by two of them.
+    headers = {**await key_of(redis, "acme"), "idempotency-key": "once"}
+    assert await at_once(priced, 8, headers, line(15)) == [202] * 8
+    assert len(await holds_of(redis)) == 1
+    job_id = (await priced.client.post("/v1/jobs", json=line(15), headers=headers)).json()["id"]
+    await (await priced.predictor(job_id)).finish(chat_result("hello"))
+    await priced.until_told()
+    assert await at_once(priced, 8, headers, line(15)) == [200] * 8
+    assert await spent(redis, "tenant", "acme") == COST
+    assert await holds_of(redis) == []
+
+
+async def test_a_repeat_of_another_process_waits_for_the_first_one(
+    priced: Rig, redis: Redis, store: RedisStore, broker: FakeBroker
+) -> None:
+    headers = {**await key_of(redis, "acme"), "idempotency-key": "twice"}
+    async with rig_over(priced.parts.settings, store, broker) as other:
+        both = await asyncio.gather(
+            *(at_once(each, 4, headers, line(15)) for each in (priced, other))
+        )
+    assert both == [[202] * 4] * 2
+    assert len(await holds_of(redis)) == 1
+
+
+@pytest.mark.parametrize("limits", [{"tokens_per_minute": 30}, {"jobs_in_flight": 1}])
+async def test_repeats_at_once_at_the_edge_of_another_limit_are_one_job(
+    api_settings: ApiSettings,
+    store: RedisStore,
+    broker: FakeBroker,
+    redis: Redis,
+    limits: dict[str, int],
+) -> None:
+    limited = {"keys_source": "redis", "tenant_limits": {"acme": TenantLimits(**limits)}}
+    async with rig_over(api_settings.model_copy(update=limited), store, broker) as rig:
+        headers = {**await key_of(redis, "acme"), "idempotency-key": "once"}
+        assert await at_once(rig, 8, headers, line(20)) == [202] * 8
+        headers["idempotency-key"] = "another"
+        assert await at_once(rig, 1, headers, line(20)) == [429]
+
+
+async def test_repeats_of_an_event_are_paid_by_what_the_first_one_held(
+    priced: Rig, redis: Redis
+) -> None:
+    event = {
+        "specversion": "1.0",
+        "type": "dev.torpor.inference.requested.v1",
+        "source": "/shop",
+        "id": "7",
+        "data": line(15),
+    }
+    headers = await key_of(redis, "acme") | {"content-type": "application/cloudevents+json"}
+    sent = [priced.client.post("/v1/events", json=event, headers=headers) for _ in range(4)]
+    answers = await asyncio.gather(*sent)
+    assert [answer.status_code for answer in answers] == [202] * 4
+    (hold,) = await holds_of(redis)
+    predictor = await priced.predictor(hold.removeprefix("hold:"))
+    await predictor.finish(chat_result("hello"))
+    await priced.until_told()
+    assert await spent(redis, "tenant", "acme") == COST
+
+
+async def test_a_submit_that_is_no_job_holds_nothing(priced: Rig, redis: Redis) -> None:
+    headers = {**await key_of(redis, "acme"), "idempotency-key": "once"}
+    assert await at_once(priced, 1, headers, line(5)) == [202]
+    (hold,) = await holds_of(redis)
+    assert await at_once(priced, 1, headers, line(6)) == [409]  # the key has another body
+    assert await holds_of(redis) == [hold]
+    broken = {**await key_of(redis, "acme"), "idempotency-key": "other"}
+    priced.parts.submission.intake._route._max_unpublished = 0  # type: ignore[union-attr]
+    assert await at_once(priced, 1, broken, line(5)) == [503]
+    assert await holds_of(redis) == [hold]
+
+
+async def holds_of(redis: Redis) -> list[str]:
+    """What jobs hold of the tenant's budget."""
+    names = await redis.hkeys(keys.budget("tenant", "acme"))
+    return [name.decode() for name in names if name.startswith(b"hold:")]
+
+
 async def test_jobs_that_were_never_recorded_hold_nothing_for_long(
     priced: Rig, redis: Redis
 ) -> None:

@@ -305,15 +305,6 @@ class TestTheWindow:
         assert (await windows.look(METER)).current == 100
         assert 0 < await redis.ttl(METER.current) <= 120
 
-    async def test_a_charge_under_another_id_moves_with_the_job(self, redis: Redis) -> None:
-        windows = await self.charged(redis, 500)
-
-        await windows.rename(METER, JOB, OTHER)
-        await windows.rename(METER, JOB, OTHER)
-
-        assert await windows.settle(METER, JOB, 0) == 0
-        assert await windows.settle(METER, OTHER, 0) == -500
-
     async def test_a_charge_does_not_lie_for_ever(self, redis: Redis) -> None:
         await self.charged(redis, 500)
 

@@ -3,6 +3,8 @@ do.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -80,6 +82,10 @@ class Places:
     def __init__(self) -> None:
         self.given_back: list[JobId] = []
 
+    @asynccontextmanager
+    async def turn(self, principal: Principal, new: NewJob, wait_s: float) -> AsyncIterator[bool]:
+        yield False
+
     async def admit(self, principal: Principal, new: NewJob) -> None:
         return None
 
@@ -88,6 +94,9 @@ class Places:
 
     async def on_rejected(self, tenant: str, job_id: JobId) -> None:
         self.given_back.append(job_id)
+
+    async def on_unrecorded(self, new: NewJob) -> None:
+        self.given_back.append(new.id)
 
 
 def deps(
