@@ -13,7 +13,7 @@ import orjson
 
 from api.auth.principal import Principal
 from api.job.context_fit import fitted
-from api.job.response_request import Ask, conversation_of, parse_ask
+from api.job.response_request import NOT_ADDED, Ask, conversation_of, parse_ask
 from api.job.submission import (
     SubmitDeps,
     SubmitOptions,
@@ -24,6 +24,7 @@ from api.job.submission import (
 )
 from api.view.response import RECORD, job_id_of, output_items, record_of
 from eventing.errors import BadRequest, InvalidJob, NotFound
+from eventing.job.cache import directives, parse_cache_control
 from eventing.job.job import Job, JobState, Lane, is_job_id
 from eventing.job.store import JobIntake
 from eventing.store.conversation.conversation import Conversation
@@ -139,14 +140,18 @@ async def submit_response(
     headers: Mapping[str, str],
 ) -> Job:
     """The job of a response, its refusals told in the words of the call. Raises `ConversationLocked` and
-    `ConversationMoved` while another response adds to its conversation.
+    `ConversationMoved` while another response adds to its conversation, `InvalidJob` for one that adds to a
+    conversation what its `Cache-Control` says is not to be stored.
     """
     lane = Lane.DEFAULT if ask.is_background else Lane.INTERACTIVE
     options = parse_submit_options({"metadata": metadata}, headers, lane=lane)
     own_steps = (ask.search,) if ask.search else ()
     options = options.in_tier(ask.record.get("service_tier"), "service_tier")
     options = options.with_metadata(record_metadata(ask))
-    options = replace(options, turn=ask.turn, own_steps=own_steps)
+    control = directives(options.cache_control, {"store": ask.is_stored})
+    if ask.turn is not None and parse_cache_control(control).no_store:
+        raise InvalidJob(NOT_ADDED, "Cache-Control")
+    options = replace(options, turn=ask.turn, own_steps=own_steps, cache_control=control)
     if ask.turn is not None and (repeated := await _repeated(store, principal, ask, options)):
         return repeated
     try:

@@ -44,6 +44,7 @@ _INCLUDED: Final = (_LOGPROBS, "reasoning.encrypted_content")
 """Allowed values of `include`. Reasoning is never encrypted here: it is returned as text, and its encrypted form is
 null.
 """
+NOT_ADDED: Final = "what is not to be stored can not be added to a conversation"
 FILE_SEARCH: Final = "file_search"
 _SEARCH_FIELDS: Final = ("vector_store_ids", "max_num_results", "filters", "ranking_options")
 _UNSUPPORTED: Final = ("prompt",)
@@ -187,7 +188,7 @@ def conversation_of(call: Mapping[str, Any]) -> str | None:
     if not isinstance(found, str):
         raise InvalidJob("conversation must be an id, or an object with it", "conversation")
     if call.get("store") is False:
-        raise InvalidJob("what is not to be stored can not be added to a conversation", "store")
+        raise InvalidJob(NOT_ADDED, "store")
     return found
 
 

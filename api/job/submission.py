@@ -40,7 +40,7 @@ from eventing.errors import (
     StoreUnavailable,
     TorporError,
 )
-from eventing.job.cache import parse_cache_control
+from eventing.job.cache import directives
 from eventing.job.call_fields import FieldRule, Schema, check, nullable, one_of
 from eventing.job.job import (
     API_SOURCE,
@@ -299,7 +299,7 @@ def _new_job(
         deadline_ms=deadline_ms,
         traceparent=options.traceparent,
         metadata=options.metadata,
-        cache_control=options.cache_control,
+        cache_control=directives(options.cache_control, request.body),
         options_sha=options.sha if options.idempotency_key else "",
         turn=options.turn,
         skip_steps=options.skip_steps,
@@ -355,7 +355,7 @@ def parse_submit_options(
         metadata=metadata,
         skip_steps=skip_steps_of(line, headers),
         fallback=_fallback(line, headers),
-        cache_control=parse_cache_control(headers.get("cache-control", "")).text,
+        cache_control=headers.get("cache-control", ""),
     )
 
 

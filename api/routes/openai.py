@@ -5,7 +5,7 @@ cancels its job, unless an Idempotency-Key lets it return.
 """
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -55,6 +55,7 @@ from api.view.openai import (
 )
 from api.view.outcome import answer_of, failure_of
 from eventing.errors import InvalidJob, NotFound, TorporError
+from eventing.job.cache import directives
 from eventing.job.call_fields import (
     CHAT_BATCH_URL,
     FLAG,
@@ -293,6 +294,7 @@ async def _serve(call: Call[OpenAIDeps], url: str, body: dict[str, Any]) -> Resp
         {"metadata": body.get("metadata")}, call.request.headers, lane=lane
     )
     options = options.in_tier(body.get(service_tier.FIELD), f"body.{service_tier.FIELD}")
+    options = replace(options, cache_control=directives(options.cache_control, body))
     is_stored = _flag(body, "store") and url == "/v1/chat/completions"
     if is_stored:
         options = options.with_metadata({MARK: "1"})

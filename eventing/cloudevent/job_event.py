@@ -17,7 +17,7 @@ from eventing.cloudevent import request_id
 from eventing.cloudevent.event import Event
 from eventing.errors import InvalidJob
 from eventing.job.answer_links import shown_result
-from eventing.job.cache import CacheUse
+from eventing.job.cache import CacheUse, directives
 from eventing.job.job import (
     DEFAULT_TENANT,
     NO_FALLBACK,
@@ -137,7 +137,7 @@ def job_of(event: Event) -> NewJob:
         deadline_ms=_deadline_ms(event.extensions.get("expirytime", "")),
         traceparent=followable(event.extensions.get("traceparent", "")),
         metadata={request_id.KEPT: asked_as} if asked_as else {},
-        cache_control=event.extensions.get(CACHE_CONTROL, ""),
+        cache_control=directives(event.extensions.get(CACHE_CONTROL, ""), request.body),
         fallback=fallback,
         attempt=attempt_of(event) or 0,
     )

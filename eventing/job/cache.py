@@ -6,7 +6,7 @@ The look-up itself is part of the script that records the job (`submit.lua`). Th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -232,6 +232,14 @@ def parse_cache_control(text: str) -> CacheControl:
         only_if_cached="only-if-cached" in found,
         max_age_s=min(int(max_age or 0), LONGEST_TTL_S) if is_number else None,
     )
+
+
+def directives(header: str, body: Mapping[str, Any]) -> str:
+    """The caller's directives, in one form. `store: false` in a call says `no-store` too: what a caller does not want
+    to be stored is no answer for another call.
+    """
+    control = parse_cache_control(header)
+    return (replace(control, no_store=True) if body.get("store") is False else control).text
 
 
 def load_cache_rules(path: Path) -> CacheRules:

@@ -18,12 +18,12 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from eventing.errors import Unavailable
 from eventing.process.dependency import Dependency
 from eventing.redis import keys
 from eventing.redis.connection import connect, failures_named
 from eventing.redis.multiplexed_connection import Command
 from eventing.redis.script import Argument, Call, run, run_all, send
+from steps.handler import NotInstalled
 from steps.index.filter import Filter, matches
 from steps.index.index import (
     RANKED,
@@ -257,7 +257,7 @@ class VectorSetIndex:
 
 @asynccontextmanager
 async def _failures_named() -> AsyncIterator[None]:
-    """What goes wrong with the server is `Unavailable`."""
+    """What goes wrong with the server is `Unavailable`; one without vector sets is `NotInstalled`."""
     try:
         async with failures_named(_index):
             yield
@@ -265,7 +265,7 @@ async def _failures_named() -> AsyncIterator[None]:
         if "unknown command" not in str(error).lower():
             raise
         message = "the Redis at TORPOR_INDEX_URL has no vector sets; they came with Redis 8"
-        raise Unavailable(message, 60.0) from error
+        raise NotInstalled(message) from error
 
 
 def _names(tenant: str, name: str) -> list[str]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from eventing.errors import BadRequest, Unavailable
+from steps.handler import NotInstalled
 from steps.index.filter import Comparison, Compound, Filter, matches
 from steps.index.index import Attribute, Chunk, Query
 from steps.index.vector_set import VectorSetIndex
@@ -139,7 +140,7 @@ async def test_a_rare_word_and_a_short_passage_weigh_more(sets: VectorSetIndex) 
 
 async def test_a_server_without_vector_sets_is_named(redis_url: str) -> None:
     async with aclosing(VectorSetIndex(redis_url)) as index:
-        with pytest.raises(Unavailable, match="TORPOR_INDEX_URL has no vector sets"):
+        with pytest.raises(NotInstalled, match="TORPOR_INDEX_URL has no vector sets"):
             await index.stats("acme", "docs")
 
 
