@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from eventing.process.setting import FilesUrl, LogLevel, RedisUrl, Token, redis_url
+from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token, redis_url
 from eventing.settings import BrokerClientSettings
 from steps.embedding.settings import EmbeddingSettings
 
@@ -56,5 +56,10 @@ class StepsSettings(BrokerClientSettings, EmbeddingSettings):
     """Seconds that runs may go on after SIGTERM; then they are given up, to be tried again elsewhere."""
     verifier_token: Token = SecretStr("")
     """Bearer token of the model that verifies matches of the semantic cache."""
+    guard_url: OptionalHttpUrl = ""
+    """OpenAI-compatible endpoint up to `/v1` of guard models whose setting has no `url`; the api of this installation.
+    """
+    guard_token: Token = SecretStr("")
+    """Bearer token of guard models' endpoints."""
     log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""

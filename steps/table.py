@@ -32,9 +32,10 @@ from steps.retrieval.steps import RetrieveStep, SearchStep
 from steps.retrieval.tokens import word_pieces
 from steps.route.step import route
 from steps.semantic_cache.make import semantic_cache
-from steps.validation.moderate import moderate
+from steps.validation.guard import GuardClient, Guards
+from steps.validation.moderate import Moderate
 from steps.validation.moderate_input import NAME as MODERATE_INPUT
-from steps.validation.moderate_input import moderate_input
+from steps.validation.moderate_input import ModerateInput
 from steps.validation.step import NAME as VALIDATE_OUTPUT
 from steps.validation.step import ValidateOutput, checks
 
@@ -52,20 +53,28 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
             clock=parts.clock,
         )
     )
-    conversations = Conversations(parts.redis)
+    conversations, guards = Conversations(parts.redis), _guards(parts)
     return {
         **dict.fromkeys(NO_OPS, no_op),
         EMBED_STEP: EmbedStep(_packaged(parts)),
         ROUTE_STEP: route,
-        MODERATE_STEP: moderate,
+        MODERATE_STEP: Moderate(guards),
         GROUND: ground,
         "semantic-cache": semantic_cache(parts),
         MEMORY: Memory(conversations, Recall(conversations, parts.embedder)),
         SEARCH_STEP: SearchStep(search),
         RETRIEVE_STEP: RetrieveStep(search),
-        MODERATE_INPUT: moderate_input,
-        VALIDATE_OUTPUT: ValidateOutput(checks(), parts.clock),
+        MODERATE_INPUT: ModerateInput(guards),
+        VALIDATE_OUTPUT: ValidateOutput(checks(guards), parts.clock),
     }
+
+
+def _guards(parts: Parts) -> GuardClient:
+    settings = parts.settings
+    token = settings.guard_token.get_secret_value()
+    made = GuardClient(Guards(clock=parts.clock, url=settings.guard_url, token=token))
+    parts.at_end.append(made.aclose)
+    return made
 
 
 def event_handlers(parts: Parts) -> Mapping[str, EventHandler]:

@@ -286,17 +286,30 @@ def check_served(plans: Pipelines, cached: Collection[str], served: Collection[s
         plan = plans.get(name, Plan(steps=()))
         if name not in served and not any(plan.step(each) for each in SERVING_STEPS):
             raise _invalid(name, f"is none of the models that are served: {known}")
-        asked = [(f"{ROUTE_STEP}: tiers", tier) for tier in tiers_of(plan)]
-        asked += [
-            (f"{step.name}: cascade", tier)
-            for step in plan.after
-            if isinstance(step.settings.get("cascade"), list)
-            for tier in step.settings["cascade"]
-        ]
-        for field_name, tier in asked:
-            if tier not in served:
-                where = f"{name}.steps: {field_name}: {tier}"
+        for field_name, model in _asked_models(plan):
+            where = f"{name}.steps: {field_name}: {model}"
+            if model not in served:
                 raise _invalid(where, f"is none of the models that are served: {known}")
+            if field_name.endswith(_GUARD) and any(
+                each.endswith(_GUARD) for each, _ in _asked_models(plans.get(model, _NOTHING))
+            ):
+                raise _invalid(where, "has a guard itself: it would wait for its own answers")
+
+
+_GUARD: Final = ": guard"
+_NOTHING: Final = Plan(steps=())
+
+
+def _asked_models(plan: Plan) -> list[tuple[str, str]]:
+    """The models of this installation that the steps of a plan ask, each with where it stands."""
+    asked = [(f"{ROUTE_STEP}: tiers", tier) for tier in tiers_of(plan)]
+    for step in plan.steps:
+        cascade, guard = step.settings.get("cascade"), step.settings.get("guard")
+        if step.is_after and isinstance(cascade, list):
+            asked += [(f"{step.name}: cascade", tier) for tier in cascade]
+        if isinstance(guard, Mapping) and not guard.get("url"):
+            asked.append((f"{step.name}{_GUARD}", str(guard.get("model"))))
+    return asked
 
 
 def _model(name: Any) -> str:

@@ -1,8 +1,8 @@
-"""The step `moderate-input`: judges a request by rules before anything is woken for it.
+"""The step `moderate-input`: judges a request by rules and a guard model before a predictor is woken for it.
 
-Settings: `rules` (`eventing.job.moderation.rules`) and `mode`: `block` (default: the job fails with `content_filter`)
-or `score` (it goes on, and its view says what was found). What the rules found is in no log and no view, only its
-category.
+Settings: `rules` (`eventing.job.moderation.rules`), `guard` (`steps.validation.guard_forms`) and `mode`: `block`
+(default: the job fails with `content_filter`, and waits while the guard is away) or `score` (it goes on, and its view
+says what was found). What was found is in no log and no view, only its category.
 """
 
 import asyncio
@@ -10,16 +10,21 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from eventing.errors import BadRequest
+from eventing.errors import BadRequest, Unavailable
 from eventing.job.job import CONTENT_FILTER, JobError
 from eventing.job.moderation.policy import RULES
 from eventing.job.moderation.rules import Finding, Rules, parse_rules
 from eventing.job.moderation.window import decoded
 from steps.handler import Continue, Refuse, StepCall, StepOutcome, wrong_setting
+from steps.validation.guard import GuardClient
+from steps.validation.guard_forms import SETTING as GUARD
+from steps.validation.guard_forms import GuardSettings, GuardVerdict, parse_guard
 
 NAME: Final = "moderate-input"
 _MEDIA: Final = ("url", "image_url", "file_data")
 _MODES: Final = ("block", "score")
+_FORM: Final = ("role", "type")
+"""Members whose words are not of a text; a call with others is refused when it is submitted."""
 _JUDGED: Final = (
     *("messages", "prompt", "input", "instructions", "suffix"),
     *("tools", "functions", "response_format", "text"),
@@ -32,49 +37,82 @@ class InputRule:
     """What is looked for in requests, and what becomes of one in which it is found."""
 
     rules: Rules
+    guard: GuardSettings | None
     is_blocked: bool
 
 
 def parse_input_rule(settings: Mapping[str, Any]) -> InputRule:
     """The rule in a step's settings. Raises `BadRequest` naming the field."""
-    for name in settings.keys() - {"mode", RULES}:
+    for name in settings.keys() - {"mode", RULES, GUARD}:
         raise BadRequest(f"{name} is not supported", name)
     mode, rules = settings.get("mode", "block"), parse_rules(settings.get(RULES))
     if mode not in _MODES:
         raise BadRequest(f"mode must be {' or '.join(_MODES)}", "mode")
-    if not rules.rules:
-        raise BadRequest("rules must be a list with at least one rule", RULES)
-    return InputRule(rules=rules, is_blocked=mode == "block")
+    guard = parse_guard(settings.get(GUARD))
+    if not rules.rules and guard is None:
+        raise BadRequest("rules must be a list with at least one rule, or guard a model", RULES)
+    return InputRule(rules=rules, guard=guard, is_blocked=mode == "block")
 
 
-async def moderate_input(call: StepCall) -> StepOutcome:
-    """The handler."""
-    try:
-        rule = parse_input_rule(call.settings)
-    except BadRequest as error:
-        return wrong_setting(error)
-    # In a thread: a long text made to be slow takes seconds, and the process has other runs.
-    found, field = await asyncio.to_thread(_findings, rule.rules, call.request.body)
-    if rule.is_blocked and _has_token_ids(call.request.body.get("prompt")):
-        message = "a prompt of token ids can not be judged by this service's rules; send text"
-        return Refuse(error=JobError(code=CONTENT_FILTER, message=message, field="body.prompt"))
-    detail = {"flagged": bool(found), **_categories(found)}
-    if found and rule.is_blocked:
-        names = ", ".join(detail["categories"])
-        message = f"the request was blocked by this service's rules: {names}"
-        return Refuse(
-            error=JobError(code=CONTENT_FILTER, message=message, field=field), detail=detail
-        )
-    return Continue(detail=detail)
+class ModerateInput:
+    """The handler. The client belongs to the caller."""
+
+    def __init__(self, guards: GuardClient) -> None:
+        self._guards = guards
+
+    async def __call__(self, call: StepCall) -> StepOutcome:
+        try:
+            rule = parse_input_rule(call.settings)
+        except BadRequest as error:
+            return wrong_setting(error)
+        body = call.request.body
+        # In a thread: a long text made to be slow takes seconds, and the process has other runs.
+        found, field = await asyncio.to_thread(_findings, rule.rules, body)
+        if rule.is_blocked and _has_token_ids(body.get("prompt")):
+            message = "a prompt of token ids can not be judged by this service's rules; send text"
+            return Refuse(error=JobError(code=CONTENT_FILTER, message=message, field="body.prompt"))
+        categories = {each.category for each in found}
+        detail: dict[str, Any] = {}
+        if rule.guard is not None and not (categories and rule.is_blocked):
+            try:
+                said = await self._guards.judge(
+                    rule.guard, "user", "\n\n".join(_texts(body)), asker=f"{call.job.id} {NAME}"
+                )
+            except BadRequest as error:
+                return wrong_setting(error)
+            except Unavailable:
+                if rule.is_blocked:
+                    raise
+                said, detail = GuardVerdict(), {"guard": "unavailable"}
+            categories |= set(said.categories)
+            if not said.is_clear:
+                detail = {"guard": "no_verdict"}
+        is_unjudged = rule.is_blocked and bool(detail)
+        detail = {"flagged": bool(categories), **_named(categories), **detail}
+        if rule.is_blocked and (categories or is_unjudged):
+            return Refuse(error=_refusal(categories, field), detail=detail)
+        return Continue(detail=detail)
+
+
+def _refusal(categories: Collection[str], field: str) -> JobError:
+    names = ", ".join(sorted(categories)) or "it could not be judged"
+    message = f"the request was blocked by this service's rules: {names}"
+    return JobError(code=CONTENT_FILTER, message=message, field=field or "body")
+
+
+def _named(categories: Collection[str]) -> dict[str, Any]:
+    return {"categories": sorted(categories)} if categories else {}
+
+
+def _texts(body: Mapping[str, Any]) -> Iterator[str]:
+    """Every text that a model would read of a body."""
+    for name in _JUDGED:
+        yield from texts_in(body.get(name), without=_FORM)
 
 
 def _has_token_ids(prompt: Any) -> bool:
     items = prompt if isinstance(prompt, list) else []
     return any(isinstance(each, int) or (isinstance(each, list) and each) for each in items)
-
-
-def _categories(found: Sequence[Finding]) -> dict[str, Any]:
-    return {"categories": sorted({each.category for each in found})} if found else {}
 
 
 def _findings(rules: Rules, body: Mapping[str, Any]) -> tuple[list[Finding], str]:

@@ -15,7 +15,7 @@ from steps.validation.moderate_input import texts_in
 from steps.validation.verdict import Verdict
 
 SETTING = RULES
-_TOKENS: Final = ("logprobs", "prompt_logprobs")
+TOKENS: Final = ("logprobs", "prompt_logprobs")
 """Tokens one by one: «ass» and «isting» are one word, which the text has whole."""
 
 
@@ -36,5 +36,5 @@ async def check_rules(call: StepCall) -> Verdict:
 
 def _categories(rules: Rules, choices: Any) -> list[str]:
     """The categories of all that is found, each once; it may take seconds."""
-    texts = [each for text in texts_in(choices, without=_TOKENS) for each in (text, decoded(text))]
+    texts = [each for text in texts_in(choices, without=TOKENS) for each in (text, decoded(text))]
     return sorted({found.category for text in texts for found in rules.findings(text)})

@@ -2,12 +2,12 @@
 
 Settings: `mode`, `score` (default: the answer is shown with the verdict) or `block` (what stays wrong is withheld);
 `repairs`, how often the model is asked again with what was wrong; `cascade`, the models that are asked next, in turn;
-and one setting for each check that has some (`format`, `rules`). `hold: window` shows an answer while it is made, as
-far as its `rules` have judged it in the predictor; without it a `block` holds back the whole. It is repeatable: how
-often was asked is in the job's history.
+and one setting for each check that has some (`format`, `rules`, `guard`). `hold: window` shows an answer while it is
+made, as far as its `rules` have judged it in the predictor; without it a `block` holds back the whole. It is
+repeatable: how often was asked is in the job's history.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -18,9 +18,13 @@ from eventing.job.moderation.rules import parse_rules
 from steps.handler import Again, Continue, StepCall, StepOutcome, Withhold, wrong_setting
 from steps.validation.format_rules import SETTING as FORMAT
 from steps.validation.format_rules import answer_texts, check_format, parse_format
+from steps.validation.guard import GuardClient
+from steps.validation.guard_check import GuardCheck
+from steps.validation.guard_forms import SETTING as GUARD
+from steps.validation.guard_forms import parse_guard
 from steps.validation.rule_check import SETTING as RULES
 from steps.validation.rule_check import check_rules
-from steps.validation.verdict import Check
+from steps.validation.verdict import Check, Verdict
 
 NAME: Final = "validate-output"
 MOST_REPAIRS: Final = 3
@@ -34,9 +38,9 @@ _QUOTED: Final = 20_000
 """Characters of a wrong answer that its repair is shown."""
 
 
-def checks() -> dict[str, Check]:
-    """The checks, each under the name of its setting."""
-    return {FORMAT: check_format, RULES: check_rules}
+def checks(guards: GuardClient) -> dict[str, Check]:
+    """The checks, each under the name of its setting. The guard comes last: it is the dearest."""
+    return {FORMAT: check_format, RULES: check_rules, GUARD: GuardCheck(guards)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +53,12 @@ class ValidationRule:
 
 
 def parse_rule(
-    settings: Mapping[str, Any], names: Mapping[str, Check] | None = None
+    settings: Mapping[str, Any], names: Collection[str] = (FORMAT, RULES, GUARD)
 ) -> ValidationRule:
     """The rule in a step's settings. Raises `BadRequest` naming the field."""
-    for name in settings.keys() - {*_FIELDS, *(checks() if names is None else names)}:
+    for name in settings.keys() - {*_FIELDS, *names}:
         raise BadRequest(f"{name} is not supported", name)
+    parse_guard(settings.get(GUARD))
     parse_format(settings.get(FORMAT))
     parse_rules(settings.get(RULES))
     mode, repairs = settings.get("mode", "score"), settings.get("repairs", 0)
@@ -102,7 +107,7 @@ class ValidateOutput:
     async def __call__(self, call: StepCall) -> StepOutcome:
         try:
             rule = parse_rule(call.settings, self._checks)
-            verdicts = {name: await check(call) for name, check in self._checks.items()}
+            verdicts = await self._verdicts(call)
         except BadRequest as error:
             return wrong_setting(error)
         wrong = {name: each for name, each in verdicts.items() if each.problems}
@@ -118,6 +123,15 @@ class ValidateOutput:
         if rule.mode == "block":
             return Withhold(detail=detail)
         return Continue(detail=detail)
+
+    async def _verdicts(self, call: StepCall) -> dict[str, Verdict]:
+        """What each check says; those after one whose answer must not be shown are not asked."""
+        verdicts: dict[str, Verdict] = {}
+        for name, check in self._checks.items():
+            verdicts[name] = verdict = await check(call)
+            if verdict.problems and not verdict.may_repair:
+                break
+        return verdicts
 
     def _has_time(self, call: StepCall) -> bool:
         """True when another answer that takes as long as the last one comes before the deadline."""

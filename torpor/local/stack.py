@@ -182,6 +182,7 @@ class Stack:
             "TORPOR_INGRESS_TOKEN": broker_token,
             "TORPOR_BROKER_TOKEN": broker_token,
             "TORPOR_MODELS": orjson.dumps(cards).decode(),
+            "TORPOR_GUARD_URL": os.environ.get("TORPOR_GUARD_URL") or f"{self.addresses.api}/v1",
             "TORPOR_FILES_URL": (self._data / "files").resolve().as_uri(),
             "TORPOR_PREDICTOR_HOST": "127.0.0.1",
             "TORPOR_LEASE_S": str(s.lease),

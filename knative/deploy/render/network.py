@@ -161,8 +161,10 @@ FLOWS: tuple[Flow, ...] = (
     Flow(Peer.API, Peer.KNATIVE_EVENTING, (8443,), "request events, over TLS", "eventing-tls"),
     Flow(Peer.BROKER, Peer.STEPS, (8083,), "what steps are to do", "steps-queue"),
     Flow(Peer.STEPS, Peer.REDIS, _STORE, "jobs, queues, indexes", "steps-queue"),
+    Flow(Peer.STEPS, Peer.API, (8000,), "guard models that are served here", "steps-queue"),
     Flow(Peer.MONITORING, Peer.STEPS, (8083,), "metrics", "steps-queue"),
     Flow(Peer.STEPS, Peer.REDIS, _STORE, "jobs, indexes", "steps-knative"),
+    Flow(Peer.STEPS, Peer.API, (8000,), "guard models that are served here", "steps-knative"),
     Flow(Peer.STEPS, Peer.EVENT_MESH, (8080,), "the next step's event", "steps-knative"),
     Flow(
         Peer.STEPS,

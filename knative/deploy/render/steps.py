@@ -24,6 +24,7 @@ PIPELINES = "torpor-pipelines"
 FOLDER = "/etc/torpor/pipelines"
 FILE = f"{FOLDER}/pipelines.yaml"
 VECTOR_STORES = "vector-stores"
+GUARD_SECRET = "torpor-guard"  # noqa: S105  its name
 _INDEXING_S = 1800  # a large file takes minutes
 _GRACE_S = 30
 
@@ -151,6 +152,8 @@ def _container(values: Values) -> Resource:
             {"name": "TORPOR_STEPS_HOST", "value": "0.0.0.0"},  # noqa: S104  inside its own pod
             {"name": "TORPOR_STEPS_PORT", "value": str(port)},
             {"name": "TORPOR_FILES_URL", "value": values.platform.files_url},
+            {"name": "TORPOR_GUARD_URL", "value": f"{_api_url(values)}/v1"},
+            parts.secret_env("TORPOR_GUARD_TOKEN", GUARD_SECRET, "token", optional=True),
             {"name": "TORPOR_DRAIN_GRACE_S", "value": str(_GRACE_S - 10)},
             _file_env(),
         ],
@@ -164,6 +167,11 @@ def _container(values: Values) -> Resource:
             _file_mount(),
         ],
     }
+
+
+def _api_url(values: Values) -> str:
+    """Give where guard models are asked that have no address of their own."""
+    return parts.service_url(parts.API, parts.API_PORT, values)
 
 
 def _pod(values: Values, box: Resource) -> Resource:

@@ -5,12 +5,15 @@ from typing import Any
 import pytest
 from openai.types import ModerationCreateResponse
 
+from eventing.clock import SystemClock
 from eventing.errors import BadRequest
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.moderation.categories import CATEGORIES
 from steps.handler import Answer, Refuse, StepCall, StepOutcome
-from steps.validation.moderate import moderate, parse_moderation
+from steps.validation.guard import GuardClient, Guards
+from steps.validation.moderate import Moderate, parse_moderation
 
+GUARDS = GuardClient(Guards(clock=SystemClock()))  # asks none here
 RULES = [
     {"words": ["torpor"], "category": "illicit"},
     {"personal_data": ["card"]},
@@ -22,7 +25,7 @@ async def judged(given: Any, url: str = "/v1/moderations") -> StepOutcome:
     request = JobRequest(url=url, body={"model": "judge", "input": given})
     job = Job(id=JobId("job_1"), state=JobState.QUEUED, request=request)
     settings = {"rules": RULES}
-    return await moderate(
+    return await Moderate(GUARDS)(
         StepCall(job=job, request=request, settings=settings, attempt=1, deadline_ms=0)
     )
 

@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 
+from eventing.clock import SystemClock
 from eventing.errors import BadRequest
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from steps.handler import Continue, Refuse, StepCall, StepOutcome
-from steps.validation.moderate_input import moderate_input, parse_input_rule
+from steps.validation.guard import GuardClient, Guards
+from steps.validation.moderate_input import ModerateInput, parse_input_rule
 from steps.validation.rule_check import check_rules
 from steps.validation.step import parse_rule
 
+GUARDS = GuardClient(Guards(clock=SystemClock()))  # asks none here
 SETTINGS = {"rules": [{"words": ["torpor"], "category": "illicit"}, {"personal_data": ["card"]}]}
 
 
@@ -20,7 +23,7 @@ async def judged(body: dict[str, Any], **more: Any) -> StepOutcome:
     job = Job(id=JobId("job_1"), state=JobState.QUEUED, request=request)
     settings = {**SETTINGS, **more}
     call = StepCall(job=job, request=request, settings=settings, attempt=1, deadline_ms=0)
-    return await moderate_input(call)
+    return await ModerateInput(GUARDS)(call)
 
 
 async def test_a_request_with_a_forbidden_word_is_refused_by_the_words_category() -> None:

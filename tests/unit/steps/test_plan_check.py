@@ -191,3 +191,19 @@ def test_a_step_is_not_asked_for_what_its_settings_do_without(
     memory = {"step": "memory", "settings": {"recall_k": 0}}
 
     check_installed(parse_pipelines({"m": {"steps": ["moderate-input", memory, "route"]}}))
+
+
+GUARD = {"step": "validate-output", "settings": {"guard": {"model": "b"}}}
+
+
+def test_a_guard_that_is_not_served_or_is_guarded_itself_is_refused() -> None:
+    check_served(parse_pipelines({"a": {"steps": [GUARD]}}), [], {"a", "b"})
+    with pytest.raises(BadRequest, match="validate-output: guard: b is none of the models"):
+        check_served(parse_pipelines({"a": {"steps": [GUARD]}}), [], {"a"})
+    with pytest.raises(BadRequest, match="has a guard itself"):
+        check_served(
+            parse_pipelines({"a": {"steps": [GUARD]}, "b": {"steps": [GUARD]}}), [], {"a", "b"}
+        )
+    elsewhere = {"guard": {"model": "x", "url": "https://guard.example/v1"}}
+    plans = parse_pipelines({"a": {"steps": [{**GUARD, "settings": elsewhere}]}})
+    check_served(plans, [], {"a"})

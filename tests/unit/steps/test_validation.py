@@ -10,6 +10,7 @@ from eventing.errors import BadRequest
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
 from steps.handler import Again, Continue, Refuse, StepCall, StepOutcome, Withhold
 from steps.validation.format_rules import schema_problems
+from steps.validation.guard import GuardClient, Guards
 from steps.validation.step import ValidateOutput, checks, parse_rule
 from steps.validation.verdict import Verdict
 
@@ -21,6 +22,7 @@ SCHEMA = {
 }
 FORM = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
 JSON = {"type": "json_object"}
+GUARDS = GuardClient(Guards(clock=SystemClock()))  # asks none here
 
 
 def called(
@@ -46,7 +48,7 @@ def called(
 
 
 async def judged(text: str, settings: dict[str, Any], **more: Any) -> StepOutcome:
-    return await ValidateOutput(checks(), SystemClock())(called(text, settings, **more))
+    return await ValidateOutput(checks(GUARDS), SystemClock())(called(text, settings, **more))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ async def test_the_answer_of_another_model_says_why_it_was_asked() -> None:
     settings = {"cascade": ["large"]}
     call = called('{"a": 1}', settings, rejected=1, response_format=JSON)
     other = JobRequest(url=call.request.url, body={**call.request.body, "model": "large"})
-    step = ValidateOutput(checks(), SystemClock())
+    step = ValidateOutput(checks(GUARDS), SystemClock())
     outcome = await step(
         StepCall(
             job=call.job,
@@ -178,7 +180,7 @@ async def test_a_prompt_is_repaired_too() -> None:
         candidate={"choices": [{"text": "wrong"}]},
     )
 
-    outcome = await ValidateOutput(checks(), SystemClock())(call)
+    outcome = await ValidateOutput(checks(GUARDS), SystemClock())(call)
 
     assert isinstance(outcome, Again)
     assert outcome.request is not None

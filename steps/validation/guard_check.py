@@ -1,0 +1,60 @@
+"""Whether a guard model calls an answer safe, by the setting `guard`.
+
+Called by the step `validate-output`, which holds the whole answer back meanwhile where it blocks.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from eventing.errors import Unavailable
+from steps.handler import StepCall
+from steps.validation.guard import GuardClient
+from steps.validation.guard_forms import SETTING, parse_guard
+from steps.validation.moderate_input import texts_in
+from steps.validation.rule_check import TOKENS
+from steps.validation.verdict import Verdict
+
+_FORM: Final = (*TOKENS, "role", "type", "finish_reason", "stop_reason", "id")
+"""Members whose words are not of a text."""
+
+
+class GuardCheck:
+    """The check. The client belongs to the caller."""
+
+    def __init__(self, guards: GuardClient) -> None:
+        self._guards = guards
+
+    async def __call__(self, call: StepCall) -> Verdict:
+        """What the guard says of each choice, reasoning and tool calls included. Where the step blocks, a guard that
+        is away raises `Unavailable`, and an answer without a verdict is not valid.
+        """
+        guard = parse_guard(call.settings.get(SETTING))
+        if guard is None:
+            return Verdict()
+        found: set[str] = set()
+        is_clear = True
+        for number, text in enumerate(_choices(call.candidate)):
+            asker = f"{call.job.id} {SETTING} {call.job.attempt} {number}"
+            try:
+                said = await self._guards.judge(guard, "assistant", text, asker=asker)
+            except Unavailable:
+                if call.settings.get("mode") == "block":
+                    raise
+                return Verdict(detail={"guard": "unavailable"})
+            found |= set(said.categories)
+            is_clear = is_clear and said.is_clear
+        detail: dict[str, Any] = {"flagged": bool(found)}
+        detail |= {"categories": sorted(found)} if found else {}
+        detail |= {} if is_clear else {"guard": "no_verdict"}
+        problems = tuple(
+            f"It has something in it that is not allowed: {name}." for name in sorted(found)
+        )
+        if not is_clear and not problems:
+            problems = ("It could not be judged.",)
+        return Verdict(problems=problems, may_repair=False, detail=detail)
+
+
+def _choices(candidate: Mapping[str, Any] | None) -> Iterator[str]:
+    """Everything that a model wrote in each choice."""
+    for choice in (candidate or {}).get("choices") or ():
+        yield "\n\n".join(texts_in(choice, without=_FORM))
