@@ -239,6 +239,9 @@ _SPENT: Final = {
     "output_tokens": 15,
     "cache_hits": 1,
     "saved_tokens": 17,
+    "stood_in": 1,
+    "withheld": 0,
+    "asked_again": 0,
     "gpu_seconds": {"waking": 2.1, "idle": 30.0, "busy": 4.2, "kept": 4.2, "wasted": 0.0},
     "cost": _BILL,
 }

@@ -78,6 +78,12 @@ class SpendView(TypedDict):
     """Jobs answered with a kept answer"""
     saved_tokens: int
     """Tokens of those answers, which were not generated again"""
+    stood_in: int
+    """Jobs that another than the model's first endpoint answered"""
+    withheld: int
+    """Jobs whose answer no caller was shown"""
+    asked_again: int
+    """Answers that were not valid, and were asked again"""
     gpu_seconds: GpuSeconds
     cost: BillView
 
@@ -192,6 +198,9 @@ def _spend_view(measures: Mapping[str, int], price: Price) -> SpendView:
         "output_tokens": spend.output_tokens,
         "cache_hits": measures.get("cache_hits", 0),
         "saved_tokens": measures.get("saved_tokens", 0),
+        "stood_in": measures.get("stood_in", 0),
+        "withheld": measures.get("withheld", 0),
+        "asked_again": measures.get("asked_again", 0),
         "gpu_seconds": {
             "waking": round(spend.waking_s * price.gpus, 3),
             "idle": round(spend.idle_s * price.gpus, 3),

@@ -37,7 +37,7 @@ class StepView(_Try):
     source_job: NotRequired[str]
     """The job that gave, or gives, the answer of a hit"""
     name: NotRequired[str]
-    """Of a step before the predictor; `outcome` is its status"""
+    """Of a step before the predictor or after it; `outcome` is its status"""
     attempt: NotRequired[int]
     outcome: NotRequired[str | None]
     resumed_from: NotRequired[int]
@@ -146,7 +146,7 @@ def _waking(job: Job, replicas: Sequence[Replica], until_ms: int, now_ms: int) -
 
 
 def _pipeline(job: Job, now_ms: int) -> Iterator[Step]:
-    """The steps before the predictor that have begun, or were left out."""
+    """The planned steps that have begun, or were left out."""
     for record in job.steps:
         if begun_ms := record.started_ms or record.ended_ms:
             yield _span(

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from tests.integration.scripted_provider import ScriptedProvider, refuses, scripted_provider
-from tests.integration.stack import LocalStack
+from tests.integration.stack import TORPOR, LocalStack
 from tests.redis_server import free_port
 
 pytestmark = pytest.mark.timeout(90)
@@ -78,6 +78,18 @@ async def test_a_local_model_stands_in_for_a_provider_that_fails(
     assert answer["choices"][0]["message"]["content"]
     assert answer["routing"]["asked"] == "big"
     assert answer["routing"]["reason"] == "upstream_failed"
+    assert ["big", "1", "0", "0"] in await reported(stack)
+
+
+async def reported(stack: LocalStack) -> list[list[str]]:
+    """The lines of `torpor report` as words, when the job's end has been counted."""
+    command = [TORPOR, "report", "--api", stack.addresses["api"]]
+    while True:
+        ran = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        said, _ = await ran.communicate()
+        rows = [line.split() for line in said.decode().splitlines()]
+        if any("stand-in" in row for row in rows):
+            return rows
 
 
 @in_module_loop

@@ -6,6 +6,7 @@ import re
 import select
 import signal
 import struct
+import subprocess
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,21 @@ PAGE = b"""# TYPE torpor_replicas_ready gauge
 torpor_replicas_ready{model="m"} 0
 # TYPE torpor_queue_depth gauge
 torpor_queue_depth{model="m",lane="batch"} 7
+# TYPE torpor_fallback_jobs_total counter
+torpor_fallback_jobs_total{model="m",reason="late"} 3
+torpor_fallback_jobs_total{model="m",reason="breaker_open"} 8
+# TYPE torpor_withheld_jobs_total counter
+torpor_withheld_jobs_total{model="m",by="ground"} 5
+# TYPE torpor_job_attempts_total counter
+torpor_job_attempts_total{model="m",outcome="completed"} 60
+torpor_job_attempts_total{model="m",outcome="rejected"} 6
+# TYPE torpor_api_limited_total counter
+torpor_api_limited_total{limit="budget_per_month"} 9
+# TYPE torpor_provider_breaker_open gauge
+torpor_provider_breaker_open{model="m",endpoint="large-4 at a.example"} 1
+torpor_provider_breaker_open{model="m",endpoint="small at b.example"} 0
+# TYPE torpor_provider_left gauge
+torpor_provider_left{model="m",endpoint="large-4 at a.example",of="requests"} 12
 """
 ROWS, COLUMNS = 30, 44
 CLEAR = b"\x1b[2J"
@@ -110,6 +126,30 @@ def test_top_redraws_in_place_names_silent_parts_and_restores_the_terminal(
     assert [terminal.written.count(code) for code in (TO_OTHER_SCREEN, BACK)] == [1, 1]
     assert terminal.written.rindex(SHOW_CURSOR) > terminal.written.rindex(HIDE_CURSOR)
     assert b"Traceback" not in terminal.written
+
+
+def test_top_shows_who_answers_and_how_the_providers_are(page: ThreadingHTTPServer) -> None:
+    at = f"http://127.0.0.1:{page.server_port}"
+
+    shown = subprocess.run(
+        [TORPOR, "top", "--api", at, "--once", "--every", "0.2"],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        env=os.environ | {"COLUMNS": "120"},
+    )
+
+    assert shown.returncode == 0, shown.stderr
+    rows = [line.split() for line in shown.stdout.splitlines()]
+    for words in (
+        "by a stand-in 11 0",
+        "withheld 5 0",
+        "asked again 6 0",
+        "over a budget 9 0",
+        "large-4 at a.example open - 12 -",
+        "small at b.example closed - - -",
+    ):
+        assert words.split() in rows
 
 
 def test_top_without_an_api_fails_in_one_line(page: ThreadingHTTPServer) -> None:

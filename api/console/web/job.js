@@ -35,6 +35,9 @@ function wakingWords(data) {
   return said.join(", ") || "waiting";
 }
 
+/** Who answered, where that is not the model that was asked, and why. */
+const routingFacts = (routing) => (routing ? [["answered by", routing.answered], ["since", routing.reason]] : []);
+
 /** The texts of a whole answer, for one that is read after its end. */
 export function answerOf(result) {
   const choices = result?.choices ?? [];
@@ -78,7 +81,7 @@ class JobView {
     const { timings = {} } = job;
     const money = job.cost?.cost ? amount(job.cost.cost, 6) : undefined;
     this.at.facts.replaceChildren(facts([
-      ["model", job.model], ["priority", job.priority], ["attempt", job.attempt], ["tokens", job.token_count],
+      ["model", job.model], ...routingFacts(job.routing), ["priority", job.priority], ["attempt", job.attempt], ["tokens", job.token_count],
       ["submitted", moment(job.created_ms)],
       ["queued", timings.queued_ms === undefined ? undefined : seconds(timings.queued_ms)],
       ["first token", timings.first_token_ms === undefined ? undefined : seconds(timings.first_token_ms)],
@@ -86,7 +89,7 @@ class JobView {
       ["GPU", job.cost?.gpu_seconds ? `${amount(job.cost.gpu_seconds, 2)} s` : undefined], ["cost", money],
       ["custom_id", job.custom_id], ...Object.entries(job.metadata ?? {}),
     ]));
-    this.setState(job.state, job.error?.message);
+    this.setState(job.state, job.error?.message ?? (job.incomplete_reason && words(job.incomplete_reason)), job.phase);
   }
 
   /** A figure that changes while the job runs. */
@@ -95,9 +98,9 @@ class JobView {
     if (term) term.nextSibling.textContent = String(value);
   }
 
-  setState(state, why) {
+  setState(state, why, phase) {
     this.at.state.dataset.state = state;
-    this.at.state.textContent = words(state) + (why ? `: ${why}` : "");
+    this.at.state.textContent = words(state) + (phase ? `, ${phase}` : "") + (why ? `: ${why}` : "");
     this.at.output.dataset.live = String(state === "in_progress");
     if (this.shownState === state) return;
     this.shownState = state;
@@ -126,8 +129,8 @@ class JobView {
   onEvent(name, data) {
     switch (name) {
       case "state":
-        this.setState(data.state);
-        if (this.at.log.children.length || !ENDED.has(data.state)) this.note(words(data.state));
+        this.setState(data.state, undefined, data.phase);
+        if (this.at.log.children.length || !ENDED.has(data.state)) this.note(data.phase ?? words(data.state));
         break;
       case "waking":
         this.note(wakingWords(data));

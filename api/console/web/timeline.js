@@ -1,14 +1,15 @@
-// A job's life as bars: queue, waking, steps before the thought, attempts, tokens, webhooks.
+// A job's life as bars: queue, waking, steps before the thought and after it, attempts, tokens, webhooks.
 
 import { make } from "./dom.js";
 import { ENDED, precise, seconds, words } from "./format.js";
 
-/** What a step before the thought told of itself. */
+/** What a step told of itself. */
 const detailOf = (job, step) =>
   job.pipeline?.find((each) => each.step === step.name && (each.started_ms ?? each.ended_ms) === step.at_ms)?.detail;
 
 function detailWords(detail) {
-  const pairs = Object.entries(detail ?? {}).filter(([, value]) => typeof value !== "object");
+  const isShort = (value) => typeof value !== "object" || value?.every?.((each) => typeof each === "string");
+  const pairs = Object.entries(detail ?? {}).filter(([, value]) => isShort(value));
   return pairs.length ? ` (${pairs.slice(0, 4).map(([name, value]) => `${words(name)} ${value}`).join(", ")})` : "";
 }
 
@@ -18,7 +19,7 @@ function stepWords(step) {
     case "cache": return `cache: ${words(step.outcome)}${step.kind ? `, ${step.kind}, of ${step.source_job}` : ""}`;
     case "waking": return `waking: ${step.phase}`;
     case "attempt":
-      return `attempt ${step.attempt}: ${step.outcome ?? "running"}`
+      return `attempt ${step.attempt}: ${step.outcome === "rejected" ? "not valid, asked again" : step.outcome ?? "running"}`
         + (step.resumed_from ? `, goes on after ${step.resumed_from} tokens` : "");
     case "tokens": return `${step.count} tokens`;
     case "delivery": {

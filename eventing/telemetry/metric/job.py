@@ -124,6 +124,7 @@ class JobMetrics:
             "jobs": 1,
             "input_tokens": _usage(job, "prompt_tokens"),
             "delivered_tokens": _usage(job, "completion_tokens"),
+            **routing.measures(job),
         }
         if job.cache is not None and job.cache.is_hit:
             measures |= {"cache_hits": 1, "saved_tokens": _saved_tokens(job.cache)}

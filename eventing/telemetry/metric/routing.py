@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from prometheus_client import Counter
 
-from eventing.job.job import CONTENT_FILTER, CONTENT_FILTER_UNAVAILABLE, Job
+from eventing.job.job import CONTENT_FILTER, CONTENT_FILTER_UNAVAILABLE, REJECTED, Job
 from eventing.job.plan import ROUTE_STEP, STEPS_AFTER, StepStatus
 from eventing.telemetry.metric.series import labelled
 
@@ -62,6 +62,16 @@ def observe(job: Job, model: str, models: Collection[str]) -> None:
         labelled(_stood_in, model, first if first in FALLBACK_REASONS else _OTHER).inc()
     if (by := _withholder(job)) is not None:
         labelled(_withheld, model, by).inc()
+
+
+def measures(job: Job) -> dict[str, int]:
+    """What the ledger keeps of it: answers of a stand-in, withheld ones, and those that were asked again."""
+    counts = {
+        "stood_in": isinstance((job.result or {}).get("routing"), Mapping),
+        "withheld": _withholder(job) is not None,
+        "asked_again": sum(each.outcome == REJECTED for each in job.history),
+    }
+    return {name: int(count) for name, count in counts.items() if count}
 
 
 def _choice(job: Job) -> Mapping[str, Any] | None:

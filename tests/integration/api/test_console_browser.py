@@ -3,6 +3,7 @@
 Skips itself by name without the browser: `apt-get install chromium`.
 """
 
+import json
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -386,3 +387,58 @@ async def test_steps_before_the_thought_stand_in_the_timeline(
     )
     await expect(steps.first.locator(".long")).to_have_text("40 ms")
     await expect(steps.nth(1).locator(".name")).to_have_text("step cache: in progress")
+
+
+async def test_steps_after_the_thought_who_answered_and_answers_asked_again_are_shown(
+    api: ApiWithJobs, page: Page, redis: Redis
+) -> None:
+    job_id = await api.submit("tell me")
+    job = await api.store.get(JobId(job_id))
+    assert job is not None
+    at = job.created_ms
+    routed = {"asked": "auto", "answered": "small", "reason": "<i>plain</i>", "rules": ["plain"]}
+    checked = {"valid": False, "failed": ["format", "rules"], "asked_again": 1}
+    lines = [
+        f"route completed {at + 5} {at + 6} 1 {json.dumps(routed)}",
+        f"validate-output completed {at + 90} {at + 95} 1 {json.dumps(checked)}",
+    ]
+    plan = Plan(steps=(PlannedStep(name="route"), PlannedStep(name="validate-output")))
+    history = [
+        {
+            "attempt": 1,
+            "owner": "a",
+            "started_ms": at + 10,
+            "ended_ms": at + 40,
+            "outcome": "rejected",
+        },
+        {
+            "attempt": 2,
+            "owner": "a",
+            "started_ms": at + 50,
+            "ended_ms": at + 90,
+            "outcome": "completed",
+        },
+    ]
+    record = {
+        "plan": plan.to_json(),
+        "pipeline": "\n".join(lines),
+        "history": json.dumps(history),
+        "state": "incomplete",
+        "incomplete": "content_filter",
+        "finished_ms": at + 95,
+    }
+    await redis.hset(f"torpor:{{{job_id}}}", mapping=record)
+
+    await go(page, f"#/jobs/{job_id}")
+
+    await expect(page.locator("#detail-state")).to_have_text("incomplete: content filter")
+    facts = page.locator("#detail-facts dd")
+    await expect(facts.get_by_text("small", exact=True)).to_be_visible()
+    await expect(facts.get_by_text("<i>plain</i>", exact=True)).to_be_visible()
+    steps = page.locator('#detail-life [data-step="step"] .name')
+    await expect(steps.nth(1)).to_have_text(
+        "step validate-output: completed (valid false, failed format,rules, asked again 1)"
+    )
+    attempts = page.locator('#detail-life [data-step="attempt"] .name')
+    await expect(attempts.first).to_have_text("attempt 1: not valid, asked again")
+    await expect(attempts.nth(1)).to_have_text("attempt 2: completed")

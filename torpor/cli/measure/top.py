@@ -1,7 +1,7 @@
 """`torpor top`: queue, replicas, tokens, jobs and cost, refreshed live."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -82,6 +82,8 @@ async def _look(session: aiohttp.ClientSession, parts: Mapping[str, str]) -> Top
 def draw(before: TopView, now: TopView, *, silent_s: float = 0.0) -> RenderableType:
     """The whole screen; an unknown figure is a dash, and `silent_s` says why."""
     parts: list[RenderableType] = [_queue(now), _replicas(before, now), _jobs(before, now)]
+    if endpoints := sorted(now.api.by("torpor_provider_breaker_open", "endpoint")):
+        parts.append(_providers(now, endpoints))
     if silent_s:
         parts.insert(0, Text(f"the api has not answered for {silent_s:.0f} s", style="bold red"))
     return Group(*parts)
@@ -129,11 +131,29 @@ def _jobs(before: TopView, now: TopView) -> Table:
         ("failed", "torpor_jobs_ended_total", {"state": "failed"}),
         ("retries", "torpor_job_retries_total", {}),
         ("dead letters", "torpor_dead_letters_total", {}),
+        ("by a stand-in", "torpor_fallback_jobs_total", {}),
+        ("withheld", "torpor_withheld_jobs_total", {}),
+        ("asked again", "torpor_job_attempts_total", {"outcome": "rejected"}),
+        ("over a budget", "torpor_api_limited_total", {"limit": "budget_per_month"}),
         ("output tokens", "torpor_tokens_total", {"kind": "output"}),
         ("cost", "torpor_gpu_cost_total", {}),
     ):
         every = now.api.total(name, **labels)
         table.add_row(title, _text(every), _text(_rate(before, now, name, **labels)))
+    return table
+
+
+def _providers(now: TopView, endpoints: Sequence[str]) -> Table:
+    """Breaker and limits of each endpoint; of several models with the same one, the worst."""
+    table = _table("provider", "breaker", "pause, s", "requests left", "tokens left")
+    for endpoint in endpoints:
+        is_open = now.api.highest("torpor_provider_breaker_open", endpoint=endpoint)
+        pause_s = now.api.highest("torpor_provider_throttled_seconds", endpoint=endpoint)
+        left = (
+            now.api.highest("torpor_provider_left", endpoint=endpoint, of=of)
+            for of in ("requests", "tokens")
+        )
+        table.add_row(endpoint, "open" if is_open else "closed", _text(pause_s), *map(_text, left))
     return table
 
 

@@ -170,6 +170,7 @@ def _draw(usage: dict[str, Any], since: str) -> None:
             number(cost["per_1k_output_tokens_busy_only"], 4),
         )
     stdout.print(models)
+    _draw_answers(usage["models"])
     shares = ("jobs", "output tokens", "saved tokens", "GPU, s", "cost", "all in")
     tenants = table("tenant", *shares, numbers=shares)
     for name, row in sorted(usage["tenants"].items(), key=lambda each: -each[1]["gpu_seconds"]):
@@ -186,3 +187,18 @@ def _draw(usage: dict[str, Any], since: str) -> None:
         stdout.print(tenants)
     if not usage["price_per_gpu_hour"]:
         stderr.print("no price is set: TORPOR_GPU_PRICE_PER_HOUR of the api", style="dim")
+
+
+def _draw_answers(models: dict[str, Any]) -> None:
+    """Answers of stand-ins, withheld ones and those asked again, of the models that had any."""
+    from torpor.cli.view.screen import stdout
+    from torpor.cli.view.table import number, table
+
+    kinds = {"by a stand-in": "stood_in", "withheld": "withheld", "asked again": "asked_again"}
+    answers = table("answers", *kinds, numbers=tuple(kinds))
+    for name, row in sorted(models.items()):
+        counts = [row.get(kind, 0) for kind in kinds.values()]
+        if any(counts):
+            answers.add_row(name, *(number(count) for count in counts))
+    if answers.row_count:
+        stdout.print(answers)
