@@ -209,6 +209,16 @@ class ApiSettings(BrokerClientSettings):
     """For how many days what tenants used is kept, by day, API key and model."""
     gpus_per_replica: int = Field(1, ge=1, le=64)
     """GPUs of one predictor."""
+    audit_golden_file: Path | None = None
+    """JSON lines `{passages, question, answer, supported}` by which critics of answers are measured; at least 200. A
+    packaged set of general knowledge without one.
+    """
+    audit_least_waiting: int = Field(20, ge=1, le=10_000)
+    """Audits that wake a critic that is asleep; fewer wait until it is awake."""
+    audit_gpu_share: float = Field(0.03, ge=0, le=1)
+    """Largest share of the GPU time that audits take, with their part of the critic's idle time and starts."""
+    audit_window_days: int = Field(30, ge=1, le=90)
+    """Days of audited jobs that a rate is made of."""
     log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
 

@@ -9,6 +9,8 @@ from typing import Final
 
 from fastapi import APIRouter
 
+from api.audit.make import AuditParts, make_audits
+from api.audit.store import AuditStore
 from api.auth.rules import IN_REDIS, authenticator_for
 from api.batch import runner as batch_runner
 from api.batch.round import RunnerDeps
@@ -31,6 +33,7 @@ from api.limit.limit import limits_of
 from api.limit.open_streams import OpenStreams
 from api.limit.usage import UsageTally
 from api.routes import (
+    audits,
     batches,
     cache,
     conversations,
@@ -118,6 +121,7 @@ class Parts:
     live: LiveDeps
     submission: SubmitDeps
     followers: FollowerListener
+    audits: AuditParts | None
     batches: RunnerDeps
     vector_stores: vector_stores.VectorStoreDeps
 
@@ -174,6 +178,7 @@ def make_parts(
         live=live,
         submission=submission,
         followers=FollowerListener(store, store.answers, intake, route),
+        audits=make_audits(settings, redis, store, intake, route),
         batches=RunnerDeps(
             batches=BatchStore(redis),
             files=files,
@@ -318,6 +323,9 @@ def _tenant_routers(parts: Parts) -> list[APIRouter]:
         tenant.routes.router(access, tenant_deps),
         organization.routes.router(access, usage_deps),
         keys.routes.router(access, keys.KeyDeps(keys=in_redis, clock=parts.clock)),
+        audits.routes.router(
+            access, audits.AuditRouteDeps(audits=AuditStore(parts.redis, settings.retention_s))
+        ),
     ]
 
 
@@ -401,6 +409,8 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
         "results": parts.results.run,
         "indexing": parts.vector_stores.events.run,
     }
+    if parts.audits is not None:
+        named |= parts.audits.loops
     if isinstance(route, OutboxPublisher):
         named["publish"] = lambda: route.run(parts.store)
     return named
@@ -408,6 +418,7 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
 
 def _listeners(parts: Parts) -> tuple[EndListener, ...]:
     """The listeners for ended jobs."""
+    of_audits = () if parts.audits is None else (parts.audits.listener,)
     return (
         JobMetrics([card.name for card in parts.settings.cards], parts.ledger),
         parts.gate,
@@ -415,6 +426,7 @@ def _listeners(parts: Parts) -> tuple[EndListener, ...]:
         WebhookListener(parts.webhooks.store, parts.webhooks.sender.wake),
         Summaries(parts.submission.conversations, parts.submission.intake, parts.store),
         parts.past_waking,
+        *of_audits,
     )
 
 

@@ -20,6 +20,7 @@ import orjson
 from redis.asyncio import Redis
 
 from eventing.errors import BadRequest, NotFound
+from eventing.job.job import OUR_SOURCES
 from eventing.known_fields import known_fields
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
@@ -104,7 +105,9 @@ def key_id_of(text: str) -> str:
 
 
 def check_tenant(tenant: object) -> str:
-    """Checks a tenant's name. Raises `BadRequest` when it is empty, too long or not printable."""
+    """Checks a tenant's name. Raises `BadRequest` when it is empty, too long, not printable, or one of Torpor's own."""
+    if isinstance(tenant, str) and tenant.startswith(OUR_SOURCES):
+        raise BadRequest(f"tenant must not begin with {OUR_SOURCES}", "tenant")
     if not isinstance(tenant, str) or not tenant.isprintable() or not 0 < len(tenant.encode()) < 65:
         raise BadRequest("tenant must be 1 to 64 printable bytes", "tenant")
     return tenant

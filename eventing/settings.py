@@ -18,6 +18,7 @@ from eventing.job.store import LeaseSettings
 from eventing.process.setting import HttpUrl, Token, token_file
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.policy import memory_policy
+from eventing.telemetry.audit import AuditRules, load_audit_rules
 
 
 class StoreSettings(BaseSettings):
@@ -54,6 +55,11 @@ class StoreSettings(BaseSettings):
         """The rules of cached answers in that file; none without one."""
         return load_cache_rules(self.pipelines_file) if self.pipelines_file else {}
 
+    @cached_property
+    def audit_rules(self) -> AuditRules:
+        """The rules of audits in that file; none without one."""
+        return load_audit_rules(self.pipelines_file) if self.pipelines_file else {}
+
     @field_validator("pipelines_file")
     @classmethod
     def _check_pipelines(cls, path: Path | None) -> Path | None:
@@ -63,6 +69,7 @@ class StoreSettings(BaseSettings):
                     if step := plan.step(MEMORY):
                         memory_policy(step.settings)
                 load_cache_rules(path)
+                load_audit_rules(path)
             except BadRequest as error:
                 raise ValueError(error.message) from error
         return path

@@ -19,6 +19,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 _OURS: Final = (
     "/v1/cache",
     "/v1/jobs",
+    "/v1/audits",
     "/v1/keys",
     "/v1/tenant",
     "/v1/dead-letters",

@@ -49,6 +49,7 @@ _TAGS: Final = {
     "usage": "What it cost, of all tenants.",
     "tenant": "Who calls: its limits, how much of them is used, and what it used over time.",
     "organization": "What a tenant used and what it cost, by day, as at OpenAI.",
+    "audits": "What critics made of a tenant's answers.",
     "keys": "The API keys of a tenant, where keys are kept in Redis.",
 }
 _REFUSALS: Final = {

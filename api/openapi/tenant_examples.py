@@ -1,4 +1,4 @@
-"""Examples of `/v1/tenant`, `/v1/keys` and `/v1/organization` in the OpenAPI document."""
+"""Examples of `/v1/tenant`, `/v1/keys`, `/v1/organization` and `/v1/audits` in the OpenAPI document."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -13,6 +13,19 @@ _KEY: Final = {
     "expires_at": None,
     "requests_per_minute": 600,
     "budget_per_month": 50.0,
+}
+_AUDIT: Final = {
+    "id": "audit_0123456789abcdef01234567",
+    "object": "audit",
+    "job": "job_0123456789abcdef01234567",
+    "model": "thinker",
+    "critic": "judge",
+    "critic_version": "5f1c2b7a90de",
+    "status": "completed",
+    "verdict": "supported",
+    "reason": None,
+    "created_at": _AT_S,
+    "completed_at": _AT_S + 40,
 }
 _SPENT: Final = {
     "jobs": 3,
@@ -61,6 +74,14 @@ _COST: Final = {
 _LAST_PAGE: Final = {"object": "page", "has_more": False, "next_page": None}
 
 TENANT_EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "Audit": _AUDIT,
+    "AuditList": {
+        "object": "list",
+        "data": [_AUDIT],
+        "first_id": _AUDIT["id"],
+        "last_id": _AUDIT["id"],
+        "has_more": False,
+    },
     "Key": _KEY,
     "KeyList": {"object": "list", "data": [_KEY]},
     "KeyRequest": {"name": _KEY["name"], "scopes": _KEY["scopes"], "budget_per_month": 50},

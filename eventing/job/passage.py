@@ -60,19 +60,39 @@ class Passage:
     attributes: Mapping[str, Any] | None = None
 
 
+def passages_of(sources: Any) -> tuple[Passage, ...]:
+    """The passages that retrieval put into a prompt, as its step recorded them (`detail.sources`)."""
+    return tuple(
+        Passage(
+            file_id=str(each.get("file_id", "")),
+            filename=str(each.get("filename", "")),
+            text=str(each.get("text", "")),
+            score=float(each.get("score") or 0.0),
+            attributes=each.get("attributes"),
+        )
+        for each in (sources if isinstance(sources, list) else ())
+        if isinstance(each, Mapping)
+    )
+
+
 def with_passages(
     messages: Sequence[Mapping[str, Any]],
     passages: Sequence[Passage],
     fence: str,
     *,
     hosts: Collection[str] = (),
+    asks: bool = True,
 ) -> list[dict[str, Any]]:
-    """The messages with the passages before the text of the last user message. `fence` is random."""
+    """The messages with the passages before the text of the last user message. `fence` is random. With `asks` they end
+    with the request to answer from them.
+    """
     copied = [dict(message) for message in messages]
     place = last_user(copied)
     if place is None or not passages:
         return copied
     block = _block(passages, fence, hosts)
+    if asks:
+        block = f"{block}\n{_REQUEST}"
     content = copied[place].get("content")
     if isinstance(content, list):
         copied[place]["content"] = [{"type": "text", "text": block}, *content]
@@ -203,4 +223,4 @@ def _block(passages: Sequence[Passage], fence: str, hosts: Collection[str]) -> s
         title = " ".join(plain(passage.filename).split())[:_TITLE_CHARACTERS]
         text = plain(passage.text, hosts).strip()
         lines.append(f"[{number}] {title}\n{text}\n".replace(fence, ""))
-    return "\n".join([*lines, f"=== {fence} ===", _REQUEST])
+    return "\n".join([*lines, f"=== {fence} ==="])

@@ -38,6 +38,7 @@ _NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?\Z")
 _STEP_FIELDS: Final = frozenset(
     {"step", "settings", "on_failure", "timeout_ms", "skippable", "after"}
 )
+_BESIDE_STEPS: Final = frozenset({"cache", "audit"})
 _LONGEST_MS: Final = 24 * 3600 * 1000
 _ORDER: Final = (*STEP_ORDER, *STEPS_AFTER)
 
@@ -253,8 +254,9 @@ def read_pipelines(path: Path) -> Any:
 
 
 def parse_pipelines(document: Any) -> Pipelines:
-    """The plans in a document `{MODEL: {steps: [...], cache: {...}}}`; `eventing.job.cache` reads `cache`, and a
-    model that has only that has no plan. Raises `BadRequest` naming the field.
+    """The plans in a document `{MODEL: {steps: [...], cache: {...}, audit: {...}}}`; `eventing.job.cache` reads
+    `cache`, `eventing.telemetry.audit` reads `audit`, and a model without steps beside them has no plan. Raises
+    `BadRequest` naming the field.
     """
     if document is None:
         return {}
@@ -263,7 +265,7 @@ def parse_pipelines(document: Any) -> Pipelines:
     return {
         _model(name): _plan(str(name), entry)
         for name, entry in document.items()
-        if not (isinstance(entry, Mapping) and entry.keys() == {"cache"})
+        if not (isinstance(entry, Mapping) and entry and entry.keys() <= _BESIDE_STEPS)
     }
 
 
@@ -321,7 +323,7 @@ def _model(name: Any) -> str:
 def _plan(model: str, entry: Any) -> Plan:
     if not isinstance(entry, Mapping):
         raise _invalid(model, "must be an object with steps")
-    for name in entry.keys() - {"steps", "cache"}:
+    for name in entry.keys() - {"steps"} - _BESIDE_STEPS:
         raise _invalid(f"{model}.{name}", "is not supported")
     steps = entry.get("steps")
     where = f"{model}.steps"

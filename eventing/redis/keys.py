@@ -240,3 +240,38 @@ def provider_first_tokens(digest: str) -> str:
 def provider_answers(digest: str) -> str:
     """List of the lengths of a provider's newest answers."""
     return f"{PREFIX}:{{provider:{digest}}}:answers"
+
+
+def audit(job_id: JobId) -> str:
+    """Hash of the audit of one job."""
+    return f"{PREFIX}:{{{escape(job_id)}}}:audit"
+
+
+def audits_of(tenant: str) -> str:
+    """The tenant's audited jobs, by when they were sampled."""
+    return f"{PREFIX}:audits:of:{escape(tenant)}"
+
+
+def audits_waiting(critic: str) -> str:
+    """Audits that a critic was not asked for yet, oldest first, and golden rows before them."""
+    return f"{PREFIX}:audits:waiting:{escape(critic)}"
+
+
+def audits_asked(critic: str) -> str:
+    """Audits that a critic was asked for and gave no verdict on yet, by when it was asked."""
+    return f"{PREFIX}:audits:asked:{escape(critic)}"
+
+
+def audit_golden(critic_version: str) -> str:
+    """Hash of a critic's verdicts on the golden set, by row."""
+    return f"{PREFIX}:audits:golden:{critic_version}"
+
+
+def audit_counts(day: int) -> str:
+    """Hash of sums over the audited jobs that ended on a day (since the epoch), by critic version, model and sum."""
+    return f"{PREFIX}:audits:counts:{day}"
+
+
+def audit_spent(day: int) -> str:
+    """Hash of the GPU time and the number of audits that ended on a day (since the epoch), by critic."""
+    return f"{PREFIX}:audits:spent:{day}"

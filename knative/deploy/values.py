@@ -32,6 +32,7 @@ from eventing.job.once_loader import OnceLoader
 from eventing.job.plan import Pipelines, check_served, parse_pipelines, tiers_of
 from eventing.process.egress import AllowList, check_url
 from eventing.process.setting import HttpUrl
+from eventing.telemetry.audit import check_critics, parse_audit_rules
 
 _LABEL = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
 _HOST = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
@@ -235,7 +236,9 @@ class Values(_Section):
         try:
             plans = self.plans
             names = {self.model.name, *(more.name for more in self.more_models)}
-            check_served(plans, parse_cache_rules(self.pipelines), names)
+            audits = parse_audit_rules(self.pipelines)
+            check_served(plans, {**parse_cache_rules(self.pipelines), **audits}, names)
+            check_critics(audits, names)
         except BadRequest as error:
             raise ValueError(error.message) from error
         if plans and not self.steps.max_replicas:

@@ -14,6 +14,7 @@ from eventing.errors import BadRequest, NotFound
 from eventing.job.job import JobError
 from eventing.job.passage import Passage, last_user, text_of, with_passages
 from eventing.store.vector_store.query import MOST_STORES
+from eventing.telemetry.audit import AUDIT_TENANT, searched_tenant
 from steps.handler import Answer, Continue, Refuse, Skip, StepCall, StepOutcome
 from steps.index.index import ModelMismatch
 from steps.retrieval.search import VectorSearch
@@ -62,12 +63,13 @@ class RetrieveStep:
         question = text_of(messages[place]).strip()[-_QUESTION_CHARACTERS:]
         if not question:
             return Skip(reason="the user message has no text")
+        tenant = searched_tenant(call.job)
         try:
             query = query_of(question, {"max_num_results": _RESULTS, **settings})
-            stores = await self._stores(call.job.tenant, settings)
+            stores = await self._stores(tenant, settings)
             if not stores:
                 return Skip(reason="no vector store of that name")
-            found = await self._search.search(call.job.tenant, stores, query)
+            found = await self._search.search(tenant, stores, query)
         except (BadRequest, NotFound, ModelMismatch) as error:
             return Refuse(error=_error(error))
         passages = _fitting(found, int(settings.get("context_characters", CONTEXT_CHARACTERS)))
@@ -76,7 +78,13 @@ class RetrieveStep:
             return Continue(detail={**detail, "sources": []})
         detail["sources"] = _sources(passages)
         hosts = [str(host).lower() for host in settings.get("allowed_hosts", ())]
-        changed = with_passages(messages, passages, secrets.token_hex(8), hosts=hosts)
+        changed = with_passages(
+            messages,
+            passages,
+            secrets.token_hex(8),
+            hosts=hosts,
+            asks=call.job.tenant != AUDIT_TENANT,
+        )
         body = {**call.request.body, "messages": changed}
         return Continue(request=replace(call.request, body=body), detail=detail)
 

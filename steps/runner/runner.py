@@ -28,7 +28,7 @@ from eventing.errors import (
     Unavailable,
 )
 from eventing.job.job import API_SOURCE, REJECTED, Job, JobError, JobId, JobRequest, JobState
-from eventing.job.passage import Passage
+from eventing.job.passage import Passage, passages_of
 from eventing.job.plan import Hold, OnFailure, PlannedStep, StepStatus
 from eventing.job.step import BeginStatus, StepRun, StepStore
 from eventing.job.store import Ending
@@ -332,18 +332,7 @@ def _check_place(job: Job, planned: PlannedStep, outcome: StepOutcome) -> None:
 def _passages(job: Job) -> tuple[Passage, ...]:
     """What retrieval put into the prompt, as its step recorded it."""
     detail = next((each.detail for each in job.pipeline if each.step == RETRIEVE_STEP), {})
-    sources = detail.get("sources")
-    return tuple(
-        Passage(
-            file_id=str(each.get("file_id", "")),
-            filename=str(each.get("filename", "")),
-            text=str(each.get("text", "")),
-            score=float(each.get("score") or 0.0),
-            attributes=each.get("attributes"),
-        )
-        for each in (sources if isinstance(sources, list) else ())
-        if isinstance(each, Mapping)
-    )
+    return passages_of(detail.get("sources"))
 
 
 def _fitting(request: JobRequest | None) -> JobRequest | None:

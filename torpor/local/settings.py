@@ -21,6 +21,7 @@ from eventing.job.cache import load_cache_rules
 from eventing.job.plan import NO_PIPELINES, Pipelines, check_served, load_pipelines
 from eventing.process.setting import http_url
 from eventing.process.setting import redis_url as checked_redis_url
+from eventing.telemetry.audit import check_critics, load_audit_rules
 from torpor.local.engine_kind import EngineKind
 from torpor.local.install import models_folder
 
@@ -234,7 +235,9 @@ class StackSettings(BaseSettings):
     def _check_pipelines(self, file: Path) -> None:
         """Raises ValueError for a file that is none, or an entry whose model is not served."""
         try:
-            check_served(self.plans, load_cache_rules(file), self._possible_names())
+            names, audits = self._possible_names(), load_audit_rules(file)
+            check_served(self.plans, {**load_cache_rules(file), **audits}, names)
+            check_critics(audits, names)
         except BadRequest as error:
             raise ValueError(f"--pipelines-file: {error.message}") from error
 

@@ -7,8 +7,15 @@ from collections.abc import Iterator
 import yaml
 
 from eventing.errors import BadRequest
+from eventing.job.cache import parse_cache_rules
 from eventing.job.plan import Pipelines, parse_pipelines
-from knative.deploy.doctor.finding import Fault, Hop, Register, fault
+from eventing.telemetry.audit import (
+    AuditRules,
+    check_critics,
+    parse_audit_rules,
+    same_family_warnings,
+)
+from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import DeliverySpec, ResourceView, dig, number
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
@@ -61,10 +68,40 @@ def steps_block(view: ResourceView) -> Iterator[Fault]:
         return
     try:
         parse_pipelines(_document(view))
+        parse_cache_rules(_document(view))
+        parse_audit_rules(_document(view))
     except BadRequest as error:
         yield fault(file, _FILE, error.field or "unreadable", error.message)
     except yaml.YAMLError:
         yield fault(file, _FILE, "not YAML", "one entry a model")
+
+
+@register.rule(
+    "audit-critic",
+    Hop.PREDICTOR,
+    why="Audits of a critic that is not there wait for ever; one of the judged model's family misses the mistakes "
+    "that it would make itself.",
+    source="docs/audits.md",
+)
+def audit_critic(view: ResourceView) -> Iterator[Fault]:
+    file, rules = view.named("ConfigMap", PIPELINES, "v1"), _audits(view)
+    if file is None or not rules:
+        return
+    served = {predictor["metadata"]["name"] for predictor in view.predictors}
+    try:
+        check_critics(rules, served or {rule.critic for rule in rules.values()})
+    except BadRequest as error:
+        yield fault(file, _FILE, error.field or "critic", error.message)
+    for said in same_family_warnings(rules):
+        yield fault(file, f"{_FILE}: audit", said, "a critic of another family", Severity.WARNING)
+
+
+def _audits(view: ResourceView) -> AuditRules:
+    """The rules of audits that can be read; a file that cannot be is a fault of `steps-block`."""
+    try:
+        return parse_audit_rules(_document(view))
+    except (BadRequest, yaml.YAMLError):
+        return {}
 
 
 @register.rule(
