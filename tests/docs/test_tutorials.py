@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -136,6 +137,60 @@ def test_a_webhook_behind_it(tmp_path: Path) -> None:
 def test_ask_your_own_files(tmp_path: Path) -> None:
     with stack(tmp_path) as api, Reader(tmp_path, api) as reader:
         reader.type(blocks("ask-files.md"))
+
+
+def skipped(page: str) -> list[str]:
+    """The blocks that start a stack."""
+    found = BLOCK.finditer((PAGES / page).read_text(encoding="utf-8"))
+    return [block["text"] for block in found if block["skip"]]
+
+
+@pytest.mark.timeout(120)
+def test_a_local_model_first_a_provider_when_it_must(tmp_path: Path) -> None:
+    """The variables and flags are those of the page; the small model is the test engine."""
+    page, port = "local-first.md", free_port()
+    provider, own = skipped(page)
+    (plans, *rest) = blocks(page)
+    with Reader(tmp_path, "") as reader:
+        reader.type([plans])
+
+    far = LocalStack(tmp_path / ".provider", *flags_of(provider)).start()
+    places = {
+        "http://127.0.0.1:9000": far.addresses["api"],
+        "http://127.0.0.1:8000": f"http://127.0.0.1:{port}",
+        "small=smollm2-135m-instruct": "small=seeded",
+    }
+    for old, new in places.items():
+        own = own.replace(old, new)
+    variables = dict(re.findall(r"^export (\w+)='(.*)'$", own, re.MULTILINE))
+    flags = [*flags_of(own), "--port", str(port)]
+    flags[flags.index("pipelines.yaml")] = str(tmp_path / "pipelines.yaml")
+    try:
+        with stack(tmp_path, *flags, env=variables) as api, Reader(tmp_path, api) as reader:
+            reader.type(rest)
+            said = subprocess.run(
+                [sys.executable, ROOT / "examples" / "local_first.py"],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                env=os.environ | {"TORPOR_API_URL": api},
+            )
+    finally:
+        far.stop()
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.strip()
+    assert said.stderr == "answered by small: short and plain\n"
+
+
+def flags_of(text: str) -> list[str]:
+    """The flags of the `torpor up` in a block, without those that the test sets itself."""
+    (line,) = re.findall(r"^torpor up (.*)$", text, re.MULTILINE)
+    words = shlex.split(line)
+    for name in ("--port", "--data-dir"):
+        if name in words:
+            at = words.index(name)
+            del words[at : at + 2]
+    return words
 
 
 @pytest.mark.timeout(120)
