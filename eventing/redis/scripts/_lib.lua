@@ -166,15 +166,31 @@ end
 local function text_of(value) return type(value) == 'string' and value or '' end
 local function table_of(value) return type(value) == 'table' and value or {} end
 
+-- The hosts that links of a job's answer may lead to, as a JSON field of its items; '' where its plan does not retrieve, so that nothing can
+-- have been planted. The text is kept as it was generated; `eventing.store.conversation.shown` leaves the others out where it is read.
+local function link_hosts_field(key)
+  local plan = table_of(cjson.decode(redis.call('HGET', key, 'plan') or '{}'))
+  for _, step in ipairs(table_of(plan.steps)) do
+    if table_of(step).name == 'retrieve' then
+      local hosts = {}
+      for _, host in ipairs(table_of(table_of(step.settings).allowed_hosts)) do
+        if type(host) == 'string' then hosts[#hosts + 1] = string.lower(host) end
+      end
+      return '"link_hosts":' .. (#hosts > 0 and cjson.encode(hosts) or '[]') .. ','
+    end
+  end
+  return ''
+end
+
 -- The items of an answer as id, JSON in turn: as `api.view.response.output_items` makes them, without log probabilities.
-local function answer_items(job_id, result)
-  local tail, items = string.sub(job_id, 5), {}
+local function answer_items(key, job_id, result)
+  local tail, items, hosts = string.sub(job_id, 5), {}, link_hosts_field(key)
   local choice = table_of(table_of(table_of(cjson.decode(result)).choices)[1])
   local message = table_of(choice.message)
   local cut = choice.finish_reason == 'length' or choice.finish_reason == 'content_filter'
   local function add(id, kind, rest)
     items[#items + 1] = id
-    items[#items + 1] = '{"id":"' .. id .. '","type":"' .. kind .. '",' .. rest .. '}'
+    items[#items + 1] = '{"id":"' .. id .. '","type":"' .. kind .. '",' .. hosts .. rest .. '}'
   end
   local thought = text_of(message.reasoning)
   if thought == '' then thought = text_of(message.reasoning_content) end
@@ -219,7 +235,7 @@ local function end_turn(key, job_id, conversation_id, state, result)
   if state == 'completed' or state == 'incomplete' then
     local items = cjson.decode(redis.call('HGET', key, 'turn') or '[]')
     if result then
-      for _, each in ipairs(answer_items(job_id, result)) do items[#items + 1] = each end
+      for _, each in ipairs(answer_items(key, job_id, result)) do items[#items + 1] = each end
     end
     append_items(conversation, items)
     redis.call('HDEL', key, 'turn')

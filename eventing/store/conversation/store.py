@@ -26,6 +26,7 @@ from eventing.store.conversation.conversation import (
     Summary,
     is_conversation_id,
 )
+from eventing.store.conversation.shown import shown_item
 
 RETENTION_S: Final = 30 * 24 * 3600
 _SCAN: Final = 500
@@ -99,8 +100,7 @@ class Conversations:
             raw = await self._redis.hget(keys.conversation_items(found.id), item_id)
         if raw is None:
             raise _no_item(found, item_id)
-        item: Item = orjson.loads(raw)
-        return item
+        return shown_item(raw)
 
     async def page(
         self, found: Conversation, *, limit: int, after: str, is_newest_first: bool
@@ -118,7 +118,7 @@ class Conversations:
                 start = int(place) + 1
             names = await self._redis.zrange(order, start, start + limit, desc=is_newest_first)
             raw = await self._read(found.id, names[:limit])
-        return [orjson.loads(text) for text in raw if text], len(names) > limit
+        return [shown_item(text) for text in raw if text], len(names) > limit
 
     async def items(self, found: Conversation, *, after_seq: int = 0) -> list[NumberedItem]:
         """Every item after a number, in order."""
@@ -131,7 +131,7 @@ class Conversations:
                 )
                 raw = await self._read(found.id, [name for name, _ in rows])
             numbered += [
-                NumberedItem(int(score), orjson.loads(text))
+                NumberedItem(int(score), shown_item(text))
                 for (_, score), text in zip(rows, raw, strict=True)
                 if text
             ]
