@@ -14,7 +14,7 @@ from eventing.errors import Unavailable
 from steps.embedding.embedder import open_embedder
 from steps.embedding.http_embedder import HttpEmbedder
 from steps.embedding.model_file import MODEL, read_verified
-from steps.embedding.packaged import DIM, PackagedEmbedder
+from steps.embedding.packaged import DIM, PackagedEmbedder, batches_of
 from steps.embedding.settings import EmbeddingSettings
 from steps.handler import NotInstalled
 
@@ -46,6 +46,25 @@ async def test_a_text_has_one_vector_whatever_shares_its_batch(packaged: Package
     alone = np.concatenate([await packaged.embed([text]) for text in texts])
 
     assert np.allclose(together, alone, atol=1e-5)
+
+
+async def test_several_threads_give_the_vectors_of_one(packaged: PackagedEmbedder) -> None:
+    texts = [f"{'word ' * (i * 7 % 40)}number {i}" for i in range(60)]
+    several = PackagedEmbedder(threads=3)
+
+    assert np.allclose(await several.embed(texts), await packaged.embed(texts), atol=1e-5)
+    assert await several.count_pieces(["one two"]) == [4]
+    await several.aclose()
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [5] * 40, [900] * 9, [4000, 1, 4000, 2], [90_000]])
+def test_batches_hold_each_text_once_and_are_small(lengths: list[int]) -> None:
+    batches = list(batches_of(["x" * length for length in lengths]))
+
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        read = [min(lengths[row], 1000) for row in batch]
+        assert len(batch) == 1 or (len(batch) <= 16 and max(read) * len(batch) <= 4000)
 
 
 async def test_an_empty_list_and_an_empty_text_are_no_errors(packaged: PackagedEmbedder) -> None:
