@@ -65,6 +65,7 @@ _EXPOSED: Final = (
     "location",
     "preference-applied",
     "retry-after",
+    "torpor-budget",
     "torpor-job-id",
     "x-request-id",
     "x-ratelimit-limit-requests",

@@ -96,6 +96,7 @@ class TenantLimits(BaseModel):
     jobs_in_flight: int | None = Field(None, ge=0)
     file_bytes: int | None = Field(None, ge=0)
     budget_per_month: float | None = Field(None, ge=0)
+    soft_budget_per_month: float | None = Field(None, ge=0)
 
 
 class ApiSettings(BrokerClientSettings):
@@ -187,8 +188,12 @@ class ApiSettings(BrokerClientSettings):
     """What a tenant's jobs may cost in a calendar month (UTC), in your currency: GPU time at `gpu_price_per_hour`, and
     tokens at the prices of the model cards. Over it, calls are answered 429.
     """
+    limit_soft_budget_per_month: float = Field(0.0, ge=0)
+    """When a tenant's jobs have cost so much in a month, it is told, once, by the event `budget.soft.passed`; answers
+    carry the header `Torpor-Budget`. 0: at `budget_warn_share` of its budget.
+    """
     budget_warn_share: float = Field(0.8, gt=0, le=1)
-    """Share of a budget from which on answers carry the header `Torpor-Budget`."""
+    """The soft budget of a budget that has none of its own, as a share of it."""
     limit_queue_depth: int = Field(0, ge=0)
     """Jobs of all tenants that may wait for a model."""
     tenant_limits: dict[str, TenantLimits] = Field(default_factory=dict)

@@ -27,8 +27,11 @@ from api.job.stored_completions import StoredCompletions
 from api.job.submission import SubmitDeps
 from api.job.summaries import Summaries
 from api.job.waiting import QueueWaiting, WakingNotes
+from api.limit.budget import Budgets
+from api.limit.budget_notice import BudgetNotices
 from api.limit.cost import prices_of
 from api.limit.gate import LimitGate
+from api.limit.job_budgets import JobBudgets
 from api.limit.limit import limits_of
 from api.limit.open_streams import OpenStreams
 from api.limit.usage import UsageTally
@@ -112,6 +115,7 @@ class Parts:
     ends: CompletionNotifier
     ledger: Ledger
     gate: LimitGate
+    budgets: JobBudgets
     webhooks: WebhookService
     results: ResultFeed
     past_waking: WakingNotes
@@ -146,7 +150,10 @@ def make_parts(
     intake = Intake(
         store, route, clock, settings.plans, settings.cache_rules, index_versions=stores.versions
     )
-    gate = LimitGate(settings, redis, store, clock)
+    webhook_service = _webhooks(settings, redis)
+    notices = BudgetNotices(route, webhook_service.notify, clock, settings.currency)
+    budgets = JobBudgets(settings, Budgets(redis), notices)
+    gate = LimitGate(settings, redis, store, clock, budgets)
     live = LiveDeps(
         store=store,
         live=(streams := StreamMultiplexer(settings.redis_url.get_secret_value(), store, redis)),
@@ -156,7 +163,6 @@ def make_parts(
         store_timeout_s=settings.store_timeout_s,
     )
     submission = _submission(settings, redis, clock, intake, gate)
-    webhook_service = _webhooks(settings, redis)
     files = FileStore(settings.files_url)
     return Parts(
         settings=settings,
@@ -169,6 +175,7 @@ def make_parts(
         ends=ends,
         ledger=Ledger(redis),
         gate=gate,
+        budgets=budgets,
         webhooks=webhook_service,
         results=ResultFeed(redis, store),
         past_waking=WakingNotes(redis, waiting, clock),
@@ -308,6 +315,7 @@ def _tenant_routers(parts: Parts) -> list[APIRouter]:
     settings, access = parts.settings, parts.access
     tenant_deps = tenant.TenantDeps(
         limits=parts.gate,
+        budgets=parts.budgets,
         ledger=parts.ledger,
         price=settings.price,
         file_bytes_of=parts.batches.files.used_bytes,

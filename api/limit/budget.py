@@ -5,7 +5,7 @@ processes share the accounts, and the month is that of store time, in UTC. Must 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from redis.asyncio import Redis
@@ -17,6 +17,8 @@ from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run
 
 MICRO: Final = 1_000_000
+_TELLING_MS: Final = 10_000
+"""How long a process that tells has the word to itself; less than the time after which an end is told again."""
 
 
 class BudgetSpent(Unavailable):
@@ -28,11 +30,12 @@ class BudgetSpent(Unavailable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """The budget of a tenant or of an API key; 0 where only what was held is settled."""
+    """The budget of a tenant or of an API key; 0 for none, or where only what was held is settled."""
 
     of: str  #: `tenant` or `key`
     name: str
     per_month: float = 0.0
+    soft: float = 0.0  #: when so much is spent, its owner is told
 
     @property
     def key(self) -> str:
@@ -48,8 +51,18 @@ class BudgetUse:
     held: float
 
     @property
-    def share(self) -> float:
-        return (self.spent + self.held) / self.account.per_month
+    def is_soft_passed(self) -> bool:
+        """True when it is, or will be if the jobs that run cost the most that they may."""
+        return 0 < self.account.soft <= self.spent + self.held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassedBudget:
+    """An account whose soft budget of the month is passed, which its owner has not been told yet."""
+
+    account: Account
+    month: str
+    spent: float
 
 
 class Budgets:
@@ -65,7 +78,7 @@ class Budgets:
         args: list[Argument] = [
             job_id,
             _micro(cost),
-            *(_micro(each.per_month) for each in accounts),
+            *(_micro(amount) for each in accounts for amount in (each.per_month, each.soft)),
         ]
         async with failures_named():
             answer = await run(self._redis, "budget_take", [each.key for each in accounts], args)
@@ -78,11 +91,43 @@ class Budgets:
             raise _spent(uses[refusing - 1], cost, left_ms / 1000)
         return uses
 
-    async def settle(self, accounts: Sequence[Account], job_id: JobId, cost: float) -> None:
-        """The job has ended, and cost so much. Only the first call counts."""
-        args: list[Argument] = [job_id, _micro(cost)]
+    async def settle(
+        self, accounts: Sequence[Account], job_id: JobId, cost: float
+    ) -> list[PassedBudget]:
+        """The job has ended, and cost so much. Only the first call counts. Gives the accounts whose owners are to be
+        told that their soft budget is passed; to this caller alone, for some seconds.
+        """
+        args: list[Argument] = [job_id, _micro(cost), _TELLING_MS]
         async with failures_named():
-            await run(self._redis, "budget_settle", [each.key for each in accounts], args)
+            month, *rows = await run(
+                self._redis, "budget_settle", [each.key for each in accounts], args
+            )
+        return [
+            PassedBudget(
+                account=replace(account, per_month=int(hard) / MICRO, soft=int(soft) / MICRO),
+                month=month.decode(),
+                spent=spent / MICRO,
+            )
+            for account, (is_due, spent, hard, soft) in zip(accounts, rows, strict=True)
+            if is_due
+        ]
+
+    async def told(self, passed: PassedBudget) -> None:
+        """The owner was told, for this month."""
+        async with failures_named():
+            await self._redis.hset(passed.account.key, "told", passed.month)
+
+    async def look(self, accounts: Sequence[Account]) -> tuple[str, float, list[BudgetUse]]:
+        """The month, the seconds until the next one, and what is spent and held."""
+        async with failures_named():
+            month, left_ms, *amounts = await run(
+                self._redis, "budget_look", [each.key for each in accounts], []
+            )
+        uses = [
+            BudgetUse(account=each, spent=amounts[2 * i] / MICRO, held=amounts[2 * i + 1] / MICRO)
+            for i, each in enumerate(accounts)
+        ]
+        return month.decode(), left_ms / 1000, uses
 
 
 def _micro(money: float) -> int:

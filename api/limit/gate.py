@@ -17,9 +17,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth.principal import Principal
-from api.limit.budget import Account, Budgets
-from api.limit.cost import cost_of, prices_of
+from api.limit.budget import Account
 from api.limit.in_flight import InFlightJobs
+from api.limit.job_budgets import JobBudgets
 from api.limit.limit import (
     Limit,
     Limits,
@@ -42,35 +42,36 @@ from api.webhook.webhook import BATCH
 from eventing.broker.queue import Depth, QueueView, expected_wait_s
 from eventing.clock import Clock
 from eventing.errors import Overloaded, StoreUnavailable, TorporError
-from eventing.job.job import KEY, KEY_BUDGET, Job, JobId, Lane
+from eventing.job.job import Job, JobId, Lane
 from eventing.job.store import JobReader, NewJob
 
 _FRESH_S: Final = 0.5
 _NO_PACE_S: Final = 5.0
 _FULL_S: Final = 5.0
 _NO_LIMIT: Final[LimitUse] = {"limit": 0, "used": 0, "reset_s": None}
-_warned = Counter(
-    "torpor_api_budget_warnings_total", "Jobs admitted by a budget that is almost spent.", ["of"]
-)
 _refused = Counter("torpor_api_limited_total", "Calls and jobs refused by a limit.", ["limit"])
 _metered = Counter(
     "torpor_api_metered_tokens_total", "Tokens counted against limits a minute.", ["kind"]
 )
 for _limit in ("requests_per_minute", "tokens_per_minute", "budget_per_month", "queue_depth"):
     _refused.labels(_limit)  # at zero before the first: a rate takes that for its start
-for _of in ("tenant", "key"):
-    _warned.labels(_of)
 _headers: ContextVar[dict[str, str] | None] = ContextVar("torpor_rate_headers", default=None)
 
 
 class LimitGate:
     """The `Gate`, the `JobAdmission`, and an `EndListener` that releases a job's place at its end."""
 
-    def __init__(self, settings: ApiSettings, redis: Redis, store: JobReader, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: ApiSettings,
+        redis: Redis,
+        store: JobReader,
+        clock: Clock,
+        budgets: JobBudgets,
+    ) -> None:
         self._settings = settings
         self._windows = Windows(redis)
-        self._budgets = Budgets(redis)
-        self._prices = prices_of(settings)
+        self._budgets = budgets
         self._flight = InFlightJobs(redis)
         self._queues = QueueView(redis)
         self._turns = SubmitTurns(redis, 2 * settings.submit_timeout_s + _NO_PACE_S)
@@ -128,7 +129,7 @@ class LimitGate:
         """As `JobAdmission.turn`; without limits nothing holds anything back, and the store is not asked."""
         settings, limits = self._settings, self._limits(new.tenant)
         is_limited = limits.jobs_in_flight or limits.tokens_per_minute or new.deadline_ms
-        accounts = self._accounts(new.tenant, new.metadata, principal)
+        accounts = self._budgets.accounts(new.tenant, new.metadata, principal)
         if not (is_limited or settings.limit_queue_depth or accounts):
             yield False
             return
@@ -147,7 +148,7 @@ class LimitGate:
         """
         await self._check_queue(new)
         limits = self._limits(new.tenant)
-        accounts = self._accounts(new.tenant, new.metadata, principal)
+        accounts = self._budgets.accounts(new.tenant, new.metadata, principal)
         if not limits.jobs_in_flight and not limits.tokens_per_minute and not accounts:
             return
         taking = asyncio.ensure_future(self._take(new, accounts))
@@ -167,53 +168,15 @@ class LimitGate:
             with _counted(Limit.JOBS_IN_FLIGHT, new):
                 raise RateLimited(f"{most} jobs of this tenant have not ended", _FULL_S)
         try:
-            await self._take_budget(new, accounts)
+            if accounts:
+                with _counted(Limit.BUDGET_PER_MONTH, new):
+                    _set_headers(await self._budgets.take(new, accounts))
             await self._take_tokens(new)
         except TorporError:
             with suppress(StoreUnavailable):
                 await self._leave(new.tenant, new.id)
-                await self._pay(accounts, new.id, 0.0)
+                await self._budgets.give_back(new)
             raise
-
-    async def _take_budget(self, new: NewJob, accounts: list[Account]) -> None:
-        if not accounts:
-            return
-        with _counted(Limit.BUDGET_PER_MONTH, new):
-            uses = await self._budgets.take(accounts, new.id, self._most(new))
-        for use in uses:
-            if use.share >= self._settings.budget_warn_share:
-                account = use.account
-                _warned.labels(account.of).inc()
-                text = f"{account.of}; spent={use.spent:.4f}; held={use.held:.4f}; budget={account.per_month:g}"
-                _set_headers({"torpor-budget": text})
-
-    def _accounts(
-        self, tenant: str, metadata: Mapping[str, str], principal: Principal | None = None
-    ) -> list[Account]:
-        """The accounts that pay for a job: of its tenant, and of the key that submitted it."""
-        found = []
-        if budget := self._limits(tenant).budget_per_month:
-            found.append(Account(of="tenant", name=tenant, per_month=budget))
-        if KEY_BUDGET in metadata:
-            key_id, own = metadata.get(KEY, ""), 0.0
-            if principal is not None and principal.key_id == key_id:
-                own = principal.budget_per_month
-            if own or principal is None:
-                found.append(Account(of="key", name=key_id, per_month=own))
-        return found
-
-    def _most(self, new: NewJob) -> float:
-        """What a job's tokens may cost at most; 0 for a model whose tokens have no price."""
-        price = self._prices.tokens.get(new.request.model)
-        if price is None:
-            return 0.0
-        asked = tokens_asked(new.request, self._context_tokens.get(new.request.model, 0))
-        prompt = prompt_tokens(new.request)
-        return price.of(prompt, max(asked - prompt, 0))
-
-    async def _pay(self, accounts: list[Account], job_id: JobId, cost: float) -> None:
-        if accounts:
-            await self._budgets.settle(accounts, job_id, cost)
 
     async def _undo(self, taking: "asyncio.Future[None]", new: NewJob) -> None:
         with suppress(TorporError):
@@ -242,12 +205,11 @@ class LimitGate:
     async def on_unrecorded(self, new: NewJob) -> None:
         """Release the place, the tokens and the budget of a job that was not recorded."""
         await self.on_rejected(new.tenant, new.id)
-        await self._pay(self._accounts(new.tenant, new.metadata), new.id, 0.0)
+        await self._budgets.give_back(new)
 
     async def ended(self, job: Job) -> None:
         """Correct the estimate to the tokens actually used; idempotent."""
-        cost = cost_of(job, self._prices)
-        await self._pay(self._accounts(job.tenant, job.metadata), job.id, cost)
+        await self._budgets.pay(job)
         await self._settle(job.tenant, job.id, tokens_taken(job))
         await self._leave(job.tenant, job.id)
 

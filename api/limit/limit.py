@@ -72,6 +72,7 @@ class Limits:
     jobs_in_flight: int = 0
     file_bytes: int = 0
     budget_per_month: float = 0.0
+    soft_budget_per_month: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,9 @@ def limits_of(settings: ApiSettings, tenant: str) -> Limits:
     jobs = own.jobs_in_flight if own else None
     files = own.file_bytes if own else None
     budget = own.budget_per_month if own else None
+    soft = own.soft_budget_per_month if own else None
     return Limits(
+        soft_budget_per_month=settings.limit_soft_budget_per_month if soft is None else soft,
         budget_per_month=settings.limit_budget_per_month if budget is None else budget,
         requests_per_minute=(settings.limit_requests_per_minute if requests is None else requests),
         tokens_per_minute=settings.limit_tokens_per_minute if tokens is None else tokens,

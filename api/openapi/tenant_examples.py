@@ -96,6 +96,19 @@ TENANT_EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
             "jobs_in_flight": {"limit": 0, "used": 3, "reset_s": None},
             "file_bytes": {"limit": 10_000_000_000, "used": 1234, "reset_s": None},
         },
+        "budgets": [
+            {
+                "of": "tenant",
+                "period": "2026-11",
+                "budget": 500.0,
+                "soft_budget": 400.0,
+                "spent": 112.5,
+                "held": 0.75,
+                "left": 386.75,
+                "currency": "usd",
+                "resets_s": 432_000.0,
+            }
+        ],
     },
     "UsagePage": {**_LAST_PAGE, "data": [{**_DAY, "results": [_USED]}]},
     "CostPage": {**_LAST_PAGE, "data": [{**_DAY, "results": [_COST]}]},

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from api.auth.principal import Principal, Scope
 from api.http.described import described
+from api.limit.job_budgets import BudgetView, JobBudgets
 from api.limit.limit import LimitUse
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
@@ -31,6 +32,7 @@ class TenantDeps:
     """The dependencies of `/v1/tenant`."""
 
     limits: LimitReader
+    budgets: JobBudgets
     ledger: Ledger
     price: Price
     file_bytes_of: Callable[[str], Awaitable[int]]
@@ -48,6 +50,8 @@ class TenantView(TypedDict):
     scopes: list[str]
     limits: dict[str, LimitUse]
     """By name; those of the key itself begin with `key_`. A limit of 0 is none"""
+    budgets: list[BudgetView]
+    """In money, of the tenant and of the key that calls; those that are set"""
 
 
 @described
@@ -90,6 +94,7 @@ async def get_tenant(call: Call[TenantDeps]) -> Response:
             "key_id": principal.key_id or None,
             "scopes": sorted(principal.scopes),
             "limits": limits,
+            "budgets": await deps.budgets.look(principal),
         }
     )
 

@@ -56,6 +56,7 @@ class EventType(StrEnum):
     BATCH_FAILED = "batch.failed"  #: the batch was not valid
     BATCH_CANCELLED = "batch.cancelled"  #: cancelled; finished lines are kept
     BATCH_EXPIRED = "batch.expired"  #: the completion window passed; finished lines are kept
+    BUDGET_SOFT_PASSED = "budget.soft.passed"  #: ours: a soft budget of the month is passed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

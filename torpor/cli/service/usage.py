@@ -122,7 +122,12 @@ async def _asked(client: "AsyncClient", query: dict[str, str], own: bool) -> dic
                 raise
     tenant = await client.call("GET", "/v1/tenant")
     used = await client.call("GET", "/v1/tenant/usage", query=query)
-    return {**used, "tenant": tenant["id"], "limits": tenant["limits"]}
+    return {
+        **used,
+        "tenant": tenant["id"],
+        "limits": tenant["limits"],
+        "budgets": tenant.get("budgets", []),
+    }
 
 
 def _draw_own(usage: dict[str, Any], since: str) -> None:
@@ -146,6 +151,19 @@ def _draw_own(usage: dict[str, Any], since: str) -> None:
     for name, use in usage["limits"].items():
         limits.add_row(name, number(use["used"]), number(use["limit"]) if use["limit"] else "none")
     stdout.print(limits)
+    for each in usage["budgets"]:
+        _draw_budget(each)
+
+
+def _draw_budget(budget: dict[str, Any]) -> None:
+    from torpor.cli.view.screen import stdout
+    from torpor.cli.view.table import number, table
+
+    shares = ("budget", "soft", "spent", "held", "left")
+    rows = table(f"{budget['of']}, {budget['period']}", *shares, numbers=shares)
+    amounts = [budget[n] for n in ("budget", "soft_budget", "spent", "held", "left")]
+    rows.add_row(budget["currency"], *("none" if a is None else number(a, 4) for a in amounts))
+    stdout.print(rows)
 
 
 def _draw(usage: dict[str, Any], since: str) -> None:
