@@ -206,6 +206,10 @@ class ApiSettings(BrokerClientSettings):
     """Longest wait for a receiver's answer; Standard Webhooks suggests 15 to 30 s."""
     webhook_schedule_s: tuple[float, ...] = SCHEDULE_S
     """JSON list of the pause before each try of a webhook; the default is documented in webhooks.md."""
+    cold_start_seconds: int = Field(600, ge=1, le=3600)
+    """Longest that a predictor takes to start. A model of which no attempt began for twice as long while jobs waited
+    trips to its fallback, if it has one (docs/pipelines.md).
+    """
     gpu_price_per_hour: float = Field(0.0, ge=0, le=1000)
     """Price of a GPU-hour in your currency; 0 shows GPU-seconds without money."""
     currency: str = Field("usd", pattern=r"^[a-z]{3}$")

@@ -80,6 +80,7 @@ from eventing.live.stream_multiplexer import StreamMultiplexer
 from eventing.outbox import outbox
 from eventing.outbox.followers import FollowerListener
 from eventing.outbox.publisher import OutboxPublisher
+from eventing.outbox.start_watch import StartWatch
 from eventing.process.address import is_loopback
 from eventing.process.body import BodyReader, BodyRoom
 from eventing.process.egress import allow_list
@@ -148,7 +149,13 @@ def make_parts(
     route = make_route(settings, redis, publisher, max_unpublished=settings.max_unpublished)
     stores = VectorStores(redis)
     intake = Intake(
-        store, route, clock, settings.plans, settings.cache_rules, index_versions=stores.versions
+        store,
+        route,
+        clock,
+        settings.plans,
+        settings.cache_rules,
+        index_versions=stores.versions,
+        fallbacks=settings.fallbacks,
     )
     webhook_service = _webhooks(settings, redis)
     notices = BudgetNotices(route, webhook_service.notify, clock, settings.currency)
@@ -419,6 +426,16 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
     }
     if parts.audits is not None:
         named |= parts.audits.loops
+    if settings.fallbacks:
+        watch = StartWatch(
+            parts.redis,
+            parts.store,
+            route,
+            settings.fallbacks,
+            lease=settings.lease,
+            cold_start_s=settings.cold_start_seconds,
+        )
+        named["starts"] = watch.run
     if isinstance(route, OutboxPublisher):
         named["publish"] = lambda: route.run(parts.store)
     return named

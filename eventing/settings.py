@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventing.errors import BadRequest
 from eventing.job.cache import CacheRules, load_cache_rules
+from eventing.job.fallback import NO_FALLBACKS, Fallbacks, load_fallbacks
 from eventing.job.plan import NO_PIPELINES, Pipelines, load_pipelines
 from eventing.job.store import LeaseSettings
 from eventing.process.setting import HttpUrl, Token, token_file
@@ -41,7 +42,8 @@ class StoreSettings(BaseSettings):
     dead_letter_retention_s: int = Field(14 * 24 * 3600, ge=60)
     """How long dead letters are kept."""
     pipelines_file: Path | None = None
-    """YAML with an entry for each public model name that has a plan of steps or cached answers (docs/pipelines.md).
+    """YAML with an entry for each public model name that has a plan of steps, cached answers or a fallback
+    (docs/pipelines.md).
     Api, broker and steps need the same.
     """
 
@@ -60,6 +62,11 @@ class StoreSettings(BaseSettings):
         """The rules of audits in that file; none without one."""
         return load_audit_rules(self.pipelines_file) if self.pipelines_file else {}
 
+    @cached_property
+    def fallbacks(self) -> Fallbacks:
+        """The models in that file that another stands in for; none without one."""
+        return load_fallbacks(self.pipelines_file) if self.pipelines_file else NO_FALLBACKS
+
     @field_validator("pipelines_file")
     @classmethod
     def _check_pipelines(cls, path: Path | None) -> Path | None:
@@ -70,6 +77,7 @@ class StoreSettings(BaseSettings):
                         memory_policy(step.settings)
                 load_cache_rules(path)
                 load_audit_rules(path)
+                load_fallbacks(path)
             except BadRequest as error:
                 raise ValueError(error.message) from error
         return path

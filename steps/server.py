@@ -84,8 +84,14 @@ class StepServer:
         self.runner = Runner(
             RunnerDeps(
                 store=self._store,
-                intake=Intake(self._store, self.route, clock, settings.plans),
-                advance=Advance(self._store, self.route),
+                intake=Intake(
+                    self._store,
+                    self.route,
+                    clock,
+                    settings.plans,
+                    fallbacks=settings.fallbacks,
+                ),
+                advance=Advance(self._store, self.route, settings.fallbacks),
                 publish_again=self.route.publish_again,
                 handlers=table(self._parts),
                 clock=clock,

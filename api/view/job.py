@@ -279,19 +279,18 @@ def public_metadata(job: Job) -> dict[str, str]:
 
 
 def routing_view(job: Job) -> RoutingView | None:
-    """What the step `route` chose, or a step that had another model asked, and which provider stood in for another;
-    None where none did.
+    """What the step `route` chose, or a step that had another model asked, and which model or provider stood in for
+    another; None where none did.
     """
     # The last one: a step after the predictor may have asked another model.
     details = [each.detail for each in job.steps if each.step in (ROUTE_STEP, *STEPS_AFTER)]
     chosen: Mapping[str, Any] = next((each for each in reversed(details) if "answered" in each), {})
     stood_in = (job.result or {}).get("routing") or {}
-    found = {**chosen, **stood_in}
+    found = [each for each in (chosen, job.routing, stood_in) if each]
     if not found:
         return None
-    reasons = [each["reason"] for each in (chosen, stood_in) if each]
     return {
-        "asked": chosen.get("asked", found["asked"]),
-        "answered": found["answered"],
-        "reason": ", ".join(reasons),
+        "asked": found[0]["asked"],
+        "answered": found[-1]["answered"],
+        "reason": ", ".join(each["reason"] for each in found),
     }

@@ -10,11 +10,12 @@ from typing import Any, Final
 
 from eventing.broker.intake import Route
 from eventing.cloudevent.job_event import request_event
+from eventing.job.fallback import NO_FALLBACKS, Fallbacks, fallback_word
 from eventing.job.job import API_SOURCE, Job, JobError, JobRequest, JobState
 from eventing.job.moderation.withheld import shown_anew
 from eventing.job.plan import OnFailure, Plan, StepStatus
 from eventing.job.step import AdvanceStatus, StepEnd, StepRun, StepStore, Verdict
-from eventing.job.store import Ending, TokenBatch
+from eventing.job.store import Ending, Publication, TokenBatch
 
 UNAVAILABLE: Final[Mapping[str, Any]] = {"reason": "unavailable"}
 """The detail of a step that was skipped because its tries were used up, or its time."""
@@ -23,9 +24,10 @@ UNAVAILABLE: Final[Mapping[str, Any]] = {"reason": "unavailable"}
 class Advance:
     """Ends runs of steps. Store and route belong to the caller."""
 
-    def __init__(self, store: StepStore, route: Route) -> None:
+    def __init__(self, store: StepStore, route: Route, fallbacks: Fallbacks = NO_FALLBACKS) -> None:
         self._store = store
         self._route = route
+        self._fallbacks = fallbacks
 
     async def go_on(
         self,
@@ -72,10 +74,19 @@ class Advance:
             replace(job, step=end.next_step, prepared=end.prepared or job.prepared)
         )
         publication = self._route.publication(event)
+        if not end.next_step:
+            publication = self._with_fallback(publication, job, end.prepared or job.to_run)
         answer = await self._store.advance(run, end, publication)
         if answer is AdvanceStatus.OK:
             self._route.recorded(job.id, event)
         return answer
+
+    def _with_fallback(
+        self, publication: Publication, job: Job, request: JobRequest
+    ) -> Publication:
+        """The publication of a job that goes to its predictor, with what stands in for that."""
+        word = fallback_word(self._fallbacks, request.model, job.tenant, job.fallback)
+        return replace(publication, fallback=word) if word or job.fallback else publication
 
     async def answer(
         self,
@@ -125,7 +136,8 @@ class Advance:
         ended.
         """
         event = request_event(replace(job, plan=Plan(steps=())))
-        is_sent = await self._store.plan_nothing(job.id, self._route.publication(event))
+        publication = self._with_fallback(self._route.publication(event), job, job.to_run)
+        is_sent = await self._store.plan_nothing(job.id, publication)
         if is_sent:
             self._route.recorded(job.id, event)
         return is_sent

@@ -38,6 +38,7 @@ from eventing.cloudevent.job_event import (
 )
 from eventing.cloudevent.publisher import payload
 from eventing.errors import BadRequest, IdempotencyConflict
+from eventing.job.fallback import NO_FALLBACKS, Fallbacks
 from eventing.job.job import API_SOURCE, JobError, JobId, JobState
 from eventing.job.plan import OnFailure
 from eventing.job.step import AdvanceStatus, StepStore
@@ -69,9 +70,10 @@ class DeadLetterHandler:
         store: StepStore,
         route: Route,
         lease_ms: int = LeaseSettings().lease_ms,
+        fallbacks: Fallbacks = NO_FALLBACKS,
     ) -> None:
         self._redis = redis
-        self._advance = Advance(store, route)
+        self._advance = Advance(store, route, fallbacks)
         self._lease_ms = lease_ms
         self._store = store
 
@@ -146,8 +148,15 @@ class DeadLetterHandler:
             refusal = JobError(code=cause.code, message=cause.message, field=cause.field)
             is_ours = await self._store.reject(unreadable_job(event), refusal, event.data)
             return LeaseStatus.OK if is_ours else LeaseStatus.MISSING
+        if await self._is_elsewhere(job_id, event):
+            return LeaseStatus.MISSING
         ending = Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
         return await self._store.conclude(job_id, ending)
+
+    async def _is_elsewhere(self, job_id: JobId, event: Event) -> bool:
+        """True for an event from before its job was sent to another model: that model's queue has one of its own."""
+        job = await self._store.get(job_id, with_result=False)
+        return job is not None and job.to_run.model != job_of(event).request.model
 
     async def _requeue(self, event: Event, retry_span_s: float) -> str:
         """The answer of `requeue.lua`; `spent` for an event that is not a valid job."""

@@ -35,6 +35,7 @@ from eventing.errors import (
     Unavailable,
 )
 from eventing.job.cache import CacheRules
+from eventing.job.fallback import NO_FALLBACKS, Fallbacks
 from eventing.job.job import API_SOURCE, JobError, JobId
 from eventing.job.plan import NO_PIPELINES, Pipelines
 from eventing.job.store import JobIntake
@@ -60,10 +61,13 @@ class Ingress:
         bodies: BodyReader,
         pipelines: Pipelines = NO_PIPELINES,
         cache_rules: CacheRules | None = None,
+        fallbacks: Fallbacks = NO_FALLBACKS,
     ) -> None:
         self._router = router
         self._store = store
-        self._intake = Intake(store, router, pipelines=pipelines, cache_rules=cache_rules)
+        self._intake = Intake(
+            store, router, pipelines=pipelines, cache_rules=cache_rules, fallbacks=fallbacks
+        )
         self._access = access
         self._bodies = bodies
 

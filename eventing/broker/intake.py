@@ -14,6 +14,7 @@ from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import planned_event, request_event
 from eventing.errors import NotCached
 from eventing.job.cache import CacheRules, cache_ask, parse_cache_control
+from eventing.job.fallback import NO_FALLBACKS, Fallbacks, fallback_word
 from eventing.job.followers import Followers
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.plan import NO_PIPELINES, Pipelines, Plan, plan_for
@@ -55,6 +56,7 @@ class Intake:
         pipelines: Pipelines = NO_PIPELINES,
         cache_rules: CacheRules | None = None,
         index_versions: IndexVersions | None = None,
+        fallbacks: Fallbacks = NO_FALLBACKS,
     ) -> None:
         self._store = store
         self._route = route
@@ -62,6 +64,7 @@ class Intake:
         self._pipelines = pipelines
         self._cache_rules = cache_rules or {}
         self._index_versions = index_versions
+        self._fallbacks = fallbacks
 
     async def submit(self, new: NewJob, event: Event | None = None) -> tuple[Job, bool]:
         """As `JobIntake.submit`, and publish the job's event: `event`, if the job was requested by one. Raises
@@ -72,6 +75,9 @@ class Intake:
             for step in new.own_steps:
                 plan = (plan or Plan(steps=())).with_step(step)
             new = replace(new, plan=plan)
+        if self._fallbacks and not (new.plan and new.plan.first):
+            model, asked = new.request.model, new.fallback
+            new = replace(new, fallback=fallback_word(self._fallbacks, model, new.tenant, asked))
         new = await self._asking(new)
         # An event of ours carries this host's time; the record's is not known yet.
         made = planned_event(event, new.plan) if event else None
@@ -150,6 +156,9 @@ class Intake:
             again = replace(again, request=request, prepared=None, plan=plan, step=step)
         event = request_event(again)
         publication = self._with_after(self._route.publication(event), again)
+        if request is not None and not again.step:
+            word = fallback_word(self._fallbacks, request.model, job.tenant, job.fallback)
+            publication = replace(publication, fallback=word)
         is_queued = await self._store.redrive(job, request, publication, plan)
         if is_queued:
             self._route.recorded(job.id, event)

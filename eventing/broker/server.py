@@ -84,7 +84,11 @@ class Broker:
             claim_idle_ms=CLAIM_IDLE_MS,
         )
         dead_letters = DeadLetterHandler(
-            self._redis, self._store, self._router, settings.lease.lease_ms
+            self._redis,
+            self._store,
+            self._router,
+            settings.lease.lease_ms,
+            settings.fallbacks,
         )
         room = ClaimRoom()
         self._pumps = [
@@ -110,7 +114,13 @@ class Broker:
         )
         access, settings = access_of(self._settings), self._settings
         ingress = Ingress(
-            self._router, self._store, access, bodies, settings.plans, settings.cache_rules
+            self._router,
+            self._store,
+            access,
+            bodies,
+            settings.plans,
+            settings.cache_rules,
+            settings.fallbacks,
         )
         asked = ingress.ask_to_send(self._settings.event_origins)
         return Starlette(

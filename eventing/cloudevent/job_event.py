@@ -75,7 +75,7 @@ def request_event(job: Job) -> Event:
     identity, so a second event in the same queue is a duplicate.
     """
     optional = _carried(job) | {"expirytime": _rfc3339(job.deadline_ms)}
-    if job.fallback == NO_FALLBACK:
+    if not job.allows_fallback:
         optional[FALLBACK] = NO_FALLBACK
     if (
         job.attempt

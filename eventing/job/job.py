@@ -160,7 +160,10 @@ class Job:
     prompt: str = ""  #: its start (`eventing.job.prompt`); empty in a record of an older version
     cache_control: str = ""  #: the caller's directives (RFC 9111)
     cache: CacheUse | None = None
-    fallback: str = ""  #: `NO_FALLBACK` where no other model or provider may answer
+    fallback: str = ""  #: what stands in for its model, or `NO_FALLBACK` (`eventing.job.fallback`)
+    routing: Mapping[str, str] | None = (
+        None  #: the model that was to answer, the one that stands in, and why
+    )
     follows: str = ""  #: the job whose answer this one waits for, while it is queued
     plan: Plan | None = None  #: None for a job that goes straight to its predictor
     step: str = ""  #: the step that is next; empty when none is left
@@ -198,6 +201,11 @@ class Job:
         return self.plan.hold
 
     @property
+    def allows_fallback(self) -> bool:
+        """False where no other provider than the first may answer."""
+        return not forbids_fallback(self.fallback)
+
+    @property
     def answered_by(self) -> str:
         """The model that answered, by the answer; until then the one that is asked."""
         return str((self.result or {}).get("model") or self.to_run.model)
@@ -232,6 +240,11 @@ class Job:
                 return "content_filter"
             case _:
                 return "max_output_tokens" if self.state is JobState.INCOMPLETE else None
+
+
+def forbids_fallback(word: str) -> bool:
+    """True for the `fallback` of a record that says so; it may name the model before it."""
+    return word.rpartition(" ")[2] == NO_FALLBACK
 
 
 def new_job_id() -> JobId:

@@ -18,8 +18,8 @@ import orjson
 import yaml
 
 from eventing.errors import BadRequest, InvalidJob
-from eventing.job.once_loader import OnceLoader
 from eventing.known_fields import known_fields, known_value
+from eventing.process.once_loader import OnceLoader
 
 STEP_ORDER: Final = ("moderate-input", "memory", "semantic-cache", "retrieve", "route")
 """The order of the steps that Torpor knows; each may be absent, and a step of another name may stand anywhere."""
@@ -38,7 +38,7 @@ _NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?\Z")
 _STEP_FIELDS: Final = frozenset(
     {"step", "settings", "on_failure", "timeout_ms", "skippable", "after"}
 )
-_BESIDE_STEPS: Final = frozenset({"cache", "audit"})
+_BESIDE_STEPS: Final = frozenset({"cache", "audit", "fallback"})
 _LONGEST_MS: Final = 24 * 3600 * 1000
 _ORDER: Final = (*STEP_ORDER, *STEPS_AFTER)
 
@@ -254,9 +254,9 @@ def read_pipelines(path: Path) -> Any:
 
 
 def parse_pipelines(document: Any) -> Pipelines:
-    """The plans in a document `{MODEL: {steps: [...], cache: {...}, audit: {...}}}`; `eventing.job.cache` reads
-    `cache`, `eventing.telemetry.audit` reads `audit`, and a model without steps beside them has no plan. Raises
-    `BadRequest` naming the field.
+    """The plans in a document `{MODEL: {steps: [...], cache: {...}, audit: {...}, fallback: ...}}`; what reads the
+    others: `eventing.job.cache`, `eventing.telemetry.audit`, `eventing.job.fallback`. A model without steps beside
+    them has no plan. Raises `BadRequest` naming the field.
     """
     if document is None:
         return {}

@@ -51,7 +51,7 @@ class NewJob:
     plan: Plan | None = None
     skip_steps: tuple[str, ...] = ()  #: steps that its caller wants left out
     own_steps: tuple[PlannedStep, ...] = ()  #: steps that its request asks for
-    fallback: str = ""  #: `NO_FALLBACK` where its caller waits for the model that was asked
+    fallback: str = ""  #: as in a record (`eventing.job.fallback`)
     only_kept: bool = False  #: only a kept answer can serve it: a limit stands against running it
 
 
@@ -66,6 +66,9 @@ class Publication:
     event: bytes = b""  #: as it stands in a queue (`eventing.cloudevent.event.to_record`)
     after_queues: tuple[str, ...] = ()  #: those of the first step after the predictor
     max_unpublished: int | None = None
+    fallback: str | None = (
+        None  #: the new one in the record of a job that goes to its predictor; None: as it was
+    )
 
 
 ARRIVED: Final = Publication()

@@ -227,6 +227,16 @@ def providers() -> str:
     return f"{PREFIX}:providers"
 
 
+def starting(model: str) -> str:
+    """Whether a model starts that another stands in for. A model's name is not escaped, as in `queue`."""
+    return f"{PREFIX}:starting:{model}"
+
+
+def starting_jobs(model: str) -> str:
+    """Its jobs that have a predictor before them, by since when."""
+    return f"{PREFIX}:starting:{model}:jobs"
+
+
 def provider(digest: str) -> str:
     """Hash of a provider's rate limits and circuit breaker (`predictor.engine.upstream.provider`)."""
     return f"{PREFIX}:{{provider:{digest}}}"

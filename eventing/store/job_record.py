@@ -73,6 +73,7 @@ LIST_FIELDS: Final = (
     "incomplete",
     "candidate_state",
     "fallback",
+    "routing",
 )
 """Fields that lists read: neither prompt nor answer."""
 LABELS_BYTES: Final = 16 * 1024
@@ -307,6 +308,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         cache_control=text(b"cache_control"),
         cache=cache,
         fallback=text(b"fallback"),
+        routing=value(b"routing"),
         follows=text(b"follows"),
         prompt=text(b"prompt"),
         plan=plan_of_json(record[b"plan"]) if b"plan" in record else None,

@@ -58,7 +58,7 @@ from eventing.store.objects.object_ref import ObjectRef
 from eventing.store.redis_cache import RedisAnswers, following
 from eventing.store.redis_index import RedisIndex
 from eventing.store.redis_list import Marks, RedisList
-from eventing.store.redis_submit import LOCKED, queue_args, refusal_of, submit_call
+from eventing.store.redis_submit import LOCKED, fallback_args, queue_args, refusal_of, submit_call
 
 
 class ArchiveReader(Protocol):
@@ -341,6 +341,7 @@ class RedisStore:
             shown = job_record.shown_fields(request).items()
             args += ["request", text, "sha", sha, *(part for pair in shown for part in pair)]
             args += job_record.plan_fields(plan, publication.after_queues)
+            args += fallback_args(publication)
         (answer,) = await self._promise([("redrive", job_keys(job.id), args)])
         if answer == b"locked":
             raise ConversationLocked(LOCKED)

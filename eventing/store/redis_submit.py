@@ -57,6 +57,11 @@ def queue_args(publication: Publication) -> list[Argument]:
     return [len(publication.queues), *publication.queues]
 
 
+def fallback_args(publication: Publication) -> list[Argument]:
+    """The field, value pair of a new fallback."""
+    return [] if publication.fallback is None else ["fallback", publication.fallback]
+
+
 def refusal_of(status: bytes, publication: Publication) -> TorporError:
     """Why the script recorded nothing."""
     match status:

@@ -28,9 +28,15 @@ from yarl import URL
 from eventing.errors import BadRequest, InvalidJob
 from eventing.job.cache import parse_cache_rules
 from eventing.job.capability import Capability
-from eventing.job.once_loader import OnceLoader
-from eventing.job.plan import Pipelines, check_served, parse_pipelines, tiers_of
+from eventing.job.fallback import check_fallbacks, parse_fallbacks
+from eventing.job.plan import (
+    Pipelines,
+    check_served,
+    parse_pipelines,
+    tiers_of,
+)
 from eventing.process.egress import AllowList, check_url
+from eventing.process.once_loader import OnceLoader
 from eventing.process.setting import HttpUrl
 from eventing.telemetry.audit import check_critics, parse_audit_rules
 
@@ -239,9 +245,10 @@ class Values(_Section):
             audits = parse_audit_rules(self.pipelines)
             check_served(plans, {**parse_cache_rules(self.pipelines), **audits}, names)
             check_critics(audits, names)
+            check_fallbacks(parse_fallbacks(self.pipelines), names)
         except BadRequest as error:
             raise ValueError(error.message) from error
-        if plans and not self.steps.max_replicas:
+        if self.pipelines and not self.steps.max_replicas:
             raise ValueError("pipelines need steps: set steps.max_replicas")
         return self
 

@@ -24,7 +24,7 @@ from eventing.errors import (
     StoreUnavailable,
     Unavailable,
 )
-from eventing.job.job import API_SOURCE, NO_FALLBACK, Job
+from eventing.job.job import API_SOURCE, Job
 from eventing.job.plan import Hold
 from eventing.job.store import Acquired, AcquireStatus, JobWorker, NewJob, ReleaseReason
 from eventing.store.job_record import fresh
@@ -185,6 +185,8 @@ class Deliveries:
         while True:
             if isinstance(checked, Exception) and expected:
                 job, expected = await self._record(new), False
+                if _is_elsewhere(job, new):
+                    return self._ignore_moved(new.id)
                 checked = self._validate(job)
             if isinstance(checked, BadRequest):
                 return await self._settlement.refuse(job, checked)
@@ -208,6 +210,8 @@ class Deliveries:
                     await slot.take_all()
                 case AcquireStatus.OTHER | AcquireStatus.MISSING if expected:
                     job, expected = await self._record(new), False
+                    if _is_elsewhere(job, new):
+                        return self._ignore_moved(new.id)
                     checked = self._validate(job)
                 case _:
                     return await self._not_ours(job, acquired)
@@ -254,6 +258,10 @@ class Deliveries:
 
     def _ignore_strange(self, job_id: str) -> Outcome:
         _log.warning("event of a job that is not recorded", action="ignore", job_id=job_id[:100])
+        return Ignored()
+
+    def _ignore_moved(self, job_id: str) -> Outcome:
+        _log.info("another model is asked now", action="ignore", job_id=job_id)
         return Ignored()
 
     async def _checkpoint(self, leased: "Leased") -> "Leased | Outcome":
@@ -375,6 +383,11 @@ def _wants_result(headers: Mapping[str, str]) -> bool:
     return job_event.MINIMAL not in headers.get("prefer", "")
 
 
+def _is_elsewhere(job: Job, new: NewJob) -> bool:
+    """True for an event from before the job was sent to another model, whose predictor has an event of its own."""
+    return not job.state.is_terminal and job.request.model != new.request.model
+
+
 def _request(job: Job, attempt: int, *, starts_over: bool = False) -> EngineRequest:
     """The engine call of an attempt; two attempts of a job may overlap in one engine for a moment."""
     return EngineRequest(
@@ -384,7 +397,7 @@ def _request(job: Job, attempt: int, *, starts_over: bool = False) -> EngineRequ
         tenant=job.tenant,
         idempotency_key=job.id,
         lane=job.lane,
-        allows_fallback=job.fallback != NO_FALLBACK,
+        allows_fallback=job.allows_fallback,
         starts_over=starts_over,
     )
 

@@ -47,6 +47,7 @@ _TIMES: Final = (
     "finished_ms",
     "deadline_ms",
     "lease_until_ms",
+    *("began_ms", "tripped_ms", "checked_ms", "floor_ms", "probe_until_ms", "next_probe_ms"),
 )
 
 

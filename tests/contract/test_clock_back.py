@@ -5,6 +5,7 @@ time recovers within two leases, on a real server with a controlled clock (libfa
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -12,22 +13,27 @@ import pytest
 
 from api.limit.limit import MINUTE_S
 from api.limit.window import LimitMeter, Windows
+from eventing.broker.intake import Intake
 from eventing.broker.queue import Queue
 from eventing.broker.router import DirectPublisher
 from eventing.job.job import JobState
 from eventing.job.store import AcquireStatus, Ending, LeaseStatus
 from eventing.outbox.outbox import sweep_once
+from eventing.outbox.start_watch import StartWatch
 from eventing.redis import keys
 from eventing.redis.connection import connect
 from eventing.redis.script import run
+from eventing.store.redis_store import RedisStore
 from tests.contract.broker.queue_rig import IDLE_MS, NAME, event, ids, put
 from tests.contract.broker.stack import trigger
+from tests.contract.broker.start_watch_program import FALLBACKS, LEASE, TRIGGERS
 from tests.contract.rig import (
     FAULT,
     LEASE_MS,
     RedisRig,
     Rig,
     job_id,
+    new_job,
     started,
 )
 from tests.redis_server import RedisServer
@@ -231,3 +237,27 @@ async def test_a_tenant_at_its_limit_waits_no_longer_than_two_windows(
     assert window.current_left_s <= MINUTE_S
     await shifted.move(2 * MINUTE_S + 1)
     assert (await windows.take(meter, 10))[0]
+
+
+@BACK
+async def test_a_model_that_does_not_start_trips_by_the_time_that_passes(
+    shifted: ShiftedServer, back_s: int
+) -> None:
+    redis = shifted.redis
+    store, route = RedisStore(redis, LEASE), DirectPublisher(redis, TRIGGERS)
+    watch = StartWatch(redis, store, route, FALLBACKS, lease=LEASE, cold_start_s=10)
+    new = new_job()
+    own = replace(new, request=replace(new.request, body={**new.request.body, "model": "own"}))
+    await Intake(store, route, fallbacks=FALLBACKS).submit(own)
+    passed_s = 0
+    for seconds in (4, 4, -back_s, 4, 4):
+        await shifted.move(seconds)
+        await watch.check("own")
+        passed_s += max(seconds, 0)
+        assert await redis.hget(keys.starting("own"), "tripped_ms") in (None, b"0"), passed_s
+    moved = []
+    for _ in range(3):
+        await shifted.move(4)
+        moved.append(await watch.check("own"))
+
+    assert any(moved)

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from eventing.errors import BadRequest
 from eventing.job.cache import load_cache_rules
+from eventing.job.fallback import check_fallbacks, load_fallbacks
 from eventing.job.plan import NO_PIPELINES, Pipelines, check_served, load_pipelines
 from eventing.process.setting import http_url
 from eventing.process.setting import redis_url as checked_redis_url
@@ -238,6 +239,7 @@ class StackSettings(BaseSettings):
             names, audits = self._possible_names(), load_audit_rules(file)
             check_served(self.plans, {**load_cache_rules(file), **audits}, names)
             check_critics(audits, names)
+            check_fallbacks(load_fallbacks(file), names)
         except BadRequest as error:
             raise ValueError(f"--pipelines-file: {error.message}") from error
 

@@ -54,7 +54,7 @@ end
 local FIELDS = {'state', 'attempt', 'failures', 'token_count', 'history', 'tenant', 'tenant_key', 'model', 'queues', 'lane', 'source',
   'event_id', 'deadline_ms', 'lease_id', 'lease_until_ms', 'started_ms', 'first_token_ms', 'gpu_ms', 'restart', 'sha', 'conversation', 'cache',
   'follows', 'step', 'prepared_sha', 'after', 'after_queues', 'hold', 'candidate_state', 'spent', 'usage', 'key_id', 'counted_usage',
-  'counted_gpu_ms'}
+  'counted_gpu_ms', 'fallback'}
 local function read_job(key)
   local job = {}
   for i, value in ipairs(redis.call('HMGET', key, unpack(FIELDS))) do job[FIELDS[i]] = value end
@@ -139,6 +139,33 @@ local function void_entry(prefix, lane, member)
   redis.call('HDEL', prefix .. 'events', member)
   redis.call('HDEL', prefix .. 'tries', member, '\0again:' .. member, '\0refused:' .. member, '\0refused_ms:' .. member,
     '\0passed:' .. member)
+end
+
+-- Jobs that have a predictor before them, of a model that another stands in for: by model, since when; and whether it starts. Of any other
+-- model nothing is kept. `fallback` is that field of a job's record: 'MODEL OTHER' where OTHER stands in for MODEL, 'MODEL none' or 'MODEL -' for a job that waits for MODEL whatever comes.
+local function starting(model) return 'torpor:starting:' .. model, 'torpor:starting:' .. model .. ':jobs' end
+local function starting_model(fallback) return fallback and string.match(fallback, '^(%S+) %S+$') end
+local function await_start(job_id, fallback, now)
+  local model = starting_model(fallback)
+  if model and fallback ~= model .. ' none' and fallback ~= model .. ' -' then
+    local _, jobs = starting(model)
+    redis.call('ZADD', jobs, now, job_id)
+  end
+end
+local function await_no_start(job_id, fallback)
+  local model = starting_model(fallback)
+  if model then
+    local _, jobs = starting(model)
+    redis.call('ZREM', jobs, job_id)
+  end
+end
+local function note_began(fallback, now)
+  local model = starting_model(fallback)
+  if model then redis.call('HSET', (starting(model)), 'began_ms', now, 'tripped_ms', 0, 'probe', '') end
+end
+-- The value of a field among field, value pairs.
+local function value_in(fields, name)
+  for i = 1, #fields, 2 do if fields[i] == name then return fields[i + 1] end end
 end
 
 -- Let a conversation live for its whole time again, from now on.
@@ -366,6 +393,7 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   if dead == '1' then redis.call('ZADD', 'torpor:dead:' .. list, now, job_id) end
   if job.deadline_ms and job.deadline_ms ~= '0' then redis.call('ZREM', DEADLINES, job_id) end
   redis.call('ZREM', UNSTARTED, job_id)
+  await_no_start(job_id, job.fallback)
   if job.follows then redis.call('ZREM', 'torpor:{' .. job.follows .. '}:followers', job_id) end
   if job.cache then keep_answer(job_id, list, job, state, now) end
   if not job.queues then redis.call('ZREM', UNPUBLISHED, job_id) end
@@ -397,6 +425,7 @@ local function validate(key, job, state, now, outcome, event, recheck_ms, fields
   end
   -- First: Redis 7.0 can apply the first half of a script after a power cut. An event that comes before its step is in the record does nothing.
   redis.call('ZADD', UNSTARTED, now + recheck_ms, job_id)
+  await_no_start(job_id, job.fallback)
   if #queues == 0 then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, job_id) end
   local member = event_identity(job.source, job.event_id, job.tenant)
   for _, prefix in ipairs(queues) do enqueue(prefix, job.lane, member, event, job.tenant, false, now) end
@@ -447,7 +476,7 @@ local NO_USAGE = '{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
 -- End a job with the answer of another that ended, of the same request. `use` is the start of what it says of the cache, as JSON, to
 -- which the usage that was saved is added. A stream of tokens that were started over, which no reader of this job saw, is left out.
 local function end_with(key, job, from, state, now, retention_s, use, is_seen)
-  local got = redis.call('HMGET', from, 'result', 'object', 'usage', 'token_count', 'restarts', 'pipeline', 'incomplete')
+  local got = redis.call('HMGET', from, 'result', 'object', 'usage', 'token_count', 'restarts', 'pipeline', 'incomplete', 'routing')
   local fields = {'cache', use .. ',"saved_usage":' .. (got[3] or 'null') .. '}'}
   local function add(name, value) fields[#fields + 1], fields[#fields + 2] = name, value end
   if got[1] then add('result', got[1]) end
@@ -466,5 +495,6 @@ local function end_with(key, job, from, state, now, retention_s, use, is_seen)
   end
   job.cache = nil
   if got[7] then add('incomplete', got[7]) end
+  if got[8] then add('routing', got[8]) end
   end_job(key, job, state, now, retention_s, '0', '', fields)
 end

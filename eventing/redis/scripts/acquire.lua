@@ -47,6 +47,7 @@ redis.call('HSET', KEYS[1], 'state', 'in_progress', 'attempt', attempt, 'failure
   'started_ms', job.started_ms or now)
 if job.restart then redis.call('HDEL', KEYS[1], 'restart') end
 if void > 0 then redis.call('HSET', KEYS[1], 'restarts', 1) end
+note_began(job.fallback, now)
 if job.follows then -- an older process queued it: it runs for itself
   redis.call('ZREM', 'torpor:{' .. job.follows .. '}:followers', ARGV[9])
   redis.call('HDEL', KEYS[1], 'follows', 'cache')

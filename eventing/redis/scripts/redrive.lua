@@ -7,7 +7,7 @@
 --       7..6+n prefixes of their keys, 7+n.. field, value pairs (request, sha, model, and plan, plan_version, step)
 -- gives 'queued' | 'not_dead' (or redriven meanwhile) | 'missing' | 'locked' (another job is adding to its conversation)
 local job = redis.call('HMGET', KEYS[1], 'state', 'dead', 'attempt', 'token_count', 'tenant', 'lane', 'source', 'event_id', 'conversation',
-  'step', 'pipeline', 'candidate_state', 'gpu_ms', 'usage')
+  'step', 'pipeline', 'candidate_state', 'gpu_ms', 'usage', 'fallback')
 if not job[1] then return 'missing' end
 if job[1] ~= 'failed' or job[2] ~= '1' or job[3] ~= ARGV[2] then return 'not_dead' end
 local now, job_id = now_ms(), string.match(KEYS[1], '{(.*)}')
@@ -23,7 +23,7 @@ redis.call('HDEL', KEYS[1], 'error', 'result', state == 'queued' and 'usage' or 
 if job[11] then put_step(KEYS[1], job[11], nil, job[10]) end
 if ARGV[1] == '1' then
   redis.call('HDEL', KEYS[1], 'rejected', 'plan', 'plan_version', 'step', 'pipeline', 'prepared', 'prepared_sha', 'after', 'after_queues',
-    'hold', 'candidate', 'candidate_state', 'withheld', 'spent')
+    'hold', 'candidate', 'candidate_state', 'withheld', 'spent', 'routing')
   redis.call('HSET', KEYS[1], 'token_count', 0, 'restart', job[4] ~= '0' and 1 or 0, unpack(ARGV, 7 + n))
 end
 redis.call('PERSIST', KEYS[1])
@@ -31,6 +31,11 @@ redis.call('PERSIST', KEYS[2])
 redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', state, 'attempt', attempt, 'at_ms', now)
 redis.call('ZADD', UNSTARTED, now + ARGV[3], job_id)
 if ARGV[4] == '1' then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, job_id) end
+if ARGV[1] == '1' then
+  await_start(job_id, value_in({unpack(ARGV, 7 + n)}, 'fallback'), now)
+elseif state == 'queued' and (job[10] or '') == '' then
+  await_start(job_id, job[15], now)
+end
 local queues = {unpack(ARGV, 7, 6 + n)}
 if n > 0 then redis.call('HSET', KEYS[1], 'queues', cjson.encode(queues)) end
 local member = event_identity(job[7], job[8], job[5])

@@ -113,6 +113,9 @@ class MemoryStepStore(MemoryStore):
         self._index.unstarted[job_id] = now + self._settings.republish_after_s * 1000
         if publication.max_unpublished is not None:
             self._index.unpublished[job_id] = now + SWEEP_AFTER_MS
+        record = self._records[job_id]
+        if publication.fallback is not None:
+            record.job = replace(record.job, fallback=publication.fallback)
 
 
 _SHOWN_RUNS = 20  # of a step in a token stream, as in _lib.lua

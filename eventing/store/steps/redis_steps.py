@@ -16,7 +16,7 @@ from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run_all
 from eventing.store import job_record
 from eventing.store.redis_store import RedisStore, batch_args, job_keys
-from eventing.store.redis_submit import queue_args
+from eventing.store.redis_submit import fallback_args, queue_args
 
 
 class RedisStepStore(RedisStore):
@@ -67,6 +67,7 @@ class RedisStepStore(RedisStore):
         if end.result is not None:
             is_end = end.verdict is Verdict.ACCEPT
             args += ["result" if is_end else "candidate", orjson.dumps(end.result)]
+        args += fallback_args(publication)
         (answer,) = await self._promise([("advance", job_keys(run.job_id), args)])
         return AdvanceStatus(answer.decode())
 
@@ -80,6 +81,7 @@ class RedisStepStore(RedisStore):
             publication.event,
             *queue_args(publication),
             *job_record.plan_fields(Plan(steps=())),
+            *fallback_args(publication),
         ]
         (answer,) = await self._run_all([("plan_nothing", [keys.job(job_id)], args)])
         return bool(answer)
