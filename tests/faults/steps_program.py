@@ -1,4 +1,4 @@
-"""The steps process with handlers for tests, in place of the product's table."""
+"""The steps process with handlers for tests beside the product's, and in place of those of the checks of answers."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ from steps.handler import (
     StepOutcome,
     Withhold,
 )
-from steps.table import Parts
+from steps.table import Parts, handlers
 
 RESULT = {
     "object": "chat.completion",
@@ -99,7 +99,7 @@ async def deadly(call: StepCall) -> StepOutcome:
     return Continue()
 
 
-def table(_: Parts) -> Mapping[str, Handler]:
+def table(parts: Parts) -> Mapping[str, Handler]:
     found: dict[str, Any] = {
         "answer": answer,
         "refuse": refuse,
@@ -110,7 +110,13 @@ def table(_: Parts) -> Mapping[str, Handler]:
         "validate-output": judge,
         "ground": judge,
     }
-    return {**found, "mark-a": marker("a"), "mark-b": marker("b"), "mark-c": marker("c")}
+    return {
+        **handlers(parts),
+        **found,
+        "mark-a": marker("a"),
+        "mark-b": marker("b"),
+        "mark-c": marker("c"),
+    }
 
 
 def main(arguments: Sequence[str] = ()) -> int:

@@ -27,6 +27,7 @@ class Talk:
         self._http = http
         self.conversation = conversation
         self.jobs: list[str] = []
+        self.texts: list[str] = []
 
     async def say(self, text: str) -> None:
         """A turn, asked until it is taken; repeats have its Idempotency-Key."""
@@ -48,6 +49,7 @@ class Talk:
                 break
             assert answer.status_code in (409, 503), answer.text
         self.jobs.append(answer.json()["id"].replace("resp_", "job_"))
+        self.texts.append(text)
 
     async def items(self) -> list[dict[str, Any]]:
         path, found, after = f"/v1/conversations/{self.conversation}/items", [], ""
@@ -58,6 +60,23 @@ class Talk:
             if not page["has_more"]:
                 return found
             after = page["last_id"]
+
+
+def said(items: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Who said what."""
+    return [(item["role"], item["content"][0]["text"]) for item in items]
+
+
+async def expected(system: System, talk: Talk) -> list[tuple[str, str]]:
+    """What the conversation must hold: each turn and its job's answer, in order."""
+    turns = []
+    for text, job_id in zip(talk.texts, talk.jobs, strict=True):
+        job = await system.store.get(JobId(job_id))
+        assert job is not None
+        assert job.result is not None
+        answer = job.result["choices"][0]["message"]["content"]
+        turns += [("user", text), ("assistant", answer)]
+    return turns
 
 
 def steps_of(system: System) -> list[Step]:
@@ -103,13 +122,5 @@ async def test_each_turn_is_in_its_conversation_once_and_in_order_whoever_dies(
         for number in range(trials):
             await turn_with_kill(system, talk, number, steps[number % len(steps)])
 
-        told = [(item["role"], item["content"][0]["text"]) for item in await talk.items()]
-        expected = []
-        for number, job_id in enumerate(talk.jobs):
-            job = await system.store.get(JobId(job_id))
-            assert job is not None
-            assert job.result is not None
-            answer = job.result["choices"][0]["message"]["content"]
-            expected += [("user", f"turn {number}"), ("assistant", answer)]
         assert len(set(talk.jobs)) == trials
-        assert told == expected
+        assert said(await talk.items()) == await expected(system, talk)
