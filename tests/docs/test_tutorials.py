@@ -186,7 +186,7 @@ def flags_of(text: str) -> list[str]:
     """The flags of the `torpor up` in a block, without those that the test sets itself."""
     (line,) = re.findall(r"^torpor up (.*)$", text, re.MULTILINE)
     words = shlex.split(line)
-    for name in ("--port", "--data-dir"):
+    for name in ("--port", "--broker-port", "--data-dir"):
         if name in words:
             at = words.index(name)
             del words[at : at + 2]
