@@ -22,10 +22,11 @@ from tests.integration.stack import LocalStack
 from torpor.local import manifest
 from torpor.local.settings import StackSettings
 from torpor.simulator.engine import EngineModel
+from torpor.simulator.measure import RunOutcome
 from torpor.simulator.policy import KedaPolicy, KpaPolicy
 from torpor.simulator.view import Autoscaler
 from torpor.simulator.workload import Request
-from torpor.simulator.world import RunOutcome, Scenario, simulate
+from torpor.simulator.world import Scenario, simulate
 
 pytestmark = pytest.mark.timeout(150)
 

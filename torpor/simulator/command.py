@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from eventing.telemetry.cost import TokenPrice
 from knative.autoscaling.setting import Refusal, RefusedSettingsError
 from torpor.simulator.candidate import (
     Candidate,
@@ -19,7 +20,16 @@ from torpor.simulator.candidate import (
 from torpor.simulator.cluster import NodeModel
 from torpor.simulator.engine_file import read_engine
 from torpor.simulator.load import Load
-from torpor.simulator.plan import Tried, WaitTarget, grid, run, search
+from torpor.simulator.plan import (
+    Mixed,
+    Tried,
+    WaitTarget,
+    fallbacks,
+    grid,
+    run,
+    search,
+    tiers,
+)
 from torpor.simulator.report.report import SimulationReport
 from torpor.simulator.trace import Trace
 from torpor.simulator.workload import Profile, ProfileKind
@@ -134,6 +144,46 @@ def cache_note(settings: Settings, chosen: Candidate, cost: float, ttl_s: float)
     scenario = scenario_of(settings, load)
     less = run(scenario, cached, chosen, settings.gpu_price).cost
     return f"{savings.text}: cost {cost:.3f} becomes {less:.3f}"
+
+
+def tier_note(settings: Settings, chosen: Tried, tokens: TokenPrice) -> str:
+    """What the cheapest tier by length of the prompt would cost that keeps the wait; what all costs at the provider."""
+    load = load_of(settings)
+    scenario, target = scenario_of(settings, load), WaitTarget(settings.p95_wait_s)
+    every = load.beyond(-1)
+    theirs = tokens.of(every.prompt_tokens, every.output_tokens)
+    alone = f"all {every.requests:,} requests cost {chosen.report.cost:.3f} here, {theirs:.3f} at the provider"
+    mixed = tiers(scenario, load, chosen.candidate, settings.gpu_price, tokens)
+    kept = [each for each in mixed if target.is_met_by(each.tried.report)]
+    if not kept or kept[0].cost >= min(chosen.report.cost, theirs):
+        return f"{alone}; no tier by the length of the prompt costs less"
+    best = kept[0]
+    return f"{alone}; prompts above {best.most_prompt_tokens:,} tokens to the provider: {_shared(best, every.requests)}"
+
+
+def fallback_note(
+    settings: Settings, tried: Sequence[Tried], chosen: Tried, tokens: TokenPrice, after_s: float
+) -> str:
+    """What the cheapest setting would cost if a provider answered what has waited for so long."""
+    load = load_of(settings)
+    scenario, target = scenario_of(settings, load), WaitTarget(settings.p95_wait_s)
+    candidates = [one.candidate for one in tried]
+    mixed = fallbacks(scenario, load, candidates, settings.gpu_price, tokens, after_s)
+    best = next((each for each in mixed if target.is_met_by(each.tried.report)), None)
+    asked = f"a fallback after {after_s:g} s"
+    if best is None or best.cost >= chosen.report.cost:
+        return f"{asked} costs no less than {chosen.report.cost:.3f}"
+    name, total = best.tried.candidate.name, best.tried.report.requests
+    return f"{asked}, with {name}: {_shared(best, total)} instead of {chosen.report.cost:.3f}"
+
+
+def _shared(mixed: Mixed, requests: int) -> str:
+    share = 100 * mixed.theirs.requests / max(requests, 1)
+    wait_s = mixed.tried.report.wait_s.p95
+    return (
+        f"it answers {mixed.theirs.requests:,} ({share:.1f} %), p95 wait {wait_s:.1f} s, cost {mixed.cost:.3f} "
+        f"({mixed.tried.report.cost:.3f} here and {mixed.provider_cost:.3f} there)"
+    )
 
 
 def notes(load: Load, scenario: Scenario, settings: Settings) -> Sequence[str]:

@@ -3,9 +3,10 @@
 Called by the command line, `plan.py` and the benches. It must not know policies.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from torpor.simulator.measure import StoodIn
 from torpor.simulator.trace import Trace, read_trace, span_s
 from torpor.simulator.workload import Profile, Request, arrivals
 
@@ -17,12 +18,34 @@ class Load:
     source: Trace | Profile
     seed: int = 0
     cache_ttl_s: float = 0.0  #: of an exact cache, which answers what was asked before; 0 for none
+    most_prompt_tokens: int | None = None  #: a longer prompt goes to another tier
 
     def requests(self) -> Iterator[Request]:
         """The requests that a predictor answers, from the first to the last."""
         source = self.source
         every = read_trace(source) if isinstance(source, Trace) else arrivals(source, self.seed)
-        return every if not self.cache_ttl_s else _generated(every, self.cache_ttl_s)
+        if self.cache_ttl_s:
+            every = _generated(every, self.cache_ttl_s)
+        longest = self.most_prompt_tokens
+        return every if longest is None else (r for r in every if r.prompt_tokens <= longest)
+
+    def beyond(self, most_prompt_tokens: int) -> StoodIn:
+        """What goes to another tier, whose prompts are longer than so many tokens."""
+        count = prompt = output = 0
+        for request in replace(self, most_prompt_tokens=None).requests():
+            if request.prompt_tokens > most_prompt_tokens:
+                count, prompt = count + 1, prompt + request.prompt_tokens
+                output += request.output_tokens
+        return StoodIn(count, prompt, output)
+
+    def prompt_quantiles(self, shares: Sequence[float]) -> list[int]:
+        """Lengths of prompts, in tokens, below which these shares of the requests are; each once."""
+        lengths = sorted(request.prompt_tokens for request in self.requests())
+        if not lengths:
+            return []
+        return sorted(
+            {lengths[min(int(share * len(lengths)), len(lengths) - 1)] for share in shares}
+        )
 
     def savings(self, ttl_s: float) -> "CacheSavings | None":
         """What an exact cache would save; None when the load does not say which requests are equal."""

@@ -6,6 +6,8 @@ Called by the world.
 import math
 from dataclasses import dataclass, field
 
+from torpor.simulator.cluster import GpuSeconds
+
 # Neighbouring buckets differ by one percent, so a quantile is right within half a percent.
 _GROWTH = 1.01
 _LOG_GROWTH = math.log(_GROWTH)
@@ -112,3 +114,43 @@ class Series:
             one, two = self.points[at], self.points[at + 1]
             halved.append((one[0], *(max(a, b) for a, b in zip(one[1:], two[1:], strict=True))))
         return halved
+
+
+@dataclass(frozen=True, slots=True)
+class StoodIn:
+    """What another model answered, since it had waited for too long here."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+    def plus(self, prompt_tokens: int, output_tokens: int) -> "StoodIn":
+        """With one more."""
+        return StoodIn(
+            self.requests + 1,
+            self.prompt_tokens + prompt_tokens,
+            self.output_tokens + output_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """What a run gave; durations are distributions over served requests, in seconds."""
+
+    requests: int
+    served: int
+    timed_out: int
+    refused: int
+    unserved: int
+    output_tokens: int
+    stood_in: StoodIn
+    wait: QuantileSketch
+    first_token: QuantileSketch
+    total: QuantileSketch
+    gpu: GpuSeconds
+    cold_starts: int
+    node_launches: int
+    handed_over: int
+    most_replicas: int
+    end_s: float
+    series: Series

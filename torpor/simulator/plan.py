@@ -6,7 +6,9 @@ Called by `torpor plan` and the benches. It must not know how a run is printed.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
+from eventing.telemetry.cost import TokenPrice
 from torpor.simulator.candidate import (
     Candidate,
     fixed_candidate,
@@ -15,8 +17,12 @@ from torpor.simulator.candidate import (
     work_over_keda_candidate,
 )
 from torpor.simulator.load import Load
+from torpor.simulator.measure import StoodIn
 from torpor.simulator.report.report import SimulationReport, report
 from torpor.simulator.world import Scenario, simulate
+
+TIER_SHARES: Final = (0.5, 0.75, 0.9, 0.95, 0.99)
+"""Of the requests that stay here, by the length of their prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,56 @@ def search(
 def best(tried: Iterable[Tried], target: WaitTarget) -> Tried | None:
     """The cheapest that meets the target, or None."""
     return next((one for one in tried if one.meets(target)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """A setting whose load a provider shares: what it answers, and both costs. `most_prompt_tokens` of a tier rule."""
+
+    tried: Tried
+    theirs: StoodIn
+    provider_cost: float
+    most_prompt_tokens: int = 0
+
+    @property
+    def cost(self) -> float:
+        return self.tried.report.cost + self.provider_cost
+
+
+def tiers(
+    scenario: Scenario, load: Load, chosen: Candidate, gpu_price: float, tokens: TokenPrice
+) -> list[Mixed]:
+    """The chosen setting with each tier by the length of the prompt, the cheapest first."""
+    found = []
+    for longest in load.prompt_quantiles(TIER_SHARES):
+        theirs = load.beyond(longest)
+        if theirs.requests:
+            kept = replace(load, most_prompt_tokens=longest)
+            tried = Tried(chosen, run(scenario, kept, chosen, gpu_price))
+            found.append(Mixed(tried, theirs, _price(theirs, tokens), longest))
+    return sorted(found, key=lambda each: each.cost)
+
+
+def fallbacks(
+    scenario: Scenario,
+    load: Load,
+    candidates: Iterable[Candidate],
+    gpu_price: float,
+    tokens: TokenPrice,
+    after_s: float,
+) -> list[Mixed]:
+    """Every setting with a provider that answers what has waited for so long, the cheapest first."""
+    sharing = replace(scenario, fallback_after_s=after_s)
+    found = []
+    for candidate in candidates:
+        tried = Tried(candidate, run(sharing, load, candidate, gpu_price))
+        theirs = tried.report.stood_in
+        found.append(Mixed(tried, theirs, _price(theirs, tokens)))
+    return sorted(found, key=lambda each: (each.cost, each.tried.candidate.name))
+
+
+def _price(theirs: StoodIn, tokens: TokenPrice) -> float:
+    return tokens.of(theirs.prompt_tokens, theirs.output_tokens)
 
 
 def grid(

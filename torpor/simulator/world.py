@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from torpor.simulator.cluster import (
-    GpuSeconds,
     Node,
     NodeModel,
     PodPhase,
@@ -20,7 +19,7 @@ from torpor.simulator.cluster import (
     SimulatedPredictor,
 )
 from torpor.simulator.engine import NEVER, EngineModel, SimulatedJob
-from torpor.simulator.measure import QuantileSketch, Recent, Series
+from torpor.simulator.measure import QuantileSketch, Recent, RunOutcome, Series, StoodIn
 from torpor.simulator.view import Autoscaler, Learner, PolicyView
 from torpor.simulator.workload import Request
 
@@ -39,7 +38,8 @@ class Scenario:
     waits in all (None: for ever). `grace_s` is how long a draining replica may go on before it hands its work over;
     `does_resume` keeps the tokens made so far. `queue_limit` 0 means no limit. `delivery_limit` is how many
     requests a broker holds out at once (0: all of them); an autoscaler on concurrency sees no more than these.
-    `seen_starts_s` are cold starts that were measured, used in order instead of `start_s`.
+    `seen_starts_s` are cold starts that were measured, used in order instead of `start_s`. `fallback_after_s` is how
+    long a request waits in the queue until another model answers it (None: for ever).
     """
 
     engine: EngineModel
@@ -50,6 +50,7 @@ class Scenario:
     container_concurrency: int = 0
     initial_replicas: int = 0
     timeout_s: float | None = None
+    fallback_after_s: float | None = None
     queue_limit: int = 0
     grace_s: float = 3600.0
     does_resume: bool = True
@@ -64,28 +65,6 @@ class Scenario:
         if self.container_concurrency == 0:
             return self.engine.max_batch
         return min(self.container_concurrency, self.engine.max_batch)
-
-
-@dataclass(frozen=True, slots=True)
-class RunOutcome:
-    """What a run gave; durations are distributions over served requests, in seconds."""
-
-    requests: int
-    served: int
-    timed_out: int
-    refused: int
-    unserved: int
-    output_tokens: int
-    wait: QuantileSketch
-    first_token: QuantileSketch
-    total: QuantileSketch
-    gpu: GpuSeconds
-    cold_starts: int
-    node_launches: int
-    handed_over: int
-    most_replicas: int
-    end_s: float
-    series: Series
 
 
 class _Kind(IntEnum):
@@ -129,6 +108,7 @@ class _World:
         self._limit = scenario.delivery_limit or 10**9
         self._requests = self._served = self._timed_out = self._refused = 0
         self._tokens = self._handed_over = self._most = 0
+        self._stood_in = StoodIn()
         self._wait, self._first, self._total = QuantileSketch(), QuantileSketch(), QuantileSketch()
         self._recent = Recent(_LATENCY_WINDOW_S)
         self._series = Series(_NAMES)
@@ -219,7 +199,20 @@ class _World:
                     break
         return best
 
+    def _hand_to_another(self) -> None:
+        """What has waited for so long is answered by another model, and waits no longer."""
+        after = self._scenario.fallback_after_s
+        if after is None:
+            return
+        while self._queue and self._now - self._queue[0].arrived >= after:
+            job = self._queue.popleft()
+            self._stood_in = self._stood_in.plus(job.prompt_tokens, job.output_tokens)
+            if job.started is None:
+                self._wait.add(after)
+            self._recent.add(after, self._now)
+
     def _drop_expired(self) -> None:
+        self._hand_to_another()
         timeout = self._scenario.timeout_s
         if timeout is None:
             return
@@ -386,6 +379,7 @@ class _World:
             refused=self._refused,
             unserved=len(self._queue) + self._running,
             output_tokens=self._tokens,
+            stood_in=self._stood_in,
             wait=self._wait,
             first_token=self._first,
             total=self._total,

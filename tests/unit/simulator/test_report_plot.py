@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from torpor.simulator.measure import StoodIn
 from torpor.simulator.plan import WaitTarget
 from torpor.simulator.report.axis import amount_words, marks, time_marks, time_words
 from torpor.simulator.report.page import cheapest, page, plot
@@ -31,6 +32,7 @@ def run(policy: str, *, p95_s: float = 2.0, cost: float = 1.0) -> SimulationRepo
         wait_s=replace(SPREAD, p95=p95_s),
         first_token_s=SPREAD,
         total_s=SPREAD,
+        stood_in=StoodIn(),
         most_replicas=1,
         cold_starts=1,
         handed_over=0,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eventing.telemetry.cost import FREE, TokenPrice
 from knative.autoscaling.setting import RefusedSettingsError, duration_s
 from knative.deploy.errors import BuildError
 from torpor.cli.errors import UsageError, UserError
@@ -123,6 +124,15 @@ class PlanOptions(WorldOptions):
         str,
         typer.Option(help="Lifetime of kept answers, for a trace whose rows have a prompt_hash."),
     ] = "1h"
+    input_price: Annotated[
+        float, typer.Option(min=0, help="Of a provider, for a million tokens of prompts.")
+    ] = 0
+    output_price: Annotated[
+        float, typer.Option(min=0, help="Of a provider, for a million tokens of answers.")
+    ] = 0
+    fallback_after: Annotated[
+        str, typer.Option(help="How long a job waits here until the provider answers it.")
+    ] = "10s"
 
 
 @with_options(SimulateOptions)
@@ -157,6 +167,7 @@ def plan(**given: Any) -> None:
     """Search for the cheapest scaling that keeps a p95 wait, and print the manifest for it."""
     options = PlanOptions(**given)
     settings, ttl_s = options.settings(), _duration(options.cache_ttl)
+    after_s = _duration(options.fallback_after)
     try:
         with stderr.status("trying policies") as status:
             tried = command.plan_all(
@@ -170,6 +181,15 @@ def plan(**given: Any) -> None:
     chosen = _print_plan(tried, WaitTarget(settings.p95_wait_s), place)
     if note := command.cache_note(settings, chosen.candidate, chosen.report.cost, ttl_s):
         stderr.print(note)
+    tokens = TokenPrice(input_per_1m=options.input_price, output_per_1m=options.output_price)
+    if tokens != FREE:
+        with stderr.status("trying a provider beside it"):
+            said = (
+                command.tier_note(settings, chosen, tokens),
+                command.fallback_note(settings, tried, chosen, tokens, after_s),
+            )
+        for line in said:
+            stderr.print(line)
 
 
 def black_friday(

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
-from torpor.simulator.measure import QuantileSketch
-from torpor.simulator.world import RunOutcome
+from torpor.simulator.measure import QuantileSketch, RunOutcome, StoodIn
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,7 @@ class SimulationReport:
     timed_out_percent: float
     refused: int
     unserved: int
+    stood_in: StoodIn
     wait_s: Spread
     first_token_s: Spread
     total_s: Spread
@@ -67,6 +67,7 @@ def report(policy: str, outcome: RunOutcome, price_per_gpu_hour: float) -> Simul
         timed_out_percent=_round(100 * outcome.timed_out / max(1, outcome.requests)),
         refused=outcome.refused,
         unserved=outcome.unserved,
+        stood_in=outcome.stood_in,
         wait_s=_spread(outcome.wait),
         first_token_s=_spread(outcome.first_token),
         total_s=_spread(outcome.total),
