@@ -35,7 +35,7 @@ _LONGEST_PAUSE_S: Final = 1.0
 _LONGEST_GAP_S: Final = 10.0
 _log = structlog.get_logger()
 _moved = Counter(
-    "torpor_fallback_jobs_total",
+    "torpor_start_fallback_jobs_total",
     "Jobs sent to the model that stands in for their own, which did not start.",
     ["model"],
 )
