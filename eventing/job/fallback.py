@@ -14,6 +14,8 @@ from eventing.errors import BadRequest
 from eventing.job.job import NO_FALLBACK, forbids_fallback
 from eventing.job.plan import read_pipelines
 
+NOT_STARTING: Final = "not_starting"
+"""Why a job was sent to another model: no attempt of its own began."""
 _NOTHING: Final = "-"
 _NAME: Final = re.compile(r"[A-Za-z0-9._:/@-]{1,128}\Z")
 

@@ -13,13 +13,13 @@ from typing import Final, Protocol
 
 import orjson
 import structlog
-from prometheus_client import Counter, Gauge
+from prometheus_client import Gauge
 from redis.asyncio import Redis
 
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import request_event
 from eventing.errors import BadRequest, Unavailable
-from eventing.job.fallback import Fallbacks, stand_in
+from eventing.job.fallback import NOT_STARTING, Fallbacks, stand_in
 from eventing.job.job import JobId
 from eventing.job.store import JobSweeper, LeaseSettings, Publication
 from eventing.redis import keys
@@ -28,17 +28,10 @@ from eventing.redis.script import Argument, run
 from eventing.store.job_record import fingerprint
 from eventing.store.redis_submit import queue_args
 
-NOT_STARTING: Final = "not_starting"
-"""Why a job was sent to another model: no attempt of its own began."""
 _MOST: Final = 200
 _LONGEST_PAUSE_S: Final = 1.0
 _LONGEST_GAP_S: Final = 10.0
 _log = structlog.get_logger()
-_moved = Counter(
-    "torpor_start_fallback_jobs_total",
-    "Jobs sent to the model that stands in for their own, which did not start.",
-    ["model"],
-)
 _tripped = Gauge(
     "torpor_model_not_starting", "1 while a model does not start and another stands in.", ["model"]
 )
@@ -158,5 +151,5 @@ class StartWatch:
         is_moved = answer == b"ok"
         if is_moved:
             self._route.recorded(job.id, event)
-            _moved.labels(model).inc()
+            _log.info("sent to its fallback", action="fallback", job_id=job.id, model=other)
         return is_moved

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from prometheus_client import Counter
 
+from eventing.job.fallback import NOT_STARTING
 from eventing.job.job import CONTENT_FILTER, CONTENT_FILTER_UNAVAILABLE, REJECTED, Job
 from eventing.job.plan import ROUTE_STEP, STEPS_AFTER, StepStatus
 from eventing.telemetry.metric.series import labelled
@@ -20,7 +21,7 @@ _routed = Counter(
 )
 _stood_in = Counter(
     "torpor_fallback_jobs_total",
-    "Ended jobs that another than the first endpoint of their model answered, by why.",
+    "Ended jobs that another model or endpoint than their first answered, by why.",
     ["model", "reason"],
 )
 _withheld = Counter(
@@ -39,6 +40,7 @@ _CASCADE: Final = "cascade"
 _OTHER: Final = "other"
 FALLBACK_REASONS: Final = (
     *("breaker_open", "upstream_failed", "upstream_unavailable", "upstream_key_refused", "late"),
+    NOT_STARTING,
 )
 _WITHHOLDERS: Final = (*STEPS_AFTER, "predictor", "unavailable")
 
@@ -56,8 +58,7 @@ def observe(job: Job, model: str, models: Collection[str]) -> None:
     if (chosen := _choice(job)) is not None:
         answered = chosen["answered"] if chosen["answered"] in models else _OTHER
         labelled(_routed, model, answered, _tier_reason(chosen)).inc()
-    stood_in = (job.result or {}).get("routing")
-    if isinstance(stood_in, Mapping):
+    if (stood_in := _stand_in(job)) is not None:
         first = str(stood_in.get("reason", "")).partition(",")[0]
         labelled(_stood_in, model, first if first in FALLBACK_REASONS else _OTHER).inc()
     if (by := _withholder(job)) is not None:
@@ -67,11 +68,17 @@ def observe(job: Job, model: str, models: Collection[str]) -> None:
 def measures(job: Job) -> dict[str, int]:
     """What the ledger keeps of it: answers of a stand-in, withheld ones, and those that were asked again."""
     counts = {
-        "stood_in": isinstance((job.result or {}).get("routing"), Mapping),
+        "stood_in": _stand_in(job) is not None,
         "withheld": _withholder(job) is not None,
         "asked_again": sum(each.outcome == REJECTED for each in job.history),
     }
     return {name: int(count) for name, count in counts.items() if count}
+
+
+def _stand_in(job: Job) -> Mapping[str, Any] | None:
+    """Who answered in place of the first that was to; None where that one did."""
+    told = (job.result or {}).get("routing")
+    return told if isinstance(told, Mapping) else job.routing
 
 
 def _choice(job: Job) -> Mapping[str, Any] | None:
