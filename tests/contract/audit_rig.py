@@ -24,7 +24,7 @@ from eventing.errors import BrokerUnavailable
 from eventing.job.job import Job, JobId, JobRequest, JobState, derive_job_id
 from eventing.job.plan import StepStatus, parse_pipelines
 from eventing.job.step import StepEnd, StepRun
-from eventing.job.store import Ending, NewJob, Publication
+from eventing.job.store import AcquireStatus, Ending, LeaseSettings, NewJob, Publication
 from eventing.redis import keys
 from eventing.store.steps.redis_steps import RedisStepStore
 from eventing.telemetry.audit import AUDIT_TENANT, AuditRule, AuditRules
@@ -106,11 +106,12 @@ class AuditRig:
     context_tokens: int = 4096
     say: Callable[[str], str] = flawless
     gpu_ms: int = 0
+    settings: LeaseSettings = SETTINGS
+    route: RecordingRoute = field(default_factory=RecordingRoute)
     asked: list[Job] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.store = RedisStepStore(self.redis, SETTINGS)
-        self.route = RecordingRoute()
+        self.store = RedisStepStore(self.redis, self.settings)
         self.audits = AuditStore(self.redis, 3600)
         self.ledger = Ledger(self.redis)
         self.usage = UsageReader(self.audits, self.ledger)
@@ -188,6 +189,8 @@ class AuditRig:
     ) -> None:
         """Play an attempt that says this."""
         taken = await self.store.acquire(job_id, "fake-engine", can_resume=True)
+        if taken.status is not AcquireStatus.ACQUIRED:
+            return
         await self.store.finish(
             taken.lease, Ending(state=state, result=chat_result(text), gpu_ms=gpu_ms)
         )
