@@ -312,7 +312,14 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
         dead_letters.routes.router(access, dead_letter_deps),
         events.routes.router(access, event_deps),
         events.handshake_router(settings.event_origins),
-        usage.routes.router(access, usage.UsageDeps(ledger=parts.ledger, price=settings.price)),
+        usage.routes.router(
+            access,
+            usage.UsageDeps(
+                ledger=parts.ledger,
+                price=settings.price,
+                audits=parts.audits.figures if parts.audits else None,
+            ),
+        ),
         *_tenant_routers(parts),
     ]
 

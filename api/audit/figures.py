@@ -79,8 +79,12 @@ class AuditFigures:
     async def run(self) -> None:
         """Read until cancelled; while the store is unavailable nothing is shown."""
         while True:
-            await _latest.refresh(self.samples)
+            await self.refresh()
             await asyncio.sleep(_EVERY_S)
+
+    async def refresh(self) -> bool:
+        """Show the store's figures; nothing, and False, while it is unavailable."""
+        return await _latest.refresh(self.samples)
 
     async def critics(self) -> dict[str, CriticFigures]:
         """The figures of each critic. Raises `StoreUnavailable`."""

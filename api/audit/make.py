@@ -26,7 +26,7 @@ from eventing.store.redis_store import RedisStore
 from eventing.telemetry.audit import check_critics, same_family_warnings
 from eventing.telemetry.metric.ledger import Ledger
 
-_PACKAGED: Final = Path(__file__).parent / "golden.jsonl"
+PACKAGED: Final = Path(__file__).parent / "golden.jsonl"
 """Rows of HaluEval's questions and answers (RUCAIBox/HaluEval, MIT licence): every other answer is made up."""
 
 _log = structlog.get_logger()
@@ -64,7 +64,7 @@ def make_audits(
     for said in same_family_warnings(rules):
         _log.warning(said, action="audit")
     try:
-        golden = load_golden(settings.audit_golden_file or _PACKAGED)
+        golden = load_golden(settings.audit_golden_file or PACKAGED)
     except BadRequest as error:
         raise BadRequest(f"TORPOR_AUDIT_GOLDEN_FILE: {error.message}", error.field) from error
     audits = AuditStore(redis, settings.retention_s)

@@ -252,6 +252,16 @@ _USAGE_REPORT: Final[Example] = {
     "gpus_per_replica": 1,
     "total": _SPENT,
     "models": {_MODEL: _SPENT},
+    "audits": {
+        _MODEL: {
+            "critic": "judge",
+            "kappa": 0.81,
+            "audited_jobs": 412,
+            "rate": 0.094,
+            "low": 0.031,
+            "high": 0.158,
+        }
+    },
     "tenants": {
         "acme": {
             "jobs": 3,

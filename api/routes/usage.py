@@ -6,11 +6,12 @@ tenant's admin; the figures come from the ledger that predictors write. Must not
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NotRequired
 
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from api.audit.figures import AuditFigures, CriticFigures
 from api.auth.principal import Scope
 from api.http.described import described
 from api.http.parameter import Whole
@@ -34,6 +35,7 @@ class UsageDeps:
 
     ledger: Ledger
     price: Price
+    audits: AuditFigures | None = None
 
 
 routes: Routes[UsageDeps] = Routes("usage")
@@ -118,6 +120,21 @@ class UsageSlice(TypedDict):
 
 
 @described
+class AuditedRate(TypedDict):
+    """How often a model's answers say what their passages do not, by its critic."""
+
+    critic: str
+    kappa: float
+    """Agreement of the critic with its golden set"""
+    audited_jobs: int
+    rate: float | None
+    """Corrected for the critic's errors; null while the critic is not good enough"""
+    low: float | None
+    """Lower end of the 95 % interval"""
+    high: float | None
+
+
+@described
 class UsageView(TypedDict):
     """Seconds, tokens and cost by model and by tenant."""
 
@@ -131,6 +148,8 @@ class UsageView(TypedDict):
     tenants: dict[str, TenantSpend]
     series: list[UsageSlice]
     """By steps of time"""
+    audits: NotRequired[dict[str, AuditedRate]]
+    """By audited model, over days, whatever the period is"""
 
 
 @routes.operation(
@@ -145,7 +164,27 @@ async def usage(call: Call[UsageDeps]) -> Response:
     query = call.request.query_params
     span_s = SINCE.of(query)
     slices = await call.deps.ledger.series(span_s, STEP.of(query))
-    return json_response(usage_view(slices, call.deps.price, span_s))
+    shown = usage_view(slices, call.deps.price, span_s)
+    if call.deps.audits is not None:
+        shown["audits"] = audited_rates(await call.deps.audits.critics())
+    return json_response(shown)
+
+
+def audited_rates(critics: Mapping[str, CriticFigures]) -> dict[str, AuditedRate]:
+    """What critics found, by model."""
+    found: dict[str, AuditedRate] = {}
+    for critic, figures in critics.items():
+        for model, counts in figures.models.items():
+            rate = figures.rate(model)
+            found[model] = {
+                "critic": critic,
+                "kappa": round(figures.golden.kappa, 4),
+                "audited_jobs": counts.jobs,
+                "rate": round(rate.rate, 4) if rate else None,
+                "low": round(rate.low, 4) if rate else None,
+                "high": round(rate.high, 4) if rate else None,
+            }
+    return found
 
 
 def usage_view(slices: Sequence[tuple[int, Rows]], price: Price, span_s: int) -> UsageView:

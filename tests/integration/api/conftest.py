@@ -91,7 +91,7 @@ def broker() -> FakeBroker:
     return FakeBroker()
 
 
-UNASKED = ("batches", "metrics", "sweep", "deadlines")
+UNASKED = ("batches", "metrics", "sweep", "deadlines", "audits", "audit-figures")
 """Loops that a test runs itself when it wants them: they change what it looks at by the clock."""
 
 

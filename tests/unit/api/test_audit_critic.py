@@ -155,7 +155,7 @@ def test_a_golden_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_packaged_golden_set_can_be_read() -> None:
-    golden = load_golden(make._PACKAGED)
+    golden = load_golden(make.PACKAGED)
 
     assert len(golden.rows) == 240
     assert sum(row.is_supported for row in golden.rows) == 120

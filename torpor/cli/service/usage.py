@@ -189,6 +189,7 @@ def _draw(usage: dict[str, Any], since: str) -> None:
         )
     stdout.print(models)
     _draw_answers(usage["models"])
+    _draw_audits(usage.get("audits") or {})
     shares = ("jobs", "output tokens", "saved tokens", "GPU, s", "cost", "all in")
     tenants = table("tenant", *shares, numbers=shares)
     for name, row in sorted(usage["tenants"].items(), key=lambda each: -each[1]["gpu_seconds"]):
@@ -219,4 +220,24 @@ def _draw_answers(models: dict[str, Any]) -> None:
         if any(counts):
             answers.add_row(name, *(number(count) for count in counts))
     if answers.row_count:
+        stdout.print(answers)
+
+
+def _draw_audits(models: dict[str, Any]) -> None:
+    """How often answers say what their passages do not, of the models whose answers are audited."""
+    from torpor.cli.view.screen import stdout
+    from torpor.cli.view.table import number, table
+
+    figures = ("audited", "unsupported, %", "95 % from", "to", "kappa")
+    answers = table("answers", "critic", *figures, numbers=figures)
+    for name, row in sorted(models.items()):
+        shares = [row["rate"], row["low"], row["high"]]
+        answers.add_row(
+            name,
+            row["critic"],
+            number(row["audited_jobs"]),
+            *(number(None if each is None else 100 * each, 1) for each in shares),
+            number(row["kappa"], 2),
+        )
+    if models:
         stdout.print(answers)
