@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -83,17 +84,24 @@ class Library:
         return await self.stores.get(tenant, store.id)
 
 
-@pytest.fixture
-async def library(redis: Redis, tmp_path: Path) -> AsyncIterator[Library]:
-    stores, files = VectorStores(redis), FileStore(f"file://{tmp_path}/files")
+@asynccontextmanager
+async def library_at(redis: Redis, folder: Path) -> AsyncIterator[Library]:
+    """An empty library; the client belongs to the caller."""
+    stores, files = VectorStores(redis), FileStore(f"file://{folder}/files")
     index, embedder = EmbeddedIndex(redis), WordEmbedder()
     deps = IngestDeps(
         stores=stores,
         files=files,
-        texts=ObjectStore(f"file://{tmp_path}/texts"),
+        texts=ObjectStore(f"file://{folder}/texts"),
         index=index,
         embedder=embedder,
         tokenize=words,
     )
     yield Library(deps, Ingester(deps), stores, files, index, embedder)
     await index.aclose()
+
+
+@pytest.fixture
+async def library(redis: Redis, tmp_path: Path) -> AsyncIterator[Library]:
+    async with library_at(redis, tmp_path) as made:
+        yield made
